@@ -1,0 +1,35 @@
+"""Skill-conditioned gated self-distillation for language models.
+
+``from sgsd import SGSDConfig, SGSDTrainer`` is the whole training interface; names are resolved on first use, so
+``import sgsd`` stays free of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Outcome": "sgsd.verifiers",
+    "Problem": "sgsd.problems",
+    "SGSDConfig": "sgsd.training.config",
+    "SGSDTrainer": "sgsd.training.sgsd",
+    "SkillBank": "sgsd.bank",
+    "Verdict": "sgsd.verifiers",
+    "get_verifier": "sgsd.verifiers",
+    "score_completions": "sgsd.scoring",
+    "sgsd_loss": "sgsd.objectives",
+}
+
+__all__ = [*sorted(_EXPORTS), "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'sgsd' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

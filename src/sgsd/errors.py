@@ -1,0 +1,50 @@
+"""The errors users see: one root, one line each, saying what, got, expected and remedy."""
+
+from __future__ import annotations
+
+
+class SGSDError(Exception):
+    """Root of every error this package raises on purpose.
+
+    The message is one line: ``what: got X; expected Y; remedy``. The command line prints it and exits with code 2.
+
+    Args:
+        what: what is wrong, without a final stop.
+        got: what was found.
+        expected: what would have been accepted.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, remedy: str | None = None) -> None:
+        self.what = what
+        self.got = got
+        self.expected = expected
+        self.remedy = remedy
+        details = []
+        if got is not None:
+            details.append(f"got {got}")
+        if expected is not None:
+            details.append(f"expected {expected}")
+        if remedy is not None:
+            details.append(remedy)
+        super().__init__(": ".join([what, "; ".join(details)]) if details else what)
+
+
+class ConfigError(SGSDError, ValueError):
+    """A setting, command-line flag or configuration file that cannot be used."""
+
+
+class DataError(SGSDError, ValueError):
+    """A data set or a row of one that cannot be used."""
+
+
+class BankError(SGSDError, ValueError):
+    """A skill bank that cannot be read, or cannot serve what is asked of it."""
+
+
+class PromptError(SGSDError, ValueError):
+    """A prompt that cannot be rendered, or does not fit."""
+
+
+class CheckpointError(SGSDError, ValueError):
+    """A checkpoint that cannot be resumed or read."""
