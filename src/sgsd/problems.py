@@ -1,8 +1,36 @@
-"""Rows of public data sets → ``Problem``."""
+"""Rows of public data sets → ``Problem``, and the curation of a set of problems.
+
+Three steps, each pure: ``detect`` names the adapter a row set needs, ``adapt`` turns its rows into problems, ``curate``
+drops what can be neither trained nor evaluated on. Every row that goes missing on the way is counted and listed in a
+``DataReport``. Reading files and the hub is the business of ``engines.datasets``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+import itertools
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal, TypeAlias, cast, get_args
+
+from sgsd.errors import ConfigError, DataError
+
+Row: TypeAlias = Mapping[str, object]
+OnDuplicate: TypeAlias = Literal["drop", "keep", "error"]
+OnConflict: TypeAlias = Literal["drop_all", "keep_first", "keep", "error"]
+
+UNDETERMINED = "und"
+"""What a language identifier says of a text with too few words; ``curate`` keeps such problems (ISO 639-2)."""
+
+SAMPLED_ROWS = 20  # adapters that share their columns are told apart by a look at the first rows
+LISTED_IDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +58,623 @@ class Problem:
     def key(self) -> str:
         """What a verifier takes as the answer."""
         return self.answer if self.reference is None else self.reference
+
+
+class DropReason(StrEnum):
+    """Why a row is not among the problems."""
+
+    MALFORMED = "malformed"
+    NO_TEXT = "no_text"
+    NO_ANSWER = "no_answer"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    LANGUAGE = "language"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """One row that is not among the problems: its id, the reason, and the particulars."""
+
+    id: str
+    reason: DropReason
+    why: str
+
+
+def _nothing() -> Mapping[str, int]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What became of every row: ``rows == kept + len(dropped) + beyond_limit``.
+
+    Attributes:
+        rows: rows read.
+        kept: problems returned.
+        dropped: the rows left out, in the order of the data.
+        beyond_limit: usable or not, the rows nobody looked at because the limit had been reached.
+        notes: what was changed in rows that were kept (wrapper stripped, answer taken from a box, …), with counts.
+        languages: languages identified, with counts; empty without a language filter.
+        source: the data set, as named by the user, with its split.
+        adapter: the adapter that read it.
+    """
+
+    rows: int
+    kept: int
+    dropped: tuple[Dropped, ...] = ()
+    beyond_limit: int = 0
+    notes: Mapping[str, int] = field(default_factory=_nothing)
+    languages: Mapping[str, int] = field(default_factory=_nothing)
+    source: str = ""
+    adapter: str = ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Dropped rows by reason, in the order of ``DropReason``; reasons that never applied are absent."""
+        counts = Counter(drop.reason for drop in self.dropped)
+        return {str(reason): counts[reason] for reason in DropReason if counts[reason]}
+
+    def ids(self, reason: DropReason | str) -> tuple[str, ...]:
+        """The ids dropped for ``reason``. Raises ``ValueError`` on a reason there is not."""
+        wanted = DropReason(reason)
+        return tuple(drop.id for drop in self.dropped if drop.reason is wanted)
+
+    def summary(self) -> str:
+        """One line: kept, rows, source, and the dropped rows by reason."""
+        line = f"{self.kept:,} of {self.rows:,} rows kept"
+        if self.source:
+            line += f" from {self.source}"
+        if self.dropped:
+            line += "; dropped " + ", ".join(f"{count:,} {reason}" for reason, count in self.counts.items())
+        if self.beyond_limit:
+            line += f"; {self.beyond_limit:,} beyond the limit"
+        return line
+
+    def lines(self) -> list[str]:
+        """A table for the terminal: a label, a count and, for dropped rows, the first ids."""
+        table: list[tuple[str, str, str]] = [("rows", f"{self.rows:,}", f"{self.source} ({self.adapter})".strip())]
+        for reason, count in self.counts.items():
+            ids = self.ids(reason)
+            more = ", …" if len(ids) > LISTED_IDS else ""
+            table.append((f"dropped: {reason}", f"{count:,}", ", ".join(ids[:LISTED_IDS]) + more))
+        if self.beyond_limit:
+            table.append(("beyond the limit", f"{self.beyond_limit:,}", ""))
+        table.append(("kept", f"{self.kept:,}", ""))
+        table.extend((f"note: {note}", f"{count:,}", "") for note, count in self.notes.items())
+        table.extend((f"language: {language}", f"{count:,}", "") for language, count in self.languages.items())
+        widths = [max(len(row[column]) for row in table) for column in (0, 1)]
+        return [f"{label:<{widths[0]}}  {count:>{widths[1]}}  {ids}".rstrip() for label, count, ids in table]
+
+    def to_json(self) -> str:
+        """The whole report as a JSON object, every dropped id with its particulars included."""
+        dropped: dict[str, list[dict[str, str]]] = {reason: [] for reason in self.counts}
+        for drop in self.dropped:
+            dropped[drop.reason].append({"id": drop.id, "why": drop.why})
+        return json.dumps(
+            {
+                "source": self.source,
+                "adapter": self.adapter,
+                "rows": self.rows,
+                "kept": self.kept,
+                "beyond_limit": self.beyond_limit,
+                "counts": self.counts,
+                "dropped": dropped,
+                "notes": dict(self.notes),
+                "languages": dict(self.languages),
+            },
+            ensure_ascii=False,
+            indent=2,
+        )
+
+    def including(self, adapted: Adapted, *, source: str) -> DataReport:
+        """This report of a curation, preceded by the rows its adapter could not read."""
+        return replace(
+            self,
+            rows=self.rows + len(adapted.dropped),
+            dropped=(*adapted.dropped, *self.dropped),
+            notes={**adapted.notes, **self.notes},
+            source=source,
+            adapter=adapted.adapter,
+        )
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+_DAPO_HEAD = re.compile(
+    r"\s*Solve the following math problem step by step\.\s+The last line of your response should be of the form "
+    r"Answer: (?:\$Answer|\\boxed\{\$Answer\})(?: \(without quotes\))? where \$Answer is the answer to the problem\.\s*"
+)
+_DAPO_TAIL = re.compile(r'\s*Remember to put your answer on its own line after "Answer:"\.\s*\Z')
+_GSM8K_ANSWER = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|(\w+))")
+_DIGIT_GROUPS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_CODE = re.compile(r"[a-z]{2,3}")
+_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*))?")
+
+
+def strip_wrapper(text: str) -> str:
+    """``text`` without DAPO-Math's instruction sentences, where it begins or ends with them word for word."""
+    if head := _DAPO_HEAD.match(text):
+        text = text[head.end() :]
+    if tail := _DAPO_TAIL.search(text):
+        text = text[: tail.start()]
+    return text
+
+
+def boxed(solution: str) -> list[str]:
+    r"""The contents of the ``\boxed{…}`` and ``\fbox{…}`` of a reference solution, in order; incomplete ones left out.
+
+    Braces are balanced; escaped braces do not count. ``\boxed 7`` reads as ``7``.
+    """
+    contents: list[str] = []
+    for match in _BOX.finditer(solution):
+        if match.group(1):
+            contents.append(match.group(1))
+            continue
+        depth, position = 1, match.end()
+        while depth and position < len(solution):
+            character = solution[position]
+            depth += (character == "{") - (character == "}")
+            position += 2 if character == "\\" else 1
+        if depth == 0:
+            contents.append(solution[match.end() : position - 1].strip())
+    return contents
+
+
+def _same_text(text: str) -> str:
+    # NFC, not NFKC: x² and x2 are different problems. Case stays too: A and a are different points.
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _same_answer(answer: str) -> str:
+    """Answers equal by eye only: spaces, enclosing ``$``, digit groups, leading and trailing zeros."""
+    plain = " ".join(answer.strip().strip("$").split())
+    if _DIGIT_GROUPS.fullmatch(plain):
+        plain = plain.replace(",", "")
+    if number := _NUMBER.fullmatch(plain):
+        sign, whole, decimals = number.group(1), number.group(2), (number.group(3) or "").rstrip("0")
+        magnitude = f"{whole}.{decimals}" if decimals else whole
+        return f"-{magnitude}" if sign == "-" and magnitude != "0" else magnitude
+    return plain
+
+
+# --- adapters -----------------------------------------------------------------------------------------------------
+
+
+class _MalformedRowError(Exception):
+    """A row an adapter cannot read; ``adapt`` turns it into a ``Dropped``."""
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"unknown {name}", got=value, expected="one of " + ", ".join(choices), remedy=f"did you mean {nearest}?"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What an adapter reads from one row, before ids are made unique. Empty text or answer: the row has none."""
+
+    text: str
+    answer: str
+    id: str = ""
+    solution: str | None = None
+    reference: str | None = None
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A row format.
+
+    Attributes:
+        name: what ``adapter=`` takes.
+        columns: the columns it needs; an inner tuple names alternatives, in order of preference.
+        convert: row → draft.
+        recognises: tells it from other formats with the same columns by a look at a row; ``None`` where columns do.
+    """
+
+    name: str
+    columns: tuple[tuple[str, ...], ...]
+    convert: Callable[[Row], Draft]
+    recognises: Callable[[Row], bool] | None = None
+
+    @property
+    def expects(self) -> str:
+        return " + ".join("|".join(alternatives) for alternatives in self.columns)
+
+    def covers(self, columns: frozenset[str]) -> bool:
+        return all(any(name in columns for name in alternatives) for alternatives in self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """The problems of a row set, with the rows that could not be read and what was changed on the way."""
+
+    problems: tuple[Problem, ...]
+    adapter: str
+    dropped: tuple[Dropped, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=_nothing)
+
+
+def _alone(value: object) -> object:
+    """The only element of a list of one (some sets wrap their answers so); anything else as it is."""
+    if isinstance(value, list):
+        elements = cast("list[object]", value)
+        return elements[0] if len(elements) == 1 else elements
+    return value
+
+
+def _string(row: Row, *names: str) -> str:
+    """The first of the columns that holds something, as a string; numbers as written, 7.0 as 7."""
+    for name in names:
+        value = _alone(row.get(name))
+        if value is None or (isinstance(value, float) and math.isnan(value)):  # how Parquet readers say missing
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise _MalformedRowError(f"column {name} holds a {type(value).__name__}, not text or a number")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if text := str(value).strip():
+            return text
+    return ""
+
+
+def _content(message: Mapping[str, object]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [
+            cast("Mapping[str, object]", part).get("text")
+            for part in cast("list[object]", content)
+            if isinstance(part, Mapping)
+        ]
+        if len(parts) == len(cast("list[object]", content)) and all(isinstance(part, str) for part in parts):
+            return "\n".join(cast("list[str]", parts))
+    raise _MalformedRowError("a message of the prompt is not text")
+
+
+def _prompt(row: Row) -> tuple[str, tuple[str, ...]]:
+    """The problem in a ``prompt`` column (text, or a system and a user message), and notes."""
+    value, notes = row.get("prompt"), list[str]()
+    if isinstance(value, list):
+        users: list[str] = []
+        for item in cast("list[object]", value):
+            if not isinstance(item, Mapping):
+                raise _MalformedRowError("the prompt is a list, but not of messages with role and content")
+            message = cast("Mapping[str, object]", item)
+            if message.get("role") == "user":
+                users.append(_content(message))
+            elif message.get("role") != "system":
+                raise _MalformedRowError(f"the prompt has a message of role {message.get('role')}")
+            elif strip_wrapper(_content(message)):
+                notes.append("system message left out")
+            else:
+                notes.append("instruction wrapper stripped")
+        if len(users) != 1:
+            raise _MalformedRowError(f"the prompt has {len(users)} user messages, not 1")
+        raw = users[0].strip()
+    else:
+        raw = _string(row, "prompt")
+    text = strip_wrapper(raw)
+    if text != raw:
+        notes.append("instruction wrapper stripped")
+    return text, tuple(dict.fromkeys(notes))
+
+
+def _boxed_answer(solution: str) -> tuple[str, tuple[str, ...]]:
+    """The one answer a solution boxes, and a note; empty without a box."""
+    answers = {_same_answer(content): content for content in boxed(solution) if content}
+    if len(answers) > 1:
+        raise _MalformedRowError(f"no answer column, and the solution boxes {len(answers)}: {'; '.join(answers)}")
+    return (*answers.values(), "")[0], (r"answer taken from the \boxed{} of the solution",) if answers else ()
+
+
+def _dapo_raw(row: Row) -> Draft:
+    reward = row.get("reward_model")
+    if not isinstance(reward, Mapping):
+        raise _MalformedRowError("column reward_model is not an object with ground_truth")
+    extra = row.get("extra_info")
+    text, notes = _prompt(row)
+    identifier = _string(cast("Row", extra), "index") if isinstance(extra, Mapping) else ""
+    return Draft(text, _string(cast("Row", reward), "ground_truth"), id=identifier, notes=notes)
+
+
+def _dapo_processed(row: Row) -> Draft:
+    text, notes = _prompt(row)
+    reward, extra = row.get("reward_model"), row.get("extra_info")
+    answer = _string(row, "solution")
+    truth = _string(cast("Row", reward), "ground_truth") if isinstance(reward, Mapping) else ""
+    if truth and answer and _same_answer(truth) != _same_answer(answer):
+        raise _MalformedRowError(f"solution says {answer!r}, reward_model says {truth!r}")
+    identifier = _string(cast("Row", extra), "index") if isinstance(extra, Mapping) else ""
+    return Draft(text, answer or truth, id=identifier, notes=notes)
+
+
+def _trl(row: Row) -> Draft:
+    text, notes = _prompt(row)
+    answer, solution = _string(row, "answer", "ground_truth"), _string(row, "solution")
+    if not answer and solution:
+        answer, boxed = _boxed_answer(solution)
+        notes += boxed
+        if not answer:  # many such sets keep the final answer alone in this column
+            return Draft(text, solution, id=_string(row, "id"), notes=(*notes, "solution column taken as the answer"))
+    return Draft(text, answer, id=_string(row, "id"), solution=solution or None, notes=notes)
+
+
+def _gsm8k(row: Row) -> Draft:
+    worked = _string(row, "answer")
+    finals = _GSM8K_ANSWER.findall(worked)
+    answer = finals[-1] if finals else ""
+    if _DIGIT_GROUPS.fullmatch(answer):
+        answer = answer.replace(",", "")
+    return Draft(_string(row, "question"), answer, id=_string(row, "id"), solution=_CALCULATOR.sub("", worked) or None)
+
+
+def _is_gsm8k(row: Row) -> bool:
+    answer = row.get("answer")
+    return isinstance(answer, str) and _GSM8K_ANSWER.search(answer) is not None
+
+
+def _reasoning_gym(row: Row) -> Draft:
+    metadata = row.get("metadata")
+    entry = {"question": row.get("question"), "answer": row.get("answer"), "metadata": metadata}
+    try:
+        reference = json.dumps(entry, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise _MalformedRowError(f"the entry is not JSON-able: {error}") from error
+    return Draft(_string(row, "question"), _string(row, "answer"), id=_string(row, "id"), reference=reference)
+
+
+def _is_reasoning_gym(row: Row) -> bool:
+    metadata = row.get("metadata")
+    return isinstance(metadata, Mapping) and "source_dataset" in metadata
+
+
+def _columns(*text: str, answer: str = "answer", id: tuple[str, ...] = ("id", "unique_id")) -> Callable[[Row], Draft]:
+    """A converter for rows with one column each for text, answer, solution and id."""
+
+    def convert(row: Row) -> Draft:
+        if answer == "answer" and _is_gsm8k(row):
+            raise _MalformedRowError("the answer is a worked solution ending in ####; adapter gsm8k reads those")
+        solution, notes = _string(row, "solution"), ()
+        final = _string(row, answer)
+        if not final and solution:
+            final, notes = _boxed_answer(solution)
+        source = row.get("source")
+        return Draft(
+            _string(row, *text),
+            final,
+            id=_string(row, *id),
+            solution=solution or None,
+            source=source if isinstance(source, str) else "",
+            notes=notes,
+        )
+
+    return convert
+
+
+_TABLE = (
+    Adapter("dapo_processed", (("prompt",), ("solution",), ("source_prompt",)), _dapo_processed),
+    Adapter("dapo_raw", (("data_source",), ("prompt",), ("reward_model",)), _dapo_raw),
+    Adapter("openthoughts", (("problem",), ("solution",), ("Answer",)), _columns("problem", answer="Answer")),
+    Adapter("reasoning_gym", (("question",), ("answer",), ("metadata",)), _reasoning_gym, _is_reasoning_gym),
+    Adapter("gsm8k", (("question",), ("answer",)), _gsm8k, _is_gsm8k),
+    Adapter("math500", (("problem",), ("answer",), ("unique_id",)), _columns("problem", id=("unique_id",))),
+    Adapter("aime", (("id",), ("problem",), ("answer",), ("year",)), _columns("problem")),
+    Adapter("aime_1983_2024", (("Question",), ("Answer",)), _columns("Question", answer="Answer", id=("ID",))),
+    Adapter("matharena", (("problem_idx",), ("problem",), ("answer",)), _columns("problem", id=("problem_idx",))),
+    Adapter("trl", (("prompt",), ("answer", "solution", "ground_truth")), _trl),
+    Adapter(
+        "plain", (("problem", "question", "text"), ("answer", "solution")), _columns("problem", "question", "text")
+    ),
+)
+ADAPTERS: Mapping[str, Adapter] = MappingProxyType({adapter.name: adapter for adapter in _TABLE})
+"""Every row format there is, by name; ``docs/data.md`` describes them."""
+
+
+def _formats() -> str:
+    return "one of " + ", ".join(f"{adapter.name} ({adapter.expects})" for adapter in _TABLE)
+
+
+def detect(columns: Iterable[str], sample: Sequence[Row] = ()) -> str:
+    """The name of the most specific adapter for rows with these columns.
+
+    Args:
+        columns: the columns there are.
+        sample: some rows. Formats that share their columns with another one (GSM8K, reasoning-gym) are told apart by
+            these; without a sample they are never chosen.
+
+    Raises:
+        DataError: no adapter's columns are all there.
+    """
+    found = frozenset(columns)
+    fitting = [
+        (len(adapter.columns) + (adapter.recognises is not None), adapter.name)
+        for adapter in _TABLE
+        if adapter.covers(found) and (adapter.recognises is None or any(map(adapter.recognises, sample)))
+    ]
+    if not fitting:
+        raise DataError(
+            "no adapter fits the data's columns",
+            got=", ".join(sorted(found)) or "no columns",
+            expected=_formats(),
+            remedy="rename the columns to problem and answer",
+        )
+    return max(fitting, key=lambda candidate: candidate[0])[1]  # the first of equals: table order
+
+
+def adapt(
+    rows: Iterable[Row], columns: Iterable[str], *, stem: str, source: str, adapter: str | None = None
+) -> Adapted:
+    """Rows → problems, in order.
+
+    A row keeps the id its data set gave it; without one it is ``<stem>-<row>``, counted from 0 over all rows read. An
+    id that was seen before gets the suffix ``#2``, ``#3``, … (the DAPO set repeats every row, id included). Rows the
+    adapter cannot read are in ``dropped``; rows without text or answer become problems that ``curate`` drops.
+
+    Args:
+        rows: the data set; may be a stream.
+        columns: the columns there are.
+        stem: the start of made-up ids.
+        source: the name of the data set, for ``Problem.source``.
+        adapter: the adapter's name; ``None`` detects it.
+
+    Raises:
+        ConfigError: there is no adapter of that name.
+        DataError: no adapter, or not the one asked for, fits the columns.
+    """
+    stream = iter(rows)
+    sample = list(itertools.islice(stream, SAMPLED_ROWS))
+    found = frozenset(columns)
+    if adapter is not None:
+        _check_choice("adapter", adapter, tuple(ADAPTERS))
+    chosen = ADAPTERS[adapter or detect(found, sample)]
+    if not chosen.covers(found):
+        raise DataError(
+            f"adapter {chosen.name} does not fit the data's columns",
+            got=", ".join(sorted(found)) or "no columns",
+            expected=chosen.expects,
+            remedy="leave the adapter out to have it detected",
+        )
+    problems: list[Problem] = []
+    dropped: list[Dropped] = []
+    notes: Counter[str] = Counter()
+    taken: set[str] = set()
+    copies: Counter[str] = Counter()
+    shared: dict[str, str] = {}  # equal texts share their memory: the raw DAPO set holds each about a hundred times
+    for position, row in enumerate(itertools.chain(sample, stream)):
+        try:
+            draft = chosen.convert(row)
+        except _MalformedRowError as error:
+            dropped.append(Dropped(f"{stem}-{position}", DropReason.MALFORMED, str(error)))
+            continue
+        own = unique = draft.id or f"{stem}-{position}"
+        if own in taken:
+            notes["repeated id given a suffix"] += 1
+            copies[own] = max(copies[own], 1)
+            while unique in taken:
+                copies[own] += 1
+                unique = f"{own}#{copies[own]}"
+        taken.add(unique)
+        notes.update(draft.notes)
+        text = shared.setdefault(draft.text, draft.text)
+        origin = draft.source or f"{source}#{position}"
+        problems.append(Problem(unique, text, draft.answer, draft.solution, draft.reference, origin))
+    return Adapted(tuple(problems), chosen.name, tuple(dropped), dict(notes))
+
+
+# --- curation -----------------------------------------------------------------------------------------------------
+
+
+def curate(
+    problems: Iterable[Problem],
+    *,
+    readable: Callable[[str], bool] | None = None,
+    language: Callable[[str], str] | None = None,
+    languages: Sequence[str] | None = None,
+    on_duplicate: OnDuplicate = "drop",
+    on_conflict: OnConflict = "drop_all",
+    limit: int | None = None,
+) -> tuple[list[Problem], DataReport]:
+    """The problems one can train and evaluate on, in their order, and a report of the others.
+
+    In this order: empty text or answer; conflicts (same text, another answer); duplicates (same text, same answer);
+    the limit; language; references the verifier cannot read. Texts are the same up to Unicode composition and white
+    space; answers up to white space, enclosing ``$`` and the way a number is written.
+    Curating the result again changes nothing.
+
+    Args:
+        problems: the problems, with unique ids.
+        readable: whether a verifier can read a reference (``Problem.key``); called once per distinct reference.
+        language: text → language code, ``UNDETERMINED`` where it cannot tell; needed with ``languages``.
+        languages: codes to keep, besides ``UNDETERMINED``; ``None`` keeps all.
+        on_duplicate: ``drop`` keeps the first; ``keep`` all; ``error`` raises.
+        on_conflict: ``drop_all`` keeps none; ``keep_first`` those with the first one's answer; ``keep`` all;
+            ``error`` raises.
+        limit: stop after so many problems; the rest is counted in ``beyond_limit`` and costs no more than a look-up.
+
+    Raises:
+        ConfigError: an unknown policy, languages without a way to tell them, or a limit below 1.
+        DataError: a duplicate or conflict under the policy ``error``.
+    """
+    _check_choice("on_duplicate", on_duplicate, get_args(OnDuplicate))
+    _check_choice("on_conflict", on_conflict, get_args(OnConflict))
+    if limit is not None and limit < 1:
+        raise ConfigError("limit too small", got=limit, expected="at least 1, or none")
+    if languages is not None and (
+        isinstance(languages, str) or not languages or not all(map(_CODE.fullmatch, languages))
+    ):
+        raise ConfigError("languages are not codes", got=repr(languages), expected='a sequence such as ("en", "zh")')
+    if languages is not None and language is None:
+        raise ConfigError("languages asked for, but no way to identify them", expected="a language function")
+
+    every = list(problems)
+    texts = [_same_text(problem.text) for problem in every]
+    answers = [_same_answer(problem.answer) for problem in every]
+    firsts: dict[str, dict[str, str]] = {}  # text → answer → the first id that has both
+    for problem, text, answer in zip(every, texts, answers, strict=True):
+        if text and answer:
+            firsts.setdefault(text, {}).setdefault(answer, problem.id)
+
+    verdicts: dict[str, bool] = {}
+    spoken: Counter[str] = Counter()
+    dropped: list[Dropped] = []
+    kept: list[Problem] = []
+    beyond_limit = 0
+    for problem, text, answer in zip(every, texts, answers, strict=True):
+        reason: DropReason | None = None
+        why = ""
+        if not text:
+            reason = DropReason.NO_TEXT
+        elif not answer:
+            reason = DropReason.NO_ANSWER
+        elif clash := _conflict(firsts[text], answer, on_conflict):
+            reason, why = DropReason.CONFLICT, clash
+        elif on_duplicate != "keep" and (first := firsts[text][answer]) != problem.id:
+            reason, why = DropReason.DUPLICATE, f"of {first}"
+        if reason is DropReason.CONFLICT and on_conflict == "error":
+            raise DataError(f"problem {problem.id} has two answers", got=why, remedy="or set on_conflict=drop_all")
+        if reason is DropReason.DUPLICATE and on_duplicate == "error":
+            raise DataError(f"problem {problem.id} is a duplicate", got=why, remedy="or set on_duplicate=drop")
+        if reason is None and len(kept) == limit:
+            beyond_limit += 1
+            continue
+        if reason is None and language is not None and languages is not None:
+            code = language(problem.text)
+            spoken[code] += 1
+            if code != UNDETERMINED and code not in languages:
+                reason, why = DropReason.LANGUAGE, code
+        if reason is None and readable is not None:
+            if problem.key not in verdicts:
+                verdicts[problem.key] = readable(problem.key)
+            if not verdicts[problem.key]:
+                reason, why = DropReason.UNREADABLE, problem.answer
+        if reason is None:
+            kept.append(problem)
+        else:
+            dropped.append(Dropped(problem.id, reason, why))
+    report = DataReport(
+        rows=len(every),
+        kept=len(kept),
+        dropped=tuple(dropped),
+        beyond_limit=beyond_limit,
+        languages=dict(spoken.most_common()),
+    )
+    return kept, report
+
+
+def _conflict(firsts: Mapping[str, str], answer: str, on_conflict: OnConflict) -> str:
+    """Why a problem with this answer has to go, given the first id of each answer to its text; empty if it may stay."""
+    if len(firsts) == 1 or on_conflict == "keep":
+        return ""
+    first = next(iter(firsts))
+    if answer == first and on_conflict != "drop_all":
+        return ""
+    return ", ".join(f"{identifier} says {other!r}" for other, identifier in firsts.items())

@@ -1,0 +1,428 @@
+"""Problems from the hub, from local files, and from reasoning-gym: the reading; ``sgsd.problems`` holds the rules.
+
+Local files are read here rather than by ``datasets``: a broken line is named, a column may mix numbers and strings, and
+no copy lands in a cache. Hub names and directories go through ``datasets``.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import dataclasses
+import difflib
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sgsd.errors import ConfigError, DataError
+from sgsd.problems import UNDETERMINED, DataReport, OnConflict, OnDuplicate, Problem, Row, adapt, curate
+
+FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
+GYM = "reasoning_gym:"
+HUB_PATIENCE_S = 5.0  # for the first sign of life; the hub client itself would try for 23 s before it gave up
+ROWS_PER_BATCH = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Table:
+    """A data set opened: a stream of rows, their columns, how to name it, and how to start made-up ids."""
+
+    rows: Iterator[Row]
+    columns: Sequence[str]
+    source: str
+    stem: str
+
+
+def load_problems(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    adapter: str | None = None,
+    limit: int | None = None,
+    languages: Sequence[str] | None = None,
+    on_duplicate: OnDuplicate = "drop",
+    on_conflict: OnConflict = "drop_all",
+    readable: Callable[[str], bool] | None = None,
+    seed: int = 0,
+    shuffle: bool = False,
+) -> tuple[list[Problem], DataReport]:
+    """Read a data set, adapt its rows, and drop what cannot be used.
+
+    Args:
+        source: a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv``), a directory (of such files, or written by
+            ``save_to_disk``), ``reasoning_gym:<task>?size=200&seed=1&…``, or a hub name. What exists on disk wins
+            over the hub.
+        split: of a data set with several; ``None`` takes ``train``, or the only one. A file is its own split ``train``.
+        config_name: of a hub data set that has several configurations.
+        revision: a branch, tag or commit on the hub.
+        adapter: a name in ``problems.ADAPTERS``; ``None`` detects it from the columns.
+        limit: the number of problems wanted; the rows are looked at in order until it is reached.
+        languages: ISO 639-1 codes to keep, such as ``("en",)``; texts of undetermined language stay.
+        on_duplicate, on_conflict, readable: as in ``problems.curate``.
+        seed: of the shuffle, and of reasoning-gym where the source names none.
+        shuffle: shuffle the rows before the limit applies. Of duplicates, the first after the shuffle stays.
+
+    Returns:
+        The problems, and what became of every row.
+
+    Raises:
+        ConfigError: an adapter, policy, task or option there is not.
+        DataError: no such file, split or data set; a broken row; the hub out of reach; no usable problem left.
+    """
+    name = str(source)
+    if name.startswith(GYM):
+        _refuse(name, "a reasoning-gym task", split=split, config_name=config_name, revision=revision)
+        table = _gym_table(name, seed)
+    elif Path(name).expanduser().is_file():
+        _refuse(name, "a file", split=None if split == "train" else split, config_name=config_name, revision=revision)
+        table = _file_table(Path(name).expanduser())
+    elif Path(name).expanduser().is_dir():
+        table = _directory_table(Path(name).expanduser(), split, config_name)
+    elif _looks_like_a_path(name):
+        raise _missing_file(Path(name).expanduser())
+    else:
+        table = _hub_table(name, split, config_name, revision)
+
+    adapted = adapt(table.rows, table.columns, stem=table.stem, source=table.source, adapter=adapter)
+    problems = list(adapted.problems)
+    if shuffle:
+        random.Random(seed).shuffle(problems)
+    kept, report = curate(
+        problems,
+        readable=readable,
+        language=None if languages is None else language_identifier(),
+        languages=languages,
+        on_duplicate=on_duplicate,
+        on_conflict=on_conflict,
+        limit=limit,
+    )
+    report = report.including(adapted, source=table.source)
+    if not kept:
+        raise DataError(
+            f"no usable problems in {table.source}",
+            got=report.summary(),
+            expected="at least one row with a text and an answer",
+            remedy=f"rows were read with adapter {adapted.adapter}; check the columns ({', '.join(table.columns)})",
+        )
+    return kept, report
+
+
+def _refuse(source: str, kind: str, **settings: str | None) -> None:
+    for setting, value in settings.items():
+        if value is not None:
+            raise ConfigError(
+                f"{setting} has no meaning for {kind}", got=f"{value} for {source}", remedy="leave it out"
+            )
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or Path(name).suffix in FILE_KINDS
+
+
+def _missing_file(path: Path) -> DataError:
+    folder = path.parent
+    if not folder.is_dir():
+        return DataError("no such data file", got=path, remedy=f"the directory {folder} does not exist either")
+    there = sorted(entry.name for entry in folder.iterdir() if entry.suffix in FILE_KINDS or entry.is_dir())
+    nearest = difflib.get_close_matches(path.name, there, n=1, cutoff=0.3)
+    hint = f"did you mean {folder / nearest[0]}?" if nearest else f"{folder} holds no data file of a similar name"
+    return DataError("no such data file", got=path, remedy=hint)
+
+
+def _file_table(path: Path) -> _Table:
+    readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+        ".jsonl": _read_json_lines,
+        ".json": _read_json,
+        ".parquet": _read_parquet,
+        ".csv": _read_csv,
+    }
+    if path.suffix not in readers:
+        raise DataError("unknown kind of data file", got=path, expected="one of " + ", ".join(FILE_KINDS))
+    try:
+        rows = readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise DataError("data file is not UTF-8", got=f"{path} ({error.reason} at byte {error.start})") from error
+    if not rows:
+        raise DataError("data file holds no rows", got=path)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return _Table(iter(rows), columns, path.name, path.stem)
+
+
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    "malformed JSON line", got=f"{error.msg} at {path}:{number}", remedy="mend or delete that line"
+                ) from error
+            rows.append(_as_object(row, f"{path}:{number}"))
+    return rows
+
+
+def _as_object(row: object, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError("row is not an object", got=f"{type(row).__name__} at {place}", expected='{"problem": …}')
+    return row
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:  # JSON lines under the other suffix
+            return _read_json_lines(path)
+        raise DataError("malformed JSON", got=f"{error.msg} at {path}:{error.lineno}") from error
+    if isinstance(content, dict):
+        lists = [name for name, value in content.items() if isinstance(value, list)]
+        if len(lists) == 1:
+            content = content[lists[0]]
+        elif lists:
+            raise DataError("several lists in one JSON file", got=f"{', '.join(lists)} in {path}", expected="one list")
+        else:
+            content = [content]  # JSON lines with a single line
+    if not isinstance(content, list):
+        raise DataError("JSON file is not a list of rows", got=f"{type(content).__name__} in {path}")
+    return [_as_object(row, f"{path}, row {position}") for position, row in enumerate(content)]
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError("malformed Parquet file", got=f"{path} ({error})") from error
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    got = f"{path}:{reader.line_num}"
+                    raise DataError("CSV row has not as many fields as the header", got=got)
+                rows.append(row)
+        except csv.Error as error:
+            raise DataError("malformed CSV", got=f"{error} at {path}:{reader.line_num}") from error
+    return rows
+
+
+# --- the datasets library -----------------------------------------------------------------------------------------
+
+
+def _directory_table(path: Path, split: str | None, config_name: str | None) -> _Table:
+    import datasets
+
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():  # written by save_to_disk
+        _refuse(str(path), "a directory written by save_to_disk", config_name=config_name)
+        loaded = datasets.load_from_disk(str(path))
+        if split is not None and isinstance(loaded, datasets.DatasetDict):
+            if split not in loaded:
+                raise DataError("no such split", got=split, expected="one of " + ", ".join(loaded))
+            loaded = loaded[split]
+        elif split not in (None, "train"):
+            raise DataError("the directory holds a single split", got=split, remedy="leave the split out")
+        return _from_datasets(loaded, path.name, split)
+    return _from_datasets(_load_dataset(str(path), config_name, split, None), path.name, split)
+
+
+def _hub_table(name: str, split: str | None, config_name: str | None, revision: str | None) -> _Table:
+    import datasets
+
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise DataError("not a file, and not a hub name", got=name, expected="owner/name, or a path to a file")
+    if not datasets.config.HF_HUB_OFFLINE and _hub_answers():
+        return _from_datasets(_load_dataset(name, config_name, split, revision), name, split)
+    if revision is not None:  # datasets would hand out whichever copy it has
+        got = f"revision {revision} of {name}, and the hub is out of reach"
+        raise DataError("a pinned revision cannot be checked offline", got=got, remedy="pass a local copy instead")
+    with _offline():  # a copy in the local cache still serves, at once
+        return _from_datasets(_load_dataset(name, config_name, split, revision), name, split)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub answers at all, found out once and with a time limit: the client's retries cannot be set."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import httpx
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE_S)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _load_dataset(path: str, config_name: str | None, split: str | None, revision: str | None) -> Any:
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
+
+    try:
+        return datasets.load_dataset(path, config_name, split=split, revision=revision)
+    except (ConnectionError, httpx.TransportError) as error:  # OfflineModeIsEnabled is a ConnectionError
+        got = f"{type(error).__name__}: {error}"
+        if constants.HF_HUB_OFFLINE:
+            got = "HF_HUB_OFFLINE is set, and no copy in the local cache"
+        elif datasets.config.HF_HUB_OFFLINE:
+            got = f"no answer from {constants.ENDPOINT} within {HUB_PATIENCE_S:.0f} s, and no copy in the local cache"
+        raise DataError(
+            f"cannot reach the hub for data set {path}",
+            got=got,
+            remedy="check the name and the network, or use a local copy: --dataset path/to/file.jsonl",
+        ) from error
+    except FileNotFoundError as error:  # and datasets' not-found errors, which are children of it
+        raise DataError(
+            f"no data set {path}", got=error, remedy="check the name, or pass a file: --dataset path/to/file.jsonl"
+        ) from error
+    except HfHubHTTPError as error:
+        raise DataError(f"the hub refused data set {path}", got=error) from error
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise DataError(
+            f"data set {path} cannot be read",
+            got=error.__cause__ or error,
+            remedy="pass the file itself to learn which line is broken",
+        ) from error
+    except ValueError as error:  # an unknown configuration or split; the message lists those there are
+        raise DataError(f"data set {path} cannot be opened", got=" ".join(str(error).split())) from error
+
+
+def _from_datasets(loaded: Any, name: str, split: str | None) -> _Table:
+    import datasets
+
+    if isinstance(loaded, datasets.DatasetDict):
+        chosen = next(iter(loaded)) if len(loaded) == 1 else "train"
+        if chosen not in loaded:
+            raise DataError(
+                f"data set {name} has several splits", got=", ".join(loaded), remedy="name one with --split"
+            )
+        loaded, split = loaded[chosen], chosen
+    if len(loaded) == 0:
+        raise DataError("data set holds no rows", got=f"{name}, split {split or 'train'}")
+    part = split or "train"
+    return _Table(_rows(loaded), loaded.column_names, f"{name}:{part}", f"{name.rsplit('/', 1)[-1]}-{part}")
+
+
+def _rows(dataset: Any) -> Iterator[Row]:
+    names = dataset.column_names
+    for batch in dataset.with_format(None).iter(batch_size=ROWS_PER_BATCH):
+        for values in zip(*(batch[name] for name in names), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+# --- reasoning-gym ------------------------------------------------------------------------------------------------
+
+
+def _gym_table(source: str, seed: int) -> _Table:
+    """``reasoning_gym:<task>?option=value&…`` → its entries. Options are the fields of the task's own configuration."""
+    try:
+        from reasoning_gym import factory
+    except ImportError as error:
+        remedy = "install it: pip install 'sgsd[demo]'"
+        raise DataError("reasoning-gym is not installed", got=source, remedy=remedy) from error
+
+    task, _, query = source.removeprefix(GYM).partition("?")
+    if task not in factory.DATASETS:
+        nearest = difflib.get_close_matches(task, factory.DATASETS, n=1, cutoff=0.0)[0]
+        raise ConfigError("unknown reasoning-gym task", got=task, remedy=f"did you mean {GYM}{nearest}?")
+    known = [field.name for field in dataclasses.fields(factory.DATASETS[task][1])]
+    options: dict[str, Any] = {"seed": seed}
+    for setting in filter(None, query.split("&")):
+        key, equals, value = setting.partition("=")
+        if key not in known or not equals:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"unknown option of {GYM}{task}",
+                got=setting,
+                expected="option=value with one of " + ", ".join(known),
+                remedy=f"did you mean {nearest[0]}?" if nearest else None,
+            )
+        options[key] = _literal(value)
+    try:
+        entries = factory.create_dataset(task, **options)
+        size = len(entries)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{GYM}{task} refuses its options", got=f"{options} ({error or 'no reason given'})"
+        ) from error
+    rows = (
+        {key: entry[key] for key in ("question", "answer", "metadata")}
+        for entry in map(entries.__getitem__, range(size))
+    )
+    return _Table(rows, ("question", "answer", "metadata"), source, f"{task}-{options['seed']}")
+
+
+def _literal(value: str) -> Any:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        return ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return value
+
+
+# --- language -----------------------------------------------------------------------------------------------------
+
+_MATH = re.compile(
+    r"\[asy\].*?\[/asy\]|```.*?```|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+(?:\{[^{}]*\})*", re.DOTALL
+)
+_KANA, _HANGUL, _HAN = re.compile(r"[\u3040-\u30ff]"), re.compile(r"[\uac00-\ud7af]"), re.compile(r"[\u3400-\u9fff]")
+EAST_ASIAN_SHARE = (
+    0.1  # of the letters outside formulas; 391 of 2,000 DAPO problems reach it, none lies between 0 and it
+)
+CONFIDENCE = 0.5  # below it a text is undetermined; wrong guesses on English problems ("Compute $…$") stay below 0.1
+
+
+def language_identifier() -> Callable[[str], str]:
+    """A function from a problem's text to its ISO 639-1 code, or ``UNDETERMINED``.
+
+    Formulas are taken out first. Chinese, Japanese and Korean are told by script (short problems in Chinese pass for
+    Cantonese or Wu otherwise), the rest by py3langid. Takes half a second to build, and 0.1 ms a problem.
+    """
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    # English word problems with some dialogue pass for Nigerian Pidgin otherwise.
+    identifier.set_languages(code for code in identifier.nb_classes if code != "pcm")
+
+    def identify(text: str) -> str:
+        words = _MATH.sub(" ", text)
+        letters = sum(map(str.isalpha, words))
+        if letters == 0:
+            return UNDETERMINED
+        kana, hangul, han = (len(script.findall(words)) for script in (_KANA, _HANGUL, _HAN))
+        if kana + hangul + han >= EAST_ASIAN_SHARE * letters:
+            return "ko" if hangul > han + kana else "ja" if kana else "zh"
+        code, probability = identifier.classify(words)
+        return str(code) if probability >= CONFIDENCE else UNDETERMINED
+
+    return identify

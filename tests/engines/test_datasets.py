@@ -1,0 +1,377 @@
+"""Reading: files, directories, the hub out of reach, reasoning-gym, languages; the public data where it is there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgsd.engines.datasets import language_identifier, load_problems
+from sgsd.errors import ConfigError, DataError, SGSDError
+from sgsd.problems import UNDETERMINED
+
+ROWS: list[dict[str, Any]] = [
+    {"problem": f"A farmer has {n} ducks and sells one. How many are left?", "answer": str(n - 1)} for n in range(2, 12)
+]
+DATA = Path(os.environ.get("SGSD_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keeps the copies ``datasets`` makes out of the user's cache."""
+    import datasets
+
+    path = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", path)
+    return path
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".lines.json", ".wrapped.json", ".parquet", ".csv"])
+def test_every_kind_of_file_reads_alike(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"ducks{suffix}"
+    if suffix in (".jsonl", ".lines.json"):
+        write_lines(path, ROWS)
+    elif suffix == ".json":
+        path.write_text(json.dumps(ROWS))
+    elif suffix == ".wrapped.json":
+        path.write_text(json.dumps({"version": 1, "data": ROWS}))
+    elif suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["problem", "answer"])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    problems, report = load_problems(path)
+    assert [(one.text, one.answer) for one in problems] == [(row["problem"], row["answer"]) for row in ROWS]
+    assert problems[3].id == f"{path.stem}-3"
+    assert problems[3].source == f"{path.name}#3"
+    assert (report.rows, report.kept, report.source, report.adapter) == (10, 10, path.name, "plain")
+
+
+def test_a_column_may_mix_numbers_and_strings(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "mixed.jsonl", [ROWS[0] | {"answer": 1}, ROWS[1], ROWS[2] | {"answer": 3.5}])
+    assert [one.answer for one in load_problems(path)[0]] == ["1", "2", "3.5"]
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ducks.jsonl"
+    path.write_text('{"problem": "1+1", "answer": "2"}\n\n{"problem": "1+2", "answer"\n')
+    with pytest.raises(DataError, match=r"ducks\.jsonl:3"):
+        load_problems(path)
+    path.write_text('{"problem": "1+1", "answer": "2"}\n[1]\n')
+    with pytest.raises(DataError, match=r"list at .*ducks\.jsonl:2"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.json", b"[1, 2", r"a\.json:1"),
+        ("a.json", b"3", "not a list of rows"),
+        ("a.json", b'{"train": [], "test": []}', "several lists"),
+        ("a.jsonl", '{"problem": "é"}'.encode("latin-1"), "not UTF-8"),
+        ("a.parquet", b"PAR", "malformed Parquet"),
+        ("a.csv", b"problem,answer\n1,2,3\n", r"as many fields.*a\.csv:2"),
+        ("a.csv", b"problem,answer\n1\n", r"as many fields.*a\.csv:2"),
+        ("a.txt", b"1 + 1 = 2", "unknown kind of data file"),
+    ],
+)
+def test_files_that_cannot_be_read_say_why(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_problems(tmp_path / name)
+
+
+def test_a_missing_file_suggests_the_nearest(tmp_path: Path) -> None:
+    write_lines(tmp_path / "ducks_train.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"ducks_tran\.jsonl; did you mean .*ducks_train\.jsonl\?"):
+        load_problems(tmp_path / "ducks_tran.jsonl")
+    with pytest.raises(DataError, match="does not exist either"):
+        load_problems(tmp_path / "nowhere" / "ducks.jsonl")
+    with pytest.raises(DataError, match="no such data file"):
+        load_problems("ducks.jsonl")
+
+
+def test_rows_without_answers_are_an_error_with_counts(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "ducks.jsonl", [row | {"answer": None} for row in ROWS])
+    with pytest.raises(DataError, match=r"no usable problems in ducks\.jsonl: got 0 of 10 rows kept .* 10 no_answer"):
+        load_problems(path)
+
+
+def test_a_file_is_its_own_train_split(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "ducks.jsonl", ROWS)
+    assert len(load_problems(path, split="train")[0]) == 10
+    with pytest.raises(ConfigError, match="split has no meaning for a file"):
+        load_problems(path, split="test")
+    with pytest.raises(ConfigError, match="config_name has no meaning"):
+        load_problems(path, config_name="main")
+
+
+def test_shuffles_repeat_and_limits_count_problems(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "ducks.jsonl", [ROWS[0], *ROWS])
+    plain, report = load_problems(path, limit=3)
+    assert [one.id for one in plain] == ["ducks-0", "ducks-2", "ducks-3"]
+    assert report.rows == 11 == report.kept + len(report.dropped) + report.beyond_limit
+    first, second = (load_problems(path, shuffle=True, seed=5)[0] for _ in range(2))
+    assert first == second
+    assert len(first) == 10
+    assert first != load_problems(path, shuffle=True, seed=6)[0]
+
+
+def test_unreadable_references_are_dropped(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "ducks.jsonl", ROWS)
+    problems, report = load_problems(path, readable=lambda key: int(key) > 3)
+    assert len(problems) == 7
+    assert report.ids("unreadable") == ("ducks-0", "ducks-1", "ducks-2")
+
+
+# --- directories and the hub --------------------------------------------------------------------------------------
+
+
+def test_directories_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
+    import datasets
+
+    one = datasets.Dataset.from_list(ROWS)
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"easy": one, "hard": one.select([5])}).save_to_disk(tmp_path / "two")
+    problems, report = load_problems(tmp_path / "one")
+    assert len(problems) == 10
+    assert problems[0].id == "one-train-0"
+    problems, report = load_problems(tmp_path / "two", split="hard")
+    assert [one.id for one in problems] == ["two-hard-0"]
+    assert problems[0].text == ROWS[5]["problem"]
+    assert report.source.endswith("two:hard")
+    with pytest.raises(DataError, match="several splits: got easy, hard"):
+        load_problems(tmp_path / "two")
+    with pytest.raises(DataError, match="expected one of easy, hard"):
+        load_problems(tmp_path / "two", split="middling")
+    with pytest.raises(DataError, match="single split"):
+        load_problems(tmp_path / "one", split="test")
+
+
+def test_a_directory_of_files_has_the_splits_of_a_hub_data_set(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "ducks"
+    folder.mkdir()
+    write_lines(folder / "train.jsonl", ROWS)
+    write_lines(folder / "test.jsonl", ROWS[:2])
+    problems, report = load_problems(folder)
+    assert (len(problems), report.source) == (10, "ducks:train")
+    assert [one.id for one in load_problems(folder, split="test")[0]] == ["ducks-test-0", "ducks-test-1"]
+    with pytest.raises(DataError, match=r"cannot be opened.*test"):
+        load_problems(folder, split="validation")
+
+
+def test_a_directory_without_data_is_an_error(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(DataError):
+        load_problems(tmp_path)
+
+
+def _no_route(*_: object, **__: object) -> None:
+    from huggingface_hub.utils import httpx
+
+    raise httpx.ConnectError("no route")
+
+
+def test_an_unreachable_hub_fails_fast_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    import datasets
+    import huggingface_hub
+
+    class Session:
+        head = staticmethod(_no_route)
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"cannot reach the hub .*owner/ducks.*--dataset path/to/file\.jsonl"):
+        load_problems("owner/ducks")
+    assert time.monotonic() - start < 5
+    assert datasets.config.HF_HUB_OFFLINE is False
+    with pytest.raises(DataError, match="a pinned revision cannot be checked offline"):
+        load_problems("owner/ducks", revision="abc")
+
+
+def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    import datasets
+    import huggingface_hub
+
+    def asked() -> None:
+        raise AssertionError("the hub was asked in offline mode")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", asked)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="cannot reach the hub"):
+        load_problems("owner/ducks")
+
+
+def test_hub_data_sets_go_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    from sgsd.engines import datasets as engine
+
+    both = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS)})
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(path: str, name: str | None, *, split: str | None, revision: str | None) -> Any:
+        asked.append((path, name, split, revision))
+        return both if split is None else both[split]
+
+    monkeypatch.setattr(engine, "_hub_answers", lambda: True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    problems, _ = load_problems("owner/ducks", config_name="main", split="test", revision="abc")
+    assert asked == [("owner/ducks", "main", "test", "abc")]
+    assert (problems[0].id, problems[0].source) == ("ducks-test-0", "owner/ducks:test#0")
+    assert load_problems("owner/ducks")[1].source == "owner/ducks:train"
+    both = datasets.DatasetDict({"train": datasets.Dataset.from_list([])})
+    with pytest.raises(DataError, match="holds no rows"):
+        load_problems("owner/ducks")
+
+
+def test_a_name_that_is_no_name_is_an_error() -> None:
+    with pytest.raises(DataError, match="not a hub name"):
+        load_problems("owner/my ducks")
+
+
+# --- reasoning-gym ------------------------------------------------------------------------------------------------
+
+
+def test_reasoning_gym_tasks_are_generated_with_their_options() -> None:
+    pytest.importorskip("reasoning_gym")
+    source = "reasoning_gym:basic_arithmetic?size=20&seed=1&operators=('+',)&allow_parentheses=false"
+    problems, report = load_problems(source)
+    assert report.rows == 20
+    assert problems[0].id == "basic_arithmetic-1-0"
+    entry = json.loads(problems[0].key)
+    assert sorted(entry) == ["answer", "metadata", "question"]
+    assert (entry["question"], entry["answer"]) == (problems[0].text, problems[0].answer)
+    assert all(" - " not in one.text and "(" not in one.text for one in problems)
+    assert problems == load_problems(source)[0]
+    assert load_problems("reasoning_gym:basic_arithmetic?size=3", seed=7)[0][0].id == "basic_arithmetic-7-0"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("reasoning_gym:basic_arithmetik", "did you mean reasoning_gym:basic_arithmetic"),
+        ("reasoning_gym:basic_arithmetic?sise=3", "did you mean size"),
+        ("reasoning_gym:basic_arithmetic?size", "option=value"),
+        ("reasoning_gym:basic_arithmetic?min_digits=-1", "refuses its options"),
+        ("reasoning_gym:basic_arithmetic?size=-3", "refuses its options"),
+        ("reasoning_gym:basic_arithmetic?size=many", "refuses its options"),
+    ],
+)
+def test_reasoning_gym_mistakes_are_named(source: str, message: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(ConfigError, match=message):
+        load_problems(source)
+
+
+def test_reasoning_gym_tasks_without_an_oracle_have_no_usable_problems() -> None:
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(DataError, match="2 no_answer"):
+        load_problems("reasoning_gym:rush_hour?size=2")
+
+
+# --- language -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("A farmer has twelve ducks and sells three of them. How many ducks are left?", "en"),
+        ("Let $a$ and $b$ be the two roots of $x^2 - 5x + 6$. Find the value of $a + b$.", "en"),
+        ("Ein Bauer hat zwölf Enten und verkauft drei davon. Wie viele Enten bleiben ihm?", "de"),
+        ("У фермера было двенадцать уток, три он продал. Сколько уток осталось?", "ru"),
+        ("农夫有12只鸭子，卖了3只，还剩几只？", "zh"),
+        ("求 $x$，则 $\\frac{x}{2} = 3$", "zh"),
+        ("農夫はアヒルを12羽飼っています。3羽売ると何羽残りますか。", "ja"),
+        ("농부는 오리 12마리 중 3마리를 팔았습니다. 몇 마리 남았습니까?", "ko"),
+        ("Compute $\\sum_{n=1}^{12} n$.", UNDETERMINED),
+        ("$1 + 1$", UNDETERMINED),
+    ],
+)
+def test_languages_are_told_from_the_words_around_the_formulas(text: str, code: str) -> None:
+    assert language_identifier()(text) == code
+
+
+def test_the_language_filter_counts_what_it_heard(tmp_path: Path) -> None:
+    chinese = {"problem": "农夫有12只鸭子，卖了3只，还剩几只？", "answer": "9"}
+    path = write_lines(tmp_path / "ducks.jsonl", [chinese, *ROWS])
+    problems, report = load_problems(path, languages=("en",))
+    assert len(problems) == 10
+    assert report.languages == {"en": 10, "zh": 1}
+    assert report.ids("language") == ("ducks-0",)
+
+
+# --- the public data, where it is ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public data is not here; set SGSD_DATA")
+class TestPublicData:
+    @pytest.mark.parametrize(
+        ("name", "adapter", "rows", "counts"),
+        [
+            ("dapo_math_raw_schema", "dapo_raw", 14, {}),
+            ("dapo_math_processed_schema", "dapo_processed", 14, {}),
+            ("dapo_math_sample", "plain", 2000, {"duplicate": 15}),
+            ("asdiv", "plain", 2215, {"duplicate": 1}),
+            ("gsm8k_train", "plain", 7473, {}),
+            ("math_sample", "plain", 500, {}),
+            ("aime_1983_2023_sample", "plain", 200, {}),
+            ("responses", "plain", 1088, {"duplicate": 784}),
+        ],
+    )
+    def test_every_file_loads(self, name: str, adapter: str, rows: int, counts: dict[str, int]) -> None:
+        problems, report = load_problems(DATA / f"{name}.jsonl")
+        assert (report.adapter, report.rows, report.counts) == (adapter, rows, counts)
+        assert len({one.id for one in problems}) == len(problems) == rows - sum(counts.values())
+        for one in problems:
+            assert "Solve the following math problem step by step." not in one.text
+            assert "Remember to put your answer" not in one.text
+
+    def test_both_dapo_schemas_hold_the_same_problems(self) -> None:
+        raw, processed = (load_problems(DATA / f"dapo_math_{name}_schema.jsonl")[0] for name in ("raw", "processed"))
+        assert [(one.id, one.text, one.answer) for one in raw] == [(one.id, one.text, one.answer) for one in processed]
+
+    def test_files_of_another_kind_are_refused(self) -> None:
+        with pytest.raises(SGSDError, match="no adapter fits"):
+            load_problems(DATA / "verifier_cases.jsonl")
+
+    def test_the_chinese_rows_of_dapo_are_found(self) -> None:
+        _, report = load_problems(DATA / "dapo_math_sample.jsonl", languages=("en",))
+        assert report.languages["zh"] == 388
+        assert set(report.languages) == {"en", "zh", UNDETERMINED}
+
+    def test_seventeen_thousand_rows_take_seconds(self, tmp_path: Path) -> None:
+        lines = (DATA / "dapo_math_sample.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines] * 9
+        big = [row | {"id": f"big-{i}", "problem": f"({i}) {row['problem']}"} for i, row in enumerate(rows[:17000])]
+        path = write_lines(tmp_path / "big.jsonl", big)
+        start = time.process_time()
+        problems, _ = load_problems(path)
+        plain = time.process_time() - start
+        load_problems(path, languages=("en",))
+        filtered = time.process_time() - start - plain
+        assert len(problems) == 17000
+        assert plain < 3
+        assert filtered < 30

@@ -1,0 +1,453 @@
+"""Adapters and curation: every format reads as intended, nothing goes missing uncounted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgsd.errors import ConfigError, DataError
+from sgsd.problems import (
+    ADAPTERS,
+    UNDETERMINED,
+    Adapted,
+    DropReason,
+    Problem,
+    adapt,
+    boxed,
+    curate,
+    detect,
+    strip_wrapper,
+)
+
+HEAD = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem."
+)
+TAIL = 'Remember to put your answer on its own line after "Answer:".'
+TEXT = "How many ducks are in 3 ponds of 4 ducks each?"
+
+
+def wrapped(text: str) -> str:
+    return f"{HEAD}\n\n{text}\n\n{TAIL}"
+
+
+def read(*rows: Mapping[str, Any], adapter: str | None = None) -> Adapted:
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return adapt(rows, columns, stem="ducks", source="farm/ducks", adapter=adapter)
+
+
+def only(row: Mapping[str, Any]) -> Problem:
+    adapted = read(row)
+    assert not adapted.dropped
+    (problem,) = adapted.problems
+    return problem
+
+
+DAPO = {
+    "data_source": "math_dapo",
+    "prompt": [{"role": "user", "content": wrapped(TEXT)}],
+    "ability": "MATH",
+    "reward_model": {"ground_truth": "12", "style": "rule"},
+    "extra_info": {"index": "a-b-c"},
+}
+GYM = {"question": "Calculate 8 + 4.", "answer": "12", "metadata": {"source_dataset": "sums", "b": 1, "a": [2, (3, 4)]}}
+
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DAPO raw": ("dapo_raw", DAPO),
+    "DAPO raw with a plain prompt": ("dapo_raw", DAPO | {"prompt": wrapped(TEXT)}),
+    "DAPO processed": ("dapo_processed", DAPO | {"prompt": TEXT, "solution": "12", "source_prompt": DAPO["prompt"]}),
+    "OpenThoughts": ("openthoughts", {"problem": TEXT, "solution": "3 · 4", "Answer": "12", "messages": []}),
+    "GSM8K": ("gsm8k", {"question": TEXT, "answer": "There are 3*4=<<3*4=12>>12 ducks.\n#### 12"}),
+    "MATH-500": (
+        "math500",
+        {"problem": TEXT, "solution": "x", "answer": "12", "subject": "Ducks", "level": 2, "unique_id": "test/1.json"},
+    ),
+    "AIME 2024": (
+        "aime",
+        {"id": 60, "problem": TEXT, "solution": "x", "answer": "12", "url": "https://example.org", "year": "2024"},
+    ),
+    "AIME 1983-2024": ("aime_1983_2024", {"ID": "1983-1", "Year": 1983, "Question": TEXT, "Answer": "12"}),
+    "MathArena": ("matharena", {"problem_idx": 7, "problem": TEXT, "answer": 12, "problem_type": ["Combinatorics"]}),
+    "Minerva, AMC": ("plain", {"question": TEXT, "answer": "12"}),
+    "AMC from Parquet": ("plain", {"id": 0, "question": TEXT, "answer": 12.0, "url": "https://example.org"}),
+    "JSONL": ("plain", {"id": "d1", "problem": TEXT, "answer": "12", "solution": "x", "source": "my farm"}),
+    "JSONL with text": ("plain", {"text": TEXT, "answer": ["12"]}),
+    "MATH": ("plain", {"problem": TEXT, "level": "Level 2", "type": "Ducks", "solution": r"So \boxed{12}."}),
+    "TRL conversational": ("trl", {"prompt": [{"role": "user", "content": TEXT}], "ground_truth": "12"}),
+    "TRL string": ("trl", {"prompt": TEXT, "answer": "12"}),
+    "TRL solution": ("trl", {"prompt": TEXT, "solution": "12"}),
+    "TRL boxed solution": ("trl", {"prompt": TEXT, "solution": r"Thus $\boxed{12}$"}),
+}
+
+
+@pytest.mark.parametrize(("adapter", "row"), FORMATS.values(), ids=FORMATS)
+def test_every_format_is_detected_and_yields_text_and_answer(adapter: str, row: dict[str, Any]) -> None:
+    assert detect(row, [row]) == adapter
+    problem = only(row)
+    assert (problem.text, problem.answer, problem.key) == (TEXT, "12", "12")
+
+
+def test_detection_does_not_depend_on_extra_columns_or_their_order() -> None:
+    for adapter, row in FORMATS.values():
+        assert detect([*reversed(row), "difficulty", "embedding"], [row]) == adapter
+
+
+def test_own_ids_stay_and_missing_ones_are_stem_and_row() -> None:
+    ids = {name: only(row).id for name, (_, row) in FORMATS.items()}
+    assert ids["DAPO raw"] == ids["DAPO processed"] == "a-b-c"
+    assert ids["MATH-500"] == "test/1.json"
+    assert ids["AIME 2024"] == "60"
+    assert ids["AIME 1983-2024"] == "1983-1"
+    assert ids["MathArena"] == "7"
+    assert ids["AMC from Parquet"] == "0"
+    assert ids["GSM8K"] == "ducks-0"
+
+
+def test_sources_name_the_data_set_and_the_row_unless_the_row_says() -> None:
+    assert only(FORMATS["GSM8K"][1]).source == "farm/ducks#0"
+    assert only(FORMATS["JSONL"][1]).source == "my farm"
+
+
+def test_repeated_ids_are_suffixed_and_counted() -> None:
+    rows = [{"id": name, "problem": TEXT, "answer": "12"} for name in ("a", "a", "a#2", "a", "b")]
+    adapted = read(*rows)
+    ids = [problem.id for problem in adapted.problems]
+    assert ids == ["a", "a#2", "a#2#2", "a#3", "b"]
+    assert adapted.notes == {"repeated id given a suffix": 3}
+
+
+def test_gsm8k_loses_its_calculator_annotations_and_digit_groups() -> None:
+    problem = only({"question": TEXT, "answer": "It is <<600*2=1200>>1200.\n#### 5 no\nso\n#### 1,200"})
+    assert problem.answer == "1200"
+    assert problem.solution == "It is 1200.\n#### 5 no\nso\n#### 1,200"
+
+
+def test_gsm8k_rows_without_a_final_line_have_no_answer() -> None:
+    good, bad = {"question": TEXT, "answer": "#### 12"}, {"question": TEXT + "?", "answer": "Twelve, I think."}
+    adapted = read(good, bad)
+    assert [problem.answer for problem in adapted.problems] == ["12", ""]
+    _, report = curate(adapted.problems)
+    assert report.ids("no_answer") == ("ducks-1",)
+
+
+def test_a_gsm8k_answer_is_never_taken_whole() -> None:
+    row = FORMATS["GSM8K"][1]
+    adapted = read(row, adapter="plain")
+    assert not adapted.problems
+    assert adapted.dropped[0].reason is DropReason.MALFORMED
+    assert "gsm8k" in adapted.dropped[0].why
+
+
+# --- DAPO's wrapper -----------------------------------------------------------------------------------------------
+
+
+@given(st.text(min_size=1).map(str.strip).filter(bool))
+def test_stripping_undoes_wrapping(text: str) -> None:
+    assert strip_wrapper(wrapped(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer the riddle: what has 12 ducks?",
+        "Let Answer: be a word. How many letters has it?",
+        'What does "Answer:" mean?',
+        f'A sheet says "{HEAD}" and nothing else. How many words is that?',
+        f"{TAIL} How many words is that?",
+        "Solve the following math problem step by step. 1 + 1",
+    ],
+)
+def test_a_problem_that_speaks_of_answers_is_left_alone(text: str) -> None:
+    assert strip_wrapper(text) == text
+    assert only({"prompt": text, "answer": "1"}).text == text
+
+
+def test_the_wrapper_is_stripped_from_the_system_form_too_and_counted() -> None:
+    row = DAPO | {"prompt": [{"role": "system", "content": HEAD}, {"role": "user", "content": TEXT}]}
+    adapted = read(row)
+    assert adapted.problems[0].text == TEXT
+    assert adapted.notes == {"instruction wrapper stripped": 1}
+    other = DAPO | {"prompt": [{"role": "system", "content": "Be a duck."}, {"role": "user", "content": TEXT}]}
+    assert read(other).notes == {"system message left out": 1}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "?"}],
+        [{"role": "user", "content": TEXT}, {"role": "user", "content": TEXT}],
+        [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
+        [TEXT],
+        {"text": TEXT},
+    ],
+)
+def test_prompts_that_are_not_one_question_are_malformed(prompt: object) -> None:
+    adapted = read({"prompt": prompt, "answer": "12"})
+    assert [drop.reason for drop in adapted.dropped] == [DropReason.MALFORMED]
+    assert adapted.dropped[0].id == "ducks-0"
+
+
+def test_a_prompt_in_text_parts_is_joined() -> None:
+    parts = [{"type": "text", "text": "One."}, {"type": "text", "text": "Two?"}]
+    assert only({"prompt": [{"role": "user", "content": parts}], "answer": "12"}).text == "One.\nTwo?"
+
+
+def test_a_processed_row_with_two_answers_is_malformed() -> None:
+    row = FORMATS["DAPO processed"][1]
+    assert only(row | {"solution": "12.0"}).answer == "12.0"
+    assert read(row | {"solution": "13"}).dropped[0].why == "solution says '13', reward_model says '12'"
+
+
+# --- reasoning-gym, boxes, detection ------------------------------------------------------------------------------
+
+
+def test_reasoning_gym_entries_carry_themselves_as_reference() -> None:
+    problem = only(GYM)
+    assert (problem.text, problem.answer) == ("Calculate 8 + 4.", "12")
+    assert problem.reference == json.dumps(GYM, sort_keys=True)
+    assert problem.key == problem.reference
+
+
+def test_reasoning_gym_entries_json_cannot_carry_are_dropped_and_counted() -> None:
+    bad = GYM | {"metadata": {"source_dataset": "sums", "x": {1, 2}}}
+    worse = GYM | {"metadata": {"source_dataset": "sums", "x": float("nan")}}
+    adapted = read(bad, GYM, worse)
+    assert len(adapted.problems) == 1
+    assert [drop.id for drop in adapted.dropped] == ["ducks-0", "ducks-2"]
+    kept, report = curate(adapted.problems)
+    report = report.including(adapted, source="gym")
+    assert (report.rows, report.kept, report.counts) == (3, len(kept), {"malformed": 2})
+
+
+def test_a_metadata_column_alone_does_not_make_reasoning_gym() -> None:
+    assert detect(["question", "answer", "metadata"], [GYM | {"metadata": {"page": 3}}]) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("solution", "contents"),
+    [
+        (r"Thus \boxed{12}.", ["12"]),
+        (r"First \boxed{1}, then \boxed{\frac{1}{2}}", ["1", r"\frac{1}{2}"]),
+        (r"\boxed{\{1, 2\}}", [r"\{1, 2\}"]),
+        (r"\fbox{ 7 }", ["7"]),
+        (r"\boxed 7", ["7"]),
+        (r"\boxedthing{7}", []),
+        (r"good \boxed{3} torn \boxed{4", ["3"]),
+        (r"\boxed{3\\}", [r"3\\"]),
+        ("none", []),
+        (r"\boxed{", []),
+    ],
+)
+def test_boxes_are_read_with_balanced_braces(solution: str, contents: list[str]) -> None:
+    assert boxed(solution) == contents
+
+
+def test_a_solution_that_boxes_two_answers_gives_none() -> None:
+    adapted = read(
+        {"problem": TEXT, "solution": r"\boxed{12}, that is \boxed{12.0}"},
+        {"problem": TEXT, "solution": r"\boxed{12} or \boxed{13}"},
+    )
+    assert [one.answer for one in adapted.problems] == ["12.0"]
+    assert [(drop.id, drop.reason) for drop in adapted.dropped] == [("ducks-1", DropReason.MALFORMED)]
+    assert "boxes 2: 12; 13" in adapted.dropped[0].why
+
+
+def test_a_boxed_answer_is_counted_and_only_used_where_the_column_is_silent() -> None:
+    row = {"problem": TEXT, "solution": r"\boxed{12}", "Answer": None}
+    adapted = read(row, row | {"Answer": "13"}, row | {"solution": "no box"})
+    assert [problem.answer for problem in adapted.problems] == ["12", "13", ""]
+    assert adapted.notes == {r"answer taken from the \boxed{} of the solution": 1}
+
+
+def test_no_fitting_adapter_says_what_it_got_and_expected() -> None:
+    with pytest.raises(DataError, match=r"got gold, pred; expected one of .*plain \(problem\|question\|text"):
+        detect(["pred", "gold"])
+
+
+def test_an_unknown_adapter_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean gsm8k"):
+        read(GYM, adapter="gsm8")
+
+
+def test_an_adapter_that_lacks_its_columns_is_refused() -> None:
+    with pytest.raises(DataError, match="got answer, metadata, question; expected problem"):
+        read(GYM, adapter="math500")
+
+
+def test_booleans_and_objects_are_not_answers() -> None:
+    adapted = read({"problem": TEXT, "answer": True}, {"problem": TEXT, "answer": {"x": 1}})
+    assert [drop.reason for drop in adapted.dropped] == [DropReason.MALFORMED] * 2
+    assert read({"problem": TEXT, "answer": float("nan")}).problems[0].answer == ""
+
+
+def test_adapter_names_are_unique() -> None:
+    assert all(name == adapter.name for name, adapter in ADAPTERS.items())
+    assert len(ADAPTERS) == 11
+
+
+# --- curation -----------------------------------------------------------------------------------------------------
+
+
+def problem(id: str, text: str = TEXT, answer: str = "12", reference: str | None = None) -> Problem:
+    return Problem(id, text, answer, reference=reference)
+
+
+problem_lists = st.lists(
+    st.tuples(
+        st.sampled_from(["", " ", "a", "a ", "b", "B", "e\u0301", "\u00e9", "c"]),
+        st.sampled_from(["", "1", "1.0", "2", "$2$", "bad"]),
+    ),
+    max_size=12,
+).map(lambda pairs: [Problem(f"p{i}", text, answer) for i, (text, answer) in enumerate(pairs)])
+policies = st.fixed_dictionaries(
+    {
+        "on_duplicate": st.sampled_from(["drop", "keep"]),
+        "on_conflict": st.sampled_from(["drop_all", "keep_first", "keep"]),
+        "limit": st.one_of(st.none(), st.integers(1, 4)),
+    }
+)
+FILTERS: dict[str, Any] = {
+    "readable": lambda key: key != "bad",
+    "language": lambda text: {"c": "zh", "b": UNDETERMINED}.get(text, "en"),
+    "languages": ("en",),
+}
+
+
+@given(problem_lists, policies)
+def test_curation_is_idempotent_keeps_the_order_and_accounts_for_every_row(
+    problems: list[Problem], settings: dict[str, Any]
+) -> None:
+    kept, report = curate(problems, **FILTERS, **settings)
+    positions = [problems.index(one) for one in kept]
+    assert positions == sorted(positions)
+    assert report.kept == len(kept)
+    assert report.rows == len(problems) == len(kept) + len(report.dropped) + report.beyond_limit
+    assert {one.id for one in kept}.isdisjoint(drop.id for drop in report.dropped)
+    again, second = curate(kept, **FILTERS, **settings)
+    assert again == kept
+    assert not second.dropped
+
+
+@given(problem_lists)
+def test_by_default_no_two_problems_share_a_text(problems: list[Problem]) -> None:
+    kept, _ = curate(problems)
+    assert len({one.text.strip().replace("e\u0301", "\u00e9") for one in kept}) == len(kept)
+    assert all(one.text.strip() and one.answer for one in kept)
+
+
+def test_duplicates_keep_the_first_and_say_of_what() -> None:
+    rows = [problem("a", "x  y"), problem("b", "x\ny ", "12.0"), problem("c", "X y")]
+    kept, report = curate(rows)
+    assert [one.id for one in kept] == ["a", "c"]
+    assert [(drop.id, drop.reason, drop.why) for drop in report.dropped] == [("b", DropReason.DUPLICATE, "of a")]
+    assert len(curate(rows, on_duplicate="keep")[0]) == 3
+    with pytest.raises(DataError, match="problem b is a duplicate"):
+        curate(rows, on_duplicate="error")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("1200", "1,200", True),
+        ("7", "007.00", True),
+        ("$x$", "x", True),
+        ("-0", "0", True),
+        ("-1", "1", False),
+        ("1,2", "12", False),
+        ("1.5", "15", False),
+        ("x+1", "1+x", False),
+    ],
+)
+def test_answers_are_compared_by_eye_only(first: str, second: str, same: bool) -> None:
+    _, report = curate([problem("a", answer=first), problem("b", answer=second)])
+    assert report.counts == ({"duplicate": 1} if same else {"conflict": 2})
+
+
+def test_conflicts_drop_every_copy_by_default() -> None:
+    rows = [problem("a"), problem("b"), problem("c", answer="13"), problem("d", "other")]
+    kept, report = curate(rows)
+    assert [one.id for one in kept] == ["d"]
+    assert report.ids(DropReason.CONFLICT) == ("a", "b", "c")
+    assert report.dropped[0].why == "a says '12', c says '13'"
+    kept, report = curate(rows, on_conflict="keep_first")
+    assert [one.id for one in kept] == ["a", "d"]
+    assert report.counts == {"duplicate": 1, "conflict": 1}
+    assert [one.id for one in curate(rows, on_conflict="keep")[0]] == ["a", "c", "d"]
+    with pytest.raises(DataError, match="problem c has two answers"):
+        curate(rows, on_conflict="error")
+
+
+def test_a_row_without_answer_makes_no_conflict() -> None:
+    kept, report = curate([problem("a", answer=" "), problem("b")])
+    assert [one.id for one in kept] == ["b"]
+    assert report.counts == {"no_answer": 1}
+
+
+def test_unreadable_references_are_judged_by_the_verifiers_key_once_each() -> None:
+    asked: list[str] = []
+
+    def readable(key: str) -> bool:
+        asked.append(key)
+        return key != "?"
+
+    rows = [problem("a", "1", "5", reference="?"), problem("b", "2", "5"), problem("c", "3", "5")]
+    kept, report = curate(rows, readable=readable)
+    assert [one.id for one in kept] == ["b", "c"]
+    assert report.ids("unreadable") == ("a",)
+    assert asked == ["?", "5"]
+
+
+def test_undetermined_languages_stay() -> None:
+    rows = [problem("a", "aa"), problem("b", "bb"), problem("c", "cc")]
+    spoken = {"aa": "en", "bb": UNDETERMINED, "cc": "zh"}
+    kept, report = curate(rows, language=spoken.__getitem__, languages=["en"])
+    assert [one.id for one in kept] == ["a", "b"]
+    assert report.languages == {"en": 1, UNDETERMINED: 1, "zh": 1}
+    assert report.dropped[0].why == "zh"
+
+
+def test_the_limit_counts_usable_problems() -> None:
+    rows = [problem(str(i), str(i), "" if i % 2 else "1") for i in range(10)]
+    kept, report = curate(rows, limit=2)
+    assert [one.id for one in kept] == ["0", "2"]
+    assert (report.beyond_limit, report.counts) == (3, {"no_answer": 5})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"on_duplicate": "dorp"}, "did you mean drop"),
+        ({"on_conflict": "drop"}, "did you mean drop_all"),
+        ({"limit": 0}, "limit"),
+        ({"languages": ["en"]}, "no way to identify"),
+        ({"languages": "en"}, "not codes"),
+        ({"languages": []}, "not codes"),
+        ({"languages": ["english"]}, "not codes"),
+    ],
+)
+def test_settings_are_refused_before_any_work(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        curate([], **settings)
+
+
+def test_the_report_speaks_three_ways() -> None:
+    rows = [problem(f"p{i}") for i in range(8)]
+    adapted = Adapted(tuple(rows), "plain", notes={"system message left out": 2})
+    _, report = curate(rows)
+    report = report.including(adapted, source="ducks.jsonl")
+    assert report.summary() == "1 of 8 rows kept from ducks.jsonl; dropped 7 duplicate"
+    assert report.lines() == [
+        "rows                           8  ducks.jsonl (plain)",
+        "dropped: duplicate             7  p1, p2, p3, p4, p5, …",
+        "kept                           1",
+        "note: system message left out  2",
+    ]
+    saved = json.loads(report.to_json())
+    assert saved["counts"] == {"duplicate": 7}
+    assert [row["id"] for row in saved["dropped"]["duplicate"]] == [f"p{i}" for i in range(1, 8)]
+    assert (saved["rows"], saved["kept"], saved["adapter"]) == (8, 1, "plain")
