@@ -1,0 +1,457 @@
+"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no other.
+
+The policy, first match wins (``docs/verifier.md`` has the measurements behind it):
+
+0. Only what follows the last ``</think>`` counts; an unclosed ``<think>`` means no answer. Fenced code blocks, chat-template
+   tokens and ``<<3*4=12>>`` annotations are removed first.
+1. ``<answer>…</answer>``: only the text inside counts.
+2. Boxes. Equal boxes are one box; different ones are a *list* of answers, and so are right only where the reference is that
+   list. An unclosed or empty last box means no answer. ``Final Answer: The final answer is X. I hope it is correct.`` after
+   the last box replaces it.
+3. A final-answer phrase, the last one: ``#### X``, ``Answer: X``, ``A: X``, ``the answer is X``, ``答案是X``.
+4. A completion that is nothing but an answer: one short line without prose.
+5. The last mathematics or number in the last line that has any, with everything that belongs to it: of ``54, 55, 56`` or
+   ``28 + 28`` that is the whole, never the last number alone.
+
+An answer that the sentence around it denies ("the answer is not 56", "56 is wrong") is no answer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sgsd.verifiers.tidy import balanced, key, tidy, words
+
+MAX_CHARACTERS = 400_000
+MAX_ANSWER = 4_000
+MAX_TEXT = 40_000
+
+
+class Found(StrEnum):
+    """Where the answer stood."""
+
+    BOX = "box"
+    PHRASE = "phrase"
+    WHOLE = "whole"
+    LAST = "last"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """The answer of a completion.
+
+    Attributes:
+        text: the answer as written, without its box, phrase or ``$``; ``None`` if there is none.
+        found: where it stood.
+        reason: why there is none.
+        several: whether ``text`` joins several different boxes.
+    """
+
+    text: str | None
+    found: Found = Found.NOTHING
+    reason: str | None = None
+    several: bool = False
+
+
+NO_ANSWER = "no answer"
+DENIED = "denied answer"
+
+_THINK_CLOSE = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>", re.IGNORECASE)
+_THINK_OPEN = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>", re.IGNORECASE)
+_NEXT_TURN = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|eot_id\|>|<\|im_end\|>|<\|endoftext\|>|</s>|<end_of_turn>"
+)
+_CHAT_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
+_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}\\]+))?")
+
+_HOPE = re.compile(
+    r"final answer:?\**\s*(?:the (?:final )?answer is:?)?((?:(?!final answer)[^\n]){1,600}?)\.?\s*i hope", re.IGNORECASE
+)
+_PHRASES = (
+    re.compile(r"####+[ \t]*(?=[^\s#])(?P<x>[^\n]{1,2000})$", re.MULTILINE),
+    re.compile(
+        r"(?:^|(?<=[\s*_#>\-(.。]))(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|result)\b(?:\s+to\s+[^.:\n]{1,80}?)?\s*[*_]{0,3}\s*"
+        r"(?::|=|：|\bis\b\s*:?|\bwould be\b|\bmust be\b|\bshould be\b|\n)\s*[*_]{0,3}[ \t]*\n?\s*(?P<x>[^\n]{1,2000})",
+        re.IGNORECASE,
+    ),
+    re.compile(r"^[*_ \t]{0,4}A[*_]{0,2}:[*_]{0,2}[ \t]*(?P<x>[^\n]{1,2000})$", re.MULTILINE),
+    re.compile(r"(?:答案|最终答案|最后答案|结果)\s*(?:是|为|：|:|等于)+\s*(?P<x>[^\n。]{1,2000})"),
+)
+_NEGATION = re.compile(
+    r"(?:\bnot|n't|n’t|\bnever|\bneither|\bcannot be|\\neq?|≠|!=|\brather than|\binstead of|\bexcept|不是|不等于)"
+    r"(?:\s+(?:equal(?:\s+to)?|be|is|exactly|simply|just|the answer|:))*[\s:$*\\(\[{\"']*$",
+    re.IGNORECASE,
+)
+_DENIAL = re.compile(
+    r"^[\s$.*)\]}\"'\\]{0,6}(?:,?\s*(?:which|that|it|this|but (?:that|this|it)))?\s*(?:is|was|would be|isn't|wasn't|are)\s*"
+    r"(?:n't|not|definitely not|certainly not|clearly not)?\s*"
+    r"(?:(?<=not )|(?<=n't )|(?=wrong|incorrect|false|impossible|not\b))(?:the |a |an )?(?:right|correct|answer|wrong|incorrect|false|impossible|it\b|true|solution)",
+    re.IGNORECASE,
+)
+_MATH = re.compile(
+    r"\$\$(?P<a>[^$]{1,2000})\$\$|(?<!\\)\$(?P<b>(?:\\.|[^$\\]){1,2000})\$|\\\((?P<c>.{1,2000}?)\\\)|\\\[(?P<d>.{1,2000}?)\\\]",
+    re.DOTALL,
+)
+_JOINT = re.compile(r"[\s.,;]*(?:\\?\s*(?:text\{)?\s*(?:and|or|,|;)\s*\}?)?[\s.,;]*", re.IGNORECASE)
+_NUMBER = re.compile(r"\\frac\{-?\d+\}\{-?\d+\}|\d+(?:[.,]\d+)*|\.\d+")
+# What may stand between two numbers and make them one expression, equation or list.
+_RUN = re.compile(
+    r"(?:(?:\\(?:frac|dfrac|sqrt|times|cdot|div|pm|approx|left|right|pi|leq?|geq?)\b|[€£¥₹$]|\b(?:or|and|to|through|minus|plus|times|mod|sqrt)\b|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√]"
+    r"|\d+(?:[.,]\d+)*|\.\d+|(?<![A-Za-z\d])[xX](?![A-Za-z]))[ \t]*)+"
+)
+_UNIT_AFTER = re.compile(
+    r"[ \t]*(?:\\?%|percent\b|pct\b|°|\^\\circ|\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km)(?![A-Za-z]))?"
+)
+_WORD = re.compile(r"[A-Za-zÀ-ɏ]{2,}")
+_SENTENCE_END = re.compile(r"(?<![A-Z\d])[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])")
+
+
+def extract_answer(completion: str) -> Extraction:
+    """The answer that a completion commits to, by the policy at the head of this module.
+
+    Never raises, and takes time linear in the length. Only the last 400,000 characters are looked at.
+    """
+    text = _spoken_part(completion)
+    if isinstance(text, Extraction):
+        return text
+    return _tagged(text) or _boxed(text) or _phrased(text) or _unmarked(text)
+
+
+def extract_choice(completion: str) -> Extraction:
+    """As ``extract_answer``, for multiple choice: with no box and no phrase, the last line is the answer."""
+    text = _spoken_part(completion)
+    if isinstance(text, Extraction):
+        return text
+    marked = _tagged(text) or _boxed(text) or _phrased(text)
+    return marked or Extraction(text.rstrip().rpartition("\n")[2][-MAX_ANSWER:], Found.LAST)
+
+
+def extract_lines(completion: str, *, lines: int) -> Extraction:
+    """As ``extract_answer``, for answers that are texts rather than mathematics, of ``lines`` lines.
+
+    An answer in tags or in a box is all that stands there. Of several lines, it is else what follows the last ``Answer:``, or
+    the last ``lines`` lines, a code fence around them not counting. Of one line, it is what follows ``Answer:``, or the whole
+    completion if that is one line, or else what ``extract_answer`` finds.
+    """
+    text = _spoken_part(completion if lines <= 1 else completion.replace("```", ""))
+    if isinstance(text, Extraction):
+        return text
+    marked = _tagged(text) or _boxed(text)
+    if marked is not None:
+        return marked
+    if lines > 1:
+        tail = None
+        for tail in re.finditer(r"answer(?: is)?\**\s*:\**", text, re.IGNORECASE):
+            pass
+        chosen = text[tail.end() :] if tail else "\n".join(text.rstrip().split("\n")[-lines:])
+        chosen = chosen.strip("\n").rstrip()
+        return (
+            Extraction(chosen[:MAX_TEXT], Found.PHRASE if tail else Found.LAST)
+            if chosen.strip()
+            else Extraction(None, reason=NO_ANSWER)
+        )
+    phrase = _phrased(text)
+    if phrase is not None:
+        return phrase
+    return Extraction(text[:MAX_TEXT], Found.WHOLE) if "\n" not in text else _unmarked(text)
+
+
+def _spoken_part(completion: str) -> str | Extraction:
+    """The part of a completion that is meant for the reader; an ``Extraction`` without text if there is none."""
+    text = completion[-MAX_CHARACTERS:]
+    close = None
+    for close in _THINK_CLOSE.finditer(text):
+        pass
+    if close is not None:
+        text = text[close.end() :]
+    if _THINK_OPEN.search(text):
+        return Extraction(None, reason="unclosed think tag")
+    turn = _NEXT_TURN.search(text, 1)
+    if turn and text[: turn.start()].strip():
+        text = text[: turn.start()]
+    text = _CALCULATOR.sub("", _FENCE.sub("\n", _CHAT_TOKEN.sub(" ", text))).strip()
+    return text or Extraction(None, reason=NO_ANSWER)
+
+
+def _tagged(text: str) -> Extraction | None:
+    tags = [tag for tag in _ANSWER_TAG.findall(text) if tag.strip()]
+    if not tags:
+        return None
+    if len({key(tidy(tag[:MAX_ANSWER])) for tag in tags[:100]}) > 1:
+        return Extraction(" ; ".join(tag.strip() for tag in tags)[:MAX_ANSWER], Found.PHRASE, several=True)
+    return _boxed(tags[-1]) or Extraction(tags[-1].strip()[:MAX_ANSWER], Found.PHRASE)
+
+
+def boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
+    """Start, end and content of every outermost box, and whether the last one is unclosed."""
+    found: list[tuple[int, int, str]] = []
+    position = 0
+    while (match := _BOX.search(text, position)) is not None:
+        if match[1] is None:
+            content = (match[2] or "").rstrip(".,;:")
+            found.append((match.start(), match.end(), content))
+            position = match.end()
+            continue
+        end = _closing(text, match.end())
+        if end is None:
+            return found, True
+        found.append((match.start(), end + 1, text[match.end() : end]))
+        position = end + 1
+    return found, False
+
+
+def _closing(text: str, start: int) -> int | None:
+    depth = 1
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        if brace[0] == "{":
+            depth += 1
+        elif brace[0] == "}":
+            depth -= 1
+            if depth == 0:
+                return brace.start()
+    return None
+
+
+def _denied(text: str, start: int, end: int) -> bool:
+    before = text[max(0, start - 60) : start]
+    return bool(_NEGATION.search(before)) or bool(_DENIAL.match(text[end : end + 80]))
+
+
+def _boxed(text: str) -> Extraction | None:
+    found, unclosed = boxes(text)
+    if not found and not unclosed:
+        return None
+    end = found[-1][1] if found else 0
+    hope = None
+    for hope in _HOPE.finditer(text, end):
+        pass
+    if hope is not None:
+        return _from_phrase(text, hope.start(1), hope.end(1))
+    if unclosed:
+        return Extraction(None, reason="unclosed box")
+    contents = [_inner(content) for _, _, content in found]
+    if not contents[-1]:
+        return Extraction(None, reason="empty box")
+    if _denied(text, found[-1][0], end):
+        return Extraction(None, reason=DENIED)
+    distinct: dict[str, str] = {}
+    for content in contents:
+        if content:
+            distinct.setdefault(key(tidy(content[:MAX_ANSWER])), content)
+        if len(distinct) > 100:
+            return Extraction(None, reason="several answers")
+    joined = ", ".join(distinct.values())
+    if len(distinct) == 1 and len(joined) <= MAX_ANSWER and _sentence(joined):
+        inner = _from_phrase(joined, 0, len(joined))
+        return Extraction(inner.text, Found.BOX, inner.reason, inner.several)
+    if len(joined) > MAX_ANSWER:
+        return Extraction(joined[:MAX_ANSWER], Found.BOX, reason="too long", several=len(distinct) > 1)
+    return Extraction(joined, Found.BOX, several=len(distinct) > 1)
+
+
+def _inner(content: str) -> str:
+    content = content.strip()
+    for _ in range(8):
+        found, unclosed = boxes(content)
+        if not found or unclosed:
+            break
+        content = found[-1][2].strip()
+    content = content.strip()
+    return content.strip("$ ") if content.count("$") in {1, 2} and not content.strip("$ ").count("$") else content
+
+
+def _phrased(text: str) -> Extraction | None:
+    hope = None
+    for hope in _HOPE.finditer(text):
+        pass
+    if hope is not None:
+        return _from_phrase(text, hope.start(1), hope.end(1))
+    best: re.Match[str] | None = None
+    for pattern in _PHRASES:
+        for match in pattern.finditer(text):
+            if best is None or match.start("x") >= best.start("x"):
+                best = match
+    if best is None:
+        return None
+    return _from_phrase(text, best.start("x"), best.end("x"))
+
+
+def _from_phrase(text: str, start: int, end: int) -> Extraction:
+    """The answer in what follows ``Answer:`` and the like."""
+    phrase = text[start:end]
+    sentence = _SENTENCE_END.search(phrase)
+    if sentence is not None and "$" not in phrase[sentence.start() :]:
+        phrase = phrase[: sentence.start()]
+    phrase = phrase.strip().strip("*_`\"' ").rstrip(".。!,;").strip("*_`\"' ")
+    if phrase.endswith("\\") or phrase.startswith('\\"'):
+        phrase = phrase.replace('\\"', "").strip("\\\"' ")
+    if not phrase:
+        return Extraction(None, reason=NO_ANSWER)
+    if re.match(r"(?:\$?\s*)(?:not\b|n't|isn't|never\b|\\neq?|≠|不是)", phrase, re.IGNORECASE) or _NEGATION.search(
+        text[max(0, start - 12) : start]
+    ):
+        return Extraction(None, reason=DENIED)
+    if _DENIAL.search(phrase) or re.search(
+        r"\b(?:is|are) (?:wrong|incorrect|not)\b|\bis(?: definitely)? not\b", phrase
+    ):
+        return Extraction(None, reason=DENIED)
+    if not _prose(phrase) and not _sentence(phrase):
+        return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
+    last_is = None
+    for last_is in re.finditer(r"\b(?:is|are|be|equals?)\b:?|(?<![<>!=]):(?=\s)", _hide_math(phrase)):
+        pass
+    tail = phrase[last_is.end() :].strip() if last_is else phrase
+    if tail and (_NUMBER.search(tail) or _MATH.search(tail)):
+        phrase = tail.strip("*_ ")
+        if not _prose(phrase):
+            return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
+    return _single(phrase)
+
+
+def _hide_math(text: str) -> str:
+    return _MATH.sub(lambda m: " " * len(m[0]), text)
+
+
+def _single(phrase: str) -> Extraction:
+    """The one mathematical thing in a phrase that has prose too; several different ones stay a list."""
+    spans = [next(g for g in m.groups() if g is not None).strip() for m in _MATH.finditer(phrase)]
+    rest = _MATH.sub(" ", phrase)
+    numbers = _NUMBER.findall(rest)
+    if spans and not numbers:
+        distinct = list({key(tidy(span)): span for span in spans})
+        chosen = list({key(tidy(span)): span for span in spans}.values())
+        if len(distinct) == 1 and "%" in rest[:200] and "%" not in chosen[0]:
+            return Extraction(chosen[0] + "\\%", Found.PHRASE)
+        return Extraction(", ".join(chosen)[:MAX_ANSWER], Found.PHRASE, several=len(distinct) > 1)
+    if len(set(numbers)) == 1 and not spans:
+        return Extraction(_run(phrase), Found.PHRASE)
+    if not numbers and not spans:
+        return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
+    run = _run(phrase)
+    return Extraction(
+        phrase[:MAX_ANSWER] if run is None else ", ".join([*spans, *numbers])[:MAX_ANSWER], Found.PHRASE, several=True
+    )
+
+
+def _prose(text: str) -> bool:
+    """Whether a line is more than an answer with its unit: four words or more, or mathematics inside a sentence."""
+    plain = re.sub(r"\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+", " ", _MATH.sub(" 1 ", text))
+    count = len([w for w in _WORD.findall(plain) if w.lower() not in {"and", "or", "sqrt", "pi"}])
+    has_value = bool(_NUMBER.search(text) or _MATH.search(text))
+    return count > (3 if has_value else 8)
+
+
+def _unmarked(text: str) -> Extraction:
+    """No box and no phrase: the whole, if it is nothing but an answer; else the last mathematics or number."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        return Extraction(None, reason=NO_ANSWER)
+    bare = strip_all(text)
+    if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not _sentence(bare):
+        return Extraction(bare, Found.WHOLE)
+    whole = _MATH.fullmatch(text)
+    if whole is not None and len(text) <= MAX_ANSWER:
+        return Extraction(next(g for g in whole.groups() if g is not None).strip(), Found.WHOLE)
+    for line in reversed(lines[-200:]):
+        if len(line) > 20_000:
+            line = line[-20_000:]
+        found = _last(line)
+        if found is not None:
+            return found
+    return Extraction(None, reason=NO_ANSWER)
+
+
+def strip_all(text: str) -> str:
+    """Without the ``$`` around a single piece of mathematics, and without emphasis."""
+    text = text.strip().strip("*_`").strip()
+    whole = _MATH.fullmatch(text.rstrip("."))
+    return next(g for g in whole.groups() if g is not None).strip() if whole else text
+
+
+def _sentence(line: str) -> bool:
+    """Whether a short line is a sentence about the answer rather than the answer."""
+    plain = re.sub(r"\\[A-Za-z]+", " ", re.sub(r"\\text(?:bf|rm|normal)?\{[^{}]*\}", " ", line))
+    plain = _MATH.sub(" 1 ", plain)
+    found = [w for w in _WORD.findall(plain) if w.lower() not in {"and", "or", "sqrt"}]
+    if not _NUMBER.search(line) and not _MATH.search(line):
+        return len(found) > 8
+    if re.search(r"\b(?:is|are|not|it's|the|we|that|so|be|was|find|get)\b|:\s", plain, re.IGNORECASE):
+        return True
+    return len(found) > 5 or (bool(_MATH.search(line)) and bool(found) and bool(re.match(r"\s*[A-Za-z]{3,}", plain)))
+
+
+def _last(line: str) -> Extraction | None:
+    spans = list(_MATH.finditer(line))
+    run = None
+    for run in _RUN.finditer(line):
+        pass
+    number = None
+    for number in _NUMBER.finditer(line):
+        pass
+    if spans and (number is None or number.start() < spans[-1].end() or _unit_only(line[spans[-1].end() :])):
+        return _last_span(line, spans)
+    if number is None:
+        return None
+    found = _run(line)
+    if found is None:
+        return None
+    start = line.rfind(found)
+    if _denied(line, start, start + len(found)):
+        return Extraction(None, reason=DENIED)
+    return Extraction(found, Found.LAST)
+
+
+def _unit_only(rest: str) -> bool:
+    return not _NUMBER.search(rest)
+
+
+def _last_span(line: str, spans: list[re.Match[str]]) -> Extraction:
+    chosen = [spans[-1]]
+    for earlier, later in zip(reversed(spans[:-1]), reversed(spans), strict=False):
+        between = line[earlier.end() : later.start()]
+        if not between.strip() or not _JOINT.fullmatch(between):
+            break
+        chosen.insert(0, earlier)
+    if _denied(line, chosen[0].start(), chosen[-1].end()):
+        return Extraction(None, reason=DENIED)
+    parts = [next(g for g in span.groups() if g is not None).strip() for span in chosen]
+    answer = ", ".join(parts)
+    if re.match(r"\s*(?:\\?%|percent\b|pct\b)", line[chosen[-1].end() :]) and "%" not in answer:
+        answer += "\\%"
+    return Extraction(answer[:MAX_ANSWER], Found.LAST, several=len(parts) > 1)
+
+
+def _run(line: str) -> str | None:
+    """The last number of a line with all that belongs to it: its equation, expression, list, sign and unit."""
+    last = None
+    for run in _RUN.finditer(line):
+        if re.search(r"\d", run[0]):
+            last = run
+    if last is None:
+        return None
+    before = line[: last.start()]
+    start = last.start()
+    if before and before[-1].isalnum():
+        glued = re.search(r"[A-Za-z0-9_]+$", before)
+        return line[glued.start() if glued else start : last.end()].strip()
+    text = last[0]
+    trimmed = re.sub(r"^(?:\s*(?:or|and|to|through|minus|plus|times|mod|[),;=\]}/*!%]|-\s)\s*)+", "", text, count=1)
+    trimmed = re.sub(r"(?:\s*(?:\bor|\band|\bto|\bthrough|[,;(\[{<>]|-|\$)\s*)+$", "", trimmed).strip()
+    while trimmed and not _paired(trimmed) and trimmed[-1] in ")]}":
+        trimmed = trimmed[:-1].rstrip()
+    unit = _UNIT_AFTER.match(line, last.end())
+    after = unit[0].strip() if unit else ""
+    return f"{trimmed} {after}".strip() if after else trimmed
+
+
+def _paired(text: str) -> bool:
+    return balanced(text) and text.count("(") >= text.count(")") and text.count("[") >= text.count("]")
+
+
+__all__ = ["Extraction", "Found", "boxes", "extract_answer", "words"]

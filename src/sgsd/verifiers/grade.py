@@ -1,0 +1,89 @@
+"""Completion and reference → verdict, for mathematics."""
+
+from __future__ import annotations
+
+import re
+
+from sgsd.verifiers.compare import Equal, UnreadableError, same_answer
+from sgsd.verifiers.extract import NO_ANSWER, Extraction, boxes, extract_answer
+from sgsd.verifiers.reading import Reading, Shape, read_answer
+from sgsd.verifiers.tidy import balanced, key, tidy
+from sgsd.verifiers.verdict import Outcome, Verdict
+
+_MARKED = re.compile(r"####|final answer", re.IGNORECASE)
+UNREADABLE = Verdict(Outcome.UNDECIDED, "unreadable reference")
+
+
+def reference_text(answer: str) -> str | None:
+    """The answer inside a reference: data sets give it bare, boxed, after ``####``, or at the end of a solution.
+
+    ``None`` where there is none: an empty reference, or one that is nothing but marks.
+    """
+    text = answer.strip()
+    if "boxed" in text or "fbox" in text:
+        found, unclosed = boxes(text)
+        contents = {key(tidy(content)): content for _, _, content in found if content.strip()}
+        if contents:
+            return ", ".join(contents.values())
+        if unclosed:
+            return text.rpartition("boxed{")[2]
+        return None
+    if _MARKED.search(text) or (len(text) > 200 and "\n" in text):
+        return extract_answer(text).text
+    return text if re.search(r"[^\W_]|\\[A-Za-z]", text) else None
+
+
+def read_reference(answer: str) -> Reading | None:
+    """The reference, read; ``None`` if it cannot be."""
+    text = reference_text(answer)
+    if text is None or len(text) > 4_000:
+        return None
+    reading = read_answer(text)
+    return reading if reading.text.strip() else None
+
+
+def plainly_readable(answer: str) -> bool | None:
+    """Whether a reference can be read, as far as that can be told without the algebra system; ``None`` if it cannot."""
+    reading = read_reference(answer)
+    if reading is None:
+        return False
+    if not balanced(reading.text):
+        return False
+    return True if _plain(reading) else None
+
+
+def _plain(reading: Reading) -> bool:
+    if reading.items:
+        return all(_plain(item) for item in reading.items)
+    return reading.shape in {Shape.NUMBER, Shape.WORDS}
+
+
+def grade(completion: str, answer: str, equal: Equal) -> Verdict:
+    """Judge a completion.
+
+    Args:
+        completion: what the model wrote.
+        answer: the reference.
+        equal: decides about expressions, see ``compare.same_answer``.
+    """
+    reference = read_reference(answer)
+    if reference is None:
+        return UNREADABLE
+    extraction = extract_answer(completion)
+    if extraction.text is None or not extraction.text.strip():
+        return Verdict(Outcome.INCORRECT, extraction.reason or NO_ANSWER)
+    return grade_extraction(extraction, reference, equal)
+
+
+def grade_extraction(extraction: Extraction, reference: Reading, equal: Equal) -> Verdict:
+    """Judge an extracted answer against a reference that was read."""
+    shown = (extraction.text or "")[:200]
+    if extraction.reason is not None:
+        return Verdict(Outcome.INCORRECT, extraction.reason, shown)
+    given = read_answer(extraction.text or "")
+    try:
+        if same_answer(reference, given, equal):
+            return Verdict(Outcome.CORRECT, None, shown)
+    except UnreadableError:
+        return Verdict(Outcome.UNDECIDED, UNREADABLE.reason, shown)
+    return Verdict(Outcome.INCORRECT, "several answers" if extraction.several else None, shown)

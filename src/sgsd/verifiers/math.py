@@ -1,0 +1,122 @@
+"""Equality of two mathematical expressions, by math-verify. The only module that imports it; runs in a worker process."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+from typing import Any
+
+import math_verify
+import sympy
+
+from sgsd.verifiers.compare import UnreadableError
+from sgsd.verifiers.grade import UNREADABLE, grade, read_reference
+from sgsd.verifiers.numerals import Numeral, read_numeral
+from sgsd.verifiers.verdict import Outcome, Verdict
+from sgsd.verifiers.worker import Grader
+
+# Its own timeouts need SIGALRM in the main thread; the pool has a harder one. It warns when they are off.
+for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+_MAX_LENGTH = 2_000
+_MAX_DEPTH = 60
+_CONFIG = [math_verify.LatexExtractionConfig()]
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_BASED = re.compile(r"[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)")
+
+
+@lru_cache(maxsize=2_048)
+def _parse(text: str) -> Any:
+    """The expression, or ``None`` where math-verify cannot parse it, or parses only a part of it."""
+    if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
+        return None
+    parsed: list[Any] = math_verify.parse(f"${text}$", _CONFIG, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    expression = next((item for item in parsed if not isinstance(item, str)), None)
+    return expression if expression is not None and _complete(text, expression) else None
+
+
+def _nesting(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    return deepest
+
+
+def _complete(text: str, expression: Any) -> bool:
+    """Whether the variables of the text are all in the expression. The parser drops what it does not understand."""
+    bare = re.sub(r"\\text ?\{[^{}]*\}|_(?:\{[^{}]*\}|\w)", " ", text)
+    letters = {
+        letter.lower()
+        for letter in re.findall(
+            r"[A-Za-z]", _COMMAND.sub(" ", re.sub(r"\\begin\{[^{}]*\}(?:\{[^{}]*\})?|\\end\{[^{}]*\}", " ", bare))
+        )
+    }
+    printed = str(expression).lower()
+    return all(letter in printed for letter in letters - {"e", "i", "d"})
+
+
+def equal(reference: str, given: str) -> bool:
+    """Whether two expressions are equal, as math-verify sees it, with guards against what it is known to get wrong.
+
+    Raises:
+        UnreadableError: if the reference cannot be parsed.
+    """
+    if _BASED.fullmatch(reference) or _BASED.fullmatch(given):
+        return re.sub(r"[\s{}]", "", reference) == re.sub(r"[\s{}]", "", given)
+    gold = _parse(reference)
+    if gold is None:
+        raise UnreadableError(reference)
+    numeral = read_numeral(given)
+    if numeral is not None and isinstance(gold, sympy.Expr) and not gold.free_symbols and not numeral.percent:
+        return _states(gold, numeral)
+    target = _parse(given)
+    if target is None:
+        return False
+    return math_verify.verify(gold, target, timeout_seconds=None)
+
+
+def _states(gold: sympy.Expr, numeral: Numeral) -> bool:
+    """Whether a literal is the value of an exact expression, or its rounding to four significant digits or more."""
+    value = sympy.Rational(numeral.value.numerator, numeral.value.denominator)
+    exact = gold.doit()
+    difference: Any = sympy.N(exact - value, 30)
+    if not difference.is_number or not difference.is_real:
+        return False
+    scale = abs(value) if value != 0 else sympy.Integer(1)
+    if abs(difference) <= sympy.Float("1e-20") * scale:
+        return True
+    if numeral.form != "decimal" or numeral.digits < 4:
+        return False
+    return bool(abs(difference) * 2 * 10**numeral.places <= 1)
+
+
+def grade_math(completion: str, answer: str) -> Verdict:
+    """Judge one completion by the mathematics policy."""
+    return grade(completion, answer, equal)
+
+
+def make_grader(*, check: bool = False) -> Grader:
+    """The mathematics policy; with ``check``, only whether the reference can be read."""
+    return (lambda _, answer: check_reference(answer)) if check else grade_math
+
+
+def check_reference(answer: str) -> Verdict:
+    """``CORRECT`` if the reference can be read, undecided otherwise."""
+    reading = read_reference(answer)
+    if reading is None:
+        return UNREADABLE
+    leaves = [reading]
+    while leaves:
+        leaf = leaves.pop()
+        leaves.extend(leaf.items)
+        if leaf.items or leaf.shape in {"number", "words"}:
+            continue
+        if not _BASED.fullmatch(leaf.text) and _parse(leaf.text) is None and _parse(leaf.whole) is None:
+            return UNREADABLE
+    return Verdict(Outcome.CORRECT)

@@ -1,0 +1,60 @@
+"""What a verifier says, and what a verifier is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Outcome(StrEnum):
+    """Three-valued: an answer that could not be judged is neither a success nor a failure."""
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    UNDECIDED = "undecided"
+
+    @property
+    def sign(self) -> int:
+        """The objective's r: +1 correct, −1 incorrect, 0 undecided."""
+        return _SIGNS[self]
+
+
+_SIGNS = {Outcome.CORRECT: 1, Outcome.INCORRECT: -1, Outcome.UNDECIDED: 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one completion.
+
+    Attributes:
+        outcome: correct, incorrect or undecided.
+        reason: why, where there is more to say than "equal" or "different": ``no answer``, ``several answers``,
+            ``timeout``, ``unreadable reference``, …
+        extracted: the answer that was compared with the reference, where one was found.
+    """
+
+    outcome: Outcome
+    reason: str | None = None
+    extracted: str | None = None
+
+
+class Verifier(Protocol):
+    """Compares completions with reference answers. Never raises on any text, in either argument."""
+
+    def verify(self, completion: str, answer: str) -> Verdict:
+        """Judge one completion against one reference answer."""
+        ...
+
+    def verify_many(self, completions: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        """Judge ``completions[i]`` against ``answers[i]``.
+
+        Raises:
+            ValueError: if the two differ in length.
+        """
+        ...
+
+    def readable(self, answer: str) -> bool:
+        """Whether this reference can be read at all: whether a completion could ever be called correct by it."""
+        ...
