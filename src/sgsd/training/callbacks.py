@@ -1,0 +1,34 @@
+"""What the trainer does between steps: teacher weights follow the policy, checkpoints get the method's own state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from sgsd.training.state import save_state
+
+if TYPE_CHECKING:
+    from sgsd.training.sgsd import SGSDTrainer
+
+
+class StateCallback(TrainerCallback):
+    """Keeps ``SGSDTrainer``'s teacher weights and checkpoint state in step with the optimizer."""
+
+    def __init__(self, trainer: SGSDTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.teacher_weights.after_optimizer_step(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        save_state(
+            Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}",
+            step=state.global_step,
+            bank=self._trainer.bank,
+            initial_bank=self._trainer.initial_bank,
+            teacher=self._trainer.teacher_weights,
+            rank=self._trainer.accelerator.process_index,
+        )

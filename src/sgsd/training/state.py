@@ -1,0 +1,213 @@
+"""What a run holds beyond TRL's own state: the teachers' weights and the bank, in and out of checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sgsd.bank import SkillBank
+from sgsd.errors import CheckpointError, ConfigError
+
+STATE_FOLDER = "sgsd"
+_STATE_FILE = "state.json"
+_BANK_FILE = "bank.json"
+_VERSION = 1
+
+
+class TeacherWeights:
+    """The weights teachers score with.
+
+    ``live``: the policy's own. ``frozen``: the policy's at the start. ``ema``: their moving average. ``periodic``: a
+    copy renewed now and then. Only trainable parameters are copied (with LoRA, the adapter's), and exchanged with the
+    policy's by pointer while teachers score. A frozen teacher of a *fresh* adapter needs no copy: the adapter is
+    switched off.
+
+    Args:
+        model: the policy, unwrapped, before training.
+        kind: one of the above.
+        fresh_adapter: the model carries an adapter that was initialised to do nothing.
+        ema_decay, sync_steps: see ``SGSDConfig``.
+    """
+
+    def __init__(
+        self, model: nn.Module, kind: str, *, fresh_adapter: bool = False, ema_decay: float = 0.99, sync_steps: int = 25
+    ) -> None:
+        self.kind = kind
+        self._model = model
+        self._ema_decay = ema_decay
+        self._sync_steps = sync_steps
+        self._adapter_off = kind == "frozen" and fresh_adapter
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        copies = kind != "live" and not self._adapter_off
+        self._held = [parameter.detach().clone() for parameter in self._parameters] if copies else []
+
+    @property
+    def saved(self) -> bool:
+        """Whether these weights are part of a checkpoint: a frozen teacher is made again from the initial policy."""
+        return self.kind in ("ema", "periodic")
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The policy's module computes with the teachers' weights, without dropout, inside this context."""
+        training = self._model.training
+        self._model.eval()
+        try:
+            if self._adapter_off:
+                with self._model.disable_adapter():  # pyright: ignore[reportCallIssue]
+                    yield
+            else:
+                self._exchange()
+                try:
+                    yield
+                finally:
+                    self._exchange()
+        finally:
+            self._model.train(training)
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Follow the policy: every step for ``ema``, every ``sync_steps`` steps for ``periodic``."""
+        if self.kind == "ema":
+            for held, parameter in zip(self._held, self._parameters, strict=True):
+                held.lerp_(parameter.detach().to(held.device), 1 - self._ema_decay)
+        elif self.kind == "periodic" and step % self._sync_steps == 0:
+            for held, parameter in zip(self._held, self._parameters, strict=True):
+                held.copy_(parameter.detach())
+
+    def state(self) -> dict[str, Tensor]:
+        """The copies, by position among the trainable parameters."""
+        return {f"{index:05d}": held for index, held in enumerate(self._held)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over saved copies.
+
+        Raises:
+            CheckpointError: if they are not this model's.
+        """
+        own = self.state()
+        if {name: held.shape for name, held in own.items()} != {name: saved.shape for name, saved in state.items()}:
+            raise CheckpointError(
+                "the checkpoint's teacher weights do not fit the model", got=f"{len(state)} tensors", expected=len(own)
+            )
+        for name, held in own.items():
+            held.copy_(state[name])
+
+    def _exchange(self) -> None:
+        for index, parameter in enumerate(self._parameters if self._held else []):
+            self._held[index], parameter.data = parameter.data, self._held[index].to(parameter.device)
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """The part of a checkpoint that is JSON."""
+
+    step: int
+    initial_bank: str
+    bank: str
+    teacher: str
+    version: int = _VERSION
+
+
+def save_state(
+    checkpoint: Path, *, step: int, bank: SkillBank, initial_bank: str, teacher: TeacherWeights, rank: int = 0
+) -> None:
+    """Write ``checkpoint/sgsd``: teacher weights of each rank, then the bank, then, last and at once, ``state.json``.
+
+    A checkpoint without ``state.json`` was cut off while it was written and is never resumed from.
+
+    Args:
+        checkpoint: the folder TRL has written.
+        step: optimizer steps done.
+        bank: as it is now.
+        initial_bank: digest of the bank the run began with.
+        teacher: its weights are saved where they are not derived from the initial policy.
+        rank: this process's; rank 0 writes bank and state.
+    """
+    folder = checkpoint / STATE_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    if teacher.saved:
+        state = {name: held.contiguous().cpu() for name, held in teacher.state().items()}
+        save_file(state, folder / f"teacher-{rank:05d}.safetensors")
+    if rank == 0:
+        bank.save(folder / _BANK_FILE)
+        state = RunState(step=step, initial_bank=initial_bank, bank=bank.digest, teacher=teacher.kind)
+        partial = folder / f".{_STATE_FILE}"
+        partial.write_text(json.dumps(asdict(state), indent=2) + "\n")
+        os.replace(partial, folder / _STATE_FILE)
+
+
+def load_state(
+    checkpoint: Path, *, bank: SkillBank, teacher: TeacherWeights, rank: int = 0
+) -> tuple[RunState, SkillBank]:
+    """Read ``checkpoint/sgsd``, restoring the teachers' weights; returns the state and the bank as it was.
+
+    Raises:
+        CheckpointError: the checkpoint is no SGSD checkpoint, is incomplete or damaged, began with another bank than
+            ``bank``, or was made with another kind of teacher.
+    """
+    folder = checkpoint / STATE_FOLDER
+    try:
+        state = RunState(**json.loads((folder / _STATE_FILE).read_text()))
+    except (OSError, json.JSONDecodeError, TypeError) as error:
+        raise CheckpointError(
+            "not a complete SGSD checkpoint",
+            got=str(checkpoint),
+            expected=f"{STATE_FOLDER}/{_STATE_FILE} in it",
+            remedy="resume from an earlier checkpoint",
+        ) from error
+    if state.version > _VERSION:
+        raise CheckpointError("the checkpoint is newer than this sgsd", got=f"version {state.version}")
+    if state.initial_bank != bank.digest:
+        raise CheckpointError(
+            "the checkpoint was trained with another bank",
+            got=f"bank {bank.digest[:12]}",
+            expected=state.initial_bank[:12],
+            remedy="pass the bank the run began with, or start a new run in another output_dir",
+        )
+    if state.teacher != teacher.kind:
+        raise CheckpointError(
+            "the checkpoint was trained with another teacher", got=f"teacher {teacher.kind}", expected=state.teacher
+        )
+    if teacher.saved:
+        file = folder / f"teacher-{rank:05d}.safetensors"
+        try:
+            teacher.load(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError("the checkpoint's teacher weights cannot be read", got=str(file)) from error
+    return state, SkillBank.load(folder / _BANK_FILE)
+
+
+def last_complete_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint of most steps that was written to its end, if there is one."""
+    steps = {
+        int(match[1]): folder
+        for folder in (output_dir.iterdir() if output_dir.is_dir() else [])
+        if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and (folder / STATE_FOLDER / _STATE_FILE).is_file()
+    }
+    return steps[max(steps)] if steps else None
+
+
+def refuse_partitioned_copies(kind: str, accelerator: Any, *, fresh_adapter: bool) -> None:
+    """DeepSpeed ZeRO-3 partitions parameters out of reach of ``TeacherWeights``' copies.
+
+    Raises:
+        ConfigError: ZeRO-3 with a teacher that needs a copy.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    needs_copy = kind in ("ema", "periodic") or (kind == "frozen" and not fresh_adapter)
+    if plugin is not None and plugin.zero_stage == 3 and needs_copy:
+        raise ConfigError(
+            f"teacher '{kind}' does not work under DeepSpeed ZeRO-3",
+            expected="teacher live, or frozen with a new LoRA adapter",
+            remedy="or use ZeRO-2 or FSDP",
+        )
+

