@@ -235,7 +235,7 @@ def _directory_table(path: Path, split: str | None, config_name: str | None) -> 
         loaded = datasets.load_from_disk(str(path))
         if split is not None and isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:
-                raise DataError("no such split", got=split, expected="one of " + ", ".join(loaded))
+                raise DataError("no such split", got=split, expected="one of " + ", ".join(map(str, loaded)))
             loaded = loaded[split]
         elif split not in (None, "train"):
             raise DataError("the directory holds a single split", got=split, remedy="leave the split out")
@@ -244,7 +244,7 @@ def _directory_table(path: Path, split: str | None, config_name: str | None) -> 
 
 
 def _hub_table(name: str, split: str | None, config_name: str | None, revision: str | None) -> _Table:
-    import datasets
+    import datasets.config
 
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise DataError("not a file, and not a hub name", got=name, expected="owner/name, or a path to a file")
@@ -271,7 +271,7 @@ def _hub_answers() -> bool:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    import datasets
+    import datasets.config
 
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True
@@ -282,7 +282,8 @@ def _offline() -> Iterator[None]:
 
 
 def _load_dataset(path: str, config_name: str | None, split: str | None, revision: str | None) -> Any:
-    import datasets
+    import datasets.config
+    import datasets.exceptions
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
@@ -323,9 +324,9 @@ def _from_datasets(loaded: Any, name: str, split: str | None) -> _Table:
         chosen = next(iter(loaded)) if len(loaded) == 1 else "train"
         if chosen not in loaded:
             raise DataError(
-                f"data set {name} has several splits", got=", ".join(loaded), remedy="name one with --split"
+                f"data set {name} has several splits", got=", ".join(map(str, loaded)), remedy="name one with --split"
             )
-        loaded, split = loaded[chosen], chosen
+        loaded, split = loaded[chosen], str(chosen)
     if len(loaded) == 0:
         raise DataError("data set holds no rows", got=f"{name}, split {split or 'train'}")
     part = split or "train"
