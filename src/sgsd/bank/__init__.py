@@ -1,0 +1,18 @@
+"""The skill bank and its life: values and files here; extraction, merging and maintenance beside it."""
+
+from __future__ import annotations
+
+from sgsd.bank.checks import Finding, FindingKind
+from sgsd.bank.skills import BankDiff, Item, Mistake, Origin, Skill, SkillBank, seed_banks
+
+__all__ = [
+    "BankDiff",
+    "Finding",
+    "FindingKind",
+    "Item",
+    "Mistake",
+    "Origin",
+    "Skill",
+    "SkillBank",
+    "seed_banks",
+]

@@ -1,0 +1,121 @@
+"""What is doubtful about a bank, though it can be read: ``SkillBank.check``."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import combinations
+from typing import Protocol
+
+MAX_ITEM_CHARACTERS = 800
+MAX_TITLE_CHARACTERS = 120
+NEAR_DUPLICATE_OVERLAP = 0.8
+
+# What a chat template or a tokenizer reads as structure: <|im_start|>, DeepSeek's full-width bars, [INST], <think>.
+_CONTROL_TOKEN = re.compile(
+    r"<[|｜][^<>\s]{1,64}[|｜]>|\[/?INST\]|<</?SYS>>|</?(?:think|s|bos|eos|pad|unk|start_of_turn|end_of_turn|tool_call)>",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\w+")
+
+
+class Item(Protocol):
+    """What the checks read of a skill or a mistake."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def note(self) -> str: ...
+
+
+class FindingKind(StrEnum):
+    """What a finding is about."""
+
+    EMPTY_LIST = "empty-list"
+    UNEQUAL_LISTS = "unequal-lists"
+    DUPLICATE_TEXT = "duplicate-text"
+    NEAR_DUPLICATE = "near-duplicate"
+    TOO_LONG = "too-long"
+    NO_WHEN = "no-when"
+    NO_AVOID = "no-avoid"
+    CONTROL_TOKEN = "control-token"
+    BROKEN_LATEX = "broken-latex"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One doubtful thing: its kind, the ids it concerns (none for the bank as a whole) and one line for people."""
+
+    kind: FindingKind
+    ids: tuple[str, ...]
+    message: str
+
+
+def check_items(skills: Sequence[Item], mistakes: Sequence[Item]) -> tuple[Finding, ...]:
+    """Every finding, bank-wide ones first, then in bank order.
+
+    Near-duplicates are two items of one list whose titles and texts share at least 80 % of their words (Jaccard overlap
+    of lower-cased word sets); equal texts, up to case and spacing, are reported as duplicates instead.
+    """
+    found: list[Finding] = []
+    for name, items in (("skills", skills), ("mistakes", mistakes)):
+        if not items:
+            found.append(Finding(FindingKind.EMPTY_LIST, (), f"the bank has no {name}: it cannot make pairs"))
+    if skills and mistakes and len(skills) != len(mistakes):
+        cap = min(len(skills), len(mistakes))
+        message = f"{len(skills)} skills and {len(mistakes)} mistakes: K is capped at {cap}"
+        found.append(Finding(FindingKind.UNEQUAL_LISTS, (), message))
+    for items, empty_note in ((skills, FindingKind.NO_WHEN), (mistakes, FindingKind.NO_AVOID)):
+        for item in items:
+            found += _check_item(item, empty_note)
+        found += _check_repeats(items)
+    return tuple(found)
+
+
+def _check_item(item: Item, empty_note: FindingKind) -> list[Finding]:
+    found: list[Finding] = []
+    length = len(item.title) + len(item.text) + len(item.note)
+    if length > MAX_ITEM_CHARACTERS:
+        message = f"{item.id} has {length} characters; more than {MAX_ITEM_CHARACTERS} crowd the teacher's prompt"
+        found.append(Finding(FindingKind.TOO_LONG, (item.id,), message))
+    if len(item.title) > MAX_TITLE_CHARACTERS:
+        message = f"{item.id} has a title of {len(item.title)} characters; a title has at most {MAX_TITLE_CHARACTERS}"
+        found.append(Finding(FindingKind.TOO_LONG, (item.id,), message))
+    if not item.note.strip():
+        what = "when to apply it" if empty_note is FindingKind.NO_WHEN else "how to avoid it"
+        found.append(Finding(empty_note, (item.id,), f"{item.id} does not say {what}"))
+    whole = "\n".join((item.title, item.text, item.note))
+    for token in dict.fromkeys(_CONTROL_TOKEN.findall(whole)):
+        message = f"{item.id} holds {token!r}, which a chat template may read as structure"
+        found.append(Finding(FindingKind.CONTROL_TOKEN, (item.id,), message))
+    # JSON reads an undoubled \times as a tab and "imes", and \neq as a newline and "eq".
+    if re.search(r"\t(?:imes|heta|ext|frac)|\n(?:eq|abla)\b|\r(?:ight|floor|ceil|ho\b)", whole):
+        message = f"{item.id} seems to hold a LaTeX command whose backslash was not doubled in JSON"
+        found.append(Finding(FindingKind.BROKEN_LATEX, (item.id,), message))
+    return found
+
+
+def _check_repeats(items: Sequence[Item]) -> list[Finding]:
+    found: list[Finding] = []
+    by_text: defaultdict[str, list[str]] = defaultdict(list)
+    for item in items:
+        by_text[" ".join(item.text.casefold().split())].append(item.id)
+    same = [tuple(ids) for ids in by_text.values() if len(ids) > 1]
+    found += [Finding(FindingKind.DUPLICATE_TEXT, ids, f"{' and '.join(ids)} have the same text") for ids in same]
+    words = {item.id: set(_WORD.findall(f"{item.title} {item.text}".casefold())) for item in items}
+    for first, second in combinations(items, 2):
+        if any(first.id in ids and second.id in ids for ids in same):
+            continue
+        both = words[first.id] | words[second.id]
+        overlap = len(words[first.id] & words[second.id]) / len(both) if both else 0.0
+        if overlap >= NEAR_DUPLICATE_OVERLAP:
+            message = f"{first.id} and {second.id} share {overlap:.0%} of their words"
+            found.append(Finding(FindingKind.NEAR_DUPLICATE, (first.id, second.id), message))
+    return found

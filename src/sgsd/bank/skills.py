@@ -1,0 +1,473 @@
+"""The skill bank: what a model has learned to do and to avoid, as frozen values with ids that never change meaning.
+
+``Skill`` is g and ``Mistake`` is e in the method's pairs (g_k, e_k). A bank is never changed in place: ``with_items``
+and ``without`` return new ones, so a bank, its ``digest`` and the diff between two of them can be kept with every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeAlias, cast
+
+from sgsd.bank import formats
+from sgsd.bank.checks import Finding, check_items
+from sgsd.errors import BankError
+
+SCHEMA_VERSION = 1
+SEED_PREFIX = "seed:"
+MAX_ID_CHARACTERS = 128
+
+
+class Origin(StrEnum):
+    """Where an item comes from. ``ONLINE`` items are the dynamic part of a bank, the others the static part."""
+
+    SEED = "seed"
+    COLD_START = "cold_start"
+    ONLINE = "online"
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """Something worth doing.
+
+    Attributes:
+        id: unique in a bank, skills and mistakes together; ``Skill.new`` derives it from the content.
+        title: a few words, may be empty.
+        text: the principle, as an instruction; never blank.
+        when: when to apply it, may be empty.
+        origin: see ``Origin``.
+        parents: ids of the items it was merged or refined from.
+
+    Raises:
+        BankError: a blank text, an unusable id, or a lone surrogate or control character (other than tab, line feed,
+            carriage return) anywhere.
+    """
+
+    id: str
+    title: str
+    text: str
+    when: str = ""
+    origin: Origin = Origin.SEED
+    parents: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @classmethod
+    def new(cls, text: str, *, title: str = "", when: str = "", origin: Origin, parents: Iterable[str] = ()) -> Skill:
+        """A skill with the id derived from its stripped content (``skill-`` and 8 hex digits of SHA-256)."""
+        title, text, when = title.strip(), text.strip(), when.strip()
+        return cls(formats.content_id("skill", title, text, when), title, text, when, origin, tuple(parents))
+
+    @property
+    def note(self) -> str:
+        """``when``: the field that a mistake has as ``avoid``."""
+        return self.when
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """Something that goes wrong.
+
+    Attributes:
+        id: unique in a bank, skills and mistakes together; ``Mistake.new`` derives it from the content.
+        title: the mistake in a few words, may be empty.
+        text: what goes wrong, and why; never blank.
+        avoid: how to avoid it, may be empty.
+        origin: see ``Origin``.
+        parents: ids of the items it was merged or refined from.
+
+    Raises:
+        BankError: as ``Skill``.
+    """
+
+    id: str
+    title: str
+    text: str
+    avoid: str = ""
+    origin: Origin = Origin.SEED
+    parents: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @classmethod
+    def new(
+        cls, text: str, *, title: str = "", avoid: str = "", origin: Origin, parents: Iterable[str] = ()
+    ) -> Mistake:
+        """A mistake with the id derived from its stripped content (``mistake-`` and 8 hex digits of SHA-256)."""
+        title, text, avoid = title.strip(), text.strip(), avoid.strip()
+        return cls(formats.content_id("mistake", title, text, avoid), title, text, avoid, origin, tuple(parents))
+
+    @property
+    def note(self) -> str:
+        """``avoid``: the field that a skill has as ``when``."""
+        return self.avoid
+
+
+Item: TypeAlias = Skill | Mistake
+
+
+@dataclass(frozen=True, slots=True)
+class BankDiff:
+    """From one bank to another: items that came, items that went, and (old, new) where an id holds something else."""
+
+    added: tuple[Item, ...]
+    removed: tuple[Item, ...]
+    changed: tuple[tuple[Item, Item], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        lines = [f"+ {item.id}  {item.title or item.text}" for item in self.added]
+        lines += [f"- {item.id}  {item.title or item.text}" for item in self.removed]
+        lines += [f"~ {new.id}  {new.title or new.text}" for _, new in self.changed]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class SkillBank:
+    """Skills and mistakes, in bank order.
+
+    Attributes:
+        skills: the general skills g.
+        mistakes: the common mistakes e.
+        name: a label; no part of the digest.
+        metadata: JSON values that travel with the bank (where it came from, counts); no part of the digest.
+
+    Raises:
+        BankError: two items share an id, or the metadata is not JSON.
+    """
+
+    skills: tuple[Skill, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+    name: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict[str, object], hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skills", tuple(self.skills))
+        object.__setattr__(self, "mistakes", tuple(self.mistakes))
+        seen: set[str] = set()
+        for item in self.items:
+            if item.id in seen:
+                raise BankError(
+                    "two items of a bank share an id",
+                    got=repr(item.id),
+                    expected="one id per item, skills and mistakes together",
+                    remedy="rename one of them, or leave the ids out to have them derived from the content",
+                )
+            seen.add(item.id)
+        formats.refuse_control_characters(self.name, "the bank's name")
+        try:
+            # Key order is kept: it is the order in which task-specific skills are written back.
+            text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
+            text.encode()
+        except (TypeError, ValueError) as error:
+            raise BankError("the bank's metadata is not JSON", got=str(error), expected="JSON values") from error
+        object.__setattr__(self, "metadata", MappingProxyType(cast(dict[str, object], json.loads(text))))
+
+    def __reduce__(self) -> tuple[type[SkillBank], tuple[object, ...]]:
+        # A mapping proxy can be neither pickled nor copied.
+        return SkillBank, (self.skills, self.mistakes, self.name, dict(self.metadata))
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All skills, then all mistakes."""
+        return (*self.skills, *self.mistakes)
+
+    @property
+    def static(self) -> SkillBank:
+        """The bank without its online items."""
+        return self._only(lambda item: item.origin is not Origin.ONLINE)
+
+    @property
+    def dynamic(self) -> SkillBank:
+        """The online items alone: what maintenance may change."""
+        return self._only(lambda item: item.origin is Origin.ONLINE)
+
+    @property
+    def max_pairs(self) -> int:
+        """The largest K this bank can serve: the length of its shorter list."""
+        return min(len(self.skills), len(self.mistakes))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits) over all items in bank order: equal for files that differ in spacing or key order."""
+        content = {
+            "skills": [_item_document(s) for s in self.skills],
+            "mistakes": [_item_document(m) for m in self.mistakes],
+        }
+        return hashlib.sha256(formats.canonical(content).encode()).hexdigest()
+
+    def get(self, id: str) -> Item:
+        """The item with this id; ``BankError`` with the nearest ids if there is none."""
+        for item in self.items:
+            if item.id == id:
+                return item
+        raise self._unknown(id)
+
+    def with_items(self, items: Iterable[Item]) -> SkillBank:
+        """A new bank with these items appended to their lists; an item that is already there, as it is, is passed over.
+
+        Raises:
+            BankError: an item's id is taken by another content.
+        """
+        present: dict[str, Item] = {item.id: item for item in self.items}
+        skills, mistakes = list(self.skills), list(self.mistakes)
+        for item in items:
+            old = present.get(item.id)
+            if old == item:
+                continue
+            if old is not None:
+                raise BankError(
+                    "an id cannot change its meaning",
+                    got=f"{item.id!r} for {item.text[:40]!r}",
+                    expected=f"{old.text[:40]!r}",
+                    remedy="give the new item its own id",
+                )
+            present[item.id] = item
+            if isinstance(item, Skill):
+                skills.append(item)
+            else:
+                mistakes.append(item)
+        return replace(self, skills=tuple(skills), mistakes=tuple(mistakes))
+
+    def without(self, ids: Iterable[str]) -> SkillBank:
+        """A new bank without these items; ``BankError`` if one is not there."""
+        gone = {ids} if isinstance(ids, str) else set(ids)
+        for missing in sorted(gone - {item.id for item in self.items}):
+            raise self._unknown(missing)
+        return self._only(lambda item: item.id not in gone)
+
+    def require_pairs(self) -> None:
+        """Raise ``BankError`` unless there are a skill and a mistake at least: a teacher is made of one of each."""
+        for items, name in ((self.skills, "skills"), (self.mistakes, "mistakes")):
+            if not items:
+                raise BankError(
+                    f"bank {self.name!r} has no {name}",
+                    got=f"{len(self.skills)} skills and {len(self.mistakes)} mistakes",
+                    expected="at least one of each",
+                    remedy=f"add {name}, or start from a shipped bank such as {SEED_PREFIX}{seed_banks()[0]}",
+                )
+
+    def check(self) -> tuple[Finding, ...]:
+        """What is doubtful about this bank, though it can be used; see ``checks.check_items``."""
+        return check_items(self.skills, self.mistakes)
+
+    def diff(self, other: SkillBank) -> BankDiff:
+        """What ``other`` has that this bank has not (added), what it has lost (removed), and ids whose item differs."""
+        mine: dict[str, Item] = {item.id: item for item in self.items}
+        theirs: dict[str, Item] = {item.id: item for item in other.items}
+        return BankDiff(
+            added=tuple(item for item in other.items if item.id not in mine),
+            removed=tuple(item for item in self.items if item.id not in theirs),
+            changed=tuple((mine[i], theirs[i]) for i in mine if i in theirs and mine[i] != theirs[i]),
+        )
+
+    def to_json(self) -> str:
+        """The bank as native JSON text: one field a line, items in bank order."""
+        return formats.pretty(self._document())
+
+    def to_common_json(self) -> str:
+        """The bank in the common ``general_skills`` / ``common_mistakes`` format; see ``formats.native_to_common``."""
+        return formats.pretty(formats.native_to_common(self._document()))
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "bank") -> SkillBank:
+        """JSON text of either format → bank.
+
+        Args:
+            text: native or common JSON.
+            source: what to call it in errors.
+
+        Raises:
+            BankError: malformed JSON, unknown keys (native), a newer schema version, wrong types, one id for two
+                contents.
+        """
+        document = formats.parse(text, source)
+        if formats.is_common(document):
+            document = formats.common_to_native(document, source)
+        return _read_native(document, source)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SkillBank:
+        """Read a bank file of either format, or a shipped one as ``seed:<name>`` (see ``seed_banks``).
+
+        A bank without skills or without mistakes loads; ``require_pairs`` refuses it.
+
+        Raises:
+            BankError: the file cannot be read, or as ``from_json``.
+        """
+        source = os.fspath(path)
+        if source.startswith(SEED_PREFIX):
+            return cls.from_json(_seed_text(source.removeprefix(SEED_PREFIX)), source=source)
+        try:
+            text = Path(source).read_text(encoding="utf-8-sig")
+        except FileNotFoundError as error:
+            seeds = ", ".join(SEED_PREFIX + name for name in seed_banks())
+            raise BankError("no such bank file", got=source, expected=f"a JSON file or one of {seeds}") from error
+        except UnicodeDecodeError as error:
+            raise BankError("bank file is not UTF-8", got=source, expected="UTF-8", remedy="convert it") from error
+        except OSError as error:
+            raise BankError("bank file cannot be read", got=f"{source} ({error.strerror})") from error
+        return cls.from_json(text, source=source)
+
+    def save(self, path: str | os.PathLike[str], *, format: Literal["native", "common"] = "native") -> Path:
+        """Write the bank, atomically: readers see the old file or the new one, never a part.
+
+        Args:
+            path: where to; missing folders are made.
+            format: ``native``, or ``common`` for the ``general_skills`` format.
+
+        Returns:
+            The path written.
+
+        Raises:
+            BankError: the path is a ``seed:`` name or cannot be written.
+        """
+        source = os.fspath(path)
+        if source.startswith(SEED_PREFIX):
+            raise BankError("shipped banks are read-only", got=source, expected="a file path")
+        if format not in ("native", "common"):
+            raise BankError("unknown bank format", got=repr(format), expected="'native' or 'common'")
+        text = self.to_json() if format == "native" else self.to_common_json()
+        target = Path(os.path.realpath(source))
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(part, "w", encoding="utf-8", newline="\n") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(part, target)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise BankError("bank file cannot be written", got=f"{source} ({error.strerror})") from error
+        return Path(source)
+
+    def _only(self, keep: Callable[[Item], bool]) -> SkillBank:
+        return replace(self, skills=tuple(filter(keep, self.skills)), mistakes=tuple(filter(keep, self.mistakes)))
+
+    def _document(self) -> formats.Document:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "metadata": dict(self.metadata),
+            "skills": [_item_document(skill) for skill in self.skills],
+            "mistakes": [_item_document(mistake) for mistake in self.mistakes],
+        }
+
+    def _unknown(self, id: str) -> BankError:
+        known = [item.id for item in self.items]
+        return BankError(
+            "no such item in the bank", got=repr(id), expected=formats.nearest(id, known) if known else None
+        )
+
+
+def seed_banks() -> tuple[str, ...]:
+    """The names of the shipped banks, sorted; load one with ``SkillBank.load("seed:<name>")``."""
+    folder = resources.files("sgsd.bank") / "seeds"
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def _seed_text(name: str) -> str:
+    names = seed_banks()
+    if name not in names:
+        raise BankError("no such shipped bank", got=repr(name), expected=formats.nearest(name, names))
+    return (resources.files("sgsd.bank") / "seeds" / f"{name}.json").read_text(encoding="utf-8")
+
+
+def _item_document(item: Item) -> formats.Document:
+    document: formats.Document = {"id": item.id, "title": item.title, "text": item.text}
+    document["when" if isinstance(item, Skill) else "avoid"] = item.note
+    return document | {"origin": item.origin.value, "parents": list(item.parents)}
+
+
+def _read_native(document: formats.Document, source: str) -> SkillBank:
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BankError(f"{source}: schema_version is unusable", got=repr(version), expected=SCHEMA_VERSION)
+    if version > SCHEMA_VERSION:
+        raise BankError(
+            f"{source}: the bank was written by a newer version",
+            got=f"schema_version {version}",
+            expected=f"at most {SCHEMA_VERSION}",
+            remedy="upgrade sgsd",
+        )
+    formats.refuse_unknown_keys(document, formats.NATIVE_KEYS, source)
+    if "skills" not in document and "mistakes" not in document:
+        raise BankError(
+            f"{source}: not a bank",
+            got=f"keys {sorted(document)}",
+            expected="'skills' and 'mistakes' (or 'general_skills' and 'common_mistakes')",
+        )
+    name = document.get("name", "")
+    if not isinstance(name, str):
+        raise BankError(f"{source}: name: wrong type", got=formats.json_type(name), expected="a string")
+    items: list[Item] = []
+    for kind, key in ((Skill, "skills"), (Mistake, "mistakes")):
+        for position, value in enumerate(formats.as_list(document.get(key, []), f"{source}: {key}")):
+            where = f"{source}: {key}[{position}]"
+            items.append(_read_item(kind, formats.as_object(value, where), where))
+    metadata = formats.as_object(document.get("metadata", {}), f"{source}: metadata")
+    return SkillBank(name=name, metadata=metadata).with_items(items)
+
+
+def _read_item(kind: type[Skill] | type[Mistake], raw: formats.Document, where: str) -> Item:
+    note = "when" if kind is Skill else "avoid"
+    formats.refuse_unknown_keys(raw, ("id", "title", "text", note, "origin", "parents"), where)
+    strings: dict[str, str] = {}
+    for key in ("id", "title", "text", note, "origin"):
+        value = raw.get(key, Origin.SEED.value if key == "origin" else "")
+        if not isinstance(value, str):
+            raise BankError(f"{where}.{key}: wrong type", got=formats.json_type(value), expected="a string")
+        strings[key] = value
+    origins = [origin.value for origin in Origin]
+    if strings["origin"] not in origins:
+        got, expected = repr(strings["origin"]), formats.nearest(strings["origin"], origins)
+        raise BankError(f"{where}.origin: unknown origin", got=got, expected=expected)
+    parents = formats.as_list(raw.get("parents", []), f"{where}.parents")
+    if not all(isinstance(parent, str) for parent in parents):
+        raise BankError(f"{where}.parents: wrong type", got=formats.canonical(parents)[:80], expected="an array of ids")
+    if not strings["text"].strip():
+        raise BankError(f"{where}: blank text", got=repr(strings["text"]), expected="what the item says, in 'text'")
+    title, text, note_text = strings["title"], strings["text"], strings[note]
+    id = (
+        strings["id"]
+        if "id" in raw
+        else formats.content_id("skill" if kind is Skill else "mistake", title, text, note_text)
+    )
+    return kind(id, title, text, note_text, Origin(strings["origin"]), tuple(cast(list[str], parents)))
+
+
+def _validate(item: Item) -> None:
+    what = f"{'skill' if isinstance(item, Skill) else 'mistake'} {item.id!r}"
+    object.__setattr__(item, "origin", Origin(item.origin))
+    object.__setattr__(item, "parents", tuple(item.parents))
+    if (
+        not item.id.strip()
+        or item.id != item.id.strip()
+        or len(item.id) > MAX_ID_CHARACTERS
+        or not item.id.isprintable()
+    ):
+        raise BankError(
+            f"{what}: unusable id",
+            got=f"{len(item.id)} characters",
+            expected=f"1 to {MAX_ID_CHARACTERS} printable characters without outer spaces",
+        )
+    if not item.text.strip():
+        raise BankError(f"{what}: blank text", got=repr(item.text), expected="what the item says")
+    for value in (item.title, item.text, item.note, *item.parents):
+        formats.refuse_control_characters(value, what)

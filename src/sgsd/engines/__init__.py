@@ -1,0 +1,1 @@
+"""What needs a framework: models, servers, embedders, file loaders."""

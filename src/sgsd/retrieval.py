@@ -1,0 +1,316 @@
+"""Which skills and mistakes a problem's teachers are made of: ranked, weighted pairs.
+
+The method's step 4: rank the bank's skills and, separately, its mistakes for a problem x, keep the top K of each, and
+pair them by rank: (g_k, e_k), k = 1..K, K capped by the shorter list. Step 10's teacher weights come from the same
+similarities. Embedders are passed in; nothing here imports a framework.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgsd.bank import Item, Mistake, Skill, SkillBank
+from sgsd.errors import ConfigError
+
+# Batch composition moves an embedding by about 1e-7; similarities that agree to six decimals are ties.
+_RANKING_DECIMALS = 6
+_UNIT_TOLERANCE = 1e-3
+_BM25_TOKEN = re.compile(r"[㐀-鿿]|[^\W㐀-鿿]+")
+
+
+class Embedder(Protocol):
+    """Texts → unit vectors."""
+
+    @property
+    def name(self) -> str:
+        """What tells this embedder's vectors from another's: model and prompt. Part of every cache key."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """N texts → ``[N, D]`` rows of unit Euclidean length."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What one teacher is given: (g_k, e_k).
+
+    Attributes:
+        skill: g_k.
+        mistake: e_k.
+        similarity: the mean of both items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
+            for an embedder, the mean BM25 score where that was asked for; ``None`` where the retriever has none.
+    """
+
+    skill: Skill
+    mistake: Mistake
+    similarity: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """The pairs for one problem, best first.
+
+    Attributes:
+        pairs: at most K of them.
+        weights: α_k, one per pair, positive, summing to 1; empty where there are no pairs.
+    """
+
+    pairs: tuple[Pair, ...]
+    weights: tuple[float, ...]
+
+
+class Retriever(Protocol):
+    """Problems → pairs."""
+
+    @property
+    def name(self) -> str:
+        """For logs and manifests."""
+        ...
+
+    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
+        """One ``Retrieval`` per query, in order, with ``min(k, bank.max_pairs)`` pairs each; independent of the other
+        queries. ``ConfigError`` if ``k`` is less than 1."""
+        ...
+
+
+class EmbeddingRetriever:
+    """Cosine similarity between the problem and each item (the paper's retriever).
+
+    An item is embedded as ``document(item)``. Every text is embedded once and kept, keyed by (embedder's name, text),
+    in a least-recently-used cache: an epoch over known problems embeds nothing, a changed bank embeds its new items
+    only, and one call of ``retrieve`` makes at most one call of ``embed``. Ties, to six decimals, go to the item that
+    comes first in the bank.
+
+    Args:
+        embedder: texts → unit rows.
+        temperature: of the weights, α = softmax(similarity / temperature); 1.0 is the paper's.
+        query_prompt: put before each problem and no item; instruction-tuned embedders such as Qwen3-Embedding want
+            ``"Instruct: <task>\\nQuery:"``.
+        cache_size: texts kept, at least 1. Each takes 4 · D bytes (32,768 at D = 1,024: 134 MB). Smaller than the data
+            set, it is of no use from epoch to epoch.
+
+    Raises:
+        ConfigError: a temperature that is not positive, or a cache without room.
+    """
+
+    def __init__(
+        self, embedder: Embedder, *, temperature: float = 1.0, query_prompt: str = "", cache_size: int = 32_768
+    ) -> None:
+        _require_positive("retrieval temperature", temperature)
+        _require_positive("embedding cache size", cache_size)
+        self._embedder = embedder
+        self._temperature = temperature
+        self._query_prompt = query_prompt
+        self._cache_size = cache_size
+        self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        return f"embedding:{self._embedder.name}"
+
+    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
+        """See ``Retriever.retrieve``; ``ConfigError`` if the embedder's answer is not N finite unit rows."""
+        k = _cap(k, bank)
+        if k == 0 or not queries:
+            return [Retrieval((), ()) for _ in queries]
+        prompted = [self._query_prompt + query for query in queries]
+        skill_texts = [document(skill) for skill in bank.skills]
+        mistake_texts = [document(mistake) for mistake in bank.mistakes]
+        # Items last, so that a flood of new queries evicts other queries first.
+        vectors = self._vectors([*prompted, *skill_texts, *mistake_texts])
+        skills = np.stack([vectors[text] for text in skill_texts])
+        mistakes = np.stack([vectors[text] for text in mistake_texts])
+        retrievals: list[Retrieval] = []
+        for text in prompted:
+            to_skills, to_mistakes = _cosines(skills, vectors[text]), _cosines(mistakes, vectors[text])
+            pairs = tuple(
+                Pair(bank.skills[g], bank.mistakes[e], float(to_skills[g] + to_mistakes[e]) / 2)
+                for g, e in zip(_top(to_skills, k), _top(to_mistakes, k), strict=True)
+            )
+            retrievals.append(Retrieval(pairs, _weights(pairs, self._temperature)))
+        return retrievals
+
+    def _vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vector ``[D]`` of each distinct text, from the cache or from one call of the embedder."""
+        name = self._embedder.name
+        distinct = list(dict.fromkeys(texts))
+        vectors = {text: self._cache[name, text] for text in distinct if (name, text) in self._cache}
+        missing = [text for text in distinct if text not in vectors]
+        if missing:
+            rows = np.asarray(self._embedder.embed(missing), dtype=np.float32)
+            _require_unit_rows(rows, len(missing), name)
+            # Copies, so that a cached row does not keep its whole batch alive.
+            vectors.update((text, row.copy()) for text, row in zip(missing, rows, strict=True))
+        for text in distinct:
+            self._cache[name, text] = vectors[text]
+            self._cache.move_to_end((name, text))
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return vectors
+
+
+class BM25Retriever:
+    """Word overlap (BM25, Lucene's variant, k1 = 1.5, b = 0.75), for use without any embedding model.
+
+    Words are lower-cased runs of letters and digits; each Chinese character is a word. The weights are uniform, since
+    BM25 scores are unbounded and grow with the problem's length: a softmax over them is close to one teacher alone.
+    Ties, among them items that share no word with the problem, go to the item that comes first in the bank.
+
+    Args:
+        weighted: use α = softmax(mean score / temperature) all the same, and report the mean score as ``similarity``.
+        temperature: of those weights.
+
+    Raises:
+        ConfigError: a temperature that is not positive.
+    """
+
+    name = "bm25"
+
+    def __init__(self, *, weighted: bool = False, temperature: float = 1.0) -> None:
+        _require_positive("retrieval temperature", temperature)
+        self._weighted = weighted
+        self._temperature = temperature
+        self._indexed: tuple[str, _BM25Index, _BM25Index] | None = None
+
+    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
+        """See ``Retriever.retrieve``."""
+        k = _cap(k, bank)
+        if k == 0:
+            return [Retrieval((), ()) for _ in queries]
+        if self._indexed is None or self._indexed[0] != bank.digest:
+            self._indexed = bank.digest, _BM25Index(bank.skills), _BM25Index(bank.mistakes)
+        _, skills, mistakes = self._indexed
+        retrievals: list[Retrieval] = []
+        for query in queries:
+            words = _words(query)
+            to_skills, to_mistakes = skills.scores(words), mistakes.scores(words)
+            pairs = tuple(
+                Pair(
+                    bank.skills[g],
+                    bank.mistakes[e],
+                    float(to_skills[g] + to_mistakes[e]) / 2 if self._weighted else None,
+                )
+                for g, e in zip(_top(to_skills, k), _top(to_mistakes, k), strict=True)
+            )
+            retrievals.append(Retrieval(pairs, _weights(pairs, self._temperature)))
+        return retrievals
+
+
+class RandomRetriever:
+    """Random pairs: the control that tells what ranking is worth.
+
+    Item i's rank for a query is its place in the order of SHA-256(seed, query, id of i): a draw without replacement
+    that depends on nothing else, neither the other queries nor the bank's order, and that an added item does not
+    reshuffle.
+
+    Args:
+        seed: any integer.
+    """
+
+    name = "random"
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self._seed = seed
+
+    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
+        """See ``Retriever.retrieve``."""
+        k = _cap(k, bank)
+        retrievals: list[Retrieval] = []
+        for query in queries:
+
+            def draw(item: Item, query: str = query) -> bytes:
+                return hashlib.sha256(f"{self._seed}\0{query}\0{item.id}".encode(errors="surrogatepass")).digest()
+
+            skills, mistakes = sorted(bank.skills, key=draw)[:k], sorted(bank.mistakes, key=draw)[:k]
+            pairs = tuple(Pair(skill, mistake, None) for skill, mistake in zip(skills, mistakes, strict=True))
+            retrievals.append(Retrieval(pairs, _weights(pairs, 1.0)))
+        return retrievals
+
+
+def document(item: Item) -> str:
+    """The text of an item that is compared with problems: title, text and, for a skill, when to apply it.
+
+    A mistake's ``avoid`` is left out: it says what to do, not which problems it is about.
+    """
+    parts = (item.title, item.text, item.when if isinstance(item, Skill) else "")
+    return "\n".join(part for part in parts if part)
+
+
+class _BM25Index:
+    """Scores of one list's items, ``[N]``."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        import bm25s  # pyright: ignore[reportMissingTypeStubs]
+
+        corpus = [_words(document(item)) for item in items]
+        self._count = len(items)
+        self._known = {word for words in corpus for word in words}
+        self._bm25 = bm25s.BM25(method="lucene", k1=1.5, b=0.75, backend="numpy")
+        if self._known:
+            self._bm25.index(corpus, show_progress=False)  # pyright: ignore[reportUnknownMemberType]
+
+    def scores(self, words: Sequence[str]) -> NDArray[np.float64]:
+        known = [word for word in words if word in self._known]
+        if not known:
+            return np.zeros(self._count)
+        return np.asarray(self._bm25.get_scores(known), dtype=np.float64)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _words(text: str) -> list[str]:
+    return cast(list[str], _BM25_TOKEN.findall(text.lower()))
+
+
+def _cosines(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Unit rows ``[N, D]`` and a unit query ``[D]`` → cosines ``[N]``, summed row by row: equal rows tie exactly."""
+    products = rows.astype(np.float64) * query.astype(np.float64)
+    return np.clip(products.sum(axis=1), -1.0, 1.0)
+
+
+def _top(similarities: NDArray[np.float64], k: int) -> list[int]:
+    """Positions of the k largest, best first, ties in bank order."""
+    order = np.argsort(-np.round(similarities, _RANKING_DECIMALS), kind="stable")
+    return [int(position) for position in order[:k]]
+
+
+def _weights(pairs: Sequence[Pair], temperature: float) -> tuple[float, ...]:
+    """α = softmax_k(similarity_k / temperature); uniform where the pairs have no similarity."""
+    similarities = [pair.similarity for pair in pairs if pair.similarity is not None]
+    if len(similarities) < len(pairs):
+        return (1 / len(pairs),) * len(pairs)
+    if not pairs:
+        return ()
+    logits = np.array(similarities) / temperature
+    exponentials = np.exp(logits - logits.max())
+    return tuple(float(weight) for weight in exponentials / exponentials.sum())
+
+
+def _cap(k: int, bank: SkillBank) -> int:
+    if k < 1:
+        raise ConfigError("number of teachers K is too small", got=k, expected="at least 1")
+    return min(k, bank.max_pairs)
+
+
+def _require_positive(what: str, value: float) -> None:
+    if not (0 < value < float("inf")):
+        raise ConfigError(f"{what} is unusable", got=value, expected="a positive number")
+
+
+def _require_unit_rows(rows: NDArray[np.float32], count: int, name: str) -> None:
+    if rows.ndim != 2 or rows.shape[0] != count:
+        raise ConfigError(f"embedder {name!r} broke its contract", got=f"shape {rows.shape}", expected=f"[{count}, D]")
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    # Written so that NaN fails too.
+    if not bool(np.all(np.abs(lengths - 1.0) <= _UNIT_TOLERANCE)):
+        worst = float(lengths[int(np.argmax(np.abs(lengths - 1.0)))])
+        raise ConfigError(
+            f"embedder {name!r} broke its contract", got=f"a row of length {worst:.4g}", expected="unit rows"
+        )

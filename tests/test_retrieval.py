@@ -1,0 +1,308 @@
+"""Ranking, pairing and weighting, against plain loops and by properties."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sgsd.bank import Mistake, Origin, Skill, SkillBank
+from sgsd.errors import ConfigError
+from sgsd.retrieval import BM25Retriever, EmbeddingRetriever, RandomRetriever, Retriever, document
+
+
+class TableEmbedder:
+    """Vectors by text: given ones, or pseudo-random ones of the text alone. Records every call."""
+
+    def __init__(self, table: dict[str, Sequence[float]] | None = None, name: str = "table", width: int = 5) -> None:
+        self.name = name
+        self.table = table or {}
+        self.width = width
+        self.calls: list[list[str]] = []
+
+    def vector(self, text: str) -> NDArray[np.float32]:
+        if text in self.table:
+            raw = np.array(self.table[text], dtype=np.float64)
+        else:
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+            raw = np.random.default_rng(seed).normal(size=self.width)
+        return (raw / np.linalg.norm(raw)).astype(np.float32)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.calls.append(list(texts))
+        return np.stack([self.vector(text) for text in texts])
+
+    @property
+    def embedded(self) -> list[str]:
+        return [text for call in self.calls for text in call]
+
+
+def make_bank(skills: int, mistakes: int) -> SkillBank:
+    return SkillBank(
+        tuple(Skill(f"s{i}", f"title {i}", f"do thing {i}", f"when {i}") for i in range(skills)),
+        tuple(Mistake(f"m{i}", f"slip {i}", f"wrong thing {i}", f"avoid {i}") for i in range(mistakes)),
+    )
+
+
+BANK = make_bank(6, 4)
+QUERIES = ["What is asked?", "How many are left?", "Find the remainder."]
+RETRIEVERS: list[Callable[[], Retriever]] = [
+    lambda: EmbeddingRetriever(TableEmbedder()),
+    BM25Retriever,
+    lambda: BM25Retriever(weighted=True),
+    lambda: RandomRetriever(seed=3),
+]
+
+
+def ids(retriever: Retriever, query: str, bank: SkillBank = BANK, k: int = 3) -> list[tuple[str, str]]:
+    (retrieval,) = retriever.retrieve([query], bank, k)
+    return [(pair.skill.id, pair.mistake.id) for pair in retrieval.pairs]
+
+
+class TestEveryRetriever:
+    @pytest.mark.parametrize("make", RETRIEVERS)
+    def test_there_is_one_retrieval_per_query_in_order_whatever_the_other_queries(
+        self, make: Callable[[], Retriever]
+    ) -> None:
+        alone = [make().retrieve([query], BANK, 3)[0] for query in QUERIES]
+        for order in itertools.permutations(range(3)):
+            assert make().retrieve([QUERIES[i] for i in order], BANK, 3) == [alone[i] for i in order]
+        assert make().retrieve([QUERIES[0]] * 2, BANK, 3) == [alone[0]] * 2
+
+    @pytest.mark.parametrize("make", RETRIEVERS)
+    @given(k=st.integers(1, 9), skills=st.integers(0, 5), mistakes=st.integers(0, 5))
+    @settings(max_examples=25, deadline=None)
+    def test_k_is_capped_weights_sum_to_one_and_no_item_comes_twice(
+        self, make: Callable[[], Retriever], k: int, skills: int, mistakes: int
+    ) -> None:
+        for retrieval in make().retrieve(QUERIES, make_bank(skills, mistakes), k):
+            count = min(k, skills, mistakes)
+            assert len(retrieval.pairs) == len(retrieval.weights) == count
+            assert len({pair.skill.id for pair in retrieval.pairs}) == count
+            assert len({pair.mistake.id for pair in retrieval.pairs}) == count
+            assert all(weight > 0 for weight in retrieval.weights)
+            if count:
+                assert math.isclose(sum(retrieval.weights), 1.0, rel_tol=1e-12)
+
+    @pytest.mark.parametrize("make", RETRIEVERS)
+    def test_a_smaller_k_keeps_the_best(self, make: Callable[[], Retriever]) -> None:
+        assert ids(make(), QUERIES[0], k=2) == ids(make(), QUERIES[0], k=4)[:2]
+
+    @pytest.mark.parametrize("make", RETRIEVERS)
+    def test_no_queries_give_no_retrievals_and_k_below_one_is_refused(self, make: Callable[[], Retriever]) -> None:
+        assert make().retrieve([], BANK, 3) == []
+        with pytest.raises(ConfigError, match="got 0; expected at least 1"):
+            make().retrieve(QUERIES, BANK, 0)
+
+
+class TestEmbedding:
+    def test_it_equals_a_plain_loop_over_the_definition(self) -> None:
+        embedder, temperature, k = TableEmbedder(), 0.5, 3
+        for query, got in zip(
+            QUERIES, EmbeddingRetriever(embedder, temperature=temperature).retrieve(QUERIES, BANK, k), strict=True
+        ):
+
+            def cosine(text: str, query: str = query) -> float:
+                return sum(
+                    float(a) * float(b) for a, b in zip(embedder.vector(query), embedder.vector(text), strict=True)
+                )
+
+            skills = sorted(BANK.skills, key=lambda skill: -cosine(document(skill)))[:k]
+            mistakes = sorted(BANK.mistakes, key=lambda mistake: -cosine(document(mistake)))[:k]
+            means = [(cosine(document(s)) + cosine(document(m))) / 2 for s, m in zip(skills, mistakes, strict=True)]
+            total = sum(math.exp(mean / temperature) for mean in means)
+            assert [(p.skill, p.mistake) for p in got.pairs] == list(zip(skills, mistakes, strict=True))
+            assert [p.similarity for p in got.pairs] == pytest.approx(means, abs=1e-12)
+            assert got.weights == pytest.approx([math.exp(mean / temperature) / total for mean in means], abs=1e-12)
+
+    def test_the_closest_comes_first_and_weighs_most(self) -> None:
+        table = {"q": [1, 0], "s\nw": [1, 0], "far": [-1, 0], "m": [1, 1], "off": [0, 1]}
+        bank = SkillBank(
+            (Skill("a", "", "far"), Skill("b", "", "s", "w")), (Mistake("c", "", "off"), Mistake("d", "", "m"))
+        )
+        (got,) = EmbeddingRetriever(TableEmbedder(table)).retrieve(["q"], bank, 2)
+        assert [(p.skill.id, p.mistake.id) for p in got.pairs] == [("b", "d"), ("a", "c")]
+        first, second = (1 + math.sqrt(0.5)) / 2, (-1 + 0) / 2
+        assert [p.similarity for p in got.pairs] == pytest.approx([first, second], abs=1e-6)
+        assert got.weights[0] / got.weights[1] == pytest.approx(math.exp(first - second), rel=1e-5)
+
+    def test_ties_go_to_the_item_that_comes_first_in_the_bank(self) -> None:
+        table = {"q": [1.0, 0.0]} | {text: [0.6, 0.8] for text in ("x", "y", "z")} | {"y": [0.6, 0.8 + 1e-8]}
+        skills = tuple(Skill(id, "", text) for id, text in [("c", "x"), ("a", "y"), ("b", "z")])
+        bank = SkillBank(skills, tuple(Mistake(f"m{i}", "", f"m{i}") for i in range(3)))
+        (got,) = EmbeddingRetriever(TableEmbedder(table | {f"m{i}": [1, 0] for i in range(3)})).retrieve(["q"], bank, 3)
+        assert [p.skill.id for p in got.pairs] == ["c", "a", "b"]
+        assert [p.mistake.id for p in got.pairs] == ["m0", "m1", "m2"]
+        assert got.weights == pytest.approx([1 / 3] * 3)
+
+    def test_each_text_is_embedded_once_in_one_call_a_batch(self) -> None:
+        embedder = TableEmbedder()
+        retriever = EmbeddingRetriever(embedder)
+        for _ in range(3):
+            retriever.retrieve([*QUERIES, QUERIES[0]], BANK, 2)
+        assert len(embedder.calls) == 1
+        assert sorted(embedder.embedded) == sorted([*QUERIES, *map(document, BANK.items)])
+
+    def test_a_changed_bank_embeds_its_new_items_only(self) -> None:
+        embedder = TableEmbedder()
+        retriever = EmbeddingRetriever(embedder)
+        retriever.retrieve(QUERIES, BANK, 2)
+        new = Mistake.new("new slip", origin=Origin.ONLINE)
+        retriever.retrieve(QUERIES, BANK.without(["s0"]).with_items([new]), 2)
+        assert embedder.calls[1:] == [["new slip"]]
+
+    def test_the_cache_forgets_the_least_recently_used(self) -> None:
+        embedder = TableEmbedder()
+        retriever = EmbeddingRetriever(embedder, cache_size=11)
+        for query in ["a", "b", "a"]:
+            retriever.retrieve([query], BANK, 2)
+        assert embedder.embedded.count("a") == 2
+        assert len(embedder.embedded) == 10 + 3
+        large = EmbeddingRetriever(TableEmbedder(), cache_size=12)
+        for query in ["a", "b", "a", "c", "a"]:
+            large.retrieve([query], BANK, 2)
+        assert large._embedder.embedded.count("a") == 1  # type: ignore[attr-defined]
+
+    def test_a_cache_smaller_than_one_call_changes_no_result(self) -> None:
+        small, large = (EmbeddingRetriever(TableEmbedder(), cache_size=size) for size in (1, 100))
+        assert small.retrieve(QUERIES, BANK, 3) == large.retrieve(QUERIES, BANK, 3)
+
+    def test_the_prompt_goes_before_queries_alone(self) -> None:
+        embedder = TableEmbedder()
+        EmbeddingRetriever(embedder, query_prompt="Query: ").retrieve(["x"], BANK, 1)
+        assert embedder.embedded == ["Query: x", *map(document, BANK.items)]
+
+    def test_an_item_is_embedded_as_title_text_and_when(self) -> None:
+        assert document(BANK.skills[0]) == "title 0\ndo thing 0\nwhen 0"
+        assert document(BANK.mistakes[0]) == "slip 0\nwrong thing 0"
+        assert document(Skill("a", "", "text")) == "text"
+
+    def test_an_empty_bank_embeds_nothing(self) -> None:
+        embedder = TableEmbedder()
+        (got,) = EmbeddingRetriever(embedder).retrieve(["x"], make_bank(3, 0), 2)
+        assert (got.pairs, got.weights, embedder.calls) == ((), (), [])
+
+    def test_a_low_temperature_favours_the_closest_and_a_high_one_none(self) -> None:
+        cold, hot = (
+            EmbeddingRetriever(TableEmbedder(), temperature=t).retrieve(["x"], BANK, 3)[0].weights for t in (1e-3, 1e6)
+        )
+        assert cold[0] > 0.99
+        assert hot == pytest.approx([1 / 3] * 3, abs=1e-5)
+
+    @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+    def test_an_unusable_temperature_is_refused(self, temperature: float) -> None:
+        for make in (
+            lambda: EmbeddingRetriever(TableEmbedder(), temperature=temperature),
+            lambda: BM25Retriever(temperature=temperature),
+        ):
+            with pytest.raises(ConfigError, match="temperature is unusable"):
+                make()
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            (np.ones((13, 4)), "length 2"),
+            (np.full((13, 4), np.nan), "length nan"),
+            (np.zeros((13, 4)), "length 0"),
+            (np.ones((12, 1)), r"shape \(12, 1\)"),
+            (np.ones(13), "shape"),
+        ],
+    )
+    def test_an_embedder_that_breaks_its_contract_is_named(self, rows: NDArray[np.float64], message: str) -> None:
+        embedder = TableEmbedder()
+        embedder.embed = lambda texts: rows.astype(np.float32)  # type: ignore[method-assign]
+        with pytest.raises(ConfigError, match=f"'table' broke its contract.*{message}"):
+            EmbeddingRetriever(embedder).retrieve(QUERIES, BANK, 2)
+
+
+class TestBM25:
+    BANK = SkillBank(
+        (
+            Skill("s0", "", "Percent of what base"),
+            Skill("s1", "", "Remainder modulo seven"),
+            Skill("s2", "", "余数与整除"),
+        ),
+        (
+            Mistake("m0", "", "Ignores the remainder"),
+            Mistake("m1", "", "Wrong percent base"),
+            Mistake("m2", "", "Slip"),
+        ),
+    )
+
+    def test_items_that_share_rare_words_come_first_and_weights_are_uniform(self) -> None:
+        (got,) = BM25Retriever().retrieve(["Find the REMAINDER modulo 7"], self.BANK, 3)
+        assert [(p.skill.id, p.mistake.id) for p in got.pairs] == [("s1", "m0"), ("s0", "m1"), ("s2", "m2")]
+        assert got.weights == (1 / 3,) * 3
+        assert [p.similarity for p in got.pairs] == [None] * 3
+
+    def test_scores_weigh_the_pairs_on_request(self) -> None:
+        (got,) = BM25Retriever(weighted=True, temperature=2.0).retrieve(["remainder"], self.BANK, 2)
+        scores = [p.similarity for p in got.pairs]
+        assert scores[0] is not None
+        assert scores[0] > 0
+        assert scores[1] == 0
+        assert got.weights[0] / got.weights[1] == pytest.approx(math.exp(scores[0] / 2.0))
+
+    def test_scores_equal_the_published_formula(self) -> None:
+        (got,) = BM25Retriever(weighted=True).retrieve(["percent"], self.BANK, 1)
+        # Lucene: idf · tf / (tf + k1 (1 - b + b · length / mean length)), idf = ln(1 + (N - n + 0.5) / (n + 0.5)).
+        idf = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5))
+        skill = idf / (1 + 1.5 * (0.25 + 0.75 * 4 / ((4 + 3 + 5) / 3)))
+        mistake = idf / (1 + 1.5 * (0.25 + 0.75 * 3 / ((3 + 3 + 1) / 3)))
+        assert got.pairs[0].similarity == pytest.approx((skill + mistake) / 2, rel=1e-5)
+
+    def test_chinese_is_matched_character_by_character(self) -> None:
+        assert ids(BM25Retriever(), "求这个数的余数", self.BANK, 1)[0][0] == "s2"
+
+    def test_without_a_common_word_the_bank_order_holds(self) -> None:
+        for query in ["zebra", "", "!?"]:
+            assert ids(BM25Retriever(), query, self.BANK) == [("s0", "m0"), ("s1", "m1"), ("s2", "m2")]
+
+    def test_items_without_words_are_no_trouble(self) -> None:
+        assert ids(BM25Retriever(), "x", SkillBank((Skill("a", "", "!"),), (Mistake("b", "", "?"),))) == [("a", "b")]
+
+    def test_a_changed_bank_is_indexed_anew(self) -> None:
+        retriever = BM25Retriever()
+        assert ids(retriever, "zebra", self.BANK, 1) == [("s0", "m0")]
+        grown = self.BANK.with_items([Skill("s3", "", "Zebra"), Mistake("m3", "", "zebra")])
+        assert ids(retriever, "zebra", grown, 1) == [("s3", "m3")]
+
+
+class TestRandom:
+    def test_the_same_seed_and_query_draw_the_same_pairs(self) -> None:
+        assert ids(RandomRetriever(seed=1), "q") == ids(RandomRetriever(seed=1), "q")
+
+    def test_other_seeds_and_queries_draw_others(self) -> None:
+        draws = {tuple(ids(RandomRetriever(seed=s), q)) for s in range(4) for q in QUERIES}
+        assert len(draws) > 8
+
+    def test_the_draw_is_pinned(self) -> None:
+        assert ids(RandomRetriever(seed=0), "q") == [("s5", "m2"), ("s0", "m3"), ("s1", "m1")]
+
+    def test_the_order_of_the_bank_does_not_matter_and_an_added_item_reshuffles_nothing(self) -> None:
+        turned = SkillBank(BANK.skills[::-1], BANK.mistakes[::-1])
+        assert ids(RandomRetriever(), "q") == ids(RandomRetriever(), "q", turned)
+        grown = BANK.with_items([Skill("new", "", "new")])
+        before = [skill for skill, _ in ids(RandomRetriever(), "q", k=4)]
+        after = [skill for skill, _ in ids(RandomRetriever(), "q", grown, k=4) if skill != "new"]
+        assert before[: len(after)] == after
+
+    def test_every_item_is_drawn_about_equally_often(self) -> None:
+        counts = dict.fromkeys((skill.id for skill in BANK.skills), 0)
+        for retrieval in RandomRetriever().retrieve([f"query {i}" for i in range(1200)], BANK, 2):
+            for pair in retrieval.pairs:
+                counts[pair.skill.id] += 1
+        # 1200 draws of 2 of 6: 400 each, standard deviation 16.
+        assert all(abs(count - 400) < 80 for count in counts.values())
+
+    def test_weights_are_uniform_and_there_is_no_similarity(self) -> None:
+        (got,) = RandomRetriever().retrieve(["q"], BANK, 4)
+        assert got.weights == (0.25,) * 4
+        assert {pair.similarity for pair in got.pairs} == {None}
