@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from sgsd.curation import UNDETERMINED
 from sgsd.engines.datasets import language_identifier, load_problems
 from sgsd.errors import ConfigError, DataError, SGSDError
-from sgsd.problems import UNDETERMINED
 
 ROWS: list[dict[str, Any]] = [
     {"problem": f"A farmer has {n} ducks and sells one. How many are left?", "answer": str(n - 1)} for n in range(2, 12)

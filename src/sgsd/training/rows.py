@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from datasets import Dataset
 
+from sgsd.curation import curate
 from sgsd.errors import DataError
-from sgsd.problems import Problem, adapt, curate
+from sgsd.problems import Problem, adapt
 from sgsd.prompts import PromptRenderer, refuse_long_prompts
 
 logger = logging.getLogger(__name__)
