@@ -67,14 +67,14 @@ _NEXT_TURN = re.compile(
 _CHAT_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}\\]+))?")
 
 _HOPE = re.compile(
     r"final answer:?\**\s*(?:the (?:final )?answer is:?)?((?:(?!final answer)[^\n]){1,600}?)\.?\s*i hope", re.IGNORECASE
 )
 _PHRASES = (
-    re.compile(r"####+[ \t]*(?=[^\s#])(?P<x>[^\n]{1,2000})$", re.MULTILINE),
+    re.compile(r"(?<!#)#{4,8}[ \t]*(?=[^\s#])(?P<x>[^\n]{1,2000})$", re.MULTILINE),
     re.compile(
         r"(?:^|(?<=[\s*_#>\-(.。]))(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|result)\b(?:\s+to\s+[^.:\n]{1,80}?)?\s*[*_]{0,3}\s*"
         r"(?::|=|：|\bis\b\s*:?|\bwould be\b|\bmust be\b|\bshould be\b|\n)\s*[*_]{0,3}[ \t]*\n?\s*(?P<x>[^\n]{1,2000})",
@@ -109,7 +109,14 @@ _UNIT_AFTER = re.compile(
     r"[ \t]*(?:\\?%|percent\b|pct\b|°|\^\\circ|\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km)(?![A-Za-z]))?"
 )
 _WORD = re.compile(r"[A-Za-zÀ-ɏ]{2,}")
-_SENTENCE_END = re.compile(r"(?<![A-Z\d])[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])")
+_SENTENCE_END = re.compile(
+    r"(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])"
+)
+_PREDICATE = re.compile(
+    r"\b(?:is|are|not|it's|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?|makes?|made"
+    r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|:\s",
+    re.IGNORECASE,
+)
 
 
 def extract_answer(completion: str) -> Extraction:
@@ -180,7 +187,12 @@ def _spoken_part(completion: str) -> str | Extraction:
 
 
 def _tagged(text: str) -> Extraction | None:
-    tags = [tag for tag in _ANSWER_TAG.findall(text) if tag.strip()]
+    tags: list[str] = []
+    start = None
+    for mark in _ANSWER_TAG.finditer(text):
+        if mark[1] and start is not None and text[start : mark.start()].strip():
+            tags.append(text[start : mark.start()])
+        start = None if mark[1] else mark.end()
     if not tags:
         return None
     if len({key(tidy(tag[:MAX_ANSWER])) for tag in tags[:100]}) > 1:
@@ -309,7 +321,7 @@ def _from_phrase(text: str, start: int, end: int) -> Extraction:
     tail = phrase[last_is.end() :].strip() if last_is else phrase
     if tail and (_NUMBER.search(tail) or _MATH.search(tail)):
         phrase = tail.strip("*_ ")
-        if not _prose(phrase):
+        if last_is and not _prose(phrase):
             return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
     return _single(phrase)
 
@@ -381,7 +393,7 @@ def _sentence(line: str) -> bool:
     found = [w for w in _WORD.findall(plain) if w.lower() not in {"and", "or", "sqrt"}]
     if not _NUMBER.search(line) and not _MATH.search(line):
         return len(found) > 8
-    if re.search(r"\b(?:is|are|not|it's|the|we|that|so|be|was|find|get)\b|:\s", plain, re.IGNORECASE):
+    if _PREDICATE.search(plain):
         return True
     return len(found) > 5 or (bool(_MATH.search(line)) and bool(found) and bool(re.match(r"\s*[A-Za-z]{3,}", plain)))
 

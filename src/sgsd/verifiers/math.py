@@ -101,8 +101,23 @@ def grade_math(completion: str, answer: str) -> Verdict:
     return grade(completion, answer, equal)
 
 
+_FAMILIAR = (
+    r"\frac{m}{n}",
+    r"2\sqrt{3}+1",
+    "x^2+2x+1",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+    r"3\pi r^{2}",
+    r"y=2x-3",
+)
+
+
 def make_grader(*, check: bool = False) -> Grader:
-    """The mathematics policy; with ``check``, only whether the reference can be read."""
+    """The mathematics policy; with ``check``, only whether the reference can be read.
+
+    The parser builds its tables as it goes: a few usual expressions first, so that no item pays for that.
+    """
+    for text in _FAMILIAR:
+        equal(text, text + " + 0")
     return (lambda _, answer: check_reference(answer)) if check else grade_math
 
 

@@ -57,15 +57,14 @@ _NUMERAL = re.compile(
     re.DOTALL,
 )
 _PERCENT = re.compile(r"^ ?(?:%|percent(?:age)?\b|pct\b|per cent\b)(?: ?points?\b)?", re.IGNORECASE)
-_UNIT = re.compile(
-    r"[A-Za-z°€£¥₹'Ωμµ()/ .\-]*(?:\^ ?\{? ?-?[1-4] ?\}?)?(?:[ /]?[A-Za-z°'()/ .\-]*(?:\^ ?\{? ?-?[1-4] ?\}?)?)?"
-)
-_GLUED = re.compile(r"[A-Za-z]\w*")
+_UNIT_WORDS = r"[A-Za-z°€£¥₹'Ωμµ()/ .\-]"
+_UNIT_POWER = r"(?:\^ ?\{? ?-?[1-4] ?\}?)?"
+_UNIT = re.compile(rf"[A-Za-z°€£¥₹Ωμµ]{_UNIT_WORDS}*{_UNIT_POWER}(?:[ /]?{_UNIT_WORDS}*{_UNIT_POWER})?")
 # After a number, these change its value, deny it or add another: not units.
 _NOT_UNITS = re.compile(
     r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times|divided|multiplied|over|more"
     r"|less|than|least|most|between|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
-    r"|quarter|third|if|where|when|is|are|was|equals?|equal|power|binary|hex|octal|remainder|approximately|about|except"
+    r"|quarter|third|thirds|fifths?|sixths?|eighths?|tenths?|hundredths?|thousandths?|millionths?|percent|if|where|when|is|are|was|equals?|equal|power|binary|hex|octal|remainder|approximately|about|except"
     r"|hundred|thousand|million|billion|trillion|dozen|e|i|pi|x|y|z|n|k)\b",
     re.IGNORECASE,
 )
@@ -73,40 +72,9 @@ _UNSQUARED = re.compile(
     r"\b(?:square|sq\.?|cubic)\b|\b(?:meters?|metres?|feet|inches|units?|cm|m|km)\s+(?:squared|cubed)\b", re.IGNORECASE
 )
 # A lone letter right after a digit is a variable (0.64N, 3x), unless it is one of these.
-_LETTER_UNITS = frozenset("m g s h L l".split()) | {
-    "cm",
-    "mm",
-    "km",
-    "kg",
-    "mg",
-    "ml",
-    "mL",
-    "ft",
-    "in",
-    "hr",
-    "hrs",
-    "min",
-    "mph",
-    "lb",
-    "lbs",
-    "oz",
-    "am",
-    "pm",
-    "th",
-    "st",
-    "nd",
-    "rd",
-    "km/h",
-    "m/s",
-    "kph",
-    "deg",
-    "cents",
-    "dollars",
-    "Hz",
-    "kWh",
-    "GB",
-    "MB",
-}
+_LETTER_UNITS = frozenset(
+    "m g s h L l cm mm km kg mg ml mL ft in hr hrs min mph lb lbs oz am pm th st nd rd km/h m/s kph deg Hz kWh GB MB".split()
+)
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE = re.compile(rf"^ ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _BASE_TEN = re.compile(r"^ ?_ ?(?:10|\{ ?10 ?\})$")
@@ -161,14 +129,11 @@ def _suffix(rest: str) -> tuple[bool, int, str] | None:
         factor, rest, glued = _SCALES[scale[1].lower()], rest[scale.end() :].strip(), False
     if not rest:
         return bool(percent), factor, ""
-    if len(rest) > 60 or not _UNIT.fullmatch(rest) or rest[0] in "/-(" or "--" in rest:
+    if len(rest) > 60 or not _UNIT.fullmatch(rest) or "--" in rest:
         return None
-    if (
-        glued
-        and _GLUED.match(rest)
-        and rest.split()[0].rstrip(".") not in _LETTER_UNITS
-        and len(re.match(r"[A-Za-z]*", rest)[0]) < 3
-    ):  # type: ignore[index]
+    letters = re.match(r"[A-Za-z]*", rest)
+    short = letters is not None and 0 < letters.end() < 3
+    if glued and short and rest.split()[0].rstrip(".") not in _LETTER_UNITS:
         return None
     if _NOT_UNITS.search(_UNSQUARED.sub(" ", rest)) or len(rest.split()) > 6:
         return None
@@ -187,6 +152,8 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     if len(text) > MAX_DIGITS or not text.isprintable():
         return None
     text = _LEAD.sub("", text.strip())
+    if text.startswith("\\text") and (spoken := _TEXT.fullmatch(text)):
+        text = spoken[1].strip()
     while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
         text = text[1:-1].strip()
     outer = ""
@@ -210,6 +177,46 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     value, form, places, digits = body
     percent, factor, unit = suffix
     return Numeral((-value if "-" in signs else value) * factor, form, places, digits, percent, unit)
+
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_CARDINALS = {word: n for n, word in enumerate(_ONES)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
+_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_PARTS |= {f"{word}s": n for word, n in _PARTS.items()} | {"halves": 2}
+
+
+def spoken_number(text: str) -> Numeral | None:
+    """A number in English words: ``fifty-six``, ``two hundred and five``, ``minus three``, ``one half``."""
+    if len(text) > 100 or not re.fullmatch(r"[A-Za-z\- ]+", text):
+        return None
+    tokens = [token for token in re.split(r"[\s\-]+", text.lower()) if token and token != "and"]
+    sign = 1
+    if len(tokens) > 1 and tokens[0] in {"minus", "negative"}:
+        sign, tokens = -1, tokens[1:]
+    parts = _PARTS.get(tokens[-1]) if len(tokens) > 1 else None
+    if parts is not None:
+        tokens = ["one" if token in {"a", "an"} else token for token in tokens[:-1]]
+    total = group = 0
+    for token in tokens:
+        if token in _CARDINALS:
+            value = _CARDINALS[token]
+            if group % 100 and not (group % 100 >= 20 and group % 10 == 0 and 0 < value < 10):
+                return None
+            group += value
+        elif token == "hundred" and 0 < group < 100:
+            group *= 100
+        elif token in {"thousand", "million", "billion"} and group:
+            total, group = total + group * _SCALES[token], 0
+        else:
+            return None
+    if not tokens:
+        return None
+    number = Fraction(sign * (total + group), parts or 1)
+    return Numeral(number, "fraction" if parts else "integer")
 
 
 def rounds_to(exact: Fraction, decimal: Numeral) -> bool:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from sgsd.verifiers.numerals import Numeral, read_numeral
+from sgsd.verifiers.numerals import Numeral, read_numeral, spoken_number
 from sgsd.verifiers.tidy import DEGREE, key, tidy, words
 
 MAX_ITEMS = 100
@@ -90,6 +90,9 @@ def _leaf(text: str) -> Reading:
     if numeral is not None:
         return Reading(Shape.NUMBER, text, text, numeral=numeral)
     plain = words(text)
+    numeral = spoken_number(plain)
+    if numeral is not None:
+        return Reading(Shape.NUMBER, text, text, numeral=numeral)
     spoken = "\\text" in text or _HAS_WORD.search(plain)
     if plain and spoken and _WORDS.fullmatch(plain) or _CLOCK.fullmatch(plain):
         return Reading(Shape.WORDS, plain, text)
@@ -314,7 +317,9 @@ def simple_names_differ(first: str, second: str) -> bool:
 
 def spoken_key(reading: Reading) -> str:
     """What two answers in words have in common if they are the same: no case, articles, punctuation or spaces."""
-    text = re.sub(r"\b(?:the|an?|is|are)\b", " ", words(reading.text).casefold())
+    plain = words(reading.text).casefold()
+    text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
+    text = text if re.search(r"\w", text) else plain
     return re.sub(r"[^\w:\u4e00-\u9fff]", "", text)
 
 

@@ -164,6 +164,7 @@ def tidy(text: str) -> str:
     text = _BARE_FRACTION.sub(lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
     text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
     text = _TEXTS.sub(r"\\text", text)
+    text = re.sub(r"\\text ?\{ ?([+-]) ?\}", r"\1", text)
     text = re.sub(r"_ ?\{ ?\\text ?\{([A-Za-z]+)\} ?\}", r"_{\1}", text)
     text = re.sub(r"_ ?\{ ?\\([A-Za-z]+) ?\}", r"_{\1}", text)
     for pattern, replacement in _RELATIONS:

@@ -9,11 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sgsd.errors import ConfigError
-from sgsd.verifiers.choice import option
-from sgsd.verifiers.exact import normalise
-from sgsd.verifiers.grade import plainly_readable
 from sgsd.verifiers.pool import Pool, Request, shared_pool
-from sgsd.verifiers.reasoning_gym import read_entry
 from sgsd.verifiers.verdict import Outcome, Verdict
 
 TIMEOUT = 5.0
@@ -150,14 +146,37 @@ def _unknown(what: str, got: str, known: Sequence[str]) -> ConfigError:
     )
 
 
+# Imported when asked: a process that only verifies needs none of the graders itself.
+
+
 def _math_readable(answer: str) -> bool | None:
+    from sgsd.verifiers.grade import plainly_readable
+
     return plainly_readable(answer) if len(answer) <= _PLAIN_LENGTH else None
+
+
+def _exact_readable(answer: str) -> bool:
+    from sgsd.verifiers.exact import normalise
+
+    return bool(normalise(answer, ignore_case=True))
+
+
+def _choice_readable(answer: str) -> bool:
+    from sgsd.verifiers.choice import option
+
+    return option(answer) is not None
+
+
+def _entry_readable(answer: str) -> bool:
+    from sgsd.verifiers.reasoning_gym import read_entry
+
+    return read_entry(answer) is not None
 
 
 _READABLE: dict[str, Callable[[str], bool | None]] = {
     "math": _math_readable,
-    "exact": lambda answer: bool(normalise(answer, ignore_case=True)),
-    "choice": lambda answer: option(answer) is not None,
-    "reasoning_gym": lambda answer: read_entry(answer) is not None,
+    "exact": _exact_readable,
+    "choice": _choice_readable,
+    "reasoning_gym": _entry_readable,
     "reward": lambda answer: bool(answer.strip()),
 }
