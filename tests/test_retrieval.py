@@ -134,13 +134,31 @@ class TestEmbedding:
         assert got.weights[0] / got.weights[1] == pytest.approx(math.exp(first - second), rel=1e-5)
 
     def test_ties_go_to_the_item_that_comes_first_in_the_bank(self) -> None:
-        table = {"q": [1.0, 0.0]} | {text: [0.6, 0.8] for text in ("x", "y", "z")} | {"y": [0.6, 0.8 + 1e-8]}
-        skills = tuple(Skill(id, "", text) for id, text in [("c", "x"), ("a", "y"), ("b", "z")])
-        bank = SkillBank(skills, tuple(Mistake(f"m{i}", "", f"m{i}") for i in range(3)))
-        (got,) = EmbeddingRetriever(TableEmbedder(table | {f"m{i}": [1, 0] for i in range(3)})).retrieve(["q"], bank, 3)
-        assert [p.skill.id for p in got.pairs] == ["c", "a", "b"]
-        assert [p.mistake.id for p in got.pairs] == ["m0", "m1", "m2"]
-        assert got.weights == pytest.approx([1 / 3] * 3)
+        # Enough items for an unstable sort to show, with ids against bank order.
+        bank = SkillBank(
+            tuple(Skill(f"s{40 - i}", "", f"s{i}") for i in range(40)),
+            tuple(Mistake(f"m{40 - i}", "", f"m{i}") for i in range(40)),
+        )
+        table = {item.text: [0.6, 0.8] for item in bank.items} | {"q": [1.0, 0.0], "s7": [1.0, 0.0]}
+        (got,) = EmbeddingRetriever(TableEmbedder(table)).retrieve(["q"], bank, 40)
+        assert [p.skill for p in got.pairs] == [bank.skills[7], *bank.skills[:7], *bank.skills[8:]]
+        assert [p.mistake for p in got.pairs] == list(bank.mistakes)
+
+    def test_differences_as_small_as_the_noise_of_batching_are_ties(self) -> None:
+        table = {
+            "q": [1.0, 0.0],
+            "x": [0.6, 0.8],
+            "y": [0.6000003, 0.7999998],
+            "z": [0.60001, 0.79999],
+            "m": [1.0, 0.0],
+        }
+        bank = SkillBank(
+            tuple(Skill(text, "", text) for text in "xyz"), tuple(Mistake(f"m{i}", "m", f"{i}") for i in "abc")
+        )
+        embedder = TableEmbedder(table | {f"m\n{i}": [1.0, 0.0] for i in "abc"})
+        assert embedder.vector("y")[0] > embedder.vector("x")[0]
+        (got,) = EmbeddingRetriever(embedder).retrieve(["q"], bank, 3)
+        assert [p.skill.id for p in got.pairs] == ["z", "x", "y"]
 
     def test_each_text_is_embedded_once_in_one_call_a_batch(self) -> None:
         embedder = TableEmbedder()

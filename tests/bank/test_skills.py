@@ -316,6 +316,12 @@ class TestFiles:
             SkillBank.from_json(text, source="bank.json")
         one_line(error)
 
+    @pytest.mark.parametrize("text", ['{"text": "x"}, {"text": "a\\u0000"}', '{"text": "x"}, {"id": "a", "text": ""}'])
+    def test_the_place_of_a_bad_item_is_named(self, text: str) -> None:
+        for document in (f'{{"mistakes": [{text}]}}', f'{{"common_mistakes": [{text}]}}'):
+            with pytest.raises(BankError, match=r"^bank.json: (common_)?mistakes\[1\]: "):
+                SkillBank.from_json(document, source="bank.json")
+
     def test_an_item_repeated_as_it_is_counts_once(self) -> None:
         assert len(SkillBank.from_json('{"skills": [{"text": "x"}, {"text": "x"}]}').skills) == 1
 

@@ -12,7 +12,8 @@ import difflib
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import TypeAlias, cast
 
 from sgsd.errors import BankError
@@ -135,6 +136,17 @@ def parse(text: str, source: str) -> Document:
     return as_object(value, source)
 
 
+@contextmanager
+def located(where: str) -> Generator[None, None, None]:
+    """Put ``where`` before the message of a ``BankError`` raised inside."""
+    try:
+        yield
+    except BankError as error:
+        raise BankError(
+            f"{where}: {error.what}", got=error.got, expected=error.expected, remedy=error.remedy
+        ) from error
+
+
 def as_object(value: object, where: str) -> Document:
     """The value, which must be a JSON object; else ``BankError`` naming ``where``."""
     if not isinstance(value, dict):
@@ -248,7 +260,8 @@ def _read_common_item(
         raise BankError(f"{where}: the {kind} says nothing", got=canonical(raw)[:80], expected=repr(fields["text"][0]))
     if "id" not in item:
         title, text, extra = (cast(str, item.get(field, "")) for field in ("title", "text", note))
-        item["id"] = content_id(kind, title, text, extra)
+        with located(where):
+            item["id"] = content_id(kind, title, text, extra)
     return item, tuple(key for key in raw if key not in used)
 
 

@@ -48,8 +48,8 @@ class Skill:
         parents: ids of the items it was merged or refined from.
 
     Raises:
-        BankError: a blank text, an unusable id, or a lone surrogate or control character (other than tab, line feed,
-            carriage return) anywhere.
+        BankError: a blank text, an unusable id, an unknown origin, or a lone surrogate or control character (other than
+            tab, line feed, carriage return) anywhere.
     """
 
     id: str
@@ -143,7 +143,7 @@ class SkillBank:
         skills: the general skills g.
         mistakes: the common mistakes e.
         name: a label; no part of the digest.
-        metadata: JSON values that travel with the bank (where it came from, counts); no part of the digest.
+        metadata: JSON values that travel with the bank (where it came from, counts), copied; no part of the digest.
 
     Raises:
         BankError: two items share an id, or the metadata is not JSON.
@@ -434,26 +434,23 @@ def _read_item(kind: type[Skill] | type[Mistake], raw: formats.Document, where: 
         if not isinstance(value, str):
             raise BankError(f"{where}.{key}: wrong type", got=formats.json_type(value), expected="a string")
         strings[key] = value
-    origins = [origin.value for origin in Origin]
-    if strings["origin"] not in origins:
-        got, expected = repr(strings["origin"]), formats.nearest(strings["origin"], origins)
-        raise BankError(f"{where}.origin: unknown origin", got=got, expected=expected)
     parents = formats.as_list(raw.get("parents", []), f"{where}.parents")
     if not all(isinstance(parent, str) for parent in parents):
         raise BankError(f"{where}.parents: wrong type", got=formats.canonical(parents)[:80], expected="an array of ids")
-    if not strings["text"].strip():
-        raise BankError(f"{where}: blank text", got=repr(strings["text"]), expected="what the item says, in 'text'")
     title, text, note_text = strings["title"], strings["text"], strings[note]
-    id = (
-        strings["id"]
-        if "id" in raw
-        else formats.content_id("skill" if kind is Skill else "mistake", title, text, note_text)
-    )
-    return kind(id, title, text, note_text, Origin(strings["origin"]), tuple(cast(list[str], parents)))
+    with formats.located(where):
+        id = strings["id"] if "id" in raw else formats.content_id(kind.__name__.lower(), title, text, note_text)
+        # The constructor checks the origin, which may be no member yet.
+        return kind(id, title, text, note_text, cast(Origin, strings["origin"]), tuple(cast(list[str], parents)))
 
 
 def _validate(item: Item) -> None:
     what = f"{'skill' if isinstance(item, Skill) else 'mistake'} {item.id!r}"
+    if item.origin not in tuple(Origin):
+        known = [origin.value for origin in Origin]
+        raise BankError(
+            f"{what}: unknown origin", got=repr(item.origin), expected=formats.nearest(str(item.origin), known)
+        )
     object.__setattr__(item, "origin", Origin(item.origin))
     object.__setattr__(item, "parents", tuple(item.parents))
     if (

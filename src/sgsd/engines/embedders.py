@@ -73,26 +73,31 @@ class SentenceTransformerEmbedder:
 def build_retriever(
     name: str,
     *,
-    embedder: Embedder | None = None,
+    embedder: Embedder | str | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     query_prompt: str = "",
+    device: str | None = None,
 ) -> Retriever:
     """The retriever of this name.
 
     Args:
         name: ``embedding``, ``bm25`` (uniform weights) or ``random``.
-        embedder: needed by ``embedding``, ignored by the others.
+        embedder: needed by ``embedding``, ignored by the others; a string is a ``SentenceTransformerEmbedder``'s model.
         temperature: of the ``embedding`` weights; 1.0 is the paper's.
         seed: of ``random``.
         query_prompt: put before each problem by ``embedding``.
+        device: where an embedder given as a string runs.
 
     Raises:
-        ConfigError: an unknown name, ``embedding`` without an embedder, or a temperature that is not positive.
+        ConfigError: an unknown name, ``embedding`` without an embedder or with one that cannot be loaded, or a
+            temperature that is not positive.
     """
     if name == "embedding":
         if embedder is None:
             raise ConfigError("retriever 'embedding' needs an embedder", remedy=_REMEDY)
+        if isinstance(embedder, str):
+            embedder = SentenceTransformerEmbedder(embedder, device=device)
         return EmbeddingRetriever(embedder, temperature=temperature, query_prompt=query_prompt)
     if name == "bm25":
         return BM25Retriever()
