@@ -89,7 +89,26 @@ def _same_words(reference: Reading, given: Reading) -> bool:
     return expected == got
 
 
+def _coordinates(reading: Reading) -> Reading:
+    """``x = 1, y = 2`` as the tuple ``(1, 2)``."""
+    names = [item.name for item in reading.items]
+    if reading.shape is not Shape.LIST or not all(names) or len(set(names)) < len(names):
+        return reading
+    items = tuple(replace(item, name="") for item in reading.items)
+    return replace(reading, shape=Shape.SEQUENCE, brackets="()", items=items)
+
+
+def _union(reading: Reading) -> Reading:
+    """``x < 1 or x > 2`` as the union of two intervals."""
+    intervals = all(item.shape is Shape.SEQUENCE and item.name for item in reading.items)
+    return replace(reading, shape=Shape.UNION) if reading.shape is Shape.LIST and intervals else reading
+
+
 def _same_structure(reference: Reading, given: Reading, equal: Equal) -> bool:
+    if {reference.shape, given.shape} == {Shape.LIST, Shape.SEQUENCE}:
+        reference, given = _coordinates(reference), _coordinates(given)
+    if {reference.shape, given.shape} == {Shape.LIST, Shape.UNION}:
+        reference, given = _union(reference), _union(given)
     if reference.shape is Shape.EXPRESSION or given.shape is Shape.EXPRESSION or reference.shape is not given.shape:
         return _same_expression(reference, given, equal)
     if reference.shape is Shape.SEQUENCE:

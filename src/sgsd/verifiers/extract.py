@@ -114,7 +114,7 @@ _SENTENCE_END = re.compile(
 )
 _PREDICATE = re.compile(
     r"\b(?:is|are|not|it's|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?|makes?|made"
-    r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|:\s",
+    r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|(?<!\d)(?<!\d ):\s",
     re.IGNORECASE,
 )
 
@@ -316,7 +316,7 @@ def _from_phrase(text: str, start: int, end: int) -> Extraction:
     if not _prose(phrase) and not _sentence(phrase):
         return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
     last_is = None
-    for last_is in re.finditer(r"\b(?:is|are|be|equals?)\b:?|(?<![<>!=]):(?=\s)", _hide_math(phrase)):
+    for last_is in re.finditer(r"\b(?:is|are|be|equals?)\b:?|(?<![<>!=\d])(?<!\d ):(?=\s)", _hide_math(phrase)):
         pass
     tail = phrase[last_is.end() :].strip() if last_is else phrase
     if tail and (_NUMBER.search(tail) or _MATH.search(tail)):

@@ -38,9 +38,9 @@ class Numeral:
 
 # A literal ends where no digit can follow, grouped or not.
 _STOP = r"(?![\d]|[.,]\d)"
-_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
+_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?: \d{3})+|\d+)"
 _DECIMAL = rf"(?:(?:{_INTEGER})?\.\d+|{_INTEGER}\.){_STOP}"
-_EURO = rf"(?:\d+,\d{{1,2}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+|\d{{1,3}}(?:\.\d{{3}}){{2,}}){_STOP}"
+_EURO = rf"(?:\d+,\d{{1,2}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+){_STOP}"
 _SIGNED = r"[+-]? ?\d+"
 _FRACTION = (
     rf"(?:\\frac ?\{{ ?(?P<n1>{_SIGNED}) ?\}} ?\{{ ?(?P<d1>{_SIGNED}) ?\}}"
@@ -51,9 +51,10 @@ _SCIENTIFIC = (
     rf"(?:(?P<m>\d+(?:\.\d+)?) ?(?:\\times|\\cdot|\*|x) ?)?10 ?(?:\^|\*\*) ?(?:\{{ ?(?P<e1>{_SIGNED}) ?\}}|(?P<e2>{_SIGNED}))"
     r"|(?P<m3>\d+(?:\.\d+)?)[eE](?P<e3>[+-]?\d+)"
 )
+_REPEATING = r"\d+\.(?P<r1>\d*)(?:\\(?:overline|bar|dot) ?\{(?P<r2>\d+)\}|\((?P<r3>\d+)\))"
 _NUMERAL = re.compile(
     rf"(?P<sign>[+-]?) ?(?P<currency>[€£¥₹]?) ?(?P<sign2>[+-]?)(?:(?P<scientific>{_SCIENTIFIC})|(?P<mixed>{_MIXED})"
-    rf"|(?P<fraction>{_FRACTION})|(?P<decimal>{_DECIMAL})|(?P<integer>{_INTEGER}){_STOP}|(?P<euro>{_EURO}))(?P<rest>.*)",
+    rf"|(?P<fraction>{_FRACTION})|(?P<repeating>{_REPEATING})|(?P<decimal>{_DECIMAL})|(?P<integer>{_INTEGER}){_STOP}|(?P<euro>{_EURO}))(?P<rest>.*)",
     re.DOTALL,
 )
 _PERCENT = re.compile(r"^ ?(?:%|percent(?:age)?\b|pct\b|per cent\b)(?: ?points?\b)?", re.IGNORECASE)
@@ -77,13 +78,14 @@ _LETTER_UNITS = frozenset(
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE = re.compile(rf"^ ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 _BASE_TEN = re.compile(r"^ ?_ ?(?:10|\{ ?10 ?\})$")
 _LEAD = re.compile(r"^(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|USD ?|EUR ?|US )")
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 
 
 def _int(text: str) -> int:
-    return int(re.sub(r"[ ,(){}]", "", text))
+    return int(re.sub(r"[ ,.(){}]", "", text))
 
 
 def _body(match: re.Match[str]) -> tuple[Fraction, str, int, int] | None:
@@ -102,6 +104,8 @@ def _body(match: re.Match[str]) -> tuple[Fraction, str, int, int] | None:
     if match["fraction"]:
         denominator = _int(match["d1"] or match["d2"])
         return (Fraction(_int(match["n1"] or match["n2"]), denominator), "fraction", 0, 0) if denominator else None
+    if match["repeating"]:
+        return _repeating(match), "fraction", 0, 0
     if match["integer"]:
         return Fraction(_int(match["integer"])), "integer", 0, 0
     if match["euro"]:
@@ -114,6 +118,13 @@ def _body(match: re.Match[str]) -> tuple[Fraction, str, int, int] | None:
     return Fraction(literal.rstrip(".") if decimals else literal.partition(".")[0]), "decimal", len(decimals), digits
 
 
+def _repeating(match: re.Match[str]) -> Fraction:
+    """``0.1\\overline{6}`` = 0.1 + 6 / 90."""
+    whole, fixed, period = match["repeating"].partition(".")[0], match["r1"], match["r2"] or match["r3"]
+    scale = 10 ** len(fixed)
+    return Fraction(int(whole + fixed), scale) + Fraction(int(period), scale * (10 ** len(period) - 1))
+
+
 def _suffix(rest: str) -> tuple[bool, int, str] | None:
     """Percent, scale and unit of what follows a literal; ``None`` if it is anything else."""
     if not rest.strip() or _BASE_TEN.match(rest):
@@ -122,7 +133,7 @@ def _suffix(rest: str) -> tuple[bool, int, str] | None:
     percent = _PERCENT.match(rest)
     if percent:
         rest, glued = rest[percent.end() :], False
-    rest = _TEXT.sub(r" \1 ", rest).strip()
+    rest = _POWERED.sub(r"\1^\2", _TEXT.sub(r" \1 ", rest)).strip()
     scale = _SCALE.match(rest)
     factor = 1
     if scale:
@@ -133,7 +144,7 @@ def _suffix(rest: str) -> tuple[bool, int, str] | None:
         return None
     letters = re.match(r"[A-Za-z]*", rest)
     short = letters is not None and 0 < letters.end() < 3
-    if glued and short and rest.split()[0].rstrip(".") not in _LETTER_UNITS:
+    if glued and short and re.split(r"[ ^]", rest)[0].rstrip(".") not in _LETTER_UNITS:
         return None
     if _NOT_UNITS.search(_UNSQUARED.sub(" ", rest)) or len(rest.split()) > 6:
         return None

@@ -310,9 +310,15 @@ def _read(text: str, depth: int) -> Reading:
     return leaf
 
 
+_SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w|\{\w+\}))?")
+
+
 def simple_names_differ(first: str, second: str) -> bool:
-    """Whether both names are single letters, and not the same one."""
-    return len(first) == 1 and len(second) == 1 and first.isalpha() and second.isalpha() and first != second
+    """Whether both names are single letters, and not the same: other letters, or other subscripts where both have one."""
+    a, b = _SIMPLE_NAME.fullmatch(first.replace(" ", "")), _SIMPLE_NAME.fullmatch(second.replace(" ", ""))
+    if a is None or b is None:
+        return False
+    return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2].strip("{}") != b[2].strip("{}"))
 
 
 def spoken_key(reading: Reading) -> str:

@@ -36,6 +36,7 @@ _UNICODE = str.maketrans(
         "∩": r"\cap ",
         "∈": r"\in ",
         "∅": r"\emptyset ",
+        "Ø": r"\emptyset ",
         "±": r"\pm ",
         "°": r"^\circ ",
         "…": r"\ldots ",
@@ -167,6 +168,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"\\text ?\{ ?([+-]) ?\}", r"\1", text)
     text = re.sub(r"_ ?\{ ?\\text ?\{([A-Za-z]+)\} ?\}", r"_{\1}", text)
     text = re.sub(r"_ ?\{ ?\\([A-Za-z]+) ?\}", r"_{\1}", text)
+    text = re.sub(r"\\varnothing(?![A-Za-z])|\\\{ ?\\\}", r"\\emptyset ", text)
     for pattern, replacement in _RELATIONS:
         text = pattern.sub(replacement, text)
     text = _DEGREES.sub(DEGREE, text).replace(r"\%", "%")
