@@ -24,8 +24,8 @@ def option(text: str) -> str | None:
 def letters_of(text: str) -> list[str]:
     """The distinct options that an answer names.
 
-    An answer that is a letter is that letter in either case. Elsewhere, marked letters (``(B)``, ``B.``) count if there are
-    any, else upper-case letters that stand alone and do not begin a phrase (``I think``, ``A cat``).
+    An answer that is a letter is that letter in either case. Elsewhere, marked letters (``(B)``, ``B.``) count if there
+    are any, else upper-case letters that stand alone and do not begin a phrase (``I think``, ``A cat``).
     """
     plain = words(tidy(text))
     whole = _LETTER.fullmatch(plain)

@@ -1,17 +1,18 @@
-"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no other.
+"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no
+other.
 
 The policy, first match wins (``docs/verifier.md`` has the measurements behind it):
 
-0. Only what follows the last ``</think>`` counts; an unclosed ``<think>`` means no answer. Fenced code blocks, chat-template
-   tokens and ``<<3*4=12>>`` annotations are removed first.
+0. Only what follows the last ``</think>`` counts; an unclosed ``<think>`` means no answer. Fenced code blocks,
+   chat-template tokens and ``<<3*4=12>>`` annotations are removed first.
 1. ``<answer>…</answer>``: only the text inside counts.
-2. Boxes. Equal boxes are one box; different ones are a *list* of answers, and so are right only where the reference is that
-   list. An unclosed or empty last box means no answer. ``Final Answer: The final answer is X. I hope it is correct.`` after
-   the last box replaces it.
+2. Boxes. Equal boxes are one box; different ones are a *list* of answers, and so are right only where the reference is
+   that list. An unclosed or empty last box means no answer. ``Final Answer: The final answer is X. I hope it is
+   correct.`` after the last box replaces it.
 3. A final-answer phrase, the last one: ``#### X``, ``Answer: X``, ``A: X``, ``the answer is X``, ``答案是X``.
 4. A completion that is nothing but an answer: one short line without prose.
-5. The last mathematics or number in the last line that has any, with everything that belongs to it: of ``54, 55, 56`` or
-   ``28 + 28`` that is the whole, never the last number alone.
+5. The last mathematics or number in the last line that has any, with everything that belongs to it: of ``54, 55, 56``
+   or ``28 + 28`` that is the whole, never the last number alone.
 
 An answer that the sentence around it denies ("the answer is not 56", "56 is wrong") is no answer.
 """
@@ -95,14 +96,16 @@ _DENIAL = re.compile(
     re.IGNORECASE,
 )
 _MATH = re.compile(
-    r"\$\$(?P<a>[^$]{1,2000})\$\$|(?<!\\)\$(?P<b>(?:\\.|[^$\\]){1,2000})\$|\\\((?P<c>.{1,2000}?)\\\)|\\\[(?P<d>.{1,2000}?)\\\]",
+    r"\$\$(?P<a>[^$]{1,2000})\$\$|(?<!\\)\$(?P<b>(?:\\.|[^$\\]){1,2000})\$"
+    r"|\\\((?P<c>.{1,2000}?)\\\)|\\\[(?P<d>.{1,2000}?)\\\]",
     re.DOTALL,
 )
 _JOINT = re.compile(r"[\s.,;]*(?:\\?\s*(?:text\{)?\s*(?:and|or|,|;)\s*\}?)?[\s.,;]*", re.IGNORECASE)
 _NUMBER = re.compile(r"\\frac\{-?\d+\}\{-?\d+\}|\d+(?:[.,]\d+)*|\.\d+")
 # What may stand between two numbers and make them one expression, equation or list.
 _RUN = re.compile(
-    r"(?:(?:\\(?:frac|dfrac|sqrt|times|cdot|div|pm|approx|left|right|pi|leq?|geq?)\b|[€£¥₹$]|\b(?:or|and|to|through|minus|plus|times|mod|sqrt)\b|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√]"
+    r"(?:(?:\\(?:frac|dfrac|sqrt|times|cdot|div|pm|approx|left|right|pi|leq?|geq?)\b|[€£¥₹$]"
+    r"|\b(?:or|and|to|through|minus|plus|times|mod|sqrt)\b|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√]"
     r"|\d+(?:[.,]\d+)*|\.\d+|(?<![A-Za-z\d])[xX](?![A-Za-z]))[ \t]*)+"
 )
 _UNIT_AFTER = re.compile(
@@ -112,6 +115,8 @@ _WORD = re.compile(r"[A-Za-zÀ-ɏ]{2,}")
 _SENTENCE_END = re.compile(
     r"(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])"
 )
+_VERB = re.compile(r"\b(?:is|are|be|equals?)\b:?|(?<![<>!=\d])(?<!\d ):(?=\s)")
+_ANSWER_COLON = re.compile(r"answer(?: is)?\**\s*:\**", re.IGNORECASE)
 _PREDICATE = re.compile(
     r"\b(?:is|are|not|it's|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?|makes?|made"
     r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|(?<!\d)(?<!\d ):\s",
@@ -142,9 +147,9 @@ def extract_choice(completion: str) -> Extraction:
 def extract_lines(completion: str, *, lines: int) -> Extraction:
     """As ``extract_answer``, for answers that are texts rather than mathematics, of ``lines`` lines.
 
-    An answer in tags or in a box is all that stands there. Of several lines, it is else what follows the last ``Answer:``, or
-    the last ``lines`` lines, a code fence around them not counting. Of one line, it is what follows ``Answer:``, or the whole
-    completion if that is one line, or else what ``extract_answer`` finds.
+    An answer in tags or in a box is all that stands there. Of several lines, it is else what follows the last
+    ``Answer:``, or the last ``lines`` lines, a code fence around them not counting. Of one line, it is what follows
+    ``Answer:``, or the whole completion if that is one line, or else what ``extract_answer`` finds.
     """
     text = _spoken_part(completion if lines <= 1 else completion.replace("```", ""))
     if isinstance(text, Extraction):
@@ -153,9 +158,7 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
     if marked is not None:
         return marked
     if lines > 1:
-        tail = None
-        for tail in re.finditer(r"answer(?: is)?\**\s*:\**", text, re.IGNORECASE):
-            pass
+        tail = _last_match(_ANSWER_COLON, text)
         chosen = text[tail.end() :] if tail else "\n".join(text.rstrip().split("\n")[-lines:])
         chosen = chosen.strip("\n").rstrip()
         return (
@@ -169,12 +172,17 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
     return Extraction(text[:MAX_TEXT], Found.WHOLE) if "\n" not in text else _unmarked(text)
 
 
+def _last_match(pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] | None:
+    match = None
+    for match in pattern.finditer(text, start):  # noqa: B007 - the last one is wanted
+        pass
+    return match
+
+
 def _spoken_part(completion: str) -> str | Extraction:
     """The part of a completion that is meant for the reader; an ``Extraction`` without text if there is none."""
     text = completion[-MAX_CHARACTERS:]
-    close = None
-    for close in _THINK_CLOSE.finditer(text):
-        pass
+    close = _last_match(_THINK_CLOSE, text)
     if close is not None:
         text = text[close.end() :]
     if _THINK_OPEN.search(text):
@@ -240,9 +248,7 @@ def _boxed(text: str) -> Extraction | None:
     if not found and not unclosed:
         return None
     end = found[-1][1] if found else 0
-    hope = None
-    for hope in _HOPE.finditer(text, end):
-        pass
+    hope = _last_match(_HOPE, text, end)
     if hope is not None:
         return _from_phrase(text, hope.start(1), hope.end(1))
     if unclosed:
@@ -279,9 +285,7 @@ def _inner(content: str) -> str:
 
 
 def _phrased(text: str) -> Extraction | None:
-    hope = None
-    for hope in _HOPE.finditer(text):
-        pass
+    hope = _last_match(_HOPE, text)
     if hope is not None:
         return _from_phrase(text, hope.start(1), hope.end(1))
     best: re.Match[str] | None = None
@@ -315,9 +319,7 @@ def _from_phrase(text: str, start: int, end: int) -> Extraction:
         return Extraction(None, reason=DENIED)
     if not _prose(phrase) and not _sentence(phrase):
         return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
-    last_is = None
-    for last_is in re.finditer(r"\b(?:is|are|be|equals?)\b:?|(?<![<>!=\d])(?<!\d ):(?=\s)", _hide_math(phrase)):
-        pass
+    last_is = _last_match(_VERB, _hide_math(phrase))
     tail = phrase[last_is.end() :].strip() if last_is else phrase
     if tail and (_NUMBER.search(tail) or _MATH.search(tail)):
         phrase = tail.strip("*_ ")
@@ -400,12 +402,7 @@ def _sentence(line: str) -> bool:
 
 def _last(line: str) -> Extraction | None:
     spans = list(_MATH.finditer(line))
-    run = None
-    for run in _RUN.finditer(line):
-        pass
-    number = None
-    for number in _NUMBER.finditer(line):
-        pass
+    number = _last_match(_NUMBER, line)
     if spans and (number is None or number.start() < spans[-1].end() or _unit_only(line[spans[-1].end() :])):
         return _last_span(line, spans)
     if number is None:

@@ -1,4 +1,5 @@
-"""Equality of two mathematical expressions, by math-verify. The only module that imports it; runs in a worker process."""
+"""Equality of two mathematical expressions, by math-verify. The only module that imports it; runs in a worker
+process."""
 
 from __future__ import annotations
 

@@ -36,6 +36,10 @@ class Numeral:
     unit: str = ""
 
 
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
 # A literal ends where no digit can follow, grouped or not.
 _STOP = r"(?![\d]|[.,]\d)"
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?: \d{3})+|\d+)"
@@ -48,7 +52,8 @@ _FRACTION = (
 )
 _MIXED = r"(?P<w>\d+)(?: ?\\frac ?\{ ?(?P<n3>\d+) ?\} ?\{ ?(?P<d3>\d+) ?\}|(?: | and )(?P<n4>\d+) ?/ ?(?P<d4>\d+))"
 _SCIENTIFIC = (
-    rf"(?:(?P<m>\d+(?:\.\d+)?) ?(?:\\times|\\cdot|\*|x) ?)?10 ?(?:\^|\*\*) ?(?:\{{ ?(?P<e1>{_SIGNED}) ?\}}|(?P<e2>{_SIGNED}))"
+    rf"(?:(?P<m>\d+(?:\.\d+)?) ?(?:\\times|\\cdot|\*|x) ?)?10 ?(?:\^|\*\*) ?"
+    rf"(?:\{{ ?(?P<e1>{_SIGNED}) ?\}}|(?P<e2>{_SIGNED}))"
     r"|(?P<m3>\d+(?:\.\d+)?)[eE](?P<e3>[+-]?\d+)"
 )
 _REPEATING = r"\d+\.(?P<r1>\d*)(?:\\(?:overline|bar|dot) ?\{(?P<r2>\d+)\}|\((?P<r3>\d+)\))"
@@ -74,10 +79,14 @@ _UNSQUARED = re.compile(
 )
 # A lone letter right after a digit is a variable (0.64N, 3x), unless it is one of these.
 _LETTER_UNITS = frozenset(
-    "m g s h L l cm mm km kg mg ml mL ft in hr hrs min mph lb lbs oz am pm th st nd rd km/h m/s kph deg Hz kWh GB MB".split()
+    _names(
+        "m g s h L l cm mm km kg mg ml mL ft in hr hrs min mph lb lbs oz am pm th st nd rd km/h m/s kph deg Hz kWh GB"
+        " MB"
+    )
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE = re.compile(rf"^ ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_ALPHABET = re.compile(r"[ -~°€£¥₹Ωμµ]*")
 _POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 _BASE_TEN = re.compile(r"^ ?_ ?(?:10|\{ ?10 ?\})$")
 _LEAD = re.compile(r"^(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|USD ?|EUR ?|US )")
@@ -171,12 +180,7 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     if text[:2] in {"-(", "+("} and text[-1] == ")" and "(" not in text[2:]:
         outer, text = text[0], text[2:-1].strip()
     match = _NUMERAL.fullmatch(text)
-    if (
-        match is None
-        or (match["euro"] and not decimal_comma)
-        or not text.isascii()
-        and not re.fullmatch(r"[\x00-\x7f°€£¥₹Ωμµ]*", text)
-    ):
+    if match is None or (match["euro"] and not decimal_comma) or not _ALPHABET.fullmatch(text):
         return None
     signs = match["sign"] + match["sign2"] + outer
     if len(signs) > 1:
@@ -190,11 +194,11 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     return Numeral((-value if "-" in signs else value) * factor, form, places, digits, percent, unit)
 
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = _names(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    " seventeen eighteen nineteen"
+)
+_TENS = _names("twenty thirty forty fifty sixty seventy eighty ninety")
 _CARDINALS = {word: n for n, word in enumerate(_ONES)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 _PARTS |= {f"{word}s": n for word, n in _PARTS.items()} | {"halves": 2}

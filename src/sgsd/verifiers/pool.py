@@ -1,9 +1,9 @@
 """Worker processes with hard timeouts.
 
-Not ``multiprocessing``: spawn and forkserver import the user's ``__main__`` again, which breaks scripts without a main guard,
-and a fork after torch has started its threads may deadlock. Each worker is ``python -m sgsd.verifiers.worker`` on two pipes.
-There are no background threads: the calling thread drives the workers it holds, so that the pool can be used from any
-thread, and survives a fork of its process.
+Not ``multiprocessing``: spawn and forkserver import the user's ``__main__`` again, which breaks scripts without a main
+guard, and a fork after torch has started its threads may deadlock. Each worker is ``python -m sgsd.verifiers.worker``
+on two pipes. There are no background threads: the calling thread drives the workers it holds, so that the pool can be
+used from any thread, and survives a fork of its process.
 """
 
 from __future__ import annotations

@@ -52,12 +52,18 @@ class Reading:
     contradiction: bool = False
 
 
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
 _NAME_COMMANDS = frozenset(
-    r"\angle \overline \frac \triangle \vec \widehat \hat \bar \operatorname \mathbb \mathcal \measuredangle \max \min \text"
-    r" \alpha \beta \gamma \delta \epsilon \varepsilon \theta \lambda \mu \nu \rho \sigma \tau \phi \varphi \psi \omega \Delta"
-    r" \Gamma \Omega \Phi \Sigma \Theta \lvert \rvert \prime \ell \eta \xi \zeta \kappa \overrightarrow \mathbf \boldsymbol"
-    r" \deg \gcd \lcm \circ \sum \Re \Im \quad \zzz".split()
-) - {r"\sum"}
+    _names(
+        r"\angle \overline \frac \triangle \vec \widehat \hat \bar \operatorname \mathbb \mathcal \measuredangle \max"
+        r" \min \text \alpha \beta \gamma \delta \epsilon \varepsilon \theta \lambda \mu \nu \rho \sigma \tau \phi"
+        r" \varphi \psi \omega \Delta \Gamma \Omega \Phi \Sigma \Theta \lvert \rvert \prime \ell \eta \xi \zeta \kappa"
+        r" \overrightarrow \mathbf \boldsymbol \deg \gcd \lcm \circ \Re \Im \quad \zzz"
+    )
+)
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
 _APPLIED = re.compile(r"(?<=[A-Za-z'}])\([^()=<>]{0,40}\)")
@@ -94,7 +100,7 @@ def _leaf(text: str) -> Reading:
     if numeral is not None:
         return Reading(Shape.NUMBER, text, text, numeral=numeral)
     spoken = "\\text" in text or _HAS_WORD.search(plain)
-    if plain and spoken and _WORDS.fullmatch(plain) or _CLOCK.fullmatch(plain):
+    if (plain and spoken and _WORDS.fullmatch(plain)) or _CLOCK.fullmatch(plain):
         return Reading(Shape.WORDS, plain, text)
     return Reading(Shape.EXPRESSION, text, text)
 
@@ -155,7 +161,8 @@ def _enclosed(text: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether a left-hand side only names what follows: ``x``, ``f(2)``, ``S_{ABC}:S``, ``\\frac{NO}{BO}``, ``(x, y)``."""
+    """Whether a left-hand side only names what follows: ``x``, ``f(2)``, ``S_{ABC}:S``, ``\\frac{NO}{BO}``, ``(x,
+    y)``."""
     if not text or len(text) > 80:
         return False
     if any(command not in _NAME_COMMANDS for command in _COMMAND.findall(text)):
@@ -314,7 +321,8 @@ _SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w|\{\w+\}))?")
 
 
 def simple_names_differ(first: str, second: str) -> bool:
-    """Whether both names are single letters, and not the same: other letters, or other subscripts where both have one."""
+    """Whether both names are single letters, and not the same: other letters, or other subscripts where both have
+    one."""
     a, b = _SIMPLE_NAME.fullmatch(first.replace(" ", "")), _SIMPLE_NAME.fullmatch(second.replace(" ", ""))
     if a is None or b is None:
         return False

@@ -29,9 +29,9 @@ def read_entry(answer: str) -> dict[str, Any] | None:
 def make_grader() -> Grader:
     """Correct if the data set's ``score_answer`` gives the *extracted* answer at least 0.99.
 
-    The scorers give partial credit for substrings and 0.01 for wrong answers. Some raise on text: the reference answer of the
-    entry is scored first, so that a scorer that cannot even judge that is undecided, and what raises on the model's text alone
-    is incorrect.
+    The scorers give partial credit for substrings and 0.01 for wrong answers. Some raise on text: the reference answer
+    of the entry is scored first, so that a scorer that cannot even judge that is undecided, and what raises on the
+    model's text alone is incorrect.
     """
     from reasoning_gym.factory import get_score_answer_fn
 

@@ -29,10 +29,12 @@ def find(path: str) -> Callable[..., Any]:
 
 
 def make_grader(*, path: str, threshold: float) -> Grader:
-    """Correct if the reward is at least ``threshold``; undecided if it is ``None``, not a number, or the function raises.
+    """Correct if the reward is at least ``threshold``; undecided if it is ``None``, not a number, or the function
+    raises.
 
-    The function is called as TRL's trainer calls it, with a batch of one: conversational ``prompts`` and ``completions``, and
-    the reference under each of ``COLUMNS``. Of these, a function without ``**kwargs`` gets what it names.
+    The function is called as TRL's trainer calls it, with a batch of one: conversational ``prompts`` and
+    ``completions``, and the reference under each of ``COLUMNS``. Of these, a function without ``**kwargs`` gets what it
+    names.
     """
     function = find(path)
     parameters = inspect.signature(function).parameters

@@ -30,8 +30,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 class PooledVerifier:
     """A ``Verifier`` whose every verification runs in a worker process under a hard timeout.
 
-    Make one with ``get_verifier``. It can be used from any thread; several threads share the workers. The workers start when
-    first needed, are shared with all verifiers of the same size, and end with the process.
+    Make one with ``get_verifier``. It can be used from any thread; several threads share the workers. The workers start
+    when first needed, are shared with all verifiers of the same size, and end with the process.
 
     Args:
         grader: the description the workers load, as JSON.
@@ -103,8 +103,8 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
         name: ``math``, ``exact``, ``choice``, ``reasoning_gym``, or the dotted path of a TRL reward function
             (``package.module:function`` or ``package.module.function``).
         **options: ``timeout``: seconds an item may take (5). ``workers``: processes (the number of cores, at most 4).
-            ``memory_gb``: address space of each process (4; 64 for a reward function). ``ignore_case`` (``exact``; true).
-            ``threshold`` (reward functions; 0.5): the reward from which an answer is correct.
+            ``memory_gb``: address space of each process (4; 64 for a reward function). ``ignore_case`` (``exact``;
+            true). ``threshold`` (reward functions; 0.5): the reward from which an answer is correct.
 
     Raises:
         ConfigError: on an unknown name or option, or a value that makes no sense.

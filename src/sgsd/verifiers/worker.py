@@ -1,8 +1,8 @@
 """The process in which answers are judged: ``python -m sgsd.verifiers.worker``. JSON lines in, JSON lines out.
 
-Requests: ``{"load": grader}`` → ``{"ready": true}`` or ``{"failed": text}``; ``{"grader": …, "completion": …, "answer": …,
-"limit": seconds}`` → ``{"outcome": …, "reason": …, "extracted": …}``. It ends when its input does, that is when its parent
-dies, and a watchdog ends it when an item takes longer than its limit even if no parent is there to kill it.
+Requests: ``{"load": grader}`` → ``{"ready": true}`` or ``{"failed": text}``; ``{"grader": …, "completion": …, "answer":
+…, "limit": seconds}`` → ``{"outcome": …, "reason": …, "extracted": …}``. It ends when its input does, that is when its
+parent dies, and a watchdog ends it when an item takes longer than its limit even if no parent is there to kill it.
 """
 
 from __future__ import annotations
