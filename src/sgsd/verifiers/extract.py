@@ -90,9 +90,8 @@ _NEGATION = re.compile(
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"^[\s$.*)\]}\"'\\]{0,6}(?:,?\s*(?:which|that|it|this|but (?:that|this|it)))?\s*(?:is|was|would be|isn't|wasn't|are)\s*"
-    r"(?:n't|not|definitely not|certainly not|clearly not)?\s*"
-    r"(?:(?<=not )|(?<=n't )|(?=wrong|incorrect|false|impossible|not\b))(?:the |a |an )?(?:right|correct|answer|wrong|incorrect|false|impossible|it\b|true|solution)",
+    r"^[\s$.*)\]}\"'\\]{0,6}(?:,?\s*(?:which|that|it|this|but (?:that|this|it)))?\s*"
+    r"(?:(?:is|was|are|would be)\s+(?:wrong|incorrect|false|impossible|(?:\w+ly )?not\b)|(?:is|was|are)n['’]t\b)",
     re.IGNORECASE,
 )
 _MATH = re.compile(

@@ -3,19 +3,21 @@ process."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 from functools import lru_cache
 from typing import Any
-
-import math_verify
-import sympy
 
 from sgsd.verifiers.compare import UnreadableError
 from sgsd.verifiers.grade import UNREADABLE, grade, read_reference
 from sgsd.verifiers.numerals import Numeral, read_numeral
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
+
+# Neither has type stubs.
+math_verify: Any = importlib.import_module("math_verify")
+sympy: Any = importlib.import_module("sympy")
 
 # Its own timeouts need SIGALRM in the main thread; the pool has a harder one. It warns when they are off.
 for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
@@ -33,7 +35,7 @@ def _parse(text: str) -> Any:
     """The expression, or ``None`` where math-verify cannot parse it, or parses only a part of it."""
     if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
         return None
-    parsed: list[Any] = math_verify.parse(f"${text}$", _CONFIG, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    parsed: list[Any] = math_verify.parse(f"${text}$", _CONFIG, parsing_timeout=None)
     expression = next((item for item in parsed if not isinstance(item, str)), None)
     return expression if expression is not None and _complete(text, expression) else None
 
@@ -84,7 +86,7 @@ def equal(reference: str, given: str) -> bool:
     return math_verify.verify(gold, target, timeout_seconds=None)
 
 
-def _states(gold: sympy.Expr, numeral: Numeral) -> bool:
+def _states(gold: Any, numeral: Numeral) -> bool:
     """Whether a literal is the value of an exact expression, or its rounding to four significant digits or more."""
     value = sympy.Rational(numeral.value.numerator, numeral.value.denominator)
     exact = gold.doit()

@@ -200,8 +200,8 @@ _ONES = _names(
 )
 _TENS = _names("twenty thirty forty fifty sixty seventy eighty ninety")
 _CARDINALS = {word: n for n, word in enumerate(_ONES)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
-_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
-_PARTS |= {f"{word}s": n for word, n in _PARTS.items()} | {"halves": 2}
+_PART = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_PARTS = _PART | {f"{word}s": n for word, n in _PART.items()} | {"halves": 2}
 
 
 def spoken_number(text: str) -> Numeral | None:

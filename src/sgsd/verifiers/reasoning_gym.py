@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from sgsd.verifiers.extract import NO_ANSWER, extract_lines
 from sgsd.verifiers.grade import UNREADABLE
@@ -17,13 +18,17 @@ FULL_SCORE = 0.99
 def read_entry(answer: str) -> dict[str, Any] | None:
     """The data set entry of a reference; ``None`` if it is not the JSON of one."""
     try:
-        entry = json.loads(answer)
+        entry: Any = json.loads(answer)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(entry, dict) or not {"question", "answer", "metadata"} <= entry.keys():  # pyright: ignore[reportUnknownMemberType]
+    if not isinstance(entry, dict):
         return None
-    metadata: Any = entry["metadata"]
-    return entry if isinstance(metadata, dict) and isinstance(metadata.get("source_dataset"), str) else None  # pyright: ignore
+    fields = cast(dict[str, Any], entry)
+    if not {"question", "answer", "metadata"} <= fields.keys():
+        return None
+    metadata = fields["metadata"]
+    named = isinstance(metadata, dict) and isinstance(cast(dict[str, Any], metadata).get("source_dataset"), str)
+    return fields if named else None
 
 
 def make_grader() -> Grader:
@@ -33,8 +38,7 @@ def make_grader() -> Grader:
     of the entry is scored first, so that a scorer that cannot even judge that is undecided, and what raises on the
     model's text alone is incorrect.
     """
-    from reasoning_gym.factory import get_score_answer_fn
-
+    factory: Any = importlib.import_module("reasoning_gym.factory")
     scorers: dict[str, Callable[..., float]] = {}
 
     def grade(completion: str, answer: str) -> Verdict:
@@ -44,7 +48,7 @@ def make_grader() -> Grader:
         name = entry["metadata"]["source_dataset"]
         try:
             if name not in scorers:
-                scorers[name] = get_score_answer_fn(name)
+                scorers[name] = factory.get_score_answer_fn(name)
         except ValueError:
             return Verdict(Outcome.UNDECIDED, f"unknown data set {name}")
         reference = "" if entry["answer"] is None else str(entry["answer"])
