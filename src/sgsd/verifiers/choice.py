@@ -12,7 +12,7 @@ from sgsd.verifiers.worker import Grader
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 _OPTION = re.compile(r"(?<![A-Za-z'])\(?([A-Z])(?:\)|[.:](?=\s|$))")
-_ALONE = re.compile(r"(?<![A-Za-z'\\])([A-Z])(?![A-Za-z'])(?!\s+[a-z])")
+_ALONE = re.compile(r"(?!(?:A|I)\s+(?!or\b|and\b)[a-z])(?<![A-Za-z'\\])([A-Z])(?![A-Za-z'])")
 
 
 def option(text: str) -> str | None:

@@ -6,19 +6,22 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sgsd.verifiers.numerals import read_numeral, rounds_to, same_number
+from sgsd.verifiers.numerals import read_numeral, same_number
 from sgsd.verifiers.reading import (
     Reading,
     Shape,
     expression_text,
-    key,
     simple_names_differ,
+    split_equation,
     spoken_key,
 )
+from sgsd.verifiers.tidy import key, tidy, words
 
 Equal = Callable[[str, str], bool]
 """``equal(reference, given)`` on two expressions. Raises ``UnreadableError`` if the reference cannot be parsed."""
 
+_NOT_VALUES = re.compile(r"\\(?:equiv|neq|leq|geq|pmod|mod|mid|sim|to)(?![A-Za-z])|[<>,;]")
+_OPTION = re.compile(r"\(([A-Z])\)|([A-Z])[).:](?=\s)")
 _MAX_PAIRS = 400
 _EURO_SHAPE = re.compile(r"[+-]?(?:\d+,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,})")
 
@@ -51,6 +54,11 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
         return _is_number(reference, given, equal)
     if key(reference.text) == key(given.text) or key(reference.whole) == key(given.whole):
         return True
+    letter = reference.text.strip("() ")
+    if len(letter) == 1 and letter.isupper() and given.shape is Shape.EXPRESSION:
+        option = _OPTION.match(words(given.text))
+        if option is not None:
+            return letter == (option[1] or option[2])
     if reference.shape is Shape.WORDS or given.shape is Shape.WORDS:
         return _same_words(reference, given)
     return _same_structure(reference, given, equal)
@@ -64,10 +72,23 @@ def _is_number(reference: Reading, given: Reading, equal: Equal) -> bool:
         return same_number(reference.numeral, given.numeral)
     if given.shape is Shape.LIST and given.brackets == "{}" and len(given.items) == 1:
         return same_answer(reference, given.items[0], equal)
+    if given.shape is Shape.EXPRESSION and "=" in given.text:
+        return _concludes(reference, given, equal)
     if reference.numeral.value.denominator != 1:
         euro = read_numeral(given.text, decimal_comma=True)
         return euro is not None and same_number(reference.numeral, euro)
     return False
+
+
+def _concludes(reference: Reading, given: Reading, equal: Equal) -> bool:
+    """``m + n = 42``: an equation whose last side is the number. One that ends in 0 is still to be solved."""
+    *heads, last = (tidy(part) for part in split_equation(given.text))
+    value = read_numeral(last)
+    if value is None or value.value == 0 or _NOT_VALUES.search(given.text):
+        return False
+    if any((head := read_numeral(part)) is not None and head.value != value.value for part in heads):
+        return False
+    return same_answer(reference, Reading(Shape.NUMBER, last, last, numeral=value), equal)
 
 
 def _consistent(given: Reading) -> bool:
@@ -144,6 +165,8 @@ def _same_members(reference: Sequence[Reading], given: Sequence[Reading], equal:
 
 def _same_expression(reference: Reading, given: Reading, equal: Equal) -> bool:
     shapes = {reference.shape, given.shape}
+    if shapes == {Shape.LIST, Shape.SEQUENCE}:
+        return False
     if Shape.LIST in shapes and len(shapes) > 1:
         if r"\{" in reference.text or r"\cap" in reference.text or "\\setminus" in reference.text:
             return equal(expression_text(reference), expression_text(given))
@@ -167,6 +190,3 @@ def _set_like(reading: Reading) -> bool:
         mark in reading.text
         for mark in (r"\cup", r"\cap", r"\mathbb", r"\setminus", r"\infty", r"\neq", r"\mid", "<", ">", "|")
     )
-
-
-__all__ = ["Equal", "UnreadableError", "rounds_to", "same_answer"]

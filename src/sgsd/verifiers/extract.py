@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sgsd.verifiers.numerals import read_numeral
 from sgsd.verifiers.tidy import balanced, key, tidy, words
 
 MAX_CHARACTERS = 400_000
@@ -114,8 +115,12 @@ _WORD = re.compile(r"[A-Za-zÀ-ɏ]{2,}")
 _SENTENCE_END = re.compile(
     r"(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])"
 )
-_VERB = re.compile(r"\b(?:is|are|be|equals?)\b:?|(?<![<>!=\d])(?<!\d ):(?=\s)")
-_ANSWER_COLON = re.compile(r"answer(?: is)?\**\s*:\**", re.IGNORECASE)
+_NEGATED = re.compile(r"\$?\s*(?:not\b|n't|isn't|never\b|\\neq?|≠|不是)", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:is|are) (?:wrong|incorrect|(?:\w+ly )?not)\b", re.IGNORECASE)
+_VERB = re.compile(r"\b(?:is|are|be|equals?|it's|that's)(?![A-Za-z']):?|(?<![<>!=\d])(?<!\d ):(?=\s)")
+_QUESTION = re.compile(r"[^.!?]{0,200}\?\W*$")
+_ASIDE = re.compile(r",? (?:which|because|since|as (?:the|it|we|this)|where)\b|, (?:and )?not\b", re.IGNORECASE)
+_ANSWER_COLON = re.compile(r"answer(?: is)?\**\s*:\** ?", re.IGNORECASE)
 _PREDICATE = re.compile(
     r"\b(?:is|are|not|it's|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?|makes?|made"
     r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|(?<!\d)(?<!\d ):\s",
@@ -202,7 +207,7 @@ def _tagged(text: str) -> Extraction | None:
         start = None if mark[1] else mark.end()
     if not tags:
         return None
-    if len({key(tidy(tag[:MAX_ANSWER])) for tag in tags[:100]}) > 1:
+    if len({_identity(tag[:MAX_ANSWER]) for tag in tags[:100]}) > 1:
         return Extraction(" ; ".join(tag.strip() for tag in tags)[:MAX_ANSWER], Found.PHRASE, several=True)
     return _boxed(tags[-1]) or Extraction(tags[-1].strip()[:MAX_ANSWER], Found.PHRASE)
 
@@ -260,16 +265,23 @@ def _boxed(text: str) -> Extraction | None:
     distinct: dict[str, str] = {}
     for content in contents:
         if content:
-            distinct.setdefault(key(tidy(content[:MAX_ANSWER])), content)
+            distinct.setdefault(_identity(content[:MAX_ANSWER]), content)
         if len(distinct) > 100:
             return Extraction(None, reason="several answers")
     joined = ", ".join(distinct.values())
-    if len(distinct) == 1 and len(joined) <= MAX_ANSWER and _sentence(joined):
-        inner = _from_phrase(joined, 0, len(joined))
+    if len(distinct) == 1 and len(joined) <= MAX_ANSWER and _sentence(said := words(joined)):
+        inner = _from_phrase(said, 0, len(said))
         return Extraction(inner.text, Found.BOX, inner.reason, inner.several)
     if len(joined) > MAX_ANSWER:
         return Extraction(joined[:MAX_ANSWER], Found.BOX, reason="too long", several=len(distinct) > 1)
     return Extraction(joined, Found.BOX, several=len(distinct) > 1)
+
+
+def _identity(answer: str) -> str:
+    """Equal for answers that say the same: one number, or one text."""
+    text = tidy(answer)
+    numeral = read_numeral(text)
+    return key(text) if numeral is None else f"{numeral.value}{'%' * numeral.percent} {numeral.unit}"
 
 
 def _inner(content: str) -> str:
@@ -299,6 +311,9 @@ def _phrased(text: str) -> Extraction | None:
 
 def _from_phrase(text: str, start: int, end: int) -> Extraction:
     """The answer in what follows ``Answer:`` and the like."""
+    display = _MATH.match(text, start)
+    if display is not None and display.end() > end:
+        end = display.end()
     phrase = text[start:end]
     sentence = _SENTENCE_END.search(phrase)
     if sentence is not None and "$" not in phrase[sentence.start() :]:
@@ -308,23 +323,28 @@ def _from_phrase(text: str, start: int, end: int) -> Extraction:
         phrase = phrase.replace('\\"', "").strip("\\\"' ")
     if not phrase:
         return Extraction(None, reason=NO_ANSWER)
-    if re.match(r"(?:\$?\s*)(?:not\b|n't|isn't|never\b|\\neq?|≠|不是)", phrase, re.IGNORECASE) or _NEGATION.search(
-        text[max(0, start - 12) : start]
+    verb = _last_match(_VERB, _hide_math(phrase))
+    tail = phrase[verb.end() :].strip("*_ ") if verb else ""
+    said = tail if _NUMBER.search(tail) or _MATH.search(tail) else phrase
+    # Of "the number is not 10, it is 11" only what the last verb says counts.
+    if (
+        _NEGATED.match(said)
+        or _DENIED.search(said)
+        or (said is phrase and _NEGATION.search(text[max(0, start - 12) : start]))
     ):
         return Extraction(None, reason=DENIED)
-    if _DENIAL.search(phrase) or re.search(
-        r"\b(?:is|are) (?:wrong|incorrect|not)\b|\bis(?: definitely)? not\b", phrase
-    ):
-        return Extraction(None, reason=DENIED)
+    aside = _ASIDE.search(phrase)
+    before = phrase[: aside.start()] if aside else ""
+    if aside and (_NUMBER.search(before) or _MATH.search(before)) and not _DENIED.search(before):
+        phrase = before.rstrip()
+        verb = _last_match(_VERB, _hide_math(phrase))
+        tail = phrase[verb.end() :].strip("*_ ") if verb else ""
+        said = tail if _NUMBER.search(tail) or _MATH.search(tail) else phrase
     if not _prose(phrase) and not _sentence(phrase):
         return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
-    last_is = _last_match(_VERB, _hide_math(phrase))
-    tail = phrase[last_is.end() :].strip() if last_is else phrase
-    if tail and (_NUMBER.search(tail) or _MATH.search(tail)):
-        phrase = tail.strip("*_ ")
-        if last_is and not _prose(phrase):
-            return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
-    return _single(phrase)
+    if said is not phrase and not _prose(said):
+        return Extraction(said[:MAX_ANSWER], Found.PHRASE)
+    return _single(said)
 
 
 def _hide_math(text: str) -> str:
@@ -410,7 +430,7 @@ def _last(line: str) -> Extraction | None:
     if found is None:
         return None
     start = line.rfind(found)
-    if _denied(line, start, start + len(found)):
+    if _denied(line, start, start + len(found)) or _QUESTION.match(line, start + len(found)):
         return Extraction(None, reason=DENIED)
     return Extraction(found, Found.LAST)
 
@@ -459,7 +479,4 @@ def _run(line: str) -> str | None:
 
 
 def _paired(text: str) -> bool:
-    return balanced(text) and text.count("(") >= text.count(")") and text.count("[") >= text.count("]")
-
-
-__all__ = ["Extraction", "Found", "boxes", "extract_answer", "words"]
+    return balanced(text) and text.count("(") + text.count("[") >= text.count(")") + text.count("]")

@@ -87,9 +87,14 @@ _LETTER_UNITS = frozenset(
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE = re.compile(rf"^ ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _ALPHABET = re.compile(r"[ -~°€£¥₹Ωμµ]*")
+_NOTED = re.compile(r"\(([A-Za-z ]+)\)")
+_HEDGES = frozenset({"approximately", "approx", "approx.", "about", "exactly", "rounded", "in total", "total"})
 _POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 _BASE_TEN = re.compile(r"^ ?_ ?(?:10|\{ ?10 ?\})$")
-_LEAD = re.compile(r"^(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|USD ?|EUR ?|US )")
+_LEAD = re.compile(
+    r"^(?:(?:approximately|approx\.?|about|roughly|around|exactly|only|a total of) +)?"
+    r"(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|USD ?|EUR ?|US )?"
+)
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 
 
@@ -147,7 +152,9 @@ def _suffix(rest: str) -> tuple[bool, int, str] | None:
     factor = 1
     if scale:
         factor, rest, glued = _SCALES[scale[1].lower()], rest[scale.end() :].strip(), False
-    if not rest:
+    noted = _NOTED.fullmatch(rest)
+    rest = noted[1] if noted else rest
+    if not rest or rest.lower() in _HEDGES:
         return bool(percent), factor, ""
     if len(rest) > 60 or not _UNIT.fullmatch(rest) or "--" in rest:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from sgsd.verifiers.numerals import Numeral, read_numeral, spoken_number
-from sgsd.verifiers.tidy import DEGREE, key, tidy, words
+from sgsd.verifiers.tidy import DEGREE, tidy, words
 
 MAX_ITEMS = 100
 _MAX_DEPTH = 4
@@ -204,10 +204,10 @@ def _approximation(text: str, depth: int) -> Reading | None:
     if r"\approx" not in text:
         return None
     parts = [part.strip() for part in text.split(r"\approx")]
-    if len(parts) != 2 or not all(parts):
+    if len(parts) != 2 or not parts[1]:
         return None
     rounded = _read(parts[1], depth + 1)
-    if is_name(parts[0]):
+    if not parts[0] or is_name(parts[0]):
         return replace(rounded, whole=text, name=parts[0])
     return replace(_read(parts[0], depth + 1), whole=text, rounded=rounded)
 
@@ -340,6 +340,3 @@ def spoken_key(reading: Reading) -> str:
 def expression_text(reading: Reading) -> str:
     """An expression as the algebra system wants it: degrees as plain numbers, percent signs escaped."""
     return re.sub(r"(?<!\\)%", r"\\%", reading.text.replace(DEGREE, ""))
-
-
-__all__ = ["Reading", "Shape", "expression_text", "is_name", "key", "read_answer", "simple_names_differ", "spoken_key"]

@@ -166,6 +166,7 @@ def tidy(text: str) -> str:
     text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)
     text = _TEXTS.sub(r"\\text", text)
     text = re.sub(r"\\text ?\{ ?([+-]) ?\}", r"\1", text)
+    text = re.sub(r"\\frac ?\{ ?\\text ?\{([^{}]*)\} ?\} ?\{ ?\\text ?\{([^{}]*)\} ?\}", r"\\text{\1/\2}", text)
     text = re.sub(r"_ ?\{ ?\\text ?\{([A-Za-z]+)\} ?\}", r"_{\1}", text)
     text = re.sub(r"_ ?\{ ?\\([A-Za-z]+) ?\}", r"_{\1}", text)
     text = re.sub(r"\\varnothing(?![A-Za-z])|\\\{ ?\\\}", r"\\emptyset ", text)
@@ -175,6 +176,7 @@ def tidy(text: str) -> str:
     text = _BLANKS.sub(" ", text).strip()
     while (inner := unwrap(text.rstrip(_ENDS).lstrip(_STARTS))) != text:
         text = inner
+    text = re.sub(r"^= *(?=[^=])", "", text)
     return text.rstrip("\\").strip(_ENDS) if text.endswith("\\") and not text.endswith("\\\\") else text
 
 

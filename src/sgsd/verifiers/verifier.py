@@ -129,6 +129,11 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
     workers = chosen["workers"]
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"workers of verifier {name}", got=repr(workers), expected="a whole number, at least 1")
+    if not isinstance(chosen.get("ignore_case", True), bool):
+        raise ConfigError(f"ignore_case of verifier {name}", got=repr(chosen["ignore_case"]), expected="true or false")
+    threshold = chosen.get("threshold", 0.5)
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise ConfigError(f"threshold of verifier {name}", got=repr(threshold), expected="a number")
     description: dict[str, Any] = {"kind": kind} | {key: chosen[key] for key in _OPTIONS[kind]}
     if kind == "reward":
         description["path"] = name

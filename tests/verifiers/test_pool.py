@@ -1,0 +1,266 @@
+"""The worker processes: timeouts, deaths, threads, forks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sgsd.errors import ConfigError
+from sgsd.verifiers import Outcome, PooledVerifier, get_verifier
+
+REWARDS = """
+import os, time
+
+def hang(completions, **kwargs):
+    while completions[0][0]["content"] == "hang":
+        pass
+    return [1.0 for _ in completions]
+
+def die(completions, **kwargs):
+    if completions[0][0]["content"] == "die":
+        os._exit(3)
+    return [1.0 for _ in completions]
+
+def noisy(completions, answer):
+    print("{not json}", flush=True)
+    return [float(c[0]["content"] == a) for c, a in zip(completions, answer)]
+
+def fussy(completions, solution, **kwargs):
+    values = {"none": None, "nan": float("nan"), "half": 0.5, "low": 0.49}
+    if completions[0][0]["content"] == "raise":
+        raise RuntimeError("no")
+    return [values[c[0]["content"]] for c in completions]
+
+def greedy(completions, **kwargs):
+    return [float(len(bytearray(10**11)))]
+
+slow_import = noisy
+"""
+
+
+@pytest.fixture
+def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "rewards_for_tests.py").write_text(REWARDS)
+    (tmp_path / "slow_rewards_for_tests.py").write_text("import time\ntime.sleep(2)\n" + REWARDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "rewards_for_tests"
+
+
+@pytest.fixture(scope="module")
+def math():
+    with get_verifier("math", workers=2, timeout=3) as verifier:
+        verifier.warm_up()
+        yield verifier
+
+
+def outcomes(verifier: PooledVerifier, completions: list[str], answer: str = "5") -> list[str]:
+    return [verdict.outcome.value for verdict in verifier.verify_many(completions, [answer] * len(completions))]
+
+
+def test_verdicts_come_in_order(math: PooledVerifier):
+    numbers = [str(n) for n in range(200)]
+    verdicts = math.verify_many([rf"\boxed{{{n}}}" for n in numbers], numbers)
+    assert all(verdict.outcome is Outcome.CORRECT for verdict in verdicts)
+    assert [verdict.extracted for verdict in verdicts] == numbers
+
+
+def test_a_batch_must_be_as_long_as_its_answers(math: PooledVerifier):
+    with pytest.raises(ValueError, match=r"longer|shorter"):
+        math.verify_many(["5"], [])
+    assert math.verify_many([], []) == []
+
+
+def test_a_tower_of_powers_is_undecided_and_its_neighbours_are_not():
+    with get_verifier("math", workers=2, timeout=1) as verifier:
+        tower = r"\boxed{9^{9^{9^{9}}}}"
+        assert outcomes(verifier, [r"\boxed{2\pi}", tower, r"\boxed{\pi 2}", tower, r"\boxed{3\pi}"], r"2\pi") == [
+            "correct",
+            "undecided",
+            "correct",
+            "undecided",
+            "incorrect",
+        ]
+        assert verifier.verify(tower, r"2\pi").reason == "timeout"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{10^{10^{10}}!}",
+        "{" * 100_000,
+        "\x00" * 1000,
+        "\ud800\udfff",
+        "(" * 50_000 + "5" + ")" * 50_000,
+        "9" * 3_000_000,
+        r"\boxed{" + "9" * 100_000 + "}",
+        r"\frac{1}{" * 10_000,
+        r"\boxed{" + r"\sqrt{" * 900 + "5" + "}" * 901,
+    ],
+    ids=lambda text: repr(text[:16]),
+)
+def test_hostile_text_is_not_right_for_a_number(math: PooledVerifier, text: str):
+    assert math.verify(text, "5").outcome is Outcome.INCORRECT
+    assert math.verify(text, r"\frac{m}{n}").outcome in {Outcome.INCORRECT, Outcome.UNDECIDED}
+    assert math.verify("5", text).outcome in {Outcome.INCORRECT, Outcome.UNDECIDED}
+    assert math.verify(r"\boxed{5}", "5").outcome is Outcome.CORRECT
+
+
+def test_references_that_can_be_read(math: PooledVerifier):
+    assert math.readable("5")
+    assert math.readable(r"\frac{m}{n}")
+    assert math.readable("#### 5")
+    assert math.readable("Mrs. Hilt")
+    assert not math.readable("")
+    assert not math.readable(r"\frac{1}{")
+    assert not math.readable(r"x^")
+
+
+def test_an_item_that_hangs_or_dies_harms_no_other(rewards: str):
+    for name, word, reason in (("hang", "hang", "timeout"), ("die", "die", "worker died")):
+        with get_verifier(f"{rewards}:{name}", workers=2, timeout=1) as verifier:
+            verdicts = verifier.verify_many(["a", word, "b", word, "c"], ["5"] * 5)
+        assert [verdict.outcome.sign for verdict in verdicts] == [1, 0, 1, 0, 1]
+        assert verdicts[1].reason == verdicts[3].reason == reason
+
+
+def test_a_worker_that_dies_between_batches_is_replaced(rewards: str):
+    with get_verifier(f"{rewards}:noisy", workers=1) as verifier:
+        assert outcomes(verifier, ["5"]) == ["correct"]
+        worker = verifier._pool._idle[0]
+        worker.process.kill()
+        worker.process.wait()
+        assert outcomes(verifier, ["5", "6"]) == ["correct", "incorrect"]
+
+
+def test_what_a_grader_prints_is_no_reply(rewards: str):
+    with get_verifier(f"{rewards}.noisy", workers=1) as verifier:
+        assert outcomes(verifier, ["5", "4"]) == ["correct", "incorrect"]
+
+
+def test_memory_is_limited(rewards: str):
+    with get_verifier(f"{rewards}:greedy", workers=1, memory_gb=2) as verifier:
+        verdicts = verifier.verify_many(["a", "b"], ["5", "5"])
+    assert [verdict.reason for verdict in verdicts] == ["out of memory", "out of memory"]
+
+
+def test_rewards_that_are_none_or_nan_or_raise_are_undecided(rewards: str):
+    with get_verifier(f"{rewards}:fussy", workers=1) as verifier:
+        verdicts = verifier.verify_many(["none", "nan", "raise", "half", "low"], ["5"] * 5)
+    assert [verdict.outcome.sign for verdict in verdicts] == [0, 0, 0, 1, -1]
+    assert verdicts[2].reason == "verifier error: RuntimeError: no"
+    with get_verifier(f"{rewards}:fussy", workers=1, threshold=0.4) as verifier:
+        assert outcomes(verifier, ["low"]) == ["correct"]
+
+
+def test_the_time_to_load_a_grader_is_not_the_items_time(rewards: str):
+    with get_verifier(f"slow_{rewards}:noisy", workers=1, timeout=1) as verifier:
+        assert outcomes(verifier, ["5"]) == ["correct"]
+
+
+def test_a_grader_that_cannot_be_loaded_is_a_configuration_error(rewards: str):
+    for path in ("no_such_package.rewards:accuracy", f"{rewards}:missing"):
+        with get_verifier(path, workers=1) as verifier, pytest.raises(ConfigError, match="cannot be loaded"):
+            verifier.verify("5", "5")
+
+
+def test_threads_share_the_workers(math: PooledVerifier):
+    results: dict[int, list[str]] = {}
+
+    def work(number: int) -> None:
+        results[number] = outcomes(math, [rf"\boxed{{{number}}}"] * 50, str(number))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {number: ["correct"] * 50 for number in range(6)}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_workers_of_its_own(math: PooledVerifier):
+    assert outcomes(math, ["5"]) == ["correct"]
+    child = os.fork()
+    if child == 0:
+        right = outcomes(math, ["5", "6"]) == ["correct", "incorrect"]
+        math.close()
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert outcomes(math, ["5", "6"]) == ["correct", "incorrect"]
+
+
+def test_a_closed_verifier_starts_again():
+    with get_verifier("math", workers=1) as verifier:
+        assert outcomes(verifier, ["5"]) == ["correct"]
+        verifier.close()
+        assert outcomes(verifier, ["5"]) == ["correct"]
+
+
+def run(script: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_workers_end_with_their_parent_even_in_the_middle_of_an_item():
+    script = r"""
+        import threading, time
+        from sgsd.verifiers import get_verifier
+        verifier = get_verifier("math", workers=1, timeout=2)
+        verifier.warm_up()
+        print(*(w.process.pid for w in verifier._pool._all), flush=True)
+        verifier.verify(r"\boxed{9^{9^{9^{9}}}}", r"2\pi")
+    """
+    with run(script) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        time.sleep(0.3)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
+        state = (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if Path(f"/proc/{pid}").exists()
+            else "Z"
+        )
+        if state == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_script_without_a_main_guard_works(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text("from sgsd.verifiers import get_verifier\nprint(get_verifier('math').verify('5', '5').outcome)\n")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.stderr) == ("correct\n", "")
+
+
+def test_importing_the_package_is_cheap():
+    script = """
+        import sys
+        import sgsd.verifiers
+        heavy = {"sympy", "torch", "numpy", "math_verify", "latex2sympy2_extended", "reasoning_gym", "multiprocessing"}
+        print(sorted(heavy & set(sys.modules)))
+    """
+    with run(script) as child:
+        assert child.stdout is not None
+        assert child.stdout.read() == "[]\n"
+
+
+def test_short_answers_are_judged_fast(math: PooledVerifier):
+    completions = [rf"So we get $\boxed{{{n}}}$." for n in range(1000)]
+    start = time.perf_counter()
+    math.verify_many(completions, [str(n) for n in range(1000)])
+    assert 1000 / (time.perf_counter() - start) > 200
