@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 import torch
 
-from sgsd.scoring import chunk_count, score_completions
+from sgsd.objectives import selected_logps
+from sgsd.scoring import chunk_count, completion_logits, score_completions
 
 PAD_AND_EOS = 1
 
@@ -28,15 +29,24 @@ def unequal_pairs(seed=0, n=9):
     pairs = [(draw(size(1, 40)), draw(size(0, 20))) for _ in range(n)]
     # pad is eos: ids equal to it inside a completion, at its end and inside a prompt must count like any other
     pairs.append(([5, PAD_AND_EOS, 7], [9, PAD_AND_EOS, 11, PAD_AND_EOS]))
+    # rollouts of one prompt share its keys and values
+    pairs += [(pairs[0][0], draw(size(1, 20))) for _ in range(3)] + [(pairs[3][0], [])]
     return [p for p, _ in pairs], [c for _, c in pairs]
 
 
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_batched_scores_equal_unpadded_ones(model, budget, temperature):
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_batched_scores_equal_unpadded_ones(model, budget, temperature, share_prompts):
     prompts, completions = unequal_pairs()
     scores = score_completions(
-        model, prompts, completions, temperature=temperature, max_tokens_per_chunk=budget, with_entropy=True
+        model,
+        prompts,
+        completions,
+        temperature=temperature,
+        max_tokens_per_chunk=budget,
+        with_entropy=True,
+        share_prompts=share_prompts,
     )
     assert scores.logps.shape == (len(prompts), max(map(len, completions)))
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -66,34 +76,51 @@ def test_the_order_of_pairs_changes_nothing(model):
     torch.testing.assert_close(forward.logps, backward.logps.flip(0), rtol=0, atol=1e-5)
 
 
-def count_forwards(model, **options):
-    calls = []
-    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
-    prompts, completions = unequal_pairs(2)
+def record_forwards(model, prompts, completions, **options):
+    """How many tokens each forward sees; two forwards make a chunk."""
+    sizes = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
     score_completions(model, prompts, completions, **options)
     handle.remove()
-    return len(calls), len(prompts)
+    return sizes
 
 
 @pytest.mark.parametrize("budget", [1, 60, 200, 10_000])
 def test_every_rank_can_make_the_same_number_of_forwards(model, budget):
     prompts, completions = unequal_pairs(2)
     own = chunk_count(prompts, completions, max_tokens_per_chunk=budget)
-    assert count_forwards(model, max_tokens_per_chunk=budget)[0] == own
+    assert len(record_forwards(model, prompts, completions, max_tokens_per_chunk=budget)) == 2 * own
     for wanted in range(own, len(prompts) + 1):
-        assert count_forwards(model, max_tokens_per_chunk=budget, min_chunks=wanted)[0] == wanted
+        sizes = record_forwards(model, prompts, completions, max_tokens_per_chunk=budget, min_chunks=wanted)
+        assert len(sizes) == 2 * wanted
 
 
 def test_chunks_respect_their_budget(model):
-    sizes = []
-    handle = model.register_forward_pre_hook(
-        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
     prompts, completions = unequal_pairs(3)
-    score_completions(model, prompts, completions, max_tokens_per_chunk=120)
-    handle.remove()
-    assert max(sizes) <= 120
-    assert len(sizes) < len(prompts)
+    sizes = record_forwards(model, prompts, completions, max_tokens_per_chunk=120)
+    chunks = [prompt + completion for prompt, completion in zip(sizes[::2], sizes[1::2], strict=True)]
+    assert max(chunks) <= 120
+    assert len(chunks) < len(prompts)
+
+
+def test_a_shared_prompt_is_forwarded_once(model):
+    prompt, completions = list(range(5, 35)), [[7, 8], [9], [10, 11]]
+    assert record_forwards(model, [prompt] * 3, completions) == [30, 6]
+
+
+def test_shared_prompts_give_the_gradient_of_separate_ones(model):
+    prompts = [[5, 6, 7], [5, 6, 7], [8, 9]]
+    ids = torch.tensor([[10, 11, 12], [13, 1, 1], [14, 15, 1]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+    gradients = []
+    for share_prompts in (True, False):
+        model.zero_grad()
+        logits = completion_logits(model, prompts, ids, mask, share_prompts=share_prompts)
+        (selected_logps(logits, ids)[0] * mask).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_scores_carry_no_gradient_and_keep_the_models_mode(model):

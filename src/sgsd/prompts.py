@@ -213,4 +213,6 @@ def _control_tokens(tokenizer: Any) -> list[tuple[int, str]]:
 
 
 def _control_texts(tokenizer: Any) -> list[str]:
-    return sorted({text for _, text in _control_tokens(tokenizer) if len(text) > 1}, key=lambda text: (-len(text), text))
+    return sorted(
+        {text for _, text in _control_tokens(tokenizer) if len(text) > 1}, key=lambda text: (-len(text), text)
+    )

@@ -34,28 +34,59 @@ class Scores:
 
 
 def completion_logits(
-    model: nn.Module, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    share_prompts: bool,
 ) -> Tensor:
-    """One forward over an already padded batch; carries a gradient where gradients are on.
+    """The logits that predict each completion token; carries a gradient where gradients are on.
 
     Args:
         model: a causal language model, wrapped (DDP, FSDP, DeepSpeed) or not, taking ``logits_to_keep``.
-        prompt_ids, prompt_mask: ``[N, P]``, padded on the left.
+        prompts: N token id sequences.
         completion_ids, completion_mask: ``[N, T]``, padded on the right.
+        share_prompts: forward each distinct prompt once and continue its key-value cache: always two forwards, on
+            every rank alike. Needs a model that keeps a cache, hence no gradient checkpointing. Otherwise one forward.
 
     Returns:
         ``[N, T, V]``: at ``t``, the logits that predict completion token ``t``.
     """
-    attention_mask = torch.cat([prompt_mask, completion_mask], dim=1).to(torch.long)
-    T = completion_ids.shape[1]
-    logits = model(
-        input_ids=torch.cat([prompt_ids, completion_ids], dim=1),
-        attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=T + 1,  # the last prompt position predicts the first completion token
-        use_cache=False,
-    ).logits
-    return logits[:, -T - 1 : -1]
+    device, T = completion_ids.device, completion_ids.shape[1]
+    if not share_prompts:
+        prompt_ids, prompt_mask = _padded(prompts, "left", device)
+        attention_mask = torch.cat([prompt_mask, completion_mask.to(torch.long)], dim=1)
+        logits = model(
+            input_ids=torch.cat([prompt_ids, completion_ids], dim=1),
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=T + 1,  # the last prompt position predicts the first completion token
+            use_cache=False,
+        ).logits
+        return logits[:, -T - 1 : -1]
+
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    position = {prompt: row for row, prompt in enumerate(distinct)}
+    of_row = torch.tensor([position[tuple(prompt)] for prompt in prompts], device=device)
+    prompt_ids, prompt_mask = _padded(distinct, "left", device)
+    first = model(
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask,
+        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=1,
+        use_cache=True,
+    )
+    cache = first.past_key_values
+    cache.batch_select_indices(of_row)
+    rest = model(
+        input_ids=completion_ids,
+        attention_mask=torch.cat([prompt_mask[of_row], completion_mask.to(torch.long)], dim=1),
+        position_ids=prompt_mask.sum(1)[of_row].unsqueeze(1) + torch.arange(T, device=device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return torch.cat([first.logits[of_row], rest.logits[:, :-1]], dim=1)
 
 
 @torch.no_grad()
@@ -67,21 +98,25 @@ def score_completions(
     temperature: float = 1.0,
     max_tokens_per_chunk: int = 8192,
     with_entropy: bool = False,
+    share_prompts: bool = True,
     min_chunks: int = 1,
 ) -> Scores:
     """Log-probabilities of ``completions[n]`` after ``prompts[n]``, full vocabulary, without gradient.
 
-    Equals scoring each pair alone and unpadded. Pairs are sorted by length and scored in chunks of at most
-    ``max_tokens_per_chunk`` tokens, padding included, so memory does not grow with N.
+    Equals scoring each pair alone and unpadded. Pairs with one prompt share its keys and values: the G rollouts of a
+    problem cost each teacher one prompt. Prompts are sorted by length and scored, with all their completions, in
+    chunks of about ``max_tokens_per_chunk`` tokens, padding included, so memory does not grow with N.
 
     Args:
-        model: a causal language model, as for ``completion_logits``; its training mode is left as it is.
+        model: a causal language model that takes ``logits_to_keep`` and, for shared prompts, a key-value cache. Its
+            training mode is left as it is.
         prompts: N token id sequences, each of one token or more.
         completions: N token id sequences, as sampled.
         temperature: divides the logits; 1.0 scores the model's own distribution.
-        max_tokens_per_chunk: the budget of one forward. A pair longer than it makes a chunk of its own.
+        max_tokens_per_chunk: the budget of one chunk. A pair longer than it makes a chunk of its own.
         with_entropy: also return entropies.
-        min_chunks: make at least this many forwards (at most N), so that all ranks of a sharded model can make the
+        share_prompts: see ``completion_logits``; False where no two pairs have one prompt saves a forward per chunk.
+        min_chunks: make at least this many chunks (at most N), so that all ranks of a sharded model can make the
             same number; see ``chunk_count``.
 
     Raises:
@@ -99,9 +134,10 @@ def score_completions(
     entropy = torch.zeros(N, T, device=device) if with_entropy else None
     lengths = torch.tensor([len(completion) for completion in completions], device=device)
     for rows in _chunks(prompts, completions, max_tokens_per_chunk, min_chunks):
-        prompt_ids, prompt_mask = _padded([prompts[n] for n in rows], "left", device)
         completion_ids, completion_mask = _padded([completions[n] for n in rows], "right", device)
-        logits = completion_logits(model, prompt_ids, prompt_mask, completion_ids, completion_mask)
+        logits = completion_logits(
+            model, [prompts[n] for n in rows], completion_ids, completion_mask, share_prompts=share_prompts
+        )
         chunk_logps, chunk_entropy = selected_logps(
             logits, completion_ids, temperature=temperature, with_entropy=with_entropy
         )
@@ -120,25 +156,30 @@ def score_completions(
 def chunk_count(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, max_tokens_per_chunk: int = 8192
 ) -> int:
-    """How many forwards ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
+    """How many chunks ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
     return len(_chunks(prompts, completions, max_tokens_per_chunk, 1))
 
 
 def _chunks(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], max_tokens: int, min_chunks: int
 ) -> list[list[int]]:
-    """Row numbers of each chunk, longest first, so that the largest forward fails early if any does."""
-    order = sorted(range(len(prompts)), key=lambda n: -(len(prompts[n]) + len(completions[n])))
+    """Row numbers of each chunk, longest prompts first; rows of one prompt side by side.
+
+    A chunk of R rows over U distinct prompts, P and T the longest prompt and completion, costs U·P + R·T tokens.
+    """
+    order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), tuple(prompts[n]), -len(completions[n])))
     chunks: list[list[int]] = []
-    longest_prompt = longest_completion = 0
+    distinct: set[tuple[int, ...]] = set()
+    P = T = 0
     for n in order:
-        longest_prompt = max(longest_prompt, len(prompts[n]))
-        longest_completion = max(longest_completion, len(completions[n]))
-        if chunks and (len(chunks[-1]) + 1) * (longest_prompt + longest_completion) <= max_tokens:
+        P, T = max(P, len(prompts[n])), max(T, len(completions[n]))
+        distinct.add(tuple(prompts[n]))
+        if chunks and len(distinct) * P + (len(chunks[-1]) + 1) * T <= max_tokens:
             chunks[-1].append(n)
         else:
             chunks.append([n])
-            longest_prompt, longest_completion = len(prompts[n]), len(completions[n])
+            distinct = {tuple(prompts[n])}
+            P, T = len(prompts[n]), len(completions[n])
     while len(chunks) < min(min_chunks, len(order)):
         widest = max(range(len(chunks)), key=lambda c: len(chunks[c]))
         rows = chunks.pop(widest)

@@ -130,7 +130,9 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
         return str(path.parent), {"gguf_file": path.name}
     looks_local = path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1
     if looks_local and not path.exists():
-        raise ConfigError("no such model folder", got=name_or_path, remedy="give a folder or a hub name such as org/model")
+        raise ConfigError(
+            "no such model folder", got=name_or_path, remedy="give a folder or a hub name such as org/model"
+        )
     if path.is_dir() and not (path / "config.json").exists():
         raise ConfigError(
             "the folder holds no model",
@@ -142,7 +144,9 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
 
 def _require_gguf(name: str) -> None:
     if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"{name} is a GGUF file and the package gguf is not installed", remedy="run: pip install gguf")
+        raise ConfigError(
+            f"{name} is a GGUF file and the package gguf is not installed", remedy="run: pip install gguf"
+        )
 
 
 def _is_adapter(name_or_path: str) -> bool:

@@ -12,7 +12,7 @@ _TILE_ROWS = 256
 
 
 class _SelectedLogps(torch.autograd.Function):
-    """log softmax(logits / temperature)[ids]: the forward keeps only logits and log-sum-exp, the backward goes by tiles.
+    """log softmax(logits / temperature)[ids]; keeps logits and log-sum-exp only, and goes backward by tiles.
 
     With p = softmax(logits / temperature), d logp / d logits = (onehot(ids) − p) / temperature.
     """

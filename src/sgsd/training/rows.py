@@ -15,9 +15,7 @@ from sgsd.prompts import PromptRenderer, refuse_long_prompts
 logger = logging.getLogger(__name__)
 
 
-def training_rows(
-    source: Dataset | Sequence[Problem], renderer: PromptRenderer, *, max_prompt_length: int
-) -> Dataset:
+def training_rows(source: Dataset | Sequence[Problem], renderer: PromptRenderer, *, max_prompt_length: int) -> Dataset:
     """Plain prompts and what a reward function may want beside them.
 
     Columns: ``prompt`` (messages), ``problem``, ``problem_id``, ``answer`` (what a verifier takes) and ``solution``

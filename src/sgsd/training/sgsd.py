@@ -3,7 +3,8 @@
 How it deviates from GRPO, whose generation, vLLM, PEFT, logging, cards and resume it keeps:
 
 - a rollout's reward decides its outcome (success, failure, undecided); advantages go unused unless ``grpo_weight``;
-- after sampling, K skill-conditioned teachers score every rollout, all without gradient (``_generate_and_score_completions``);
+- after sampling, K skill-conditioned teachers score every rollout without gradient
+  (``_generate_and_score_completions``);
 - the loss is one student forward and the gated, polarity-signed distillation of the K teachers (``_compute_loss``).
 
 Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the next rollouts.
@@ -125,9 +126,7 @@ class SGSDTrainer(GRPOTrainer):
             chat_template_kwargs=args.chat_template_kwargs,
         )
         self.max_prompt_length = prompt_budget(model.config, args)
-        rows = {
-            "train_dataset": training_rows(train_dataset, self.renderer, max_prompt_length=self.max_prompt_length)
-        }
+        rows = {"train_dataset": training_rows(train_dataset, self.renderer, max_prompt_length=self.max_prompt_length)}
         if eval_dataset is not None:
             rows["eval_dataset"] = training_rows(eval_dataset, self.renderer, max_prompt_length=self.max_prompt_length)
         fresh_adapter = isinstance(peft_config, LoraConfig) and peft_config.init_lora_weights in (True, "gaussian")
@@ -187,7 +186,7 @@ class SGSDTrainer(GRPOTrainer):
             )
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
-    # ---- rollouts, verdicts, teachers (overrides of TRL's private methods; pinned by tests/training/test_trl_contract.py)
+    # ---- rollouts, verdicts, teachers: overrides of TRL's private methods, pinned by test_trl_contract.py
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
@@ -214,7 +213,7 @@ class SGSDTrainer(GRPOTrainer):
         mask = output["completion_mask"].bool()
         completions = [ids[kept].tolist() for ids, kept in zip(output["completion_ids"], mask, strict=True)]
         teacher_logps, teacher_entropy = self._score_teachers(pools, completions)
-        B, K, T = teacher_logps.shape
+        B, _, T = teacher_logps.shape
         width = output["completion_ids"].shape[1]
         output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, width - T))
         output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
@@ -277,17 +276,26 @@ class SGSDTrainer(GRPOTrainer):
                 temperature=self.args.score_temperature,
                 max_tokens_per_chunk=budget,
                 with_entropy=self.args.log_teacher_entropy,
+                share_prompts=self._share_prompts,
                 min_chunks=int(gather(own_chunks).max()),
             )
         real = torch.tensor([weight > 0 for pool in pools for weight in pool.weights], device=scores.logps.device)
-        entropy = torch.tensor(torch.nan) if scores.entropy is None else scores.entropy[scores.mask & real[:, None]].mean()
-        return scores.logps.view(len(pools), K, -1), entropy.to(scores.logps.device)
+        counted = scores.mask & real.unsqueeze(1)
+        entropy = torch.tensor(torch.nan) if scores.entropy is None else scores.entropy[counted].mean()
+        return scores.logps.view(len(pools), K, -1), entropy
 
     # ---- loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        prompts = [
+            ids[kept].tolist() for ids, kept in zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
+        ]
         logits = completion_logits(
-            model, inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], inputs["completion_mask"]
+            model,
+            prompts,
+            inputs["completion_ids"],
+            inputs["completion_mask"],
+            share_prompts=self._share_prompts and not self.args.gradient_checkpointing,
         )
         student_logps, entropy = selected_logps(
             logits, inputs["completion_ids"], temperature=self.args.score_temperature, with_entropy=True
@@ -314,7 +322,9 @@ class SGSDTrainer(GRPOTrainer):
         self._fill_stances(inputs["row"], result)
         return loss
 
-    def _grpo_loss(self, model: Any, inputs: dict[str, Tensor], logits: Tensor, logps: Tensor, entropy: Tensor | None) -> Tensor:
+    def _grpo_loss(
+        self, model: Any, inputs: dict[str, Tensor], logits: Tensor, logps: Tensor, entropy: Tensor | None
+    ) -> Tensor:
         """TRL's own GRPO loss, already divided by the accumulation steps, on the student's forward made above."""
         if self.temperature != self.args.score_temperature:
             logps, entropy = selected_logps(
@@ -326,7 +336,9 @@ class SGSDTrainer(GRPOTrainer):
         finally:
             self._student_pass = None
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _get_per_token_logps_and_entropies(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._student_pass is not None:
             return *self._student_pass, None
         return super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -339,6 +351,11 @@ class SGSDTrainer(GRPOTrainer):
         means = gather(stacked).view(-1, len(values)).nanmean(0)
         for name, mean in zip(values, means.tolist(), strict=True):
             self._metrics[mode][f"sgsd/{name}"].append(mean)
+
+    @property
+    def _share_prompts(self) -> bool:
+        """Whether a batch holds several rollouts of one prompt: a matter of configuration, the same on all ranks."""
+        return (self.num_generations if self.model.training else self.num_generations_eval) > 1
 
     def _fill_stances(self, rows: Tensor, result: SGSDLoss) -> None:
         """Write each teacher's stance into the completions table: ``+`` supports, ``-`` suppresses, ``0`` neither."""
@@ -374,7 +391,7 @@ def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
 
 def _resolve_bank(bank: SkillBank | str | Path | None) -> SkillBank:
     if bank is None:
-        raise ConfigError("no skill bank", expected="bank: a file, or a shipped one such as seed:competition-mathematics")
+        raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
     resolved = bank if isinstance(bank, SkillBank) else SkillBank.load(bank)
     resolved.require_pairs()
     return resolved

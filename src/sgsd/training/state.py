@@ -210,4 +210,3 @@ def refuse_partitioned_copies(kind: str, accelerator: Any, *, fresh_adapter: boo
             expected="teacher live, or frozen with a new LoRA adapter",
             remedy="or use ZeRO-2 or FSDP",
         )
-
