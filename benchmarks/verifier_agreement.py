@@ -1,8 +1,8 @@
 """How far a verifier agrees with verdicts that are known: ``python benchmarks/verifier_agreement.py FILE [FILE …]``.
 
 Files are JSON lines. Rows with ``gold``, ``pred``, ``equal`` (and ``kind``: a bare ``answer`` or a whole
-``completion``) are judged as they stand, ``verify(pred, gold)``; with ``--boxed``, bare answers that have no box of their
-own are put in one first. Rows with ``answer``, ``response``, ``correct`` are judged as ``verify(response, answer)``.
+``completion``) are judged as they stand, ``verify(pred, gold)``. With ``--boxed``, bare answers that have no box of
+their own are put in one first. Rows with ``answer``, ``response``, ``correct``: ``verify(response, answer)``.
 """
 
 from __future__ import annotations

@@ -796,6 +796,9 @@ SAME: tuple[tuple[str, str], ...] = (
     ("20", "€20"),
     ("20", "Rs. 20"),
     ("20", "20 rupees"),
+    (r"\cos 58^\circ", "0.5299"),
+    (r"2\cos 15^{\circ}", r"2\cos(15^\circ)"),
+    (r"\sin 30^\circ + x", r"x + \frac12"),
 )
 
 DIFFERENT: tuple[tuple[str, str], ...] = (

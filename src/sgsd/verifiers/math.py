@@ -12,6 +12,7 @@ from typing import Any
 from sgsd.verifiers.compare import UnreadableError
 from sgsd.verifiers.grade import UNREADABLE, grade, read_reference
 from sgsd.verifiers.numerals import Numeral, read_numeral
+from sgsd.verifiers.reading import expression_text
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
@@ -137,6 +138,7 @@ def check_reference(answer: str) -> Verdict:
         leaves.extend(leaf.items)
         if leaf.items or leaf.shape in {"number", "words"}:
             continue
-        if not _BASED.fullmatch(leaf.text) and _parse(leaf.text) is None and _parse(leaf.whole) is None:
+        text = expression_text(leaf)
+        if not _BASED.fullmatch(text) and _parse(text) is None and _parse(leaf.whole) is None:
             return UNREADABLE
     return Verdict(Outcome.CORRECT)

@@ -337,6 +337,16 @@ def spoken_key(reading: Reading) -> str:
     return re.sub(r"[^\w:\u4e00-\u9fff]", "", text)
 
 
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_IN_DEGREES = re.compile(r"(?:\{ ?)?(\d+(?:\.\d+)?) ?°(?: ?\})?")
+
+
 def expression_text(reading: Reading) -> str:
-    """An expression as the algebra system wants it: degrees as plain numbers, percent signs escaped."""
-    return re.sub(r"(?<!\\)%", r"\\%", reading.text.replace(DEGREE, ""))
+    """An expression as the algebra system wants it: percent signs escaped, degrees as plain numbers, as radians where
+    a trigonometric function takes them.
+    """
+    text = reading.text
+    if _TRIGONOMETRIC.search(text):
+        text = _IN_DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
+    text = text.replace(DEGREE, "")
+    return re.sub(r"(?<!\\)%", r"\\%", text)
