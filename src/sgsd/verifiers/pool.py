@@ -33,7 +33,6 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
 
 
@@ -173,12 +172,17 @@ class Pool:
             finally:
                 self._waiting -= 1
             held: list[_Worker] = []
-            while len(held) < want and (self._idle or self._count < self.workers):
-                if not self._idle:
-                    self._count += 1
-                    held.append(self._start())
-                else:
-                    held.append(self._idle.pop())
+            try:
+                while len(held) < want and (self._idle or self._count < self.workers):
+                    if self._idle:
+                        held.append(self._idle.pop())
+                    else:
+                        self._count += 1
+                        held.append(self._start())
+            except OSError:
+                self._idle += held
+                self._condition.notify_all()
+                raise
             return held
 
     def _start(self) -> _Worker:
@@ -362,11 +366,9 @@ _shared_lock = threading.Lock()
 def shared_pool(workers: int, memory_gb: float) -> Pool:
     """The pool of this size that all verifiers of this process share."""
     with _shared_lock:
-        return (
-            _shared.setdefault((workers, memory_gb), Pool(workers, memory_gb))
-            if (workers, memory_gb) not in _shared
-            else _shared[workers, memory_gb]
-        )
+        if (workers, memory_gb) not in _shared:
+            _shared[workers, memory_gb] = Pool(workers, memory_gb)
+        return _shared[workers, memory_gb]
 
 
 def _close_all() -> None:

@@ -156,7 +156,7 @@ def tidy(text: str) -> str:
     text = text.translate(_UNICODE)
     text = strip_delimiters(text)
     text = re.sub(r"\s*\{\s*,\s*\}\s*", ",", text)
-    text = re.sub(r",\s*\\!\s*", ",", text).replace(r"\!", "")
+    text = re.sub(r",\s*\\!\s*", ",", text).replace(r"\!", " ")
     text = _SPACES.sub(" ", text)
     text = _THIN.sub(" ", text)
     text = _SIZES.sub("", text)

@@ -64,7 +64,7 @@ class PooledVerifier:
         self._pool.warm_up(self._grader)
 
     def close(self) -> None:
-        """End the workers. Verifying again starts new ones."""
+        """End the workers, for all verifiers that share them. Verifying again starts new ones."""
         self._pool.close()
 
     def verify(self, completion: str, answer: str) -> Verdict:
