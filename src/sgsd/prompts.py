@@ -185,7 +185,7 @@ def uncounted_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
 
 def describe_skill(skill: Skill) -> str:
     """A skill as one paragraph: title, text, when to use it."""
-    return _joined(skill.title, skill.text, f"Use it when: {skill.when}" if skill.when else "")
+    return _joined(skill.title, skill.text, f"When to use it: {skill.when}" if skill.when else "")
 
 
 def describe_mistake(mistake: Mistake) -> str:

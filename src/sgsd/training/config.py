@@ -55,6 +55,9 @@ class SGSDConfig(GRPOConfig):
     embedder: str = _setting(
         "Qwen/Qwen3-Embedding-0.6B", "Embedder of retriever 'embedding': hub name, folder, or local:all-minilm-l6-v2."
     )
+    retrieval_query_prompt: str = _setting(
+        "", "Put before each problem when it is embedded; Qwen3-Embedding wants 'Instruct: <task>\\nQuery:'."
+    )
     retrieval_temperature: float = _setting(1.0, "Temperature of the softmax over similarities that weighs teachers.")
     teacher: str = _setting("live", f"Whose weights teach: {', '.join(TEACHERS)}.")
     teacher_ema_decay: float = _setting(0.99, "For teacher 'ema': weights = decay * weights + (1 - decay) * policy.")

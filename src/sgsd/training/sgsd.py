@@ -111,6 +111,7 @@ class SGSDTrainer(GRPOTrainer):
             embedder=args.embedder if args.retriever == "embedding" else None,
             temperature=args.retrieval_temperature,
             seed=args.seed,
+            query_prompt=args.retrieval_query_prompt,
         )
         if isinstance(model, str):
             options = dict(args.model_init_kwargs or {})

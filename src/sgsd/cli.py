@@ -1,0 +1,115 @@
+"""The command line: ``sgsd demo | train | eval | bank``.
+
+Arguments are parsed before any framework is imported, but for ``train``, whose flags are TRL's own dataclasses.
+What the user got wrong is one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sgsd import __version__
+from sgsd.errors import ConfigError, SGSDError
+
+_EPILOG = "Presets for --config: demo, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b. Documentation: README.md, docs/."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, remedy=f"see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of everything but ``train``'s own flags."""
+    parser = _Parser(prog="sgsd", description="Skill-conditioned gated self-distillation.", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"sgsd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    demo = commands.add_parser("demo", help="train SmolLM2-135M on the CPU, before and after, in minutes")
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder (replaced)")
+    demo.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
+    demo.add_argument("--problems", type=int, default=200, help="held-out problems of the evaluations")
+    demo.add_argument("--seed", type=int, default=0)
+
+    commands.add_parser("train", help="train with SGSD (all flags: sgsd train --help)", add_help=False)
+
+    evaluation = commands.add_parser("eval", help="plain-prompt accuracy of a run, a model or an adapter")
+    evaluation.add_argument("model", help="run folder, checkpoint, adapter, hub name, or local:NAME")
+    evaluation.add_argument("--dataset", help="file, hub name or reasoning_gym:TASK (default: the run's eval_dataset)")
+    evaluation.add_argument("--dataset_split")
+    evaluation.add_argument("--dataset_config")
+    evaluation.add_argument("--dataset_adapter")
+    evaluation.add_argument("--limit", type=int, help="problems at most")
+    evaluation.add_argument("--samples", type=int, default=1, help="k of avg@k")
+    evaluation.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    evaluation.add_argument("--top_p", type=float, default=0.95)
+    evaluation.add_argument("--top_k", type=int, default=0)
+    evaluation.add_argument("--max_completion_length", type=int, help="default: the run's, else 1024")
+    evaluation.add_argument("--verifier", help="default: the run's, else math")
+    evaluation.add_argument("--instruction", help="default: the run's")
+    evaluation.add_argument("--chat_template_kwargs", type=json.loads, help='JSON, such as {"enable_thinking": true}')
+    evaluation.add_argument("--batch_size", type=int, default=32)
+    evaluation.add_argument("--dtype", default="float32")
+    evaluation.add_argument("--seed", type=int, default=0)
+    evaluation.add_argument("--output", type=Path, help="folder for samples.jsonl and summary.json")
+    evaluation.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    bank = commands.add_parser("bank", help="look at, check, search and convert skill banks")
+    actions = bank.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    for name, help_text in (
+        ("show", "list a bank's items"),
+        ("check", "report what is odd; exit code 1 if anything is"),
+        ("search", "the pairs a problem would get"),
+        ("convert", "native file to the common general_skills/common_mistakes JSON, or back"),
+    ):
+        action = actions.add_parser(name, help=help_text)
+        action.add_argument("bank", help="a bank file, or a shipped bank as seed:NAME")
+        if name in ("show", "check", "search"):
+            action.add_argument("--json", action="store_true", help="print JSON")
+        if name == "search":
+            action.add_argument("problem", help="the problem's text")
+            action.add_argument("--retriever", default="bm25", help="embedding, bm25 or random")
+            action.add_argument("--embedder", default="local:all-minilm-l6-v2")
+            action.add_argument("--k", type=int, default=8)
+        if name == "convert":
+            action.add_argument("target", type=Path, help="file to write")
+            action.add_argument("--format", choices=("native", "common"), default="common")
+            action.add_argument("--force", action="store_true", help="replace the target")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["train"]:
+            from sgsd.commands.train import train
+
+            return train(arguments[1:])
+        options = build_parser().parse_args(arguments)
+        if options.command == "demo":
+            from sgsd.commands.demo import demo
+
+            return demo(options)
+        if options.command == "eval":
+            from sgsd.commands.eval import evaluate_model
+
+            return evaluate_model(options)
+        from sgsd.commands.bank import bank
+
+        return bank(options)
+    except SGSDError as error:
+        print(f"sgsd: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sgsd: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""``sgsd train``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.panel import Panel
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from sgsd.bank import SkillBank
+from sgsd.commands.settings import (
+    RunArguments,
+    parse_settings,
+    record_run,
+    refuse_used_folder,
+    settings_as_dict,
+)
+from sgsd.engines.datasets import load_problems
+from sgsd.engines.models import load_tokenizer
+from sgsd.errors import ConfigError
+from sgsd.problems import Problem
+from sgsd.prompts import PromptRenderer
+from sgsd.retrieval import BM25Retriever
+from sgsd.training.config import SGSDConfig
+from sgsd.training.state import last_complete_checkpoint
+from sgsd.verifiers import get_verifier
+
+_LAUNCH_FLAGS = ("--accelerate_config", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip")
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train as the arguments say; relaunches itself through accelerate where they ask for it."""
+    launch, rest = _split_launch_flags(list(arguments))
+    if launch:
+        _relaunch(launch, rest)
+    run, training, model = parse_settings(rest)
+    console = Console(stderr=True)
+    if run.dry_run:
+        _dry_run(run, training, model, console)
+        return 0
+    run_training(run, training, model, console)
+    return 0
+
+
+def run_training(
+    run: RunArguments,
+    training: SGSDConfig,
+    model: ModelConfig,
+    console: Console,
+    *,
+    callbacks: Sequence[Any] = (),
+    before: Callable[[Any], None] | None = None,
+) -> Any:
+    """Load everything, train, save; returns the trainer.
+
+    Args:
+        run, training, model: the settings.
+        console: told what was loaded and saved.
+        callbacks: for the trainer.
+        before: called with the trainer before the first step.
+
+    Raises:
+        SGSDError: whatever cannot be used; before anything is written.
+    """
+    output = Path(training.output_dir)
+    resume_from = _resume_point(run, training)
+    if not resume_from:
+        refuse_used_folder(output)
+    bank = _bank(training)
+    problems, report = _problems(run, training)
+    eval_problems = _eval_problems(run, training)
+    main = training.process_index == 0
+    if main:
+        console.print(report.summary(), highlight=False)
+
+    from sgsd.training.sgsd import SGSDTrainer
+
+    training.model_init_kwargs = _model_options(training, model)
+    trainer = SGSDTrainer(
+        model=_model_name(model),
+        args=training,
+        train_dataset=problems,
+        eval_dataset=eval_problems,
+        bank=bank,
+        callbacks=list(callbacks),
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    if main:
+        settings = settings_as_dict(run, training, model)
+        record_run(output, settings, bank_digest=bank.digest, data=yaml.safe_load(report.to_json()))
+    if before is not None:
+        before(trainer)
+    trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model(training.output_dir)
+    trainer.save_state()
+    if main:
+        trainer.bank.save(output / "bank.json")
+        console.print(f"model, bank and record saved to {output}", highlight=False)
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=run.dataset)
+    return trainer
+
+
+def _resume_point(run: RunArguments, training: SGSDConfig) -> str | None:
+    if training.resume_from_checkpoint:
+        return training.resume_from_checkpoint
+    if not run.resume:
+        return None
+    found = last_complete_checkpoint(Path(training.output_dir))
+    if found is None and Path(training.output_dir).is_dir() and any(Path(training.output_dir).glob("checkpoint-*")):
+        raise ConfigError(
+            "no complete checkpoint to resume from", got=training.output_dir, remedy="start anew in another output_dir"
+        )
+    return None if found is None else str(found)
+
+
+def _bank(training: SGSDConfig) -> SkillBank:
+    if training.bank is None:
+        raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
+    bank = SkillBank.load(training.bank)
+    bank.require_pairs()
+    return bank
+
+
+def _problems(run: RunArguments, training: SGSDConfig) -> tuple[list[Problem], Any]:
+    if not run.dataset:
+        raise ConfigError("no training data", expected="dataset: a file, a hub name, or reasoning_gym:TASK")
+    verifier = get_verifier(training.verifier, **(training.verifier_options or {}))
+    return load_problems(
+        run.dataset,
+        split=run.dataset_split,
+        config_name=run.dataset_config,
+        adapter=run.dataset_adapter,
+        limit=run.dataset_limit,
+        languages=run.languages,
+        on_duplicate=run.on_duplicate,
+        on_conflict=run.on_conflict,
+        readable=verifier.readable,
+    )
+
+
+def _eval_problems(run: RunArguments, training: SGSDConfig) -> list[Problem] | None:
+    if not run.eval_dataset or training.eval_strategy == "no":
+        return None
+    verifier = get_verifier(training.verifier, **(training.verifier_options or {}))
+    return load_problems(run.eval_dataset, readable=verifier.readable)[0]
+
+
+def _model_name(model: ModelConfig) -> str:
+    if not model.model_name_or_path:
+        raise ConfigError("no model", expected="model_name_or_path: a hub name, a folder, or local:NAME")
+    return model.model_name_or_path
+
+
+def _model_options(training: SGSDConfig, model: ModelConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"dtype": model.dtype, "revision": model.model_revision}
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    return options | dict(training.model_init_kwargs or {})
+
+
+def _dry_run(run: RunArguments, training: SGSDConfig, model: ModelConfig, console: Console) -> None:
+    """Everything but the weights: settings, data, one student's and one teacher's prompt."""
+    bank = _bank(training)
+    problems, report = _problems(run, training)
+    tokenizer = load_tokenizer(_model_name(model), trust_remote_code=training.trust_remote_code)
+    renderer = PromptRenderer(
+        tokenizer,
+        instruction=training.instruction,
+        thinking=training.thinking,
+        chat_template_kwargs=training.chat_template_kwargs,
+    )
+    out = Console()
+    out.print(yaml.safe_dump(settings_as_dict(run, training, model), allow_unicode=True), highlight=False, markup=False)
+    for line in report.lines():
+        out.print(line, highlight=False, markup=False)
+    out.print(
+        f"bank {training.bank}: {len(bank.skills)} skills, {len(bank.mistakes)} mistakes, digest {bank.digest[:12]}; "
+        f"{min(training.num_teachers, bank.max_pairs)} teachers a rollout",
+        highlight=False,
+    )
+    problem = problems[0]
+    # The embedder's weights stay unloaded too: the pair shown is BM25's.
+    pair = BM25Retriever().retrieve([problem.text], bank, 1)[0].pairs[0]
+    student = renderer.student_ids(problem.text)
+    teacher = renderer.teacher_ids(problem.text, pair.skill, pair.mistake)
+    for title, ids in (("student", student), ("teacher, with BM25's first pair", teacher)):
+        out.print(Panel(renderer.text(ids).replace("[", r"\["), title=f"{title}: {len(ids)} tokens, {problem.id}"))
+    lengths = [len(renderer.student_ids(problem.text)) for problem in problems]
+    out.print(f"plain prompts: {min(lengths)} to {max(lengths)} tokens; no weights were loaded", highlight=False)
+    console.print("dry run: nothing was written", highlight=False)
+
+
+def _split_launch_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    launch: list[str] = []
+    rest: list[str] = []
+    while arguments:
+        flag = arguments.pop(0)
+        if flag in _LAUNCH_FLAGS:
+            if not arguments:
+                raise ConfigError(f"{flag} needs a value")
+            launch += [flag, arguments.pop(0)]
+        else:
+            rest.append(flag)
+    return launch, rest
+
+
+def _relaunch(launch: list[str], rest: list[str]) -> None:
+    """Replace this process by ``accelerate launch``; ``--accelerate_config`` takes a file or a name TRL ships."""
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    try:
+        resolved = resolve_accelerate_config_argument(launch)
+    except ValueError as error:
+        raise ConfigError("unusable --accelerate_config", got=" ".join(str(error).split())) from error
+    command = [sys.executable, "-m", "accelerate.commands.launch", *resolved, "-m", "sgsd.cli", "train", *rest]
+    os.execv(sys.executable, command)

@@ -1,0 +1,88 @@
+"""Sampling with transformers, in process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sgsd.rollouts import Rollout, StopReason
+
+
+class TransformersSampler:
+    """A causal language model as ``rollouts.Sampler``.
+
+    Args:
+        model: the model; put into evaluation mode while it samples.
+        tokenizer: decodes completions.
+        max_new_tokens: the length limit.
+        temperature: 0 is greedy decoding.
+        top_p, top_k: 1.0 and 0 switch them off.
+        batch_size: prompts per call of ``generate``. Prompts are taken in their order, so a batch does not depend on
+            their lengths.
+        progress: called with the number of prompts done after each batch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 32,
+        progress: Any = None,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._progress = progress
+        ends = model.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        self._end_ids = sorted({*ends, tokenizer.eos_token_id})
+        self._options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "eos_token_id": self._end_ids,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        if temperature > 0:
+            self._options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        else:
+            self._options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+    def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
+        """See ``Sampler.sample``. Leaves the global random state as it was."""
+        rollouts: list[Rollout] = []
+        training = self._model.training
+        self._model.eval()
+        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for start in range(0, len(prompts), self._batch_size):
+                rollouts += self._batch(prompts[start : start + self._batch_size])
+                if self._progress is not None:
+                    self._progress(len(rollouts))
+        self._model.train(training)
+        return rollouts
+
+    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[Rollout]:
+        width = max(map(len, prompts))
+        filler = self._tokenizer.pad_token_id
+        ids = torch.tensor([[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        device = self._model.device
+        output = self._model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **self._options)
+        return [self._rollout(prompt, row) for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True)]
+
+    def _rollout(self, prompt: Sequence[int], row: list[int]) -> Rollout:
+        end = next((position for position, token in enumerate(row) if token in self._end_ids), None)
+        completion = row if end is None else row[: end + 1]
+        return Rollout(
+            prompt_ids=tuple(prompt),
+            completion_ids=tuple(completion),
+            text=self._tokenizer.decode(completion, skip_special_tokens=True),
+            stop_reason=StopReason.LENGTH if end is None else StopReason.END,
+        )

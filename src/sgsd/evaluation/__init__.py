@@ -1,0 +1,6 @@
+"""Evaluation that can be believed: samples kept, verdicts kept, intervals always."""
+
+from sgsd.evaluation.run import Evaluation, Sample, evaluate
+from sgsd.evaluation.statistics import Estimate, mean_estimate, paired_difference
+
+__all__ = ["Estimate", "Evaluation", "Sample", "evaluate", "mean_estimate", "paired_difference"]

@@ -1,0 +1,40 @@
+"""A completion as it was sampled, and the protocol of whatever samples it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class StopReason(StrEnum):
+    """Why sampling stopped: an end token, or the length limit."""
+
+    END = "end"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled completion. The ids are kept as sampled and never re-tokenised.
+
+    Attributes:
+        prompt_ids: what the model saw.
+        completion_ids: what it added, the end token included.
+        text: the completion, decoded, without special tokens.
+        stop_reason: see ``StopReason``.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    text: str
+    stop_reason: StopReason
+
+
+class Sampler(Protocol):
+    """Prompts → rollouts."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
+        """One rollout per prompt, in order; the same seed and prompts give the same rollouts."""
+        ...
