@@ -20,7 +20,7 @@ class SGSDError(Exception):
         self.got = got
         self.expected = expected
         self.remedy = remedy
-        details = []
+        details: list[str] = []
         if got is not None:
             details.append(f"got {got}")
         if expected is not None:

