@@ -94,6 +94,8 @@ class SGSDConfig(GRPOConfig):
                 self.verifier_options = json.loads(self.verifier_options)
             except json.JSONDecodeError as error:
                 raise ConfigError("verifier_options is not JSON", got=self.verifier_options) from error
+        if not isinstance(self.verifier_options, dict | None):
+            raise ConfigError("verifier_options is no mapping", got=self.verifier_options, expected="a JSON object")
         self._check()
         try:
             super().__post_init__()
@@ -111,14 +113,20 @@ class SGSDConfig(GRPOConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"unknown {name}", got=repr(getattr(self, name)), expected=" or ".join(allowed))
-        for name in ("num_teachers", "num_generations", "teacher_sync_steps", "max_tokens_per_chunk"):
-            if getattr(self, name) < 1:
+        for name in (
+            "num_teachers",
+            "num_generations",
+            "teacher_sync_steps",
+            "max_tokens_per_chunk",
+            "max_prompt_length",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is too small", got=getattr(self, name), expected="1 or more")
         for name in ("score_temperature", "gate_tau", "support_clip", "retrieval_temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive", got=getattr(self, name))
         for name in ("support_threshold", "sgsd_weight", "grpo_weight"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must not be negative", got=getattr(self, name))
         if not self.sgsd_weight and not self.grpo_weight:
             raise ConfigError("sgsd_weight and grpo_weight are both 0", expected="something to learn from")
@@ -126,5 +134,13 @@ class SGSDConfig(GRPOConfig):
             raise ConfigError(
                 "grpo_weight needs groups", got="num_generations 1", expected="2 or more: one rollout has no advantage"
             )
+        if self.beta and not self.grpo_weight:
+            raise ConfigError(
+                "beta is part of TRL's GRPO loss", got=f"beta {self.beta}", expected="grpo_weight above 0"
+            )
+        for name in ("entropy_coef", "use_adaptive_entropy"):
+            if getattr(self, name):
+                # The student's forward keeps no gradient for the entropy.
+                raise ConfigError(f"{name} is not supported", got=getattr(self, name), remedy="leave it out")
         if not 0 <= self.teacher_ema_decay < 1:
             raise ConfigError("teacher_ema_decay is out of range", got=self.teacher_ema_decay, expected="0 to below 1")
