@@ -39,9 +39,12 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Pre
     """
     from transformers import AutoTokenizer
 
-    if _is_adapter(name_or_path) and not (Path(name_or_path) / "tokenizer_config.json").exists():
+    if not _is_adapter(name_or_path):
+        folder, options = _located(name_or_path)
+    elif (Path(name_or_path) / "tokenizer_config.json").exists():
+        folder, options = name_or_path, {}
+    else:
         return load_tokenizer(_base_of(name_or_path), trust_remote_code=trust_remote_code)
-    folder, options = _located(name_or_path)
     with _clear_errors(name_or_path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code, **options

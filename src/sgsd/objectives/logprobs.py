@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -76,6 +76,6 @@ def selected_logps(
         raise ValueError(f"ids must have the shape of logits without the last axis: got {ids.shape}, {logits.shape}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive: got {temperature}")
-    apply: Callable[..., tuple[Tensor, Tensor | None]] = _SelectedLogps.apply  # pyright: ignore[reportUnknownMemberType]
+    apply = cast("Callable[..., tuple[Tensor, Tensor | None]]", _SelectedLogps.apply)  # pyright: ignore[reportUnknownMemberType]
     logps, entropy = apply(logits.reshape(-1, logits.shape[-1]), ids.reshape(-1), temperature, with_entropy)
     return logps.reshape(ids.shape), None if entropy is None else entropy.reshape(ids.shape)

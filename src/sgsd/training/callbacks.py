@@ -24,11 +24,21 @@ class StateCallback(TrainerCallback):
         self._trainer.teacher_weights.after_optimizer_step(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        save_state(
-            Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}",
-            step=state.global_step,
-            bank=self._trainer.bank,
-            initial_bank=self._trainer.initial_bank,
-            teacher=self._trainer.teacher_weights,
-            rank=self._trainer.accelerator.process_index,
-        )
+        accelerator = self._trainer.accelerator
+
+        def save() -> None:
+            save_state(
+                Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}",
+                step=state.global_step,
+                bank=self._trainer.bank,
+                initial_bank=self._trainer.initial_bank,
+                teacher=self._trainer.teacher_weights,
+                rank=accelerator.process_index,
+            )
+
+        # Rank 0 writes the mark of a complete checkpoint, so it goes last.
+        if not accelerator.is_main_process:
+            save()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save()

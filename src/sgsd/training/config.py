@@ -1,4 +1,8 @@
-"""SGSD's settings, on top of TRL's. Every default is the paper's, unless its help says otherwise."""
+"""SGSD's settings, on top of TRL's.
+
+The objective's, the teachers' and the sampling defaults are the paper's; ``thinking`` is not (see docs/deviations.md).
+The presets hold the paper's batch size and steps too.
+"""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class SGSDTrainer(GRPOTrainer):
             if quantization_config is not None:
                 options["quantization_config"] = quantization_config
             processing_class = processing_class or load_tokenizer(model, trust_remote_code=args.trust_remote_code)
-            model = load_model(model, trust_remote_code=args.trust_remote_code, **options)
+            model = load_model(model, trainable_adapter=True, trust_remote_code=args.trust_remote_code, **options)
         processing_class = processing_class or load_tokenizer(model.name_or_path)
         self.renderer = PromptRenderer(
             processing_class,
