@@ -7,11 +7,13 @@ What the user got wrong is one line on standard error and exit code 2.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sgsd import __version__
 from sgsd.errors import ConfigError, SGSDError
@@ -20,8 +22,36 @@ _EPILOG = "Presets for --config: demo, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise ConfigError(
+                f"unknown {'/'.join(action.option_strings) or action.dest}",
+                got=repr(value),
+                expected=", ".join(choices),
+                remedy=_nearest(str(value), choices) or f"see {self.prog} --help",
+            )
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, remedy=f"see {self.prog} --help")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: got {text!r} ({error.msg} at character {error.pos})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"not a JSON object: got {text!r}")
+    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,9 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--max_completion_length", type=int, help="default: the run's, else 1024")
     evaluation.add_argument("--verifier", help="default: the run's, else math")
     evaluation.add_argument("--instruction", help="default: the run's")
-    evaluation.add_argument("--chat_template_kwargs", type=json.loads, help='JSON, such as {"enable_thinking": true}')
+    evaluation.add_argument("--chat_template_kwargs", type=_mapping, help='JSON, such as {"enable_thinking": true}')
     evaluation.add_argument("--batch_size", type=int, default=32)
-    evaluation.add_argument("--dtype", default="float32")
+    evaluation.add_argument("--dtype", default="float32", choices=("auto", "bfloat16", "float16", "float32"))
+    evaluation.add_argument("--device", help="default: the GPU if there is one")
+    evaluation.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     evaluation.add_argument("--seed", type=int, default=0)
     evaluation.add_argument("--output", type=Path, help="folder for samples.jsonl and summary.json")
     evaluation.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -83,6 +115,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of every command but ``train``; a misspelt flag is answered with the nearest one."""
+    parser = build_parser()
+    options, unknown = parser.parse_known_args([_spelled(argument) for argument in arguments])
+    if unknown:
+        for name in (options.command, *([options.action] if options.command == "bank" else [])):
+            parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        raise ConfigError(
+            f"unknown argument of {parser.prog}",
+            got=unknown[0],
+            remedy=_nearest(unknown[0].partition("=")[0], flags) or f"see {parser.prog} --help",
+        )
+    return options
+
+
+def _spelled(argument: str) -> str:
+    """``--batch-size`` and ``--batch_size`` are one flag."""
+    flag, equals, value = argument.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -91,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.commands.train import train
 
             return train(arguments[1:])
-        options = build_parser().parse_args(arguments)
+        options = _parse(arguments)
         if options.command == "demo":
             from sgsd.commands.demo import demo
 
@@ -106,6 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SGSDError as error:
         print(f"sgsd: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("sgsd: interrupted", file=sys.stderr)
         return 130

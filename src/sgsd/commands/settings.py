@@ -8,7 +8,9 @@ import difflib
 import importlib.metadata
 import importlib.resources
 import json
+import os
 import platform
+import typing
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +23,19 @@ from trl import ModelConfig, TrlParser
 
 from sgsd import __version__
 from sgsd.errors import ConfigError
-from sgsd.training.config import SGSDConfig
+from sgsd.prompts import Thinking
+from sgsd.training.config import RETRIEVERS, TEACHERS, TRUNCATED, SGSDConfig
 
 RUN_FILE = "run.json"
 METHODS = ("sgsd",)
-_SECRETS = ("hub_token", "push_to_hub_token")
+_SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
+_CHOICES = {
+    "method": METHODS,
+    "retriever": RETRIEVERS,
+    "teacher": TEACHERS,
+    "truncated": TRUNCATED,
+    "thinking": tuple(map(str, Thinking)),
+}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
@@ -55,9 +65,22 @@ class RunArguments:
     )
 
 
+_PARTS = (RunArguments, SGSDConfig, ModelConfig)
+
+
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, remedy="see sgsd train --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = super().parse_known_args(args, namespace)
+        if rest:
+            raise ConfigError("unknown argument of sgsd train", got=rest[0], expected="--setting value")
+        for name, choices in _CHOICES.items():
+            value = vars(parsed)[name]
+            if value not in choices:
+                raise unknown_choice(name, str(value), choices)
+        return parsed, rest
 
 
 def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, ModelConfig]:
@@ -68,8 +91,12 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
     """
     # TRL's own default sets it; nothing a user of this command line could change.
     warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-    arguments = list(arguments)
-    parser = _Parser((RunArguments, SGSDConfig, ModelConfig), prog="sgsd train")  # pyright: ignore[reportArgumentType]
+    # TRL asks transformers' model for it under its old name.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    arguments = [
+        part for argument in arguments for part in (argument.split("=", 1) if _is_config(argument) else [argument])
+    ]
+    parser = _Parser(_PARTS, prog="sgsd train")  # pyright: ignore[reportArgumentType]
     if "--config" in arguments:
         at = arguments.index("--config") + 1
         if at >= len(arguments):
@@ -77,9 +104,11 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
         path = resolve_config(arguments[at])
         arguments[at] = str(path)
         known = known_settings(parser)
-        for key in _read_yaml(path):
+        content = _read_yaml(path)
+        for key in content:
             if key not in known and key != "env":
-                raise unknown_setting(key, known, where=str(path))
+                raise unknown_setting(str(key), known, where=str(path))
+        _check_types(content, parser, path)
     arguments = [_spelled(argument) for argument in arguments]
     for argument in arguments:
         flag = argument.split("=")[0]
@@ -89,10 +118,8 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
         run, training, model = parser.parse_args_and_config(arguments)
     except ConfigError:
         raise
-    except (ValueError, TypeError) as error:  # TRL's own checks of its own settings
+    except (ValueError, TypeError, ImportError) as error:  # TRL's own checks of its own settings
         raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
-    if run.method not in METHODS:
-        raise unknown_choice("method", run.method, METHODS)
     return run, training, model
 
 
@@ -149,7 +176,7 @@ def settings_as_dict(*parts: Any) -> dict[str, Any]:
             value = getattr(part, item.name)
             value = value.value if isinstance(value, Enum) else value
             if item.init and item.name not in _SECRETS and _is_plain(value):
-                merged[item.name] = value
+                merged[item.name] = _without_secrets(value)
     return merged
 
 
@@ -164,7 +191,8 @@ def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
         "settings": settings,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RUN_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
+    (folder / RUN_FILE).write_text(text, encoding="utf-8")
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -176,24 +204,94 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     for candidate in (folder / RUN_FILE, folder.parent / RUN_FILE):
         if candidate.is_file():
             try:
-                return json.loads(candidate.read_text())["settings"]
-            except (json.JSONDecodeError, KeyError) as error:
-                raise ConfigError("the run's record cannot be read", got=str(candidate)) from error
+                settings = json.loads(candidate.read_text(encoding="utf-8"))["settings"]
+                if not isinstance(settings, dict):
+                    raise TypeError("settings is no mapping")
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    "the run's record cannot be read", got=str(candidate), expected="what sgsd train wrote"
+                ) from error
+            return settings
     return None
 
 
-def refuse_used_folder(folder: Path) -> None:
+def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
     """A run never mixes with what another one left.
 
+    Args:
+        folder: of the run.
+        resuming: ``--resume`` was given, and found no checkpoint.
+
     Raises:
-        ConfigError: the folder holds something.
+        ConfigError: the folder holds something, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    refuse_unwritable(folder, "output_dir")
+    if folder.exists() and any(folder.iterdir()):
+        if resuming:
+            raise ConfigError(
+                "nothing to resume from in output_dir, and it is not empty",
+                got=str(folder),
+                expected="a checkpoint-N written to its end, or an empty folder to start anew in",
+                remedy="choose another output_dir, or empty this one",
+            )
         raise ConfigError(
             "output_dir is not empty",
             got=str(folder),
             remedy="pass --resume to go on with that run, or choose another output_dir",
         )
+
+
+def refuse_unwritable(folder: Path, what: str) -> None:
+    """Found out before the work, not after it.
+
+    Raises:
+        ConfigError: the folder is a file, below one, or not ours to write.
+    """
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{what} is no folder", got=str(folder), remedy=f"{nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{what} cannot be written", got=str(folder), remedy=f"no permission to write to {nearest}")
+
+
+def _is_config(argument: str) -> bool:
+    return argument.startswith("--config=")
+
+
+def _check_types(content: dict[str, Any], parser: argparse.ArgumentParser, path: Path) -> None:
+    """argparse converts text alone, and only where no flag overrides it: the rest of YAML would pass unseen."""
+    hints = {name: hint for part in _PARTS for name, hint in typing.get_type_hints(part).items()}
+    actions = {action.dest: action for action in parser._actions if action.nargs != 0}
+    for key, value in content.items():
+        if key == "env" or (isinstance(value, str) and actions[key].type is str):
+            continue
+        action, hint = actions[key], hints[key]
+        if value is None:
+            fits, expected = action.default is None or type(None) in typing.get_args(hint), "a value"
+        elif hint in (str, str | None) or (action.choices and not isinstance(value, str)):
+            # YAML reads a bare `no` as false and a bare 5 as a number.
+            fits, expected = False, f'text; put it in quotes: {key}: "{"no" if value is False else value}"'
+        elif action.nargs == "+" or dict in (hint, *typing.get_args(hint)) or not callable(action.type):
+            fits, expected = True, ""
+        else:
+            expected = hint.__name__ if isinstance(hint, type) else str(hint)
+            try:
+                action.type(str(value))
+                fits = True
+            except (ValueError, TypeError, argparse.ArgumentTypeError):
+                fits = False
+        if not fits:
+            raise ConfigError(
+                f"wrong type in {path}", got=f"{key}: {json.dumps(value, default=str)}", expected=expected
+            )
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items() if key not in _SECRETS}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(item) for item in value]
+    return value
 
 
 def _spelled(argument: str) -> str:
@@ -207,6 +305,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("the configuration is not YAML", got=f"{path}: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError("the configuration cannot be read", got=f"{path} ({error.strerror})") from error
     if not isinstance(content, dict):
         raise ConfigError("the configuration is not a mapping", got=str(path), expected="lines such as key: value")
     return content

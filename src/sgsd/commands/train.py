@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.panel import Panel
+from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sgsd.bank import SkillBank
@@ -22,13 +24,13 @@ from sgsd.commands.settings import (
     settings_as_dict,
 )
 from sgsd.engines.datasets import load_problems
-from sgsd.engines.models import load_tokenizer
-from sgsd.errors import ConfigError
+from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.errors import ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import BM25Retriever
 from sgsd.training.config import SGSDConfig
-from sgsd.training.state import last_complete_checkpoint
+from sgsd.training.state import last_complete_checkpoint, load_state
 from sgsd.verifiers import get_verifier
 
 _LAUNCH_FLAGS = ("--accelerate_config", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip")
@@ -69,31 +71,40 @@ def run_training(
         SGSDError: whatever cannot be used; before anything is written.
     """
     output = Path(training.output_dir)
+    main = training.process_index == 0
     resume_from = _resume_point(run, training)
-    if not resume_from:
-        refuse_used_folder(output)
+    # One process looks, before any can have written: another would see what the first has begun.
+    if main and (resume_from is None or output.resolve() not in Path(resume_from).resolve().parents):
+        refuse_used_folder(output, resuming=run.resume)
     bank = _bank(training)
     problems, report = _problems(run, training)
     eval_problems = _eval_problems(run, training)
-    main = training.process_index == 0
     if main:
         console.print(report.summary(), highlight=False)
 
     from sgsd.training.sgsd import SGSDTrainer
 
-    training.model_init_kwargs = _model_options(training, model)
-    trainer = SGSDTrainer(
-        model=_model_name(model),
-        args=training,
-        train_dataset=problems,
-        eval_dataset=eval_problems,
-        bank=bank,
-        callbacks=list(callbacks),
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-    )
+    settings = settings_as_dict(run, training, model)
+    options = _model_options(training, model)
+    _refuse_missing_trackers(training)
+    training.model_init_kwargs = None  # TRL would warn that it makes no use of them
+    if training.device.type == "cpu":
+        training.dataloader_pin_memory = False  # torch would warn
+    with _refusals(output):
+        tokenizer = load_tokenizer(_model_name(model), trust_remote_code=training.trust_remote_code)
+        trainer = SGSDTrainer(
+            model=load_model(_model_name(model), trust_remote_code=training.trust_remote_code, **options),
+            args=training,
+            train_dataset=problems,
+            eval_dataset=eval_problems,
+            bank=bank,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+            peft_config=get_peft_config(model),
+        )
+        if resume_from:  # refuse another run's checkpoint before this run's record replaces its own
+            load_state(Path(resume_from), bank=bank, teacher=trainer.teacher_weights, rank=training.process_index)
     if main:
-        settings = settings_as_dict(run, training, model)
         record_run(output, settings, bank_digest=bank.digest, data=yaml.safe_load(report.to_json()))
     if before is not None:
         before(trainer)
@@ -106,6 +117,37 @@ def run_training(
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=run.dataset)
     return trainer
+
+
+@contextmanager
+def _refusals(output: Path) -> Iterator[None]:
+    """What TRL and its kin refuse while they are set up is one line too, and leaves no empty folder behind."""
+    existed = output.exists()
+    try:
+        try:
+            yield
+        except SGSDError:
+            raise
+        except ImportError as error:
+            raise ConfigError("a package these settings need is missing", got=" ".join(str(error).split())) from error
+        except ValueError as error:
+            raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
+    except SGSDError:
+        if not existed and output.is_dir() and not any(output.iterdir()):
+            output.rmdir()
+        raise
+
+
+def _refuse_missing_trackers(training: SGSDConfig) -> None:
+    available = get_available_reporting_integrations()
+    missing = [name for name in training.report_to if name not in available]
+    if missing:
+        raise ConfigError(
+            "report_to names what is not installed",
+            got=", ".join(missing),
+            expected=", ".join(["none", *available]),
+            remedy=f"pip install {' '.join(missing)}",
+        )
 
 
 def _resume_point(run: RunArguments, training: SGSDConfig) -> str | None:
@@ -147,8 +189,14 @@ def _problems(run: RunArguments, training: SGSDConfig) -> tuple[list[Problem], A
 
 
 def _eval_problems(run: RunArguments, training: SGSDConfig) -> list[Problem] | None:
-    if not run.eval_dataset or training.eval_strategy == "no":
+    if training.eval_strategy == "no":
         return None
+    if not run.eval_dataset:
+        raise ConfigError(
+            "no data to evaluate on",
+            got=f"eval_strategy {training.eval_strategy.value}",
+            expected="eval_dataset: a file, a hub name, or reasoning_gym:TASK",
+        )
     verifier = get_verifier(training.verifier, **(training.verifier_options or {}))
     return load_problems(run.eval_dataset, readable=verifier.readable)[0]
 
@@ -163,6 +211,9 @@ def _model_options(training: SGSDConfig, model: ModelConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": model.dtype, "revision": model.model_revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        options["quantization_config"] = quantization
     return options | dict(training.model_init_kwargs or {})
 
 
@@ -202,13 +253,15 @@ def _split_launch_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     launch: list[str] = []
     rest: list[str] = []
     while arguments:
-        flag = arguments.pop(0)
-        if flag in _LAUNCH_FLAGS:
-            if not arguments:
-                raise ConfigError(f"{flag} needs a value")
-            launch += [flag, arguments.pop(0)]
-        else:
-            rest.append(flag)
+        argument = arguments.pop(0)
+        flag, equals, value = argument.partition("=")
+        flag = "--" + flag[2:].replace("-", "_")
+        if flag not in _LAUNCH_FLAGS:
+            rest.append(argument)
+            continue
+        if not equals and not arguments:
+            raise ConfigError(f"{flag} needs a value")
+        launch += [flag, value if equals else arguments.pop(0)]
     return launch, rest
 
 

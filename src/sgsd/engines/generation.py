@@ -9,9 +9,40 @@ import torch
 
 from sgsd.rollouts import Rollout, StopReason
 
+# ``generate`` takes what it is not told from the model's generation_config.json, where some models keep penalties and
+# nuclei of their own: what is measured would not be what was asked for.
+_NEUTRAL: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "min_p": None,
+    "typical_p": None,
+    "epsilon_cutoff": None,
+    "eta_cutoff": None,
+    "repetition_penalty": None,
+    "no_repeat_ngram_size": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "min_length": None,
+    "min_new_tokens": None,
+    "max_length": None,
+    "max_time": None,
+    "stop_strings": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "guidance_scale": None,
+    "use_cache": True,
+}
+
 
 class TransformersSampler:
-    """A causal language model as ``rollouts.Sampler``.
+    """A causal language model as ``rollouts.Sampler``; the model's own generation settings do not apply.
 
     Args:
         model: the model; put into evaluation mode while it samples.
@@ -42,16 +73,14 @@ class TransformersSampler:
         self._progress = progress
         ends = model.generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        self._end_ids = sorted({*ends, tokenizer.eos_token_id})
-        self._options: dict[str, Any] = {
+        self._end_ids = sorted({*ends, tokenizer.eos_token_id} - {None})
+        self._options: dict[str, Any] = _NEUTRAL | {
             "max_new_tokens": max_new_tokens,
             "eos_token_id": self._end_ids,
             "pad_token_id": tokenizer.pad_token_id,
         }
         if temperature > 0:
             self._options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-        else:
-            self._options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
         """See ``Sampler.sample``. Leaves the global random state as it was."""
@@ -59,13 +88,15 @@ class TransformersSampler:
         training = self._model.training
         self._model.eval()
         devices = [self._model.device] if self._model.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            for start in range(0, len(prompts), self._batch_size):
-                rollouts += self._batch(prompts[start : start + self._batch_size])
-                if self._progress is not None:
-                    self._progress(len(rollouts))
-        self._model.train(training)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed)
+                for start in range(0, len(prompts), self._batch_size):
+                    rollouts += self._batch(prompts[start : start + self._batch_size])
+                    if self._progress is not None:
+                        self._progress(len(rollouts))
+        finally:
+            self._model.train(training)
         return rollouts
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> list[Rollout]:
