@@ -9,12 +9,21 @@ from collections.abc import Sequence
 import torch
 
 
+def exact_copy(model):
+    """A copy of its own: trainers leave a ``forward`` on the instance, bound to the model it was made for."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        module.__dict__.pop("forward", None)
+    return copied
+
+
 def plain_logps(model, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0) -> list[float]:
     """One pair alone: no padding, no cache, no chunks; float64 weights and log-softmax."""
-    exact = copy.deepcopy(model).double().eval()
+    exact = exact_copy(model).double().eval()
     with torch.no_grad():
-        logits = exact(input_ids=torch.tensor([[*prompt, *completion]])).logits[0] / temperature
-    logps = logits.log_softmax(-1)
+        logits = exact(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+    assert logits.dtype == torch.float64
+    logps = (logits / temperature).log_softmax(-1)
     return [logps[len(prompt) - 1 + t, token].item() for t, token in enumerate(completion)]
 
 

@@ -139,9 +139,7 @@ class SGSDConfig(GRPOConfig):
                 "grpo_weight needs groups", got="num_generations 1", expected="2 or more: one rollout has no advantage"
             )
         if self.beta and not self.grpo_weight:
-            raise ConfigError(
-                "beta is part of TRL's GRPO loss", got=f"beta {self.beta}", expected="grpo_weight above 0"
-            )
+            raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="grpo_weight above 0")
         for name in ("entropy_coef", "use_adaptive_entropy"):
             if getattr(self, name):
                 # The student's forward keeps no gradient for the entropy.

@@ -161,7 +161,9 @@ class SGSDTrainer(GRPOTrainer):
         )
         self._uncounted = torch.tensor(sorted(uncounted_token_ids(processing_class)), device=self.accelerator.device)
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
-        self._stance_cells: list[list[str]] = []  # of all ranks' rollouts of the latest batch, for the table
+        # By mode, of all ranks' rollouts of the latest batch, for the table: a batch may be trained on again after an
+        # evaluation.
+        self._stance_cells: dict[str, list[list[str]]] = {}
         self._student_pass: tuple[Tensor, Tensor | None] | None = None
         self.add_callback(StateCallback(self))
 
@@ -234,8 +236,8 @@ class SGSDTrainer(GRPOTrainer):
         )
         if self.log_completions:
             # The stances become known with the student's forward; each cell is filled in then.
-            self._stance_cells = [[] for _ in range(B * self.accelerator.num_processes)]
-            self._logs["extra"]["stances"].extend(self._stance_cells)
+            self._stance_cells[mode] = [[] for _ in range(B * self.accelerator.num_processes)]
+            self._logs["extra"]["stances"].extend(self._stance_cells[mode])
             names = [[f"{pair.skill.id} {pair.mistake.id}" for pair in pool.pairs] for pool in pools]
             self._logs["extra"]["pairs"].extend(gather_object(names))
         return output
@@ -262,6 +264,7 @@ class SGSDTrainer(GRPOTrainer):
         prompts = [prompt for pool in pools for prompt in pool.prompts]
         repeated = [completion for completion in completions for _ in range(K)]
         budget = self.args.max_tokens_per_chunk
+        share_prompts = self._share_prompts  # asked before the teachers' weights put the model into evaluation mode
         own_chunks = torch.tensor(
             [chunk_count(prompts, repeated, max_tokens_per_chunk=budget)], device=self.accelerator.device
         )
@@ -277,7 +280,7 @@ class SGSDTrainer(GRPOTrainer):
                 temperature=self.args.score_temperature,
                 max_tokens_per_chunk=budget,
                 with_entropy=self.args.log_teacher_entropy,
-                share_prompts=self._share_prompts,
+                share_prompts=share_prompts,
                 min_chunks=int(gather(own_chunks).max()),
             )
         real = torch.tensor([weight > 0 for pool in pools for weight in pool.weights], device=scores.logps.device)
@@ -320,7 +323,7 @@ class SGSDTrainer(GRPOTrainer):
             counted = inputs["completion_mask"].bool()
             self._metrics[mode]["entropy"].append(_mean(gather(entropy[counted].mean())))
         self._log_means(mode, result.metrics | {"loss": result.loss.detach()})
-        self._fill_stances(inputs["row"], result)
+        self._fill_stances(mode, inputs["row"], result)
         return loss
 
     def _grpo_loss(
@@ -358,12 +361,12 @@ class SGSDTrainer(GRPOTrainer):
         """Whether a batch holds several rollouts of one prompt: a matter of configuration, the same on all ranks."""
         return (self.num_generations if self.model.training else self.num_generations_eval) > 1
 
-    def _fill_stances(self, rows: Tensor, result: SGSDLoss) -> None:
+    def _fill_stances(self, mode: str, rows: Tensor, result: SGSDLoss) -> None:
         """Write each teacher's stance into the completions table: ``+`` supports, ``-`` suppresses, ``0`` neither."""
         if not self.log_completions:
             return
         for row, stances in zip(gather(rows).tolist(), gather(result.stance.contiguous()).tolist(), strict=True):
-            self._stance_cells[row][:] = [_STANCE_SIGNS[int(stance)] for stance in stances]
+            self._stance_cells[mode][row][:] = [_STANCE_SIGNS[int(stance)] for stance in stances]
 
 
 def prompt_budget(model_config: Any, args: SGSDConfig) -> int:
