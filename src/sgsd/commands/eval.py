@@ -6,14 +6,13 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sgsd import __version__
-from sgsd.commands.settings import read_run, refuse_unwritable
+from sgsd.commands.settings import hub_or_cache, ignore_deprecations, read_run, refuse_unwritable
 from sgsd.engines.datasets import load_problems
 from sgsd.engines.generation import TransformersSampler
 from sgsd.engines.models import load_model, load_tokenizer
@@ -27,6 +26,7 @@ _SHARES = ("truncated", "no_answer", "undecided")
 
 def evaluate_model(options: argparse.Namespace) -> int:
     """Plain-prompt accuracy; a run's own prompts, verifier and data unless told otherwise."""
+    ignore_deprecations()
     console = Console(stderr=True)
     run = (read_run(Path(options.model)) if Path(options.model).is_dir() else None) or {}
     dataset = options.dataset or run.get("eval_dataset")
@@ -45,13 +45,14 @@ def evaluate_model(options: argparse.Namespace) -> int:
         readable=verifier.readable,
     )
     console.print(report.summary(), highlight=False)
-    tokenizer = _tokenizer(options.model, trust_remote_code=options.trust_remote_code)
-    model = load_model(
-        options.model,
-        dtype=options.dtype,
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        trust_remote_code=options.trust_remote_code,
-    )
+    with hub_or_cache(options.model):
+        tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
+        model = load_model(
+            options.model,
+            dtype=options.dtype,
+            device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            trust_remote_code=options.trust_remote_code,
+        )
     template_kwargs = options.chat_template_kwargs
     renderer = PromptRenderer(
         tokenizer,
@@ -114,19 +115,6 @@ def evaluate_model(options: argparse.Namespace) -> int:
         print(f"avg@{options.samples} {100 * accuracy.mean:.1f} %, 95 % interval {low:.1f} to {high:.1f} %")
         print(f"{summary['problems']} problems; {shares}")
     return 0
-
-
-def _tokenizer(model: str, *, trust_remote_code: bool) -> Any:
-    """As saved with the model; an adapter's folder has one but no ``config.json``."""
-    folder = Path(model)
-    if (folder / "adapter_config.json").is_file() and (folder / "tokenizer_config.json").is_file():
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=trust_remote_code)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
-    return load_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ import os
 import platform
 import typing
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -22,6 +23,8 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from sgsd import __version__
+from sgsd.engines.datasets import _hub_answers
+from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError
 from sgsd.prompts import Thinking
 from sgsd.training.config import RETRIEVERS, TEACHERS, TRUNCATED, SGSDConfig
@@ -89,10 +92,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
     Raises:
         ConfigError: an unknown or unusable setting; names the nearest known one.
     """
-    # TRL's own default sets it; nothing a user of this command line could change.
-    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-    # TRL asks transformers' model for it under its old name.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    ignore_deprecations()
     arguments = [
         part for argument in arguments for part in (argument.split("=", 1) if _is_config(argument) else [argument])
     ]
@@ -121,6 +121,30 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
     except (ValueError, TypeError, ImportError) as error:  # TRL's own checks of its own settings
         raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
     return run, training, model
+
+
+def ignore_deprecations() -> None:
+    """Old names that TRL and PEFT use of transformers: nothing a user of this command line could change."""
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+
+
+@contextmanager
+def hub_or_cache(name: str) -> Iterator[None]:
+    """Where the hub does not answer, look in the local cache at once: the client would retry every file for a minute.
+
+    Args:
+        name: of the model to load in here.
+    """
+    from huggingface_hub import constants
+
+    # An adapter's folder may name a base on the hub.
+    is_local = name.startswith(LOCAL_PREFIX) or Path(name).is_file() or (Path(name) / "config.json").is_file()
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or (not is_local and not _hub_answers())
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def presets() -> list[str]:

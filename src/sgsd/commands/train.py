@@ -18,6 +18,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from sgsd.bank import SkillBank
 from sgsd.commands.settings import (
     RunArguments,
+    hub_or_cache,
     parse_settings,
     record_run,
     refuse_used_folder,
@@ -90,7 +91,7 @@ def run_training(
     training.model_init_kwargs = None  # TRL would warn that it makes no use of them
     if training.device.type == "cpu":
         training.dataloader_pin_memory = False  # torch would warn
-    with _refusals(output):
+    with _refusals(output), hub_or_cache(_model_name(model)):
         tokenizer = load_tokenizer(_model_name(model), trust_remote_code=training.trust_remote_code)
         trainer = SGSDTrainer(
             model=load_model(_model_name(model), trust_remote_code=training.trust_remote_code, **options),
@@ -221,7 +222,8 @@ def _dry_run(run: RunArguments, training: SGSDConfig, model: ModelConfig, consol
     """Everything but the weights: settings, data, one student's and one teacher's prompt."""
     bank = _bank(training)
     problems, report = _problems(run, training)
-    tokenizer = load_tokenizer(_model_name(model), trust_remote_code=training.trust_remote_code)
+    with hub_or_cache(_model_name(model)):
+        tokenizer = load_tokenizer(_model_name(model), trust_remote_code=training.trust_remote_code)
     renderer = PromptRenderer(
         tokenizer,
         instruction=training.instruction,
