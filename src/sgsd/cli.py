@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
     demo.add_argument("--problems", type=int, default=200, help="held-out problems of the evaluations")
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher live")
 
     commands.add_parser("train", help="train with SGSD (all flags: sgsd train --help)", add_help=False)
 

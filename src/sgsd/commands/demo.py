@@ -18,14 +18,13 @@ from rich.table import Table
 from sgsd.errors import ConfigError
 from sgsd.problems import Problem
 
-TASK = "What is a + b? (also −, ×; operands 2 to 30, products of digits)"
-# The published objective on this task, measured by benchmarks/demo_regimes.py; see docs/demo.md.
-_TRAINING_PROBLEMS = 640
+TASK = "What is a + b? (also −, ×; operands 2 to 20, products of digits)"
+_TRAINING_PROBLEMS = 320
 _SAMPLING = {"temperature": 0.7, "top_p": 1.0, "top_k": 0}
 
 
 def arithmetic_problems(count: int, *, seed: int, prefix: str, without: frozenset[str] = frozenset()) -> list[Problem]:
-    """Distinct questions such as ``What is 28 + 14?``: sums and differences of 2 to 30, products of 2 to 9.
+    """Distinct questions such as ``What is 28 + 14?``: sums and differences of 2 to 20, products of 2 to 9.
 
     Args:
         count: how many.
@@ -38,7 +37,7 @@ def arithmetic_problems(count: int, *, seed: int, prefix: str, without: frozense
     while len(answers) < count:
         operation = draw.choice("+-×")
         a, b = (
-            (draw.randint(2, 9), draw.randint(2, 9)) if operation == "×" else (draw.randint(2, 30), draw.randint(2, 30))
+            (draw.randint(2, 9), draw.randint(2, 9)) if operation == "×" else (draw.randint(2, 20), draw.randint(2, 20))
         )
         if operation == "-" and b > a:
             a, b = b, a
@@ -78,6 +77,7 @@ def demo(options: argparse.Namespace) -> int:
     flags += ["--eval_dataset", str(test_file)]
     if options.steps is not None:
         flags += ["--max_steps", str(options.steps)]
+    flags += options.settings
     run, training, model = parse_settings(flags)
 
     with _Screen(console, training.max_steps, test_file, options.problems) as screen:
@@ -157,6 +157,10 @@ class _Screen:
         self._progress.stop()
 
     def before(self, trainer: Any) -> None:
+        """Called once the trainer stands: its own printing of every step's metrics would drown the bars."""
+        from transformers import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)
         self.evaluate(trainer, "before")
 
     def evaluate(self, trainer: Any, name: str) -> Any:
@@ -204,4 +208,4 @@ def _print_result(console: Console, summary: dict[str, Any], difference: Any, tr
         f"{summary['steps']} steps, {summary['rollouts']} rollouts, {summary['seconds']:.0f} s.",
         highlight=False,
     )
-    console.print(f"run folder: {output} (try: sgsd eval {output})", highlight=False)
+    console.print(f"run folder: {output} (try: sgsd eval {output})", highlight=False, soft_wrap=True)

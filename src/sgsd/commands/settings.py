@@ -120,6 +120,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
         raise
     except (ValueError, TypeError, ImportError) as error:  # TRL's own checks of its own settings
         raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
+    _check_ranges(training)
     return run, training, model
 
 
@@ -280,6 +281,18 @@ def refuse_unwritable(folder: Path, what: str) -> None:
 
 def _is_config(argument: str) -> bool:
     return argument.startswith("--config=")
+
+
+def _check_ranges(training: SGSDConfig) -> None:
+    """What TRL, transformers and torch find out only once the first step is under way."""
+    for name in ("temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"):
+        if not vars(training)[name] > 0:
+            raise ConfigError(f"{name} must be positive", got=vars(training)[name])
+    if not 0 < training.top_p <= 1:
+        raise ConfigError("top_p is out of range", got=training.top_p, expected="above 0, at most 1")
+    if not isinstance(training.chat_template_kwargs or {}, dict):
+        got = repr(training.chat_template_kwargs)
+        raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
 
 
 def _check_types(content: dict[str, Any], parser: argparse.ArgumentParser, path: Path) -> None:

@@ -94,7 +94,9 @@ def run_training(
     with _refusals(output), hub_or_cache(_model_name(model)):
         tokenizer = load_tokenizer(_model_name(model), trust_remote_code=training.trust_remote_code)
         trainer = SGSDTrainer(
-            model=load_model(_model_name(model), trust_remote_code=training.trust_remote_code, **options),
+            model=load_model(
+                _model_name(model), trainable_adapter=True, trust_remote_code=training.trust_remote_code, **options
+            ),
             args=training,
             train_dataset=problems,
             eval_dataset=eval_problems,
@@ -190,16 +192,17 @@ def _problems(run: RunArguments, training: SGSDConfig) -> tuple[list[Problem], A
 
 
 def _eval_problems(run: RunArguments, training: SGSDConfig) -> list[Problem] | None:
-    if training.eval_strategy == "no":
-        return None
     if not run.eval_dataset:
+        if training.eval_strategy == "no":
+            return None
         raise ConfigError(
             "no data to evaluate on",
             got=f"eval_strategy {training.eval_strategy.value}",
             expected="eval_dataset: a file, a hub name, or reasoning_gym:TASK",
         )
     verifier = get_verifier(training.verifier, **(training.verifier_options or {}))
-    return load_problems(run.eval_dataset, readable=verifier.readable)[0]
+    problems, _ = load_problems(run.eval_dataset, readable=verifier.readable)
+    return None if training.eval_strategy == "no" else problems  # then it is for sgsd eval
 
 
 def _model_name(model: ModelConfig) -> str:

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sgsd.cli import main
+from sgsd.commands.demo import arithmetic_problems
+
+
+def test_questions_are_distinct_answers_right_and_the_draw_repeatable():
+    problems = arithmetic_problems(300, seed=1, prefix="test")
+    assert problems == arithmetic_problems(300, seed=1, prefix="test")
+    assert len({problem.text for problem in problems}) == 300
+    for problem in problems:
+        expression = problem.text.removeprefix("What is ").removesuffix("?").replace("×", "*")
+        assert eval(expression) == int(problem.answer) >= 0
+
+
+def test_training_questions_are_none_of_the_held_out_ones():
+    test = {problem.text for problem in arithmetic_problems(200, seed=1, prefix="test")}
+    train = arithmetic_problems(320, seed=2, prefix="train", without=frozenset(test))
+    assert not test & {problem.text for problem in train}
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert main(["demo", "--output", str(tmp_path)]) == 2
+    assert "no demo" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_demo_runs_from_end_to_end_on_a_tiny_model(tmp_path, tiny_folder, capsys):
+    output = tmp_path / "demo"
+    flags = ["--model_name_or_path", str(tiny_folder), "--retriever", "bm25", "--max_completion_length", "8"]
+    flags += ["--per_device_train_batch_size", "8"]
+    arguments = ["demo", "--output", str(output), "--steps", "2", "--problems", "20", "--", *flags]
+    assert main(arguments) == 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["rollouts"] == 16
+    assert summary["before"]["accuracy"] == 0  # random weights
+    low, high = summary["difference"]["ci95"]
+    assert low < 0 < high  # equal values do not prove equality
+    assert "covers 0" in capsys.readouterr().out
+    assert len((output / "evaluations" / "after" / "samples.jsonl").read_text().splitlines()) == 20
+    assert main(["eval", str(output), "--batch_size", "20", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == 20
