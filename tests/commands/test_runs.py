@@ -187,6 +187,21 @@ def test_eval_of_a_lora_checkpoint(sgsd, adapter):
     assert sgsd("eval", adapter / "checkpoint-2", "--json").code == 0
 
 
+def test_an_adapter_trains_on(sgsd, flags, adapter, tmp_path):
+    run = tmp_path / "run"
+    assert sgsd("train", *flags, "--model_name_or_path", adapter, "--output_dir", run, "--max_steps", "2").code == 0
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, run))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_evaluation_during_training(sgsd, flags, problems, tmp_path):
+    extra = ["--eval_strategy", "steps", "--eval_steps", "2", "--eval_dataset", problems, "--max_steps", "2"]
+    assert sgsd("train", *flags, "--output_dir", tmp_path / "run", *extra).code == 0
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_reward" in entry] == [2]
+
+
 # ---- bank
 
 
