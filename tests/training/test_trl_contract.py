@@ -25,6 +25,7 @@ from .tiny import PROBLEMS, make_bank, make_trainer, rows
             GRPOTrainer._generate_single_turn,
             ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
         ),
+        (GRPOTrainer._get_train_sampler, ["self", "dataset"]),
         (disable_gradient_checkpointing, ["model", "gradient_checkpointing_kwargs"]),
     ],
 )
@@ -72,6 +73,15 @@ def test_attributes_that_are_read(tmp_path):
     assert (trainer.num_generations, trainer.num_generations_eval, trainer.temperature) == (1, 1, 1.1)
     assert trainer.chat_template is None
     assert trainer.tools is None or not trainer.tools
+
+
+def test_the_sampler_draws_one_permutation_an_epoch_from_a_generator_of_its_own(tmp_path):
+    trainer = make_trainer(tmp_path)
+    sampler = trainer._get_train_sampler()
+    first, second = list(sampler), list(sampler)
+    again = trainer._get_train_sampler()
+    trainer.skip_epochs(1)
+    assert first != second == list(again)
 
 
 def test_the_batch_holds_what_the_loss_reads(tmp_path):

@@ -20,6 +20,9 @@ class StateCallback(TrainerCallback):
     def __init__(self, trainer: SGSDTrainer) -> None:
         self._trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.skip_epochs(int(state.epoch))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.teacher_weights.after_optimizer_step(state.global_step)
 

@@ -105,7 +105,7 @@ class SGSDTrainer(GRPOTrainer):
         peft_config: PeftConfig | None = None,
     ) -> None:
         self.bank = _resolve_bank(bank if bank is not None else args.bank)
-        self.initial_bank = self.bank.digest
+        self._bank_at_start = self.bank
         self.retriever = retriever or build_retriever(
             args.retriever,
             embedder=args.embedder if args.retriever == "embedding" else None,
@@ -169,6 +169,11 @@ class SGSDTrainer(GRPOTrainer):
 
     # ---- resume
 
+    @property
+    def initial_bank(self) -> str:
+        """Digest of the bank the run began with; a checkpoint of a run that began with another is refused."""
+        return self._bank_at_start.digest
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As TRL's; ``True`` resumes from the last checkpoint in ``output_dir`` that was written to its end.
 
@@ -183,11 +188,23 @@ class SGSDTrainer(GRPOTrainer):
         if resume_from_checkpoint:
             _, self.bank = load_state(
                 Path(resume_from_checkpoint),
-                bank=self.bank,
+                bank=self._bank_at_start,
                 teacher=self.teacher_weights,
                 rank=self.accelerator.process_index,
             )
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def skip_epochs(self, epochs: int) -> None:
+        """Bring the order of the problems to where a resumed run left it.
+
+        TRL's sampler draws one permutation an epoch, and would draw the first epoch's once more.
+        """
+        for _ in range(epochs if self.shuffle_dataset else 0):
+            torch.randperm(len(self.train_dataset), generator=self._train_sampler.generator)
 
     # ---- rollouts, verdicts, teachers: overrides of TRL's private methods, pinned by test_trl_contract.py
 

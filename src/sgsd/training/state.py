@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sgsd.bank import SkillBank
-from sgsd.errors import CheckpointError, ConfigError
+from sgsd.errors import BankError, CheckpointError, ConfigError
 
 STATE_FOLDER = "sgsd"
 _STATE_FILE = "state.json"
@@ -183,7 +183,18 @@ def load_state(
             teacher.load(load_file(file))
         except (OSError, SafetensorError) as error:
             raise CheckpointError("the checkpoint's teacher weights cannot be read", got=str(file)) from error
-    return state, SkillBank.load(folder / _BANK_FILE)
+    try:
+        saved_bank = SkillBank.load(folder / _BANK_FILE)
+    except BankError as error:
+        raise CheckpointError("the checkpoint's bank cannot be read", got=str(error)) from error
+    if saved_bank.digest != state.bank:
+        raise CheckpointError(
+            "the checkpoint's bank is not the one that was saved with it",
+            got=saved_bank.digest[:12],
+            expected=state.bank[:12],
+            remedy="resume from an earlier checkpoint",
+        )
+    return state, saved_bank
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
