@@ -235,7 +235,7 @@ def test_hub_data_sets_go_through_the_same_door(monkeypatch: pytest.MonkeyPatch)
         asked.append((path, name, split, revision))
         return both if split is None else both[split]
 
-    monkeypatch.setattr(engine, "_hub_answers", lambda: True)
+    monkeypatch.setattr(engine, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     problems, _ = load_problems("owner/ducks", config_name="main", split="test", revision="abc")

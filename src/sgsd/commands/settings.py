@@ -23,7 +23,7 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from sgsd import __version__
-from sgsd.engines.datasets import _hub_answers
+from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError
 from sgsd.prompts import Thinking
@@ -141,7 +141,7 @@ def hub_or_cache(name: str) -> Iterator[None]:
     # An adapter's folder may name a base on the hub.
     is_local = name.startswith(LOCAL_PREFIX) or Path(name).is_file() or (Path(name) / "config.json").is_file()
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or (not is_local and not _hub_answers())
+    constants.HF_HUB_OFFLINE = before or (not is_local and not hub_answers())
     try:
         yield
     finally:

@@ -251,7 +251,7 @@ def _hub_table(name: str, split: str | None, config_name: str | None, revision: 
 
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise DataError("not a file, and not a hub name", got=name, expected="owner/name, or a path to a file")
-    if not datasets.config.HF_HUB_OFFLINE and _hub_answers():
+    if not datasets.config.HF_HUB_OFFLINE and hub_answers():
         return _from_datasets(_load_dataset(name, config_name, split, revision), name, split)
     if revision is not None:  # datasets would hand out whichever copy it has
         got = f"revision {revision} of {name}, and the hub is out of reach"
@@ -260,7 +260,7 @@ def _hub_table(name: str, split: str | None, config_name: str | None, revision: 
         return _from_datasets(_load_dataset(name, config_name, split, revision), name, split)
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub answers at all, found out once and with a time limit: the client's retries cannot be set."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import httpx
