@@ -92,7 +92,9 @@ def run_training(
     if training.device.type == "cpu":
         training.dataloader_pin_memory = False  # torch would warn
     with _refusals(output), hub_or_cache(_model_name(model)):
-        tokenizer = load_tokenizer(_model_name(model), trust_remote_code=training.trust_remote_code)
+        tokenizer = load_tokenizer(
+            _model_name(model), trust_remote_code=training.trust_remote_code, revision=model.model_revision
+        )
         trainer = SGSDTrainer(
             model=load_model(
                 _model_name(model), trainable_adapter=True, trust_remote_code=training.trust_remote_code, **options
@@ -226,7 +228,9 @@ def _dry_run(run: RunArguments, training: SGSDConfig, model: ModelConfig, consol
     bank = _bank(training)
     problems, report = _problems(run, training)
     with hub_or_cache(_model_name(model)):
-        tokenizer = load_tokenizer(_model_name(model), trust_remote_code=training.trust_remote_code)
+        tokenizer = load_tokenizer(
+            _model_name(model), trust_remote_code=training.trust_remote_code, revision=model.model_revision
+        )
     renderer = PromptRenderer(
         tokenizer,
         instruction=training.instruction,
