@@ -54,13 +54,15 @@ def demo(options: argparse.Namespace) -> int:
     """Evaluate, train, evaluate; print a table and write ``summary.json``."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything the demo needs is installed
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; the demo has its own
     if options.problems < 2:
         raise ConfigError("--problems is too small", got=options.problems, expected="2 or more")
     console = Console()
     began = time.perf_counter()
     output: Path = options.output
-    if output.exists() and not (output / "summary.json").is_file() and any(output.iterdir()):
-        raise ConfigError("the output folder holds something that is no demo", got=str(output), remedy="pass --output")
+    data = output.with_name(f"{output.name}-data")
+    train_file, test_file = data / "train.jsonl", data / "test.jsonl"
+    _refuse_other_folders(output, train_file)
     console.print("[bold]sgsd demo[/bold]: SmolLM2-135M-Instruct learns mental arithmetic on this CPU")
 
     import transformers
@@ -70,21 +72,19 @@ def demo(options: argparse.Namespace) -> int:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    shutil.rmtree(output, ignore_errors=True)
-    data = output.with_name(f"{output.name}-data")
-    train_file, test_file = _write_data(data, options)
     flags = ["--config", "demo", "--output_dir", str(output), "--dataset", str(train_file), "--seed", str(options.seed)]
     flags += ["--eval_dataset", str(test_file)]
     if options.steps is not None:
         flags += ["--max_steps", str(options.steps)]
     flags += options.settings
     run, training, model = parse_settings(flags)
+    shutil.rmtree(output, ignore_errors=True)
+    _write_data(train_file, test_file, options)
 
     with _Screen(console, training.max_steps, test_file, options.problems) as screen:
         trainer = run_training(run, training, model, console, callbacks=[screen.callback], before=screen.before)
         after = screen.evaluate(trainer, "after")
     before = screen.evaluations["before"]
-    trainer.processing_class.save_pretrained(output)
 
     from sgsd.evaluation import paired_difference
 
@@ -108,16 +108,25 @@ def demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write_data(folder: Path, options: argparse.Namespace) -> tuple[Path, Path]:
+def _refuse_other_folders(output: Path, train_file: Path) -> None:
+    """The run folder is replaced, if it is an earlier demo's, finished or not."""
+    from sgsd.commands.settings import read_run
+
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if output.is_dir() and (read_run(output) or {}).get("dataset") == str(train_file):
+        return
+    raise ConfigError("the output folder holds something that is no demo", got=str(output), remedy="pass --output")
+
+
+def _write_data(train_file: Path, test_file: Path, options: argparse.Namespace) -> None:
     test = arithmetic_problems(options.problems, seed=1, prefix="test")
     asked = frozenset(problem.text for problem in test)
     train = arithmetic_problems(_TRAINING_PROBLEMS, seed=2 + options.seed, prefix="train", without=asked)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = folder / "train.jsonl", folder / "test.jsonl"
-    for file, problems in zip(files, (train, test), strict=True):
+    train_file.parent.mkdir(parents=True, exist_ok=True)
+    for file, problems in ((train_file, train), (test_file, test)):
         rows = [{"id": problem.id, "problem": problem.text, "answer": problem.answer} for problem in problems]
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return files
 
 
 class _Screen:
@@ -208,4 +217,10 @@ def _print_result(console: Console, summary: dict[str, Any], difference: Any, tr
         f"{summary['steps']} steps, {summary['rollouts']} rollouts, {summary['seconds']:.0f} s.",
         highlight=False,
     )
-    console.print(f"run folder: {output} (try: sgsd eval {output})", highlight=False, soft_wrap=True)
+    more = f"--config demo --dataset {output}-data/train.jsonl --output_dir {output}"
+    for line in (
+        f"run folder: {output}",
+        f"evaluate it again:  sgsd eval {output}",
+        f"train on:           sgsd train {more} --max_steps {2 * summary['steps']} --resume",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
