@@ -11,11 +11,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def pytest_collection_modifyitems(items):
-    # TRL 1.16 reads attributes that transformers 5.23 calls by a new name.
-    ignore = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
-    for item in items:
-        if item.path.parent.name == "training":
-            item.add_marker(ignore)
