@@ -42,7 +42,7 @@ lint: $(STAMP)  ## ruff, import contracts, pyright on the core ring
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
-	@$(BIN)/pyright
+	@$(BIN)/pyright --project pyproject.toml
 
 format: $(STAMP)  ## let ruff tidy up
 	@$(BIN)/ruff check --fix .
