@@ -217,6 +217,14 @@ def _print_result(console: Console, summary: dict[str, Any], difference: Any, tr
         f"{summary['steps']} steps, {summary['rollouts']} rollouts, {summary['seconds']:.0f} s.",
         highlight=False,
     )
+    if training.grpo_weight:
+        console.print(
+            f"This run learned from SGSD's loss plus {training.grpo_weight:g} times GRPO's, with a {training.teacher} teacher. The "
+            "published objective, alone and with a live teacher, does not learn at this scale (docs/demo.md); see for yourself:"
+        )
+        console.print(
+            "  sgsd demo --output runs/published -- --teacher live --grpo_weight 0 --num_generations 1", soft_wrap=True
+        )
     more = f"--config demo --dataset {output}-data/train.jsonl --output_dir {output}"
     for line in (
         f"run folder: {output}",
