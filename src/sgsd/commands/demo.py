@@ -219,8 +219,9 @@ def _print_result(console: Console, summary: dict[str, Any], difference: Any, tr
     )
     if training.grpo_weight:
         console.print(
-            f"This run learned from SGSD's loss plus {training.grpo_weight:g} times GRPO's, with a {training.teacher} teacher. "
-            "The published objective alone, with a live teacher, does not learn at this scale (docs/demo.md). To see it:"
+            f"This run learned from SGSD's loss plus {training.grpo_weight:g} times GRPO's, with teacher "
+            f"'{training.teacher}'. The published objective alone, with a live teacher, does not learn at this "
+            "scale (docs/demo.md). To see it:"
         )
         console.print(
             "  sgsd demo --output runs/published -- --teacher live --grpo_weight 0 --num_generations 1", soft_wrap=True
