@@ -186,7 +186,7 @@ class TestEmbedding:
         large = EmbeddingRetriever(TableEmbedder(), cache_size=12)
         for query in ["a", "b", "a", "c", "a"]:
             large.retrieve([query], BANK, 2)
-        assert large._embedder.embedded.count("a") == 1  # type: ignore[attr-defined]
+        assert large._embedder.embedded.count("a") == 1
 
     def test_a_cache_smaller_than_one_call_changes_no_result(self) -> None:
         small, large = (EmbeddingRetriever(TableEmbedder(), cache_size=size) for size in (1, 100))
@@ -235,7 +235,7 @@ class TestEmbedding:
     )
     def test_an_embedder_that_breaks_its_contract_is_named(self, rows: NDArray[np.float64], message: str) -> None:
         embedder = TableEmbedder()
-        embedder.embed = lambda texts: rows.astype(np.float32)  # type: ignore[method-assign]
+        embedder.embed = lambda texts: rows.astype(np.float32)
         with pytest.raises(ConfigError, match=f"'table' broke its contract.*{message}"):
             EmbeddingRetriever(embedder).retrieve(QUERIES, BANK, 2)
 

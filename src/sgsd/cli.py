@@ -7,7 +7,6 @@ What the user got wrong is one line on standard error and exit code 2.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import sys
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__
-from sgsd.errors import ConfigError, SGSDError
+from sgsd.commands.flags import spelled
+from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = "Presets for --config: demo, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b. Documentation: README.md, docs/."
 
@@ -32,16 +32,11 @@ class _Parser(argparse.ArgumentParser):
                 f"unknown {'/'.join(action.option_strings) or action.dest}",
                 got=repr(value),
                 expected=", ".join(choices),
-                remedy=_nearest(str(value), choices) or f"see {self.prog} --help",
+                remedy=did_you_mean(str(value), choices) or f"see {self.prog} --help",
             )
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, remedy=f"see {self.prog} --help")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else None
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -119,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of every command but ``train``; a misspelt flag is answered with the nearest one."""
     parser = build_parser()
-    options, unknown = parser.parse_known_args([_spelled(argument) for argument in arguments])
+    options, unknown = parser.parse_known_args([spelled(argument) for argument in arguments])
     if unknown:
         for name in (options.command, *([options.action] if options.command == "bank" else [])):
             parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
@@ -127,15 +122,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(
             f"unknown argument of {parser.prog}",
             got=unknown[0],
-            remedy=_nearest(unknown[0].partition("=")[0], flags) or f"see {parser.prog} --help",
+            remedy=did_you_mean(unknown[0].partition("=")[0], flags) or f"see {parser.prog} --help",
         )
     return options
-
-
-def _spelled(argument: str) -> str:
-    """``--batch-size`` and ``--batch_size`` are one flag."""
-    flag, equals, value = argument.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 
 class SGSDError(Exception):
     """Root of every error this package raises on purpose.
@@ -48,3 +51,24 @@ class PromptError(SGSDError, ValueError):
 
 class CheckpointError(SGSDError, ValueError):
     """A checkpoint that cannot be resumed or read."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The remedy for a misspelt name, if one of the known ones resembles it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ConfigError: naming the choices, and the nearest one.
+    """
+    if value not in choices:
+        raise ConfigError(
+            f"unknown {what}",
+            got=repr(value),
+            expected="one of " + ", ".join(choices),
+            remedy=did_you_mean(str(value), choices),
+        )

@@ -6,7 +6,6 @@ of them stay is the business of ``curation``, reading files and the hub that of 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -19,7 +18,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeAlias, cast
 
-from sgsd.errors import ConfigError, DataError
+from sgsd.errors import DataError, check_choice
 
 Row: TypeAlias = Mapping[str, object]
 
@@ -145,15 +144,6 @@ def same_answer(answer: str) -> str:
 
 class _MalformedRowError(Exception):
     """A row an adapter cannot read; ``adapt`` turns it into a ``Dropped``."""
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ``ConfigError``, naming the nearest choice, unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"unknown {name}", got=value, expected="one of " + ", ".join(choices), remedy=f"did you mean {nearest}?"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,11 +111,11 @@ class TestCharacters:
 class TestBank:
     def test_values_are_frozen(self) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
-            BANK.name = "x"  # type: ignore[misc]
+            BANK.name = "x"
         with pytest.raises(dataclasses.FrozenInstanceError):
-            ADD.text = "x"  # type: ignore[misc]
+            ADD.text = "x"
         with pytest.raises(TypeError):
-            BANK.metadata["x"] = 1  # type: ignore[index]
+            BANK.metadata["x"] = 1
 
     def test_the_metadata_is_a_copy(self) -> None:
         metadata: dict[str, object] = {"a": [1]}
@@ -334,7 +334,7 @@ class TestFiles:
         with pytest.raises(BankError, match="read-only"):
             BANK.save("seed:mine")
         with pytest.raises(BankError, match="unknown bank format"):
-            BANK.save(tmp_path / "x", format="yaml")  # type: ignore[arg-type]
+            BANK.save(tmp_path / "x", format="yaml")
 
 
 class TestFindings:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from sgsd.cli import main
 from sgsd.commands.demo import arithmetic_problems
 
@@ -30,7 +28,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_more_questions_than_there_are_to_hold_out_are_refused(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--problems", "500"]) == 2
+    assert "2 to 250" in capsys.readouterr().err
+    most = arithmetic_problems(250, seed=1, prefix="test")
+    asked = frozenset(problem.text for problem in most)
+    assert len(arithmetic_problems(320, seed=2, prefix="train", without=asked)) == 320
+
+
 def test_the_demo_runs_from_end_to_end_on_a_tiny_model(tmp_path, tiny_folder, capsys):
     output = tmp_path / "demo"
     flags = ["--model_name_or_path", str(tiny_folder), "--retriever", "bm25", "--max_completion_length", "8"]

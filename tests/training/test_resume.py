@@ -225,6 +225,13 @@ def test_a_bank_that_is_not_the_checkpoints_is_refused(stopped):
     refused("bank", stopped)
 
 
+def test_a_checkpoint_without_an_optimizer_is_not_resumed_from(tmp_path):
+    run(tmp_path, max_steps=2, save_steps=1, save_only_model=True).train()
+    assert (tmp_path / "checkpoint-2").is_dir()
+    refused("no complete checkpoint", tmp_path, teacher="live")
+    refused("not a complete SGSD checkpoint", tmp_path, str(tmp_path / "checkpoint-2"), teacher="live")
+
+
 @pytest.mark.parametrize("made", [False, True])
 def test_nothing_to_resume_is_an_error(tmp_path, made):
     folder = tmp_path / "new"

@@ -25,7 +25,10 @@ _SHARES = ("truncated", "no_answer", "undecided")
 
 
 def evaluate_model(options: argparse.Namespace) -> int:
-    """Plain-prompt accuracy; a run's own prompts, verifier and data unless told otherwise."""
+    """Plain-prompt accuracy; a run's own instruction, verifier, length and data unless told otherwise.
+
+    A run's ``thinking: paper`` does not apply: the paper evaluates with the template's thinking on.
+    """
     ignore_deprecations()
     console = Console(stderr=True)
     run = (read_run(Path(options.model)) if Path(options.model).is_dir() else None) or {}

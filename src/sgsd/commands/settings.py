@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import importlib.metadata
 import importlib.resources
 import json
@@ -23,22 +22,15 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from sgsd import __version__
+from sgsd.commands.flags import spelled
 from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
-from sgsd.errors import ConfigError
-from sgsd.prompts import Thinking
-from sgsd.training.config import RETRIEVERS, TEACHERS, TRUNCATED, SGSDConfig
+from sgsd.errors import ConfigError, check_choice, did_you_mean
+from sgsd.training.config import SGSDConfig
 
 RUN_FILE = "run.json"
 METHODS = ("sgsd",)
 _SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
-_CHOICES = {
-    "method": METHODS,
-    "retriever": RETRIEVERS,
-    "teacher": TEACHERS,
-    "truncated": TRUNCATED,
-    "thinking": tuple(map(str, Thinking)),
-}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
@@ -79,10 +71,7 @@ class _Parser(TrlParser):
         parsed, rest = super().parse_known_args(args, namespace)
         if rest:
             raise ConfigError("unknown argument of sgsd train", got=rest[0], expected="--setting value")
-        for name, choices in _CHOICES.items():
-            value = vars(parsed)[name]
-            if value not in choices:
-                raise unknown_choice(name, str(value), choices)
+        check_choice("method", vars(parsed)["method"], METHODS)
         return parsed, rest
 
 
@@ -109,7 +98,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
             if key not in known and key != "env":
                 raise unknown_setting(str(key), known, where=str(path))
         _check_types(content, parser, path)
-    arguments = [_spelled(argument) for argument in arguments]
+    arguments = [spelled(argument) for argument in arguments]
     for argument in arguments:
         flag = argument.split("=")[0]
         if flag.startswith("--") and flag != "--config" and flag not in parser._option_string_actions:
@@ -120,7 +109,6 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
         raise
     except (ValueError, TypeError, ImportError) as error:  # TRL's own checks of its own settings
         raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
-    _check_ranges(training)
     return run, training, model
 
 
@@ -164,7 +152,12 @@ def resolve_config(name: str) -> Path:
         return Path(name)
     if name in presets():
         return Path(str(importlib.resources.files("sgsd") / "configs" / f"{name}.yaml"))
-    raise unknown_choice("configuration", name, presets(), expected="a YAML file, or one of ")
+    raise ConfigError(
+        "unknown configuration",
+        got=repr(name),
+        expected="a YAML file, or one of " + ", ".join(presets()),
+        remedy=did_you_mean(name, presets()),
+    )
 
 
 def known_settings(parser: argparse.ArgumentParser) -> list[str]:
@@ -174,22 +167,10 @@ def known_settings(parser: argparse.ArgumentParser) -> list[str]:
 
 def unknown_setting(name: str, known: Iterable[str], *, where: str = "") -> ConfigError:
     """The error for a misspelt setting."""
-    near = difflib.get_close_matches(name, list(known), n=1)
     return ConfigError(
         f"unknown setting{f' in {where}' if where else ''}",
         got=name,
-        remedy=f"did you mean {near[0]}?" if near else "see sgsd train --help",
-    )
-
-
-def unknown_choice(what: str, name: str, choices: Sequence[str], *, expected: str = "") -> ConfigError:
-    """The error for a value that is none of the choices."""
-    near = difflib.get_close_matches(name, choices, n=1)
-    return ConfigError(
-        f"unknown {what}",
-        got=repr(name),
-        expected=expected + ", ".join(choices),
-        remedy=f"did you mean {near[0]}?" if near else None,
+        remedy=did_you_mean(name, known) or "see sgsd train --help",
     )
 
 
@@ -283,18 +264,6 @@ def _is_config(argument: str) -> bool:
     return argument.startswith("--config=")
 
 
-def _check_ranges(training: SGSDConfig) -> None:
-    """What TRL, transformers and torch find out only once the first step is under way."""
-    for name in ("temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"):
-        if not vars(training)[name] > 0:
-            raise ConfigError(f"{name} must be positive", got=vars(training)[name])
-    if not 0 < training.top_p <= 1:
-        raise ConfigError("top_p is out of range", got=training.top_p, expected="above 0, at most 1")
-    if not isinstance(training.chat_template_kwargs or {}, dict):
-        got = repr(training.chat_template_kwargs)
-        raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
-
-
 def _check_types(content: dict[str, Any], parser: argparse.ArgumentParser, path: Path) -> None:
     """argparse converts text alone, and only where no flag overrides it: the rest of YAML would pass unseen."""
     hints = {name: hint for part in _PARTS for name, hint in typing.get_type_hints(part).items()}
@@ -329,12 +298,6 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_secrets(item) for item in value]
     return value
-
-
-def _spelled(argument: str) -> str:
-    """``--dry-run`` and ``--dry_run`` are one flag."""
-    flag, equals, value = argument.partition("=")
-    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if flag.startswith("--") else argument
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from sgsd.bank import SkillBank
+from sgsd.commands.flags import spelled
 from sgsd.commands.settings import (
     RunArguments,
     hub_or_cache,
@@ -30,7 +30,7 @@ from sgsd.errors import ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import BM25Retriever
-from sgsd.training.config import SGSDConfig
+from sgsd.training.config import SGSDConfig, resolve_bank
 from sgsd.training.state import last_complete_checkpoint, load_state
 from sgsd.verifiers import get_verifier
 
@@ -77,7 +77,7 @@ def run_training(
     # One process looks, before any can have written: another would see what the first has begun.
     if main and (resume_from is None or output.resolve() not in Path(resume_from).resolve().parents):
         refuse_used_folder(output, resuming=run.resume)
-    bank = _bank(training)
+    bank = resolve_bank(training.bank)
     problems, report = _problems(run, training)
     eval_problems = _eval_problems(run, training)
     if main:
@@ -168,14 +168,6 @@ def _resume_point(run: RunArguments, training: SGSDConfig) -> str | None:
     return None if found is None else str(found)
 
 
-def _bank(training: SGSDConfig) -> SkillBank:
-    if training.bank is None:
-        raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
-    bank = SkillBank.load(training.bank)
-    bank.require_pairs()
-    return bank
-
-
 def _problems(run: RunArguments, training: SGSDConfig) -> tuple[list[Problem], Any]:
     if not run.dataset:
         raise ConfigError("no training data", expected="dataset: a file, a hub name, or reasoning_gym:TASK")
@@ -225,7 +217,7 @@ def _model_options(training: SGSDConfig, model: ModelConfig) -> dict[str, Any]:
 
 def _dry_run(run: RunArguments, training: SGSDConfig, model: ModelConfig, console: Console) -> None:
     """Everything but the weights: settings, data, one student's and one teacher's prompt."""
-    bank = _bank(training)
+    bank = resolve_bank(training.bank)
     problems, report = _problems(run, training)
     with hub_or_cache(_model_name(model)):
         tokenizer = load_tokenizer(
@@ -263,8 +255,7 @@ def _split_launch_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     rest: list[str] = []
     while arguments:
         argument = arguments.pop(0)
-        flag, equals, value = argument.partition("=")
-        flag = "--" + flag[2:].replace("-", "_")
+        flag, equals, value = spelled(argument).partition("=")
         if flag not in _LAUNCH_FLAGS:
             rest.append(argument)
             continue

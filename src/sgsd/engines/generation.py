@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sgsd.engines.models import end_of_completion_ids
 from sgsd.rollouts import Rollout, StopReason
 
 # ``generate`` takes what it is not told from the model's generation_config.json, where some models keep penalties and
@@ -71,9 +72,7 @@ class TransformersSampler:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._progress = progress
-        ends = model.generation_config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        self._end_ids = sorted({*ends, tokenizer.eos_token_id} - {None})
+        self._end_ids = end_of_completion_ids(model, tokenizer)
         self._options: dict[str, Any] = _NEUTRAL | {
             "max_new_tokens": max_new_tokens,
             "eos_token_id": self._end_ids,

@@ -124,6 +124,13 @@ def load_model(
     return model if device is None else model.to(device)
 
 
+def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every id that ends a completion: the model's own and the tokenizer's, as TRL reckons them."""
+    ids = model.generation_config.eos_token_id
+    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return ids if tokenizer.eos_token_id in (None, *ids) else [tokenizer.eos_token_id, *ids]
+
+
 def _forget_quantization(model: Any) -> None:
     """The weights were dequantised on loading; the marks left behind make ``save_pretrained`` fail."""
     model.is_quantized = False

@@ -27,6 +27,8 @@ class StateCallback(TrainerCallback):
         self._trainer.teacher_weights.after_optimizer_step(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.save_only_model:  # without optimizer and random state there is nothing to go on from
+            return
         accelerator = self._trainer.accelerator
 
         def save() -> None:

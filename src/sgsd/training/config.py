@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trl import GRPOConfig
 
-from sgsd.errors import ConfigError
+from sgsd.bank import SkillBank
+from sgsd.errors import ConfigError, check_choice
 from sgsd.prompts import BOXED_INSTRUCTION, Thinking
 
 TEACHERS = ("live", "frozen", "ema", "periodic")
@@ -107,16 +109,18 @@ class SGSDConfig(GRPOConfig):
             # TRL raises this after everything else of GRPOConfig is set and checked, but for vLLM's clip range.
             if not (self.num_generations == 1 and str(error).startswith(_SINGLE_ROLLOUT_REFUSAL)):
                 raise
+        if not isinstance(self.chat_template_kwargs or {}, dict):  # JSON until TRL has read it
+            got = repr(self.chat_template_kwargs)
+            raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
 
     def _check(self) -> None:
         for name, allowed in (
             ("retriever", RETRIEVERS),
             ("teacher", TEACHERS),
             ("truncated", TRUNCATED),
-            ("thinking", tuple(Thinking)),
+            ("thinking", tuple(map(str, Thinking))),
         ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"unknown {name}", got=repr(getattr(self, name)), expected=" or ".join(allowed))
+            check_choice(name, getattr(self, name), allowed)
         for name in (
             "num_teachers",
             "num_generations",
@@ -126,9 +130,21 @@ class SGSDConfig(GRPOConfig):
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is too small", got=getattr(self, name), expected="1 or more")
-        for name in ("score_temperature", "gate_tau", "support_clip", "retrieval_temperature"):
+        # The first four TRL, transformers and torch would refuse only once a step is under way.
+        for name in (
+            "temperature",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "max_completion_length",
+            "score_temperature",
+            "gate_tau",
+            "support_clip",
+            "retrieval_temperature",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive", got=getattr(self, name))
+        if not 0 < self.top_p <= 1:
+            raise ConfigError("top_p is out of range", got=self.top_p, expected="above 0, at most 1")
         for name in ("support_threshold", "sgsd_weight", "grpo_weight"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must not be negative", got=getattr(self, name))
@@ -146,3 +162,17 @@ class SGSDConfig(GRPOConfig):
                 raise ConfigError(f"{name} is not supported", got=getattr(self, name), remedy="leave it out")
         if not 0 <= self.teacher_ema_decay < 1:
             raise ConfigError("teacher_ema_decay is out of range", got=self.teacher_ema_decay, expected="0 to below 1")
+
+
+def resolve_bank(bank: SkillBank | str | Path | None) -> SkillBank:
+    """The bank a run begins with: a value, a file, or a shipped one by name.
+
+    Raises:
+        ConfigError: none was named.
+        BankError: it cannot be read, or makes no pairs.
+    """
+    if bank is None:
+        raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
+    resolved = bank if isinstance(bank, SkillBank) else SkillBank.load(bank)
+    resolved.require_pairs()
+    return resolved

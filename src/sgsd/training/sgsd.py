@@ -28,7 +28,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from sgsd.bank import SkillBank
 from sgsd.engines.embedders import build_retriever
-from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer
 from sgsd.errors import CheckpointError, ConfigError
 from sgsd.objectives import SGSDLoss, selected_logps, sgsd_loss
 from sgsd.problems import Problem
@@ -37,7 +37,7 @@ from sgsd.retrieval import Retriever
 from sgsd.scoring import chunk_count, completion_logits, score_completions
 from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.callbacks import StateCallback
-from sgsd.training.config import SGSDConfig
+from sgsd.training.config import SGSDConfig, resolve_bank
 from sgsd.training.rewards import VerifierReward, is_truncated, outcome_of
 from sgsd.training.rows import training_rows
 from sgsd.training.state import TeacherWeights, last_complete_checkpoint, load_state, refuse_partitioned_copies
@@ -104,7 +104,7 @@ class SGSDTrainer(GRPOTrainer):
         quantization_config: Any = None,
         peft_config: PeftConfig | None = None,
     ) -> None:
-        self.bank = _resolve_bank(bank if bank is not None else args.bank)
+        self.bank = resolve_bank(bank if bank is not None else args.bank)
         self._bank_at_start = self.bank
         self.retriever = retriever or build_retriever(
             args.retriever,
@@ -276,7 +276,7 @@ class SGSDTrainer(GRPOTrainer):
         return [pools[problem] for problem in problems]
 
     def _score_teachers(self, pools: list[TeacherPool], completions: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """``[B, K, T]`` log-probabilities, and the real teachers' mean entropy over counted tokens."""
+        """``[B, K, T]`` log-probabilities, and the real teachers' mean entropy over completion tokens."""
         K = self.args.num_teachers
         prompts = [prompt for pool in pools for prompt in pool.prompts]
         repeated = [completion for completion in completions for _ in range(K)]
@@ -338,7 +338,7 @@ class SGSDTrainer(GRPOTrainer):
             loss = loss + self.args.grpo_weight * self._grpo_loss(model, inputs, logits, student_logps, entropy)
         else:
             counted = inputs["completion_mask"].bool()
-            self._metrics[mode]["entropy"].append(_mean(gather(entropy[counted].mean())))
+            self._metrics[mode]["entropy"].append(gather(entropy[counted].mean()).nanmean().item())
         self._log_means(mode, result.metrics | {"loss": result.loss.detach()})
         self._fill_stances(mode, inputs["row"], result)
         return loss
@@ -401,22 +401,3 @@ def prompt_budget(model_config: Any, args: SGSDConfig) -> int:
             expected=f"at most {context} tokens together",
         )
     return args.max_prompt_length or room
-
-
-def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends a completion: the model's own and the tokenizer's, as TRL reckons them."""
-    ids = model.generation_config.eos_token_id
-    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    return ids if tokenizer.eos_token_id in ids else [tokenizer.eos_token_id, *ids]
-
-
-def _resolve_bank(bank: SkillBank | str | Path | None) -> SkillBank:
-    if bank is None:
-        raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
-    resolved = bank if isinstance(bank, SkillBank) else SkillBank.load(bank)
-    resolved.require_pairs()
-    return resolved
-
-
-def _mean(values: Tensor) -> float:
-    return values.nanmean().item()
