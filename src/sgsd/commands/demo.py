@@ -218,15 +218,17 @@ def _print_result(console: Console, summary: dict[str, Any], difference: Any, tr
         f"{summary['steps']} steps, {summary['rollouts']} rollouts, {summary['seconds']:.0f} s.",
         highlight=False,
     )
-    if training.grpo_weight:
+    if training.grpo_weight and training.sgsd_weight:
         console.print(
-            f"The objective was SGSD's loss plus {training.grpo_weight:g} times GRPO's, with teacher "
-            f"'{training.teacher}'. The published one, SGSD's alone with a live teacher, did not learn here "
-            "(docs/demo.md). To see it:"
+            f"The objective was {training.sgsd_weight:g} times SGSD's loss plus {training.grpo_weight:g} times GRPO's, "
+            f"with teacher '{training.teacher}'. In docs/demo.md's runs the published objective, SGSD's alone with a "
+            "live teacher, did not learn, and GRPO's alone learned as much as the sum. To see them:"
         )
-        console.print(
-            "  sgsd demo --output runs/published -- --teacher live --grpo_weight 0 --num_generations 1", soft_wrap=True
-        )
+        for line in (
+            "  sgsd demo --output runs/published -- --teacher live --grpo_weight 0 --num_generations 1",
+            "  sgsd demo --output runs/grpo -- --sgsd_weight 0",
+        ):
+            console.print(line, highlight=False, soft_wrap=True)
     more = f"--config demo --dataset {output}-data/train.jsonl --output_dir {output}"
     for line in (
         f"run folder: {output}",
