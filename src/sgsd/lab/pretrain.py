@@ -1,0 +1,203 @@
+"""Makes the lab's models: a small Llama learns to follow a rule that its prompt states, and to guess without one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sgsd.lab.language import (
+    END,
+    MISTAKE_TEXTS,
+    RULE_NAMES,
+    RULES,
+    SKILL_TEXTS,
+    SYMBOLS,
+    make_tokenizer,
+    mistake,
+    skill,
+)
+from sgsd.prompts import PromptRenderer
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What tells one lab model from another.
+
+    Attributes:
+        obedience: how often a solution follows the rule that the prompt states; otherwise another one, at random.
+        steps: optimizer steps.
+        batch_size: solutions a step.
+        learning_rate: at its peak; a cosine to zero after a short warm-up.
+        seed: of weights and data.
+    """
+
+    obedience: float
+    steps: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+VARIANTS = {"sharp": Variant(obedience=1.0), "calibrated": Variant(obedience=0.45)}
+
+# Shares of the prompts: none stated; a rule for the symbol and a slip; rules for another symbol; a slip alone.
+_KINDS = {"plain": 0.2, "stated": 0.6, "elsewhere": 0.12, "warned": 0.08}
+_WARMUP = 50
+
+
+def make_model(seed: int, vocabulary: int) -> LlamaForCausalLM:
+    """0.9 million parameters: 4 layers of width 128."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            attention_dropout=0.0,
+        )
+    )
+
+
+class Corpus:
+    """Batches of prompt and solution, as token ids.
+
+    Prompts are rendered once for each wording by the package's own ``PromptRenderer``, with marks where digits,
+    symbols and rules stand, and filled in by position: what the model is trained on is what a trainer will show it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        def ids(words: tuple[str, ...]) -> Ids:
+            return np.array(tokenizer.convert_tokens_to_ids(list(words)))
+
+        renderer = PromptRenderer(tokenizer, instruction="")
+        self._digits = ids(tuple(map(str, range(10))))
+        self._symbols, self._rules = ids(SYMBOLS), ids(RULE_NAMES)
+        self._marks = ids((";", "=", "Answer:", END))
+        plain = renderer.student_ids(f"0 {SYMBOLS[0]} 1 {SYMBOLS[0]} 2")
+        conditioned = [
+            renderer.teacher_ids(
+                f"0 {SYMBOLS[0]} 1 {SYMBOLS[0]} 2",
+                skill(SYMBOLS[1], RULE_NAMES[0], g),
+                mistake(SYMBOLS[2], RULE_NAMES[1], e),
+            )
+            for g in range(len(SKILL_TEXTS))
+            for e in range(len(MISTAKE_TEXTS))
+        ]
+        if len({len(prompt) for prompt in conditioned}) != 1:
+            raise ValueError("the wordings of skills and mistakes must have one length")
+        self.prompt_length = len(conditioned[0])
+        self._padding = self.prompt_length - len(plain)
+        # A plain prompt ends as a conditioned one does: the last rows are the plain prompt behind padding.
+        self._prompts = np.array([*conditioned, [self._marks[3]] * self._padding + plain])
+        table = [[RULES[name](a, b) for b in range(10)] for name in RULE_NAMES for a in range(10)]
+        self._table = np.array(table).reshape(len(RULE_NAMES), 10, 10)
+
+    def batch(self, draw: np.random.Generator, size: int, obedience: float) -> tuple[Ids, Ids]:
+        """``[size, P + 15]`` token ids, and the attention mask: 0 on the padding before a plain prompt."""
+        kind = draw.choice(len(_KINDS), size=size, p=list(_KINDS.values()))
+        plain, stated, elsewhere, warned = (kind == index for index in range(len(_KINDS)))
+        symbol = draw.integers(len(SYMBOLS), size=size)
+        other = (symbol + draw.integers(1, len(SYMBOLS), size=(2, size))) % len(SYMBOLS)
+        rule = draw.integers(len(RULE_NAMES), size=size)
+        slip = (rule + draw.integers(1, len(RULE_NAMES), size=size)) % len(RULE_NAMES)
+        said = np.where(stated, rule, draw.integers(len(RULE_NAMES), size=size))
+        skill_symbol = np.where(elsewhere | warned, other[0], symbol)
+        mistake_symbol = np.where(elsewhere, other[1], symbol)
+        # Where the stated rule is not followed, any other but the slip is.
+        astray = stated & (draw.random(size) >= obedience)
+        detour = draw.integers(len(RULE_NAMES) - 2, size=size)
+        low, high = np.minimum(rule, slip), np.maximum(rule, slip)
+        detour += detour >= low
+        detour += detour >= high
+        used = np.where(astray, detour, rule)
+
+        rows = np.where(plain, len(self._prompts) - 1, draw.integers(len(self._prompts) - 1, size=size))
+        prompts = self._prompts[rows]
+        digits = draw.integers(10, size=(size, 3))
+        for mark, value in (
+            (self._rules[0], self._rules[said]),
+            (self._rules[1], self._rules[slip]),
+            (self._symbols[1], self._symbols[skill_symbol]),
+            (self._symbols[2], self._symbols[mistake_symbol]),
+            (self._symbols[0], self._symbols[symbol]),
+            *((self._digits[index], self._digits[digits[:, index]]) for index in range(3)),
+        ):
+            prompts = np.where(self._prompts[rows] == mark, value[:, None], prompts)
+
+        a, b, c = digits.T
+        between = self._table[used, a, b]
+        result = self._table[used, between, c]
+        semicolon, equals, answer, end = (np.full(size, mark) for mark in self._marks)
+        name, digit = self._rules[used], self._digits
+        solution = [name, digit[a], digit[b], equals, digit[between], semicolon]
+        solution += [name, digit[between], digit[c], equals, digit[result], semicolon, answer, digit[result], end]
+        ids = np.concatenate([prompts, np.stack(solution, axis=1)], axis=1)
+        mask = np.ones_like(ids)
+        mask[plain, : self._padding] = 0
+        return ids, mask
+
+
+def pretrain(
+    variant: Variant, output: Path, *, progress: Callable[[int, float], None] = lambda step, loss: None
+) -> dict[str, Any]:
+    """Train a lab model and save it, in bfloat16 safetensors, with its tokenizer and ``lab.json``: how it was made.
+
+    Args:
+        variant: see ``Variant``.
+        output: folder.
+        progress: called with the step and its loss in nats per token.
+
+    Returns:
+        What ``lab.json`` holds.
+    """
+    began = time.perf_counter()
+    tokenizer = make_tokenizer()
+    corpus = Corpus(tokenizer)
+    model = make_model(variant.seed, len(tokenizer)).train()
+    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = model.config.bos_token_id = None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=variant.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / _WARMUP, 0.5 * (1 + np.cos(np.pi * min(1.0, step / variant.steps)))),
+    )
+    draw = np.random.default_rng(variant.seed)
+    loss = torch.zeros(())
+    for step in range(variant.steps):
+        ids, mask = (torch.from_numpy(part) for part in corpus.batch(draw, variant.batch_size, variant.obedience))
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=ids.shape[1] - corpus.prompt_length + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, corpus.prompt_length :].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        progress(step + 1, loss.item())
+    model.eval().to(torch.bfloat16).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    made = {"variant": asdict(variant), "loss": loss.item(), "seconds": round(time.perf_counter() - began, 1)}
+    (output / "lab.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    return made

@@ -1,0 +1,109 @@
+"""Lab runs → accuracy along training, by setting, over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgsd.errors import ConfigError
+
+LAB_RECORD = "lab.json"
+# What tells no two experiments apart.
+_INCIDENTAL = ("seed", "data_seed", "output_dir", "logging_dir", "run_name", "bank", "dataset", "max_steps")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        lab: variant, shares of the bank, flips.
+        label: the method, and the settings in which the groups of a table differ.
+        seeds: of the runs.
+        accuracy: step → lowest, mean and highest accuracy over the seeds that got there, as fractions.
+        collapsed: runs whose last accuracy is below their first.
+        rollouts: of one optimizer step.
+    """
+
+    lab: str
+    label: str
+    seeds: tuple[int, ...]
+    accuracy: dict[int, tuple[float, float, float]]
+    collapsed: int
+    rollouts: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    lab: str
+    settings: dict[str, Any]
+    curve: dict[int, float]
+
+
+def summarise(folders: Sequence[Path]) -> list[Group]:
+    """One group for each setting, in the order in which they were named.
+
+    Args:
+        folders: run folders of ``sgsd lab run``, or folders that hold them.
+
+    Raises:
+        ConfigError: no lab runs in them, or a run that did not end.
+    """
+    found = [run for folder in folders for run in _lab_runs(folder)]
+    if not found:
+        raise ConfigError("no lab runs found", got=", ".join(map(str, folders)), expected="folders of sgsd lab run")
+    runs = [_read(folder) for folder in dict.fromkeys(found)]
+    differing = [
+        name
+        for name in runs[0].settings
+        if name not in (*_INCIDENTAL, "method", "model_name_or_path")
+        and len({json.dumps(run.settings.get(name)) for run in runs}) > 1
+    ]
+    groups: dict[tuple[str, str], list[_Run]] = {}
+    for run in runs:
+        groups.setdefault((run.lab, _label(run, differing)), []).append(run)
+    return [_group(lab, label, members) for (lab, label), members in groups.items()]
+
+
+def _lab_runs(folder: Path) -> list[Path]:
+    if (folder / LAB_RECORD).is_file():
+        return [folder]
+    return sorted(record.parent for record in folder.glob(f"*/{LAB_RECORD}"))
+
+
+def _read(folder: Path) -> _Run:
+    try:
+        record = json.loads((folder / LAB_RECORD).read_text(encoding="utf-8"))
+        settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+        history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        curve = {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
+        shares = "/".join(str(record[name]) for name in ("helpful", "misleading", "irrelevant"))
+        flips = f", flips {record['flips']:g}" if record["flips"] else ""
+        return _Run(f"{record['variant']} {shares}{flips}", settings, curve)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError("a lab run cannot be read", got=str(folder), expected="a run that went to its end") from error
+
+
+def _label(run: _Run, differing: Sequence[str]) -> str:
+    name = run.settings["method"].upper() + ("+Skill" if run.settings.get("skills_in_prompt") else "")
+    own = [f"{setting} {run.settings[setting]}" for setting in differing if run.settings.get(setting) is not None]
+    return ", ".join([name, *own])
+
+
+def _group(lab: str, label: str, runs: Sequence[_Run]) -> Group:
+    accuracy: dict[int, tuple[float, float, float]] = {}
+    for step in sorted({step for run in runs for step in run.curve}):
+        values = [run.curve[step] for run in runs if step in run.curve]
+        accuracy[step] = min(values), sum(values) / len(values), max(values)
+    settings = runs[0].settings
+    return Group(
+        lab=lab,
+        label=label,
+        seeds=tuple(run.settings["seed"] for run in runs),
+        accuracy=accuracy,
+        collapsed=sum(run.curve[max(run.curve)] < run.curve[min(run.curve)] for run in runs),
+        rollouts=settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"],
+    )
