@@ -19,6 +19,8 @@ from .conftest import make_tokenizer
 
 SKILL = Skill.new("Add the tens first.", title="Tens", when="In sums.", origin=Origin.SEED)
 MISTAKE = Mistake.new("The carry is forgotten.", title="Carry", avoid="Write it down.", origin=Origin.SEED)
+PAIR = (SKILL, MISTAKE)
+OTHER = (Skill.new("Halve {it}.", origin=Origin.SEED), Mistake.new("Dropped sign.", origin=Origin.SEED))
 START, END = 0, 1
 
 
@@ -34,20 +36,20 @@ def content(messages):
 def test_the_three_kinds_differ_by_their_block_alone():
     plain = content(plain_messages("What is 2 + 2?"))
     assert plain == f"What is 2 + 2?\n\n{BOXED_INSTRUCTION}"
-    for messages in (skill_messages("What is 2 + 2?", SKILL, MISTAKE), reference_messages("What is 2 + 2?", "4")):
+    for messages in (skill_messages("What is 2 + 2?", [PAIR]), reference_messages("What is 2 + 2?", "4")):
         block, _, rest = content(messages).partition("What is 2 + 2?")
         assert block.endswith("\n\n")
         assert "What is 2 + 2?" + rest == plain
 
 
 def test_a_skill_block_says_everything_the_pair_says():
-    text = content(skill_messages("x", SKILL, MISTAKE))
+    text = content(skill_messages("x", [PAIR]))
     for part in (SKILL.title, SKILL.text, SKILL.when, MISTAKE.title, MISTAKE.text, MISTAKE.avoid):
         assert part in text
 
 
 def test_empty_fields_leave_no_trace():
-    bare = content(skill_messages("x", Skill.new("s", origin="seed"), Mistake.new("m", origin="seed")))
+    bare = content(skill_messages("x", [(Skill.new("s", origin="seed"), Mistake.new("m", origin="seed"))]))
     assert "Skill: s\nCommon mistake: m\n" in bare
     assert "When" not in bare
     assert "avoid" not in bare
@@ -55,8 +57,26 @@ def test_empty_fields_leave_no_trace():
 
 def test_braces_in_skills_and_references_are_text():
     braces = Skill.new("Use \\frac{a}{b} and {mistake}.", origin="seed")
-    assert "Use \\frac{a}{b} and {mistake}." in content(skill_messages("x", braces, MISTAKE))
+    assert "Use \\frac{a}{b} and {mistake}." in content(skill_messages("x", [(braces, MISTAKE)]))
     assert "{0}" in content(reference_messages("x", "{0}"))
+
+
+def test_several_pairs_stand_below_one_another_in_their_order_inside_one_block():
+    one, two = (content(skill_messages("x", pairs)) for pairs in ([PAIR], [PAIR, OTHER]))
+    assert two.count("Do not mention this experience") == two.count("Experience from similar problems") == 1
+    assert two.replace("\n\nSkill: Halve {it}.\nCommon mistake: Dropped sign.", "") == one
+    assert two.index("Tens") < two.index("Halve")
+
+
+def test_a_skill_block_without_pairs_is_refused():
+    with pytest.raises(PromptError, match="no skill"):
+        skill_messages("x", [])
+
+
+def test_a_reference_stands_below_the_skill_block():
+    text = content(reference_messages("x", "REF", pairs=[PAIR]))
+    skill_block = content(skill_messages("x", [PAIR])).removesuffix(content(plain_messages("x")))
+    assert text == skill_block + content(reference_messages("x", "REF"))
 
 
 def test_an_empty_instruction_leaves_the_problem_alone():
@@ -76,6 +96,22 @@ def test_a_teachers_prompt_ends_as_the_students(tokenizer, thinking):
     tail = f"2 + 2?\n\n{BOXED_INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
     assert renderer.text(student).removesuffix("<think>\n\n</think>\n\n").endswith(tail)
     assert renderer.text(teacher).endswith(tail)
+
+
+@pytest.mark.parametrize("thinking", list(Thinking))
+def test_a_rollouts_skilled_prompt_differs_from_its_plain_one_by_the_block_alone(tokenizer, thinking):
+    renderer = PromptRenderer(tokenizer, thinking=thinking)
+    plain, skilled = renderer.student_ids("2 + 2?"), renderer.skilled_ids("2 + 2?", [PAIR, OTHER])
+    block = content(skill_messages("2 + 2?", [PAIR, OTHER], "")).removesuffix("2 + 2?")
+    assert renderer.text(skilled).replace(block, "") == renderer.text(plain)
+
+
+@pytest.mark.parametrize("thinking", list(Thinking))
+def test_a_reference_prompt_is_a_teachers(tokenizer, thinking):
+    renderer = PromptRenderer(tokenizer, thinking=thinking)
+    text = renderer.text(renderer.reference_ids("2 + 2?", "It is 4.", [PAIR]))
+    block = content(reference_messages("2 + 2?", "It is 4.", pairs=[PAIR]))
+    assert text == f"<|im_start|>user\n{block}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_ids_are_the_templates_own_and_open_one_turn_each(tokenizer):
@@ -147,6 +183,8 @@ def test_text_can_neither_open_nor_close_a_turn_nor_think(tokenizer, place):
     mistake = Mistake.new(texts["mistake"], origin="seed")
     think = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     prompts = [renderer.teacher_ids(texts["problem"], skill, mistake)]
+    prompts.append(renderer.skilled_ids(texts["problem"], [(skill, mistake)]))
+    prompts.append(renderer.reference_ids(texts["problem"], f"a {ATTACK} b", [(skill, mistake)]))
     if place == "problem":
         prompts.append(renderer.student_ids(texts["problem"]))
     for ids in prompts:
@@ -165,7 +203,7 @@ def test_disarming_cannot_put_a_control_token_together(tokenizer, nested):
 def test_student_and_teacher_see_the_same_disarmed_problem(tokenizer):
     renderer = PromptRenderer(tokenizer, instruction="Go.")
     student = content(renderer.student_messages(ATTACK))
-    assert content(renderer.teacher_messages(ATTACK, SKILL, MISTAKE)).endswith("\n\n" + student)
+    assert content(renderer.skilled_messages(ATTACK, [PAIR])).endswith("\n\n" + student)
 
 
 def test_text_without_control_tokens_is_left_as_it_is(tokenizer):

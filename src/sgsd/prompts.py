@@ -1,11 +1,12 @@
 """Every prompt text there is, and the way from messages to token ids.
 
-A prompt is one user message: an optional block of privileged information, the problem, the instruction. The three
-kinds differ in the block alone, so a teacher's prompt ends exactly as the student's does:
+A prompt is one user message: optional blocks of privileged information, the problem, the instruction. The kinds
+differ in their blocks alone, so a teacher's prompt ends exactly as the student's does:
 
 - plain: the student's, and every evaluation's;
-- skill-conditioned: an SGSD teacher's, with one skill and one mistake;
-- with reference: OPSD's teacher, with a reference solution or answer.
+- skill-conditioned: an SGSD teacher's, with one skill and one mistake; with ``skills_in_prompt`` a rollout's, with one
+  pair or several;
+- with reference: OPSD's teacher, with a reference solution or answer, below the skill block where there is one.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from sgsd.errors import ConfigError, PromptError
 BOXED_INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
 """Default instruction; what the ``math`` verifier reads best."""
 
-SKILL_BLOCK = """\
+SKILL_PAIR = """\
+Skill: {skill}
+Common mistake: {mistake}"""
+
+SKILL_BLOCK = f"""\
 Experience from similar problems, to use where it applies:
 
-Skill: {skill}
-Common mistake: {mistake}
+{SKILL_PAIR}
 
 Do not mention this experience in the answer."""
+"""With one pair; several stand below one another, an empty line between them."""
 
 REFERENCE_BLOCK = """\
 A reference for this problem, to be worked out in your own words:
@@ -65,15 +70,27 @@ def plain_messages(problem: str, instruction: str = BOXED_INSTRUCTION) -> Messag
     return _user_message(problem, instruction)
 
 
-def skill_messages(problem: str, skill: Skill, mistake: Mistake, instruction: str = BOXED_INSTRUCTION) -> Messages:
-    """An SGSD teacher's prompt: one skill–mistake pair, then the plain prompt."""
-    block = SKILL_BLOCK.format(skill=describe_skill(skill), mistake=describe_mistake(mistake))
-    return _user_message(block, problem, instruction)
+def skill_messages(
+    problem: str, pairs: Sequence[tuple[Skill, Mistake]], instruction: str = BOXED_INSTRUCTION
+) -> Messages:
+    """A skill-conditioned prompt: one skill–mistake pair or several, then the plain prompt.
+
+    Raises:
+        PromptError: no pairs; the prompt would silently be the plain one.
+    """
+    return _user_message(_skill_block(pairs), problem, instruction)
 
 
-def reference_messages(problem: str, reference: str, instruction: str = BOXED_INSTRUCTION) -> Messages:
-    """OPSD's teacher prompt: a reference solution or answer, then the plain prompt."""
-    return _user_message(REFERENCE_BLOCK.format(reference=reference), problem, instruction)
+def reference_messages(
+    problem: str,
+    reference: str,
+    instruction: str = BOXED_INSTRUCTION,
+    *,
+    pairs: Sequence[tuple[Skill, Mistake]] = (),
+) -> Messages:
+    """OPSD's teacher prompt: a reference solution or answer, then the plain prompt; ``pairs`` add a skill block."""
+    blocks = [_skill_block(pairs)] if pairs else []
+    return _user_message(*blocks, REFERENCE_BLOCK.format(reference=reference), problem, instruction)
 
 
 class PromptRenderer:
@@ -123,12 +140,20 @@ class PromptRenderer:
 
     def teacher_ids(self, problem: str, skill: Skill, mistake: Mistake) -> list[int]:
         """A skill-conditioned prompt's token ids; control tokens inside problem, skill and mistake are disarmed."""
-        return self._ids(self.teacher_messages(problem, skill, mistake), self.teacher_kwargs)
+        return self._ids(self.skilled_messages(problem, [(skill, mistake)]), self.teacher_kwargs)
 
-    def teacher_messages(self, problem: str, skill: Skill, mistake: Mistake) -> Messages:
-        """A skill-conditioned prompt's messages."""
-        messages = skill_messages(problem, skill, mistake, "")
-        return _user_message(self._disarmed(messages[0]["content"]), self.instruction)
+    def skilled_messages(self, problem: str, pairs: Sequence[tuple[Skill, Mistake]]) -> Messages:
+        """A skill-conditioned prompt's messages, disarmed likewise: a teacher's, or a rollout's with skills in it."""
+        return self._with_instruction(skill_messages(problem, pairs, ""))
+
+    def skilled_ids(self, problem: str, pairs: Sequence[tuple[Skill, Mistake]]) -> list[int]:
+        """The token ids of a *rollout's* skill-conditioned prompt; the template's arguments are the student's."""
+        return self._ids(self.skilled_messages(problem, pairs), self.student_kwargs)
+
+    def reference_ids(self, problem: str, reference: str, pairs: Sequence[tuple[Skill, Mistake]] = ()) -> list[int]:
+        """The token ids of OPSD's teacher prompt; control tokens inside the reference are disarmed too."""
+        messages = reference_messages(problem, reference, "", pairs=pairs)
+        return self._ids(self._with_instruction(messages), self.teacher_kwargs)
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids back as the text the model sees, special tokens included."""
@@ -139,6 +164,9 @@ class PromptRenderer:
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
         )
         return list(encoded["input_ids"])
+
+    def _with_instruction(self, messages: Messages) -> Messages:
+        return _user_message(self._disarmed(messages[0]["content"]), self.instruction)
 
     def _disarmed(self, text: str) -> str:
         """A problem or a skill must not be able to open a new turn: ``<|im_end|>`` becomes ``< |im_end|>``."""
@@ -191,6 +219,15 @@ def describe_skill(skill: Skill) -> str:
 def describe_mistake(mistake: Mistake) -> str:
     """A mistake as one paragraph: title, text, how to avoid it."""
     return _joined(mistake.title, mistake.text, f"How to avoid it: {mistake.avoid}" if mistake.avoid else "")
+
+
+def _skill_block(pairs: Sequence[tuple[Skill, Mistake]]) -> str:
+    if not pairs:
+        raise PromptError("no skill–mistake pairs to show", expected="at least one")
+    shown = [
+        SKILL_PAIR.format(skill=describe_skill(skill), mistake=describe_mistake(mistake)) for skill, mistake in pairs
+    ]
+    return SKILL_BLOCK.replace(SKILL_PAIR, "\n\n".join(shown))
 
 
 def _joined(title: str, text: str, rest: str) -> str:
