@@ -29,7 +29,7 @@ from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.errors import ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
-from sgsd.retrieval import BM25Retriever
+from sgsd.retrieval import BM25Retriever, Retriever
 from sgsd.training.config import SGSDConfig, resolve_bank
 from sgsd.training.state import last_complete_checkpoint, load_state
 from sgsd.verifiers import get_verifier
@@ -57,6 +57,7 @@ def run_training(
     model: ModelConfig,
     console: Console,
     *,
+    retriever: Retriever | None = None,
     callbacks: Sequence[Any] = (),
     before: Callable[[Any], None] | None = None,
 ) -> Any:
@@ -65,6 +66,7 @@ def run_training(
     Args:
         run, training, model: the settings.
         console: told what was loaded and saved.
+        retriever: in place of the one that the settings describe.
         callbacks: for the trainer.
         before: called with the trainer before the first step.
 
@@ -103,6 +105,7 @@ def run_training(
             train_dataset=problems,
             eval_dataset=eval_problems,
             bank=bank,
+            retriever=retriever,
             processing_class=tokenizer,
             callbacks=list(callbacks),
             peft_config=get_peft_config(model),
@@ -111,6 +114,7 @@ def run_training(
             load_state(Path(resume_from), bank=bank, teacher=trainer.teacher_weights, rank=training.process_index)
     if main:
         record_run(output, settings, bank_digest=bank.digest, data=yaml.safe_load(report.to_json()))
+        bank.save(output / "bank-start.json")
     if before is not None:
         before(trainer)
     trainer.train(resume_from_checkpoint=resume_from)
