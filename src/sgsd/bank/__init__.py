@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sgsd.bank.checks import Finding, FindingKind
+from sgsd.bank.ledger import ItemRecord, Ledger
 from sgsd.bank.skills import BankDiff, Item, Mistake, Origin, Skill, SkillBank, seed_banks
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "Finding",
     "FindingKind",
     "Item",
+    "ItemRecord",
+    "Ledger",
     "Mistake",
     "Origin",
     "Skill",
