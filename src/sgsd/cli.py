@@ -145,7 +145,13 @@ def build_parser() -> argparse.ArgumentParser:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of every command but ``train``; a misspelt flag is answered with the nearest one."""
     parser = build_parser()
-    options, unknown = parser.parse_known_args([spelled(argument) for argument in arguments])
+    # argparse hands what follows -- to the first positional that still takes something, and that may be another one.
+    own = list(arguments[: arguments.index("--")]) if "--" in arguments else list(arguments)
+    options, unknown = parser.parse_known_args([spelled(argument) for argument in own])
+    if "settings" in options:
+        options.settings = [*options.settings, *arguments[len(own) + 1 :]]
+    else:
+        unknown += arguments[len(own) :]
     if unknown:
         for name in (options.command, *([options.action] if options.command in ("bank", "lab") else [])):
             parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[name]

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sgsd.evaluation import Evaluation
 
 _TRAIN_QUESTIONS, _TEST_QUESTIONS = 1800, 450
-_RECORD = "lab.json"
 # What the demo compares: GRPO alone, and with SGSD's term added, under a frozen teacher (docs/lab.md).
 _DEMO_METHODS = {
     "GRPO": ("--method", "grpo"),
@@ -103,12 +102,15 @@ def _experiment(
     from sgsd.evaluation.curve import AccuracyCallback
     from sgsd.lab.experiment import BankShares, NoisyVerifier, TopicEmbedder, make_bank, questions
     from sgsd.lab.language import MAX_COMPLETION
+    from sgsd.lab.table import LAB_RECORD
     from sgsd.retrieval import EmbeddingRetriever
     from sgsd.verifiers import get_verifier
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(options.threads)
+    verifier = get_verifier("exact", workers=1)
+    noisy = NoisyVerifier(verifier, flips=options.flips, seed=options.seed)
     shares = BankShares(options.helpful, options.misleading, options.irrelevant)
     made = make_bank(shares, seed=options.seed)
     test = questions(_TEST_QUESTIONS, seed=1, prefix="test")
@@ -129,18 +131,15 @@ def _experiment(
     if options.skills_in_prompt:
         flags += ["--skills_in_prompt", "true"]
     run, training, model = parse_settings([*flags, *options.settings])
-    verifier = get_verifier("exact", workers=1)
-    callbacks: list[Any] = []
 
-    def watch(trainer: Any) -> None:
-        from transformers import PrinterCallback
-
-        trainer.remove_callback(PrinterCallback)
+    def prepare(trainer: Any) -> None:
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.reward_funcs[0].verifier = noisy
         sampling = {"max_new_tokens": MAX_COMPLETION, "temperature": 1.0, "batch_size": _TEST_QUESTIONS}
         trainer.add_callback(
             AccuracyCallback(
                 test,
-                trainer.plain_renderer,
+                trainer.renderer,
                 verifier,
                 every=options.accuracy_steps,
                 sampling=sampling,
@@ -154,15 +153,13 @@ def _experiment(
         run,
         training,
         model,
-        console if not options.json else Console(quiet=True),
-        callbacks=callbacks,
-        before=watch,
+        Console(quiet=True) if options.json else console,
+        before=prepare,
         retriever=EmbeddingRetriever(TopicEmbedder(made.topics)),
-        verifier=NoisyVerifier(verifier, flips=options.flips, seed=options.seed) if options.flips else verifier,
     )
     seconds = time.perf_counter() - began
     record = {"variant": options.variant, **asdict(shares), "flips": options.flips, "seconds": round(seconds, 1)}
-    (output / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (output / LAB_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return seconds
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgsd.bank import Mistake, Origin, Skill
-from sgsd.prompts import SKILL_BLOCK
+from sgsd.prompts import REFERENCE_BLOCK, SKILL_BLOCK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -108,7 +108,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([END, "<user>", "<assistant>"])
-    sentences = [line.partition("{")[0].strip() for line in SKILL_BLOCK.splitlines() if line]
+    lines = (SKILL_BLOCK + "\n" + REFERENCE_BLOCK).splitlines()
+    sentences = [sentence for line in lines if (sentence := line.partition("{")[0].strip())]
     tokenizer.add_tokens([AddedToken(sentence, normalized=False) for sentence in sentences])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sgsd.lab.language import (
+    ANSWER,
     END,
     MISTAKE_TEXTS,
     RULE_NAMES,
@@ -49,10 +50,11 @@ class Variant:
     seed: int = 0
 
 
-VARIANTS = {"sharp": Variant(obedience=1.0), "calibrated": Variant(obedience=0.45)}
+VARIANTS = {"sharp": Variant(obedience=1.0), "calibrated": Variant(obedience=0.6)}
 
-# Shares of the prompts: none stated; a rule for the symbol and a slip; rules for another symbol; a slip alone.
-_KINDS = {"plain": 0.2, "stated": 0.6, "elsewhere": 0.12, "warned": 0.08}
+# Shares of the prompts: nothing stated; a rule for the symbol and a slip; rules for other symbols; a slip alone; a
+# reference solution; a reference answer.
+_KINDS = {"plain": 0.18, "stated": 0.52, "elsewhere": 0.1, "warned": 0.06, "solution": 0.1, "answer": 0.04}
 _WARMUP = 50
 
 
@@ -88,30 +90,33 @@ class Corpus:
         renderer = PromptRenderer(tokenizer, instruction="")
         self._digits = ids(tuple(map(str, range(10))))
         self._symbols, self._rules = ids(SYMBOLS), ids(RULE_NAMES)
-        self._marks = ids((";", "=", "Answer:", END))
-        plain = renderer.student_ids(f"0 {SYMBOLS[0]} 1 {SYMBOLS[0]} 2")
+        self._marks = ids((";", "=", ANSWER, END))
+        question = f"0 {SYMBOLS[0]} 1 {SYMBOLS[0]} 2"
+        solution = f"{RULE_NAMES[2]} 0 1 = 3 ; {RULE_NAMES[2]} 3 2 = 4 ; {ANSWER} 4"
         conditioned = [
-            renderer.teacher_ids(
-                f"0 {SYMBOLS[0]} 1 {SYMBOLS[0]} 2",
-                skill(SYMBOLS[1], RULE_NAMES[0], g),
-                mistake(SYMBOLS[2], RULE_NAMES[1], e),
-            )
+            renderer.teacher_ids(question, skill(SYMBOLS[1], RULE_NAMES[0], g), mistake(SYMBOLS[2], RULE_NAMES[1], e))
             for g in range(len(SKILL_TEXTS))
             for e in range(len(MISTAKE_TEXTS))
         ]
-        if len({len(prompt) for prompt in conditioned}) != 1:
-            raise ValueError("the wordings of skills and mistakes must have one length")
-        self.prompt_length = len(conditioned[0])
-        self._padding = self.prompt_length - len(plain)
-        # A plain prompt ends as a conditioned one does: the last rows are the plain prompt behind padding.
-        self._prompts = np.array([*conditioned, [self._marks[3]] * self._padding + plain])
+        others = [
+            renderer.student_ids(question),
+            renderer.reference_ids(question, solution),
+            renderer.reference_ids(question, "4"),
+        ]
+        self._wordings = len(conditioned)
+        self.prompt_length = max(map(len, [*conditioned, *others]))
+        self._prompts = np.full((self._wordings + len(others), self.prompt_length), self._marks[3])
+        self._prompt_masks = np.zeros_like(self._prompts)
+        for row, prompt in enumerate([*conditioned, *others]):
+            self._prompts[row, -len(prompt) :] = prompt
+            self._prompt_masks[row, -len(prompt) :] = 1
         table = [[RULES[name](a, b) for b in range(10)] for name in RULE_NAMES for a in range(10)]
         self._table = np.array(table).reshape(len(RULE_NAMES), 10, 10)
 
     def batch(self, draw: np.random.Generator, size: int, obedience: float) -> tuple[Ids, Ids]:
-        """``[size, P + 15]`` token ids, and the attention mask: 0 on the padding before a plain prompt."""
+        """``[size, P + 15]`` token ids, and the attention mask: 0 on the padding before short prompts."""
         kind = draw.choice(len(_KINDS), size=size, p=list(_KINDS.values()))
-        plain, stated, elsewhere, warned = (kind == index for index in range(len(_KINDS)))
+        plain, stated, elsewhere, warned, with_solution, with_answer = (kind == n for n in range(len(_KINDS)))
         symbol = draw.integers(len(SYMBOLS), size=size)
         other = (symbol + draw.integers(1, len(SYMBOLS), size=(2, size))) % len(SYMBOLS)
         rule = draw.integers(len(RULE_NAMES), size=size)
@@ -120,27 +125,34 @@ class Corpus:
         skill_symbol = np.where(elsewhere | warned, other[0], symbol)
         mistake_symbol = np.where(elsewhere, other[1], symbol)
         # Where the stated rule is not followed, any other but the slip is.
-        astray = stated & (draw.random(size) >= obedience)
+        astray = (stated | with_solution | with_answer) & (draw.random(size) >= obedience)
         detour = draw.integers(len(RULE_NAMES) - 2, size=size)
         low, high = np.minimum(rule, slip), np.maximum(rule, slip)
         detour += detour >= low
         detour += detour >= high
         used = np.where(astray, detour, rule)
 
-        rows = np.where(plain, len(self._prompts) - 1, draw.integers(len(self._prompts) - 1, size=size))
-        prompts = self._prompts[rows]
-        digits = draw.integers(10, size=(size, 3))
-        for mark, value in (
+        rows = draw.integers(self._wordings, size=size)
+        for offset, which in enumerate((plain, with_solution, with_answer)):
+            rows[which] = self._wordings + offset
+        skeletons = self._prompts[rows]
+        a, b, c = digits = draw.integers(10, size=(3, size))
+        reference_between = self._table[rule, a, b]
+        filled = (
             (self._rules[0], self._rules[said]),
             (self._rules[1], self._rules[slip]),
+            (self._rules[2], self._rules[rule]),
             (self._symbols[1], self._symbols[skill_symbol]),
             (self._symbols[2], self._symbols[mistake_symbol]),
             (self._symbols[0], self._symbols[symbol]),
-            *((self._digits[index], self._digits[digits[:, index]]) for index in range(3)),
-        ):
-            prompts = np.where(self._prompts[rows] == mark, value[:, None], prompts)
+            *((self._digits[place], self._digits[digits[place]]) for place in range(3)),
+            (self._digits[3], self._digits[reference_between]),
+            (self._digits[4], self._digits[self._table[rule, reference_between, c]]),
+        )
+        prompts = skeletons.copy()
+        for mark, value in filled:
+            prompts = np.where(skeletons == mark, value[:, None], prompts)
 
-        a, b, c = digits.T
         between = self._table[used, a, b]
         result = self._table[used, between, c]
         semicolon, equals, answer, end = (np.full(size, mark) for mark in self._marks)
@@ -148,8 +160,7 @@ class Corpus:
         solution = [name, digit[a], digit[b], equals, digit[between], semicolon]
         solution += [name, digit[between], digit[c], equals, digit[result], semicolon, answer, digit[result], end]
         ids = np.concatenate([prompts, np.stack(solution, axis=1)], axis=1)
-        mask = np.ones_like(ids)
-        mask[plain, : self._padding] = 0
+        mask = np.concatenate([self._prompt_masks[rows], np.ones_like(ids[:, self.prompt_length :])], axis=1)
         return ids, mask
 
 
