@@ -133,7 +133,9 @@ class Ledger:
         counts = [len(row) for row in pairs]
         if len(counts) != len(outcomes) or max(counts, default=0) > supports.shape[1]:
             raise ValueError(f"pairs must be at most K for each of {len(outcomes)} rollouts: got {counts}")
-        real: NDArray[np.bool_] = np.arange(supports.shape[1])[None, :] < np.asarray(counts, dtype=np.int64)[:, None]
+        real = np.zeros(supports.shape, dtype=np.bool_)
+        for row, count in zip(real, counts, strict=True):
+            row[:count] = True
         counted, summed = _contributions(supports[real], stances[real], np.repeat(outcomes, counts))
         positions: dict[str, int] = {}
         credited_items = [
