@@ -6,28 +6,66 @@ import pytest
 from trl import ModelConfig
 
 from sgsd.bank import SkillBank
-from sgsd.commands.settings import RunArguments, parse_settings, presets, resolve_config
-from sgsd.training.config import SGSDConfig
+from sgsd.commands.settings import RunArguments, parse_settings, presets, resolve_config, settings_as_dict
+from sgsd.training.config import VerifiedConfig
 
 PAPER = {"sgsd-qwen3-1.7b": "Qwen/Qwen3-1.7B", "sgsd-qwen3-4b": "Qwen/Qwen3-4B", "sgsd-qwen3-8b": "Qwen/Qwen3-8B"}
+BASELINES = {"grpo-qwen3-1.7b": "grpo", "opsd-qwen3-1.7b": "opsd"}
 GPUS = 4
 
 
-def parsed(name: str) -> tuple[RunArguments, SGSDConfig, ModelConfig]:
+def parsed(name: str) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
     # A machine without a GPU refuses bfloat16; nothing else is overridden.
     return parse_settings(["--config", name, "--bf16", "false", "--output_dir", "unused"])
 
 
 def test_there_are_no_other_presets():
-    assert presets() == sorted([*PAPER, "demo"])
+    assert presets() == sorted([*PAPER, *BASELINES, "demo", "lab"])
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", [*PAPER, "demo"])
 def test_a_preset_parses_and_its_bank_serves_its_teachers(name):
     run, training, model = parsed(name)
     assert run.method == "sgsd"
     assert model.model_name_or_path
     assert SkillBank.load(training.bank).max_pairs >= training.num_teachers
+
+
+@pytest.mark.parametrize(("name", "method"), BASELINES.items())
+def test_a_baseline_has_the_model_data_prompts_sampling_and_budget_of_sgsd(name, method):
+    (run, training, model), (sgsd_run, sgsd, sgsd_model) = parsed(name), parsed("sgsd-qwen3-1.7b")
+    assert run.method == method
+    own = {"output_dir", "num_generations", "bank", "logging_dir", "run_name", "method", "dataset_limit", "teacher"}
+    own |= {"generation_batch_size", "steps_per_generation"}  # GRPO's groups: the step's 16 rollouts at once
+    theirs = settings_as_dict(sgsd_run, sgsd, sgsd_model)
+    differing = {
+        key
+        for key, value in settings_as_dict(run, training, model).items()
+        if key in theirs and value != theirs[key] and key not in own
+    }
+    assert differing == set()
+    rollouts = training.per_device_train_batch_size * training.gradient_accumulation_steps * GPUS
+    assert rollouts == 16
+    assert rollouts % training.num_generations == 0
+    assert "bf16: true" in resolve_config(name).read_text()
+
+
+def test_the_grpo_preset_samples_for_one_step_at_a_time_in_groups_of_eight():
+    _, training, _ = parsed("grpo-qwen3-1.7b")
+    assert (training.num_generations, training.generation_batch_size) == (8, 16)
+
+
+def test_the_opsd_presets_objective_is_that_of_its_public_code():
+    _, training, _ = parsed("opsd-qwen3-1.7b")
+    assert (training.teacher, training.divergence, training.divergence_clip) == ("frozen", "forward_kl", 0.05)
+    assert (training.reference, training.score_temperature) == ("answer", 1.0)
+
+
+@pytest.mark.parametrize("method", ["sgsd", "grpo", "opsd"])
+def test_the_labs_settings_serve_every_method(method):
+    run, training, _ = parse_settings(["--config", "lab", "--output_dir", "unused", "--method", method])
+    assert run.method == method
+    assert training.generation_batch_size % training.num_generations == 0
 
 
 @pytest.mark.parametrize(("name", "model_name"), PAPER.items())

@@ -1,6 +1,7 @@
 """Skill-conditioned gated self-distillation for language models.
 
-``from sgsd import SGSDConfig, SGSDTrainer`` is the whole training interface; names are resolved on first use, so
+``from sgsd import SGSDConfig, SGSDTrainer`` is the whole training interface of SGSD, and likewise for the methods to
+compare it with; names are resolved on first use, so
 ``import sgsd`` stays free of torch.
 """
 
@@ -11,6 +12,10 @@ import importlib
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "GRPOBaselineConfig": "sgsd.training.config",
+    "GRPOBaselineTrainer": "sgsd.training.grpo",
+    "OPSDConfig": "sgsd.training.config",
+    "OPSDTrainer": "sgsd.training.opsd",
     "Outcome": "sgsd.verifiers",
     "Problem": "sgsd.problems",
     "SGSDConfig": "sgsd.training.config",

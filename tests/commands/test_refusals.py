@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
         (["--model_name_or_path", "local:smollm"], ["unknown local model", "local:smollm2-135m-instruct"]),
         (["--dataset", "owner/data"], ["cannot reach the hub", "local copy"]),
         (["--retriever", "embedding", "--embedder", "org/embedder"], ["hub is out of reach", "local folder"]),
-        (["--resume_from_checkpoint", "/no/such/checkpoint"], ["not a complete SGSD checkpoint"]),
+        (["--resume_from_checkpoint", "/no/such/checkpoint"], ["not a complete sgsd checkpoint"]),
     ],
 )
 def test_a_flag_that_cannot_be_used(refused, extra, fragments):

@@ -150,7 +150,8 @@ def test_a_checkpoint_holds_step_banks_and_teacher(stopped):
         "initial_bank": make_bank().digest,
         "bank": NEW_BANK.digest,
         "teacher": "ema",
-        "version": 1,
+        "method": "sgsd",
+        "version": 2,
     }
     assert json.loads((stopped / "checkpoint-1" / "sgsd" / "state.json").read_text())["bank"] == make_bank().digest
 
@@ -158,7 +159,7 @@ def test_a_checkpoint_holds_step_banks_and_teacher(stopped):
 def test_a_checkpoint_that_was_cut_off_is_skipped_and_refused_by_path(stopped):
     (stopped / "checkpoint-3" / "sgsd" / "state.json").unlink()
     assert last_complete_checkpoint(stopped) == stopped / "checkpoint-2"
-    refused("not a complete SGSD checkpoint", stopped, str(stopped / "checkpoint-3"))
+    refused("not a complete sgsd checkpoint", stopped, str(stopped / "checkpoint-3"))
     trainer = resume(stopped)
     assert trainer.state.global_step == 4
     assert len([entry for entry in trainer.state.log_history if "sgsd/loss" in entry]) == 4
@@ -173,12 +174,12 @@ def test_checkpoints_are_ordered_by_number_not_by_name(stopped):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"step": 3, "unknown": 1}'])
 def test_a_damaged_state_file_is_refused(stopped, content):
     (stopped / "checkpoint-3" / "sgsd" / "state.json").write_text(content)
-    refused("not a complete SGSD checkpoint", stopped, str(stopped / "checkpoint-3"))
+    refused("not a complete sgsd checkpoint", stopped, str(stopped / "checkpoint-3"))
 
 
 def test_a_newer_checkpoint_is_refused(stopped):
     file = stopped / "checkpoint-3" / "sgsd" / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 2}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 3}))
     refused("newer than this sgsd", stopped)
 
 
@@ -229,7 +230,7 @@ def test_a_checkpoint_without_an_optimizer_is_not_resumed_from(tmp_path):
     run(tmp_path, max_steps=2, save_steps=1, save_only_model=True).train()
     assert (tmp_path / "checkpoint-2").is_dir()
     refused("no complete checkpoint", tmp_path, teacher="live")
-    refused("not a complete SGSD checkpoint", tmp_path, str(tmp_path / "checkpoint-2"), teacher="live")
+    refused("not a complete sgsd checkpoint", tmp_path, str(tmp_path / "checkpoint-2"), teacher="live")
 
 
 @pytest.mark.parametrize("made", [False, True])

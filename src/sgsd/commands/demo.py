@@ -153,8 +153,8 @@ class _Screen:
                 screen._progress.update(screen._tasks["train"], completed=state.global_step)
 
             def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-                if logs and "sgsd/success_rate" in logs:
-                    rate = 100 * logs["sgsd/success_rate"]
+                if logs and "success_rate" in logs:
+                    rate = 100 * logs["success_rate"]
                     screen._progress.update(screen._tasks["train"], description=f"training ({rate:3.0f} % right)")
 
         self.callback = Steps()

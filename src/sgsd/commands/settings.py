@@ -26,10 +26,9 @@ from sgsd.commands.flags import spelled
 from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, check_choice, did_you_mean
-from sgsd.training.config import SGSDConfig
+from sgsd.training.config import CONFIGS, VerifiedConfig
 
 RUN_FILE = "run.json"
-METHODS = ("sgsd",)
 _SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
@@ -51,7 +50,9 @@ class RunArguments:
         default="drop_all", metadata={"help": "Same text, other answer: drop_all, keep_first, keep or error."}
     )
     eval_dataset: str | None = field(default=None, metadata={"help": "Data of evaluations during training."})
-    method: str = field(default="sgsd", metadata={"help": f"Training method: {', '.join(METHODS)}."})
+    method: str = field(
+        default="sgsd", metadata={"help": f"Training method: {', '.join(CONFIGS)}; decides which settings there are."}
+    )
     resume: bool = field(
         default=False, metadata={"help": "Go on from the last complete checkpoint in output_dir, if there is one."}
     )
@@ -60,23 +61,21 @@ class RunArguments:
     )
 
 
-_PARTS = (RunArguments, SGSDConfig, ModelConfig)
-
-
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, remedy="see sgsd train --help")
+        raise ConfigError(message, remedy=f"see {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, rest = super().parse_known_args(args, namespace)
         if rest:
             raise ConfigError("unknown argument of sgsd train", got=rest[0], expected="--setting value")
-        check_choice("method", vars(parsed)["method"], METHODS)
         return parsed, rest
 
 
-def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, ModelConfig]:
+def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
     """``sgsd train``'s arguments; ``--config`` takes a YAML file or a preset's name, flags override it.
+
+    The method decides the configuration's class, and so which settings are known.
 
     Raises:
         ConfigError: an unknown or unusable setting; names the nearest known one.
@@ -85,24 +84,29 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, SGSDConfig, 
     arguments = [
         part for argument in arguments for part in (argument.split("=", 1) if _is_config(argument) else [argument])
     ]
-    parser = _Parser(_PARTS, prog="sgsd train")  # pyright: ignore[reportArgumentType]
+    arguments = [spelled(argument) for argument in arguments]
+    content: dict[str, Any] = {}
+    path = None
     if "--config" in arguments:
         at = arguments.index("--config") + 1
         if at >= len(arguments):
             raise ConfigError("--config needs a YAML file or a preset", expected=", ".join(presets()))
         path = resolve_config(arguments[at])
         arguments[at] = str(path)
-        known = known_settings(parser)
         content = _read_yaml(path)
-        for key in content:
-            if key not in known and key != "env":
-                raise unknown_setting(str(key), known, where=str(path))
-        _check_types(content, parser, path)
-    arguments = [spelled(argument) for argument in arguments]
+    method = _method(arguments, content)
+    parts = (RunArguments, CONFIGS[method], ModelConfig)
+    parser = _Parser(parts, prog=f"sgsd train --method {method}")  # pyright: ignore[reportArgumentType]
+    known = known_settings(parser)
+    for key in content:
+        if key not in known and key != "env":
+            raise unknown_setting(str(key), known, method=method, where=str(path))
+    if path is not None:
+        _check_types(content, parts, parser, path)
     for argument in arguments:
         flag = argument.split("=")[0]
         if flag.startswith("--") and flag != "--config" and flag not in parser._option_string_actions:
-            raise unknown_setting(flag[2:], known_settings(parser))
+            raise unknown_setting(flag[2:], known, method=method)
     try:
         run, training, model = parser.parse_args_and_config(arguments)
     except ConfigError:
@@ -165,12 +169,14 @@ def known_settings(parser: argparse.ArgumentParser) -> list[str]:
     return sorted({action.dest for action in parser._actions} - {"help"})
 
 
-def unknown_setting(name: str, known: Iterable[str], *, where: str = "") -> ConfigError:
-    """The error for a misspelt setting."""
+def unknown_setting(name: str, known: Iterable[str], *, method: str, where: str = "") -> ConfigError:
+    """The error for a misspelt setting, or for one of other methods."""
+    others = [other for other, config in CONFIGS.items() if name in {item.name for item in dataclasses.fields(config)}]
     return ConfigError(
         f"unknown setting{f' in {where}' if where else ''}",
         got=name,
-        remedy=did_you_mean(name, known) or "see sgsd train --help",
+        expected=f"a setting of method {method}; this is one of {' and '.join(others)}" if others else None,
+        remedy=did_you_mean(name, known) or f"see sgsd train --method {method} --help",
     )
 
 
@@ -260,13 +266,24 @@ def refuse_unwritable(folder: Path, what: str) -> None:
         raise ConfigError(f"{what} cannot be written", got=str(folder), remedy=f"no permission to write to {nearest}")
 
 
+def _method(arguments: Sequence[str], content: dict[str, Any]) -> str:
+    """The method that flags, else the file, else the default name; read before the parser can be built."""
+    method = content.get("method", RunArguments.method)
+    for at, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == "--method" and (equals or at + 1 < len(arguments)):
+            method = value if equals else arguments[at + 1]
+    check_choice("method", method, tuple(CONFIGS))
+    return method
+
+
 def _is_config(argument: str) -> bool:
     return argument.startswith("--config=")
 
 
-def _check_types(content: dict[str, Any], parser: argparse.ArgumentParser, path: Path) -> None:
+def _check_types(content: dict[str, Any], parts: Iterable[Any], parser: argparse.ArgumentParser, path: Path) -> None:
     """argparse converts text alone, and only where no flag overrides it: the rest of YAML would pass unseen."""
-    hints = {name: hint for part in _PARTS for name, hint in typing.get_type_hints(part).items()}
+    hints = {name: hint for part in parts for name, hint in typing.get_type_hints(part).items()}
     actions = {action.dest: action for action in parser._actions if action.nargs != 0}
     for key, value in content.items():
         if key == "env" or (isinstance(value, str) and actions[key].type is str):

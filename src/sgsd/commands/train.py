@@ -15,6 +15,7 @@ from rich.panel import Panel
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from sgsd.bank import SkillBank
 from sgsd.commands.flags import spelled
 from sgsd.commands.settings import (
     RunArguments,
@@ -30,9 +31,10 @@ from sgsd.errors import ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import BM25Retriever, Retriever
-from sgsd.training.config import SGSDConfig, resolve_bank
-from sgsd.training.state import last_complete_checkpoint, load_state
-from sgsd.verifiers import get_verifier
+from sgsd.training.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
+from sgsd.training.rows import SkillPairs, skill_pairs
+from sgsd.training.state import last_complete_checkpoint
+from sgsd.verifiers import Verifier, get_verifier
 
 _LAUNCH_FLAGS = ("--accelerate_config", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip")
 
@@ -53,11 +55,12 @@ def train(arguments: Sequence[str]) -> int:
 
 def run_training(
     run: RunArguments,
-    training: SGSDConfig,
+    training: VerifiedConfig,
     model: ModelConfig,
     console: Console,
     *,
     retriever: Retriever | None = None,
+    verifier: Verifier | None = None,
     callbacks: Sequence[Any] = (),
     before: Callable[[Any], None] | None = None,
 ) -> Any:
@@ -66,7 +69,7 @@ def run_training(
     Args:
         run, training, model: the settings.
         console: told what was loaded and saved.
-        retriever: in place of the one that the settings describe.
+        retriever, verifier: in place of those that the settings describe.
         callbacks: for the trainer.
         before: called with the trainer before the first step.
 
@@ -79,13 +82,13 @@ def run_training(
     # One process looks, before any can have written: another would see what the first has begun.
     if main and (resume_from is None or output.resolve() not in Path(resume_from).resolve().parents):
         refuse_used_folder(output, resuming=run.resume)
-    bank = resolve_bank(training.bank)
-    problems, report = _problems(run, training)
+    bank = resolve_bank(training)
+    problems, report = _problems(run, training, verifier)
     eval_problems = _eval_problems(run, training)
     if main:
         console.print(report.summary(), highlight=False)
 
-    from sgsd.training.sgsd import SGSDTrainer
+    from sgsd.training.methods import TRAINERS
 
     settings = settings_as_dict(run, training, model)
     options = _model_options(training, model)
@@ -97,7 +100,7 @@ def run_training(
         tokenizer = load_tokenizer(
             _model_name(model), trust_remote_code=training.trust_remote_code, revision=model.model_revision
         )
-        trainer = SGSDTrainer(
+        trainer = TRAINERS[run.method](
             model=load_model(
                 _model_name(model), trainable_adapter=True, trust_remote_code=training.trust_remote_code, **options
             ),
@@ -106,23 +109,27 @@ def run_training(
             eval_dataset=eval_problems,
             bank=bank,
             retriever=retriever,
+            verifier=verifier,
             processing_class=tokenizer,
             callbacks=list(callbacks),
             peft_config=get_peft_config(model),
         )
         if resume_from:  # refuse another run's checkpoint before this run's record replaces its own
-            load_state(Path(resume_from), bank=bank, teacher=trainer.teacher_weights, rank=training.process_index)
+            trainer.restore(Path(resume_from))
     if main:
-        record_run(output, settings, bank_digest=bank.digest, data=yaml.safe_load(report.to_json()))
-        bank.save(output / "bank-start.json")
+        digest = None if bank is None else bank.digest
+        record_run(output, settings, bank_digest=digest, data=yaml.safe_load(report.to_json()))
+        if bank is not None:
+            bank.save(output / "bank-start.json")
     if before is not None:
         before(trainer)
     trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model(training.output_dir)
     trainer.save_state()
     if main:
-        trainer.bank.save(output / "bank.json")
-        console.print(f"model, bank and record saved to {output}", highlight=False)
+        if trainer.bank is not None:
+            trainer.bank.save(output / "bank.json")
+        console.print(f"model and record saved to {output}", highlight=False)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=run.dataset)
     return trainer
@@ -147,7 +154,7 @@ def _refusals(output: Path) -> Iterator[None]:
         raise
 
 
-def _refuse_missing_trackers(training: SGSDConfig) -> None:
+def _refuse_missing_trackers(training: VerifiedConfig) -> None:
     available = get_available_reporting_integrations()
     missing = [name for name in training.report_to if name not in available]
     if missing:
@@ -159,7 +166,7 @@ def _refuse_missing_trackers(training: SGSDConfig) -> None:
         )
 
 
-def _resume_point(run: RunArguments, training: SGSDConfig) -> str | None:
+def _resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:
     if training.resume_from_checkpoint:
         return training.resume_from_checkpoint
     if not run.resume:
@@ -172,10 +179,12 @@ def _resume_point(run: RunArguments, training: SGSDConfig) -> str | None:
     return None if found is None else str(found)
 
 
-def _problems(run: RunArguments, training: SGSDConfig) -> tuple[list[Problem], Any]:
+def _problems(
+    run: RunArguments, training: VerifiedConfig, verifier: Verifier | None = None
+) -> tuple[list[Problem], Any]:
     if not run.dataset:
         raise ConfigError("no training data", expected="dataset: a file, a hub name, or reasoning_gym:TASK")
-    verifier = get_verifier(training.verifier, **(training.verifier_options or {}))
+    verifier = verifier or get_verifier(training.verifier, **(training.verifier_options or {}))
     return load_problems(
         run.dataset,
         split=run.dataset_split,
@@ -189,7 +198,7 @@ def _problems(run: RunArguments, training: SGSDConfig) -> tuple[list[Problem], A
     )
 
 
-def _eval_problems(run: RunArguments, training: SGSDConfig) -> list[Problem] | None:
+def _eval_problems(run: RunArguments, training: VerifiedConfig) -> list[Problem] | None:
     if not run.eval_dataset:
         if training.eval_strategy == "no":
             return None
@@ -209,7 +218,7 @@ def _model_name(model: ModelConfig) -> str:
     return model.model_name_or_path
 
 
-def _model_options(training: SGSDConfig, model: ModelConfig) -> dict[str, Any]:
+def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": model.dtype, "revision": model.model_revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
@@ -219,9 +228,9 @@ def _model_options(training: SGSDConfig, model: ModelConfig) -> dict[str, Any]:
     return options | dict(training.model_init_kwargs or {})
 
 
-def _dry_run(run: RunArguments, training: SGSDConfig, model: ModelConfig, console: Console) -> None:
-    """Everything but the weights: settings, data, one student's and one teacher's prompt."""
-    bank = resolve_bank(training.bank)
+def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:
+    """Everything but the weights: settings, data, one prompt of each kind."""
+    bank = resolve_bank(training)
     problems, report = _problems(run, training)
     with hub_or_cache(_model_name(model)):
         tokenizer = load_tokenizer(
@@ -233,25 +242,47 @@ def _dry_run(run: RunArguments, training: SGSDConfig, model: ModelConfig, consol
         thinking=training.thinking,
         chat_template_kwargs=training.chat_template_kwargs,
     )
+    prompts = _prompts(training, renderer, bank, problems)
     out = Console()
     out.print(yaml.safe_dump(settings_as_dict(run, training, model), allow_unicode=True), highlight=False, markup=False)
     for line in report.lines():
         out.print(line, highlight=False, markup=False)
-    out.print(
-        f"bank {training.bank}: {len(bank.skills)} skills, {len(bank.mistakes)} mistakes, digest {bank.digest[:12]}; "
-        f"{min(training.num_teachers, bank.max_pairs)} teachers a rollout",
-        highlight=False,
-    )
-    problem = problems[0]
-    # The embedder's weights stay unloaded too: the pair shown is BM25's.
-    pair = BM25Retriever().retrieve([problem.text], bank, 1)[0].pairs[0]
-    student = renderer.student_ids(problem.text)
-    teacher = renderer.teacher_ids(problem.text, pair.skill, pair.mistake)
-    for title, ids in (("student", student), ("teacher, with BM25's first pair", teacher)):
-        out.print(Panel(renderer.text(ids).replace("[", r"\["), title=f"{title}: {len(ids)} tokens, {problem.id}"))
+    if bank is not None:
+        shown = training.num_teachers if isinstance(training, SGSDConfig) else training.skills_in_prompt_pairs
+        out.print(
+            f"bank {training.bank}: {len(bank.skills)} skills, {len(bank.mistakes)} mistakes, digest "
+            f"{bank.digest[:12]}; {min(shown, bank.max_pairs)} pairs a rollout",
+            highlight=False,
+        )
+    for title, ids in prompts.items():
+        out.print(Panel(renderer.text(ids).replace("[", r"\["), title=f"{title}: {len(ids)} tokens, {problems[0].id}"))
     lengths = [len(renderer.student_ids(problem.text)) for problem in problems]
     out.print(f"plain prompts: {min(lengths)} to {max(lengths)} tokens; no weights were loaded", highlight=False)
     console.print("dry run: nothing was written", highlight=False)
+
+
+def _prompts(
+    training: VerifiedConfig, renderer: PromptRenderer, bank: SkillBank | None, problems: list[Problem]
+) -> dict[str, list[int]]:
+    """The first problem's prompts, by title. The embedder's weights stay unloaded: pairs shown are BM25's."""
+    text = problems[0].text
+    pairs: SkillPairs = ()
+    if bank is not None:
+        count = training.skills_in_prompt_pairs if training.skills_in_prompt else 1
+        pairs = skill_pairs(problems[:1], BM25Retriever(), bank, count)[0]
+    if training.skills_in_prompt:
+        prompts = {"student, with BM25's first pairs": renderer.skilled_ids(text, pairs)}
+    else:
+        prompts = {"student": renderer.student_ids(text)}
+    if isinstance(training, SGSDConfig):
+        prompts["teacher, with BM25's first pair"] = renderer.teacher_ids(text, *pairs[0])
+    if isinstance(training, OPSDConfig):
+        from sgsd.training.opsd import references
+
+        reference = references(problems, training.reference)[0]
+        shown = pairs if training.skills_in_prompt else ()
+        prompts[f"teacher, with the {training.reference}"] = renderer.reference_ids(text, reference, shown)
+    return prompts
 
 
 def _split_launch_flags(arguments: list[str]) -> tuple[list[str], list[str]]:

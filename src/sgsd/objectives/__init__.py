@@ -4,7 +4,19 @@ Axis letters, here and everywhere: B rows, K teachers, T completion tokens, V vo
 A mask is True where a token counts.
 """
 
+from sgsd.objectives.divergences import DIVERGENCES, Divergence, OPSDLoss, opsd_loss, token_divergence
 from sgsd.objectives.logprobs import selected_logps
 from sgsd.objectives.sgsd import SGSDLoss, gate, local_support_loss, sgsd_loss
 
-__all__ = ["SGSDLoss", "gate", "local_support_loss", "selected_logps", "sgsd_loss"]
+__all__ = [
+    "DIVERGENCES",
+    "Divergence",
+    "OPSDLoss",
+    "SGSDLoss",
+    "gate",
+    "local_support_loss",
+    "opsd_loss",
+    "selected_logps",
+    "sgsd_loss",
+    "token_divergence",
+]

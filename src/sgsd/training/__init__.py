@@ -1,1 +1,1 @@
-"""Trainers on TRL, one module each, and what they share: configuration, teacher weights, checkpoint state."""
+"""Trainers on TRL, one module a method, and what they share: base, configuration, rows, checkpoint state."""

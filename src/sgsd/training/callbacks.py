@@ -11,20 +11,21 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sgsd.training.state import save_state
 
 if TYPE_CHECKING:
-    from sgsd.training.sgsd import SGSDTrainer
+    from sgsd.training.base import VerifiedTrainer
 
 
 class StateCallback(TrainerCallback):
-    """Keeps ``SGSDTrainer``'s teacher weights and checkpoint state in step with the optimizer."""
+    """Keeps a trainer's teacher weights and checkpoint state in step with the optimizer."""
 
-    def __init__(self, trainer: SGSDTrainer) -> None:
+    def __init__(self, trainer: VerifiedTrainer) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.skip_epochs(int(state.epoch))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer.teacher_weights.after_optimizer_step(state.global_step)
+        if self._trainer.teacher_weights is not None:
+            self._trainer.teacher_weights.after_optimizer_step(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.save_only_model:  # without optimizer and random state there is nothing to go on from
@@ -34,6 +35,7 @@ class StateCallback(TrainerCallback):
         def save() -> None:
             save_state(
                 Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}",
+                method=self._trainer.method,
                 step=state.global_step,
                 bank=self._trainer.bank,
                 initial_bank=self._trainer.initial_bank,

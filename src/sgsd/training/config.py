@@ -1,7 +1,7 @@
-"""SGSD's settings, on top of TRL's.
+"""The methods' settings, on top of TRL's.
 
-The objective's, the teachers' and the sampling defaults are the paper's; ``thinking`` is not (see docs/deviations.md).
-The presets hold the paper's batch size and steps too.
+What all methods share is in ``VerifiedConfig``: prompts, verifier, sampling, lengths, optimisation. Sampling and
+optimisation defaults are those of SGSD's paper; ``thinking`` is not (see docs/deviations.md).
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from trl import GRPOConfig
 
 from sgsd.bank import SkillBank
 from sgsd.errors import ConfigError, check_choice
+from sgsd.objectives import DIVERGENCES
 from sgsd.prompts import BOXED_INSTRUCTION, Thinking
 
 TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
+REFERENCES = ("solution", "answer")
 
 # TRL's refusal of one rollout per prompt, which its runtime handles; pinned by a test.
 _SINGLE_ROLLOUT_REFUSAL = "GRPO requires at least 2 generations per prompt"
@@ -30,16 +32,11 @@ def _setting(default: Any, help: str, **metadata: Any) -> Any:
 
 
 @dataclass
-class SGSDConfig(GRPOConfig):
-    r"""Configuration of ``SGSDTrainer``.
-
-    Everything of TRL's ``GRPOConfig`` applies to sampling, optimisation, logging and saving; this class adds the
-    method's own settings and sets the paper's sampling and optimisation as defaults. ``num_generations`` may be 1.
-
-    Parameters are documented by their ``help`` (``sgsd train --help`` prints it).
+class VerifiedConfig(GRPOConfig):
+    r"""What all methods share: everything of TRL's ``GRPOConfig``, prompts, verdicts, and skills in the prompt.
 
     Raises:
-        ConfigError: a setting of SGSD's own that cannot be used.
+        ConfigError: a setting of this package's own that cannot be used.
     """
 
     # The paper's values for settings that TRL has under other defaults.
@@ -54,29 +51,13 @@ class SGSDConfig(GRPOConfig):
         False, "TRL's correction between vLLM and trainer; biased by the kept mass under top-p or top-k, hence off."
     )
 
-    # Teachers.
-    bank: str | None = _setting(None, "Skill bank: a file, or a shipped one as seed:NAME.")
-    num_teachers: int = _setting(8, "K, skill-mistake pairs per problem, each a teacher.")
-    retriever: str = _setting("embedding", f"How pairs are found: {', '.join(RETRIEVERS)}.")
-    embedder: str = _setting(
-        "Qwen/Qwen3-Embedding-0.6B", "Embedder of retriever 'embedding': hub name, folder, or local:all-minilm-l6-v2."
-    )
-    retrieval_query_prompt: str = _setting(
-        "", "Put before each problem when it is embedded; Qwen3-Embedding wants 'Instruct: <task>\\nQuery:'."
-    )
-    retrieval_temperature: float = _setting(1.0, "Temperature of the softmax over similarities that weighs teachers.")
-    teacher: str = _setting("live", f"Whose weights teach: {', '.join(TEACHERS)}.")
-    teacher_ema_decay: float = _setting(0.99, "For teacher 'ema': weights = decay * weights + (1 - decay) * policy.")
-    teacher_sync_steps: int = _setting(25, "For teacher 'periodic': optimizer steps between copies of the policy.")
-    max_prompt_length: int | None = _setting(
-        None, "Most tokens of a student's or teacher's prompt; None: what the model's context leaves to prompts."
-    )
-    max_tokens_per_chunk: int = _setting(16384, "Token budget of one teacher forward, padding included.")
-
     # Prompts and verdicts.
     instruction: str = _setting(BOXED_INSTRUCTION, "Ends every prompt, the student's and the teachers'.")
     thinking: str = _setting(
         "matched", "matched: chat_template_kwargs for all; paper: student without thinking, teachers with."
+    )
+    max_prompt_length: int | None = _setting(
+        None, "Most tokens of a student's or teacher's prompt; None: what the model's context leaves to prompts."
     )
     verifier: str = _setting("math", "math, exact, choice, reasoning_gym, or a TRL reward function by dotted path.")
     verifier_options: dict[str, Any] | str | None = _setting(None, "Options of the verifier, as JSON or a mapping.")
@@ -85,14 +66,19 @@ class SGSDConfig(GRPOConfig):
         0.5, "With reward_funcs of your own: a weighted sum of rewards of at least this is a success."
     )
 
-    # Objective.
-    score_temperature: float = _setting(1.0, "Both sides' log-probabilities are taken at this temperature.")
-    gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
-    support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
-    support_threshold: float = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
-    sgsd_weight: float = _setting(1.0, "Weight of the SGSD term.")
-    grpo_weight: float = _setting(0.0, "Weight of TRL's GRPO loss, added on the same rollouts; not in the paper.")
-    log_teacher_entropy: bool = _setting(True, "Log the teachers' entropy; costs a little of each teacher forward.")
+    # Skills.
+    bank: str | None = _setting(None, "Skill bank: a file, or a shipped one as seed:NAME.")
+    retriever: str = _setting("embedding", f"How pairs are found: {', '.join(RETRIEVERS)}.")
+    embedder: str = _setting(
+        "Qwen/Qwen3-Embedding-0.6B", "Embedder of retriever 'embedding': hub name, folder, or local:all-minilm-l6-v2."
+    )
+    retrieval_query_prompt: str = _setting(
+        "", "Put before each problem when it is embedded; Qwen3-Embedding wants 'Instruct: <task>\\nQuery:'."
+    )
+    skills_in_prompt: bool = _setting(
+        False, "Show each problem's best pairs in the rollout's prompt; of methods grpo and opsd."
+    )
+    skills_in_prompt_pairs: int = _setting(1, "Skill-mistake pairs that skills_in_prompt shows.")
 
     def __post_init__(self) -> None:
         if isinstance(self.verifier_options, str):
@@ -116,38 +102,151 @@ class SGSDConfig(GRPOConfig):
     def _check(self) -> None:
         for name, allowed in (
             ("retriever", RETRIEVERS),
-            ("teacher", TEACHERS),
             ("truncated", TRUNCATED),
             ("thinking", tuple(map(str, Thinking))),
         ):
-            check_choice(name, getattr(self, name), allowed)
-        for name in (
-            "num_teachers",
-            "num_generations",
-            "teacher_sync_steps",
-            "max_tokens_per_chunk",
-            "max_prompt_length",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} is too small", got=getattr(self, name), expected="1 or more")
-        # The first four TRL, transformers and torch would refuse only once a step is under way.
-        for name in (
-            "temperature",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "max_completion_length",
-            "score_temperature",
-            "gate_tau",
-            "support_clip",
-            "retrieval_temperature",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive", got=getattr(self, name))
+            check_choice(name, vars(self)[name], allowed)
+        self._refuse_below_one("num_generations", "max_prompt_length", "skills_in_prompt_pairs")
+        # TRL, transformers and torch would refuse these only once a step is under way.
+        self._refuse_not_positive(
+            "temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"
+        )
         if not 0 < self.top_p <= 1:
             raise ConfigError("top_p is out of range", got=self.top_p, expected="above 0, at most 1")
-        for name in ("support_threshold", "sgsd_weight", "grpo_weight"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be negative", got=getattr(self, name))
+
+    @property
+    def uses_bank(self) -> bool:
+        """Whether a run with these settings reads a skill bank."""
+        return self.skills_in_prompt
+
+    def _refuse_below_one(self, *names: str) -> None:
+        for name in names:
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ConfigError(f"{name} is too small", got=vars(self)[name], expected="1 or more")
+
+    def _refuse_not_positive(self, *names: str) -> None:
+        for name in names:
+            if not vars(self)[name] > 0:
+                raise ConfigError(f"{name} must be positive", got=vars(self)[name])
+
+    def _refuse_negative(self, *names: str) -> None:
+        for name in names:
+            if not vars(self)[name] >= 0:
+                raise ConfigError(f"{name} must not be negative", got=vars(self)[name])
+
+    def _refuse_given(self, *names: str) -> None:
+        for name in names:
+            if vars(self)[name]:
+                raise ConfigError(f"{name} is not supported", got=vars(self)[name], remedy="leave it out")
+
+
+@dataclass
+class GRPOBaselineConfig(VerifiedConfig):
+    """Configuration of ``GRPOBaselineTrainer``: TRL's GRPO on the rows, prompts and verdicts of the other methods.
+
+    Raises:
+        ConfigError: a setting of this package's own that cannot be used.
+    """
+
+    num_generations: int = _setting(8, "G, rollouts per prompt; 2 or more.")
+
+    def _check(self) -> None:
+        super()._check()
+        if self.num_generations == 1:
+            raise ConfigError(
+                "GRPO needs groups", got="num_generations 1", expected="2 or more: one rollout has no advantage"
+            )
+
+
+@dataclass
+class DistillationConfig(VerifiedConfig):
+    """What the methods with teachers share."""
+
+    teacher: str = _setting("live", f"Whose weights teach: {', '.join(TEACHERS)}.")
+    teacher_ema_decay: float = _setting(0.99, "For teacher 'ema': weights = decay * weights + (1 - decay) * policy.")
+    teacher_sync_steps: int = _setting(25, "For teacher 'periodic': optimizer steps between copies of the policy.")
+    score_temperature: float = _setting(1.0, "Both sides' log-probabilities are taken at this temperature.")
+
+    def _check(self) -> None:
+        super()._check()
+        check_choice("teacher", self.teacher, TEACHERS)
+        self._refuse_below_one("teacher_sync_steps")
+        self._refuse_not_positive("score_temperature")
+        if not 0 <= self.teacher_ema_decay < 1:
+            raise ConfigError("teacher_ema_decay is out of range", got=self.teacher_ema_decay, expected="0 to below 1")
+        # The student's forward keeps no gradient for the entropy.
+        self._refuse_given("entropy_coef", "use_adaptive_entropy")
+
+
+@dataclass
+class OPSDConfig(DistillationConfig):
+    """Configuration of ``OPSDTrainer``. ``num_generations`` may be 1.
+
+    Raises:
+        ConfigError: a setting of this package's own that cannot be used.
+    """
+
+    teacher: str = _setting("frozen", f"Whose weights teach: {', '.join(TEACHERS)}.")
+    reference: str = _setting("solution", f"What the teacher's prompt holds: {' or '.join(REFERENCES)}.")
+    divergence: str = _setting("forward_kl", f"Per-token divergence from the teacher: {', '.join(DIVERGENCES)}.")
+    jsd_beta: float = _setting(0.5, "For divergence 'jsd': the teacher's share of the mixture, between 0 and 1.")
+    divergence_clip: float | None = _setting(
+        None, "Most nats that one vocabulary entry may add to a token's divergence; None: no limit."
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        check_choice("reference", self.reference, REFERENCES)
+        check_choice("divergence", self.divergence, DIVERGENCES)
+        if not 0 < self.jsd_beta < 1:
+            raise ConfigError("jsd_beta is out of range", got=self.jsd_beta, expected="between 0 and 1")
+        if self.divergence_clip is not None:
+            self._refuse_not_positive("divergence_clip")
+        if self.beta:
+            raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="method grpo, or no beta")
+
+
+@dataclass
+class SGSDConfig(DistillationConfig):
+    r"""Configuration of ``SGSDTrainer``.
+
+    Everything of TRL's ``GRPOConfig`` applies to sampling, optimisation, logging and saving; this class adds the
+    method's own settings and sets the paper's sampling and optimisation as defaults. ``num_generations`` may be 1.
+
+    Parameters are documented by their ``help`` (``sgsd train --help`` prints it).
+
+    Raises:
+        ConfigError: a setting of this package's own that cannot be used.
+    """
+
+    # Teachers.
+    num_teachers: int = _setting(8, "K, skill-mistake pairs per problem, each a teacher.")
+    retrieval_temperature: float = _setting(1.0, "Temperature of the softmax over similarities that weighs teachers.")
+    max_tokens_per_chunk: int = _setting(16384, "Token budget of one teacher forward, padding included.")
+
+    # Objective.
+    gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
+    support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
+    support_threshold: float = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
+    sgsd_weight: float = _setting(1.0, "Weight of the SGSD term.")
+    grpo_weight: float = _setting(0.0, "Weight of TRL's GRPO loss, added on the same rollouts; not in the paper.")
+    log_teacher_entropy: bool = _setting(True, "Log the teachers' entropy; costs a little of each teacher forward.")
+
+    @property
+    def uses_bank(self) -> bool:
+        return True
+
+    def _check(self) -> None:
+        super()._check()
+        self._refuse_below_one("num_teachers", "max_tokens_per_chunk")
+        self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature")
+        self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight")
+        if self.skills_in_prompt:
+            raise ConfigError(
+                "skills_in_prompt does not go with SGSD",
+                expected="method grpo or opsd",
+                remedy="SGSD's student is to learn without the skills that its teachers are shown",
+            )
         if not self.sgsd_weight and not self.grpo_weight:
             raise ConfigError("sgsd_weight and grpo_weight are both 0", expected="something to learn from")
         if self.grpo_weight and self.num_generations == 1:
@@ -156,23 +255,32 @@ class SGSDConfig(GRPOConfig):
             )
         if self.beta and not self.grpo_weight:
             raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="grpo_weight above 0")
-        for name in ("entropy_coef", "use_adaptive_entropy"):
-            if getattr(self, name):
-                # The student's forward keeps no gradient for the entropy.
-                raise ConfigError(f"{name} is not supported", got=getattr(self, name), remedy="leave it out")
-        if not 0 <= self.teacher_ema_decay < 1:
-            raise ConfigError("teacher_ema_decay is out of range", got=self.teacher_ema_decay, expected="0 to below 1")
 
 
-def resolve_bank(bank: SkillBank | str | Path | None) -> SkillBank:
-    """The bank a run begins with: a value, a file, or a shipped one by name.
+CONFIGS: dict[str, type[VerifiedConfig]] = {"sgsd": SGSDConfig, "grpo": GRPOBaselineConfig, "opsd": OPSDConfig}
+"""Method → its configuration; ``training.methods`` has the trainers."""
+
+
+def resolve_bank(args: VerifiedConfig, bank: SkillBank | str | Path | None = None) -> SkillBank | None:
+    """The bank a run begins with, a value, a file, or a shipped one by name; ``None`` where the method takes none.
+
+    Args:
+        args: the run's settings.
+        bank: in place of ``args.bank``.
 
     Raises:
-        ConfigError: none was named.
+        ConfigError: none was named and one is needed, or one was named that nothing would read.
         BankError: it cannot be read, or makes no pairs.
     """
-    if bank is None:
+    given = args.bank if bank is None else bank
+    if not args.uses_bank:
+        if given is not None:
+            raise ConfigError(
+                "a skill bank that nothing would read", expected="skills_in_prompt: true, or no bank with this method"
+            )
+        return None
+    if given is None:
         raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
-    resolved = bank if isinstance(bank, SkillBank) else SkillBank.load(bank)
+    resolved = given if isinstance(given, SkillBank) else SkillBank.load(given)
     resolved.require_pairs()
     return resolved

@@ -21,7 +21,7 @@ from sgsd.errors import BankError, CheckpointError, ConfigError
 STATE_FOLDER = "sgsd"
 _STATE_FILE = "state.json"
 _BANK_FILE = "bank.json"
-_VERSION = 1
+_VERSION = 2
 
 
 class TeacherWeights:
@@ -108,17 +108,25 @@ class TeacherWeights:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """The part of a checkpoint that is JSON."""
+    """The part of a checkpoint that is JSON. Banks go by digest; a run without bank or teacher has ``None``."""
 
     step: int
-    initial_bank: str
-    bank: str
-    teacher: str
+    initial_bank: str | None
+    bank: str | None
+    teacher: str | None
+    method: str = "sgsd"  # version 1 knew no other
     version: int = _VERSION
 
 
 def save_state(
-    checkpoint: Path, *, step: int, bank: SkillBank, initial_bank: str, teacher: TeacherWeights, rank: int = 0
+    checkpoint: Path,
+    *,
+    method: str,
+    step: int,
+    bank: SkillBank | None,
+    initial_bank: str | None,
+    teacher: TeacherWeights | None,
+    rank: int = 0,
 ) -> None:
     """Write ``checkpoint/sgsd``: teacher weights of each rank, then the bank, then, last and at once, ``state.json``.
 
@@ -126,63 +134,79 @@ def save_state(
 
     Args:
         checkpoint: the folder TRL has written.
+        method: the run's.
         step: optimizer steps done.
-        bank: as it is now.
+        bank: as it is now, if the run has one.
         initial_bank: digest of the bank the run began with.
         teacher: its weights are saved where they are not derived from the initial policy.
         rank: this process's; rank 0 writes bank and state.
     """
     folder = checkpoint / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if teacher.saved:
+    if teacher is not None and teacher.saved:
         state = {name: held.contiguous().cpu() for name, held in teacher.state().items()}
         save_file(state, folder / f"teacher-{rank:05d}.safetensors")
     if rank == 0:
-        bank.save(folder / _BANK_FILE)
-        state = RunState(step=step, initial_bank=initial_bank, bank=bank.digest, teacher=teacher.kind)
+        if bank is not None:
+            bank.save(folder / _BANK_FILE)
+        state = RunState(
+            step=step,
+            initial_bank=initial_bank,
+            bank=None if bank is None else bank.digest,
+            teacher=None if teacher is None else teacher.kind,
+            method=method,
+        )
         partial = folder / f".{_STATE_FILE}"
         partial.write_text(json.dumps(asdict(state), indent=2) + "\n")
         os.replace(partial, folder / _STATE_FILE)
 
 
 def load_state(
-    checkpoint: Path, *, bank: SkillBank, teacher: TeacherWeights, rank: int = 0
-) -> tuple[RunState, SkillBank]:
+    checkpoint: Path, *, method: str, bank: SkillBank | None, teacher: TeacherWeights | None, rank: int = 0
+) -> tuple[RunState, SkillBank | None]:
     """Read ``checkpoint/sgsd``, restoring the teachers' weights; returns the state and the bank as it was.
 
     Raises:
-        CheckpointError: the checkpoint is no SGSD checkpoint, is incomplete or damaged, began with another bank than
-            ``bank``, or was made with another kind of teacher.
+        CheckpointError: the checkpoint is none of this package's, is incomplete or damaged, is another method's,
+            began with another bank than ``bank``, or was made with another kind of teacher.
     """
     folder = checkpoint / STATE_FOLDER
     try:
         state = RunState(**json.loads((folder / _STATE_FILE).read_text()))
     except (OSError, json.JSONDecodeError, TypeError) as error:
         raise CheckpointError(
-            "not a complete SGSD checkpoint",
+            "not a complete sgsd checkpoint",
             got=str(checkpoint),
             expected=f"{STATE_FOLDER}/{_STATE_FILE} in it",
             remedy="resume from an earlier checkpoint",
         ) from error
     if state.version > _VERSION:
         raise CheckpointError("the checkpoint is newer than this sgsd", got=f"version {state.version}")
-    if state.initial_bank != bank.digest:
+    if state.method != method:
+        raise CheckpointError(
+            "the checkpoint was trained with another method", got=f"method {method}", expected=state.method
+        )
+    digest = None if bank is None else bank.digest
+    if state.initial_bank != digest:
         raise CheckpointError(
             "the checkpoint was trained with another bank",
-            got=f"bank {bank.digest[:12]}",
-            expected=state.initial_bank[:12],
+            got=_shown(digest),
+            expected=_shown(state.initial_bank),
             remedy="pass the bank the run began with, or start a new run in another output_dir",
         )
-    if state.teacher != teacher.kind:
+    kind = None if teacher is None else teacher.kind
+    if state.teacher != kind:
         raise CheckpointError(
-            "the checkpoint was trained with another teacher", got=f"teacher {teacher.kind}", expected=state.teacher
+            "the checkpoint was trained with another teacher", got=f"teacher {kind}", expected=state.teacher
         )
-    if teacher.saved:
+    if teacher is not None and teacher.saved:
         file = folder / f"teacher-{rank:05d}.safetensors"
         try:
             teacher.load(load_file(file))
         except (OSError, SafetensorError) as error:
             raise CheckpointError("the checkpoint's teacher weights cannot be read", got=str(file)) from error
+    if state.bank is None:
+        return state, None
     try:
         saved_bank = SkillBank.load(folder / _BANK_FILE)
     except BankError as error:
@@ -195,6 +219,10 @@ def load_state(
             remedy="resume from an earlier checkpoint",
         )
     return state, saved_bank
+
+
+def _shown(digest: str | None) -> str:
+    return "no bank" if digest is None else f"bank {digest[:12]}"
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:

@@ -1,0 +1,334 @@
+"""What the methods' trainers share, on TRL's GRPO trainer.
+
+All see the same rows, prompts, sampling and verdicts; each module beside this one adds one method's signal:
+
+- a rollout's reward decides its outcome: success, failure, undecided (``_calculate_rewards``);
+- ``success_rate`` is logged, whatever the loss makes of the outcomes;
+- checkpoints hold what TRL's do not: bank, teacher weights, the place in the order of problems;
+- ``_student_logits`` is one forward on the rollouts' own prompts, which ``_grpo_loss`` lends to TRL's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from sgsd.bank import SkillBank
+from sgsd.engines.embedders import build_retriever
+from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer
+from sgsd.errors import CheckpointError, ConfigError
+from sgsd.objectives import selected_logps
+from sgsd.problems import Problem
+from sgsd.prompts import PromptRenderer
+from sgsd.retrieval import Retriever
+from sgsd.scoring import completion_logits
+from sgsd.training.callbacks import StateCallback
+from sgsd.training.config import DistillationConfig, VerifiedConfig, resolve_bank
+from sgsd.training.rewards import VerifierReward, is_truncated, outcome_of
+from sgsd.training.rows import SkillPairs, problems_of, skill_pairs, training_rows
+from sgsd.training.state import TeacherWeights, last_complete_checkpoint, load_state, refuse_partitioned_copies
+from sgsd.verifiers import Verifier, get_verifier
+
+
+class VerifiedTrainer(GRPOTrainer):
+    """The base of this package's trainers, each used like any TRL trainer.
+
+    Args:
+        model: a hub name or folder (also what ``engines.models.load_model`` knows), a model, or a PEFT model.
+        args: configuration.
+        train_dataset: a ``datasets.Dataset`` in any format that ``sgsd.problems`` knows, or a list of ``Problem``.
+        eval_dataset: likewise; ``evaluate()`` logs its plain-prompt success rate as ``eval_reward``.
+        bank: overrides ``args.bank``.
+        retriever: overrides ``args.retriever``.
+        verifier: overrides ``args.verifier``.
+        reward_funcs: TRL reward functions in place of a verifier. Their weighted sum decides the outcome: at least
+            ``args.success_threshold`` is a success, NaN or ``None`` undecided.
+        processing_class, callbacks, optimizers, quantization_config, peft_config: as in TRL.
+
+    Raises:
+        ConfigError, BankError, DataError, PromptError: what cannot be used, in one line.
+    """
+
+    method: str
+    """The name that ``sgsd train --method`` takes."""
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: VerifiedConfig,
+        train_dataset: Dataset | Sequence[Problem],
+        eval_dataset: Dataset | Sequence[Problem] | None = None,
+        *,
+        bank: SkillBank | str | Path | None = None,
+        retriever: Retriever | None = None,
+        verifier: Verifier | None = None,
+        reward_funcs: Callable[..., list[float | None]] | list[Callable[..., list[float | None]]] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: PeftConfig | None = None,
+    ) -> None:
+        self.bank = resolve_bank(args, bank)
+        self._bank_at_start = self.bank
+        self.retriever = retriever or (None if self.bank is None else self._build_retriever(args))
+        if isinstance(model, str):
+            options = dict(args.model_init_kwargs or {})
+            if quantization_config is not None:
+                options["quantization_config"] = quantization_config
+            processing_class = processing_class or load_tokenizer(model, trust_remote_code=args.trust_remote_code)
+            model = load_model(model, trainable_adapter=True, trust_remote_code=args.trust_remote_code, **options)
+        processing_class = processing_class or load_tokenizer(model.name_or_path)
+        self.renderer = PromptRenderer(
+            processing_class,
+            instruction=args.instruction,
+            thinking=args.thinking,
+            chat_template_kwargs=args.chat_template_kwargs,
+        )
+        self.max_prompt_length = prompt_budget(model.config, args)
+        problems = problems_of(train_dataset)
+        # Retrieved once, from the bank the run begins with.
+        skills = (
+            skill_pairs(problems, self.retriever, self.bank, args.skills_in_prompt_pairs)
+            if args.skills_in_prompt
+            else None
+        )
+        rows = {"train_dataset": self._training_rows(args, problems, skills)}
+        if eval_dataset is not None:
+            rows["eval_dataset"] = training_rows(
+                problems_of(eval_dataset), self.renderer, max_prompt_length=self.max_prompt_length
+            )
+        fresh_adapter = isinstance(peft_config, LoraConfig) and peft_config.init_lora_weights in (True, "gaussian")
+        if reward_funcs is None:
+            reward_funcs = [
+                VerifierReward(
+                    verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
+                    name=args.verifier,
+                    end_ids=end_of_completion_ids(model, processing_class),
+                    truncated=args.truncated,
+                )
+            ]
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            **rows,
+        )
+        self.chat_template_kwargs = self.renderer.student_kwargs
+        self.teacher_weights: TeacherWeights | None = None
+        if isinstance(args, DistillationConfig):
+            refuse_partitioned_copies(args.teacher, self.accelerator, fresh_adapter=fresh_adapter)
+            self.teacher_weights = TeacherWeights(
+                self.model,
+                args.teacher,
+                fresh_adapter=fresh_adapter,
+                ema_decay=args.teacher_ema_decay,
+                sync_steps=args.teacher_sync_steps,
+            )
+        self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
+        self._student_pass: tuple[Tensor, Tensor | None] | None = None
+        self.add_callback(StateCallback(self))
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """What a method keeps of its own; called once everything else of the trainer is there."""
+
+    def _build_retriever(self, args: VerifiedConfig, *, temperature: float = 1.0) -> Retriever:
+        return build_retriever(
+            args.retriever,
+            embedder=args.embedder if args.retriever == "embedding" else None,
+            temperature=temperature,
+            seed=args.seed,
+            query_prompt=args.retrieval_query_prompt,
+        )
+
+    def _training_rows(self, args: VerifiedConfig, problems: list[Problem], skills: list[SkillPairs] | None) -> Dataset:
+        """The rows to train on, with ``skills`` in their prompts; those of evaluations are always plain."""
+        return training_rows(problems, self.renderer, max_prompt_length=self.max_prompt_length, skills=skills)
+
+    # ---- resume
+
+    @property
+    def initial_bank(self) -> str | None:
+        """Digest of the bank the run began with; a checkpoint of a run that began with another is refused."""
+        return None if self._bank_at_start is None else self._bank_at_start.digest
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over bank and teacher weights of a checkpoint; ``train`` does so itself.
+
+        Raises:
+            CheckpointError: one that is not this run's (see ``training.state.load_state``).
+        """
+        _, self.bank = load_state(
+            checkpoint,
+            method=self.method,
+            bank=self._bank_at_start,
+            teacher=self.teacher_weights,
+            rank=self.accelerator.process_index,
+        )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As TRL's; ``True`` resumes from the last checkpoint in ``output_dir`` that was written to its end.
+
+        Raises:
+            CheckpointError: no such checkpoint, or one that is not this run's (see ``training.state.load_state``).
+        """
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(Path(self.args.output_dir))
+            if found is None:
+                raise CheckpointError("no complete checkpoint to resume from", got=self.args.output_dir)
+            resume_from_checkpoint = str(found)
+        if resume_from_checkpoint:
+            self.restore(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def skip_epochs(self, epochs: int) -> None:
+        """Bring the order of the problems to where a resumed run left it.
+
+        TRL's sampler draws one permutation an epoch, and would draw the first epoch's once more.
+        """
+        for _ in range(epochs if self.shuffle_dataset else 0):
+            torch.randperm(len(self.train_dataset), generator=self._train_sampler.generator)
+
+    # ---- rollouts and verdicts: overrides of TRL's private methods, pinned by test_trl_contract.py
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> Tensor:
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        first = self.accelerator.process_index * len(prompts)
+        local = rewards_per_func[first : first + len(prompts)]
+        weighted = (local * self.reward_weights.to(local.device)).nansum(1)
+        weighted[local.isnan().all(1)] = torch.nan
+        outcomes = [outcome_of(reward, self.args.success_threshold) for reward in weighted.tolist()]
+        cut = {"incorrect": -1, "undecided": 0}[self.args.truncated]
+        self._outcome = torch.tensor(
+            [
+                cut if is_truncated(ids, self.eos_token_ids) else outcome
+                for outcome, ids in zip(outcomes, completion_ids_list, strict=True)
+            ],
+            device=local.device,
+        )
+        return rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch, and each rollout's ``outcome`` and its ``row`` among all ranks' rollouts."""
+        output = super()._generate_and_score_completions(inputs)
+        B = len(inputs)
+        output["outcome"] = self._outcome
+        output["row"] = torch.arange(B, device=self._outcome.device) + self.accelerator.process_index * B
+        self._log_means({"success_rate": (self._outcome > 0).float().mean()})
+        return output
+
+    # ---- forwards
+
+    def _student_logits(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """``[B, T, V]``: the logits that predict each completion token after the rollout's own prompt."""
+        return self._completion_logits(
+            model,
+            inputs["prompt_ids"],
+            inputs["prompt_mask"],
+            inputs,
+            share_prompts=self._share_prompts and not self.args.gradient_checkpointing,
+        )
+
+    def _completion_logits(
+        self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, inputs: dict[str, Tensor], *, share_prompts: bool
+    ) -> Tensor:
+        prompts = [ids[kept].tolist() for ids, kept in zip(prompt_ids, prompt_mask.bool(), strict=True)]
+        return completion_logits(
+            model, prompts, inputs["completion_ids"], inputs["completion_mask"], share_prompts=share_prompts
+        )
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        """The model computes with the teachers' weights, without gradient, inside this context."""
+        assert self.teacher_weights is not None
+        with (
+            torch.no_grad(),
+            self.teacher_weights.in_place(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            self.accelerator.autocast(),
+        ):
+            yield
+
+    def _grpo_loss(
+        self, model: Any, inputs: dict[str, Tensor], logits: Tensor, logps: Tensor, entropy: Tensor | None
+    ) -> Tensor:
+        """TRL's own GRPO loss, already divided by the accumulation steps, on a student's forward made before.
+
+        Args:
+            model, inputs: as for ``_compute_loss``.
+            logits: of ``_student_logits``.
+            logps, entropy: ``[B, T]``, of these at ``score_temperature``.
+        """
+        if self.temperature != self.args.score_temperature:
+            logps, entropy = selected_logps(
+                logits, inputs["completion_ids"], temperature=self.temperature, with_entropy=True
+            )
+        self._student_pass = logps, entropy
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._student_pass = None
+
+    def _get_per_token_logps_and_entropies(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._student_pass is not None:
+            return *self._student_pass, None
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    @property
+    def _share_prompts(self) -> bool:
+        """Whether a batch holds several rollouts of one prompt: a matter of configuration, the same on all ranks."""
+        return (self.num_generations if self.model.training else self.num_generations_eval) > 1
+
+    # ---- logs
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _log_means(self, values: dict[str, Tensor]) -> None:
+        """Log each value's mean over ranks; a NaN (a mean over nothing) counts on no rank."""
+        stacked = torch.stack([value.detach().float().to(self.accelerator.device) for value in values.values()])
+        means = gather(stacked).view(-1, len(values)).nanmean(0)
+        for name, mean in zip(values, means.tolist(), strict=True):
+            self._metrics[self._mode][name].append(mean)
+
+
+def prompt_budget(model_config: Any, args: VerifiedConfig) -> int:
+    """The most tokens a prompt may have: ``max_prompt_length``, or what the context leaves.
+
+    Raises:
+        ConfigError: if the context has no room for prompts.
+    """
+    context = model_config.get_text_config().max_position_embeddings
+    room = context - args.max_completion_length
+    if room < 1 or (args.max_prompt_length or 0) > room:
+        raise ConfigError(
+            "prompts and completions do not fit the model's context",
+            got=f"max_completion_length {args.max_completion_length}, max_prompt_length {args.max_prompt_length}",
+            expected=f"at most {context} tokens together",
+        )
+    return args.max_prompt_length or room
