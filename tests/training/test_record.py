@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sgsd.bank import Ledger
+from sgsd.errors import CheckpointError
 from sgsd.objectives import sgsd_loss
 from sgsd.retrieval import Pair
 from sgsd.teachers import TeacherPool
 from sgsd.training.record import SUPPORT_EDGES, RunRecorder, token_pieces
 
-from .tiny import make_bank
+from .tiny import make_bank, make_trainer
 
 BANK = make_bank(3)
 K = 3
@@ -61,12 +63,13 @@ def step(recorder, number, pools, outcomes, *, micro_batches=1, seed=0):
     """One optimizer step: rollouts, shuffled and split as TRL does it, and their losses."""
     items = recorder.rollouts(pools, BANK, data_rows(len(pools)), first_row=0)
     inputs, result, student = batch(pools, outcomes, seed=seed)
+    inputs["items"] = items
     for chosen in torch.randperm(len(pools), generator=torch.Generator().manual_seed(seed)).chunk(micro_batches):
         part = {name: value[chosen] for name, value in inputs.items()}
         part_result = SimpleNamespace(
             support=result.support[chosen], stance=result.stance[chosen], polarity=result.polarity[chosen]
         )
-        recorder.observe(number, part, part_result, student[chosen], items[chosen])
+        recorder.observe(number, part, part_result, student[chosen])
     recorder.end_step(number)
     return inputs, result, student
 
@@ -214,3 +217,62 @@ def test_characters_of_several_tokens_stand_at_the_last_of_them(tokenizer):
 def test_a_completion_cut_inside_a_character_shows_that_something_is_missing(tokenizer):
     ids = tokenizer("a√")["input_ids"][:-1]
     assert token_pieces(tokenizer, ids) == ["a", "", "�"]
+
+
+def test_a_trainer_records_every_rollout_once_and_resumes_its_records_exactly(tmp_path):
+    settings = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "trace_steps": 3,
+        "bank": BANK,
+    }
+    unbroken = make_trainer(tmp_path / "a", stub=True, **settings)
+    unbroken.train()
+    assert unbroken.state.global_step == 4
+    ledger = Ledger.from_json((tmp_path / "a" / "ledger.json").read_text())
+    assert ledger == unbroken.ledger
+    rollouts = 4 * 2 * 2
+    assert sum(ledger.record(skill.id).uses for skill in BANK.skills) == rollouts * K
+    _header, *steps = lines(tmp_path / "a" / "supports.jsonl")
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert all(sum(map(sum, (line["success"], line["failure"], line["undecided"]))) == 2 * 2 * K for line in steps)
+    logged = [entry for entry in unbroken.state.log_history if "sgsd/polarity/positive_share" in entry]
+    positive = sum(ledger.record(skill.id).positive for skill in BANK.skills) / (rollouts * K)
+    assert positive == pytest.approx(sum(e["sgsd/polarity/positive_share"] for e in logged) / len(logged))
+    traces = lines(tmp_path / "a" / "traces.jsonl")
+    assert {trace["step"] for trace in traces} == {1, 3}
+    for trace in traces:
+        for teacher in trace["teachers"]:
+            gaps = [gap for gap, counted in zip(teacher["gaps"], trace["counted"], strict=True) if counted]
+            clipped = [max(-3.0, min(3.0, gap)) for gap in gaps]
+            assert teacher["support"] == pytest.approx(sum(clipped) / max(len(clipped), 1), abs=2e-3)
+            sign = {"success": 1, "failure": -1, "undecided": 0}[trace["outcome"]]
+            assert teacher["polarity"] == sign * teacher["stance"]
+
+    shutil.copytree(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
+    for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):  # a run that was killed after step 4
+        shutil.copy(tmp_path / "a" / name, tmp_path / "b" / name)
+    resumed = make_trainer(tmp_path / "b", stub=True, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):
+        assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
+
+
+def test_a_checkpoint_from_before_there_were_ledgers_still_loads(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, bank=BANK)
+    trainer.train()
+    (tmp_path / "checkpoint-1" / "sgsd" / "ledger.json").unlink()
+    resumed = make_trainer(tmp_path, stub=True, bank=BANK)
+    resumed.restore(tmp_path / "checkpoint-1")
+    assert resumed.ledger == Ledger()
+
+
+def test_a_damaged_ledger_is_refused_in_one_line(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, bank=BANK)
+    trainer.train()
+    (tmp_path / "checkpoint-1" / "sgsd" / "ledger.json").write_text("{")
+    with pytest.raises(CheckpointError, match="ledger cannot be read"):
+        make_trainer(tmp_path, stub=True, bank=BANK).restore(tmp_path / "checkpoint-1")

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from sgsd.bank import SkillBank
+from sgsd.bank import Ledger, SkillBank
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer
 from sgsd.errors import CheckpointError, ConfigError
@@ -167,6 +167,11 @@ class VerifiedTrainer(GRPOTrainer):
     def initial_bank(self) -> str | None:
         """Digest of the bank the run began with; a checkpoint of a run that began with another is refused."""
         return None if self._bank_at_start is None else self._bank_at_start.digest
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What became of each bank item so far, of methods that keep a ledger."""
+        return None
 
     def restore(self, checkpoint: Path) -> None:
         """Take over bank and teacher weights of a checkpoint; ``train`` does so itself.

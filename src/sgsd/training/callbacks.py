@@ -40,6 +40,7 @@ class StateCallback(TrainerCallback):
                 bank=self._trainer.bank,
                 initial_bank=self._trainer.initial_bank,
                 teacher=self._trainer.teacher_weights,
+                ledger=self._trainer.ledger,
                 rank=accelerator.process_index,
             )
 

@@ -231,6 +231,8 @@ class SGSDConfig(DistillationConfig):
     sgsd_weight: float = _setting(1.0, "Weight of the SGSD term.")
     grpo_weight: float = _setting(0.0, "Weight of TRL's GRPO loss, added on the same rollouts; not in the paper.")
     log_teacher_entropy: bool = _setting(True, "Log the teachers' entropy; costs a little of each teacher forward.")
+    trace_steps: int = _setting(25, "Optimizer steps between rollouts kept token by token, for sgsd report; 0: none.")
+    trace_rollouts: int = _setting(2, "Rollouts kept each time, a success and a failure if there are.")
 
     @property
     def uses_bank(self) -> bool:
@@ -240,7 +242,7 @@ class SGSDConfig(DistillationConfig):
         super()._check()
         self._refuse_below_one("num_teachers", "max_tokens_per_chunk")
         self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature")
-        self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight")
+        self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "trace_rollouts")
         if self.skills_in_prompt:
             raise ConfigError(
                 "skills_in_prompt does not go with SGSD",

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils import gather
 from torch import Tensor
+from transformers import TrainerCallback
 
 from sgsd.bank import Ledger, SkillBank
 from sgsd.objectives import SGSDLoss
@@ -117,33 +118,34 @@ class RunRecorder:
             first_row + index: _Asked(str(row["problem_id"]), str(row["problem"]), str(row["answer"]))
             for index, row in enumerate(rows)
         }
-        numbers = torch.full((len(pools), len(pools[0].prompts), 2), -1)
-        for row, pool in zip(numbers, pools, strict=True):
-            for teacher, pair in enumerate(pool.pairs):
-                row[teacher, 0] = self._numbers[pair.skill.id]
-                row[teacher, 1] = self._numbers[pair.mistake.id]
-        return numbers
+        padding = (-1, -1)
+        return torch.tensor(
+            [
+                [
+                    *((self._numbers[pair.skill.id], self._numbers[pair.mistake.id]) for pair in pool.pairs),
+                    *([padding] * (len(pool.prompts) - len(pool.pairs))),
+                ]
+                for pool in pools
+            ]
+        )
 
     # ---- losses are computed
 
-    def observe(
-        self, step: int, inputs: dict[str, Tensor], result: SGSDLoss, student_logps: Tensor, items: Tensor
-    ) -> None:
+    def observe(self, step: int, inputs: dict[str, Tensor], result: SGSDLoss, student_logps: Tensor) -> None:
         """Record one training micro-batch.
 
         Args:
             step: the optimizer step it belongs to, from 1.
-            inputs: of the loss: ``outcome`` ``[B]``, ``row`` ``[B]`` (numbers of the rollouts), ``teacher_weights``
-                ``[B, K]``, ``teacher_logps`` ``[B, K, T]``, ``completion_ids``, ``completion_mask`` and ``score_mask``
-                ``[B, T]``.
+            inputs: of the loss: ``outcome`` ``[B]``, ``row`` ``[B]`` (numbers of the rollouts), ``items`` ``[B, K, 2]``
+                (their part of what ``rollouts`` returned), ``teacher_weights`` ``[B, K]``, ``teacher_logps``
+                ``[B, K, T]``, ``completion_ids``, ``completion_mask`` and ``score_mask`` ``[B, T]``.
             result: the loss.
             student_logps: ``[B, T]``.
-            items: ``[B, K, 2]``, this micro-batch's part of what ``rollouts`` returned.
         """
         local = torch.stack(
             [result.support, result.stance, inputs["outcome"].to(result.stance).unsqueeze(1).expand_as(result.stance)]
         )
-        values, numbers = gather((local.movedim(0, -1).contiguous(), items.contiguous()))
+        values, numbers = gather((local.movedim(0, -1).contiguous(), inputs["items"].contiguous()))
         support, stance, outcomes = values.cpu().unbind(-1)  # [B, K] each, of all processes
         outcome, numbers = outcomes[:, 0].long(), numbers.cpu()
         # Real teachers come first in a row, padding last: TeacherPool promises it.
@@ -155,7 +157,7 @@ class RunRecorder:
         )
         self._count(outcome, support, numbers[..., 0] >= 0)
         if self._writes and self._traces_at(step):
-            self._trace(step, inputs, result, student_logps.detach(), items)
+            self._trace(step, inputs, result, student_logps.detach())
 
     def end_step(self, step: int) -> None:
         """Write what was observed of the optimizer step that has just been made."""
@@ -181,25 +183,23 @@ class RunRecorder:
     def _traces_at(self, step: int) -> bool:
         return bool(self._trace_steps and self._trace_rollouts) and (step == 1 or step % self._trace_steps == 0)
 
-    def _trace(
-        self, step: int, inputs: dict[str, Tensor], result: SGSDLoss, student_logps: Tensor, items: Tensor
-    ) -> None:
+    def _trace(self, step: int, inputs: dict[str, Tensor], result: SGSDLoss, student_logps: Tensor) -> None:
         """Keep this micro-batch's rollouts of each outcome, as many as the step still lacks."""
         outcomes = inputs["outcome"].tolist()
         for index, outcome in enumerate(outcomes):
             kept = sum(trace["outcome"] == OUTCOMES[outcome] for trace in self._traces)
-            if kept < self._trace_rollouts and int(items[index, 0, 0]) >= 0:
-                self._traces.append(self._trace_of(step, index, inputs, result, student_logps, items))
+            if kept < self._trace_rollouts and int(inputs["items"][index, 0, 0]) >= 0:
+                self._traces.append(self._trace_of(step, index, inputs, result, student_logps))
 
     def _trace_of(
-        self, step: int, index: int, inputs: dict[str, Tensor], result: SGSDLoss, student_logps: Tensor, items: Tensor
+        self, step: int, index: int, inputs: dict[str, Tensor], result: SGSDLoss, student_logps: Tensor
     ) -> dict[str, Any]:
         asked = self._asked[int(inputs["row"][index])]
         length = int(inputs["completion_mask"][index].sum())  # completions are padded on the right
         ids = inputs["completion_ids"][index, :length].tolist()
         student = student_logps[index, :length].float()
         teachers = []
-        for k, (skill, mistake) in enumerate(items[index].tolist()):
+        for k, (skill, mistake) in enumerate(inputs["items"][index].tolist()):
             if skill >= 0:
                 gaps = inputs["teacher_logps"][index, k, :length].float() - student
                 teachers.append(
@@ -234,6 +234,25 @@ class RunRecorder:
         return [*turns, *by_outcome[2]][: self._trace_rollouts]
 
 
+class RecordCallback(TrainerCallback):
+    """Tells a ``RunRecorder`` where training is."""
+
+    def __init__(self, recorder: RunRecorder) -> None:
+        self._recorder = recorder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._recorder.begin(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._recorder.end_step(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._recorder.write_ledger()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._recorder.write_ledger()
+
+
 def token_pieces(tokenizer: _Decoder, ids: Sequence[int]) -> list[str]:
     """One text a token; joined, they are the decoded completion, special tokens included.
 
@@ -266,13 +285,9 @@ def _keep_until(file: Path, step: int) -> None:
     """Drop lines of later steps, and a last one that was cut off while it was written."""
     if not file.is_file():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line).get("step", 0) <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue
+    # Not splitlines: a model may write the characters that only Unicode takes for the end of a line.
+    *lines, _cut_off = file.read_text(encoding="utf-8").split("\n")
+    kept = [line + "\n" for line in lines if json.loads(line).get("step", 0) <= step]
     partial = file.with_name(f".{file.name}")
     partial.write_text("".join(kept), encoding="utf-8")
     os.replace(partial, file)

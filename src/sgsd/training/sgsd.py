@@ -13,12 +13,14 @@ Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the 
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
+from sgsd.bank import Ledger
 from sgsd.objectives import SGSDLoss, selected_logps, sgsd_loss
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
@@ -26,6 +28,8 @@ from sgsd.scoring import chunk_count, score_completions
 from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
+from sgsd.training.record import RecordCallback, RunRecorder
+from sgsd.training.state import saved_ledger
 
 _STANCE_SIGNS = {-1: "-", 0: "0", 1: "+"}
 
@@ -68,6 +72,23 @@ class SGSDTrainer(VerifiedTrainer):
         # By mode, of all ranks' rollouts of the latest batch, for the table: a batch may be trained on again after an
         # evaluation.
         self._stance_cells: dict[str, list[list[str]]] = {}
+        self.recorder = RunRecorder(
+            Path(self.args.output_dir),
+            self.processing_class,
+            trace_steps=self.args.trace_steps,
+            trace_rollouts=self.args.trace_rollouts,
+            writes=self.accelerator.is_main_process,
+        )
+        self.add_callback(RecordCallback(self.recorder))
+
+    @property
+    def ledger(self) -> Ledger:
+        """What became of each bank item so far."""
+        return self.recorder.ledger
+
+    def restore(self, checkpoint: Path) -> None:
+        super().restore(checkpoint)
+        self.recorder.ledger = saved_ledger(checkpoint)
 
     def _build_retriever(self, args: SGSDConfig) -> Retriever:
         return super()._build_retriever(args, temperature=args.retrieval_temperature)
@@ -85,6 +106,9 @@ class SGSDTrainer(VerifiedTrainer):
         output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, width - T))
         output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
+        if self._mode == "train":
+            first_row = self.accelerator.process_index * B
+            output["items"] = self.recorder.rollouts(pools, self.bank, inputs, first_row=first_row).to(mask.device)
         self._log_means(
             {
                 "sgsd/teachers_per_rollout": (output["teacher_weights"] > 0).float().sum(1).mean(),
@@ -167,6 +191,8 @@ class SGSDTrainer(VerifiedTrainer):
             self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
         self._fill_stances(inputs["row"], result)
+        if self._mode == "train":
+            self.recorder.observe(self.state.global_step + 1, inputs, result, student_logps)
         return loss
 
     # ---- logs

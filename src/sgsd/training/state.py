@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sgsd.bank import SkillBank
+from sgsd.bank import Ledger, SkillBank
 from sgsd.errors import BankError, CheckpointError, ConfigError
 
 STATE_FOLDER = "sgsd"
 _STATE_FILE = "state.json"
 _BANK_FILE = "bank.json"
+_LEDGER_FILE = "ledger.json"
 _VERSION = 2
 
 
@@ -126,9 +127,10 @@ def save_state(
     bank: SkillBank | None,
     initial_bank: str | None,
     teacher: TeacherWeights | None,
+    ledger: Ledger | None = None,
     rank: int = 0,
 ) -> None:
-    """Write ``checkpoint/sgsd``: teacher weights of each rank, then the bank, then, last and at once, ``state.json``.
+    """Write ``checkpoint/sgsd``: teacher weights of each rank, bank, ledger, then, last and at once, ``state.json``.
 
     A checkpoint without ``state.json`` was cut off while it was written and is never resumed from.
 
@@ -139,6 +141,7 @@ def save_state(
         bank: as it is now, if the run has one.
         initial_bank: digest of the bank the run began with.
         teacher: its weights are saved where they are not derived from the initial policy.
+        ledger: of the run so far, if it keeps one.
         rank: this process's; rank 0 writes bank and state.
     """
     folder = checkpoint / STATE_FOLDER
@@ -149,6 +152,8 @@ def save_state(
     if rank == 0:
         if bank is not None:
             bank.save(folder / _BANK_FILE)
+        if ledger is not None:
+            (folder / _LEDGER_FILE).write_text(ledger.to_json(), encoding="utf-8")
         state = RunState(
             step=step,
             initial_bank=initial_bank,
@@ -223,6 +228,21 @@ def load_state(
 
 def _shown(digest: str | None) -> str:
     return "no bank" if digest is None else f"bank {digest[:12]}"
+
+
+def saved_ledger(checkpoint: Path) -> Ledger:
+    """The ledger of a checkpoint; an empty one for a checkpoint of before there were ledgers.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    file = checkpoint / STATE_FOLDER / _LEDGER_FILE
+    if not file.is_file():
+        return Ledger()
+    try:
+        return Ledger.from_json(file.read_text(encoding="utf-8"), source=str(file))
+    except (OSError, BankError) as error:
+        raise CheckpointError("the checkpoint's ledger cannot be read", got=str(error)) from error
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
