@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.problems import Problem
-from sgsd.training.config import SGSDConfig
-from sgsd.training.sgsd import SGSDTrainer
+from sgsd.training.base import VerifiedTrainer
+from sgsd.training.config import CONFIGS, VerifiedConfig
+from sgsd.training.methods import TRAINERS
 
 from ..conftest import make_model, make_tokenizer
 
 EOS = 1
 PROBLEMS = [Problem(id=f"p{n}", text=f"{n} + {n * n}?", answer=str(n + n * n)) for n in range(1, 7)]
+SOLVED = [replace(problem, solution=f"It is {problem.answer}{'!' * n}") for n, problem in enumerate(PROBLEMS)]
 
 
 def make_bank(pairs: int = 4, label: str = "") -> SkillBank:
@@ -30,11 +33,10 @@ def by_parity(completion_ids, **_):
     return [None if sum(ids) % 5 == 0 else float(sum(ids) % 2 == 0) for ids in completion_ids]
 
 
-def make_config(output_dir, **settings) -> SGSDConfig:
+def make_config(output_dir, *, method="sgsd", **settings) -> VerifiedConfig:
     defaults = {
         "output_dir": str(output_dir),
         "retriever": "random",
-        "num_teachers": 3,
         "max_completion_length": 8,
         "instruction": "Go.",
         "per_device_train_batch_size": 4,
@@ -49,20 +51,29 @@ def make_config(output_dir, **settings) -> SGSDConfig:
         "logging_steps": 1,
         "disable_tqdm": True,
     }
-    return SGSDConfig(**defaults | settings)
+    if method == "sgsd":
+        defaults["num_teachers"] = 3
+    if method == "grpo":
+        defaults["num_generations"] = 2
+    return CONFIGS[method](**defaults | settings)
 
 
-def make_trainer(output_dir, *, model=None, problems=None, reward=by_parity, stub=False, **settings) -> SGSDTrainer:
-    """``stub``: rollouts that depend on the prompt alone. Arguments of ``SGSDTrainer`` and settings alike by name."""
-    own = ("bank", "retriever_object", "peft_config", "eval_dataset", "callbacks")
+def make_trainer(
+    output_dir, *, method="sgsd", model=None, problems=None, reward=by_parity, stub=False, **settings
+) -> VerifiedTrainer:
+    """``stub``: rollouts that depend on the prompt alone. Arguments of the trainer and settings alike by name."""
+    own = ("bank", "retriever_object", "verifier_object", "peft_config", "eval_dataset", "callbacks")
     arguments = {name: settings.pop(name) for name in own if name in settings}
-    if "retriever_object" in arguments:
-        arguments["retriever"] = arguments.pop("retriever_object")
-    arguments.setdefault("bank", make_bank())
-    trainer = SGSDTrainer(
+    for name in ("retriever", "verifier"):
+        if f"{name}_object" in arguments:
+            arguments[name] = arguments.pop(f"{name}_object")
+    args = make_config(output_dir, method=method, **settings)
+    if args.uses_bank:
+        arguments.setdefault("bank", make_bank())
+    trainer = TRAINERS[method](
         model=make_model() if model is None else model,
-        args=make_config(output_dir, **settings),
-        train_dataset=PROBLEMS if problems is None else problems,
+        args=args,
+        train_dataset=problems or (SOLVED if method == "opsd" else PROBLEMS),
         processing_class=make_tokenizer(),
         reward_funcs=reward,
         **arguments,
@@ -86,7 +97,7 @@ def prompted_rollouts(prompt_ids, images=None, multimodal_fields=None, num_gener
     return rollouts, None
 
 
-def rows(trainer: SGSDTrainer, numbers) -> list[dict]:
+def rows(trainer: VerifiedTrainer, numbers) -> list[dict]:
     return [trainer.train_dataset[n] for n in numbers]
 
 
