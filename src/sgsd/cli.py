@@ -18,7 +18,9 @@ from sgsd import __version__
 from sgsd.commands.flags import spelled
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
-_EPILOG = "Presets for --config: demo, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b. Documentation: README.md, docs/."
+_EPILOG = """\
+Presets for --config: demo, lab, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
+grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +53,12 @@ def _mapping(text: str) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of everything but ``train``'s own flags."""
-    parser = _Parser(prog="sgsd", description="Skill-conditioned gated self-distillation.", epilog=_EPILOG)
+    parser = _Parser(
+        prog="sgsd",
+        description="Skill-conditioned gated self-distillation.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the default breaks lines inside names
+    )
     parser.add_argument("--version", action="version", version=f"sgsd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 

@@ -81,6 +81,21 @@ def flags(tiny_folder, problems) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def flags_of(flags) -> Callable[..., list[str]]:
+    """``flags_of(method, skills=False)``: the same run by another method."""
+
+    def call(method: str, *, skills: bool = False) -> list[str]:
+        own = {name: value for name, value in zip(flags[::2], flags[1::2], strict=True) if name != "--num_teachers"}
+        if not skills:
+            del own["--bank"]
+        parts = [part for pair in own.items() for part in pair] + ["--method", method]
+        parts += ["--num_generations", "2"] if method == "grpo" else ["--reference", "answer"]
+        return [*parts, "--skills_in_prompt"] if skills else parts
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, flags, problems) -> Path:
     """A finished run with checkpoints 2 and 3. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("finished") / "run"

@@ -83,6 +83,10 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
         (["--retriever", "bm52"], ["unknown retriever", "did you mean bm25?"]),
         (["--teacher", "frozn"], ["unknown teacher", "did you mean frozen?"]),
         (["--method", "sgds"], ["unknown method", "did you mean sgsd?"]),
+        (["--method=gpro"], ["unknown method", "did you mean grpo?"]),
+        (["--method", "grpo"], ["unknown setting: got num_teachers", "method grpo", "one of sgsd"]),
+        (["--divergence", "jsd"], ["unknown setting: got divergence", "method sgsd", "one of opsd"]),
+        (["--skills_in_prompt"], ["skills_in_prompt does not go with SGSD", "grpo or opsd", "without the skills"]),
         (["--thinking", "papr"], ["unknown thinking", "did you mean paper?"]),
         (["--bank", "seed:mental-aritmetic"], ["no such shipped bank", "mental-arithmetic"]),
         (["--config", "dem"], ["unknown configuration", "did you mean demo?"]),
@@ -119,6 +123,39 @@ def test_a_flag_that_cannot_be_used(refused, extra, fragments):
     line = refused(*extra)
     for fragment in fragments:
         assert fragment in line
+
+
+@pytest.mark.parametrize(
+    ("method", "extra", "fragments"),
+    [
+        ("grpo", ["--num_generations", "1"], ["GRPO needs groups", "2 or more"]),
+        ("grpo", ["--bank", "seed:mental-arithmetic"], ["nothing would read", "skills_in_prompt: true"]),
+        ("grpo", ["--skills_in_prompt"], ["no skill bank"]),
+        ("grpo", ["--gate_tau", "1"], ["unknown setting: got gate_tau", "one of sgsd"]),
+        ("grpo", ["--teacher", "live"], ["unknown setting: got teacher", "one of sgsd and opsd"]),
+        ("opsd", ["--reference", "solution"], ["8 of 8 problems have no reference solution", "reference: answer"]),
+        ("opsd", ["--reference", "solutions"], ["unknown reference", "did you mean solution?"]),
+        ("opsd", ["--divergence", "reverse"], ["unknown divergence", "reverse_kl"]),
+        ("opsd", ["--jsd_beta", "1"], ["jsd_beta is out of range"]),
+        ("opsd", ["--divergence_clip", "0"], ["divergence_clip must be positive"]),
+        ("opsd", ["--beta", "0.1"], ["beta is part of TRL's GRPO loss"]),
+        ("opsd", ["--divergance", "jsd"], ["unknown setting", "did you mean divergence?"]),
+        ("opsd", ["--skills_in_prompt", "--skills_in_prompt_pairs", "0"], ["skills_in_prompt_pairs is too small"]),
+    ],
+)
+def test_what_another_method_cannot_use(sgsd, flags_of, tmp_path, method, extra, fragments):
+    result = sgsd("train", *flags_of(method), "--output_dir", tmp_path / "run", *extra)
+    assert result.code == 2
+    assert not (tmp_path / "run").exists()
+    for fragment in fragments:
+        assert fragment in result.error
+
+
+def test_a_dry_run_refuses_missing_references_too(sgsd, flags_of, tmp_path):
+    flags = ["--output_dir", tmp_path / "run", "--reference", "solution", "--dry_run"]
+    result = sgsd("train", *flags_of("opsd"), *flags)
+    assert result.code == 2
+    assert "8 of 8 problems have no reference solution" in result.error
 
 
 def test_no_bank_no_data_no_model(sgsd, tiny_folder, problems, tmp_path):

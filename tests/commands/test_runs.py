@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sgsd.bank import SkillBank
 from sgsd.commands.settings import parse_settings
+from sgsd.training.config import OPSDConfig
 
 
 def test_a_finished_run_holds_model_tokenizer_bank_and_record(finished):
@@ -23,7 +24,7 @@ def test_a_finished_run_holds_model_tokenizer_bank_and_record(finished):
         "tokenizer_config.json",
         "chat_template.jinja",
     } <= names
-    assert {"run.json", "bank.json", "trainer_state.json", "checkpoint-2", "checkpoint-3"} <= names
+    assert {"run.json", "bank-start.json", "bank.json", "trainer_state.json", "checkpoint-2", "checkpoint-3"} <= names
     record = json.loads((finished / "run.json").read_text())
     bank = SkillBank.load("seed:mental-arithmetic")
     assert record["bank_digest"] == SkillBank.load(finished / "bank.json").digest == bank.digest
@@ -66,6 +67,70 @@ def test_resume_goes_on_from_the_last_complete_checkpoint(sgsd, flags, finished,
     resumed, straight = (load_file(folder / "model.safetensors") for folder in (run, finished))
     for name, weights in straight.items():
         torch.testing.assert_close(resumed[name], weights)
+
+
+@pytest.mark.parametrize("skills", [False, True])
+@pytest.mark.parametrize("method", ["grpo", "opsd"])
+def test_another_method_trains_resumes_and_is_evaluated_alike(sgsd, flags_of, problems, tmp_path, method, skills):
+    run = tmp_path / "run"
+    flags = [*flags_of(method, skills=skills), "--output_dir", run, "--eval_dataset", problems]
+    assert sgsd("train", *flags).code == 0
+    record = json.loads((run / "run.json").read_text())
+    settings = record["settings"]
+    assert (settings["method"], settings["skills_in_prompt"], settings["seed"]) == (method, skills, 42)
+    assert ("divergence" in settings) == (method == "opsd")
+    assert "gate_tau" not in settings
+    bank = SkillBank.load("seed:mental-arithmetic").digest if skills else None
+    assert record["bank_digest"] == bank
+    for name in ("bank-start.json", "bank.json"):
+        assert (SkillBank.load(run / name).digest if (run / name).exists() else None) == bank
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "success_rate" in entry] == [1, 2, 3]
+    straight = load_file(run / "model.safetensors")
+
+    shutil.rmtree(run / "checkpoint-3")
+    result = sgsd("train", *flags, "--resume")
+    assert result.code == 0
+    assert result.out.count("'loss'") == 1
+    for name, weights in load_file(run / "model.safetensors").items():
+        torch.testing.assert_close(weights, straight[name])
+    assert json.loads(sgsd("eval", run, "--json").out)["problems"] == 8
+
+
+@pytest.mark.parametrize("skills", [False, True])
+@pytest.mark.parametrize("method", ["grpo", "opsd"])
+def test_a_dry_run_of_another_method_shows_its_prompts(sgsd, flags_of, tmp_path, method, skills):
+    result = sgsd("train", *flags_of(method, skills=skills), "--output_dir", tmp_path / "run", "--dry_run")
+    assert result.code == 0
+    assert result.out.count("Experience from similar problems") == skills * (1 + (method == "opsd"))
+    assert ("with BM25's first pairs" in result.out) == skills
+    assert ("teacher, with the answer" in result.out) == (method == "opsd")
+    assert ("A reference for this problem" in result.out) == (method == "opsd")
+    assert ("bank seed:mental-arithmetic" in result.out) == skills
+
+
+@pytest.mark.parametrize("place", ["file", "flag"])
+def test_the_method_decides_which_settings_there_are(tmp_path, place):
+    file = tmp_path / "mine.yaml"
+    method = "method: opsd\n" if place == "file" else "method: grpo\n"
+    file.write_text(f"{method}output_dir: x\nbf16: false\n")
+    flags = [] if place == "file" else ["--method", "opsd"]
+    run, training, _ = parse_settings(["--config", str(file), *flags, "--divergence", "jsd"])
+    assert run.method == "opsd"
+    assert isinstance(training, OPSDConfig)
+    assert training.divergence == "jsd"
+
+
+@pytest.mark.parametrize(("method", "own"), [("sgsd", "--gate_tau"), ("opsd", "--divergence"), ("grpo", "--bank")])
+def test_help_shows_the_settings_of_the_method(capsys, method, own):
+    with pytest.raises(SystemExit) as caught:
+        parse_settings(["--method", method, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert f"sgsd train --method {method}" in text
+    assert own in text
+    assert ("--gate_tau" in text) == (method == "sgsd")
+    assert ("--divergence" in text) == (method == "opsd")
 
 
 @pytest.mark.parametrize("exists", [True, False])

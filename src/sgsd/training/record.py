@@ -273,7 +273,7 @@ def token_pieces(tokenizer: _Decoder, ids: Sequence[int]) -> list[str]:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 3) for value in values.tolist()]
+    return [round(value, 3) + 0.0 for value in values.tolist()]  # no negative zeros
 
 
 def _append(file: Path, documents: Iterable[dict[str, Any]]) -> None:
