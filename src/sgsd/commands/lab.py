@@ -118,7 +118,10 @@ def _experiment(
     train = questions(_TRAIN_QUESTIONS, seed=2, prefix="train", without=asked)
     data = output.parent / "lab-data"
     bank_file = data / f"bank-{shares.helpful}-{shares.misleading}-{shares.irrelevant}-seed{options.seed}.json"
-    rows = ({"id": problem.id, "problem": problem.text, "answer": problem.answer} for problem in train)
+    rows = (
+        {"id": problem.id, "problem": problem.text, "answer": problem.answer, "solution": problem.solution}
+        for problem in train
+    )
     _write_once(data / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     _write_once(bank_file, made.bank.to_json())
 

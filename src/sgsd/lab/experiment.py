@@ -157,7 +157,7 @@ def _first_symbol(text: str) -> str | None:
 
 
 def questions(count: int, *, seed: int, prefix: str, without: frozenset[str] = frozenset()) -> list[Problem]:
-    """Distinct problems, equally many of each symbol, with the true rule's answer.
+    """Distinct problems, equally many of each symbol, with the true rule's answer and solution.
 
     Args:
         count: how many.
@@ -177,8 +177,16 @@ def questions(count: int, *, seed: int, prefix: str, without: frozenset[str] = f
         if wanted > len(asked):
             raise ConfigError("more questions than there are", got=count, expected=f"at most {9 * len(asked)}")
         for question in draw.sample(asked, wanted):
-            answer = str(question.answer(TRUE_RULES[symbol]))
-            problems.append(Problem(f"{prefix}-{len(problems)}", question.text, answer, source="sgsd lab"))
+            rule = TRUE_RULES[symbol]
+            problems.append(
+                Problem(
+                    f"{prefix}-{len(problems)}",
+                    question.text,
+                    str(question.answer(rule)),
+                    solution=question.solution(rule),
+                    source="sgsd lab",
+                )
+            )
     draw.shuffle(problems)
     return problems
 
