@@ -1,0 +1,127 @@
+"""What k samples of a problem say: pass@k, maj@k, lengths. Pure arithmetic, exact in rational numbers.
+
+n samples of a problem, c of them correct; 1 ≤ k ≤ n.
+
+    avg@n  = c / n
+    pass@k = 1 − C(n − c, k) / C(n, k)                          (Chen et al. 2021, arXiv 2107.03374, equation 1)
+    maj@k  = E over k of the n samples, without replacement, of the worth of the answer with the most votes
+
+pass@k and maj@k are means over all C(n, k) subsets, so neither depends on the order of the samples. pass@1 is avg@n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from sgsd.verifiers.reading import read_answer
+from sgsd.verifiers.tidy import key
+
+
+def subset_sizes(n: int) -> tuple[int, ...]:
+    """The k to report of n samples: 1, 2, 4, … and n itself."""
+    return (*(1 << power for power in range((n - 1).bit_length())), n)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that k of n samples, c of them correct, hold a correct one: ``1 − C(n − c, k) / C(n, k)``.
+
+    Raises:
+        ValueError: unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@k needs 0 ≤ c ≤ n and 1 ≤ k ≤ n: got n {n}, c {c}, k {k}")
+    return float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
+
+
+def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
+    """The expected worth of the most frequent answer among k of the n samples.
+
+    Samples of one answer are a group; ``None`` has no vote. A group is worth the share of its samples that are correct:
+    1 or 0 where the verifier judges equal answers alike. Of groups with equally many votes each wins with the same
+    chance. A subset without any vote is worth 0. The expectation is over all subsets of size k and over ties, counted
+    and not drawn.
+
+    Args:
+        answers: what is voted for, one per sample; equal values are one answer.
+        correct: whether each sample is correct.
+        k: votes.
+
+    Raises:
+        ValueError: unless the two have one length n, and 1 ≤ k ≤ n.
+    """
+    n = len(answers)
+    if len(correct) != n or not 1 <= k <= n:
+        raise ValueError(f"maj@k needs one verdict per answer and 1 ≤ k ≤ n: got {n}, {len(correct)} and k {k}")
+    votes = Counter(answer for answer in answers if answer is not None)
+    right = Counter(answer for answer, is_correct in zip(answers, correct, strict=True) if is_correct)
+    silent = n - votes.total()
+    worth = Fraction(0)
+    for answer, size in votes.items():
+        if not right[answer]:
+            continue
+        others = [count for other, count in votes.items() if other != answer]
+        for won in range(1, min(size, k) + 1):
+            wins = sum(
+                Fraction(ways, tied + 1) for tied, ways in _outvoted(others, silent, won, k - won).items() if ways
+            )
+            worth += Fraction(right[answer], size) * math.comb(size, won) * wins
+    return float(worth / math.comb(n, k))
+
+
+def _outvoted(groups: Sequence[int], silent: int, most: int, rest: int) -> Counter[int]:
+    """Ways to draw ``rest`` samples so that no group has more than ``most``, by how many groups have just as many.
+
+    The coefficients of ``x^rest`` in ``(1 + x)^silent · Π_j (Σ_{d<most} C(n_j, d) x^d + C(n_j, most) x^most y)``, by
+    the power of y.
+    """
+    ways: Counter[tuple[int, int]] = Counter({(drawn, 0): math.comb(silent, drawn) for drawn in range(rest + 1)})
+    for size in groups:
+        longer: Counter[tuple[int, int]] = Counter()
+        for (drawn, tied), count in ways.items():
+            for more in range(min(size, most, rest - drawn) + 1):
+                longer[drawn + more, tied + (more == most)] += count * math.comb(size, more)
+        ways = longer
+    tied_ways: Counter[int] = Counter()
+    for (drawn, tied), count in ways.items():
+        if drawn == rest:
+            tied_ways[tied] += count
+    return tied_ways
+
+
+def answer_group(extracted: str) -> Hashable:
+    """What two extracted answers have in common if they are one answer, told without the reference.
+
+    Numbers go by value, unit and percent sign: ``0.5``, ``\\frac12`` and ``1/2`` are one. Everything else goes by its
+    tidy spelling: ``x^2+1`` and ``x^{2} + 1`` are one, ``1 + x^2`` is another.
+    """
+    reading = read_answer(extracted)
+    if reading.numeral is not None:
+        return (reading.numeral.value, reading.numeral.percent, reading.numeral.unit)
+    return key(reading.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of completions: the mean, the median and the 90th percentile (linear interpolation)."""
+
+    mean: float
+    median: float
+    p90: float
+
+
+def lengths(tokens: Sequence[int]) -> Lengths:
+    """Mean, median and 90th percentile.
+
+    Raises:
+        ValueError: without values.
+    """
+    if not len(tokens):
+        raise ValueError("lengths need at least one completion")
+    median, p90 = np.percentile(tokens, (50, 90))
+    return Lengths(float(np.mean(tokens)), float(median), float(p90))
