@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 
 import pytest
 
-from sgsd.errors import PromptError
-from sgsd.evaluation import evaluate
+from sgsd.bank import SkillBank
+from sgsd.errors import ConfigError, DataError, PromptError
+from sgsd.evaluation import Evaluation, evaluate
+from sgsd.evaluation.run import batch_seed, sample_lines
+from sgsd.evaluation.store import SampleStore
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.rollouts import Rollout, StopReason
@@ -96,3 +101,148 @@ def test_what_is_saved_can_be_read_back(renderer, tmp_path):
     summary = json.loads((tmp_path / "new/folder/summary.json").read_text("utf-8"))
     assert summary == {"model": "m", **result.summary()}
     assert summary["ci95"][0] <= summary["accuracy"] <= summary["ci95"][1]
+
+
+# ---- batches, and going on
+
+
+class Dice:
+    """A sampler whose answers depend on seed, prompt and place in the batch, and that may be cut off."""
+
+    def __init__(self, calls: int = 1000) -> None:
+        self.calls = calls
+        self.seeds: list[int] = []
+
+    def sample(self, prompts, *, seed):
+        if self.calls == 0:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        self.seeds.append(seed)
+        draw = random.Random(seed)
+        texts = [str(draw.randint(1, 3)) for _ in prompts]
+        return [Rollout(tuple(p), (5,), text, StopReason.END) for p, text in zip(prompts, texts, strict=True)]
+
+
+SETTINGS = {"model": "m", "seed": 3}
+
+
+def kept(folder, renderer, sampler, *, settings=SETTINGS, batch_size=4, k=3):
+    """An evaluation as ``sgsd eval`` makes it, in batches that a store keeps."""
+    store = SampleStore(folder, settings)
+    done = store.resume(batch_size=batch_size, total=len(PROBLEMS) * k)
+    result = evaluate(
+        sampler, PROBLEMS, renderer, Reader(), k=k, seed=3, batch_size=batch_size, done=done, on_batch=store.append
+    )
+    store.finish(result)
+    return result
+
+
+@pytest.mark.parametrize("torn", ["", '{"problem_id": "p1", "sam', "a whole line of an unfinished batch"])
+def test_an_evaluation_that_was_cut_off_goes_on_to_the_very_same_samples(renderer, tmp_path, torn):
+    straight = kept(tmp_path / "straight", renderer, sampler := Dice())
+    assert len(set(sampler.seeds)) == 3  # 9 samples in batches of 4, each with a seed of its own
+    assert sampler.seeds == [batch_seed(3, index) for index in range(3)]
+    cut = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        kept(cut, renderer, Dice(calls=2))
+    assert not (cut / "summary.json").exists()
+    with pytest.raises(DataError, match="not finished"):
+        Evaluation.load(cut)
+    with (cut / "samples.jsonl").open("a") as file:
+        file.write(sample_lines([straight.samples[8]]) if torn.startswith("a") else torn)
+    assert kept(cut, renderer, again := Dice()) == straight
+    assert again.seeds == sampler.seeds[2:]
+    assert (cut / "samples.jsonl").read_bytes() == (tmp_path / "straight/samples.jsonl").read_bytes()
+    assert Evaluation.load(cut) == straight
+
+
+def test_a_finished_evaluation_is_found_and_other_settings_are_refused(renderer, tmp_path):
+    assert SampleStore(tmp_path, SETTINGS).finished() is None
+    result = kept(tmp_path, renderer, Dice())
+    assert SampleStore(tmp_path, SETTINGS).finished() == result
+    with pytest.raises(ConfigError, match=r"other settings \(seed, top_p\): got seed 4; expected 3 as there"):
+        SampleStore(tmp_path, {"model": "m", "seed": 4, "top_p": 0.9})
+    assert SampleStore(tmp_path, {"model": "n"}, force=True).finished() is None
+    assert list(tmp_path.iterdir()) == []
+    result.save(tmp_path)  # no settings
+    with pytest.raises(ConfigError, match="settings are unknown"):
+        SampleStore(tmp_path, SETTINGS)
+
+
+def test_samples_of_another_evaluation_are_not_gone_on_from(renderer):
+    other = evaluate(Dice(), PROBLEMS[::-1], renderer, Reader())
+    with pytest.raises(ValueError, match="not this evaluation's first ones"):
+        evaluate(Dice(), PROBLEMS, renderer, Reader(), batch_size=1, done=other.samples[:1])
+
+
+def test_the_first_batch_has_the_seed_itself_and_all_seeds_are_distinct():
+    assert batch_seed(7, 0) == 7
+    seeds = {batch_seed(seed, batch) for seed in range(20) for batch in range(1, 200)}
+    assert len(seeds) == 20 * 199
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+@pytest.mark.parametrize("broken", ["{", '{"problem_id": "p1"}', "[1]"])
+def test_a_broken_line_in_the_middle_is_named(renderer, tmp_path, broken):
+    kept(tmp_path, renderer, Dice())
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    (tmp_path / "samples.jsonl").write_text("\n".join([lines[0], broken, *lines[1:]]) + "\n")
+    with pytest.raises(DataError, match=r"samples.jsonl:2"):
+        Evaluation.load(tmp_path)
+
+
+def test_loading_what_is_not_there_or_not_whole(renderer, tmp_path):
+    with pytest.raises(DataError, match="no evaluation there"):
+        Evaluation.load(tmp_path / "gone")
+    kept(tmp_path, renderer, Dice())
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    (tmp_path / "samples.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(DataError, match="samples are missing: got 8"):
+        Evaluation.load(tmp_path)
+    (tmp_path / "samples.jsonl").unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        Evaluation.load(tmp_path)
+
+
+# ---- skills in the prompt, summary, another verifier
+
+
+def test_skills_in_the_prompt(renderer):
+    bank = SkillBank.load("seed:mental-arithmetic")
+    pairs = [[(bank.skills[i], bank.mistakes[i])] for i in range(3)]
+    sampler = Script("3", "1", "2")
+    evaluate(sampler, PROBLEMS, renderer, Reader(), pairs=pairs)
+    assert sampler.asked == [
+        tuple(renderer.skilled_ids(problem.text, own)) for problem, own in zip(PROBLEMS, pairs, strict=True)
+    ]
+    with pytest.raises(PromptError, match="no skill–mistake pairs"):
+        evaluate(Script(), PROBLEMS, renderer, Reader(), pairs=[pairs[0], [], pairs[2]])
+    with pytest.raises(PromptError, match="3 of 3 prompts with skills are too long"):
+        evaluate(Script(), PROBLEMS, renderer, Reader(), pairs=pairs, max_prompt_length=4)
+
+
+def test_the_summary_of_several_samples(renderer):
+    lines = ["3", "3", "9", "1…", "1…", "1", "9", "8", "?"]
+    summary = evaluate(Script(*lines), PROBLEMS, renderer, Reader(), k=3).summary()
+    assert summary["accuracy"] == pytest.approx(3 / 9)
+    assert summary["pass@2"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert summary["pass@3"] == pytest.approx(2 / 3)
+    assert summary["maj@2"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert summary["maj@3"] == pytest.approx(2 / 3)  # the truncated 1s have no vote: the one whole 1 wins
+    low, high = summary["pass@2_ci95"]
+    assert low <= summary["pass@2"] <= high
+    assert (summary["median_tokens"], summary["p90_tokens"]) == (1.0, 2.0)
+
+
+def test_samples_can_be_judged_again_without_sampling(renderer, tmp_path):
+    class Generous(Reader):
+        def verify(self, completion, answer):
+            return Verdict(Outcome.CORRECT, None, completion)
+
+    evaluate(Script("3", "1…", "9"), PROBLEMS, renderer, Reader()).save(tmp_path)
+    again = Evaluation.load(tmp_path).regraded(Generous())
+    assert [sample.outcome for sample in again.samples] == ["correct", "incorrect", "correct"]
+    assert again.samples[1].reason == "truncated"
+    old = Evaluation((dataclasses.replace(again.samples[0], reference=None),), 1)
+    with pytest.raises(DataError, match="without a reference"):
+        old.regraded(Generous())

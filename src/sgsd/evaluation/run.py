@@ -1,22 +1,45 @@
-"""Sample plain prompts, verify, summarise."""
+"""Sample prompts, verify, summarise; keep every sample, and go on where an evaluation was cut off."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
+from sgsd.bank import Mistake, Skill
+from sgsd.errors import DataError
+from sgsd.evaluation.metrics import answer_group, lengths, majority_at_k, pass_at_k, subset_sizes
 from sgsd.evaluation.statistics import Estimate, mean_estimate
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer, refuse_long_prompts
-from sgsd.rollouts import Sampler, StopReason
-from sgsd.verifiers import Outcome, Verifier
+from sgsd.rollouts import Rollout, Sampler, StopReason
+from sgsd.verifiers import Outcome, Verdict, Verifier
+
+SAMPLES_FILE = "samples.jsonl"
+SUMMARY_FILE = "summary.json"
+TRUNCATED = "truncated"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One judged completion."""
+    """One judged completion.
+
+    Attributes:
+        problem_id: of the problem.
+        sample: which of the problem's k it is, from 0.
+        completion: what the model wrote.
+        tokens: how many it was, the end token included.
+        stop_reason: a ``StopReason``.
+        outcome: an ``Outcome``; incorrect where it was truncated.
+        reason: the verifier's, or ``truncated``.
+        extracted: the answer that was compared with the reference.
+        problem: the problem's text.
+        reference: what the verifier compared with, so that another one can judge again.
+    """
 
     problem_id: str
     sample: int
@@ -26,6 +49,25 @@ class Sample:
     outcome: str
     reason: str | None
     extracted: str | None
+    problem: str | None = None
+    reference: str | None = None
+
+    @property
+    def is_correct(self) -> bool:
+        return self.outcome == Outcome.CORRECT
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.stop_reason == StopReason.LENGTH
+
+    def judged(self, verdict: Verdict) -> Sample:
+        """The same completion under a verdict; a truncated one is incorrect whatever the verdict."""
+        return dataclasses.replace(
+            self,
+            outcome=str(Outcome.INCORRECT if self.is_truncated else verdict.outcome),
+            reason=TRUNCATED if self.is_truncated else verdict.reason,
+            extracted=verdict.extracted,
+        )
 
 
 @dataclass(frozen=True)
@@ -38,40 +80,197 @@ class Evaluation:
     samples: tuple[Sample, ...]
     k: int
 
+    @classmethod
+    def load(cls, folder: Path) -> Evaluation:
+        """A finished evaluation as ``save`` wrote it.
+
+        Raises:
+            DataError: no such folder, an evaluation that was cut off, or samples that cannot be read.
+        """
+        if not (folder / SUMMARY_FILE).is_file():
+            cut_off = (folder / SAMPLES_FILE).is_file()
+            raise DataError(
+                "the evaluation is not finished" if cut_off else "no evaluation there",
+                got=str(folder),
+                expected=f"{SAMPLES_FILE} and {SUMMARY_FILE} in it",
+                remedy="run its sgsd eval again to go on with it" if cut_off else None,
+            )
+        k = read_summary(folder).get("samples_per_problem")
+        if not isinstance(k, int):
+            raise DataError("no samples_per_problem in the summary", got=str(folder / SUMMARY_FILE))
+        evaluation = cls(tuple(read_samples(folder / SAMPLES_FILE)), k)
+        uneven = [name for name, own in evaluation.by_problem.items() if len(own) != k]
+        if uneven or not evaluation.samples:
+            raise DataError(
+                "samples are missing",
+                got=f"{len(evaluation.samples)} in {folder / SAMPLES_FILE}",
+                expected=f"{k} of each problem",
+                remedy=f"problem {uneven[0]} has another number" if uneven else None,
+            )
+        return evaluation
+
+    @cached_property
+    def by_problem(self) -> Mapping[str, Sequence[Sample]]:
+        """Problem id → its samples, in the order of the problems."""
+        grouped: dict[str, list[Sample]] = {}
+        for sample in self.samples:
+            grouped.setdefault(sample.problem_id, []).append(sample)
+        return grouped
+
     @property
     def accuracies(self) -> dict[str, float]:
         """Problem id → share of its k samples that are correct, in the order of the problems."""
-        correct: dict[str, int] = {}
-        for sample in self.samples:
-            correct[sample.problem_id] = correct.get(sample.problem_id, 0) + (sample.outcome == Outcome.CORRECT)
-        return {problem_id: count / self.k for problem_id, count in correct.items()}
+        return {name: sum(sample.is_correct for sample in own) / self.k for name, own in self.by_problem.items()}
 
     @property
     def accuracy(self) -> Estimate:
         """avg@k with its 95 % interval over problems."""
         return mean_estimate(list(self.accuracies.values()))
 
+    def pass_at(self, k: int) -> Estimate:
+        """Unbiased pass@k with its 95 % interval over problems; ``metrics.pass_at_k``."""
+        counts = (sum(sample.is_correct for sample in own) for own in self.by_problem.values())
+        return mean_estimate([pass_at_k(self.k, count, k) for count in counts])
+
+    def majority_at(self, k: int) -> Estimate:
+        """maj@k with its 95 % interval over problems; ``metrics.majority_at_k``. A truncated sample has no vote."""
+        return mean_estimate(
+            [
+                majority_at_k(
+                    [None if s.extracted is None or s.is_truncated else answer_group(s.extracted) for s in own],
+                    [sample.is_correct for sample in own],
+                    k,
+                )
+                for own in self.by_problem.values()
+            ]
+        )
+
     def summary(self) -> dict[str, object]:
-        """What is written to ``summary.json`` and printed."""
-        accuracy = self.accuracy
+        """What is written to ``summary.json`` and printed: fractions, and tokens.
+
+        ``pass@k`` and ``maj@k`` are there for k = 2, 4, 8 … and the number of samples; maj@k only where the verifier
+        tells the answers it found.
+        """
         count = len(self.samples)
+        tokens = lengths([sample.tokens for sample in self.samples])
+        several: dict[str, object] = {}
+        votes = any(sample.extracted is not None for sample in self.samples)
+        for name, estimate in (("pass", self.pass_at), *((("maj", self.majority_at),) if votes else ())):
+            for k in subset_sizes(self.k)[1:]:
+                several |= _flat(f"{name}@{k}", f"{name}@{k}_ci95", estimate(k))
         return {
-            "problems": len(self.accuracies),
+            "problems": len(self.by_problem),
             "samples_per_problem": self.k,
-            "accuracy": accuracy.mean,
-            "ci95": [accuracy.low, accuracy.high],
-            "truncated": sum(sample.stop_reason == StopReason.LENGTH for sample in self.samples) / count,
+            **_flat("accuracy", "ci95", self.accuracy),
+            **several,
+            "truncated": sum(sample.is_truncated for sample in self.samples) / count,
             "no_answer": sum(sample.extracted is None for sample in self.samples) / count,
             "undecided": sum(sample.outcome == Outcome.UNDECIDED for sample in self.samples) / count,
-            "mean_tokens": sum(sample.tokens for sample in self.samples) / count,
+            "mean_tokens": tokens.mean,
+            "median_tokens": tokens.median,
+            "p90_tokens": tokens.p90,
         }
+
+    def regraded(self, verifier: Verifier) -> Evaluation:
+        """The same completions, judged by another verifier.
+
+        Raises:
+            DataError: samples without their reference, as versions before 0.1 wrote them.
+        """
+        references = [sample.reference for sample in self.samples if sample.reference is not None]
+        if len(references) < len(self.samples):
+            raise DataError(
+                "samples without a reference cannot be judged again",
+                got=f"{len(self.samples) - len(references)} of {len(self.samples)}",
+            )
+        verdicts = verifier.verify_many([sample.completion for sample in self.samples], references)
+        judged = (sample.judged(verdict) for sample, verdict in zip(self.samples, verdicts, strict=True))
+        return Evaluation(tuple(judged), self.k)
 
     def save(self, folder: Path, **extra: object) -> None:
         """Write ``samples.jsonl`` and ``summary.json``, with ``extra`` in the latter."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(asdict(sample), ensure_ascii=False) for sample in self.samples)
-        (folder / "samples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        (folder / "summary.json").write_text(json.dumps({**extra, **self.summary()}, indent=2) + "\n", encoding="utf-8")
+        (folder / SAMPLES_FILE).write_text(sample_lines(self.samples), encoding="utf-8")
+        self.save_summary(folder, **extra)
+
+    def save_summary(self, folder: Path, **extra: object) -> None:
+        """Write ``summary.json``, the mark of a finished evaluation."""
+        text = json.dumps({**extra, **self.summary()}, indent=2, ensure_ascii=False) + "\n"
+        (folder / SUMMARY_FILE).write_text(text, encoding="utf-8")
+
+
+def _flat(mean: str, interval: str, estimate: Estimate) -> dict[str, object]:
+    return {mean: estimate.mean, interval: [estimate.low, estimate.high]}
+
+
+def sample_lines(samples: Sequence[Sample]) -> str:
+    """Samples as JSON lines."""
+    return "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+
+
+def read_samples(file: Path, *, torn: bool = False) -> Iterator[Sample]:
+    """The samples of a ``samples.jsonl``.
+
+    Args:
+        file: to read.
+        torn: leave out a last line that was not written to its end.
+
+    Raises:
+        DataError: no such file, or a line that is no sample.
+    """
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError("the samples cannot be read", got=f"{file} ({error.strerror})") from error
+    whole = lines[:-1] if torn else lines
+    for number, line in enumerate(whole, 1):
+        if not line.strip():
+            continue
+        try:
+            yield Sample(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise DataError("a line is no sample", got=f"{file}:{number}", expected="what sgsd eval wrote") from error
+
+
+def read_summary(folder: Path) -> dict[str, object]:
+    """A folder's ``summary.json``.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    file = folder / SUMMARY_FILE
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError("the summary cannot be read", got=str(file)) from error
+    if not isinstance(summary, dict):
+        raise DataError("the summary is no JSON object", got=str(file))
+    return summary
+
+
+def batch_seed(seed: int, batch: int) -> int:
+    """The seed of the batch of this index, from 0: ``seed`` itself, then 31 bits of SHA-256(seed, batch).
+
+    A batch's samples so depend on nothing that was sampled before it.
+    """
+    if batch == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:4], "big") >> 1
+
+
+def prompts_of(
+    problems: Sequence[Problem],
+    renderer: PromptRenderer,
+    pairs: Sequence[Sequence[tuple[Skill, Mistake]]] | None = None,
+) -> list[list[int]]:
+    """Each problem's prompt as token ids: plain, or with the skills and mistakes in ``pairs``.
+
+    Raises:
+        PromptError: a problem without pairs; its prompt would silently be the plain one.
+    """
+    if pairs is None:
+        return [renderer.student_ids(problem.text) for problem in problems]
+    return [renderer.skilled_ids(problem.text, own) for problem, own in zip(problems, pairs, strict=True)]
 
 
 def evaluate(
@@ -83,8 +282,15 @@ def evaluate(
     k: int = 1,
     seed: int = 0,
     max_prompt_length: int | None = None,
+    pairs: Sequence[Sequence[tuple[Skill, Mistake]]] | None = None,
+    batch_size: int | None = None,
+    done: Sequence[Sample] = (),
+    on_batch: Callable[[Sequence[Sample]], None] | None = None,
 ) -> Evaluation:
-    """k samples of every problem's plain prompt, each judged by the verifier.
+    """k samples of every problem's prompt, each judged by the verifier.
+
+    Samples are drawn in batches, problem by problem, each batch with a seed of its own (``batch_seed``): an evaluation
+    that goes on from ``done`` has the very samples of one that was never cut off.
 
     Args:
         sampler: draws the completions.
@@ -94,29 +300,53 @@ def evaluate(
         k: samples per problem.
         seed: of the sampling.
         max_prompt_length: refuse longer prompts, in tokens.
+        pairs: for each problem, the skills and mistakes its prompt shows; ``None`` for plain prompts.
+        batch_size: samples per call of the sampler; ``None`` for all in one.
+        done: the first samples of the same evaluation. Those of a batch that is not whole are drawn again.
+        on_batch: called with each batch's new samples once they are judged.
 
     Raises:
         PromptError: a prompt is too long.
+        ValueError: ``done`` is no beginning of this evaluation.
     """
-    prompts = [renderer.student_ids(problem.text) for problem in problems]
+    prompts = prompts_of(problems, renderer, pairs)
     if max_prompt_length is not None:
-        refuse_long_prompts(map(len, prompts), max_prompt_length)
-    asked = [(problem, index) for problem in problems for index in range(k)]
-    rollouts = sampler.sample([prompt for prompt in prompts for _ in range(k)], seed=seed)
-    verdicts = verifier.verify_many([rollout.text for rollout in rollouts], [problem.key for problem, _ in asked])
-    samples = []
-    for (problem, index), rollout, verdict in zip(asked, rollouts, verdicts, strict=True):
-        cut = rollout.stop_reason is StopReason.LENGTH
-        samples.append(
-            Sample(
-                problem_id=problem.id,
-                sample=index,
-                completion=rollout.text,
-                tokens=len(rollout.completion_ids),
-                stop_reason=rollout.stop_reason,
-                outcome=Outcome.INCORRECT if cut else verdict.outcome,
-                reason="truncated" if cut else verdict.reason,
-                extracted=verdict.extracted,
-            )
-        )
+        what = "plain prompts" if pairs is None else "prompts with skills"
+        refuse_long_prompts(map(len, prompts), max_prompt_length, what)
+    asked = [(problem, prompt, index) for problem, prompt in zip(problems, prompts, strict=True) for index in range(k)]
+    size = batch_size or len(asked)
+    samples = list(done[: whole_batches(len(done), size, len(asked))])
+    if any((s.problem_id, s.sample) != (p.id, i) for s, (p, _, i) in zip(samples, asked, strict=False)):
+        raise ValueError("the samples to go on from are not this evaluation's first ones")
+    for start in range(len(samples), len(asked), size):
+        batch = asked[start : start + size]
+        rollouts = sampler.sample([prompt for _, prompt, _ in batch], seed=batch_seed(seed, start // size))
+        verdicts = verifier.verify_many([r.text for r in rollouts], [problem.key for problem, _, _ in batch])
+        judged = [
+            _sample(problem, index, rollout).judged(verdict)
+            for (problem, _, index), rollout, verdict in zip(batch, rollouts, verdicts, strict=True)
+        ]
+        samples += judged
+        if on_batch is not None:
+            on_batch(judged)
     return Evaluation(tuple(samples), k)
+
+
+def whole_batches(done: int, size: int, total: int) -> int:
+    """How many of the samples that are done belong to whole batches."""
+    return done if done == total else done - done % size
+
+
+def _sample(problem: Problem, index: int, rollout: Rollout) -> Sample:
+    return Sample(
+        problem_id=problem.id,
+        sample=index,
+        completion=rollout.text,
+        tokens=len(rollout.completion_ids),
+        stop_reason=str(rollout.stop_reason),
+        outcome=str(Outcome.UNDECIDED),
+        reason=None,
+        extracted=None,
+        problem=problem.text,
+        reference=problem.key,
+    )

@@ -1,0 +1,112 @@
+"""The folder of one evaluation while it is made: settings first, then batch after batch, then the summary.
+
+settings.json   what the samples depend on; written before the first of them
+samples.jsonl   one judged sample a line, appended batch by batch
+summary.json    written last: an evaluation without it is not finished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sgsd.errors import ConfigError
+from sgsd.evaluation.run import (
+    SAMPLES_FILE,
+    SUMMARY_FILE,
+    Evaluation,
+    Sample,
+    read_samples,
+    sample_lines,
+    whole_batches,
+)
+
+SETTINGS_FILE = "settings.json"
+_FILES = (SETTINGS_FILE, SAMPLES_FILE, SUMMARY_FILE)
+
+
+class SampleStore:
+    """Keeps the samples of one evaluation as they are made.
+
+    Args:
+        folder: of the evaluation; made with the first batch.
+        settings: all that the samples depend on, as plain JSON data. An evaluation with other ones in the folder is
+            refused.
+        force: discard what an evaluation left in the folder.
+
+    Raises:
+        ConfigError: the folder holds an evaluation with other settings, or with unknown ones.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, object], *, force: bool = False) -> None:
+        self.folder = folder
+        self._settings = json.loads(json.dumps(settings))
+        if force:
+            for name in _FILES:
+                (folder / name).unlink(missing_ok=True)
+        elif any((folder / name).exists() for name in _FILES):
+            self._refuse_others()
+
+    def finished(self) -> Evaluation | None:
+        """The evaluation, if it was made to its end.
+
+        Raises:
+            DataError: its samples cannot be read.
+        """
+        return Evaluation.load(self.folder) if (self.folder / SUMMARY_FILE).exists() else None
+
+    def resume(self, *, batch_size: int, total: int) -> list[Sample]:
+        """The samples there are, in whole batches; what is left of a batch that was cut off is discarded.
+
+        Raises:
+            DataError: a line other than the last is broken.
+        """
+        file = self.folder / SAMPLES_FILE
+        if not file.exists():
+            return []
+        found = list(read_samples(file, torn=True))
+        kept = found[: whole_batches(len(found), batch_size, total)]
+        replacement = file.with_suffix(".new")
+        replacement.write_text(sample_lines(kept), encoding="utf-8")
+        os.replace(replacement, file)
+        return kept
+
+    def append(self, samples: Sequence[Sample]) -> None:
+        """Write one batch."""
+        if not (self.folder / SETTINGS_FILE).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n"
+            (self.folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+        with (self.folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            file.write(sample_lines(samples))
+
+    def finish(self, evaluation: Evaluation, **extra: object) -> None:
+        """Write the summary, with the settings and ``extra`` in it."""
+        evaluation.save_summary(self.folder, **self._settings, **extra)
+
+    def _refuse_others(self) -> None:
+        remedy = "give another --output, or --force to discard that evaluation"
+        file = self.folder / SETTINGS_FILE
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "the folder holds an evaluation whose settings are unknown", got=str(self.folder), remedy=remedy
+            ) from error
+        if before == self._settings:
+            return
+        names = sorted(name for name in {*before, *self._settings} if before.get(name) != self._settings.get(name))
+        name = names[0]
+        raise ConfigError(
+            f"{self.folder} holds an evaluation with other settings ({', '.join(names)})",
+            got=f"{name} {_shown(self._settings.get(name))}",
+            expected=f"{_shown(before.get(name))} as there",
+            remedy=remedy,
+        )
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
