@@ -144,14 +144,14 @@ def test_an_evaluation_that_was_cut_off_goes_on_to_the_very_same_samples(rendere
     assert sampler.seeds == [batch_seed(3, index) for index in range(3)]
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        kept(cut, renderer, Dice(calls=2))
+        kept(cut, renderer, Dice(calls=1))
     assert not (cut / "summary.json").exists()
     with pytest.raises(DataError, match="not finished"):
         Evaluation.load(cut)
     with (cut / "samples.jsonl").open("a") as file:
-        file.write(sample_lines([straight.samples[8]]) if torn.startswith("a") else torn)
+        file.write(sample_lines([straight.samples[4]]) if torn.startswith("a") else torn)
     assert kept(cut, renderer, again := Dice()) == straight
-    assert again.seeds == sampler.seeds[2:]
+    assert again.seeds == sampler.seeds[1:]
     assert (cut / "samples.jsonl").read_bytes() == (tmp_path / "straight/samples.jsonl").read_bytes()
     assert Evaluation.load(cut) == straight
 
