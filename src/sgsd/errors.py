@@ -53,6 +53,10 @@ class CheckpointError(SGSDError, ValueError):
     """A checkpoint that cannot be resumed or read."""
 
 
+class ServerError(SGSDError, RuntimeError):
+    """A model server that cannot be reached, refuses, or answers something else than it was asked."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The remedy for a misspelt name, if one of the known ones resembles it."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -17,19 +17,21 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled completion. The ids are kept as sampled and never re-tokenised.
+    """One sampled completion. The ids are kept as sampled and never re-tokenised, but where ``retokenised`` says so.
 
     Attributes:
         prompt_ids: what the model saw.
         completion_ids: what it added, the end token included.
         text: the completion, decoded, without special tokens.
         stop_reason: see ``StopReason``.
+        retokenised: the sampler gave text alone and ``completion_ids`` are its tokens, perhaps not those sampled.
     """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     text: str
     stop_reason: StopReason
+    retokenised: bool = False
 
 
 class Sampler(Protocol):

@@ -1,0 +1,374 @@
+"""Sampling from an OpenAI-compatible server (vLLM, SGLang, llama.cpp …), and the client it does so with.
+
+Deviations from the usual use of such servers:
+
+- Prompts go as token ids to ``/v1/completions``, so the server applies no template and adds no second BOS.
+- What a server would otherwise choose itself (its own top-k, min-p, penalties) is sent with every request.
+- An answer that is not to the prompt and length asked for is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import ipaddress
+import json
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from sgsd.engines.seeds import completion_seed
+from sgsd.errors import ConfigError, ServerError
+from sgsd.rollouts import Rollout, StopReason
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+T = TypeVar("T")
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+LONGEST_WAIT_S = 30.0
+LONGEST_RETRY_AFTER_S = 120.0  # a server that asks for more has given up for this run
+_PASSING = frozenset({408, 409, 429})  # and every 5xx
+
+_log = logging.getLogger(__name__)
+
+
+class UnusableReplyError(ValueError):
+    """A reply that came whole but is not what the API promises. Requests raise it; they are then repeated."""
+
+
+class ServerClient:
+    """Many requests to one OpenAI-compatible server: some at a time, repeated where that may help, answers in order.
+
+    Repeated, with exponential waits and jitter (or what ``Retry-After`` says): status 408, 409, 429 and 5xx, timeouts,
+    broken connections, cut-off bodies, and replies that are not what the API promises. Other refusals are final.
+
+    The key is read from ``OPENAI_API_KEY`` and shown nowhere; a server on this machine or network needs none.
+
+    Args:
+        base_url: such as ``http://localhost:8000/v1``.
+        concurrency: the most requests under way at once.
+        timeout: seconds to wait for one answer.
+        retries: how often a request is repeated.
+        first_wait: seconds before the first repetition, at most; it doubles from there up to ``LONGEST_WAIT_S``.
+
+    Raises:
+        ConfigError: the package ``openai`` is missing, the address is none, or there is no key for a remote server.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        retries: int = 5,
+        first_wait: float = 0.5,
+    ) -> None:
+        if importlib.util.find_spec("openai") is None:
+            raise ConfigError("the package openai is not installed", remedy="run: pip install 'sgsd[server]'")
+        for name, value, fits, expected in (
+            ("concurrency", concurrency, concurrency >= 1, "1 or more"),
+            ("timeout", timeout, 0 < timeout < math.inf, "seconds, above 0"),
+            ("retries", retries, retries >= 0, "0 or more"),
+        ):
+            if not fits:
+                raise ConfigError(f"{name} is out of range", got=value, expected=expected)
+        self.base_url = base_url.rstrip("/")
+        self._key = _api_key(self.base_url)
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._retries = retries
+        self._first_wait = first_wait
+        self._jitter = random.Random()
+        self._reported: set[str] = set()
+
+    def ask(
+        self,
+        requests: Sequence[Callable[[AsyncOpenAI], Awaitable[T]]],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[T]:
+        """The answers, in the order of the requests.
+
+        Args:
+            requests: each makes one call of the client and reads its reply.
+            progress: called with the number of answers so far, after each.
+
+        Raises:
+            ServerError: the first request that failed for good; the others are abandoned.
+        """
+        return _run(self._ask_all(requests, progress))
+
+    async def _ask_all(
+        self,
+        requests: Sequence[Callable[[AsyncOpenAI], Awaitable[T]]],
+        progress: Callable[[int], object] | None,
+    ) -> list[T]:
+        from openai import AsyncOpenAI
+
+        answers: dict[int, T] = {}
+        pending = iter(enumerate(requests))
+
+        async def work(client: AsyncOpenAI) -> None:
+            for index, request in pending:
+                answers[index] = await self._ask(client, request)
+                if progress is not None:
+                    progress(len(answers))
+
+        async with AsyncOpenAI(
+            base_url=self.base_url, api_key=self._key, timeout=self._timeout, max_retries=0
+        ) as client:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._concurrency, len(requests))):
+                        group.create_task(work(client))
+            except ExceptionGroup as failures:
+                raise failures.exceptions[0] from failures.exceptions[0].__cause__
+        return [answers[index] for index in range(len(requests))]
+
+    async def _ask(self, client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        attempt = 0
+        while True:
+            asked_wait = 0.0
+            try:
+                return await request(client)
+            except APIStatusError as error:
+                asked_wait = _retry_after(error)
+                if not _passing(error.status_code) or asked_wait > LONGEST_RETRY_AFTER_S:
+                    raise await self._refusal(client, error) from error
+                failure, cause = self._said(error), error
+                remedy = "lower the concurrency, or look at the server's log"
+            except APITimeoutError as error:
+                failure, cause = f"no answer within {self._timeout:g} s", error
+                remedy = "raise the timeout or lower the concurrency"
+            except APIConnectionError as error:
+                failure, cause = _one_line(f"{error.__cause__ or error.message}"), error
+                remedy = "check that a server runs there"
+            except (UnusableReplyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+                failure, cause = f"an unusable reply: {_one_line(str(error))}", error
+                remedy = "check that the address is the API's, such as http://localhost:8000/v1"
+            if attempt == self._retries:
+                tries = f"{attempt + 1} tries" if attempt else "1 try"
+                raise ServerError(
+                    f"no usable answer from {self.base_url} in {tries}", got=failure, remedy=remedy
+                ) from cause
+            if failure not in self._reported:
+                self._reported.add(failure)
+                _log.warning("%s: %s; trying again", self.base_url, failure)
+            await asyncio.sleep(self._wait(attempt, asked_wait))
+            attempt += 1
+
+    def _wait(self, attempt: int, asked: float) -> float:
+        """Between half of and the whole exponential wait, and no less than the server asked for; in seconds."""
+        longest = min(LONGEST_WAIT_S, self._first_wait * 2**attempt)
+        return asked + longest * self._jitter.uniform(0.5, 1.0)
+
+    def _said(self, error: APIStatusError) -> str:
+        said = error.message.removeprefix(f"Error code: {error.status_code} - ").replace(self._key, "(key)")
+        return f"HTTP {error.status_code}: {_one_line(said)}"
+
+    async def _refusal(self, client: AsyncOpenAI, error: APIStatusError) -> ServerError:
+        remedy = None
+        if error.status_code == 404:
+            models = await _models(client)
+            remedy = f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1"
+        elif error.status_code in (401, 403):
+            remedy = f"set {KEY_VARIABLE} to a key that this server knows"
+        return ServerError(f"{self.base_url} refused a request", got=self._said(error), remedy=remedy)
+
+
+class OpenAISampler:
+    """A served model as ``rollouts.Sampler``.
+
+    Completion ids are the server's where it returns them (vLLM; SGLang since July 2026), and ``text`` is decoded from
+    them. Other servers (llama.cpp) return text alone: it is tokenised once, and the rollout says ``retokenised``.
+
+    Args:
+        model_name: as the server knows it; a LoRA adapter has a name of its own there.
+        tokenizer: the served model's.
+        base_url, concurrency, timeout, retries, first_wait: as for ``ServerClient``.
+        max_new_tokens: the length limit.
+        temperature: 0 is greedy decoding.
+        top_p, top_k: 1.0 and 0 switch them off.
+        progress: called with the number of prompts done after each.
+
+    Raises:
+        ConfigError: as for ``ServerClient``.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        tokenizer: Any,
+        *,
+        base_url: str,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        retries: int = 5,
+        first_wait: float = 0.5,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        self._client = ServerClient(
+            base_url, concurrency=concurrency, timeout=timeout, retries=retries, first_wait=first_wait
+        )
+        self._tokenizer = tokenizer
+        self._progress = progress
+        self._max_new_tokens = max_new_tokens
+        end_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._options: dict[str, Any] = {
+            "model": model_name,
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            # Beyond OpenAI's own API. Left to themselves, llama.cpp takes top-k 40 and min-p 0.05, and vLLM what the
+            # model's generation_config.json says. All read -1 as no top-k, and SGLang refuses 0.
+            "extra_body": {
+                "top_k": top_k or -1,
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+                "stop_token_ids": end_ids,
+                "return_token_ids": True,
+            },
+        }
+
+    def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
+        """See ``Sampler.sample``; a server whose batches change its rounding may still differ from run to run.
+
+        Raises:
+            ServerError: the server gave no usable answer, or answered another prompt or up to another length.
+        """
+        requests = [self._request(prompt, completion_seed(seed, index)) for index, prompt in enumerate(prompts)]
+        return self._client.ask(requests, progress=self._progress)
+
+    def _request(self, prompt: Sequence[int], seed: int) -> Callable[[AsyncOpenAI], Awaitable[Rollout]]:
+        from openai.types import Completion
+
+        async def request(client: AsyncOpenAI) -> Rollout:
+            reply: Any = await client.completions.create(prompt=list(prompt), seed=seed, **self._options)
+            if not isinstance(reply, Completion):  # the client hands on what it cannot read
+                raise UnusableReplyError(f"{reply!r} instead of a completion")
+            return self._rollout(tuple(prompt), reply.to_dict())
+
+        return request
+
+    def _rollout(self, prompt: tuple[int, ...], reply: dict[str, Any]) -> Rollout:
+        try:
+            (choice,) = reply["choices"]
+            text, finish = str(choice["text"]), choice["finish_reason"]
+            usage = reply.get("usage") or {}
+            ids = choice.get("token_ids")
+            prompt_ids = choice.get("prompt_token_ids") or reply.get("prompt_token_ids")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UnusableReplyError(f"{json.dumps(reply)} without its one choice") from error
+        if finish not in ("stop", "length"):
+            raise UnusableReplyError(f"finish_reason {finish!r}, expected 'stop' or 'length'")
+
+        seen = usage.get("prompt_tokens", len(prompt)) if prompt_ids is None else len(prompt_ids)
+        if seen != len(prompt) or (prompt_ids is not None and tuple(prompt_ids) != prompt):
+            raise ServerError(
+                f"{self._client.base_url} read another prompt than the one sent",
+                got=f"{seen} tokens",
+                expected=f"the {len(prompt)} token ids as sent",
+                remedy="the server must take token ids, and neither add to them nor cut them",
+            )
+        reason = StopReason.END if finish == "stop" else StopReason.LENGTH
+        if ids is None:
+            completion = tuple(self._tokenizer.encode(text, add_special_tokens=False))
+            if reason is StopReason.END and self._tokenizer.eos_token_id is not None:
+                completion += (self._tokenizer.eos_token_id,)
+        else:
+            completion = tuple(ids)
+            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        length = usage.get("completion_tokens", self._max_new_tokens) if ids is None else len(ids)
+        if reason is StopReason.LENGTH and length < self._max_new_tokens:
+            raise ServerError(
+                f"{self._client.base_url} cut a completion before the length asked for",
+                got=f"{length} tokens",
+                expected=self._max_new_tokens,
+                remedy="give the server a longer context, or lower the completion length",
+            )
+        return Rollout(
+            prompt_ids=prompt, completion_ids=completion, text=text, stop_reason=reason, retokenised=ids is None
+        )
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run``, also where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+def _api_key(base_url: str) -> str:
+    try:
+        parts = urlsplit(base_url)
+        host = parts.hostname or ""
+    except ValueError:
+        host = ""
+    if not host or parts.scheme not in ("http", "https"):
+        raise ConfigError("not a server's address", got=repr(base_url), expected="such as http://localhost:8000/v1")
+    key = os.environ.get(KEY_VARIABLE)
+    if key:
+        return key
+    if _is_near(host):
+        return "no-key-needed"  # the client insists on one
+    raise ConfigError(f"no key for {host}", remedy=f"set the environment variable {KEY_VARIABLE}")
+
+
+def _is_near(host: str) -> bool:
+    """This machine, a private network, or a name without a domain, as on a cluster."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host
+
+
+def _passing(status: int) -> bool:
+    return status in _PASSING or status >= 500
+
+
+def _retry_after(error: APIStatusError) -> float:
+    """Seconds the server asks to wait: a number or a date; 0 where it asks for none, or for nonsense."""
+    value = error.response.headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+
+
+async def _models(client: AsyncOpenAI) -> list[str]:
+    from openai import OpenAIError
+
+    try:
+        return [model.id async for model in client.models.list()]
+    except (OpenAIError, ValueError, AttributeError, TypeError):  # the last two: a page that is not what it should be
+        return []
+
+
+def _one_line(text: str, longest: int = 200) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"

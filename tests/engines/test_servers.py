@@ -1,0 +1,409 @@
+"""The client of OpenAI-compatible servers, against a server of a few lines in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from sgsd.engines.seeds import completion_seed
+from sgsd.engines.servers import OpenAISampler, ServerClient
+from sgsd.errors import ConfigError, ServerError
+from sgsd.rollouts import StopReason
+
+END = 1
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers by ``script(body, attempt)``, where attempt counts the requests with that prompt; keeps what it saw."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, script):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script = script
+        self.lock = threading.Lock()
+        self.bodies: list[dict] = []
+        self.keys: list[str | None] = []
+        self.attempts: Counter = Counter()
+        self.running = self.peak = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request, client_address):  # a client that gave up
+        pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.reply({"object": "list", "data": [{"id": "tiny", "object": "model", "created": 0, "owned_by": "us"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        server = self.server
+        with server.lock:
+            server.bodies.append(body)
+            server.keys.append(self.headers["authorization"])
+            attempt = server.attempts[str(body["prompt"])]
+            server.attempts[str(body["prompt"])] += 1
+            server.running += 1
+            server.peak = max(server.peak, server.running)
+        try:
+            answer = server.script(body, attempt)
+        finally:
+            with server.lock:
+                server.running -= 1
+        self.reply(**answer) if "content" in answer else self.reply(answer)
+
+    def reply(self, content, status=200, kind="application/json", headers=None, missing=0):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"content-type": kind, "content-length": len(data) + missing, **(headers or {})}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(data)
+        self.close_connection = missing > 0
+
+    def log_message(self, *arguments):
+        pass
+
+
+def completion(body, *, ids=(70, 71, END), finish="stop", text="hi", prompt_ids=None, **usage):
+    """What vLLM answers."""
+    prompt = body["prompt"] if prompt_ids is None else prompt_ids
+    choice = {"index": 0, "text": text, "finish_reason": finish, "token_ids": list(ids), "prompt_token_ids": prompt}
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids), "total_tokens": 0} | usage
+    return {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+
+
+def text_alone(body, text="hi", finish="stop", **usage):
+    """What llama.cpp answers."""
+    answer = completion(body, text=text, finish=finish, **usage)
+    del answer["choices"][0]["token_ids"], answer["choices"][0]["prompt_token_ids"]
+    return answer
+
+
+@contextmanager
+def serving(script):
+    server = Server(script)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def sampler(url, tokenizer, **options):
+    defaults = {"base_url": url, "max_new_tokens": 3, "retries": 2, "first_wait": 0.01, "timeout": 5.0}
+    return OpenAISampler("tiny", tokenizer, **defaults | options)
+
+
+def failing_first(failure):
+    """A script that fails at the first attempt of every prompt."""
+    return lambda body, attempt: failure(body) if attempt == 0 else completion(body)
+
+
+def test_a_rollout_is_what_the_server_sampled(tokenizer):
+    with serving(lambda body, attempt: completion(body, ids=(70, 71, END))) as server:
+        rollouts = sampler(server.url, tokenizer).sample(PROMPTS, seed=0)
+    for prompt, rollout in zip(PROMPTS, rollouts, strict=True):
+        assert rollout.prompt_ids == tuple(prompt)
+        assert rollout.completion_ids == (70, 71, END)
+        assert rollout.text == tokenizer.decode([70, 71])
+        assert rollout.stop_reason is StopReason.END
+        assert not rollout.retokenised
+
+
+def test_prompts_go_as_ids_with_every_setting_and_a_seed_each(tokenizer):
+    with serving(lambda body, attempt: completion(body)) as server:
+        sampler(server.url, tokenizer, temperature=0.6, top_p=0.9, concurrency=1).sample(PROMPTS, seed=4)
+    assert [body["prompt"] for body in server.bodies] == PROMPTS
+    assert [body["seed"] for body in server.bodies] == [completion_seed(4, index) for index in range(3)]
+    assert {key: value for key, value in server.bodies[0].items() if key not in ("prompt", "seed")} == {
+        "model": "tiny",
+        "max_tokens": 3,
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "stop_token_ids": [END],
+        "return_token_ids": True,
+    }
+
+
+def test_rollouts_come_in_the_order_of_the_prompts_however_the_answers_come(tokenizer):
+    prompts = [[n] for n in range(2, 14)]
+
+    def script(body, attempt):
+        time.sleep(0.004 * (14 - body["prompt"][0]))
+        return completion(body, ids=[body["prompt"][0], END])
+
+    counts: list[int] = []
+    with serving(script) as server:
+        rollouts = sampler(server.url, tokenizer, progress=counts.append).sample(prompts, seed=0)
+    assert [rollout.completion_ids[0] for rollout in rollouts] == [prompt[0] for prompt in prompts]
+    assert counts == list(range(1, 13))
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_requests_than_allowed_are_under_way(tokenizer, concurrency):
+    def script(body, attempt):
+        time.sleep(0.02)
+        return completion(body)
+
+    with serving(script) as server:
+        sampler(server.url, tokenizer, concurrency=concurrency).sample([[n] for n in range(2, 14)], seed=0)
+    assert server.peak == concurrency
+
+
+def test_the_length_limit_is_a_stop_reason(tokenizer):
+    with serving(lambda body, attempt: completion(body, ids=(70, 71, 72), finish="length")) as server:
+        (rollout,) = sampler(server.url, tokenizer).sample([[5]], seed=0)
+    assert rollout.stop_reason is StopReason.LENGTH
+    assert rollout.completion_ids == (70, 71, 72)
+
+
+def test_text_without_ids_is_tokenised_once_and_says_so(tokenizer):
+    with serving(lambda body, attempt: text_alone(body, "hi")) as server:
+        (rollout,) = sampler(server.url, tokenizer).sample([[5]], seed=0)
+    assert rollout.retokenised
+    assert rollout.text == "hi"
+    assert rollout.completion_ids == (*tokenizer.encode("hi", add_special_tokens=False), END)
+
+
+FAILURES = {
+    "408": lambda body: {"content": {"error": {"message": "slow"}}, "status": 408},
+    "409": lambda body: {"content": {"error": {"message": "locked"}}, "status": 409},
+    "429": lambda body: {"content": {"error": {"message": "busy"}}, "status": 429},
+    "500": lambda body: {"content": {"error": {"message": "broken"}}, "status": 500},
+    "503 in HTML": lambda body: {"content": b"<h1>Loading</h1>", "status": 503, "kind": "text/html"},
+    "JSON cut off": lambda body: {"content": b'{"choices": [{"te'},
+    "body cut off": lambda body: {"content": b'{"choices": [{"te', "missing": 40},
+    "HTML": lambda body: {"content": b"<html>Sign in</html>", "kind": "text/html"},
+    "no choice": lambda body: {"choices": []},
+    "an error with status 200": lambda body: {"error": {"message": "broken"}},
+    "a list": lambda body: {"content": [1]},
+    "not text": lambda body: {"content": b"\xff\xfe\xfa"},
+    "abort": lambda body: completion(body, finish="abort"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_a_passing_failure_is_repeated(tokenizer, failure):
+    with serving(failing_first(failure)) as server:
+        rollouts = sampler(server.url, tokenizer).sample(PROMPTS, seed=0)
+    assert [rollout.completion_ids for rollout in rollouts] == [(70, 71, END)] * 3
+    assert set(server.attempts.values()) == {2}
+    assert len({body["seed"] for body in server.bodies}) == 3  # a repetition keeps its seed
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_a_failure_that_stays_is_one_error_naming_the_server(tokenizer, failure):
+    with (
+        serving(lambda body, attempt: failure(body)) as server,
+        pytest.raises(ServerError, match="no usable answer from") as info,
+    ):
+        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
+    assert server.url in str(info.value)
+    assert "3 tries" in str(info.value)
+    assert "\n" not in str(info.value)
+    assert len(server.bodies) == 3
+
+
+def test_what_the_server_said_is_in_the_error(tokenizer):
+    failure = FAILURES["500"]
+    with serving(lambda body, attempt: failure(body)) as server, pytest.raises(ServerError, match="HTTP 500: broken"):
+        sampler(server.url, tokenizer, retries=0).sample(PROMPTS[:1], seed=0)
+
+
+def test_a_slow_answer_is_asked_for_again(tokenizer):
+    def script(body, attempt):
+        time.sleep(0.5 if attempt == 0 else 0)
+        return completion(body)
+
+    with serving(script) as server:
+        (rollout,) = sampler(server.url, tokenizer, timeout=0.2).sample(PROMPTS[:1], seed=0)
+    assert rollout.completion_ids == (70, 71, END)
+    assert len(server.bodies) == 2
+
+
+def test_an_answer_that_never_comes_is_an_error(tokenizer):
+    def script(body, attempt):
+        time.sleep(0.5)
+        return completion(body)
+
+    with serving(script) as server, pytest.raises(ServerError, match=r"no answer within 0\.1 s"):
+        sampler(server.url, tokenizer, timeout=0.1, retries=1).sample(PROMPTS[:1], seed=0)
+
+
+@pytest.mark.parametrize("header", ["0.3", "date"])
+def test_the_server_may_say_how_long_to_wait(tokenizer, header):
+    times = []
+
+    def script(body, attempt):
+        times.append(time.monotonic())
+        if attempt:
+            return completion(body)
+        wait = formatdate(time.time() + 2, usegmt=True) if header == "date" else header  # whole seconds, so 1 to 2
+        return {"content": {}, "status": 429, "headers": {"retry-after": wait}}
+
+    with serving(script) as server:
+        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
+    assert times[1] - times[0] >= (1.0 if header == "date" else 0.3)
+
+
+def test_a_server_that_asks_for_hours_is_not_waited_for(tokenizer):
+    answer = {"content": {"error": {"message": "quota"}}, "status": 429, "headers": {"retry-after": "7200"}}
+    with serving(lambda body, attempt: answer) as server, pytest.raises(ServerError, match="quota"):
+        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
+    assert len(server.bodies) == 1
+
+
+def test_waits_double_and_are_jittered(tokenizer):
+    client = ServerClient("http://localhost:1/v1", first_wait=1.0)
+    for attempt in range(4):
+        waits = [client._wait(attempt, 0.0) for _ in range(50)]
+        assert 2**attempt / 2 <= min(waits) < max(waits) <= 2**attempt
+    assert client._wait(50, 0.0) <= 30
+    assert client._wait(0, 7.0) >= 7
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_a_refusal_is_final(tokenizer, status):
+    answer = {"content": {"error": {"message": "the model `tiny` will not"}}, "status": status}
+    with serving(lambda body, attempt: answer) as server, pytest.raises(ServerError, match="will not") as info:
+        sampler(server.url, tokenizer, concurrency=1).sample(PROMPTS, seed=0)
+    assert len(server.bodies) == 1
+    assert f"HTTP {status}" in str(info.value)
+
+
+def test_a_wrong_model_is_told_what_is_served(tokenizer):
+    answer = {"content": {"error": {"message": "no model tinny"}}, "status": 404}
+    with serving(lambda body, attempt: answer) as server, pytest.raises(ServerError, match="it serves tiny"):
+        sampler(server.url, tokenizer).sample(PROMPTS, seed=0)
+
+
+def test_a_server_out_of_reach_is_one_error(tokenizer):
+    with serving(lambda body, attempt: completion(body)) as server:
+        url = server.url
+    with pytest.raises(ServerError, match="check that a server runs there") as info:
+        sampler(url, tokenizer).sample(PROMPTS, seed=0)
+    assert url in str(info.value)
+
+
+@pytest.mark.parametrize("prompt_ids", [[0, 5, 6, 7], [6, 7], [5, 6, 8]])
+def test_an_answer_to_another_prompt_is_an_error(tokenizer, prompt_ids):
+    script = lambda body, attempt: completion(body, prompt_ids=prompt_ids)  # noqa: E731
+    with serving(script) as server, pytest.raises(ServerError, match="another prompt"):
+        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
+
+
+def test_a_second_bos_shows_in_the_count_of_tokens(tokenizer):
+    script = lambda body, attempt: text_alone(body, prompt_tokens=4)  # noqa: E731
+    with serving(script) as server, pytest.raises(ServerError, match="another prompt"):
+        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        lambda body, attempt: completion(body, ids=(70, 71), finish="length"),
+        lambda body, attempt: text_alone(body, finish="length", completion_tokens=2),
+    ],
+    ids=["with ids", "text alone"],
+)
+def test_a_completion_cut_before_the_length_limit_is_an_error(tokenizer, script):
+    with serving(script) as server, pytest.raises(ServerError, match="cut a completion"):
+        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
+
+
+def test_the_key_comes_from_the_environment_and_is_shown_nowhere(tokenizer, monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1234")
+
+    def script(body, attempt):
+        return {"content": {"error": {"message": "no such key: sk-secret-1234"}}, "status": 401 if attempt else 500}
+
+    with (
+        caplog.at_level(logging.DEBUG),
+        serving(script) as server,
+        pytest.raises(ServerError, match="OPENAI_API_KEY") as info,
+    ):
+        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
+    assert server.keys == ["Bearer sk-secret-1234"] * 2
+    assert "secret" not in str(info.value)
+    assert "secret" not in " ".join(record.getMessage() for record in caplog.records if "sgsd" in record.name)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "10.1.2.3", "[::1]", "node17"])
+def test_a_server_nearby_needs_no_key(host):
+    ServerClient(f"http://{host}:8000/v1")
+
+
+def test_a_remote_server_needs_a_key():
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
+        ServerClient("https://api.example.com/v1")
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://localhost/v1", "http://", "http://[::1/v1"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ConfigError, match="address"):
+        ServerClient(url)
+
+
+@pytest.mark.parametrize("option", [{"concurrency": 0}, {"timeout": 0}, {"timeout": float("inf")}, {"retries": -1}])
+def test_settings_out_of_range_are_refused(option):
+    with pytest.raises(ConfigError, match="out of range"):
+        ServerClient("http://localhost:8000/v1", **option)
+
+
+def test_the_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'sgsd\[server\]'"):
+        ServerClient("http://localhost:8000/v1")
+
+
+def test_no_prompts_give_no_rollouts(tokenizer):
+    assert sampler("http://localhost:1/v1", tokenizer).sample([], seed=0) == []
+
+
+def test_sampling_works_where_a_loop_runs_already(tokenizer):
+    async def notebook(draw):
+        return draw.sample(PROMPTS, seed=0)
+
+    with serving(lambda body, attempt: completion(body)) as server:
+        rollouts = asyncio.run(notebook(sampler(server.url, tokenizer)))
+    assert len(rollouts) == 3
+
+
+def test_one_failure_is_reported_once(tokenizer, caplog):
+    with serving(failing_first(FAILURES["500"])) as server:
+        sampler(server.url, tokenizer).sample(PROMPTS, seed=0)
+    assert [record.message for record in caplog.records if record.name == "sgsd.engines.servers"] == [
+        f"{server.url}: HTTP 500: broken; trying again"
+    ]
