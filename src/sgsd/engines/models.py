@@ -127,6 +127,25 @@ def load_model(
     return model if device is None else model.to(device)
 
 
+def base_and_adapter(name_or_path: str) -> tuple[str, str | None]:
+    """For an engine that loads by itself: the base model's hub name or folder, and the adapter's folder if it is one.
+
+    Raises:
+        ConfigError: no such folder or package, or a GGUF file.
+    """
+    if _is_adapter(name_or_path):
+        return base_and_adapter(_base_of(name_or_path))[0], name_or_path
+    folder, file_options = _located(name_or_path)
+    if file_options:
+        raise ConfigError(
+            "this engine reads no GGUF files",
+            got=name_or_path,
+            expected="a folder or hub name with safetensors",
+            remedy="use the transformers engine",
+        )
+    return folder, None
+
+
 def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
     """Every id that ends a completion: the model's own and the tokenizer's, as TRL reckons them."""
     ids = model.generation_config.eos_token_id

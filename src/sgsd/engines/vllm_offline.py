@@ -1,0 +1,151 @@
+"""Sampling with vLLM, in process."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sgsd.engines.models import base_and_adapter
+from sgsd.engines.seeds import completion_seed
+from sgsd.errors import ConfigError
+from sgsd.rollouts import Rollout, StopReason
+
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
+
+
+class VLLMSampler:
+    """A causal language model that vLLM loads and runs, as ``rollouts.Sampler``.
+
+    Prompts go as token ids, and every prompt has a seed of its own. Of the model's ``generation_config.json`` only the
+    ids that end a completion apply. Rounding still depends on what vLLM batches together, so two runs agree exactly
+    only where vLLM is batch invariant.
+
+    Args:
+        model_name: a hub name, a folder, or an adapter's folder, which brings its base model.
+        tokenizer: decodes completions; its end-of-sequence token ends one.
+        max_new_tokens: the length limit.
+        temperature: 0 is greedy decoding.
+        top_p, top_k: 1.0 and 0 switch them off.
+        adapter: the folder of a LoRA adapter to put on ``model_name``.
+        progress: called with the number of prompts done.
+        engine_options: further arguments of ``vllm.LLM``, such as ``dtype``, ``max_model_len``,
+            ``tensor_parallel_size`` or ``gpu_memory_utilization``.
+
+    Raises:
+        ConfigError: vLLM is not installed or cannot start; no such model or adapter; a GGUF file.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        adapter: str | None = None,
+        progress: Callable[[int], object] | None = None,
+        **engine_options: Any,
+    ) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ConfigError("vLLM is not installed", remedy="run: pip install 'sgsd[vllm]', or use another engine")
+        import vllm
+        from vllm.lora.request import LoRARequest
+
+        base, own_adapter = base_and_adapter(model_name)
+        if own_adapter is not None and adapter is not None:
+            raise ConfigError("two adapters", got=f"{own_adapter} and {adapter}", expected="one of them")
+        adapter = own_adapter or adapter
+        self._lora = None
+        if adapter is not None:
+            engine_options = {"enable_lora": True, "max_lora_rank": _room_for(adapter)} | engine_options
+            self._lora = LoRARequest("adapter", 1, adapter)
+        try:
+            self._engine = vllm.LLM(model=base, **engine_options)
+        except (ValueError, RuntimeError, OSError) as error:
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ConfigError(f"vLLM cannot start {model_name}", got=first[:200], remedy="see its log above") from error
+        self._new_params = vllm.SamplingParams
+        self._tokenizer = tokenizer
+        self._progress = progress
+        self._max_new_tokens = max_new_tokens
+        self._options: dict[str, Any] = {
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "stop_token_ids": [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id],
+            "detokenize": False,
+        }
+
+    def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
+        """See ``Sampler.sample``.
+
+        Raises:
+            ConfigError: a completion was cut before the length limit, for want of context.
+        """
+        outputs = self._engine.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            [self._new_params(seed=completion_seed(seed, index), **self._options) for index in range(len(prompts))],
+            use_tqdm=self._bar if self._progress is not None else False,
+            lora_request=self._lora,
+        )
+        return [self._rollout(prompt, output.outputs[0]) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def _bar(self, *arguments: Any, **options: Any) -> tqdm:
+        return _Bar(*arguments, **options, file=io.StringIO(), tell=self._progress)
+
+    def _rollout(self, prompt: Sequence[int], output: Any) -> Rollout:
+        ids = tuple(output.token_ids)
+        if output.finish_reason not in ("stop", "length"):
+            raise ConfigError(
+                "vLLM broke a completion off", got=f"finish_reason {output.finish_reason!r}", remedy="see its log above"
+            )
+        reason = StopReason.END if output.finish_reason == "stop" else StopReason.LENGTH
+        if reason is StopReason.LENGTH and len(ids) < self._max_new_tokens:
+            raise ConfigError(
+                "vLLM cut a completion before the length asked for",
+                got=f"{len(ids)} tokens after a prompt of {len(prompt)}",
+                expected=self._max_new_tokens,
+                remedy="raise max_model_len, or lower the completion length",
+            )
+        return Rollout(
+            prompt_ids=tuple(prompt),
+            completion_ids=ids,
+            text=self._tokenizer.decode(list(ids), skip_special_tokens=True),
+            stop_reason=reason,
+        )
+
+
+class _Bar(tqdm):
+    """The bar that vLLM moves on, unseen; it passes the count on. Bars over an iterable are of its preparations."""
+
+    def __init__(self, iterable: Any = None, *, tell: Callable[[int], object], **options: Any) -> None:
+        self._tell = None if iterable is not None else tell
+        super().__init__(iterable, **options)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        shown = super().update(n)
+        if self._tell is not None:
+            self._tell(int(self.n))
+        return shown
+
+
+def _room_for(adapter: str) -> int:
+    """The smallest rank that vLLM offers and the adapter fits."""
+    file = Path(adapter) / "adapter_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError("no LoRA adapter there", got=adapter, expected="a folder with adapter_config.json") from error
+    if rank > _LORA_RANKS[-1]:
+        raise ConfigError("the adapter's rank is too large for vLLM", got=rank, expected=f"at most {_LORA_RANKS[-1]}")
+    return next(room for room in _LORA_RANKS if room >= rank)

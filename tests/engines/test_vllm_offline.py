@@ -1,0 +1,176 @@
+"""Sampling with vLLM: what it is asked, and how its answers are read. A stand-in takes vLLM's place."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from sgsd.engines.seeds import completion_seed
+from sgsd.engines.vllm_offline import VLLMSampler
+from sgsd.errors import ConfigError
+from sgsd.rollouts import StopReason
+
+END = 1
+PROMPTS = [[5, 6, 7], [8], [9, 10]]
+
+
+class LLM:
+    """Answers with ``answers[prompt[0]]``, (ids, finish_reason), and keeps what it was asked."""
+
+    started: dict
+    asked: SimpleNamespace
+    answers: dict
+    refusal: Exception | None = None
+
+    def __init__(self, **options):
+        if LLM.refusal is not None:
+            raise LLM.refusal
+        LLM.started = options
+
+    def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
+        LLM.asked = SimpleNamespace(prompts=prompts, params=sampling_params, lora=lora_request)
+        if use_tqdm:
+            for _ in use_tqdm(prompts, desc="Rendering prompts"):
+                pass
+            bar = use_tqdm(total=len(prompts), desc="Processed prompts", dynamic_ncols=True, postfix="0 toks/s")
+            for _ in prompts:
+                bar.update(1)
+            assert bar.n == len(prompts)
+            assert bar.format_dict["elapsed"] >= 0
+            bar.close()
+        answers = [LLM.answers.get(prompt["prompt_token_ids"][0], ((70, END), "stop")) for prompt in prompts]
+        return [
+            SimpleNamespace(outputs=[SimpleNamespace(token_ids=list(ids), finish_reason=reason)])
+            for ids, reason in answers
+        ]
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch):
+    modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")}
+    modules["vllm"].LLM = LLM
+    modules["vllm"].SamplingParams = lambda **options: options
+    modules["vllm.lora.request"].LoRARequest = lambda *arguments: arguments
+    for name, module in modules.items():
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    LLM.answers, LLM.refusal = {}, None
+
+
+@pytest.fixture
+def adapter(tmp_path, tiny_folder):
+    def write(**settings):
+        content = {"base_model_name_or_path": str(tiny_folder), "r": 12} | settings
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+        return str(tmp_path)
+
+    return write
+
+
+def test_vllm_is_asked_for_ids_with_a_seed_each_and_nothing_but_what_was_set(tokenizer, tiny_folder):
+    draw = VLLMSampler(
+        str(tiny_folder), tokenizer, max_new_tokens=9, temperature=0.6, top_p=0.9, top_k=20, dtype="float32"
+    )
+    draw.sample(PROMPTS, seed=4)
+    assert LLM.started == {"model": str(tiny_folder), "dtype": "float32"}
+    assert LLM.asked.prompts == [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    assert LLM.asked.params == [
+        {
+            "max_tokens": 9,
+            "temperature": 0.6,
+            "top_p": 0.9,
+            "top_k": 20,
+            "stop_token_ids": [END],
+            "detokenize": False,
+            "seed": completion_seed(4, index),
+        }
+        for index in range(3)
+    ]
+    assert LLM.asked.lora is None
+
+
+def test_answers_become_rollouts(tokenizer, tiny_folder):
+    LLM.answers = {5: ((70, 71, END), "stop"), 8: ((72, 73, 74), "length")}
+    ended, cut = VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3).sample(PROMPTS[:2], seed=0)
+    assert (ended.prompt_ids, ended.completion_ids) == ((5, 6, 7), (70, 71, END))
+    assert (ended.text, ended.stop_reason) == (tokenizer.decode([70, 71]), StopReason.END)
+    assert (cut.completion_ids, cut.stop_reason) == ((72, 73, 74), StopReason.LENGTH)
+    assert not ended.retokenised
+
+
+def test_progress_counts_prompts(tokenizer, tiny_folder, capsys):
+    counts: list[int] = []
+    VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3, progress=counts.append).sample(PROMPTS, seed=0)
+    assert counts == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("rank", "room"), [(1, 1), (8, 8), (12, 16), (300, 320)])
+def test_an_adapter_folder_brings_its_base_and_room_for_its_rank(tokenizer, tiny_folder, adapter, rank, room):
+    folder = adapter(r=rank)
+    VLLMSampler(folder, tokenizer, max_new_tokens=3).sample(PROMPTS, seed=0)
+    assert LLM.started == {"model": str(tiny_folder), "enable_lora": True, "max_lora_rank": room}
+    assert LLM.asked.lora == ("adapter", 1, folder)
+
+
+def test_an_adapter_may_be_given_beside_its_base(tokenizer, tiny_folder, adapter):
+    folder = adapter(rank_pattern={"q_proj": 40})
+    VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3, adapter=folder).sample(PROMPTS, seed=0)
+    assert LLM.started == {"model": str(tiny_folder), "enable_lora": True, "max_lora_rank": 64}
+    assert LLM.asked.lora == ("adapter", 1, folder)
+
+
+def test_a_missing_adapter_is_an_error(tokenizer, tiny_folder, tmp_path):
+    with pytest.raises(ConfigError, match="no LoRA adapter"):
+        VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3, adapter=str(tmp_path / "nowhere"))
+
+
+def test_two_adapters_are_refused(tokenizer, adapter):
+    with pytest.raises(ConfigError, match="two adapters"):
+        VLLMSampler(adapter(), tokenizer, max_new_tokens=3, adapter=adapter())
+
+
+def test_an_adapter_too_large_is_refused(tokenizer, adapter):
+    with pytest.raises(ConfigError, match="rank is too large"):
+        VLLMSampler(adapter(r=600), tokenizer, max_new_tokens=3)
+
+
+def test_a_missing_folder_is_an_error(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="no such model folder"):
+        VLLMSampler(str(tmp_path / "nowhere"), tokenizer, max_new_tokens=3)
+
+
+def test_a_gguf_file_is_refused(tokenizer, tmp_path):
+    file = tmp_path / "model.gguf"
+    file.touch()
+    with pytest.raises(ConfigError, match="GGUF"):
+        VLLMSampler(str(file), tokenizer, max_new_tokens=3)
+
+
+def test_a_completion_cut_for_want_of_context_is_an_error(tokenizer, tiny_folder):
+    LLM.answers = {5: ((70, 71), "length")}
+    with pytest.raises(ConfigError, match="max_model_len"):
+        VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3).sample(PROMPTS, seed=0)
+
+
+def test_a_broken_off_completion_is_an_error(tokenizer, tiny_folder):
+    LLM.answers = {8: ((70,), "abort")}
+    with pytest.raises(ConfigError, match="abort"):
+        VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3).sample(PROMPTS, seed=0)
+
+
+def test_vllms_refusal_to_start_is_one_line(tokenizer, tiny_folder):
+    LLM.refusal = RuntimeError("\nEngine core initialization failed.\nSee above")
+    with pytest.raises(ConfigError, match="Engine core initialization failed") as info:
+        VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3)
+    assert "\n" not in str(info.value)
+
+
+def test_a_missing_vllm_is_named(tokenizer, tiny_folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'sgsd\[vllm\]'"):
+        VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3)
