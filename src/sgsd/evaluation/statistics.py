@@ -1,14 +1,39 @@
-"""Means over problems with 95 % intervals, and differences paired by problem."""
+"""Means over problems with 95 % intervals, and differences paired by problem; one seed or several.
+
+The value of a problem is the share of its k samples that are correct. Problems are the unit of chance: the k samples
+of one problem are no k problems. Where a method was trained with several seeds, the seeds are a second unit.
+
+Let ``v[s, i]`` be the value of problem i = 1..N under seed s = 1..S, ``v[i]`` its mean over the seeds, ``m[s]`` a
+seed's mean, ``m`` the mean of all. The variance of m has two parts,
+
+    V_problems = var_i(v[i]) / N                                           problems, and the sampling of completions
+    V_seeds    = max(0, var_s(m[s]) / S − var(v[s, i] − v[i] − m[s] + m) / (N S))     what seeds differ by beyond that
+
+by the method of moments for a crossed design (Searle, Casella & McCulloch, *Variance Components*, 1992, ch. 4). Each
+part keeps its own Student quantile: ``h² = t²(N − 1) V_problems + t²(S − 1) V_seeds``. Several evaluations are averaged
+with equal weights; their problems' parts add up, with Satterthwaite's degrees of freedom (1946).
+
+- A difference d, paired by problem, gets d ± h, after two problems have been added that differ by ± the quadratic mean
+  of the differences that are not 0. For 0/1 values that is the adjustment of Bonett & Price (2012).
+- A mean gets Wilson's score interval (1927) of ``m (1 − m) / V`` effective problems (as is done for clustered samples:
+  Korn & Graubard 1998) with h² / V for z². Of values that are all 0 or 1, that is Wilson's interval itself.
+
+``benchmarks/interval_coverage.py`` measures how often they hold the truth; ``docs/statistics.md`` has the figures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from scipy import stats
 
-_RESAMPLES = 10_000
+Values: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
+"""One value a problem, from 0 to 1: ``[N]`` of one seed, or ``[S, N]`` of several over the same problems."""
+
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,55 +55,143 @@ class Estimate:
         return self.low <= 0 <= self.high
 
 
-def mean_estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The mean of per-problem values, problems being the unit of chance.
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A component of a variance, and its degrees of freedom."""
 
-    Values that are all 0 or 1 get a Wilson interval; others a percentile bootstrap over problems. Where all values are
-    the same the bootstrap knows no chance, and Wilson's bound on what was never seen takes its place.
+    variance: float
+    freedom: float
+
+
+def mean_estimate(values: Values) -> Estimate:
+    """The mean of per-problem values and its interval.
 
     Args:
-        values: one per problem, from 0 to 1.
-        seed: of the bootstrap.
+        values: ``[N]`` or ``[S, N]``, from 0 to 1.
 
     Raises:
         ValueError: without values.
     """
-    if not len(values):
-        raise ValueError("an estimate needs at least one value")
-    data = np.asarray(values, dtype=float)
-    if set(data.tolist()) <= {0.0, 1.0}:
-        interval = stats.binomtest(int(data.sum()), len(data)).proportion_ci(method="wilson")
-        return Estimate(float(data.mean()), float(interval.low), float(interval.high))
-    return _bootstrap(data, seed, lowest=0.0)
+    return mean_over([values])
 
 
-def paired_difference(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The mean of ``after − before``, paired by problem: a percentile bootstrap over problems.
-
-    Where all differences are the same, as for a single problem or for twice the same run, the interval is the one that
-    Wilson's bound leaves: one problem shows nothing, and a hundred equal ones no difference above 4 points.
+def mean_over(evaluations: Sequence[Values]) -> Estimate:
+    """The mean of several evaluations' means, each of equal weight whatever its number of problems.
 
     Args:
-        before, after: one value per problem, from 0 to 1, in the same order.
-        seed: of the bootstrap.
+        evaluations: the values of each; all with the same seeds, in one order.
 
     Raises:
-        ValueError: if the counts differ, or without values.
+        ValueError: without values, or with unlike numbers of seeds.
     """
-    if len(before) != len(after):
-        raise ValueError(f"a paired difference needs the same problems: got {len(before)} and {len(after)}")
-    if not len(before):
+    tables = _tables(evaluations)
+    mean = float(np.mean([table.mean() for table in tables]))
+    problems = len(tables) ** 2 / sum(1 / table.shape[1] for table in tables)
+    variance, squared = _combined(_problem_parts(tables), _seed_parts(tables))
+    binary = len(tables) == 1 and len(tables[0]) == 1 and set(np.unique(tables[0])) <= {0.0, 1.0}
+    if binary or variance == 0 or problems <= 1:  # values that say nothing of chance: as if each were 0 or 1
+        effective, z2 = problems, float(stats.norm.ppf((1 + CONFIDENCE) / 2)) ** 2
+    else:
+        effective, z2 = mean * (1 - mean) / variance, squared / variance
+    centre = (mean + z2 / (2 * effective)) / (1 + z2 / effective)
+    half = np.sqrt(z2 * (mean * (1 - mean) / effective + z2 / (4 * effective**2))) / (1 + z2 / effective)
+    return Estimate(mean, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+
+
+def paired_difference(before: Values, after: Values, *, same_seeds: bool = False) -> Estimate:
+    """The mean of ``after − before``, paired by problem.
+
+    Args:
+        before, after: values of the same problems in one order; the numbers of seeds may differ.
+        same_seeds: row s of both is the same seed: what a seed does to both cancels.
+
+    Raises:
+        ValueError: if the problems differ in number, or the seeds that are to be paired; without values.
+    """
+    return difference_over([before], [after], same_seeds=same_seeds)
+
+
+def difference_over(before: Sequence[Values], after: Sequence[Values], *, same_seeds: bool = False) -> Estimate:
+    """The mean over several evaluations of their paired differences, each of equal weight.
+
+    Args:
+        before, after: the values of each evaluation, as in ``paired_difference``.
+        same_seeds: as there.
+
+    Raises:
+        ValueError: as there.
+    """
+    firsts, seconds = _tables(before), _tables(after)
+    for first, second in zip(firsts, seconds, strict=True):
+        if first.shape[1] != second.shape[1]:
+            raise ValueError(f"a paired difference needs the same problems: got {first.shape[1]} and {second.shape[1]}")
+        if same_seeds and first.shape[0] != second.shape[0]:
+            raise ValueError(f"a difference paired by seed needs the same: got {first.shape[0]} and {second.shape[0]}")
+    if same_seeds:
+        tables = [second - first for first, second in zip(firsts, seconds, strict=True)]
+        seed_parts = _seed_parts(tables)
+    else:
+        tables = [
+            second.mean(axis=0, keepdims=True) - first.mean(axis=0, keepdims=True)
+            for first, second in zip(firsts, seconds, strict=True)
+        ]
+        seed_parts = _seed_parts(firsts) + _seed_parts(seconds)
+    mean = float(np.mean([table.mean() for table in tables]))
+    _, squared = _combined(_problem_parts([_with_a_gain_and_a_loss(table) for table in tables]), seed_parts)
+    half = squared**0.5
+    return Estimate(mean, max(-1.0, mean - half), min(1.0, mean + half))
+
+
+def _tables(evaluations: Sequence[Values]) -> list[np.ndarray]:
+    """Each evaluation as ``[S, N]``."""
+    tables = [np.atleast_2d(np.asarray(values, dtype=float)) for values in evaluations]
+    if not tables or any(table.size == 0 for table in tables):
         raise ValueError("an estimate needs at least one value")
-    return _bootstrap(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), seed, lowest=-1.0)
+    if len({table.shape[0] for table in tables}) > 1:
+        raise ValueError(f"unlike numbers of seeds: got {', '.join(str(table.shape[0]) for table in tables)}")
+    return tables
 
 
-def _bootstrap(data: np.ndarray, seed: int, *, lowest: float) -> Estimate:
-    mean = float(data.mean())
-    if data.min() == data.max():
-        # At most this share of problems, with 95 % confidence, has another value: anything from lowest to 1.
-        unseen = stats.binomtest(0, len(data)).proportion_ci(method="wilson").high
-        return Estimate(mean, mean - unseen * (mean - lowest), mean + unseen * (1.0 - mean))
-    interval = stats.bootstrap(
-        (data,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(seed), batch=1000
-    ).confidence_interval
-    return Estimate(mean, float(interval.low), float(interval.high))
+def _problem_parts(tables: Sequence[np.ndarray]) -> list[_Part]:
+    """What each table's problems, and the sampling, contribute to the variance of the mean of the tables' means."""
+    return [
+        _Part(float(table.mean(axis=0).var(ddof=1)) / table.shape[1] / len(tables) ** 2, table.shape[1] - 1)
+        for table in tables
+        if table.shape[1] > 1
+    ]
+
+
+def _seed_parts(tables: Sequence[np.ndarray]) -> list[_Part]:
+    """What seeds contribute beyond what their samples of each problem explain."""
+    S, C = tables[0].shape[0], len(tables)
+    if S == 1:
+        return []
+    explained = 0.0
+    for table in tables:
+        N = table.shape[1]
+        if N > 1:
+            residual = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+            explained += float((residual**2).sum()) / ((S - 1) * (N - 1)) / (N * S) / C**2
+    by_seed = np.mean([table.mean(axis=1) for table in tables], axis=0)
+    return [_Part(max(0.0, float(by_seed.var(ddof=1)) / S - explained), S - 1)]
+
+
+def _combined(problems: Sequence[_Part], seeds: Sequence[_Part]) -> tuple[float, float]:
+    """The variance V, and the square h² of an interval's half width.
+
+    Degrees of freedom are pooled among evaluations alone. Pooled with the seeds' too, three seeds that happened to lie
+    close together would pass for many.
+    """
+    own = sum(part.variance for part in problems)
+    pooled = own**2 / sum(part.variance**2 / part.freedom for part in problems) if own > 0 else np.inf
+    parts = [_Part(own, pooled), *seeds]
+    squared = sum(float(stats.t.ppf((1 + CONFIDENCE) / 2, part.freedom)) ** 2 * part.variance for part in parts)
+    return sum(part.variance for part in parts), squared
+
+
+def _with_a_gain_and_a_loss(table: np.ndarray) -> np.ndarray:
+    """Two problems more, one that gains and one that loses as much as the problems that differ do."""
+    differing = table[table != 0]
+    size = float(np.sqrt(np.mean(differing**2))) if differing.size else 1.0
+    added = np.full((table.shape[0], 1), size)
+    return np.concatenate([table, added, -added], axis=1)

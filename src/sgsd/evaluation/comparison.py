@@ -1,0 +1,568 @@
+"""Run folders and evaluations → one table: a row a method, a column an evaluation, differences paired by problem.
+
+Runs that differ only in their seed and in paths are one row. What cannot be compared (other problems, another
+verifier, other sampling) is refused, and what a reader should know (which checkpoint, how many seeds, what is missing)
+is in the notes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sgsd.errors import ConfigError, did_you_mean
+from sgsd.evaluation.statistics import Estimate, difference_over, mean_over
+from sgsd.verifiers import Outcome
+
+MEAN = "mean"
+"""The column of the mean over all evaluations, each of equal weight."""
+BASE = "Base"
+
+# Settings that make no two runs different methods.
+_INCIDENTAL = (
+    *("seed", "data_seed", "output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "dry_run"),
+    *("report_to", "disable_tqdm", "hub_model_id", "push_to_hub"),
+)
+# What two evaluations must share to be compared, as their summaries name it.
+_SAME = (
+    *("dataset", "dataset_split", "dataset_config", "verifier", "verifier_options", "instruction"),
+    *("chat_template_kwargs", "thinking", "temperature", "top_p", "top_k", "min_p"),
+    *("max_completion_length", "max_new_tokens"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method: runs that differ in nothing but their seed, or evaluations of a model without training.
+
+    Attributes:
+        label: the method as papers write it, and what tells it from others of that name.
+        method: ``base``, ``grpo``, ``opsd`` or ``sgsd``.
+        model: the model it began with.
+        seeds: of training, or of sampling where nothing was trained.
+        checkpoints: for each seed, the optimizer step that was evaluated; ``None`` for a model without training, and
+            for a run that does not say.
+        folders: for each seed, where it was read.
+        cells: one for each column, as fractions; ``None`` where an evaluation is missing.
+        differences: to the baseline, for each column; ``None`` where there is nothing to compare, and for the baseline.
+    """
+
+    label: str
+    method: str
+    model: str
+    seeds: tuple[int | None, ...]
+    checkpoints: tuple[int | None, ...]
+    folders: tuple[str, ...]
+    cells: tuple[Estimate | None, ...]
+    differences: tuple[Estimate | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One evaluation.
+
+    Attributes:
+        name: of the evaluation; ``MEAN`` for the mean over all.
+        problems: how many; of all evaluations in the mean.
+        samples: of each problem, the k of avg@k; ``None`` in the mean of unlike ones.
+    """
+
+    name: str
+    problems: int
+    samples: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The table.
+
+    Attributes:
+        columns: the evaluations, then their mean if there are several.
+        rows: in the order in which the runs were named.
+        baseline: the label of the row that differences are taken to; ``None`` if there is only one row.
+        notes: what a reader should know, a sentence each.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    baseline: str | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, fractions as they are; each row's cells and differences by column."""
+        rows: list[dict[str, Any]] = []
+        for row in self.rows:
+            named = {"cells": row.cells, "differences": row.differences}
+            estimates = {
+                name: {
+                    column.name: None if estimate is None else asdict(estimate)
+                    for column, estimate in zip(self.columns, values, strict=True)
+                }
+                for name, values in named.items()
+            }
+            rows.append({**asdict(row), **estimates})
+        return {
+            "columns": [asdict(column) for column in self.columns],
+            "rows": rows,
+            "baseline": self.baseline,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """One evaluation folder: its summary, and problem id → share of the samples that are correct."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    shares: Mapping[str, float]
+    k: int
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One run, or one model's evaluations: what a row has for one seed."""
+
+    folder: Path
+    method: str
+    model: str
+    skills: bool
+    seed: int | None
+    essence: Mapping[str, Any]
+    checkpoint: int | None
+    scores: Mapping[str, _Scores]
+    notes: tuple[str, ...] = ()
+
+
+def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkpoint: int | None = None) -> Comparison:
+    """Read run folders and evaluation folders, and compare them.
+
+    Args:
+        folders: run folders; evaluation folders (``samples.jsonl`` and ``summary.json`` in them); or folders of
+            evaluation folders, for a model without training.
+        baseline: a row's label, or one of its folders; ``None`` takes Base if it is there, else the first row.
+        checkpoint: the optimizer step to take of every run, declared before the results were seen; ``None`` takes the
+            final one. Models without training have none and are taken as they are.
+
+    Raises:
+        ConfigError: a folder that is neither; no evaluation of the checkpoint; an unknown baseline; evaluations of one
+            name with other problems, verifiers, sampling or k; one setting and seed twice.
+    """
+    members = _merged([_read(folder, checkpoint) for folder in {path.resolve(): path for path in folders}.values()])
+    if not members:
+        raise ConfigError("nothing to compare", expected="run folders, or evaluation folders")
+    members = _with_shared_names(members)
+    groups: dict[str, list[_Member]] = {}
+    for member in members:
+        groups.setdefault(_key(member), []).append(member)
+    names = list(dict.fromkeys(name for member in members for name in member.scores))
+    for name in names:
+        _refuse_unlike(name, [member.scores[name] for member in members if name in member.scores])
+    for group in groups.values():
+        _refuse_repeated_seeds(group)
+    labels = _labels([group[0] for group in groups.values()])
+    labelled = dict(zip(labels, groups.values(), strict=True))
+    chosen = _baseline(labelled, baseline)
+
+    columns = [_column(name, members) for name in names]
+    wanted = [(name,) for name in names]
+    if len(names) > 1:
+        ks = {column.samples for column in columns}
+        columns.append(Column(MEAN, sum(column.problems for column in columns), ks.pop() if len(ks) == 1 else None))
+        wanted.append(tuple(names))
+    rows = [
+        Row(
+            label=label,
+            method=group[0].method,
+            model=group[0].model,
+            seeds=tuple(member.seed for member in group),
+            checkpoints=tuple(member.checkpoint for member in group),
+            folders=tuple(str(member.folder) for member in group),
+            cells=tuple(_cell(group, parts) for parts in wanted),
+            differences=tuple(
+                None if chosen in (None, label) else _difference(labelled[chosen], group, parts) for parts in wanted
+            ),
+        )
+        for label, group in labelled.items()
+    ]
+    notes = _notes(labelled, names, chosen, checkpoint)
+    return Comparison(tuple(columns), tuple(rows), chosen, tuple(notes))
+
+
+# Reading
+
+
+def _read(folder: Path, checkpoint: int | None) -> _Member:
+    if (folder / "run.json").is_file():
+        return _read_run(folder, checkpoint)
+    if (folder / "summary.json").is_file():
+        found = {folder.name: _read_scores(folder)}
+    else:
+        found = _evaluations(folder / "evaluations") or _evaluations(folder)
+    if not found:
+        raise ConfigError(
+            "neither a run nor an evaluation",
+            got=str(folder),
+            expected="run.json in it, which sgsd train writes, or summary.json, which sgsd eval writes",
+        )
+    first = next(iter(found.values()))
+    run = _run_of(first)
+    if run is not None:
+        record = _record(run)
+        steps = {_step(scores, run) for scores in found.values()}
+        if len(steps) > 1:
+            raise ConfigError("evaluations of several checkpoints in one folder", got=str(folder))
+        step = steps.pop()
+        final = _final_step(run)
+        declared = final if checkpoint is None else checkpoint
+        if step is not None and declared is not None and step != declared:
+            raise ConfigError(
+                "an evaluation of another checkpoint",
+                got=f"{folder}, of step {step}",
+                expected=f"step {declared}, {'the final one' if checkpoint is None else 'as declared'}",
+                remedy=f"--checkpoint {step} compares all runs at that step",
+            )
+        return _trained(run, record, found, step if step is not None else final)
+    summary = first.summary
+    if Path(str(summary.get("model"))).name.startswith("checkpoint-"):
+        raise ConfigError(
+            "an evaluation of a checkpoint whose run is gone",
+            got=f"{folder}, of {summary['model']}",
+            expected="the run's folder where it was",
+            remedy="name the run's folder, with the evaluation in its evaluations/",
+        )
+    for scores in found.values():
+        if scores.summary.get("model") != summary.get("model"):
+            raise ConfigError("evaluations of several models in one folder", got=str(folder))
+    skills = bool(summary.get("skills_in_prompt"))
+    essence = {name: _pathless(summary.get(name), None) for name in ("model", "skills_in_prompt", "bank")}
+    model = str(summary.get("model", "?"))
+    return _Member(folder, "base", model, skills, summary.get("seed"), essence, None, found)
+
+
+def _read_run(folder: Path, checkpoint: int | None) -> _Member:
+    record = _record(folder)
+    final = _final_step(folder)
+    wanted = final if checkpoint is None else checkpoint
+    found = {
+        **_evaluations(folder / f"checkpoint-{wanted}" / "evaluations"),
+        **_evaluations(folder / "evaluations"),
+    }
+    notes: list[str] = []
+    kept: dict[str, _Scores] = {}
+    for name, scores in found.items():
+        step = _step(scores, folder)
+        if step == wanted or (step is None and (checkpoint is None or checkpoint == final)):
+            kept[name] = scores
+        else:
+            notes.append(
+                f"{scores.folder} is of step {final if step is None else step}, not of step {wanted}, and is left out."
+            )
+    if not kept:
+        raise ConfigError(
+            f"no evaluation of {'the final checkpoint' if checkpoint is None else f'checkpoint {checkpoint}'}",
+            got=f"{folder} with {'evaluations of other steps' if found else 'no evaluations'}",
+            expected=str(folder / "evaluations" / "NAME"),
+            remedy="sgsd eval with --output writes one",
+        )
+    return _trained(folder, record, kept, wanted, tuple(notes))
+
+
+def _trained(
+    folder: Path,
+    record: Mapping[str, Any],
+    scores: Mapping[str, _Scores],
+    checkpoint: int | None,
+    notes: tuple[str, ...] = (),
+) -> _Member:
+    settings = record["settings"]
+    seed = settings.get("seed")
+    essence = {name: _pathless(value, seed) for name, value in settings.items() if name not in _INCIDENTAL}
+    method, model = str(settings.get("method", "sgsd")), str(settings.get("model_name_or_path", "?"))
+    skills = bool(settings.get("skills_in_prompt"))
+    return _Member(folder, method, model, skills, seed, essence, checkpoint, scores, notes)
+
+
+def _pathless(value: Any, seed: int | None) -> Any:
+    """A setting as it would be on another machine and with another seed."""
+    if isinstance(value, str):
+        is_path = value.startswith((".", "/", "~", "\\")) or Path(value).suffix in (
+            ".json",
+            ".jsonl",
+            ".parquet",
+            ".csv",
+        )
+        name = Path(value).name if is_path and ":" not in value else value
+        return name.replace(f"seed{seed}", "seed*")
+    return value
+
+
+def _record(folder: Path) -> Mapping[str, Any]:
+    record = _json(folder / "run.json")
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise ConfigError("the run's record cannot be read", got=str(folder / "run.json"))
+    return record
+
+
+def _final_step(folder: Path) -> int | None:
+    """The last optimizer step of a run; ``None`` if it left no log."""
+    state = folder / "trainer_state.json"
+    return _json(state).get("global_step") if state.is_file() else None
+
+
+def _evaluations(folder: Path) -> dict[str, _Scores]:
+    return {file.parent.name: _read_scores(file.parent) for file in sorted(folder.glob("*/summary.json"))}
+
+
+def _run_of(scores: _Scores) -> Path | None:
+    """The run whose model an evaluation is of, if it is still where it was."""
+    model = scores.summary.get("model")
+    if not isinstance(model, str):
+        return None
+    return next((path for path in (Path(model), Path(model).parent) if (path / "run.json").is_file()), None)
+
+
+def _step(scores: _Scores, run: Path) -> int | None:
+    """The optimizer step an evaluation is of, where it says so."""
+    step = scores.summary.get("step")
+    if isinstance(step, int):
+        return step
+    for name in (Path(str(scores.summary.get("model", ""))).name, scores.folder.parent.parent.name):
+        start, _, number = name.rpartition("-")
+        if start == "checkpoint" and number.isdigit():
+            return int(number)
+    return _final_step(run) if scores.summary.get("model") is not None else None
+
+
+def _read_scores(folder: Path) -> _Scores:
+    summary = _json(folder / "summary.json")
+    file = folder / "samples.jsonl"
+    correct: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            id = sample["problem_id"]
+            correct[id] = correct.get(id, 0) + (sample["outcome"] == Outcome.CORRECT)
+            counts[id] = counts.get(id, 0) + 1
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("an evaluation's samples cannot be read", got=f"{file} ({error})") from error
+    if len(set(counts.values())) != 1:
+        least, most = min(counts.values(), default=0), max(counts.values(), default=0)
+        raise ConfigError(
+            "an evaluation is not complete",
+            got=f"{file} with {least} to {most} samples a problem",
+            expected="k of each",
+        )
+    k = next(iter(counts.values()))
+    expected = summary.get("problems", len(counts)), summary.get("samples_per_problem", k)
+    if expected != (len(counts), k):
+        raise ConfigError(
+            "an evaluation's samples do not fit its summary",
+            got=f"{file} with {len(counts)} problems, {k} samples each",
+            expected=f"{expected[0]} problems, {expected[1]} samples each",
+        )
+    return _Scores(folder, summary, {id: count / k for id, count in correct.items()}, k)
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("a file cannot be read", got=f"{file} ({error})") from error
+
+
+# Grouping
+
+
+def _key(member: _Member) -> str:
+    return json.dumps([member.method, member.essence], sort_keys=True, default=str)
+
+
+def _merged(members: Sequence[_Member]) -> list[_Member]:
+    """Evaluations of one model or run that were named one by one become one member."""
+    merged: list[_Member] = []
+    for member in members:
+        for place, other in enumerate(merged):
+            same = (_key(other), other.seed) == (_key(member), member.seed)
+            disjoint = not set(other.scores) & set(member.scores)
+            if same and disjoint and (member.method == "base" or other.folder.resolve() == member.folder.resolve()):
+                merged[place] = replace(other, scores={**other.scores, **member.scores})
+                break
+        else:
+            merged.append(member)
+    return merged
+
+
+def _with_shared_names(members: Sequence[_Member]) -> list[_Member]:
+    """An evaluation that no run names takes the name under which a run has the same problems."""
+    named: dict[frozenset[str], str] = {}
+    for member in members:
+        if member.method != "base":
+            for name, scores in member.scores.items():
+                named.setdefault(frozenset(scores.shares), name)
+    known = set(named.values())
+    renamed: list[_Member] = []
+    for member in members:
+        scores = {
+            name if name in known else named.get(frozenset(found.shares), name): found
+            for name, found in member.scores.items()
+        }
+        renamed.append(member if len(scores) < len(member.scores) else replace(member, scores=scores))
+    return renamed
+
+
+def _refuse_repeated_seeds(group: Sequence[_Member]) -> None:
+    for one, other in combinations(group, 2):
+        if one.seed == other.seed:
+            raise ConfigError(
+                "one setting and seed twice",
+                got=f"{one.folder} and {other.folder}, seed {one.seed}",
+                expected="one run a seed",
+                remedy="leave one of them out; a repetition is no second seed",
+            )
+
+
+def _refuse_unlike(name: str, found: Sequence[_Scores]) -> None:
+    first = found[0]
+    for other in found[1:]:
+        where = f"evaluation {name} of {first.folder} and {other.folder}"
+        if set(first.shares) != set(other.shares):
+            common = len(set(first.shares) & set(other.shares))
+            raise ConfigError(
+                f"{where} cannot be compared: other problems",
+                got=f"{len(first.shares)} and {len(other.shares)}, {common} of them in both",
+                expected="the same problem ids",
+            )
+        if first.k != other.k:
+            raise ConfigError(
+                f"{where} cannot be compared: samples per problem", got=f"{first.k} and {other.k}", expected="one k"
+            )
+        for setting in _SAME:
+            values = [_pathless(scores.summary.get(setting), None) for scores in (first, other)]
+            if setting == "dataset":
+                values = [None if value is None else Path(value).name for value in values]
+            if values[0] != values[1]:
+                raise ConfigError(
+                    f"{where} cannot be compared: {setting}",
+                    got=f"{values[0]!r} and {values[1]!r}",
+                    expected="the same in all",
+                    remedy="evaluate one of them again",
+                )
+
+
+def _labels(firsts: Sequence[_Member]) -> list[str]:
+    """The method alone where it says enough; else with the settings that tell it from others of that method."""
+    names = [
+        (BASE if one.method == "base" else one.method.upper()) + ("+Skill" if one.skills else "") for one in firsts
+    ]
+    labels: list[str] = []
+    for one, name in zip(firsts, names, strict=True):
+        rivals = [other for other, theirs in zip(firsts, names, strict=True) if theirs == name]
+        settings = dict.fromkeys(setting for rival in rivals for setting in rival.essence)
+        telling = [s for s in settings if len({json.dumps(r.essence.get(s), default=str) for r in rivals}) > 1]
+        labels.append(", ".join([name, *(f"{s.replace('_', ' ')} {one.essence.get(s)}" for s in telling)]))
+    return labels
+
+
+def _baseline(labelled: Mapping[str, Sequence[_Member]], wanted: str | None) -> str | None:
+    labels = list(labelled)
+    if wanted is None:
+        base = [label for label, group in labelled.items() if group[0].method == "base" and not group[0].skills]
+        return [*base, *labels][0] if len(labels) > 1 else None
+    for label, group in labelled.items():
+        folders = {member.folder.resolve() for member in group}
+        if wanted.casefold() == label.casefold() or Path(wanted).resolve() in folders:
+            return label
+    raise ConfigError(
+        "unknown --baseline", got=repr(wanted), expected="; ".join(labels), remedy=did_you_mean(wanted, labels)
+    )
+
+
+# Estimates
+
+
+def _table(group: Sequence[_Member], name: str, seeds: Sequence[int | None]) -> list[list[float]]:
+    """``[S, N]``: the problems in the order of their ids."""
+    chosen = [member.scores[name] for seed in seeds for member in group if member.seed == seed]
+    return [[scores.shares[id] for id in sorted(scores.shares)] for scores in chosen]
+
+
+def _seeds(group: Sequence[_Member], parts: Sequence[str]) -> list[int | None]:
+    """The seeds that have all of these evaluations."""
+    return [member.seed for member in group if all(name in member.scores for name in parts)]
+
+
+def _cell(group: Sequence[_Member], parts: Sequence[str]) -> Estimate | None:
+    seeds = _seeds(group, parts)
+    return mean_over([_table(group, name, seeds) for name in parts]) if seeds else None
+
+
+def _difference(before: Sequence[_Member], after: Sequence[_Member], parts: Sequence[str]) -> Estimate | None:
+    """Paired by problem; by seed too where both were trained with the same ones."""
+    theirs, ours = _seeds(before, parts), _seeds(after, parts)
+    if not theirs or not ours:
+        return None
+    paired = set(theirs) == set(ours) and (before[0].method == "base") == (after[0].method == "base")
+    if paired:
+        theirs = ours
+    firsts = [_table(before, name, theirs) for name in parts]
+    seconds = [_table(after, name, ours) for name in parts]
+    return difference_over(firsts, seconds, same_seeds=paired)
+
+
+def _column(name: str, members: Sequence[_Member]) -> Column:
+    scores = next(member.scores[name] for member in members if name in member.scores)
+    return Column(name, len(scores.shares), scores.k)
+
+
+# Notes
+
+
+def _notes(
+    labelled: Mapping[str, Sequence[_Member]], names: Sequence[str], baseline: str | None, checkpoint: int | None
+) -> list[str]:
+    groups = list(labelled.items())
+    trained = [(label, group) for label, group in groups if group[0].method != "base"]
+    notes: list[str] = []
+    if trained:
+        notes.append(
+            "Checkpoint: the final one of every run."
+            if checkpoint is None
+            else f"Checkpoint: step {checkpoint} of every run, as declared."
+        )
+        steps = {label: sorted({str(member.checkpoint) for member in group}) for label, group in trained}
+        if len({tuple(found) for found in steps.values()}) > 1 or any(len(found) > 1 for found in steps.values()):
+            told = "; ".join(f"{label}: {', '.join(found)}" for label, found in steps.items())
+            notes.append(f"The runs ended at unlike steps: {told}.")
+    for label, group in groups:
+        what = "Training seeds" if group[0].method != "base" else "Sampling seeds"
+        if len(group) > 1:
+            notes.append(f"{what} of {label}: {', '.join(str(member.seed) for member in group)}.")
+    alone = [label for label, group in trained if len(group) == 1]
+    if alone:
+        notes.append(f"One seed: {'; '.join(alone)}. Such an interval says nothing of other seeds.")
+    for label, group in groups:
+        for member in group:
+            missing = [name for name in names if name not in member.scores]
+            if missing:
+                notes.append(f"Missing of {label}, seed {member.seed}: {', '.join(missing)}.")
+            skilled = [name for name, scores in member.scores.items() if scores.summary.get("skills_in_prompt")]
+            if skilled and member.method != "base":
+                notes.append(f"{label}, seed {member.seed}: skills were in the prompt of {', '.join(skilled)}.")
+            notes.extend(member.notes)
+    models = list(dict.fromkeys(group[0].model for _, group in groups))
+    if len(models) > 1:
+        told = "; ".join(f"{label}: {group[0].model}" for label, group in groups)
+        notes.append(f"Not all are of one model. {told}.")
+    comparisons = (len(groups) - 1) * len(names)
+    if baseline is not None and comparisons > 1:
+        notes.append(
+            f"{comparisons} differences beside the means: if there were none at all, one or more of these intervals "
+            f"would still leave 0 out in up to {min(100, 5 * comparisons)} % of such tables."
+        )
+    return notes
