@@ -72,7 +72,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train with SGSD (all flags: sgsd train --help)", add_help=False)
 
     evaluation = commands.add_parser("eval", help="plain-prompt accuracy of a run, a model or an adapter")
-    evaluation.add_argument("model", help="run folder, checkpoint, adapter, hub name, or local:NAME")
+    evaluation.add_argument("model", nargs="?", help="run folder, checkpoint, adapter, hub name, or local:NAME")
+    evaluation.add_argument("--regrade", type=Path, help="judge an evaluation or a JSONL of responses; no model needed")
+    evaluation.add_argument("--show", type=int, default=20, help="with --regrade: disagreements to print")
+    evaluation.add_argument("--force", action="store_true", help="discard another evaluation in the output folder")
     evaluation.add_argument("--dataset", help="file, hub name or reasoning_gym:TASK (default: the run's eval_dataset)")
     evaluation.add_argument("--dataset_split")
     evaluation.add_argument("--dataset_config")
@@ -184,6 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.commands.demo import demo
 
             return demo(options)
+        if options.command == "eval" and options.regrade is not None:
+            from sgsd.commands.regrade import regrade_stored
+
+            return regrade_stored(options)
         if options.command == "eval":
             from sgsd.commands.eval import evaluate_model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 
@@ -234,15 +233,10 @@ def test_the_summary_of_several_samples(renderer):
     assert (summary["median_tokens"], summary["p90_tokens"]) == (1.0, 2.0)
 
 
-def test_samples_can_be_judged_again_without_sampling(renderer, tmp_path):
-    class Generous(Reader):
-        def verify(self, completion, answer):
-            return Verdict(Outcome.CORRECT, None, completion)
-
+def test_other_verdicts_leave_truncated_samples_incorrect(renderer, tmp_path):
     evaluate(Script("3", "1…", "9"), PROBLEMS, renderer, Reader()).save(tmp_path)
-    again = Evaluation.load(tmp_path).regraded(Generous())
+    generous = [Verdict(Outcome.CORRECT, None, "x")] * 3
+    again = Evaluation.load(tmp_path).under(generous)
     assert [sample.outcome for sample in again.samples] == ["correct", "incorrect", "correct"]
-    assert again.samples[1].reason == "truncated"
-    old = Evaluation((dataclasses.replace(again.samples[0], reference=None),), 1)
-    with pytest.raises(DataError, match="without a reference"):
-        old.regraded(Generous())
+    assert [sample.reason for sample in again.samples] == [None, "truncated", None]
+    assert [sample.reference for sample in again.samples] == ["3", "1", "2"]

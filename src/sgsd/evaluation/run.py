@@ -171,19 +171,8 @@ class Evaluation:
             "p90_tokens": tokens.p90,
         }
 
-    def regraded(self, verifier: Verifier) -> Evaluation:
-        """The same completions, judged by another verifier.
-
-        Raises:
-            DataError: samples without their reference, as versions before 0.1 wrote them.
-        """
-        references = [sample.reference for sample in self.samples if sample.reference is not None]
-        if len(references) < len(self.samples):
-            raise DataError(
-                "samples without a reference cannot be judged again",
-                got=f"{len(self.samples) - len(references)} of {len(self.samples)}",
-            )
-        verdicts = verifier.verify_many([sample.completion for sample in self.samples], references)
+    def under(self, verdicts: Sequence[Verdict]) -> Evaluation:
+        """The same completions under other verdicts, one per sample; truncated ones stay incorrect."""
         judged = (sample.judged(verdict) for sample, verdict in zip(self.samples, verdicts, strict=True))
         return Evaluation(tuple(judged), self.k)
 

@@ -1,0 +1,66 @@
+"""The benchmarks that ``sgsd eval --dataset`` knows by name.
+
+Sampling of the three competition sets is that of the paper (arXiv 2605.28791): avg@12, temperature 1.0, top-p 0.95,
+38,912 new tokens, the template's thinking on. The paper has none of the others; their sampling is left to the run or
+the flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A data set on the hub and how it is evaluated; ``None`` leaves a setting open.
+
+    Attributes:
+        name: for ``--dataset``, and of the evaluation's folder.
+        hub, split, config: where it is.
+        samples: k of avg@k.
+        max_completion_length: new tokens at most.
+        temperature, top_p: of the sampling.
+        thinking: switch the template's thinking on or off, where it has such a switch.
+    """
+
+    name: str
+    hub: str
+    split: str
+    config: str | None = None
+    samples: int | None = None
+    max_completion_length: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    thinking: bool | None = None
+
+
+def _competition(name: str, hub: str) -> Benchmark:
+    return Benchmark(
+        name,
+        hub,
+        "train",
+        samples=12,
+        max_completion_length=38_912,
+        temperature=1.0,
+        top_p=0.95,
+        thinking=True,
+    )
+
+
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
+    {
+        benchmark.name: benchmark
+        for benchmark in (
+            _competition("aime24", "HuggingFaceH4/aime_2024"),
+            _competition("aime25", "MathArena/aime_2025"),
+            _competition("hmmt25", "MathArena/hmmt_feb_2025"),
+            Benchmark("amc23", "math-ai/amc23", "test"),
+            Benchmark("math500", "HuggingFaceH4/MATH-500", "test"),
+            Benchmark("gsm8k", "openai/gsm8k", "test", config="main"),
+            Benchmark("minerva", "math-ai/minervamath", "test"),
+        )
+    }
+)
+"""By name."""

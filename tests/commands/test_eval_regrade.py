@@ -1,0 +1,66 @@
+"""``sgsd eval --regrade``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+ROWS = [
+    {"id": "a", "problem": "1?", "answer": "1/2", "response": "It is \\boxed{0.5}", "correct": False},
+    {"id": "b", "problem": "2?", "answer": "2", "response": "It is \\boxed{2}", "correct": True},
+    {"id": "c", "problem": "3?", "answer": "3", "response": "No idea [at all]", "correct": True},
+]
+
+
+@pytest.fixture
+def responses(tmp_path):
+    file = tmp_path / "responses.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return file
+
+
+def test_a_file_of_responses(sgsd, responses, tmp_path):
+    result = sgsd("eval", "--regrade", responses)
+    assert result.code == 0
+    assert "3 responses under verifier math: 2 correct, 1 incorrect, 0 undecided" in result.out
+    assert "1 of 3 (33.33 %) agree with the stored verdict; 1 now correct, 1 no longer correct" in result.out
+    assert "not correct" in result.out
+    assert "[at all]" in result.out  # no markup
+    assert "1 more: --show 2" in sgsd("eval", "--regrade", responses, "--show", "1").out
+
+
+def test_json_lists_every_disagreement(sgsd, responses):
+    document = json.loads(sgsd("eval", "--regrade", responses, "--verifier", "exact", "--json").out)
+    assert document["verifier"] == "exact"
+    assert [row["id"] for row in document["disagreements"]] == ["c"]
+    assert document["agreement"] == pytest.approx(2 / 3)
+
+
+def test_output_holds_all_verdicts(sgsd, responses, tmp_path):
+    out = tmp_path / "out"
+    assert sgsd("eval", "--regrade", responses, "--output", out).code == 0
+    kept = {name: (out / name).read_text().splitlines() for name in ("disagreements.jsonl", "verdicts.jsonl")}
+    assert [json.loads(line)["id"] for line in kept["disagreements.jsonl"]] == ["a", "c"]
+    assert len(kept["verdicts.jsonl"]) == 3
+    assert json.loads((out / "summary.json").read_text())["agreed"] == 1
+    refused = sgsd("eval", "--regrade", responses, "--output", out)
+    assert refused.code == 2
+    assert "not empty" in refused.error
+    assert sgsd("eval", "--regrade", responses, "--output", out, "--force").code == 0
+
+
+def test_refusals(sgsd, responses, tmp_path):
+    assert "no such file of responses" in sgsd("eval", "--regrade", tmp_path / "gone.jsonl").error
+    assert "samples nothing" in sgsd("eval", "some/model", "--regrade", responses).error
+    assert "--show is out of range" in sgsd("eval", "--regrade", responses, "--show", "-1").error
+    assert "unknown verifier" in sgsd("eval", "--regrade", responses, "--verifier", "mth").error
+
+
+def test_the_stored_responses_of_several_projects(sgsd, shared_data):
+    """Every one of 1,088 real model outputs; the one disagreement is a reference spelled ``10{,}000``."""
+    document = json.loads(sgsd("eval", "--regrade", shared_data / "responses.jsonl", "--json").out)
+    assert document["with_stored_verdict"] == document["responses"] == 1088
+    assert document["agreed"] >= 1087
+    assert len(document["disagreements"]) == 1088 - document["agreed"]
+    assert sum(own["responses"] for own in document["by_format"].values()) == 1088

@@ -1,0 +1,109 @@
+"""Stored responses under another verifier."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sgsd.errors import DataError
+from sgsd.evaluation import Evaluation
+from sgsd.evaluation.regrade import read_responses, regrade, stored_samples
+from sgsd.evaluation.run import Sample
+from sgsd.verifiers import Outcome, Verdict
+
+
+class Equal:
+    """The text is the answer; a question mark cannot be decided."""
+
+    def verify_many(self, completions, answers):
+        undecided = Verdict(Outcome.UNDECIDED, "timeout")
+        return [
+            undecided
+            if completion == "?"
+            else Verdict(Outcome.CORRECT if completion == answer else Outcome.INCORRECT, None, completion)
+            for completion, answer in zip(completions, answers, strict=True)
+        ]
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_agreement_and_disagreements_of_a_file(tmp_path):
+    rows = [
+        {"id": "a", "answer": "1", "response": "1", "correct": True, "answer_format": "bare"},
+        {"id": "b", "answer": "1", "response": "2", "correct": True, "answer_format": "bare"},
+        {"id": "c", "answer": "1", "response": "1", "correct": False, "answer_format": "box"},
+        {"id": "d", "answer": "1", "response": "?", "correct": False, "answer_format": "box"},
+        {"id": "e", "answer": "1", "response": "1"},
+    ]
+    result = regrade(read_responses(written(tmp_path / "r.jsonl", rows)), Equal())
+    assert [row.stored.id for row in result.disagreements] == ["b", "c"]  # undecided is "not correct", too
+    assert (result.agreement.agreed, result.agreement.compared, result.agreement.share) == (2, 4, 0.5)
+    assert {name: own.share for name, own in result.by_format.items()} == {"bare": 0.5, "box": 0.5}
+    summary = result.summary()
+    assert (summary["responses"], summary["correct"], summary["incorrect"], summary["undecided"]) == (5, 3, 1, 1)
+    assert (summary["now_correct"], summary["no_longer_correct"]) == (1, 1)
+
+
+def test_samples_of_an_evaluation_have_three_outcomes_and_truncated_ones_stay_incorrect(tmp_path):
+    def sample(index, completion, stop, outcome):
+        return Sample("p", index, completion, 1, stop, outcome, None, None, "1?", "1")
+
+    evaluation = Evaluation(
+        (
+            sample(0, "1", "end", "correct"),
+            sample(1, "?", "end", "incorrect"),
+            sample(2, "1", "length", "incorrect"),
+        ),
+        3,
+    )
+    evaluation.save(tmp_path / "kept")
+    for responses in (
+        stored_samples(evaluation.samples),
+        read_responses(tmp_path / "kept"),
+        read_responses(tmp_path / "kept" / "samples.jsonl"),
+    ):
+        result = regrade(responses, Equal())
+        assert [str(row.verdict.outcome) for row in result.rows] == ["correct", "undecided", "incorrect"]
+        assert [row.stored.id for row in result.disagreements] == ["p:1"]
+        assert result.rows[2].verdict == Verdict(Outcome.INCORRECT, "truncated", "1")
+
+
+def test_without_stored_verdicts_there_is_no_agreement(tmp_path):
+    result = regrade(read_responses(written(tmp_path / "r.jsonl", [{"answer": "1", "response": "1"}])), Equal())
+    assert result.agreement.share is None
+    assert result.disagreements == ()
+    assert result.rows[0].stored.id == "r-0"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file of responses"),
+        ("", "holds no responses"),
+        ("{\n", r"malformed JSON line: got .*r.jsonl:1"),
+        ("[1]\n", "no JSON object"),
+        ('{"answer": "1"}\n', r"without response: got .*r.jsonl:1"),
+        ('{"answer": 1, "response": "1"}\n', "without answer"),
+        ('{"answer": "1", "response": "1", "correct": "yes"}\n', "neither true nor false"),
+        ('{"completion": "1", "outcome": "correct"}\n', "a line is no sample"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, content, message):
+    file = tmp_path / "r.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_responses(file)
+
+
+def test_old_samples_without_their_reference_are_refused(tmp_path):
+    old = Sample("p", 0, "1", 1, "end", "correct", None, "1")
+    with pytest.raises(DataError, match="without its reference"):
+        stored_samples([old])
+    Evaluation((old,), 1).save(tmp_path)
+    with pytest.raises(DataError, match="without its reference"):
+        read_responses(tmp_path)
