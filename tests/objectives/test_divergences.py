@@ -44,7 +44,7 @@ def logits_of(*shape: int, seed: int = 0, scale: float = 2.0, dtype: torch.dtype
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_equals_the_definition_in_plain_loops_whatever_the_tile(monkeypatch, tile, kind, beta, clip, temperature):
-    monkeypatch.setattr(divergences, "_TILE_ROWS", tile)
+    monkeypatch.setattr(divergences, "_TILE_ELEMENTS", 11 * tile)
     student, teacher = logits_of(3, 5, 11), logits_of(3, 5, 11, seed=1)
     mask = torch.rand(3, 5, generator=torch.Generator().manual_seed(2)) < 0.7
     result = token_divergence(
@@ -63,7 +63,7 @@ def test_equals_the_definition_in_plain_loops_whatever_the_tile(monkeypatch, til
 @pytest.mark.parametrize(("kind", "beta"), KINDS)
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_gradient_is_numerically_right(monkeypatch, kind, beta, clip):
-    monkeypatch.setattr(divergences, "_TILE_ROWS", 3)
+    monkeypatch.setattr(divergences, "_TILE_ELEMENTS", 3 * 7)
     student, teacher = logits_of(2, 4, 7).requires_grad_(), logits_of(2, 4, 7, seed=1)
     mask = torch.tensor([[True, True, False, True], [False, True, True, True]])
     assert torch.autograd.gradcheck(
@@ -188,18 +188,17 @@ def test_low_precision_logits_give_float32_divergences_and_gradients_of_their_ow
     assert student.grad.dtype == torch.bfloat16
 
 
-def test_no_tensor_of_the_logits_size_is_made_but_the_gradient(monkeypatch):
+def test_no_tensor_of_the_logits_size_is_made_but_the_gradient_in_their_type(monkeypatch):
     """Every allocation of a forward and backward over 16-bit logits, seen by PyTorch's profiler."""
-    monkeypatch.setattr(divergences, "_TILE_ROWS", 8)
     B, T, V = 4, 16, 5000
+    monkeypatch.setattr(divergences, "_TILE_ELEMENTS", 8 * V)
     student = torch.randn(B, T, V).bfloat16().requires_grad_()
     teacher, mask = torch.randn(B, T, V).bfloat16(), torch.ones(B, T, dtype=torch.bool)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         opsd_loss(student, teacher, mask, kind="jsd").loss.backward()
     largest = sorted(event.nbytes() for event in profile.profiler.kineto_results.events() if event.nbytes() > 0)
-    whole = B * T * V * 2
-    assert largest[-1] == whole  # the gradient, in the logits' own type
-    assert largest[-2] <= 8 * V * 4
+    assert largest[-2:] == [B * T * V * 2] * 2  # the gradient, unscaled and scaled, in the logits' own type
+    assert largest[-3] <= 8 * V * 4
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,15 @@ def make_trainer(
     for name in ("retriever", "verifier"):
         if f"{name}_object" in arguments:
             arguments[name] = arguments.pop(f"{name}_object")
+    if problems is None:
+        problems = SOLVED if method == "opsd" else PROBLEMS
     args = make_config(output_dir, method=method, **settings)
     if args.uses_bank:
         arguments.setdefault("bank", make_bank())
     trainer = TRAINERS[method](
         model=make_model() if model is None else model,
         args=args,
-        train_dataset=problems or (SOLVED if method == "opsd" else PROBLEMS),
+        train_dataset=problems,
         processing_class=make_tokenizer(),
         reward_funcs=reward,
         **arguments,

@@ -22,8 +22,8 @@ from torch import Tensor
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
-# Token positions upcast at a time: 256 positions of a 152k vocabulary are 156 MB in float32.
-_TILE_ROWS = 256
+# Logits upcast at a time, 32 MB of float32: 55 positions of a 152k vocabulary.
+_TILE_ELEMENTS = 2**23
 # Beyond this log-ratio, in nats, the rarer side's share of the divergence is below float32's smallest numbers.
 _MOST_LOG_RATIO = 80.0
 
@@ -67,7 +67,7 @@ class _Kind:
 
 
 class _TokenDivergence(torch.autograd.Function):
-    """Keeps both sides' logits and nothing else of their size; goes forward and backward by tiles.
+    """Goes by tiles, and makes the gradient on the way forward: neither side's logits are kept for the way back.
 
     With f_v a vocabulary entry's summand and g_v = ∂f_v / ∂ log q_v, d Σf / d logits = (g − q Σ_v g_v) / temperature.
     """
@@ -80,32 +80,32 @@ class _TokenDivergence(torch.autograd.Function):
         divergence, student_entropy, teacher_entropy = (
             torch.zeros(mask.shape, dtype=dtype, device=mask.device) for _ in range(3)
         )
-        for tile in _tiles(mask):
+        wanted = bool(ctx.needs_input_grad[0])
+        grad_logits = torch.zeros_like(student_logits) if wanted else None
+        for tile in _tiles(mask, student_logits.shape[-1]):
             counted = mask[tile]
             log_q = _log_softmax(student_logits[tile][counted], kind.temperature)
             log_p = _log_softmax(teacher_logits[tile][counted], kind.temperature)
-            summands, _ = _summands(log_p, log_q, kind)
+            q, p = log_q.exp(), log_p.exp()
+            student_entropy[tile][counted] = -(q * log_q).sum(-1)
+            teacher_entropy[tile][counted] = -(p * log_p).sum(-1)
+            summands, slopes = _summands(p, log_p, q, log_q, kind)
             divergence[tile][counted] = summands.sum(-1)
-            student_entropy[tile][counted] = -(log_q.exp() * log_q).sum(-1)
-            teacher_entropy[tile][counted] = -(log_p.exp() * log_p).sum(-1)
-        ctx.save_for_backward(student_logits, teacher_logits, mask)
-        ctx.kind = kind
+            if grad_logits is not None:
+                grad = slopes.sub_(q.mul_(slopes.sum(-1, keepdim=True))).div_(kind.temperature)
+                grad_logits[tile][counted] = grad.to(grad_logits.dtype)
+        ctx.save_for_backward(grad_logits, mask)
         ctx.mark_non_differentiable(student_entropy, teacher_entropy)
         return divergence, student_entropy, teacher_entropy
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        student_logits, teacher_logits, mask = ctx.saved_tensors
-        kind: _Kind = ctx.kind
-        upstream = grad_outputs[0] / kind.temperature
-        grad_logits = torch.zeros_like(student_logits)
-        for tile in _tiles(mask):
+        made, mask = ctx.saved_tensors
+        grad_logits = torch.zeros_like(made)
+        for tile in _tiles(mask, made.shape[-1]):
             counted = mask[tile]
-            log_q = _log_softmax(student_logits[tile][counted], kind.temperature)
-            log_p = _log_softmax(teacher_logits[tile][counted], kind.temperature)
-            _, slopes = _summands(log_p, log_q, kind)
-            grad = slopes - log_q.exp() * slopes.sum(-1, keepdim=True)
-            grad_logits[tile][counted] = (grad * upstream[tile][counted].unsqueeze(-1)).to(grad_logits.dtype)
+            upstream = grad_outputs[0][tile][counted].unsqueeze(-1)
+            grad_logits[tile][counted] = (made[tile][counted] * upstream).to(made.dtype)
         return grad_logits, None, None, None
 
 
@@ -121,8 +121,8 @@ def token_divergence(
 ) -> Divergence:
     """A divergence at every counted token, full vocabulary, computed in tiles of positions.
 
-    Beside both sides' logits and, going backward, the gradient in their type, it takes the memory of one tile: no
-    tensor of ``B · T · V`` float32 numbers is made of 16-bit logits.
+    Beside both sides' logits it takes the gradient, in their type, and the memory of one tile: no tensor of
+    ``B · T · V`` float32 numbers is made of 16-bit logits. Neither side's logits are kept for the way back.
 
     Args:
         student_logits: ``[B, T, V]``, any floating type; upcast tile by tile to float32 (float64 stays). Carries the
@@ -184,33 +184,30 @@ def opsd_loss(
     )
 
 
-def _summands(log_p: Tensor, log_q: Tensor, kind: _Kind) -> tuple[Tensor, Tensor]:
-    """Every vocabulary entry's summand f_v, and its slope ∂f_v / ∂ log q_v, both ``[N, V]``."""
+def _summands(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor, kind: _Kind) -> tuple[Tensor, Tensor]:
+    """Every vocabulary entry's summand f_v, and its slope ∂f_v / ∂ log q_v, both ``[N, V]`` and new tensors."""
     if kind.name == "forward_kl":
-        p = log_p.exp()
         summands, slopes = p * (log_p - log_q), -p
     elif kind.name == "reverse_kl":
-        q = log_q.exp()
         summands = q * (log_q - log_p)
         slopes = summands + q
     else:
         beta = kind.jsd_beta
         # log(p/m) = −log(β + (1−β) q/p) and log(q/m) = −log(β p/q + 1−β): exactly 0 where p = q.
-        ratio = (log_q - log_p).clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO)
-        of_teacher = -torch.log1p((1 - beta) * torch.expm1(ratio))
-        of_student = -torch.log1p(beta * torch.expm1(-ratio))
-        slopes = (1 - beta) * log_q.exp() * of_student
-        summands = beta * log_p.exp() * of_teacher + slopes
+        ratio = (log_q - log_p).clamp_(-_MOST_LOG_RATIO, _MOST_LOG_RATIO)
+        slopes = ratio.neg().expm1_().mul_(beta).log1p_().mul_(q).mul_(beta - 1)
+        summands = ratio.expm1_().mul_(1 - beta).log1p_().mul_(p).mul_(-beta).add_(slopes)
     if kind.clip is not None:
-        slopes = torch.where(summands < kind.clip, slopes, 0.0)
-        summands = summands.clamp(max=kind.clip)
+        slopes.masked_fill_(summands >= kind.clip, 0.0)
+        summands.clamp_(max=kind.clip)
     return summands, slopes
 
 
-def _tiles(mask: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Blocks of rows and positions that cover the mask, ``_TILE_ROWS`` tokens at most."""
+def _tiles(mask: Tensor, vocabulary: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of rows and positions that cover the mask, ``_TILE_ELEMENTS`` logits at most (or one position's)."""
     B, T = mask.shape
-    rows, positions = max(1, _TILE_ROWS // max(1, T)), min(max(1, T), _TILE_ROWS)
+    tokens = max(1, _TILE_ELEMENTS // vocabulary)
+    rows, positions = max(1, tokens // max(1, T)), max(1, min(T, tokens))
     for row in range(0, B, rows):
         for position in range(0, T, positions):
             yield slice(row, row + rows), slice(position, position + positions)
