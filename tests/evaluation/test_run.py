@@ -161,7 +161,10 @@ def test_a_finished_evaluation_is_found_and_other_settings_are_refused(renderer,
     assert SampleStore(tmp_path, SETTINGS).finished() == result
     with pytest.raises(ConfigError, match=r"other settings \(seed, top_p\): got seed 4; expected 3 as there"):
         SampleStore(tmp_path, {"model": "m", "seed": 4, "top_p": 0.9})
-    assert SampleStore(tmp_path, {"model": "n"}, force=True).finished() is None
+    forced = SampleStore(tmp_path, {"model": "n"}, force=True)
+    assert forced.finished() is None
+    assert len(list(tmp_path.iterdir())) == 3  # nothing is lost before the new evaluation can begin
+    assert forced.resume(batch_size=4, total=9) == []
     assert list(tmp_path.iterdir()) == []
     result.save(tmp_path)  # no settings
     with pytest.raises(ConfigError, match="settings are unknown"):

@@ -15,18 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sgsd.errors import ConfigError, did_you_mean
+from sgsd.evaluation.recorded import Member, Scores, pathless, read_member
 from sgsd.evaluation.statistics import Estimate, difference_over, mean_over
-from sgsd.verifiers import Outcome
 
 MEAN = "mean"
 """The column of the mean over all evaluations, each of equal weight."""
 BASE = "Base"
 
-# Settings that make no two runs different methods.
-_INCIDENTAL = (
-    *("seed", "data_seed", "output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "dry_run"),
-    *("report_to", "disable_tqdm", "hub_model_id", "push_to_hub"),
-)
 # What two evaluations must share to be compared, as their summaries name it.
 _SAME = (
     *("dataset", "dataset_split", "dataset_config", "verifier", "verifier_options", "instruction"),
@@ -113,31 +108,6 @@ class Comparison:
         }
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """One evaluation folder: its summary, and problem id → share of the samples that are correct."""
-
-    folder: Path
-    summary: Mapping[str, Any]
-    shares: Mapping[str, float]
-    k: int
-
-
-@dataclass(frozen=True)
-class _Member:
-    """One run, or one model's evaluations: what a row has for one seed."""
-
-    folder: Path
-    method: str
-    model: str
-    skills: bool
-    seed: int | None
-    essence: Mapping[str, Any]
-    checkpoint: int | None
-    scores: Mapping[str, _Scores]
-    notes: tuple[str, ...] = ()
-
-
 def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkpoint: int | None = None) -> Comparison:
     """Read run folders and evaluation folders, and compare them.
 
@@ -152,11 +122,13 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         ConfigError: a folder that is neither; no evaluation of the checkpoint; an unknown baseline; evaluations of one
             name with other problems, verifiers, sampling or k; one setting and seed twice.
     """
-    members = _merged([_read(folder, checkpoint) for folder in {path.resolve(): path for path in folders}.values()])
+    members = _merged(
+        [read_member(folder, checkpoint) for folder in {path.resolve(): path for path in folders}.values()]
+    )
     if not members:
         raise ConfigError("nothing to compare", expected="run folders, or evaluation folders")
     members = _with_shared_names(members)
-    groups: dict[str, list[_Member]] = {}
+    groups: dict[str, list[Member]] = {}
     for member in members:
         groups.setdefault(_key(member), []).append(member)
     names = list(dict.fromkeys(name for member in members for name in member.scores))
@@ -193,199 +165,16 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
     return Comparison(tuple(columns), tuple(rows), chosen, tuple(notes))
 
 
-# Reading
-
-
-def _read(folder: Path, checkpoint: int | None) -> _Member:
-    if (folder / "run.json").is_file():
-        return _read_run(folder, checkpoint)
-    if (folder / "summary.json").is_file():
-        found = {folder.name: _read_scores(folder)}
-    else:
-        found = _evaluations(folder / "evaluations") or _evaluations(folder)
-    if not found:
-        raise ConfigError(
-            "neither a run nor an evaluation",
-            got=str(folder),
-            expected="run.json in it, which sgsd train writes, or summary.json, which sgsd eval writes",
-        )
-    first = next(iter(found.values()))
-    run = _run_of(first)
-    if run is not None:
-        record = _record(run)
-        steps = {_step(scores, run) for scores in found.values()}
-        if len(steps) > 1:
-            raise ConfigError("evaluations of several checkpoints in one folder", got=str(folder))
-        step = steps.pop()
-        final = _final_step(run)
-        declared = final if checkpoint is None else checkpoint
-        if step is not None and declared is not None and step != declared:
-            raise ConfigError(
-                "an evaluation of another checkpoint",
-                got=f"{folder}, of step {step}",
-                expected=f"step {declared}, {'the final one' if checkpoint is None else 'as declared'}",
-                remedy=f"--checkpoint {step} compares all runs at that step",
-            )
-        return _trained(run, record, found, step if step is not None else final)
-    summary = first.summary
-    if Path(str(summary.get("model"))).name.startswith("checkpoint-"):
-        raise ConfigError(
-            "an evaluation of a checkpoint whose run is gone",
-            got=f"{folder}, of {summary['model']}",
-            expected="the run's folder where it was",
-            remedy="name the run's folder, with the evaluation in its evaluations/",
-        )
-    for scores in found.values():
-        if scores.summary.get("model") != summary.get("model"):
-            raise ConfigError("evaluations of several models in one folder", got=str(folder))
-    skills = bool(summary.get("skills_in_prompt"))
-    essence = {name: _pathless(summary.get(name), None) for name in ("model", "skills_in_prompt", "bank")}
-    model = str(summary.get("model", "?"))
-    return _Member(folder, "base", model, skills, summary.get("seed"), essence, None, found)
-
-
-def _read_run(folder: Path, checkpoint: int | None) -> _Member:
-    record = _record(folder)
-    final = _final_step(folder)
-    wanted = final if checkpoint is None else checkpoint
-    found = {
-        **_evaluations(folder / f"checkpoint-{wanted}" / "evaluations"),
-        **_evaluations(folder / "evaluations"),
-    }
-    notes: list[str] = []
-    kept: dict[str, _Scores] = {}
-    for name, scores in found.items():
-        step = _step(scores, folder)
-        if step == wanted or (step is None and (checkpoint is None or checkpoint == final)):
-            kept[name] = scores
-        else:
-            notes.append(
-                f"{scores.folder} is of step {final if step is None else step}, not of step {wanted}, and is left out."
-            )
-    if not kept:
-        raise ConfigError(
-            f"no evaluation of {'the final checkpoint' if checkpoint is None else f'checkpoint {checkpoint}'}",
-            got=f"{folder} with {'evaluations of other steps' if found else 'no evaluations'}",
-            expected=str(folder / "evaluations" / "NAME"),
-            remedy="sgsd eval with --output writes one",
-        )
-    return _trained(folder, record, kept, wanted, tuple(notes))
-
-
-def _trained(
-    folder: Path,
-    record: Mapping[str, Any],
-    scores: Mapping[str, _Scores],
-    checkpoint: int | None,
-    notes: tuple[str, ...] = (),
-) -> _Member:
-    settings = record["settings"]
-    seed = settings.get("seed")
-    essence = {name: _pathless(value, seed) for name, value in settings.items() if name not in _INCIDENTAL}
-    method, model = str(settings.get("method", "sgsd")), str(settings.get("model_name_or_path", "?"))
-    skills = bool(settings.get("skills_in_prompt"))
-    return _Member(folder, method, model, skills, seed, essence, checkpoint, scores, notes)
-
-
-def _pathless(value: Any, seed: int | None) -> Any:
-    """A setting as it would be on another machine and with another seed."""
-    if isinstance(value, str):
-        is_path = value.startswith((".", "/", "~", "\\")) or Path(value).suffix in (
-            ".json",
-            ".jsonl",
-            ".parquet",
-            ".csv",
-        )
-        name = Path(value).name if is_path and ":" not in value else value
-        return name.replace(f"seed{seed}", "seed*")
-    return value
-
-
-def _record(folder: Path) -> Mapping[str, Any]:
-    record = _json(folder / "run.json")
-    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise ConfigError("the run's record cannot be read", got=str(folder / "run.json"))
-    return record
-
-
-def _final_step(folder: Path) -> int | None:
-    """The last optimizer step of a run; ``None`` if it left no log."""
-    state = folder / "trainer_state.json"
-    return _json(state).get("global_step") if state.is_file() else None
-
-
-def _evaluations(folder: Path) -> dict[str, _Scores]:
-    return {file.parent.name: _read_scores(file.parent) for file in sorted(folder.glob("*/summary.json"))}
-
-
-def _run_of(scores: _Scores) -> Path | None:
-    """The run whose model an evaluation is of, if it is still where it was."""
-    model = scores.summary.get("model")
-    if not isinstance(model, str):
-        return None
-    return next((path for path in (Path(model), Path(model).parent) if (path / "run.json").is_file()), None)
-
-
-def _step(scores: _Scores, run: Path) -> int | None:
-    """The optimizer step an evaluation is of, where it says so."""
-    step = scores.summary.get("step")
-    if isinstance(step, int):
-        return step
-    for name in (Path(str(scores.summary.get("model", ""))).name, scores.folder.parent.parent.name):
-        start, _, number = name.rpartition("-")
-        if start == "checkpoint" and number.isdigit():
-            return int(number)
-    return _final_step(run) if scores.summary.get("model") is not None else None
-
-
-def _read_scores(folder: Path) -> _Scores:
-    summary = _json(folder / "summary.json")
-    file = folder / "samples.jsonl"
-    correct: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    try:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            sample = json.loads(line)
-            id = sample["problem_id"]
-            correct[id] = correct.get(id, 0) + (sample["outcome"] == Outcome.CORRECT)
-            counts[id] = counts.get(id, 0) + 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("an evaluation's samples cannot be read", got=f"{file} ({error})") from error
-    if len(set(counts.values())) != 1:
-        least, most = min(counts.values(), default=0), max(counts.values(), default=0)
-        raise ConfigError(
-            "an evaluation is not complete",
-            got=f"{file} with {least} to {most} samples a problem",
-            expected="k of each",
-        )
-    k = next(iter(counts.values()))
-    expected = summary.get("problems", len(counts)), summary.get("samples_per_problem", k)
-    if expected != (len(counts), k):
-        raise ConfigError(
-            "an evaluation's samples do not fit its summary",
-            got=f"{file} with {len(counts)} problems, {k} samples each",
-            expected=f"{expected[0]} problems, {expected[1]} samples each",
-        )
-    return _Scores(folder, summary, {id: count / k for id, count in correct.items()}, k)
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("a file cannot be read", got=f"{file} ({error})") from error
-
-
 # Grouping
 
 
-def _key(member: _Member) -> str:
+def _key(member: Member) -> str:
     return json.dumps([member.method, member.essence], sort_keys=True, default=str)
 
 
-def _merged(members: Sequence[_Member]) -> list[_Member]:
+def _merged(members: Sequence[Member]) -> list[Member]:
     """Evaluations of one model or run that were named one by one become one member."""
-    merged: list[_Member] = []
+    merged: list[Member] = []
     for member in members:
         for place, other in enumerate(merged):
             same = (_key(other), other.seed) == (_key(member), member.seed)
@@ -398,25 +187,23 @@ def _merged(members: Sequence[_Member]) -> list[_Member]:
     return merged
 
 
-def _with_shared_names(members: Sequence[_Member]) -> list[_Member]:
-    """An evaluation that no run names takes the name under which a run has the same problems."""
+def _with_shared_names(members: Sequence[Member]) -> list[Member]:
+    """An evaluation of no run's takes the name that one of the same problems has in a run, or in the first folder."""
     named: dict[frozenset[str], str] = {}
-    for member in members:
-        if member.method != "base":
-            for name, scores in member.scores.items():
-                named.setdefault(frozenset(scores.shares), name)
-    known = set(named.values())
-    renamed: list[_Member] = []
+    for member in sorted(members, key=lambda member: member.method == "base"):
+        for name, scores in member.scores.items():
+            named.setdefault(frozenset(scores.shares), name)
+    known = {name for member in members if member.method != "base" for name in member.scores}
+    shared: list[Member] = []
     for member in members:
         scores = {
-            name if name in known else named.get(frozenset(found.shares), name): found
-            for name, found in member.scores.items()
+            name if name in known else named[frozenset(found.shares)]: found for name, found in member.scores.items()
         }
-        renamed.append(member if len(scores) < len(member.scores) else replace(member, scores=scores))
-    return renamed
+        shared.append(replace(member, scores=scores) if len(scores) == len(member.scores) else member)
+    return shared
 
 
-def _refuse_repeated_seeds(group: Sequence[_Member]) -> None:
+def _refuse_repeated_seeds(group: Sequence[Member]) -> None:
     for one, other in combinations(group, 2):
         if one.seed == other.seed:
             raise ConfigError(
@@ -427,7 +214,7 @@ def _refuse_repeated_seeds(group: Sequence[_Member]) -> None:
             )
 
 
-def _refuse_unlike(name: str, found: Sequence[_Scores]) -> None:
+def _refuse_unlike(name: str, found: Sequence[Scores]) -> None:
     first = found[0]
     for other in found[1:]:
         where = f"evaluation {name} of {first.folder} and {other.folder}"
@@ -438,12 +225,19 @@ def _refuse_unlike(name: str, found: Sequence[_Scores]) -> None:
                 got=f"{len(first.shares)} and {len(other.shares)}, {common} of them in both",
                 expected="the same problem ids",
             )
+        changed = [id for id, asked in first.asked.items() if id in other.asked and other.asked[id] != asked]
+        if changed:
+            raise ConfigError(
+                f"{where} cannot be compared: other problems",
+                got=f"another text or reference answer under the id {changed[0]}, and {len(changed) - 1} more",
+                expected="the same problems",
+            )
         if first.k != other.k:
             raise ConfigError(
                 f"{where} cannot be compared: samples per problem", got=f"{first.k} and {other.k}", expected="one k"
             )
         for setting in _SAME:
-            values = [_pathless(scores.summary.get(setting), None) for scores in (first, other)]
+            values = [pathless(scores.summary.get(setting), None) for scores in (first, other)]
             if setting == "dataset":
                 values = [None if value is None else Path(value).name for value in values]
             if values[0] != values[1]:
@@ -455,7 +249,7 @@ def _refuse_unlike(name: str, found: Sequence[_Scores]) -> None:
                 )
 
 
-def _labels(firsts: Sequence[_Member]) -> list[str]:
+def _labels(firsts: Sequence[Member]) -> list[str]:
     """The method alone where it says enough; else with the settings that tell it from others of that method."""
     names = [
         (BASE if one.method == "base" else one.method.upper()) + ("+Skill" if one.skills else "") for one in firsts
@@ -469,7 +263,7 @@ def _labels(firsts: Sequence[_Member]) -> list[str]:
     return labels
 
 
-def _baseline(labelled: Mapping[str, Sequence[_Member]], wanted: str | None) -> str | None:
+def _baseline(labelled: Mapping[str, Sequence[Member]], wanted: str | None) -> str | None:
     labels = list(labelled)
     if wanted is None:
         base = [label for label, group in labelled.items() if group[0].method == "base" and not group[0].skills]
@@ -486,23 +280,23 @@ def _baseline(labelled: Mapping[str, Sequence[_Member]], wanted: str | None) -> 
 # Estimates
 
 
-def _table(group: Sequence[_Member], name: str, seeds: Sequence[int | None]) -> list[list[float]]:
+def _table(group: Sequence[Member], name: str, seeds: Sequence[int | None]) -> list[list[float]]:
     """``[S, N]``: the problems in the order of their ids."""
     chosen = [member.scores[name] for seed in seeds for member in group if member.seed == seed]
     return [[scores.shares[id] for id in sorted(scores.shares)] for scores in chosen]
 
 
-def _seeds(group: Sequence[_Member], parts: Sequence[str]) -> list[int | None]:
+def _seeds(group: Sequence[Member], parts: Sequence[str]) -> list[int | None]:
     """The seeds that have all of these evaluations."""
     return [member.seed for member in group if all(name in member.scores for name in parts)]
 
 
-def _cell(group: Sequence[_Member], parts: Sequence[str]) -> Estimate | None:
+def _cell(group: Sequence[Member], parts: Sequence[str]) -> Estimate | None:
     seeds = _seeds(group, parts)
     return mean_over([_table(group, name, seeds) for name in parts]) if seeds else None
 
 
-def _difference(before: Sequence[_Member], after: Sequence[_Member], parts: Sequence[str]) -> Estimate | None:
+def _difference(before: Sequence[Member], after: Sequence[Member], parts: Sequence[str]) -> Estimate | None:
     """Paired by problem; by seed too where both were trained with the same ones."""
     theirs, ours = _seeds(before, parts), _seeds(after, parts)
     if not theirs or not ours:
@@ -515,7 +309,7 @@ def _difference(before: Sequence[_Member], after: Sequence[_Member], parts: Sequ
     return difference_over(firsts, seconds, same_seeds=paired)
 
 
-def _column(name: str, members: Sequence[_Member]) -> Column:
+def _column(name: str, members: Sequence[Member]) -> Column:
     scores = next(member.scores[name] for member in members if name in member.scores)
     return Column(name, len(scores.shares), scores.k)
 
@@ -524,7 +318,7 @@ def _column(name: str, members: Sequence[_Member]) -> Column:
 
 
 def _notes(
-    labelled: Mapping[str, Sequence[_Member]], names: Sequence[str], baseline: str | None, checkpoint: int | None
+    labelled: Mapping[str, Sequence[Member]], names: Sequence[str], baseline: str | None, checkpoint: int | None
 ) -> list[str]:
     groups = list(labelled.items())
     trained = [(label, group) for label, group in groups if group[0].method != "base"]

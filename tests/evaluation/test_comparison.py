@@ -1,0 +1,230 @@
+"""Folders → rows, columns, cells and differences; what is refused; what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sgsd.errors import ConfigError, DataError
+from sgsd.evaluation import compare_runs, mean_estimate, paired_difference
+from sgsd.evaluation.statistics import difference_over, mean_over
+
+from .recorded import solved, write_evaluation, write_run
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    return write_evaluation(tmp_path / "base", solved(3))
+
+
+@pytest.fixture
+def sgsd(tmp_path) -> Path:
+    return write_run(tmp_path / "sgsd", {"sums": solved(6)})
+
+
+def shares(correct: dict[str, list[bool]]) -> list[float]:
+    return [float(np.mean(correct[name])) for name in sorted(correct)]
+
+
+def test_a_run_and_its_base(base, sgsd):
+    table = compare_runs([base, sgsd])
+    assert [(column.name, column.problems, column.samples) for column in table.columns] == [("sums", 10, 2)]
+    first, second = table.rows
+    assert (first.label, second.label, table.baseline) == ("Base", "SGSD", "Base")
+    assert first.cells == (mean_estimate(shares(solved(3))),)
+    assert first.differences == (None,)
+    assert second.differences == (paired_difference(shares(solved(3)), shares(solved(6))),)
+    assert second.seeds == (0,)
+    assert second.checkpoints == (100,)
+
+
+def test_a_difference_pairs_problems_by_id_whatever_their_order(tmp_path, base):
+    turned = dict(reversed(solved(3).items()))
+    run = write_run(tmp_path / "run", {"sums": turned})
+    difference = compare_runs([base, run]).rows[1].differences[0]
+    assert difference.mean == 0
+    assert difference == paired_difference(shares(solved(3)), shares(solved(3)))
+
+
+def test_runs_that_differ_in_seed_and_paths_alone_are_one_row(tmp_path, base):
+    folders = [
+        write_run(
+            tmp_path / f"run-{seed}", {"sums": solved(count)}, seed=seed, bank=f"/data/{seed}/bank-seed{seed}.json"
+        )
+        for seed, count in enumerate((4, 6, 8))
+    ]
+    row = compare_runs([base, *folders]).rows[1]
+    assert row.seeds == (0, 1, 2)
+    values = [shares(solved(count)) for count in (4, 6, 8)]
+    assert row.cells == (mean_estimate(values),)
+    assert row.differences == (paired_difference([shares(solved(3))], values),)
+
+
+def test_methods_with_the_same_seeds_are_paired_by_seed(tmp_path):
+    folders = [
+        write_run(tmp_path / f"{method}-{seed}", {"sums": solved(count + gain)}, seed=seed, method=method)
+        for method, gain, seeds in (("grpo", 0, (0, 1)), ("sgsd", 1, (1, 0)))
+        for seed, count in ((seed, (2, 7)[seed]) for seed in seeds)
+    ]
+    grpo, sgsd = compare_runs(folders).rows
+    before = [shares(solved(2)), shares(solved(7))]
+    after = [shares(solved(3)), shares(solved(8))]
+    assert sgsd.differences == (paired_difference(before, after, same_seeds=True),)
+    assert grpo.label == "GRPO"
+
+
+def test_rows_of_one_method_are_told_apart_by_what_differs(tmp_path):
+    folders = [
+        write_run(tmp_path / name, {"sums": solved(5)}, **settings)
+        for name, settings in {
+            "live": {"teacher": "live"},
+            "frozen": {"teacher": "frozen"},
+            "grpo": {"method": "grpo"},
+            "skilled": {"method": "grpo", "skills_in_prompt": True},
+        }.items()
+    ]
+    labels = [row.label for row in compare_runs(folders).rows]
+    assert labels == ["SGSD, teacher live", "SGSD, teacher frozen", "GRPO", "GRPO+Skill"]
+
+
+def test_a_base_with_skills_in_its_prompt_is_base_skill(tmp_path, base):
+    skilled = write_evaluation(tmp_path / "skilled", solved(4), skills_in_prompt=True)
+    table = compare_runs([skilled, base])
+    assert [row.label for row in table.rows] == ["Base+Skill", "Base"]
+    assert table.baseline == "Base"
+
+
+def test_several_evaluations_have_a_mean_of_equal_weights(tmp_path):
+    base = tmp_path / "base"
+    few, many = solved(3, of=10), solved(6, of=60, prefix="q")
+    for name, correct in (("few", few), ("many", many)):
+        write_evaluation(base / name, correct)
+    better = solved(5, of=10), solved(30, of=60, prefix="q")
+    run = write_run(tmp_path / "run", dict(zip(("few", "many"), better, strict=True)))
+    table = compare_runs([base, run])
+    assert [column.name for column in table.columns] == ["few", "many", "mean"]
+    assert table.columns[-1].problems == 70
+    before, after = [shares(few), shares(many)], list(map(shares, better))
+    assert table.rows[0].cells[-1] == mean_over(before)
+    assert table.rows[0].cells[-1].mean == pytest.approx((0.3 + 0.1) / 2)
+    assert table.rows[1].differences[-1] == difference_over(before, after)
+
+
+def test_a_missing_evaluation_leaves_a_hole_and_a_note(tmp_path, base, sgsd):
+    write_evaluation(sgsd / "evaluations" / "more", solved(2, prefix="q"), model=str(sgsd))
+    table = compare_runs([base, sgsd])
+    by_name = dict(zip((column.name for column in table.columns), table.rows[0].cells, strict=True))
+    assert by_name["more"] is None
+    assert by_name["mean"] is None
+    assert [difference is None for difference in table.rows[1].differences] == [False, True, True]
+    assert "Missing of Base, seed 0: more." in table.notes
+
+
+def test_the_final_checkpoint_unless_another_was_declared(tmp_path, sgsd):
+    write_evaluation(sgsd / "evaluations" / "sums-50", solved(9), model=f"{sgsd}/checkpoint-50")
+    write_evaluation(sgsd / "checkpoint-50" / "evaluations" / "sums", solved(8), model=f"{sgsd}/checkpoint-50")
+    final = compare_runs([sgsd])
+    assert final.rows[0].cells[0].mean == pytest.approx(0.6)
+    assert final.rows[0].checkpoints == (100,)
+    assert "Checkpoint: the final one of every run." in final.notes
+    assert any("sums-50 is of step 50, not of step 100, and is left out" in note for note in final.notes)
+    declared = compare_runs([sgsd], checkpoint=50)
+    assert {column.name for column in declared.columns} == {"sums", "sums-50", "mean"}
+    assert {cell.mean for cell in declared.rows[0].cells[:2]} == {0.8, 0.9}
+    assert "Checkpoint: step 50 of every run, as declared." in declared.notes
+    with pytest.raises(ConfigError, match="no evaluation of checkpoint 75"):
+        compare_runs([sgsd], checkpoint=75)
+
+
+def test_an_evaluation_elsewhere_belongs_to_the_run_its_model_is(tmp_path, base, sgsd):
+    elsewhere = write_evaluation(tmp_path / "elsewhere", solved(7, prefix="q"), model=str(sgsd), dataset="more.jsonl")
+    table = compare_runs([base, sgsd, elsewhere])
+    assert [row.label for row in table.rows] == ["Base", "SGSD"]
+    assert [column.name for column in table.columns] == ["sums", "more", "mean"]
+    early = write_evaluation(tmp_path / "early", solved(7), model=f"{sgsd}/checkpoint-50")
+    with pytest.raises(ConfigError, match=r"another checkpoint: got .*early, of step 50; expected step 100, the final"):
+        compare_runs([early])
+    assert compare_runs([early], checkpoint=50).rows[0].label == "SGSD"
+    inside = compare_runs([sgsd / "evaluations" / "sums"])
+    assert inside.rows[0].label == "SGSD"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("verifier", "exact"), ("temperature", 0.6), ("max_completion_length", 38912), ("top_k", 20)]
+)
+def test_evaluations_under_other_conditions_are_refused(tmp_path, sgsd, name, value):
+    other = write_evaluation(tmp_path / "other", solved(3), **{name: value})
+    with pytest.raises(ConfigError, match=f"cannot be compared: {name}"):
+        compare_runs([other, sgsd])
+
+
+def test_evaluations_of_other_problems_or_k_are_refused(tmp_path, sgsd):
+    write_evaluation(tmp_path / "fewer" / "sums", solved(3, of=9))
+    with pytest.raises(ConfigError, match="other problems: got 9 and 10, 9 of them in both"):
+        compare_runs([tmp_path / "fewer", sgsd])
+    write_evaluation(tmp_path / "once" / "sums", solved(3, k=1))
+    with pytest.raises(ConfigError, match="samples per problem: got 1 and 2"):
+        compare_runs([tmp_path / "once", sgsd])
+
+
+def test_another_text_under_the_same_id_is_another_problem(tmp_path, base, sgsd):
+    for folder, text in ((base, "1 + 1?"), (sgsd / "evaluations" / "sums", "1 + 2?")):
+        file = folder / "samples.jsonl"
+        rows = [json.loads(line) | {"problem": text, "reference": "2"} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="another text or reference answer under the id p-0, and 9 more"):
+        compare_runs([base, sgsd])
+
+
+def test_a_repetition_is_no_second_seed(tmp_path, sgsd):
+    again = write_run(tmp_path / "again", {"sums": solved(5)})
+    with pytest.raises(ConfigError, match="one setting and seed twice"):
+        compare_runs([sgsd, again])
+    assert compare_runs([sgsd, sgsd]).rows[0].seeds == (0,)
+
+
+def test_the_baseline_is_a_label_or_a_folder(tmp_path, base, sgsd):
+    grpo = write_run(tmp_path / "grpo", {"sums": solved(5)}, method="grpo")
+    for wanted in ("grpo", str(grpo)):
+        table = compare_runs([base, sgsd, grpo], baseline=wanted)
+        assert table.baseline == "GRPO"
+        assert [row.differences[0] is None for row in table.rows] == [False, False, True]
+    with pytest.raises(ConfigError, match=r"unknown --baseline: got 'SGSE'; expected .*did you mean SGSD"):
+        compare_runs([base, sgsd], baseline="SGSE")
+    assert compare_runs([sgsd]).baseline is None
+
+
+def test_notes_say_how_many_seeds_and_which_models(tmp_path, sgsd):
+    other = write_evaluation(tmp_path / "other", solved(3), model="other-model")
+    notes = " ".join(compare_runs([other, sgsd]).notes)
+    assert "One seed: SGSD." in notes
+    assert "Not all are of one model. Base: other-model; SGSD: base-model." in notes
+
+
+def test_what_cannot_be_read_is_refused(tmp_path, base):
+    with pytest.raises(ConfigError, match="neither a run nor an evaluation"):
+        compare_runs([tmp_path / "nowhere"])
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        compare_runs([])
+    lines = (base / "samples.jsonl").read_text().splitlines()
+    (base / "samples.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(DataError, match="samples are missing"):
+        compare_runs([base])
+    gone = write_evaluation(tmp_path / "gone", solved(3), model="runs/first/checkpoint-100")
+    with pytest.raises(ConfigError, match="a checkpoint whose run is gone"):
+        compare_runs([gone])
+
+
+def test_the_comparison_as_plain_values(base, sgsd):
+    table = compare_runs([base, sgsd])
+    plain = json.loads(json.dumps(table.to_dict()))
+    assert plain["baseline"] == "Base"
+    row = plain["rows"][1]
+    assert row["cells"]["sums"]["mean"] == pytest.approx(0.6)
+    assert row["differences"]["sums"] == pytest.approx(
+        {name: getattr(table.rows[1].differences[0], name) for name in ("mean", "low", "high")}
+    )
+    assert plain["rows"][0]["differences"]["sums"] is None
