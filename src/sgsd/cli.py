@@ -97,6 +97,24 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--output", type=Path, help="folder for samples.jsonl and summary.json")
     evaluation.add_argument("--json", action="store_true", help="print the summary as JSON")
 
+    compare = commands.add_parser("compare", help="methods side by side, with intervals and paired differences")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sgsd eval")
+    compare.add_argument("--baseline", help="a row's label or folder (default: Base if it is there, else the first)")
+    compare.add_argument("--checkpoint", type=int, help="step to compare all runs at (default: each one's final one)")
+    forms = compare.add_mutually_exclusive_group()
+    for form in ("json", "markdown", "latex"):
+        forms.add_argument(f"--{form}", action="store_true", help=f"print {form}")
+
+    contamination = commands.add_parser("contamination", help="test problems that the training data holds")
+    for name in ("train", "test"):
+        contamination.add_argument(f"--{name}", nargs="+", required=True, help="files, hub names or reasoning_gym:TASK")
+        contamination.add_argument(f"--{name}_split")
+        contamination.add_argument(f"--{name}_config")
+        contamination.add_argument(f"--{name}_adapter")
+    contamination.add_argument("--n", type=int, default=12, help="words in a row that make an overlap")
+    contamination.add_argument("--show", type=int, default=10, help="pairs to print")
+    contamination.add_argument("--json", action="store_true", help="print all pairs as JSON")
+
     lab = commands.add_parser("lab", help="the controlled benchmark: hidden rules, a bank of known worth, minutes")
     actions = lab.add_subparsers(dest="action", required=True, parser_class=_Parser)
     pretrain = actions.add_parser("pretrain", help="make a lab model again; the package holds both")
@@ -195,6 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.commands.eval import evaluate_model
 
             return evaluate_model(options)
+        if options.command == "contamination":
+            from sgsd.commands.contamination import contamination
+
+            return contamination(options)
         if options.command == "lab":
             from sgsd.commands.lab import lab
 
