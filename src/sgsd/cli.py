@@ -71,31 +71,54 @@ def build_parser() -> argparse.ArgumentParser:
 
     commands.add_parser("train", help="train with SGSD (all flags: sgsd train --help)", add_help=False)
 
-    evaluation = commands.add_parser("eval", help="plain-prompt accuracy of a run, a model or an adapter")
+    evaluation = commands.add_parser("eval", help="accuracy of a run, a model or an adapter; or stored responses again")
     evaluation.add_argument("model", nargs="?", help="run folder, checkpoint, adapter, hub name, or local:NAME")
-    evaluation.add_argument("--regrade", type=Path, help="judge an evaluation or a JSONL of responses; no model needed")
-    evaluation.add_argument("--show", type=int, default=20, help="with --regrade: disagreements to print")
-    evaluation.add_argument("--force", action="store_true", help="discard another evaluation in the output folder")
-    evaluation.add_argument("--dataset", help="file, hub name or reasoning_gym:TASK (default: the run's eval_dataset)")
-    evaluation.add_argument("--dataset_split")
-    evaluation.add_argument("--dataset_config")
-    evaluation.add_argument("--dataset_adapter")
-    evaluation.add_argument("--limit", type=int, help="problems at most")
-    evaluation.add_argument("--samples", type=int, default=1, help="k of avg@k")
-    evaluation.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    evaluation.add_argument("--top_p", type=float, default=0.95)
-    evaluation.add_argument("--top_k", type=int, default=0)
-    evaluation.add_argument("--max_completion_length", type=int, help="default: the run's, else 1024")
-    evaluation.add_argument("--verifier", help="default: the run's, else math")
-    evaluation.add_argument("--instruction", help="default: the run's")
-    evaluation.add_argument("--chat_template_kwargs", type=_mapping, help='JSON, such as {"enable_thinking": true}')
-    evaluation.add_argument("--batch_size", type=int, default=32)
-    evaluation.add_argument("--dtype", default="float32", choices=("auto", "bfloat16", "float16", "float32"))
-    evaluation.add_argument("--device", help="default: the GPU if there is one")
-    evaluation.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    evaluation.add_argument("--seed", type=int, default=0)
-    evaluation.add_argument("--output", type=Path, help="folder for samples.jsonl and summary.json")
-    evaluation.add_argument("--json", action="store_true", help="print the summary as JSON")
+    data = evaluation.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        help="file, hub name, reasoning_gym:TASK, or aime24, aime25, hmmt25, amc23, math500, gsm8k, minerva; several "
+        "with commas (the run's eval_dataset)",
+    )
+    data.add_argument("--dataset_file", help="file in place of the hub, for a data set known by name")
+    data.add_argument("--dataset_split")
+    data.add_argument("--dataset_config")
+    data.add_argument("--dataset_adapter")
+    data.add_argument("--limit", type=int, help="problems at most")
+    sampling = evaluation.add_argument_group("sampling", "defaults: those of the data set known by name, else these")
+    sampling.add_argument("--samples", type=int, help="k of avg@k (1)")
+    sampling.add_argument("--temperature", type=float, help="0 is greedy (1.0)")
+    sampling.add_argument("--top_p", type=float, help="(0.95)")
+    sampling.add_argument("--top_k", type=int, help="0 is off (0)")
+    sampling.add_argument("--max_completion_length", type=int, help="new tokens (the run's, else 1024)")
+    sampling.add_argument("--seed", type=int, default=0)
+    prompts = evaluation.add_argument_group("prompts and verdicts", "defaults: the run's")
+    prompts.add_argument("--verifier", help="(math)")
+    prompts.add_argument("--instruction", help="ends every prompt")
+    prompts.add_argument("--thinking", choices=("on", "off"), help="the chat template's enable_thinking")
+    prompts.add_argument("--chat_template_kwargs", type=_mapping, help='JSON, such as {"enable_thinking": true}')
+    prompts.add_argument("--skills_in_prompt", action="store_true", help="show each problem's best pairs of the bank")
+    prompts.add_argument("--bank", help="with --skills_in_prompt: a file, or seed:NAME")
+    prompts.add_argument("--retriever", choices=("embedding", "bm25", "random"))
+    prompts.add_argument("--embedder", help="hub name, folder, or local:all-minilm-l6-v2")
+    prompts.add_argument("--pairs", type=int, help="pairs to show (1)")
+    engine = evaluation.add_argument_group("engine")
+    engine.add_argument("--engine", choices=("transformers", "vllm", "openai"), default="transformers")
+    engine.add_argument("--batch_size", type=int, help="samples drawn, judged and kept at a time (32, 512, 256)")
+    engine.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="(float32; auto for vllm)")
+    engine.add_argument("--device", help="of transformers (the GPU if there is one)")
+    engine.add_argument("--base_url", help="of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    engine.add_argument("--served_model", help="the server's name for the model (the model)")
+    engine.add_argument("--concurrency", type=int, help="requests to the server at a time (16)")
+    engine.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    output = evaluation.add_argument_group("output")
+    output.add_argument(
+        "--output", type=Path, help="folder for samples and summary (default for a run: its evaluations/DATASET)"
+    )
+    output.add_argument("--force", action="store_true", help="discard another evaluation in that folder")
+    output.add_argument("--json", action="store_true", help="print the summary as JSON")
+    again = evaluation.add_argument_group("stored responses")
+    again.add_argument("--regrade", type=Path, help="judge an evaluation or a JSONL of responses again; no model")
+    again.add_argument("--show", type=int, default=20, help="disagreements to print (20)")
 
     compare = commands.add_parser("compare", help="methods side by side, with intervals and paired differences")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sgsd eval")
@@ -213,6 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.commands.eval import evaluate_model
 
             return evaluate_model(options)
+        if options.command == "compare":
+            from sgsd.commands.compare import compare
+
+            return compare(options)
         if options.command == "contamination":
             from sgsd.commands.contamination import contamination
 

@@ -1,143 +1,222 @@
-"""``sgsd eval``."""
+"""``sgsd eval``: sample, judge, keep, summarise; on one data set or several."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from pathlib import Path
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from sgsd import __version__
-from sgsd.commands.settings import hub_or_cache, ignore_deprecations, read_run, refuse_unwritable
-from sgsd.engines.datasets import load_problems
-from sgsd.engines.generation import TransformersSampler
-from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.commands.eval_engines import Engine, check_engine
+from sgsd.commands.eval_plan import Plan, check_flags, data_sets, make_plan, read_model_run
+from sgsd.commands.settings import hub_or_cache, ignore_deprecations
+from sgsd.engines.models import load_tokenizer
 from sgsd.errors import ConfigError
-from sgsd.evaluation import evaluate
-from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer
-from sgsd.verifiers import get_verifier
+from sgsd.evaluation import Evaluation, evaluate
+from sgsd.evaluation.run import Sample, read_summary
+from sgsd.evaluation.store import SampleStore
+from sgsd.prompts import refuse_long_prompts
 
-_SHARES = ("truncated", "no_answer", "undecided")
+Summary = dict[str, Any]
 
 
 def evaluate_model(options: argparse.Namespace) -> int:
-    """Plain-prompt accuracy; a run's own instruction, verifier, length and data unless told otherwise.
+    """Plain-prompt accuracy, or with skills in the prompt; a run's own settings unless told otherwise.
 
-    A run's ``thinking: paper`` does not apply: the paper evaluates with the template's thinking on.
+    Everything that can be refused is refused before the model is loaded; an evaluation that is already there, with
+    these settings, is shown and not made again.
     """
+    if options.model is None:
+        raise ConfigError(
+            "no model to evaluate",
+            expected="a run folder, checkpoint, adapter, hub name or local:NAME; or --regrade PATH",
+        )
     ignore_deprecations()
     console = Console(stderr=True)
-    run = (read_run(Path(options.model)) if Path(options.model).is_dir() else None) or {}
-    dataset = options.dataset or run.get("eval_dataset")
-    if not dataset:
-        raise ConfigError("no data to evaluate on", expected="--dataset: a file, a hub name, or reasoning_gym:TASK")
-    _check(options)
-    verifier_name = options.verifier or run.get("verifier") or "math"
-    same_verifier = verifier_name == run.get("verifier")
-    verifier = get_verifier(verifier_name, **((run.get("verifier_options") or {}) if same_verifier else {}))
-    problems, report = load_problems(
-        dataset,
-        split=options.dataset_split,
-        config_name=options.dataset_config,
-        adapter=options.dataset_adapter,
-        limit=options.limit,
-        readable=verifier.readable,
-    )
-    console.print(report.summary(), highlight=False)
+    run = read_model_run(options.model)
+    names = data_sets(options, run)
+    check_flags(options)
+    check_engine(options)
     with hub_or_cache(options.model):
         tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
-        model = load_model(
-            options.model,
-            dtype=options.dtype,
-            device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            trust_remote_code=options.trust_remote_code,
-        )
-    template_kwargs = options.chat_template_kwargs
-    renderer = PromptRenderer(
-        tokenizer,
-        instruction=run.get("instruction", BOXED_INSTRUCTION) if options.instruction is None else options.instruction,
-        chat_template_kwargs=run.get("chat_template_kwargs") if template_kwargs is None else template_kwargs,
+    plans: list[Plan] = []
+    for name in names:
+        plans.append(make_plan(name, options, run, tokenizer, several=len(names) > 1))
+        console.print(plans[-1].report.summary(), highlight=False)
+    stores = [
+        None if plan.output is None else SampleStore(plan.output, plan.settings, force=options.force) for plan in plans
+    ]
+    summaries: dict[str, Summary] = {}
+    with progress_bar(console) as bar:
+        screen = _Screen(bar)
+        room = max(max(plan.prompt_lengths) + plan.sampling["max_new_tokens"] for plan in plans)
+        engine = Engine(options, tokenizer, room=room, progress=screen.within_batch)
+        for plan, store in zip(plans, stores, strict=True):
+            if store is not None and store.finished() is not None:
+                console.print(f"already there, nothing sampled: {store.folder}", highlight=False)
+                summaries[plan.name] = read_summary(store.folder)
+                continue
+            _refuse_beyond_context(plan, engine)
+            summaries[plan.name] = _evaluate(plan, store, engine, screen, console, options)
+    kept = [str(store.folder) for store in stores if store is not None]
+    if options.json:
+        print(json.dumps(_document(summaries), indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(summary_table(summaries))
+    where = f"samples kept in {', '.join(kept)}" if kept else "samples not kept: --output FOLDER keeps them"
+    console.print(where, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _evaluate(
+    plan: Plan,
+    store: SampleStore | None,
+    engine: Engine,
+    screen: _Screen,
+    console: Console,
+    options: argparse.Namespace,
+) -> Summary:
+    sampler = engine.sampler(plan.sampling, batch_size=plan.batch_size)
+    total = len(plan.problems) * plan.k
+    done = [] if store is None else store.resume(batch_size=plan.batch_size, total=total)
+    if done:
+        console.print(f"{plan.name}: going on after {len(done):,} of {total:,} samples", highlight=False)
+    screen.begin(plan.name, total, len(done))
+
+    def keep(batch: Sequence[Sample]) -> None:
+        if store is not None:
+            store.append(batch)
+        screen.finish_batch(len(batch))
+
+    result: Evaluation = evaluate(
+        sampler,
+        plan.problems,
+        plan.renderer,
+        plan.verifier,
+        k=plan.k,
+        seed=plan.seed,
+        pairs=plan.pairs,
+        batch_size=plan.batch_size,
+        done=done,
+        on_batch=keep,
     )
-    length = options.max_completion_length or run.get("max_completion_length") or 1024
-    context = model.config.get_text_config().max_position_embeddings
+    about = {**plan.about, "sgsd": __version__}
+    if options.engine == "openai":
+        about |= {"served_model": options.served_model or options.model, "base_url": options.base_url}
+    if store is not None:
+        store.finish(result, **about)
+    return {**plan.settings, **about, **result.summary()}
+
+
+def _refuse_beyond_context(plan: Plan, engine: Engine) -> None:
+    context, length = engine.context, plan.sampling["max_new_tokens"]
+    if context is None:
+        return
     if length >= context:
         raise ConfigError(
             "prompts and completions do not fit the model's context",
             got=f"max_completion_length {length}",
             expected=f"less than {context}, and room for the prompts",
+            remedy="pass --max_completion_length",
         )
-    with progress_bar(console) as progress:
-        task = progress.add_task("sampling", total=len(problems) * options.samples)
-        sampler = TransformersSampler(
-            model,
-            tokenizer,
-            max_new_tokens=length,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            batch_size=options.batch_size,
-            progress=lambda done: progress.update(task, completed=done),
-        )
-        result = evaluate(
-            sampler,
-            problems,
-            renderer,
-            verifier,
-            k=options.samples,
-            seed=options.seed,
-            max_prompt_length=context - length,
-        )
-    about = {
-        "model": options.model,
-        "dataset": str(dataset),
-        "verifier": verifier_name,
-        "instruction": renderer.instruction,
-        "chat_template_kwargs": renderer.student_kwargs,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "top_k": options.top_k,
-        "max_completion_length": length,
-        "seed": options.seed,
-        "batch_size": options.batch_size,
-        "dtype": options.dtype,
-        "sgsd": __version__,
-    }
-    if options.output is not None:
-        result.save(options.output, **about)
-    summary = {**about, **result.summary()}
-    if options.json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
-    else:
-        accuracy = result.accuracy
-        low, high = 100 * accuracy.low, 100 * accuracy.high
-        shares = ", ".join(f"{name.replace('_', ' ')} {100 * summary[name]:.1f} %" for name in _SHARES)
-        print(f"avg@{options.samples} {100 * accuracy.mean:.1f} %, 95 % interval {low:.1f} to {high:.1f} %")
-        print(f"{summary['problems']} problems; {shares}")
-    return 0
+    what = "plain prompts" if plan.pairs is None else "prompts with skills"
+    refuse_long_prompts(plan.prompt_lengths, context - length, what)
 
 
-def _check(options: argparse.Namespace) -> None:
-    for name, fits, expected in (
-        ("samples", options.samples >= 1, "1 or more"),
-        ("temperature", 0 <= options.temperature < math.inf, "0 (greedy) or more"),
-        ("top_p", 0 < options.top_p <= 1, "above 0, at most 1"),
-        ("top_k", options.top_k >= 0, "0 (off) or more"),
-        ("batch_size", options.batch_size >= 1, "1 or more"),
-        ("max_completion_length", options.max_completion_length is None or options.max_completion_length >= 1, "≥ 1"),
-    ):
-        if not fits:
-            raise ConfigError(f"--{name} is out of range", got=vars(options)[name], expected=expected)
-    if options.output is not None:
-        refuse_unwritable(options.output, "--output")
-    if options.device is not None:
-        try:
-            torch.empty(0, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError("unusable --device", got=options.device, expected="cpu, cuda, cuda:1 …") from error
+def _document(summaries: Mapping[str, Summary]) -> Summary:
+    """One data set's summary as it is; several under their names, beside their mean."""
+    if len(summaries) == 1:
+        return next(iter(summaries.values()))
+    means = {name: _mean(summaries, name) for name in _estimates(summaries)}
+    return {"datasets": dict(summaries), "mean": {name: mean for name, mean in means.items() if mean is not None}}
+
+
+def summary_table(summaries: Mapping[str, Summary]) -> Table:
+    """A column a data set, and the mean over several; percentages with their 95 % interval over problems."""
+    table = Table()
+    table.add_column("")
+    for name in summaries:
+        table.add_column(_short(name), justify="right")
+    if len(summaries) > 1:
+        table.add_column("mean", justify="right")
+
+    def add(label: str, cells: Sequence[str], mean: float | None = None) -> None:
+        extra = ["" if mean is None else f"{100 * mean:.1f} %"] if len(summaries) > 1 else []
+        table.add_row(label, *cells, *extra)
+
+    every = list(summaries.values())
+    add("problems", [f"{summary['problems']:,}" for summary in every])
+    add("samples of each", [f"{summary['samples_per_problem']:,}" for summary in every])
+    for name in _estimates(summaries):
+        counts = {summary["samples_per_problem"] for summary in every}
+        label = name if name != "accuracy" else f"avg@{counts.pop()}" if len(counts) == 1 else "avg@k"
+        add(label, [_percent(summary, name) for summary in every], _mean(summaries, name))
+    for name in ("truncated", "no_answer", "undecided"):
+        add(name.replace("_", " "), [f"{100 * summary[name]:.1f} %" for summary in every])
+    for name, label in (("mean", "tokens, mean"), ("median", "median"), ("p90", "90th percentile")):
+        add(label, [f"{summary[f'{name}_tokens']:,.0f}" for summary in every])
+    table.caption = "In brackets: 95 % interval over problems."
+    table.caption_justify = "left"
+    return table
+
+
+def _estimates(summaries: Mapping[str, Summary]) -> list[str]:
+    """accuracy, then every pass@k and maj@k that a data set has, by k."""
+    names = {name for summary in summaries.values() for name in summary if name.startswith(("pass@", "maj@"))}
+    names = {name for name in names if not name.endswith("_ci95")}
+    return ["accuracy", *sorted(names, key=lambda name: (not name.startswith("pass"), int(name.partition("@")[2])))]
+
+
+def _mean(summaries: Mapping[str, Summary], name: str) -> float | None:
+    """Over data sets, each counting the same; ``None`` unless all have it."""
+    if not all(name in summary for summary in summaries.values()):
+        return None
+    return statistics.fmean(summary[name] for summary in summaries.values())
+
+
+def _percent(summary: Summary, name: str) -> str:
+    if name not in summary:
+        return ""
+    low, high = summary["ci95" if name == "accuracy" else f"{name}_ci95"]
+    return f"{100 * summary[name]:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+class _Screen:
+    """One bar a data set: samples done."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._done = 0
+
+    def begin(self, name: str, total: int, done: int) -> None:
+        """A data set; ``done`` of its samples were there."""
+        self._done = done
+        self._task = self._bar.add_task(_short(name), total=total, completed=done)
+
+    def within_batch(self, done: int) -> None:
+        """So many of the batch under way."""
+        self._show(self._done + done)
+
+    def finish_batch(self, count: int) -> None:
+        """A batch is kept."""
+        self._done += count
+        self._show(self._done)
+
+    def _show(self, done: int) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=done)
+
+
+def _short(dataset: str) -> str:
+    """A data set's name without its folder or owner."""
+    return dataset.rsplit("/", 1)[-1]
 
 
 def progress_bar(console: Console) -> Progress:

@@ -34,7 +34,7 @@ class SampleStore:
         folder: of the evaluation; made with the first batch.
         settings: all that the samples depend on, as plain JSON data. An evaluation with other ones in the folder is
             refused.
-        force: discard what an evaluation left in the folder.
+        force: discard what an evaluation left in the folder, once ``resume`` is called.
 
     Raises:
         ConfigError: the folder holds an evaluation with other settings, or with unknown ones.
@@ -43,10 +43,8 @@ class SampleStore:
     def __init__(self, folder: Path, settings: Mapping[str, object], *, force: bool = False) -> None:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
-        if force:
-            for name in _FILES:
-                (folder / name).unlink(missing_ok=True)
-        elif any((folder / name).exists() for name in _FILES):
+        self._force = force
+        if not force and any((folder / name).exists() for name in _FILES):
             self._refuse_others()
 
     def finished(self) -> Evaluation | None:
@@ -55,7 +53,8 @@ class SampleStore:
         Raises:
             DataError: its samples cannot be read.
         """
-        return Evaluation.load(self.folder) if (self.folder / SUMMARY_FILE).exists() else None
+        made = not self._force and (self.folder / SUMMARY_FILE).exists()
+        return Evaluation.load(self.folder) if made else None
 
     def resume(self, *, batch_size: int, total: int) -> list[Sample]:
         """The samples there are, in whole batches; what is left of a batch that was cut off is discarded.
@@ -63,6 +62,9 @@ class SampleStore:
         Raises:
             DataError: a line other than the last is broken.
         """
+        if self._force:
+            for name in _FILES:
+                (self.folder / name).unlink(missing_ok=True)
         file = self.folder / SAMPLES_FILE
         if not file.exists():
             return []
