@@ -1,0 +1,20 @@
+"""``sgsd report``."""
+
+from __future__ import annotations
+
+import argparse
+
+from sgsd.errors import ConfigError
+
+
+def report(options: argparse.Namespace) -> int:
+    """One HTML page of the named runs."""
+    try:
+        from sgsd.report import write_report
+    except ImportError as error:
+        raise ConfigError(
+            "sgsd report needs packages that are not installed", got=error.name, remedy="pip install 'sgsd[report]'"
+        ) from error
+    file = write_report(options.runs, options.output)
+    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    return 0

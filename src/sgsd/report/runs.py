@@ -1,0 +1,235 @@
+"""Run folders → values: what a run was told, what it logged, what became of its bank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgsd.bank import Item, Ledger, SkillBank
+from sgsd.errors import ConfigError
+
+_RECORD = "run.json"
+# What makes no two runs different methods.
+_INCIDENTAL = ("seed", "data_seed", "output_dir", "logging_dir", "run_name")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. What the run did not leave is empty or ``None``.
+
+    Attributes:
+        folder: of the run.
+        name: the folder's, unique in the report.
+        record: ``run.json``.
+        history: the log, entries as the trainer wrote them.
+        bank_start, bank: the bank at the start and at the end.
+        ledger: what became of each item.
+        edges: of the bins of ``supports``, in nats per token.
+        supports: for each optimizer step, counts by bin: keys ``step``, ``success``, ``failure``, ``undecided``.
+        traces: traced rollouts, as ``training.record`` wrote them.
+    """
+
+    folder: Path
+    name: str
+    record: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]
+    bank_start: SkillBank | None
+    bank: SkillBank | None
+    ledger: Ledger
+    edges: tuple[float, ...]
+    supports: tuple[Mapping[str, Any], ...]
+    traces: tuple[Mapping[str, Any], ...]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Every setting, flat."""
+        return self.record["settings"]
+
+    @property
+    def method(self) -> str:
+        """As tables name it: ``SGSD``, ``GRPO+Skill`` …"""
+        return str(self.settings.get("method", "sgsd")).upper() + (
+            "+Skill" if self.settings.get("skills_in_prompt") else ""
+        )
+
+    @property
+    def seed(self) -> int | None:
+        """The run's seed."""
+        return self.settings.get("seed")
+
+    @property
+    def last_step(self) -> int:
+        """The last optimizer step in the log; 0 without one."""
+        return max((int(entry.get("step", 0)) for entry in self.history), default=0)
+
+    @property
+    def worth(self) -> dict[str, str]:
+        """Item id → what it is known to be good for, where the run's bank says so in its metadata."""
+        found: dict[str, str] = {}
+        for bank in (self.bank_start, self.bank):
+            worth = {} if bank is None else bank.metadata.get("worth")
+            if isinstance(worth, dict):
+                found |= {str(id): str(value) for id, value in worth.items()}
+        return found
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of a logged metric, in the order of the steps; what is no finite number is left out."""
+        points = {
+            int(entry["step"]): float(entry[metric])
+            for entry in self.history
+            if isinstance(entry.get(metric), (int, float)) and abs(entry[metric]) < float("inf")
+        }
+        return sorted(points.items())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: the method, and the settings that tell the groups of a report apart.
+        runs: one for each seed, at least one.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def ledger(self) -> Ledger:
+        """The uses in all of its runs."""
+        return sum((run.ledger for run in self.runs), Ledger())
+
+    @property
+    def items(self) -> dict[str, Item]:
+        """Every item that a run began or ended with, by id."""
+        banks = [bank for run in self.runs for bank in (run.bank_start, run.bank) if bank is not None]
+        return {item.id: item for bank in banks for item in bank.items}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``sgsd train`` wrote it; a folder that is not there is taken for one, to be refused as one."""
+    return not folder.is_dir() or (folder / _RECORD).is_file()
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders; each gets the shortest end of its path that no other has as its name.
+
+    Raises:
+        ConfigError: no folders, one named twice, or as ``load_run``.
+        BankError: as ``load_run``.
+    """
+    if not folders:
+        raise ConfigError("no runs", expected="one run folder or more")
+    places = [folder.resolve() for folder in folders]
+    if twice := next((folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1), None):
+        raise ConfigError("a run is named twice", got=str(twice))
+    return [load_run(folder, name=_unique_end(folder.resolve(), places)) for folder in folders]
+
+
+def load_run(folder: Path, *, name: str | None = None) -> Run:
+    """Read a run folder.
+
+    Raises:
+        ConfigError: it is no run folder, or something in it cannot be read.
+        BankError: a bank or ledger in it cannot be read.
+    """
+    file = folder / _RECORD
+    if not file.is_file():
+        raise ConfigError("not a run folder", got=str(folder), expected="run.json in it, which sgsd train writes")
+    record = _json(file)
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise ConfigError("the run's record cannot be read", got=str(file), expected="what sgsd train wrote")
+    state = folder / "trainer_state.json"
+    history = _json(state).get("log_history", []) if state.is_file() else _last_checkpoint_history(folder)
+    ledger = folder / "ledger.json"
+    supports = _lines(folder / "supports.jsonl")
+    edges = next((line["edges"] for line in supports if "edges" in line), ())
+    banks = [folder / name for name in ("bank-start.json", "bank.json")]
+    bank_start, bank = (SkillBank.load(file) if file.is_file() else None for file in banks)
+    return Run(
+        folder=folder,
+        name=name or folder.resolve().name,
+        record=record,
+        history=tuple(history),
+        bank_start=bank_start,
+        bank=bank,
+        ledger=Ledger.from_json(ledger.read_text(encoding="utf-8"), source=str(ledger))
+        if ledger.is_file()
+        else Ledger(),
+        edges=tuple(edges),
+        supports=tuple(line for line in supports if "step" in line),
+        traces=tuple(_lines(folder / "traces.jsonl")),
+    )
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one setting together, in the order in which settings first appear."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(essence(run), sort_keys=True, default=str), []).append(run)
+    firsts = [members[0] for members in groups.values()]
+    telling = [
+        name
+        for name in differing([essence(run) for run in firsts])
+        if name not in ("method", "skills_in_prompt", "skills_in_prompt_pairs")
+    ]
+    labels = [_label(run, telling, firsts) for run in firsts]
+    return [Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
+
+
+def essence(run: Run) -> dict[str, Any]:
+    """The settings without the seed and what follows from it, such as the name of a file that holds it."""
+    mark = f"seed{run.seed}"
+    return {
+        name: value.replace(mark, "seed*") if isinstance(value, str) else value
+        for name, value in run.settings.items()
+        if name not in _INCIDENTAL
+    }
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names whose values are not the same in all of them, in the order of the settings; absent is ``None``."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [name for name in names if len({json.dumps(one.get(name), default=str) for one in settings}) > 1]
+
+
+def _label(run: Run, telling: Sequence[str], firsts: Sequence[Run]) -> str:
+    """The method alone where it says enough; else with what tells it from others of that method."""
+    rivals = [other for other in firsts if other.method == run.method]
+    own = [name for name in telling if name in differing([essence(rival) for rival in rivals])]
+    return ", ".join([run.method, *(f"{name.replace('_', ' ')} {run.settings.get(name)}" for name in own)])
+
+
+def _unique_end(place: Path, places: Sequence[Path]) -> str:
+    for length in range(1, len(place.parts)):
+        end = place.parts[-length:]
+        if sum(other.parts[-length:] == end for other in places) == 1:
+            return "/".join(end)
+    return str(place)
+
+
+def _last_checkpoint_history(folder: Path) -> list[Any]:
+    """The log of a run that is under way or was cut off: its last checkpoint's."""
+    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
+    return _json(states[-1]).get("log_history", []) if states else []
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("a file of the run cannot be read", got=f"{file} ({error})") from error
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file that may be written to at this moment: a last one without an end is left out."""
+    if not file.is_file():
+        return []
+    try:
+        *lines, _ = file.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise ConfigError("a file of the run cannot be read", got=f"{file} ({error})") from error
