@@ -161,7 +161,8 @@ def _experiment(
         retriever=EmbeddingRetriever(TopicEmbedder(made.topics)),
     )
     seconds = time.perf_counter() - began
-    record = {"variant": options.variant, **asdict(shares), "flips": options.flips, "seconds": round(seconds, 1)}
+    record = {"variant": options.variant, **asdict(shares), "flips": options.flips, "k": options.k}
+    record |= {"settings": options.settings, "seconds": round(seconds, 1)}
     (output / LAB_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return seconds
 
@@ -184,12 +185,16 @@ def _table(options: argparse.Namespace) -> int:
         print(json.dumps([asdict(group) for group in groups], indent=2))
         return 0
     steps = sorted({step for group in groups for step in group.accuracy} & set(_shown(groups)))
-    table = Table(title="plain-prompt accuracy, mean over seeds (lowest to highest seed)")
-    for column in ("lab", "method", "seeds"):
-        table.add_column(column)
+    table = Table(
+        title="plain-prompt accuracy in %, by optimizer step: mean over seeds (lowest to highest)",
+        caption="fell: runs that ended below their start",
+    )
+    table.add_column("lab", no_wrap=True)
+    table.add_column("method, settings", overflow="fold", min_width=16)
+    table.add_column("seeds", justify="right")
     for step in steps:
-        table.add_column(f"step {step}", justify="right")
-    table.add_column("below its start", justify="right")
+        table.add_column(f"{step}", justify="right", no_wrap=True)
+    table.add_column("fell", justify="right", no_wrap=True)
     for group in groups:
         cells = []
         for step in steps:

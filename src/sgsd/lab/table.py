@@ -11,8 +11,6 @@ from typing import Any
 from sgsd.errors import ConfigError
 
 LAB_RECORD = "lab.json"
-# What tells no two experiments apart.
-_INCIDENTAL = ("seed", "data_seed", "output_dir", "logging_dir", "run_name", "bank", "dataset", "max_steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +19,7 @@ class Group:
 
     Attributes:
         lab: variant, shares of the bank, flips.
-        label: the method, and the settings in which the groups of a table differ.
+        label: the method, and the settings it was given.
         seeds: of the runs.
         accuracy: step → lowest, mean and highest accuracy over the seeds that got there, as fractions.
         collapsed: runs whose last accuracy is below their first.
@@ -39,6 +37,7 @@ class Group:
 @dataclass(frozen=True, slots=True)
 class _Run:
     lab: str
+    label: str
     settings: dict[str, Any]
     curve: dict[int, float]
 
@@ -55,16 +54,9 @@ def summarise(folders: Sequence[Path]) -> list[Group]:
     found = [run for folder in folders for run in _lab_runs(folder)]
     if not found:
         raise ConfigError("no lab runs found", got=", ".join(map(str, folders)), expected="folders of sgsd lab run")
-    runs = [_read(folder) for folder in dict.fromkeys(found)]
-    differing = [
-        name
-        for name in runs[0].settings
-        if name not in (*_INCIDENTAL, "method", "model_name_or_path")
-        and len({json.dumps(run.settings.get(name)) for run in runs}) > 1
-    ]
     groups: dict[tuple[str, str], list[_Run]] = {}
-    for run in runs:
-        groups.setdefault((run.lab, _label(run, differing)), []).append(run)
+    for run in (_read(folder) for folder in dict.fromkeys(found)):
+        groups.setdefault((run.lab, run.label), []).append(run)
     return [_group(lab, label, members) for (lab, label), members in groups.items()]
 
 
@@ -82,15 +74,13 @@ def _read(folder: Path) -> _Run:
         curve = {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
         shares = "/".join(str(record[name]) for name in ("helpful", "misleading", "irrelevant"))
         flips = f", flips {record['flips']:g}" if record["flips"] else ""
-        return _Run(f"{record['variant']} {shares}{flips}", settings, curve)
+        name = settings["method"].upper() + ("+Skill" if settings["skills_in_prompt"] else "")
+        k = f" K {record['k']}" if record["k"] else ""
+        given = " ".join(part.removeprefix("--") for part in record["settings"])
+        label = f"{name}{k} {given}".rstrip()
+        return _Run(f"{record['variant']} {shares}{flips}", label, settings, curve)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError("a lab run cannot be read", got=str(folder), expected="a run that went to its end") from error
-
-
-def _label(run: _Run, differing: Sequence[str]) -> str:
-    name = run.settings["method"].upper() + ("+Skill" if run.settings.get("skills_in_prompt") else "")
-    own = [f"{setting} {run.settings[setting]}" for setting in differing if run.settings.get(setting) is not None]
-    return ", ".join([name, *own])
 
 
 def _group(lab: str, label: str, runs: Sequence[_Run]) -> Group:
