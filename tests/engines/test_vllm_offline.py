@@ -102,6 +102,18 @@ def test_answers_become_rollouts(tokenizer, tiny_folder):
     assert not ended.retokenised
 
 
+def test_other_settings_share_the_engine(tokenizer, tiny_folder):
+    first = VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3, temperature=0.6)
+    LLM.refusal = RuntimeError("a second engine")
+    other = first.with_sampling(max_new_tokens=5, top_p=0.9)
+    other.sample(PROMPTS, seed=0)
+    assert {(params["max_tokens"], params["temperature"], params["top_p"]) for params in LLM.asked.params} == {
+        (5, 1.0, 0.9)
+    }
+    first.sample(PROMPTS, seed=0)
+    assert {(params["max_tokens"], params["temperature"]) for params in LLM.asked.params} == {(3, 0.6)}
+
+
 def test_progress_counts_prompts(tokenizer, tiny_folder, capsys):
     counts: list[int] = []
     VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3, progress=counts.append).sample(PROMPTS, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import json
@@ -75,15 +76,15 @@ class VLLMSampler:
         self._new_params = vllm.SamplingParams
         self._tokenizer = tokenizer
         self._progress = progress
-        self._max_new_tokens = max_new_tokens
-        self._options: dict[str, Any] = {
-            "max_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "stop_token_ids": [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id],
-            "detokenize": False,
-        }
+        self._options = _sampling_options(tokenizer, max_new_tokens, temperature, top_p, top_k)
+
+    def with_sampling(
+        self, *, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
+    ) -> VLLMSampler:
+        """A sampler with other settings on the same engine: the model is not loaded again."""
+        other = copy.copy(self)
+        other._options = _sampling_options(self._tokenizer, max_new_tokens, temperature, top_p, top_k)
+        return other
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
         """See ``Sampler.sample``.
@@ -109,11 +110,11 @@ class VLLMSampler:
                 "vLLM broke a completion off", got=f"finish_reason {output.finish_reason!r}", remedy="see its log above"
             )
         reason = StopReason.END if output.finish_reason == "stop" else StopReason.LENGTH
-        if reason is StopReason.LENGTH and len(ids) < self._max_new_tokens:
+        if reason is StopReason.LENGTH and len(ids) < self._options["max_tokens"]:
             raise ConfigError(
                 "vLLM cut a completion before the length asked for",
                 got=f"{len(ids)} tokens after a prompt of {len(prompt)}",
-                expected=self._max_new_tokens,
+                expected=self._options["max_tokens"],
                 remedy="raise max_model_len, or lower the completion length",
             )
         return Rollout(
@@ -136,6 +137,19 @@ class _Bar(tqdm):
         if self._tell is not None:
             self._tell(int(self.n))
         return shown
+
+
+def _sampling_options(
+    tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float, top_k: int
+) -> dict[str, Any]:
+    return {
+        "max_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "stop_token_ids": [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id],
+        "detokenize": False,
+    }
 
 
 def _room_for(adapter: str) -> int:
