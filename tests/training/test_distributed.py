@@ -41,8 +41,11 @@ def launch(folder: Path, processes: int, **settings) -> list[dict]:
         {"num_generations": 2, "gradient_accumulation_steps": 2},  # shared prompts: two forwards a step under DDP
         {"num_generations": 2, "grpo_weight": 0.5, "loss_type": "grpo", "teacher": "ema", "log_completions": True},
         {"num_generations": 1, "lora": True, "teacher": "frozen"},
+        {"method": "grpo", "num_generations": 2, "loss_type": "grpo"},
+        {"method": "opsd", "num_generations": 2, "gradient_accumulation_steps": 2, "divergence": "jsd"},
+        {"method": "opsd", "num_generations": 1, "lora": True},
     ],
-    ids=["single", "groups", "grpo-ema", "lora-frozen"],
+    ids=["single", "groups", "grpo-ema", "lora-frozen", "grpo", "opsd-groups", "opsd-lora"],
 )
 def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path, settings):
     two = launch(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)
@@ -55,7 +58,7 @@ def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path, settin
     shared = [
         name
         for name in one["logs"][0]
-        if name in ("sgsd/loss", "success_rate", "sgsd/teachers_per_rollout", "loss", "reward")
+        if name in ("sgsd/loss", "success_rate", "sgsd/teachers_per_rollout", "opsd/loss", "loss", "reward")
     ]
     for step in range(2):
         for name in shared:

@@ -47,36 +47,31 @@ def main() -> None:
     torch.set_num_threads(1)
     record = Record()
     problems = [
-        Problem(id=str(n), text=f"{n} + {n}?" + " Take your time, there is a lot of it." * (n % 3), answer=str(2 * n))
+        Problem(
+            id=str(n),
+            text=f"{n} + {n}?" + " Take your time, there is a lot of it." * (n % 3),
+            answer=str(2 * n),
+            solution="Twice " * (n % 4) + f"{n}.",
+        )
         for n in range(8)
     ]
     lora = settings.pop("lora", False)
+    of_method = {}
+    if settings.get("method", "sgsd") == "sgsd":
+        of_method = {"num_teachers": 5, "max_tokens_per_chunk": 600}
+        of_method |= {"bank": make_bank(3), "retriever_object": UnequalRetriever()}
     trainer = make_trainer(
         folder / "run",
         stub=True,
         problems=problems,
         reward=by_parity,
-        bank=make_bank(3),
-        retriever_object=UnequalRetriever(),
         callbacks=[record],
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
-        **{"max_grad_norm": 0.0, "max_steps": 3, "num_teachers": 5, "max_tokens_per_chunk": 600} | settings,
+        **{"max_grad_norm": 0.0, "max_steps": 3} | of_method | settings,
     )
     forwards, own_chunks = [], []
-    score = trainer._score_teachers
-
-    def counted(pools, completions):
-        prompts = [prompt for pool in pools for prompt in pool.prompts]
-        repeated = [completion for completion in completions for _ in range(len(pools[0].prompts))]
-        own_chunks.append(chunk_count(prompts, repeated, max_tokens_per_chunk=trainer.args.max_tokens_per_chunk))
-        forwards.append(0)
-        handle = trainer.model.register_forward_pre_hook(lambda *_: forwards.append(forwards.pop() + 1))
-        try:
-            return score(pools, completions)
-        finally:
-            handle.remove()
-
-    trainer._score_teachers = counted
+    if settings.get("method", "sgsd") == "sgsd":
+        count_forwards(trainer, forwards, own_chunks)
     trainer.train()
     torch.save(
         {
@@ -91,6 +86,24 @@ def main() -> None:
         },
         folder / f"{trainer.accelerator.process_index}.pt",
     )
+
+
+def count_forwards(trainer, forwards, own_chunks) -> None:
+    """One entry a step: the forwards that the teachers took, and the chunks that this rank's rollouts needed."""
+    score = trainer._score_teachers
+
+    def counted(pools, completions):
+        prompts = [prompt for pool in pools for prompt in pool.prompts]
+        repeated = [completion for completion in completions for _ in range(len(pools[0].prompts))]
+        own_chunks.append(chunk_count(prompts, repeated, max_tokens_per_chunk=trainer.args.max_tokens_per_chunk))
+        forwards.append(0)
+        handle = trainer.model.register_forward_pre_hook(lambda *_: forwards.append(forwards.pop() + 1))
+        try:
+            return score(pools, completions)
+        finally:
+            handle.remove()
+
+    trainer._score_teachers = counted
 
 
 if __name__ == "__main__":
