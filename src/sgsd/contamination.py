@@ -1,0 +1,193 @@
+"""Test problems that training data holds: word n-grams in common, equal texts, equal texts with another answer.
+
+Texts are compared as words after ``words``: case, punctuation, dollar signs and LaTeX spacing make no difference. A
+number, the name of a LaTeX command, an arithmetic sign and a Chinese, Japanese or Korean character are a word each.
+Sharing n words in a row is a lead, not a proof: many problems end in the same sentence. So every pair says which words
+it shares, and what part of the test problem they are.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sgsd.errors import ConfigError
+from sgsd.problems import Problem, same_answer
+
+DEFAULT_N = 12
+"""Words in a row; the size at which DAPO-Math-17k was found to overlap with AMC23 and MATH-500."""
+MOST = 0.5
+"""Share of a test problem's words from which on most of it is in the training problem."""
+
+_LAYOUT = re.compile(
+    r"\\[,;:!> ]|\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-z])"
+    r"|\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it))(?![a-z])|~"
+)
+_SPELLINGS = (
+    (re.compile(r"\\(?:cdot|times)(?![a-z])|[×·]"), " * "),
+    (re.compile(r"\\[dt]frac(?![a-z])"), r"\\frac"),
+    (re.compile(r"\\([lg]e)q(?![a-z])"), r"\\\1"),
+)
+_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3}(?!\d))")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_CJK}]|\d+(?:\.\d+)?|[^\W\d_{_CJK}]+|[-+*/=<>^|%]")
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A test problem and a training problem that share words.
+
+    Attributes:
+        test, train: the two.
+        shared: the longest run of words in both, as compared.
+        length: how many words that is.
+        share: what part of the test problem's words that is.
+        exact: the texts are equal as compared.
+    """
+
+    test: Problem
+    train: Problem
+    shared: str
+    length: int
+    share: float
+    exact: bool
+
+    @property
+    def other_answer(self) -> bool:
+        """The texts are equal, the reference answers are not."""
+        return self.exact and same_answer(self.test.answer) != same_answer(self.train.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """What a test set shares with training data.
+
+    Attributes:
+        n: words in a row that make an overlap. Of a problem with fewer, only an equal text counts.
+        train, test: how many problems there were.
+        pairs: by share of the test problem, the largest first; then in the order of the data.
+    """
+
+    n: int
+    train: int
+    test: int
+    pairs: tuple[Overlap, ...]
+
+    @property
+    def overlapping(self) -> int:
+        """Test problems that share n words in a row with a training problem, or all of theirs."""
+        return _problems(self.pairs)
+
+    @property
+    def mostly(self) -> int:
+        """Test problems of which at least half the words are in one training problem, in a row."""
+        return _problems(pair for pair in self.pairs if pair.share >= MOST)
+
+    @property
+    def exact(self) -> int:
+        """Test problems whose text is a training problem's."""
+        return _problems(pair for pair in self.pairs if pair.exact)
+
+    @property
+    def other_answer(self) -> int:
+        """Test problems whose text is a training problem's that has another answer."""
+        return _problems(pair for pair in self.pairs if pair.other_answer)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON: counts of test problems, shares of the test set, and every pair."""
+        return {
+            "n": self.n,
+            "train": self.train,
+            "test": self.test,
+            "overlapping": self.overlapping,
+            "mostly": self.mostly,
+            "exact": self.exact,
+            "other_answer": self.other_answer,
+            "share": self.overlapping / self.test if self.test else 0.0,
+            "pairs": [
+                {
+                    **{f"test_{name}": value for name, value in _origin(pair.test).items()},
+                    **{f"train_{name}": value for name, value in _origin(pair.train).items()},
+                    "shared": pair.shared,
+                    "length": pair.length,
+                    "share": pair.share,
+                    "exact": pair.exact,
+                    "other_answer": pair.other_answer,
+                }
+                for pair in self.pairs
+            ],
+        }
+
+
+def words(text: str) -> tuple[str, ...]:
+    r"""A text as words, lower case: ``\dfrac{1,000}{3} \cdot x`` is ``frac 1000 3 * x``."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    for spelling, usual in _SPELLINGS:
+        plain = spelling.sub(usual, plain)
+    plain = _HYPHEN.sub(" ", _GROUPED.sub("", _LAYOUT.sub(" ", plain)))
+    return tuple(_WORD.findall(plain))
+
+
+def find_overlaps(train: Sequence[Problem], test: Sequence[Problem], *, n: int = DEFAULT_N) -> Contamination:
+    """Every pair of a test problem and a training problem that share n words in a row, or their whole text.
+
+    The n-grams of the test problems are kept; those of the training problems pass by, one problem after the other.
+
+    Args:
+        train: what is trained on.
+        test: what is evaluated on.
+        n: words in a row.
+
+    Raises:
+        ConfigError: n is below 1.
+    """
+    if n < 1:
+        raise ConfigError("--n is out of range", got=n, expected="1 or more")
+    tested = [words(problem.text) for problem in test]
+    grams: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    whole: dict[tuple[str, ...], list[int]] = {}
+    for place, text in enumerate(tested):
+        whole.setdefault(text, []).append(place)
+        for start in range(len(text) - n + 1):
+            grams.setdefault(text[start : start + n], []).append((place, start))
+    found: list[tuple[int, int, Overlap]] = []
+    for position, problem in enumerate(train):
+        text = words(problem.text)
+        runs = _runs(text, grams, n)
+        for place in whole.get(text, ()):
+            runs[place] = (len(text), 0)
+        for place, (length, start) in runs.items():
+            shared = " ".join(tested[place][start : start + length])
+            size = len(tested[place])
+            pair = Overlap(test[place], problem, shared, length, length / size if size else 1.0, tested[place] == text)
+            found.append((place, position, pair))
+    found.sort(key=lambda item: (-item[2].share, item[0], item[1]))
+    return Contamination(n, len(train), len(test), tuple(pair for _, _, pair in found))
+
+
+def _runs(
+    text: tuple[str, ...], grams: dict[tuple[str, ...], list[tuple[int, int]]], n: int
+) -> dict[int, tuple[int, int]]:
+    """Place of a test problem → length and start there of the longest run of words that ``text`` shares with it."""
+    longest: dict[int, tuple[int, int]] = {}
+    going: dict[tuple[int, int], int] = {}  # (place, start of the n-gram) that ended at the word before → run's length
+    for start in range(len(text) - n + 1):
+        ending: dict[tuple[int, int], int] = {}
+        for place, there in grams.get(text[start : start + n], ()):
+            length = going.get((place, there - 1), n - 1) + 1
+            ending[place, there] = length
+            if length > longest.get(place, (0, 0))[0]:
+                longest[place] = (length, there + n - length)
+        going = ending
+    return longest
+
+
+def _problems(pairs: Iterable[Overlap]) -> int:
+    return len({(pair.test.source, pair.test.id) for pair in pairs})
+
+
+def _origin(problem: Problem) -> dict[str, str]:
+    return {"id": problem.id, "source": problem.source, "answer": problem.answer}
