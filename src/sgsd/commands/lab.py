@@ -186,10 +186,10 @@ def _table(options: argparse.Namespace) -> int:
         return 0
     steps = sorted({step for group in groups for step in group.accuracy} & set(_shown(groups)))
     table = Table(
-        title="plain-prompt accuracy in %, by optimizer step: mean over seeds (lowest to highest)",
+        title="plain-prompt accuracy in %, by step; mean (lowest to highest seed)",
         caption="fell: runs that ended below their start",
     )
-    table.add_column("lab", no_wrap=True)
+    table.add_column("lab", overflow="fold")
     table.add_column("method, settings", overflow="fold", min_width=16)
     table.add_column("seeds", justify="right")
     for step in steps:
