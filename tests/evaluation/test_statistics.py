@@ -166,6 +166,23 @@ def test_seeds_that_are_paired_cancel():
     assert half_width(paired) < half_width(unpaired) / 3
 
 
+def test_seeds_that_are_paired_and_repeat_each_other_count_once():
+    draw = np.random.default_rng(8)
+    before, after = draw.binomial(4, 0.5, 30) / 4, draw.binomial(4, 0.5, 30) / 4
+    once = paired_difference(before, after)
+    assert bounds(paired_difference([before] * 5, [after] * 5, same_seeds=True)) == pytest.approx(bounds(once))
+    noise = 0.2 * (-1.0) ** np.indices((4, 30)).sum(axis=0)  # gone in the mean over seeds, and in each seed's mean
+    noisy = paired_difference(np.tile(before, (4, 1)), after + noise, same_seeds=True)
+    assert bounds(noisy) == pytest.approx(bounds(once))
+
+
+def test_seeds_in_another_order_make_no_difference_and_no_false_certainty():
+    values = np.random.default_rng(9).integers(0, 13, (3, 30)) / 12
+    estimate = paired_difference(values, values[[2, 0, 1]])
+    assert estimate.mean == pytest.approx(0)
+    assert half_width(estimate) > 0.05
+
+
 def test_a_difference_of_unlike_numbers_of_seeds_counts_the_seeds_of_both():
     draw = np.random.default_rng(5)
     base, after = draw.random((1, 60)), seeded(draw, S=4, N=60, spread=0.1)
@@ -240,6 +257,18 @@ def test_95_percent_intervals_of_a_difference_hold_the_truth_93_to_97_percent_of
         return paired_difference(draw.binomial(k, chances) / k, draw.binomial(k, chances + gains) / k)
 
     assert 0.93 <= coverage(difference, gain) <= 0.97
+
+
+def test_95_percent_intervals_of_a_difference_paired_by_five_seeds_hold_the_truth_93_to_97_percent_of_the_time():
+    def difference(draw: np.random.Generator) -> Estimate:
+        before, after = draw.uniform(0.2, 0.7, 30) + 0.03 * draw.standard_normal((2, 5, 1))
+        return paired_difference(
+            draw.binomial(4, np.clip(before, 0, 1)) / 4,
+            draw.binomial(4, np.clip(after + 0.05, 0, 1)) / 4,
+            same_seeds=True,
+        )
+
+    assert 0.93 <= coverage(difference, 0.05) <= 0.97
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.02, 0.05])

@@ -34,6 +34,7 @@ Values: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 """One value a problem, from 0 to 1: ``[N]`` of one seed, or ``[S, N]`` of several over the same problems."""
 
 CONFIDENCE = 0.95
+_ROUNDING = 1e-12  # means of shares that are equal on paper differ by less than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,9 @@ def _combined(problems: Sequence[_Part], seeds: Sequence[_Part]) -> tuple[float,
 
 
 def _with_a_gain_and_a_loss(table: np.ndarray) -> np.ndarray:
-    """Two problems more, one that gains and one that loses as much as the problems that differ do."""
-    differing = table[table != 0]
+    """Two problems more, one that gains and one that loses as much as the problems that differ do, over the seeds."""
+    means = table.mean(axis=0)
+    differing = means[np.abs(means) > _ROUNDING]
     size = float(np.sqrt(np.mean(differing**2))) if differing.size else 1.0
     added = np.full((table.shape[0], 1), size)
     return np.concatenate([table, added, -added], axis=1)
