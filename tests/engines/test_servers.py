@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
     """Answers by ``script(body, attempt)``, where attempt counts the requests with that prompt; keeps what it saw."""
 
     daemon_threads = True
+    request_queue_size = 64
     block_on_close = False
 
     def __init__(self, script):
@@ -315,6 +316,7 @@ def test_a_server_out_of_reach_is_one_error(tokenizer):
     with pytest.raises(ServerError, match="check that a server runs there") as info:
         sampler(url, tokenizer).sample(PROMPTS, seed=0)
     assert url in str(info.value)
+    assert "no connection (ConnectError)" in str(info.value)
 
 
 @pytest.mark.parametrize("prompt_ids", [[0, 5, 6, 7], [6, 7], [5, 6, 8]])

@@ -153,7 +153,8 @@ class ServerClient:
                 failure, cause = f"no answer within {self._timeout:g} s", error
                 remedy = "raise the timeout or lower the concurrency"
             except APIConnectionError as error:
-                failure, cause = _one_line(f"{error.__cause__ or error.message}"), error
+                broken = error.__cause__ or error
+                failure, cause = _one_line(f"no connection ({type(broken).__name__}) {broken}"), error
                 remedy = "check that a server runs there"
             except (UnusableReplyError, json.JSONDecodeError, UnicodeDecodeError) as error:
                 failure, cause = f"an unusable reply: {_one_line(str(error))}", error
