@@ -190,7 +190,7 @@ def _table(options: argparse.Namespace) -> int:
         caption="fell: runs that ended below their start",
     )
     table.add_column("lab", overflow="fold")
-    table.add_column("method, settings", overflow="fold", min_width=16)
+    table.add_column("method, settings", overflow="fold")
     table.add_column("seeds", justify="right")
     for step in steps:
         table.add_column(f"{step}", justify="right", no_wrap=True)
@@ -237,6 +237,8 @@ def _demo(options: argparse.Namespace) -> int:
             live.update(_screen(curves, options.steps, console, time.perf_counter() - began))
             time.sleep(0.5)
         live.update(_screen(curves, options.steps, console, time.perf_counter() - began))
+    if not console.is_terminal:
+        console.print()  # a live display ends its last line in terminals alone
     if failures:
         raise ConfigError("a run of the demo failed", got=failures[0])
     folders = " ".join(str(_demo_folder(output, name)) for name in _DEMO_METHODS)
