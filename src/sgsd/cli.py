@@ -138,6 +138,10 @@ def build_parser() -> argparse.ArgumentParser:
     contamination.add_argument("--show", type=int, default=10, help="pairs to print")
     contamination.add_argument("--json", action="store_true", help="print all pairs as JSON")
 
+    report = commands.add_parser("report", help="one HTML page of runs: comparison, curves, teachers, rollouts, banks")
+    report.add_argument("runs", type=Path, nargs="+", help="run folders, of several methods and seeds")
+    report.add_argument("--output", type=Path, default=Path("report.html"), help="file to write")
+
     lab = commands.add_parser("lab", help="the controlled benchmark: hidden rules, a bank of known worth, minutes")
     actions = lab.add_subparsers(dest="action", required=True, parser_class=_Parser)
     pretrain = actions.add_parser("pretrain", help="make a lab model again; the package holds both")
@@ -244,6 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.commands.contamination import contamination
 
             return contamination(options)
+        if options.command == "report":
+            from sgsd.commands.report import report
+
+            return report(options)
         if options.command == "lab":
             from sgsd.commands.lab import lab
 

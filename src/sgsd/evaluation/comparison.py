@@ -28,6 +28,8 @@ _SAME = (
     *("chat_template_kwargs", "thinking", "temperature", "top_p", "top_k", "min_p"),
     *("max_completion_length", "max_new_tokens"),
 )
+# What may make a small difference, and is told.
+_MAY_DIFFER = ("engine", "dtype", "sgsd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,9 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         _refuse_unlike(name, [member.scores[name] for member in members if name in member.scores])
     for group in groups.values():
         _refuse_repeated_seeds(group)
-    labels = _labels([group[0] for group in groups.values()])
+    firsts = [group[0] for group in groups.values()]
+    names_of_methods = [method_name(first.method, skills=first.skills) for first in firsts]
+    labels = distinct_labels(names_of_methods, [first.essence for first in firsts])
     labelled = dict(zip(labels, groups.values(), strict=True))
     chosen = _baseline(labelled, baseline)
 
@@ -237,9 +241,7 @@ def _refuse_unlike(name: str, found: Sequence[Scores]) -> None:
                 f"{where} cannot be compared: samples per problem", got=f"{first.k} and {other.k}", expected="one k"
             )
         for setting in _SAME:
-            values = [pathless(scores.summary.get(setting), None) for scores in (first, other)]
-            if setting == "dataset":
-                values = [None if value is None else Path(value).name for value in values]
+            values = [_told(scores, setting) for scores in (first, other)]
             if values[0] != values[1]:
                 raise ConfigError(
                     f"{where} cannot be compared: {setting}",
@@ -249,18 +251,33 @@ def _refuse_unlike(name: str, found: Sequence[Scores]) -> None:
                 )
 
 
-def _labels(firsts: Sequence[Member]) -> list[str]:
-    """The method alone where it says enough; else with the settings that tell it from others of that method."""
-    names = [
-        (BASE if one.method == "base" else one.method.upper()) + ("+Skill" if one.skills else "") for one in firsts
-    ]
+def _told(scores: Scores, setting: str) -> Any:
+    """A setting as the summary tells it: a data set by its file's name; no options are none."""
+    value = pathless(scores.summary.get(setting))
+    if setting == "dataset" and value is not None:
+        return Path(value).name
+    return None if value == {} else value
+
+
+def distinct_labels(names: Sequence[str], essences: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The method alone where it says enough; else with the settings that tell it from others of that method.
+
+    Args:
+        names: of methods, as papers write them.
+        essences: for each, the settings that make it what it is; see ``recorded.essence``.
+    """
     labels: list[str] = []
-    for one, name in zip(firsts, names, strict=True):
-        rivals = [other for other, theirs in zip(firsts, names, strict=True) if theirs == name]
-        settings = dict.fromkeys(setting for rival in rivals for setting in rival.essence)
-        telling = [s for s in settings if len({json.dumps(r.essence.get(s), default=str) for r in rivals}) > 1]
-        labels.append(", ".join([name, *(f"{s.replace('_', ' ')} {one.essence.get(s)}" for s in telling)]))
+    for name, own in zip(names, essences, strict=True):
+        rivals = [other for other, theirs in zip(essences, names, strict=True) if theirs == name]
+        settings = dict.fromkeys(setting for rival in rivals for setting in rival)
+        telling = [s for s in settings if len({json.dumps(r.get(s), default=str) for r in rivals}) > 1]
+        labels.append(", ".join([name, *(f"{s.replace('_', ' ')} {own.get(s)}" for s in telling)]))
     return labels
+
+
+def method_name(method: str, *, skills: bool) -> str:
+    """``sgsd`` → ``SGSD``, ``grpo`` with skills in its prompts → ``GRPO+Skill``."""
+    return (BASE if method == "base" else method.upper()) + ("+Skill" if skills else "")
 
 
 def _baseline(labelled: Mapping[str, Sequence[Member]], wanted: str | None) -> str | None:
@@ -320,43 +337,80 @@ def _column(name: str, members: Sequence[Member]) -> Column:
 def _notes(
     labelled: Mapping[str, Sequence[Member]], names: Sequence[str], baseline: str | None, checkpoint: int | None
 ) -> list[str]:
-    groups = list(labelled.items())
-    trained = [(label, group) for label, group in groups if group[0].method != "base"]
-    notes: list[str] = []
-    if trained:
-        notes.append(
-            "Checkpoint: the final one of every run."
-            if checkpoint is None
-            else f"Checkpoint: step {checkpoint} of every run, as declared."
-        )
-        steps = {label: sorted({str(member.checkpoint) for member in group}) for label, group in trained}
-        if len({tuple(found) for found in steps.values()}) > 1 or any(len(found) > 1 for found in steps.values()):
-            told = "; ".join(f"{label}: {', '.join(found)}" for label, found in steps.items())
-            notes.append(f"The runs ended at unlike steps: {told}.")
-    for label, group in groups:
-        what = "Training seeds" if group[0].method != "base" else "Sampling seeds"
-        if len(group) > 1:
-            notes.append(f"{what} of {label}: {', '.join(str(member.seed) for member in group)}.")
-    alone = [label for label, group in trained if len(group) == 1]
-    if alone:
-        notes.append(f"One seed: {'; '.join(alone)}. Such an interval says nothing of other seeds.")
-    for label, group in groups:
-        for member in group:
-            missing = [name for name in names if name not in member.scores]
-            if missing:
-                notes.append(f"Missing of {label}, seed {member.seed}: {', '.join(missing)}.")
-            skilled = [name for name, scores in member.scores.items() if scores.summary.get("skills_in_prompt")]
-            if skilled and member.method != "base":
-                notes.append(f"{label}, seed {member.seed}: skills were in the prompt of {', '.join(skilled)}.")
-            notes.extend(member.notes)
-    models = list(dict.fromkeys(group[0].model for _, group in groups))
-    if len(models) > 1:
-        told = "; ".join(f"{label}: {group[0].model}" for label, group in groups)
-        notes.append(f"Not all are of one model. {told}.")
-    comparisons = (len(groups) - 1) * len(names)
+    comparisons = (len(labelled) - 1) * len(names)
+    notes = [
+        *_about_checkpoints(labelled, checkpoint),
+        *_about_seeds(labelled),
+        *_about_holes(labelled, names),
+        *_about_conditions(labelled, names),
+    ]
     if baseline is not None and comparisons > 1:
         notes.append(
             f"{comparisons} differences beside the means: if there were none at all, one or more of these intervals "
             f"would still leave 0 out in up to {min(100, 5 * comparisons)} % of such tables."
         )
+    return notes
+
+
+def _trained(labelled: Mapping[str, Sequence[Member]]) -> dict[str, Sequence[Member]]:
+    return {label: group for label, group in labelled.items() if group[0].method != "base"}
+
+
+def _about_checkpoints(labelled: Mapping[str, Sequence[Member]], checkpoint: int | None) -> list[str]:
+    steps = {label: sorted({str(member.checkpoint) for member in group}) for label, group in _trained(labelled).items()}
+    if not steps:
+        return []
+    if checkpoint is not None:
+        return [f"Checkpoint: step {checkpoint} of every run, as declared."]
+    notes = ["Checkpoint: the final one of every run."]
+    if len({step for found in steps.values() for step in found}) > 1:
+        told = "; ".join(f"{label}: {', '.join(found)}" for label, found in steps.items())
+        notes.append(f"The runs ended at unlike steps. {told}.")
+    return notes
+
+
+def _about_seeds(labelled: Mapping[str, Sequence[Member]]) -> list[str]:
+    trained = _trained(labelled)
+    notes = [
+        f"{'Training' if label in trained else 'Sampling'} seeds of {label}: "
+        f"{', '.join(str(member.seed) for member in group)}."
+        for label, group in labelled.items()
+        if len(group) > 1
+    ]
+    alone = [label for label, group in trained.items() if len(group) == 1]
+    if alone:
+        notes.append(f"One seed: {'; '.join(alone)}. Such an interval says nothing of other seeds.")
+    return notes
+
+
+def _about_holes(labelled: Mapping[str, Sequence[Member]], names: Sequence[str]) -> list[str]:
+    notes: list[str] = []
+    for label, group in labelled.items():
+        for member in group:
+            missing = [name for name in names if name not in member.scores]
+            if missing:
+                notes.append(f"Missing of {label}, seed {member.seed}: {', '.join(missing)}.")
+            notes.extend(member.notes)
+    return notes
+
+
+def _about_conditions(labelled: Mapping[str, Sequence[Member]], names: Sequence[str]) -> list[str]:
+    notes: list[str] = []
+    for label, group in _trained(labelled).items():
+        scores = {name: found for member in group for name, found in member.scores.items()}
+        skilled = [name for name, found in scores.items() if found.summary.get("skills_in_prompt")]
+        if skilled:
+            notes.append(f"{label} was evaluated with skills in the prompt: {', '.join(skilled)}.")
+    members = [member for group in labelled.values() for member in group]
+    for name in names:
+        summaries = [member.scores[name].summary for member in members if name in member.scores]
+        for setting in _MAY_DIFFER:
+            values = {str(summary.get(setting)) for summary in summaries}
+            if len(values) > 1:
+                notes.append(
+                    f"Evaluation {name} was not made alike everywhere. {setting}: {', '.join(sorted(values))}."
+                )
+    if len({group[0].model for group in labelled.values()}) > 1:
+        told = "; ".join(f"{label}: {group[0].model}" for label, group in labelled.items())
+        notes.append(f"Not all are of one model. {told}.")
     return notes

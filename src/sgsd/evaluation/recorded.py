@@ -20,6 +20,8 @@ _INCIDENTAL = (
     *("seed", "data_seed", "output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "dry_run"),
     *("report_to", "disable_tqdm", "hub_model_id", "push_to_hub"),
 )
+# What tells two evaluations of models without training apart, as their summaries name it.
+_BASE_ESSENCE = ("model", "skills_in_prompt", "skills_in_prompt_pairs", "bank", "retriever", "embedder")
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,15 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
             got=str(first.folder / SUMMARY_FILE),
             expected="model in it, as sgsd eval writes",
         )
-    essence = {name: pathless(summary.get(name)) for name in ("model", "skills_in_prompt", "bank")}
+    asked = {name: pathless(summary.get(name)) for name in _BASE_ESSENCE}
     skills = bool(summary.get("skills_in_prompt"))
-    return Member(folder, "base", model, skills, summary.get("seed"), essence, None, found)
+    return Member(folder, "base", model, skills, summary.get("seed"), asked, None, found)
+
+
+def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's settings share with those of the same method under another seed, on another machine."""
+    seed = settings.get("seed")
+    return {name: pathless(value, seed) for name, value in settings.items() if name not in _INCIDENTAL}
 
 
 def pathless(value: Any, seed: int | None = None) -> Any:
@@ -177,10 +185,9 @@ def _trained(folder: Path, scores: Mapping[str, Scores], checkpoint: int | None,
     if not isinstance(settings, dict):
         raise ConfigError("the run's record cannot be read", got=str(folder / _RUN_FILE), expected="its settings")
     seed = settings.get("seed")
-    essence = {name: pathless(value, seed) for name, value in settings.items() if name not in _INCIDENTAL}
     method, model = str(settings.get("method", "sgsd")), str(settings.get("model_name_or_path", "?"))
     skills = bool(settings.get("skills_in_prompt"))
-    return Member(folder, method, model, skills, seed, essence, checkpoint, scores, notes)
+    return Member(folder, method, model, skills, seed, essence(settings), checkpoint, scores, notes)
 
 
 def _final_step(run: Path) -> int | None:

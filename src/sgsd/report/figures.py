@@ -64,7 +64,8 @@ class Figure:
 
 def spec(chart: alt.Chart | alt.LayerChart, height: int) -> dict[str, Any]:
     """The chart as Vega-Lite, as wide as its place on the page and ``height`` pixels high; colours come with it."""
-    made = chart.properties(width="container", height=height).to_dict()
+    with alt.data_transformers.enable(consolidate_datasets=False):  # data stay where the page's script expects them
+        made = chart.properties(width="container", height=height).to_dict()
     made.pop("config", None)  # the page's theme
     made["autosize"] = {"type": "fit-x", "contains": "padding"}
     return made

@@ -26,7 +26,7 @@ def comparison_figure(comparison: Comparison, labels: Sequence[str]) -> Figure:
     for position, column in enumerate(comparison.columns):
         cells = {row.label: row.cells[position] for row in comparison.rows}
         differences = {row.label: row.differences[position] for row in comparison.rows}
-        panels.append(_panel(column.name, "accuracy", cells, known, percent))
+        panels.append(_panel(f"{column.name}, {column.problems} problems", "accuracy", cells, known, percent))
         if any(difference is not None for difference in differences.values()):
             title = f"{column.name}, difference to {comparison.baseline}"
             panels.append(_panel(title, "points", differences, known, signed_percent))
@@ -82,9 +82,9 @@ def _panel(
         base.mark_bar(height=3).encode(x=shares, x2="high:Q", color=series.colour(legend=False)),
         base.mark_point(filled=True, size=90, opacity=1).encode(x="mean:Q", color=series.colour(legend=False)),
         # Names above the intervals: beside them, long ones would leave no room on a phone.
-        base.mark_text(align="left", baseline="bottom", dy=-7, fontSize=12.5, color="$text").encode(
-            x=alt.value(4), text="group:N"
-        ),
+        base.mark_text(
+            align="left", baseline="bottom", dy=-7, fontSize=12.5, color="$text", limit=alt.expr("width - 8")
+        ).encode(x=alt.value(4), text="group:N"),
     ]
     said = " ".join(f"{label}: {_with_interval(estimate, written)}." for label, estimate in shown.items())
     height = _ROW_HEIGHT * max(len(shown), 1)

@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def _ids(figure: Figure) -> list[str]:
     return [f"chart-{figure.id}-{position}" for position in range(len(figure.panels))]
 
 
+@cache
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that defines ``window.vegaEmbed`` and no other name."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGA_LITE)

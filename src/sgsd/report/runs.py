@@ -10,10 +10,10 @@ from typing import Any
 
 from sgsd.bank import Item, Ledger, SkillBank
 from sgsd.errors import ConfigError
+from sgsd.evaluation.comparison import distinct_labels, method_name
+from sgsd.evaluation.recorded import essence
 
 _RECORD = "run.json"
-# What makes no two runs different methods.
-_INCIDENTAL = ("seed", "data_seed", "output_dir", "logging_dir", "run_name")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,8 @@ class Run:
     @property
     def method(self) -> str:
         """As tables name it: ``SGSD``, ``GRPO+Skill`` …"""
-        return str(self.settings.get("method", "sgsd")).upper() + (
-            "+Skill" if self.settings.get("skills_in_prompt") else ""
-        )
+        skills = bool(self.settings.get("skills_in_prompt"))
+        return method_name(str(self.settings.get("method", "sgsd")), skills=skills)
 
     @property
     def seed(self) -> int | None:
@@ -169,38 +168,16 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs of one setting together, in the order in which settings first appear."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(essence(run), sort_keys=True, default=str), []).append(run)
+        groups.setdefault(json.dumps(essence(run.settings), sort_keys=True, default=str), []).append(run)
     firsts = [members[0] for members in groups.values()]
-    telling = [
-        name
-        for name in differing([essence(run) for run in firsts])
-        if name not in ("method", "skills_in_prompt", "skills_in_prompt_pairs")
-    ]
-    labels = [_label(run, telling, firsts) for run in firsts]
+    labels = distinct_labels([run.method for run in firsts], [essence(run.settings) for run in firsts])
     return [Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
-
-
-def essence(run: Run) -> dict[str, Any]:
-    """The settings without the seed and what follows from it, such as the name of a file that holds it."""
-    mark = f"seed{run.seed}"
-    return {
-        name: value.replace(mark, "seed*") if isinstance(value, str) else value
-        for name, value in run.settings.items()
-        if name not in _INCIDENTAL
-    }
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names whose values are not the same in all of them, in the order of the settings; absent is ``None``."""
     names = dict.fromkeys(name for one in settings for name in one)
     return [name for name in names if len({json.dumps(one.get(name), default=str) for one in settings}) > 1]
-
-
-def _label(run: Run, telling: Sequence[str], firsts: Sequence[Run]) -> str:
-    """The method alone where it says enough; else with what tells it from others of that method."""
-    rivals = [other for other in firsts if other.method == run.method]
-    own = [name for name in telling if name in differing([essence(rival) for rival in rivals])]
-    return ", ".join([run.method, *(f"{name.replace('_', ' ')} {run.settings.get(name)}" for name in own)])
 
 
 def _unique_end(place: Path, places: Sequence[Path]) -> str:
