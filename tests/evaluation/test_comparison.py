@@ -204,6 +204,23 @@ def test_notes_say_how_many_seeds_and_which_models(tmp_path, sgsd):
     assert "Not all are of one model. Base: other-model; SGSD: base-model." in notes
 
 
+def test_notes_say_what_was_not_made_alike(tmp_path, sgsd):
+    base = write_evaluation(tmp_path / "base", solved(3), engine="vllm", dtype="bfloat16", verifier_options={})
+    skilled = write_evaluation(
+        tmp_path / "skilled", solved(7, prefix="q"), model=str(sgsd), skills_in_prompt=True, dataset="q.jsonl"
+    )
+    notes = compare_runs([base, sgsd, skilled]).notes
+    assert "Evaluation sums was not made alike everywhere. engine: None, vllm." in notes
+    assert "SGSD was evaluated with skills in the prompt: q." in notes
+
+
+def test_runs_that_ended_at_unlike_steps_are_told(tmp_path, sgsd):
+    longer = write_run(tmp_path / "longer", {"sums": solved(7)}, method="grpo")
+    (longer / "trainer_state.json").write_text(json.dumps({"global_step": 200}))
+    notes = compare_runs([sgsd, longer]).notes
+    assert "The runs ended at unlike steps. SGSD: 100; GRPO: 200." in notes
+
+
 def test_what_cannot_be_read_is_refused(tmp_path, base):
     with pytest.raises(ConfigError, match="neither a run nor an evaluation"):
         compare_runs([tmp_path / "nowhere"])
