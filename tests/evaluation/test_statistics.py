@@ -117,6 +117,7 @@ def test_a_single_problem_shows_nothing():
 
 def test_values_all_equal_are_taken_for_zeros_and_ones():
     assert bounds(mean_estimate([0.5] * 30)) == pytest.approx(wilson(0.5, 30))
+    assert bounds(mean_estimate([1 / 12] * 30)) == pytest.approx(wilson(1 / 12, 30))  # whose mean is rounded
     assert bounds(mean_estimate([[0.0] * 30] * 3)) == pytest.approx(wilson(0.0, 30))
 
 

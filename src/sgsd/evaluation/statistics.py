@@ -90,7 +90,7 @@ def mean_over(evaluations: Sequence[Values]) -> Estimate:
     problems = len(tables) ** 2 / sum(1 / table.shape[1] for table in tables)
     variance, squared = _combined(_problem_parts(tables), _seed_parts(tables))
     binary = len(tables) == 1 and len(tables[0]) == 1 and set(np.unique(tables[0])) <= {0.0, 1.0}
-    if binary or variance == 0 or problems <= 1:  # values that say nothing of chance: as if each were 0 or 1
+    if binary or variance < _ROUNDING**2 or problems <= 1:  # values that say nothing of chance: as if each were 0 or 1
         effective, z2 = problems, float(stats.norm.ppf((1 + CONFIDENCE) / 2)) ** 2
     else:
         effective, z2 = mean * (1 - mean) / variance, squared / variance
