@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, by simulation: the package's beside a library's bootstraps.
 
-    python benchmarks/interval_coverage.py [--repeats 2000] [--only mean|difference|seeds]
+    python benchmarks/interval_coverage.py [--repeats 2000] [--only mean|difference|seeds|evaluations]
 
 A repetition draws problems (each with its own chance of being solved), then samples; the truth is the mean over the
 distribution that the problems come from. With 2,000 repetitions a figure is good to ± 1 point. Tables are in Markdown.
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from sgsd.evaluation.statistics import Estimate, mean_estimate, paired_difference
+from sgsd.evaluation.statistics import Estimate, difference_over, mean_estimate, mean_over, paired_difference
 
 PROBLEMS = (10, 30, 100, 500)
 SAMPLES = (1, 4, 12)
@@ -33,7 +34,7 @@ DIFFICULTIES: dict[str, tuple[float, float]] = {
 
 def coverage(
     estimate: Callable[..., Estimate],
-    draw: Callable[[np.random.Generator], tuple[np.ndarray, ...]],
+    draw: Callable[[np.random.Generator], tuple[Any, ...]],
     truth: float,
     repeats: int,
 ) -> float:
@@ -154,11 +155,30 @@ def seeds(repeats: int) -> None:
     table(f"Several seeds, k = {k}", header, rows)
 
 
+def evaluations(repeats: int) -> None:
+    """The mean over three evaluations of 30 problems: AIME24, AIME25 and HMMT25 in size; one of them harder."""
+    rows: list[list[str]] = []
+    difficulties = ((1.0, 1.0), (0.5, 1.0), (0.5, 2.0))
+    truth = float(np.mean([a / (a + b) for a, b in difficulties]))
+    gains = [paired_chances(np.random.default_rng(1), 4_000_000, own, 0.05) for own in difficulties]
+    gain = float(np.mean([(after - before).mean() for before, after in gains]))
+    for k in SAMPLES:
+
+        def draw(rng: np.random.Generator, k: int = k) -> tuple[list[np.ndarray], ...]:
+            chances = [paired_chances(rng, 30, own, 0.05) for own in difficulties]
+            return tuple([rng.binomial(k, pair[side]) / k for pair in chances] for side in (0, 1))
+
+        mean = coverage(lambda before, after: mean_over(before), draw, truth, repeats)
+        difference = coverage(difference_over, draw, gain, repeats)
+        rows.append([str(k), percent(mean), percent(difference)])
+    table("Mean over three evaluations of 30 problems", ("k", "mean", "difference"), rows)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2000)
-    tables = {"mean": means, "difference": differences, "seeds": seeds}
+    tables = {"mean": means, "difference": differences, "seeds": seeds, "evaluations": evaluations}
     parser.add_argument("--only", choices=tuple(tables))
     options = parser.parse_args()
     for name, print_table in tables.items():
