@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,24 @@ def test_runs_that_differ_in_seed_and_paths_alone_are_one_row(tmp_path, base):
     values = [shares(solved(count)) for count in (4, 6, 8)]
     assert row.cells == (mean_estimate(values),)
     assert row.differences == (paired_difference([shares(solved(3))], values),)
+
+
+def test_what_a_run_logs_and_saves_makes_no_other_method(tmp_path):
+    quiet = write_run(tmp_path / "quiet", {"sums": solved(5)}, logging_steps=10, save_steps=100, trace_steps=0)
+    loud = write_run(tmp_path / "loud", {"sums": solved(6)}, seed=1, logging_steps=1, save_steps=5, trace_steps=2)
+    assert [(row.label, row.seeds) for row in compare_runs([quiet, loud]).rows] == [("SGSD", (0, 1))]
+
+
+def test_trained_methods_are_compared_by_plain_prompts(tmp_path, base, sgsd):
+    skilled = write_evaluation(sgsd / "evaluations" / "sums-skills", solved(9), model=str(sgsd), skills_in_prompt=True)
+    table = compare_runs([base, sgsd])
+    assert [column.name for column in table.columns] == ["sums"]
+    assert table.rows[1].cells[0].mean == pytest.approx(0.6)
+    assert any(note.startswith(f"{skilled} shows skills in the prompt, and is left out") for note in table.notes)
+    shutil.rmtree(sgsd / "evaluations" / "sums")
+    with pytest.raises(ConfigError, match=r"final checkpoint: got .* with evaluations with skills in the prompt alone"):
+        compare_runs([base, sgsd])
+    assert compare_runs([skilled]).rows[0].cells[0].mean == pytest.approx(0.9)
 
 
 def test_methods_with_the_same_seeds_are_paired_by_seed(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ _FILE_KINDS = (".json", ".jsonl", ".parquet", ".csv")
 # Settings that make no two runs different methods.
 _INCIDENTAL = (
     *("seed", "data_seed", "output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "dry_run"),
-    *("report_to", "disable_tqdm", "hub_model_id", "push_to_hub"),
+    *("report_to", "disable_tqdm", "push_to_hub", "project", "local_rank", "num_completions_to_print"),
 )
+# So begin those that choose what a run logs, saves and uploads.
+_INCIDENTAL_STARTS = ("log_", "logging_", "save_", "trace_", "hub_", "trackio_")
 # What tells two evaluations of models without training apart, as their summaries name it.
 _BASE_ESSENCE = ("model", "skills_in_prompt", "skills_in_prompt_pairs", "bank", "retriever", "embedder")
 
@@ -132,7 +134,11 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
 def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's settings share with those of the same method under another seed, on another machine."""
     seed = settings.get("seed")
-    return {name: pathless(value, seed) for name, value in settings.items() if name not in _INCIDENTAL}
+    return {
+        name: pathless(value, seed)
+        for name, value in settings.items()
+        if name not in _INCIDENTAL and not name.startswith(_INCIDENTAL_STARTS)
+    }
 
 
 def pathless(value: Any, seed: int | None = None) -> Any:
@@ -148,20 +154,32 @@ def _of_run(folder: Path, checkpoint: int | None) -> Member:
     wanted = final if checkpoint is None else checkpoint
     places = (folder / f"checkpoint-{wanted}" / _EVALUATIONS, folder / _EVALUATIONS)
     found = [(name, scores) for place in places for name, scores in _evaluations(place).items()]
-    kept = {name: scores for name, scores in found if _step(scores, final) == wanted}
+    now = [(name, scores) for name, scores in found if _step(scores, final) == wanted]
+    kept = {name: scores for name, scores in now if not scores.summary.get("skills_in_prompt")}
     if not kept:
         raise ConfigError(
             f"no evaluation of {'the final checkpoint' if checkpoint is None else f'checkpoint {checkpoint}'}",
-            got=f"{folder} with {'evaluations of other steps' if found else 'no evaluations'}",
+            got=f"{folder} with {_only(now, found)}",
             expected=str(folder / _EVALUATIONS / "NAME"),
             remedy="sgsd eval with --output writes one",
         )
-    notes = tuple(
+    other_steps = [
         f"{scores.folder} is of step {step}, not of step {wanted}, and is left out."
         for _, scores in found
         if (step := _step(scores, final)) != wanted
-    )
-    return _trained(folder, kept, wanted, notes)
+    ]
+    with_skills = [
+        f"{scores.folder} shows skills in the prompt, and is left out. Named by its own folder it is taken."
+        for _, scores in now
+        if scores.summary.get("skills_in_prompt")
+    ]
+    return _trained(folder, kept, wanted, (*other_steps, *with_skills))
+
+
+def _only(now: Sequence[object], found: Sequence[object]) -> str:
+    if not found:
+        return "no evaluations"
+    return "evaluations with skills in the prompt alone" if now else "evaluations of other steps"
 
 
 def _of_run_elsewhere(folder: Path, run: Path, found: Mapping[str, Scores], checkpoint: int | None) -> Member:
