@@ -1,4 +1,4 @@
-"""The command line: ``sgsd demo | train | eval | bank``.
+"""The command line: ``sgsd demo | train | eval | compare | report | contamination | lab | bank``.
 
 Arguments are parsed before any framework is imported, but for ``train``, whose flags are TRL's own dataclasses.
 What the user got wrong is one line on standard error and exit code 2.

@@ -233,6 +233,15 @@ def test_notes_say_what_was_not_made_alike(tmp_path, sgsd):
     assert "SGSD was evaluated with skills in the prompt: q." in notes
 
 
+def test_notes_count_the_differences_that_are_shown(tmp_path, base, sgsd):
+    grpo = write_run(tmp_path / "grpo", {"sums": solved(5), "more": solved(4, prefix="q")}, method="grpo")
+    said = [note for note in compare_runs([base, sgsd, grpo]).notes if "differences" in note]
+    assert len(said) == 1
+    assert said[0].startswith("2 differences beside the means")
+    assert said[0].endswith("in up to 10 % of such tables.")
+    assert not any("differences" in note for note in compare_runs([base, sgsd]).notes)
+
+
 def test_runs_that_ended_at_unlike_steps_are_told(tmp_path, sgsd):
     longer = write_run(tmp_path / "longer", {"sums": solved(7)}, method="grpo")
     (longer / "trainer_state.json").write_text(json.dumps({"global_step": 200}))

@@ -103,7 +103,7 @@ def _heading(column: Column) -> str:
 
 def _legend(comparison: Comparison) -> str:
     seeds = _SEEDS if any(len(row.seeds) > 1 for row in comparison.rows) else ""
-    return f"{_LEGEND}{seeds}; in brackets after a name, its problems."
+    return f"{_LEGEND}{seeds}; in parentheses: problems."
 
 
 def _figure(estimate: Estimate | None, *, difference: bool = False) -> Cell:

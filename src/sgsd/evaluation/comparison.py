@@ -165,7 +165,8 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         )
         for label, group in labelled.items()
     ]
-    notes = _notes(labelled, names, chosen, checkpoint)
+    shown = sum(difference is not None for row in rows for difference in row.differences[: len(names)])
+    notes = _notes(labelled, names, shown, checkpoint)
     return Comparison(tuple(columns), tuple(rows), chosen, tuple(notes))
 
 
@@ -335,19 +336,18 @@ def _column(name: str, members: Sequence[Member]) -> Column:
 
 
 def _notes(
-    labelled: Mapping[str, Sequence[Member]], names: Sequence[str], baseline: str | None, checkpoint: int | None
+    labelled: Mapping[str, Sequence[Member]], names: Sequence[str], shown: int, checkpoint: int | None
 ) -> list[str]:
-    comparisons = (len(labelled) - 1) * len(names)
     notes = [
         *_about_checkpoints(labelled, checkpoint),
         *_about_seeds(labelled),
         *_about_holes(labelled, names),
         *_about_conditions(labelled, names),
     ]
-    if baseline is not None and comparisons > 1:
+    if shown > 1:
         notes.append(
-            f"{comparisons} differences beside the means: if there were none at all, one or more of these intervals "
-            f"would still leave 0 out in up to {min(100, 5 * comparisons)} % of such tables."
+            f"{shown} differences beside the means: if there were none at all, one or more of these intervals "
+            f"would still leave 0 out in up to {min(100, 5 * shown)} % of such tables."
         )
     return notes
 
