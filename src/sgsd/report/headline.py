@@ -29,7 +29,7 @@ def comparison_figure(comparison: Comparison, labels: Sequence[str]) -> Figure:
         panels.append(_panel(f"{column.name}, {column.problems} problems", "accuracy", cells, known, percent))
         if any(difference is not None for difference in differences.values()):
             title = f"{column.name}, difference to {comparison.baseline}"
-            panels.append(_panel(title, "points", differences, known, signed_percent))
+            panels.append(_panel(title, "difference", differences, known, signed_percent))
     heads = [
         text
         for column in comparison.columns

@@ -10,7 +10,7 @@ from typing import Any
 from sgsd.bank import BankDiff, ItemRecord, Skill, SkillBank
 from sgsd.report.figures import DataTable, percent, signed_percent
 from sgsd.report.runs import Group, Run, differing
-from sgsd.report.series import accuracy_bands, last_step, metric_bands, success_metric, with_range
+from sgsd.report.series import Band, accuracy_bands, last_step, metric_bands, success_metric, with_range
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,12 @@ def outcome_table(groups: Sequence[Group]) -> DataTable:
         accuracy, success = accuracy_bands(group), metric_bands(group, success_metric(group))
         seeds = ", ".join(str(run.seed) for run in group.runs)
         steps = last_step([group])
-        rows.append(
-            (
-                group.label,
-                seeds,
-                steps,
-                percent(accuracy[0].mean if accuracy else None),
-                with_range(accuracy[-1] if accuracy else None),
-                percent(success[0].mean if success else None),
-                percent(success[-1].mean if success else None),
-            )
-        )
-    columns = (
-        "method",
-        "seeds",
-        "steps",
-        "accuracy, start",
-        "accuracy, end",
-        "success rate, start",
-        "success rate, end",
-    )
-    return DataTable(columns, tuple(rows))
+        rows.append((group.label, seeds, steps, _from_to(accuracy), _from_to(success)))
+    return DataTable(("method", "seeds", "steps", "accuracy", "success rate"), tuple(rows))
+
+
+def _from_to(bands: Sequence[Band]) -> str:
+    return f"{percent(bands[0].mean)} → {with_range(bands[-1])}" if bands else "–"
 
 
 def item_rows(group: Group) -> list[ItemRow]:
