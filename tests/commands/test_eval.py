@@ -269,9 +269,21 @@ class Served:
         Served.made.append((str(name), options))
         self.options = options
 
+    def with_sampling(self, **sampling):
+        assert sampling["max_new_tokens"] == 4
+        return self
+
     def sample(self, prompts, *, seed):
         self.options["progress"](len(prompts))
         return [Rollout(tuple(p), (5, 1), "3", StopReason.END) for p in prompts]
+
+
+def test_vllm_loads_the_model_once_for_several_data_sets(sgsd, tiny_folder, problems, benchmark_file, monkeypatch):
+    Served.made = []
+    monkeypatch.setattr("sgsd.engines.vllm_offline.VLLMSampler", Served)
+    both = f"{problems},{benchmark_file}"
+    assert sgsd("eval", tiny_folder, "--dataset", both, *QUICK, "--engine", "vllm").code == 0
+    assert len(Served.made) == 1
 
 
 @pytest.mark.parametrize(
@@ -298,6 +310,18 @@ def test_engines(sgsd, tiny_folder, problems, tmp_path, monkeypatch, no_model, e
     else:
         assert options["max_model_len"] > 4
         assert options["dtype"] == "auto"
+
+
+def test_another_name_on_the_server_is_another_model(sgsd, tiny_folder, problems, tmp_path, monkeypatch):
+    Served.made = []
+    monkeypatch.setattr("sgsd.engines.servers.OpenAISampler", Served)
+    given = ("eval", tiny_folder, "--dataset", problems, *QUICK, "--output", tmp_path / "out", "--engine", "openai")
+    assert sgsd(*given, "--base_url", "http://localhost:9/v1", "--served_model", "base").code == 0
+    moved = sgsd(*given, "--base_url", "http://localhost:8/v1", "--served_model", "base")
+    assert "already there" in moved.err
+    other = sgsd(*given, "--base_url", "http://localhost:9/v1", "--served_model", "adapter")
+    assert other.code == 2
+    assert "other settings (served_model)" in other.error
 
 
 @pytest.mark.parametrize(

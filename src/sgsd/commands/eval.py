@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -38,6 +39,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
             expected="a run folder, checkpoint, adapter, hub name or local:NAME; or --regrade PATH",
         )
     ignore_deprecations()
+    transformers.utils.logging.disable_progress_bar()  # loading has one line; a second bar would tear this command's
     console = Console(stderr=True)
     run = read_model_run(options.model)
     names = data_sets(options, run)
@@ -82,6 +84,7 @@ def _evaluate(
     console: Console,
     options: argparse.Namespace,
 ) -> Summary:
+    console.print(f"{_short(plan.name)}: sampling {options.model} with {options.engine}", highlight=False)
     sampler = engine.sampler(plan.sampling, batch_size=plan.batch_size)
     total = len(plan.problems) * plan.k
     done = [] if store is None else store.resume(batch_size=plan.batch_size, total=total)
@@ -108,7 +111,7 @@ def _evaluate(
     )
     about = {**plan.about, "sgsd": __version__}
     if options.engine == "openai":
-        about |= {"served_model": options.served_model or options.model, "base_url": options.base_url}
+        about["base_url"] = options.base_url
     if store is not None:
         store.finish(result, **about)
     return {**plan.settings, **about, **result.summary()}

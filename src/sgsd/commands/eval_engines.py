@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,8 @@ from sgsd.engines.models import load_model
 from sgsd.errors import ConfigError
 from sgsd.rollouts import Sampler
 
-ENGINES = ("transformers", "vllm", "openai")
+if TYPE_CHECKING:
+    from sgsd.engines.vllm_offline import VLLMSampler
 
 
 class Engine:
@@ -38,7 +39,7 @@ class Engine:
         self._room = room
         self._progress = progress
         self._model: Any = None
-        self._vllm: tuple[Mapping[str, Any], Sampler] | None = None
+        self._vllm: VLLMSampler | None = None
 
     @property
     def context(self) -> int | None:
@@ -51,7 +52,7 @@ class Engine:
         """A sampler with these settings.
 
         Raises:
-            ConfigError: the model cannot be loaded, or vLLM would have to load it twice.
+            ConfigError: the model cannot be loaded.
         """
         options = self._options
         if options.engine == "transformers":
@@ -69,30 +70,22 @@ class Engine:
                 progress=self._progress,
                 **sampling,
             )
-        if self._vllm is None:
-            from sgsd.engines.vllm_offline import VLLMSampler
+        if self._vllm is not None:
+            return self._vllm.with_sampling(**sampling)
+        from sgsd.engines.vllm_offline import VLLMSampler
 
-            more = {"trust_remote_code": True} if options.trust_remote_code else {}
-            with hub_or_cache(options.model):
-                self._vllm = (
-                    sampling,
-                    VLLMSampler(
-                        options.model,
-                        self._tokenizer,
-                        progress=self._progress,
-                        dtype=options.dtype,
-                        max_model_len=self._room,
-                        **more,
-                        **sampling,
-                    ),
-                )
-        if dict(self._vllm[0]) != dict(sampling):
-            raise ConfigError(
-                "vLLM keeps one sampling setting per command",
-                got="data sets with different ones",
-                remedy="give the same flags for all, or evaluate on one at a time",
+        more = {"trust_remote_code": True} if options.trust_remote_code else {}
+        with hub_or_cache(options.model):
+            self._vllm = VLLMSampler(
+                options.model,
+                self._tokenizer,
+                progress=self._progress,
+                dtype=options.dtype,
+                max_model_len=self._room,
+                **more,
+                **sampling,
             )
-        return self._vllm[1]
+        return self._vllm
 
     def _loaded(self) -> Any:
         if self._model is None:

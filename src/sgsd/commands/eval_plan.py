@@ -157,6 +157,8 @@ def make_plan(
         "seed": options.seed,
         "batch_size": batch_size,
         "engine": options.engine,
+        # A server has a name of its own for a model, and another for each adapter on it.
+        **({"served_model": options.served_model or options.model} if options.engine == "openai" else {}),
         "dtype": options.dtype,
         "prompts": _prompts_digest(problems, prompts),
     }

@@ -39,6 +39,7 @@ class Sample:
         extracted: the answer that was compared with the reference.
         problem: the problem's text.
         reference: what the verifier compared with, so that another one can judge again.
+        retokenised: the engine gave text alone; ``tokens`` may be off by a few, see ``rollouts.Rollout``.
     """
 
     problem_id: str
@@ -51,6 +52,7 @@ class Sample:
     extracted: str | None
     problem: str | None = None
     reference: str | None = None
+    retokenised: bool = False
 
     @property
     def is_correct(self) -> bool:
@@ -331,11 +333,12 @@ def _sample(problem: Problem, index: int, rollout: Rollout) -> Sample:
         problem_id=problem.id,
         sample=index,
         completion=rollout.text,
-        tokens=len(rollout.completion_ids),
+        tokens=rollout.tokens,
         stop_reason=str(rollout.stop_reason),
         outcome=str(Outcome.UNDECIDED),
         reason=None,
         extracted=None,
         problem=problem.text,
         reference=problem.key,
+        retokenised=rollout.retokenised,
     )
