@@ -345,6 +345,8 @@ def test_refusals(sgsd, tiny_folder, problems, flags, fragment):
 def test_no_model_and_no_data(sgsd, tiny_folder):
     assert "no model to evaluate" in sgsd("eval").error
     assert "aime24" in sgsd("eval", tiny_folder).error
+    for misspelt in ("aime42", "aime24,AMC23", "math-500"):
+        assert "did you mean" in sgsd("eval", tiny_folder, "--dataset", misspelt).error
 
 
 def test_greedy_samples_do_not_depend_on_the_batch_size(sgsd, tiny_folder, problems, tmp_path):

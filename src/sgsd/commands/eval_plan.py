@@ -19,7 +19,7 @@ from sgsd.commands.settings import RUN_FILE, read_run, refuse_unwritable
 from sgsd.curation import DataReport
 from sgsd.engines.datasets import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of
 from sgsd.problems import Problem
@@ -81,7 +81,7 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
     """The data sets that are named, each once.
 
     Raises:
-        ConfigError: none; one twice; a file, split or adapter for more than one.
+        ConfigError: none; one twice; a misspelt name; a file, split or adapter for more than one.
     """
     given = options.dataset or options.dataset_file or run.get("eval_dataset")
     if not given:
@@ -94,6 +94,10 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
     names = [text] if text.startswith(GYM) or Path(text).exists() else [part.strip() for part in text.split(",")]
     if len(set(names)) < len(names) or "" in names:
         raise ConfigError("--dataset names a data set twice, or none", got=text)
+    for name in names:
+        near = did_you_mean(name.lower(), BENCHMARKS)
+        if near is not None and name not in BENCHMARKS and "/" not in name and not Path(name).exists():
+            raise ConfigError("no such data set", got=repr(name), remedy=near)
     for flag in ("dataset_file", "dataset_split", "dataset_config", "dataset_adapter"):
         if len(names) > 1 and vars(options)[flag] is not None:
             raise ConfigError(f"--{flag} is for one data set", got=text, remedy="evaluate on one at a time")
