@@ -1,0 +1,159 @@
+"""Memories → candidates: a success gives skills, a failure gives mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sgsd.bank import formats
+from sgsd.bank.skills import Item, Mistake, Origin, Skill
+from sgsd.bank.writing import (
+    KINDS,
+    TOKENS_PER_ITEM,
+    Kind,
+    UnfitError,
+    WriteRequest,
+    Written,
+    item_schema,
+    parse_reply,
+    read_item,
+    reply_schema,
+    request_key,
+)
+from sgsd.errors import DataError
+from sgsd.memories import FailureMode, Memory, as_strings
+
+MAX_ITEMS = 3
+
+_SYSTEM = "You study solved problems and write down what helps with other problems. Answer with JSON alone."
+_SUCCESS = """\
+This problem was solved correctly.
+
+Problem:
+{problem}
+
+Solution:
+{steps}
+
+Write at most {most} general skills that this solution shows and that help with other problems of its kind. Each has a
+"title" (a few words), a "principle" (one or two sentences, an instruction) and "when_to_apply" (one sentence). Name no
+numbers, names or answers of this problem."""
+_FAILURE = """\
+This problem was not solved: {why}.
+
+Problem:
+{problem}
+
+Attempt:
+{steps}
+
+Write at most {most} common mistakes that this attempt shows and that happen with other problems of its kind. Each has a
+"description" (a few words), "why_it_happens" (one or two sentences) and "how_to_avoid" (one sentence, an instruction).
+Name no numbers, names or answers of this problem."""
+_WHY = {
+    FailureMode.NO_ANSWER: "it ended without a final answer",
+    FailureMode.TRUNCATED: "it was cut off before it came to an end",
+    FailureMode.WRONG_VALUE: "its final answer is wrong",
+    FailureMode.WRONG_FORM: "its final answer has a form that cannot be right",
+}
+_ANSWER = "\n\nThe reference answer, for you alone: {answer}"
+
+
+class ExtractionError(UnfitError):
+    """What was written about a memory does not fit; ``reason`` says why in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something that may become an item of a bank.
+
+    Attributes:
+        kind: ``skill`` or ``mistake``.
+        title, text, note: as of a ``Skill`` (note is ``when``) or a ``Mistake`` (note is ``avoid``).
+        parents: ids of the memories it comes from.
+    """
+
+    kind: Kind
+    title: str
+    text: str
+    note: str
+    parents: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """The id of the item it would become."""
+        return formats.content_id(self.kind, self.title, self.text, self.note)
+
+    def item(self, origin: Origin) -> Item:
+        """The bank's item, with the same id and parents."""
+        if self.kind == "skill":
+            return Skill.new(self.text, title=self.title, when=self.note, origin=origin, parents=self.parents)
+        return Mistake.new(self.text, title=self.title, avoid=self.note, origin=origin, parents=self.parents)
+
+    def as_dict(self) -> dict[str, object]:
+        """The candidate as JSON values; ``read_candidate`` reads them back."""
+        return {
+            "kind": self.kind,
+            "title": self.title,
+            "text": self.text,
+            "note": self.note,
+            "parents": list(self.parents),
+        }
+
+
+def read_candidate(values: Mapping[str, object], where: str) -> Candidate:
+    """``Candidate.as_dict`` → candidate; ``DataError`` naming ``where`` if it is none."""
+    kind, title, text, note = (values.get(name) for name in ("kind", "title", "text", "note"))
+    parents = as_strings(values.get("parents"))
+    if not (isinstance(title, str) and isinstance(text, str) and isinstance(note, str)) or parents is None:
+        raise DataError(f"{where}: not a candidate", expected="kind, title, text, note and parents")
+    for known in KINDS:
+        if kind == known:
+            return Candidate(known, title, text, note, parents)
+    raise DataError(f"{where}: not a candidate", got=f"kind {kind!r}", expected="skill or mistake")
+
+
+def kind_of(memory: Memory) -> Kind:
+    """Successes give skills, failures give mistakes."""
+    return "skill" if memory.outcome == "correct" else "mistake"
+
+
+def extraction_request(
+    memory: Memory, *, show_answer: bool = False, max_items: int = MAX_ITEMS, seed: int = 0
+) -> WriteRequest:
+    """What to ask a writer about a memory.
+
+    Args:
+        memory: the verified rollout.
+        show_answer: show the reference answer, too (as the paper's authors do). Items then leak answers more easily.
+        max_items: the most items to ask for.
+        seed: of the writer's sampling.
+    """
+    kind = kind_of(memory)
+    template = _SUCCESS if kind == "skill" else _FAILURE
+    why = "" if memory.failure_mode is None else _WHY[memory.failure_mode]
+    text = template.format(problem=memory.problem, steps="\n".join(memory.steps) or "(empty)", most=max_items, why=why)
+    if show_answer:
+        text += _ANSWER.format(answer=memory.answer)
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
+    return WriteRequest(
+        key=request_key("extract", [memory.id, messages, max_items, seed]),
+        messages=messages,
+        schema=reply_schema(item_schema(kind), least=1, most=max_items),
+        max_tokens=32 + max_items * TOKENS_PER_ITEM,
+        seed=seed,
+    )
+
+
+def read_extraction(memory: Memory, written: Written, *, max_items: int = MAX_ITEMS) -> list[Candidate]:
+    """The candidates in what was written, the same one once.
+
+    Raises:
+        ExtractionError: it does not fit what ``extraction_request`` asked for.
+    """
+    kind = kind_of(memory)
+    try:
+        items = [read_item(kind, values) for values in parse_reply(written, least=1, most=max_items)]
+    except UnfitError as error:
+        raise ExtractionError(error.reason) from error
+    return [Candidate(kind, title, text, note, (memory.id,)) for title, text, note in dict.fromkeys(items)]

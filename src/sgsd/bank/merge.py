@@ -1,0 +1,267 @@
+"""Candidates → items: hierarchical merging, layer by layer, without losing where anything comes from.
+
+In each layer the candidates of a kind are split into groups; for every group the writer names the sets that say the
+same thing and writes one item for each. What it names nowhere stays as it is, so nothing is lost but by a merge, and
+every item that goes has a child. Layers follow until one group is left, or some in a row do not shrink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgsd.bank.extract import Candidate
+from sgsd.bank.writing import (
+    KINDS,
+    TOKENS_PER_ITEM,
+    Kind,
+    UnfitError,
+    WriteCounts,
+    WriteFailure,
+    Writer,
+    WriteRequest,
+    Written,
+    item_schema,
+    parse_reply,
+    read_item,
+    reply_schema,
+    request_key,
+    write_until_fit,
+)
+
+Embed: TypeAlias = Callable[[Sequence[str]], NDArray[Any]]
+
+GROUP_SIZE = 32
+PATIENCE = 3
+MAX_SETS = 8
+
+_SYSTEM = "You tidy up a collection of advice. Answer with JSON alone."
+_PROMPT = """\
+Below are {count} {what}, numbered.
+
+{listing}
+
+Find the sets that say the same thing. For each set, at most {most}, give "sources" (its numbers, two or more), and
+write one item that keeps everything useful in it: {fields}. Leave out what says something of its own: it stays."""
+_WHAT = {
+    "skill": (
+        "skills",
+        '"title" (a few words), "principle" (one or two sentences) and "when_to_apply" (one sentence)',
+    ),
+    "mistake": (
+        "common mistakes",
+        '"description" (a few words), "why_it_happens" (one or two sentences) and "how_to_avoid" (one sentence)',
+    ),
+}
+
+
+class MergeError(UnfitError):
+    """What was written about a group does not fit; ``reason`` says why in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer for one kind: groups asked about, failed ones among them, candidates before and after."""
+
+    kind: Kind
+    groups: int
+    failed: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What merging gave.
+
+    Attributes:
+        items: skills, then mistakes; ``parents`` are memory ids, all of them.
+        lineage: id → what it comes from directly: candidates merged into it, or the memories it was extracted from.
+            Holds every candidate that was merged away, so any item can be followed down to memories. A writer that
+            returns to earlier words makes a circle: follow each id once.
+        layers: every layer, skills first.
+        failures: groups whose answers never fitted; their candidates stayed as they were.
+        counts: what it took.
+    """
+
+    items: tuple[Candidate, ...]
+    lineage: Mapping[str, tuple[str, ...]]
+    layers: tuple[Layer, ...]
+    failures: tuple[WriteFailure, ...]
+    counts: WriteCounts
+
+
+def merge(
+    candidates: Sequence[Candidate],
+    writer: Writer,
+    *,
+    group_size: int = GROUP_SIZE,
+    patience: int = PATIENCE,
+    embed: Embed | None = None,
+    attempts: int = 3,
+    seed: int = 0,
+) -> Merged:
+    """Merge skills with skills and mistakes with mistakes.
+
+    Candidates that say the same, word for word, become one first. Groups hold neighbours in the given order in the
+    first layer, and are drawn anew, by the seed, in later ones; with ``embed`` they hold similar ones always.
+
+    Args:
+        candidates: what was extracted.
+        writer: who writes.
+        group_size: candidates in a group, at most.
+        patience: layers in a row that do not shrink, after which merging ends.
+        embed: texts → unit vectors, shape ``[texts, dimensions]``.
+        attempts: how often a group is asked about at most.
+        seed: of the writer's sampling and of the groups.
+
+    Raises:
+        ValueError: ``group_size`` below 2 or ``patience`` below 1.
+    """
+    if group_size < 2 or patience < 1:
+        raise ValueError(f"group_size {group_size} and patience {patience} must be at least 2 and 1")
+    lineage: dict[str, tuple[str, ...]] = {}
+    items: list[Candidate] = []
+    layers: list[Layer] = []
+    failures: list[WriteFailure] = []
+    counts = WriteCounts()
+    for kind in KINDS:
+        pool = unite([candidate for candidate in candidates if candidate.kind == kind])
+        for candidate in pool:
+            lineage[candidate.id] = candidate.parents
+        idle = depth = 0
+        while len(pool) > 1 and idle < patience:
+            groups = _groups(pool, group_size, embed, seed=seed, depth=depth)
+            asked = [group for group in groups if len(group) > 1]
+            requests = [merge_request(group, seed=seed + 1000 * depth) for group in asked]
+            readers = [_reader(group) for group in asked]
+            answers, cost = write_until_fit(writer, requests, readers, attempts=attempts)
+            counts += cost
+            failed = [answer for answer in answers if isinstance(answer, WriteFailure)]
+            failures += failed
+            after: list[Candidate] = [candidate for group in groups if len(group) == 1 for candidate in group]
+            for group, answer in zip(asked, answers, strict=True):
+                after += list(group) if isinstance(answer, WriteFailure) else _apply(group, answer, lineage)
+            after = unite(after)
+            layers.append(Layer(kind, len(asked), len(failed), len(pool), len(after)))
+            idle = 0 if len(after) < len(pool) else idle + 1
+            pool, depth = after, depth + 1
+            if len(groups) == 1:
+                break
+        items += pool
+    return Merged(tuple(items), lineage, tuple(layers), tuple(failures), counts)
+
+
+def unite(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates with the same id as one, in the place of the first, with the parents of all."""
+    united: dict[str, Candidate] = {}
+    for candidate in candidates:
+        before = united.get(candidate.id)
+        parents = candidate.parents if before is None else (*before.parents, *candidate.parents)
+        united[candidate.id] = replace(candidate, parents=tuple(dict.fromkeys(parents)))
+    return list(united.values())
+
+
+def merge_request(group: Sequence[Candidate], *, seed: int = 0) -> WriteRequest:
+    """What to ask a writer about a group of one kind."""
+    kind = group[0].kind
+    most = _most_sets(group)
+    what, fields = _WHAT[kind]
+    listing = "\n".join(f"{n}. {c.title}: {c.text} ({c.note})" for n, c in enumerate(group, 1))
+    prompt = _PROMPT.format(count=len(group), what=what, listing=listing, most=most, fields=fields)
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
+    number = {"type": "integer", "minimum": 1, "maximum": len(group)}
+    sources = {"type": "array", "items": number, "minItems": 2, "maxItems": len(group)}
+    return WriteRequest(
+        key=request_key("merge", [messages, seed]),
+        messages=messages,
+        schema=reply_schema(item_schema(kind, {"sources": sources}), least=0, most=most),
+        max_tokens=32 + most * (TOKENS_PER_ITEM + 4 * len(group)),
+        seed=seed,
+    )
+
+
+def read_merge(group: Sequence[Candidate], written: Written) -> list[tuple[Candidate, tuple[int, ...]]]:
+    """The new items, each with the positions in ``group`` of what it was merged from; parents are memory ids.
+
+    Raises:
+        MergeError: it does not fit what ``merge_request`` asked for, or would make the group no smaller.
+    """
+    kind = group[0].kind
+    try:
+        found = [
+            (read_item(kind, values), _sources(values.get("sources"), len(group)))
+            for values in parse_reply(written, least=0, most=_most_sets(group))
+        ]
+    except UnfitError as error:
+        raise MergeError(error.reason) from error
+    used = {position for _, positions in found for position in positions}
+    if found and len(found) >= len(used):
+        raise MergeError(f"{len(found)} items out of {len(used)}: nothing was merged")
+    merged: list[tuple[Candidate, tuple[int, ...]]] = []
+    for (title, text, note), positions in found:
+        parents = dict.fromkeys(parent for position in positions for parent in group[position].parents)
+        merged.append((Candidate(kind, title, text, note, tuple(parents)), positions))
+    return merged
+
+
+def _reader(group: Sequence[Candidate]) -> Callable[[Written], list[tuple[Candidate, tuple[int, ...]]]]:
+    return lambda written: read_merge(group, written)
+
+
+def _sources(value: object, count: int) -> tuple[int, ...]:
+    numbers = cast(list[object], value) if isinstance(value, list) else []
+    whole = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= count]
+    positions = tuple(dict.fromkeys(n - 1 for n in whole))
+    if len(whole) < len(numbers) or len(positions) < 2:
+        raise UnfitError(f"sources are not two or more numbers from 1 to {count}")
+    return positions
+
+
+def _most_sets(group: Sequence[Candidate]) -> int:
+    return min(MAX_SETS, len(group) // 2)
+
+
+def _apply(
+    group: Sequence[Candidate],
+    merged: Sequence[tuple[Candidate, tuple[int, ...]]],
+    lineage: dict[str, tuple[str, ...]],
+) -> list[Candidate]:
+    """The group after merging: what was named nowhere, then the new items, entered into ``lineage``."""
+    gone = {position for _, positions in merged for position in positions}
+    after = [candidate for position, candidate in enumerate(group) if position not in gone]
+    for candidate, positions in merged:
+        direct = tuple(group[position].id for position in positions)
+        # An item may come out word for word as one of those it was merged from, or as an earlier one.
+        others = (*lineage.get(candidate.id, ()), *(id for id in direct if id != candidate.id))
+        lineage[candidate.id] = tuple(dict.fromkeys(others))
+        after.append(candidate)
+    return after
+
+
+def _groups(
+    pool: Sequence[Candidate], size: int, embed: Embed | None, *, seed: int, depth: int
+) -> list[list[Candidate]]:
+    if embed is not None and len(pool) > size:
+        return _similar_groups(pool, size, embed)
+    order = np.random.default_rng([seed, depth]).permutation(len(pool)) if depth else np.arange(len(pool))
+    ordered = [pool[int(index)] for index in order]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _similar_groups(pool: Sequence[Candidate], size: int, embed: Embed) -> list[list[Candidate]]:
+    """Take the first that is left and its nearest ``size`` − 1, by cosine, until none is left."""
+    vectors = np.asarray(embed([f"{c.title}. {c.text}" for c in pool]), dtype=np.float32)
+    left = np.arange(len(pool))
+    groups: list[list[Candidate]] = []
+    while len(left):
+        similarity = vectors[left] @ vectors[left[0]]
+        similarity[0] = np.inf
+        order = np.argsort(-similarity, kind="stable")
+        groups.append([pool[int(index)] for index in left[order[:size]]])
+        left = left[np.sort(order[size:])]
+    return groups
