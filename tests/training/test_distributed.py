@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sgsd.bank import Ledger
+
 SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
 pytestmark = pytest.mark.slow
 
@@ -63,6 +65,13 @@ def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path, settin
     for step in range(2):
         for name in shared:
             assert two[0]["logs"][step][name] == pytest.approx(one["logs"][step][name], abs=1e-4), name
+    if settings.get("method", "sgsd") == "sgsd":
+        ledgers = [Ledger.from_json((tmp_path / n / "run" / "ledger.json").read_text()) for n in ("one", "two")]
+        assert set(ledgers[0].items) == set(ledgers[1].items)
+        for id, record in ledgers[0].items.items():
+            assert ledgers[1].record(id).counts == record.counts
+            assert ledgers[1].record(id).support_failure == pytest.approx(record.support_failure, abs=1e-3)
+        assert len({(tmp_path / n / "run" / "supports.jsonl").read_text() for n in ("one", "two")}) == 1
 
 
 def test_ranks_whose_prompts_need_unequal_chunks_make_equally_many_forwards(tmp_path):

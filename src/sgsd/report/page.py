@@ -104,6 +104,7 @@ def render(runs: Sequence[Run], comparison: Comparison | None = None, why_not: s
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=runs,
         groups=groups,
+        methods=dict.fromkeys(run.method for run in runs),
         outcomes=tables.outcome_table(groups),
         notes=[why_not] if comparison is None else comparison.notes,
         figures=figures,
