@@ -25,6 +25,7 @@ class Rollout:
         text: the completion, decoded, without special tokens.
         stop_reason: see ``StopReason``.
         retokenised: the sampler gave text alone and ``completion_ids`` are its tokens, perhaps not those sampled.
+        counted: where ``retokenised``, how many tokens the sampler says it sampled.
     """
 
     prompt_ids: tuple[int, ...]
@@ -32,6 +33,12 @@ class Rollout:
     text: str
     stop_reason: StopReason
     retokenised: bool = False
+    counted: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were sampled, the end token included: never a count of re-tokenised text."""
+        return len(self.completion_ids) if self.counted is None else self.counted
 
 
 class Sampler(Protocol):

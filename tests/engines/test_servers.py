@@ -198,6 +198,17 @@ def test_text_without_ids_is_tokenised_once_and_says_so(tokenizer):
     assert rollout.completion_ids == (*tokenizer.encode("hi", add_special_tokens=False), END)
 
 
+def test_text_without_ids_is_as_long_as_the_server_says(tokenizer):
+    with serving(lambda body, attempt: text_alone(body, "hi", completion_tokens=7)) as server:
+        (rollout,) = sampler(server.url, tokenizer).sample([[5]], seed=0)
+    assert len(rollout.completion_ids) != 7
+    assert rollout.tokens == 7
+    uncounted = serving(lambda body, attempt: text_alone(body, "hi") | {"usage": None})
+    refused = pytest.raises(ServerError, match=r"neither the completion's token ids nor usage\.completion_tokens")
+    with uncounted as server, refused:
+        sampler(server.url, tokenizer, retries=0).sample([[5]], seed=0)
+
+
 FAILURES = {
     "408": lambda body: {"content": {"error": {"message": "slow"}}, "status": 408},
     "409": lambda body: {"content": {"error": {"message": "locked"}}, "status": 409},

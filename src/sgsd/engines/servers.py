@@ -193,7 +193,8 @@ class OpenAISampler:
     """A served model as ``rollouts.Sampler``.
 
     Completion ids are the server's where it returns them (vLLM; SGLang since July 2026), and ``text`` is decoded from
-    them. Other servers (llama.cpp) return text alone: it is tokenised once, and the rollout says ``retokenised``.
+    them. Other servers (llama.cpp) return text alone: it is tokenised once, the rollout says ``retokenised``,
+    and its count of tokens is the server's.
 
     Args:
         model_name: as the server knows it; a LoRA adapter has a name of its own there.
@@ -297,7 +298,9 @@ class OpenAISampler:
         else:
             completion = tuple(ids)
             text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        length = usage.get("completion_tokens", self._max_new_tokens) if ids is None else len(ids)
+        length = usage.get("completion_tokens") if ids is None else len(ids)
+        if not isinstance(length, int):
+            raise UnusableReplyError("neither the completion's token ids nor usage.completion_tokens")
         if reason is StopReason.LENGTH and length < self._max_new_tokens:
             raise ServerError(
                 f"{self._client.base_url} cut a completion before the length asked for",
@@ -306,7 +309,12 @@ class OpenAISampler:
                 remedy="give the server a longer context, or lower the completion length",
             )
         return Rollout(
-            prompt_ids=prompt, completion_ids=completion, text=text, stop_reason=reason, retokenised=ids is None
+            prompt_ids=prompt,
+            completion_ids=completion,
+            text=text,
+            stop_reason=reason,
+            retokenised=ids is None,
+            counted=length if ids is None else None,
         )
 
 
