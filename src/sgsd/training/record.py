@@ -85,7 +85,7 @@ class RunRecorder:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in (SUPPORTS_FILE, TRACES_FILE):
-            _keep_until(self._folder / name, step)
+            keep_until(self._folder / name, step)
 
     def write_ledger(self) -> None:
         """Write ``ledger.json`` at once: readers see the old one or the new one."""
@@ -168,9 +168,9 @@ class RunRecorder:
             return
         file = self._folder / SUPPORTS_FILE
         header = [] if file.is_file() and file.stat().st_size else [{"edges": SUPPORT_EDGES}]
-        _append(file, [*header, {"step": step, **counts}])
+        append_lines(file, [*header, {"step": step, **counts}])
         if traces:
-            _append(self._folder / TRACES_FILE, traces)
+            append_lines(self._folder / TRACES_FILE, traces)
 
     def _count(self, outcome: Tensor, support: Tensor, real: Tensor) -> None:
         for position, value in enumerate(OUTCOMES):
@@ -276,12 +276,13 @@ def _rounded(values: Tensor) -> list[float]:
     return [round(value, 3) + 0.0 for value in values.tolist()]  # no negative zeros
 
 
-def _append(file: Path, documents: Iterable[dict[str, Any]]) -> None:
+def append_lines(file: Path, documents: Iterable[dict[str, Any]]) -> None:
+    """Add one JSON object a line to the end of a file."""
     with file.open("a", encoding="utf-8", newline="\n") as target:
         target.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
 
 
-def _keep_until(file: Path, step: int) -> None:
+def keep_until(file: Path, step: int) -> None:
     """Drop lines of later steps, and a last one that was cut off while it was written."""
     if not file.is_file():
         return
