@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sgsd.cli import main
 from sgsd.contamination import find_overlaps, words
+from sgsd.curation import DataReport
 from sgsd.engines.datasets import load_problems
 from sgsd.errors import ConfigError
 from sgsd.problems import Problem
@@ -164,6 +165,20 @@ def test_the_command_reports_each_test_source(tmp_path, capsys):
     assert "1  100.0 %  have a training problem's text" in out
     assert "same text: test t, training a; 5 words, 100 % of the test problem" in out
     assert "1 more pairs" in out
+
+
+def test_the_command_knows_the_benchmarks_of_eval_by_name(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def load(source, *, split, config_name, **_):
+        asked.append((source, split, config_name))
+        return problems("What is 3 + 4?"), DataReport(rows=1, kept=1)
+
+    monkeypatch.setattr("sgsd.commands.contamination.load_problems", load)
+    assert main(["contamination", "--train", "mine", "--test", "aime24", "gsm8k"]) == 0
+    expected = [("HuggingFaceH4/aime_2024", "train", None), ("openai/gsm8k", "test", "main")]
+    assert asked == [("mine", None, None), *expected]
+    assert "aime24: 1 test problems against 1 training problems" in capsys.readouterr().out
 
 
 def test_what_the_command_refuses(tmp_path, capsys):

@@ -130,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     contamination = commands.add_parser("contamination", help="test problems that the training data holds")
     for name in ("train", "test"):
-        contamination.add_argument(f"--{name}", nargs="+", required=True, help="files, hub names or reasoning_gym:TASK")
+        contamination.add_argument(f"--{name}", nargs="+", required=True, help="files, hub names, aime24 …")
         contamination.add_argument(f"--{name}_split")
         contamination.add_argument(f"--{name}_config")
         contamination.add_argument(f"--{name}_adapter")

@@ -216,6 +216,12 @@ def test_the_baseline_is_a_label_or_a_folder(tmp_path, base, sgsd):
     assert compare_runs([sgsd]).baseline is None
 
 
+def test_a_note_says_how_to_look_for_test_problems_in_the_training_data(tmp_path, base):
+    run = write_run(tmp_path / "run", {"sums": solved(6)}, dataset="/data/train.jsonl")
+    assert "Whether train.jsonl holds test problems: sgsd contamination --train … --test …" in compare_runs([run]).notes
+    assert not any("contamination" in note for note in compare_runs([base]).notes)
+
+
 def test_notes_say_how_many_seeds_and_which_models(tmp_path, sgsd):
     other = write_evaluation(tmp_path / "other", solved(3), model="other-model")
     notes = " ".join(compare_runs([other, sgsd]).notes)
@@ -259,8 +265,11 @@ def test_what_cannot_be_read_is_refused(tmp_path, base):
     with pytest.raises(DataError, match="samples are missing"):
         compare_runs([base])
     gone = write_evaluation(tmp_path / "gone", solved(3), model="runs/first/checkpoint-100")
-    with pytest.raises(ConfigError, match="a checkpoint whose run is gone"):
+    with pytest.raises(ConfigError, match="a trained model whose run is gone"):
         compare_runs([gone])
+    moved = write_evaluation(tmp_path / "moved", solved(3), model="runs/first", trained_by="grpo")
+    with pytest.raises(ConfigError, match=r"a trained model whose run is gone: got .*moved, of runs/first"):
+        compare_runs([moved])
 
 
 def test_the_comparison_as_plain_values(base, sgsd):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from rich.console import Console
 
 from sgsd.contamination import Contamination, Overlap, find_overlaps
 from sgsd.engines.datasets import load_problems
 from sgsd.errors import ConfigError
+from sgsd.evaluation.presets import BENCHMARKS
 from sgsd.problems import Problem
 
 
@@ -37,7 +39,10 @@ def contamination(options: argparse.Namespace) -> int:
 
 
 def _load(source: str, split: str | None, config: str | None, adapter: str | None, console: Console) -> list[Problem]:
-    """All usable problems; duplicates stay, for the question is what is there."""
+    """All usable problems of a source or benchmark; duplicates stay, for the question is what is there."""
+    benchmark = None if Path(source).exists() else BENCHMARKS.get(source)
+    if benchmark is not None:
+        source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
     problems, report = load_problems(
         source,
         split=split,

@@ -168,6 +168,7 @@ def make_plan(
     }
     about: dict[str, object] = {
         **({} if weights is None else model),
+        **({"trained_by": run.get("method", "sgsd")} if run else {}),
         **({} if skills is None else {"bank_source": skills.source}),
         "dataset_source": report.source,
         "rows": report.rows,

@@ -413,4 +413,7 @@ def _about_conditions(labelled: Mapping[str, Sequence[Member]], names: Sequence[
     if len({group[0].model for group in labelled.values()}) > 1:
         told = "; ".join(f"{label}: {group[0].model}" for label, group in labelled.items())
         notes.append(f"Not all are of one model. {told}.")
+    data = [group[0].essence.get("dataset") for group in _trained(labelled).values()]
+    if trained_on := dict.fromkeys(str(name) for name in data if name):
+        notes.append(f"Whether {', '.join(trained_on)} holds test problems: sgsd contamination --train … --test …")
     return notes

@@ -112,9 +112,9 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
     run = next((home for home in homes if (home / _RUN_FILE).is_file()), None)
     if run is not None:
         return _of_run_elsewhere(folder, run, found, checkpoint)
-    if Path(model).name.startswith("checkpoint-"):
-        raise ConfigError(
-            "an evaluation of a checkpoint whose run is gone",
+    if Path(model).name.startswith("checkpoint-") or any(scores.summary.get("trained_by") for scores in found.values()):
+        raise ConfigError(  # as Base, a trained model would be compared with itself
+            "an evaluation of a trained model whose run is gone",
             got=f"{folder}, of {model}",
             expected="the run's folder where it was",
             remedy="name the run's folder, with the evaluation in its evaluations/",
