@@ -61,16 +61,17 @@ def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k
     votes = Counter(answer for answer in answers if answer is not None)
     right = Counter(answer for answer, is_correct in zip(answers, correct, strict=True) if is_correct)
     silent = n - votes.total()
+    rights: Counter[int] = Counter()  # groups of one size win alike
+    for answer, count in right.items():
+        if answer is not None:
+            rights[votes[answer]] += count
     worth = Fraction(0)
-    for answer, size in votes.items():
-        if not right[answer]:
-            continue
-        others = [count for other, count in votes.items() if other != answer]
+    for size, count in rights.items():
+        others = list(votes.values())
+        others.remove(size)
         for won in range(1, min(size, k) + 1):
-            wins = sum(
-                Fraction(ways, tied + 1) for tied, ways in _outvoted(others, silent, won, k - won).items() if ways
-            )
-            worth += Fraction(right[answer], size) * math.comb(size, won) * wins
+            wins = sum(Fraction(ways, tied + 1) for tied, ways in _outvoted(others, silent, won, k - won).items())
+            worth += Fraction(count, size) * math.comb(size, won) * wins
     return float(worth / math.comb(n, k))
 
 
@@ -78,10 +79,13 @@ def _outvoted(groups: Sequence[int], silent: int, most: int, rest: int) -> Count
     """Ways to draw ``rest`` samples so that no group has more than ``most``, by how many groups have just as many.
 
     The coefficients of ``x^rest`` in ``(1 + x)^silent · Π_j (Σ_{d<most} C(n_j, d) x^d + C(n_j, most) x^most y)``, by
-    the power of y.
+    the power of y. The factor of a group smaller than ``most`` is ``(1 + x)^n_j``: its samples may be drawn freely.
     """
-    ways: Counter[tuple[int, int]] = Counter({(drawn, 0): math.comb(silent, drawn) for drawn in range(rest + 1)})
+    free = silent + sum(size for size in groups if size < most)
+    ways: Counter[tuple[int, int]] = Counter({(drawn, 0): math.comb(free, drawn) for drawn in range(rest + 1)})
     for size in groups:
+        if size < most:
+            continue
         longer: Counter[tuple[int, int]] = Counter()
         for (drawn, tied), count in ways.items():
             for more in range(min(size, most, rest - drawn) + 1):
