@@ -259,8 +259,9 @@ def test_importing_the_package_is_cheap():
         assert child.stdout.read() == "[]\n"
 
 
-def test_short_answers_are_judged_fast(math: PooledVerifier):
+def test_short_answers_share_workers_that_have_started(math: PooledVerifier):
+    # No measurement: a worker for each answer would make two a second, a busy machine makes a hundred.
     completions = [rf"So we get $\boxed{{{n}}}$." for n in range(1000)]
     start = time.perf_counter()
     math.verify_many(completions, [str(n) for n in range(1000)])
-    assert 1000 / (time.perf_counter() - start) > 200
+    assert 1000 / (time.perf_counter() - start) > 20
