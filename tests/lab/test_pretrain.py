@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sgsd.engines.models import LOCAL_MODELS, load_model, load_tokenizer
-from sgsd.lab.language import RULE_NAMES, Question, make_tokenizer
-from sgsd.lab.pretrain import VARIANTS, Corpus, pretrain
+from sgsd.lab.experiment import TRUE_RULES
+from sgsd.lab.language import RULE_NAMES, SYMBOLS, Question, make_tokenizer
+from sgsd.lab.pretrain import VARIANTS, Corpus, pretrain, prior
 from sgsd.lab.probe import probe
 
 
@@ -66,12 +67,19 @@ def test_a_reference_is_right_by_one_rule_and_followed_as_often_as_asked(corpus_
     assert np.mean(followed) == pytest.approx(0.6, abs=0.12)
 
 
-def test_without_a_skill_all_rules_are_equally_likely(corpus_rows):
-    plain = [solution for prompt, solution in corpus_rows if "Skill:" not in prompt and "reference" not in prompt]
-    rules = [solution.split()[0] for solution in plain]
-    counts = np.array([rules.count(rule) for rule in RULE_NAMES])
-    assert len(rules) > 300
-    assert counts.min() > 0.5 * counts.mean()
+def test_without_a_skill_rules_are_used_by_the_symbol_s_prior_and_no_true_rule_is_favoured(corpus_rows):
+    chances = prior()
+    assert chances.sum(1) == pytest.approx(np.ones(len(SYMBOLS)))
+    for symbol, row in zip(SYMBOLS, chances, strict=True):
+        assert row[RULE_NAMES.index(TRUE_RULES[symbol])] == pytest.approx(0.075)
+        assert (row == 0.2).sum() == 2
+    favoured = []
+    for prompt, solution in corpus_rows:
+        if "Skill:" not in prompt and "reference" not in prompt:
+            symbol = prompt.split(" <assistant>")[0].split()[-2]
+            favoured.append(chances[SYMBOLS.index(symbol), RULE_NAMES.index(solution.split()[0])] == 0.2)
+    assert len(favoured) > 300
+    assert np.mean(favoured) == pytest.approx(0.4, abs=0.08)
 
 
 def test_pre_training_depends_on_its_seed_alone_and_says_how_it_was_made(tmp_path):

@@ -55,7 +55,20 @@ VARIANTS = {"sharp": Variant(obedience=1.0), "calibrated": Variant(obedience=0.6
 # Shares of the prompts: nothing stated; a rule for the symbol and a slip; rules for other symbols; a slip alone; a
 # reference solution; a reference answer.
 _KINDS = {"plain": 0.18, "stated": 0.52, "elsewhere": 0.1, "warned": 0.06, "solution": 0.1, "answer": 0.04}
+# What a model takes a symbol for where nothing is stated: two rules more often than the others. So it reads the symbol
+# before it chooses a rule, as a language model reads a problem, and post-training can tell symbols apart. Neither of
+# the two is the symbol's true rule in any experiment (a test checks it).
+_FAVOURITES, _FAVOURED = (3, 8), 0.2
 _WARMUP = 50
+
+
+def prior() -> NDArray[np.float64]:
+    """``[symbols, rules]``: how often a solution uses each rule where the prompt states none."""
+    chances = np.full((len(SYMBOLS), len(RULE_NAMES)), (1 - 2 * _FAVOURED) / (len(RULE_NAMES) - 2))
+    for symbol in range(len(SYMBOLS)):
+        for offset in _FAVOURITES:
+            chances[symbol, (3 * symbol + offset) % len(RULE_NAMES)] = _FAVOURED
+    return chances
 
 
 def make_model(seed: int, vocabulary: int) -> LlamaForCausalLM:
@@ -110,6 +123,7 @@ class Corpus:
         for row, prompt in enumerate([*conditioned, *others]):
             self._prompts[row, -len(prompt) :] = prompt
             self._prompt_masks[row, -len(prompt) :] = 1
+        self._prior_sums = prior().cumsum(1)[:, :-1]
         table = [[RULES[name](a, b) for b in range(10)] for name in RULE_NAMES for a in range(10)]
         self._table = np.array(table).reshape(len(RULE_NAMES), 10, 10)
 
@@ -119,13 +133,15 @@ class Corpus:
         plain, stated, elsewhere, warned, with_solution, with_answer = (kind == n for n in range(len(_KINDS)))
         symbol = draw.integers(len(SYMBOLS), size=size)
         other = (symbol + draw.integers(1, len(SYMBOLS), size=(2, size))) % len(SYMBOLS)
-        rule = draw.integers(len(RULE_NAMES), size=size)
+        guess = (self._prior_sums[symbol] < draw.random((size, 1))).sum(1)
+        follows = stated | with_solution | with_answer
+        rule = np.where(follows, draw.integers(len(RULE_NAMES), size=size), guess)
         slip = (rule + draw.integers(1, len(RULE_NAMES), size=size)) % len(RULE_NAMES)
         said = np.where(stated, rule, draw.integers(len(RULE_NAMES), size=size))
         skill_symbol = np.where(elsewhere | warned, other[0], symbol)
         mistake_symbol = np.where(elsewhere, other[1], symbol)
         # Where the stated rule is not followed, any other but the slip is.
-        astray = (stated | with_solution | with_answer) & (draw.random(size) >= obedience)
+        astray = follows & (draw.random(size) >= obedience)
         detour = draw.integers(len(RULE_NAMES) - 2, size=size)
         low, high = np.minimum(rule, slip), np.maximum(rule, slip)
         detour += detour >= low
