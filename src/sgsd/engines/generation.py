@@ -12,7 +12,7 @@ from sgsd.rollouts import Rollout, StopReason
 
 # ``generate`` takes what it is not told from the model's generation_config.json, where some models keep penalties and
 # nuclei of their own: what is measured would not be what was asked for.
-_NEUTRAL: dict[str, Any] = {
+NEUTRAL: dict[str, Any] = {
     "do_sample": False,
     "temperature": None,
     "top_p": None,
@@ -73,7 +73,7 @@ class TransformersSampler:
         self._batch_size = batch_size
         self._progress = progress
         self._end_ids = end_of_completion_ids(model, tokenizer)
-        self._options: dict[str, Any] = _NEUTRAL | {
+        self._options: dict[str, Any] = NEUTRAL | {
             "max_new_tokens": max_new_tokens,
             "eos_token_id": self._end_ids,
             "pad_token_id": tokenizer.pad_token_id,
