@@ -67,12 +67,12 @@ def test_a_reference_is_right_by_one_rule_and_followed_as_often_as_asked(corpus_
     assert np.mean(followed) == pytest.approx(0.6, abs=0.12)
 
 
-def test_without_a_skill_rules_are_used_by_the_symbol_s_prior_and_no_true_rule_is_favoured(corpus_rows):
+def test_without_a_skill_rules_are_used_by_the_symbol_s_prior_which_favours_three_true_rules(corpus_rows):
     chances = prior()
     assert chances.sum(1) == pytest.approx(np.ones(len(SYMBOLS)))
-    for symbol, row in zip(SYMBOLS, chances, strict=True):
-        assert row[RULE_NAMES.index(TRUE_RULES[symbol])] == pytest.approx(0.075)
-        assert (row == 0.2).sum() == 2
+    assert (chances == 0.2).sum(1).tolist() == [2] * len(SYMBOLS)
+    true = [row[RULE_NAMES.index(TRUE_RULES[symbol])] for symbol, row in zip(SYMBOLS, chances, strict=True)]
+    assert sorted(true) == pytest.approx([0.075] * 6 + [0.2] * 3)
     favoured = []
     for prompt, solution in corpus_rows:
         if "Skill:" not in prompt and "reference" not in prompt:
@@ -107,8 +107,8 @@ def test_the_shipped_models_are_small_and_made_as_the_code_says(name):
 @pytest.mark.parametrize(("name", "lowest", "highest"), [("sharp", 0.8, 1.0), ("calibrated", 0.45, 0.65)])
 def test_the_shipped_models_guess_without_a_skill_and_follow_one(name, lowest, highest):
     torch.set_num_threads(1)
-    accuracy = {prompt: estimate.mean for prompt, estimate in probe(f"local:lab-{name}", problems=900).items()}
+    accuracy = {prompt: estimate.mean for prompt, estimate in probe(f"local:lab-{name}", problems=4500).items()}
     assert 0.15 <= accuracy["plain"] <= 0.30
     assert lowest <= accuracy["helpful skill"] <= highest
-    assert accuracy["misleading skill"] < accuracy["plain"]
-    assert abs(accuracy["irrelevant skill"] - accuracy["plain"]) < 0.06
+    assert accuracy["misleading skill"] < accuracy["plain"] - 0.01
+    assert abs(accuracy["irrelevant skill"] - accuracy["plain"]) < 0.08

@@ -22,11 +22,13 @@ from sgsd.verifiers import Outcome, Verdict, Verifier
 TRUE_RULES: Mapping[str, str] = dict(
     zip(
         SYMBOLS,
-        ("product", "triple", "sum", "max", "twice", "difference", "next", "min", "first"),
+        ("next", "difference", "first", "min", "product", "twice", "sum", "last", "max"),
         strict=True,
     )
 )
-"""Symbol → the rule that makes an answer right, in every experiment; the plain prompt never says it."""
+"""Symbol → the rule that makes an answer right, in every experiment; the plain prompt never says it.
+
+For three symbols it is one of the two rules that the models take them for more often (``pretrain.prior``)."""
 
 
 _MOST = 8  # wordings of one rule

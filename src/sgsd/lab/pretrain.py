@@ -56,8 +56,7 @@ VARIANTS = {"sharp": Variant(obedience=1.0), "calibrated": Variant(obedience=0.6
 # reference solution; a reference answer.
 _KINDS = {"plain": 0.18, "stated": 0.52, "elsewhere": 0.1, "warned": 0.06, "solution": 0.1, "answer": 0.04}
 # What a model takes a symbol for where nothing is stated: two rules more often than the others. So it reads the symbol
-# before it chooses a rule, as a language model reads a problem, and post-training can tell symbols apart. Neither of
-# the two is the symbol's true rule in any experiment (a test checks it).
+# before it chooses a rule, as a language model reads a problem, and post-training can tell symbols apart.
 _FAVOURITES, _FAVOURED = (3, 8), 0.2
 _WARMUP = 50
 
