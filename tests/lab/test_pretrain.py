@@ -107,7 +107,7 @@ def test_the_shipped_models_are_small_and_made_as_the_code_says(name):
 @pytest.mark.parametrize(("name", "lowest", "highest"), [("sharp", 0.8, 1.0), ("calibrated", 0.45, 0.65)])
 def test_the_shipped_models_guess_without_a_skill_and_follow_one(name, lowest, highest):
     torch.set_num_threads(1)
-    accuracy = {prompt: estimate.mean for prompt, estimate in probe(f"local:lab-{name}", problems=4500).items()}
+    accuracy = {prompt: estimate.mean for prompt, estimate in probe(f"local:lab-{name}", problems=1800).items()}
     assert 0.15 <= accuracy["plain"] <= 0.30
     assert lowest <= accuracy["helpful skill"] <= highest
     assert accuracy["misleading skill"] < accuracy["plain"] - 0.01

@@ -33,7 +33,7 @@ def probe(model_name: str, *, problems: int = 450, seed: int = 0) -> dict[str, E
         prompts[f"{worth} skill"] = [
             renderer.teacher_ids(problem.text, *pairs[problem.text.split()[1], worth]) for problem in asked
         ]
-    sampler = TransformersSampler(model, tokenizer, max_new_tokens=MAX_COMPLETION, batch_size=problems)
+    sampler = TransformersSampler(model, tokenizer, max_new_tokens=MAX_COMPLETION, batch_size=450)
     verifier = get_verifier("exact", workers=1)
     estimates: dict[str, Estimate] = {}
     for name, ids in prompts.items():
