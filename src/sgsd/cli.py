@@ -150,9 +150,9 @@ def build_parser() -> argparse.ArgumentParser:
     for action in (pretrain, run):
         action.add_argument("variant", choices=("sharp", "calibrated"), help="how the model obeys a stated rule")
         action.add_argument("--output", type=Path, help="folder to write (default: under runs/)")
-    for action in (pretrain, run):
+    for action, threads in ((pretrain, 2), (run, 1)):
         action.add_argument(
-            "--threads", type=int, default=2, help="CPU threads; results depend on them in the last digit"
+            "--threads", type=int, default=threads, help="CPU threads; rounding depends on their number"
         )
     run.add_argument("--method", default="sgsd", help="sgsd, grpo or opsd")
     run.add_argument("--helpful", type=int, default=2, help="pairs a symbol that state its true rule")
