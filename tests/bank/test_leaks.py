@@ -1,0 +1,147 @@
+"""Items that give problems away are found and taken out; clean ones are left alone."""
+
+import json
+
+import pytest
+
+from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
+from sgsd.bank.leaks import SHORTEST, LeakKind, holds_answer, quarantine, scan
+from sgsd.bank.lineage import ancestors, descent
+from sgsd.errors import ConfigError
+from sgsd.memories import memory_of
+from sgsd.problems import Problem
+from sgsd.verifiers import Outcome, Verdict
+
+PROBLEM = Problem(
+    "apples",
+    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+    "How many clips did Natalia sell altogether in April and May?",
+    "72",
+)
+BENCHMARK = Problem(
+    "lake", "Every morning Aya goes for a nine kilometre walk and stops at a coffee shop afterwards.", "204"
+)
+
+
+def a_memory(problem=PROBLEM):
+    memory = memory_of(problem, "48 + 24 = 72", Verdict(Outcome.CORRECT), truncated=False, source="test")
+    assert memory is not None
+    return memory
+
+
+def a_bank(*texts, parents=()):
+    return SkillBank(tuple(Skill.new(text, origin=Origin.COLD_START, parents=parents) for text in texts))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The total comes to 72 clips.", "72"),
+        ("The total comes to 1250.0 euros exactly.", "1,250"),
+        ("Expect seventy-two clips.", "72"),
+        ("The answer is 7.", "7"),
+        ("Note that 3 + 4 = 7 here.", "7"),
+        ("It simplifies to \\frac{17}{23} in the end.", "17/23"),
+        ("The final answer is even.", "even"),
+        ("Write it as x squared plus one.", "x squared plus one"),
+    ],
+)
+def test_an_answer_is_found_however_it_is_written(text, answer):
+    assert holds_answer(text, answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Add 172 and 72.5 first.", "72"),
+        ("Check all 7 days of the week.", "7"),
+        ("Split the sum into 2 parts.", "2"),
+        ("Even numbers end in 0, 2, 4, 6 or 8.", "even"),
+        ("Let x be the unknown.", "x"),
+        ("Half as many means division by 2.", "36"),
+        ("", "72"),
+        ("Anything at all.", ""),
+    ],
+)
+def test_what_only_looks_like_an_answer_is_not_one(text, answer):
+    assert not holds_answer(text, answer)
+
+
+def test_planted_leaks_are_all_taken_out_with_their_reasons():
+    memory = a_memory()
+    answer = Skill.new("Add both months: the total is 72.", origin=Origin.COLD_START, parents=[memory.id])
+    problem = Skill.new(
+        "When she sold clips to 48 of her friends in April and then she sold half as many, halve first.",
+        origin=Origin.COLD_START,
+    )
+    benchmark = Mistake.new(
+        "For: every morning Aya goes for a nine kilometre walk and stops at a coffee shop, forgetting the stop.",
+        origin=Origin.COLD_START,
+    )
+    clean = Skill.new("Read which month each number belongs to.", origin=Origin.COLD_START, parents=[memory.id])
+    bank = SkillBank((answer, problem, clean), (benchmark,))
+    report = scan(bank, problems=[PROBLEM], memories=[memory], benchmarks={"walks": [BENCHMARK]})
+    assert {leak.item: leak.kind for leak in report.leaks} == {
+        answer.id: LeakKind.ANSWER,
+        problem.id: LeakKind.TRAINING,
+        benchmark.id: LeakKind.BENCHMARK,
+    }
+    kept, taken = quarantine(bank, report)
+    assert [item.id for item in kept.items] == [clean.id]
+    assert [entry.item.id for entry in taken] == [answer.id, problem.id, benchmark.id]
+    reasons = [" ".join(entry.reasons) for entry in taken]
+    assert "holds the answer '72' of problem apples" in reasons[0]
+    assert "training problem apples" in reasons[1]
+    assert "benchmark walks, problem lake" in reasons[2]
+
+
+def test_twelve_words_in_a_row_are_not_thirteen():
+    words = [f"word{chr(97 + n)}" for n in range(20)]
+    problem = Problem("p", " ".join(words), "1")
+    for run, leaks in ((12, 0), (13, 1)):
+        report = scan(a_bank(" ".join([*words[2 : 2 + run], "and", "more"])), problems=[problem])
+        assert len(report.leaks) == leaks
+    with pytest.raises(ConfigError, match="out of range"):
+        scan(a_bank("text"), n=SHORTEST - 1)
+
+
+def test_an_answer_counts_only_for_items_that_came_from_its_problem():
+    memory = a_memory()
+    stranger = a_bank("The total is 72.")
+    assert not scan(stranger, memories=[memory]).leaks
+    grandchild = a_bank("The total is 72.", parents=["merged-1"])
+    report = scan(grandchild, memories=[memory], lineage={"merged-1": ["merged-2"], "merged-2": [memory.id]})
+    assert [leak.kind for leak in report.leaks] == [LeakKind.ANSWER]
+
+
+def test_items_whose_memories_are_not_at_hand_are_named():
+    bank = a_bank("Add first.", parents=["memory-gone"])
+    assert scan(bank, memories=[a_memory()]).untraced == (bank.skills[0].id,)
+
+
+def test_a_clean_bank_of_a_hundred_items_raises_no_alarm():
+    memory = a_memory()
+    advice = [f"Step {n}: check the units, then add the {n} parts in order." for n in range(100)]
+    report = scan(a_bank(*advice, parents=[memory.id]), problems=[PROBLEM, BENCHMARK], memories=[memory])
+    # Step 72 says its own number, which is the answer: that one is rightly suspected, and no other.
+    assert {leak.held.split()[1] for leak in report.leaks} <= {"72", "the"}
+    assert len(report.reasons) == 1
+
+
+def test_the_shipped_banks_hold_no_problem_of_public_data(shared_data):
+    names = ("gsm8k_train", "math_sample", "asdiv", "aime_1983_2023_sample", "dapo_math_sample")
+    problems = [
+        Problem(f"{name}-{index}", row["problem"], str(row["answer"]))
+        for name in names
+        for index, line in enumerate((shared_data / f"{name}.jsonl").read_text().strip().split("\n"))
+        for row in [json.loads(line)]
+    ]
+    assert len(problems) > 10_000
+    for name in seed_banks():
+        assert not scan(SkillBank.load(f"seed:{name}"), problems=problems).leaks
+
+
+def test_lineage_is_told_to_the_ground_and_circles_do_no_harm():
+    parents = {"a": ["b", "c"], "b": ["m1"], "c": ["m2", "b"], "m2": ["a"]}
+    assert ancestors("a", parents) == ("b", "m1", "c", "m2", "a")
+    assert list(descent("a", parents)) == [(1, "b"), (2, "m1"), (1, "c"), (2, "m2"), (3, "a"), (2, "b")]
