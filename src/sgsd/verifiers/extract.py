@@ -111,7 +111,7 @@ _RUN = re.compile(
 _UNIT_AFTER = re.compile(
     r"[ \t]*(?:\\?%|percent\b|pct\b|°|\^\\circ|\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km)(?![A-Za-z]))?"
 )
-_WORD = re.compile(r"[A-Za-zÀ-ɏ]{2,}")
+_WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
 _SENTENCE_END = re.compile(
     r"(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])"
 )
