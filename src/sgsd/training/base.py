@@ -173,6 +173,11 @@ class VerifiedTrainer(GRPOTrainer):
         """What became of each bank item so far, of methods that keep a ledger."""
         return None
 
+    @property
+    def window(self) -> str | None:
+        """What online maintenance keeps for the next check, as text, of methods that have it and runs that use it."""
+        return None
+
     def restore(self, checkpoint: Path) -> None:
         """Take over bank and teacher weights of a checkpoint; ``train`` does so itself.
 

@@ -41,6 +41,7 @@ class StateCallback(TrainerCallback):
                 initial_bank=self._trainer.initial_bank,
                 teacher=self._trainer.teacher_weights,
                 ledger=self._trainer.ledger,
+                window=self._trainer.window,
                 rank=accelerator.process_index,
             )
 

@@ -14,6 +14,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from sgsd.bank import SkillBank
+from sgsd.bank.maintain import Limits
 from sgsd.errors import ConfigError, check_choice
 from sgsd.objectives import DIVERGENCES
 from sgsd.prompts import BOXED_INSTRUCTION, Thinking
@@ -21,6 +22,7 @@ from sgsd.prompts import BOXED_INSTRUCTION, Thinking
 TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
+EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
 
 # TRL's refusal of one rollout per prompt, which its runtime handles; pinned by a test.
@@ -234,6 +236,20 @@ class SGSDConfig(DistillationConfig):
     trace_steps: int = _setting(25, "Optimizer steps between rollouts kept token by token, for sgsd report; 0: none.")
     trace_rollouts: int = _setting(2, "Rollouts kept each time, a success and a failure if there are.")
 
+    # Online maintenance of the bank.
+    maintenance_frequency: int = _setting(
+        0, "Optimizer steps between checks whether the bank needs new items; 0: never; the paper's is 25."
+    )
+    maintenance_threshold: float = _setting(
+        0.8, "New items are made where less than this share of the rollouts since the last check succeeded."
+    )
+    maintenance_timeout: float = _setting(900.0, "Seconds a writer may take; an update that takes longer is skipped.")
+    maintenance_max_added: int = _setting(5, "New skills, and new mistakes, an update adds at most.")
+    maintenance_max_dynamic: int = _setting(30, "Online skills, and online mistakes, the bank holds at most.")
+    maintenance_eviction: str = _setting(
+        "credit", f"Which online items make room: those of the lowest {EVICTIONS[0]}, or the oldest ({EVICTIONS[1]})."
+    )
+
     @property
     def uses_bank(self) -> bool:
         return True
@@ -243,6 +259,14 @@ class SGSDConfig(DistillationConfig):
         self._refuse_below_one("num_teachers", "max_tokens_per_chunk")
         self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature")
         self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "trace_rollouts")
+        self._refuse_negative("maintenance_frequency")
+        self._refuse_not_positive("maintenance_timeout")
+        if not 0 < self.maintenance_threshold <= 1:
+            raise ConfigError(
+                "maintenance_threshold is out of range", got=self.maintenance_threshold, expected="above 0, at most 1"
+            )
+        check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
+        Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
         if self.skills_in_prompt:
             raise ConfigError(
                 "skills_in_prompt does not go with SGSD",

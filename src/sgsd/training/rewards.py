@@ -27,6 +27,8 @@ class VerifierReward:
         self.end_ids = frozenset(end_ids)
         self.truncated = Outcome(truncated)
         self.__name__ = name
+        self.verdicts: list[Verdict] = []
+        """Of the latest call."""
 
     def __call__(
         self,
@@ -37,12 +39,13 @@ class VerifierReward:
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **_: Any,
     ) -> list[float | None]:
-        texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
+        texts = [text_of(completion) for completion in completions]
         verdicts = self.verifier.verify_many(texts, list(answer))
         verdicts = [
             Verdict(self.truncated, "truncated", verdict.extracted) if is_truncated(ids, self.end_ids) else verdict
             for verdict, ids in zip(verdicts, completion_ids, strict=True)
         ]
+        self.verdicts = verdicts
         if log_extra is not None:
             log_extra("outcome", [str(verdict.outcome) for verdict in verdicts])
             log_extra("reason", [verdict.reason or "" for verdict in verdicts])
@@ -50,6 +53,11 @@ class VerifierReward:
 
 
 _REWARDS: dict[Outcome, float | None] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNDECIDED: None}
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion as TRL hands it to reward functions: itself, or its last message's."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int]) -> bool:

@@ -13,6 +13,7 @@ Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from sgsd.bank import Ledger
+from sgsd.bank.maintain import Limits
+from sgsd.bank.writing import Writer
 from sgsd.objectives import SGSDLoss, selected_logps, sgsd_loss
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
@@ -28,8 +31,11 @@ from sgsd.scoring import chunk_count, score_completions
 from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
+from sgsd.training.maintenance import Maintenance, MaintenanceCallback, Window, WindowRecord
+from sgsd.training.policy_writer import PolicyWriter, refuse_partitioned_policy
 from sgsd.training.record import RecordCallback, RunRecorder
-from sgsd.training.state import saved_ledger
+from sgsd.training.rewards import VerifierReward, is_truncated, text_of
+from sgsd.training.state import saved_ledger, saved_window
 
 _STANCE_SIGNS = {-1: "-", 0: "0", 1: "+"}
 
@@ -48,7 +54,8 @@ class SGSDTrainer(VerifiedTrainer):
     trainer.train()
     ```
 
-    Arguments and errors: see ``training.base.VerifiedTrainer``. ``args`` is an ``SGSDConfig``.
+    Arguments and errors: see ``training.base.VerifiedTrainer``. ``args`` is an ``SGSDConfig``; ``writer``, a
+    ``bank.writing.Writer``, writes new items in the policy's place during online maintenance.
     """
 
     method = "sgsd"
@@ -65,6 +72,10 @@ class SGSDTrainer(VerifiedTrainer):
             }"""),
     }
 
+    def __init__(self, *args: Any, writer: Writer | None = None, **kwargs: Any) -> None:
+        self._writer = writer
+        super().__init__(*args, **kwargs)
+
     def _set_up(self) -> None:
         self._uncounted = torch.tensor(
             sorted(uncounted_token_ids(self.processing_class)), device=self.accelerator.device
@@ -80,6 +91,9 @@ class SGSDTrainer(VerifiedTrainer):
             writes=self.accelerator.is_main_process,
         )
         self.add_callback(RecordCallback(self.recorder))
+        self.maintenance = self._build_maintenance() if self.args.maintenance_frequency else None
+        if self.maintenance is not None:
+            self.add_callback(MaintenanceCallback(self, self.maintenance))
 
     @property
     def ledger(self) -> Ledger:
@@ -89,9 +103,87 @@ class SGSDTrainer(VerifiedTrainer):
     def restore(self, checkpoint: Path) -> None:
         super().restore(checkpoint)
         self.recorder.ledger = saved_ledger(checkpoint)
+        if self.maintenance is not None and (window := saved_window(checkpoint)) is not None:
+            self.maintenance.window = Window.from_json(window, source=str(checkpoint))
 
     def _build_retriever(self, args: SGSDConfig) -> Retriever:
         return super()._build_retriever(args, temperature=args.retrieval_temperature)
+
+    # ---- online maintenance of the bank
+
+    @property
+    def window(self) -> str | None:
+        """The rollouts since the last check, as text; ``None`` without maintenance."""
+        return None if self.maintenance is None else self.maintenance.window.to_json()
+
+    def renew_bank(self, step: int) -> None:
+        """Check whether the bank needs new items after ``step`` optimizer steps; the next rollouts retrieve from it."""
+        assert self.maintenance is not None
+        self.bank, metrics = self.maintenance.check(step, self.bank, self._credit)
+        for name, value in metrics.items():
+            self._metrics["train"][f"sgsd/maintenance/{name}"].append(value)
+
+    @property
+    def _credit(self) -> Callable[[str], float | None] | None:
+        """What each item has been worth, where that decides which ones make room."""
+        return self._positive_share if self.args.maintenance_eviction == "credit" else None
+
+    def _positive_share(self, id: str) -> float | None:
+        record = self.ledger.record(id)
+        decided = record.positive + record.negative
+        return record.positive / decided if decided else None
+
+    def _build_maintenance(self) -> Maintenance:
+        own_process = self._writer is None
+        if own_process:
+            refuse_partitioned_policy(self.accelerator, frequency=self.args.maintenance_frequency)
+        writer = self._writer or PolicyWriter(self.accelerator.unwrap_model(self.model), self.processing_class)
+        return Maintenance(
+            Path(self.args.output_dir),
+            writer,
+            frequency=self.args.maintenance_frequency,
+            threshold=self.args.maintenance_threshold,
+            timeout=self.args.maintenance_timeout,
+            limits=Limits(self.args.maintenance_max_added, self.args.maintenance_max_dynamic),
+            own_process=own_process,
+            processes=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            seed=self.args.seed,
+        )
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.maintenance is not None and self._mode == "train":
+            self.maintenance.observe(self._window_records(inputs, completions, completion_ids_list))
+        return rewards
+
+    def _window_records(
+        self, inputs: list[dict[str, Any]], completions: list[Any], completion_ids_list: list[Any]
+    ) -> list[WindowRecord]:
+        """This process's rollouts, with the reasons of a verifier's verdicts where one gave them."""
+        verdicts = next(
+            (reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)),
+            [None] * len(inputs),
+        )
+        outcomes = self._outcome.tolist()
+        first_row = self.accelerator.process_index * len(inputs)
+        return [
+            WindowRecord(
+                step=self.state.global_step + 1,
+                row=first_row + index,
+                problem_id=str(row["problem_id"]),
+                problem=row["problem"],
+                answer=row["answer"],
+                completion=text_of(completions[index]),
+                outcome=int(outcomes[index]),
+                reason=None if verdict is None else verdict.reason,
+                extracted=None if verdict is None else verdict.extracted,
+                truncated=is_truncated(completion_ids_list[index], self.eos_token_ids),
+            )
+            for index, (row, verdict) in enumerate(zip(inputs, verdicts, strict=True))
+        ]
 
     # ---- teachers
 

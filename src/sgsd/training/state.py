@@ -22,6 +22,7 @@ STATE_FOLDER = "sgsd"
 _STATE_FILE = "state.json"
 _BANK_FILE = "bank.json"
 _LEDGER_FILE = "ledger.json"
+_WINDOW_FILE = "window.jsonl"
 _VERSION = 2
 
 
@@ -128,9 +129,10 @@ def save_state(
     initial_bank: str | None,
     teacher: TeacherWeights | None,
     ledger: Ledger | None = None,
+    window: str | None = None,
     rank: int = 0,
 ) -> None:
-    """Write ``checkpoint/sgsd``: teacher weights of each rank, bank, ledger, then, last and at once, ``state.json``.
+    """Write ``checkpoint/sgsd``: each rank's teacher weights; bank, ledger, window; last and at once ``state.json``.
 
     A checkpoint without ``state.json`` was cut off while it was written and is never resumed from.
 
@@ -142,6 +144,7 @@ def save_state(
         initial_bank: digest of the bank the run began with.
         teacher: its weights are saved where they are not derived from the initial policy.
         ledger: of the run so far, if it keeps one.
+        window: of online maintenance, as text, if there is any.
         rank: this process's; rank 0 writes bank and state.
     """
     folder = checkpoint / STATE_FOLDER
@@ -154,6 +157,8 @@ def save_state(
             bank.save(folder / _BANK_FILE)
         if ledger is not None:
             (folder / _LEDGER_FILE).write_text(ledger.to_json(), encoding="utf-8")
+        if window is not None:
+            (folder / _WINDOW_FILE).write_text(window, encoding="utf-8")
         state = RunState(
             step=step,
             initial_bank=initial_bank,
@@ -243,6 +248,19 @@ def saved_ledger(checkpoint: Path) -> Ledger:
         return Ledger.from_json(file.read_text(encoding="utf-8"), source=str(file))
     except (OSError, BankError) as error:
         raise CheckpointError("the checkpoint's ledger cannot be read", got=str(error)) from error
+
+
+def saved_window(checkpoint: Path) -> str | None:
+    """The window of online maintenance in a checkpoint, as text; ``None`` where there was none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    file = checkpoint / STATE_FOLDER / _WINDOW_FILE
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError("the checkpoint's window cannot be read", got=str(error)) from error
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:

@@ -1,0 +1,329 @@
+"""Online maintenance: what the window holds, what an update does, and what a bad writer cannot do."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import threading
+from collections import Counter
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import DistributedType
+
+from sgsd.bank.writing import FIELDS, Written
+from sgsd.errors import CheckpointError, ConfigError, ServerError
+from sgsd.training.maintenance import LOG_FILE, Window
+from sgsd.training.policy_writer import refuse_partitioned_policy
+
+from .tiny import PROBLEMS, make_bank, make_config, make_trainer
+
+FREQUENCY = 10
+
+
+class StubWriter:
+    """Writes two items a memory, from the request alone; never merges."""
+
+    name = "stub"
+
+    def __init__(self):
+        self.asked = Counter()
+
+    def write(self, requests):
+        return [Written(request.key, self.text(request), None, 10, 5) for request in requests]
+
+    def text(self, request):
+        stage = request.key.split("-")[0]
+        self.asked[stage] += 1
+        if stage != "extract":
+            return '{"items": []}'
+        names = request.schema["properties"]["items"]["items"]["properties"]
+        kind = "skill" if FIELDS["skill"][0] in names else "mistake"
+        digest = hashlib.sha256(request.messages[-1]["content"].encode()).hexdigest()
+        items = [dict(zip(FIELDS[kind], (f"t{n}", f"Do {digest[:4]}{n}.", "Now."), strict=True)) for n in range(2)]
+        return json.dumps({"items": items})
+
+
+def run(folder, *, writer=None, use_policy=False, **settings):
+    defaults = {
+        "max_steps": 60,
+        "maintenance_frequency": FREQUENCY,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 2,
+        "num_teachers": 2,
+        "max_completion_length": 6,
+        "trace_steps": 0,
+    }
+    return make_trainer(folder, writer=None if use_policy else writer or StubWriter(), **defaults | settings)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+
+
+def logged(trainer, name):
+    return [
+        entry[f"sgsd/maintenance/{name}"] for entry in trainer.state.log_history if f"sgsd/maintenance/{name}" in entry
+    ]
+
+
+def test_sixty_steps_with_a_check_every_ten(tmp_path):
+    trainer = run(tmp_path, maintenance_max_dynamic=12)
+    banks = [trainer.bank]
+    renew = trainer.renew_bank
+
+    def watched(step):
+        renew(step)
+        banks.append(trainer.bank)
+
+    trainer.renew_bank = watched
+    trainer.train()
+    assert len(banks) == 7
+    meaning = {}
+    for before, after in itertools.pairwise(banks):
+        assert after.static.to_json() == make_bank().to_json()
+        assert after != before
+        for new, old in (
+            (after.dynamic.skills, before.dynamic.skills),
+            (after.dynamic.mistakes, before.dynamic.mistakes),
+        ):
+            assert len(new) <= 12
+            assert len(new) - len(old) <= 5
+        for item in after.items:
+            # One that was evicted may be written again, from other rollouts.
+            said = (item.title, item.text, item.note)
+            assert meaning.setdefault(item.id, said) == said
+    assert len(banks[-1].dynamic.skills) == len(banks[-1].dynamic.mistakes) == 12
+    checks = log_of(tmp_path)
+    assert [check["step"] for check in checks] == [10, 20, 30, 40, 50, 60]
+    assert [check["records"] for check in checks] == [FREQUENCY * 4] * 6
+    assert [check["bank"] for check in checks] == [bank.digest for bank in banks[1:]]
+    assert logged(trainer, "records") == [40.0] * 6
+    assert logged(trainer, "updates") == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert logged(trainer, "skipped") == [0.0] * 6
+    rates = [entry["success_rate"] for entry in trainer.state.log_history if "success_rate" in entry]
+    for number, check in enumerate(checks):
+        assert check["success_rate"] == pytest.approx(sum(rates[10 * number : 10 * number + 10]) / 10, abs=1e-6)
+
+
+def test_new_items_can_be_followed_down_to_rollouts_of_the_window(tmp_path):
+    trainer = run(tmp_path, max_steps=10)
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    memories = {memory["id"]: memory for memory in check["memories_kept"]}
+    assert {parent for item in trainer.bank.dynamic.items for parent in item.parents} == set(memories)
+    assert {memory["problem_id"] for memory in memories.values()} <= {problem.id for problem in PROBLEMS}
+    outcomes = {memory["outcome"] for memory in memories.values()}
+    assert outcomes == {"correct", "incorrect"}
+    for item in trainer.bank.dynamic.skills:
+        assert {memories[parent]["outcome"] for parent in item.parents} == {"correct"}
+
+
+def test_the_next_step_retrieves_from_the_new_bank(tmp_path):
+    trainer = run(tmp_path, max_steps=8, maintenance_frequency=2, bank=make_bank(1))
+    trainer.train()
+    online = {item.id for item in trainer.bank.dynamic.items}
+    assert online & set(trainer.ledger.items)
+
+
+@pytest.mark.parametrize("save", [15, 20])
+def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger(tmp_path, save):
+    settings = {"max_steps": 30, "save_strategy": "steps", "save_steps": save}
+    straight = run(tmp_path, **settings)
+    straight.train()
+    log, ledger = (tmp_path / LOG_FILE).read_text(), straight.ledger
+    shutil.rmtree(tmp_path / "checkpoint-30", ignore_errors=True)
+    resumed = run(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save}"))
+    assert resumed.bank == straight.bank
+    assert resumed.bank.to_json() == straight.bank.to_json()
+    assert (tmp_path / LOG_FILE).read_text() == log
+    assert resumed.ledger == ledger
+    assert logged(resumed, "updates")[-1] == 3.0
+    for mine, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_checkpoint_holds_the_window(tmp_path):
+    run(tmp_path, max_steps=13, save_strategy="steps", save_steps=13).train()
+    file = tmp_path / "checkpoint-13" / "sgsd" / "window.jsonl"
+    window = Window.from_json(file.read_text(), source="window")
+    assert [(record.step, record.row) for record in window.records] == [
+        (step, row) for step in (11, 12, 13) for row in range(4)
+    ]
+    assert (window.updates, window.skipped) == (1, 0)
+    assert Window.from_json(window.to_json(), source="window") == window
+    for text in ("", "{}", "[]", file.read_text()[:-30], file.read_text().rsplit("\n", 2)[0] + "\n"):
+        with pytest.raises(CheckpointError):
+            Window.from_json(text, source="window")
+
+
+def test_a_checkpoint_of_before_there_were_windows_is_resumed_from(tmp_path):
+    run(tmp_path, max_steps=5, save_strategy="steps", save_steps=5).train()
+    (tmp_path / "checkpoint-5" / "sgsd" / "window.jsonl").unlink()
+    resumed = run(tmp_path, max_steps=10)
+    resumed.train(resume_from_checkpoint=True)
+    assert log_of(tmp_path)[0]["records"] == 5 * 4
+
+
+def test_enough_successes_leave_the_bank_as_it_is(tmp_path):
+    writer = StubWriter()
+    settings = {"stub": True, "maintenance_threshold": 0.3}  # cut rollouts are failures, whatever the reward
+    trainer = run(
+        tmp_path,
+        writer=writer,
+        max_steps=4,
+        maintenance_frequency=2,
+        reward=lambda prompts, **_: [1.0] * len(prompts),
+        **settings,
+    )
+    trainer.train()
+    assert trainer.bank == make_bank()
+    assert [check["status"] for check in log_of(tmp_path)] == ["enough"] * 2
+    assert all(check["success_rate"] >= 0.3 for check in log_of(tmp_path))
+    assert not writer.asked
+
+
+class Raising(StubWriter):
+    def write(self, requests):
+        raise ServerError("cannot be reached", got="http://localhost:1")
+
+
+class Broken(StubWriter):
+    def write(self, requests):
+        return {}["text"]
+
+
+class Refusing(StubWriter):
+    def write(self, requests):
+        return [Written(request.key, None, "status 500", 0, 0) for request in requests]
+
+
+class Rambling(StubWriter):
+    def text(self, request):
+        return "I would rather not."
+
+
+class Short(StubWriter):
+    def write(self, requests):
+        return super().write(requests)[:-1]
+
+
+class Half(StubWriter):
+    """Every second request fails, whatever its attempt."""
+
+    def write(self, requests):
+        return [
+            written if int(written.key.split("/")[0][-1], 16) % 2 else Written(written.key, None, "status 500", 0, 0)
+            for written in super().write(requests)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("writer", "reason"),
+    [
+        (Raising(), "ServerError: cannot be reached: got http://localhost:1"),
+        (Broken(), "KeyError: 'text'"),
+        (Refusing(), "nothing that was written could be used"),
+        (Rambling(), "nothing that was written could be used"),
+        (Short(), "ValueError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, StubWriter) else "",
+)
+def test_a_failing_writer_costs_the_update_and_not_the_run(tmp_path, writer, reason):
+    trainer = run(tmp_path, writer=writer, max_steps=4, maintenance_frequency=2)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert trainer.bank == make_bank()
+    checks = log_of(tmp_path)
+    assert [check["status"] for check in checks] == ["skipped"] * 2
+    assert all(check["reason"].startswith(reason) for check in checks)
+    assert logged(trainer, "skipped") == [1.0, 2.0]
+    assert [check["records"] for check in checks] == [8, 8]
+
+
+def test_what_part_of_the_requests_gave_is_used_and_the_rest_counted(tmp_path):
+    trainer = run(tmp_path, writer=Half(), max_steps=10)
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert check["status"] == "updated"
+    assert 0 < check["candidates"] < 2 * check["memories"]
+    # Groups of the merge may have failed, too.
+    assert check["failures"]["status 500"] >= check["memories"] - check["candidates"] // 2
+
+
+def test_a_writer_that_hangs_is_left_behind(tmp_path):
+    never = threading.Event()
+
+    class Hanging(StubWriter):
+        def write(self, requests):
+            never.wait(60)
+            return super().write(requests)
+
+    trainer = run(tmp_path, writer=Hanging(), max_steps=4, maintenance_frequency=2, maintenance_timeout=0.2)
+    trainer.train()
+    never.set()
+    assert [(check["status"], check["reason"]) for check in log_of(tmp_path)] == [
+        ("skipped", "no items within 0.2 s")
+    ] * 2
+    assert max(logged(trainer, "seconds")) < 5
+    assert trainer.bank == make_bank()
+
+
+def test_the_policy_writes_without_touching_the_run(tmp_path):
+    """A tiny model writes no JSON: updates are skipped, and weights are those of a run without maintenance."""
+    trainers = []
+    for frequency in (0, 2):  # each is seeded when it is made
+        trainers.append(run(tmp_path / str(frequency), max_steps=4, maintenance_frequency=frequency, use_policy=True))
+        trainers[-1].train()
+    assert [check["status"] for check in log_of(tmp_path / "2")] == ["skipped"] * 2
+    for mine, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_without_maintenance_there_is_nothing_of_it(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert trainer.maintenance is None
+    assert not (tmp_path / LOG_FILE).exists()
+    assert not (tmp_path / "checkpoint-1" / "sgsd" / "window.jsonl").exists()
+    assert not any("maintenance" in name for entry in trainer.state.log_history for name in entry)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"maintenance_frequency": -1}, "maintenance_frequency"),
+        ({"maintenance_threshold": 0}, "maintenance_threshold"),
+        ({"maintenance_threshold": 1.1}, "maintenance_threshold"),
+        ({"maintenance_timeout": 0}, "maintenance_timeout"),
+        ({"maintenance_eviction": "age"}, "maintenance_eviction"),
+        ({"maintenance_max_added": 9, "maintenance_max_dynamic": 8}, "limits"),
+    ],
+)
+def test_unusable_settings_are_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("distributed", "zero_stage", "refused"),
+    [
+        (DistributedType.NO, None, None),
+        (DistributedType.MULTI_GPU, None, None),
+        (DistributedType.FSDP, None, "FSDP"),
+        (DistributedType.DEEPSPEED, 2, None),
+        (DistributedType.DEEPSPEED, 3, "ZeRO-3"),
+    ],
+)
+def test_a_partitioned_policy_cannot_write(distributed, zero_stage, refused):
+    plugin = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
+    accelerator = SimpleNamespace(distributed_type=distributed, state=SimpleNamespace(deepspeed_plugin=plugin))
+    expected = nullcontext() if refused is None else pytest.raises(ConfigError, match=rf"{refused}.*writer of its own")
+    with expected:
+        refuse_partitioned_policy(accelerator, frequency=25)
