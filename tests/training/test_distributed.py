@@ -14,6 +14,8 @@ import torch
 
 from sgsd.bank import Ledger
 
+from .tiny import make_bank
+
 SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
 pytestmark = pytest.mark.slow
 
@@ -82,3 +84,24 @@ def test_ranks_whose_prompts_need_unequal_chunks_make_equally_many_forwards(tmp_
     assert ranks[0]["forwards"] == [max(pair) for pair in zip(*(rank["own_chunks"] for rank in ranks), strict=True)]
     for mine, other in zip(*(rank["weights"] for rank in ranks), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize(("writer", "timeout"), [("stub", 60.0), ("hanging", 1.0), ("policy", 60.0)])
+def test_processes_renew_one_bank_whatever_becomes_of_the_writer(tmp_path, writer, timeout):
+    first, second = launch(
+        tmp_path / "two",
+        2,
+        per_device_train_batch_size=2,
+        max_steps=6,
+        maintenance_frequency=2,
+        maintenance_timeout=timeout,
+        writer=writer,
+    )
+    assert first["bank"] == second["bank"]
+    assert (first["bank"] != make_bank(3).digest) == (writer == "stub")
+    for one, other in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(one, other)
+    log = (tmp_path / "two" / "run" / "maintenance.jsonl").read_text().splitlines()
+    checks = [json.loads(line) for line in log]
+    assert [check["records"] for check in checks] == [2 * 4] * 3
+    assert checks[-1]["bank"] == first["bank"]

@@ -48,6 +48,14 @@ class StubWriter:
         return json.dumps({"items": items})
 
 
+class HangingWriter(StubWriter):
+    """Does not answer before the tests are over."""
+
+    def write(self, requests):
+        threading.Event().wait(60)
+        return super().write(requests)
+
+
 def run(folder, *, writer=None, use_policy=False, **settings):
     defaults = {
         "max_steps": 60,
@@ -327,3 +335,17 @@ def test_a_partitioned_policy_cannot_write(distributed, zero_stage, refused):
     expected = nullcontext() if refused is None else pytest.raises(ConfigError, match=rf"{refused}.*writer of its own")
     with expected:
         refuse_partitioned_policy(accelerator, frequency=25)
+
+
+def test_an_item_that_gives_its_problem_s_answer_away_is_left_out(tmp_path):
+    class Telltale(StubWriter):
+        def text(self, request):
+            answers = " ".join(f"The answer is {problem.answer}." for problem in PROBLEMS)
+            return super().text(request).replace("Do ", f"{answers} Do ")
+
+    trainer = run(tmp_path, writer=Telltale(), max_steps=2, maintenance_frequency=2)
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert "holds the answer" in check["leaks"][0]
+    assert check["status"] == "unchanged"
+    assert trainer.bank == make_bank()

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
 
 from peft import LoraConfig  # noqa: E402
+from tests.training.test_maintenance import HangingWriter, StubWriter  # noqa: E402
 from tests.training.tiny import by_parity, make_bank, make_trainer  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
@@ -60,6 +61,8 @@ def main() -> None:
     if settings.get("method", "sgsd") == "sgsd":
         of_method = {"num_teachers": 5, "max_tokens_per_chunk": 600}
         of_method |= {"bank": make_bank(3), "retriever_object": UnequalRetriever()}
+    if writer := settings.pop("writer", None):
+        of_method["writer"] = {"stub": StubWriter, "hanging": HangingWriter, "policy": lambda: None}[writer]()
     trainer = make_trainer(
         folder / "run",
         stub=True,
@@ -82,6 +85,7 @@ def main() -> None:
             "logs": trainer.state.log_history,
             "forwards": forwards,
             "own_chunks": own_chunks,
+            "bank": trainer.bank.digest if trainer.bank else None,
             "processes": trainer.accelerator.num_processes,
         },
         folder / f"{trainer.accelerator.process_index}.pt",
