@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgsd.bank import ItemRecord, Ledger
+from sgsd.bank.ledger import MAX_PHASES
 from sgsd.errors import BankError
 
 finite = st.floats(-3, 3, width=32)
@@ -27,9 +28,9 @@ def batches(draw, max_rollouts=4, max_teachers=3):
     return pairs, support, stance, outcome
 
 
-def credited(ledger, batch):
+def credited(ledger, batch, step=None):
     pairs, support, stance, outcome = batch
-    return ledger.credited(pairs, support=support, stance=stance, outcome=outcome)
+    return ledger.credited(pairs, support=support, stance=stance, outcome=outcome, step=step)
 
 
 def by_loops(batch):
@@ -46,8 +47,14 @@ def by_loops(batch):
                 record["undecided"] += r == 0
                 record["successes"] += r == 1
                 record["failures"] += r == -1
+                record["positive_success"] += (r, stance) == (1, 1)
+                record["negative_success"] += (r, stance) == (1, -1)
+                record["positive_failure"] += (r, stance) == (-1, -1)
+                record["negative_failure"] += (r, stance) == (-1, 1)
                 record["support_success"] += support if r == 1 else 0.0
                 record["support_failure"] += support if r == -1 else 0.0
+                record["square_success"] += support**2 if r == 1 else 0.0
+                record["square_failure"] += support**2 if r == -1 else 0.0
     return records
 
 
@@ -71,6 +78,8 @@ def test_the_four_polarities_make_up_the_uses(batch):
         assert record.uses == record.positive + record.negative + record.neutral + record.undecided
         assert record.active >= record.positive + record.negative
         assert record.uses - record.undecided == record.successes + record.failures
+        assert record.positive == record.positive_success + record.positive_failure
+        assert record.negative == record.negative_success + record.negative_failure
 
 
 @given(batches(), batches())
@@ -94,10 +103,67 @@ def test_json_gives_the_same_ledger_back(first, second):
     assert list(again.items) == list(ledger.items)
 
 
+@given(st.lists(st.tuples(batches(2, 2), st.integers(1, 400)), max_size=12))
+def test_phases_hold_the_uses_of_their_steps_and_are_few(steps):
+    ledger = Ledger(phase_steps=2)
+    for batch, step in steps:
+        ledger = credited(ledger, batch, step)
+    assert len(ledger.phases) <= MAX_PHASES
+    numbers = [phase.number for phase in ledger.phases]
+    assert numbers == sorted(set(numbers))
+    for phase in ledger.phases:
+        expected = Ledger()
+        for batch, step in steps:
+            if (step - 1) // ledger.phase_steps == phase.number:
+                expected = credited(expected, batch)
+        assert {id: r.counts for id, r in phase.items.items()} == {id: r.counts for id, r in expected.items.items()}
+    for id, record in ledger.items.items():
+        assert sum(ledger.by_phase(id), ItemRecord()).counts == record.counts
+    assert Ledger.from_json(ledger.to_json()) == ledger
+
+
+def test_phases_become_longer_when_there_would_be_too_many():
+    batch = [[("s", "m")]], [[1.0]], [[1]], [1]
+    ledger = Ledger(phase_steps=10)
+    for step in range(1, 10 * MAX_PHASES + 1):
+        ledger = credited(ledger, batch, step)
+    assert (ledger.phase_steps, [phase.record("s").uses for phase in ledger.phases]) == (10, [10] * MAX_PHASES)
+    ledger = credited(ledger, batch, 10 * MAX_PHASES + 1)
+    assert (ledger.phase_steps, len(ledger.phases)) == (20, MAX_PHASES // 2 + 1)
+    assert [record.uses for record in ledger.by_phase("s")] == [20] * (MAX_PHASES // 2) + [1]
+
+
+def test_an_interrupted_ledger_goes_on_to_the_last_bit():
+    def batch(step):
+        return [[("s", "m")]], [[0.1 * step]], [[1]], [(-1) ** step]
+
+    straight = resumed = Ledger(phase_steps=1)
+    for step in range(1, 40):
+        straight = credited(straight, batch(step), step)
+        resumed = credited(Ledger.from_json(resumed.to_json()), batch(step), step)
+    assert resumed == straight
+    assert resumed.to_json() == straight.to_json()
+
+
+def test_ledgers_of_unlike_phases_meet_in_the_shortest_that_holds_both():
+    batch = [[("s", "m")]], [[1.0]], [[1]], [1]
+    both = credited(Ledger(phase_steps=4), batch, 5) + credited(Ledger(phase_steps=6), batch, 13)
+    assert (both.phase_steps, [phase.number for phase in both.phases]) == (12, [0, 1])
+    assert (both + Ledger(phase_steps=7)).phase_steps == 12  # without phases there is nothing to meet
+    assert (Ledger(phase_steps=7) + Ledger()).phase_steps == 7
+
+
+def test_the_total_is_over_all_items():
+    ledger = Ledger().credited([[("s", "m")]] * 2, support=[[1.0], [0.5]], stance=[[1], [0]], outcome=[1, -1])
+    assert (ledger.total.uses, ledger.total.positive, ledger.total.neutral) == (4, 2, 2)
+
+
 def test_padding_is_never_read():
     ledger = Ledger().credited([[("s", "m")]], support=[[0.5, math.nan]], stance=[[1, 1]], outcome=[1])
     assert ledger.record("s") == ledger.record("m")
-    assert ledger.record("s") == ItemRecord(uses=1, active=1, positive=1, successes=1, support_success=0.5)
+    assert ledger.record("s") == ItemRecord(
+        uses=1, active=1, positive=1, successes=1, positive_success=1, support_success=0.5, square_success=0.25
+    )
 
 
 def test_means_are_over_rollouts_of_that_outcome():
@@ -125,7 +191,11 @@ def test_a_ledger_cannot_be_changed_in_place():
         ("{", "not JSON"),
         ("[]", "not a ledger"),
         ('{"version": 1}', "not a ledger"),
-        ('{"version": 2, "items": {}}', "newer version"),
+        ('{"version": 3, "items": {}}', "newer version"),
+        ('{"version": 2, "items": {}, "phases": []}', "phases cannot be read"),
+        ('{"version": 2, "items": {}, "phase_steps": 0}', "phases cannot be read"),
+        ('{"version": 2, "items": {}, "phases": {"first": {}}}', "not the number of a phase"),
+        ('{"version": 2, "items": {}, "phases": {"1": []}}', "not records"),
         ('{"version": 1, "items": {"s": 3}}', "not a record"),
         ('{"version": 1, "items": {"s": {"used": 3}}}', "unknown count"),
         ('{"version": 1, "items": {"s": {"uses": 3.5}}}', "wrong type"),

@@ -1,13 +1,18 @@
-"""What became of each bank item: how often it taught, and whether it was right.
+"""What became of each bank item, in all and by phase: how often it taught, and whether it was right.
 
 A teacher is a pair; both of its items are credited alike. A rollout that is trained on twice counts twice.
+
+A *phase* is a stretch of ``phase_steps`` optimizer steps: 1 to 25, 26 to 50 and so on. A ledger keeps at most
+``MAX_PHASES``; where one more would begin, neighbours are joined and phases become twice as long. So it does not grow
+with the run, and what it holds depends on the uses alone, not on where the run was interrupted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import lcm
 from types import MappingProxyType
 from typing import TypeVar, cast
 
@@ -16,7 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from sgsd.errors import BankError
 
-_VERSION = 1
+MAX_PHASES = 16
+PHASE_STEPS = 25
+"""Optimizer steps of a phase at first: the paper's steps between two checks of the bank."""
+
+_VERSION = 2
 _Number = TypeVar("_Number", int, float)
 
 
@@ -32,7 +41,10 @@ class ItemRecord:
         neutral: uses without a stance on a rollout with a verdict.
         undecided: uses on a rollout without a verdict.
         successes, failures: uses on rollouts that succeeded, that failed.
-        support_success, support_failure: sums of the support over them, in nats per token.
+        positive_success, negative_success: of the successes, those with a stance: supported, suppressed.
+        positive_failure, negative_failure: of the failures, those with a stance: suppressed, supported.
+        support_success, support_failure: sums of the support over successes, over failures, in nats per token.
+        square_success, square_failure: sums of its squares.
     """
 
     uses: int = 0
@@ -43,14 +55,22 @@ class ItemRecord:
     undecided: int = 0
     successes: int = 0
     failures: int = 0
+    positive_success: int = 0
+    negative_success: int = 0
+    positive_failure: int = 0
+    negative_failure: int = 0
     support_success: float = 0.0
     support_failure: float = 0.0
+    square_success: float = 0.0
+    square_failure: float = 0.0
 
     def __add__(self, other: ItemRecord) -> ItemRecord:
         return ItemRecord(
             *(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)),
             support_success=self.support_success + other.support_success,
             support_failure=self.support_failure + other.support_failure,
+            square_success=self.square_success + other.square_success,
+            square_failure=self.square_failure + other.square_failure,
         )
 
     @property
@@ -65,6 +85,10 @@ class ItemRecord:
             self.undecided,
             self.successes,
             self.failures,
+            self.positive_success,
+            self.negative_success,
+            self.positive_failure,
+            self.negative_failure,
         )
 
     @property
@@ -83,8 +107,28 @@ class ItemRecord:
         return self.support_failure / self.failures if self.failures else None
 
 
-_SUMS = ("support_success", "support_failure")
+_SUMS = ("support_success", "support_failure", "square_success", "square_failure")
 _COUNTS = tuple(entry.name for entry in fields(ItemRecord) if entry.name not in _SUMS)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What became of the items in one stretch of training.
+
+    Attributes:
+        number: from 0; with w steps a phase, it holds the optimizer steps number · w + 1 to (number + 1) · w.
+        items: as in ``Ledger``, of these steps alone.
+    """
+
+    number: int
+    items: Mapping[str, ItemRecord] = field(default_factory=dict[str, ItemRecord])
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "items", MappingProxyType(dict(self.items)))
+
+    def record(self, id: str) -> ItemRecord:
+        """The record of an item; all zeros for one that was not used then."""
+        return self.items.get(id, ItemRecord())
 
 
 @dataclass(frozen=True)
@@ -92,10 +136,14 @@ class Ledger:
     """Item id → record, in the order in which items were first used. Never changed in place.
 
     Attributes:
-        items: the records; an item that was never used has none.
+        items: the records of all uses; an item that was never used has none.
+        phases: the same uses by phase, where their steps are known; those in which an item was used, in order.
+        phase_steps: optimizer steps of a phase.
     """
 
     items: Mapping[str, ItemRecord] = field(default_factory=dict[str, ItemRecord])
+    phases: tuple[Phase, ...] = ()
+    phase_steps: int = PHASE_STEPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "items", MappingProxyType(dict(self.items)))
@@ -104,6 +152,15 @@ class Ledger:
         """The record of an item; all zeros for one that was never used."""
         return self.items.get(id, ItemRecord())
 
+    def by_phase(self, id: str) -> tuple[ItemRecord, ...]:
+        """The records of an item in each of ``phases``."""
+        return tuple(phase.record(id) for phase in self.phases)
+
+    @property
+    def total(self) -> ItemRecord:
+        """Over all items; a teacher counts twice, for its skill and for its mistake."""
+        return sum(self.items.values(), ItemRecord())
+
     def credited(
         self,
         pairs: Sequence[Sequence[tuple[str, str]]],
@@ -111,6 +168,7 @@ class Ledger:
         support: ArrayLike,
         stance: ArrayLike,
         outcome: ArrayLike,
+        step: int | None = None,
     ) -> Ledger:
         """A new ledger with a batch of rollouts added.
 
@@ -119,6 +177,7 @@ class Ledger:
             support: ``[B, K]``, nats per token; what lies beyond a rollout's pairs is padding and never read.
             stance: ``[B, K]`` in {−1, 0, 1}.
             outcome: ``[B]`` in {−1, 0, 1}.
+            step: the optimizer step they are part of, from 1; without it they are in no phase.
 
         Raises:
             ValueError: if the shapes do not fit, or a rollout has more pairs than K.
@@ -150,20 +209,28 @@ class Ledger:
             np.add.at(count_totals, items, counted)
             np.add.at(sum_totals, items, summed)
         records = map(_record, count_totals.tolist(), sum_totals.tolist())
-        return self + Ledger(dict(zip(positions, records, strict=True)))
+        items = dict(zip(positions, records, strict=True))
+        phases = () if step is None or not items else (Phase((step - 1) // self.phase_steps, items),)
+        return self + Ledger(items, phases, self.phase_steps)
 
     def __add__(self, other: Ledger) -> Ledger:
-        """The uses of both, such as of two seeds."""
-        merged = dict(self.items)
-        for id, record in other.items.items():
-            merged[id] = merged.get(id, ItemRecord()) + record
-        return Ledger(merged)
+        """The uses of both, such as of two seeds, in phases that both can be brought to."""
+        widths = {ledger.phase_steps for ledger in (self, other) if ledger.phases}
+        steps = lcm(*widths) if widths else self.phase_steps
+        mine, theirs = (
+            [_coarser(phase, steps // ledger.phase_steps) for phase in ledger.phases] for ledger in (self, other)
+        )
+        joined = _joined((*mine, *theirs))
+        while len(joined) > MAX_PHASES:
+            steps *= 2
+            joined = _joined(_coarser(phase, 2) for phase in joined)
+        return Ledger(_merged(self.items, other.items), joined, steps)
 
     def to_json(self) -> str:
         """JSON text, one item a line; ``from_json`` gives the same ledger back, to the last bit."""
-        lines = [f"    {json.dumps(id)}: {json.dumps(asdict(record))}" for id, record in self.items.items()]
-        body = ",\n".join(lines)
-        return f'{{\n  "version": {_VERSION},\n  "items": {{\n{body}\n  }}\n}}\n'
+        head = f'  "version": {_VERSION},\n  "items": {_lines(self.items)},\n  "phase_steps": {self.phase_steps},\n'
+        phases = ",\n".join(f'"{phase.number}": {_lines(phase.items)}' for phase in self.phases)
+        return f'{{\n{head}  "phases": {{\n{phases}\n  }}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "ledger") -> Ledger:
@@ -188,8 +255,43 @@ class Ledger:
             raise BankError(f"{source}: not a ledger", expected="an object with version and items")
         if version > _VERSION:
             raise BankError(f"{source}: written by a newer version", got=version, expected=f"at most {_VERSION}")
-        entries = cast(dict[str, object], items)
-        return cls({id: _read_record(value, f"{source}: {id}") for id, value in entries.items()})
+        phases, steps = content.get("phases", {}), content.get("phase_steps", PHASE_STEPS)
+        if not isinstance(phases, dict) or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise BankError(f"{source}: phases cannot be read", expected="an object, and phase_steps of 1 or more")
+        numbered = cast(dict[str, object], phases)
+        if unknown := [name for name in numbered if not name.isdecimal()]:
+            raise BankError(f"{source}: not the number of a phase", got=unknown[0])
+        return cls(
+            _read_items(cast(object, items), source),
+            tuple(Phase(int(name), _read_items(value, f"{source}: phase {name}")) for name, value in numbered.items()),
+            steps,
+        )
+
+
+def _merged(one: Mapping[str, ItemRecord], other: Mapping[str, ItemRecord]) -> dict[str, ItemRecord]:
+    merged = dict(one)
+    for id, record in other.items():
+        merged[id] = merged.get(id, ItemRecord()) + record
+    return merged
+
+
+def _coarser(phase: Phase, factor: int) -> Phase:
+    """As part of a phase of ``factor`` times as many steps."""
+    return replace(phase, number=phase.number // factor)
+
+
+def _joined(phases: Iterable[Phase]) -> tuple[Phase, ...]:
+    """One phase a number, in order."""
+    found: dict[int, Phase] = {}
+    for phase in phases:
+        present = found.get(phase.number, Phase(phase.number))
+        found[phase.number] = Phase(phase.number, _merged(present.items, phase.items))
+    return tuple(found[number] for number in sorted(found))
+
+
+def _lines(items: Mapping[str, ItemRecord]) -> str:
+    body = ",\n".join(f"    {json.dumps(id)}: {json.dumps(asdict(record))}" for id, record in items.items())
+    return f"{{\n{body}\n  }}"
 
 
 def _contributions(
@@ -206,13 +308,28 @@ def _contributions(
         outcome == 0,
         outcome > 0,
         outcome < 0,
+        (polarity > 0) & (outcome > 0),
+        (polarity < 0) & (outcome > 0),
+        (polarity > 0) & (outcome < 0),
+        (polarity < 0) & (outcome < 0),
     )
-    sums = (np.where(outcome > 0, support, 0.0), np.where(outcome < 0, support, 0.0))
+    sums = (
+        np.where(outcome > 0, support, 0.0),
+        np.where(outcome < 0, support, 0.0),
+        np.where(outcome > 0, support**2, 0.0),
+        np.where(outcome < 0, support**2, 0.0),
+    )
     return np.stack([column.astype(np.int64) for column in counts], axis=1), np.stack(sums, axis=1)
 
 
 def _record(counts: Sequence[int], sums: Sequence[float]) -> ItemRecord:
-    return ItemRecord(*counts, support_success=sums[0], support_failure=sums[1])
+    return ItemRecord(*counts, **dict(zip(_SUMS, sums, strict=True)))
+
+
+def _read_items(value: object, source: str) -> dict[str, ItemRecord]:
+    if not isinstance(value, dict):
+        raise BankError(f"{source}: not records", expected="an object of items")
+    return {id: _read_record(entry, f"{source}: {id}") for id, entry in cast(dict[str, object], value).items()}
 
 
 def _read_record(value: object, where: str) -> ItemRecord:
