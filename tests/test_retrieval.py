@@ -176,17 +176,61 @@ class TestEmbedding:
         retriever.retrieve(QUERIES, BANK.without(["s0"]).with_items([new]), 2)
         assert embedder.calls[1:] == [["new slip"]]
 
-    def test_the_cache_forgets_the_least_recently_used(self) -> None:
+    def test_the_cache_forgets_the_least_recently_used_problem_and_no_item(self) -> None:
         embedder = TableEmbedder()
-        retriever = EmbeddingRetriever(embedder, cache_size=11)
+        retriever = EmbeddingRetriever(embedder, cache_size=1)
         for query in ["a", "b", "a"]:
             retriever.retrieve([query], BANK, 2)
-        assert embedder.embedded.count("a") == 2
-        assert len(embedder.embedded) == 10 + 3
-        large = EmbeddingRetriever(TableEmbedder(), cache_size=12)
+        assert embedder.embedded == ["a", *map(document, BANK.items), "b", "a"]
+        larger = TableEmbedder()
+        retriever = EmbeddingRetriever(larger, cache_size=2)
         for query in ["a", "b", "a", "c", "a"]:
-            large.retrieve([query], BANK, 2)
-        assert large._embedder.embedded.count("a") == 1
+            retriever.retrieve([query], BANK, 2)
+        assert larger.embedded.count("a") == 1
+
+    def test_another_embedder_in_its_place_embeds_anew(self) -> None:
+        embedder = TableEmbedder()
+        retriever = EmbeddingRetriever(embedder)
+        before = retriever.retrieve(QUERIES, BANK, 2)
+        embedder.name, embedder.width = "other", 7
+        assert retriever.retrieve(QUERIES, BANK, 2) != before
+        assert len(embedder.calls[1]) == len(QUERIES) + len(BANK.items)
+
+    def test_a_problem_that_reads_like_an_item_is_embedded_once(self) -> None:
+        embedder = TableEmbedder()
+        retriever = EmbeddingRetriever(embedder)
+        for _ in range(2):
+            (got,) = retriever.retrieve([document(BANK.skills[2])], BANK, 1)
+            assert got.pairs[0].skill is BANK.skills[2]
+        assert embedder.embedded.count(document(BANK.skills[2])) == 1
+
+    @given(st.integers(0, 2**32), st.integers(1, 12), st.sampled_from([2, 5, 64]))
+    @settings(max_examples=12, deadline=None)
+    def test_long_lists_give_what_comparing_everything_in_float64_gives(self, seed: int, k: int, width: int) -> None:
+        rng = np.random.default_rng(seed)
+        # Few directions with noise about as wide as a tie, so that the k-th place is contested, and exact duplicates.
+        base = rng.normal(size=(40, width))
+        noisy = base[rng.integers(40, size=2600)] + rng.choice([0, 1e-7, 1e-6, 1e-4], size=(2600, 1)) * rng.normal(
+            size=(2600, width)
+        )
+        lengths = rng.choice([1.0, 1.0009, 0.9995], size=(2600, 1))
+        rows = (lengths * noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+        queries = np.concatenate([rows[:2], -rows[2:3]])
+        bank = make_bank(1400, 1200)
+        embedder = TableEmbedder()
+        embedder.embed = lambda texts: np.concatenate([queries, rows])
+        for query, got in zip(queries, EmbeddingRetriever(embedder).retrieve(["x", "y", "z"], bank, k), strict=True):
+            cosines = np.clip((rows.astype(np.float64) * query.astype(np.float64)).sum(axis=1), -1, 1)
+            skills, mistakes = (
+                sorted(places, key=lambda place: (-round(cosines[place], 6), place))[:k]
+                for places in (range(1400), range(1400, 2600))
+            )
+            assert [pair.skill.id for pair in got.pairs] == [f"s{place}" for place in skills]
+            assert [pair.mistake.id for pair in got.pairs] == [f"m{place - 1400}" for place in mistakes]
+            # Equal to the last bit: the teachers' weights come from these.
+            assert [pair.similarity for pair in got.pairs] == [
+                float(cosines[s] + cosines[m]) / 2 for s, m in zip(skills, mistakes, strict=True)
+            ]
 
     def test_a_cache_smaller_than_one_call_changes_no_result(self) -> None:
         small, large = (EmbeddingRetriever(TableEmbedder(), cache_size=size) for size in (1, 100))

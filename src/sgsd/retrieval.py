@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -23,6 +23,10 @@ from sgsd.errors import ConfigError
 # Batch composition moves an embedding by about 1e-7; similarities that agree to six decimals are ties.
 _RANKING_DECIMALS = 6
 _UNIT_TOLERANCE = 1e-3
+# Lists up to this length are compared whole in float64, longer ones through a shortlist.
+_SHORT_LIST = 1024
+# Scores held at once while shortlisting, 4 bytes each.
+_SCORES_AT_ONCE = 2**24
 _BM25_TOKEN = re.compile(r"[㐀-鿿]|[^\W㐀-鿿]+")
 
 
@@ -85,18 +89,21 @@ class Retriever(Protocol):
 class EmbeddingRetriever:
     """Cosine similarity between the problem and each item (the paper's retriever).
 
-    An item is embedded as ``document(item)``. Every text is embedded once and kept, keyed by (embedder's name, text),
-    in a least-recently-used cache: an epoch over known problems embeds nothing, a changed bank embeds its new items
-    only, and one call of ``retrieve`` makes at most one call of ``embed``. Ties, to six decimals, go to the item that
-    comes first in the bank.
+    An item is embedded as ``document(item)``. Every text is embedded once and kept: items in an index for the bank
+    that was asked for last, problems in a least-recently-used cache, both by the embedder's name. An epoch over known
+    problems embeds nothing, a changed bank embeds its new items only, and one call of ``retrieve`` makes at most one
+    call of ``embed``. Ties, to six decimals, go to the item that comes first in the bank.
+
+    Long lists are shortlisted by one float32 matrix product for all queries; what may be among the best K, given the
+    product's error bound, is compared in float64. The result is that of comparing everything in float64.
 
     Args:
         embedder: texts → unit rows.
         temperature: of the weights, α = softmax(similarity / temperature); 1.0 is the paper's.
         query_prompt: put before each problem and no item; instruction-tuned embedders such as Qwen3-Embedding want
             ``"Instruct: <task>\\nQuery:"``.
-        cache_size: texts kept, at least 1. Each takes 4 · D bytes (32,768 at D = 1,024: 134 MB). Smaller than the data
-            set, it is of no use from epoch to epoch.
+        cache_size: problems kept, at least 1. Each takes 4 · D bytes (32,768 at D = 1,024: 134 MB), as does each item
+            of the bank, which does not count here. Smaller than the data set, it is of no use from epoch to epoch.
 
     Raises:
         ConfigError: a temperature that is not positive, or a cache without room.
@@ -112,6 +119,7 @@ class EmbeddingRetriever:
         self._query_prompt = query_prompt
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
+        self._index: _Index | None = None
 
     @property
     def name(self) -> str:
@@ -123,39 +131,46 @@ class EmbeddingRetriever:
         if k == 0 or not queries:
             return [Retrieval((), ()) for _ in queries]
         prompted = [self._query_prompt + query for query in queries]
-        skill_texts = [document(skill) for skill in bank.skills]
-        mistake_texts = [document(mistake) for mistake in bank.mistakes]
-        # Items last, so that a flood of new queries evicts other queries first.
-        vectors = self._vectors([*prompted, *skill_texts, *mistake_texts])
-        skills = np.stack([vectors[text] for text in skill_texts])
-        mistakes = np.stack([vectors[text] for text in mistake_texts])
+        index, vectors = self._embedded(prompted, bank)
+        rows = np.stack([vectors[text] for text in prompted])
         retrievals: list[Retrieval] = []
-        for text in prompted:
-            to_skills, to_mistakes = _cosines(skills, vectors[text]), _cosines(mistakes, vectors[text])
+        for best_skills, best_mistakes in zip(
+            _nearest(index.skills, rows, k), _nearest(index.mistakes, rows, k), strict=True
+        ):
             pairs = tuple(
-                Pair(bank.skills[g], bank.mistakes[e], float(to_skills[g] + to_mistakes[e]) / 2)
-                for g, e in zip(_top(to_skills, k), _top(to_mistakes, k), strict=True)
+                Pair(bank.skills[g], bank.mistakes[e], (to_skill + to_mistake) / 2)
+                for (g, to_skill), (e, to_mistake) in zip(best_skills, best_mistakes, strict=True)
             )
             retrievals.append(Retrieval(pairs, _weights(pairs, self._temperature)))
         return retrievals
 
-    def _vectors(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The vector ``[D]`` of each distinct text, from the cache or from one call of the embedder."""
-        name = self._embedder.name
-        distinct = list(dict.fromkeys(texts))
-        vectors = {text: self._cache[name, text] for text in distinct if (name, text) in self._cache}
-        missing = [text for text in distinct if text not in vectors]
+    def _embedded(self, prompted: Sequence[str], bank: SkillBank) -> tuple[_Index, dict[str, NDArray[np.float32]]]:
+        """The bank's index and each query's vector ``[D]``; what is missing comes from one call of the embedder."""
+        name, index = self._embedder.name, self._index
+        old = index if index is not None and index.name == name else None
+        current = old if old is not None and old.digest == bank.digest else None
+        texts = [] if current is not None else [document(item) for item in bank.items]
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for text in dict.fromkeys((*prompted, *texts)):
+            if (name, text) in self._cache:
+                vectors[text] = self._cache[name, text]
+            elif old is not None and text in old.places:
+                vectors[text] = old.rows[old.places[text]]
+        missing = [text for text in dict.fromkeys((*prompted, *texts)) if text not in vectors]
         if missing:
             rows = np.asarray(self._embedder.embed(missing), dtype=np.float32)
             _require_unit_rows(rows, len(missing), name)
-            # Copies, so that a cached row does not keep its whole batch alive.
-            vectors.update((text, row.copy()) for text, row in zip(missing, rows, strict=True))
-        for text in distinct:
-            self._cache[name, text] = vectors[text]
+            vectors.update(zip(missing, rows, strict=True))
+        if current is None:
+            self._index = current = _Index(name, bank.digest, texts, vectors, len(bank.skills))
+        for text in dict.fromkeys(prompted):
+            # A copy, so that a cached row does not keep its whole batch alive.
+            if (name, text) not in self._cache:
+                self._cache[name, text] = vectors[text].copy()
             self._cache.move_to_end((name, text))
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return vectors
+        return current, vectors
 
 
 class BM25Retriever:
@@ -245,6 +260,22 @@ def document(item: Item) -> str:
     return "\n".join(part for part in parts if part)
 
 
+class _Index:
+    """A bank's vectors, ``[N, D]`` in bank order, skills first, and where each text's is."""
+
+    def __init__(
+        self, name: str, digest: str, texts: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], skills: int
+    ) -> None:
+        self.name = name
+        self.digest = digest
+        self.rows = np.empty((len(texts), len(vectors[texts[0]])), dtype=np.float32)
+        for place, text in enumerate(texts):
+            self.rows[place] = vectors[text]
+        self.places = {text: place for place, text in enumerate(texts)}
+        self.skills = self.rows[:skills]
+        self.mistakes = self.rows[skills:]
+
+
 class _BM25Index:
     """Scores of one list's items, ``[N]``."""
 
@@ -275,10 +306,35 @@ def _cosines(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[n
     return np.clip(products.sum(axis=1), -1.0, 1.0)
 
 
+def _nearest(rows: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> Iterator[list[tuple[int, float]]]:
+    """Unit rows ``[N, D]`` and queries ``[Q, D]`` → for each query, positions and cosines of the k best rows."""
+    if len(rows) <= _SHORT_LIST:
+        for query in queries:
+            cosines = _cosines(rows, query)
+            yield [(place, float(cosines[place])) for place in _top(cosines, k)]
+        return
+    # A sum of D products of float32 is off by less than D · 2⁻²⁴ · |row| · |query|, in whatever order it is taken
+    # (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and what ranks among the best k is no further below
+    # the k-th largest product than twice that and the width of a tie.
+    margin = 2 * rows.shape[1] * 2.0**-24 * (1 + 4 * _UNIT_TOLERANCE) + 10.0**-_RANKING_DECIMALS
+    step = max(1, _SCORES_AT_ONCE // len(rows))
+    for start in range(0, len(queries), step):
+        part = queries[start : start + step]
+        for query, products in zip(part, np.clip(part @ rows.T, -1, 1), strict=True):
+            last = float(np.partition(products, len(rows) - k)[len(rows) - k])
+            places = np.flatnonzero(products >= np.nextafter(np.float32(last - margin), np.float32(-np.inf)))
+            cosines = _cosines(rows[places], query)
+            yield [(int(places[best]), float(cosines[best])) for best in _top(cosines, k)]
+
+
 def _top(similarities: NDArray[np.float64], k: int) -> list[int]:
     """Positions of the k largest, best first, ties in bank order."""
-    order = np.argsort(-np.round(similarities, _RANKING_DECIMALS), kind="stable")
-    return [int(position) for position in order[:k]]
+    ranks = -np.round(similarities, _RANKING_DECIMALS)
+    last = np.partition(ranks, k - 1)[k - 1]
+    better = np.flatnonzero(ranks < last)
+    tied = np.flatnonzero(ranks == last)[: k - len(better)]
+    ordered = better[np.argsort(ranks[better], kind="stable")]
+    return [int(position) for position in (*ordered, *tied)]
 
 
 def _weights(pairs: Sequence[Pair], temperature: float) -> tuple[float, ...]:
@@ -307,7 +363,7 @@ def _require_positive(what: str, value: float) -> None:
 def _require_unit_rows(rows: NDArray[np.float32], count: int, name: str) -> None:
     if rows.ndim != 2 or rows.shape[0] != count:
         raise ConfigError(f"embedder {name!r} broke its contract", got=f"shape {rows.shape}", expected=f"[{count}, D]")
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     # Written so that NaN fails too.
     if not bool(np.all(np.abs(lengths - 1.0) <= _UNIT_TOLERANCE)):
         worst = float(lengths[int(np.argmax(np.abs(lengths - 1.0)))])
