@@ -11,11 +11,14 @@ differ in their blocks alone, so a teacher's prompt ends exactly as the student'
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
 from sgsd.bank.skills import Mistake, Skill
+from sgsd.controls import disarmer
 from sgsd.errors import ConfigError, PromptError
 
 BOXED_INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
@@ -128,7 +131,10 @@ class PromptRenderer:
         paper = self.thinking is Thinking.PAPER
         self.student_kwargs = {**shared, "enable_thinking": False} if paper else shared
         self.teacher_kwargs = {**shared, "enable_thinking": True} if paper else shared
-        self._control_texts = _control_texts(tokenizer)
+        controls = _controls(tokenizer)
+        self._disarmed = disarmer([*controls.values(), *_template_words(tokenizer)])
+        self._controls = controls
+        self._own: dict[str, Counter[int]] = {}
 
     def student_messages(self, problem: str) -> Messages:
         """The plain prompt's messages; control tokens inside the problem are disarmed."""
@@ -160,20 +166,35 @@ class PromptRenderer:
         return self.tokenizer.decode(ids)
 
     def _ids(self, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
-        encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
-        )
-        return list(encoded["input_ids"])
+        ids = _templated(self.tokenizer, messages, template_kwargs)
+        self._refuse_foreign_controls(ids, template_kwargs)
+        return ids
+
+    def _refuse_foreign_controls(self, ids: Sequence[int], template_kwargs: Mapping[str, Any]) -> None:
+        """Every control in a prompt is the template's or the instruction's own; disarming left no other behind."""
+        key = repr(sorted(template_kwargs.items()))
+        if key not in self._own:
+            bare = _templated(self.tokenizer, _user_message("x", self.instruction), template_kwargs)
+            self._own[key] = Counter(token_id for token_id in bare if token_id in self._controls)
+        foreign = Counter(token_id for token_id in ids if token_id in self._controls)
+        foreign.subtract(self._own[key])
+        for token_id, count in foreign.items():
+            if count:
+                raise PromptError(
+                    "the problem, a skill or a mistake would change the prompt's turns",
+                    got=f"{abs(count)} {self._controls[token_id]!r} too {'many' if count > 0 else 'few'}",
+                    remedy="take the control token out of the text",
+                )
 
     def _with_instruction(self, messages: Messages) -> Messages:
         return _user_message(self._disarmed(messages[0]["content"]), self.instruction)
 
-    def _disarmed(self, text: str) -> str:
-        """A problem or a skill must not be able to open a new turn: ``<|im_end|>`` becomes ``< |im_end|>``."""
-        for control in self._control_texts:
-            if control in text:
-                text = text.replace(control, f"{control[0]} {control[1:]}")
-        return text
+
+def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs: Any) -> list[int]:
+    """Any messages → token ids, generation prompt included; controls inside their contents are disarmed."""
+    disarmed = disarmer([*_controls(tokenizer).values(), *_template_words(tokenizer)])
+    safe = [{**message, "content": disarmed(message["content"])} for message in messages]
+    return _templated(tokenizer, safe, template_kwargs)
 
 
 def refuse_long_prompts(lengths: Iterable[int], limit: int, what: str = "plain prompts") -> None:
@@ -235,6 +256,13 @@ def _joined(title: str, text: str, rest: str) -> str:
     return " ".join(part for part in (head, rest) if part)
 
 
+def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
+    )
+    return list(encoded["input_ids"])
+
+
 def _user_message(*parts: str) -> Messages:
     return [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
 
@@ -249,7 +277,24 @@ def _control_tokens(tokenizer: Any) -> list[tuple[int, str]]:
     return [(i, text) for i, (text, is_special) in added.items() if is_special or i in special or text in _THINK_TAGS]
 
 
-def _control_texts(tokenizer: Any) -> list[str]:
-    return sorted(
-        {text for _, text in _control_tokens(tokenizer) if len(text) > 1}, key=lambda text: (-len(text), text)
-    )
+# How templates without control tokens mark a turn.
+_ROLE_WORD = re.compile(r"(?:#{2,3} ?)?(?:USER|ASSISTANT|SYSTEM|Human|User|Assistant|System|Instruction|Response) ?:")
+
+
+def _controls(tokenizer: Any) -> dict[int, str]:
+    """Ids and texts of the tokens that no content may make: special ones, think tags, and added ones in brackets that
+    the template writes though they are not special. Not the unknown token: it stands for any rare character.
+    """
+    template = str(tokenizer.chat_template)
+    controls = dict(_control_tokens(tokenizer))
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        text = str(token)
+        if text[:1] in "<[" and text[-1:] in ">]" and text in template:
+            controls[token_id] = text
+    return {
+        token_id: text for token_id, text in controls.items() if len(text) > 1 and token_id != tokenizer.unk_token_id
+    }
+
+
+def _template_words(tokenizer: Any) -> list[str]:
+    return _ROLE_WORD.findall(str(tokenizer.chat_template))

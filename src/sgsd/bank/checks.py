@@ -10,15 +10,12 @@ from enum import StrEnum
 from itertools import combinations
 from typing import Protocol
 
+from sgsd.controls import KNOWN
+
 MAX_ITEM_CHARACTERS = 800
 MAX_TITLE_CHARACTERS = 120
 NEAR_DUPLICATE_OVERLAP = 0.8
 
-# What a chat template or a tokenizer reads as structure: <|im_start|>, DeepSeek's full-width bars, [INST], <think>.
-_CONTROL_TOKEN = re.compile(
-    r"<[|｜][^<>\s]{1,64}[|｜]>|\[/?INST\]|<</?SYS>>|</?(?:think|s|bos|eos|pad|unk|start_of_turn|end_of_turn|tool_call)>",
-    re.IGNORECASE,
-)
 _WORD = re.compile(r"\w+")
 
 
@@ -92,7 +89,7 @@ def _check_item(item: Item, empty_note: FindingKind) -> list[Finding]:
         what = "when to apply it" if empty_note is FindingKind.NO_WHEN else "how to avoid it"
         found.append(Finding(empty_note, (item.id,), f"{item.id} does not say {what}"))
     whole = "\n".join((item.title, item.text, item.note))
-    for token in dict.fromkeys(_CONTROL_TOKEN.findall(whole)):
+    for token in dict.fromkeys(KNOWN.findall(whole)):
         message = f"{item.id} holds {token!r}, which a chat template may read as structure"
         found.append(Finding(FindingKind.CONTROL_TOKEN, (item.id,), message))
     # JSON reads an undoubled \times as a tab and "imes", and \neq as a newline and "eq".

@@ -20,6 +20,7 @@ from sgsd.bank.writing import (
     reply_schema,
     request_key,
 )
+from sgsd.controls import disarm
 from sgsd.errors import DataError
 from sgsd.memories import FailureMode, Memory, as_strings
 
@@ -135,7 +136,7 @@ def extraction_request(
     text = template.format(problem=memory.problem, steps="\n".join(memory.steps) or "(empty)", most=max_items, why=why)
     if show_answer:
         text += _ANSWER.format(answer=memory.answer)
-    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": disarm(text)}]
     return WriteRequest(
         key=request_key("extract", [memory.id, messages, max_items, seed]),
         messages=messages,

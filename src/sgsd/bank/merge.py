@@ -32,6 +32,7 @@ from sgsd.bank.writing import (
     request_key,
     write_until_fit,
 )
+from sgsd.controls import disarm
 
 Embed: TypeAlias = Callable[[Sequence[str]], NDArray[Any]]
 
@@ -173,7 +174,7 @@ def merge_request(group: Sequence[Candidate], *, seed: int = 0) -> WriteRequest:
     what, fields = _WHAT[kind]
     listing = "\n".join(f"{n}. {c.title}: {c.text} ({c.note})" for n, c in enumerate(group, 1))
     prompt = _PROMPT.format(count=len(group), what=what, listing=listing, most=most, fields=fields)
-    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": disarm(prompt)}]
     number = {"type": "integer", "minimum": 1, "maximum": len(group)}
     sources = {"type": "array", "items": number, "minItems": 2, "maxItems": len(group)}
     return WriteRequest(

@@ -13,6 +13,7 @@ from sgsd.bank.writing import WriteRequest, Written
 from sgsd.engines.generation import NEUTRAL
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.errors import ConfigError
+from sgsd.prompts import message_ids
 
 
 class TransformersWriter:
@@ -71,14 +72,7 @@ class TransformersWriter:
             self._model.train(training)
 
     def _batch(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        prompts = [
-            list(
-                self._tokenizer.apply_chat_template(
-                    r.messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self._template_kwargs
-                )["input_ids"]
-            )
-            for r in requests
-        ]
+        prompts = [message_ids(self._tokenizer, request.messages, **self._template_kwargs) for request in requests]
         width = max(map(len, prompts))
         filler = self._tokenizer.pad_token_id
         ids = torch.tensor([[filler] * (width - len(prompt)) + prompt for prompt in prompts])

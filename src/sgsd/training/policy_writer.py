@@ -10,6 +10,7 @@ from accelerate import DistributedType
 from sgsd.bank.writing import WriteRequest, Written
 from sgsd.engines.generation import TransformersSampler
 from sgsd.errors import ConfigError
+from sgsd.prompts import message_ids
 
 
 class PolicyWriter:
@@ -29,10 +30,7 @@ class PolicyWriter:
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
         """See ``Writer.write``. Requests of one call share its longest length limit."""
         context = self._model.config.get_text_config().max_position_embeddings
-        prompts = [
-            self._tokenizer.apply_chat_template(request.messages, add_generation_prompt=True, return_dict=False)
-            for request in requests
-        ]
+        prompts = [message_ids(self._tokenizer, request.messages) for request in requests]
         written = [
             Written(request.key, None, f"a prompt of {len(prompt)} tokens leaves no room", len(prompt), 0)
             for request, prompt in zip(requests, prompts, strict=True)
