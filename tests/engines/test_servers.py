@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sgsd.engines.seeds import completion_seed
-from sgsd.engines.servers import OpenAISampler, ServerClient
+from sgsd.engines.servers import OpenAISampler, RefusedError, ServerClient
 from sgsd.errors import ConfigError, ServerError
 from sgsd.rollouts import StopReason
 
@@ -420,3 +420,27 @@ def test_one_failure_is_reported_once(tokenizer, caplog):
     assert [record.message for record in caplog.records if record.name == "sgsd.engines.servers"] == [
         f"{server.url}: HTTP 500: broken; trying again"
     ]
+
+
+def test_asked_each_for_itself_a_failing_request_stops_no_other(tokenizer):
+    def script(body, attempt):
+        if body["prompt"] == PROMPTS[0]:
+            return FAILURES["500"](body)
+        return (
+            {"content": {"error": {"message": "no"}}, "status": 422}
+            if body["prompt"] == PROMPTS[1]
+            else completion(body)
+        )
+
+    def request(prompt):
+        return lambda api: api.completions.create(model="tiny", prompt=prompt)
+
+    with serving(script) as server:
+        client = ServerClient(server.url, retries=1, first_wait=0.01, concurrency=1)
+        broken, refused, answered = client.ask_each([request(prompt) for prompt in PROMPTS])
+    assert isinstance(broken, ServerError)
+    assert not isinstance(broken, RefusedError)
+    assert "2 tries: got HTTP 500" in str(broken)
+    assert isinstance(refused, RefusedError)
+    assert refused.status == 422
+    assert answered.choices[0].text == "hi"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_WAIT_S = 30.0
@@ -43,6 +44,14 @@ _log = logging.getLogger(__name__)
 
 class UnusableReplyError(ValueError):
     """A reply that came whole but is not what the API promises. Requests raise it; they are then repeated."""
+
+
+class RefusedError(ServerError):
+    """The server refused a request, and would again; ``status`` is HTTP's."""
+
+    def __init__(self, what: str, *, status: int, got: object, remedy: str | None) -> None:
+        self.status = status
+        super().__init__(what, got=got, remedy=remedy)
 
 
 class ServerClient:
@@ -104,23 +113,40 @@ class ServerClient:
             progress: called with the number of answers so far, after each.
 
         Raises:
-            ServerError: the first request that failed for good; the others are abandoned.
+            ServerError: the first request that failed for good (``RefusedError`` where the server refused it); the
+                others are abandoned.
         """
-        return _run(self._ask_all(requests, progress))
+
+        async def answer(client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
+            return await self._ask(client, request)
+
+        return _run(self._ask_all(requests, answer, progress))
+
+    def ask_each(self, requests: Sequence[Callable[[AsyncOpenAI], Awaitable[T]]]) -> list[T | ServerError]:
+        """As ``ask``, but a request that failed for good gives its error, and the others go on."""
+
+        async def answer(client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T | ServerError:
+            try:
+                return await self._ask(client, request)
+            except ServerError as error:
+                return error
+
+        return _run(self._ask_all(requests, answer, None))
 
     async def _ask_all(
         self,
         requests: Sequence[Callable[[AsyncOpenAI], Awaitable[T]]],
+        answer: Callable[[AsyncOpenAI, Callable[[AsyncOpenAI], Awaitable[T]]], Awaitable[S]],
         progress: Callable[[int], object] | None,
-    ) -> list[T]:
+    ) -> list[S]:
         from openai import AsyncOpenAI
 
-        answers: dict[int, T] = {}
+        answers: dict[int, S] = {}
         pending = iter(enumerate(requests))
 
         async def work(client: AsyncOpenAI) -> None:
             for index, request in pending:
-                answers[index] = await self._ask(client, request)
+                answers[index] = await answer(client, request)
                 if progress is not None:
                     progress(len(answers))
 
@@ -179,14 +205,16 @@ class ServerClient:
         said = error.message.removeprefix(f"Error code: {error.status_code} - ").replace(self._key, "(key)")
         return f"HTTP {error.status_code}: {_one_line(said)}"
 
-    async def _refusal(self, client: AsyncOpenAI, error: APIStatusError) -> ServerError:
+    async def _refusal(self, client: AsyncOpenAI, error: APIStatusError) -> RefusedError:
         remedy = None
         if error.status_code == 404:
             models = await _models(client)
             remedy = f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1"
         elif error.status_code in (401, 403):
             remedy = f"set {KEY_VARIABLE} to a key that this server knows"
-        return ServerError(f"{self.base_url} refused a request", got=self._said(error), remedy=remedy)
+        return RefusedError(
+            f"{self.base_url} refused a request", status=error.status_code, got=self._said(error), remedy=remedy
+        )
 
 
 class OpenAISampler:
