@@ -39,3 +39,21 @@ def test_the_text_depends_on_the_seed_and_not_on_the_batch(model, tokenizer):
     )
     assert alone == together
     assert len(set(alone)) > 1
+
+
+def test_a_request_beyond_the_context_is_an_error_and_the_others_are_written(model, tokenizer):
+    room = model.config.max_position_embeddings - 200
+    long, exact = request(1, text="x" * room), request(2, text="x" * (room - len("user") - 200))
+    lengths = [
+        len(tokenizer.apply_chat_template(r.messages, add_generation_prompt=True)["input_ids"]) for r in (long, exact)
+    ]
+    assert lengths[1] + 200 <= model.config.max_position_embeddings < lengths[0] + 200
+    written = TransformersWriter(model, tokenizer, batch_size=3).write([request(0), long, exact])
+    assert [answer.key for answer in written] == ["key-0", "key-1", "key-2"]
+    assert written[1].text is None
+    assert written[1].error == f"a prompt of {lengths[0]} tokens and 200 to write exceed the context of 1024"
+    assert (written[1].prompt_tokens, written[1].completion_tokens) == (lengths[0], 0)
+    for answer in (written[0], written[2]):
+        jsonschema.validate(json.loads(answer.text), SCHEMA)
+    (alone,) = TransformersWriter(model, tokenizer).write([long])
+    assert alone.text is None

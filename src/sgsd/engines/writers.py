@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from sgsd.prompts import message_ids
 class TransformersWriter:
     """A causal language model in process; every token is held to the schema (by llguidance).
 
-    A request's text depends on its seed, not on what it is batched with, save for rounding.
+    A request's text depends on its seed, not on what it is batched with, save for rounding. One whose prompt and
+    longest text do not fit the model's context together gives an error.
 
     Args:
         model, tokenizer: the model, and its fast tokenizer with a chat template.
@@ -73,6 +75,16 @@ class TransformersWriter:
 
     def _batch(self, requests: Sequence[WriteRequest]) -> list[Written]:
         prompts = [message_ids(self._tokenizer, request.messages, **self._template_kwargs) for request in requests]
+        context = self._model.config.get_text_config().max_position_embeddings
+        fits = [len(prompt) + r.max_tokens <= context for r, prompt in zip(requests, prompts, strict=True)]
+        chosen = list(compress(requests, fits)), list(compress(prompts, fits))
+        written = iter(self._generated(*chosen) if any(fits) else [])
+        return [
+            next(written) if fit else _refused(request, len(prompt), context)
+            for request, prompt, fit in zip(requests, prompts, fits, strict=True)
+        ]
+
+    def _generated(self, requests: Sequence[WriteRequest], prompts: Sequence[list[int]]) -> list[Written]:
         width = max(map(len, prompts))
         filler = self._tokenizer.pad_token_id
         ids = torch.tensor([[filler] * (width - len(prompt)) + prompt for prompt in prompts])
@@ -95,6 +107,11 @@ class TransformersWriter:
         tokens = row[: min(end, request.max_tokens)]
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return Written(request.key, text, None, len(prompt), len(tokens))
+
+
+def _refused(request: WriteRequest, length: int, context: int) -> Written:
+    error = f"a prompt of {length} tokens and {request.max_tokens} to write exceed the context of {context}"
+    return Written(request.key, None, error, length, 0)
 
 
 class _Constraint:
