@@ -93,7 +93,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
             raise ConfigError("--config needs a YAML file or a preset", expected=", ".join(presets()))
         path = resolve_config(arguments[at])
         arguments[at] = str(path)
-        content = _read_yaml(path)
+        content = read_yaml(path)
     method = _method(arguments, content)
     parts = (RunArguments, CONFIGS[method], ModelConfig)
     parser = _Parser(parts, prog=f"sgsd train --method {method}")  # pyright: ignore[reportArgumentType]
@@ -317,7 +317,12 @@ def _without_secrets(value: Any) -> Any:
     return value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file's settings.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
