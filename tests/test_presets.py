@@ -20,7 +20,7 @@ def parsed(name: str) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
 
 
 def test_there_are_no_other_presets():
-    assert presets() == sorted([*PAPER, *BASELINES, "demo", "lab"])
+    assert presets() == sorted([*PAPER, *BASELINES, "bank", "demo", "lab"])
 
 
 @pytest.mark.parametrize("name", [*PAPER, "demo"])
