@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import threading
 import time
-from collections import Counter
-from contextlib import contextmanager
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -19,68 +14,10 @@ from sgsd.engines.servers import OpenAISampler, RefusedError, ServerClient
 from sgsd.errors import ConfigError, ServerError
 from sgsd.rollouts import StopReason
 
+from ..serving import serving
+
 END = 1
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
-
-
-class Server(ThreadingHTTPServer):
-    """Answers by ``script(body, attempt)``, where attempt counts the requests with that prompt; keeps what it saw."""
-
-    daemon_threads = True
-    request_queue_size = 64
-    block_on_close = False
-
-    def __init__(self, script):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script = script
-        self.lock = threading.Lock()
-        self.bodies: list[dict] = []
-        self.keys: list[str | None] = []
-        self.attempts: Counter = Counter()
-        self.running = self.peak = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request, client_address):  # a client that gave up
-        pass
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self.reply({"object": "list", "data": [{"id": "tiny", "object": "model", "created": 0, "owned_by": "us"}]})
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        server = self.server
-        with server.lock:
-            server.bodies.append(body)
-            server.keys.append(self.headers["authorization"])
-            attempt = server.attempts[str(body["prompt"])]
-            server.attempts[str(body["prompt"])] += 1
-            server.running += 1
-            server.peak = max(server.peak, server.running)
-        try:
-            answer = server.script(body, attempt)
-        finally:
-            with server.lock:
-                server.running -= 1
-        self.reply(**answer) if "content" in answer else self.reply(answer)
-
-    def reply(self, content, status=200, kind="application/json", headers=None, missing=0):
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"content-type": kind, "content-length": len(data) + missing, **(headers or {})}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(data)
-        self.close_connection = missing > 0
-
-    def log_message(self, *arguments):
-        pass
 
 
 def completion(body, *, ids=(70, 71, END), finish="stop", text="hi", prompt_ids=None, **usage):
@@ -96,19 +33,6 @@ def text_alone(body, text="hi", finish="stop", **usage):
     answer = completion(body, text=text, finish=finish, **usage)
     del answer["choices"][0]["token_ids"], answer["choices"][0]["prompt_token_ids"]
     return answer
-
-
-@contextmanager
-def serving(script):
-    server = Server(script)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
