@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__
+from sgsd.commands import bank_settings
 from sgsd.commands.flags import spelled
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
-Presets for --config: demo, lab, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
+Presets for --config: bank, demo, lab, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
 grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
 
@@ -173,28 +174,51 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, default=300, help="optimizer steps of 64 rollouts")
     demo.add_argument("--seed", type=int, default=0)
 
-    bank = commands.add_parser("bank", help="look at, check, search and convert skill banks")
-    actions = bank.add_subparsers(dest="action", required=True, parser_class=_Parser)
-    for name, help_text in (
-        ("show", "list a bank's items"),
-        ("check", "report what is odd; exit code 1 if anything is"),
-        ("search", "the pairs a problem would get"),
-        ("convert", "native file to the common general_skills/common_mistakes JSON, or back"),
-    ):
-        action = actions.add_parser(name, help=help_text)
-        action.add_argument("bank", help="a bank file, or a shipped bank as seed:NAME")
-        if name in ("show", "check", "search"):
-            action.add_argument("--json", action="store_true", help="print JSON")
-        if name == "search":
-            action.add_argument("problem", help="the problem's text")
-            action.add_argument("--retriever", default="bm25", help="embedding, bm25 or random")
-            action.add_argument("--embedder", default="local:all-minilm-l6-v2")
-            action.add_argument("--k", type=int, default=8)
-        if name == "convert":
-            action.add_argument("target", type=Path, help="file to write")
-            action.add_argument("--format", choices=("native", "common"), default="common")
-            action.add_argument("--force", action="store_true", help="replace the target")
+    _add_bank(commands.add_parser("bank", help="skill banks: show, search, check, compare, their versions and origins"))
     return parser
+
+
+def _add_bank(bank: argparse.ArgumentParser) -> None:
+    actions = bank.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    one_bank = "a bank file, FILE@N for its version N, a folder with bank.json, or a shipped bank as seed:NAME"
+    show = actions.add_parser("show", help="list a bank's items")
+    search = actions.add_parser("search", help="the pairs a problem would get")
+    check = actions.add_parser("check", help="report what is odd or gives problems away; exit code 1 if anything does")
+    log = actions.add_parser("log", help="the versions of a bank file; of a run, the checks of online maintenance")
+    diff = actions.add_parser("diff", help="what one bank or version has and another has not")
+    rollback = actions.add_parser("rollback", help="make a version's content the newest version; nothing is lost")
+    trace = actions.add_parser("trace", help="what an item was merged from, down to the rollouts it came from")
+    imported = actions.add_parser("import", help="a bank of either format as the next version of a bank file")
+    export = actions.add_parser("export", help="write a bank in the native or the common format, without its versions")
+    for action in (show, search, check, trace, export):
+        action.add_argument("bank", help=one_bank)
+    search.add_argument("problem", help="the problem's text")
+    search.add_argument("--retriever", default="bm25", help="embedding, bm25 or random")
+    search.add_argument("--embedder", default="local:all-minilm-l6-v2")
+    search.add_argument("--k", type=int, default=8)
+    check.add_argument(
+        "--problems", nargs="+", default=[], metavar="FILE", help="training problems: files, hub names …"
+    )
+    check.add_argument("--benchmark", nargs="+", default=[], metavar="NAME", help="test problems: aime24 …, or files")
+    check.add_argument("--memories", type=Path, help="what the items came from (memories.jsonl beside the bank)")
+    check.add_argument("--n", type=int, default=13, help="words in a row that give a problem away (13)")
+    log.add_argument("bank", help="a bank file, or the folder of a run or a build")
+    diff.add_argument("before", help=one_bank)
+    diff.add_argument("after", help="likewise")
+    rollback.add_argument("bank", help="a bank file")
+    rollback.add_argument("version", type=int, help="as sgsd bank log numbers it")
+    trace.add_argument("item", help="the item's id")
+    imported.add_argument("source", help=f"{one_bank}; general_skills/common_mistakes JSON is recognised")
+    for action in (imported, export):
+        action.add_argument("target", type=Path, help="file to write")
+        action.add_argument("--force", action="store_true", help="replace the target")
+    export.add_argument("--format", choices=("native", "common"), default="common", help="(common)")
+    for action in (rollback, imported):
+        action.add_argument("--message", help="one line for the log")
+    for action in (show, search, check, log, diff, rollback, trace, imported):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    for name, help_text in bank_settings.ACTIONS.items():
+        bank_settings.add_flags(actions.add_parser(name, help=help_text))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -256,6 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.commands.lab import lab
 
             return lab(options)
+        if options.action in bank_settings.ACTIONS:
+            from sgsd.commands.bank_build import build_bank
+
+            return build_bank(options)
         from sgsd.commands.bank import bank
 
         return bank(options)

@@ -219,10 +219,11 @@ def common_to_native(document: Document, source: str) -> Document:
         skills += members
     mistakes = items(document.get("common_mistakes", []), "common_mistakes", _MISTAKE_FIELDS)
     metadata = dict(as_object(document.get("metadata", {}), f"{source}: metadata"))
+    # Last, also where an earlier reading put it, so that a file written and read again is the same to the last byte.
+    before = {name: metadata.pop(name) for name in ("ignored_keys",) if name in metadata}
     if categories:
         metadata["task_specific_skills"] = categories
-    if ignored:
-        metadata["ignored_keys"] = sorted(ignored)
+    metadata |= {"ignored_keys": sorted(ignored)} if ignored else before
     native: Document = {"schema_version": 1, "metadata": metadata, "skills": skills, "mistakes": mistakes}
     if "name" in document:
         native["name"] = document["name"]

@@ -23,11 +23,11 @@ def contamination(options: argparse.Namespace) -> int:
     train = [
         problem
         for source in options.train
-        for problem in _load(source, options.train_split, options.train_config, options.train_adapter, console)
+        for problem in load_all(source, console, options.train_split, options.train_config, options.train_adapter)
     ]
     reports: dict[str, Contamination] = {}
     for source in options.test:
-        test = _load(source, options.test_split, options.test_config, options.test_adapter, console)
+        test = load_all(source, console, options.test_split, options.test_config, options.test_adapter)
         reports[source] = find_overlaps(train, test, n=options.n)
     if options.json:
         told = {"train": options.train, "test": {source: report.to_dict() for source, report in reports.items()}}
@@ -38,8 +38,12 @@ def contamination(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(source: str, split: str | None, config: str | None, adapter: str | None, console: Console) -> list[Problem]:
-    """All usable problems of a source or benchmark; duplicates stay, for the question is what is there."""
+def load_all(
+    source: str, console: Console, split: str | None = None, config: str | None = None, adapter: str | None = None
+) -> list[Problem]:
+    """All usable problems of a source or benchmark, with a summary on the console; duplicates stay, for the question is
+    what is there.
+    """
     benchmark = None if Path(source).exists() else BENCHMARKS.get(source)
     if benchmark is not None:
         source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
