@@ -53,8 +53,6 @@ def by_loops(batch):
                 record["negative_failure"] += (r, stance) == (-1, 1)
                 record["support_success"] += support if r == 1 else 0.0
                 record["support_failure"] += support if r == -1 else 0.0
-                record["square_success"] += support**2 if r == 1 else 0.0
-                record["square_failure"] += support**2 if r == -1 else 0.0
     return records
 
 
@@ -162,7 +160,7 @@ def test_padding_is_never_read():
     ledger = Ledger().credited([[("s", "m")]], support=[[0.5, math.nan]], stance=[[1, 1]], outcome=[1])
     assert ledger.record("s") == ledger.record("m")
     assert ledger.record("s") == ItemRecord(
-        uses=1, active=1, positive=1, successes=1, positive_success=1, support_success=0.5, square_success=0.25
+        uses=1, active=1, positive=1, successes=1, positive_success=1, support_success=0.5
     )
 
 

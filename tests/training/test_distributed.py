@@ -105,3 +105,22 @@ def test_processes_renew_one_bank_whatever_becomes_of_the_writer(tmp_path, write
     checks = [json.loads(line) for line in log]
     assert [check["records"] for check in checks] == [2 * 4] * 3
     assert checks[-1]["bank"] == first["bank"]
+
+
+def test_processes_retire_the_same_items_of_one_ledger(tmp_path):
+    first, second = launch(
+        tmp_path / "two",
+        2,
+        per_device_train_batch_size=2,
+        max_steps=8,
+        num_teachers=1,
+        support_threshold=0.0,
+        retire_below=0.95,
+        retire_frequency=2,
+        retire_min_active=2,
+        retire_static=True,
+    )
+    log = (tmp_path / "two" / "run" / "retirements.jsonl").read_text().splitlines()
+    assert log, "nothing was retired: the test shows nothing"
+    assert len({json.loads(line)["id"] for line in log}) == len(log)
+    assert first["bank"] == second["bank"] != make_bank(3).digest

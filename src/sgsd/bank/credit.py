@@ -23,6 +23,7 @@ Both take uses for independent of each other. Uses on rollouts of one problem ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lgamma, log, sqrt
 from statistics import NormalDist
@@ -106,6 +107,18 @@ def lasting_bound(record: ItemRecord, *, error: float = 1 - CONFIDENCE) -> float
         middle = sqrt(low * high)
         low, high = (low, middle) if possible(point(middle)) else (middle, high)
     return sum(point(high)) / 2
+
+
+def separation(better: Sequence[float], worse: Sequence[float]) -> float:
+    """Probability that one of ``better`` is above one of ``worse``, equal ones counting half: the area under the ROC.
+
+    Raises:
+        ValueError: one is empty.
+    """
+    if not better or not worse:
+        raise ValueError(f"both kinds must be there: got {len(better)} and {len(worse)}")
+    above = sum((high > low) + (high == low) / 2 for high in better for low in worse)
+    return above / (len(better) * len(worse))
 
 
 def _by_outcome(record: ItemRecord) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -44,7 +44,6 @@ class ItemRecord:
         positive_success, negative_success: of the successes, those with a stance: supported, suppressed.
         positive_failure, negative_failure: of the failures, those with a stance: suppressed, supported.
         support_success, support_failure: sums of the support over successes, over failures, in nats per token.
-        square_success, square_failure: sums of its squares.
     """
 
     uses: int = 0
@@ -61,16 +60,12 @@ class ItemRecord:
     negative_failure: int = 0
     support_success: float = 0.0
     support_failure: float = 0.0
-    square_success: float = 0.0
-    square_failure: float = 0.0
 
     def __add__(self, other: ItemRecord) -> ItemRecord:
         return ItemRecord(
             *(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)),
             support_success=self.support_success + other.support_success,
             support_failure=self.support_failure + other.support_failure,
-            square_success=self.square_success + other.square_success,
-            square_failure=self.square_failure + other.square_failure,
         )
 
     @property
@@ -107,7 +102,7 @@ class ItemRecord:
         return self.support_failure / self.failures if self.failures else None
 
 
-_SUMS = ("support_success", "support_failure", "square_success", "square_failure")
+_SUMS = ("support_success", "support_failure")
 _COUNTS = tuple(entry.name for entry in fields(ItemRecord) if entry.name not in _SUMS)
 
 
@@ -313,12 +308,7 @@ def _contributions(
         (polarity > 0) & (outcome < 0),
         (polarity < 0) & (outcome < 0),
     )
-    sums = (
-        np.where(outcome > 0, support, 0.0),
-        np.where(outcome < 0, support, 0.0),
-        np.where(outcome > 0, support**2, 0.0),
-        np.where(outcome < 0, support**2, 0.0),
-    )
+    sums = (np.where(outcome > 0, support, 0.0), np.where(outcome < 0, support, 0.0))
     return np.stack([column.astype(np.int64) for column in counts], axis=1), np.stack(sums, axis=1)
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sgsd.bank.extract import Candidate
+from sgsd.bank.retire import retired_items
 from sgsd.bank.skills import BankDiff, Item, Origin, SkillBank
 from sgsd.errors import BankError, ConfigError
 
 UNPROVEN_CREDIT = 0.5
-"""What an item without a credit counts as when room is made: between what has helped and what has harmed."""
+"""What an item without a credit counts as when room is made: what ``bank.credit`` gives an item without evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def maintain(
 ) -> Maintained:
     """Add what is new, best first, and make room for it.
 
-    Of each list, the first ``max_added`` candidates that say something the bank does not say yet become online items.
+    Of each list, the first ``max_added`` candidates that say something the bank does not say yet become online items;
+    what a retired item said stays away.
     Where more than ``max_dynamic`` would be online then, older online items go: those of the lowest credit, an item
     without one counting as ``UNPROVEN_CREDIT``, the oldest first among equals. Without ``credit`` the oldest go (the
     paper evicts by position). New items are never evicted by the update that brings them.
@@ -107,6 +109,7 @@ def maintain(
     log: list[LogEntry] = []
     texts = {_spoken(item) for item in bank.items}
     ids = {item.id for item in bank.items}
+    retired = {_spoken(item) for item in retired_items(bank)}
     added: list[Item] = []
     for candidate in candidates:
         title = candidate.title or candidate.text[:60]
@@ -117,6 +120,8 @@ def maintain(
             continue
         if item.id in ids or _spoken(item) in texts:
             log.append(LogEntry(Action.PASSED_OVER, candidate.kind, item.id, title, "the bank says so already"))
+        elif _spoken(item) in retired:
+            log.append(LogEntry(Action.PASSED_OVER, candidate.kind, item.id, title, "retired"))
         elif sum(type(other) is type(item) for other in added) >= limits.max_added:
             reason = f"{limits.max_added} new items in this update"
             log.append(LogEntry(Action.PASSED_OVER, candidate.kind, item.id, title, reason))

@@ -250,6 +250,16 @@ class SGSDConfig(DistillationConfig):
         "credit", f"Which online items make room: those of the lowest {EVICTIONS[0]}, or the oldest ({EVICTIONS[1]})."
     )
 
+    # Retirement of items by the ledger's credit.
+    retire_below: float | None = _setting(
+        None,
+        "Items leave retrieval whose credit is below this beyond doubt (docs/bank.md); None: never; 0.5 is the credit "
+        "of an item that tells nothing apart.",
+    )
+    retire_frequency: int = _setting(25, "Optimizer steps between looks at who is to be retired.")
+    retire_min_active: int = _setting(50, "Uses with a stance and a verdict that an item must have had to be retired.")
+    retire_static: bool = _setting(False, "Retire seed and cold-start items, too, and not only online ones.")
+
     @property
     def uses_bank(self) -> bool:
         return True
@@ -267,6 +277,9 @@ class SGSDConfig(DistillationConfig):
             )
         check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
         Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
+        self._refuse_below_one("retire_frequency", "retire_min_active")
+        if self.retire_below is not None and not 0 < self.retire_below < 1:
+            raise ConfigError("retire_below is out of range", got=self.retire_below, expected="between 0 and 1")
         if self.skills_in_prompt:
             raise ConfigError(
                 "skills_in_prompt does not go with SGSD",

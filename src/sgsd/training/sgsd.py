@@ -22,6 +22,7 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from sgsd.bank import Ledger
+from sgsd.bank.credit import credit
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
 from sgsd.objectives import SGSDLoss, selected_logps, sgsd_loss
@@ -34,6 +35,7 @@ from sgsd.training.config import SGSDConfig
 from sgsd.training.maintenance import Maintenance, MaintenanceCallback, Window, WindowRecord
 from sgsd.training.policy_writer import PolicyWriter, refuse_partitioned_policy
 from sgsd.training.record import RecordCallback, RunRecorder
+from sgsd.training.retirement import LedgerCallback
 from sgsd.training.rewards import VerifierReward, is_truncated, text_of
 from sgsd.training.state import saved_ledger, saved_window
 
@@ -91,6 +93,7 @@ class SGSDTrainer(VerifiedTrainer):
             writes=self.accelerator.is_main_process,
         )
         self.add_callback(RecordCallback(self.recorder))
+        self.add_callback(LedgerCallback(self))
         self.maintenance = self._build_maintenance() if self.args.maintenance_frequency else None
         if self.maintenance is not None:
             self.add_callback(MaintenanceCallback(self, self.maintenance))
@@ -126,12 +129,11 @@ class SGSDTrainer(VerifiedTrainer):
     @property
     def _credit(self) -> Callable[[str], float | None] | None:
         """What each item has been worth, where that decides which ones make room."""
-        return self._positive_share if self.args.maintenance_eviction == "credit" else None
+        return self._credit_of if self.args.maintenance_eviction == "credit" else None
 
-    def _positive_share(self, id: str) -> float | None:
+    def _credit_of(self, id: str) -> float | None:
         record = self.ledger.record(id)
-        decided = record.positive + record.negative
-        return record.positive / decided if decided else None
+        return credit(record).value if record.positive + record.negative else None
 
     def _build_maintenance(self) -> Maintenance:
         own_process = self._writer is None
@@ -288,6 +290,10 @@ class SGSDTrainer(VerifiedTrainer):
         return loss
 
     # ---- logs
+
+    def log_totals(self, totals: dict[str, float]) -> None:
+        """Log values that are no means over steps."""
+        self._metrics["train"].update({name: [value] for name, value in totals.items()})
 
     def _fill_stances(self, rows: Tensor, result: SGSDLoss) -> None:
         """Write each teacher's stance into the completions table: ``+`` supports, ``-`` suppresses, ``0`` neither."""
