@@ -35,9 +35,16 @@ from sgsd.retrieval import Retriever
 from sgsd.scoring import completion_logits
 from sgsd.training.callbacks import StateCallback
 from sgsd.training.config import DistillationConfig, VerifiedConfig, resolve_bank
+from sgsd.training.guard import CollapseGuard, GuardCallback
 from sgsd.training.rewards import VerifierReward, is_truncated, outcome_of
 from sgsd.training.rows import SkillPairs, problems_of, skill_pairs, training_rows
-from sgsd.training.state import TeacherWeights, last_complete_checkpoint, load_state, refuse_partitioned_copies
+from sgsd.training.state import (
+    TeacherWeights,
+    last_complete_checkpoint,
+    load_state,
+    refuse_partitioned_copies,
+    saved_guard,
+)
 from sgsd.verifiers import Verifier, get_verifier
 
 
@@ -140,9 +147,15 @@ class VerifiedTrainer(GRPOTrainer):
                 ema_decay=args.teacher_ema_decay,
                 sync_steps=args.teacher_sync_steps,
             )
+        self.grad_norm = 0.0  # of the latest optimizer step, before clipping
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
         self._student_pass: tuple[Tensor, Tensor | None] | None = None
         self.add_callback(StateCallback(self))
+        self.guard: CollapseGuard | None = None
+        if args.guard != "off":
+            rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            self.guard = CollapseGuard(args.guard_window, rollouts * self.accelerator.num_processes)
+            self.add_callback(GuardCallback(self, self.guard, args.guard))
         self._set_up()
 
     def _set_up(self) -> None:
@@ -191,6 +204,14 @@ class VerifiedTrainer(GRPOTrainer):
             teacher=self.teacher_weights,
             rank=self.accelerator.process_index,
         )
+        if self.guard is not None and (seen := saved_guard(checkpoint)) is not None:
+            self.guard.restore(seen, source=str(checkpoint))
+            if self.guard.alarm is not None and self.args.guard == "grpo":
+                self.hand_over()
+
+    def hand_over(self) -> None:
+        """Go on with GRPO's loss alone; of methods that can."""
+        raise NotImplementedError(f"{self.method} has nothing to hand over to")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As TRL's; ``True`` resumes from the last checkpoint in ``output_dir`` that was written to its end.
@@ -312,6 +333,11 @@ class VerifiedTrainer(GRPOTrainer):
     def _share_prompts(self) -> bool:
         """Whether a batch holds several rollouts of one prompt: a matter of configuration, the same on all ranks."""
         return (self.num_generations if self.model.training else self.num_generations_eval) > 1
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.grad_norm = float(norm)
+        return norm
 
     # ---- logs
 

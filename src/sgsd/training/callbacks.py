@@ -42,6 +42,7 @@ class StateCallback(TrainerCallback):
                 teacher=self._trainer.teacher_weights,
                 ledger=self._trainer.ledger,
                 window=self._trainer.window,
+                guard=None if self._trainer.guard is None else self._trainer.guard.to_json(),
                 rank=accelerator.process_index,
             )
 

@@ -22,6 +22,7 @@ from sgsd.prompts import BOXED_INSTRUCTION, Thinking
 TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
+GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
 EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
 
@@ -68,6 +69,14 @@ class VerifiedConfig(GRPOConfig):
         0.5, "With reward_funcs of your own: a weighted sum of rewards of at least this is a success."
     )
 
+    # The collapse guard (training/guard.py).
+    guard: str = _setting(
+        "warn",
+        f"What a collapse does: {', '.join(GUARD_ACTIONS)}; grpo hands over to GRPO's loss. A gradient that is not "
+        "finite stops the run, unless off.",
+    )
+    guard_window: int = _setting(20, "Optimizer steps whose means the guard compares.")
+
     # Skills.
     bank: str | None = _setting(None, "Skill bank: a file, or a shipped one as seed:NAME.")
     retriever: str = _setting("embedding", f"How pairs are found: {', '.join(RETRIEVERS)}.")
@@ -108,7 +117,12 @@ class VerifiedConfig(GRPOConfig):
             ("thinking", tuple(map(str, Thinking))),
         ):
             check_choice(name, vars(self)[name], allowed)
-        self._refuse_below_one("num_generations", "max_prompt_length", "skills_in_prompt_pairs")
+        check_choice("guard", self.guard, GUARD_ACTIONS)
+        if self.guard == "grpo" and not self._can_hand_over:
+            raise ConfigError(
+                "nothing to hand over to", got="guard grpo", expected="method sgsd, and num_generations of 2 or more"
+            )
+        self._refuse_below_one("num_generations", "max_prompt_length", "skills_in_prompt_pairs", "guard_window")
         # TRL, transformers and torch would refuse these only once a step is under way.
         self._refuse_not_positive(
             "temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"
@@ -120,6 +134,11 @@ class VerifiedConfig(GRPOConfig):
     def uses_bank(self) -> bool:
         """Whether a run with these settings reads a skill bank."""
         return self.skills_in_prompt
+
+    @property
+    def _can_hand_over(self) -> bool:
+        """Whether the guard can go on with GRPO's loss in this method's place."""
+        return False
 
     def _refuse_below_one(self, *names: str) -> None:
         for name in names:
@@ -263,6 +282,10 @@ class SGSDConfig(DistillationConfig):
     @property
     def uses_bank(self) -> bool:
         return True
+
+    @property
+    def _can_hand_over(self) -> bool:
+        return self.num_generations > 1
 
     def _check(self) -> None:
         super()._check()

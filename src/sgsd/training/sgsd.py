@@ -109,6 +109,10 @@ class SGSDTrainer(VerifiedTrainer):
         if self.maintenance is not None and (window := saved_window(checkpoint)) is not None:
             self.maintenance.window = Window.from_json(window, source=str(checkpoint))
 
+    def hand_over(self) -> None:
+        """Go on with GRPO's loss alone; the teachers are still scored, for the ledger."""
+        self.args.sgsd_weight, self.args.grpo_weight = 0.0, self.args.grpo_weight or 1.0
+
     def _build_retriever(self, args: SGSDConfig) -> Retriever:
         return super()._build_retriever(args, temperature=args.retrieval_temperature)
 
@@ -283,6 +287,7 @@ class SGSDTrainer(VerifiedTrainer):
             loss = loss + self.args.grpo_weight * self._grpo_loss(model, inputs, logits, student_logps, entropy)
         else:
             self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
+        self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
         self._fill_stances(inputs["row"], result)
         if self._mode == "train":

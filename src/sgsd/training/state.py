@@ -23,6 +23,7 @@ _STATE_FILE = "state.json"
 _BANK_FILE = "bank.json"
 _LEDGER_FILE = "ledger.json"
 _WINDOW_FILE = "window.jsonl"
+_GUARD_FILE = "guard.json"
 _VERSION = 2
 
 
@@ -130,9 +131,10 @@ def save_state(
     teacher: TeacherWeights | None,
     ledger: Ledger | None = None,
     window: str | None = None,
+    guard: str | None = None,
     rank: int = 0,
 ) -> None:
-    """Write ``checkpoint/sgsd``: each rank's teacher weights; bank, ledger, window; last and at once ``state.json``.
+    """Write ``checkpoint/sgsd``: each rank's teacher weights; bank, ledger, window, guard; then ``state.json``.
 
     A checkpoint without ``state.json`` was cut off while it was written and is never resumed from.
 
@@ -145,6 +147,7 @@ def save_state(
         teacher: its weights are saved where they are not derived from the initial policy.
         ledger: of the run so far, if it keeps one.
         window: of online maintenance, as text, if there is any.
+        guard: what the collapse guard has seen, as text, if there is one.
         rank: this process's; rank 0 writes bank and state.
     """
     folder = checkpoint / STATE_FOLDER
@@ -159,6 +162,8 @@ def save_state(
             (folder / _LEDGER_FILE).write_text(ledger.to_json(), encoding="utf-8")
         if window is not None:
             (folder / _WINDOW_FILE).write_text(window, encoding="utf-8")
+        if guard is not None:
+            (folder / _GUARD_FILE).write_text(guard, encoding="utf-8")
         state = RunState(
             step=step,
             initial_bank=initial_bank,
@@ -256,20 +261,37 @@ def saved_window(checkpoint: Path) -> str | None:
     Raises:
         CheckpointError: it cannot be read.
     """
-    file = checkpoint / STATE_FOLDER / _WINDOW_FILE
+    return _saved_text(checkpoint / STATE_FOLDER / _WINDOW_FILE, "window")
+
+
+def saved_guard(checkpoint: Path) -> str | None:
+    """What the collapse guard had seen, as text; ``None`` where there was none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _saved_text(checkpoint / STATE_FOLDER / _GUARD_FILE, "guard")
+
+
+def _saved_text(file: Path, what: str) -> str | None:
     try:
         return file.read_text(encoding="utf-8") if file.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError("the checkpoint's window cannot be read", got=str(error)) from error
+        raise CheckpointError(f"the checkpoint's {what} cannot be read", got=str(error)) from error
 
 
-def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint of most steps that was written to its end, if there is one."""
-    steps = {
+def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
+    """Steps → the checkpoints of a run that were written to their end."""
+    return {
         int(match[1]): folder
         for folder in (output_dir.iterdir() if output_dir.is_dir() else [])
         if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and (folder / STATE_FOLDER / _STATE_FILE).is_file()
     }
+
+
+def last_complete_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint of most steps that was written to its end, if there is one."""
+    steps = complete_checkpoints(output_dir)
     return steps[max(steps)] if steps else None
 
 
