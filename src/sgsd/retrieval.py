@@ -330,6 +330,8 @@ def _nearest(rows: NDArray[np.float32], queries: NDArray[np.float32], k: int) ->
 def _top(similarities: NDArray[np.float64], k: int) -> list[int]:
     """Positions of the k largest, best first, ties in bank order."""
     ranks = -np.round(similarities, _RANKING_DECIMALS)
+    if len(ranks) <= _SHORT_LIST:
+        return [int(position) for position in np.argsort(ranks, kind="stable")[:k]]
     last = np.partition(ranks, k - 1)[k - 1]
     better = np.flatnonzero(ranks < last)
     tied = np.flatnonzero(ranks == last)[: k - len(better)]

@@ -3,14 +3,19 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
-from sgsd.bank.leaks import SHORTEST, LeakKind, holds_answer, quarantine, scan
+from sgsd.bank.answers import holds_answer
+from sgsd.bank.leaks import SHORTEST, LeakKind, quarantine, scan
 from sgsd.bank.lineage import ancestors, descent
 from sgsd.errors import ConfigError
 from sgsd.memories import memory_of
 from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
+
+from .leak_cases import CLEAN, PLANTED
 
 PROBLEM = Problem(
     "apples",
@@ -33,38 +38,37 @@ def a_bank(*texts, parents=()):
     return SkillBank(tuple(Skill.new(text, origin=Origin.COLD_START, parents=parents) for text in texts))
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("The total comes to 72 clips.", "72"),
-        ("The total comes to 1250.0 euros exactly.", "1,250"),
-        ("Expect seventy-two clips.", "72"),
-        ("The answer is 7.", "7"),
-        ("Note that 3 + 4 = 7 here.", "7"),
-        ("It simplifies to \\frac{17}{23} in the end.", "17/23"),
-        ("The final answer is even.", "even"),
-        ("Write it as x squared plus one.", "x squared plus one"),
-    ],
-)
+@pytest.mark.parametrize(("text", "answer"), PLANTED)
 def test_an_answer_is_found_however_it_is_written(text, answer):
     assert holds_answer(text, answer)
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("Add 172 and 72.5 first.", "72"),
-        ("Check all 7 days of the week.", "7"),
-        ("Split the sum into 2 parts.", "2"),
-        ("Even numbers end in 0, 2, 4, 6 or 8.", "even"),
-        ("Let x be the unknown.", "x"),
-        ("Half as many means division by 2.", "36"),
-        ("", "72"),
-        ("Anything at all.", ""),
-    ],
-)
+@pytest.mark.parametrize(("text", "answer"), [case for case in CLEAN if all(case)])
 def test_what_only_looks_like_an_answer_is_not_one(text, answer):
     assert not holds_answer(text, answer)
+
+
+def test_nothing_gives_nothing_away():
+    assert not holds_answer("", "72")
+    assert not holds_answer("Anything at all.", "")
+
+
+def test_more_than_a_hundred_planted_answers_are_all_taken_out_and_a_hundred_clean_items_stay():
+    assert len(PLANTED) > 100
+    memories, items = [], []
+    for number, (text, answer) in enumerate([*PLANTED, *CLEAN]):
+        parents = [a_memory(Problem(f"p{number}", "What is asked?", answer))]
+        memories += parents
+        title = "".join(chr(ord("k") + int(digit)) for digit in str(number))
+        about = {"title": title, "origin": Origin.COLD_START, "parents": [parents[0].id]}
+        items.append(Skill.new("What it is about.", when=text, **about))
+        items.append(Mistake.new(f"{text} And more.", **about))
+    bank = SkillBank().with_items(items)
+    kept, taken = quarantine(bank, scan(bank, memories=memories))
+    texts = [text for text, _ in PLANTED]
+    assert [entry.item.note or entry.item.text for entry in taken] == [*texts, *(f"{text} And more." for text in texts)]
+    assert len(kept.items) == 2 * len(CLEAN) == 200
+    assert all("holds the answer" in entry.reasons[0] for entry in taken)
 
 
 def test_planted_leaks_are_all_taken_out_with_their_reasons():
@@ -137,8 +141,42 @@ def test_the_shipped_banks_hold_no_problem_of_public_data(shared_data):
         for row in [json.loads(line)]
     ]
     assert len(problems) > 10_000
-    for name in seed_banks():
-        assert not scan(SkillBank.load(f"seed:{name}"), problems=problems).leaks
+    items = [item for name in seed_banks() for item in SkillBank.load(f"seed:{name}").items]
+    assert not scan(SkillBank().with_items(items), problems=problems).leaks
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "7"]), max_size=9)
+
+
+@given(st.lists(WORDS, max_size=6), st.lists(WORDS, max_size=5), st.integers(SHORTEST, 7))
+@settings(max_examples=200, deadline=None)
+def test_runs_of_words_are_those_that_a_plain_search_finds(texts, problems, n):
+    items = {Skill.new(" ".join(text), origin=Origin.COLD_START) for text in texts if text}
+    bank = SkillBank().with_items(sorted(items, key=lambda item: item.id))
+    asked = [Problem(f"p{number}", " ".join(text), "1") for number, text in enumerate(problems)]
+    found = {(leak.item, leak.problem): leak.held for leak in scan(bank, problems=asked, n=n).leaks}
+
+    def longest(problem, item):
+        def held(run):
+            return f" {' '.join(run)} " in f" {' '.join(item)} "
+
+        runs = [problem[i:j] for i in range(len(problem)) for j in range(i + 1, len(problem) + 1)]
+        return max((len(run) for run in runs if held(run)), default=0)
+
+    expected, before = {}, []
+    for number, problem in enumerate(problems):
+        least = min(n, len(problem))
+        if problem in before or least < SHORTEST or (least < n and "7" not in problem):
+            continue
+        before.append(problem)
+        for item in bank.items:
+            length = longest(problem, item.text.split())
+            if length >= least:
+                expected[item.id, f"p{number}"] = length
+    assert {key: len(held.split()) for key, held in found.items()} == expected
+    for (id, number), held in found.items():
+        assert f" {held} " in f" {bank.get(id).text} "
+        assert f" {held} " in f" {asked[int(number[1:])].text} "
 
 
 def test_lineage_is_told_to_the_ground_and_circles_do_no_harm():

@@ -6,11 +6,8 @@ a bank makes the benchmark worthless. Texts are compared as ``contamination.word
 Three rules, each with its reason in one line:
 
 ``answer``
-    The item holds the reference answer of a problem it came from. Numbers are compared by value and as whole words, so
-    ``1,000.0`` is 1000, and 72 is in neither 172 nor 72.5; ``\\frac{3}{4}`` and ``3/4`` are one number; signs are
-    passed over. ``COMMON_NUMBERS`` (0 to 12, 100, 360 …) say nothing by themselves, and neither do one or two words or
-    letters (*even*, *x*): they count only where the item presents them as a result ("the answer is 7", "= 7" after a
-    number, a box). Answers of three words or signs and more count wherever they stand.
+    The item holds the reference answer of a problem it came from, by the rules of ``answers``: numbers are compared by
+    value, in digits or words; common ones and single words count only where they are presented as a result.
 ``training problem``
     n words in a row of a problem that was trained on; of a problem with fewer words, all of them, if they are at least
     ``SHORTEST`` with a number among them.
@@ -20,13 +17,17 @@ Three rules, each with its reason in one line:
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from fractions import Fraction
+from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sgsd.bank.answers import Reading, answer_of, held_answer
 from sgsd.bank.lineage import ancestors, parents_of
 from sgsd.bank.skills import Item, SkillBank
 from sgsd.contamination import words
@@ -37,33 +38,8 @@ from sgsd.problems import Problem
 DEFAULT_N = 13
 SHORTEST = 5
 """Words of the shortest problem that is looked for."""
-TELLING_WORDS = 3
-"""Words and signs from which on an answer that is no number says something by itself."""
-MOST_FILLERS = 4
-MOST_UNIT_WORDS = 3
-COMMON_NUMBERS = frozenset(
-    {Fraction(n) for n in (*range(13), 16, 20, 24, 25, 30, 32, 45, 50, 52, 60, 64, 90, 100, 180, 360, 365, 1000, 10**6)}
-    | {Fraction(n, d) for n, d in ((1, 2), (1, 3), (2, 3), (1, 4), (3, 4), (1, 5), (1, 10), (1, 100))}
-)
-"""Numbers that general advice holds: small ones, units of time and angle, powers, simple fractions."""
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_RESULT_WORDS = frozenset({"answer", "answers", "result", "results", "solution", "boxed"})
-_FILLERS = frozenset(
-    {"is", "are", "was", "be", "must", "should", "would", "will", "then", "thus", "therefore", "so", "a", "an", "the"}
-    | {"exactly", "equal", "equals", "to", "=", "of", "final", "correct", "here", "always", "just", "only", "-", "+"}
-)
-_SPELLED = (
-    {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
-    | {"ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16}
-    | {"seventeen": 17, "eighteen": 18, "nineteen": 19}
-)
-_TENS = {
-    name: 10 * value
-    for value, name in enumerate(
-        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], start=2
-    )
-}
+_READINGS_KEPT = 1024
 
 
 class LeakKind(StrEnum):
@@ -129,49 +105,6 @@ class Quarantined:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A text's words, and its numbers: start → (end, value). ``3 / 4`` is found at 3, ``frac 3 4`` at frac."""
-
-    words: tuple[str, ...]
-    numbers: Mapping[int, tuple[int, Fraction]]
-
-    @classmethod
-    def of(cls, text: str) -> _Text:
-        tokens = words(text)
-        single: dict[int, tuple[int, Fraction]] = {}
-        for place, token in enumerate(tokens):
-            if _NUMBER.fullmatch(token):
-                single[place] = (place + 1, Fraction(token))
-            elif token in _TENS and (place + 1) < len(tokens) and 0 < _SPELLED.get(tokens[place + 1], 0) < 10:
-                single[place] = (place + 2, Fraction(_TENS[token] + _SPELLED[tokens[place + 1]]))
-            elif token in _TENS or token in _SPELLED:
-                single[place] = (place + 1, Fraction(_TENS.get(token, _SPELLED.get(token, 0))))
-        fractions: dict[int, tuple[int, Fraction]] = {}
-        for place, token in enumerate(tokens):
-            top, bottom = (place + 1, place + 2) if token == "frac" else (place, place + 2)
-            written = token == "frac" or tokens[place + 1 : place + 2] == ("/",)
-            if written and top in single and bottom in single and single[bottom][1]:
-                fractions[place] = (bottom + 1, single[top][1] / single[bottom][1])
-        return cls(tokens, single | fractions)
-
-    @property
-    def number_ends(self) -> frozenset[int]:
-        """Places of the last word of each number."""
-        return frozenset(end - 1 for end, _ in self.numbers.values())
-
-    @property
-    def only_number(self) -> Fraction | None:
-        """The value, where the text is one number and at most a sign and ``MOST_UNIT_WORDS`` plain words after it."""
-        start = 1 if self.words[:1] in (("-",), ("+",)) else 0
-        if start not in self.numbers:
-            return None
-        end, value = self.numbers[start]
-        rest = self.words[end:]
-        unit = len(rest) <= MOST_UNIT_WORDS and all(word == "%" or (len(word) > 1 and word.isalpha()) for word in rest)
-        return value if unit and not any(place >= end for place in self.numbers) else None
-
-
 def scan(
     bank: SkillBank,
     *,
@@ -183,7 +116,8 @@ def scan(
 ) -> LeakReport:
     """Look for answers and problems in a bank's items.
 
-    Problems and memories pass by one after the other; only the items' words are kept.
+    Problems and memories pass by one after the other. What is kept: a number for each word of an item, 12 bytes for
+    each run of n words in one, 16 bytes for each distinct problem.
 
     Args:
         bank: what to scan. To scan candidates, make a bank of them.
@@ -198,24 +132,31 @@ def scan(
     """
     if n < SHORTEST:
         raise ConfigError("--n is out of range", got=n, expected=f"{SHORTEST} or more")
-    texts = {item.id: _read(item) for item in bank.items}
     known = parents_of(bank) | dict(lineage or {})
-    descendants: defaultdict[str, list[str]] = defaultdict(list)
-    for item in bank.items:
+    items = bank.items
+    descendants: defaultdict[str, list[int]] = defaultdict(list)
+    for place, item in enumerate(items):
         for ancestor in ancestors(item.id, known):
-            descendants[ancestor].append(item.id)
-    grams = _Grams({id: text.words for id, text in texts.items()}, n)
+            descendants[ancestor].append(place)
+    grams = _Grams((words(_spoken(item)) for item in items), n)
     # Item → its leaks; a leak found twice, as by two memories of one problem, counts once.
-    found: dict[str, dict[tuple[str, ...], Leak]] = {item.id: {} for item in bank.items}
-    seen: set[tuple[str, str, tuple[str, ...]]] = set()
+    found: defaultdict[str, dict[tuple[str, ...], Leak]] = defaultdict(dict)
+    seen: set[bytes] = set()
     traced: set[str] = set()
+
+    @lru_cache(_READINGS_KEPT)
+    def read(place: int) -> Reading:
+        return Reading.of(_spoken(items[place]))
 
     def look(kind: LeakKind, text: str, problem: str, source: str) -> None:
         asked = words(text)
-        if (kind, source if kind is LeakKind.BENCHMARK else "", asked) in seen:
+        named = "\0".join((kind, source if kind is LeakKind.BENCHMARK else "", *asked))
+        digest = hashlib.blake2b(named.encode(errors="surrogatepass"), digest_size=16).digest()
+        if digest in seen:
             return
-        seen.add((kind, source if kind is LeakKind.BENCHMARK else "", asked))
-        for id, held in grams.held(asked):
+        seen.add(digest)
+        for place, held in grams.held(asked):
+            id = items[place].id
             found[id].setdefault((kind, problem, source), _run_leak(id, kind, problem, source, held, asked))
 
     for name, asked in (benchmarks or {}).items():
@@ -225,17 +166,20 @@ def scan(
         look(LeakKind.TRAINING, problem.text, problem.id, problem.source)
     for memory in memories:
         look(LeakKind.TRAINING, memory.problem, memory.problem_id, "")
-        for id in descendants.get(memory.id, ()):
+        below = descendants.get(memory.id, ())
+        answer = answer_of(memory.answer) if below else None
+        for place in below:
+            id = items[place].id
             traced.add(id)
             key = (LeakKind.ANSWER, memory.problem_id, memory.answer)
-            if key not in found[id] and (held := _held_answer(texts[id], memory.answer)):
+            if answer and key not in found.get(id, ()) and (held := held_answer(read(place), answer)):
                 reason = (
                     f"holds the answer {memory.answer!r} of problem {memory.problem_id}, which it came from: {held!r}"
                 )
                 found[id][key] = Leak(id, LeakKind.ANSWER, memory.problem_id, memory.source, held, reason)
-    untraced = tuple(item.id for item in bank.items if item.parents and item.id not in traced)
-    leaks = tuple(leak for item in bank.items for leak in found[item.id].values())
-    return LeakReport(n, len(texts), len(seen), untraced, leaks)
+    untraced = tuple(item.id for item in items if item.parents and item.id not in traced)
+    leaks = tuple(leak for item in items if item.id in found for leak in found[item.id].values())
+    return LeakReport(n, len(items), len(seen), untraced, leaks)
 
 
 def quarantine(bank: SkillBank, report: LeakReport) -> tuple[SkillBank, tuple[Quarantined, ...]]:
@@ -245,46 +189,8 @@ def quarantine(bank: SkillBank, report: LeakReport) -> tuple[SkillBank, tuple[Qu
     return bank.without(entry.item.id for entry in taken), taken
 
 
-def holds_answer(text: str, answer: str) -> bool:
-    """Whether a text gives an answer away, by the rule ``answer`` above."""
-    return _held_answer(_Text.of(text), answer) is not None
-
-
-def _read(item: Item) -> _Text:
-    return _Text.of("\n".join((item.title, item.text, item.note)))
-
-
-def _held_answer(text: _Text, answer: str) -> str | None:
-    """The words of the text around the answer, if it gives it away."""
-    sought = _Text.of(answer)
-    if not sought.words:
-        return None
-    number = sought.only_number
-    if number is not None:
-        places = [(start, end) for start, (end, value) in text.numbers.items() if value == number]
-        telling = number not in COMMON_NUMBERS
-    else:
-        size = len(sought.words)
-        starts = range(len(text.words) - size + 1)
-        places = [(start, start + size) for start in starts if text.words[start : start + size] == sought.words]
-        telling = size >= TELLING_WORDS
-    for start, end in places:
-        if telling or _is_result(text, start):
-            return " ".join(text.words[max(0, start - 5) : end + 2])
-    return None
-
-
-def _is_result(text: _Text, start: int) -> bool:
-    """Whether what stands at ``start`` is presented as a result: "the answer is …", "3 + 4 = …"."""
-    before = list(text.words[:start])
-    if before[-1:] == ["="] and (start - 2) in text.number_ends:
-        return True
-    for word in reversed(before[-MOST_FILLERS - 1 :]):
-        if word in _RESULT_WORDS:
-            return True
-        if word not in _FILLERS:
-            return False
-    return False
+def _spoken(item: Item) -> str:
+    return "\n".join((item.title, item.text, item.note))
 
 
 def _run_leak(id: str, kind: LeakKind, problem: str, source: str, held: str, asked: tuple[str, ...]) -> Leak:
@@ -295,36 +201,96 @@ def _run_leak(id: str, kind: LeakKind, problem: str, source: str, held: str, ask
 
 
 class _Grams:
-    """Runs of words → the items that hold them. Built for n at once, for shorter problems when the first one comes."""
+    """Runs of words → the items that hold them.
 
-    def __init__(self, texts: Mapping[str, tuple[str, ...]], n: int) -> None:
-        self._texts = texts
+    Words are numbers, in one array for all items; a run is found by a 64-bit hash among sorted ones, and then compared
+    word by word. Runs are indexed at length n, and at ``SHORTEST`` for problems of fewer than n words when the first
+    one comes.
+    """
+
+    def __init__(self, texts: Iterable[tuple[str, ...]], n: int) -> None:
         self._n = n
-        self._index: dict[int, dict[tuple[str, ...], list[tuple[str, int]]]] = {}
+        self._vocabulary: dict[str, int] = {}
+        arrays: list[NDArray[np.int32]] = []
+        for text in texts:
+            numbers = [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in text]
+            arrays.append(np.array(numbers, dtype=np.int32))
+        self._starts = np.array([0, *np.cumsum([len(array) for array in arrays])], dtype=np.int64)
+        self._words = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
+        self._weights = np.random.default_rng(0).integers(2**64, size=len(self._vocabulary), dtype=np.uint64)
+        self._index: dict[int, tuple[NDArray[np.uint64], NDArray[np.int32]]] = {}
 
-    def held(self, problem: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-        """(item id, the longest run of words it shares with the problem), in bank order where it is long enough."""
-        size = min(self._n, len(problem))
-        if size < SHORTEST or (size < self._n and not any(map(_NUMBER.fullmatch, problem))):
+    def held(self, problem: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+        """(item's place, the longest run of words it shares with the problem) where that is long enough."""
+        asked = np.array([self._vocabulary.get(word, -1) for word in problem], dtype=np.int32)
+        if len(problem) < self._n:
+            if len(problem) >= SHORTEST and asked.min() >= 0 and any(word[0].isdigit() for word in problem):
+                for item in self._whole(asked):
+                    yield item, " ".join(problem)
             return
-        index = self._of_length(size)
-        longest: dict[str, str] = {}
-        going: dict[tuple[str, int], int] = {}
-        for start in range(len(problem) - size + 1):
-            ending: dict[tuple[str, int], int] = {}
-            for id, there in index.get(problem[start : start + size], ()):
-                length = going.get((id, there - 1), size - 1) + 1
-                ending[id, there] = length
-                if length > len(longest.get(id, "").split()):
-                    longest[id] = " ".join(problem[start + size - length : start + size])
+        places, first, last = self._found(asked, self._n)
+        longest: dict[int, tuple[int, int]] = {}
+        going: dict[int, int] = {}  # where in ``_words`` the run that ended a word before began → run's length
+        for start, run in enumerate(np.lib.stride_tricks.sliding_window_view(asked, self._n)):
+            ending: dict[int, int] = {}
+            for there in places[first[start] : last[start]].tolist():
+                if np.array_equal(self._words[there : there + self._n], run):
+                    length = ending[there] = going.get(there - 1, self._n - 1) + 1
+                    item = self._item(there)
+                    if length > longest.get(item, (0, 0))[0]:
+                        longest[item] = length, start + self._n - length
             going = ending
-        yield from longest.items()
+        for item, (length, start) in longest.items():
+            yield item, " ".join(problem[start : start + length])
 
-    def _of_length(self, size: int) -> dict[tuple[str, ...], list[tuple[str, int]]]:
+    def _whole(self, asked: NDArray[np.int32]) -> Iterator[int]:
+        """Items that hold all these words in a row."""
+        places, first, last = self._found(asked, SHORTEST)
+        rarest = int(np.argmin(last - first))
+        for there in (places[first[rarest] : last[rarest]] - rarest).tolist():
+            end = there + len(asked)
+            if (
+                there >= 0
+                and np.array_equal(self._words[there:end], asked)
+                and self._item(there) == self._item(end - 1)
+            ):
+                yield self._item(there)
+
+    def _found(
+        self, asked: NDArray[np.int32], size: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.intp], NDArray[np.intp]]:
+        """Places in ``_words``, and for each run of ``size`` words of a problem from where to where among them."""
+        hashes, places = self._of_length(size)
+        # What an item never says has number -1, the weight of some word, and is told from it when words are compared.
+        sought = _hashes(asked, self._weights, size)
+        return places, np.searchsorted(hashes, sought, "left"), np.searchsorted(hashes, sought, "right")
+
+    def _item(self, there: int) -> int:
+        return int(np.searchsorted(self._starts, there, "right")) - 1
+
+    def _of_length(self, size: int) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+        """Hashes of all runs of ``size`` words inside an item, sorted, and where in ``_words`` each begins."""
         if size not in self._index:
-            grams: dict[tuple[str, ...], list[tuple[str, int]]] = {}
-            for id, text in self._texts.items():
-                for start in range(len(text) - size + 1):
-                    grams.setdefault(text[start : start + size], []).append((id, start))
-            self._index[size] = grams
+            inside = np.ones(max(0, len(self._words) - size + 1), dtype=bool)
+            for back in range(1, size):
+                crossing = self._starts[1:] - back
+                inside[crossing[(crossing >= 0) & (crossing < len(inside))]] = False
+            places = np.flatnonzero(inside).astype(np.int32)
+            hashes = _hashes(self._words, self._weights, size)[inside]
+            order = np.argsort(hashes, kind="stable")
+            self._index[size] = hashes[order], places[order]
         return self._index[size]
+
+
+def _hashes(numbers: NDArray[np.int32], weights: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
+    """A polynomial in the words' random weights, modulo 2⁶⁴, of each run of ``size``."""
+    total = np.zeros(max(0, len(numbers) - size + 1), dtype=np.uint64)
+    if not len(weights):
+        return total
+    values = weights[numbers]
+    for place in range(size):
+        total = total * _BASE + values[place : place + len(total)]
+    return total
+
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)
