@@ -187,8 +187,8 @@ def load(source: str | os.PathLike[str]) -> SkillBank:
     file, number = split_version(name)
     if number is not None:
         return read(file).at(number)
-    if not name.startswith(SEED_PREFIX):
-        read(name)
+    if not name.startswith(SEED_PREFIX) and _next_file(_target(name)).exists():
+        read(name)  # a write was cut off, or is under way
     return SkillBank.load(name)
 
 

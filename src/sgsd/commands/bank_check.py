@@ -12,7 +12,6 @@ from rich.text import Text
 from sgsd.bank.leaks import LeakReport, scan
 from sgsd.commands.bank import load, print_json, sizes, table
 from sgsd.commands.bank_trace import Origins, read_memories
-from sgsd.commands.contamination import load_all
 from sgsd.memories import Memory
 from sgsd.problems import Problem
 
@@ -63,6 +62,8 @@ def check(options: argparse.Namespace) -> int:
 
 def _problems(sources: list[str], console: Console) -> Iterator[Problem]:
     for source in sources:
+        from sgsd.commands.contamination import load_all  # what a check of the bank alone can do without
+
         yield from load_all(source, console)
 
 
