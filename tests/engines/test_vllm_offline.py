@@ -1,4 +1,4 @@
-"""Sampling with vLLM: what it is asked, and how its answers are read. A stand-in takes vLLM's place."""
+"""Sampling and writing with vLLM: what it is asked, and how its answers are read. A stand-in takes vLLM's place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from sgsd.bank.writing import WriteRequest, Written
 from sgsd.engines.seeds import completion_seed
-from sgsd.engines.vllm_offline import VLLMSampler
+from sgsd.engines.vllm_offline import VLLMSampler, VLLMWriter
 from sgsd.errors import ConfigError
 from sgsd.rollouts import StopReason
 
@@ -30,6 +31,7 @@ class LLM:
         if LLM.refusal is not None:
             raise LLM.refusal
         LLM.started = options
+        self.model_config = SimpleNamespace(max_model_len=1000)
 
     def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
         LLM.asked = SimpleNamespace(prompts=prompts, params=sampling_params, lora=lora_request)
@@ -51,9 +53,10 @@ class LLM:
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch):
-    modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")}
+    modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request", "vllm.sampling_params")}
     modules["vllm"].LLM = LLM
     modules["vllm"].SamplingParams = lambda **options: options
+    modules["vllm.sampling_params"].StructuredOutputsParams = lambda **options: options
     modules["vllm.lora.request"].LoRARequest = lambda *arguments: arguments
     for name, module in modules.items():
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
@@ -186,3 +189,47 @@ def test_a_missing_vllm_is_named(tokenizer, tiny_folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'sgsd\[vllm\]'"):
         VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3)
+
+
+def asked_for(key, text, max_tokens=20):
+    return WriteRequest(key, [{"role": "user", "content": text}], {"title": key}, max_tokens, 7)
+
+
+def test_a_writer_shares_the_samplers_engine_and_holds_each_request_to_its_schema(tokenizer, adapter):
+    folder = adapter()
+    sampler = VLLMSampler(folder, tokenizer, max_new_tokens=3)
+    LLM.refusal = RuntimeError("a second engine")
+    writer = VLLMWriter(sampler.engine, tokenizer, name="vllm tiny", temperature=0.4)
+    requests = [asked_for("a", "One"), asked_for("b", "x" * 2000), asked_for("c", "Two", 30)]
+    prompts = [
+        tokenizer.apply_chat_template(request.messages, add_generation_prompt=True)["input_ids"] for request in requests
+    ]
+    ids = tokenizer.encode("{}", add_special_tokens=False)
+    LLM.answers = {prompts[0][0]: ((*ids, END), "stop")}
+    written = writer.write(requests)
+    assert written == [
+        Written("a", "{}", None, len(prompts[0]), 3),
+        Written(
+            "b", None, f"a prompt of {len(prompts[1])} tokens does not fit the context of 1000", len(prompts[1]), 0
+        ),
+        Written("c", "{}", None, len(prompts[2]), 3),
+    ]
+    assert [prompt["prompt_token_ids"] for prompt in LLM.asked.prompts] == [prompts[0], prompts[2]]
+    assert LLM.asked.lora == ("adapter", 1, folder)
+    common = {"temperature": 0.4, "top_p": 1.0, "top_k": 0, "stop_token_ids": [END], "detokenize": False, "seed": 7}
+    assert LLM.asked.params == [
+        common | {"max_tokens": length, "structured_outputs": {"json": {"title": key}}}
+        for key, length in (("a", 20), ("c", 30))
+    ]
+    assert writer.name == "vllm tiny"
+
+
+def test_a_text_that_vllm_broke_off_is_an_error_and_one_that_it_cut_is_not(tokenizer, tiny_folder):
+    writer = VLLMWriter(VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3).engine, tokenizer)
+    for reason, expected in (
+        ("abort", (None, "vLLM broke the text off: finish_reason 'abort'")),
+        ("length", ("{", None)),
+    ):
+        LLM.answers = dict.fromkeys(range(300), (tokenizer.encode("{", add_special_tokens=False), reason))
+        (written,) = writer.write([asked_for("a", "One")])
+        assert (written.text, written.error) == expected

@@ -1,4 +1,4 @@
-"""Sampling with vLLM, in process."""
+"""Sampling and writing with vLLM, in process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,59 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sgsd.bank.writing import WriteRequest, Written
 from sgsd.engines.models import base_and_adapter
 from sgsd.engines.seeds import completion_seed
 from sgsd.errors import ConfigError
+from sgsd.prompts import message_ids
 from sgsd.rollouts import Rollout, StopReason
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
+
+
+class VLLMEngine:
+    """A causal language model that vLLM has loaded, for a sampler and a writer to share.
+
+    Args and errors: as of ``VLLMSampler``.
+    """
+
+    def __init__(self, model_name: str, *, adapter: str | None = None, **engine_options: Any) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ConfigError("vLLM is not installed", remedy="run: pip install 'sgsd[vllm]', or use another engine")
+        import vllm
+        from vllm.lora.request import LoRARequest
+
+        base, own_adapter = base_and_adapter(model_name)
+        if own_adapter is not None and adapter is not None:
+            raise ConfigError("two adapters", got=f"{own_adapter} and {adapter}", expected="one of them")
+        adapter = own_adapter or adapter
+        self._lora = None
+        if adapter is not None:
+            engine_options = {"enable_lora": True, "max_lora_rank": _room_for(adapter)} | engine_options
+            self._lora = LoRARequest("adapter", 1, adapter)
+        try:
+            self._llm = vllm.LLM(model=base, **engine_options)
+        except (ValueError, RuntimeError, OSError) as error:
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ConfigError(f"vLLM cannot start {model_name}", got=first[:200], remedy="see its log above") from error
+        self._new_params = vllm.SamplingParams
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its completion may have together."""
+        return self._llm.model_config.max_model_len
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[dict[str, Any]], *, use_tqdm: Any = False
+    ) -> list[Any]:
+        """vLLM's completion of each prompt, with its own ``SamplingParams``."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            [self._new_params(**own) for own in params],
+            use_tqdm=use_tqdm,
+            lora_request=self._lora,
+        )
+        return [output.outputs[0] for output in outputs]
 
 
 class VLLMSampler:
@@ -25,7 +72,7 @@ class VLLMSampler:
 
     Prompts go as token ids, and every prompt has a seed of its own. Of the model's ``generation_config.json`` only the
     ids that end a completion apply. Rounding still depends on what vLLM batches together, so two runs agree exactly
-    only where vLLM is batch invariant.
+    only where vLLM is batch invariant. ``engine`` is what it loaded.
 
     Args:
         model_name: a hub name, a folder, or an adapter's folder, which brings its base model.
@@ -55,35 +102,21 @@ class VLLMSampler:
         progress: Callable[[int], object] | None = None,
         **engine_options: Any,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ConfigError("vLLM is not installed", remedy="run: pip install 'sgsd[vllm]', or use another engine")
-        import vllm
-        from vllm.lora.request import LoRARequest
-
-        base, own_adapter = base_and_adapter(model_name)
-        if own_adapter is not None and adapter is not None:
-            raise ConfigError("two adapters", got=f"{own_adapter} and {adapter}", expected="one of them")
-        adapter = own_adapter or adapter
-        self._lora = None
-        if adapter is not None:
-            engine_options = {"enable_lora": True, "max_lora_rank": _room_for(adapter)} | engine_options
-            self._lora = LoRARequest("adapter", 1, adapter)
-        try:
-            self._engine = vllm.LLM(model=base, **engine_options)
-        except (ValueError, RuntimeError, OSError) as error:
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ConfigError(f"vLLM cannot start {model_name}", got=first[:200], remedy="see its log above") from error
-        self._new_params = vllm.SamplingParams
+        self.engine = VLLMEngine(model_name, adapter=adapter, **engine_options)
         self._tokenizer = tokenizer
         self._progress = progress
-        self._options = _sampling_options(tokenizer, max_new_tokens, temperature, top_p, top_k)
+        self._options = _sampling_options(
+            tokenizer, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+        )
 
     def with_sampling(
         self, *, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
     ) -> VLLMSampler:
         """A sampler with other settings on the same engine: the model is not loaded again."""
         other = copy.copy(self)
-        other._options = _sampling_options(self._tokenizer, max_new_tokens, temperature, top_p, top_k)
+        other._options = _sampling_options(
+            self._tokenizer, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+        )
         return other
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
@@ -92,13 +125,12 @@ class VLLMSampler:
         Raises:
             ConfigError: a completion was cut before the length limit, for want of context.
         """
-        outputs = self._engine.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            [self._new_params(seed=completion_seed(seed, index), **self._options) for index in range(len(prompts))],
+        outputs = self.engine.generate(
+            prompts,
+            [{"seed": completion_seed(seed, index), **self._options} for index in range(len(prompts))],
             use_tqdm=self._bar if self._progress is not None else False,
-            lora_request=self._lora,
         )
-        return [self._rollout(prompt, output.outputs[0]) for prompt, output in zip(prompts, outputs, strict=True)]
+        return [self._rollout(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
     def _bar(self, *arguments: Any, **options: Any) -> tqdm:
         return _Bar(*arguments, **options, file=io.StringIO(), tell=self._progress)
@@ -125,6 +157,70 @@ class VLLMSampler:
         )
 
 
+class VLLMWriter:
+    """A model that vLLM has loaded as ``bank.writing.Writer``; vLLM's structured outputs hold it to the schema.
+
+    Args:
+        engine: the model, such as a sampler's ``engine``.
+        tokenizer: the model's, with a chat template.
+        name: for records.
+        temperature: 0 is greedy decoding.
+        chat_template_kwargs: such as ``{"enable_thinking": False}``.
+    """
+
+    def __init__(
+        self,
+        engine: VLLMEngine,
+        tokenizer: Any,
+        *,
+        name: str = "vllm",
+        temperature: float = 0.7,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._options = _sampling_options(tokenizer, temperature=temperature)
+        self._template_kwargs = chat_template_kwargs or {}
+
+    def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
+        """See ``Writer.write``. A text that reaches ``max_tokens`` or the end of the context is returned cut."""
+        from vllm.sampling_params import StructuredOutputsParams
+
+        prompts = [message_ids(self._tokenizer, request.messages, **self._template_kwargs) for request in requests]
+        # vLLM refuses a whole call for one prompt without room.
+        asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self._engine.context]
+        outputs = self._engine.generate(
+            [prompts[index] for index in asked],
+            [
+                {
+                    "seed": requests[index].seed,
+                    "max_tokens": requests[index].max_tokens,
+                    "structured_outputs": StructuredOutputsParams(json=requests[index].schema),
+                    **self._options,
+                }
+                for index in asked
+            ],
+        )
+        completions = dict(zip(asked, outputs, strict=True))
+        return [
+            self._written(request, prompt, completions.get(index))
+            for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
+        ]
+
+    def _written(self, request: WriteRequest, prompt: list[int], completion: Any) -> Written:
+        text, error, tokens = None, None, 0
+        if completion is None:
+            error = f"a prompt of {len(prompt)} tokens does not fit the context of {self._engine.context}"
+        elif completion.finish_reason not in ("stop", "length"):
+            error = f"vLLM broke the text off: finish_reason {completion.finish_reason!r}"
+        else:
+            text = self._tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
+        if completion is not None:
+            tokens = len(completion.token_ids)
+        return Written(request.key, text, error, len(prompt), tokens)
+
+
 class _Bar(tqdm):
     """The bar that vLLM moves on, unseen; it passes the count on. Bars over an iterable are of its preparations."""
 
@@ -140,10 +236,10 @@ class _Bar(tqdm):
 
 
 def _sampling_options(
-    tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float, top_k: int
+    tokenizer: Any, *, temperature: float, top_p: float = 1.0, top_k: int = 0, **more: Any
 ) -> dict[str, Any]:
     return {
-        "max_tokens": max_new_tokens,
+        **more,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
