@@ -151,6 +151,18 @@ def test_ledgers_of_unlike_phases_meet_in_the_shortest_that_holds_both():
     assert (Ledger(phase_steps=7) + Ledger()).phase_steps == 7
 
 
+def test_the_ledger_of_an_earlier_step_is_that_of_the_phases_that_had_ended():
+    batch = [[("s", "m")]], [[1.0]], [[1]], [1]
+    ledger = Ledger(phase_steps=10)
+    for step in range(1, 41):
+        ledger = credited(ledger, batch, step)
+    assert ledger.until(29).record("s").uses == 20
+    assert ledger.until(30).record("s").uses == 30
+    assert ledger.until(1000) == ledger
+    with pytest.raises(BankError, match="no phase had ended"):
+        ledger.until(9)
+
+
 def test_the_total_is_over_all_items():
     ledger = Ledger().credited([[("s", "m")]] * 2, support=[[1.0], [0.5]], stance=[[1], [0]], outcome=[1, -1])
     assert (ledger.total.uses, ledger.total.positive, ledger.total.neutral) == (4, 2, 2)

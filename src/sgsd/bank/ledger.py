@@ -151,6 +151,21 @@ class Ledger:
         """The records of an item in each of ``phases``."""
         return tuple(phase.record(id) for phase in self.phases)
 
+    def until(self, step: int) -> Ledger:
+        """The uses of the phases that had ended after ``step`` optimizer steps.
+
+        Raises:
+            BankError: no phase had.
+        """
+        ended = tuple(phase for phase in self.phases if (phase.number + 1) * self.phase_steps <= step)
+        if not ended:
+            expected = f"at least {self.phase_steps}, the steps of a phase"
+            raise BankError("no phase had ended by that step", got=step, expected=expected)
+        items: dict[str, ItemRecord] = {}
+        for phase in ended:
+            items = _merged(items, phase.items)
+        return Ledger(items, ended, self.phase_steps)
+
     @property
     def total(self) -> ItemRecord:
         """Over all items; a teacher counts twice, for its skill and for its mistake."""
