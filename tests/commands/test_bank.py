@@ -195,7 +195,7 @@ def test_an_import_onto_a_bank_is_its_next_version(sgsd, file):
         sgsd("bank", "import", "seed:competition-mathematics", file, "--force", "--message", "larger", "--json").out
     )
     assert told == {"file": str(file), "version": 2, "digest": SkillBank.load(file).digest}
-    rows = json.loads(sgsd("bank", "log", file, "--json").out)
+    rows = json.loads(sgsd("bank", "log", file, "--json").out)["versions"]
     assert [(row["version"], row["action"], row["message"], row["skills"], row["mistakes"]) for row in rows] == [
         (1, "import", f"from {SEED}", 8, 8),
         (2, "import", "larger", 24, 15),
@@ -250,18 +250,17 @@ def test_a_change_by_another_hand_is_told_and_then_recorded(sgsd, file):
     assert "title − Carry the ten" in shown
     assert "title + Carry ten" in shown
     assert sgsd("bank", "rollback", file, 1).code == 0
-    assert [row["action"] for row in json.loads(sgsd("bank", "log", file, "--json").out)] == [
-        "import",
-        "edit",
-        "rollback",
-    ]
+    told = json.loads(sgsd("bank", "log", file, "--json").out)
+    assert [row["action"] for row in told["versions"]] == ["import", "edit", "rollback"]
+    assert not told["changed_outside"]
     assert "Carry ten" in sgsd("bank", "show", f"{file}@2").out
 
 
 def test_a_bank_without_versions_says_so(sgsd, file):
     SkillBank.load(SEED).save(file)
     assert "no versions yet" in sgsd("bank", "log", file).out
-    assert sgsd("bank", "log", file, "--json").out == "[]\n"
+    told = json.loads(sgsd("bank", "log", file, "--json").out)
+    assert told == {"file": str(file), "changed_outside": False, "versions": [], "training": []}
     assert "no such bank file" in sgsd("bank", "log", file.with_name("gone.json")).error
     assert "no versions" in sgsd("bank", "log", SEED).error
 
@@ -287,23 +286,29 @@ def test_diff_for_programs(sgsd, tmp_path):
     assert "0 added, 1 removed, 1 changed" in sgsd("bank", "diff", tmp_path / "a.json", tmp_path / "c.json").out
 
 
-def test_the_log_of_a_run_is_that_of_its_maintenance(sgsd, tmp_path):
-    SkillBank.load(SEED).save(tmp_path / "bank.json")
-    memory = remembered(1)
+def test_the_log_of_a_run_tells_of_its_bank_while_it_trained(sgsd, tmp_path):
     checks = [
         {"step": 10, "success_rate": 0.25, "status": "updated", "reason": None, "bank": "d" * 64, "leaks": ["x"]}
-        | {"items": [{"action": "added"}, {"action": "added"}, {"action": "evicted"}]}
-        | {"memories_kept": [memory.as_dict()]},
-        {"step": 20, "success_rate": None, "status": "skipped", "reason": "no items within 9 s", "bank": "d" * 64}
-        | {"leaks": [], "items": [], "memories_kept": []},
+        | {"items": [{"action": "added"}, {"action": "added"}, {"action": "evicted"}]},
+        {"step": 20, "success_rate": None, "status": "skipped", "reason": "no items within 9 s", "bank": "e" * 64}
+        | {"leaks": [], "items": []},
     ]
-    lines = [json.dumps(check) + "\n" for check in checks]
-    (tmp_path / "maintenance.jsonl").write_text("".join(lines) + lines[0][:20])
+    retired = {"step": 20, "id": "skill-1", "credit": 0.125, "title": "Guess"}
+    write_lines(tmp_path / "maintenance.jsonl", checks)
+    with (tmp_path / "maintenance.jsonl").open("a") as lines:
+        lines.write('{"step": 30, "succ')  # it is being written
+    write_lines(tmp_path / "retirements.jsonl", [retired])
+    SkillBank.load(SEED).save(tmp_path / "bank.json")
     told = sgsd("bank", "log", tmp_path).out
-    assert all(part in told for part in ("2 checks", "25 %", "updated", "skipped", "no items"))
-    assert json.loads(sgsd("bank", "log", tmp_path, "--json").out) == checks
-    (tmp_path / "maintenance.jsonl").write_text("{\n")
-    assert "maintenance.jsonl:1: not JSON" in sgsd("bank", "log", tmp_path).error
+    assert all(part in told for part in ("25 %", "updated", "+2 −1", "1 left out as leaks", "skipped", "no items"))
+    assert all(part in told for part in ("retired", "credit 0.12"))
+    assert json.loads(sgsd("bank", "log", tmp_path, "--json").out)["training"] == [checks[0], retired, checks[1]]
+    sgsd("bank", "import", "seed:competition-mathematics", tmp_path / "bank.json", "--force")
+    both = sgsd("bank", "log", tmp_path / "bank.json").out
+    assert all(part in both for part in ("25 %", "2 versions", "edit: as found"))
+    for text, fragment in (("{\n", "maintenance.jsonl:1: not JSON"), ("{}\n", "not a line of maintenance.jsonl")):
+        (tmp_path / "maintenance.jsonl").write_text(text)
+        assert fragment in sgsd("bank", "log", tmp_path).error
 
 
 # ---- origins

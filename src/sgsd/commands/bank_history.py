@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,35 @@ from rich.text import Text
 from sgsd.bank import BankDiff, Item, Skill, SkillBank, history
 from sgsd.commands.bank import bank_file, item_block, load, print_json, sizes, table
 from sgsd.commands.bank_trace import MAINTENANCE_FILE, complete_lines
+from sgsd.errors import DataError
+
+RETIREMENTS_FILE = "retirements.jsonl"
 
 
 def log(options: argparse.Namespace) -> int:
-    """Print the versions of a bank file; of a run, the checks of online maintenance."""
+    """Print the versions of a bank file, and what became of it in training where that is a run's."""
     file = Path(bank_file(options.bank))
     found = history.read(file)
-    maintenance = file.parent / MAINTENANCE_FILE
-    if not found.versions and maintenance.is_file():
-        return _log_run(maintenance, options)
-    if not found.versions:
+    steps = _steps(file.parent)
+    if not found.versions and not (steps and not file.exists()):
         SkillBank.load(file)  # refuses what is not there
     outside = history.changed_outside(found)
     if options.json:
-        print_json([_row(found, number) for number in range(1, len(found.versions) + 1)])
-    elif not found.versions:
-        print(f"{file}: no versions yet; the first change made by sgsd begins its log, {history.log_file(file).name}")
-    else:
+        print_json(
+            {
+                "file": str(file),
+                "changed_outside": outside,
+                "versions": [_row(found, number) for number in range(1, len(found.versions) + 1)],
+                "training": [step.told for step in steps],
+            }
+        )
+        return 0
+    if steps:
+        _print_steps(file.parent, steps)
+    if found.versions:
         _print_versions(found)
+    elif not steps:
+        print(f"{file}: no versions yet; the first change made by sgsd begins its log, {history.log_file(file).name}")
     if outside:
         Console(stderr=True).print(
             f"{file}: changed outside since version {len(found.versions)}; "
@@ -71,41 +82,78 @@ def _print_versions(found: history.History) -> None:
         listing.add_column(column, justify="right" if column in ("", "items") else "left", no_wrap=column != "what")
     for number in range(1, count + 1):
         row = _row(found, number)
-        changes = (("+", "added"), ("−", "removed"), ("~", "changed"))
         listing.add_row(
             str(number),
             row["time"].removesuffix("Z").replace("T", " ")[:16],
             Text(f"{row['action']}: {row['message']}" if row["message"] else row["action"]),
-            " ".join(f"{sign}{len(row[name])}" for sign, name in changes if row[name]),
+            _signed(*(len(row[name]) for name in ("added", "removed", "changed"))),
             f"{row['skills']}/{row['mistakes']}",
             row["after"][:8],
         )
     Console().print(listing)
 
 
-def _log_run(file: Path, options: argparse.Namespace) -> int:
-    """The checks of online maintenance, as they are in the run's folder."""
-    checks = [check for _, check in complete_lines(file)]
-    if options.json:
-        print_json(checks)
-        return 0
-    columns = ("step", "success", "bank", "added", "evicted", "leaks", "digest", "reason")
-    listing = table(
-        f"{file.parent}: {len(checks)} checks of the bank while it trained", *columns, right=columns[3:6] + columns[:2]
-    )
-    for check in checks:
-        actions = Counter(entry["action"] for entry in check["items"])
-        rate = check["success_rate"]
-        listing.add_row(
-            str(check["step"]),
-            "" if rate is None else f"{100 * rate:.0f} %",
-            Text(check["status"]),
-            *(str(count or "") for count in (actions["added"], actions["evicted"], len(check["leaks"]))),
-            check["bank"][:8],
-            Text(check["reason"] or ""),
-        )
+@dataclass(frozen=True)
+class _Step:
+    """A line of a run's log about its bank: a check of online maintenance, or the retirement of an item.
+
+    Attributes:
+        step: optimizer steps done.
+        what: ``updated``, ``skipped`` … or ``retired``.
+        cells: for the table: success rate, change, digest, reason.
+        told: the whole line.
+    """
+
+    step: int
+    what: str
+    cells: tuple[str, str, str, str]
+    told: dict[str, Any]
+
+
+def _steps(run: Path) -> list[_Step]:
+    """What a run's folder tells of its bank while it trained, in order; nothing where it is no such folder.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    found: list[_Step] = []
+    for name, read in ((RETIREMENTS_FILE, _retirement), (MAINTENANCE_FILE, _check)):
+        file = run / name
+        for where, values in complete_lines(file) if file.is_file() else ():
+            try:
+                found.append(read(values))
+            except (KeyError, TypeError) as error:
+                raise DataError(f"{where}: not a line of {name}", got=", ".join(values)) from error
+    return sorted(found, key=lambda step: step.step)  # at one step, items are retired first
+
+
+def _check(values: dict[str, Any]) -> _Step:
+    actions = Counter(entry["action"] for entry in values["items"])
+    rate = "" if values["success_rate"] is None else f"{100 * values['success_rate']:.0f} %"
+    leaks = f"{len(values['leaks'])} left out as leaks" if values["leaks"] else ""
+    cells = (rate, _signed(actions["added"], actions["evicted"]), values["bank"][:8], values["reason"] or leaks)
+    return _Step(values["step"], values["status"], cells, values)
+
+
+def _retirement(values: dict[str, Any]) -> _Step:
+    cells = ("", _signed(0, 1), "", f"{values['id']}, credit {values['credit']:.2f}: {values['title']}")
+    return _Step(values["step"], "retired", cells, values)
+
+
+def _signed(added: int, removed: int, changed: int = 0) -> str:
+    counts = (("+", added), ("−", removed), ("~", changed))
+    return " ".join(f"{sign}{count}" for sign, count in counts if count)
+
+
+def _print_steps(run: Path, steps: list[_Step]) -> None:
+    listing = table(f"{run}: the bank while it trained", "step", "success", "what", "change", "digest", "reason")
+    for column in listing.columns:
+        column.justify = "right" if column.header in ("step", "success") else "left"
+        column.no_wrap = column.header != "reason"
+    for step in steps:
+        success, change, digest, reason = step.cells
+        listing.add_row(str(step.step), success, Text(step.what), change, digest, Text(reason))
     Console().print(listing)
-    return 0
 
 
 def diff(options: argparse.Namespace) -> int:
