@@ -49,11 +49,18 @@ def credit(record: ItemRecord, *, confidence: float = CONFIDENCE) -> Credit:
         record: of the item.
         confidence: of the interval, between 0 and 1.
     """
-    shares = [((positive + 1) / (active + 2), active + 2) for positive, active in _by_outcome(record)]
-    value = sum(share for share, _ in shares) / 2
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    half = z / 2 * sqrt(sum(share * (1 - share) / uses for share, uses in shares))
+    value, error = _estimate(record)
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
     return Credit(value, max(value - half, 0.0), min(value + half, 1.0))
+
+
+def trust(*records: ItemRecord) -> float:
+    """How sure it is that a teacher made of these items helps: Φ((c − ½) / its standard error), of the least sure one.
+
+    0.5 without evidence; towards 1 for items that help, towards 0 for those that harm.
+    """
+    standardised = [(value - 0.5) / error for value, error in map(_estimate, records)]
+    return NormalDist().cdf(min(standardised))
 
 
 def positive_share(record: ItemRecord, *, confidence: float = CONFIDENCE) -> Credit:
@@ -119,6 +126,13 @@ def separation(better: Sequence[float], worse: Sequence[float]) -> float:
         raise ValueError(f"both kinds must be there: got {len(better)} and {len(worse)}")
     above = sum((high > low) + (high == low) / 2 for high in better for low in worse)
     return above / (len(better) * len(worse))
+
+
+def _estimate(record: ItemRecord) -> tuple[float, float]:
+    """The credit and its standard error."""
+    shares = [((positive + 1) / (active + 2), active + 2) for positive, active in _by_outcome(record)]
+    value = sum(share for share, _ in shares) / 2
+    return value, sqrt(sum(share * (1 - share) / uses for share, uses in shares)) / 2
 
 
 def _by_outcome(record: ItemRecord) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -23,6 +23,8 @@ TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
+OBJECTIVES = ("gated", "advantage")
+TRUSTS = ("ledger", "equal")
 EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
 
@@ -246,11 +248,19 @@ class SGSDConfig(DistillationConfig):
     max_tokens_per_chunk: int = _setting(16384, "Token budget of one teacher forward, padding included.")
 
     # Objective.
+    objective: str = _setting(
+        "gated", "gated: the paper's loss; advantage: trusted teachers in the token advantage of GRPO's loss."
+    )
+    teacher_trust: str = _setting(
+        "ledger", "For objective 'advantage': ledger, by what each item was worth so far; equal, all the same."
+    )
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
-    support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
+    support_clip: float = _setting(3.0, "Clip of the token gap, inside the support and in the advantage, in nats.")
     support_threshold: float = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
-    sgsd_weight: float = _setting(1.0, "Weight of the SGSD term.")
-    grpo_weight: float = _setting(0.0, "Weight of TRL's GRPO loss, added on the same rollouts; not in the paper.")
+    sgsd_weight: float = _setting(1.0, "Weight of the SGSD term, in the loss or in the advantage.")
+    grpo_weight: float = _setting(
+        0.0, "Weight of TRL's GRPO loss, or of its advantage, on the same rollouts; not in the paper."
+    )
     log_teacher_entropy: bool = _setting(True, "Log the teachers' entropy; costs a little of each teacher forward.")
     trace_steps: int = _setting(25, "Optimizer steps between rollouts kept token by token, for sgsd report; 0: none.")
     trace_rollouts: int = _setting(2, "Rollouts kept each time, a success and a failure if there are.")
@@ -268,6 +278,11 @@ class SGSDConfig(DistillationConfig):
     maintenance_eviction: str = _setting(
         "credit", f"Which online items make room: those of the lowest {EVICTIONS[0]}, or the oldest ({EVICTIONS[1]})."
     )
+
+    maintenance_writer_url: str | None = _setting(
+        None, "An OpenAI-compatible server that writes new items, such as http://localhost:8000/v1; None: the policy does."
+    )
+    maintenance_writer_model: str | None = _setting(None, "The writing model, as that server knows it.")
 
     # Retirement of items by the ledger's credit.
     retire_below: float | None = _setting(
@@ -298,8 +313,17 @@ class SGSDConfig(DistillationConfig):
             raise ConfigError(
                 "maintenance_threshold is out of range", got=self.maintenance_threshold, expected="above 0, at most 1"
             )
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("teacher_trust", self.teacher_trust, TRUSTS)
         check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
         Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
+        if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):
+            given = {name: vars(self)[name] for name in ("maintenance_writer_url", "maintenance_writer_model")}
+            raise ConfigError("half a server to write new items", got=given, expected="its address and its model")
+        if self.maintenance_writer_url is not None and not self.maintenance_frequency:
+            raise ConfigError(
+                "maintenance_writer_url means nothing without maintenance", expected="maintenance_frequency of 1 or more"
+            )
         self._refuse_below_one("retire_frequency", "retire_min_active")
         if self.retire_below is not None and not 0 < self.retire_below < 1:
             raise ConfigError("retire_below is out of range", got=self.retire_below, expected="between 0 and 1")

@@ -22,10 +22,10 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from sgsd.bank import Ledger
-from sgsd.bank.credit import credit
+from sgsd.bank.credit import credit, trust
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
-from sgsd.objectives import SGSDLoss, selected_logps, sgsd_loss
+from sgsd.objectives import SGSDLoss, selected_logps, sgsd_loss, teacher_advantage, trusted_weights
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
 from sgsd.scoring import chunk_count, score_completions
@@ -33,11 +33,11 @@ from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
 from sgsd.training.maintenance import Maintenance, MaintenanceCallback, Window, WindowRecord
-from sgsd.training.policy_writer import PolicyWriter, refuse_partitioned_policy
 from sgsd.training.record import RecordCallback, RunRecorder
 from sgsd.training.retirement import LedgerCallback
 from sgsd.training.rewards import VerifierReward, is_truncated, text_of
 from sgsd.training.state import saved_ledger, saved_window
+from sgsd.training.writer import policy_writer, served_writer
 
 _STANCE_SIGNS = {-1: "-", 0: "0", 1: "+"}
 
@@ -140,10 +140,11 @@ class SGSDTrainer(VerifiedTrainer):
         return credit(record).value if record.positive + record.negative else None
 
     def _build_maintenance(self) -> Maintenance:
-        own_process = self._writer is None
-        if own_process:
-            refuse_partitioned_policy(self.accelerator, frequency=self.args.maintenance_frequency)
-        writer = self._writer or PolicyWriter(self.accelerator.unwrap_model(self.model), self.processing_class)
+        writer = self._writer or served_writer(self.args)
+        own_process = writer is None
+        if writer is None:
+            policy = self.accelerator.unwrap_model(self.model)
+            writer = policy_writer(policy, self.processing_class, self.args, self.accelerator)
         return Maintenance(
             Path(self.args.output_dir),
             writer,
@@ -203,6 +204,10 @@ class SGSDTrainer(VerifiedTrainer):
         width = output["completion_ids"].shape[1]
         output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, width - T))
         output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
+        output["teacher_trust"] = torch.tensor(
+            [[self._trust(pool, k) for k in range(self.args.num_teachers)] for pool in pools],
+            device=teacher_logps.device,
+        )
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
         if self._mode == "train":
             first_row = self.accelerator.process_index * B
@@ -221,6 +226,13 @@ class SGSDTrainer(VerifiedTrainer):
             names = [[f"{pair.skill.id} {pair.mistake.id}" for pair in pool.pairs] for pool in pools]
             self._logs["extra"]["pairs"].extend(gather_object(names))
         return output
+
+    def _trust(self, pool: TeacherPool, k: int) -> float:
+        """By what the ledger knows before this batch; it is the same on all processes."""
+        if self.args.teacher_trust == "equal" or k >= len(pool.pairs):
+            return 1.0
+        pair = pool.pairs[k]
+        return trust(self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id))
 
     def _teacher_pools(self, problems: list[str]) -> list[TeacherPool]:
         """One pool per rollout; the G rollouts of a problem share one."""
@@ -281,17 +293,40 @@ class SGSDTrainer(VerifiedTrainer):
             clip=self.args.support_clip,
             threshold=self.args.support_threshold,
         )
-        steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
-        loss = self.args.sgsd_weight * result.loss / steps
-        if self.args.grpo_weight:
-            loss = loss + self.args.grpo_weight * self._grpo_loss(model, inputs, logits, student_logps, entropy)
-        else:
-            self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
+        loss = self._objective(model, inputs, logits, student_logps, entropy, result)
         self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
         self._fill_stances(inputs["row"], result)
         if self._mode == "train":
             self.recorder.observe(self.state.global_step + 1, inputs, result, student_logps)
+        return loss
+
+    def _objective(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        logits: Tensor,
+        student_logps: Tensor,
+        entropy: Tensor,
+        result: SGSDLoss,
+    ) -> Tensor:
+        """The loss, divided by the accumulation steps: the published form, or the teachers inside GRPO's advantage."""
+        if self.args.objective == "advantage":
+            weights = trusted_weights(inputs["teacher_weights"], inputs["teacher_trust"])
+            teachers = teacher_advantage(
+                student_logps, inputs["teacher_logps"], inputs["score_mask"], weights, clip=self.args.support_clip
+            )
+            counted = inputs["score_mask"]
+            self._log_means(
+                {"sgsd/trust": weights.sum(1).mean(), "sgsd/teacher_advantage": teachers[counted].abs().mean()}
+            )
+            advantages = self.args.grpo_weight * inputs["advantages"].unsqueeze(1) + self.args.sgsd_weight * teachers
+            return self._grpo_loss(model, inputs | {"advantages": advantages}, logits, student_logps, entropy)
+        steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
+        loss = self.args.sgsd_weight * result.loss / steps
+        if self.args.grpo_weight:
+            return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, logits, student_logps, entropy)
+        self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
         return loss
 
     # ---- logs
