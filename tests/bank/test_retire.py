@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sgsd.bank import ItemRecord, Ledger, Mistake, Origin, Skill, SkillBank
+from sgsd.bank import ItemRecord, Ledger, Mistake, Origin, Phase, Skill, SkillBank
+from sgsd.bank.credit import lasting_bound
 from sgsd.bank.extract import Candidate
 from sgsd.bank.maintain import Action, maintain
 from sgsd.bank.retire import RETIRED_KEY, RetirementRule, restore, retire, retired_items
@@ -41,12 +42,20 @@ def make_bank(pairs=4, origin=Origin.ONLINE):
 def ledger_of(bank, *harmful):
     """The first skills and mistakes of these places harm."""
     items = [listed[place] for listed in (bank.skills, bank.mistakes) for place in harmful]
-    return Ledger({item.id: HARMFUL for item in items})
+    return phased({item.id: HARMFUL for item in items})
+
+
+def phased(records, *more):
+    """The ledger of one phase with these records, and of one more for each further ones."""
+    ledger = Ledger()
+    for number, one in enumerate((records, *more)):
+        ledger += Ledger(one, (Phase(number, one),))
+    return ledger
 
 
 def test_a_harmful_item_leaves_its_list_and_is_kept_with_the_evidence():
     bank = make_bank()
-    left, gone = retire(bank, Ledger({bank.skills[1].id: HARMFUL}), RULE, step=50)
+    left, gone = retire(bank, phased({bank.skills[1].id: HARMFUL}), RULE, step=50)
     assert left.skills == (bank.skills[0], *bank.skills[2:])
     assert left.mistakes == bank.mistakes
     assert retired_items(left) == (bank.skills[1],)
@@ -54,6 +63,8 @@ def test_a_harmful_item_leaves_its_list_and_is_kept_with_the_evidence():
     assert (entry.kind, entry.id, entry.step, entry.active, entry.position) == ("skill", bank.skills[1].id, 50, 60, 1)
     assert entry.low <= entry.credit <= entry.high < 0.5
     assert entry.high <= entry.bound < entry.limit == 0.5
+    assert entry.within == pytest.approx(2 / 60)
+    assert entry.within < entry.within_high < 0.5
     assert left.metadata["worth"] == {"x": "y"}
     assert SkillBank.from_json(left.to_json()) == left
     assert retire(left, ledger_of(bank, 1), RetirementRule(0.5, keep=4)) == (left, ())
@@ -72,7 +83,18 @@ def test_a_harmful_item_leaves_its_list_and_is_kept_with_the_evidence():
 )
 def test_whoever_is_not_surely_harmful_stays(record, rule):
     bank = make_bank()
-    assert retire(bank, Ledger({bank.skills[0].id: record}), rule) == (bank, ())
+    assert retire(bank, phased({bank.skills[0].id: record}), rule) == (bank, ())
+
+
+def test_an_item_that_changed_with_the_success_rate_stays():
+    """It supports all while few rollouts succeed, and suppresses all once many do: it never told anything apart."""
+    early = ItemRecord(positive=20, negative=80, positive_success=20, negative_failure=80)
+    late = ItemRecord(positive=20, negative=80, negative_success=80, positive_failure=20)
+    bank = make_bank()
+    id = bank.skills[0].id
+    assert lasting_bound(early + late) < 0.5
+    assert retire(bank, phased({id: early}, {id: late}), RULE) == (bank, ())
+    assert retire(bank, Ledger({id: HARMFUL}), RULE) == (bank, ())  # nothing is known of phases
 
 
 def test_static_items_go_only_where_that_is_said():
@@ -89,7 +111,7 @@ def test_a_list_never_shrinks_below_what_is_to_be_kept_and_the_worst_go_first(ke
     bank = make_bank()
     items = dict(ledger_of(bank, 0, 1, 2, 3).items)
     items[bank.skills[2].id] = HARMFUL + HARMFUL  # surer than the others
-    left, gone = retire(bank, Ledger(items), RetirementRule(0.5, keep=keep))
+    left, gone = retire(bank, phased(items), RetirementRule(0.5, keep=keep))
     assert (len(left.skills), len(left.mistakes)) == (keep, keep)
     assert gone[0].id == bank.skills[2].id
     left.require_pairs()
@@ -128,7 +150,7 @@ def test_rules_that_cannot_be_are_refused(settings):
 
 def test_what_a_retired_item_said_is_not_written_again():
     bank = make_bank()
-    left, _ = retire(bank, Ledger({bank.skills[0].id: HARMFUL}), RULE)
+    left, _ = retire(bank, phased({bank.skills[0].id: HARMFUL}), RULE)
     again = Candidate(kind="skill", title="other", text="do  0.", note="", parents=("m",))
     update = maintain(left, [again])
     assert update.bank == left

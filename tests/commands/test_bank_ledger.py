@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sgsd.bank import Ledger, Mistake, Origin, Skill, SkillBank, history
-from sgsd.bank.credit import credit, lasting_bound, positive_share
+from sgsd.bank.credit import credit, credit_within, lasting_bound, positive_share
 from sgsd.bank.retire import RetirementRule, retire
 from sgsd.cli import main
 
@@ -71,6 +71,7 @@ def test_the_ranking_for_programs(sgsd, run):
         assert item["credit"] == {"value": found.value, "low": found.low, "high": found.high}
         assert item["positive_share"]["value"] == positive_share(record).value
         assert item["bound"] == lasting_bound(record)
+        assert item["within_phases"]["value"] == credit_within(ledger.by_phase(item["id"])).value
         assert [(phase["first"], phase["last"]) for phase in item["phases"]] == [(1, 25), (26, 50), (51, 75)]
         assert sum(phase["uses"] for phase in item["phases"]) == record.uses
     assert shown["totals"]["uses"] == ledger.total.uses == 12 * STEPS
@@ -91,11 +92,12 @@ def test_the_ranking_for_people(sgsd, run, monkeypatch):
     assert all(len(line) <= 80 for line in shown.splitlines() if line[:1] in "┃│")
 
 
-@pytest.mark.parametrize("sort", ["uses", "active", "support", "positive_share"])
+@pytest.mark.parametrize("sort", ["uses", "active", "support", "positive_share", "within_phases"])
 def test_other_orders(sgsd, run, sort):
     items = json.loads(sgsd("bank", "ledger", run, "--sort", sort, "--json").out)["items"]
     keys = {
         "support": lambda item: item["mean_support_success"] - item["mean_support_failure"],
+        "within_phases": lambda item: item["within_phases"]["value"],
         "positive_share": lambda item: item["positive_share"]["value"],
     }
     values = [keys.get(sort, lambda item: item[sort])(item) for item in items]

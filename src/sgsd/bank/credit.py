@@ -17,13 +17,18 @@ suppresses everything it is the share of failures, and falls while the policy le
   successes and failures. By Ville's inequality (1939) it ever reaches 1/α with a probability of at most α (Robbins
   1970); the bound is the largest c of all (p₊, p₋) for which it has not.
 
-Both take uses for independent of each other. Uses on rollouts of one problem are not quite.
+- An item may change with the policy and its teacher. One that supports everything while few rollouts succeed and
+  suppresses everything once many do tells nothing apart at any time, yet p₊ and p₋ over the whole run are both low
+  (Simpson's paradox). So the credit *within phases* compares successes with failures of one phase only: the mean of the
+  phases' credits, weighted by n₊ n₋ / (n₊ + n₋) (Mantel & Haenszel 1959). Retirement asks for both.
+
+All take uses for independent of each other. Uses on rollouts of one problem are not quite.
 ``benchmarks/ledger_credit.py`` measures coverage and retirements; ``docs/bank.md`` has the figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import lgamma, log, sqrt
 from statistics import NormalDist
@@ -61,6 +66,29 @@ def trust(*records: ItemRecord) -> float:
     """
     standardised = [(value - 0.5) / error for value, error in map(_estimate, records)]
     return NormalDist().cdf(min(standardised))
+
+
+def credit_within(phases: Iterable[ItemRecord], *, confidence: float = CONFIDENCE) -> Credit:
+    """An item's credit within phases; 0.5, from 0 to 1, where no phase has both successes and failures.
+
+    Args:
+        phases: its records.
+        confidence: of the interval at one look, between 0 and 1.
+    """
+    weights, weighted, variance = 0.0, 0.0, 0.0
+    for record in phases:
+        counts = _by_outcome(record)
+        if not all(active for _, active in counts):
+            continue
+        weight = 1 / sum(1 / active for _, active in counts)
+        weights += weight
+        weighted += weight * sum(positive / active for positive, active in counts) / 2
+        smoothed = [((positive + 1) / (active + 2), active) for positive, active in counts]
+        variance += weight**2 * sum(share * (1 - share) / active for share, active in smoothed) / 4
+    if not weights:
+        return Credit(0.5, 0.0, 1.0)
+    value, half = weighted / weights, NormalDist().inv_cdf((1 + confidence) / 2) * sqrt(variance) / weights
+    return Credit(value, max(value - half, 0.0), min(value + half, 1.0))
 
 
 def positive_share(record: ItemRecord, *, confidence: float = CONFIDENCE) -> Credit:

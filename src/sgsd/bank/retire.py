@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from sgsd.bank.credit import credit, lasting_bound
+from sgsd.bank.credit import credit, credit_within, lasting_bound
 from sgsd.bank.ledger import Ledger
 from sgsd.bank.skills import Item, Mistake, Origin, Skill, SkillBank
 from sgsd.errors import BankError, ConfigError
@@ -22,7 +22,9 @@ RETIRED_KEY = "retired"
 
 @dataclass(frozen=True, slots=True)
 class RetirementRule:
-    """When an item is retired: the bound of its credit that holds at all looks is below a limit.
+    """When an item is retired: two upper bounds of its credit are below a limit.
+
+    One holds at all looks at once, the other is that of the credit within phases: items change (see ``bank.credit``).
 
     Attributes:
         below: the limit of the credit, between 0 and 1; 0.5 is the worth of an item that tells nothing apart.
@@ -60,7 +62,8 @@ class Retirement:
         kind, id, title: of the item.
         step: optimizer steps done.
         credit, low, high: its credit and the interval of one look.
-        bound: of all looks, which was below ``limit``.
+        within, within_high: its credit within phases, and the upper end of that interval.
+        bound: of all looks; this and ``within_high`` were below ``limit``.
         active: its active uses on rollouts with a verdict.
         position: its place in its list, from 0.
         item: itself, as JSON values.
@@ -73,6 +76,8 @@ class Retirement:
     credit: float
     low: float
     high: float
+    within: float
+    within_high: float
     bound: float
     limit: float
     active: int
@@ -102,10 +107,10 @@ def retire(
             active = record.positive + record.negative
             if active < rule.min_active or (item.origin is not Origin.ONLINE and not rule.static):
                 continue
-            bound = lasting_bound(record, error=rule.error)
-            if bound < rule.below:
+            bound, within = lasting_bound(record, error=rule.error), credit_within(ledger.by_phase(item.id))
+            if bound < rule.below and within.high < rule.below:
                 worth = credit(record)
-                evidence = (worth.value, worth.low, worth.high, bound, rule.below)
+                evidence = (worth.value, worth.low, worth.high, within.value, within.high, bound, rule.below)
                 said = item.title or item.text[:60]
                 document: dict[str, Any] = asdict(item) | {"origin": item.origin.value, "parents": list(item.parents)}
                 found.append(Retirement(kind, item.id, said, step, *evidence, active, position, document))

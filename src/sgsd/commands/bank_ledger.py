@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank, history
-from sgsd.bank.credit import Credit, credit, lasting_bound, positive_share, separation
+from sgsd.bank.credit import Credit, credit, credit_within, lasting_bound, positive_share, separation
 from sgsd.bank.formats import as_list, as_object, located
 from sgsd.bank.retire import restore as restored
 from sgsd.bank.retire import retired_items
@@ -69,6 +69,7 @@ class _Row:
 
 _KEYS: dict[str, Callable[[_Row], float]] = {
     "credit": lambda row: row.credit.value,
+    "within_phases": lambda row: credit_within(row.phases).value,
     "positive_share": lambda row: positive_share(row.record).value,
     "support": lambda row: 0.0 if row.support is None else row.support,
     "uses": lambda row: row.record.uses,
@@ -101,8 +102,9 @@ def ledger(options: argparse.Namespace) -> int:
     )
     for entry in apart:
         console.print(
-            f"{entry['better']} above {entry['worse']} (area under the ROC curve): by credit {entry['credit']:.3f}, by "
-            f"share of positive uses {entry['positive_share']:.3f}, by support {entry['support']:.3f}",
+            f"{entry['better']} above {entry['worse']} (area under the ROC curve): by credit {entry['credit']:.3f}, "
+            f"within phases {entry['within_phases']:.3f}, by share of positive uses {entry['positive_share']:.3f}, by "
+            f"support {entry['support']:.3f}",
             highlight=False,
             soft_wrap=True,
         )
@@ -182,7 +184,7 @@ def _separation(rows: list[_Row]) -> list[dict[str, Any]]:
         return []
     values = {
         name: {kind: [_KEYS[name](row) for row in rows if row.worth == kind] for kind in kinds}
-        for name in ("credit", "positive_share", "support")
+        for name in ("credit", "within_phases", "positive_share", "support")
     }
     return [
         {"better": _BEST, "worse": kind} | {name: separation(of[_BEST], of[kind]) for name, of in values.items()}
@@ -213,6 +215,7 @@ def _document(
                 "worth": row.worth,
                 **_evidence(row.record),
                 "bound": lasting_bound(row.record),
+                "within_phases": asdict(credit_within(row.phases)),
                 "phases": [
                     {"first": phase.number * found.phase_steps + 1, "last": (phase.number + 1) * found.phase_steps}
                     | _evidence(record)
