@@ -76,7 +76,7 @@ def test_tables_fit_80_columns(sgsd, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     item = Skill.new("a", title="b", when="c", origin=Origin.ONLINE, parents=["memory-0123456789abcdef"])
     SkillBank((item,), (Mistake("i" * 128, "", "A long id " * 30),)).save("bank.json")
-    assert sgsd("bank", "import", SEED, "bank.json", "--force", "--message", "why " * 40).code == 0
+    assert sgsd("bank", "import", SEED, "bank.json", "--force", "--message", "why " * 40 + "w" * 90).code == 0
     assert sgsd("bank", "rollback", "bank.json", 1).code == 0
     result = sgsd("bank", *arguments)
     assert result.code in (0, 1)

@@ -73,7 +73,7 @@ def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table; columns named in ``right`` are aligned there. Cells are plain text: give them as ``Text``."""
     made = Table(title=Text(title), title_justify="left")
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left")
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
 
 
@@ -93,7 +93,8 @@ def item_block(item: Item) -> RenderableType:
     head = Text(item.title or "(no title)", style="bold")
     head.append(f"  {item.origin}", style="dim not bold")
     if item.parents:
-        head.append(f", from {len(item.parents)}", style="dim not bold")
+        count = len(item.parents)
+        head.append(f", {count} {'parent' if count == 1 else 'parents'}", style="dim not bold")
     parts: list[RenderableType] = [head, Text(item.text)]
     if item.note:
         parts.append(Text(f"{'When' if isinstance(item, Skill) else 'Avoid'}: {item.note}", style="italic"))
@@ -109,7 +110,6 @@ def _show(options: argparse.Namespace) -> int:
     console.print(Text(f"{options.bank}: {sizes(loaded)}", style="bold"), soft_wrap=True)
     for heading, items in (("Skills", loaded.skills), ("Mistakes", loaded.mistakes)):
         listing = table(heading, "id", "item")
-        listing.columns[0].overflow = "fold"
         listing.columns[0].max_width = 24
         listing.show_lines = True
         for item in items:

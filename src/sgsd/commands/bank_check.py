@@ -48,7 +48,6 @@ def check(options: argparse.Namespace) -> int:
     elif rows:
         listing = table(f"{options.bank}: {sizes(loaded)}", "what", "items")
         listing.show_lines = True
-        listing.columns[1].overflow = "fold"
         for row in rows:
             what = Text.assemble((row["kind"], "bold"), "\n", row["message"])
             listing.add_row(what, Text("\n".join(row["ids"])))

@@ -77,9 +77,13 @@ def _row(found: history.History, number: int) -> dict[str, Any]:
 
 def _print_versions(found: history.History) -> None:
     count = len(found.versions)
-    listing = table(f"{found.file.name}: {count} {'version' if count == 1 else 'versions'}")
-    for column in ("", "time (UTC)", "what", "change", "items", "digest"):
-        listing.add_column(column, justify="right" if column in ("", "items") else "left", no_wrap=column != "what")
+    listing = table(
+        f"{found.file.name}: {count} {'version' if count == 1 else 'versions'}",
+        *("", "time (UTC)", "what", "change", "items", "digest"),
+        right=("", "items"),
+    )
+    for column in listing.columns:
+        column.no_wrap = column.header != "what"
     for number in range(1, count + 1):
         row = _row(found, number)
         listing.add_row(
@@ -146,9 +150,9 @@ def _signed(added: int, removed: int, changed: int = 0) -> str:
 
 
 def _print_steps(run: Path, steps: list[_Step]) -> None:
-    listing = table(f"{run}: the bank while it trained", "step", "success", "what", "change", "digest", "reason")
+    columns = ("step", "success", "what", "change", "digest", "reason")
+    listing = table(f"{run}: the bank while it trained", *columns, right=("step", "success"))
     for column in listing.columns:
-        column.justify = "right" if column.header in ("step", "success") else "left"
         column.no_wrap = column.header != "reason"
     for step in steps:
         success, change, digest, reason = step.cells
