@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sgsd.bank import ItemRecord
-from sgsd.bank.credit import CONFIDENCE, credit, credit_within, lasting_bound, positive_share
+from sgsd.bank.credit import CONFIDENCE, credit, credit_within, lasting_bound, positive_share, separation
 
 WORTHS = (0.9, 0.5, 0.1)
 SURE = 1e-4  # how often a test of this file may fail by chance
@@ -134,6 +134,17 @@ def test_items_of_known_worth_are_ranked_right():
     for better, worse in itertools.pairwise(values.values()):
         assert stats.mannwhitneyu(better, worse).statistic / (200 * 200) > 0.999
     assert min(values[0.9]) > max(values[0.1])
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.lists(st.integers(0, 5), min_size=1, max_size=9))
+def test_separation_is_the_area_under_the_roc_curve(better, worse):
+    expected = stats.mannwhitneyu(better, worse).statistic / (len(better) * len(worse))
+    assert separation(better, worse) == pytest.approx(expected)
+
+
+def test_separation_needs_both_kinds():
+    with pytest.raises(ValueError, match="both kinds"):
+        separation([1.0], [])
 
 
 # ---- the bound of all looks

@@ -169,3 +169,12 @@ def test_retired_items_come_back_as_the_bank_s_next_version(sgsd, run, tmp_path)
     assert SkillBank.load(run / "bank.json").digest == before.digest
     sgsd("bank", "restore", run, *done["restored"], "--output", tmp_path / "other.json")
     assert SkillBank.load(tmp_path / "other.json").digest == after.digest
+
+
+@pytest.mark.slow
+def test_credit_tells_the_lab_s_helpful_items_from_misleading_ones(sgsd, tmp_path):
+    flags = ["--output", tmp_path / "lab", "--accuracy_steps", "150", "--json", "--", "--max_steps", "150"]
+    assert sgsd("lab", "run", "calibrated", *flags).code == 0
+    (apart,) = json.loads(sgsd("bank", "ledger", tmp_path / "lab", "--json").out)["separation"]
+    assert (apart["better"], apart["worse"]) == ("helpful", "misleading")
+    assert apart["credit"] >= 0.9

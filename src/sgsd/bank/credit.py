@@ -84,7 +84,8 @@ def credit_within(phases: Iterable[ItemRecord], *, confidence: float = CONFIDENC
         weights += weight
         weighted += weight * sum(positive / active for positive, active in counts) / 2
         smoothed = [((positive + 1) / (active + 2), active) for positive, active in counts]
-        variance += weight**2 * sum(share * (1 - share) / active for share, active in smoothed) / 4
+        # p̃ (1 − p̃) is too small for p (1 − p) by about (n + 1) / (n + 2), most of all at p = ½.
+        variance += weight**2 * sum(p * (1 - p) * (n + 2) / (n * (n + 1)) for p, n in smoothed) / 4
     if not weights:
         return Credit(0.5, 0.0, 1.0)
     value, half = weighted / weights, NormalDist().inv_cdf((1 + confidence) / 2) * sqrt(variance) / weights
