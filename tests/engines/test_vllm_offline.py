@@ -204,14 +204,13 @@ def test_a_writer_shares_the_samplers_engine_and_holds_each_request_to_its_schem
     prompts = [
         tokenizer.apply_chat_template(request.messages, add_generation_prompt=True)["input_ids"] for request in requests
     ]
+    long = len(prompts[1])
     ids = tokenizer.encode("{}", add_special_tokens=False)
     LLM.answers = {prompts[0][0]: ((*ids, END), "stop")}
     written = writer.write(requests)
     assert written == [
         Written("a", "{}", None, len(prompts[0]), 3),
-        Written(
-            "b", None, f"a prompt of {len(prompts[1])} tokens does not fit the context of 1000", len(prompts[1]), 0
-        ),
+        Written("b", None, f"the context of 1000 ended after a prompt of {long} and 0 tokens", long, 0),
         Written("c", "{}", None, len(prompts[2]), 3),
     ]
     assert [prompt["prompt_token_ids"] for prompt in LLM.asked.prompts] == [prompts[0], prompts[2]]
@@ -224,12 +223,20 @@ def test_a_writer_shares_the_samplers_engine_and_holds_each_request_to_its_schem
     assert writer.name == "vllm tiny"
 
 
-def test_a_text_that_vllm_broke_off_is_an_error_and_one_that_it_cut_is_not(tokenizer, tiny_folder):
+@pytest.mark.parametrize(
+    ("reason", "max_tokens", "text", "error"),
+    [
+        ("abort", 1, None, "vLLM broke the text off: finish_reason 'abort'"),
+        ("length", 1, "{", None),
+        ("length", 2, None, "and 1 tokens"),
+    ],
+)
+def test_a_text_cut_by_its_limit_is_handed_on_and_else_an_error(
+    tokenizer, tiny_folder, reason, max_tokens, text, error
+):
+    LLM.answers = dict.fromkeys(range(300), (tokenizer.encode("{", add_special_tokens=False), reason))
     writer = VLLMWriter(VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3).engine, tokenizer)
-    for reason, expected in (
-        ("abort", (None, "vLLM broke the text off: finish_reason 'abort'")),
-        ("length", ("{", None)),
-    ):
-        LLM.answers = dict.fromkeys(range(300), (tokenizer.encode("{", add_special_tokens=False), reason))
-        (written,) = writer.write([asked_for("a", "One")])
-        assert (written.text, written.error) == expected
+    (written,) = writer.write([asked_for("a", "One", max_tokens)])
+    assert written.text == text
+    assert (error is None) == (written.error is None)
+    assert written.error is None or error in written.error

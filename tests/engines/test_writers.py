@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import jsonschema
+import pytest
 
 from sgsd.bank.writing import WriteRequest
 from sgsd.engines.writers import TransformersWriter
+from sgsd.errors import ConfigError
 
 SCHEMA = {
     "type": "object",
@@ -41,19 +43,32 @@ def test_the_text_depends_on_the_seed_and_not_on_the_batch(model, tokenizer):
     assert len(set(alone)) > 1
 
 
-def test_a_request_beyond_the_context_is_an_error_and_the_others_are_written(model, tokenizer):
-    room = model.config.max_position_embeddings - 200
-    long, exact = request(1, text="x" * room), request(2, text="x" * (room - len("user") - 200))
-    lengths = [
-        len(tokenizer.apply_chat_template(r.messages, add_generation_prompt=True)["input_ids"]) for r in (long, exact)
-    ]
-    assert lengths[1] + 200 <= model.config.max_position_embeddings < lengths[0] + 200
-    written = TransformersWriter(model, tokenizer, batch_size=3).write([request(0), long, exact])
-    assert [answer.key for answer in written] == ["key-0", "key-1", "key-2"]
-    assert written[1].text is None
-    assert written[1].error == f"a prompt of {lengths[0]} tokens and 200 to write exceed the context of 1024"
-    assert (written[1].prompt_tokens, written[1].completion_tokens) == (lengths[0], 0)
-    for answer in (written[0], written[2]):
-        jsonschema.validate(json.loads(answer.text), SCHEMA)
-    (alone,) = TransformersWriter(model, tokenizer).write([long])
+def test_what_the_context_cuts_is_an_error_and_the_others_are_written(model, tokenizer):
+    context = model.config.max_position_embeddings
+
+    def lasting(seed, room):
+        """A request that leaves ``room`` tokens to a text of 17 at least."""
+        asked = request(seed, {"const": "x" * 15})
+        length = len(tokenizer.apply_chat_template(asked.messages, add_generation_prompt=True)["input_ids"])
+        return request(seed, {"const": "x" * 15}, text="Write." + "x" * (context - room - length))
+
+    requests = [request(0), lasting(1, 0), lasting(2, 10), lasting(3, 18)]
+    written = TransformersWriter(model, tokenizer, batch_size=4).write(requests)
+    assert [answer.key for answer in written] == ["key-0", "key-1", "key-2", "key-3"]
+    for answer, room in zip(written[1:3], (0, 10), strict=True):
+        assert answer.text is None
+        assert answer.error == f"the context of {context} ended after a prompt of {context - room} and {room} tokens"
+        assert (answer.prompt_tokens, answer.completion_tokens) == (context - room, room)
+    jsonschema.validate(json.loads(written[0].text), SCHEMA)
+    assert json.loads(written[3].text) == "x" * 15
+    assert TransformersWriter(model, tokenizer, batch_size=1).write(requests) == written
+    (alone,) = TransformersWriter(model, tokenizer).write([requests[1]])
     assert alone.text is None
+
+
+def test_a_tokenizer_that_is_not_known_to_hold_to_a_schema_is_refused(model):
+    class Slow:
+        eos_token_id = 1
+
+    with pytest.raises(ConfigError, match="got Slow; expected one of transformers' fast tokenizers"):
+        TransformersWriter(model, Slow())

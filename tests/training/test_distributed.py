@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 
 from sgsd.bank import Ledger
 
+from ..serving import serving
+from .test_maintenance import StubWriter, answered_by
 from .tiny import make_bank
 
 SCRIPT = Path(__file__).parent / "scripts" / "ranks.py"
@@ -86,19 +89,32 @@ def test_ranks_whose_prompts_need_unequal_chunks_make_equally_many_forwards(tmp_
         assert torch.equal(mine, other)
 
 
-@pytest.mark.parametrize(("writer", "timeout"), [("stub", 60.0), ("hanging", 1.0), ("policy", 60.0)])
-def test_processes_renew_one_bank_whatever_becomes_of_the_writer(tmp_path, writer, timeout):
-    first, second = launch(
-        tmp_path / "two",
-        2,
-        per_device_train_batch_size=2,
-        max_steps=6,
-        maintenance_frequency=2,
-        maintenance_timeout=timeout,
-        writer=writer,
-    )
+@pytest.mark.parametrize(
+    ("writer", "timeout", "renewed"),
+    [
+        ("stub", 60.0, True),
+        ("hanging", 1.0, False),
+        ("policy", 60.0, True),
+        ("server", 60.0, True),
+        ("hanging server", 1.0, False),
+    ],
+)
+def test_processes_renew_one_bank_whatever_becomes_of_the_writer(tmp_path, writer, timeout, renewed):
+    def script(body, attempt):
+        if writer == "hanging server":
+            threading.Event().wait(20)
+        return answered_by(StubWriter())(body, attempt)
+
+    settings = {"max_steps": 6, "maintenance_frequency": 2, "maintenance_timeout": timeout}
+    with serving(script) as server:
+        if "server" in writer:
+            settings |= {"maintenance_writer_url": server.url, "maintenance_writer_model": "tiny"}
+        else:
+            settings["writer"] = writer
+        first, second = launch(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)
+    assert ("server" in writer) == bool(server.bodies)
     assert first["bank"] == second["bank"]
-    assert (first["bank"] != make_bank(3).digest) == (writer == "stub")
+    assert (first["bank"] != make_bank(3).digest) == renewed
     for one, other in zip(first["weights"], second["weights"], strict=True):
         assert torch.equal(one, other)
     log = (tmp_path / "two" / "run" / "maintenance.jsonl").read_text().splitlines()

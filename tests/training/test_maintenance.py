@@ -15,12 +15,14 @@ import pytest
 import torch
 from accelerate import DistributedType
 
-from sgsd.bank.writing import FIELDS, Written
+from sgsd.bank.writing import FIELDS, WriteRequest, Written
 from sgsd.errors import CheckpointError, ConfigError, ServerError
 from sgsd.training.maintenance import LOG_FILE, Window
-from sgsd.training.policy_writer import refuse_partitioned_policy
+from sgsd.training.writer import refuse_partitioned_policy
 
-from .tiny import PROBLEMS, make_bank, make_config, make_trainer
+from ..conftest import make_model
+from ..serving import chat, serving
+from .tiny import PROBLEMS, make_bank, make_config, make_trainer, quoting_model
 
 FREQUENCY = 10
 
@@ -283,15 +285,87 @@ def test_a_writer_that_hangs_is_left_behind(tmp_path):
     assert trainer.bank == make_bank()
 
 
-def test_the_policy_writes_without_touching_the_run(tmp_path):
-    """A tiny model writes no JSON: updates are skipped, and weights are those of a run without maintenance."""
+def test_the_policy_writes_items_without_touching_the_run(tmp_path):
+    """The last step's update comes too late to teach: weights are those of a run without maintenance."""
     trainers = []
     for frequency in (0, 2):  # each is seeded when it is made
-        trainers.append(run(tmp_path / str(frequency), max_steps=4, maintenance_frequency=frequency, use_policy=True))
+        settings = {"max_steps": 2, "maintenance_frequency": frequency, "use_policy": True}
+        trainers.append(run(tmp_path / str(frequency), model=quoting_model(), **settings))
         trainers[-1].train()
-    assert [check["status"] for check in log_of(tmp_path / "2")] == ["skipped"] * 2
+    (check,) = log_of(tmp_path / "2")
+    assert check["status"] == "updated"
+    assert check["candidates"] >= check["memories"]
+    bank = trainers[1].bank
+    assert {item.id for item in bank.dynamic.items} == {item["id"] for item in check["added"]} != set()
+    assert {parent for item in bank.dynamic.items for parent in item.parents} <= {
+        memory["id"] for memory in check["memories_kept"]
+    }
     for mine, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.slow
+def test_a_run_whose_policy_writes_is_resumed_bit_for_bit(tmp_path):
+    settings = {"max_steps": 4, "maintenance_frequency": 2, "use_policy": True}
+    settings |= {"save_strategy": "steps", "save_steps": 3}
+    straight = run(tmp_path, model=quoting_model(), **settings)
+    straight.train()
+    log = (tmp_path / LOG_FILE).read_text()
+    assert [check["status"] for check in log_of(tmp_path)] == ["updated"] * 2
+    resumed = run(tmp_path, model=quoting_model(), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.bank.to_json() == straight.bank.to_json()
+    assert (tmp_path / LOG_FILE).read_text() == log
+    for mine, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_policy_without_room_for_its_texts_costs_the_update_and_not_the_run(tmp_path):
+    model = make_model(max_position_embeddings=600)
+    trainer = run(tmp_path, model=model, max_steps=2, maintenance_frequency=2, use_policy=True)
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert check["status"] == "skipped"
+    assert all(reason.startswith("the context of 600 ended") for reason in check["failures"])
+    assert sum(check["failures"].values()) == check["memories"] > 0
+
+
+def answered_by(stub):
+    """A server's script: what the stub writer writes."""
+
+    def script(body, attempt):
+        form = body["response_format"]["json_schema"]["schema"]
+        if body["messages"][0]["content"] == "Say hello.":
+            return chat('{"items": []}')
+        stage = "merge" if "sources" in json.dumps(form) else "extract"
+        return chat(stub.text(WriteRequest(f"{stage}-1", body["messages"], form, body["max_tokens"], body["seed"])))
+
+    return script
+
+
+def served(url):
+    return {"use_policy": True, "maintenance_writer_url": url, "maintenance_writer_model": "tiny"}
+
+
+def test_a_server_writes_in_the_policys_place(tmp_path):
+    with serving(answered_by(StubWriter())) as server:
+        trainer = run(tmp_path / "server", max_steps=2, maintenance_frequency=2, **served(server.url))
+        trainer.train()
+    other = run(tmp_path / "stub", max_steps=2, maintenance_frequency=2)
+    other.train()
+    assert trainer.bank == other.bank != make_bank()
+    assert {body["model"] for body in server.bodies} == {"tiny"}
+
+
+def test_a_server_that_is_gone_costs_the_update_and_not_the_run(tmp_path):
+    with serving(answered_by(StubWriter())) as server:
+        url = server.url
+    trainer = run(tmp_path, max_steps=2, maintenance_frequency=2, **served(url))
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert check["status"] == "skipped"
+    assert check["reason"].startswith(f"ServerError: no usable answer from {url} in 3 tries")
+    assert trainer.bank == make_bank()
 
 
 def test_without_maintenance_there_is_nothing_of_it(tmp_path):
@@ -311,6 +385,9 @@ def test_without_maintenance_there_is_nothing_of_it(tmp_path):
         ({"maintenance_threshold": 1.1}, "maintenance_threshold"),
         ({"maintenance_timeout": 0}, "maintenance_timeout"),
         ({"maintenance_eviction": "age"}, "maintenance_eviction"),
+        ({"maintenance_frequency": 1, "maintenance_writer_url": "http://localhost:1/v1"}, "half a server"),
+        ({"maintenance_frequency": 1, "maintenance_writer_model": "tiny"}, "half a server"),
+        ({"maintenance_writer_url": "http://a/v1", "maintenance_writer_model": "tiny"}, "without maintenance"),
         ({"maintenance_max_added": 9, "maintenance_max_dynamic": 8}, "limits"),
     ],
 )

@@ -6,6 +6,8 @@ import hashlib
 from collections import Counter
 from dataclasses import replace
 
+import torch
+
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.problems import Problem
 from sgsd.training.base import VerifiedTrainer
@@ -26,6 +28,17 @@ def make_bank(pairs: int = 4, label: str = "") -> SkillBank:
         tuple(Mistake.new(f"{label}slip" + " so" * n, origin=Origin.SEED) for n in range(pairs)),
         name="tiny",
     )
+
+
+def quoting_model():
+    """A model that is sure of nothing but quotation marks: held to a schema, it writes short texts soon."""
+    model = make_model(max_position_embeddings=4096)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(1.0)  # so that all hidden states are one and the same
+        hidden = model(torch.tensor([[2]]), output_hidden_states=True).hidden_states[-1][0, 0]
+        head = model.get_output_embeddings().weight.zero_()
+        head[make_tokenizer().convert_tokens_to_ids('"')] = 4.0 * hidden / hidden.square().sum()
+    return model
 
 
 def by_parity(completion_ids, **_):

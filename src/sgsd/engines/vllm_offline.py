@@ -184,7 +184,7 @@ class VLLMWriter:
         self._template_kwargs = chat_template_kwargs or {}
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        """See ``Writer.write``. A text that reaches ``max_tokens`` or the end of the context is returned cut."""
+        """See ``Writer.write``. A text that reaches ``max_tokens`` is returned cut, one that the context cut is not."""
         from vllm.sampling_params import StructuredOutputsParams
 
         prompts = [message_ids(self._tokenizer, request.messages, **self._template_kwargs) for request in requests]
@@ -209,16 +209,16 @@ class VLLMWriter:
         ]
 
     def _written(self, request: WriteRequest, prompt: list[int], completion: Any) -> Written:
-        text, error, tokens = None, None, 0
-        if completion is None:
-            error = f"a prompt of {len(prompt)} tokens does not fit the context of {self._engine.context}"
-        elif completion.finish_reason not in ("stop", "length"):
-            error = f"vLLM broke the text off: finish_reason {completion.finish_reason!r}"
+        ids, finish = ([], "length") if completion is None else (list(completion.token_ids), completion.finish_reason)
+        text, error = None, None
+        if finish == "length" and len(ids) < request.max_tokens:
+            context = self._engine.context
+            error = f"the context of {context} ended after a prompt of {len(prompt)} and {len(ids)} tokens"
+        elif finish not in ("stop", "length"):
+            error = f"vLLM broke the text off: finish_reason {finish!r}"
         else:
-            text = self._tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
-        if completion is not None:
-            tokens = len(completion.token_ids)
-        return Written(request.key, text, error, len(prompt), tokens)
+            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return Written(request.key, text, error, len(prompt), len(ids))
 
 
 class _Bar(tqdm):

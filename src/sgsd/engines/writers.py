@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,8 @@ from sgsd.prompts import message_ids
 class TransformersWriter:
     """A causal language model in process; every token is held to the schema (by llguidance).
 
-    A request's text depends on its seed, not on what it is batched with, save for rounding. One whose prompt and
-    longest text do not fit the model's context together gives an error.
+    A request's text depends on its seed, not on what it is batched with, save for rounding. A text that the end of the
+    model's context cut gives an error.
 
     Args:
         model, tokenizer: the model, and its fast tokenizer with a chat template.
@@ -31,7 +29,7 @@ class TransformersWriter:
         chat_template_kwargs: such as ``{"enable_thinking": False}``.
 
     Raises:
-        ConfigError: the package llguidance is missing.
+        ConfigError: the tokenizer is none of the fast ones.
     """
 
     def __init__(
@@ -44,8 +42,6 @@ class TransformersWriter:
         batch_size: int = 8,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if importlib.util.find_spec("llguidance") is None:
-            raise ConfigError("the package llguidance is not installed", remedy="run: pip install 'sgsd[writer]'")
         import llguidance.hf
 
         self.name = name
@@ -54,10 +50,18 @@ class TransformersWriter:
         self._temperature = temperature
         self._batch_size = batch_size
         self._template_kwargs = chat_template_kwargs or {}
+        self._context = model.config.get_text_config().max_position_embeddings
         self._end_ids = end_of_completion_ids(model, tokenizer)
-        self._vocabulary = llguidance.hf.from_tokenizer(
-            tokenizer, n_vocab=model.config.get_text_config().vocab_size, eos_token=self._end_ids
-        )
+        vocabulary = model.config.get_text_config().vocab_size
+        try:
+            self._vocabulary = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=self._end_ids)
+        except ValueError as error:
+            raise ConfigError(
+                "a model with this tokenizer cannot be held to a schema",
+                got=type(tokenizer).__name__,
+                expected="one of transformers' fast tokenizers",
+                remedy=str(error),
+            ) from error
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
         """See ``Writer.write``. A text that reaches ``max_tokens`` is returned cut, and read as malformed."""
@@ -75,16 +79,21 @@ class TransformersWriter:
 
     def _batch(self, requests: Sequence[WriteRequest]) -> list[Written]:
         prompts = [message_ids(self._tokenizer, request.messages, **self._template_kwargs) for request in requests]
-        context = self._model.config.get_text_config().max_position_embeddings
-        fits = [len(prompt) + r.max_tokens <= context for r, prompt in zip(requests, prompts, strict=True)]
-        chosen = list(compress(requests, fits)), list(compress(prompts, fits))
-        written = iter(self._generated(*chosen) if any(fits) else [])
+        rooms = [max(self._context - len(prompt), 0) for prompt in prompts]
+        chosen = [index for index, room in enumerate(rooms) if room]
+        limits = [min(requests[index].max_tokens, rooms[index]) for index in chosen]
+        found: dict[int, list[int]] = {}
+        if chosen:
+            kept = [requests[index] for index in chosen], [prompts[index] for index in chosen]
+            found = dict(zip(chosen, self._generate(*kept, max(limits)), strict=True))
         return [
-            next(written) if fit else _refused(request, len(prompt), context)
-            for request, prompt, fit in zip(requests, prompts, fits, strict=True)
+            self._written(request, prompt, found.get(index, []), rooms[index])
+            for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
         ]
 
-    def _generated(self, requests: Sequence[WriteRequest], prompts: Sequence[list[int]]) -> list[Written]:
+    def _generate(
+        self, requests: Sequence[WriteRequest], prompts: Sequence[list[int]], max_tokens: int
+    ) -> list[list[int]]:
         width = max(map(len, prompts))
         filler = self._tokenizer.pad_token_id
         ids = torch.tensor([[filler] * (width - len(prompt)) + prompt for prompt in prompts])
@@ -93,25 +102,19 @@ class TransformersWriter:
             input_ids=ids.to(self._model.device),
             attention_mask=mask.to(self._model.device),
             logits_processor=[_Constraint(self._vocabulary, requests, self._temperature, width, self._end_ids[0])],
-            **NEUTRAL
-            | {
-                "max_new_tokens": max(request.max_tokens for request in requests),
-                "eos_token_id": self._end_ids,
-                "pad_token_id": filler,
-            },
-        )[:, width:].tolist()
-        return [self._written(*row) for row in zip(requests, prompts, rows, strict=True)]
+            **NEUTRAL | {"max_new_tokens": max_tokens, "eos_token_id": self._end_ids, "pad_token_id": filler},
+        )
+        return rows[:, width:].tolist()
 
-    def _written(self, request: WriteRequest, prompt: list[int], row: list[int]) -> Written:
+    def _written(self, request: WriteRequest, prompt: list[int], row: list[int], room: int) -> Written:
+        limit = min(request.max_tokens, room)
         end = next((position for position, token in enumerate(row) if token in self._end_ids), len(row))
-        tokens = row[: min(end, request.max_tokens)]
+        tokens = row[: min(end, limit)]
+        if end >= limit and room < request.max_tokens:
+            error = f"the context of {self._context} ended after a prompt of {len(prompt)} and {len(tokens)} tokens"
+            return Written(request.key, None, error, len(prompt), len(tokens))
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return Written(request.key, text, None, len(prompt), len(tokens))
-
-
-def _refused(request: WriteRequest, length: int, context: int) -> Written:
-    error = f"a prompt of {length} tokens and {request.max_tokens} to write exceed the context of {context}"
-    return Written(request.key, None, error, length, 0)
 
 
 class _Constraint:

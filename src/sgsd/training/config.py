@@ -280,7 +280,7 @@ class SGSDConfig(DistillationConfig):
     )
 
     maintenance_writer_url: str | None = _setting(
-        None, "An OpenAI-compatible server that writes new items, such as http://localhost:8000/v1; None: the policy does."
+        None, "An OpenAI-compatible server that writes new items, such as http://localhost:8000/v1; None: the policy."
     )
     maintenance_writer_model: str | None = _setting(None, "The writing model, as that server knows it.")
 
@@ -321,9 +321,7 @@ class SGSDConfig(DistillationConfig):
             given = {name: vars(self)[name] for name in ("maintenance_writer_url", "maintenance_writer_model")}
             raise ConfigError("half a server to write new items", got=given, expected="its address and its model")
         if self.maintenance_writer_url is not None and not self.maintenance_frequency:
-            raise ConfigError(
-                "maintenance_writer_url means nothing without maintenance", expected="maintenance_frequency of 1 or more"
-            )
+            raise ConfigError("maintenance_writer_url without maintenance", expected="maintenance_frequency above 0")
         self._refuse_below_one("retire_frequency", "retire_min_active")
         if self.retire_below is not None and not 0 < self.retire_below < 1:
             raise ConfigError("retire_below is out of range", got=self.retire_below, expected="between 0 and 1")

@@ -39,6 +39,7 @@ from sgsd.errors import BankError, CheckpointError
 from sgsd.memories import Memory, memory_of
 from sgsd.problems import Problem
 from sgsd.training.record import append_lines, keep_until
+from sgsd.training.writer import AT_ONCE
 from sgsd.verifiers import Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ LOG_FILE = "maintenance.jsonl"
 # What the others wait beyond the writer's time: reading, merging, a batch of the policy's that runs to its end.
 _GRACE = timedelta(hours=2)
 _WINDOW_VERSION = 1
-# Requests that a writer in this process takes together: a batch of generation.
-_AT_ONCE = 16
 
 T = TypeVar("T")
 
@@ -396,7 +395,7 @@ class Maintenance:
         if rate is None or rate >= self._threshold:
             return check, bank
         memories = [memory for record in self.window.records if (memory := record.memory()) is not None]
-        writer = _Deadline(self._writer, self._timeout, at_once=_AT_ONCE if self._own_process else None)
+        writer = _Deadline(self._writer, self._timeout, at_once=AT_ONCE if self._own_process else None)
         proposal = _in_thread(
             lambda: propose(memories, writer, seed=self._seed + step), None if self._own_process else self._timeout
         )

@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", Fu
 
 from peft import LoraConfig  # noqa: E402
 from tests.training.test_maintenance import HangingWriter, StubWriter  # noqa: E402
-from tests.training.tiny import by_parity, make_bank, make_trainer  # noqa: E402
+from tests.training.tiny import by_parity, make_bank, make_trainer, quoting_model  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from sgsd.problems import Problem  # noqa: E402
@@ -64,7 +64,8 @@ def main() -> None:
     if writer := settings.pop("writer", None):
         of_method["writer"] = {"stub": StubWriter, "hanging": HangingWriter, "policy": lambda: None}[writer]()
     trainer = make_trainer(
-        folder / "run",
+        model=quoting_model() if writer == "policy" else None,
+        output_dir=folder / "run",
         stub=True,
         problems=problems,
         reward=by_parity,
