@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any, cast
 
 from sgsd.bank.credit import credit, credit_within, lasting_bound
@@ -153,8 +154,9 @@ def restore(bank: SkillBank, ids: Iterable[str] | None = None) -> SkillBank:
     present = {item.id for item in bank.items}
     # Places are those before any item of the same look went. So all come back, first of the last look, and then those
     # that are to stay away go again.
-    back = [entry for entry in entries if entry["id"] not in present]
-    for entry in sorted(back, key=lambda entry: (-entry["step"], entry["position"])):
+    looks = [list(look) for _, look in groupby(entries, key=lambda entry: entry["step"])]
+    back = [entry for look in reversed(looks) for entry in sorted(look, key=lambda entry: entry["position"])]
+    for entry in (entry for entry in back if entry["id"] not in present):
         item = items[entry["id"]]
         if isinstance(item, Skill):
             skills.insert(entry["position"], item)
