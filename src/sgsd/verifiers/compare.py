@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from sgsd.verifiers.letters import letters_of
 from sgsd.verifiers.numerals import read_numeral, same_number
 from sgsd.verifiers.reading import (
     Reading,
@@ -55,10 +56,9 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
     if key(reference.text) == key(given.text) or key(reference.whole) == key(given.whole):
         return True
     letter = reference.text.strip("() ")
-    if len(letter) == 1 and letter.isupper() and given.shape is Shape.EXPRESSION:
-        option = _OPTION.match(words(given.text))
-        if option is not None:
-            return letter == (option[1] or option[2])
+    is_letter = len(letter) == 1 and letter.isupper() and given.shape is Shape.EXPRESSION
+    if is_letter and _OPTION.match(words(given.text)):
+        return letters_of(given.text) == [letter]
     if reference.shape is Shape.WORDS or given.shape is Shape.WORDS:
         return _same_words(reference, given)
     return _same_structure(reference, given, equal)
@@ -102,11 +102,11 @@ def _consistent(given: Reading) -> bool:
 
 def _same_words(reference: Reading, given: Reading) -> bool:
     expected, got = spoken_key(reference), spoken_key(given)
-    if not expected:
+    if not expected or given.text.endswith("?") > reference.text.endswith("?"):
         return False
     if len(expected) == 1:
-        choice = re.match(r"\(?([A-Za-z])\s*(?:[).:]|$)", given.text)
-        return choice is not None and choice[1].casefold() == expected
+        named = letters_of(given.text) if re.match(r"\(?[A-Za-z]\s*(?:[).:]|$)", given.text) else []
+        return [letter.casefold() for letter in named] == [expected]
     return expected == got
 
 

@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sgsd.verifiers.boxes import boxes, inside_expression, opened
 from sgsd.verifiers.numerals import read_numeral
 from sgsd.verifiers.tidy import balanced, key, tidy, words
 
@@ -70,7 +71,6 @@ _CHAT_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}\\]+))?")
 
 _HOPE = re.compile(
     r"final answer:?\**\s*(?:the (?:final )?answer is:?)?((?:(?!final answer)[^\n]){1,600}?)\.?\s*i hope", re.IGNORECASE
@@ -86,7 +86,8 @@ _PHRASES = (
     re.compile(r"(?:答案|最终答案|最后答案|结果)\s*(?:是|为|：|:|等于)+\s*(?P<x>[^\n。]{1,2000})"),
 )
 _NEGATION = re.compile(
-    r"(?:\bnot|n't|n’t|\bnever|\bneither|\bcannot be|\\neq?|≠|!=|\brather than|\binstead of|\bexcept|不是|不等于)"
+    r"(?:\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm) of"
+    r"|\bnot|n't|n’t|\bnever|\bneither|\bcannot be|\\neq?|≠|!=|\brather than|\binstead of|\bexcept|不是|不等于)"
     r"(?:\s+(?:equal(?:\s+to)?|be|is|exactly|simply|just|the answer|:))*[\s:$*\\(\[{\"']*$",
     re.IGNORECASE,
 )
@@ -116,6 +117,15 @@ _SENTENCE_END = re.compile(
     r"(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])"
 )
 _NEGATED = re.compile(r"\$?\s*(?:not\b|n't|isn't|never\b|\\neq?|≠|不是)", re.IGNORECASE)
+# In a sentence, these make another value of the number beside them.
+_CHANGED = re.compile(
+    r"\b(?:to the (?:power|\w+(?:th|rd|nd))|squared|cubed|factorial|times|twice|half|thirds?|plus|minus"
+    r"|(?:divid|multipli)ed by|(?:more|less|fewer|greater|smaller) than|at (?:least|most)|between|up to|modulo?)\b",
+    re.IGNORECASE,
+)
+_GAVE_UP = re.compile(
+    r"\bI (?:give up|(?:do not|don['’]t) know|(?:cannot|can['’]t) (?:say|tell|answer|solve))\b", re.IGNORECASE
+)
 _DENIED = re.compile(r"\b(?:is|are) (?:wrong|incorrect|(?:\w+ly )?not)\b", re.IGNORECASE)
 _VERB = re.compile(r"\b(?:is|are|be|equals?|it's|that's)(?![A-Za-z']):?|(?<![<>!=\d])(?<!\d ):(?=\s)")
 _QUESTION = re.compile(r"[^.!?]{0,200}\?\W*$")
@@ -212,36 +222,6 @@ def _tagged(text: str) -> Extraction | None:
     return _boxed(tags[-1]) or Extraction(tags[-1].strip()[:MAX_ANSWER], Found.PHRASE)
 
 
-def boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
-    """Start, end and content of every outermost box, and whether the last one is unclosed."""
-    found: list[tuple[int, int, str]] = []
-    position = 0
-    while (match := _BOX.search(text, position)) is not None:
-        if match[1] is None:
-            content = (match[2] or "").rstrip(".,;:")
-            found.append((match.start(), match.end(), content))
-            position = match.end()
-            continue
-        end = _closing(text, match.end())
-        if end is None:
-            return found, True
-        found.append((match.start(), end + 1, text[match.end() : end]))
-        position = end + 1
-    return found, False
-
-
-def _closing(text: str, start: int) -> int | None:
-    depth = 1
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        if brace[0] == "{":
-            depth += 1
-        elif brace[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return brace.start()
-    return None
-
-
 def _denied(text: str, start: int, end: int) -> bool:
     before = text[max(0, start - 60) : start]
     return bool(_NEGATION.search(before)) or bool(_DENIAL.match(text[end : end + 80]))
@@ -257,11 +237,13 @@ def _boxed(text: str) -> Extraction | None:
         return _from_phrase(text, hope.start(1), hope.end(1))
     if unclosed:
         return Extraction(None, reason="unclosed box")
-    contents = [_inner(content) for _, _, content in found]
+    contents = [opened(content) for _, _, content in found]
     if not contents[-1]:
         return Extraction(None, reason="empty box")
     if _denied(text, found[-1][0], end):
         return Extraction(None, reason=DENIED)
+    if inside_expression(text, found[-1][0], end):
+        return Extraction(None, reason="box inside an expression")
     distinct: dict[str, str] = {}
     for content in contents:
         if content:
@@ -269,7 +251,12 @@ def _boxed(text: str) -> Extraction | None:
         if len(distinct) > 100:
             return Extraction(None, reason="several answers")
     joined = ", ".join(distinct.values())
-    if len(distinct) == 1 and len(joined) <= MAX_ANSWER and _sentence(said := words(joined)):
+    if (
+        len(distinct) == 1
+        and len(joined) <= MAX_ANSWER
+        and _sentence(said := words(joined))
+        and not _CHANGED.search(said)
+    ):
         inner = _from_phrase(said, 0, len(said))
         return Extraction(inner.text, Found.BOX, inner.reason, inner.several)
     if len(joined) > MAX_ANSWER:
@@ -284,17 +271,6 @@ def _identity(answer: str) -> str:
     return key(text) if numeral is None else f"{numeral.value}{'%' * numeral.percent} {numeral.unit}"
 
 
-def _inner(content: str) -> str:
-    content = content.strip()
-    for _ in range(8):
-        found, unclosed = boxes(content)
-        if not found or unclosed:
-            break
-        content = found[-1][2].strip()
-    content = content.strip()
-    return content.strip("$ ") if content.count("$") in {1, 2} and not content.strip("$ ").count("$") else content
-
-
 def _phrased(text: str) -> Extraction | None:
     hope = _last_match(_HOPE, text)
     if hope is not None:
@@ -302,6 +278,12 @@ def _phrased(text: str) -> Extraction | None:
     best: re.Match[str] | None = None
     for pattern in _PHRASES:
         for match in pattern.finditer(text):
+            line = match.end("x")
+            # "The answer is 12. No, the answer is 13.": one line, two phrases.
+            while (stop := _SENTENCE_END.search(text, match.start("x"), line)) and (
+                later := pattern.search(text, stop.end(), line)
+            ):
+                match = later
             if best is None or match.start("x") >= best.start("x"):
                 best = match
     if best is None:
@@ -353,6 +335,9 @@ def _hide_math(text: str) -> str:
 
 def _single(phrase: str) -> Extraction:
     """The one mathematical thing in a phrase that has prose too; several different ones stay a list."""
+    thing = _MATH.search(phrase) or _NUMBER.search(phrase)
+    if thing is not None and _NEGATION.search(phrase[: thing.start()]):
+        return Extraction(None, reason=DENIED)
     spans = [next(g for g in m.groups() if g is not None).strip() for m in _MATH.finditer(phrase)]
     rest = _MATH.sub(" ", phrase)
     numbers = _NUMBER.findall(rest)
@@ -391,6 +376,8 @@ def _unmarked(text: str) -> Extraction:
     whole = _MATH.fullmatch(text)
     if whole is not None and len(text) <= MAX_ANSWER:
         return Extraction(next(g for g in whole.groups() if g is not None).strip(), Found.WHOLE)
+    if _GAVE_UP.search(text[-300:]):
+        return Extraction(None, reason=DENIED)
     for line in reversed(lines[-200:]):
         if len(line) > 20_000:
             line = line[-20_000:]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,7 +29,10 @@ _MAX_LENGTH = 2_000
 _MAX_DEPTH = 60
 _CONFIG = [math_verify.LatexExtractionConfig()]
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_BASED = re.compile(r"[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)")
+_BASED = re.compile(r"0x[0-9A-Fa-f]+|0o[0-7]+|0b[01]+|[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)")
+_LAST_FACTOR = re.compile(r"(?:(?<=[\d)}])|(?<=(?<![A-Za-z])[A-Za-z])|(?<=\\pi)) ?([A-Za-z])$")
+_RATIO = re.compile(r"\d+(?: ?: ?\d+){2,}")
+_CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
 
 
 @lru_cache(maxsize=2_048)
@@ -36,9 +40,13 @@ def _parse(text: str) -> Any:
     """The expression, or ``None`` where math-verify cannot parse it, or parses only a part of it."""
     if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
         return None
-    parsed: list[Any] = math_verify.parse(f"${text}$", _CONFIG, parsing_timeout=None)
-    expression = next((item for item in parsed if not isinstance(item, str)), None)
-    return expression if expression is not None and _complete(text, expression) else None
+    # The parser takes a last letter for a unit: of \pi r^2 h it drops the h.
+    for spelling in dict.fromkeys((text, _LAST_FACTOR.sub(r" {\1}", text))):
+        parsed: list[Any] = math_verify.parse(f"${spelling}$", _CONFIG, parsing_timeout=None)
+        expression = next((item for item in parsed if not isinstance(item, str)), None)
+        if expression is not None and _complete(text, expression):
+            return expression
+    return None
 
 
 def _nesting(text: str) -> int:
@@ -72,9 +80,18 @@ def equal(reference: str, given: str) -> bool:
         UnreadableError: if the reference cannot be parsed.
     """
     if _BASED.fullmatch(reference) or _BASED.fullmatch(given):
-        return re.sub(r"[\s{}]", "", reference) == re.sub(r"[\s{}]", "", given)
+        return re.sub(r"[\s{}]", "", reference).lower() == re.sub(r"[\s{}]", "", given).lower()
     if len(reference) == len(given) == 1 and reference.isalpha() and given.isalpha():
         return reference == given  # the parser does not tell e from E
+    ratios = [[int(part) for part in text.split(":")] if _RATIO.fullmatch(text) else [] for text in (reference, given)]
+    if any(ratios):
+        return _proportional(*ratios)
+    if (named := _CAPITALS.fullmatch(reference)) and (other := _CAPITALS.fullmatch(given)):
+        # Points and strings, not products: their order counts; an angle may be read from either side.
+        first, second = named[2].replace(" ", ""), other[2].replace(" ", "")
+        return first == second or bool(named[1] and len(first) == 3 and first == second[::-1])
+    if reference.count("'") != given.count("'"):
+        return False  # the parser drops primes
     gold = _parse(reference)
     if gold is None:
         raise UnreadableError(reference)
@@ -85,6 +102,15 @@ def equal(reference: str, given: str) -> bool:
     if target is None:
         return False
     return math_verify.verify(gold, target, timeout_seconds=None)
+
+
+def _proportional(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether two ratios are the same: equally many parts, none of which is larger for its share."""
+    return (
+        len(first) == len(second)
+        and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
+        and (first[0] != 0 or first == second)
+    )
 
 
 def _states(gold: Any, numeral: Numeral) -> bool:

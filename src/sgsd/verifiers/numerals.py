@@ -26,6 +26,7 @@ class Numeral:
         digits: significant digits, for a decimal.
         percent: whether a percent sign (or word) follows.
         unit: what else follows, in lower case, or the empty string.
+        currency: the currency sign in front, or the empty string.
     """
 
     value: Fraction
@@ -34,6 +35,7 @@ class Numeral:
     digits: int = 0
     percent: bool = False
     unit: str = ""
+    currency: str = ""
 
 
 def _names(text: str) -> list[str]:
@@ -70,8 +72,9 @@ _UNIT = re.compile(rf"[A-Za-z°€£¥₹Ωμµ]{_UNIT_WORDS}*{_UNIT_POWER}(?:[ 
 _NOT_UNITS = re.compile(
     r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times|divided|multiplied|over|more"
     r"|less|than|least|most|between|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
-    r"|quarter|third|thirds|fifths?|sixths?|eighths?|tenths?|hundredths?|thousandths?|millionths?|percent|if|where|when|is|are|was|equals?|equal|power|binary|hex|octal|remainder|approximately|about|except"
-    r"|hundred|thousand|million|billion|trillion|dozen|e|i|pi|x|y|z|n|k)\b",
+    r"|quarter|third|thirds|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?|halves|percent|if|unless|without|where|when|is|are|was|equals?|equal|power|binary|hex|octal|remainder|approximately|about|except"
+    r"|tens|hundreds?|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille"
+    r"|permille|doubled|tripled|halved|negated|inverse|short of|below zero|out of|to the|e|i|pi|x|y|z|n|k)\b",
     re.IGNORECASE,
 )
 _UNSQUARED = re.compile(
@@ -198,7 +201,7 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
         return None
     value, form, places, digits = body
     percent, factor, unit = suffix
-    return Numeral((-value if "-" in signs else value) * factor, form, places, digits, percent, unit)
+    return Numeral((-value if "-" in signs else value) * factor, form, places, digits, percent, unit, match["currency"])
 
 
 _ONES = _names(
@@ -264,7 +267,7 @@ def same_number(reference: Numeral, given: Numeral) -> bool:
     four significant digits, correctly rounded, and the other way round. And a percent sign may be a unit that one side
     left out: ``p%`` for p always, ``100p%`` for p only where p is no integer, or is 0 or 1.
     """
-    if reference.unit and given.unit and _conflict(reference.unit, given.unit):
+    if _conflict(reference, given):
         return False
     if reference.percent == given.percent:
         return _close(reference, given.value, given)
@@ -288,6 +291,7 @@ def _close(reference: Numeral, value: Fraction, given: Numeral) -> bool:
     return False
 
 
+# One measure a line, its units by their canonical names; a measure's units exclude each other.
 _UNITS = {
     "mm": "mm millimeter millimeters millimetre millimetres",
     "cm": "cm centimeter centimeters centimetre centimetres",
@@ -297,8 +301,14 @@ _UNITS = {
     "ft": "ft foot feet",
     "yd": "yd yard yards",
     "mi": "mi mile miles",
+    "mg": "mg milligram milligrams",
     "g": "g gram grams",
     "kg": "kg kilogram kilograms",
+    "lb": "lb lbs",
+    "oz": "oz ounce ounces",
+    "ml": "ml milliliter milliliters millilitre millilitres",
+    "l": "l liter liters litre litres",
+    "ms": "ms millisecond milliseconds",
     "s": "s sec second seconds",
     "min": "min mins minute minutes",
     "h": "h hr hrs hour hours",
@@ -307,12 +317,50 @@ _UNITS = {
     "month": "month months",
     "year": "year years",
     "cent": "cent cents",
-    "dollar": "dollar dollars usd",
+    "dollar": "dollar dollars usd $",
+    "euro": "euro euros eur €",
+    "sterling": "£",
+    "yen": "yen ¥",
+    "rupee": "rupee rupees ₹",
+    "degree": "° degree degrees",
+    "radian": "radian radians rad",
+    "celsius": "°c",
+    "fahrenheit": "°f",
+    "am": "am a.m",
+    "pm": "pm p.m",
+    "mph": "mph",
+    "km/h": "km/h kph kmh",
+    "m/s": "m/s",
+    "mb": "mb",
+    "gb": "gb",
+    "kwh": "kwh",
+    "mwh": "mwh",
+} | {
+    name: name
+    for name in _names("january february march april may june july august september october november december")
 }
 _CANONICAL = {name: unit for unit, names in _UNITS.items() for name in names.split()}
+_POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
+_POWER = re.compile(r"^(.*?) ?\^ ?\{? ?([1-4]) ?\}?$")
 
 
-def _conflict(first: str, second: str) -> bool:
+def _measure(unit: str) -> tuple[str, int] | None:
+    """A unit's canonical name and power: ``square feet`` and ``ft^2`` are ``("ft", 2)``; ``None`` if it is unknown."""
+    tokens = unit.split()
+    power = next((n for word, n in _POWERS.items() if word in (tokens[0].rstrip("."), tokens[-1])), 1) if tokens else 1
+    if power > 1:
+        unit = " ".join(token for token in tokens if token.rstrip(".") not in _POWERS)
+    raised = _POWER.fullmatch(unit)
+    if raised:
+        unit, power = raised[1], int(raised[2])
+    name = _CANONICAL.get(unit) or _CANONICAL.get(unit.replace(" ", ""))
+    return None if name is None else (name, power)
+
+
+def _conflict(first: Numeral, second: Numeral) -> bool:
     """Two known units that differ: 5 km is not 5 m. An unknown unit contradicts nothing."""
-    a, b = _CANONICAL.get(first), _CANONICAL.get(second)
-    return a is not None and b is not None and a != b
+    a, b = (_measure(numeral.unit or numeral.currency) for numeral in (first, second))
+    if a is None or b is None or a == b:
+        return False
+    # Degrees may be short for either.
+    return {a[0], b[0]} not in ({"degree", "celsius"}, {"degree", "fahrenheit"})

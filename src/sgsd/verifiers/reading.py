@@ -81,14 +81,19 @@ _CONJUNCTION = re.compile(
 _OPEN, _CLOSE = "([{", ")]}"
 _WORDS = re.compile(r"[A-Za-zÀ-ɏ0-9 '\".,:;!?&\-/()\u4e00-\u9fff]*")
 _HAS_WORD = re.compile(
-    r"[A-Za-zÀ-ɏ]{4,}|[A-Za-zÀ-ɏ]+[ \-'][A-Za-zÀ-ɏ]|[\u4e00-\u9fff]|^(?:yes|no|odd|red|Yes|No|NO|YES)$"
+    r"[A-Za-zÀ-ɏ]{4,}|[A-Za-zÀ-ɏ]+[ '][A-Za-zÀ-ɏ]|[A-Za-zÀ-ɏ]{3,}-[A-Za-zÀ-ɏ]|[A-Za-zÀ-ɏ]-[A-Za-zÀ-ɏ]{3,}"
+    r"|[\u4e00-\u9fff]|^(?:yes|no|odd|red|Yes|No|NO|YES)$"
 )
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.? ?m\.?)?", re.IGNORECASE)
 
 
 def read_answer(text: str) -> Reading:
     """Read an answer. Anything can be read; what is nothing better is an expression."""
-    return _read(tidy(text[:_MAX_LENGTH]) if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH], 0)
+    reading = _read(tidy(text) if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH], 0)
+    if reading.numeral is not None and re.match(r"[\s$+-]*\\\$", text):
+        # Elsewhere a dollar sign opens mathematics, and is gone.
+        return replace(reading, numeral=replace(reading.numeral, currency="$"))
+    return reading
 
 
 def _leaf(text: str) -> Reading:
@@ -322,19 +327,23 @@ _SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w|\{\w+\}))?")
 
 def simple_names_differ(first: str, second: str) -> bool:
     """Whether both names are single letters, and not the same: other letters, or other subscripts where both have
-    one."""
-    a, b = _SIMPLE_NAME.fullmatch(first.replace(" ", "")), _SIMPLE_NAME.fullmatch(second.replace(" ", ""))
+    one; ``|z|`` is not ``z``."""
+    first, second = first.replace(" ", ""), second.replace(" ", "")
+    if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
+        return bool(first and second) and first != second
+    a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)
     if a is None or b is None:
         return False
     return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2].strip("{}") != b[2].strip("{}"))
 
 
 def spoken_key(reading: Reading) -> str:
-    """What two answers in words have in common if they are the same: no case, articles, punctuation or spaces."""
+    """What two answers in words have in common if they are the same: no case, articles, punctuation or spaces.
+    Operators stay: ``x+y`` is not ``xy``."""
     plain = words(reading.text).casefold()
     text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
     text = text if re.search(r"\w", text) else plain
-    return re.sub(r"[^\w:\u4e00-\u9fff]", "", text)
+    return re.sub(r"[^\w:+*/^=<>\u4e00-\u9fff]", "", text)
 
 
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")

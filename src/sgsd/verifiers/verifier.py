@@ -167,7 +167,7 @@ def _exact_readable(answer: str) -> bool:
 
 
 def _choice_readable(answer: str) -> bool:
-    from sgsd.verifiers.choice import option
+    from sgsd.verifiers.letters import option
 
     return option(answer) is not None
 
