@@ -327,6 +327,18 @@ class TestBM25:
         for query in ["zebra", "", "!?"]:
             assert ids(BM25Retriever(), query, self.BANK) == [("s0", "m0"), ("s1", "m1"), ("s2", "m2")]
 
+    def test_in_long_lists_ties_go_to_the_item_that_comes_first_too(self) -> None:
+        words = ["", "zebra", "zebra lion", "lion"]
+        bank = SkillBank(
+            tuple(Skill(f"s{i}", "", f"horse {words[i % 4]}") for i in range(1500)),
+            tuple(Mistake(f"m{i}", "", f"horse {words[i % 4]}") for i in range(1500)),
+        )
+        (got,) = BM25Retriever(weighted=True).retrieve(["zebra lion"], bank, 400)
+        scores = [pair.similarity for pair in got.pairs]
+        assert scores == sorted(scores, reverse=True)
+        assert [pair.skill.id for pair in got.pairs][:375] == [f"s{i}" for i in range(2, 1500, 4)]
+        assert [pair.skill.id for pair in got.pairs][375:378] == ["s1", "s3", "s5"]
+
     def test_items_without_words_are_no_trouble(self) -> None:
         assert ids(BM25Retriever(), "x", SkillBank((Skill("a", "", "!"),), (Mistake("b", "", "?"),))) == [("a", "b")]
 

@@ -1,13 +1,14 @@
 """Items that give problems away are found and taken out; clean ones are left alone."""
 
 import json
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
-from sgsd.bank.answers import holds_answer
+from sgsd.bank.answers import COMMON_NUMBERS, Reading, holds_answer
 from sgsd.bank.leaks import SHORTEST, LeakKind, quarantine, scan
 from sgsd.bank.lineage import ancestors, descent
 from sgsd.errors import ConfigError
@@ -51,6 +52,64 @@ def test_what_only_looks_like_an_answer_is_not_one(text, answer):
 def test_nothing_gives_nothing_away():
     assert not holds_answer("", "72")
     assert not holds_answer("Anything at all.", "")
+
+
+def in_words(number):
+    """English number words, by a definition of its own."""
+    small = [
+        *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"),
+        *("twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+    ]
+    tens = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+    if number < 20:
+        return small[number]
+    if number < 100:
+        return tens[number // 10] + (f"-{small[number % 10]}" if number % 10 else "")
+    for size, name in ((10**6, "million"), (1000, "thousand"), (100, "hundred")):
+        if number >= size:
+            rest = number % size
+            joint = " and " if 0 < rest < 100 else " "
+            return f"{in_words(number // size)} {name}" + (f"{joint}{in_words(rest)}" if rest else "")
+    raise AssertionError
+
+
+@given(st.integers(13, 5 * 10**6), st.integers(13, 5 * 10**6), st.sampled_from(["-", " "]))
+def test_a_number_in_words_is_that_number_and_no_other(number, other, hyphen):
+    text = f"Then {in_words(number).replace('-', hyphen)} marbles lie there."
+    assert Reading.of(text).numbers[0].start == 1
+    # What is common by itself does not count, such as 60.
+    if number not in COMMON_NUMBERS:
+        assert holds_answer(text, str(number))
+        assert holds_answer(text, f"{number:,}.0 marbles")
+    if other != number:
+        assert not holds_answer(text, str(other))
+
+
+@given(st.integers(13, 400), st.integers(2, 400), st.integers(13, 400))
+def test_fractions_are_compared_by_value(top, bottom, whole):
+    value = Fraction(top, bottom)
+    if value in COMMON_NUMBERS:
+        return
+    twice = f"\\frac{{{2 * top}}}{{{2 * bottom}}}"
+    for text in (f"Then {top}/{bottom} of it.", f"Then {twice} of it.", f"Then {top} over {bottom} of it."):
+        assert holds_answer(text, f"\\dfrac{{{top}}}{{{bottom}}}")
+        assert not holds_answer(text, f"{top + 1}/{bottom}")
+    if value < 1:
+        assert holds_answer(f"Then {whole} {top}/{bottom} of it.", f"{whole * bottom + top}/{bottom}")
+        # The parts of a mixed number are none by themselves.
+        assert not holds_answer(f"Then {whole} {top}/{bottom} of it.", str(whole))
+        assert not holds_answer(f"Then {whole} {top}/{bottom} of it.", f"{top}/{bottom}")
+
+
+def test_what_looks_like_a_number_and_is_none_is_passed_over():
+    for text in (
+        "Take \\frac{a}{b} or 3/0 or \\frac.",
+        "2^999 is large.",
+        "Use 3/x.",
+        "a hundred thirds",
+        "5 * 10 ^ x",
+    ):
+        assert not holds_answer(text, "777")
 
 
 def test_more_than_a_hundred_planted_answers_are_all_taken_out_and_a_hundred_clean_items_stay():
