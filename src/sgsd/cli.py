@@ -224,6 +224,7 @@ def _add_bank(bank: argparse.ArgumentParser) -> None:
     ledger.add_argument("--sort", choices=orders, default="credit", help="what to rank by (credit)")
     ledger.add_argument("--until", type=int, metavar="STEP", help="only phases that had ended by this optimizer step")
     ledger.add_argument("--phases", action="store_true", help="print the credit by phase, too")
+    ledger.add_argument("--retire_below", type=float, metavar="LIMIT", help="say whom this limit of sgsd train retires")
     restore = actions.add_parser("restore", help="bring retired items back")
     restore.add_argument("bank", help="a bank file, or the folder of a run")
     restore.add_argument("ids", nargs="*", metavar="ID", help="of retired items (all)")

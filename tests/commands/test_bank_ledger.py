@@ -92,6 +92,17 @@ def test_the_ranking_for_people(sgsd, run, monkeypatch):
     assert all(len(line) <= 80 for line in shown.splitlines() if line[:1] in "┃│")
 
 
+def test_whom_a_limit_would_retire(sgsd, run):
+    shown = json.loads(sgsd("bank", "ledger", run, "--retire_below", 0.5, "--json").out)
+    worth = {item["id"]: item["worth"] for item in shown["items"]}
+    present = {item.id for item in SkillBank.load(run / "bank.json").items}
+    assert shown["would_retire"]
+    assert {worth[id] for id in shown["would_retire"]} == {"misleading"}
+    assert set(shown["would_retire"]) - present == {item["id"] for item in shown["items"] if item["state"] == "retired"}
+    assert f"below 0.5: {len(shown['would_retire'])} items" in sgsd("bank", "ledger", run, "--retire_below", 0.5).out
+    assert json.loads(sgsd("bank", "ledger", run, "--json").out)["would_retire"] is None
+
+
 @pytest.mark.parametrize("sort", ["uses", "active", "support", "positive_share", "within_phases"])
 def test_other_orders(sgsd, run, sort):
     items = json.loads(sgsd("bank", "ledger", run, "--sort", sort, "--json").out)["items"]
@@ -140,6 +151,7 @@ def test_evicted_online_items_have_the_titles_that_maintenance_logged(sgsd, run)
         (["ledger", "nowhere"], "no ledger"),
         (["ledger", "{run}", "--until", "3"], "no phase had ended"),
         (["ledger", "{run}", "--sort", "age"], "unknown --sort"),
+        (["ledger", "{run}", "--retire_below", "2"], "out of range"),
         (["restore", "{run}/bank-start.json"], "nothing to bring back"),
         (["restore", "{run}", "skill-0"], "no such item among the retired"),
         (["restore", "{run}", "--output", "{run}/bank-start.json"], "the output exists"),

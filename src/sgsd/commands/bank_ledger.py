@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,8 +18,8 @@ from rich.text import Text
 from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank, history
 from sgsd.bank.credit import Credit, credit, credit_within, lasting_bound, positive_share, separation
 from sgsd.bank.formats import as_list, as_object, located
+from sgsd.bank.retire import RetirementRule, retire, retired_items
 from sgsd.bank.retire import restore as restored
-from sgsd.bank.retire import retired_items
 from sgsd.commands.bank import bank_file, load, print_json, sizes, table
 from sgsd.commands.bank_trace import MAINTENANCE_FILE, complete_lines
 from sgsd.errors import BankError
@@ -85,8 +86,9 @@ def ledger(options: argparse.Namespace) -> int:
     rows = sorted(_rows(found, banks, options.run), key=_KEYS[options.sort], reverse=True)
     unused = [item.id for item in (banks[-1].items if banks else ()) if item.id not in found.items]
     apart = _separation(rows)
+    condemned = None if options.retire_below is None else _condemned(found, banks, options.retire_below)
     if options.json:
-        print_json(_document(options, found, rows, unused, apart))
+        print_json(_document(options, found, rows, unused, apart) | {"would_retire": condemned})
         return 0
     console = Console()
     console.print(_ranking(options.run, rows))
@@ -108,7 +110,19 @@ def ledger(options: argparse.Namespace) -> int:
             highlight=False,
             soft_wrap=True,
         )
+    if condemned is not None:
+        by_worth = Counter(row.worth for row in rows if row.id in condemned and row.worth is not None)
+        kinds = ", ".join(f"{count} {worth}" for worth, count in by_worth.items())
+        console.print(f"below {options.retire_below}: {len(condemned)} items{f' ({kinds})' if kinds else ''}")
     return 0
+
+
+def _condemned(found: Ledger, banks: list[SkillBank], limit: float) -> list[str]:
+    """Ids of whom this limit would retire now, static items too, with all else as by default (``RetirementRule``)."""
+    if not banks:
+        raise BankError("no bank to retire from", expected="--bank, or the folder of a run with its banks")
+    _, gone = retire(restored(banks[-1]), found, RetirementRule(limit, static=True))
+    return [one.id for one in gone]
 
 
 def restore(options: argparse.Namespace) -> int:
