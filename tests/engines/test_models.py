@@ -106,6 +106,71 @@ def test_a_folder_without_a_tokenizer_is_refused(tiny_folder, tmp_path):
     refused("cannot load the tokenizer", str(tmp_path), load_tokenizer)
 
 
+# ---- what a model may bring along
+
+
+@pytest.fixture
+def with_code(tiny_folder, tmp_path):
+    """A model and tokenizer that want code of their own to be run, and the file that it would write."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "code")
+    trace = tmp_path / "it ran"
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | own))
+    return folder, trace
+
+
+@pytest.mark.parametrize(("load", "what"), [(load_model, "model"), (load_tokenizer, "tokenizer")])
+def test_code_that_comes_with_a_model_is_not_run_unless_asked(with_code, load, what):
+    folder, trace = with_code
+    text = refused("code of its own", str(folder), load)
+    assert text == (
+        f"the {what} {str(folder)!r} comes with code of its own, which is not run: "
+        "read it, and set trust_remote_code if you trust it"
+    )
+    assert not trace.exists()
+
+
+def test_code_beside_a_known_model_is_left_alone(with_code):
+    folder, trace = with_code
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    assert type(load_model(str(folder))).__name__ == "LlamaForCausalLM"
+    assert not trace.exists()
+
+
+@pytest.fixture
+def pickled(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save(make_model().state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def test_pickled_weights_are_refused_unless_asked(pickled):
+    text = refused("pickled", str(pickled))
+    assert text == (
+        f"the weights in {str(pickled)!r} are pickled: got pytorch_model.bin; expected safetensors; "
+        "convert them, or set use_safetensors=False (model_init_kwargs) if you trust the file"
+    )
+    assert torch.equal(logits(load_model(str(pickled), use_safetensors=False)), logits(make_model()))
+
+
+def test_a_pickled_adapter_is_refused_unless_asked(adapter):
+    from safetensors.torch import load_file
+
+    folder, model = adapter
+    file = folder / "adapter_model.safetensors"
+    torch.save(load_file(file), folder / "adapter_model.bin")
+    file.unlink()
+    assert "adapter_model.bin" in refused("pickled", str(folder))
+    assert torch.equal(logits(load_model(str(folder), use_safetensors=False)), logits(model))
+
+
 # ---- names
 
 

@@ -27,8 +27,8 @@ _REMEDY = "give a local folder or local:all-minilm-l6-v2, or set retriever: bm25
 class SentenceTransformerEmbedder:
     """A sentence-transformers model as ``retrieval.Embedder``: ``[N, D]`` float32 rows of unit length.
 
-    The model is loaded here, once; code that comes with a model is never run. A folder or hub model without a
-    ``modules.json`` is refused: sentence-transformers would make up a mean pooling for it.
+    The model is loaded here, once; code that comes with a model is never run, pickled weights are not read. A folder
+    or hub model without a ``modules.json`` is refused: sentence-transformers would make up a mean pooling for it.
 
     Args:
         model_name_or_path: a folder, a hub name such as ``Qwen/Qwen3-Embedding-0.6B``, or ``local:all-minilm-l6-v2``
@@ -123,7 +123,7 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
     try:
-        return SentenceTransformer(path, device=device, trust_remote_code=False)
+        return SentenceTransformer(path, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
         raise ConfigError(
             "embedding model cannot be loaded", got=f"{name!r} ({_first_line(error)})", remedy=_REMEDY

@@ -72,6 +72,7 @@ def load_model(
     device: str | None = None,
     trainable_adapter: bool = False,
     trust_remote_code: bool = False,
+    use_safetensors: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
     """A causal language model, in safetensors or GGUF; with its adapter where the folder holds one.
@@ -84,18 +85,27 @@ def load_model(
         device: moved there where given.
         trainable_adapter: go on training the adapter.
         trust_remote_code: run code that comes with the model.
+        use_safetensors: refuse weights in any other format but GGUF. ``False`` reads pickled ones, too.
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        ConfigError: no such model, file, package or adapter, or the hub is out of reach. Never falls back to a base
-            model where an adapter was asked for.
+        ConfigError: no such model, file, package or adapter, pickled weights, or the hub is out of reach. Never falls
+            back to a base model where an adapter was asked for.
     """
     from transformers import AutoModelForCausalLM
 
+    if use_safetensors:
+        _refuse_pickled_weights(Path(name_or_path))
     if _is_adapter(name_or_path):
         from peft import PeftModel
 
-        base = load_model(_base_of(name_or_path), dtype=dtype, trust_remote_code=trust_remote_code, **options)
+        base = load_model(
+            _base_of(name_or_path),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+            **options,
+        )
         with _clear_errors(name_or_path, "adapter"), warnings.catch_warnings():
             # PEFT only warns where the file has no weights for this model, and the base would be left as it is.
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
@@ -107,7 +117,7 @@ def load_model(
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            use_safetensors=True,
+            use_safetensors=use_safetensors or None,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **file_options,
@@ -151,6 +161,20 @@ def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
     ids = model.generation_config.eos_token_id
     ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
     return ids if tokenizer.eos_token_id in (None, *ids) else [tokenizer.eos_token_id, *ids]
+
+
+def _refuse_pickled_weights(folder: Path) -> None:
+    """A folder whose only weights are pickled: unpickling runs what the file says."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(file.name for suffix in ("bin", "pt", "pth") for file in folder.glob(f"*model*.{suffix}"))
+    if pickled:
+        raise ConfigError(
+            f"the weights in {str(folder)!r} are pickled",
+            got=pickled[0],
+            expected="safetensors",
+            remedy="convert them, or set use_safetensors=False (model_init_kwargs) if you trust the file",
+        )
 
 
 def _forget_quantization(model: Any) -> None:
@@ -231,6 +255,11 @@ def _clear_errors(name: str, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, SafetensorError, UserWarning) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"the {what} {name!r} comes with code of its own, which is not run",
+                remedy="read it, and set trust_remote_code if you trust it",
+            ) from error
         raise ConfigError(
             f"cannot load the {what} {name!r}",
             got=first[:200],
