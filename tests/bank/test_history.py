@@ -77,11 +77,19 @@ def test_what_is_the_last_version_already_makes_no_new_one(file: Path) -> None:
     [
         SkillBank(FIRST.skills, FIRST.mistakes, "renamed", FIRST.metadata),
         SkillBank(FIRST.skills, FIRST.mistakes, "tiny", {"a": [2.5, None], "b": 1}),
+        SkillBank(FIRST.skills, FIRST.mistakes, "tiny", {"b": 1.0, "a": [2.5, None]}),
         SkillBank((Skill(ADD.id, ADD.title, ADD.text, "Now", ADD.origin),), FIRST.mistakes, "tiny"),
         SkillBank((), (SLIP, Mistake(ADD.id, "", "A mistake under the skill's id.")), "tiny"),
         SkillBank((CARRY, ADD), (SLIP,), "tiny"),
     ],
-    ids=["name", "metadata order", "another item under an id", "another kind under an id", "new item in front"],
+    ids=[
+        "name",
+        "metadata order",
+        "a number's type",
+        "another item under an id",
+        "another kind under an id",
+        "new item in front",
+    ],
 )
 def test_what_a_file_shows_is_kept_to_the_last_byte(file: Path, other: SkillBank) -> None:
     assert [save(file, FIRST), save(file, other)] == [1, 2]
