@@ -10,8 +10,10 @@ import torch
 
 from sgsd.bank.retire import restore, retired_items
 from sgsd.errors import ConfigError
+from sgsd.training.maintenance import LOG_FILE
 from sgsd.training.retirement import RETIREMENTS_FILE, ledger_metrics
 
+from .test_maintenance import StubWriter
 from .tiny import make_bank, make_config, make_trainer
 
 
@@ -121,3 +123,31 @@ def test_by_default_nothing_is_retired_and_totals_are_logged(tmp_path):
 def test_unusable_settings_are_refused(tmp_path, settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         make_config(tmp_path, **settings)
+
+
+def test_online_items_are_written_and_retired_in_one_run_the_same_when_resumed(tmp_path):
+    settings = {
+        "writer": StubWriter(),
+        "max_steps": 30,
+        "maintenance_frequency": 6,
+        "retire_static": False,
+        "retire_below": 0.95,
+        "retire_min_active": 3,
+        "bank": make_bank(1),
+        "num_teachers": 2,
+        "save_strategy": "steps",
+        "save_steps": 15,
+    }
+    straight = run(tmp_path, **settings)
+    straight.train()
+    log, checks = ((tmp_path / name).read_text() for name in (RETIREMENTS_FILE, LOG_FILE))
+    retired = [json.loads(line) for line in log.splitlines()]
+    assert retired, "nothing was retired: the test shows nothing"
+    assert {line["item"]["origin"] for line in retired} == {"online"}
+    assert straight.bank.static.items == make_bank(1).items
+    shutil.rmtree(tmp_path / "checkpoint-30")
+    resumed = run(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
+    assert resumed.bank.to_json() == straight.bank.to_json()
+    assert resumed.ledger.to_json() == straight.ledger.to_json()
+    assert [(tmp_path / name).read_text() for name in (RETIREMENTS_FILE, LOG_FILE)] == [log, checks]
