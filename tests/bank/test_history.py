@@ -409,6 +409,30 @@ def test_what_another_hand_wrote_after_a_crash_is_not_written_over(file: Path) -
     assert history.read(file).banks == (FIRST, SECOND, THIRD, FIRST)
 
 
+def test_what_another_hand_broke_after_a_crash_is_left_as_it_is(file: Path) -> None:
+    save(file, FIRST)
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, 3)
+        with pytest.raises(Crash):
+            save(file, SECOND)
+    file.write_text("{")
+    assert history.read(file).last == SECOND
+    assert file.read_text() == "{"
+    with pytest.raises(BankError, match="malformed JSON"):
+        history.load(file)
+    file.unlink()
+    assert history.rollback(file, 2, time=NOW) == 3
+    assert history.load(file) == SECOND
+
+
+def test_a_log_that_cannot_be_opened_is_refused(file: Path) -> None:
+    FIRST.save(file)
+    history.log_file(file).mkdir()
+    with pytest.raises(BankError, match=r"log cannot be opened.*Is a directory"):
+        save(file, SECOND)
+    assert SkillBank.load(file) == FIRST
+
+
 WRITER = """
 import sys
 from datetime import datetime, UTC

@@ -111,6 +111,13 @@ def test_a_common_file_imported_exported_and_imported_again_is_the_same_bank(sgs
     assert sgsd("bank", "show", tmp_path / "first.json").out.count("Carry the ten.") == 1
 
 
+def test_what_an_import_does_not_carry_is_named(sgsd, tmp_path):
+    (tmp_path / "public.json").write_text(json.dumps(COMMON))
+    result = sgsd("bank", "import", tmp_path / "public.json", tmp_path / "bank.json")
+    assert result.err == f"{tmp_path / 'public.json'}: not carried, having no place here: version\n"
+    assert sgsd("bank", "import", SEED, tmp_path / "bank.json", "--force").err == ""
+
+
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
 FILLED = WORDS.filter(lambda text: bool(text.strip()))
 NUMBERS = st.integers(0, 99)

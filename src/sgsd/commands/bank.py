@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from sgsd.bank import Item, Skill, SkillBank, history
 from sgsd.errors import BankError
+from sgsd.memories import as_strings
 
 BANK_FILE = "bank.json"
 """In the folder of a run or a build."""
@@ -167,6 +169,8 @@ def _import(options: argparse.Namespace) -> int:
         print_json({"file": str(target), "version": version, "digest": loaded.digest})
     else:
         print(f"{target}: version {version}, {sizes(loaded)}")
+    if ignored := as_strings(loaded.metadata.get("ignored_keys")):
+        print(f"{options.source}: not carried, having no place here: {', '.join(ignored)}", file=sys.stderr)
     return 0
 
 
