@@ -20,7 +20,7 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from itertools import islice
@@ -30,7 +30,8 @@ from sgsd.bank import formats
 from sgsd.bank.extract import MAX_ITEMS, Candidate, extraction_request, read_candidate, read_extraction
 from sgsd.bank.leaks import DEFAULT_N, quarantine, scan
 from sgsd.bank.merge import GROUP_SIZE, PATIENCE, Embed, merge
-from sgsd.bank.records import BuildFolder, Layout, Mark, Records, replace_file
+from sgsd.bank.recording import RecordingWriter
+from sgsd.bank.records import BuildFolder, Layout, Mark, replace_file
 from sgsd.bank.skills import Origin, SkillBank
 from sgsd.bank.writing import UnfitError, WriteFailure, Writer, WriteRequest, Written, write_until_fit
 from sgsd.errors import BankError, DataError
@@ -181,18 +182,14 @@ def extract(
     """
     _total(folder, Stage.VERIFY)
     total = _counts(folder, Stage.VERIFY).get("memories", 0)
-    begun = _done(folder, Stage.EXTRACT)
-    rows = folder.records(MEMORIES).rows(begun)
-    recorder = _RecordingWriter(
+    memories_left = _memories(folder, _done(folder, Stage.EXTRACT))
+    recorder = RecordingWriter(
         writer, folder.records(WRITTEN), _counts(folder, Stage.EXTRACT).get("requests", 0), chunk
     )
 
     def step(start: int, end: int) -> dict[str, int]:
-        memories = [read_memory(values, where) for where, values in islice(rows, end - start)]
-        requests = [
-            extraction_request(memory, show_answer=show_answer, max_items=max_items, seed=_seed(seed, start + position))
-            for position, memory in enumerate(memories)
-        ]
+        memories = list(islice(memories_left, end - start))
+        requests = list(_requests(memories, start, show_answer=show_answer, max_items=max_items, seed=seed))
         rejected: Counter[str] = Counter()
         readers = [_reader(memory, max_items, rejected) for memory in memories]
         answers, cost = write_until_fit(recorder, requests, readers, attempts=attempts)
@@ -208,6 +205,19 @@ def extract(
         return asdict(cost) | {f"rejected: {reason}": count for reason, count in rejected.items()}
 
     _run(folder, Stage.EXTRACT, total, chunk, step, progress)
+
+
+def requests_left(
+    folder: BuildFolder, *, show_answer: bool = False, max_items: int = MAX_ITEMS, seed: int = 0
+) -> Iterator[WriteRequest]:
+    """What ``extract`` with these arguments will ask the writer first, to tell what that may cost.
+
+    Raises:
+        BankError: the rollouts are not all verified.
+    """
+    _total(folder, Stage.VERIFY)
+    start = _done(folder, Stage.EXTRACT)
+    yield from _requests(_memories(folder, start), start, show_answer=show_answer, max_items=max_items, seed=seed)
 
 
 def merge_and_scan(
@@ -249,7 +259,7 @@ def merge_and_scan(
 
     def step(_start: int, _end: int) -> dict[str, int]:
         asked = _counts(folder, Stage.EXTRACT).get("requests", 0)
-        recorder = _RecordingWriter(writer, folder.records(WRITTEN), asked, chunk, report)
+        recorder = RecordingWriter(writer, folder.records(WRITTEN), asked, chunk, report)
         candidates = [read_candidate(values, where) for where, values in folder.records(CANDIDATES).rows()]
         merged = merge(
             candidates, recorder, group_size=group_size, patience=patience, embed=embed, attempts=attempts, seed=seed
@@ -257,8 +267,9 @@ def merge_and_scan(
         bank = SkillBank(name=name, metadata=metadata or {}).with_items(
             item.item(Origin.COLD_START) for item in merged.items
         )
-        memories = (read_memory(values, where) for where, values in folder.records(MEMORIES).rows())
-        found = scan(bank, problems=problems, memories=memories, benchmarks=benchmarks, lineage=merged.lineage, n=n)
+        found = scan(
+            bank, problems=problems, memories=_memories(folder), benchmarks=benchmarks, lineage=merged.lineage, n=n
+        )
         kept, taken = quarantine(bank, found)
         failures = [
             _failure(Stage.MERGE, failure.key, failure.reason, **_attempt(failure)) for failure in merged.failures
@@ -318,6 +329,17 @@ def _run(
         folder.commit(mark)
         if progress is not None:
             progress(stage, mark.done, total)
+
+
+def _memories(folder: BuildFolder, skip: int = 0) -> Iterator[Memory]:
+    return (read_memory(values, where) for where, values in folder.records(MEMORIES).rows(skip))
+
+
+def _requests(
+    memories: Iterable[Memory], start: int, *, show_answer: bool, max_items: int, seed: int
+) -> Iterator[WriteRequest]:
+    for position, memory in enumerate(memories, start):
+        yield extraction_request(memory, show_answer=show_answer, max_items=max_items, seed=_seed(seed, position))
 
 
 def _sizes(folder: BuildFolder, stage: Stage) -> dict[str, int]:
@@ -414,67 +436,3 @@ def _reader(memory: Memory, max_items: int, rejected: Counter[str]) -> Callable[
 def kind_of_reason(reason: str) -> str:
     """A reason without its particulars, to be counted by: what it found, and its numbers as N."""
     return re.sub(r"\d+", "N", reason.partition(": got")[0])[:80]
-
-
-class _RecordingWriter:
-    """A writer whose answers are kept as they come, and not asked for a second time.
-
-    Requests go in groups of fixed size, and a group is kept as a whole or not at all: an engine whose rounding depends
-    on the batch sees the same batches after an interruption.
-
-    Args:
-        writer: who writes.
-        records: where answers are kept.
-        skip: lines there that are done with; those after it are known answers.
-        group: requests at a time.
-        progress: called with the answers so far and the requests of the call under way.
-    """
-
-    def __init__(
-        self,
-        writer: Writer,
-        records: Records,
-        skip: int,
-        group: int,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self._writer = writer
-        self._records = records
-        self._group = group
-        self._progress = progress
-        self._known: dict[str, Written] = {}
-        waiting: list[Written] = []
-        lines = skip
-        for where, values in records.rows(skip):
-            waiting.append(_read_written(values, where))
-            if values.get("left") == 0:
-                self._known |= {written.key: written for written in waiting}
-                lines += len(waiting)
-                waiting = []
-        records.cut(records.whole(lines))
-
-    @property
-    def name(self) -> str:
-        return self._writer.name
-
-    def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        written: list[Written] = []
-        for start in range(0, len(requests), self._group):
-            asked = requests[start : start + self._group]
-            if all(request.key in self._known for request in asked):
-                written += [self._known[request.key] for request in asked]
-            else:
-                answers = self._writer.write(asked)
-                left = range(len(answers) - 1, -1, -1)
-                self._records.append({**asdict(answer), "left": n} for answer, n in zip(answers, left, strict=True))
-                written += answers
-            if self._progress is not None:
-                self._progress(len(written), len(requests))
-        return written
-
-
-def _read_written(values: Mapping[str, object], where: str) -> Written:
-    try:
-        return Written(**{name: cast(Any, values[name]) for name in Written.__dataclass_fields__})
-    except KeyError as error:
-        raise DataError(f"{where}: not an answer of a writer", got=", ".join(values), expected=str(error)) from error

@@ -22,12 +22,14 @@ from sgsd.bank import build
 from sgsd.bank.build import BANK, LAYOUTS, Stage
 from sgsd.bank.manifest import MANIFEST, file_digest, make_manifest, save_manifest
 from sgsd.bank.records import BuildFolder, open_folder
+from sgsd.bank.writing import Writer
 from sgsd.commands.bank_engines import Engines
 from sgsd.commands.bank_settings import BuildSettings, read_settings
 from sgsd.commands.eval import progress_bar
 from sgsd.commands.eval_plan import weights_digest
 from sgsd.commands.settings import ignore_deprecations, read_yaml, refuse_unwritable, resolve_config
 from sgsd.curation import DataReport
+from sgsd.engines.budget import estimate
 from sgsd.engines.datasets import load_problems
 from sgsd.evaluation.presets import BENCHMARKS
 from sgsd.problems import Problem
@@ -187,22 +189,34 @@ class _Build:
 
     def _extract(self, screen: _Screen) -> None:
         settings = self._settings
+        asked: dict[str, Any] = {
+            "show_answer": bool(settings.show_answer),
+            "max_items": settings.max_items,
+            "seed": settings.seed,
+        }
+        requests = list(build.requests_left(self._folder, **asked))
+        cost = estimate(requests, price_in=settings.price_in, price_out=settings.price_out, attempts=settings.attempts)
+        self._say(f"extraction will take {cost}")
         build.extract(
             self._folder,
-            self._engines.writer(),
-            show_answer=bool(settings.show_answer),
-            max_items=settings.max_items,
+            self._writer(),
             attempts=settings.attempts,
             chunk=settings.writer_batch_size or 1,
-            seed=settings.seed,
             progress=screen.show,
+            **asked,
+        )
+
+    def _writer(self) -> Writer:
+        answers = (values for _, values in self._folder.records(build.WRITTEN).rows())
+        return self._engines.writer(
+            spent=sum(int(str(own["prompt_tokens"])) + int(str(own["completion_tokens"])) for own in answers)
         )
 
     def _merge(self, screen: _Screen, embed: Any, benchmarks: Mapping[str, Sequence[Problem]]) -> None:
         settings = self._settings
         build.merge_and_scan(
             self._folder,
-            self._engines.writer(),
+            self._writer(),
             self._problems,
             name=settings.name,
             metadata={"model": settings.model_name_or_path, "writer": settings.writer_model},

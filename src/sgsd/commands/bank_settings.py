@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from sgsd.errors import ConfigError, check_choice, did_you_mean
 
@@ -94,7 +94,9 @@ class BuildSettings:
     concurrency: int = _setting(16, "requests to a server at a time")
     timeout: float = _setting(600.0, "seconds to wait for one answer of a server")
     retries: int = _setting(5, "how often a request to a server is repeated after an error")
-    token_budget: int | None = _setting(None, "tokens that the writer may take at most")
+    token_budget: int | None = _setting(None, "tokens that the writer may take at most, in and out")
+    price_in: float | None = _setting(None, "of a million tokens that the writer reads, for the estimate")
+    price_out: float | None = _setting(None, "of a million tokens that the writer writes")
 
     def __post_init__(self) -> None:
         self.writer_engine = self.writer_engine or self.engine
@@ -193,7 +195,7 @@ def _fits(name: str, value: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     if kind is list:
-        return isinstance(value, list) and set(map(type, value)) <= {str}
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in cast(list[Any], value))
     return isinstance(value, (int, float) if kind is float else kind)
 
 
