@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test test-slow test-all lint format clean
+.PHONY: help install browser demo test test-slow test-fuzz test-all lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,6 +40,10 @@ test: $(STAMP) browser  ## the default tests, some minutes
 test-slow: $(STAMP)  ## tests with real models or several processes
 	@echo "==> running the slow tests"
 	@$(BIN)/pytest -m slow
+
+test-fuzz: $(STAMP)  ## 100,000 cases of hostile input, drawn anew; an hour or so
+	@echo "==> fuzzing"
+	@SGSD_FUZZ_CASES=100000 $(BIN)/pytest tests/fuzz
 
 test-all: test test-slow  ## both
 
