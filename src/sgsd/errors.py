@@ -53,6 +53,10 @@ class CheckpointError(SGSDError, ValueError):
     """A checkpoint that cannot be resumed or read."""
 
 
+class CollapseError(SGSDError, RuntimeError):
+    """The collapse guard stopped a training run."""
+
+
 class ServerError(SGSDError, RuntimeError):
     """A model server that cannot be reached, refuses, or answers something else than it was asked."""
 

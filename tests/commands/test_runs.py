@@ -267,3 +267,26 @@ def test_evaluation_during_training(sgsd, flags, problems, tmp_path):
     assert sgsd("train", *flags, "--output_dir", tmp_path / "run", *extra).code == 0
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "eval_reward" in entry] == [2]
+
+
+def test_a_run_that_the_guard_stops_saves_no_final_model_and_names_the_last_sound_checkpoint(flags, tmp_path):
+    from rich.console import Console
+
+    from sgsd.commands.settings import parse_settings
+    from sgsd.commands.train import run_training
+    from sgsd.errors import CollapseError
+
+    output = tmp_path / "run"
+    settings = parse_settings([*flags, "--output_dir", str(output), "--max_steps", "6", "--save_steps", "1"])
+
+    def spoil(trainer):
+        compute_loss = trainer._compute_loss
+        factor = {True: 1.0, False: float("nan")}
+        trainer._compute_loss = lambda model, inputs: (
+            compute_loss(model, inputs) * factor[trainer.state.global_step < 3]
+        )
+
+    with pytest.raises(CollapseError, match=r"stopped the run at step 4: got the gradient's norm is nan.*checkpoint-3"):
+        run_training(*settings, Console(quiet=True), before=spoil)
+    assert (output / "guard.json").is_file()
+    assert not (output / "model.safetensors").exists()

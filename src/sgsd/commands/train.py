@@ -27,11 +27,12 @@ from sgsd.commands.settings import (
 )
 from sgsd.engines.datasets import load_problems
 from sgsd.engines.models import load_model, load_tokenizer
-from sgsd.errors import ConfigError, SGSDError
+from sgsd.errors import CollapseError, ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import BM25Retriever, Retriever
 from sgsd.training.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
+from sgsd.training.guard import sound_checkpoint
 from sgsd.training.rows import SkillPairs, skill_pairs
 from sgsd.training.state import last_complete_checkpoint
 from sgsd.verifiers import Verifier, get_verifier
@@ -124,6 +125,7 @@ def run_training(
     if before is not None:
         before(trainer)
     trainer.train(resume_from_checkpoint=resume_from)
+    _refuse_collapse(trainer, output)
     trainer.save_model(training.output_dir)
     trainer.save_state()
     if main:
@@ -133,6 +135,20 @@ def run_training(
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=run.dataset)
     return trainer
+
+
+def _refuse_collapse(trainer: Any, output: Path) -> None:
+    """A policy at which the guard stopped is not saved as the run's result."""
+    alarm = trainer.guard and trainer.guard.alarm
+    if alarm is None or (alarm.finite and trainer.args.guard != "stop"):
+        return
+    sound = sound_checkpoint(output, alarm.sound_until)
+    raise CollapseError(
+        f"the guard stopped the run at step {alarm.step}",
+        got=alarm.what,
+        expected="a policy that does not collapse (docs/training.md)",
+        remedy="no checkpoint is older than that" if sound is None else f"the last sound checkpoint is {sound}",
+    )
 
 
 @contextmanager
