@@ -14,15 +14,13 @@ from rich.text import Text
 from rich.tree import Tree
 
 from sgsd.bank import Item, SkillBank, history
+from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
 from sgsd.bank.formats import as_object, located
 from sgsd.bank.lineage import descent, parents_of
 from sgsd.commands.bank import bank_file, load, print_json
 from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, as_strings, read_memory
 
-LINEAGE_FILE = "lineage.json"
-CANDIDATES_FILE = "candidates.jsonl"
-MEMORIES_FILE = "memories.jsonl"
 MAINTENANCE_FILE = "maintenance.jsonl"
 
 
@@ -48,7 +46,7 @@ class Origins:
         Raises:
             BankError: the file is damaged.
         """
-        file = self._file(LINEAGE_FILE)
+        file = self._file(LINEAGE)
         if file is None:
             return {}
         with located(str(file)):
@@ -63,13 +61,13 @@ class Origins:
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """The rows of a build's candidates."""
-        file = self._file(CANDIDATES_FILE)
+        file = self._file(CANDIDATES)
         for _, values in complete_lines(file) if file else ():
             yield values
 
     def memories(self) -> Iterator[Memory]:
         """Of a build, and those that a run kept behind its online items."""
-        file = self._file(MEMORIES_FILE)
+        file = self._file(MEMORIES)
         if file is not None:
             yield from read_memories(file)
         file = self._file(MAINTENANCE_FILE)
@@ -137,7 +135,7 @@ def trace(options: argparse.Namespace) -> int:
     if not root["parents"]:
         console.print(Text(f"{item.id} has no parents: it was not merged or extracted, or that was not kept"))
     elif lost := len({id for _, id in steps if told[id]["kind"] == "unknown"}):
-        files = f"neither {MEMORIES_FILE} nor {MAINTENANCE_FILE} beside the bank tells of them"
+        files = f"neither {MEMORIES} nor {MAINTENANCE_FILE} beside the bank tells of them"
         console.print(Text(f"\n{lost} not known here: {files}"))
     return 0
 
