@@ -74,7 +74,7 @@ def _memories(origins: Origins, options: argparse.Namespace) -> Iterator[Memory]
 def _notes(report: LeakReport) -> Iterator[str]:
     """What was compared, and what could not be."""
     if report.problems:
-        yield f"leaks: {report.items} items against {report.problems:,} problems, by {report.n} words in a row"
+        yield f"leaks: items {report.items}, problems {report.problems:,}, compared by {report.n} words in a row"
     else:
         yield "leaks: nothing to compare with; give --problems, --benchmark or --memories"
     if report.untraced:

@@ -24,6 +24,9 @@ from sgsd.memories import Memory, as_strings, read_memory
 MAINTENANCE_FILE = "maintenance.jsonl"
 
 
+_UNTOLD = {"merged": "merged; what it said is not kept", "unknown": "not known here"}
+
+
 @dataclass(frozen=True)
 class Origins:
     """What the folder of a bank holds of its past: a build's files, or a run's; nothing where there are none.
@@ -208,18 +211,16 @@ def _label(node: dict[str, Any]) -> Text:
     """One line: the id, and what is known of it."""
     label = Text(no_wrap=True, overflow="ellipsis")
     label.append(node["id"], style="bold")
+    if node.get("repeated"):
+        label.append("  (see above)", style="dim")
     if node["kind"] == "memory":
         failed = node["failure_mode"] is not None
         outcome = f"{node['outcome']} ({node['failure_mode']})" if failed else node["outcome"]
         label.append(f"  {node['problem_id']} {outcome}", style="red" if failed else "green")
         label.append(f"  {node['first_line']}", style="dim")
-    elif node["kind"] == "merged":
-        label.append("  merged on the way; what it said is not kept", style="dim")
-    elif node["kind"] == "unknown":
-        label.append("  not known here", style="dim")
+    elif node["kind"] in _UNTOLD:
+        label.append(f"  {_UNTOLD[node['kind']]}", style="dim")
     else:
-        label.append(f"  {node['title'] or node['text']}")
         label.append(f"  {node.get('origin', 'candidate')}", style="dim")
-    if node.get("repeated"):
-        label.append("  (see above)", style="dim")
+        label.append(f"  {node['title'] or node['text']}")
     return label
