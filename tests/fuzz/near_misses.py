@@ -494,5 +494,7 @@ HONEST: tuple[tuple[str, str], ...] = (
     ("B", r"\boxed{\text{B. Paris and Rome}}"),
     ("f'(x)", r"\boxed{f'(x)}"),
     (r"\pi r^2 h", r"\boxed{\pi h r^2}"),
+    ("1000", "$$x = 1,000$$"),
+    ("1234.5", r"\boxed{x = 1,234.50}"),
     ("54", "So she needs 54 more dollars."),
 )

@@ -1,7 +1,7 @@
 """Hostile input, drawn at random: verifiers, data sets, bank files, configuration. No crash, no hang, no wrong answer
 called right.
 
-``SGSD_FUZZ_CASES`` is how many cases there are in all: 1,500 by default, always the same; ``make test-fuzz`` draws
+``SGSD_FUZZ_CASES`` is how many cases there are in all: 1,200 by default, always the same; ``make test-fuzz`` draws
 100,000 anew.
 """
 
@@ -30,7 +30,7 @@ from sgsd.verifiers.verifier import NAMES
 
 from .near_misses import HONEST, NEAR_MISSES
 
-CASES = int(os.environ.get("SGSD_FUZZ_CASES", "1500"))
+CASES = int(os.environ.get("SGSD_FUZZ_CASES", "1200"))
 TIMEOUT = 5.0
 
 
@@ -45,7 +45,10 @@ def share(part: float):
     )
 
 
-pytestmark = pytest.mark.timeout(300 + CASES // 20)
+pytestmark = [
+    pytest.mark.timeout(300 + CASES // 20),
+    pytest.mark.filterwarnings("ignore:Generating overly large repr"),
+]
 
 # ---- what is drawn
 
@@ -74,11 +77,14 @@ def mutated(draw, texts) -> str:
 TEXT = st.one_of(PIECEWISE, mutated(st.sampled_from(KNOWN)), st.text(max_size=80), st.sampled_from(KNOWN))
 REFERENCE = st.one_of(st.sampled_from(REFERENCES), mutated(st.sampled_from(REFERENCES)), PIECEWISE)
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(PIECES),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=8,
-)
+LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(PIECES)
+
+
+def nested(inner):
+    return inner | st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+
+
+JSON = nested(nested(LEAF))
 
 
 def refused(action, *arguments):

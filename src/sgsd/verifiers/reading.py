@@ -308,6 +308,8 @@ def _read(text: str, depth: int) -> Reading:
         if all(part.strip() for part in parts) and len(parts) <= MAX_ITEMS:
             return Reading(Shape.UNION, text, text, items=tuple(_read(part, depth + 1) for part in parts))
     named = split_equation(text)
+    if len(named) == 2 and is_name(named[0]) and "," in named[1] and read_numeral(named[1]) is not None:
+        return _chain(text, depth) or leaf  # x = 1,000 is no list
     if len(named) == 2 and is_name(named[0]) and not re.search(r"[,;]", named[0].replace("(", " (").split("(")[0]):
         items = _items(named[1], depth)
         if items is not None:
