@@ -18,7 +18,7 @@ MAX_STEPS = 12
 MAX_STEP_CHARACTERS = 240
 
 _NO_ANSWER = frozenset({"no answer", "denied answer", "unclosed think tag"})
-_WRONG_FORM = frozenset({"several answers", "too long", "unclosed box", "empty box"})
+_WRONG_FORM = frozenset({"several answers", "too long", "unclosed box", "empty box", "box inside an expression"})
 _THINK_TAG = re.compile(r"</?think>")
 
 
