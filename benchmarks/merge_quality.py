@@ -342,7 +342,7 @@ def main() -> None:
         f"items {_spread(others)}; it calls {100 * calibration.missed:.0f} % of the paraphrases lost and "
         f"{100 * calibration.mistaken:.0f} % of the other items the same"
     )
-    competent = SimulatedWriter("by cosine", alike(embed, calibration.threshold))
+    competent = SimulatedWriter("cosine rule", alike(embed, calibration.threshold))
     results: list[Outcomes] = []
 
     def run(
