@@ -96,7 +96,7 @@ def test_what_a_file_shows_is_kept_to_the_last_byte(file: Path, other: SkillBank
     assert history.read(file).at(2).to_json() == other.to_json() == file.read_text()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(BANKS, min_size=1, max_size=5))
 def test_any_version_is_rebuilt_from_the_log_alone_and_saving_loading_saving_gives_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, banks: list[SkillBank]

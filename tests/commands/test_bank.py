@@ -147,7 +147,7 @@ COMMON_FILES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(COMMON_FILES)
 def test_any_common_file_that_can_be_read_comes_back_the_same(tmp_path_factory, document):
     folder = tmp_path_factory.mktemp("common")
