@@ -580,6 +580,9 @@ METRICS = {
     "teachers_per_rollout",
     "pairs_too_long",
     "teacher_entropy",
+    *(f"ledger/{name}" for name in ("items", "uses", "active", "positive", "negative", "neutral", "undecided")),
+    "ledger/credit",
+    "ledger/retired",
 }
 
 
