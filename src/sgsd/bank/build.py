@@ -315,6 +315,8 @@ def _run(
     """Do the chunks that are left; ``step(start, end)`` makes one, writes it and returns its counts."""
     mark = folder.mark(stage)
     if mark is None:
+        for name in LAYOUTS[stage].appended:  # a file without lines says that there was nothing to say
+            folder.records(name).append([])
         mark = Mark(stage, 0, total, _sizes(folder, stage))
         folder.commit(mark)
     if progress is not None:

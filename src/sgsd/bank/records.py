@@ -46,14 +46,12 @@ class Records:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Write rows and bring them to the disk.
+        """Write rows and bring them to the disk; without rows, the file is made if it is not there.
 
         Raises:
             BankError: the disk is full, or the file cannot be written; it is as it was before.
         """
         data = b"".join(map(_line, rows))
-        if not data:
-            return
         before = self.size
         with writing(self.path), self.path.open("ab", buffering=0) as file:
             try:
