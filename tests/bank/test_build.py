@@ -130,12 +130,12 @@ def test_building_again_changes_nothing_and_asks_nobody(whole, tmp_path):
     assert not writer.asked
 
 
-@pytest.mark.parametrize("torn", [0.0, 0.5, 1.0])
-def test_cut_off_at_any_write_it_ends_the_same(whole, tmp_path, monkeypatch, torn):
+@pytest.mark.parametrize(("torn", "every"), [(0.5, 1), (0.0, 3), (1.0, 3)])
+def test_cut_off_at_any_write_it_ends_the_same(whole, tmp_path, monkeypatch, torn, every):
     """Dies at the 1st, 2nd, … write, with nothing, half or all of it on the disk; then goes on."""
     expected, write = results(whole), os.write
     deaths = 0
-    for moment in range(1000):
+    for moment in range(0, 1000, every):
         folder = tmp_path / str(moment)
         count = iter(range(1000))
 
@@ -159,7 +159,7 @@ def test_cut_off_at_any_write_it_ends_the_same(whole, tmp_path, monkeypatch, tor
         assert results(folder) == expected, moment
         assert len(notices) <= 3
         shutil.rmtree(folder)
-    assert deaths > 60
+    assert deaths > 60 / every
 
 
 def test_killed_at_random_moments_it_ends_the_same(whole, tmp_path):
