@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.installed
+SERVER_STAMP := .server-venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install browser demo test test-slow test-fuzz test-all lint format clean
@@ -35,11 +36,23 @@ browser:  ## Debian's Chromium, for the tests of the report page; they skip wher
 
 test: $(STAMP) browser  ## the default tests, some minutes
 	@echo "==> running the default tests"
-	@$(BIN)/pytest -m "not slow" --cov --cov-report=term:skip-covered
+	@$(BIN)/pytest -m "not slow and not server" --cov --cov-report=term:skip-covered
 
 test-slow: $(STAMP)  ## tests with real models or several processes
 	@echo "==> running the slow tests"
 	@$(BIN)/pytest -m slow
+
+# llama.cpp's own server from a wheel without dependencies, apart from .venv: nothing else here needs it.
+$(SERVER_STAMP): constraints.txt
+	@echo "==> making .server-venv for the model server"
+	@test -x .server-venv/bin/python || $(PYTHON) -m venv .server-venv
+	@.server-venv/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: \
+		--constraint constraints.txt xllamacpp
+	@touch $@
+
+test-server: $(STAMP) $(SERVER_STAMP)  ## a bank built through a real model server, started here; some minutes
+	@echo "==> running the tests that need a model server"
+	@SGSD_SERVER_PYTHON=.server-venv/bin/python $(BIN)/pytest -m server tests/server
 
 test-fuzz: $(STAMP)  ## 100,000 cases of hostile input, drawn anew; an hour or so
 	@echo "==> fuzzing"
@@ -59,4 +72,4 @@ format: $(STAMP)  ## let ruff tidy up
 	@$(BIN)/ruff format .
 
 clean:  ## remove the virtual environment and caches
-	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage
+	@rm -rf .venv .server-venv .pytest_cache .ruff_cache .hypothesis .coverage

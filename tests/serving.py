@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,6 +73,27 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+def failing(script, seconds, seen):
+    """The script behind a proxy: 30 % status 500, 10 % silence of ``seconds``, 10 % cut-off bodies, else its answer.
+
+    Drawn anew at each attempt; ``seen`` counts what was drawn.
+    """
+
+    def proxy(body, attempt):
+        asked = json.dumps([body["messages"], body["seed"], attempt])
+        draw = int(hashlib.sha256(asked.encode()).hexdigest()[:8], 16) % 100
+        fate = "500" if draw < 30 else "hang" if draw < 40 else "cut" if draw < 50 else "answer"
+        seen[fate] += 1
+        if fate == "500":
+            return {"content": b"<h1>Bad gateway</h1>", "status": 500, "kind": "text/html"}
+        if fate == "hang":
+            time.sleep(seconds)
+        answer = script(body, attempt)
+        return {"content": json.dumps(answer).encode()[:-20], "missing": 20} if fate == "cut" else answer
+
+    return proxy
 
 
 def chat(text, *, finish="stop", **usage):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
 
 import pytest
@@ -18,7 +17,7 @@ from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 from ..bank.writers import reply
-from ..serving import chat, serving
+from ..serving import chat, failing, serving
 
 SCHEMA = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
 REQUESTS = [WriteRequest(f"key-{n}", [{"role": "user", "content": f"Write {n}."}], SCHEMA, 50, n) for n in range(3)]
@@ -236,34 +235,20 @@ def memories(count):
     return made
 
 
-def failing_proxy(seconds, seen=None):
-    """30 % status 500, 10 % silence past the timeout, 10 % cut-off bodies, drawn anew at each attempt; else an item."""
-
-    def script(body, attempt):
-        digest = hashlib.sha256(json.dumps([body["messages"], body["seed"], attempt]).encode()).digest()
-        draw = int.from_bytes(digest[:8], "big") % 100
-        fate = "500" if draw < 30 else "hang" if draw < 40 else "cut" if draw < 50 else "answer"
-        if seen is not None:
-            seen[fate] += 1
-        if fate == "500":
-            return {"content": b"<h1>Bad gateway</h1>", "status": 500, "kind": "text/html"}
-        if fate == "hang":
-            time.sleep(seconds)
-        if is_probe(body):
-            answer = chat('{"items": []}')
-        else:
-            kind = "skill" if "principle" in json.dumps(body["response_format"]) else "mistake"
-            answer = chat(reply(kind, (f"t{draw}", f"Do {digest.hex()[:9]}.", "Now.")))
-        return {"content": json.dumps(answer).encode()[:-20], "missing": 20} if fate == "cut" else answer
-
-    return script
+def item(body, attempt):
+    """One item of the kind that is asked for, its text from the request; the probe keeps to its schema, too."""
+    if is_probe(body):
+        return chat('{"items": []}')
+    kind = "skill" if "principle" in json.dumps(body["response_format"]) else "mistake"
+    digest = hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()
+    return chat(reply(kind, (digest[:6], f"Do {digest[6:15]}.", "Now.")))
 
 
 def test_behind_a_failing_proxy_every_memory_is_accounted_for_and_none_twice():
     pool = memories(80)
     seen: Counter[str] = Counter()
-    with serving(failing_proxy(0.6, seen)) as server:
-        asked = writer(server.url, timeout=0.3, retries=3, concurrency=16)
+    with serving(failing(item, 1.5, seen)) as server:
+        asked = writer(server.url, timeout=1.0, retries=3, concurrency=16)
         results, counts = write_until_fit(
             asked,
             [extraction_request(memory) for memory in pool],
