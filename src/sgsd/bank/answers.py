@@ -63,10 +63,46 @@ _STRONG = frozenset({"answer", "answers", "ans", "result", "results", "solution"
 _STRONG_FILLERS = frozenset(
     {"is", "are", "was", "be", "must", "should", "would", "will", "then", "thus", "therefore", "so", "a", "an", "the"}
     | {"exactly", "equal", "equals", "to", "=", "of", "final", "correct", "here", "always", "just", "only", "-", "+"}
-    | {"that", "comes", "out", "as", "it", "hence", "about", "namely", "simply", "minus", "negative", "option"}
+    | {
+        "that",
+        "comes",
+        "out",
+        "as",
+        "it",
+        "hence",
+        "about",
+        "namely",
+        "ought",
+        "read",
+        "reads",
+        "simply",
+        "minus",
+        "negative",
+        "option",
+    }
 )
 _REACHES = frozenset(
-    {"get", "gets", "got", "getting", "gives", "gave", "giving", "yield", "yields", "yielding", "leaves", "leaving"}
+    {
+        "give",
+        "ends",
+        "end",
+        "left",
+        "keeps",
+        "says",
+        "down",
+        "get",
+        "gets",
+        "got",
+        "getting",
+        "gives",
+        "gave",
+        "giving",
+        "yield",
+        "yields",
+        "yielding",
+        "leaves",
+        "leaving",
+    }
     | {"makes", "made", "making", "obtain", "obtains", "obtained", "obtaining", "reach", "reaches", "reaching", "find"}
     | {"finds", "found", "finding", "comes", "come", "coming", "came", "amounts", "adds", "equals", "becomes", "became"}
     | {"evaluates", "simplifies", "reduces", "returns", "produces", "shows", "costs", "cost", "takes", "needs", "earns"}
@@ -74,7 +110,31 @@ _REACHES = frozenset(
     | {"remainder", "turns", "works", "conclude", "deduce", "arrive", "arrives", "receive", "receives", "have", "has"}
 )
 _REACH_FILLERS = frozenset(
-    {"us", "you", "him", "her", "them", "me", "a", "an", "the", "total", "up", "to", "out", "back", "down", "final"}
+    {
+        "with",
+        "being",
+        "quotient",
+        "difference",
+        "product",
+        "sum",
+        "remainder",
+        "us",
+        "you",
+        "him",
+        "her",
+        "them",
+        "me",
+        "a",
+        "an",
+        "the",
+        "total",
+        "up",
+        "to",
+        "out",
+        "back",
+        "down",
+        "final",
+    }
     | {"exactly", "just", "only", "about", "that", "it", "at", "as", "be", "is", "are", "=", "-", "+", "minus", "of"}
     | {"negative", "therefore", "so", "grand", "value", "answer", "result", "equal"}
 )
@@ -296,12 +356,13 @@ def _is_fact(text: Reading, found: _Number) -> bool:
 def _is_named(text: Reading, start: int, end: int, *, number: bool) -> bool:
     """Whether what stands at ``[start, end)`` is called the answer, or chosen where it is a letter."""
     before, after = text.words[:start], text.words[end:]
-    if _before(before, _STRONG, _STRONG_FILLERS) is not None and not (number and _continues(text, end)):
+    part = _continues(text, end) and text.words[end] != "of"
+    if _before(before, _STRONG, _STRONG_FILLERS) is not None and not (number and part):
         return True
     letter = end == start + 1 and len(text.words[start]) == 1 and text.words[start].isalpha()
     if letter and _before(before, _CHOICES, _STRONG_FILLERS) is not None:
         return True
-    return _followed(after, _STRONG) or _before(before, frozenset({"turns"}), _REACH_FILLERS) is not None
+    return _followed(after, _STRONG | {"value"}) or _before(before, frozenset({"turns"}), _REACH_FILLERS) is not None
 
 
 def _is_computed(text: Reading, found: _Number, *, fact: bool) -> bool:
@@ -325,11 +386,12 @@ def _is_reached(text: Reading, start: int, end: int, value: Fraction, *, spelled
     conditional = bool(set(text.words[text.clauses[start] : start]) & _CONDITIONS)
     # Small numbers are often no result: "gives two equations", "one".
     closed = (end - 1) in text.clause_ends
-    large = value >= 3
+    large = value >= 3 or value.denominator > 1
     reached = _before(before, _REACHES, _REACH_FILLERS)
     if reached is not None and (large or (closed and not (spelled and value == 1))):
         between, verb = set(before[reached + 1 :]), before[reached]
         general = (verb == "reach" and conditional) or (verb in ("leaves", "leaving") and "out" in between)
+        general = general or (verb == "made" and "of" in between)
         if (verb not in _PARTS and not general) or ("of" not in between and between & _COPULAS and not conditional):
             return True
     if not large and not (closed and set(text.words[text.sentences[start] : start]) & _CONCLUDES):
