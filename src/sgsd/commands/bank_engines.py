@@ -45,8 +45,6 @@ class Engines:
         ):
             if engine == package and importlib.util.find_spec(package) is None:
                 raise ConfigError(f"the package {package} is not installed", remedy=f"run: pip install 'sgsd[{extra}]'")
-        if settings.writer_engine == "transformers" and importlib.util.find_spec("llguidance") is None:
-            raise ConfigError("the package llguidance is not installed", remedy="run: pip install 'sgsd[writer]'")
 
     def tokenizer(self, name: str) -> Any:
         """A model's tokenizer."""
