@@ -18,10 +18,22 @@ from pathlib import Path
 import pytest
 
 from sgsd.bank import SkillBank
-from sgsd.bank.build import FAILURES, LAYOUTS, MEMORIES, ROLLOUTS, Stage, extract, merge_and_scan, sample, verify
+from sgsd.bank.build import (
+    FAILURES,
+    LAYOUTS,
+    MEMORIES,
+    ROLLOUTS,
+    Stage,
+    extract,
+    merge_and_scan,
+    requests_left,
+    sample,
+    verify,
+)
 from sgsd.bank.lineage import ancestors
 from sgsd.bank.manifest import MANIFEST
-from sgsd.bank.records import LOG_FILE, open_folder
+from sgsd.bank.recording import WritingStoppedError
+from sgsd.bank.records import LOG_FILE, Records, open_folder
 from sgsd.errors import BankError, ConfigError, DataError, ServerError
 from sgsd.problems import Problem
 
@@ -319,6 +331,65 @@ def test_on_a_full_disk_nothing_is_lost(whole, tmp_path, monkeypatch):
         monkeypatch.setattr("sgsd.bank.records.os.write", write)
         build(folder)
         assert results(folder) == results(whole)
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    records = Records(tmp_path / "rows.jsonl")
+    records.append([{"a": 1}])
+    write = os.write
+
+    def filling(descriptor, data):
+        if len(data) < 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, bytes(data)[:30])
+
+    monkeypatch.setattr("sgsd.bank.records.os.write", filling)
+    with pytest.raises(BankError, match=r"rows\.jsonl \(No space left"):
+        records.append([{"b": "x" * 40}])
+    assert records.path.read_text() == '{"a": 1}\n'
+
+
+def test_where_the_writer_stops_within_a_group_its_beginning_is_kept(whole, tmp_path):
+    class Spent(Writer):
+        def write(self, requests):
+            if len(self.asked) > 9:
+                raise WritingStoppedError(super().write(requests)[:1], "no more", got="all")
+            return super().write(requests)
+
+    stopped, again = Spent(), Writer()
+    with pytest.raises(WritingStoppedError, match="no more: got all"):
+        build(tmp_path / "b", writer=stopped)
+    kept = [values["key"] for values in lines(tmp_path / "b" / "written.jsonl")]
+    m = build(tmp_path / "b", writer=again)
+    assert kept[-1] in stopped.asked
+    assert not set(kept) & set(again.asked)
+    assert m["memories"] == json.loads((whole / MANIFEST).read_text())["memories"]
+
+
+def test_what_extraction_will_ask_is_known_before_it_asks(tmp_path):
+    writer = Writer()
+    with open_folder(tmp_path / "b", LAYOUTS, notice=print) as folder:
+        folder.hold(SETTINGS, {})
+        sample(folder, problems(), lambda problem: [1], Sampler())
+        verify(folder, problems(), Verifier())
+        known = [request.key for request in requests_left(folder, max_items=2, seed=4)]
+        extract(folder, writer, max_items=2, seed=4, chunk=3)
+        assert not list(requests_left(folder, max_items=2, seed=4))
+    assert known == [key for key in writer.asked if "/" not in key]
+
+
+@pytest.mark.parametrize("name", ["written.jsonl", LOG_FILE])
+def test_a_line_of_another_kind_is_named(tmp_path, name):
+    class Gone(Writer):
+        def write(self, requests):
+            raise ServerError("no usable answer")
+
+    with pytest.raises(ServerError):
+        build(tmp_path / "b", writer=Gone())
+    with (tmp_path / "b" / name).open("a") as file:
+        file.write('{"some": "thing"}\n')
+    with pytest.raises(DataError, match=rf"{name.replace('.', '[.]')}:\d+: not a"):
+        build(tmp_path / "b")
 
 
 def test_a_writer_out_of_reach_ends_it_and_what_was_written_stays(whole, tmp_path):
