@@ -51,6 +51,8 @@ CELLS = {
     "sgsd-ema": sgsd("--teacher", "ema", what="SGSD, EMA teacher"),
     "sgsd-periodic": sgsd("--teacher", "periodic", what="SGSD, periodic teacher"),
     "sgsd-no-clip": sgsd("--support_clip", "1000", "--support_threshold", "0", what="SGSD without clip and dead zone"),
+    "sgsd-no-gate": sgsd("--use_gate", "false", what="SGSD without gate (squared gap)"),
+    "sgsd-no-polarity": sgsd("--use_polarity", "false", what="SGSD without polarity"),
     "sgsd-k1": sgsd(lab=("--k", "1"), what="SGSD, K = 1"),
     "mixed-loss": sgsd(
         "--teacher", "frozen", "--grpo_weight", "1", "--sgsd_weight", "4", what="GRPO's loss + 4 × SGSD's, frozen"

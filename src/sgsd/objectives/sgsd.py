@@ -65,6 +65,8 @@ def sgsd_loss(
     tau: float = 1.0,
     clip: float = 3.0,
     threshold: float = 0.05,
+    use_gate: bool = True,
+    use_polarity: bool = True,
 ) -> SGSDLoss:
     """Gated, polarity-signed distillation of K teachers into one student, equations (1) to (6).
 
@@ -77,6 +79,8 @@ def sgsd_loss(
         tau: gate width τ.
         clip: support clip c, in nats.
         threshold: dead zone θ, in nats: |S| must exceed it for a stance.
+        use_gate: False puts Δ²/4τ in the gate's place, which it equals for small gaps: extreme ones are not muted.
+        use_polarity: False distils every teacher with a stance, whatever the verdict, if there is one.
 
     Returns:
         ``SGSDLoss``. A row with no counted token, no stance or no verdict has loss 0 and exactly zero gradient.
@@ -88,7 +92,8 @@ def sgsd_loss(
     student_logps, teacher_logps = _upcast(student_logps), _upcast(teacher_logps.detach())
     counted = mask.unsqueeze(1)
     gap = torch.where(counted, teacher_logps - student_logps.reshape(B, 1, T), 0.0)  # (1), [B, K, T]
-    return _assemble(gap.detach(), gate(gap, tau), mask, outcome, teacher_weights, clip, threshold)
+    gated = gate(gap, tau) if use_gate else gap.square() / (4 * tau)
+    return _assemble(gap.detach(), gated, mask, outcome, teacher_weights, clip, threshold, use_polarity)
 
 
 def local_support_loss(
@@ -137,7 +142,7 @@ def local_support_loss(
     divergence = (teacher.exp() * torch.where(in_support & counted, teacher - student, 0.0)).sum(-1)
     gap = (teacher - student)[..., 0].detach()
     gap = torch.where(mask.unsqueeze(1), gap, 0.0)
-    return _assemble(gap, gate(divergence, tau), mask, outcome, teacher_weights, clip, threshold)
+    return _assemble(gap, gate(divergence, tau), mask, outcome, teacher_weights, clip, threshold, use_polarity=True)
 
 
 def _assemble(
@@ -148,13 +153,15 @@ def _assemble(
     teacher_weights: Tensor,
     clip: float,
     threshold: float,
+    use_polarity: bool,
 ) -> SGSDLoss:
     """Equations (2) to (4) and (6), from gaps (constants, 0 where the mask is False) and gate values."""
     counted = mask.unsqueeze(1).to(gated.dtype)
     tokens = counted.sum(-1).clamp(min=1)  # [B, 1]
     support = gap.clamp(-clip, clip).sum(-1) / tokens  # (2)
     stance = torch.where(support.abs() > threshold, support.sign(), 0.0)  # (3)
-    polarity = outcome.to(stance.dtype).unsqueeze(1) * stance  # (4)
+    verdict = outcome.to(stance.dtype).unsqueeze(1)
+    polarity = verdict * stance if use_polarity else (verdict * stance).abs()  # (4)
     weights = teacher_weights.detach().to(gated.dtype)
     teacher_gate = (gated * counted).sum(-1) / tokens
     row_loss = (weights * polarity * teacher_gate).sum(-1)  # (6)

@@ -257,6 +257,8 @@ class SGSDConfig(DistillationConfig):
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
     support_clip: float = _setting(3.0, "Clip of the token gap, inside the support and in the advantage, in nats.")
     support_threshold: float = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
+    use_gate: bool = _setting(True, "False, to study it: the gate's quadratic beginning, for gaps of any size.")
+    use_polarity: bool = _setting(True, "False, to study it: every teacher with a stance is distilled alike.")
     sgsd_weight: float = _setting(1.0, "Weight of the SGSD term, in the loss or in the advantage.")
     grpo_weight: float = _setting(
         0.0, "Weight of TRL's GRPO loss, or of its advantage, on the same rollouts; not in the paper."

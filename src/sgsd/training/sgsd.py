@@ -292,6 +292,8 @@ class SGSDTrainer(VerifiedTrainer):
             tau=self.args.gate_tau,
             clip=self.args.support_clip,
             threshold=self.args.support_threshold,
+            use_gate=self.args.use_gate,
+            use_polarity=self.args.use_polarity,
         )
         loss = self._objective(model, inputs, logits, student_logps, entropy, result)
         self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
