@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import GRPOTrainer
 
-from sgsd.bank import SkillBank
+from sgsd.bank import SkillBank, history
 from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.prompts import describe_mistake, describe_skill
 from sgsd.retrieval import BM25Retriever, Pair, Retrieval
@@ -782,6 +783,13 @@ def test_the_bank_may_be_a_file(tmp_path):
     trainer = make_trainer(tmp_path, bank=str(tmp_path / "bank.json"))
     assert trainer.bank.digest == make_bank().digest
     assert isinstance(trainer.bank, SkillBank)
+
+
+def test_the_bank_may_be_an_earlier_version_of_a_file(tmp_path):
+    for label in ("old ", "new "):
+        history.save(tmp_path / "bank.json", make_bank(label=label), action="edit", time=datetime.now(UTC))
+    trainer = make_trainer(tmp_path, bank=f"{tmp_path / 'bank.json'}@1")
+    assert trainer.bank.digest == make_bank(label="old ").digest
 
 
 def test_the_retriever_may_be_ones_own(tmp_path):
