@@ -209,10 +209,6 @@ class VerifiedTrainer(GRPOTrainer):
             if self.guard.alarm is not None and self.args.guard == "grpo":
                 self.hand_over()
 
-    def hand_over(self) -> None:
-        """Go on with GRPO's loss alone; of methods that can."""
-        raise NotImplementedError(f"{self.method} has nothing to hand over to")
-
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As TRL's; ``True`` resumes from the last checkpoint in ``output_dir`` that was written to its end.
 
