@@ -13,6 +13,7 @@ import yaml
 from sgsd.bank import SkillBank
 from sgsd.bank.build import BANK, CANDIDATES, FAILURES, MEMORIES, ROLLOUTS
 from sgsd.bank.lineage import ancestors
+from sgsd.commands.bank_engines import Engines
 from sgsd.commands.bank_settings import BuildSettings, read_settings
 from sgsd.commands.settings import read_yaml, resolve_config
 from sgsd.errors import ConfigError
@@ -245,3 +246,64 @@ def test_no_address_or_limit_of_a_server_decides_what_a_folder_holds(build, tmp_
     other = ("--writer_base_url", "http://localhost:2/v1", "--concurrency", 2, "--timeout", 5, "--token_budget", 10)
     assert build(*other, action="sample").code == 0
     assert os.path.exists(tmp_path / "bank" / "manifest.json")
+
+
+class VLLM:
+    """In place of vLLM's sampler, engine and writer: keeps what it was made with."""
+
+    def __init__(self, *arguments, **options):
+        self.arguments, self.options = arguments, options
+        self.engine = self
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    monkeypatch.setattr("sgsd.commands.bank_engines.importlib.util.find_spec", lambda name: name)
+    for name in ("VLLMSampler", "VLLMEngine", "VLLMWriter"):
+        monkeypatch.setattr(f"sgsd.engines.vllm_offline.{name}", type(name, (VLLM,), {}))
+
+
+def test_what_vllm_has_loaded_to_sample_writes_too(vllm, tiny_folder):
+    settings = BuildSettings(dataset="d", model_name_or_path=str(tiny_folder), engine="vllm", dtype="bfloat16")
+    engines = Engines(settings)
+    sampler = engines.sampler(room=50, progress=print)
+    assert sampler.options["max_model_len"] is None  # to write takes more room than to sample
+    assert (sampler.options["dtype"], sampler.options["top_p"]) == ("bfloat16", 0.95)
+    writer = engines.writer(spent=0)
+    assert writer.arguments[0] is sampler
+    assert writer.options["temperature"] == 0.7
+
+
+def test_vllm_samples_and_another_model_writes(vllm, tiny_folder):
+    given = {"dataset": "d", "model_name_or_path": str(tiny_folder), "engine": "vllm"}
+    engines = Engines(BuildSettings(**given, writer_engine="openai", writer_base_url="http://localhost:1/v1"))
+    assert engines.sampler(room=50, progress=print).options["max_model_len"] == 50
+    assert engines.writer(spent=0).name == f"openai {tiny_folder}"
+    engines = Engines(BuildSettings(**given, token_budget=10))
+    writer = engines.writer(spent=4)  # the rollouts were there: nothing is loaded to write with yet
+    assert type(writer).__name__ == "_WithinBudget"
+
+
+@pytest.mark.parametrize(
+    ("engine", "package"), [("vllm", "vllm"), ("openai", "openai"), ("transformers", "llguidance")]
+)
+def test_a_package_that_is_missing_is_told_before_the_work(monkeypatch, build, engine, package):
+    monkeypatch.setattr("sgsd.commands.bank_engines.importlib.util.find_spec", lambda name: None)
+    refused = build("--writer_engine", engine, "--writer_base_url", "http://localhost:1/v1")
+    assert f"the package {package} is not installed" in refused.error
+
+
+def test_a_served_model_samples_too(config, build, tmp_path):
+    def both(body, attempt):
+        if "prompt" not in body:
+            return writes(body, attempt)
+        ids = [5, 6, 7]
+        choice = {"index": 0, "text": "x", "finish_reason": "stop", "logprobs": None, "token_ids": ids}
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 3, "total_tokens": 9}
+        return {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+
+    with serving(both) as server:
+        made = build("--engine", "openai", "--base_url", server.url, "--served_model", "tiny", "--json")
+    assert made.code == 0, made.err
+    assert json.loads(made.out)["memories"]["total"] == 16
+    assert {body["model"] for body in server.bodies} == {"tiny"}
