@@ -225,9 +225,10 @@ class GuardCallback(TrainerCallback):
 
     def _vitals(self) -> dict[str, float]:
         """Means over what was logged since the last step: a step may have several batches."""
-        metrics = self._trainer._metrics["train"]
-        values = {name: metrics[metric][self._logged.get(name, 0) :] for name, metric in VITALS.items()}
-        self._logged = {name: len(metrics[metric]) for name, metric in VITALS.items()}
+        metrics = self._trainer._metrics["train"]  # a defaultdict: asking for what is not there would make it
+        logged = {name: metrics.get(metric, []) for name, metric in VITALS.items()}
+        values = {name: entries[self._logged.get(name, 0) :] for name, entries in logged.items()}
+        self._logged = {name: len(entries) for name, entries in logged.items()}
         gradient = {} if self._trainer.args.fp16 else {GRADIENT: self._trainer.grad_norm}
         return gradient | {name: sum(entries) / len(entries) for name, entries in values.items() if entries}
 
