@@ -60,11 +60,11 @@ class TestIds:
         again = Skill.new(ADD.text, title=ADD.title, when=ADD.when, origin=Origin.ONLINE, parents=("x",))
         assert again.id == ADD.id
         assert ADD.id.startswith("skill-")
-        assert len(ADD.id) == len("skill-") + 8
+        assert len(ADD.id) == len("skill-") + 12
 
     def test_ids_are_pinned_so_that_ledgers_of_old_runs_stay_readable(self) -> None:
-        assert Skill.new("a", title="b", when="c", origin=Origin.SEED).id == "skill-e8f278f0"
-        assert Mistake.new("a", title="b", avoid="c", origin=Origin.SEED).id == "mistake-b9a3a821"
+        assert Skill.new("a", title="b", when="c", origin=Origin.SEED).id == "skill-e8f278f0fc57"
+        assert Mistake.new("a", title="b", avoid="c", origin=Origin.SEED).id == "mistake-b9a3a821c1d0"
 
     @pytest.mark.parametrize("change", [{"text": "x"}, {"title": "x"}, {"when": "x"}])
     def test_every_field_of_the_content_changes_the_id(self, change: dict[str, str]) -> None:
@@ -188,7 +188,7 @@ class TestBank:
 
 class TestDigest:
     def test_it_is_pinned(self) -> None:
-        assert BANK.digest == "2d1e8b4a822d9918575181591627ddc0148a4e31365726c3a7a270b44874ffc2"
+        assert BANK.digest == "ceeb3522abb4d6acb0f7c78e4b29a3cdda425247925fac383760784f293d2d37"
 
     def test_spacing_and_key_order_of_the_file_do_not_count(self) -> None:
         document = json.loads(BANK.to_json())

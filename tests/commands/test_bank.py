@@ -67,7 +67,7 @@ def test_search(sgsd):
         ["check", "seed:competition-mathematics"],
         ["diff", SEED, "seed:competition-mathematics"],
         ["log", "bank.json"],
-        ["trace", "bank.json", "skill-e8f278f0"],
+        ["trace", "bank.json", "skill-e8f278f0fc57"],
     ],
     ids=lambda arguments: arguments[0],
 )

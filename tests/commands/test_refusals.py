@@ -50,7 +50,7 @@ NO_MISTAKES = '{"skills": [{"title": "Add", "text": "Carry the ten."}], "mistake
         ("--dataset", '{"problem": "1 + 1?"}\n', ["no adapter fits", "rename the columns to problem and answer"]),
         ("--dataset", '{"problem": "1 + 1?", "answer": ""}\n', ["no usable problems", "1 no_answer"]),
         ("--dataset", '{"problem": "1?", "answer": "1"}\n{"prob', ["malformed JSON line", ":2"]),
-        ("--config", None, ["unknown configuration", "a YAML file, or one of demo"]),
+        ("--config", None, ["unknown configuration", "a YAML file, or one of"]),
         ("--config", "- a\n- b\n", ["not a mapping"]),
         ("--config", "", ["not a mapping"]),
         ("--config", "a: [1\nb: 2", ["not YAML", "line 2"]),

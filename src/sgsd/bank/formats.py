@@ -52,7 +52,7 @@ def canonical(value: object) -> str:
 
 
 def content_id(kind: str, title: str, text: str, note: str) -> str:
-    """``<kind>-<8 hex digits>``: SHA-256 over what an item says, so that an id can never come to mean something else.
+    """``<kind>-<12 hex digits>``: SHA-256 over what an item says, so that an id can never come to mean something else.
 
     Args:
         kind: ``skill`` or ``mistake``.
@@ -64,7 +64,7 @@ def content_id(kind: str, title: str, text: str, note: str) -> str:
     """
     for value in (title, text, note):
         refuse_control_characters(value, f"a {kind}")
-    return f"{kind}-{hashlib.sha256(canonical([kind, title, text, note]).encode()).hexdigest()[:8]}"
+    return f"{kind}-{hashlib.sha256(canonical([kind, title, text, note]).encode()).hexdigest()[:12]}"
 
 
 def refuse_control_characters(text: str, what: str) -> None:

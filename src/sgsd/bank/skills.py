@@ -64,7 +64,7 @@ class Skill:
 
     @classmethod
     def new(cls, text: str, *, title: str = "", when: str = "", origin: Origin, parents: Iterable[str] = ()) -> Skill:
-        """A skill with the id derived from its stripped content (``skill-`` and 8 hex digits of SHA-256)."""
+        """A skill with the id derived from its stripped content (``skill-`` and 12 hex digits of SHA-256)."""
         title, text, when = title.strip(), text.strip(), when.strip()
         return cls(formats.content_id("skill", title, text, when), title, text, when, origin, tuple(parents))
 
@@ -104,7 +104,7 @@ class Mistake:
     def new(
         cls, text: str, *, title: str = "", avoid: str = "", origin: Origin, parents: Iterable[str] = ()
     ) -> Mistake:
-        """A mistake with the id derived from its stripped content (``mistake-`` and 8 hex digits of SHA-256)."""
+        """A mistake with the id derived from its stripped content (``mistake-`` and 12 hex digits of SHA-256)."""
         title, text, avoid = title.strip(), text.strip(), avoid.strip()
         return cls(formats.content_id("mistake", title, text, avoid), title, text, avoid, origin, tuple(parents))
 
