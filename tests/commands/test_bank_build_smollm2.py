@@ -69,7 +69,7 @@ def test_thirty_two_problems_become_a_bank_and_five_kills_change_nothing(shared_
     moments = random.Random(time.time_ns())
     for _ in range(5):
         process = start(dataset, tmp_path / "killed")
-        time.sleep(moments.uniform(0.1, 0.6) * seconds)
+        time.sleep(moments.uniform(0.05, 0.35) * seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert start(dataset, tmp_path / "killed").wait() == 0
