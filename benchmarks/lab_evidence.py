@@ -132,10 +132,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean in %, and Student's 95 % interval over seeds."""
+    """Mean in %, and Student's 95 % interval over seeds; of one or two seeds, what each gave."""
     percent = [100 * value for value in values]
-    if len(percent) < 2:
-        return f"{percent[0]:.0f}"
+    if len(percent) < 3:
+        return ", ".join(f"{value:.0f}" for value in percent)
     half = stats.t.ppf(0.975, len(percent) - 1) * stdev(percent) / len(percent) ** 0.5
     return f"{mean(percent):.0f} ± {half:.0f}"
 
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=CELLS, help="default: all")
     parser.add_argument("--labs", nargs="+", choices=LABS, default=list(LABS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, exclusive")
-    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-4])
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-4, 2e-4])
     parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each")
     options = parser.parse_args()
     {"run": run, "table": table}[options.action](options)
