@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
-from sgsd.bank.answers import COMMON_NUMBERS, Reading, holds_answer
+from sgsd.bank.answers import COMMON_NUMBERS, holds_answer
+from sgsd.bank.reading import Reading
 from sgsd.bank.leaks import SHORTEST, LeakKind, quarantine, scan
 from sgsd.bank.lineage import ancestors, descent
 from sgsd.errors import ConfigError

@@ -27,7 +27,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sgsd.bank.answers import Reading, answer_of, held_answer
+from sgsd.bank.answers import answer_of, held_answer
 from sgsd.bank.lineage import ancestors, parents_of
 from sgsd.bank.skills import Item, SkillBank
 from sgsd.contamination import words
