@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from sgsd.bank.answers import answer_of, held_answer
 from sgsd.bank.lineage import ancestors, parents_of
+from sgsd.bank.reading import Reading
 from sgsd.bank.skills import Item, SkillBank
 from sgsd.contamination import words
 from sgsd.errors import ConfigError
