@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
 from sgsd.bank.answers import COMMON_NUMBERS, holds_answer
-from sgsd.bank.reading import Reading
 from sgsd.bank.leaks import SHORTEST, LeakKind, quarantine, scan
 from sgsd.bank.lineage import ancestors, descent
+from sgsd.bank.reading import Reading
 from sgsd.errors import ConfigError
 from sgsd.memories import memory_of
 from sgsd.problems import Problem
