@@ -128,7 +128,7 @@ def test_processes_retire_the_same_items_of_one_ledger(tmp_path):
         tmp_path / "two",
         2,
         per_device_train_batch_size=2,
-        max_steps=8,
+        max_steps=24,
         num_teachers=1,
         support_threshold=0.0,
         retire_below=0.95,
