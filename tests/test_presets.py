@@ -56,7 +56,7 @@ def test_the_grpo_preset_samples_for_one_step_at_a_time_in_groups_of_eight():
     assert (training.num_generations, training.generation_batch_size) == (8, 16)
 
 
-def test_the_recommended_preset_differs_from_grpos_in_its_objective_and_prompts_alone():
+def test_the_stabilised_preset_differs_from_grpos_in_its_objective_and_prompts_alone():
     (run, training, model), (grpo_run, grpo, grpo_model) = parsed(ADVANTAGE), parsed("grpo-qwen3-1.7b")
     theirs = settings_as_dict(grpo_run, grpo, grpo_model)
     differing = {
