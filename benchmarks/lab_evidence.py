@@ -1,13 +1,14 @@
 """The lab experiments behind docs/evidence.md: python benchmarks/lab_evidence.py run|table
 
 Each run is one ``sgsd lab run``; its accuracy curve, command, commit and versions become a line of
-``results/lab/LAB-CELL.jsonl``. A run that is there already is not made again.
+``results/lab/LAB-CELL.jsonl``. A run whose command is in any of these files is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -27,20 +28,38 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "lab"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 """Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
-MIXED = ("--objective", "advantage", "--teacher", "frozen", "--grpo_weight", "1")
+ADVANTAGE = ("--objective", "advantage", "--teacher", "frozen", "--grpo_weight", "1")
+CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1")
+SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION}
+FLIPS = (0.1, 0.2, 0.3)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Flags of ``sgsd lab run``, and behind the dashes of ``sgsd train``."""
+    """Flags of ``sgsd lab run``, and behind the dashes of ``sgsd train``; helpful and misleading pairs a symbol."""
 
     lab: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     what: str = ""
+    pairs: tuple[int, int] | None = None
 
 
-def sgsd(*train: str, what: str, lab: tuple[str, ...] = ()) -> Cell:
-    return Cell(lab, train, what)
+def sgsd(*train: str, what: str, lab: tuple[str, ...] = (), pairs: tuple[int, int] | None = None) -> Cell:
+    return Cell(lab, train, what, pairs)
+
+
+def sweeps() -> dict[str, Cell]:
+    """Misleading shares of 0 to 75 % at K = 4, and verdicts of which 10 to 30 % are wrong."""
+    cells: dict[str, Cell] = {}
+    for name, train in SWEPT.items():
+        method = ("--method", "grpo") if name == "grpo" else ()
+        for flips in FLIPS:
+            what = f"{name}, {flips:.0%} of verdicts wrong"
+            cells[f"{name}-flips-{flips:.0%}".rstrip("%")] = Cell((*method, "--flips", f"{flips:g}"), train, what)
+        for misleading in range(4) if name != "grpo" else ():
+            what = f"{name}, {misleading} of 4 pairs misleading"
+            cells[f"{name}-misleading-{misleading}"] = Cell((), train, what, (4 - misleading, misleading))
+    return cells
 
 
 CELLS = {
@@ -54,33 +73,42 @@ CELLS = {
     "sgsd-no-gate": sgsd("--use_gate", "false", what="SGSD without gate (squared gap)"),
     "sgsd-no-polarity": sgsd("--use_polarity", "false", what="SGSD without polarity"),
     "sgsd-k1": sgsd(lab=("--k", "1"), what="SGSD, K = 1"),
+    "sgsd-k8": sgsd(pairs=(4, 4), what="SGSD, K = 8, half of the pairs misleading"),
     "mixed-loss": sgsd(
         "--teacher", "frozen", "--grpo_weight", "1", "--sgsd_weight", "4", what="GRPO's loss + 4 × SGSD's, frozen"
     ),
-    "advantage": sgsd(*MIXED, what="trusted teachers in GRPO's advantage"),
-    "advantage-equal": sgsd(*MIXED, "--teacher_trust", "equal", what="the same, all teachers trusted alike"),
-    "advantage-live": sgsd(*MIXED, "--teacher", "live", what="the same, live teacher"),
-    "advantage-alone": sgsd(*MIXED, "--grpo_weight", "0", what="the same, without GRPO's advantage"),
-    "advantage-weight-2": sgsd(*MIXED, "--sgsd_weight", "2", what="the same, weight 2"),
-    "advantage-weight-0.5": sgsd(*MIXED, "--sgsd_weight", "0.5", what="the same, weight 0.5"),
-    "grpo-flips": Cell(("--method", "grpo", "--flips", "0.1"), (), "GRPO, 10 % of verdicts wrong"),
-    "advantage-flips": sgsd(*MIXED, lab=("--flips", "0.1"), what="trusted teachers, 10 % of verdicts wrong"),
-    "advantage-half": sgsd(
-        *MIXED, lab=("--helpful", "2", "--misleading", "2"), what="trusted teachers, half of the bank misleading"
-    ),
+    "advantage": sgsd(*ADVANTAGE, what="advantage"),
+    "advantage-equal": sgsd(*ADVANTAGE, "--teacher_trust", "equal", what="advantage, all teachers trusted alike"),
+    "advantage-live": sgsd(*ADVANTAGE, "--teacher", "live", what="advantage, live teacher"),
+    "advantage-alone": sgsd(*ADVANTAGE, "--grpo_weight", "0", what="advantage, without GRPO's"),
+    "correction": sgsd(*CORRECTION, what="correction"),
+    "correction-all": sgsd(*CORRECTION, "--correct_all", "true", what="correction, of successes too"),
+    "correction-equal": sgsd(*CORRECTION, "--teacher_trust", "equal", what="correction, all teachers trusted alike"),
+    "correction-live": sgsd(*CORRECTION, "--teacher", "live", what="correction, live teacher"),
+    "correction-alone": sgsd(*CORRECTION, "--grpo_weight", "0", what="correction, without GRPO's loss"),
+    "correction-top-1": sgsd(*CORRECTION, "--teacher_top_tokens", "1", what="correction, likeliest token alone"),
+    **sweeps(),
 }
 
 
 def flags(cell: Cell, lab: str, *, learning_rate: float, seed: int) -> list[str]:
     """Arguments of ``sgsd`` that make the run."""
-    helpful, misleading = LABS[lab]
+    helpful, misleading = cell.pairs or LABS[lab]
     shares = ["--helpful", str(helpful), "--misleading", str(misleading), "--seed", str(seed)]
     return ["lab", "run", lab, *shares, *cell.lab, "--", "--learning_rate", f"{learning_rate:g}", *cell.train]
 
 
 def stored(lab: str, name: str) -> list[dict[str, Any]]:
-    file = RESULTS / f"{lab}-{name}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    """The runs of a cell, by seed: those of its command, whatever cell they were made for."""
+    runs = [
+        json.loads(line) for file in sorted(RESULTS.glob(f"{lab}-*.jsonl")) for line in file.read_text().splitlines()
+    ]
+    own = [run for run in runs if run["command"] == command(name, lab, run["learning_rate"], run["seed"])]
+    return sorted(own, key=lambda run: run["seed"])
+
+
+def command(name: str, lab: str, learning_rate: float, seed: int) -> str:
+    return f"sgsd {shlex.join(flags(CELLS[name], lab, learning_rate=learning_rate, seed=seed))}"
 
 
 def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> str:
@@ -88,9 +116,9 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
     arguments = flags(CELLS[name], lab, learning_rate=learning_rate, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         at = arguments.index("--")
-        command = [sys.executable, "-m", "sgsd.cli", *arguments[:at], "--json", "--output", f"{folder}/run"]
+        first = [sys.executable, "-m", "sgsd.cli", *arguments[:at], "--json", "--output", f"{folder}/run"]
         began = time.perf_counter()
-        done = subprocess.run([*command, *arguments[at:]], capture_output=True, text=True, check=False, cwd=folder)
+        done = subprocess.run([*first, *arguments[at:]], capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         return f"{lab} {name} seed {seed}: {(done.stderr.strip() or 'failed').splitlines()[-1]}"
     curve = {point["step"]: point["accuracy"] for point in map(json.loads, done.stdout.splitlines())}
@@ -99,7 +127,7 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
         "lab": lab,
         "learning_rate": learning_rate,
         "seed": seed,
-        "command": f"sgsd {shlex.join(arguments)}",
+        "command": command(name, lab, learning_rate, seed),
         "commit": commit,
         "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
         "seconds": round(time.perf_counter() - began),
@@ -113,12 +141,15 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
 
 def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, float, int]]:
     """Runs that are not stored yet: all cells of a seed before the next seed."""
+    begun: set[str] = set()
     for seed in range(options.seeds):
         for learning_rate in options.learning_rates:
             for name in options.cells or CELLS:
                 for lab in options.labs:
                     made = {(run["learning_rate"], run["seed"]) for run in stored(lab, name)}
-                    if (learning_rate, seed) not in made:
+                    line = command(name, lab, learning_rate, seed)
+                    if (learning_rate, seed) not in made and line not in begun:
+                        begun.add(line)
                         yield name, lab, learning_rate, seed
 
 
@@ -154,7 +185,7 @@ def table(options: argparse.Namespace) -> None:
                 curves = [{int(step): value for step, value in r["accuracy"].items()} for r in runs]
                 steps = [interval([curve[step] for curve in curves]) for step in (100, 200, 300)]
                 fell = sum(curve[300] < curve[0] for curve in curves)
-                reference = "grpo-flips" if name.endswith("-flips") else "grpo"
+                reference = "grpo" + re.sub("^.*?(-flips-.*)?$", r"\1", name)
                 goals = [r for r in stored(lab, reference) if r["learning_rate"] == learning_rate]
                 reached = to_goal(curves, [r["accuracy"]["300"] for r in goals])
                 cells = [CELLS[name].what, f"{learning_rate:g}", str(len(runs)), *steps, f"{fell} of {len(runs)}"]

@@ -58,6 +58,23 @@ def test_batched_scores_equal_unpadded_ones(model, budget, temperature, share_pr
         assert not scores.logps[row, T:].any()
 
 
+def test_top_tokens_are_the_likeliest_of_each_distribution(model):
+    prompts, completions = unequal_pairs()
+    scores = score_completions(model, prompts, completions, temperature=0.7, max_tokens_per_chunk=60, top_tokens=5)
+    assert scores.top_ids.shape == scores.top_logps.shape == (*scores.logps.shape, 5)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        T = len(completion)
+        if not T:
+            continue
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].detach().double() / 0.7
+        likeliest = logits[len(prompt) - 1 : -1].log_softmax(-1).topk(5)
+        assert torch.equal(scores.top_ids[row, :T], likeliest.indices)
+        torch.testing.assert_close(scores.top_logps[row, :T], likeliest.values.float(), rtol=0, atol=1e-4)
+    plain = score_completions(model, prompts, completions, temperature=0.7, max_tokens_per_chunk=60)
+    assert torch.equal(plain.logps, scores.logps)
+    assert plain.top_ids is None
+
+
 def test_the_comparison_above_would_see_right_padded_prompts(model):
     """The defect this guards against: K prompts of unequal length, padded on the right."""
     prompt, completion, padding = [5, 6, 7], [8, 9], [PAD_AND_EOS] * 4

@@ -26,11 +26,15 @@ class Scores:
         logps: ``[N, T]``, float32, natural log, 0 where ``mask`` is False.
         mask: ``[N, T]``, bool, True on completion tokens.
         entropy: ``[N, T]``, float32, in nats, of the distribution each token was drawn from; ``None`` unless asked for.
+        top_ids: ``[N, T, M]``, int64, each distribution's M likeliest tokens; ``None`` unless asked for.
+        top_logps: ``[N, T, M]``, float32, theirs.
     """
 
     logps: Tensor
     mask: Tensor
     entropy: Tensor | None
+    top_ids: Tensor | None = None
+    top_logps: Tensor | None = None
 
 
 def completion_logits(
@@ -98,6 +102,7 @@ def score_completions(
     temperature: float = 1.0,
     max_tokens_per_chunk: int = 8192,
     with_entropy: bool = False,
+    top_tokens: int = 0,
     share_prompts: bool = True,
     min_chunks: int = 1,
 ) -> Scores:
@@ -115,6 +120,7 @@ def score_completions(
         temperature: divides the logits; 1.0 scores the model's own distribution.
         max_tokens_per_chunk: the budget of one chunk. A pair longer than it makes a chunk of its own.
         with_entropy: also return entropies.
+        top_tokens: M, also return the M likeliest tokens of each distribution; 0: none. At most the vocabulary's.
         share_prompts: see ``completion_logits``; False where no two pairs have one prompt saves a forward per chunk.
         min_chunks: make at least this many chunks (at most N), so that all ranks of a sharded model can make the
             same number; see ``chunk_count``.
@@ -132,17 +138,26 @@ def score_completions(
     N, T = len(prompts), max(1, max(map(len, completions)))
     logps = torch.zeros(N, T, device=device)
     entropy = torch.zeros(N, T, device=device) if with_entropy else None
+    M = top_tokens
+    top_ids = torch.zeros(N, T, M, dtype=torch.long, device=device)
+    top_logps = torch.zeros(N, T, M, device=device)
     lengths = torch.tensor([len(completion) for completion in completions], device=device)
     for rows in _chunks(prompts, completions, max_tokens_per_chunk, min_chunks):
         completion_ids, completion_mask = _padded([completions[n] for n in rows], "right", device)
         logits = completion_logits(
             model, [prompts[n] for n in rows], completion_ids, completion_mask, share_prompts=share_prompts
         )
+        likeliest = logits.topk(M).indices
         chunk_logps, chunk_entropy = selected_logps(
-            logits, completion_ids, temperature=temperature, with_entropy=with_entropy
+            logits,
+            torch.cat([completion_ids.unsqueeze(-1), likeliest], dim=-1),
+            temperature=temperature,
+            with_entropy=with_entropy,
         )
         width = completion_ids.shape[1]
-        logps[rows, :width] = chunk_logps.float()
+        logps[rows, :width] = chunk_logps[..., 0].float()
+        top_ids[rows, :width] = likeliest
+        top_logps[rows, :width] = chunk_logps[..., 1:].float()
         if entropy is not None and chunk_entropy is not None:
             entropy[rows, :width] = chunk_entropy.float()
     mask = torch.arange(T, device=device) < lengths.unsqueeze(1)
@@ -150,6 +165,8 @@ def score_completions(
         logps=logps.masked_fill(~mask, 0.0),
         mask=mask,
         entropy=None if entropy is None else entropy.masked_fill(~mask, 0.0),
+        top_ids=top_ids if M else None,
+        top_logps=top_logps if M else None,
     )
 
 

@@ -5,6 +5,7 @@ A mask is True where a token counts.
 """
 
 from sgsd.objectives.advantage import teacher_advantage, trusted_weights
+from sgsd.objectives.correction import correction_loss
 from sgsd.objectives.divergences import DIVERGENCES, Divergence, OPSDLoss, opsd_loss, token_divergence
 from sgsd.objectives.logprobs import selected_logps
 from sgsd.objectives.sgsd import SGSDLoss, gate, local_support_loss, sgsd_loss
@@ -14,6 +15,7 @@ __all__ = [
     "Divergence",
     "OPSDLoss",
     "SGSDLoss",
+    "correction_loss",
     "gate",
     "local_support_loss",
     "opsd_loss",

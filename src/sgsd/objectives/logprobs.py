@@ -13,7 +13,7 @@ _TILE_ROWS = 256
 
 
 class _SelectedLogps(torch.autograd.Function):
-    """log softmax(logits / temperature)[ids]; keeps logits and log-sum-exp only, and goes backward by tiles.
+    """log softmax(logits / temperature)[ids] of M ids a row; keeps logits and log-sum-exp only, and goes by tiles.
 
     With p = softmax(logits / temperature), d logp / d logits = (onehot(ids) − p) / temperature.
     """
@@ -24,13 +24,13 @@ class _SelectedLogps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         logps = torch.empty(ids.shape, dtype=dtype, device=logits.device)
-        log_sum_exp = torch.empty_like(logps)
-        entropy = torch.empty_like(logps) if with_entropy else None
+        log_sum_exp = torch.empty(len(ids), dtype=dtype, device=logits.device)
+        entropy = torch.empty_like(log_sum_exp) if with_entropy else None
         for start in range(0, len(ids), _TILE_ROWS):
             rows = slice(start, start + _TILE_ROWS)
             tile = logits[rows].to(dtype) / temperature
             log_sum_exp[rows] = tile.logsumexp(-1)
-            logps[rows] = tile.gather(-1, ids[rows, None]).squeeze(-1) - log_sum_exp[rows]
+            logps[rows] = tile.gather(-1, ids[rows]) - log_sum_exp[rows, None]
             if entropy is not None:
                 # H = logsumexp(x) − Σ_v p_v x_v
                 probabilities = (tile - log_sum_exp[rows, None]).exp_()
@@ -49,8 +49,8 @@ class _SelectedLogps(torch.autograd.Function):
         for start in range(0, len(ids), _TILE_ROWS):
             rows = slice(start, start + _TILE_ROWS)
             tile = logits[rows].to(log_sum_exp.dtype) / ctx.temperature
-            tile = tile.sub_(log_sum_exp[rows, None]).exp_().mul_(-grad[rows, None])
-            tile.scatter_add_(-1, ids[rows, None], grad[rows, None])
+            tile = tile.sub_(log_sum_exp[rows, None]).exp_().mul_(-grad[rows].sum(-1, keepdim=True))
+            tile.scatter_add_(-1, ids[rows], grad[rows])
             grad_logits[rows] = tile.to(logits.dtype)
         return grad_logits, None, None, None
 
@@ -62,20 +62,29 @@ def selected_logps(
 
     Args:
         logits: ``[..., V]``, any floating type; upcast tile by tile to float32 (float64 stays).
-        ids: ``[...]``, integer, in ``[0, V)``.
+        ids: ``[...]`` or, several tokens a distribution, ``[..., M]``; integer, in ``[0, V)``.
         temperature: divides the logits.
         with_entropy: also return the entropy, in nats, of each distribution. It carries no gradient.
 
     Returns:
-        ``(logps, entropy)``, each ``[...]``; ``entropy`` is ``None`` unless asked for.
+        ``(logps, entropy)``: ``logps`` of the shape of ``ids``; ``entropy``, ``[...]``, is ``None`` unless asked for.
 
     Raises:
         ValueError: if the shapes do not fit or the temperature is not positive.
     """
-    if logits.shape[:-1] != ids.shape:
-        raise ValueError(f"ids must have the shape of logits without the last axis: got {ids.shape}, {logits.shape}")
+    shape = logits.shape[:-1]
+    if ids.shape != shape and ids.shape[:-1] != shape:
+        raise ValueError(
+            f"ids must have the shape of logits without its last axis, or one axis more: got {ids.shape}, {logits.shape}"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive: got {temperature}")
     apply = cast("Callable[..., tuple[Tensor, Tensor | None]]", _SelectedLogps.apply)  # pyright: ignore[reportUnknownMemberType]
-    logps, entropy = apply(logits.reshape(-1, logits.shape[-1]), ids.reshape(-1), temperature, with_entropy)
-    return logps.reshape(ids.shape), None if entropy is None else entropy.reshape(ids.shape)
+    rows = shape.numel()
+    logps, entropy = apply(
+        logits.reshape(rows, logits.shape[-1]),
+        ids.reshape(rows, ids.numel() // max(1, rows)),
+        temperature,
+        with_entropy,
+    )
+    return logps.reshape(ids.shape), None if entropy is None else entropy.reshape(shape)

@@ -23,7 +23,7 @@ TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
-OBJECTIVES = ("gated", "advantage")
+OBJECTIVES = ("gated", "advantage", "correction")
 TRUSTS = ("ledger", "equal")
 EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
@@ -249,10 +249,18 @@ class SGSDConfig(DistillationConfig):
 
     # Objective.
     objective: str = _setting(
-        "gated", "gated: the paper's loss; advantage: trusted teachers in the token advantage of GRPO's loss."
+        "gated",
+        "gated: the paper's loss; correction: trusted teachers' likeliest tokens are distilled where a rollout failed; "
+        "advantage: trusted teachers in the token advantage of GRPO's loss.",
     )
     teacher_trust: str = _setting(
-        "ledger", "For objective 'advantage': ledger, by what each item was worth so far; equal, all the same."
+        "ledger", "Where teachers are trusted: ledger, by what each item was worth so far; equal, all the same."
+    )
+    teacher_top_tokens: int = _setting(
+        20, "For objective 'correction': a teacher's likeliest tokens, as many as these."
+    )
+    correct_all: bool = _setting(
+        False, "For objective 'correction', to study it: successes are distilled into as well."
     )
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
     support_clip: float = _setting(3.0, "Clip of the token gap, inside the support and in the advantage, in nats.")
@@ -306,7 +314,7 @@ class SGSDConfig(DistillationConfig):
 
     def _check(self) -> None:
         super()._check()
-        self._refuse_below_one("num_teachers", "max_tokens_per_chunk")
+        self._refuse_below_one("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens")
         self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature")
         self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "trace_rollouts")
         self._refuse_negative("maintenance_frequency")

@@ -25,10 +25,17 @@ from sgsd.bank import Ledger
 from sgsd.bank.credit import credit, trust
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
-from sgsd.objectives import SGSDLoss, selected_logps, sgsd_loss, teacher_advantage, trusted_weights
+from sgsd.objectives import (
+    SGSDLoss,
+    correction_loss,
+    selected_logps,
+    sgsd_loss,
+    teacher_advantage,
+    trusted_weights,
+)
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
-from sgsd.scoring import chunk_count, score_completions
+from sgsd.scoring import Scores, chunk_count, score_completions
 from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
@@ -199,14 +206,17 @@ class SGSDTrainer(VerifiedTrainer):
         pools = self._teacher_pools([row["problem"] for row in inputs])
         mask = output["completion_mask"].bool()
         completions = [ids[kept].tolist() for ids, kept in zip(output["completion_ids"], mask, strict=True)]
-        teacher_logps, teacher_entropy = self._score_teachers(pools, completions)
-        B, _, T = teacher_logps.shape
-        width = output["completion_ids"].shape[1]
-        output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, width - T))
-        output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
+        scores = self._score_teachers(pools, completions)
+        B, K = len(pools), self.args.num_teachers
+        missing = output["completion_ids"].shape[1] - scores.logps.shape[1]
+        output["teacher_logps"] = torch.nn.functional.pad(scores.logps, (0, missing)).unflatten(0, (B, K))
+        if scores.top_ids is not None and scores.top_logps is not None:
+            for name, top in (("teacher_top_ids", scores.top_ids), ("teacher_top_logps", scores.top_logps)):
+                output[name] = torch.nn.functional.pad(top, (0, 0, 0, missing)).unflatten(0, (B, K))
+        weights = torch.tensor([pool.weights for pool in pools], device=mask.device)
+        output["teacher_weights"] = weights
         output["teacher_trust"] = torch.tensor(
-            [[self._trust(pool, k) for k in range(self.args.num_teachers)] for pool in pools],
-            device=teacher_logps.device,
+            [[self._trust(pool, k) for k in range(K)] for pool in pools], device=mask.device
         )
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
         if self._mode == "train":
@@ -214,9 +224,9 @@ class SGSDTrainer(VerifiedTrainer):
             output["items"] = self.recorder.rollouts(pools, self.bank, inputs, first_row=first_row).to(mask.device)
         self._log_means(
             {
-                "sgsd/teachers_per_rollout": (output["teacher_weights"] > 0).float().sum(1).mean(),
+                "sgsd/teachers_per_rollout": (weights > 0).float().sum(1).mean(),
                 "sgsd/pairs_too_long": torch.tensor(float(sum(pool.too_long for pool in pools)), device=mask.device),
-                "sgsd/teacher_entropy": teacher_entropy,
+                "sgsd/teacher_entropy": _mean_entropy(scores, weights.flatten() > 0),
             }
         )
         if self.log_completions:
@@ -250,8 +260,8 @@ class SGSDTrainer(VerifiedTrainer):
         }
         return [pools[problem] for problem in problems]
 
-    def _score_teachers(self, pools: list[TeacherPool], completions: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """``[B, K, T]`` log-probabilities, and the real teachers' mean entropy over completion tokens."""
+    def _score_teachers(self, pools: list[TeacherPool], completions: list[list[int]]) -> Scores:
+        """Of B · K completions: each rollout's, by all its teachers."""
         K = self.args.num_teachers
         prompts = [prompt for pool in pools for prompt in pool.prompts]
         repeated = [completion for completion in completions for _ in range(K)]
@@ -261,28 +271,34 @@ class SGSDTrainer(VerifiedTrainer):
             [chunk_count(prompts, repeated, max_tokens_per_chunk=budget)], device=self.accelerator.device
         )
         with self._teaching():
-            scores = score_completions(
+            return score_completions(
                 self.model,
                 prompts,
                 repeated,
                 temperature=self.args.score_temperature,
                 max_tokens_per_chunk=budget,
                 with_entropy=self.args.log_teacher_entropy,
+                top_tokens=self._top_tokens,
                 share_prompts=share_prompts,
                 min_chunks=int(gather(own_chunks).max()),
             )
-        real = torch.tensor([weight > 0 for pool in pools for weight in pool.weights], device=scores.logps.device)
-        counted = scores.mask & real.unsqueeze(1)
-        entropy = torch.tensor(torch.nan) if scores.entropy is None else scores.entropy[counted].mean()
-        return scores.logps.view(len(pools), K, -1), entropy
+
+    @property
+    def _top_tokens(self) -> int:
+        """Of each teacher's distributions that the objective needs."""
+        if self.args.objective != "correction":
+            return 0
+        return min(self.args.teacher_top_tokens, self.model.config.get_text_config().vocab_size)
 
     # ---- loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         logits = self._student_logits(model, inputs)
-        student_logps, entropy = selected_logps(
-            logits, inputs["completion_ids"], temperature=self.args.score_temperature, with_entropy=True
-        )
+        ids = inputs["completion_ids"].unsqueeze(-1)
+        if "teacher_top_ids" in inputs:  # [B, K, T, M] to [B, T, K · M]
+            ids = torch.cat([ids, inputs["teacher_top_ids"].transpose(1, 2).flatten(2)], dim=-1)
+        logps, entropy = selected_logps(logits, ids, temperature=self.args.score_temperature, with_entropy=True)
+        student_logps = logps[..., 0]
         result = sgsd_loss(
             student_logps,
             inputs["teacher_logps"],
@@ -295,7 +311,7 @@ class SGSDTrainer(VerifiedTrainer):
             use_gate=self.args.use_gate,
             use_polarity=self.args.use_polarity,
         )
-        loss = self._objective(model, inputs, logits, student_logps, entropy, result)
+        loss = self._objective(model, inputs, logits, logps, entropy, result)
         self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
         self._fill_stances(inputs["row"], result)
@@ -308,11 +324,15 @@ class SGSDTrainer(VerifiedTrainer):
         model: Any,
         inputs: dict[str, Tensor],
         logits: Tensor,
-        student_logps: Tensor,
+        logps: Tensor,
         entropy: Tensor,
         result: SGSDLoss,
     ) -> Tensor:
-        """The loss, divided by the accumulation steps: the published form, or the teachers inside GRPO's advantage."""
+        """The loss, divided by the accumulation steps: of the teachers, and of GRPO.
+
+        ``logps``, ``[B, T, 1 + K · M]``, are of the sampled tokens and, for the correction, the teachers' likeliest.
+        """
+        student_logps = logps[..., 0]
         if self.args.objective == "advantage":
             weights = trusted_weights(inputs["teacher_weights"], inputs["teacher_trust"])
             teachers = teacher_advantage(
@@ -325,11 +345,22 @@ class SGSDTrainer(VerifiedTrainer):
             advantages = self.args.grpo_weight * inputs["advantages"].unsqueeze(1) + self.args.sgsd_weight * teachers
             return self._grpo_loss(model, inputs | {"advantages": advantages}, logits, student_logps, entropy)
         steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
-        loss = self.args.sgsd_weight * result.loss / steps
+        teaching = self._correction(inputs, logps[..., 1:]) if self.args.objective == "correction" else result.loss
+        loss = self.args.sgsd_weight * teaching / steps
         if self.args.grpo_weight:
             return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, logits, student_logps, entropy)
         self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
         return loss
+
+    def _correction(self, inputs: dict[str, Tensor], top_logps: Tensor) -> Tensor:
+        """The mean over rows of equation (8); ``top_logps`` is the student's, ``[B, T, K · M]``."""
+        teachers = inputs["teacher_top_logps"]
+        students = top_logps.unflatten(-1, (teachers.shape[1], teachers.shape[3])).transpose(1, 2)
+        weights = trusted_weights(inputs["teacher_weights"], inputs["teacher_trust"])
+        outcome = -inputs["outcome"].abs() if self.args.correct_all else inputs["outcome"]
+        loss = correction_loss(students, teachers, inputs["score_mask"], outcome, weights)
+        self._log_means({"sgsd/trust": weights.sum(1).mean(), "sgsd/correction": loss[outcome < 0].mean()})
+        return loss.mean()
 
     # ---- logs
 
@@ -344,3 +375,8 @@ class SGSDTrainer(VerifiedTrainer):
         cells = self._stance_cells[self._mode]
         for row, stances in zip(gather(rows).tolist(), gather(result.stance.contiguous()).tolist(), strict=True):
             cells[row][:] = [_STANCE_SIGNS[int(stance)] for stance in stances]
+
+
+def _mean_entropy(scores: Scores, real: Tensor) -> Tensor:
+    """Of the completion tokens under real teachers, of those rows; NaN unless it was asked for."""
+    return torch.tensor(torch.nan) if scores.entropy is None else scores.entropy[scores.mask & real.unsqueeze(1)].mean()

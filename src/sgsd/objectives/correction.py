@@ -1,0 +1,55 @@
+"""Correction of failures by trusted teachers (docs/method.md, "Correction").
+
+GRPO says which of the sampled tokens did better than others. Trusted teachers can say what should have stood there
+instead, whether it was sampled or not; on a failure that is worth learning, on a success it is not. With α, τ and w as
+in ``objectives.advantage``, the loss of a row adds to GRPO's
+
+    L_b = 1[r_b = −1] Σ_k w_k mean_t Σ_{v ∈ top M of p_{T,k}} p_{T,k}(v) log(p_{T,k}(v) / p_S(v))       (8)
+
+the forward KL divergence from each trusted teacher, on its M likeliest tokens at each position of the student's own
+rollout. Its gradient with respect to the student's logits is Σ_k w_k (p_{T,k} − p_S) but for the tokens beyond M: no
+larger than 1 a token, and not vanishing where the student is sure of something else.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def correction_loss(
+    student_logps: Tensor, teacher_logps: Tensor, mask: Tensor, outcome: Tensor, weights: Tensor
+) -> Tensor:
+    """Equation (8) of each row.
+
+    Args:
+        student_logps: ``[B, K, T, M]``, log p_S of teacher k's M likeliest tokens, full vocabulary. Carries the
+            gradient.
+        teacher_logps: ``[B, K, T, M]``, the teacher's own. Detached here.
+        mask: ``[B, T]``, bool, True where a token counts. What stands elsewhere is never read.
+        outcome: ``[B]`` in {−1, 0, 1}: failure, undecided, success.
+        weights: ``[B, K]``, w, non-negative; what a teacher of weight 0 says is never read.
+
+    Returns:
+        ``[B]``, in nats per token, float32 or wider: 0, with a gradient of exactly zero, in rows that did not fail.
+
+    Raises:
+        ValueError: if shapes or mask type do not fit.
+    """
+    B, K = weights.shape
+    T, M = student_logps.shape[-2:]
+    shapes = tuple(student_logps.shape), tuple(teacher_logps.shape), tuple(mask.shape), tuple(outcome.shape)
+    if shapes != ((B, K, T, M), (B, K, T, M), (B, T), (B,)):
+        raise ValueError(
+            "student_logps and teacher_logps must be [B, K, T, M], mask [B, T], outcome [B] and weights [B, K]: got "
+            f"{', '.join(map(str, shapes))} and {(B, K)}"
+        )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, True where a token counts: got {mask.dtype}")
+    dtype = torch.promote_types(student_logps.dtype, torch.float32)
+    weights = torch.where((outcome < 0).unsqueeze(1), weights.detach(), 0.0).to(dtype)
+    read = (mask.unsqueeze(1) & (weights > 0).unsqueeze(-1)).unsqueeze(-1)  # [B, K, T, 1]
+    teacher = torch.where(read, teacher_logps.detach().to(dtype), -torch.inf)
+    log_ratio = torch.where(read, teacher - student_logps.to(dtype), 0.0)
+    divergence = (teacher.exp() * log_ratio).sum(-1)
+    return (weights * divergence.sum(-1)).sum(-1) / mask.sum(-1).clamp(min=1)

@@ -1,0 +1,118 @@
+"""The correction of failures in the trainer: its value by loops, trust from the ledger, GRPO beside it, resume."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import pytest
+import torch
+
+from sgsd.errors import ConfigError
+
+from .test_advantage import HARMS, HELPS, plain_grpo, with_ledger
+from .test_resume import run
+from .test_sgsd import WeightedRetriever, assert_close, batch_of, by_first_id, cut, loss_and_gradients
+from .tiny import make_config, make_trainer
+
+
+def correction_trainer(folder, **settings):
+    defaults = {"num_generations": 4, "per_device_train_batch_size": 8, "objective": "correction", "stub": True}
+    return make_trainer(folder, reward=by_first_id, retriever_object=WeightedRetriever(), **defaults | settings)
+
+
+def plain_distributions(model, prompt, completion, temperature):
+    """One pair alone, unpadded: ``[T, V]`` log-probabilities."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *completion]])).logits[0].double() / temperature
+    return logits.log_softmax(-1)[len(prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"score_temperature": 0.8, "teacher_top_tokens": 3}, {"correct_all": True}])
+def test_the_loss_equals_plain_loops(tmp_path, settings):
+    trainer = with_ledger(correction_trainer(tmp_path, **settings), HELPS, HARMS, HELPS)
+    batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    got, _ = loss_and_gradients(trainer, [batch])
+    temperature = settings.get("score_temperature", 1.0)
+    pools = trainer._teacher_pools(
+        [row["problem"] for row in [trainer.train_dataset[0]] * 4 + [trainer.train_dataset[1]] * 4]
+    )
+    total = 0.0
+    for b, pool in enumerate(pools):
+        outcome = int(batch["outcome"][b])
+        if outcome == 0 or (outcome > 0 and not settings.get("correct_all")):
+            continue
+        kept = batch["completion_mask"][b].bool()
+        completion = batch["completion_ids"][b][kept].tolist()
+        prompt = batch["prompt_ids"][b][batch["prompt_mask"][b].bool()].tolist()
+        student = plain_distributions(trainer.model, prompt, completion, temperature)
+        counted = batch["score_mask"][b][kept].tolist()
+        taus = batch["teacher_trust"][b].tolist()
+        shares = [alpha * tau for alpha, tau in zip(pool.weights, taus, strict=True)]
+        for k, teacher_prompt in enumerate(pool.prompts):
+            teacher = plain_distributions(trainer.model, teacher_prompt, completion, temperature)
+            weight = max(taus) * shares[k] / sum(shares)
+            for t in range(len(completion)):
+                if counted[t]:
+                    likeliest = teacher[t].sort(descending=True).indices[: settings.get("teacher_top_tokens", 20)]
+                    for v in likeliest.tolist():
+                        log_p, log_q = float(teacher[t, v]), float(student[t, v])
+                        total += weight * math.exp(log_p) * (log_p - log_q) / sum(counted)
+    assert set(batch["outcome"].tolist()) == {-1, 1}
+    assert abs(total) > 1e-4
+    assert got == pytest.approx(total / len(pools), rel=1e-3, abs=1e-7)
+
+
+def test_grpo_and_the_correction_add_up_and_accumulate(tmp_path):
+    trainer = correction_trainer(tmp_path, grpo_weight=1.0, sgsd_weight=2.0, loss_type="grpo")
+    batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    both = loss_and_gradients(trainer, [batch])
+    grpo = loss_and_gradients(plain_grpo(tmp_path, trainer, loss_type="grpo"), [batch])
+    trainer.args.grpo_weight = 0.0
+    correction = loss_and_gradients(trainer, [batch])
+    assert correction[0] != 0
+    assert both[0] == pytest.approx(grpo[0] + correction[0], abs=1e-6)
+    assert_close(both[1], [a + b for a, b in zip(grpo[1], correction[1], strict=True)])
+    parts = loss_and_gradients(trainer, cut(batch, 2), steps=4)
+    assert parts[0] == pytest.approx(correction[0], abs=1e-6)
+    assert_close(parts[1], correction[1])
+
+
+def test_without_failures_there_is_nothing_to_correct(tmp_path):
+    trainer = correction_trainer(tmp_path)
+    batch = batch_of(trainer, [0] * 8)
+    _, gradients = loss_and_gradients(trainer, [batch | {"outcome": batch["outcome"].abs()}])
+    assert not any(gradient.any() for gradient in gradients)
+    assert batch["teacher_top_ids"].shape == (8, 3, batch["completion_ids"].shape[1], 20)
+
+
+def test_the_policy_comes_to_resemble_the_trusted_teacher_and_not_the_others(tmp_path):
+    trainer = correction_trainer(tmp_path, teacher="frozen", num_teachers=2)
+    with_ledger(trainer, HELPS, HARMS, HARMS, HARMS)
+    batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    batch["outcome"] = -batch["outcome"].abs()
+    seen = []
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    for _ in range(8):
+        trainer.model.zero_grad()
+        trainer._compute_loss(trainer.model, batch).backward()
+        seen.append(trainer._metrics["train"]["sgsd/correction"][-1])
+        optimizer.step()
+    assert 0 < seen[-1] < 0.9 * seen[0]
+
+
+def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path):
+    settings = {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen"}
+    straight = run(tmp_path, **settings)
+    straight.train()
+    final = {name: value.clone() for name, value in straight.model.state_dict().items()}
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = run(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert [name for name, value in resumed.model.state_dict().items() if not torch.equal(final[name], value)] == []
+    assert resumed.ledger == straight.ledger
+
+
+def test_a_correction_of_no_tokens_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="teacher_top_tokens"):
+        make_config(tmp_path, objective="correction", teacher_top_tokens=0)
