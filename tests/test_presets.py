@@ -11,7 +11,7 @@ from sgsd.training.config import VerifiedConfig
 
 PAPER = {"sgsd-qwen3-1.7b": "Qwen/Qwen3-1.7B", "sgsd-qwen3-4b": "Qwen/Qwen3-4B", "sgsd-qwen3-8b": "Qwen/Qwen3-8B"}
 BASELINES = {"grpo-qwen3-1.7b": "grpo", "opsd-qwen3-1.7b": "opsd"}
-ADVANTAGE = "advantage-qwen3-1.7b"
+CORRECTION = "correction-qwen3-1.7b"
 GPUS = 4
 
 
@@ -21,10 +21,10 @@ def parsed(name: str) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
 
 
 def test_there_are_no_other_presets():
-    assert presets() == sorted([*PAPER, *BASELINES, ADVANTAGE, "bank", "demo", "lab"])
+    assert presets() == sorted([*PAPER, *BASELINES, CORRECTION, "bank", "demo", "lab"])
 
 
-@pytest.mark.parametrize("name", [*PAPER, ADVANTAGE, "demo"])
+@pytest.mark.parametrize("name", [*PAPER, CORRECTION, "demo"])
 def test_a_preset_parses_and_its_bank_serves_its_teachers(name):
     run, training, model = parsed(name)
     assert run.method == "sgsd"
@@ -56,14 +56,14 @@ def test_the_grpo_preset_samples_for_one_step_at_a_time_in_groups_of_eight():
     assert (training.num_generations, training.generation_batch_size) == (8, 16)
 
 
-def test_the_stabilised_preset_differs_from_grpos_in_its_objective_and_prompts_alone():
-    (run, training, model), (grpo_run, grpo, grpo_model) = parsed(ADVANTAGE), parsed("grpo-qwen3-1.7b")
+def test_the_correction_preset_differs_from_grpos_in_its_objective_and_prompts_alone():
+    (run, training, model), (grpo_run, grpo, grpo_model) = parsed(CORRECTION), parsed("grpo-qwen3-1.7b")
     theirs = settings_as_dict(grpo_run, grpo, grpo_model)
     differing = {
         key for key, value in settings_as_dict(run, training, model).items() if key in theirs and value != theirs[key]
     }
     assert differing == {"method", "bank", "guard", "thinking"}
-    assert (training.objective, training.teacher, training.teacher_trust) == ("advantage", "frozen", "ledger")
+    assert (training.objective, training.teacher, training.teacher_trust) == ("correction", "frozen", "ledger")
     assert training.grpo_weight > 0
 
 

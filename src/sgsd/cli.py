@@ -20,7 +20,7 @@ from sgsd.commands.flags import spelled
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
-Presets for --config: bank, demo, lab, advantage-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b,
+Presets for --config: bank, demo, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b,
 sgsd-qwen3-8b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgsd.objectives import correction_loss, selected_logps
+from sgsd.objectives import correction_loss, selected_logps, trusted_weights
 
 
 def make_batch(seed, *, B=4, K=3, T=5, V=7, M=4, dtype=torch.float64, spread=2.0):
@@ -27,7 +27,7 @@ def make_batch(seed, *, B=4, K=3, T=5, V=7, M=4, dtype=torch.float64, spread=2.0
 
 def of_student(logits, ids):
     """``[B, K, T, M]`` log-probabilities of the teachers' top tokens."""
-    B, K, T, M = ids.shape
+    _, K, _, M = ids.shape
     logps, _ = selected_logps(logits, ids.transpose(1, 2).flatten(2))
     return logps.unflatten(-1, (K, M)).transpose(1, 2)
 
@@ -117,6 +117,23 @@ def test_rows_without_counted_tokens_stay_finite():
     loss.sum().backward()
     assert loss[0] == 0
     assert bool(logits.grad.isfinite().all())
+
+
+@given(seed=st.integers(0, 2**31), untrusted=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_weights_equal_plain_loops_and_sum_to_the_highest_trust_whoever_else_is_there(seed, untrusted):
+    generator = torch.Generator().manual_seed(seed)
+    alpha, trust = torch.rand(2, 1, 4, generator=generator, dtype=torch.float64)
+    alpha[0, 3] = 0.0  # padding
+    got = trusted_weights(alpha, trust)
+    shares = [float(a) * float(t) for a, t in zip(alpha[0], trust[0], strict=True)]
+    highest = max(trust[0, :3].tolist())
+    torch.testing.assert_close(got[0], torch.tensor([highest * share / sum(shares) for share in shares]).double())
+    torch.testing.assert_close(got.sum(1), trust[:, :3].amax(1))
+    more = torch.cat([alpha, torch.ones(1, untrusted, dtype=torch.float64)], dim=1)
+    blind = torch.cat([trust, torch.zeros(1, untrusted, dtype=torch.float64)], dim=1)
+    torch.testing.assert_close(trusted_weights(more, blind)[:, :4], got)
+    assert not trusted_weights(alpha, torch.zeros_like(trust)).any()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The correction of failures in the trainer: its value by loops, trust from the ledger, GRPO beside it, resume."""
+"""Objectives on teachers' likeliest tokens: their values by loops, trust from the ledger, GRPO beside them, resume."""
 
 from __future__ import annotations
 
@@ -7,18 +7,48 @@ import shutil
 
 import pytest
 import torch
+from trl import GRPOTrainer
 
+from sgsd.bank import ItemRecord, Ledger
+from sgsd.bank.credit import credit, trust
 from sgsd.errors import ConfigError
 
-from .test_advantage import HARMS, HELPS, plain_grpo, with_ledger
+from ..conftest import make_model, make_tokenizer
 from .test_resume import run
 from .test_sgsd import WeightedRetriever, assert_close, batch_of, by_first_id, cut, loss_and_gradients
 from .tiny import make_config, make_trainer
+
+HELPS = ItemRecord(uses=40, active=40, positive=38, negative=2, positive_success=19, negative_success=1,
+                   positive_failure=19, negative_failure=1, successes=20, failures=20)  # fmt: skip
+HARMS = ItemRecord(uses=40, active=40, positive=2, negative=38, positive_success=1, negative_success=19,
+                   positive_failure=1, negative_failure=19, successes=20, failures=20)  # fmt: skip
 
 
 def correction_trainer(folder, **settings):
     defaults = {"num_generations": 4, "per_device_train_batch_size": 8, "objective": "correction", "stub": True}
     return make_trainer(folder, reward=by_first_id, retriever_object=WeightedRetriever(), **defaults | settings)
+
+
+def plain_grpo(folder, trainer, **settings):
+    plain = GRPOTrainer(
+        model=make_model(),
+        reward_funcs=by_first_id,
+        args=make_config(folder, method="grpo", num_generations=4, per_device_train_batch_size=8, **settings),
+        train_dataset=trainer.train_dataset,
+        processing_class=make_tokenizer(),
+    )
+    plain.current_gradient_accumulation_steps = 1
+    plain.model.train()
+    return plain
+
+
+def with_ledger(trainer, *records):
+    """The first pair of the bank has the first record, and so on."""
+    items = {}
+    for skill, mistake, record in zip(trainer.bank.skills, trainer.bank.mistakes, records, strict=False):
+        items |= {skill.id: record, mistake.id: record}
+    trainer.recorder.ledger = Ledger(items)
+    return trainer
 
 
 def plain_distributions(model, prompt, completion, temperature):
@@ -28,25 +58,28 @@ def plain_distributions(model, prompt, completion, temperature):
     return logits.log_softmax(-1)[len(prompt) - 1 : -1]
 
 
+def plain_student(trainer, batch, b, temperature):
+    """A row's completion, its distributions after the plain prompt, and which of its tokens count."""
+    kept = batch["completion_mask"][b].bool()
+    completion = batch["completion_ids"][b][kept].tolist()
+    prompt = batch["prompt_ids"][b][batch["prompt_mask"][b].bool()].tolist()
+    distributions = plain_distributions(trainer.model, prompt, completion, temperature)
+    return completion, distributions, batch["score_mask"][b][kept].tolist()
+
+
 @pytest.mark.parametrize("settings", [{}, {"score_temperature": 0.8, "teacher_top_tokens": 3}, {"correct_all": True}])
 def test_the_loss_equals_plain_loops(tmp_path, settings):
     trainer = with_ledger(correction_trainer(tmp_path, **settings), HELPS, HARMS, HELPS)
     batch = batch_of(trainer, [0] * 4 + [1] * 4)
     got, _ = loss_and_gradients(trainer, [batch])
     temperature = settings.get("score_temperature", 1.0)
-    pools = trainer._teacher_pools(
-        [row["problem"] for row in [trainer.train_dataset[0]] * 4 + [trainer.train_dataset[1]] * 4]
-    )
+    pools = trainer._teacher_pools([trainer.train_dataset[n]["problem"] for n in [0] * 4 + [1] * 4])
     total = 0.0
     for b, pool in enumerate(pools):
         outcome = int(batch["outcome"][b])
         if outcome == 0 or (outcome > 0 and not settings.get("correct_all")):
             continue
-        kept = batch["completion_mask"][b].bool()
-        completion = batch["completion_ids"][b][kept].tolist()
-        prompt = batch["prompt_ids"][b][batch["prompt_mask"][b].bool()].tolist()
-        student = plain_distributions(trainer.model, prompt, completion, temperature)
-        counted = batch["score_mask"][b][kept].tolist()
+        completion, student, counted = plain_student(trainer, batch, b, temperature)
         taus = batch["teacher_trust"][b].tolist()
         shares = [alpha * tau for alpha, tau in zip(pool.weights, taus, strict=True)]
         for k, teacher_prompt in enumerate(pool.prompts):
@@ -61,6 +94,35 @@ def test_the_loss_equals_plain_loops(tmp_path, settings):
     assert set(batch["outcome"].tolist()) == {-1, 1}
     assert abs(total) > 1e-4
     assert got == pytest.approx(total / len(pools), rel=1e-3, abs=1e-7)
+
+
+def test_the_local_variant_is_fed_each_teachers_likeliest_tokens_and_the_sampled_one(tmp_path):
+    trainer = correction_trainer(
+        tmp_path, objective="local", teacher_top_tokens=4, gate_tau=0.3, support_threshold=0.01
+    )
+    batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    got, _ = loss_and_gradients(trainer, [batch])
+    pools = trainer._teacher_pools([trainer.train_dataset[n]["problem"] for n in [0] * 4 + [1] * 4])
+    total = 0.0
+    for b, pool in enumerate(pools):
+        completion, student, counted = plain_student(trainer, batch, b, 1.0)
+        for k, teacher_prompt in enumerate(pool.prompts):
+            teacher = plain_distributions(trainer.model, teacher_prompt, completion, 1.0)
+            gaps, gates = [], []
+            for t, token in enumerate(completion):
+                if not counted[t]:
+                    continue
+                support = sorted({token, *teacher[t].topk(4).indices.tolist()})
+                log_p = dict(zip(support, teacher[t][support].log_softmax(0).tolist(), strict=True))
+                log_q = dict(zip(support, student[t][support].log_softmax(0).tolist(), strict=True))
+                gaps.append(max(-3.0, min(3.0, log_p[token] - log_q[token])))
+                divergence = sum(math.exp(log_p[v]) * (log_p[v] - log_q[v]) for v in support)
+                gates.append(math.log(2) - math.log1p(math.exp(-(divergence**2) / 0.6)))
+            mean = sum(gaps) / len(gaps)
+            stance = math.copysign(1, mean) if abs(mean) > 0.01 else 0
+            total += pool.weights[k] * int(batch["outcome"][b]) * stance * sum(gates) / len(gates)
+    assert abs(total) > 1e-6
+    assert got == pytest.approx(total / len(pools), rel=1e-3, abs=1e-8)
 
 
 def test_grpo_and_the_correction_add_up_and_accumulate(tmp_path):
@@ -113,6 +175,29 @@ def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path):
     assert resumed.ledger == straight.ledger
 
 
+def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp_path):
+    trainer = correction_trainer(tmp_path, retriever="bm25")
+    skill, mistake = trainer.bank.skills[0], trainer.bank.mistakes[0]
+    trainer.recorder.ledger = Ledger({skill.id: HELPS, mistake.id: HARMS})
+    seen = batch_of(trainer, [0] * 8)["teacher_trust"]
+    assert seen.shape == (8, 3)
+    assert bool(((seen >= 0) & (seen <= 1)).all())
+    assert trust(ItemRecord()) == 0.5
+    assert trust(HELPS) > 0.999
+    assert trust(HELPS, HARMS) == trust(HARMS) < 0.001
+    assert (trust(HELPS) > 0.975) == (credit(HELPS).low > 0.5)
+    assert trainer._trust(trainer._teacher_pools([trainer.train_dataset[0]["problem"]])[0], 99) == 1.0  # padding
+    equal = correction_trainer(tmp_path, teacher_trust="equal")
+    equal.recorder.ledger = Ledger({skill.id: HARMS, mistake.id: HARMS})
+    assert batch_of(equal, [0] * 8)["teacher_trust"].eq(1).all()
+
+
 def test_a_correction_of_no_tokens_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="teacher_top_tokens"):
         make_config(tmp_path, objective="correction", teacher_top_tokens=0)
+
+
+def test_unknown_objectives_and_trusts_are_refused(tmp_path):
+    for setting in ({"objective": "loss"}, {"teacher_trust": "blind"}):
+        with pytest.raises(ConfigError, match=next(iter(setting))):
+            make_config(tmp_path, **setting)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from sgsd.evaluation import Evaluation
 
 _TRAIN_QUESTIONS, _TEST_QUESTIONS = 1800, 450
-# What the demo compares: GRPO alone, and with trusted teachers in its advantage (docs/evidence.md).
+# What the demo compares: GRPO alone, and with failures corrected by trusted teachers (docs/evidence.md).
 _DEMO_METHODS = {
     "GRPO": ("--method", "grpo"),
-    "GRPO + SGSD": ("--", "--objective", "advantage", "--teacher", "frozen", "--grpo_weight", "1"),
+    "GRPO + SGSD": ("--", "--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1"),
 }
 
 

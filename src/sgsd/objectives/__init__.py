@@ -4,8 +4,7 @@ Axis letters, here and everywhere: B rows, K teachers, T completion tokens, V vo
 A mask is True where a token counts.
 """
 
-from sgsd.objectives.advantage import teacher_advantage, trusted_weights
-from sgsd.objectives.correction import correction_loss
+from sgsd.objectives.correction import correction_loss, trusted_weights
 from sgsd.objectives.divergences import DIVERGENCES, Divergence, OPSDLoss, opsd_loss, token_divergence
 from sgsd.objectives.logprobs import selected_logps
 from sgsd.objectives.sgsd import SGSDLoss, gate, local_support_loss, sgsd_loss
@@ -21,7 +20,6 @@ __all__ = [
     "opsd_loss",
     "selected_logps",
     "sgsd_loss",
-    "teacher_advantage",
     "token_divergence",
     "trusted_weights",
 ]

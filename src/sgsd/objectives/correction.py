@@ -1,14 +1,16 @@
 """Correction of failures by trusted teachers (docs/method.md, "Correction").
 
 GRPO says which of the sampled tokens did better than others. Trusted teachers can say what should have stood there
-instead, whether it was sampled or not; on a failure that is worth learning, on a success it is not. With α, τ and w as
-in ``objectives.advantage``, the loss of a row adds to GRPO's
+instead, whether it was sampled or not; on a failure that is worth learning, on a success it is not. Beside GRPO's loss
+stands that of each row b,
 
-    L_b = 1[r_b = −1] Σ_k w_k mean_t Σ_{v ∈ top M of p_{T,k}} p_{T,k}(v) log(p_{T,k}(v) / p_S(v))       (8)
+    L_b = 1[r_b = −1] Σ_k w_k mean_t Σ_{v ∈ top M of p_{T,k}} p_{T,k}(v) log(p_{T,k}(v) / p_S(v))       (7)
+    w_k = max_j τ_j · α_k τ_k / Σ_j α_j τ_j                                                             (8)
 
-the forward KL divergence from each trusted teacher, on its M likeliest tokens at each position of the student's own
-rollout. Its gradient with respect to the student's logits is Σ_k w_k (p_{T,k} − p_S) but for the tokens beyond M: no
-larger than 1 a token, and not vanishing where the student is sure of something else.
+with the retrieval weights α of ``objectives.sgsd`` and τ_k in [0, 1], the trust in teacher k: the forward KL divergence
+from each trusted teacher, on its M likeliest tokens at each position of the student's own rollout. Its gradient with
+respect to the student's logits is Σ_k w_k (p_S − p_{T,k}), but for what lies beyond the M tokens: at most 1, and not
+vanishing where the student is sure of something else.
 """
 
 from __future__ import annotations
@@ -17,10 +19,28 @@ import torch
 from torch import Tensor
 
 
+def trusted_weights(teacher_weights: Tensor, trust: Tensor) -> Tensor:
+    """Weights w of equation (8): the shares go by weight and trust, their sum is the highest trust.
+
+    So a signal is as strong as the best teacher is trusted, however many others there are.
+
+    Args:
+        teacher_weights: ``[B, K]``, α, non-negative; a teacher of weight 0 is padding.
+        trust: ``[B, K]``, τ, from 0 to 1.
+
+    Returns:
+        ``[B, K]``; zeros in rows where no real teacher is trusted at all.
+    """
+    shares = teacher_weights * trust
+    total = shares.sum(1, keepdim=True)
+    highest = torch.where(teacher_weights > 0, trust, 0.0).amax(1, keepdim=True)
+    return torch.where(total > 0, highest * shares / total.clamp(min=torch.finfo(shares.dtype).tiny), 0.0)
+
+
 def correction_loss(
     student_logps: Tensor, teacher_logps: Tensor, mask: Tensor, outcome: Tensor, weights: Tensor
 ) -> Tensor:
-    """Equation (8) of each row.
+    """Equation (7) of each row.
 
     Args:
         student_logps: ``[B, K, T, M]``, log p_S of teacher k's M likeliest tokens, full vocabulary. Carries the

@@ -75,7 +75,7 @@ def selected_logps(
     shape = logits.shape[:-1]
     if ids.shape != shape and ids.shape[:-1] != shape:
         raise ValueError(
-            f"ids must have the shape of logits without its last axis, or one axis more: got {ids.shape}, {logits.shape}"
+            f"ids must have the shape of logits without its last axis, or one more: got {ids.shape}, {logits.shape}"
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive: got {temperature}")

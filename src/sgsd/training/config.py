@@ -23,7 +23,7 @@ TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
-OBJECTIVES = ("gated", "advantage", "correction")
+OBJECTIVES = ("gated", "local", "correction")
 TRUSTS = ("ledger", "equal")
 EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
@@ -250,27 +250,21 @@ class SGSDConfig(DistillationConfig):
     # Objective.
     objective: str = _setting(
         "gated",
-        "gated: the paper's loss; correction: trusted teachers' likeliest tokens are distilled where a rollout failed; "
-        "advantage: trusted teachers in the token advantage of GRPO's loss.",
+        "gated: the paper's loss; local: its variant on each teacher's likeliest tokens; correction: what trusted "
+        "teachers find likeliest is distilled where a rollout failed.",
     )
     teacher_trust: str = _setting(
-        "ledger", "Where teachers are trusted: ledger, by what each item was worth so far; equal, all the same."
+        "ledger", "For objective 'correction': ledger, by what each item was worth so far; equal, all the same."
     )
-    teacher_top_tokens: int = _setting(
-        20, "For objective 'correction': a teacher's likeliest tokens, as many as these."
-    )
-    correct_all: bool = _setting(
-        False, "For objective 'correction', to study it: successes are distilled into as well."
-    )
+    teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
+    correct_all: bool = _setting(False, "For objective 'correction', to study it: successes are corrected as well.")
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
-    support_clip: float = _setting(3.0, "Clip of the token gap, inside the support and in the advantage, in nats.")
+    support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
     support_threshold: float = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
     use_gate: bool = _setting(True, "False, to study it: the gate's quadratic beginning, for gaps of any size.")
     use_polarity: bool = _setting(True, "False, to study it: every teacher with a stance is distilled alike.")
-    sgsd_weight: float = _setting(1.0, "Weight of the SGSD term, in the loss or in the advantage.")
-    grpo_weight: float = _setting(
-        0.0, "Weight of TRL's GRPO loss, or of its advantage, on the same rollouts; not in the paper."
-    )
+    sgsd_weight: float = _setting(1.0, "Weight of the teachers' loss, whichever the objective.")
+    grpo_weight: float = _setting(0.0, "Weight of TRL's GRPO loss on the same rollouts; not in the paper.")
     log_teacher_entropy: bool = _setting(True, "Log the teachers' entropy; costs a little of each teacher forward.")
     trace_steps: int = _setting(25, "Optimizer steps between rollouts kept token by token, for sgsd report; 0: none.")
     trace_rollouts: int = _setting(2, "Rollouts kept each time, a success and a failure if there are.")

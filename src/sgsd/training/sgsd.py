@@ -25,14 +25,7 @@ from sgsd.bank import Ledger
 from sgsd.bank.credit import credit, trust
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
-from sgsd.objectives import (
-    SGSDLoss,
-    correction_loss,
-    selected_logps,
-    sgsd_loss,
-    teacher_advantage,
-    trusted_weights,
-)
+from sgsd.objectives import SGSDLoss, correction_loss, local_support_loss, selected_logps, sgsd_loss, trusted_weights
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
 from sgsd.scoring import Scores, chunk_count, score_completions
@@ -286,7 +279,7 @@ class SGSDTrainer(VerifiedTrainer):
     @property
     def _top_tokens(self) -> int:
         """Of each teacher's distributions that the objective needs."""
-        if self.args.objective != "correction":
+        if self.args.objective == "gated":
             return 0
         return min(self.args.teacher_top_tokens, self.model.config.get_text_config().vocab_size)
 
@@ -299,18 +292,7 @@ class SGSDTrainer(VerifiedTrainer):
             ids = torch.cat([ids, inputs["teacher_top_ids"].transpose(1, 2).flatten(2)], dim=-1)
         logps, entropy = selected_logps(logits, ids, temperature=self.args.score_temperature, with_entropy=True)
         student_logps = logps[..., 0]
-        result = sgsd_loss(
-            student_logps,
-            inputs["teacher_logps"],
-            inputs["score_mask"],
-            inputs["outcome"],
-            inputs["teacher_weights"],
-            tau=self.args.gate_tau,
-            clip=self.args.support_clip,
-            threshold=self.args.support_threshold,
-            use_gate=self.args.use_gate,
-            use_polarity=self.args.use_polarity,
-        )
+        result = self._published_loss(inputs, logps)
         loss = self._objective(model, inputs, logits, logps, entropy, result)
         self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
@@ -330,32 +312,44 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> Tensor:
         """The loss, divided by the accumulation steps: of the teachers, and of GRPO.
 
-        ``logps``, ``[B, T, 1 + K · M]``, are of the sampled tokens and, for the correction, the teachers' likeliest.
+        ``logps``, ``[B, T, 1 + K · M]``, are of the sampled tokens and of those that teachers find likeliest.
         """
         student_logps = logps[..., 0]
-        if self.args.objective == "advantage":
-            weights = trusted_weights(inputs["teacher_weights"], inputs["teacher_trust"])
-            teachers = teacher_advantage(
-                student_logps, inputs["teacher_logps"], inputs["score_mask"], weights, clip=self.args.support_clip
-            )
-            counted = inputs["score_mask"]
-            self._log_means(
-                {"sgsd/trust": weights.sum(1).mean(), "sgsd/teacher_advantage": teachers[counted].abs().mean()}
-            )
-            advantages = self.args.grpo_weight * inputs["advantages"].unsqueeze(1) + self.args.sgsd_weight * teachers
-            return self._grpo_loss(model, inputs | {"advantages": advantages}, logits, student_logps, entropy)
         steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
-        teaching = self._correction(inputs, logps[..., 1:]) if self.args.objective == "correction" else result.loss
+        teaching = self._correction(inputs, logps) if self.args.objective == "correction" else result.loss
         loss = self.args.sgsd_weight * teaching / steps
         if self.args.grpo_weight:
             return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, logits, student_logps, entropy)
         self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
         return loss
 
-    def _correction(self, inputs: dict[str, Tensor], top_logps: Tensor) -> Tensor:
-        """The mean over rows of equation (8); ``top_logps`` is the student's, ``[B, T, K · M]``."""
-        teachers = inputs["teacher_top_logps"]
-        students = top_logps.unflatten(-1, (teachers.shape[1], teachers.shape[3])).transpose(1, 2)
+    def _published_loss(self, inputs: dict[str, Tensor], logps: Tensor) -> SGSDLoss:
+        """Equations (1) to (6), on the full vocabulary or on each teacher's local support."""
+        rows = inputs["score_mask"], inputs["outcome"], inputs["teacher_weights"]
+        tau, clip, threshold = self.args.gate_tau, self.args.support_clip, self.args.support_threshold
+        if self.args.objective != "local":
+            gate, polarity = self.args.use_gate, self.args.use_polarity
+            return sgsd_loss(
+                logps[..., 0], inputs["teacher_logps"], *rows, tau=tau, clip=clip, threshold=threshold,
+                use_gate=gate, use_polarity=polarity,
+            )  # fmt: skip
+        sampled = logps[:, None, :, :1].expand(-1, self.args.num_teachers, -1, -1)
+        students = torch.cat([sampled, self._by_teacher(inputs, logps)], dim=-1)
+        teachers = torch.cat([inputs["teacher_logps"].unsqueeze(-1), inputs["teacher_top_logps"]], dim=-1)
+        # The sampled token is in the support once, whether it is among the likeliest or not.
+        others = inputs["teacher_top_ids"] != inputs["completion_ids"][:, None, :, None]
+        in_support = torch.cat([torch.ones_like(others[..., :1]), others], dim=-1)
+        return local_support_loss(students, teachers, in_support, *rows, tau=tau, clip=clip, threshold=threshold)
+
+    @staticmethod
+    def _by_teacher(inputs: dict[str, Tensor], logps: Tensor) -> Tensor:
+        """``[B, K, T, M]``: the student's log-probabilities of each teacher's likeliest tokens."""
+        _, K, _, M = inputs["teacher_top_ids"].shape
+        return logps[..., 1:].unflatten(-1, (K, M)).transpose(1, 2)
+
+    def _correction(self, inputs: dict[str, Tensor], logps: Tensor) -> Tensor:
+        """The mean over rows of equation (7)."""
+        students, teachers = self._by_teacher(inputs, logps), inputs["teacher_top_logps"]
         weights = trusted_weights(inputs["teacher_weights"], inputs["teacher_trust"])
         outcome = -inputs["outcome"].abs() if self.args.correct_all else inputs["outcome"]
         loss = correction_loss(students, teachers, inputs["score_mask"], outcome, weights)
