@@ -1,4 +1,4 @@
-"""The lab experiments behind docs/evidence.md: python benchmarks/lab_evidence.py run|table
+"""The lab experiments behind docs/evidence.md: python benchmarks/lab_evidence.py run|table|figure
 
 Each run is one ``sgsd lab run``; its accuracy curve, command, commit and versions become a line of
 ``results/lab/LAB-CELL.jsonl``. A run whose command is in any of these files is not made again.
@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean in %, and Student's 95 % interval over seeds; of one or two seeds, what each gave."""
+    """Mean of shares in %, and Student's 95 % interval over seeds; of one or two seeds, what each gave."""
     percent = [100 * value for value in values]
     if len(percent) < 3:
         return ", ".join(f"{value:.0f}" for value in percent)
@@ -172,11 +172,13 @@ def interval(values: Sequence[float]) -> str:
 
 
 def table(options: argparse.Namespace) -> None:
-    """Markdown: accuracy at thirds of the run, runs below their start, and rollouts until GRPO's last accuracy."""
+    """Markdown: accuracy at thirds of the run, runs below their start, steps to 60 %, and to GRPO's last accuracy."""
     for lab in options.labs:
         print(f"\n**{lab}**\n")
-        print("| method | learning rate | seeds | step 100 | step 200 | step 300 | fell | rollouts to GRPO's end |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(
+            "| method | learning rate | seeds | step 100 | step 200 | step 300 | fell | steps to 60 % | to GRPO's end |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
         for name in options.cells or CELLS:
             for learning_rate in options.learning_rates:
                 runs = [r for r in stored(lab, name) if r["learning_rate"] == learning_rate]
@@ -187,34 +189,70 @@ def table(options: argparse.Namespace) -> None:
                 fell = sum(curve[300] < curve[0] for curve in curves)
                 reference = "grpo" + re.sub("^.*?(-flips-.*)?$", r"\1", name)
                 goals = [r for r in stored(lab, reference) if r["learning_rate"] == learning_rate]
-                reached = to_goal(curves, [r["accuracy"]["300"] for r in goals])
+                reached = [first_steps(curves, 0.6)]
+                reached.append(first_steps(curves, mean(r["accuracy"]["300"] for r in goals)) if goals else "")
                 cells = [CELLS[name].what, f"{learning_rate:g}", str(len(runs)), *steps, f"{fell} of {len(runs)}"]
-                print("| " + " | ".join([*cells, reached]) + " |")
+                print("| " + " | ".join([*cells, *reached]) + " |")
 
 
-def to_goal(curves: Sequence[dict[int, float]], goals: Sequence[float]) -> str:
-    """Rollouts until each curve first reaches the goals' mean, against those of 300 steps, as shares."""
-    if not goals:
-        return ""
-    goal = mean(goals)
+def first_steps(curves: Sequence[dict[int, float]], goal: float) -> str:
+    """The step at which each curve is first at the goal, as ``interval`` writes it, and how many never are."""
     first = [min((step for step, value in curve.items() if value >= goal), default=None) for curve in curves]
-    shares = sorted(step / 300 for step in first if step is not None)
-    if not shares:
-        return f"none reached {100 * goal:.0f} %"
-    missed = f"; {len(first) - len(shares)} never" if len(shares) < len(first) else ""
-    return f"{shares[0]:.0%} to {shares[-1]:.0%}{missed}"
+    reached = [step / 100 for step in first if step is not None]
+    missed = f"{len(first) - len(reached)} never" if len(reached) < len(first) else ""
+    return "; ".join(filter(None, [interval(reached) if reached else "", missed]))
+
+
+def figure(options: argparse.Namespace) -> None:
+    """Accuracy by step, mean and range over seeds, a panel for each lab and learning rate: an SVG."""
+    import altair as alt
+
+    names = options.cells or ["grpo", "sgsd", "sgsd-frozen", "opsd", "correction"]
+    points = [
+        {
+            "lab": f"{lab}, learning rate {learning_rate:g}",
+            "method": CELLS[name].what,
+            "step": int(step),
+            "accuracy": 100 * share,
+        }
+        for lab in options.labs
+        for learning_rate in options.learning_rates
+        for name in names
+        for run in stored(lab, name)
+        if run["learning_rate"] == learning_rate
+        for step, share in run["accuracy"].items()
+    ]
+    order = [what for name in names if (what := CELLS[name].what) in {point["method"] for point in points}]
+    dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 3], [1, 3]]
+    legend = alt.Legend(
+        title=None, orient="bottom", labelLimit=400, columns=3, symbolType="stroke", symbolSize=400, symbolOpacity=1
+    )
+    base = alt.Chart().encode(
+        alt.X("step:Q", title="optimizer step (64 rollouts each)"),
+        alt.Color("method:N", scale=alt.Scale(domain=order), legend=legend),
+    )
+    dash = alt.StrokeDash("method:N", scale=alt.Scale(domain=order, range=dashes[: len(order)]), legend=legend)
+    accuracy = alt.Y("mean(accuracy):Q", title="right, plain prompt, %", scale=alt.Scale(domain=[0, 100]))
+    ranges = base.mark_area(opacity=0.18).encode(alt.Y("min(accuracy):Q"), alt.Y2("max(accuracy):Q"))
+    means = base.mark_line(strokeWidth=2.2).encode(accuracy, dash)
+    panels = alt.layer(ranges, means, data=alt.Data(values=points)).properties(width=250, height=190)
+    titles = list(dict.fromkeys(point["lab"] for point in points))
+    chart = panels.facet(alt.Facet("lab:N", title=None, sort=titles), columns=len(options.learning_rates))
+    chart.configure_view(stroke="#ddd").configure(background="white").save(str(options.output))
+    print(f"{len(points)} points in {options.output}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("run", "table"))
+    parser.add_argument("action", choices=("run", "table", "figure"))
     parser.add_argument("--cells", nargs="+", choices=CELLS, help="default: all")
     parser.add_argument("--labs", nargs="+", choices=LABS, default=list(LABS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, exclusive")
     parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-4, 2e-4])
     parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "lab.svg", help="of the figure")
     options = parser.parse_args()
-    {"run": run, "table": table}[options.action](options)
+    {"run": run, "table": table, "figure": figure}[options.action](options)
 
 
 if __name__ == "__main__":
