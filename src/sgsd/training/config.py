@@ -124,6 +124,11 @@ class VerifiedConfig(GRPOConfig):
             raise ConfigError(
                 "nothing to hand over to", got="guard grpo", expected="method sgsd, and num_generations of 2 or more"
             )
+        if self.enable_jit_checkpoint:
+            raise ConfigError(
+                "enable_jit_checkpoint would save checkpoints that nothing can go on from",
+                remedy="sgsd train saves at SIGTERM as it is; from Python, pass callbacks=[StopOnSignal()]",
+            )
         self._refuse_below_one("num_generations", "max_prompt_length", "skills_in_prompt_pairs", "guard_window")
         # TRL, transformers and torch would refuse these only once a step is under way.
         self._refuse_not_positive(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,9 @@ _BANK_FILE = "bank.json"
 _LEDGER_FILE = "ledger.json"
 _WINDOW_FILE = "window.jsonl"
 _GUARD_FILE = "guard.json"
-_VERSION = 2
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+_VERSION = 3
 
 
 class TeacherWeights:
@@ -111,7 +116,10 @@ class TeacherWeights:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """The part of a checkpoint that is JSON. Banks go by digest; a run without bank or teacher has ``None``."""
+    """The part of a checkpoint that is JSON. Banks go by digest; a run without bank or teacher has ``None``.
+
+    ``files``: path in the checkpoint → SHA-256 of the file, of all but this one and Markdown.
+    """
 
     step: int
     initial_bank: str | None
@@ -119,6 +127,7 @@ class RunState:
     teacher: str | None
     method: str = "sgsd"  # version 1 knew no other
     version: int = _VERSION
+    files: dict[str, str] = field(default_factory=dict[str, str])  # before version 3 there were none
 
 
 def save_state(
@@ -136,7 +145,8 @@ def save_state(
 ) -> None:
     """Write ``checkpoint/sgsd``: each rank's teacher weights; bank, ledger, window, guard; then ``state.json``.
 
-    A checkpoint without ``state.json`` was cut off while it was written and is never resumed from.
+    A checkpoint without ``state.json`` was cut off while it was written and is never resumed from. Rank 0 comes last:
+    it records the digests of everything that is there.
 
     Args:
         checkpoint: the folder TRL has written.
@@ -170,10 +180,80 @@ def save_state(
             bank=None if bank is None else bank.digest,
             teacher=None if teacher is None else teacher.kind,
             method=method,
+            files={name: _sha256(file) for name, file in _resumed_files(checkpoint).items()},
         )
         partial = folder / f".{_STATE_FILE}"
         partial.write_text(json.dumps(asdict(state), indent=2) + "\n")
         os.replace(partial, folder / _STATE_FILE)
+
+
+def unmark(checkpoint: Path) -> None:
+    """A complete checkpoint is none any more: it is about to be written again."""
+    (checkpoint / STATE_FOLDER / _STATE_FILE).unlink(missing_ok=True)
+
+
+def _resumed_files(checkpoint: Path) -> dict[str, Path]:
+    """Name → file, of all that a resume reads."""
+    own = checkpoint / STATE_FOLDER / _STATE_FILE
+    files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.suffix != ".md" and file != own)
+    return {file.relative_to(checkpoint).as_posix(): file for file in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def refuse_damage(checkpoint: Path) -> None:
+    """Every file of a checkpoint is as it was saved. One of before version 3 knows nothing of its files.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete; a file is missing, or has other bytes.
+    """
+    for name, digest in _state_of(checkpoint).files.items():
+        file = checkpoint / name
+        try:
+            found = _sha256(file)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                "a file of the checkpoint is missing", got=f"no {file}", remedy=_go_back(checkpoint)
+            ) from error
+        except OSError as error:
+            raise CheckpointError(
+                "a file of the checkpoint cannot be read", got=f"{file} ({error.strerror})", remedy=_go_back(checkpoint)
+            ) from error
+        if found != digest:
+            raise CheckpointError(
+                "a file of the checkpoint is damaged",
+                got=str(file),
+                expected=f"the bytes that were saved, SHA-256 {digest[:12]}…",
+                remedy=_go_back(checkpoint),
+            )
+
+
+def _go_back(checkpoint: Path) -> str:
+    """The remedy for a checkpoint that cannot be used."""
+    match = _FOLDER.fullmatch(checkpoint.name)
+    steps = complete_checkpoints(checkpoint.parent)
+    earlier = [step for step in steps if match is not None and step < int(match[1])]
+    if not earlier:
+        return "there is no earlier complete checkpoint beside it"
+    return f"the last complete one before it: --resume_from_checkpoint {steps[max(earlier)]}"
+
+
+def _state_of(checkpoint: Path) -> RunState:
+    try:
+        state = RunState(**json.loads((checkpoint / STATE_FOLDER / _STATE_FILE).read_text(encoding="utf-8")))
+        if not all(isinstance(text, str) for entry in state.files.items() for text in entry):
+            raise TypeError("files are no names with digests")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            "not a complete sgsd checkpoint",
+            got=str(checkpoint),
+            expected=f"{STATE_FOLDER}/{_STATE_FILE} in it",
+            remedy=_go_back(checkpoint),
+        ) from error
+    return state
 
 
 def load_state(
@@ -186,15 +266,7 @@ def load_state(
             began with another bank than ``bank``, or was made with another kind of teacher.
     """
     folder = checkpoint / STATE_FOLDER
-    try:
-        state = RunState(**json.loads((folder / _STATE_FILE).read_text()))
-    except (OSError, json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(
-            "not a complete sgsd checkpoint",
-            got=str(checkpoint),
-            expected=f"{STATE_FOLDER}/{_STATE_FILE} in it",
-            remedy="resume from an earlier checkpoint",
-        ) from error
+    state = _state_of(checkpoint)
     if state.version > _VERSION:
         raise CheckpointError("the checkpoint is newer than this sgsd", got=f"version {state.version}")
     if state.method != method:
@@ -231,7 +303,7 @@ def load_state(
             "the checkpoint's bank is not the one that was saved with it",
             got=saved_bank.digest[:12],
             expected=state.bank[:12],
-            remedy="resume from an earlier checkpoint",
+            remedy=_go_back(checkpoint),
         )
     return state, saved_bank
 
@@ -285,7 +357,7 @@ def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
     return {
         int(match[1]): folder
         for folder in (output_dir.iterdir() if output_dir.is_dir() else [])
-        if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and (folder / STATE_FOLDER / _STATE_FILE).is_file()
+        if (match := _FOLDER.fullmatch(folder.name)) and (folder / STATE_FOLDER / _STATE_FILE).is_file()
     }
 
 
@@ -293,6 +365,64 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
     """The checkpoint of most steps that was written to its end, if there is one."""
     steps = complete_checkpoints(output_dir)
     return steps[max(steps)] if steps else None
+
+
+def drop_checkpoints(output_dir: Path, limit: int | None, *, keep: Collection[Path]) -> None:
+    """Delete checkpoints until ``limit`` are left: those that were cut off first, then by steps.
+
+    In the place of transformers' rotation, which comes before a checkpoint is complete, and goes by the time of files.
+
+    Args:
+        output_dir: the run's.
+        limit: ``save_total_limit``; none, or 0, keeps all.
+        keep: what stays whatever the limit is.
+    """
+    if not limit:
+        return
+    complete = complete_checkpoints(output_dir)
+    steps = {int(match[1]): path for path in output_dir.iterdir() if (match := _FOLDER.fullmatch(path.name))}
+    kept = {path.resolve() for path in keep}
+    going = [step for step, path in steps.items() if path.resolve() not in kept]
+    for step in sorted(going, key=lambda step: (step in complete, step))[: max(0, len(steps) - limit)]:
+        shutil.rmtree(steps[step], ignore_errors=True)
+
+
+@contextmanager
+def refused_writes(output_dir: Path) -> Iterator[None]:
+    """A disk that is full, or takes no more for another reason, is one line with the checkpoint to go on from.
+
+    Raises:
+        CheckpointError: inside this context something could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, BankError) as error:
+        reason = _why_not_written(error, output_dir)
+        if reason is None:
+            raise
+        last = last_complete_checkpoint(output_dir)
+        raise CheckpointError(
+            "the run cannot be written",
+            got=f"{reason} in {output_dir}",
+            remedy="there is no complete checkpoint yet"
+            if last is None
+            else f"the last complete checkpoint is {last}: make room, then go on with --resume",
+        ) from error
+
+
+def _why_not_written(error: BaseException, output_dir: Path) -> str | None:
+    """What the system said, if an error is of the kind; safetensors and torch tell it in words of their own."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _FULL else None
+    if isinstance(error, BankError):
+        return None if error.__cause__ is None else _why_not_written(error.__cause__, output_dir)
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", str(error))
+        return os.strerror(int(number[1])) if number is not None and int(number[1]) in _FULL else None
+    if re.search("PytorchStreamWriter|inline_container|iostream error", str(error)):
+        full = shutil.disk_usage(output_dir).free < 2**20
+        return os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:200]
+    return None
 
 
 def refuse_partitioned_copies(kind: str, accelerator: Any, *, fresh_adapter: bool) -> None:
