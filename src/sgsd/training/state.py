@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ _BANK_FILE = "bank.json"
 _LEDGER_FILE = "ledger.json"
 _WINDOW_FILE = "window.jsonl"
 _GUARD_FILE = "guard.json"
+_POOL_SIZE_FILE = "pool-size.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _VERSION = 3
@@ -141,9 +143,10 @@ def save_state(
     ledger: Ledger | None = None,
     window: str | None = None,
     guard: str | None = None,
+    pool_size: str | None = None,
     rank: int = 0,
 ) -> None:
-    """Write ``checkpoint/sgsd``: each rank's teacher weights; bank, ledger, window, guard; then ``state.json``.
+    """Write ``checkpoint/sgsd``: each rank's teacher weights; bank, ledger, window and so on; then ``state.json``.
 
     A checkpoint without ``state.json`` was cut off while it was written and is never resumed from. Rank 0 comes last:
     it records the digests of everything that is there.
@@ -158,6 +161,7 @@ def save_state(
         ledger: of the run so far, if it keeps one.
         window: of online maintenance, as text, if there is any.
         guard: what the collapse guard has seen, as text, if there is one.
+        pool_size: what decides about the number of teachers, as text, if it changes.
         rank: this process's; rank 0 writes bank and state.
     """
     folder = checkpoint / STATE_FOLDER
@@ -174,6 +178,8 @@ def save_state(
             (folder / _WINDOW_FILE).write_text(window, encoding="utf-8")
         if guard is not None:
             (folder / _GUARD_FILE).write_text(guard, encoding="utf-8")
+        if pool_size is not None:
+            (folder / _POOL_SIZE_FILE).write_text(pool_size, encoding="utf-8")
         state = RunState(
             step=step,
             initial_bank=initial_bank,
@@ -345,6 +351,15 @@ def saved_guard(checkpoint: Path) -> str | None:
     return _saved_text(checkpoint / STATE_FOLDER / _GUARD_FILE, "guard")
 
 
+def saved_pool_size(checkpoint: Path) -> str | None:
+    """What decided about the number of teachers, as text; ``None`` where that did not change.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _saved_text(checkpoint / STATE_FOLDER / _POOL_SIZE_FILE, "number of teachers")
+
+
 def _saved_text(file: Path, what: str) -> str | None:
     try:
         return file.read_text(encoding="utf-8") if file.is_file() else None
@@ -426,16 +441,19 @@ def _why_not_written(error: BaseException, output_dir: Path) -> str | None:
 
 
 def refuse_partitioned_copies(kind: str, accelerator: Any, *, fresh_adapter: bool) -> None:
-    """DeepSpeed ZeRO-3 partitions parameters out of reach of ``TeacherWeights``' copies.
+    """DeepSpeed ZeRO-3 and FSDP partition parameters out of reach of ``TeacherWeights``' copies.
+
+    Under FSDP they would be of parameters that the model no longer computes with: a frozen teacher would be a live one.
 
     Raises:
-        ConfigError: ZeRO-3 with a teacher that needs a copy.
+        ConfigError: one of the two, with a teacher that needs a copy.
     """
     plugin = accelerator.state.deepspeed_plugin
     needs_copy = kind in ("ema", "periodic") or (kind == "frozen" and not fresh_adapter)
-    if plugin is not None and plugin.zero_stage == 3 and needs_copy:
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    if needs_copy and (zero3 or accelerator.distributed_type == DistributedType.FSDP):
         raise ConfigError(
-            f"teacher '{kind}' does not work under DeepSpeed ZeRO-3",
+            f"teacher '{kind}' does not work under {'DeepSpeed ZeRO-3' if zero3 else 'FSDP'}",
             expected="teacher live, or frozen with a new LoRA adapter",
-            remedy="or use ZeRO-2 or FSDP",
+            remedy="or use DDP or ZeRO-2",
         )
