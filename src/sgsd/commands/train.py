@@ -38,7 +38,10 @@ from sgsd.training.rows import SkillPairs, skill_pairs
 from sgsd.training.state import complete_checkpoints, last_complete_checkpoint, refused_writes
 from sgsd.verifiers import Verifier, get_verifier
 
-_LAUNCH_FLAGS = ("--accelerate_config", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip")
+_LAUNCH_FLAGS = (
+    *("--accelerate_config", "--num_processes", "--num_machines", "--machine_rank"),
+    *("--main_process_ip", "--main_process_port"),
+)
 
 
 def train(arguments: Sequence[str]) -> int:
