@@ -36,6 +36,7 @@ from sgsd.scoring import completion_logits, completion_logps
 from sgsd.training.callbacks import StateCallback
 from sgsd.training.config import DistillationConfig, VerifiedConfig, resolve_bank
 from sgsd.training.guard import CollapseGuard, GuardCallback, sound_checkpoint
+from sgsd.training.pool_size import PoolSize
 from sgsd.training.rewards import VerifierReward, is_truncated, outcome_of
 from sgsd.training.rows import SkillPairs, problems_of, skill_pairs, training_rows
 from sgsd.training.state import (
@@ -72,6 +73,8 @@ class VerifiedTrainer(GRPOTrainer):
 
     method: str
     """The name that ``sgsd train --method`` takes."""
+    pool_size: PoolSize | None = None
+    """What decides about the number of teachers, of runs in which it changes."""
 
     def __init__(
         self,

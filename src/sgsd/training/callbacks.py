@@ -59,6 +59,7 @@ class StateCallback(TrainerCallback):
                 ledger=self._trainer.ledger,
                 window=self._trainer.window,
                 guard=None if self._trainer.guard is None else self._trainer.guard.to_json(),
+                pool_size=None if self._trainer.pool_size is None else self._trainer.pool_size.to_json(),
                 rank=accelerator.process_index,
             )
 
