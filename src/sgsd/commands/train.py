@@ -18,6 +18,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from sgsd.bank import SkillBank
 from sgsd.commands.flags import spelled
 from sgsd.commands.settings import (
+    RUN_FILE,
     RunArguments,
     hub_or_cache,
     parse_settings,
@@ -92,7 +93,8 @@ def run_training(
     main = training.process_index == 0
     resume_from = _resume_point(run, training)
     # One process looks, before any can have written: another would see what the first has begun.
-    if main and (resume_from is None or output.resolve() not in Path(resume_from).resolve().parents):
+    own = resume_from is not None and output.resolve() in Path(resume_from).resolve().parents
+    if main and not own and not (run.resume and _cut_off_early(output, training)):
         refuse_used_folder(output, resuming=run.resume)
     bank = resolve_bank(training)
     problems, report = _problems(run, training, verifier)
@@ -214,12 +216,19 @@ def _resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:
         return training.resume_from_checkpoint
     if not run.resume:
         return None
-    found = last_complete_checkpoint(Path(training.output_dir))
-    if found is None and Path(training.output_dir).is_dir() and any(Path(training.output_dir).glob("checkpoint-*")):
+    output = Path(training.output_dir)
+    found = last_complete_checkpoint(output)
+    if found is None and output.is_dir() and any(output.glob("checkpoint-*")) and not _cut_off_early(output, training):
         raise ConfigError(
             "no complete checkpoint to resume from", got=training.output_dir, remedy="start anew in another output_dir"
         )
     return None if found is None else str(found)
+
+
+def _cut_off_early(output: Path, training: VerifiedConfig) -> bool:
+    """Whether a run in this folder ended before its first checkpoint was complete: with ``--resume`` it starts anew."""
+    results = [*output.glob("*.safetensors"), *output.glob("trainer_state.json"), *complete_checkpoints(output)]
+    return (output / RUN_FILE).is_file() and not results and not training.save_only_model
 
 
 def _problems(
