@@ -50,7 +50,7 @@ class PromptError(SGSDError, ValueError):
 
 
 class CheckpointError(SGSDError, ValueError):
-    """A checkpoint that cannot be resumed or read."""
+    """A checkpoint that cannot be written, resumed or read."""
 
 
 class CollapseError(SGSDError, RuntimeError):

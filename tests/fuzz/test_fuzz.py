@@ -8,6 +8,7 @@ called right.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -18,12 +19,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trl import ModelConfig
 
 from sgsd.bank import SkillBank
-from sgsd.commands.settings import parse_settings
+from sgsd.commands.settings import RunArguments, parse_settings
 from sgsd.engines.datasets import load_problems
 from sgsd.errors import SGSDError
 from sgsd.problems import Problem, adapt
+from sgsd.training.config import CONFIGS
 from sgsd.verifiers import Outcome, Verdict, get_verifier
 from sgsd.verifiers.letters import letters_of
 from sgsd.verifiers.verifier import NAMES
@@ -259,14 +262,15 @@ def test_a_bank_file_is_read_and_written_back_or_refused(tmp_path_factory, text)
 
 # ---- configuration
 
-SETTINGS = [
-    "learning_rate", "num_teachers", "max_steps", "verifier", "verifier_options", "retriever", "thinking", "threshold",
-    "clip", "tau", "method", "bank", "dataset", "dataset_name", "model_name_or_path", "output_dir", "beta", "bf16",
-    "instruction", "chat_template_kwargs", "model_init_kwargs", "skills_in_prompt", "maintenance_frequency", "seed",
-    "temperature", "top_p", "per_device_train_batch_size", "report_to", "teacher", "trust_remote_code", "nonsense",
-]  # fmt: skip
-YAML_VALUE = JSON | st.sampled_from(
-    [0, -1, 1e308, "1e-5", "yes", "null", "~", "gated", "math", [], {}, "!!python/name:os.system"]
+PARTS = (RunArguments, *CONFIGS.values(), ModelConfig)
+SETTINGS = sorted({field.name for part in PARTS for field in dataclasses.fields(part)} | {"nonsense", "env", "config"})
+NUMBER = st.integers(-3, 3) | st.integers() | st.floats()
+YAML_VALUE = st.one_of(
+    JSON,
+    NUMBER,
+    NUMBER.map(str),
+    st.booleans(),
+    st.sampled_from(["1e-5", "yes", "null", "~", "sgsd", "math", "steps", "no", [], {}, "!!python/name:os.system"]),
 )
 
 
@@ -284,4 +288,5 @@ YAML_VALUE = JSON | st.sampled_from(
 def test_a_configuration_is_read_or_refused(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    refused(parse_settings, [str(file)])
+    outcome = refused(parse_settings, ["--config", str(file), "--bf16", "false", "--output_dir", "run"])
+    assert not str(outcome).startswith("unknown argument")  # the file is what is read

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,13 +12,16 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from sgsd.errors import CheckpointError
-from sgsd.training.state import last_complete_checkpoint
+from sgsd.training.guard import CollapseGuard
+from sgsd.training.state import complete_checkpoints, last_complete_checkpoint
 
 from ..conftest import make_model
 from .tiny import EOS, make_bank, make_trainer
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "lora_dropout": 0.1}
 NEW_BANK = make_bank(5, label="new ")
+STATE = {"step": 3, "initial_bank": None, "bank": None, "teacher": "ema"}
+BAD_FILES = [json.dumps(STATE | {"files": files}) for files in (3, None, [1], {"model.safetensors": 1})]
 
 
 class ChangeBank(TrainerCallback):
@@ -143,15 +148,20 @@ def refused(message, folder, where=True, **settings):
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_holds_step_banks_and_teacher(stopped):
+def test_a_checkpoint_holds_step_banks_teacher_and_the_digests_of_its_files(stopped):
     state = json.loads((stopped / "checkpoint-3" / "sgsd" / "state.json").read_text())
+    digests = state.pop("files")
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(digests)
+    assert {"sgsd/bank.json", "sgsd/ledger.json", "sgsd/guard.json", "sgsd/teacher-00000.safetensors"} < set(digests)
+    for name, digest in digests.items():
+        assert hashlib.sha256((stopped / "checkpoint-3" / name).read_bytes()).hexdigest() == digest
     assert state == {
         "step": 3,
         "initial_bank": make_bank().digest,
         "bank": NEW_BANK.digest,
         "teacher": "ema",
         "method": "sgsd",
-        "version": 2,
+        "version": 3,
     }
     assert json.loads((stopped / "checkpoint-1" / "sgsd" / "state.json").read_text())["bank"] == make_bank().digest
 
@@ -171,15 +181,28 @@ def test_checkpoints_are_ordered_by_number_not_by_name(stopped):
     assert last_complete_checkpoint(stopped) == stopped / "checkpoint-10"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"step": 3, "unknown": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"step": 3, "unknown": 1}', "\xff", *BAD_FILES])
 def test_a_damaged_state_file_is_refused(stopped, content):
-    (stopped / "checkpoint-3" / "sgsd" / "state.json").write_text(content)
+    (stopped / "checkpoint-3" / "sgsd" / "state.json").write_text(content, encoding="latin-1")
     refused("not a complete sgsd checkpoint", stopped, str(stopped / "checkpoint-3"))
+
+
+def without_digests(checkpoint):
+    """As a checkpoint of before version 3."""
+    file = checkpoint / "sgsd" / "state.json"
+    state = json.loads(file.read_text())
+    del state["files"]
+    file.write_text(json.dumps(state | {"version": 2}))
+
+
+def test_a_checkpoint_of_before_there_were_digests_is_resumed(stopped):
+    without_digests(stopped / "checkpoint-3")
+    assert resume(stopped).state.global_step == 4
 
 
 def test_a_newer_checkpoint_is_refused(stopped):
     file = stopped / "checkpoint-3" / "sgsd" / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 3}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 4}))
     refused("newer than this sgsd", stopped)
 
 
@@ -203,6 +226,7 @@ def test_another_kind_of_teacher_is_refused(stopped):
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "foreign"])
 def test_damaged_teacher_weights_are_refused(stopped, damage):
+    without_digests(stopped / "checkpoint-3")
     file = stopped / "checkpoint-3" / "sgsd" / "teacher-00000.safetensors"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
@@ -216,14 +240,62 @@ def test_damaged_teacher_weights_are_refused(stopped, damage):
 
 
 def test_a_damaged_bank_is_refused(stopped):
+    without_digests(stopped / "checkpoint-3")
     file = stopped / "checkpoint-3" / "sgsd" / "bank.json"
     file.write_text(file.read_text()[:50])
     refused("bank", stopped)
 
 
 def test_a_bank_that_is_not_the_checkpoints_is_refused(stopped):
+    without_digests(stopped / "checkpoint-3")
     make_bank().save(stopped / "checkpoint-3" / "sgsd" / "bank.json")
     refused("bank", stopped)
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1, [2, 6]), (3, [2, 5, 6]), (None, [1, 2, 3, 4, 5, 6])])
+def test_the_limit_counts_complete_checkpoints_whatever_the_clock_says(tmp_path, limit, left, monkeypatch):
+    """The sound checkpoint is kept; a folder that was cut off goes first; the clock goes back an hour a step."""
+    trainer = run(tmp_path, save_steps=1, save_total_limit=limit)
+    monkeypatch.setattr(CollapseGuard, "sound_until", 2)
+    (tmp_path / "checkpoint-7").mkdir()
+
+    class Past(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            folder = tmp_path / f"checkpoint-{state.global_step}"
+            os.utime(folder, (1e9 - 3600 * state.global_step,) * 2)
+
+    trainer.add_callback(Past())
+    trainer.train()
+    assert sorted(complete_checkpoints(tmp_path)) == left
+    assert (tmp_path / "checkpoint-7").exists() == (limit is None)
+    assert trainer.args.save_total_limit == limit
+
+
+def test_no_checkpoint_goes_before_the_next_one_is_complete(tmp_path, monkeypatch):
+    trainer = run(tmp_path, save_steps=2, save_total_limit=1)
+    seen = []
+
+    class Look(TrainerCallback):  # it comes after the files are written, before they are marked as complete
+        def on_save(self, args, state, control, **_):
+            seen.append(sorted(complete_checkpoints(tmp_path)))
+
+    trainer.callback_handler.callbacks.insert(0, Look())
+    trainer.train()
+    assert seen == [[], [2], [4]]
+    assert sorted(complete_checkpoints(tmp_path)) == [6]
+
+
+def test_a_checkpoint_that_is_written_once_more_is_not_complete_meanwhile(stopped):
+    trainer = run(stopped, teacher="ema", max_steps=3, save_steps=1)
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            seen.append(sorted(complete_checkpoints(stopped)))
+
+    trainer.callback_handler.callbacks.insert(0, Look())
+    trainer.train(resume_from_checkpoint=str(stopped / "checkpoint-1"))
+    assert seen == [[1, 3], [1, 2]]
 
 
 def test_a_checkpoint_without_an_optimizer_is_not_resumed_from(tmp_path):

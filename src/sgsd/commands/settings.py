@@ -204,7 +204,9 @@ def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
-    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+    partial = folder / f".{RUN_FILE}"
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, folder / RUN_FILE)
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -325,7 +327,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: "\U00110000", 2001-99-99
         raise ConfigError("the configuration is not YAML", got=f"{path}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise ConfigError("the configuration cannot be read", got=f"{path} ({error.strerror})") from error

@@ -18,6 +18,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from sgsd.bank import SkillBank
 from sgsd.commands.flags import spelled
 from sgsd.commands.settings import (
+    RUN_FILE,
     RunArguments,
     hub_or_cache,
     parse_settings,
@@ -31,17 +32,25 @@ from sgsd.errors import CollapseError, ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import BM25Retriever, Retriever
+from sgsd.training.callbacks import StopOnSignal
 from sgsd.training.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
 from sgsd.training.guard import sound_checkpoint
 from sgsd.training.rows import SkillPairs, skill_pairs
-from sgsd.training.state import last_complete_checkpoint
+from sgsd.training.state import complete_checkpoints, last_complete_checkpoint, refused_writes
 from sgsd.verifiers import Verifier, get_verifier
 
-_LAUNCH_FLAGS = ("--accelerate_config", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip")
+_LAUNCH_FLAGS = (
+    *("--accelerate_config", "--num_processes", "--num_machines", "--machine_rank"),
+    *("--main_process_ip", "--main_process_port"),
+)
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Train as the arguments say; relaunches itself through accelerate where they ask for it."""
+    """Train as the arguments say; relaunches itself through accelerate where they ask for it.
+
+    Returns:
+        The exit code: 0, or 75 (``EX_TEMPFAIL``) for a run that a signal ended and that can be gone on with.
+    """
     launch, rest = _split_launch_flags(list(arguments))
     if launch:
         _relaunch(launch, rest)
@@ -50,8 +59,9 @@ def train(arguments: Sequence[str]) -> int:
     if run.dry_run:
         _dry_run(run, training, model, console)
         return 0
-    run_training(run, training, model, console)
-    return 0
+    stop = StopOnSignal()
+    run_training(run, training, model, console, stop=stop)
+    return 0 if stop.stopped is None else os.EX_TEMPFAIL
 
 
 def run_training(
@@ -64,6 +74,7 @@ def run_training(
     verifier: Verifier | None = None,
     callbacks: Sequence[Any] = (),
     before: Callable[[Any], None] | None = None,
+    stop: StopOnSignal | None = None,
 ) -> Any:
     """Load everything, train, save; returns the trainer.
 
@@ -73,6 +84,7 @@ def run_training(
         retriever, verifier: in place of those that the settings describe.
         callbacks: for the trainer.
         before: called with the trainer before the first step.
+        stop: for the trainer, too. Where it ended the run, no final model is saved.
 
     Raises:
         SGSDError: whatever cannot be used; before anything is written.
@@ -81,7 +93,8 @@ def run_training(
     main = training.process_index == 0
     resume_from = _resume_point(run, training)
     # One process looks, before any can have written: another would see what the first has begun.
-    if main and (resume_from is None or output.resolve() not in Path(resume_from).resolve().parents):
+    own = resume_from is not None and output.resolve() in Path(resume_from).resolve().parents
+    if main and not own and not (run.resume and _cut_off_early(output, training)):
         refuse_used_folder(output, resuming=run.resume)
     bank = resolve_bank(training)
     problems, report = _problems(run, training, verifier)
@@ -112,25 +125,31 @@ def run_training(
             retriever=retriever,
             verifier=verifier,
             processing_class=tokenizer,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *([] if stop is None else [stop])],
             peft_config=get_peft_config(model),
         )
         if resume_from:  # refuse another run's checkpoint before this run's record replaces its own
             trainer.restore(Path(resume_from))
     if main:
         digest = None if bank is None else bank.digest
-        record_run(output, settings, bank_digest=digest, data=yaml.safe_load(report.to_json()))
-        if bank is not None:
-            bank.save(output / "bank-start.json")
+        with refused_writes(output):
+            record_run(output, settings, bank_digest=digest, data=yaml.safe_load(report.to_json()))
+            if bank is not None:
+                bank.save(output / "bank-start.json")
     if before is not None:
         before(trainer)
     trainer.train(resume_from_checkpoint=resume_from)
     _refuse_collapse(trainer, output)
-    trainer.save_model(training.output_dir)
-    trainer.save_state()
-    if main:
-        if trainer.bank is not None:
+    if stop is not None and stop.stopped is not None:
+        if main:
+            print(_farewell(stop.stopped.name, trainer.state, output), file=sys.stderr)
+        return trainer
+    with refused_writes(output):
+        trainer.save_model(training.output_dir)
+        trainer.save_state()
+        if main and trainer.bank is not None:
             trainer.bank.save(output / "bank.json")
+    if main:
         console.print(f"model and record saved to {output}", highlight=False)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=run.dataset)
@@ -149,6 +168,16 @@ def _refuse_collapse(trainer: Any, output: Path) -> None:
         expected="a policy that does not collapse (docs/training.md)",
         remedy="no checkpoint is older than that" if sound is None else f"the last sound checkpoint is {sound}",
     )
+
+
+def _farewell(name: str, state: Any, output: Path) -> str:
+    """One line of a run that a signal ended: where it is, and how to go on."""
+    saved = complete_checkpoints(output).get(state.global_step)
+    if saved is None:  # save_only_model
+        then = "no checkpoint holds what it takes to go on"
+    else:
+        then = f"saved in {saved}; go on with the same command and --resume"
+    return f"sgsd: {name} ended the run after step {state.global_step} of {state.max_steps}: {then}"
 
 
 @contextmanager
@@ -187,12 +216,19 @@ def _resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:
         return training.resume_from_checkpoint
     if not run.resume:
         return None
-    found = last_complete_checkpoint(Path(training.output_dir))
-    if found is None and Path(training.output_dir).is_dir() and any(Path(training.output_dir).glob("checkpoint-*")):
+    output = Path(training.output_dir)
+    found = last_complete_checkpoint(output)
+    if found is None and output.is_dir() and any(output.glob("checkpoint-*")) and not _cut_off_early(output, training):
         raise ConfigError(
             "no complete checkpoint to resume from", got=training.output_dir, remedy="start anew in another output_dir"
         )
     return None if found is None else str(found)
+
+
+def _cut_off_early(output: Path, training: VerifiedConfig) -> bool:
+    """Whether a run in this folder ended before its first checkpoint was complete: with ``--resume`` it starts anew."""
+    results = [*output.glob("*.safetensors"), *output.glob("trainer_state.json"), *complete_checkpoints(output)]
+    return (output / RUN_FILE).is_file() and not results and not training.save_only_model
 
 
 def _problems(

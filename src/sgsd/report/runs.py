@@ -190,7 +190,8 @@ def _unique_end(place: Path, places: Sequence[Path]) -> str:
 
 def _last_checkpoint_history(folder: Path) -> list[Any]:
     """The log of a run that is under way or was cut off: its last checkpoint's."""
-    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
+    # By number, not by time: clocks jump, and copies have other times.
+    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda f: (len(f.parent.name), f.parent.name))
     return _json(states[-1]).get("log_history", []) if states else []
 
 

@@ -5,7 +5,7 @@ All see the same rows, prompts, sampling and verdicts; each module beside this o
 - a rollout's reward decides its outcome: success, failure, undecided (``_calculate_rewards``);
 - ``success_rate`` is logged, whatever the loss makes of the outcomes;
 - checkpoints hold what TRL's do not: bank, teacher weights, the place in the order of problems;
-- ``_student_logits`` is one forward on the rollouts' own prompts, which ``_grpo_loss`` lends to TRL's loss.
+- ``_student_logps`` is one forward on the rollouts' own prompts, which ``_grpo_loss`` lends to TRL's loss.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -28,22 +29,25 @@ from sgsd.bank import Ledger, SkillBank
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer
 from sgsd.errors import CheckpointError, ConfigError
-from sgsd.objectives import selected_logps
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
-from sgsd.scoring import completion_logits
+from sgsd.scoring import completion_logits, completion_logps
 from sgsd.training.callbacks import StateCallback
 from sgsd.training.config import DistillationConfig, VerifiedConfig, resolve_bank
-from sgsd.training.guard import CollapseGuard, GuardCallback
+from sgsd.training.guard import CollapseGuard, GuardCallback, sound_checkpoint
+from sgsd.training.pool_size import PoolSize
 from sgsd.training.rewards import VerifierReward, is_truncated, outcome_of
 from sgsd.training.rows import SkillPairs, problems_of, skill_pairs, training_rows
 from sgsd.training.state import (
     TeacherWeights,
     last_complete_checkpoint,
     load_state,
+    refuse_damage,
     refuse_partitioned_copies,
+    refused_writes,
     saved_guard,
+    unmark,
 )
 from sgsd.verifiers import Verifier, get_verifier
 
@@ -69,6 +73,8 @@ class VerifiedTrainer(GRPOTrainer):
 
     method: str
     """The name that ``sgsd train --method`` takes."""
+    pool_size: PoolSize | None = None
+    """What decides about the number of teachers, of runs in which it changes."""
 
     def __init__(
         self,
@@ -147,6 +153,8 @@ class VerifiedTrainer(GRPOTrainer):
                 ema_decay=args.teacher_ema_decay,
                 sync_steps=args.teacher_sync_steps,
             )
+        self.save_total_limit = args.save_total_limit
+        self._undamaged: Path | None = None  # the checkpoint whose files have been looked at
         self.grad_norm = 0.0  # of the latest optimizer step, before clipping
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
         self._student_pass: tuple[Tensor, Tensor | None] | None = None
@@ -191,12 +199,20 @@ class VerifiedTrainer(GRPOTrainer):
         """What online maintenance keeps for the next check, as text, of methods that have it and runs that use it."""
         return None
 
+    @property
+    def sound_checkpoint(self) -> Path | None:
+        """The last checkpoint of before the policy got worse, as far as the guard can tell by now."""
+        return None if self.guard is None else sound_checkpoint(Path(self.args.output_dir), self.guard.sound_until)
+
     def restore(self, checkpoint: Path) -> None:
         """Take over bank and teacher weights of a checkpoint; ``train`` does so itself.
 
         Raises:
-            CheckpointError: one that is not this run's (see ``training.state.load_state``).
+            CheckpointError: one that is damaged, or not this run's (see ``training.state.load_state``).
         """
+        if self.accelerator.is_main_process and checkpoint != self._undamaged:  # a large one takes a while to read
+            refuse_damage(checkpoint)
+            self._undamaged = checkpoint
         _, self.bank = load_state(
             checkpoint,
             method=self.method,
@@ -213,7 +229,8 @@ class VerifiedTrainer(GRPOTrainer):
         """As TRL's; ``True`` resumes from the last checkpoint in ``output_dir`` that was written to its end.
 
         Raises:
-            CheckpointError: no such checkpoint, or one that is not this run's (see ``training.state.load_state``).
+            CheckpointError: no such checkpoint, one that is damaged or not this run's (see
+                ``training.state.load_state``); the disk takes no more.
         """
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(Path(self.args.output_dir))
@@ -222,7 +239,19 @@ class VerifiedTrainer(GRPOTrainer):
             resume_from_checkpoint = str(found)
         if resume_from_checkpoint:
             self.restore(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        # StateCallback deletes old checkpoints: transformers would before a new one is complete, and by their time.
+        self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with refused_writes(Path(self.args.output_dir)):
+                return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        finally:
+            self.args.save_total_limit = self.save_total_limit
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # A run that goes on from an earlier checkpoint comes to write over later ones.
+        if self.accelerator.is_main_process:
+            unmark(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
@@ -271,19 +300,36 @@ class VerifiedTrainer(GRPOTrainer):
     def _student_logits(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """``[B, T, V]``: the logits that predict each completion token after the rollout's own prompt."""
         return self._completion_logits(
-            model,
-            inputs["prompt_ids"],
-            inputs["prompt_mask"],
-            inputs,
-            share_prompts=self._share_prompts and not self.args.gradient_checkpointing,
+            model, inputs["prompt_ids"], inputs["prompt_mask"], inputs, share_prompts=self._student_shares_prompts
         )
+
+    def _student_logps(
+        self, model: Any, inputs: dict[str, Tensor], temperatures: Sequence[float]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each temperature ``[B, T]`` log-probabilities and entropies after the rollout's own prompt."""
+        return completion_logps(
+            model,
+            _unpadded(inputs["prompt_ids"], inputs["prompt_mask"]),
+            inputs["completion_ids"],
+            inputs["completion_mask"],
+            temperatures=temperatures,
+            with_entropy=True,
+            share_prompts=self._student_shares_prompts,
+        )
+
+    @property
+    def _student_shares_prompts(self) -> bool:
+        return self._share_prompts and not self.args.gradient_checkpointing
 
     def _completion_logits(
         self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, inputs: dict[str, Tensor], *, share_prompts: bool
     ) -> Tensor:
-        prompts = [ids[kept].tolist() for ids, kept in zip(prompt_ids, prompt_mask.bool(), strict=True)]
         return completion_logits(
-            model, prompts, inputs["completion_ids"], inputs["completion_mask"], share_prompts=share_prompts
+            model,
+            _unpadded(prompt_ids, prompt_mask),
+            inputs["completion_ids"],
+            inputs["completion_mask"],
+            share_prompts=share_prompts,
         )
 
     @contextmanager
@@ -298,20 +344,13 @@ class VerifiedTrainer(GRPOTrainer):
         ):
             yield
 
-    def _grpo_loss(
-        self, model: Any, inputs: dict[str, Tensor], logits: Tensor, logps: Tensor, entropy: Tensor | None
-    ) -> Tensor:
+    def _grpo_loss(self, model: Any, inputs: dict[str, Tensor], logps: Tensor, entropy: Tensor) -> Tensor:
         """TRL's own GRPO loss, already divided by the accumulation steps, on a student's forward made before.
 
         Args:
             model, inputs: as for ``_compute_loss``.
-            logits: of ``_student_logits``.
-            logps, entropy: ``[B, T]``, of these at ``score_temperature``.
+            logps, entropy: ``[B, T]``, of ``_student_logps`` at the sampling temperature.
         """
-        if self.temperature != self.args.score_temperature:
-            logps, entropy = selected_logps(
-                logits, inputs["completion_ids"], temperature=self.temperature, with_entropy=True
-            )
         self._student_pass = logps, entropy
         try:
             return super()._compute_loss(model, inputs)
@@ -347,6 +386,10 @@ class VerifiedTrainer(GRPOTrainer):
         means = gather(stacked).view(-1, len(values)).nanmean(0)
         for name, mean in zip(values, means.tolist(), strict=True):
             self._metrics[self._mode][name].append(mean)
+
+
+def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
 
 
 def prompt_budget(model_config: Any, args: VerifiedConfig) -> int:

@@ -124,6 +124,11 @@ class VerifiedConfig(GRPOConfig):
             raise ConfigError(
                 "nothing to hand over to", got="guard grpo", expected="method sgsd, and num_generations of 2 or more"
             )
+        if self.enable_jit_checkpoint:
+            raise ConfigError(
+                "enable_jit_checkpoint would save checkpoints that nothing can go on from",
+                remedy="sgsd train saves at SIGTERM as it is; from Python, pass callbacks=[StopOnSignal()]",
+            )
         self._refuse_below_one("num_generations", "max_prompt_length", "skills_in_prompt_pairs", "guard_window")
         # TRL, transformers and torch would refuse these only once a step is under way.
         self._refuse_not_positive(
@@ -131,6 +136,17 @@ class VerifiedConfig(GRPOConfig):
         )
         if not 0 < self.top_p <= 1:
             raise ConfigError("top_p is out of range", got=self.top_p, expected="above 0, at most 1")
+        if self.use_vllm and self.vllm_importance_sampling_correction and not self._uses_grpo_loss:
+            raise ConfigError(
+                "vllm_importance_sampling_correction would correct nothing",
+                got="a loss without GRPO's part",
+                expected="method grpo, or grpo_weight above 0",
+                remedy="TRL corrects GRPO's loss alone; leave it out",
+            )
+        if self.vllm_importance_sampling_cap is not None:  # TRL would pass over it with one rollout a prompt
+            raise ConfigError(
+                "vllm_importance_sampling_cap is TRL's old name", expected="vllm_importance_sampling_clip_max"
+            )
 
     @property
     def uses_bank(self) -> bool:
@@ -140,6 +156,11 @@ class VerifiedConfig(GRPOConfig):
     @property
     def _can_hand_over(self) -> bool:
         """Whether the guard can go on with GRPO's loss in this method's place."""
+        return False
+
+    @property
+    def _uses_grpo_loss(self) -> bool:
+        """Whether TRL's GRPO loss is part of this method's."""
         return False
 
     def _refuse_below_one(self, *names: str) -> None:
@@ -172,6 +193,10 @@ class GRPOBaselineConfig(VerifiedConfig):
     """
 
     num_generations: int = _setting(8, "G, rollouts per prompt; 2 or more.")
+
+    @property
+    def _uses_grpo_loss(self) -> bool:
+        return True
 
     def _check(self) -> None:
         super()._check()
@@ -246,6 +271,21 @@ class SGSDConfig(DistillationConfig):
     num_teachers: int = _setting(8, "K, skill-mistake pairs per problem, each a teacher.")
     retrieval_temperature: float = _setting(1.0, "Temperature of the softmax over similarities that weighs teachers.")
     max_tokens_per_chunk: int = _setting(16384, "Token budget of one teacher forward, padding included.")
+    target_active_teachers: float | None = _setting(
+        None,
+        "Teachers with a stance that a rollout is to have, on average: the number of pairs follows the share that "
+        "takes one, between min_teachers and num_teachers; None: always num_teachers.",
+    )
+    min_teachers: int = _setting(1, "Fewest pairs per problem, with target_active_teachers.")
+    abstain_early: bool = _setting(
+        False, "Stop scoring a teacher once its support can hardly leave the dead zone any more; it takes no stance."
+    )
+    abstain_error: float = _setting(
+        0.1, "With abstain_early: largest share of the teachers with a stance to be stopped; 0: none, for certain."
+    )
+    abstain_first_look: int = _setting(
+        32, "With abstain_early: completion tokens before the first look; each later one comes at twice as many."
+    )
 
     # Objective.
     objective: str = _setting(
@@ -306,9 +346,15 @@ class SGSDConfig(DistillationConfig):
     def _can_hand_over(self) -> bool:
         return self.num_generations > 1
 
+    @property
+    def _uses_grpo_loss(self) -> bool:
+        return self.grpo_weight > 0
+
     def _check(self) -> None:
         super()._check()
         self._refuse_below_one("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens")
+        self._refuse_below_one("min_teachers", "abstain_first_look")
+        self._check_teachers()
         self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature")
         self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "trace_rollouts")
         self._refuse_negative("maintenance_frequency")
@@ -343,6 +389,41 @@ class SGSDConfig(DistillationConfig):
             )
         if self.beta and not self.grpo_weight:
             raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="grpo_weight above 0")
+
+    def _check_teachers(self) -> None:
+        if self.target_active_teachers is not None:
+            if not 0 < self.target_active_teachers < self.num_teachers:
+                raise ConfigError(
+                    "target_active_teachers is out of range",
+                    got=self.target_active_teachers,
+                    expected=f"above 0, below num_teachers ({self.num_teachers}), the most there can be",
+                )
+            if self.min_teachers > self.num_teachers:
+                raise ConfigError(
+                    "min_teachers is too large",
+                    got=self.min_teachers,
+                    expected=f"at most num_teachers ({self.num_teachers})",
+                )
+        elif self.min_teachers != 1:
+            raise ConfigError("min_teachers without target_active_teachers", got=self.min_teachers)
+        if not 0 <= self.abstain_error < 0.5:
+            raise ConfigError("abstain_error is out of range", got=self.abstain_error, expected="0 to below 0.5")
+        if not self.abstain_early:
+            return
+        if self.objective != "gated":
+            raise ConfigError(
+                f"abstain_early does not go with objective '{self.objective}'",
+                expected="objective gated",
+                remedy="a teacher without a stance has its say there, too",
+            )
+        if not self.support_threshold:
+            raise ConfigError(
+                "abstain_early without a dead zone", got="support_threshold 0", expected="support_threshold above 0"
+            )
+        if self.num_teachers == 1:
+            raise ConfigError(
+                "abstain_early has nobody to stop", got="num_teachers 1", expected="2 or more: one is scored in full"
+            )
 
 
 CONFIGS: dict[str, type[VerifiedConfig]] = {"sgsd": SGSDConfig, "grpo": GRPOBaselineConfig, "opsd": OPSDConfig}

@@ -96,7 +96,7 @@ class CollapseGuard:
     @property
     def sound_until(self) -> int:
         """The policy after so many steps is as good as it has been, as far as can be told by now."""
-        return self._best_step
+        return self._best_step if self.alarm is None else self.alarm.sound_until
 
     def observe(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
         """Take a step's vitals; the alarm, if this step raises the run's first one.
@@ -181,7 +181,7 @@ class CollapseGuard:
 
 
 class GuardCallback(TrainerCallback):
-    """Feeds a run's guard, acts on its alarm, and keeps the last sound checkpoint out of ``save_total_limit``'s way.
+    """Feeds a run's guard, and acts on its alarm.
 
     Args:
         trainer: of the run.
@@ -203,10 +203,6 @@ class GuardCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         alarm = self._guard.observe(state.global_step, self._vitals())
         folder = Path(args.output_dir)
-        if not args.load_best_model_at_end and args.metric_for_best_model is None:
-            until = self._guard.sound_until if alarm is None else alarm.sound_until
-            sound = sound_checkpoint(folder, until)
-            state.best_model_checkpoint = state.best_model_checkpoint if sound is None else str(sound)
         if alarm is None:
             return
         sound = sound_checkpoint(folder, alarm.sound_until)

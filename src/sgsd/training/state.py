@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,7 +28,10 @@ _BANK_FILE = "bank.json"
 _LEDGER_FILE = "ledger.json"
 _WINDOW_FILE = "window.jsonl"
 _GUARD_FILE = "guard.json"
-_VERSION = 2
+_POOL_SIZE_FILE = "pool-size.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+_VERSION = 3
 
 
 class TeacherWeights:
@@ -111,7 +118,10 @@ class TeacherWeights:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """The part of a checkpoint that is JSON. Banks go by digest; a run without bank or teacher has ``None``."""
+    """The part of a checkpoint that is JSON. Banks go by digest; a run without bank or teacher has ``None``.
+
+    ``files``: path in the checkpoint → SHA-256 of the file, of all but this one and Markdown.
+    """
 
     step: int
     initial_bank: str | None
@@ -119,6 +129,7 @@ class RunState:
     teacher: str | None
     method: str = "sgsd"  # version 1 knew no other
     version: int = _VERSION
+    files: dict[str, str] = field(default_factory=dict[str, str])  # before version 3 there were none
 
 
 def save_state(
@@ -132,11 +143,13 @@ def save_state(
     ledger: Ledger | None = None,
     window: str | None = None,
     guard: str | None = None,
+    pool_size: str | None = None,
     rank: int = 0,
 ) -> None:
-    """Write ``checkpoint/sgsd``: each rank's teacher weights; bank, ledger, window, guard; then ``state.json``.
+    """Write ``checkpoint/sgsd``: each rank's teacher weights; bank, ledger, window and so on; then ``state.json``.
 
-    A checkpoint without ``state.json`` was cut off while it was written and is never resumed from.
+    A checkpoint without ``state.json`` was cut off while it was written and is never resumed from. Rank 0 comes last:
+    it records the digests of everything that is there.
 
     Args:
         checkpoint: the folder TRL has written.
@@ -148,6 +161,7 @@ def save_state(
         ledger: of the run so far, if it keeps one.
         window: of online maintenance, as text, if there is any.
         guard: what the collapse guard has seen, as text, if there is one.
+        pool_size: what decides about the number of teachers, as text, if it changes.
         rank: this process's; rank 0 writes bank and state.
     """
     folder = checkpoint / STATE_FOLDER
@@ -164,16 +178,88 @@ def save_state(
             (folder / _WINDOW_FILE).write_text(window, encoding="utf-8")
         if guard is not None:
             (folder / _GUARD_FILE).write_text(guard, encoding="utf-8")
+        if pool_size is not None:
+            (folder / _POOL_SIZE_FILE).write_text(pool_size, encoding="utf-8")
         state = RunState(
             step=step,
             initial_bank=initial_bank,
             bank=None if bank is None else bank.digest,
             teacher=None if teacher is None else teacher.kind,
             method=method,
+            files={name: _sha256(file) for name, file in _resumed_files(checkpoint).items()},
         )
         partial = folder / f".{_STATE_FILE}"
         partial.write_text(json.dumps(asdict(state), indent=2) + "\n")
         os.replace(partial, folder / _STATE_FILE)
+
+
+def unmark(checkpoint: Path) -> None:
+    """A complete checkpoint is none any more: it is about to be written again."""
+    (checkpoint / STATE_FOLDER / _STATE_FILE).unlink(missing_ok=True)
+
+
+def _resumed_files(checkpoint: Path) -> dict[str, Path]:
+    """Name → file, of all that a resume reads."""
+    own = checkpoint / STATE_FOLDER / _STATE_FILE
+    files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.suffix != ".md" and file != own)
+    return {file.relative_to(checkpoint).as_posix(): file for file in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def refuse_damage(checkpoint: Path) -> None:
+    """Every file of a checkpoint is as it was saved. One of before version 3 knows nothing of its files.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete; a file is missing, or has other bytes.
+    """
+    for name, digest in _state_of(checkpoint).files.items():
+        file = checkpoint / name
+        try:
+            found = _sha256(file)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                "a file of the checkpoint is missing", got=f"no {file}", remedy=_go_back(checkpoint)
+            ) from error
+        except OSError as error:
+            raise CheckpointError(
+                "a file of the checkpoint cannot be read", got=f"{file} ({error.strerror})", remedy=_go_back(checkpoint)
+            ) from error
+        if found != digest:
+            raise CheckpointError(
+                "a file of the checkpoint is damaged",
+                got=str(file),
+                expected=f"the bytes that were saved, SHA-256 {digest[:12]}…",
+                remedy=_go_back(checkpoint),
+            )
+
+
+def _go_back(checkpoint: Path) -> str:
+    """The remedy for a checkpoint that cannot be used."""
+    match = _FOLDER.fullmatch(checkpoint.name)
+    steps = complete_checkpoints(checkpoint.parent)
+    earlier = [step for step in steps if match is not None and step < int(match[1])]
+    if not earlier:
+        return "there is no earlier complete checkpoint beside it"
+    return f"the last complete one before it: --resume_from_checkpoint {steps[max(earlier)]}"
+
+
+def _state_of(checkpoint: Path) -> RunState:
+    try:
+        state = RunState(**json.loads((checkpoint / STATE_FOLDER / _STATE_FILE).read_text(encoding="utf-8")))
+        if not all(isinstance(text, str) for entry in state.files.items() for text in entry):
+            raise TypeError("files are no names with digests")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            "not a complete sgsd checkpoint",
+            got=str(checkpoint),
+            expected=f"{STATE_FOLDER}/{_STATE_FILE} in it",
+            remedy=_go_back(checkpoint),
+        ) from error
+    return state
 
 
 def load_state(
@@ -186,15 +272,7 @@ def load_state(
             began with another bank than ``bank``, or was made with another kind of teacher.
     """
     folder = checkpoint / STATE_FOLDER
-    try:
-        state = RunState(**json.loads((folder / _STATE_FILE).read_text()))
-    except (OSError, json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(
-            "not a complete sgsd checkpoint",
-            got=str(checkpoint),
-            expected=f"{STATE_FOLDER}/{_STATE_FILE} in it",
-            remedy="resume from an earlier checkpoint",
-        ) from error
+    state = _state_of(checkpoint)
     if state.version > _VERSION:
         raise CheckpointError("the checkpoint is newer than this sgsd", got=f"version {state.version}")
     if state.method != method:
@@ -231,7 +309,7 @@ def load_state(
             "the checkpoint's bank is not the one that was saved with it",
             got=saved_bank.digest[:12],
             expected=state.bank[:12],
-            remedy="resume from an earlier checkpoint",
+            remedy=_go_back(checkpoint),
         )
     return state, saved_bank
 
@@ -273,6 +351,15 @@ def saved_guard(checkpoint: Path) -> str | None:
     return _saved_text(checkpoint / STATE_FOLDER / _GUARD_FILE, "guard")
 
 
+def saved_pool_size(checkpoint: Path) -> str | None:
+    """What decided about the number of teachers, as text; ``None`` where that did not change.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _saved_text(checkpoint / STATE_FOLDER / _POOL_SIZE_FILE, "number of teachers")
+
+
 def _saved_text(file: Path, what: str) -> str | None:
     try:
         return file.read_text(encoding="utf-8") if file.is_file() else None
@@ -285,7 +372,7 @@ def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
     return {
         int(match[1]): folder
         for folder in (output_dir.iterdir() if output_dir.is_dir() else [])
-        if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and (folder / STATE_FOLDER / _STATE_FILE).is_file()
+        if (match := _FOLDER.fullmatch(folder.name)) and (folder / STATE_FOLDER / _STATE_FILE).is_file()
     }
 
 
@@ -295,17 +382,78 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
     return steps[max(steps)] if steps else None
 
 
-def refuse_partitioned_copies(kind: str, accelerator: Any, *, fresh_adapter: bool) -> None:
-    """DeepSpeed ZeRO-3 partitions parameters out of reach of ``TeacherWeights``' copies.
+def drop_checkpoints(output_dir: Path, limit: int | None, *, keep: Collection[Path]) -> None:
+    """Delete checkpoints until ``limit`` are left: those that were cut off first, then by steps.
+
+    In the place of transformers' rotation, which comes before a checkpoint is complete, and goes by the time of files.
+
+    Args:
+        output_dir: the run's.
+        limit: ``save_total_limit``; none, or 0, keeps all.
+        keep: what stays whatever the limit is.
+    """
+    if not limit:
+        return
+    complete = complete_checkpoints(output_dir)
+    steps = {int(match[1]): path for path in output_dir.iterdir() if (match := _FOLDER.fullmatch(path.name))}
+    kept = {path.resolve() for path in keep}
+    going = [step for step, path in steps.items() if path.resolve() not in kept]
+    for step in sorted(going, key=lambda step: (step in complete, step))[: max(0, len(steps) - limit)]:
+        shutil.rmtree(steps[step], ignore_errors=True)
+
+
+@contextmanager
+def refused_writes(output_dir: Path) -> Iterator[None]:
+    """A disk that is full, or takes no more for another reason, is one line with the checkpoint to go on from.
 
     Raises:
-        ConfigError: ZeRO-3 with a teacher that needs a copy.
+        CheckpointError: inside this context something could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, BankError) as error:
+        reason = _why_not_written(error, output_dir)
+        if reason is None:
+            raise
+        last = last_complete_checkpoint(output_dir)
+        raise CheckpointError(
+            "the run cannot be written",
+            got=f"{reason} in {output_dir}",
+            remedy="there is no complete checkpoint yet"
+            if last is None
+            else f"the last complete checkpoint is {last}: make room, then go on with --resume",
+        ) from error
+
+
+def _why_not_written(error: BaseException, output_dir: Path) -> str | None:
+    """What the system said, if an error is of the kind; safetensors and torch tell it in words of their own."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _FULL else None
+    if isinstance(error, BankError):
+        return None if error.__cause__ is None else _why_not_written(error.__cause__, output_dir)
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", str(error))
+        return os.strerror(int(number[1])) if number is not None and int(number[1]) in _FULL else None
+    if re.search("PytorchStreamWriter|inline_container|iostream error", str(error)):
+        full = shutil.disk_usage(output_dir).free < 2**20
+        return os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:200]
+    return None
+
+
+def refuse_partitioned_copies(kind: str, accelerator: Any, *, fresh_adapter: bool) -> None:
+    """DeepSpeed ZeRO-3 and FSDP partition parameters out of reach of ``TeacherWeights``' copies.
+
+    Under FSDP they would be of parameters that the model no longer computes with: a frozen teacher would be a live one.
+
+    Raises:
+        ConfigError: one of the two, with a teacher that needs a copy.
     """
     plugin = accelerator.state.deepspeed_plugin
     needs_copy = kind in ("ema", "periodic") or (kind == "frozen" and not fresh_adapter)
-    if plugin is not None and plugin.zero_stage == 3 and needs_copy:
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    if needs_copy and (zero3 or accelerator.distributed_type == DistributedType.FSDP):
         raise ConfigError(
-            f"teacher '{kind}' does not work under DeepSpeed ZeRO-3",
+            f"teacher '{kind}' does not work under {'DeepSpeed ZeRO-3' if zero3 else 'FSDP'}",
             expected="teacher live, or frozen with a new LoRA adapter",
-            remedy="or use ZeRO-2 or FSDP",
+            remedy="or use DDP or ZeRO-2",
         )

@@ -72,7 +72,8 @@ def respond(request: dict[str, Any], graders: dict[str, Grader]) -> dict[str, An
 def main() -> None:
     """Serve until the input ends. Arguments: the address-space limit in gigabytes."""
     limit_memory(float(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the process group's signals are for the parent, which ends us
     sys.setrecursionlimit(4_000)
     warnings.simplefilter("ignore")
     requests = sys.stdin.buffer

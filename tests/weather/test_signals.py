@@ -1,0 +1,142 @@
+"""SIGTERM: the step is finished, a checkpoint saved, the exit code says so, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from sgsd.training.callbacks import StopOnSignal
+
+from ..serving import chat, serving
+from .processes import Starter, wait_for_step
+from .recorded import differences
+
+
+@contextmanager
+def sent(number, folder, *, after):
+    """``number`` for this process, once the run in ``folder`` has recorded ``after`` steps."""
+    over = threading.Event()
+
+    def watch():
+        records = folder / "supports.jsonl"
+        while not over.wait(0.005):
+            if records.exists() and records.read_text().count('"step"') >= after:
+                os.kill(os.getpid(), number)
+                over.set()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_nothing_is_lost(sgsd, flags, tmp_path, number):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    before = signal.getsignal(number)
+    with sent(number, run, after=3):
+        result = sgsd("train", *flags, "--output_dir", run, "--save_steps", "100")
+    assert result.code == 75
+    (saved,) = run.glob("checkpoint-*")
+    step = int(saved.name.split("-")[1])
+    assert 3 <= step < 12
+    assert result.error == (
+        f"sgsd: {number.name} ended the run after step {step} of 12: saved in {saved}; "
+        "go on with the same command and --resume"
+    )
+    assert not (run / "model.safetensors").exists()
+    assert signal.getsignal(number) is before
+
+    assert sgsd("train", *flags, "--output_dir", run, "--save_steps", "100", "--resume").code == 0
+    assert sgsd("train", *flags, "--output_dir", whole, "--save_steps", "100").code == 0
+    assert differences(run, whole) == []
+
+
+def test_a_second_signal_does_what_it_would_have_done(sgsd, flags, tmp_path, monkeypatch):
+    """Here the process has a handler of its own; by default it ends."""
+    monkeypatch.setattr(StopOnSignal, "PATIENCE", 0.0)
+    taken = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: taken.append(number))
+    monkeypatch.setattr(StopOnSignal, "on_step_end", lambda self, *_, **__: signal.raise_signal(signal.SIGTERM))
+    try:
+        sgsd("train", *flags, "--output_dir", tmp_path / "run", "--max_steps", "3")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert taken == [signal.SIGTERM] * 2  # of steps 2 and 3
+
+
+def test_a_signal_within_seconds_of_the_first_is_taken_for_the_same(sgsd, flags, tmp_path, monkeypatch):
+    take = StopOnSignal._take
+    monkeypatch.setattr(StopOnSignal, "_take", lambda self, *call: [take(self, *call) for _ in range(3)])
+    with sent(signal.SIGTERM, tmp_path / "run", after=1):
+        assert sgsd("train", *flags, "--output_dir", tmp_path / "run").code == 75
+
+
+def test_a_signal_in_the_last_step_changes_nothing(sgsd, flags, tmp_path, monkeypatch):
+    raised = []
+
+    def last(self, args, state, control, **_):
+        if state.global_step == state.max_steps - 1:
+            raised.append(signal.raise_signal(signal.SIGTERM))
+
+    monkeypatch.setattr(StopOnSignal, "on_step_begin", last)
+    run = tmp_path / "run"
+    assert sgsd("train", *flags, "--output_dir", run, "--max_steps", "2").code == 0
+    assert raised
+    assert (run / "model.safetensors").exists()
+
+
+def test_a_run_that_keeps_no_state_says_so(sgsd, flags, tmp_path):
+    run = tmp_path / "run"
+    with sent(signal.SIGTERM, run, after=2):
+        result = sgsd("train", *flags, "--output_dir", run, "--save_only_model", "true")
+    assert result.code == 75
+    assert result.error.endswith("no checkpoint holds what it takes to go on")
+
+
+def test_transformers_own_way_is_refused(sgsd, flags, tmp_path):
+    result = sgsd("train", *flags, "--output_dir", tmp_path / "run", "--enable_jit_checkpoint", "true")
+    assert result.code == 2
+    assert "sgsd train saves at SIGTERM as it is" in result.error
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_process_group_costs_no_verdict(flags, tmp_path):
+    run, whole, said = tmp_path / "run", tmp_path / "whole", tmp_path / "said.txt"
+    with Starter() as starter:
+        process = starter.start(["train", *flags, "--output_dir", run], said)
+        wait_for_step(starter, process, run, 3)
+        os.killpg(process, signal.SIGTERM)  # the workers that judge are of this group
+        assert starter.wait(process) == 75
+        assert "sgsd: SIGTERM: the run is saved after this step" in said.read_text()
+        assert "sgsd: SIGTERM ended the run after step " in said.read_text().splitlines()[-1]
+
+        process = starter.start(["train", *flags, "--output_dir", run, "--resume"], said)
+        assert starter.wait(process) == 0
+        assert starter.wait(starter.start(["train", *flags, "--output_dir", whole], said)) == 0
+        assert differences(run, whole) == []
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_step_that_hangs(flags, tmp_path):
+    run, said = tmp_path / "run", tmp_path / "said.txt"
+    over = threading.Event()
+    with Starter() as starter, serving(lambda body, attempt: over.wait(300) and chat("")) as server:
+        hanging = [*flags, "--maintenance_frequency", "2", "--maintenance_writer_url", server.url]
+        process = starter.start(["train", *hanging, "--output_dir", run], said)
+        while not server.bodies:
+            time.sleep(0.05)
+        os.kill(process, signal.SIGTERM)
+        time.sleep(StopOnSignal.PATIENCE + 1)
+        assert starter.code(process) is None
+        os.kill(process, signal.SIGTERM)
+        assert starter.wait(process, 60) == -signal.SIGTERM
+        over.set()
