@@ -1,19 +1,27 @@
-"""Log-probabilities of chosen tokens, in float32, without a second tensor of the logits' size in float32."""
+"""Log-probabilities of chosen tokens, in float32: from logits without a second tensor of their size, and from hidden
+states without ever holding the logits of more than one tile of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 # Rows of logits upcast at a time: 256 rows of a 152k vocabulary are 156 MB in float32.
 _TILE_ROWS = 256
 
+# Logits of a head's product held at a time. On a CPU they stay small enough for the allocator to use their memory
+# again: 128 rows of a 49k vocabulary; elsewhere large enough to keep the device busy: 441 rows of a 152k vocabulary.
+_TILE_LOGITS = {"cpu": 6 * 2**20}
+_TILE_LOGITS_ELSEWHERE = 2**26
+
 
 class _SelectedLogps(torch.autograd.Function):
-    """log softmax(logits / temperature)[ids] of M ids a row; keeps logits and log-sum-exp only, and goes by tiles.
+    """log softmax(logits / temperature)[ids], M ids a row; keeps logits and log-sum-exp only, and goes by tiles.
 
     With p = softmax(logits / temperature), d logp / d logits = (onehot(ids) − p) / temperature.
     """
@@ -81,10 +89,85 @@ def selected_logps(
         raise ValueError(f"temperature must be positive: got {temperature}")
     apply = cast("Callable[..., tuple[Tensor, Tensor | None]]", _SelectedLogps.apply)  # pyright: ignore[reportUnknownMemberType]
     rows = shape.numel()
-    logps, entropy = apply(
-        logits.reshape(rows, logits.shape[-1]),
-        ids.reshape(rows, ids.numel() // max(1, rows)),
-        temperature,
-        with_entropy,
-    )
+    flat = logits.reshape(rows, logits.shape[-1]), ids.reshape(rows, ids.numel() // max(1, rows))
+    logps, entropy = apply(*flat, temperature, with_entropy)
     return logps.reshape(ids.shape), None if entropy is None else entropy.reshape(shape)
+
+
+def head_logps(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    select: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    temperatures: Sequence[float] = (1.0,),
+    with_entropy: bool = False,
+    top_tokens: int = 0,
+) -> Tensor:
+    """What ``logps_columns`` makes of ``select(head(hidden))``, rows × vocabulary never held whole.
+
+    One tile's logits are in memory at a time; where gradients are on, they are made again in the backward, and the
+    gradients of tiles add up. What fits one tile is not cut, and gives the very numbers of the plain product.
+
+    Args:
+        head: from hidden states ``[..., H]`` to logits ``[..., V]``, each row by itself.
+        hidden: ``[n, t, H]``.
+        ids, mask: ``[N, T, M]``, ``[N, T]``; several tiles leave out, and fill with zeros, what ``mask`` leaves out.
+        select: which rows predict ``ids``: from ``[n, t, ...]`` to ``[N, T, ...]``.
+        vocabulary: V.
+        temperatures, with_entropy, top_tokens: as for ``logps_columns``.
+
+    Returns:
+        ``[N, T, C]``, as ``logps_columns``.
+    """
+    tile = max(1, _TILE_LOGITS.get(hidden.device.type, _TILE_LOGITS_ELSEWHERE) // vocabulary)
+    columns_of = partial(logps_columns, temperatures=temperatures, with_entropy=with_entropy, top_tokens=top_tokens)
+    if mask.numel() <= tile:
+        return columns_of(select(head(hidden)), ids)
+    kept = mask.bool()
+    rows, chosen = select(hidden)[kept], ids[kept]
+
+    def of_tile(rows: Tensor, chosen: Tensor) -> Tensor:
+        return columns_of(head(rows), chosen)
+
+    columns: list[Tensor] = []
+    for start in range(0, max(1, len(rows)), tile):
+        part = rows[start : start + tile], chosen[start : start + tile]
+        columns.append(
+            cast("Tensor", checkpoint(of_tile, *part, use_reentrant=False))
+            if torch.is_grad_enabled()
+            else of_tile(*part)
+        )
+    found = torch.cat(columns)
+    whole = found.new_zeros(*mask.shape, found.shape[-1])
+    whole[kept] = found
+    return whole
+
+
+def logps_columns(
+    logits: Tensor,
+    ids: Tensor,
+    *,
+    temperatures: Sequence[float] = (1.0,),
+    with_entropy: bool = False,
+    top_tokens: int = 0,
+) -> Tensor:
+    """``selected_logps`` at several temperatures in one tensor.
+
+    Args:
+        logits, ids: ``[..., V]``, ``[..., M]``.
+        temperatures, with_entropy: as for ``selected_logps``.
+        top_tokens: L, the likeliest tokens are selected as well; as numbers of float32, which hold every id below 2²⁴.
+
+    Returns:
+        ``[..., C]``: for each temperature M + L log-probabilities and, where asked for, the entropy; then L ids.
+    """
+    likeliest = logits.topk(top_tokens).indices
+    ids = torch.cat([ids, likeliest], dim=-1)
+    columns: list[Tensor] = []
+    for temperature in temperatures:
+        logps, entropy = selected_logps(logits, ids, temperature=temperature, with_entropy=with_entropy)
+        columns += [logps] if entropy is None else [logps, entropy.unsqueeze(-1)]
+    return torch.cat([*columns, likeliest.to(columns[0].dtype)], dim=-1)

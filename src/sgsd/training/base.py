@@ -304,14 +304,18 @@ class VerifiedTrainer(GRPOTrainer):
         )
 
     def _student_logps(
-        self, model: Any, inputs: dict[str, Tensor], temperatures: Sequence[float]
+        self, model: Any, inputs: dict[str, Tensor], temperatures: Sequence[float], others: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """For each temperature ``[B, T]`` log-probabilities and entropies after the rollout's own prompt."""
+        """For each temperature log-probabilities, ``[B, T]`` or with others ``[B, T, 1 + M]``, and entropies.
+
+        ``others``, ``[B, T, M]``, are tokens that might have stood in the completion tokens' places.
+        """
         return completion_logps(
             model,
             _unpadded(inputs["prompt_ids"], inputs["prompt_mask"]),
             inputs["completion_ids"],
             inputs["completion_mask"],
+            others=others,
             temperatures=temperatures,
             with_entropy=True,
             share_prompts=self._student_shares_prompts,

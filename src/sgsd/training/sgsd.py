@@ -25,7 +25,7 @@ from sgsd.bank import Ledger
 from sgsd.bank.credit import credit, trust
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
-from sgsd.objectives import SGSDLoss, correction_loss, local_support_loss, selected_logps, sgsd_loss, trusted_weights
+from sgsd.objectives import SGSDLoss, correction_loss, local_support_loss, sgsd_loss, trusted_weights
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
 from sgsd.scoring import Scores, chunk_count, score_completions
@@ -203,9 +203,8 @@ class SGSDTrainer(VerifiedTrainer):
         B, K = len(pools), self.args.num_teachers
         missing = output["completion_ids"].shape[1] - scores.logps.shape[1]
         output["teacher_logps"] = torch.nn.functional.pad(scores.logps, (0, missing)).unflatten(0, (B, K))
-        if scores.top_ids is not None and scores.top_logps is not None:
-            for name, top in (("teacher_top_ids", scores.top_ids), ("teacher_top_logps", scores.top_logps)):
-                output[name] = torch.nn.functional.pad(top, (0, 0, 0, missing)).unflatten(0, (B, K))
+        for name, top in (("teacher_top_ids", scores.top_ids), ("teacher_top_logps", scores.top_logps)):
+            output[name] = torch.nn.functional.pad(top, (0, 0, 0, missing)).unflatten(0, (B, K))
         weights = torch.tensor([pool.weights for pool in pools], device=mask.device)
         output["teacher_weights"] = weights
         output["teacher_trust"] = torch.tensor(
@@ -286,14 +285,12 @@ class SGSDTrainer(VerifiedTrainer):
     # ---- loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        logits = self._student_logits(model, inputs)
-        ids = inputs["completion_ids"].unsqueeze(-1)
-        if "teacher_top_ids" in inputs:  # [B, K, T, M] to [B, T, K · M]
-            ids = torch.cat([ids, inputs["teacher_top_ids"].transpose(1, 2).flatten(2)], dim=-1)
-        logps, entropy = selected_logps(logits, ids, temperature=self.args.score_temperature, with_entropy=True)
+        likeliest = inputs["teacher_top_ids"].transpose(1, 2).flatten(2)  # [B, K, T, M] to [B, T, K · M]
+        passes = self._student_logps(model, inputs, self._temperatures, others=likeliest)
+        logps, _ = passes[0]
         student_logps = logps[..., 0]
         result = self._published_loss(inputs, logps)
-        loss = self._objective(model, inputs, logits, logps, entropy, result)
+        loss = self._objective(model, inputs, logps, passes[-1], result)
         self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
         self._fill_stances(inputs["row"], result)
@@ -301,26 +298,35 @@ class SGSDTrainer(VerifiedTrainer):
             self.recorder.observe(self.state.global_step + 1, inputs, result, student_logps)
         return loss
 
+    @property
+    def _temperatures(self) -> list[float]:
+        """Of the student's log-probabilities: the teachers' own and then, where it counts and differs, GRPO's."""
+        own = self.args.score_temperature
+        return list(dict.fromkeys([own, self.temperature])) if self.args.grpo_weight else [own]
+
     def _objective(
         self,
         model: Any,
         inputs: dict[str, Tensor],
-        logits: Tensor,
         logps: Tensor,
-        entropy: Tensor,
+        grpo_pass: tuple[Tensor, Tensor],
         result: SGSDLoss,
     ) -> Tensor:
         """The loss, divided by the accumulation steps: of the teachers, and of GRPO.
 
-        ``logps``, ``[B, T, 1 + K · M]``, are of the sampled tokens and of those that teachers find likeliest.
+        Args:
+            model, inputs: as for ``_compute_loss``.
+            logps: ``[B, T, 1 + K · M]``, of the sampled tokens and of those that teachers find likeliest.
+            grpo_pass: the same and the entropies, at the temperature of GRPO's loss where that is part of it.
+            result: of the published loss.
         """
-        student_logps = logps[..., 0]
         steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
         teaching = self._correction(inputs, logps) if self.args.objective == "correction" else result.loss
         loss = self.args.sgsd_weight * teaching / steps
         if self.args.grpo_weight:
-            return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, logits, student_logps, entropy)
-        self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
+            sampled = grpo_pass[0][..., 0]
+            return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, sampled, grpo_pass[1])
+        self._log_means({"entropy": grpo_pass[1][inputs["completion_mask"].bool()].mean()})
         return loss
 
     def _published_loss(self, inputs: dict[str, Tensor], logps: Tensor) -> SGSDLoss:
