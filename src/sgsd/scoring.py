@@ -2,18 +2,26 @@
 
 Prompts are padded on the left and completions on the right, with explicit position ids, so that every completion
 token is predicted from its true predecessor and a batched score equals the unpadded one. Only completion positions
-reach the head. Token ids are scored as sampled, never re-tokenised, and masked by length, never by id.
+reach the head, a tile at a time: rows × vocabulary is never held whole. Token ids are scored as sampled, never
+re-tokenised, and masked by length, never by id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from sgsd.objectives.logprobs import selected_logps
+from sgsd.objectives.logprobs import head_logps, logps_columns
+
+_Select = Callable[[Tensor], Tensor]
 
 _FILLER_ID = 0  # stands at padded positions; any id would do, since attention and masks go by length
 
@@ -53,40 +61,199 @@ def completion_logits(
     Returns:
         ``[N, T, V]``: at ``t``, the logits that predict completion token ``t``.
     """
+
+    def forward(ids: Tensor, mask: Tensor, select: _Select, **inputs: Any) -> tuple[Tensor, Any]:
+        output = model(**inputs)
+        return select(output.logits), output
+
+    return _forwards(forward, prompts, completion_ids, completion_mask, share_prompts=share_prompts)
+
+
+def completion_logps(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    temperatures: Sequence[float] = (1.0,),
+    with_entropy: bool = False,
+    share_prompts: bool,
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Log-probabilities of each completion token, and entropies, without ever holding all rows' logits.
+
+    They carry a gradient where gradients are on; entropies never do.
+
+    Args:
+        model, prompts, completion_ids, completion_mask, share_prompts: as for ``completion_logits``.
+        temperatures: each divides the logits.
+        with_entropy: also return entropies.
+
+    Returns:
+        For each temperature ``(logps, entropy)``: ``[N, T]`` in float32, nats, anything where the mask is False;
+        ``entropy`` is ``None`` unless asked for.
+    """
+
+    def forward(ids: Tensor, mask: Tensor, select: _Select, **inputs: Any) -> tuple[Tensor, Any]:
+        return forward_logps(model, ids, mask, select, temperatures=temperatures, with_entropy=with_entropy, **inputs)
+
+    columns = _forwards(forward, prompts, completion_ids, completion_mask, share_prompts=share_prompts).unbind(-1)
+    if not with_entropy:
+        return [(logps, None) for logps in columns]
+    return list(zip(columns[::2], (entropy.detach() for entropy in columns[1::2]), strict=True))
+
+
+def forward_logps(
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    select: _Select,
+    *,
+    temperatures: Sequence[float] = (1.0,),
+    with_entropy: bool = False,
+    **inputs: Any,
+) -> tuple[Tensor, Any]:
+    """One forward of ``model(**inputs)``, and the log-probabilities of ``ids`` in the logits' place.
+
+    Inside the forward the output head gives log-probabilities tile by tile, so that whatever a wrapper does around
+    model and head (gathering their weights, say) is done. Where the model does more to its logits than its head
+    (Gemma caps them, Granite and Cohere scale them), they are made whole.
+
+    Args:
+        model: as for ``completion_logits``.
+        ids, mask: ``[N, T]``, tokens to score.
+        select: from ``[n, t, ...]``, the positions that ``inputs`` keeps, to the ``[N, T, ...]`` that predict ``ids``.
+        temperatures, with_entropy: as for ``completion_logps``.
+        inputs: of the model.
+
+    Returns:
+        ``[N, T, C]`` as ``objectives.logprobs.logps_columns`` has it, and the model's output; its ``logits`` are not
+        to be used.
+    """
+    head = _plain_head(model, ids.device)
+    if head is None:
+        output = model(**inputs)
+        return logps_columns(select(output.logits), ids, temperatures=temperatures, with_entropy=with_entropy), output
+
+    def scored(product: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        return head_logps(
+            product,
+            hidden,
+            ids,
+            mask,
+            select=select,
+            vocabulary=head.vocabulary,
+            temperatures=temperatures,
+            with_entropy=with_entropy,
+        )
+
+    with _replaced_forward(head.module, scored):
+        output = model(**inputs)
+    return output.logits, output
+
+
+def _forwards(
+    forward: Callable[..., tuple[Tensor, Any]],
+    prompts: Sequence[Sequence[int]],
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    share_prompts: bool,
+) -> Tensor:
+    """``[N, T, ...]`` of the one or two forwards that ``completion_logits`` describes."""
     device, T = completion_ids.device, completion_ids.shape[1]
     if not share_prompts:
-        prompt_ids, prompt_mask = _padded(prompts, "left", device)
+        prompt_ids, prompt_mask = padded(prompts, "left", device)
         attention_mask = torch.cat([prompt_mask, completion_mask.to(torch.long)], dim=1)
-        logits = model(
+        return forward(
+            completion_ids,
+            completion_mask,
+            lambda kept: kept[:, -T - 1 : -1],
             input_ids=torch.cat([prompt_ids, completion_ids], dim=1),
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
             logits_to_keep=T + 1,  # the last prompt position predicts the first completion token
             use_cache=False,
-        ).logits
-        return logits[:, -T - 1 : -1]
+        )[0]
 
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     position = {prompt: row for row, prompt in enumerate(distinct)}
     of_row = torch.tensor([position[tuple(prompt)] for prompt in prompts], device=device)
-    prompt_ids, prompt_mask = _padded(distinct, "left", device)
-    first = model(
+    prompt_ids, prompt_mask = padded(distinct, "left", device)
+    first, output = forward(
+        completion_ids[:, :1],
+        completion_mask[:, :1],
+        lambda kept: kept[of_row],
         input_ids=prompt_ids,
         attention_mask=prompt_mask,
         position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
         logits_to_keep=1,
         use_cache=True,
     )
-    cache = first.past_key_values
+    cache = output.past_key_values
     cache.batch_select_indices(of_row)
-    rest = model(
+    rest, _ = forward(
+        completion_ids[:, 1:],
+        completion_mask[:, 1:],
+        lambda kept: kept[:, :-1],
         input_ids=completion_ids,
         attention_mask=torch.cat([prompt_mask[of_row], completion_mask.to(torch.long)], dim=1),
         position_ids=prompt_mask.sum(1)[of_row].unsqueeze(1) + torch.arange(T, device=device),
         past_key_values=cache,
         use_cache=True,
     )
-    return torch.cat([first.logits[of_row], rest.logits[:, :-1]], dim=1)
+    return torch.cat([first, rest], dim=1)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The module that makes a model's logits out of hidden states, and how many there are."""
+
+    module: nn.Module
+    vocabulary: int
+
+
+# Of each output head that has been used: whether its product is the model's logits.
+_PLAIN_HEADS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def _plain_head(model: nn.Module, device: torch.device) -> _Head | None:
+    """The model's output head, if its product is the model's logits just as it is.
+
+    Known from one forward of one token, the first time that a head is seen: no list of model families would be whole.
+    """
+    causal = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    head = None if causal is None else causal.get_output_embeddings()
+    if causal is None or head is None:
+        return None
+    if head not in _PLAIN_HEADS:
+        products: list[Tensor] = []
+
+        def kept(product: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+            products.append(product(hidden))
+            return products[-1]
+
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices), _replaced_forward(head, kept):
+            token = torch.full((1, 1), _FILLER_ID, device=device)
+            logits = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=False).logits
+        _PLAIN_HEADS[head] = len(products) == 1 and torch.equal(products[0].float(), logits.float())
+    return _Head(head, causal.config.get_text_config().vocab_size) if _PLAIN_HEADS[head] else None
+
+
+@contextmanager
+def _replaced_forward(
+    module: nn.Module, forward: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+) -> Iterator[None]:
+    """Inside, the module's forward is ``forward``, which is given the original one and its input."""
+    original, is_own = module.forward, "forward" in module.__dict__
+    module.forward = partial(forward, original)
+    try:
+        yield
+    finally:
+        if is_own:
+            module.forward = original
+        else:
+            del module.forward
 
 
 @torch.no_grad()
@@ -133,13 +300,16 @@ def score_completions(
     logps = torch.zeros(N, T, device=device)
     entropy = torch.zeros(N, T, device=device) if with_entropy else None
     lengths = torch.tensor([len(completion) for completion in completions], device=device)
-    for rows in _chunks(prompts, completions, max_tokens_per_chunk, min_chunks):
-        completion_ids, completion_mask = _padded([completions[n] for n in rows], "right", device)
-        logits = completion_logits(
-            model, [prompts[n] for n in rows], completion_ids, completion_mask, share_prompts=share_prompts
-        )
-        chunk_logps, chunk_entropy = selected_logps(
-            logits, completion_ids, temperature=temperature, with_entropy=with_entropy
+    for rows in chunk_rows(prompts, completions, max_tokens_per_chunk, min_chunks):
+        completion_ids, completion_mask = padded([completions[n] for n in rows], "right", device)
+        [(chunk_logps, chunk_entropy)] = completion_logps(
+            model,
+            [prompts[n] for n in rows],
+            completion_ids,
+            completion_mask,
+            temperatures=[temperature],
+            with_entropy=with_entropy,
+            share_prompts=share_prompts,
         )
         width = completion_ids.shape[1]
         logps[rows, :width] = chunk_logps.float()
@@ -157,10 +327,10 @@ def chunk_count(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, max_tokens_per_chunk: int = 8192
 ) -> int:
     """How many chunks ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
-    return len(_chunks(prompts, completions, max_tokens_per_chunk, 1))
+    return len(chunk_rows(prompts, completions, max_tokens_per_chunk, 1))
 
 
-def _chunks(
+def chunk_rows(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], max_tokens: int, min_chunks: int
 ) -> list[list[int]]:
     """Row numbers of each chunk, longest prompts first; rows of one prompt side by side.
@@ -188,7 +358,8 @@ def _chunks(
     return chunks
 
 
-def _padded(sequences: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(sequences: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``(ids, mask)``, each ``[N, longest]``, int64; filled up on the ``left`` or the ``right``."""
     width = max(1, max(map(len, sequences)))
     ids = torch.full((len(sequences), width), _FILLER_ID, dtype=torch.long)
     mask = torch.zeros(len(sequences), width, dtype=torch.long)

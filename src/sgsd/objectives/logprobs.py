@@ -1,15 +1,22 @@
-"""Log-probabilities of chosen tokens, in float32, without a second tensor of the logits' size in float32."""
+"""Log-probabilities of chosen tokens, in float32: from logits without a second tensor of their size, and from hidden
+states without ever holding the logits of more than one tile of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 # Rows of logits upcast at a time: 256 rows of a 152k vocabulary are 156 MB in float32.
 _TILE_ROWS = 256
+
+# Logits of a head's product held at a time. On a CPU they stay small enough for the allocator to use their memory
+# again: 128 rows of a 49k vocabulary; elsewhere large enough to keep the device busy: 441 rows of a 152k vocabulary.
+_TILE_LOGITS = {"cpu": 6 * 2**20}
+_TILE_LOGITS_ELSEWHERE = 2**26
 
 
 class _SelectedLogps(torch.autograd.Function):
@@ -79,3 +86,67 @@ def selected_logps(
     apply = cast("Callable[..., tuple[Tensor, Tensor | None]]", _SelectedLogps.apply)  # pyright: ignore[reportUnknownMemberType]
     logps, entropy = apply(logits.reshape(-1, logits.shape[-1]), ids.reshape(-1), temperature, with_entropy)
     return logps.reshape(ids.shape), None if entropy is None else entropy.reshape(ids.shape)
+
+
+def head_logps(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    select: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    temperatures: Sequence[float] = (1.0,),
+    with_entropy: bool = False,
+) -> Tensor:
+    """What ``logps_columns`` makes of ``select(head(hidden))``, rows × vocabulary never held whole.
+
+    One tile's logits are in memory at a time; where gradients are on, they are made again in the backward, and the
+    gradients of tiles add up. What fits one tile is not cut, and gives the very numbers of the plain product.
+
+    Args:
+        head: from hidden states ``[..., H]`` to logits ``[..., V]``, each row by itself.
+        hidden: ``[n, t, H]``.
+        ids, mask: ``[N, T]``; several tiles leave out, and fill with zeros, what ``mask`` leaves out.
+        select: which rows predict ``ids``: from ``[n, t, ...]`` to ``[N, T, ...]``.
+        vocabulary: V.
+        temperatures, with_entropy: as for ``logps_columns``.
+
+    Returns:
+        ``[N, T, C]``, as ``logps_columns``.
+    """
+    tile = max(1, _TILE_LOGITS.get(hidden.device.type, _TILE_LOGITS_ELSEWHERE) // vocabulary)
+    if ids.numel() <= tile:
+        return logps_columns(select(head(hidden)), ids, temperatures=temperatures, with_entropy=with_entropy)
+    kept = mask.bool()
+    rows, chosen = select(hidden)[kept], ids[kept]
+
+    def of_tile(rows: Tensor, chosen: Tensor) -> Tensor:
+        return logps_columns(head(rows), chosen, temperatures=temperatures, with_entropy=with_entropy)
+
+    columns: list[Tensor] = []
+    for start in range(0, max(1, len(rows)), tile):
+        part = rows[start : start + tile], chosen[start : start + tile]
+        columns.append(
+            cast("Tensor", checkpoint(of_tile, *part, use_reentrant=False))
+            if torch.is_grad_enabled()
+            else of_tile(*part)
+        )
+    found = torch.cat(columns)
+    whole = found.new_zeros(*ids.shape, found.shape[-1])
+    whole[kept] = found
+    return whole
+
+
+def logps_columns(
+    logits: Tensor, ids: Tensor, *, temperatures: Sequence[float] = (1.0,), with_entropy: bool = False
+) -> Tensor:
+    """``selected_logps`` at several temperatures in one tensor ``[..., C]``: for each, the log-probability and then,
+    where asked for, the entropy."""
+    columns = [
+        column
+        for temperature in temperatures
+        for column in selected_logps(logits, ids, temperature=temperature, with_entropy=with_entropy)
+        if column is not None
+    ]
+    return torch.stack(columns, dim=-1)

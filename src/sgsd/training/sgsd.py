@@ -25,7 +25,7 @@ from sgsd.bank import Ledger
 from sgsd.bank.credit import credit, trust
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
-from sgsd.objectives import SGSDLoss, selected_logps, sgsd_loss, teacher_advantage, trusted_weights
+from sgsd.objectives import SGSDLoss, sgsd_loss, teacher_advantage, trusted_weights
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
 from sgsd.scoring import chunk_count, score_completions
@@ -279,10 +279,8 @@ class SGSDTrainer(VerifiedTrainer):
     # ---- loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        logits = self._student_logits(model, inputs)
-        student_logps, entropy = selected_logps(
-            logits, inputs["completion_ids"], temperature=self.args.score_temperature, with_entropy=True
-        )
+        passes = self._student_logps(model, inputs, self._temperatures)
+        student_logps, _ = passes[0]
         result = sgsd_loss(
             student_logps,
             inputs["teacher_logps"],
@@ -295,7 +293,7 @@ class SGSDTrainer(VerifiedTrainer):
             use_gate=self.args.use_gate,
             use_polarity=self.args.use_polarity,
         )
-        loss = self._objective(model, inputs, logits, student_logps, entropy, result)
+        loss = self._objective(model, inputs, student_logps, passes[-1], result)
         self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
         self._fill_stances(inputs["row"], result)
@@ -303,16 +301,24 @@ class SGSDTrainer(VerifiedTrainer):
             self.recorder.observe(self.state.global_step + 1, inputs, result, student_logps)
         return loss
 
+    @property
+    def _temperatures(self) -> list[float]:
+        """Of the student's log-probabilities: the teachers' own and then, where it counts and differs, GRPO's."""
+        grpo = self.args.objective == "advantage" or self.args.grpo_weight
+        return list(dict.fromkeys([self.args.score_temperature, *([self.temperature] if grpo else [])]))
+
     def _objective(
         self,
         model: Any,
         inputs: dict[str, Tensor],
-        logits: Tensor,
         student_logps: Tensor,
-        entropy: Tensor,
+        sampled: tuple[Tensor, Tensor],
         result: SGSDLoss,
     ) -> Tensor:
-        """The loss, divided by the accumulation steps: the published form, or the teachers inside GRPO's advantage."""
+        """The loss, divided by the accumulation steps: the published form, or the teachers inside GRPO's advantage.
+
+        ``sampled`` are log-probabilities and entropies at the temperature of GRPO's loss, where that is part of it.
+        """
         if self.args.objective == "advantage":
             weights = trusted_weights(inputs["teacher_weights"], inputs["teacher_trust"])
             teachers = teacher_advantage(
@@ -323,12 +329,12 @@ class SGSDTrainer(VerifiedTrainer):
                 {"sgsd/trust": weights.sum(1).mean(), "sgsd/teacher_advantage": teachers[counted].abs().mean()}
             )
             advantages = self.args.grpo_weight * inputs["advantages"].unsqueeze(1) + self.args.sgsd_weight * teachers
-            return self._grpo_loss(model, inputs | {"advantages": advantages}, logits, student_logps, entropy)
+            return self._grpo_loss(model, inputs | {"advantages": advantages}, *sampled)
         steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
         loss = self.args.sgsd_weight * result.loss / steps
         if self.args.grpo_weight:
-            return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, logits, student_logps, entropy)
-        self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
+            return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, *sampled)
+        self._log_means({"entropy": sampled[1][inputs["completion_mask"].bool()].mean()})
         return loss
 
     # ---- logs
