@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
+import transformers.trainer
+import transformers.trainer_utils
 
 from sgsd.bank import SkillBank
 from sgsd.cli import main
+from sgsd.errors import CheckpointError
 from sgsd.problems import Problem
 
 from .conftest import ROOT
@@ -64,6 +70,52 @@ def test_the_package_neither_unpickles_nor_evaluates_text():
 )  # fmt: skip
 def test_the_check_finds_what_it_looks_for(source):
     assert offences(source)
+
+
+def torch_loads(module) -> list[str]:
+    """The values of ``weights_only`` in a module's calls of ``torch.load``."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Call)]
+    return [
+        next((ast.unparse(k.value) for k in call.keywords if k.arg == "weights_only"), "not given")
+        for call in calls
+        if name_of(call.func) == "torch.load"
+    ]
+
+
+def test_transformers_unpickles_weights_and_numbers_alone_from_a_checkpoint():
+    for module in (transformers.trainer, transformers.trainer_utils):
+        assert "torch.load" in inspect.getsource(module)
+        assert set(torch_loads(module)) <= {"True"}, module
+    assert len(torch_loads(transformers.trainer)) >= 8
+
+
+class Payload:
+    """Runs a command where it is unpickled without ``weights_only``."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_holds_code_does_not_run_it(tmp_path, name):
+    settings = {"stub": True, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path / "run", **settings).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    torch.save({"state": Payload(f"touch {tmp_path / 'escaped'}")}, checkpoint / name)
+    resumed = make_trainer(tmp_path / "run", max_steps=2, **settings)
+    with pytest.raises(CheckpointError, match=f"damaged: got .*{name}"):
+        resumed.train(resume_from_checkpoint=True)
+
+    mark = checkpoint / "sgsd" / "state.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"files": {}}))
+    with pytest.raises(Exception, match="Weights only load failed"):
+        resumed.train(resume_from_checkpoint=True)
+    assert not (tmp_path / "escaped").exists()
+    torch.load(checkpoint / name, weights_only=False)
+    assert (tmp_path / "escaped").exists()  # it would have run
 
 
 # ---- paths

@@ -1,11 +1,17 @@
 """Rollouts from vLLM through TRL: what it is asked, and that they are scored and trained on as any others.
 
-A stand-in takes the place of TRL's ``VLLMGeneration``; the last test is of vLLM itself, where it is installed.
+A stand-in takes the place of TRL's ``VLLMGeneration``; the last tests are of vLLM itself, where it is installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,3 +188,38 @@ def test_weights_go_to_vllm_once_a_step(tmp_path):
     trainer.train()
     assert trainer.vllm_generation.synchronised == 3
     assert trainer.vllm_generation.batches == [2] * 3
+
+
+# ---- vLLM itself, of its CPU build
+
+
+def train_with_vllm(folder: Path, *how: str) -> subprocess.CompletedProcess:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("of vLLM's CPU build")
+    command = [sys.executable, str(Path(__file__).parent / "scripts" / "colocated.py"), str(folder), *how]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1300)
+def test_vllm_on_a_cpu_samples_from_the_policy_as_it_changes(tmp_path):
+    """With its linear layers made to keep their weights; the learning rate would show a step that did not arrive."""
+    done = train_with_vllm(tmp_path, "keep")
+    assert done.returncode == 0, done.stderr[-4000:]
+    logs = json.loads((tmp_path / "logs.json").read_text())
+    differences = [entry["sampling/sampling_logp_difference/mean"] for entry in logs[:3]]
+    assert max(differences) < 0.3, "nats: vLLM computes in bfloat16"
+    assert all(0.8 < entry["sampling/importance_sampling_ratio/mean"] < 1.2 for entry in logs[:3])
+    assert [entry["sgsd/teachers_per_rollout"] for entry in logs[:3]] == [3.0] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1300)
+def test_vllm_on_a_cpu_as_it_is_starts_and_cannot_take_new_weights(tmp_path):
+    done = train_with_vllm(tmp_path)
+    assert done.returncode != 0, "vLLM's CPU build takes weights now: docs/scaling.md says that it does not"
+    assert "the engine has started" in done.stdout
+    assert "'Parameter' object has no attribute 'weight_loader'" in done.stderr

@@ -1,0 +1,249 @@
+"""One loss step, forward and backward, on SmolLM2-135M: the official procedure, ours, and the floor.
+
+    python benchmarks/step_cost.py --series first --threads 1 --json step_cost.json
+
+- official: as the method's public code does it. The student's row is repeated for every teacher, with gradient;
+  float32 log-softmax over all positions of all rows, then the chosen tokens.
+- ours: the calls that ``SGSDTrainer`` makes, with its defaults (entropies, token budget).
+- floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
+  the head over completion positions. No log-probability comes of it.
+
+Every variant of every shape runs in a process of its own, which tells its peak of resident memory; their steps
+alternate, after ``--warm_up`` steps that do not count. No optimizer: gradients are dropped after each step. Ratios are
+of the process's own seconds of computing (user and system), which on one thread of an idle machine are those of the
+clock, and on a busy one vary less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MODEL = "local:smollm2-135m-instruct"
+BUDGET = 16384  # SGSDConfig's max_tokens_per_chunk
+_FLOOR_TILE = 128  # rows of the head's product
+
+
+@dataclass(frozen=True)
+class Shape:
+    """B rollouts, G of each problem, K teachers; lengths in tokens."""
+
+    B: int = 2
+    K: int = 8
+    prompt: int = 96
+    teacher_prompt: int = 224
+    completion: int = 128
+    G: int = 1
+
+
+SERIES: dict[str, list[Shape]] = {
+    "first": [Shape()],
+    "teachers": [replace(Shape(), K=K) for K in (1, 2, 4, 8, 16)],
+    "completion": [replace(Shape(), completion=T) for T in (64, 128, 256, 512)],
+    "sharing": [replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)],
+}
+VARIANTS = {
+    "first": ["official", "ours", "floor"],
+    "teachers": ["ours", "floor"],
+    "completion": ["ours", "floor"],
+    "sharing": ["ours", "unshared"],
+}
+
+
+class Step:
+    """A model and one batch of random tokens."""
+
+    def __init__(self, shape: Shape) -> None:
+        from sgsd.engines.models import load_model
+
+        self.shape, self.model = shape, load_model(MODEL).train()
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda rows, length: torch.randint(3, 49_000, (rows, length), generator=generator)  # noqa: E731
+        problems = shape.B // shape.G
+        self.prompts = draw(problems, shape.prompt).repeat_interleave(shape.G, 0)
+        teachers = draw(problems * shape.K, shape.teacher_prompt).view(problems, shape.K, -1)
+        self.teacher_prompts = teachers.repeat_interleave(shape.G, 0).flatten(0, 1)
+        self.completions = draw(shape.B, shape.completion)
+        self.repeated = self.completions.repeat_interleave(shape.K, 0)
+        self.outcome = torch.tensor([1, -1] * shape.B)[: shape.B]
+
+    def official(self) -> tuple[Tensor, Tensor | None]:
+        """The gap's gate, with polarity, on every teacher's own copy of the student's row."""
+
+        def logps(prompts: Tensor) -> Tensor:
+            ids = torch.cat([prompts, self.repeated], dim=1)
+            whole = self.model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            return whole[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)[:, -self.shape.completion :]
+
+        with torch.no_grad():
+            teachers = logps(self.teacher_prompts)
+        gap = teachers - logps(self.prompts.repeat_interleave(self.shape.K, 0))
+        polarity = gap.detach().mean(1).sign() * self.outcome.repeat_interleave(self.shape.K)
+        gate = math.log(2) - torch.log1p(torch.exp(-(gap**2) / 2))
+        loss = (polarity * gate.mean(1)).mean()
+        loss.backward()
+        return loss.detach(), teachers
+
+    def ours(self, *, shared: bool = True) -> tuple[Tensor, Tensor | None]:
+        from sgsd.objectives import selected_logps, sgsd_loss
+        from sgsd.scoring import completion_logits, score_completions
+
+        B, K, share_prompts = self.shape.B, self.shape.K, shared and self.shape.G > 1
+        teachers = score_completions(
+            self.model,
+            self.teacher_prompts.tolist(),
+            self.repeated.tolist(),
+            max_tokens_per_chunk=BUDGET,
+            with_entropy=True,
+            share_prompts=share_prompts,
+        ).logps.view(B, K, -1)
+        mask = torch.ones_like(self.completions)
+        logits = completion_logits(
+            self.model, self.prompts.tolist(), self.completions, mask, share_prompts=share_prompts
+        )
+        student, _ = selected_logps(logits, self.completions, with_entropy=True)
+        weights = torch.full((B, K), 1 / K)
+        loss = sgsd_loss(student, teachers, mask.bool(), self.outcome, weights).loss
+        loss.backward()
+        return loss.detach(), teachers
+
+    def unshared(self) -> tuple[Tensor, Tensor | None]:
+        return self.ours(shared=False)
+
+    def floor(self) -> tuple[Tensor, Tensor | None]:
+        rows = max(1, BUDGET // (self.shape.teacher_prompt + self.shape.completion))
+        with torch.no_grad():
+            for prompts, completions in zip(self.teacher_prompts.split(rows), self.repeated.split(rows), strict=True):
+                self._head(self._body(prompts, completions))
+        hidden = self._body(self.prompts, self.completions)
+        with torch.no_grad():
+            self._head(hidden)
+        hidden.backward(torch.ones_like(hidden))
+        return torch.tensor(torch.nan), None
+
+    def _body(self, prompts: Tensor, completions: Tensor) -> Tensor:
+        ids = torch.cat([prompts, completions], dim=1)
+        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[
+            :, -self.shape.completion - 1 : -1
+        ]
+
+    def _head(self, hidden: Tensor) -> None:
+        for tile in hidden.flatten(0, 1).split(_FLOOR_TILE):
+            self.model.lm_head(tile)
+
+
+def work(connection: Any, variant: str, shape: Shape, threads: int) -> None:
+    """A variant's process: a step for every word from the parent, until ``None``."""
+    torch.set_num_threads(threads)
+    step = Step(shape)
+    reset = reset_peak()
+    while connection.recv() is not None:
+        began, computing = time.perf_counter(), time.process_time()
+        loss, teachers = getattr(step, variant)()
+        seconds, computing = time.perf_counter() - began, time.process_time() - computing
+        step.model.zero_grad()
+        logps = None if teachers is None else teachers.flatten().tolist()
+        connection.send(
+            {"seconds": seconds, "cpu": computing, "loss": loss.item(), "peak": peak_bytes(reset), "logps": logps}
+        )
+
+
+def reset_peak() -> bool:
+    """Forget the peak of resident memory that loading left behind; Linux can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes(was_reset: bool) -> int:
+    if not was_reset:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def measure(shape: Shape, variants: list[str], rounds: int, warm_up: int, threads: int) -> dict[str, Any]:
+    """Seconds of each round and peak bytes by variant, ``difference``: the most that teachers' scores differ."""
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for variant in variants:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, variant, shape, threads), daemon=True)
+        process.start()
+        workers[variant] = ours
+    replies: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    for round_ in range(warm_up + rounds):
+        for variant, worker in workers.items():
+            worker.send(round_)
+            replies[variant].append(worker.recv())
+            print(f"{variant}: {replies[variant][-1]['cpu']:.2f} s", file=sys.stderr, flush=True)
+    for worker in workers.values():
+        worker.send(None)
+    result: dict[str, Any] = {
+        variant: {
+            "seconds": [reply["seconds"] for reply in found[warm_up:]],
+            "cpu": [reply["cpu"] for reply in found[warm_up:]],
+            "median": statistics.median(reply["cpu"] for reply in found[warm_up:]),
+            "median_clock": statistics.median(reply["seconds"] for reply in found[warm_up:]),
+            "peak_bytes": found[-1]["peak"],
+            "loss": found[-1]["loss"],
+        }
+        for variant, found in replies.items()
+    }
+    logps = [torch.tensor(found[-1]["logps"]) for found in replies.values() if found[-1]["logps"] is not None]
+    result["difference"] = max((a - logps[0]).abs().max().item() for a in logps)
+    return result
+
+
+def show(shape: Shape, variants: list[str], result: dict[str, Any]) -> None:
+    print("\n" + ", ".join(f"{name} {value}" for name, value in asdict(shape).items()))
+    for variant in variants:
+        row = result[variant]
+        seconds, clock, peak = row["median"], row["median_clock"], row["peak_bytes"] / 1e9
+        print(f"  {variant:9} {seconds:7.2f} s ({clock:.2f} by the clock)  {peak:5.2f} GB  loss {row['loss']:.6f}")
+    ours = result["ours"]
+    for other in variants:
+        if other != "ours":
+            seconds, peak = (result[other][name] / ours[name] for name in ("median", "peak_bytes"))
+            print(f"  {other}/ours: seconds {seconds:.2f}, ours/{other} {1 / seconds:.3f}; peak {peak:.2f}")
+    print(f"  teachers' log-probabilities differ by at most {result['difference']:.1e}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", nargs="+", choices=list(SERIES), default=list(SERIES))
+    parser.add_argument("--variants", nargs="+", choices=["official", "ours", "unshared", "floor"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm_up", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    for series in options.series:
+        variants = options.variants or VARIANTS[series]
+        if "ours" not in variants:
+            parser.error("--variants must name ours: the ratios are to it")
+        for shape in SERIES[series]:
+            result = measure(shape, variants, options.rounds, options.warm_up, options.threads)
+            show(shape, variants, result)
+            results.append({"series": series, "shape": asdict(shape), "threads": options.threads} | result)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
