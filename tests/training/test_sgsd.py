@@ -184,6 +184,7 @@ def test_teachers_share_prompts_while_training_whatever_evaluation_does(tmp_path
     trainer = make_trainer(
         tmp_path, stub=True, num_generations=4, num_generations_eval=1, per_device_train_batch_size=4
     )
+    batch_of(trainer, [0] * 4)  # the first time that a head is used, one token is forwarded to know it
     seen = []
     handle = trainer.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["input_ids"].shape[0]), with_kwargs=True

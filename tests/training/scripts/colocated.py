@@ -45,7 +45,7 @@ def main() -> None:
         vllm_max_model_length=1024,
         vllm_importance_sampling_correction=True,
         vllm_importance_sampling_mode="token_truncate",
-        objective="advantage",
+        objective="correction",
         grpo_weight=1.0,
         num_generations=2,
         learning_rate=0.05,
