@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
+from sgsd.abstention import AbstentionRule, score_until_settled
 from sgsd.bank import Ledger
 from sgsd.bank.credit import credit, trust
 from sgsd.bank.maintain import Limits
@@ -28,15 +29,16 @@ from sgsd.bank.writing import Writer
 from sgsd.objectives import SGSDLoss, sgsd_loss, teacher_advantage, trusted_weights
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
-from sgsd.scoring import chunk_count, score_completions
+from sgsd.scoring import Scores, chunk_count, score_completions
 from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
 from sgsd.training.maintenance import Maintenance, MaintenanceCallback, Window, WindowRecord
+from sgsd.training.pool_size import PoolSize, PoolSizeCallback
 from sgsd.training.record import RecordCallback, RunRecorder
 from sgsd.training.retirement import LedgerCallback
 from sgsd.training.rewards import VerifierReward, is_truncated, text_of
-from sgsd.training.state import saved_ledger, saved_window
+from sgsd.training.state import TeacherWeights, saved_ledger, saved_pool_size, saved_window
 from sgsd.training.writer import policy_writer, served_writer
 
 _STANCE_SIGNS = {-1: "-", 0: "0", 1: "+"}
@@ -94,6 +96,10 @@ class SGSDTrainer(VerifiedTrainer):
         )
         self.add_callback(RecordCallback(self.recorder))
         self.add_callback(LedgerCallback(self))
+        self._policy = TeacherWeights(self.model, "live")  # where the student is scored like a teacher
+        if self.args.target_active_teachers is not None:
+            self.pool_size = PoolSize(self.args.target_active_teachers, self.args.min_teachers, self.args.num_teachers)
+            self.add_callback(PoolSizeCallback(self.pool_size))
         self.maintenance = self._build_maintenance() if self.args.maintenance_frequency else None
         if self.maintenance is not None:
             self.add_callback(MaintenanceCallback(self, self.maintenance))
@@ -108,6 +114,8 @@ class SGSDTrainer(VerifiedTrainer):
         self.recorder.ledger = saved_ledger(checkpoint)
         if self.maintenance is not None and (window := saved_window(checkpoint)) is not None:
             self.maintenance.window = Window.from_json(window, source=str(checkpoint))
+        if self.pool_size is not None and (decided := saved_pool_size(checkpoint)) is not None:
+            self.pool_size.restore(decided, source=str(checkpoint))
 
     def hand_over(self) -> None:
         """Go on with GRPO's loss alone; the teachers are still scored, for the ledger."""
@@ -199,16 +207,19 @@ class SGSDTrainer(VerifiedTrainer):
         pools = self._teacher_pools([row["problem"] for row in inputs])
         mask = output["completion_mask"].bool()
         completions = [ids[kept].tolist() for ids, kept in zip(output["completion_ids"], mask, strict=True)]
-        teacher_logps, teacher_entropy = self._score_teachers(pools, completions)
+        output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
+        if self.args.abstain_early and self._num_teachers > 1:
+            teacher_logps, teacher_entropy = self._score_until_settled(pools, completions, output)
+        else:
+            teacher_logps, teacher_entropy = self._score_teachers(pools, completions)
         B, _, T = teacher_logps.shape
         width = output["completion_ids"].shape[1]
         output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, width - T))
         output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
         output["teacher_trust"] = torch.tensor(
-            [[self._trust(pool, k) for k in range(self.args.num_teachers)] for pool in pools],
+            [[self._trust(pool, k) for k in range(self._num_teachers)] for pool in pools],
             device=teacher_logps.device,
         )
-        output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
         if self._mode == "train":
             first_row = self.accelerator.process_index * B
             output["items"] = self.recorder.rollouts(pools, self.bank, inputs, first_row=first_row).to(mask.device)
@@ -227,6 +238,11 @@ class SGSDTrainer(VerifiedTrainer):
             self._logs["extra"]["pairs"].extend(gather_object(names))
         return output
 
+    @property
+    def _num_teachers(self) -> int:
+        """K, the same on all processes."""
+        return self.args.num_teachers if self.pool_size is None else self.pool_size.size
+
     def _trust(self, pool: TeacherPool, k: int) -> float:
         """By what the ledger knows before this batch; it is the same on all processes."""
         if self.args.teacher_trust == "equal" or k >= len(pool.pairs):
@@ -237,13 +253,13 @@ class SGSDTrainer(VerifiedTrainer):
     def _teacher_pools(self, problems: list[str]) -> list[TeacherPool]:
         """One pool per rollout; the G rollouts of a problem share one."""
         distinct = list(dict.fromkeys(problems))
-        retrievals = self.retriever.retrieve(distinct, self.bank, self.args.num_teachers)
+        retrievals = self.retriever.retrieve(distinct, self.bank, self._num_teachers)
         pools = {
             problem: build_pool(
                 problem,
                 retrieval,
                 self.renderer,
-                num_teachers=self.args.num_teachers,
+                num_teachers=self._num_teachers,
                 max_prompt_length=self.max_prompt_length,
             )
             for problem, retrieval in zip(distinct, retrievals, strict=True)
@@ -252,29 +268,120 @@ class SGSDTrainer(VerifiedTrainer):
 
     def _score_teachers(self, pools: list[TeacherPool], completions: list[list[int]]) -> tuple[Tensor, Tensor]:
         """``[B, K, T]`` log-probabilities, and the real teachers' mean entropy over completion tokens."""
-        K = self.args.num_teachers
         prompts = [prompt for pool in pools for prompt in pool.prompts]
-        repeated = [completion for completion in completions for _ in range(K)]
-        budget = self.args.max_tokens_per_chunk
-        share_prompts = self._share_prompts  # asked before the teachers' weights put the model into evaluation mode
-        own_chunks = torch.tensor(
-            [chunk_count(prompts, repeated, max_tokens_per_chunk=budget)], device=self.accelerator.device
-        )
+        repeated = [completion for completion in completions for _ in range(self._num_teachers)]
+        scores = self._score(prompts, repeated, with_entropy=self.args.log_teacher_entropy)
+        return scores.logps.view(len(pools), self._num_teachers, -1), self._mean_entropy(pools, [scores])
+
+    def _score_until_settled(
+        self, pools: list[TeacherPool], completions: list[list[int]], output: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """As ``_score_teachers``, but teachers whose supports are settled are ``stopped``, which ``output`` tells.
+
+        In place of what was not scored stand the student's log-probabilities, moved by the teacher's
+        ``settled_support``. The student is scored once more for it, and each rollout's first teacher in full.
+        """
+        B, others = len(pools), self._num_teachers - 1
+        prompt_masks = output["prompt_mask"].bool()
+        own_prompts = [ids[kept].tolist() for ids, kept in zip(output["prompt_ids"], prompt_masks, strict=True)]
+        student = self._score(own_prompts, completions, weights=self._policy)
+        with_entropy = self.args.log_teacher_entropy
+        scout = self._score([pool.prompts[0] for pool in pools], completions, with_entropy=with_entropy)
+        T = student.logps.shape[1]
+        prompts = [prompt for pool in pools for prompt in pool.prompts[1:]]
+        repeated = [completion for completion in completions for _ in range(others)]
+        chunks, width = self._on_all_ranks(self._chunk_count(prompts, repeated), T)
         with self._teaching():
-            scores = score_completions(
+            scores = score_until_settled(
                 self.model,
                 prompts,
                 repeated,
+                *(part.repeat_interleave(others, 0) for part in (student.logps, scout.logps)),
+                output["score_mask"][:, :T].repeat_interleave(others, 0),
+                AbstentionRule(
+                    self.args.support_threshold,
+                    self.args.support_clip,
+                    self.args.abstain_error,
+                    self.args.abstain_first_look,
+                ),
+                width=width,
                 temperature=self.args.score_temperature,
-                max_tokens_per_chunk=budget,
-                with_entropy=self.args.log_teacher_entropy,
-                share_prompts=share_prompts,
-                min_chunks=int(gather(own_chunks).max()),
+                max_tokens_per_chunk=self.args.max_tokens_per_chunk,
+                with_entropy=with_entropy,
+                min_chunks=chunks,
             )
-        real = torch.tensor([weight > 0 for pool in pools for weight in pool.weights], device=scores.logps.device)
-        counted = scores.mask & real.unsqueeze(1)
-        entropy = torch.tensor(torch.nan) if scores.entropy is None else scores.entropy[counted].mean()
-        return scores.logps.view(len(pools), K, -1), entropy
+        output["stopped"] = torch.nn.functional.pad(scores.stopped.view(B, others), (1, 0))
+        output["settled_support"] = torch.nn.functional.pad(scores.estimate.view(B, others), (1, 0))
+        scored = torch.cat([scout.mask.unsqueeze(1), scores.mask.view(B, others, T)], 1)
+        logps = torch.cat([scout.logps.unsqueeze(1), scores.logps.view(B, others, T)], 1)
+        unscored = student.logps.unsqueeze(1) + output["settled_support"].unsqueeze(-1)
+        self._log_saved(pools, own_prompts, student.mask, scored, output["stopped"])
+        return torch.where(scored, logps, unscored), self._mean_entropy(pools, [scout, scores])
+
+    def _log_saved(
+        self,
+        pools: list[TeacherPool],
+        own_prompts: list[list[int]],
+        completed: Tensor,
+        scored: Tensor,
+        stopped: Tensor,
+    ) -> None:
+        """What early abstention saved, of what real teachers' full scoring would have cost."""
+        real = torch.tensor([pool.weights for pool in pools], device=scored.device) > 0
+        tokens = (completed.sum(1, keepdim=True) * real).sum()
+        saved = tokens - (scored.sum(2) * real).sum()
+        shown = {tuple(prompt) for pool in pools for prompt in pool.prompts[: len(pool.pairs)]}
+        once_more = completed.sum() + sum(map(len, set(map(tuple, own_prompts))))
+        self._log_means(
+            {
+                "sgsd/abstention/stopped_share": stopped[real].float().mean(),
+                "sgsd/abstention/tokens_saved": saved / tokens,
+                "sgsd/abstention/work_saved": (saved - once_more) / (tokens + sum(map(len, shown))),
+            }
+        )
+
+    def _score(
+        self,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        *,
+        weights: TeacherWeights | None = None,
+        with_entropy: bool = False,
+    ) -> Scores:
+        """In full, by the teachers' weights or others, in as many forwards as any rank needs."""
+        share_prompts = self._share_prompts  # asked before the teachers' weights put the model into evaluation mode
+        (chunks,) = self._on_all_ranks(self._chunk_count(prompts, completions))
+        with self._teaching(weights):
+            return score_completions(
+                self.model,
+                prompts,
+                completions,
+                temperature=self.args.score_temperature,
+                max_tokens_per_chunk=self.args.max_tokens_per_chunk,
+                with_entropy=with_entropy,
+                share_prompts=share_prompts,
+                min_chunks=chunks,
+            )
+
+    def _chunk_count(self, prompts: list[list[int]], completions: list[list[int]]) -> int:
+        return chunk_count(prompts, completions, max_tokens_per_chunk=self.args.max_tokens_per_chunk)
+
+    def _on_all_ranks(self, *counts: int) -> list[int]:
+        """The most of each count on any rank."""
+        return gather(torch.tensor([counts], device=self.accelerator.device)).amax(0).tolist()
+
+    def _mean_entropy(self, pools: list[TeacherPool], scored: list[Scores]) -> Tensor:
+        """Of real teachers, over the tokens scored; ``scored`` are of the next one or more teachers of each pool."""
+        entropies: list[Tensor] = []
+        first = 0
+        for scores in scored:
+            K = scores.logps.shape[0] // len(pools)
+            weights = [weight for pool in pools for weight in pool.weights[first : first + K]]
+            first += K
+            if scores.entropy is not None:
+                real = torch.tensor(weights, device=scores.logps.device) > 0
+                entropies.append(scores.entropy[scores.mask & real.unsqueeze(1)])
+        return torch.cat(entropies).mean() if entropies else torch.tensor(torch.nan)
 
     # ---- loss
 
@@ -283,7 +390,7 @@ class SGSDTrainer(VerifiedTrainer):
         student_logps, _ = passes[0]
         result = sgsd_loss(
             student_logps,
-            inputs["teacher_logps"],
+            self._teacher_logps(inputs, student_logps),
             inputs["score_mask"],
             inputs["outcome"],
             inputs["teacher_weights"],
@@ -297,6 +404,8 @@ class SGSDTrainer(VerifiedTrainer):
         self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
         self._fill_stances(inputs["row"], result)
+        if self.pool_size is not None:
+            self._count_active(self.pool_size, inputs["teacher_weights"] > 0, result.stance != 0)
         if self._mode == "train":
             self.recorder.observe(self.state.global_step + 1, inputs, result, student_logps)
         return loss
@@ -336,6 +445,20 @@ class SGSDTrainer(VerifiedTrainer):
             return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, *sampled)
         self._log_means({"entropy": sampled[1][inputs["completion_mask"].bool()].mean()})
         return loss
+
+    def _teacher_logps(self, inputs: dict[str, Tensor], student_logps: Tensor) -> Tensor:
+        """``[B, K, T]``; a stopped teacher's support is inside the dead zone, wherever the student has moved since."""
+        if "stopped" not in inputs:
+            return inputs["teacher_logps"]
+        settled = student_logps.detach().unsqueeze(1) + inputs["settled_support"].unsqueeze(-1)
+        return torch.where(inputs["stopped"].unsqueeze(-1), settled, inputs["teacher_logps"])
+
+    def _count_active(self, pool_size: PoolSize, real: Tensor, stance: Tensor) -> None:
+        """Tell ``pool_size`` how many teachers of all ranks' rollouts take a stance."""
+        active = real & stance
+        self._log_means({"sgsd/active_per_rollout": active.float().sum(1).mean()})
+        if self._mode == "train":
+            pool_size.observe(*gather(torch.stack([active.sum(), real.sum()]).unsqueeze(0)).sum(0).tolist())
 
     # ---- logs
 
