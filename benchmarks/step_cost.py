@@ -31,6 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgsd.engines.models import load_model
+from sgsd.objectives import sgsd_loss
+from sgsd.scoring import completion_logps, score_completions
+
 MODEL = "local:smollm2-135m-instruct"
 BUDGET = 16384  # SGSDConfig's max_tokens_per_chunk
 _FLOOR_TILE = 128  # rows of the head's product
@@ -65,10 +69,8 @@ VARIANTS = {
 class Step:
     """A model and one batch of random tokens."""
 
-    def __init__(self, shape: Shape) -> None:
-        from sgsd.engines.models import load_model
-
-        self.shape, self.model = shape, load_model(MODEL).train()
+    def __init__(self, model: Any, shape: Shape) -> None:
+        self.shape, self.model = shape, model
         generator = torch.Generator().manual_seed(0)
         draw = lambda rows, length: torch.randint(3, 49_000, (rows, length), generator=generator)  # noqa: E731
         problems = shape.B // shape.G
@@ -97,9 +99,6 @@ class Step:
         return loss.detach(), teachers
 
     def ours(self, *, shared: bool = True) -> tuple[Tensor, Tensor | None]:
-        from sgsd.objectives import selected_logps, sgsd_loss
-        from sgsd.scoring import completion_logits, score_completions
-
         B, K, share_prompts = self.shape.B, self.shape.K, shared and self.shape.G > 1
         teachers = score_completions(
             self.model,
@@ -110,10 +109,9 @@ class Step:
             share_prompts=share_prompts,
         ).logps.view(B, K, -1)
         mask = torch.ones_like(self.completions)
-        logits = completion_logits(
-            self.model, self.prompts.tolist(), self.completions, mask, share_prompts=share_prompts
+        [(student, _)] = completion_logps(
+            self.model, self.prompts.tolist(), self.completions, mask, with_entropy=True, share_prompts=share_prompts
         )
-        student, _ = selected_logps(logits, self.completions, with_entropy=True)
         weights = torch.full((B, K), 1 / K)
         loss = sgsd_loss(student, teachers, mask.bool(), self.outcome, weights).loss
         loss.backward()
@@ -144,10 +142,10 @@ class Step:
             self.model.lm_head(tile)
 
 
-def work(connection: Any, variant: str, shape: Shape, threads: int) -> None:
+def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int) -> None:
     """A variant's process: a step for every word from the parent, until ``None``."""
     torch.set_num_threads(threads)
-    step = Step(shape)
+    step = Step(model, shape)
     reset = reset_peak()
     while connection.recv() is not None:
         began, computing = time.perf_counter(), time.process_time()
@@ -176,13 +174,13 @@ def peak_bytes(was_reset: bool) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def measure(shape: Shape, variants: list[str], rounds: int, warm_up: int, threads: int) -> dict[str, Any]:
+def measure(model: Any, shape: Shape, variants: list[str], rounds: int, warm_up: int, threads: int) -> dict[str, Any]:
     """Seconds of each round and peak bytes by variant, ``difference``: the most that teachers' scores differ."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # the weights are loaded once, and count in each process's memory
     workers = {}
     for variant in variants:
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, variant, shape, threads), daemon=True)
+        process = context.Process(target=work, args=(theirs, variant, model, shape, threads), daemon=True)
         process.start()
         workers[variant] = ours
     replies: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
@@ -190,9 +188,11 @@ def measure(shape: Shape, variants: list[str], rounds: int, warm_up: int, thread
         for variant, worker in workers.items():
             worker.send(round_)
             replies[variant].append(worker.recv())
-            print(f"{variant}: {replies[variant][-1]['cpu']:.2f} s", file=sys.stderr, flush=True)
+            last = replies[variant][-1]
+            print(f"{variant}: {last['cpu']:.2f} s, {last['peak'] / 1e9:.2f} GB", file=sys.stderr, flush=True)
     for worker in workers.values():
         worker.send(None)
+        worker.close()
     result: dict[str, Any] = {
         variant: {
             "seconds": [reply["seconds"] for reply in found[warm_up:]],
@@ -230,17 +230,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm_up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layers", type=int, help="of the model's 30, the first ones only: for a slow machine")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    model = load_model(MODEL).train()
+    if options.layers:
+        model.model.layers = model.model.layers[: options.layers]
     results: list[dict[str, Any]] = []
     for series in options.series:
         variants = options.variants or VARIANTS[series]
         if "ours" not in variants:
             parser.error("--variants must name ours: the ratios are to it")
         for shape in SERIES[series]:
-            result = measure(shape, variants, options.rounds, options.warm_up, options.threads)
+            result = measure(model, shape, variants, options.rounds, options.warm_up, options.threads)
             show(shape, variants, result)
-            results.append({"series": series, "shape": asdict(shape), "threads": options.threads} | result)
+            results.append(
+                {"series": series, "shape": asdict(shape), "threads": options.threads, "layers": options.layers or 30}
+                | result
+            )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 

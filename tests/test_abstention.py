@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sgsd.abstention import AbstentionRule, predicted_support
+from sgsd.abstention import AbstentionRule, predicted_support, score_until_settled
+from sgsd.scoring import score_completions
 
 THETA, CLIP = 0.05, 3.0
 
@@ -164,3 +165,106 @@ def test_looks_double_and_end_before_the_completion_does():
     assert AbstentionRule().looks(32) == []
     assert AbstentionRule().looks(33) == [32]
     assert AbstentionRule(first_look=8).looks(100) == [8, 16, 32, 64]
+
+
+# ---- scoring in segments
+
+
+def unequal_pairs(n=12, shared=4):
+    g = torch.Generator().manual_seed(3)
+    size = lambda low, high: int(torch.randint(low, high, (1,), generator=g))  # noqa: E731
+    draw = lambda count: torch.randint(2, 250, (count,), generator=g).tolist()  # noqa: E731
+    completions = [draw(length) for length in (70, 33, 32, 31, 17, 2, 1, *(size(40, 75) for _ in range(n - 7)))]
+    prompts = [draw(size(1, 30)) for _ in range(n)]
+    return [*prompts, *prompts[:shared]], [*completions, *(draw(size(0, 60)) for _ in range(shared))]
+
+
+def scored(model, rule, prompts, completions, *, shift=None, width=None, **options):
+    """Scores in segments; ``shift`` ``[N]`` are the gaps wanted, as if the student were so much less sure."""
+    full = score_completions(model, prompts, completions, with_entropy=True)
+    shift = torch.zeros(len(prompts)) if shift is None else shift
+    student = full.logps - shift.unsqueeze(1)
+    width = width or max(map(len, completions))
+    segments = score_until_settled(
+        model, prompts, completions, student, student, full.mask, rule, width=width, with_entropy=True, **options
+    )
+    return full, segments
+
+
+@pytest.mark.parametrize("budget", [1, 200, 10_000])
+@pytest.mark.parametrize("first_look", [1, 7, 16, 100])
+def test_segments_score_what_one_forward_scores(model, budget, first_look):
+    """Gaps far outside of the dead zone: nobody is stopped."""
+    prompts, completions = unequal_pairs()
+    rule = AbstentionRule(first_look=first_look)
+    full, segments = scored(
+        model, rule, prompts, completions, shift=torch.ones(len(prompts)), max_tokens_per_chunk=budget
+    )
+    assert not segments.stopped.any()
+    assert torch.equal(segments.mask, full.mask)
+    torch.testing.assert_close(segments.logps, full.logps, rtol=0, atol=1e-4)
+    torch.testing.assert_close(segments.entropy, full.entropy, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 200, 10_000])
+def test_stopped_rows_are_scored_up_to_a_look_and_the_others_as_ever(model, budget):
+    prompts, completions = unequal_pairs()
+    shift = torch.tensor([0.0, 1.0] * (len(prompts) // 2))
+    rule = AbstentionRule(first_look=16)
+    full, segments = scored(model, rule, prompts, completions, shift=shift, max_tokens_per_chunk=budget)
+    assert not segments.stopped[shift > 0].any()
+    expected = (shift == 0) & (full.mask.sum(1) > 32)
+    assert segments.stopped[expected].all()
+    counts = segments.mask.sum(1)
+    assert set(counts[segments.stopped].tolist()) <= {16, 32, 64}
+    assert torch.equal(counts[~segments.stopped], full.mask.sum(1)[~segments.stopped])
+    torch.testing.assert_close(segments.logps, full.logps.masked_fill(~segments.mask, 0.0), rtol=0, atol=1e-4)
+    assert (segments.estimate[segments.stopped].abs() < 1e-4).all()
+    assert not segments.estimate[~segments.stopped].any()
+
+
+def forwards(model, prompts, completions, *, shift, **options):
+    sizes = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    full = score_completions(model, prompts, completions)
+    sizes.clear()
+    student = full.logps - shift.unsqueeze(1)
+    rule = AbstentionRule(first_look=16)
+    score_until_settled(model, prompts, completions, student, student, full.mask, rule, **options)
+    handle.remove()
+    return sizes
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 5])
+def test_every_rank_makes_the_same_number_of_forwards_whoever_is_stopped(model, chunks):
+    prompts, completions = unequal_pairs()
+    counts = set()
+    tokens = []
+    for gap in (0.0, 1.0):
+        shift = torch.full((len(prompts),), gap)
+        sizes = forwards(model, prompts, completions, shift=shift, width=90, min_chunks=chunks)
+        counts.add(len(sizes))
+        tokens.append(sum(rows * width for rows, width in sizes))
+    short = forwards(
+        model, prompts[:7], [c[:1] for c in completions[:7]], shift=torch.ones(7), width=90, min_chunks=chunks
+    )
+    counts.add(len(short))
+    # prompts, then segments that end at 16, 32, 64 and 90
+    assert counts == {5 * chunks}
+    assert tokens[0] < 0.8 * tokens[1]
+
+
+def test_the_last_row_goes_on_with_one_token_a_segment(model):
+    shift = torch.zeros(2)
+    sizes = forwards(model, [[3, 4], [5]], [list(range(2, 72)), list(range(3, 73))], shift=shift, width=70)
+    assert sizes[1] == (2, 15)
+    assert sizes[-1] == (1, 1)
+
+
+def test_misfits_are_refused(model):
+    one = torch.zeros(1, 3)
+    for prompts, completions, width in (([[1]], [], 3), ([[1]], [[1, 2, 3]], 2), ([[1], [2]], [[1], [2]], 3)):
+        with pytest.raises(ValueError, match="one prompt and completion a row"):
+            score_until_settled(model, prompts, completions, one, one, one.bool(), AbstentionRule(), width=width)

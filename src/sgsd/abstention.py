@@ -29,12 +29,16 @@ Whether a teacher is stopped depends on its rollout, its own gaps and the scout'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
+
+from sgsd.scoring import Scores, chunk_rows, forward_logps, forward_prompts, padded
 
 _SLOPE_WEIGHT = 1.0  # λ, in squared nats: slope 1 counts as much as scout's gaps of this sum of squares
 _PRIOR_TOKENS, _PRIOR_VARIANCE = 8, 0.01  # s₀², in squared nats, counts as much as this many tokens
@@ -126,6 +130,127 @@ def predicted_support(x: Tensor, z: Tensor, now: Tensor, counted: Tensor) -> tup
     sampling = rest / total.square() * (rest / m + unevenness)
     leverage = (z_total - z_mean).square() / (spread + _SLOPE_WEIGHT)
     return x_mean + slope * (z_total - z_mean), (variance * (sampling + leverage)).sqrt(), degrees
+
+
+@dataclass(frozen=True)
+class AbstainedScores(Scores):
+    """Scores of N completions as far as they were scored: ``mask`` is True there, and nowhere else.
+
+    Attributes:
+        stopped: ``[N]``, bool, the teachers that were stopped: they are to take no stance.
+        estimate: ``[N]``, float32, their supports (A1), in nats per token; 0 for the others.
+    """
+
+    stopped: Tensor
+    estimate: Tensor
+
+
+@torch.no_grad()
+def score_until_settled(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    student_logps: Tensor,
+    scout_logps: Tensor,
+    counted: Tensor,
+    rule: AbstentionRule,
+    *,
+    width: int,
+    temperature: float = 1.0,
+    max_tokens_per_chunk: int = 8192,
+    with_entropy: bool = False,
+    min_chunks: int = 1,
+) -> AbstainedScores:
+    """``scoring.score_completions`` in segments between the rule's looks; rows that are settled leave their chunk.
+
+    A chunk makes one forward of its prompts and one a segment, which continues the cache of the rows still running.
+    How many these are follows from ``width`` and the number of chunks alone: where all rows have ended, one goes on
+    with tokens that nobody reads, so all ranks of a sharded model make the same forwards.
+
+    Args:
+        model, prompts, completions, temperature, max_tokens_per_chunk, with_entropy, min_chunks: see
+            ``scoring.score_completions``; the model keeps a key-value cache.
+        student_logps, scout_logps: ``[N, T]``, the same completions under the student and under each one's scout.
+        counted: ``[N, T]``, bool, the tokens of the support.
+        rule: who is stopped, and when.
+        width: the longest completion of all ranks.
+
+    Raises:
+        ValueError: if counts do not fit, or a completion is longer than ``width``.
+    """
+    N, T = student_logps.shape
+    if not len(prompts) == len(completions) == N or max(map(len, completions)) > width:
+        raise ValueError(
+            f"one prompt and completion a row, of at most {width} tokens: got {N} rows of logps, {len(prompts)} "
+            f"prompts, {len(completions)} completions, the longest {max(map(len, completions), default=0)}"
+        )
+    device = student_logps.device
+    ends = [*rule.looks(width), width]
+    # Filler for the row that goes on where all have ended.
+    ids, within = padded([*completions, [0] * (T + len(ends) + 1)], "right", device)
+    lengths = torch.tensor([len(completion) for completion in completions], device=device)
+    logps, entropy, mask = (torch.zeros(ids.shape, device=device, dtype=dtype) for dtype in (None, None, torch.bool))
+    stopped, estimate = torch.zeros(N, dtype=torch.bool, device=device), torch.zeros(N, device=device)
+
+    def note(rows: Tensor, start: int, columns: Tensor) -> None:
+        """``[n, t, C]`` of the tokens from ``start`` on."""
+        part = slice(start, start + columns.shape[1])
+        logps[rows, part] = columns[..., 0].float()
+        mask[rows, part] = within[rows, part].bool()
+        if with_entropy:
+            entropy[rows, part] = columns[..., 1].float()
+
+    targets = ids.unsqueeze(-1)
+    asked = {"temperatures": [temperature], "with_entropy": with_entropy}
+    forward = partial(forward_logps, model, asked=asked)
+    for chunk in chunk_rows(prompts, completions, max_tokens_per_chunk, min_chunks):
+        rows = torch.tensor(chunk, device=device)
+        live = torch.ones_like(rows, dtype=torch.bool)
+        first, cache, attended = forward_prompts(
+            forward, [prompts[n] for n in chunk], targets[rows, :1], within[rows, :1]
+        )
+        position = attended.sum(1, keepdim=True)
+        note(rows, 0, first)
+        scored = 1
+        for end in ends:
+            # The inputs end one token before those they predict.
+            longest = int(lengths[rows[live]].max()) if live.any() else 0
+            inputs = slice(scored - 1, max(scored, min(end, longest) - 1))
+            predicted = slice(inputs.start + 1, inputs.stop + 1)
+            attended = torch.cat([attended, within[rows, inputs]], dim=1)
+            columns, _ = forward(
+                targets[rows, predicted],
+                within[rows, predicted],
+                lambda kept: kept,
+                input_ids=ids[rows, inputs],
+                attention_mask=attended,
+                position_ids=position + torch.arange(inputs.start, inputs.stop, device=device),
+                past_key_values=cache,
+                logits_to_keep=inputs.stop - inputs.start,
+                use_cache=True,
+            )
+            note(rows[live], scored, columns[live])
+            scored = predicted.stop
+            if end == ends[-1]:
+                break
+            gaps, scout_gaps = (other[rows, :T] - student_logps[rows] for other in (logps, scout_logps))
+            settled, supports = rule.look(gaps, scout_gaps, counted[rows], lengths[rows], scored)
+            settled &= live
+            stopped[rows[settled]], estimate[rows[settled]] = True, supports[settled].float()
+            live &= ~settled & (lengths[rows] > scored)
+            kept = live.nonzero().squeeze(1) if live.any() else torch.zeros(1, dtype=torch.long, device=device)
+            if len(kept) < len(rows):
+                cache.batch_select_indices(kept)
+                rows, live, attended, position = rows[kept], live[kept], attended[kept], position[kept]
+    return AbstainedScores(
+        logps=logps[:N, :T].masked_fill(~mask[:N, :T], 0.0),
+        mask=mask[:N, :T],
+        entropy=entropy[:N, :T].masked_fill(~mask[:N, :T], 0.0) if with_entropy else None,
+        top_ids=ids.new_zeros(N, T, 0),
+        top_logps=logps.new_zeros(N, T, 0),
+        stopped=stopped,
+        estimate=estimate,
+    )
 
 
 def _upcast(tensor: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def _columns(
     """``[N, T, C]`` of the ``[N, T, M]`` targets, as ``objectives.logprobs.logps_columns`` has it."""
 
     def forward(ids: Tensor, mask: Tensor, select: _Select, **inputs: Any) -> tuple[Tensor, Any]:
-        return forward_logps(model, ids, mask, select, asked, **inputs)
+        return forward_logps(model, ids, mask, select, asked=asked, **inputs)
 
     return _forwards(forward, prompts, completion_ids, completion_mask, targets, share_prompts=share_prompts)
 
@@ -139,6 +139,7 @@ def forward_logps(
     ids: Tensor,
     mask: Tensor,
     select: _Select,
+    *,
     asked: dict[str, Any],
     **inputs: Any,
 ) -> tuple[Tensor, Any]:
@@ -197,13 +198,40 @@ def _forwards(
             use_cache=False,
         )[0]
 
+    first, cache, prompt_mask = forward_prompts(forward, prompts, targets[:, :1], completion_mask[:, :1])
+    rest, _ = forward(
+        targets[:, 1:],
+        completion_mask[:, 1:],
+        lambda kept: kept[:, :-1],
+        input_ids=completion_ids,
+        attention_mask=torch.cat([prompt_mask, completion_mask.to(torch.long)], dim=1),
+        position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(T, device=device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return torch.cat([first, rest], dim=1)
+
+
+def forward_prompts(
+    forward: Callable[..., tuple[Tensor, Any]], prompts: Sequence[Sequence[int]], first_ids: Tensor, first_mask: Tensor
+) -> tuple[Tensor, Any, Tensor]:
+    """One forward of each distinct prompt, to be continued by every row that has it.
+
+    Args:
+        forward: as ``forward_logps`` with all but ids, mask, select and inputs given.
+        prompts: N token id sequences.
+        first_ids, first_mask: ``[N, 1, M]``, ``[N, 1]``, what to score in the place of the completions' first tokens.
+
+    Returns:
+        ``[N, 1, ...]`` of the first tokens; the cache, of N rows; ``[N, P]``, the mask of the prompts in it.
+    """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     position = {prompt: row for row, prompt in enumerate(distinct)}
-    of_row = torch.tensor([position[tuple(prompt)] for prompt in prompts], device=device)
-    prompt_ids, prompt_mask = padded(distinct, "left", device)
+    of_row = torch.tensor([position[tuple(prompt)] for prompt in prompts], device=first_ids.device)
+    prompt_ids, prompt_mask = padded(distinct, "left", first_ids.device)
     first, output = forward(
-        targets[:, :1],
-        completion_mask[:, :1],
+        first_ids,
+        first_mask,
         lambda kept: kept[of_row],
         input_ids=prompt_ids,
         attention_mask=prompt_mask,
@@ -211,19 +239,8 @@ def _forwards(
         logits_to_keep=1,
         use_cache=True,
     )
-    cache = output.past_key_values
-    cache.batch_select_indices(of_row)
-    rest, _ = forward(
-        targets[:, 1:],
-        completion_mask[:, 1:],
-        lambda kept: kept[:, :-1],
-        input_ids=completion_ids,
-        attention_mask=torch.cat([prompt_mask[of_row], completion_mask.to(torch.long)], dim=1),
-        position_ids=prompt_mask.sum(1)[of_row].unsqueeze(1) + torch.arange(T, device=device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return torch.cat([first, rest], dim=1)
+    output.past_key_values.batch_select_indices(of_row)
+    return first, output.past_key_values, prompt_mask[of_row]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def left(run: Path) -> dict[str, object]:
     """Name → bytes of weights and records, and the metrics; of the last checkpoint, too."""
     last = max(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
     files = [run / "model.safetensors", *(run / name for name in RECORDS)]
-    files += [last / "model.safetensors", last / "optimizer.pt", last / "scheduler.pt", last / "rng_state.pth"]
+    files += [last / "model.safetensors", last / "optimizer.pt", last / "scheduler.pt", *last.glob("rng_state*.pth")]
     files += sorted(file for file in (last / "sgsd").iterdir() if file.name != "state.json")
     return {str(file.relative_to(run)): file.read_bytes() for file in files} | {"metrics": metrics(run)}
 

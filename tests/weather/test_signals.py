@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from sgsd.training.callbacks import StopOnSignal
+from sgsd.training.state import last_complete_checkpoint
 
 from ..serving import chat, serving
-from .processes import Starter, wait_for_step
+from .processes import Starter, steps_recorded, wait_for_step
 from .recorded import differences
 
 
@@ -140,3 +144,58 @@ def test_a_second_signal_ends_a_step_that_hangs(flags, tmp_path):
         os.kill(process, signal.SIGTERM)
         assert starter.wait(process, 60) == -signal.SIGTERM
         over.set()
+
+
+def ranks_of(launched: subprocess.Popen) -> list[int]:
+    """The processes that ``accelerate launch`` has started."""
+    return [int(number) for number in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_processes_stop_after_the_same_step_whoever_gets_the_signal(flags, tmp_path):
+    run, whole, said = tmp_path / "run", tmp_path / "whole", tmp_path / "said.txt"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    launcher += [
+        "--num_processes",
+        "2",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    command = [*launcher, "-m", "sgsd.cli", "train", *flags, "--use_cpu", "true"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def start(*extra: object) -> subprocess.Popen:
+        with said.open("a") as output:
+            return subprocess.Popen(
+                [*command, *map(str, extra)], env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def finish(launched: subprocess.Popen) -> int:
+        try:
+            return launched.wait(900)
+        finally:
+            if launched.poll() is None:
+                os.killpg(launched.pid, signal.SIGKILL)
+
+    assert finish(start("--output_dir", whole)) == 0, said.read_text()[-5000:]
+    resume: tuple[str, ...] = ()
+    for after, whom in ((2, "launcher"), (6, "rank 1")):
+        launched = start("--output_dir", run, *resume)
+        while steps_recorded(run) < after and launched.poll() is None:
+            time.sleep(0.01)
+        process = launched.pid if whom == "launcher" else ranks_of(launched)[-1]
+        os.kill(process, signal.SIGTERM)
+        assert finish(launched) != 0
+        last = said.read_text().split("sgsd: SIGTERM ended the run after step ")[-1]
+        step = int(last.split()[0])
+        assert after <= step < 12
+        assert f"saved in {run / f'checkpoint-{step}'}; go on" in last
+        assert last_complete_checkpoint(run) == run / f"checkpoint-{step}"
+        resume = ("--resume",)
+    assert finish(start("--output_dir", run, *resume)) == 0
+    assert differences(run, whole) == []

@@ -20,6 +20,11 @@ _TILE_LOGITS = {"cpu": 6 * 2**20}
 _TILE_LOGITS_ELSEWHERE = 2**26
 
 
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """May be the logits themselves: not to be written to."""
+    return logits if temperature == 1 else logits / temperature
+
+
 class _SelectedLogps(torch.autograd.Function):
     """log softmax(logits / temperature)[ids], M ids a row; keeps logits and log-sum-exp only, and goes by tiles.
 
@@ -36,13 +41,13 @@ class _SelectedLogps(torch.autograd.Function):
         entropy = torch.empty_like(log_sum_exp) if with_entropy else None
         for start in range(0, len(ids), _TILE_ROWS):
             rows = slice(start, start + _TILE_ROWS)
-            tile = logits[rows].to(dtype) / temperature
+            tile = _scaled(logits[rows].to(dtype), temperature)
             log_sum_exp[rows] = tile.logsumexp(-1)
             logps[rows] = tile.gather(-1, ids[rows]) - log_sum_exp[rows, None]
             if entropy is not None:
                 # H = logsumexp(x) − Σ_v p_v x_v
                 probabilities = (tile - log_sum_exp[rows, None]).exp_()
-                entropy[rows] = log_sum_exp[rows] - (probabilities * tile).sum(-1)
+                entropy[rows] = log_sum_exp[rows] - probabilities.mul_(tile).sum(-1)
         ctx.save_for_backward(logits, ids, log_sum_exp)
         ctx.temperature = temperature
         if entropy is not None:
@@ -56,8 +61,8 @@ class _SelectedLogps(torch.autograd.Function):
         grad_logits = torch.empty_like(logits)
         for start in range(0, len(ids), _TILE_ROWS):
             rows = slice(start, start + _TILE_ROWS)
-            tile = logits[rows].to(log_sum_exp.dtype) / ctx.temperature
-            tile = tile.sub_(log_sum_exp[rows, None]).exp_().mul_(-grad[rows].sum(-1, keepdim=True))
+            tile = _scaled(logits[rows].to(log_sum_exp.dtype), ctx.temperature)
+            tile = (tile - log_sum_exp[rows, None]).exp_().mul_(-grad[rows].sum(-1, keepdim=True))
             tile.scatter_add_(-1, ids[rows], grad[rows])
             grad_logits[rows] = tile.to(logits.dtype)
         return grad_logits, None, None, None

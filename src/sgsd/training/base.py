@@ -337,12 +337,13 @@ class VerifiedTrainer(GRPOTrainer):
         )
 
     @contextmanager
-    def _teaching(self) -> Iterator[None]:
-        """The model computes with the teachers' weights, without gradient, inside this context."""
-        assert self.teacher_weights is not None
+    def _teaching(self, weights: TeacherWeights | None = None) -> Iterator[None]:
+        """The model computes with the teachers' weights, or others, without gradient, inside this context."""
+        weights = weights or self.teacher_weights
+        assert weights is not None
         with (
             torch.no_grad(),
-            self.teacher_weights.in_place(),
+            weights.in_place(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             self.accelerator.autocast(),
         ):

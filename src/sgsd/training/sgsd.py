@@ -21,22 +21,25 @@ import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
+from sgsd.abstention import AbstentionRule, score_until_settled
 from sgsd.bank import Ledger
 from sgsd.bank.credit import credit, trust
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
-from sgsd.objectives import SGSDLoss, correction_loss, local_support_loss, sgsd_loss, trusted_weights
+from sgsd.objectives import SGSDLoss
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
 from sgsd.scoring import Scores, chunk_count, score_completions
 from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
+from sgsd.training.losses import correction, published_loss
 from sgsd.training.maintenance import Maintenance, MaintenanceCallback, Window, WindowRecord
+from sgsd.training.pool_size import PoolSize, PoolSizeCallback
 from sgsd.training.record import RecordCallback, RunRecorder
 from sgsd.training.retirement import LedgerCallback
 from sgsd.training.rewards import VerifierReward, is_truncated, text_of
-from sgsd.training.state import saved_ledger, saved_window
+from sgsd.training.state import TeacherWeights, saved_ledger, saved_pool_size, saved_window
 from sgsd.training.writer import policy_writer, served_writer
 
 _STANCE_SIGNS = {-1: "-", 0: "0", 1: "+"}
@@ -94,6 +97,10 @@ class SGSDTrainer(VerifiedTrainer):
         )
         self.add_callback(RecordCallback(self.recorder))
         self.add_callback(LedgerCallback(self))
+        self._policy = TeacherWeights(self.model, "live")  # where the student is scored like a teacher
+        if self.args.target_active_teachers is not None:
+            self.pool_size = PoolSize(self.args.target_active_teachers, self.args.min_teachers, self.args.num_teachers)
+            self.add_callback(PoolSizeCallback(self.pool_size))
         self.maintenance = self._build_maintenance() if self.args.maintenance_frequency else None
         if self.maintenance is not None:
             self.add_callback(MaintenanceCallback(self, self.maintenance))
@@ -108,6 +115,8 @@ class SGSDTrainer(VerifiedTrainer):
         self.recorder.ledger = saved_ledger(checkpoint)
         if self.maintenance is not None and (window := saved_window(checkpoint)) is not None:
             self.maintenance.window = Window.from_json(window, source=str(checkpoint))
+        if self.pool_size is not None and (decided := saved_pool_size(checkpoint)) is not None:
+            self.pool_size.restore(decided, source=str(checkpoint))
 
     def hand_over(self) -> None:
         """Go on with GRPO's loss alone; the teachers are still scored, for the ledger."""
@@ -199,26 +208,29 @@ class SGSDTrainer(VerifiedTrainer):
         pools = self._teacher_pools([row["problem"] for row in inputs])
         mask = output["completion_mask"].bool()
         completions = [ids[kept].tolist() for ids, kept in zip(output["completion_ids"], mask, strict=True)]
-        scores = self._score_teachers(pools, completions)
-        B, K = len(pools), self.args.num_teachers
-        missing = output["completion_ids"].shape[1] - scores.logps.shape[1]
-        output["teacher_logps"] = torch.nn.functional.pad(scores.logps, (0, missing)).unflatten(0, (B, K))
-        for name, top in (("teacher_top_ids", scores.top_ids), ("teacher_top_logps", scores.top_logps)):
-            output[name] = torch.nn.functional.pad(top, (0, 0, 0, missing)).unflatten(0, (B, K))
-        weights = torch.tensor([pool.weights for pool in pools], device=mask.device)
-        output["teacher_weights"] = weights
-        output["teacher_trust"] = torch.tensor(
-            [[self._trust(pool, k) for k in range(K)] for pool in pools], device=mask.device
-        )
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
+        if self.args.abstain_early and self._num_teachers > 1:
+            teacher_logps, teacher_entropy = self._score_until_settled(pools, completions, output)
+        else:
+            teacher_logps, teacher_entropy = self._score_teachers(pools, completions, output)
+        B, _, T = teacher_logps.shape
+        missing = output["completion_ids"].shape[1] - T
+        output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, missing))
+        for name in ("teacher_top_ids", "teacher_top_logps"):
+            output[name] = torch.nn.functional.pad(output[name], (0, 0, 0, missing))
+        output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
+        output["teacher_trust"] = torch.tensor(
+            [[self._trust(pool, k) for k in range(self._num_teachers)] for pool in pools],
+            device=teacher_logps.device,
+        )
         if self._mode == "train":
             first_row = self.accelerator.process_index * B
             output["items"] = self.recorder.rollouts(pools, self.bank, inputs, first_row=first_row).to(mask.device)
         self._log_means(
             {
-                "sgsd/teachers_per_rollout": (weights > 0).float().sum(1).mean(),
+                "sgsd/teachers_per_rollout": (output["teacher_weights"] > 0).float().sum(1).mean(),
                 "sgsd/pairs_too_long": torch.tensor(float(sum(pool.too_long for pool in pools)), device=mask.device),
-                "sgsd/teacher_entropy": _mean_entropy(scores, weights.flatten() > 0),
+                "sgsd/teacher_entropy": teacher_entropy,
             }
         )
         if self.log_completions:
@@ -228,6 +240,11 @@ class SGSDTrainer(VerifiedTrainer):
             names = [[f"{pair.skill.id} {pair.mistake.id}" for pair in pool.pairs] for pool in pools]
             self._logs["extra"]["pairs"].extend(gather_object(names))
         return output
+
+    @property
+    def _num_teachers(self) -> int:
+        """K, the same on all processes."""
+        return self.args.num_teachers if self.pool_size is None else self.pool_size.size
 
     def _trust(self, pool: TeacherPool, k: int) -> float:
         """By what the ledger knows before this batch; it is the same on all processes."""
@@ -239,48 +256,153 @@ class SGSDTrainer(VerifiedTrainer):
     def _teacher_pools(self, problems: list[str]) -> list[TeacherPool]:
         """One pool per rollout; the G rollouts of a problem share one."""
         distinct = list(dict.fromkeys(problems))
-        retrievals = self.retriever.retrieve(distinct, self.bank, self.args.num_teachers)
+        retrievals = self.retriever.retrieve(distinct, self.bank, self._num_teachers)
         pools = {
             problem: build_pool(
                 problem,
                 retrieval,
                 self.renderer,
-                num_teachers=self.args.num_teachers,
+                num_teachers=self._num_teachers,
                 max_prompt_length=self.max_prompt_length,
             )
             for problem, retrieval in zip(distinct, retrievals, strict=True)
         }
         return [pools[problem] for problem in problems]
 
-    def _score_teachers(self, pools: list[TeacherPool], completions: list[list[int]]) -> Scores:
-        """Of B · K completions: each rollout's, by all its teachers."""
-        K = self.args.num_teachers
+    def _score_teachers(
+        self, pools: list[TeacherPool], completions: list[list[int]], output: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """``[B, K, T]`` log-probabilities, and the real teachers' mean entropy over completion tokens.
+
+        ``output`` gets what each teacher finds likeliest, ``[B, K, T, M]``; nothing where the objective asks for none.
+        """
+        B, K = len(pools), self._num_teachers
         prompts = [prompt for pool in pools for prompt in pool.prompts]
         repeated = [completion for completion in completions for _ in range(K)]
-        budget = self.args.max_tokens_per_chunk
-        share_prompts = self._share_prompts  # asked before the teachers' weights put the model into evaluation mode
-        own_chunks = torch.tensor(
-            [chunk_count(prompts, repeated, max_tokens_per_chunk=budget)], device=self.accelerator.device
+        top_tokens = min(self.args.teacher_top_tokens, self.model.config.get_text_config().vocab_size)
+        scores = self._score(
+            prompts,
+            repeated,
+            with_entropy=self.args.log_teacher_entropy,
+            top_tokens=0 if self.args.objective == "gated" else top_tokens,
         )
+        output["teacher_top_ids"] = scores.top_ids.unflatten(0, (B, K))
+        output["teacher_top_logps"] = scores.top_logps.unflatten(0, (B, K))
+        return scores.logps.unflatten(0, (B, K)), self._mean_entropy(pools, [scores])
+
+    def _score_until_settled(
+        self, pools: list[TeacherPool], completions: list[list[int]], output: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """As ``_score_teachers``, but teachers whose supports are settled are ``stopped``, which ``output`` tells.
+
+        In place of what was not scored stand the student's log-probabilities, moved by the teacher's
+        ``settled_support``. The student is scored once more for it, and each rollout's first teacher in full.
+        """
+        B, others = len(pools), self._num_teachers - 1
+        prompt_masks = output["prompt_mask"].bool()
+        own_prompts = [ids[kept].tolist() for ids, kept in zip(output["prompt_ids"], prompt_masks, strict=True)]
+        student = self._score(own_prompts, completions, weights=self._policy)
+        with_entropy = self.args.log_teacher_entropy
+        scout = self._score([pool.prompts[0] for pool in pools], completions, with_entropy=with_entropy)
+        T = student.logps.shape[1]
+        prompts = [prompt for pool in pools for prompt in pool.prompts[1:]]
+        repeated = [completion for completion in completions for _ in range(others)]
+        chunks, width = self._on_all_ranks(self._chunk_count(prompts, repeated), T)
         with self._teaching():
-            return score_completions(
+            scores = score_until_settled(
                 self.model,
                 prompts,
                 repeated,
+                *(part.repeat_interleave(others, 0) for part in (student.logps, scout.logps)),
+                output["score_mask"][:, :T].repeat_interleave(others, 0),
+                AbstentionRule(
+                    self.args.support_threshold,
+                    self.args.support_clip,
+                    self.args.abstain_error,
+                    self.args.abstain_first_look,
+                ),
+                width=width,
                 temperature=self.args.score_temperature,
-                max_tokens_per_chunk=budget,
-                with_entropy=self.args.log_teacher_entropy,
-                top_tokens=self._top_tokens,
+                max_tokens_per_chunk=self.args.max_tokens_per_chunk,
+                with_entropy=with_entropy,
+                min_chunks=chunks,
+            )
+        output["teacher_top_ids"] = scores.top_ids.new_zeros(B, 1 + others, T, 0)
+        output["teacher_top_logps"] = scores.top_logps.new_zeros(B, 1 + others, T, 0)
+        output["stopped"] = torch.nn.functional.pad(scores.stopped.view(B, others), (1, 0))
+        output["settled_support"] = torch.nn.functional.pad(scores.estimate.view(B, others), (1, 0))
+        scored = torch.cat([scout.mask.unsqueeze(1), scores.mask.view(B, others, T)], 1)
+        logps = torch.cat([scout.logps.unsqueeze(1), scores.logps.view(B, others, T)], 1)
+        unscored = student.logps.unsqueeze(1) + output["settled_support"].unsqueeze(-1)
+        self._log_saved(pools, own_prompts, student.mask, scored, output["stopped"])
+        return torch.where(scored, logps, unscored), self._mean_entropy(pools, [scout, scores])
+
+    def _log_saved(
+        self,
+        pools: list[TeacherPool],
+        own_prompts: list[list[int]],
+        completed: Tensor,
+        scored: Tensor,
+        stopped: Tensor,
+    ) -> None:
+        """What early abstention saved, of what real teachers' full scoring would have cost."""
+        real = torch.tensor([pool.weights for pool in pools], device=scored.device) > 0
+        tokens = (completed.sum(1, keepdim=True) * real).sum()
+        saved = tokens - (scored.sum(2) * real).sum()
+        shown = {tuple(prompt) for pool in pools for prompt in pool.prompts[: len(pool.pairs)]}
+        once_more = completed.sum() + sum(map(len, set(map(tuple, own_prompts))))
+        self._log_means(
+            {
+                "sgsd/abstention/stopped_share": stopped[real].float().mean(),
+                "sgsd/abstention/tokens_saved": saved / tokens,
+                "sgsd/abstention/work_saved": (saved - once_more) / (tokens + sum(map(len, shown))),
+            }
+        )
+
+    def _score(
+        self,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        *,
+        weights: TeacherWeights | None = None,
+        with_entropy: bool = False,
+        top_tokens: int = 0,
+    ) -> Scores:
+        """In full, by the teachers' weights or others, in as many forwards as any rank needs."""
+        share_prompts = self._share_prompts  # asked before the teachers' weights put the model into evaluation mode
+        (chunks,) = self._on_all_ranks(self._chunk_count(prompts, completions))
+        with self._teaching(weights):
+            return score_completions(
+                self.model,
+                prompts,
+                completions,
+                temperature=self.args.score_temperature,
+                max_tokens_per_chunk=self.args.max_tokens_per_chunk,
+                with_entropy=with_entropy,
+                top_tokens=top_tokens,
                 share_prompts=share_prompts,
-                min_chunks=int(gather(own_chunks).max()),
+                min_chunks=chunks,
             )
 
-    @property
-    def _top_tokens(self) -> int:
-        """Of each teacher's distributions that the objective needs."""
-        if self.args.objective == "gated":
-            return 0
-        return min(self.args.teacher_top_tokens, self.model.config.get_text_config().vocab_size)
+    def _chunk_count(self, prompts: list[list[int]], completions: list[list[int]]) -> int:
+        return chunk_count(prompts, completions, max_tokens_per_chunk=self.args.max_tokens_per_chunk)
+
+    def _on_all_ranks(self, *counts: int) -> list[int]:
+        """The most of each count on any rank."""
+        return gather(torch.tensor([counts], device=self.accelerator.device)).amax(0).tolist()
+
+    def _mean_entropy(self, pools: list[TeacherPool], scored: list[Scores]) -> Tensor:
+        """Of real teachers, over the tokens scored; ``scored`` are of the next one or more teachers of each pool."""
+        entropies: list[Tensor] = []
+        first = 0
+        for scores in scored:
+            K = scores.logps.shape[0] // len(pools)
+            weights = [weight for pool in pools for weight in pool.weights[first : first + K]]
+            first += K
+            if scores.entropy is not None:
+                real = torch.tensor(weights, device=scores.logps.device) > 0
+                entropies.append(scores.entropy[scores.mask & real.unsqueeze(1)])
+        return torch.cat(entropies).mean() if entropies else torch.tensor(torch.nan)
 
     # ---- loss
 
@@ -289,11 +411,23 @@ class SGSDTrainer(VerifiedTrainer):
         passes = self._student_logps(model, inputs, self._temperatures, others=likeliest)
         logps, _ = passes[0]
         student_logps = logps[..., 0]
-        result = self._published_loss(inputs, logps)
-        loss = self._objective(model, inputs, logps, passes[-1], result)
+        result = published_loss(self.args, inputs, logps, self._teacher_logps(inputs, student_logps))
+        teaching = result.loss
+        if self.args.objective == "correction":
+            teaching, logged = correction(self.args, inputs, logps)
+            self._log_means(logged)
+        steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
+        loss = self.args.sgsd_weight * teaching / steps
+        grpo_logps, entropy = passes[-1]  # at the temperature of GRPO's loss, where that is part of it
+        if self.args.grpo_weight:
+            loss = loss + self.args.grpo_weight * self._grpo_loss(model, inputs, grpo_logps[..., 0], entropy)
+        else:
+            self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
         self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
         self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
         self._fill_stances(inputs["row"], result)
+        if self.pool_size is not None:
+            self._count_active(self.pool_size, inputs["teacher_weights"] > 0, result.stance != 0)
         if self._mode == "train":
             self.recorder.observe(self.state.global_step + 1, inputs, result, student_logps)
         return loss
@@ -304,63 +438,19 @@ class SGSDTrainer(VerifiedTrainer):
         own = self.args.score_temperature
         return list(dict.fromkeys([own, self.temperature])) if self.args.grpo_weight else [own]
 
-    def _objective(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        logps: Tensor,
-        grpo_pass: tuple[Tensor, Tensor],
-        result: SGSDLoss,
-    ) -> Tensor:
-        """The loss, divided by the accumulation steps: of the teachers, and of GRPO.
+    def _teacher_logps(self, inputs: dict[str, Tensor], student_logps: Tensor) -> Tensor:
+        """``[B, K, T]``; a stopped teacher's support is inside the dead zone, wherever the student has moved since."""
+        if "stopped" not in inputs:
+            return inputs["teacher_logps"]
+        settled = student_logps.detach().unsqueeze(1) + inputs["settled_support"].unsqueeze(-1)
+        return torch.where(inputs["stopped"].unsqueeze(-1), settled, inputs["teacher_logps"])
 
-        Args:
-            model, inputs: as for ``_compute_loss``.
-            logps: ``[B, T, 1 + K · M]``, of the sampled tokens and of those that teachers find likeliest.
-            grpo_pass: the same and the entropies, at the temperature of GRPO's loss where that is part of it.
-            result: of the published loss.
-        """
-        steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
-        teaching = self._correction(inputs, logps) if self.args.objective == "correction" else result.loss
-        loss = self.args.sgsd_weight * teaching / steps
-        if self.args.grpo_weight:
-            sampled = grpo_pass[0][..., 0]
-            return loss + self.args.grpo_weight * self._grpo_loss(model, inputs, sampled, grpo_pass[1])
-        self._log_means({"entropy": grpo_pass[1][inputs["completion_mask"].bool()].mean()})
-        return loss
-
-    def _published_loss(self, inputs: dict[str, Tensor], logps: Tensor) -> SGSDLoss:
-        """Equations (1) to (6), on the full vocabulary or on each teacher's local support."""
-        rows = inputs["score_mask"], inputs["outcome"], inputs["teacher_weights"]
-        tau, clip, threshold = self.args.gate_tau, self.args.support_clip, self.args.support_threshold
-        if self.args.objective != "local":
-            gate, polarity = self.args.use_gate, self.args.use_polarity
-            return sgsd_loss(
-                logps[..., 0], inputs["teacher_logps"], *rows, tau=tau, clip=clip, threshold=threshold,
-                use_gate=gate, use_polarity=polarity,
-            )  # fmt: skip
-        sampled = logps[:, None, :, :1].expand(-1, self.args.num_teachers, -1, -1)
-        students = torch.cat([sampled, self._by_teacher(inputs, logps)], dim=-1)
-        teachers = torch.cat([inputs["teacher_logps"].unsqueeze(-1), inputs["teacher_top_logps"]], dim=-1)
-        # The sampled token is in the support once, whether it is among the likeliest or not.
-        others = inputs["teacher_top_ids"] != inputs["completion_ids"][:, None, :, None]
-        in_support = torch.cat([torch.ones_like(others[..., :1]), others], dim=-1)
-        return local_support_loss(students, teachers, in_support, *rows, tau=tau, clip=clip, threshold=threshold)
-
-    @staticmethod
-    def _by_teacher(inputs: dict[str, Tensor], logps: Tensor) -> Tensor:
-        """``[B, K, T, M]``: the student's log-probabilities of each teacher's likeliest tokens."""
-        _, K, _, M = inputs["teacher_top_ids"].shape
-        return logps[..., 1:].unflatten(-1, (K, M)).transpose(1, 2)
-
-    def _correction(self, inputs: dict[str, Tensor], logps: Tensor) -> Tensor:
-        """The mean over rows of equation (7)."""
-        students, teachers = self._by_teacher(inputs, logps), inputs["teacher_top_logps"]
-        weights = trusted_weights(inputs["teacher_weights"], inputs["teacher_trust"])
-        outcome = -inputs["outcome"].abs() if self.args.correct_all else inputs["outcome"]
-        loss = correction_loss(students, teachers, inputs["score_mask"], outcome, weights)
-        self._log_means({"sgsd/trust": weights.sum(1).mean(), "sgsd/correction": loss[outcome < 0].mean()})
-        return loss.mean()
+    def _count_active(self, pool_size: PoolSize, real: Tensor, stance: Tensor) -> None:
+        """Tell ``pool_size`` how many teachers of all ranks' rollouts take a stance."""
+        active = real & stance
+        self._log_means({"sgsd/active_per_rollout": active.float().sum(1).mean()})
+        if self._mode == "train":
+            pool_size.observe(*gather(torch.stack([active.sum(), real.sum()]).unsqueeze(0)).sum(0).tolist())
 
     # ---- logs
 
@@ -375,8 +465,3 @@ class SGSDTrainer(VerifiedTrainer):
         cells = self._stance_cells[self._mode]
         for row, stances in zip(gather(rows).tolist(), gather(result.stance.contiguous()).tolist(), strict=True):
             cells[row][:] = [_STANCE_SIGNS[int(stance)] for stance in stances]
-
-
-def _mean_entropy(scores: Scores, real: Tensor) -> Tensor:
-    """Of the completion tokens under real teachers, of those rows; NaN unless it was asked for."""
-    return torch.tensor(torch.nan) if scores.entropy is None else scores.entropy[scores.mask & real.unsqueeze(1)].mean()

@@ -51,7 +51,9 @@ def main() -> None:
         learning_rate=0.05,
         lr_scheduler_type="constant",
         max_steps=3,
-        temperature=1.0, top_p=1.0, top_k=0,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
     )
     print("the engine has started", flush=True)
     trainer.train()
