@@ -110,7 +110,7 @@ def test_what_was_not_seen_and_does_not_count_is_never_read():
     st.floats(0, 3),
     st.integers(1, 59),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_without_an_error_no_stopped_teacher_would_have_taken_a_stance(gaps, threshold, seen):
     rule = AbstentionRule(threshold, CLIP, error=0.0)
     x = torch.tensor([gaps], dtype=torch.float64)
