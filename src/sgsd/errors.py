@@ -30,7 +30,8 @@ class SGSDError(Exception):
             details.append(f"expected {expected}")
         if remedy is not None:
             details.append(remedy)
-        super().__init__(": ".join([what, "; ".join(details)]) if details else what)
+        message = ": ".join([what, "; ".join(details)]) if details else what
+        super().__init__("\\n".join(message.splitlines()))  # what was found may have line breaks
 
 
 class ConfigError(SGSDError, ValueError):

@@ -14,10 +14,11 @@ import json
 import os
 import time
 from fractions import Fraction
+from unittest import mock
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trl import ModelConfig
 
@@ -285,8 +286,15 @@ YAML_VALUE = st.one_of(
         st.sampled_from(["!!python/object/apply:os.system ['true']", "a: &a [*a]", "a: *b", "? [x]\n: 1", "- 1", "\t"]),
     )
 )
+@example('"a\\nb": 3')
+@example('verifier_options: "a\\nb"')
+@example('instruction: "\\U00110000"')
+@example("seed: 2001-99-99")
+@example("seed: " + "[" * 5000)
+@example("env: {'': x}")
 def test_a_configuration_is_read_or_refused(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    outcome = refused(parse_settings, ["--config", str(file), "--bf16", "false", "--output_dir", "run"])
+    with mock.patch.dict(os.environ):  # a file may set environment variables
+        outcome = refused(parse_settings, ["--config", str(file), "--bf16", "false", "--output_dir", "run"])
     assert not str(outcome).startswith("unknown argument")  # the file is what is read

@@ -111,7 +111,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
         run, training, model = parser.parse_args_and_config(arguments)
     except ConfigError:
         raise
-    except (ValueError, TypeError, ImportError) as error:  # TRL's own checks of its own settings
+    except (ValueError, TypeError, ImportError, OSError) as error:  # TRL's own checks; OSError: names in env
         raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
     return run, training, model
 
