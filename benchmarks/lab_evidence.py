@@ -1,4 +1,4 @@
-"""The lab experiments behind docs/evidence.md: python benchmarks/lab_evidence.py run|table|figure
+"""The lab experiments behind docs/evidence.md: python benchmarks/lab_evidence.py run|table|sweeps|figure
 
 Each run is one ``sgsd lab run``; its accuracy curve, command, commit and versions become a line of
 ``results/lab/LAB-CELL.jsonl``. A run whose command is in any of these files is not made again.
@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "lab"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 """Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
-ADVANTAGE = ("--objective", "advantage", "--teacher", "frozen", "--grpo_weight", "1")
 CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1")
 SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION}
 FLIPS = (0.1, 0.2, 0.3)
@@ -48,15 +47,15 @@ def sgsd(*train: str, what: str, lab: tuple[str, ...] = (), pairs: tuple[int, in
     return Cell(lab, train, what, pairs)
 
 
-def sweeps() -> dict[str, Cell]:
-    """Misleading shares of 0 to 75 % at K = 4, and verdicts of which 10 to 30 % are wrong."""
+def sweep_cells() -> dict[str, Cell]:
+    """Misleading shares of 0 to 100 % at K = 4, and verdicts of which 10 to 30 % are wrong."""
     cells: dict[str, Cell] = {}
     for name, train in SWEPT.items():
         method = ("--method", "grpo") if name == "grpo" else ()
         for flips in FLIPS:
             what = f"{name}, {flips:.0%} of verdicts wrong"
             cells[f"{name}-flips-{flips:.0%}".rstrip("%")] = Cell((*method, "--flips", f"{flips:g}"), train, what)
-        for misleading in range(4) if name != "grpo" else ():
+        for misleading in range(5) if name != "grpo" else ():
             what = f"{name}, {misleading} of 4 pairs misleading"
             cells[f"{name}-misleading-{misleading}"] = Cell((), train, what, (4 - misleading, misleading))
     return cells
@@ -72,22 +71,19 @@ CELLS = {
     "sgsd-no-clip": sgsd("--support_clip", "1000", "--support_threshold", "0", what="SGSD without clip and dead zone"),
     "sgsd-no-gate": sgsd("--use_gate", "false", what="SGSD without gate (squared gap)"),
     "sgsd-no-polarity": sgsd("--use_polarity", "false", what="SGSD without polarity"),
+    "sgsd-local": sgsd("--objective", "local", "--teacher_top_tokens", "10", what="SGSD, local support of 10 tokens"),
     "sgsd-k1": sgsd(lab=("--k", "1"), what="SGSD, K = 1"),
     "sgsd-k8": sgsd(pairs=(4, 4), what="SGSD, K = 8, half of the pairs misleading"),
     "mixed-loss": sgsd(
         "--teacher", "frozen", "--grpo_weight", "1", "--sgsd_weight", "4", what="GRPO's loss + 4 × SGSD's, frozen"
     ),
-    "advantage": sgsd(*ADVANTAGE, what="advantage"),
-    "advantage-equal": sgsd(*ADVANTAGE, "--teacher_trust", "equal", what="advantage, all teachers trusted alike"),
-    "advantage-live": sgsd(*ADVANTAGE, "--teacher", "live", what="advantage, live teacher"),
-    "advantage-alone": sgsd(*ADVANTAGE, "--grpo_weight", "0", what="advantage, without GRPO's"),
     "correction": sgsd(*CORRECTION, what="correction"),
     "correction-all": sgsd(*CORRECTION, "--correct_all", "true", what="correction, of successes too"),
     "correction-equal": sgsd(*CORRECTION, "--teacher_trust", "equal", what="correction, all teachers trusted alike"),
     "correction-live": sgsd(*CORRECTION, "--teacher", "live", what="correction, live teacher"),
     "correction-alone": sgsd(*CORRECTION, "--grpo_weight", "0", what="correction, without GRPO's loss"),
     "correction-top-1": sgsd(*CORRECTION, "--teacher_top_tokens", "1", what="correction, likeliest token alone"),
-    **sweeps(),
+    **sweep_cells(),
 }
 
 
@@ -163,12 +159,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean of shares in %, and Student's 95 % interval over seeds; of one or two seeds, what each gave."""
-    percent = [100 * value for value in values]
-    if len(percent) < 3:
-        return ", ".join(f"{value:.0f}" for value in percent)
-    half = stats.t.ppf(0.975, len(percent) - 1) * stdev(percent) / len(percent) ** 0.5
-    return f"{mean(percent):.0f} ± {half:.0f}"
+    """Mean and Student's 95 % interval over seeds; of one or two seeds, what each gave."""
+    if len(values) < 3:
+        return ", ".join(f"{value:.0f}" for value in values)
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):.0f} ± {half:.0f}"
 
 
 def table(options: argparse.Namespace) -> None:
@@ -179,13 +174,13 @@ def table(options: argparse.Namespace) -> None:
             "| method | learning rate | seeds | step 100 | step 200 | step 300 | fell | steps to 60 % | to GRPO's end |"
         )
         print("|---|---|---|---|---|---|---|---|---|")
-        for name in options.cells or CELLS:
+        for name in options.cells or [name for name in CELLS if name not in sweep_cells()]:
             for learning_rate in options.learning_rates:
                 runs = [r for r in stored(lab, name) if r["learning_rate"] == learning_rate]
                 if not runs:
                     continue
                 curves = [{int(step): value for step, value in r["accuracy"].items()} for r in runs]
-                steps = [interval([curve[step] for curve in curves]) for step in (100, 200, 300)]
+                steps = [interval([100 * curve[step] for curve in curves]) for step in (100, 200, 300)]
                 fell = sum(curve[300] < curve[0] for curve in curves)
                 reference = "grpo" + re.sub("^.*?(-flips-.*)?$", r"\1", name)
                 goals = [r for r in stored(lab, reference) if r["learning_rate"] == learning_rate]
@@ -195,10 +190,33 @@ def table(options: argparse.Namespace) -> None:
                 print("| " + " | ".join([*cells, *reached]) + " |")
 
 
+def sweeps(options: argparse.Namespace) -> None:
+    """Markdown: accuracy after 300 steps along misleading shares and wrong verdicts, and the number of seeds."""
+    for kind, values in (("misleading", range(5)), ("flips", (0, *(round(100 * flips) for flips in FLIPS)))):
+        shown = [f"{value} of 4 misleading" if kind == "misleading" else f"{value} % wrong" for value in values]
+        print("| lab | method | learning rate |", " | ".join(shown), "|")
+        print("|---|---|---|" + "---|" * len(shown))
+        for lab in options.labs:
+            for method in SWEPT:
+                for learning_rate in options.learning_rates:
+                    names = [
+                        f"{method}-{kind}-{value}" if f"{method}-{kind}-{value}" in CELLS else method
+                        for value in values
+                    ]
+                    found = [[r for r in stored(lab, name) if r["learning_rate"] == learning_rate] for name in names]
+                    if any(found[1:]) and (kind == "flips" or method != "grpo"):
+                        cells = [
+                            f"{interval([100 * r['accuracy']['300'] for r in runs])} ({len(runs)})" if runs else ""
+                            for runs in found
+                        ]
+                        print(f"| {lab} | {CELLS[method].what} | {learning_rate:g} |", " | ".join(cells), "|")
+        print()
+
+
 def first_steps(curves: Sequence[dict[int, float]], goal: float) -> str:
     """The step at which each curve is first at the goal, as ``interval`` writes it, and how many never are."""
     first = [min((step for step, value in curve.items() if value >= goal), default=None) for curve in curves]
-    reached = [step / 100 for step in first if step is not None]
+    reached = [step for step in first if step is not None]
     missed = f"{len(first) - len(reached)} never" if len(reached) < len(first) else ""
     return "; ".join(filter(None, [interval(reached) if reached else "", missed]))
 
@@ -244,7 +262,7 @@ def figure(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("run", "table", "figure"))
+    parser.add_argument("action", choices=("run", "table", "sweeps", "figure"))
     parser.add_argument("--cells", nargs="+", choices=CELLS, help="default: all")
     parser.add_argument("--labs", nargs="+", choices=LABS, default=list(LABS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, exclusive")
@@ -252,7 +270,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "lab.svg", help="of the figure")
     options = parser.parse_args()
-    {"run": run, "table": table, "figure": figure}[options.action](options)
+    {"run": run, "table": table, "sweeps": sweeps, "figure": figure}[options.action](options)
 
 
 if __name__ == "__main__":
