@@ -21,7 +21,7 @@ GLOO = {False: ("--cpu",), True: ("--multi_gpu",)}
 START = 180  # seconds that imports may take on a busy machine
 
 
-def launch(folder: Path, processes: int, *flags: str, timeout: float = 240, **cases: dict) -> dict[str, list[dict]]:
+def launch(folder: Path, processes: int, *flags: str, timeout: float = 600, **cases: dict) -> dict[str, list[dict]]:
     """Train each case in ``scripts/ranks.py``, one after the other in the same processes.
 
     Args:
@@ -50,13 +50,10 @@ def watched(
     processes are ended, and the test fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--main_process_port", str(free_port()), "--num_processes", str(processes)),
         *(flags or (*GLOO[processes > 1], "--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1")),
-        *("--num_processes", str(processes), "--main_process_port", str(port)),
         *(str(script), *arguments),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -81,6 +78,12 @@ def watched(
         pytest.fail(f"deadlock: {processes} processes were not done after {timeout:.0f} s\n{said[-12000:]}")
     assert launched.returncode == 0, said[-8000:]
     return said
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def show_stacks(folder: Path) -> None:

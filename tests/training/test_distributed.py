@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import threading
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +19,11 @@ from sgsd.errors import ConfigError
 from sgsd.training.state import refuse_partitioned_copies
 
 from ..serving import serving
-from .launching import SCRIPTS, launch, watched
+from .launching import GLOO, SCRIPTS, free_port, launch, watched
 from .test_maintenance import StubWriter, answered_by
 from .tiny import make_bank
 
+pytestmark = pytest.mark.timeout(900)
 ROWS = 4  # of a micro-batch, on all processes
 GROUPS = {"num_generations": 2, "gradient_accumulation_steps": 2}  # shared prompts: two forwards a step under DDP
 ALIKE = {
@@ -290,6 +292,27 @@ def test_the_watchdog_sees_a_trainer_that_waits_on_one_rank(tmp_path):
     with pytest.raises(pytest.fail.Exception, match="deadlock: 2 processes") as failure:
         launch(tmp_path, 2, timeout=60, **of(2, {"broken": {"mistake": "waits"}}))
     assert "wait_for_nobody" in str(failure.value)
+
+
+@pytest.mark.slow
+def test_two_machines_find_each_other(tmp_path):
+    """Two launchers on this one, with the flags that docs/scaling.md gives to two machines."""
+    with ThreadPool(2) as pool:
+        flags = [(*GLOO[True], "--num_machines", "2", "--machine_rank", str(rank)) for rank in range(2)]
+        meeting = ("--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()))
+        said = pool.starmap(
+            lambda rank, flags: watched(
+                tmp_path / str(rank),
+                2,
+                SCRIPTS / "collectives.py",
+                str(tmp_path / str(rank)),
+                "equal",
+                flags=(*flags, *meeting),
+                timeout=120,
+            ),
+            enumerate(flags),
+        )
+    assert [text.count("done") for text in said] == [1, 1]
 
 
 # ---- bank and ledger

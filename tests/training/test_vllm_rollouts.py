@@ -1,6 +1,7 @@
 """Rollouts from vLLM through TRL: what it is asked, and that they are scored and trained on as any others.
 
-A stand-in takes the place of TRL's ``VLLMGeneration``; the last tests are of vLLM itself, where it is installed.
+A stand-in takes the place of TRL's ``VLLMGeneration``; the last tests are of vLLM itself, where it is installed. There
+run this file with ``-W ignore``: vLLM's imports warn.
 """
 
 from __future__ import annotations
