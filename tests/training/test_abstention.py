@@ -170,7 +170,8 @@ def stopped_after(trainer, batch, row, k):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"abstain_early": True, "objective": "advantage"}, "does not go with objective"),
+        ({"abstain_early": True, "objective": "correction"}, "does not go with objective"),
+        ({"abstain_early": True, "objective": "local"}, "does not go with objective"),
         ({"abstain_early": True, "support_threshold": 0.0}, "dead zone"),
         ({"abstain_early": True, "num_teachers": 1}, "nobody to stop"),
         ({"abstain_error": 0.5}, "abstain_error"),
@@ -277,6 +278,8 @@ def test_processes_call_the_same_collectives_whoever_is_stopped_on_each(two, cas
     """A sharded model gathers its weights in every forward: a rank that makes fewer hangs the others."""
     first, second = two[case]
     assert first["collectives"] == second["collectives"]
+    assert first["forwards"] == second["forwards"]
+    assert all(first["forwards"])
     for mine, other in zip(first["weights"], second["weights"], strict=True):
         assert torch.equal(mine, other)
     logged = first["logs"][:3]
@@ -293,6 +296,6 @@ def test_two_processes_stop_the_teachers_that_one_does(two, tmp_path):
     for name, (one,) in ones.items():
         for rank in two[name]:
             torch.testing.assert_close(rank["gradients"][0], one["gradients"][0], rtol=0, atol=1e-5)
-            for metric in ("sgsd/abstention/stopped_share", "sgsd/active_per_rollout", "sgsd/loss"):
+            for metric in ("sgsd/teachers_per_rollout", "sgsd/active_per_rollout", "sgsd/loss"):
                 logged = [run["logs"][0].get(metric) for run in (rank, one)]
                 assert logged[0] == pytest.approx(logged[1], abs=1e-5)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -234,20 +235,20 @@ MISTAKES = {"waits": wait_for_nobody}
 
 def count_forwards(trainer, forwards, own_chunks) -> None:
     """One entry a step: the forwards that the teachers took, and the chunks that this rank's rollouts needed."""
-    score = trainer._score_teachers
 
-    def counted(pools, completions):
+    def counted(score, pools, completions, output):
         prompts = [prompt for pool in pools for prompt in pool.prompts]
         repeated = [completion for completion in completions for _ in range(len(pools[0].prompts))]
         own_chunks.append(chunk_count(prompts, repeated, max_tokens_per_chunk=trainer.args.max_tokens_per_chunk))
         forwards.append(0)
         handle = trainer.model.register_forward_pre_hook(lambda *_: forwards.append(forwards.pop() + 1))
         try:
-            return score(pools, completions)
+            return score(pools, completions, output)
         finally:
             handle.remove()
 
-    trainer._score_teachers = counted
+    for name in ("_score_teachers", "_score_until_settled"):
+        setattr(trainer, name, partial(counted, getattr(trainer, name)))
 
 
 if __name__ == "__main__":
