@@ -69,8 +69,8 @@ VARIANTS = {
 class Step:
     """A model and one batch of random tokens."""
 
-    def __init__(self, model: Any, shape: Shape) -> None:
-        self.shape, self.model = shape, model
+    def __init__(self, model: Any, shape: Shape, budget: int) -> None:
+        self.shape, self.model, self.budget = shape, model, budget
         generator = torch.Generator().manual_seed(0)
         draw = lambda rows, length: torch.randint(3, 49_000, (rows, length), generator=generator)  # noqa: E731
         problems = shape.B // shape.G
@@ -104,7 +104,7 @@ class Step:
             self.model,
             self.teacher_prompts.tolist(),
             self.repeated.tolist(),
-            max_tokens_per_chunk=BUDGET,
+            max_tokens_per_chunk=self.budget,
             with_entropy=True,
             share_prompts=share_prompts,
         ).logps.view(B, K, -1)
@@ -121,7 +121,7 @@ class Step:
         return self.ours(shared=False)
 
     def floor(self) -> tuple[Tensor, Tensor | None]:
-        rows = max(1, BUDGET // (self.shape.teacher_prompt + self.shape.completion))
+        rows = max(1, self.budget // (self.shape.teacher_prompt + self.shape.completion))
         with torch.no_grad():
             for prompts, completions in zip(self.teacher_prompts.split(rows), self.repeated.split(rows), strict=True):
                 self._head(self._body(prompts, completions))
@@ -142,10 +142,10 @@ class Step:
             self.model.lm_head(tile)
 
 
-def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int) -> None:
+def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int, budget: int) -> None:
     """A variant's process: a step for every word from the parent, until ``None``."""
     torch.set_num_threads(threads)
-    step = Step(model, shape)
+    step = Step(model, shape, budget)
     reset = reset_peak()
     while connection.recv() is not None:
         began, computing = time.perf_counter(), time.process_time()
@@ -174,13 +174,15 @@ def peak_bytes(was_reset: bool) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def measure(model: Any, shape: Shape, variants: list[str], rounds: int, warm_up: int, threads: int) -> dict[str, Any]:
+def measure(
+    model: Any, shape: Shape, variants: list[str], rounds: int, warm_up: int, threads: int, budget: int
+) -> dict[str, Any]:
     """Seconds of each round and peak bytes by variant, ``difference``: the most that teachers' scores differ."""
     context = multiprocessing.get_context("fork")  # the weights are loaded once, and count in each process's memory
     workers = {}
     for variant in variants:
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, variant, model, shape, threads), daemon=True)
+        process = context.Process(target=work, args=(theirs, variant, model, shape, threads, budget), daemon=True)
         process.start()
         workers[variant] = ours
     replies: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
@@ -231,6 +233,7 @@ def main() -> None:
     parser.add_argument("--warm_up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--layers", type=int, help="of the model's 30, the first ones only: for a slow machine")
+    parser.add_argument("--budget", type=int, default=BUDGET, help="max_tokens_per_chunk")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = load_model(MODEL).train()
@@ -242,10 +245,16 @@ def main() -> None:
         if "ours" not in variants:
             parser.error("--variants must name ours: the ratios are to it")
         for shape in SERIES[series]:
-            result = measure(model, shape, variants, options.rounds, options.warm_up, options.threads)
+            result = measure(model, shape, variants, options.rounds, options.warm_up, options.threads, options.budget)
             show(shape, variants, result)
             results.append(
-                {"series": series, "shape": asdict(shape), "threads": options.threads, "layers": options.layers or 30}
+                {
+                    "series": series,
+                    "shape": asdict(shape),
+                    "threads": options.threads,
+                    "layers": options.layers or 30,
+                    "budget": options.budget,
+                }
                 | result
             )
     if options.json:
