@@ -37,20 +37,21 @@ ALIKE = {
         "log_completions": True,
     },
     "lora-frozen": {"num_generations": 1, "lora": True, "teacher": "frozen"},
-    "advantage": {"objective": "advantage", "num_generations": 1},
-    "advantage-groups": {"objective": "advantage", "grpo_weight": 1.0, "teacher": "frozen", **GROUPS},
-    "advantage-lora": {"objective": "advantage", "grpo_weight": 1.0, "num_generations": 2, "lora": True},
+    "local": {"objective": "local", "num_generations": 1},
+    "correction": {"objective": "correction", "num_generations": 1},
+    "correction-groups": {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen", **GROUPS},
+    "correction-lora": {"objective": "correction", "grpo_weight": 1.0, "num_generations": 2, "lora": True},
     "grpo": {"method": "grpo", "num_generations": 2, "loss_type": "grpo"},
     "opsd-groups": {"method": "opsd", "divergence": "jsd", **GROUPS},
     "opsd-lora": {"method": "opsd", "num_generations": 1, "lora": True},
 }
 # One step of length 1 against the gradient: the weights show it where no process holds it.
 DESCENT = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_steps": 1, "num_generations": 1}
-DESCENTS = {"descent": DESCENT, "descent, advantage": {**DESCENT, "objective": "advantage"}}
+DESCENTS = {"descent": DESCENT, "descent, correction": {**DESCENT, "objective": "correction"}}
 UNLIKE = {
     "unequally many teachers": {"retrieves": "one"},
     "no teachers on odd ranks": {"retrieves": "nothing"},
-    "no teachers on odd ranks, advantage": {"retrieves": "nothing", "objective": "advantage"},
+    "no teachers on odd ranks, correction": {"retrieves": "nothing", "objective": "correction"},
     "odd ranks undecided": {"reward": "undecided on odd ranks"},
     "odd ranks undecided, groups": {
         "reward": "undecided on odd ranks",
@@ -59,7 +60,7 @@ UNLIKE = {
         **GROUPS,
     },
     "all undecided": {"reward": "undecided", "truncated": "undecided"},
-    "odd ranks stop early": {"rollouts": "short on odd ranks", "objective": "advantage"},
+    "odd ranks stop early": {"rollouts": "short on odd ranks", "objective": "correction"},
     "sampled rollouts": {"rollouts": "sampled", **GROUPS},
     "nothing at all on odd ranks": {
         "retrieves": "nothing",
@@ -141,7 +142,7 @@ def test_ranks_whose_rollouts_are_nothing_alike_call_the_same_collectives(togeth
 CONFIGURATIONS = Path(trl.__file__).parent / "accelerate_configs"
 BROKEN = {"broken_step": 2, "max_grad_norm": 0.1, "num_generations": 1}
 SHARDED = {
-    name: ALIKE[name] for name in ("single", "groups", "lora-frozen", "advantage", "advantage-lora", "opsd-lora")
+    name: ALIKE[name] for name in ("single", "groups", "lora-frozen", "correction", "correction-lora", "opsd-lora")
 } | {
     "saved": {"num_generations": 1, "save_strategy": "steps", "save_steps": 1},
     "resumed": {"num_generations": 1, "resume": "saved", "max_steps": 4},
@@ -163,7 +164,7 @@ def zero(request, tmp_path_factory) -> dict:
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
     flags = ("--config_file", str(CONFIGURATIONS / f"zero{request.param}.yaml"), "--mixed_precision", "no")
-    alike = {name: ALIKE[name] for name in ("groups", "lora-frozen", "advantage-lora")}
+    alike = {name: ALIKE[name] for name in ("groups", "lora-frozen", "correction-lora")}
     cases = of(2, DESCENTS | alike | UNLIKE | {"broken": BROKEN})
     gloo = {"use_cpu": False, "ddp_backend": "gloo"}  # DeepSpeed is for devices: to it, the CPU is one
     cases = {name: settings | gloo for name, settings in cases.items()}
@@ -211,7 +212,7 @@ def test_deepspeeds_gradient_is_that_of_one_process(alone, zero, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["groups", "lora-frozen", "advantage-lora"])
+@pytest.mark.parametrize("case", ["groups", "lora-frozen", "correction-lora"])
 def test_deepspeeds_losses_are_those_of_one_process(alone, zero, case):
     (one,) = alone[1][case]
     for rank in zero[case]:

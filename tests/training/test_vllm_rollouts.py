@@ -60,7 +60,7 @@ GROUPS = {"num_generations": 4, "per_device_train_batch_size": 8, "reward": by_f
 OBJECTIVES = {
     "gated": {"grpo_weight": 0.0},
     "gated with GRPO": {"grpo_weight": 0.5},
-    "advantage": {"objective": "advantage", "grpo_weight": 1.0, "loss_type": "grpo"},
+    "correction": {"objective": "correction", "grpo_weight": 1.0, "loss_type": "grpo"},
 }
 
 
@@ -133,9 +133,9 @@ def test_the_same_rollouts_give_the_same_loss_whoever_sampled_them(tmp_path, obj
         (2.0, "token_mask", 0.0),  # too far from the policy: not learnt from
     ],
 )
-def test_the_advantage_form_corrects_for_vllms_probabilities(tmp_path, excess, mode, factor):
+def test_grpos_loss_is_corrected_for_vllms_probabilities(tmp_path, excess, mode, factor):
     """Each token's loss is multiplied by policy / sampler, here the same for all, so that the whole loss is."""
-    settings = {"use_vllm": True} | GROUPS | OBJECTIVES["advantage"] | SAMPLED_AS_SCORED
+    settings = {"use_vllm": True} | GROUPS | OBJECTIVES["correction"] | SAMPLED_AS_SCORED | {"sgsd_weight": 0.0}
     StandIn.excess = excess
     rows = [0] * 4 + [1] * 4
     plain = make_trainer(tmp_path / "plain", **settings)
@@ -159,7 +159,7 @@ def test_the_advantage_form_corrects_for_vllms_probabilities(tmp_path, excess, m
     [("sgsd", {}), ("sgsd", {"num_generations": 4, "grpo_weight": 0.0}), ("opsd", {})],
 )
 def test_a_correction_of_a_loss_without_grpos_part_is_refused(tmp_path, method, settings):
-    with pytest.raises(ConfigError, match=r"would correct nothing.*a loss without GRPO's part.*objective advantage"):
+    with pytest.raises(ConfigError, match=r"would correct nothing.*a loss without GRPO's part.*grpo_weight above 0"):
         make_config(tmp_path, method=method, use_vllm=True, vllm_importance_sampling_correction=True, **settings)
 
 
@@ -167,7 +167,7 @@ def test_a_correction_of_a_loss_without_grpos_part_is_refused(tmp_path, method, 
     ("method", "settings"),
     [
         ("grpo", {}),
-        ("sgsd", {"objective": "advantage"}),
+        ("sgsd", {"objective": "correction", "num_generations": 4, "grpo_weight": 1.0}),
         ("sgsd", {"num_generations": 4, "grpo_weight": 0.5}),
         ("sgsd", {"use_vllm": False}),
     ],

@@ -45,13 +45,15 @@ def main() -> None:
         vllm_max_model_length=1024,
         vllm_importance_sampling_correction=True,
         vllm_importance_sampling_mode="token_truncate",
-        objective="advantage",
+        objective="correction",
         grpo_weight=1.0,
         num_generations=2,
         learning_rate=0.05,
         lr_scheduler_type="constant",
         max_steps=3,
-        temperature=1.0, top_p=1.0, top_k=0,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
     )
     print("the engine has started", flush=True)
     trainer.train()
