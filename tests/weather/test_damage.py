@@ -44,7 +44,10 @@ def run(finished_here, sgsd, flags, tmp_path):
     return Path(shutil.copytree(finished_here, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    ["a bit", pytest.param("cut off", marks=pytest.mark.slow), pytest.param("missing", marks=pytest.mark.slow)],
+)
 def test_each_file_is_named_with_the_checkpoint_to_go_back_to(sgsd, flags, run, damage):
     for name in FILES:
         file = run / "checkpoint-4" / name

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from .processes import Starter, wait_for_step
+from .processes import Starter, steps_recorded, wait_for_step
 from .recorded import differences
+
+pytestmark = pytest.mark.timeout(3600)  # on a machine with much else to do
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +36,15 @@ def lived(starter: Starter, flags: list[str], run: Path, kills: int, steps: int,
     for n in range(kills):
         process = starter.start([*command, *(["--resume"] if n else [])], run.with_suffix(".txt"))
         share = steps / kills
-        wait_for_step(starter, process, run, max(2, round(share * n * 0.9)))
+        target = max(2, round(share * n * 0.9))
+        wait_for_step(starter, process, run, target)
         if n == 0:
             begun = time.monotonic()
             wait_for_step(starter, process, run, 4)
             pace = (time.monotonic() - begun) / 2
-        time.sleep(draw.uniform(0, share * pace))
+        moment = time.monotonic() + draw.uniform(0, share * pace)
+        while time.monotonic() < moment and steps_recorded(run) < target + share:  # a machine may get faster
+            time.sleep(0.002)
         os.killpg(process, signal.SIGKILL)
         assert starter.wait(process) == -signal.SIGKILL, run.with_suffix(".txt").read_text()[-3000:]
         seen.append(max((int(f.parent.parent.name[11:]) for f in run.glob("checkpoint-*/sgsd/state.json")), default=0))
@@ -47,9 +52,7 @@ def lived(starter: Starter, flags: list[str], run: Path, kills: int, steps: int,
     return seen
 
 
-@pytest.mark.parametrize(
-    ("kills", "steps"), [(2, 12), pytest.param(10, 40, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
-)
+@pytest.mark.parametrize(("kills", "steps"), [(2, 12), pytest.param(10, 40, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_bitwise_where_an_uninterrupted_one_does(
     starter, flags, tmp_path, sgsd, kills, steps
 ):
@@ -60,7 +63,6 @@ def test_a_run_killed_at_random_moments_ends_bitwise_where_an_uninterrupted_one_
     assert [check["status"] for check in checks] == ["updated"] * (steps // 5)
 
     checkpoints = lived(starter, flags, killed, kills, steps, random.Random(kills))
-    print("last checkpoint at each kill:", checkpoints)
     assert len(set(checkpoints)) >= kills // 2  # the kills are spread over the run
     assert differences(killed, whole) == []
     logs = [sgsd("bank", "log", run, "--json").out for run in (killed, whole)]

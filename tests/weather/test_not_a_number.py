@@ -31,7 +31,7 @@ def spoilt(what):
     return compute_loss
 
 
-@pytest.mark.parametrize("guard", ["warn", "stop"])
+@pytest.mark.parametrize("guard", ["warn", pytest.param("stop", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("what", "said"), [("loss", "norm is nan"), ("gradient", "norm is nan"), ("weights", "nan")])
 def test_a_run_that_turns_to_nan_stops_and_names_the_last_good_checkpoint(
     sgsd, flags, tmp_path, monkeypatch, what, said, guard

@@ -42,7 +42,7 @@ def sent(number, folder, *, after):
         watcher.join()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_nothing_is_lost(sgsd, flags, tmp_path, number):
     run, whole = tmp_path / "run", tmp_path / "whole"
     before = signal.getsignal(number)
