@@ -241,13 +241,16 @@ def test_the_controller_counts_real_teachers_and_stances_of_training_alone(tmp_p
     assert trainer._metrics["train"]["sgsd/active_per_rollout"][-1] == pytest.approx(share * 4)
 
 
-def test_early_abstention_goes_on_where_one_teacher_is_left(tmp_path):
-    trainer = make(tmp_path, abstain_early=True, target_active_teachers=1.0)
-    trainer.pool_size.size = 1
-    batch = batch_of(trainer)
-    assert "stopped" not in batch
-    assert batch["teacher_logps"].shape[1] == 1
-    trainer._compute_loss(trainer.model, batch).backward()
+def test_everything_is_scored_at_once_where_nobody_could_be_stopped(tmp_path):
+    one = make(tmp_path / "one", abstain_early=True, target_active_teachers=1.0)
+    one.pool_size.size = 1
+    short = make(tmp_path / "short", abstain_early=True, abstain_first_look=80)
+    for trainer, K in ((one, 1), (short, 4)):
+        batch = batch_of(trainer)
+        assert "stopped" not in batch
+        assert batch["teacher_logps"].shape[1] == K
+        assert "sgsd/abstention/work_saved" not in trainer._metrics["train"]
+        trainer._compute_loss(trainer.model, batch).backward()
 
 
 # ---- several processes

@@ -209,7 +209,7 @@ class SGSDTrainer(VerifiedTrainer):
         mask = output["completion_mask"].bool()
         completions = [ids[kept].tolist() for ids, kept in zip(output["completion_ids"], mask, strict=True)]
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
-        if self.args.abstain_early and self._num_teachers > 1:
+        if self.args.abstain_early and self._can_stop_early(completions):
             teacher_logps, teacher_entropy = self._score_until_settled(pools, completions, output)
         else:
             teacher_logps, teacher_entropy = self._score_teachers(pools, completions, output)
@@ -245,6 +245,11 @@ class SGSDTrainer(VerifiedTrainer):
     def _num_teachers(self) -> int:
         """K, the same on all processes."""
         return self.args.num_teachers if self.pool_size is None else self.pool_size.size
+
+    def _can_stop_early(self, completions: list[list[int]]) -> bool:
+        """Whether there is anybody to stop, and on some rank a completion long enough to be looked at."""
+        (longest,) = self._on_all_ranks(max(map(len, completions)))
+        return self._num_teachers > 1 and longest > self.args.abstain_first_look
 
     def _trust(self, pool: TeacherPool, k: int) -> float:
         """By what the ledger knows before this batch; it is the same on all processes."""
