@@ -261,10 +261,19 @@ def test_a_trainer_records_every_rollout_once_and_resumes_its_records_exactly(tm
         assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
 
 
+def forget_files(checkpoint):
+    """As checkpoints were before they held digests of their files."""
+    file = checkpoint / "sgsd" / "state.json"
+    state = json.loads(file.read_text())
+    assert state.pop("files")
+    file.write_text(json.dumps(state | {"version": 2}))
+
+
 def test_a_checkpoint_from_before_there_were_ledgers_still_loads(tmp_path):
     trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, bank=BANK)
     trainer.train()
     (tmp_path / "checkpoint-1" / "sgsd" / "ledger.json").unlink()
+    forget_files(tmp_path / "checkpoint-1")
     resumed = make_trainer(tmp_path, stub=True, bank=BANK)
     resumed.restore(tmp_path / "checkpoint-1")
     assert resumed.ledger == Ledger()
@@ -274,5 +283,6 @@ def test_a_damaged_ledger_is_refused_in_one_line(tmp_path):
     trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, bank=BANK)
     trainer.train()
     (tmp_path / "checkpoint-1" / "sgsd" / "ledger.json").write_text("{")
+    forget_files(tmp_path / "checkpoint-1")
     with pytest.raises(CheckpointError, match="ledger cannot be read"):
         make_trainer(tmp_path, stub=True, bank=BANK).restore(tmp_path / "checkpoint-1")
