@@ -291,7 +291,7 @@ class SGSDConfig(DistillationConfig):
     objective: str = _setting(
         "gated",
         "gated: the paper's loss; local: its variant on each teacher's likeliest tokens; correction: what trusted "
-        "teachers find likeliest is distilled where a rollout failed.",
+        "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen and grpo_weight 1.",
     )
     teacher_trust: str = _setting(
         "ledger", "For objective 'correction': ledger, by what each item was worth so far; equal, all the same."

@@ -4,7 +4,8 @@ How it deviates from GRPO, whose generation, vLLM, PEFT, logging, cards and resu
 
 - after sampling, K skill-conditioned teachers score every rollout without gradient
   (``_generate_and_score_completions``);
-- the loss is one student forward and the gated, polarity-signed distillation of the K teachers (``_compute_loss``);
+- the loss is one student forward and the gated, polarity-signed distillation of the K teachers, or the correction of
+  failures by those that are trusted (``_compute_loss``);
 - advantages go unused unless ``grpo_weight``.
 
 Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the next rollouts.
