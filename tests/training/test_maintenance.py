@@ -22,7 +22,7 @@ from sgsd.training.writer import refuse_partitioned_policy
 
 from ..conftest import make_model
 from ..serving import chat, serving
-from .tiny import PROBLEMS, make_bank, make_config, make_trainer, quoting_model
+from .tiny import PROBLEMS, forget_files, make_bank, make_config, make_trainer, quoting_model
 
 FREQUENCY = 10
 
@@ -176,6 +176,7 @@ def test_a_checkpoint_holds_the_window(tmp_path):
 def test_a_checkpoint_of_before_there_were_windows_is_resumed_from(tmp_path):
     run(tmp_path, max_steps=5, save_strategy="steps", save_steps=5).train()
     (tmp_path / "checkpoint-5" / "sgsd" / "window.jsonl").unlink()
+    forget_files(tmp_path / "checkpoint-5")
     resumed = run(tmp_path, max_steps=10)
     resumed.train(resume_from_checkpoint=True)
     assert log_of(tmp_path)[0]["records"] == 5 * 4

@@ -16,7 +16,7 @@ from sgsd.retrieval import Pair
 from sgsd.teachers import TeacherPool
 from sgsd.training.record import SUPPORT_EDGES, RunRecorder, token_pieces
 
-from .tiny import make_bank, make_trainer
+from .tiny import forget_files, make_bank, make_trainer
 
 BANK = make_bank(3)
 K = 3
@@ -259,14 +259,6 @@ def test_a_trainer_records_every_rollout_once_and_resumes_its_records_exactly(tm
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
     for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):
         assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
-
-
-def forget_files(checkpoint):
-    """As checkpoints were before they held digests of their files."""
-    file = checkpoint / "sgsd" / "state.json"
-    state = json.loads(file.read_text())
-    assert state.pop("files")
-    file.write_text(json.dumps(state | {"version": 2}))
 
 
 def test_a_checkpoint_from_before_there_were_ledgers_still_loads(tmp_path):

@@ -71,7 +71,7 @@ def test_a_run_killed_at_random_moments_ends_bitwise_where_an_uninterrupted_one_
 
 def test_a_run_killed_before_its_first_checkpoint_was_complete_starts_anew(sgsd, flags, tmp_path):
     run, whole = tmp_path / "run", tmp_path / "whole"
-    command = ["train", *flags, "--max_steps", "4", "--save_steps", "3"]
+    command = ["train", *flags, "--max_steps", "4", "--save_steps", "3", "--maintenance_frequency", "2"]
     assert sgsd(*command, "--output_dir", whole).code == 0
     shutil.copytree(whole, run)
     for name in ("checkpoint-3/sgsd/state.json", "checkpoint-4/sgsd/state.json", "trainer_state.json", "bank.json"):
