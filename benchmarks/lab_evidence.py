@@ -225,7 +225,7 @@ def figure(options: argparse.Namespace) -> None:
     """Accuracy by step, mean and range over seeds, a panel for each lab and learning rate: an SVG."""
     import altair as alt
 
-    names = options.cells or ["grpo", "sgsd", "sgsd-frozen", "opsd", "correction"]
+    names = options.cells or ["grpo", "sgsd", "correction"]
     points = [
         {
             "lab": f"{lab}, learning rate {learning_rate:g}",
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=CELLS, help="default: all")
     parser.add_argument("--labs", nargs="+", choices=LABS, default=list(LABS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, exclusive")
-    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-4, 2e-4])
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[5e-5, 1e-4, 2e-4])
     parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "lab.svg", help="of the figure")
     options = parser.parse_args()
