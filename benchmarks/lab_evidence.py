@@ -63,6 +63,7 @@ def sweep_cells() -> dict[str, Cell]:
 
 CELLS = {
     "grpo": Cell(("--method", "grpo"), (), "GRPO"),
+    "grpo-beta": Cell(("--method", "grpo"), ("--beta", "0.04"), "GRPO with a KL penalty, β = 0.04"),
     "opsd": Cell(("--method", "opsd"), (), "OPSD, reference solutions, frozen teacher"),
     "sgsd": sgsd(what="SGSD as published, live teacher"),
     "sgsd-frozen": sgsd("--teacher", "frozen", what="SGSD, frozen teacher"),
@@ -78,6 +79,9 @@ CELLS = {
         "--teacher", "frozen", "--grpo_weight", "1", "--sgsd_weight", "4", what="GRPO's loss + 4 × SGSD's, frozen"
     ),
     "correction": sgsd(*CORRECTION, what="correction"),
+    "correction-irrelevant": Cell(
+        ("--irrelevant", "4"), CORRECTION, "correction, all pairs of other problems", pairs=(0, 0)
+    ),
     "correction-all": sgsd(*CORRECTION, "--correct_all", "true", what="correction, of successes too"),
     "correction-equal": sgsd(*CORRECTION, "--teacher_trust", "equal", what="correction, all teachers trusted alike"),
     "correction-live": sgsd(*CORRECTION, "--teacher", "live", what="correction, live teacher"),

@@ -87,10 +87,11 @@ def free_port() -> int:
 
 
 def show_stacks(folder: Path) -> None:
+    """One rank after the other: each writes its stack in many small pieces to the same file."""
     for rank in rank_ids(folder):
         with suppress(ProcessLookupError):
             os.kill(rank, signal.SIGUSR1)
-    time.sleep(1)
+        time.sleep(1)
 
 
 def end(launched: subprocess.Popen, folder: Path) -> None:

@@ -219,18 +219,17 @@ def break_loss(trainer, step: int) -> None:
     trainer._compute_loss = lambda *args: loss(*args) * (torch.nan if trainer.state.global_step == step - 1 else 1.0)
 
 
-def wait_for_nobody(trainer) -> None:
-    """A barrier that only this rank comes to."""
-    score = trainer._score_teachers
+def never_come(trainer) -> None:
+    """This rank does not get as far as scoring; the others wait for it."""
 
-    def waiting(*arguments):
-        torch.distributed.barrier()
-        return score(*arguments)
+    def staying_away(*_):
+        signal.pause()  # returns when the watchdog asks for the stacks
+        signal.pause()
 
-    trainer._score_teachers = waiting
+    trainer._score_teachers = staying_away
 
 
-MISTAKES = {"waits": wait_for_nobody}
+MISTAKES = {"never comes": never_come}
 
 
 def count_forwards(trainer, forwards, own_chunks) -> None:
