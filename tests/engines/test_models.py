@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.engines.models import load_model, load_tokenizer, named_by_folder
 from sgsd.errors import ConfigError
 
 from ..conftest import make_model
@@ -291,6 +291,14 @@ def test_a_gguf_file_gives_its_model_and_can_be_saved_as_any_other(tmp_path):
     assert loaded.name_or_path == str(file)
     loaded.save_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits(load_model(str(tmp_path / "saved"))), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_a_gguf_file_makes_no_reference_model_for_a_library_that_reads_none(tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", make_model())
+    model = load_model(str(tmp_path / "tiny.gguf"))
+    with pytest.raises(ConfigError, match="cannot be read from GGUF") as caught, named_by_folder(model):
+        pass
+    assert "\n" not in str(caught.value)
 
 
 def test_a_gguf_file_that_is_not_there_or_is_none_is_refused(tmp_path):

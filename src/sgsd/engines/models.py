@@ -156,6 +156,31 @@ def base_and_adapter(name_or_path: str) -> tuple[str, str | None]:
     return folder, None
 
 
+@contextmanager
+def named_by_folder(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model's configuration names the folder of its weights, where its name is a ``local:`` one.
+
+    For a library that loads the model a second time by that name: TRL, for the reference model of a KL penalty.
+
+    Raises:
+        ConfigError: the weights are a GGUF file, which such a library would not read.
+    """
+    name = model.config._name_or_path
+    folder, file_options = _located(name) if name.startswith(LOCAL_PREFIX) or name.endswith(".gguf") else (name, {})
+    if file_options:
+        raise ConfigError(
+            "the reference model of a KL penalty cannot be read from GGUF",
+            got=f"beta with {name}",
+            expected="safetensors",
+            remedy="save the model with save_pretrained and train from there, or train a LoRA adapter",
+        )
+    model.config._name_or_path = folder
+    try:
+        yield
+    finally:
+        model.config._name_or_path = name
+
+
 def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
     """Every id that ends a completion: the model's own and the tokenizer's, as TRL reckons them."""
     ids = model.generation_config.eos_token_id

@@ -11,7 +11,7 @@ All see the same rows, prompts, sampling and verdicts; each module beside this o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from sgsd.bank import Ledger, SkillBank
 from sgsd.engines.embedders import build_retriever
-from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer
+from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
@@ -132,16 +132,18 @@ class VerifiedTrainer(GRPOTrainer):
                     truncated=args.truncated,
                 )
             ]
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-            **rows,
-        )
+        adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference
+        with named_by_folder(model) if args.beta and not adapted else nullcontext():
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+                **rows,
+            )
         self.chat_template_kwargs = self.renderer.student_kwargs
         self.teacher_weights: TeacherWeights | None = None
         if isinstance(args, DistillationConfig):
