@@ -1,4 +1,4 @@
-"""The lab experiments behind docs/evidence.md: python benchmarks/lab_evidence.py run|table|sweeps|figure
+"""The lab experiments behind docs/evidence.md: python benchmarks/lab_evidence.py run|table|sweeps|page|figure
 
 Each run is one ``sgsd lab run``; its accuracy curve, command, commit and versions become a line of
 ``results/lab/LAB-CELL.jsonl``. A run whose command is in any of these files is not made again.
@@ -26,6 +26,7 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "lab"
+PAGE = ROOT / "docs" / "evidence.md"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 """Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
 CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1")
@@ -170,14 +171,13 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean(values):.0f} ± {half:.0f}"
 
 
-def table(options: argparse.Namespace) -> None:
+def table(options: argparse.Namespace) -> Iterator[str]:
     """Markdown: accuracy at thirds of the run, runs below their start, steps to 60 %, and to GRPO's last accuracy."""
     for lab in options.labs:
-        print(f"\n**{lab}**\n")
-        print(
-            "| method | learning rate | seeds | step 100 | step 200 | step 300 | fell | steps to 60 % | to GRPO's end |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|")
+        yield f"\n**{lab}**\n"
+        thirds = " | ".join(f"step {step}" for step in (100, 200, 300))
+        yield f"| method | learning rate | seeds | {thirds} | fell | steps to 60 % | to GRPO's end |"
+        yield "|---|---|---|---|---|---|---|---|---|"
         for name in options.cells or [name for name in CELLS if name not in sweep_cells()]:
             for learning_rate in options.learning_rates:
                 runs = [r for r in stored(lab, name) if r["learning_rate"] == learning_rate]
@@ -191,15 +191,15 @@ def table(options: argparse.Namespace) -> None:
                 reached = [first_steps(curves, 0.6)]
                 reached.append(first_steps(curves, mean(r["accuracy"]["300"] for r in goals)) if goals else "")
                 cells = [CELLS[name].what, f"{learning_rate:g}", str(len(runs)), *steps, f"{fell} of {len(runs)}"]
-                print("| " + " | ".join([*cells, *reached]) + " |")
+                yield "| " + " | ".join([*cells, *reached]) + " |"
 
 
-def sweeps(options: argparse.Namespace) -> None:
+def sweeps(options: argparse.Namespace) -> Iterator[str]:
     """Markdown: accuracy after 300 steps along misleading shares and wrong verdicts, and the number of seeds."""
     for kind, values in (("misleading", range(5)), ("flips", (0, *(round(100 * flips) for flips in FLIPS)))):
         shown = [f"{value} of 4 misleading" if kind == "misleading" else f"{value} % wrong" for value in values]
-        print("| lab | method | learning rate |", " | ".join(shown), "|")
-        print("|---|---|---|" + "---|" * len(shown))
+        yield f"\n| lab | method | learning rate | {' | '.join(shown)} |"
+        yield "|---|---|---|" + "---|" * len(shown)
         for lab in options.labs:
             for method in SWEPT:
                 for learning_rate in options.learning_rates:
@@ -208,13 +208,22 @@ def sweeps(options: argparse.Namespace) -> None:
                         for value in values
                     ]
                     found = [[r for r in stored(lab, name) if r["learning_rate"] == learning_rate] for name in names]
-                    if any(found[1:]) and (kind == "flips" or method != "grpo"):
+                    if sum(map(bool, found)) > 1:
                         cells = [
                             f"{interval([100 * r['accuracy']['300'] for r in runs])} ({len(runs)})" if runs else ""
                             for runs in found
                         ]
-                        print(f"| {lab} | {CELLS[method].what} | {learning_rate:g} |", " | ".join(cells), "|")
-        print()
+                        yield f"| {lab} | {CELLS[method].what} | {learning_rate:g} | {' | '.join(cells)} |"
+
+
+def page(options: argparse.Namespace) -> None:
+    """Put both tables into docs/evidence.md, between the comments that name them."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, lines in (("table", table(options)), ("sweeps", sweeps(options))):
+        first, last = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        before, _, rest = text.partition(first)
+        text = before + first + "\n".join(lines) + "\n" + last + rest.partition(last)[2]
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def first_steps(curves: Sequence[dict[int, float]], goal: float) -> str:
@@ -229,7 +238,7 @@ def figure(options: argparse.Namespace) -> None:
     """Accuracy by step, mean and range over seeds, a panel for each lab and learning rate: an SVG."""
     import altair as alt
 
-    names = options.cells or ["grpo", "sgsd", "correction"]
+    names = options.cells or ["grpo", "sgsd", "correction-irrelevant", "correction"]
     points = [
         {
             "lab": f"{lab}, learning rate {learning_rate:g}",
@@ -266,7 +275,7 @@ def figure(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("run", "table", "sweeps", "figure"))
+    parser.add_argument("action", choices=("run", "table", "sweeps", "page", "figure"))
     parser.add_argument("--cells", nargs="+", choices=CELLS, help="default: all")
     parser.add_argument("--labs", nargs="+", choices=LABS, default=list(LABS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this, exclusive")
@@ -274,7 +283,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "lab.svg", help="of the figure")
     options = parser.parse_args()
-    {"run": run, "table": table, "sweeps": sweeps, "figure": figure}[options.action](options)
+    if options.action in ("table", "sweeps"):
+        print("\n".join({"table": table, "sweeps": sweeps}[options.action](options)))
+    else:
+        {"run": run, "page": page, "figure": figure}[options.action](options)
 
 
 if __name__ == "__main__":
