@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgsd.bank import ItemRecord, Ledger
 from sgsd.evaluation import compare_runs
 from sgsd.report import grouped, load_runs
 from sgsd.report.curves import accuracy_figure, signs_figure, success_figure
@@ -119,10 +121,29 @@ def test_bins_have_names_without_gaps():
 
 def test_item_rows_are_the_ledgers_best_first(groups):
     rows = item_rows(groups[1])
-    nets = [row.net for row in rows if row.net is not None]
-    assert nets == sorted(nets, reverse=True)
+    values = [row.credit.value for row in rows if row.credit is not None]
+    assert len(values) > 3
+    assert values == sorted(values, reverse=True)
+    assert all((row.credit is None) == (row.record.active == 0) for row in rows)
     assert {row.id: row.record for row in rows if row.record.uses} == dict(groups[1].ledger.items)
     assert rows[-1].record.uses == 0  # an item that came at the end
+
+
+def test_an_item_that_supports_every_rollout_has_no_credit_though_most_of_its_uses_are_positive(groups):
+    group = groups[1]
+    bland, useful = list(group.items)[:2]
+    of_bland = {"positive_success": 80, "negative_failure": 20}
+    of_useful = {"positive_success": 9, "negative_success": 1, "positive_failure": 9, "negative_failure": 1}
+    outcomes = {"uses": 100, "successes": 80, "failures": 20}
+    records = {
+        bland: ItemRecord(active=100, positive=80, negative=20, **outcomes, **of_bland),
+        useful: ItemRecord(active=20, positive=18, negative=2, neutral=80, **outcomes, **of_useful),
+    }
+    group = replace(group, runs=(replace(group.runs[0], ledger=Ledger(records)),))
+    assert [row.id for row in item_rows(group)][:2] == [useful, bland]
+    shown = {row[0]: row for row in item_figure(group, "items").table.rows}
+    assert [row[1] for row in shown.values()] == [20, 100]
+    assert list(shown.values())[1][4].startswith("0.5")
 
 
 def test_the_worth_table_adds_up_each_runs_own_items(groups):

@@ -13,6 +13,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from sgsd.bank.credit import Credit
+
 _COLOURS = 8
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 3], [4, 2, 1, 2], [1, 3], [10, 2, 2, 2, 2, 2])
 
@@ -122,6 +124,11 @@ def percent(share: float | None) -> str:
 def signed_percent(share: float | None) -> str:
     """``+12.3 %``, with a minus sign that lines up; a dash for ``None``."""
     return "–" if share is None else f"{100 * share:+.1f} %".replace("-", "−")
+
+
+def with_interval(credit: Credit | None) -> str:
+    """``0.71 (0.60 to 0.82)``; a dash for ``None``."""
+    return "–" if credit is None else f"{credit.value:.2f} ({credit.low:.2f} to {credit.high:.2f})"
 
 
 def short(text: str, characters: int) -> str:

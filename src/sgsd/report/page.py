@@ -23,7 +23,7 @@ from sgsd import __version__
 from sgsd.errors import ConfigError
 from sgsd.evaluation.comparison import Comparison, compare_runs
 from sgsd.report import curves, tables, teaching
-from sgsd.report.figures import Figure, percent, signed_percent
+from sgsd.report.figures import Figure, percent, with_interval
 from sgsd.report.headline import comparison_figure
 from sgsd.report.rollouts import LEVELS, traced_groups
 from sgsd.report.runs import Group, Run, grouped, is_run, load_runs
@@ -97,7 +97,7 @@ def render(runs: Sequence[Run], comparison: Comparison | None = None, why_not: s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "signed_percent": signed_percent}
+    environment.filters |= {"percent": percent, "with_interval": with_interval}
     library, script = Markup(_library()), Markup(environment.get_template("page.js").render())
     page = environment.get_template("page.html").render(
         version=__version__,

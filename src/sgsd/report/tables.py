@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgsd.bank import BankDiff, ItemRecord, Skill, SkillBank
-from sgsd.report.figures import DataTable, percent, signed_percent
+from sgsd.bank.credit import Credit, credit
+from sgsd.report.figures import DataTable, percent, with_interval
 from sgsd.report.runs import Group, Run, differing
 from sgsd.report.series import Band, accuracy_bands, last_step, metric_bands, success_metric, with_range
 
@@ -21,7 +22,7 @@ class ItemRow:
         id, kind, title, text, note: of the item; ``note`` says when to apply a skill, how to avoid a mistake.
         worth: what it is known to be good for; empty where nobody knows, several where it depends on the run.
         record: in all runs of the group.
-        net: (positive − negative) / uses; ``None`` without uses.
+        credit: what it was worth, with its interval; ``None`` without a use with a stance.
     """
 
     id: str
@@ -31,7 +32,7 @@ class ItemRow:
     note: str
     worth: str
     record: ItemRecord
-    net: float | None
+    credit: Credit | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _from_to(bands: Sequence[Band]) -> str:
 
 
 def item_rows(group: Group) -> list[ItemRow]:
-    """Every item of the group's banks, highest net polarity first, and items that only the ledger knows."""
+    """Every item of the group's banks, highest credit first, and items that only the ledger knows."""
     ledger, items = group.ledger, group.items
     rows: list[ItemRow] = []
     for id in dict.fromkeys([*items, *ledger.items]):
@@ -80,10 +81,10 @@ def item_rows(group: Group) -> list[ItemRow]:
                 note="" if item is None else item.note,
                 worth=", ".join(sorted({run.worth[id] for run in group.runs if id in run.worth})),
                 record=record,
-                net=(record.positive - record.negative) / record.uses if record.uses else None,
+                credit=credit(record) if record.active else None,
             )
         )
-    return sorted(rows, key=lambda row: (row.net is None, -(row.net or 0.0), -row.record.uses))
+    return sorted(rows, key=lambda row: (-row.credit.value if row.credit else 0.0, -row.record.uses))
 
 
 def worth_table(group: Group) -> DataTable | None:
@@ -100,9 +101,8 @@ def worth_table(group: Group) -> DataTable | None:
     for worth, total in sorted(totals.items()):
         uses = total.uses or 1
         shares = (total.positive / uses, total.neutral / uses, total.negative / uses)
-        net = (total.positive - total.negative) / uses
-        rows.append((worth, items[worth], total.uses, *map(percent, shares), signed_percent(net)))
-    return DataTable(("known worth", "items", "uses", "positive", "neutral", "negative", "net"), tuple(rows))
+        rows.append((worth, items[worth], total.uses, *map(percent, shares), with_interval(credit(total))))
+    return DataTable(("known worth", "items", "uses", "positive", "neutral", "negative", "credit"), tuple(rows))
 
 
 def bank_changes(runs: Sequence[Run]) -> list[BankChange]:

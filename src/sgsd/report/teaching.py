@@ -9,8 +9,8 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
-from sgsd.bank import ItemRecord
-from sgsd.report.figures import DataTable, Figure, Panel, ceiling, percent, short, signed_percent, spec, step_axis
+from sgsd.bank.credit import credit
+from sgsd.report.figures import DataTable, Figure, Panel, ceiling, percent, short, spec, step_axis, with_interval
 from sgsd.report.runs import Group, Run
 from sgsd.report.series import STRETCHES, last_step, metric_bands
 
@@ -244,74 +244,58 @@ def _most_often(names: Sequence[str], counts: Mapping[str, NDArray[np.float64]])
 
 
 def item_figure(group: Group, id: str) -> Figure | None:
-    """The items with the highest and with the lowest net polarity."""
+    """The items with the highest and with the lowest credit, each with its interval."""
     records = group.ledger.items
-    used = sorted(
-        (id for id, record in records.items() if record.uses and id in group.items),
-        key=lambda id: -net_polarity(records[id]),
-    )
+    credits = {id: credit(record) for id, record in records.items() if record.active and id in group.items}
+    used = sorted(credits, key=lambda id: -credits[id].value)
     chosen = used if len(used) <= 2 * _EXTREMES else [*used[:_EXTREMES], *used[-_EXTREMES:]]
     if not chosen:
         return None
     names = {id: f"{short(group.items[id].title or group.items[id].text, 44)} · {id[-4:]}" for id in chosen}
-    counts = {id: {"positive": records[id].positive, "negative": records[id].negative} for id in chosen}
     values = [
         {
             "item": names[id],
             "text": group.items[id].text,
-            "polarity": name,
-            "share": (count if name == "positive" else -count) / records[id].uses,
+            "credit": credits[id].value,
+            "low": credits[id].low,
+            "high": credits[id].high,
+            "active": records[id].active,
+            "half": 0.5,
         }
         for id in chosen
-        for name, count in counts[id].items()
     ]
-    widest = max((abs(value["share"]) for value in values), default=0.0)
-    bars = (
-        alt.Chart(alt.InlineData(values=values))
-        .mark_bar(height={"band": 0.72})
-        .encode(
-            y=alt.Y("item:N", sort=list(names.values()), title=None).axis(labelPadding=6),
-            x=alt.X("share:Q", title="share of uses")
-            .scale(domain=[-ceiling(widest), ceiling(widest)])
-            .axis(format="%"),
-            color=alt.Color("polarity:N").scale(domain=["positive", "negative"], range=["$positive", "$negative"]),
-            tooltip=[
-                alt.Tooltip("item:N"),
-                alt.Tooltip("polarity:N"),
-                alt.Tooltip("share:Q", format="+.1%"),
-                alt.Tooltip("text:N"),
-            ],
-        )
+    chart = alt.Chart(alt.InlineData(values=values))
+    base = chart.encode(
+        y=alt.Y("item:N", sort=list(names.values()), title=None).axis(labelPadding=6),
+        tooltip=[
+            alt.Tooltip("item:N"),
+            *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("credit", "low", "high")),
+            alt.Tooltip("active:Q", title="uses with a stance"),
+            alt.Tooltip("text:N"),
+        ],
     )
+    x = alt.X("low:Q", title="credit, 95 % interval").scale(domain=[0, 1])
+    intervals = base.mark_rule(strokeWidth=2).encode(x, alt.X2("high:Q"), color=alt.value("$series0"))
+    points = base.mark_point(filled=True, size=55).encode(alt.X("credit:Q"), color=alt.value("$series0"))
+    half = chart.mark_rule(strokeDash=[4, 3], strokeWidth=1.5).encode(alt.X("half:Q"), color=alt.value("$series1"))
     best, worst = chosen[0], chosen[-1]
     summary = (
-        f"{group.label}: highest net polarity {signed_percent(net_polarity(records[best]))} ({names[best]}), "
-        f"lowest {signed_percent(net_polarity(records[worst]))} ({names[worst]})."
+        f"{group.label}: highest credit {with_interval(credits[best])} ({names[best]}), "
+        f"lowest {with_interval(credits[worst])} ({names[worst]})."
     )
     which = (
-        "All items that were used"
+        "All items that were used with a stance"
         if len(chosen) == len(used)
-        else f"The {_EXTREMES} highest and {_EXTREMES} lowest of {len(used)} used items"
+        else f"The {_EXTREMES} highest and {_EXTREMES} lowest of {len(used)} items that were used with a stance"
     )
     rows = tuple(
-        (
-            names[id],
-            records[id].uses,
-            records[id].positive,
-            records[id].negative,
-            signed_percent(net_polarity(records[id])),
-        )
+        (names[id], records[id].active, records[id].positive, records[id].negative, with_interval(credits[id]))
         for id in chosen
     )
     return Figure(
         id,
-        f"Polarity of bank items: {group.label}",
-        f"{which}, by net polarity: the share of an item's uses that were positive less the share that were negative.",
-        (Panel("", spec(bars, 22 * len(chosen)), summary),),
-        DataTable(("item", "uses", "positive", "negative", "net"), rows),
+        f"Credit of bank items: {group.label}",
+        f"{which}, by credit: above 0.5, where the dashed line is, an item supports successes and suppresses failures.",
+        (Panel("", spec(half + intervals + points, 22 * len(chosen)), summary),),
+        DataTable(("item", "uses with a stance", "positive", "negative", "credit"), rows),
     )
-
-
-def net_polarity(record: ItemRecord) -> float:
-    """(positive − negative) / uses of an ``ItemRecord``; 0 without uses."""
-    return (record.positive - record.negative) / record.uses if record.uses else 0.0
