@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = Path("runs/smollm2")
 MODEL = "local:smollm2-135m-instruct"
 TEACHERS = {"bank": "seed:arithmetic-word-problems", "num_teachers": 2, "embedder": "local:all-minilm-l6-v2"}
 METHODS = {
@@ -92,7 +93,7 @@ def make(name: str, seed: int, options: argparse.Namespace, train: Path, test: P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="JSON lines with problem and answer")
-    parser.add_argument("--output", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--methods", nargs="+", choices=["base", *METHODS], default=["base", *METHODS])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
@@ -109,13 +110,27 @@ def main() -> None:
         for said in pool.map(lambda which: make(*which, options, train, test), wanted):
             print(said, flush=True)
     runs = sorted(path for path in options.output.glob("*-seed*") if path.is_dir())
-    compared = [sys.executable, "-m", "sgsd.cli", "compare", *map(str, runs), "--json"]
-    table = json.loads(subprocess.run(compared, capture_output=True, text=True, check=True).stdout)
-    lines = [shlex.join(command) for which in wanted for command in commands(*which, options, train, test)]
+    compare = [sys.executable, "-m", "sgsd.cli", "compare", *map(str, runs)]
+    table, page = (
+        subprocess.run([*compare, flag], capture_output=True, text=True, check=True).stdout
+        for flag in ("--json", "--markdown")
+    )
+    kept = {
+        "commands": [shlex.join(command) for which in wanted for command in commands(*which, options, train, test)],
+        "success_rates": {path.name: success_rates(path) for path in runs if (path / "trainer_state.json").exists()},
+        "compared": json.loads(table),
+    }
     results = ROOT / "results" / "smollm2"
     results.mkdir(parents=True, exist_ok=True)
-    (results / "comparison.json").write_text(json.dumps({"commands": lines, "compared": table}, indent=1) + "\n")
-    print(subprocess.run(compared[:-1], capture_output=True, text=True, check=True).stdout)
+    text = json.dumps(kept, indent=1).replace(str(options.output), str(OUTPUT))
+    (results / "comparison.json").write_text(text + "\n")
+    print(page)
+
+
+def success_rates(run: Path) -> list[float]:
+    """Of the rollouts in training: means over the steps between two log entries."""
+    log = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [entry["success_rate"] for entry in log if "success_rate" in entry]
 
 
 if __name__ == "__main__":
