@@ -291,7 +291,7 @@ def test_the_watchdog_leaves_ranks_alone_that_end(tmp_path):
 @pytest.mark.slow
 def test_the_watchdog_sees_a_trainer_that_waits_on_one_rank(tmp_path):
     with pytest.raises(pytest.fail.Exception, match="deadlock: 2 processes") as failure:
-        launch(tmp_path, 2, timeout=60, **of(2, {"broken": {"mistake": "never comes"}}))
+        launch(tmp_path, 2, timeout=90, **of(2, {"broken": {"mistake": "never comes"}}))
     assert str(failure.value).count("in staying_away") == 1, "the rank that does not come"
     assert str(failure.value).count("in main\n") == 2, "and the one that waits"
 
