@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="a worker's")
     options = parser.parse_args()
     train, test = split(options.dataset, options.output / "data", held_out=options.held_out)
-    wanted = [(name, seed) for seed in range(options.seeds) for name in options.methods]
+    wanted = [(name, seed) for seed in range(options.seeds) for name in options.methods if name != "base" or seed == 0]
     with ThreadPoolExecutor(options.workers) as pool:
         for said in pool.map(lambda which: make(*which, options, train, test), wanted):
             print(said, flush=True)
