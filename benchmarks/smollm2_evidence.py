@@ -45,7 +45,7 @@ SETTINGS = {
     "report_to": "none",
     "disable_tqdm": "true",
 }
-"""Every method has these: the preset ``demo``'s, but for temperature (0.8 there) and top-k (the default 20; off there)."""
+"""The preset ``demo``'s, for every method, but for temperature (0.8 there) and top-k (here the default 20, there 0)."""
 
 
 def split(file: Path, folder: Path, *, held_out: int) -> tuple[Path, Path]:
