@@ -30,7 +30,8 @@ PAGE = ROOT / "docs" / "evidence.md"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 """Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
 CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1")
-SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION}
+ADDITION = (*CORRECTION, "--correct_towards", "addition")
+SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "addition": ADDITION}
 FLIPS = (0.1, 0.2, 0.3)
 
 
@@ -82,6 +83,10 @@ CELLS = {
     "correction": sgsd(*CORRECTION, what="correction"),
     "correction-irrelevant": Cell(
         ("--irrelevant", "4"), CORRECTION, "correction, all pairs of other problems", pairs=(0, 0)
+    ),
+    "addition": sgsd(*ADDITION, what="correction towards what pairs add"),
+    "addition-irrelevant": Cell(
+        ("--irrelevant", "4"), ADDITION, "correction towards what pairs add, all of other problems", pairs=(0, 0)
     ),
     "correction-all": sgsd(*CORRECTION, "--correct_all", "true", what="correction, of successes too"),
     "correction-equal": sgsd(*CORRECTION, "--teacher_trust", "equal", what="correction, all teachers trusted alike"),

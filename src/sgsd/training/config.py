@@ -25,6 +25,7 @@ TRUNCATED = ("incorrect", "undecided")
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
 OBJECTIVES = ("gated", "local", "correction")
 TRUSTS = ("ledger", "equal")
+TARGETS = ("teacher", "addition")
 EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
 
@@ -297,6 +298,11 @@ class SGSDConfig(DistillationConfig):
         "ledger", "For objective 'correction': ledger, by what each item was worth so far; equal, all the same."
     )
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
+    correct_towards: str = _setting(
+        "teacher",
+        "For objective 'correction': teacher, all that it finds likeliest; addition, the policy's own distribution and "
+        "what the pair adds to the teacher's plain prompt, which is scored for it.",
+    )
     correct_all: bool = _setting(False, "For objective 'correction', to study it: successes are corrected as well.")
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
     support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
@@ -343,6 +349,11 @@ class SGSDConfig(DistillationConfig):
         return True
 
     @property
+    def scores_plain_prompt(self) -> bool:
+        """Whether the teachers' weights score every rollout after its plain prompt, too."""
+        return self.objective == "correction" and self.correct_towards == "addition"
+
+    @property
     def _can_hand_over(self) -> bool:
         return self.num_generations > 1
 
@@ -365,6 +376,7 @@ class SGSDConfig(DistillationConfig):
             )
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("teacher_trust", self.teacher_trust, TRUSTS)
+        check_choice("correct_towards", self.correct_towards, TARGETS)
         check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
         Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
         if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):
