@@ -1,4 +1,4 @@
-"""SmolLM2-135M on word problems: base, GRPO, SGSD as published, correction, with equal rollouts (docs/evidence.md).
+"""SmolLM2-135M on word problems: base, GRPO, SGSD as published, both corrections, with equal rollouts (docs/evidence.md).
 
     python benchmarks/smollm2_evidence.py asdiv.jsonl
 
@@ -25,10 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("runs/smollm2")
 MODEL = "local:smollm2-135m-instruct"
 TEACHERS = {"bank": "seed:arithmetic-word-problems", "num_teachers": 2, "embedder": "local:all-minilm-l6-v2"}
+CORRECTION = {"objective": "correction", "teacher": "frozen", "grpo_weight": 1}
 METHODS = {
     "grpo": {"method": "grpo"},
     "sgsd": TEACHERS | {"teacher": "live", "grpo_weight": 0},
-    "correction": TEACHERS | {"objective": "correction", "teacher": "frozen", "grpo_weight": 1},
+    "correction": TEACHERS | CORRECTION,
+    "addition": TEACHERS | CORRECTION | {"correct_towards": "addition"},
 }
 SETTINGS = {
     "model_name_or_path": MODEL,

@@ -96,6 +96,42 @@ def test_the_loss_equals_plain_loops(tmp_path, settings):
     assert got == pytest.approx(total / len(pools), rel=1e-3, abs=1e-7)
 
 
+def test_towards_additions_the_plain_prompt_is_scored_by_the_teachers_weights_and_taken_off(tmp_path):
+    """On the whole vocabulary, so that the target is as equation (9) has it; the policy has moved from its teachers."""
+    whole = {"teacher_top_tokens": 10**6, "correct_towards": "addition", "teacher": "frozen"}
+    trainer = with_ledger(correction_trainer(tmp_path, **whole), HELPS, HARMS, HELPS)
+    start = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    assert batch["teacher_logps"].shape[1] == trainer.args.num_teachers + 1
+    assert not batch["teacher_weights"][:, -1].any()
+    got, _ = loss_and_gradients(trainer, [batch])
+    frozen = make_model()
+    frozen.load_state_dict(start, strict=False)
+    pools = trainer._teacher_pools([trainer.train_dataset[n]["problem"] for n in [0] * 4 + [1] * 4])
+    total = 0.0
+    for b, pool in enumerate(pools):
+        if batch["outcome"][b] > 0:
+            continue
+        completion, student, counted = plain_student(trainer, batch, b, 1.0)
+        plain = plain_distributions(frozen, pool.prompts[-1], completion, 1.0).exp()
+        taus = batch["teacher_trust"][b].tolist()
+        shares = [alpha * tau for alpha, tau in zip(pool.weights, taus, strict=True)]
+        for k, pair in enumerate(pool.pairs):
+            shown = trainer.renderer.teacher_ids(trainer.train_dataset[b // 4]["problem"], pair.skill, pair.mistake)
+            teacher = plain_distributions(frozen, shown, completion, 1.0).exp()
+            target = (student.exp() + teacher - plain).clamp(min=0)
+            target /= target.sum(-1, keepdim=True)
+            divergence = torch.where(target > 0, target * (target.clamp(min=1e-300).log() - student), 0.0).sum(-1)
+            mean = divergence[torch.tensor(counted)].mean().item()
+            total += max(taus[: len(pool.pairs)]) * shares[k] / sum(shares) * mean
+    assert total > 1e-4
+    assert got == pytest.approx(total / len(pools), rel=1e-3)
+
+
 def test_the_local_variant_is_fed_each_teachers_likeliest_tokens_and_the_sampled_one(tmp_path):
     trainer = correction_trainer(
         tmp_path, objective="local", teacher_top_tokens=4, gate_tau=0.3, support_threshold=0.01
@@ -198,6 +234,6 @@ def test_a_correction_of_no_tokens_is_refused(tmp_path):
 
 
 def test_unknown_objectives_and_trusts_are_refused(tmp_path):
-    for setting in ({"objective": "loss"}, {"teacher_trust": "blind"}):
+    for setting in ({"objective": "loss"}, {"teacher_trust": "blind"}, {"correct_towards": "answer"}):
         with pytest.raises(ConfigError, match=next(iter(setting))):
             make_config(tmp_path, **setting)
