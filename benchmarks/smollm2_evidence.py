@@ -1,4 +1,4 @@
-"""SmolLM2-135M on word problems: base, GRPO, SGSD as published, both corrections, with equal rollouts (docs/evidence.md).
+"""SmolLM2-135M on word problems: base, GRPO, SGSD as published, both corrections, equal rollouts (docs/evidence.md).
 
     python benchmarks/smollm2_evidence.py asdiv.jsonl
 

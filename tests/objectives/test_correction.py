@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_refused(change, message):
 
 
 def make_additions(seed, *, B=4, K=3, T=5, V=7, spread=2.0, dtype=torch.float64):
-    """Student's logits, K teachers' and the plain prompt's ``[B, K + 1, T, V]``, sampled tokens, mask, outcome, weights."""
+    """Student's logits; ``[B, K + 1, T, V]``, teachers' and plain prompt's; sampled tokens, mask, outcome, weights."""
     logits, _, _, mask, outcome, weights = make_batch(seed, B=B, K=K, T=T, V=V, spread=spread, dtype=dtype)
     generator = torch.Generator().manual_seed(seed + 1)
     said = (spread * torch.randn(B, K + 1, T, V, generator=generator, dtype=dtype)).log_softmax(-1)
@@ -184,7 +184,7 @@ def additions_by_loops(logits, said, sampled, mask, outcome, weights, *, M):
         support = {int(sampled[b, t]), *mine, *plain}
         moved = {}
         for v in support:
-            both = v in mine and v in plain or v == int(sampled[b, t])
+            both = (v in mine and v in plain) or v == int(sampled[b, t])
             other = p[v] if both or v in mine else min(p0[v], p[mine[-1]])
             base = p0[v] if both or v in plain else min(p[v], p0[plain[-1]])
             moved[v] = max(own[v] + other - base, 0.0)

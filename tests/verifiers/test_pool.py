@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,6 +16,7 @@ import pytest
 
 from sgsd.errors import ConfigError
 from sgsd.verifiers import Outcome, PooledVerifier, get_verifier
+from sgsd.verifiers.worker import GRACE
 
 REWARDS = """
 import os, time
@@ -236,6 +239,34 @@ def test_workers_end_with_their_parent_even_in_the_middle_of_an_item():
         time.sleep(0.1)
     else:
         assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("handled", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_worker_that_nobody_ends_ends_itself(rewards: str, tmp_path: Path, handled: signal.Handlers):
+    """Its pipes stay open, and nobody looks at the clock for it; it may inherit that alarms are to be passed over."""
+    grader = json.dumps({"kind": "reward", "path": f"{rewards}.hang", "threshold": 0.5})
+    item = {"grader": grader, "completion": "fine", "answer": "", "limit": 0.2}
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "sgsd.verifiers.worker", "4"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        preexec_fn=lambda: signal.signal(signal.SIGALRM, handled),
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    try:
+        for message, reply in (({"load": grader}, b"ready"), (item, b"correct")):
+            worker.stdin.write(json.dumps(message).encode() + b"\n")
+            worker.stdin.flush()
+            assert reply in worker.stdout.readline()
+        time.sleep(0.3 + GRACE)  # no alarm while it waits
+        worker.stdin.write(json.dumps(item | {"completion": "hang"}).encode() + b"\n")
+        worker.stdin.flush()
+        assert worker.wait(60) == -signal.SIGALRM
+    finally:
+        worker.kill()
+        worker.communicate()
 
 
 def test_a_script_without_a_main_guard_works(tmp_path: Path):

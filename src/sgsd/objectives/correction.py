@@ -13,13 +13,13 @@ respect to the student's logits is Σ_k w_k (p_S − p_{T,k}), but for what lies
 vanishing where the student is sure of something else.
 
 A teacher differs from the student for two reasons: what its pair says, and that its weights are not the student's.
-``addition_loss`` keeps the first alone. With p_0 the same weights' distribution after the plain prompt, and a few tokens
-S at each position, the student is drawn to its own distribution plus what the pair adds,
+``addition_loss`` keeps the first alone. With p_0 the same weights' distribution after the plain prompt, and a few
+tokens S at each position, the student is drawn to its own distribution plus what the pair adds,
 
     q_k(v) = c · max(p_S(v) + p_{T,k}(v) − p_0(v), 0)  on S,  p_S elsewhere                              (9)
 
-with c such that Σ_S q_k = Σ_S p_S. (7) becomes KL(q_k ‖ p_S), with q_k held constant; its gradient is Σ_k w_k (p_S − q_k).
-A pair that changes nothing has none, whatever the weights have in common.
+with c such that Σ_S q_k = Σ_S p_S. (7) becomes KL(q_k ‖ p_S), with q_k held constant; its gradient with respect to the
+student's logits is Σ_k w_k (p_S − q_k). A pair that changes nothing has none, however far the student has gone.
 """
 
 from __future__ import annotations
@@ -135,8 +135,10 @@ def addition_support(
     _, plain_of_teacher = _looked_up(ids, logps, plain_ids, plain)
     new = (plain_ids != sampled) & ~in_teacher
     in_support = torch.cat([torch.ones_like(new[..., :1]), ids != sampled, new], dim=-1)
-    own, other = sampled_logps[:, :-1, :, None], sampled_logps[:, -1:, :, None].expand_as(sampled_logps[:, :-1, :, None])
-    return torch.cat([own, logps, teacher_of_plain], -1), torch.cat([other, plain_of_teacher, plain], -1), in_support
+    own = sampled_logps[:, :-1, :, None]
+    of_teacher = torch.cat([own, logps, teacher_of_plain], dim=-1)
+    of_plain = torch.cat([sampled_logps[:, -1:, :, None].expand_as(own), plain_of_teacher, plain], dim=-1)
+    return of_teacher, of_plain, in_support
 
 
 def _looked_up(ids: Tensor, logps: Tensor, top_ids: Tensor, top_logps: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +154,7 @@ def _looked_up(ids: Tensor, logps: Tensor, top_ids: Tensor, top_logps: Tensor) -
 def _of_failures(
     of_tokens: Sequence[Tensor], mask: Tensor, outcome: Tensor, weights: Tensor
 ) -> tuple[torch.dtype, Tensor, Tensor]:
-    """The type to compute in, the weights with those of rows that did not fail at 0, and ``[B, K, T, 1]``, what counts."""
+    """The type to compute in, the weights, 0 in rows that did not fail, and ``[B, K, T, 1]``, what counts."""
     B, K = weights.shape
     T, M = of_tokens[0].shape[-2:]
     shapes = [tuple(tensor.shape) for tensor in (*of_tokens, mask, outcome)]

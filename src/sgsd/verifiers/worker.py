@@ -2,13 +2,12 @@
 
 Requests: ``{"load": grader}`` → ``{"ready": true}`` or ``{"failed": text}``; ``{"grader": …, "completion": …, "answer":
 …, "limit": seconds}`` → ``{"outcome": …, "reason": …, "extracted": …}``. It ends when its input does, that is when its
-parent dies, and a watchdog ends it when an item takes longer than its limit even if no parent is there to kill it.
+parent dies, and an alarm ends it when an item takes longer than its limit even if no parent is there to kill it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ from sgsd.verifiers.verdict import Outcome, Verdict
 
 Grader = Callable[[str, str], Verdict]
 GRACE = 2.0
-"""Seconds that the watchdog leaves the parent to kill this process itself."""
+"""Seconds that the alarm leaves the parent to kill this process itself."""
 
 _FACTORIES = {
     "math": "sgsd.verifiers.math",
@@ -74,6 +73,8 @@ def main() -> None:
     limit_memory(float(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the process group's signals are for the parent, which ends us
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever the interpreter is doing
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     sys.setrecursionlimit(4_000)
     warnings.simplefilter("ignore")
     requests = sys.stdin.buffer
@@ -83,10 +84,9 @@ def main() -> None:
         graders: dict[str, Grader] = {}
         for line in requests:
             request = json.loads(line)
-            if "limit" in request:
-                faulthandler.dump_traceback_later(request["limit"] + GRACE, exit=True, file=nowhere)
+            signal.setitimer(signal.ITIMER_REAL, request["limit"] + GRACE if "limit" in request else 0)
             reply = respond(request, graders)
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
             replies.write(json.dumps(reply).encode() + b"\n")
             replies.flush()
     replies.close()
