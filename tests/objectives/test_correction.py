@@ -211,9 +211,8 @@ def test_towards_additions_value_and_gradient_equal_plain_loops(seed, M):
     torch.testing.assert_close(single.double(), losses, rtol=1e-4, atol=1e-6)
 
 
-def test_towards_additions_the_target_is_the_students_own_distribution_moved_by_what_the_pair_changes():
-    """On the whole vocabulary, of the divergence as it is defined; and at the start, where student and plain prompt
-    agree, the target is the teacher's own distribution."""
+def test_towards_additions_at_the_start_the_target_is_the_teacher():
+    """There the student and the plain prompt's distribution are one."""
     logits, said, sampled, mask, outcome, weights = make_additions(3)
     same = said.clone()
     same[:, -1] = logits.log_softmax(-1)

@@ -26,6 +26,7 @@ from .tiny import make_bank
 pytestmark = pytest.mark.timeout(900)
 ROWS = 4  # of a micro-batch, on all processes
 GROUPS = {"num_generations": 2, "gradient_accumulation_steps": 2}  # shared prompts: two forwards a step under DDP
+ADDITIONS = {"objective": "correction", "correct_towards": "addition"}
 ALIKE = {
     "single": {"num_generations": 1},
     "groups": GROUPS,
@@ -39,7 +40,7 @@ ALIKE = {
     "lora-frozen": {"num_generations": 1, "lora": True, "teacher": "frozen"},
     "local": {"objective": "local", "num_generations": 1},
     "correction": {"objective": "correction", "num_generations": 1},
-    "correction-groups": {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen", **GROUPS},
+    "additions-groups": {**ADDITIONS, "grpo_weight": 1.0, "teacher": "frozen", **GROUPS},
     "correction-lora": {"objective": "correction", "grpo_weight": 1.0, "num_generations": 2, "lora": True},
     "grpo": {"method": "grpo", "num_generations": 2, "loss_type": "grpo"},
     "opsd-groups": {"method": "opsd", "divergence": "jsd", **GROUPS},
@@ -51,7 +52,7 @@ DESCENTS = {"descent": DESCENT, "descent, correction": {**DESCENT, "objective": 
 UNLIKE = {
     "unequally many teachers": {"retrieves": "one"},
     "no teachers on odd ranks": {"retrieves": "nothing"},
-    "no teachers on odd ranks, correction": {"retrieves": "nothing", "objective": "correction"},
+    "no teachers on odd ranks, correction": {"retrieves": "nothing", **ADDITIONS},
     "odd ranks undecided": {"reward": "undecided on odd ranks"},
     "odd ranks undecided, groups": {
         "reward": "undecided on odd ranks",
