@@ -33,6 +33,7 @@ CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight
 ADDITION = (*CORRECTION, "--correct_towards", "addition")
 SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "addition": ADDITION}
 FLIPS = (0.1, 0.2, 0.3)
+LEDGER_STEP = 150
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
         first = [sys.executable, "-m", "sgsd.cli", *arguments[:at], "--json", "--output", f"{folder}/run"]
         began = time.perf_counter()
         done = subprocess.run([*first, *arguments[at:]], capture_output=True, text=True, check=False, cwd=folder)
-    if done.returncode:
-        return f"{lab} {name} seed {seed}: {(done.stderr.strip() or 'failed').splitlines()[-1]}"
+        if done.returncode:
+            return f"{lab} {name} seed {seed}: {(done.stderr.strip() or 'failed').splitlines()[-1]}"
+        ledger = separations(Path(folder, "run")) if "--method" not in arguments else {}
     curve = {point["step"]: point["accuracy"] for point in map(json.loads, done.stdout.splitlines())}
     line = {
         "cell": name,
@@ -138,11 +140,18 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
         "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
         "seconds": round(time.perf_counter() - began),
         "accuracy": curve,
-    }
+    } | ({"helpful_above": ledger} if ledger else {})
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{lab}-{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return f"{lab} {name} lr {learning_rate:g} seed {seed}: {100 * curve[max(curve)]:.1f} %"
+
+
+def separations(run: Path) -> dict[str, dict[str, float]]:
+    """Worse kind → measure → area under the ROC curve of the helpful items against it, after ``LEDGER_STEP`` steps."""
+    asked = [sys.executable, "-m", "sgsd.cli", "bank", "ledger", str(run), "--until", str(LEDGER_STEP), "--json"]
+    found = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)["separation"]
+    return {entry["worse"]: {name: entry[name] for name in ("credit", "within_phases", "support")} for entry in found}
 
 
 def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, float, int]]:
@@ -181,8 +190,8 @@ def table(options: argparse.Namespace) -> Iterator[str]:
     for lab in options.labs:
         yield f"\n**{lab}**\n"
         thirds = " | ".join(f"step {step}" for step in (100, 200, 300))
-        yield f"| method | learning rate | seeds | {thirds} | fell | steps to 60 % | to GRPO's end |"
-        yield "|---|---|---|---|---|---|---|---|---|"
+        yield f"| method | learning rate | seeds | {thirds} | fell | steps to 60 % | to GRPO's end | told apart |"
+        yield "|---|---|---|---|---|---|---|---|---|---|"
         for name in options.cells or [name for name in CELLS if name not in sweep_cells()]:
             for learning_rate in options.learning_rates:
                 runs = [r for r in stored(lab, name) if r["learning_rate"] == learning_rate]
@@ -195,6 +204,8 @@ def table(options: argparse.Namespace) -> Iterator[str]:
                 goals = [r for r in stored(lab, reference) if r["learning_rate"] == learning_rate]
                 reached = [first_steps(curves, 0.6)]
                 reached.append(first_steps(curves, mean(r["accuracy"]["300"] for r in goals)) if goals else "")
+                apart = [run["helpful_above"]["misleading"]["credit"] for run in runs if "helpful_above" in run]
+                reached.append(f"{mean(apart):.2f} ({min(apart):.2f})" if apart else "")
                 cells = [CELLS[name].what, f"{learning_rate:g}", str(len(runs)), *steps, f"{fell} of {len(runs)}"]
                 yield "| " + " | ".join([*cells, *reached]) + " |"
 
