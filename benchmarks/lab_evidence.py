@@ -30,8 +30,9 @@ PAGE = ROOT / "docs" / "evidence.md"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 """Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
 CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1")
-ADDITION = (*CORRECTION, "--correct_towards", "addition")
-SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "addition": ADDITION}
+WORTH = (*CORRECTION, "--teacher_trust", "worth")
+ADDITION = (*WORTH, "--correct_towards", "addition")
+SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "worth": WORTH, "addition": ADDITION}
 FLIPS = (0.1, 0.2, 0.3)
 LEDGER_STEP = 150
 
@@ -85,9 +86,11 @@ CELLS = {
     "correction-irrelevant": Cell(
         ("--irrelevant", "4"), CORRECTION, "correction, all pairs of other problems", pairs=(0, 0)
     ),
-    "addition": sgsd(*ADDITION, what="correction towards what pairs add"),
+    "worth": sgsd(*WORTH, what="correction by worth"),
+    "worth-irrelevant": Cell(("--irrelevant", "4"), WORTH, "correction by worth, all pairs of other problems", (0, 0)),
+    "addition": sgsd(*ADDITION, what="correction by worth, towards what pairs add"),
     "addition-irrelevant": Cell(
-        ("--irrelevant", "4"), ADDITION, "correction towards what pairs add, all of other problems", pairs=(0, 0)
+        ("--irrelevant", "4"), ADDITION, "correction by worth, towards what pairs add, all of other problems", (0, 0)
     ),
     "correction-all": sgsd(*CORRECTION, "--correct_all", "true", what="correction, of successes too"),
     "correction-equal": sgsd(*CORRECTION, "--teacher_trust", "equal", what="correction, all teachers trusted alike"),

@@ -30,7 +30,8 @@ METHODS = {
     "grpo": {"method": "grpo"},
     "sgsd": TEACHERS | {"teacher": "live", "grpo_weight": 0},
     "correction": TEACHERS | CORRECTION,
-    "addition": TEACHERS | CORRECTION | {"correct_towards": "addition"},
+    "worth": TEACHERS | CORRECTION | {"teacher_trust": "worth"},
+    "addition": TEACHERS | CORRECTION | {"teacher_trust": "worth", "correct_towards": "addition"},
 }
 SETTINGS = {
     "model_name_or_path": MODEL,

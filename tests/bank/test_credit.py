@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sgsd.bank import ItemRecord
-from sgsd.bank.credit import CONFIDENCE, credit, credit_within, lasting_bound, positive_share, separation
+from sgsd.bank.credit import CONFIDENCE, credit, credit_within, lasting_bound, positive_share, separation, trust, worth
 
 WORTHS = (0.9, 0.5, 0.1)
 SURE = 1e-4  # how often a test of this file may fail by chance
@@ -204,3 +204,42 @@ def test_one_look_s_interval_would_refute_chance_too_often():
     often = ever_below(lambda total: credit(total).high, 0.5, repeats=repeats)
     assert often > stats.binom.ppf(1 - SURE, repeats, (1 - CONFIDENCE) / 2)
     assert ever_below(lasting_bound, 0.5, repeats=repeats) <= stats.binom.ppf(1 - SURE, repeats, 1 - CONFIDENCE)
+
+
+@given(active=counts, supported=counts)
+def test_an_item_that_was_seen_with_one_outcome_alone_is_worth_nothing(active, supported):
+    supported = min(supported, active)
+    assert worth(record((supported, active - supported))) == pytest.approx(0)
+    assert worth(record(failures=(active - supported, supported))) == pytest.approx(0)
+    assert credit(record(failures=(30, 0))).value > 0.7  # which trust takes for help
+    assert trust(record(failures=(30, 0))) > 0.85
+
+
+@given(successes=st.tuples(counts, counts), failures=st.tuples(counts, counts))
+def test_worth_equals_its_definition_and_is_of_the_worst_item(successes, failures):
+    item = record(successes, failures)
+    active = sum(successes) + sum(failures)
+    support = (successes[0] + failures[1]) / active if active else 0.5
+    right = (successes[0] + 2 * support) / (sum(successes) + 2)
+    righted = (failures[0] + 2 * (1 - support)) / (sum(failures) + 2)
+    assert worth(item) == pytest.approx(max(0, right + righted - 1))
+    assert 0 <= worth(item) < 1
+    assert worth(item, record((30, 1), (30, 1))) <= worth(item)
+    assert worth(record((0, 30), (0, 30)), item) == 0
+
+
+def test_worth_tends_to_what_the_item_tells_apart():
+    """p₊ + p₋ − 1, whatever the rate of success; at fewer uses it is below that, at none 0."""
+    for supports in ((0.9, 0.8), (0.6, 0.6), (0.2, 0.9)):
+        rng = np.random.default_rng(0)
+        found = [worth(simulated(rng, supports, 3000, 12000)) for _ in range(20)]
+        assert np.mean(found) == pytest.approx(sum(supports) - 1, abs=0.01)
+        early = [
+            worth(
+                record(
+                    (round(9 * supports[0]), 9 - round(9 * supports[0])),
+                    (round(9 * supports[1]), 9 - round(9 * supports[1])),
+                )
+            )
+        ]
+        assert np.mean(early) <= sum(supports) - 1 + 0.12

@@ -187,7 +187,8 @@ def additions_by_loops(logits, said, sampled, mask, outcome, weights, *, M):
             both = (v in mine and v in plain) or v == int(sampled[b, t])
             other = p[v] if both or v in mine else min(p0[v], p[mine[-1]])
             base = p0[v] if both or v in plain else min(p[v], p0[plain[-1]])
-            moved[v] = max(own[v] + other - base, 0.0)
+            low, high = min(other - base, 0.0), max(other - base, 0.0)
+            moved[v] = own[v] + min(max(other - own[v], low), high)
         scale = sum(own[v] for v in support) / sum(moved.values())
         for v in support:
             target = scale * moved[v]

@@ -123,7 +123,8 @@ def test_towards_additions_the_plain_prompt_is_scored_by_the_teachers_weights_an
         for k, pair in enumerate(pool.pairs):
             shown = trainer.renderer.teacher_ids(trainer.train_dataset[b // 4]["problem"], pair.skill, pair.mistake)
             teacher = plain_distributions(frozen, shown, completion, 1.0).exp()
-            target = (student.exp() + teacher - plain).clamp(min=0)
+            change = teacher - plain
+            target = student.exp() + (teacher - student.exp()).clamp(change.clamp(max=0), change.clamp(min=0))
             target /= target.sum(-1, keepdim=True)
             divergence = torch.where(target > 0, target * (target.clamp(min=1e-300).log() - student), 0.0).sum(-1)
             mean = divergence[torch.tensor(counted)].mean().item()

@@ -68,6 +68,17 @@ def trust(*records: ItemRecord) -> float:
     return NormalDist().cdf(min(standardised))
 
 
+def worth(*records: ItemRecord) -> float:
+    """How far a teacher made of these items tells successes from failures: max(0, 2 c − 1), of the worst one.
+
+    0 for an item that says the same of all rollouts, harms, or is unknown; towards 1 for one that is never wrong. Here
+    an item tells nothing apart until both outcomes say otherwise: each p̃ is drawn by two uses to what the item says of
+    all rollouts alike, not to ½. So one that suppresses everything is worth nothing while nothing succeeds, where its
+    ``credit`` is above ½.
+    """
+    return max(0.0, min(2 * _sceptical(record) - 1 for record in records))
+
+
 def credit_within(phases: Iterable[ItemRecord], *, confidence: float = CONFIDENCE) -> Credit:
     """An item's credit within phases; 0.5, from 0 to 1, where no phase has both successes and failures.
 
@@ -162,6 +173,14 @@ def _estimate(record: ItemRecord) -> tuple[float, float]:
     shares = [((positive + 1) / (active + 2), active + 2) for positive, active in _by_outcome(record)]
     value = sum(share for share, _ in shares) / 2
     return value, sqrt(sum(share * (1 - share) / uses for share, uses in shares)) / 2
+
+
+def _sceptical(record: ItemRecord) -> float:
+    """The credit with each outcome's share drawn to that of all uses."""
+    (supported, successes), (suppressed, failures) = _by_outcome(record)
+    uses = successes + failures
+    support = (supported + failures - suppressed) / uses if uses else 0.5
+    return ((supported + 2 * support) / (successes + 2) + (suppressed + 2 * (1 - support)) / (failures + 2)) / 2
 
 
 def _by_outcome(record: ItemRecord) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -14,9 +14,10 @@ vanishing where the student is sure of something else.
 
 A teacher differs from the student for two reasons: what its pair says, and that its weights are not the student's.
 ``addition_loss`` keeps the first alone. With p_0 the same weights' distribution after the plain prompt, and a few
-tokens S at each position, the student is drawn to its own distribution plus what the pair adds,
+tokens S at each position, the student is drawn as far towards the teacher as the pair has moved it, and no further,
 
-    q_k(v) = c · max(p_S(v) + p_{T,k}(v) − p_0(v), 0)  on S,  p_S elsewhere                              (9)
+    δ_k(v) = p_{T,k}(v) − p_S(v), kept between 0 and p_{T,k}(v) − p_0(v)
+    q_k(v) = c (p_S(v) + δ_k(v))  on S,  p_S(v) elsewhere                                                (9)
 
 with c such that Σ_S q_k = Σ_S p_S. (7) becomes KL(q_k ‖ p_S), with q_k held constant; its gradient with respect to the
 student's logits is Σ_k w_k (p_S − q_k). A pair that changes nothing has none, however far the student has gone.
@@ -101,7 +102,9 @@ def addition_loss(
     read = read & in_support
     student, teacher, plain = (torch.where(read, logps.to(dtype), -torch.inf) for logps in given[:3])
     own = student.detach().exp()
-    moved = (own + teacher.detach().exp() - plain.detach().exp()).clamp(min=0)
+    there = teacher.detach().exp()
+    change = there - plain.detach().exp()
+    moved = own + torch.clamp(there - own, min=change.clamp(max=0), max=change.clamp(min=0))
     tiny = torch.finfo(dtype).tiny
     target = moved * (own.sum(-1, keepdim=True) / moved.sum(-1, keepdim=True).clamp(min=tiny))
     divergence = torch.where(target > 0, target * (target.clamp(min=tiny).log() - student.detach()), 0.0)

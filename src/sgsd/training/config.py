@@ -24,7 +24,7 @@ RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
 OBJECTIVES = ("gated", "local", "correction")
-TRUSTS = ("ledger", "equal")
+TRUSTS = ("worth", "ledger", "equal")
 TARGETS = ("teacher", "addition")
 EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
@@ -295,7 +295,9 @@ class SGSDConfig(DistillationConfig):
         "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen and grpo_weight 1.",
     )
     teacher_trust: str = _setting(
-        "ledger", "For objective 'correction': ledger, by what each item was worth so far; equal, all the same."
+        "ledger",
+        "For objective 'correction', by the ledger: worth, how far the items told successes from failures; ledger, how "
+        "sure it is that they do; equal, all the same.",
     )
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
     correct_towards: str = _setting(

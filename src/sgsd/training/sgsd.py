@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sgsd.abstention import AbstentionRule, score_until_settled
 from sgsd.bank import Ledger
-from sgsd.bank.credit import credit, trust
+from sgsd.bank.credit import credit, trust, worth
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
 from sgsd.objectives import SGSDLoss
@@ -257,7 +257,8 @@ class SGSDTrainer(VerifiedTrainer):
         if self.args.teacher_trust == "equal" or k >= len(pool.pairs):
             return 1.0
         pair = pool.pairs[k]
-        return trust(self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id))
+        measured = worth if self.args.teacher_trust == "worth" else trust
+        return measured(self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id))
 
     def _teacher_pools(self, problems: list[str]) -> list[TeacherPool]:
         """One pool per rollout; the G rollouts of a problem share one. Its last teacher may be the plain prompt."""
