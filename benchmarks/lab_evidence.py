@@ -29,10 +29,9 @@ RESULTS = ROOT / "results" / "lab"
 PAGE = ROOT / "docs" / "evidence.md"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 """Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
-CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1")
-WORTH = (*CORRECTION, "--teacher_trust", "worth")
-ADDITION = (*WORTH, "--correct_towards", "addition")
-SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "worth": WORTH, "addition": ADDITION}
+_CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1", "--teacher_trust")
+CORRECTION, WORTH, ALIKE = ((*_CORRECTION, trust) for trust in ("ledger", "worth", "equal"))
+SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "worth": WORTH}
 FLIPS = (0.1, 0.2, 0.3)
 LEDGER_STEP = 150
 
@@ -82,18 +81,17 @@ CELLS = {
     "mixed-loss": sgsd(
         "--teacher", "frozen", "--grpo_weight", "1", "--sgsd_weight", "4", what="GRPO's loss + 4 × SGSD's, frozen"
     ),
-    "correction": sgsd(*CORRECTION, what="correction"),
+    "correction": sgsd(*CORRECTION, what="correction, trust by certainty"),
     "correction-irrelevant": Cell(
-        ("--irrelevant", "4"), CORRECTION, "correction, all pairs of other problems", pairs=(0, 0)
+        ("--irrelevant", "4"), CORRECTION, "correction, trust by certainty, all pairs of other problems", (0, 0)
     ),
-    "worth": sgsd(*WORTH, what="correction by worth"),
-    "worth-irrelevant": Cell(("--irrelevant", "4"), WORTH, "correction by worth, all pairs of other problems", (0, 0)),
-    "addition": sgsd(*ADDITION, what="correction by worth, towards what pairs add"),
-    "addition-irrelevant": Cell(
-        ("--irrelevant", "4"), ADDITION, "correction by worth, towards what pairs add, all of other problems", (0, 0)
+    "worth": sgsd(*WORTH, what="correction, trust by worth"),
+    "worth-irrelevant": Cell(
+        ("--irrelevant", "4"), WORTH, "correction, trust by worth, all pairs of other problems", (0, 0)
     ),
+    "worth-beta": sgsd(*WORTH, "--beta", "0.04", what="correction, trust by worth, KL penalty β = 0.04"),
     "correction-all": sgsd(*CORRECTION, "--correct_all", "true", what="correction, of successes too"),
-    "correction-equal": sgsd(*CORRECTION, "--teacher_trust", "equal", what="correction, all teachers trusted alike"),
+    "correction-equal": sgsd(*ALIKE, what="correction, all teachers trusted alike"),
     "correction-live": sgsd(*CORRECTION, "--teacher", "live", what="correction, live teacher"),
     "correction-alone": sgsd(*CORRECTION, "--grpo_weight", "0", what="correction, without GRPO's loss"),
     "correction-top-1": sgsd(*CORRECTION, "--teacher_top_tokens", "1", what="correction, likeliest token alone"),

@@ -29,9 +29,8 @@ CORRECTION = {"objective": "correction", "teacher": "frozen", "grpo_weight": 1}
 METHODS = {
     "grpo": {"method": "grpo"},
     "sgsd": TEACHERS | {"teacher": "live", "grpo_weight": 0},
-    "correction": TEACHERS | CORRECTION,
+    "correction": TEACHERS | CORRECTION | {"teacher_trust": "ledger"},
     "worth": TEACHERS | CORRECTION | {"teacher_trust": "worth"},
-    "addition": TEACHERS | CORRECTION | {"teacher_trust": "worth", "correct_towards": "addition"},
 }
 SETTINGS = {
     "model_name_or_path": MODEL,

@@ -63,7 +63,7 @@ def test_the_correction_preset_differs_from_grpos_in_its_objective_and_prompts_a
         key for key, value in settings_as_dict(run, training, model).items() if key in theirs and value != theirs[key]
     }
     assert differing == {"method", "bank", "guard", "thinking"}
-    assert (training.objective, training.teacher, training.teacher_trust) == ("correction", "frozen", "ledger")
+    assert (training.objective, training.teacher, training.teacher_trust) == ("correction", "frozen", "worth")
     assert training.grpo_weight > 0
 
 

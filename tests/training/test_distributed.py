@@ -26,7 +26,7 @@ from .tiny import make_bank
 pytestmark = pytest.mark.timeout(900)
 ROWS = 4  # of a micro-batch, on all processes
 GROUPS = {"num_generations": 2, "gradient_accumulation_steps": 2}  # shared prompts: two forwards a step under DDP
-ADDITIONS = {"objective": "correction", "correct_towards": "addition"}
+CORRECTION = {"objective": "correction", "teacher_trust": "equal"}  # by worth, a new ledger silences it
 ALIKE = {
     "single": {"num_generations": 1},
     "groups": GROUPS,
@@ -39,20 +39,20 @@ ALIKE = {
     },
     "lora-frozen": {"num_generations": 1, "lora": True, "teacher": "frozen"},
     "local": {"objective": "local", "num_generations": 1},
-    "correction": {"objective": "correction", "num_generations": 1},
-    "additions-groups": {**ADDITIONS, "grpo_weight": 1.0, "teacher": "frozen", **GROUPS},
-    "correction-lora": {"objective": "correction", "grpo_weight": 1.0, "num_generations": 2, "lora": True},
+    "correction": {**CORRECTION, "num_generations": 1},
+    "correction-groups": {**CORRECTION, "grpo_weight": 1.0, "teacher": "frozen", **GROUPS},
+    "correction-lora": {**CORRECTION, "grpo_weight": 1.0, "num_generations": 2, "lora": True},
     "grpo": {"method": "grpo", "num_generations": 2, "loss_type": "grpo"},
     "opsd-groups": {"method": "opsd", "divergence": "jsd", **GROUPS},
     "opsd-lora": {"method": "opsd", "num_generations": 1, "lora": True},
 }
 # One step of length 1 against the gradient: the weights show it where no process holds it.
 DESCENT = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_steps": 1, "num_generations": 1}
-DESCENTS = {"descent": DESCENT, "descent, correction": {**DESCENT, "objective": "correction"}}
+DESCENTS = {"descent": DESCENT, "descent, correction": {**DESCENT, **CORRECTION}}
 UNLIKE = {
     "unequally many teachers": {"retrieves": "one"},
     "no teachers on odd ranks": {"retrieves": "nothing"},
-    "no teachers on odd ranks, correction": {"retrieves": "nothing", **ADDITIONS},
+    "no teachers on odd ranks, correction": {"retrieves": "nothing", **CORRECTION},
     "odd ranks undecided": {"reward": "undecided on odd ranks"},
     "odd ranks undecided, groups": {
         "reward": "undecided on odd ranks",
@@ -61,7 +61,7 @@ UNLIKE = {
         **GROUPS,
     },
     "all undecided": {"reward": "undecided", "truncated": "undecided"},
-    "odd ranks stop early": {"rollouts": "short on odd ranks", "objective": "correction"},
+    "odd ranks stop early": {"rollouts": "short on odd ranks", **CORRECTION},
     "sampled rollouts": {"rollouts": "sampled", **GROUPS},
     "nothing at all on odd ranks": {
         "retrieves": "nothing",

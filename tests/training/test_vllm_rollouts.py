@@ -60,7 +60,7 @@ GROUPS = {"num_generations": 4, "per_device_train_batch_size": 8, "reward": by_f
 OBJECTIVES = {
     "gated": {"grpo_weight": 0.0},
     "gated with GRPO": {"grpo_weight": 0.5},
-    "correction": {"objective": "correction", "grpo_weight": 1.0, "loss_type": "grpo"},
+    "correction": {"objective": "correction", "teacher_trust": "equal", "grpo_weight": 1.0, "loss_type": "grpo"},
 }
 
 

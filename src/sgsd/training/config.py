@@ -25,7 +25,6 @@ TRUNCATED = ("incorrect", "undecided")
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
 OBJECTIVES = ("gated", "local", "correction")
 TRUSTS = ("worth", "ledger", "equal")
-TARGETS = ("teacher", "addition")
 EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
 
@@ -295,16 +294,11 @@ class SGSDConfig(DistillationConfig):
         "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen and grpo_weight 1.",
     )
     teacher_trust: str = _setting(
-        "ledger",
+        "worth",
         "For objective 'correction', by the ledger: worth, how far the items told successes from failures; ledger, how "
         "sure it is that they do; equal, all the same.",
     )
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
-    correct_towards: str = _setting(
-        "teacher",
-        "For objective 'correction': teacher, all that it finds likeliest; addition, the policy's own distribution and "
-        "what the pair adds to the teacher's plain prompt, which is scored for it.",
-    )
     correct_all: bool = _setting(False, "For objective 'correction', to study it: successes are corrected as well.")
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
     support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
@@ -351,11 +345,6 @@ class SGSDConfig(DistillationConfig):
         return True
 
     @property
-    def scores_plain_prompt(self) -> bool:
-        """Whether the teachers' weights score every rollout after its plain prompt, too."""
-        return self.objective == "correction" and self.correct_towards == "addition"
-
-    @property
     def _can_hand_over(self) -> bool:
         return self.num_generations > 1
 
@@ -378,7 +367,6 @@ class SGSDConfig(DistillationConfig):
             )
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("teacher_trust", self.teacher_trust, TRUSTS)
-        check_choice("correct_towards", self.correct_towards, TARGETS)
         check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
         Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
         if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):

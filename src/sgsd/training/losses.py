@@ -5,15 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgsd.objectives import (
-    SGSDLoss,
-    addition_loss,
-    addition_support,
-    correction_loss,
-    local_support_loss,
-    sgsd_loss,
-    trusted_weights,
-)
+from sgsd.objectives import SGSDLoss, correction_loss, local_support_loss, sgsd_loss, trusted_weights
 from sgsd.training.config import SGSDConfig
 
 
@@ -41,22 +33,15 @@ def published_loss(args: SGSDConfig, inputs: dict[str, Tensor], logps: Tensor, t
 
 
 def correction(args: SGSDConfig, inputs: dict[str, Tensor], logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean over rows of equation (7), towards the teachers or what their pairs add, and what there is to log.
+    """The mean over rows of equation (7), and what there is to log.
 
     Args:
         args, inputs, logps: as for ``published_loss``.
     """
     weights = trusted_weights(inputs["teacher_weights"], inputs["teacher_trust"])
     outcome = -inputs["outcome"].abs() if args.correct_all else inputs["outcome"]
-    likeliest, tops = _by_teacher(inputs, logps), inputs["teacher_top_logps"]
-    if args.correct_towards == "teacher":
-        loss = correction_loss(likeliest, tops, inputs["score_mask"], outcome, weights)
-    else:
-        said = addition_support(inputs["completion_ids"], inputs["teacher_logps"], inputs["teacher_top_ids"], tops)
-        own, plain = likeliest[:, :-1], likeliest[:, -1:]
-        sampled = logps[:, None, :, :1].expand(-1, own.shape[1], -1, -1)
-        student = torch.cat([sampled, own, plain.expand_as(own)], dim=-1)
-        loss = addition_loss(student, *said, inputs["score_mask"], outcome, weights[:, :-1])
+    teachers = inputs["teacher_top_logps"]
+    loss = correction_loss(_by_teacher(inputs, logps), teachers, inputs["score_mask"], outcome, weights)
     return loss.mean(), {"sgsd/trust": weights.sum(1).mean(), "sgsd/correction": loss[outcome < 0].mean()}
 
 

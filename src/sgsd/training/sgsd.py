@@ -221,7 +221,7 @@ class SGSDTrainer(VerifiedTrainer):
             output[name] = torch.nn.functional.pad(output[name], (0, 0, 0, missing))
         output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
         output["teacher_trust"] = torch.tensor(
-            [[self._trust(pool, k) for k in range(len(pool.prompts))] for pool in pools],
+            [[self._trust(pool, k) for k in range(self._num_teachers)] for pool in pools],
             device=teacher_logps.device,
         )
         if self._mode == "train":
@@ -261,7 +261,7 @@ class SGSDTrainer(VerifiedTrainer):
         return measured(self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id))
 
     def _teacher_pools(self, problems: list[str]) -> list[TeacherPool]:
-        """One pool per rollout; the G rollouts of a problem share one. Its last teacher may be the plain prompt."""
+        """One pool per rollout; the G rollouts of a problem share one."""
         distinct = list(dict.fromkeys(problems))
         retrievals = self.retriever.retrieve(distinct, self.bank, self._num_teachers)
         pools = {
@@ -269,7 +269,7 @@ class SGSDTrainer(VerifiedTrainer):
                 problem,
                 retrieval,
                 self.renderer,
-                num_teachers=self._num_teachers + self.args.scores_plain_prompt,  # the last one is never a pair's
+                num_teachers=self._num_teachers,
                 max_prompt_length=self.max_prompt_length,
             )
             for problem, retrieval in zip(distinct, retrievals, strict=True)
@@ -283,7 +283,7 @@ class SGSDTrainer(VerifiedTrainer):
 
         ``output`` gets what each teacher finds likeliest, ``[B, K, T, M]``; nothing where the objective asks for none.
         """
-        B, K = len(pools), len(pools[0].prompts)
+        B, K = len(pools), self._num_teachers
         prompts = [prompt for pool in pools for prompt in pool.prompts]
         repeated = [completion for completion in completions for _ in range(K)]
         top_tokens = min(self.args.teacher_top_tokens, self.model.config.get_text_config().vocab_size)

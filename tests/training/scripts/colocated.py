@@ -46,6 +46,7 @@ def main() -> None:
         vllm_importance_sampling_correction=True,
         vllm_importance_sampling_mode="token_truncate",
         objective="correction",
+        teacher_trust="equal",
         grpo_weight=1.0,
         num_generations=2,
         learning_rate=0.05,
