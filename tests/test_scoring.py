@@ -119,6 +119,28 @@ def test_every_rank_can_make_the_same_number_of_forwards(model, budget):
         assert len(sizes) == 2 * wanted
 
 
+def test_equal_pairs_are_scored_once(model):
+    prompts, completions = unequal_pairs()
+    alone = score_completions(model, prompts, completions, with_entropy=True, top_tokens=3)
+    again = [n for n in range(len(prompts)) for _ in range(1 + n % 3)]
+    scores = score_completions(
+        model, [prompts[n] for n in again], [completions[n] for n in again], with_entropy=True, top_tokens=3
+    )
+    for name in ("logps", "mask", "entropy", "top_ids", "top_logps"):
+        assert torch.equal(getattr(scores, name), getattr(alone, name)[again]), name
+    sizes, repeated = (record_forwards(model, prompts * times, completions * times) for times in (1, 3))
+    assert repeated == sizes
+    assert chunk_count(prompts * 3, completions * 3, max_tokens_per_chunk=60) == chunk_count(
+        prompts, completions, max_tokens_per_chunk=60
+    )
+
+
+def test_a_rank_whose_pairs_are_all_equal_makes_as_many_forwards_as_the_others(model):
+    prompts, completions = [[5, 7, 9]] * 4, [[3, 4]] * 4
+    assert chunk_count(prompts, completions) == 1
+    assert len(record_forwards(model, prompts, completions, min_chunks=3)) == 2 * 3
+
+
 def test_chunks_respect_their_budget(model):
     prompts, completions = unequal_pairs(3)
     sizes = record_forwards(model, prompts, completions, max_tokens_per_chunk=120)

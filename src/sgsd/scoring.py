@@ -9,7 +9,7 @@ re-tokenised, and masked by length, never by id.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -310,9 +310,10 @@ def score_completions(
 ) -> Scores:
     """Log-probabilities of ``completions[n]`` after ``prompts[n]``, full vocabulary, without gradient.
 
-    Equals scoring each pair alone and unpadded. Pairs with one prompt share its keys and values: the G rollouts of a
-    problem cost each teacher one prompt. Prompts are sorted by length and scored, with all their completions, in
-    chunks of about ``max_tokens_per_chunk`` tokens, padding included, so memory does not grow with N.
+    Equals scoring each pair alone and unpadded. Equal pairs are scored once: a policy that is sure gives one answer
+    several times. Pairs with one prompt share its keys and values: the G rollouts of a problem cost each teacher one
+    prompt. Prompts are sorted by length and scored, with all their completions, in chunks of about
+    ``max_tokens_per_chunk`` tokens, padding included, so memory does not grow with N.
 
     Args:
         model: a causal language model that takes ``logits_to_keep`` and, for shared prompts, a key-value cache. Its
@@ -343,7 +344,10 @@ def score_completions(
     L = top_tokens
     top_ids, top_logps = torch.zeros(N, T, L, dtype=torch.long, device=device), torch.zeros(N, T, L, device=device)
     lengths = torch.tensor([len(completion) for completion in completions], device=device)
-    for rows in chunk_rows(prompts, completions, max_tokens_per_chunk, min_chunks):
+    first = _first_of_equals(prompts, completions)
+    if len(set(first)) < min_chunks:  # too few to make chunks of
+        first = list(range(N))
+    for rows in chunk_rows(prompts, completions, max_tokens_per_chunk, min_chunks, among=set(first)):
         completion_ids, completion_mask = padded([completions[n] for n in rows], "right", device)
         columns = _columns(
             model,
@@ -364,29 +368,43 @@ def score_completions(
             entropy[rows, :width] = columns[..., 1 + L]
     mask = torch.arange(T, device=device) < lengths.unsqueeze(1)
     return Scores(
-        logps=logps.masked_fill(~mask, 0.0),
+        logps=logps[first].masked_fill(~mask, 0.0),
         mask=mask,
-        entropy=None if entropy is None else entropy.masked_fill(~mask, 0.0),
-        top_ids=top_ids,
-        top_logps=top_logps,
+        entropy=None if entropy is None else entropy[first].masked_fill(~mask, 0.0),
+        top_ids=top_ids[first],
+        top_logps=top_logps[first],
     )
+
+
+def _first_of_equals(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[int]:
+    """For each pair the number of the first one that equals it."""
+    numbers: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    pairs = zip(map(tuple, prompts), map(tuple, completions), strict=True)
+    return [numbers.setdefault(pair, n) for n, pair in enumerate(pairs)]
 
 
 def chunk_count(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, max_tokens_per_chunk: int = 8192
 ) -> int:
     """How many chunks ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
-    return len(chunk_rows(prompts, completions, max_tokens_per_chunk, 1))
+    among = set(_first_of_equals(prompts, completions))
+    return len(chunk_rows(prompts, completions, max_tokens_per_chunk, 1, among=among))
 
 
 def chunk_rows(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], max_tokens: int, min_chunks: int
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    max_tokens: int,
+    min_chunks: int,
+    *,
+    among: Iterable[int] | None = None,
 ) -> list[list[int]]:
-    """Row numbers of each chunk, longest prompts first; rows of one prompt side by side.
+    """Row numbers of each chunk, all or those ``among`` them, longest prompts first; rows of one prompt side by side.
 
     A chunk of R rows over U distinct prompts, P and T the longest prompt and completion, costs U·P + R·T tokens.
     """
-    order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), tuple(prompts[n]), -len(completions[n])))
+    rows = range(len(prompts)) if among is None else sorted(among)
+    order = sorted(rows, key=lambda n: (-len(prompts[n]), tuple(prompts[n]), -len(completions[n])))
     chunks: list[list[int]] = []
     distinct: set[tuple[int, ...]] = set()
     P = T = 0

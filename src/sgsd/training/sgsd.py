@@ -30,7 +30,7 @@ from sgsd.bank.writing import Writer
 from sgsd.objectives import SGSDLoss
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
-from sgsd.scoring import Scores, chunk_count, score_completions
+from sgsd.scoring import Scores, chunk_count, chunk_rows, score_completions
 from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
@@ -314,7 +314,8 @@ class SGSDTrainer(VerifiedTrainer):
         T = student.logps.shape[1]
         prompts = [prompt for pool in pools for prompt in pool.prompts[1:]]
         repeated = [completion for completion in completions for _ in range(others)]
-        chunks, width = self._on_all_ranks(self._chunk_count(prompts, repeated), T)
+        own_chunks = len(chunk_rows(prompts, repeated, self.args.max_tokens_per_chunk, 1))
+        chunks, width = self._on_all_ranks(own_chunks, T)
         with self._teaching():
             scores = score_until_settled(
                 self.model,
@@ -377,22 +378,20 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> Scores:
         """In full, by the teachers' weights or others, in as many forwards as any rank needs."""
         share_prompts = self._share_prompts  # asked before the teachers' weights put the model into evaluation mode
-        (chunks,) = self._on_all_ranks(self._chunk_count(prompts, completions))
+        limit = self.args.max_tokens_per_chunk
+        (chunks,) = self._on_all_ranks(chunk_count(prompts, completions, max_tokens_per_chunk=limit))
         with self._teaching(weights):
             return score_completions(
                 self.model,
                 prompts,
                 completions,
                 temperature=self.args.score_temperature,
-                max_tokens_per_chunk=self.args.max_tokens_per_chunk,
+                max_tokens_per_chunk=limit,
                 with_entropy=with_entropy,
                 top_tokens=top_tokens,
                 share_prompts=share_prompts,
                 min_chunks=chunks,
             )
-
-    def _chunk_count(self, prompts: list[list[int]], completions: list[list[int]]) -> int:
-        return chunk_count(prompts, completions, max_tokens_per_chunk=self.args.max_tokens_per_chunk)
 
     def _on_all_ranks(self, *counts: int) -> list[int]:
         """The most of each count on any rank."""
