@@ -170,12 +170,14 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, float, int]]
 
 
 def run(options: argparse.Namespace) -> None:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
     with ThreadPoolExecutor(options.workers) as pool:
         for said in pool.map(lambda which: make(*which, commit), list(wanted(options))):
             print(said, flush=True)
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def interval(values: Sequence[float]) -> str:
