@@ -30,7 +30,8 @@ PAGE = ROOT / "docs" / "evidence.md"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 """Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
 _CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1", "--teacher_trust")
-CORRECTION, WORTH, ALIKE = ((*_CORRECTION, trust) for trust in ("ledger", "worth", "equal"))
+CORRECTION, ALIKE = ((*_CORRECTION, trust) for trust in ("ledger", "equal"))
+WORTH = (*_CORRECTION, "worth", "--sgsd_weight", "2")
 SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "worth": WORTH}
 FLIPS = (0.1, 0.2, 0.3)
 LEDGER_STEP = 150
@@ -90,11 +91,11 @@ CELLS = {
         ("--irrelevant", "4"), WORTH, "correction, trust by worth, all pairs of other problems", (0, 0)
     ),
     "worth-beta": sgsd(*WORTH, "--beta", "0.04", what="correction, trust by worth, KL penalty β = 0.04"),
-    "correction-all": sgsd(*CORRECTION, "--correct_all", "true", what="correction, of successes too"),
+    "worth-all": sgsd(*WORTH, "--correct_all", "true", what="correction, trust by worth, of successes too"),
+    "worth-live": sgsd(*WORTH, "--teacher", "live", what="correction, trust by worth, live teacher"),
+    "worth-alone": sgsd(*WORTH, "--grpo_weight", "0", what="correction, trust by worth, without GRPO's loss"),
+    "worth-top-1": sgsd(*WORTH, "--teacher_top_tokens", "1", what="correction, trust by worth, likeliest token alone"),
     "correction-equal": sgsd(*ALIKE, what="correction, all teachers trusted alike"),
-    "correction-live": sgsd(*CORRECTION, "--teacher", "live", what="correction, live teacher"),
-    "correction-alone": sgsd(*CORRECTION, "--grpo_weight", "0", what="correction, without GRPO's loss"),
-    "correction-top-1": sgsd(*CORRECTION, "--teacher_top_tokens", "1", what="correction, likeliest token alone"),
     **sweep_cells(),
 }
 

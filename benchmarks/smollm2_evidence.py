@@ -30,7 +30,7 @@ METHODS = {
     "grpo": {"method": "grpo"},
     "sgsd": TEACHERS | {"teacher": "live", "grpo_weight": 0},
     "correction": TEACHERS | CORRECTION | {"teacher_trust": "ledger"},
-    "worth": TEACHERS | CORRECTION | {"teacher_trust": "worth"},
+    "worth": TEACHERS | CORRECTION | {"teacher_trust": "worth", "sgsd_weight": 2},
 }
 SETTINGS = {
     "model_name_or_path": MODEL,

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sgsd.bank import ItemRecord
-from sgsd.bank.credit import CONFIDENCE, credit, credit_within, lasting_bound, positive_share, separation, trust, worth
+from sgsd.bank.credit import (
+    CONFIDENCE,
+    credit,
+    credit_within,
+    lasting_bound,
+    positive_share,
+    separation,
+    sure_worth,
+    trust,
+    worth,
+)
 
 WORTHS = (0.9, 0.5, 0.1)
 SURE = 1e-4  # how often a test of this file may fail by chance
@@ -206,31 +216,45 @@ def test_one_look_s_interval_would_refute_chance_too_often():
     assert ever_below(lasting_bound, 0.5, repeats=repeats) <= stats.binom.ppf(1 - SURE, repeats, 1 - CONFIDENCE)
 
 
-@given(active=counts, supported=counts)
-def test_an_item_that_was_seen_with_one_outcome_alone_is_worth_nothing(active, supported):
+shares = st.floats(0, 1)
+
+
+@given(active=counts, supported=counts, prior=shares)
+def test_an_item_that_was_seen_with_one_outcome_alone_is_worth_no_more_than_the_prior(active, supported, prior):
     supported = min(supported, active)
-    assert worth(record((supported, active - supported))) == pytest.approx(0)
-    assert worth(record(failures=(active - supported, supported))) == pytest.approx(0)
+    for item in (record((supported, active - supported)), record(failures=(active - supported, supported))):
+        assert worth(item) == pytest.approx(0)
+        assert worth(item, prior=prior) == pytest.approx(prior * (1 / 2 + 1 / (active + 2)))
     assert credit(record(failures=(30, 0))).value > 0.7  # which trust takes for help
     assert trust(record(failures=(30, 0))) > 0.85
 
 
-@given(successes=st.tuples(counts, counts), failures=st.tuples(counts, counts))
-def test_worth_equals_its_definition_and_is_of_the_worst_item(successes, failures):
+@given(successes=st.tuples(counts, counts), failures=st.tuples(counts, counts), prior=shares)
+def test_worth_equals_its_definition_and_is_of_the_worst_item(successes, failures, prior):
     item = record(successes, failures)
     active = sum(successes) + sum(failures)
     support = (successes[0] + failures[1]) / active if active else 0.5
-    right = (successes[0] + 2 * support) / (sum(successes) + 2)
-    righted = (failures[0] + 2 * (1 - support)) / (sum(failures) + 2)
-    assert worth(item) == pytest.approx(max(0, right + righted - 1))
-    assert 0 <= worth(item) < 1
-    assert worth(item, record((30, 1), (30, 1))) <= worth(item)
+    right = (successes[0] + 2 * (support + prior / 2)) / (sum(successes) + 2)
+    righted = (failures[0] + 2 * (1 - support + prior / 2)) / (sum(failures) + 2)
+    assert worth(item, prior=prior) == pytest.approx(max(0, right + righted - 1))
+    assert 0 <= worth(item, prior=prior) <= 1
+    assert worth(item, record((30, 1), (30, 1)), prior=prior) <= worth(item, prior=prior)
     assert worth(record((0, 30), (0, 30)), item) == 0
 
 
 def test_worth_tends_to_what_the_item_tells_apart():
-    """p₊ + p₋ − 1, whatever the rate of success; 0 for what harms."""
+    """p₊ + p₋ − 1, whatever the rate of success and the prior; 0 for what harms."""
     for supports in ((0.9, 0.8), (0.6, 0.6), (0.2, 0.9), (0.3, 0.4)):
         rng = np.random.default_rng(0)
-        found = [worth(simulated(rng, supports, 3000, 12000)) for _ in range(20)]
+        found = [worth(simulated(rng, supports, 3000, 12000), prior=prior) for prior in np.linspace(0, 1, 20)]
         assert np.mean(found) == pytest.approx(max(0, sum(supports) - 1), abs=0.01)
+
+
+@pytest.mark.parametrize("support", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize(("successes", "failures"), [(5, 50), (30, 30), (200, 800)])
+def test_of_items_that_say_the_same_of_all_rollouts_the_best_is_sure_to_be_worth_little(support, successes, failures):
+    rng = np.random.default_rng(1)
+    banks = [[simulated(rng, (support, 1 - support), successes, failures) for _ in range(30)] for _ in range(50)]
+    assert np.mean([sure_worth(bank) for bank in banks]) < 0.05
+    assert sure_worth([*banks[0], record((60, 0), (60, 0))]) > 0.8
+    assert sure_worth([]) == sure_worth([record(), record(failures=(50, 0)), record((0, 9), (0, 9))]) == 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from trl import GRPOTrainer
 
 from sgsd.bank import ItemRecord, Ledger
-from sgsd.bank.credit import trust, worth
+from sgsd.bank.credit import sure_worth, trust, worth
 from sgsd.errors import ConfigError
 
 from ..conftest import make_model, make_tokenizer
@@ -192,7 +193,14 @@ def test_while_no_item_is_known_to_be_worth_anything_the_step_is_grpos(tmp_path)
         assert any((a - b).abs().max() > 1e-3 for a, b in zip(surely[1], grpo[1], strict=True))
 
 
-@pytest.mark.parametrize(("kind", "measure", "unknown"), [("ledger", trust, 0.5), ("worth", worth, 0.0)])
+def worth_in_this_bank(*records):
+    return worth(*records, prior=sure_worth([HELPS, HARMS]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "measure", "unknown"),
+    [("ledger", trust, 0.5), ("worth", worth_in_this_bank, pytest.approx(sure_worth([HELPS])))],
+)
 def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp_path, kind, measure, unknown):
     trainer = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind)
     skill, mistake = trainer.bank.skills[0], trainer.bank.mistakes[0]
@@ -206,7 +214,8 @@ def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp
     assert measure(ItemRecord()) == unknown
     assert measure(HELPS) > 0.8
     assert measure(HELPS, HARMS) == measure(HARMS) < 0.001
-    assert trainer._trust(pools[0], 99) == 1.0  # padding
+    [few] = trainer._trust([replace(pools[0], pairs=pools[0].pairs[:1])])
+    assert few == [pytest.approx(measure(*pairs[0])), 1.0, 1.0]  # padding
     equal = correction_trainer(tmp_path, teacher_trust="equal")
     equal.recorder.ledger = Ledger({skill.id: HARMS, mistake.id: HARMS})
     assert batch_of(equal, [0] * 8)["teacher_trust"].eq(1).all()

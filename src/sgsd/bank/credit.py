@@ -68,15 +68,27 @@ def trust(*records: ItemRecord) -> float:
     return NormalDist().cdf(min(standardised))
 
 
-def worth(*records: ItemRecord) -> float:
-    """How far a teacher made of these items tells successes from failures: max(0, 2 c − 1), of the worst one.
+def worth(*records: ItemRecord, prior: float = 0.0) -> float:
+    """How far a teacher made of these items tells successes from failures, from 0 to 1, by the worst one.
 
-    0 for an item that says the same of all rollouts, harms, or is unknown; towards 1 for one that is never wrong. Here
-    an item tells nothing apart until both outcomes say otherwise: each p̃ is drawn by two uses to what the item says of
-    all rollouts alike, not to ½. So one that suppresses everything is worth nothing while nothing succeeds, where its
-    ``credit`` is above ½.
+    max(0, 2 c − 1) = max(0, p₊ + p₋ − 1): 0 for an item that says the same of all rollouts, or harms; 1 for one that is
+    never wrong. Here each p̃ is drawn by two uses not to ½ but to what the item says of all rollouts, plus half the
+    prior. So an unknown item is worth ``prior``; and one that suppresses everything, whose ``credit`` is above ½ while
+    nothing succeeds, half of it.
+
+    Args:
+        records: of the items.
+        prior: what an unknown item is taken to be worth, from 0 to 1.
     """
-    return max(0.0, min(2 * _sceptical(record) - 1 for record in records))
+    return max(0.0, min(2 * _expected(record, prior) - 1 for record in records))
+
+
+def sure_worth(records: Iterable[ItemRecord]) -> float:
+    """What the best of some items is sure to be worth: max(0, 2 c − 1) of the highest lower end of a credit's interval.
+
+    0 for a bank none of whose items has told successes from failures yet.
+    """
+    return max([0.0, *(2 * credit(record).low - 1 for record in records)])
 
 
 def credit_within(phases: Iterable[ItemRecord], *, confidence: float = CONFIDENCE) -> Credit:
@@ -175,12 +187,14 @@ def _estimate(record: ItemRecord) -> tuple[float, float]:
     return value, sqrt(sum(share * (1 - share) / uses for share, uses in shares)) / 2
 
 
-def _sceptical(record: ItemRecord) -> float:
-    """The credit with each outcome's share drawn to that of all uses."""
+def _expected(record: ItemRecord, prior: float) -> float:
+    """The credit with each outcome's share drawn to that of all uses, and half of ``prior`` beyond."""
     (supported, successes), (suppressed, failures) = _by_outcome(record)
     uses = successes + failures
     support = (supported + failures - suppressed) / uses if uses else 0.5
-    return ((supported + 2 * support) / (successes + 2) + (suppressed + 2 * (1 - support)) / (failures + 2)) / 2
+    right = (supported + 2 * support + prior) / (successes + 2)
+    righted = (suppressed + 2 * (1 - support) + prior) / (failures + 2)
+    return (right + righted) / 2
 
 
 def _by_outcome(record: ItemRecord) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -28,7 +28,10 @@ _TRAIN_QUESTIONS, _TEST_QUESTIONS = 1800, 450
 # What the demo compares: GRPO alone, and with failures corrected by trusted teachers (docs/evidence.md).
 _DEMO_METHODS = {
     "GRPO": ("--method", "grpo"),
-    "GRPO + SGSD": ("--", "--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1"),
+    "GRPO + SGSD": (
+        *("--", "--objective", "correction", "--teacher", "frozen"),
+        *("--grpo_weight", "1", "--sgsd_weight", "2"),
+    ),
 }
 
 

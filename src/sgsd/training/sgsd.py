@@ -24,12 +24,12 @@ from torch import Tensor
 
 from sgsd.abstention import AbstentionRule, score_until_settled
 from sgsd.bank import Ledger
-from sgsd.bank.credit import credit, trust, worth
+from sgsd.bank.credit import credit, sure_worth, trust, worth
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
 from sgsd.objectives import SGSDLoss
 from sgsd.prompts import uncounted_token_ids
-from sgsd.retrieval import Retriever
+from sgsd.retrieval import Pair, Retriever
 from sgsd.scoring import Scores, chunk_count, chunk_rows, score_completions
 from sgsd.teachers import TeacherPool, build_pool
 from sgsd.training.base import VerifiedTrainer
@@ -220,10 +220,7 @@ class SGSDTrainer(VerifiedTrainer):
         for name in ("teacher_top_ids", "teacher_top_logps"):
             output[name] = torch.nn.functional.pad(output[name], (0, 0, 0, missing))
         output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
-        output["teacher_trust"] = torch.tensor(
-            [[self._trust(pool, k) for k in range(self._num_teachers)] for pool in pools],
-            device=teacher_logps.device,
-        )
+        output["teacher_trust"] = torch.tensor(self._trust(pools), device=teacher_logps.device)
         if self._mode == "train":
             first_row = self.accelerator.process_index * B
             output["items"] = self.recorder.rollouts(pools, self.bank, inputs, first_row=first_row).to(mask.device)
@@ -252,13 +249,18 @@ class SGSDTrainer(VerifiedTrainer):
         (longest,) = self._on_all_ranks(max(map(len, completions)))
         return self._num_teachers > 1 and longest > self.args.abstain_first_look
 
-    def _trust(self, pool: TeacherPool, k: int) -> float:
-        """By what the ledger knows before this batch; it is the same on all processes."""
-        if self.args.teacher_trust == "equal" or k >= len(pool.pairs):
-            return 1.0
-        pair = pool.pairs[k]
-        measured = worth if self.args.teacher_trust == "worth" else trust
-        return measured(self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id))
+    def _trust(self, pools: list[TeacherPool]) -> list[list[float]]:
+        """``[B][K]``, by what the ledger knows before this batch; the same on all processes."""
+        if self.args.teacher_trust == "equal":
+            return [[1.0] * self._num_teachers for _ in pools]
+        prior = sure_worth(self.ledger.items.values())
+
+        def of_pair(pair: Pair) -> float:
+            records = self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id)
+            return worth(*records, prior=prior) if self.args.teacher_trust == "worth" else trust(*records)
+
+        padding = [[1.0] * (self._num_teachers - len(pool.pairs)) for pool in pools]
+        return [[*map(of_pair, pool.pairs), *missing] for pool, missing in zip(pools, padding, strict=True)]
 
     def _teacher_pools(self, problems: list[str]) -> list[TeacherPool]:
         """One pool per rollout; the G rollouts of a problem share one."""
