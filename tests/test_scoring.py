@@ -233,6 +233,51 @@ def test_gradients_of_tiles_equal_those_of_unpadded_float64_loops(tiles_of_four_
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_equal_rows_are_forwarded_once_and_their_gradients_add_up(model, share_prompts):
+    prompts, completions = [[5, 6, 7], [8, 9], [5, 6, 7], [5, 6, 7]], [[10, 11], [10, 11], [10, 11], [10, 12]]
+    ids, mask = torch.tensor(completions), torch.ones(4, 2, dtype=torch.long)
+    weights = torch.randn(ids.shape, generator=torch.Generator().manual_seed(0))
+    rows: list[int] = []
+    hook = model.model.layers[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    [(logps, _)] = completion_logps(model, prompts, ids, mask, share_prompts=share_prompts)
+    hook.remove()
+    assert rows[-2:] == ([2, 3] if share_prompts else [1, 3])  # before them, a token that tells what the head is
+    (logps * weights).sum().backward()
+    expected = loop_gradients(model, prompts, completions, weights.double())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].float(), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_whose_other_tokens_differ_are_not_equal(model):
+    others = torch.tensor([[[20, 21]], [[20, 22]]])
+    ids, mask = torch.tensor([[10], [10]]), torch.ones(2, 1, dtype=torch.long)
+    [(logps, _)] = completion_logps(model, [[5, 6]] * 2, ids, mask, others=others, share_prompts=True)
+    assert torch.equal(logps[0, 0, :2], logps[1, 0, :2])
+    assert logps[0, 0, 2] != logps[1, 0, 2]
+
+
+@pytest.mark.parametrize("where", ["attention", "adapter"])
+def test_equal_rows_that_draw_dropout_of_their_own_are_not_merged(where):
+    model = make_model(attention_dropout=0.5 if where == "attention" else 0.0)
+    if where == "adapter":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(
+            model, LoraConfig(lora_dropout=0.5, init_lora_weights=False, target_modules="all-linear")
+        )
+    ids, mask = torch.tensor([[10, 11]] * 2), torch.ones(2, 2, dtype=torch.long)
+
+    def rows() -> torch.Tensor:
+        return completion_logps(model, [[5, 6, 7]] * 2, ids, mask, share_prompts=False)[0][0]
+
+    torch.manual_seed(0)
+    model.train()
+    assert not torch.equal(*rows())
+    model.eval()
+    assert torch.equal(*rows())
+
+
 def test_one_tile_gives_the_bits_of_whole_logits(model):
     prompts, ids = LONG
     ones = torch.ones_like(ids)

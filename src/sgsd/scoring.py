@@ -9,7 +9,7 @@ re-tokenised, and masked by length, never by id.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +86,8 @@ def completion_logps(
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Log-probabilities of each completion token, and entropies, without ever holding all rows' logits.
 
-    They carry a gradient where gradients are on; entropies never do.
+    They carry a gradient where gradients are on; entropies never do. Equal rows are forwarded once, and their gradients
+    add up, unless the model draws dropout.
 
     Args:
         model, prompts, completion_ids, completion_mask, share_prompts: as for ``completion_logits``.
@@ -99,16 +100,21 @@ def completion_logps(
         ``[N, T]``, or ``[N, T, 1 + M]`` with others; ``entropy``, ``[N, T]``, is ``None`` unless asked for.
     """
     ids = completion_ids.unsqueeze(-1)
+    targets = ids if others is None else torch.cat([ids, others], dim=-1)
+    first = list(range(len(prompts)))
+    if not _draws_dropout(model):
+        first = _first_of_equals(map(tuple, prompts), _row_bytes(targets), _row_bytes(completion_mask))
+    rows = sorted(set(first))
     columns = _columns(
         model,
-        prompts,
-        completion_ids,
-        completion_mask,
-        ids if others is None else torch.cat([ids, others], dim=-1),
+        [prompts[row] for row in rows],
+        completion_ids[rows],
+        completion_mask[rows],
+        targets[rows],
         share_prompts=share_prompts,
         temperatures=temperatures,
         with_entropy=with_entropy,
-    )
+    )[[rows.index(row) for row in first]]
     passes: list[tuple[Tensor, Tensor | None]] = []
     for part in columns.chunk(len(temperatures), dim=-1):
         logps, entropy = (part[..., :-1], part[..., -1].detach()) if with_entropy else (part, None)
@@ -255,12 +261,16 @@ class _Head:
 _PLAIN_HEADS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
+def _causal_model(model: nn.Module) -> PreTrainedModel | None:
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+
+
 def _plain_head(model: nn.Module, device: torch.device) -> _Head | None:
     """The model's output head, if its product is the model's logits just as it is.
 
     Known from one forward of one token, the first time that a head is seen: no list of model families would be whole.
     """
-    causal = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    causal = _causal_model(model)
     head = None if causal is None else causal.get_output_embeddings()
     if causal is None or head is None:
         return None
@@ -344,7 +354,7 @@ def score_completions(
     L = top_tokens
     top_ids, top_logps = torch.zeros(N, T, L, dtype=torch.long, device=device), torch.zeros(N, T, L, device=device)
     lengths = torch.tensor([len(completion) for completion in completions], device=device)
-    first = _first_of_equals(prompts, completions)
+    first = _first_of_equals(map(tuple, prompts), map(tuple, completions))
     if len(set(first)) < min_chunks:  # too few to make chunks of
         first = list(range(N))
     for rows in chunk_rows(prompts, completions, max_tokens_per_chunk, min_chunks, among=set(first)):
@@ -376,18 +386,29 @@ def score_completions(
     )
 
 
-def _first_of_equals(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[int]:
-    """For each pair the number of the first one that equals it."""
-    numbers: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-    pairs = zip(map(tuple, prompts), map(tuple, completions), strict=True)
-    return [numbers.setdefault(pair, n) for n, pair in enumerate(pairs)]
+def _first_of_equals(*parts: Iterable[Hashable]) -> list[int]:
+    """For each row, given by its parts, the number of the first one that equals it."""
+    numbers: dict[tuple[Hashable, ...], int] = {}
+    return [numbers.setdefault(row, n) for n, row in enumerate(zip(*parts, strict=True))]
+
+
+def _row_bytes(rows: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in rows.cpu().numpy()]
+
+
+def _draws_dropout(model: nn.Module) -> bool:
+    """Whether two equal rows may differ: a model that is trained with dropout, in modules or in its attention."""
+    draws = any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in model.modules())
+    causal = _causal_model(model)
+    attention = 0 if causal is None else causal.config.get_text_config().to_dict().get("attention_dropout")
+    return draws or bool(model.training and attention)
 
 
 def chunk_count(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, max_tokens_per_chunk: int = 8192
 ) -> int:
     """How many chunks ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
-    among = set(_first_of_equals(prompts, completions))
+    among = set(_first_of_equals(map(tuple, prompts), map(tuple, completions)))
     return len(chunk_rows(prompts, completions, max_tokens_per_chunk, 1, among=among))
 
 
