@@ -39,16 +39,20 @@ LEDGER_STEP = 150
 
 @dataclass(frozen=True)
 class Cell:
-    """Flags of ``sgsd lab run``, and behind the dashes of ``sgsd train``; helpful and misleading pairs a symbol."""
+    """Flags of ``sgsd lab run``, and behind the dashes of ``sgsd train``; helpful and misleading pairs a symbol.
+
+    These are ``times`` those of the lab, unless ``pairs`` says otherwise.
+    """
 
     lab: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     what: str = ""
     pairs: tuple[int, int] | None = None
+    times: int = 1
 
 
-def sgsd(*train: str, what: str, lab: tuple[str, ...] = (), pairs: tuple[int, int] | None = None) -> Cell:
-    return Cell(lab, train, what, pairs)
+def sgsd(*train: str, what: str, lab: tuple[str, ...] = (), times: int = 1) -> Cell:
+    return Cell(lab, train, what, times=times)
 
 
 def sweep_cells() -> dict[str, Cell]:
@@ -78,7 +82,7 @@ CELLS = {
     "sgsd-no-polarity": sgsd("--use_polarity", "false", what="SGSD without polarity"),
     "sgsd-local": sgsd("--objective", "local", "--teacher_top_tokens", "10", what="SGSD, local support of 10 tokens"),
     "sgsd-k1": sgsd(lab=("--k", "1"), what="SGSD, K = 1"),
-    "sgsd-k8": sgsd(pairs=(4, 4), what="SGSD, K = 8, half of the pairs misleading"),
+    "sgsd-k8": sgsd(times=2, what="SGSD, K = 8"),
     "mixed-loss": sgsd(
         "--teacher", "frozen", "--grpo_weight", "1", "--sgsd_weight", "4", what="GRPO's loss + 4 × SGSD's, frozen"
     ),
@@ -102,7 +106,7 @@ CELLS = {
 
 def flags(cell: Cell, lab: str, *, learning_rate: float, seed: int) -> list[str]:
     """Arguments of ``sgsd`` that make the run."""
-    helpful, misleading = cell.pairs or LABS[lab]
+    helpful, misleading = cell.pairs or (cell.times * share for share in LABS[lab])
     shares = ["--helpful", str(helpful), "--misleading", str(misleading), "--seed", str(seed)]
     return ["lab", "run", lab, *shares, *cell.lab, "--", "--learning_rate", f"{learning_rate:g}", *cell.train]
 
@@ -258,7 +262,7 @@ def figure(options: argparse.Namespace) -> None:
     """Accuracy by step, mean and range over seeds, a panel for each lab and learning rate: an SVG."""
     import altair as alt
 
-    names = options.cells or ["grpo", "sgsd", "correction-irrelevant", "correction"]
+    names = options.cells or ["grpo", "sgsd", "worth-irrelevant", "worth"]
     points = [
         {
             "lab": f"{lab}, learning rate {learning_rate:g}",

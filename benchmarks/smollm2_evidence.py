@@ -96,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="JSON lines with problem and answer")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--results", default="comparison", help="name of the file in results/smollm2")
     parser.add_argument("--methods", nargs="+", choices=["base", *METHODS], default=["base", *METHODS])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
@@ -125,7 +126,7 @@ def main() -> None:
     results = ROOT / "results" / "smollm2"
     results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(kept, indent=1).replace(str(options.output), str(OUTPUT))
-    (results / "comparison.json").write_text(text + "\n")
+    (results / f"{options.results}.json").write_text(text + "\n")
     print(page)
 
 

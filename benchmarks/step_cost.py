@@ -5,6 +5,7 @@
 - official: as the method's public code does it. The student's row is repeated for every teacher, with gradient;
   float32 log-softmax over all positions of all rows, then the chosen tokens.
 - ours: the calls that ``SGSDTrainer`` makes, with its defaults (entropies, token budget).
+- unshared, different: ours, but each rollout's prompt by itself; ours on rollouts without equals.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
   the head over completion positions. No log-probability comes of it.
 
@@ -42,7 +43,7 @@ _FLOOR_TILE = 128  # rows of the head's product
 
 @dataclass(frozen=True)
 class Shape:
-    """B rollouts, G of each problem, K teachers; lengths in tokens."""
+    """B rollouts, G of each problem, of which ``copies`` are equal, K teachers; lengths in tokens."""
 
     B: int = 2
     K: int = 8
@@ -50,6 +51,7 @@ class Shape:
     teacher_prompt: int = 224
     completion: int = 128
     G: int = 1
+    copies: int = 1
 
 
 SERIES: dict[str, list[Shape]] = {
@@ -57,12 +59,14 @@ SERIES: dict[str, list[Shape]] = {
     "teachers": [replace(Shape(), K=K) for K in (1, 2, 4, 8, 16)],
     "completion": [replace(Shape(), completion=T) for T in (64, 128, 256, 512)],
     "sharing": [replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)],
+    "copies": [replace(Shape(), B=8, completion=64, G=4, copies=2)],
 }
 VARIANTS = {
     "first": ["official", "ours", "floor"],
     "teachers": ["ours", "floor"],
     "completion": ["ours", "floor"],
     "sharing": ["ours", "unshared"],
+    "copies": ["ours", "different"],
 }
 
 
@@ -77,9 +81,13 @@ class Step:
         self.prompts = draw(problems, shape.prompt).repeat_interleave(shape.G, 0)
         teachers = draw(problems * shape.K, shape.teacher_prompt).view(problems, shape.K, -1)
         self.teacher_prompts = teachers.repeat_interleave(shape.G, 0).flatten(0, 1)
-        self.completions = draw(shape.B, shape.completion)
-        self.repeated = self.completions.repeat_interleave(shape.K, 0)
+        self.completions = draw(shape.B // shape.copies, shape.completion).repeat_interleave(shape.copies, 0)
+        self.others = draw(shape.B, shape.completion)
         self.outcome = torch.tensor([1, -1] * shape.B)[: shape.B]
+
+    @property
+    def repeated(self) -> Tensor:
+        return self.completions.repeat_interleave(self.shape.K, 0)
 
     def official(self) -> tuple[Tensor, Tensor | None]:
         """The gap's gate, with polarity, on every teacher's own copy of the student's row."""
@@ -119,6 +127,11 @@ class Step:
 
     def unshared(self) -> tuple[Tensor, Tensor | None]:
         return self.ours(shared=False)
+
+    def different(self) -> tuple[Tensor, Tensor | None]:
+        """Ours, with completions that have no equals."""
+        self.completions = self.others
+        return self.ours()[0], None
 
     def floor(self) -> tuple[Tensor, Tensor | None]:
         rows = max(1, self.budget // (self.shape.teacher_prompt + self.shape.completion))
@@ -228,7 +241,7 @@ def show(shape: Shape, variants: list[str], result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", nargs="+", choices=list(SERIES), default=list(SERIES))
-    parser.add_argument("--variants", nargs="+", choices=["official", "ours", "unshared", "floor"])
+    parser.add_argument("--variants", nargs="+", choices=["official", "ours", "unshared", "different", "floor"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm_up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
