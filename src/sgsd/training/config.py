@@ -291,7 +291,7 @@ class SGSDConfig(DistillationConfig):
     objective: str = _setting(
         "gated",
         "gated: the paper's loss; local: its variant on each teacher's likeliest tokens; correction: what trusted "
-        "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen and grpo_weight 1.",
+        "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen, grpo_weight 1, sgsd_weight 2.",
     )
     teacher_trust: str = _setting(
         "worth",
