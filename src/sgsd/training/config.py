@@ -291,7 +291,8 @@ class SGSDConfig(DistillationConfig):
     objective: str = _setting(
         "gated",
         "gated: the paper's loss; local: its variant on each teacher's likeliest tokens; correction: what trusted "
-        "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen, grpo_weight 1, sgsd_weight 2.",
+        "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen, grpo_weight 1, "
+        "sgsd_weight 2.",
     )
     teacher_trust: str = _setting(
         "worth",
