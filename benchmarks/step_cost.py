@@ -4,7 +4,8 @@
 
 - official: as the method's public code does it. The student's row is repeated for every teacher, with gradient;
   float32 log-softmax over all positions of all rows, then the chosen tokens.
-- ours: the calls that ``SGSDTrainer`` makes, with its defaults (entropies, token budget).
+- ours: the calls that ``SGSDTrainer`` makes, with its defaults (entropies, token budget) but without gradient
+  checkpointing; checkpointed: with it, as TRL has it by default.
 - unshared, different: ours, but each rollout's prompt by itself; ours on rollouts without equals.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
   the head over completion positions. No log-probability comes of it.
@@ -62,7 +63,7 @@ SERIES: dict[str, list[Shape]] = {
     "copies": [replace(Shape(), B=8, completion=64, G=4, copies=2)],
 }
 VARIANTS = {
-    "first": ["official", "ours", "floor"],
+    "first": ["official", "ours", "checkpointed", "floor"],
     "teachers": ["ours", "floor"],
     "completion": ["ours", "floor"],
     "sharing": ["ours", "unshared"],
@@ -106,7 +107,7 @@ class Step:
         loss.backward()
         return loss.detach(), teachers
 
-    def ours(self, *, shared: bool = True) -> tuple[Tensor, Tensor | None]:
+    def ours(self, *, shared: bool = True, checkpointed: bool = False) -> tuple[Tensor, Tensor | None]:
         B, K, share_prompts = self.shape.B, self.shape.K, shared and self.shape.G > 1
         teachers = score_completions(
             self.model,
@@ -116,6 +117,8 @@ class Step:
             with_entropy=True,
             share_prompts=share_prompts,
         ).logps.view(B, K, -1)
+        if checkpointed:
+            self.model.gradient_checkpointing_enable()
         mask = torch.ones_like(self.completions)
         [(student, _)] = completion_logps(
             self.model, self.prompts.tolist(), self.completions, mask, with_entropy=True, share_prompts=share_prompts
@@ -123,7 +126,12 @@ class Step:
         weights = torch.full((B, K), 1 / K)
         loss = sgsd_loss(student, teachers, mask.bool(), self.outcome, weights).loss
         loss.backward()
+        if checkpointed:
+            self.model.gradient_checkpointing_disable()
         return loss.detach(), teachers
+
+    def checkpointed(self) -> tuple[Tensor, Tensor | None]:
+        return self.ours(checkpointed=True)
 
     def unshared(self) -> tuple[Tensor, Tensor | None]:
         return self.ours(shared=False)
@@ -229,7 +237,7 @@ def show(shape: Shape, variants: list[str], result: dict[str, Any]) -> None:
     for variant in variants:
         row = result[variant]
         seconds, clock, peak = row["median"], row["median_clock"], row["peak_bytes"] / 1e9
-        print(f"  {variant:9} {seconds:7.2f} s ({clock:.2f} by the clock)  {peak:5.2f} GB  loss {row['loss']:.6f}")
+        print(f"  {variant:12} {seconds:7.2f} s ({clock:.2f} by the clock)  {peak:5.2f} GB  loss {row['loss']:.6f}")
     ours = result["ours"]
     for other in variants:
         if other != "ours":
@@ -241,7 +249,7 @@ def show(shape: Shape, variants: list[str], result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", nargs="+", choices=list(SERIES), default=list(SERIES))
-    parser.add_argument("--variants", nargs="+", choices=["official", "ours", "unshared", "different", "floor"])
+    parser.add_argument("--variants", nargs="+", choices=sorted(set().union(*VARIANTS.values())))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm_up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sgsd.bank import SkillBank
 from sgsd.training import record, state
 from sgsd.training.state import complete_checkpoints, last_complete_checkpoint
 
+from ..training.launching import free_port
 from .recorded import differences
 
 
@@ -105,3 +107,25 @@ def test_another_failure_is_not_taken_for_a_full_disk(tmp_path):
     for error in (OSError(errno.ECONNRESET, "reset"), RuntimeError("CUDA out of memory")):
         with pytest.raises(type(error), match=str(error).split("]")[-1].strip()), state.refused_writes(tmp_path):
             raise error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_of_one_rank_ends_all_of_them(flags, tmp_path, rank):
+    run = tmp_path / "run"
+    launched = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+            *("--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"),
+            *("--num_machines", "1", Path(__file__).parent / "refusing.py", str(rank), "train", *flags),
+            *("--use_cpu", "true", "--per_device_train_batch_size", "1", "--output_dir", run),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert launched.returncode != 0
+    line = f"sgsd: error: the run cannot be written: got No space left on device in {run}; there is no complete"
+    assert line in launched.stderr
+    assert complete_checkpoints(run) == {}

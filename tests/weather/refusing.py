@@ -1,0 +1,20 @@
+"""``sgsd`` as it is, but that the disk of one rank is full: ``refusing.py RANK ARGUMENTS``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from sgsd.cli import main
+from sgsd.training import state
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+if __name__ == "__main__":
+    if os.environ["RANK"] == sys.argv[1]:
+        state.save_file = full  # the teacher's weights, which every rank saves
+    sys.exit(main(sys.argv[2:]))
