@@ -79,6 +79,9 @@ CELLS = {
     "sgsd-periodic": sgsd("--teacher", "periodic", what="SGSD, periodic teacher"),
     "sgsd-no-clip": sgsd("--support_clip", "1000", "--support_threshold", "0", what="SGSD without clip and dead zone"),
     "sgsd-no-gate": sgsd("--use_gate", "false", what="SGSD without gate (squared gap)"),
+    "sgsd-wide-gate": sgsd(
+        "--gate_tau", "16", "--sgsd_weight", "16", what="SGSD, gate four times as wide (τ = 16), as steep at 0"
+    ),
     "sgsd-no-polarity": sgsd("--use_polarity", "false", what="SGSD without polarity"),
     "sgsd-local": sgsd("--objective", "local", "--teacher_top_tokens", "10", what="SGSD, local support of 10 tokens"),
     "sgsd-k1": sgsd(lab=("--k", "1"), what="SGSD, K = 1"),
@@ -93,6 +96,12 @@ CELLS = {
     "worth": sgsd(*WORTH, what="correction, trust by worth"),
     "worth-irrelevant": Cell(
         ("--irrelevant", "4"), WORTH, "correction, trust by worth, all pairs of other problems", (0, 0)
+    ),
+    "worth-live-irrelevant": Cell(
+        ("--irrelevant", "4"),
+        (*WORTH, "--teacher", "live"),
+        "correction, trust by worth, live teacher, all pairs of other problems",
+        (0, 0),
     ),
     "worth-beta": sgsd(*WORTH, "--beta", "0.04", what="correction, trust by worth, KL penalty β = 0.04"),
     "worth-all": sgsd(*WORTH, "--correct_all", "true", what="correction, trust by worth, of successes too"),
