@@ -301,7 +301,7 @@ def figure(options: argparse.Namespace) -> None:
     means = base.mark_line(strokeWidth=2.2).encode(accuracy, dash)
     panels = alt.layer(ranges, means, data=alt.Data(values=points)).properties(width=250, height=190)
     titles = list(dict.fromkeys(point["lab"] for point in points))
-    chart = panels.facet(alt.Facet("lab:N", title=None, sort=titles), columns=len(options.learning_rates))
+    chart = panels.facet(alt.Facet("lab:N", title=None, sort=titles), columns=max(2, len(options.learning_rates)))
     chart.configure_view(stroke="#ddd").configure(background="white").save(str(options.output))
     print(f"{len(points)} points in {options.output}")
 
