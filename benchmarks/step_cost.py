@@ -118,7 +118,7 @@ class Step:
             share_prompts=share_prompts,
         ).logps.view(B, K, -1)
         if checkpointed:
-            self.model.gradient_checkpointing_enable()
+            self.model.activation_checkpointing_enable()
         mask = torch.ones_like(self.completions)
         [(student, _)] = completion_logps(
             self.model, self.prompts.tolist(), self.completions, mask, with_entropy=True, share_prompts=share_prompts
@@ -127,7 +127,7 @@ class Step:
         loss = sgsd_loss(student, teachers, mask.bool(), self.outcome, weights).loss
         loss.backward()
         if checkpointed:
-            self.model.gradient_checkpointing_disable()
+            self.model.activation_checkpointing_disable()
         return loss.detach(), teachers
 
     def checkpointed(self) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -307,10 +308,10 @@ def test_a_full_disk_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def _fails_when_full(function: Callable[..., object]) -> Callable[..., object]:
-    def fails(descriptor: int, *arguments: object) -> object:
+    def fails(descriptor: int, *arguments: Any) -> object:
         if arguments:  # a part of it gets through
             content, size = arguments
-            function(descriptor, content[: len(content) // 2], size)  # type: ignore[index]
+            function(descriptor, content[: len(content) // 2], size)
         raise OSError(28, "No space left on device")
 
     return fails

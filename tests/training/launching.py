@@ -50,12 +50,7 @@ def watched(
     processes are ended, and the test fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--main_process_port", str(free_port()), "--num_processes", str(processes)),
-        *(flags or (*GLOO[processes > 1], "--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1")),
-        *(str(script), *arguments),
-    ]
+    command = [*launcher(processes, *flags), str(script), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (folder / "output.txt").open("w+") as output:
         launched = subprocess.Popen(
@@ -78,6 +73,15 @@ def watched(
         pytest.fail(f"deadlock: {processes} processes were not done after {timeout:.0f} s\n{said[-12000:]}")
     assert launched.returncode == 0, said[-8000:]
     return said
+
+
+def launcher(processes: int, *flags: str) -> list[str]:
+    """``accelerate launch``, with these flags or those that start gloo processes."""
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--main_process_port", str(free_port()), "--num_processes", str(processes)),
+        *(flags or (*GLOO[processes > 1], "--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1")),
+    ]
 
 
 def free_port() -> int:

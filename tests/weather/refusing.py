@@ -10,7 +10,7 @@ from sgsd.cli import main
 from sgsd.training import state
 
 
-def full(*_: object) -> None:
+def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

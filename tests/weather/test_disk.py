@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ from sgsd.bank import SkillBank
 from sgsd.training import record, state
 from sgsd.training.state import complete_checkpoints, last_complete_checkpoint
 
-from ..training.launching import free_port
+from ..training.launching import launcher
 from .recorded import differences
+from .refusing import full
 
 
 @pytest.fixture
@@ -68,10 +68,6 @@ def test_wherever_the_room_ends_it_is_one_line(sgsd, flags, small_disk, leave):
     assert complete_checkpoints(small_disk / "run") == {}
 
 
-def full(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 @pytest.mark.parametrize("stage", ["records", "bank of a checkpoint", "final model", "final bank"])
 def test_each_file_of_a_run(sgsd, flags, tmp_path, monkeypatch, stage):
     run = tmp_path / "run"
@@ -115,9 +111,7 @@ def test_a_full_disk_of_one_rank_ends_all_of_them(flags, tmp_path, rank):
     run = tmp_path / "run"
     launched = subprocess.run(
         [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-            *("--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"),
-            *("--num_machines", "1", Path(__file__).parent / "refusing.py", str(rank), "train", *flags),
+            *(*launcher(2), Path(__file__).parent / "refusing.py", str(rank), "train", *flags),
             *("--use_cpu", "true", "--per_device_train_batch_size", "1", "--output_dir", run),
         ],
         capture_output=True,
