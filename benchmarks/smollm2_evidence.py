@@ -1,11 +1,13 @@
-"""SmolLM2-135M on word problems: base, GRPO, SGSD as published, both corrections, equal rollouts (docs/evidence.md).
+"""SmolLM2-135M on a task: base, GRPO, SGSD as published, the correction, equal rollouts (docs/evidence.md).
 
-    python benchmarks/smollm2_evidence.py asdiv.jsonl
+    python benchmarks/smollm2_evidence.py word-problems --dataset asdiv.jsonl
+    python benchmarks/smollm2_evidence.py house-rules
 
-The file's short problems with a whole number up to 20 for an answer, shuffled with seed 0, are split: 200 are held out,
-each asked once, greedily: an easy choice, so that the model is right at times. Every method trains on the others from
-the same prompts; the plain prompt is asked at the end. Runs that are there already are not made again. What is
-compared, and the commands, go to ``results/smollm2/``.
+*word-problems*: the file's short problems with a whole number up to 20 for an answer, shuffled with seed 0, are split:
+200 are held out. An easy choice, so that the model is right at times; the bank is a general one. *house-rules*: see
+``house_rules.py``; half of the bank misleads. Every method trains from the same prompts; the held-out ones are asked
+once, greedily, by the plain prompt, at the end. Runs that are there already are not made again. What is compared, and
+the commands, go to ``results/smollm2/``.
 """
 
 from __future__ import annotations
@@ -19,18 +21,65 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import house_rules
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTPUT = Path("runs/smollm2")
+RUNS = Path("runs")
 MODEL = "local:smollm2-135m-instruct"
-TEACHERS = {"bank": "seed:arithmetic-word-problems", "num_teachers": 2, "embedder": "local:all-minilm-l6-v2"}
+PUBLISHED = {"teacher": "live", "grpo_weight": 0}
 CORRECTION = {"objective": "correction", "teacher": "frozen", "grpo_weight": 1}
-METHODS = {
-    "grpo": {"method": "grpo"},
-    "sgsd": TEACHERS | {"teacher": "live", "grpo_weight": 0},
-    "correction": TEACHERS | CORRECTION | {"teacher_trust": "ledger"},
-    "worth": TEACHERS | CORRECTION | {"teacher_trust": "worth", "sgsd_weight": 2},
+WORTH = CORRECTION | {"teacher_trust": "worth", "sgsd_weight": 2}
+GENERAL = {"bank": "seed:arithmetic-word-problems", "num_teachers": 2, "embedder": "local:all-minilm-l6-v2"}
+RULES = {"bank": "BANK/half.json", "num_teachers": 2, "retriever": "bm25"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, for how long it is trained, and the methods' own settings."""
+
+    instruction: str
+    tokens: int
+    steps: int
+    rollouts: int
+    seeds: int
+    sampling: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+
+
+TASKS = {
+    "word-problems": Task(
+        instruction="Answer with one number and nothing else.",
+        tokens=48,
+        steps=60,
+        rollouts=8,
+        seeds=2,
+        sampling={"temperature": 0.6, "top_p": 0.95},
+        methods={
+            "grpo": {"method": "grpo"},
+            "sgsd": GENERAL | PUBLISHED,
+            "correction": GENERAL | CORRECTION | {"teacher_trust": "ledger"},
+            "worth": GENERAL | WORTH,
+        },
+    ),
+    "house-rules": Task(
+        instruction=house_rules.INSTRUCTION,
+        tokens=16,
+        steps=100,
+        rollouts=16,
+        seeds=3,
+        sampling={"temperature": 0.8, "top_p": 0.95, "top_k": 0},
+        methods={
+            "grpo": {"method": "grpo"},
+            "sgsd": RULES | PUBLISHED,
+            "worth": RULES | WORTH,
+            "worth-random": RULES | WORTH | {"retriever": "random"},
+            "worth-misleading": RULES | WORTH | {"bank": "BANK/misleading.json"},
+        },
+    ),
 }
 SETTINGS = {
     "model_name_or_path": MODEL,
@@ -40,17 +89,15 @@ SETTINGS = {
     "learning_rate": 2e-5,
     "lr_scheduler_type": "constant",
     "max_grad_norm": 1,
-    "temperature": 0.6,
-    "top_p": 0.95,
     "num_generations": 4,
     "save_steps": 1000,
     "report_to": "none",
     "disable_tqdm": "true",
 }
-"""The preset ``demo``'s, for every method, but for temperature (0.8 there) and top-k (here the default 20, there 0)."""
+"""The preset ``demo``'s."""
 
 
-def split(file: Path, folder: Path, *, held_out: int) -> tuple[Path, Path]:
+def word_problems(file: Path, folder: Path, *, held_out: int = 200) -> tuple[Path, Path]:
     """``(train, test)`` files of short problems whose answer is a whole number up to 20."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if re.fullmatch(r"1?\d|20", row["answer"]) and len(row["problem"]) <= 140]
@@ -61,29 +108,29 @@ def split(file: Path, folder: Path, *, held_out: int) -> tuple[Path, Path]:
     return folder / "train.jsonl", folder / "test.jsonl"
 
 
-def commands(name: str, seed: int, options: argparse.Namespace, train: Path, test: Path) -> list[list[str]]:
+def commands(task: Task, name: str, seed: int, folder: Path) -> list[list[str]]:
     """What makes and evaluates a run; the base model is only evaluated."""
-    output = options.output / f"{name}-seed{seed}"
-    prompt = ["--instruction", options.instruction, "--max_completion_length", str(options.tokens)]
-    measure = ["sgsd", "eval", "--dataset", str(test), "--temperature", "0", "--batch_size", "50"]
+    output = folder / f"{name}-seed{seed}"
+    prompt = ["--instruction", task.instruction, "--max_completion_length", str(task.tokens)]
+    measure = ["sgsd", "eval", "--dataset", f"{folder}/data/test.jsonl", "--temperature", "0", "--batch_size", "50"]
     if name == "base":
         return [[*measure, *prompt, MODEL, "--output", str(output)]]
-    settings = SETTINGS | METHODS[name]
-    settings |= {"max_steps": options.steps, "per_device_train_batch_size": options.rollouts}
+    settings = SETTINGS | task.sampling | task.methods[name]
+    settings |= {"max_steps": task.steps, "per_device_train_batch_size": task.rollouts}
     settings |= {"seed": seed, "output_dir": output}
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    made = ["sgsd", "train", "--dataset", str(train), *flags, *prompt]
-    return [made, [*measure, str(output)]]
+    made = ["sgsd", "train", "--dataset", f"{folder}/data/train.jsonl", *flags, *prompt]
+    return [[part.replace("BANK/", f"{folder}/data/") for part in made], [*measure, str(output)]]
 
 
-def make(name: str, seed: int, options: argparse.Namespace, train: Path, test: Path) -> str:
-    done = options.output / f"{name}-seed{seed}.done"
+def make(task: Task, name: str, seed: int, folder: Path, threads: int) -> str:
+    done = folder / f"{name}-seed{seed}.done"
     if done.exists():
         return f"{name} seed {seed}: there already"
     said = ""
-    for command in commands(name, seed, options, train, test):
+    for command in commands(task, name, seed, folder):
         called = [sys.executable, "-m", "sgsd.cli", *command[1:]]
-        env = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+        env = os.environ | {"OMP_NUM_THREADS": str(threads)}
         finished = subprocess.run(called, capture_output=True, text=True, check=False, env=env)
         if finished.returncode:
             return f"{name} seed {seed}: {(finished.stderr.strip() or 'failed').splitlines()[-1]}"
@@ -94,46 +141,62 @@ def make(name: str, seed: int, options: argparse.Namespace, train: Path, test: P
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path, help="JSON lines with problem and answer")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--results", default="comparison", help="name of the file in results/smollm2")
-    parser.add_argument("--methods", nargs="+", choices=["base", *METHODS], default=["base", *METHODS])
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rollouts", type=int, default=8, help="a step")
-    parser.add_argument("--tokens", type=int, default=48, help="new ones")
-    parser.add_argument("--instruction", default="Answer with one number and nothing else.")
-    parser.add_argument("--held_out", type=int, default=200, help="problems that are asked")
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--dataset", type=Path, help="of word-problems: JSON lines with problem and answer")
+    parser.add_argument("--output", type=Path, help=f"default: {RUNS}/smollm2-TASK")
+    parser.add_argument("--results", help="name of the file in results/smollm2, default: the task's")
+    parser.add_argument("--methods", nargs="+", help="default: all of the task's, and base")
+    parser.add_argument("--seeds", type=int, help="default: the task's")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="a worker's")
     options = parser.parse_args()
-    train, test = split(options.dataset, options.output / "data", held_out=options.held_out)
-    wanted = [(name, seed) for seed in range(options.seeds) for name in options.methods if name != "base" or seed == 0]
+    task, shown = TASKS[options.task], RUNS / f"smollm2-{options.task}"
+    folder = options.output or shown
+    methods, seeds = options.methods or ["base", *task.methods], options.seeds or task.seeds
+    if unknown := set(methods) - {"base", *task.methods}:
+        parser.error(f"unknown methods {sorted(unknown)}; {options.task} has base, {', '.join(task.methods)}")
+    if options.task == "house-rules":
+        house_rules.problems(folder / "data")
+        house_rules.bank().save(folder / "data" / "half.json")
+        house_rules.bank(helpful=False).save(folder / "data" / "misleading.json")
+    elif options.dataset:
+        word_problems(options.dataset, folder / "data")
+    else:
+        parser.error("word-problems needs --dataset")
+    wanted = [(name, seed) for seed in range(seeds) for name in methods if name != "base" or seed == 0]
     with ThreadPoolExecutor(options.workers) as pool:
-        for said in pool.map(lambda which: make(*which, options, train, test), wanted):
+        for said in pool.map(lambda which: make(task, *which, folder, options.threads), wanted):
             print(said, flush=True)
-    runs = sorted(path for path in options.output.glob("*-seed*") if path.is_dir())
-    compare = [sys.executable, "-m", "sgsd.cli", "compare", *map(str, runs)]
-    table, page = (
-        subprocess.run([*compare, flag], capture_output=True, text=True, check=True).stdout
-        for flag in ("--json", "--markdown")
-    )
+    runs = sorted(path for path in folder.glob("*-seed*") if path.with_name(f"{path.name}.done").exists())
+    trained = [path for path in runs if (path / "trainer_state.json").exists()]
+    taught = [path for path in trained if (path / "ledger.json").exists()]
     kept = {
-        "commands": [shlex.join(command) for which in wanted for command in commands(*which, options, train, test)],
-        "success_rates": {path.name: success_rates(path) for path in runs if (path / "trainer_state.json").exists()},
-        "compared": json.loads(table),
+        "commands": [shlex.join(command) for which in wanted for command in commands(task, *which, folder)],
+        "success_rates": {path.name: logged(path, "success_rate") for path in trained},
+        "trust": {path.name: trust for path in taught if (trust := logged(path, "sgsd/trust"))},
+        "separation": {path.name: asked("bank", "ledger", path, "--json")["separation"] for path in taught},
+        "compared": asked("compare", *runs, "--json"),
     }
     results = ROOT / "results" / "smollm2"
     results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(kept, indent=1).replace(str(options.output), str(OUTPUT))
-    (results / f"{options.results}.json").write_text(text + "\n")
-    print(page)
+    text = json.dumps(kept, indent=1).replace(str(folder), str(shown))
+    (results / f"{options.results or options.task}.json").write_text(text + "\n")
+    print(sgsd("compare", *runs, "--markdown"))
 
 
-def success_rates(run: Path) -> list[float]:
+def sgsd(*arguments: str | Path) -> str:
+    called = [sys.executable, "-m", "sgsd.cli", *map(str, arguments)]
+    return subprocess.run(called, capture_output=True, text=True, check=True).stdout
+
+
+def asked(*arguments: str | Path) -> Any:
+    return json.loads(sgsd(*arguments))
+
+
+def logged(run: Path, metric: str) -> list[float]:
     """Of the rollouts in training: means over the steps between two log entries."""
     log = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    return [entry["success_rate"] for entry in log if "success_rate" in entry]
+    return [entry[metric] for entry in log if metric in entry]
 
 
 if __name__ == "__main__":
