@@ -32,6 +32,7 @@ LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 _CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1", "--teacher_trust")
 CORRECTION, ALIKE = ((*_CORRECTION, trust) for trust in ("ledger", "equal"))
 WORTH = (*_CORRECTION, "worth", "--sgsd_weight", "2")
+CONTROLLED = (*WORTH, "--support_baseline", "control")
 SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "worth": WORTH}
 FLIPS = (0.1, 0.2, 0.3)
 LEDGER_STEP = 150
@@ -72,6 +73,12 @@ def sweep_cells() -> dict[str, Cell]:
 CELLS = {
     "grpo": Cell(("--method", "grpo"), (), "GRPO"),
     "grpo-beta": Cell(("--method", "grpo"), ("--beta", "0.04"), "GRPO with a KL penalty, β = 0.04"),
+    "grpo-entropy": Cell(
+        ("--method", "grpo"), ("--entropy_coef", "0.01"), "GRPO with an entropy bonus, coefficient 0.01"
+    ),
+    "grpo-entropy-3": Cell(
+        ("--method", "grpo"), ("--entropy_coef", "0.03"), "GRPO with an entropy bonus, coefficient 0.03"
+    ),
     "opsd": Cell(("--method", "opsd"), (), "OPSD, reference solutions, frozen teacher"),
     "sgsd": sgsd(what="SGSD as published, live teacher"),
     "sgsd-frozen": sgsd("--teacher", "frozen", what="SGSD, frozen teacher"),
@@ -108,6 +115,16 @@ CELLS = {
     "worth-live": sgsd(*WORTH, "--teacher", "live", what="correction, trust by worth, live teacher"),
     "worth-alone": sgsd(*WORTH, "--grpo_weight", "0", what="correction, trust by worth, without GRPO's loss"),
     "worth-top-1": sgsd(*WORTH, "--teacher_top_tokens", "1", what="correction, trust by worth, likeliest token alone"),
+    "worth-control": sgsd(*CONTROLLED, what="correction, trust by worth, supports beside a control"),
+    "worth-control-helpful": Cell(
+        (), CONTROLLED, "correction, trust by worth, supports beside a control, no pair misleading", (4, 0)
+    ),
+    "worth-control-irrelevant": Cell(
+        ("--irrelevant", "4"),
+        CONTROLLED,
+        "correction, trust by worth, supports beside a control, all pairs of other problems",
+        (0, 0),
+    ),
     "correction-equal": sgsd(*ALIKE, what="correction, all teachers trusted alike"),
     **sweep_cells(),
 }

@@ -37,13 +37,18 @@ def plain_row_loss(
     tau: float = 1.0,
     clip: float = 3.0,
     threshold: float = 0.05,
+    control: Sequence[float] | None = None,
 ) -> tuple[float, list[int]]:
     """Equations (1) to (6) for one rollout: its loss, and each teacher's stance."""
     places = [t for t, counts in enumerate(counted) if counts]
+
+    def support_of(teacher: Sequence[float]) -> float:
+        return sum(max(-clip, min(clip, teacher[t] - student[t])) for t in places) / max(1, len(places))
+
     loss, stances = 0.0, []
     for weight, teacher in zip(weights, teachers, strict=True):
         gaps = [teacher[t] - student[t] for t in places]
-        support = sum(max(-clip, min(clip, gap)) for gap in gaps) / max(1, len(places))
+        support = support_of(teacher) - (0.0 if control is None else support_of(control))
         stance = 0 if abs(support) <= threshold else (1 if support > 0 else -1)
         stances.append(stance)
         gated = sum(math.log(2) - math.log(1 + math.exp(-(gap**2) / (2 * tau))) for gap in gaps) / max(1, len(places))

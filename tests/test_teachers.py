@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from sgsd.bank import Mistake, Skill
+from sgsd.bank import Mistake, Skill, SkillBank
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Pair, Retrieval
-from sgsd.teachers import build_pool
+from sgsd.teachers import build_pool, control_prompt
 
 
 def pair(n, length=1):
@@ -72,3 +72,30 @@ def test_where_no_pair_fits_all_teachers_are_padding(renderer):
     assert pool.weights == (0.0,) * 4
     assert pool.pairs == ()
     assert pool.too_long == 1
+
+
+def test_a_control_shows_a_pair_that_no_teacher_has_drawn_anew_for_every_seed(renderer):
+    pairs = [pair(n) for n in range(6)]
+    bank = SkillBank(tuple(p.skill for p in pairs), tuple(p.mistake for p in pairs))
+    pool = pool_of(pairs[:2], [0.5, 0.5], renderer)
+    others = {
+        tuple(renderer.teacher_ids("2 + 2?", skill, mistake))
+        for skill in bank.skills[2:]
+        for mistake in bank.mistakes[2:]
+    }
+    drawn = [
+        tuple(control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed=seed))
+        for seed in range(200)
+    ]
+    assert set(drawn) == others
+    assert drawn[0] == tuple(control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed=0))
+
+
+@pytest.mark.parametrize(("count", "limit"), [(2, 10_000), (3, 60)])
+def test_where_there_is_no_other_pair_or_it_does_not_fit_the_control_is_the_plain_prompt(renderer, count, limit):
+    pairs = [pair(0), pair(1), pair(2, 500)][:count]
+    bank = SkillBank(tuple(p.skill for p in pairs), tuple(p.mistake for p in pairs))
+    pool = pool_of(pairs[:2], [0.5, 0.5], renderer)
+    assert control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=limit, seed=0) == renderer.student_ids(
+        "2 + 2?"
+    )

@@ -6,10 +6,16 @@ prompt and weight 0. Each prompt is a list of ids of its own length; padding hap
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from sgsd.bank import Item, SkillBank
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Pair, Retrieval
+
+_I = TypeVar("_I", bound=Item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +70,31 @@ def build_pool(
         pairs=tuple(pairs),
         too_long=too_long,
     )
+
+
+def control_prompt(
+    problem: str, pool: TeacherPool, bank: SkillBank, renderer: PromptRenderer, *, max_prompt_length: int, seed: int
+) -> list[int]:
+    """A teacher's prompt like those of ``pool``, with a skill and a mistake that none of them has, drawn at random.
+
+    The plain prompt where the bank has no others, or where they do not fit.
+
+    Args:
+        problem, renderer, max_prompt_length: as for ``build_pool``.
+        pool: the problem's teachers.
+        bank: to draw from.
+        seed: of the draw, with the problem.
+    """
+    draw = random.Random(f"{seed} {problem}")
+    skill = _other(bank.skills, {pair.skill.id for pair in pool.pairs}, draw)
+    mistake = _other(bank.mistakes, {pair.mistake.id for pair in pool.pairs}, draw)
+    if skill is not None and mistake is not None:
+        ids = renderer.teacher_ids(problem, skill, mistake)
+        if len(ids) <= max_prompt_length:
+            return ids
+    return renderer.student_ids(problem)
+
+
+def _other(items: Sequence[_I], taken: set[str], draw: random.Random) -> _I | None:
+    others = [item for item in items if item.id not in taken]
+    return draw.choice(others) if others else None

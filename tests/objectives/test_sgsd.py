@@ -25,7 +25,17 @@ def make_batch(seed=0, B=3, K=4, T=7, dtype=torch.float64, scale=1.0):
 
 
 def reference_loss(
-    student, teacher, mask, outcome, weights, tau=1.0, clip=3.0, threshold=0.05, use_gate=True, use_polarity=True
+    student,
+    teacher,
+    mask,
+    outcome,
+    weights,
+    tau=1.0,
+    clip=3.0,
+    threshold=0.05,
+    use_gate=True,
+    use_polarity=True,
+    control=None,
 ):
     """Equations (1) to (6) as Python loops over floats, with the gradient by hand. No tensor arithmetic."""
     B, K, T = teacher.shape
@@ -36,6 +46,9 @@ def reference_loss(
         for k in range(K):
             gaps = {t: float(teacher[b, k, t]) - float(student[b, t]) for t in counted}
             support = sum(max(-clip, min(clip, gap)) for gap in gaps.values()) / max(1, len(counted))
+            if control is not None:
+                against = [float(control[b, t]) - float(student[b, t]) for t in counted]
+                support -= sum(max(-clip, min(clip, gap)) for gap in against) / max(1, len(counted))
             stance = 0 if abs(support) <= threshold else math.copysign(1, support)
             polarity = int(outcome[b]) * stance
             if not use_polarity:
@@ -63,6 +76,38 @@ def test_what_is_switched_off_to_study_it_equals_plain_loops_too(settings):
     assert result.loss.item() == pytest.approx(expected, rel=1e-6)
     assert expected != pytest.approx(whole, rel=1e-2)
     torch.testing.assert_close(student.grad, torch.tensor(gradient, dtype=torch.float64), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_a_control_teacher_it_equals_plain_loops_too(seed):
+    student, teacher, mask, outcome, weights = make_batch(seed)
+    control = teacher.roll(1, 1)[:, 0] - 0.3
+    expected, _, gradient = reference_loss(student, teacher, mask, outcome, weights, control=control, clip=1.0)
+    student.requires_grad_()
+    control.requires_grad_()
+    plain = sgsd_loss(student, teacher, mask, outcome, weights, clip=1.0)
+    result = sgsd_loss(student, teacher, mask, outcome, weights, clip=1.0, control_logps=control)
+    result.loss.backward()
+    assert not torch.equal(result.stance, plain.stance)
+    assert result.loss.item() == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(student.grad, torch.tensor(gradient, dtype=torch.float64), rtol=1e-6, atol=1e-9)
+    assert control.grad is None
+    moved = (plain.support - result.support).mean(1)
+    assert result.metrics["support/control"].item() == pytest.approx(moved.mean().item())
+
+
+@given(st.integers(0, 10_000), st.floats(-1, 1))
+def test_what_every_skill_prompt_does_to_style_is_no_support_beside_a_control(seed, style):
+    student, teacher, mask, outcome, weights = make_batch(seed, scale=0.3)
+    control = student + 0.1
+    both = [
+        sgsd_loss(student, teacher + shift, mask, outcome, weights, clip=10.0, control_logps=control + shift).support
+        for shift in (0.0, style)
+    ]
+    torch.testing.assert_close(*both)
+    plain = sgsd_loss(student, teacher + style, mask, outcome, weights, clip=10.0)
+    same = sgsd_loss(student, teacher + style, mask, outcome, weights, clip=10.0, control_logps=student)
+    torch.testing.assert_close(plain.support, same.support)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -93,6 +93,9 @@ def test_trls_other_refusals_still_stand():
         ({"entropy_coef": 0.01}, "entropy_coef"),
         ({"entropy_coef": 0.01, "grpo_weight": 1.0, "num_generations": 2}, "entropy_coef"),
         ({"use_adaptive_entropy": True}, "use_adaptive_entropy"),
+        ({"support_baseline": "plain"}, "support_baseline"),
+        ({"support_baseline": "control", "objective": "local"}, "local"),
+        ({"support_baseline": "control", "abstain_early": True}, "abstain_early"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_by_name_in_one_line(settings, named):

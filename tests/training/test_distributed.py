@@ -41,6 +41,7 @@ ALIKE = {
     "local": {"objective": "local", "num_generations": 1},
     "correction": {**CORRECTION, "num_generations": 1},
     "correction-groups": {**CORRECTION, "grpo_weight": 1.0, "teacher": "frozen", **GROUPS},
+    "control": {"support_baseline": "control", **GROUPS},
     "correction-lora": {**CORRECTION, "grpo_weight": 1.0, "num_generations": 2, "lora": True},
     "grpo": {"method": "grpo", "num_generations": 2, "loss_type": "grpo"},
     "opsd-groups": {"method": "opsd", "divergence": "jsd", **GROUPS},
@@ -53,6 +54,7 @@ UNLIKE = {
     "unequally many teachers": {"retrieves": "one"},
     "no teachers on odd ranks": {"retrieves": "nothing"},
     "no teachers on odd ranks, correction": {"retrieves": "nothing", **CORRECTION},
+    "no teachers on odd ranks, control": {"retrieves": "nothing", "support_baseline": "control"},
     "odd ranks undecided": {"reward": "undecided on odd ranks"},
     "odd ranks undecided, groups": {
         "reward": "undecided on odd ranks",

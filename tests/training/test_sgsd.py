@@ -89,6 +89,7 @@ class WeightedRetriever:
         {"max_tokens_per_chunk": 300, "score_temperature": 0.8},
         {"gate_tau": 0.4, "support_clip": 0.5, "support_threshold": 0.1, "sgsd_weight": 3.0},
         {"num_generations": 2},
+        {"support_baseline": "control", "num_generations": 2},  # its pair is the one of the bank's four that is left
     ],
 )
 def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, settings):
@@ -111,7 +112,7 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
     expected, stances, outcomes = [], [], []
     for problem, prompt, completion in zip(problems, prompts, completions, strict=True):
         outcome = 1 if completion[0] % 2 == 0 and completion[-1] == EOS else -1
-        teachers = [
+        shown = [
             plain_logps(
                 trainer.model,
                 render(
@@ -122,8 +123,9 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
                 completion,
                 temperature,
             )
-            for k in range(K)
+            for k in range(4)
         ]
+        teachers = shown[:K]
         row, stance = plain_row_loss(
             plain_logps(trainer.model, prompt, completion, temperature),
             teachers,
@@ -133,6 +135,7 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
             tau=settings.get("gate_tau", 1.0),
             clip=settings.get("support_clip", 3.0),
             threshold=settings.get("support_threshold", 0.05),
+            control=shown[3] if "support_baseline" in settings else None,
         )
         expected.append(row)
         stances += stance

@@ -2,7 +2,7 @@
 
 Per row, with gap Δ_{k,t} = log p_T(y_t | g_k, e_k, x, y_<t) − log p_S(y_t | x, y_<t):
 
-    support    S_k = mean_t clip(Δ_{k,t}, −c, +c)                                   (2)
+    support    S_k = mean_t clip(Δ_{k,t}, −c, +c), less a control teacher's S if given  (2)
     stance     σ_k = sign(S_k) if |S_k| > θ else 0                                  (3)
     polarity   ρ_k = r σ_k,  r = +1 success, −1 failure, 0 undecided                (4)
     gate       ℓ(Δ) = log 2 − log(1 + exp(−Δ²/2τ))                                  (5)
@@ -67,6 +67,7 @@ def sgsd_loss(
     threshold: float = 0.05,
     use_gate: bool = True,
     use_polarity: bool = True,
+    control_logps: Tensor | None = None,
 ) -> SGSDLoss:
     """Gated, polarity-signed distillation of K teachers into one student, equations (1) to (6).
 
@@ -81,6 +82,8 @@ def sgsd_loss(
         threshold: dead zone θ, in nats: |S| must exceed it for a stance.
         use_gate: False puts Δ²/4τ in the gate's place, which it equals for small gaps: extreme ones are not muted.
         use_polarity: False distils every teacher with a stance, whatever the verdict, if there is one.
+        control_logps: ``[B, T]``, the same tokens under a teacher that knows nothing of the problem. Its support is
+            subtracted from every teacher's: what any skill prompt does to the style of an answer is no stance.
 
     Returns:
         ``SGSDLoss``. A row with no counted token, no stance or no verdict has loss 0 and exactly zero gradient.
@@ -93,7 +96,10 @@ def sgsd_loss(
     counted = mask.unsqueeze(1)
     gap = torch.where(counted, teacher_logps - student_logps.reshape(B, 1, T), 0.0)  # (1), [B, K, T]
     gated = gate(gap, tau) if use_gate else gap.square() / (4 * tau)
-    return _assemble(gap.detach(), gated, mask, outcome, teacher_weights, clip, threshold, use_polarity)
+    control = None
+    if control_logps is not None:
+        control = torch.where(mask, _upcast(control_logps.detach()) - student_logps.detach(), 0.0).unsqueeze(1)
+    return _assemble(gap.detach(), gated, mask, outcome, teacher_weights, clip, threshold, use_polarity, control)
 
 
 def local_support_loss(
@@ -154,24 +160,34 @@ def _assemble(
     clip: float,
     threshold: float,
     use_polarity: bool,
+    control: Tensor | None = None,
 ) -> SGSDLoss:
-    """Equations (2) to (4) and (6), from gaps (constants, 0 where the mask is False) and gate values."""
+    """Equations (2) to (4) and (6), from gaps (constants, 0 where the mask is False) and gate values.
+
+    ``control``, ``[B, 1, T]``, are a control teacher's gaps.
+    """
     counted = mask.unsqueeze(1).to(gated.dtype)
     tokens = counted.sum(-1).clamp(min=1)  # [B, 1]
     support = gap.clamp(-clip, clip).sum(-1) / tokens  # (2)
+    baseline = None if control is None else control.clamp(-clip, clip).sum(-1) / tokens  # [B, 1]
+    if baseline is not None:
+        support = support - baseline
     stance = torch.where(support.abs() > threshold, support.sign(), 0.0)  # (3)
     verdict = outcome.to(stance.dtype).unsqueeze(1)
     polarity = verdict * stance if use_polarity else (verdict * stance).abs()  # (4)
     weights = teacher_weights.detach().to(gated.dtype)
     teacher_gate = (gated * counted).sum(-1) / tokens
     row_loss = (weights * polarity * teacher_gate).sum(-1)  # (6)
+    metrics = _metrics(gap, teacher_gate.detach(), support, stance, polarity, mask, outcome, weights > 0, clip)
+    if baseline is not None:
+        metrics["support/control"] = baseline.mean()
     return SGSDLoss(
         loss=row_loss.mean(),
         row_loss=row_loss,
         support=support,
         stance=stance,
         polarity=polarity,
-        metrics=_metrics(gap, teacher_gate.detach(), support, stance, polarity, mask, outcome, weights > 0, clip),
+        metrics=metrics,
     )
 
 

@@ -25,6 +25,7 @@ TRUNCATED = ("incorrect", "undecided")
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
 OBJECTIVES = ("gated", "local", "correction")
 TRUSTS = ("worth", "ledger", "equal")
+BASELINES = ("none", "control")
 EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
 
@@ -304,6 +305,11 @@ class SGSDConfig(DistillationConfig):
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
     support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
     support_threshold: float = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
+    support_baseline: str = _setting(
+        "none",
+        "What a support is measured against: none, the student's plain prompt; control, also a teacher whose pair was "
+        "drawn at random, so that what any skill prompt does to style is no stance; costs one teacher more.",
+    )
     use_gate: bool = _setting(True, "False, to study it: the gate's quadratic beginning, for gaps of any size.")
     use_polarity: bool = _setting(True, "False, to study it: every teacher with a stance is distilled alike.")
     sgsd_weight: float = _setting(1.0, "Weight of the teachers' loss, whichever the objective.")
@@ -368,6 +374,13 @@ class SGSDConfig(DistillationConfig):
             )
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("teacher_trust", self.teacher_trust, TRUSTS)
+        check_choice("support_baseline", self.support_baseline, BASELINES)
+        if self.support_baseline == "control" and (self.objective == "local" or self.abstain_early):
+            raise ConfigError(
+                "support_baseline 'control' does not go with it",
+                got="objective local" if self.objective == "local" else "abstain_early",
+                expected="objective gated or correction, every teacher scored in full",
+            )
         check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
         Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
         if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):

@@ -22,7 +22,8 @@ def published_loss(args: SGSDConfig, inputs: dict[str, Tensor], logps: Tensor, t
     limits = {"tau": args.gate_tau, "clip": args.support_clip, "threshold": args.support_threshold}
     if args.objective != "local":
         studied = {"use_gate": args.use_gate, "use_polarity": args.use_polarity}
-        return sgsd_loss(logps[..., 0], teacher_logps, *rows, **limits, **studied)
+        control = inputs.get("control_logps")
+        return sgsd_loss(logps[..., 0], teacher_logps, *rows, **limits, **studied, control_logps=control)
     likeliest = _by_teacher(inputs, logps)
     sampled = logps[:, None, :, :1].expand(-1, likeliest.shape[1], -1, -1)
     teachers = torch.cat([teacher_logps.unsqueeze(-1), inputs["teacher_top_logps"]], dim=-1)

@@ -31,7 +31,7 @@ from sgsd.objectives import SGSDLoss
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Pair, Retriever
 from sgsd.scoring import Scores, chunk_count, chunk_rows, score_completions
-from sgsd.teachers import TeacherPool, build_pool
+from sgsd.teachers import TeacherPool, build_pool, control_prompt
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
 from sgsd.training.losses import correction, published_loss
@@ -206,7 +206,8 @@ class SGSDTrainer(VerifiedTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        pools = self._teacher_pools([row["problem"] for row in inputs])
+        problems = [row["problem"] for row in inputs]
+        pools = self._teacher_pools(problems)
         mask = output["completion_mask"].bool()
         completions = [ids[kept].tolist() for ids, kept in zip(output["completion_ids"], mask, strict=True)]
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
@@ -217,6 +218,9 @@ class SGSDTrainer(VerifiedTrainer):
         B, _, T = teacher_logps.shape
         missing = output["completion_ids"].shape[1] - T
         output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, missing))
+        if self.args.support_baseline == "control":
+            control = self._score(self._control_prompts(problems, pools), completions)
+            output["control_logps"] = torch.nn.functional.pad(control.logps, (0, missing))
         for name in ("teacher_top_ids", "teacher_top_logps"):
             output[name] = torch.nn.functional.pad(output[name], (0, 0, 0, missing))
         output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
@@ -277,6 +281,21 @@ class SGSDTrainer(VerifiedTrainer):
             for problem, retrieval in zip(distinct, retrievals, strict=True)
         }
         return [pools[problem] for problem in problems]
+
+    def _control_prompts(self, problems: list[str], pools: list[TeacherPool]) -> list[list[int]]:
+        """One per rollout; the G rollouts of a problem share one, drawn anew at each step."""
+        prompts = {
+            problem: control_prompt(
+                problem,
+                pool,
+                self.bank,
+                self.renderer,
+                max_prompt_length=self.max_prompt_length,
+                seed=self.args.seed + self.state.global_step,
+            )
+            for problem, pool in dict(zip(problems, pools, strict=True)).items()
+        }
+        return [prompts[problem] for problem in problems]
 
     def _score_teachers(
         self, pools: list[TeacherPool], completions: list[list[int]], output: dict[str, Any]
