@@ -26,12 +26,12 @@ THINGS = {
     "wooden": "spoon chair box ruler pencil ladder crate toy shelf frame stick handle",
     "wool": "sock sweater hat blanket glove scarf coat rug cap mitten carpet shawl",
 }
-SHELVES = 6
+SHELVES = 3
 INSTRUCTION = "Finish with the number of the shelf."
 
 
 def truth() -> dict[str, int]:
-    """Material → its shelf; two materials a shelf."""
+    """Material → its shelf; four materials a shelf."""
     materials = random.Random(0).sample(list(THINGS), len(THINGS))
     return {material: place % SHELVES + 1 for place, material in enumerate(materials)}
 
@@ -44,7 +44,10 @@ def problems(folder: Path) -> tuple[Path, Path]:
         things = named.split()
         draw.shuffle(things)
         for place, thing in enumerate(things):
-            row = {"problem": f"Which shelf is for a {material} {thing}?", "answer": str(shelves[material])}
+            row = {
+                "problem": f"What is the number of the shelf for a {material} {thing}?",
+                "answer": str(shelves[material]),
+            }
             parts["train" if place < len(things) // 2 else "test"].append(row)
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():

@@ -33,6 +33,7 @@ MODEL = "local:smollm2-135m-instruct"
 PUBLISHED = {"teacher": "live", "grpo_weight": 0}
 CORRECTION = {"objective": "correction", "teacher": "frozen", "grpo_weight": 1}
 WORTH = CORRECTION | {"teacher_trust": "worth", "sgsd_weight": 2}
+CONTROL = {"support_baseline": "control"}
 GENERAL = {"bank": "seed:arithmetic-word-problems", "num_teachers": 2, "embedder": "local:all-minilm-l6-v2"}
 RULES = {"bank": "BANK/half.json", "num_teachers": 2, "retriever": "bm25"}
 
@@ -68,16 +69,16 @@ TASKS = {
     "house-rules": Task(
         instruction=house_rules.INSTRUCTION,
         tokens=16,
-        steps=100,
+        steps=80,
         rollouts=16,
-        seeds=3,
+        seeds=2,
         sampling={"temperature": 0.8, "top_p": 0.95, "top_k": 0},
         methods={
             "grpo": {"method": "grpo"},
-            "sgsd": RULES | PUBLISHED,
+            "worth-control": RULES | WORTH | CONTROL,
             "worth": RULES | WORTH,
-            "worth-random": RULES | WORTH | {"retriever": "random"},
-            "worth-misleading": RULES | WORTH | {"bank": "BANK/misleading.json"},
+            "sgsd": RULES | PUBLISHED,
+            "worth-control-misleading": RULES | WORTH | CONTROL | {"bank": "BANK/misleading.json"},
         },
     ),
 }
