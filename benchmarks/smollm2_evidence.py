@@ -169,10 +169,11 @@ def main() -> None:
         for said in pool.map(lambda which: make(task, *which, folder, options.threads), wanted):
             print(said, flush=True)
     runs = sorted(path for path in folder.glob("*-seed*") if path.with_name(f"{path.name}.done").exists())
+    made = [(name, int(seed)) for name, seed in (path.name.rsplit("-seed", 1) for path in runs)]
     trained = [path for path in runs if (path / "trainer_state.json").exists()]
     taught = [path for path in trained if (path / "ledger.json").exists()]
     kept = {
-        "commands": [shlex.join(command) for which in wanted for command in commands(task, *which, folder)],
+        "commands": [shlex.join(command) for which in made for command in commands(task, *which, folder)],
         "success_rates": {path.name: logged(path, "success_rate") for path in trained},
         "trust": {path.name: trust for path in taught if (trust := logged(path, "sgsd/trust"))},
         "separation": {path.name: asked("bank", "ledger", path, "--json")["separation"] for path in taught},
