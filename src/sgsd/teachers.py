@@ -96,5 +96,8 @@ def control_prompt(
 
 
 def _other(items: Sequence[_I], taken: set[str], draw: random.Random) -> _I | None:
-    others = [item for item in items if item.id not in taken]
-    return draw.choice(others) if others else None
+    if len(items) <= len(taken):
+        return None
+    while (item := draw.choice(items)).id in taken:
+        pass
+    return item
