@@ -1,0 +1,93 @@
+"""What a support tells with and without a control teacher, on SmolLM2-135M before training (docs/evidence.md).
+
+    python benchmarks/control_teacher.py
+
+Rollouts of the training problems of ``house_rules.py`` are scored under their helpful pair, their misleading one and a
+control. Printed for both kinds of pair: the mean support of successes and of failures; the area under the ROC curve of
+successes against failures by support; and how far the stances tell them apart, p₊ + p₋ − 1 (``sgsd.bank.credit``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+import house_rules
+from sgsd.bank.credit import separation
+from sgsd.engines.embedders import build_retriever
+from sgsd.engines.generation import TransformersSampler
+from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.objectives import sgsd_loss
+from sgsd.prompts import PromptRenderer, uncounted_token_ids
+from sgsd.scoring import score_completions
+from sgsd.teachers import build_pool, control_prompt
+from sgsd.verifiers import get_verifier
+
+MODEL = "local:smollm2-135m-instruct"
+KINDS = ("helpful", "misleading")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=8, help="of each problem")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    tokenizer, model = load_tokenizer(MODEL), load_model(MODEL).float().eval()
+    renderer, bank = PromptRenderer(tokenizer, instruction=house_rules.INSTRUCTION), house_rules.bank()
+    with tempfile.TemporaryDirectory() as folder:
+        train, _ = house_rules.problems(Path(folder))
+        rows = [json.loads(line) for line in train.read_text().splitlines() for _ in range(options.rollouts)]
+    problems = [row["problem"] for row in rows]
+    plain = [renderer.student_ids(problem) for problem in problems]
+    sampler = TransformersSampler(model, tokenizer, max_new_tokens=16, temperature=0.8, top_p=0.95, batch_size=64)
+    rollouts = sampler.sample(plain, seed=options.seed)
+    verdicts = get_verifier("math").verify_many([rollout.text for rollout in rollouts], [row["answer"] for row in rows])
+    outcome = torch.tensor([verdict.outcome.sign for verdict in verdicts])
+
+    pools, controls = [], []
+    limit = model.config.max_position_embeddings
+    for problem, retrieval in zip(problems, build_retriever("bm25").retrieve(problems, bank, 2), strict=True):
+        pools.append(build_pool(problem, retrieval, renderer, num_teachers=2, max_prompt_length=limit))
+        controls.append(control_prompt(problem, pools[-1], bank, renderer, max_prompt_length=limit, seed=options.seed))
+    completions = [list(rollout.completion_ids) for rollout in rollouts]
+    prompts = [plain, *([pool.prompts[k] for pool in pools] for k in range(2)), controls]
+    with torch.no_grad():
+        student, *teachers, control = (score_completions(model, shown, completions) for shown in prompts)
+    uncounted = torch.tensor(sorted(uncounted_token_ids(tokenizer)))
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in completions], batch_first=True)
+    mask = student.mask & ~torch.isin(ids, uncounted)
+    kind = [[bank.metadata["worth"][pair.skill.id] for pair in pool.pairs] for pool in pools]
+    print(f"{len(rows)} rollouts, {(outcome > 0).float().mean():.1%} right")
+    for name, control_logps in (("plain prompt", None), ("control", control.logps)):
+        result = sgsd_loss(
+            student.logps,
+            torch.stack([teacher.logps for teacher in teachers], 1),
+            mask,
+            outcome,
+            torch.full((len(rows), 2), 0.5),
+            control_logps=control_logps,
+        )
+        for which in KINDS:
+            chosen = torch.tensor([[kind_k == which for kind_k in kinds] for kinds in kind])
+            support, stance, verdict = (
+                values[chosen].tolist()
+                for values in (result.support, result.stance, outcome.unsqueeze(1).expand_as(chosen))
+            )
+            of = {sign: [s for s, v in zip(support, verdict, strict=True) if v == sign] for sign in (1, -1)}
+            right = [mean(t == v for t, v in zip(stance, verdict, strict=True) if v == sign and t) for sign in (1, -1)]
+            print(
+                f"support against the {name}, {which} pairs: "
+                f"successes {mean(of[1]):+.3f}, failures {mean(of[-1]):+.3f}; area {separation(of[1], of[-1]):.2f}; stances {sum(right) - 1:+.2f}, "
+                f"{mean(t != 0 for t in stance):.0%} with one"
+            )
+
+
+if __name__ == "__main__":
+    main()
