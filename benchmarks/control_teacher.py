@@ -82,11 +82,9 @@ def main() -> None:
             )
             of = {sign: [s for s, v in zip(support, verdict, strict=True) if v == sign] for sign in (1, -1)}
             right = [mean(t == v for t, v in zip(stance, verdict, strict=True) if v == sign and t) for sign in (1, -1)]
-            print(
-                f"support against the {name}, {which} pairs: "
-                f"successes {mean(of[1]):+.3f}, failures {mean(of[-1]):+.3f}; area {separation(of[1], of[-1]):.2f}; stances {sum(right) - 1:+.2f}, "
-                f"{mean(t != 0 for t in stance):.0%} with one"
-            )
+            told = f"successes {mean(of[1]):+.3f}, failures {mean(of[-1]):+.3f}; area {separation(of[1], of[-1]):.2f}"
+            stances = f"stances {sum(right) - 1:+.2f}, {mean(t != 0 for t in stance):.0%} with one"
+            print(f"support against the {name}, {which} pairs: {told}; {stances}")
 
 
 if __name__ == "__main__":
