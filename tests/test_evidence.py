@@ -57,3 +57,31 @@ def test_steps_to_a_goal_are_the_first_at_or_above_it_and_say_who_never_gets_the
 def test_intervals_are_students_over_seeds(evidence):
     assert evidence.interval([1.0, 2.0, 3.0]) == "2 ± 2"  # 4.303 · 1 / √3 = 2.48
     assert evidence.interval([10.0, 30.0]) == "10, 30"
+
+
+@pytest.fixture(scope="module")
+def house_rules():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("house_rules")
+
+
+def test_house_rules_hold_out_other_things_and_only_helpful_pairs_say_the_true_shelf(house_rules, tmp_path):
+    files = house_rules.problems(tmp_path)
+    train, test = ({row["problem"]: row["answer"] for row in map(json.loads, file.open())} for file in files)
+    assert len(train) == len(test) == 72
+    assert not set(train) & set(test)
+    shelves = house_rules.truth()
+    assert {(text.split()[-2], answer) for text, answer in (train | test).items()} == {
+        (material, str(shelf)) for material, shelf in shelves.items()
+    }
+    bank = house_rules.bank()
+    worth = bank.metadata["worth"]
+    for skill, mistake in zip(bank.skills, bank.mistakes, strict=True):
+        material = skill.title.split()[0].lower()
+        assert worth[skill.id] == worth[mistake.id]
+        assert f"a {material} thing on shelf" in mistake.text
+        helps = worth[skill.id] == "helpful"
+        assert (f"shelf {shelves[material]}." in skill.text) == helps
+        assert (f"shelf {shelves[material]}." in mistake.text) != helps
+    assert len(house_rules.bank(helpful=False).skills) == len(house_rules.bank(misleading=False).skills) == 12
