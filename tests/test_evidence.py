@@ -68,7 +68,9 @@ def house_rules():
 
 def test_house_rules_hold_out_other_things_and_only_helpful_pairs_say_the_true_shelf(house_rules, tmp_path):
     files = house_rules.problems(tmp_path)
-    train, test = ({row["problem"]: row["answer"] for row in map(json.loads, file.open())} for file in files)
+    train, test = (
+        {row["problem"]: row["answer"] for row in map(json.loads, file.read_text().splitlines())} for file in files
+    )
     assert len(train) == len(test) == 72
     assert not set(train) & set(test)
     shelves = house_rules.truth()
