@@ -91,6 +91,7 @@ CELLS = {
     ),
     "sgsd-no-polarity": sgsd("--use_polarity", "false", what="SGSD without polarity"),
     "sgsd-local": sgsd("--objective", "local", "--teacher_top_tokens", "10", what="SGSD, local support of 10 tokens"),
+    "sgsd-control": sgsd("--support_baseline", "control", what="SGSD as published, supports beside a control"),
     "sgsd-k1": sgsd(lab=("--k", "1"), what="SGSD, K = 1"),
     "sgsd-k8": sgsd(times=2, what="SGSD, K = 8"),
     "mixed-loss": sgsd(

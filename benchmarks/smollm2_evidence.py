@@ -160,6 +160,7 @@ def main() -> None:
         house_rules.problems(folder / "data")
         house_rules.bank().save(folder / "data" / "half.json")
         house_rules.bank(helpful=False).save(folder / "data" / "misleading.json")
+        house_rules.bank(misleading=False).save(folder / "data" / "helpful.json")
     elif options.dataset:
         word_problems(options.dataset, folder / "data")
     else:
