@@ -49,11 +49,18 @@ def problems(folder: Path) -> tuple[Path, Path]:
                 "answer": str(shelves[material]),
             }
             parts["train" if place < len(things) // 2 else "test"].append(row)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in parts.items():
+    for rows in parts.values():
         draw.shuffle(rows)
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder / "train.jsonl", folder / "test.jsonl"
+    return save(folder, **parts)
+
+
+def save(folder: Path, *, train: list[dict[str, str]], test: list[dict[str, str]]) -> tuple[Path, Path]:
+    """``(train, test)`` files of rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = folder / "train.jsonl", folder / "test.jsonl"
+    for file, rows in zip(files, (train, test), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return files
 
 
 def bank(*, helpful: bool = True, misleading: bool = True) -> SkillBank:

@@ -98,15 +98,12 @@ SETTINGS = {
 """The preset ``demo``'s."""
 
 
-def word_problems(file: Path, folder: Path, *, held_out: int = 200) -> tuple[Path, Path]:
-    """``(train, test)`` files of short problems whose answer is a whole number up to 20."""
+def word_problems(file: Path, folder: Path, *, held_out: int = 200) -> None:
+    """Train and test files of short problems whose answer is a whole number up to 20."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if re.fullmatch(r"1?\d|20", row["answer"]) and len(row["problem"]) <= 140]
     random.Random(0).shuffle(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("test", rows[:held_out]), ("train", rows[held_out:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
-    return folder / "train.jsonl", folder / "test.jsonl"
+    house_rules.save(folder, train=rows[held_out:], test=rows[:held_out])
 
 
 def commands(task: Task, name: str, seed: int, folder: Path) -> list[list[str]]:

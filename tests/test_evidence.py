@@ -15,11 +15,15 @@ from sgsd.cli import build_parser
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def evidence():
+def benchmark(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        return importlib.import_module("lab_evidence")
+        return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return benchmark("lab_evidence")
 
 
 def test_the_page_holds_the_tables_that_the_command_prints(evidence, tmp_path, monkeypatch):
@@ -59,14 +63,8 @@ def test_intervals_are_students_over_seeds(evidence):
     assert evidence.interval([10.0, 30.0]) == "10, 30"
 
 
-@pytest.fixture(scope="module")
-def house_rules():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        return importlib.import_module("house_rules")
-
-
-def test_house_rules_hold_out_other_things_and_only_helpful_pairs_say_the_true_shelf(house_rules, tmp_path):
+def test_house_rules_hold_out_other_things_and_only_helpful_pairs_say_the_true_shelf(tmp_path):
+    house_rules = benchmark("house_rules")
     files = house_rules.problems(tmp_path)
     train, test = (
         {row["problem"]: row["answer"] for row in map(json.loads, file.read_text().splitlines())} for file in files

@@ -98,3 +98,15 @@ def test_a_bank_that_cannot_be_made_is_refused(settings):
         BankShares(**settings)
     with pytest.raises(ConfigError, match="flips"):
         NoisyVerifier(_AlwaysCorrect(), flips=0.7)
+
+
+@pytest.mark.parametrize(("seed", "symbols"), [(0, 2), (1, 3), (2, 3)])
+def test_pairs_of_other_symbols_name_the_true_rule_for_few_symbols(seed, symbols):
+    """docs/evidence.md says for how many."""
+    bank = make_bank(BankShares(0, 0, 4), seed=seed)
+    found = {
+        symbol
+        for text, (symbol, _) in bank.topics.items()
+        if any(TRUE_RULES[symbol] in skill.text.split() and skill.text in text for skill in bank.bank.skills)
+    }
+    assert len(found) == symbols
