@@ -33,7 +33,8 @@ _CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--grpo_weigh
 CORRECTION, ALIKE = ((*_CORRECTION, trust) for trust in ("ledger", "equal"))
 WORTH = (*_CORRECTION, "worth", "--sgsd_weight", "2")
 CONTROLLED = (*WORTH, "--support_baseline", "control")
-SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "worth": WORTH}
+GUIDED = (*CONTROLLED, "--teacher_guidance", "2")
+SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "worth": WORTH, "guided": GUIDED}
 FLIPS = (0.1, 0.2, 0.3)
 LEDGER_STEP = 150
 
@@ -126,6 +127,11 @@ CELLS = {
         "correction, trust by worth, supports beside a control, all pairs of other problems",
         (0, 0),
     ),
+    "guided": sgsd(*GUIDED, what="guided correction"),
+    "guided-1": sgsd(*GUIDED, "--teacher_guidance", "1", what="guided correction, γ = 1"),
+    "guided-4": sgsd(*GUIDED, "--teacher_guidance", "4", what="guided correction, γ = 4"),
+    "guided-alone": sgsd(*GUIDED, "--grpo_weight", "0", what="guided correction, without GRPO's loss"),
+    "guided-irrelevant": Cell(("--irrelevant", "4"), GUIDED, "guided correction, all pairs of other problems", (0, 0)),
     "correction-equal": sgsd(*ALIKE, what="correction, all teachers trusted alike"),
     **sweep_cells(),
 }

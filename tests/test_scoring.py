@@ -79,6 +79,26 @@ def test_top_tokens_are_the_likeliest_of_each_distribution(model):
     assert plain.top_ids.shape[-1] == 0
 
 
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_other_tokens_are_scored_in_each_ones_place(model, share_prompts):
+    prompts, completions = unequal_pairs()
+    prompts, completions = [*prompts, prompts[1]], [*completions, completions[1]]  # equal to another, asked otherwise
+    T = max(map(len, completions))
+    others = torch.randint(0, 264, (len(prompts), T, 3), generator=torch.Generator().manual_seed(1))
+    asked = {"others": others, "max_tokens_per_chunk": 60, "share_prompts": share_prompts}
+    scores = score_completions(model, prompts, completions, temperature=0.7, with_entropy=True, top_tokens=2, **asked)
+    plain = score_completions(model, prompts, completions, temperature=0.7, with_entropy=True, top_tokens=2)
+    for name in ("logps", "entropy", "top_ids", "top_logps"):
+        mine, others_alone = getattr(scores, name)[scores.mask], getattr(plain, name)[scores.mask]
+        torch.testing.assert_close(mine, others_alone, rtol=0, atol=1e-5)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        if completion:
+            logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].detach().double() / 0.7
+            expected = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(-1, others[row, : len(completion)])
+            torch.testing.assert_close(scores.other_logps[row, : len(completion)], expected.float(), rtol=0, atol=1e-4)
+    assert plain.other_logps.shape == (len(prompts), T, 0)
+
+
 def test_the_comparison_above_would_see_right_padded_prompts(model):
     """The defect this guards against: K prompts of unequal length, padded on the right."""
     prompt, completion, padding = [5, 6, 7], [8, 9], [PAD_AND_EOS] * 4
@@ -133,6 +153,14 @@ def test_equal_pairs_are_scored_once(model):
     assert chunk_count(prompts * 3, completions * 3, max_tokens_per_chunk=60) == chunk_count(
         prompts, completions, max_tokens_per_chunk=60
     )
+
+
+def test_equal_pairs_of_which_unequal_tokens_are_asked_count_as_the_chunks_that_they_make(model):
+    prompts, completions = [[5, 7, 9]] * 4, [[3, 4]] * 4
+    others = torch.tensor([10, 10, 11, 12]).view(4, 1, 1).expand(-1, 2, 1)
+    asked = {"max_tokens_per_chunk": 1, "others": others}
+    assert chunk_count(prompts, completions, **asked) == 3
+    assert len(record_forwards(model, prompts, completions, **asked)) == 2 * 3
 
 
 def test_a_rank_whose_pairs_are_all_equal_makes_as_many_forwards_as_the_others(model):

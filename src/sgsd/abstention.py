@@ -248,6 +248,7 @@ def score_until_settled(
         entropy=entropy[:N, :T].masked_fill(~mask[:N, :T], 0.0) if with_entropy else None,
         top_ids=ids.new_zeros(N, T, 0),
         top_logps=logps.new_zeros(N, T, 0),
+        other_logps=logps.new_zeros(N, T, 0),
         stopped=stopped,
         estimate=estimate,
     )

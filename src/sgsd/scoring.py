@@ -36,6 +36,7 @@ class Scores:
         entropy: ``[N, T]``, float32, in nats, of the distribution each token was drawn from; ``None`` unless asked for.
         top_ids: ``[N, T, L]``, int64, each distribution's L likeliest tokens, the likeliest first.
         top_logps: ``[N, T, L]``, float32, theirs. What stands where ``mask`` is False has no meaning.
+        other_logps: ``[N, T, M]``, float32, of the tokens asked about, with no meaning there either.
     """
 
     logps: Tensor
@@ -43,6 +44,7 @@ class Scores:
     entropy: Tensor | None
     top_ids: Tensor
     top_logps: Tensor
+    other_logps: Tensor
 
 
 def completion_logits(
@@ -315,6 +317,7 @@ def score_completions(
     max_tokens_per_chunk: int = 8192,
     with_entropy: bool = False,
     top_tokens: int = 0,
+    others: Tensor | None = None,
     share_prompts: bool = True,
     min_chunks: int = 1,
 ) -> Scores:
@@ -334,6 +337,7 @@ def score_completions(
         max_tokens_per_chunk: the budget of one chunk. A pair longer than it makes a chunk of its own.
         with_entropy: also return entropies.
         top_tokens: L, also return the L likeliest tokens of each distribution, at most the vocabulary's.
+        others: ``[N, T, M]``, token ids that are scored in each completion token's place, too.
         share_prompts: see ``completion_logits``; False where no two pairs have one prompt saves a forward per chunk.
         min_chunks: make at least this many chunks (at most N), so that all ranks of a sharded model can make the
             same number; see ``chunk_count``.
@@ -353,8 +357,11 @@ def score_completions(
     entropy = torch.zeros(N, T, device=device) if with_entropy else None
     L = top_tokens
     top_ids, top_logps = torch.zeros(N, T, L, dtype=torch.long, device=device), torch.zeros(N, T, L, device=device)
+    asked = torch.zeros(N, T, 0, dtype=torch.long, device=device) if others is None else others
+    M = asked.shape[-1]
+    other_logps = torch.zeros(N, T, M, device=device)
     lengths = torch.tensor([len(completion) for completion in completions], device=device)
-    first = _first_of_equals(map(tuple, prompts), map(tuple, completions))
+    first = _first_of_equals(map(tuple, prompts), map(tuple, completions), *_rows_of(others))
     if len(set(first)) < min_chunks:  # too few to make chunks of
         first = list(range(N))
     for rows in chunk_rows(prompts, completions, max_tokens_per_chunk, min_chunks, among=set(first)):
@@ -364,7 +371,7 @@ def score_completions(
             [prompts[n] for n in rows],
             completion_ids,
             completion_mask,
-            completion_ids.unsqueeze(-1),
+            torch.cat([completion_ids.unsqueeze(-1), asked[rows, : completion_ids.shape[1]]], dim=-1),
             share_prompts=share_prompts,
             temperatures=[temperature],
             with_entropy=with_entropy,
@@ -372,10 +379,11 @@ def score_completions(
         ).float()
         width = completion_ids.shape[1]
         logps[rows, :width] = columns[..., 0]
-        top_logps[rows, :width] = columns[..., 1 : 1 + L]
+        other_logps[rows, :width] = columns[..., 1 : 1 + M]
+        top_logps[rows, :width] = columns[..., 1 + M : 1 + M + L]
         top_ids[rows, :width] = columns[..., columns.shape[-1] - L :].long()
         if entropy is not None:
-            entropy[rows, :width] = columns[..., 1 + L]
+            entropy[rows, :width] = columns[..., 1 + M + L]
     mask = torch.arange(T, device=device) < lengths.unsqueeze(1)
     return Scores(
         logps=logps[first].masked_fill(~mask, 0.0),
@@ -383,6 +391,7 @@ def score_completions(
         entropy=None if entropy is None else entropy[first].masked_fill(~mask, 0.0),
         top_ids=top_ids[first],
         top_logps=top_logps[first],
+        other_logps=other_logps[first],
     )
 
 
@@ -390,6 +399,10 @@ def _first_of_equals(*parts: Iterable[Hashable]) -> list[int]:
     """For each row, given by its parts, the number of the first one that equals it."""
     numbers: dict[tuple[Hashable, ...], int] = {}
     return [numbers.setdefault(row, n) for n, row in enumerate(zip(*parts, strict=True))]
+
+
+def _rows_of(others: Tensor | None) -> list[list[bytes]]:
+    return [] if others is None else [_row_bytes(others)]
 
 
 def _row_bytes(rows: Tensor) -> list[bytes]:
@@ -405,10 +418,14 @@ def _draws_dropout(model: nn.Module) -> bool:
 
 
 def chunk_count(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, max_tokens_per_chunk: int = 8192
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    max_tokens_per_chunk: int = 8192,
+    others: Tensor | None = None,
 ) -> int:
     """How many chunks ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
-    among = set(_first_of_equals(map(tuple, prompts), map(tuple, completions)))
+    among = set(_first_of_equals(map(tuple, prompts), map(tuple, completions), *_rows_of(others)))
     return len(chunk_rows(prompts, completions, max_tokens_per_chunk, 1, among=among))
 
 

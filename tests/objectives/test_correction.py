@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgsd.objectives import correction_loss, selected_logps, trusted_weights
+from sgsd.objectives import correction_loss, guided_logps, selected_logps, trusted_weights
 
 
 def make_batch(seed, *, B=4, K=3, T=5, V=7, M=4, dtype=torch.float64, spread=2.0):
@@ -134,6 +134,64 @@ def test_weights_equal_plain_loops_and_sum_to_the_highest_trust_whoever_else_is_
     blind = torch.cat([trust, torch.zeros(1, untrusted, dtype=torch.float64)], dim=1)
     torch.testing.assert_close(trusted_weights(more, blind)[:, :4], got)
     assert not trusted_weights(alpha, torch.zeros_like(trust)).any()
+
+
+# ---- guidance
+
+
+def two_teachers(seed, *, V=9, M=5, spread=2.0):
+    """Log-probabilities ``[2, 3, M]`` of a teacher's likeliest tokens, and a control's of the same."""
+    generator = torch.Generator().manual_seed(seed)
+    teacher, control = (spread * torch.randn(2, 2, 3, V, generator=generator, dtype=torch.float64)).log_softmax(-1)
+    top = teacher.topk(M)
+    return top.values, control.gather(-1, top.indices)
+
+
+def plain_guided(teacher, control, guidance, clip):
+    """Equation (7′) at one position, in probabilities."""
+    raised = []
+    for log_p, log_0 in zip(teacher, control, strict=True):
+        p = math.exp(log_p)
+        ratio = min(math.exp(clip), max(math.exp(-clip), p / math.exp(log_0)))
+        raised.append(p * ratio**guidance if p >= 0.1 * math.exp(max(teacher)) * (1 - 1e-12) else p)
+    total = sum(map(math.exp, teacher))
+    return [total * value / sum(raised) for value in raised]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("guidance", "clip"), [(2.0, 3.0), (0.7, 0.3), (4.0, 0.5)])
+def test_guidance_equals_plain_loops(seed, guidance, clip):
+    teacher, control = two_teachers(seed)
+    got = guided_logps(teacher, control, guidance=guidance, clip=clip)
+    for place in ((i, j) for i in range(2) for j in range(3)):
+        expected = plain_guided(teacher[place].tolist(), control[place].tolist(), guidance, clip)
+        assert got[place].exp().tolist() == pytest.approx(expected, rel=1e-9)
+    single = guided_logps(teacher.float(), control.float(), guidance=guidance, clip=clip)
+    torch.testing.assert_close(single, got.float(), rtol=1e-4, atol=1e-4)
+
+
+@given(seed=st.integers(0, 2**31), guidance=st.floats(0.1, 10))
+@settings(max_examples=60, deadline=None)
+def test_guidance_moves_probability_to_what_sets_the_teacher_apart_and_to_nothing_else(seed, guidance):
+    teacher, control = two_teachers(seed)
+    guided = guided_logps(teacher, control, guidance=guidance, clip=3.0)
+    torch.testing.assert_close(guided.logsumexp(-1), teacher.logsumexp(-1))  # the tokens' total stays
+    ratio = (teacher - control).clamp(-3, 3)
+    plausible = teacher >= teacher[..., :1] - math.log(10) + 1e-12
+    odds = guided - teacher  # up to one number a position, γ times the ratio, or 0
+    moved = torch.where(plausible, guidance * ratio, 0.0)
+    torch.testing.assert_close(odds - odds[..., :1], moved - moved[..., :1], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(guided_logps(teacher, control, guidance=0.0, clip=3.0), teacher)
+    torch.testing.assert_close(guided_logps(teacher, teacher, guidance=guidance, clip=3.0), teacher)
+
+
+def test_a_token_that_the_teacher_finds_implausible_is_not_lifted_however_rarely_the_control_says_it():
+    teacher = torch.tensor([0.6, 0.3, 0.05]).log()
+    control = torch.tensor([0.6, 0.3, 1e-6]).log()
+    guided = guided_logps(teacher, control, guidance=4.0, clip=10.0).exp()
+    torch.testing.assert_close(guided, teacher.exp())
+    plausible = guided_logps(torch.tensor([0.6, 0.3, 0.07]).log(), control, guidance=4.0, clip=10.0).exp()
+    assert plausible[2] > 0.9
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,9 @@ def test_trls_other_refusals_still_stand():
         ({"support_baseline": "plain"}, "support_baseline"),
         ({"support_baseline": "control", "objective": "local"}, "local"),
         ({"support_baseline": "control", "abstain_early": True}, "abstain_early"),
+        ({"teacher_guidance": -1.0, "objective": "correction", "support_baseline": "control"}, "teacher_guidance"),
+        ({"teacher_guidance": 1.0, "objective": "correction"}, "teacher_guidance"),
+        ({"teacher_guidance": 1.0, "support_baseline": "control"}, "teacher_guidance"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_by_name_in_one_line(settings, named):

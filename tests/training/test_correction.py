@@ -68,13 +68,27 @@ def plain_student(trainer, batch, b, temperature):
     return completion, distributions, batch["score_mask"][b][kept].tolist()
 
 
-@pytest.mark.parametrize("settings", [{}, {"score_temperature": 0.8, "teacher_top_tokens": 3}, {"correct_all": True}])
+GUIDED = {"support_baseline": "control", "teacher_guidance": 1.5}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"score_temperature": 0.8, "teacher_top_tokens": 3},
+        {"correct_all": True},
+        {"support_baseline": "control"},
+        {**GUIDED, "support_clip": 0.2, "teacher_top_tokens": 6, "max_tokens_per_chunk": 300},
+    ],
+)
 def test_the_loss_equals_plain_loops(tmp_path, settings):
     trainer = with_ledger(correction_trainer(tmp_path, **settings), HELPS, HARMS, HELPS)
     batch = batch_of(trainer, [0] * 4 + [1] * 4)
     got, _ = loss_and_gradients(trainer, [batch])
     temperature = settings.get("score_temperature", 1.0)
-    pools = trainer._teacher_pools([trainer.train_dataset[n]["problem"] for n in [0] * 4 + [1] * 4])
+    problems = [trainer.train_dataset[n]["problem"] for n in [0] * 4 + [1] * 4]
+    pools = trainer._teacher_pools(problems)
+    controls = trainer._control_prompts(problems, pools)
     total = 0.0
     for b, pool in enumerate(pools):
         outcome = int(batch["outcome"][b])
@@ -83,15 +97,20 @@ def test_the_loss_equals_plain_loops(tmp_path, settings):
         completion, student, counted = plain_student(trainer, batch, b, temperature)
         taus = batch["teacher_trust"][b].tolist()
         shares = [alpha * tau for alpha, tau in zip(pool.weights, taus, strict=True)]
+        control = plain_distributions(trainer.model, controls[b], completion, temperature)
         for k, teacher_prompt in enumerate(pool.prompts):
             teacher = plain_distributions(trainer.model, teacher_prompt, completion, temperature)
             weight = max(taus) * shares[k] / sum(shares)
             for t in range(len(completion)):
                 if counted[t]:
                     likeliest = teacher[t].sort(descending=True).indices[: settings.get("teacher_top_tokens", 20)]
-                    for v in likeliest.tolist():
-                        log_p, log_q = float(teacher[t, v]), float(student[t, v])
-                        total += weight * math.exp(log_p) * (log_p - log_q) / sum(counted)
+                    p = teacher[t, likeliest].exp().tolist()
+                    if "teacher_guidance" in settings:
+                        ratios = (teacher[t, likeliest] - control[t, likeliest]).clamp(-0.2, 0.2).exp().tolist()
+                        raised = [a * r**1.5 if a >= 0.1 * max(p) else a for a, r in zip(p, ratios, strict=True)]
+                        p = [sum(p) * a / sum(raised) for a in raised]
+                    for v, p_v in zip(likeliest.tolist(), p, strict=True):
+                        total += weight * p_v * (math.log(p_v) - float(student[t, v])) / sum(counted)
     assert set(batch["outcome"].tolist()) == {-1, 1}
     assert abs(total) > 1e-4
     assert got == pytest.approx(total / len(pools), rel=1e-3, abs=1e-7)
@@ -165,9 +184,9 @@ def test_the_policy_comes_to_resemble_the_trusted_teacher_and_not_the_others(tmp
     assert 0 < seen[-1] < 0.9 * seen[0]
 
 
-@pytest.mark.parametrize("baseline", ["none", "control"])
-def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path, baseline):
-    settings = {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen", "support_baseline": baseline}
+@pytest.mark.parametrize("guidance", [{}, GUIDED])
+def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path, guidance):
+    settings = {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen", **guidance}
     straight = run(tmp_path, **settings)
     straight.train()
     final = {name: value.clone() for name, value in straight.model.state_dict().items()}

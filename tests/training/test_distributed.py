@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(900)
 ROWS = 4  # of a micro-batch, on all processes
 GROUPS = {"num_generations": 2, "gradient_accumulation_steps": 2}  # shared prompts: two forwards a step under DDP
 CORRECTION = {"objective": "correction", "teacher_trust": "equal"}  # by worth, a new ledger silences it
+GUIDED = {"support_baseline": "control", "teacher_guidance": 1.5}
 ALIKE = {
     "single": {"num_generations": 1},
     "groups": GROUPS,
@@ -42,6 +43,7 @@ ALIKE = {
     "correction": {**CORRECTION, "num_generations": 1},
     "correction-groups": {**CORRECTION, "grpo_weight": 1.0, "teacher": "frozen", **GROUPS},
     "control": {"support_baseline": "control", **GROUPS},
+    "guided correction": {**CORRECTION, **GUIDED, **GROUPS},
     "correction-lora": {**CORRECTION, "grpo_weight": 1.0, "num_generations": 2, "lora": True},
     "grpo": {"method": "grpo", "num_generations": 2, "loss_type": "grpo"},
     "opsd-groups": {"method": "opsd", "divergence": "jsd", **GROUPS},
@@ -55,6 +57,7 @@ UNLIKE = {
     "no teachers on odd ranks": {"retrieves": "nothing"},
     "no teachers on odd ranks, correction": {"retrieves": "nothing", **CORRECTION},
     "no teachers on odd ranks, control": {"retrieves": "nothing", "support_baseline": "control"},
+    "no teachers on odd ranks, guided": {"retrieves": "nothing", **CORRECTION, **GUIDED},
     "odd ranks undecided": {"reward": "undecided on odd ranks"},
     "odd ranks undecided, groups": {
         "reward": "undecided on odd ranks",

@@ -4,7 +4,7 @@ Axis letters, here and everywhere: B rows, K teachers, T completion tokens, V vo
 A mask is True where a token counts.
 """
 
-from sgsd.objectives.correction import correction_loss, trusted_weights
+from sgsd.objectives.correction import correction_loss, guided_logps, trusted_weights
 from sgsd.objectives.divergences import DIVERGENCES, Divergence, OPSDLoss, opsd_loss, token_divergence
 from sgsd.objectives.logprobs import selected_logps
 from sgsd.objectives.sgsd import SGSDLoss, gate, local_support_loss, sgsd_loss
@@ -16,6 +16,7 @@ __all__ = [
     "SGSDLoss",
     "correction_loss",
     "gate",
+    "guided_logps",
     "local_support_loss",
     "opsd_loss",
     "selected_logps",

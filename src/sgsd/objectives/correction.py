@@ -11,9 +11,18 @@ with the retrieval weights α of ``objectives.sgsd`` and τ_k in [0, 1], the tru
 from each trusted teacher, on its M likeliest tokens at each position of the student's own rollout. Its gradient with
 respect to the student's logits is Σ_k w_k (p_S − p_{T,k}), but for what lies beyond the M tokens: at most 1, and not
 vanishing where the student is sure of something else.
+
+A teacher that leans to the right token without being sure of it can be guided: what sets it apart from a control
+teacher, which knows nothing of the problem, counts 1 + γ times,
+
+    p̂_{T,k}(v) ∝ p_{T,k}(v) · (p_{T,k}(v) / p_{T,0}(v))^γ                                                (7′)
+
+on the tokens it finds plausible, and takes the place of p_{T,k} in (7).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -35,6 +44,31 @@ def trusted_weights(teacher_weights: Tensor, trust: Tensor) -> Tensor:
     total = shares.sum(1, keepdim=True)
     highest = torch.where(teacher_weights > 0, trust, 0.0).amax(1, keepdim=True)
     return torch.where(total > 0, highest * shares / total.clamp(min=torch.finfo(shares.dtype).tiny), 0.0)
+
+
+_PLAUSIBLE = 0.1  # of the likeliest token's probability (contrastive decoding, arXiv 2210.15097)
+
+
+def guided_logps(teacher_logps: Tensor, control_logps: Tensor, *, guidance: float, clip: float) -> Tensor:
+    """Equation (7′) on a teacher's likeliest tokens, as classifier-free guidance makes it (arXiv 2306.17806).
+
+    Only tokens at least a tenth as likely as the likeliest one move against the others: beyond them a ratio of small
+    probabilities says nothing. The tokens' total stays what it was, so guidance 0 is the teacher itself.
+
+    Args:
+        teacher_logps: ``[..., M]``, log p_T of its M likeliest tokens.
+        control_logps: ``[..., M]``, the control teacher's, of the same tokens.
+        guidance: γ, not negative.
+        clip: limit of |log p_T − log p_0|, in nats.
+
+    Returns:
+        ``[..., M]``, float32 or wider, without gradient.
+    """
+    dtype = torch.promote_types(teacher_logps.dtype, torch.float32)
+    teacher, control = teacher_logps.detach().to(dtype), control_logps.detach().to(dtype)
+    plausible = teacher >= teacher.amax(-1, keepdim=True) + math.log(_PLAUSIBLE)
+    guided = teacher + guidance * torch.where(plausible, (teacher - control).clamp(-clip, clip), 0.0)
+    return guided + (teacher.logsumexp(-1, keepdim=True) - guided.logsumexp(-1, keepdim=True))
 
 
 def correction_loss(

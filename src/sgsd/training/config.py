@@ -301,6 +301,11 @@ class SGSDConfig(DistillationConfig):
         "sure it is that they do; equal, all the same.",
     )
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
+    teacher_guidance: float = _setting(
+        0.0,
+        "For objective 'correction' with support_baseline 'control': how much more than once counts what sets a "
+        "teacher apart from the control, where teachers lean to the right token without being sure of it.",
+    )
     correct_all: bool = _setting(False, "For objective 'correction', to study it: successes are corrected as well.")
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
     support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
@@ -380,6 +385,13 @@ class SGSDConfig(DistillationConfig):
                 "support_baseline 'control' does not go with it",
                 got="objective local" if self.objective == "local" else "abstain_early",
                 expected="objective gated or correction, every teacher scored in full",
+            )
+        self._refuse_negative("teacher_guidance")
+        if self.teacher_guidance and (self.objective != "correction" or self.support_baseline != "control"):
+            raise ConfigError(
+                "teacher_guidance would guide nothing",
+                got={name: vars(self)[name] for name in ("objective", "support_baseline")},
+                expected="objective correction, support_baseline control",
             )
         check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
         Limits(self.maintenance_max_added, self.maintenance_max_dynamic)

@@ -27,7 +27,7 @@ from sgsd.bank import Ledger
 from sgsd.bank.credit import credit, sure_worth, trust, worth
 from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
-from sgsd.objectives import SGSDLoss
+from sgsd.objectives import SGSDLoss, guided_logps
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Pair, Retriever
 from sgsd.scoring import Scores, chunk_count, chunk_rows, score_completions
@@ -219,8 +219,9 @@ class SGSDTrainer(VerifiedTrainer):
         missing = output["completion_ids"].shape[1] - T
         output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, missing))
         if self.args.support_baseline == "control":
-            control = self._score(self._control_prompts(problems, pools), completions)
-            output["control_logps"] = torch.nn.functional.pad(control.logps, (0, missing))
+            output["control_logps"] = torch.nn.functional.pad(
+                self._score_control(problems, pools, completions, output), (0, missing)
+            )
         for name in ("teacher_top_ids", "teacher_top_logps"):
             output[name] = torch.nn.functional.pad(output[name], (0, 0, 0, missing))
         output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
@@ -318,6 +319,23 @@ class SGSDTrainer(VerifiedTrainer):
         output["teacher_top_logps"] = scores.top_logps.unflatten(0, (B, K))
         return scores.logps.unflatten(0, (B, K)), self._mean_entropy(pools, [scores])
 
+    def _score_control(
+        self, problems: list[str], pools: list[TeacherPool], completions: list[list[int]], output: dict[str, Any]
+    ) -> Tensor:
+        """``[B, T]``, a control teacher's log-probabilities; guides what teachers find likeliest, in ``output``."""
+        prompts = self._control_prompts(problems, pools)
+        if not self.args.teacher_guidance:
+            return self._score(prompts, completions).logps
+        likeliest = output["teacher_top_ids"]  # [B, K, T, M]
+        control = self._score(prompts, completions, others=likeliest.transpose(1, 2).flatten(2))
+        output["teacher_top_logps"] = guided_logps(
+            output["teacher_top_logps"],
+            control.other_logps.unflatten(-1, (-1, likeliest.shape[-1])).transpose(1, 2),
+            guidance=self.args.teacher_guidance,
+            clip=self.args.support_clip,
+        )
+        return control.logps
+
     def _score_until_settled(
         self, pools: list[TeacherPool], completions: list[list[int]], output: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
@@ -396,11 +414,12 @@ class SGSDTrainer(VerifiedTrainer):
         weights: TeacherWeights | None = None,
         with_entropy: bool = False,
         top_tokens: int = 0,
+        others: Tensor | None = None,
     ) -> Scores:
         """In full, by the teachers' weights or others, in as many forwards as any rank needs."""
         share_prompts = self._share_prompts  # asked before the teachers' weights put the model into evaluation mode
         limit = self.args.max_tokens_per_chunk
-        (chunks,) = self._on_all_ranks(chunk_count(prompts, completions, max_tokens_per_chunk=limit))
+        (chunks,) = self._on_all_ranks(chunk_count(prompts, completions, max_tokens_per_chunk=limit, others=others))
         with self._teaching(weights):
             return score_completions(
                 self.model,
@@ -410,6 +429,7 @@ class SGSDTrainer(VerifiedTrainer):
                 max_tokens_per_chunk=limit,
                 with_entropy=with_entropy,
                 top_tokens=top_tokens,
+                others=others,
                 share_prompts=share_prompts,
                 min_chunks=chunks,
             )
