@@ -1,10 +1,13 @@
-"""What a support tells with and without a control teacher, on SmolLM2-135M before training (docs/evidence.md).
+"""What supports tell, and what guidance does, with a control teacher, on SmolLM2-135M before training.
+
+See docs/evidence.md.
 
     python benchmarks/control_teacher.py
 
 Rollouts of the training problems of ``house_rules.py`` are scored under their helpful pair, their misleading one and a
 control. Printed for both kinds of pair: the mean support of successes and of failures; the area under the ROC curve of
 successes against failures by support; and how far the stances tell them apart, p₊ + p₋ − 1 (``sgsd.bank.credit``).
+Then, where an answer names the shelf, the probability of the true one, by teacher and guidance.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import tempfile
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -22,7 +26,7 @@ from sgsd.bank.credit import separation
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.generation import TransformersSampler
 from sgsd.engines.models import load_model, load_tokenizer
-from sgsd.objectives import sgsd_loss
+from sgsd.objectives import guided_logps, sgsd_loss
 from sgsd.prompts import PromptRenderer, uncounted_token_ids
 from sgsd.scoring import score_completions
 from sgsd.teachers import build_pool, control_prompt
@@ -85,6 +89,33 @@ def main() -> None:
             told = f"successes {mean(of[1]):+.3f}, failures {mean(of[-1]):+.3f}; area {separation(of[1], of[-1]):.2f}"
             stances = f"stances {sum(right) - 1:+.2f}, {mean(t != 0 for t in stance):.0%} with one"
             print(f"support against the {name}, {which} pairs: {told}; {stances}")
+    firsts = range(0, len(rows), options.rollouts)
+    shown = {"plain prompt": plain, "control": controls}
+    shown |= {
+        f"{which} pair": [pool.prompts[k[0] != which] for pool, k in zip(pools, kind, strict=True)] for which in KINDS
+    }
+    chances(model, tokenizer, [rows[n] for n in firsts], {who: [ids[n] for n in firsts] for who, ids in shown.items()})
+
+
+def chances(model: Any, tokenizer: Any, rows: list[dict[str, str]], prompts: dict[str, list[list[int]]]) -> None:
+    """Print how probable the true shelf is, mean over rows, where an answer in the words of the question names it."""
+    answers, places = [], []
+    for row in rows:
+        thing = row["problem"].removeprefix("What is the number of the shelf for a ").removesuffix("?")
+        before = f"The number of the shelf for a {thing} is "
+        ids = tokenizer(f"{before}{row['answer']}", add_special_tokens=False)["input_ids"]
+        answers.append(ids)
+        places.append(len(ids) - 1)
+    at = torch.arange(len(rows)), torch.tensor(places)
+    for who, shown in prompts.items():
+        scores = score_completions(model, shown, answers, top_tokens=20)
+        print(f"the true shelf under the {who}: {scores.logps[at].exp().mean():.2f}")
+        if who.endswith("pair"):
+            control = score_completions(model, prompts["control"], answers, others=scores.top_ids).other_logps
+            truth = scores.top_ids[at] == torch.tensor([ids[-1] for ids in answers]).unsqueeze(1)
+            for guidance in (1, 2, 4):
+                guided = guided_logps(scores.top_logps, control, guidance=guidance, clip=3.0)[at]
+                print(f"    guided, γ = {guidance}: {(guided.exp() * truth).sum(-1).mean():.2f}")
 
 
 if __name__ == "__main__":

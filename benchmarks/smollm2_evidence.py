@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ PUBLISHED = {"teacher": "live", "grpo_weight": 0}
 CORRECTION = {"objective": "correction", "teacher": "frozen", "grpo_weight": 1}
 WORTH = CORRECTION | {"teacher_trust": "worth", "sgsd_weight": 2}
 CONTROL = {"support_baseline": "control"}
+GUIDANCE = {"teacher_guidance": 2}
 GENERAL = {"bank": "seed:arithmetic-word-problems", "num_teachers": 2, "embedder": "local:all-minilm-l6-v2"}
 RULES = {"bank": "BANK/half.json", "num_teachers": 2, "retriever": "bm25"}
 
@@ -76,6 +77,7 @@ TASKS = {
         methods={
             "grpo": {"method": "grpo"},
             "worth-control": RULES | WORTH | CONTROL,
+            "guided": RULES | WORTH | CONTROL | GUIDANCE,
             "worth": RULES | WORTH,
             "sgsd": RULES | PUBLISHED,
             "worth-control-misleading": RULES | WORTH | CONTROL | {"bank": "BANK/misleading.json"},
@@ -145,10 +147,12 @@ def main() -> None:
     parser.add_argument("--results", help="name of the file in results/smollm2, default: the task's")
     parser.add_argument("--methods", nargs="+", help="default: all of the task's, and base")
     parser.add_argument("--seeds", type=int, help="default: the task's")
+    parser.add_argument("--steps", type=int, help="default: the task's")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="a worker's")
     options = parser.parse_args()
     task, shown = TASKS[options.task], RUNS / f"smollm2-{options.task}"
+    task = replace(task, steps=options.steps or task.steps)
     folder = options.output or shown
     methods, seeds = options.methods or ["base", *task.methods], options.seeds or task.seeds
     if unknown := set(methods) - {"base", *task.methods}:
