@@ -136,12 +136,6 @@ CELLS = {
         *("--grpo_weight", "0", "--num_generations", "1"),
         what="guided correction, without GRPO's loss and groups: a rollout a problem",
     ),
-    "guided-live": sgsd(*GUIDED, "--teacher", "live", what="guided correction, live teacher"),
-    "guided-live-alone": sgsd(
-        *GUIDED,
-        *("--teacher", "live", "--grpo_weight", "0"),
-        what="guided correction, live teacher, without GRPO's loss",
-    ),
     "guided-irrelevant": Cell(("--irrelevant", "4"), GUIDED, "guided correction, all pairs of other problems", (0, 0)),
     "correction-equal": sgsd(*ALIKE, what="correction, all teachers trusted alike"),
     **sweep_cells(),

@@ -6,6 +6,8 @@ from trl import GRPOConfig
 from sgsd.errors import ConfigError
 from sgsd.training.config import SGSDConfig
 
+GUIDED = {"objective": "correction", "teacher": "frozen", "support_baseline": "control", "teacher_guidance": 2.0}
+
 
 def config(**settings) -> SGSDConfig:
     return SGSDConfig(**{"output_dir": "unused", "bf16": False, "use_cpu": True, "report_to": "none"} | settings)
@@ -96,9 +98,11 @@ def test_trls_other_refusals_still_stand():
         ({"support_baseline": "plain"}, "support_baseline"),
         ({"support_baseline": "control", "objective": "local"}, "local"),
         ({"support_baseline": "control", "abstain_early": True}, "abstain_early"),
-        ({"teacher_guidance": -1.0, "objective": "correction", "support_baseline": "control"}, "teacher_guidance"),
-        ({"teacher_guidance": 1.0, "objective": "correction"}, "teacher_guidance"),
-        ({"teacher_guidance": 1.0, "support_baseline": "control"}, "teacher_guidance"),
+        ({**GUIDED, "teacher_guidance": -1.0}, "teacher_guidance"),
+        ({**GUIDED, "support_baseline": "none"}, "support_baseline control"),
+        ({**GUIDED, "objective": "gated"}, "objective correction"),
+        ({**GUIDED, "teacher": "live"}, "teacher frozen"),
+        ({**GUIDED, "teacher": "ema"}, "teacher frozen"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_by_name_in_one_line(settings, named):
@@ -107,6 +111,10 @@ def test_a_setting_that_cannot_be_used_is_refused_by_name_in_one_line(settings, 
     message = str(caught.value)
     assert named in message
     assert "\n" not in message
+
+
+def test_a_guided_teacher_that_stands_still_is_accepted():
+    assert config(**GUIDED).teacher_guidance == 2
 
 
 def test_grpo_weight_needs_groups_and_takes_them():

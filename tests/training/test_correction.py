@@ -68,7 +68,7 @@ def plain_student(trainer, batch, b, temperature):
     return completion, distributions, batch["score_mask"][b][kept].tolist()
 
 
-GUIDED = {"support_baseline": "control", "teacher_guidance": 1.5}
+GUIDED = {"support_baseline": "control", "teacher_guidance": 1.5, "teacher": "frozen"}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(900)
 ROWS = 4  # of a micro-batch, on all processes
 GROUPS = {"num_generations": 2, "gradient_accumulation_steps": 2}  # shared prompts: two forwards a step under DDP
 CORRECTION = {"objective": "correction", "teacher_trust": "equal"}  # by worth, a new ledger silences it
-GUIDED = {"support_baseline": "control", "teacher_guidance": 1.5}
+GUIDED = {"support_baseline": "control", "teacher_guidance": 1.5, "teacher": "frozen"}
 ALIKE = {
     "single": {"num_generations": 1},
     "groups": GROUPS,

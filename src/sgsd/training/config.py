@@ -303,8 +303,8 @@ class SGSDConfig(DistillationConfig):
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
     teacher_guidance: float = _setting(
         0.0,
-        "For objective 'correction' with support_baseline 'control': how much more than once counts what sets a "
-        "teacher apart from the control, where teachers lean to the right token without being sure of it.",
+        "For objective 'correction' with teacher 'frozen' and support_baseline 'control': what sets a teacher apart "
+        "from the control counts so much more than once, where teachers lean to the right token without being sure.",
     )
     correct_all: bool = _setting(False, "For objective 'correction', to study it: successes are corrected as well.")
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
@@ -387,11 +387,15 @@ class SGSDConfig(DistillationConfig):
                 expected="objective gated or correction, every teacher scored in full",
             )
         self._refuse_negative("teacher_guidance")
-        if self.teacher_guidance and (self.objective != "correction" or self.support_baseline != "control"):
+        needed = {"objective": "correction", "support_baseline": "control", "teacher": "frozen"}
+        if self.teacher_guidance and (
+            unmet := {name: value for name, value in needed.items() if vars(self)[name] != value}
+        ):
             raise ConfigError(
-                "teacher_guidance would guide nothing",
-                got={name: vars(self)[name] for name in ("objective", "support_baseline")},
-                expected="objective correction, support_baseline control",
+                "teacher_guidance does not go with it",
+                got={name: vars(self)[name] for name in unmet},
+                expected=", ".join(f"{name} {value}" for name, value in unmet.items()),
+                remedy="why: docs/method.md, Guidance",
             )
         check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
         Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
