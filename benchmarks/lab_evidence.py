@@ -300,7 +300,7 @@ def figure(options: argparse.Namespace) -> None:
     """Accuracy by step, mean and range over seeds, a panel for each lab and learning rate: an SVG."""
     import altair as alt
 
-    names = options.cells or ["grpo", "sgsd", "worth-irrelevant", "worth"]
+    names = options.cells or ["grpo", "sgsd", "worth-irrelevant", "worth", "guided"]
     points = [
         {
             "lab": f"{lab}, learning rate {learning_rate:g}",

@@ -388,9 +388,8 @@ class SGSDConfig(DistillationConfig):
             )
         self._refuse_negative("teacher_guidance")
         needed = {"objective": "correction", "support_baseline": "control", "teacher": "frozen"}
-        if self.teacher_guidance and (
-            unmet := {name: value for name, value in needed.items() if vars(self)[name] != value}
-        ):
+        unmet = {name: value for name, value in needed.items() if vars(self)[name] != value}
+        if self.teacher_guidance and unmet:
             raise ConfigError(
                 "teacher_guidance does not go with it",
                 got={name: vars(self)[name] for name in unmet},
