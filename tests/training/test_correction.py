@@ -184,9 +184,9 @@ def test_the_policy_comes_to_resemble_the_trusted_teacher_and_not_the_others(tmp
     assert 0 < seen[-1] < 0.9 * seen[0]
 
 
-@pytest.mark.parametrize("guidance", [{}, GUIDED])
-def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path, guidance):
-    settings = {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen", **guidance}
+@pytest.mark.parametrize("more", [{}, {"support_baseline": "control"}, GUIDED])
+def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path, more):
+    settings = {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen", **more}
     straight = run(tmp_path, **settings)
     straight.train()
     final = {name: value.clone() for name, value in straight.model.state_dict().items()}

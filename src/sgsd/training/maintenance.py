@@ -93,6 +93,42 @@ class WindowRecord:
         )
 
 
+def window_records(
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[str],
+    truncated: Sequence[bool],
+    outcomes: Sequence[int],
+    verdicts: Sequence[Verdict] | None,
+    *,
+    step: int,
+    rank: int,
+) -> list[WindowRecord]:
+    """One process's rollouts of one call of the sampler.
+
+    Args:
+        rows: of the data set, one a rollout, with ``problem_id``, ``problem`` and ``answer``.
+        completions, truncated, outcomes: as in ``WindowRecord``.
+        verdicts: of a verifier, whose reasons are kept; ``None`` where the rewards are others.
+        step: as in ``WindowRecord``.
+        rank: of the process; all have equally many rollouts.
+    """
+    return [
+        WindowRecord(
+            step=step,
+            row=rank * len(rows) + index,
+            problem_id=str(row["problem_id"]),
+            problem=row["problem"],
+            answer=row["answer"],
+            completion=completions[index],
+            outcome=outcomes[index],
+            reason=None if verdict is None else verdict.reason,
+            extracted=None if verdict is None else verdict.extracted,
+            truncated=truncated[index],
+        )
+        for index, (row, verdict) in enumerate(zip(rows, verdicts or [None] * len(rows), strict=True))
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """The rollouts since the last check, and how the checks so far ended.

@@ -35,7 +35,7 @@ from sgsd.teachers import TeacherPool, build_pool, control_prompt
 from sgsd.training.base import VerifiedTrainer
 from sgsd.training.config import SGSDConfig
 from sgsd.training.losses import correction, published_loss
-from sgsd.training.maintenance import Maintenance, MaintenanceCallback, Window, WindowRecord
+from sgsd.training.maintenance import Maintenance, MaintenanceCallback, Window, window_records
 from sgsd.training.pool_size import PoolSize, PoolSizeCallback
 from sgsd.training.record import RecordCallback, RunRecorder
 from sgsd.training.retirement import LedgerCallback
@@ -173,34 +173,18 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.maintenance is not None and self._mode == "train":
-            self.maintenance.observe(self._window_records(inputs, completions, completion_ids_list))
-        return rewards
-
-    def _window_records(
-        self, inputs: list[dict[str, Any]], completions: list[Any], completion_ids_list: list[Any]
-    ) -> list[WindowRecord]:
-        """This process's rollouts, with the reasons of a verifier's verdicts where one gave them."""
-        verdicts = next(
-            (reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)),
-            [None] * len(inputs),
-        )
-        outcomes = self._outcome.tolist()
-        first_row = self.accelerator.process_index * len(inputs)
-        return [
-            WindowRecord(
-                step=self.state.global_step + 1,
-                row=first_row + index,
-                problem_id=str(row["problem_id"]),
-                problem=row["problem"],
-                answer=row["answer"],
-                completion=text_of(completions[index]),
-                outcome=int(outcomes[index]),
-                reason=None if verdict is None else verdict.reason,
-                extracted=None if verdict is None else verdict.extracted,
-                truncated=is_truncated(completion_ids_list[index], self.eos_token_ids),
+            self.maintenance.observe(
+                window_records(
+                    inputs,
+                    [text_of(completion) for completion in completions],
+                    [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list],
+                    [int(outcome) for outcome in self._outcome.tolist()],
+                    next((reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)), None),
+                    step=self.state.global_step + 1,
+                    rank=self.accelerator.process_index,
+                )
             )
-            for index, (row, verdict) in enumerate(zip(inputs, verdicts, strict=True))
-        ]
+        return rewards
 
     # ---- teachers
 
