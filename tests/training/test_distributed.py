@@ -57,7 +57,7 @@ UNLIKE = {
     "no teachers on odd ranks": {"retrieves": "nothing"},
     "no teachers on odd ranks, correction": {"retrieves": "nothing", **CORRECTION},
     "no teachers on odd ranks, control": {"retrieves": "nothing", "support_baseline": "control"},
-    "no teachers on odd ranks, guided": {"retrieves": "nothing", **CORRECTION, **GUIDED},
+    "no teachers on odd ranks, guided": {"retrieves": "nothing", "lora": True, **CORRECTION, **GUIDED},
     "odd ranks undecided": {"reward": "undecided on odd ranks"},
     "odd ranks undecided, groups": {
         "reward": "undecided on odd ranks",
