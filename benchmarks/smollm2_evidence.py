@@ -78,6 +78,7 @@ TASKS = {
             "grpo": {"method": "grpo"},
             "worth-control": RULES | WORTH | CONTROL,
             "guided": RULES | WORTH | CONTROL | GUIDANCE,
+            "guided-alone": RULES | WORTH | CONTROL | GUIDANCE | {"grpo_weight": 0},
             "worth": RULES | WORTH,
             "sgsd": RULES | PUBLISHED,
             "worth-control-misleading": RULES | WORTH | CONTROL | {"bank": "BANK/misleading.json"},
