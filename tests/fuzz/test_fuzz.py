@@ -289,9 +289,13 @@ YAML_VALUE = st.one_of(
 @example('"a\\nb": 3')
 @example('verifier_options: "a\\nb"')
 @example('instruction: "\\U00110000"')
+@example('instruction: "\\U80000000"')
 @example("seed: 2001-99-99")
 @example("seed: " + "[" * 5000)
 @example("env: {'': x}")
+@example("accelerator_config: 0")
+@example("lora_target_modules: {'': 3}")
+@example("reward_weights: [1, x]")
 def test_a_configuration_is_read_or_refused(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))

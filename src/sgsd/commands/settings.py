@@ -9,6 +9,7 @@ import importlib.resources
 import json
 import os
 import platform
+import types
 import typing
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -296,19 +297,38 @@ def _check_types(content: dict[str, Any], parts: Iterable[Any], parser: argparse
         elif hint in (str, str | None) or (action.choices and not isinstance(value, str)):
             # YAML reads a bare `no` as false and a bare 5 as a number.
             fits, expected = False, f'text; put it in quotes: {key}: "{"no" if value is False else value}"'
-        elif action.nargs == "+" or dict in (hint, *typing.get_args(hint)) or not callable(action.type):
-            fits, expected = True, ""
         else:
+            fits = _is_a(value, hint) or _converts(value, action)
             expected = hint.__name__ if isinstance(hint, type) else str(hint)
-            try:
-                action.type(str(value))
-                fits = True
-            except (ValueError, TypeError, argparse.ArgumentTypeError):
-                fits = False
         if not fits:
             raise ConfigError(
                 f"wrong type in {path}", got=f"{key}: {json.dumps(value, default=str)}", expected=expected
             )
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type hint: a class, a list or mapping of them, or a union."""
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is list:
+        return isinstance(value, list) and all(_is_a(item, parts[0]) for item in value)
+    if kind is typing.Literal:
+        return value in parts
+    if isinstance(kind, type) and kind not in (typing.Union, types.UnionType):
+        return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+    return any(_is_a(value, part) for part in parts)
+
+
+def _converts(value: Any, action: argparse.Action) -> bool:
+    """Whether argparse makes a value, or the items of a list, what a setting wants; text is what it is."""
+    items = value if action.nargs == "+" and isinstance(value, list) else [value]
+    if action.type is str or not callable(action.type):
+        return False
+    try:
+        for item in items:
+            action.type(str(item))
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        return False
+    return True
 
 
 def _without_secrets(value: Any) -> Any:
@@ -327,7 +347,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: "\U00110000", 2001-99-99
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 2001-99-99
         raise ConfigError("the configuration is not YAML", got=f"{path}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise ConfigError("the configuration cannot be read", got=f"{path} ({error.strerror})") from error
