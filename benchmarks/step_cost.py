@@ -7,6 +7,7 @@
 - ours: the calls that ``SGSDTrainer`` makes, with its defaults (entropies, token budget) but without gradient
   checkpointing; checkpointed: with it, as TRL has it by default.
 - unshared, different: ours, but each rollout's prompt by itself; ours on rollouts without equals.
+- correction, guided: ours with ``objective: correction``, every rollout a failure; with a control teacher and guidance.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
   the head over completion positions. No log-probability comes of it.
 
@@ -27,6 +28,7 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,12 @@ import torch
 from torch import Tensor
 
 from sgsd.engines.models import load_model
-from sgsd.objectives import sgsd_loss
+from sgsd.objectives import correction_loss, guided_logps, sgsd_loss
 from sgsd.scoring import completion_logps, score_completions
 
 MODEL = "local:smollm2-135m-instruct"
 BUDGET = 16384  # SGSDConfig's max_tokens_per_chunk
+TOP_TOKENS = 20  # and its teacher_top_tokens
 _FLOOR_TILE = 128  # rows of the head's product
 
 
@@ -61,6 +64,7 @@ SERIES: dict[str, list[Shape]] = {
     "completion": [replace(Shape(), completion=T) for T in (64, 128, 256, 512)],
     "sharing": [replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)],
     "copies": [replace(Shape(), B=8, completion=64, G=4, copies=2)],
+    "correction": [Shape()],
 }
 VARIANTS = {
     "first": ["official", "ours", "checkpointed", "floor"],
@@ -68,6 +72,7 @@ VARIANTS = {
     "completion": ["ours", "floor"],
     "sharing": ["ours", "unshared"],
     "copies": ["ours", "different"],
+    "correction": ["ours", "correction", "guided"],
 }
 
 
@@ -84,6 +89,7 @@ class Step:
         self.teacher_prompts = teachers.repeat_interleave(shape.G, 0).flatten(0, 1)
         self.completions = draw(shape.B // shape.copies, shape.completion).repeat_interleave(shape.copies, 0)
         self.others = draw(shape.B, shape.completion)
+        self.control_prompts = draw(problems, shape.teacher_prompt).repeat_interleave(shape.G, 0)
         self.outcome = torch.tensor([1, -1] * shape.B)[: shape.B]
 
     @property
@@ -129,6 +135,37 @@ class Step:
         if checkpointed:
             self.model.activation_checkpointing_disable()
         return loss.detach(), teachers
+
+    def correction(self, *, guided: bool = False) -> tuple[Tensor, Tensor | None]:
+        B, K, T = self.shape.B, self.shape.K, self.shape.completion
+        score = partial(score_completions, self.model, max_tokens_per_chunk=self.budget)
+        prompts, repeated = self.teacher_prompts.tolist(), self.repeated.tolist()
+        teachers = score(prompts, repeated, with_entropy=True, top_tokens=TOP_TOKENS)
+        likeliest = teachers.top_ids.view(B, K, T, TOP_TOKENS)
+        of_teachers = teachers.top_logps.view(B, K, T, TOP_TOKENS)
+        others = likeliest.transpose(1, 2).flatten(2)
+        if guided:
+            control = score(self.control_prompts.tolist(), self.completions.tolist(), others=others).other_logps
+            control = control.view(B, T, K, TOP_TOKENS).transpose(1, 2)
+            of_teachers = guided_logps(of_teachers, control, guidance=2.0, clip=3.0)
+        mask = torch.ones_like(self.completions)
+        [(student, _)] = completion_logps(
+            self.model,
+            self.prompts.tolist(),
+            self.completions,
+            mask,
+            others=others,
+            with_entropy=True,
+            share_prompts=False,
+        )
+        of_student = student[..., 1:].view(B, T, K, TOP_TOKENS).transpose(1, 2)
+        failed, weights = torch.full((B,), -1), torch.full((B, K), 1 / K)
+        loss = correction_loss(of_student, of_teachers, mask.bool(), failed, weights).mean()
+        loss.backward()
+        return loss.detach(), teachers.logps
+
+    def guided(self) -> tuple[Tensor, Tensor | None]:
+        return self.correction(guided=True)
 
     def checkpointed(self) -> tuple[Tensor, Tensor | None]:
         return self.ours(checkpointed=True)

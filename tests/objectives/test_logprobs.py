@@ -11,7 +11,7 @@ from sgsd.objectives import logprobs, selected_logps
 @pytest.mark.parametrize("tile", [1, 3, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_equals_log_softmax_in_float64_whatever_the_tile(monkeypatch, tile, temperature):
-    monkeypatch.setattr(logprobs, "_TILE_ROWS", tile)
+    monkeypatch.setitem(logprobs._UPCAST_LOGITS, "cpu", tile * 11)
     logits = torch.randn(2, 5, 11, dtype=torch.float64)
     ids = torch.randint(11, (2, 5))
     logps, entropy = selected_logps(logits, ids, temperature=temperature, with_entropy=True)
@@ -21,10 +21,24 @@ def test_equals_log_softmax_in_float64_whatever_the_tile(monkeypatch, tile, temp
 
 
 def test_gradient_is_numerically_right(monkeypatch):
-    monkeypatch.setattr(logprobs, "_TILE_ROWS", 2)
+    monkeypatch.setitem(logprobs._UPCAST_LOGITS, "cpu", 2 * 7)
     logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(7, (5,))
     torch.autograd.gradcheck(lambda x: selected_logps(x, ids, temperature=0.8)[0], logits)
+
+
+def test_rows_upcast_together_change_no_bit(monkeypatch):
+    ids, weights = torch.randint(301, (9,)), torch.randn(9)
+    found = []
+    for rows in (1, 2, 9):
+        monkeypatch.setitem(logprobs._UPCAST_LOGITS, "cpu", rows * 301 + 300)
+        logits = torch.randn(9, 301, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        logps, entropy = selected_logps(logits, ids, with_entropy=True)
+        (logps * weights).sum().backward()
+        found.append((logps, entropy, logits.grad))
+    for other in found[1:]:
+        for mine, theirs in zip(found[0], other, strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_low_precision_logits_give_float32_logps_and_gradients_of_their_own_type():

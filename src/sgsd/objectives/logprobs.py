@@ -3,7 +3,7 @@ states without ever holding the logits of more than one tile of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
-# Rows of logits upcast at a time: 256 rows of a 152k vocabulary are 156 MB in float32.
-_TILE_ROWS = 256
+# Logits upcast at a time, in whole rows. On a CPU they stay in a core's cache between the passes over them: 5 rows of a
+# 49k vocabulary; elsewhere 220 rows of a 152k vocabulary are 134 MB in float32.
+_UPCAST_LOGITS = {"cpu": 2**18}
+_UPCAST_LOGITS_ELSEWHERE = 2**25
 
 # Logits of a head's product held at a time. On a CPU they stay small enough for the allocator to use their memory
 # again: 128 rows of a 49k vocabulary; elsewhere large enough to keep the device busy: 441 rows of a 152k vocabulary.
@@ -23,6 +25,13 @@ _TILE_LOGITS_ELSEWHERE = 2**26
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     """May be the logits themselves: not to be written to."""
     return logits if temperature == 1 else logits / temperature
+
+
+def _upcast_rows(logits: Tensor) -> Iterator[slice]:
+    """Rows of ``[N, V]`` that are upcast together, in turn."""
+    step = max(1, _UPCAST_LOGITS.get(logits.device.type, _UPCAST_LOGITS_ELSEWHERE) // logits.shape[-1])
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)
 
 
 class _SelectedLogps(torch.autograd.Function):
@@ -39,8 +48,7 @@ class _SelectedLogps(torch.autograd.Function):
         logps = torch.empty(ids.shape, dtype=dtype, device=logits.device)
         log_sum_exp = torch.empty(len(ids), dtype=dtype, device=logits.device)
         entropy = torch.empty_like(log_sum_exp) if with_entropy else None
-        for start in range(0, len(ids), _TILE_ROWS):
-            rows = slice(start, start + _TILE_ROWS)
+        for rows in _upcast_rows(logits):
             tile = _scaled(logits[rows].to(dtype), temperature)
             log_sum_exp[rows] = tile.logsumexp(-1)
             logps[rows] = tile.gather(-1, ids[rows]) - log_sum_exp[rows, None]
@@ -59,8 +67,7 @@ class _SelectedLogps(torch.autograd.Function):
         logits, ids, log_sum_exp = ctx.saved_tensors
         grad = grad_outputs[0] / ctx.temperature
         grad_logits = torch.empty_like(logits)
-        for start in range(0, len(ids), _TILE_ROWS):
-            rows = slice(start, start + _TILE_ROWS)
+        for rows in _upcast_rows(logits):
             tile = _scaled(logits[rows].to(log_sum_exp.dtype), ctx.temperature)
             tile = (tile - log_sum_exp[rows, None]).exp_().mul_(-grad[rows].sum(-1, keepdim=True))
             tile.scatter_add_(-1, ids[rows], grad[rows])
