@@ -47,7 +47,10 @@ _FLOOR_TILE = 128  # rows of the head's product
 
 @dataclass(frozen=True)
 class Shape:
-    """B rollouts, G of each problem, of which ``copies`` are equal, K teachers; lengths in tokens."""
+    """B rollouts, G of each problem, of which ``copies`` are equal, K teachers; lengths in tokens.
+
+    Teachers' prompts are up to ``spread`` tokens shorter; not the floor's.
+    """
 
     B: int = 2
     K: int = 8
@@ -56,6 +59,7 @@ class Shape:
     completion: int = 128
     G: int = 1
     copies: int = 1
+    spread: int = 0
 
 
 SERIES: dict[str, list[Shape]] = {
@@ -65,6 +69,7 @@ SERIES: dict[str, list[Shape]] = {
     "sharing": [replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)],
     "copies": [replace(Shape(), B=8, completion=64, G=4, copies=2)],
     "correction": [Shape()],
+    "unequal": [replace(Shape(), completion=T, spread=128) for T in (128, 512)],
 }
 VARIANTS = {
     "first": ["official", "ours", "checkpointed", "floor"],
@@ -73,6 +78,7 @@ VARIANTS = {
     "sharing": ["ours", "unshared"],
     "copies": ["ours", "different"],
     "correction": ["ours", "correction", "guided"],
+    "unequal": ["ours", "floor"],
 }
 
 
@@ -96,6 +102,10 @@ class Step:
     def repeated(self) -> Tensor:
         return self.completions.repeat_interleave(self.shape.K, 0)
 
+    @property
+    def unequal_prompts(self) -> list[list[int]]:
+        return [ids[37 * n % (self.shape.spread + 1) :] for n, ids in enumerate(self.teacher_prompts.tolist())]
+
     def official(self) -> tuple[Tensor, Tensor | None]:
         """The gap's gate, with polarity, on every teacher's own copy of the student's row."""
 
@@ -117,7 +127,7 @@ class Step:
         B, K, share_prompts = self.shape.B, self.shape.K, shared and self.shape.G > 1
         teachers = score_completions(
             self.model,
-            self.teacher_prompts.tolist(),
+            self.unequal_prompts,
             self.repeated.tolist(),
             max_tokens_per_chunk=self.budget,
             with_entropy=True,
@@ -139,7 +149,7 @@ class Step:
     def correction(self, *, guided: bool = False) -> tuple[Tensor, Tensor | None]:
         B, K, T = self.shape.B, self.shape.K, self.shape.completion
         score = partial(score_completions, self.model, max_tokens_per_chunk=self.budget)
-        prompts, repeated = self.teacher_prompts.tolist(), self.repeated.tolist()
+        prompts, repeated = self.unequal_prompts, self.repeated.tolist()
         teachers = score(prompts, repeated, with_entropy=True, top_tokens=TOP_TOKENS)
         likeliest = teachers.top_ids.view(B, K, T, TOP_TOKENS)
         of_teachers = teachers.top_logps.view(B, K, T, TOP_TOKENS)

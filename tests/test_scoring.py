@@ -99,6 +99,23 @@ def test_other_tokens_are_scored_in_each_ones_place(model, share_prompts):
     assert plain.other_logps.shape == (len(prompts), T, 0)
 
 
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_prompts_of_unequal_length_need_no_mask_unless_they_are_shared(model, monkeypatch, share_prompts):
+    """A mask costs attention its causal kernels: the quick ones."""
+    masks = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args, attn_mask=None, is_causal=False, **kwargs):
+        masks.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    prompts, completions = unequal_pairs()
+    score_completions(model, prompts, completions, share_prompts=share_prompts)
+    assert masks
+    assert all(mask is None for mask in masks) != share_prompts
+
+
 def test_the_comparison_above_would_see_right_padded_prompts(model):
     """The defect this guards against: K prompts of unequal length, padded on the right."""
     prompt, completion, padding = [5, 6, 7], [8, 9], [PAD_AND_EOS] * 4

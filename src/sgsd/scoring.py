@@ -1,7 +1,8 @@
 """Log-probabilities of given completions under many prompts, in chunks: the hot path.
 
-Prompts are padded on the left and completions on the right, with explicit position ids, so that every completion
-token is predicted from its true predecessor and a batched score equals the unpadded one. Only completion positions
+A prompt and its completion are one row without a gap, filled up on the right, so that every completion token is
+predicted from its true predecessor and a batched score equals the unpadded one; where rows continue a prompt's keys and
+values, prompts are padded on the left, with a mask and explicit position ids. Only completion positions
 reach the head, a tile at a time: rows × vocabulary is never held whole. Token ids are scored as sampled, never
 re-tokenised, and masked by length, never by id.
 """
@@ -193,18 +194,9 @@ def _forwards(
     """``[N, T, ...]`` of the one or two forwards that ``completion_logits`` describes."""
     device, T = completion_ids.device, completion_ids.shape[1]
     if not share_prompts:
-        prompt_ids, prompt_mask = padded(prompts, "left", device)
-        attention_mask = torch.cat([prompt_mask, completion_mask.to(torch.long)], dim=1)
-        return forward(
-            targets,
-            completion_mask,
-            lambda kept: kept[:, -T - 1 : -1],
-            input_ids=torch.cat([prompt_ids, completion_ids], dim=1),
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=T + 1,  # the last prompt position predicts the first completion token
-            use_cache=False,
-        )[0]
+        ids, kept, predicting = _contiguous(prompts, completion_ids)
+        # No token sees what fills its row up on the right: without a mask, attention keeps to its causal kernels.
+        return forward(targets, completion_mask, predicting, input_ids=ids, logits_to_keep=kept, use_cache=False)[0]
 
     first, cache, prompt_mask = forward_prompts(forward, prompts, targets[:, :1], completion_mask[:, :1])
     rest, _ = forward(
@@ -218,6 +210,27 @@ def _forwards(
         use_cache=True,
     )
     return torch.cat([first, rest], dim=1)
+
+
+def _contiguous(prompts: Sequence[Sequence[int]], completion_ids: Tensor) -> tuple[Tensor, int, _Select]:
+    """Prompts and completions without a gap between them, filled up on the right.
+
+    Returns:
+        ``[N, P + T]``, P the longest prompt; how many of the last positions there are from the first one on that
+        predicts a completion token; and what selects, from these, the ``[N, T, ...]`` that do.
+    """
+    (N, T), device = completion_ids.shape, completion_ids.device
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    prompt_ids, prompt_mask = padded(prompts, "right", device)
+    positions = prompt_mask.sum(1, keepdim=True) + torch.arange(T, device=device)
+    ids = torch.nn.functional.pad(prompt_ids, (0, T), value=_FILLER_ID).scatter(1, positions, completion_ids)
+
+    def predicting(kept: Tensor) -> Tensor:
+        if shortest == longest:
+            return kept[:, :T]
+        return kept[torch.arange(N, device=device).unsqueeze(1), positions - shortest]
+
+    return ids, longest + T - shortest + 1, predicting
 
 
 def forward_prompts(

@@ -1,0 +1,29 @@
+"""The README's tree is the package's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import sgsd
+
+PACKAGE = Path(sgsd.__file__).parent
+README = Path(__file__).parents[1] / "README.md"
+SUMMARISED = {"commands"}  # "one per command"
+
+
+def test_the_tree_names_every_module_and_no_other():
+    tree = README.read_text(encoding="utf-8").split("```\nsrc/sgsd/\n")[1].split("```")[0]
+    named, folder = set(), ""
+    for line in tree.splitlines():
+        names = re.match(r"( *)((?:[\w/]+(?:\.py|/),? )*[\w/]+(?:\.py|/))(?: |$)", line)
+        assert names, f"no module or folder: {line!r}"
+        for name in names[2].split(", "):
+            if name.endswith("/"):
+                folder = name if len(names[1]) == 2 else folder
+            else:
+                named.add(name if len(names[1]) == 2 else folder + name)
+    modules = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    counted = {name for name in modules if name.split("/")[0] not in SUMMARISED}
+    assert {name for name in named if name.split("/")[0] not in SUMMARISED} == counted
+    assert named <= modules
