@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=8, help="of each problem")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--student", help="a run's folder: how probable the true shelf is to it, too")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -94,7 +95,11 @@ def main() -> None:
     shown |= {
         f"{which} pair": [pool.prompts[k[0] != which] for pool, k in zip(pools, kind, strict=True)] for which in KINDS
     }
-    chances(model, tokenizer, [rows[n] for n in firsts], {who: [ids[n] for n in firsts] for who, ids in shown.items()})
+    asked, prompts = [rows[n] for n in firsts], {who: [ids[n] for n in firsts] for who, ids in shown.items()}
+    chances(model, tokenizer, asked, prompts)
+    if options.student:
+        trained = load_model(options.student).float().eval()
+        chances(trained, tokenizer, asked, {f"plain prompt to {options.student}": prompts["plain prompt"]})
 
 
 def chances(model: Any, tokenizer: Any, rows: list[dict[str, str]], prompts: dict[str, list[list[int]]]) -> None:
