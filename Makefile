@@ -54,7 +54,7 @@ test-server: $(STAMP) $(SERVER_STAMP)  ## a bank built through a real model serv
 	@echo "==> running the tests that need a model server"
 	@SGSD_SERVER_PYTHON=.server-venv/bin/python $(BIN)/pytest -m server tests/server
 
-test-fuzz: $(STAMP)  ## 100,000 cases of hostile input, drawn anew; an hour or so
+test-fuzz: $(STAMP)  ## 100,000 cases of hostile input, drawn anew; half an hour
 	@echo "==> fuzzing"
 	@SGSD_FUZZ_CASES=100000 $(BIN)/pytest tests/fuzz
 

@@ -368,6 +368,25 @@ def test_what_a_model_does_after_its_head_is_not_lost(tiles_of_four_rows, number
         torch.testing.assert_close(scores.logps[row, : len(completion)], logps, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("number", [None, 0])
+def test_no_logits_are_made_of_what_lies_between_the_ends_of_unequal_prompts(monkeypatch, tiles_of_four_rows, number):
+    """They would be most of all: rows are contiguous, so completions stand where the longer prompts still go on."""
+    model = make_model() if number is None else list(reworked_models())[number].eval()
+    product, rows = torch.nn.functional.linear, []
+
+    def spy(inputs, weight, bias=None):
+        rows.append(inputs.shape[:-1].numel() if len(weight) == 264 else 0)
+        return product(inputs, weight, bias)
+
+    prompts, ids = [[5] * 3, [6] * 200], torch.arange(2, 10).view(2, 4)
+    completion_logps(model, prompts, ids, torch.ones_like(ids), share_prompts=False)  # tries the head once
+    monkeypatch.setattr(torch.nn.functional, "linear", spy)
+    for make in (completion_logits, completion_logps):
+        rows.clear()
+        make(model, prompts, ids, torch.ones_like(ids), share_prompts=False)
+        assert sum(rows) == ids.numel()
+
+
 def test_an_adapter_on_the_head_is_part_of_it_and_learns(model, tiles_of_four_rows):
     from peft import LoraConfig, get_peft_model
 

@@ -70,8 +70,7 @@ def completion_logits(
     """
 
     def forward(ids: Tensor, mask: Tensor, select: _Select, **inputs: Any) -> tuple[Tensor, Any]:
-        output = model(**inputs)
-        return select(output.logits), output
+        return _selected_logits(model, select, mask.shape[1], **inputs)
 
     return _forwards(forward, prompts, completion_ids, completion_mask, completion_ids, share_prompts=share_prompts)
 
@@ -171,8 +170,8 @@ def forward_logps(
     """
     head = _plain_head(model, ids.device)
     if head is None:
-        output = model(**inputs)
-        return logps_columns(select(output.logits), ids, **asked), output
+        logits, output = _selected_logits(model, select, mask.shape[1], **inputs)
+        return logps_columns(logits, ids, **asked), output
 
     def scored(product: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
         return head_logps(product, hidden, ids, mask, select=select, vocabulary=head.vocabulary, **asked)
@@ -278,6 +277,22 @@ _PLAIN_HEADS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictio
 
 def _causal_model(model: nn.Module) -> PreTrainedModel | None:
     return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+
+
+def _selected_logits(model: nn.Module, select: _Select, width: int, **inputs: Any) -> tuple[Tensor, Any]:
+    """``select(model(**inputs).logits)``, ``[N, width, V]``, and the output.
+
+    Unequal prompts keep more positions than one more than that: then the head's product is made of none but those
+    selected.
+    """
+    causal = _causal_model(model)
+    head = None if causal is None else causal.get_output_embeddings()
+    if head is None or inputs.get("logits_to_keep", 0) <= width + 1:
+        output = model(**inputs)
+        return select(output.logits), output
+    with _replaced_forward(head, lambda product, hidden: product(select(hidden))):
+        output = model(**inputs)
+    return output.logits, output
 
 
 def _plain_head(model: nn.Module, device: torch.device) -> _Head | None:

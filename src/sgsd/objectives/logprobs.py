@@ -136,7 +136,7 @@ def head_logps(
     """
     tile = max(1, _TILE_LOGITS.get(hidden.device.type, _TILE_LOGITS_ELSEWHERE) // vocabulary)
     columns_of = partial(logps_columns, temperatures=temperatures, with_entropy=with_entropy, top_tokens=top_tokens)
-    if mask.numel() <= tile:
+    if max(hidden.shape[:2].numel(), mask.numel()) <= tile:
         return columns_of(select(head(hidden)), ids)
     kept = mask.bool()
     rows, chosen = select(hidden)[kept], ids[kept]
