@@ -310,7 +310,7 @@ def _is_a(value: Any, hint: Any) -> bool:
     """Whether a value is of a type hint: a class, a list or mapping of them, or a union."""
     kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is list:
-        return isinstance(value, list) and all(_is_a(item, parts[0]) for item in value)
+        return isinstance(value, list) and all(_is_a(item, parts[0]) for item in value if parts)
     if kind is typing.Literal:
         return value in parts
     if isinstance(kind, type) and kind not in (typing.Union, types.UnionType):
