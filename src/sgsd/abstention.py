@@ -38,7 +38,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from sgsd.scoring import Scores, chunk_rows, forward_logps, forward_prompts, padded
+from sgsd.forwards import forward_logps, forward_prompts, padded
+from sgsd.scoring import Scores, chunk_rows
 
 _SLOPE_WEIGHT = 1.0  # λ, in squared nats: slope 1 counts as much as scout's gaps of this sum of squares
 _PRIOR_TOKENS, _PRIOR_VARIANCE = 8, 0.01  # s₀², in squared nats, counts as much as this many tokens

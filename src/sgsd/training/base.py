@@ -29,10 +29,10 @@ from sgsd.bank import Ledger, SkillBank
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError
+from sgsd.forwards import completion_logits, completion_logps
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
-from sgsd.scoring import completion_logits, completion_logps
 from sgsd.training.callbacks import StateCallback
 from sgsd.training.config import DistillationConfig, VerifiedConfig, resolve_bank
 from sgsd.training.guard import CollapseGuard, GuardCallback, sound_checkpoint
