@@ -309,17 +309,17 @@ def _check_types(content: dict[str, Any], parts: Iterable[Any], parser: argparse
 def _is_a(value: Any, hint: Any) -> bool:
     """Whether a value is of a type hint: a class, a list or mapping of them, or a union."""
     kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind is list:
-        return isinstance(value, list) and all(_is_a(item, parts[0]) for item in value if parts)
+    if kind in (typing.Union, types.UnionType):
+        return any(_is_a(value, part) for part in parts)
     if kind is typing.Literal:
         return value in parts
-    if isinstance(kind, type) and kind not in (typing.Union, types.UnionType):
-        return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-    return any(_is_a(value, part) for part in parts)
+    if kind is list:
+        return isinstance(value, list) and all(not parts or _is_a(item, parts[0]) for item in value)
+    return isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _converts(value: Any, action: argparse.Action) -> bool:
-    """Whether argparse makes a value, or the items of a list, what a setting wants; text is what it is."""
+    """Whether argparse makes what a setting wants of a value, or of a list's items. Text it would make of anything."""
     items = value if action.nargs == "+" and isinstance(value, list) else [value]
     if action.type is str or not callable(action.type):
         return False
