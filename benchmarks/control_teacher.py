@@ -28,8 +28,8 @@ from sgsd.engines.generation import TransformersSampler
 from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.objectives import guided_logps, sgsd_loss
 from sgsd.prompts import PromptRenderer, uncounted_token_ids
-from sgsd.scoring import score_completions
-from sgsd.teachers import build_pool, control_prompt
+from sgsd.scoring.logprobs import score_completions
+from sgsd.scoring.teachers import build_pool, control_prompt
 from sgsd.verifiers import get_verifier
 
 MODEL = "local:smollm2-135m-instruct"

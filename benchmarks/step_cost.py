@@ -36,9 +36,9 @@ import torch
 from torch import Tensor
 
 from sgsd.engines.models import load_model
-from sgsd.forwards import completion_logps
+from sgsd.scoring.forwards import completion_logps
 from sgsd.objectives import correction_loss, guided_logps, sgsd_loss
-from sgsd.scoring import score_completions
+from sgsd.scoring.logprobs import score_completions
 
 MODEL = "local:smollm2-135m-instruct"
 BUDGET = 16384  # SGSDConfig's max_tokens_per_chunk

@@ -16,7 +16,7 @@ from sgsd.evaluation.run import prompts_of
 from sgsd.memories import memory_of
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer, message_ids, plain_messages, skill_messages
-from sgsd.training.rows import training_rows
+from sgsd.trainers.rows import training_rows
 from sgsd.verifiers import Outcome, Verdict
 
 from .conftest import TEMPLATE, make_tokenizer

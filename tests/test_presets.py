@@ -7,7 +7,7 @@ from trl import ModelConfig
 
 from sgsd.bank import SkillBank
 from sgsd.commands.settings import RunArguments, parse_settings, presets, resolve_config, settings_as_dict
-from sgsd.training.config import VerifiedConfig
+from sgsd.trainers.config import VerifiedConfig
 
 PAPER = {"sgsd-qwen3-1.7b": "Qwen/Qwen3-1.7B", "sgsd-qwen3-4b": "Qwen/Qwen3-4B", "sgsd-qwen3-8b": "Qwen/Qwen3-8B"}
 BASELINES = {"grpo-qwen3-1.7b": "grpo", "opsd-qwen3-1.7b": "opsd"}

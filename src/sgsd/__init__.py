@@ -12,18 +12,18 @@ import importlib
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "GRPOBaselineConfig": "sgsd.training.config",
-    "GRPOBaselineTrainer": "sgsd.training.grpo",
-    "OPSDConfig": "sgsd.training.config",
-    "OPSDTrainer": "sgsd.training.opsd",
+    "GRPOBaselineConfig": "sgsd.trainers.config",
+    "GRPOBaselineTrainer": "sgsd.trainers.grpo",
+    "OPSDConfig": "sgsd.trainers.config",
+    "OPSDTrainer": "sgsd.trainers.opsd",
     "Outcome": "sgsd.verifiers",
     "Problem": "sgsd.problems",
-    "SGSDConfig": "sgsd.training.config",
-    "SGSDTrainer": "sgsd.training.sgsd",
+    "SGSDConfig": "sgsd.trainers.config",
+    "SGSDTrainer": "sgsd.trainers.sgsd",
     "SkillBank": "sgsd.bank",
     "Verdict": "sgsd.verifiers",
     "get_verifier": "sgsd.verifiers",
-    "score_completions": "sgsd.scoring",
+    "score_completions": "sgsd.scoring.logprobs",
     "sgsd_loss": "sgsd.objectives",
 }
 

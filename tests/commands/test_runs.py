@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sgsd.bank import SkillBank
 from sgsd.commands.settings import parse_settings
-from sgsd.training.config import OPSDConfig
+from sgsd.trainers.config import OPSDConfig
 
 
 def test_a_finished_run_holds_model_tokenizer_bank_and_record(finished):
@@ -158,7 +158,7 @@ def test_a_dry_run_shows_prompts_loads_no_weights_and_writes_nothing(sgsd, flags
         raise AssertionError("a dry run loads no weights")
 
     monkeypatch.setattr("sgsd.commands.train.load_model", refuse)
-    monkeypatch.setattr("sgsd.training.base.load_model", refuse)
+    monkeypatch.setattr("sgsd.trainers.base.load_model", refuse)
     monkeypatch.chdir(tmp_path)
     result = sgsd("train", *flags, "--output_dir", tmp_path / "run", "--hub_token", "hf_secret", flag)
     assert result.code == 0

@@ -27,7 +27,7 @@ from sgsd.commands.settings import RunArguments, parse_settings
 from sgsd.engines.datasets import load_problems
 from sgsd.errors import SGSDError
 from sgsd.problems import Problem, adapt
-from sgsd.training.config import CONFIGS
+from sgsd.trainers.config import CONFIGS
 from sgsd.verifiers import Outcome, Verdict, get_verifier
 from sgsd.verifiers.letters import letters_of
 from sgsd.verifiers.verifier import NAMES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sgsd.bank import Ledger, Mistake, Origin, Skill, SkillBank
 from sgsd.evaluation.run import Sample
-from sgsd.training.record import SUPPORT_EDGES
+from sgsd.trainers.record import SUPPORT_EDGES
 
 HOSTILE = "</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & \u2028 \"quoted\" 'so'"
 PROBLEMS = 20

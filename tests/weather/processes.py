@@ -98,7 +98,7 @@ def _serve() -> None:
     import torch
 
     import sgsd.commands.train
-    import sgsd.training.methods  # noqa: F401
+    import sgsd.trainers.methods  # noqa: F401
 
     torch.set_num_threads(1)
     replies = os.fdopen(os.dup(1), "w")

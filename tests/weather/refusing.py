@@ -7,7 +7,7 @@ import os
 import sys
 
 from sgsd.cli import main
-from sgsd.training import state
+from sgsd.trainers import state
 
 
 def full(*_: object, **__: object) -> None:

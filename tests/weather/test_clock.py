@@ -6,7 +6,7 @@ import ast
 import itertools
 import time
 
-from sgsd.training.state import complete_checkpoints
+from sgsd.trainers.checkpoint import complete_checkpoints
 
 from ..conftest import ROOT
 from .recorded import differences

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sgsd.bank import SkillBank
-from sgsd.training import record, state
-from sgsd.training.state import complete_checkpoints, last_complete_checkpoint
+from sgsd.trainers import record, state
+from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint
 
 from ..training.launching import launcher
 from .recorded import differences
@@ -71,7 +71,7 @@ def test_wherever_the_room_ends_it_is_one_line(sgsd, flags, small_disk, leave):
 @pytest.mark.parametrize("stage", ["records", "bank of a checkpoint", "final model", "final bank"])
 def test_each_file_of_a_run(sgsd, flags, tmp_path, monkeypatch, stage):
     run = tmp_path / "run"
-    trainer = "sgsd.training.base.VerifiedTrainer"
+    trainer = "sgsd.trainers.base.VerifiedTrainer"
     if stage == "records":
         append = record.append_lines
         fails = [append, append, append, full]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sgsd.training.sgsd import SGSDTrainer
-from sgsd.training.state import refuse_damage
+from sgsd.trainers.checkpoint import refuse_damage
+from sgsd.trainers.sgsd import SGSDTrainer
 
 COMPUTE_LOSS = SGSDTrainer._compute_loss
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sgsd.training.callbacks import StopOnSignal
-from sgsd.training.state import last_complete_checkpoint
+from sgsd.trainers.callbacks import StopOnSignal
+from sgsd.trainers.checkpoint import last_complete_checkpoint
 
 from ..serving import chat, serving
 from .processes import Starter, steps_recorded, wait_for_step

@@ -24,7 +24,7 @@ from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of
 from sgsd.problems import Problem
 from sgsd.prompts import BOXED_INSTRUCTION, ChatTokenizer, PromptRenderer
-from sgsd.training.rows import skill_pairs
+from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
 EVALUATIONS = "evaluations"

@@ -27,7 +27,7 @@ from sgsd.commands.flags import spelled
 from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, check_choice, did_you_mean
-from sgsd.training.config import CONFIGS, VerifiedConfig
+from sgsd.trainers.config import CONFIGS, VerifiedConfig
 
 RUN_FILE = "run.json"
 _SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")

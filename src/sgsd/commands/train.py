@@ -32,11 +32,11 @@ from sgsd.errors import CollapseError, ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import BM25Retriever, Retriever
-from sgsd.training.callbacks import StopOnSignal
-from sgsd.training.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
-from sgsd.training.guard import sound_checkpoint
-from sgsd.training.rows import SkillPairs, skill_pairs
-from sgsd.training.state import complete_checkpoints, last_complete_checkpoint, refused_writes
+from sgsd.trainers.callbacks import StopOnSignal
+from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refused_writes
+from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
+from sgsd.trainers.guard import sound_checkpoint
+from sgsd.trainers.rows import SkillPairs, skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
 _LAUNCH_FLAGS = (
@@ -102,7 +102,7 @@ def run_training(
     if main:
         console.print(report.summary(), highlight=False)
 
-    from sgsd.training.methods import TRAINERS
+    from sgsd.trainers.methods import TRAINERS
 
     settings = settings_as_dict(run, training, model)
     options = _model_options(training, model)
@@ -329,7 +329,7 @@ def _prompts(
     if isinstance(training, SGSDConfig):
         prompts["teacher, with BM25's first pair"] = renderer.teacher_ids(text, *pairs[0])
     if isinstance(training, OPSDConfig):
-        from sgsd.training.opsd import references
+        from sgsd.trainers.opsd import references
 
         reference = references(problems, training.reference)[0]
         shown = pairs if training.skills_in_prompt else ()

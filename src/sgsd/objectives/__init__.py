@@ -6,8 +6,8 @@ A mask is True where a token counts.
 
 from sgsd.objectives.correction import correction_loss, guided_logps, trusted_weights
 from sgsd.objectives.divergences import DIVERGENCES, Divergence, OPSDLoss, opsd_loss, token_divergence
+from sgsd.objectives.gated import SGSDLoss, gate, local_support_loss, sgsd_loss
 from sgsd.objectives.logprobs import selected_logps
-from sgsd.objectives.sgsd import SGSDLoss, gate, local_support_loss, sgsd_loss
 
 __all__ = [
     "DIVERGENCES",

@@ -7,7 +7,7 @@ stands that of each row b,
     L_b = 1[r_b = −1] Σ_k w_k mean_t Σ_{v ∈ top M of p_{T,k}} p_{T,k}(v) log(p_{T,k}(v) / p_S(v))       (7)
     w_k = max_j τ_j · α_k τ_k / Σ_j α_j τ_j                                                             (8)
 
-with the retrieval weights α of ``objectives.sgsd`` and τ_k in [0, 1], the trust in teacher k: the forward KL divergence
+with the retrieval weights α of ``gated`` and τ_k in [0, 1], the trust in teacher k: the forward KL divergence
 from each trusted teacher, on its M likeliest tokens at each position of the student's own rollout. Its gradient with
 respect to the student's logits is Σ_k w_k (p_S − p_{T,k}), but for what lies beyond the M tokens: at most 1, and not
 vanishing where the student is sure of something else.

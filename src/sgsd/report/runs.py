@@ -29,7 +29,7 @@ class Run:
         ledger: what became of each item.
         edges: of the bins of ``supports``, in nats per token.
         supports: for each optimizer step, counts by bin: keys ``step``, ``success``, ``failure``, ``undecided``.
-        traces: traced rollouts, as ``training.record`` wrote them.
+        traces: traced rollouts, as ``trainers.record`` wrote them.
     """
 
     folder: Path

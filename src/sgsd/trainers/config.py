@@ -1,0 +1,421 @@
+"""The methods' settings, on top of TRL's.
+
+What all methods share is in ``VerifiedConfig``: prompts, verifier, sampling, lengths, optimisation. Sampling and
+optimisation defaults are those of SGSD's paper; ``thinking`` is not (see docs/deviations.md).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
+
+from sgsd.bank import SkillBank, history
+from sgsd.bank.maintain import Limits
+from sgsd.errors import ConfigError, check_choice
+from sgsd.objectives import DIVERGENCES
+from sgsd.prompts import BOXED_INSTRUCTION, Thinking
+
+TEACHERS = ("live", "frozen", "ema", "periodic")
+RETRIEVERS = ("embedding", "bm25", "random")
+TRUNCATED = ("incorrect", "undecided")
+GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
+OBJECTIVES = ("gated", "local", "correction")
+TRUSTS = ("worth", "ledger", "equal")
+BASELINES = ("none", "control")
+EVICTIONS = ("credit", "position")
+REFERENCES = ("solution", "answer")
+
+# TRL's refusal of one rollout per prompt, which its runtime handles; pinned by a test.
+_SINGLE_ROLLOUT_REFUSAL = "GRPO requires at least 2 generations per prompt"
+
+
+def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class VerifiedConfig(GRPOConfig):
+    r"""What all methods share: everything of TRL's ``GRPOConfig``, prompts, verdicts, and skills in the prompt.
+
+    Raises:
+        ConfigError: a setting of this package's own that cannot be used.
+    """
+
+    # The paper's values for settings that TRL has under other defaults.
+    learning_rate: float = _setting(5e-6, "Initial learning rate of AdamW.")
+    max_grad_norm: float = _setting(0.1, "Gradient clipping norm.")
+    num_generations: int = _setting(1, "G, rollouts per prompt; 1 or more.")
+    max_completion_length: int = _setting(1024, "Most new tokens of a rollout.")
+    temperature: float = _setting(1.1, "Sampling temperature of rollouts.")
+    top_p: float = _setting(0.95, "Nucleus of rollout sampling.")
+    top_k: int = _setting(20, "Top-k of rollout sampling; 0 switches it off.")
+    vllm_importance_sampling_correction: bool = _setting(
+        False, "TRL's correction between vLLM and trainer; biased by the kept mass under top-p or top-k, hence off."
+    )
+
+    # Prompts and verdicts.
+    instruction: str = _setting(BOXED_INSTRUCTION, "Ends every prompt, the student's and the teachers'.")
+    thinking: str = _setting(
+        "matched", "matched: chat_template_kwargs for all; paper: student without thinking, teachers with."
+    )
+    max_prompt_length: int | None = _setting(
+        None, "Most tokens of a student's or teacher's prompt; None: what the model's context leaves to prompts."
+    )
+    verifier: str = _setting("math", "math, exact, choice, reasoning_gym, or a TRL reward function by dotted path.")
+    verifier_options: dict[str, Any] | str | None = _setting(None, "Options of the verifier, as JSON or a mapping.")
+    truncated: str = _setting("incorrect", f"A rollout cut at max_completion_length is {' or '.join(TRUNCATED)}.")
+    success_threshold: float = _setting(
+        0.5, "With reward_funcs of your own: a weighted sum of rewards of at least this is a success."
+    )
+
+    # The collapse guard (trainers/guard.py).
+    guard: str = _setting(
+        "warn",
+        f"What a collapse does: {', '.join(GUARD_ACTIONS)}; grpo hands over to GRPO's loss. A gradient that is not "
+        "finite stops the run, unless off.",
+    )
+    guard_window: int = _setting(20, "Optimizer steps whose means the guard compares.")
+
+    # Skills.
+    bank: str | None = _setting(None, "Skill bank: a file, FILE@N for its version N, or a shipped one as seed:NAME.")
+    retriever: str = _setting("embedding", f"How pairs are found: {', '.join(RETRIEVERS)}.")
+    embedder: str = _setting(
+        "Qwen/Qwen3-Embedding-0.6B", "Embedder of retriever 'embedding': hub name, folder, or local:all-minilm-l6-v2."
+    )
+    retrieval_query_prompt: str = _setting(
+        "", "Put before each problem when it is embedded; Qwen3-Embedding wants 'Instruct: <task>\\nQuery:'."
+    )
+    skills_in_prompt: bool = _setting(
+        False, "Show each problem's best pairs in the rollout's prompt; of methods grpo and opsd."
+    )
+    skills_in_prompt_pairs: int = _setting(1, "Skill-mistake pairs that skills_in_prompt shows.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.verifier_options, str):
+            try:
+                self.verifier_options = json.loads(self.verifier_options)
+            except json.JSONDecodeError as error:
+                raise ConfigError("verifier_options is not JSON", got=self.verifier_options) from error
+        if not isinstance(self.verifier_options, dict | None):
+            raise ConfigError("verifier_options is no mapping", got=self.verifier_options, expected="a JSON object")
+        self._check()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            # TRL raises this after everything else of GRPOConfig is set and checked, but for vLLM's clip range.
+            if not (self.num_generations == 1 and str(error).startswith(_SINGLE_ROLLOUT_REFUSAL)):
+                raise
+        if not isinstance(self.chat_template_kwargs or {}, dict):  # JSON until TRL has read it
+            got = repr(self.chat_template_kwargs)
+            raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
+
+    def _check(self) -> None:
+        for name, allowed in (
+            ("retriever", RETRIEVERS),
+            ("truncated", TRUNCATED),
+            ("thinking", tuple(map(str, Thinking))),
+        ):
+            check_choice(name, vars(self)[name], allowed)
+        check_choice("guard", self.guard, GUARD_ACTIONS)
+        if self.guard == "grpo" and not self._can_hand_over:
+            raise ConfigError(
+                "nothing to hand over to", got="guard grpo", expected="method sgsd, and num_generations of 2 or more"
+            )
+        if self.enable_jit_checkpoint:
+            raise ConfigError(
+                "enable_jit_checkpoint would save checkpoints that nothing can go on from",
+                remedy="sgsd train saves at SIGTERM as it is; from Python, pass callbacks=[StopOnSignal()]",
+            )
+        self._refuse_below_one("num_generations", "max_prompt_length", "skills_in_prompt_pairs", "guard_window")
+        # TRL, transformers and torch would refuse these only once a step is under way.
+        self._refuse_not_positive(
+            "temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"
+        )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError("top_p is out of range", got=self.top_p, expected="above 0, at most 1")
+        if self.use_vllm and self.vllm_importance_sampling_correction and not self._uses_grpo_loss:
+            raise ConfigError(
+                "vllm_importance_sampling_correction would correct nothing",
+                got="a loss without GRPO's part",
+                expected="method grpo, or grpo_weight above 0",
+                remedy="TRL corrects GRPO's loss alone; leave it out",
+            )
+        if self.vllm_importance_sampling_cap is not None:  # TRL would pass over it with one rollout a prompt
+            raise ConfigError(
+                "vllm_importance_sampling_cap is TRL's old name", expected="vllm_importance_sampling_clip_max"
+            )
+
+    @property
+    def uses_bank(self) -> bool:
+        """Whether a run with these settings reads a skill bank."""
+        return self.skills_in_prompt
+
+    @property
+    def _can_hand_over(self) -> bool:
+        """Whether the guard can go on with GRPO's loss in this method's place."""
+        return False
+
+    @property
+    def _uses_grpo_loss(self) -> bool:
+        """Whether TRL's GRPO loss is part of this method's."""
+        return False
+
+    def _refuse_below_one(self, *names: str) -> None:
+        for name in names:
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ConfigError(f"{name} is too small", got=vars(self)[name], expected="1 or more")
+
+    def _refuse_not_positive(self, *names: str) -> None:
+        for name in names:
+            if not vars(self)[name] > 0:
+                raise ConfigError(f"{name} must be positive", got=vars(self)[name])
+
+    def _refuse_negative(self, *names: str) -> None:
+        for name in names:
+            if not vars(self)[name] >= 0:
+                raise ConfigError(f"{name} must not be negative", got=vars(self)[name])
+
+    def _refuse_given(self, *names: str) -> None:
+        for name in names:
+            if vars(self)[name]:
+                raise ConfigError(f"{name} is not supported", got=vars(self)[name], remedy="leave it out")
+
+
+@dataclass
+class GRPOBaselineConfig(VerifiedConfig):
+    """Configuration of ``GRPOBaselineTrainer``: TRL's GRPO on the rows, prompts and verdicts of the other methods.
+
+    Raises:
+        ConfigError: a setting of this package's own that cannot be used.
+    """
+
+    num_generations: int = _setting(8, "G, rollouts per prompt; 2 or more.")
+
+    @property
+    def _uses_grpo_loss(self) -> bool:
+        return True
+
+    def _check(self) -> None:
+        super()._check()
+        if self.num_generations == 1:
+            raise ConfigError(
+                "GRPO needs groups", got="num_generations 1", expected="2 or more: one rollout has no advantage"
+            )
+
+
+@dataclass
+class DistillationConfig(VerifiedConfig):
+    """What the methods with teachers share."""
+
+    teacher: str = _setting("live", f"Whose weights teach: {', '.join(TEACHERS)}.")
+    teacher_ema_decay: float = _setting(0.99, "For teacher 'ema': weights = decay * weights + (1 - decay) * policy.")
+    teacher_sync_steps: int = _setting(25, "For teacher 'periodic': optimizer steps between copies of the policy.")
+    score_temperature: float = _setting(1.0, "Both sides' log-probabilities are taken at this temperature.")
+
+    def _check(self) -> None:
+        super()._check()
+        check_choice("teacher", self.teacher, TEACHERS)
+        self._refuse_below_one("teacher_sync_steps")
+        self._refuse_not_positive("score_temperature")
+        if not 0 <= self.teacher_ema_decay < 1:
+            raise ConfigError("teacher_ema_decay is out of range", got=self.teacher_ema_decay, expected="0 to below 1")
+        # The student's forward keeps no gradient for the entropy.
+        self._refuse_given("entropy_coef", "use_adaptive_entropy")
+
+
+@dataclass
+class OPSDConfig(DistillationConfig):
+    """Configuration of ``OPSDTrainer``. ``num_generations`` may be 1.
+
+    Raises:
+        ConfigError: a setting of this package's own that cannot be used.
+    """
+
+    teacher: str = _setting("frozen", f"Whose weights teach: {', '.join(TEACHERS)}.")
+    reference: str = _setting("solution", f"What the teacher's prompt holds: {' or '.join(REFERENCES)}.")
+    divergence: str = _setting("forward_kl", f"Per-token divergence from the teacher: {', '.join(DIVERGENCES)}.")
+    jsd_beta: float = _setting(0.5, "For divergence 'jsd': the teacher's share of the mixture, between 0 and 1.")
+    divergence_clip: float | None = _setting(
+        None, "Most nats that one vocabulary entry may add to a token's divergence; None: no limit."
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        check_choice("reference", self.reference, REFERENCES)
+        check_choice("divergence", self.divergence, DIVERGENCES)
+        if not 0 < self.jsd_beta < 1:
+            raise ConfigError("jsd_beta is out of range", got=self.jsd_beta, expected="between 0 and 1")
+        if self.divergence_clip is not None:
+            self._refuse_not_positive("divergence_clip")
+        if self.beta:
+            raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="method grpo, or no beta")
+
+
+@dataclass
+class SGSDConfig(DistillationConfig):
+    r"""Configuration of ``SGSDTrainer``.
+
+    Everything of TRL's ``GRPOConfig`` applies to sampling, optimisation, logging and saving; this class adds the
+    method's own settings and sets the paper's sampling and optimisation as defaults. ``num_generations`` may be 1.
+
+    Parameters are documented by their ``help`` (``sgsd train --help`` prints it).
+
+    Raises:
+        ConfigError: a setting of this package's own that cannot be used.
+    """
+
+    # Teachers.
+    num_teachers: int = _setting(8, "K, skill-mistake pairs per problem, each a teacher.")
+    retrieval_temperature: float = _setting(1.0, "Temperature of the softmax over similarities that weighs teachers.")
+    max_tokens_per_chunk: int = _setting(16384, "Token budget of one teacher forward, padding included.")
+
+    # Objective.
+    objective: str = _setting(
+        "gated",
+        "gated: the paper's loss; local: its variant on each teacher's likeliest tokens; correction: what trusted "
+        "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen, grpo_weight 1, "
+        "sgsd_weight 2.",
+    )
+    teacher_trust: str = _setting(
+        "worth",
+        "For objective 'correction', by the ledger: worth, how far the items told successes from failures; ledger, how "
+        "sure it is that they do; equal, all the same.",
+    )
+    teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
+    teacher_guidance: float = _setting(
+        0.0,
+        "For objective 'correction' with teacher 'frozen' and support_baseline 'control': what sets a teacher apart "
+        "from the control counts so much more than once, where teachers lean to the right token without being sure.",
+    )
+    correct_all: bool = _setting(False, "For objective 'correction', to study it: successes are corrected as well.")
+    gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
+    support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
+    support_threshold: float = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
+    support_baseline: str = _setting(
+        "none",
+        "What a support is measured against: none, the student's plain prompt; control, also a teacher whose pair was "
+        "drawn at random, so that what any skill prompt does to style is no stance; costs one teacher more.",
+    )
+    use_gate: bool = _setting(True, "False, to study it: the gate's quadratic beginning, for gaps of any size.")
+    use_polarity: bool = _setting(True, "False, to study it: every teacher with a stance is distilled alike.")
+    sgsd_weight: float = _setting(1.0, "Weight of the teachers' loss, whichever the objective.")
+    grpo_weight: float = _setting(0.0, "Weight of TRL's GRPO loss on the same rollouts; not in the paper.")
+    log_teacher_entropy: bool = _setting(True, "Log the teachers' entropy; costs a little of each teacher forward.")
+    trace_steps: int = _setting(25, "Optimizer steps between rollouts kept token by token, for sgsd report; 0: none.")
+    trace_rollouts: int = _setting(2, "Rollouts kept each time, a success and a failure if there are.")
+
+    # Online maintenance of the bank.
+    maintenance_frequency: int = _setting(
+        0, "Optimizer steps between checks whether the bank needs new items; 0: never; the paper's is 25."
+    )
+    maintenance_threshold: float = _setting(
+        0.8, "New items are made where less than this share of the rollouts since the last check succeeded."
+    )
+    maintenance_timeout: float = _setting(900.0, "Seconds a writer may take; an update that takes longer is skipped.")
+    maintenance_max_added: int = _setting(5, "New skills, and new mistakes, an update adds at most.")
+    maintenance_max_dynamic: int = _setting(30, "Online skills, and online mistakes, the bank holds at most.")
+    maintenance_eviction: str = _setting(
+        "credit", f"Which online items make room: those of the lowest {EVICTIONS[0]}, or the oldest ({EVICTIONS[1]})."
+    )
+
+    maintenance_writer_url: str | None = _setting(
+        None, "An OpenAI-compatible server that writes new items, such as http://localhost:8000/v1; None: the policy."
+    )
+    maintenance_writer_model: str | None = _setting(None, "The writing model, as that server knows it.")
+
+    @property
+    def uses_bank(self) -> bool:
+        return True
+
+    @property
+    def _can_hand_over(self) -> bool:
+        return self.num_generations > 1
+
+    @property
+    def _uses_grpo_loss(self) -> bool:
+        return self.grpo_weight > 0
+
+    def _check(self) -> None:
+        super()._check()
+        self._refuse_below_one("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens")
+        self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature")
+        self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "trace_rollouts")
+        self._refuse_negative("maintenance_frequency")
+        self._refuse_not_positive("maintenance_timeout")
+        if not 0 < self.maintenance_threshold <= 1:
+            raise ConfigError(
+                "maintenance_threshold is out of range", got=self.maintenance_threshold, expected="above 0, at most 1"
+            )
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("teacher_trust", self.teacher_trust, TRUSTS)
+        check_choice("support_baseline", self.support_baseline, BASELINES)
+        if self.support_baseline == "control" and self.objective == "local":
+            raise ConfigError(
+                "support_baseline 'control' does not go with it",
+                got="objective local",
+                expected="objective gated or correction",
+            )
+        self._refuse_negative("teacher_guidance")
+        needed = {"objective": "correction", "support_baseline": "control", "teacher": "frozen"}
+        unmet = {name: value for name, value in needed.items() if vars(self)[name] != value}
+        if self.teacher_guidance and unmet:
+            raise ConfigError(
+                "teacher_guidance does not go with it",
+                got={name: vars(self)[name] for name in unmet},
+                expected=", ".join(f"{name} {value}" for name, value in unmet.items()),
+                remedy="why: docs/method.md, Guidance",
+            )
+        check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
+        Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
+        if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):
+            given = {name: vars(self)[name] for name in ("maintenance_writer_url", "maintenance_writer_model")}
+            raise ConfigError("half a server to write new items", got=given, expected="its address and its model")
+        if self.maintenance_writer_url is not None and not self.maintenance_frequency:
+            raise ConfigError("maintenance_writer_url without maintenance", expected="maintenance_frequency above 0")
+        if self.skills_in_prompt:
+            raise ConfigError(
+                "skills_in_prompt does not go with SGSD",
+                expected="method grpo or opsd",
+                remedy="SGSD's student is to learn without the skills that its teachers are shown",
+            )
+        if not self.sgsd_weight and not self.grpo_weight:
+            raise ConfigError("sgsd_weight and grpo_weight are both 0", expected="something to learn from")
+        if self.grpo_weight and self.num_generations == 1:
+            raise ConfigError(
+                "grpo_weight needs groups", got="num_generations 1", expected="2 or more: one rollout has no advantage"
+            )
+        if self.beta and not self.grpo_weight:
+            raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="grpo_weight above 0")
+
+
+CONFIGS: dict[str, type[VerifiedConfig]] = {"sgsd": SGSDConfig, "grpo": GRPOBaselineConfig, "opsd": OPSDConfig}
+"""Method → its configuration; ``trainers.methods`` has the trainers."""
+
+
+def resolve_bank(args: VerifiedConfig, bank: SkillBank | str | Path | None = None) -> SkillBank | None:
+    """The bank a run begins with, a value, a file, or a shipped one by name; ``None`` where the method takes none.
+
+    Args:
+        args: the run's settings.
+        bank: in place of ``args.bank``.
+
+    Raises:
+        ConfigError: none was named and one is needed, or one was named that nothing would read.
+        BankError: it cannot be read, or makes no pairs.
+    """
+    given = args.bank if bank is None else bank
+    if not args.uses_bank:
+        if given is not None:
+            raise ConfigError(
+                "a skill bank that nothing would read", expected="skills_in_prompt: true, or no bank with this method"
+            )
+        return None
+    if given is None:
+        raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
+    resolved = given if isinstance(given, SkillBank) else history.load(given)
+    resolved.require_pairs()
+    return resolved

@@ -1,0 +1,132 @@
+"""OPSD, the baseline: on-policy self-distillation (arXiv 2601.18734).
+
+The teacher is the same model on a prompt that holds the problem's reference; the loss is its per-token divergence from
+the student on the student's own rollouts, over the full vocabulary. How it deviates from the paper's public code:
+
+- prompts, sampling, verifier and data are those of the other methods; the wording of the teacher's prompt is ours;
+- a mean over rows of means over tokens, in place of one mean over a micro-batch's tokens;
+- verdicts are computed and logged, and do not enter the loss.
+
+The teacher's logits are made anew for each micro-batch and never stored for a whole generation batch. With
+``skills_in_prompt`` (OPSD+Skill) both prompts show each problem's best skill–mistake pairs.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sgsd.errors import DataError
+from sgsd.objectives import opsd_loss
+from sgsd.problems import Problem
+from sgsd.prompts import refuse_long_prompts
+from sgsd.trainers.base import VerifiedTrainer
+from sgsd.trainers.config import OPSDConfig
+from sgsd.trainers.rows import SkillPairs
+
+
+class OPSDTrainer(VerifiedTrainer):
+    """On-policy self-distillation (arXiv 2601.18734), used like any TRL trainer.
+
+    ```python
+    from sgsd import OPSDConfig, OPSDTrainer
+
+    trainer = OPSDTrainer(
+        model="Qwen/Qwen3-1.7B",
+        args=OPSDConfig(output_dir="runs/opsd", reference="answer"),
+        train_dataset=dataset,  # columns such as problem, answer and, for reference "solution", solution
+    )
+    trainer.train()
+    ```
+
+    Arguments and errors: see ``trainers.base.VerifiedTrainer``. ``args`` is an ``OPSDConfig``. Evaluation problems need
+    no reference: ``eval_loss`` is NaN, since there is no teacher then.
+    """
+
+    method = "opsd"
+    _tag_names = ["trl", "opsd"]  # noqa: RUF012 (TRL's own attribute)
+    _name = "OPSD"
+    _paper = {  # noqa: RUF012
+        "title": "Self-Distilled Reasoner: On-Policy Self-Distillation for Large Language Models",
+        "id": "2601.18734",
+        "citation": textwrap.dedent("""\
+            @article{zhao2026self,
+                title  = {{Self-Distilled Reasoner: On-Policy Self-Distillation for Large Language Models}},
+                author = {Siyan Zhao and Zhihui Xie and Mengchen Liu and Jing Huang and Guan Pang and Feiyu Chen and
+                          Aditya Grover},
+                year   = 2026,
+                eprint = {arXiv:2601.18734},
+            }"""),
+    }
+
+    def _training_rows(self, args: OPSDConfig, problems: list[Problem], skills: list[SkillPairs] | None) -> Dataset:
+        """The base's rows, with the token ids of each problem's teacher prompt in ``teacher_prompt``."""
+        rows = super()._training_rows(args, problems, skills)
+        shown = zip(problems, references(problems, args.reference), skills or [()] * len(problems), strict=True)
+        prompts = [self.renderer.reference_ids(problem.text, reference, pairs) for problem, reference, pairs in shown]
+        refuse_long_prompts(map(len, prompts), self.max_prompt_length, "teacher prompts")
+        return rows.add_column("teacher_prompt", prompts)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self._mode == "train":
+            device = output["completion_ids"].device
+            prompts = [torch.tensor(row["teacher_prompt"], device=device) for row in inputs]
+            for name, values in (("ids", prompts), ("mask", [torch.ones_like(prompt) for prompt in prompts])):
+                output[f"teacher_prompt_{name}"] = pad_sequence(values, batch_first=True, padding_side="left")
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        if self._mode == "eval":
+            return torch.tensor(torch.nan, device=inputs["completion_ids"].device)
+        share_prompts = self._share_prompts  # asked before the teacher's weights put the model into evaluation mode
+        with self._teaching():
+            teacher_logits = self._completion_logits(
+                self.model,
+                inputs["teacher_prompt_ids"],
+                inputs["teacher_prompt_mask"],
+                inputs,
+                share_prompts=share_prompts,
+            )
+        result = opsd_loss(
+            self._student_logits(model, inputs),
+            teacher_logits,
+            inputs["completion_mask"].bool(),
+            kind=self.args.divergence,
+            jsd_beta=self.args.jsd_beta,
+            clip=self.args.divergence_clip,
+            temperature=self.args.score_temperature,
+        )
+        self._log_means(
+            {
+                "entropy": result.metrics["student_entropy"],
+                "opsd/divergence": result.metrics["divergence"],
+                "opsd/teacher_entropy": result.metrics["teacher_entropy"],
+                "opsd/loss": result.loss,
+            }
+        )
+        return result.loss / self.current_gradient_accumulation_steps
+
+
+def references(problems: Sequence[Problem], kind: str) -> list[str]:
+    """What each problem's teacher is shown: its ``solution``, and nothing in its place, or its ``answer``.
+
+    Raises:
+        DataError: problems without it, with counts.
+    """
+    found = [problem.solution if kind == "solution" else problem.answer for problem in problems]
+    missing = sum(not (reference and reference.strip()) for reference in found)
+    if missing:
+        raise DataError(
+            f"{missing} of {len(problems)} problems have no reference {kind}",
+            got=f"reference: {kind}",
+            expected=f"a {kind} for every problem" if kind == "solution" else "an answer for every problem",
+            remedy="filter the data" + (", or set reference: answer" if kind == "solution" else ""),
+        )
+    return [reference or "" for reference in found]

@@ -1,0 +1,112 @@
+"""GRPO as a method is TRL's trainer, bit by bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import set_seed
+from trl import GRPOTrainer
+
+from sgsd.engines.models import load_model
+from sgsd.trainers.grpo import GRPOBaselineTrainer
+
+from ..conftest import make_model, make_tokenizer
+from .tiny import make_config, make_trainer, prompted_rollouts, weights_of
+
+SETTINGS = {
+    "method": "grpo",
+    "num_generations": 4,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 4,
+}
+
+
+def by_first_id(completion_ids, **_):
+    return [float(ids[0] % 2 == 0) for ids in completion_ids]
+
+
+def trls_own(trainer, folder, peft_config, **settings):
+    """TRL's trainer on the same rows, with the same reward function."""
+    plain = GRPOTrainer(
+        model=make_model(),
+        reward_funcs=by_first_id,
+        args=make_config(folder, **SETTINGS | settings),
+        train_dataset=trainer.train_dataset,
+        processing_class=make_tokenizer(),
+        peft_config=peft_config,
+    )
+    plain.chat_template_kwargs = trainer.chat_template_kwargs
+    return plain
+
+
+@pytest.mark.parametrize("stub", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"loss_type": "grpo", "num_iterations": 2, "epsilon_high": 0.28},
+        {"lora": True, "scale_rewards": "none", "temperature": 0.8},
+    ],
+)
+def test_training_is_trls_bit_by_bit(tmp_path, settings, stub):
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings, peft_config = {k: v for k, v in settings.items() if k != "lora"}, lora if "lora" in settings else None
+    ours = make_trainer(
+        tmp_path / "ours", stub=stub, reward=by_first_id, peft_config=peft_config, **SETTINGS | settings
+    )
+    assert type(ours) is GRPOBaselineTrainer
+    plain = trls_own(ours, tmp_path / "theirs", peft_config, **settings)
+    if stub:
+        plain._generate_single_turn = prompted_rollouts
+    before = weights_of(ours.model)
+    for trainer in (ours, plain):
+        set_seed(0)  # the second would go on with the first one's random numbers
+        trainer.train()
+    assert any(not torch.equal(old, new) for old, new in zip(before, ours.model.parameters(), strict=True))
+    for (name, value), other in zip(ours.model.named_parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(value, other), name
+    for entry, other in zip(ours.state.log_history[:-1], plain.state.log_history[:-1], strict=True):
+        own, clock = {"success_rate"}, {"step_time"}
+        assert {n: v for n, v in entry.items() if n not in own | clock} == {
+            n: v for n, v in other.items() if n not in clock
+        }
+    assert "success_rate" in ours.state.log_history[0]
+
+
+def test_an_undecided_rollout_has_no_reward_and_no_advantage(tmp_path):
+    trainer = make_trainer(
+        tmp_path, **SETTINGS, reward=lambda completion_ids, **_: [1.0, 0.0, None, 1.0][: len(completion_ids)]
+    )
+    trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[50, 1]] * len(prompt_ids), None)
+    batch = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
+    assert batch["outcome"].tolist() == [1, -1, 0, 1]
+    assert batch["advantages"][2] == 0
+    assert batch["advantages"][0] > 0 > batch["advantages"][1]
+
+
+def test_nothing_is_scored_but_the_student(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, **SETTINGS)
+    calls = []
+    handle = trainer.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
+    handle.remove()
+    assert calls == []
+    assert trainer.teacher_weights is None
+
+
+def test_the_model_card_names_grpo(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, **SETTINGS | {"max_steps": 1, "save_strategy": "steps"})
+    trainer.train()
+    trainer._save_checkpoint(trainer.model, None)
+    assert "2402.03300" in (tmp_path / "README.md").read_text()
+
+
+def test_the_reference_model_of_a_kl_penalty_may_be_one_that_a_package_carries(tmp_path):
+    trainer = make_trainer(tmp_path, model=load_model("local:lab-sharp"), **SETTINGS | {"beta": 0.04})
+    assert trainer.ref_model is not trainer.model
+    assert all(
+        torch.equal(*pair) for pair in zip(weights_of(trainer.ref_model), weights_of(trainer.model), strict=True)
+    )
+    assert trainer.model.config._name_or_path == "local:lab-sharp"

@@ -1,0 +1,429 @@
+"""Online maintenance: what the window holds, what an update does, and what a bad writer cannot do."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import threading
+from collections import Counter
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import DistributedType
+
+from sgsd.bank.writing import FIELDS, WriteRequest, Written
+from sgsd.errors import CheckpointError, ConfigError, ServerError
+from sgsd.trainers.maintenance import LOG_FILE, Window
+from sgsd.trainers.writer import refuse_partitioned_policy
+
+from ..conftest import make_model
+from ..serving import chat, serving
+from .tiny import PROBLEMS, forget_files, make_bank, make_config, make_trainer, quoting_model
+
+FREQUENCY = 10
+
+
+class StubWriter:
+    """Writes two items a memory, from the request alone; never merges."""
+
+    name = "stub"
+
+    def __init__(self):
+        self.asked = Counter()
+
+    def write(self, requests):
+        return [Written(request.key, self.text(request), None, 10, 5) for request in requests]
+
+    def text(self, request):
+        stage = request.key.split("-")[0]
+        self.asked[stage] += 1
+        if stage != "extract":
+            return '{"items": []}'
+        names = request.schema["properties"]["items"]["items"]["properties"]
+        kind = "skill" if FIELDS["skill"][0] in names else "mistake"
+        digest = hashlib.sha256(request.messages[-1]["content"].encode()).hexdigest()
+        items = [dict(zip(FIELDS[kind], (f"t{n}", f"Do {digest[:4]}{n}.", "Now."), strict=True)) for n in range(2)]
+        return json.dumps({"items": items})
+
+
+class HangingWriter(StubWriter):
+    """Does not answer before the tests are over."""
+
+    def write(self, requests):
+        threading.Event().wait(60)
+        return super().write(requests)
+
+
+def run(folder, *, writer=None, use_policy=False, **settings):
+    defaults = {
+        "max_steps": 60,
+        "maintenance_frequency": FREQUENCY,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 2,
+        "num_teachers": 2,
+        "max_completion_length": 6,
+        "trace_steps": 0,
+    }
+    return make_trainer(folder, writer=None if use_policy else writer or StubWriter(), **defaults | settings)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+
+
+def logged(trainer, name):
+    return [
+        entry[f"sgsd/maintenance/{name}"] for entry in trainer.state.log_history if f"sgsd/maintenance/{name}" in entry
+    ]
+
+
+def test_sixty_steps_with_a_check_every_ten(tmp_path):
+    trainer = run(tmp_path, maintenance_max_dynamic=12)
+    banks = [trainer.bank]
+    renew = trainer.renew_bank
+
+    def watched(step):
+        renew(step)
+        banks.append(trainer.bank)
+
+    trainer.renew_bank = watched
+    trainer.train()
+    assert len(banks) == 7
+    meaning = {}
+    for before, after in itertools.pairwise(banks):
+        assert after.static.to_json() == make_bank().to_json()
+        assert after != before
+        for new, old in (
+            (after.dynamic.skills, before.dynamic.skills),
+            (after.dynamic.mistakes, before.dynamic.mistakes),
+        ):
+            assert len(new) <= 12
+            assert len(new) - len(old) <= 5
+        for item in after.items:
+            # One that was evicted may be written again, from other rollouts.
+            said = (item.title, item.text, item.note)
+            assert meaning.setdefault(item.id, said) == said
+    assert len(banks[-1].dynamic.skills) == len(banks[-1].dynamic.mistakes) == 12
+    checks = log_of(tmp_path)
+    assert [check["step"] for check in checks] == [10, 20, 30, 40, 50, 60]
+    assert [check["records"] for check in checks] == [FREQUENCY * 4] * 6
+    assert [check["bank"] for check in checks] == [bank.digest for bank in banks[1:]]
+    assert logged(trainer, "records") == [40.0] * 6
+    assert logged(trainer, "updates") == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert logged(trainer, "skipped") == [0.0] * 6
+    rates = [entry["success_rate"] for entry in trainer.state.log_history if "success_rate" in entry]
+    for number, check in enumerate(checks):
+        assert check["success_rate"] == pytest.approx(sum(rates[10 * number : 10 * number + 10]) / 10, abs=1e-6)
+
+
+def test_new_items_can_be_followed_down_to_rollouts_of_the_window(tmp_path):
+    trainer = run(tmp_path, max_steps=10)
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    memories = {memory["id"]: memory for memory in check["memories_kept"]}
+    assert {parent for item in trainer.bank.dynamic.items for parent in item.parents} == set(memories)
+    assert {memory["problem_id"] for memory in memories.values()} <= {problem.id for problem in PROBLEMS}
+    outcomes = {memory["outcome"] for memory in memories.values()}
+    assert outcomes == {"correct", "incorrect"}
+    for item in trainer.bank.dynamic.skills:
+        assert {memories[parent]["outcome"] for parent in item.parents} == {"correct"}
+
+
+def test_the_next_step_retrieves_from_the_new_bank(tmp_path):
+    trainer = run(tmp_path, max_steps=8, maintenance_frequency=2, bank=make_bank(1))
+    trainer.train()
+    online = {item.id for item in trainer.bank.dynamic.items}
+    assert online & set(trainer.ledger.items)
+
+
+@pytest.mark.parametrize("save", [15, 20])
+def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger(tmp_path, save):
+    settings = {"max_steps": 30, "save_strategy": "steps", "save_steps": save}
+    straight = run(tmp_path, **settings)
+    straight.train()
+    log, ledger = (tmp_path / LOG_FILE).read_text(), straight.ledger
+    shutil.rmtree(tmp_path / "checkpoint-30", ignore_errors=True)
+    resumed = run(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save}"))
+    assert resumed.bank == straight.bank
+    assert resumed.bank.to_json() == straight.bank.to_json()
+    assert (tmp_path / LOG_FILE).read_text() == log
+    assert resumed.ledger == ledger
+    assert logged(resumed, "updates")[-1] == 3.0
+    for mine, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_checkpoint_holds_the_window(tmp_path):
+    run(tmp_path, max_steps=13, save_strategy="steps", save_steps=13).train()
+    file = tmp_path / "checkpoint-13" / "sgsd" / "window.jsonl"
+    window = Window.from_json(file.read_text(), source="window")
+    assert [(record.step, record.row) for record in window.records] == [
+        (step, row) for step in (11, 12, 13) for row in range(4)
+    ]
+    assert (window.updates, window.skipped) == (1, 0)
+    assert Window.from_json(window.to_json(), source="window") == window
+    for text in ("", "{}", "[]", file.read_text()[:-30], file.read_text().rsplit("\n", 2)[0] + "\n"):
+        with pytest.raises(CheckpointError):
+            Window.from_json(text, source="window")
+
+
+def test_a_checkpoint_of_before_there_were_windows_is_resumed_from(tmp_path):
+    run(tmp_path, max_steps=5, save_strategy="steps", save_steps=5).train()
+    (tmp_path / "checkpoint-5" / "sgsd" / "window.jsonl").unlink()
+    forget_files(tmp_path / "checkpoint-5")
+    resumed = run(tmp_path, max_steps=10)
+    resumed.train(resume_from_checkpoint=True)
+    assert log_of(tmp_path)[0]["records"] == 5 * 4
+
+
+def test_enough_successes_leave_the_bank_as_it_is(tmp_path):
+    writer = StubWriter()
+    settings = {"stub": True, "maintenance_threshold": 0.3}  # cut rollouts are failures, whatever the reward
+    trainer = run(
+        tmp_path,
+        writer=writer,
+        max_steps=4,
+        maintenance_frequency=2,
+        reward=lambda prompts, **_: [1.0] * len(prompts),
+        **settings,
+    )
+    trainer.train()
+    assert trainer.bank == make_bank()
+    assert [check["status"] for check in log_of(tmp_path)] == ["enough"] * 2
+    assert all(check["success_rate"] >= 0.3 for check in log_of(tmp_path))
+    assert not writer.asked
+
+
+class Raising(StubWriter):
+    def write(self, requests):
+        raise ServerError("cannot be reached", got="http://localhost:1")
+
+
+class Broken(StubWriter):
+    def write(self, requests):
+        return {}["text"]
+
+
+class Refusing(StubWriter):
+    def write(self, requests):
+        return [Written(request.key, None, "status 500", 0, 0) for request in requests]
+
+
+class Rambling(StubWriter):
+    def text(self, request):
+        return "I would rather not."
+
+
+class Short(StubWriter):
+    def write(self, requests):
+        return super().write(requests)[:-1]
+
+
+class Half(StubWriter):
+    """Every second request fails, whatever its attempt."""
+
+    def write(self, requests):
+        return [
+            written if int(written.key.split("/")[0][-1], 16) % 2 else Written(written.key, None, "status 500", 0, 0)
+            for written in super().write(requests)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("writer", "reason"),
+    [
+        (Raising(), "ServerError: cannot be reached: got http://localhost:1"),
+        (Broken(), "KeyError: 'text'"),
+        (Refusing(), "nothing that was written could be used"),
+        (Rambling(), "nothing that was written could be used"),
+        (Short(), "ValueError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, StubWriter) else "",
+)
+def test_a_failing_writer_costs_the_update_and_not_the_run(tmp_path, writer, reason):
+    trainer = run(tmp_path, writer=writer, max_steps=4, maintenance_frequency=2)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert trainer.bank == make_bank()
+    checks = log_of(tmp_path)
+    assert [check["status"] for check in checks] == ["skipped"] * 2
+    assert all(check["reason"].startswith(reason) for check in checks)
+    assert logged(trainer, "skipped") == [1.0, 2.0]
+    assert [check["records"] for check in checks] == [8, 8]
+
+
+def test_what_part_of_the_requests_gave_is_used_and_the_rest_counted(tmp_path):
+    trainer = run(tmp_path, writer=Half(), max_steps=10)
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert check["status"] == "updated"
+    assert 0 < check["candidates"] < 2 * check["memories"]
+    # Groups of the merge may have failed, too.
+    assert check["failures"]["status 500"] >= check["memories"] - check["candidates"] // 2
+
+
+def test_a_writer_that_hangs_is_left_behind(tmp_path):
+    never = threading.Event()
+
+    class Hanging(StubWriter):
+        def write(self, requests):
+            never.wait(60)
+            return super().write(requests)
+
+    trainer = run(tmp_path, writer=Hanging(), max_steps=4, maintenance_frequency=2, maintenance_timeout=0.2)
+    trainer.train()
+    never.set()
+    assert [(check["status"], check["reason"]) for check in log_of(tmp_path)] == [
+        ("skipped", "no items within 0.2 s")
+    ] * 2
+    assert max(logged(trainer, "seconds")) < 5
+    assert trainer.bank == make_bank()
+
+
+def test_the_policy_writes_items_without_touching_the_run(tmp_path):
+    """The last step's update comes too late to teach: weights are those of a run without maintenance."""
+    trainers = []
+    for frequency in (0, 2):  # each is seeded when it is made
+        settings = {"max_steps": 2, "maintenance_frequency": frequency, "use_policy": True}
+        trainers.append(run(tmp_path / str(frequency), model=quoting_model(), **settings))
+        trainers[-1].train()
+    (check,) = log_of(tmp_path / "2")
+    assert check["status"] == "updated"
+    assert check["candidates"] >= check["memories"]
+    bank = trainers[1].bank
+    assert {item.id for item in bank.dynamic.items} == {item["id"] for item in check["added"]} != set()
+    assert {parent for item in bank.dynamic.items for parent in item.parents} <= {
+        memory["id"] for memory in check["memories_kept"]
+    }
+    for mine, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.slow
+def test_a_run_whose_policy_writes_is_resumed_bit_for_bit(tmp_path):
+    settings = {"max_steps": 4, "maintenance_frequency": 2, "use_policy": True}
+    settings |= {"save_strategy": "steps", "save_steps": 3}
+    straight = run(tmp_path, model=quoting_model(), **settings)
+    straight.train()
+    log = (tmp_path / LOG_FILE).read_text()
+    assert [check["status"] for check in log_of(tmp_path)] == ["updated"] * 2
+    resumed = run(tmp_path, model=quoting_model(), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.bank.to_json() == straight.bank.to_json()
+    assert (tmp_path / LOG_FILE).read_text() == log
+    for mine, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_policy_without_room_for_its_texts_costs_the_update_and_not_the_run(tmp_path):
+    model = make_model(max_position_embeddings=600)
+    trainer = run(tmp_path, model=model, max_steps=2, maintenance_frequency=2, use_policy=True)
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert check["status"] == "skipped"
+    assert all(reason.startswith("the context of 600 ended") for reason in check["failures"])
+    assert sum(check["failures"].values()) == check["memories"] > 0
+
+
+def answered_by(stub):
+    """A server's script: what the stub writer writes."""
+
+    def script(body, attempt):
+        form = body["response_format"]["json_schema"]["schema"]
+        if body["messages"][0]["content"] == "Say hello.":
+            return chat('{"items": []}')
+        stage = "merge" if "sources" in json.dumps(form) else "extract"
+        return chat(stub.text(WriteRequest(f"{stage}-1", body["messages"], form, body["max_tokens"], body["seed"])))
+
+    return script
+
+
+def served(url):
+    return {"use_policy": True, "maintenance_writer_url": url, "maintenance_writer_model": "tiny"}
+
+
+def test_a_server_writes_in_the_policys_place(tmp_path):
+    with serving(answered_by(StubWriter())) as server:
+        trainer = run(tmp_path / "server", max_steps=2, maintenance_frequency=2, **served(server.url))
+        trainer.train()
+    other = run(tmp_path / "stub", max_steps=2, maintenance_frequency=2)
+    other.train()
+    assert trainer.bank == other.bank != make_bank()
+    assert {body["model"] for body in server.bodies} == {"tiny"}
+
+
+def test_a_server_that_is_gone_costs_the_update_and_not_the_run(tmp_path):
+    with serving(answered_by(StubWriter())) as server:
+        url = server.url
+    trainer = run(tmp_path, max_steps=2, maintenance_frequency=2, **served(url))
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert check["status"] == "skipped"
+    assert check["reason"].startswith(f"ServerError: no usable answer from {url} in 3 tries")
+    assert trainer.bank == make_bank()
+
+
+def test_without_maintenance_there_is_nothing_of_it(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert trainer.maintenance is None
+    assert not (tmp_path / LOG_FILE).exists()
+    assert not (tmp_path / "checkpoint-1" / "sgsd" / "window.jsonl").exists()
+    assert not any("maintenance" in name for entry in trainer.state.log_history for name in entry)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"maintenance_frequency": -1}, "maintenance_frequency"),
+        ({"maintenance_threshold": 0}, "maintenance_threshold"),
+        ({"maintenance_threshold": 1.1}, "maintenance_threshold"),
+        ({"maintenance_timeout": 0}, "maintenance_timeout"),
+        ({"maintenance_eviction": "age"}, "maintenance_eviction"),
+        ({"maintenance_frequency": 1, "maintenance_writer_url": "http://localhost:1/v1"}, "half a server"),
+        ({"maintenance_frequency": 1, "maintenance_writer_model": "tiny"}, "half a server"),
+        ({"maintenance_writer_url": "http://a/v1", "maintenance_writer_model": "tiny"}, "without maintenance"),
+        ({"maintenance_max_added": 9, "maintenance_max_dynamic": 8}, "limits"),
+    ],
+)
+def test_unusable_settings_are_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("distributed", "zero_stage", "refused"),
+    [
+        (DistributedType.NO, None, None),
+        (DistributedType.MULTI_GPU, None, None),
+        (DistributedType.FSDP, None, "FSDP"),
+        (DistributedType.DEEPSPEED, 2, None),
+        (DistributedType.DEEPSPEED, 3, "ZeRO-3"),
+    ],
+)
+def test_a_partitioned_policy_cannot_write(distributed, zero_stage, refused):
+    plugin = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
+    accelerator = SimpleNamespace(distributed_type=distributed, state=SimpleNamespace(deepspeed_plugin=plugin))
+    expected = nullcontext() if refused is None else pytest.raises(ConfigError, match=rf"{refused}.*writer of its own")
+    with expected:
+        refuse_partitioned_policy(accelerator, frequency=25)
+
+
+def test_an_item_that_gives_its_problem_s_answer_away_is_left_out(tmp_path):
+    class Telltale(StubWriter):
+        def text(self, request):
+            answers = " ".join(f"The answer is {problem.answer}." for problem in PROBLEMS)
+            return super().text(request).replace("Do ", f"{answers} Do ")
+
+    trainer = run(tmp_path, writer=Telltale(), max_steps=2, maintenance_frequency=2)
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert "holds the answer" in check["leaks"][0]
+    assert check["status"] == "unchanged"
+    assert trainer.bank == make_bank()

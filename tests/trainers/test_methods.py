@@ -1,0 +1,286 @@
+"""What all methods share: prompts, verdicts, the metric of success, skills in the prompt, resume, seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from sgsd.errors import BankError, CheckpointError, ConfigError, PromptError
+from sgsd.prompts import describe_mistake, describe_skill
+from sgsd.retrieval import BM25Retriever, RandomRetriever
+from sgsd.trainers.config import CONFIGS
+from sgsd.trainers.methods import TRAINERS
+from sgsd.verifiers import Outcome, Verdict
+
+from ..conftest import make_model
+from .tiny import EOS, PROBLEMS, SOLVED, make_bank, make_trainer, prompted_rollouts, rows, weights_of
+
+METHODS = tuple(TRAINERS)
+WITH_SKILLS = ("grpo", "opsd")
+
+
+def test_every_method_has_a_configuration_and_a_trainer():
+    assert set(CONFIGS) == set(TRAINERS) == {"sgsd", "grpo", "opsd"}
+    for method, trainer in TRAINERS.items():
+        assert trainer.method == method
+
+
+def test_trainers_do_not_know_each_other():
+    import ast
+    from pathlib import Path
+
+    import sgsd.trainers
+
+    folder = Path(sgsd.trainers.__file__).parent
+    for method in METHODS:
+        tree = ast.parse((folder / f"{method}.py").read_text())
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not imported & {f"sgsd.trainers.{other}" for other in METHODS}
+
+
+def seen_by(trainer, numbers):
+    """Prompt ids and verdicts of one generation batch, rollouts stubbed."""
+    prompts = []
+
+    def sample(prompt_ids, *arguments, **options):
+        prompts.extend(map(tuple, prompt_ids))
+        return prompted_rollouts(prompt_ids, *arguments, **options)
+
+    trainer._generate_single_turn = sample
+    batch = trainer._generate_and_score_completions(rows(trainer, numbers))
+    return prompts, batch
+
+
+@pytest.mark.parametrize("thinking", ["matched", "paper"])
+@pytest.mark.parametrize("reward", ["by_parity", "verifier"])
+def test_all_methods_see_the_same_prompts_and_give_the_same_verdicts(tmp_path, thinking, reward):
+    numbers = [0, 0, 1, 1, 2, 2]
+    options = {"reward": None, "verifier": "exact"} if reward == "verifier" else {}
+    seen = [
+        seen_by(
+            make_trainer(
+                tmp_path / method,
+                method=method,
+                problems=SOLVED,
+                thinking=thinking,
+                num_generations=2,
+                per_device_train_batch_size=6,
+                **options,
+            ),
+            numbers,
+        )
+        for method in METHODS
+    ]
+    first_prompts, first = seen[0]
+    assert len(set(first["outcome"].tolist())) > 1 or reward == "verifier"
+    for prompts, batch in seen[1:]:
+        assert prompts == first_prompts
+        for name in ("prompt_ids", "completion_ids", "completion_mask", "outcome", "advantages", "row"):
+            assert torch.equal(batch[name], first[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_logs_the_share_of_successful_rollouts(tmp_path, method):
+    reward = lambda completion_ids, **_: [None, 1.0, 0.0, 1.0][: len(completion_ids)]  # noqa: E731
+    trainer = make_trainer(tmp_path, method=method, reward=reward, num_generations=2)
+    trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[50 + n, EOS] for n in range(len(prompt_ids))], None)
+    trainer.train()
+    assert trainer.state.log_history[0]["success_rate"] == 0.5
+    assert math.isfinite(trainer.state.log_history[0]["entropy"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_needs_nothing_but_problems(tmp_path, method):
+    trainer = make_trainer(
+        tmp_path,
+        method=method,
+        stub=True,
+        eval_dataset=PROBLEMS[:4],
+        reward=lambda completion_ids, **_: [1.0] * len(completion_ids),
+        num_generations=2,
+        truncated="undecided",
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward"] == 1.0
+    assert 0 < metrics["eval_success_rate"] <= 1
+    assert math.isnan(metrics["eval_loss"]) == (method == "opsd")  # no reference, no teacher, no loss
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_its_seed(tmp_path, method):
+    final = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        trainer = make_trainer(tmp_path / name, method=method, seed=seed, num_generations=2, max_steps=3)
+        trainer.train()
+        final.append(weights_of(trainer.model))
+    same = lambda left, right: all(torch.equal(a, b) for a, b in zip(left, right, strict=True))  # noqa: E731
+    assert same(final[0], final[1])
+    assert not same(final[0], final[2])
+
+
+class Flipped:
+    """A verifier of one's own: calls every answer what its question's number says."""
+
+    def verify_many(self, completions, answers):
+        return [Verdict(Outcome.CORRECT if answer == "2" else Outcome.INCORRECT, None, None) for answer in answers]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_verifier_may_be_ones_own(tmp_path, method):
+    trainer = make_trainer(tmp_path, method=method, reward=None, verifier_object=Flipped())
+    trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[50, EOS]] * len(prompt_ids), None)
+    batch = trainer._generate_and_score_completions(rows(trainer, [0, 0, 1, 1]))
+    assert batch["outcome"].tolist() == [1, 1, -1, -1]
+
+
+# ---- skills in the prompt
+
+
+@pytest.mark.parametrize("method", WITH_SKILLS)
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_skills_in_the_prompt_change_the_training_prompts_and_nothing_else(tmp_path, method, pairs):
+    options = {"method": method, "stub": True, "eval_dataset": PROBLEMS[:2], "problems": SOLVED, "num_generations": 2}
+    plain = make_trainer(tmp_path / "plain", **options)
+    skilled = make_trainer(
+        tmp_path / "skilled", skills_in_prompt=True, skills_in_prompt_pairs=pairs, retriever="bm25", **options
+    )
+    bank = make_bank()
+    found = BM25Retriever().retrieve([problem.text for problem in SOLVED], bank, pairs)
+    for row, other, retrieval in zip(skilled.train_dataset, plain.train_dataset, found, strict=True):
+        block = (
+            "Experience from similar problems, to use where it applies:\n\n"
+            + "\n\n".join(
+                f"Skill: {describe_skill(pair.skill)}\nCommon mistake: {describe_mistake(pair.mistake)}"
+                for pair in retrieval.pairs
+            )
+            + "\n\nDo not mention this experience in the answer.\n\n"
+        )
+        assert len(retrieval.pairs) == pairs
+        assert row["prompt"] == [{"role": "user", "content": block + other["prompt"][0]["content"]}]
+        differing = {name for name, value in row.items() if value != other[name]}
+        assert differing == ({"prompt"} if method == "grpo" else {"prompt", "teacher_prompt"})
+        if method == "opsd":
+            show = skilled.renderer.text
+            assert show(row["teacher_prompt"]).replace(block, "", 1) == show(other["teacher_prompt"])
+            assert block in show(row["teacher_prompt"])
+    assert list(skilled.eval_dataset["prompt"]) == list(plain.eval_dataset["prompt"])
+    skilled.train()
+    assert skilled.state.global_step == 1
+
+
+def test_the_rollouts_are_sampled_from_the_skilled_prompt(tmp_path):
+    trainer = make_trainer(tmp_path, method="grpo", skills_in_prompt=True)
+    prompts, _ = seen_by(trainer, [0, 0])
+    bank = make_bank()
+    (retrieval,) = RandomRetriever(seed=trainer.args.seed).retrieve([PROBLEMS[0].text], bank, 1)
+    pair = retrieval.pairs[0]
+    assert set(prompts) == {tuple(trainer.renderer.skilled_ids(PROBLEMS[0].text, [(pair.skill, pair.mistake)]))}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"skills_in_prompt_pairs": 5}, ConfigError, "at most 4"),
+        ({"max_prompt_length": 60}, PromptError, "6 of 6 prompts with skills are too long"),
+        ({"bank": make_bank(1).without([make_bank(1).mistakes[0].id])}, BankError, "no mistakes"),
+        ({"bank": None}, ConfigError, "no skill bank"),
+    ],
+)
+@pytest.mark.parametrize("method", WITH_SKILLS)
+def test_skills_that_cannot_be_shown_are_refused_in_one_line(tmp_path, method, change, error, message):
+    with pytest.raises(error, match=message) as caught:
+        make_trainer(tmp_path, method=method, skills_in_prompt=True, **change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", WITH_SKILLS)
+def test_a_bank_that_nothing_would_read_is_refused(tmp_path, method):
+    with pytest.raises(ConfigError, match="nothing would read"):
+        make_trainer(tmp_path, method=method, bank=make_bank())
+
+
+@pytest.mark.parametrize("method", WITH_SKILLS)
+def test_no_retriever_is_built_where_no_skills_are_shown(tmp_path, method):
+    """Neither needs an embedder: the default's weights are not on this machine."""
+    trainer = make_trainer(tmp_path, method=method, retriever="embedding")
+    assert (trainer.bank, trainer.retriever, trainer.initial_bank) == (None, None, None)
+
+
+# ---- resume
+
+
+def by_length(completion_ids, **_):
+    return [float(len(ids) % 2 == 0) for ids in completion_ids]
+
+
+def run(folder, method, *, lora=False, **settings):
+    """A trainer that samples for real."""
+    model = make_model()
+    model.generation_config.eos_token_id = [EOS, *range(200, 250)]
+    defaults = {
+        "max_steps": 6,
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+    peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1) if lora else None
+    return make_trainer(folder, method=method, model=model, reward=by_length, peft_config=peft, **defaults | settings)
+
+
+CASES = [
+    ("grpo", {}),
+    ("grpo", {"lora": True}),
+    ("grpo", {"skills_in_prompt": True}),
+    ("opsd", {}),
+    ("opsd", {"lora": True}),
+    ("opsd", {"teacher": "ema", "teacher_ema_decay": 0.5}),
+    ("opsd", {"skills_in_prompt": True, "teacher": "periodic", "teacher_sync_steps": 2}),
+]
+
+
+@pytest.mark.parametrize(("method", "settings"), CASES)
+def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path, method, settings):
+    straight = run(tmp_path, method, **settings)
+    straight.train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    state = json.loads((tmp_path / "checkpoint-3" / "sgsd" / "state.json").read_text())
+    with_bank = "skills_in_prompt" in settings
+    assert state["method"] == method
+    assert state["bank"] == state["initial_bank"] == (make_bank().digest if with_bank else None)
+    assert (tmp_path / "checkpoint-3" / "sgsd" / "bank.json").exists() == with_bank
+    resumed = run(tmp_path, method, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    assert resumed.bank == straight.bank
+    final = straight.model.state_dict()
+    assert [name for name, value in resumed.model.state_dict().items() if not torch.equal(final[name], value)] == []
+
+
+@pytest.mark.parametrize(
+    ("other", "settings", "message"),
+    [
+        ("opsd", {}, "another method: got method opsd; expected grpo"),
+        ("sgsd", {}, "another method: got method sgsd; expected grpo"),
+        ("grpo", {"skills_in_prompt": True}, "another bank: got bank .*; expected no bank"),
+    ],
+)
+def test_a_checkpoint_of_another_method_or_bank_is_refused(tmp_path, other, settings, message):
+    run(tmp_path, "grpo", max_steps=1, save_steps=1).train()
+    with pytest.raises(CheckpointError, match=message):
+        run(tmp_path, other, **settings).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_from_before_there_were_methods_is_one_of_sgsd(tmp_path):
+    run(tmp_path, "sgsd", max_steps=1, save_steps=1).train()
+    file = tmp_path / "checkpoint-1" / "sgsd" / "state.json"
+    state = json.loads(file.read_text())
+    del state["method"]
+    file.write_text(json.dumps(state | {"version": 1}))
+    run(tmp_path, "sgsd", max_steps=2).train(resume_from_checkpoint=True)

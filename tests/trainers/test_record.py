@@ -1,0 +1,280 @@
+"""What a run records: every teacher of every micro-batch, and nothing twice after a resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sgsd.bank import Ledger
+from sgsd.errors import CheckpointError
+from sgsd.objectives import sgsd_loss
+from sgsd.retrieval import Pair
+from sgsd.scoring.teachers import TeacherPool
+from sgsd.trainers.record import SUPPORT_EDGES, RunRecorder, token_pieces
+
+from .tiny import forget_files, make_bank, make_trainer
+
+BANK = make_bank(3)
+K = 3
+
+
+def pool(*ranks: int) -> TeacherPool:
+    """Teachers of the n-th skill and mistake each; the rest of K is padding."""
+    pairs = tuple(Pair(BANK.skills[n], BANK.mistakes[n], 1.0 - n / 10) for n in ranks)
+    weights = (*([1 / len(pairs)] * len(pairs)), *([0.0] * (K - len(pairs)))) if pairs else (0.0,) * K
+    return TeacherPool(prompts=tuple([5, 6] for _ in range(K)), weights=weights, pairs=pairs, too_long=0)
+
+
+def recorder(folder, tokenizer, **settings) -> RunRecorder:
+    return RunRecorder(folder, tokenizer, **{"trace_steps": 2, "trace_rollouts": 2, "writes": True} | settings)
+
+
+def batch(pools, outcomes, *, seed=0, T=5):
+    """Inputs of a loss, the loss and the student's log-probabilities, of random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    B = len(pools)
+    student = -torch.rand(B, T, generator=generator) * 3
+    lengths = torch.randint(1, T + 1, (B,), generator=generator)
+    mask = torch.arange(T) < lengths.unsqueeze(1)
+    score_mask = mask.clone()
+    score_mask[torch.arange(B), lengths - 1] = False  # the end token does not count
+    inputs = {
+        "outcome": torch.tensor(outcomes),
+        "row": torch.arange(B),
+        "teacher_weights": torch.tensor([pool.weights for pool in pools]),
+        "teacher_logps": student.unsqueeze(1) + torch.randn(B, K, T, generator=generator) / 3,
+        "completion_ids": torch.randint(40, 60, (B, T), generator=generator),
+        "completion_mask": mask.long(),
+        "score_mask": score_mask,
+    }
+    result = sgsd_loss(student, inputs["teacher_logps"], score_mask, inputs["outcome"], inputs["teacher_weights"])
+    return inputs, result, student
+
+
+def data_rows(count):
+    return [{"problem_id": f"p{n}", "problem": f"{n} + 1?", "answer": str(n + 1)} for n in range(count)]
+
+
+def step(recorder, number, pools, outcomes, *, micro_batches=1, seed=0):
+    """One optimizer step: rollouts, shuffled and split as TRL does it, and their losses."""
+    items = recorder.rollouts(pools, BANK, data_rows(len(pools)), first_row=0)
+    inputs, result, student = batch(pools, outcomes, seed=seed)
+    inputs["items"] = items
+    for chosen in torch.randperm(len(pools), generator=torch.Generator().manual_seed(seed)).chunk(micro_batches):
+        part = {name: value[chosen] for name, value in inputs.items()}
+        part_result = SimpleNamespace(
+            support=result.support[chosen], stance=result.stance[chosen], polarity=result.polarity[chosen]
+        )
+        recorder.observe(number, part, part_result, student[chosen])
+    recorder.end_step(number)
+    return inputs, result, student
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+POOLS = [pool(0, 1, 2), pool(2, 0), pool(), pool(1)]
+OUTCOMES = [1, -1, 1, 0]
+
+
+def test_the_ledger_is_the_same_whatever_the_micro_batches_and_their_order(tmp_path, tokenizer):
+    whole, parts = recorder(tmp_path / "a", tokenizer), recorder(tmp_path / "b", tokenizer)
+    for made in (whole, parts):
+        made.begin(0)
+    _, result, _ = step(whole, 1, POOLS, OUTCOMES)
+    step(parts, 1, POOLS, OUTCOMES, micro_batches=4)
+    pairs = [[(pair.skill.id, pair.mistake.id) for pair in pool.pairs] for pool in POOLS]
+    expected = Ledger().credited(pairs, support=result.support, stance=result.stance, outcome=OUTCOMES)
+    for made in (whole, parts):
+        assert set(made.ledger.items) == set(expected.items)
+        for id, record in expected.items.items():
+            assert made.ledger.record(id).counts == record.counts
+            assert made.ledger.record(id).support_success == pytest.approx(record.support_success)
+            assert made.ledger.record(id).support_failure == pytest.approx(record.support_failure)
+
+
+def test_every_real_teacher_lands_in_one_bin_of_its_outcome(tmp_path, tokenizer):
+    made = recorder(tmp_path, tokenizer)
+    made.begin(0)
+    _, result, _ = step(made, 1, POOLS, OUTCOMES)
+    header, line = lines(tmp_path / "supports.jsonl")
+    assert header == {"edges": list(SUPPORT_EDGES)}
+    assert (sum(line["success"]), sum(line["failure"]), sum(line["undecided"])) == (3, 2, 1)
+    edges = [-float("inf"), *SUPPORT_EDGES, float("inf")]
+    support = float(result.support[3, 0])
+    (found,) = [n for n, count in enumerate(line["undecided"]) if count]
+    assert edges[found] < support <= edges[found + 1]
+
+
+def test_a_trace_holds_the_gaps_of_each_real_teacher(tmp_path, tokenizer):
+    made = recorder(tmp_path, tokenizer)
+    made.begin(0)
+    inputs, result, student = step(made, 1, POOLS, OUTCOMES, micro_batches=2)
+    success, failure = lines(tmp_path / "traces.jsonl")
+    assert (success["outcome"], failure["outcome"]) == ("success", "failure")
+    assert (success["step"], success["problem_id"], success["problem"], success["answer"]) == (1, "p0", "0 + 1?", "1")
+    length = int(inputs["completion_mask"][0].sum())
+    assert success["counted"] == inputs["score_mask"][0, :length].int().tolist()
+    assert "".join(success["tokens"]) == tokenizer.decode(inputs["completion_ids"][0, :length])
+    assert success["student_logps"] == pytest.approx(student[0, :length].tolist(), abs=6e-4)
+    assert [teacher["skill"] for teacher in success["teachers"]] == [skill.id for skill in BANK.skills]
+    assert [teacher["skill"] for teacher in failure["teachers"]] == [BANK.skills[2].id, BANK.skills[0].id]
+    for k, teacher in enumerate(failure["teachers"]):
+        width = len(failure["tokens"])
+        gaps = inputs["teacher_logps"][1, k, :width] - student[1, :width]
+        assert teacher["gaps"] == pytest.approx(gaps.tolist(), abs=6e-4)
+        assert teacher["weight"] == pytest.approx(0.5)
+        assert teacher["support"] == pytest.approx(float(result.support[1, k]), abs=6e-5)
+        assert teacher["polarity"] == -teacher["stance"] == int(result.polarity[1, k])
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "traced"),
+    [
+        ([1, 1, 1], ["success", "success"]),
+        ([-1, 1, 1], ["success", "failure"]),
+        ([0, 0, -1], ["failure", "undecided"]),
+        ([0, 0, 0], ["undecided", "undecided"]),
+    ],
+)
+def test_traces_prefer_one_success_and_one_failure(tmp_path, tokenizer, outcomes, traced):
+    made = recorder(tmp_path, tokenizer)
+    made.begin(0)
+    step(made, 2, [pool(0)] * 3, outcomes, micro_batches=3)
+    assert [trace["outcome"] for trace in lines(tmp_path / "traces.jsonl")] == traced
+
+
+def test_traces_are_of_the_first_step_and_every_so_many(tmp_path, tokenizer):
+    made = recorder(tmp_path, tokenizer, trace_steps=3, trace_rollouts=1)
+    made.begin(0)
+    for number in range(1, 8):
+        step(made, number, POOLS, OUTCOMES)
+    assert [trace["step"] for trace in lines(tmp_path / "traces.jsonl")] == [1, 3, 6]
+
+
+@pytest.mark.parametrize("off", [{"trace_steps": 0}, {"trace_rollouts": 0}])
+def test_no_traces_where_they_are_switched_off(tmp_path, tokenizer, off):
+    made = recorder(tmp_path, tokenizer, **off)
+    made.begin(0)
+    step(made, 2, POOLS, OUTCOMES)
+    assert not (tmp_path / "traces.jsonl").exists()
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_leaves_what_an_unbroken_one_leaves(tmp_path, tokenizer):
+    unbroken, broken = recorder(tmp_path / "a", tokenizer), recorder(tmp_path / "b", tokenizer)
+    for made in (unbroken, broken):
+        made.begin(0)
+        for number in range(1, 5):
+            step(made, number, POOLS, OUTCOMES, seed=number)
+            if number == 2:
+                saved = made.ledger.to_json()
+    with (tmp_path / "b" / "traces.jsonl").open("a") as file:
+        file.write('{"step": 4, "tok')  # killed here
+    resumed = recorder(tmp_path / "b", tokenizer)
+    resumed.ledger = Ledger.from_json(saved)
+    resumed.begin(2)
+    for number in range(3, 5):
+        step(resumed, number, POOLS, OUTCOMES, seed=number)
+    for made in (unbroken, resumed):
+        made.write_ledger()
+    for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):
+        assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
+
+
+def test_a_run_that_begins_drops_what_another_one_left(tmp_path, tokenizer):
+    first = recorder(tmp_path, tokenizer)
+    first.begin(0)
+    step(first, 1, POOLS, OUTCOMES)
+    recorder(tmp_path, tokenizer).begin(0)
+    assert lines(tmp_path / "supports.jsonl") == [{"edges": list(SUPPORT_EDGES)}]
+    assert lines(tmp_path / "traces.jsonl") == []
+
+
+def test_other_processes_write_nothing(tmp_path, tokenizer):
+    made = recorder(tmp_path / "run", tokenizer, writes=False)
+    made.begin(0)
+    step(made, 2, POOLS, OUTCOMES)
+    made.write_ledger()
+    assert not (tmp_path / "run").exists()
+    assert made.ledger.items
+
+
+def test_characters_of_several_tokens_stand_at_the_last_of_them(tokenizer):
+    text = "3√2 ≠ é<think>"
+    ids = tokenizer(text)["input_ids"]
+    pieces = token_pieces(tokenizer, ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == text
+    assert pieces[:4] == ["3", "", "", "√"]
+    assert pieces[-1] == "<think>"
+
+
+def test_a_completion_cut_inside_a_character_shows_that_something_is_missing(tokenizer):
+    ids = tokenizer("a√")["input_ids"][:-1]
+    assert token_pieces(tokenizer, ids) == ["a", "", "�"]
+
+
+def test_a_trainer_records_every_rollout_once_and_resumes_its_records_exactly(tmp_path):
+    settings = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "trace_steps": 3,
+        "bank": BANK,
+    }
+    unbroken = make_trainer(tmp_path / "a", stub=True, **settings)
+    unbroken.train()
+    assert unbroken.state.global_step == 4
+    ledger = Ledger.from_json((tmp_path / "a" / "ledger.json").read_text())
+    assert ledger == unbroken.ledger
+    rollouts = 4 * 2 * 2
+    assert sum(ledger.record(skill.id).uses for skill in BANK.skills) == rollouts * K
+    _header, *steps = lines(tmp_path / "a" / "supports.jsonl")
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert all(sum(map(sum, (line["success"], line["failure"], line["undecided"]))) == 2 * 2 * K for line in steps)
+    logged = [entry for entry in unbroken.state.log_history if "sgsd/polarity/positive_share" in entry]
+    positive = sum(ledger.record(skill.id).positive for skill in BANK.skills) / (rollouts * K)
+    assert positive == pytest.approx(sum(e["sgsd/polarity/positive_share"] for e in logged) / len(logged))
+    traces = lines(tmp_path / "a" / "traces.jsonl")
+    assert {trace["step"] for trace in traces} == {1, 3}
+    for trace in traces:
+        for teacher in trace["teachers"]:
+            gaps = [gap for gap, counted in zip(teacher["gaps"], trace["counted"], strict=True) if counted]
+            clipped = [max(-3.0, min(3.0, gap)) for gap in gaps]
+            assert teacher["support"] == pytest.approx(sum(clipped) / max(len(clipped), 1), abs=2e-3)
+            sign = {"success": 1, "failure": -1, "undecided": 0}[trace["outcome"]]
+            assert teacher["polarity"] == sign * teacher["stance"]
+
+    shutil.copytree(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
+    for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):  # a run that was killed after step 4
+        shutil.copy(tmp_path / "a" / name, tmp_path / "b" / name)
+    resumed = make_trainer(tmp_path / "b", stub=True, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):
+        assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
+
+
+def test_a_checkpoint_from_before_there_were_ledgers_still_loads(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, bank=BANK)
+    trainer.train()
+    (tmp_path / "checkpoint-1" / "sgsd" / "ledger.json").unlink()
+    forget_files(tmp_path / "checkpoint-1")
+    resumed = make_trainer(tmp_path, stub=True, bank=BANK)
+    resumed.restore(tmp_path / "checkpoint-1")
+    assert resumed.ledger == Ledger()
+
+
+def test_a_damaged_ledger_is_refused_in_one_line(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, bank=BANK)
+    trainer.train()
+    (tmp_path / "checkpoint-1" / "sgsd" / "ledger.json").write_text("{")
+    forget_files(tmp_path / "checkpoint-1")
+    with pytest.raises(CheckpointError, match="ledger cannot be read"):
+        make_trainer(tmp_path, stub=True, bank=BANK).restore(tmp_path / "checkpoint-1")

@@ -1,0 +1,798 @@
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from trl import GRPOTrainer
+
+from sgsd.bank import SkillBank, history
+from sgsd.errors import BankError, ConfigError, DataError, PromptError
+from sgsd.prompts import describe_mistake, describe_skill
+from sgsd.retrieval import BM25Retriever, Pair, Retrieval
+from sgsd.trainers.sgsd import SGSDTrainer
+
+from ..conftest import make_model, make_tokenizer
+from ..reference import exact_copy, plain_logps, plain_row_loss
+from .tiny import EOS, PROBLEMS, make_bank, make_config, make_trainer, prompted_rollouts, rows, weights_of
+
+LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+def by_first_id(completion_ids, **_):
+    """Successes and failures, nothing undecided."""
+    return [float(ids[0] % 2 == 0) for ids in completion_ids]
+
+
+def batch_of(trainer, numbers):
+    return trainer._generate_and_score_completions(rows(trainer, numbers))
+
+
+def gradients(model) -> list[torch.Tensor]:
+    return [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for parameter in model.parameters()
+    ]
+
+
+def loss_and_gradients(trainer, parts, steps=1):
+    """The sum of the micro-batches' losses, and of their gradients, in one optimizer step of ``steps``."""
+    trainer.current_gradient_accumulation_steps = steps
+    trainer.model.zero_grad()
+    total = 0.0
+    for part in parts:
+        loss = trainer._compute_loss(trainer.model, part)
+        loss.backward()
+        total += loss.item()
+    return total, gradients(trainer.model)
+
+
+def cut(batch, size):
+    B = batch["completion_ids"].shape[0]
+    return [
+        {name: value[at : at + size] if value.ndim else value for name, value in batch.items()}
+        for at in range(0, B, size)
+    ]
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def moved(before, model) -> bool:
+    return any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+class WeightedRetriever:
+    """Pairs of unequal weight: a uniform α would hide an α that is left out."""
+
+    name = "weighted"
+
+    def retrieve(self, queries, bank, k):
+        pairs = tuple(Pair(s, m, 0.5) for s, m in zip(bank.skills[:k], bank.mistakes[:k], strict=True))
+        weights = [1.0 + n for n in range(len(pairs))]
+        return [Retrieval(pairs, tuple(weight / sum(weights) for weight in weights)) for _ in queries]
+
+
+# ---- the loss
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_teachers": 6},  # two more than the bank has pairs
+        {"max_tokens_per_chunk": 300, "score_temperature": 0.8},
+        {"gate_tau": 0.4, "support_clip": 0.5, "support_threshold": 0.1, "sgsd_weight": 3.0},
+        {"num_generations": 2},
+        {"support_baseline": "control", "num_generations": 2},  # its pair is the one of the bank's four that is left
+    ],
+)
+def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, settings):
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, retriever_object=WeightedRetriever(), **settings)
+    G = settings.get("num_generations", 1)
+    problems = [PROBLEMS[n] for n in (0, 1, 2, 3) for _ in range(G)]
+    batch = batch_of(trainer, [n for n in (0, 1, 2, 3) for _ in range(G)])
+    loss = trainer._compute_loss(trainer.model, batch).item()
+
+    # from here on nothing of the trainer's is used but its weights
+    tokenizer, bank = make_tokenizer(), make_bank()
+    render = lambda text: tokenizer.apply_chat_template(  # noqa: E731
+        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"]
+    K = min(trainer.args.num_teachers, 4)
+    weights = [(1.0 + k) / sum(1.0 + n for n in range(K)) for k in range(K)]
+    temperature = settings.get("score_temperature", 1.0)
+    prompts = [render(f"{problem.text}\n\nGo.") for problem in problems]
+    completions, _ = prompted_rollouts(prompts)
+    expected, stances, outcomes = [], [], []
+    for problem, prompt, completion in zip(problems, prompts, completions, strict=True):
+        outcome = 1 if completion[0] % 2 == 0 and completion[-1] == EOS else -1
+        shown = [
+            plain_logps(
+                trainer.model,
+                render(
+                    "Experience from similar problems, to use where it applies:\n\n"
+                    f"Skill: {describe_skill(bank.skills[k])}\nCommon mistake: {describe_mistake(bank.mistakes[k])}\n\n"
+                    f"Do not mention this experience in the answer.\n\n{problem.text}\n\nGo."
+                ),
+                completion,
+                temperature,
+            )
+            for k in range(4)
+        ]
+        teachers = shown[:K]
+        row, stance = plain_row_loss(
+            plain_logps(trainer.model, prompt, completion, temperature),
+            teachers,
+            weights,
+            [token not in (0, 1) and token != tokenizer.convert_tokens_to_ids("Ċ") for token in completion],
+            outcome,
+            tau=settings.get("gate_tau", 1.0),
+            clip=settings.get("support_clip", 3.0),
+            threshold=settings.get("support_threshold", 0.05),
+            control=shown[3] if "support_baseline" in settings else None,
+        )
+        expected.append(row)
+        stances += stance
+        outcomes.append(outcome)
+    assert set(outcomes) == {1, -1}, "the rollouts must not leave a sign untested"
+    assert set(stances) >= {1, -1}
+    assert loss == pytest.approx(settings.get("sgsd_weight", 1.0) * sum(expected) / len(expected), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("G", "grpo_weight"), [(1, 0.0), (2, 0.0), (4, 0.0), (2, 0.7), (4, 0.7)])
+def test_accumulation_does_not_change_loss_or_gradient(tmp_path, G, grpo_weight):
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        reward=by_first_id,
+        num_generations=G,
+        per_device_train_batch_size=8,
+        grpo_weight=grpo_weight,
+        loss_type="grpo",
+    )
+    batch = batch_of(trainer, [n for n in range(8 // G) for _ in range(G)] if G > 1 else [0, 1, 2, 3, 4, 5, 0, 1])
+    whole, whole_gradient = loss_and_gradients(trainer, [batch])
+    assert max(gradient.abs().max() for gradient in whole_gradient) > 1e-3
+    for size in (1, 2, 4):
+        total, gradient = loss_and_gradients(trainer, cut(batch, size), steps=8 // size)
+        assert total == pytest.approx(whole, abs=1e-5)
+        assert_close(gradient, whole_gradient)
+
+
+def test_sharing_prompts_changes_neither_loss_nor_gradient(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, num_generations=4, per_device_train_batch_size=8)
+    assert trainer._share_prompts
+    shared_batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    shared = loss_and_gradients(trainer, [shared_batch])
+    trainer.num_generations = trainer.num_generations_eval = 1
+    assert not trainer._share_prompts
+    separate_batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    assert_close(shared_batch["teacher_logps"], separate_batch["teacher_logps"], 1e-4)
+    separate = loss_and_gradients(trainer, [separate_batch])
+    assert shared[0] == pytest.approx(separate[0], abs=1e-5)
+    assert_close(shared[1], separate[1])
+
+
+def test_teachers_share_prompts_while_training_whatever_evaluation_does(tmp_path):
+    """The G rollouts of a problem cost each teacher one prompt, also where evaluation takes one rollout."""
+    trainer = make_trainer(
+        tmp_path, stub=True, num_generations=4, num_generations_eval=1, per_device_train_batch_size=4
+    )
+    batch_of(trainer, [0] * 4)  # the first time that a head is used, one token is forwarded to know it
+    seen = []
+    handle = trainer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    batch_of(trainer, [0] * 4)
+    handle.remove()
+    assert seen == [3, 12]  # three teachers' prompts, then twelve completions
+
+
+def test_gradient_checkpointing_gives_the_same_loss_and_gradient(tmp_path):
+    results = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(tmp_path, stub=True, num_generations=2, activation_checkpointing=checkpointing)
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable()
+        batch = batch_of(trainer, [0, 0, 1, 1])
+        assert trainer.model.is_gradient_checkpointing == checkpointing
+        results.append(loss_and_gradients(trainer, [batch]))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
+    assert_close(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("score_temperature", [1.0, 1.1])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_grpo_weight_adds_trls_own_loss_on_the_same_rollouts(tmp_path, score_temperature, loss_type):
+    settings = {"num_generations": 4, "per_device_train_batch_size": 8, "loss_type": loss_type}
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        reward=by_first_id,
+        grpo_weight=0.6,
+        sgsd_weight=0.5,
+        score_temperature=score_temperature,
+        **settings,
+    )
+    batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    assert batch["advantages"].abs().max() > 0
+    both, both_gradient = loss_and_gradients(trainer, [batch])
+
+    plain = GRPOTrainer(
+        model=make_model(),
+        reward_funcs=by_first_id,
+        args=make_config(tmp_path, grpo_weight=0.1, **settings),
+        train_dataset=trainer.train_dataset,
+        processing_class=make_tokenizer(),
+    )
+    plain.current_gradient_accumulation_steps = 1
+    plain.model.train()
+    grpo, grpo_gradient = loss_and_gradients(plain, [batch])
+
+    trainer.args.grpo_weight, trainer.args.sgsd_weight = 0.0, 1.0
+    sgsd, sgsd_gradient = loss_and_gradients(trainer, [batch])
+    assert both == pytest.approx(0.6 * grpo + 0.5 * sgsd, abs=1e-5)
+    assert max(gradient.abs().max() for gradient in grpo_gradient) > 1e-3
+    assert_close(both_gradient, [0.6 * g + 0.5 * s for g, s in zip(grpo_gradient, sgsd_gradient, strict=True)], 1e-4)
+
+
+# ---- steps
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_step_moves_the_weights_where_polarity_is_not_zero(tmp_path, reward):
+    trainer = make_trainer(tmp_path, stub=True, reward=lambda completion_ids, **_: [reward] * len(completion_ids))
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert moved(before, trainer.model)
+
+
+def test_a_step_of_undecided_rollouts_moves_nothing_at_all(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        reward=lambda completion_ids, **_: [None] * len(completion_ids),
+        truncated="undecided",
+        weight_decay=0.0,
+        max_steps=2,
+    )
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert not moved(before, trainer.model)
+    assert trainer.state.log_history[0]["grad_norm"] == 0
+
+
+def test_training_raises_the_likelihood_that_a_supporting_teacher_gives_to_a_success(tmp_path):
+    """One rollout, over and over: the gap to teachers that took a stance shrinks."""
+    trainer = make_trainer(
+        tmp_path,
+        problems=PROBLEMS[:1],
+        reward=lambda completion_ids, **_: [1.0] * len(completion_ids),
+        teacher="frozen",
+        support_threshold=0.0,
+        per_device_train_batch_size=1,
+        num_teachers=1,
+        learning_rate=1e-3,
+        max_steps=15,
+        weight_decay=0.0,
+    )
+    trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[40, 50, 60, EOS]] * len(prompt_ids), None)
+    batch = batch_of(trainer, [0])
+    prompt = trainer.renderer.student_ids(PROBLEMS[0].text)
+    teacher = batch["teacher_logps"][0, 0, :3]
+    sign = torch.tensor(plain_logps(trainer.model, prompt, [40, 50, 60])) - teacher
+    supports = -sign.clamp(-3, 3).mean() > 0
+    before = sign.square().sum()
+    trainer.train()
+    after = (torch.tensor(plain_logps(trainer.model, prompt, [40, 50, 60])) - teacher).square().sum()
+    assert (after < before) if supports else (after > before)
+
+
+def test_sampled_rollouts_train_with_the_shipped_bank(tmp_path):
+    trainer = make_trainer(tmp_path, bank="seed:mental-arithmetic", retriever="bm25", num_teachers=2, max_steps=2)
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert moved(before, trainer.model)
+
+
+# ---- outcomes
+
+
+@pytest.mark.parametrize(("truncated", "sign"), [("incorrect", -1), ("undecided", 0)])
+def test_a_truncated_rollout_has_the_configured_outcome_whatever_its_reward(tmp_path, truncated, sign):
+    trainer = make_trainer(
+        tmp_path, reward=lambda completion_ids, **_: [1.0, 0.0, None, 1.0, 0.0, None], truncated=truncated
+    )
+    ended, full = [50, 60, EOS], [50] * 8
+    trainer._generate_single_turn = lambda *_, **__: ([full] * 3 + [ended] * 3, None)
+    batch = batch_of(trainer, range(6))
+    assert batch["outcome"].tolist() == [sign] * 3 + [1, -1, 0]
+
+
+def test_eos_that_is_also_the_padding_ends_a_rollout_and_does_not_count(tmp_path):
+    trainer = make_trainer(tmp_path, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
+    tokenizer = trainer.processing_class
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
+    newline, space = tokenizer("\n")["input_ids"][0], tokenizer(" ")["input_ids"][0]
+    trainer._generate_single_turn = lambda *_, **__: ([[50, EOS], [newline, space, 60, 50, EOS]], None)
+    batch = batch_of(trainer, [0, 1])
+    assert batch["outcome"].tolist() == [1, 1]
+    assert batch["completion_mask"].tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["score_mask"].int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 1, 1, 0]]
+
+
+def test_every_end_token_of_the_model_ends_a_rollout(tmp_path):
+    model = make_model()
+    model.generation_config.eos_token_id = [EOS, 77]
+    trainer = make_trainer(tmp_path, model=model, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
+    trainer._generate_single_turn = lambda *_, **__: ([[50, 77], [50, EOS], [50, 60]], None)
+    assert batch_of(trainer, [0, 1, 2])["outcome"].tolist() == [1, 1, -1]
+
+
+def test_several_rewards_are_weighed_and_compared_with_the_threshold(tmp_path):
+    first, second = (
+        lambda c, v=v: [v[n] for n in range(len(c))] for v in ([1.0, 1.0, None, None], [0.0, 1.0, 1.0, None])
+    )
+    trainer = make_trainer(
+        tmp_path,
+        reward=[
+            lambda completion_ids, **_: first(completion_ids),
+            lambda completion_ids, **_: second(completion_ids),
+        ],
+        reward_weights=[0.3, 0.4],
+        success_threshold=0.35,
+    )
+    trainer._generate_single_turn = lambda *_, **__: ([[50, EOS]] * 4, None)
+    assert batch_of(trainer, range(4))["outcome"].tolist() == [-1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("verifier", ["exact", "math"])
+def test_the_verifier_decides_the_outcome(tmp_path, verifier):
+    trainer = make_trainer(tmp_path, reward=None, verifier=verifier, max_completion_length=32)
+    assert trainer.reward_func_names == [verifier]
+    encode = lambda text: trainer.processing_class(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    right = [f"\\boxed{{{problem.answer}}}" for problem in PROBLEMS[:2]]
+    completions = [[*encode(right[0]), EOS], [*encode("\\boxed{7}"), EOS], encode(right[0])]
+    trainer._generate_single_turn = lambda *_, **__: (completions, None)
+    batch = batch_of(trainer, [0, 1, 0])
+    assert batch["outcome"].tolist() == [1, -1, -1]
+    assert list(trainer._logs["rewards"][verifier]) == [1.0, 0.0, 0.0]
+    assert list(trainer._logs["extra"]["outcome"]) == ["correct", "incorrect", "incorrect"]
+    assert list(trainer._logs["extra"]["reason"])[2] == "truncated"
+
+
+def test_an_undecided_truncation_is_no_reward_at_all(tmp_path):
+    trainer = make_trainer(tmp_path, reward=None, verifier="exact", truncated="undecided")
+    trainer._generate_single_turn = lambda *_, **__: ([[50] * 8], None)
+    batch = batch_of(trainer, [0])
+    assert batch["outcome"].tolist() == [0]
+    assert math.isnan(trainer._logs["rewards"]["exact"][0])
+
+
+# ---- teachers
+
+
+def teacher_scores(trainer, model, numbers):
+    """What the teachers' log-probabilities should be, were ``model`` the teacher."""
+    problems = [PROBLEMS[n].text for n in numbers]
+    completions, _ = prompted_rollouts([trainer.renderer.student_ids(problem) for problem in problems])
+    pools = trainer._teacher_pools(problems)
+    T = max(map(len, completions))
+    out = torch.zeros(len(problems), trainer.args.num_teachers, T)
+    for b, (pool, completion) in enumerate(zip(pools, completions, strict=True)):
+        for k, prompt in enumerate(pool.prompts):
+            out[b, k, : len(completion)] = torch.tensor(plain_logps(model, prompt, completion))
+    return out
+
+
+def test_a_live_teacher_is_the_policy_of_the_moment(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True)
+    initial = exact_copy(trainer.model)
+    trainer.train()
+    batch = batch_of(trainer, [0, 1])
+    assert_close(batch["teacher_logps"], teacher_scores(trainer, trainer.model, [0, 1]), 1e-4)
+    assert (batch["teacher_logps"] - teacher_scores(trainer, initial, [0, 1])).abs().max() > 1e-3
+
+
+def test_a_frozen_teacher_stays_the_initial_policy(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, teacher="frozen", max_steps=2)
+    initial = exact_copy(trainer.model)
+    trainer.train()
+    trained = weights_of(trainer.model)
+    assert moved(weights_of(initial), trainer.model)
+    batch = batch_of(trainer, [0, 1])
+    assert_close(batch["teacher_logps"], teacher_scores(trainer, initial, [0, 1]), 1e-4)
+    assert not moved(trained, trainer.model)
+
+
+def test_a_frozen_teacher_of_a_new_adapter_is_the_base_model_without_a_copy(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, teacher="frozen", peft_config=LoraConfig(**LORA), max_steps=2)
+    base = make_model()
+    assert trainer.teacher_weights._held == []
+    trainer.train()
+    trained = weights_of(trainer.model)
+    batch = batch_of(trainer, [0, 1])
+    assert_close(batch["teacher_logps"], teacher_scores(trainer, base, [0, 1]), 1e-4)
+    assert not moved(trained, trainer.model)
+    # and the adapter is on again
+    prompt = trainer.renderer.student_ids(PROBLEMS[0].text)
+    assert plain_logps(trainer.model, prompt, [40, 50]) != pytest.approx(plain_logps(base, prompt, [40, 50]), abs=1e-5)
+
+
+def test_a_frozen_teacher_of_a_trained_adapter_is_the_adapter_as_it_came(tmp_path):
+    model = get_peft_model(make_model(), LoraConfig(**LORA, init_lora_weights=False))
+    trainer = make_trainer(tmp_path, model=model, stub=True, teacher="frozen", max_steps=2)
+    initial = exact_copy(trainer.model)
+    trainer.train()
+    batch = batch_of(trainer, [0, 1])
+    assert_close(batch["teacher_logps"], teacher_scores(trainer, initial, [0, 1]), 1e-4)
+    assert (batch["teacher_logps"] - teacher_scores(trainer, make_model(), [0, 1])).abs().max() > 1e-3
+
+
+def test_an_ema_teacher_is_the_stated_average(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, teacher="ema", teacher_ema_decay=0.7)
+    average = weights_of(trainer.model)
+    for step in (1, 2):
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.add_(0.1 * step)
+        trainer.teacher_weights.after_optimizer_step(step)
+        average = [0.7 * old + 0.3 * new for old, new in zip(average, trainer.model.parameters(), strict=True)]
+    with trainer.teacher_weights.in_place():
+        assert_close(weights_of(trainer.model), average, 1e-6)
+
+
+def test_an_ema_teacher_follows_every_optimizer_step_of_a_run(tmp_path):
+    seen = []
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        teacher="ema",
+        teacher_ema_decay=0.5,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
+    follow = trainer.teacher_weights.after_optimizer_step
+    trainer.teacher_weights.after_optimizer_step = lambda step: (
+        seen.append((step, weights_of(trainer.model))),
+        follow(step),
+    )
+    average = weights_of(trainer.model)
+    trainer.train()
+    assert [step for step, _ in seen] == [1, 2]
+    for _, policy in seen:
+        average = [0.5 * old + 0.5 * new for old, new in zip(average, policy, strict=True)]
+    with trainer.teacher_weights.in_place():
+        assert_close(weights_of(trainer.model), average, 1e-6)
+
+
+def test_a_periodic_teacher_changes_at_multiples_of_its_period_only(tmp_path):
+    trainer = make_trainer(tmp_path, teacher="periodic", teacher_sync_steps=3)
+    initial = weights_of(trainer.model)[0]
+    for step in range(1, 8):
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.fill_(step)
+        trainer.teacher_weights.after_optimizer_step(step)
+        with trainer.teacher_weights.in_place():
+            held = next(trainer.model.parameters()).clone()
+        expected = initial if step < 3 else torch.full_like(initial, 3 if step < 6 else 6)
+        assert torch.equal(held, expected)
+
+
+def test_teachers_score_without_dropout_and_the_student_goes_on_training(tmp_path):
+    model = make_model(attention_dropout=0.5)
+    trainer = make_trainer(tmp_path, model=model, stub=True)
+    scores = [batch_of(trainer, [0, 1])["teacher_logps"] for _ in range(2)]
+    assert torch.equal(*scores)
+    assert trainer.model.training
+
+
+@pytest.mark.parametrize("teacher", ["live", "frozen", "ema", "periodic"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_policy_is_back_bitwise_after_its_teachers_even_after_an_error(tmp_path, teacher, adapter):
+    trainer = make_trainer(tmp_path, teacher=teacher, peft_config=LoraConfig(**LORA) if adapter else None)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.01)
+    before, pointers = weights_of(trainer.model), [parameter.data_ptr() for parameter in trainer.model.parameters()]
+    ids = torch.tensor([[5, 6, 7]])
+    trainer.model.eval()
+    logits = trainer.model(input_ids=ids).logits
+    trainer.model.train()
+    with pytest.raises(ZeroDivisionError), trainer.teacher_weights.in_place():  # noqa: PT012
+        assert not trainer.model.training
+        inside = trainer.model(input_ids=ids).logits
+        raise ZeroDivisionError
+    assert trainer.model.training
+    assert not moved(before, trainer.model)
+    assert [parameter.data_ptr() for parameter in trainer.model.parameters()] == pointers
+    trainer.model.eval()
+    assert torch.equal(trainer.model(input_ids=ids).logits, logits)
+    assert torch.equal(inside, logits) == (teacher == "live")
+
+
+def test_no_gradient_is_left_by_the_teachers(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, teacher="ema")
+    batch = batch_of(trainer, [0, 1])
+    assert not batch["teacher_logps"].requires_grad
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+# ---- retrieval and the bank
+
+
+def test_a_changed_bank_is_seen_by_the_next_rollouts(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, log_completions=True)
+    before = batch_of(trainer, [0, 1])
+    trainer.bank = make_bank(label="new ")
+    after = batch_of(trainer, [0, 1])
+    assert (before["teacher_logps"] - after["teacher_logps"]).abs().max() > 1e-3
+    names = list(trainer._logs["extra"]["pairs"])
+    ids = {item.id for item in trainer.bank.items}
+    assert not any(set(name.split()) & ids for row in names[:2] for name in row)
+    assert all(set(name.split()) <= ids for row in names[2:] for name in row)
+
+
+def test_missing_teachers_are_padding_that_changes_nothing(tmp_path):
+    losses = []
+    for K in (4, 7):
+        trainer = make_trainer(tmp_path, stub=True, num_teachers=K)
+        batch = batch_of(trainer, [0, 1, 2])
+        assert batch["teacher_weights"].shape == (3, K)
+        assert (batch["teacher_weights"] > 0).sum(1).tolist() == [4] * 3
+        losses.append(loss_and_gradients(trainer, [batch]))
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-6)
+    assert_close(losses[0][1], losses[1][1])
+
+
+def test_pairs_that_do_not_fit_are_counted_and_training_goes_on(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, max_prompt_length=60)  # students fit, teachers do not
+    before = weights_of(trainer.model)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["sgsd/pairs_too_long"] == 12
+    assert logged["sgsd/teachers_per_rollout"] == 0
+    assert not moved(before, trainer.model)
+
+
+# ---- logs, tables, cards, evaluation
+
+
+METRICS = {
+    "support",
+    "support/success",
+    "support/failure",
+    "active_share",
+    "polarity/positive_share",
+    "polarity/negative_share",
+    "polarity/neutral_share",
+    "undecided_share",
+    "gate",
+    "clipped_share",
+    "loss",
+    "teachers_per_rollout",
+    "pairs_too_long",
+    "teacher_entropy",
+    *(f"ledger/{name}" for name in ("items", "uses", "active", "positive", "negative", "neutral", "undecided")),
+    "ledger/credit",
+    "ledger/retired",
+}
+
+
+def test_metrics_are_all_there_finite_and_shares_are_shares(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, per_device_train_batch_size=6)
+    trainer.train()
+    logged = {k.removeprefix("sgsd/"): v for k, v in trainer.state.log_history[0].items() if k.startswith("sgsd/")}
+    assert set(logged) == METRICS
+    assert trainer.state.log_history[0]["success_rate"] == 0.5
+    assert all(torch.tensor(value).isfinite() for value in logged.values())
+    shares = [value for name, value in logged.items() if name.endswith(("share", "rate"))]
+    assert all(0 <= share <= 1 for share in shares)
+    assert sum(logged[f"polarity/{kind}_share"] for kind in ("positive", "negative", "neutral")) == pytest.approx(1)
+    assert logged["loss"] == pytest.approx(trainer.state.log_history[0]["loss"], abs=1e-5)
+    assert logged["teachers_per_rollout"] == 3
+    assert trainer.state.log_history[0]["entropy"] > 0
+
+
+def test_logged_loss_is_the_mean_over_an_accumulated_step(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(logged["sgsd/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_completions_table_has_outcomes_stances_and_pairs(tmp_path, accumulation):
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        reward=None,
+        verifier="exact",
+        log_completions=True,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        num_teachers=6,
+    )
+    trainer.train()
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    assert len(table) == 2 * accumulation
+    assert {"outcome", "reason", "stances", "pairs"} <= set(table.columns)
+    assert set(table["outcome"]) <= {"correct", "incorrect", "undecided"}
+    ids = {item.id for item in trainer.bank.items}
+    for _, row in table.iterrows():
+        assert len(row["stances"]) == 6
+        assert set(row["stances"]) <= {"+", "-", "0"}
+        assert len(row["pairs"]) == 4
+        assert all(set(pair.split()) <= ids for pair in row["pairs"])
+
+
+def test_the_table_gives_each_rollout_its_own_stances(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, log_completions=True, per_device_train_batch_size=6)
+    batch = batch_of(trainer, range(6))
+    stances = []
+    for part in cut(batch, 2)[::-1]:
+        trainer._compute_loss(trainer.model, part)
+    order = torch.tensor([3, 1, 0, 5, 4, 2])
+    trainer._compute_loss(trainer.model, {n: v[order] if v.ndim else v for n, v in batch.items()})
+    stances = [list(cell) for cell in trainer._logs["extra"]["stances"]]
+    for row in range(6):
+        trainer._compute_loss(trainer.model, cut(batch, 1)[row])
+        assert list(trainer._logs["extra"]["stances"])[row] == stances[row]
+    assert len({tuple(cell) for cell in stances}) > 1
+
+
+def test_an_evaluation_between_steps_of_one_batch_leaves_its_table_alone(tmp_path):
+    """With num_iterations above 1 a batch is trained on again after an evaluation of another size."""
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        log_completions=True,
+        eval_dataset=PROBLEMS[:2],
+        num_iterations=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        max_steps=3,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def test_the_model_card_names_the_method_and_its_paper(tmp_path):
+    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1)
+    trainer.train()
+    card = (tmp_path / "README.md").read_text()
+    assert "2605.28791" in card
+    assert "- sgsd" in card
+    assert "SGSD" in card
+
+
+def test_evaluation_logs_the_plain_prompts_success_rate(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        reward=lambda completion_ids, answer, **_: [float(a in ("2", "6")) for a in answer],
+        eval_dataset=PROBLEMS[:4],
+    )
+    before = weights_of(trainer.model)
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward"] == 0.5
+    assert 0 <= metrics["eval_success_rate"] <= 0.5
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_sgsd/loss"], abs=1e-5)
+    assert not moved(before, trainer.model)
+    assert not trainer._metrics["train"]
+
+
+def test_evaluation_during_training_does_not_touch_the_training_metrics(tmp_path):
+    trainer = make_trainer(
+        tmp_path, stub=True, eval_dataset=PROBLEMS[:2], eval_strategy="steps", eval_steps=1, max_steps=2
+    )
+    trainer.train()
+    assert sum("eval_reward" in entry for entry in trainer.state.log_history) == 2
+    assert sum("sgsd/loss" in entry for entry in trainer.state.log_history) == 2
+
+
+# ---- data and banks
+
+
+def test_datasets_and_lists_of_problems_give_the_same_rows(tmp_path):
+    problems = make_trainer(tmp_path)
+    dataset = make_trainer(
+        tmp_path,
+        problems=Dataset.from_list([{"problem": problem.text, "answer": problem.answer} for problem in PROBLEMS]),
+    )
+    for column in ("prompt", "problem", "answer"):
+        assert list(problems.train_dataset[column]) == list(dataset.train_dataset[column])
+
+
+def test_a_reward_function_sees_answers_and_solutions(tmp_path):
+    seen = {}
+
+    def reward(completion_ids, answer, solution, problem, problem_id, **_):
+        seen.update(answer=answer, solution=solution, problem=problem, id=problem_id)
+        return [0.0] * len(completion_ids)
+
+    batch_of(make_trainer(tmp_path, stub=True, reward=reward), [1])
+    assert seen == {"answer": ["6"], "solution": ["6"], "problem": ["2 + 4?"], "id": ["p2"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"problems": []}, DataError, "empty"),
+        ({"problems": iter(PROBLEMS)}, DataError, "cannot be used"),
+        ({"max_prompt_length": 20}, PromptError, "6 of 6 plain prompts are too long"),
+        ({"max_prompt_length": 1020}, ConfigError, "do not fit the model's context"),
+        ({"max_completion_length": 1024}, ConfigError, "do not fit the model's context"),
+        ({"bank": make_bank(1).without([make_bank(1).mistakes[0].id])}, BankError, "no mistakes"),
+        ({"bank": "seed:no-such-bank"}, BankError, "no-such-bank"),
+        ({"verifier": "maths", "reward": None}, ConfigError, "maths"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path, change, error, message):
+    with pytest.raises(error, match=message) as caught:
+        make_trainer(tmp_path, **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trainer_without_a_bank_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no skill bank"):
+        SGSDTrainer(make_model(), make_config(tmp_path), PROBLEMS, processing_class=make_tokenizer())
+
+
+def test_prompts_may_fill_what_the_completion_leaves_of_the_context(tmp_path):
+    assert make_trainer(tmp_path, max_completion_length=24).max_prompt_length == 1000
+    assert make_trainer(tmp_path, max_prompt_length=100).max_prompt_length == 100
+
+
+# ---- models by name
+
+
+def test_a_folder_trains_by_name(tmp_path, tiny_folder):
+    trainer = SGSDTrainer(str(tiny_folder), make_config(tmp_path), PROBLEMS, bank=make_bank(), reward_funcs=by_first_id)
+    trainer._generate_single_turn = prompted_rollouts
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert moved(before, trainer.model)
+
+
+def test_an_adapters_folder_trains_its_adapter(tmp_path, tiny_folder):
+    base = make_model()
+    base.name_or_path = base.config._name_or_path = str(tiny_folder)
+    get_peft_model(base, LoraConfig(**LORA, init_lora_weights=False)).save_pretrained(tmp_path / "adapter")
+    trainer = SGSDTrainer(
+        str(tmp_path / "adapter"), make_config(tmp_path), PROBLEMS, bank=make_bank(), reward_funcs=by_first_id
+    )
+    trainer._generate_single_turn = prompted_rollouts
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {n for n, value in trainer.model.named_parameters() if not torch.equal(value, before[n])}
+    assert changed
+    assert all("lora" in name for name in changed)
+
+
+def test_the_bank_may_be_a_file(tmp_path):
+    make_bank().save(tmp_path / "bank.json")
+    trainer = make_trainer(tmp_path, bank=str(tmp_path / "bank.json"))
+    assert trainer.bank.digest == make_bank().digest
+    assert isinstance(trainer.bank, SkillBank)
+
+
+def test_the_bank_may_be_an_earlier_version_of_a_file(tmp_path):
+    for label in ("old ", "new "):
+        history.save(tmp_path / "bank.json", make_bank(label=label), action="edit", time=datetime.now(UTC))
+    trainer = make_trainer(tmp_path, bank=f"{tmp_path / 'bank.json'}@1")
+    assert trainer.bank.digest == make_bank(label="old ").digest
+
+
+def test_the_retriever_may_be_ones_own(tmp_path):
+    trainer = make_trainer(tmp_path, retriever_object=BM25Retriever())
+    assert trainer.retriever.name == "bm25"
