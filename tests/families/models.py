@@ -31,6 +31,8 @@ class Family:
         experts: whether it routes tokens to experts, and TRL adds the router's loss.
         recurrent: whether some layer's state cannot be cut and continued as keys and values can.
         switches: whether a row's length changes the positions of all of its tokens.
+        rounds: whether rounding in bfloat16 changes scores by little: no router, and a forward in that type.
+        lora: target modules; PEFT refuses some of all linear layers of Mamba's.
     """
 
     architecture: str
@@ -39,6 +41,8 @@ class Family:
     experts: bool = False
     recurrent: bool = False
     switches: bool = False
+    rounds: bool = True
+    lora: str = "all-linear"
 
 
 COMMON: dict[str, Any] = {
@@ -74,22 +78,23 @@ MAMBA = {
     "mamba_expand": 2,
     "mamba_chunk_size": 16,
 }
+LORA_BESIDE_MAMBA = r".*\.(q_proj|k_proj|v_proj|o_proj|up_proj|down_proj|in_proj)"
 GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.7, "attention_multiplier": 0.3}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("LlamaForCausalLM", "LlamaConfig"),
     "qwen2": Family("Qwen2ForCausalLM", "Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": Family("Qwen3ForCausalLM", "Qwen3Config", HEAD),
-    "qwen3-moe": Family("Qwen3MoeForCausalLM", "Qwen3MoeConfig", HEAD | EXPERTS, experts=True),
+    "qwen3-moe": Family("Qwen3MoeForCausalLM", "Qwen3MoeConfig", HEAD | EXPERTS, experts=True, rounds=False),
     "qwen3.5": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", HEAD | DELTA, recurrent=True),
     "qwen3-next": Family(
         "Qwen3NextForCausalLM",
         "Qwen3NextConfig",
         HEAD | DELTA | EXPERTS | {"shared_expert_intermediate_size": 16},
-        experts=True,
+        experts=True, rounds=False,
         recurrent=True,
     ),
-    "mistral": Family("MistralForCausalLM", "MistralConfig", HEAD | {"sliding_window": 8}),
+    "mistral": Family("MistralForCausalLM", "MistralConfig", HEAD | {"sliding_window": 20}),
     "gemma-2": Family("Gemma2ForCausalLM", "Gemma2Config", HEAD | WINDOWS | CAPS),
     "gemma-3": Family("Gemma3ForCausalLM", "Gemma3TextConfig", HEAD | WINDOWS | CAPS),
     "gemma-4": Family(
@@ -121,7 +126,7 @@ FAMILIES: dict[str, Family] = {
             "router_aux_loss_coef": 0.1,
             "position_embedding_type": "rope",
         },
-        experts=True,
+        experts=True, rounds=False,
         recurrent=True,
     ),
     "cohere-2": Family("Cohere2ForCausalLM", "Cohere2Config", WINDOWS | {"logit_scale": 0.25}),
@@ -159,7 +164,7 @@ FAMILIES: dict[str, Family] = {
                 "original_max_position_embeddings": 256,
             },
         },
-        experts=True,
+        experts=True, rounds=False,
     ),
     "deepseek-v3": Family(
         "DeepseekV3ForCausalLM",
@@ -192,6 +197,7 @@ FAMILIES: dict[str, Family] = {
             "attention_out_multiplier": 0.8,
             "ssm_out_multiplier": 0.7,
         },
+        lora=LORA_BESIDE_MAMBA,
         recurrent=True,
     ),
     "lfm2": Family(
@@ -268,6 +274,7 @@ ODD: dict[str, Family] = {
             "moe_intermediate_size": 16,
             "moe_shared_expert_intermediate_size": 16,
         },
+        lora=LORA_BESIDE_MAMBA,
         recurrent=True,
     ),
     "bamba": Family(
@@ -285,7 +292,7 @@ ODD: dict[str, Family] = {
             "expert_layer_offset": 1,
             "router_aux_loss_coef": 0.1,
         },
-        experts=True,
+        experts=True, rounds=False,
         recurrent=True,
     ),
     "mamba-2": Family(
@@ -302,6 +309,7 @@ ODD: dict[str, Family] = {
             "num_key_value_heads": None,
             "max_position_embeddings": None,
         },
+        lora=LORA_BESIDE_MAMBA,
         recurrent=True,
     ),
     "xlstm": Family(
@@ -319,6 +327,7 @@ ODD: dict[str, Family] = {
             "num_key_value_heads": None,
             "max_position_embeddings": None,
         },
+        rounds=False,
         recurrent=True,
     ),
     "mpt": Family(
