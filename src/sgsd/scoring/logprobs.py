@@ -421,9 +421,32 @@ def chunk_count(
     return len(_chunks(prompts, completions, max_tokens_per_chunk, distinct, _rope(causal_model(model))))
 
 
+@torch.no_grad()
+def hidden_states(
+    model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> Tensor:
+    """``[n, H]``: the last hidden states that predict each completion token, row after row; see ``head_logits``.
+
+    Args:
+        model, prompts, completions: as for ``score_completions``.
+
+    Raises:
+        ConfigError: see ``causal_model``; the model's logits are not its head's.
+    """
+    add_scoring(model)
+    device = next(model.parameters()).device
+    alike = _rope(causal_model(model)).switch is None
+    batches = [range(len(prompts))] if alike else [[row] for row in range(len(prompts))]
+    kept: list[Tensor] = []
+    for rows in batches:
+        for _, forward in _rows_alone(model, [prompts[n] for n in rows], [completions[n] for n in rows], device):
+            kept += forward(None)
+    return torch.cat(kept)
+
+
 _Places = tuple[list[int], list[int]]
 """Rows of a chunk, and positions in their completions, of each value that a forward keeps."""
-_Forward = Callable[[Reduction], tuple[Tensor, ...]]
+_Forward = Callable[["Reduction | None"], tuple[Tensor, ...]]
 
 
 def _rows_alone(
@@ -436,7 +459,7 @@ def _rows_alone(
     places = _token_places(completions)
     index = [row * width + len(prompts[row]) - 1 + t for row, t in zip(*places, strict=True)]
 
-    def forward(reduction: Reduction) -> tuple[Tensor, ...]:
+    def forward(reduction: Reduction | None) -> tuple[Tensor, ...]:
         request = Request(torch.tensor(index, dtype=torch.long).to(device), reduction)
         return cast(Output, model(input_ids=ids.to(device), use_cache=False, score=request)).kept
 
@@ -455,7 +478,7 @@ def _shared(
     state: dict[str, Any] = {}
     started = [row for row, completion in enumerate(completions) if len(completion)]
 
-    def first(reduction: Reduction) -> tuple[Tensor, ...]:
+    def first(reduction: Reduction | None) -> tuple[Tensor, ...]:
         index = torch.tensor([of_row[row] * P + P - 1 for row in started], dtype=torch.long)
         output: Output = model(
             input_ids=prompt_ids.to(device),
@@ -474,7 +497,7 @@ def _shared(
     later = [(row, t) for row, t in zip(rows, columns, strict=True) if t > 0]
     width = ids.shape[1]
 
-    def rest(reduction: Reduction) -> tuple[Tensor, ...]:
+    def rest(reduction: Reduction | None) -> tuple[Tensor, ...]:
         cache = state["cache"]
         cache.batch_select_indices(torch.tensor(of_row, device=device))
         before = prompt_mask[of_row]
@@ -598,6 +621,7 @@ class StudentPass:
         self.flat = torch.cat([torch.arange(int(n)) + b * T for b, n in enumerate(lengths)]).to(mask.device)
         self._rope = _rope(causal_model(model))
         self.kept: tuple[Tensor, ...] = ()
+        self.aux_loss: Tensor | None = None
 
     def __call__(self, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **inputs: Any) -> Any:
         from trl.trainer.utils import FusedCausalLMOutput
@@ -617,10 +641,11 @@ class StudentPass:
         if logps.ndim == 2:
             logps = logps[:, 0]
         whole = [self.spread(values, (B, W - 1), rows * (W - 1) + (W - T - 1) + columns) for values in (logps, entropy)]
-        aux_loss = None
         if inputs.get("output_router_logits"):
-            aux_loss = _router_loss(causal_model(self._model).config.get_text_config(), output, attention_mask)
-        return FusedCausalLMOutput(log_probs=whole[0], entropy=whole[1], aux_loss=aux_loss)
+            config = causal_model(self._model).config.get_text_config()
+            alone = self._rope.switch is not None and self._rope.switch < W  # without padding, hence without a mask
+            self.aux_loss = _router_loss(config, output, None if alone else attention_mask)
+        return FusedCausalLMOutput(log_probs=whole[0], entropy=whole[1], aux_loss=self.aux_loss)
 
     def _row_by_row(
         self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor, inputs: dict[str, Any]
@@ -635,7 +660,11 @@ class StudentPass:
             part = slice(start, end + 1)
             alone = {"input_ids": input_ids[row : row + 1, part], "attention_mask": attention_mask[row : row + 1, part]}
             outputs.append(self._model(**alone, use_cache=False, score=request, **inputs))
-        return Output(tuple(map(torch.cat, zip(*(output.kept for output in outputs), strict=True))))
+        routers = [output.router_logits for output in outputs if output.router_logits is not None]
+        return Output(
+            tuple(map(torch.cat, zip(*(output.kept for output in outputs), strict=True))),
+            router_logits=tuple(map(torch.cat, zip(*routers, strict=True))) if routers else None,
+        )
 
     def spread(self, values: Tensor, shape: tuple[int, ...] | None = None, at: Tensor | None = None) -> Tensor:
         """Flat values ``[n, ...]`` as ``[B, T, ...]``, 0 where nothing was scored."""
@@ -645,7 +674,7 @@ class StudentPass:
         return whole.unflatten(0, shape)
 
 
-def _router_loss(config: Any, output: Output, attention_mask: Tensor) -> Tensor:
+def _router_loss(config: Any, output: Output, attention_mask: Tensor | None) -> Tensor:
     """The load-balancing loss of a mixture of experts, as transformers' families compute it."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -673,5 +702,6 @@ __all__ = [
     "chunk_count",
     "flat_targets",
     "head_logits",
+    "hidden_states",
     "score_completions",
 ]
