@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -119,12 +119,13 @@ class Rollouts:
 
 
 class Objective(Protocol):
-    """A loss of rollouts, their student and their teachers."""
+    """A loss of rollouts, their student and their teachers.
 
-    @property
-    def name(self) -> str:
-        """As the setting ``objective`` names it."""
-        ...
+    Attributes:
+        name: as the setting ``objective`` has it.
+    """
+
+    name: ClassVar[str]
 
     @property
     def needs(self) -> Needs:
@@ -149,6 +150,15 @@ class Settings(Protocol):
     def support_baseline(self) -> str: ...
     @property
     def teacher_guidance(self) -> float: ...
+
+
+class Configurable(Objective, Protocol):
+    """An objective that is made of a run's settings."""
+
+    @classmethod
+    def from_config(cls, args: Settings) -> Objective:
+        """Made of the settings that concern it."""
+        ...
 
 
 def total(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
