@@ -16,11 +16,14 @@ from trl import GRPOConfig
 from sgsd.bank import SkillBank, history
 from sgsd.errors import ConfigError, check_choice
 from sgsd.objectives import DIVERGENCES, OBJECTIVES
-from sgsd.prompts import BOXED_INSTRUCTION, Thinking
+from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
 from sgsd.scoring.weights import TEACHERS
 
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
+LONG_PROMPTS = ("error", "drop")
+SWITCHES = ("thinking", "guard")
+"""Settings whose bare off and on YAML reads as false and true."""
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
 TRUSTS = ("worth", "ledger", "equal")
 BASELINES = ("none", "control")
@@ -55,12 +58,21 @@ class VerifiedConfig(GRPOConfig):
     )
 
     # Prompts and verdicts.
-    instruction: str = _setting(BOXED_INSTRUCTION, "Ends every prompt, the student's and the teachers'.")
+    instruction: str | None = _setting(
+        None,
+        f"Ends every prompt, the student's and the teachers'. None: {BOXED_INSTRUCTION!r} ends problems, and prompts "
+        "that the data bring in full are left as they are.",
+    )
     thinking: str = _setting(
-        "matched", "matched: chat_template_kwargs for all; paper: student without thinking, teachers with."
+        "off",
+        "The template's enable_thinking: off or on for all; template: as the template or chat_template_kwargs have it; "
+        "paper: student off, teachers on.",
     )
     max_prompt_length: int | None = _setting(
         None, "Most tokens of a student's or teacher's prompt; None: what the model's context leaves to prompts."
+    )
+    long_prompts: str = _setting(
+        "error", f"A row whose prompt is longer: {' or '.join(LONG_PROMPTS)}, with its id and a count."
     )
     verifier: str = _setting("math", "math, exact, choice, reasoning_gym, or a TRL reward function by dotted path.")
     verifier_options: dict[str, Any] | str | None = _setting(None, "Options of the verifier, as JSON or a mapping.")
@@ -92,6 +104,9 @@ class VerifiedConfig(GRPOConfig):
     skills_in_prompt_pairs: int = _setting(1, "Skill-mistake pairs that skills_in_prompt shows.")
 
     def __post_init__(self) -> None:
+        for name in SWITCHES:
+            if isinstance(vars(self)[name], bool):
+                setattr(self, name, "on" if vars(self)[name] else "off")
         if isinstance(self.verifier_options, str):
             try:
                 self.verifier_options = json.loads(self.verifier_options)
@@ -109,12 +124,13 @@ class VerifiedConfig(GRPOConfig):
         if not isinstance(self.chat_template_kwargs or {}, dict):  # JSON until TRL has read it
             got = repr(self.chat_template_kwargs)
             raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
+        thinking_kwargs(self.thinking, self.chat_template_kwargs or {})
 
     def _check(self) -> None:
         for name, allowed in (
             ("retriever", RETRIEVERS),
             ("truncated", TRUNCATED),
-            ("thinking", tuple(map(str, Thinking))),
+            ("long_prompts", LONG_PROMPTS),
         ):
             check_choice(name, vars(self)[name], allowed)
         check_choice("guard", self.guard, GUARD_ACTIONS)

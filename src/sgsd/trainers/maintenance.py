@@ -116,7 +116,7 @@ def window_records(
             row=rank * len(rows) + index,
             problem_id=str(row["problem_id"]),
             problem=row["problem"],
-            answer=row["answer"],
+            answer=row.get("answer") or "",
             completion=completions[index],
             outcome=outcomes[index],
             reason=None if verdict is None else verdict.reason,
