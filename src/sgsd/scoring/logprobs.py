@@ -422,9 +422,7 @@ def chunk_count(
 
 
 @torch.no_grad()
-def hidden_states(
-    model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
-) -> Tensor:
+def hidden_states(model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
     """``[n, H]``: the last hidden states that predict each completion token, row after row; see ``head_logits``.
 
     Args:

@@ -78,17 +78,17 @@ class TeacherWeights:
             for held, parameter in zip(self._held, self._parameters, strict=True):
                 held.copy_(parameter.detach())
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """The copies, by position among the trainable parameters."""
         return {f"{index:05d}": held for index, held in enumerate(self._held)}
 
-    def load_tensors(self, saved: dict[str, Tensor]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over saved copies.
 
         Raises:
             CheckpointError: if they are not this model's.
         """
-        own = self.tensors()
+        own = self.state_dict()
         if {name: held.shape for name, held in own.items()} != {name: held.shape for name, held in saved.items()}:
             raise CheckpointError(
                 "the checkpoint's teacher weights do not fit the model", got=f"{len(saved)} tensors", expected=len(own)

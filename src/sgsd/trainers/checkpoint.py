@@ -70,9 +70,7 @@ class BankState:
                 raise CheckpointError("the checkpoint's bank cannot be read", got=str(error)) from error
 
 
-def save_parts(
-    checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0
-) -> None:
+def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
     """Write ``checkpoint/sgsd``; rank 0 comes last and marks the checkpoint as complete.
 
     A checkpoint without ``state.json`` was cut off while it was written and is never resumed from.

@@ -15,7 +15,6 @@ candidate and of every item that went.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence

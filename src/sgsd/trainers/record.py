@@ -65,7 +65,9 @@ class RunRecorder:
         """Whether rollouts of this optimizer step, from 1, are kept token by token."""
         return self._writes and bool(self._trace_steps) and (step == 1 or step % self._trace_steps == 0)
 
-    def trace(self, rollout: Mapping[str, Any], ids: Sequence[int], student: Tensor, teachers: list[dict[str, Any]]) -> None:
+    def trace(
+        self, rollout: Mapping[str, Any], ids: Sequence[int], student: Tensor, teachers: list[dict[str, Any]]
+    ) -> None:
         """Keep a rollout for the step's end.
 
         Args:
@@ -77,9 +79,7 @@ class RunRecorder:
         kept = sum(trace["outcome"] == rollout["outcome"] for trace in self._traces)
         if kept < _TRACED and teachers:
             pieces = token_pieces(self._tokenizer, ids)
-            self._traces.append(
-                {**rollout, "tokens": pieces, "student_logps": rounded(student), "teachers": teachers}
-            )
+            self._traces.append({**rollout, "tokens": pieces, "student_logps": rounded(student), "teachers": teachers})
 
     def end_step(self, step: int, scored: Scored) -> None:
         """Write what became of the optimizer step that has just been made."""

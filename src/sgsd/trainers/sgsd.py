@@ -291,7 +291,7 @@ class SGSDTrainer(VerifiedTrainer):
         top_tokens: int = 0,
         others: Tensor | None = None,
     ) -> Scores | None:
-        """By the teachers' weights, in as many forwards as any process needs; ``None`` where there is nothing to score."""
+        """By the teachers' weights, in as many forwards as any process needs; ``None`` with nothing to score."""
         asked = len(prompts)
         limit = self.args.max_tokens_per_chunk
         chunks = 0
@@ -356,9 +356,7 @@ class SGSDTrainer(VerifiedTrainer):
             return Select(flat_targets(inputs["completion_ids"], others, flat), temperatures)
 
         of_grpo = 2 * (len(temperatures) - 1)  # GRPO's own temperature comes last
-        passed, loss = self._student_pass(
-            model, inputs, reduction, returned=(of_grpo, of_grpo + 1), grpo_weight=weight
-        )
+        passed, loss = self._student_pass(model, inputs, reduction, returned=(of_grpo, of_grpo + 1), grpo_weight=weight)
         logps, entropy = passed.spread(passed.kept[0]), passed.spread(passed.kept[1])
         mask = inputs["completion_mask"].bool()
         self.metrics.mean("sampled_logp", logps[..., 0], mask)
