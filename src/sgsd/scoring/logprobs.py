@@ -109,12 +109,19 @@ class Output:
 
 @dataclass(frozen=True)
 class _Head:
-    """logits = cap · tanh(scale · product / cap), or scale · product without a cap; ``None`` where it is neither."""
+    """logits = cap · tanh(scale · product(before · hidden) / cap), or scale · product(…) without a cap."""
 
+    before: float
     scale: float
     cap: float | None
 
-    def __call__(self, product: Tensor) -> Tensor:
+    def product(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        weight = module.weight
+        if isinstance(weight, Tensor) and not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(weight.dtype)  # recurrent models keep their residual stream in float32
+        return module(hidden if self.before == 1 else hidden * self.before)
+
+    def behind(self, product: Tensor) -> Tensor:
         if self.scale == 1 and self.cap is None:
             return product
         logits = product.to(torch.promote_types(product.dtype, torch.float32)) * self.scale
@@ -145,41 +152,47 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
 
 @torch.no_grad()
 def _head_of(causal: PreTrainedModel, forward: Callable[..., Any], device: torch.device) -> _Head | None:
-    """Scale and cap of a model's logits, from one forward of one token in which the head hands out known numbers."""
+    """What a model does before and behind its head; ``None`` where it is something else than scale and cap.
+
+    Read off one forward of one token, in which the backbone and the head hand out known numbers.
+    """
     if causal in _HEADS:
         return _HEADS[causal]
     head, backbone = causal.get_output_embeddings(), causal.base_model
     _HEADS[causal] = None
     if head is None or backbone is causal:
         return None
-    seen: dict[str, Any] = {}
+    seen: dict[str, Tensor] = {}
 
-    def hand_out(_: Any, inputs: tuple[Tensor, ...], product: Tensor) -> Tensor:
-        seen["calls"] = seen.get("calls", 0) + 1
-        seen["hidden"] = inputs[0]
-        numbers = torch.linspace(-3, 3, product.shape[-1], device=product.device, dtype=torch.float32) * 20
+    def hand_out_hidden(_: Any, inputs: Any, outputs: Any) -> Any:
+        seen["hidden"] = torch.linspace(0.5, 1.5, outputs[0].shape[-1], device=device, dtype=torch.float32)
+        outputs["last_hidden_state"] = seen["hidden"].to(outputs[0].dtype).expand(outputs[0].shape).clone()
+        return outputs
+
+    def hand_out_product(_: Any, inputs: tuple[Tensor, ...], product: Tensor) -> Tensor:
+        seen["input"] = inputs[0].reshape(-1, inputs[0].shape[-1])[-1].float()
+        numbers = torch.linspace(-60, 60, product.shape[-1], device=device, dtype=torch.float32)
         numbers[0], numbers[1] = _SMALL, _LARGE
-        seen["numbers"] = numbers
+        seen["product"] = numbers
         return numbers.expand(product.shape).clone()
 
-    def note(_: Any, inputs: Any, outputs: Any) -> None:
-        seen["last"] = outputs[0] if isinstance(outputs, tuple) else outputs.last_hidden_state
-
-    hooks = [head.register_forward_hook(hand_out), backbone.register_forward_hook(note)]
-    token = torch.ones((1, 1), dtype=torch.long, device=device)
+    hooks = [backbone.register_forward_hook(hand_out_hidden), head.register_forward_hook(hand_out_product)]
+    token = torch.zeros((1, 1), dtype=torch.long, device=device)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             logits = forward(input_ids=token, use_cache=False).logits[0, -1].float()
+    except (TypeError, KeyError):  # outputs of another kind
+        return None
     finally:
         for hook in hooks:
             hook.remove()
-    if seen.get("calls") != 1 or "last" not in seen or not torch.equal(seen["hidden"][0, -1], seen["last"][0, -1]):
+    if set(seen) != {"hidden", "input", "product"} or seen["input"].shape != seen["hidden"].shape:
         return None
-    numbers = seen["numbers"]
-    scale, top = float(logits[0] / _SMALL), float(logits[1])
+    before, scale, top = float((seen["input"] / seen["hidden"]).mean()), float(logits[0] / _SMALL), float(logits[1])
     cap = top if top < abs(scale) * _LARGE / 2 else None
-    found = _Head(1.0 if abs(scale - 1) < 1e-5 else scale, cap)
-    if scale and torch.allclose(found(numbers), logits, rtol=1e-4, atol=1e-4):
+    found = _Head(*(1.0 if abs(factor - 1) < 1e-3 else factor for factor in (before, scale)), cap)
+    same_input = torch.allclose(seen["input"], seen["hidden"] * before, rtol=1e-2)
+    if same_input and scale and torch.allclose(found.behind(seen["product"]), logits, rtol=1e-4, atol=1e-4):
         _HEADS[causal] = found
     return _HEADS[causal]
 
@@ -224,7 +237,7 @@ def _tiled(causal: PreTrainedModel, head: _Head, hidden: Tensor, reduction: Redu
     module = cast(nn.Module, causal.get_output_embeddings())
 
     def of_tile(rows: Tensor, start: int) -> tuple[Tensor, ...]:
-        return reduction(head(module(rows)), slice(start, start + len(rows)))
+        return reduction(head.behind(head.product(module, rows)), slice(start, start + len(rows)))
 
     step = tile_rows(causal.config.get_text_config().vocab_size, hidden.device)
     parts: list[tuple[Tensor, ...]] = []
@@ -240,7 +253,7 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     causal = causal_model(model)
     head = _HEADS[causal]
     assert head is not None
-    return head(cast(nn.Module, causal.get_output_embeddings())(hidden))
+    return head.behind(head.product(cast(nn.Module, causal.get_output_embeddings()), hidden))
 
 
 # ---- caches and positions

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType
-from torch import Tensor, nn
+from torch import nn
 
 from sgsd.errors import CheckpointError, ConfigError
 
