@@ -146,7 +146,7 @@ def test_the_truncated_sum_would_be_negative_where_this_is_not(dtype):
 
 
 def test_a_students_rest_below_rounding_leaves_the_other_gradients_sound():
-    """Its rest is 1e-9, the teacher's 0.1: the logarithm goes on as a tangent, and only the pull to the rest is lost."""
+    """Its rest is 1e-9, the teacher's 0.1: the logarithm goes on as a tangent; only the pull to the rest is lost."""
     teacher = torch.tensor([[0.6, 0.3, 0.1]]).log()
     logits = torch.tensor([[0.0, 0.0, -20.0]], requires_grad=True)
     loss = of_one_token(logits, teacher, 2)
