@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import pytest
@@ -54,6 +54,19 @@ def test_settings_reach_the_objectives():
 
 def replace_settings(**changes):
     return type(SETTINGS)(**vars(SETTINGS) | changes)
+
+
+def test_read_scores_are_zeros_where_nothing_was_scored_and_constants_elsewhere():
+    _, teachers, _ = make_rollouts()
+    scored = scored_in_part()
+    dirty = with_unscored(teachers, scored)
+    dirty = replace(dirty, control_logps=dirty.control_logps.requires_grad_(), logps=dirty.logps.requires_grad_())
+    read, clean = dirty.read(), with_unscored(teachers, scored, junk=0.0)
+    for field in fields(read):
+        assert torch.equal(getattr(read, field.name), getattr(clean, field.name))
+        assert not getattr(read, field.name).requires_grad
+    nothing = replace(teachers, top_ids=None, top_logps=None, control_logps=None, control_top_logps=None).read()
+    assert nothing.top_logps is nothing.control_logps is nothing.control_top_logps is None
 
 
 @each_objective

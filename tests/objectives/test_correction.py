@@ -157,6 +157,33 @@ def test_a_students_rest_below_rounding_leaves_the_other_gradients_sound():
     assert of_one_token(logits.detach().double() * 0.8, teacher.double(), 2).item() == pytest.approx(exact - 0.4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_tangent_goes_on_where_the_logarithm_ends(dtype):
+    """The pull to the rest is p_rest down to a student's rest of p_rest · √ε, and below it in proportion."""
+    p_rest = 0.25
+    end = p_rest * torch.finfo(dtype).eps ** 0.5
+    sums, pulls = [], []
+    for share in (1.1, 0.9, 0.5):
+        logits = torch.tensor([[1 - share * end, share * end]], dtype=torch.float64).log().to(dtype).requires_grad_()
+        loss = of_one_token(logits, torch.tensor([[1 - p_rest, p_rest]], dtype=dtype).log(), 1)
+        loss.sum().backward()
+        sums.append(loss.item())
+        pulls.append(-logits.grad[0, 1].item())
+    assert pulls == pytest.approx([p_rest, 0.9 * p_rest, 0.5 * p_rest], rel=2e-3)
+    assert sums[1] - sums[0] == pytest.approx(p_rest * (math.log(1.1) + 0.1), rel=2e-3)
+    assert sums[2] - sums[1] == pytest.approx(p_rest * 0.4, rel=2e-3)
+
+
+@pytest.mark.parametrize("sharp", [1.0, 5.0, 15.0])
+def test_in_float32_too_nothing_is_made_of_a_rest_that_is_a_rounding_error(sharp):
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = sharp * torch.randn(2, 500, 11, generator=generator)
+    teacher, ours, theirs = teacher.log_softmax(-1), logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    of_one_token(ours, teacher, 11).sum().backward()
+    (teacher.exp() * (teacher - theirs.log_softmax(-1))).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=2e-6)
+
+
 @given(seed=st.integers(0, 10_000), power=st.integers(-12, -1))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_the_rest_keeps_its_digits_however_small_it_is(seed, power):
