@@ -137,7 +137,7 @@ def _of_rest(student: Tensor, teacher: Tensor) -> Tensor:
     the logarithm goes on as its tangent: the gradients of the M tokens cancel up to that factor, so they keep √ε.
     """
     info = torch.finfo(student.dtype)
-    p, q = rest(teacher).clamp(min=0), rest(student)
+    p, q = rest(teacher), rest(student)
     there = p > _ROUNDING * info.eps
     p_there = torch.where(there, p, 1.0)
     least = p_there * math.sqrt(info.eps)
