@@ -14,7 +14,6 @@ from typing import Any
 from trl import GRPOConfig
 
 from sgsd.bank import SkillBank, history
-from sgsd.bank.maintain import Limits
 from sgsd.errors import ConfigError, check_choice
 from sgsd.objectives import DIVERGENCES
 from sgsd.prompts import BOXED_INSTRUCTION, Thinking
@@ -26,7 +25,6 @@ GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
 OBJECTIVES = ("gated", "local", "correction")
 TRUSTS = ("worth", "ledger", "equal")
 BASELINES = ("none", "control")
-EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
 
 # TRL's refusal of one rollout per prompt, which its runtime handles; pinned by a test.
@@ -316,12 +314,6 @@ class SGSDConfig(DistillationConfig):
         0.8, "New items are made where less than this share of the rollouts since the last check succeeded."
     )
     maintenance_timeout: float = _setting(900.0, "Seconds a writer may take; an update that takes longer is skipped.")
-    maintenance_max_added: int = _setting(5, "New skills, and new mistakes, an update adds at most.")
-    maintenance_max_dynamic: int = _setting(30, "Online skills, and online mistakes, the bank holds at most.")
-    maintenance_eviction: str = _setting(
-        "credit", f"Which online items make room: those of the lowest {EVICTIONS[0]}, or the oldest ({EVICTIONS[1]})."
-    )
-
     maintenance_writer_url: str | None = _setting(
         None, "An OpenAI-compatible server that writes new items, such as http://localhost:8000/v1; None: the policy."
     )
@@ -369,8 +361,6 @@ class SGSDConfig(DistillationConfig):
                 expected=", ".join(f"{name} {value}" for name, value in unmet.items()),
                 remedy="why: docs/method.md, Guidance",
             )
-        check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
-        Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
         if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):
             given = {name: vars(self)[name] for name in ("maintenance_writer_url", "maintenance_writer_model")}
             raise ConfigError("half a server to write new items", got=given, expected="its address and its model")

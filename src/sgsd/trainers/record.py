@@ -153,7 +153,7 @@ class RunRecorder:
             [(self._ids[skill], self._ids[mistake]) for skill, mistake in row if skill >= 0] for row in numbers.tolist()
         ]
         self.ledger = self.ledger.credited(
-            pairs, support=support.numpy(), stance=stance.numpy(), outcome=outcome.numpy(), step=step
+            pairs, support=support.numpy(), stance=stance.numpy(), outcome=outcome.numpy(), problems=range(len(pairs))
         )
         self._count(outcome, support, numbers[..., 0] >= 0)
         if self._writes and self._traces_at(step):

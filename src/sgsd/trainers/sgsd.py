@@ -14,7 +14,6 @@ Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from torch import Tensor
 
 from sgsd.bank import Ledger
 from sgsd.bank.credit import credit, sure_worth, trust, worth
-from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
 from sgsd.objectives import SGSDLoss, guided_logps
 from sgsd.prompts import uncounted_token_ids
@@ -133,12 +131,8 @@ class SGSDTrainer(VerifiedTrainer):
         for name, value in metrics.items():
             self._metrics["train"][f"sgsd/maintenance/{name}"].append(value)
 
-    @property
-    def _credit(self) -> Callable[[str], float | None] | None:
-        """What each item has been worth, where that decides which ones make room."""
-        return self._credit_of if self.args.maintenance_eviction == "credit" else None
-
-    def _credit_of(self, id: str) -> float | None:
+    def _credit(self, id: str) -> float | None:
+        """What an item has been worth."""
         record = self.ledger.record(id)
         return credit(record).value if record.positive + record.negative else None
 
@@ -154,7 +148,6 @@ class SGSDTrainer(VerifiedTrainer):
             frequency=self.args.maintenance_frequency,
             threshold=self.args.maintenance_threshold,
             timeout=self.args.maintenance_timeout,
-            limits=Limits(self.args.maintenance_max_added, self.args.maintenance_max_dynamic),
             own_process=own_process,
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
