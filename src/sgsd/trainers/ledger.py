@@ -140,7 +140,7 @@ class TrainingLedger:
                 support=support,
                 stance=stance,
                 outcome=[batch.outcome[numbers[0]] for numbers in by_row.values()],
-                # problems=[row // self._group_size for row in by_row],
+                problems=[row // self._group_size for row in by_row],
             )
         return batch
 

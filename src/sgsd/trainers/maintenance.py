@@ -31,7 +31,7 @@ from transformers import TrainerCallback
 from sgsd.bank import Item, Origin, SkillBank
 from sgsd.bank.extract import Candidate, extraction_request, read_extraction
 from sgsd.bank.leaks import scan
-from sgsd.bank.maintain import Action, Limits, maintain
+from sgsd.bank.maintain import Action, maintain
 from sgsd.bank.merge import merge
 from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, Written, write_until_fit
 from sgsd.errors import BankError, CheckpointError
@@ -301,14 +301,11 @@ class Maintenance:
     Args:
         folder: the run's.
         writer: who writes new items.
-        frequency, threshold, timeout, limits: see ``SGSDConfig``.
+        frequency, threshold, timeout: see ``SGSDConfig``.
         own_process: the writer uses this process's model: it is waited for, and asked for the time between requests.
             Another one is left alone when its time is over.
         processes, rank: how many there are, and which one this is.
         seed: of the writer's sampling.
-
-    Raises:
-        ConfigError: limits that cannot be.
     """
 
     def __init__(
@@ -319,7 +316,6 @@ class Maintenance:
         frequency: int,
         threshold: float,
         timeout: float,
-        limits: Limits,
         own_process: bool,
         processes: int = 1,
         rank: int = 0,
@@ -331,7 +327,6 @@ class Maintenance:
         self._writer = writer
         self._threshold = threshold
         self._timeout = timeout
-        self._limits = limits
         self._own_process = own_process
         self._rank = rank
         self._seed = seed
@@ -371,7 +366,7 @@ class Maintenance:
             self.window = replace(self.window, records=(*self.window.records, *(r for part in gathered for r in part)))
 
     def check(
-        self, step: int, bank: SkillBank, credit: Callable[[str], float | None] | None
+        self, step: int, bank: SkillBank, credit: Callable[[str], float | None]
     ) -> tuple[SkillBank, dict[str, float]]:
         """Look at the window and empty it; returns the bank as it is now, on all processes, and metrics.
 
@@ -395,7 +390,7 @@ class Maintenance:
             )
         return bank, update.metrics
 
-    def _renew(self, step: int, bank: SkillBank, credit: Callable[[str], float | None] | None) -> _Sent:
+    def _renew(self, step: int, bank: SkillBank, credit: Callable[[str], float | None]) -> _Sent:
         begun = time.monotonic()
         check, bank = self._checked(step, bank, credit)
         self.window = Window(
@@ -420,9 +415,7 @@ class Maintenance:
         }
         return _Sent(bank.to_json().encode(), bank.digest, {name: float(value) for name, value in metrics.items()})
 
-    def _checked(
-        self, step: int, bank: SkillBank, credit: Callable[[str], float | None] | None
-    ) -> tuple[Check, SkillBank]:
+    def _checked(self, step: int, bank: SkillBank, credit: Callable[[str], float | None]) -> tuple[Check, SkillBank]:
         rate = self.window.success_rate
         check = Check(step, len(self.window.records), rate, "enough", bank=bank.digest)
         if rate is None or rate >= self._threshold:
@@ -446,7 +439,7 @@ class Maintenance:
             return replace(check, status="skipped", reason="nothing that was written could be used"), bank
         items, leaks = _without_leaks(proposal.items, memories)
         check = replace(check, leaks=leaks)
-        update = maintain(bank, items, self._limits, credit=credit)
+        update = maintain(bank, items, credit=credit)
         parents = {parent for item in update.diff.added for parent in item.parents}
         check = replace(
             check,
@@ -530,7 +523,6 @@ def maintenance_of(trainer: Any, args: SGSDConfig, writer: Writer | None) -> Mai
         frequency=args.maintenance_frequency,
         threshold=args.maintenance_threshold,
         timeout=args.maintenance_timeout,
-        limits=Limits(),
         own_process=own_process,
         processes=trainer.accelerator.num_processes,
         rank=trainer.accelerator.process_index,
