@@ -160,7 +160,7 @@ def test_settings_are_refused_before_any_work(settings: dict[str, Any], message:
 
 def test_the_report_speaks_three_ways() -> None:
     rows = [problem(f"p{i}") for i in range(8)]
-    adapted = Adapted(tuple(rows), "plain", notes={"system message left out": 2})
+    adapted = Adapted(tuple(rows), "plain", notes={"answer taken from a box": 2})
     _, report = curate(rows)
     report = report.including(adapted, source="ducks.jsonl")
     assert report.summary() == "1 of 8 rows kept from ducks.jsonl; dropped 7 duplicate"
@@ -168,7 +168,7 @@ def test_the_report_speaks_three_ways() -> None:
         "rows                           8  ducks.jsonl (plain)",
         "dropped: duplicate             7  p1, p2, p3, p4, p5, …",
         "kept                           1",
-        "note: system message left out  2",
+        "note: answer taken from a box  2",
     ]
     saved = json.loads(report.to_json())
     assert saved["counts"] == {"duplicate": 7}

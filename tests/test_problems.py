@@ -172,20 +172,23 @@ def test_the_wrapper_is_stripped_from_the_system_form_too_and_counted() -> None:
     assert adapted.problems[0].text == TEXT
     assert adapted.notes == {"instruction wrapper stripped": 1}
     other = DAPO | {"prompt": [{"role": "system", "content": "Be a duck."}, {"role": "user", "content": TEXT}]}
-    assert read(other).notes == {"system message left out": 1}
+    (problem,) = read(other).problems
+    assert problem.prompt == tuple(other["prompt"])
+    assert read(other).notes == {"conversation kept as it is": 1}
 
 
 @pytest.mark.parametrize(
     "prompt",
     [
-        [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "?"}],
-        [{"role": "user", "content": TEXT}, {"role": "user", "content": TEXT}],
+        [{"role": "system", "content": TEXT}],
+        [{"content": TEXT}],
+        [{"role": "user", "content": None}],
         [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
         [TEXT],
         {"text": TEXT},
     ],
 )
-def test_prompts_that_are_not_one_question_are_malformed(prompt: object) -> None:
+def test_prompts_without_a_question_in_text_are_malformed(prompt: object) -> None:
     adapted = read({"prompt": prompt, "answer": "12"})
     assert [drop.reason for drop in adapted.dropped] == [DropReason.MALFORMED]
     assert adapted.dropped[0].id == "ducks-0"

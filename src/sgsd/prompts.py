@@ -232,9 +232,7 @@ class PromptRenderer:
         """A skill-conditioned prompt: a teacher's, or a rollout's with skills in it."""
         return with_block(self.student_messages(asked), self._disarmed(_skill_block(pairs)))
 
-    def reference_prompt(
-        self, asked: Asked, reference: str, pairs: Sequence[tuple[Skill, Mistake]] = ()
-    ) -> Prompt:
+    def reference_prompt(self, asked: Asked, reference: str, pairs: Sequence[tuple[Skill, Mistake]] = ()) -> Prompt:
         """OPSD's teacher prompt."""
         blocks = [_skill_block(pairs)] if pairs else []
         block = "\n\n".join([*blocks, REFERENCE_BLOCK.format(reference=reference)])
