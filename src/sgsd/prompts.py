@@ -96,7 +96,7 @@ def thinking_kwargs(thinking: Thinking | str, given: Mapping[str, Any]) -> tuple
             "thinking: matched is now called template",
             got="matched",
             expected=", ".join(Thinking),
-            remedy="off is what rollouts of 1,024 tokens need; template leaves it to the chat template, which may think",
+            remedy="off suits rollouts of 1,024 tokens; template leaves it to the chat template, which may think",
         )
     check_choice("thinking", str(thinking), tuple(map(str, Thinking)))
     chosen = Thinking(thinking)
