@@ -158,6 +158,24 @@ def test_settings_are_refused_before_any_work(settings: dict[str, Any], message:
         curate([], **settings)
 
 
+def test_conversations_are_the_same_if_all_their_messages_are() -> None:
+    def asked(id: str, first: str, answer: str = "12") -> Problem:
+        turns = (first, "Why?")
+        return Problem(id, "Why?", answer, prompt=tuple({"role": "user", "content": turn} for turn in turns))
+
+    kept, report = curate([asked("a", "One."), asked("b", "Two.", "13"), asked("c", "One.")])
+    assert [one.id for one in kept] == ["a", "b"]
+    assert report.ids("duplicate") == ("c",)
+
+
+def test_answers_may_be_missing_where_none_is_needed() -> None:
+    rows = [Problem("a", "Why?", ""), Problem("b", " ", "")]
+    assert not curate(rows)[0]
+    kept, report = curate(rows, needs_answer=False)
+    assert [one.id for one in kept] == ["a"]
+    assert report.counts == {"no_text": 1}
+
+
 def test_the_report_speaks_three_ways() -> None:
     rows = [problem(f"p{i}") for i in range(8)]
     adapted = Adapted(tuple(rows), "plain", notes={"answer taken from a box": 2})
