@@ -134,7 +134,8 @@ def curate(
 
     In this order: empty text or answer; conflicts (same text, another answer); duplicates (same text, same answer);
     the limit; language; references the verifier cannot read. Texts are the same up to Unicode composition and white
-    space; of a prompt with several messages, all are compared; answers up to white space, enclosing ``$`` and the way a number is written.
+    space; of a prompt with several messages, all are compared. Answers are the same up to white space, enclosing
+    ``$`` and the way a number is written.
     Curating the result again changes nothing.
 
     Args:

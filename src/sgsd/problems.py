@@ -471,8 +471,8 @@ def adapt(
     id that was seen before gets the suffix ``#2``, ``#3``, … (the DAPO set repeats every row, id included). Rows the
     adapter cannot read are in ``dropped``; rows without text or answer become problems that ``curate`` drops.
 
-    A ``prompt`` column is the prompt, as in TRL, whatever else the adapter reads: conversations stay as they are, system
-    messages and earlier turns included. The DAPO sets' own prompts are the exception (``_bare_prompt``).
+    A ``prompt`` column is the prompt, as in TRL, whatever else the adapter reads: conversations stay as they are,
+    system messages and earlier turns included. The DAPO sets' own prompts are the exception (``_bare_prompt``).
 
     Args:
         rows: the data set; may be a stream.
