@@ -18,6 +18,7 @@ from sgsd.bank.maintain import Limits
 from sgsd.errors import ConfigError, check_choice
 from sgsd.objectives import DIVERGENCES
 from sgsd.prompts import BOXED_INSTRUCTION, Thinking
+from sgsd.trainers.startup import check_settings, default_device, refuse_idle_settings
 
 TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
@@ -102,7 +103,10 @@ class VerifiedConfig(GRPOConfig):
                 raise ConfigError("verifier_options is not JSON", got=self.verifier_options) from error
         if not isinstance(self.verifier_options, dict | None):
             raise ConfigError("verifier_options is no mapping", got=self.verifier_options, expected="a JSON object")
+        if not (self.instruction or "").strip():
+            self.instruction = ""
         self._check()
+        default_device(self)
         try:
             super().__post_init__()
         except ValueError as error:
@@ -112,6 +116,8 @@ class VerifiedConfig(GRPOConfig):
         if not isinstance(self.chat_template_kwargs or {}, dict):  # JSON until TRL has read it
             got = repr(self.chat_template_kwargs)
             raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
+        check_settings(self)
+        refuse_idle_settings(self, uses_grpo_loss=self._uses_grpo_loss or self.guard == "grpo")
 
     def _check(self) -> None:
         for name, allowed in (
