@@ -181,7 +181,9 @@ class Run:
 @pytest.fixture
 def checkpoints(tmp_path, monkeypatch):
     folders = {step: tmp_path / f"checkpoint-{step}" for step in (2, 4, 6)}
-    monkeypatch.setattr("sgsd.trainers.guard.complete_checkpoints", lambda folder: folders if folder == tmp_path else {})
+    monkeypatch.setattr(
+        "sgsd.trainers.guard.complete_checkpoints", lambda folder: folders if folder == tmp_path else {}
+    )
     return tmp_path
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import TrainerState, get_scheduler
@@ -273,7 +274,7 @@ def _end_of_turn_id(tokenizer: Any) -> int | None:
     last, earlier = ([question, answer], [question, answer, question])
     try:
         behind = [_specials_behind(tokenizer, messages) for messages in (last, earlier)]
-    except Exception:  # noqa: BLE001 - a template is a program of the model's author; it may know no assistant's turn
+    except TemplateError:  # some know no assistant's turn, or no second one
         return None
     shared = [one for one, other in zip(*behind, strict=False) if one == other]
     found = shared or behind[0]
