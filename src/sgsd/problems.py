@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeAlias, cast
@@ -277,6 +277,17 @@ def _dapo_raw(row: Row) -> Draft:
     return Draft(text, _string(cast("Row", reward), "ground_truth"), id=identifier, notes=notes)
 
 
+def _dapo_wrapped(row: Row) -> Draft:
+    """``_dapo_raw`` with the instruction wrapper left in the text: the last user message as it stands."""
+    draft, value = _dapo_raw(row), row.get("prompt")
+    if isinstance(value, list):
+        messages = cast("list[Mapping[str, object]]", value)
+        text = next(_content(message) for message in reversed(messages) if message.get("role") == "user")
+    else:
+        text = _string(row, "prompt")
+    return replace(draft, text=text.strip(), notes=("instruction wrapper kept",) if text.strip() != draft.text else ())
+
+
 def _dapo_processed(row: Row) -> Draft:
     text, notes = _prompt(row)
     reward, extra = row.get("reward_model"), row.get("extra_info")
@@ -351,9 +362,15 @@ def _columns(*text: str, answer: str = "answer", id: tuple[str, ...] = ("id", "u
     return convert
 
 
+def _never(row: Row) -> bool:
+    """Of adapters that are chosen by name alone."""
+    return False
+
+
 _TABLE = (
     Adapter("dapo_processed", (("prompt",), ("solution",), ("source_prompt",)), _dapo_processed),
     Adapter("dapo_raw", (("data_source",), ("prompt",), ("reward_model",)), _dapo_raw),
+    Adapter("dapo_wrapped", (("data_source",), ("prompt",), ("reward_model",)), _dapo_wrapped, _never),
     Adapter("openthoughts", (("problem",), ("solution",), ("Answer",)), _columns("problem", answer="Answer")),
     Adapter("reasoning_gym", (("question",), ("answer",), ("metadata",)), _reasoning_gym, _is_reasoning_gym),
     Adapter("gsm8k", (("question",), ("answer",)), _gsm8k, _is_gsm8k),

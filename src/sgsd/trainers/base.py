@@ -175,6 +175,7 @@ class VerifiedTrainer(GRPOTrainer):
             temperature=temperature,
             seed=args.seed,
             query_prompt=args.retrieval_query_prompt,
+            item_text=args.retrieval_text,
         )
 
     def _training_rows(self, args: VerifiedConfig, problems: list[Problem], skills: list[SkillPairs] | None) -> Dataset:

@@ -18,6 +18,7 @@ from sgsd.bank.maintain import Limits
 from sgsd.errors import ConfigError, check_choice
 from sgsd.objectives import DIVERGENCES
 from sgsd.prompts import BOXED_INSTRUCTION, Thinking
+from sgsd.retrieval import ITEM_TEXTS
 
 TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
@@ -89,6 +90,10 @@ class VerifiedConfig(GRPOConfig):
     retrieval_query_prompt: str = _setting(
         "", "Put before each problem when it is embedded; Qwen3-Embedding wants 'Instruct: <task>\\nQuery:'."
     )
+    retrieval_text: str = _setting(
+        "topic",
+        "What of an item is compared with problems: topic (title, text, a skill's when) or full (a mistake's avoid too).",
+    )
     skills_in_prompt: bool = _setting(
         False, "Show each problem's best pairs in the rollout's prompt; of methods grpo and opsd."
     )
@@ -116,6 +121,7 @@ class VerifiedConfig(GRPOConfig):
     def _check(self) -> None:
         for name, allowed in (
             ("retriever", RETRIEVERS),
+            ("retrieval_text", ITEM_TEXTS),
             ("truncated", TRUNCATED),
             ("thinking", tuple(map(str, Thinking))),
         ):
