@@ -92,7 +92,7 @@ class VerifiedConfig(GRPOConfig):
     )
     retrieval_text: str = _setting(
         "topic",
-        "What of an item is compared with problems: topic (title, text, a skill's when) or full (a mistake's avoid too).",
+        "What of an item is compared with problems: topic: title, text, a skill's when; full: a mistake's avoid too.",
     )
     skills_in_prompt: bool = _setting(
         False, "Show each problem's best pairs in the rollout's prompt; of methods grpo and opsd."
