@@ -216,7 +216,8 @@ class BM25Retriever:
         if k == 0:
             return [Retrieval((), ()) for _ in queries]
         if self._indexed is None or self._indexed[0] != bank.digest:
-            self._indexed = bank.digest, *(_BM25Index(items, self._item_text) for items in (bank.skills, bank.mistakes))
+            text = self._item_text
+            self._indexed = bank.digest, _BM25Index(bank.skills, text), _BM25Index(bank.mistakes, text)
         _, skills, mistakes = self._indexed
         retrievals: list[Retrieval] = []
         for query in queries:
