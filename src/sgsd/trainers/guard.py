@@ -165,6 +165,12 @@ class CollapseGuard:
         state = {"recent": self._recent, "first": self._first, "best": self._best, "best_step": self._best_step}
         return json.dumps(state | {"alarm": None if self.alarm is None else asdict(self.alarm)})
 
+    def state_dict(self) -> dict[str, Any]:
+        return json.loads(self.to_json())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.restore(json.dumps(state), source="checkpoint")
+
     def restore(self, text: str, *, source: str) -> None:
         """Go on from what ``to_json`` wrote.
 
