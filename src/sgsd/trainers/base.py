@@ -264,6 +264,7 @@ class VerifiedTrainer(GRPOTrainer):
             temperature=temperature,
             seed=args.seed,
             query_prompt=args.retrieval_query_prompt,
+            item_text=args.retrieval_text,
         )
 
     def _training_rows(

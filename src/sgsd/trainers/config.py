@@ -17,6 +17,7 @@ from sgsd.bank import SkillBank, history
 from sgsd.errors import ConfigError, check_choice
 from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
+from sgsd.retrieval import ITEM_TEXTS
 from sgsd.scoring.weights import TEACHERS
 from sgsd.trainers.startup import check_settings, default_device, refuse_idle_settings
 
@@ -99,6 +100,10 @@ class VerifiedConfig(GRPOConfig):
     retrieval_query_prompt: str = _setting(
         "", "Put before each problem when it is embedded; Qwen3-Embedding wants 'Instruct: <task>\\nQuery:'."
     )
+    retrieval_text: str = _setting(
+        "topic",
+        "What of an item is compared with problems: topic: title, text, a skill's when; full: a mistake's avoid too.",
+    )
     skills_in_prompt: bool = _setting(
         False, "Show each problem's best pairs in the rollout's prompt; of methods grpo and opsd."
     )
@@ -139,6 +144,7 @@ class VerifiedConfig(GRPOConfig):
     def _check(self) -> None:
         for name, allowed in (
             ("retriever", RETRIEVERS),
+            ("retrieval_text", ITEM_TEXTS),
             ("truncated", TRUNCATED),
             ("long_prompts", LONG_PROMPTS),
         ):
