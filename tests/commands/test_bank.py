@@ -300,16 +300,13 @@ def test_the_log_of_a_run_tells_of_its_bank_while_it_trained(sgsd, tmp_path):
         {"step": 20, "success_rate": None, "status": "skipped", "reason": "no items within 9 s", "bank": "e" * 64}
         | {"leaks": [], "items": []},
     ]
-    retired = {"step": 20, "id": "skill-1", "credit": 0.125, "title": "Guess"}
     write_lines(tmp_path / "maintenance.jsonl", checks)
     with (tmp_path / "maintenance.jsonl").open("a") as lines:
         lines.write('{"step": 30, "succ')  # it is being written
-    write_lines(tmp_path / "retirements.jsonl", [retired])
     SkillBank.load(SEED).save(tmp_path / "bank.json")
     told = sgsd("bank", "log", tmp_path).out
     assert all(part in told for part in ("25 %", "updated", "+2 −1", "1 left out as leaks", "skipped", "no items"))
-    assert all(part in told for part in ("retired", "credit 0.12"))
-    assert json.loads(sgsd("bank", "log", tmp_path, "--json").out)["training"] == [checks[0], retired, checks[1]]
+    assert json.loads(sgsd("bank", "log", tmp_path, "--json").out)["training"] == checks
     sgsd("bank", "import", "seed:competition-mathematics", tmp_path / "bank.json", "--force")
     both = sgsd("bank", "log", tmp_path / "bank.json").out
     assert all(part in both for part in ("25 %", "2 versions", "edit: as found"))

@@ -314,7 +314,7 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         )
     for title, ids in prompts.items():
         out.print(Panel(renderer.text(ids).replace("[", r"\["), title=f"{title}: {len(ids)} tokens, {problems[0].id}"))
-    lengths = [len(renderer.student_ids(problem.text)) for problem in problems]
+    lengths = [len(renderer.student_ids(problem)) for problem in problems]
     out.print(f"plain prompts: {min(lengths)} to {max(lengths)} tokens; no weights were loaded", highlight=False)
     warning = thinking_of(tokenizer, renderer.student_kwargs).warning(training.max_completion_length)
     if warning is not None:
@@ -326,23 +326,23 @@ def _prompts(
     training: VerifiedConfig, renderer: PromptRenderer, bank: SkillBank | None, problems: list[Problem]
 ) -> dict[str, list[int]]:
     """The first problem's prompts, by title. The embedder's weights stay unloaded: pairs shown are BM25's."""
-    text = problems[0].text
+    asked = problems[0]
     pairs: SkillPairs = ()
     if bank is not None:
         count = training.skills_in_prompt_pairs if training.skills_in_prompt else 1
         pairs = skill_pairs(problems[:1], BM25Retriever(), bank, count)[0]
     if training.skills_in_prompt:
-        prompts = {"student, with BM25's first pairs": renderer.skilled_ids(text, pairs)}
+        prompts = {"student, with BM25's first pairs": renderer.skilled_ids(asked, pairs)}
     else:
-        prompts = {"student": renderer.student_ids(text)}
+        prompts = {"student": renderer.student_ids(asked)}
     if isinstance(training, SGSDConfig):
-        prompts["teacher, with BM25's first pair"] = renderer.teacher_ids(text, *pairs[0])
+        prompts["teacher, with BM25's first pair"] = renderer.teacher_ids(asked, *pairs[0])
     if isinstance(training, OPSDConfig):
         from sgsd.trainers.opsd import references
 
         reference = references(problems, training.reference)[0]
         shown = pairs if training.skills_in_prompt else ()
-        prompts[f"teacher, with the {training.reference}"] = renderer.reference_ids(text, reference, shown)
+        prompts[f"teacher, with the {training.reference}"] = renderer.reference_ids(asked, reference, shown)
     return prompts
 
 
