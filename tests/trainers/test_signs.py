@@ -26,14 +26,14 @@ def test_a_first_batch_with_most_rollouts_cut_off_is_said_in_capitals_with_the_r
     assert len(said) == 1  # once a run
     assert "88% OF THE FIRST ROLLOUTS ARE CUT OFF" in said[0]
     assert "max_completion_length 1024" in said[0]
-    assert "chat_template_kwargs: {enable_thinking: false}" in said[0]
+    assert "set thinking: off" in said[0]
     assert len(said[0].splitlines()) >= 5
 
 
 def test_without_a_switch_for_thinking_the_remedy_is_room():
     (said,) = first_steps((0.6, MIXED))
     assert "larger max_completion_length" in said
-    assert "enable_thinking" not in said
+    assert "thinking" not in said
 
 
 def test_rollouts_that_are_cut_off_later_are_left_to_the_guard():

@@ -13,16 +13,16 @@ import pytest
 import torch
 import trl
 from peft import (
-    IA3Config,
     LoraConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
     get_peft_model,
 )
-from transformers import BloomConfig, GenerationConfig, GPT2Config, LlamaConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from sgsd.errors import ConfigError, DataError
+from sgsd.scoring.weights import trains_base
 from sgsd.trainers.config import CONFIGS, SGSDConfig
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.trainers.startup import (
@@ -32,14 +32,10 @@ from sgsd.trainers.startup import (
     check_reward,
     check_tokens,
     check_verifier,
-    context_length,
-    end_ids,
-    prompt_budget,
     refuse_idle_settings,
     refuse_prompt_learning,
     sampling_as_asked,
     settle_generation_config,
-    stands_still_without_adapter,
     thinking_of,
 )
 from sgsd.verifiers import get_verifier
@@ -104,8 +100,8 @@ def test_settings_that_train_pass(tmp_path, settings):
     make_config(tmp_path, **settings)
 
 
-@pytest.mark.parametrize("instruction", ["", "  \n", None])
-def test_an_empty_instruction_is_none(tmp_path, instruction):
+@pytest.mark.parametrize("instruction", ["", "  \n"])
+def test_an_instruction_of_blanks_is_empty(tmp_path, instruction):
     assert make_config(tmp_path, instruction=instruction).instruction == ""
 
 
@@ -231,23 +227,6 @@ def test_the_batch_counts_every_process(tmp_path):
         check_batch(15, four)
 
 
-def test_a_context_without_a_limit_leaves_prompts_theirs(tmp_path):
-    args = make_config(tmp_path, max_completion_length=100)
-    assert context_length(BloomConfig()) is None
-    assert prompt_budget(BloomConfig(), args) > 10**6
-    assert context_length(GPT2Config(n_positions=512)) == 512
-    assert prompt_budget(LlamaConfig(max_position_embeddings=512), args) == 412
-    args.max_prompt_length = 50
-    assert prompt_budget(BloomConfig(), args) == prompt_budget(LlamaConfig(), args) == 50
-
-
-@pytest.mark.parametrize(("completion", "prompt"), [(512, None), (500, 13)])
-def test_a_context_without_room_is_refused(tmp_path, completion, prompt):
-    args = make_config(tmp_path, max_completion_length=completion, max_prompt_length=prompt)
-    with pytest.raises(ConfigError, match="at most 512 tokens together"):
-        prompt_budget(LlamaConfig(max_position_embeddings=512), args)
-
-
 # ---- tokens
 
 
@@ -259,22 +238,20 @@ def templated(name):
 
 
 def test_tokens_of_a_model_and_its_own_tokenizer_pass(tokenizer):
-    assert check_tokens(264, tokenizer, GenerationConfig(eos_token_id=[EOS, 5])) == [EOS, 5]
-    assert check_tokens(264, tokenizer, GenerationConfig(eos_token_id=5)) == [EOS, 5]
-    assert check_tokens(264, tokenizer, GenerationConfig()) == [EOS]
+    check_tokens(264, tokenizer, [EOS, 263])
 
 
 def test_a_padding_token_beyond_the_vocabulary_is_one_line():
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<|filler|>"})
     with pytest.raises(ConfigError, match=r"the padding token is not in the .*<\|filler\|>.*ids below 260") as refused:
-        check_tokens(260, tokenizer, GenerationConfig())
+        check_tokens(260, tokenizer, [EOS])
     assert "\n" not in str(refused.value)
 
 
 def test_an_end_token_beyond_the_vocabulary_is_one_line(tokenizer):
     with pytest.raises(ConfigError, match="an end token is not in the model's vocabulary: got 700"):
-        check_tokens(264, tokenizer, GenerationConfig(eos_token_id=[EOS, 700]))
+        check_tokens(264, tokenizer, [EOS, 700])
 
 
 def test_a_template_of_tokens_beyond_the_vocabulary_is_one_line():
@@ -282,7 +259,7 @@ def test_a_template_of_tokens_beyond_the_vocabulary_is_one_line():
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
     tokenizer.chat_template = "{% for m in messages %}<|turn|>{{ m['content'] }}<|im_end|>{% endfor %}"
     with pytest.raises(ConfigError, match=r"a token of the template is not in .*<\|turn\|>"):
-        check_tokens(260, tokenizer, GenerationConfig())
+        check_tokens(260, tokenizer, [EOS])
 
 
 @pytest.mark.parametrize(("missing", "said"), [("pad_token", "no padding token"), ("eos_token", "no end token")])
@@ -290,39 +267,7 @@ def test_unknown_padding_and_end_are_one_line(missing, said):
     tokenizer = make_tokenizer()
     setattr(tokenizer, missing, None)
     with pytest.raises(ConfigError, match=said):
-        check_tokens(264, tokenizer, GenerationConfig(eos_token_id=EOS))
-
-
-@pytest.mark.parametrize(
-    ("template", "end_of_text", "end_of_turn"),
-    [
-        ("qwen2_5", "<|endoftext|>", "<|im_end|>"),
-        ("qwen3", "<|endoftext|>", "<|im_end|>"),
-        ("qwen3_5_think", "<|endoftext|>", "<|im_end|>"),
-        ("llama3", "<|end_of_text|>", "<|eot_id|>"),
-        ("gemma3", "<eos>", "<end_of_turn>"),
-        ("phi3", "<|endoftext|>", "<|end|>"),  # closes the last turn with the end of text as well
-        ("cohere2", "<eos>", "<|END_OF_TURN_TOKEN|>"),  # behind <|END_RESPONSE|>
-        ("gptoss", "<|endoftext|>", "<|return|>"),  # earlier turns end with <|end|>, as its thoughts do
-    ],
-)
-def test_the_template_s_end_of_turn_ends_a_completion(template, end_of_text, end_of_turn):
-    tokenizer = templated(template)
-    others = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<|user|>"]
-    others += ["<|assistant|>", "<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|USER_TOKEN|>", "<|END_RESPONSE|>"]
-    others += ["<|start|>", "<|message|>", "<|channel|>", "<|end|>"]
-    tokenizer.add_special_tokens({"eos_token": end_of_text, "additional_special_tokens": [*others, end_of_turn]})
-    end, turn = tokenizer.convert_tokens_to_ids([end_of_text, end_of_turn])
-    assert end_ids(tokenizer, GenerationConfig(eos_token_id=end)) == [end, turn]
-    assert end_ids(tokenizer, GenerationConfig(eos_token_id=[turn, end])) == [turn, end]
-
-
-def test_a_template_that_knows_no_assistant_adds_no_end(tokenizer):
-    plain = make_tokenizer()
-    plain.chat_template = (
-        "{{ messages[0]['content'] }}{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}"
-    )
-    assert end_ids(plain, GenerationConfig(eos_token_id=7)) == [EOS, 7]
+        check_tokens(264, tokenizer, [EOS])
 
 
 # ---- the checkpoint's own sampling
@@ -460,13 +405,14 @@ def test_a_switch_of_another_name_is_found():
     off = "{% if thinking is defined and not thinking %}"
     tokenizer.chat_template = "{{ messages[0]['content'] }}<|im_end|>" + off + "</think>{% else %}<think>{% endif %}"
     assert thinking_of(tokenizer).off == {"thinking": False}
+    assert "chat_template_kwargs: {thinking: false}" in thinking_of(tokenizer).warning(64)
     assert not thinking_of(tokenizer, {"thinking": False}).thinks
 
 
 def test_a_budget_too_short_to_think_in_is_one_line_with_the_remedy():
     line = thinking_of(templated("qwen3")).warning(1024)
     assert "max_completion_length 1024" in line
-    assert "chat_template_kwargs: {enable_thinking: false}" in line
+    assert "set thinking: off" in line
     assert "\n" not in line
     assert "4096 or more" in thinking_of(templated("deepseekv3")).warning(1024)
 
@@ -582,14 +528,12 @@ def test_a_verifier_whose_every_verdict_is_an_error_stops_at_once(name, said):
             checked(reward)
 
 
-def test_a_function_is_no_verifier():
-    with pytest.raises(
-        ConfigError, match=r"verifier is no Verifier: got raising; .*pass a reward function as reward_funcs"
-    ):
-        check_verifier(raising)
-    with pytest.raises(ConfigError, match="got str"):
-        check_verifier("math")
+def test_what_cannot_verify_is_refused_by_what_it_is():
+    for thing, got in (("math", "'math'"), (3, "int")):
+        with pytest.raises(ConfigError, match=f"verifier cannot verify: got {got};"):
+            check_verifier(thing)
     check_verifier(get_verifier("exact"))
+    check_verifier(raising)  # a reward function is taken
 
 
 # ---- adapters
@@ -615,14 +559,13 @@ def biased_model():
         ({"trainable_token_indices": [3, 5]}, True),
         ({"bias": "lora_only"}, False),
         ({"bias": "all"}, False),
-        ({"init_lora_weights": False}, False),
     ],
     ids=str,
 )
 def test_a_teacher_without_the_adapter_stands_still_exactly_where_it_is_said_to(settings, still):
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **settings)
     model = get_peft_model(biased_model(), config).eval()
-    assert stands_still_without_adapter(model, config) is still
+    assert trains_base(model) is not still
     ids = torch.tensor([[1, 3, 5, 7]])
     with torch.no_grad():
         start = model(input_ids=ids).logits
@@ -632,21 +575,6 @@ def test_a_teacher_without_the_adapter_stands_still_exactly_where_it_is_said_to(
         with model.disable_adapter():
             moved = (model(input_ids=ids).logits - start).abs().max()
     assert bool(moved < 1e-6) is still
-
-
-def test_weights_of_the_base_that_train_beside_the_adapter_need_a_copy():
-    config = LoraConfig(r=2, target_modules=["q_proj"])
-    model = get_peft_model(biased_model(), config)
-    model.get_base_model().lm_head.weight.requires_grad_(True)
-    assert not stands_still_without_adapter(model, config)
-
-
-def test_only_a_new_lora_adapter_is_switched_off():
-    ia3 = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
-    assert not stands_still_without_adapter(get_peft_model(biased_model(), ia3), ia3)
-    assert not stands_still_without_adapter(biased_model(), None)
-    lora = LoraConfig(r=2, target_modules=["q_proj"])
-    assert not stands_still_without_adapter(get_peft_model(biased_model(), lora), None)  # it came with the model
 
 
 VIRTUAL = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import nn
 from transformers import TrainerState, get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl.trainer.utils import is_async_callable
 
 from sgsd.errors import ConfigError, DataError, check_choice
+from sgsd.prompts import SWITCH
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.verifiers import Outcome, Verdict
 
@@ -188,50 +188,23 @@ def check_batch(rows: int, args: Any) -> None:
         )
 
 
-def context_length(model_config: Any) -> int | None:
-    """Tokens that a model's positions allow; ``None`` for models without a limit (ALiBi, recurrent ones)."""
-    config = model_config.get_text_config()
-    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2's kind: n_positions
-    positions = vars(config).get(name)
-    return positions if isinstance(positions, int) and positions > 0 else None
-
-
-def prompt_budget(model_config: Any, args: Any) -> int:
-    """The most tokens a prompt may have: ``max_prompt_length``, or what the context leaves, or no limit.
-
-    Raises:
-        ConfigError: if the context has no room for prompts.
-    """
-    context = context_length(model_config)
-    if context is None:
-        return args.max_prompt_length or sys.maxsize
-    room = context - args.max_completion_length
-    if room < 1 or (args.max_prompt_length or 0) > room:
-        raise ConfigError(
-            "prompts and completions do not fit the model's context",
-            got=f"max_completion_length {args.max_completion_length}, max_prompt_length {args.max_prompt_length}",
-            expected=f"at most {context} tokens together",
-        )
-    return args.max_prompt_length or room
-
-
 # ---- tokens
 
 
 def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
-    """Refuse padding, end or template ids that are unknown or that the model has no row for.
+    """Refuse padding or end ids that are unknown, and ids that the model has no row for.
 
     Args:
         vocabulary: rows of the model's embedding.
         tokenizer: of the run.
-        ends: ids that end a completion, see ``engines.models.end_of_completion_ids``.
+        ends: what ends a completion (``engines.models.end_of_completion_ids``).
 
     Raises:
         ConfigError: one line, before the first step.
     """
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no padding token", remedy="set tokenizer.pad_token")
-    if tokenizer.eos_token_id is None or not ends:
+    if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer names no end token", remedy="set tokenizer.eos_token")
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": "x"}], add_generation_prompt=True, tokenize=True, return_dict=True
@@ -240,10 +213,9 @@ def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
     for what, ids in named.items():
         outside = sorted({int(token) for token in ids if not 0 <= token < vocabulary})
         if outside:
-            text = ", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in outside)
             raise ConfigError(
                 f"{what} is not in the model's vocabulary",
-                got=text,
+                got=", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in outside),
                 expected=f"ids below {vocabulary}",
                 remedy="take the tokenizer that belongs to the model, or resize the model's embeddings",
             )
@@ -321,7 +293,7 @@ def _set_of(config: Any) -> dict[str, Any]:
 
 _THINK_OPEN = ("<think>", "[THINK]", "<|think|>", "<seed:think>", "◁think▷", "<|START_THINKING|>", "<|channel>thought")
 _THINK_CLOSED = ("</think>", "[/THINK]", "</seed:think>", "◁/think▷", "<|END_THINKING|>")
-_SWITCHES = ("enable_thinking", "thinking")
+_SWITCHES = (SWITCH, "thinking")
 ROOM_TO_THINK = 4096
 """Tokens below which a completion budget is short for a model that thinks."""
 
@@ -353,6 +325,8 @@ class ThinkingState:
         more = f"max_completion_length of {ROOM_TO_THINK} or more"
         if not self.thinks:
             return "a larger max_completion_length"
+        if self.off == {SWITCH: False}:
+            return f"set thinking: off, or {more}"
         return f"set chat_template_kwargs: {_as_yaml(self.off)}, or {more}" if self.off else f"set {more}"
 
 
@@ -395,17 +369,16 @@ def thinking_of(tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None
 
 
 def check_verifier(verifier: Any) -> None:
-    """Refuse a ``verifier`` that is none.
+    """Refuse a ``verifier`` that is neither a ``Verifier`` nor a reward function, before anything is loaded.
 
     Raises:
-        ConfigError: naming ``reward_funcs``, where functions go.
+        ConfigError: with what it is.
     """
-    if not callable(getattr(verifier, "verify_many", None)):
+    if not callable(verifier) and not callable(getattr(verifier, "verify_many", None)):
         raise ConfigError(
-            "verifier is no Verifier",
-            got=getattr(verifier, "__name__", type(verifier).__name__),
-            expected="an object with verify_many, such as get_verifier('math')",
-            remedy="pass a reward function as reward_funcs" if callable(verifier) else None,
+            "verifier cannot verify",
+            got=repr(verifier) if isinstance(verifier, str) else type(verifier).__name__,
+            expected="an object with verify_many, such as get_verifier('math'), or a reward function",
         )
 
 
@@ -508,7 +481,7 @@ def _name_of(function: Any) -> str:
     return str(getattr(function, "__name__", None) or type(function).__name__)
 
 
-# ---- adapters and teachers
+# ---- adapters
 
 
 def refuse_prompt_learning(model: Any, peft_config: Any = None) -> None:
@@ -525,24 +498,6 @@ def refuse_prompt_learning(model: Any, peft_config: Any = None) -> None:
                 got=str(getattr(config.peft_type, "value", config.peft_type)),
                 expected="LoRA or another adapter of the weights",
             )
-
-
-def stands_still_without_adapter(model: Any, peft_config: Any) -> bool:
-    """Whether switching a new adapter off gives the initial policy, now and after any number of steps.
-
-    It does for a LoRA adapter that starts as nothing and is all that trains. Where biases (``bias: all`` or
-    ``lora_only``) or base weights train too, a frozen teacher needs a copy.
-
-    Args:
-        model: the policy with its new adapter.
-        peft_config: the adapter's; ``None`` where the model came with one, or has none.
-    """
-    if not (isinstance(model, PeftModel) and isinstance(peft_config, LoraConfig)):
-        return False
-    if peft_config.init_lora_weights not in (True, "gaussian") or peft_config.bias != "none":
-        return False
-    parts = ("lora_", "modules_to_save.", "trainable_tokens_")
-    return all(any(part in name for part in parts) for name, weight in model.named_parameters() if weight.requires_grad)
 
 
 def _listed(values: Mapping[str, Any]) -> str:
