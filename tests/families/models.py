@@ -91,7 +91,8 @@ FAMILIES: dict[str, Family] = {
         "Qwen3NextForCausalLM",
         "Qwen3NextConfig",
         HEAD | DELTA | EXPERTS | {"shared_expert_intermediate_size": 16},
-        experts=True, rounds=False,
+        experts=True,
+        rounds=False,
         recurrent=True,
     ),
     "mistral": Family("MistralForCausalLM", "MistralConfig", HEAD | {"sliding_window": 20}),
@@ -126,7 +127,8 @@ FAMILIES: dict[str, Family] = {
             "router_aux_loss_coef": 0.1,
             "position_embedding_type": "rope",
         },
-        experts=True, rounds=False,
+        experts=True,
+        rounds=False,
         recurrent=True,
     ),
     "cohere-2": Family("Cohere2ForCausalLM", "Cohere2Config", WINDOWS | {"logit_scale": 0.25}),
@@ -164,7 +166,8 @@ FAMILIES: dict[str, Family] = {
                 "original_max_position_embeddings": 256,
             },
         },
-        experts=True, rounds=False,
+        experts=True,
+        rounds=False,
     ),
     "deepseek-v3": Family(
         "DeepseekV3ForCausalLM",
@@ -278,7 +281,10 @@ ODD: dict[str, Family] = {
         recurrent=True,
     ),
     "bamba": Family(
-        "BambaForCausalLM", "BambaConfig", MAMBA | {"attn_layer_indices": [1], "z_loss_coefficient": 0.1}, recurrent=True
+        "BambaForCausalLM",
+        "BambaConfig",
+        MAMBA | {"attn_layer_indices": [1], "z_loss_coefficient": 0.1},
+        recurrent=True,
     ),
     "jamba": Family(
         "JambaForCausalLM",
@@ -292,7 +298,8 @@ ODD: dict[str, Family] = {
             "expert_layer_offset": 1,
             "router_aux_loss_coef": 0.1,
         },
-        experts=True, rounds=False,
+        experts=True,
+        rounds=False,
         recurrent=True,
     ),
     "mamba-2": Family(
@@ -392,7 +399,9 @@ def make(name: str, *, dtype: torch.dtype = torch.float32, pad_id: int | None = 
     """
     family = (FAMILIES | ODD)[name]
     settings = {"pad_token_id": pad_id} | COMMON | family.settings | overrides
-    leave_out = {key for key, value in settings.items() if value is None and key not in ("bos_token_id", "pad_token_id")}
+    leave_out = {
+        key for key, value in settings.items() if value is None and key not in ("bos_token_id", "pad_token_id")
+    }
     config = getattr(transformers, family.config)(**{key: settings[key] for key in settings.keys() - leave_out})
     torch.manual_seed(seed)
     model = getattr(transformers, family.architecture)._from_config(config, dtype=dtype)

@@ -151,6 +151,7 @@ class VerifiedTrainer(GRPOTrainer):
                 problems_of(eval_dataset, verified=verified),
                 self.renderer,
                 max_prompt_length=self.max_prompt_length,
+                long_prompts=args.long_prompts,
                 verified=verified,
             )
         check_batch(len(rows["train_dataset"]), args)
