@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import TrainerState, get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
@@ -189,6 +189,33 @@ def check_batch(rows: int, args: Any) -> None:
 
 
 # ---- tokens
+
+
+def context_length(model_config: Any) -> int | None:
+    """Tokens that a model's positions allow; ``None`` for models without a limit (ALiBi, recurrent ones)."""
+    config = model_config.get_text_config()
+    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2's kind: n_positions
+    positions = vars(config).get(name)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def prompt_budget(model_config: Any, args: Any) -> int:
+    """The most tokens a prompt may have: ``max_prompt_length``, or what the context leaves, or no limit.
+
+    Raises:
+        ConfigError: if the context has no room for prompts.
+    """
+    context = context_length(model_config)
+    if context is None:
+        return args.max_prompt_length or sys.maxsize
+    room = context - args.max_completion_length
+    if room < 1 or (args.max_prompt_length or 0) > room:
+        raise ConfigError(
+            "prompts and completions do not fit the model's context",
+            got=f"max_completion_length {args.max_completion_length}, max_prompt_length {args.max_prompt_length}",
+            expected=f"at most {context} tokens together",
+        )
+    return args.max_prompt_length or room
 
 
 def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
@@ -498,6 +525,24 @@ def refuse_prompt_learning(model: Any, peft_config: Any = None) -> None:
                 got=str(getattr(config.peft_type, "value", config.peft_type)),
                 expected="LoRA or another adapter of the weights",
             )
+
+
+def stands_still_without_adapter(model: Any, peft_config: Any) -> bool:
+    """Whether switching a new adapter off gives the initial policy, now and after any number of steps.
+
+    It does for a LoRA adapter that starts as nothing and is all that trains. Where biases (``bias: all`` or
+    ``lora_only``) or base weights train too, a frozen teacher needs a copy.
+
+    Args:
+        model: the policy with its new adapter.
+        peft_config: the adapter's; ``None`` where the model came with one, or has none.
+    """
+    if not (isinstance(model, PeftModel) and isinstance(peft_config, LoraConfig)):
+        return False
+    if peft_config.init_lora_weights not in (True, "gaussian") or peft_config.bias != "none":
+        return False
+    parts = ("lora_", "modules_to_save.", "trainable_tokens_")
+    return all(any(part in name for part in parts) for name, weight in model.named_parameters() if weight.requires_grad)
 
 
 def _listed(values: Mapping[str, Any]) -> str:
