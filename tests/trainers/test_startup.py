@@ -22,7 +22,6 @@ from peft import (
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from sgsd.errors import ConfigError, DataError
-from sgsd.scoring.weights import trains_base
 from sgsd.trainers.config import CONFIGS, SGSDConfig
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.trainers.startup import (
@@ -36,6 +35,7 @@ from sgsd.trainers.startup import (
     refuse_prompt_learning,
     sampling_as_asked,
     settle_generation_config,
+    stands_still_without_adapter,
     thinking_of,
 )
 from sgsd.verifiers import get_verifier
@@ -565,7 +565,7 @@ def biased_model():
 def test_a_teacher_without_the_adapter_stands_still_exactly_where_it_is_said_to(settings, still):
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **settings)
     model = get_peft_model(biased_model(), config).eval()
-    assert trains_base(model) is not still
+    assert stands_still_without_adapter(model, config) is still
     ids = torch.tensor([[1, 3, 5, 7]])
     with torch.no_grad():
         start = model(input_ids=ids).logits
