@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 SERVER_STAMP := .server-venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test test-slow test-families test-fuzz test-all lint format clean
+.PHONY: help install browser demo test test-slow test-server test-families test-fuzz test-all regress lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -58,9 +58,13 @@ test-server: $(STAMP) $(SERVER_STAMP)  ## a bank built through a real model serv
 	@echo "==> running the tests that need a model server"
 	@SGSD_SERVER_PYTHON=.server-venv/bin/python $(BIN)/pytest -m server tests/server
 
-test-fuzz: $(STAMP)  ## 100,000 cases of hostile input, drawn anew; half an hour
+test-fuzz: $(STAMP)  ## 100,000 cases of hostile input and every property, drawn anew; half an hour
 	@echo "==> fuzzing"
-	@SGSD_FUZZ_CASES=100000 $(BIN)/pytest tests/fuzz
+	@SGSD_FUZZ_CASES=100000 $(BIN)/pytest -m "hypothesis and not slow and not server"
+
+regress: $(STAMP)  ## what must not change: weights, scores, verdicts, tables, outputs; some minutes
+	@echo "==> comparing with tools/regression.json"
+	@$(BIN)/python tools/regression.py check tools/regression.json
 
 test-all: test test-slow test-families  ## all three
 

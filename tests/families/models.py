@@ -93,7 +93,8 @@ FAMILIES: dict[str, Family] = {
         "Qwen3NextForCausalLM",
         "Qwen3NextConfig",
         HEAD | DELTA | EXPERTS | {"shared_expert_intermediate_size": 16},
-        experts=True, rounds=False,
+        experts=True,
+        rounds=False,
         recurrent=True,
     ),
     "mistral": Family("MistralForCausalLM", "MistralConfig", HEAD | {"sliding_window": 20}),
@@ -128,7 +129,8 @@ FAMILIES: dict[str, Family] = {
             "router_aux_loss_coef": 0.1,
             "position_embedding_type": "rope",
         },
-        experts=True, rounds=False,
+        experts=True,
+        rounds=False,
         recurrent=True,
     ),
     "cohere-2": Family("Cohere2ForCausalLM", "Cohere2Config", WINDOWS | {"logit_scale": 0.25}),
@@ -166,7 +168,8 @@ FAMILIES: dict[str, Family] = {
                 "original_max_position_embeddings": 256,
             },
         },
-        experts=True, rounds=False,
+        experts=True,
+        rounds=False,
     ),
     "deepseek-v3": Family(
         "DeepseekV3ForCausalLM",
@@ -280,7 +283,10 @@ ODD: dict[str, Family] = {
         recurrent=True,
     ),
     "bamba": Family(
-        "BambaForCausalLM", "BambaConfig", MAMBA | {"attn_layer_indices": [1], "z_loss_coefficient": 0.1}, recurrent=True
+        "BambaForCausalLM",
+        "BambaConfig",
+        MAMBA | {"attn_layer_indices": [1], "z_loss_coefficient": 0.1},
+        recurrent=True,
     ),
     "jamba": Family(
         "JambaForCausalLM",
@@ -294,7 +300,8 @@ ODD: dict[str, Family] = {
             "expert_layer_offset": 1,
             "router_aux_loss_coef": 0.1,
         },
-        experts=True, rounds=False,
+        experts=True,
+        rounds=False,
         recurrent=True,
     ),
     "mamba-2": Family(
@@ -403,7 +410,9 @@ def make(
     """
     family = (FAMILIES | ODD)[name]
     settings = {"pad_token_id": pad_id} | COMMON | family.settings | overrides
-    leave_out = {key for key, value in settings.items() if value is None and key not in ("bos_token_id", "pad_token_id")}
+    leave_out = {
+        key for key, value in settings.items() if value is None and key not in ("bos_token_id", "pad_token_id")
+    }
     config = getattr(transformers, family.config)(**{key: settings[key] for key in settings.keys() - leave_out})
     torch.manual_seed(seed)
     model = getattr(transformers, family.architecture)._from_config(config, dtype=dtype, **implementation)

@@ -64,7 +64,7 @@ def test_any_two_values_of_any_two_factors_meet():
     for one, two in itertools.combinations(FACTORS, 2):
         met = {(case[one], case[two]) for case in CASES}
         assert met == set(itertools.product(FACTORS[one], FACTORS[two]))
-    assert CASES == all_pairs(FACTORS)
+    assert all_pairs(FACTORS) == CASES
     assert len(CASES) < 200  # of 3,840
 
 
