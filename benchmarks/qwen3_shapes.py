@@ -5,8 +5,9 @@
     python benchmarks/qwen3_shapes.py --json qwen3_shapes.json # the step at 1.7B, minutes to an hour on a CPU
 
 The step is ``SGSDTrainer``'s own, with the settings of the preset sgsd-qwen3-1.7b: bfloat16, LoRA r 64 on all linear
-layers, gradient checkpointing, one rollout of 1,024 tokens, K 8 teachers. Rollouts are given (random ids): sampling is
-not measured. Random teachers say the same on average, so the dead zone is 0, lest the loss have no gradient.
+layers, gradient checkpointing, one rollout of 1,024 tokens, K 8 teachers. Rollouts are given (random ids): sampling,
+and memory that an engine such as vLLM takes for it, are not measured; pairs are drawn without an embedder, which the
+count adds. Random teachers say the same on average, so the dead zone is 0, lest the loss have no gradient.
 
 The count is of tensors, not of a device's allocator: weights, adapter and optimizer by their shapes; one decoder
 layer's largest amount of live memory by running that layer alone, of one row, and watching its storages; logits by the
@@ -92,6 +93,7 @@ SIZES = {
     "4B": Size(2560, 36, 32, 9728, tied=True),
     "8B": Size(4096, 36, 32, 12_288, tied=False),
 }
+EMBEDDER = Size(1024, 28, 16, 3072, tied=True)
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,10 @@ class Counted:
     phase: str  # always, teachers or student
 
 
-def count(size: Size, shape: Shape, *, layers: int | None = None, tile_logits: int = GPU_TILE_LOGITS) -> list[Counted]:
-    """What a step holds, largest first within its phase."""
+def count(
+    size: Size, shape: Shape, *, layers: int | None = None, tile_logits: int = GPU_TILE_LOGITS, embedder: bool = True
+) -> list[Counted]:
+    """What a step holds, largest first within its phase. ``embedder``: with the preset's, for retrieval."""
     L, H, T = layers or size.layers, size.hidden, shape.completion
     body = L * sum(inputs * outputs for inputs, outputs in size.linears)
     adapter = L * sum(LORA["r"] * (inputs + outputs) for inputs, outputs in size.linears)
@@ -198,6 +202,9 @@ def count(size: Size, shape: Shape, *, layers: int | None = None, tile_logits: i
         ("AdamW's moments", "twice the adapter", 8 * adapter),
         ("adapter under autocast", "as the adapter, bfloat16", 2 * adapter),
     ]
+    if embedder:
+        body = EMBEDDER.layers * sum(inputs * outputs for inputs, outputs in EMBEDDER.linears)
+        always.append(("embedder", "Qwen3-Embedding-0.6B, bfloat16", 2 * (body + VOCABULARY * EMBEDDER.hidden)))
     teachers = [
         ("one layer of the teachers' chunk", f"{rows} x {width} tokens, at its fullest", rows * forward),
         ("teachers' hidden states", f"2 x [{rows}, {width}, {H}], bfloat16", 4 * rows * width * H),
@@ -398,7 +405,7 @@ def main() -> None:
     shape = Shape(K=options.teachers, completion=options.completion, max_tokens_per_chunk=options.budget)
     result: dict[str, Any] = {"size": options.size, "layers": options.layers or size.layers, "shape": asdict(shape)}
     tile = GPU_TILE_LOGITS if options.count else 6 * 2**20  # a CPU's tile is smaller
-    counted = count(size, shape, layers=options.layers, tile_logits=tile)
+    counted = count(size, shape, layers=options.layers, tile_logits=tile, embedder=options.count)
     show_count(options.size, counted)
     result["counted"] = [asdict(c) for c in counted]
     if options.count:
