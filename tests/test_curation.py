@@ -158,9 +158,27 @@ def test_settings_are_refused_before_any_work(settings: dict[str, Any], message:
         curate([], **settings)
 
 
+def test_conversations_are_the_same_if_all_their_messages_are() -> None:
+    def asked(id: str, first: str, answer: str = "12") -> Problem:
+        turns = (first, "Why?")
+        return Problem(id, "Why?", answer, prompt=tuple({"role": "user", "content": turn} for turn in turns))
+
+    kept, report = curate([asked("a", "One."), asked("b", "Two.", "13"), asked("c", "One.")])
+    assert [one.id for one in kept] == ["a", "b"]
+    assert report.ids("duplicate") == ("c",)
+
+
+def test_answers_may_be_missing_where_none_is_needed() -> None:
+    rows = [Problem("a", "Why?", ""), Problem("b", " ", "")]
+    assert not curate(rows)[0]
+    kept, report = curate(rows, needs_answer=False)
+    assert [one.id for one in kept] == ["a"]
+    assert report.counts == {"no_text": 1}
+
+
 def test_the_report_speaks_three_ways() -> None:
     rows = [problem(f"p{i}") for i in range(8)]
-    adapted = Adapted(tuple(rows), "plain", notes={"system message left out": 2})
+    adapted = Adapted(tuple(rows), "plain", notes={"answer taken from a box": 2})
     _, report = curate(rows)
     report = report.including(adapted, source="ducks.jsonl")
     assert report.summary() == "1 of 8 rows kept from ducks.jsonl; dropped 7 duplicate"
@@ -168,7 +186,7 @@ def test_the_report_speaks_three_ways() -> None:
         "rows                           8  ducks.jsonl (plain)",
         "dropped: duplicate             7  p1, p2, p3, p4, p5, …",
         "kept                           1",
-        "note: system message left out  2",
+        "note: answer taken from a box  2",
     ]
     saved = json.loads(report.to_json())
     assert saved["counts"] == {"duplicate": 7}

@@ -19,7 +19,7 @@ from sgsd.errors import CheckpointError
 from sgsd.problems import Problem
 
 from .conftest import ROOT
-from .training.tiny import make_trainer
+from .trainers.tiny import make_trainer
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

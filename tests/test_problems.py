@@ -91,6 +91,16 @@ def test_every_format_is_detected_and_yields_text_and_answer(adapter: str, row: 
     assert (problem.text, problem.answer, problem.key) == (TEXT, "12", "12")
 
 
+@pytest.mark.parametrize("prompt", [wrapped(TEXT), [{"role": "system", "content": "Be brief."}, *DAPO["prompt"]]])
+def test_the_adapter_that_keeps_dapos_wrapper_is_chosen_by_name_alone(prompt: object) -> None:
+    row = DAPO | {"prompt": prompt}
+    assert detect(row, [row]) == "dapo_raw"
+    adapted = read(row, adapter="dapo_wrapped")
+    (problem,) = adapted.problems
+    assert (problem.text, problem.answer, problem.id) == (wrapped(TEXT).strip(), "12", "a-b-c")
+    assert adapted.notes == {"instruction wrapper kept": 1}
+
+
 def test_detection_does_not_depend_on_extra_columns_or_their_order() -> None:
     for adapter, row in FORMATS.values():
         assert detect([*reversed(row), "difficulty", "embedding"], [row]) == adapter
@@ -172,23 +182,82 @@ def test_the_wrapper_is_stripped_from_the_system_form_too_and_counted() -> None:
     assert adapted.problems[0].text == TEXT
     assert adapted.notes == {"instruction wrapper stripped": 1}
     other = DAPO | {"prompt": [{"role": "system", "content": "Be a duck."}, {"role": "user", "content": TEXT}]}
-    assert read(other).notes == {"system message left out": 1}
+    (problem,) = read(other).problems
+    assert problem.prompt == tuple(other["prompt"])
+    assert read(other).notes == {"conversation kept as it is": 1}
 
 
 @pytest.mark.parametrize(
     "prompt",
     [
-        [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "?"}],
-        [{"role": "user", "content": TEXT}, {"role": "user", "content": TEXT}],
+        [{"role": "system", "content": TEXT}],
+        [{"content": TEXT}],
+        [{"role": "user", "content": None}],
         [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
         [TEXT],
         {"text": TEXT},
     ],
 )
-def test_prompts_that_are_not_one_question_are_malformed(prompt: object) -> None:
+def test_prompts_without_a_question_in_text_are_malformed(prompt: object) -> None:
     adapted = read({"prompt": prompt, "answer": "12"})
     assert [drop.reason for drop in adapted.dropped] == [DropReason.MALFORMED]
     assert adapted.dropped[0].id == "ducks-0"
+
+
+TALK = [
+    {"role": "system", "content": "Be a duck."},
+    {"role": "user", "content": "Hello."},
+    {"role": "assistant", "content": "Quack."},
+    {"role": "user", "content": f" {TEXT} "},
+]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": TALK, "answer": "12"},
+        {"prompt": TALK, "question": TEXT, "answer": "3*4=<<3*4=12>>12\n#### 12"},
+        {"prompt": TALK, "problem": TEXT, "solution": r"So \boxed{12}."},
+        {"prompt": TALK, "problem": TEXT, "answer": "12", "unique_id": "u"},
+        DAPO | {"prompt": TALK},
+    ],
+    ids=["trl", "gsm8k", "problem", "math500", "dapo"],
+)
+def test_a_conversation_is_kept_in_full_whatever_reads_the_rest(row: dict[str, Any]) -> None:
+    problem = only(row)
+    assert problem.prompt == tuple(TALK)
+    assert (problem.text, problem.answer) == (TEXT, "12")
+    assert problem.columns == {name: value for name, value in row.items() if name != "prompt"}
+
+
+def test_keys_without_a_value_are_left_out_of_messages() -> None:
+    filled = [message | {"name": None, "tool_calls": None} for message in TALK]
+    assert only({"prompt": filled, "answer": "12"}).prompt == tuple(TALK)
+
+
+def test_text_is_kept_as_a_prompt_and_without_the_wrapper_as_a_problem() -> None:
+    problem = only({"prompt": wrapped(TEXT), "answer": "12"})
+    assert (problem.text, problem.prompt) == (TEXT, wrapped(TEXT))
+
+
+def test_dapos_wrapper_is_kept_where_the_adapter_is_trls() -> None:
+    (problem,) = read(DAPO, adapter="trl").problems
+    assert (problem.text, problem.answer, problem.prompt) == (TEXT, "12", tuple(DAPO["prompt"]))
+    assert only(DAPO).prompt is None
+
+
+@pytest.mark.parametrize("row", [{"prompt": TALK, "level": 3}, {"question": TEXT, "level": 3}])
+def test_rows_without_any_answer_serve_reward_functions_alone(row: dict[str, Any]) -> None:
+    adapted = adapt([row], row, stem="ducks", source="farm", needs_answer=False)
+    (problem,) = adapted.problems
+    assert (problem.text, problem.answer, problem.columns["level"]) == (TEXT, "", 3)
+    with pytest.raises(DataError, match="no adapter fits"):
+        read(row)
+
+
+def test_equal_rows_share_the_memory_of_their_columns() -> None:
+    first, second = read(dict(DAPO), dict(DAPO)).problems
+    assert first.columns is second.columns
 
 
 def test_a_prompt_in_text_parts_is_joined() -> None:
@@ -286,4 +355,4 @@ def test_booleans_and_objects_are_not_answers() -> None:
 
 def test_adapter_names_are_unique() -> None:
     assert all(name == adapter.name for name, adapter in ADAPTERS.items())
-    assert len(ADAPTERS) == 11
+    assert len(ADAPTERS) == 12

@@ -4,10 +4,13 @@ import pytest
 
 from sgsd.bank import Mistake, Origin, Skill
 from sgsd.errors import ConfigError, PromptError
+from sgsd.problems import Problem
 from sgsd.prompts import (
     BOXED_INSTRUCTION,
     PromptRenderer,
+    RawText,
     Thinking,
+    end_of_turn_ids,
     plain_messages,
     reference_messages,
     refuse_long_prompts,
@@ -15,7 +18,7 @@ from sgsd.prompts import (
     uncounted_token_ids,
 )
 
-from .conftest import make_tokenizer
+from .conftest import TEMPLATE, make_tokenizer
 
 SKILL = Skill.new("Add the tens first.", title="Tens", when="In sums.", origin=Origin.SEED)
 MISTAKE = Mistake.new("The carry is forgotten.", title="Carry", avoid="Write it down.", origin=Origin.SEED)
@@ -90,12 +93,13 @@ def test_an_empty_instruction_leaves_the_problem_alone():
 def test_a_teachers_prompt_ends_as_the_students(tokenizer, thinking):
     renderer = PromptRenderer(tokenizer, thinking=thinking)
     student, teacher = renderer.student_ids("2 + 2?"), renderer.teacher_ids("2 + 2?", SKILL, MISTAKE)
-    if thinking is Thinking.MATCHED:
-        suffix = tokenizer("2 + 2?\n\n" + BOXED_INSTRUCTION + "<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
-        assert student[-len(suffix) :] == teacher[-len(suffix) :] == suffix
     tail = f"2 + 2?\n\n{BOXED_INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
-    assert renderer.text(student).removesuffix("<think>\n\n</think>\n\n").endswith(tail)
-    assert renderer.text(teacher).endswith(tail)
+    no_thought = "<think>\n\n</think>\n\n"
+    if thinking is not Thinking.PAPER:
+        suffix = tokenizer(tail + no_thought * (thinking is Thinking.OFF))["input_ids"]
+        assert student[-len(suffix) :] == teacher[-len(suffix) :] == suffix
+    assert renderer.text(student).removesuffix(no_thought).endswith(tail)
+    assert renderer.text(teacher).removesuffix(no_thought).endswith(tail)
 
 
 @pytest.mark.parametrize("thinking", list(Thinking))
@@ -111,7 +115,9 @@ def test_a_reference_prompt_is_a_teachers(tokenizer, thinking):
     renderer = PromptRenderer(tokenizer, thinking=thinking)
     text = renderer.text(renderer.reference_ids("2 + 2?", "It is 4.", [PAIR]))
     block = content(reference_messages("2 + 2?", "It is 4.", pairs=[PAIR]))
-    assert text == f"<|im_start|>user\n{block}<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        text.removesuffix("<think>\n\n</think>\n\n") == f"<|im_start|>user\n{block}<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_ids_are_the_templates_own_and_open_one_turn_each(tokenizer):
@@ -141,15 +147,12 @@ def test_no_second_bos_where_the_tokenizer_adds_one_and_the_template_too():
 @pytest.mark.parametrize(
     ("thinking", "kwargs", "student", "teacher"),
     [
-        ("matched", {}, {}, {}),
-        ("matched", {"enable_thinking": False}, {"enable_thinking": False}, {"enable_thinking": False}),
-        ("paper", {}, {"enable_thinking": False}, {"enable_thinking": True}),
-        (
-            "paper",
-            {"enable_thinking": True, "x": 1},
-            {"enable_thinking": False, "x": 1},
-            {"enable_thinking": True, "x": 1},
-        ),
+        ("template", {}, {}, {}),
+        ("template", {"enable_thinking": False}, {"enable_thinking": False}, {"enable_thinking": False}),
+        ("off", {}, {"enable_thinking": False}, {"enable_thinking": False}),
+        ("off", {"enable_thinking": False}, {"enable_thinking": False}, {"enable_thinking": False}),
+        ("on", {"x": 1}, {"enable_thinking": True, "x": 1}, {"enable_thinking": True, "x": 1}),
+        ("paper", {"x": 1}, {"enable_thinking": False, "x": 1}, {"enable_thinking": True, "x": 1}),
     ],
 )
 def test_the_thinking_switch_reaches_the_template(tokenizer, thinking, kwargs, student, teacher):
@@ -159,6 +162,142 @@ def test_the_thinking_switch_reaches_the_template(tokenizer, thinking, kwargs, s
     off = lambda ids: renderer.text(ids).endswith("<think>\n\n</think>\n\n")  # noqa: E731
     assert off(renderer.student_ids("x")) == (student.get("enable_thinking") is False)
     assert off(renderer.teacher_ids("x", SKILL, MISTAKE)) == (teacher.get("enable_thinking") is False)
+
+
+@pytest.mark.parametrize(("thinking", "given"), [("off", True), ("on", False), ("paper", True), ("paper", False)])
+def test_thinking_that_is_said_twice_and_differently_is_refused(tokenizer, thinking, given):
+    with pytest.raises(ConfigError, match=f"said twice: got thinking {thinking} and .*{str(given).lower()}"):
+        PromptRenderer(tokenizer, thinking=thinking, chat_template_kwargs={"enable_thinking": given})
+
+
+def test_the_old_name_of_thinking_names_the_new_one(tokenizer):
+    with pytest.raises(ConfigError, match="now called template"):
+        PromptRenderer(tokenizer, thinking="matched")
+    with pytest.raises(ConfigError, match="did you mean paper"):
+        PromptRenderer(tokenizer, thinking="papr")
+
+
+# ---- conversations and text, as in TRL
+
+TALK = [
+    {"role": "system", "content": "Reply with <answer>N</answer>; think in <think></think>."},
+    {"role": "user", "content": " One and one? "},
+    {"role": "assistant", "content": "<think>Easy.</think>Two."},
+    {"role": "user", "content": "And one more?"},
+]
+
+
+def as_trl_does(tokenizer, messages, **kwargs):
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **kwargs)["input_ids"]
+
+
+@pytest.mark.parametrize("messages", [TALK, TALK[:2], TALK[1:2], [*TALK, {"role": "assistant", "content": "Well,"}]])
+def test_a_conversation_is_rendered_as_trl_renders_it(tokenizer, messages):
+    renderer = PromptRenderer(tokenizer)
+    problem = Problem("p", "And one more?", "3", prompt=tuple(messages))
+    for asked in (messages, problem):
+        assert renderer.student_messages(asked) == messages
+        assert renderer.student_ids(asked) == as_trl_does(tokenizer, messages)
+
+
+def test_the_block_stands_at_the_start_of_the_last_user_message(tokenizer):
+    renderer = PromptRenderer(tokenizer)
+    block = content(skill_messages("", [PAIR], ""))
+    asked = [*TALK, {"role": "assistant", "content": "Well,"}]
+    expected = [dict(message) for message in asked]
+    expected[3]["content"] = f"{block}\n\nAnd one more?"
+    assert renderer.skilled_messages(asked, [PAIR]) == expected
+    assert renderer.teacher_ids(asked, SKILL, MISTAKE) == as_trl_does(tokenizer, expected)
+    reference = content(reference_messages("", "It is 3.", "", pairs=[PAIR]))
+    expected[3]["content"] = f"{reference}\n\nAnd one more?"
+    assert renderer.reference_ids(asked, "It is 3.", [PAIR]) == as_trl_does(tokenizer, expected)
+
+
+def test_a_conversation_of_one_problem_gives_the_prompts_of_the_problem(tokenizer):
+    renderer = PromptRenderer(tokenizer)
+    messages = renderer.student_messages("2 + 2?")
+    assert renderer.student_messages(messages) == messages
+    assert renderer.teacher_ids(messages, SKILL, MISTAKE) == renderer.teacher_ids("2 + 2?", SKILL, MISTAKE)
+    assert renderer.reference_ids(messages, "4") == renderer.reference_ids("2 + 2?", "4")
+
+
+def test_text_goes_past_the_chat_template_and_the_block_before_it(tokenizer):
+    renderer = PromptRenderer(tokenizer, thinking="off")
+    text = "<|im_start|>user\n1 + 1 =<|im_end|>"  # its author's own turns
+    block = content(skill_messages("", [PAIR], ""))
+    for asked in (RawText(text), Problem("p", text, "2", prompt=text)):
+        assert renderer.student_messages(asked) == text
+        assert isinstance(renderer.skilled_messages(asked, [PAIR]), RawText)
+        assert renderer.student_ids(asked) == tokenizer(text)["input_ids"]
+        assert renderer.teacher_ids(asked, SKILL, MISTAKE) == tokenizer(f"{block}\n\n{text}")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "plain", "full"),
+    [(None, f"q\n\n{BOXED_INSTRUCTION}", "q"), ("Go.", "q\n\nGo.", "q\n\nGo."), ("", "q", "q")],
+)
+def test_an_instruction_ends_a_full_prompt_only_where_it_was_asked_for(tokenizer, instruction, plain, full):
+    renderer = PromptRenderer(tokenizer, instruction=instruction)
+    talk = (TALK[0], {"role": "user", "content": "q"})
+    assert renderer.student_messages(Problem("p", "q", "1"))[-1]["content"] == plain
+    assert renderer.student_messages(Problem("p", "q", "1", prompt=talk))[-1]["content"] == full
+    assert renderer.student_messages(Problem("p", "q", "1", prompt="q")) == full
+    row = renderer.student_messages(Problem("p", "q", "1", prompt=talk))
+    assert renderer.student_messages(row) == row, "a row's prompt is taken as it is"
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_no_message_opens_or_closes_a_turn(tokenizer, role):
+    renderer = PromptRenderer(tokenizer)
+    messages = [{"role": "user", "content": "x"}, {"role": role, "content": f"a {ATTACK} b"}]
+    for ids in (renderer.student_ids(messages), renderer.teacher_ids(messages, SKILL, MISTAKE)):
+        assert (ids.count(START), ids.count(END)) == (3, 2)
+
+
+def test_an_instruction_with_a_think_tag_stays_through_a_row(tokenizer):
+    renderer = PromptRenderer(tokenizer, instruction="Use <think></think>.")
+    row = renderer.student_messages("a <think> b")
+    assert content(row) == "a < think> b\n\nUse <think></think>."
+    assert renderer.student_messages(row) == row
+    assert renderer.student_ids(row) == renderer.student_ids("a <think> b") == as_trl_does(tokenizer, row)
+
+
+def test_a_conversation_without_a_user_message_is_refused(tokenizer):
+    with pytest.raises(PromptError, match="no user message"):
+        PromptRenderer(tokenizer).student_ids(TALK[:1])
+
+
+def test_what_a_template_refuses_is_said_with_its_reason():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no system role here') }}"
+    with pytest.raises(PromptError, match=r"refuses the conversation: got no system role here \(roles: system, user\)"):
+        PromptRenderer(tokenizer).student_ids(TALK[:2])
+
+
+# ---- ends of turns
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (TEMPLATE, ["<|im_end|>"]),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", []),
+        ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}", ["<|user|>"]),
+        (
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+            "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}",
+            ["<|return|>"],
+        ),
+        ("{% for m in messages %}<a>{{ m.content }}<b><|im_end|>{% endfor %}<|endoftext|>", ["<|im_end|>"]),
+        ("{% for m in messages if m.role == 'user' %}<|user|>{{ m.content }}{% endfor %}", []),
+    ],
+)
+def test_the_end_of_a_turn_is_found_by_rendering_one(template, end):
+    tokenizer = make_tokenizer()
+    words = ["<|user|>", "<|assistant|>", "<|return|>", "<|end|>", "<|endoftext|>", "<a>", "<b>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": words})
+    tokenizer.chat_template = template
+    assert tokenizer.convert_ids_to_tokens(end_of_turn_ids(tokenizer)) == end
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():
@@ -222,6 +361,8 @@ def test_long_prompts_are_refused_with_counts():
         PromptError, match=r"2 of 4 plain prompts are too long: got up to 12 tokens; expected at most 10"
     ):
         refuse_long_prompts(iter([11, 10, 12, 1]), 10)
+    with pytest.raises(PromptError, match=r"got up to 12 tokens \(a, c\); expected at most 10"):
+        refuse_long_prompts([11, 10, 12, 1], 10, ids=["a", "b", "c", "d"])
 
 
 # ---- uncounted tokens

@@ -220,17 +220,9 @@ def _add_bank(bank: argparse.ArgumentParser) -> None:
     ledger = actions.add_parser("ledger", help="what a run's items were worth: the ranking by credit")
     ledger.add_argument("run", type=Path, help="a run's folder, or a checkpoint's")
     ledger.add_argument("--bank", help="where the items are from, if the run has none (its banks)")
-    orders = ("credit", "within_phases", "positive_share", "support", "uses", "active")
+    orders = ("credit", "positive_share", "support", "uses", "active")
     ledger.add_argument("--sort", choices=orders, default="credit", help="what to rank by (credit)")
-    ledger.add_argument("--until", type=int, metavar="STEP", help="only phases that had ended by this optimizer step")
-    ledger.add_argument("--phases", action="store_true", help="print the credit by phase, too")
-    ledger.add_argument("--retire_below", type=float, metavar="LIMIT", help="say whom this limit of sgsd train retires")
-    restore = actions.add_parser("restore", help="bring retired items back")
-    restore.add_argument("bank", help="a bank file, or the folder of a run")
-    restore.add_argument("ids", nargs="*", metavar="ID", help="of retired items (all)")
-    restore.add_argument("--output", type=Path, help="file to write (the bank's next version)")
-    for action in (ledger, restore):
-        action.add_argument("--json", action="store_true", help="print JSON")
+    ledger.add_argument("--json", action="store_true", help="print JSON")
     for name, help_text in bank_settings.ACTIONS.items():
         bank_settings.add_flags(actions.add_parser(name, help=help_text))
 

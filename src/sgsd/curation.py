@@ -128,12 +128,14 @@ def curate(
     on_duplicate: OnDuplicate = "drop",
     on_conflict: OnConflict = "drop_all",
     limit: int | None = None,
+    needs_answer: bool = True,
 ) -> tuple[list[Problem], DataReport]:
     """The problems one can train and evaluate on, in their order, and a report of the others.
 
     In this order: empty text or answer; conflicts (same text, another answer); duplicates (same text, same answer);
     the limit; language; references the verifier cannot read. Texts are the same up to Unicode composition and white
-    space; answers up to white space, enclosing ``$`` and the way a number is written.
+    space; of a prompt with several messages, all are compared. Answers are the same up to white space, enclosing
+    ``$`` and the way a number is written.
     Curating the result again changes nothing.
 
     Args:
@@ -145,6 +147,7 @@ def curate(
         on_conflict: ``drop_all`` keeps none; ``keep_first`` those with the first one's answer; ``keep`` all;
             ``error`` raises.
         limit: stop after so many problems; the rest is counted in ``beyond_limit`` and costs no more than a look-up.
+        needs_answer: ``False`` keeps problems without one, for reward functions that need none.
 
     Raises:
         ConfigError: an unknown policy, languages without a way to tell them, or a limit below 1.
@@ -162,11 +165,11 @@ def curate(
         raise ConfigError("languages asked for, but no way to identify them", expected="a language function")
 
     every = list(problems)
-    texts = [same_text(problem.text) for problem in every]
+    texts = [same_text(_asked(problem)) if problem.text.strip() else "" for problem in every]
     answers = [same_answer(problem.answer) for problem in every]
     firsts: dict[str, dict[str, str]] = {}  # text → answer → the first id that has both
     for problem, text, answer in zip(every, texts, answers, strict=True):
-        if text and answer:
+        if text and (answer or not needs_answer):
             firsts.setdefault(text, {}).setdefault(answer, problem.id)
 
     verdicts: dict[str, bool] = {}
@@ -179,7 +182,7 @@ def curate(
         why = ""
         if not text:
             reason = DropReason.NO_TEXT
-        elif not answer:
+        elif needs_answer and not answer:
             reason = DropReason.NO_ANSWER
         elif clash := _conflict(firsts[text], answer, on_conflict):
             reason, why = DropReason.CONFLICT, clash
@@ -214,6 +217,15 @@ def curate(
         languages=dict(spoken.most_common()),
     )
     return kept, report
+
+
+def _asked(problem: Problem) -> str:
+    """All of what is asked: the text, or every message of a prompt that has several."""
+    if problem.prompt is None or isinstance(problem.prompt, str):
+        return problem.prompt or problem.text
+    if len(problem.prompt) == 1:
+        return str(problem.prompt[0]["content"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in problem.prompt)
 
 
 def _conflict(firsts: Mapping[str, str], answer: str, on_conflict: OnConflict) -> str:

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeAlias, cast
@@ -21,8 +21,15 @@ from typing import TypeAlias, cast
 from sgsd.errors import DataError, check_choice
 
 Row: TypeAlias = Mapping[str, object]
+Message: TypeAlias = Mapping[str, object]
+"""``role``, ``content``, and what else a chat template reads."""
 
 SAMPLED_ROWS = 20  # adapters that share their columns are told apart by a look at the first rows
+
+
+def no_columns() -> Row:
+    """The empty default of a problem's further columns."""
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,9 @@ class Problem:
         reference: what the verifier compares with where that is more than ``answer`` (reasoning-gym needs its whole
             entry as JSON); ``None`` means ``answer``.
         source: the data set and row it came from.
+        prompt: the prompt in full where the data set brings one: a conversation, or text that no chat template is put
+            around, as in TRL. ``None``: the prompt is ``text`` and the instruction.
+        columns: the row's own columns but ``prompt``, as they were; reward functions are given them.
     """
 
     id: str
@@ -45,6 +55,8 @@ class Problem:
     solution: str | None = None
     reference: str | None = None
     source: str = ""
+    prompt: str | tuple[Message, ...] | None = field(default=None, hash=False)
+    columns: Row = field(default_factory=no_columns, compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -157,6 +169,7 @@ class Draft:
     reference: str | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
+    prompt: str | tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +229,12 @@ def _string(row: Row, *names: str) -> str:
     return ""
 
 
-def _content(message: Mapping[str, object]) -> str:
+def _content(message: Message) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
+    if content is None and message.get("tool_calls"):
+        return ""
     if isinstance(content, list):
         parts = [
             cast("Mapping[str, object]", part).get("text")
@@ -231,32 +246,55 @@ def _content(message: Mapping[str, object]) -> str:
     raise _MalformedRowError("a message of the prompt is not text")
 
 
-def _prompt(row: Row) -> tuple[str, tuple[str, ...]]:
-    """The problem in a ``prompt`` column (text, or a system and a user message), and notes."""
-    value, notes = row.get("prompt"), list[str]()
+def _conversation(value: list[object]) -> tuple[Message, ...]:
+    """Messages as they are; text parts are joined, and keys without a value (Parquet fills them in) left out."""
+    messages: list[Message] = []
+    for item in value:
+        if not isinstance(item, Mapping) or not isinstance(cast("Message", item).get("role"), str):
+            raise _MalformedRowError("the prompt is a list, but not of messages with role and content")
+        message = cast("Message", item)
+        kept = {name: part for name, part in message.items() if part is not None}
+        messages.append(kept | {"content": _content(message)})
+    if not any(message["role"] == "user" for message in messages):
+        raise _MalformedRowError("the prompt has no user message")
+    return tuple(messages)
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """The content of the last user message; empty where there is none."""
+    return next((str(message["content"]) for message in reversed(messages) if message["role"] == "user"), "")
+
+
+def _prompt(row: Row) -> tuple[str, str | tuple[Message, ...] | None]:
+    """What a ``prompt`` column asks, without DAPO's wrapper, and the prompt in full, as it is; ``None`` if empty."""
+    value = row.get("prompt")
     if isinstance(value, list):
-        users: list[str] = []
-        for item in cast("list[object]", value):
-            if not isinstance(item, Mapping):
-                raise _MalformedRowError("the prompt is a list, but not of messages with role and content")
-            message = cast("Mapping[str, object]", item)
-            if message.get("role") == "user":
-                users.append(_content(message))
-            elif message.get("role") != "system":
-                raise _MalformedRowError(f"the prompt has a message of role {message.get('role')}")
-            elif strip_wrapper(_content(message)):
-                notes.append("system message left out")
-            else:
-                notes.append("instruction wrapper stripped")
-        if len(users) != 1:
-            raise _MalformedRowError(f"the prompt has {len(users)} user messages, not 1")
-        raw = users[0].strip()
-    else:
-        raw = _string(row, "prompt")
-    text = strip_wrapper(raw)
-    if text != raw:
-        notes.append("instruction wrapper stripped")
-    return text, tuple(dict.fromkeys(notes))
+        messages = _conversation(cast("list[object]", value))
+        text = strip_wrapper(last_user_text(messages).strip())
+        return text, messages if text else None
+    text = strip_wrapper(_string(row, "prompt"))
+    return text, None if not text else value if isinstance(value, str) else text
+
+
+def _bare_prompt(row: Row) -> Draft:
+    """A ``prompt`` column of the DAPO data sets: the problem alone where it is text or stands in DAPO's wrapper.
+
+    Any other conversation is a prompt in full.
+    """
+    text, prompt = _prompt(row)
+    if prompt is None or isinstance(prompt, str):
+        wrapped = text != _string(row, "prompt") if isinstance(row.get("prompt"), str) else False
+        return Draft(text, "", notes=(_STRIPPED,) if wrapped else ())
+    others = [message for message in prompt if message["role"] != "user"]
+    alone = len(prompt) - len(others) == 1 and all(
+        message["role"] == "system" and not strip_wrapper(str(message["content"])) for message in others
+    )
+    if alone and (others or text != last_user_text(prompt).strip()):
+        return Draft(text, "", notes=(_STRIPPED,))
+    return Draft(text, "", prompt=prompt)
+
+
+_STRIPPED = "instruction wrapper stripped"
 
 
 def _boxed_answer(solution: str) -> tuple[str, tuple[str, ...]]:
@@ -272,31 +310,42 @@ def _dapo_raw(row: Row) -> Draft:
     if not isinstance(reward, Mapping):
         raise _MalformedRowError("column reward_model is not an object with ground_truth")
     extra = row.get("extra_info")
-    text, notes = _prompt(row)
     identifier = _string(cast("Row", extra), "index") if isinstance(extra, Mapping) else ""
-    return Draft(text, _string(cast("Row", reward), "ground_truth"), id=identifier, notes=notes)
+    return replace(_bare_prompt(row), answer=_string(cast("Row", reward), "ground_truth"), id=identifier)
+
+
+def _dapo_wrapped(row: Row) -> Draft:
+    """``_dapo_raw`` with the instruction wrapper left in the text: the last user message as it stands, and no other."""
+    draft, value = _dapo_raw(row), row.get("prompt")
+    text = last_user_text(_conversation(cast("list[object]", value))) if isinstance(value, list) else str(value or "")
+    wrapped = text.strip() != strip_wrapper(text.strip())
+    return replace(draft, text=text.strip(), prompt=None, notes=("instruction wrapper kept",) if wrapped else ())
 
 
 def _dapo_processed(row: Row) -> Draft:
-    text, notes = _prompt(row)
     reward, extra = row.get("reward_model"), row.get("extra_info")
     answer = _string(row, "solution")
     truth = _string(cast("Row", reward), "ground_truth") if isinstance(reward, Mapping) else ""
     if truth and answer and same_answer(truth) != same_answer(answer):
         raise _MalformedRowError(f"solution says {answer!r}, reward_model says {truth!r}")
     identifier = _string(cast("Row", extra), "index") if isinstance(extra, Mapping) else ""
-    return Draft(text, answer or truth, id=identifier, notes=notes)
+    return replace(_bare_prompt(row), answer=answer or truth, id=identifier)
 
 
 def _trl(row: Row) -> Draft:
-    text, notes = _prompt(row)
+    asked, prompt = _prompt(row)
+    problem, reward = row.get("problem"), row.get("reward_model")
+    text = problem.strip() if isinstance(problem, str) and problem.strip() else asked
     answer, solution = _string(row, "answer", "ground_truth"), _string(row, "solution")
+    if not answer and isinstance(reward, Mapping):
+        answer = _string(cast("Row", reward), "ground_truth")
+    notes: tuple[str, ...] = ()
+    own = Draft(text if prompt else "", answer, id=_string(row, "id", "unique_id"), prompt=prompt)
     if not answer and solution:
-        answer, boxed = _boxed_answer(solution)
-        notes += boxed
+        answer, notes = _boxed_answer(solution)
         if not answer:  # many such sets keep the final answer alone in this column
-            return Draft(text, solution, id=_string(row, "id"), notes=(*notes, "solution column taken as the answer"))
-    return Draft(text, answer, id=_string(row, "id"), solution=solution or None, notes=notes)
+            return replace(own, answer=solution, notes=("solution column taken as the answer",))
+    return replace(own, answer=answer, solution=solution or None, notes=notes)
 
 
 def _gsm8k(row: Row) -> Draft:
@@ -351,9 +400,15 @@ def _columns(*text: str, answer: str = "answer", id: tuple[str, ...] = ("id", "u
     return convert
 
 
+def _never(row: Row) -> bool:
+    """Of adapters that are chosen by name alone."""
+    return False
+
+
 _TABLE = (
     Adapter("dapo_processed", (("prompt",), ("solution",), ("source_prompt",)), _dapo_processed),
     Adapter("dapo_raw", (("data_source",), ("prompt",), ("reward_model",)), _dapo_raw),
+    Adapter("dapo_wrapped", (("data_source",), ("prompt",), ("reward_model",)), _dapo_wrapped, _never),
     Adapter("openthoughts", (("problem",), ("solution",), ("Answer",)), _columns("problem", answer="Answer")),
     Adapter("reasoning_gym", (("question",), ("answer",), ("metadata",)), _reasoning_gym, _is_reasoning_gym),
     Adapter("gsm8k", (("question",), ("answer",)), _gsm8k, _is_gsm8k),
@@ -361,10 +416,15 @@ _TABLE = (
     Adapter("aime", (("id",), ("problem",), ("answer",), ("year",)), _columns("problem")),
     Adapter("aime_1983_2024", (("Question",), ("Answer",)), _columns("Question", answer="Answer", id=("ID",))),
     Adapter("matharena", (("problem_idx",), ("problem",), ("answer",)), _columns("problem", id=("problem_idx",))),
-    Adapter("trl", (("prompt",), ("answer", "solution", "ground_truth")), _trl),
+    Adapter("trl", (("prompt",), ("answer", "solution", "ground_truth", "reward_model")), _trl),
     Adapter(
         "plain", (("problem", "question", "text"), ("answer", "solution")), _columns("problem", "question", "text")
     ),
+)
+# For reward functions that need no answer.
+_UNANSWERED = (
+    Adapter("trl", (("prompt",),), _trl),
+    Adapter("plain", (("problem", "question", "text"),), _columns("problem", "question", "text")),
 )
 ADAPTERS: Mapping[str, Adapter] = MappingProxyType({adapter.name: adapter for adapter in _TABLE})
 """Every row format there is, by name; ``docs/data.md`` describes them."""
@@ -374,21 +434,25 @@ def _formats() -> str:
     return "one of " + ", ".join(f"{adapter.name} ({adapter.expects})" for adapter in _TABLE)
 
 
-def detect(columns: Iterable[str], sample: Sequence[Row] = ()) -> str:
+def detect(columns: Iterable[str], sample: Sequence[Row] = (), *, needs_answer: bool = True) -> str:
     """The name of the most specific adapter for rows with these columns.
 
     Args:
         columns: the columns there are.
         sample: some rows. Formats that share their columns with another one (GSM8K, reasoning-gym) are told apart by
             these; without a sample they are never chosen.
+        needs_answer: whether rows without any column for an answer are none.
 
     Raises:
         DataError: no adapter's columns are all there.
     """
-    found = frozenset(columns)
+    return _fitting(frozenset(columns), sample, needs_answer=needs_answer).name
+
+
+def _fitting(found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool) -> Adapter:
     fitting = [
-        (len(adapter.columns) + (adapter.recognises is not None), adapter.name)
-        for adapter in _TABLE
+        (len(adapter.columns) + (adapter.recognises is not None), adapter)
+        for adapter in (*_TABLE, *(() if needs_answer else _UNANSWERED))
         if adapter.covers(found) and (adapter.recognises is None or any(map(adapter.recognises, sample)))
     ]
     if not fitting:
@@ -401,8 +465,19 @@ def detect(columns: Iterable[str], sample: Sequence[Row] = ()) -> str:
     return max(fitting, key=lambda candidate: candidate[0])[1]  # the first of equals: table order
 
 
+_READ_PROMPTS = (_dapo_raw, _dapo_wrapped, _dapo_processed, _trl)
+_KEPT = "conversation kept as it is"
+_RAW = "prompt is text, put to the model without chat template"
+
+
 def adapt(
-    rows: Iterable[Row], columns: Iterable[str], *, stem: str, source: str, adapter: str | None = None
+    rows: Iterable[Row],
+    columns: Iterable[str],
+    *,
+    stem: str,
+    source: str,
+    adapter: str | None = None,
+    needs_answer: bool = True,
 ) -> Adapted:
     """Rows → problems, in order.
 
@@ -410,12 +485,16 @@ def adapt(
     id that was seen before gets the suffix ``#2``, ``#3``, … (the DAPO set repeats every row, id included). Rows the
     adapter cannot read are in ``dropped``; rows without text or answer become problems that ``curate`` drops.
 
+    A ``prompt`` column is the prompt, as in TRL, whatever else the adapter reads: conversations stay as they are,
+    system messages and earlier turns included. The DAPO sets' own prompts are the exception (``_bare_prompt``).
+
     Args:
         rows: the data set; may be a stream.
         columns: the columns there are.
         stem: the start of made-up ids.
         source: the name of the data set, for ``Problem.source``.
         adapter: the adapter's name; ``None`` detects it.
+        needs_answer: as for ``detect``.
 
     Raises:
         ConfigError: there is no adapter of that name.
@@ -426,7 +505,7 @@ def adapt(
     found = frozenset(columns)
     if adapter is not None:
         check_choice("adapter", adapter, tuple(ADAPTERS))
-    chosen = ADAPTERS[adapter or detect(found, sample)]
+    chosen = ADAPTERS[adapter] if adapter else _fitting(found, sample, needs_answer=needs_answer)
     if not chosen.covers(found):
         raise DataError(
             f"adapter {chosen.name} does not fit the data's columns",
@@ -439,10 +518,15 @@ def adapt(
     notes: Counter[str] = Counter()
     taken: set[str] = set()
     copies: Counter[str] = Counter()
-    shared: dict[str, str] = {}  # equal texts share their memory: the raw DAPO set holds each about a hundred times
+    # Equal texts and rows share their memory: the raw DAPO set holds each about a hundred times.
+    shared: dict[str, str] = {}
+    rest: dict[str, Row] = {}
     for position, row in enumerate(itertools.chain(sample, stream)):
         try:
             draft = chosen.convert(row)
+            if chosen.convert not in _READ_PROMPTS and row.get("prompt") is not None:
+                asked, prompt = _prompt(row)
+                draft = replace(draft, text=draft.text or asked, prompt=prompt)
         except _MalformedRowError as error:
             dropped.append(Dropped(f"{stem}-{position}", DropReason.MALFORMED, str(error)))
             continue
@@ -457,5 +541,21 @@ def adapt(
         notes.update(draft.notes)
         text = shared.setdefault(draft.text, draft.text)
         origin = draft.source or f"{source}#{position}"
-        problems.append(Problem(unique, text, draft.answer, draft.solution, draft.reference, origin))
+        own_columns = {name: value for name, value in row.items() if name != "prompt"}
+        if rest.setdefault(text, own_columns) == own_columns:
+            own_columns = rest[text]
+        if draft.prompt is not None:
+            notes[_KEPT if isinstance(draft.prompt, tuple) else _RAW] += 1
+        problems.append(
+            Problem(
+                unique,
+                text,
+                draft.answer,
+                draft.solution,
+                draft.reference,
+                origin,
+                prompt=draft.prompt,
+                columns=own_columns,
+            )
+        )
     return Adapted(tuple(problems), chosen.name, tuple(dropped), dict(notes))

@@ -1,7 +1,10 @@
-"""Every prompt text there is, and the way from messages to token ids.
+"""Every prompt text there is, and the way from a problem or a conversation to token ids.
 
-A prompt is one user message: optional blocks of privileged information, the problem, the instruction. The kinds
-differ in their blocks alone, so a teacher's prompt ends exactly as the student's does:
+A problem becomes one user message: the problem, the instruction. A prompt that a data set brings in full is kept as
+TRL keeps it: a conversation goes through the chat template as it is, text (``RawText``) past it.
+
+Privileged information has **one place**: the start of the last user message (of the text, where the prompt is text),
+an empty line below it. So the kinds of prompt differ in that block alone, and a teacher's ends as the student's does:
 
 - plain: the student's, and every evaluation's;
 - skill-conditioned: an SGSD teacher's, with one skill and one mistake; with ``skills_in_prompt`` a rollout's, with one
@@ -11,15 +14,17 @@ differ in their blocks alone, so a teacher's prompt ends exactly as the student'
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, cast
 
 from sgsd.bank.skills import Mistake, Skill
 from sgsd.controls import disarmer
-from sgsd.errors import ConfigError, PromptError
+from sgsd.errors import ConfigError, PromptError, check_choice
+from sgsd.problems import Problem
 
 BOXED_INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
 """Default instruction; what the ``math`` verifier reads best."""
@@ -43,23 +48,77 @@ A reference for this problem, to be worked out in your own words:
 
 Do not mention this reference in the answer."""
 
-Messages = list[dict[str, str]]
+Messages: TypeAlias = list[dict[str, Any]]
+
+
+class RawText(str):
+    """A prompt that is text: tokenised as it is, without the chat template, as TRL does with text."""
+
+    __slots__ = ()
+
+
+Prompt: TypeAlias = Messages | RawText
+"""What the student is given; what TRL takes in the column ``prompt``."""
+
+Asked: TypeAlias = Problem | Prompt | str
+"""What prompts are made of; a plain ``str`` is the text of a problem."""
 
 
 class Thinking(StrEnum):
-    """The one switch for chat templates with a thinking mode (``enable_thinking``).
+    """Whether chat templates with a thinking switch (``enable_thinking``) think. Other templates ignore it.
 
-    ``matched``: student and teachers alike, as the template's arguments say. ``paper``: student off, teachers on.
+    ``off`` and ``on``: student and teachers alike. ``template``: as the template has it, or ``chat_template_kwargs``.
+    ``paper``: student off, teachers on.
     """
 
-    MATCHED = "matched"
+    OFF = "off"
+    ON = "on"
+    TEMPLATE = "template"
     PAPER = "paper"
+
+
+SWITCH = "enable_thinking"
+_SWITCHES: dict[Thinking, tuple[bool, bool]] = {
+    Thinking.OFF: (False, False),
+    Thinking.ON: (True, True),
+    Thinking.PAPER: (False, True),
+}
+
+
+def thinking_kwargs(thinking: Thinking | str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The template's arguments for the student and for teachers, with ``given`` among both.
+
+    Raises:
+        ConfigError: no such value, or ``given`` says otherwise.
+    """
+    if thinking == "matched":
+        raise ConfigError(
+            "thinking: matched is now called template",
+            got="matched",
+            expected=", ".join(Thinking),
+            remedy="off suits rollouts of 1,024 tokens; template leaves it to the chat template, which may think",
+        )
+    check_choice("thinking", str(thinking), tuple(map(str, Thinking)))
+    chosen = Thinking(thinking)
+    if chosen is Thinking.TEMPLATE:
+        return dict(given), dict(given)
+    student, teacher = _SWITCHES[chosen]
+    if SWITCH in given and (given[SWITCH], given[SWITCH]) != (student, teacher):
+        raise ConfigError(
+            f"{SWITCH} is said twice",
+            got=f"thinking {chosen} and chat_template_kwargs {json.dumps({SWITCH: given[SWITCH]})}",
+            expected="one of them",
+            remedy="set thinking to on or off, and leave it out of chat_template_kwargs",
+        )
+    return {**given, SWITCH: student}, {**given, SWITCH: teacher}
 
 
 class ChatTokenizer(Protocol):
     """What a prompt needs of a tokenizer; every ``transformers`` tokenizer has it."""
 
     chat_template: Any
+
+    def __call__(self, text: Any) -> Any: ...
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
@@ -69,7 +128,7 @@ class ChatTokenizer(Protocol):
 
 
 def plain_messages(problem: str, instruction: str = BOXED_INSTRUCTION) -> Messages:
-    """The student's prompt: problem and instruction. An empty instruction leaves the problem alone."""
+    """A problem's prompt: problem and instruction. An empty instruction leaves the problem alone."""
     return _user_message(problem, instruction)
 
 
@@ -96,25 +155,46 @@ def reference_messages(
     return _user_message(*blocks, REFERENCE_BLOCK.format(reference=reference), problem, instruction)
 
 
+def with_block(prompt: Prompt, block: str) -> Prompt:
+    """The prompt with a block and an empty line at the start of its last user message, or of its text.
+
+    Raises:
+        PromptError: a conversation without a user message.
+    """
+    if isinstance(prompt, RawText):
+        return RawText(f"{block}\n\n{prompt}")
+    place = _last_user(prompt)
+    message = prompt[place]
+    changed = {**message, "content": _below(block, str(message["content"]))}
+    return [*prompt[:place], changed, *prompt[place + 1 :]]
+
+
 class PromptRenderer:
-    """Messages → token ids, through the chat template and in one step, so that no second BOS can appear.
+    """Prompts → token ids, through the chat template and in one step, so that no second BOS can appear.
+
+    Every method takes a ``Problem``, the text of a problem, or a prompt (a conversation, or ``RawText``).
+
+    Control tokens in data are broken by a space, so that no text opens or closes a turn or a thought. Left as they are:
+    think tags in system and assistant messages, whose authors may well speak of them; the instruction; and text
+    prompts, whose author wrote the turns too, if there are any.
 
     Args:
         tokenizer: one with a chat template.
-        instruction: ends every user message.
+        instruction: ends every problem. ``None``: ``BOXED_INSTRUCTION``, and prompts that the data set brings in full
+            have none; a text ends those as well, an empty one leaves it out everywhere.
         thinking: see ``Thinking``.
         chat_template_kwargs: further arguments of the template, the same for students and teachers.
 
     Raises:
-        ConfigError: if the tokenizer has no chat template.
+        ConfigError: if the tokenizer has no chat template; thinking that cannot be used.
     """
 
     def __init__(
         self,
         tokenizer: ChatTokenizer,
         *,
-        instruction: str = BOXED_INSTRUCTION,
-        thinking: Thinking | str = Thinking.MATCHED,
+        instruction: str | None = None,
+        thinking: Thinking | str = Thinking.TEMPLATE,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if not tokenizer.chat_template:
@@ -125,69 +205,155 @@ class PromptRenderer:
                 remedy="choose one, or set tokenizer.chat_template",
             )
         self.tokenizer = tokenizer
-        self.instruction = instruction
-        self.thinking = Thinking(thinking)
-        shared = dict(chat_template_kwargs or {})
-        paper = self.thinking is Thinking.PAPER
-        self.student_kwargs = {**shared, "enable_thinking": False} if paper else shared
-        self.teacher_kwargs = {**shared, "enable_thinking": True} if paper else shared
-        controls = _controls(tokenizer)
-        self._disarmed = disarmer([*controls.values(), *_template_words(tokenizer)])
-        self._controls = controls
+        self.instruction = BOXED_INSTRUCTION if instruction is None else instruction
+        self._prompt_instruction = instruction or ""
+        self.student_kwargs, self.teacher_kwargs = thinking_kwargs(thinking, chat_template_kwargs or {})
+        self._controls = _controls(tokenizer)
+        self._disarmed = disarmer([*self._controls.values(), *_template_words(tokenizer)])
         self._own: dict[str, Counter[int]] = {}
 
-    def student_messages(self, problem: str) -> Messages:
-        """The plain prompt's messages; control tokens inside the problem are disarmed."""
-        return plain_messages(self._disarmed(problem), self.instruction)
+    # ---- what is asked
 
-    def student_ids(self, problem: str) -> list[int]:
-        """The plain prompt's token ids, generation prompt included."""
-        return self._ids(self.student_messages(problem), self.student_kwargs)
+    def student_messages(self, asked: Asked) -> Prompt:
+        """The plain prompt: what TRL takes in the column ``prompt``. Controls in it are disarmed.
 
-    def teacher_ids(self, problem: str, skill: Skill, mistake: Mistake) -> list[int]:
-        """A skill-conditioned prompt's token ids; control tokens inside problem, skill and mistake are disarmed."""
-        return self._ids(self.skilled_messages(problem, [(skill, mistake)]), self.teacher_kwargs)
+        Raises:
+            PromptError: a conversation without a user message.
+        """
+        if isinstance(asked, Problem):
+            return self._of_problem(asked)
+        if isinstance(asked, RawText):
+            return asked
+        if isinstance(asked, str):
+            return plain_messages(self._disarmed(asked), self.instruction)
+        return self._safe(asked)
 
-    def skilled_messages(self, problem: str, pairs: Sequence[tuple[Skill, Mistake]]) -> Messages:
-        """A skill-conditioned prompt's messages, disarmed likewise: a teacher's, or a rollout's with skills in it."""
-        return self._with_instruction(skill_messages(problem, pairs, ""))
+    def skilled_messages(self, asked: Asked, pairs: Sequence[tuple[Skill, Mistake]]) -> Prompt:
+        """A skill-conditioned prompt: a teacher's, or a rollout's with skills in it."""
+        return with_block(self.student_messages(asked), self._disarmed(_skill_block(pairs)))
 
-    def skilled_ids(self, problem: str, pairs: Sequence[tuple[Skill, Mistake]]) -> list[int]:
+    def reference_prompt(self, asked: Asked, reference: str, pairs: Sequence[tuple[Skill, Mistake]] = ()) -> Prompt:
+        """OPSD's teacher prompt."""
+        blocks = [_skill_block(pairs)] if pairs else []
+        block = "\n\n".join([*blocks, REFERENCE_BLOCK.format(reference=reference)])
+        return with_block(self.student_messages(asked), self._disarmed(block))
+
+    # ---- token ids, generation prompt included
+
+    def student_ids(self, asked: Asked) -> list[int]:
+        """The plain prompt's token ids."""
+        return self._ids(self.student_messages(asked), self.student_kwargs)
+
+    def teacher_ids(self, asked: Asked, skill: Skill, mistake: Mistake) -> list[int]:
+        """A skill-conditioned prompt's token ids; the template's arguments are the teachers'."""
+        return self._ids(self.skilled_messages(asked, [(skill, mistake)]), self.teacher_kwargs)
+
+    def skilled_ids(self, asked: Asked, pairs: Sequence[tuple[Skill, Mistake]]) -> list[int]:
         """The token ids of a *rollout's* skill-conditioned prompt; the template's arguments are the student's."""
-        return self._ids(self.skilled_messages(problem, pairs), self.student_kwargs)
+        return self._ids(self.skilled_messages(asked, pairs), self.student_kwargs)
 
-    def reference_ids(self, problem: str, reference: str, pairs: Sequence[tuple[Skill, Mistake]] = ()) -> list[int]:
-        """The token ids of OPSD's teacher prompt; control tokens inside the reference are disarmed too."""
-        messages = reference_messages(problem, reference, "", pairs=pairs)
-        return self._ids(self._with_instruction(messages), self.teacher_kwargs)
+    def reference_ids(self, asked: Asked, reference: str, pairs: Sequence[tuple[Skill, Mistake]] = ()) -> list[int]:
+        """The token ids of OPSD's teacher prompt."""
+        return self._ids(self.reference_prompt(asked, reference, pairs), self.teacher_kwargs)
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids back as the text the model sees, special tokens included."""
         return self.tokenizer.decode(ids)
 
-    def _ids(self, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
-        ids = _templated(self.tokenizer, messages, template_kwargs)
-        self._refuse_foreign_controls(ids, template_kwargs)
+    # ---- prompts made safe
+
+    def _of_problem(self, problem: Problem) -> Prompt:
+        if problem.prompt is None:
+            return plain_messages(self._disarmed(problem.text), self.instruction)
+        if isinstance(problem.prompt, str):
+            return RawText(_below(problem.prompt, self._prompt_instruction))
+        messages = self._safe(problem.prompt)
+        place = _last_user(messages)
+        messages[place]["content"] = _below(messages[place]["content"], self._prompt_instruction)
+        return messages
+
+    def _safe(self, messages: Sequence[Mapping[str, Any]]) -> Messages:
+        safe = [self._disarmed_message(message) for message in messages]
+        place = _last_user(safe)
+        content = str(messages[place]["content"])
+        if self._ends_with_instruction(content):  # of a prompt made before; the instruction's own words stay
+            body = content.removesuffix(self.instruction)
+            safe[place]["content"] = self._disarmed(body) + self.instruction
+        return safe
+
+    def _ends_with_instruction(self, content: str) -> bool:
+        return bool(self.instruction) and (content == self.instruction or content.endswith(f"\n\n{self.instruction}"))
+
+    def _disarmed_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        own = self._disarmed_but_thoughts if message["role"] in _TRUSTED_WITH_THOUGHTS else self._disarmed
+        return {name: value if name == "role" else _mapped(value, own) for name, value in message.items()}
+
+    def _disarmed_but_thoughts(self, text: str) -> str:
+        return "".join(part if part in _THINK_TAGS else self._disarmed(part) for part in _THINK_TAG.split(text))
+
+    def _ids(self, prompt: Prompt, template_kwargs: Mapping[str, Any]) -> list[int]:
+        if isinstance(prompt, RawText):
+            return list(self.tokenizer(str(prompt))["input_ids"])
+        ids = _templated(self.tokenizer, prompt, template_kwargs)
+        self._refuse_foreign_controls(ids, prompt, template_kwargs)
         return ids
 
-    def _refuse_foreign_controls(self, ids: Sequence[int], template_kwargs: Mapping[str, Any]) -> None:
+    def _refuse_foreign_controls(
+        self, ids: Sequence[int], messages: Messages, template_kwargs: Mapping[str, Any]
+    ) -> None:
         """Every control in a prompt is the template's or the instruction's own; disarming left no other behind."""
-        key = repr(sorted(template_kwargs.items()))
+        bare = [self._bare(message) for message in messages]
+        key = json.dumps([bare, sorted(template_kwargs.items())], default=repr)
         if key not in self._own:
-            bare = _templated(self.tokenizer, _user_message("x", self.instruction), template_kwargs)
-            self._own[key] = Counter(token_id for token_id in bare if token_id in self._controls)
-        foreign = Counter(token_id for token_id in ids if token_id in self._controls)
+            self._own[key] = self._counted(_templated(self.tokenizer, bare, template_kwargs))
+        foreign = self._counted(ids)
         foreign.subtract(self._own[key])
+        thoughts = any(
+            message["role"] in _TRUSTED_WITH_THOUGHTS and _THINK_TAG.search(str(message["content"]))
+            for message in messages
+        )
         for token_id, count in foreign.items():
-            if count:
+            if count and not (thoughts and self._controls[token_id] in _THINK_TAGS):
                 raise PromptError(
                     "the problem, a skill or a mistake would change the prompt's turns",
                     got=f"{abs(count)} {self._controls[token_id]!r} too {'many' if count > 0 else 'few'}",
                     remedy="take the control token out of the text",
                 )
 
-    def _with_instruction(self, messages: Messages) -> Messages:
-        return _user_message(self._disarmed(messages[0]["content"]), self.instruction)
+    def _counted(self, ids: Sequence[int]) -> Counter[int]:
+        return Counter(token_id for token_id in ids if token_id in self._controls)
+
+    def _bare(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message with an x for whatever was said, and the instruction if it ends with it."""
+        content = str(message["content"])
+        own = self.instruction if message["role"] == "user" and self._ends_with_instruction(content) else ""
+        return {**message, "content": _below("x", own) if content else ""}
+
+
+def end_of_turn_ids(tokenizer: ChatTokenizer) -> list[int]:
+    """The control token with which the chat template ends an assistant's turn, as a list of one; empty without one.
+
+    Found by rendering a conversation: the last control token that stands behind the assistant's words both at the
+    conversation's end and before a further turn. Templates that end the two differently (GPT-OSS) are taken at the
+    conversation's end; those that mark the next turn's beginning alone (GLM-4) are ended by that mark.
+    """
+    mark = "xmarkx"
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+    controls = _controls(tokenizer)
+    tails: list[list[str]] = []
+    for messages in (turns, [*turns, {"role": "user", "content": "x"}]):
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        tails.append(_controls_of(text.rpartition(mark)[2], controls.values()) if mark in text else [])
+    last, followed = tails
+    ids = {text: token_id for token_id, text in controls.items()}
+    shared = [ours for ours, theirs in zip(last, followed, strict=False) if ours == theirs]
+    found = shared[-1:] if shared and last[0] == shared[0] else (last or followed)[:1]
+    return [ids[text] for text in found]
+
+
+def _controls_of(text: str, controls: Iterable[str]) -> list[str]:
+    longest_first = sorted(controls, key=len, reverse=True)
+    return re.findall("|".join(map(re.escape, longest_first)), text) if longest_first else []
 
 
 def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs: Any) -> list[int]:
@@ -197,26 +363,39 @@ def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs:
     return _templated(tokenizer, safe, template_kwargs)
 
 
-def refuse_long_prompts(lengths: Iterable[int], limit: int, what: str = "plain prompts") -> None:
+def refuse_long_prompts(
+    lengths: Iterable[int], limit: int, what: str = "plain prompts", ids: Sequence[str] | None = None
+) -> None:
     """Refuse prompts over a limit, with counts; they are never cut.
 
     Args:
         lengths: token counts.
         limit: the most tokens a prompt may have.
         what: named in the message.
+        ids: of the rows; the first ones that are too long are named.
 
     Raises:
         PromptError: if any is longer.
     """
     counts = list(lengths)
-    too_long = [length for length in counts if length > limit]
+    too_long = [place for place, length in enumerate(counts) if length > limit]
     if too_long:
+        named = f" ({listed([ids[place] for place in too_long])})" if ids is not None else ""
         raise PromptError(
             f"{len(too_long)} of {len(counts)} {what} are too long",
-            got=f"up to {max(too_long)} tokens",
+            got=f"up to {max(counts)} tokens{named}",
             expected=f"at most {limit}",
-            remedy="shorten them, filter the data, or leave fewer tokens to the completion (max_completion_length)",
+            remedy="shorten them, leave fewer tokens to the completion (max_completion_length), or long_prompts: drop",
         )
+
+
+def listed(ids: Sequence[str]) -> str:
+    """The first ids, and how many more."""
+    more = f" and {len(ids) - LISTED_IDS} more" if len(ids) > LISTED_IDS else ""
+    return ", ".join(ids[:LISTED_IDS]) + more
+
+
+LISTED_IDS = 5
 
 
 def uncounted_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
@@ -257,9 +436,18 @@ def _joined(title: str, text: str, rest: str) -> str:
 
 
 def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
-    encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
-    )
+    from jinja2 import TemplateError
+
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
+        )
+    except TemplateError as error:
+        raise PromptError(
+            "the model's chat template refuses the conversation",
+            got=f"{error} (roles: {', '.join(str(message['role']) for message in messages)})",
+            remedy="change the messages, or the template",
+        ) from error
     return list(encoded["input_ids"])
 
 
@@ -267,7 +455,31 @@ def _user_message(*parts: str) -> Messages:
     return [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
 
 
+def _below(first: str, second: str) -> str:
+    return "\n\n".join(part for part in (first, second) if part)
+
+
+def _last_user(messages: Sequence[Mapping[str, Any]]) -> int:
+    place = next((n for n in reversed(range(len(messages))) if messages[n]["role"] == "user"), None)
+    if place is None:
+        raise PromptError("the prompt has no user message", got=f"{len(messages)} messages of other roles")
+    return place
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Every text inside a JSON-like value changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _mapped(part, change) for name, part in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(part, change) for part in cast("Sequence[Any]", value)]
+    return value
+
+
 _THINK_TAGS = ("<think>", "</think>")
+_THINK_TAG = re.compile(r"(</?think>)")
+_TRUSTED_WITH_THOUGHTS = ("system", "developer", "assistant")
 
 
 def _control_tokens(tokenizer: Any) -> list[tuple[int, str]]:

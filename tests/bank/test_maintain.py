@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.bank.extract import Candidate
-from sgsd.bank.maintain import Action, Limits, maintain
-from sgsd.errors import ConfigError
+from sgsd.bank.maintain import MAX_ADDED, MAX_DYNAMIC, Action, maintain
 
 STATIC = SkillBank(
     (Skill.new("Estimate first.", origin=Origin.SEED), Skill.new("Draw it.", origin=Origin.COLD_START)),
@@ -30,8 +29,14 @@ def online(count: int) -> SkillBank:
     return STATIC.with_items(Skill.new(f"Online {n}.", origin=Origin.ONLINE) for n in range(count))
 
 
+def unproven(id: str) -> None:
+    """No item has a credit."""
+
+
 def test_new_items_are_online_and_keep_their_parents():
-    update = maintain(STATIC, [skill("Check units.", "memory-7", "memory-8"), mistake("Forgets units.")])
+    update = maintain(
+        STATIC, [skill("Check units.", "memory-7", "memory-8"), mistake("Forgets units.")], credit=unproven
+    )
     assert [item.text for item in update.bank.dynamic.items] == ["Check units.", "Forgets units."]
     assert update.bank.dynamic.skills[0].parents == ("memory-7", "memory-8")
     assert update.bank.dynamic.skills[0].id == skill("Check units.").id
@@ -41,7 +46,9 @@ def test_new_items_are_online_and_keep_their_parents():
 
 
 def test_at_most_five_a_list_the_first_ones():
-    update = maintain(STATIC, [*(skill(f"Skill {n}.") for n in range(8)), *(mistake(f"Slip {n}.") for n in range(3))])
+    update = maintain(
+        STATIC, [*(skill(f"Skill {n}.") for n in range(8)), *(mistake(f"Slip {n}.") for n in range(3))], credit=unproven
+    )
     assert [item.text for item in update.bank.dynamic.skills] == [f"Skill {n}." for n in range(5)]
     assert len(update.bank.dynamic.mistakes) == 3
     assert [entry.title for entry in update.log if entry.action is Action.PASSED_OVER] == [
@@ -53,41 +60,41 @@ def test_at_most_five_a_list_the_first_ones():
 
 @pytest.mark.parametrize("text", ["Estimate first.", "  estimate   FIRST. "])
 def test_what_the_bank_says_already_is_passed_over(text):
-    update = maintain(STATIC, [skill(text)])
+    update = maintain(STATIC, [skill(text)], credit=unproven)
     assert update.bank == STATIC
     assert not update.diff
     assert update.log[0].reason == "the bank says so already"
 
 
 def test_a_skill_may_say_what_a_mistake_says():
-    assert maintain(STATIC, [skill("Drops the carry.")]).diff
+    assert maintain(STATIC, [skill("Drops the carry.")], credit=unproven).diff
 
 
 def test_a_repeated_candidate_is_added_once():
-    update = maintain(STATIC, [skill("Check units."), skill("Check units.", "memory-9")])
+    update = maintain(STATIC, [skill("Check units."), skill("Check units.", "memory-9")], credit=unproven)
     assert len(update.bank.dynamic.skills) == 1
 
 
 def test_a_candidate_that_makes_no_item_is_logged_and_stops_nothing():
-    update = maintain(STATIC, [skill(" "), skill("Bad \x07 bell."), skill("Check units.")])
+    update = maintain(STATIC, [skill(" "), skill("Bad \x07 bell."), skill("Check units.")], credit=unproven)
     assert [item.text for item in update.bank.dynamic.skills] == ["Check units."]
     assert [(entry.action, entry.id) for entry in update.log[:2]] == [(Action.PASSED_OVER, "")] * 2
 
 
-def test_without_credit_the_oldest_make_room():
-    update = maintain(online(30), [skill("New 1."), skill("New 2.")])
+def test_of_unproven_items_the_oldest_make_room():
+    update = maintain(online(30), [skill("New 1."), skill("New 2.")], credit=unproven)
     assert [item.text for item in update.diff.removed] == ["Online 0.", "Online 1."]
     assert len(update.bank.dynamic.skills) == 30
-    assert [entry.reason for entry in update.log if entry.action is Action.EVICTED] == ["oldest"] * 2
+    assert [entry.reason for entry in update.log if entry.action is Action.EVICTED] == ["never proven"] * 2
 
 
-def test_with_credit_the_worst_make_room_and_the_unproven_before_the_good():
-    bank = online(4)
-    worth = dict(zip((item.id for item in bank.dynamic.items), (0.9, None, 0.1, 0.5), strict=True))
+def test_the_worst_make_room_and_the_unproven_before_the_good():
+    bank = online(30)
+    worth = dict.fromkeys((item.id for item in bank.dynamic.items), 0.95)
+    worth |= dict(zip((item.id for item in bank.dynamic.items), (0.9, None, 0.1, 0.5), strict=False))
     removed = []
     for room in range(1, 5):
-        limits = Limits(max_added=room, max_dynamic=4)
-        update = maintain(bank, [skill(f"New {n}.") for n in range(room)], limits, credit=worth.__getitem__)
+        update = maintain(bank, [skill(f"New {n}.") for n in range(room)], credit=worth.__getitem__)
         removed.append([item.text for item in update.diff.removed])
     # 0.1, then the one that was never proven and the one of credit 0.5, older first, then 0.9; in bank order.
     assert removed == [
@@ -99,16 +106,9 @@ def test_with_credit_the_worst_make_room_and_the_unproven_before_the_good():
 
 
 def test_the_log_gives_the_credit_of_what_went():
-    bank = online(1)
-    update = maintain(bank, [skill("New.")], Limits(1, 1), credit=lambda _: 0.25)
+    update = maintain(online(30), [skill("New.")], credit=lambda _: 0.25)
     entry = update.log[-1]
     assert (entry.action, entry.reason, entry.credit) == (Action.EVICTED, "lowest credit", 0.25)
-
-
-@pytest.mark.parametrize(("added", "kept"), [(0, 30), (5, 4), (-1, 30)])
-def test_limits_that_cannot_be_are_refused(added, kept):
-    with pytest.raises(ConfigError, match="limits"):
-        Limits(added, kept)
 
 
 CANDIDATES = st.lists(
@@ -124,21 +124,18 @@ CANDIDATES = st.lists(
 )
 
 
-@given(
-    updates=st.lists(CANDIDATES, max_size=6), by_credit=st.booleans(), added=st.integers(1, 4), kept=st.integers(4, 9)
-)
-def test_after_any_updates_the_limits_hold_and_static_items_and_ids_are_untouched(updates, by_credit, added, kept):
-    limits = Limits(added, kept)
-    bank, meaning = STATIC, {}
+@given(updates=st.lists(CANDIDATES, max_size=6), begun=st.integers(0, 30), proven=st.booleans())
+def test_after_any_updates_the_limits_hold_and_static_items_and_ids_are_untouched(updates, begun, proven):
+    bank, meaning = online(begun), {}
     for candidates in updates:
-        update = maintain(bank, candidates, limits, credit=(lambda id: int(id[-1], 16) / 15) if by_credit else None)
+        update = maintain(bank, candidates, credit=(lambda id: int(id[-1], 16) / 15) if proven else unproven)
         assert update.bank.static.to_json() == STATIC.to_json()
         for new, old in (
             (update.bank.dynamic.skills, bank.dynamic.skills),
             (update.bank.dynamic.mistakes, bank.dynamic.mistakes),
         ):
-            assert len(new) <= kept
-            assert len({item.id for item in new} - {item.id for item in old}) <= added
+            assert len(new) <= MAX_DYNAMIC
+            assert len({item.id for item in new} - {item.id for item in old}) <= MAX_ADDED
         assert not update.diff.changed
         for item in update.bank.items:
             assert meaning.setdefault(item.id, item.text) == item.text

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
-from sgsd.objectives import DIVERGENCES, divergences, opsd_loss, token_divergence
+from sgsd.objectives import DIVERGENCES, divergence_metrics, divergences, means, opsd_loss, token_divergence
 
 KINDS = [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.2)]
 
@@ -223,3 +224,48 @@ def test_misfits_are_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         token_divergence(**arguments | change)
+
+
+@pytest.mark.parametrize(("kind", "beta"), KINDS)
+def test_tiles_of_hidden_states_under_checkpointing_have_the_values_and_gradients_of_whole_logits(kind, beta):
+    """As it is made where whole logits would not fit: a tile's logits live during its own forward and backward."""
+    head, hidden = logits_of(13, 5, scale=0.7).requires_grad_(), logits_of(2, 7, 5, seed=1).requires_grad_()
+    of_teacher = logits_of(2, 7, 5, seed=2)
+    mask = torch.rand(2, 7, generator=torch.Generator().manual_seed(3)) < 0.7
+    weights = torch.rand(2, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    whole = token_divergence(hidden @ head.T, of_teacher @ head.T, mask, kind=kind, jsd_beta=beta)
+    (weights * whole.divergence).sum().backward()
+    expected = head.grad.clone(), hidden.grad.clone()
+    head.grad = hidden.grad = None
+
+    def of_tile(rows, of_teacher):
+        every = torch.ones(1, len(rows), dtype=torch.bool)
+        with torch.no_grad():
+            teacher = (of_teacher @ head.T).unsqueeze(0)
+        result = token_divergence((rows @ head.T).unsqueeze(0), teacher, every, kind=kind, jsd_beta=beta)
+        return result.divergence[0], result.student_entropy[0], result.teacher_entropy[0]
+
+    parts = [
+        checkpoint(of_tile, rows, teacher_rows, use_reentrant=False)
+        for rows, teacher_rows in zip(hidden[mask].split(3), of_teacher[mask].split(3), strict=True)
+    ]
+    assert len(parts) > 2
+    tiled = divergences.Divergence(
+        *(hidden.new_zeros(2, 7).masked_scatter(mask, torch.cat(each)) for each in zip(*parts, strict=True))
+    )
+    (weights * tiled.divergence).sum().backward()
+    torch.testing.assert_close((head.grad, hidden.grad), expected)
+    for name in ("divergence", "student_entropy", "teacher_entropy"):
+        torch.testing.assert_close(getattr(tiled, name), getattr(whole, name))
+    torch.testing.assert_close(divergence_metrics(tiled, mask), divergence_metrics(whole, mask))
+
+
+def test_metrics_are_sums_over_counted_tokens_and_their_number():
+    student, teacher = logits_of(3, 4, 7), logits_of(3, 4, 7, seed=1)
+    mask = torch.tensor([[True, True, True, True], [True, False, False, False], [False, False, False, False]])
+    result = token_divergence(student.requires_grad_(), teacher, mask, kind="jsd")
+    metrics = divergence_metrics(result, mask)
+    assert [count.item() for _, count in metrics.values()] == [5, 5, 5]
+    assert metrics["divergence"][0].item() == pytest.approx(result.divergence.sum().item())
+    assert not metrics["divergence"][0].requires_grad
+    assert means(metrics) == opsd_loss(student, teacher, mask, kind="jsd").metrics

@@ -10,7 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgsd.objectives import gate, local_support_loss, sgsd_loss
+from sgsd.objectives import (
+    Gated,
+    LocalSupport,
+    gate,
+    local_support_loss,
+    means,
+    sgsd_loss,
+    stance_metrics,
+    stances,
+    supports,
+)
+
+from .batches import make_rollouts, student_of
 
 
 def make_batch(seed=0, B=3, K=4, T=7, dtype=torch.float64, scale=1.0):
@@ -388,3 +400,82 @@ def test_local_support_ignores_what_lies_outside_the_support():
         local_support_loss(changed, teacher, in_support, mask, outcome, weights).row_loss,
         local_support_loss(student, teacher, in_support, mask, outcome, weights).row_loss,
     )
+
+
+# ---- as objectives
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_the_objective_is_the_function_on_typed_tensors(control):
+    logits, teachers, rollouts = make_rollouts(1)
+    student = student_of(logits, teachers, rollouts)
+    limits = {"tau": 0.5, "clip": 1.0, "threshold": 0.1}
+    rows, metrics = Gated(**limits, control=control).loss(student, teachers, rollouts)
+    control_logps = teachers.control_logps if control else None
+    inputs = student.logps, teachers.logps, rollouts.mask, rollouts.outcome, teachers.weights
+    expected = sgsd_loss(*inputs, **limits, control_logps=control_logps)
+    assert torch.equal(rows, expected.row_loss)
+    torch.testing.assert_close(means(metrics), expected.metrics, rtol=0, atol=0, equal_nan=True)
+    assert ("support/control" in metrics) == control
+
+
+def test_the_local_objective_puts_the_sampled_token_before_the_likeliest_and_counts_it_once():
+    logits, teachers, rollouts = make_rollouts(2)
+    student = student_of(logits, teachers, rollouts)
+    limits = {"tau": 0.5, "clip": 1.0, "threshold": 0.01}
+    rows, metrics = LocalSupport(**limits).loss(student, teachers, rollouts)
+    B, K, T, M = teachers.top_ids.shape
+    sampled_is_likely = teachers.top_ids == rollouts.ids[:, None, :, None]
+    assert sampled_is_likely.any()
+    ones = torch.ones(B, K, T, 1, dtype=torch.bool)
+    expected = local_support_loss(
+        torch.cat([student.logps[:, None, :, None].expand(B, K, T, 1), student.top_logps], -1),
+        torch.cat([teachers.logps[..., None], teachers.top_logps], -1),
+        torch.cat([ones, ~sampled_is_likely], -1),
+        rollouts.mask,
+        rollouts.outcome,
+        teachers.weights,
+        **limits,
+    )
+    assert M == 4
+    assert torch.equal(rows, expected.row_loss)
+    torch.testing.assert_close(means(metrics), expected.metrics, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_stances_are_those_of_the_loss_and_of_unscored_teachers_none(control):
+    logits, teachers, rollouts = make_rollouts(3)
+    student = student_of(logits, teachers, rollouts)
+    control_logps = teachers.control_logps if control else None
+    limits = {"clip": 1.0, "threshold": 0.1}
+    inputs = student.logps, teachers.logps, rollouts.mask, rollouts.outcome, teachers.weights
+    expected = sgsd_loss(*inputs, **limits, control_logps=control_logps)
+    scored = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+    support, stance = stances(
+        student.logps,
+        torch.where(scored.unsqueeze(-1), teachers.logps, torch.nan),
+        rollouts.mask,
+        **limits,
+        control_logps=control_logps,
+        scored=scored,
+    )
+    assert torch.equal(support[scored], expected.support[scored])
+    assert torch.equal(stance[scored], expected.stance[scored])
+    assert not support[~scored].any()
+    assert not stance[~scored].any()
+    everything = stances(student.logps, teachers.logps, rollouts.mask, **limits, control_logps=control_logps)
+    assert torch.equal(everything[0], expected.support)
+    assert not everything[0].requires_grad
+
+
+def test_stances_are_logged_the_same_whatever_the_loss():
+    logits, teachers, rollouts = make_rollouts(4)
+    student = student_of(logits, teachers, rollouts)
+    _, metrics = Gated(control=True).loss(student, teachers, rollouts)
+    control = supports(student.logps, teachers.control_logps.unsqueeze(1), rollouts.mask, clip=3.0).squeeze(1)
+    support, stance = stances(
+        student.logps, teachers.logps, rollouts.mask, clip=3.0, threshold=0.05, control_logps=teachers.control_logps
+    )
+    logged = stance_metrics(support, stance, rollouts.outcome, teachers.weights > 0, baseline=control)
+    assert logged.keys() == metrics.keys() - {"gate", "clipped_share"}
+    torch.testing.assert_close(logged, {name: metrics[name] for name in logged})

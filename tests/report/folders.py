@@ -122,7 +122,7 @@ def _teachers(folder: Path, draw: random.Random, steps: int, hostile: bool, toke
         support = [draw.gauss(0.1 * outcome, 0.2) for _ in pairs]
         stance = [0 if abs(value) <= 0.05 else 1 if value > 0 else -1 for value in support]
         ids = [[(skill.id, mistake.id) for skill, mistake in pairs]]
-        ledger = ledger.credited(ids, support=[support], stance=[stance], outcome=[outcome])
+        ledger = ledger.credited(ids, support=[support], stance=[stance], outcome=[outcome], problems=[0])
         bins = len(SUPPORT_EDGES) + 1
         counts = {name: [0] * bins for name in ("success", "failure", "undecided")}
         for value in support:

@@ -9,7 +9,7 @@ from sgsd.scoring.forwards import completion_logits, completion_logps
 from sgsd.scoring.logprobs import score_completions
 
 from ..conftest import make_model
-from .reference import exact_copy
+from ..reference import exact_copy
 from .test_scoring import unequal_pairs, unpadded_logps
 
 

@@ -38,7 +38,7 @@ def test_defaults_are_the_papers():
 
 def test_what_the_paper_leaves_open_is_the_safe_choice():
     args = config()
-    assert args.thinking == "matched"
+    assert args.thinking == "off"
     assert args.truncated == "incorrect"
     assert args.vllm_importance_sampling_correction is False
 
@@ -69,7 +69,10 @@ def test_trls_other_refusals_still_stand():
         ({"teacher": "mirror"}, "teacher"),
         ({"retriever": "bm52"}, "retriever"),
         ({"truncated": "correct"}, "truncated"),
-        ({"thinking": "on"}, "thinking"),
+        ({"thinking": "matched"}, "thinking: matched is now called template"),
+        ({"thinking": "no"}, "thinking"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "enable_thinking"),
+        ({"long_prompts": "cut"}, "long_prompts"),
         ({"num_teachers": 0}, "num_teachers"),
         ({"num_generations": 0}, "num_generations"),
         ({"teacher_sync_steps": 0}, "teacher_sync_steps"),

@@ -56,7 +56,7 @@ def seen_by(trainer, numbers):
     return prompts, batch
 
 
-@pytest.mark.parametrize("thinking", ["matched", "paper"])
+@pytest.mark.parametrize("thinking", ["off", "paper"])
 @pytest.mark.parametrize("reward", ["by_parity", "verifier"])
 def test_all_methods_see_the_same_prompts_and_give_the_same_verdicts(tmp_path, thinking, reward):
     numbers = [0, 0, 1, 1, 2, 2]

@@ -107,21 +107,23 @@ def test_the_batch_holds_what_the_loss_reads(tmp_path):
     assert "tool_mask" not in batch
 
 
-@pytest.mark.parametrize("thinking", ["matched", "paper"])
+@pytest.mark.parametrize("thinking", ["off", "on", "template", "paper"])
 def test_trl_tokenizes_a_prompt_as_the_renderer_does(tmp_path, thinking):
-    trainer = make_trainer(tmp_path, thinking=thinking, chat_template_kwargs={"enable_thinking": False})
+    trainer = make_trainer(tmp_path, thinking=thinking)
     prompt_ids, _, _ = trainer._tokenize_prompts([row["prompt"] for row in rows(trainer, range(3))])
     assert prompt_ids == [trainer.renderer.student_ids(problem.text) for problem in PROBLEMS[:3]]
 
 
-@pytest.mark.parametrize("thinking", ["matched", "paper"])
+@pytest.mark.parametrize("thinking", ["off", "on", "template", "paper"])
 def test_thinking_differs_between_student_and_teacher_only_if_asked(tmp_path, thinking):
     trainer = make_trainer(tmp_path, thinking=thinking)
     bank = make_bank()
     student = trainer.renderer.text(trainer.renderer.student_ids("1 + 1?"))
     teacher = trainer.renderer.text(trainer.renderer.teacher_ids("1 + 1?", bank.skills[0], bank.mistakes[0]))
-    assert ("<think>" in student) == (thinking == "paper")  # the template closes an empty thought where it is off
-    assert "<think>" not in teacher
+    assert ("<think>" in student) == (
+        thinking in ("off", "paper")
+    )  # the template closes an empty thought where it is off
+    assert ("<think>" in teacher) == (thinking == "off")
 
 
 def test_a_copied_batch_survives_trls_shuffle_and_split_with_its_rows_together(tmp_path):

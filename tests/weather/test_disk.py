@@ -13,7 +13,7 @@ from sgsd.bank import SkillBank
 from sgsd.trainers import record, state
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint
 
-from ..training.launching import launcher
+from ..trainers.launching import launcher
 from .recorded import differences
 from .refusing import full
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sgsd.bank.checks import Finding, FindingKind
-from sgsd.bank.ledger import ItemRecord, Ledger, Phase
+from sgsd.bank.ledger import ItemRecord, Ledger
 from sgsd.bank.skills import BankDiff, Item, Mistake, Origin, Skill, SkillBank, seed_banks
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Ledger",
     "Mistake",
     "Origin",
-    "Phase",
     "Skill",
     "SkillBank",
     "seed_banks",

@@ -221,7 +221,7 @@ def save(file: str | os.PathLike[str], bank: SkillBank, *, action: str, message:
     Args:
         file: the bank file; missing folders are made.
         bank: its new content.
-        action: what made it, in a word: ``import``, ``merge``, ``online``, ``retire``, ``restore`` …
+        action: what made it, in a word: ``import``, ``merge``, ``online``, ``rollback`` …
         message: one line for people.
         time: now, with a time zone.
 

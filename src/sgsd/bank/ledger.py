@@ -1,18 +1,13 @@
-"""What became of each bank item, in all and by phase: how often it taught, and whether it was right.
+"""What became of each bank item: how often it taught, and whether it was right.
 
-A teacher is a pair; both of its items are credited alike. A rollout that is trained on twice counts twice.
-
-A *phase* is a stretch of ``phase_steps`` optimizer steps: 1 to 25, 26 to 50 and so on. A ledger keeps at most
-``MAX_PHASES``; where one more would begin, neighbours are joined and phases become twice as long. So it does not grow
-with the run, and what it holds depends on the uses alone, not on where the run was interrupted.
+A teacher is a pair; both of its items are credited alike.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from math import lcm
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import TypeVar, cast
 
@@ -21,12 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from sgsd.errors import BankError
 
-MAX_PHASES = 16
-PHASE_STEPS = 25
-"""Optimizer steps of a phase at first: the paper's steps between two checks of the bank."""
-
-_VERSION = 2
+_VERSION = 3
+_UPPER = np.triu_indices(4)  # of two of four counts, row by row
 _Number = TypeVar("_Number", int, float)
+_Scalar = TypeVar("_Scalar", np.int64, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +37,9 @@ class ItemRecord:
         positive_success, negative_success: of the successes, those with a stance: supported, suppressed.
         positive_failure, negative_failure: of the failures, those with a stance: suppressed, supported.
         support_success, support_failure: sums of the support over successes, over failures, in nats per token.
+        products: with (positive_success, active on successes, positive_failure, active on failures) of one problem, the
+            sum over problems of the product of each two, the upper triangle row by row. Left out, each use is of
+            a problem of its own.
     """
 
     uses: int = 0
@@ -60,12 +56,21 @@ class ItemRecord:
     negative_failure: int = 0
     support_success: float = 0.0
     support_failure: float = 0.0
+    products: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.products:
+            success, failure = self.positive_success, self.positive_failure
+            actives = success + self.negative_success, failure + self.negative_failure
+            alone = (success, success, 0, 0, actives[0], 0, 0, failure, failure, actives[1])
+            object.__setattr__(self, "products", alone)
 
     def __add__(self, other: ItemRecord) -> ItemRecord:
         return ItemRecord(
             *(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)),
             support_success=self.support_success + other.support_success,
             support_failure=self.support_failure + other.support_failure,
+            products=tuple(mine + theirs for mine, theirs in zip(self.products, other.products, strict=True)),
         )
 
     @property
@@ -103,27 +108,7 @@ class ItemRecord:
 
 
 _SUMS = ("support_success", "support_failure")
-_COUNTS = tuple(entry.name for entry in fields(ItemRecord) if entry.name not in _SUMS)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What became of the items in one stretch of training.
-
-    Attributes:
-        number: from 0; with w steps a phase, it holds the optimizer steps number · w + 1 to (number + 1) · w.
-        items: as in ``Ledger``, of these steps alone.
-    """
-
-    number: int
-    items: Mapping[str, ItemRecord] = field(default_factory=dict[str, ItemRecord])
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "items", MappingProxyType(dict(self.items)))
-
-    def record(self, id: str) -> ItemRecord:
-        """The record of an item; all zeros for one that was not used then."""
-        return self.items.get(id, ItemRecord())
+_COUNTS = tuple(entry.name for entry in fields(ItemRecord) if entry.name not in (*_SUMS, "products"))
 
 
 @dataclass(frozen=True)
@@ -132,13 +117,9 @@ class Ledger:
 
     Attributes:
         items: the records of all uses; an item that was never used has none.
-        phases: the same uses by phase, where their steps are known; those in which an item was used, in order.
-        phase_steps: optimizer steps of a phase.
     """
 
     items: Mapping[str, ItemRecord] = field(default_factory=dict[str, ItemRecord])
-    phases: tuple[Phase, ...] = ()
-    phase_steps: int = PHASE_STEPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "items", MappingProxyType(dict(self.items)))
@@ -146,25 +127,6 @@ class Ledger:
     def record(self, id: str) -> ItemRecord:
         """The record of an item; all zeros for one that was never used."""
         return self.items.get(id, ItemRecord())
-
-    def by_phase(self, id: str) -> tuple[ItemRecord, ...]:
-        """The records of an item in each of ``phases``."""
-        return tuple(phase.record(id) for phase in self.phases)
-
-    def until(self, step: int) -> Ledger:
-        """The uses of the phases that had ended after ``step`` optimizer steps.
-
-        Raises:
-            BankError: no phase had.
-        """
-        ended = tuple(phase for phase in self.phases if (phase.number + 1) * self.phase_steps <= step)
-        if not ended:
-            expected = f"at least {self.phase_steps}, the steps of a phase"
-            raise BankError("no phase had ended by that step", got=step, expected=expected)
-        items: dict[str, ItemRecord] = {}
-        for phase in ended:
-            items = _merged(items, phase.items)
-        return Ledger(items, ended, self.phase_steps)
 
     @property
     def total(self) -> ItemRecord:
@@ -178,26 +140,29 @@ class Ledger:
         support: ArrayLike,
         stance: ArrayLike,
         outcome: ArrayLike,
-        step: int | None = None,
+        problems: ArrayLike,
     ) -> Ledger:
         """A new ledger with a batch of rollouts added.
+
+        Rollouts of one problem are not independent of each other: hand over all of a problem in one call.
 
         Args:
             pairs: for each of B rollouts the (skill id, mistake id) of its real teachers, at most K, first ones first.
             support: ``[B, K]``, nats per token; what lies beyond a rollout's pairs is padding and never read.
             stance: ``[B, K]`` in {−1, 0, 1}.
             outcome: ``[B]`` in {−1, 0, 1}.
-            step: the optimizer step they are part of, from 1; without it they are in no phase.
+            problems: ``[B]``, numbers or texts, alike for rollouts of one problem of this call.
 
         Raises:
             ValueError: if the shapes do not fit, or a rollout has more pairs than K.
         """
         supports, stances = np.asarray(support, dtype=np.float64), np.asarray(stance, dtype=np.int64)
-        outcomes = np.asarray(outcome, dtype=np.int64)
-        if supports.ndim != 2 or stances.shape != supports.shape or outcomes.shape != supports.shape[:1]:
+        outcomes, problem = np.asarray(outcome, dtype=np.int64), np.asarray(problems)
+        per_rollout = {outcomes.shape, problem.shape}
+        if supports.ndim != 2 or stances.shape != supports.shape or per_rollout != {supports.shape[:1]}:
             raise ValueError(
-                "support and stance must be [B, K], outcome [B]: got "
-                f"{supports.shape}, {stances.shape}, {outcomes.shape}"
+                "support and stance must be [B, K], outcome and problems [B]: got "
+                f"{supports.shape}, {stances.shape}, {outcomes.shape}, {problem.shape}"
             )
         counts = [len(row) for row in pairs]
         if len(counts) != len(outcomes) or max(counts, default=0) > supports.shape[1]:
@@ -207,44 +172,36 @@ class Ledger:
             row[:count] = True
         counted, summed = _contributions(supports[real], stances[real], np.repeat(outcomes, counts))
         positions: dict[str, int] = {}
-        credited_items = [
-            np.asarray(
-                [positions.setdefault(pair[part], len(positions)) for row in pairs for pair in row], dtype=np.int64
-            )
-            for part in (0, 1)
-        ]
-        count_totals = np.zeros((len(positions), counted.shape[1]), dtype=np.int64)
-        sum_totals = np.zeros((len(positions), summed.shape[1]))
-        for items in credited_items:
-            np.add.at(count_totals, items, counted)
-            np.add.at(sum_totals, items, summed)
-        records = map(_record, count_totals.tolist(), sum_totals.tolist())
-        items = dict(zip(positions, records, strict=True))
-        phases = () if step is None or not items else (Phase((step - 1) // self.phase_steps, items),)
-        return self + Ledger(items, phases, self.phase_steps)
+        used = [positions.setdefault(pair[part], len(positions)) for part in (0, 1) for row in pairs for pair in row]
+        items = np.asarray(used, dtype=np.int64)
+        counted, summed = np.tile(counted, (2, 1)), np.tile(summed, (2, 1))  # of skills, of mistakes
+        distinct, problem = np.unique(problem, return_inverse=True)
+        # An item on a problem is a cell.
+        cells, cell = np.unique(items * len(distinct) + np.tile(np.repeat(problem, counts), 2), return_inverse=True)
+        products = _products(_totals(counted[:, -4:], cell, len(cells)))
+        records = map(
+            _record,
+            _totals(counted, items, len(positions)).tolist(),
+            _totals(summed, items, len(positions)).tolist(),
+            _totals(products, cells // max(len(distinct), 1), len(positions)).tolist(),
+        )
+        return self + Ledger(dict(zip(positions, records, strict=True)))
 
     def __add__(self, other: Ledger) -> Ledger:
-        """The uses of both, such as of two seeds, in phases that both can be brought to."""
-        widths = {ledger.phase_steps for ledger in (self, other) if ledger.phases}
-        steps = lcm(*widths) if widths else self.phase_steps
-        mine, theirs = (
-            [_coarser(phase, steps // ledger.phase_steps) for phase in ledger.phases] for ledger in (self, other)
-        )
-        joined = _joined((*mine, *theirs))
-        while len(joined) > MAX_PHASES:
-            steps *= 2
-            joined = _joined(_coarser(phase, 2) for phase in joined)
-        return Ledger(_merged(self.items, other.items), joined, steps)
+        """The uses of both, such as of two seeds."""
+        merged = dict(self.items)
+        for id, record in other.items.items():
+            merged[id] = merged.get(id, ItemRecord()) + record
+        return Ledger(merged)
 
     def to_json(self) -> str:
         """JSON text, one item a line; ``from_json`` gives the same ledger back, to the last bit."""
-        head = f'  "version": {_VERSION},\n  "items": {_lines(self.items)},\n  "phase_steps": {self.phase_steps},\n'
-        phases = ",\n".join(f'"{phase.number}": {_lines(phase.items)}' for phase in self.phases)
-        return f'{{\n{head}  "phases": {{\n{phases}\n  }}\n}}\n'
+        items = ",\n".join(f"    {json.dumps(id)}: {json.dumps(asdict(one))}" for id, one in self.items.items())
+        return f'{{\n  "version": {_VERSION},\n  "items": {{\n{items}\n  }}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "ledger") -> Ledger:
-        """Read what ``to_json`` wrote; counts that an older version did not keep are 0.
+        """Read what ``to_json`` wrote, or an older version: its uses count as of a problem each, its phases are left.
 
         Args:
             text: JSON.
@@ -265,43 +222,8 @@ class Ledger:
             raise BankError(f"{source}: not a ledger", expected="an object with version and items")
         if version > _VERSION:
             raise BankError(f"{source}: written by a newer version", got=version, expected=f"at most {_VERSION}")
-        phases, steps = content.get("phases", {}), content.get("phase_steps", PHASE_STEPS)
-        if not isinstance(phases, dict) or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise BankError(f"{source}: phases cannot be read", expected="an object, and phase_steps of 1 or more")
-        numbered = cast(dict[str, object], phases)
-        if unknown := [name for name in numbered if not name.isdecimal()]:
-            raise BankError(f"{source}: not the number of a phase", got=unknown[0])
-        return cls(
-            _read_items(cast(object, items), source),
-            tuple(Phase(int(name), _read_items(value, f"{source}: phase {name}")) for name, value in numbered.items()),
-            steps,
-        )
-
-
-def _merged(one: Mapping[str, ItemRecord], other: Mapping[str, ItemRecord]) -> dict[str, ItemRecord]:
-    merged = dict(one)
-    for id, record in other.items():
-        merged[id] = merged.get(id, ItemRecord()) + record
-    return merged
-
-
-def _coarser(phase: Phase, factor: int) -> Phase:
-    """As part of a phase of ``factor`` times as many steps."""
-    return replace(phase, number=phase.number // factor)
-
-
-def _joined(phases: Iterable[Phase]) -> tuple[Phase, ...]:
-    """One phase a number, in order."""
-    found: dict[int, Phase] = {}
-    for phase in phases:
-        present = found.get(phase.number, Phase(phase.number))
-        found[phase.number] = Phase(phase.number, _merged(present.items, phase.items))
-    return tuple(found[number] for number in sorted(found))
-
-
-def _lines(items: Mapping[str, ItemRecord]) -> str:
-    body = ",\n".join(f"    {json.dumps(id)}: {json.dumps(asdict(record))}" for id, record in items.items())
-    return f"{{\n{body}\n  }}"
+        entries = cast(dict[str, object], items)
+        return cls({id: _read_record(entry, f"{source}: {id}") for id, entry in entries.items()})
 
 
 def _contributions(
@@ -327,25 +249,39 @@ def _contributions(
     return np.stack([column.astype(np.int64) for column in counts], axis=1), np.stack(sums, axis=1)
 
 
-def _record(counts: Sequence[int], sums: Sequence[float]) -> ItemRecord:
-    return ItemRecord(*counts, **dict(zip(_SUMS, sums, strict=True)))
+def _products(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``[cells, 10]``, see ``ItemRecord``, from ``[cells, 4]``: positive, negative on successes, on failures."""
+    right, wrong, righted, wronged = counts.T
+    both = np.stack([right, right + wrong, righted, righted + wronged], axis=1)
+    return both[:, _UPPER[0]] * both[:, _UPPER[1]]
 
 
-def _read_items(value: object, source: str) -> dict[str, ItemRecord]:
-    if not isinstance(value, dict):
-        raise BankError(f"{source}: not records", expected="an object of items")
-    return {id: _read_record(entry, f"{source}: {id}") for id, entry in cast(dict[str, object], value).items()}
+def _totals(values: NDArray[_Scalar], places: NDArray[np.int64], number: int) -> NDArray[_Scalar]:
+    """``[number, columns]``: the rows of each place added up, in their order."""
+    totals = np.zeros((number, values.shape[1]), dtype=values.dtype)
+    np.add.at(totals, places, values)
+    return totals
+
+
+def _record(counts: Sequence[int], sums: Sequence[float], products: Sequence[int]) -> ItemRecord:
+    on_success, on_failure = sums
+    return ItemRecord(*counts, support_success=on_success, support_failure=on_failure, products=tuple(products))
 
 
 def _read_record(value: object, where: str) -> ItemRecord:
     if not isinstance(value, dict):
         raise BankError(f"{where}: not a record", expected="an object of counts")
     entries = cast(dict[str, object], value)
-    if unknown := sorted(set(entries) - {*_COUNTS, *_SUMS}):
-        raise BankError(f"{where}: unknown count", got=unknown[0], expected=", ".join((*_COUNTS, *_SUMS)))
+    if unknown := sorted(set(entries) - {*_COUNTS, *_SUMS, "products"}):
+        raise BankError(f"{where}: unknown count", got=unknown[0], expected=", ".join((*_COUNTS, *_SUMS, "products")))
+    products = entries.get("products", [])
+    if not isinstance(products, list) or len(cast(list[object], products)) not in (0, len(_UPPER[0])):
+        raise BankError(f"{where}.products: wrong length", expected=f"{len(_UPPER[0])} counts")
+    listed = {str(place): value for place, value in enumerate(cast(list[object], products))}
     return _record(
         [_number(entries, name, int, where) for name in _COUNTS],
         [_number(entries, name, float, where) for name in _SUMS],
+        [_number(listed, place, int, f"{where}.products") for place in listed],
     )
 
 

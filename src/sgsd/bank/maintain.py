@@ -1,4 +1,4 @@
-"""Online maintenance: new items into the dynamic part of a bank, within its limits.
+"""Online maintenance: new items into the dynamic part of a bank, within the paper's limits.
 
 ``maintain(bank, candidates)`` is a function of its arguments: the trainer decides when, extraction and merging what.
 Static items (seed, cold start) stay as they are, in their places.
@@ -6,41 +6,22 @@ Static items (seed, cold start) stay as they are, in their places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sgsd.bank.extract import Candidate
-from sgsd.bank.retire import retired_items
 from sgsd.bank.skills import BankDiff, Item, Origin, SkillBank
-from sgsd.errors import BankError, ConfigError
+from sgsd.errors import BankError
 
 UNPROVEN_CREDIT = 0.5
 """What an item without a credit counts as when room is made: what ``bank.credit`` gives an item without evidence."""
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How far one update may go; the paper's values.
-
-    Attributes:
-        max_added: new items a list (skills, mistakes) and update; so no list grows by more.
-        max_dynamic: online items a list.
-
-    Raises:
-        ConfigError: one is below 1, or more may be added than kept.
-    """
-
-    max_added: int = 5
-    max_dynamic: int = 30
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_added <= self.max_dynamic:
-            raise ConfigError(
-                "a bank cannot be kept within these limits",
-                got=f"{self.max_added} new items an update, {self.max_dynamic} online items",
-                expected="1 or more, and no more new items than online ones",
-            )
+# The paper's limits, for skills and for mistakes alike.
+MAX_ADDED = 5
+"""New items an update adds at most."""
+MAX_DYNAMIC = 30
+"""Online items a bank holds at most."""
 
 
 class Action(StrEnum):
@@ -84,32 +65,27 @@ class Maintained:
 def maintain(
     bank: SkillBank,
     candidates: Iterable[Candidate],
-    limits: Limits | None = None,
     *,
-    credit: Callable[[str], float | None] | None = None,
+    credit: Callable[[str], float | None],
 ) -> Maintained:
     """Add what is new, best first, and make room for it.
 
-    Of each list, the first ``max_added`` candidates that say something the bank does not say yet become online items;
-    what a retired item said stays away.
-    Where more than ``max_dynamic`` would be online then, older online items go: those of the lowest credit, an item
-    without one counting as ``UNPROVEN_CREDIT``, the oldest first among equals. Without ``credit`` the oldest go (the
-    paper evicts by position). New items are never evicted by the update that brings them.
+    Of each list, the first ``MAX_ADDED`` candidates that say something the bank does not say yet become online items.
+    Where more than ``MAX_DYNAMIC`` would be online then, older online items go: those of the lowest credit, an item
+    without one counting as ``UNPROVEN_CREDIT``, the oldest first among equals (the paper evicts by position). New items
+    are never evicted by the update that brings them.
 
     Args:
         bank: as it is.
         candidates: best first.
-        limits: the paper's, if not given.
         credit: item id → its worth between 0 (harms) and 1 (helps), ``None`` where nothing is known.
 
     Returns:
         The update. ``bank.static`` is that of the old bank.
     """
-    limits = limits or Limits()
     log: list[LogEntry] = []
     texts = {_spoken(item) for item in bank.items}
     ids = {item.id for item in bank.items}
-    retired = {_spoken(item) for item in retired_items(bank)}
     added: list[Item] = []
     for candidate in candidates:
         title = candidate.title or candidate.text[:60]
@@ -120,10 +96,8 @@ def maintain(
             continue
         if item.id in ids or _spoken(item) in texts:
             log.append(LogEntry(Action.PASSED_OVER, candidate.kind, item.id, title, "the bank says so already"))
-        elif _spoken(item) in retired:
-            log.append(LogEntry(Action.PASSED_OVER, candidate.kind, item.id, title, "retired"))
-        elif sum(type(other) is type(item) for other in added) >= limits.max_added:
-            reason = f"{limits.max_added} new items in this update"
+        elif sum(type(other) is type(item) for other in added) >= MAX_ADDED:
+            reason = f"{MAX_ADDED} new items in this update"
             log.append(LogEntry(Action.PASSED_OVER, candidate.kind, item.id, title, reason))
         else:
             added.append(item)
@@ -133,21 +107,15 @@ def maintain(
     evicted: list[str] = []
     for kind, old in (("skill", bank.dynamic.skills), ("mistake", bank.dynamic.mistakes)):
         arriving = sum(entry.action is Action.ADDED and entry.kind == kind for entry in log)
-        excess = len(old) + arriving - limits.max_dynamic
-        for item, worth in _worst(old, credit)[: max(excess, 0)]:
+        excess = len(old) + arriving - MAX_DYNAMIC
+        known = [(item, credit(item.id)) for item in old] if excess > 0 else []
+        worst = sorted(known, key=lambda pair: UNPROVEN_CREDIT if pair[1] is None else pair[1])
+        for item, worth in worst[: max(excess, 0)]:
             evicted.append(item.id)
-            reason = "oldest" if credit is None else "never proven" if worth is None else "lowest credit"
+            reason = "never proven" if worth is None else "lowest credit"
             log.append(LogEntry(Action.EVICTED, kind, item.id, item.title or item.text[:60], reason, worth))
     result = bank.without(evicted).with_items(added)
     return Maintained(result, bank.diff(result), tuple(log))
-
-
-def _worst(items: Sequence[Item], credit: Callable[[str], float | None] | None) -> list[tuple[Item, float | None]]:
-    """Items with their credit in the order in which they are to go."""
-    if credit is None:
-        return [(item, None) for item in items]
-    credited = [(item, credit(item.id)) for item in items]
-    return sorted(credited, key=lambda pair: UNPROVEN_CREDIT if pair[1] is None else pair[1])
 
 
 def _spoken(item: Item) -> tuple[type[Item], str]:

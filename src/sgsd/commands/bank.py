@@ -46,10 +46,6 @@ def bank(options: argparse.Namespace) -> int:
             from sgsd.commands.bank_ledger import ledger
 
             return ledger(options)
-        case "restore":
-            from sgsd.commands.bank_ledger import restore
-
-            return restore(options)
         case _:
             from sgsd.commands import bank_history
 

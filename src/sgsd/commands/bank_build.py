@@ -170,16 +170,16 @@ class _Build:
         settings = self._settings
         tokenizer = self._engines.tokenizer(str(settings.model_name_or_path))
         renderer = PromptRenderer(
-            tokenizer, instruction=self._instruction, chat_template_kwargs=settings.chat_template_kwargs
+            tokenizer, instruction=settings.instruction, chat_template_kwargs=settings.chat_template_kwargs
         )
-        lengths = [len(renderer.student_ids(problem.text)) for problem in self._problems]
+        lengths = [len(renderer.student_ids(problem)) for problem in self._problems]
         context = self._engines.context()
         if context is not None:
             refuse_long_prompts(lengths, context - settings.max_completion_length)
         build.sample(
             self._folder,
             self._problems,
-            lambda problem: renderer.student_ids(problem.text),
+            lambda problem: renderer.student_ids(problem),
             self._engines.sampler(room=max(lengths) + settings.max_completion_length, progress=screen.within),
             samples=settings.samples,
             chunk=settings.batch_size or 1,

@@ -18,8 +18,6 @@ from sgsd.commands.bank import bank_file, item_block, load, print_json, sizes, t
 from sgsd.commands.bank_trace import MAINTENANCE_FILE, complete_lines
 from sgsd.errors import DataError
 
-RETIREMENTS_FILE = "retirements.jsonl"
-
 
 def log(options: argparse.Namespace) -> int:
     """Print the versions of a bank file, and what became of it in training where that is a run's."""
@@ -99,11 +97,11 @@ def _print_versions(found: history.History) -> None:
 
 @dataclass(frozen=True)
 class _Step:
-    """A line of a run's log about its bank: a check of online maintenance, or the retirement of an item.
+    """A line of a run's log about its bank: a check of online maintenance.
 
     Attributes:
         step: optimizer steps done.
-        what: ``updated``, ``skipped`` … or ``retired``.
+        what: ``updated``, ``skipped`` …
         cells: for the table: success rate, change, digest, reason.
         told: the whole line.
     """
@@ -120,15 +118,14 @@ def _steps(run: Path) -> list[_Step]:
     Raises:
         DataError: a line is damaged.
     """
+    file = run / MAINTENANCE_FILE
     found: list[_Step] = []
-    for name, read in ((RETIREMENTS_FILE, _retirement), (MAINTENANCE_FILE, _check)):
-        file = run / name
-        for where, values in complete_lines(file) if file.is_file() else ():
-            try:
-                found.append(read(values))
-            except (KeyError, TypeError) as error:
-                raise DataError(f"{where}: not a line of {name}", got=", ".join(values)) from error
-    return sorted(found, key=lambda step: step.step)  # at one step, items are retired first
+    for where, values in complete_lines(file) if file.is_file() else ():
+        try:
+            found.append(_check(values))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{where}: not a line of {MAINTENANCE_FILE}", got=", ".join(values)) from error
+    return found
 
 
 def _check(values: dict[str, Any]) -> _Step:
@@ -137,11 +134,6 @@ def _check(values: dict[str, Any]) -> _Step:
     leaks = f"{len(values['leaks'])} left out as leaks" if values["leaks"] else ""
     cells = (rate, _signed(actions["added"], actions["evicted"]), values["bank"][:8], values["reason"] or leaks)
     return _Step(values["step"], values["status"], cells, values)
-
-
-def _retirement(values: dict[str, Any]) -> _Step:
-    cells = ("", _signed(0, 1), "", f"{values['id']}, credit {values['credit']:.2f}: {values['title']}")
-    return _Step(values["step"], "retired", cells, values)
 
 
 def _signed(added: int, removed: int, changed: int = 0) -> str:

@@ -1,26 +1,21 @@
-"""``sgsd bank ledger | restore``: what the items of a run were worth, and the way back for retired ones."""
+"""``sgsd bank ledger``: what the items of a run were worth."""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank, history
-from sgsd.bank.credit import Credit, credit, credit_within, lasting_bound, positive_share, separation
+from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank
+from sgsd.bank.credit import Credit, credit, separation
 from sgsd.bank.formats import as_list, as_object, located
-from sgsd.bank.retire import RetirementRule, retire, retired_items
-from sgsd.bank.retire import restore as restored
-from sgsd.commands.bank import bank_file, load, print_json, sizes, table
+from sgsd.commands.bank import load, print_json, table
 from sgsd.commands.bank_trace import MAINTENANCE_FILE, complete_lines
 from sgsd.errors import BankError
 
@@ -44,15 +39,13 @@ class _Row:
     Attributes:
         id: of the item.
         record: of all its uses.
-        phases: the same by phase.
         said: what it is, where a bank or the log of maintenance knows it.
-        state: ``in bank``, ``retired``, ``evicted``; empty where there is no bank to tell.
+        state: ``in bank``, ``evicted``; empty where there is no bank to tell.
         worth: what it is known to be good for, if that is known.
     """
 
     id: str
     record: ItemRecord
-    phases: tuple[ItemRecord, ...]
     said: _Said | None
     state: str
     worth: str | None
@@ -70,8 +63,7 @@ class _Row:
 
 _KEYS: dict[str, Callable[[_Row], float]] = {
     "credit": lambda row: row.credit.value,
-    "within_phases": lambda row: credit_within(row.phases).value,
-    "positive_share": lambda row: positive_share(row.record).value,
+    "positive_share": lambda row: 0.5 if (share := _positive_share(row.record)) is None else share,
     "support": lambda row: 0.0 if row.support is None else row.support,
     "uses": lambda row: row.record.uses,
     "active": lambda row: row.record.active,
@@ -80,20 +72,16 @@ _KEYS: dict[str, Callable[[_Row], float]] = {
 
 def ledger(options: argparse.Namespace) -> int:
     """Print the ranking of a run's items."""
-    whole = _read_ledger(options.run)
-    found = whole if options.until is None else whole.until(options.until)
+    found = _read_ledger(options.run)
     banks = [load(options.bank)] if options.bank else _banks(options.run)
     rows = sorted(_rows(found, banks, options.run), key=_KEYS[options.sort], reverse=True)
     unused = [item.id for item in (banks[-1].items if banks else ()) if item.id not in found.items]
     apart = _separation(rows)
-    condemned = None if options.retire_below is None else _condemned(found, banks, options.retire_below)
     if options.json:
-        print_json(_document(options, found, rows, unused, apart) | {"would_retire": condemned})
+        print_json(_document(options, found, rows, unused, apart))
         return 0
     console = Console()
     console.print(_ranking(options.run, rows))
-    if options.phases:
-        console.print(Padding(_by_phase(found, rows), (1, 0, 0, 0)))
     total = found.total
     console.print(
         f"{total.uses} uses of {len(rows)} items: {total.active} active, {total.positive} positive, "
@@ -105,42 +93,10 @@ def ledger(options: argparse.Namespace) -> int:
     for entry in apart:
         console.print(
             f"{entry['better']} above {entry['worse']} (area under the ROC curve): by credit {entry['credit']:.3f}, "
-            f"within phases {entry['within_phases']:.3f}, by share of positive uses {entry['positive_share']:.3f}, by "
-            f"support {entry['support']:.3f}",
+            f"by share of positive uses {entry['positive_share']:.3f}, by support {entry['support']:.3f}",
             highlight=False,
             soft_wrap=True,
         )
-    if condemned is not None:
-        by_worth = Counter(row.worth for row in rows if row.id in condemned and row.worth is not None)
-        kinds = ", ".join(f"{count} {worth}" for worth, count in by_worth.items())
-        console.print(f"below {options.retire_below}: {len(condemned)} items{f' ({kinds})' if kinds else ''}")
-    return 0
-
-
-def _condemned(found: Ledger, banks: list[SkillBank], limit: float) -> list[str]:
-    """Ids of whom this limit would retire now, static items too, with all else as by default (``RetirementRule``)."""
-    if not banks:
-        raise BankError("no bank to retire from", expected="--bank, or the folder of a run with its banks")
-    _, gone = retire(restored(banks[-1]), found, RetirementRule(limit, static=True))
-    return [one.id for one in gone]
-
-
-def restore(options: argparse.Namespace) -> int:
-    """Write a bank with its retired items, or some of them, back in their lists."""
-    before = load(options.bank)
-    after = restored(before, options.ids or None)
-    back = [item.id for item in before.diff(after).added]
-    if not back:
-        raise BankError("nothing to bring back", got=options.bank, expected="a bank with retired items")
-    if options.output is not None and options.output.exists():
-        raise BankError("the output exists", got=str(options.output), remedy="choose another name")
-    file = options.output or Path(bank_file(options.bank))
-    message = f"{len(back)} retired items are back"
-    version = history.save(file, after, action="restore", message=message, time=datetime.now(UTC))
-    if options.json:
-        print_json({"file": str(file), "version": version, "restored": back, "digest": after.digest})
-    else:
-        print(f"{file}: version {version}, {sizes(after)}; back: {', '.join(back)}")
     return 0
 
 
@@ -174,7 +130,7 @@ def _rows(found: Ledger, banks: list[SkillBank], folder: Path) -> list[_Row]:
                 entry = as_object(value, "items")
                 known[str(entry.get("id"))] = _Said(str(entry.get("kind")), str(entry.get("title")), Origin.ONLINE)
     for bank in banks:
-        for item in (*bank.items, *retired_items(bank)):
+        for item in bank.items:
             kind = "skill" if isinstance(item, Skill) else "mistake"
             known[item.id] = _Said(kind, item.title or item.text[:60], item.origin)
     worth: dict[str, str] = {}
@@ -183,11 +139,9 @@ def _rows(found: Ledger, banks: list[SkillBank], folder: Path) -> list[_Row]:
         if isinstance(said, dict):
             worth |= {str(id): str(value) for id, value in cast(dict[object, object], said).items()}
     present = {item.id for item in banks[-1].items} if banks else set[str]()
-    retired = {item.id for item in retired_items(banks[-1])} if banks else set[str]()
-    state = {id: _HERE if id in present else "retired" if id in retired else "evicted" for id in found.items}
+    state = {id: _HERE if id in present else "evicted" for id in found.items}
     return [
-        _Row(id, record, found.by_phase(id), known.get(id), state[id] if banks else "", worth.get(id))
-        for id, record in found.items.items()
+        _Row(id, record, known.get(id), state[id] if banks else "", worth.get(id)) for id, record in found.items.items()
     ]
 
 
@@ -198,7 +152,7 @@ def _separation(rows: list[_Row]) -> list[dict[str, Any]]:
         return []
     values = {
         name: {kind: [_KEYS[name](row) for row in rows if row.worth == kind] for kind in kinds}
-        for name in ("credit", "within_phases", "positive_share", "support")
+        for name in ("credit", "positive_share", "support")
     }
     return [
         {"better": _BEST, "worse": kind} | {name: separation(of[_BEST], of[kind]) for name, of in values.items()}
@@ -216,8 +170,6 @@ def _document(
     return {
         "run": str(options.run),
         "sort": options.sort,
-        "until": options.until,
-        "phase_steps": found.phase_steps,
         "totals": _counts(found.total),
         "items": [
             {
@@ -228,13 +180,6 @@ def _document(
                 "state": row.state or None,
                 "worth": row.worth,
                 **_evidence(row.record),
-                "bound": lasting_bound(row.record),
-                "within_phases": asdict(credit_within(row.phases)),
-                "phases": [
-                    {"first": phase.number * found.phase_steps + 1, "last": (phase.number + 1) * found.phase_steps}
-                    | _evidence(record)
-                    for phase, record in zip(found.phases, row.phases, strict=True)
-                ],
             }
             for row in rows
         ],
@@ -244,8 +189,14 @@ def _document(
 
 
 def _counts(record: ItemRecord) -> dict[str, Any]:
-    sums = ("support_success", "support_failure")
+    sums = ("support_success", "support_failure", "products")
     return {name: value for name, value in asdict(record).items() if name not in sums}
+
+
+def _positive_share(record: ItemRecord) -> float | None:
+    """Of the active uses on rollouts with a verdict; ``None`` without any."""
+    decided = record.positive + record.negative
+    return record.positive / decided if decided else None
 
 
 def _evidence(record: ItemRecord) -> dict[str, Any]:
@@ -253,7 +204,7 @@ def _evidence(record: ItemRecord) -> dict[str, Any]:
         "mean_support_success": record.mean_support_success,
         "mean_support_failure": record.mean_support_failure,
         "credit": asdict(credit(record)),
-        "positive_share": asdict(positive_share(record)),
+        "positive_share": _positive_share(record),
     }
 
 
@@ -287,20 +238,6 @@ def _ranking(run: Path, rows: list[_Row]) -> Table:
             Text.assemble(_title(row), "\n", (", ".join(filter(None, remarks)), "dim")),
             *(Text.assemble(upper, "\n", (lower, "dim")) for upper, lower in pairs),
         )
-    return listing
-
-
-def _by_phase(found: Ledger, rows: list[_Row]) -> Table:
-    ends = [str((phase.number + 1) * found.phase_steps) for phase in found.phases]
-    listing = table(
-        f"credit by phase of {found.phase_steps} optimizer steps, by their last one", "item", *ends, right=ends
-    )
-    for row in rows:
-        decided = [record.positive + record.negative for record in row.phases]
-        cells = [
-            f"{credit(record).value:.2f}" if uses else "–" for record, uses in zip(row.phases, decided, strict=True)
-        ]
-        listing.add_row(Text.assemble(_title(row), "\n", (row.id, "dim")), *cells)
     return listing
 
 

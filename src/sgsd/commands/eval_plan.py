@@ -23,12 +23,12 @@ from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of
 from sgsd.problems import Problem
-from sgsd.prompts import BOXED_INSTRUCTION, ChatTokenizer, PromptRenderer
+from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Thinking
 from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
 EVALUATIONS = "evaluations"
-_THINKING = "enable_thinking"
+_THINKING = SWITCH
 # Samples per call of the sampler: what is lost at most when an evaluation is cut off. Engines that batch by themselves
 # are slow at the end of each call, so theirs are large.
 _BATCH_SIZES = {"transformers": 32, "vllm": 512, "openai": 256}
@@ -256,6 +256,7 @@ class _Skills:
     retriever: str
     embedder: str | None
     query_prompt: str
+    item_text: str
     count: int
 
     @classmethod
@@ -276,6 +277,7 @@ class _Skills:
             retriever,
             embedder if retriever == "embedding" else None,
             run.get("retrieval_query_prompt", "") if own else "",
+            run.get("retrieval_text", "topic"),
             options.pairs or run.get("skills_in_prompt_pairs") or 1,
         )
 
@@ -289,7 +291,9 @@ class _Skills:
         }
 
     def pairs(self, problems: Sequence[Problem]) -> list[Sequence[tuple[Skill, Mistake]]]:
-        retriever = build_retriever(self.retriever, embedder=self.embedder, query_prompt=self.query_prompt)
+        retriever = build_retriever(
+            self.retriever, embedder=self.embedder, query_prompt=self.query_prompt, item_text=self.item_text
+        )
         return skill_pairs(problems, retriever, self.bank, self.count)
 
 
@@ -317,9 +321,11 @@ def _load(
 def _renderer(
     tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
 ) -> PromptRenderer:
-    """The prompts' maker. A run's ``thinking: paper`` does not apply: the paper evaluates with thinking on."""
-    instruction = _first(options.instruction, run.get("instruction"), BOXED_INSTRUCTION)
+    """The prompts' maker. A run's ``thinking`` holds but for ``paper``: the paper evaluates with thinking on."""
+    instruction = run.get("instruction") if options.instruction is None else options.instruction
     given = _first(options.chat_template_kwargs, run.get("chat_template_kwargs"), {})
+    if options.chat_template_kwargs is None and run.get("thinking") in (Thinking.OFF, Thinking.ON):
+        given = {**given, _THINKING: run["thinking"] == Thinking.ON}
     thinking = None if options.thinking is None else options.thinking == "on"
 
     def rendered(**switch: bool) -> PromptRenderer:

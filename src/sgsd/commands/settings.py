@@ -27,7 +27,7 @@ from sgsd.commands.flags import spelled
 from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, check_choice, did_you_mean
-from sgsd.trainers.config import CONFIGS, VerifiedConfig
+from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
 
 RUN_FILE = "run.json"
 _SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
@@ -290,6 +290,8 @@ def _check_types(content: dict[str, Any], parts: Iterable[Any], parser: argparse
     actions = {action.dest: action for action in parser._actions if action.nargs != 0}
     for key, value in content.items():
         if key == "env" or (isinstance(value, str) and actions[key].type is str):
+            continue
+        if key in SWITCHES and isinstance(value, bool):
             continue
         action, hint = actions[key], hints[key]
         if value is None:

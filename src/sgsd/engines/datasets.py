@@ -54,6 +54,7 @@ def load_problems(
     readable: Callable[[str], bool] | None = None,
     seed: int = 0,
     shuffle: bool = False,
+    needs_answer: bool = True,
 ) -> tuple[list[Problem], DataReport]:
     """Read a data set, adapt its rows, and drop what cannot be used.
 
@@ -70,6 +71,7 @@ def load_problems(
         on_duplicate, on_conflict, readable: as in ``curation.curate``.
         seed: of the shuffle, and of reasoning-gym where the source names none.
         shuffle: shuffle the rows before the limit applies. Of duplicates, the first after the shuffle stays.
+        needs_answer: ``False`` keeps rows without an answer, for reward functions that need none.
 
     Returns:
         The problems, and what became of every row.
@@ -92,7 +94,14 @@ def load_problems(
     else:
         table = _hub_table(name, split, config_name, revision)
 
-    adapted = adapt(table.rows, table.columns, stem=table.stem, source=table.source, adapter=adapter)
+    adapted = adapt(
+        table.rows,
+        table.columns,
+        stem=table.stem,
+        source=table.source,
+        adapter=adapter,
+        needs_answer=needs_answer,
+    )
     problems = list(adapted.problems)
     if shuffle:
         random.Random(seed).shuffle(problems)
@@ -104,14 +113,18 @@ def load_problems(
         on_duplicate=on_duplicate,
         on_conflict=on_conflict,
         limit=limit,
+        needs_answer=needs_answer,
     )
     report = report.including(adapted, source=table.source)
     if not kept:
         raise DataError(
             f"no usable problems in {table.source}",
             got=report.summary(),
-            expected="at least one row with a text and an answer",
-            remedy=f"rows were read with adapter {adapted.adapter}; check the columns ({', '.join(table.columns)})",
+            expected="at least one row with a text and an answer" if needs_answer else "at least one row with a text",
+            remedy=(
+                f"rows were read with adapter {adapted.adapter}; check the columns ({', '.join(table.columns)}); "
+                f"first of all, {report.dropped[0].id}: {report.dropped[0].why or report.dropped[0].reason}"
+            ),
         )
     return kept, report
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgsd.errors import ConfigError
+from sgsd.prompts import end_of_turn_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,10 +183,17 @@ def named_by_folder(model: PreTrainedModel) -> Iterator[None]:
 
 
 def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends a completion: the model's own and the tokenizer's, as TRL reckons them."""
-    ids = model.generation_config.eos_token_id
-    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    return ids if tokenizer.eos_token_id in (None, *ids) else [tokenizer.eos_token_id, *ids]
+    """Every id that ends a completion: the tokenizer's, the model's own, and the chat template's end of a turn.
+
+    The first two are TRL's, in TRL's order. A template may end turns by a token that neither names (ChatML on a base
+    model's tokenizer).
+    """
+    own = model.generation_config.eos_token_id
+    ids = [] if own is None else [own] if isinstance(own, int) else list(own)
+    if tokenizer.eos_token_id not in (None, *ids):
+        ids = [tokenizer.eos_token_id, *ids]
+    turn = end_of_turn_ids(tokenizer) if tokenizer.chat_template else []
+    return [*ids, *(token_id for token_id in turn if token_id not in ids)]
 
 
 def _refuse_pickled_weights(folder: Path) -> None:

@@ -260,8 +260,8 @@ def prompts_of(
         PromptError: a problem without pairs; its prompt would silently be the plain one.
     """
     if pairs is None:
-        return [renderer.student_ids(problem.text) for problem in problems]
-    return [renderer.skilled_ids(problem.text, own) for problem, own in zip(problems, pairs, strict=True)]
+        return [renderer.student_ids(problem) for problem in problems]
+    return [renderer.skilled_ids(problem, own) for problem, own in zip(problems, pairs, strict=True)]
 
 
 def evaluate(

@@ -1,26 +1,80 @@
-"""Objectives: pure tensor functions, no model in sight.
+"""Objectives: pure tensor functions and small classes, no model in sight.
 
-Axis letters, here and everywhere: B rows, K teachers, T completion tokens, V vocabulary, M tokens of a local support.
-A mask is True where a token counts.
+Axis letters, here and everywhere: B rows, K teachers, T completion tokens, V vocabulary, M likeliest tokens of a
+teacher. A mask is True where a token counts.
 """
 
-from sgsd.objectives.correction import correction_loss, guided_logps, trusted_weights
-from sgsd.objectives.divergences import DIVERGENCES, Divergence, OPSDLoss, opsd_loss, token_divergence
-from sgsd.objectives.gated import SGSDLoss, gate, local_support_loss, sgsd_loss
+from sgsd.objectives.base import (
+    Configurable,
+    Metrics,
+    Needs,
+    Objective,
+    Rollouts,
+    Settings,
+    StudentScores,
+    TeacherScores,
+    means,
+    total,
+)
+from sgsd.objectives.correction import Correction, correction_loss, guided_logps, trusted_weights
+from sgsd.objectives.divergences import (
+    DIVERGENCES,
+    Divergence,
+    OPSDLoss,
+    divergence_metrics,
+    opsd_loss,
+    token_divergence,
+)
+from sgsd.objectives.gated import (
+    Gated,
+    LocalSupport,
+    SGSDLoss,
+    gate,
+    local_support_loss,
+    sgsd_loss,
+    stance_metrics,
+    stances,
+    supports,
+)
 from sgsd.objectives.logprobs import selected_logps
+from sgsd.objectives.reweight import Reweight
+
+OBJECTIVES: dict[str, type[Configurable]] = {
+    objective.name: objective for objective in (Gated, LocalSupport, Correction, Reweight)
+}
+"""The setting ``objective`` → its class; ``OBJECTIVES[args.objective].from_config(args)``."""
 
 __all__ = [
     "DIVERGENCES",
+    "OBJECTIVES",
+    "Configurable",
+    "Correction",
     "Divergence",
+    "Gated",
+    "LocalSupport",
+    "Metrics",
+    "Needs",
     "OPSDLoss",
+    "Objective",
+    "Reweight",
+    "Rollouts",
     "SGSDLoss",
+    "Settings",
+    "StudentScores",
+    "TeacherScores",
     "correction_loss",
+    "divergence_metrics",
     "gate",
     "guided_logps",
     "local_support_loss",
+    "means",
     "opsd_loss",
     "selected_logps",
     "sgsd_loss",
+    "stance_metrics",
+    "stances",
+    "supports",
     "token_divergence",
+    "total",
     "trusted_weights",
 ]

@@ -4,28 +4,38 @@ GRPO says which of the sampled tokens did better than others. Trusted teachers c
 instead, whether it was sampled or not; on a failure that is worth learning, on a success it is not. Beside GRPO's loss
 stands that of each row b,
 
-    L_b = 1[r_b = −1] Σ_k w_k mean_t Σ_{v ∈ top M of p_{T,k}} p_{T,k}(v) log(p_{T,k}(v) / p_S(v))       (7)
-    w_k = max_j τ_j · α_k τ_k / Σ_j α_j τ_j                                                             (8)
+    L_b = 1[r_b = −1] Σ_k w_k mean_t D_{k,t}
+    D = Σ_{v ∈ top M of p_T} p_T(v) log(p_T(v) / p_S(v)) + p_T(rest) log(p_T(rest) / p_S(rest))          (7)
+    w_k = max_j τ_j · α_k τ_k / Σ_j α_j τ_j                                                              (8)
 
-with the retrieval weights α of ``gated`` and τ_k in [0, 1], the trust in teacher k: the forward KL divergence
-from each trusted teacher, on its M likeliest tokens at each position of the student's own rollout. Its gradient with
-respect to the student's logits is Σ_k w_k (p_S − p_{T,k}), but for what lies beyond the M tokens: at most 1, and not
-vanishing where the student is sure of something else.
+with the retrieval weights α of ``gated`` and τ_k in [0, 1], the trust in teacher k: the forward KL divergence from each
+trusted teacher at each position of the student's own rollout, on the teacher's M likeliest tokens and, as one bucket,
+all the rest, p(rest) = 1 − Σ_{v ∈ top M} p(v). It is never negative, never above the divergence over the full
+vocabulary, and 0 only where the two agree on the M tokens. Without the bucket the sum is no divergence: it is negative
+wherever the student gives the M tokens more probability than the teacher does, and pulls it to give them even more.
+
+Its gradient with respect to the student's logit of v is Σ_k w_k (p_S(v) − q_k(v)), where q_k is p_{T,k} on the M tokens
+and, beyond them, p_{T,k}(rest) shared out as the student has it: at most 1, and not vanishing where the student is sure
+of something else.
 
 A teacher that leans to the right token without being sure of it can be guided: what sets it apart from a control
 teacher, which knows nothing of the problem, counts 1 + γ times,
 
     p̂_{T,k}(v) ∝ p_{T,k}(v) · (p_{T,k}(v) / p_{T,0}(v))^γ                                                (7′)
 
-on the tokens it finds plausible, and takes the place of p_{T,k} in (7).
+on the tokens it finds plausible, and takes the place of p_{T,k} in (7). The rest keeps its probability.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from sgsd.objectives.base import Metrics, Needs, Rollouts, Settings, StudentScores, TeacherScores, given, total
 
 
 def trusted_weights(teacher_weights: Tensor, trust: Tensor) -> Tensor:
@@ -103,7 +113,77 @@ def correction_loss(
     dtype = torch.promote_types(student_logps.dtype, torch.float32)
     weights = torch.where((outcome < 0).unsqueeze(1), weights.detach(), 0.0).to(dtype)
     read = (mask.unsqueeze(1) & (weights > 0).unsqueeze(-1)).unsqueeze(-1)  # [B, K, T, 1]
-    teacher = torch.where(read, teacher_logps.detach().to(dtype), -torch.inf)
-    log_ratio = torch.where(read, teacher - student_logps.to(dtype), 0.0)
-    divergence = (teacher.exp() * log_ratio).sum(-1)
+    unread = -math.log(2 * M)  # of each token, on both sides: no divergence, and a finite gradient of it
+    student = torch.where(read, student_logps.to(dtype), unread)
+    teacher = torch.where(read, teacher_logps.detach().to(dtype), unread)
+    divergence = (teacher.exp() * (teacher - student)).sum(-1) + _of_rest(student, teacher)
+    divergence = torch.where(read.squeeze(-1), divergence, 0.0)
     return (weights * divergence.sum(-1)).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def rest(logps: Tensor) -> Tensor:
+    """1 − Σ exp(logps), ``[...]`` of ``[..., M]``: what tokens beyond the M given have, without cancellation near 0.
+
+    As exact as the log-probabilities are: where the M have everything, it is their rounding error, of either sign.
+    """
+    return -torch.expm1(logps.logsumexp(-1))
+
+
+def _of_rest(student: Tensor, teacher: Tensor) -> Tensor:
+    """The bucket's part of (7), ``[...]`` of two ``[..., M]``.
+
+    Of a teacher's rest below rounding there is nothing to compare, and its part is that rest itself, which keeps the
+    divergence from being negative. Where the teacher's rest is more than 1/√ε times the student's (8 nats in float32),
+    the logarithm goes on as its tangent: the gradients of the M tokens cancel up to that factor, so they keep √ε.
+    """
+    info = torch.finfo(student.dtype)
+    p, q = rest(teacher), rest(student)
+    there = p > _ROUNDING * info.eps
+    p_there = torch.where(there, p, 1.0)
+    least = p_there * math.sqrt(info.eps)
+    enough = q >= least
+    log_ratio = torch.where(enough, p_there.log() - torch.where(enough, q, 1.0).log(), 0.0)
+    tangent = (least.log() - p_there.log()).neg() + (least - q) / least
+    return torch.where(there, p * torch.where(enough, log_ratio, tangent), p)
+
+
+_ROUNDING = 32  # of a sum of probabilities whose logarithms are some 20 nats large, in units of ε
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Objective ``correction``: equations (7) and (8), with (7′) where ``guidance`` is positive.
+
+    Attributes:
+        guidance, clip: as for ``guided_logps``.
+    """
+
+    guidance: float = 0.0
+    clip: float = 3.0
+    name: ClassVar[str] = "correction"
+
+    @classmethod
+    def from_config(cls, args: Settings) -> Correction:
+        return cls(args.teacher_guidance, args.support_clip)
+
+    @property
+    def needs(self) -> Needs:
+        guided = self.guidance > 0
+        return Needs(top_tokens=True, control=guided, still_teacher=guided, outcomes=frozenset({-1}), by_trust=True)
+
+    def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
+        teachers = teachers.read()
+        of_student = given(student.top_logps, "the student's log-probabilities of likely tokens", self.name)
+        of_teachers = given(teachers.top_logps, "the teachers' likeliest tokens", self.name)
+        if self.guidance:
+            control = given(teachers.control_top_logps, "a control's log-probabilities of likely tokens", self.name)
+            of_teachers = guided_logps(of_teachers, control, guidance=self.guidance, clip=self.clip)
+        weights = trusted_weights(teachers.weights, teachers.trust)
+        rows = correction_loss(of_student, of_teachers, rollouts.mask, rollouts.outcome, weights)
+        failed = (rollouts.outcome < 0) & teachers.scored.any(1)
+        tokens = (weights > 0).unsqueeze(-1) & failed[:, None, None] & rollouts.mask.unsqueeze(1)
+        return rows, {
+            "trust": total(weights.sum(1), failed),
+            "correction": total(rows, failed),
+            "teacher_rest": total(rest(of_teachers), tokens),
+        }

@@ -20,6 +20,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sgsd.objectives.base import Metrics, means, total
+
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
 # Logits upcast at a time, 32 MB of float32: 55 positions of a 152k vocabulary.
@@ -176,12 +178,22 @@ def opsd_loss(
     return OPSDLoss(
         loss=row_loss.mean(),
         row_loss=row_loss,
-        metrics={
-            "divergence": result.divergence.detach()[mask].mean(),
-            "student_entropy": result.student_entropy[mask].mean(),
-            "teacher_entropy": result.teacher_entropy[mask].mean(),
-        },
+        metrics=means(divergence_metrics(result, mask)),
     )
+
+
+def divergence_metrics(result: Divergence, mask: Tensor) -> Metrics:
+    """``divergence``, ``student_entropy`` and ``teacher_entropy``: sums over counted tokens, and their count.
+
+    Args:
+        result: of ``token_divergence``, or put together from its tiles.
+        mask: ``[B, T]``, as it had.
+    """
+    return {
+        "divergence": total(result.divergence, mask),
+        "student_entropy": total(result.student_entropy, mask),
+        "teacher_entropy": total(result.teacher_entropy, mask),
+    }
 
 
 def _summands(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor, kind: _Kind) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,22 @@ All arithmetic is float32 (or float64 when given): in bfloat16 the textbook gate
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from sgsd.objectives.base import (
+    Metrics,
+    Needs,
+    Rollouts,
+    Settings,
+    StudentScores,
+    TeacherScores,
+    given,
+    means,
+    total,
+)
 
 
 @dataclass(frozen=True)
@@ -91,15 +104,20 @@ def sgsd_loss(
     Raises:
         ValueError: if shapes, mask type or settings do not fit.
     """
-    B, T = _checked_shapes(student_logps, teacher_logps, mask, outcome, teacher_weights, tau, clip, threshold)
-    student_logps, teacher_logps = _upcast(student_logps), _upcast(teacher_logps.detach())
-    counted = mask.unsqueeze(1)
-    gap = torch.where(counted, teacher_logps - student_logps.reshape(B, 1, T), 0.0)  # (1), [B, K, T]
-    gated = gate(gap, tau) if use_gate else gap.square() / (4 * tau)
-    control = None
-    if control_logps is not None:
-        control = torch.where(mask, _upcast(control_logps.detach()) - student_logps.detach(), 0.0).unsqueeze(1)
-    return _assemble(gap.detach(), gated, mask, outcome, teacher_weights, clip, threshold, use_polarity, control)
+    result, _ = _gated(
+        student_logps,
+        teacher_logps,
+        mask,
+        outcome,
+        teacher_weights,
+        tau=tau,
+        clip=clip,
+        threshold=threshold,
+        use_gate=use_gate,
+        use_polarity=use_polarity,
+        control_logps=control_logps,
+    )
+    return result
 
 
 def local_support_loss(
@@ -130,6 +148,178 @@ def local_support_loss(
     Raises:
         ValueError: if shapes, mask type or settings do not fit.
     """
+    scores = student_scores, teacher_scores, in_support
+    result, _ = _local(*scores, mask, outcome, teacher_weights, tau=tau, clip=clip, threshold=threshold)
+    return result
+
+
+def stances(
+    student_logps: Tensor,
+    teacher_logps: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    threshold: float,
+    control_logps: Tensor | None = None,
+    scored: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Equations (2) and (3), for whoever wants them beside another loss, such as the ledger.
+
+    Args:
+        student_logps, teacher_logps, mask, clip, threshold, control_logps: as for ``sgsd_loss``. Detached here.
+        scored: ``[B, K]``, bool; of a teacher that was not run on a rollout nothing is read. ``None``: all were.
+
+    Returns:
+        ``(support, stance)``, ``[B, K]`` each: 0 where ``scored`` is False.
+    """
+    support = supports(student_logps, teacher_logps, mask, clip=clip)
+    if control_logps is not None:
+        support = support - supports(student_logps, control_logps.unsqueeze(1), mask, clip=clip)
+    if scored is not None:
+        support = torch.where(scored, support, 0.0)
+    return support, _stance(support, threshold)
+
+
+def supports(student_logps: Tensor, teacher_logps: Tensor, mask: Tensor, *, clip: float) -> Tensor:
+    """Equation (2), ``[B, K]``, of ``[B, T]`` and ``[B, K, T]`` log-probabilities. Detached here."""
+    student, teachers = _upcast(student_logps.detach()), _upcast(teacher_logps.detach())
+    return _support(_gap(student.unsqueeze(1), teachers, mask), mask, clip)
+
+
+def stance_metrics(
+    support: Tensor, stance: Tensor, outcome: Tensor, real: Tensor, *, baseline: Tensor | None = None
+) -> Metrics:
+    """What there is to log of ``stances``, whatever the loss.
+
+    Args:
+        support, stance: ``[B, K]``.
+        outcome: ``[B]``, of all rollouts.
+        real: ``[B, K]``, bool: scored, and of weight above 0. Others are not counted.
+        baseline: ``[B]``, the control teacher's support, if there is one; read where a real teacher is.
+    """
+    polarity = outcome.to(stance.dtype).unsqueeze(1) * stance
+    return _stance_metrics(support, polarity, stance, outcome, real, None if baseline is None else baseline[:, None])
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Objective ``gated``: the paper's loss, equations (1) to (6).
+
+    Attributes:
+        tau, clip, threshold: as for ``sgsd_loss``.
+        control: supports are measured against a control teacher's, equation (2′).
+    """
+
+    tau: float = 1.0
+    clip: float = 3.0
+    threshold: float = 0.05
+    control: bool = False
+    name: ClassVar[str] = "gated"
+
+    @classmethod
+    def from_config(cls, args: Settings) -> Gated:
+        return cls(args.gate_tau, args.support_clip, args.support_threshold, args.support_baseline == "control")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(control=self.control)
+
+    def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
+        teachers = teachers.read()
+        result, metrics = _gated(
+            student.logps,
+            teachers.logps,
+            rollouts.mask,
+            rollouts.outcome,
+            teachers.weights,
+            tau=self.tau,
+            clip=self.clip,
+            threshold=self.threshold,
+            control_logps=given(teachers.control_logps, "a control teacher", self.name) if self.control else None,
+        )
+        return result.row_loss, metrics
+
+
+@dataclass(frozen=True)
+class LocalSupport:
+    """Objective ``local``: the paper's variant on each teacher's likeliest tokens and the sampled one.
+
+    Attributes:
+        tau, clip, threshold: as for ``local_support_loss``.
+    """
+
+    tau: float = 1.0
+    clip: float = 3.0
+    threshold: float = 0.05
+    name: ClassVar[str] = "local"
+
+    @classmethod
+    def from_config(cls, args: Settings) -> LocalSupport:
+        return cls(args.gate_tau, args.support_clip, args.support_threshold)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(top_tokens=True)
+
+    def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
+        teachers = teachers.read()
+        top_ids = given(teachers.top_ids, "the teachers' likeliest tokens", self.name)
+        of_teachers = given(teachers.top_logps, "the teachers' likeliest tokens", self.name)
+        of_student = given(student.top_logps, "the student's log-probabilities of them", self.name)
+        # The sampled token is in the support once, whether it is among the likeliest or not.
+        others = (top_ids != rollouts.ids[:, None, :, None]) & teachers.scored[:, :, None, None]
+        sampled = student.logps[:, None, :, None].expand(-1, len(of_teachers[0]), -1, -1)
+        result, metrics = _local(
+            torch.cat([sampled, of_student], dim=-1),
+            torch.cat([teachers.logps.unsqueeze(-1), of_teachers], dim=-1),
+            torch.cat([torch.ones_like(others[..., :1]), others], dim=-1),
+            rollouts.mask,
+            rollouts.outcome,
+            teachers.weights,
+            tau=self.tau,
+            clip=self.clip,
+            threshold=self.threshold,
+        )
+        return result.row_loss, metrics
+
+
+def _gated(
+    student_logps: Tensor,
+    teacher_logps: Tensor,
+    mask: Tensor,
+    outcome: Tensor,
+    teacher_weights: Tensor,
+    *,
+    tau: float,
+    clip: float,
+    threshold: float,
+    use_gate: bool = True,
+    use_polarity: bool = True,
+    control_logps: Tensor | None = None,
+) -> tuple[SGSDLoss, Metrics]:
+    B, T = _checked_shapes(student_logps, teacher_logps, mask, outcome, teacher_weights, tau, clip, threshold)
+    student_logps, teacher_logps = _upcast(student_logps), _upcast(teacher_logps.detach())
+    gap = _gap(student_logps.reshape(B, 1, T), teacher_logps, mask)
+    gated = gate(gap, tau) if use_gate else gap.square() / (4 * tau)
+    control = None
+    if control_logps is not None:
+        control = _gap(student_logps.detach().unsqueeze(1), _upcast(control_logps.detach()).unsqueeze(1), mask)
+    rows = mask, outcome, teacher_weights
+    return _assemble(gap.detach(), gated, *rows, clip, threshold, use_polarity, control)
+
+
+def _local(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    in_support: Tensor,
+    mask: Tensor,
+    outcome: Tensor,
+    teacher_weights: Tensor,
+    *,
+    tau: float,
+    clip: float,
+    threshold: float,
+) -> tuple[SGSDLoss, Metrics]:
     if student_scores.shape != teacher_scores.shape or student_scores.shape != in_support.shape:
         raise ValueError(
             "student_scores, teacher_scores and in_support must have one shape [B, K, T, M]: got "
@@ -148,7 +338,8 @@ def local_support_loss(
     divergence = (teacher.exp() * torch.where(in_support & counted, teacher - student, 0.0)).sum(-1)
     gap = (teacher - student)[..., 0].detach()
     gap = torch.where(mask.unsqueeze(1), gap, 0.0)
-    return _assemble(gap, gate(divergence, tau), mask, outcome, teacher_weights, clip, threshold, use_polarity=True)
+    rows = mask, outcome, teacher_weights
+    return _assemble(gap, gate(divergence, tau), *rows, clip, threshold, use_polarity=True)
 
 
 def _assemble(
@@ -161,66 +352,73 @@ def _assemble(
     threshold: float,
     use_polarity: bool,
     control: Tensor | None = None,
-) -> SGSDLoss:
+) -> tuple[SGSDLoss, Metrics]:
     """Equations (2) to (4) and (6), from gaps (constants, 0 where the mask is False) and gate values.
 
-    ``control``, ``[B, 1, T]``, are a control teacher's gaps.
+    ``control``, ``[B, 1, T]``, are a control teacher's gaps. The metrics are of real teachers, of weight above 0.
     """
-    counted = mask.unsqueeze(1).to(gated.dtype)
-    tokens = counted.sum(-1).clamp(min=1)  # [B, 1]
-    support = gap.clamp(-clip, clip).sum(-1) / tokens  # (2)
-    baseline = None if control is None else control.clamp(-clip, clip).sum(-1) / tokens  # [B, 1]
+    support = _support(gap, mask, clip)
+    baseline = None if control is None else _support(control, mask, clip)  # [B, 1]
     if baseline is not None:
         support = support - baseline
-    stance = torch.where(support.abs() > threshold, support.sign(), 0.0)  # (3)
+    stance = _stance(support, threshold)
     verdict = outcome.to(stance.dtype).unsqueeze(1)
     polarity = verdict * stance if use_polarity else (verdict * stance).abs()  # (4)
     weights = teacher_weights.detach().to(gated.dtype)
-    teacher_gate = (gated * counted).sum(-1) / tokens
+    counted = mask.unsqueeze(1).to(gated.dtype)
+    teacher_gate = (gated * counted).sum(-1) / counted.sum(-1).clamp(min=1)
     row_loss = (weights * polarity * teacher_gate).sum(-1)  # (6)
-    metrics = _metrics(gap, teacher_gate.detach(), support, stance, polarity, mask, outcome, weights > 0, clip)
-    if baseline is not None:
-        metrics["support/control"] = baseline.mean()
-    return SGSDLoss(
-        loss=row_loss.mean(),
-        row_loss=row_loss,
-        support=support,
-        stance=stance,
-        polarity=polarity,
-        metrics=metrics,
+    real = weights > 0
+    metrics = _stance_metrics(support, polarity, stance, outcome, real, baseline) | {
+        "gate": total(teacher_gate, real),
+        "clipped_share": total(gap.abs() > clip, real.unsqueeze(-1) & mask.unsqueeze(1)),
+    }
+    return (
+        SGSDLoss(
+            loss=row_loss.mean(),
+            row_loss=row_loss,
+            support=support,
+            stance=stance,
+            polarity=polarity,
+            metrics=means(metrics),
+        ),
+        metrics,
     )
 
 
-def _metrics(
-    gap: Tensor,
-    teacher_gate: Tensor,
-    support: Tensor,
-    stance: Tensor,
-    polarity: Tensor,
-    mask: Tensor,
-    outcome: Tensor,
-    real: Tensor,
-    clip: float,
-) -> dict[str, Tensor]:
-    """Means over real teachers (weight above 0) and, for ``clipped_share``, over their counted tokens."""
+def _gap(student_logps: Tensor, teacher_logps: Tensor, mask: Tensor) -> Tensor:
+    """Equation (1), ``[B, K, T]``, of ``[B, 1, T]`` and ``[B, K, T]``; 0 where the mask is False."""
+    return torch.where(mask.unsqueeze(1), teacher_logps - student_logps, 0.0)
 
-    def mean(values: Tensor, where: Tensor) -> Tensor:
-        return values.to(gap.dtype)[where].mean()  # NaN over nothing
 
+def _support(gap: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """Equation (2), ``[B, K]``, from gaps ``[B, K, T]`` that are 0 where the mask is False."""
+    tokens = mask.unsqueeze(1).to(gap.dtype).sum(-1).clamp(min=1)  # [B, 1]
+    return gap.clamp(-clip, clip).sum(-1) / tokens
+
+
+def _stance(support: Tensor, threshold: float) -> Tensor:
+    return torch.where(support.abs() > threshold, support.sign(), 0.0)  # (3)
+
+
+def _stance_metrics(
+    support: Tensor, polarity: Tensor, stance: Tensor, outcome: Tensor, real: Tensor, baseline: Tensor | None
+) -> Metrics:
+    """``baseline`` is ``[B, 1]``."""
     success, failure = (outcome > 0).unsqueeze(1), (outcome < 0).unsqueeze(1)
-    tokens = real.unsqueeze(-1) & mask.unsqueeze(1)
-    return {
-        "support": mean(support, real),
-        "support/success": mean(support, real & success),
-        "support/failure": mean(support, real & failure),
-        "active_share": mean(stance != 0, real),
-        "polarity/positive_share": mean(polarity > 0, real),
-        "polarity/negative_share": mean(polarity < 0, real),
-        "polarity/neutral_share": mean(polarity == 0, real),
-        "undecided_share": mean(outcome == 0, torch.ones_like(outcome, dtype=torch.bool)),
-        "gate": mean(teacher_gate, real),
-        "clipped_share": mean(gap.abs() > clip, tokens),
+    metrics = {
+        "support": total(support, real),
+        "support/success": total(support, real & success),
+        "support/failure": total(support, real & failure),
+        "active_share": total(stance != 0, real),
+        "polarity/positive_share": total(polarity > 0, real),
+        "polarity/negative_share": total(polarity < 0, real),
+        "polarity/neutral_share": total(polarity == 0, real),
+        "undecided_share": total(outcome == 0, torch.ones_like(outcome, dtype=torch.bool)),
     }
+    if baseline is not None:
+        metrics["support/control"] = total(baseline, real.any(1, keepdim=True))
+    return metrics
 
 
 def _checked_shapes(

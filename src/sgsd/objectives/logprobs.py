@@ -1,15 +1,12 @@
-"""Log-probabilities of chosen tokens, in float32: from logits without a second tensor of their size, and from hidden
-states without ever holding the logits of more than one tile of rows."""
+"""Log-probabilities of chosen tokens, in float32, from logits without a second tensor of their size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 # Logits upcast at a time, in whole rows. On a CPU they stay in a core's cache between the passes over them: 5 rows of a
 # 49k vocabulary; elsewhere 220 rows of a 152k vocabulary are 134 MB in float32.
@@ -106,80 +103,6 @@ def selected_logps(
     return logps.reshape(ids.shape), None if entropy is None else entropy.reshape(shape)
 
 
-def head_logps(
-    head: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    ids: Tensor,
-    mask: Tensor,
-    *,
-    select: Callable[[Tensor], Tensor],
-    vocabulary: int,
-    temperatures: Sequence[float] = (1.0,),
-    with_entropy: bool = False,
-    top_tokens: int = 0,
-) -> Tensor:
-    """What ``logps_columns`` makes of ``select(head(hidden))``, rows × vocabulary never held whole.
-
-    One tile's logits are in memory at a time; where gradients are on, they are made again in the backward, and the
-    gradients of tiles add up. What fits one tile is not cut, and gives the very numbers of the plain product.
-
-    Args:
-        head: from hidden states ``[..., H]`` to logits ``[..., V]``, each row by itself.
-        hidden: ``[n, t, H]``.
-        ids, mask: ``[N, T, M]``, ``[N, T]``; several tiles leave out, and fill with zeros, what ``mask`` leaves out.
-        select: which rows predict ``ids``: from ``[n, t, ...]`` to ``[N, T, ...]``.
-        vocabulary: V.
-        temperatures, with_entropy, top_tokens: as for ``logps_columns``.
-
-    Returns:
-        ``[N, T, C]``, as ``logps_columns``.
-    """
-    tile = max(1, _TILE_LOGITS.get(hidden.device.type, _TILE_LOGITS_ELSEWHERE) // vocabulary)
-    columns_of = partial(logps_columns, temperatures=temperatures, with_entropy=with_entropy, top_tokens=top_tokens)
-    if max(hidden.shape[:2].numel(), mask.numel()) <= tile:
-        return columns_of(select(head(hidden)), ids)
-    kept = mask.bool()
-    rows, chosen = select(hidden)[kept], ids[kept]
-
-    def of_tile(rows: Tensor, chosen: Tensor) -> Tensor:
-        return columns_of(head(rows), chosen)
-
-    columns: list[Tensor] = []
-    for start in range(0, max(1, len(rows)), tile):
-        part = rows[start : start + tile], chosen[start : start + tile]
-        columns.append(
-            cast("Tensor", checkpoint(of_tile, *part, use_reentrant=False))
-            if torch.is_grad_enabled()
-            else of_tile(*part)
-        )
-    found = torch.cat(columns)
-    whole = found.new_zeros(*mask.shape, found.shape[-1])
-    whole[kept] = found
-    return whole
-
-
-def logps_columns(
-    logits: Tensor,
-    ids: Tensor,
-    *,
-    temperatures: Sequence[float] = (1.0,),
-    with_entropy: bool = False,
-    top_tokens: int = 0,
-) -> Tensor:
-    """``selected_logps`` at several temperatures in one tensor.
-
-    Args:
-        logits, ids: ``[..., V]``, ``[..., M]``.
-        temperatures, with_entropy: as for ``selected_logps``.
-        top_tokens: L, the likeliest tokens are selected as well; as numbers of float32, which hold every id below 2²⁴.
-
-    Returns:
-        ``[..., C]``: for each temperature M + L log-probabilities and, where asked for, the entropy; then L ids.
-    """
-    likeliest = logits.topk(top_tokens).indices
-    ids = torch.cat([ids, likeliest], dim=-1)
-    columns: list[Tensor] = []
-    for temperature in temperatures:
-        logps, entropy = selected_logps(logits, ids, temperature=temperature, with_entropy=with_entropy)
-        columns += [logps] if entropy is None else [logps, entropy.unsqueeze(-1)]
-    return torch.cat([*columns, likeliest.to(columns[0].dtype)], dim=-1)
+def tile_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits ``[rows, vocabulary]`` that are held at a time on a device."""
+    return max(1, _TILE_LOGITS.get(device.type, _TILE_LOGITS_ELSEWHERE) // vocabulary)

@@ -3,13 +3,14 @@
 All see the same rows, prompts, sampling and verdicts; each module beside this one adds one method's signal:
 
 - a rollout's reward decides its outcome: success, failure, undecided (``_calculate_rewards``);
-- ``success_rate`` is logged, whatever the loss makes of the outcomes;
-- checkpoints hold what TRL's do not: bank, teacher weights, the place in the order of problems;
-- ``_student_logps`` is one forward on the rollouts' own prompts, which ``_grpo_loss`` lends to TRL's loss.
+- the student's forward is TRL's own, with whatever else the method wants to know of its logits (``_student_pass``);
+- means are logged over all rollouts of an optimizer step, of all micro-batches and processes (``metrics``);
+- checkpoints hold what TRL's do not: bank, teacher weights, ledger, the place in the order of problems (``parts``).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,53 +19,73 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from datasets import Dataset
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from sgsd.bank import Ledger, SkillBank
+from sgsd.bank import SkillBank
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
-from sgsd.scoring.forwards import completion_logits, completion_logps
-from sgsd.trainers.callbacks import StateCallback
+from sgsd.scoring.logprobs import Reduction, StudentPass, causal_model
+from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
+from sgsd.trainers.callbacks import CheckpointCallback, StepCallback
 from sgsd.trainers.checkpoint import (
-    TeacherWeights,
+    BankState,
+    Part,
     last_complete_checkpoint,
-    load_state,
+    load_parts,
     refuse_damage,
-    refuse_partitioned_copies,
     refused_writes,
-    saved_guard,
     unmark,
 )
 from sgsd.trainers.config import DistillationConfig, VerifiedConfig, resolve_bank
 from sgsd.trainers.guard import CollapseGuard, GuardCallback, sound_checkpoint
+from sgsd.trainers.metrics import StepMetrics
 from sgsd.trainers.rewards import VerifierReward, is_truncated, outcome_of
 from sgsd.trainers.rows import SkillPairs, problems_of, skill_pairs, training_rows
+from sgsd.trainers.signs import FirstSteps
+from sgsd.trainers.startup import (
+    check_batch,
+    check_reward,
+    check_tokens,
+    check_verifier,
+    prompt_budget,
+    refuse_prompt_learning,
+    sampling_as_asked,
+    settle_generation_config,
+    stands_still_without_adapter,
+    thinking_of,
+)
 from sgsd.verifiers import Verifier, get_verifier
+
+RewardFunction = Callable[..., Any]
+
+_log = logging.getLogger(__name__)
 
 
 class VerifiedTrainer(GRPOTrainer):
-    """The base of this package's trainers, each used like any TRL trainer.
+    """The base of this package's trainers, each used like TRL's ``GRPOTrainer``: the same arguments in the same order.
 
     Args:
         model: a hub name or folder (also what ``engines.models.load_model`` knows), a model, or a PEFT model.
+        reward_funcs: TRL reward functions. Their weighted sum decides the outcome: at least ``args.success_threshold``
+            is a success, NaN or ``None`` undecided. Without any, ``args.verifier`` compares with the column ``answer``.
         args: configuration.
-        train_dataset: a ``datasets.Dataset`` in any format that ``sgsd.problems`` knows, or a list of ``Problem``.
+        train_dataset: a ``datasets.Dataset``, with a ``prompt`` column as TRL has it or in any format that
+            ``sgsd.problems`` knows, or a list of ``Problem``.
         eval_dataset: likewise; ``evaluate()`` logs its plain-prompt success rate as ``eval_reward``.
+        processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config,
+            rollout_func: as in TRL. ``tools`` and ``environment_factory`` are refused.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
-        verifier: overrides ``args.verifier``.
-        reward_funcs: TRL reward functions in place of a verifier. Their weighted sum decides the outcome: at least
-            ``args.success_threshold`` is a success, NaN or ``None`` undecided.
-        processing_class, callbacks, optimizers, quantization_config, peft_config: as in TRL.
+        verifier: overrides ``args.verifier``; a function is taken for a reward function.
 
     Raises:
         ConfigError, BankError, DataError, PromptError: what cannot be used, in one line.
@@ -76,22 +97,29 @@ class VerifiedTrainer(GRPOTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        args: VerifiedConfig,
-        train_dataset: Dataset | Sequence[Problem],
+        reward_funcs: RewardFunction | list[RewardFunction] | None = None,
+        args: VerifiedConfig | None = None,
+        train_dataset: Dataset | Sequence[Problem] | None = None,
         eval_dataset: Dataset | Sequence[Problem] | None = None,
-        *,
-        bank: SkillBank | str | Path | None = None,
-        retriever: Retriever | None = None,
-        verifier: Verifier | None = None,
-        reward_funcs: Callable[..., list[float | None]] | list[Callable[..., list[float | None]]] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        callbacks: list[Any] | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         quantization_config: Any = None,
         peft_config: PeftConfig | None = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
+        *,
+        bank: SkillBank | str | Path | None = None,
+        retriever: Retriever | None = None,
+        verifier: Verifier | RewardFunction | None = None,
     ) -> None:
-        self.bank = resolve_bank(args, bank)
-        self._bank_at_start = self.bank
+        args = self._checked(args, train_dataset, tools=tools, environment_factory=environment_factory)
+        verified = reward_funcs is None
+        if verifier is not None:
+            check_verifier(verifier)
+        self._bank = BankState(resolve_bank(args, bank))
         self.retriever = retriever or (None if self.bank is None else self._build_retriever(args))
         if isinstance(model, str):
             options = dict(args.model_init_kwargs or {})
@@ -100,6 +128,9 @@ class VerifiedTrainer(GRPOTrainer):
             processing_class = processing_class or load_tokenizer(model, trust_remote_code=args.trust_remote_code)
             model = load_model(model, trainable_adapter=True, trust_remote_code=args.trust_remote_code, **options)
         processing_class = processing_class or load_tokenizer(model.name_or_path)
+        refuse_prompt_learning(model, peft_config)
+        if said := settle_generation_config(model.generation_config):
+            _log.warning("%s", said)
         self.renderer = PromptRenderer(
             processing_class,
             instruction=args.instruction,
@@ -107,25 +138,32 @@ class VerifiedTrainer(GRPOTrainer):
             chat_template_kwargs=args.chat_template_kwargs,
         )
         self.max_prompt_length = prompt_budget(model.config, args)
-        problems = problems_of(train_dataset)
+        problems = problems_of(train_dataset, verified=verified)
         # Retrieved once, from the bank the run begins with.
         skills = (
             skill_pairs(problems, self.retriever, self.bank, args.skills_in_prompt_pairs)
             if args.skills_in_prompt
             else None
         )
-        rows = {"train_dataset": self._training_rows(args, problems, skills)}
+        rows = {"train_dataset": self._training_rows(args, problems, skills, verified=verified)}
         if eval_dataset is not None:
             rows["eval_dataset"] = training_rows(
-                problems_of(eval_dataset), self.renderer, max_prompt_length=self.max_prompt_length
+                problems_of(eval_dataset, verified=verified),
+                self.renderer,
+                max_prompt_length=self.max_prompt_length,
+                long_prompts=args.long_prompts,
+                verified=verified,
             )
-        fresh_adapter = isinstance(peft_config, LoraConfig) and peft_config.init_lora_weights in (True, "gaussian")
-        if reward_funcs is None:
+        check_batch(len(rows["train_dataset"]), args)
+        ends = end_of_completion_ids(model, processing_class)
+        check_tokens(model.get_input_embeddings().weight.shape[0], processing_class, ends)
+        model.generation_config.eos_token_id = ends
+        if verified:
             reward_funcs = [
                 VerifierReward(
                     verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
                     name=args.verifier,
-                    end_ids=end_of_completion_ids(model, processing_class),
+                    end_ids=ends,
                     truncated=args.truncated,
                 )
             ]
@@ -136,37 +174,89 @@ class VerifiedTrainer(GRPOTrainer):
                 reward_funcs=reward_funcs,
                 args=args,
                 processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
                 callbacks=callbacks,
                 optimizers=optimizers,
                 peft_config=peft_config,
+                rollout_func=rollout_func,
                 **rows,
             )
+        check_reward(self.reward_funcs, self.train_dataset[0], processing_class, ends[0])
         self.chat_template_kwargs = self.renderer.student_kwargs
-        self.teacher_weights: TeacherWeights | None = None
-        if isinstance(args, DistillationConfig):
-            refuse_partitioned_copies(args.teacher, self.accelerator, fresh_adapter=fresh_adapter)
-            self.teacher_weights = TeacherWeights(
-                self.model,
-                args.teacher,
-                fresh_adapter=fresh_adapter,
-                ema_decay=args.teacher_ema_decay,
-                sync_steps=args.teacher_sync_steps,
-            )
-        self.save_total_limit = args.save_total_limit
-        self._undamaged: Path | None = None  # the checkpoint whose files have been looked at
-        self.grad_norm = 0.0  # of the latest optimizer step, before clipping
+        self._generation_config = causal_model(self.model).generation_config
+        self._first_steps = self._watch(args, processing_class)
+        self.metrics = StepMetrics()
+        self.parts: dict[str, Part] = {"bank": self._bank}
+        self._step_callback = StepCallback(self.metrics, self._log_step, self.accelerator)
+        self.add_callback(self._step_callback)
+        self.teacher_weights = self._teacher_weights(args, peft_config)
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
-        self._student_pass: tuple[Tensor, Tensor | None] | None = None
-        self.add_callback(StateCallback(self))
-        self.guard: CollapseGuard | None = None
-        if args.guard != "off":
-            rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
-            self.guard = CollapseGuard(args.guard_window, rollouts * self.accelerator.num_processes)
-            self.add_callback(GuardCallback(self, self.guard, args.guard))
         self._set_up()
+        self._add_guard(args)
+        self.add_callback(
+            CheckpointCallback(
+                self.parts, self._header, self.accelerator, args.save_total_limit, lambda: self.sound_checkpoint
+            )
+        )
+        self.add_callback(_SkipEpochs(self))
+
+    def _checked(self, args: VerifiedConfig | None, train_dataset: Any, **refused: Any) -> VerifiedConfig:
+        for name, value in refused.items():
+            if value:
+                raise ConfigError(f"{name} is not supported", remedy="leave it out, or train with TRL's GRPOTrainer")
+        if args is None:
+            raise ConfigError(f"{type(self).__name__} without args", expected="args=, a configuration")
+        if train_dataset is None:
+            raise ConfigError(f"{type(self).__name__} without train_dataset", expected="a data set")
+        return args
 
     def _set_up(self) -> None:
         """What a method keeps of its own; called once everything else of the trainer is there."""
+
+    def _teacher_weights(self, args: VerifiedConfig, peft_config: PeftConfig | None) -> TeacherWeights | None:
+        if not isinstance(args, DistillationConfig):
+            return None
+        adapter_off = args.teacher == "frozen" and stands_still_without_adapter(self.model, peft_config)
+        needs_copy = args.teacher != "live" and not adapter_off
+        refuse_partitioned_copies(args.teacher, self.accelerator, needs_copy=needs_copy)
+        weights = TeacherWeights(
+            self.model,
+            args.teacher,
+            adapter_off=adapter_off,
+            ema_decay=args.teacher_ema_decay,
+            sync_steps=args.teacher_sync_steps,
+        )
+        if weights.saved:
+            self.parts["teacher"] = weights
+        self._step_callback.teacher = weights
+        return weights
+
+    def _watch(self, args: VerifiedConfig, tokenizer: PreTrainedTokenizerBase) -> FirstSteps:
+        """What looks for signs of trouble in the first batches; a budget too short for thoughts is said at once."""
+        thinking = thinking_of(tokenizer, self.renderer.student_kwargs)
+        if warning := thinking.warning(args.max_completion_length):
+            _log.warning("%s", warning)
+        return FirstSteps(args.max_completion_length, thinking, grouped=args.uses_advantages)
+
+    def _add_guard(self, args: VerifiedConfig) -> None:
+        self.guard: CollapseGuard | None = None
+        self.grad_norm = 0.0  # of the latest optimizer step, before clipping
+        self._step_means: dict[str, float] = {}
+        if args.guard == "off":
+            return
+        rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.guard = self.parts["guard"] = CollapseGuard(args.guard_window, rollouts * self.accelerator.num_processes)
+        self.add_callback(GuardCallback(self.guard, args.guard, self._vitals, lambda: self.grad_norm, self.hand_over))
+
+    def _vitals(self) -> dict[str, float]:
+        """What the guard looks at, of the optimizer step that has just been made."""
+        entropy = self._metrics["train"].get("entropy") or [torch.nan]
+        means = self._step_means
+        success, truncated = means.get("success_rate", torch.nan), means.get("_truncated", torch.nan)
+        return {"success": success, "truncated": truncated, "entropy": entropy[-1]}
+
+    def hand_over(self) -> None:
+        """Go on with GRPO's loss alone, of methods that can."""
 
     def _build_retriever(self, args: VerifiedConfig, *, temperature: float = 1.0) -> Retriever:
         return build_retriever(
@@ -175,28 +265,45 @@ class VerifiedTrainer(GRPOTrainer):
             temperature=temperature,
             seed=args.seed,
             query_prompt=args.retrieval_query_prompt,
+            item_text=args.retrieval_text,
         )
 
-    def _training_rows(self, args: VerifiedConfig, problems: list[Problem], skills: list[SkillPairs] | None) -> Dataset:
+    def _training_rows(
+        self,
+        args: VerifiedConfig,
+        problems: list[Problem],
+        skills: list[SkillPairs] | None,
+        *,
+        verified: bool,
+        **more: Any,
+    ) -> Dataset:
         """The rows to train on, with ``skills`` in their prompts; those of evaluations are always plain."""
-        return training_rows(problems, self.renderer, max_prompt_length=self.max_prompt_length, skills=skills)
+        return training_rows(
+            problems,
+            self.renderer,
+            max_prompt_length=self.max_prompt_length,
+            skills=skills,
+            long_prompts=args.long_prompts,
+            verified=verified,
+            **more,
+        )
+
+    @property
+    def bank(self) -> SkillBank | None:
+        """The bank that the next rollouts retrieve from."""
+        return self._bank.bank
+
+    @bank.setter
+    def bank(self, bank: SkillBank | None) -> None:
+        self._bank.bank = bank
 
     # ---- resume
 
     @property
-    def initial_bank(self) -> str | None:
-        """Digest of the bank the run began with; a checkpoint of a run that began with another is refused."""
-        return None if self._bank_at_start is None else self._bank_at_start.digest
-
-    @property
-    def ledger(self) -> Ledger | None:
-        """What became of each bank item so far, of methods that keep a ledger."""
-        return None
-
-    @property
-    def window(self) -> str | None:
-        """What online maintenance keeps for the next check, as text, of methods that have it and runs that use it."""
-        return None
+    def _header(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one that wrote a checkpoint."""
+        teacher = None if self.teacher_weights is None else self.teacher_weights.kind
+        return {"method": self.method, "bank": self._bank.initial, "teacher": teacher}
 
     @property
     def sound_checkpoint(self) -> Path | None:
@@ -204,32 +311,22 @@ class VerifiedTrainer(GRPOTrainer):
         return None if self.guard is None else sound_checkpoint(Path(self.args.output_dir), self.guard.sound_until)
 
     def restore(self, checkpoint: Path) -> None:
-        """Take over bank and teacher weights of a checkpoint; ``train`` does so itself.
+        """Take over the parts of a checkpoint; ``train`` does so itself.
 
         Raises:
-            CheckpointError: one that is damaged, or not this run's (see ``trainers.checkpoint.load_state``).
+            CheckpointError: one that is cut short, or not this run's (see ``trainers.checkpoint``).
         """
-        if self.accelerator.is_main_process and checkpoint != self._undamaged:  # a large one takes a while to read
+        if self.accelerator.is_main_process:
             refuse_damage(checkpoint)
-            self._undamaged = checkpoint
-        _, self.bank = load_state(
-            checkpoint,
-            method=self.method,
-            bank=self._bank_at_start,
-            teacher=self.teacher_weights,
-            rank=self.accelerator.process_index,
-        )
-        if self.guard is not None and (seen := saved_guard(checkpoint)) is not None:
-            self.guard.restore(seen, source=str(checkpoint))
-            if self.guard.alarm is not None and self.args.guard == "grpo":
-                self.hand_over()
+        load_parts(checkpoint, self.parts, self._header, rank=self.accelerator.process_index)
+        if self.guard is not None and self.guard.alarm is not None and self.args.guard == "grpo":
+            self.hand_over()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As TRL's; ``True`` resumes from the last checkpoint in ``output_dir`` that was written to its end.
 
         Raises:
-            CheckpointError: no such checkpoint, one that is damaged or not this run's (see
-                ``trainers.checkpoint.load_state``); the disk takes no more.
+            CheckpointError: no such checkpoint, one that is cut short or not this run's; the disk takes no more.
         """
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(Path(self.args.output_dir))
@@ -238,13 +335,13 @@ class VerifiedTrainer(GRPOTrainer):
             resume_from_checkpoint = str(found)
         if resume_from_checkpoint:
             self.restore(Path(resume_from_checkpoint))
-        # StateCallback deletes old checkpoints: transformers would before a new one is complete, and by their time.
-        self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        # CheckpointCallback deletes old checkpoints: transformers would before a new one is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with refused_writes(Path(self.args.output_dir)):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
-            self.args.save_total_limit = self.save_total_limit
+            self.args.save_total_limit = limit
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # A run that goes on from an earlier checkpoint comes to write over later ones.
@@ -256,7 +353,7 @@ class VerifiedTrainer(GRPOTrainer):
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler
 
-    def skip_epochs(self, epochs: int) -> None:
+    def _skip_epochs(self, epochs: int) -> None:
         """Bring the order of the problems to where a resumed run left it.
 
         TRL's sampler draws one permutation an epoch, and would draw the first epoch's once more.
@@ -276,102 +373,98 @@ class VerifiedTrainer(GRPOTrainer):
         weighted[local.isnan().all(1)] = torch.nan
         outcomes = [outcome_of(reward, self.args.success_threshold) for reward in weighted.tolist()]
         cut = {"incorrect": -1, "undecided": 0}[self.args.truncated]
+        truncated = [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list]
         self._outcome = torch.tensor(
-            [
-                cut if is_truncated(ids, self.eos_token_ids) else outcome
-                for outcome, ids in zip(outcomes, completion_ids_list, strict=True)
-            ],
+            [cut if ends_early else outcome for outcome, ends_early in zip(outcomes, truncated, strict=True)],
             device=local.device,
         )
+        if self._mode == "train":
+            self.metrics.mean("_truncated", torch.tensor(truncated, device=local.device))
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, and each rollout's ``outcome`` and its ``row`` among all ranks' rollouts."""
-        output = super()._generate_and_score_completions(inputs)
+        with sampling_as_asked(self._generation_config):
+            output = super()._generate_and_score_completions(inputs)
         B = len(inputs)
         output["outcome"] = self._outcome
         output["row"] = torch.arange(B, device=self._outcome.device) + self.accelerator.process_index * B
-        self._log_means({"success_rate": (self._outcome > 0).float().mean()})
+        if self._mode == "train":
+            self.metrics.mean("success_rate", self._outcome > 0)
+            self._look_for_trouble()
+        else:
+            rates = self.accelerator.gather((self._outcome > 0).float())
+            self._metrics["eval"]["success_rate"].append(rates.mean().item())
         return output
+
+    def _look_for_trouble(self) -> None:
+        if self._first_steps.done:
+            return
+        outcomes = gather(self._outcome).tolist()
+        logged = self._metrics["train"]
+        signs = self._first_steps.observe(
+            logged["completions/clipped_ratio"][-1], outcomes, logged["frac_reward_zero_std"][-1]
+        )
+        if self.accelerator.is_main_process:
+            for sign in signs:
+                _log.warning("%s", sign)
 
     # ---- forwards
 
-    def _student_logits(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """``[B, T, V]``: the logits that predict each completion token after the rollout's own prompt."""
-        return self._completion_logits(
-            model, inputs["prompt_ids"], inputs["prompt_mask"], inputs, share_prompts=self._student_shares_prompts
-        )
+    def _student_pass(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        reduction: Callable[[Tensor], Reduction],
+        *,
+        returned: tuple[int, int] = (0, 1),
+        grpo_weight: float = 0.0,
+    ) -> tuple[StudentPass, Tensor]:
+        """TRL's forward of the rollouts, and the loss of what TRL makes of it.
 
-    def _student_logps(
-        self, model: Any, inputs: dict[str, Tensor], temperatures: Sequence[float], others: Tensor | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each temperature log-probabilities, ``[B, T]`` or with others ``[B, T, 1 + M]``, and entropies.
+        Args:
+            model, inputs: as for ``_compute_loss``.
+            reduction, returned: see ``StudentPass``.
+            grpo_weight: of TRL's GRPO loss.
 
-        ``others``, ``[B, T, M]``, are tokens that might have stood in the completion tokens' places.
+        Returns:
+            The pass, with what the reduction kept; TRL's loss, divided by the accumulation steps: its GRPO loss by
+            weight, and the routers' auxiliary loss of a mixture of experts.
         """
-        return completion_logps(
-            model,
-            _unpadded(inputs["prompt_ids"], inputs["prompt_mask"]),
-            inputs["completion_ids"],
-            inputs["completion_mask"],
-            others=others,
-            temperatures=temperatures,
-            with_entropy=True,
-            share_prompts=self._student_shares_prompts,
+        student = StudentPass(model, inputs["completion_mask"], reduction, returned=returned)
+        steps = self.current_gradient_accumulation_steps
+        if grpo_weight:
+            loss = grpo_weight * super()._compute_loss(student, inputs)
+            if student.aux_loss is not None:  # whatever GRPO's weight is
+                loss = loss + (1 - grpo_weight) * self.router_aux_loss_coef * student.aux_loss / steps
+            return student, loss
+        self._get_per_token_logps_and_entropies(
+            student,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].shape[1],
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
         )
-
-    @property
-    def _student_shares_prompts(self) -> bool:
-        return self._share_prompts and not self.args.gradient_checkpointing
-
-    def _completion_logits(
-        self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, inputs: dict[str, Tensor], *, share_prompts: bool
-    ) -> Tensor:
-        return completion_logits(
-            model,
-            _unpadded(prompt_ids, prompt_mask),
-            inputs["completion_ids"],
-            inputs["completion_mask"],
-            share_prompts=share_prompts,
-        )
+        if student.aux_loss is None:
+            return student, torch.zeros((), device=self.accelerator.device)
+        self.metrics.mean("aux_loss", student.aux_loss)
+        return student, self.router_aux_loss_coef * student.aux_loss / steps
 
     @contextmanager
-    def _teaching(self, weights: TeacherWeights | None = None) -> Iterator[None]:
-        """The model computes with the teachers' weights, or others, without gradient, inside this context."""
-        weights = weights or self.teacher_weights
-        assert weights is not None
+    def _teaching(self) -> Iterator[None]:
+        """The model computes with the teachers' weights, without gradient, inside this context."""
+        assert self.teacher_weights is not None
         with (
             torch.no_grad(),
-            weights.in_place(),
+            self.teacher_weights.in_place(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
             self.accelerator.autocast(),
         ):
             yield
 
-    def _grpo_loss(self, model: Any, inputs: dict[str, Tensor], logps: Tensor, entropy: Tensor) -> Tensor:
-        """TRL's own GRPO loss, already divided by the accumulation steps, on a student's forward made before.
-
-        Args:
-            model, inputs: as for ``_compute_loss``.
-            logps, entropy: ``[B, T]``, of ``_student_logps`` at the sampling temperature.
-        """
-        self._student_pass = logps, entropy
-        try:
-            return super()._compute_loss(model, inputs)
-        finally:
-            self._student_pass = None
-
-    def _get_per_token_logps_and_entropies(
-        self, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self._student_pass is not None:
-            return *self._student_pass, None
-        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
-
-    @property
-    def _share_prompts(self) -> bool:
-        """Whether a batch holds several rollouts of one prompt: a matter of configuration, the same on all ranks."""
-        return (self.num_generations if self.model.training else self.num_generations_eval) > 1
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        return super()._compute_loss(model, inputs)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -384,30 +477,18 @@ class VerifiedTrainer(GRPOTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _log_means(self, values: dict[str, Tensor]) -> None:
-        """Log each value's mean over ranks; a NaN (a mean over nothing) counts on no rank."""
-        stacked = torch.stack([value.detach().float().to(self.accelerator.device) for value in values.values()])
-        means = gather(stacked).view(-1, len(values)).nanmean(0)
-        for name, mean in zip(values, means.tolist(), strict=True):
-            self._metrics[self._mode][name].append(mean)
+    def _log_step(self, means: dict[str, float]) -> None:
+        self._step_means = means
+        for name, mean in means.items():
+            if not name.startswith("_"):  # those are the guard's
+                self._metrics["train"][name].append(mean)
 
 
-def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
+class _SkipEpochs(TrainerCallback):
+    """Tells a trainer that goes on how many epochs are behind it."""
 
+    def __init__(self, trainer: VerifiedTrainer) -> None:
+        self._trainer = trainer
 
-def prompt_budget(model_config: Any, args: VerifiedConfig) -> int:
-    """The most tokens a prompt may have: ``max_prompt_length``, or what the context leaves.
-
-    Raises:
-        ConfigError: if the context has no room for prompts.
-    """
-    context = model_config.get_text_config().max_position_embeddings
-    room = context - args.max_completion_length
-    if room < 1 or (args.max_prompt_length or 0) > room:
-        raise ConfigError(
-            "prompts and completions do not fit the model's context",
-            got=f"max_completion_length {args.max_completion_length}, max_prompt_length {args.max_prompt_length}",
-            expected=f"at most {context} tokens together",
-        )
-    return args.max_prompt_length or room
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer._skip_epochs(int(state.epoch))

@@ -7,66 +7,85 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather, wait_for_everyone
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from sgsd.trainers.checkpoint import drop_checkpoints, save_state
+from sgsd.scoring.weights import TeacherWeights
+from sgsd.trainers.checkpoint import Part, drop_checkpoints, save_parts
+from sgsd.trainers.metrics import StepMetrics
 
-if TYPE_CHECKING:
-    from sgsd.trainers.base import VerifiedTrainer
 
+class StepCallback(TrainerCallback):
+    """Ends an optimizer step: the step's means are logged, and the teachers' weights follow the policy.
 
-class StateCallback(TrainerCallback):
-    """Keeps a trainer's teacher weights and checkpoint state in step with the optimizer."""
+    Args:
+        metrics: of the trainer, reduced here once a step.
+        log: takes the means.
+        accelerator: the trainer's.
+        teacher: weights that follow, if there are teachers.
+    """
 
-    def __init__(self, trainer: VerifiedTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer.skip_epochs(int(state.epoch))
+    def __init__(self, metrics: StepMetrics, log: Callable[[dict[str, float]], None], accelerator: Any) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._accelerator = accelerator
+        self.teacher: TeacherWeights | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._trainer.teacher_weights is not None:
-            self._trainer.teacher_weights.after_optimizer_step(state.global_step)
+        self._log(self._metrics.reduced(self._accelerator))
+        if self.teacher is not None:
+            self.teacher.after_optimizer_step(state.global_step)
+
+
+class CheckpointCallback(TrainerCallback):
+    """Adds the run's parts to checkpoints, and deletes old ones once a new one is complete.
+
+    Args:
+        parts: name → part (``trainers.checkpoint``).
+        header: what a resumed run must agree with.
+        accelerator: the trainer's.
+        limit: ``save_total_limit``.
+        sound: the checkpoint that stays whatever the limit is, if there is one.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        header: Mapping[str, Any],
+        accelerator: Any,
+        limit: int | None,
+        sound: Callable[[], Path | None],
+    ) -> None:
+        self._parts = parts
+        self._header = header
+        self._accelerator = accelerator
+        self._limit = limit
+        self._sound = sound
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if not args.save_only_model:  # without optimizer and random state there is nothing to go on from
-            self._save_state(checkpoint, state)
+            self._save(checkpoint)
         if args.should_save:
             best = state.best_model_checkpoint
-            kept = [checkpoint, self._trainer.sound_checkpoint, None if best is None else Path(best)]
-            drop_checkpoints(
-                Path(args.output_dir), self._trainer.save_total_limit, keep=[path for path in kept if path is not None]
-            )
+            kept = [checkpoint, self._sound(), None if best is None else Path(best)]
+            drop_checkpoints(Path(args.output_dir), self._limit, keep=[path for path in kept if path is not None])
 
-    def _save_state(self, checkpoint: Path, state: Any) -> None:
-        accelerator = self._trainer.accelerator
-
+    def _save(self, checkpoint: Path) -> None:
         def save() -> None:
-            save_state(
-                checkpoint,
-                method=self._trainer.method,
-                step=state.global_step,
-                bank=self._trainer.bank,
-                initial_bank=self._trainer.initial_bank,
-                teacher=self._trainer.teacher_weights,
-                ledger=self._trainer.ledger,
-                window=self._trainer.window,
-                guard=None if self._trainer.guard is None else self._trainer.guard.to_json(),
-                rank=accelerator.process_index,
-            )
+            save_parts(checkpoint, self._parts, self._header, rank=self._accelerator.process_index)
 
         # Rank 0 writes the mark of a complete checkpoint, so it goes last.
-        if not accelerator.is_main_process:
+        if not self._accelerator.is_main_process:
             save()
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
             save()
 
 

@@ -14,19 +14,21 @@ from typing import Any
 from trl import GRPOConfig
 
 from sgsd.bank import SkillBank, history
-from sgsd.bank.maintain import Limits
 from sgsd.errors import ConfigError, check_choice
-from sgsd.objectives import DIVERGENCES
-from sgsd.prompts import BOXED_INSTRUCTION, Thinking
+from sgsd.objectives import DIVERGENCES, OBJECTIVES
+from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
+from sgsd.retrieval import ITEM_TEXTS
+from sgsd.scoring.weights import TEACHERS
+from sgsd.trainers.startup import check_settings, default_device, refuse_idle_settings
 
-TEACHERS = ("live", "frozen", "ema", "periodic")
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
+LONG_PROMPTS = ("error", "drop")
+SWITCHES = ("thinking", "guard")
+"""Settings whose bare off and on YAML reads as false and true."""
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
-OBJECTIVES = ("gated", "local", "correction")
 TRUSTS = ("worth", "ledger", "equal")
 BASELINES = ("none", "control")
-EVICTIONS = ("credit", "position")
 REFERENCES = ("solution", "answer")
 
 # TRL's refusal of one rollout per prompt, which its runtime handles; pinned by a test.
@@ -58,12 +60,21 @@ class VerifiedConfig(GRPOConfig):
     )
 
     # Prompts and verdicts.
-    instruction: str = _setting(BOXED_INSTRUCTION, "Ends every prompt, the student's and the teachers'.")
+    instruction: str | None = _setting(
+        None,
+        f"Ends every prompt, the student's and the teachers'. None: {BOXED_INSTRUCTION!r} ends problems, and prompts "
+        "that the data bring in full are left as they are.",
+    )
     thinking: str = _setting(
-        "matched", "matched: chat_template_kwargs for all; paper: student without thinking, teachers with."
+        "off",
+        "The template's enable_thinking: off or on for all; template: as the template or chat_template_kwargs have it; "
+        "paper: student off, teachers on.",
     )
     max_prompt_length: int | None = _setting(
         None, "Most tokens of a student's or teacher's prompt; None: what the model's context leaves to prompts."
+    )
+    long_prompts: str = _setting(
+        "error", f"A row whose prompt is longer: {' or '.join(LONG_PROMPTS)}, with its id and a count."
     )
     verifier: str = _setting("math", "math, exact, choice, reasoning_gym, or a TRL reward function by dotted path.")
     verifier_options: dict[str, Any] | str | None = _setting(None, "Options of the verifier, as JSON or a mapping.")
@@ -89,12 +100,19 @@ class VerifiedConfig(GRPOConfig):
     retrieval_query_prompt: str = _setting(
         "", "Put before each problem when it is embedded; Qwen3-Embedding wants 'Instruct: <task>\\nQuery:'."
     )
+    retrieval_text: str = _setting(
+        "topic",
+        "What of an item is compared with problems: topic: title, text, a skill's when; full: a mistake's avoid too.",
+    )
     skills_in_prompt: bool = _setting(
         False, "Show each problem's best pairs in the rollout's prompt; of methods grpo and opsd."
     )
     skills_in_prompt_pairs: int = _setting(1, "Skill-mistake pairs that skills_in_prompt shows.")
 
     def __post_init__(self) -> None:
+        for name in SWITCHES:
+            if isinstance(vars(self)[name], bool):
+                setattr(self, name, "on" if vars(self)[name] else "off")
         if isinstance(self.verifier_options, str):
             try:
                 self.verifier_options = json.loads(self.verifier_options)
@@ -102,7 +120,10 @@ class VerifiedConfig(GRPOConfig):
                 raise ConfigError("verifier_options is not JSON", got=self.verifier_options) from error
         if not isinstance(self.verifier_options, dict | None):
             raise ConfigError("verifier_options is no mapping", got=self.verifier_options, expected="a JSON object")
+        if not (self.instruction or "").strip():
+            self.instruction = ""
         self._check()
+        default_device(self)
         try:
             super().__post_init__()
         except ValueError as error:
@@ -112,12 +133,20 @@ class VerifiedConfig(GRPOConfig):
         if not isinstance(self.chat_template_kwargs or {}, dict):  # JSON until TRL has read it
             got = repr(self.chat_template_kwargs)
             raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
+        thinking_kwargs(self.thinking, self.chat_template_kwargs or {})
+        check_settings(self)
+        refuse_idle_settings(
+            self,
+            uses_grpo_loss=self._uses_grpo_loss or self.guard == "grpo",
+            uses_advantages=self.uses_advantages,
+        )
 
     def _check(self) -> None:
         for name, allowed in (
             ("retriever", RETRIEVERS),
+            ("retrieval_text", ITEM_TEXTS),
             ("truncated", TRUNCATED),
-            ("thinking", tuple(map(str, Thinking))),
+            ("long_prompts", LONG_PROMPTS),
         ):
             check_choice(name, vars(self)[name], allowed)
         check_choice("guard", self.guard, GUARD_ACTIONS)
@@ -153,6 +182,11 @@ class VerifiedConfig(GRPOConfig):
     def uses_bank(self) -> bool:
         """Whether a run with these settings reads a skill bank."""
         return self.skills_in_prompt
+
+    @property
+    def uses_advantages(self) -> bool:
+        """Whether GRPO's group advantages are part of the loss."""
+        return self._uses_grpo_loss
 
     @property
     def _can_hand_over(self) -> bool:
@@ -272,26 +306,29 @@ class SGSDConfig(DistillationConfig):
     num_teachers: int = _setting(8, "K, skill-mistake pairs per problem, each a teacher.")
     retrieval_temperature: float = _setting(1.0, "Temperature of the softmax over similarities that weighs teachers.")
     max_tokens_per_chunk: int = _setting(16384, "Token budget of one teacher forward, padding included.")
+    ledger_share: float = _setting(
+        0.125,
+        "Share of the problems whose rollouts all teachers score, for the ledger, whatever the objective reads.",
+    )
 
     # Objective.
     objective: str = _setting(
         "gated",
         "gated: the paper's loss; local: its variant on each teacher's likeliest tokens; correction: what trusted "
-        "teachers find likeliest is distilled where a rollout failed; measured with teacher frozen, grpo_weight 1, "
-        "sgsd_weight 2.",
+        "teachers find likeliest is distilled where a rollout failed; reweight: GRPO's advantages, sized token by "
+        "token by the teachers.",
     )
     teacher_trust: str = _setting(
         "worth",
-        "For objective 'correction', by the ledger: worth, how far the items told successes from failures; ledger, how "
-        "sure it is that they do; equal, all the same.",
+        "For objectives that trust teachers, by the ledger: worth, how far the items told successes from failures; "
+        "ledger, how sure it is that they do; equal, all the same.",
     )
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
     teacher_guidance: float = _setting(
         0.0,
         "For objective 'correction' with teacher 'frozen' and support_baseline 'control': what sets a teacher apart "
-        "from the control counts so much more than once, where teachers lean to the right token without being sure.",
+        "from the control counts so much more than once.",
     )
-    correct_all: bool = _setting(False, "For objective 'correction', to study it: successes are corrected as well.")
     gate_tau: float = _setting(1.0, "Width of the gate, in squared nats.")
     support_clip: float = _setting(3.0, "Clip of the token gap inside the support, in nats.")
     support_threshold: float = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
@@ -300,13 +337,9 @@ class SGSDConfig(DistillationConfig):
         "What a support is measured against: none, the student's plain prompt; control, also a teacher whose pair was "
         "drawn at random, so that what any skill prompt does to style is no stance; costs one teacher more.",
     )
-    use_gate: bool = _setting(True, "False, to study it: the gate's quadratic beginning, for gaps of any size.")
-    use_polarity: bool = _setting(True, "False, to study it: every teacher with a stance is distilled alike.")
     sgsd_weight: float = _setting(1.0, "Weight of the teachers' loss, whichever the objective.")
     grpo_weight: float = _setting(0.0, "Weight of TRL's GRPO loss on the same rollouts; not in the paper.")
-    log_teacher_entropy: bool = _setting(True, "Log the teachers' entropy; costs a little of each teacher forward.")
     trace_steps: int = _setting(25, "Optimizer steps between rollouts kept token by token, for sgsd report; 0: none.")
-    trace_rollouts: int = _setting(2, "Rollouts kept each time, a success and a failure if there are.")
 
     # Online maintenance of the bank.
     maintenance_frequency: int = _setting(
@@ -316,12 +349,6 @@ class SGSDConfig(DistillationConfig):
         0.8, "New items are made where less than this share of the rollouts since the last check succeeded."
     )
     maintenance_timeout: float = _setting(900.0, "Seconds a writer may take; an update that takes longer is skipped.")
-    maintenance_max_added: int = _setting(5, "New skills, and new mistakes, an update adds at most.")
-    maintenance_max_dynamic: int = _setting(30, "Online skills, and online mistakes, the bank holds at most.")
-    maintenance_eviction: str = _setting(
-        "credit", f"Which online items make room: those of the lowest {EVICTIONS[0]}, or the oldest ({EVICTIONS[1]})."
-    )
-
     maintenance_writer_url: str | None = _setting(
         None, "An OpenAI-compatible server that writes new items, such as http://localhost:8000/v1; None: the policy."
     )
@@ -339,27 +366,29 @@ class SGSDConfig(DistillationConfig):
     def _uses_grpo_loss(self) -> bool:
         return self.grpo_weight > 0
 
+    @property
+    def uses_advantages(self) -> bool:
+        return self._uses_grpo_loss or OBJECTIVES[self.objective].from_config(self).needs.groups
+
     def _check(self) -> None:
         super()._check()
         self._refuse_below_one("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens")
-        self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature")
-        self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "trace_rollouts")
-        self._refuse_negative("maintenance_frequency")
-        self._refuse_not_positive("maintenance_timeout")
+        self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature", "maintenance_timeout")
+        self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "maintenance_frequency")
+        self._refuse_negative("teacher_guidance")
         if not 0 < self.maintenance_threshold <= 1:
             raise ConfigError(
                 "maintenance_threshold is out of range", got=self.maintenance_threshold, expected="above 0, at most 1"
             )
-        check_choice("objective", self.objective, OBJECTIVES)
+        if not 0 < self.ledger_share <= 1:
+            raise ConfigError("ledger_share is out of range", got=self.ledger_share, expected="above 0, at most 1")
+        check_choice("objective", self.objective, tuple(OBJECTIVES))
         check_choice("teacher_trust", self.teacher_trust, TRUSTS)
         check_choice("support_baseline", self.support_baseline, BASELINES)
         if self.support_baseline == "control" and self.objective == "local":
             raise ConfigError(
-                "support_baseline 'control' does not go with it",
-                got="objective local",
-                expected="objective gated or correction",
+                "support_baseline 'control' does not go with it", got="objective local", expected="another objective"
             )
-        self._refuse_negative("teacher_guidance")
         needed = {"objective": "correction", "support_baseline": "control", "teacher": "frozen"}
         unmet = {name: value for name, value in needed.items() if vars(self)[name] != value}
         if self.teacher_guidance and unmet:
@@ -369,8 +398,23 @@ class SGSDConfig(DistillationConfig):
                 expected=", ".join(f"{name} {value}" for name, value in unmet.items()),
                 remedy="why: docs/method.md, Guidance",
             )
-        check_choice("maintenance_eviction", self.maintenance_eviction, EVICTIONS)
-        Limits(self.maintenance_max_added, self.maintenance_max_dynamic)
+        needs = OBJECTIVES[self.objective].from_config(self).needs
+        if needs.groups and self.num_generations == 1:
+            raise ConfigError(
+                f"objective '{self.objective}' needs groups", got="num_generations 1", expected="2 or more"
+            )
+        if needs.groups and self.num_iterations > 1:
+            raise ConfigError(
+                f"objective '{self.objective}' learns from each rollout once",
+                got=f"num_iterations {self.num_iterations}",
+                expected="num_iterations 1",
+            )
+        if needs.still_teacher and self.teacher != "frozen":
+            raise ConfigError(
+                f"objective '{self.objective}' needs a teacher that stands still",
+                got=f"teacher {self.teacher}",
+                expected="teacher frozen",
+            )
         if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):
             given = {name: vars(self)[name] for name in ("maintenance_writer_url", "maintenance_writer_model")}
             raise ConfigError("half a server to write new items", got=given, expected="its address and its model")

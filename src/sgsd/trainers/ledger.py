@@ -1,44 +1,191 @@
-"""The ledger's totals among a run's metrics."""
+"""The ledger during training: every scored rollout counts once, on all processes alike."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback
+import numpy as np
+import torch
+from accelerate.utils import gather
+from numpy.typing import NDArray
+from torch import Tensor
 
 from sgsd.bank import Ledger, SkillBank
-from sgsd.bank.credit import credit
+from sgsd.bank.credit import credit, sure_worth, trust, worth
+from sgsd.errors import BankError, CheckpointError
+from sgsd.retrieval import Pair
+from sgsd.scoring.teachers import TeacherPool
 
-if TYPE_CHECKING:
-    from sgsd.trainers.sgsd import SGSDTrainer
+TRUSTS = ("worth", "ledger", "equal")
 
 
-def ledger_metrics(ledger: Ledger, bank: SkillBank) -> dict[str, float]:
-    """Totals since the run began; an item counts for each teacher it was part of.
+@dataclass(frozen=True)
+class Scored:
+    """An optimizer step's teachers that were run on rollouts, of all processes.
 
-    ``credit`` is the mean over the bank's items that were used with a stance; NaN where none was.
+    Attributes:
+        rows: ``[N]``, the rollout's number among all processes' of its batch.
+        teachers: ``[N]``, the teacher's number among the rollout's.
+        pairs: N ids of skill and mistake.
+        outcome, stance: ``[N]`` in {−1, 0, 1}.
+        support: ``[N]``, nats per token.
     """
-    total = ledger.total
-    credits = [
-        credit(record).value for item in bank.items if (record := ledger.record(item.id)).positive + record.negative
-    ]
-    names = ("uses", "active", "positive", "negative", "neutral", "undecided")
-    return {
-        "items": float(len(ledger.items)),
-        **dict(zip(names, map(float, total.counts), strict=False)),
-        "credit": sum(credits) / len(credits) if credits else float("nan"),
-    }
+
+    rows: NDArray[np.int64]
+    teachers: NDArray[np.int64]
+    pairs: Sequence[tuple[str, str]]
+    outcome: NDArray[np.int64]
+    stance: NDArray[np.int64]
+    support: NDArray[np.float64]
 
 
-class LedgerCallback(TrainerCallback):
-    """Logs the ledger's totals."""
+class TrainingLedger:
+    """What each bank item was worth so far, and the trust in teachers that follows from it.
 
-    def __init__(self, trainer: SGSDTrainer) -> None:
-        self._trainer = trainer
+    Stances are observed micro-batch by micro-batch, kept on the device, and gathered once an optimizer step.
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer = self._trainer
-        if control.should_log:
-            trainer.log_totals(
-                {f"sgsd/ledger/{name}": n for name, n in ledger_metrics(trainer.ledger, trainer.bank).items()}
+    Args:
+        group_size: G, rollouts of a problem; they are one cluster in the ledger's intervals.
+        trust: one of ``TRUSTS``.
+    """
+
+    def __init__(self, group_size: int, trust: str) -> None:
+        self.ledger = Ledger()
+        self._group_size = group_size
+        self._trust = trust
+        # Item ids by number, the same on all processes: tensors carry numbers. An id keeps its number for good.
+        self._ids: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._observed: list[Tensor] = []
+
+    def numbers(self, pools: Sequence[TeacherPool], bank: SkillBank, num_teachers: int) -> Tensor:
+        """``[B, K, 2]``: numbers of each teacher's skill and mistake, −1 for padding.
+
+        Args:
+            pools: the teachers of B rollouts.
+            bank: that they come from, the same on all processes.
+            num_teachers: K.
+        """
+        for item in bank.items:
+            if item.id not in self._numbers:
+                self._numbers[item.id] = len(self._ids)
+                self._ids.append(item.id)
+        numbers = torch.full((len(pools), num_teachers, 2), -1)
+        for row, pool in enumerate(pools):
+            for k, pair in enumerate(pool.pairs):
+                numbers[row, k] = torch.tensor([self._numbers[pair.skill.id], self._numbers[pair.mistake.id]])
+        return numbers
+
+    def ids(self, skill: int, mistake: int) -> tuple[str, str]:
+        """Ids of numbers that ``numbers`` gave."""
+        return self._ids[skill], self._ids[mistake]
+
+    def trust(self, pairs: Sequence[Pair]) -> list[float]:
+        """τ of teachers made of these pairs, by what is known before this batch; the same on all processes."""
+        if self._trust == "equal":
+            return [1.0] * len(pairs)
+        prior = sure_worth(self.ledger.items.values())
+
+        def of_pair(pair: Pair) -> float:
+            records = self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id)
+            return worth(*records, prior=prior) if self._trust == "worth" else trust(*records)
+
+        return [of_pair(pair) for pair in pairs]
+
+    def observe(
+        self, rows: Tensor, items: Tensor, outcome: Tensor, scored: Tensor, support: Tensor, stance: Tensor
+    ) -> None:
+        """Keep a micro-batch for ``end_step``.
+
+        Args:
+            rows, outcome: ``[B]``.
+            items: ``[B, K, 2]``, of ``numbers``.
+            scored: ``[B, K]``, bool.
+            support, stance: ``[B, K]``.
+        """
+        of_row = [tensor.unsqueeze(1).expand_as(support).float() for tensor in (rows, outcome)]
+        columns = [*of_row, *items.unbind(-1), scored, support, stance]
+        self._observed.append(torch.stack([column.detach().float() for column in columns], dim=-1))
+
+    def end_step(self) -> Scored:
+        """Credit what was observed on all processes since the last call; one gather, one host sync."""
+        if not self._observed:
+            return _scored([])
+        together = torch.cat(self._observed)
+        self._observed = []
+        values = gather(together.contiguous()).cpu().double().numpy()
+        batch = _scored(
+            [
+                (int(row[0]), k, self.ids(int(row[2]), int(row[3])), int(row[1]), int(row[6]), float(row[5]))
+                for rollout in values
+                for k, row in enumerate(rollout)
+                if row[4]
+            ]
+        )
+        by_row: dict[int, list[int]] = {}
+        for n, row in enumerate(batch.rows.tolist()):
+            by_row.setdefault(row, []).append(n)
+        if by_row:
+            K = max(map(len, by_row.values()))
+            support, stance = np.zeros((len(by_row), K)), np.zeros((len(by_row), K), dtype=np.int64)
+            for place, numbers in enumerate(by_row.values()):
+                support[place, : len(numbers)] = batch.support[numbers]
+                stance[place, : len(numbers)] = batch.stance[numbers]
+            self.ledger = self.ledger.credited(
+                [[batch.pairs[n] for n in numbers] for numbers in by_row.values()],
+                support=support,
+                stance=stance,
+                outcome=[batch.outcome[numbers[0]] for numbers in by_row.values()],
+                problems=[row // self._group_size for row in by_row],
             )
+        return batch
+
+    def credit_of(self, id: str) -> float | None:
+        """What an item has been worth; ``None`` where it took no stance yet."""
+        record = self.ledger.record(id)
+        return credit(record).value if record.positive + record.negative else None
+
+    def totals(self, bank: SkillBank) -> dict[str, float]:
+        """Totals since the run began, for the log; an item counts for each teacher it was part of.
+
+        ``credit`` is the mean over the bank's items that were used with a stance; NaN where none was.
+        """
+        total = self.ledger.total
+        credits = [value for item in bank.items if (value := self.credit_of(item.id)) is not None]
+        names = ("uses", "active", "positive", "negative", "neutral", "undecided")
+        return {
+            "items": float(len(self.ledger.items)),
+            **dict(zip(names, map(float, total.counts), strict=False)),
+            "credit": sum(credits) / len(credits) if credits else float("nan"),
+        }
+
+    def write(self, file: Path) -> None:
+        """Write the ledger at once: readers see the old one or the new one."""
+        partial = file.with_name(f".{file.name}")
+        partial.write_text(self.ledger.to_json(), encoding="utf-8")
+        partial.replace(file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ledger's own JSON."""
+        return json.loads(self.ledger.to_json())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved ledger.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        try:
+            self.ledger = Ledger.from_json(json.dumps(state), source="the checkpoint's ledger")
+        except BankError as error:
+            raise CheckpointError("the checkpoint's ledger cannot be read", got=str(error)) from error
+
+
+def _scored(entries: list[tuple[int, int, tuple[str, str], int, int, float]]) -> Scored:
+    rows, teachers, pairs, outcome, stance, support = zip(*entries, strict=True) if entries else ((),) * 6
+    whole = [np.asarray(values, dtype=np.int64) for values in (rows, teachers, outcome, stance)]
+    return Scored(whole[0], whole[1], list(pairs), whole[2], whole[3], np.asarray(support, dtype=np.float64))

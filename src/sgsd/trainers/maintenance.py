@@ -15,7 +15,6 @@ candidate and of every item that went.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed
 from transformers import TrainerCallback
@@ -32,23 +31,21 @@ from transformers import TrainerCallback
 from sgsd.bank import Item, Origin, SkillBank
 from sgsd.bank.extract import Candidate, extraction_request, read_extraction
 from sgsd.bank.leaks import scan
-from sgsd.bank.maintain import Action, Limits, maintain
+from sgsd.bank.maintain import Action, maintain
 from sgsd.bank.merge import merge
 from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, Written, write_until_fit
 from sgsd.errors import BankError, CheckpointError
 from sgsd.memories import Memory, memory_of
 from sgsd.problems import Problem
+from sgsd.trainers.checkpoint import BankState
+from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.record import append_lines, keep_until
-from sgsd.trainers.writer import AT_ONCE
+from sgsd.trainers.writer import AT_ONCE, policy_writer, served_writer
 from sgsd.verifiers import Outcome, Verdict
-
-if TYPE_CHECKING:
-    from sgsd.trainers.sgsd import SGSDTrainer
 
 LOG_FILE = "maintenance.jsonl"
 # What the others wait beyond the writer's time: reading, merging, a batch of the policy's that runs to its end.
 _GRACE = timedelta(hours=2)
-_WINDOW_VERSION = 1
 
 T = TypeVar("T")
 
@@ -118,7 +115,7 @@ def window_records(
             row=rank * len(rows) + index,
             problem_id=str(row["problem_id"]),
             problem=row["problem"],
-            answer=row["answer"],
+            answer=row.get("answer") or "",
             completion=completions[index],
             outcome=outcomes[index],
             reason=None if verdict is None else verdict.reason,
@@ -148,37 +145,25 @@ class Window:
         """Share of the successes among all rollouts, undecided ones included, as the ``success_rate`` of the logs."""
         return sum(record.outcome > 0 for record in self.records) / len(self.records) if self.records else None
 
-    def to_json(self) -> str:
-        """JSON lines: a header with counts, then the records."""
-        header = {
-            "version": _WINDOW_VERSION,
-            "records": len(self.records),
-            "updates": self.updates,
-            "skipped": self.skipped,
-        }
-        lines = [header, *map(asdict, self.records)]
-        return "".join(json.dumps(line) + "\n" for line in lines)
+    def state_dict(self) -> dict[str, Any]:
+        """Records and counts."""
+        return {"records": [asdict(record) for record in self.records], **self._counts}
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        return {"updates": self.updates, "skipped": self.skipped}
 
     @classmethod
-    def from_json(cls, text: str, *, source: str) -> Window:
-        """Read what ``to_json`` wrote.
+    def from_state(cls, state: dict[str, Any]) -> Window:
+        """What ``state_dict`` returned, as a window.
 
         Raises:
-            CheckpointError: it is damaged, or was written by a newer version.
+            CheckpointError: it is something else.
         """
         try:
-            header, *lines = [json.loads(line) for line in text.splitlines()]
-            if header["version"] > _WINDOW_VERSION:
-                raise CheckpointError("the window was written by a newer version", got=source)
-            window = cls(tuple(WindowRecord(**line) for line in lines), header["updates"], header["skipped"])
-            complete = len(window.records) == header["records"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError("not a window of rollouts", got=source) from error
-        if not complete:
-            raise CheckpointError(
-                "the window lacks rollouts", got=f"{len(window.records)} in {source}", expected=header["records"]
-            )
-        return window
+            return cls(tuple(WindowRecord(**line) for line in state["records"]), state["updates"], state["skipped"])
+        except (TypeError, KeyError) as error:
+            raise CheckpointError("not a window of rollouts", got=type(error).__name__) from error
 
 
 # ---- the update
@@ -316,14 +301,11 @@ class Maintenance:
     Args:
         folder: the run's.
         writer: who writes new items.
-        frequency, threshold, timeout, limits: see ``SGSDConfig``.
+        frequency, threshold, timeout: see ``SGSDConfig``.
         own_process: the writer uses this process's model: it is waited for, and asked for the time between requests.
             Another one is left alone when its time is over.
         processes, rank: how many there are, and which one this is.
         seed: of the writer's sampling.
-
-    Raises:
-        ConfigError: limits that cannot be.
     """
 
     def __init__(
@@ -334,7 +316,6 @@ class Maintenance:
         frequency: int,
         threshold: float,
         timeout: float,
-        limits: Limits,
         own_process: bool,
         processes: int = 1,
         rank: int = 0,
@@ -346,7 +327,6 @@ class Maintenance:
         self._writer = writer
         self._threshold = threshold
         self._timeout = timeout
-        self._limits = limits
         self._own_process = own_process
         self._rank = rank
         self._seed = seed
@@ -357,6 +337,18 @@ class Maintenance:
             else None
         )
         self._processes = processes
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window, of the first process."""
+        return self.window.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a saved window.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        self.window = Window.from_state(state)
 
     def begin(self, step: int) -> None:
         """Drop what was logged after ``step`` optimizer steps: the run starts there, at 0 or at a checkpoint."""
@@ -374,7 +366,7 @@ class Maintenance:
             self.window = replace(self.window, records=(*self.window.records, *(r for part in gathered for r in part)))
 
     def check(
-        self, step: int, bank: SkillBank, credit: Callable[[str], float | None] | None
+        self, step: int, bank: SkillBank, credit: Callable[[str], float | None]
     ) -> tuple[SkillBank, dict[str, float]]:
         """Look at the window and empty it; returns the bank as it is now, on all processes, and metrics.
 
@@ -398,7 +390,7 @@ class Maintenance:
             )
         return bank, update.metrics
 
-    def _renew(self, step: int, bank: SkillBank, credit: Callable[[str], float | None] | None) -> _Sent:
+    def _renew(self, step: int, bank: SkillBank, credit: Callable[[str], float | None]) -> _Sent:
         begun = time.monotonic()
         check, bank = self._checked(step, bank, credit)
         self.window = Window(
@@ -423,9 +415,7 @@ class Maintenance:
         }
         return _Sent(bank.to_json().encode(), bank.digest, {name: float(value) for name, value in metrics.items()})
 
-    def _checked(
-        self, step: int, bank: SkillBank, credit: Callable[[str], float | None] | None
-    ) -> tuple[Check, SkillBank]:
+    def _checked(self, step: int, bank: SkillBank, credit: Callable[[str], float | None]) -> tuple[Check, SkillBank]:
         rate = self.window.success_rate
         check = Check(step, len(self.window.records), rate, "enough", bank=bank.digest)
         if rate is None or rate >= self._threshold:
@@ -449,7 +439,7 @@ class Maintenance:
             return replace(check, status="skipped", reason="nothing that was written could be used"), bank
         items, leaks = _without_leaks(proposal.items, memories)
         check = replace(check, leaks=leaks)
-        update = maintain(bank, items, self._limits, credit=credit)
+        update = maintain(bank, items, credit=credit)
         parents = {parent for item in update.diff.added for parent in item.parents}
         check = replace(
             check,
@@ -481,15 +471,60 @@ def _line(error: BaseException) -> str:
 
 
 class MaintenanceCallback(TrainerCallback):
-    """Checks a trainer's bank every ``frequency`` optimizer steps, before the step is logged and saved."""
+    """Checks a run's bank every ``frequency`` optimizer steps, before the step is logged and saved.
 
-    def __init__(self, trainer: SGSDTrainer, maintenance: Maintenance) -> None:
-        self._trainer = trainer
+    Args:
+        maintenance: the checks.
+        bank: of the run; renewed here.
+        credit: of an item, by the ledger (see ``bank.maintain``).
+        log: takes the check's metrics.
+    """
+
+    def __init__(
+        self,
+        maintenance: Maintenance,
+        bank: BankState,
+        credit: Callable[[str], float | None],
+        log: Callable[[dict[str, float]], None],
+    ) -> None:
         self._maintenance = maintenance
+        self._bank = bank
+        self._credit = credit
+        self._log = log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._maintenance.begin(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self._maintenance.frequency == 0:
-            self._trainer.renew_bank(state.global_step)
+        if state.global_step % self._maintenance.frequency == 0 and self._bank.bank is not None:
+            self._bank.bank, metrics = self._maintenance.check(state.global_step, self._bank.bank, self._credit)
+            self._log({f"sgsd/maintenance/{name}": value for name, value in metrics.items()})
+
+
+def maintenance_of(trainer: Any, args: SGSDConfig, writer: Writer | None) -> Maintenance:
+    """The maintenance that a run's settings describe.
+
+    Args:
+        trainer: whose policy writes where neither ``writer`` nor a server does.
+        args: the run's settings.
+        writer: in place of those.
+
+    Raises:
+        ConfigError: see ``trainers.writer``.
+    """
+    writer = writer or served_writer(args)
+    own_process = writer is None
+    if writer is None:
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        writer = policy_writer(policy, trainer.processing_class, args, trainer.accelerator)
+    return Maintenance(
+        Path(args.output_dir),
+        writer,
+        frequency=args.maintenance_frequency,
+        threshold=args.maintenance_threshold,
+        timeout=args.maintenance_timeout,
+        own_process=own_process,
+        processes=trainer.accelerator.num_processes,
+        rank=trainer.accelerator.process_index,
+        seed=args.seed,
+    )

@@ -7,28 +7,61 @@ the student on the student's own rollouts, over the full vocabulary. How it devi
 - a mean over rows of means over tokens, in place of one mean over a micro-batch's tokens;
 - verdicts are computed and logged, and do not enter the loss.
 
-The teacher's logits are made anew for each micro-batch and never stored for a whole generation batch. With
+The teacher's hidden states are made anew for each micro-batch; logits of both sides exist a tile at a time. With
 ``skills_in_prompt`` (OPSD+Skill) both prompts show each problem's best skill–mistake pairs.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sgsd.errors import DataError
-from sgsd.objectives import opsd_loss
+from sgsd.objectives import token_divergence
 from sgsd.problems import Problem
-from sgsd.prompts import refuse_long_prompts
+from sgsd.scoring.logprobs import causal_model, head_logits, hidden_states
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import OPSDConfig
 from sgsd.trainers.rows import SkillPairs
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    """Divergence and entropies of a tile: ``scoring.logprobs.Reduction``.
+
+    Attributes:
+        model: that teaches.
+        hidden: ``[n, H]``, the teacher's hidden states at the positions of the student's.
+        teaching: context in which the output head is the teacher's.
+        args: of the run.
+    """
+
+    model: nn.Module
+    hidden: Tensor
+    teaching: Callable[[], AbstractContextManager[None]]
+    args: OPSDConfig
+
+    def __call__(self, logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        with torch.no_grad(), self.teaching():
+            teacher = head_logits(self.model, self.hidden[rows])
+        result = token_divergence(
+            logits.unsqueeze(0),
+            teacher.unsqueeze(0),
+            torch.ones(1, len(logits), dtype=torch.bool, device=logits.device),
+            kind=self.args.divergence,
+            jsd_beta=self.args.jsd_beta,
+            clip=self.args.divergence_clip,
+            temperature=self.args.score_temperature,
+        )
+        return result.divergence[0], result.student_entropy[0], result.teacher_entropy[0]
 
 
 class OPSDTrainer(VerifiedTrainer):
@@ -65,13 +98,11 @@ class OPSDTrainer(VerifiedTrainer):
             }"""),
     }
 
-    def _training_rows(self, args: OPSDConfig, problems: list[Problem], skills: list[SkillPairs] | None) -> Dataset:
+    def _training_rows(
+        self, args: OPSDConfig, problems: list[Problem], skills: list[SkillPairs] | None, **more: Any
+    ) -> Dataset:
         """The base's rows, with the token ids of each problem's teacher prompt in ``teacher_prompt``."""
-        rows = super()._training_rows(args, problems, skills)
-        shown = zip(problems, references(problems, args.reference), skills or [()] * len(problems), strict=True)
-        prompts = [self.renderer.reference_ids(problem.text, reference, pairs) for problem, reference, pairs in shown]
-        refuse_long_prompts(map(len, prompts), self.max_prompt_length, "teacher prompts")
-        return rows.add_column("teacher_prompt", prompts)
+        return super()._training_rows(args, problems, skills, references=references(problems, args.reference), **more)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -85,33 +116,32 @@ class OPSDTrainer(VerifiedTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         if self._mode == "eval":
             return torch.tensor(torch.nan, device=inputs["completion_ids"].device)
-        share_prompts = self._share_prompts  # asked before the teacher's weights put the model into evaluation mode
-        with self._teaching():
-            teacher_logits = self._completion_logits(
-                self.model,
-                inputs["teacher_prompt_ids"],
-                inputs["teacher_prompt_mask"],
-                inputs,
-                share_prompts=share_prompts,
+        mask = inputs["completion_mask"].bool()
+        hidden = self._teacher_hidden_states(inputs, mask)
+        head = causal_model(self.model).get_output_embeddings()
+        # Its own weights where training changes them; otherwise both sides have one head.
+        teaching = self._teaching if any(part.requires_grad for part in head.parameters()) else nullcontext
+        divergence = _Divergence(self.model, hidden, teaching, self.args)
+        student, loss = self._student_pass(model, inputs, lambda flat: divergence)
+        tokens, student_entropy, teacher_entropy = map(student.spread, student.kept)  # [B, T]
+        rows = tokens.sum(-1) / mask.sum(-1).clamp(min=1)
+        self.metrics.mean("entropy", student_entropy, mask)
+        self.metrics.mean("opsd/divergence", tokens, mask)
+        self.metrics.mean("opsd/teacher_entropy", teacher_entropy, mask)
+        self.metrics.mean("opsd/loss", rows)
+        return loss + rows.mean() / self.current_gradient_accumulation_steps
+
+    def _teacher_hidden_states(self, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """``[n, H]``: the hidden states that predict each completion token after the teacher's prompt."""
+        prompts, completions = (
+            [row[kept].tolist() for row, kept in zip(ids, keep.bool(), strict=True)]
+            for ids, keep in (
+                (inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]),
+                (inputs["completion_ids"], mask),
             )
-        result = opsd_loss(
-            self._student_logits(model, inputs),
-            teacher_logits,
-            inputs["completion_mask"].bool(),
-            kind=self.args.divergence,
-            jsd_beta=self.args.jsd_beta,
-            clip=self.args.divergence_clip,
-            temperature=self.args.score_temperature,
         )
-        self._log_means(
-            {
-                "entropy": result.metrics["student_entropy"],
-                "opsd/divergence": result.metrics["divergence"],
-                "opsd/teacher_entropy": result.metrics["teacher_entropy"],
-                "opsd/loss": result.loss,
-            }
-        )
-        return result.loss / self.current_gradient_accumulation_steps
+        with self._teaching():
+            return hidden_states(self.model, prompts, completions)
 
 
 def references(problems: Sequence[Problem], kind: str) -> list[str]:

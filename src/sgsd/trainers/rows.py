@@ -1,17 +1,23 @@
-"""Problems → the rows a TRL trainer takes. The same for every method, so that all see the same prompts."""
+"""Problems → the rows a TRL trainer takes. The same for every method, so that all see the same prompts.
+
+A ``prompt`` column is what it is in TRL (``sgsd.prompts``), and every other column of the data set reaches reward
+functions.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from datasets import Dataset
 
 from sgsd.bank import Mistake, Skill, SkillBank
 from sgsd.curation import curate
-from sgsd.errors import ConfigError, DataError
+from sgsd.errors import ConfigError, DataError, PromptError
 from sgsd.problems import Problem, adapt
-from sgsd.prompts import PromptRenderer, refuse_long_prompts
+from sgsd.prompts import Prompt, PromptRenderer, RawText, listed, refuse_long_prompts
 from sgsd.retrieval import Retriever
 
 logger = logging.getLogger(__name__)
@@ -20,17 +26,36 @@ logger = logging.getLogger(__name__)
 SkillPairs = Sequence[tuple[Skill, Mistake]]
 
 
-def problems_of(source: Dataset | Sequence[Problem]) -> list[Problem]:
+def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -> list[Problem]:
     """Problems as they are, or those of a data set in any format that ``sgsd.problems`` knows.
+
+    Args:
+        source: the data.
+        verified: a verifier compares with an answer: rows without one, duplicates and contradictions are left out. Not
+            so with reward functions of the user's own.
 
     Raises:
         DataError: nothing in it, an unknown format, or a streaming data set.
     """
     if isinstance(source, Dataset):
-        adapted = adapt(source, source.column_names, stem="row", source="dataset")
-        problems, report = curate(adapted.problems)
-        if report.dropped or adapted.dropped:
-            logger.warning(report.including(adapted, source="the data set").summary())
+        rows = source.with_format(None)
+        adapted = adapt(rows, rows.column_names, stem="row", source="dataset", needs_answer=verified)
+        problems, report = curate(
+            adapted.problems,
+            needs_answer=verified,
+            on_duplicate="drop" if verified else "keep",
+            on_conflict="drop_all" if verified else "keep",
+        )
+        report = report.including(adapted, source="the data set")
+        if not problems and report.dropped:
+            first = report.dropped[0]
+            raise DataError(
+                "no row of the data set can be used",
+                got=f"{report.summary()}; {first.id}: {first.why or first.reason}",
+                expected="a prompt or a problem, with an answer for a verifier",
+            )
+        if report.dropped:
+            logger.warning(report.summary())
     elif isinstance(source, Sequence):
         problems = list(source)
     else:
@@ -40,6 +65,12 @@ def problems_of(source: Dataset | Sequence[Problem]) -> list[Problem]:
     if not problems:
         raise DataError("the data set is empty")
     return problems
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """What a row asks, as ``PromptRenderer`` takes it: its conversation, or its text as ``RawText``."""
+    prompt = row["prompt"]
+    return RawText(prompt) if isinstance(prompt, str) else prompt
 
 
 def skill_pairs(problems: Sequence[Problem], retriever: Retriever, bank: SkillBank, count: int) -> list[SkillPairs]:
@@ -62,39 +93,90 @@ def training_rows(
     *,
     max_prompt_length: int,
     skills: Sequence[SkillPairs] | None = None,
+    references: Sequence[str] | None = None,
+    long_prompts: str = "error",
+    verified: bool = True,
 ) -> Dataset:
     """The rollouts' prompts and what a reward function may want beside them.
 
-    Columns: ``prompt`` (messages), ``problem``, ``problem_id``, ``answer`` (what a verifier takes) and ``solution``
-    (the reference solution, else the answer: TRL's ``accuracy_reward`` reads it).
+    Columns: ``prompt`` (messages or text), ``problem`` (what pairs are retrieved by), ``problem_id``; ``answer`` and
+    ``solution`` where there are any; and the data set's own, untouched. Where both have a column, a verified run has
+    ``answer`` as its verifier takes it and ``solution`` with the answer in its place where there is none (TRL's
+    ``accuracy_reward`` reads it); reward functions of the user's own are given the data set's.
 
     Args:
         problems: one or more.
         renderer: makes the prompts.
         max_prompt_length: in tokens.
         skills: the pairs that each problem's prompt shows; ``None`` for plain prompts.
+        references: what each problem's OPSD teacher is shown; its token ids become the column ``teacher_prompt``.
+        long_prompts: what becomes of a row whose prompt is too long: ``error``, or ``drop``, with a warning.
+        verified: as for ``problems_of``.
 
     Raises:
-        PromptError: a prompt is too long.
+        PromptError: a prompt is too long, or the chat template refuses it; the row is named.
+        DataError: conversations and text among the prompts; TRL looks at the first alone.
     """
-    if skills is None:
-        ids = (renderer.student_ids(problem.text) for problem in problems)
-        prompts = [renderer.student_messages(problem.text) for problem in problems]
-    else:
-        shown = list(zip(problems, skills, strict=True))
-        ids = (renderer.skilled_ids(problem.text, pairs) for problem, pairs in shown)
-        prompts = [renderer.skilled_messages(problem.text, pairs) for problem, pairs in shown]
+    rows: list[dict[str, Any]] = []
+    lengths: list[int] = []
+    teacher_lengths: list[int] = []
+    for place, problem in enumerate(problems):
+        pairs = None if skills is None else skills[place]
+        with _naming(problem):
+            prompt = renderer.student_messages(problem) if pairs is None else renderer.skilled_messages(problem, pairs)
+            lengths.append(
+                len(renderer.student_ids(problem) if pairs is None else renderer.skilled_ids(problem, pairs))
+            )
+            row = {"prompt": str(prompt) if isinstance(prompt, RawText) else prompt, **_columns(problem, verified)}
+            if references is not None:
+                row["teacher_prompt"] = renderer.reference_ids(problem, references[place], pairs or ())
+                teacher_lengths.append(len(row["teacher_prompt"]))
+            rows.append(row)
+    raw = [isinstance(row["prompt"], str) for row in rows]
+    if any(raw) and not all(raw):
+        raise DataError(
+            "prompts are of two kinds",
+            got=f"text in {problems[raw.index(True)].id}, a conversation in {problems[raw.index(False)].id}",
+            expected="either in all rows",
+        )
+    ids = [problem.id for problem in problems]
     what = "plain prompts" if skills is None else "prompts with skills"
-    refuse_long_prompts(map(len, ids), max_prompt_length, what)
-    return Dataset.from_list(
-        [
-            {
-                "prompt": prompt,
-                "problem": problem.text,
-                "problem_id": problem.id,
-                "answer": problem.key,
-                "solution": problem.solution or problem.answer,
-            }
-            for problem, prompt in zip(problems, prompts, strict=True)
-        ]
-    )
+    if long_prompts == "drop":
+        worst = [max(both) for both in zip(lengths, teacher_lengths or lengths, strict=True)]
+        kept = [place for place, length in enumerate(worst) if length <= max_prompt_length]
+        if kept and len(kept) < len(rows):
+            left_out = [ids[place] for place, length in enumerate(worst) if length > max_prompt_length]
+            logger.warning(
+                "%s of %s rows left out: prompts of more than %s tokens (%s)",
+                f"{len(left_out):,}",
+                f"{len(rows):,}",
+                f"{max_prompt_length:,}",
+                listed(left_out),
+            )
+            rows = [rows[place] for place in kept]
+            lengths, teacher_lengths = [], []
+    refuse_long_prompts(lengths, max_prompt_length, what, ids)
+    refuse_long_prompts(teacher_lengths, max_prompt_length, "teacher prompts", ids)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    # Columns that mix types, and objects with other keys from row to row, stay as they are.
+    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
+
+
+def _columns(problem: Problem, verified: bool) -> dict[str, Any]:
+    derived: dict[str, Any] = {"problem": problem.text, "problem_id": problem.id}
+    if problem.answer:
+        derived |= {"answer": problem.key, "solution": problem.solution or problem.answer}
+    elif problem.solution:
+        derived["solution"] = problem.solution
+    own = dict(problem.columns)
+    if not isinstance(own.get("problem"), str):
+        own.pop("problem", None)
+    return {**own, **derived} if verified else {**derived, **own}
+
+
+@contextmanager
+def _naming(problem: Problem) -> Iterator[None]:
+    try:
+        yield
+    except PromptError as error:
+        raise PromptError(f"problem {problem.id}: {error}") from error

@@ -1,20 +1,18 @@
 """SGSD: skill-conditioned gated self-distillation (arXiv 2605.28791).
 
-How it deviates from GRPO, whose generation, vLLM, PEFT, logging, cards and resume it keeps:
-
-- after sampling, K skill-conditioned teachers score every rollout without gradient
-  (``_generate_and_score_completions``);
-- the loss is one student forward and the gated, polarity-signed distillation of the K teachers, or the correction of
-  failures by those that are trusted (``_compute_loss``);
-- advantages go unused unless ``grpo_weight``.
+One step, top to bottom: TRL samples rollouts and a verifier judges them (``base``); each problem's skill–mistake pairs
+are retrieved; the model itself, with a pair in its prompt, scores the rollout as a teacher (``score_teachers``); the
+objective compares teachers and student (``_compute_loss``); the ledger notes what each pair was worth.
 
 Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the next rollouts.
 """
 
 from __future__ import annotations
 
+import random
 import textwrap
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +21,25 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from sgsd.bank import Ledger
-from sgsd.bank.credit import credit, sure_worth, trust, worth
-from sgsd.bank.maintain import Limits
 from sgsd.bank.writing import Writer
-from sgsd.objectives import SGSDLoss, guided_logps
+from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances
 from sgsd.prompts import uncounted_token_ids
-from sgsd.retrieval import Pair, Retriever
-from sgsd.scoring.logprobs import Scores, chunk_count, score_completions
+from sgsd.retrieval import Retriever
+from sgsd.scoring.logprobs import Scores, Select, chunk_count, flat_targets, score_completions
 from sgsd.scoring.teachers import TeacherPool, build_pool, control_prompt
 from sgsd.trainers.base import VerifiedTrainer
-from sgsd.trainers.checkpoint import TeacherWeights, saved_ledger, saved_window
 from sgsd.trainers.config import SGSDConfig
-from sgsd.trainers.ledger import LedgerCallback
-from sgsd.trainers.losses import correction, published_loss
-from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, Window, window_records
-from sgsd.trainers.record import RecordCallback, RunRecorder
+from sgsd.trainers.ledger import Scored, TrainingLedger
+from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
+from sgsd.trainers.record import LEDGER_FILE, OUTCOMES, LedgerCallback, RunRecorder, rounded
 from sgsd.trainers.rewards import VerifierReward, is_truncated, text_of
-from sgsd.trainers.writer import policy_writer, served_writer
+from sgsd.trainers.rows import prompt_of
 
 _STANCE_SIGNS = {-1: "-", 0: "0", 1: "+"}
 
 
 class SGSDTrainer(VerifiedTrainer):
-    """Skill-conditioned gated self-distillation (arXiv 2605.28791), used like any TRL trainer.
+    """Skill-conditioned gated self-distillation (arXiv 2605.28791), used like TRL's ``GRPOTrainer``.
 
     ```python
     from sgsd import SGSDConfig, SGSDTrainer
@@ -69,48 +63,43 @@ class SGSDTrainer(VerifiedTrainer):
         "title": "Skill-Conditioned Gated Self-Distillation for LLM Reasoning",
         "id": "2605.28791",
         "citation": textwrap.dedent("""\
-            @article{sgsd2026,
-                title  = {{Skill-Conditioned Gated Self-Distillation for LLM Reasoning}},
-                year   = 2026,
-                eprint = {arXiv:2605.28791},
+            @article{huang2026skill,
+                title   = {{Skill-Conditioned Gated Self-Distillation for LLM Reasoning}},
+                author  = {Huang, Jiazhen and Chen, Xiao and Luo, Xiao and Dai, Yong and Hu, Senkang and Zhao, Yuzhi},
+                journal = {arXiv preprint arXiv:2605.28791},
+                year    = 2026,
             }"""),
     }
 
-    def __init__(self, *args: Any, writer: Writer | None = None, **kwargs: Any) -> None:
+    def __init__(self, *positional: Any, writer: Writer | None = None, **named: Any) -> None:
         self._writer = writer
-        super().__init__(*args, **kwargs)
+        super().__init__(*positional, **named)
 
     def _set_up(self) -> None:
+        args: SGSDConfig = self.args
+        self.objective = OBJECTIVES[args.objective].from_config(args)
+        self._control = self.objective.needs.control or args.support_baseline == "control"
         self._uncounted = torch.tensor(
             sorted(uncounted_token_ids(self.processing_class)), device=self.accelerator.device
         )
-        # By mode, of all ranks' rollouts of the latest batch, for the table: a batch may be trained on again after an
-        # evaluation.
-        self._stance_cells: dict[str, list[list[str]]] = {}
-        self.recorder = RunRecorder(
-            Path(self.args.output_dir),
-            self.processing_class,
-            trace_steps=self.args.trace_steps,
-            trace_rollouts=self.args.trace_rollouts,
-            writes=self.accelerator.is_main_process,
-        )
-        self.add_callback(RecordCallback(self.recorder))
-        self.add_callback(LedgerCallback(self))
-        self._policy = TeacherWeights(self.model, "live")  # where the student is scored like a teacher
-        self.maintenance = self._build_maintenance() if self.args.maintenance_frequency else None
-        if self.maintenance is not None:
-            self.add_callback(MaintenanceCallback(self, self.maintenance))
+        self.training_ledger = self.parts["ledger"] = TrainingLedger(self.num_generations, args.teacher_trust)
+        main, folder = self.accelerator.is_main_process, Path(args.output_dir)
+        self.recorder = RunRecorder(folder, self.processing_class, trace_steps=args.trace_steps, writes=main)
+        file = folder / LEDGER_FILE if main else None
+        self.add_callback(LedgerCallback(self.training_ledger, self.recorder, file, self._after_step))
+        self._asked: list[dict[str, Any]] = []  # this process's rows of the latest batch
+        self._stance_cells: list[list[str]] = []  # of all processes' rollouts of the latest batch, for the table
+        self.maintenance: Maintenance | None = None
+        if args.maintenance_frequency:
+            self.maintenance = self.parts["window"] = maintenance_of(self, args, self._writer)
+            self.add_callback(
+                MaintenanceCallback(self.maintenance, self._bank, self.training_ledger.credit_of, self._log_step)
+            )
 
     @property
     def ledger(self) -> Ledger:
         """What became of each bank item so far."""
-        return self.recorder.ledger
-
-    def restore(self, checkpoint: Path) -> None:
-        super().restore(checkpoint)
-        self.recorder.ledger = saved_ledger(checkpoint)
-        if self.maintenance is not None and (window := saved_window(checkpoint)) is not None:
-            self.maintenance.window = Window.from_json(window, source=str(checkpoint))
+        return self.training_ledger.ledger
 
     def hand_over(self) -> None:
         """Go on with GRPO's loss alone; the teachers are still scored, for the ledger."""
@@ -119,47 +108,7 @@ class SGSDTrainer(VerifiedTrainer):
     def _build_retriever(self, args: SGSDConfig) -> Retriever:
         return super()._build_retriever(args, temperature=args.retrieval_temperature)
 
-    # ---- online maintenance of the bank
-
-    @property
-    def window(self) -> str | None:
-        """The rollouts since the last check, as text; ``None`` without maintenance."""
-        return None if self.maintenance is None else self.maintenance.window.to_json()
-
-    def renew_bank(self, step: int) -> None:
-        """Check whether the bank needs new items after ``step`` optimizer steps; the next rollouts retrieve from it."""
-        assert self.maintenance is not None
-        self.bank, metrics = self.maintenance.check(step, self.bank, self._credit)
-        for name, value in metrics.items():
-            self._metrics["train"][f"sgsd/maintenance/{name}"].append(value)
-
-    @property
-    def _credit(self) -> Callable[[str], float | None] | None:
-        """What each item has been worth, where that decides which ones make room."""
-        return self._credit_of if self.args.maintenance_eviction == "credit" else None
-
-    def _credit_of(self, id: str) -> float | None:
-        record = self.ledger.record(id)
-        return credit(record).value if record.positive + record.negative else None
-
-    def _build_maintenance(self) -> Maintenance:
-        writer = self._writer or served_writer(self.args)
-        own_process = writer is None
-        if writer is None:
-            policy = self.accelerator.unwrap_model(self.model)
-            writer = policy_writer(policy, self.processing_class, self.args, self.accelerator)
-        return Maintenance(
-            Path(self.args.output_dir),
-            writer,
-            frequency=self.args.maintenance_frequency,
-            threshold=self.args.maintenance_threshold,
-            timeout=self.args.maintenance_timeout,
-            limits=Limits(self.args.maintenance_max_added, self.args.maintenance_max_dynamic),
-            own_process=own_process,
-            processes=self.accelerator.num_processes,
-            rank=self.accelerator.process_index,
-            seed=self.args.seed,
-        )
+    # ---- sample, verify
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
@@ -179,219 +128,335 @@ class SGSDTrainer(VerifiedTrainer):
             )
         return rewards
 
-    # ---- teachers
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        problems = [row["problem"] for row in inputs]
-        pools = self._teacher_pools(problems)
+        if self._mode == "eval":
+            return output
         mask = output["completion_mask"].bool()
-        completions = [ids[kept].tolist() for ids, kept in zip(output["completion_ids"], mask, strict=True)]
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
-        teacher_logps, teacher_entropy = self._score_teachers(pools, completions, output)
-        B, _, T = teacher_logps.shape
-        missing = output["completion_ids"].shape[1] - T
-        output["teacher_logps"] = torch.nn.functional.pad(teacher_logps, (0, missing))
-        if self.args.support_baseline == "control":
-            output["control_logps"] = torch.nn.functional.pad(
-                self._score_control(problems, pools, completions, output), (0, missing)
-            )
-        for name in ("teacher_top_ids", "teacher_top_logps"):
-            output[name] = torch.nn.functional.pad(output[name], (0, 0, 0, missing))
-        output["teacher_weights"] = torch.tensor([pool.weights for pool in pools], device=teacher_logps.device)
-        output["teacher_trust"] = torch.tensor(self._trust(pools), device=teacher_logps.device)
-        if self._mode == "train":
-            first_row = self.accelerator.process_index * B
-            output["items"] = self.recorder.rollouts(pools, self.bank, inputs, first_row=first_row).to(mask.device)
-        self._log_means(
-            {
-                "sgsd/teachers_per_rollout": (output["teacher_weights"] > 0).float().sum(1).mean(),
-                "sgsd/pairs_too_long": torch.tensor(float(sum(pool.too_long for pool in pools)), device=mask.device),
-                "sgsd/teacher_entropy": teacher_entropy,
-            }
-        )
-        if self.log_completions:
-            # The stances become known with the student's forward; each cell is filled in then.
-            self._stance_cells[self._mode] = [[] for _ in range(B * self.accelerator.num_processes)]
-            self._logs["extra"]["stances"].extend(self._stance_cells[self._mode])
-            names = [[f"{pair.skill.id} {pair.mistake.id}" for pair in pool.pairs] for pool in pools]
-            self._logs["extra"]["pairs"].extend(gather_object(names))
+        pools = self.retrieve(inputs)
+        output |= self.score_teachers(pools, inputs, output)
+        self._asked = inputs
+        self._log_rollouts(pools)
         return output
 
-    @property
-    def _num_teachers(self) -> int:
-        """K, the same on all processes."""
-        return self.args.num_teachers
+    # ---- retrieve
 
-    def _trust(self, pools: list[TeacherPool]) -> list[list[float]]:
-        """``[B][K]``, by what the ledger knows before this batch; the same on all processes."""
-        if self.args.teacher_trust == "equal":
-            return [[1.0] * self._num_teachers for _ in pools]
-        prior = sure_worth(self.ledger.items.values())
-
-        def of_pair(pair: Pair) -> float:
-            records = self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id)
-            return worth(*records, prior=prior) if self.args.teacher_trust == "worth" else trust(*records)
-
-        padding = [[1.0] * (self._num_teachers - len(pool.pairs)) for pool in pools]
-        return [[*map(of_pair, pool.pairs), *missing] for pool, missing in zip(pools, padding, strict=True)]
-
-    def _teacher_pools(self, problems: list[str]) -> list[TeacherPool]:
-        """One pool per rollout; the G rollouts of a problem share one."""
-        distinct = list(dict.fromkeys(problems))
-        retrievals = self.retriever.retrieve(distinct, self.bank, self._num_teachers)
+    def retrieve(self, inputs: Sequence[dict[str, Any]]) -> list[TeacherPool]:
+        """One pool of teachers a rollout; the G rollouts of a prompt share one."""
+        assert self.retriever is not None
+        assert self.bank is not None
+        distinct = {repr(row["prompt"]): row for row in inputs}
+        problems = list(dict.fromkeys(row["problem"] for row in distinct.values()))
+        found = self.retriever.retrieve(problems, self.bank, self.args.num_teachers)
+        retrieved = dict(zip(problems, found, strict=True))
         pools = {
-            problem: build_pool(
-                problem,
-                retrieval,
+            key: build_pool(
+                prompt_of(row),
+                retrieved[row["problem"]],
                 self.renderer,
-                num_teachers=self._num_teachers,
+                num_teachers=self.args.num_teachers,
                 max_prompt_length=self.max_prompt_length,
             )
-            for problem, retrieval in zip(distinct, retrievals, strict=True)
+            for key, row in distinct.items()
         }
-        return [pools[problem] for problem in problems]
+        return [pools[repr(row["prompt"])] for row in inputs]
 
-    def _control_prompts(self, problems: list[str], pools: list[TeacherPool]) -> list[list[int]]:
-        """One per rollout; the G rollouts of a problem share one, drawn anew at each step."""
-        prompts = {
-            problem: control_prompt(
-                problem,
-                pool,
-                self.bank,
-                self.renderer,
-                max_prompt_length=self.max_prompt_length,
-                seed=self.args.seed + self.state.global_step,
-            )
-            for problem, pool in dict(zip(problems, pools, strict=True)).items()
-        }
-        return [prompts[problem] for problem in problems]
+    # ---- score K teachers
 
-    def _score_teachers(
-        self, pools: list[TeacherPool], completions: list[list[int]], output: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """``[B, K, T]`` log-probabilities, and the real teachers' mean entropy over completion tokens.
+    def score_teachers(
+        self, pools: Sequence[TeacherPool], inputs: Sequence[dict[str, Any]], output: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """What the teachers say of the rollouts, as tensors of the batch: ``TeacherScores``, and ``items``.
 
-        ``output`` gets what each teacher finds likeliest, ``[B, K, T, M]``; nothing where the objective asks for none.
+        Run are the teachers that the objective reads, and all of them on the problems that the ledger draws.
         """
-        B, K = len(pools), self._num_teachers
-        prompts = [prompt for pool in pools for prompt in pool.prompts]
-        repeated = [completion for completion in completions for _ in range(K)]
-        top_tokens = min(self.args.teacher_top_tokens, self.model.config.get_text_config().vocab_size)
-        scores = self._score(
-            prompts,
-            repeated,
-            with_entropy=self.args.log_teacher_entropy,
-            top_tokens=0 if self.args.objective == "gated" else top_tokens,
+        B, K = len(pools), self.args.num_teachers
+        T, device = output["completion_ids"].shape[1], output["completion_ids"].device
+        lengths = output["completion_mask"].sum(1).tolist()
+        completions = [ids[:n] for ids, n in zip(output["completion_ids"].tolist(), lengths, strict=True)]
+        trust = [self.training_ledger.trust(pool.pairs) for pool in pools]
+        places = self._read(pools, trust, inputs, lengths)
+        needs, L = self.objective.needs, self._top_tokens
+        scored = torch.zeros(B, K, dtype=torch.bool)
+        logps = torch.zeros(B, K, T, device=device)
+        top_ids, top_logps = (torch.zeros(B, K, T, L, dtype=dtype, device=device) for dtype in (torch.long, None))
+        at = tuple(torch.tensor(numbers, dtype=torch.long) for numbers in zip(*places, strict=True)) if places else None
+        prompts = [pools[b].prompts[k] for b, k in places]
+        scores = self._score(prompts, [completions[b] for b, _ in places], inputs, top_tokens=L)
+        if scores is not None and at is not None:
+            scored[at] = True
+            at = tuple(numbers.to(device) for numbers in at)
+            width = scores.logps.shape[1]
+            logps[at[0], at[1], :width] = scores.logps
+            top_ids[at[0], at[1], :width], top_logps[at[0], at[1], :width] = scores.top_ids, scores.top_logps
+        weights, trusts = torch.zeros(B, K), torch.ones(B, K)
+        for b, pool in enumerate(pools):
+            weights[b, : len(pool.weights)] = torch.tensor(pool.weights)
+            trusts[b, : len(pool.weights)] = torch.tensor(trust[b])
+        batch = {
+            "teacher_logps": logps,
+            "teacher_weights": weights.to(device),
+            "teacher_trust": trusts.to(device),
+            "teacher_scored": scored.to(device),
+            "items": self.training_ledger.numbers(pools, self.bank, K).to(device),  # pyright: ignore[reportArgumentType]
+        }
+        if needs.top_tokens:
+            batch |= {"teacher_top_ids": top_ids, "teacher_top_logps": top_logps}
+        tokens = 0 if scores is None else scores.tokens
+        if self._control:
+            control, spent = self._score_control(pools, inputs, completions, sorted({b for b, _ in places}), top_ids)
+            batch |= control
+            tokens += spent
+        rollouts = torch.tensor(float(B), device=device)
+        self.metrics.add(
+            {
+                "sgsd/teacher_tokens": (torch.tensor(float(tokens), device=device), rollouts),
+                "sgsd/scored_share": (scored.sum().to(device), (weights > 0).sum().to(device)),
+            }
         )
-        output["teacher_top_ids"] = scores.top_ids.unflatten(0, (B, K))
-        output["teacher_top_logps"] = scores.top_logps.unflatten(0, (B, K))
-        return scores.logps.unflatten(0, (B, K)), self._mean_entropy(pools, [scores])
+        return batch
+
+    def _read(
+        self,
+        pools: Sequence[TeacherPool],
+        trust: Sequence[Sequence[float]],
+        inputs: Sequence[dict[str, Any]],
+        lengths: Sequence[int],
+    ) -> list[tuple[int, int]]:
+        """Rollouts and teachers to run: those that the loss reads, and all of a share of the problems, drawn anew."""
+        needs, step = self.objective.needs, self.state.global_step
+        places: list[tuple[int, int]] = []
+        for b, (pool, outcome) in enumerate(zip(pools, self._outcome.tolist(), strict=True)):
+            if not lengths[b] or not outcome:
+                continue
+            draw = random.Random(f"{self.args.seed} {step} {inputs[b]['prompt']!r}").random()
+            for_ledger = draw < self.args.ledger_share
+            for k in range(len(pool.prompts)):
+                reads = self.args.sgsd_weight > 0 and int(outcome) in needs.outcomes
+                if for_ledger or (reads and not (needs.by_trust and not trust[b][k])):
+                    places.append((b, k))
+        return places
+
+    @property
+    def _top_tokens(self) -> int:
+        """M; 0 where the objective asks for none."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return min(self.args.teacher_top_tokens, vocabulary) if self.objective.needs.top_tokens else 0
 
     def _score_control(
-        self, problems: list[str], pools: list[TeacherPool], completions: list[list[int]], output: dict[str, Any]
-    ) -> Tensor:
-        """``[B, T]``, a control teacher's log-probabilities; guides what teachers find likeliest, in ``output``."""
-        prompts = self._control_prompts(problems, pools)
-        if not self.args.teacher_guidance:
-            return self._score(prompts, completions).logps
-        likeliest = output["teacher_top_ids"]  # [B, K, T, M]
-        control = self._score(prompts, completions, others=likeliest.transpose(1, 2).flatten(2))
-        output["teacher_top_logps"] = guided_logps(
-            output["teacher_top_logps"],
-            control.other_logps.unflatten(-1, (-1, likeliest.shape[-1])).transpose(1, 2),
-            guidance=self.args.teacher_guidance,
-            clip=self.args.support_clip,
-        )
-        return control.logps
+        self,
+        pools: Sequence[TeacherPool],
+        inputs: Sequence[dict[str, Any]],
+        completions: Sequence[list[int]],
+        rows: Sequence[int],
+        top_ids: Tensor,
+    ) -> tuple[dict[str, Tensor], int]:
+        """The control teacher of the rollouts that any teacher is run on, and the tokens it took."""
+        seed = self.args.seed + self.state.global_step
+        drawn = {
+            repr(inputs[b]["prompt"]): control_prompt(
+                prompt_of(inputs[b]),
+                pools[b],
+                self.bank,  # pyright: ignore[reportArgumentType]
+                self.renderer,
+                max_prompt_length=self.max_prompt_length,
+                seed=seed,
+            )
+            for b in rows
+        }
+        plain = [self.renderer.student_ids(prompt_of(inputs[b])) for b in rows]
+        found = [drawn[repr(inputs[b]["prompt"])] for b in rows]
+        prompts = [ids or own for ids, own in zip(found, plain, strict=True)]
+        B, K, T, M = top_ids.shape
+        others = top_ids.transpose(1, 2).flatten(2)[list(rows)]  # [n, T, K · M]
+        scores = self._score(prompts, [completions[b] for b in rows], inputs, others=others if M else None)
+        logps, top_logps = top_ids.new_zeros(B, T, dtype=torch.float32), torch.zeros_like(top_ids, dtype=torch.float32)
+        if scores is not None:
+            width = scores.logps.shape[1]
+            at = torch.tensor(list(rows), device=logps.device)
+            logps[at, :width] = scores.logps
+            if M:
+                top_logps[at, :, :width] = scores.other_logps.unflatten(-1, (K, M)).transpose(1, 2)
+        share = torch.tensor(float(sum(ids is None for ids in found))), torch.tensor(float(len(rows)))
+        self.metrics.add({"sgsd/control_is_plain": tuple(part.to(logps.device) for part in share)})  # pyright: ignore[reportArgumentType]
+        batch = {"control_logps": logps} | ({"control_top_logps": top_logps} if M else {})
+        return batch, 0 if scores is None else scores.tokens
 
     def _score(
         self,
         prompts: list[list[int]],
         completions: list[list[int]],
+        inputs: Sequence[dict[str, Any]],
         *,
-        weights: TeacherWeights | None = None,
-        with_entropy: bool = False,
         top_tokens: int = 0,
         others: Tensor | None = None,
-    ) -> Scores:
-        """In full, by the teachers' weights or others, in as many forwards as any rank needs."""
-        share_prompts = self._share_prompts  # asked before the teachers' weights put the model into evaluation mode
+    ) -> Scores | None:
+        """By the teachers' weights, in as many forwards as any process needs; ``None`` with nothing to score."""
+        asked = len(prompts)
         limit = self.args.max_tokens_per_chunk
-        (chunks,) = self._on_all_ranks(chunk_count(prompts, completions, max_tokens_per_chunk=limit, others=others))
-        with self._teaching(weights):
-            return score_completions(
+        chunks = 0
+        if asked:
+            chunks = chunk_count(self.model, prompts, completions, max_tokens_per_chunk=limit, others=others)
+        if self.accelerator.num_processes > 1:
+            chunks = int(gather(torch.tensor([chunks], device=self.accelerator.device)).amax())
+            if chunks and not asked:  # others score: this process makes the same forwards
+                prompts = [self.renderer.student_ids(prompt_of(inputs[0]))]
+                completions = [prompts[0][:1]]
+        if not chunks:
+            return None
+        with self._teaching():
+            scores = score_completions(
                 self.model,
                 prompts,
                 completions,
                 temperature=self.args.score_temperature,
                 max_tokens_per_chunk=limit,
-                with_entropy=with_entropy,
                 top_tokens=top_tokens,
-                others=others,
-                share_prompts=share_prompts,
+                others=others if asked else None,
                 min_chunks=chunks,
             )
-
-    def _on_all_ranks(self, *counts: int) -> list[int]:
-        """The most of each count on any rank."""
-        return gather(torch.tensor([counts], device=self.accelerator.device)).amax(0).tolist()
-
-    def _mean_entropy(self, pools: list[TeacherPool], scored: list[Scores]) -> Tensor:
-        """Of real teachers, over the tokens scored; ``scored`` are of the next one or more teachers of each pool."""
-        entropies: list[Tensor] = []
-        first = 0
-        for scores in scored:
-            K = scores.logps.shape[0] // len(pools)
-            weights = [weight for pool in pools for weight in pool.weights[first : first + K]]
-            first += K
-            if scores.entropy is not None:
-                real = torch.tensor(weights, device=scores.logps.device) > 0
-                entropies.append(scores.entropy[scores.mask & real.unsqueeze(1)])
-        return torch.cat(entropies).mean() if entropies else torch.tensor(torch.nan)
+        return scores if asked else None
 
     # ---- loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        likeliest = inputs["teacher_top_ids"].transpose(1, 2).flatten(2)  # [B, K, T, M] to [B, T, K · M]
-        passes = self._student_logps(model, inputs, self._temperatures, others=likeliest)
-        logps, _ = passes[0]
-        student_logps = logps[..., 0]
-        result = published_loss(self.args, inputs, logps, inputs["teacher_logps"])
-        teaching = result.loss
-        if self.args.objective == "correction":
-            teaching, logged = correction(self.args, inputs, logps)
-            self._log_means(logged)
-        steps = self.current_gradient_accumulation_steps if self._mode == "train" else 1
-        loss = self.args.sgsd_weight * teaching / steps
-        grpo_logps, entropy = passes[-1]  # at the temperature of GRPO's loss, where that is part of it
-        if self.args.grpo_weight:
-            loss = loss + self.args.grpo_weight * self._grpo_loss(model, inputs, grpo_logps[..., 0], entropy)
-        else:
-            self._log_means({"entropy": entropy[inputs["completion_mask"].bool()].mean()})
-        self._log_means({"sampled_logp": student_logps[inputs["completion_mask"].bool()].mean()})
-        self._log_means({f"sgsd/{name}": value for name, value in (result.metrics | {"loss": result.loss}).items()})
-        self._fill_stances(inputs["row"], result)
-        if self._mode == "train":
-            self.recorder.observe(self.state.global_step + 1, inputs, result, student_logps)
-        return loss
+        if self._mode == "eval":  # plain-prompt success is what evaluations are for
+            return torch.tensor(torch.nan, device=inputs["completion_ids"].device)
+        student, loss = self.score_student(model, inputs)
+        teachers = TeacherScores(
+            logps=inputs["teacher_logps"],
+            weights=inputs["teacher_weights"],
+            trust=inputs["teacher_trust"],
+            scored=inputs["teacher_scored"],
+            top_ids=inputs.get("teacher_top_ids"),
+            top_logps=inputs.get("teacher_top_logps"),
+            control_logps=inputs.get("control_logps"),
+            control_top_logps=inputs.get("control_top_logps"),
+        )
+        rollouts = Rollouts(
+            ids=inputs["completion_ids"],
+            mask=inputs["score_mask"],
+            outcome=inputs["outcome"],
+            advantages=inputs["advantages"],
+        )
+        rows, metrics = self.objective.loss(student, teachers, rollouts)
+        support, stance = self._note(inputs, student, teachers)
+        real = teachers.scored & (teachers.weights > 0)
+        metrics = stance_metrics(support, stance, rollouts.outcome, real) | metrics
+        self.metrics.add({f"sgsd/{name}": value for name, value in metrics.items()})
+        self.metrics.mean("sgsd/loss", rows)
+        return loss + self.args.sgsd_weight * rows.mean() / self.current_gradient_accumulation_steps
 
-    @property
-    def _temperatures(self) -> list[float]:
-        """Of the student's log-probabilities: the teachers' own and then, where it counts and differs, GRPO's."""
-        own = self.args.score_temperature
-        return list(dict.fromkeys([own, self.temperature])) if self.args.grpo_weight else [own]
+    def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
+        """The student's log-probabilities, with gradient, and what TRL makes of the same forward (GRPO's loss …)."""
+        top_ids = inputs.get("teacher_top_ids")
+        others = None if top_ids is None else top_ids.transpose(1, 2).flatten(2)  # [B, T, K · M]
+        weight = self.args.grpo_weight
+        temperatures = tuple(dict.fromkeys([self.args.score_temperature, *([self.temperature] if weight else [])]))
 
-    # ---- logs
+        def reduction(flat: Tensor) -> Select:
+            return Select(flat_targets(inputs["completion_ids"], others, flat), temperatures)
 
-    def log_totals(self, totals: dict[str, float]) -> None:
-        """Log values that are no means over steps."""
-        self._metrics["train"].update({name: [value] for name, value in totals.items()})
+        of_grpo = 2 * (len(temperatures) - 1)  # GRPO's own temperature comes last
+        passed, loss = self._student_pass(model, inputs, reduction, returned=(of_grpo, of_grpo + 1), grpo_weight=weight)
+        logps, entropy = passed.spread(passed.kept[0]), passed.spread(passed.kept[1])
+        mask = inputs["completion_mask"].bool()
+        self.metrics.mean("sampled_logp", logps[..., 0], mask)
+        if not weight:
+            self.metrics.mean("entropy", entropy, mask)
+        top_logps = None
+        if top_ids is not None:
+            top_logps = logps[..., 1:].unflatten(-1, (top_ids.shape[1], -1)).transpose(1, 2)  # [B, K, T, M]
+        return StudentScores(logps=logps[..., 0], top_logps=top_logps), loss
 
-    def _fill_stances(self, rows: Tensor, result: SGSDLoss) -> None:
-        """Write each teacher's stance into the completions table: ``+`` supports, ``-`` suppresses, ``0`` neither."""
-        if not self.log_completions:
-            return
-        cells = self._stance_cells[self._mode]
-        for row, stances in zip(gather(rows).tolist(), gather(result.stance.contiguous()).tolist(), strict=True):
-            cells[row][:] = [_STANCE_SIGNS[int(stance)] for stance in stances]
+    # ---- ledger, logs
+
+    def _note(
+        self, inputs: dict[str, Tensor], student: StudentScores, teachers: TeacherScores
+    ) -> tuple[Tensor, Tensor]:
+        """Supports and stances ``[B, K]``. The ledger counts each rollout once, when it is first trained on."""
+        args = self.args
+        support, stance = stances(
+            student.logps.detach(),
+            teachers.logps,
+            inputs["score_mask"],
+            clip=args.support_clip,
+            threshold=args.support_threshold,
+            control_logps=teachers.control_logps if args.support_baseline == "control" else None,
+            scored=teachers.scored,
+        )
+        if self._step % (args.steps_per_generation * self.num_iterations) >= args.steps_per_generation:
+            return support, stance
+        outcome, scored = inputs["outcome"], teachers.scored
+        self.training_ledger.observe(inputs["row"], inputs["items"], outcome, scored, support, stance)
+        step = self.state.global_step + 1
+        if self.recorder.traces(step):
+            for b in range(len(outcome)):
+                self._trace(step, b, inputs, student.logps[b].detach(), support[b].tolist(), stance[b].tolist())
+        return support, stance
+
+    def _trace(
+        self,
+        step: int,
+        b: int,
+        inputs: dict[str, Tensor],
+        student: Tensor,
+        support: list[float],
+        stance: list[float],
+    ) -> None:
+        row = self._asked[int(inputs["row"][b]) - self.accelerator.process_index * len(self._asked)]
+        n, outcome = int(inputs["completion_mask"][b].sum()), int(inputs["outcome"][b])
+        teachers: list[dict[str, Any]] = []
+        for k in inputs["teacher_scored"][b].nonzero().flatten().tolist():
+            skill, mistake = self.training_ledger.ids(*inputs["items"][b, k].tolist())
+            teachers.append(
+                {
+                    "skill": skill,
+                    "mistake": mistake,
+                    "weight": round(float(inputs["teacher_weights"][b, k]), 4),
+                    "support": round(support[k], 4),
+                    "stance": int(stance[k]),
+                    "polarity": outcome * int(stance[k]),
+                    "gaps": rounded(inputs["teacher_logps"][b, k, :n] - student[:n]),
+                }
+            )
+        rollout = {
+            "step": step,
+            "problem_id": str(row["problem_id"]),
+            "problem": str(row["problem"]),
+            "answer": str(row.get("answer")),
+            "outcome": OUTCOMES[outcome],
+            "counted": inputs["score_mask"][b, :n].int().tolist(),
+        }
+        self.recorder.trace(rollout, inputs["completion_ids"][b, :n].tolist(), student[:n], teachers)
+
+    def _after_step(self, scored: Scored) -> None:
+        """Log the ledger's totals, and the stances in the table of completions."""
+        self._log_step({f"sgsd/ledger/{name}": value for name, value in self._ledger_totals().items()})
+        for row, stance in zip(scored.rows.tolist(), scored.stance.tolist(), strict=True):
+            if row < len(self._stance_cells):
+                self._stance_cells[row].append(_STANCE_SIGNS[stance])
+
+    def _ledger_totals(self) -> dict[str, float]:
+        for name in [name for name in self._metrics["train"] if name.startswith("sgsd/ledger/")]:
+            del self._metrics["train"][name]  # totals are no means over steps
+        assert self.bank is not None
+        return self.training_ledger.totals(self.bank)
+
+    def _log_rollouts(self, pools: Sequence[TeacherPool]) -> None:
+        device = self.accelerator.device
+        rollouts = torch.tensor(float(len(pools)), device=device)
+        counts = partial(torch.tensor, dtype=torch.float32, device=device)
+        self.metrics.add(
+            {
+                "sgsd/teachers_per_rollout": (counts(sum(len(pool.pairs) for pool in pools)), rollouts),
+                "sgsd/pairs_too_long": (counts(sum(pool.too_long for pool in pools)), rollouts),
+            }
+        )
+        if self.log_completions:
+            # The stances become known with the student's forward; each cell is filled in then.
+            self._stance_cells = [[] for _ in range(len(pools) * self.accelerator.num_processes)]
+            self._logs["extra"]["stances"].extend(self._stance_cells)
+            names = [[f"{pair.skill.id} {pair.mistake.id}" for pair in pool.pairs] for pool in pools]
+            self._logs["extra"]["pairs"].extend(gather_object(names))

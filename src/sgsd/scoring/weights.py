@@ -1,0 +1,114 @@
+"""Whose weights teach: the policy's own, those it began with, or copies that follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import DistributedType
+from torch import nn
+
+from sgsd.errors import CheckpointError, ConfigError
+
+TEACHERS = ("live", "frozen", "ema", "periodic")
+
+
+class TeacherWeights:
+    """The weights teachers score with.
+
+    ``live``: the policy's own. ``frozen``: the policy's at the start. ``ema``: their moving average. ``periodic``: a
+    copy renewed now and then. Only trainable parameters are copied (with LoRA, the adapter's), and take the policy's
+    place while teachers score. The average is kept in float32: in bfloat16 a step of 1 % rounds to nothing. A frozen
+    teacher of a new adapter needs no copy, since the adapter is switched off.
+
+    Args:
+        model: the policy, unwrapped, before training.
+        kind: one of ``TEACHERS``.
+        adapter_off: the adapter is switched off in place of a frozen copy, see
+            ``trainers.startup.stands_still_without_adapter``.
+        ema_decay, sync_steps: see ``SGSDConfig``.
+    """
+
+    def __init__(
+        self, model: nn.Module, kind: str, *, adapter_off: bool = False, ema_decay: float = 0.99, sync_steps: int = 25
+    ) -> None:
+        self.kind = kind
+        self._model = model
+        self._ema_decay = ema_decay
+        self._sync_steps = sync_steps
+        self._adapter_off = kind == "frozen" and adapter_off
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        copied = self._parameters if kind != "live" and not self._adapter_off else []
+        dtype = torch.float32 if kind == "ema" else None
+        self._held = [parameter.detach().to(dtype=dtype, copy=True) for parameter in copied]
+
+    @property
+    def saved(self) -> bool:
+        """Whether these weights are part of a checkpoint: a frozen teacher is made again from the initial policy."""
+        return self.kind in ("ema", "periodic")
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The policy's module computes with the teachers' weights, without dropout, inside this context."""
+        training = self._model.training
+        self._model.eval()
+        own = [parameter.data for parameter in self._parameters] if self._held else []
+        try:
+            if self._adapter_off:
+                with self._model.disable_adapter():  # pyright: ignore[reportCallIssue]
+                    yield
+                return
+            for parameter, held in zip(self._parameters, self._held, strict=False):
+                parameter.data = held.to(parameter)
+            yield
+        finally:
+            for parameter, data in zip(self._parameters, own, strict=False):
+                parameter.data = data
+            self._model.train(training)
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Follow the policy: every step for ``ema``, every ``sync_steps`` steps for ``periodic``."""
+        if self.kind == "ema":
+            for held, parameter in zip(self._held, self._parameters, strict=True):
+                held.lerp_(parameter.detach().to(held), 1 - self._ema_decay)
+        elif self.kind == "periodic" and step % self._sync_steps == 0:
+            for held, parameter in zip(self._held, self._parameters, strict=True):
+                held.copy_(parameter.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copies, by position among the trainable parameters."""
+        return {f"{index:05d}": held for index, held in enumerate(self._held)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over saved copies.
+
+        Raises:
+            CheckpointError: if they are not this model's.
+        """
+        own = self.state_dict()
+        if {name: held.shape for name, held in own.items()} != {name: held.shape for name, held in saved.items()}:
+            raise CheckpointError(
+                "the checkpoint's teacher weights do not fit the model", got=f"{len(saved)} tensors", expected=len(own)
+            )
+        for name, held in own.items():
+            held.copy_(saved[name])
+
+
+def refuse_partitioned_copies(kind: str, accelerator: Any, *, needs_copy: bool) -> None:
+    """DeepSpeed ZeRO-3 and FSDP partition parameters out of reach of ``TeacherWeights``' copies.
+
+    Under FSDP they would be of parameters that the model no longer computes with: a frozen teacher would be a live one.
+
+    Raises:
+        ConfigError: one of the two, with a teacher that needs a copy.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    if needs_copy and (zero3 or accelerator.distributed_type == DistributedType.FSDP):
+        raise ConfigError(
+            f"teacher '{kind}' does not work under {'DeepSpeed ZeRO-3' if zero3 else 'FSDP'}",
+            expected="teacher live, or frozen with a new LoRA adapter",
+            remedy="or use DDP or ZeRO-2",
+        )

@@ -1,0 +1,120 @@
+"""Data sets → the rows that TRL's trainer is given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+
+from sgsd.engines.datasets import load_problems
+from sgsd.errors import DataError, PromptError
+from sgsd.problems import Problem
+from sgsd.prompts import PromptRenderer, RawText
+from sgsd.trainers.rows import problems_of, prompt_of, training_rows
+
+from ..conftest import make_tokenizer
+
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+RENDERER = PromptRenderer(make_tokenizer(), instruction=None)
+
+
+def rows_of(*rows, verified=True, limit=1000, **options):
+    problems = problems_of(Dataset.from_list(list(rows), on_mixed_types="use_json"), verified=verified)
+    return training_rows(problems, RENDERER, max_prompt_length=limit, verified=verified, **options)
+
+
+def test_a_conversation_stays_as_it_is_and_every_column_with_it():
+    row = {"prompt": TALK, "answer": "2", "level": 3, "tags": ["a", "b"], "more": {"x": 1}}
+    (made,) = rows_of(row)
+    assert made == row | {"problem": "1 + 1?", "problem_id": "row-0", "solution": "2"}
+
+
+def test_text_stays_text():
+    (made,) = rows_of({"prompt": "1 + 1 =", "answer": "2"})
+    assert made["prompt"] == "1 + 1 ="
+    assert isinstance(prompt_of(made), RawText)
+    assert RENDERER.student_ids(prompt_of(made)) == make_tokenizer()("1 + 1 =")["input_ids"]
+
+
+def test_a_problem_alone_has_the_instruction():
+    (made,) = rows_of({"problem": "1 + 1?", "answer": "2"})
+    assert prompt_of(made) == RENDERER.student_messages("1 + 1?")
+    assert RENDERER.instruction in made["prompt"][0]["content"]
+
+
+def test_a_verifier_is_given_its_answer_and_other_rewards_the_data_sets():
+    row = {"question": "1 + 1?", "answer": "It is 2.\n#### 2", "prompt": TALK}
+    assert rows_of(row)[0]["answer"] == "2"
+    assert rows_of(row, verified=False)[0]["answer"] == row["answer"]
+
+
+def test_reward_functions_of_ones_own_need_no_answer_and_lose_no_row():
+    rows = rows_of({"prompt": TALK, "aim": 1}, {"prompt": TALK, "aim": 2}, verified=False)
+    assert rows["aim"] == [1, 2]
+    assert "answer" not in rows.column_names
+    assert rows["problem_id"] == ["row-0", "row-1"]
+
+
+def test_columns_of_mixed_types_stay_as_they_were():
+    rows = rows_of(
+        {"problem": "a", "answer": "1", "x": 1, "o": {"a": 1}}, {"problem": "b", "answer": "2", "x": "y", "o": {"b": 2}}
+    )
+    assert [row["x"] for row in rows] == [1, "y"]
+
+
+def test_text_and_conversations_do_not_mix():
+    problems = [Problem("a", "x", "1"), Problem("b", "x", "1", prompt="x")]
+    with pytest.raises(DataError, match="two kinds: got text in b, a conversation in a"):
+        training_rows(problems, RENDERER, max_prompt_length=100)
+
+
+def test_no_row_that_can_be_used_is_said_with_the_first_ones_reason():
+    with pytest.raises(DataError, match=r"no row .* row-0: the prompt has no user message"):
+        rows_of({"prompt": TALK[:1], "answer": "2"})
+
+
+# ---- lengths
+
+LONG = [Problem(f"p{n}", "x" * (500 if n in (1, 3) else 5), "1") for n in range(5)]
+
+
+def test_long_prompts_are_named():
+    with pytest.raises(PromptError, match=r"2 of 5 plain prompts are too long: got up to \d+ tokens \(p1, p3\)"):
+        training_rows(LONG, RENDERER, max_prompt_length=200)
+
+
+def test_long_prompts_can_be_left_out_with_a_count(caplog):
+    rows = training_rows(LONG, RENDERER, max_prompt_length=200, long_prompts="drop")
+    assert rows["problem_id"] == ["p0", "p2", "p4"]
+    assert "2 of 5 rows left out: prompts of more than 200 tokens (p1, p3)" in caplog.text
+    with pytest.raises(PromptError, match="5 of 5"):
+        training_rows(LONG, RENDERER, max_prompt_length=20, long_prompts="drop")
+
+
+def test_a_teachers_long_prompt_leaves_its_row_out_too():
+    problems = [replace(problem, text="x") for problem in LONG]
+    references = ["y" * (500 if n == 2 else 5) for n in range(5)]
+    with pytest.raises(PromptError, match=r"1 of 5 teacher prompts .*\(p2\)"):
+        training_rows(problems, RENDERER, max_prompt_length=300, references=references)
+    rows = training_rows(problems, RENDERER, max_prompt_length=300, references=references, long_prompts="drop")
+    assert rows["problem_id"] == ["p0", "p1", "p3", "p4"]
+    assert rows["teacher_prompt"][2] == RENDERER.reference_ids(problems[3], references[3])
+
+
+# ---- files of public bug reports
+
+
+def test_system_messages_of_a_file_reach_the_rows(shared_data):
+    file = shared_data / "bugcases" / "system.jsonl"
+    problems, report = load_problems(file)
+    assert report.counts == {}
+    rows = training_rows(problems, RENDERER, max_prompt_length=1000)
+    assert rows["prompt"] == [json.loads(line)["prompt"] for line in file.read_text().splitlines()]
+
+
+def test_one_long_prompt_of_a_file_is_named(shared_data):
+    problems, _ = load_problems(shared_data / "bugcases" / "one-long.jsonl")
+    with pytest.raises(PromptError, match=r"1 of 30 plain prompts are too long: .*\(the-long-one\)"):
+        training_rows(problems, RENDERER, max_prompt_length=1000)
