@@ -11,7 +11,7 @@ count adds. Random teachers say the same on average, so the dead zone is 0, lest
 
 The count is of tensors, not of a device's allocator: weights, adapter and optimizer by their shapes; one decoder
 layer's largest amount of live memory by running that layer alone, of one row, and watching its storages; logits by the
-tile's size. It is compared with the step's peak of resident memory, and set beside a GPU of 80 GB for 4B and 8B.
+tile's size. The step watches its own storages too: resident memory on a CPU is more, by what an allocator keeps.
 """
 
 from __future__ import annotations
@@ -328,22 +328,25 @@ def make_trainer(size: Size, shape: Shape, folder: str, *, layers: int | None = 
 
 
 class Phases:
-    """Seconds and peak of resident memory by phase. Linux alone forgets an earlier peak."""
+    """Seconds, peak of resident memory and of live tensors by phase. Linux alone forgets an earlier peak."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, float]] = {}
+        self._live = LiveBytes()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")
+        self._live.most = self._live.now
         began, computing = time.perf_counter(), time.process_time()
-        yield
-        seconds = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - computing}
-        self.found[name] = seconds | {"peak": float(resident("VmHWM")), "end": float(resident("VmRSS"))}
-        values = self.found[name]
+        with self._live:
+            yield
+        seconds, computing = time.perf_counter() - began, time.process_time() - computing
+        peak, tensors = resident("VmHWM"), self._live.most
+        self.found[name] = {"seconds": seconds, "cpu": computing, "peak": float(peak), "tensors": float(tensors)}
         print(
-            f"  {name:22} {values['seconds']:8.1f} s ({values['cpu']:.1f} of computing), "
-            f"peak {values['peak'] / GB:.2f} GB, then {values['end'] / GB:.2f} GB",
+            f"  {name:19} {seconds:7.1f} s ({computing:.1f} of computing), "
+            f"peak {peak / GB:.2f} GB, {tensors / GB:.2f} GB of it tensors made since the start",
             flush=True,
         )
 
