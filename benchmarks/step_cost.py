@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 
 from sgsd.engines.models import load_model
-from sgsd.scoring.forwards import completion_logps
 from sgsd.objectives import correction_loss, guided_logps, sgsd_loss
+from sgsd.scoring.forwards import completion_logps
 from sgsd.scoring.logprobs import score_completions
 
 MODEL = "local:smollm2-135m-instruct"

@@ -91,6 +91,16 @@ def test_every_format_is_detected_and_yields_text_and_answer(adapter: str, row: 
     assert (problem.text, problem.answer, problem.key) == (TEXT, "12", "12")
 
 
+@pytest.mark.parametrize("prompt", [wrapped(TEXT), [{"role": "system", "content": "Be brief."}, *DAPO["prompt"]]])
+def test_the_adapter_that_keeps_dapos_wrapper_is_chosen_by_name_alone(prompt: object) -> None:
+    row = DAPO | {"prompt": prompt}
+    assert detect(row, [row]) == "dapo_raw"
+    adapted = read(row, adapter="dapo_wrapped")
+    (problem,) = adapted.problems
+    assert (problem.text, problem.answer, problem.id) == (wrapped(TEXT).strip(), "12", "a-b-c")
+    assert adapted.notes == {"instruction wrapper kept": 1}
+
+
 def test_detection_does_not_depend_on_extra_columns_or_their_order() -> None:
     for adapter, row in FORMATS.values():
         assert detect([*reversed(row), "difficulty", "embedding"], [row]) == adapter
@@ -345,4 +355,4 @@ def test_booleans_and_objects_are_not_answers() -> None:
 
 def test_adapter_names_are_unique() -> None:
     assert all(name == adapter.name for name, adapter in ADAPTERS.items())
-    assert len(ADAPTERS) == 11
+    assert len(ADAPTERS) == 12

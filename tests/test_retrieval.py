@@ -246,6 +246,24 @@ class TestEmbedding:
         assert document(BANK.mistakes[0]) == "slip 0\nwrong thing 0"
         assert document(Skill("a", "", "text")) == "text"
 
+    def test_the_full_text_of_a_mistake_says_how_to_avoid_it_too(self) -> None:
+        embedder = TableEmbedder()
+        EmbeddingRetriever(embedder, item_text="full").retrieve(["x"], BANK, 1)
+        assert "slip 0\nwrong thing 0\navoid 0" in embedder.embedded
+        assert "title 0\ndo thing 0\nwhen 0" in embedder.embedded
+
+    def test_bm25_searches_the_full_text_where_it_is_asked_to(self) -> None:
+        bank = SkillBank((Skill("s", "", "x"),), (Mistake("far", "a", "b", "c"), Mistake("near", "a", "b", "carry")))
+        found = {
+            text: BM25Retriever(item_text=text).retrieve(["carry"], bank, 1)[0].pairs[0].mistake.id
+            for text in ("topic", "full")
+        }
+        assert found == {"topic": "far", "full": "near"}
+
+    def test_an_unknown_item_text_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="item_text"):
+            EmbeddingRetriever(TableEmbedder(), item_text="all")
+
     def test_an_empty_bank_embeds_nothing(self) -> None:
         embedder = TableEmbedder()
         (got,) = EmbeddingRetriever(embedder).retrieve(["x"], make_bank(3, 0), 2)

@@ -314,6 +314,14 @@ def _dapo_raw(row: Row) -> Draft:
     return replace(_bare_prompt(row), answer=_string(cast("Row", reward), "ground_truth"), id=identifier)
 
 
+def _dapo_wrapped(row: Row) -> Draft:
+    """``_dapo_raw`` with the instruction wrapper left in the text: the last user message as it stands, and no other."""
+    draft, value = _dapo_raw(row), row.get("prompt")
+    text = last_user_text(_conversation(cast("list[object]", value))) if isinstance(value, list) else str(value or "")
+    wrapped = text.strip() != strip_wrapper(text.strip())
+    return replace(draft, text=text.strip(), prompt=None, notes=("instruction wrapper kept",) if wrapped else ())
+
+
 def _dapo_processed(row: Row) -> Draft:
     reward, extra = row.get("reward_model"), row.get("extra_info")
     answer = _string(row, "solution")
@@ -392,9 +400,15 @@ def _columns(*text: str, answer: str = "answer", id: tuple[str, ...] = ("id", "u
     return convert
 
 
+def _never(row: Row) -> bool:
+    """Of adapters that are chosen by name alone."""
+    return False
+
+
 _TABLE = (
     Adapter("dapo_processed", (("prompt",), ("solution",), ("source_prompt",)), _dapo_processed),
     Adapter("dapo_raw", (("data_source",), ("prompt",), ("reward_model",)), _dapo_raw),
+    Adapter("dapo_wrapped", (("data_source",), ("prompt",), ("reward_model",)), _dapo_wrapped, _never),
     Adapter("openthoughts", (("problem",), ("solution",), ("Answer",)), _columns("problem", answer="Answer")),
     Adapter("reasoning_gym", (("question",), ("answer",), ("metadata",)), _reasoning_gym, _is_reasoning_gym),
     Adapter("gsm8k", (("question",), ("answer",)), _gsm8k, _is_gsm8k),
@@ -451,7 +465,7 @@ def _fitting(found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool
     return max(fitting, key=lambda candidate: candidate[0])[1]  # the first of equals: table order
 
 
-_READ_PROMPTS = (_dapo_raw, _dapo_processed, _trl)
+_READ_PROMPTS = (_dapo_raw, _dapo_wrapped, _dapo_processed, _trl)
 _KEPT = "conversation kept as it is"
 _RAW = "prompt is text, put to the model without chat template"
 

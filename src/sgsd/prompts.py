@@ -19,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from sgsd.bank.skills import Mistake, Skill
 from sgsd.controls import disarmer
@@ -471,8 +471,10 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: _mapped(part, change) for name, part in value.items()}
-    return [_mapped(part, change) for part in value] if isinstance(value, list | tuple) else value
+        return {name: _mapped(part, change) for name, part in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(part, change) for part in cast("Sequence[Any]", value)]
+    return value
 
 
 _THINK_TAGS = ("<think>", "</think>")

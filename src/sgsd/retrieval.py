@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgsd.bank import Item, Mistake, Skill, SkillBank
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, check_choice
 
 # Batch composition moves an embedding by about 1e-7; similarities that agree to six decimals are ties.
 _RANKING_DECIMALS = 6
@@ -27,6 +27,8 @@ _UNIT_TOLERANCE = 1e-3
 _SHORT_LIST = 1024
 # Scores held at once while shortlisting, 4 bytes each.
 _SCORES_AT_ONCE = 2**24
+ITEM_TEXTS = ("topic", "full")
+"""What of an item is compared with problems; see ``document``."""
 _BM25_TOKEN = re.compile(r"[㐀-鿿]|[^\W㐀-鿿]+")
 
 
@@ -89,10 +91,10 @@ class Retriever(Protocol):
 class EmbeddingRetriever:
     """Cosine similarity between the problem and each item (the paper's retriever).
 
-    An item is embedded as ``document(item)``. Every text is embedded once and kept: items in an index for the bank
-    that was asked for last, problems in a least-recently-used cache, both by the embedder's name. An epoch over known
-    problems embeds nothing, a changed bank embeds its new items only, and one call of ``retrieve`` makes at most one
-    call of ``embed``. Ties, to six decimals, go to the item that comes first in the bank.
+    An item is embedded as ``document(item, item_text)``. Every text is embedded once and kept: items in an index for
+    the bank that was asked for last, problems in a least-recently-used cache, both by the embedder's name. An epoch
+    over known problems embeds nothing, a changed bank embeds its new items only, and one call of ``retrieve`` makes at
+    most one call of ``embed``. Ties, to six decimals, go to the item that comes first in the bank.
 
     Long lists are shortlisted by one float32 matrix product for all queries; what may be among the best K, given the
     product's error bound, is compared in float64. The result is that of comparing everything in float64.
@@ -104,20 +106,29 @@ class EmbeddingRetriever:
             ``"Instruct: <task>\\nQuery:"``.
         cache_size: problems kept, at least 1. Each takes 4 · D bytes (32,768 at D = 1,024: 134 MB), as does each item
             of the bank, which does not count here. Smaller than the data set, it is of no use from epoch to epoch.
+        item_text: what of an item is embedded: ``topic`` or ``full``, see ``document``.
 
     Raises:
-        ConfigError: a temperature that is not positive, or a cache without room.
+        ConfigError: a temperature that is not positive, or a cache without room, or an unknown ``item_text``.
     """
 
     def __init__(
-        self, embedder: Embedder, *, temperature: float = 1.0, query_prompt: str = "", cache_size: int = 32_768
+        self,
+        embedder: Embedder,
+        *,
+        temperature: float = 1.0,
+        query_prompt: str = "",
+        cache_size: int = 32_768,
+        item_text: str = "topic",
     ) -> None:
+        check_choice("item_text", item_text, ITEM_TEXTS)
         _require_positive("retrieval temperature", temperature)
         _require_positive("embedding cache size", cache_size)
         self._embedder = embedder
         self._temperature = temperature
         self._query_prompt = query_prompt
         self._cache_size = cache_size
+        self._item_text = item_text
         self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
         self._index: _Index | None = None
 
@@ -149,7 +160,7 @@ class EmbeddingRetriever:
         name, index = self._embedder.name, self._index
         old = index if index is not None and index.name == name else None
         current = old if old is not None and old.digest == bank.digest else None
-        texts = [] if current is not None else [document(item) for item in bank.items]
+        texts = [] if current is not None else [document(item, self._item_text) for item in bank.items]
         vectors: dict[str, NDArray[np.float32]] = {}
         for text in dict.fromkeys((*prompted, *texts)):
             if (name, text) in self._cache:
@@ -183,15 +194,18 @@ class BM25Retriever:
     Args:
         weighted: use α = softmax(mean score / temperature) all the same, and report the mean score as ``similarity``.
         temperature: of those weights.
+        item_text: what of an item is searched: ``topic`` or ``full``, see ``document``.
 
     Raises:
-        ConfigError: a temperature that is not positive.
+        ConfigError: a temperature that is not positive, or an unknown ``item_text``.
     """
 
     name = "bm25"
 
-    def __init__(self, *, weighted: bool = False, temperature: float = 1.0) -> None:
+    def __init__(self, *, weighted: bool = False, temperature: float = 1.0, item_text: str = "topic") -> None:
         _require_positive("retrieval temperature", temperature)
+        check_choice("item_text", item_text, ITEM_TEXTS)
+        self._item_text = item_text
         self._weighted = weighted
         self._temperature = temperature
         self._indexed: tuple[str, _BM25Index, _BM25Index] | None = None
@@ -202,7 +216,8 @@ class BM25Retriever:
         if k == 0:
             return [Retrieval((), ()) for _ in queries]
         if self._indexed is None or self._indexed[0] != bank.digest:
-            self._indexed = bank.digest, _BM25Index(bank.skills), _BM25Index(bank.mistakes)
+            text = self._item_text
+            self._indexed = bank.digest, _BM25Index(bank.skills, text), _BM25Index(bank.mistakes, text)
         _, skills, mistakes = self._indexed
         retrievals: list[Retrieval] = []
         for query in queries:
@@ -251,13 +266,17 @@ class RandomRetriever:
         return retrievals
 
 
-def document(item: Item) -> str:
-    """The text of an item that is compared with problems: title, text and, for a skill, when to apply it.
+def document(item: Item, item_text: str = "topic") -> str:
+    """The text of an item that is compared with problems.
 
-    A mistake's ``avoid`` is left out: it says what to do, not which problems it is about.
+    Args:
+        item: a skill or a mistake.
+        item_text: ``topic``: title, text and, for a skill, when to apply it; what a mistake's ``avoid`` advises says
+            little about which problems it belongs to. ``full``: also ``avoid``, which are the fields that SGSD's
+            authors embed.
     """
-    parts = (item.title, item.text, item.when if isinstance(item, Skill) else "")
-    return "\n".join(part for part in parts if part)
+    note = item.when if isinstance(item, Skill) else item.avoid if item_text == "full" else ""
+    return "\n".join(part for part in (item.title, item.text, note) if part)
 
 
 class _Index:
@@ -279,10 +298,10 @@ class _Index:
 class _BM25Index:
     """Scores of one list's items, ``[N]``."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
+    def __init__(self, items: Sequence[Item], item_text: str) -> None:
         import bm25s  # pyright: ignore[reportMissingTypeStubs]
 
-        corpus = [_words(document(item)) for item in items]
+        corpus = [_words(document(item, item_text)) for item in items]
         self._count = len(items)
         self._known = {word for words in corpus for word in words}
         self._bm25 = bm25s.BM25(method="lucene", k1=1.5, b=0.75, backend="numpy")

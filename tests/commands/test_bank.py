@@ -105,6 +105,66 @@ def test_import_and_export_there_and_back(sgsd, tmp_path):
     assert common.read_bytes() == native.read_bytes()
 
 
+# The shape of the banks that SGSD's authors publish (skill/artifacts/dapo_math/*/claude_style_skills.json); made up.
+AUTHORS = {
+    "general_skills": [
+        {
+            "skill_id": "gen_001",
+            "title": "Count both sides",
+            "principle": "Count the same set twice and set the counts equal.",
+            "when_to_apply": "In counting problems with two natural orders.",
+        },
+        {
+            "skill_id": "gen_002",
+            "title": "Small cases",
+            "principle": "Try n = 1, 2, 3 first.",
+            "when_to_apply": "For general n.",
+        },
+    ],
+    "task_specific_skills": {},
+    "common_mistakes": [
+        {
+            "mistake_id": "err_001",
+            "description": "Counting ordered pairs as unordered ones.",
+            "why_it_happens": "The symmetry is noticed too late.",
+            "how_to_avoid": "Say what one element of the set is before counting.",
+        }
+    ],
+    "metadata": {
+        "source": "hierarchical merge",
+        "merge_group_size": 32,
+        "general_merge_layers": [{"layer_index": 0, "input_items": 3, "output_items": 2, "stopped_reason": None}],
+    },
+}
+
+
+def test_a_bank_in_the_authors_shape_is_imported_field_by_field_and_nothing_is_left_out(sgsd, tmp_path):
+    (tmp_path / "claude_style_skills.json").write_text(json.dumps(AUTHORS))
+    result = sgsd("bank", "import", tmp_path / "claude_style_skills.json", tmp_path / "bank.json")
+    assert (result.code, result.err) == (0, "")
+    assert "2 skills, 1 mistake\n" in result.out
+    bank = SkillBank.load(tmp_path / "bank.json")
+    assert bank.skills[0] == Skill(
+        "gen_001",
+        "Count both sides",
+        "Count the same set twice and set the counts equal.",
+        "In counting problems with two natural orders.",
+    )
+    assert bank.mistakes == (
+        Mistake(
+            "err_001",
+            "Counting ordered pairs as unordered ones.",
+            "The symmetry is noticed too late.",
+            "Say what one element of the set is before counting.",
+        ),
+    )
+    assert bank.metadata == AUTHORS["metadata"]
+    assert bank.max_pairs == 1
+    assert sgsd("bank", "export", tmp_path / "bank.json", tmp_path / "back.json").code == 0
+    without_empty = {key: value for key, value in AUTHORS.items() if key != "task_specific_skills"}
+    assert json.loads((tmp_path / "back.json").read_text()) == without_empty
+
+
 def test_a_common_file_imported_exported_and_imported_again_is_the_same_bank(sgsd, tmp_path):
     (tmp_path / "public.json").write_text(json.dumps(COMMON))
     assert_round_trip(tmp_path, tmp_path / "public.json")

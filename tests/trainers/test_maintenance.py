@@ -82,8 +82,9 @@ def logged(trainer, name):
     ]
 
 
-def test_sixty_steps_with_a_check_every_ten(tmp_path):
-    trainer = run(tmp_path, maintenance_max_dynamic=12)
+def test_sixty_steps_with_a_check_every_ten(tmp_path, monkeypatch):
+    monkeypatch.setattr("sgsd.bank.maintain.MAX_DYNAMIC", 12)
+    trainer = run(tmp_path)
     banks = [trainer.bank]
     renew = trainer.renew_bank
 
@@ -385,11 +386,9 @@ def test_without_maintenance_there_is_nothing_of_it(tmp_path):
         ({"maintenance_threshold": 0}, "maintenance_threshold"),
         ({"maintenance_threshold": 1.1}, "maintenance_threshold"),
         ({"maintenance_timeout": 0}, "maintenance_timeout"),
-        ({"maintenance_eviction": "age"}, "maintenance_eviction"),
         ({"maintenance_frequency": 1, "maintenance_writer_url": "http://localhost:1/v1"}, "half a server"),
         ({"maintenance_frequency": 1, "maintenance_writer_model": "tiny"}, "half a server"),
         ({"maintenance_writer_url": "http://a/v1", "maintenance_writer_model": "tiny"}, "without maintenance"),
-        ({"maintenance_max_added": 9, "maintenance_max_dynamic": 8}, "limits"),
     ],
 )
 def test_unusable_settings_are_refused(tmp_path, settings, message):

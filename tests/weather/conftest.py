@@ -67,7 +67,6 @@ def flags(ending_model, problems, writer, monkeypatch) -> list[str]:  # noqa: F8
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "maintenance_frequency": 5,
-        "maintenance_max_dynamic": 8,
         "maintenance_writer_url": writer,
         "maintenance_writer_model": "m",
         "trace_steps": 4,

@@ -256,6 +256,7 @@ class _Skills:
     retriever: str
     embedder: str | None
     query_prompt: str
+    item_text: str
     count: int
 
     @classmethod
@@ -276,6 +277,7 @@ class _Skills:
             retriever,
             embedder if retriever == "embedding" else None,
             run.get("retrieval_query_prompt", "") if own else "",
+            run.get("retrieval_text", "topic"),
             options.pairs or run.get("skills_in_prompt_pairs") or 1,
         )
 
@@ -289,7 +291,9 @@ class _Skills:
         }
 
     def pairs(self, problems: Sequence[Problem]) -> list[Sequence[tuple[Skill, Mistake]]]:
-        retriever = build_retriever(self.retriever, embedder=self.embedder, query_prompt=self.query_prompt)
+        retriever = build_retriever(
+            self.retriever, embedder=self.embedder, query_prompt=self.query_prompt, item_text=self.item_text
+        )
         return skill_pairs(problems, retriever, self.bank, self.count)
 
 

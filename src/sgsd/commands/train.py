@@ -37,6 +37,8 @@ from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpo
 from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
 from sgsd.trainers.guard import sound_checkpoint
 from sgsd.trainers.rows import SkillPairs, skill_pairs
+from sgsd.trainers.signs import summary_of
+from sgsd.trainers.startup import check_batch, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
 
 _LAUNCH_FLAGS = (
@@ -101,6 +103,7 @@ def run_training(
     eval_problems = _eval_problems(run, training)
     if main:
         console.print(report.summary(), highlight=False)
+    check_batch(len(problems), training)
 
     from sgsd.trainers.methods import TRAINERS
 
@@ -150,6 +153,8 @@ def run_training(
         if main and trainer.bank is not None:
             trainer.bank.save(output / "bank.json")
     if main:
+        for sign in summary_of(trainer.state.log_history, grouped=training.num_generations > 1):
+            console.print(sign, highlight=False, markup=False, soft_wrap=True)
         console.print(f"model and record saved to {output}", highlight=False)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=run.dataset)
@@ -284,6 +289,7 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
     """Everything but the weights: settings, data, one prompt of each kind."""
     bank = resolve_bank(training)
     problems, report = _problems(run, training)
+    check_batch(len(problems), training)
     with hub_or_cache(_model_name(model)):
         tokenizer = load_tokenizer(
             _model_name(model), trust_remote_code=training.trust_remote_code, revision=model.model_revision
@@ -310,6 +316,9 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         out.print(Panel(renderer.text(ids).replace("[", r"\["), title=f"{title}: {len(ids)} tokens, {problems[0].id}"))
     lengths = [len(renderer.student_ids(problem)) for problem in problems]
     out.print(f"plain prompts: {min(lengths)} to {max(lengths)} tokens; no weights were loaded", highlight=False)
+    warning = thinking_of(tokenizer, renderer.student_kwargs).warning(training.max_completion_length)
+    if warning is not None:
+        out.print(f"WARNING: {warning}", highlight=False, markup=False)
     console.print("dry run: nothing was written", highlight=False)
 
 

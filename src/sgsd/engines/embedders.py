@@ -77,6 +77,7 @@ def build_retriever(
     temperature: float = 1.0,
     seed: int = 0,
     query_prompt: str = "",
+    item_text: str = "topic",
     device: str | None = None,
 ) -> Retriever:
     """The retriever of this name.
@@ -87,6 +88,7 @@ def build_retriever(
         temperature: of the ``embedding`` weights; 1.0 is the paper's.
         seed: of ``random``.
         query_prompt: put before each problem by ``embedding``.
+        item_text: what of an item ``embedding`` and ``bm25`` compare, ``topic`` or ``full``: ``retrieval.document``.
         device: where an embedder given as a string runs.
 
     Raises:
@@ -98,9 +100,9 @@ def build_retriever(
             raise ConfigError("retriever 'embedding' needs an embedder", remedy=_REMEDY)
         if isinstance(embedder, str):
             embedder = SentenceTransformerEmbedder(embedder, device=device)
-        return EmbeddingRetriever(embedder, temperature=temperature, query_prompt=query_prompt)
+        return EmbeddingRetriever(embedder, temperature=temperature, query_prompt=query_prompt, item_text=item_text)
     if name == "bm25":
-        return BM25Retriever()
+        return BM25Retriever(item_text=item_text)
     if name == "random":
         return RandomRetriever(seed=seed)
     raise ConfigError("unknown retriever", got=repr(name), expected=nearest(name, RETRIEVERS))

@@ -13,7 +13,6 @@ from torch import nn
 from sgsd.errors import CheckpointError, ConfigError
 
 TEACHERS = ("live", "frozen", "ema", "periodic")
-_ADAPTER_PARTS = ("lora_", "modules_to_save", "trainable_tokens_")  # what switching a PEFT adapter off leaves out
 
 
 class TeacherWeights:
@@ -22,24 +21,24 @@ class TeacherWeights:
     ``live``: the policy's own. ``frozen``: the policy's at the start. ``ema``: their moving average. ``periodic``: a
     copy renewed now and then. Only trainable parameters are copied (with LoRA, the adapter's), and take the policy's
     place while teachers score. The average is kept in float32: in bfloat16 a step of 1 % rounds to nothing. A frozen
-    teacher of a *fresh* adapter needs no copy, since the adapter is switched off; it does where the adapter's
-    configuration also trains parameters of the base model, such as biases.
+    teacher of a new adapter needs no copy, since the adapter is switched off.
 
     Args:
         model: the policy, unwrapped, before training.
         kind: one of ``TEACHERS``.
-        fresh_adapter: the model carries an adapter that was initialised to do nothing.
+        adapter_off: the adapter is switched off in place of a frozen copy, see
+            ``trainers.startup.stands_still_without_adapter``.
         ema_decay, sync_steps: see ``SGSDConfig``.
     """
 
     def __init__(
-        self, model: nn.Module, kind: str, *, fresh_adapter: bool = False, ema_decay: float = 0.99, sync_steps: int = 25
+        self, model: nn.Module, kind: str, *, adapter_off: bool = False, ema_decay: float = 0.99, sync_steps: int = 25
     ) -> None:
         self.kind = kind
         self._model = model
         self._ema_decay = ema_decay
         self._sync_steps = sync_steps
-        self._adapter_off = kind == "frozen" and fresh_adapter and not trains_base(model)
+        self._adapter_off = kind == "frozen" and adapter_off
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         copied = self._parameters if kind != "live" and not self._adapter_off else []
         dtype = torch.float32 if kind == "ema" else None
@@ -95,12 +94,6 @@ class TeacherWeights:
             )
         for name, held in own.items():
             held.copy_(saved[name])
-
-
-def trains_base(model: nn.Module) -> bool:
-    """Whether parameters are trained that switching the adapter off would leave as they are, such as biases."""
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return any(not any(part in name for part in _ADAPTER_PARTS) for name in trained)
 
 
 def refuse_partitioned_copies(kind: str, accelerator: Any, *, needs_copy: bool) -> None:

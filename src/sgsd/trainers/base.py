@@ -10,14 +10,16 @@ All see the same rows, prompts, sampling and verdicts; each module beside this o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather
 from datasets import Dataset
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -32,7 +34,7 @@ from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
 from sgsd.scoring.logprobs import Reduction, StudentPass, causal_model
-from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies, trains_base
+from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
 from sgsd.trainers.callbacks import CheckpointCallback, StepCallback
 from sgsd.trainers.checkpoint import (
     BankState,
@@ -48,9 +50,24 @@ from sgsd.trainers.guard import CollapseGuard, GuardCallback, sound_checkpoint
 from sgsd.trainers.metrics import StepMetrics
 from sgsd.trainers.rewards import VerifierReward, is_truncated, outcome_of
 from sgsd.trainers.rows import SkillPairs, problems_of, skill_pairs, training_rows
+from sgsd.trainers.signs import FirstSteps
+from sgsd.trainers.startup import (
+    check_batch,
+    check_reward,
+    check_tokens,
+    check_verifier,
+    prompt_budget,
+    refuse_prompt_learning,
+    sampling_as_asked,
+    settle_generation_config,
+    stands_still_without_adapter,
+    thinking_of,
+)
 from sgsd.verifiers import Verifier, get_verifier
 
 RewardFunction = Callable[..., Any]
+
+_log = logging.getLogger(__name__)
 
 
 class VerifiedTrainer(GRPOTrainer):
@@ -99,9 +116,9 @@ class VerifiedTrainer(GRPOTrainer):
         verifier: Verifier | RewardFunction | None = None,
     ) -> None:
         args = self._checked(args, train_dataset, tools=tools, environment_factory=environment_factory)
-        if verifier is not None and not hasattr(verifier, "verify_many"):
-            reward_funcs, verifier = verifier if reward_funcs is None else reward_funcs, None
         verified = reward_funcs is None
+        if verifier is not None:
+            check_verifier(verifier)
         self._bank = BankState(resolve_bank(args, bank))
         self.retriever = retriever or (None if self.bank is None else self._build_retriever(args))
         if isinstance(model, str):
@@ -111,7 +128,9 @@ class VerifiedTrainer(GRPOTrainer):
             processing_class = processing_class or load_tokenizer(model, trust_remote_code=args.trust_remote_code)
             model = load_model(model, trainable_adapter=True, trust_remote_code=args.trust_remote_code, **options)
         processing_class = processing_class or load_tokenizer(model.name_or_path)
-        causal_model(model)
+        refuse_prompt_learning(model, peft_config)
+        if said := settle_generation_config(model.generation_config):
+            _log.warning("%s", said)
         self.renderer = PromptRenderer(
             processing_class,
             instruction=args.instruction,
@@ -132,9 +151,12 @@ class VerifiedTrainer(GRPOTrainer):
                 problems_of(eval_dataset, verified=verified),
                 self.renderer,
                 max_prompt_length=self.max_prompt_length,
+                long_prompts=args.long_prompts,
                 verified=verified,
             )
+        check_batch(len(rows["train_dataset"]), args)
         ends = end_of_completion_ids(model, processing_class)
+        check_tokens(model.get_input_embeddings().weight.shape[0], processing_class, ends)
         model.generation_config.eos_token_id = ends
         if verified:
             reward_funcs = [
@@ -145,7 +167,6 @@ class VerifiedTrainer(GRPOTrainer):
                     truncated=args.truncated,
                 )
             ]
-        fresh_adapter = isinstance(peft_config, LoraConfig) and peft_config.init_lora_weights in (True, "gaussian")
         adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference
         with named_by_folder(model) if args.beta and not adapted else nullcontext():
             super().__init__(
@@ -160,25 +181,15 @@ class VerifiedTrainer(GRPOTrainer):
                 rollout_func=rollout_func,
                 **rows,
             )
-        causal_model(self.model)
+        check_reward(self.reward_funcs, self.train_dataset[0], processing_class, ends[0])
         self.chat_template_kwargs = self.renderer.student_kwargs
+        self._generation_config = causal_model(self.model).generation_config
+        self._first_steps = self._watch(args, processing_class)
         self.metrics = StepMetrics()
         self.parts: dict[str, Part] = {"bank": self._bank}
         self._step_callback = StepCallback(self.metrics, self._log_step, self.accelerator)
         self.add_callback(self._step_callback)
-        self.teacher_weights: TeacherWeights | None = None
-        if isinstance(args, DistillationConfig):
-            copied = args.teacher != "live" and not (args.teacher == "frozen" and fresh_adapter)
-            refuse_partitioned_copies(args.teacher, self.accelerator, needs_copy=copied or trains_base(self.model))
-            self.teacher_weights = self._step_callback.teacher = TeacherWeights(
-                self.model,
-                args.teacher,
-                fresh_adapter=fresh_adapter,
-                ema_decay=args.teacher_ema_decay,
-                sync_steps=args.teacher_sync_steps,
-            )
-            if self.teacher_weights.saved:
-                self.parts["teacher"] = self.teacher_weights
+        self.teacher_weights = self._teacher_weights(args, peft_config)
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
         self._set_up()
         self._add_guard(args)
@@ -202,14 +213,50 @@ class VerifiedTrainer(GRPOTrainer):
     def _set_up(self) -> None:
         """What a method keeps of its own; called once everything else of the trainer is there."""
 
+    def _teacher_weights(self, args: VerifiedConfig, peft_config: PeftConfig | None) -> TeacherWeights | None:
+        if not isinstance(args, DistillationConfig):
+            return None
+        adapter_off = args.teacher == "frozen" and stands_still_without_adapter(self.model, peft_config)
+        needs_copy = args.teacher != "live" and not adapter_off
+        refuse_partitioned_copies(args.teacher, self.accelerator, needs_copy=needs_copy)
+        weights = TeacherWeights(
+            self.model,
+            args.teacher,
+            adapter_off=adapter_off,
+            ema_decay=args.teacher_ema_decay,
+            sync_steps=args.teacher_sync_steps,
+        )
+        if weights.saved:
+            self.parts["teacher"] = weights
+        self._step_callback.teacher = weights
+        return weights
+
+    def _watch(self, args: VerifiedConfig, tokenizer: PreTrainedTokenizerBase) -> FirstSteps:
+        """What looks for signs of trouble in the first batches; a budget too short for thoughts is said at once."""
+        thinking = thinking_of(tokenizer, self.renderer.student_kwargs)
+        if warning := thinking.warning(args.max_completion_length):
+            _log.warning("%s", warning)
+        return FirstSteps(args.max_completion_length, thinking, grouped=args.uses_advantages)
+
     def _add_guard(self, args: VerifiedConfig) -> None:
         self.guard: CollapseGuard | None = None
         self.grad_norm = 0.0  # of the latest optimizer step, before clipping
+        self._step_means: dict[str, float] = {}
         if args.guard == "off":
             return
         rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self.guard = self.parts["guard"] = CollapseGuard(args.guard_window, rollouts * self.accelerator.num_processes)
-        self.add_callback(GuardCallback(self, self.guard, args.guard))
+        self.add_callback(GuardCallback(self.guard, args.guard, self._vitals, lambda: self.grad_norm, self.hand_over))
+
+    def _vitals(self) -> dict[str, float]:
+        """What the guard looks at, of the optimizer step that has just been made."""
+        entropy = self._metrics["train"].get("entropy") or [torch.nan]
+        means = self._step_means
+        success, truncated = means.get("success_rate", torch.nan), means.get("_truncated", torch.nan)
+        return {"success": success, "truncated": truncated, "entropy": entropy[-1]}
+
+    def hand_over(self) -> None:
+        """Go on with GRPO's loss alone, of methods that can."""
 
     def _build_retriever(self, args: VerifiedConfig, *, temperature: float = 1.0) -> Retriever:
         return build_retriever(
@@ -218,6 +265,7 @@ class VerifiedTrainer(GRPOTrainer):
             temperature=temperature,
             seed=args.seed,
             query_prompt=args.retrieval_query_prompt,
+            item_text=args.retrieval_text,
         )
 
     def _training_rows(
@@ -325,27 +373,41 @@ class VerifiedTrainer(GRPOTrainer):
         weighted[local.isnan().all(1)] = torch.nan
         outcomes = [outcome_of(reward, self.args.success_threshold) for reward in weighted.tolist()]
         cut = {"incorrect": -1, "undecided": 0}[self.args.truncated]
+        truncated = [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list]
         self._outcome = torch.tensor(
-            [
-                cut if is_truncated(ids, self.eos_token_ids) else outcome
-                for outcome, ids in zip(outcomes, completion_ids_list, strict=True)
-            ],
+            [cut if ends_early else outcome for outcome, ends_early in zip(outcomes, truncated, strict=True)],
             device=local.device,
         )
+        if self._mode == "train":
+            self.metrics.mean("_truncated", torch.tensor(truncated, device=local.device))
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, and each rollout's ``outcome`` and its ``row`` among all ranks' rollouts."""
-        output = super()._generate_and_score_completions(inputs)
+        with sampling_as_asked(self._generation_config):
+            output = super()._generate_and_score_completions(inputs)
         B = len(inputs)
         output["outcome"] = self._outcome
         output["row"] = torch.arange(B, device=self._outcome.device) + self.accelerator.process_index * B
         if self._mode == "train":
             self.metrics.mean("success_rate", self._outcome > 0)
+            self._look_for_trouble()
         else:
             rates = self.accelerator.gather((self._outcome > 0).float())
             self._metrics["eval"]["success_rate"].append(rates.mean().item())
         return output
+
+    def _look_for_trouble(self) -> None:
+        if self._first_steps.done:
+            return
+        outcomes = gather(self._outcome).tolist()
+        logged = self._metrics["train"]
+        signs = self._first_steps.observe(
+            logged["completions/clipped_ratio"][-1], outcomes, logged["frac_reward_zero_std"][-1]
+        )
+        if self.accelerator.is_main_process:
+            for sign in signs:
+                _log.warning("%s", sign)
 
     # ---- forwards
 
@@ -416,8 +478,10 @@ class VerifiedTrainer(GRPOTrainer):
         return "train" if self.model.training else "eval"
 
     def _log_step(self, means: dict[str, float]) -> None:
+        self._step_means = means
         for name, mean in means.items():
-            self._metrics["train"][name].append(mean)
+            if not name.startswith("_"):  # those are the guard's
+                self._metrics["train"][name].append(mean)
 
 
 class _SkipEpochs(TrainerCallback):
@@ -428,22 +492,3 @@ class _SkipEpochs(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer._skip_epochs(int(state.epoch))
-
-
-def prompt_budget(model_config: Any, args: VerifiedConfig) -> int:
-    """The most tokens a prompt may have: ``max_prompt_length``, or what the context leaves.
-
-    Raises:
-        ConfigError: if the context has no room for prompts.
-    """
-    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    if context is None:  # positions without a limit (ALiBi, recurrent models)
-        return args.max_prompt_length or 2**31
-    room = context - args.max_completion_length
-    if room < 1 or (args.max_prompt_length or 0) > room:
-        raise ConfigError(
-            "prompts and completions do not fit the model's context",
-            got=f"max_completion_length {args.max_completion_length}, max_prompt_length {args.max_prompt_length}",
-            expected=f"at most {context} tokens together",
-        )
-    return args.max_prompt_length or room

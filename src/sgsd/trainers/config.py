@@ -17,7 +17,9 @@ from sgsd.bank import SkillBank, history
 from sgsd.errors import ConfigError, check_choice
 from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
+from sgsd.retrieval import ITEM_TEXTS
 from sgsd.scoring.weights import TEACHERS
+from sgsd.trainers.startup import check_settings, default_device, refuse_idle_settings
 
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
@@ -98,6 +100,10 @@ class VerifiedConfig(GRPOConfig):
     retrieval_query_prompt: str = _setting(
         "", "Put before each problem when it is embedded; Qwen3-Embedding wants 'Instruct: <task>\\nQuery:'."
     )
+    retrieval_text: str = _setting(
+        "topic",
+        "What of an item is compared with problems: topic: title, text, a skill's when; full: a mistake's avoid too.",
+    )
     skills_in_prompt: bool = _setting(
         False, "Show each problem's best pairs in the rollout's prompt; of methods grpo and opsd."
     )
@@ -114,7 +120,10 @@ class VerifiedConfig(GRPOConfig):
                 raise ConfigError("verifier_options is not JSON", got=self.verifier_options) from error
         if not isinstance(self.verifier_options, dict | None):
             raise ConfigError("verifier_options is no mapping", got=self.verifier_options, expected="a JSON object")
+        if not (self.instruction or "").strip():
+            self.instruction = ""
         self._check()
+        default_device(self)
         try:
             super().__post_init__()
         except ValueError as error:
@@ -125,10 +134,17 @@ class VerifiedConfig(GRPOConfig):
             got = repr(self.chat_template_kwargs)
             raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
         thinking_kwargs(self.thinking, self.chat_template_kwargs or {})
+        check_settings(self)
+        refuse_idle_settings(
+            self,
+            uses_grpo_loss=self._uses_grpo_loss or self.guard == "grpo",
+            uses_advantages=self.uses_advantages,
+        )
 
     def _check(self) -> None:
         for name, allowed in (
             ("retriever", RETRIEVERS),
+            ("retrieval_text", ITEM_TEXTS),
             ("truncated", TRUNCATED),
             ("long_prompts", LONG_PROMPTS),
         ):
@@ -166,6 +182,11 @@ class VerifiedConfig(GRPOConfig):
     def uses_bank(self) -> bool:
         """Whether a run with these settings reads a skill bank."""
         return self.skills_in_prompt
+
+    @property
+    def uses_advantages(self) -> bool:
+        """Whether GRPO's group advantages are part of the loss."""
+        return self._uses_grpo_loss
 
     @property
     def _can_hand_over(self) -> bool:
@@ -345,6 +366,10 @@ class SGSDConfig(DistillationConfig):
     def _uses_grpo_loss(self) -> bool:
         return self.grpo_weight > 0
 
+    @property
+    def uses_advantages(self) -> bool:
+        return self._uses_grpo_loss or OBJECTIVES[self.objective].from_config(self).needs.groups
+
     def _check(self) -> None:
         super()._check()
         self._refuse_below_one("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens")
@@ -377,6 +402,12 @@ class SGSDConfig(DistillationConfig):
         if needs.groups and self.num_generations == 1:
             raise ConfigError(
                 f"objective '{self.objective}' needs groups", got="num_generations 1", expected="2 or more"
+            )
+        if needs.groups and self.num_iterations > 1:
+            raise ConfigError(
+                f"objective '{self.objective}' learns from each rollout once",
+                got=f"num_iterations {self.num_iterations}",
+                expected="num_iterations 1",
             )
         if needs.still_teacher and self.teacher != "frozen":
             raise ConfigError(

@@ -1,9 +1,7 @@
-"""A watch over a run: names a collapse while it happens, and knows the last checkpoint of before it.
+"""The collapse guard: names a collapse while it happens, and the last checkpoint of before it.
 
-What SGSD as published does in the lab (docs/evidence.md) is not seen in its loss, which falls all the way down. It is
-seen in five other numbers, each logged anyway: the share of rollouts that succeed, the policy's entropy, completion
-lengths, the share of teachers with a stance, and the log-probability of the sampled tokens. Means over a window of
-steps are compared with the run's own earlier ones, so no limit depends on the model or the task.
+It watches three things that are logged anyway: whether numbers are finite, the success rate, and the share of rollouts
+that are cut off. Each is compared with the run's own past, so no limit depends on the model or the task.
 """
 
 from __future__ import annotations
@@ -12,38 +10,24 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
 from sgsd.errors import CheckpointError
 from sgsd.trainers.checkpoint import complete_checkpoints
 
-if TYPE_CHECKING:
-    from sgsd.trainers.base import VerifiedTrainer
-
 GUARD_FILE = "guard.json"
-VITALS = {
-    "success": "success_rate",
-    "entropy": "entropy",
-    "logp": "sampled_logp",
-    "active": "sgsd/active_share",
-    "length": "completions/mean_length",
-    "truncated": "completions/clipped_ratio",
-}
+VITALS = {"success": "success_rate", "entropy": "entropy", "truncated": "completions/clipped_ratio"}
 """What is watched → the metric it is read from."""
 GRADIENT = "the gradient's norm"
 
-# A difference of success rates within so many standard errors is chance: the best is the luckiest of many windows.
-_SIGMAS = 5.0
-_DROP = 0.3
-_FACTOR, _NATS = 3.0, 1.0
-_SHORT = 0.2
-_CUT, _CUT_FIRST = 0.9, 0.5
-_SURE = 0.1
+_DROP = 0.3  # of the best success rate
+_SIGMAS = 5.0  # the best is the luckiest of many windows: a difference within so many standard errors is chance
+_TRUNCATED = 0.9
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +40,7 @@ class Alarm:
         step: optimizer steps done.
         what: in one line.
         sound_until: the policy after so many steps was sound yet.
-        finite: whether all vitals were numbers; a run in which they are not cannot go on.
+        finite: whether all numbers were finite; a run in which they are not cannot go on.
     """
 
     step: int
@@ -68,19 +52,15 @@ class Alarm:
 class CollapseGuard:
     """The rules, on one set of vitals an optimizer step, the same on every process.
 
-    With w the window's length, *recent* is the mean over the last w steps, *first* that over the first w, *best* the
-    highest success rate of w steps in a row. It is an alarm if
+    *Recent* is the mean over the last ``window`` steps, *first* that over the first, *best* the highest success rate of
+    so many steps in a row. It is an alarm if
 
-    - the gradient's norm, entropy or log-probability is not finite;
+    - the gradient's norm is not finite, or the entropy is infinite;
     - recent success is below 70 % of the best, by more than 5 standard errors;
-    - recent entropy is above 3 × first and first + 1 nat;
-    - the recent log-probability of sampled tokens is below 3 × first and first − 1 nat;
-    - no teacher took a stance in the last w steps, after some had;
-    - without more success than at first: recent completions are shorter than 20 % of the first, or over 90 % of them
-      are cut where under 50 % were, or recent entropy is below 10 % of the first.
+    - more than 90 % of the recent rollouts were cut off, and success did not rise from first to recent.
 
     Args:
-        window: w, in optimizer steps.
+        window: optimizer steps.
         rollouts: of a step, on all processes.
     """
 
@@ -88,7 +68,7 @@ class CollapseGuard:
         self._window = window
         self._rollouts = rollouts * window
         self._recent: list[dict[str, float]] = []
-        self._first: dict[str, float] = {}
+        self._first: float | None = None  # success
         self._best = 0.0
         self._best_step = 0
         self.alarm: Alarm | None = None
@@ -103,157 +83,149 @@ class CollapseGuard:
 
         Args:
             step: optimizer steps done, with this one.
-            vitals: some of ``VITALS``, and ``GRADIENT``; what is missing, or a mean over nothing (NaN), is not judged.
+            vitals: some of ``VITALS``, and ``GRADIENT``. A mean over nothing (NaN, or absent) is not judged.
         """
-        if self.alarm is not None:
-            return None
-        # Entropy and log-probability are of the policy before this step's update, which a broken gradient does not get.
-        for name, sound_until in (("entropy", step - 2), ("logp", step - 2), (GRADIENT, step - 1)):
-            if not math.isfinite(vitals.get(name, 0.0)):
-                self.alarm = Alarm(step, f"{name} is {vitals[name]}", sound_until, finite=False)
-                return self.alarm
-        self._recent = [*self._recent, dict(vitals)][-self._window :]
-        if len(self._recent) == self._window:
-            recent = _means(self._recent)
-            self._first = self._first or recent
-            if recent["success"] >= self._best:
-                self._best, self._best_step = recent["success"], step
-            fell = self._fall(recent)
-            drift = self._drift(recent)
-            if fell is not None:
-                self.alarm = Alarm(step, fell, self._best_step)
-            elif drift is not None:
-                self.alarm = Alarm(step, drift, step - self._window)
-        return self.alarm
+        if self.alarm is None:
+            self.alarm = alarm = self._broken(step, vitals) or self._judged(step, vitals)
+            return alarm
+        return None
 
-    def _error(self, one: float, other: float) -> float:
-        """Standard error of the difference of two windows' success rates, if both were drawn from their mean."""
+    def _broken(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
+        # The entropy is of the policy before this step's update, which a broken gradient does not get.
+        if not math.isfinite(vitals.get(GRADIENT, 0.0)):
+            return Alarm(step, f"{GRADIENT} is {vitals[GRADIENT]}", step - 1, finite=False)
+        if math.isinf(vitals.get("entropy", 0.0)):
+            return Alarm(step, f"entropy is {vitals['entropy']}", step - 2, finite=False)
+        return None
+
+    def _judged(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
+        counted = {name: float(vitals.get(name, math.nan)) for name in ("success", "truncated")}
+        kept = {name: value for name, value in counted.items() if math.isfinite(value)}
+        self._recent = [*self._recent, kept][-self._window :]
+        if len(self._recent) < self._window:
+            return None
+        success, truncated = self._mean("success"), self._mean("truncated")
+        if self._first is None and not math.isnan(success):
+            self._first = success
+        if success >= self._best:
+            self._best, self._best_step = success, step
+        if success < (1 - _DROP) * self._best and self._differ(self._best, success):
+            what = f"the success rate fell from {self._best:.1%} (steps to {self._best_step}) to {success:.1%}"
+            return Alarm(step, what, self._best_step)
+        first = self._first or 0.0
+        if truncated > _TRUNCATED and not (success > first and self._differ(first, success)):
+            what = f"{truncated:.1%} of the rollouts of {self._window} steps were cut off, without more success"
+            return Alarm(step, what, step - self._window)
+        return None
+
+    def _mean(self, name: str) -> float:
+        values = [row[name] for row in self._recent if name in row]
+        return sum(values) / len(values) if values else math.nan
+
+    def _differ(self, one: float, other: float) -> bool:
+        """Whether two windows' success rates differ by more than chance, if both were drawn from their mean."""
         mean = (one + other) / 2
-        return math.sqrt(2 * mean * (1 - mean) / self._rollouts)
-
-    def _fall(self, recent: Mapping[str, float]) -> str | None:
-        best, success = self._best, recent["success"]
-        if success < (1 - _DROP) * best and best - success > _SIGMAS * self._error(best, success):
-            return f"the success rate fell from {best:.1%} (steps to {self._best_step}) to {success:.1%}"
-        return None
-
-    def _drift(self, recent: Mapping[str, float]) -> str | None:
-        first = self._first
-        entropy, logp, active, length, cut = (
-            (first.get(name, math.nan), recent.get(name, math.nan))
-            for name in ("entropy", "logp", "active", "length", "truncated")
-        )
-        if entropy[1] > max(_FACTOR * entropy[0], entropy[0] + _NATS):
-            return f"entropy rose from {entropy[0]:.2f} to {entropy[1]:.2f} nats a token"
-        if logp[1] < min(_FACTOR * logp[0], logp[0] - _NATS):
-            return f"the log-probability of sampled tokens fell from {logp[0]:.2f} to {logp[1]:.2f} nats"
-        if active[1] == 0 < active[0]:
-            return f"no teacher takes a stance any more; at first {active[0]:.1%} did"
-        before, now = first["success"], recent["success"]
-        if now > before + _SIGMAS * self._error(before, now):
-            return None
-        if length[1] < _SHORT * length[0]:
-            return f"completions shrank from {length[0]:.0f} to {length[1]:.0f} tokens, without more success"
-        if cut[0] < _CUT_FIRST and cut[1] > _CUT:
-            return f"{cut[1]:.1%} of completions are cut off, {cut[0]:.1%} were at first, without more success"
-        if entropy[1] < _SURE * entropy[0]:
-            return f"entropy fell from {entropy[0]:.3f} to {entropy[1]:.3f} nats a token, without more success"
-        return None
-
-    def to_json(self) -> str:
-        """All there is to go on from; ``restore`` reads it."""
-        state = {"recent": self._recent, "first": self._first, "best": self._best, "best_step": self._best_step}
-        return json.dumps(state | {"alarm": None if self.alarm is None else asdict(self.alarm)})
+        return abs(one - other) > _SIGMAS * math.sqrt(2 * mean * (1 - mean) / self._rollouts)
 
     def state_dict(self) -> dict[str, Any]:
-        return json.loads(self.to_json())
+        """All there is to go on from, JSON-able."""
+        state = {"recent": self._recent, "first": self._first, "best": self._best, "best_step": self._best_step}
+        return state | {"alarm": None if self.alarm is None else asdict(self.alarm)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.restore(json.dumps(state), source="checkpoint")
-
-    def restore(self, text: str, *, source: str) -> None:
-        """Go on from what ``to_json`` wrote.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave.
 
         Raises:
             CheckpointError: it is something else.
         """
         try:
-            state = json.loads(text)
-            self._recent, self._first = state["recent"], state["first"]
-            self._best, self._best_step = state["best"], state["best_step"]
-            self.alarm = None if state["alarm"] is None else Alarm(**state["alarm"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError("the checkpoint's guard cannot be read", got=source) from error
+            recent = [{str(name): float(value) for name, value in row.items()} for row in state["recent"]]
+            first = None if state["first"] is None else float(state["first"])
+            best, best_step = float(state["best"]), int(state["best_step"])
+            alarm = None if state["alarm"] is None else Alarm(**state["alarm"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError("the checkpoint's guard cannot be read", got=repr(error)) from error
+        self._recent, self._first, self._best, self._best_step, self.alarm = recent, first, best, best_step, alarm
+
+
+class StepMeans(TrainerCallback):
+    """The training metrics of the last optimizer step, from lists that grow until they are logged.
+
+    Args:
+        metrics: the training mode's lists, as they are now.
+    """
+
+    def __init__(self, metrics: Callable[[], Mapping[str, Sequence[float]]]) -> None:
+        self._metrics = metrics
+        self._seen: dict[str, int] = {}
+
+    def __call__(self) -> dict[str, float]:
+        """Each vital's mean over what came in since the last call; those of which nothing came are left out."""
+        metrics = self._metrics()
+        lists = {name: list(metrics[metric]) for name, metric in VITALS.items() if metric in metrics}
+        new = {name: values[self._seen.get(name, 0) :] for name, values in lists.items()}
+        self._seen = {name: len(values) for name, values in lists.items()}
+        return {name: sum(values) / len(values) for name, values in new.items() if values}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        """Logging empties the lists of its own mode: an evaluation's leaves those of training."""
+        if not any(name.startswith("eval_") for name in logs or {}):
+            self._seen = {}
 
 
 class GuardCallback(TrainerCallback):
     """Feeds a run's guard, and acts on its alarm.
 
     Args:
-        trainer: of the run.
         guard: the rules.
-        action: ``warn``, ``stop``, or ``grpo`` (hand over to TRL's GRPO loss); a policy that is not finite stops.
+        action: ``warn``, ``stop``, or ``grpo`` (``hand_over`` is called); numbers that are not finite stop the run.
+        vitals: the last optimizer step's, by the names of ``VITALS``.
+        grad_norm: the last gradient's norm before clipping.
+        hand_over: goes on with GRPO's loss alone.
     """
 
-    def __init__(self, trainer: VerifiedTrainer, guard: CollapseGuard, action: str) -> None:
-        self._trainer = trainer
-        self._guard = guard
+    def __init__(
+        self,
+        guard: CollapseGuard,
+        action: str,
+        vitals: Callable[[], Mapping[str, float]],
+        grad_norm: Callable[[], float],
+        hand_over: Callable[[], None] | None = None,
+    ) -> None:
+        self.guard = guard
         self._action = action
-        self._logged: dict[str, int] = {}
+        self._vitals = vitals
+        self._grad_norm = grad_norm
+        self._hand_over = hand_over
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An update that would leave no weight finite is left out. In float16 the gradient scaler does that itself."""
-        if not args.fp16 and not math.isfinite(self._trainer.grad_norm):
+        if not args.fp16 and not math.isfinite(self._grad_norm()):
             kwargs["model"].zero_grad()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        alarm = self._guard.observe(state.global_step, self._vitals())
-        folder = Path(args.output_dir)
+        gradient = {} if args.fp16 else {GRADIENT: self._grad_norm()}
+        alarm = self.guard.observe(state.global_step, gradient | dict(self._vitals()))
         if alarm is None:
             return
+        folder = Path(args.output_dir)
         sound = sound_checkpoint(folder, alarm.sound_until)
         stops = self._action == "stop" or not alarm.finite
         does = "stopped" if stops else {"warn": "goes on", "grpo": "goes on with GRPO's loss alone"}[self._action]
-        _log.warning("%s", announcement(alarm, sound, does))
+        where = "no checkpoint is older than that" if sound is None else f"last sound checkpoint: {sound}"
+        _log.warning("collapse guard, step %d: %s; the run %s; %s", alarm.step, alarm.what, does, where)
         if state.is_world_process_zero:
-            _write(folder / GUARD_FILE, asdict(alarm) | {"run": does, "checkpoint": sound and sound.name})
+            record = asdict(alarm) | {"run": does, "checkpoint": sound and sound.name}
+            partial = folder / f".{GUARD_FILE}"
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, folder / GUARD_FILE)
         if stops:
             control.should_training_stop = True
-        elif self._action == "grpo":
-            self._trainer.hand_over()
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._logged = {}
-
-    def _vitals(self) -> dict[str, float]:
-        """Means over what was logged since the last step: a step may have several batches."""
-        metrics = self._trainer._metrics["train"]  # a defaultdict: asking for what is not there would make it
-        logged = {name: metrics.get(metric, []) for name, metric in VITALS.items()}
-        values = {name: entries[self._logged.get(name, 0) :] for name, entries in logged.items()}
-        self._logged = {name: len(entries) for name, entries in logged.items()}
-        gradient = {} if self._trainer.args.fp16 else {GRADIENT: self._trainer.grad_norm}
-        return gradient | {name: sum(entries) / len(entries) for name, entries in values.items() if entries}
-
-
-def announcement(alarm: Alarm, checkpoint: Path | None, does: str) -> str:
-    """One line: what was seen, what the run does, where it was sound."""
-    where = "no checkpoint is older than that" if checkpoint is None else f"last sound checkpoint: {checkpoint}"
-    return f"collapse guard, step {alarm.step}: {alarm.what}; the run {does}; {where}"
+        elif self._action == "grpo" and self._hand_over is not None:
+            self._hand_over()
 
 
 def sound_checkpoint(folder: Path, until: int) -> Path | None:
     """The run's latest complete checkpoint of at most ``until`` optimizer steps."""
     steps = {step: path for step, path in complete_checkpoints(folder).items() if step <= until}
     return steps[max(steps)] if steps else None
-
-
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Each vital's mean over the steps where it was a number; none where it never was. No success is 0 %."""
-    named = {name: [row[name] for row in rows if not math.isnan(row.get(name, math.nan))] for name in VITALS}
-    return {"success": 0.0} | {name: sum(values) / len(values) for name, values in named.items() if values}
-
-
-def _write(file: Path, document: dict[str, Any]) -> None:
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, file)

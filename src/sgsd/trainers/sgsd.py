@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sgsd.bank import Ledger
 from sgsd.bank.writing import Writer
-from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stances
+from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
 from sgsd.scoring.logprobs import Scores, Select, chunk_count, flat_targets, score_completions
@@ -63,10 +63,11 @@ class SGSDTrainer(VerifiedTrainer):
         "title": "Skill-Conditioned Gated Self-Distillation for LLM Reasoning",
         "id": "2605.28791",
         "citation": textwrap.dedent("""\
-            @article{sgsd2026,
-                title  = {{Skill-Conditioned Gated Self-Distillation for LLM Reasoning}},
-                year   = 2026,
-                eprint = {arXiv:2605.28791},
+            @article{huang2026skill,
+                title   = {{Skill-Conditioned Gated Self-Distillation for LLM Reasoning}},
+                author  = {Huang, Jiazhen and Chen, Xiao and Luo, Xiao and Dai, Yong and Hu, Senkang and Zhao, Yuzhi},
+                journal = {arXiv preprint arXiv:2605.28791},
+                year    = 2026,
             }"""),
     }
 
@@ -340,9 +341,11 @@ class SGSDTrainer(VerifiedTrainer):
             advantages=inputs["advantages"],
         )
         rows, metrics = self.objective.loss(student, teachers, rollouts)
+        support, stance = self._note(inputs, student, teachers)
+        real = teachers.scored & (teachers.weights > 0)
+        metrics = stance_metrics(support, stance, rollouts.outcome, real) | metrics
         self.metrics.add({f"sgsd/{name}": value for name, value in metrics.items()})
         self.metrics.mean("sgsd/loss", rows)
-        self._note(inputs, student, teachers)
         return loss + self.args.sgsd_weight * rows.mean() / self.current_gradient_accumulation_steps
 
     def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
@@ -369,11 +372,11 @@ class SGSDTrainer(VerifiedTrainer):
 
     # ---- ledger, logs
 
-    def _note(self, inputs: dict[str, Tensor], student: StudentScores, teachers: TeacherScores) -> None:
-        """Tell the ledger what the teachers made of these rollouts; each counts once, when it is first trained on."""
+    def _note(
+        self, inputs: dict[str, Tensor], student: StudentScores, teachers: TeacherScores
+    ) -> tuple[Tensor, Tensor]:
+        """Supports and stances ``[B, K]``. The ledger counts each rollout once, when it is first trained on."""
         args = self.args
-        if self._step % (args.steps_per_generation * self.num_iterations) >= args.steps_per_generation:
-            return
         support, stance = stances(
             student.logps.detach(),
             teachers.logps,
@@ -381,13 +384,17 @@ class SGSDTrainer(VerifiedTrainer):
             clip=args.support_clip,
             threshold=args.support_threshold,
             control_logps=teachers.control_logps if args.support_baseline == "control" else None,
+            scored=teachers.scored,
         )
+        if self._step % (args.steps_per_generation * self.num_iterations) >= args.steps_per_generation:
+            return support, stance
         outcome, scored = inputs["outcome"], teachers.scored
         self.training_ledger.observe(inputs["row"], inputs["items"], outcome, scored, support, stance)
         step = self.state.global_step + 1
         if self.recorder.traces(step):
             for b in range(len(outcome)):
                 self._trace(step, b, inputs, student.logps[b].detach(), support[b].tolist(), stance[b].tolist())
+        return support, stance
 
     def _trace(
         self,

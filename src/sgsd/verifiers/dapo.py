@@ -1,0 +1,61 @@
+r"""The verdict that SGSD's authors train with, as a TRL reward function: ``verifier: sgsd.verifiers.dapo:reward``.
+
+The rule is that of ``reward/math_dapo.py`` in walawalagoose/SGSD, written anew. It looks at the last 500 characters.
+If they hold ``\boxed{``, the answer is the last closed box of the last 100 characters; otherwise it is what follows the
+last ``Answer:`` of a line. math-verify compares it with the reference. Their normalisation of references is left out:
+DAPO-Math's are integers, which it does not change.
+
+For comparisons with their results; ``math`` is the stricter verifier (docs/deviations.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sgsd.verifiers.math import math_verify
+
+TAIL = 500
+"""Characters that are looked at."""
+BOX_TAIL = 100
+"""Characters in which a box must lie, from ``\\boxed{`` to its closing brace."""
+
+_BOX = "\\boxed{"
+_ANSWER = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
+
+
+def reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+    """1.0 for a right answer, 0.0 for a wrong one or none.
+
+    Args:
+        completions: as TRL hands them over, a text or messages each.
+        answer: the references.
+    """
+    texts = [item if isinstance(item, str) else str(item[-1]["content"]) for item in completions]
+    return [float(_is_right(text, reference)) for text, reference in zip(texts, answer, strict=True)]
+
+
+def _is_right(text: str, reference: str) -> bool:
+    given = _extract(text[-TAIL:])
+    if given is None:
+        return False
+    parsed: list[list[Any]] = [math_verify.parse(one, parsing_timeout=None) for one in (reference, given)]
+    return bool(math_verify.verify(*parsed, timeout_seconds=None))
+
+
+def _extract(tail: str) -> str | None:
+    if _BOX in tail:
+        return _last_box(tail[-BOX_TAIL:])
+    lines = _ANSWER.findall(tail)
+    return lines[-1] if lines else None
+
+
+def _last_box(text: str) -> str | None:
+    start = text.rfind(_BOX)
+    depth = 0
+    for place in range(start, len(text)) if start >= 0 else ():
+        depth += (text[place] == "{") - (text[place] == "}")
+        if text[place] == "}" and depth == 0:
+            return text[start + len(_BOX) : place]
+    return None

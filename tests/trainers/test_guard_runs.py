@@ -1,0 +1,98 @@
+"""The collapse guard in whole runs of a tiny model: the run does as it was told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sgsd.errors import ConfigError
+from sgsd.trainers.guard import sound_checkpoint
+
+from .tiny import make_config, make_trainer
+
+
+class Failing:
+    """A reward: every rollout succeeds, until so many batches have been judged; none does then.
+
+    The start-up check judges one before the first.
+    """
+
+    __name__ = "failing"
+
+    def __init__(self, batches):
+        self.left = batches + 1
+
+    def __call__(self, completion_ids, **_):
+        self.left -= 1
+        return [float(self.left >= 0)] * len(completion_ids)
+
+
+def run(folder, *, guard, batches=6, steps=20, **settings):
+    defaults = {"save_strategy": "steps", "save_steps": 2, "num_generations": 2, "guard_window": 3}
+    defaults |= {"per_device_train_batch_size": 12, "learning_rate": 1e-5, "max_steps": steps, "stub": True}
+    return make_trainer(folder, reward=Failing(batches), guard=guard, **defaults | settings)
+
+
+def test_stop_ends_the_run_and_names_the_checkpoint_that_outlives_the_limit(tmp_path, caplog):
+    trainer = run(tmp_path, guard="stop", save_total_limit=1)
+    trainer.train()
+    seen = json.loads((tmp_path / "guard.json").read_text())
+    assert trainer.state.global_step == seen["step"] < 12
+    assert seen["sound_until"] == 6
+    assert seen["checkpoint"] == "checkpoint-6"
+    assert (tmp_path / "checkpoint-6" / "model.safetensors").is_file()
+    assert sound_checkpoint(tmp_path, 6) == tmp_path / "checkpoint-6"
+    assert "the success rate fell from " in caplog.text
+    assert f"the run stopped; last sound checkpoint: {tmp_path / 'checkpoint-6'}" in caplog.text
+
+
+def test_warn_says_so_once_and_goes_on(tmp_path, caplog):
+    trainer = run(tmp_path, guard="warn", steps=14)
+    trainer.train()
+    assert trainer.state.global_step == 14
+    assert caplog.text.count("collapse guard") == 1
+
+
+def test_off_watches_nothing(tmp_path, caplog):
+    trainer = run(tmp_path, guard="off", steps=10)
+    trainer.train()
+    assert "collapse guard" not in caplog.text
+    assert not (tmp_path / "guard.json").exists()
+
+
+def test_grpo_takes_over_and_stays_after_a_resume(tmp_path):
+    trainer = run(tmp_path, guard="grpo", steps=12)
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert (trainer.args.sgsd_weight, trainer.args.grpo_weight) == (0.0, 1.0)
+    resumed = run(tmp_path, guard="grpo", steps=14, batches=0)
+    resumed.train(resume_from_checkpoint=True)
+    assert (resumed.args.sgsd_weight, resumed.args.grpo_weight) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["sgsd", "grpo"])
+def test_a_gradient_that_is_not_finite_touches_no_weight_and_stops_a_run_that_would_only_warn(tmp_path, method, caplog):
+    trainer = run(tmp_path, method=method, guard="warn", steps=9, save_steps=1)
+    compute_loss, saved = trainer._compute_loss, {}
+
+    def spoilt(model, inputs):
+        if trainer.state.global_step < 4:
+            return compute_loss(model, inputs)
+        saved.update({name: value.clone() for name, value in model.state_dict().items()})
+        return compute_loss(model, inputs) * torch.nan
+
+    trainer._compute_loss = spoilt
+    trainer.train()
+    seen = json.loads((tmp_path / "guard.json").read_text())
+    assert trainer.state.global_step == 5
+    assert (seen["step"], seen["checkpoint"], seen["run"]) == (5, "checkpoint-4", "stopped")
+    assert "the gradient's norm is nan" in caplog.text
+    assert all(torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_only_sgsd_with_groups_can_hand_over(tmp_path):
+    for method, settings in (("grpo", {}), ("sgsd", {"num_generations": 1}), ("opsd", {})):
+        with pytest.raises(ConfigError, match="nothing to hand over to"):
+            make_config(tmp_path, method=method, guard="grpo", **settings)
