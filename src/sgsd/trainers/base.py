@@ -187,7 +187,7 @@ class VerifiedTrainer(GRPOTrainer):
         self._first_steps = self._watch(args, processing_class)
         self.metrics = StepMetrics()
         self.parts: dict[str, Part] = {"bank": self._bank}
-        self._step_callback = StepCallback(self.metrics, self._log_step, self.accelerator)
+        self._step_callback = StepCallback(self.metrics, self._log_means, self.accelerator)
         self.add_callback(self._step_callback)
         self.teacher_weights = self._teacher_weights(args, peft_config)
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
@@ -477,8 +477,11 @@ class VerifiedTrainer(GRPOTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _log_step(self, means: dict[str, float]) -> None:
+    def _log_means(self, means: dict[str, float]) -> None:
         self._step_means = means
+        self._log_step(means)
+
+    def _log_step(self, means: dict[str, float]) -> None:
         for name, mean in means.items():
             if not name.startswith("_"):  # those are the guard's
                 self._metrics["train"][name].append(mean)
