@@ -21,7 +21,6 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from sgsd.bank import Ledger
-from sgsd.bank.writing import Writer
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
@@ -59,8 +58,7 @@ class SGSDTrainer(VerifiedTrainer):
     trainer.train()
     ```
 
-    Arguments and errors: see ``trainers.base.VerifiedTrainer``. ``args`` is an ``SGSDConfig``; ``writer``, a
-    ``bank.writing.Writer``, writes new items in the policy's place during online maintenance.
+    Arguments and errors: see ``trainers.base.VerifiedTrainer``. ``args`` is an ``SGSDConfig``.
     """
 
     method = "sgsd"
@@ -77,10 +75,6 @@ class SGSDTrainer(VerifiedTrainer):
                 year    = 2026,
             }"""),
     }
-
-    def __init__(self, *positional: Any, writer: Writer | None = None, **named: Any) -> None:
-        self._writer = writer
-        super().__init__(*positional, **named)
 
     def _set_up(self) -> None:
         args: SGSDConfig = self.args
