@@ -104,7 +104,7 @@ def test_the_guard_judges_each_step_by_its_own_rollouts_whatever_is_evaluated_in
         rewards = calculate(*arguments)
         if trainer.model.training:
             trained.append((trainer._outcome > 0).float().mean().item())
-        trainer.reward_funcs[0].left = 1 + len(trained) % 2 * -1  # every other batch of training fails
+        trainer.reward_funcs[0].left = 1 - len(trained) % 2  # every other batch of training fails
         return rewards
 
     def observed(step, vitals):
