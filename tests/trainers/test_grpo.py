@@ -12,7 +12,7 @@ from sgsd.engines.models import load_model
 from sgsd.trainers.grpo import GRPOBaselineTrainer
 
 from ..conftest import make_model, make_tokenizer
-from .tiny import make_config, make_trainer, prompted_rollouts, weights_of
+from .tiny import by_first_id, make_config, make_trainer, prompted_rollouts, weights_of
 
 SETTINGS = {
     "method": "grpo",
@@ -21,10 +21,6 @@ SETTINGS = {
     "gradient_accumulation_steps": 2,
     "max_steps": 4,
 }
-
-
-def by_first_id(completion_ids, **_):
-    return [float(ids[0] % 2 == 0) for ids in completion_ids]
 
 
 def trls_own(trainer, folder, peft_config, **settings):

@@ -341,6 +341,13 @@ class Scores:
     other_logps: Tensor
     tokens: int = 0
 
+    @classmethod
+    def of_nothing(cls, device: torch.device, *, top_tokens: int = 0, others: int = 0) -> Scores:
+        """Of no completions: N is 0."""
+        logps, top_logps = torch.zeros(0, 1, device=device), torch.zeros(0, 1, top_tokens, device=device)
+        other_logps = torch.zeros(0, 1, others, device=device)
+        return cls(logps, logps.bool(), None, top_logps.long(), top_logps, other_logps)
+
 
 @torch.no_grad()
 def score_completions(

@@ -91,9 +91,11 @@ class CollapseGuard:
         return None
 
     def _broken(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
-        # The entropy is of the policy before this step's update, which a broken gradient does not get.
+        # The entropy is of the policy before this step's update, which a broken gradient does not get. Beside a broken
+        # gradient an entropy that is no number says that the weights were broken already.
         if not math.isfinite(vitals.get(GRADIENT, 0.0)):
-            return Alarm(step, f"{GRADIENT} is {vitals[GRADIENT]}", step - 1, finite=False)
+            weights_broken = math.isnan(vitals.get("entropy", 0.0))
+            return Alarm(step, f"{GRADIENT} is {vitals[GRADIENT]}", step - 1 - weights_broken, finite=False)
         if math.isinf(vitals.get("entropy", 0.0)):
             return Alarm(step, f"entropy is {vitals['entropy']}", step - 2, finite=False)
         return None
