@@ -102,9 +102,6 @@ class Output:
     router_logits: Any = None
 
 
-torch.export.register_dataclass(Output)  # wrappers (FSDP 2) look for its tensors as they look into tuples
-
-
 # ---- heads
 
 
