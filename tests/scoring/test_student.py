@@ -225,7 +225,7 @@ def test_a_row_learns_by_the_positions_of_its_own_length(rope, rows, after_a_lon
     """A5."""
     model, (prompts, completions) = rope_model(rope), ROWS[rows]
     if after_a_longer_row:
-        model(input_ids=torch.full((1, 3 * SWITCH), 5), use_cache=False)
+        score_completions(model, [[5] * 3 * SWITCH], [[6]])
     weights = weights_for(completions)
     student = student_pass(model, prompts, completions)
     logps = student.spread(student.kept[0])[..., 0]
