@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import set_seed
 from trl import GRPOTrainer
 
-from sgsd.engines.models import load_model
+from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.trainers.grpo import GRPOBaselineTrainer
 
 from ..conftest import make_model, make_tokenizer
@@ -100,7 +100,9 @@ def test_the_model_card_names_grpo(tmp_path):
 
 
 def test_the_reference_model_of_a_kl_penalty_may_be_one_that_a_package_carries(tmp_path):
-    trainer = make_trainer(tmp_path, model=load_model("local:lab-sharp"), **SETTINGS | {"beta": 0.04})
+    name = "local:lab-sharp"
+    settings = SETTINGS | {"beta": 0.04}
+    trainer = make_trainer(tmp_path, model=load_model(name), tokenizer=load_tokenizer(name), **settings)
     assert trainer.ref_model is not trainer.model
     assert all(
         torch.equal(*pair) for pair in zip(weights_of(trainer.ref_model), weights_of(trainer.model), strict=True)

@@ -81,7 +81,7 @@ def make_config(output_dir, *, method="sgsd", **settings) -> VerifiedConfig:
 
 
 def make_trainer(
-    output_dir, *, method="sgsd", model=None, problems=None, reward=by_parity, stub=False, **settings
+    output_dir, *, method="sgsd", model=None, tokenizer=None, problems=None, reward=by_parity, stub=False, **settings
 ) -> VerifiedTrainer:
     """``stub``: rollouts that depend on the prompt alone. Arguments of the trainer and settings alike by name."""
     own = ("bank", "retriever_object", "verifier_object", "peft_config", "eval_dataset", "callbacks", "writer")
@@ -98,7 +98,7 @@ def make_trainer(
         model=make_model() if model is None else model,
         args=args,
         train_dataset=problems,
-        processing_class=make_tokenizer(),
+        processing_class=tokenizer or make_tokenizer(),
         reward_funcs=reward,
         **arguments,
     )
