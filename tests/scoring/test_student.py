@@ -19,7 +19,7 @@ from .passes import (
     rope_model,
     student_pass,
 )
-from .test_logprobs import unequal_pairs, unpadded_logps
+from .test_logprobs import drawn, unequal_pairs, unpadded_logps
 
 LONG = [[5, 6, 7], [5, 6, 7], [8, 9], [10, 11]], torch.arange(2, 82).view(4, 20).tolist()  # 80 rows of logits
 tiled = pytest.mark.usefixtures("tiles_of_four_rows")
@@ -198,22 +198,14 @@ def test_models_that_recompute_activations_are_scored_and_learn_as_others(checkp
 # ---- rotary frequencies that depend on length
 
 
-def drawn(*lengths: tuple[int, int]):
-    """Prompts and completions of these lengths, of mixed tokens: where all are one, positions do not matter."""
-    g = torch.Generator().manual_seed(0)
-    draw = lambda count: torch.randint(2, 250, (count,), generator=g).tolist()  # noqa: E731
-    pairs = [(draw(prompt), draw(completion)) for prompt, completion in lengths]
-    return [prompt for prompt, _ in pairs], [completion for _, completion in pairs]
-
-
-ON_BOTH_SIDES = drawn((10, 3), (38, 4), (60, 2), (33, 9))
+ON_BOTH_SIDES = drawn([(10, 3), (38, 4), (60, 2), (33, 9)])
 ROWS = {
     "rows on both sides": ON_BOTH_SIDES,
-    "the switch itself": drawn((36, 3), (36, 4), (36, 5)),
-    "the switch itself, alone": drawn((30, 10), (29, 9)),
-    "short rows, padded over it": drawn((36, 2), (4, 12)),
-    "long rows, shorter ones last": drawn((70, 2), (60, 2), (50, 2)),
-    "masked rows among them": drawn((70, 2), (60, 0), (50, 2)),
+    "the switch itself": drawn([(36, 3), (36, 4), (36, 5)]),
+    "the switch itself, alone": drawn([(30, 10), (29, 9)]),
+    "short rows, padded over it": drawn([(36, 2), (4, 12)]),
+    "long rows, shorter ones last": drawn([(70, 2), (60, 2), (50, 2)]),
+    "masked rows among them": drawn([(70, 2), (60, 0), (50, 2)]),
 }
 
 
@@ -225,7 +217,7 @@ def test_a_row_learns_by_the_positions_of_its_own_length(rope, rows, after_a_lon
     """A5."""
     model, (prompts, completions) = rope_model(rope), ROWS[rows]
     if after_a_longer_row:
-        model(input_ids=torch.full((1, 3 * SWITCH), 5), use_cache=False)
+        score_completions(model, [[5] * 3 * SWITCH], [[6]])
     weights = weights_for(completions)
     student = student_pass(model, prompts, completions)
     logps = student.spread(student.kept[0])[..., 0]

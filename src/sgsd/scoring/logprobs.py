@@ -523,6 +523,8 @@ def _shared(
         score=Request(of_row[first[0]] * P + P - 1, asked(*first)),
     )
     cache = of_prompts.past_key_values
+    if not isinstance(cache, DynamicCache):  # a model that keeps none, whatever its configuration says
+        return _rows_alone(model, prompts, completions, device, asked)
     cache.batch_select_indices(of_row)
     before = prompt_mask[of_row]
     of_completions: Output = model(
