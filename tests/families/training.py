@@ -26,7 +26,8 @@ from ..conftest import make_tokenizer
 from .models import FAMILIES, ODD
 
 ROWS = [
-    {"problem": "+".join("1" * n) + "?", "answer": str(n), "solution": "It is " + "!" * n + f"{n}."} for n in range(1, 9)
+    {"problem": "+".join("1" * n) + "?", "answer": str(n), "solution": "It is " + "!" * n + f"{n}."}
+    for n in range(1, 9)
 ]
 """Prompts of unequal lengths, some of which a completion takes across the switch of ``phi-3``'s positions."""
 

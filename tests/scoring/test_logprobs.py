@@ -144,7 +144,7 @@ def record_forwards(model, prompts, completions, **options):
 @pytest.mark.parametrize("budget", [1, 60, 200, 10_000])
 def test_every_rank_can_make_the_same_number_of_forwards(model, budget):
     prompts, completions = unequal_pairs(2)
-    own = chunk_count(prompts, completions, max_tokens_per_chunk=budget)
+    own = chunk_count(model, prompts, completions, max_tokens_per_chunk=budget)
     assert len(record_forwards(model, prompts, completions, max_tokens_per_chunk=budget)) == 2 * own
     for wanted in range(own, len(prompts) + 1):
         sizes = record_forwards(model, prompts, completions, max_tokens_per_chunk=budget, min_chunks=wanted)
@@ -162,8 +162,8 @@ def test_equal_pairs_are_scored_once(model):
         assert torch.equal(getattr(scores, name), getattr(alone, name)[again]), name
     sizes, repeated = (record_forwards(model, prompts * times, completions * times) for times in (1, 3))
     assert repeated == sizes
-    assert chunk_count(prompts * 3, completions * 3, max_tokens_per_chunk=60) == chunk_count(
-        prompts, completions, max_tokens_per_chunk=60
+    assert chunk_count(model, prompts * 3, completions * 3, max_tokens_per_chunk=60) == chunk_count(
+        model, prompts, completions, max_tokens_per_chunk=60
     )
 
 
@@ -171,13 +171,13 @@ def test_equal_pairs_of_which_unequal_tokens_are_asked_count_as_the_chunks_that_
     prompts, completions = [[5, 7, 9]] * 4, [[3, 4]] * 4
     others = torch.tensor([10, 10, 11, 12]).view(4, 1, 1).expand(-1, 2, 1)
     asked = {"max_tokens_per_chunk": 1, "others": others}
-    assert chunk_count(prompts, completions, **asked) == 3
+    assert chunk_count(model, prompts, completions, **asked) == 3
     assert len(record_forwards(model, prompts, completions, **asked)) == 2 * 3
 
 
 def test_a_rank_whose_pairs_are_all_equal_makes_as_many_forwards_as_the_others(model):
     prompts, completions = [[5, 7, 9]] * 4, [[3, 4]] * 4
-    assert chunk_count(prompts, completions) == 1
+    assert chunk_count(model, prompts, completions) == 1
     assert len(record_forwards(model, prompts, completions, min_chunks=3)) == 2 * 3
 
 

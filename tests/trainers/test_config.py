@@ -4,7 +4,7 @@ import pytest
 from trl import GRPOConfig
 
 from sgsd.errors import ConfigError
-from sgsd.trainers.config import SGSDConfig
+from sgsd.trainers.config import CONFIGS, SGSDConfig
 
 GUIDED = {"objective": "correction", "teacher": "frozen", "support_baseline": "control", "teacher_guidance": 2.0}
 
@@ -100,7 +100,8 @@ def test_trls_other_refusals_still_stand():
         ({"use_adaptive_entropy": True}, "use_adaptive_entropy"),
         ({"support_baseline": "plain"}, "support_baseline"),
         ({"support_baseline": "control", "objective": "local"}, "local"),
-        ({"support_baseline": "control", "abstain_early": True}, "abstain_early"),
+        ({"ledger_share": 0.0}, "ledger_share"),
+        ({"ledger_share": 1.5}, "ledger_share"),
         ({**GUIDED, "teacher_guidance": -1.0}, "teacher_guidance"),
         ({**GUIDED, "support_baseline": "none"}, "support_baseline control"),
         ({**GUIDED, "objective": "gated"}, "objective correction"),
@@ -132,3 +133,41 @@ def test_verifier_options_may_be_json_or_a_mapping():
     assert config(verifier_options='{"ignore_case": false}').verifier_options == {"ignore_case": False}
     assert config(verifier_options={"ignore_case": False}).verifier_options == {"ignore_case": False}
     assert config().verifier_options is None
+
+
+OF_GRPOS_LOSS = [
+    {"loss_type": "grpo"},
+    {"epsilon": 0.1},
+    {"epsilon_high": 0.28},
+    {"delta": 4.0},
+    {"top_entropy_quantile": 0.2},
+    {"importance_sampling_level": "sequence"},
+    {"off_policy_mask_threshold": 0.5},
+    {"use_bias_correction_kl": False},
+    {"sapo_temperature_pos": 2.0},
+]
+OF_ITS_ADVANTAGES = [{"scale_rewards": "none"}, {"multi_objective_aggregation": "normalize_then_sum"}]
+
+
+@pytest.mark.parametrize("settings", [*OF_GRPOS_LOSS, *OF_ITS_ADVANTAGES])
+@pytest.mark.parametrize("method", ["sgsd", "opsd"])
+def test_what_only_grpos_loss_reads_is_refused_where_that_loss_is_off(method, settings):
+    """At 029fdea these were accepted, and without effect."""
+    own = {"output_dir": "unused", "bf16": False, "use_cpu": True, "report_to": "none", "num_generations": 2}
+    with pytest.raises(ConfigError, match="without effect") as caught:
+        CONFIGS[method](**own, **settings)
+    assert next(iter(settings)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for reads in ({"method": "grpo"}, {"method": "sgsd", "grpo_weight": 0.5}):
+        args = CONFIGS[reads.pop("method")](**own, **settings, **reads)
+        assert vars(args)[next(iter(settings))] == next(iter(settings.values()))
+
+
+@pytest.mark.parametrize("settings", [*OF_GRPOS_LOSS, *OF_ITS_ADVANTAGES])
+def test_an_objective_of_advantages_takes_what_shapes_them_and_refuses_the_rest(settings):
+    make = lambda: config(objective="reweight", num_generations=2, **settings)  # noqa: E731
+    if settings in OF_ITS_ADVANTAGES:
+        assert make().objective == "reweight"
+    else:
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            make()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +12,22 @@ from trl import GRPOTrainer
 from sgsd.bank import ItemRecord, Ledger
 from sgsd.bank.credit import sure_worth, trust, worth
 from sgsd.errors import ConfigError
+from sgsd.scoring.teachers import control_prompt
 
 from ..conftest import make_model, make_tokenizer
 from .test_resume import run
-from .test_sgsd import WeightedRetriever, assert_close, batch_of, by_first_id, cut, loss_and_gradients
-from .tiny import make_config, make_trainer
+from .tiny import (
+    WeightedRetriever,
+    assert_close,
+    batch_of,
+    by_first_id,
+    cut,
+    logged_means,
+    loss_and_gradients,
+    make_config,
+    make_trainer,
+    rows,
+)
 
 HELPS = ItemRecord(uses=40, active=40, positive=38, negative=2, positive_success=19, negative_success=1,
                    positive_failure=19, negative_failure=1, successes=20, failures=20)  # fmt: skip
@@ -48,7 +58,7 @@ def with_ledger(trainer, *records):
     items = {}
     for skill, mistake, record in zip(trainer.bank.skills, trainer.bank.mistakes, records, strict=False):
         items |= {skill.id: record, mistake.id: record}
-    trainer.recorder.ledger = Ledger(items)
+    trainer.training_ledger.ledger = Ledger(items)
     return trainer
 
 
@@ -76,8 +86,8 @@ GUIDED = {"support_baseline": "control", "teacher_guidance": 1.5, "teacher": "fr
     [
         {},
         {"score_temperature": 0.8, "teacher_top_tokens": 3},
-        {"correct_all": True},
         {"support_baseline": "control"},
+        {"ledger_share": 1.0},
         {**GUIDED, "support_clip": 0.2, "teacher_top_tokens": 6, "max_tokens_per_chunk": 300},
     ],
 )
@@ -86,18 +96,18 @@ def test_the_loss_equals_plain_loops(tmp_path, settings):
     batch = batch_of(trainer, [0] * 4 + [1] * 4)
     got, _ = loss_and_gradients(trainer, [batch])
     temperature = settings.get("score_temperature", 1.0)
-    problems = [trainer.train_dataset[n]["problem"] for n in [0] * 4 + [1] * 4]
-    pools = trainer._teacher_pools(problems)
-    controls = trainer._control_prompts(problems, pools)
+    asked = rows(trainer, [0] * 4 + [1] * 4)
+    pools = trainer.retrieve(asked)
     total = 0.0
     for b, pool in enumerate(pools):
-        outcome = int(batch["outcome"][b])
-        if outcome == 0 or (outcome > 0 and not settings.get("correct_all")):
+        if int(batch["outcome"][b]) >= 0:
             continue
         completion, student, counted = plain_student(trainer, batch, b, temperature)
         taus = batch["teacher_trust"][b].tolist()
         shares = [alpha * tau for alpha, tau in zip(pool.weights, taus, strict=True)]
-        control = plain_distributions(trainer.model, controls[b], completion, temperature)
+        limits = {"max_prompt_length": trainer.max_prompt_length, "seed": trainer.args.seed}
+        other = control_prompt(asked[b]["prompt"], pool, trainer.bank, trainer.renderer, **limits)
+        control = plain_distributions(trainer.model, other, completion, temperature)
         for k, teacher_prompt in enumerate(pool.prompts):
             teacher = plain_distributions(trainer.model, teacher_prompt, completion, temperature)
             weight = max(taus) * shares[k] / sum(shares)
@@ -109,8 +119,9 @@ def test_the_loss_equals_plain_loops(tmp_path, settings):
                         ratios = (teacher[t, likeliest] - control[t, likeliest]).clamp(-0.2, 0.2).exp().tolist()
                         raised = [a * r**1.5 if a >= 0.1 * max(p) else a for a, r in zip(p, ratios, strict=True)]
                         p = [sum(p) * a / sum(raised) for a in raised]
-                    for v, p_v in zip(likeliest.tolist(), p, strict=True):
-                        total += weight * p_v * (math.log(p_v) - float(student[t, v])) / sum(counted)
+                    q = student[t, likeliest].exp().tolist()
+                    buckets = [*zip(p, q, strict=True), (1 - sum(p), 1 - sum(q))]  # the last one is all the rest
+                    total += weight * sum(p_v * math.log(p_v / q_v) for p_v, q_v in buckets) / sum(counted)
     assert set(batch["outcome"].tolist()) == {-1, 1}
     assert abs(total) > 1e-4
     assert got == pytest.approx(total / len(pools), rel=1e-3, abs=1e-7)
@@ -122,7 +133,7 @@ def test_the_local_variant_is_fed_each_teachers_likeliest_tokens_and_the_sampled
     )
     batch = batch_of(trainer, [0] * 4 + [1] * 4)
     got, _ = loss_and_gradients(trainer, [batch])
-    pools = trainer._teacher_pools([trainer.train_dataset[n]["problem"] for n in [0] * 4 + [1] * 4])
+    pools = trainer.retrieve(rows(trainer, [0] * 4 + [1] * 4))
     total = 0.0
     for b, pool in enumerate(pools):
         completion, student, counted = plain_student(trainer, batch, b, 1.0)
@@ -170,7 +181,7 @@ def test_without_failures_there_is_nothing_to_correct(tmp_path):
 
 
 def test_the_policy_comes_to_resemble_the_trusted_teacher_and_not_the_others(tmp_path):
-    trainer = correction_trainer(tmp_path, teacher="frozen", num_teachers=2)
+    trainer = correction_trainer(tmp_path, teacher="frozen", num_teachers=2, ledger_share=1.0)
     with_ledger(trainer, HELPS, HARMS, HARMS, HARMS)
     batch = batch_of(trainer, [0] * 4 + [1] * 4)
     batch["outcome"] = -batch["outcome"].abs()
@@ -179,7 +190,7 @@ def test_the_policy_comes_to_resemble_the_trusted_teacher_and_not_the_others(tmp
     for _ in range(8):
         trainer.model.zero_grad()
         trainer._compute_loss(trainer.model, batch).backward()
-        seen.append(trainer._metrics["train"]["sgsd/correction"][-1])
+        seen.append(logged_means(trainer)["sgsd/correction"])
         optimizer.step()
     assert 0 < seen[-1] < 0.9 * seen[0]
 
@@ -201,15 +212,15 @@ def test_while_no_item_is_known_to_be_worth_anything_the_step_is_grpos(tmp_path)
     """Unknown items, and those that suppressed everything while nothing succeeded."""
     mute = ItemRecord(uses=40, active=40, positive=40, positive_failure=40, failures=40)
     for records in ((), (mute, mute, mute)):
-        trainer = correction_trainer(tmp_path, grpo_weight=1.0, loss_type="grpo")
-        with_ledger(trainer, *records)
+        trainer = with_ledger(correction_trainer(tmp_path, grpo_weight=1.0, loss_type="grpo"), *records)
         batch = batch_of(trainer, [0] * 4 + [1] * 4)
         both = loss_and_gradients(trainer, [batch])
         grpo = loss_and_gradients(plain_grpo(tmp_path, trainer, loss_type="grpo"), [batch])
         assert both[0] == pytest.approx(grpo[0], abs=1e-7)
         assert_close(both[1], grpo[1])
-        trainer.args.teacher_trust = "ledger"
-        surely = loss_and_gradients(trainer, [batch_of(trainer, [0] * 4 + [1] * 4)])
+        sure = correction_trainer(tmp_path, grpo_weight=1.0, loss_type="grpo", teacher_trust="ledger")
+        with_ledger(sure, *records)
+        surely = loss_and_gradients(sure, [batch_of(sure, [0] * 4 + [1] * 4)])
         assert any((a - b).abs().max() > 1e-3 for a, b in zip(surely[1], grpo[1], strict=True))
 
 
@@ -224,20 +235,20 @@ def worth_in_this_bank(*records):
 def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp_path, kind, measure, unknown):
     trainer = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind)
     skill, mistake = trainer.bank.skills[0], trainer.bank.mistakes[0]
-    trainer.recorder.ledger = Ledger({skill.id: HELPS, mistake.id: HARMS})
+    trainer.training_ledger.ledger = Ledger({skill.id: HELPS, mistake.id: HARMS})
     seen = batch_of(trainer, [0] * 8)["teacher_trust"]
     assert seen.shape == (8, 3)
     assert bool(((seen >= 0) & (seen <= 1)).all())
-    pools = trainer._teacher_pools([trainer.train_dataset[0]["problem"]])
+    pools = trainer.retrieve(rows(trainer, [0]))
     pairs = [[trainer.ledger.record(id) for id in (pair.skill.id, pair.mistake.id)] for pair in pools[0].pairs]
     assert seen[0].tolist() == pytest.approx([measure(*pair) for pair in pairs])
     assert measure(ItemRecord()) == unknown
     assert measure(HELPS) > 0.8
     assert measure(HELPS, HARMS) == measure(HARMS) < 0.001
-    [few] = trainer._trust([replace(pools[0], pairs=pools[0].pairs[:1])])
-    assert few == [pytest.approx(measure(*pairs[0])), 1.0, 1.0]  # padding
+    wide = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind, num_teachers=6)
+    assert batch_of(wide, [0] * 8)["teacher_trust"][:, 4:].eq(1).all()  # padding
     equal = correction_trainer(tmp_path, teacher_trust="equal")
-    equal.recorder.ledger = Ledger({skill.id: HARMS, mistake.id: HARMS})
+    equal.training_ledger.ledger = Ledger({skill.id: HARMS, mistake.id: HARMS})
     assert batch_of(equal, [0] * 8)["teacher_trust"].eq(1).all()
 
 

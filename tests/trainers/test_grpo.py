@@ -8,11 +8,11 @@ from peft import LoraConfig
 from transformers import set_seed
 from trl import GRPOTrainer
 
-from sgsd.engines.models import load_model
+from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.trainers.grpo import GRPOBaselineTrainer
 
 from ..conftest import make_model, make_tokenizer
-from .tiny import make_config, make_trainer, prompted_rollouts, weights_of
+from .tiny import by_first_id, make_config, make_trainer, prompted_rollouts, weights_of
 
 SETTINGS = {
     "method": "grpo",
@@ -21,10 +21,6 @@ SETTINGS = {
     "gradient_accumulation_steps": 2,
     "max_steps": 4,
 }
-
-
-def by_first_id(completion_ids, **_):
-    return [float(ids[0] % 2 == 0) for ids in completion_ids]
 
 
 def trls_own(trainer, folder, peft_config, **settings):
@@ -104,7 +100,9 @@ def test_the_model_card_names_grpo(tmp_path):
 
 
 def test_the_reference_model_of_a_kl_penalty_may_be_one_that_a_package_carries(tmp_path):
-    trainer = make_trainer(tmp_path, model=load_model("local:lab-sharp"), **SETTINGS | {"beta": 0.04})
+    name = "local:lab-sharp"
+    settings = SETTINGS | {"beta": 0.04}
+    trainer = make_trainer(tmp_path, model=load_model(name), tokenizer=load_tokenizer(name), **settings)
     assert trainer.ref_model is not trainer.model
     assert all(
         torch.equal(*pair) for pair in zip(weights_of(trainer.ref_model), weights_of(trainer.model), strict=True)

@@ -4,37 +4,66 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sgsd.bank import Ledger
 from sgsd.errors import CheckpointError
-from sgsd.objectives import sgsd_loss
+from sgsd.objectives import stances
 from sgsd.retrieval import Pair
-from sgsd.scoring.teachers import TeacherPool
+from sgsd.scoring.logprobs import Scores
+from sgsd.scoring.teachers import TeacherPool, from_batch, teacher_scores, to_batch
+from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.record import SUPPORT_EDGES, RunRecorder, token_pieces
 
-from .tiny import forget_files, make_bank, make_trainer
+from .tiny import by_first_id, make_bank, make_trainer
 
 BANK = make_bank(3)
 K = 3
 
 
 def pool(*ranks: int) -> TeacherPool:
-    """Teachers of the n-th skill and mistake each; the rest of K is padding."""
+    """Teachers of the n-th skill and mistake each."""
     pairs = tuple(Pair(BANK.skills[n], BANK.mistakes[n], 1.0 - n / 10) for n in ranks)
-    weights = (*([1 / len(pairs)] * len(pairs)), *([0.0] * (K - len(pairs)))) if pairs else (0.0,) * K
-    return TeacherPool(prompts=tuple([5, 6] for _ in range(K)), weights=weights, pairs=pairs, too_long=0)
+    return TeacherPool(
+        prompts=tuple([5, 6] for _ in pairs),
+        weights=(1 / len(pairs),) * len(pairs) if pairs else (),
+        pairs=pairs,
+        too_long=0,
+    )
 
 
-def recorder(folder, tokenizer, **settings) -> RunRecorder:
-    return RunRecorder(folder, tokenizer, **{"trace_steps": 2, "trace_rollouts": 2, "writes": True} | settings)
+class Run:
+    """Ledger and recorder of a run, as the trainer has them."""
+
+    def __init__(self, folder, tokenizer, **settings):
+        self.ledger = TrainingLedger(1, "equal")
+        self.recorder = RunRecorder(folder, tokenizer, self.ledger.ids, **{"trace_steps": 2, "writes": True} | settings)
+        self.cells = []
+
+    def step(self, number, pools, outcomes, *, micro_batches=1, seed=0):
+        """One optimizer step: rollouts, shuffled and split as TRL does it, their scores and their stances."""
+        data = [{"problem_id": f"p{n}", "problem": f"{n} + 1?", "answer": str(n + 1)} for n in range(len(pools))]
+        self.cells = self.recorder.rollouts(data, 0, len(pools))
+        inputs, student = batch(pools, outcomes, seed=seed)
+        inputs["items"] = self.ledger.numbers(pools, BANK, K)
+        teachers = from_batch(inputs)
+        support, stance = stances(student, teachers.logps, inputs["score_mask"], clip=3.0, threshold=0.05)
+        for chosen in torch.randperm(len(pools), generator=torch.Generator().manual_seed(seed)).chunk(micro_batches):
+            part = {name: value[chosen] for name, value in inputs.items()}
+            of_part = from_batch(part)
+            self.ledger.observe(
+                part["row"], part["items"], part["outcome"], of_part.scored, support[chosen], stance[chosen]
+            )
+            self.recorder.observe(number, part, student[chosen], of_part, support[chosen], stance[chosen])
+        self.recorder.end_step(number, self.ledger.end_step())
+        return inputs, student, support, stance
 
 
 def batch(pools, outcomes, *, seed=0, T=5):
-    """Inputs of a loss, the loss and the student's log-probabilities, of random numbers."""
+    """Inputs of a loss and the student's log-probabilities, of random numbers; all teachers there are were run."""
     generator = torch.Generator().manual_seed(seed)
     B = len(pools)
     student = -torch.rand(B, T, generator=generator) * 3
@@ -42,36 +71,19 @@ def batch(pools, outcomes, *, seed=0, T=5):
     mask = torch.arange(T) < lengths.unsqueeze(1)
     score_mask = mask.clone()
     score_mask[torch.arange(B), lengths - 1] = False  # the end token does not count
+    places = [(b, k) for b, pool in enumerate(pools) for k in range(len(pool.prompts))]
+    logps = student.unsqueeze(1) + torch.randn(B, K, T, generator=generator) / 3
+    scores = replace(Scores.of_nothing(logps.device), logps=logps[tuple(zip(*places, strict=True))])
+    trust = [[1.0] * len(pool.pairs) for pool in pools]
+    teachers = teacher_scores(pools, trust, places, scores, num_teachers=K, length=T)
     inputs = {
         "outcome": torch.tensor(outcomes),
         "row": torch.arange(B),
-        "teacher_weights": torch.tensor([pool.weights for pool in pools]),
-        "teacher_logps": student.unsqueeze(1) + torch.randn(B, K, T, generator=generator) / 3,
         "completion_ids": torch.randint(40, 60, (B, T), generator=generator),
         "completion_mask": mask.long(),
         "score_mask": score_mask,
     }
-    result = sgsd_loss(student, inputs["teacher_logps"], score_mask, inputs["outcome"], inputs["teacher_weights"])
-    return inputs, result, student
-
-
-def data_rows(count):
-    return [{"problem_id": f"p{n}", "problem": f"{n} + 1?", "answer": str(n + 1)} for n in range(count)]
-
-
-def step(recorder, number, pools, outcomes, *, micro_batches=1, seed=0):
-    """One optimizer step: rollouts, shuffled and split as TRL does it, and their losses."""
-    items = recorder.rollouts(pools, BANK, data_rows(len(pools)), first_row=0)
-    inputs, result, student = batch(pools, outcomes, seed=seed)
-    inputs["items"] = items
-    for chosen in torch.randperm(len(pools), generator=torch.Generator().manual_seed(seed)).chunk(micro_batches):
-        part = {name: value[chosen] for name, value in inputs.items()}
-        part_result = SimpleNamespace(
-            support=result.support[chosen], stance=result.stance[chosen], polarity=result.polarity[chosen]
-        )
-        recorder.observe(number, part, part_result, student[chosen])
-    recorder.end_step(number)
-    return inputs, result, student
+    return inputs | to_batch(teachers), student
 
 
 def lines(file):
@@ -83,16 +95,14 @@ OUTCOMES = [1, -1, 1, 0]
 
 
 def test_the_ledger_is_the_same_whatever_the_micro_batches_and_their_order(tmp_path, tokenizer):
-    whole, parts = recorder(tmp_path / "a", tokenizer), recorder(tmp_path / "b", tokenizer)
+    whole, parts = Run(tmp_path / "a", tokenizer), Run(tmp_path / "b", tokenizer)
     for made in (whole, parts):
-        made.begin(0)
-    _, result, _ = step(whole, 1, POOLS, OUTCOMES)
-    step(parts, 1, POOLS, OUTCOMES, micro_batches=4)
+        made.recorder.begin(0)
+    _, _, support, stance = whole.step(1, POOLS, OUTCOMES)
+    parts.step(1, POOLS, OUTCOMES, micro_batches=4)
     pairs = [[(pair.skill.id, pair.mistake.id) for pair in pool.pairs] for pool in POOLS]
-    expected = Ledger().credited(
-        pairs, support=result.support, stance=result.stance, outcome=OUTCOMES, problems=range(4)
-    )
-    for made in (whole, parts):
+    expected = Ledger().credited(pairs, support=support, stance=stance, outcome=OUTCOMES, problems=range(4))
+    for made in (whole.ledger, parts.ledger):
         assert set(made.ledger.items) == set(expected.items)
         for id, record in expected.items.items():
             assert made.ledger.record(id).counts == record.counts
@@ -100,23 +110,22 @@ def test_the_ledger_is_the_same_whatever_the_micro_batches_and_their_order(tmp_p
             assert made.ledger.record(id).support_failure == pytest.approx(record.support_failure)
 
 
-def test_every_real_teacher_lands_in_one_bin_of_its_outcome(tmp_path, tokenizer):
-    made = recorder(tmp_path, tokenizer)
-    made.begin(0)
-    _, result, _ = step(made, 1, POOLS, OUTCOMES)
+def test_every_teacher_that_was_run_lands_in_one_bin_of_its_outcome(tmp_path, tokenizer):
+    made = Run(tmp_path, tokenizer)
+    made.recorder.begin(0)
+    _, _, support, _ = made.step(1, POOLS, OUTCOMES)
     header, line = lines(tmp_path / "supports.jsonl")
     assert header == {"edges": list(SUPPORT_EDGES)}
     assert (sum(line["success"]), sum(line["failure"]), sum(line["undecided"])) == (3, 2, 1)
     edges = [-float("inf"), *SUPPORT_EDGES, float("inf")]
-    support = float(result.support[3, 0])
     (found,) = [n for n, count in enumerate(line["undecided"]) if count]
-    assert edges[found] < support <= edges[found + 1]
+    assert edges[found] < float(support[3, 0]) <= edges[found + 1]
 
 
-def test_a_trace_holds_the_gaps_of_each_real_teacher(tmp_path, tokenizer):
-    made = recorder(tmp_path, tokenizer)
-    made.begin(0)
-    inputs, result, student = step(made, 1, POOLS, OUTCOMES, micro_batches=2)
+def test_a_trace_holds_the_gaps_of_each_teacher_that_was_run(tmp_path, tokenizer):
+    made = Run(tmp_path, tokenizer)
+    made.recorder.begin(0)
+    inputs, student, support, stance = made.step(1, POOLS, OUTCOMES, micro_batches=2)
     success, failure = lines(tmp_path / "traces.jsonl")
     assert (success["outcome"], failure["outcome"]) == ("success", "failure")
     assert (success["step"], success["problem_id"], success["problem"], success["answer"]) == (1, "p0", "0 + 1?", "1")
@@ -131,8 +140,17 @@ def test_a_trace_holds_the_gaps_of_each_real_teacher(tmp_path, tokenizer):
         gaps = inputs["teacher_logps"][1, k, :width] - student[1, :width]
         assert teacher["gaps"] == pytest.approx(gaps.tolist(), abs=6e-4)
         assert teacher["weight"] == pytest.approx(0.5)
-        assert teacher["support"] == pytest.approx(float(result.support[1, k]), abs=6e-5)
-        assert teacher["polarity"] == -teacher["stance"] == int(result.polarity[1, k])
+        assert teacher["support"] == pytest.approx(float(support[1, k]), abs=6e-5)
+        assert teacher["polarity"] == -teacher["stance"] == -int(stance[1, k])
+
+
+def test_the_table_of_completions_has_each_rollouts_stances(tmp_path, tokenizer):
+    made = Run(tmp_path, tokenizer, trace_steps=0, writes=False)
+    _, _, _, stance = made.step(1, POOLS, OUTCOMES, micro_batches=4, seed=3)
+    signs = {-1: "-", 0: "0", 1: "+"}
+    expected = [[signs[int(stance[b, k])] for k in range(len(pool.pairs))] for b, pool in enumerate(POOLS)]
+    assert made.cells == expected
+    assert expected[2] == []
 
 
 @pytest.mark.parametrize(
@@ -145,65 +163,63 @@ def test_a_trace_holds_the_gaps_of_each_real_teacher(tmp_path, tokenizer):
     ],
 )
 def test_traces_prefer_one_success_and_one_failure(tmp_path, tokenizer, outcomes, traced):
-    made = recorder(tmp_path, tokenizer)
-    made.begin(0)
-    step(made, 2, [pool(0)] * 3, outcomes, micro_batches=3)
+    made = Run(tmp_path, tokenizer)
+    made.recorder.begin(0)
+    made.step(2, [pool(0)] * 3, outcomes, micro_batches=3)
     assert [trace["outcome"] for trace in lines(tmp_path / "traces.jsonl")] == traced
 
 
 def test_traces_are_of_the_first_step_and_every_so_many(tmp_path, tokenizer):
-    made = recorder(tmp_path, tokenizer, trace_steps=3, trace_rollouts=1)
-    made.begin(0)
+    made = Run(tmp_path, tokenizer, trace_steps=3)
+    made.recorder.begin(0)
     for number in range(1, 8):
-        step(made, number, POOLS, OUTCOMES)
+        made.step(number, [pool(0)], [1])
     assert [trace["step"] for trace in lines(tmp_path / "traces.jsonl")] == [1, 3, 6]
 
 
-@pytest.mark.parametrize("off", [{"trace_steps": 0}, {"trace_rollouts": 0}])
-def test_no_traces_where_they_are_switched_off(tmp_path, tokenizer, off):
-    made = recorder(tmp_path, tokenizer, **off)
-    made.begin(0)
-    step(made, 2, POOLS, OUTCOMES)
+def test_no_traces_where_they_are_switched_off(tmp_path, tokenizer):
+    made = Run(tmp_path, tokenizer, trace_steps=0)
+    made.recorder.begin(0)
+    made.step(2, POOLS, OUTCOMES)
     assert not (tmp_path / "traces.jsonl").exists()
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_leaves_what_an_unbroken_one_leaves(tmp_path, tokenizer):
-    unbroken, broken = recorder(tmp_path / "a", tokenizer), recorder(tmp_path / "b", tokenizer)
+    unbroken, broken = Run(tmp_path / "a", tokenizer), Run(tmp_path / "b", tokenizer)
     for made in (unbroken, broken):
-        made.begin(0)
+        made.recorder.begin(0)
         for number in range(1, 5):
-            step(made, number, POOLS, OUTCOMES, seed=number)
+            made.step(number, POOLS, OUTCOMES, seed=number)
             if number == 2:
-                saved = made.ledger.to_json()
+                saved = json.loads(json.dumps(made.ledger.state_dict()))
     with (tmp_path / "b" / "traces.jsonl").open("a") as file:
         file.write('{"step": 4, "tok')  # killed here
-    resumed = recorder(tmp_path / "b", tokenizer)
-    resumed.ledger = Ledger.from_json(saved)
-    resumed.begin(2)
+    resumed = Run(tmp_path / "b", tokenizer)
+    resumed.ledger.load_state_dict(saved)
+    resumed.recorder.begin(2)
     for number in range(3, 5):
-        step(resumed, number, POOLS, OUTCOMES, seed=number)
-    for made in (unbroken, resumed):
-        made.write_ledger()
+        resumed.step(number, POOLS, OUTCOMES, seed=number)
+    unbroken.ledger.write(tmp_path / "a" / "ledger.json")
+    resumed.ledger.write(tmp_path / "b" / "ledger.json")
     for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):
         assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
 
 
 def test_a_run_that_begins_drops_what_another_one_left(tmp_path, tokenizer):
-    first = recorder(tmp_path, tokenizer)
-    first.begin(0)
-    step(first, 1, POOLS, OUTCOMES)
-    recorder(tmp_path, tokenizer).begin(0)
+    first = Run(tmp_path, tokenizer)
+    first.recorder.begin(0)
+    first.step(1, POOLS, OUTCOMES)
+    Run(tmp_path, tokenizer).recorder.begin(0)
     assert lines(tmp_path / "supports.jsonl") == [{"edges": list(SUPPORT_EDGES)}]
     assert lines(tmp_path / "traces.jsonl") == []
 
 
 def test_other_processes_write_nothing(tmp_path, tokenizer):
-    made = recorder(tmp_path / "run", tokenizer, writes=False)
-    made.begin(0)
-    step(made, 2, POOLS, OUTCOMES)
-    made.write_ledger()
+    made = Run(tmp_path / "run", tokenizer, writes=False)
+    made.recorder.begin(0)
+    made.step(2, POOLS, OUTCOMES)
     assert not (tmp_path / "run").exists()
-    assert made.ledger.items
+    assert made.ledger.ledger.items
 
 
 def test_characters_of_several_tokens_stand_at_the_last_of_them(tokenizer):
@@ -231,7 +247,7 @@ def test_a_trainer_records_every_rollout_once_and_resumes_its_records_exactly(tm
         "trace_steps": 3,
         "bank": BANK,
     }
-    unbroken = make_trainer(tmp_path / "a", stub=True, **settings)
+    unbroken = make_trainer(tmp_path / "a", stub=True, reward=by_first_id, **settings)
     unbroken.train()
     assert unbroken.state.global_step == 4
     ledger = Ledger.from_json((tmp_path / "a" / "ledger.json").read_text())
@@ -257,26 +273,56 @@ def test_a_trainer_records_every_rollout_once_and_resumes_its_records_exactly(tm
     shutil.copytree(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
     for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):  # a run that was killed after step 4
         shutil.copy(tmp_path / "a" / name, tmp_path / "b" / name)
-    resumed = make_trainer(tmp_path / "b", stub=True, **settings)
+    resumed = make_trainer(tmp_path / "b", stub=True, reward=by_first_id, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
     for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):
         assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
 
 
-def test_a_checkpoint_from_before_there_were_ledgers_still_loads(tmp_path):
+@pytest.mark.parametrize("damage", ["{", "{}", '{"items": 3}'])
+def test_a_damaged_ledger_is_refused_in_one_line(tmp_path, damage):
     trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, bank=BANK)
     trainer.train()
-    (tmp_path / "checkpoint-1" / "sgsd" / "ledger.json").unlink()
-    forget_files(tmp_path / "checkpoint-1")
-    resumed = make_trainer(tmp_path, stub=True, bank=BANK)
-    resumed.restore(tmp_path / "checkpoint-1")
-    assert resumed.ledger == Ledger()
-
-
-def test_a_damaged_ledger_is_refused_in_one_line(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, bank=BANK)
-    trainer.train()
-    (tmp_path / "checkpoint-1" / "sgsd" / "ledger.json").write_text("{")
-    forget_files(tmp_path / "checkpoint-1")
-    with pytest.raises(CheckpointError, match="ledger cannot be read"):
+    file = tmp_path / "checkpoint-1" / "sgsd" / "ledger.json"
+    size = file.stat().st_size
+    file.write_text(damage.ljust(size))  # as long as it was: a shorter file is refused for its length
+    with pytest.raises(CheckpointError, match="ledger cannot be read") as caught:
         make_trainer(tmp_path, stub=True, bank=BANK).restore(tmp_path / "checkpoint-1")
+    assert "\n" not in str(caught.value)
+
+
+def rollouts_of(ledger, bank):
+    return sum(ledger.record(skill.id).uses for skill in bank.skills)
+
+
+def test_the_ledger_counts_a_rollout_once_however_often_it_is_trained_on(tmp_path):
+    """At 029fdea ``num_iterations: 2`` counted every rollout twice: 24 uses in two steps, for 12."""
+    settings = {"stub": True, "reward": by_first_id, "bank": BANK, "num_generations": 1}
+    once = make_trainer(tmp_path / "a", max_steps=1, **settings)
+    twice = make_trainer(tmp_path / "b", max_steps=2, num_iterations=2, **settings)
+    for trainer in (once, twice):
+        trainer.train()
+    assert twice.state.global_step == 2
+    assert rollouts_of(twice.ledger, BANK) == rollouts_of(once.ledger, BANK) == 4 * K
+    assert twice.ledger == once.ledger
+
+
+def test_a_batch_that_several_steps_train_on_twice_is_counted_once(tmp_path):
+    """Two optimizer steps a pass, two passes: the rollouts of each step count in the first pass."""
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        reward=by_first_id,
+        bank=BANK,
+        per_device_train_batch_size=2,
+        steps_per_generation=2,
+        num_iterations=2,
+        max_steps=4,
+    )
+    seen = []
+    end_step = trainer.training_ledger.end_step
+    trainer.training_ledger.end_step = lambda: seen.append(end_step()) or seen[-1]
+    trainer.train()
+    assert [sorted(set(scored.rows.tolist())) != [] for scored in seen] == [True, True, False, False]
+    assert sorted({*seen[0].rows.tolist(), *seen[1].rows.tolist()}) == [0, 1, 2, 3]
+    assert rollouts_of(trainer.ledger, BANK) == 4 * K

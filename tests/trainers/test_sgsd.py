@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 from datetime import UTC, datetime
 
@@ -13,69 +14,36 @@ from trl import GRPOTrainer
 from sgsd.bank import SkillBank, history
 from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.prompts import describe_mistake, describe_skill
-from sgsd.retrieval import BM25Retriever, Pair, Retrieval
+from sgsd.retrieval import BM25Retriever
+from sgsd.scoring import logprobs
 from sgsd.trainers.sgsd import SGSDTrainer
 
 from ..conftest import make_model, make_tokenizer
 from ..reference import exact_copy, plain_logps, plain_row_loss
-from .tiny import EOS, PROBLEMS, make_bank, make_config, make_trainer, prompted_rollouts, rows, weights_of
+from .tiny import (
+    EIGHT,
+    EOS,
+    PROBLEMS,
+    WeightedRetriever,
+    assert_close,
+    batch_of,
+    by_first_id,
+    cut,
+    loss_and_gradients,
+    make_bank,
+    make_config,
+    make_trainer,
+    prompted_rollouts,
+    render,
+    rows,
+    weights_of,
+)
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
-def by_first_id(completion_ids, **_):
-    """Successes and failures, nothing undecided."""
-    return [float(ids[0] % 2 == 0) for ids in completion_ids]
-
-
-def batch_of(trainer, numbers):
-    return trainer._generate_and_score_completions(rows(trainer, numbers))
-
-
-def gradients(model) -> list[torch.Tensor]:
-    return [
-        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-        for parameter in model.parameters()
-    ]
-
-
-def loss_and_gradients(trainer, parts, steps=1):
-    """The sum of the micro-batches' losses, and of their gradients, in one optimizer step of ``steps``."""
-    trainer.current_gradient_accumulation_steps = steps
-    trainer.model.zero_grad()
-    total = 0.0
-    for part in parts:
-        loss = trainer._compute_loss(trainer.model, part)
-        loss.backward()
-        total += loss.item()
-    return total, gradients(trainer.model)
-
-
-def cut(batch, size):
-    B = batch["completion_ids"].shape[0]
-    return [
-        {name: value[at : at + size] if value.ndim else value for name, value in batch.items()}
-        for at in range(0, B, size)
-    ]
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-
-
 def moved(before, model) -> bool:
     return any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-
-
-class WeightedRetriever:
-    """Pairs of unequal weight: a uniform α would hide an α that is left out."""
-
-    name = "weighted"
-
-    def retrieve(self, queries, bank, k):
-        pairs = tuple(Pair(s, m, 0.5) for s, m in zip(bank.skills[:k], bank.mistakes[:k], strict=True))
-        weights = [1.0 + n for n in range(len(pairs))]
-        return [Retrieval(pairs, tuple(weight / sum(weights) for weight in weights)) for _ in queries]
 
 
 # ---- the loss
@@ -100,10 +68,8 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
     loss = trainer._compute_loss(trainer.model, batch).item()
 
     # from here on nothing of the trainer's is used but its weights
-    tokenizer, bank = make_tokenizer(), make_bank()
-    render = lambda text: tokenizer.apply_chat_template(  # noqa: E731
-        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
-    )["input_ids"]
+    bank = make_bank()
+    uncounted = make_tokenizer().convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<think>", "</think>", "Ċ", "č"])
     K = min(trainer.args.num_teachers, 4)
     weights = [(1.0 + k) / sum(1.0 + n for n in range(K)) for k in range(K)]
     temperature = settings.get("score_temperature", 1.0)
@@ -130,7 +96,7 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
             plain_logps(trainer.model, prompt, completion, temperature),
             teachers,
             weights,
-            [token not in (0, 1) and token != tokenizer.convert_tokens_to_ids("Ċ") for token in completion],
+            [token not in uncounted for token in completion],
             outcome,
             tau=settings.get("gate_tau", 1.0),
             clip=settings.get("support_clip", 3.0),
@@ -153,8 +119,9 @@ def test_accumulation_does_not_change_loss_or_gradient(tmp_path, G, grpo_weight)
         reward=by_first_id,
         num_generations=G,
         per_device_train_batch_size=8,
+        problems=EIGHT,
         grpo_weight=grpo_weight,
-        loss_type="grpo",
+        **({"loss_type": "grpo"} if grpo_weight else {}),
     )
     batch = batch_of(trainer, [n for n in range(8 // G) for _ in range(G)] if G > 1 else [0, 1, 2, 3, 4, 5, 0, 1])
     whole, whole_gradient = loss_and_gradients(trainer, [batch])
@@ -165,24 +132,27 @@ def test_accumulation_does_not_change_loss_or_gradient(tmp_path, G, grpo_weight)
         assert_close(gradient, whole_gradient)
 
 
-def test_sharing_prompts_changes_neither_loss_nor_gradient(tmp_path):
+def test_sharing_prompts_changes_neither_loss_nor_gradient(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, stub=True, num_generations=4, per_device_train_batch_size=8)
-    assert trainer._share_prompts
     shared_batch = batch_of(trainer, [0] * 4 + [1] * 4)
     shared = loss_and_gradients(trainer, [shared_batch])
-    trainer.num_generations = trainer.num_generations_eval = 1
-    assert not trainer._share_prompts
+    monkeypatch.setattr(logprobs, "_shares_prompts", lambda _: False)
     separate_batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    assert shared_batch["teacher_logps"].abs().max() > 0
     assert_close(shared_batch["teacher_logps"], separate_batch["teacher_logps"], 1e-4)
     separate = loss_and_gradients(trainer, [separate_batch])
     assert shared[0] == pytest.approx(separate[0], abs=1e-5)
     assert_close(shared[1], separate[1])
 
 
-def test_teachers_share_prompts_while_training_whatever_evaluation_does(tmp_path):
-    """The G rollouts of a problem cost each teacher one prompt, also where evaluation takes one rollout."""
+def test_the_rollouts_of_a_problem_cost_each_teacher_one_prompt(tmp_path):
     trainer = make_trainer(
-        tmp_path, stub=True, num_generations=4, num_generations_eval=1, per_device_train_batch_size=4
+        tmp_path,
+        stub=True,
+        reward=by_first_id,
+        num_generations=4,
+        num_generations_eval=1,
+        per_device_train_batch_size=4,
     )
     batch_of(trainer, [0] * 4)  # the first time that a head is used, one token is forwarded to know it
     seen = []
@@ -308,7 +278,9 @@ def test_sampled_rollouts_train_with_the_shipped_bank(tmp_path):
 @pytest.mark.parametrize(("truncated", "sign"), [("incorrect", -1), ("undecided", 0)])
 def test_a_truncated_rollout_has_the_configured_outcome_whatever_its_reward(tmp_path, truncated, sign):
     trainer = make_trainer(
-        tmp_path, reward=lambda completion_ids, **_: [1.0, 0.0, None, 1.0, 0.0, None], truncated=truncated
+        tmp_path,
+        reward=lambda completion_ids, **_: [1.0, 0.0, None, 1.0, 0.0, None][: len(completion_ids)],
+        truncated=truncated,
     )
     ended, full = [50, 60, EOS], [50] * 8
     trainer._generate_single_turn = lambda *_, **__: ([full] * 3 + [ended] * 3, None)
@@ -381,11 +353,10 @@ def test_an_undecided_truncation_is_no_reward_at_all(tmp_path):
 
 def teacher_scores(trainer, model, numbers):
     """What the teachers' log-probabilities should be, were ``model`` the teacher."""
-    problems = [PROBLEMS[n].text for n in numbers]
-    completions, _ = prompted_rollouts([trainer.renderer.student_ids(problem) for problem in problems])
-    pools = trainer._teacher_pools(problems)
+    completions, _ = prompted_rollouts([render(f"{PROBLEMS[n].text}\n\nGo.") for n in numbers])
+    pools = trainer.retrieve(rows(trainer, numbers))
     T = max(map(len, completions))
-    out = torch.zeros(len(problems), trainer.args.num_teachers, T)
+    out = torch.zeros(len(numbers), trainer.args.num_teachers, T)
     for b, (pool, completion) in enumerate(zip(pools, completions, strict=True)):
         for k, prompt in enumerate(pool.prompts):
             out[b, k, : len(completion)] = torch.tensor(plain_logps(model, prompt, completion))
@@ -393,7 +364,7 @@ def teacher_scores(trainer, model, numbers):
 
 
 def test_a_live_teacher_is_the_policy_of_the_moment(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True)
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id)
     initial = exact_copy(trainer.model)
     trainer.train()
     batch = batch_of(trainer, [0, 1])
@@ -402,7 +373,7 @@ def test_a_live_teacher_is_the_policy_of_the_moment(tmp_path):
 
 
 def test_a_frozen_teacher_stays_the_initial_policy(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, teacher="frozen", max_steps=2)
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, teacher="frozen", max_steps=2)
     initial = exact_copy(trainer.model)
     trainer.train()
     trained = weights_of(trainer.model)
@@ -413,7 +384,9 @@ def test_a_frozen_teacher_stays_the_initial_policy(tmp_path):
 
 
 def test_a_frozen_teacher_of_a_new_adapter_is_the_base_model_without_a_copy(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, teacher="frozen", peft_config=LoraConfig(**LORA), max_steps=2)
+    trainer = make_trainer(
+        tmp_path, stub=True, reward=by_first_id, teacher="frozen", peft_config=LoraConfig(**LORA), max_steps=2
+    )
     base = make_model()
     assert trainer.teacher_weights._held == []
     trainer.train()
@@ -428,7 +401,7 @@ def test_a_frozen_teacher_of_a_new_adapter_is_the_base_model_without_a_copy(tmp_
 
 def test_a_frozen_teacher_of_a_trained_adapter_is_the_adapter_as_it_came(tmp_path):
     model = get_peft_model(make_model(), LoraConfig(**LORA, init_lora_weights=False))
-    trainer = make_trainer(tmp_path, model=model, stub=True, teacher="frozen", max_steps=2)
+    trainer = make_trainer(tmp_path, model=model, stub=True, reward=by_first_id, teacher="frozen", max_steps=2)
     initial = exact_copy(trainer.model)
     trainer.train()
     batch = batch_of(trainer, [0, 1])
@@ -437,7 +410,7 @@ def test_a_frozen_teacher_of_a_trained_adapter_is_the_adapter_as_it_came(tmp_pat
 
 
 def test_an_ema_teacher_is_the_stated_average(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, teacher="ema", teacher_ema_decay=0.7)
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, teacher="ema", teacher_ema_decay=0.7)
     average = weights_of(trainer.model)
     for step in (1, 2):
         with torch.no_grad():
@@ -490,7 +463,7 @@ def test_a_periodic_teacher_changes_at_multiples_of_its_period_only(tmp_path):
 
 def test_teachers_score_without_dropout_and_the_student_goes_on_training(tmp_path):
     model = make_model(attention_dropout=0.5)
-    trainer = make_trainer(tmp_path, model=model, stub=True)
+    trainer = make_trainer(tmp_path, model=model, stub=True, reward=by_first_id)
     scores = [batch_of(trainer, [0, 1])["teacher_logps"] for _ in range(2)]
     assert torch.equal(*scores)
     assert trainer.model.training
@@ -521,7 +494,7 @@ def test_the_policy_is_back_bitwise_after_its_teachers_even_after_an_error(tmp_p
 
 
 def test_no_gradient_is_left_by_the_teachers(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, teacher="ema")
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, teacher="ema")
     batch = batch_of(trainer, [0, 1])
     assert not batch["teacher_logps"].requires_grad
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
@@ -559,7 +532,7 @@ def test_pairs_that_do_not_fit_are_counted_and_training_goes_on(tmp_path):
     before = weights_of(trainer.model)
     trainer.train()
     logged = trainer.state.log_history[0]
-    assert logged["sgsd/pairs_too_long"] == 12
+    assert logged["sgsd/pairs_too_long"] == 3  # each rollout's three
     assert logged["sgsd/teachers_per_rollout"] == 0
     assert not moved(before, trainer.model)
 
@@ -581,10 +554,10 @@ METRICS = {
     "loss",
     "teachers_per_rollout",
     "pairs_too_long",
-    "teacher_entropy",
+    "teacher_tokens",
+    "scored_share",
     *(f"ledger/{name}" for name in ("items", "uses", "active", "positive", "negative", "neutral", "undecided")),
     "ledger/credit",
-    "ledger/retired",
 }
 
 
@@ -593,7 +566,9 @@ def test_metrics_are_all_there_finite_and_shares_are_shares(tmp_path):
     trainer.train()
     logged = {k.removeprefix("sgsd/"): v for k, v in trainer.state.log_history[0].items() if k.startswith("sgsd/")}
     assert set(logged) == METRICS
-    assert trainer.state.log_history[0]["success_rate"] == 0.5
+    completions, _ = prompted_rollouts([render(f"{problem.text}\n\nGo.") for problem in PROBLEMS])
+    succeeded = [ids[0] % 2 == 0 and ids[-1] == EOS for ids in completions]
+    assert trainer.state.log_history[0]["success_rate"] == pytest.approx(sum(succeeded) / 6)
     assert all(torch.tensor(value).isfinite() for value in logged.values())
     shares = [value for name, value in logged.items() if name.endswith(("share", "rate"))]
     assert all(0 <= share <= 1 for share in shares)
@@ -629,25 +604,26 @@ def test_the_completions_table_has_outcomes_stances_and_pairs(tmp_path, accumula
     assert set(table["outcome"]) <= {"correct", "incorrect", "undecided"}
     ids = {item.id for item in trainer.bank.items}
     for _, row in table.iterrows():
-        assert len(row["stances"]) == 6
+        assert len(row["stances"]) == 4  # as many as the bank has pairs
         assert set(row["stances"]) <= {"+", "-", "0"}
         assert len(row["pairs"]) == 4
         assert all(set(pair.split()) <= ids for pair in row["pairs"])
 
 
 def test_the_table_gives_each_rollout_its_own_stances(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, log_completions=True, per_device_train_batch_size=6)
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, log_completions=True, per_device_train_batch_size=6)
     batch = batch_of(trainer, range(6))
-    stances = []
-    for part in cut(batch, 2)[::-1]:
-        trainer._compute_loss(trainer.model, part)
     order = torch.tensor([3, 1, 0, 5, 4, 2])
-    trainer._compute_loss(trainer.model, {n: v[order] if v.ndim else v for n, v in batch.items()})
-    stances = [list(cell) for cell in trainer._logs["extra"]["stances"]]
+    for part in cut({name: value[order] if value.ndim else value for name, value in batch.items()}, 2):
+        trainer._compute_loss(trainer.model, part)
+    trainer.recorder.end_step(1, trainer.training_ledger.end_step())
+    cells = [list(cell) for cell in trainer._logs["extra"]["stances"]]
     for row in range(6):
-        trainer._compute_loss(trainer.model, cut(batch, 1)[row])
-        assert list(trainer._logs["extra"]["stances"])[row] == stances[row]
-    assert len({tuple(cell) for cell in stances}) > 1
+        batch = batch_of(trainer, [row])
+        trainer._compute_loss(trainer.model, batch)
+        trainer.recorder.end_step(1, trainer.training_ledger.end_step())
+        assert cells[row] == list(trainer._logs["extra"]["stances"])[-1] != []
+    assert len({tuple(cell) for cell in cells}) > 1
 
 
 def test_an_evaluation_between_steps_of_one_batch_leaves_its_table_alone(tmp_path):
@@ -686,9 +662,21 @@ def test_evaluation_logs_the_plain_prompts_success_rate(tmp_path):
     metrics = trainer.evaluate()
     assert metrics["eval_reward"] == 0.5
     assert 0 <= metrics["eval_success_rate"] <= 0.5
-    assert metrics["eval_loss"] == pytest.approx(metrics["eval_sgsd/loss"], abs=1e-5)
     assert not moved(before, trainer.model)
     assert not trainer._metrics["train"]
+
+
+@pytest.mark.parametrize("method", ["sgsd", "opsd"])
+def test_evaluation_runs_no_teacher(tmp_path, method):
+    """At 029fdea an evaluation of four problems with three teachers made five forwards beside its sampling."""
+    trainer = make_trainer(tmp_path, method=method, stub=True, eval_dataset=PROBLEMS[:4])
+    forwards = []
+    trainer.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    metrics = trainer.evaluate()
+    assert forwards == []
+    assert math.isnan(metrics["eval_loss"])
+    batch_of(trainer.train() and trainer, [0])
+    assert forwards, "the hook would not see it"
 
 
 def test_evaluation_during_training_does_not_touch_the_training_metrics(tmp_path):
@@ -745,7 +733,27 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path, change, error, 
 
 def test_a_trainer_without_a_bank_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no skill bank"):
-        SGSDTrainer(make_model(), make_config(tmp_path), PROBLEMS, processing_class=make_tokenizer())
+        SGSDTrainer(make_model(), None, make_config(tmp_path), PROBLEMS, processing_class=make_tokenizer())
+
+
+def test_arguments_have_the_places_they_have_in_trls_trainer(tmp_path):
+    """At 029fdea the second was the configuration: "'function' object has no attribute 'bank'"."""
+    theirs = list(inspect.signature(GRPOTrainer.__init__).parameters)
+    ours = inspect.signature(SGSDTrainer.__init__).parameters
+    positional = [name for name, parameter in ours.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == theirs
+    args = make_config(tmp_path, bank="seed:mental-arithmetic", num_teachers=2)
+    rows = Dataset.from_list([{"problem": problem.text, "answer": problem.answer} for problem in PROBLEMS])
+    trainer = SGSDTrainer(make_model(), by_first_id, args, rows, processing_class=make_tokenizer())
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert moved(before, trainer.model)
+
+
+def test_a_writer_that_nobody_would_ask_is_refused(tmp_path):
+    for method in ("sgsd", "grpo"):
+        with pytest.raises(ConfigError, match="maintenance_frequency"):
+            make_trainer(tmp_path, method=method, writer=lambda *_: None)
 
 
 def test_prompts_may_fill_what_the_completion_leaves_of_the_context(tmp_path):
@@ -757,7 +765,7 @@ def test_prompts_may_fill_what_the_completion_leaves_of_the_context(tmp_path):
 
 
 def test_a_folder_trains_by_name(tmp_path, tiny_folder):
-    trainer = SGSDTrainer(str(tiny_folder), make_config(tmp_path), PROBLEMS, bank=make_bank(), reward_funcs=by_first_id)
+    trainer = SGSDTrainer(str(tiny_folder), by_first_id, make_config(tmp_path), PROBLEMS, bank=make_bank())
     trainer._generate_single_turn = prompted_rollouts
     before = weights_of(trainer.model)
     trainer.train()
@@ -768,9 +776,7 @@ def test_an_adapters_folder_trains_its_adapter(tmp_path, tiny_folder):
     base = make_model()
     base.name_or_path = base.config._name_or_path = str(tiny_folder)
     get_peft_model(base, LoraConfig(**LORA, init_lora_weights=False)).save_pretrained(tmp_path / "adapter")
-    trainer = SGSDTrainer(
-        str(tmp_path / "adapter"), make_config(tmp_path), PROBLEMS, bank=make_bank(), reward_funcs=by_first_id
-    )
+    trainer = SGSDTrainer(str(tmp_path / "adapter"), by_first_id, make_config(tmp_path), PROBLEMS, bank=make_bank())
     trainer._generate_single_turn = prompted_rollouts
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()

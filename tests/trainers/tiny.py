@@ -11,6 +11,7 @@ import torch
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.problems import Problem
+from sgsd.retrieval import Pair, Retrieval
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import CONFIGS, VerifiedConfig
 from sgsd.trainers.methods import TRAINERS
@@ -18,8 +19,10 @@ from sgsd.trainers.methods import TRAINERS
 from ..conftest import make_model, make_tokenizer
 
 EOS = 1
-PROBLEMS = [Problem(id=f"p{n}", text=f"{n} + {n * n}?", answer=str(n + n * n)) for n in range(1, 7)]
-SOLVED = [replace(problem, solution=f"It is {problem.answer}{'!' * n}") for n, problem in enumerate(PROBLEMS)]
+EIGHT = [Problem(id=f"p{n}", text=f"{n} + {n * n}?", answer=str(n + n * n)) for n in range(1, 9)]
+PROBLEMS = EIGHT[:6]
+EIGHT_SOLVED = [replace(problem, solution=f"It is {problem.answer}{'!' * n}") for n, problem in enumerate(EIGHT)]
+SOLVED = EIGHT_SOLVED[:6]
 
 
 def make_bank(pairs: int = 4, label: str = "") -> SkillBank:
@@ -40,6 +43,11 @@ def quoting_model():
         head = model.get_output_embeddings().weight.zero_()
         head[make_tokenizer().convert_tokens_to_ids('"')] = 4.0 * hidden / hidden.square().sum()
     return model
+
+
+def by_first_id(completion_ids, **_):
+    """Successes and failures, nothing undecided."""
+    return [float(ids[0] % 2 == 0) for ids in completion_ids]
 
 
 def by_parity(completion_ids, **_):
@@ -73,7 +81,7 @@ def make_config(output_dir, *, method="sgsd", **settings) -> VerifiedConfig:
 
 
 def make_trainer(
-    output_dir, *, method="sgsd", model=None, problems=None, reward=by_parity, stub=False, **settings
+    output_dir, *, method="sgsd", model=None, tokenizer=None, problems=None, reward=by_parity, stub=False, **settings
 ) -> VerifiedTrainer:
     """``stub``: rollouts that depend on the prompt alone. Arguments of the trainer and settings alike by name."""
     own = ("bank", "retriever_object", "verifier_object", "peft_config", "eval_dataset", "callbacks", "writer")
@@ -90,7 +98,7 @@ def make_trainer(
         model=make_model() if model is None else model,
         args=args,
         train_dataset=problems,
-        processing_class=make_tokenizer(),
+        processing_class=tokenizer or make_tokenizer(),
         reward_funcs=reward,
         **arguments,
     )
@@ -119,6 +127,69 @@ def rows(trainer: VerifiedTrainer, numbers) -> list[dict]:
 
 def weights_of(model) -> list:
     return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def batch_of(trainer: VerifiedTrainer, numbers) -> dict:
+    return trainer._generate_and_score_completions(rows(trainer, numbers))
+
+
+def cut(batch, size) -> list[dict]:
+    """Micro-batches of ``size`` rows."""
+    B = batch["completion_ids"].shape[0]
+    return [
+        {name: value[at : at + size] if value.ndim else value for name, value in batch.items()}
+        for at in range(0, B, size)
+    ]
+
+
+def loss_and_gradients(trainer, parts, steps=1) -> tuple[float, list[torch.Tensor]]:
+    """The sum of the micro-batches' losses, and of their gradients, in one optimizer step of ``steps``."""
+    trainer.current_gradient_accumulation_steps = steps
+    trainer.model.zero_grad()
+    total = 0.0
+    for part in parts:
+        loss = trainer._compute_loss(trainer.model, part)
+        loss.backward()
+        total += loss.item()
+    return total, gradients(trainer.model)
+
+
+def gradients(model) -> list[torch.Tensor]:
+    return [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for parameter in model.parameters()
+    ]
+
+
+def logged_means(trainer) -> dict[str, float]:
+    """What the losses since the last call would log."""
+    return trainer.metrics.reduced(trainer.accelerator)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def render(text: str) -> list[int]:
+    """A prompt's ids as the template has them with thinking off, without the package."""
+    return make_tokenizer().apply_chat_template(
+        [{"role": "user", "content": text}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        enable_thinking=False,
+    )["input_ids"]
+
+
+class WeightedRetriever:
+    """Pairs of unequal weight: a uniform α would hide an α that is left out."""
+
+    name = "weighted"
+
+    def retrieve(self, queries, bank, k):
+        pairs = tuple(Pair(s, m, 0.5) for s, m in zip(bank.skills[:k], bank.mistakes[:k], strict=True))
+        weights = [1.0 + n for n in range(len(pairs))]
+        return [Retrieval(pairs, tuple(weight / sum(weights) for weight in weights)) for _ in queries]
 
 
 def forget_files(checkpoint):

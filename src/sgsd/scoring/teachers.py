@@ -1,17 +1,24 @@
-"""Retrieved skill–mistake pairs → the teacher prompts of one problem, and a control's."""
+"""Retrieved skill–mistake pairs → the teacher prompts of one problem, and a control's; which of them are run; and
+their scores as tensors of a batch."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 from sgsd.bank import Item, SkillBank
+from sgsd.objectives import TeacherScores
 from sgsd.prompts import Prompt, PromptRenderer
 from sgsd.retrieval import Pair, Retrieval
+from sgsd.scoring.logprobs import Scores
 
 _I = TypeVar("_I", bound=Item)
+_BATCH_PREFIX = "teacher_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +93,106 @@ def _other(items: Sequence[_I], taken: set[str], draw: random.Random) -> _I | No
     while (item := draw.choice(items)).id in taken:
         pass
     return item
+
+
+def teachers_to_run(
+    pools: Sequence[TeacherPool],
+    outcomes: Sequence[int],
+    trust: Sequence[Sequence[float]],
+    *,
+    read: Collection[int],
+    by_trust: bool,
+    whole: Sequence[bool],
+) -> list[tuple[int, int]]:
+    """Rollouts b and teachers k to run on them, as pairs ``(b, k)``: what the loss reads, and whole pools.
+
+    Args:
+        pools: the teachers of B rollouts.
+        outcomes: B, in {−1, 0, 1}. Teachers have nothing to say of an undecided rollout.
+        trust: of each teacher.
+        read: outcomes of the rollouts that the loss reads.
+        by_trust: the loss reads no teacher without trust.
+        whole: B, whether all of a rollout's teachers are run whatever the loss reads.
+    """
+    return [
+        (b, k)
+        for b, pool in enumerate(pools)
+        for k in range(len(pool.prompts))
+        if outcomes[b] and (whole[b] or (outcomes[b] in read and (trust[b][k] > 0 or not by_trust)))
+    ]
+
+
+def teacher_scores(
+    pools: Sequence[TeacherPool],
+    trust: Sequence[Sequence[float]],
+    places: Sequence[tuple[int, int]],
+    scores: Scores,
+    *,
+    num_teachers: int,
+    length: int,
+) -> TeacherScores:
+    """Scores of some teachers as tensors of B rollouts, K teachers and T tokens; the others are marked as not scored.
+
+    Args:
+        pools: the teachers of B rollouts; fewer than K are filled up with teachers of weight 0.
+        trust: τ of each teacher.
+        places: rollout and teacher of each score.
+        scores: as many, of at most T tokens.
+        num_teachers: K.
+        length: T.
+    """
+    B, K, device = len(pools), num_teachers, scores.logps.device
+    at = _index(places, 2, device)
+    weights, trusts = torch.zeros(B, K), torch.ones(B, K)
+    for b, pool in enumerate(pools):
+        weights[b, : len(pool.weights)] = torch.tensor(pool.weights)
+        trusts[b, : len(pool.weights)] = torch.tensor(trust[b])
+    scored = torch.zeros(B, K, dtype=torch.bool, device=device)
+    scored[at] = True
+    top = {"top_ids": scores.top_ids, "top_logps": scores.top_logps} if scores.top_ids.shape[-1] else {}
+    return TeacherScores(
+        logps=_placed(scores.logps, at, (B, K, length)),
+        weights=weights.to(device),
+        trust=trusts.to(device),
+        scored=scored,
+        **{name: _placed(values, at, (B, K, length)) for name, values in top.items()},
+    )
+
+
+def control_scores(teachers: TeacherScores, rows: Sequence[int], scores: Scores) -> dict[str, Tensor]:
+    """``control_logps`` of ``TeacherScores``, and ``control_top_logps`` where the control scored the teachers' tokens.
+
+    Args:
+        teachers: of B rollouts.
+        rows: the rollouts that the control was run on.
+        scores: as many; ``other_logps`` ``[n, T, K · M]`` are of each teacher's likeliest tokens, in turn.
+    """
+    B, K, T = teachers.logps.shape
+    at = _index([(row,) for row in rows], 1, scores.logps.device)
+    control = {"control_logps": _placed(scores.logps, at, (B, T))}
+    if teachers.top_logps is not None:
+        others = scores.other_logps.unflatten(-1, (K, -1))  # [n, T, K, M]
+        control["control_top_logps"] = _placed(others, at, (B, T)).transpose(1, 2)
+    return control
+
+
+def to_batch(scores: TeacherScores) -> dict[str, Tensor]:
+    """Teachers' scores as entries of a batch, which TRL shuffles and splits by rows."""
+    return {_BATCH_PREFIX + name: values for name, values in vars(scores).items() if values is not None}
+
+
+def from_batch(batch: Mapping[str, Tensor]) -> TeacherScores:
+    """What ``to_batch`` put into a batch."""
+    named = {name: values for name, values in batch.items() if name.startswith(_BATCH_PREFIX)}
+    return TeacherScores(**{name.removeprefix(_BATCH_PREFIX): values for name, values in named.items()})
+
+
+def _index(places: Sequence[tuple[int, ...]], axes: int, device: torch.device) -> tuple[Tensor, ...]:
+    return torch.tensor(places, dtype=torch.long).reshape(-1, axes).to(device).unbind(1)
+
+
+def _placed(values: Tensor, at: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
+    """``values`` ``[n, t, ...]`` at places of a tensor of zeros ``[*shape, ...]``, whose last axis T is t or longer."""
+    whole = values.new_zeros(*shape, *values.shape[2:])
+    whole[(*at, slice(values.shape[1]))] = values
+    return whole

@@ -27,6 +27,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from sgsd.bank import SkillBank
+from sgsd.bank.writing import Writer
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError
@@ -86,6 +87,7 @@ class VerifiedTrainer(GRPOTrainer):
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
         verifier: overrides ``args.verifier``; a function is taken for a reward function.
+        writer: of new bank items, in the policy's place during online maintenance; of ``SGSDTrainer``.
 
     Raises:
         ConfigError, BankError, DataError, PromptError: what cannot be used, in one line.
@@ -114,8 +116,9 @@ class VerifiedTrainer(GRPOTrainer):
         bank: SkillBank | str | Path | None = None,
         retriever: Retriever | None = None,
         verifier: Verifier | RewardFunction | None = None,
+        writer: Writer | None = None,
     ) -> None:
-        args = self._checked(args, train_dataset, tools=tools, environment_factory=environment_factory)
+        args = self._checked(args, train_dataset, writer, tools=tools, environment_factory=environment_factory)
         verified = reward_funcs is None
         if verifier is not None:
             check_verifier(verifier)
@@ -156,7 +159,7 @@ class VerifiedTrainer(GRPOTrainer):
             )
         check_batch(len(rows["train_dataset"]), args)
         ends = end_of_completion_ids(model, processing_class)
-        check_tokens(model.get_input_embeddings().weight.shape[0], processing_class, ends)
+        check_tokens(model.config.get_text_config().vocab_size, processing_class, ends)
         model.generation_config.eos_token_id = ends
         if verified:
             reward_funcs = [
@@ -187,7 +190,7 @@ class VerifiedTrainer(GRPOTrainer):
         self._first_steps = self._watch(args, processing_class)
         self.metrics = StepMetrics()
         self.parts: dict[str, Part] = {"bank": self._bank}
-        self._step_callback = StepCallback(self.metrics, self._log_step, self.accelerator)
+        self._step_callback = StepCallback(self.metrics, self._log_means, self.accelerator)
         self.add_callback(self._step_callback)
         self.teacher_weights = self._teacher_weights(args, peft_config)
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
@@ -200,7 +203,9 @@ class VerifiedTrainer(GRPOTrainer):
         )
         self.add_callback(_SkipEpochs(self))
 
-    def _checked(self, args: VerifiedConfig | None, train_dataset: Any, **refused: Any) -> VerifiedConfig:
+    def _checked(
+        self, args: VerifiedConfig | None, train_dataset: Any, writer: Writer | None, **refused: Any
+    ) -> VerifiedConfig:
         for name, value in refused.items():
             if value:
                 raise ConfigError(f"{name} is not supported", remedy="leave it out, or train with TRL's GRPOTrainer")
@@ -208,6 +213,11 @@ class VerifiedTrainer(GRPOTrainer):
             raise ConfigError(f"{type(self).__name__} without args", expected="args=, a configuration")
         if train_dataset is None:
             raise ConfigError(f"{type(self).__name__} without train_dataset", expected="a data set")
+        if writer is not None and not vars(args).get("maintenance_frequency"):
+            raise ConfigError(
+                "a writer that nobody would ask", expected="method sgsd with maintenance_frequency above 0"
+            )
+        self._writer = writer
         return args
 
     def _set_up(self) -> None:
@@ -477,8 +487,11 @@ class VerifiedTrainer(GRPOTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _log_step(self, means: dict[str, float]) -> None:
+    def _log_means(self, means: dict[str, float]) -> None:
         self._step_means = means
+        self._log_step(means)
+
+    def _log_step(self, means: dict[str, float]) -> None:
         for name, mean in means.items():
             if not name.startswith("_"):  # those are the guard's
                 self._metrics["train"][name].append(mean)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor
 from transformers import TrainerCallback
 
+from sgsd.objectives import TeacherScores
 from sgsd.trainers.ledger import Scored, TrainingLedger
 
 LEDGER_FILE = "ledger.json"
@@ -29,6 +30,7 @@ TRACES_FILE = "traces.jsonl"
 # Nats per token. Fine around 0, where most supports lie; 0.05 is the default dead zone.
 SUPPORT_EDGES = (-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 OUTCOMES = {1: "success", -1: "failure", 0: "undecided"}
+_SIGNS = {-1: "-", 0: "0", 1: "+"}
 _TRACED = 2  # rollouts of a trace: a success and a failure if there are
 
 
@@ -37,20 +39,32 @@ class _Decoder(Protocol):
 
 
 class RunRecorder:
-    """Keeps the two files of this module.
+    """Keeps the two files of this module, and fills in the stances of the table of completions.
 
     Args:
         folder: the run's.
         tokenizer: decodes traced completions.
+        pair_of: ids of a skill and a mistake by their numbers (``TrainingLedger.ids``).
         trace_steps: optimizer steps between traces, beside one of the first step; 0 keeps none.
         writes: whether this process writes.
     """
 
-    def __init__(self, folder: Path, tokenizer: _Decoder, *, trace_steps: int, writes: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: _Decoder,
+        pair_of: Callable[[int, int], tuple[str, str]],
+        *,
+        trace_steps: int,
+        writes: bool,
+    ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
+        self._pair_of = pair_of
         self._trace_steps = trace_steps
         self._writes = writes
+        self._rows: Mapping[int, Mapping[str, Any]] = {}
+        self._cells: list[list[str]] = []
         self._traces: list[dict[str, Any]] = []
 
     def begin(self, step: int) -> None:
@@ -61,28 +75,79 @@ class RunRecorder:
         for name in (SUPPORTS_FILE, TRACES_FILE):
             keep_until(self._folder / name, step)
 
-    def traces(self, step: int) -> bool:
-        """Whether rollouts of this optimizer step, from 1, are kept token by token."""
-        return self._writes and bool(self._trace_steps) and (step == 1 or step % self._trace_steps == 0)
-
-    def trace(
-        self, rollout: Mapping[str, Any], ids: Sequence[int], student: Tensor, teachers: list[dict[str, Any]]
-    ) -> None:
-        """Keep a rollout for the step's end.
+    def rollouts(self, rows: Sequence[Mapping[str, Any]], first_row: int, of_all: int) -> list[list[str]]:
+        """Begin a batch of rollouts.
 
         Args:
-            rollout: its step, problem, answer, outcome and counted tokens.
-            ids: of the completion, T of them.
-            student: ``[T]``, log-probabilities.
-            teachers: of each its pair, weight, support, stance, polarity and gaps.
+            rows: data rows of this process's rollouts.
+            first_row: the first one's number among all processes'.
+            of_all: rollouts of all processes.
+
+        Returns:
+            A cell for each of these: its teachers' stances, written into it at the end of the optimizer step.
         """
-        kept = sum(trace["outcome"] == rollout["outcome"] for trace in self._traces)
-        if kept < _TRACED and teachers:
-            pieces = token_pieces(self._tokenizer, ids)
-            self._traces.append({**rollout, "tokens": pieces, "student_logps": rounded(student), "teachers": teachers})
+        self._rows = dict(enumerate(rows, start=first_row))
+        self._cells = [[] for _ in range(of_all)]
+        return self._cells
+
+    def observe(
+        self,
+        step: int,
+        inputs: Mapping[str, Tensor],
+        student: Tensor,
+        teachers: TeacherScores,
+        support: Tensor,
+        stance: Tensor,
+    ) -> None:
+        """Keep a micro-batch's rollouts for a trace, if optimizer step ``step``, from 1, is one of those traced.
+
+        Args:
+            step: the optimizer step.
+            inputs: the micro-batch.
+            student: ``[B, T]``, log-probabilities.
+            teachers: of the micro-batch.
+            support, stance: ``[B, K]``.
+        """
+        if not self._writes or not self._trace_steps or (step > 1 and step % self._trace_steps):
+            return
+        for b, outcome in enumerate(inputs["outcome"].tolist()):
+            kept = sum(trace["outcome"] == OUTCOMES[outcome] for trace in self._traces)
+            scored = teachers.scored[b].nonzero().flatten().tolist()
+            if kept == _TRACED or not scored:
+                continue
+            row, n = self._rows[int(inputs["row"][b])], int(inputs["completion_mask"][b].sum())
+            traced: list[dict[str, Any]] = []
+            for k in scored:
+                skill, mistake = self._pair_of(*inputs["items"][b, k].tolist())
+                traced.append(
+                    {
+                        "skill": skill,
+                        "mistake": mistake,
+                        "weight": round(float(teachers.weights[b, k]), 4),
+                        "support": round(float(support[b, k]), 4),
+                        "stance": int(stance[b, k]),
+                        "polarity": outcome * int(stance[b, k]),
+                        "gaps": rounded(teachers.logps[b, k, :n] - student[b, :n]),
+                    }
+                )
+            self._traces.append(
+                {
+                    "step": step,
+                    "problem_id": str(row["problem_id"]),
+                    "problem": str(row["problem"]),
+                    "answer": str(row.get("answer")),
+                    "outcome": OUTCOMES[outcome],
+                    "counted": inputs["score_mask"][b, :n].int().tolist(),
+                    "tokens": token_pieces(self._tokenizer, inputs["completion_ids"][b, :n].tolist()),
+                    "student_logps": rounded(student[b, :n]),
+                    "teachers": traced,
+                }
+            )
 
     def end_step(self, step: int, scored: Scored) -> None:
         """Write what became of the optimizer step that has just been made."""
+        for row, stance in zip(scored.rows.tolist(), scored.stance.tolist(), strict=True):
+            self._cells[row].append(_SIGNS[stance])
         traces, self._traces = self._chosen(), []
         if not self._writes:
             return
@@ -110,22 +175,23 @@ class LedgerCallback(TrainerCallback):
     Args:
         ledger, recorder: of the run.
         file: where the ledger goes; ``None`` on processes that do not write.
-        stances: told the step's ``Scored``, for the table of completions.
+        log: called then.
     """
 
-    def __init__(self, ledger: TrainingLedger, recorder: RunRecorder, file: Path | None, stances: Any) -> None:
+    def __init__(
+        self, ledger: TrainingLedger, recorder: RunRecorder, file: Path | None, log: Callable[[], None]
+    ) -> None:
         self._ledger = ledger
         self._recorder = recorder
         self._file = file
-        self._stances = stances
+        self._log = log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._recorder.begin(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        scored = self._ledger.end_step()
-        self._recorder.end_step(state.global_step, scored)
-        self._stances(scored)
+        self._recorder.end_step(state.global_step, self._ledger.end_step())
+        self._log()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._file is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import textwrap
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,27 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from sgsd.bank import Ledger
-from sgsd.bank.writing import Writer
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
 from sgsd.scoring.logprobs import Scores, Select, chunk_count, flat_targets, score_completions
-from sgsd.scoring.teachers import TeacherPool, build_pool, control_prompt
+from sgsd.scoring.teachers import (
+    TeacherPool,
+    build_pool,
+    control_prompt,
+    control_scores,
+    from_batch,
+    teacher_scores,
+    teachers_to_run,
+    to_batch,
+)
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import SGSDConfig
-from sgsd.trainers.ledger import Scored, TrainingLedger
+from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
-from sgsd.trainers.record import LEDGER_FILE, OUTCOMES, LedgerCallback, RunRecorder, rounded
+from sgsd.trainers.record import LEDGER_FILE, LedgerCallback, RunRecorder
 from sgsd.trainers.rewards import VerifierReward, is_truncated, text_of
 from sgsd.trainers.rows import prompt_of
-
-_STANCE_SIGNS = {-1: "-", 0: "0", 1: "+"}
 
 
 class SGSDTrainer(VerifiedTrainer):
@@ -52,8 +58,7 @@ class SGSDTrainer(VerifiedTrainer):
     trainer.train()
     ```
 
-    Arguments and errors: see ``trainers.base.VerifiedTrainer``. ``args`` is an ``SGSDConfig``; ``writer``, a
-    ``bank.writing.Writer``, writes new items in the policy's place during online maintenance.
+    Arguments and errors: see ``trainers.base.VerifiedTrainer``. ``args`` is an ``SGSDConfig``.
     """
 
     method = "sgsd"
@@ -71,10 +76,6 @@ class SGSDTrainer(VerifiedTrainer):
             }"""),
     }
 
-    def __init__(self, *positional: Any, writer: Writer | None = None, **named: Any) -> None:
-        self._writer = writer
-        super().__init__(*positional, **named)
-
     def _set_up(self) -> None:
         args: SGSDConfig = self.args
         self.objective = OBJECTIVES[args.objective].from_config(args)
@@ -84,11 +85,11 @@ class SGSDTrainer(VerifiedTrainer):
         )
         self.training_ledger = self.parts["ledger"] = TrainingLedger(self.num_generations, args.teacher_trust)
         main, folder = self.accelerator.is_main_process, Path(args.output_dir)
-        self.recorder = RunRecorder(folder, self.processing_class, trace_steps=args.trace_steps, writes=main)
+        self.recorder = RunRecorder(
+            folder, self.processing_class, self.training_ledger.ids, trace_steps=args.trace_steps, writes=main
+        )
         file = folder / LEDGER_FILE if main else None
-        self.add_callback(LedgerCallback(self.training_ledger, self.recorder, file, self._after_step))
-        self._asked: list[dict[str, Any]] = []  # this process's rows of the latest batch
-        self._stance_cells: list[list[str]] = []  # of all processes' rollouts of the latest batch, for the table
+        self.add_callback(LedgerCallback(self.training_ledger, self.recorder, file, self._log_ledger))
         self.maintenance: Maintenance | None = None
         if args.maintenance_frequency:
             self.maintenance = self.parts["window"] = maintenance_of(self, args, self._writer)
@@ -102,7 +103,7 @@ class SGSDTrainer(VerifiedTrainer):
         return self.training_ledger.ledger
 
     def hand_over(self) -> None:
-        """Go on with GRPO's loss alone; the teachers are still scored, for the ledger."""
+        """Go on with GRPO's loss alone; on ``ledger_share`` of the problems teachers are still run."""
         self.args.sgsd_weight, self.args.grpo_weight = 0.0, self.args.grpo_weight or 1.0
 
     def _build_retriever(self, args: SGSDConfig) -> Retriever:
@@ -135,9 +136,9 @@ class SGSDTrainer(VerifiedTrainer):
         mask = output["completion_mask"].bool()
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
         pools = self.retrieve(inputs)
-        output |= self.score_teachers(pools, inputs, output)
-        self._asked = inputs
-        self._log_rollouts(pools)
+        output |= to_batch(self.score_teachers(pools, inputs, output))
+        output["items"] = self.training_ledger.numbers(pools, self.bank, self.args.num_teachers).to(mask.device)
+        self._log_rollouts(pools, inputs)
         return output
 
     # ---- retrieve
@@ -166,122 +167,72 @@ class SGSDTrainer(VerifiedTrainer):
 
     def score_teachers(
         self, pools: Sequence[TeacherPool], inputs: Sequence[dict[str, Any]], output: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """What the teachers say of the rollouts, as tensors of the batch: ``TeacherScores``, and ``items``.
+    ) -> TeacherScores:
+        """What the teachers say of B rollouts.
 
         Run are the teachers that the objective reads, and all of them on the problems that the ledger draws.
+
+        Args:
+            pools, inputs: teachers and data row of each rollout.
+            output: TRL's batch.
         """
-        B, K = len(pools), self.args.num_teachers
-        T, device = output["completion_ids"].shape[1], output["completion_ids"].device
-        lengths = output["completion_mask"].sum(1).tolist()
-        completions = [ids[:n] for ids, n in zip(output["completion_ids"].tolist(), lengths, strict=True)]
-        trust = [self.training_ledger.trust(pool.pairs) for pool in pools]
-        places = self._read(pools, trust, inputs, lengths)
-        needs, L = self.objective.needs, self._top_tokens
-        scored = torch.zeros(B, K, dtype=torch.bool)
-        logps = torch.zeros(B, K, T, device=device)
-        top_ids, top_logps = (torch.zeros(B, K, T, L, dtype=dtype, device=device) for dtype in (torch.long, None))
-        at = tuple(torch.tensor(numbers, dtype=torch.long) for numbers in zip(*places, strict=True)) if places else None
-        prompts = [pools[b].prompts[k] for b, k in places]
-        scores = self._score(prompts, [completions[b] for b, _ in places], inputs, top_tokens=L)
-        if scores is not None and at is not None:
-            scored[at] = True
-            at = tuple(numbers.to(device) for numbers in at)
-            width = scores.logps.shape[1]
-            logps[at[0], at[1], :width] = scores.logps
-            top_ids[at[0], at[1], :width], top_logps[at[0], at[1], :width] = scores.top_ids, scores.top_logps
-        weights, trusts = torch.zeros(B, K), torch.ones(B, K)
-        for b, pool in enumerate(pools):
-            weights[b, : len(pool.weights)] = torch.tensor(pool.weights)
-            trusts[b, : len(pool.weights)] = torch.tensor(trust[b])
-        batch = {
-            "teacher_logps": logps,
-            "teacher_weights": weights.to(device),
-            "teacher_trust": trusts.to(device),
-            "teacher_scored": scored.to(device),
-            "items": self.training_ledger.numbers(pools, self.bank, K).to(device),  # pyright: ignore[reportArgumentType]
-        }
-        if needs.top_tokens:
-            batch |= {"teacher_top_ids": top_ids, "teacher_top_logps": top_logps}
-        tokens = 0 if scores is None else scores.tokens
-        if self._control:
-            control, spent = self._score_control(pools, inputs, completions, sorted({b for b, _ in places}), top_ids)
-            batch |= control
-            tokens += spent
-        rollouts = torch.tensor(float(B), device=device)
-        self.metrics.add(
-            {
-                "sgsd/teacher_tokens": (torch.tensor(float(tokens), device=device), rollouts),
-                "sgsd/scored_share": (scored.sum().to(device), (weights > 0).sum().to(device)),
-            }
+        ids, lengths = output["completion_ids"].tolist(), output["completion_mask"].sum(1).tolist()
+        completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        needs, trust = self.objective.needs, [self.training_ledger.trust(pool.pairs) for pool in pools]
+        places = teachers_to_run(
+            pools,
+            [int(outcome) if length else 0 for outcome, length in zip(self._outcome.tolist(), lengths, strict=True)],
+            trust,
+            read=needs.outcomes if self.args.sgsd_weight else (),
+            by_trust=needs.by_trust,
+            whole=[self._drawn_for_ledger(row) for row in inputs],
         )
-        return batch
-
-    def _read(
-        self,
-        pools: Sequence[TeacherPool],
-        trust: Sequence[Sequence[float]],
-        inputs: Sequence[dict[str, Any]],
-        lengths: Sequence[int],
-    ) -> list[tuple[int, int]]:
-        """Rollouts and teachers to run: those that the loss reads, and all of a share of the problems, drawn anew."""
-        needs, step = self.objective.needs, self.state.global_step
-        places: list[tuple[int, int]] = []
-        for b, (pool, outcome) in enumerate(zip(pools, self._outcome.tolist(), strict=True)):
-            if not lengths[b] or not outcome:
-                continue
-            draw = random.Random(f"{self.args.seed} {step} {inputs[b]['prompt']!r}").random()
-            for_ledger = draw < self.args.ledger_share
-            for k in range(len(pool.prompts)):
-                reads = self.args.sgsd_weight > 0 and int(outcome) in needs.outcomes
-                if for_ledger or (reads and not (needs.by_trust and not trust[b][k])):
-                    places.append((b, k))
-        return places
-
-    @property
-    def _top_tokens(self) -> int:
-        """M; 0 where the objective asks for none."""
         vocabulary = self.model.config.get_text_config().vocab_size
-        return min(self.args.teacher_top_tokens, vocabulary) if self.objective.needs.top_tokens else 0
+        top_tokens = min(self.args.teacher_top_tokens, vocabulary) if needs.top_tokens else 0
+        prompts = [pools[b].prompts[k] for b, k in places]
+        scores = self._score(prompts, [completions[b] for b, _ in places], inputs, top_tokens=top_tokens)
+        teachers = teacher_scores(
+            pools, trust, places, scores, num_teachers=self.args.num_teachers, length=output["completion_ids"].shape[1]
+        )
+        tokens = scores.tokens
+        if self._control:
+            rows = sorted({b for b, _ in places})
+            scores = self._score_control(rows, pools, inputs, completions, teachers)
+            teachers = replace(teachers, **control_scores(teachers, rows, scores))
+            tokens += scores.tokens
+        self._count("sgsd/teacher_tokens", tokens, len(pools))
+        self._count("sgsd/scored_share", len(places), sum(len(pool.prompts) for pool in pools))
+        return teachers
+
+    def _drawn_for_ledger(self, row: dict[str, Any]) -> bool:
+        """Whether a problem is among those of the step whose rollouts all teachers score; alike on all processes."""
+        draw = random.Random(f"{self.args.seed} {self.state.global_step} {row['prompt']!r}")
+        return draw.random() < self.args.ledger_share
 
     def _score_control(
         self,
+        rows: Sequence[int],
         pools: Sequence[TeacherPool],
         inputs: Sequence[dict[str, Any]],
         completions: Sequence[list[int]],
-        rows: Sequence[int],
-        top_ids: Tensor,
-    ) -> tuple[dict[str, Tensor], int]:
-        """The control teacher of the rollouts that any teacher is run on, and the tokens it took."""
-        seed = self.args.seed + self.state.global_step
+        teachers: TeacherScores,
+    ) -> Scores:
+        """A control teacher of the rollouts ``rows``; the plain prompt is the control where the bank has no other."""
+        assert self.bank is not None
+        seed, limit = self.args.seed + self.state.global_step, self.max_prompt_length
         drawn = {
             repr(inputs[b]["prompt"]): control_prompt(
-                prompt_of(inputs[b]),
-                pools[b],
-                self.bank,  # pyright: ignore[reportArgumentType]
-                self.renderer,
-                max_prompt_length=self.max_prompt_length,
-                seed=seed,
+                prompt_of(inputs[b]), pools[b], self.bank, self.renderer, max_prompt_length=limit, seed=seed
             )
             for b in rows
         }
-        plain = [self.renderer.student_ids(prompt_of(inputs[b])) for b in rows]
         found = [drawn[repr(inputs[b]["prompt"])] for b in rows]
-        prompts = [ids or own for ids, own in zip(found, plain, strict=True)]
-        B, K, T, M = top_ids.shape
-        others = top_ids.transpose(1, 2).flatten(2)[list(rows)]  # [n, T, K · M]
-        scores = self._score(prompts, [completions[b] for b in rows], inputs, others=others if M else None)
-        logps, top_logps = top_ids.new_zeros(B, T, dtype=torch.float32), torch.zeros_like(top_ids, dtype=torch.float32)
-        if scores is not None:
-            width = scores.logps.shape[1]
-            at = torch.tensor(list(rows), device=logps.device)
-            logps[at, :width] = scores.logps
-            if M:
-                top_logps[at, :, :width] = scores.other_logps.unflatten(-1, (K, M)).transpose(1, 2)
-        share = torch.tensor(float(sum(ids is None for ids in found))), torch.tensor(float(len(rows)))
-        self.metrics.add({"sgsd/control_is_plain": tuple(part.to(logps.device) for part in share)})  # pyright: ignore[reportArgumentType]
-        batch = {"control_logps": logps} | ({"control_top_logps": top_logps} if M else {})
-        return batch, 0 if scores is None else scores.tokens
+        self._count("sgsd/control_is_plain", found.count(None), len(rows))
+        prompts = [ids or self.renderer.student_ids(prompt_of(inputs[b])) for b, ids in zip(rows, found, strict=True)]
+        others = None
+        if teachers.top_ids is not None:
+            others = teachers.top_ids.transpose(1, 2).flatten(2)[list(rows)]  # [n, T, K · M]
+        return self._score(prompts, [completions[b] for b in rows], inputs, others=others)
 
     def _score(
         self,
@@ -291,32 +242,33 @@ class SGSDTrainer(VerifiedTrainer):
         *,
         top_tokens: int = 0,
         others: Tensor | None = None,
-    ) -> Scores | None:
-        """By the teachers' weights, in as many forwards as any process needs; ``None`` with nothing to score."""
-        asked = len(prompts)
-        limit = self.args.max_tokens_per_chunk
+    ) -> Scores:
+        """By the teachers' weights, in as many forwards as any process needs."""
+        asked, limit = len(prompts), self.args.max_tokens_per_chunk
         chunks = 0
         if asked:
             chunks = chunk_count(self.model, prompts, completions, max_tokens_per_chunk=limit, others=others)
         if self.accelerator.num_processes > 1:
             chunks = int(gather(torch.tensor([chunks], device=self.accelerator.device)).amax())
-            if chunks and not asked:  # others score: this process makes the same forwards
-                prompts = [self.renderer.student_ids(prompt_of(inputs[0]))]
-                completions = [prompts[0][:1]]
-        if not chunks:
-            return None
-        with self._teaching():
-            scores = score_completions(
-                self.model,
-                prompts,
-                completions,
-                temperature=self.args.score_temperature,
-                max_tokens_per_chunk=limit,
-                top_tokens=top_tokens,
-                others=others if asked else None,
-                min_chunks=chunks,
-            )
-        return scores if asked else None
+        if chunks and not asked:  # others score: this process makes the same forwards
+            prompts = [self.renderer.student_ids(prompt_of(inputs[0]))]
+            completions = [prompts[0][:1]]
+        if chunks:
+            with self._teaching():
+                scores = score_completions(
+                    self.model,
+                    prompts,
+                    completions,
+                    temperature=self.args.score_temperature,
+                    max_tokens_per_chunk=limit,
+                    top_tokens=top_tokens,
+                    others=others if asked else None,
+                    min_chunks=chunks,
+                )
+            if asked:
+                return scores
+        M = 0 if others is None else others.shape[-1]
+        return Scores.of_nothing(self.accelerator.device, top_tokens=top_tokens, others=M)
 
     # ---- loss
 
@@ -324,16 +276,7 @@ class SGSDTrainer(VerifiedTrainer):
         if self._mode == "eval":  # plain-prompt success is what evaluations are for
             return torch.tensor(torch.nan, device=inputs["completion_ids"].device)
         student, loss = self.score_student(model, inputs)
-        teachers = TeacherScores(
-            logps=inputs["teacher_logps"],
-            weights=inputs["teacher_weights"],
-            trust=inputs["teacher_trust"],
-            scored=inputs["teacher_scored"],
-            top_ids=inputs.get("teacher_top_ids"),
-            top_logps=inputs.get("teacher_top_logps"),
-            control_logps=inputs.get("control_logps"),
-            control_top_logps=inputs.get("control_top_logps"),
-        )
+        teachers = from_batch(inputs)
         rollouts = Rollouts(
             ids=inputs["completion_ids"],
             mask=inputs["score_mask"],
@@ -388,75 +331,27 @@ class SGSDTrainer(VerifiedTrainer):
         )
         if self._step % (args.steps_per_generation * self.num_iterations) >= args.steps_per_generation:
             return support, stance
-        outcome, scored = inputs["outcome"], teachers.scored
-        self.training_ledger.observe(inputs["row"], inputs["items"], outcome, scored, support, stance)
-        step = self.state.global_step + 1
-        if self.recorder.traces(step):
-            for b in range(len(outcome)):
-                self._trace(step, b, inputs, student.logps[b].detach(), support[b].tolist(), stance[b].tolist())
+        self.training_ledger.observe(
+            inputs["row"], inputs["items"], inputs["outcome"], teachers.scored, support, stance
+        )
+        self.recorder.observe(self.state.global_step + 1, inputs, student.logps.detach(), teachers, support, stance)
         return support, stance
 
-    def _trace(
-        self,
-        step: int,
-        b: int,
-        inputs: dict[str, Tensor],
-        student: Tensor,
-        support: list[float],
-        stance: list[float],
-    ) -> None:
-        row = self._asked[int(inputs["row"][b]) - self.accelerator.process_index * len(self._asked)]
-        n, outcome = int(inputs["completion_mask"][b].sum()), int(inputs["outcome"][b])
-        teachers: list[dict[str, Any]] = []
-        for k in inputs["teacher_scored"][b].nonzero().flatten().tolist():
-            skill, mistake = self.training_ledger.ids(*inputs["items"][b, k].tolist())
-            teachers.append(
-                {
-                    "skill": skill,
-                    "mistake": mistake,
-                    "weight": round(float(inputs["teacher_weights"][b, k]), 4),
-                    "support": round(support[k], 4),
-                    "stance": int(stance[k]),
-                    "polarity": outcome * int(stance[k]),
-                    "gaps": rounded(inputs["teacher_logps"][b, k, :n] - student[:n]),
-                }
-            )
-        rollout = {
-            "step": step,
-            "problem_id": str(row["problem_id"]),
-            "problem": str(row["problem"]),
-            "answer": str(row.get("answer")),
-            "outcome": OUTCOMES[outcome],
-            "counted": inputs["score_mask"][b, :n].int().tolist(),
-        }
-        self.recorder.trace(rollout, inputs["completion_ids"][b, :n].tolist(), student[:n], teachers)
-
-    def _after_step(self, scored: Scored) -> None:
-        """Log the ledger's totals, and the stances in the table of completions."""
-        self._log_step({f"sgsd/ledger/{name}": value for name, value in self._ledger_totals().items()})
-        for row, stance in zip(scored.rows.tolist(), scored.stance.tolist(), strict=True):
-            if row < len(self._stance_cells):
-                self._stance_cells[row].append(_STANCE_SIGNS[stance])
-
-    def _ledger_totals(self) -> dict[str, float]:
-        for name in [name for name in self._metrics["train"] if name.startswith("sgsd/ledger/")]:
-            del self._metrics["train"][name]  # totals are no means over steps
+    def _log_ledger(self) -> None:
         assert self.bank is not None
-        return self.training_ledger.totals(self.bank)
+        for name, total in self.training_ledger.totals(self.bank).items():
+            self._metrics["train"][f"sgsd/ledger/{name}"] = [total]  # since the run began: no mean over steps
 
-    def _log_rollouts(self, pools: Sequence[TeacherPool]) -> None:
+    def _count(self, name: str, total: float, among: int) -> None:
         device = self.accelerator.device
-        rollouts = torch.tensor(float(len(pools)), device=device)
-        counts = partial(torch.tensor, dtype=torch.float32, device=device)
-        self.metrics.add(
-            {
-                "sgsd/teachers_per_rollout": (counts(sum(len(pool.pairs) for pool in pools)), rollouts),
-                "sgsd/pairs_too_long": (counts(sum(pool.too_long for pool in pools)), rollouts),
-            }
-        )
+        self.metrics.add({name: (torch.tensor(float(total), device=device), torch.tensor(float(among), device=device))})
+
+    def _log_rollouts(self, pools: Sequence[TeacherPool], inputs: Sequence[dict[str, Any]]) -> None:
+        B, accelerator = len(pools), self.accelerator
+        self._count("sgsd/teachers_per_rollout", sum(len(pool.pairs) for pool in pools), B)
+        self._count("sgsd/pairs_too_long", sum(pool.too_long for pool in pools), B)
+        cells = self.recorder.rollouts(inputs, accelerator.process_index * B, accelerator.num_processes * B)
         if self.log_completions:
-            # The stances become known with the student's forward; each cell is filled in then.
-            self._stance_cells = [[] for _ in range(len(pools) * self.accelerator.num_processes)]
-            self._logs["extra"]["stances"].extend(self._stance_cells)
+            self._logs["extra"]["stances"].extend(cells)
             names = [[f"{pair.skill.id} {pair.mistake.id}" for pair in pool.pairs] for pool in pools]
             self._logs["extra"]["pairs"].extend(gather_object(names))
