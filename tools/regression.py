@@ -79,6 +79,8 @@ RUNS = {
     "local": Run(("--objective", "local", "--teacher_top_tokens", "10")),
     "correction": Run(CORRECTION),
     "guided": Run(GUIDED),
+    "correction-equal": Run((*CORRECTION, "--teacher_trust", "equal"), labs=ONE),
+    "guided-equal": Run((*GUIDED, "--teacher_trust", "equal"), labs=ONE),
     "correction-live-noisy": Run((*CORRECTION, "--teacher", "live"), lab=("--flips", "0.2", "--k", "3"), labs=ONE),
     "guided-alone": Run((*GUIDED, "--grpo_weight", "0", "--num_generations", "1"), labs=ONE),
     "grpo": Run(method="grpo"),
