@@ -98,8 +98,8 @@ def _other(items: Sequence[_I], taken: set[str], draw: random.Random) -> _I | No
 def stand_in(pool: TeacherPool, trust: Sequence[float], draw: random.Random) -> list[float]:
     """Trust in a pool's teachers if one of them, drawn by weight and trust, stands for all: the highest, or none.
 
-    With the weights w of ``objectives.correction``, equation (8), a loss Σ_k w_k L_k is then, on average over draws, what
-    it is with all teachers: the one is drawn with probability w_k / Σ_j w_j and weighs Σ_j w_j = max_j τ_j.
+    With the weights w of ``objectives.correction``, equation (8), a loss Σ_k w_k L_k is then, on average over draws,
+    what it is with all teachers: the one is drawn with probability w_k / Σ_j w_j and weighs Σ_j w_j = max_j τ_j.
 
     Args:
         pool: the teachers.
