@@ -181,12 +181,11 @@ class SGSDTrainer(VerifiedTrainer):
         ids, lengths = output["completion_ids"].tolist(), output["completion_mask"].sum(1).tolist()
         completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         needs, trust = self.objective.needs, [self.training_ledger.trust(pool.pairs) for pool in pools]
-        draws = [random.Random(f"{self.args.seed} {self.state.global_step} {row['prompt']!r}") for row in inputs]
-        whole = [draw.random() < self.args.ledger_share for draw in draws]  # alike for all rollouts of a prompt
+        whole = [self._drawn_for_ledger(row) for row in inputs]
         if needs.one_teacher:
             trust = [
-                known if all_run else stand_in(pool, known, draw)
-                for pool, known, all_run, draw in zip(pools, trust, whole, draws, strict=True)
+                known if all_run else stand_in(pool, known, self._draw("stand-in", row))
+                for pool, known, all_run, row in zip(pools, trust, whole, inputs, strict=True)
             ]
         places = teachers_to_run(
             pools,
@@ -212,6 +211,14 @@ class SGSDTrainer(VerifiedTrainer):
         self._count("sgsd/teacher_tokens", tokens, len(pools))
         self._count("sgsd/scored_share", len(places), sum(len(pool.prompts) for pool in pools))
         return teachers
+
+    def _drawn_for_ledger(self, row: dict[str, Any]) -> bool:
+        """Whether a problem is among those of the step whose rollouts all teachers score."""
+        return self._draw("ledger", row).random() < self.args.ledger_share
+
+    def _draw(self, what: str, row: dict[str, Any]) -> random.Random:
+        """Draws of a problem, anew each step, the same for all of its rollouts on all processes."""
+        return random.Random(f"{what} {self.args.seed} {self.state.global_step} {row['prompt']!r}")
 
     def _score_control(
         self,
