@@ -233,7 +233,7 @@ def worth_in_this_bank(*records):
     [("ledger", trust, 0.5), ("worth", worth_in_this_bank, pytest.approx(sure_worth([HELPS])))],
 )
 def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp_path, kind, measure, unknown):
-    trainer = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind)
+    trainer = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind, ledger_share=1.0)
     skill, mistake = trainer.bank.skills[0], trainer.bank.mistakes[0]
     trainer.training_ledger.ledger = Ledger({skill.id: HELPS, mistake.id: HARMS})
     seen = batch_of(trainer, [0] * 8)["teacher_trust"]
