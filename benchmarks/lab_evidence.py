@@ -37,6 +37,8 @@ GUIDED = (*CONTROLLED, "--teacher_guidance", "2")
 SWEPT = {"grpo": (), "sgsd": (), "correction": CORRECTION, "worth": WORTH, "guided": GUIDED}
 FLIPS = (0.1, 0.2, 0.3)
 LEDGER_STEP = 150
+ABLATIONS = ("--use_gate", "--use_polarity", "--correct_all")
+"""Settings that only ``ablations.py`` takes."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
     arguments = flags(CELLS[name], lab, learning_rate=learning_rate, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         at = arguments.index("--")
-        first = [sys.executable, "-m", "sgsd.cli", *arguments[:at], "--json", "--output", f"{folder}/run"]
+        first = [*program(arguments), *arguments[:at], "--json", "--output", f"{folder}/run"]
         began = time.perf_counter()
         save = ["--save_strategy", "steps", "--save_steps", str(LEDGER_STEP)]  # the ledger of that step
         done = subprocess.run([*first, *arguments[at:], *save], capture_output=True, text=True, check=False, cwd=folder)
@@ -190,6 +192,12 @@ def make(name: str, lab: str, learning_rate: float, seed: int, commit: str) -> s
     with (RESULTS / f"{lab}-{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return f"{lab} {name} lr {learning_rate:g} seed {seed}: {100 * curve[max(curve)]:.1f} %"
+
+
+def program(arguments: Sequence[str]) -> list[str]:
+    """What takes these arguments: ``sgsd``, or with more settings ``ablations.py``."""
+    ablated = any(setting in arguments for setting in ABLATIONS)
+    return [sys.executable, *([str(ROOT / "benchmarks" / "ablations.py")] if ablated else ["-m", "sgsd.cli"])]
 
 
 def separations(run: Path) -> dict[str, dict[str, float]]:

@@ -5,12 +5,13 @@
     python benchmarks/qwen3_shapes.py --json qwen3_shapes.json # the step at 1.7B, minutes to an hour on a CPU
 
 The step is ``SGSDTrainer``'s own, with the settings of the preset sgsd-qwen3-1.7b: bfloat16, LoRA r 64 on all linear
-layers, gradient checkpointing, one rollout of 1,024 tokens, K 8 teachers. Rollouts are given (random ids): sampling is
-not measured. Random teachers say the same on average, so the dead zone is 0, lest the loss have no gradient.
+layers, gradient checkpointing, one rollout of 1,024 tokens, K 8 teachers. Rollouts are given (random ids): sampling,
+and memory that an engine such as vLLM takes for it, are not measured; pairs are drawn without an embedder, which the
+count adds. Random teachers say the same on average, so the dead zone is 0, lest the loss have no gradient.
 
 The count is of tensors, not of a device's allocator: weights, adapter and optimizer by their shapes; one decoder
 layer's largest amount of live memory by running that layer alone, of one row, and watching its storages; logits by the
-tile's size. It is compared with the step's peak of resident memory, and set beside a GPU of 80 GB for 4B and 8B.
+tile's size. The step watches its own storages too: resident memory on a CPU is more, by what an allocator keeps.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ SIZES = {
     "4B": Size(2560, 36, 32, 9728, tied=True),
     "8B": Size(4096, 36, 32, 12_288, tied=False),
 }
+EMBEDDER = Size(1024, 28, 16, 3072, tied=True)
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,10 @@ class Counted:
     phase: str  # always, teachers or student
 
 
-def count(size: Size, shape: Shape, *, layers: int | None = None, tile_logits: int = GPU_TILE_LOGITS) -> list[Counted]:
-    """What a step holds, largest first within its phase."""
+def count(
+    size: Size, shape: Shape, *, layers: int | None = None, tile_logits: int = GPU_TILE_LOGITS, embedder: bool = True
+) -> list[Counted]:
+    """What a step holds, largest first within its phase. ``embedder``: with the preset's, for retrieval."""
     L, H, T = layers or size.layers, size.hidden, shape.completion
     body = L * sum(inputs * outputs for inputs, outputs in size.linears)
     adapter = L * sum(LORA["r"] * (inputs + outputs) for inputs, outputs in size.linears)
@@ -198,6 +202,9 @@ def count(size: Size, shape: Shape, *, layers: int | None = None, tile_logits: i
         ("AdamW's moments", "twice the adapter", 8 * adapter),
         ("adapter under autocast", "as the adapter, bfloat16", 2 * adapter),
     ]
+    if embedder:
+        body = EMBEDDER.layers * sum(inputs * outputs for inputs, outputs in EMBEDDER.linears)
+        always.append(("embedder", "Qwen3-Embedding-0.6B, bfloat16", 2 * (body + VOCABULARY * EMBEDDER.hidden)))
     teachers = [
         ("one layer of the teachers' chunk", f"{rows} x {width} tokens, at its fullest", rows * forward),
         ("teachers' hidden states", f"2 x [{rows}, {width}, {H}], bfloat16", 4 * rows * width * H),
@@ -321,22 +328,25 @@ def make_trainer(size: Size, shape: Shape, folder: str, *, layers: int | None = 
 
 
 class Phases:
-    """Seconds and peak of resident memory by phase. Linux alone forgets an earlier peak."""
+    """Seconds, peak of resident memory and of live tensors by phase. Linux alone forgets an earlier peak."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, float]] = {}
+        self._live = LiveBytes()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")
+        self._live.most = self._live.now
         began, computing = time.perf_counter(), time.process_time()
-        yield
-        seconds = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - computing}
-        self.found[name] = seconds | {"peak": float(resident("VmHWM")), "end": float(resident("VmRSS"))}
-        values = self.found[name]
+        with self._live:
+            yield
+        seconds, computing = time.perf_counter() - began, time.process_time() - computing
+        peak, tensors = resident("VmHWM"), self._live.most
+        self.found[name] = {"seconds": seconds, "cpu": computing, "peak": float(peak), "tensors": float(tensors)}
         print(
-            f"  {name:22} {values['seconds']:8.1f} s ({values['cpu']:.1f} of computing), "
-            f"peak {values['peak'] / GB:.2f} GB, then {values['end'] / GB:.2f} GB",
+            f"  {name:19} {seconds:7.1f} s ({computing:.1f} of computing), "
+            f"peak {peak / GB:.2f} GB, {tensors / GB:.2f} GB of it tensors made since the start",
             flush=True,
         )
 
@@ -398,7 +408,7 @@ def main() -> None:
     shape = Shape(K=options.teachers, completion=options.completion, max_tokens_per_chunk=options.budget)
     result: dict[str, Any] = {"size": options.size, "layers": options.layers or size.layers, "shape": asdict(shape)}
     tile = GPU_TILE_LOGITS if options.count else 6 * 2**20  # a CPU's tile is smaller
-    counted = count(size, shape, layers=options.layers, tile_logits=tile)
+    counted = count(size, shape, layers=options.layers, tile_logits=tile, embedder=options.count)
     show_count(options.size, counted)
     result["counted"] = [asdict(c) for c in counted]
     if options.count:

@@ -4,9 +4,9 @@
 
 - official: as the method's public code does it. The student's row is repeated for every teacher, with gradient;
   float32 log-softmax over all positions of all rows, then the chosen tokens.
-- ours: the calls that ``SGSDTrainer`` makes, with its defaults (entropies, token budget) but without gradient
-  checkpointing; checkpointed: with it, as TRL has it by default.
-- unshared, different: ours, but each rollout's prompt by itself; ours on rollouts without equals.
+- ours: the calls that ``SGSDTrainer`` makes, with its defaults (token budget, the student's entropies) but without
+  gradient checkpointing; checkpointed: with it, as TRL has it by default.
+- unshared, different: ours, but teachers' prompts once for each rollout; ours on rollouts without equals.
 - correction, guided: ours with ``objective: correction``, every rollout a failure; with a control teacher and guidance.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
   the head over completion positions. No log-probability comes of it.
@@ -37,8 +37,7 @@ from torch import Tensor
 
 from sgsd.engines.models import load_model
 from sgsd.objectives import correction_loss, guided_logps, sgsd_loss
-from sgsd.scoring.forwards import completion_logps
-from sgsd.scoring.logprobs import score_completions
+from sgsd.scoring.logprobs import Select, StudentPass, flat_targets, score_completions
 
 MODEL = "local:smollm2-135m-instruct"
 BUDGET = 16384  # SGSDConfig's max_tokens_per_chunk
@@ -125,23 +124,18 @@ class Step:
         return loss.detach(), teachers
 
     def ours(self, *, shared: bool = True, checkpointed: bool = False) -> tuple[Tensor, Tensor | None]:
-        B, K, share_prompts = self.shape.B, self.shape.K, shared and self.shape.G > 1
+        B, K = self.shape.B, self.shape.K
         teachers = score_completions(
             self.model,
             self.unequal_prompts,
             self.repeated.tolist(),
             max_tokens_per_chunk=self.budget,
-            with_entropy=True,
-            share_prompts=share_prompts,
+            share_prompts=shared,
         ).logps.view(B, K, -1)
         if checkpointed:
             self.model.activation_checkpointing_enable()
-        mask = torch.ones_like(self.completions)
-        [(student, _)] = completion_logps(
-            self.model, self.prompts.tolist(), self.completions, mask, with_entropy=True, share_prompts=share_prompts
-        )
-        weights = torch.full((B, K), 1 / K)
-        loss = sgsd_loss(student, teachers, mask.bool(), self.outcome, weights).loss
+        student, mask = self._student()[..., 0], torch.ones_like(self.completions, dtype=torch.bool)
+        loss = sgsd_loss(student, teachers, mask, self.outcome, torch.full((B, K), 1 / K)).loss
         loss.backward()
         if checkpointed:
             self.model.activation_checkpointing_disable()
@@ -151,7 +145,7 @@ class Step:
         B, K, T = self.shape.B, self.shape.K, self.shape.completion
         score = partial(score_completions, self.model, max_tokens_per_chunk=self.budget)
         prompts, repeated = self.unequal_prompts, self.repeated.tolist()
-        teachers = score(prompts, repeated, with_entropy=True, top_tokens=TOP_TOKENS)
+        teachers = score(prompts, repeated, top_tokens=TOP_TOKENS)
         likeliest = teachers.top_ids.view(B, K, T, TOP_TOKENS)
         of_teachers = teachers.top_logps.view(B, K, T, TOP_TOKENS)
         others = likeliest.transpose(1, 2).flatten(2)
@@ -159,21 +153,23 @@ class Step:
             control = score(self.control_prompts.tolist(), self.completions.tolist(), others=others).other_logps
             control = control.view(B, T, K, TOP_TOKENS).transpose(1, 2)
             of_teachers = guided_logps(of_teachers, control, guidance=2.0, clip=3.0)
-        mask = torch.ones_like(self.completions)
-        [(student, _)] = completion_logps(
-            self.model,
-            self.prompts.tolist(),
-            self.completions,
-            mask,
-            others=others,
-            with_entropy=True,
-            share_prompts=False,
-        )
-        of_student = student[..., 1:].view(B, T, K, TOP_TOKENS).transpose(1, 2)
+        of_student = self._student(others)[..., 1:].view(B, T, K, TOP_TOKENS).transpose(1, 2)
+        mask = torch.ones_like(self.completions, dtype=torch.bool)
         failed, weights = torch.full((B,), -1), torch.full((B, K), 1 / K)
-        loss = correction_loss(of_student, of_teachers, mask.bool(), failed, weights).mean()
+        loss = correction_loss(of_student, of_teachers, mask, failed, weights).mean()
         loss.backward()
         return loss.detach(), teachers.logps
+
+    def _student(self, others: Tensor | None = None) -> Tensor:
+        """``[B, T, 1 + M]``: the forward that TRL makes, and what the trainer keeps of it."""
+        ids = torch.cat([self.prompts, self.completions], dim=1)
+        student = StudentPass(
+            self.model,
+            torch.ones_like(self.completions),
+            lambda flat: Select(flat_targets(self.completions, others, flat)),
+        )
+        student(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=None)
+        return student.spread(student.kept[0])
 
     def guided(self) -> tuple[Tensor, Tensor | None]:
         return self.correction(guided=True)

@@ -20,8 +20,8 @@ from sgsd.commands.flags import spelled
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
-Presets for --config: bank, demo, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b,
-sgsd-qwen3-8b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
+Presets for --config: bank, demo, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
+sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -69,6 +69,7 @@ def test_what_the_context_cuts_is_an_error_and_the_others_are_written(model, tok
 def test_a_tokenizer_that_is_not_known_to_hold_to_a_schema_is_refused(model):
     class Slow:
         eos_token_id = 1
+        chat_template = None
 
     with pytest.raises(ConfigError, match="got Slow; expected one of transformers' fast tokenizers"):
         TransformersWriter(model, Slow())

@@ -35,7 +35,7 @@ def load_example():
 loop = load_example()
 
 
-def rollouts_of(trainer, batch, problems):
+def rollouts_of(trainer, batch, chosen):
     """What the example's loss takes, from a generated batch of the trainer: the one place that knows its keys."""
 
     def ids(name):
@@ -45,7 +45,7 @@ def rollouts_of(trainer, batch, problems):
 
     return {
         "prompts": ids("prompt"),
-        "teacher_prompts": [list(pool.prompts) for pool in trainer._teacher_pools(problems)],
+        "teacher_prompts": [list(pool.prompts) for pool in trainer.retrieve(chosen)],
         "completions": ids("completion"),
         "outcomes": batch["outcome"].tolist(),
         "weights": batch["teacher_weights"].tolist(),
@@ -102,7 +102,7 @@ def test_its_loss_and_gradient_on_a_batch_are_the_trainers(tmp_path, seed):
     gradient = [parameter.grad.clone() for parameter in trainer.model.parameters()]
     trainer.model.zero_grad()
 
-    given = rollouts_of(trainer, batch, [row["problem"] for row in chosen])
+    given = rollouts_of(trainer, batch, chosen)
     ours, _, polarity = loop.loss_of_batch(
         trainer.model, **given, uncounted=loop.uncounted_ids(trainer.processing_class)
     )

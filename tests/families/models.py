@@ -7,7 +7,9 @@ windows are shorter than the tests' prompts. Weights are large: two logits diffe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -390,11 +392,20 @@ ODD: dict[str, Family] = {
 """Heads, positions and states of other kinds, where mistakes hide."""
 
 
-def make(name: str, *, dtype: torch.dtype = torch.float32, pad_id: int | None = EOS, seed: int = 0, **overrides: Any):
+def make(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    pad_id: int | None = EOS,
+    seed: int = 0,
+    implementation: Mapping[str, str] = MappingProxyType({}),
+    **overrides: Any,
+) -> PreTrainedModel:
     """A model of the family, in evaluation mode, of one seed's weights in every dtype.
 
     Args:
         pad_id: ``pad_token_id``; 0 makes the embedding of token 0 zero in most families.
+        implementation: of ``attn_implementation`` and ``experts_implementation``, where not the default.
         overrides: of the configuration.
     """
     family = (FAMILIES | ODD)[name]
@@ -404,7 +415,7 @@ def make(name: str, *, dtype: torch.dtype = torch.float32, pad_id: int | None = 
     }
     config = getattr(transformers, family.config)(**{key: settings[key] for key in settings.keys() - leave_out})
     torch.manual_seed(seed)
-    model = getattr(transformers, family.architecture)._from_config(config, dtype=dtype)
+    model = getattr(transformers, family.architecture)._from_config(config, dtype=dtype, **implementation)
     return model.eval()
 
 

@@ -94,8 +94,9 @@ def test_one_step(case, tmp_path):
 def test_one_step_of_odd_families(name, method, tmp_path):
     """They train, or a line says why not."""
     room = {"max_position_embeddings": 256} if name == "llama-ntk" else {}
-    model = make(name, pad_id=0, **room)
-    step = one_step(tmp_path, model, method, G=4, pad_id=0, peft_config=lora(name))
+    pad_id = EOS if name == "gemma-3n" else 0  # its own gradient is NaN where a row begins with an embedding of zeros
+    model = make(name, pad_id=pad_id, **room)
+    step = one_step(tmp_path, model, method, G=4, pad_id=pad_id, peft_config=lora(name))
     check(step, adapted=True)
 
 
@@ -147,7 +148,7 @@ def test_the_routers_loss_is_in_the_loss_as_trl_has_it(name, method, tmp_path):
     by_trl = one_step(tmp_path / "grpo", make(name), "grpo", G=4, router_aux_loss_coef=1.0)
     step = one_step(tmp_path / "with", make(name), method, G=4, router_aux_loss_coef=1.0)
     without = one_step(tmp_path / "without", make(name), method, G=4, router_aux_loss_coef=0.0)
-    assert step.completions == by_trl.completions == without.completions
+    assert step.rollouts == by_trl.rollouts == without.rollouts
     expected = by_trl.logged["aux_loss"]
     assert expected > 0.5  # 1 per token and expert, and more where experts are chosen unequally
     assert step.logged["aux_loss"] == pytest.approx(expected, abs=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,17 @@ from sgsd.bank import Mistake, Origin, Skill
 from ..conftest import make_tokenizer
 from .models import FAMILIES, ODD
 
-ROWS = [{"problem": f"{n}+{n}?", "answer": str(2 * n), "solution": f"It is {2 * n}."} for n in range(1, 9)]
+ROWS = [
+    {"problem": "+".join("1" * n) + "?", "answer": str(n), "solution": "It is " + "!" * n + f"{n}."}
+    for n in range(1, 9)
+]
+"""Prompts of unequal lengths, some of which a completion takes across the switch of ``phi-3``'s positions."""
+
+BANK = SkillBank(
+    tuple(Skill.new("add" + " more" * n, origin=Origin.SEED) for n in range(3)),
+    tuple(Mistake.new("slip" + " so" * n, origin=Origin.SEED) for n in range(3)),
+    name="tiny",
+)
 METHODS: dict[str, dict[str, Any]] = {
     "gated": {"support_threshold": 0.0},  # every teacher takes a stance
     "correction": {"objective": "correction", "teacher": "frozen", "teacher_trust": "equal", "teacher_top_tokens": 4},
@@ -43,19 +53,32 @@ def offered(method: str) -> bool:
 
 
 @dataclass
+class Rollouts:
+    """What a reward function was given the last time: each rollout's token ids and problem."""
+
+    completions: list[list[int]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def reward(self, completion_ids, problem, **_: Any) -> list[float]:
+        """Every other rollout is right."""
+        self.completions, self.problems = [*map(list, completion_ids)], [*problem]
+        return [float(n % 2) for n in range(len(completion_ids))]
+
+
+@dataclass
 class Step:
     """What one step left behind.
 
     Attributes:
         trainer: after the step.
         logged: everything logged about it.
-        completions: token ids of each rollout.
+        rollouts: sampled in it.
         moved, still: names of the weights that the step changed, and did not.
     """
 
     trainer: Any
     logged: dict[str, float]
-    completions: list[list[int]]
+    rollouts: Rollouts
     moved: set[str]
     still: set[str]
 
@@ -65,28 +88,19 @@ class Step:
 
 
 def make_trainer(output_dir, model, method: str, *, G: int, peft_config=None, pad_id: int = 1, **settings):
-    """A trainer of the model, and the list that each rollout's token ids go to."""
-    completions: list[list[int]] = []
-
-    def every_other(completion_ids, **_: Any) -> list[float]:
-        completions.extend(map(list, completion_ids))
-        return [float(n % 2) for n in range(len(completion_ids))]
-
+    """A trainer of the model, and what will be sampled; ``retriever`` and ``callbacks`` are the trainer's, too."""
+    rollouts = Rollouts()
     tokenizer = make_tokenizer()
     tokenizer.pad_token_id = pad_id
     config, trainer = {
         "opsd": (OPSDConfig, OPSDTrainer),
         "grpo": (GRPOBaselineConfig, GRPOBaselineTrainer),
     }.get(method, (SGSDConfig, SGSDTrainer))
-    arguments: dict[str, Any] = {}
+    arguments = {name: settings.pop(name) for name in ("retriever", "callbacks") if name in settings}
     own: dict[str, Any] = dict(METHODS[method])
     if config is SGSDConfig:
         own |= {"num_teachers": 2, "retriever": "random"}
-        arguments["bank"] = SkillBank(
-            tuple(Skill.new("add" + " more" * n, origin=Origin.SEED) for n in range(3)),
-            tuple(Mistake.new("slip" + " so" * n, origin=Origin.SEED) for n in range(3)),
-            name="tiny",
-        )
+        arguments["bank"] = BANK
     defaults = {
         "output_dir": str(output_dir),
         "num_generations": G,
@@ -107,19 +121,19 @@ def make_trainer(output_dir, model, method: str, *, G: int, peft_config=None, pa
     return (
         trainer(
             model=model,
-            reward_funcs=every_other,
+            reward_funcs=rollouts.reward,
             args=config(**defaults | own | settings),
             train_dataset=Dataset.from_list(ROWS),
             processing_class=tokenizer,
             peft_config=peft_config,
             **arguments,
         ),
-        completions,
+        rollouts,
     )
 
 
 def one_step(output_dir, model, method: str, **settings) -> Step:
-    trainer, completions = make_trainer(output_dir, model, method, **settings)
+    trainer, rollouts = make_trainer(output_dir, model, method, **settings)
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
     logged: dict[str, float] = {}
@@ -130,7 +144,7 @@ def one_step(output_dir, model, method: str, **settings) -> Step:
     return Step(
         trainer,
         logged,
-        completions,
+        rollouts,
         moved={name for name, equal in same.items() if not equal},
         still={name for name, equal in same.items() if equal},
     )
@@ -147,7 +161,7 @@ def check(step: Step, *, adapted: bool) -> None:
     assert math.isfinite(step.logged["loss"])
     assert math.isfinite(step.logged["grad_norm"])
     assert step.logged["grad_norm"] > 0
-    assert step.completions
+    assert len(step.rollouts.completions) == 4
     assert step.moved
     assert not step.moved & step.frozen
     assert bool(step.frozen) == adapted

@@ -112,7 +112,7 @@ def of_one_token(logits, teacher, M):
     M=st.integers(1, 11),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 def test_it_is_between_nothing_and_the_divergence_over_the_whole_vocabulary(seed, sharp, M, dtype):
     generator = torch.Generator().manual_seed(seed)
     logits, teacher = torch.randn(2, 20, 11, generator=generator, dtype=dtype)
@@ -185,7 +185,7 @@ def test_in_float32_too_nothing_is_made_of_a_rest_that_is_a_rounding_error(sharp
 
 
 @given(seed=st.integers(0, 10_000), power=st.integers(-12, -1))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 def test_the_rest_keeps_its_digits_however_small_it_is(seed, power):
     kept = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     small = 10.0**power
@@ -220,7 +220,7 @@ def test_a_student_that_is_sure_of_something_else_still_learns():
 
 
 @given(seed=st.integers(0, 2**31), spread=st.sampled_from([1e-3, 1.0, 30.0]))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 def test_gradients_are_bounded_and_only_failures_and_counted_tokens_have_one(seed, spread):
     logits, ids, teacher, mask, outcome, weights = make_batch(seed, spread=spread)
     weights = weights / weights.sum(1, keepdim=True)
@@ -252,7 +252,7 @@ def test_rows_without_counted_tokens_stay_finite():
 
 
 @given(seed=st.integers(0, 2**31), untrusted=st.integers(1, 3))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 def test_weights_equal_plain_loops_and_sum_to_the_highest_trust_whoever_else_is_there(seed, untrusted):
     generator = torch.Generator().manual_seed(seed)
     alpha, trust = torch.rand(2, 1, 4, generator=generator, dtype=torch.float64)
@@ -303,7 +303,7 @@ def test_guidance_equals_plain_loops(seed, guidance, clip):
 
 
 @given(seed=st.integers(0, 2**31), guidance=st.floats(0.1, 10))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 def test_guidance_moves_probability_to_what_sets_the_teacher_apart_and_to_nothing_else(seed, guidance):
     teacher, control = two_teachers(seed)
     guided = guided_logps(teacher, control, guidance=guidance, clip=3.0)

@@ -7,6 +7,10 @@ import torch
 
 from sgsd.scoring.logprobs import chunk_count, score_completions
 
+from ..conftest import make_model
+from ..families.models import make
+from .passes import ROPES, SWITCH, rope_model, student_pass
+
 PAD_AND_EOS = 1
 
 
@@ -144,7 +148,7 @@ def record_forwards(model, prompts, completions, **options):
 @pytest.mark.parametrize("budget", [1, 60, 200, 10_000])
 def test_every_rank_can_make_the_same_number_of_forwards(model, budget):
     prompts, completions = unequal_pairs(2)
-    own = chunk_count(prompts, completions, max_tokens_per_chunk=budget)
+    own = chunk_count(model, prompts, completions, max_tokens_per_chunk=budget)
     assert len(record_forwards(model, prompts, completions, max_tokens_per_chunk=budget)) == 2 * own
     for wanted in range(own, len(prompts) + 1):
         sizes = record_forwards(model, prompts, completions, max_tokens_per_chunk=budget, min_chunks=wanted)
@@ -162,8 +166,8 @@ def test_equal_pairs_are_scored_once(model):
         assert torch.equal(getattr(scores, name), getattr(alone, name)[again]), name
     sizes, repeated = (record_forwards(model, prompts * times, completions * times) for times in (1, 3))
     assert repeated == sizes
-    assert chunk_count(prompts * 3, completions * 3, max_tokens_per_chunk=60) == chunk_count(
-        prompts, completions, max_tokens_per_chunk=60
+    assert chunk_count(model, prompts * 3, completions * 3, max_tokens_per_chunk=60) == chunk_count(
+        model, prompts, completions, max_tokens_per_chunk=60
     )
 
 
@@ -171,13 +175,13 @@ def test_equal_pairs_of_which_unequal_tokens_are_asked_count_as_the_chunks_that_
     prompts, completions = [[5, 7, 9]] * 4, [[3, 4]] * 4
     others = torch.tensor([10, 10, 11, 12]).view(4, 1, 1).expand(-1, 2, 1)
     asked = {"max_tokens_per_chunk": 1, "others": others}
-    assert chunk_count(prompts, completions, **asked) == 3
+    assert chunk_count(model, prompts, completions, **asked) == 3
     assert len(record_forwards(model, prompts, completions, **asked)) == 2 * 3
 
 
 def test_a_rank_whose_pairs_are_all_equal_makes_as_many_forwards_as_the_others(model):
     prompts, completions = [[5, 7, 9]] * 4, [[3, 4]] * 4
-    assert chunk_count(prompts, completions) == 1
+    assert chunk_count(model, prompts, completions) == 1
     assert len(record_forwards(model, prompts, completions, min_chunks=3)) == 2 * 3
 
 
@@ -237,3 +241,155 @@ def test_smollm2_scores_equal_unpadded_ones():
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         expected, _ = unpadded_logps(model, prompt, completion)
         torch.testing.assert_close(scores.logps[row, : len(completion)], expected, rtol=0, atol=1e-4)
+
+
+# ---- sharing prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [("llama", True), ("gemma-2", True), ("mistral", True), ("deepseek-v3", True), ("gpt-2", True)]
+    + [(name, False) for name in ("qwen3.5", "granite-4", "lfm2", "mamba-2", "bloom")],
+)
+def test_prompts_are_shared_where_the_cache_can_be_continued(name, shares):
+    """B2: states of recurrent layers cannot; nor models without position ids."""
+    model = make(name)
+    prompts, completions = [[5, 6, 7]] * 3, [[8, 9], [10], [11, 12]]
+    assert record_forwards(model, prompts, completions) == ([3, 6] if shares else [15])
+    assert record_forwards(model, prompts, completions, share_prompts=False) == [15]
+
+
+def test_a_model_that_recomputes_activations_shares_where_it_keeps_a_cache(model):
+    """B4: transformers drops the cache in training mode only."""
+    prompts, completions = [[5, 6, 7]] * 3, [[8, 9], [10], [11, 12]]
+    expected = score_completions(model, prompts, completions).logps
+    model.gradient_checkpointing_enable()
+    for train, sizes in ((False, [3, 6]), (True, [15])):
+        model.train(train)
+        assert record_forwards(model, prompts, completions) == sizes
+        torch.testing.assert_close(score_completions(model, prompts, completions).logps, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share_prompts", "forwards"), [(True, 2), (False, 1)])
+@pytest.mark.parametrize("wanted", [1, 2, 5])
+def test_chunks_may_be_more_than_pairs(model, wanted, share_prompts, forwards):
+    pair = [[5, 7, 9]], [[3, 4]]
+    sizes = record_forwards(model, *pair, min_chunks=wanted, share_prompts=share_prompts)
+    assert len(sizes) == wanted * forwards
+    padded = score_completions(model, *pair, min_chunks=wanted, share_prompts=share_prompts)
+    assert torch.equal(padded.logps, score_completions(model, *pair, share_prompts=share_prompts).logps)
+
+
+def test_the_tokens_of_a_shared_prompt_count_once(model):
+    prompts, completions = [[5, 6, 7]] * 3 + [[8, 9]], [[8, 9], [10], [11, 12], [13]]
+    assert score_completions(model, prompts, completions).tokens == 3 + 2 + 6
+    assert score_completions(model, prompts, completions, share_prompts=False).tokens == 9 + 2 + 6
+
+
+# ---- rotary frequencies that depend on length
+
+
+def drawn(lengths):
+    """Pairs of these lengths, of mixed tokens: where all are one, positions do not matter."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda count: torch.randint(2, 250, (count,), generator=g).tolist()  # noqa: E731
+    return [draw(prompt) for prompt, _ in lengths], [draw(completion) for _, completion in lengths]
+
+
+@pytest.mark.parametrize("after_a_longer_row", [False, True])
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize("budget", [1, 10_000])
+@pytest.mark.parametrize(
+    "kind",
+    ["rows on both sides", "one prompt, completions on both sides", "the switch itself", "short, padded over it"],
+)
+@pytest.mark.parametrize("rope", ROPES)
+def test_a_row_is_scored_by_the_positions_of_its_own_length(rope, kind, budget, share_prompts, after_a_longer_row):
+    """A5."""
+    lengths = {
+        "rows on both sides": [(20, 5), (50, 5), (29, 8), (80, 3), (52, 3)],
+        "one prompt, completions on both sides": [(30, 5), (30, 20), (30, 12), (30, 10)],
+        "the switch itself": [(36, 3), (36, 4), (36, 5)],
+        "short, padded over it": [(36, 2), (4, 12), (20, 15)],
+    }[kind]
+    model, (prompts, completions) = rope_model(rope), drawn(lengths)
+    if kind.startswith("one prompt"):
+        prompts = [prompts[0]] * len(prompts)
+    if after_a_longer_row:
+        score_completions(model, [[5] * 3 * SWITCH], [[6]])
+    options = {"share_prompts": share_prompts, "max_tokens_per_chunk": budget}
+    scores = score_completions(model, prompts, completions, **options)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        logps, _ = unpadded_logps(rope_model(rope), prompt, completion)
+        torch.testing.assert_close(scores.logps[row, : len(completion)], logps, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_the_other_frequencies_would_be_seen(rope):
+    [prompt], [completion] = drawn([(30, 5)])
+    model = rope_model(rope)
+    with torch.no_grad():
+        padded = torch.tensor([[*prompt, *completion, *[0] * 2 * SWITCH]])
+        logps = model(input_ids=padded).logits[0, 29:34].log_softmax(-1)[range(5), completion]
+    assert (logps - unpadded_logps(rope_model(rope), prompt, completion)[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_every_chunk_makes_as_many_forwards_on_either_side_of_the_switch(rope):
+    """Processes of a sharded model wait for each other at every forward."""
+    model, (prompts, completions) = rope_model(rope), drawn([(20, 5), (50, 5), (29, 8), (80, 3)])
+    chunks = chunk_count(model, prompts, completions)
+    assert chunks > 1
+    for wanted in (chunks, chunks + 2):
+        assert len(record_forwards(model, prompts, completions, min_chunks=wanted)) == 2 * wanted
+
+
+# ---- torch.compile
+
+
+class Compilations:
+    """A backend of torch.compile that compiles nothing, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph, inputs):
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture
+def compilations():
+    torch._dynamo.reset()
+    yield Compilations()
+    torch._dynamo.reset()
+
+
+def test_a_compiled_model_is_compiled_in_its_first_call_only(model, compilations):
+    """Each call asks for other tokens, entropies or likeliest tokens: nothing of it belongs to the compiled part."""
+    compiled = torch.compile(model, backend=compilations)
+    prompts, completions = [[5, 6, 7], [5, 6, 7], [8, 9]], [[10, 11, 12], [13], [14, 15]]
+    plain = make_model()
+    counts = []
+    for call in range(3):
+        asked = {"with_entropy": call == 1, "top_tokens": call, "temperature": 1 + call}
+        scores = score_completions(compiled, prompts, completions, **asked)
+        torch.testing.assert_close(
+            scores.logps, score_completions(plain, prompts, completions, **asked).logps, rtol=0, atol=1e-4
+        )
+        completions = [[token + 1 for token in completion] for completion in completions]
+        counts.append(compilations.count)
+    assert counts[0] > 0
+    assert counts == counts[:1] * 3
+
+
+def test_a_compiled_students_pass_is_compiled_in_its_first_call_only(model, compilations):
+    compiled = torch.compile(model, backend=compilations)
+    counts = []
+    for call in range(3):
+        completions = [[10 + call, 11, 12], [13], [14, 15 + call]]
+        student = student_pass(compiled, [[5, 6, 7], [5, 6, 7], [8, 9]], completions)
+        student.kept[0].sum().backward()
+        counts.append(compilations.count)
+    assert counts[0] > 0
+    assert counts == counts[:1] * 3

@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+import random
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from sgsd.bank import Mistake, Skill, SkillBank
+from sgsd.objectives import Correction, Rollouts, StudentScores, TeacherScores
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Pair, Retrieval
-from sgsd.scoring.teachers import build_pool, control_prompt
+from sgsd.scoring.logprobs import Scores
+from sgsd.scoring.teachers import (
+    TeacherPool,
+    build_pool,
+    control_prompt,
+    control_scores,
+    from_batch,
+    stand_in,
+    teacher_scores,
+    teachers_to_run,
+    to_batch,
+)
 
 
 def pair(n, length=1):
@@ -33,13 +49,10 @@ def test_pairs_become_prompts_in_order_with_their_weights(renderer):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_missing_teachers_are_the_plain_prompt_with_weight_zero(renderer, count):
+def test_missing_teachers_are_not_made_up(renderer, count):
     pool = pool_of([pair(n) for n in range(count)], [1 / count] * count if count else [], renderer)
-    assert len(pool.prompts) == len(pool.weights) == 4
-    assert list(pool.prompts[count:]) == [renderer.student_ids("2 + 2?")] * (4 - count)
-    assert pool.weights[count:] == (0.0,) * (4 - count)
+    assert len(pool.prompts) == len(pool.weights) == len(pool.pairs) == count
     assert sum(pool.weights) == pytest.approx(1 if count else 0)
-    assert len(pool.pairs) == count
     assert pool.too_long == 0
 
 
@@ -55,10 +68,9 @@ def test_a_pair_that_does_not_fit_is_left_out_counted_and_its_weight_shared(rend
     limit = len(renderer.teacher_ids("2 + 2?", pairs[0].skill, pairs[0].mistake))
     pool = pool_of(pairs, [0.4, 0.3, 0.2, 0.1], renderer, limit=limit)
     assert pool.pairs == (pairs[0], pairs[2])
-    assert pool.weights == pytest.approx((2 / 3, 1 / 3, 0, 0))
+    assert pool.weights == pytest.approx((2 / 3, 1 / 3))
     assert pool.too_long == 2
-    assert list(pool.prompts[:2]) == [renderer.teacher_ids("2 + 2?", p.skill, p.mistake) for p in (pairs[0], pairs[2])]
-    assert max(map(len, pool.prompts)) <= limit  # whole prompts, never cut ones
+    assert list(pool.prompts) == [renderer.teacher_ids("2 + 2?", p.skill, p.mistake) for p in (pairs[0], pairs[2])]
 
 
 def test_one_token_over_is_too_long(renderer):
@@ -67,10 +79,9 @@ def test_one_token_over_is_too_long(renderer):
     assert pool_of([pair(0)], [1.0], renderer, limit=length - 1).too_long == 1
 
 
-def test_where_no_pair_fits_all_teachers_are_padding(renderer):
+def test_where_no_pair_fits_there_is_no_teacher(renderer):
     pool = pool_of([pair(0, 500)], [1.0], renderer, limit=200)
-    assert pool.weights == (0.0,) * 4
-    assert pool.pairs == ()
+    assert pool.prompts == pool.weights == pool.pairs == ()
     assert pool.too_long == 1
 
 
@@ -92,10 +103,155 @@ def test_a_control_shows_a_pair_that_no_teacher_has_drawn_anew_for_every_seed(re
 
 
 @pytest.mark.parametrize(("count", "limit"), [(2, 10_000), (3, 60)])
-def test_where_there_is_no_other_pair_or_it_does_not_fit_the_control_is_the_plain_prompt(renderer, count, limit):
+def test_where_there_is_no_other_pair_or_it_does_not_fit_there_is_no_control_prompt(renderer, count, limit):
+    """A9: the caller counts it, and takes the plain prompt."""
     pairs = [pair(0), pair(1), pair(2, 500)][:count]
     bank = SkillBank(tuple(p.skill for p in pairs), tuple(p.mistake for p in pairs))
     pool = pool_of(pairs[:2], [0.5, 0.5], renderer)
-    assert control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=limit, seed=0) == renderer.student_ids(
-        "2 + 2?"
+    assert control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=limit, seed=0) is None
+
+
+# ---- which teachers are run, and their scores in a batch
+
+
+def pools_of(*counts: int) -> list[TeacherPool]:
+    return [TeacherPool(([5],) * n, (1 / max(1, n),) * n, tuple(pair(k) for k in range(n)), 0) for n in counts]
+
+
+def asked(**settings):
+    pools, outcomes, trust = pools_of(2, 2, 1, 0), [1, -1, 0, 1], [[1.0, 0.0], [0.0, 0.5], [1.0], []]
+    options = {"read": {-1, 1}, "by_trust": False, "whole": [False] * 4} | settings
+    return teachers_to_run(pools, outcomes, trust, **options)
+
+
+def test_all_teachers_are_run_on_decided_rollouts_that_the_loss_reads():
+    assert asked() == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert asked(read={-1}) == [(1, 0), (1, 1)]
+    assert asked(read=set()) == []
+
+
+def test_teachers_without_trust_are_not_run_where_the_loss_does_not_read_them():
+    assert asked(by_trust=True) == [(0, 0), (1, 1)]
+    assert asked(by_trust=True, read={-1}) == [(1, 1)]
+
+
+def test_whole_pools_are_run_whatever_the_loss_reads_but_never_on_the_undecided():
+    whole = [True, False, True, True]
+    assert asked(by_trust=True, read={-1}, whole=whole) == [(0, 0), (0, 1), (1, 1)]
+
+
+def scores_of(n: int, t: int, top: int = 0, others: int = 0) -> Scores:
+    logps = torch.arange(1.0, n * t + 1).view(n, t)
+    each = lambda M, of: logps.unsqueeze(-1) * 100 + torch.arange(M, dtype=of)  # noqa: E731
+    return Scores(
+        logps, logps > 0, None, each(top, torch.float32).long(), each(top, torch.float32), each(others, torch.float32)
     )
+
+
+@pytest.mark.parametrize("top", [0, 3])
+def test_scores_stand_at_their_rollout_and_teacher_and_the_rest_is_marked_as_not_scored(top):
+    K, T, places = 3, 4, [(0, 1), (1, 0), (1, 1)]
+    scores = scores_of(3, 2, top)
+    teachers = teacher_scores(
+        pools_of(2, 2, 0), [[0.5, 0.25], [1.0, 0.0], []], places, scores, num_teachers=K, length=T
+    )
+    assert teachers.logps.shape == (3, K, T)
+    for b in range(3):
+        for k in range(K):
+            run = (b, k) in places
+            assert teachers.scored[b, k] == run
+            expected = torch.zeros(T)
+            if run:
+                expected[:2] = scores.logps[places.index((b, k))]
+            assert torch.equal(teachers.logps[b, k], expected)
+            if top and run:
+                assert torch.equal(teachers.top_ids[b, k, :2], scores.top_ids[places.index((b, k))])
+                assert torch.equal(teachers.top_logps[b, k, :2], scores.top_logps[places.index((b, k))])
+    assert teachers.weights.tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 0]]
+    assert teachers.trust.tolist() == [[0.5, 0.25, 1], [1, 0, 1], [1, 1, 1]]
+    assert (teachers.top_ids is None) == (teachers.top_logps is None) == (not top)
+
+
+def test_no_scores_at_all_are_a_batch_of_which_nothing_is_scored():
+    scores = Scores.of_nothing(torch.device("cpu"), top_tokens=2)
+    teachers = teacher_scores(pools_of(1, 0), [[1.0], []], [], scores, num_teachers=2, length=3)
+    assert not teachers.scored.any()
+    assert teachers.logps.shape == (2, 2, 3)
+    assert teachers.top_ids.shape == teachers.top_logps.shape == (2, 2, 3, 2)
+
+
+def test_a_controls_scores_of_the_teachers_tokens_stand_at_the_teacher_whose_tokens_they_are():
+    B, K, T, M, t = 3, 2, 4, 3, 2
+    teachers = teacher_scores(
+        pools_of(2, 2, 2), [[1.0] * 2] * B, [(0, 0)], scores_of(1, t, M), num_teachers=K, length=T
+    )
+    scores = scores_of(2, t, others=K * M)
+    control = control_scores(teachers, [2, 0], scores)
+    assert control["control_logps"].shape == (B, T)
+    assert control["control_top_logps"].shape == (B, K, T, M)
+    for n, row in enumerate([2, 0]):
+        assert torch.equal(control["control_logps"][row, :t], scores.logps[n])
+        for k in range(K):
+            others = scores.other_logps[n, :, k * M : (k + 1) * M]
+            assert torch.equal(control["control_top_logps"][row, k, :t], others)
+    assert not control["control_logps"][1].any()
+    plain = teacher_scores(pools_of(1), [[1.0]], [(0, 0)], scores_of(1, t), num_teachers=1, length=T)
+    assert set(control_scores(plain, [0], scores_of(1, t))) == {"control_logps"}
+
+
+@pytest.mark.parametrize("top", [0, 3])
+def test_scores_pass_through_a_batch_with_others(top):
+    teachers = teacher_scores(pools_of(1, 1), [[1.0]] * 2, [(1, 0)], scores_of(1, 2, top), num_teachers=2, length=2)
+    again = from_batch({"completion_ids": torch.zeros(2, 2)} | to_batch(teachers))
+    for name, values in vars(teachers).items():
+        assert (getattr(again, name) is None) if values is None else torch.equal(getattr(again, name), values), name
+
+
+@pytest.mark.parametrize("trust", [[0.9, 0.3, 0.0], [0.2, 0.2, 0.2], [0.0, 0.0, 0.0]])
+def test_one_teacher_stands_for_all_at_its_expectation(trust):
+    """Over all draws, by their probabilities, a correction of one teacher is that of all teachers."""
+    torch.manual_seed(0)
+    weights, trusted = [0.5, 0.3, 0.2], torch.tensor([trust])
+    student = torch.randn(1, 3, 4, 8).log_softmax(-1)
+    teacher = torch.randn(1, 3, 4, 8).log_softmax(-1)
+    ids = torch.arange(8).expand(1, 3, 4, 8)
+
+    def loss(trust: torch.Tensor, scored: torch.Tensor) -> float:
+        rows, _ = Correction(guidance=0.0).loss(
+            StudentScores(logps=torch.zeros(1, 4), top_logps=student[..., :5]),
+            TeacherScores(
+                logps=torch.zeros(1, 3, 4),
+                weights=torch.tensor([weights]),
+                trust=trust,
+                scored=scored,
+                top_ids=ids[..., :5],
+                top_logps=teacher[..., :5],
+            ),
+            Rollouts(
+                ids=torch.zeros(1, 4, dtype=torch.long),
+                mask=torch.ones(1, 4, dtype=torch.bool),
+                outcome=torch.tensor([-1]),
+            ),
+        )
+        return rows.item()
+
+    pool = TeacherPool(((), (), ()), tuple(weights), (), 0)
+    shares = [weight * sure for weight, sure in zip(weights, trust, strict=True)]
+    expected = 0.0
+    for number, share in enumerate(shares):
+        if not share:
+            continue
+        draw = SimpleNamespace(choices=lambda population, weights, number=number: [number])
+        stands = stand_in(pool, trust, draw)
+        assert stands == [max(trust) if k == number else 0.0 for k in range(3)]
+        alone = torch.tensor([stands])
+        expected += share / sum(shares) * loss(alone, alone > 0)
+    assert expected == pytest.approx(loss(trusted, trusted > 0), rel=1e-5)
+    if not any(shares):
+        assert stand_in(pool, trust, random.Random(0)) == [0.0] * 3
+
+
+def test_stand_ins_are_drawn_by_weight_and_trust():
+    pool, draw = TeacherPool(((), ()), (0.75, 0.25), (), 0), random.Random(0)
+    chosen = [stand_in(pool, [0.2, 0.6], draw)[0] > 0 for _ in range(4000)]
+    assert sum(chosen) / 4000 == pytest.approx(0.5, abs=0.03)

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from sgsd.errors import CheckpointError
-from sgsd.trainers.guard import GRADIENT, CollapseGuard, GuardCallback, StepMeans, sound_checkpoint
+from sgsd.trainers.guard import GRADIENT, CollapseGuard, GuardCallback, sound_checkpoint
 
 SOUND = {"success": 0.4, "entropy": 0.8, "truncated": 0.1, GRADIENT: 1.0}
 
@@ -131,21 +131,6 @@ def test_a_state_that_is_no_guard_s_is_refused_and_changes_nothing(state):
     with pytest.raises(CheckpointError, match="guard cannot be read"):
         guard.load_state_dict(state)
     assert guard.state_dict() == before
-
-
-def test_an_evaluation_s_log_leaves_the_counters_of_training_alone():
-    """TRL empties only the lists of the mode that is logged; what a step has seen already is not its mean again."""
-    train = {"success_rate": [0.9], "entropy": [1.0]}
-    means = StepMeans(lambda: train)
-    assert means() == {"success": 0.9, "entropy": 1.0}
-    means.on_log(None, None, None, logs={"eval_success_rate": 0.1, "epoch": 1.0})
-    train["success_rate"] += [0.1, 0.3]
-    assert means() == {"success": pytest.approx(0.2)}
-    means.on_log(None, None, None, logs={"loss": 0.1, "success_rate": 0.4})
-    train.clear()
-    train["success_rate"] = [0.5, 0.7]
-    assert means() == {"success": pytest.approx(0.6)}
-    assert "completions/clipped_ratio" not in train  # asking for what is not there makes nothing
 
 
 # ---- what an alarm does

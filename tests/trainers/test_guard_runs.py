@@ -10,7 +10,7 @@ import torch
 from sgsd.errors import ConfigError
 from sgsd.trainers.guard import sound_checkpoint
 
-from .tiny import make_config, make_trainer
+from .tiny import PROBLEMS, make_config, make_trainer
 
 
 class Failing:
@@ -90,6 +90,31 @@ def test_a_gradient_that_is_not_finite_touches_no_weight_and_stops_a_run_that_wo
     assert (seen["step"], seen["checkpoint"], seen["run"]) == (5, "checkpoint-4", "stopped")
     assert "the gradient's norm is nan" in caplog.text
     assert all(torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["sgsd", "grpo"])
+def test_the_guard_judges_each_step_by_its_own_rollouts_whatever_is_evaluated_in_between(tmp_path, method):
+    evaluations = {"eval_dataset": PROBLEMS[:2], "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 100}
+    trainer = run(tmp_path, method=method, guard="warn", steps=4, save_strategy="no", **evaluations)
+    trained: list[float] = []
+    seen: list[float] = []
+    calculate, observe = trainer._calculate_rewards, trainer.guard.observe
+
+    def rewarded(*arguments):
+        rewards = calculate(*arguments)
+        if trainer.model.training:
+            trained.append((trainer._outcome > 0).float().mean().item())
+        trainer.reward_funcs[0].left = 1 - len(trained) % 2  # every other batch of training fails
+        return rewards
+
+    def observed(step, vitals):
+        seen.append(vitals["success"])
+        return observe(step, vitals)
+
+    trainer._calculate_rewards, trainer.guard.observe = rewarded, observed
+    trainer.train()
+    assert len(set(trained)) == 2
+    assert seen == pytest.approx(trained)
 
 
 def test_only_sgsd_with_groups_can_hand_over(tmp_path):

@@ -22,7 +22,7 @@ from sgsd.trainers.writer import refuse_partitioned_policy
 
 from ..conftest import make_model
 from ..serving import chat, serving
-from .tiny import PROBLEMS, forget_files, make_bank, make_config, make_trainer, quoting_model
+from .tiny import PROBLEMS, make_bank, make_config, make_trainer, quoting_model
 
 FREQUENCY = 10
 
@@ -86,14 +86,16 @@ def test_sixty_steps_with_a_check_every_ten(tmp_path, monkeypatch):
     monkeypatch.setattr("sgsd.bank.maintain.MAX_DYNAMIC", 12)
     trainer = run(tmp_path)
     banks = [trainer.bank]
-    renew = trainer.renew_bank
+    check = trainer.maintenance.check
 
-    def watched(step):
-        renew(step)
-        banks.append(trainer.bank)
+    def watched(*call):
+        bank, metrics = check(*call)
+        banks.append(bank)
+        return bank, metrics
 
-    trainer.renew_bank = watched
+    trainer.maintenance.check = watched
     trainer.train()
+    assert trainer.bank is banks[-1]
     assert len(banks) == 7
     meaning = {}
     for before, after in itertools.pairwise(banks):
@@ -162,22 +164,35 @@ def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger
 
 def test_a_checkpoint_holds_the_window(tmp_path):
     run(tmp_path, max_steps=13, save_strategy="steps", save_steps=13).train()
-    file = tmp_path / "checkpoint-13" / "sgsd" / "window.jsonl"
-    window = Window.from_json(file.read_text(), source="window")
+    state = json.loads((tmp_path / "checkpoint-13" / "sgsd" / "window.json").read_text())
+    window = Window.from_state(state)
     assert [(record.step, record.row) for record in window.records] == [
         (step, row) for step in (11, 12, 13) for row in range(4)
     ]
     assert (window.updates, window.skipped) == (1, 0)
-    assert Window.from_json(window.to_json(), source="window") == window
-    for text in ("", "{}", "[]", file.read_text()[:-30], file.read_text().rsplit("\n", 2)[0] + "\n"):
-        with pytest.raises(CheckpointError):
-            Window.from_json(text, source="window")
+    assert window.state_dict() == state
+    shorter = [{name: value for name, value in state["records"][0].items() if name != "outcome"}]
+    for other in (
+        {},
+        {"records": []},
+        state | {"records": 3},
+        state | {"records": ["a"]},
+        state | {"records": shorter},
+    ):
+        with pytest.raises(CheckpointError, match="not a window of rollouts"):
+            Window.from_state(other)
 
 
-def test_a_checkpoint_of_before_there_were_windows_is_resumed_from(tmp_path):
+def test_a_checkpoint_without_a_window_is_refused(tmp_path):
+    """Its rollouts would be missing from the next check."""
     run(tmp_path, max_steps=5, save_strategy="steps", save_steps=5).train()
-    (tmp_path / "checkpoint-5" / "sgsd" / "window.jsonl").unlink()
-    forget_files(tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-5" / "sgsd" / "window.json").unlink()
+    with pytest.raises(CheckpointError, match=r"a file of the checkpoint is missing: got .*window\.json, 0 bytes"):
+        run(tmp_path, max_steps=10).train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_has_not_watched_its_rollouts_so_far_begins_to_when_it_goes_on(tmp_path):
+    run(tmp_path, max_steps=5, maintenance_frequency=0, save_strategy="steps", save_steps=5, writer=None).train()
     resumed = run(tmp_path, max_steps=10)
     resumed.train(resume_from_checkpoint=True)
     assert log_of(tmp_path)[0]["records"] == 5 * 4
@@ -375,7 +390,7 @@ def test_without_maintenance_there_is_nothing_of_it(tmp_path):
     trainer.train()
     assert trainer.maintenance is None
     assert not (tmp_path / LOG_FILE).exists()
-    assert not (tmp_path / "checkpoint-1" / "sgsd" / "window.jsonl").exists()
+    assert not (tmp_path / "checkpoint-1" / "sgsd" / "window.json").exists()
     assert not any("maintenance" in name for entry in trainer.state.log_history for name in entry)
 
 

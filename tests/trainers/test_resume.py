@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -9,19 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
+from sgsd.bank import SkillBank
 from sgsd.errors import CheckpointError
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint
 from sgsd.trainers.guard import CollapseGuard
 
 from ..conftest import make_model
-from .tiny import EOS, make_bank, make_trainer
+from .tiny import EOS, forget_files, make_bank, make_trainer
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "lora_dropout": 0.1}
 NEW_BANK = make_bank(5, label="new ")
-STATE = {"step": 3, "initial_bank": None, "bank": None, "teacher": "ema"}
-BAD_FILES = [json.dumps(STATE | {"files": files}) for files in (3, None, [1], {"model.safetensors": 1})]
+BAD_SIZES = [json.dumps({"version": 4, "sizes": sizes}) for sizes in (3, None, [1], {"model.safetensors": "1"})]
 
 
 class ChangeBank(TrainerCallback):
@@ -129,11 +129,17 @@ def test_the_comparison_above_would_see_a_lost_bank_and_lost_teacher_weights(tmp
         shutil.rmtree(tmp_path / "checkpoint-6")
 
 
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three-steps")
+    run(folder, teacher="ema", max_steps=3, save_steps=1).train()
+    return folder
+
+
 @pytest.fixture
-def stopped(tmp_path):
+def stopped(three_steps, tmp_path):
     """A run of three steps of an EMA teacher, with one checkpoint a step."""
-    run(tmp_path, teacher="ema", max_steps=3, save_steps=1).train()
-    return tmp_path
+    return Path(shutil.copytree(three_steps, tmp_path / "stopped"))
 
 
 def resume(folder, where=True, **settings):
@@ -148,22 +154,24 @@ def refused(message, folder, where=True, **settings):
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_holds_step_banks_teacher_and_the_digests_of_its_files(stopped):
-    state = json.loads((stopped / "checkpoint-3" / "sgsd" / "state.json").read_text())
-    digests = state.pop("files")
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(digests)
-    assert {"sgsd/bank.json", "sgsd/ledger.json", "sgsd/guard.json", "sgsd/teacher-00000.safetensors"} < set(digests)
-    for name, digest in digests.items():
-        assert hashlib.sha256((stopped / "checkpoint-3" / name).read_bytes()).hexdigest() == digest
-    assert state == {
-        "step": 3,
-        "initial_bank": make_bank().digest,
-        "bank": NEW_BANK.digest,
-        "teacher": "ema",
-        "method": "sgsd",
-        "version": 3,
-    }
-    assert json.loads((stopped / "checkpoint-1" / "sgsd" / "state.json").read_text())["bank"] == make_bank().digest
+def state_of(checkpoint):
+    return json.loads((checkpoint / "sgsd" / "state.json").read_text())
+
+
+def test_a_checkpoint_says_which_run_it_is_of_and_how_long_its_files_are(stopped):
+    state = state_of(stopped / "checkpoint-3")
+    sizes = state.pop("sizes")
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(sizes)
+    parts = {f"sgsd/{name}.json" for name in ("bank", "ledger", "guard", "teacher")}
+    assert {name for name in sizes if name.startswith("sgsd/")} == parts | {"sgsd/teacher-00000.safetensors"}
+    for name, size in sizes.items():
+        assert (stopped / "checkpoint-3" / name).stat().st_size == size
+    assert state == {"version": 4, "method": "sgsd", "bank": make_bank().digest, "teacher": "ema"}
+
+
+def test_a_checkpoints_bank_is_the_one_of_its_step_and_can_be_loaded_as_a_bank(stopped):
+    saved = [SkillBank.load(stopped / f"checkpoint-{step}" / "sgsd" / "bank.json") for step in (1, 3)]
+    assert saved == [make_bank(), NEW_BANK]
 
 
 def test_a_checkpoint_that_was_cut_off_is_skipped_and_refused_by_path(stopped):
@@ -181,29 +189,24 @@ def test_checkpoints_are_ordered_by_number_not_by_name(stopped):
     assert last_complete_checkpoint(stopped) == stopped / "checkpoint-10"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"step": 3, "unknown": 1}', "\xff", *BAD_FILES])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": "4"}', "\xff", *BAD_SIZES])
 def test_a_damaged_state_file_is_refused(stopped, content):
     (stopped / "checkpoint-3" / "sgsd" / "state.json").write_text(content, encoding="latin-1")
     refused("not a complete sgsd checkpoint", stopped, str(stopped / "checkpoint-3"))
 
 
-def without_digests(checkpoint):
-    """As a checkpoint of before version 3."""
-    file = checkpoint / "sgsd" / "state.json"
-    state = json.loads(file.read_text())
-    del state["files"]
-    file.write_text(json.dumps(state | {"version": 2}))
+def remark(checkpoint, **values):
+    """Another mark of completeness; a value of ``None`` is taken out of it."""
+    marked = {name: value for name, value in (state_of(checkpoint) | values).items() if value is not None}
+    (checkpoint / "sgsd" / "state.json").write_text(json.dumps(marked))
 
 
-def test_a_checkpoint_of_before_there_were_digests_is_resumed(stopped):
-    without_digests(stopped / "checkpoint-3")
-    assert resume(stopped).state.global_step == 4
-
-
-def test_a_newer_checkpoint_is_refused(stopped):
-    file = stopped / "checkpoint-3" / "sgsd" / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 4}))
-    refused("newer than this sgsd", stopped)
+@pytest.mark.parametrize("version", [1, 2, 3, 5])
+def test_a_checkpoint_of_another_version_is_refused(stopped, version):
+    """Versions 1 and 2 knew nothing of files, version 3 their digests."""
+    files = {"files": {"model.safetensors": "0" * 64}} if version == 3 else {}
+    remark(stopped / "checkpoint-3", version=version, sizes=None, step=3, initial_bank=make_bank().digest, **files)
+    refused(f"written by another version of sgsd: got version {version}; expected version 4; start a new run", stopped)
 
 
 def test_another_bank_is_refused(stopped):
@@ -221,35 +224,38 @@ def test_a_trainer_whose_own_bank_has_changed_can_resume(stopped):
 
 
 def test_another_kind_of_teacher_is_refused(stopped):
-    refused("another teacher: got teacher live; expected ema", stopped, teacher="live")
+    refused("trained with another teacher: got live; expected ema", stopped, teacher="live")
+
+
+@pytest.mark.parametrize("name", ["sgsd/teacher-00000.safetensors", "sgsd/bank.json", "optimizer.pt"])
+def test_a_file_that_is_shorter_or_missing_is_named_with_both_sizes(stopped, name):
+    file = stopped / "checkpoint-3" / name
+    size = file.stat().st_size
+    os.truncate(file, size - 1)
+    refused(f"cut short or changed: got {file}, {size - 1} bytes; expected {size} bytes; the last comp", stopped)
+    file.unlink()
+    refused(f"missing: got {file}, 0 bytes; expected {size} bytes; the last complete one before it", stopped)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "foreign"])
-def test_damaged_teacher_weights_are_refused(stopped, damage):
-    without_digests(stopped / "checkpoint-3")
+def test_teacher_weights_that_cannot_be_read_are_refused(stopped, damage):
     file = stopped / "checkpoint-3" / "sgsd" / "teacher-00000.safetensors"
     if damage == "cut":
-        file.write_bytes(file.read_bytes()[:1000])
+        os.truncate(file, 1000)
     elif damage == "missing":
         file.unlink()
     else:
-        from safetensors.torch import save_file
-
         save_file({"00000": torch.zeros(2, 2)}, file)
-    refused("teacher weights", stopped)
+    forget_files(stopped / "checkpoint-3")
+    refused("teacher cannot be read" if damage == "cut" else "teacher weights do not fit", stopped)
 
 
-def test_a_damaged_bank_is_refused(stopped):
-    without_digests(stopped / "checkpoint-3")
-    file = stopped / "checkpoint-3" / "sgsd" / "bank.json"
-    file.write_text(file.read_text()[:50])
-    refused("bank", stopped)
-
-
-def test_a_bank_that_is_not_the_checkpoints_is_refused(stopped):
-    without_digests(stopped / "checkpoint-3")
-    make_bank().save(stopped / "checkpoint-3" / "sgsd" / "bank.json")
-    refused("bank", stopped)
+@pytest.mark.parametrize("name", ["bank", "ledger", "guard"])
+@pytest.mark.parametrize("content", ["[]", "{", '{"skills": 3}', "null"])
+def test_a_part_that_cannot_be_read_is_refused_by_name(stopped, name, content):
+    (stopped / "checkpoint-3" / "sgsd" / f"{name}.json").write_text(content)
+    forget_files(stopped / "checkpoint-3")
+    refused(f"the checkpoint's {name}", stopped)
 
 
 @pytest.mark.parametrize(("limit", "left"), [(1, [2, 6]), (3, [2, 5, 6]), (None, [1, 2, 3, 4, 5, 6])])

@@ -105,6 +105,11 @@ def test_an_instruction_of_blanks_is_empty(tmp_path, instruction):
     assert make_config(tmp_path, instruction=instruction).instruction == ""
 
 
+def test_no_instruction_stays_none(tmp_path):
+    """It ends problems then, and leaves alone the prompts that the data bring in full."""
+    assert make_config(tmp_path, instruction=None).instruction is None
+
+
 # A value of the setting's type that is not its default.
 CHANGED = {
     "loss_type": "dr_grpo",

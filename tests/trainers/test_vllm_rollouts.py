@@ -163,13 +163,17 @@ def test_a_correction_of_a_loss_without_grpos_part_is_refused(tmp_path, method, 
         make_config(tmp_path, method=method, use_vllm=True, vllm_importance_sampling_correction=True, **settings)
 
 
+def test_a_correction_without_vllm_and_grpos_part_is_a_setting_without_effect(tmp_path):
+    with pytest.raises(ConfigError, match=r"without effect.*vllm_importance_sampling_correction True"):
+        make_config(tmp_path, use_vllm=False, vllm_importance_sampling_correction=True)
+
+
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
         ("grpo", {}),
         ("sgsd", {"objective": "correction", "num_generations": 4, "grpo_weight": 1.0}),
         ("sgsd", {"num_generations": 4, "grpo_weight": 0.5}),
-        ("sgsd", {"use_vllm": False}),
     ],
 )
 def test_a_correction_of_grpos_loss_is_taken(tmp_path, method, settings):

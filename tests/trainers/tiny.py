@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -80,7 +81,7 @@ def make_config(output_dir, *, method="sgsd", **settings) -> VerifiedConfig:
 
 
 def make_trainer(
-    output_dir, *, method="sgsd", model=None, problems=None, reward=by_parity, stub=False, **settings
+    output_dir, *, method="sgsd", model=None, tokenizer=None, problems=None, reward=by_parity, stub=False, **settings
 ) -> VerifiedTrainer:
     """``stub``: rollouts that depend on the prompt alone. Arguments of the trainer and settings alike by name."""
     own = ("bank", "retriever_object", "verifier_object", "peft_config", "eval_dataset", "callbacks", "writer")
@@ -97,7 +98,7 @@ def make_trainer(
         model=make_model() if model is None else model,
         args=args,
         train_dataset=problems,
-        processing_class=make_tokenizer(),
+        processing_class=tokenizer or make_tokenizer(),
         reward_funcs=reward,
         **arguments,
     )
@@ -189,3 +190,12 @@ class WeightedRetriever:
         pairs = tuple(Pair(s, m, 0.5) for s, m in zip(bank.skills[:k], bank.mistakes[:k], strict=True))
         weights = [1.0 + n for n in range(len(pairs))]
         return [Retrieval(pairs, tuple(weight / sum(weights) for weight in weights)) for _ in queries]
+
+
+def forget_files(checkpoint):
+    """The mark of a checkpoint takes its files as they are: what is wrong with one is left to those who read it."""
+    file = checkpoint / "sgsd" / "state.json"
+    state = json.loads(file.read_text())
+    there = {name: checkpoint / name for name in state["sizes"]}
+    sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in there.items()}
+    file.write_text(json.dumps(state | {"sizes": sizes}))

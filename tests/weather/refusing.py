@@ -7,7 +7,7 @@ import os
 import sys
 
 from sgsd.cli import main
-from sgsd.trainers import state
+from sgsd.trainers import checkpoint
 
 
 def full(*_: object, **__: object) -> None:
@@ -16,5 +16,5 @@ def full(*_: object, **__: object) -> None:
 
 if __name__ == "__main__":
     if os.environ["RANK"] == sys.argv[1]:
-        state.save_file = full  # the teacher's weights, which every rank saves
+        checkpoint.save_file = full  # the teacher's weights, which every rank saves
     sys.exit(main(sys.argv[2:]))

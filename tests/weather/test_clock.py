@@ -39,5 +39,5 @@ def test_only_what_is_about_the_time_of_day_asks_for_it():
                 asks.add(file.relative_to(ROOT / "src" / "sgsd").as_posix())
             if isinstance(node, ast.Attribute) and node.attr in ("st_mtime", "st_ctime", "getmtime"):
                 asks.add(file.relative_to(ROOT / "src" / "sgsd").as_posix())
-    dated = {"commands/bank.py", "commands/bank_history.py", "commands/bank_ledger.py", "report/page.py"}
+    dated = {"commands/bank.py", "commands/bank_history.py", "report/page.py"}
     assert asks == dated | {"engines/servers.py"}

@@ -1,4 +1,4 @@
-"""A checkpoint of which one file is not as it was saved: the resume names the file and the checkpoint before."""
+"""A checkpoint of which one file is not as long as it was saved: the resume names it and the checkpoint before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 FILES = [
     *("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"),
-    *("sgsd/bank.json", "sgsd/ledger.json", "sgsd/window.jsonl", "sgsd/guard.json", "sgsd/teacher-00000.safetensors"),
+    *("sgsd/bank.json", "sgsd/ledger.json", "sgsd/window.json", "sgsd/guard.json"),
+    *("sgsd/teacher.json", "sgsd/teacher-00000.safetensors"),
 ]
 
 
@@ -18,16 +19,11 @@ def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-def flip(file: Path) -> None:
-    """One bit in the middle: of a tensor, nothing else would notice."""
-    with file.open("r+b") as opened:
-        opened.seek(file.stat().st_size // 2)
-        byte = opened.read(1)[0]
-        opened.seek(-1, os.SEEK_CUR)
-        opened.write(bytes([byte ^ 1]))
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\0")
 
 
-DAMAGES = {"cut off": cut, "a bit": flip, "missing": Path.unlink}
+DAMAGES = {"cut off": cut, "too long": lengthen, "missing": Path.unlink}
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +42,20 @@ def run(finished_here, sgsd, flags, tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    ["a bit", pytest.param("cut off", marks=pytest.mark.slow), pytest.param("missing", marks=pytest.mark.slow)],
+    ["cut off", pytest.param("too long", marks=pytest.mark.slow), pytest.param("missing", marks=pytest.mark.slow)],
 )
 def test_each_file_is_named_with_the_checkpoint_to_go_back_to(sgsd, flags, run, damage):
     for name in FILES:
         file = run / "checkpoint-4" / name
-        kept = file.read_bytes()
+        kept, size = file.read_bytes(), file.stat().st_size
         DAMAGES[damage](file)
         before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
         result = sgsd("train", *flags, "--output_dir", run, "--max_steps", "6", "--resume")
         assert result.code == 2
-        what = f"is missing: got no {file}" if damage == "missing" else f"is damaged: got {file}; expected the bytes"
-        assert f"sgsd: error: a file of the checkpoint {what}" in result.error
+        what = "missing" if damage == "missing" else "cut short or changed"
+        left = {"cut off": size // 2, "too long": size + 1, "missing": 0}[damage]
+        expected = f"a file of the checkpoint is {what}: got {file}, {left} bytes; expected {size} bytes"
+        assert f"sgsd: error: {expected}" in result.error
         assert result.error.endswith(f"--resume_from_checkpoint {run / 'checkpoint-2'}")
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
         file.write_bytes(kept)
@@ -66,7 +64,7 @@ def test_each_file_is_named_with_the_checkpoint_to_go_back_to(sgsd, flags, run, 
 
 
 def test_the_checkpoint_that_is_named_can_be_gone_on_from(sgsd, flags, run):
-    flip(run / "checkpoint-4" / "optimizer.pt")
+    cut(run / "checkpoint-4" / "optimizer.pt")
     result = sgsd("train", *flags, "--output_dir", run, "--max_steps", "4", "--resume")
     flag, value = result.error.split()[-2:]
     assert sgsd("train", *flags, "--output_dir", run, "--max_steps", "4", flag, value).code == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sgsd.bank import SkillBank
-from sgsd.trainers import record, state
+from sgsd.trainers import callbacks, checkpoint, record
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint
 
 from ..trainers.launching import launcher
@@ -68,7 +68,9 @@ def test_wherever_the_room_ends_it_is_one_line(sgsd, flags, small_disk, leave):
     assert complete_checkpoints(small_disk / "run") == {}
 
 
-@pytest.mark.parametrize("stage", ["records", "bank of a checkpoint", "final model", "final bank"])
+@pytest.mark.parametrize(
+    "stage", ["records", "parts of a checkpoint", "mark of a checkpoint", "final model", "final bank"]
+)
 def test_each_file_of_a_run(sgsd, flags, tmp_path, monkeypatch, stage):
     run = tmp_path / "run"
     trainer = "sgsd.trainers.base.VerifiedTrainer"
@@ -78,19 +80,25 @@ def test_each_file_of_a_run(sgsd, flags, tmp_path, monkeypatch, stage):
         monkeypatch.setattr(record, "append_lines", lambda *call: fails.pop(0)(*call))
     elif stage == "final model":
         monkeypatch.setattr(f"{trainer}.save_state", full)
-    else:
+    elif stage == "final bank":
         save = SkillBank.save
-        name = "bank.json"
-        inside = stage == "bank of a checkpoint"
 
         def saved(bank, path, **options):
-            path = Path(path)
-            hit = path.name == name and (path.parent.name == "sgsd") == inside and (run / "checkpoint-2").exists()
-            if hit and (not inside or path.parent.parent.name == "checkpoint-4"):
+            if Path(path) == run / "bank.json":
                 monkeypatch.setattr(os, "replace", full)
             return save(bank, path, **options)
 
         monkeypatch.setattr(SkillBank, "save", saved)
+    else:
+        save_parts = checkpoint.save_parts
+        what = (Path, "write_text") if stage == "parts of a checkpoint" else (os, "replace")
+
+        def saved_parts(folder, *parts, **options):
+            if folder.name == "checkpoint-4":
+                monkeypatch.setattr(*what, full)
+            return save_parts(folder, *parts, **options)
+
+        monkeypatch.setattr(callbacks, "save_parts", saved_parts)
     result = sgsd("train", *flags, "--output_dir", run, "--max_steps", "4")
     assert result.code == 2
     assert "the run cannot be written: got No space left on device" in result.error
@@ -101,7 +109,7 @@ def test_each_file_of_a_run(sgsd, flags, tmp_path, monkeypatch, stage):
 
 def test_another_failure_is_not_taken_for_a_full_disk(tmp_path):
     for error in (OSError(errno.ECONNRESET, "reset"), RuntimeError("CUDA out of memory")):
-        with pytest.raises(type(error), match=str(error).split("]")[-1].strip()), state.refused_writes(tmp_path):
+        with pytest.raises(type(error), match=str(error).split("]")[-1].strip()), checkpoint.refused_writes(tmp_path):
             raise error
 
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from sgsd.bank import Item, Skill, SkillBank, history
+from sgsd.bank import Item, history
+from sgsd.commands.bank_files import item_block, load, print_json, sizes, table
 from sgsd.errors import BankError
 from sgsd.memories import as_strings
-
-BANK_FILE = "bank.json"
-"""In the folder of a run or a build."""
 
 
 def bank(options: argparse.Namespace) -> int:
@@ -52,51 +46,6 @@ def bank(options: argparse.Namespace) -> int:
             return {"log": bank_history.log, "diff": bank_history.diff, "rollback": bank_history.rollback}[
                 options.action
             ](options)
-
-
-def bank_file(name: str) -> str:
-    """What a command was given: of a folder (a run's, a build's) its bank, else the name itself."""
-    file, version = history.split_version(name)
-    if not Path(file).is_dir():
-        return name
-    return str(Path(file) / BANK_FILE) + ("" if version is None else f"@{version}")
-
-
-def load(name: str) -> SkillBank:
-    """The bank a command was given: a file, a version, a folder, a shipped bank."""
-    return history.load(bank_file(name))
-
-
-def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table; columns named in ``right`` are aligned there. Cells are plain text: give them as ``Text``."""
-    made = Table(title=Text(title), title_justify="left")
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
-
-
-def print_json(value: Any) -> None:
-    """A JSON value for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def sizes(loaded: SkillBank) -> str:
-    """How many items there are, in words."""
-    skills, mistakes = len(loaded.skills), len(loaded.mistakes)
-    return f"{skills} {'skill' if skills == 1 else 'skills'}, {mistakes} {'mistake' if mistakes == 1 else 'mistakes'}"
-
-
-def item_block(item: Item) -> RenderableType:
-    """An item for people: its title and origin, what it says, when it applies."""
-    head = Text(item.title or "(no title)", style="bold")
-    head.append(f"  {item.origin}", style="dim not bold")
-    if item.parents:
-        count = len(item.parents)
-        head.append(f", {count} {'parent' if count == 1 else 'parents'}", style="dim not bold")
-    parts: list[RenderableType] = [head, Text(item.text)]
-    if item.note:
-        parts.append(Text(f"{'When' if isinstance(item, Skill) else 'Avoid'}: {item.note}", style="italic"))
-    return Group(*parts)
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sgsd.bank.leaks import LeakReport, scan
-from sgsd.commands.bank import load, print_json, sizes, table
+from sgsd.commands.bank_files import load, print_json, sizes, table
 from sgsd.commands.bank_trace import Origins, read_memories
 from sgsd.memories import Memory
 from sgsd.problems import Problem

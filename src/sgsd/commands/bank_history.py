@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from sgsd.bank import BankDiff, Item, Skill, SkillBank, history
-from sgsd.commands.bank import bank_file, item_block, load, print_json, sizes, table
+from sgsd.commands.bank_files import bank_file, item_block, load, print_json, sizes, table
 from sgsd.commands.bank_trace import MAINTENANCE_FILE, complete_lines
 from sgsd.errors import DataError
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank
 from sgsd.bank.credit import Credit, credit, separation
 from sgsd.bank.formats import as_list, as_object, located
-from sgsd.commands.bank import load, print_json, table
+from sgsd.commands.bank_files import load, print_json, table
 from sgsd.commands.bank_trace import MAINTENANCE_FILE, complete_lines
 from sgsd.errors import BankError
 

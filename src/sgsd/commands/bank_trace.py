@@ -17,7 +17,7 @@ from sgsd.bank import Item, SkillBank, history
 from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
 from sgsd.bank.formats import as_object, located
 from sgsd.bank.lineage import descent, parents_of
-from sgsd.commands.bank import bank_file, load, print_json
+from sgsd.commands.bank_files import bank_file, load, print_json
 from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, as_strings, read_memory
 

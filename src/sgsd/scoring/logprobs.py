@@ -52,6 +52,7 @@ class Select:
         targets: ``[n, M]``, token ids at each position.
         temperatures: each divides the logits.
         top_tokens: L, the likeliest tokens to find.
+        with_entropy: make entropies; they are 0 otherwise.
 
     Called on a tile it returns, for each temperature, ``[r, M]`` log-probabilities and ``[r]`` entropies without
     gradient; then ``[r, L]`` ids, likeliest first, and their log-probabilities at the first temperature.
@@ -60,23 +61,20 @@ class Select:
     targets: Tensor
     temperatures: tuple[float, ...] = (1.0,)
     top_tokens: int = 0
+    with_entropy: bool = True
 
     def __call__(self, logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
         targets, M = self.targets[rows], self.targets.shape[1]
         top_ids = logits.detach().topk(self.top_tokens).indices
         found: list[Tensor] = []
-        top_logps = logits.new_zeros(top_ids.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
-        for number, temperature in enumerate(self.temperatures):
-            asked = torch.cat([targets, top_ids], dim=1) if number == 0 else targets
-            logps, entropy = selected_logps(logits, asked, temperature=temperature, with_entropy=True)
-            assert entropy is not None
-            found += [logps[:, :M], entropy.detach()]
-            if number == 0:
-                top_logps = logps[:, M:]
-        return (*found, top_ids, top_logps)
+        for temperature in self.temperatures:
+            asked = targets if found else torch.cat([targets, top_ids], dim=1)
+            logps, entropy = selected_logps(logits, asked, temperature=temperature, with_entropy=self.with_entropy)
+            found += [logps, logps.new_zeros(len(logps)) if entropy is None else entropy.detach()]
+        return found[0][:, :M], *found[1:], top_ids, found[0][:, M:]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     """What one forward is to return.
 
@@ -117,7 +115,8 @@ class _Head:
 
     def product(self, module: nn.Module, hidden: Tensor) -> Tensor:
         weight = module.weight
-        if isinstance(weight, Tensor) and not torch.is_autocast_enabled(hidden.device.type):
+        typed = isinstance(weight, Tensor) and weight.is_floating_point()  # a quantised head takes what it is given
+        if typed and not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(weight.dtype)  # recurrent models keep their residual stream in float32
         return module(hidden if self.before == 1 else hidden * self.before)
 
@@ -150,37 +149,40 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
     return found
 
 
-@torch.no_grad()
+@torch.compiler.disable
 def _head_of(causal: PreTrainedModel, forward: Callable[..., Any], device: torch.device) -> _Head | None:
-    """What a model does before and behind its head; ``None`` where it is something else than scale and cap.
+    """What a model does before and behind its head; ``None`` where it is something else than scale and cap."""
+    if causal not in _HEADS:
+        _HEADS[causal] = _probed(causal, forward, device)
+    return _HEADS[causal]
 
-    Read off one forward of one token, in which the backbone and the head hand out known numbers.
-    """
-    if causal in _HEADS:
-        return _HEADS[causal]
+
+@torch.no_grad()
+def _probed(causal: PreTrainedModel, forward: Callable[..., Any], device: torch.device) -> _Head | None:
+    """``_head_of`` read off one forward of one token, in which backbone and head hand out known numbers."""
     head, backbone = causal.get_output_embeddings(), causal.base_model
-    _HEADS[causal] = None
     if head is None or backbone is causal:
         return None
     seen: dict[str, Tensor] = {}
 
     def hand_out_hidden(_: Any, inputs: Any, outputs: Any) -> Any:
-        seen["hidden"] = torch.linspace(0.5, 1.5, outputs[0].shape[-1], device=device, dtype=torch.float32)
-        outputs["last_hidden_state"] = seen["hidden"].to(outputs[0].dtype).expand(outputs[0].shape).clone()
+        numbers = torch.linspace(0.5, 1.5, outputs[0].shape[-1]).to(outputs[0])
+        seen["hidden"] = numbers.float()
+        outputs["last_hidden_state"] = numbers.expand(outputs[0].shape).clone()
         return outputs
 
     def hand_out_product(_: Any, inputs: tuple[Tensor, ...], product: Tensor) -> Tensor:
-        seen["input"] = inputs[0].reshape(-1, inputs[0].shape[-1])[-1].float()
-        numbers = torch.linspace(-60, 60, product.shape[-1], device=device, dtype=torch.float32)
+        seen["input"] = inputs[0].flatten(0, -2)[-1].float()
+        numbers = torch.linspace(-60, 60, product.shape[-1])
         numbers[0], numbers[1] = _SMALL, _LARGE
-        seen["product"] = numbers
-        return numbers.expand(product.shape).clone()
+        seen["product"] = numbers.to(product.device)
+        return seen["product"].expand(product.shape).clone()
 
     hooks = [backbone.register_forward_hook(hand_out_hidden), head.register_forward_hook(hand_out_product)]
     token = torch.zeros((1, 1), dtype=torch.long, device=device)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            logits = forward(input_ids=token, use_cache=False).logits[0, -1].float()
+            logits = forward(causal, input_ids=token, use_cache=False).logits[0, -1].float()
     except (TypeError, KeyError):  # outputs of another kind
         return None
     finally:
@@ -191,10 +193,10 @@ def _head_of(causal: PreTrainedModel, forward: Callable[..., Any], device: torch
     before, scale, top = float((seen["input"] / seen["hidden"]).mean()), float(logits[0] / _SMALL), float(logits[1])
     cap = top if top < abs(scale) * _LARGE / 2 else None
     found = _Head(*(1.0 if abs(factor - 1) < 1e-3 else factor for factor in (before, scale)), cap)
-    same_input = torch.allclose(seen["input"], seen["hidden"] * before, rtol=1e-2)
-    if same_input and scale and torch.allclose(found.behind(seen["product"]), logits, rtol=1e-4, atol=1e-4):
-        _HEADS[causal] = found
-    return _HEADS[causal]
+    if not scale or not torch.allclose(seen["input"], seen["hidden"] * before, rtol=1e-2):
+        return None
+    expected = found.behind(seen["product"])
+    return found if expected.shape == logits.shape and torch.allclose(expected, logits, rtol=1e-4, atol=1e-4) else None
 
 
 def add_scoring(model: nn.Module) -> None:
@@ -204,36 +206,40 @@ def add_scoring(model: nn.Module) -> None:
         ConfigError: see ``causal_model``.
     """
     causal = causal_model(model)
-    if getattr(causal.forward, "takes_score", False):
+    bound = causal.forward
+    if getattr(bound, "takes_score", False):
         return
-    original = causal.forward
+    # Not bound to this model: a deep copy of it has its own weights.
+    original = bound.__func__ if isinstance(bound, types.MethodType) else lambda _, *args, **kw: bound(*args, **kw)
 
-    @functools.wraps(original)
+    @functools.wraps(type(causal).forward)  # generation reads the signature
     def forward(self: PreTrainedModel, *args: Any, score: Request | None = None, **kwargs: Any) -> Any:
         if score is None:
-            return original(*args, **kwargs)
+            return original(self, *args, **kwargs)
+        _forget_lengths(self)
         head = _head_of(self, original, score.index.device)
-        if head is None:
-            if score.reduction is None:
-                raise ConfigError("this model's logits are not its head's", got=type(self).__name__)
-            outputs = original(*args, **kwargs)
-            logits = outputs.logits.flatten(0, 1)[score.index]
-            kept = score.reduction(logits, slice(0, len(logits)))
-        else:
-            outputs = self.base_model(*args, **kwargs)
-            hidden = outputs.last_hidden_state.flatten(0, 1)[score.index]
-            kept = _tiled(self, head, hidden, score.reduction)
-        return Output(kept, outputs.get("past_key_values"), outputs.get("router_logits"))
+        outputs = original(self, *args, **kwargs) if head is None else self.base_model(*args, **kwargs)
+        return _answer(self, head, outputs, score)
 
     forward.takes_score = True  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
     causal.forward = types.MethodType(forward, causal)
 
 
 @torch.compiler.disable
-def _tiled(causal: PreTrainedModel, head: _Head, hidden: Tensor, reduction: Reduction | None) -> tuple[Tensor, ...]:
+def _answer(causal: PreTrainedModel, head: _Head | None, outputs: Any, score: Request) -> Output:
+    """What a request asks of a forward. Never compiled: every call asks for tokens and reductions of its own."""
+    if head is not None:
+        hidden = outputs.last_hidden_state.flatten(0, 1)[score.index]
+        kept = (hidden,) if score.reduction is None else _tiled(causal, head, hidden, score.reduction)
+    elif score.reduction is None:
+        raise ConfigError("this model's logits are not its head's", got=type(causal).__name__)
+    else:
+        kept = score.reduction(outputs.logits.flatten(0, 1)[score.index], slice(0, len(score.index)))
+    return Output(kept, outputs.get("past_key_values"), outputs.get("router_logits"))
+
+
+def _tiled(causal: PreTrainedModel, head: _Head, hidden: Tensor, reduction: Reduction) -> tuple[Tensor, ...]:
     """The reduction of every tile's logits; where gradients are on, a tile's logits are made again in the backward."""
-    if reduction is None:
-        return (hidden,)
     module = cast(nn.Module, causal.get_output_embeddings())
 
     def of_tile(rows: Tensor, start: int) -> tuple[Tensor, ...]:
@@ -277,34 +283,37 @@ def _shares_prompts(causal: PreTrainedModel) -> bool:
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-@dataclass(frozen=True)
-class _Rope:
-    """Rotary frequencies that depend on the length of what is forwarded.
+def _rope(causal: PreTrainedModel) -> tuple[str, int] | None:
+    """Kind and switch of rotary frequencies that depend on how many tokens are forwarded.
 
-    Attributes:
-        switch: the longest row of the first kind; ``None`` where lengths do not matter.
-        by_length: beyond it, every length has frequencies of its own (dynamic NTK), or all have the same (longrope).
+    Rows longer than the switch have other frequencies: one set for all (longrope), or one a length (dynamic NTK).
     """
-
-    switch: int | None
-    by_length: bool
-
-    def kind(self, length: int) -> int:
-        """Rows of one kind may be forwarded together."""
-        if self.switch is None or length <= self.switch:
-            return 0
-        return length if self.by_length else 1
-
-
-def _rope(causal: PreTrainedModel) -> _Rope:
     config = causal.config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
-    each = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    for part in each:
+    for part in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
         if part.get("rope_type") in ("longrope", "dynamic"):
             switch = part.get("original_max_position_embeddings") or config.max_position_embeddings
-            return _Rope(int(switch), part["rope_type"] == "dynamic")
-    return _Rope(None, False)
+            return part["rope_type"], int(switch)
+    return None
+
+
+def _kind_of_length(causal: PreTrainedModel) -> Callable[[int], int]:
+    """A row's tokens → its kind, 0 up to the switch. Rows of one kind have the same rotary frequencies."""
+    rope = _rope(causal)
+    if rope is None:
+        return lambda length: 0
+    name, switch = rope
+    return lambda length: 0 if length <= switch else 1 if name == "longrope" else length
+
+
+@torch.compiler.disable
+def _forget_lengths(causal: PreTrainedModel) -> None:
+    """Dynamic NTK keeps the frequencies of the longest row so far; without it, each forward has its own."""
+    if (_rope(causal) or ("",))[0] != "dynamic":
+        return
+    for module in causal.modules():
+        for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+            setattr(module, name, 0)
 
 
 # ---- scoring without gradient
@@ -387,45 +396,50 @@ def score_completions(
     add_scoring(model)
     causal = causal_model(model)
     device = next(model.parameters()).device
-    N, T = len(prompts), max(1, max(map(len, completions)))
-    M, L = 0 if others is None else others.shape[-1], top_tokens
-    rope = _rope(causal)
+    kind = _kind_of_length(causal)
     first = _first_of_equals(prompts, completions, others)
     distinct = sorted(set(first))
-    chunks = _chunks(prompts, completions, max_tokens_per_chunk, distinct, rope)
-    shares = share_prompts and _shares_prompts(causal)
-
-    logps, entropy = torch.zeros(N, T, device=device), torch.zeros(N, T, device=device)
-    top_ids, top_logps = torch.zeros(N, T, L, dtype=torch.long, device=device), torch.zeros(N, T, L, device=device)
-    other_logps = torch.zeros(N, T, M, device=device)
-    tokens = 0
+    chunks = _chunks(prompts, completions, max_tokens_per_chunk, distinct, kind)
     fillers = [[distinct[0]]] * max(0, min_chunks - len(chunks))  # scored once more: only the number counts
+    shares = share_prompts and _shares_prompts(causal)
+    ids, mask = (part.to(device) for part in _padded(completions, "right"))
+
+    found: list[tuple[Tensor, ...]] = []
+    tokens = 0
     for rows in [*chunks, *fillers]:
         parts = [prompts[n] for n in rows], [completions[n] for n in rows]
-        longest = max(len(prompt) + len(completion) for prompt, completion in zip(*parts, strict=True))
-        together = shares and (rope.switch is None or longest <= rope.switch)
-        if rope.by_length and longest > (rope.switch or 0):  # frequencies of a longer row may still be in the model
+        together = shares and kind(max(map(_length, *parts))) == 0
+        if shares and not together:  # a chunk is two forwards, on every rank
             model(input_ids=torch.full((1, 1), _FILLER_ID, device=device), use_cache=False)
-        forwards = _shared(model, *parts, device) if together else _rows_alone(model, *parts, device)
-        for places, forward in forwards:
-            flat_rows, columns = _flat([rows[place] for place in places[0]], places[1], device)
-            targets = _ids_at(completions, rows, places, device)
+        numbers = torch.tensor(rows, device=device)
+
+        def select(row: Tensor, t: Tensor, numbers: Tensor = numbers) -> Select:
+            targets = ids[numbers[row], t].unsqueeze(1)
             if others is not None:
-                targets = torch.cat([targets, others[flat_rows, columns]], dim=1)
-            kept = forward(Select(targets, (temperature,), L))
-            where = flat_rows, columns
-            logps[where], other_logps[where] = kept[0][:, 0].float(), kept[0][:, 1:].float()
-            entropy[where], top_ids[where], top_logps[where] = kept[1].float(), kept[2], kept[3].float()
-        tokens += sum(map(len, parts[1])) + sum(
-            map(len, set(map(tuple, parts[0])) if together else parts[0])  # a shared prompt is forwarded once
-        )
-    lengths = torch.tensor([len(completion) for completion in completions])
-    mask = (torch.arange(T) < lengths.unsqueeze(1)).to(device)
-    if first != list(range(N)):
-        again = torch.tensor(first, device=device)
-        logps, entropy, other_logps = logps[again], entropy[again], other_logps[again]
-        top_ids, top_logps = top_ids[again], top_logps[again]
-    return Scores(logps, mask, entropy if with_entropy else None, top_ids, top_logps, other_logps, tokens)
+                targets = torch.cat([targets, others[numbers[row], t]], dim=1)
+            return Select(targets, (temperature,), top_tokens, with_entropy)
+
+        for row, t, kept in (_shared if together else _rows_alone)(model, *parts, device, select):
+            found.append((numbers[row], t, *kept))
+        once = set(map(tuple, parts[0])) if together else parts[0]  # a shared prompt is forwarded once
+        tokens += sum(map(len, [*once, *parts[1]]))
+    n, t, *kept = map(torch.cat, zip(*found, strict=True))
+
+    def spread(values: Tensor) -> Tensor:
+        whole = values.new_zeros(*ids.shape, *values.shape[1:])
+        whole[n, t] = values
+        return whole if first == list(range(len(first))) else whole[first]
+
+    logps, entropy, top_ids, top_logps = map(spread, kept)
+    return Scores(
+        logps=logps[..., 0].float(),
+        mask=mask.bool(),
+        entropy=entropy.float() if with_entropy else None,
+        top_ids=top_ids,
+        top_logps=top_logps.float(),
+        other_logps=logps[..., 1:].float(),
+        tokens=tokens,
+    )
 
 
 def chunk_count(
@@ -438,7 +452,7 @@ def chunk_count(
 ) -> int:
     """How many chunks ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
     distinct = sorted(set(_first_of_equals(prompts, completions, others)))
-    return len(_chunks(prompts, completions, max_tokens_per_chunk, distinct, _rope(causal_model(model))))
+    return len(_chunks(prompts, completions, max_tokens_per_chunk, distinct, _kind_of_length(causal_model(model))))
 
 
 @torch.no_grad()
@@ -453,100 +467,86 @@ def hidden_states(model: nn.Module, prompts: Sequence[Sequence[int]], completion
     """
     add_scoring(model)
     device = next(model.parameters()).device
-    alike = _rope(causal_model(model)).switch is None
-    batches = [range(len(prompts))] if alike else [[row] for row in range(len(prompts))]
+    kind = _kind_of_length(causal_model(model))
+    batches = [range(len(prompts))]
+    if kind(max(map(_length, prompts, completions))):
+        batches = [[row] for row in range(len(prompts))]
     kept: list[Tensor] = []
     for rows in batches:
-        for _, forward in _rows_alone(model, [prompts[n] for n in rows], [completions[n] for n in rows], device):
-            kept += forward(None)
+        parts = [prompts[n] for n in rows], [completions[n] for n in rows]
+        kept += [hidden for *_, (hidden,) in _rows_alone(model, *parts, device, lambda row, t: None)]
     return torch.cat(kept)
 
 
-_Places = tuple[list[int], list[int]]
-"""Rows of a chunk, and positions in their completions, of each value that a forward keeps."""
-_Forward = Callable[["Reduction | None"], tuple[Tensor, ...]]
+_Kept = list[tuple[Tensor, Tensor, tuple[Tensor, ...]]]
+"""Rows and positions in their completions of some tokens, each ``[n]``, and what a forward keeps of them."""
+_AskedAt = Callable[[Tensor, Tensor], "Reduction | None"]
+"""Such rows and positions → what to keep."""
 
 
 def _rows_alone(
-    model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device
-) -> Iterable[tuple[_Places, _Forward]]:
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    device: torch.device,
+    asked: _AskedAt,
+) -> _Kept:
     """One forward of prompts and completions without a gap, filled up on the right: no token sees what fills it up."""
-    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    ids, _ = _padded(rows, "right")
-    width = ids.shape[1]
-    places = _token_places(completions)
-    index = [row * width + len(prompts[row]) - 1 + t for row, t in zip(*places, strict=True)]
-
-    def forward(reduction: Reduction | None) -> tuple[Tensor, ...]:
-        request = Request(torch.tensor(index, dtype=torch.long).to(device), reduction)
-        return cast(Output, model(input_ids=ids.to(device), use_cache=False, score=request)).kept
-
-    yield places, forward
+    ids, _ = _padded([[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)], "right")
+    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    row, t = (part.to(device) for part in _places(map(len, completions)))
+    request = Request(row * ids.shape[1] + starts[row] + t - 1, asked(row, t))
+    output: Output = model(input_ids=ids.to(device), use_cache=False, score=request)
+    return [(row, t, output.kept)]
 
 
 def _shared(
-    model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device
-) -> Iterable[tuple[_Places, _Forward]]:
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    device: torch.device,
+    asked: _AskedAt,
+) -> _Kept:
     """A forward of each distinct prompt, then one of all completions, which continue the keys and values."""
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
-    number = {prompt: row for row, prompt in enumerate(distinct)}
-    of_row = [number[tuple(prompt)] for prompt in prompts]
-    prompt_ids, prompt_mask = _padded(distinct, "left")
-    P = prompt_ids.shape[1]
-    state: dict[str, Any] = {}
-    started = [row for row, completion in enumerate(completions) if len(completion)]
-
-    def first(reduction: Reduction | None) -> tuple[Tensor, ...]:
-        index = torch.tensor([of_row[row] * P + P - 1 for row in started], dtype=torch.long)
-        output: Output = model(
-            input_ids=prompt_ids.to(device),
-            attention_mask=prompt_mask.to(device),
-            position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0).to(device),
-            use_cache=True,
-            score=Request(index.to(device), reduction),
-        )
-        state["cache"] = output.past_key_values
-        return output.kept
-
-    yield (started, [0] * len(started)), first
-
-    ids, mask = _padded(completions, "right")
-    rows, columns = _token_places(completions)
-    later = [(row, t) for row, t in zip(rows, columns, strict=True) if t > 0]
-    width = ids.shape[1]
-
-    def rest(reduction: Reduction | None) -> tuple[Tensor, ...]:
-        cache = state["cache"]
-        cache.batch_select_indices(torch.tensor(of_row, device=device))
-        before = prompt_mask[of_row]
-        output: Output = model(
-            input_ids=ids.to(device),
-            attention_mask=torch.cat([before, mask], dim=1).to(device),
-            position_ids=(before.sum(1, keepdim=True) + torch.arange(width)).to(device),
-            past_key_values=cache,
-            use_cache=True,
-            score=Request(
-                torch.tensor([row * width + t - 1 for row, t in later], dtype=torch.long).to(device), reduction
-            ),
-        )
-        return output.kept
-
-    yield ([row for row, _ in later], [t for _, t in later]), rest
+    number = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    of_row = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=device)
+    prompt_ids, prompt_mask = (part.to(device) for part in _padded(list(number), "left"))
+    ids, mask = (part.to(device) for part in _padded(completions, "right"))
+    P, T = prompt_ids.shape[1], ids.shape[1]
+    row, t = _places(map(len, completions))
+    first, later = ((row[chosen].to(device), t[chosen].to(device)) for chosen in (t == 0, t > 0))
+    of_prompts: Output = model(
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask,
+        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        score=Request(of_row[first[0]] * P + P - 1, asked(*first)),
+    )
+    cache = of_prompts.past_key_values
+    if not isinstance(cache, DynamicCache):  # a model that keeps none, whatever its configuration says
+        return _rows_alone(model, prompts, completions, device, asked)
+    cache.batch_select_indices(of_row)
+    before = prompt_mask[of_row]
+    of_completions: Output = model(
+        input_ids=ids,
+        attention_mask=torch.cat([before, mask], dim=1),
+        position_ids=before.sum(1, keepdim=True) + torch.arange(T, device=device),
+        past_key_values=cache,
+        use_cache=True,
+        score=Request(later[0] * T + later[1] - 1, asked(*later)),
+    )
+    return [(*first, of_prompts.kept), (*later, of_completions.kept)]
 
 
-def _token_places(completions: Sequence[Sequence[int]]) -> _Places:
-    rows = [row for row, completion in enumerate(completions) for _ in completion]
-    return rows, [t for completion in completions for t in range(len(completion))]
+def _length(prompt: Sequence[int], completion: Sequence[int]) -> int:
+    return len(prompt) + len(completion)
 
 
-def _flat(rows: list[int], columns: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(rows, dtype=torch.long).to(device), torch.tensor(columns, dtype=torch.long).to(device)
-
-
-def _ids_at(completions: Sequence[Sequence[int]], rows: list[int], places: _Places, device: torch.device) -> Tensor:
-    """``[n, 1]``, the completions' tokens at these places."""
-    ids = [int(completions[rows[row]][t]) for row, t in zip(*places, strict=True)]
-    return torch.tensor(ids, dtype=torch.long).to(device).unsqueeze(1)
+def _places(lengths: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Row and position of each token of completions of these lengths, row after row; on the CPU."""
+    ranges = [torch.arange(length) for length in lengths]
+    rows = [torch.full_like(positions, row) for row, positions in enumerate(ranges)]
+    return torch.cat(rows), torch.cat(ranges)
 
 
 def _first_of_equals(
@@ -564,25 +564,22 @@ def _chunks(
     completions: Sequence[Sequence[int]],
     max_tokens: int,
     among: Sequence[int],
-    rope: _Rope,
+    kind: Callable[[int], int],
 ) -> list[list[int]]:
     """Row numbers of each chunk, longest prompts first; rows of one prompt side by side, of one rope kind together.
 
     A chunk of R rows over U distinct prompts, P and T the longest prompt and completion, costs U·P + R·T tokens.
     """
-
-    def kind(n: int) -> int:
-        return rope.kind(len(prompts[n]) + len(completions[n]))
-
+    kinds = {n: kind(_length(prompts[n], completions[n])) for n in among}
     chunks: list[list[int]] = []
     distinct: set[tuple[int, ...]] = set()
     P = T = 0
-    for n in sorted(among, key=lambda n: (kind(n), -len(prompts[n]), tuple(prompts[n]), -len(completions[n]))):
+    for n in sorted(among, key=lambda n: (kinds[n], -len(prompts[n]), tuple(prompts[n]), -len(completions[n]))):
         P, T = max(P, len(prompts[n])), max(T, len(completions[n]))
         distinct.add(tuple(prompts[n]))
         fits = chunks and len(distinct) * P + (len(chunks[-1]) + 1) * T <= max_tokens
-        alike = chunks and kind(n) == kind(chunks[-1][0])
-        padded_over = rope.switch is not None and not kind(n) and rope.switch < P + T
+        alike = chunks and kinds[n] == kinds[chunks[-1][0]]
+        padded_over = not kinds[n] and kind(P + T)
         if fits and alike and not padded_over:
             chunks[-1].append(n)
         else:
@@ -634,10 +631,11 @@ class StudentPass:
         self._reduction = reduction
         self._returned = returned
         self._shape = mask.shape
+        T = mask.shape[1]
         # One host sync: lengths are asked for once, and all indices are made of them.
-        lengths, T = mask.sum(1).tolist(), mask.shape[1]
-        self.flat = torch.cat([torch.arange(int(n)) + b * T for b, n in enumerate(lengths)]).to(mask.device)
-        self._rope = _rope(causal_model(model))
+        self._lengths: list[int] = mask.sum(1).tolist()
+        self._rows, self._columns = (part.to(mask.device) for part in _places(self._lengths))
+        self.flat = self._rows * T + self._columns
         self.kept: tuple[Tensor, ...] = ()
         self.aux_loss: Tensor | None = None
 
@@ -646,50 +644,73 @@ class StudentPass:
 
         inputs.pop("fused_lm_head")
         (B, W), T = input_ids.shape, self._shape[1]
-        rows, columns = self.flat // T, self.flat % T
-        if self._rope.switch is not None and self._rope.switch < W:
-            output = self._row_by_row(input_ids, attention_mask, rows, columns, inputs)
-        else:
-            request = Request(rows * W + (W - T - 1) + columns, self._reduction(self.flat))
-            output = self._model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, score=request, **inputs
+        causal = causal_model(self._model)
+        reduction = self._reduction(self.flat)
+        columns = self._columns + (W - T - 1)  # what predicts a token, in its row of ``[B, W]``
+        padded = not _kind_of_length(causal)(_widest(W, input_ids.device) if _rope(causal) else W)
+        if padded:
+            output: Output = self._model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                use_cache=False,
+                score=Request(self._rows * W + columns, reduction),
+                **inputs,
             )
+        else:
+            output = self._row_by_row(input_ids, attention_mask, columns, reduction, inputs)
         self.kept = output.kept
         logps, entropy = (output.kept[number] for number in self._returned)
         if logps.ndim == 2:
             logps = logps[:, 0]
-        whole = [self.spread(values, (B, W - 1), rows * (W - 1) + (W - T - 1) + columns) for values in (logps, entropy)]
+        logps, entropy = (
+            self._spread(values, (B, W - 1), self._rows * (W - 1) + columns) for values in (logps, entropy)
+        )
         if inputs.get("output_router_logits"):
-            config = causal_model(self._model).config.get_text_config()
-            alone = self._rope.switch is not None and self._rope.switch < W  # without padding, hence without a mask
-            self.aux_loss = _router_loss(config, output, None if alone else attention_mask)
-        return FusedCausalLMOutput(log_probs=whole[0], entropy=whole[1], aux_loss=self.aux_loss)
+            self.aux_loss = _router_loss(causal.config.get_text_config(), output, attention_mask if padded else None)
+        return FusedCausalLMOutput(log_probs=logps, entropy=entropy, aux_loss=self.aux_loss)
 
     def _row_by_row(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor, inputs: dict[str, Any]
+        self, input_ids: Tensor, attention_mask: Tensor, columns: Tensor, reduction: Reduction, inputs: dict[str, Any]
     ) -> Output:
         """Each row alone, without its padding: rotary frequencies would go by the padded length of all."""
-        (B, W), T = input_ids.shape, self._shape[1]
         outputs: list[Output] = []
-        for row in range(B):
+        done = 0
+        for row, length in enumerate(self._lengths):
             start, end = (int(position) for position in attention_mask[row].nonzero()[[0, -1], 0])
-            mine = rows == row
-            request = Request(columns[mine] + (W - T - 1 - start), self._reduction(self.flat[mine]))
-            part = slice(start, end + 1)
-            alone = {"input_ids": input_ids[row : row + 1, part], "attention_mask": attention_mask[row : row + 1, part]}
+            alone = {
+                "input_ids": input_ids[row : row + 1, start : end + 1],
+                "attention_mask": attention_mask[row : row + 1, start : end + 1],
+            }
+
+            def of_all(logits: Tensor, rows: slice, done: int = done) -> tuple[Tensor, ...]:
+                return reduction(logits, slice(done + rows.start, done + rows.stop))
+
+            request = Request(columns[done : done + length] - start, of_all)
             outputs.append(self._model(**alone, use_cache=False, score=request, **inputs))
+            done += length
         routers = [output.router_logits for output in outputs if output.router_logits is not None]
         return Output(
             tuple(map(torch.cat, zip(*(output.kept for output in outputs), strict=True))),
             router_logits=tuple(map(torch.cat, zip(*routers, strict=True))) if routers else None,
         )
 
-    def spread(self, values: Tensor, shape: tuple[int, ...] | None = None, at: Tensor | None = None) -> Tensor:
+    def spread(self, values: Tensor) -> Tensor:
         """Flat values ``[n, ...]`` as ``[B, T, ...]``, 0 where nothing was scored."""
-        shape = tuple(self._shape) if shape is None else shape
+        return self._spread(values, tuple(self._shape), self.flat)
+
+    @staticmethod
+    def _spread(values: Tensor, shape: tuple[int, ...], at: Tensor) -> Tensor:
         whole = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
-        whole = whole.index_copy(0, self.flat if at is None else at, values)
-        return whole.unflatten(0, shape)
+        return whole.index_copy(0, at, values).unflatten(0, shape)
+
+
+def _widest(width: int, device: torch.device) -> int:
+    """The most of all processes, which must make the same forwards."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return width
+    widest = torch.tensor(width, device=device)
+    torch.distributed.all_reduce(widest, torch.distributed.ReduceOp.MAX)
+    return int(widest)
 
 
 def _router_loss(config: Any, output: Output, attention_mask: Tensor | None) -> Tensor:

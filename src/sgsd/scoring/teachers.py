@@ -95,6 +95,24 @@ def _other(items: Sequence[_I], taken: set[str], draw: random.Random) -> _I | No
     return item
 
 
+def stand_in(pool: TeacherPool, trust: Sequence[float], draw: random.Random) -> list[float]:
+    """Trust in a pool's teachers if one of them, drawn by weight and trust, stands for all: the highest, or none.
+
+    With the weights w of ``objectives.correction``, equation (8), a loss Σ_k w_k L_k is then, on average over draws,
+    what it is with all teachers: the one is drawn with probability w_k / Σ_j w_j and weighs Σ_j w_j = max_j τ_j.
+
+    Args:
+        pool: the teachers.
+        trust: τ of each.
+        draw: where the draw comes from.
+    """
+    shares = [weight * sure for weight, sure in zip(pool.weights, trust, strict=True)]
+    if not any(shares):
+        return [0.0] * len(shares)
+    (chosen,) = draw.choices(range(len(shares)), shares)
+    return [max(trust) if k == chosen else 0.0 for k in range(len(shares))]
+
+
 def teachers_to_run(
     pools: Sequence[TeacherPool],
     outcomes: Sequence[int],

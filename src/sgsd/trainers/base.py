@@ -159,7 +159,7 @@ class VerifiedTrainer(GRPOTrainer):
             )
         check_batch(len(rows["train_dataset"]), args)
         ends = end_of_completion_ids(model, processing_class)
-        check_tokens(model.get_input_embeddings().weight.shape[0], processing_class, ends)
+        check_tokens(model.config.get_text_config().vocab_size, processing_class, ends)
         model.generation_config.eos_token_id = ends
         if verified:
             reward_funcs = [

@@ -101,6 +101,8 @@ def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
 def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
     """Restore every part from ``checkpoint/sgsd``.
 
+    A part that the run had not yet when it was saved (a guard, maintenance of the bank) begins here.
+
     Raises:
         CheckpointError: the checkpoint is none of this package's, is incomplete or cut short, or its header is another
             run's.
@@ -122,6 +124,8 @@ def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
                 remedy="pass what the run began with, or start a new run in another output_dir",
             )
     for name, part in parts.items():
+        if f"{STATE_FOLDER}/{name}.json" not in mark["sizes"]:
+            continue
         try:
             state = json.loads((checkpoint / STATE_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
             tensors = checkpoint / STATE_FOLDER / f"{name}-{rank:05d}.safetensors"

@@ -120,7 +120,7 @@ class VerifiedConfig(GRPOConfig):
                 raise ConfigError("verifier_options is not JSON", got=self.verifier_options) from error
         if not isinstance(self.verifier_options, dict | None):
             raise ConfigError("verifier_options is no mapping", got=self.verifier_options, expected="a JSON object")
-        if not (self.instruction or "").strip():
+        if self.instruction is not None and not self.instruction.strip():
             self.instruction = ""
         self._check()
         default_device(self)

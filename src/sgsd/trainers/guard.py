@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from sgsd.errors import CheckpointError
 from sgsd.trainers.checkpoint import complete_checkpoints
 
 GUARD_FILE = "guard.json"
-VITALS = {"success": "success_rate", "entropy": "entropy", "truncated": "completions/clipped_ratio"}
-"""What is watched → the metric it is read from."""
+VITALS = ("success", "truncated", "entropy")
+"""Means over the rollouts of an optimizer step: the success rate, the share cut off, nats a token."""
 GRADIENT = "the gradient's norm"
 
 _DROP = 0.3  # of the best success rate
@@ -91,9 +91,11 @@ class CollapseGuard:
         return None
 
     def _broken(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
-        # The entropy is of the policy before this step's update, which a broken gradient does not get.
+        # The entropy is of the policy before this step's update, which a broken gradient does not get. Beside a broken
+        # gradient an entropy that is no number says that the weights were broken already.
         if not math.isfinite(vitals.get(GRADIENT, 0.0)):
-            return Alarm(step, f"{GRADIENT} is {vitals[GRADIENT]}", step - 1, finite=False)
+            weights_broken = math.isnan(vitals.get("entropy", 0.0))
+            return Alarm(step, f"{GRADIENT} is {vitals[GRADIENT]}", step - 1 - weights_broken, finite=False)
         if math.isinf(vitals.get("entropy", 0.0)):
             return Alarm(step, f"entropy is {vitals['entropy']}", step - 2, finite=False)
         return None
@@ -146,31 +148,6 @@ class CollapseGuard:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError("the checkpoint's guard cannot be read", got=repr(error)) from error
         self._recent, self._first, self._best, self._best_step, self.alarm = recent, first, best, best_step, alarm
-
-
-class StepMeans(TrainerCallback):
-    """The training metrics of the last optimizer step, from lists that grow until they are logged.
-
-    Args:
-        metrics: the training mode's lists, as they are now.
-    """
-
-    def __init__(self, metrics: Callable[[], Mapping[str, Sequence[float]]]) -> None:
-        self._metrics = metrics
-        self._seen: dict[str, int] = {}
-
-    def __call__(self) -> dict[str, float]:
-        """Each vital's mean over what came in since the last call; those of which nothing came are left out."""
-        metrics = self._metrics()
-        lists = {name: list(metrics[metric]) for name, metric in VITALS.items() if metric in metrics}
-        new = {name: values[self._seen.get(name, 0) :] for name, values in lists.items()}
-        self._seen = {name: len(values) for name, values in lists.items()}
-        return {name: sum(values) / len(values) for name, values in new.items() if values}
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        """Logging empties the lists of its own mode: an evaluation's leaves those of training."""
-        if not any(name.startswith("eval_") for name in logs or {}):
-            self._seen = {}
 
 
 class GuardCallback(TrainerCallback):

@@ -31,6 +31,7 @@ from sgsd.scoring.teachers import (
     control_prompt,
     control_scores,
     from_batch,
+    stand_in,
     teacher_scores,
     teachers_to_run,
     to_batch,
@@ -170,7 +171,8 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> TeacherScores:
         """What the teachers say of B rollouts.
 
-        Run are the teachers that the objective reads, and all of them on the problems that the ledger draws.
+        Run are the teachers that the objective reads, or one of them in place of all, and all on the problems that are
+        drawn for the ledger.
 
         Args:
             pools, inputs: teachers and data row of each rollout.
@@ -179,13 +181,20 @@ class SGSDTrainer(VerifiedTrainer):
         ids, lengths = output["completion_ids"].tolist(), output["completion_mask"].sum(1).tolist()
         completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         needs, trust = self.objective.needs, [self.training_ledger.trust(pool.pairs) for pool in pools]
+        draws = [random.Random(f"{self.args.seed} {self.state.global_step} {row['prompt']!r}") for row in inputs]
+        whole = [draw.random() < self.args.ledger_share for draw in draws]  # alike for all rollouts of a prompt
+        if needs.one_teacher:
+            trust = [
+                known if all_run else stand_in(pool, known, draw)
+                for pool, known, all_run, draw in zip(pools, trust, whole, draws, strict=True)
+            ]
         places = teachers_to_run(
             pools,
             [int(outcome) if length else 0 for outcome, length in zip(self._outcome.tolist(), lengths, strict=True)],
             trust,
             read=needs.outcomes if self.args.sgsd_weight else (),
             by_trust=needs.by_trust,
-            whole=[self._drawn_for_ledger(row) for row in inputs],
+            whole=whole,
         )
         vocabulary = self.model.config.get_text_config().vocab_size
         top_tokens = min(self.args.teacher_top_tokens, vocabulary) if needs.top_tokens else 0
@@ -203,11 +212,6 @@ class SGSDTrainer(VerifiedTrainer):
         self._count("sgsd/teacher_tokens", tokens, len(pools))
         self._count("sgsd/scored_share", len(places), sum(len(pool.prompts) for pool in pools))
         return teachers
-
-    def _drawn_for_ledger(self, row: dict[str, Any]) -> bool:
-        """Whether a problem is among those of the step whose rollouts all teachers score; alike on all processes."""
-        draw = random.Random(f"{self.args.seed} {self.state.global_step} {row['prompt']!r}")
-        return draw.random() < self.args.ledger_share
 
     def _score_control(
         self,

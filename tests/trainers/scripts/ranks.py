@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -226,28 +225,29 @@ def never_come(trainer) -> None:
         signal.pause()  # returns when the watchdog asks for the stacks
         signal.pause()
 
-    trainer._score_teachers = staying_away
+    trainer.score_teachers = staying_away
 
 
 MISTAKES = {"never comes": never_come}
 
 
 def count_forwards(trainer, forwards, own_chunks) -> None:
-    """One entry a step: the forwards that the teachers took, and the chunks that this rank's rollouts needed."""
+    """One entry a call: the forwards that it took, and the chunks that this rank's rollouts needed."""
+    score = trainer._score
 
-    def counted(score, pools, completions, output):
-        prompts = [prompt for pool in pools for prompt in pool.prompts]
-        repeated = [completion for completion in completions for _ in range(len(pools[0].prompts))]
-        own_chunks.append(chunk_count(prompts, repeated, max_tokens_per_chunk=trainer.args.max_tokens_per_chunk))
+    def counted(prompts, completions, inputs, *, others=None, **more):
+        own_chunks.append(0)
+        if prompts:
+            limit = trainer.args.max_tokens_per_chunk
+            own_chunks[-1] = chunk_count(trainer.model, prompts, completions, max_tokens_per_chunk=limit, others=others)
         forwards.append(0)
         handle = trainer.model.register_forward_pre_hook(lambda *_: forwards.append(forwards.pop() + 1))
         try:
-            return score(pools, completions, output)
+            return score(prompts, completions, inputs, others=others, **more)
         finally:
             handle.remove()
 
-    for name in ("_score_teachers", "_score_until_settled"):
-        setattr(trainer, name, partial(counted, getattr(trainer, name)))
+    trainer._score = counted
 
 
 if __name__ == "__main__":
