@@ -167,7 +167,7 @@ def test_problems_are_drawn_for_the_ledger_alike_on_all_processes_and_anew_each_
 
 
 def test_all_rollouts_of_a_drawn_problem_are_scored(tmp_path):
-    trainer = trainer_of(tmp_path, objective="correction", ledger_share=0.5)
+    trainer = trainer_of(tmp_path, objective="correction", ledger_share=0.5, seed=1)
     batch = batch_of(trainer, NUMBERS)
     drawn = [trainer._drawn_for_ledger(row) for row in rows(trainer, NUMBERS)]
     assert len(set(drawn)) == 2, "the seed must leave neither case untested"
@@ -207,10 +207,7 @@ def pairs_of(bank):
 
 @pytest.mark.parametrize("objective", ["gated", "local", "correction", "reweight"])
 def test_logged_means_do_not_depend_on_how_rollouts_are_split(tmp_path, objective):
-    """At 029fdea they were means of micro-batches' means: sgsd/support/failure of these rollouts was off by a half.
-
-    Two processes are tried in test_distributed.
-    """
+    """At 029fdea they were means of micro-batches' means. Two processes are tried in test_distributed."""
     trainer = trainer_of(tmp_path, objective=objective, ledger_share=1.0)
     batch = batch_of(trainer, NUMBERS)
     once = logged_means(trainer)  # what was logged of the sampling
@@ -225,6 +222,7 @@ def test_logged_means_do_not_depend_on_how_rollouts_are_split(tmp_path, objectiv
 
 
 def test_a_run_logs_the_same_means_in_one_micro_batch_and_in_four(tmp_path):
+    """At 029fdea this run in four logged sgsd/support/failure 0.1323 for 0.1314, and entropy 4.324 for 4.316."""
     entries = []
     for size, steps in ((8, 1), (2, 4)):
         trainer = make_trainer(
