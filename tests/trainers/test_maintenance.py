@@ -69,7 +69,10 @@ def run(folder, *, writer=None, use_policy=False, **settings):
         "max_completion_length": 6,
         "trace_steps": 0,
     }
-    return make_trainer(folder, writer=None if use_policy else writer or StubWriter(), **defaults | settings)
+    settings = defaults | settings
+    if settings["maintenance_frequency"] and not use_policy:
+        settings["writer"] = writer or StubWriter()
+    return make_trainer(folder, **settings)
 
 
 def log_of(folder):

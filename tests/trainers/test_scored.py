@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -151,6 +153,31 @@ def test_what_the_ledger_wants_to_know_does_not_change_the_step(tmp_path, object
     assert abs(loss) > 1e-6
     assert loss == pytest.approx(same_loss, abs=1e-6)
     assert_close(gradients, same_gradients, 1e-6)
+
+
+@pytest.mark.parametrize("trust", ["worth", "equal"])
+def test_a_corrections_step_is_on_average_over_draws_the_one_with_all_teachers(tmp_path, monkeypatch, trust):
+    """Each teacher in turn stands for all; weighted by the chance that it does, their steps add up."""
+    settings = {"objective": "correction", "teacher_trust": trust}
+    whole = trainer_of(tmp_path / "all", ledger_share=1.0, **settings)
+    loss, gradients = loss_and_gradients(whole, [batch_of(whole, [0] * 12)])
+    (pool,) = whole.retrieve(rows(whole, [0]))
+    shares = [a * t for a, t in zip(pool.weights, whole.training_ledger.trust(pool.pairs), strict=True)]
+    mean_loss, mean = 0.0, [torch.zeros_like(gradient) for gradient in gradients]
+    original = module.stand_in
+    for k in [k for k, share in enumerate(shares) if share]:
+        always = SimpleNamespace(choices=lambda *_, k=k: [k])
+        monkeypatch.setattr(module, "stand_in", lambda pool, trust, _, always=always: original(pool, trust, always))
+        trainer = trainer_of(tmp_path / str(k), **settings)
+        batch = batch_of(trainer, [0] * 12)
+        failures = int((batch["outcome"] < 0).sum())
+        assert batch["teacher_scored"].sum(0).tolist() == [failures if n == k else 0 for n in range(3)]
+        one, of_one = loss_and_gradients(trainer, [batch])
+        mean_loss += one * shares[k] / sum(shares)
+        mean = [total + gradient * shares[k] / sum(shares) for total, gradient in zip(mean, of_one, strict=True)]
+    assert abs(loss) > 1e-4
+    assert mean_loss == pytest.approx(loss, rel=1e-4)
+    assert_close(mean, gradients, 1e-5)
 
 
 def test_problems_are_drawn_for_the_ledger_alike_on_all_processes_and_anew_each_step(tmp_path):
