@@ -171,7 +171,7 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> TeacherScores:
         """What the teachers say of B rollouts.
 
-        Run are the teachers that the objective reads, or one of them in place of all, and all on the problems that are
+        Run are the teachers that the objective reads, or a few of them in place of all, and all on the problems that are
         drawn for the ledger.
 
         Args:
@@ -182,7 +182,7 @@ class SGSDTrainer(VerifiedTrainer):
         completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         needs, trust = self.objective.needs, [self.training_ledger.trust(pool.pairs) for pool in pools]
         whole = [self._drawn_for_ledger(row) for row in inputs]
-        if needs.one_teacher:
+        if needs.stand_ins:
             drawn = [
                 (pool, known) if all_run else stand_ins(pool, known, self._draw("stand-ins", row))
                 for pool, known, all_run, row in zip(pools, trust, whole, inputs, strict=True)
