@@ -171,8 +171,8 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> TeacherScores:
         """What the teachers say of B rollouts.
 
-        Run are the teachers that the objective reads, or a few of them in place of all, and all on the problems that are
-        drawn for the ledger.
+        Run are the teachers that the objective reads, or a few of them in place of all; and all of them on the problems
+        that are drawn for the ledger.
 
         Args:
             pools, inputs: teachers and data row of each rollout.
