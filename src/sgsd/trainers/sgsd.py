@@ -31,7 +31,7 @@ from sgsd.scoring.teachers import (
     control_prompt,
     control_scores,
     from_batch,
-    stand_in,
+    stand_ins,
     teacher_scores,
     teachers_to_run,
     to_batch,
@@ -171,8 +171,8 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> TeacherScores:
         """What the teachers say of B rollouts.
 
-        Run are the teachers that the objective reads, or one of them in place of all, and all on the problems that are
-        drawn for the ledger.
+        Run are the teachers that the objective reads, or a few of them in place of all; and all of them on the problems
+        that are drawn for the ledger.
 
         Args:
             pools, inputs: teachers and data row of each rollout.
@@ -182,11 +182,12 @@ class SGSDTrainer(VerifiedTrainer):
         completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         needs, trust = self.objective.needs, [self.training_ledger.trust(pool.pairs) for pool in pools]
         whole = [self._drawn_for_ledger(row) for row in inputs]
-        if needs.one_teacher:
-            trust = [
-                known if all_run else stand_in(pool, known, self._draw("stand-in", row))
+        if needs.stand_ins:
+            drawn = [
+                (pool, known) if all_run else stand_ins(pool, known, self._draw("stand-ins", row))
                 for pool, known, all_run, row in zip(pools, trust, whole, inputs, strict=True)
             ]
+            pools, trust = [pool for pool, _ in drawn], [known for _, known in drawn]
         places = teachers_to_run(
             pools,
             [int(outcome) if length else 0 for outcome, length in zip(self._outcome.tolist(), lengths, strict=True)],
