@@ -684,7 +684,17 @@ def test_the_model_card_names_the_method_and_its_paper(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "2605.28791" in card
     assert "- sgsd" in card
-    assert "SGSD" in card
+    assert "This model was trained with SGSD, a method introduced in [Skill-Conditioned" in card
+
+
+def test_the_model_card_of_another_objective_does_not_pass_it_off_as_the_papers(tmp_path):
+    """At 029fdea: "This model was trained with SGSD, a method introduced in" the paper."""
+    settings = {"objective": "correction", "teacher": "frozen", "grpo_weight": 1.0, "num_generations": 2}
+    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, **settings)
+    trainer.train()
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with GRPO + correction, which builds on SGSD, a method introduced in [Skill-Conditioned" in card
+    assert "trained with SGSD" not in card
 
 
 def test_evaluation_logs_the_plain_prompts_success_rate(tmp_path):

@@ -40,6 +40,7 @@ from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
+from sgsd.trainers.names import card_name
 from sgsd.trainers.record import LEDGER_FILE, LedgerCallback, RunRecorder
 from sgsd.trainers.rewards import VerifierReward, is_truncated, text_of
 from sgsd.trainers.rows import prompt_of
@@ -79,6 +80,7 @@ class SGSDTrainer(VerifiedTrainer):
 
     def _set_up(self) -> None:
         args: SGSDConfig = self.args
+        self._name = card_name(vars(args))
         self.objective = OBJECTIVES[args.objective].from_config(args)
         self._control = self.objective.needs.control or args.support_baseline == "control"
         self._uncounted = torch.tensor(
