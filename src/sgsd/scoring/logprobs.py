@@ -649,11 +649,15 @@ class StudentPass:
         columns = self._columns + (W - T - 1)  # what predicts a token, in its row of ``[B, W]``
         padded = not _kind_of_length(causal)(_widest(W, input_ids.device) if _rope(causal) else W)
         if padded:
+            # Filled up on the right, where no token sees it: learned positions and recurrent states begin with the row.
+            left = attention_mask.argmax(1)
+            order = (torch.arange(W, device=left.device) + left.unsqueeze(1)) % W
+            attention_mask = attention_mask.gather(1, order)
             output: Output = self._model(
-                input_ids=input_ids,
+                input_ids=input_ids.gather(1, order),
                 attention_mask=attention_mask,
                 use_cache=False,
-                score=Request(self._rows * W + columns, reduction),
+                score=Request(self._rows * W + columns - left[self._rows], reduction),
                 **inputs,
             )
         else:
