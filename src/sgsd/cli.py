@@ -70,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher live")
 
-    commands.add_parser("train", help="train with SGSD (all flags: sgsd train --help)", add_help=False)
+    commands.add_parser(
+        "train", help="train with SGSD or another method (all flags: sgsd train --help)", add_help=False
+    )
 
     evaluation = commands.add_parser("eval", help="accuracy of a run, a model or an adapter; or stored responses again")
     evaluation.add_argument("model", nargs="?", help="run folder, checkpoint, adapter, hub name, or local:NAME")
@@ -147,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     actions = lab.add_subparsers(dest="action", required=True, parser_class=_Parser)
     pretrain = actions.add_parser("pretrain", help="make a lab model again; the package holds both")
     run = actions.add_parser("run", help="one experiment: train in the lab, evaluate along the way")
-    demo = actions.add_parser("demo", help="GRPO with and without SGSD, side by side, live")
+    demo = actions.add_parser("demo", help="GRPO, and GRPO with failures corrected by teachers, side by side, live")
     for action in (pretrain, run):
         action.add_argument("variant", choices=("sharp", "calibrated"), help="how the model obeys a stated rule")
         action.add_argument("--output", type=Path, help="folder to write (default: under runs/)")

@@ -48,7 +48,26 @@ def test_the_demo_runs_from_end_to_end_on_a_tiny_model(tmp_path, tiny_folder, ca
     assert summary["before"]["accuracy"] == 0  # random weights
     low, high = summary["difference"]["ci95"]
     assert low < 0 < high  # equal values do not prove equality
-    assert "covers 0" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "covers 0" in shown
+    assert "The method was GRPO + SGSD" in " ".join(shown.split())
     assert len((output / "evaluations" / "after" / "samples.jsonl").read_text().splitlines()) == 20
     assert main(["eval", str(output), "--batch_size", "20", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == 20
+
+
+def test_the_report_of_a_demo_has_before_and_after_as_a_pair(tmp_path, tiny_folder, capsys):
+    """At 029fdea: "mean, 40 problems", and 0 under "seeds"."""
+    output = tmp_path / "demo"
+    flags = ["--model_name_or_path", str(tiny_folder), "--retriever", "bm25", "--max_completion_length", "8"]
+    flags += ["--per_device_train_batch_size", "8"]
+    assert main(["demo", "--output", str(output), "--steps", "1", "--problems", "20", "--", *flags]) == 0
+    assert main(["report", str(output), "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "test, 20 problems" in page
+    assert "test, difference to Base" in page
+    assert "40 problems" not in page
+    capsys.readouterr()
+    assert main(["compare", str(output), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["label"] for row in rows] == ["Base", "GRPO + SGSD"]

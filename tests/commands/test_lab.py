@@ -98,7 +98,8 @@ def test_what_cannot_be_run_is_refused_in_one_line(tmp_path, capsys):
 def test_the_demo_shows_both_curves(tmp_path, capsys):
     assert main(["lab", "demo", "--steps", "4", "--output", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
-    assert "GRPO + SGSD" in shown
+    assert "GRPO + correction" in shown
+    assert "SGSD" not in shown
     assert "sgsd compare" in shown
-    for name in ("grpo", "grpo-sgsd"):
+    for name in ("grpo", "grpo-correction"):
         assert len(curve(tmp_path / "demo" / name)) >= 2

@@ -109,6 +109,72 @@ def test_rows_of_one_method_are_told_apart_by_what_differs(tmp_path):
     assert labels == ["SGSD, teacher live", "SGSD, teacher frozen", "GRPO", "GRPO+Skill"]
 
 
+def test_our_own_objectives_have_their_own_names(tmp_path):
+    """At 029fdea all of these were SGSD."""
+    ours = {"objective": "correction", "teacher": "frozen"}
+    folders = [
+        write_run(tmp_path / name, {"sums": solved(5)}, **settings)
+        for name, settings in {
+            "paper": {"objective": "gated"},
+            "grpo-correction": ours | {"grpo_weight": 1.0},
+            "guided": ours | {"teacher_guidance": 2.0, "support_baseline": "control"},
+            "local": {"objective": "local"},
+            "reweight": {"objective": "reweight"},
+        }.items()
+    ]
+    labels = [row.label for row in compare_runs(folders).rows]
+    assert labels == ["SGSD", "GRPO + correction", "correction, guided", "local support", "reweight"]
+    assert compare_runs(folders, baseline="grpo + correction").baseline == "GRPO + correction"
+
+
+def demo(folder: Path, before: int, after: int, *, step: int | None = 0, **settings) -> Path:
+    """A run that was evaluated on the same problems before and after."""
+    run = write_run(folder, {"after": solved(after)}, **settings)
+    noted = {} if step is None else {"step": step, "dataset": "data/test.jsonl"}
+    write_evaluation(run / "evaluations" / "before", solved(before), **noted)
+    if noted:
+        summary = run / "evaluations" / "after" / "summary.json"
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | noted | {"step": 100}))
+    return run
+
+
+@pytest.mark.parametrize("step", [0, None])
+def test_before_and_after_are_a_pair_and_no_two_data_sets(tmp_path, step):
+    """At 029fdea they were two columns and a mean over 20 problems, in which the one half was the untrained model."""
+    table = compare_runs([demo(tmp_path / "demo", 3, 6, step=step)])
+    name = "after" if step is None else "test"
+    assert [(column.name, column.problems) for column in table.columns] == [(name, 10)]
+    assert [(row.label, row.cells[0].mean) for row in table.rows] == [("Base", 0.3), ("SGSD", 0.6)]
+    assert table.rows[1].differences == (paired_difference(shares(solved(3)), shares(solved(6))),)
+    assert table.rows[0].model == table.rows[1].model == "base-model"
+
+
+def test_runs_that_began_with_one_model_share_its_row(tmp_path):
+    folders = [demo(tmp_path / "sgsd", 3, 6), demo(tmp_path / "grpo", 3, 7, method="grpo")]
+    table = compare_runs(folders)
+    assert [(row.label, row.cells[0].mean) for row in table.rows] == [("Base", 0.3), ("SGSD", 0.6), ("GRPO", 0.7)]
+
+
+def test_a_base_that_is_named_takes_the_place_of_what_runs_evaluated_themselves(tmp_path):
+    base = write_evaluation(tmp_path / "base", solved(2), dataset="data/test.jsonl")
+    table = compare_runs([demo(tmp_path / "demo", 3, 6), base])
+    assert [(row.label, row.cells[0].mean) for row in table.rows] == [("SGSD", 0.6), ("Base", 0.2)]
+
+
+def test_a_start_under_other_conditions_is_left_out(tmp_path):
+    run = demo(tmp_path / "demo", 3, 6)
+    summary = run / "evaluations" / "before" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"temperature": 0.1}))
+    assert [row.label for row in compare_runs([run]).rows] == ["SGSD"]
+
+
+def test_two_evaluations_of_the_same_problems_have_no_mean(tmp_path):
+    run = write_run(tmp_path / "run", {"greedy": solved(5), "sampled": solved(6), "more": solved(2, prefix="q")})
+    table = compare_runs([run])
+    assert [column.name for column in table.columns] == ["greedy", "more", "sampled"]
+    assert "greedy and sampled are of the same problems: no mean is taken." in table.notes
+
+
 def test_a_base_with_skills_in_its_prompt_is_base_skill(tmp_path, base):
     skilled = write_evaluation(tmp_path / "skilled", solved(4), skills_in_prompt=True)
     table = compare_runs([skilled, base])
@@ -151,7 +217,8 @@ def test_the_final_checkpoint_unless_another_was_declared(tmp_path, sgsd):
     assert "Checkpoint: the final one of every run." in final.notes
     assert any("sums-50 is of step 50, not of step 100, and is left out" in note for note in final.notes)
     declared = compare_runs([sgsd], checkpoint=50)
-    assert {column.name for column in declared.columns} == {"sums", "sums-50", "mean"}
+    assert {column.name for column in declared.columns} == {"sums", "sums-50"}
+    assert any(note.endswith("are of the same problems: no mean is taken.") for note in declared.notes)
     assert {cell.mean for cell in declared.rows[0].cells[:2]} == {0.8, 0.9}
     assert "Checkpoint: step 50 of every run, as declared." in declared.notes
     with pytest.raises(ConfigError, match="no evaluation of checkpoint 75"):

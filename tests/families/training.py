@@ -54,15 +54,14 @@ def offered(method: str) -> bool:
 
 @dataclass
 class Rollouts:
-    """What a reward function was given: each rollout's token ids and problem."""
+    """What a reward function was given the last time: each rollout's token ids and problem."""
 
     completions: list[list[int]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def reward(self, completion_ids, problem, **_: Any) -> list[float]:
         """Every other rollout is right."""
-        self.completions.extend(map(list, completion_ids))
-        self.problems.extend(problem)
+        self.completions, self.problems = [*map(list, completion_ids)], [*problem]
         return [float(n % 2) for n in range(len(completion_ids))]
 
 

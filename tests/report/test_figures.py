@@ -17,7 +17,7 @@ from sgsd.report import grouped, load_runs
 from sgsd.report.curves import accuracy_figure, signs_figure, success_figure
 from sgsd.report.headline import comparison_figure
 from sgsd.report.series import bands_over_seeds, in_stretches, metric_bands
-from sgsd.report.tables import bank_changes, item_rows, setting_differences, worth_table
+from sgsd.report.tables import bank_changes, item_rows, outcome_table, setting_differences, worth_table
 from sgsd.report.teaching import (
     bin_names,
     item_figure,
@@ -26,6 +26,8 @@ from sgsd.report.teaching import (
     support_figure,
     support_map_figure,
 )
+
+from .folders import write_run
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +181,30 @@ def test_colours_are_names_that_every_theme_has(groups):
     text = json.dumps([panel.spec for figure in figures for panel in figure.panels])
     assert "#" not in text
     assert "$series1" in text
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.2, 0.07, 1000])
+def test_the_map_of_supports_speaks_of_the_runs_own_dead_zone(tmp_path, threshold):
+    """At 029fdea it was 0.05 whatever the run had."""
+    write_run(tmp_path / "run", support_threshold=threshold)
+    (group,) = grouped(load_runs([tmp_path / "run"]))
+    figure = support_map_figure([group])
+    run = group.runs[0]
+    for panel, outcome in zip(figure.panels, ("success", "failure"), strict=True):
+        bins = support_counts([run], outcome, 1)[0]
+        lower, upper = (-math.inf, *run.edges), (*run.edges, math.inf)
+        above = sum(n for n, least in zip(bins, lower, strict=True) if least >= threshold) / sum(bins)
+        below = sum(n for n, most in zip(bins, upper, strict=True) if most <= -threshold) / sum(bins)
+        least = "" if threshold in run.edges else "at least "
+        assert f"{least}{100 * above:.1f} % of teachers had a support above {threshold:g}, " in panel.summary
+        assert f"{least}{100 * below:.1f} % one below −{threshold:g}." in panel.summary
+
+
+def test_seeds_are_counted(runs):
+    """At 029fdea a run of seed 0 had "0" under "seeds"."""
+    alone, both = runs[0], runs[:2]
+    for folders, count in (([alone], 1), (both, 2)):
+        table = outcome_table(grouped(load_runs(folders)))
+        assert [row[table.columns.index("seeds")] for row in table.rows] == [count]
+        figure = comparison_figure(compare_runs(folders), [])
+        assert [row[figure.table.columns.index("seeds")] for row in figure.table.rows] == [count]

@@ -46,13 +46,19 @@ def test_the_size_of_a_difference_is_read_off_its_projections(net):
         assert net.relative(was[step], now[step]) == pytest.approx(size, rel=0.4)
 
 
+def test_before_anything_is_learnt_there_is_no_difference(net):
+    zeros, some = net.packed(np.zeros(4)), net.packed(np.ones(4))
+    assert net.relative(zeros, zeros) == 0
+    assert net.relative(zeros, some) == float("inf")
+
+
 @pytest.mark.parametrize(
     ("noise", "other", "state"),
     [
         ((), (), "same"),
         ((1e-6, 2e-6, 2e-6), (), "rounding"),
-        ((1e-6, 2e-4, 2e-4), (), "CHANGED"),  # without another sample it is no accident
-        ((2e-4, 2e-4, 2e-4), (), "CHANGED"),
+        ((1e-6, 3e-4, 3e-4), (), "CHANGED"),  # without another sample it is no accident
+        ((3e-4, 3e-4, 3e-4), (), "CHANGED"),
         ((1e-6, 0.1, 0.3), (0, 2, 9), "rounding"),  # a sample fell the other way
         ((1e-6, 0.1, 0.3), (0, 40, 60), "CHANGED"),  # many at once did not fall
         ((0.1, 0.1, 0.3), (2, 9, 9), "CHANGED"),  # the first are drawn from equal weights

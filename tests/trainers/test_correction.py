@@ -233,7 +233,7 @@ def worth_in_this_bank(*records):
     [("ledger", trust, 0.5), ("worth", worth_in_this_bank, pytest.approx(sure_worth([HELPS])))],
 )
 def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp_path, kind, measure, unknown):
-    trainer = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind)
+    trainer = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind, ledger_share=1.0)
     skill, mistake = trainer.bank.skills[0], trainer.bank.mistakes[0]
     trainer.training_ledger.ledger = Ledger({skill.id: HELPS, mistake.id: HARMS})
     seen = batch_of(trainer, [0] * 8)["teacher_trust"]
@@ -247,7 +247,7 @@ def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp
     assert measure(HELPS, HARMS) == measure(HARMS) < 0.001
     wide = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind, num_teachers=6)
     assert batch_of(wide, [0] * 8)["teacher_trust"][:, 4:].eq(1).all()  # padding
-    equal = correction_trainer(tmp_path, teacher_trust="equal")
+    equal = correction_trainer(tmp_path, teacher_trust="equal", ledger_share=1.0)
     equal.training_ledger.ledger = Ledger({skill.id: HARMS, mistake.id: HARMS})
     assert batch_of(equal, [0] * 8)["teacher_trust"].eq(1).all()
 

@@ -8,11 +8,10 @@ from peft import LoraConfig
 from transformers import set_seed
 from trl import GRPOTrainer
 
-from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.trainers.grpo import GRPOBaselineTrainer
 
 from ..conftest import make_model, make_tokenizer
-from .tiny import by_first_id, make_config, make_trainer, prompted_rollouts, weights_of
+from .tiny import PROBLEMS, by_first_id, make_config, make_trainer, prompted_rollouts, weights_of
 
 SETTINGS = {
     "method": "grpo",
@@ -100,9 +99,8 @@ def test_the_model_card_names_grpo(tmp_path):
 
 
 def test_the_reference_model_of_a_kl_penalty_may_be_one_that_a_package_carries(tmp_path):
-    name = "local:lab-sharp"
-    settings = SETTINGS | {"beta": 0.04}
-    trainer = make_trainer(tmp_path, model=load_model(name), tokenizer=load_tokenizer(name), **settings)
+    args = make_config(tmp_path, **SETTINGS | {"beta": 0.04, "instruction": ""})
+    trainer = GRPOBaselineTrainer("local:lab-sharp", by_first_id, args, PROBLEMS)
     assert trainer.ref_model is not trainer.model
     assert all(
         torch.equal(*pair) for pair in zip(weights_of(trainer.ref_model), weights_of(trainer.model), strict=True)

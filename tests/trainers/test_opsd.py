@@ -6,43 +6,36 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgsd.errors import DataError, PromptError
+from sgsd.objectives import logprobs as tiles
 from sgsd.problems import Problem
 from sgsd.prompts import REFERENCE_BLOCK
+from sgsd.trainers import opsd as opsd_module
 
-from ..conftest import make_model, make_tokenizer
+from ..conftest import make_model
 from ..reference import exact_copy
-from .tiny import EOS, PROBLEMS, SOLVED, make_trainer, prompted_rollouts, rows, weights_of
+from .tiny import (
+    EIGHT_SOLVED,
+    EOS,
+    PROBLEMS,
+    SOLVED,
+    batch_of,
+    cut,
+    loss_and_gradients,
+    make_trainer,
+    prompted_rollouts,
+    render,
+    rows,
+    weights_of,
+)
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def opsd(folder, **settings):
     return make_trainer(folder, method="opsd", **{"stub": True} | settings)
-
-
-def batch_of(trainer, numbers):
-    return trainer._generate_and_score_completions(rows(trainer, numbers))
-
-
-def loss_and_gradients(trainer, parts, steps=1):
-    trainer.current_gradient_accumulation_steps = steps
-    trainer.model.zero_grad()
-    total = 0.0
-    for part in parts:
-        loss = trainer._compute_loss(trainer.model, part)
-        loss.backward()
-        total += loss.item()
-    return total, [parameter.grad.clone() for parameter in trainer.model.parameters()]
-
-
-def cut(batch, size):
-    B = batch["completion_ids"].shape[0]
-    return [
-        {name: value[at : at + size] if value.ndim else value for name, value in batch.items()}
-        for at in range(0, B, size)
-    ]
 
 
 def plain_distributions(model, prompt, completion, temperature):
@@ -83,10 +76,6 @@ def test_the_loss_equals_plain_loops_over_prompts_written_out_by_hand(tmp_path, 
     loss = trainer._compute_loss(trainer.model, batch_of(trainer, numbers)).item()
 
     # from here on nothing of the trainer's is used but its weights
-    tokenizer = make_tokenizer()
-    render = lambda text: tokenizer.apply_chat_template(  # noqa: E731
-        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
-    )["input_ids"]
     prompts = [render(f"{SOLVED[n].text}\n\nGo.") for n in numbers]
     completions, _ = prompted_rollouts(prompts)
     temperature = settings.get("score_temperature", 1.0)
@@ -116,7 +105,8 @@ def test_the_loss_equals_plain_loops_over_prompts_written_out_by_hand(tmp_path, 
 @pytest.mark.parametrize("G", [1, 2])
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd"])
 def test_accumulation_does_not_change_loss_or_gradient(tmp_path, G, divergence):
-    trainer = opsd(tmp_path, num_generations=G, per_device_train_batch_size=8, divergence=divergence)
+    settings = {"num_generations": G, "per_device_train_batch_size": 8, "divergence": divergence}
+    trainer = opsd(tmp_path, problems=EIGHT_SOLVED, **settings)
     batch = batch_of(trainer, [n for n in range(4) for _ in range(2)] if G > 1 else [0, 1, 2, 3, 4, 5, 0, 1])
     whole, whole_gradient = loss_and_gradients(trainer, [batch])
     assert max(gradient.abs().max() for gradient in whole_gradient) > 1e-3
@@ -191,49 +181,175 @@ def test_the_policy_is_back_bitwise_after_its_teacher(tmp_path, teacher, adapter
     assert trainer.model.training
 
 
-def test_the_default_teacher_is_the_initial_policy(tmp_path):
+class Sides:
+    """What the divergence was given: logits of both sides, tile by tile."""
+
+    def __init__(self, monkeypatch):
+        self.student, self.teacher = [], []
+        original = opsd_module.token_divergence
+
+        def record(student, teacher, *arguments, **options):
+            self.student.append(student)
+            self.teacher.append(teacher)
+            return original(student, teacher, *arguments, **options)
+
+        monkeypatch.setattr(opsd_module, "token_divergence", record)
+
+
+def test_the_default_teacher_is_the_initial_policy(tmp_path, monkeypatch):
     trainer = opsd(tmp_path, max_steps=2)
     assert trainer.args.teacher == "frozen"
     initial = exact_copy(trainer.model)
     trainer.train()
     batch = batch_of(trainer, [0])
-    seen = {}
-    original = trainer._completion_logits
-
-    def record(model, *arguments, **options):
-        logits = original(model, *arguments, **options)
-        seen.setdefault("teacher", logits.detach())
-        return logits
-
-    trainer._completion_logits = record
+    sides = Sides(monkeypatch)
     trainer._compute_loss(trainer.model, batch)
     completion = batch["completion_ids"][0][batch["completion_mask"][0].bool()].tolist()
-    prompt = trainer.renderer.reference_ids(SOLVED[0].text, SOLVED[0].solution)
+    prompt = trainer.renderer.reference_ids(PROBLEMS[0].text, SOLVED[0].solution)
+    assert prompt == trainer.train_dataset[0]["teacher_prompt"]
     expected = plain_distributions(initial, prompt, completion, 1.0)
     torch.testing.assert_close(
-        seen["teacher"][0].log_softmax(-1), torch.tensor(expected), rtol=1e-4, atol=1e-4, check_dtype=False
+        sides.teacher[0][0].log_softmax(-1), torch.tensor(expected), rtol=1e-4, atol=1e-4, check_dtype=False
     )
 
 
-def test_no_gradient_reaches_the_teacher_and_dropout_is_off_for_it(tmp_path):
+def test_no_gradient_reaches_the_teacher_and_dropout_is_off_for_it(tmp_path, monkeypatch):
     model = make_model(attention_dropout=0.5)
     trainer = opsd(tmp_path, model=model, teacher="live")
     batch = batch_of(trainer, [0, 1])
-    seen = []
-    original = trainer._completion_logits
-
-    def record(*arguments, **options):
-        seen.append(original(*arguments, **options))
-        return seen[-1]
-
-    trainer._completion_logits = record
+    sides = Sides(monkeypatch)
     for _ in range(2):
         trainer._compute_loss(trainer.model, batch)
-    first_teacher, first_student, second_teacher, second_student = seen
-    assert not first_teacher.requires_grad
-    assert first_student.requires_grad
-    assert torch.equal(first_teacher, second_teacher)
-    assert not torch.equal(first_student, second_student)
+    first, second = sides.teacher
+    assert not first.requires_grad
+    assert sides.student[0].requires_grad
+    assert torch.equal(first, second)
+    assert not torch.equal(*sides.student)
+
+
+# ---- tiles
+
+
+@pytest.fixture
+def tiles_of_three_rows(monkeypatch):
+    monkeypatch.setitem(tiles._TILE_LOGITS, "cpu", 3 * 264)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements that the result of any operation has, forward and backward; views count by their own size."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        found = result if isinstance(result, tuple | list) else [result]
+        sizes = [tensor.numel() for tensor in found if isinstance(tensor, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+@pytest.mark.parametrize("teacher", ["live", "frozen"])
+def test_rows_times_vocabulary_is_never_held_whole(tmp_path, monkeypatch, teacher):
+    """At 029fdea both sides' logits were: two tensors of rows times vocabulary, the student's kept for the way back."""
+    vocabulary = 8192  # so large that nothing else of the model comes near
+    model = make_model(vocab_size=vocabulary)
+    trainer = opsd(tmp_path, model=model, teacher=teacher, per_device_train_batch_size=6, max_completion_length=64)
+    trainer._generate_single_turn = lambda *_, **__: ([[40 + n] * 63 + [EOS] for n in range(6)], None)
+    batch = batch_of(trainer, range(6))
+    tokens = int(batch["completion_mask"].sum())
+    largest = {}
+    for tile in (3, tokens):
+        monkeypatch.setitem(tiles._TILE_LOGITS, "cpu", tile * vocabulary)
+        with LargestTensor() as seen:
+            trainer._compute_loss(trainer.model, batch).backward()
+        largest[tile] = seen.elements
+    assert largest[tokens] >= tokens * vocabulary, "the measure would not see it"
+    assert largest[3] < tokens * vocabulary / 2
+
+
+def divergence_gradients(student, teacher, prompts, teacher_prompts, completions, *, divergence="forward_kl"):
+    """Gradients, by parameter, of the mean over rows of the mean over tokens of the divergence: float64, row by row."""
+    exact, fixed = exact_copy(student).double().eval(), exact_copy(teacher).double().eval()
+    exact.zero_grad()
+    for prompt, shown, completion in zip(prompts, teacher_prompts, completions, strict=True):
+        log_q = exact(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        with torch.no_grad():
+            logits = fixed(input_ids=torch.tensor([[*shown, *completion]])).logits[0, len(shown) - 1 : -1]
+        log_p = logits.log_softmax(-1)
+        if divergence == "forward_kl":
+            tokens = (log_p.exp() * (log_p - log_q)).sum(-1)
+        else:
+            tokens = (log_q.exp() * (log_q - log_p)).sum(-1)
+        (tokens.mean() / len(prompts)).backward()
+    return {name: parameter.grad for name, parameter in exact.named_parameters() if parameter.requires_grad}
+
+
+def nudge(model, by):
+    """Move the trainable parameters, as training does."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+
+
+ADAPTERS = {
+    "whole": None,
+    "LoRA": LORA,
+    "LoRA and its head": {**LORA, "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("teacher", ["live", "frozen", "ema", "periodic"])
+@pytest.mark.parametrize(("adapter", "tied"), [*((name, False) for name in ADAPTERS), ("whole", True), ("LoRA", True)])
+def test_the_gradient_equals_float64_loops_whoever_teaches_and_whatever_is_trained(
+    tmp_path, tiles_of_three_rows, teacher, adapter, tied, checkpointing
+):
+    """The head teaches with the teacher's weights where it is trained, in the backward's tiles too."""
+    model = make_model(tie_word_embeddings=tied, initializer_range=0.1)
+    peft_config = LoraConfig(**ADAPTERS[adapter]) if ADAPTERS[adapter] else None
+    trainer = opsd(
+        tmp_path,
+        model=model,
+        teacher=teacher,
+        peft_config=peft_config,
+        teacher_ema_decay=0.25,
+        teacher_sync_steps=2,
+        divergence="reverse_kl" if teacher == "ema" else "forward_kl",
+        activation_checkpointing=checkpointing,
+    )
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable()
+    taught_by = {"frozen": exact_copy(trainer.model)}
+    for step in (1, 2):
+        nudge(trainer.model, 0.05 * step)
+        trainer.teacher_weights.after_optimizer_step(step)
+        if step == 2:
+            taught_by["periodic"] = exact_copy(trainer.model)
+    if teacher == "ema":
+        taught_by["ema"] = exact_copy(trainer.model)
+        trained = [parameter for parameter in taught_by["ema"].parameters() if parameter.requires_grad]
+        for parameter, held in zip(trained, trainer.teacher_weights._held, strict=True):
+            parameter.data.copy_(held)
+    nudge(trainer.model, 0.02)
+    batch = batch_of(trainer, [0, 1, 2])
+    _, gradients = loss_and_gradients(trainer, [batch])
+
+    completions = [ids[kept.bool()].tolist() for ids, kept in zip(batch["completion_ids"], batch["completion_mask"])]  # noqa: B905
+    expected = divergence_gradients(
+        trainer.model,
+        taught_by.get(teacher, trainer.model),
+        [trainer.renderer.student_ids(row["prompt"]) for row in rows(trainer, [0, 1, 2])],
+        [row["teacher_prompt"] for row in rows(trainer, [0, 1, 2])],
+        completions,
+        divergence=trainer.args.divergence,
+    )
+    assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
+    for (name, parameter), gradient in zip(trainer.model.named_parameters(), gradients, strict=True):
+        if parameter.requires_grad:
+            wanted = expected[name].float()
+            torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4 * max(1e-2, wanted.abs().max().item()))
 
 
 # ---- references

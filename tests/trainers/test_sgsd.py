@@ -461,6 +461,42 @@ def test_a_periodic_teacher_changes_at_multiples_of_its_period_only(tmp_path):
         assert torch.equal(held, expected)
 
 
+@pytest.mark.parametrize("kind", ["live", "frozen", "ema", "periodic"])
+def test_every_kind_of_teacher_teaches_a_policy_in_bfloat16(tmp_path, kind):
+    """At 029fdea an average in bfloat16 stood still: 0.000 of the way of 0.993 in 500 steps at decay 0.99."""
+    trainer = make_trainer(
+        tmp_path,
+        model=make_model(initializer_range=0.1).bfloat16(),
+        stub=True,
+        reward=by_first_id,
+        teacher=kind,
+        teacher_ema_decay=0.99,
+        teacher_sync_steps=300,
+    )
+    initial = exact_copy(trainer.model)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(1.5)
+    for step in range(1, 301):
+        trainer.teacher_weights.after_optimizer_step(step)
+    share = {"live": 1.0, "frozen": 0.0, "ema": 1 - 0.99**300, "periodic": 1.0}[kind]
+    taught_by = exact_copy(initial)
+    for parameter, new in zip(taught_by.parameters(), trainer.model.parameters(), strict=True):
+        parameter.data = parameter.data.double().lerp(new.data.double(), share).bfloat16()
+    with trainer.teacher_weights.in_place():
+        assert_close(weights_of(trainer.model), weights_of(taught_by), 1e-2)
+    batch = batch_of(trainer, [0, 1, 2])
+    assert batch["teacher_logps"].dtype == torch.float32
+    assert_close(batch["teacher_logps"], teacher_scores(trainer, taught_by, [0, 1, 2]), 0.1)
+    other = initial if share else trainer.model
+    assert (batch["teacher_logps"] - teacher_scores(trainer, other, [0, 1, 2])).abs().max() > 0.3
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.bfloat16}
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert moved(before, trainer.model)
+    assert math.isfinite(trainer.state.log_history[0]["sgsd/loss"])
+
+
 def test_teachers_score_without_dropout_and_the_student_goes_on_training(tmp_path):
     model = make_model(attention_dropout=0.5)
     trainer = make_trainer(tmp_path, model=model, stub=True, reward=by_first_id)
@@ -648,7 +684,17 @@ def test_the_model_card_names_the_method_and_its_paper(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "2605.28791" in card
     assert "- sgsd" in card
-    assert "SGSD" in card
+    assert "This model was trained with SGSD, a method introduced in [Skill-Conditioned" in card
+
+
+def test_the_model_card_of_another_objective_does_not_pass_it_off_as_the_papers(tmp_path):
+    """At 029fdea: "This model was trained with SGSD, a method introduced in" the paper."""
+    settings = {"objective": "correction", "teacher": "frozen", "grpo_weight": 1.0, "num_generations": 2}
+    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, **settings)
+    trainer.train()
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with GRPO + correction, which builds on SGSD, a method introduced in [Skill-Conditioned" in card
+    assert "trained with SGSD" not in card
 
 
 def test_evaluation_logs_the_plain_prompts_success_rate(tmp_path):
@@ -668,7 +714,7 @@ def test_evaluation_logs_the_plain_prompts_success_rate(tmp_path):
 
 @pytest.mark.parametrize("method", ["sgsd", "opsd"])
 def test_evaluation_runs_no_teacher(tmp_path, method):
-    """At 029fdea an evaluation of four problems with three teachers made five forwards beside its sampling."""
+    """At 029fdea SGSD made five forwards in this evaluation beside its sampling, for nothing but logs."""
     trainer = make_trainer(tmp_path, method=method, stub=True, eval_dataset=PROBLEMS[:4])
     forwards = []
     trainer.model.register_forward_pre_hook(lambda *_: forwards.append(1))

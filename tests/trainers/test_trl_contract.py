@@ -1,17 +1,26 @@
-"""What ``SGSDTrainer`` overrides, calls and reads of TRL and transformers. A failure here is where to begin after an
-upgrade."""
+"""What the trainers override, call and read of TRL and transformers. After an upgrade, begin with what fails here."""
 
 from __future__ import annotations
 
+import ast
 import inspect
+import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import Trainer
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import FusedCausalLMOutput
 
-from .tiny import PROBLEMS, make_bank, make_trainer, rows
+from sgsd.trainers.base import VerifiedTrainer
+from sgsd.trainers.grpo import GRPOBaselineTrainer
+from sgsd.trainers.opsd import OPSDTrainer
+from sgsd.trainers.sgsd import SGSDTrainer
+
+from ..conftest import make_model, make_tokenizer
+from .tiny import PROBLEMS, make_bank, make_config, make_trainer, rows
 
 
 @pytest.mark.parametrize(
@@ -26,6 +35,8 @@ from .tiny import PROBLEMS, make_bank, make_trainer, rows
             ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
         ),
         (GRPOTrainer._get_train_sampler, ["self", "dataset"]),
+        (GRPOTrainer._save_checkpoint, ["self", "model", "trial"]),
+        (GRPOTrainer._get_grad_norm, ["self", "model", "grad_norm"]),
         (disable_gradient_checkpointing, ["model", "gradient_checkpointing_kwargs"]),
     ],
 )
@@ -33,16 +44,76 @@ def test_signatures_are_the_ones_that_were_read(function, names):
     assert list(inspect.signature(inspect.unwrap(function)).parameters) == names
 
 
-def test_the_student_pass_is_called_with_a_model_ids_a_mask_and_the_completion_length():
+PRIVATE = {
+    # overridden
+    "_calculate_rewards": "VerifiedTrainer, SGSDTrainer",
+    "_generate_and_score_completions": "VerifiedTrainer, SGSDTrainer, OPSDTrainer",
+    "_compute_loss": "VerifiedTrainer, SGSDTrainer, OPSDTrainer",
+    "_get_grad_norm": "VerifiedTrainer",
+    "_get_train_sampler": "VerifiedTrainer",
+    "_save_checkpoint": "VerifiedTrainer",
+    "_name": "SGSDTrainer, OPSDTrainer",
+    "_paper": "SGSDTrainer, OPSDTrainer",
+    "_tag_names": "SGSDTrainer, OPSDTrainer",
+    # called or read
+    "_get_per_token_logps_and_entropies": "",
+    "_logs": "",
+    "_metrics": "",
+    "_step": "",
+}
+"""Private name of TRL or transformers → the trainers that override it."""
+
+
+def test_these_private_names_are_used_and_no_others(tmp_path):
+    own = [VerifiedTrainer, SGSDTrainer, OPSDTrainer, GRPOBaselineTrainer]
+    theirs = {name for name in dir(GRPOTrainer) if name.startswith("_") and not name.startswith("__")}
+    theirs |= set(vars(plain_trainer(tmp_path)))
+    used: dict[str, list[str]] = {}
+    for trainer in own:
+        for name in vars(trainer).keys() & theirs:
+            used.setdefault(name, []).append(trainer.__name__)
+        for node in ast.walk(ast.parse(inspect.getsource(sys.modules[trainer.__module__]))):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr in theirs:
+                used.setdefault(node.attr, [])
+    assert {name: ", ".join(classes) for name, classes in used.items()} == PRIVATE
+
+
+def plain_trainer(folder):
+    """TRL's own, on rows as TRL has them."""
+    return GRPOTrainer(
+        model=make_model(),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=make_config(folder, method="grpo"),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "1 + 1?"}]}] * 4),
+        processing_class=make_tokenizer(),
+    )
+
+
+def test_the_student_pass_is_called_as_a_model_with_a_fused_head(tmp_path):
+    """``StudentPass`` stands in the model's place, and takes and returns what TRL's fused head does."""
     names = list(inspect.signature(inspect.unwrap(GRPOTrainer._get_per_token_logps_and_entropies)).parameters)
     assert names[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
-    assert "compute_entropy" in names
+    assert {"compute_entropy", "compute_aux_loss"} <= set(names)
+    asked = {}
+
+    def model(**inputs):
+        asked.update(inputs)
+        scores = torch.arange(10.0).view(2, 5)
+        return FusedCausalLMOutput(log_probs=scores, entropy=-scores, aux_loss=torch.tensor(3.0))
+
+    logps, entropy, aux_loss = plain_trainer(tmp_path)._get_per_token_logps_and_entropies(
+        model, torch.ones(2, 6, dtype=int), torch.ones(2, 6), 2, compute_entropy=True, compute_aux_loss=True
+    )
+    assert set(asked) == {"input_ids", "attention_mask", "labels", "fused_lm_head", "output_router_logits"}
+    assert (logps.tolist(), entropy.tolist(), aux_loss.item()) == ([[3, 4], [8, 9]], [[-3, -4], [-8, -9]], 3)
 
 
 def test_the_overridden_methods_are_still_the_ones_that_trl_calls():
     called = inspect.getsource(GRPOTrainer)
     for call in (
         "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+        "if self._step % generate_every == 0 or self._buffered_inputs is None",
+        "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]",
         "self._generate_and_score_completions(generation_batch)",
         "return self._compute_loss(model, inputs)",
         "self._get_per_token_logps_and_entropies(",
@@ -71,6 +142,8 @@ def test_attributes_that_are_read(tmp_path):
     assert set(trainer._metrics) == {"train", "eval"}
     assert trainer._logs["extra"]["new"].maxlen == trainer.args.generation_batch_size
     assert (trainer.num_generations, trainer.num_generations_eval, trainer.temperature) == (1, 1, 1.1)
+    assert (trainer.aux_loss_enabled, trainer.router_aux_loss_coef) == (False, 0.0)
+    assert trainer._step == 0
     assert trainer.chat_template is None
     assert trainer.tools is None or not trainer.tools
 
@@ -80,7 +153,7 @@ def test_the_sampler_draws_one_permutation_an_epoch_from_a_generator_of_its_own(
     sampler = trainer._get_train_sampler()
     first, second = list(sampler), list(sampler)
     again = trainer._get_train_sampler()
-    trainer.skip_epochs(1)
+    trainer._skip_epochs(1)
     assert first != second == list(again)
 
 
@@ -96,6 +169,9 @@ def test_the_batch_holds_what_the_loss_reads(tmp_path):
         "advantages": (3,),
         "teacher_logps": (3, 3, T),
         "teacher_weights": (3, 3),
+        "teacher_trust": (3, 3),
+        "teacher_scored": (3, 3),
+        "items": (3, 3, 2),
         "outcome": (3,),
         "score_mask": (3, T),
         "row": (3,),
@@ -136,6 +212,13 @@ def test_a_copied_batch_survives_trls_shuffle_and_split_with_its_rows_together(t
     for part in parts:
         for place, row in enumerate(part["row"].tolist()):
             seen.append(row)
-            for name in ("completion_ids", "teacher_logps", "teacher_weights", "outcome", "score_mask"):
+            for name in (
+                "completion_ids",
+                "teacher_logps",
+                "teacher_weights",
+                "teacher_scored",
+                "outcome",
+                "score_mask",
+            ):
                 assert torch.equal(part[name][place], batch[name][row])
     assert sorted(seen) == [0, 1, 2, 3]

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from sgsd.errors import ConfigError
 from sgsd.problems import Problem
+from sgsd.trainers.names import method_name
 
 TASK = "What is a + b? (also −, ×; operands 2 to 20, products of digits)"
 _TRAINING_PROBLEMS = 320
@@ -90,8 +91,10 @@ def demo(options: argparse.Namespace) -> int:
     from sgsd.evaluation import paired_difference
 
     seconds = time.perf_counter() - began
+    steps = {"before": 0, "after": trainer.state.global_step}
     for name, evaluation in screen.evaluations.items():
-        evaluation.save(output / "evaluations" / name, **_SAMPLING)
+        about = {"step": steps[name], "dataset": str(test_file), "seed": 0}
+        evaluation.save(output / "evaluations" / name, **about, **_SAMPLING)
     difference = paired_difference(list(before.accuracies.values()), list(after.accuracies.values()))
     summary = {
         "model": model.model_name_or_path,
@@ -220,9 +223,11 @@ def _print_result(console: Console, summary: dict[str, Any], difference: Any, tr
     )
     if training.grpo_weight and training.sgsd_weight:
         console.print(
-            f"The objective was {training.sgsd_weight:g} times SGSD's loss plus {training.grpo_weight:g} times GRPO's, "
-            f"with teacher '{training.teacher}'. In docs/demo.md's runs the published objective, SGSD's alone with a "
-            "live teacher, did not learn, and GRPO's alone learned as much as the sum. To see them:"
+            f"The method was {method_name(vars(training))}: {training.sgsd_weight:g} times the teachers' loss plus "
+            f"{training.grpo_weight:g} times GRPO's, with teacher '{training.teacher}'. In docs/demo.md's runs the "
+            "published objective, SGSD's alone with a live teacher, did not learn, and GRPO's alone learned as much as "
+            "GRPO + SGSD. To see them:",
+            markup=False,
         )
         for line in (
             "  sgsd demo --output runs/published -- --teacher live --grpo_weight 0 --num_generations 1",

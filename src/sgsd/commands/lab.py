@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from sgsd.evaluation import Evaluation
 
 _TRAIN_QUESTIONS, _TEST_QUESTIONS = 1800, 450
-# What the demo compares: GRPO alone, and with failures corrected by trusted teachers (docs/evidence.md).
+# What the demo compares, by ``trainers.names.method_name``: GRPO alone, and with failures corrected by trusted
+# teachers (docs/evidence.md).
 _DEMO_METHODS = {
     "GRPO": ("--method", "grpo"),
-    "GRPO + SGSD": (
+    "GRPO + correction": (
         *("--", "--objective", "correction", "--teacher", "frozen"),
         *("--grpo_weight", "1", "--sgsd_weight", "2"),
     ),

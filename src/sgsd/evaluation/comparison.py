@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sgsd.errors import ConfigError, did_you_mean
-from sgsd.evaluation.recorded import Member, Scores, pathless, read_member
+from sgsd.evaluation.recorded import Member, Scores, pathless, read_members
 from sgsd.evaluation.statistics import Estimate, difference_over, mean_over
 
 MEAN = "mean"
 """The column of the mean over all evaluations, each of equal weight."""
-BASE = "Base"
 
 # What two evaluations must share to be compared, as their summaries name it.
 _SAME = (
@@ -37,7 +36,7 @@ class Row:
     """One method: runs that differ in nothing but their seed, or evaluations of a model without training.
 
     Attributes:
-        label: the method as papers write it, and what tells it from others of that name.
+        label: the method's name (``trainers.names``), and what tells it from others of that name.
         method: ``base``, ``grpo``, ``opsd`` or ``sgsd``.
         model: the model it began with.
         seeds: of training, or of sampling where nothing was trained.
@@ -78,7 +77,7 @@ class Comparison:
     """The table.
 
     Attributes:
-        columns: the evaluations, then their mean if there are several.
+        columns: the evaluations, then their mean if there are several and no two are of the same problems.
         rows: in the order in which the runs were named.
         baseline: the label of the row that differences are taken to; ``None`` if there is only one row.
         notes: what a reader should know, a sentence each.
@@ -124,9 +123,8 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         ConfigError: a folder that is neither; no evaluation of the checkpoint; an unknown baseline; evaluations of one
             name with other problems, verifiers, sampling or k; one setting and seed twice.
     """
-    members = _merged(
-        [read_member(folder, checkpoint) for folder in {path.resolve(): path for path in folders}.values()]
-    )
+    distinct = {path.resolve(): path for path in folders}.values()
+    members = _merged(_with_starts([member for folder in distinct for member in read_members(folder, checkpoint)]))
     if not members:
         raise ConfigError("nothing to compare", expected="run folders, or evaluation folders")
     members = _with_shared_names(members)
@@ -139,14 +137,14 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
     for group in groups.values():
         _refuse_repeated_seeds(group)
     firsts = [group[0] for group in groups.values()]
-    names_of_methods = [method_name(first.method, skills=first.skills) for first in firsts]
-    labels = distinct_labels(names_of_methods, [first.essence for first in firsts])
+    labels = distinct_labels([first.name for first in firsts], [first.essence for first in firsts])
     labelled = dict(zip(labels, groups.values(), strict=True))
     chosen = _baseline(labelled, baseline)
 
     columns = [_column(name, members) for name in names]
     wanted = [(name,) for name in names]
-    if len(names) > 1:
+    alike = _of_same_problems(names, members)
+    if len(names) > 1 and not alike:
         ks = {column.samples for column in columns}
         columns.append(Column(MEAN, sum(column.problems for column in columns), ks.pop() if len(ks) == 1 else None))
         wanted.append(tuple(names))
@@ -167,6 +165,7 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
     ]
     shown = sum(difference is not None for row in rows for difference in row.differences[: len(names)])
     notes = _notes(labelled, names, shown, checkpoint)
+    notes += [f"{one} and {other} are of the same problems: no mean is taken." for one, other in alike]
     return Comparison(tuple(columns), tuple(rows), chosen, tuple(notes))
 
 
@@ -175,6 +174,25 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
 
 def _key(member: Member) -> str:
     return json.dumps([member.method, member.essence], sort_keys=True, default=str)
+
+
+def _with_starts(members: Sequence[Member]) -> list[Member]:
+    """Each model that runs began with once, and not at all where a model without training was named itself."""
+    if any(member.method == "base" and not (member.skills or member.start) for member in members):
+        return [member for member in members if not member.start]
+    known: set[tuple[str, int | None, str]] = set()
+    kept: list[Member] = []
+    for member in members:
+        scores = dict(member.scores)
+        for name, found in member.scores.items() if member.start else ():
+            asked = (_key(member), member.seed, name)
+            alike = all(_alike(found, other.scores[name]) for other in members if name in other.scores)
+            if asked in known or not alike:
+                del scores[name]
+            known.add(asked)
+        if scores:
+            kept.append(replace(member, scores=scores))
+    return kept
 
 
 def _merged(members: Sequence[Member]) -> list[Member]:
@@ -252,6 +270,12 @@ def _refuse_unlike(name: str, found: Sequence[Scores]) -> None:
                 )
 
 
+def _alike(one: Scores, other: Scores) -> bool:
+    """Whether the two can be compared."""
+    same = one.shares.keys() == other.shares.keys() and one.k == other.k
+    return same and all(_told(one, setting) == _told(other, setting) for setting in _SAME)
+
+
 def _told(scores: Scores, setting: str) -> Any:
     """A setting as the summary tells it: a data set by its file's name; no options are none."""
     value = pathless(scores.summary.get(setting))
@@ -264,7 +288,7 @@ def distinct_labels(names: Sequence[str], essences: Sequence[Mapping[str, Any]])
     """The method alone where it says enough; else with the settings that tell it from others of that method.
 
     Args:
-        names: of methods, as papers write them.
+        names: of methods.
         essences: for each, the settings that make it what it is; see ``recorded.essence``.
     """
     labels: list[str] = []
@@ -274,11 +298,6 @@ def distinct_labels(names: Sequence[str], essences: Sequence[Mapping[str, Any]])
         telling = [s for s in settings if len({json.dumps(r.get(s), default=str) for r in rivals}) > 1]
         labels.append(", ".join([name, *(f"{s.replace('_', ' ')} {own.get(s)}" for s in telling)]))
     return labels
-
-
-def method_name(method: str, *, skills: bool) -> str:
-    """``sgsd`` → ``SGSD``, ``grpo`` with skills in its prompts → ``GRPO+Skill``."""
-    return (BASE if method == "base" else method.upper()) + ("+Skill" if skills else "")
 
 
 def _baseline(labelled: Mapping[str, Sequence[Member]], wanted: str | None) -> str | None:
@@ -325,6 +344,14 @@ def _difference(before: Sequence[Member], after: Sequence[Member], parts: Sequen
     firsts = [_table(before, name, theirs) for name in parts]
     seconds = [_table(after, name, ours) for name in parts]
     return difference_over(firsts, seconds, same_seeds=paired)
+
+
+def _of_same_problems(names: Sequence[str], members: Sequence[Member]) -> list[tuple[str, str]]:
+    """Pairs of evaluations that are no two data sets."""
+    asked = {
+        name: next(member.scores[name].shares.keys() for member in members if name in member.scores) for name in names
+    }
+    return [(one, other) for one, other in combinations(names, 2) if asked[one] == asked[other]]
 
 
 def _column(name: str, members: Sequence[Member]) -> Column:

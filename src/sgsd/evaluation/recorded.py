@@ -10,6 +10,7 @@ from typing import Any
 
 from sgsd.errors import ConfigError
 from sgsd.evaluation.run import SUMMARY_FILE, Evaluation, read_summary
+from sgsd.trainers.names import method_name
 
 _RUN_FILE = "run.json"
 _STATE_FILE = "trainer_state.json"
@@ -59,6 +60,7 @@ class Member:
         checkpoint: the step that was evaluated, if known.
         scores: name of the evaluation → what came out.
         notes: what a reader should know.
+        start: whether it is a run's evaluation of the model it began with.
     """
 
     folder: Path
@@ -70,12 +72,19 @@ class Member:
     checkpoint: int | None
     scores: Mapping[str, Scores]
     notes: tuple[str, ...] = ()
+    start: bool = False
+
+    @property
+    def name(self) -> str:
+        """The method as tables name it."""
+        return method_name({**self.essence, "method": self.method, "skills_in_prompt": self.skills})
 
 
-def read_member(folder: Path, checkpoint: int | None) -> Member:
+def read_members(folder: Path, checkpoint: int | None) -> list[Member]:
     """Read a run folder, an evaluation folder, or a folder of evaluation folders.
 
-    An evaluation folder whose model is a run that is still where it was is that run's.
+    An evaluation folder whose model is a run that is still where it was is that run's. Where a run was evaluated on the
+    same problems before its first step too, that evaluation is of the model it began with: a member of its own.
 
     Args:
         folder: any of these.
@@ -87,6 +96,10 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
     """
     if (folder / _RUN_FILE).is_file():
         return _of_run(folder, checkpoint)
+    return [_of_evaluations(folder, checkpoint)]
+
+
+def _of_evaluations(folder: Path, checkpoint: int | None) -> Member:
     if (folder / SUMMARY_FILE).is_file():
         scores = _scores(folder)
         dataset = scores.summary.get("dataset")
@@ -149,7 +162,7 @@ def pathless(value: Any, seed: int | None = None) -> Any:
     return (Path(value).name if is_file else value).replace(f"seed{seed}", "seed*")
 
 
-def _of_run(folder: Path, checkpoint: int | None) -> Member:
+def _of_run(folder: Path, checkpoint: int | None) -> list[Member]:
     final = _final_step(folder)
     wanted = final if checkpoint is None else checkpoint
     places = (folder / f"checkpoint-{wanted}" / _EVALUATIONS, folder / _EVALUATIONS)
@@ -163,17 +176,37 @@ def _of_run(folder: Path, checkpoint: int | None) -> Member:
             expected=str(folder / _EVALUATIONS / "NAME"),
             remedy="sgsd eval with --output writes one",
         )
+    before = [scores for _, scores in found if wanted and _step(scores, final) == 0]
+    starts = {
+        name: scores
+        for scores in before
+        if not scores.summary.get("skills_in_prompt")
+        for name, other in kept.items()
+        if scores.shares.keys() == other.shares.keys()
+    }
     other_steps = [
         f"{scores.folder} is of step {step}, not of step {wanted}, and is left out."
         for _, scores in found
-        if (step := _step(scores, final)) != wanted
+        if (step := _step(scores, final)) != wanted and not any(scores is start for start in starts.values())
     ]
     with_skills = [
         f"{scores.folder} shows skills in the prompt, and is left out. Named by its own folder it is taken."
         for _, scores in now
         if scores.summary.get("skills_in_prompt")
     ]
-    return _trained(folder, kept, wanted, (*other_steps, *with_skills))
+    if len(kept) == 1 and starts:  # neither "before" nor "after" names both
+        ((name, scores),) = kept.items()
+        name = Path(str(scores.summary.get("dataset") or name)).stem
+        kept, starts = {name: scores}, dict.fromkeys([name], *starts.values())
+    run = _trained(folder, kept, wanted, (*other_steps, *with_skills))
+    return [_start(run, starts), run] if starts else [run]
+
+
+def _start(run: Member, scores: Mapping[str, Scores]) -> Member:
+    """The model that a run began with, by the run's own evaluations."""
+    first = next(iter(scores.values()))
+    asked = {"model": pathless(run.model)}
+    return Member(first.folder, "base", run.model, False, first.summary.get("seed"), asked, None, scores, start=True)
 
 
 def _only(now: Sequence[object], found: Sequence[object]) -> str:
@@ -219,6 +252,8 @@ def _step(scores: Scores, final: int | None) -> int | None:
     step = scores.summary.get("step")
     if isinstance(step, int):
         return step
+    if scores.folder.name == "before" and (scores.folder.parent / "after").is_dir():
+        return 0  # a demo's, from when it did not say
     for name in (Path(str(scores.summary.get("model"))).name, scores.folder.parent.parent.name):
         start, _, number = name.rpartition("-")
         if start == "checkpoint" and number.isdigit():

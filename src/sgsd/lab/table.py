@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sgsd.errors import ConfigError
+from sgsd.trainers.names import method_name
 
 LAB_RECORD = "lab.json"
 
@@ -74,10 +75,9 @@ def _read(folder: Path) -> _Run:
         curve = {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
         shares = "/".join(str(record[name]) for name in ("helpful", "misleading", "irrelevant"))
         flips = f", flips {record['flips']:g}" if record["flips"] else ""
-        name = settings["method"].upper() + ("+Skill" if settings["skills_in_prompt"] else "")
         k = f" K {record['k']}" if record["k"] else ""
         given = " ".join(part.removeprefix("--") for part in record["settings"])
-        label = f"{name}{k} {given}".rstrip()
+        label = f"{method_name(settings)}{k} {given}".rstrip()
         return _Run(f"{record['variant']} {shares}{flips}", label, settings, curve)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError("a lab run cannot be read", got=str(folder), expected="a run that went to its end") from error

@@ -169,7 +169,14 @@ class Correction:
     @property
     def needs(self) -> Needs:
         guided = self.guidance > 0
-        return Needs(top_tokens=True, control=guided, still_teacher=guided, outcomes=frozenset({-1}), by_trust=True)
+        return Needs(
+            top_tokens=True,
+            control=guided,
+            still_teacher=guided,
+            outcomes=frozenset({-1}),
+            by_trust=True,
+            stand_ins=True,
+        )
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
         teachers = teachers.read()

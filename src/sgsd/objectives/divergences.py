@@ -85,17 +85,18 @@ class _TokenDivergence(torch.autograd.Function):
         wanted = bool(ctx.needs_input_grad[0])
         grad_logits = torch.zeros_like(student_logits) if wanted else None
         for tile in _tiles(mask, student_logits.shape[-1]):
+            # Nothing is picked out by the mask, so that a device is not waited for.
             counted = mask[tile]
-            log_q = _log_softmax(student_logits[tile][counted], kind.temperature)
-            log_p = _log_softmax(teacher_logits[tile][counted], kind.temperature)
+            log_q = _log_softmax(student_logits[tile], counted, kind.temperature)
+            log_p = _log_softmax(teacher_logits[tile], counted, kind.temperature)
             q, p = log_q.exp(), log_p.exp()
-            student_entropy[tile][counted] = -(q * log_q).sum(-1)
-            teacher_entropy[tile][counted] = -(p * log_p).sum(-1)
+            student_entropy[tile] = torch.where(counted, -(q * log_q).sum(-1), 0.0)
+            teacher_entropy[tile] = torch.where(counted, -(p * log_p).sum(-1), 0.0)
             summands, slopes = _summands(p, log_p, q, log_q, kind)
-            divergence[tile][counted] = summands.sum(-1)
+            divergence[tile] = torch.where(counted, summands.sum(-1), 0.0)
             if grad_logits is not None:
                 grad = slopes.sub_(q.mul_(slopes.sum(-1, keepdim=True))).div_(kind.temperature)
-                grad_logits[tile][counted] = grad.to(grad_logits.dtype)
+                grad_logits[tile] = grad.mul_(counted.unsqueeze(-1)).to(grad_logits.dtype)
         ctx.save_for_backward(grad_logits, mask)
         ctx.mark_non_differentiable(student_entropy, teacher_entropy)
         return divergence, student_entropy, teacher_entropy
@@ -105,9 +106,8 @@ class _TokenDivergence(torch.autograd.Function):
         made, mask = ctx.saved_tensors
         grad_logits = torch.zeros_like(made)
         for tile in _tiles(mask, made.shape[-1]):
-            counted = mask[tile]
-            upstream = grad_outputs[0][tile][counted].unsqueeze(-1)
-            grad_logits[tile][counted] = (made[tile][counted] * upstream).to(made.dtype)
+            upstream = torch.where(mask[tile], grad_outputs[0][tile], 0.0).unsqueeze(-1)
+            grad_logits[tile] = (made[tile] * upstream).to(made.dtype)
         return grad_logits, None, None, None
 
 
@@ -197,7 +197,7 @@ def divergence_metrics(result: Divergence, mask: Tensor) -> Metrics:
 
 
 def _summands(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor, kind: _Kind) -> tuple[Tensor, Tensor]:
-    """Every vocabulary entry's summand f_v, and its slope ∂f_v / ∂ log q_v, both ``[N, V]`` and new tensors."""
+    """Every vocabulary entry's summand f_v, and its slope ∂f_v / ∂ log q_v, both ``[..., V]`` and new tensors."""
     if kind.name == "forward_kl":
         summands, slopes = p * (log_p - log_q), -p
     elif kind.name == "reverse_kl":
@@ -225,5 +225,7 @@ def _tiles(mask: Tensor, vocabulary: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + rows), slice(position, position + positions)
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+def _log_softmax(logits: Tensor, counted: Tensor, temperature: float) -> Tensor:
+    """Uniform where nothing counts, whatever stands there."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    return torch.where(counted.unsqueeze(-1), logits, 0.0).log_softmax(-1)

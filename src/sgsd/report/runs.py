@@ -10,8 +10,9 @@ from typing import Any
 
 from sgsd.bank import Item, Ledger, SkillBank
 from sgsd.errors import ConfigError
-from sgsd.evaluation.comparison import distinct_labels, method_name
+from sgsd.evaluation.comparison import distinct_labels
 from sgsd.evaluation.recorded import essence
+from sgsd.trainers.names import method_name
 
 _RECORD = "run.json"
 
@@ -50,9 +51,8 @@ class Run:
 
     @property
     def method(self) -> str:
-        """As tables name it: ``SGSD``, ``GRPO+Skill`` …"""
-        skills = bool(self.settings.get("skills_in_prompt"))
-        return method_name(str(self.settings.get("method", "sgsd")), skills=skills)
+        """As tables name it: ``SGSD``, ``GRPO + correction``, ``GRPO+Skill`` …"""
+        return method_name(self.settings)
 
     @property
     def seed(self) -> int | None:

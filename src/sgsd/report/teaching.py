@@ -15,7 +15,7 @@ from sgsd.report.runs import Group, Run
 from sgsd.report.series import STRETCHES, last_step, metric_bands
 
 _EXTREMES = 10
-_DEAD_ZONE = 0.05
+_DEFAULT_DEAD_ZONE = 0.05  # of runs whose record does not have it
 _OUTCOMES = {"success": "successes", "failure": "failures"}
 _POLARITIES = (("positive", "$positive"), ("neutral", "$neutral"), ("negative", "$negative"))
 
@@ -125,12 +125,7 @@ def support_map_figure(groups: Sequence[Group]) -> Figure | None:
             counts = support_counts(recorded, outcome, min(STRETCHES, last))
             if not counts.any():
                 continue
-            above = counts[:, np.searchsorted(edges, _DEAD_ZONE) + 1 :].sum() / counts.sum()
-            below = counts[:, : np.searchsorted(edges, -_DEAD_ZONE) + 1].sum() / counts.sum()
-            summary = (
-                f"{group.label}, {many}: {percent(above)} of teachers had a support above {_DEAD_ZONE}, "
-                f"{percent(below)} one below −{_DEAD_ZONE}."
-            )
+            summary = f"{group.label}, {many}: {_beyond(counts.sum(0), edges, _dead_zone(recorded[0]))}"
             panels.append(Panel(f"{group.label}, {many}", spec(_heat_map(names, counts, last), 240), summary))
             thirds = _shares(support_counts(recorded, outcome, 3)).T.tolist()
             rows += [
@@ -145,6 +140,23 @@ def support_map_figure(groups: Sequence[Group]) -> Figure | None:
         "outcome. All seeds together. The table has the thirds of training.",
         tuple(panels),
         DataTable(("group", "rollouts", "support", "first third", "second third", "last third"), tuple(rows)),
+    )
+
+
+def _dead_zone(run: Run) -> float:
+    """The run's own threshold, in nats per token."""
+    threshold = run.settings.get("support_threshold")
+    return threshold if isinstance(threshold, (int, float)) else _DEFAULT_DEAD_ZONE
+
+
+def _beyond(counts: NDArray[np.float64], edges: Sequence[float], threshold: float) -> str:
+    """Shares of ``[bins]`` above and below a dead zone; least ones where its ends lie inside bins."""
+    least = "" if {threshold, -threshold} <= set(edges) else "at least "
+    above = counts[np.searchsorted(edges, threshold) + 1 :].sum() / counts.sum()
+    below = counts[: np.searchsorted(edges, -threshold, side="right")].sum() / counts.sum()
+    return (
+        f"{least}{percent(above)} of teachers had a support above {threshold:g}, {least}{percent(below)} one below "
+        f"−{threshold:g}."
     )
 
 

@@ -133,13 +133,12 @@ class OPSDTrainer(VerifiedTrainer):
 
     def _teacher_hidden_states(self, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
         """``[n, H]``: the hidden states that predict each completion token after the teacher's prompt."""
-        prompts, completions = (
-            [row[kept].tolist() for row, kept in zip(ids, keep.bool(), strict=True)]
-            for ids, keep in (
-                (inputs["teacher_prompt_ids"], inputs["teacher_prompt_mask"]),
-                (inputs["completion_ids"], mask),
-            )
-        )
+        # Two host syncs: a prompt is padded on its left, a completion on its right, so lengths tell them apart.
+        rows = torch.cat([inputs["teacher_prompt_ids"], inputs["completion_ids"]], dim=1).tolist()
+        lengths = torch.stack([inputs["teacher_prompt_mask"].sum(1), mask.sum(1)], dim=1).tolist()
+        width = inputs["teacher_prompt_ids"].shape[1]
+        prompts = [row[width - P : width] for row, (P, _) in zip(rows, lengths, strict=True)]
+        completions = [row[width : width + T] for row, (_, T) in zip(rows, lengths, strict=True)]
         with self._teaching():
             return hidden_states(self.model, prompts, completions)
 

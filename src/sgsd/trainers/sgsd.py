@@ -31,6 +31,7 @@ from sgsd.scoring.teachers import (
     control_prompt,
     control_scores,
     from_batch,
+    stand_ins,
     teacher_scores,
     teachers_to_run,
     to_batch,
@@ -39,6 +40,7 @@ from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
+from sgsd.trainers.names import card_name
 from sgsd.trainers.record import LEDGER_FILE, LedgerCallback, RunRecorder
 from sgsd.trainers.rewards import VerifierReward, is_truncated, text_of
 from sgsd.trainers.rows import prompt_of
@@ -78,6 +80,7 @@ class SGSDTrainer(VerifiedTrainer):
 
     def _set_up(self) -> None:
         args: SGSDConfig = self.args
+        self._name = card_name(vars(args))
         self.objective = OBJECTIVES[args.objective].from_config(args)
         self._control = self.objective.needs.control or args.support_baseline == "control"
         self._uncounted = torch.tensor(
@@ -170,7 +173,8 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> TeacherScores:
         """What the teachers say of B rollouts.
 
-        Run are the teachers that the objective reads, and all of them on the problems that the ledger draws.
+        Run are the teachers that the objective reads, or a few of them in place of all; and all of them on the problems
+        that are drawn for the ledger.
 
         Args:
             pools, inputs: teachers and data row of each rollout.
@@ -179,13 +183,20 @@ class SGSDTrainer(VerifiedTrainer):
         ids, lengths = output["completion_ids"].tolist(), output["completion_mask"].sum(1).tolist()
         completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         needs, trust = self.objective.needs, [self.training_ledger.trust(pool.pairs) for pool in pools]
+        whole = [self._drawn_for_ledger(row) for row in inputs]
+        if needs.stand_ins:
+            drawn = [
+                (pool, known) if all_run else stand_ins(pool, known, self._draw("stand-ins", row))
+                for pool, known, all_run, row in zip(pools, trust, whole, inputs, strict=True)
+            ]
+            pools, trust = [pool for pool, _ in drawn], [known for _, known in drawn]
         places = teachers_to_run(
             pools,
             [int(outcome) if length else 0 for outcome, length in zip(self._outcome.tolist(), lengths, strict=True)],
             trust,
             read=needs.outcomes if self.args.sgsd_weight else (),
             by_trust=needs.by_trust,
-            whole=[self._drawn_for_ledger(row) for row in inputs],
+            whole=whole,
         )
         vocabulary = self.model.config.get_text_config().vocab_size
         top_tokens = min(self.args.teacher_top_tokens, vocabulary) if needs.top_tokens else 0
@@ -205,9 +216,12 @@ class SGSDTrainer(VerifiedTrainer):
         return teachers
 
     def _drawn_for_ledger(self, row: dict[str, Any]) -> bool:
-        """Whether a problem is among those of the step whose rollouts all teachers score; alike on all processes."""
-        draw = random.Random(f"{self.args.seed} {self.state.global_step} {row['prompt']!r}")
-        return draw.random() < self.args.ledger_share
+        """Whether a problem is among those of the step whose rollouts all teachers score."""
+        return self._draw("ledger", row).random() < self.args.ledger_share
+
+    def _draw(self, what: str, row: dict[str, Any]) -> random.Random:
+        """Draws of a problem, anew each step, the same for all of its rollouts on all processes."""
+        return random.Random(f"{what} {self.args.seed} {self.state.global_step} {row['prompt']!r}")
 
     def _score_control(
         self,

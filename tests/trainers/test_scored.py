@@ -1,0 +1,279 @@
+"""Which teachers are run on which rollouts, and that nothing else is read: not by the loss, the ledger or the log."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sgsd.trainers import sgsd as module
+
+from .test_correction import HARMS, HELPS, with_ledger
+from .tiny import (
+    EIGHT,
+    EOS,
+    WeightedRetriever,
+    assert_close,
+    batch_of,
+    by_parity,
+    cut,
+    logged_means,
+    loss_and_gradients,
+    make_bank,
+    make_trainer,
+    prompted_rollouts,
+    render,
+    rows,
+)
+
+NUMBERS = [0] * 4 + [1] * 4 + [2] * 4
+NEVER = 1e-9  # a share of the problems, as good as none
+
+
+def trainer_of(folder, **settings):
+    """Teachers of the bank's first three pairs, of which the second is known to do harm: trust 0."""
+    defaults = {"num_generations": 4, "per_device_train_batch_size": 12, "ledger_share": NEVER, "stub": True}
+    trainer = make_trainer(
+        folder, reward=by_parity, retriever_object=WeightedRetriever(), problems=EIGHT, **defaults | settings
+    )
+    return with_ledger(trainer, HELPS, HARMS, HELPS)
+
+
+GUIDED = {"objective": "correction", "support_baseline": "control", "teacher_guidance": 1.0, "teacher": "frozen"}
+CASES = {
+    "gated": ({}, {1, -1}, False),
+    "gated, control": ({"support_baseline": "control"}, {1, -1}, False),
+    "local": ({"objective": "local"}, {1, -1}, False),
+    "correction": ({"objective": "correction"}, {-1}, True),
+    "correction, guided": (GUIDED, {-1}, True),
+    "correction, trust equal": ({"objective": "correction", "teacher_trust": "equal"}, {-1}, False),
+    "reweight": ({"objective": "reweight"}, {1, -1}, True),
+    "reweight, control": ({"objective": "reweight", "support_baseline": "control"}, {1, -1}, True),
+    "GRPO alone": ({"sgsd_weight": 0.0, "grpo_weight": 1.0}, set(), False),
+}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Prompts and completions of each call of the scoring."""
+    calls = []
+    original = module.score_completions
+
+    def record(model, prompts, completions, **options):
+        calls.append(list(zip(map(tuple, prompts), map(tuple, completions), strict=True)))
+        return original(model, prompts, completions, **options)
+
+    monkeypatch.setattr(module, "score_completions", record)
+    return calls
+
+
+@pytest.mark.parametrize("share", [NEVER, 1.0])
+@pytest.mark.parametrize(("settings", "outcomes", "by_trust"), CASES.values(), ids=CASES)
+def test_run_are_the_teachers_that_the_loss_reads_and_all_of_the_ledgers_share(
+    tmp_path, asked, settings, outcomes, by_trust, share
+):
+    trainer = trainer_of(tmp_path, ledger_share=share, **settings)
+    if by_trust:
+        assert trainer.training_ledger.trust(trainer.retrieve(rows(trainer, [0]))[0].pairs)[1] == 0
+    batch = batch_of(trainer, NUMBERS)
+    outcome = batch["outcome"].tolist()
+    assert set(outcome) == {-1, 0, 1}
+    expected = [
+        [value != 0 and (share == 1 or (value in outcomes and not (by_trust and k == 1))) for k in range(3)]
+        for value in outcome
+    ]
+    if trainer.objective.needs.stand_ins and share != 1:  # two of them stand for all, the same for a problem's
+        scored = batch["teacher_scored"].tolist()
+        for row, trusted in zip(scored, expected, strict=True):
+            assert any(row) == any(trusted)
+            assert not any(run and not may for run, may in zip(row, trusted, strict=True))
+        for first in range(0, len(NUMBERS), 4):
+            assert len({tuple(row) for row in scored[first : first + 4] if any(row)}) <= 1
+        expected = scored
+    assert batch["teacher_scored"].tolist() == expected
+
+    pools = trainer.retrieve(rows(trainer, NUMBERS))
+    completions, _ = prompted_rollouts([render(f"{EIGHT[n].text}\n\nGo.") for n in NUMBERS])
+    pairs = [
+        (tuple(pool.prompts[k]), tuple(completion))
+        for pool, completion, wanted in zip(pools, completions, expected, strict=True)
+        for k in range(3)
+        if wanted[k]
+    ]
+    control = "support_baseline" in settings and pairs
+    assert len(asked) == bool(pairs) + bool(control)
+    if pairs:
+        assert asked[0] == pairs
+    if control:
+        shown = [tuple(completion) for completion, wanted in zip(completions, expected, strict=True) if any(wanted)]
+        assert [completion for _, completion in asked[1]] == shown
+
+
+@pytest.mark.parametrize("share", [NEVER, 1.0])
+@pytest.mark.parametrize("settings", [settings for settings, _, _ in CASES.values()], ids=CASES)
+def test_nothing_is_read_of_a_teacher_that_was_not_run(tmp_path, settings, share):
+    """Loss, gradient, log and ledger are the same, bit by bit, with NaN in place of all that was not scored."""
+    trainer = trainer_of(tmp_path, ledger_share=share, **settings)
+    batch = batch_of(trainer, NUMBERS)
+    scored = batch["teacher_scored"]
+    assert not scored.all()
+    poisoned = dict(batch)
+    for name in ("logps", "top_logps", "control_top_logps", "weights", "trust"):
+        if (values := batch.get(f"teacher_{name}")) is not None:
+            where = scored.reshape(*scored.shape, *[1] * (values.ndim - 2))
+            poisoned[f"teacher_{name}"] = torch.where(where, values, torch.nan)
+    if "teacher_control_logps" in batch:
+        poisoned["teacher_control_logps"] = torch.where(
+            scored.any(1, keepdim=True), batch["teacher_control_logps"], torch.nan
+        )
+    found = []
+    for each in (batch, poisoned):
+        loss, gradients = loss_and_gradients(trainer, [each])
+        means = {name: str(value) for name, value in logged_means(trainer).items()}
+        observed = trainer.training_ledger.end_step()
+        found.append((loss, gradients, means, observed.support.tolist(), observed.stance.tolist()))
+    first, second = found
+    assert first[0] == second[0]
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+    assert first[3:] == second[3:]
+    same = {name for name in first[2] if name in second[2]}
+    assert {name: first[2][name] for name in same} == {name: second[2][name] for name in same}
+
+
+@pytest.mark.parametrize("objective", ["reweight", "gated", "local"])
+def test_what_the_ledger_wants_to_know_does_not_change_the_step(tmp_path, objective):
+    steps = []
+    for share in (NEVER, 1.0):
+        trainer = trainer_of(tmp_path / str(share), objective=objective, ledger_share=share)
+        batch = batch_of(trainer, NUMBERS)
+        steps.append((int(batch["teacher_scored"].sum()), *loss_and_gradients(trainer, [batch])))
+    (few, loss, gradients), (all_of_them, same_loss, same_gradients) = steps
+    assert (few < all_of_them) == (objective == "reweight")
+    assert abs(loss) > 1e-6
+    assert loss == pytest.approx(same_loss, abs=1e-6)
+    assert_close(gradients, same_gradients, 1e-6)
+
+
+@pytest.mark.parametrize("trust", ["worth", "equal"])
+def test_a_corrections_step_is_on_average_over_draws_the_one_with_all_teachers(tmp_path, monkeypatch, trust):
+    """Each teacher in turn stands for all; weighted by the chance that it does, their steps add up."""
+    settings = {"objective": "correction", "teacher_trust": trust}
+    whole = trainer_of(tmp_path / "all", ledger_share=1.0, **settings)
+    loss, gradients = loss_and_gradients(whole, [batch_of(whole, [0] * 12)])
+    (pool,) = whole.retrieve(rows(whole, [0]))
+    shares = [a * t for a, t in zip(pool.weights, whole.training_ledger.trust(pool.pairs), strict=True)]
+    mean_loss, mean = 0.0, [torch.zeros_like(gradient) for gradient in gradients]
+    original = module.stand_ins
+    for k in [k for k, share in enumerate(shares) if share]:
+        always = SimpleNamespace(choices=lambda *_, chosen=k, **__: [chosen, chosen])
+        monkeypatch.setattr(module, "stand_ins", lambda pool, trust, _, always=always: original(pool, trust, always))
+        trainer = trainer_of(tmp_path / str(k), **settings)
+        batch = batch_of(trainer, [0] * 12)
+        failures = int((batch["outcome"] < 0).sum())
+        assert batch["teacher_scored"].sum(0).tolist() == [failures if n == k else 0 for n in range(3)]
+        one, of_one = loss_and_gradients(trainer, [batch])
+        mean_loss += one * shares[k] / sum(shares)
+        mean = [total + gradient * shares[k] / sum(shares) for total, gradient in zip(mean, of_one, strict=True)]
+    assert abs(loss) > 1e-4
+    assert mean_loss == pytest.approx(loss, rel=1e-4)
+    assert_close(mean, gradients, 1e-5)
+
+
+def test_problems_are_drawn_for_the_ledger_alike_on_all_processes_and_anew_each_step(tmp_path):
+    first, second = (trainer_of(tmp_path / name, ledger_share=0.3) for name in "ab")
+    prompts = [{"prompt": [{"role": "user", "content": f"{n}?"}]} for n in range(2000)]
+    drawn = [first._drawn_for_ledger(row) for row in prompts]
+    second.accelerator.state.process_index = 3  # nothing of a process enters, nor what was drawn before
+    assert [second._drawn_for_ledger(row) for row in reversed(prompts)] == drawn[::-1]
+    assert sum(drawn) / len(drawn) == pytest.approx(0.3, abs=0.04)
+    first.state.global_step = 1
+    other = [first._drawn_for_ledger(row) for row in prompts]
+    both = sum(a and b for a, b in zip(drawn, other, strict=True)) / len(drawn)
+    assert both == pytest.approx(0.09, abs=0.03)
+
+
+def test_all_rollouts_of_a_drawn_problem_are_scored(tmp_path):
+    trainer = trainer_of(tmp_path, objective="correction", ledger_share=0.5, seed=1)
+    batch = batch_of(trainer, NUMBERS)
+    drawn = [trainer._drawn_for_ledger(row) for row in rows(trainer, NUMBERS)]
+    assert len(set(drawn)) == 2, "the seed must leave neither case untested"
+    for whole, scored, outcome in zip(drawn, batch["teacher_scored"], batch["outcome"], strict=True):
+        assert not whole or scored.all() == (outcome != 0)
+        assert whole or (bool(scored.any()) == bool(outcome < 0) and not scored[1])
+
+
+# ---- the control
+
+
+def test_a_control_that_is_the_plain_prompt_is_counted(tmp_path):
+    """At 029fdea the control became the plain prompt unseen: support 0 where nothing was measured, and no metric."""
+    settings = {"support_baseline": "control", "per_device_train_batch_size": 12, "stub": True, "num_generations": 4}
+    settings |= {"retriever_object": WeightedRetriever(), "reward": by_parity, "problems": EIGHT}
+    lengths = [len(trainer_of(tmp_path).renderer.teacher_ids(EIGHT[0].text, *pair)) for pair in pairs_of(make_bank(4))]
+    cases = {
+        "other pairs": ({"bank": make_bank(4)}, 0.0),
+        "no other pair": ({"bank": make_bank(3)}, 1.0),
+        "one that does not fit": ({"bank": make_bank(4), "max_prompt_length": lengths[3] - 1}, 1.0),
+    }
+    for case, (change, share) in cases.items():
+        trainer = make_trainer(tmp_path / case, **settings | change)
+        batch = batch_of(trainer, NUMBERS)
+        student = trainer.score_student(trainer.model, batch)[0].logps
+        rollouts = batch["teacher_scored"].any(1)
+        plain = (batch["teacher_control_logps"] - student).abs().amax(1)[rollouts] < 1e-4
+        assert logged_means(trainer)["sgsd/control_is_plain"] == plain.float().mean() == share, case
+
+
+def pairs_of(bank):
+    return list(zip(bank.skills, bank.mistakes, strict=True))
+
+
+# ---- means over all rollouts of a step
+
+
+@pytest.mark.parametrize("objective", ["gated", "local", "correction", "reweight"])
+def test_logged_means_do_not_depend_on_how_rollouts_are_split(tmp_path, objective):
+    """At 029fdea they were means of micro-batches' means. Two processes are tried in test_distributed."""
+    trainer = trainer_of(tmp_path, objective=objective, ledger_share=1.0)
+    batch = batch_of(trainer, NUMBERS)
+    once = logged_means(trainer)  # what was logged of the sampling
+    assert once["sgsd/scored_share"] == (batch["outcome"] != 0).float().mean()
+    logged = []
+    for size in (12, 3, 1):
+        loss_and_gradients(trainer, cut(batch, size), steps=12 // size)
+        logged.append(logged_means(trainer))
+    assert {"sgsd/support/failure", "sgsd/loss", "entropy", "sampled_logp"} <= set(logged[0])
+    for other in logged[1:]:
+        assert other == pytest.approx(logged[0], rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+def test_a_run_logs_the_same_means_in_one_micro_batch_and_in_four(tmp_path):
+    """At 029fdea this run in four logged sgsd/support/failure 0.1323 for 0.1314, and entropy 4.324 for 4.316."""
+    entries = []
+    for size, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            tmp_path / str(size),
+            stub=True,
+            problems=EIGHT,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+        )
+        trainer.train()
+        entries.append(trainer.state.log_history[0])
+    names = {name for name in entries[0] if name.startswith("sgsd/")} | {"success_rate", "entropy", "sampled_logp"}
+    first, second = ({name: entry[name] for name in names} for entry in entries)
+    assert len(names) > 15
+    assert second == pytest.approx(first, rel=1e-4, abs=1e-6, nan_ok=True)
+
+
+def test_the_guard_sees_the_success_rate_of_each_step(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
+    trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[50, EOS]] * len(prompt_ids), None)
+    seen = []
+    vitals = trainer._vitals
+    callback = next(each for each in trainer.callback_handler.callbacks if type(each).__name__ == "GuardCallback")
+    callback._vitals = lambda: seen.append(vitals()) or seen[-1]
+    trainer.train()
+    assert [each["success"] for each in seen] == [1.0, 1.0]
+    assert [each["truncated"] for each in seen] == [0.0, 0.0]
