@@ -39,15 +39,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_CONTROL = "a control's pair is drawn by the whole prompt, before by the problem's text"
 _REST = "equation (7) compares the rest of the vocabulary, too"
 _LEDGER = "the prior of an item's worth is of intervals by problem"
 EXPECTED = {
-    "run */published-control": _CONTROL,
     "run */correction-equal": _REST,
-    "run */guided-equal": f"{_REST}; {_CONTROL}",
+    "run */guided-equal": _REST,
     "run */correction*": f"{_REST}; {_LEDGER}",
-    "run */guided*": f"{_REST}; {_LEDGER}; {_CONTROL}",
+    "run */guided*": f"{_REST}; {_LEDGER}",
     "command bank ledger": "of the guided run",
     "command compare": "of the guided run",
     "command lab table": "of the guided run",

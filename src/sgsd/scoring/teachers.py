@@ -66,7 +66,7 @@ def build_pool(
 
 
 def control_prompt(
-    prompt: Prompt, pool: TeacherPool, bank: SkillBank, renderer: PromptRenderer, *, max_prompt_length: int, seed: int
+    prompt: Prompt, pool: TeacherPool, bank: SkillBank, renderer: PromptRenderer, *, max_prompt_length: int, seed: str
 ) -> list[int] | None:
     """A teacher's prompt like those of ``pool``, with a skill and a mistake that none of them has, drawn at random.
 
@@ -76,9 +76,9 @@ def control_prompt(
         prompt, renderer, max_prompt_length: as for ``build_pool``.
         pool: the prompt's teachers.
         bank: to draw from.
-        seed: of the draw, with the prompt.
+        seed: of the draw.
     """
-    draw = random.Random(f"{seed} {prompt}")
+    draw = random.Random(seed)
     skill = _other(bank.skills, {pair.skill.id for pair in pool.pairs}, draw)
     mistake = _other(bank.mistakes, {pair.mistake.id for pair in pool.pairs}, draw)
     if skill is None or mistake is None:

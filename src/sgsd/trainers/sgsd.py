@@ -236,7 +236,12 @@ class SGSDTrainer(VerifiedTrainer):
         seed, limit = self.args.seed + self.state.global_step, self.max_prompt_length
         drawn = {
             repr(inputs[b]["prompt"]): control_prompt(
-                prompt_of(inputs[b]), pools[b], self.bank, self.renderer, max_prompt_length=limit, seed=seed
+                prompt_of(inputs[b]),
+                pools[b],
+                self.bank,
+                self.renderer,
+                max_prompt_length=limit,
+                seed=f"{seed} {inputs[b]['problem']}",
             )
             for b in rows
         }
