@@ -140,7 +140,7 @@ def test_a_row_is_scored_by_the_positions_of_its_own_length(name, switch, kind, 
         prompts, completions = rollouts(4, (switch - 8, switch - 20), longest=20)
         completions[1] = [7] * 20
     elif kind == "the switch itself":
-        prompts = [[5] * (switch - 4)] * 3
+        prompts = [draw(switch - 4, torch.Generator().manual_seed(0))] * 3  # positions matter among mixed tokens
         completions = [[9, 10, 11], [9, 10, 11, 12], [9, 10, 11, 12, 13]]
     else:
         score_completions(model, [[5] * (3 * switch)], [[6, 7]])

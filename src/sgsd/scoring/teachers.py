@@ -194,7 +194,7 @@ def control_scores(teachers: TeacherScores, rows: Sequence[int], scores: Scores)
     at = _index([(row,) for row in rows], 1, scores.logps.device)
     control = {"control_logps": _placed(scores.logps, at, (B, T))}
     if teachers.top_logps is not None:
-        others = scores.other_logps.unflatten(-1, (K, -1))  # [n, T, K, M]
+        others = scores.other_logps.reshape(*scores.logps.shape, K, teachers.top_logps.shape[-1])  # [n, T, K, M]
         control["control_top_logps"] = _placed(others, at, (B, T)).transpose(1, 2)
     return control
 
