@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-import random
-from itertools import product
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from sgsd.bank import Mistake, Skill, SkillBank
-from sgsd.objectives import Correction, Rollouts, StudentScores, TeacherScores
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Pair, Retrieval
 from sgsd.scoring.logprobs import Scores
@@ -18,7 +13,6 @@ from sgsd.scoring.teachers import (
     control_prompt,
     control_scores,
     from_batch,
-    stand_ins,
     teacher_scores,
     teachers_to_run,
     to_batch,
@@ -206,46 +200,3 @@ def test_scores_pass_through_a_batch_with_others(top):
     again = from_batch({"completion_ids": torch.zeros(2, 2)} | to_batch(teachers))
     for name, values in vars(teachers).items():
         assert (getattr(again, name) is None) if values is None else torch.equal(getattr(again, name), values), name
-
-
-@pytest.mark.parametrize("trust", [[0.9, 0.3, 0.0], [0.2, 0.2, 0.2], [0.0, 0.0, 0.0]])
-def test_two_teachers_stand_for_all_at_their_expectation(trust):
-    """Over all draws, by their probabilities, a correction by the drawn teachers is that of all teachers."""
-    torch.manual_seed(0)
-    student, teacher = (torch.randn(1, 3, 4, 8).log_softmax(-1)[..., :5] for _ in range(2))
-
-    def loss(weights: tuple[float, ...], trust: list[float]) -> float:
-        scores = TeacherScores(
-            logps=torch.zeros(1, 3, 4),
-            weights=torch.tensor([weights]),
-            trust=torch.tensor([trust]),
-            scored=torch.tensor([trust]) > 0,
-            top_ids=torch.arange(5).expand(1, 3, 4, 5),
-            top_logps=teacher,
-        )
-        rollouts = Rollouts(
-            ids=torch.zeros(1, 4, dtype=torch.long),
-            mask=torch.ones(1, 4, dtype=torch.bool),
-            outcome=torch.tensor([-1]),
-        )
-        rows, _ = Correction().loss(StudentScores(logps=torch.zeros(1, 4), top_logps=student), scores, rollouts)
-        return rows.item()
-
-    pool = TeacherPool(((), (), ()), (0.5, 0.3, 0.2), (), 0)
-    shares = [weight * sure for weight, sure in zip(pool.weights, trust, strict=True)]
-    expected = 0.0
-    for first, second in product(range(3), repeat=2):
-        chance = shares[first] * shares[second] / (sum(shares) ** 2 or 1)
-        if chance:
-            drawn, sure = stand_ins(pool, trust, SimpleNamespace(choices=lambda *_, k, both=(first, second): [*both]))
-            assert [value > 0 for value in sure] == [k in (first, second) for k in range(3)]
-            expected += chance * loss(drawn.weights, sure)
-    assert expected == pytest.approx(loss(pool.weights, trust), rel=1e-5)
-    if not any(shares):
-        assert stand_ins(pool, trust, random.Random(0)) == (pool, [0.0] * 3)
-
-
-def test_stand_ins_are_drawn_by_weight_and_trust():
-    pool, draw = TeacherPool(((), ()), (0.75, 0.25), (), 0), random.Random(0)
-    shares = [stand_ins(pool, [0.2, 0.6], draw)[0].weights[0] for _ in range(4000)]
-    assert sum(shares) / 4000 == pytest.approx(0.5, abs=0.03)

@@ -175,7 +175,6 @@ class Correction:
             still_teacher=guided,
             outcomes=frozenset({-1}),
             by_trust=True,
-            stand_ins=True,
         )
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:

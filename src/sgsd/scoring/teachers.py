@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -93,29 +93,6 @@ def _other(items: Sequence[_I], taken: set[str], draw: random.Random) -> _I | No
     while (item := draw.choice(items)).id in taken:
         pass
     return item
-
-
-_DRAWN = 2  # teachers that stand for a pool: one alone made a noisier gradient that learnt less
-
-
-def stand_ins(pool: TeacherPool, trust: Sequence[float], draw: random.Random) -> tuple[TeacherPool, list[float]]:
-    """A pool, and trust in its teachers, in which two of them, drawn by weight and trust, stand for all.
-
-    With the weights w of ``objectives.correction``, equation (8), a loss Σ_k w_k L_k is then, on average over draws,
-    what it is with all teachers: each draw takes k with probability w_k / Σ_j w_j, and all draws together weigh
-    Σ_j w_j = max_j τ_j. Both may take the same teacher.
-
-    Args:
-        pool: the teachers.
-        trust: τ of each.
-        draw: where the draws come from.
-    """
-    shares = [weight * sure for weight, sure in zip(pool.weights, trust, strict=True)]
-    if not any(shares):
-        return pool, [0.0] * len(shares)
-    drawn = draw.choices(range(len(shares)), shares, k=_DRAWN)
-    weights = tuple(drawn.count(k) / _DRAWN for k in range(len(shares)))
-    return replace(pool, weights=weights), [max(trust) if weight else 0.0 for weight in weights]
 
 
 def teachers_to_run(
