@@ -6,12 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from datasets import Dataset
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -27,18 +31,30 @@ from sgsd.commands.settings import (
     settings_as_dict,
 )
 from sgsd.engines.datasets import load_problems
-from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.engines.embedders import build_retriever
+from sgsd.engines.models import end_of_completion_ids, load_configs, load_model, load_tokenizer
 from sgsd.errors import CollapseError, ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
-from sgsd.retrieval import BM25Retriever, Retriever
+from sgsd.retrieval import Retriever
+from sgsd.scoring.teachers import build_pool
 from sgsd.trainers.callbacks import StopOnSignal
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refused_writes
 from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
 from sgsd.trainers.guard import sound_checkpoint
-from sgsd.trainers.rows import SkillPairs, skill_pairs
+from sgsd.trainers.names import method_name
+from sgsd.trainers.rewards import VerifierReward
+from sgsd.trainers.rows import prompt_of, skill_pairs, training_rows
 from sgsd.trainers.signs import summary_of
-from sgsd.trainers.startup import check_batch, thinking_of
+from sgsd.trainers.startup import (
+    check_batch,
+    check_reward,
+    check_tokens,
+    context_length,
+    prompt_budget,
+    settle_generation_config,
+    thinking_of,
+)
 from sgsd.verifiers import Verifier, get_verifier
 
 _LAUNCH_FLAGS = (
@@ -102,7 +118,7 @@ def run_training(
     problems, report = _problems(run, training, verifier)
     eval_problems = _eval_problems(run, training)
     if main:
-        console.print(report.summary(), highlight=False)
+        console.print(report.summary(), highlight=False, markup=False, emoji=False)
     check_batch(len(problems), training)
 
     from sgsd.trainers.methods import TRAINERS
@@ -155,7 +171,7 @@ def run_training(
     if main:
         for sign in summary_of(trainer.state.log_history, grouped=training.num_generations > 1):
             console.print(sign, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"model and record saved to {output}", highlight=False)
+        console.print(f"model and record saved to {output}", highlight=False, markup=False, emoji=False)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=run.dataset)
     return trainer
@@ -276,6 +292,12 @@ def _model_name(model: ModelConfig) -> str:
 
 
 def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, Any]:
+    if model.use_peft and not (model.lora_r >= 1 and 0 <= model.lora_dropout < 1):  # PEFT looks once weights are loaded
+        raise ConfigError(
+            "no such LoRA adapter",
+            got=f"lora_r {model.lora_r}, lora_dropout {model.lora_dropout}",
+            expected="lora_r of 1 or more, lora_dropout from 0 to below 1",
+        )
     options: dict[str, Any] = {"dtype": model.dtype, "revision": model.model_revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
@@ -286,64 +308,130 @@ def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, An
 
 
 def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:
-    """Everything but the weights: settings, data, one prompt of each kind."""
+    """Everything that a run builds but the weights, by the functions that build it there; one prompt of each kind."""
     bank = resolve_bank(training)
     problems, report = _problems(run, training)
+    eval_problems = _eval_problems(run, training)
     check_batch(len(problems), training)
-    with hub_or_cache(_model_name(model)):
-        tokenizer = load_tokenizer(
-            _model_name(model), trust_remote_code=training.trust_remote_code, revision=model.model_revision
-        )
+    _model_options(training, model)
+    _refuse_missing_trackers(training)
+    name, read = _model_name(model), {"trust_remote_code": training.trust_remote_code, "revision": model.model_revision}
+    with hub_or_cache(name):
+        tokenizer = load_tokenizer(name, **read)
+        config, generation_config = load_configs(name, **read)
     renderer = PromptRenderer(
         tokenizer,
         instruction=training.instruction,
         thinking=training.thinking,
         chat_template_kwargs=training.chat_template_kwargs,
     )
-    prompts = _prompts(training, renderer, bank, problems)
-    out = Console()
-    out.print(yaml.safe_dump(settings_as_dict(run, training, model), allow_unicode=True), highlight=False, markup=False)
+    sampling = settle_generation_config(generation_config)
+    budget = prompt_budget(config, training)
+    built = _Built(training, renderer, bank, budget)
+    rows = built.rows(problems)
+    if eval_problems is not None:
+        training_rows(eval_problems, renderer, max_prompt_length=budget, long_prompts=training.long_prompts)
+    check_batch(len(rows), training)
+    ends = end_of_completion_ids(SimpleNamespace(generation_config=generation_config), tokenizer)
+    check_tokens(config.get_text_config().vocab_size, tokenizer, ends)
+    with get_verifier(training.verifier, **(training.verifier_options or {})) as verifier:
+        reward = VerifierReward(verifier, name=training.verifier, end_ids=ends, truncated=training.truncated)
+        check_reward([reward], rows[0], tokenizer, ends[0])
+
+    out = Console(markup=False, emoji=False, highlight=False)
+    out.print(yaml.safe_dump(settings_as_dict(run, training, model), allow_unicode=True))
     for line in report.lines():
-        out.print(line, highlight=False, markup=False)
+        out.print(line)
     if bank is not None:
         shown = training.num_teachers if isinstance(training, SGSDConfig) else training.skills_in_prompt_pairs
         out.print(
             f"bank {training.bank}: {len(bank.skills)} skills, {len(bank.mistakes)} mistakes, digest "
             f"{bank.digest[:12]}; {min(shown, bank.max_pairs)} pairs a rollout",
-            highlight=False,
         )
-    for title, ids in prompts.items():
-        out.print(Panel(renderer.text(ids).replace("[", r"\["), title=f"{title}: {len(ids)} tokens, {problems[0].id}"))
-    lengths = [len(renderer.student_ids(problem)) for problem in problems]
-    out.print(f"plain prompts: {min(lengths)} to {max(lengths)} tokens; no weights were loaded", highlight=False)
-    warning = thinking_of(tokenizer, renderer.student_kwargs).warning(training.max_completion_length)
+    for title, ids in built.prompts(rows[0]).items():
+        heading = Text(f"{title}: {len(ids)} tokens, {rows[0]['problem_id']}")
+        out.print(Panel(Text(renderer.text(ids)), title=heading))
+    lengths = [len(renderer.student_ids(prompt_of(row))) for row in rows]
+    thinking = thinking_of(tokenizer, renderer.student_kwargs)
+    context = context_length(config)
+    out.print(f"prompts: {min(lengths)} to {max(lengths)} tokens; {_room(context, budget)}")
+    out.print(
+        f"completions: at most {training.max_completion_length} tokens (max_completion_length); by its chat template "
+        f"the model {'thinks' if thinking.thinks else 'does not think'}"
+    )
+    if sampling is not None:
+        out.print(sampling)
+    warning = thinking.warning(training.max_completion_length)
     if warning is not None:
-        out.print(f"WARNING: {warning}", highlight=False, markup=False)
-    console.print("dry run: nothing was written", highlight=False)
+        out.print(f"WARNING: {warning}")
+    console.print(f"method: {method_name(settings_as_dict(run, training))}", highlight=False)
+    console.print("dry run: no weights were loaded, nothing was written", highlight=False)
 
 
-def _prompts(
-    training: VerifiedConfig, renderer: PromptRenderer, bank: SkillBank | None, problems: list[Problem]
-) -> dict[str, list[int]]:
-    """The first problem's prompts, by title. The embedder's weights stay unloaded: pairs shown are BM25's."""
-    asked = problems[0]
-    pairs: SkillPairs = ()
-    if bank is not None:
-        count = training.skills_in_prompt_pairs if training.skills_in_prompt else 1
-        pairs = skill_pairs(problems[:1], BM25Retriever(), bank, count)[0]
-    if training.skills_in_prompt:
-        prompts = {"student, with BM25's first pairs": renderer.skilled_ids(asked, pairs)}
-    else:
-        prompts = {"student": renderer.student_ids(asked)}
-    if isinstance(training, SGSDConfig):
-        prompts["teacher, with BM25's first pair"] = renderer.teacher_ids(asked, *pairs[0])
-    if isinstance(training, OPSDConfig):
-        from sgsd.trainers.opsd import references
+def _room(context: int | None, budget: int) -> str:
+    if context is None:
+        return "the model's configuration names no limit of its context"
+    return f"at most {budget} fit beside a completion into the context of {context}"
 
-        reference = references(problems, training.reference)[0]
-        shown = pairs if training.skills_in_prompt else ()
-        prompts[f"teacher, with the {training.reference}"] = renderer.reference_ids(asked, reference, shown)
-    return prompts
+
+@dataclass(frozen=True)
+class _Built:
+    """Rows and prompts of a run whose embedder stays unloaded: pairs are BM25's where they would be the embedder's."""
+
+    training: VerifiedConfig
+    renderer: PromptRenderer
+    bank: SkillBank | None
+    budget: int
+
+    @property
+    def _retriever(self) -> Retriever:
+        args = self.training
+        name = "bm25" if args.retriever == "embedding" else args.retriever
+        return build_retriever(name, embedder=None, seed=args.seed, item_text=args.retrieval_text)
+
+    def rows(self, problems: list[Problem]) -> Dataset:
+        """What the trainer makes of the problems."""
+        args, skills, shown = self.training, None, {}
+        if args.skills_in_prompt:
+            assert self.bank is not None
+            skills = skill_pairs(problems, self._retriever, self.bank, args.skills_in_prompt_pairs)
+        if isinstance(args, OPSDConfig):
+            from sgsd.trainers.opsd import references
+
+            shown = {"references": references(problems, args.reference)}
+        return training_rows(
+            problems,
+            self.renderer,
+            max_prompt_length=self.budget,
+            skills=skills,
+            long_prompts=args.long_prompts,
+            **shown,
+        )
+
+    def prompts(self, row: dict[str, Any]) -> dict[str, list[int]]:
+        """A row's prompts, by title."""
+        args = self.training
+        source = "random" if args.retriever == "random" else "BM25's first"
+        title = f"student, with {source} pairs" if args.skills_in_prompt else "student"
+        prompts = {title: self.renderer.student_ids(prompt_of(row))}
+        if isinstance(args, SGSDConfig):
+            assert self.bank is not None
+            (retrieval,) = self._retriever.retrieve([row["problem"]], self.bank, args.num_teachers)
+            pool = build_pool(
+                prompt_of(row),
+                retrieval,
+                self.renderer,
+                num_teachers=args.num_teachers,
+                max_prompt_length=self.budget,
+            )
+            if not pool.prompts:
+                raise ConfigError(
+                    "no teacher's prompt fits", got=row["problem_id"], expected=f"at most {self.budget} tokens"
+                )
+            prompts[f"teacher, with {source} pair"] = pool.prompts[0]
+        if isinstance(args, OPSDConfig):
+            prompts[f"teacher, with the {args.reference}"] = row["teacher_prompt"]
+        return prompts
 
 
 def _split_launch_flags(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ from sgsd.prompts import end_of_turn_ids
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LOCAL_PREFIX = "local:"
 # Models that a Python package carries: name -> (how to install it, module, GGUF file or folder inside the module).
@@ -64,6 +64,27 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_configs(
+    name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> tuple[PreTrainedConfig, GenerationConfig]:
+    """A model's configuration and its generation config, as ``load_model`` would have them, without weights.
+
+    Args and errors: as for ``load_tokenizer``.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    while _is_adapter(name_or_path):
+        name_or_path, revision = _base_of(name_or_path), None
+    folder, options = _located(name_or_path)
+    revision = revision or "main"
+    with _clear_errors(name_or_path, "configuration"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, revision=revision, **options)
+    try:
+        return config, GenerationConfig.from_pretrained(folder, revision=revision)
+    except OSError:  # it has none
+        return config, GenerationConfig.from_model_config(config)
 
 
 def load_model(
@@ -184,6 +205,8 @@ def named_by_folder(model: PreTrainedModel) -> Iterator[None]:
 
 def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
     """Every id that ends a completion: the tokenizer's, the model's own, and the chat template's end of a turn.
+
+    Of ``model`` its ``generation_config`` is read, and nothing else.
 
     The first two are TRL's, in TRL's order. A template may end turns by a token that neither names (ChatML on a base
     model's tokenizer).
