@@ -97,7 +97,7 @@ FAMILIES: dict[str, Family] = {
         rounds=False,
         recurrent=True,
     ),
-    "mistral": Family("MistralForCausalLM", "MistralConfig", HEAD | {"sliding_window": 20}),
+    "mistral": Family("MistralForCausalLM", "MistralConfig", HEAD | {"sliding_window": 28}),
     "gemma-2": Family("Gemma2ForCausalLM", "Gemma2Config", HEAD | WINDOWS | CAPS),
     "gemma-3": Family("Gemma3ForCausalLM", "Gemma3TextConfig", HEAD | WINDOWS | CAPS),
     "gemma-4": Family(
@@ -257,7 +257,7 @@ ODD: dict[str, Family] = {
             "num_hidden_layers": 3,
             "lru_width": 32,
             "attention_window_size": 8,
-            "logits_soft_cap": 3.0,
+            "logits_soft_cap": 12.0,
             "w_init_variance_scale": 4.0,
             "max_position_embeddings": None,
         },
@@ -416,6 +416,9 @@ def make(
     config = getattr(transformers, family.config)(**{key: settings[key] for key in settings.keys() - leave_out})
     torch.manual_seed(seed)
     model = getattr(transformers, family.architecture)._from_config(config, dtype=dtype, **implementation)
+    for part, weight in model.named_parameters():
+        if part.endswith("linear_attn.A_log"):  # a state that lasts: as they are made, it is gone after a token
+            torch.nn.init.uniform_(weight, -3, 0)
     return model.eval()
 
 

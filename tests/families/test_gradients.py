@@ -23,8 +23,11 @@ pytestmark = pytest.mark.families
 
 WEIGHTS = 0.75, 0.25
 THRESHOLD = 1e-3  # some families' logits are flat
-TOLERANCE = 2e-5  # of the largest entry; families compute norms, softmax and rotations in float32 within float64
-IN_FLOAT32 = {"gemma-2", "vaultgemma"}  # float64's lowest number, as a mask, overflows in their float32 softmax
+# Of the largest entry: families compute norms, softmax and rotations in float32 within float64. The delta rule adds up
+# logarithms of decays there; in float64 its gradients differ a hundred times less.
+TOLERANCE = {"qwen3.5": 5e-4, "qwen3-next": 5e-4}
+# As a mask, float64's lowest number overflows in these families' float32.
+IN_FLOAT32 = {"gemma-2", "vaultgemma", "mpt", "bloom"}
 
 
 class Fixed:
@@ -59,9 +62,9 @@ def row_loss(student: list[torch.Tensor], teachers: list[list[float]], counted: 
     loss = torch.zeros((), dtype=torch.float64)
     for weight, teacher in zip(WEIGHTS, teachers, strict=True):
         gaps = [teacher[t] - student[t] for t in counted]
-        support = sum(max(-3.0, min(3.0, gap.item())) for gap in gaps) / len(counted)
+        support = sum(max(-3.0, min(3.0, gap.item())) for gap in gaps) / max(1, len(counted))
         stance = 0 if abs(support) <= THRESHOLD else math.copysign(1, support)
-        gate = sum(math.log(2) - (1 + (-gap.square() / 2).exp()).log() for gap in gaps) / len(counted)
+        gate = sum(math.log(2) - (1 + (-gap.square() / 2).exp()).log() for gap in gaps) / max(1, len(counted))
         loss = loss + weight * outcome * stance * gate
     return loss
 
@@ -78,12 +81,13 @@ def one_thread():
 @pytest.mark.parametrize("G", [1, 4])
 @pytest.mark.parametrize("name", [*FAMILIES, *ODD, "swallows logits_to_keep"])
 def test_the_gradient_is_that_of_plain_loops(name, G, tmp_path):
-    """Measured: at most 8e-6 of the largest entry, in float32; 8e-7 in float64.
+    """Measured: at most 1e-4 of the largest entry with the delta rule, 1e-5 with the others.
 
-    Seen on 029fdea: SEEN
+    Seen on 029fdea: no step at G = 4 (B2: qwen3.5, qwen3-next, granite-4, falcon-h1, lfm2, nemotron-h, bamba, jamba);
+    another gradient with pad id 0 (A1: gemma-2, -3, -4, granite, granite-4, cohere, cohere-2, falcon-h1, vaultgemma,
+    hyperclovax), on both sides of a switch (A5: phi-3), and where all logits are given whatever is asked (A2).
     """
-    # A row that begins with an embedding of zeros has a gradient of NaN in gemma-3n.
-    pad_id = 0 if G == 1 and name != "gemma-3n" else EOS
+    pad_id = 0 if G == 1 else EOS
     room = {"max_position_embeddings": 256} if name == "llama-ntk" else {}
 
     def fresh():
@@ -91,7 +95,8 @@ def test_the_gradient_is_that_of_plain_loops(name, G, tmp_path):
             return make_swallowing()
         dtype = torch.float32 if name in IN_FLOAT32 else torch.float64
         options = {"experts_implementation": "eager"}  # the others have no float64
-        return make(name, dtype=dtype, pad_id=pad_id, implementation=options, **room)
+        zeros = None if name == "gemma-3n" else pad_id  # whose own gradient is NaN at embeddings of zeros
+        return make(name, dtype=dtype, pad_id=zeros, implementation=options, **room)
 
     gradients = Gradients()
     trainer, rollouts = make_trainer(
@@ -134,4 +139,4 @@ def test_the_gradient_is_that_of_plain_loops(name, G, tmp_path):
     largest = max(gradient.abs().max() for gradient in expected.values())
     assert largest > 1e-3
     off = max((gradients.of[parameter] - expected[parameter]).abs().max() for parameter in expected)
-    assert off / largest < TOLERANCE
+    assert off / largest < TOLERANCE.get(name, 2e-5)

@@ -1,6 +1,6 @@
 """Scores of every family equal those of one row alone: no padding, no cache, no chunk, the model's own log-softmax.
 
-Seen on 029fdea, with the text of defects.md's kinds A1, A2, A4, A5, B2 and B4: named at each test.
+What each test saw at commit 029fdea stands in its docstring.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def test_scores_are_those_of_each_row_alone(name, G, pad_id):
 
 @pytest.mark.parametrize("name", ["llama", "gemma-2", "cohere-2", "granite", "phi-3"])
 def test_a_head_of_zeros_hides_nothing(name):
-    """A1: to a probe of the head, zeros are what it expects. What it learnt from them is wrong once the head is not."""
+    """A1: to a probe of the head, zeros are what it expects. What it learnt from them is wrong once the head is not.
+
+    Seen on 029fdea: gemma-2 2.7, cohere-2 4.2, granite 4.9 nats."""
     model = make(name, tie_word_embeddings=False)
     head = model.get_output_embeddings().weight
     weights = head.detach().clone()
@@ -130,7 +132,7 @@ def test_bfloat16_scores_are_those_of_each_row_alone_but_for_rounding(name, G):
     "kind", ["rows on both sides", "a prompt below, rows above", "the switch itself", "after a longer row"]
 )
 def test_a_row_is_scored_by_the_positions_of_its_own_length(name, switch, kind, share_prompts):
-    """A5."""
+    """A5. Seen on 029fdea: off by 0.05 to 8.3 nats in all kinds but the last."""
     model = make(name)
     if kind == "rows on both sides":
         prompts, completions = rollouts(1, (switch - 20, switch + 10, switch - 11, switch + 40))
@@ -138,7 +140,7 @@ def test_a_row_is_scored_by_the_positions_of_its_own_length(name, switch, kind, 
         prompts, completions = rollouts(4, (switch - 8, switch - 20), longest=20)
         completions[1] = [7] * 20
     elif kind == "the switch itself":
-        prompts = [[5] * (switch - 4)] * 3
+        prompts = [draw(switch - 4, torch.Generator().manual_seed(0))] * 3  # positions matter among mixed tokens
         completions = [[9, 10, 11], [9, 10, 11, 12], [9, 10, 11, 12, 13]]
     else:
         score_completions(model, [[5] * (3 * switch)], [[6, 7]])
@@ -152,7 +154,7 @@ def test_a_row_is_scored_by_the_positions_of_its_own_length(name, switch, kind, 
 
 @pytest.mark.parametrize("G", [1, 4])
 def test_a_model_that_gives_all_logits_whatever_is_asked_is_scored_at_the_right_positions(G):
-    """A2."""
+    """A2. Seen on 029fdea: 8.6 nats at G = 1, shapes that do not fit at G = 4."""
     off = deviation(make_swallowing(), *rollouts(G), share_prompts=G > 1)
     assert off < EXACT
 
@@ -168,7 +170,7 @@ def test_a_model_that_gives_all_logits_whatever_is_asked_is_scored_at_the_right_
 )
 @pytest.mark.parametrize("G", [1, 4])
 def test_adapters_that_learn_a_prompt_are_refused_in_a_line(adapter, G):
-    """A4."""
+    """A4. Seen on 029fdea: prefixes taken, in the place of the prompt; prompts taken, positions ignored."""
     model = peft.get_peft_model(make("llama"), adapter)
     with pytest.raises(ConfigError) as refused:
         score_completions(model, *rollouts(G))
@@ -179,7 +181,7 @@ def test_adapters_that_learn_a_prompt_are_refused_in_a_line(adapter, G):
 @pytest.mark.parametrize("G", [1, 4])
 @pytest.mark.parametrize("name", ["llama", "gemma-2", "qwen3.5", "granite-4", "gpt-oss"])
 def test_models_that_recompute_activations_are_scored_as_others(name, G):
-    """B4."""
+    """B4. Seen on 029fdea, at G = 4: there is no cache to continue."""
     model = make(name)
     model.gradient_checkpointing_enable()
     model.train()

@@ -70,7 +70,9 @@ def test_any_two_values_of_any_two_factors_meet():
 
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_one_step(case, tmp_path):
-    """Seen on 029fdea: TODO."""
+    """Seen on 029fdea, at G = 4 with teachers: no step of qwen3.5, qwen3-next, granite-4, falcon-h1 and lfm2 (B2), nor
+    of any family whose activations the model recomputes unasked (B4); none of granite-4 with method grpo,
+    whose configuration has no ``num_experts``."""
     name, (method, G) = case["family"], case["method"]
     if not offered(method):
         pytest.skip("no such objective")
@@ -92,21 +94,19 @@ def test_one_step(case, tmp_path):
 @pytest.mark.parametrize("method", ["gated", "opsd", "grpo"])
 @pytest.mark.parametrize("name", ODD)
 def test_one_step_of_odd_families(name, method, tmp_path):
-    """They train, or a line says why not."""
+    """Seen on 029fdea: no step of nemotron-h, bamba and jamba with teachers (B2), nor of any whose configuration has no
+    ``max_position_embeddings``: recurrent-gemma, mamba-2, xlstm, mpt, bloom."""
     room = {"max_position_embeddings": 256} if name == "llama-ntk" else {}
-    pad_id = EOS if name == "gemma-3n" else 0  # its own gradient is NaN where a row begins with an embedding of zeros
-    model = make(name, pad_id=pad_id, **room)
-    step = one_step(tmp_path, model, method, G=4, pad_id=pad_id, peft_config=lora(name))
+    pad_id = None if name == "gemma-3n" else 0  # its own gradient is NaN at embeddings of zeros
+    step = one_step(tmp_path, make(name, pad_id=pad_id, **room), method, G=4, pad_id=0, peft_config=lora(name))
     check(step, adapted=True)
 
 
-@pytest.mark.parametrize("method", ["gated", "correction", "reweight", "opsd"])
-@pytest.mark.parametrize("G", [1, 4])
+@pytest.mark.parametrize(("method", "G"), [case for case in FACTORS["method"] if case[0] != "grpo"])
 def test_a_model_that_gives_all_logits_whatever_is_asked_trains(method, G, tmp_path):
+    """A2. Seen on 029fdea: shapes that do not fit, at G = 4."""
     if not offered(method):
         pytest.skip("no such objective")
-    if (method, G) == ("reweight", 1):
-        return
     check(one_step(tmp_path, make_swallowing(), method, G=G), adapted=False)
 
 
@@ -129,7 +129,7 @@ def test_methods_that_need_groups_say_so(method, tmp_path):
     ids=["prefix tuning", "prompt tuning"],
 )
 def test_adapters_that_learn_a_prompt_are_refused_before_anything_is_sampled(adapter, method, tmp_path):
-    """A4."""
+    """A4. Seen on 029fdea: taken by all methods."""
     with pytest.raises(ConfigError) as refused:
         make_trainer(tmp_path, make("llama"), method, G=4, peft_config=adapter)
     assert "\n" not in str(refused.value)

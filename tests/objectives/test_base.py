@@ -38,7 +38,7 @@ def test_objectives_say_what_they_need():
     assert OBJECTIVES["gated"].from_config(plain).needs == Needs()
     assert make("gated").needs == Needs(control=True)
     assert make("local").needs == Needs(top_tokens=True)
-    failures = {"outcomes": frozenset({-1}), "by_trust": True, "one_teacher": True}
+    failures = {"outcomes": frozenset({-1}), "by_trust": True}
     assert OBJECTIVES["correction"].from_config(plain).needs == Needs(top_tokens=True, **failures)
     assert make("correction").needs == Needs(top_tokens=True, control=True, still_teacher=True, **failures)
     assert OBJECTIVES["reweight"].from_config(plain).needs == Needs(groups=True, by_trust=True)

@@ -61,44 +61,6 @@ def test_stays_finite_and_not_positive_on_extreme_logits(seed, scale):
     assert (entropy >= -1e-3 * max(1.0, scale)).all()
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 12), st.sampled_from([1.0, 0.7]), st.booleans())
-def test_tiles_of_any_size_give_the_values_and_gradients_of_float64_log_softmax(seed, tile, temperature, bias):
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    hidden, weight, offset, weights = draw(2, 5, 4), draw(11, 4), draw(11), draw(2, 5)
-    ids = torch.randint(11, (2, 5), generator=generator)
-    mask = torch.rand(2, 5, generator=generator) < 0.7
-    sides = []
-    for dtype in (torch.float32, torch.float64):
-        inputs = [
-            part.detach().to(dtype, copy=True).requires_grad_()
-            for part in (hidden, weight, *([offset] if bias else []))
-        ]
-        if dtype == torch.float32:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setitem(logprobs._TILE_LOGITS, "cpu", tile * 11)
-                columns = logprobs.head_logps(
-                    lambda rows, inputs=inputs: torch.nn.functional.linear(rows, *inputs[1:]),
-                    inputs[0],
-                    ids.unsqueeze(-1),
-                    mask,
-                    select=lambda kept: kept,
-                    vocabulary=11,
-                    temperatures=[temperature],
-                    with_entropy=True,
-                )
-                logps, entropy = columns.unbind(-1)
-                (logps * weights * mask).sum().backward()
-        else:
-            logits = torch.nn.functional.linear(*inputs) / temperature
-            distribution = torch.distributions.Categorical(logits=logits)
-            logps, entropy = distribution.log_prob(ids), distribution.entropy()
-            (logps * weights.double() * mask).sum().backward()
-        sides.append([(part * mask).float() for part in (logps, entropy)] + [part.grad.float() for part in inputs])
-    torch.testing.assert_close(*sides, rtol=1e-4, atol=1e-4)
-
-
 def test_misfits_are_refused():
     with pytest.raises(ValueError, match="shape"):
         selected_logps(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long))

@@ -49,12 +49,13 @@ def padded(rows: Sequence[Sequence[int]], side: str, width: int = 1) -> tuple[to
 
 
 def student_pass(
-    model, prompts, completions, *, temperatures=(1.0,), others=None, mask=None, reduction=None, **more
+    model, prompts, completions, *, temperatures=(1.0,), others=None, mask=None, reduction=None, inputs=None, **more
 ) -> StudentPass:
     """The pass after TRL's call: prompts filled up on the left, completions on the right.
 
     Args:
         mask: ``[B, T]`` in place of the completions' own.
+        inputs: others of the model.
         reduction: in place of ``Select``'s log-probabilities of ``completions`` and others.
     """
     prompt_ids, prompt_mask = padded(prompts, "left")
@@ -67,6 +68,7 @@ def student_pass(
         attention_mask=torch.cat([prompt_mask, mask], dim=1),
         labels=None,
         fused_lm_head=True,
+        **inputs or {},
     )
     return student
 

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import random
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from sgsd.bank import Mistake, Skill, SkillBank
-from sgsd.objectives import Correction, Rollouts, StudentScores, TeacherScores
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Pair, Retrieval
 from sgsd.scoring.logprobs import Scores
@@ -17,7 +13,6 @@ from sgsd.scoring.teachers import (
     control_prompt,
     control_scores,
     from_batch,
-    stand_in,
     teacher_scores,
     teachers_to_run,
     to_batch,
@@ -205,53 +200,3 @@ def test_scores_pass_through_a_batch_with_others(top):
     again = from_batch({"completion_ids": torch.zeros(2, 2)} | to_batch(teachers))
     for name, values in vars(teachers).items():
         assert (getattr(again, name) is None) if values is None else torch.equal(getattr(again, name), values), name
-
-
-@pytest.mark.parametrize("trust", [[0.9, 0.3, 0.0], [0.2, 0.2, 0.2], [0.0, 0.0, 0.0]])
-def test_one_teacher_stands_for_all_at_its_expectation(trust):
-    """Over all draws, by their probabilities, a correction of one teacher is that of all teachers."""
-    torch.manual_seed(0)
-    weights, trusted = [0.5, 0.3, 0.2], torch.tensor([trust])
-    student = torch.randn(1, 3, 4, 8).log_softmax(-1)
-    teacher = torch.randn(1, 3, 4, 8).log_softmax(-1)
-    ids = torch.arange(8).expand(1, 3, 4, 8)
-
-    def loss(trust: torch.Tensor, scored: torch.Tensor) -> float:
-        rows, _ = Correction(guidance=0.0).loss(
-            StudentScores(logps=torch.zeros(1, 4), top_logps=student[..., :5]),
-            TeacherScores(
-                logps=torch.zeros(1, 3, 4),
-                weights=torch.tensor([weights]),
-                trust=trust,
-                scored=scored,
-                top_ids=ids[..., :5],
-                top_logps=teacher[..., :5],
-            ),
-            Rollouts(
-                ids=torch.zeros(1, 4, dtype=torch.long),
-                mask=torch.ones(1, 4, dtype=torch.bool),
-                outcome=torch.tensor([-1]),
-            ),
-        )
-        return rows.item()
-
-    pool = TeacherPool(((), (), ()), tuple(weights), (), 0)
-    shares = [weight * sure for weight, sure in zip(weights, trust, strict=True)]
-    expected = 0.0
-    for number, share in enumerate(shares):
-        if not share:
-            continue
-        draw = SimpleNamespace(choices=lambda population, weights, number=number: [number])
-        stands = stand_in(pool, trust, draw)
-        assert stands == [max(trust) if k == number else 0.0 for k in range(3)]
-        alone = torch.tensor([stands])
-        expected += share / sum(shares) * loss(alone, alone > 0)
-    assert expected == pytest.approx(loss(trusted, trusted > 0), rel=1e-5)
-    if not any(shares):
-        assert stand_in(pool, trust, random.Random(0)) == [0.0] * 3
-
-
-def test_stand_ins_are_drawn_by_weight_and_trust():
-    pool, draw = TeacherPool(((), ()), (0.75, 0.25), (), 0), random.Random(0)
-    chosen = [stand_in(pool, [0.2, 0.6], draw)[0] > 0 for _ in range(4000)]
-    assert sum(chosen) / 4000 == pytest.approx(0.5, abs=0.03)

@@ -247,7 +247,7 @@ def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp
     assert measure(HELPS, HARMS) == measure(HARMS) < 0.001
     wide = correction_trainer(tmp_path, retriever="bm25", teacher_trust=kind, num_teachers=6)
     assert batch_of(wide, [0] * 8)["teacher_trust"][:, 4:].eq(1).all()  # padding
-    equal = correction_trainer(tmp_path, teacher_trust="equal")
+    equal = correction_trainer(tmp_path, teacher_trust="equal", ledger_share=1.0)
     equal.training_ledger.ledger = Ledger({skill.id: HARMS, mistake.id: HARMS})
     assert batch_of(equal, [0] * 8)["teacher_trust"].eq(1).all()
 

@@ -84,6 +84,12 @@ def test_numbers_that_are_not_finite_are_seen_at_once(name, value, sound):
     assert (alarm.step, alarm.sound_until, alarm.what, alarm.finite) == (4, sound, f"{name} is {value}", False)
 
 
+def test_weights_that_were_broken_before_the_step_make_its_checkpoint_unsound_as_well():
+    """What the update of step 3 broke shows in the entropy of step 4; a loss that breaks in step 4 leaves it finite."""
+    alarm = watch(CollapseGuard(10, rollouts=64), [*steady(3), SOUND | {GRADIENT: math.nan, "entropy": math.nan}])
+    assert (alarm.step, alarm.sound_until, alarm.finite) == (4, 2, False)
+
+
 def test_chance_raises_no_alarm_where_few_rollouts_are_judged():
     """16 rollouts a step, a success rate that is 0.05 or 0.5 all the time: the best of 300 windows is luck."""
     draw = np.random.default_rng(0)

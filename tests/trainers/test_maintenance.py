@@ -69,7 +69,10 @@ def run(folder, *, writer=None, use_policy=False, **settings):
         "max_completion_length": 6,
         "trace_steps": 0,
     }
-    return make_trainer(folder, writer=None if use_policy else writer or StubWriter(), **defaults | settings)
+    settings = defaults | settings
+    if settings["maintenance_frequency"] and not use_policy:
+        settings["writer"] = writer or StubWriter()
+    return make_trainer(folder, **settings)
 
 
 def log_of(folder):
@@ -192,7 +195,7 @@ def test_a_checkpoint_without_a_window_is_refused(tmp_path):
 
 
 def test_a_run_that_has_not_watched_its_rollouts_so_far_begins_to_when_it_goes_on(tmp_path):
-    run(tmp_path, max_steps=5, maintenance_frequency=0, save_strategy="steps", save_steps=5, writer=None).train()
+    run(tmp_path, max_steps=5, maintenance_frequency=0, save_strategy="steps", save_steps=5, use_policy=True).train()
     resumed = run(tmp_path, max_steps=10)
     resumed.train(resume_from_checkpoint=True)
     assert log_of(tmp_path)[0]["records"] == 5 * 4

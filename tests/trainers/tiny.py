@@ -197,5 +197,5 @@ def forget_files(checkpoint):
     file = checkpoint / "sgsd" / "state.json"
     state = json.loads(file.read_text())
     there = {name: checkpoint / name for name in state["sizes"]}
-    sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in there.items()}
+    sizes = {name: path.stat().st_size for name, path in there.items() if path.exists()}
     file.write_text(json.dumps(state | {"sizes": sizes}))

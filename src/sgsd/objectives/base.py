@@ -33,8 +33,6 @@ class Needs:
         still_teacher: teachers that do not move with the student.
         outcomes: rollouts of these outcomes are scored for the loss.
         by_trust: teachers without trust are not read, so they need not be scored.
-        one_teacher: the loss is a sum over teachers by the weights (8), so that one, drawn by its weight, can stand for
-            all (``scoring.teachers.stand_in``).
     """
 
     top_tokens: bool = False
@@ -43,7 +41,6 @@ class Needs:
     still_teacher: bool = False
     outcomes: frozenset[int] = frozenset({-1, 1})
     by_trust: bool = False
-    one_teacher: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

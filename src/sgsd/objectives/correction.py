@@ -175,7 +175,6 @@ class Correction:
             still_teacher=guided,
             outcomes=frozenset({-1}),
             by_trust=True,
-            one_teacher=True,
         )
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:

@@ -271,7 +271,7 @@ def _shares_prompts(causal: PreTrainedModel) -> bool:
     All layers keep plain keys and values by position: no recurrent state, no positions of several modalities.
     """
     config = causal.config
-    if causal._is_stateful or config.get_text_config() is not config:
+    if config.get_text_config() is not config:
         return False
     if causal.is_activation_checkpointing and causal.training:
         return False
@@ -649,11 +649,15 @@ class StudentPass:
         columns = self._columns + (W - T - 1)  # what predicts a token, in its row of ``[B, W]``
         padded = not _kind_of_length(causal)(_widest(W, input_ids.device) if _rope(causal) else W)
         if padded:
+            # Filled up on the right, where no token sees it: learned positions and recurrent states begin with the row.
+            left = attention_mask.argmax(1)
+            order = (torch.arange(W, device=left.device) + left.unsqueeze(1)) % W
+            attention_mask = attention_mask.gather(1, order)
             output: Output = self._model(
-                input_ids=input_ids,
+                input_ids=input_ids.gather(1, order),
                 attention_mask=attention_mask,
                 use_cache=False,
-                score=Request(self._rows * W + columns, reduction),
+                score=Request(self._rows * W + columns - left[self._rows], reduction),
                 **inputs,
             )
         else:
@@ -666,7 +670,7 @@ class StudentPass:
             self._spread(values, (B, W - 1), self._rows * (W - 1) + columns) for values in (logps, entropy)
         )
         if inputs.get("output_router_logits"):
-            self.aux_loss = _router_loss(causal.config.get_text_config(), output, attention_mask if padded else None)
+            self.aux_loss = _router_loss(causal, output, attention_mask if padded else None)
         return FusedCausalLMOutput(log_probs=logps, entropy=entropy, aux_loss=self.aux_loss)
 
     def _row_by_row(
@@ -713,13 +717,14 @@ def _widest(width: int, device: torch.device) -> int:
     return int(widest)
 
 
-def _router_loss(config: Any, output: Output, attention_mask: Tensor | None) -> Tensor:
+def _router_loss(causal: PreTrainedModel, output: Output, attention_mask: Tensor | None) -> Tensor:
     """The load-balancing loss of a mixture of experts, as transformers' families compute it."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-    loss = load_balancing_loss_func(
-        output.router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
-    )
+    config = causal.config.get_text_config()
+    # Families name it differently; the model that computes the loss itself holds it by one name.
+    experts = getattr(causal, "num_experts", None) or config.num_experts
+    loss = load_balancing_loss_func(output.router_logits, experts, config.num_experts_per_tok, attention_mask)
     return cast(Tensor, loss)
 
 

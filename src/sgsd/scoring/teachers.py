@@ -66,7 +66,7 @@ def build_pool(
 
 
 def control_prompt(
-    prompt: Prompt, pool: TeacherPool, bank: SkillBank, renderer: PromptRenderer, *, max_prompt_length: int, seed: int
+    prompt: Prompt, pool: TeacherPool, bank: SkillBank, renderer: PromptRenderer, *, max_prompt_length: int, seed: str
 ) -> list[int] | None:
     """A teacher's prompt like those of ``pool``, with a skill and a mistake that none of them has, drawn at random.
 
@@ -76,9 +76,9 @@ def control_prompt(
         prompt, renderer, max_prompt_length: as for ``build_pool``.
         pool: the prompt's teachers.
         bank: to draw from.
-        seed: of the draw, with the prompt.
+        seed: of the draw.
     """
-    draw = random.Random(f"{seed} {prompt}")
+    draw = random.Random(seed)
     skill = _other(bank.skills, {pair.skill.id for pair in pool.pairs}, draw)
     mistake = _other(bank.mistakes, {pair.mistake.id for pair in pool.pairs}, draw)
     if skill is None or mistake is None:
@@ -93,24 +93,6 @@ def _other(items: Sequence[_I], taken: set[str], draw: random.Random) -> _I | No
     while (item := draw.choice(items)).id in taken:
         pass
     return item
-
-
-def stand_in(pool: TeacherPool, trust: Sequence[float], draw: random.Random) -> list[float]:
-    """Trust in a pool's teachers if one of them, drawn by weight and trust, stands for all: the highest, or none.
-
-    With the weights w of ``objectives.correction``, equation (8), a loss Σ_k w_k L_k is then, on average over draws,
-    what it is with all teachers: the one is drawn with probability w_k / Σ_j w_j and weighs Σ_j w_j = max_j τ_j.
-
-    Args:
-        pool: the teachers.
-        trust: τ of each.
-        draw: where the draw comes from.
-    """
-    shares = [weight * sure for weight, sure in zip(pool.weights, trust, strict=True)]
-    if not any(shares):
-        return [0.0] * len(shares)
-    (chosen,) = draw.choices(range(len(shares)), shares)
-    return [max(trust) if k == chosen else 0.0 for k in range(len(shares))]
 
 
 def teachers_to_run(
@@ -189,7 +171,7 @@ def control_scores(teachers: TeacherScores, rows: Sequence[int], scores: Scores)
     at = _index([(row,) for row in rows], 1, scores.logps.device)
     control = {"control_logps": _placed(scores.logps, at, (B, T))}
     if teachers.top_logps is not None:
-        others = scores.other_logps.unflatten(-1, (K, -1))  # [n, T, K, M]
+        others = scores.other_logps.reshape(*scores.logps.shape, K, teachers.top_logps.shape[-1])  # [n, T, K, M]
         control["control_top_logps"] = _placed(others, at, (B, T)).transpose(1, 2)
     return control
 

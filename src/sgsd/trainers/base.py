@@ -57,6 +57,7 @@ from sgsd.trainers.startup import (
     check_reward,
     check_tokens,
     check_verifier,
+    name_experts,
     prompt_budget,
     refuse_prompt_learning,
     sampling_as_asked,
@@ -132,6 +133,7 @@ class VerifiedTrainer(GRPOTrainer):
             model = load_model(model, trainable_adapter=True, trust_remote_code=args.trust_remote_code, **options)
         processing_class = processing_class or load_tokenizer(model.name_or_path)
         refuse_prompt_learning(model, peft_config)
+        name_experts(model.config)
         if said := settle_generation_config(model.generation_config):
             _log.warning("%s", said)
         self.renderer = PromptRenderer(

@@ -31,7 +31,6 @@ from sgsd.scoring.teachers import (
     control_prompt,
     control_scores,
     from_batch,
-    stand_in,
     teacher_scores,
     teachers_to_run,
     to_batch,
@@ -173,8 +172,7 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> TeacherScores:
         """What the teachers say of B rollouts.
 
-        Run are the teachers that the objective reads, or one of them in place of all, and all on the problems that are
-        drawn for the ledger.
+        Run are the teachers that the objective reads, and all of them on the problems that are drawn for the ledger.
 
         Args:
             pools, inputs: teachers and data row of each rollout.
@@ -184,11 +182,6 @@ class SGSDTrainer(VerifiedTrainer):
         completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         needs, trust = self.objective.needs, [self.training_ledger.trust(pool.pairs) for pool in pools]
         whole = [self._drawn_for_ledger(row) for row in inputs]
-        if needs.one_teacher:
-            trust = [
-                known if all_run else stand_in(pool, known, self._draw("stand-in", row))
-                for pool, known, all_run, row in zip(pools, trust, whole, inputs, strict=True)
-            ]
         places = teachers_to_run(
             pools,
             [int(outcome) if length else 0 for outcome, length in zip(self._outcome.tolist(), lengths, strict=True)],
@@ -215,12 +208,9 @@ class SGSDTrainer(VerifiedTrainer):
         return teachers
 
     def _drawn_for_ledger(self, row: dict[str, Any]) -> bool:
-        """Whether a problem is among those of the step whose rollouts all teachers score."""
-        return self._draw("ledger", row).random() < self.args.ledger_share
-
-    def _draw(self, what: str, row: dict[str, Any]) -> random.Random:
-        """Draws of a problem, anew each step, the same for all of its rollouts on all processes."""
-        return random.Random(f"{what} {self.args.seed} {self.state.global_step} {row['prompt']!r}")
+        """Whether a problem is among those of the step whose rollouts all teachers score; alike on all processes."""
+        draw = random.Random(f"{self.args.seed} {self.state.global_step} {row['prompt']!r}")
+        return draw.random() < self.args.ledger_share
 
     def _score_control(
         self,
@@ -235,7 +225,12 @@ class SGSDTrainer(VerifiedTrainer):
         seed, limit = self.args.seed + self.state.global_step, self.max_prompt_length
         drawn = {
             repr(inputs[b]["prompt"]): control_prompt(
-                prompt_of(inputs[b]), pools[b], self.bank, self.renderer, max_prompt_length=limit, seed=seed
+                prompt_of(inputs[b]),
+                pools[b],
+                self.bank,
+                self.renderer,
+                max_prompt_length=limit,
+                seed=f"{seed} {inputs[b]['problem']}",
             )
             for b in rows
         }

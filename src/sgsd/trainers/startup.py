@@ -254,6 +254,14 @@ def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
             )
 
 
+def name_experts(model_config: Any) -> None:
+    """Let a mixture of experts say how many there are under the name that TRL asks for; Granite-4 has another."""
+    config = model_config.get_text_config()
+    local = getattr(config, "num_local_experts", None)
+    if local is not None and getattr(config, "num_experts", None) is None:
+        config.num_experts = local
+
+
 # ---- the checkpoint's own sampling
 
 # Without sampling, or without beams, these have no effect, and transformers refuses to save them.
