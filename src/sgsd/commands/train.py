@@ -424,11 +424,10 @@ class _Built:
                 num_teachers=args.num_teachers,
                 max_prompt_length=self.budget,
             )
-            if not pool.prompts:
-                raise ConfigError(
-                    "no teacher's prompt fits", got=row["problem_id"], expected=f"at most {self.budget} tokens"
-                )
-            prompts[f"teacher, with {source} pair"] = pool.prompts[0]
+            title = f"teacher, with {source} pair"
+            if pool.too_long:
+                title += f" ({pool.too_long} of {pool.too_long + len(pool.pairs)} pairs are too long)"
+            prompts[title] = pool.prompts[0] if pool.prompts else []
         if isinstance(args, OPSDConfig):
             prompts[f"teacher, with the {args.reference}"] = row["teacher_prompt"]
         return prompts
