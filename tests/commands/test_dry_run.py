@@ -18,8 +18,9 @@ TRAINING = [name for name in presets() if name not in ("bank", "lab")]  # those 
 
 
 @pytest.fixture
-def dry(sgsd, flags, tmp_path):
+def dry(sgsd, flags, tmp_path, monkeypatch):
     """``dry(*flags)``: the dry run of a small run, with these flags besides."""
+    monkeypatch.setenv("COLUMNS", "120")
 
     def call(*more: object):
         return sgsd("train", *flags, "--output_dir", tmp_path / "run", "--dry_run", *more)
