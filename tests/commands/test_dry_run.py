@@ -152,6 +152,7 @@ def test_it_refuses_what_a_run_would_refuse_later(dry, flags_more, said):
     result = dry(*flags_more)
     assert result.code == 2
     assert said in result.error
+    assert len(result.err.strip().splitlines()) == 1
 
 
 def test_a_verifier_that_raises_is_found_out(dry, tmp_path, monkeypatch):
@@ -200,6 +201,16 @@ def test_brackets_are_shown_as_they_are(dry, tmp_path, text):
     assert result.code == 0
     assert result.out.count(text) == 2
     assert result.out.count("p[/red] ─") == 2
+
+
+@pytest.mark.parametrize("method", ["grpo", "opsd"])
+def test_brackets_are_shown_as_they_are_by_other_methods(sgsd, flags_of, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("COLUMNS", "120")
+    text = r"Solve [/bold] \[x^2 = 1\] [red]now[/red] :smile:"
+    file = data(tmp_path, text, "What is 0 + 1?")
+    result = sgsd("train", *flags_of(method), "--dataset", file, "--output_dir", tmp_path / "run", "--dry_run")
+    assert result.code == 0, result.err
+    assert result.out.count(text) == 1 + (method == "opsd")
 
 
 # ---- without a GPU
