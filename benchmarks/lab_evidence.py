@@ -93,53 +93,57 @@ CELLS = {
         "--gate_tau", "16", "--sgsd_weight", "16", what="SGSD, gate four times as wide (τ = 16), as steep at 0"
     ),
     "sgsd-no-polarity": sgsd("--use_polarity", "false", what="SGSD without polarity"),
-    "sgsd-local": sgsd("--objective", "local", "--teacher_top_tokens", "10", what="SGSD, local support of 10 tokens"),
-    "sgsd-control": sgsd("--support_baseline", "control", what="SGSD as published, supports beside a control"),
+    "sgsd-local": sgsd("--objective", "local", "--teacher_top_tokens", "10", what="local support of 10 tokens"),
+    "sgsd-control": sgsd("--support_baseline", "control", what="SGSD, supports beside a control"),
     "sgsd-k1": sgsd(lab=("--k", "1"), what="SGSD, K = 1"),
     "sgsd-k8": sgsd(times=2, what="SGSD, K = 8"),
     "mixed-loss": sgsd(
-        "--teacher", "frozen", "--grpo_weight", "1", "--sgsd_weight", "4", what="GRPO's loss + 4 × SGSD's, frozen"
+        "--teacher", "frozen", "--grpo_weight", "1", "--sgsd_weight", "4", what="GRPO + 4 × SGSD, frozen teacher"
     ),
-    "correction": sgsd(*CORRECTION, what="correction, trust by certainty"),
+    "correction": sgsd(*CORRECTION, what="GRPO + correction, trust by certainty"),
     "correction-irrelevant": Cell(
-        ("--irrelevant", "4"), CORRECTION, "correction, trust by certainty, all pairs of other problems", (0, 0)
+        ("--irrelevant", "4"), CORRECTION, "GRPO + correction, trust by certainty, all pairs of other problems", (0, 0)
     ),
-    "worth": sgsd(*WORTH, what="correction, trust by worth"),
+    "worth": sgsd(*WORTH, what="GRPO + correction, trust by worth"),
     "worth-irrelevant": Cell(
-        ("--irrelevant", "4"), WORTH, "correction, trust by worth, all pairs of other problems", (0, 0)
+        ("--irrelevant", "4"), WORTH, "GRPO + correction, trust by worth, all pairs of other problems", (0, 0)
     ),
     "worth-live-irrelevant": Cell(
         ("--irrelevant", "4"),
         (*WORTH, "--teacher", "live"),
-        "correction, trust by worth, live teacher, all pairs of other problems",
+        "GRPO + correction, trust by worth, live teacher, all pairs of other problems",
         (0, 0),
     ),
-    "worth-beta": sgsd(*WORTH, "--beta", "0.04", what="correction, trust by worth, KL penalty β = 0.04"),
-    "worth-all": sgsd(*WORTH, "--correct_all", "true", what="correction, trust by worth, of successes too"),
-    "worth-live": sgsd(*WORTH, "--teacher", "live", what="correction, trust by worth, live teacher"),
-    "worth-alone": sgsd(*WORTH, "--grpo_weight", "0", what="correction, trust by worth, without GRPO's loss"),
-    "worth-top-1": sgsd(*WORTH, "--teacher_top_tokens", "1", what="correction, trust by worth, likeliest token alone"),
-    "worth-control": sgsd(*CONTROLLED, what="correction, trust by worth, supports beside a control"),
+    "worth-beta": sgsd(*WORTH, "--beta", "0.04", what="GRPO + correction, trust by worth, KL penalty β = 0.04"),
+    "worth-all": sgsd(*WORTH, "--correct_all", "true", what="GRPO + correction, trust by worth, of successes too"),
+    "worth-live": sgsd(*WORTH, "--teacher", "live", what="GRPO + correction, trust by worth, live teacher"),
+    "worth-alone": sgsd(*WORTH, "--grpo_weight", "0", what="correction, trust by worth"),
+    "worth-top-1": sgsd(
+        *WORTH, "--teacher_top_tokens", "1", what="GRPO + correction, trust by worth, likeliest token alone"
+    ),
+    "worth-control": sgsd(*CONTROLLED, what="GRPO + correction, trust by worth, supports beside a control"),
     "worth-control-helpful": Cell(
-        (), CONTROLLED, "correction, trust by worth, supports beside a control, no pair misleading", (4, 0)
+        (), CONTROLLED, "GRPO + correction, trust by worth, supports beside a control, no pair misleading", (4, 0)
     ),
     "worth-control-irrelevant": Cell(
         ("--irrelevant", "4"),
         CONTROLLED,
-        "correction, trust by worth, supports beside a control, all pairs of other problems",
+        "GRPO + correction, trust by worth, supports beside a control, all pairs of other problems",
         (0, 0),
     ),
-    "guided": sgsd(*GUIDED, what="guided correction"),
-    "guided-1": sgsd(*GUIDED, "--teacher_guidance", "1", what="guided correction, γ = 1"),
-    "guided-4": sgsd(*GUIDED, "--teacher_guidance", "4", what="guided correction, γ = 4"),
-    "guided-alone": sgsd(*GUIDED, "--grpo_weight", "0", what="guided correction, without GRPO's loss"),
+    "guided": sgsd(*GUIDED, what="GRPO + correction, guided"),
+    "guided-1": sgsd(*GUIDED, "--teacher_guidance", "1", what="GRPO + correction, guided, γ = 1"),
+    "guided-4": sgsd(*GUIDED, "--teacher_guidance", "4", what="GRPO + correction, guided, γ = 4"),
+    "guided-alone": sgsd(*GUIDED, "--grpo_weight", "0", what="correction, guided"),
     "guided-single": sgsd(
         *GUIDED,
         *("--grpo_weight", "0", "--num_generations", "1"),
-        what="guided correction, without GRPO's loss and groups: a rollout a problem",
+        what="correction, guided, one rollout a problem",
     ),
-    "guided-irrelevant": Cell(("--irrelevant", "4"), GUIDED, "guided correction, all pairs of other problems", (0, 0)),
-    "correction-equal": sgsd(*ALIKE, what="correction, all teachers trusted alike"),
+    "guided-irrelevant": Cell(
+        ("--irrelevant", "4"), GUIDED, "GRPO + correction, guided, all pairs of other problems", (0, 0)
+    ),
+    "correction-equal": sgsd(*ALIKE, what="GRPO + correction, all teachers trusted alike"),
     **sweep_cells(),
 }
 

@@ -30,8 +30,7 @@ GONE = {
 
 
 def parsed(name: str, *flags: str) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
-    # A machine without a GPU refuses bfloat16; nothing else is overridden.
-    return parse_settings(["--config", name, "--bf16", "false", "--output_dir", "unused", *flags])
+    return parse_settings(["--config", name, "--output_dir", "unused", *flags])
 
 
 def text(name: str) -> str:
@@ -199,7 +198,7 @@ def test_the_upstream_preset_differs_from_the_papers_in_what_its_header_names_al
 
 
 def test_the_papers_numbers_are_the_defaults_too():
-    _, defaults, _ = parse_settings(["--bf16", "false", "--output_dir", "unused"])
+    _, defaults, _ = parse_settings(["--output_dir", "unused"])
     _, training, _ = parsed("sgsd-qwen3-1.7b")
     for setting in (
         *("learning_rate", "max_grad_norm", "num_generations", "max_completion_length", "temperature", "top_p"),

@@ -49,6 +49,8 @@ EXPECTED = {
     "command bank ledger": "of the guided run",
     "command compare": "of the guided run",
     "command lab table": "of the guided run",
+    "table lab": "methods by their own names; every number as before",
+    "table sweeps": "methods by their own names; every number as before",
 }
 """Pattern of names → why they changed on purpose; the first that fits. What it names may change, and nothing else.
 

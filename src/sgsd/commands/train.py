@@ -292,6 +292,12 @@ def _model_name(model: ModelConfig) -> str:
 
 
 def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, Any]:
+    if model.use_peft and not (model.lora_r >= 1 and 0 <= model.lora_dropout < 1):  # PEFT looks once weights are loaded
+        raise ConfigError(
+            "no such LoRA adapter",
+            got=f"lora_r {model.lora_r}, lora_dropout {model.lora_dropout}",
+            expected="lora_r of 1 or more, lora_dropout from 0 to below 1",
+        )
     options: dict[str, Any] = {"dtype": model.dtype, "revision": model.model_revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
@@ -418,11 +424,10 @@ class _Built:
                 num_teachers=args.num_teachers,
                 max_prompt_length=self.budget,
             )
-            if not pool.prompts:
-                raise ConfigError(
-                    "no teacher's prompt fits", got=row["problem_id"], expected=f"at most {self.budget} tokens"
-                )
-            prompts[f"teacher, with {source} pair"] = pool.prompts[0]
+            title = f"teacher, with {source} pair"
+            if pool.too_long:
+                title += f" ({pool.too_long} of {pool.too_long + len(pool.pairs)} pairs are too long)"
+            prompts[title] = pool.prompts[0] if pool.prompts else []
         if isinstance(args, OPSDConfig):
             prompts[f"teacher, with the {args.reference}"] = row["teacher_prompt"]
         return prompts
