@@ -592,7 +592,7 @@ METRICS = {
     "pairs_too_long",
     "teacher_tokens",
     "scored_share",
-    *(f"ledger/{name}" for name in ("items", "uses", "active", "positive", "negative", "neutral", "undecided")),
+    *(f"ledger/{name}" for name in ("items", "uses", "active", "positive", "negative", "neutral")),
     "ledger/credit",
 }
 
