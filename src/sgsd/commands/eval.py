@@ -84,12 +84,16 @@ def _evaluate(
     console: Console,
     options: argparse.Namespace,
 ) -> Summary:
-    console.print(f"{_short(plan.name)}: sampling {options.model} with {options.engine}", highlight=False)
+    console.print(
+        f"{_short(plan.name)}: sampling {options.model} with {options.engine}", highlight=False, soft_wrap=True
+    )
     sampler = engine.sampler(plan.sampling, batch_size=plan.batch_size)
     total = len(plan.problems) * plan.k
     done = [] if store is None else store.resume(batch_size=plan.batch_size, total=total)
     if done:
-        console.print(f"{plan.name}: going on after {len(done):,} of {total:,} samples", highlight=False)
+        console.print(
+            f"{_short(plan.name)}: going on after {len(done):,} of {total:,} samples", highlight=False, soft_wrap=True
+        )
     screen.begin(plan.name, total, len(done))
 
     def keep(batch: Sequence[Sample]) -> None:
