@@ -182,16 +182,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_bank(bank: argparse.ArgumentParser) -> None:
     actions = bank.add_subparsers(dest="action", required=True, parser_class=_Parser)
-    one_bank = "a bank file, FILE@N for its version N, a folder with bank.json, or a shipped bank as seed:NAME"
+    one_bank = "a bank file, a folder with bank.json, or a shipped bank as seed:NAME"
     show = actions.add_parser("show", help="list a bank's items")
     search = actions.add_parser("search", help="the pairs a problem would get")
     check = actions.add_parser("check", help="report what is odd or gives problems away; exit code 1 if anything does")
-    log = actions.add_parser("log", help="the versions of a bank file; of a run, the checks of online maintenance")
-    diff = actions.add_parser("diff", help="what one bank or version has and another has not")
-    rollback = actions.add_parser("rollback", help="make a version's content the newest version; nothing is lost")
+    diff = actions.add_parser("diff", help="what one bank has and another has not")
     trace = actions.add_parser("trace", help="what an item was merged from, down to the rollouts it came from")
-    imported = actions.add_parser("import", help="a bank of either format as the next version of a bank file")
-    export = actions.add_parser("export", help="write a bank in the native or the common format, without its versions")
+    imported = actions.add_parser("import", help="a bank of either format as a bank file")
+    export = actions.add_parser("export", help="write a bank in the native or the common format")
     for action in (show, search, check, trace, export):
         action.add_argument("bank", help=one_bank)
     search.add_argument("problem", help="the problem's text")
@@ -204,20 +202,15 @@ def _add_bank(bank: argparse.ArgumentParser) -> None:
     check.add_argument("--benchmark", nargs="+", default=[], metavar="NAME", help="test problems: aime24 …, or files")
     check.add_argument("--memories", type=Path, help="what the items came from (memories.jsonl beside the bank)")
     check.add_argument("--n", type=int, default=13, help="words in a row that give a problem away (13)")
-    log.add_argument("bank", help="a bank file, or the folder of a run or a build")
     diff.add_argument("before", help=one_bank)
     diff.add_argument("after", help="likewise")
-    rollback.add_argument("bank", help="a bank file")
-    rollback.add_argument("version", type=int, help="as sgsd bank log numbers it")
     trace.add_argument("item", help="the item's id")
     imported.add_argument("source", help=f"{one_bank}; general_skills/common_mistakes JSON is recognised")
     for action in (imported, export):
         action.add_argument("target", type=Path, help="file to write")
         action.add_argument("--force", action="store_true", help="replace the target")
     export.add_argument("--format", choices=("native", "common"), default="common", help="(common)")
-    for action in (rollback, imported):
-        action.add_argument("--message", help="one line for the log")
-    for action in (show, search, check, log, diff, rollback, trace, imported):
+    for action in (show, search, check, diff, trace, imported):
         action.add_argument("--json", action="store_true", help="print JSON")
     ledger = actions.add_parser("ledger", help="what a run's items were worth: the ranking by credit")
     ledger.add_argument("run", type=Path, help="a run's folder, or a checkpoint's")

@@ -1,4 +1,4 @@
-"""``sgsd bank``: looking, checking, versions, origins, both formats; for people and for programs."""
+"""``sgsd bank``: looking, checking, changes, origins, both formats; for people and for programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgsd.bank import Mistake, Origin, Skill, SkillBank, history
+from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.bank.extract import Candidate
 from sgsd.cli import main
 from sgsd.memories import Memory, memory_of
@@ -66,7 +66,6 @@ def test_search(sgsd):
         ["search", SEED, "What is 7 × 8?"],
         ["check", "seed:competition-mathematics"],
         ["diff", SEED, "seed:competition-mathematics"],
-        ["log", "bank.json"],
         ["trace", "bank.json", "skill-e8f278f0fc57"],
     ],
     ids=lambda arguments: arguments[0],
@@ -76,8 +75,6 @@ def test_tables_fit_80_columns(sgsd, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     item = Skill.new("a", title="b", when="c", origin=Origin.ONLINE, parents=["memory-0123456789abcdef"])
     SkillBank((item,), (Mistake("i" * 128, "", "A long id " * 30),)).save("bank.json")
-    assert sgsd("bank", "import", SEED, "bank.json", "--force", "--message", "why " * 40 + "w" * 90).code == 0
-    assert sgsd("bank", "rollback", "bank.json", 1).code == 0
     result = sgsd("bank", *arguments)
     assert result.code in (0, 1)
     assert max(len(line) for line in result.out.splitlines()) <= 80
@@ -250,86 +247,34 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line_and_nothing_is_writte
     assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
 
 
-# ---- versions
+# ---- changes
 
 
-def test_an_import_onto_a_bank_is_its_next_version(sgsd, file):
-    assert sgsd("bank", "import", SEED, file).out.endswith("version 1, 8 skills, 8 mistakes\n")
+def test_an_import_onto_a_bank_replaces_it_where_that_is_asked_for(sgsd, file):
+    assert sgsd("bank", "import", SEED, file).out == f"{file}: 8 skills, 8 mistakes\n"
     refused = sgsd("bank", "import", "seed:competition-mathematics", file)
     assert refused.code == 2
-    assert "--force: what is there stays in its log" in refused.error
-    told = json.loads(
-        sgsd("bank", "import", "seed:competition-mathematics", file, "--force", "--message", "larger", "--json").out
-    )
-    assert told == {"file": str(file), "version": 2, "digest": SkillBank.load(file).digest}
-    rows = json.loads(sgsd("bank", "log", file, "--json").out)["versions"]
-    assert [(row["version"], row["action"], row["message"], row["skills"], row["mistakes"]) for row in rows] == [
-        (1, "import", f"from {SEED}", 8, 8),
-        (2, "import", "larger", 24, 15),
-    ]
-    assert [(len(row["added"]), len(row["removed"])) for row in rows] == [(16, 0), (39, 16)]
-    assert rows[1]["before"] == rows[0]["after"] == SkillBank.load(SEED).digest
+    assert "the target exists" in refused.error
+    told = json.loads(sgsd("bank", "import", "seed:competition-mathematics", file, "--force", "--json").out)
+    assert told == {"file": str(file), "digest": SkillBank.load("seed:competition-mathematics").digest}
+    assert SkillBank.load(file) == SkillBank.load("seed:competition-mathematics")
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_what_is_no_bank_is_not_replaced_by_an_import(sgsd, file):
-    file.write_text("notes")
-    assert "malformed JSON" in sgsd("bank", "import", SEED, file, "--force").error
-    assert file.read_text() == "notes"
-    assert [path.name for path in file.parent.iterdir()] == ["bank.json"]
-
-
-def test_a_version_is_named_wherever_a_bank_is_read(sgsd, file):
+def test_a_folder_stands_for_its_bank_wherever_a_bank_is_read(sgsd, file):
     sgsd("bank", "import", SEED, file)
-    sgsd("bank", "import", "seed:competition-mathematics", file, "--force")
-    assert "8 skills, 8 mistakes" in sgsd("bank", "show", f"{file}@1").out
-    assert "24 skills" in sgsd("bank", "show", f"{file}@2").out
-    assert sgsd("bank", "check", f"{file}@1").code == 0
-    assert sgsd("bank", "check", f"{file}@2").code == 1
-    found = [sgsd("bank", "search", f"{file}@1", "What is 7 × 8?", "--json").out for file in (file, file.parent)]
+    assert "8 skills, 8 mistakes" in sgsd("bank", "show", file.parent).out
+    found = [sgsd("bank", "search", bank, "What is 7 × 8?", "--json").out for bank in (file, file.parent)]
     assert found[0] == found[1] == sgsd("bank", "search", SEED, "What is 7 × 8?", "--json").out
-    assert sgsd("bank", "export", f"{file}@1", file.with_name("old.json"), "--format", "native").code == 0
-    assert SkillBank.load(file.with_name("old.json")) == SkillBank.load(SEED)
-    assert sgsd("bank", "import", f"{file}@1", file.with_name("other.json")).code == 0
-    assert "the same items\n" in sgsd("bank", "diff", f"{file}@1", SEED).out
-    assert "no such version" in sgsd("bank", "show", f"{file}@3").error
+    assert "the same items\n" in sgsd("bank", "diff", file.parent, SEED).out
 
 
-def test_a_rollback_loses_nothing(sgsd, file):
-    sgsd("bank", "import", SEED, file)
-    sgsd("bank", "import", "seed:competition-mathematics", file, "--force")
-    assert "version 3, as version 1 was, 8 skills" in sgsd("bank", "rollback", file, 1).out
-    assert "as in version 1 already" in sgsd("bank", "rollback", file, 1).out
-    assert json.loads(sgsd("bank", "rollback", file.parent, 2, "--json").out)["version"] == 4
-    assert "expected 1 to 4" in sgsd("bank", "rollback", file, 5).error
-    log = sgsd("bank", "log", file).out
-    assert all(part in log for part in ("4 versions", "rollback: to version 1", "+39 −16", "+16 −39", "24/15"))
-    assert history.load(f"{file}@3") == SkillBank.load(SEED)
-
-
-def test_a_change_by_another_hand_is_told_and_then_recorded(sgsd, file):
+def test_diff_shows_each_field_that_changed(sgsd, file):
     sgsd("bank", "import", SEED, file)
     file.write_text(file.read_text().replace("Carry the ten", "Carry ten"))
-    result = sgsd("bank", "log", file)
-    assert result.code == 0
-    assert "1 version " in result.out
-    assert f"changed outside since version 1; sgsd bank diff {file}@1 {file} shows how" in result.err
-    shown = sgsd("bank", "diff", f"{file}@1", file).out
+    shown = sgsd("bank", "diff", SEED, file).out
     assert "title − Carry the ten" in shown
     assert "title + Carry ten" in shown
-    assert sgsd("bank", "rollback", file, 1).code == 0
-    told = json.loads(sgsd("bank", "log", file, "--json").out)
-    assert [row["action"] for row in told["versions"]] == ["import", "edit", "rollback"]
-    assert not told["changed_outside"]
-    assert "Carry ten" in sgsd("bank", "show", f"{file}@2").out
-
-
-def test_a_bank_without_versions_says_so(sgsd, file):
-    SkillBank.load(SEED).save(file)
-    assert "no versions yet" in sgsd("bank", "log", file).out
-    told = json.loads(sgsd("bank", "log", file, "--json").out)
-    assert told == {"file": str(file), "changed_outside": False, "versions": [], "training": []}
-    assert "no such bank file" in sgsd("bank", "log", file.with_name("gone.json")).error
-    assert "no versions" in sgsd("bank", "log", SEED).error
 
 
 def test_diff_for_programs(sgsd, tmp_path):
@@ -351,28 +296,6 @@ def test_diff_for_programs(sgsd, tmp_path):
         ("One.", "One, but more.")
     ]
     assert "0 added, 1 removed, 1 changed" in sgsd("bank", "diff", tmp_path / "a.json", tmp_path / "c.json").out
-
-
-def test_the_log_of_a_run_tells_of_its_bank_while_it_trained(sgsd, tmp_path):
-    checks = [
-        {"step": 10, "success_rate": 0.25, "status": "updated", "reason": None, "bank": "d" * 64, "leaks": ["x"]}
-        | {"items": [{"action": "added"}, {"action": "added"}, {"action": "evicted"}]},
-        {"step": 20, "success_rate": None, "status": "skipped", "reason": "no items within 9 s", "bank": "e" * 64}
-        | {"leaks": [], "items": []},
-    ]
-    write_lines(tmp_path / "maintenance.jsonl", checks)
-    with (tmp_path / "maintenance.jsonl").open("a") as lines:
-        lines.write('{"step": 30, "succ')  # it is being written
-    SkillBank.load(SEED).save(tmp_path / "bank.json")
-    told = sgsd("bank", "log", tmp_path).out
-    assert all(part in told for part in ("25 %", "updated", "+2 −1", "1 left out as leaks", "skipped", "no items"))
-    assert json.loads(sgsd("bank", "log", tmp_path, "--json").out)["training"] == checks
-    sgsd("bank", "import", "seed:competition-mathematics", tmp_path / "bank.json", "--force")
-    both = sgsd("bank", "log", tmp_path / "bank.json").out
-    assert all(part in both for part in ("25 %", "2 versions", "edit: as found"))
-    for text, fragment in (("{\n", "maintenance.jsonl:1: not JSON"), ("{}\n", "not a line of maintenance.jsonl")):
-        (tmp_path / "maintenance.jsonl").write_text(text)
-        assert fragment in sgsd("bank", "log", tmp_path).error
 
 
 # ---- origins
@@ -431,19 +354,17 @@ def test_trace_goes_down_to_memories(sgsd, build):
     assert len(told.splitlines()) == 9
 
 
-def test_trace_of_a_bank_without_a_build_goes_through_the_items_and_their_versions(sgsd, file):
+def test_trace_of_a_bank_without_a_build_goes_through_its_items(sgsd, file):
     parent = Skill.new("Carry.", origin=Origin.SEED)
     child = Skill.new("Carry on.", title="On", origin=Origin.ONLINE, parents=[parent.id, "memory-1"])
-    SkillBank((parent,)).save(file)
-    sgsd("bank", "import", file, file, "--force")
-    history.save(file, SkillBank((child,)), action="merge", time=history.datetime.now(history.UTC))
+    SkillBank((parent, child)).save(file)
     root = json.loads(sgsd("bank", "trace", file, child.id, "--json").out)
     assert [(node["id"], node["kind"]) for node in root["parents"]] == [(parent.id, "skill"), ("memory-1", "unknown")]
     told = sgsd("bank", "trace", file, child.id).out
     assert "memory-1  not known here" in told
     assert "1 not known here: neither memories.jsonl" in told.replace("\n", " ")
-    assert "no such item" in sgsd("bank", "trace", file, parent.id).error
-    assert "has no parents" in sgsd("bank", "trace", f"{file}@1", parent.id).out
+    assert "no such item" in sgsd("bank", "trace", file, "skill-000000000000").error
+    assert "has no parents" in sgsd("bank", "trace", file, parent.id).out
 
 
 def test_trace_finds_the_memories_that_a_run_kept(sgsd, file):

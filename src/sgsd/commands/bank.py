@@ -1,17 +1,16 @@
-"""``sgsd bank``: one skill bank, its items, its versions, and where they come from."""
+"""``sgsd bank``: one skill bank, its items, and where they come from."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from sgsd.bank import Item, history
+from sgsd.bank import Item
 from sgsd.commands.bank_files import item_block, load, print_json, sizes, table
 from sgsd.errors import BankError
 from sgsd.memories import as_strings
@@ -41,11 +40,9 @@ def bank(options: argparse.Namespace) -> int:
 
             return ledger(options)
         case _:
-            from sgsd.commands import bank_history
+            from sgsd.commands.bank_diff import diff
 
-            return {"log": bank_history.log, "diff": bank_history.diff, "rollback": bank_history.rollback}[
-                options.action
-            ](options)
+            return diff(options)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -107,13 +104,12 @@ def _named(item: Item) -> Text:
 def _import(options: argparse.Namespace) -> int:
     loaded = load(options.source)
     target: Path = options.target
-    _refuse_existing(target, options, ": what is there stays in its log")
-    message = options.message or f"from {options.source}"
-    version = history.save(target, loaded, action="import", message=message, time=datetime.now(UTC))
+    _refuse_existing(target, options)
+    loaded.save(target)
     if options.json:
-        print_json({"file": str(target), "version": version, "digest": loaded.digest})
+        print_json({"file": str(target), "digest": loaded.digest})
     else:
-        print(f"{target}: version {version}, {sizes(loaded)}")
+        print(f"{target}: {sizes(loaded)}")
     if ignored := as_strings(loaded.metadata.get("ignored_keys")):
         print(f"{options.source}: not carried, having no place here: {', '.join(ignored)}", file=sys.stderr)
     return 0
@@ -122,12 +118,12 @@ def _import(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     loaded = load(options.bank)
     target: Path = options.target
-    _refuse_existing(target, options, "")
+    _refuse_existing(target, options)
     loaded.save(target, format=options.format)
     print(f"{target}: {sizes(loaded)}, {options.format} format")
     return 0
 
 
-def _refuse_existing(target: Path, options: argparse.Namespace, remark: str) -> None:
+def _refuse_existing(target: Path, options: argparse.Namespace) -> None:
     if target.exists() and not options.force:
-        raise BankError("the target exists", got=str(target), remedy=f"choose another name, or pass --force{remark}")
+        raise BankError("the target exists", got=str(target), remedy="choose another name, or pass --force")

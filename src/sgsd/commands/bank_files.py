@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sgsd.bank import Item, Skill, SkillBank, history
+from sgsd.bank import Item, Skill, SkillBank
 
 BANK_FILE = "bank.json"
 """In the folder of a run or a build."""
@@ -19,15 +19,12 @@ BANK_FILE = "bank.json"
 
 def bank_file(name: str) -> str:
     """What a command was given: of a folder (a run's, a build's) its bank, else the name itself."""
-    file, version = history.split_version(name)
-    if not Path(file).is_dir():
-        return name
-    return str(Path(file) / BANK_FILE) + ("" if version is None else f"@{version}")
+    return str(Path(name) / BANK_FILE) if Path(name).is_dir() else name
 
 
 def load(name: str) -> SkillBank:
-    """The bank a command was given: a file, a version, a folder, a shipped bank."""
-    return history.load(bank_file(name))
+    """The bank a command was given: a file, a folder, a shipped bank."""
+    return SkillBank.load(bank_file(name))
 
 
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:

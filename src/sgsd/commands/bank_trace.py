@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from sgsd.bank import Item, SkillBank, history
+from sgsd.bank import Item, SkillBank
 from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
 from sgsd.bank.formats import as_object, located
 from sgsd.bank.lineage import descent, parents_of
@@ -40,8 +40,7 @@ class Origins:
     @classmethod
     def of(cls, bank: str) -> Origins:
         """Of the bank that a command was given."""
-        file = Path(history.split_version(bank_file(bank))[0])
-        return cls(None if bank.startswith("seed:") else file.parent)
+        return cls(None if bank.startswith("seed:") else Path(bank_file(bank)).parent)
 
     def lineage(self) -> dict[str, Sequence[str]]:
         """Id → what it comes from directly, of every candidate and item of a build.
@@ -121,14 +120,10 @@ def trace(options: argparse.Namespace) -> int:
     loaded = load(options.bank)
     item = loaded.get(options.item)
     origins = Origins.of(options.bank)
-    past = _past(options.bank, loaded)
-    parents: dict[str, Sequence[str]] = {}
-    for version in past:
-        parents |= parents_of(version)
-    parents |= origins.lineage()
+    parents: dict[str, Sequence[str]] = {**parents_of(loaded), **origins.lineage()}
     steps = list(descent(item.id, parents))
     told = {id: {"id": id, "kind": "merged" if parents.get(id) else "unknown"} for id in {id for _, id in steps}}
-    told |= _told({item.id, *told}, past, origins)
+    told |= _told({item.id, *told}, loaded, origins)
     root = _nested(item.id, steps, parents, told)
     if options.json:
         print_json(root)
@@ -143,20 +138,13 @@ def trace(options: argparse.Namespace) -> int:
     return 0
 
 
-def _past(name: str, loaded: SkillBank) -> list[SkillBank]:
-    """Every version of the bank, oldest first, and the bank itself."""
-    file = history.split_version(bank_file(name))[0]
-    return [loaded] if name.startswith("seed:") else [*history.read(file).banks, loaded]
-
-
-def _told(ids: set[str], past: Iterable[SkillBank], origins: Origins) -> dict[str, dict[str, Any]]:
+def _told(ids: set[str], bank: SkillBank, origins: Origins) -> dict[str, dict[str, Any]]:
     """What is known of the ids, of those that are. Memories pass by one after the other."""
     told: dict[str, dict[str, Any]] = {}
     for values in origins.candidates():
         if (id := values.get("id")) in ids:
             told[id] = {"id": id, "kind": "candidate", "title": values.get("title"), "text": values.get("text")}
-    for version in past:
-        told |= {item.id: _told_item(item) for item in version.items if item.id in ids}
+    told |= {item.id: _told_item(item) for item in bank.items if item.id in ids}
     for memory in origins.memories():
         if memory.id in ids:
             told[memory.id] = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sgsd.bank import Mistake, Skill, SkillBank, history
+from sgsd.bank import Mistake, Skill, SkillBank
 from sgsd.commands.settings import RUN_FILE, read_run, refuse_unwritable
 from sgsd.curation import DataReport
 from sgsd.engines.datasets import GYM, load_problems
@@ -266,7 +266,7 @@ class _Skills:
         name = options.bank or _run_bank(Path(options.model)) or run.get("bank")
         if name is None:
             raise ConfigError("no skill bank", expected="--bank: a file, or a shipped one as seed:NAME")
-        bank = history.load(name)
+        bank = SkillBank.load(name)
         bank.require_pairs()
         retriever = options.retriever or run.get("retriever") or "embedding"
         embedder = options.embedder or run.get("embedder") or "Qwen/Qwen3-Embedding-0.6B"
