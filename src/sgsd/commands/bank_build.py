@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from sgsd import __version__
+from sgsd import __version__, runfolder
 from sgsd.bank import build
 from sgsd.bank.build import BANK, LAYOUTS, Stage
 from sgsd.bank.manifest import MANIFEST, file_digest, make_manifest, save_manifest
@@ -31,6 +31,7 @@ from sgsd.commands.settings import ignore_deprecations, read_yaml, refuse_unwrit
 from sgsd.curation import DataReport
 from sgsd.engines.budget import estimate
 from sgsd.engines.datasets import load_problems
+from sgsd.errors import DataError
 from sgsd.evaluation.presets import BENCHMARKS
 from sgsd.problems import Problem
 from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, refuse_long_prompts
@@ -105,10 +106,10 @@ class _Build:
         finished = [str(stage) for stage in Stage if self._folder.finished(stage)]
         if file.exists():
             try:
-                manifest = json.loads(file.read_text(encoding="utf-8"))
+                manifest = runfolder.read_json(file)
                 if manifest["finished"] == finished:
                     return manifest
-            except (ValueError, KeyError, TypeError):
+            except (DataError, KeyError):
                 self._say(f"{file} cannot be read and is written anew")
         settings = self._settings
         dataset = Path(str(settings.dataset))

@@ -11,15 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sgsd import runfolder
 from sgsd.bank import Item, Skill, SkillBank
-
-BANK_FILE = "bank.json"
-"""In the folder of a run or a build."""
 
 
 def bank_file(name: str) -> str:
     """What a command was given: of a folder (a run's, a build's) its bank, else the name itself."""
-    return str(Path(name) / BANK_FILE) if Path(name).is_dir() else name
+    return str(Path(name) / runfolder.BANK) if Path(name).is_dir() else name
 
 
 def load(name: str) -> SkillBank:

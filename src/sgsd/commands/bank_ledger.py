@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sgsd import runfolder
 from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank
 from sgsd.bank.credit import Credit, credit, separation
 from sgsd.bank.formats import as_list, as_object, located
 from sgsd.commands.bank_files import load, print_json, table
-from sgsd.commands.bank_trace import MAINTENANCE_FILE, complete_lines
 from sgsd.errors import BankError
 
 _HERE = "in bank"
@@ -104,7 +104,7 @@ def ledger(options: argparse.Namespace) -> int:
 
 
 def _read_ledger(folder: Path) -> Ledger:
-    for file in (folder / "ledger.json", folder / "sgsd" / "ledger.json"):
+    for file in (folder / runfolder.LEDGER, folder / runfolder.PARTS / runfolder.LEDGER):
         if file.is_file():
             try:
                 return Ledger.from_json(file.read_text(encoding="utf-8"), source=str(file))
@@ -117,14 +117,14 @@ def _read_ledger(folder: Path) -> Ledger:
 
 def _banks(folder: Path) -> list[SkillBank]:
     """The run's, the latest last."""
-    files = [folder / name for name in ("bank-start.json", "bank.json", "sgsd/bank.json")]
+    files = [folder / runfolder.BANK_START, folder / runfolder.BANK, folder / runfolder.PARTS / runfolder.BANK]
     return [SkillBank.load(file) for file in files if file.is_file()]
 
 
 def _rows(found: Ledger, banks: list[SkillBank], folder: Path) -> list[_Row]:
     known: dict[str, _Said] = {}
-    log = folder / MAINTENANCE_FILE
-    for place, line in complete_lines(log) if log.is_file() else ():
+    log = folder / runfolder.MAINTENANCE
+    for place, line in runfolder.read_lines(log) if log.is_file() else ():
         with located(place):
             for value in as_list(line.get("items", []), "items"):
                 entry = as_object(value, "items")

@@ -13,16 +13,14 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from sgsd import runfolder
 from sgsd.bank import Item, SkillBank
 from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
 from sgsd.bank.formats import as_object, located
 from sgsd.bank.lineage import descent, parents_of
 from sgsd.commands.bank_files import bank_file, load, print_json
-from sgsd.errors import BankError, DataError
+from sgsd.errors import BankError
 from sgsd.memories import Memory, as_strings, read_memory
-
-MAINTENANCE_FILE = "maintenance.jsonl"
-
 
 _UNTOLD = {"merged": "merged; what it said is not kept", "unknown": "not known here"}
 
@@ -64,7 +62,7 @@ class Origins:
     def candidates(self) -> Iterator[dict[str, Any]]:
         """The rows of a build's candidates."""
         file = self._file(CANDIDATES)
-        for _, values in complete_lines(file) if file else ():
+        for _, values in runfolder.read_lines(file) if file else ():
             yield values
 
     def memories(self) -> Iterator[Memory]:
@@ -72,8 +70,8 @@ class Origins:
         file = self._file(MEMORIES)
         if file is not None:
             yield from read_memories(file)
-        file = self._file(MAINTENANCE_FILE)
-        for where, check in complete_lines(file) if file else ():
+        file = self._file(runfolder.MAINTENANCE)
+        for where, check in runfolder.read_lines(file) if file else ():
             for values in check.get("memories_kept", ()):
                 yield read_memory(as_object(values, where), where)
 
@@ -88,31 +86,8 @@ def read_memories(file: Path) -> Iterator[Memory]:
     Raises:
         DataError: the file cannot be read, or a line is no memory.
     """
-    for where, values in complete_lines(file):
+    for where, values in runfolder.read_lines(file):
         yield read_memory(values, where)
-
-
-def complete_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, JSON object) of each line of a file; a last one that is still being written is passed over.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON object.
-    """
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    return
-                where = f"{file}:{number}"
-                try:
-                    values = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{where}: not JSON", got=repr(line[:40])) from error
-                if not isinstance(values, dict):
-                    raise DataError(f"{where}: not a JSON object", got=repr(line[:40]))
-                yield where, values
-    except OSError as error:
-        raise DataError("file cannot be read", got=f"{file} ({error.strerror})") from error
 
 
 def trace(options: argparse.Namespace) -> int:
@@ -133,7 +108,7 @@ def trace(options: argparse.Namespace) -> int:
     if not root["parents"]:
         console.print(Text(f"{item.id} has no parents: it was not merged or extracted, or that was not kept"))
     elif lost := len({id for _, id in steps if told[id]["kind"] == "unknown"}):
-        files = f"neither {MEMORIES} nor {MAINTENANCE_FILE} beside the bank tells of them"
+        files = f"neither {MEMORIES} nor {runfolder.MAINTENANCE} beside the bank tells of them"
         console.print(Text(f"\n{lost} not known here: {files}"))
     return 0
 

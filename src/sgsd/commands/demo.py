@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from sgsd import runfolder
 from sgsd.errors import ConfigError
 from sgsd.problems import Problem
 from sgsd.trainers.names import method_name
@@ -107,7 +108,7 @@ def demo(options: argparse.Namespace) -> int:
         "after": _estimate("accuracy", after.accuracy),
         "difference": _estimate("mean", difference),
     }
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    runfolder.write_json(output / runfolder.SUMMARY, summary)
     _print_result(console, summary, difference, training, output)
     return 0
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from sgsd import runfolder
 from sgsd.bank import Mistake, Skill, SkillBank
-from sgsd.commands.settings import RUN_FILE, read_run, refuse_unwritable
+from sgsd.commands.settings import read_run, refuse_unwritable
 from sgsd.curation import DataReport
 from sgsd.engines.datasets import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
@@ -299,7 +300,8 @@ class _Skills:
 
 def _run_bank(folder: Path) -> Path | None:
     """The bank as it was at this point of the run: a checkpoint's, or the run's at its end."""
-    return next((file for file in (folder / "sgsd" / "bank.json", folder / "bank.json") if file.is_file()), None)
+    places = folder / runfolder.PARTS / runfolder.BANK, folder / runfolder.BANK
+    return next((file for file in places if file.is_file()), None)
 
 
 def _load(
@@ -352,7 +354,7 @@ def _output(name: str, options: argparse.Namespace, *, skilled: bool, several: b
     if options.output is not None:
         return options.output / folder if several else options.output
     model = Path(options.model)
-    is_run = any((place / RUN_FILE).is_file() for place in (model, model.parent)) and model.is_dir()
+    is_run = any((place / runfolder.RUN).is_file() for place in (model, model.parent)) and model.is_dir()
     return model / EVALUATIONS / folder if is_run else None
 
 

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sgsd import runfolder
 from sgsd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -175,10 +176,7 @@ def _write_once(file: Path, text: str) -> None:
     """Written whole or not at all: several runs may begin at once."""
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    runfolder.write_text(file, text)
 
 
 def _table(options: argparse.Namespace) -> int:

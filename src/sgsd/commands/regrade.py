@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sgsd import runfolder
 from sgsd.errors import ConfigError
 from sgsd.evaluation.regrade import (
     Agreement,
@@ -80,15 +81,13 @@ def _check_output(output: Path | None, path: Path, *, force: bool) -> None:
 
 def _keep(folder: Path, result: Regrading, about: dict[str, object], *, rows: bool) -> None:
     """The disagreements, and for a file of responses every verdict and the counts."""
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {_DISAGREEMENTS: result.disagreements}
     if rows:
         kept["verdicts.jsonl"] = result.rows
-        text = json.dumps({**about, **result.summary()}, indent=2, ensure_ascii=False)
-        (folder / "summary.json").write_text(f"{text}\n", encoding="utf-8")
+        runfolder.write_json(folder / runfolder.SUMMARY, {**about, **result.summary()})
     for name, written in kept.items():
         lines = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in written)
-        (folder / name).write_text(lines, encoding="utf-8")
+        runfolder.write_text(folder / name, lines)
 
 
 def _print(result: Regrading, verifier: str, path: Path, options: argparse.Namespace) -> None:

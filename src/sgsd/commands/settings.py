@@ -22,14 +22,13 @@ from typing import Any, NoReturn
 import yaml
 from trl import ModelConfig, TrlParser
 
-from sgsd import __version__
+from sgsd import __version__, runfolder
 from sgsd.commands.flags import spelled
 from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
-from sgsd.errors import ConfigError, check_choice, did_you_mean
+from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
 
-RUN_FILE = "run.json"
 _SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
@@ -203,11 +202,7 @@ def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
         **extra,
         "settings": settings,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
-    partial = folder / f".{RUN_FILE}"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / RUN_FILE)
+    runfolder.write_json(folder / runfolder.RUN, record)
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -216,13 +211,13 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: a ``run.json`` that cannot be read.
     """
-    for candidate in (folder / RUN_FILE, folder.parent / RUN_FILE):
+    for candidate in (folder / runfolder.RUN, folder.parent / runfolder.RUN):
         if candidate.is_file():
             try:
-                settings = json.loads(candidate.read_text(encoding="utf-8"))["settings"]
+                settings = runfolder.read_json(candidate)["settings"]
                 if not isinstance(settings, dict):
                     raise TypeError("settings is no mapping")
-            except (ValueError, KeyError, TypeError) as error:
+            except (DataError, KeyError, TypeError) as error:
                 raise ConfigError(
                     "the run's record cannot be read", got=str(candidate), expected="what sgsd train wrote"
                 ) from error

@@ -19,10 +19,10 @@ from rich.text import Text
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.commands.flags import spelled
 from sgsd.commands.settings import (
-    RUN_FILE,
     RunArguments,
     hub_or_cache,
     parse_settings,
@@ -154,7 +154,7 @@ def run_training(
         with refused_writes(output):
             record_run(output, settings, bank_digest=digest, data=yaml.safe_load(report.to_json()))
             if bank is not None:
-                bank.save(output / "bank-start.json")
+                bank.save(output / runfolder.BANK_START)
     if before is not None:
         before(trainer)
     trainer.train(resume_from_checkpoint=resume_from)
@@ -167,7 +167,7 @@ def run_training(
         trainer.save_model(training.output_dir)
         trainer.save_state()
         if main and trainer.bank is not None:
-            trainer.bank.save(output / "bank.json")
+            trainer.bank.save(output / runfolder.BANK)
     if main:
         for sign in summary_of(trainer.state.log_history, grouped=training.num_generations > 1):
             console.print(sign, highlight=False, markup=False, soft_wrap=True)
@@ -248,8 +248,8 @@ def _resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:
 
 def _cut_off_early(output: Path, training: VerifiedConfig) -> bool:
     """Whether a run in this folder ended before its first checkpoint was complete: with ``--resume`` it starts anew."""
-    results = [*output.glob("*.safetensors"), *output.glob("trainer_state.json"), *complete_checkpoints(output)]
-    return (output / RUN_FILE).is_file() and not results and not training.save_only_model
+    results = [*output.glob("*.safetensors"), *output.glob(runfolder.STATE), *complete_checkpoints(output)]
+    return (output / runfolder.RUN).is_file() and not results and not training.save_only_model
 
 
 def _problems(

@@ -14,6 +14,7 @@ from accelerate.utils import gather
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sgsd import runfolder
 from sgsd.bank import Ledger, SkillBank
 from sgsd.bank.credit import credit, sure_worth, trust, worth
 from sgsd.errors import BankError, CheckpointError
@@ -167,9 +168,7 @@ class TrainingLedger:
 
     def write(self, file: Path) -> None:
         """Write the ledger at once: readers see the old one or the new one."""
-        partial = file.with_name(f".{file.name}")
-        partial.write_text(self.ledger.to_json(), encoding="utf-8")
-        partial.replace(file)
+        runfolder.write_text(file, self.ledger.to_json())
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger's own JSON."""

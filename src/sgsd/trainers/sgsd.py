@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
+from sgsd import runfolder
 from sgsd.bank import Ledger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.prompts import uncounted_token_ids
@@ -40,7 +41,7 @@ from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
 from sgsd.trainers.names import card_name
-from sgsd.trainers.record import LEDGER_FILE, LedgerCallback, RunRecorder
+from sgsd.trainers.record import LedgerCallback, RunRecorder
 from sgsd.trainers.rewards import VerifierReward, is_truncated, text_of
 from sgsd.trainers.rows import prompt_of
 
@@ -90,7 +91,7 @@ class SGSDTrainer(VerifiedTrainer):
         self.recorder = RunRecorder(
             folder, self.processing_class, self.training_ledger.ids, trace_steps=args.trace_steps, writes=main
         )
-        file = folder / LEDGER_FILE if main else None
+        file = folder / runfolder.LEDGER if main else None
         self.add_callback(LedgerCallback(self.training_ledger, self.recorder, file, self._log_ledger))
         self.maintenance: Maintenance | None = None
         if args.maintenance_frequency:
