@@ -23,7 +23,7 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from sgsd import __version__, runfolder
-from sgsd.commands.flags import spelled
+from sgsd.cli.flags import spelled
 from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean

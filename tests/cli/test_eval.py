@@ -34,7 +34,7 @@ def no_model(monkeypatch):
         def refuse(*_: object, **__: object):
             raise AssertionError("nothing is to be sampled")
 
-        monkeypatch.setattr("sgsd.commands.eval_engines.load_model", refuse)
+        monkeypatch.setattr("sgsd.cli.eval_engines.load_model", refuse)
 
     return forbid
 

@@ -10,8 +10,8 @@ import torch
 
 from sgsd.bank.recording import WritingStoppedError
 from sgsd.bank.writing import Writer, WriteRequest, Written
-from sgsd.commands.bank_settings import BuildSettings
-from sgsd.commands.settings import hub_or_cache
+from sgsd.cli.bank_settings import BuildSettings
+from sgsd.cli.settings import hub_or_cache
 from sgsd.engines.budget import BudgetWriter
 from sgsd.engines.generation import TransformersSampler
 from sgsd.engines.models import load_model, load_tokenizer

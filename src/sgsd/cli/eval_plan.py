@@ -16,7 +16,7 @@ import torch
 
 from sgsd import runfolder
 from sgsd.bank import Mistake, Skill, SkillBank
-from sgsd.commands.settings import read_run, refuse_unwritable
+from sgsd.cli.settings import read_run, refuse_unwritable
 from sgsd.curation import DataReport
 from sgsd.engines.datasets import GYM, load_problems
 from sgsd.engines.embedders import build_retriever

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sgsd.commands.settings import presets
+from sgsd.cli.settings import presets
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from sgsd import runfolder
+from sgsd.cli.console import standard_output
 from sgsd.errors import ConfigError
 from sgsd.evaluation.regrade import (
     Agreement,
@@ -70,7 +70,7 @@ def regrade_stored(options: argparse.Namespace) -> int:
 def _check_output(output: Path | None, path: Path, *, force: bool) -> None:
     if output is None:
         return
-    from sgsd.commands.settings import refuse_unwritable  # with TRL, which takes seconds
+    from sgsd.cli.settings import refuse_unwritable  # with TRL, which takes seconds
 
     refuse_unwritable(output, "--output")
     if path.resolve() == output.resolve():
@@ -101,7 +101,7 @@ def _print(result: Regrading, verifier: str, path: Path, options: argparse.Names
         f"{_of(agreement)} agree with the stored verdict; {summary['now_correct']} now correct, "
         f"{summary['no_longer_correct']} no longer correct"
     )
-    console = Console(highlight=False)
+    console = standard_output()
     if result.by_format:
         table = Table(title="agreement by answer format", title_justify="left")
         table.add_column("answer format")
@@ -109,7 +109,7 @@ def _print(result: Regrading, verifier: str, path: Path, options: argparse.Names
             table.add_column(column, justify="right")
         for name, own in result.by_format.items():
             share = "" if own.share is None else f"{100 * own.share:.2f} %"
-            table.add_row(name.replace("[", r"\["), f"{own.compared:,}", f"{own.agreed:,}", share)
+            table.add_row(name, f"{own.compared:,}", f"{own.agreed:,}", share)
         console.print(table)
     shown = result.disagreements[: options.show]
     if shown:
@@ -138,6 +138,6 @@ def _of(agreement: Agreement) -> str:
 
 
 def _cell(text: str | None) -> str:
-    """One line, its end where it is long (an answer stands at the end), no markup."""
+    """One line, its end where it is long (an answer stands at the end)."""
     flat = " ".join((text or "").split())
-    return (flat if len(flat) <= _WIDTH else "…" + flat[1 - _WIDTH :]).replace("[", r"\[")
+    return flat if len(flat) <= _WIDTH else "…" + flat[1 - _WIDTH :]

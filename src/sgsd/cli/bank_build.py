@@ -23,11 +23,11 @@ from sgsd.bank.build import BANK, LAYOUTS, Stage
 from sgsd.bank.manifest import MANIFEST, file_digest, make_manifest, save_manifest
 from sgsd.bank.records import BuildFolder, open_folder
 from sgsd.bank.writing import Writer
-from sgsd.commands.bank_engines import Engines
-from sgsd.commands.bank_settings import BuildSettings, read_settings
-from sgsd.commands.eval import progress_bar
-from sgsd.commands.eval_plan import weights_digest
-from sgsd.commands.settings import ignore_deprecations, read_yaml, refuse_unwritable, resolve_config
+from sgsd.cli.bank_engines import Engines
+from sgsd.cli.bank_settings import BuildSettings, read_settings
+from sgsd.cli.console import progress_bar, standard_error, standard_output
+from sgsd.cli.eval_plan import weights_digest
+from sgsd.cli.settings import ignore_deprecations, read_yaml, refuse_unwritable, resolve_config
 from sgsd.curation import DataReport
 from sgsd.engines.budget import estimate
 from sgsd.engines.datasets import load_problems
@@ -48,10 +48,10 @@ def build_bank(options: argparse.Namespace) -> int:
     stages = list(Stage) if options.action == "build" else [Stage(options.action)]
     output = Path(options.output)
     refuse_unwritable(output, "--output")
-    console = Console(stderr=True)
+    console = standard_error()
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     with open_folder(output, LAYOUTS, notice=say) as folder:
         run = _Build(folder, settings, console, say)
@@ -60,7 +60,7 @@ def build_bank(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(summary_table(manifest))
+        standard_output().print(summary_table(manifest))
     for line in warnings(manifest):
         say(line)
     say(f"bank: {output / BANK}" if "bank" in manifest else f"in {output}; go on with: {_next(manifest, options)}")

@@ -21,8 +21,9 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from sgsd import runfolder
 from sgsd.bank import SkillBank
-from sgsd.commands.flags import spelled
-from sgsd.commands.settings import (
+from sgsd.cli.console import standard_error, standard_output
+from sgsd.cli.flags import spelled
+from sgsd.cli.settings import (
     RunArguments,
     hub_or_cache,
     parse_settings,
@@ -73,7 +74,7 @@ def train(arguments: Sequence[str]) -> int:
     if launch:
         _relaunch(launch, rest)
     run, training, model = parse_settings(rest)
-    console = Console(stderr=True)
+    console = standard_error()
     if run.dry_run:
         _dry_run(run, training, model, console)
         return 0
@@ -118,7 +119,7 @@ def run_training(
     problems, report = _problems(run, training, verifier)
     eval_problems = _eval_problems(run, training)
     if main:
-        console.print(report.summary(), highlight=False, markup=False, emoji=False)
+        console.print(report.summary())
     check_batch(len(problems), training)
 
     from sgsd.trainers.methods import TRAINERS
@@ -170,8 +171,8 @@ def run_training(
             trainer.bank.save(output / runfolder.BANK)
     if main:
         for sign in summary_of(trainer.state.log_history, grouped=training.num_generations > 1):
-            console.print(sign, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"model and record saved to {output}", highlight=False, markup=False, emoji=False)
+            console.print(sign, soft_wrap=True)
+        console.print(f"model and record saved to {output}")
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=run.dataset)
     return trainer
@@ -338,7 +339,7 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         reward = VerifierReward(verifier, name=training.verifier, end_ids=ends, truncated=training.truncated)
         check_reward([reward], rows[0], tokenizer, ends[0])
 
-    out = Console(markup=False, emoji=False, highlight=False)
+    out = standard_output()
     out.print(yaml.safe_dump(settings_as_dict(run, training, model), allow_unicode=True))
     for line in report.lines():
         out.print(line)
@@ -364,8 +365,8 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
     warning = thinking.warning(training.max_completion_length)
     if warning is not None:
         out.print(f"WARNING: {warning}")
-    console.print(f"method: {method_name(settings_as_dict(run, training))}", highlight=False)
-    console.print("dry run: no weights were loaded, nothing was written", highlight=False)
+    console.print(f"method: {method_name(settings_as_dict(run, training))}")
+    console.print("dry run: no weights were loaded, nothing was written")
 
 
 def _room(context: int | None, budget: int) -> str:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from sgsd.commands.settings import parse_settings
+from sgsd.cli.settings import parse_settings
 from sgsd.errors import ConfigError
 
 

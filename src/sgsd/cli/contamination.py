@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sgsd.cli.console import standard_error
 from sgsd.contamination import Contamination, Overlap, find_overlaps
 from sgsd.engines.datasets import load_problems
 from sgsd.errors import ConfigError
@@ -19,7 +20,7 @@ def contamination(options: argparse.Namespace) -> int:
     """Report the overlap of every test source with all training sources together."""
     if options.show < 0:
         raise ConfigError("--show is out of range", got=options.show, expected="0 or more")
-    console = Console(stderr=True)
+    console = standard_error()
     train = [
         problem
         for source in options.train
@@ -55,7 +56,7 @@ def load_all(
         on_duplicate="keep",
         on_conflict="keep",
     )
-    console.print(report.summary(), highlight=False, markup=False)
+    console.print(report.summary())
     return problems
 
 

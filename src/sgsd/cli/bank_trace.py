@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
@@ -18,7 +17,8 @@ from sgsd.bank import Item, SkillBank
 from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
 from sgsd.bank.formats import as_object, located
 from sgsd.bank.lineage import descent, parents_of
-from sgsd.commands.bank_files import bank_file, load, print_json
+from sgsd.cli.bank_files import bank_file, load
+from sgsd.cli.console import print_json, standard_output
 from sgsd.errors import BankError
 from sgsd.memories import Memory, as_strings, read_memory
 
@@ -103,7 +103,7 @@ def trace(options: argparse.Namespace) -> int:
     if options.json:
         print_json(root)
         return 0
-    console = Console()
+    console = standard_output()
     console.print(_tree(root))
     if not root["parents"]:
         console.print(Text(f"{item.id} has no parents: it was not merged or extracted, or that was not kept"))

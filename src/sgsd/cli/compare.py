@@ -6,9 +6,9 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from sgsd.cli.console import standard_output
 from sgsd.evaluation.comparison import MEAN, Column, Comparison, compare_runs
 from sgsd.evaluation.statistics import Estimate
 
@@ -68,7 +68,7 @@ def latex(comparison: Comparison) -> str:
 
 
 def _print(comparison: Comparison) -> None:
-    console = Console()
+    console = standard_output()
     for head, rows in _tables(comparison):
         table = Table()
         table.add_column(head, overflow="fold")
@@ -78,7 +78,7 @@ def _print(comparison: Comparison) -> None:
             table.add_row(label, *("\n".join(cell) for cell in cells))
         console.print(table)
     for note in (_legend(comparison), *comparison.notes):
-        console.print(note, highlight=False, markup=False, style="dim")
+        console.print(note, style="dim")
 
 
 Cell = tuple[str, ...]

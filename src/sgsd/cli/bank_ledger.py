@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +15,8 @@ from sgsd import runfolder
 from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank
 from sgsd.bank.credit import Credit, credit, separation
 from sgsd.bank.formats import as_list, as_object, located
-from sgsd.commands.bank_files import load, print_json, table
+from sgsd.cli.bank_files import load
+from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import BankError
 
 _HERE = "in bank"
@@ -80,21 +80,19 @@ def ledger(options: argparse.Namespace) -> int:
     if options.json:
         print_json(_document(options, found, rows, unused, apart))
         return 0
-    console = Console()
+    console = standard_output()
     console.print(_ranking(options.run, rows))
     total = found.total
     console.print(
         f"{total.uses} uses of {len(rows)} items: {total.active} active, {total.positive} positive, "
         f"{total.negative} negative, {total.neutral} neutral, {total.undecided} undecided; a teacher counts for both "
         f"of its items. Never used: {len(unused)}.",
-        highlight=False,
         soft_wrap=True,
     )
     for entry in apart:
         console.print(
             f"{entry['better']} above {entry['worse']} (area under the ROC curve): by credit {entry['credit']:.3f}, "
             f"by share of positive uses {entry['positive_share']:.3f}, by support {entry['support']:.3f}",
-            highlight=False,
             soft_wrap=True,
         )
     return 0

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from sgsd.bank.leaks import LeakReport, scan
-from sgsd.commands.bank_files import load, print_json, sizes, table
-from sgsd.commands.bank_trace import Origins, read_memories
+from sgsd.cli.bank_files import load, sizes
+from sgsd.cli.bank_trace import Origins, read_memories
+from sgsd.cli.console import print_json, standard_error, standard_output, table
 from sgsd.memories import Memory
 from sgsd.problems import Problem
 
@@ -20,7 +21,7 @@ def check(options: argparse.Namespace) -> int:
     """Report findings and leaks; the exit code is 1 if there are any."""
     loaded = load(options.bank)
     origins = Origins.of(options.bank)
-    errors = Console(stderr=True)
+    errors = standard_error()
     report = scan(
         loaded,
         problems=_problems(options.problems, errors),
@@ -51,17 +52,17 @@ def check(options: argparse.Namespace) -> int:
         for row in rows:
             what = Text.assemble((row["kind"], "bold"), "\n", row["message"])
             listing.add_row(what, Text("\n".join(row["ids"])))
-        Console().print(listing)
+        standard_output().print(listing)
     else:
         print(f"{options.bank}: {sizes(loaded)}, nothing odd")
     for note in _notes(report):
-        errors.print(note, highlight=False, markup=False, soft_wrap=True)
+        errors.print(note, soft_wrap=True)
     return 1 if rows else 0
 
 
 def _problems(sources: list[str], console: Console) -> Iterator[Problem]:
     for source in sources:
-        from sgsd.commands.contamination import load_all  # what a check of the bank alone can do without
+        from sgsd.cli.contamination import load_all  # what a check of the bank alone can do without
 
         yield from load_all(source, console)
 

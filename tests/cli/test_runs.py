@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sgsd.bank import SkillBank
-from sgsd.commands.settings import parse_settings
+from sgsd.cli.settings import parse_settings
 from sgsd.trainers.config import OPSDConfig
 
 
@@ -46,7 +46,7 @@ def test_the_record_holds_no_token(finished):
 
 
 def test_tokens_inside_mappings_are_not_recorded_either(flags):
-    from sgsd.commands.settings import settings_as_dict
+    from sgsd.cli.settings import settings_as_dict
 
     options = '{"token": "hf_secret", "device_map": "cpu"}'
     parts = parse_settings([*flags, "--output_dir", "x", "--model_init_kwargs", options])
@@ -157,7 +157,7 @@ def test_a_dry_run_shows_prompts_loads_no_weights_and_writes_nothing(sgsd, flags
     def refuse(*_: object, **__: object):
         raise AssertionError("a dry run loads no weights")
 
-    monkeypatch.setattr("sgsd.commands.train.load_model", refuse)
+    monkeypatch.setattr("sgsd.cli.train.load_model", refuse)
     monkeypatch.setattr("sgsd.trainers.base.load_model", refuse)
     monkeypatch.chdir(tmp_path)
     result = sgsd("train", *flags, "--output_dir", tmp_path / "run", "--hub_token", "hf_secret", flag)
@@ -272,8 +272,8 @@ def test_evaluation_during_training(sgsd, flags, problems, tmp_path):
 def test_a_run_that_the_guard_stops_saves_no_final_model_and_names_the_last_sound_checkpoint(flags, tmp_path):
     from rich.console import Console
 
-    from sgsd.commands.settings import parse_settings
-    from sgsd.commands.train import run_training
+    from sgsd.cli.settings import parse_settings
+    from sgsd.cli.train import run_training
     from sgsd.errors import CollapseError
 
     output = tmp_path / "run"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from sgsd.commands.settings import presets
+from sgsd.cli.settings import presets
 from sgsd.engines.models import load_configs, load_model
 from sgsd.errors import ConfigError
 from sgsd.trainers.config import SGSDConfig
@@ -56,8 +56,8 @@ def test_rows_and_teachers_come_from_the_functions_that_train(
 
         return call
 
-    monkeypatch.setattr("sgsd.commands.train.training_rows", noted("rows", training_rows))
-    monkeypatch.setattr("sgsd.commands.train.build_pool", noted("teachers", trainer.build_pool))
+    monkeypatch.setattr("sgsd.cli.train.training_rows", noted("rows", training_rows))
+    monkeypatch.setattr("sgsd.cli.train.build_pool", noted("teachers", trainer.build_pool))
     chosen = flags if method == "sgsd" else flags_of(method, skills=skills)
     assert sgsd("train", *chosen, "--output_dir", tmp_path / "run", "--dry_run").code == 0
     assert built == ["rows", *["teachers"] * (method == "sgsd")]

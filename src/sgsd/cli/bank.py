@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from sgsd.bank import Item
-from sgsd.commands.bank_files import item_block, load, print_json, sizes, table
+from sgsd.cli.bank_files import item_block, load, sizes
+from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import BankError
 from sgsd.memories import as_strings
 
@@ -28,19 +28,19 @@ def bank(options: argparse.Namespace) -> int:
         case "export":
             return _export(options)
         case "check":
-            from sgsd.commands.bank_check import check
+            from sgsd.cli.bank_check import check
 
             return check(options)
         case "trace":
-            from sgsd.commands.bank_trace import trace
+            from sgsd.cli.bank_trace import trace
 
             return trace(options)
         case "ledger":
-            from sgsd.commands.bank_ledger import ledger
+            from sgsd.cli.bank_ledger import ledger
 
             return ledger(options)
         case _:
-            from sgsd.commands.bank_diff import diff
+            from sgsd.cli.bank_diff import diff
 
             return diff(options)
 
@@ -50,7 +50,7 @@ def _show(options: argparse.Namespace) -> int:
     if options.json:
         print(loaded.to_json(), end="")
         return 0
-    console = Console()
+    console = standard_output()
     console.print(Text(f"{options.bank}: {sizes(loaded)}", style="bold"), soft_wrap=True)
     for heading, items in (("Skills", loaded.skills), ("Mistakes", loaded.mistakes)):
         listing = table(heading, "id", "item")
@@ -60,7 +60,7 @@ def _show(options: argparse.Namespace) -> int:
             listing.add_row(Text(item.id), item_block(item))
         if items:
             console.print(Padding(listing, (1, 0, 0, 0)))
-    console.print(f"\ndigest {loaded.digest}", highlight=False)
+    console.print(f"\ndigest {loaded.digest}")
     return 0
 
 
@@ -92,7 +92,7 @@ def _search(options: argparse.Namespace) -> int:
     for rank, (row, pair) in enumerate(zip(rows, retrieval.pairs, strict=True), 1):
         similarity = [] if not scored else ["" if row["similarity"] is None else f"{row['similarity']:.3f}"]
         listing.add_row(str(rank), f"{row['weight']:.3f}", *similarity, *map(_named, (pair.skill, pair.mistake)))
-    Console().print(listing)
+    standard_output().print(listing)
     return 0
 
 

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from sgsd.bank import BankDiff, Item, Skill
-from sgsd.commands.bank_files import item_block, load, print_json, sizes
+from sgsd.cli.bank_files import item_block, load, sizes
+from sgsd.cli.console import print_json, standard_output
 
 
 def diff(options: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def diff(options: argparse.Namespace) -> int:
             }
         )
         return 0
-    console = Console()
+    console = standard_output()
     console.print(Text(f"− {options.before}: {sizes(before)}", style="red"), soft_wrap=True)
     console.print(Text(f"+ {options.after}: {sizes(after)}", style="green"), soft_wrap=True)
     if found:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__
-from sgsd.commands import bank_settings
-from sgsd.commands.flags import spelled
+from sgsd.cli import bank_settings
+from sgsd.cli.flags import spelled
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
@@ -249,43 +249,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["train"]:
-            from sgsd.commands.train import train
+            from sgsd.cli.train import train
 
             return train(arguments[1:])
         options = _parse(arguments)
         if options.command == "demo":
-            from sgsd.commands.demo import demo
+            from sgsd.cli.demo import demo
 
             return demo(options)
         if options.command == "eval" and options.regrade is not None:
-            from sgsd.commands.regrade import regrade_stored
+            from sgsd.cli.regrade import regrade_stored
 
             return regrade_stored(options)
         if options.command == "eval":
-            from sgsd.commands.eval import evaluate_model
+            from sgsd.cli.eval import evaluate_model
 
             return evaluate_model(options)
         if options.command == "compare":
-            from sgsd.commands.compare import compare
+            from sgsd.cli.compare import compare
 
             return compare(options)
         if options.command == "contamination":
-            from sgsd.commands.contamination import contamination
+            from sgsd.cli.contamination import contamination
 
             return contamination(options)
         if options.command == "report":
-            from sgsd.commands.report import report
+            from sgsd.cli.report import report
 
             return report(options)
         if options.command == "lab":
-            from sgsd.commands.lab import lab
+            from sgsd.cli.lab import lab
 
             return lab(options)
         if options.action in bank_settings.ACTIONS:
-            from sgsd.commands.bank_build import build_bank
+            from sgsd.cli.bank_build import build_bank
 
             return build_bank(options)
-        from sgsd.commands.bank import bank
+        from sgsd.cli.bank import bank
 
         return bank(options)
     except SGSDError as error:
@@ -297,7 +297,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sgsd: interrupted", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sgsd.commands.settings import hub_or_cache
+from sgsd.cli.settings import hub_or_cache
 from sgsd.engines.generation import TransformersSampler
 from sgsd.engines.models import load_model
 from sgsd.errors import ConfigError

@@ -16,6 +16,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from sgsd import runfolder
+from sgsd.cli.console import standard_output
 from sgsd.errors import ConfigError
 from sgsd.problems import Problem
 from sgsd.trainers.names import method_name
@@ -60,18 +61,18 @@ def demo(options: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; the demo has its own
     if not 2 <= options.problems <= _MOST_PROBLEMS:
         raise ConfigError("--problems is out of range", got=options.problems, expected=f"2 to {_MOST_PROBLEMS}")
-    console = Console()
+    console = standard_output()
     began = time.perf_counter()
     output: Path = options.output
     data = output.with_name(f"{output.name}-data")
     train_file, test_file = data / "train.jsonl", data / "test.jsonl"
     _refuse_other_folders(output, train_file)
-    console.print("[bold]sgsd demo[/bold]: SmolLM2-135M-Instruct learns mental arithmetic on this CPU")
+    console.print("sgsd demo: SmolLM2-135M-Instruct learns mental arithmetic on this CPU", style="bold")
 
     import transformers
 
-    from sgsd.commands.settings import parse_settings
-    from sgsd.commands.train import run_training
+    from sgsd.cli.settings import parse_settings
+    from sgsd.cli.train import run_training
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -115,7 +116,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def _refuse_other_folders(output: Path, train_file: Path) -> None:
     """The run folder is replaced, if it is an earlier demo's, finished or not."""
-    from sgsd.commands.settings import read_run
+    from sgsd.cli.settings import read_run
 
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -140,7 +141,7 @@ class _Screen:
     def __init__(self, console: Console, steps: int, test_file: Path, problems: int) -> None:
         from transformers import TrainerCallback
 
-        from sgsd.commands.eval import progress_bar
+        from sgsd.cli.console import progress_bar
 
         self.evaluations: dict[str, Any] = {}
         self._progress: Progress = progress_bar(console)
@@ -220,7 +221,6 @@ def _print_result(console: Console, summary: dict[str, Any], difference: Any, tr
         if difference.covers_zero
         else "The interval does not cover 0.",
         f"{summary['steps']} steps, {summary['rollouts']} rollouts, {summary['seconds']:.0f} s.",
-        highlight=False,
     )
     if training.grpo_weight and training.sgsd_weight:
         console.print(
@@ -228,17 +228,16 @@ def _print_result(console: Console, summary: dict[str, Any], difference: Any, tr
             f"{training.grpo_weight:g} times GRPO's, with teacher '{training.teacher}'. In docs/demo.md's runs the "
             "published objective, SGSD's alone with a live teacher, did not learn, and GRPO's alone learned as much as "
             "GRPO + SGSD. To see them:",
-            markup=False,
         )
         for line in (
             "  sgsd demo --output runs/published -- --teacher live --grpo_weight 0 --num_generations 1",
             "  sgsd demo --output runs/grpo -- --sgsd_weight 0",
         ):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     more = f"--config demo --dataset {output}-data/train.jsonl --output_dir {output}"
     for line in (
         f"run folder: {output}",
         f"evaluate it again:  sgsd eval {output}",
         f"train on:           sgsd train {more} --max_steps {2 * summary['steps']} --resume",
     ):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

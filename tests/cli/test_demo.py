@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from sgsd.cli import main
-from sgsd.commands.demo import arithmetic_problems
+from sgsd.cli.demo import arithmetic_problems
 
 
 def test_questions_are_distinct_answers_right_and_the_draw_repeatable():

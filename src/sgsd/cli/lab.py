@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgsd import runfolder
+from sgsd.cli.console import standard_error, standard_output
 from sgsd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def lab(options: argparse.Namespace) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     import torch
 
-    from sgsd.commands.eval import progress_bar
+    from sgsd.cli.console import progress_bar
     from sgsd.lab.pretrain import VARIANTS, pretrain
     from sgsd.lab.probe import probe
 
@@ -56,7 +57,7 @@ def _pretrain(options: argparse.Namespace) -> int:
         raise ConfigError("the output folder is not empty", got=str(output), remedy="pass --output")
     torch.set_num_threads(options.threads)
     variant = VARIANTS[options.variant]
-    console = Console(stderr=True)
+    console = standard_error()
     with progress_bar(console) as progress:
         task = progress.add_task("pre-training", total=variant.steps)
 
@@ -70,23 +71,23 @@ def _pretrain(options: argparse.Namespace) -> int:
     table.add_column("95 % interval", justify="right")
     for name, estimate in probe(str(output)).items():
         table.add_row(name, f"{100 * estimate.mean:.1f} %", f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}")
-    Console().print(table)
+    standard_output().print(table)
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
     output: Path = options.output or Path("runs/lab") / _default_name(options)
-    console = Console(stderr=True)
+    console = standard_error()
 
     def report(step: int, evaluation: Evaluation) -> None:
         if options.json:
             print(json.dumps({"step": step, "accuracy": evaluation.accuracy.mean}), flush=True)
         else:
-            console.print(f"step {step:4d}: {100 * evaluation.accuracy.mean:5.1f} % right", highlight=False)
+            console.print(f"step {step:4d}: {100 * evaluation.accuracy.mean:5.1f} % right")
 
     seconds = _experiment(options, output, console, report)
     if not options.json:
-        console.print(f"{seconds:.0f} s; more: sgsd lab table {output}", highlight=False, soft_wrap=True)
+        console.print(f"{seconds:.0f} s; more: sgsd lab table {output}", soft_wrap=True)
     return 0
 
 
@@ -102,8 +103,8 @@ def _experiment(
     import torch
     import transformers
 
-    from sgsd.commands.settings import parse_settings
-    from sgsd.commands.train import run_training
+    from sgsd.cli.settings import parse_settings
+    from sgsd.cli.train import run_training
     from sgsd.evaluation.curve import AccuracyCallback
     from sgsd.lab.experiment import BankShares, NoisyVerifier, TopicEmbedder, make_bank, questions
     from sgsd.lab.language import MAX_COMPLETION
@@ -204,7 +205,7 @@ def _table(options: argparse.Namespace) -> int:
             spread = "" if low == high else f" ({100 * low:.0f} to {100 * high:.0f})"
             cells.append("–" if mean is None else f"{100 * mean:.1f}{spread}")
         table.add_row(group.lab, group.label, str(len(group.seeds)), *cells, f"{group.collapsed} of {len(group.seeds)}")
-    Console().print(table)
+    standard_output().print(table)
     return 0
 
 
@@ -219,11 +220,10 @@ def _demo(options: argparse.Namespace) -> int:
     output: Path = options.output
     if output.exists() and any(output.iterdir()):
         raise ConfigError("the output folder is not empty", got=str(output), remedy="pass --output")
-    console = Console()
+    console = standard_output()
     console.print(
-        "[bold]sgsd lab demo[/bold]: a tiny model that follows half of what it is told learns nine hidden rules. "
+        "sgsd lab demo: a tiny model that follows half of what it is told learns nine hidden rules. "
         f"{options.steps} steps of 64 rollouts each; the same questions, bank, verifier and seed.",
-        highlight=False,
     )
     began = time.perf_counter()
     curves: dict[str, list[tuple[int, float]]] = {name: [] for name in _DEMO_METHODS}
@@ -244,9 +244,9 @@ def _demo(options: argparse.Namespace) -> int:
     if failures:
         raise ConfigError("a run of the demo failed", got=failures[0])
     folders = " ".join(str(_demo_folder(output, name)) for name in _DEMO_METHODS)
-    console.print(f"intervals: sgsd compare {folders}", highlight=False, soft_wrap=True)
-    console.print(f"a page:    sgsd report {folders}", highlight=False, soft_wrap=True)
-    console.print("One seed; docs/lab.md has more, and where it goes wrong.", highlight=False)
+    console.print(f"intervals: sgsd compare {folders}", soft_wrap=True)
+    console.print(f"a page:    sgsd report {folders}", soft_wrap=True)
+    console.print("One seed; docs/lab.md has more, and where it goes wrong.")
     return 0
 
 

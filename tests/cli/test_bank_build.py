@@ -13,9 +13,9 @@ import yaml
 from sgsd.bank import SkillBank
 from sgsd.bank.build import BANK, CANDIDATES, FAILURES, MEMORIES, ROLLOUTS
 from sgsd.bank.lineage import ancestors
-from sgsd.commands.bank_engines import Engines
-from sgsd.commands.bank_settings import BuildSettings, read_settings
-from sgsd.commands.settings import read_yaml, resolve_config
+from sgsd.cli.bank_engines import Engines
+from sgsd.cli.bank_settings import BuildSettings, read_settings
+from sgsd.cli.settings import read_yaml, resolve_config
 from sgsd.errors import ConfigError
 
 from ..bank.builds import digest
@@ -258,7 +258,7 @@ class VLLM:
 
 @pytest.fixture
 def vllm(monkeypatch):
-    monkeypatch.setattr("sgsd.commands.bank_engines.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("sgsd.cli.bank_engines.importlib.util.find_spec", lambda name: name)
     for name in ("VLLMSampler", "VLLMEngine", "VLLMWriter"):
         monkeypatch.setattr(f"sgsd.engines.vllm_offline.{name}", type(name, (VLLM,), {}))
 
@@ -286,7 +286,7 @@ def test_vllm_samples_and_another_model_writes(vllm, tiny_folder):
 
 @pytest.mark.parametrize("engine", ["vllm", "openai"])
 def test_a_package_that_is_missing_is_told_before_the_work(monkeypatch, build, engine):
-    monkeypatch.setattr("sgsd.commands.bank_engines.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sgsd.cli.bank_engines.importlib.util.find_spec", lambda name: None)
     refused = build("--writer_engine", engine, "--writer_base_url", "http://localhost:1/v1")
     assert f"the package {engine} is not installed" in refused.error
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from sgsd import runfolder
@@ -23,19 +19,6 @@ def bank_file(name: str) -> str:
 def load(name: str) -> SkillBank:
     """The bank a command was given: a file, a folder, a shipped bank."""
     return SkillBank.load(bank_file(name))
-
-
-def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table; columns named in ``right`` are aligned there. Cells are plain text: give them as ``Text``."""
-    made = Table(title=Text(title), title_justify="left")
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
-
-
-def print_json(value: Any) -> None:
-    """A JSON value for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def sizes(loaded: SkillBank) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from sgsd import __version__
-from sgsd.commands.eval_engines import Engine, check_engine
-from sgsd.commands.eval_plan import Plan, check_flags, data_sets, make_plan, read_model_run
-from sgsd.commands.settings import hub_or_cache, ignore_deprecations
+from sgsd.cli.console import progress_bar, standard_error, standard_output
+from sgsd.cli.eval_engines import Engine, check_engine
+from sgsd.cli.eval_plan import Plan, check_flags, data_sets, make_plan, read_model_run
+from sgsd.cli.settings import hub_or_cache, ignore_deprecations
 from sgsd.engines.models import load_tokenizer
 from sgsd.errors import ConfigError
 from sgsd.evaluation import Evaluation, evaluate
@@ -40,7 +41,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
         )
     ignore_deprecations()
     transformers.utils.logging.disable_progress_bar()  # loading has one line; a second bar would tear this command's
-    console = Console(stderr=True)
+    console = standard_error()
     run = read_model_run(options.model)
     names = data_sets(options, run)
     check_flags(options)
@@ -50,7 +51,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
     plans: list[Plan] = []
     for name in names:
         plans.append(make_plan(name, options, run, tokenizer, several=len(names) > 1))
-        console.print(plans[-1].report.summary(), highlight=False)
+        console.print(plans[-1].report.summary())
     stores = [
         None if plan.output is None else SampleStore(plan.output, plan.settings, force=options.force) for plan in plans
     ]
@@ -61,7 +62,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
         engine = Engine(options, tokenizer, room=room, progress=screen.within_batch)
         for plan, store in zip(plans, stores, strict=True):
             if store is not None and store.finished() is not None:
-                console.print(f"already there, nothing sampled: {store.folder}", highlight=False)
+                console.print(f"already there, nothing sampled: {store.folder}")
                 summaries[plan.name] = read_summary(store.folder)
                 continue
             _refuse_beyond_context(plan, engine)
@@ -70,9 +71,9 @@ def evaluate_model(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_document(summaries), indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(summary_table(summaries))
+        standard_output().print(summary_table(summaries))
     where = f"samples kept in {', '.join(kept)}" if kept else "samples not kept: --output FOLDER keeps them"
-    console.print(where, highlight=False, soft_wrap=True)
+    console.print(where, soft_wrap=True)
     return 0
 
 
@@ -84,16 +85,12 @@ def _evaluate(
     console: Console,
     options: argparse.Namespace,
 ) -> Summary:
-    console.print(
-        f"{_short(plan.name)}: sampling {options.model} with {options.engine}", highlight=False, soft_wrap=True
-    )
+    console.print(f"{_short(plan.name)}: sampling {options.model} with {options.engine}", soft_wrap=True)
     sampler = engine.sampler(plan.sampling, batch_size=plan.batch_size)
     total = len(plan.problems) * plan.k
     done = [] if store is None else store.resume(batch_size=plan.batch_size, total=total)
     if done:
-        console.print(
-            f"{_short(plan.name)}: going on after {len(done):,} of {total:,} samples", highlight=False, soft_wrap=True
-        )
+        console.print(f"{_short(plan.name)}: going on after {len(done):,} of {total:,} samples", soft_wrap=True)
     screen.begin(plan.name, total, len(done))
 
     def keep(batch: Sequence[Sample]) -> None:
@@ -224,15 +221,3 @@ class _Screen:
 def _short(dataset: str) -> str:
     """A data set's name without its folder or owner."""
     return dataset.rsplit("/", 1)[-1]
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar with counts and the time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
