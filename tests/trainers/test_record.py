@@ -46,7 +46,7 @@ class Run:
     def step(self, number, pools, outcomes, *, micro_batches=1, seed=0):
         """One optimizer step: rollouts, shuffled and split as TRL does it, their scores and their stances."""
         data = [{"problem_id": f"p{n}", "problem": f"{n} + 1?", "answer": str(n + 1)} for n in range(len(pools))]
-        self.cells = self.recorder.rollouts(data, 0, len(pools))
+        self.cells = self.recorder.rollouts(data, range(len(pools)), range(len(pools)))
         inputs, student = batch(pools, outcomes, seed=seed)
         inputs["items"] = self.ledger.numbers(pools, BANK, K)
         teachers = from_batch(inputs)

@@ -38,7 +38,7 @@ from sgsd.errors import CollapseError, ConfigError, SGSDError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
-from sgsd.scoring.teachers import build_pool
+from sgsd.scoring.teachers import TeacherPool, build_pool
 from sgsd.trainers.callbacks import StopOnSignal
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refused_writes
 from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
@@ -46,7 +46,7 @@ from sgsd.trainers.guard import sound_checkpoint
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.trainers.rows import prompt_of, skill_pairs, training_rows
-from sgsd.trainers.signs import summary_of
+from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers, summary_of
 from sgsd.trainers.startup import (
     check_batch,
     check_reward,
@@ -362,8 +362,10 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
     )
     if sampling is not None:
         out.print(sampling)
-    warning = thinking.warning(training.max_completion_length)
-    if warning is not None:
+    warnings = [thinking.warning(training.max_completion_length)]
+    if isinstance(training, SGSDConfig):
+        warnings.append(check_teachers(built.pools([rows[n] for n in range(min(FIRST_PROBLEMS, len(rows)))]), budget))
+    for warning in filter(None, warnings):
         out.print(f"WARNING: {warning}")
     console.print(f"method: {method_name(settings_as_dict(run, training))}")
     console.print("dry run: no weights were loaded, nothing was written")
@@ -409,6 +411,16 @@ class _Built:
             **shown,
         )
 
+    def pools(self, rows: Sequence[dict[str, Any]]) -> list[TeacherPool]:
+        """The teachers of some rows, of method sgsd."""
+        assert self.bank is not None
+        K = vars(self.training)["num_teachers"]
+        found = self._retriever.retrieve([row["problem"] for row in rows], self.bank, K)
+        return [
+            build_pool(prompt_of(row), one, self.renderer, num_teachers=K, max_prompt_length=self.budget)
+            for row, one in zip(rows, found, strict=True)
+        ]
+
     def prompts(self, row: dict[str, Any]) -> dict[str, list[int]]:
         """A row's prompts, by title."""
         args = self.training
@@ -416,19 +428,12 @@ class _Built:
         title = f"student, with {source} pairs" if args.skills_in_prompt else "student"
         prompts = {title: self.renderer.student_ids(prompt_of(row))}
         if isinstance(args, SGSDConfig):
-            assert self.bank is not None
-            (retrieval,) = self._retriever.retrieve([row["problem"]], self.bank, args.num_teachers)
-            pool = build_pool(
-                prompt_of(row),
-                retrieval,
-                self.renderer,
-                num_teachers=args.num_teachers,
-                max_prompt_length=self.budget,
-            )
+            (pool,) = self.pools([row])
             title = f"teacher, with {source} pair"
             if pool.too_long:
                 title += f" ({pool.too_long} of {pool.too_long + len(pool.pairs)} pairs are too long)"
-            prompts[title] = pool.prompts[0] if pool.prompts else []
+            if pool.prompts:
+                prompts[title] = pool.prompts[0]
         if isinstance(args, OPSDConfig):
             prompts[f"teacher, with the {args.reference}"] = row["teacher_prompt"]
         return prompts

@@ -116,6 +116,9 @@ class _Head:
     cap: float | None
 
     def product(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        if module in _FLOAT32_HEADS:
+            with torch.autocast(hidden.device.type, enabled=False):
+                return module(hidden.float() * self.before)
         weight = module.weight
         typed = isinstance(weight, Tensor) and weight.is_floating_point()  # a quantised head takes what it is given
         if typed and not torch.is_autocast_enabled(hidden.device.type):
@@ -127,6 +130,14 @@ class _Head:
             return product
         logits = product.to(torch.promote_types(product.dtype, torch.float32)) * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+_FLOAT32_HEADS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def keep_head_in_float32(model: nn.Module) -> None:
+    """Compute the head's product in float32, whatever autocast says, as TRL's ``cast_lm_head_to_fp32`` does."""
+    _FLOAT32_HEADS.add(cast(nn.Module, causal_model(model).get_output_embeddings()))
 
 
 _SMALL, _LARGE = 1e-3, 1e6  # where a scale, where a cap can be read off

@@ -34,7 +34,7 @@ from sgsd.errors import CheckpointError, ConfigError
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
-from sgsd.scoring.logprobs import Reduction, StudentPass, causal_model
+from sgsd.scoring.logprobs import Reduction, StudentPass, causal_model, keep_head_in_float32
 from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
 from sgsd.trainers.callbacks import CheckpointCallback, StepCallback
 from sgsd.trainers.checkpoint import (
@@ -186,6 +186,8 @@ class VerifiedTrainer(GRPOTrainer):
                 rollout_func=rollout_func,
                 **rows,
             )
+        if args.cast_lm_head_to_fp32:
+            keep_head_in_float32(self.model)
         check_reward(self.reward_funcs, self.train_dataset[0], processing_class, ends[0])
         self.chat_template_kwargs = self.renderer.student_kwargs
         self._generation_config = causal_model(self.model).generation_config
@@ -196,6 +198,7 @@ class VerifiedTrainer(GRPOTrainer):
         self.add_callback(self._step_callback)
         self.teacher_weights = self._teacher_weights(args, peft_config)
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
+        self._numbers = range(0)  # of the latest batch's rollouts on all processes
         self._set_up()
         self._add_guard(args)
         self.add_callback(
@@ -395,12 +398,22 @@ class VerifiedTrainer(GRPOTrainer):
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch, and each rollout's ``outcome`` and its ``row`` among all ranks' rollouts."""
+        """TRL's batch, and what counts beside it.
+
+        ``outcome``, ``[B]``; ``row``, ``[B]``, a number that no other rollout of the step has; ``counted``, ``[B, T]``,
+        the tokens that the model wrote.
+        """
         with sampling_as_asked(self._generation_config):
             output = super()._generate_and_score_completions(inputs)
         B = len(inputs)
         output["outcome"] = self._outcome
-        output["row"] = torch.arange(B, device=self._outcome.device) + self.accelerator.process_index * B
+        if self._mode == "train":
+            self._numbers = self._next_numbers(B)
+        output["counted"] = output["completion_mask"].bool()
+        if "tool_mask" in output:  # of a rollout_func: what its environment wrote is not the model's
+            output["counted"] &= output["tool_mask"].bool()
+        first = self._numbers.start + self.accelerator.process_index * B
+        output["row"] = torch.arange(first, first + B, device=self._outcome.device)
         if self._mode == "train":
             self.metrics.mean("success_rate", self._outcome > 0)
             self._look_for_trouble()
@@ -408,6 +421,16 @@ class VerifiedTrainer(GRPOTrainer):
             rates = self.accelerator.gather((self._outcome > 0).float())
             self._metrics["eval"]["success_rate"].append(rates.mean().item())
         return output
+
+    def _next_numbers(self, rollouts: int) -> range:
+        """Numbers of all processes' rollouts of the next batch, ``rollouts`` a process.
+
+        An optimizer step may take its rollouts from several batches; numbers begin again when none of it is left.
+        """
+        args, of_all = self.args, rollouts * self.accelerator.num_processes
+        together = 1 + -(-args.gradient_accumulation_steps // args.steps_per_generation)
+        first = self._numbers.stop if self._numbers.stop < together * of_all else 0
+        return range(first, first + of_all)
 
     def _look_for_trouble(self) -> None:
         if self._first_steps.done:

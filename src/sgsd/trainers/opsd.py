@@ -124,10 +124,11 @@ class OPSDTrainer(VerifiedTrainer):
         divergence = _Divergence(self.model, hidden, teaching, self.args)
         student, loss = self._student_pass(model, inputs, lambda flat: divergence)
         tokens, student_entropy, teacher_entropy = map(student.spread, student.kept)  # [B, T]
-        rows = tokens.sum(-1) / mask.sum(-1).clamp(min=1)
-        self.metrics.mean("entropy", student_entropy, mask)
-        self.metrics.mean("opsd/divergence", tokens, mask)
-        self.metrics.mean("opsd/teacher_entropy", teacher_entropy, mask)
+        counted = inputs["counted"]
+        rows = torch.where(counted, tokens, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)
+        self.metrics.mean("entropy", student_entropy, counted)
+        self.metrics.mean("opsd/divergence", tokens, counted)
+        self.metrics.mean("opsd/teacher_entropy", teacher_entropy, counted)
         self.metrics.mean("opsd/loss", rows)
         return loss + rows.mean() / self.current_gradient_accumulation_steps
 

@@ -59,8 +59,8 @@ class RunRecorder:
         self._pair_of = pair_of
         self._trace_steps = trace_steps
         self._writes = writes
-        self._rows: Mapping[int, Mapping[str, Any]] = {}
-        self._cells: list[list[str]] = []
+        self._rows: dict[int, Mapping[str, Any]] = {}
+        self._cells: dict[int, list[str]] = {}
         self._traces: list[dict[str, Any]] = []
 
     def begin(self, step: int) -> None:
@@ -71,20 +71,21 @@ class RunRecorder:
         for name in (runfolder.SUPPORTS, runfolder.TRACES):
             keep_until(self._folder / name, step)
 
-    def rollouts(self, rows: Sequence[Mapping[str, Any]], first_row: int, of_all: int) -> list[list[str]]:
-        """Begin a batch of rollouts.
+    def rollouts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], of_all: range) -> list[list[str]]:
+        """Begin a batch of rollouts; it takes the place of one with the same numbers.
 
         Args:
             rows: data rows of this process's rollouts.
-            first_row: the first one's number among all processes'.
-            of_all: rollouts of all processes.
+            numbers: theirs, as ``row`` in the batch.
+            of_all: the numbers of all processes' rollouts.
 
         Returns:
-            A cell for each of these: its teachers' stances, written into it at the end of the optimizer step.
+            A cell for each of ``of_all``: its teachers' stances, written into it at the end of the optimizer step.
         """
-        self._rows = dict(enumerate(rows, start=first_row))
-        self._cells = [[] for _ in range(of_all)]
-        return self._cells
+        self._rows |= zip(numbers, rows, strict=True)
+        cells: list[list[str]] = [[] for _ in of_all]
+        self._cells |= zip(of_all, cells, strict=True)
+        return cells
 
     def observe(
         self,

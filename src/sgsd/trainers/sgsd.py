@@ -9,6 +9,7 @@ Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the 
 
 from __future__ import annotations
 
+import logging
 import random
 import textwrap
 from collections.abc import Sequence
@@ -44,6 +45,9 @@ from sgsd.trainers.names import card_name
 from sgsd.trainers.record import LedgerCallback, RunRecorder
 from sgsd.trainers.rewards import VerifierReward, is_truncated, text_of
 from sgsd.trainers.rows import prompt_of
+from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
+
+_log = logging.getLogger(__name__)
 
 
 class SGSDTrainer(VerifiedTrainer):
@@ -100,6 +104,11 @@ class SGSDTrainer(VerifiedTrainer):
                 MaintenanceCallback(self.maintenance, self._bank, self.training_ledger.credit_of, self._log_step)
             )
 
+        first = [self.train_dataset[n] for n in range(min(FIRST_PROBLEMS, len(self.train_dataset)))]
+        said = check_teachers(self.retrieve(first), self.max_prompt_length)
+        if said and main:
+            _log.warning("%s", said)
+
     @property
     def ledger(self) -> Ledger:
         """What became of each bank item so far."""
@@ -135,8 +144,12 @@ class SGSDTrainer(VerifiedTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         if self._mode == "eval":
+            if self.log_completions:  # the table has a row for each of TRL's, and these have no teachers
+                rows: list[list[str]] = [[] for _ in range(len(inputs) * self.accelerator.num_processes)]
+                self._logs["extra"]["stances"].extend(rows)
+                self._logs["extra"]["pairs"].extend(rows)
             return output
-        mask = output["completion_mask"].bool()
+        mask = output["counted"]
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
         pools = self.retrieve(inputs)
         output |= to_batch(self.score_teachers(pools, inputs, output))
@@ -150,7 +163,7 @@ class SGSDTrainer(VerifiedTrainer):
         """One pool of teachers a rollout; the G rollouts of a prompt share one."""
         assert self.retriever is not None
         assert self.bank is not None
-        distinct = {repr(row["prompt"]): row for row in inputs}
+        distinct = {_asked(row): row for row in inputs}
         problems = list(dict.fromkeys(row["problem"] for row in distinct.values()))
         found = self.retriever.retrieve(problems, self.bank, self.args.num_teachers)
         retrieved = dict(zip(problems, found, strict=True))
@@ -164,7 +177,7 @@ class SGSDTrainer(VerifiedTrainer):
             )
             for key, row in distinct.items()
         }
-        return [pools[repr(row["prompt"])] for row in inputs]
+        return [pools[_asked(row)] for row in inputs]
 
     # ---- score K teachers
 
@@ -225,7 +238,7 @@ class SGSDTrainer(VerifiedTrainer):
         assert self.bank is not None
         seed, limit = self.args.seed + self.state.global_step, self.max_prompt_length
         drawn = {
-            repr(inputs[b]["prompt"]): control_prompt(
+            _asked(inputs[b]): control_prompt(
                 prompt_of(inputs[b]),
                 pools[b],
                 self.bank,
@@ -235,7 +248,7 @@ class SGSDTrainer(VerifiedTrainer):
             )
             for b in rows
         }
-        found = [drawn[repr(inputs[b]["prompt"])] for b in rows]
+        found = [drawn[_asked(inputs[b])] for b in rows]
         self._count("sgsd/control_is_plain", found.count(None), len(rows))
         prompts = [ids or self.renderer.student_ids(prompt_of(inputs[b])) for b, ids in zip(rows, found, strict=True)]
         others = None
@@ -313,7 +326,7 @@ class SGSDTrainer(VerifiedTrainer):
         of_grpo = 2 * (len(temperatures) - 1)  # GRPO's own temperature comes last
         passed, loss = self._student_pass(model, inputs, reduction, returned=(of_grpo, of_grpo + 1), grpo_weight=weight)
         logps, entropy = passed.spread(passed.kept[0]), passed.spread(passed.kept[1])
-        mask = inputs["completion_mask"].bool()
+        mask = inputs["counted"]
         self.metrics.mean("sampled_logp", logps[..., 0], mask)
         if not weight:
             self.metrics.mean("entropy", entropy, mask)
@@ -363,11 +376,16 @@ class SGSDTrainer(VerifiedTrainer):
         self.metrics.add({name: (torch.tensor(float(total), device=device), torch.tensor(float(among), device=device))})
 
     def _log_rollouts(self, pools: Sequence[TeacherPool], inputs: Sequence[dict[str, Any]]) -> None:
-        B, accelerator = len(pools), self.accelerator
+        B, rank = len(pools), self.accelerator.process_index
         self._count("sgsd/teachers_per_rollout", sum(len(pool.pairs) for pool in pools), B)
         self._count("sgsd/pairs_too_long", sum(pool.too_long for pool in pools), B)
-        cells = self.recorder.rollouts(inputs, accelerator.process_index * B, accelerator.num_processes * B)
+        cells = self.recorder.rollouts(inputs, self._numbers[rank * B : (rank + 1) * B], self._numbers)
         if self.log_completions:
             self._logs["extra"]["stances"].extend(cells)
             names = [[f"{pair.skill.id} {pair.mistake.id}" for pair in pool.pairs] for pool in pools]
             self._logs["extra"]["pairs"].extend(gather_object(names))
+
+
+def _asked(row: dict[str, Any]) -> tuple[str, str]:
+    """What rollouts of one group have in common: the prompt, and the problem that pairs are retrieved for."""
+    return repr(row["prompt"]), row["problem"]

@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sgsd.errors import ConfigError
+from sgsd.scoring.teachers import TeacherPool
 from sgsd.trainers.startup import ThinkingState
 
+FIRST_PROBLEMS = 8
 _MOST_CUT = 0.5
 _ENOUGH_ROLLOUTS, _ENOUGH_STEPS = 32, 3
 
@@ -122,6 +125,30 @@ def summary_of(history: Sequence[Mapping[str, Any]], *, grouped: bool = True) ->
             )
         )
     return said
+
+
+def check_teachers(pools: Sequence[TeacherPool], limit: int) -> str | None:
+    """A block of lines where most teachers' prompts are too long.
+
+    Args:
+        pools: teachers of the first ``FIRST_PROBLEMS`` problems.
+        limit: tokens that a prompt may have.
+
+    Raises:
+        ConfigError: none fits: nothing would ever be learnt from teachers.
+    """
+    fit, too_long = sum(len(pool.prompts) for pool in pools), sum(pool.too_long for pool in pools)
+    remedy = "a larger max_prompt_length or context, a smaller max_completion_length, or shorter items"
+    if too_long and not fit:
+        raise ConfigError(
+            f"no teacher's prompt of the first {len(pools)} problems fits",
+            got=f"room for {limit} tokens",
+            remedy=remedy,
+        )
+    if too_long <= fit:
+        return None
+    what = f"{too_long} of {too_long + fit} teachers' prompts do not fit {limit} tokens"
+    return large(what, f"They are left out. Remedy: {remedy}.")
 
 
 def large(title: str, *lines: str) -> str:
