@@ -291,6 +291,8 @@ def _shares_prompts(causal: PreTrainedModel) -> bool:
     config = causal.config
     if config.get_text_config() is not config:
         return False
+    if vars(config).get("attn_temperature_tuning"):  # Llama-4's counts places in the cache, padding included
+        return False
     if causal.is_activation_checkpointing and causal.training:
         return False
     if "position_ids" not in inspect.signature(causal.base_model.forward).parameters:
