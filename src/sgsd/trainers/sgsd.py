@@ -41,8 +41,9 @@ from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import LEDGER_FILE, LedgerCallback, RunRecorder
-from sgsd.trainers.rewards import VerifierReward, is_truncated, text_of
+from sgsd.trainers.rewards import VerifierReward, is_truncated
 from sgsd.trainers.rows import prompt_of
+from sgsd.verifiers.reward import text_of
 
 
 class SGSDTrainer(VerifiedTrainer):

@@ -1,5 +1,4 @@
-"""The root of this package's errors, and the error of a verifier's settings. ``sgsd.errors`` adds those of the rest: the
-verifiers stand alone."""
+"""The root of all errors and that of settings. ``sgsd.errors`` adds the others: the verifiers stand alone."""
 
 from __future__ import annotations
 

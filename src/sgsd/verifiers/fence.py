@@ -30,8 +30,9 @@ _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 
 _SYMPY = re.compile(
-    rb"from sympy import \*|def monomial_\w+\(A, [Bk]\):\n[\w\s(),=\[\]+*/-]*(?:if [\w\s<>=.]+:[\w\s(),=\[\]+*/-]*)*"
-    rb"|(?:(?:Integer|Float|Symbol|Rational) ?\(\s*'?[\w.]{1,4300}'?\s*\)|[A-Z]|pi|[-+*/(), ])+"
+    rb"from sympy import \*|def monomial_\w+\([ABk, ]+\):\n(?!.*__)[\w\s(),=\[\]<>:+*/-]*"
+    rb"|(?:(?:Integer|Float|Symbol|Rational) ?\(\s*'?[\w.+-]{1,4300}'?\s*\)|[A-Z]|pi|[-+*/(), ])+",
+    re.DOTALL,
 )
 """What sympy compiles as a matter of course: the numbers and symbols it wraps, and its tables of monomials."""
 
@@ -44,14 +45,15 @@ _REFUSED = (
 )  # fmt: skip
 
 
-def limit(name: str, value: int) -> None:
+def limit(name: str, value: int, *, for_good: bool = True) -> None:
     """Lower one of this process's limits (``RLIMIT_`` + name), where the system has it."""
     if resource is None:
         return
     number: int = getattr(resource, f"RLIMIT_{name}")
     hard = resource.getrlimit(number)[1]
+    lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+        resource.setrlimit(number, (lower, lower if for_good else hard))
 
 
 def limit_process(memory_gb: float, *, fenced: bool) -> None:
@@ -67,7 +69,7 @@ def limit_cpu(seconds: float) -> None:
     """The kernel ends this process when it has used so many seconds more."""
     if resource is not None:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        limit("CPU", int(used.ru_utime + used.ru_stime + seconds) + 1)
+        limit("CPU", int(used.ru_utime + used.ru_stime + seconds) + 1, for_good=False)
 
 
 def leave_network() -> bool:
@@ -85,29 +87,32 @@ class Fence:
         self.closed = False
         roots = {*sys.path, *sysconfig.get_paths().values(), *site.getsitepackages(), sys.prefix, sys.base_prefix}
         self._readable = tuple({os.path.join(os.path.realpath(root), "") for root in roots if root})
+        self._modules = 0
         self._packages: frozenset[str] = frozenset()
         sys.addaudithook(self._check)
 
     def set(self, *, closed: bool) -> None:
         """Close or open it. The first time it closes, this process gives up writing files and starting others."""
-        if closed and not self._packages:
+        if closed and not self._modules:
             limit("FSIZE", 0)
             limit("NPROC", 0)
-        if closed and not self.closed:
+        if closed and len(sys.modules) != self._modules:
+            self._modules = len(sys.modules)
             self._packages = frozenset(name.partition(".")[0] for name in sys.modules)
         self.closed = closed
 
     def _check(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.closed:
             return
-        if event.startswith(_REFUSED) or (
-            event == "open"
-            and not self._may_open(*arguments)
-            or event == "import"
-            and str(arguments[0]).partition(".")[0] not in self._packages
-            or event == "compile"
-            and not self._may_compile(*arguments)
-        ):
+        if event == "open":
+            passes = self._may_open(*arguments)
+        elif event == "import":
+            passes = str(arguments[0]).partition(".")[0] in self._packages
+        elif event == "compile":
+            passes = self._may_compile(*arguments)
+        else:
+            passes = not event.startswith(_REFUSED)
+        if not passes:
             raise PermissionError(f"refused: {event}")
 
     def _may_open(self, path: object, mode: object, flags: int) -> bool:

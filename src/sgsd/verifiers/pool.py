@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ STARTUP_SECONDS = 300.0
 
 TIMEOUT, DIED, OUT_OF_MEMORY = "timeout", "worker died", "out of memory"
 
-_THREADS = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _NEEDED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "OPENBLAS_CORETYPE", "SYSTEMROOT", "LANG", "LC_ALL", "LC_CTYPE")
 """Of the environment, what Python needs to start. Keys and tokens are not among it."""
 
@@ -59,11 +59,11 @@ class _Worker:
         self.loaded: set[str] = set()
         self._folder = tempfile.mkdtemp(prefix="sgsd-verifier-")
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+        mode = "fenced" if fenced else "free"
         kept = {name: os.environ[name] for name in _NEEDED if name in os.environ} if fenced else dict(os.environ)
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sgsd.verifiers.worker", str(memory_gb)]
-                + ["fenced" if fenced else "free", self._folder],
+                [sys.executable, "-P", "-m", "sgsd.verifiers.worker", str(memory_gb), mode, self._folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -125,12 +125,16 @@ class _Worker:
 
     def is_alive(self) -> bool:
         # It stays a zombie until it is killed below, so that its group's number is not given to others.
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        try:
+            return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # somebody else has waited for it
+            return False
 
     def kill(self) -> None:
         """End the process and all it started, and remove its folder."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.release_pipes()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -236,7 +240,7 @@ class Pool:
                     return
                 try:
                     results[position] = function(items[position])
-                except BaseException as error:  # handed to the caller, below
+                except BaseException as error:  # noqa: BLE001 - of whatever thread, it is raised in the caller's, below
                     failures.append(error)
 
         others = [threading.Thread(target=work, daemon=True) for _ in range(min(self.workers, len(items)) - 1)]
@@ -269,7 +273,7 @@ class Pool:
         return Verdict(Outcome.UNDECIDED, DIED)
 
     @contextmanager
-    def _worker(self, grader: str) -> Iterator[_Worker]:
+    def _worker(self, grader: str) -> Generator[_Worker]:
         """A worker with the grader loaded. If anything is raised it is not used again."""
         with self._slots:
             closings = self._closings

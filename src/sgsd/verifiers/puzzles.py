@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 Entry = Mapping[str, Any]
 """``question``, ``answer`` and ``metadata`` of an item of a data set."""
@@ -212,17 +213,22 @@ def _typed(value: Any) -> Any:
     if isinstance(value, bool):
         return ("bool", value)
     if isinstance(value, list):
-        return [_typed(item) for item in value]
+        return [_typed(item) for item in cast(list[Any], value)]
     if isinstance(value, dict):
-        return {key: _typed(item) for key, item in value.items()}
+        return {key: _typed(item) for key, item in cast(dict[str, Any], value).items()}
     return value
 
 
 def same_number_list(answer: str, entry: Entry) -> bool:
-    given, expected = read_json(answer), read_json(entry["answer"])
-    return isinstance(given, list) and [decimal(str(item)) for item in given] == [
-        decimal(str(item)) for item in expected
-    ]
+    given, expected = ([decimal(str(item)) for item in _list(text)] for text in (answer, entry["answer"]))
+    return given == expected
+
+
+def _list(text: str) -> list[Any]:
+    found = read_json(text)
+    if not isinstance(found, list):
+        raise ValueError(text)
+    return cast(list[Any], found)
 
 
 def same_groups(answer: str, entry: Entry) -> bool:
@@ -463,8 +469,9 @@ def solves_cryptarithm(answer: str, entry: Entry) -> bool:
 
 def colors_graph(answer: str, entry: Entry) -> bool:
     puzzle = entry["metadata"]["puzzle"]
-    given = read_json(answer)
-    if not isinstance(given, dict) or set(given) != {str(vertex) for vertex in puzzle["vertices"]}:
+    found = read_json(answer)
+    given = cast(dict[str, Any], found) if isinstance(found, dict) else {}
+    if set(given) != {str(vertex) for vertex in puzzle["vertices"]}:
         return False
     if any(type(color) is not int or color not in puzzle["color_options"] for color in given.values()):
         return False
@@ -472,8 +479,8 @@ def colors_graph(answer: str, entry: Entry) -> bool:
 
 
 def _moves(answer: str) -> list[str]:
-    moves = read_json(answer)
-    if not isinstance(moves, list) or len(moves) > MAX_MOVES or not all(isinstance(move, str) for move in moves):
+    moves = _list(answer)
+    if len(moves) > MAX_MOVES or not all(isinstance(move, str) for move in moves):
         raise ValueError(answer)
     return moves
 
@@ -612,7 +619,7 @@ def climbs_ladder(answer: str, entry: Entry) -> bool:
     ends = (entry["metadata"]["start_word"], entry["metadata"]["end_word"])
     if len(words) < 2 or (words[0], words[-1]) != ends or len(set(words)) < len(words):
         return False
-    steps = zip(words, words[1:], strict=False)
+    steps = pairwise(words)
     return _dictionary().issuperset(words) and all(
         len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == 1 for one, other in steps
     )

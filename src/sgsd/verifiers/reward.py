@@ -9,8 +9,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
-from sgsd.verifiers.verdict import Context, Outcome, Verdict
-from sgsd.verifiers.worker import ContextGrader
+from sgsd.verifiers.verdict import Context, ContextGrader, Outcome, Verdict
 
 COLUMNS = ("answer", "solution", "ground_truth", "target")
 """The names under which data sets hold the reference, and reward functions ask for it."""
@@ -66,8 +65,9 @@ def make_grader(*, path: str, threshold: float) -> ContextGrader:
     def grade(completion: str, answer: str, context: Mapping[str, Any] | None) -> Verdict:
         given = Context(**context) if context is not None else Context()
         offered: dict[str, Any] = {
-            **dict.fromkeys(COLUMNS, [answer]),
+            **{name: [answer] for name in COLUMNS},
             **{name: [value] for name, value in given.columns.items() if name not in _OWN},
+            "answer": [answer],
             "completions": [given.completion or [{"role": "assistant", "content": completion}]],
             "log_extra": _ignored,
             "log_metric": _ignored,

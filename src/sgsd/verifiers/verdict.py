@@ -57,6 +57,12 @@ class Context:
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+class ContextGrader(Protocol):
+    """In a worker: completion, reference and the fields of a ``Context`` → verdict."""
+
+    def __call__(self, completion: str, answer: str, context: Mapping[str, Any] | None) -> Verdict: ...
+
+
 class Verifier(Protocol):
     """Compares completions with reference answers. Never raises on any text, in either argument."""
 

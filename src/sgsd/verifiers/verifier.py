@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from sgsd.verifiers.errors import ConfigError
 from sgsd.verifiers.pool import DIED, OUT_OF_MEMORY, TIMEOUT, Pool, Request, shared_pool
@@ -34,7 +34,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _OURS = "sgsd.verifiers."
 _NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
-_REWARDS: dict[Outcome, float | None] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNDECIDED: None}
+REWARDS: dict[Outcome, float | None] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNDECIDED: None}
 
 
 class PooledVerifier:
@@ -149,7 +149,7 @@ class PooledVerifier:
                 [str(answer) for answer in columns[named[0]]],
                 contexts_of(completions, **columns) if self.takes_context else None,
             )
-            return [_REWARDS[verdict.outcome] for verdict in verdicts]
+            return [REWARDS[verdict.outcome] for verdict in verdicts]
 
         reward.__name__ = self._name.rpartition(":")[2].rpartition(".")[2]
         return reward
@@ -199,7 +199,7 @@ def contexts_of(
 ) -> list[Context]:
     """The contexts of a batch as TRL's trainer hands it to reward functions."""
     rows = range(len(completions))
-    lists = {name: values for name, values in columns.items() if isinstance(values, list | tuple)}
+    lists = {name: cast(Sequence[Any], values) for name, values in columns.items() if isinstance(values, list | tuple)}
     return [
         Context(
             prompt=None if prompts is None else prompts[row],

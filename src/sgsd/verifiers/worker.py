@@ -15,25 +15,19 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sgsd.verifiers.fence import Fence, leave_network, limit_cpu, limit_process
-from sgsd.verifiers.verdict import Outcome, Verdict
+from sgsd.verifiers.verdict import ContextGrader, Outcome, Verdict
 
 Grader = Callable[[str, str], Verdict]
 GRACE = 2.0
 """Seconds that the alarm leaves the parent to kill this process itself."""
-_UNREADABLE = "unreadable reference"
 ERROR = "verifier error: "
 """How the reason of an exception begins."""
-
-
-class ContextGrader(Protocol):
-    """A grader that is told more than the completion's text and the reference: a reward function."""
-
-    def __call__(self, completion: str, answer: str, context: Mapping[str, Any] | None) -> Verdict: ...
+_UNREADABLE = "unreadable reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +48,7 @@ def load(grader: str) -> Loaded:
         return Loaded(reward.make_grader(**options), lambda answer: None if answer.strip() else _UNREADABLE)
     module = importlib.import_module(f"sgsd.verifiers.{kind}")
     grade: Grader = module.make_grader(**options)
-    return Loaded(lambda completion, answer, _: grade(completion, answer), _check(kind, module))
+    return Loaded(lambda completion, answer, context: grade(completion, answer), _check(kind, module))
 
 
 def _check(kind: str, module: Any) -> Callable[[str], str | None]:
@@ -119,13 +113,12 @@ def main() -> None:
             if fence is not None:
                 fence.set(closed=is_item)
             reply = respond(request, graders)
+            if fence is not None:
+                fence.set(closed=False)
             signal.setitimer(signal.ITIMER_REAL, 0)
             replies.write(json.dumps(reply).encode() + b"\n")
             replies.flush()
-    # The parent is gone, and cannot clear up.
-    if fence is not None:
-        fence.set(closed=False)
-    if folder:
+    if folder:  # the parent is gone, and cannot clear up
         shutil.rmtree(folder, ignore_errors=True)
         os.killpg(os.getpid(), signal.SIGKILL)  # what a reward function started goes, too
 
