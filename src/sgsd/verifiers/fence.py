@@ -41,7 +41,7 @@ _REFUSED = (
     "os.kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
     "os.chown", "os.chflags", "os.chdir", "os.utime", "os.putenv", "os.unsetenv", "os.setxattr", "shutil.", "tempfile.",
     "ctypes.", "urllib.", "http.", "ftplib.", "smtplib.", "sqlite3.", "pickle.", "mmap.", "resource.",
-    "signal.pthread_kill", "sys.addaudithook", "sys.setprofile", "sys.settrace", "builtins.input", "webbrowser.",
+    "signal.pthread_kill", "sys.setprofile", "sys.settrace", "builtins.input", "webbrowser.",
 )  # fmt: skip
 
 

@@ -360,7 +360,7 @@ class _Arithmetic:
 
 
 Polynomial = dict[tuple[tuple[str, int], ...], Fraction]
-_TERM = re.compile(r"[+-]?(?:\\frac\{[^{}]*\}\{[0-9]+\}|\([^()]*\)|[^-+(){}\\]|\^\{-?[0-9]+\}|\*\*\(?[0-9]+\)?)+")
+_TERM = re.compile(r"[+-]?(?:\\frac\{[^{}]*\}\{[0-9]+\}|\([^()]*\)|\^\{[0-9]+\}|[^-+(){}\\])+")
 _FACTOR = re.compile(
     r"(?P<number>[0-9]{1,60}(?:\.[0-9]{1,30})?)|(?P<letter>[A-Za-z])(?:(?:\^|\*\*)[{(]?(?P<power>[0-9]{1,3})[)}]?)?"
 )
