@@ -11,14 +11,14 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from sgsd.bank import Mistake, Skill
-from sgsd.errors import DataError
+from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.metrics import answer_group, lengths, majority_at_k, pass_at_k, subset_sizes
 from sgsd.evaluation.statistics import Estimate, mean_estimate
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer, refuse_long_prompts
 from sgsd.rollouts import Rollout, Sampler, StopReason
 from sgsd.verifiers import Context, Outcome, Verdict, Verifier
-from sgsd.verifiers.verifier import verify_in_context
+from sgsd.verifiers.verifier import names_code, verify_in_context
 
 SAMPLES_FILE = "samples.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -372,3 +372,19 @@ def _sample(problem: Problem, index: int, rollout: Rollout) -> Sample:
         reference=problem.key,
         retokenised=rollout.retokenised,
     )
+
+
+def verifier_of(asked: str | None, record: Mapping[str, object]) -> str:
+    """The verifier asked for, or else the one of the record.
+
+    Raises:
+        ConfigError: the record's is a function. A run folder may be a stranger's, and says nothing that is imported.
+    """
+    recorded = str(record.get("verifier") or "math")
+    if asked is None and names_code(recorded):
+        raise ConfigError(
+            "the record's verifier is a function, which would be run",
+            got=recorded,
+            remedy=f"say --verifier {recorded} if you trust it",
+        )
+    return asked or recorded

@@ -287,6 +287,11 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
     return PooledVerifier(name, description, pool, float(chosen["timeout"]))
 
 
+def names_code(name: str) -> bool:
+    """Whether a verifier's name is the path of somebody's function, which is imported and run."""
+    return name not in NAMES and not name.startswith(_OURS)
+
+
 def _unknown(what: str, got: str, known: Sequence[str]) -> ConfigError:
     near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
     return ConfigError(
