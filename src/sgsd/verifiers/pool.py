@@ -124,6 +124,8 @@ class _Worker:
             raise EOFError from error
 
     def is_alive(self) -> bool:
+        if sys.platform == "darwin":  # has no waitid
+            return self.process.poll() is None
         # It stays a zombie until it is killed below, so that its group's number is not given to others.
         try:
             return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None

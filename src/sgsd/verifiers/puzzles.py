@@ -1,8 +1,9 @@
 r"""Scorers of our own for reasoning-gym's data sets: text in, right or wrong out.
 
-A scorer reads an answer by a grammar of its task (digits, operators, its own names) and computes with what it read.
-None evaluates text, none tolerates what is nearly right, and a problem restated is no answer. They raise ``ValueError``
-and its kin (``KeyError``, ``TypeError``, ``ArithmeticError`` …) on what they cannot read.
+Where there is one answer, a *reader* makes of a text what is compared with the reference; where there are many, a
+*scorer* tries the answer out. Both read by a grammar of the task (digits, operators, its own names) and compute with
+what they read. None evaluates text, none tolerates what is nearly right, and a problem restated is no answer. On what
+they cannot read they raise ``ValueError`` or its like (``KeyError``, ``TypeError``, ``ArithmeticError`` …).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, cast
 
 Entry = Mapping[str, Any]
 """``question``, ``answer`` and ``metadata`` of an item of a data set."""
+Reader = Callable[[str], object]
 Scorer = Callable[[str, Entry], bool]
 
 MAX_CHARACTERS = 20_000
@@ -40,7 +42,7 @@ _SPELLINGS = (
 _BROKEN = re.compile(r"[0-9.]\s+[0-9.]")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,200})?(?:\.[0-9]{0,200})?")
 _DEGREES = re.compile(r"°|\^\{?\\circ\}?|(?<=[0-9]) degrees?$")
-_SCIENTIFIC = re.compile(r"(?P<m>[^*eE]+?)(?:(?:[eE]|\*10\^)\{?(?P<x>[+-]?[0-9]{1,5})\}?)?")
+_SCIENTIFIC = r"(?P<m>[^*e]+?)(?:(?:e|\*10\^)\{?(?P<x>[+-]?[0-9]{1,5})\}?)?"
 
 
 def mathematics(text: str) -> str:
@@ -60,7 +62,7 @@ def decimal(text: str) -> Decimal:
     return Decimal(text.replace(",", ""))
 
 
-# ---- texts, numbers, lists
+# ---- readers: an answer is right if it reads as the reference does
 
 
 def rows(text: str) -> list[str]:
@@ -68,127 +70,67 @@ def rows(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
 
-def same_text(answer: str, entry: Entry) -> bool:
-    return rows(answer) == rows(entry["answer"])
+def caseless(text: str) -> list[str]:
+    return [row.casefold() for row in rows(text)]
 
 
-def same_caseless(answer: str, entry: Entry) -> bool:
-    return [row.casefold() for row in rows(answer)] == [row.casefold() for row in rows(entry["answer"])]
-
-
-def same_sentence(answer: str, entry: Entry) -> bool:
+def sentence(text: str) -> str:
     """Without the final stop, which an extractor takes for the sentence's around it."""
-    given, expected = (" ".join(text.split()).casefold().rstrip(". ") for text in (answer, entry["answer"]))
-    return given == expected
+    return " ".join(text.split()).casefold().rstrip(". ")
 
 
-def same_letters(answer: str, entry: Entry) -> bool:
+def letters(text: str) -> str:
     """Without spaces: of a picture nobody can tell where they are."""
-    return "".join(answer.split()).casefold() == "".join(entry["answer"].split()).casefold()
+    return "".join(text.split()).casefold()
 
 
-def same_number(answer: str, entry: Entry) -> bool:
-    return decimal(_DEGREES.sub("", answer)) == decimal(entry["answer"])
+def items(text: str) -> list[str]:
+    """Texts with commas between them, in order."""
+    return [" ".join(part.split()) for part in text.split(",")]
 
 
-def same_numbers(answer: str, entry: Entry) -> bool:
-    """Coordinates, angles, grids of decimals."""
-    return _decimals(answer) == _decimals(entry["answer"])
+def number(text: str) -> Decimal:
+    return decimal(_DEGREES.sub("", text))
 
 
-def _decimals(text: str) -> list[list[Decimal]]:
+def numbers(text: str) -> list[list[Decimal]]:
+    """Coordinates, grids of decimals."""
     lines = rows(re.sub(r"[()\[\],$]|\\(?:left|right)(?![A-Za-z])", " ", _DEGREES.sub("", text.strip())))
     return [[decimal(part) for part in line.split()] for line in lines]
 
 
-def same_roots(answer: str, entry: Entry) -> bool:
+def roots(text: str) -> Counter[Decimal]:
     """Decimals to four places, in any order."""
-    return _roots(answer) == _roots(entry["answer"])
-
-
-def _roots(text: str) -> Counter[Decimal]:
     return Counter(round(decimal(part), 4) for part in text.split(","))
 
 
-def same_hexadecimal(answer: str, entry: Entry) -> bool:
-    return _hexadecimal(answer) == _hexadecimal(entry["answer"])
-
-
-def _hexadecimal(text: str) -> int:
-    found = re.fullmatch(r"([+-]?)0x([0-9a-f]{1,500})", text.strip().strip("$`").lower())
-    if found is None:
-        raise ValueError(text)
+def hexadecimal(text: str) -> int:
+    found = _match(r"([+-]?)0x([0-9a-f]{1,500})", text.strip().strip("$`").lower())
     return int(found[1] + found[2], 16)
 
 
-def same_fraction(answer: str, entry: Entry) -> bool:
-    """The same numerator and denominator: a fraction that could be reduced is another."""
-    return _fraction(answer) == _fraction(entry["answer"])
-
-
-def _fraction(text: str) -> tuple[int, int]:
-    found = re.fullmatch(
-        r"(-?)(?:\\frac\{(\d{1,50})\}\{(\d{1,50})\}|\(?(\d{1,50})/(\d{1,50})\)?)", mathematics(text), re.ASCII
-    )
-    if found is None:
-        raise ValueError(text)
+def fraction(text: str) -> tuple[int, int]:
+    """Numerator and denominator: a fraction that could be reduced is another."""
+    found = _match(r"(-?)(?:\\frac\{(\d{1,50})\}\{(\d{1,50})\}|\(?(\d{1,50})/(\d{1,50})\)?)", mathematics(text))
     return int(found[1] + (found[2] or found[4])), int(found[3] or found[5])
 
 
-def same_probability(answer: str, entry: Entry) -> bool:
-    """The fraction, or a decimal: exact, or rounded to four significant digits or more."""
-    ratio = entry["metadata"]["rational"]
-    exact = Fraction(int(ratio["numerator"]), int(ratio["denominator"]))
-    text = mathematics(answer)
-    if "/" in text or "frac" in text:
-        return Fraction(*_fraction(text)) == exact
-    given = _scientific(text)
-    return Fraction(given) == exact or (_significant(given) >= 4 and _rounds_to(exact, given))
+def complex_number(text: str) -> tuple[Decimal, Decimal]:
+    found = _match(
+        r"\(?(?P<real>[+-]?[\d.]{1,50}(?![\d.]*[ij]))?(?:(?P<sign>[+-]?)(?P<imaginary>[\d.]{0,50})\*?[ij])?\)?",
+        mathematics(text),
+    )
+    real, imaginary = found["real"], found["imaginary"]
+    if (real is None and imaginary is None) or (real is not None and imaginary is not None and not found["sign"]):
+        raise ValueError(text)
+    return decimal(real or "0"), decimal("0" if imaginary is None else found["sign"] + (imaginary or "1"))
 
 
-def _significant(number: Decimal) -> int:
-    return len(number.as_tuple().digits) if number else 0
-
-
-def _rounds_to(exact: Fraction, given: Decimal) -> bool:
-    exponent = given.as_tuple().exponent
-    return isinstance(exponent, int) and abs(exact - Fraction(given)) * 2 <= Fraction(10) ** exponent
-
-
-def same_power(answer: str, entry: Entry) -> bool:
-    """To three significant digits, as the question asks, or to more."""
-    given, exact = _scientific(answer), _scientific(entry["answer"])
-    return given == exact or (_significant(given) >= 3 and _rounds_to(Fraction(exact), given))
-
-
-def _scientific(text: str) -> Decimal:
-    found = _SCIENTIFIC.fullmatch(mathematics(text))
+def _match(pattern: str, text: str) -> re.Match[str]:
+    found = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
     if found is None:
         raise ValueError(text)
-    return decimal(found["m"]).scaleb(int(found["x"] or 0))
-
-
-def same_complex(answer: str, entry: Entry) -> bool:
-    return _complex(answer) == _complex(entry["answer"])
-
-
-def _complex(text: str) -> tuple[Decimal, Decimal]:
-    found = re.fullmatch(r"\(?([+-]?[\d.]+(?![\d.]*[ij]))?(?:([+-]?)([\d.]*)\*?[ij])?\)?", mathematics(text), re.ASCII)
-    if found is None or (found[1] is None and found[3] is None):
-        raise ValueError(text)
-    if found[1] is not None and found[3] is not None and not found[2]:
-        raise ValueError(text)
-    imaginary = Decimal(0) if found[3] is None else decimal(found[2] + (found[3] or "1"))
-    return decimal(found[1] or "0"), imaginary
-
-
-def same_items(answer: str, entry: Entry) -> bool:
-    """Texts with commas between them, in order."""
-    return _items(answer) == _items(entry["answer"])
-
-
-def _items(text: str) -> list[str]:
-    return [" ".join(part.split()) for part in text.split(",")]
+    return found
 
 
 def read_json(text: str) -> Any:
@@ -199,17 +141,22 @@ def read_json(text: str) -> Any:
         return json.loads(text.replace("'", '"'))
 
 
-def same_json(answer: str, entry: Entry) -> bool:
-    """The same JSON value: 1 is 1.0, and neither is true. A reference that is none is a text."""
+def _list(text: str) -> list[Any]:
+    found = read_json(text)
+    if not isinstance(found, list):
+        raise ValueError(text)
+    return cast(list[Any], found)
+
+
+def json_value(text: str) -> Any:
+    """A JSON value: 1 is 1.0, and neither is true. What is none is a text."""
     try:
-        expected = read_json(entry["answer"])
+        return _typed(read_json(text))
     except ValueError:
-        return same_text(answer, entry)
-    return _typed(read_json(answer)) == _typed(expected)
+        return rows(text)
 
 
 def _typed(value: Any) -> Any:
-    """A value in which true and 1 differ."""
     if isinstance(value, bool):
         return ("bool", value)
     if isinstance(value, list):
@@ -219,62 +166,69 @@ def _typed(value: Any) -> Any:
     return value
 
 
-def same_number_list(answer: str, entry: Entry) -> bool:
-    given, expected = ([decimal(str(item)) for item in _list(text)] for text in (answer, entry["answer"]))
-    return given == expected
+def number_list(text: str) -> list[Decimal]:
+    return [decimal(str(item)) for item in _list(text)]
 
 
-def _list(text: str) -> list[Any]:
-    found = read_json(text)
-    if not isinstance(found, list):
-        raise ValueError(text)
-    return cast(list[Any], found)
-
-
-def same_groups(answer: str, entry: Entry) -> bool:
+def groups(text: str) -> Counter[tuple[str, ...]]:
     """Lists of words: neither the order of the lists nor that in a list counts."""
-    return _groups(read_json(answer), ordered=False) == _groups(entry["metadata"]["solution"], ordered=False)
+    return Counter(tuple(sorted(words)) for words in _lists_of_words(text))
 
 
-def same_partitions(answer: str, entry: Entry) -> bool:
+def partitions(text: str) -> Counter[tuple[str, ...]]:
     """Lists of parts: the order of the lists does not count."""
-    return _groups(read_json(answer), ordered=True) == _groups(entry["metadata"]["solution"], ordered=True)
+    return Counter(tuple(parts) for parts in _lists_of_words(text))
 
 
-def _groups(value: Any, *, ordered: bool) -> Counter[tuple[str, ...]]:
-    if not all(isinstance(word, str) for group in value for word in group) or not all(
-        isinstance(g, list) for g in value
+def _lists_of_words(text: str) -> list[list[str]]:
+    found = _list(text)
+    if not all(
+        isinstance(group, list) and all(isinstance(word, str) for word in cast(list[Any], group)) for group in found
     ):
-        raise ValueError(value)
-    return Counter(tuple(group if ordered else sorted(group)) for group in value)
-
-
-def same_factors(answer: str, entry: Entry) -> bool:
-    """Prime factors in any order."""
-    return _factors(answer) == _factors(entry["answer"])
-
-
-def _factors(text: str) -> Counter[int]:
-    parts = re.split(r"[*x]", mathematics(text))
-    if not all(re.fullmatch(r"[0-9]{1,50}", part) for part in parts):
         raise ValueError(text)
-    return Counter(map(int, parts))
+    return found
 
 
-def same_roles(answer: str, entry: Entry) -> bool:
+def factors(text: str) -> Counter[int]:
+    """Prime factors in any order."""
+    return Counter(int(_match(r"[0-9]{1,50}", part)[0]) for part in re.split(r"[*x]", mathematics(text)))
+
+
+def roles(text: str) -> Counter[str]:
     """``Zoey is a knight, and Ada is a knave``, in any order."""
-    return _roles(answer) == _roles(entry["answer"])
-
-
-def _roles(text: str) -> Counter[str]:
     parts = re.split(r",(?: ?and)? | and ", " ".join(text.casefold().split()).rstrip("."))
     if not all(re.fullmatch(r"[^\W\d_]+ is an? [a-z]+", part) for part in parts):
         raise ValueError(text)
     return Counter(part.replace(" an ", " a ") for part in parts)
 
 
-def one_of_boards(answer: str, entry: Entry) -> bool:
-    return rows(answer) in [rows(board) for board in entry["metadata"]["valid_answers"]]
+# ---- numbers that may be rounded
+
+
+def is_probability(answer: str, entry: Entry) -> bool:
+    """The fraction, or a decimal: exact, or rounded to four significant digits or more."""
+    ratio = entry["metadata"]["rational"]
+    exact = Fraction(int(ratio["numerator"]), int(ratio["denominator"]))
+    if "/" in answer or "frac" in answer:
+        return Fraction(*fraction(answer)) == exact
+    return _states(_scientific(answer), exact, digits=4)
+
+
+def is_power(answer: str, entry: Entry) -> bool:
+    """To three significant digits, as the question asks, or to more."""
+    return _states(_scientific(answer), Fraction(_scientific(entry["answer"])), digits=3)
+
+
+def _scientific(text: str) -> Decimal:
+    found = _match(_SCIENTIFIC, mathematics(text))
+    return decimal(found["m"]).scaleb(int(found["x"] or 0))
+
+
+def _states(given: Decimal, exact: Fraction, *, digits: int) -> bool:
+    _, shown, exponent = given.as_tuple()
+    if Fraction(given) == exact:
+        return True
+    return len(shown) >= digits and abs(exact - Fraction(given)) * 2 <= Fraction(10) ** int(exponent)
 
 
 # ---- arithmetic with given numbers
@@ -424,21 +378,17 @@ def _inline(fraction: re.Match[str]) -> str:
     return f"{above}/{below}·"
 
 
-def same_polynomial(answer: str, entry: Entry) -> bool:
-    return polynomial(answer) == polynomial(entry["answer"])
-
-
-def same_antiderivative(answer: str, entry: Entry) -> bool:
-    """The same polynomial up to a constant, which may be a number or ``C``."""
-    return _without_constant(answer) == _without_constant(entry["answer"])
-
-
-def _without_constant(text: str) -> Polynomial:
+def antiderivative(text: str) -> Polynomial:
+    """Without the constant, which may be a number or ``C``."""
     constants: tuple[object, ...] = ((), (("C", 1),), (("c", 1),))
     return {names: value for names, value in polynomial(text).items() if names not in constants}
 
 
 # ---- puzzles with more than one solution
+
+
+def is_board(answer: str, entry: Entry) -> bool:
+    return rows(answer) in [rows(board) for board in entry["metadata"]["valid_answers"]]
 
 
 def fills_kakurasu(answer: str, entry: Entry) -> bool:
@@ -545,8 +495,8 @@ _STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
 
 def is_shortest_path(answer: str, entry: Entry) -> bool:
-    if same_text(answer, entry) or entry["answer"] == "infeasible":
-        return same_text(answer, entry)
+    if rows(answer) == rows(entry["answer"]) or entry["answer"] == "infeasible":
+        return rows(answer) == rows(entry["answer"])
     grid: list[list[str]] = entry["metadata"]["matrix"]
     row, column = next((r, c) for r, line in enumerate(grid) for c, cell in enumerate(line) if cell == "*")
     steps = answer.split()

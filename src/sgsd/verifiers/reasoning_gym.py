@@ -3,8 +3,8 @@
 Its scorers were read (0.1.25, 106 data sets). They evaluate answers as Python (``spiral_matrix``, ``n_queens``,
 ``string_insertion``, ``binary_matrix``) or as SymPy's (``countdown``, ``puzzle24``, the integrals, products of
 polynomials), take the problem for its answer, or give the full score to what is nearly or not at all right
-(``game_of_life_halting`` to any text). So none is called: ``_SCORERS`` says how an answer is read and compared, and a
-data set that is not in it is refused by name.
+(``game_of_life_halting`` to any text). So none is called: ``_READERS`` and ``_SCORERS`` say how an answer is read. Other
+data sets are refused by name.
 """
 
 from __future__ import annotations
@@ -15,62 +15,67 @@ from typing import Any, cast
 
 from sgsd.verifiers import puzzles
 from sgsd.verifiers.extract import NO_ANSWER, extract_lines
-from sgsd.verifiers.puzzles import MAX_CHARACTERS, Scorer
+from sgsd.verifiers.puzzles import MAX_CHARACTERS, Reader, Scorer
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
+_READERS: dict[Reader, str] = {
+    puzzles.rows: (
+        "ab arc_1d arc_agi bf binary_matrix caesar_cipher circuit_logic futoshiki manipulate_matrix mini_sudoku"
+        " modulo_grid path_star rearc rotate_matrix spiral_matrix string_insertion string_manipulation string_splitting"
+        " string_synthesis sudoku survo time_intervals"
+    ),
+    puzzles.caseless: (
+        "acre base_conversion calendar_arithmetic color_cube_rotation course_schedule family_relationships"
+        " game_of_life_halting isomorphic_strings letter_jumble mahjong_puzzle needle_haystack ransom_note"
+        " spell_backward syllogism tsumego zebra_puzzles"
+    ),
+    puzzles.sentence: "emoji_mystery sentence_reordering",
+    puzzles.letters: "figlet_font",
+    puzzles.items: "word_sequence_reversal word_sorting",
+    puzzles.number: (
+        "aiw basic_arithmetic binary_alternation chain_sum count_bits count_primes decimal_arithmetic decimal_chain_sum"
+        " gcd gsm_symbolic largest_island lcm leg_counting letter_counting maze number_format number_sequence products"
+        " rectangle_count rotten_oranges self_reference simple_equations simple_geometry"
+    ),
+    puzzles.numbers: "advanced_geometry pool_matrix",
+    puzzles.roots: "polynomial_equations",
+    puzzles.hexadecimal: "bitwise_arithmetic",
+    puzzles.fraction: "dice fraction_simplification",
+    puzzles.complex_number: "complex_arithmetic",
+    puzzles.json_value: "codeio game_of_life list_functions",
+    puzzles.number_list: "number_filtering number_sorting",
+    puzzles.groups: "group_anagrams",
+    puzzles.partitions: "palindrome_partitioning",
+    puzzles.factors: "prime_factorization",
+    puzzles.roles: "knights_knaves",
+    puzzles.polynomial: "polynomial_multiplication",
+    puzzles.antiderivative: "simple_integration",
+}
+
+
+def _equal(reader: Reader) -> Scorer:
+    return lambda text, entry: reader(text) == reader(entry["answer"])
+
+
 _SCORERS: dict[str, Scorer] = {
-    name: scorer
-    for scorer, names in {
-        puzzles.same_text: (
-            "ab arc_1d arc_agi bf binary_matrix caesar_cipher circuit_logic futoshiki manipulate_matrix"
-            " mini_sudoku modulo_grid rearc rotate_matrix spiral_matrix string_insertion string_manipulation"
-            " string_splitting string_synthesis sudoku survo path_star time_intervals"
-        ),
-        puzzles.same_caseless: (
-            "acre base_conversion calendar_arithmetic color_cube_rotation course_schedule family_relationships"
-            " game_of_life_halting isomorphic_strings letter_jumble mahjong_puzzle needle_haystack ransom_note"
-            " spell_backward syllogism tsumego zebra_puzzles"
-        ),
-        puzzles.same_sentence: "emoji_mystery sentence_reordering",
-        puzzles.same_letters: "figlet_font",
-        puzzles.same_number: (
-            "aiw basic_arithmetic binary_alternation chain_sum count_bits count_primes decimal_arithmetic"
-            " decimal_chain_sum gcd gsm_symbolic largest_island lcm leg_counting letter_counting maze number_format"
-            " number_sequence products rectangle_count rotten_oranges self_reference simple_equations simple_geometry"
-        ),
-        puzzles.same_numbers: "advanced_geometry pool_matrix",
-        puzzles.same_roots: "polynomial_equations",
-        puzzles.same_hexadecimal: "bitwise_arithmetic",
-        puzzles.same_fraction: "dice fraction_simplification",
-        puzzles.same_probability: "coin_flip",
-        puzzles.same_power: "power_function",
-        puzzles.same_complex: "complex_arithmetic",
-        puzzles.same_items: "word_sequence_reversal word_sorting",
-        puzzles.same_json: "codeio game_of_life list_functions",
-        puzzles.same_number_list: "number_filtering number_sorting",
-        puzzles.same_groups: "group_anagrams",
-        puzzles.same_partitions: "palindrome_partitioning",
-        puzzles.same_factors: "prime_factorization",
-        puzzles.same_roles: "knights_knaves",
-        puzzles.same_polynomial: "polynomial_multiplication",
-        puzzles.same_antiderivative: "simple_integration",
-        puzzles.one_of_boards: "n_queens",
-        puzzles.reaches_target: "countdown",
-        puzzles.reaches_24: "puzzle24",
-        puzzles.fills_kakurasu: "kakurasu",
-        puzzles.solves_cryptarithm: "cryptarithm",
-        puzzles.colors_graph: "graph_color",
-        puzzles.fills_jug: "jugs",
-        puzzles.swaps_knights: "knight_swap",
-        puzzles.opens_lock: "quantum_lock",
-        puzzles.is_shortest_path: "shortest_path",
-        puzzles.solves_sokoban: "sokoban",
-        puzzles.moves_tower: "tower_of_hanoi",
-        puzzles.is_palindrome: "palindrome_generation",
-        puzzles.climbs_ladder: "word_ladder",
-    }.items()
-    for name in names.split()
+    **{name: _equal(reader) for reader, names in _READERS.items() for name in names.split()},
+    "coin_flip": puzzles.is_probability,
+    "countdown": puzzles.reaches_target,
+    "cryptarithm": puzzles.solves_cryptarithm,
+    "graph_color": puzzles.colors_graph,
+    "jugs": puzzles.fills_jug,
+    "kakurasu": puzzles.fills_kakurasu,
+    "knight_swap": puzzles.swaps_knights,
+    "n_queens": puzzles.is_board,
+    "palindrome_generation": puzzles.is_palindrome,
+    "power_function": puzzles.is_power,
+    "puzzle24": puzzles.reaches_24,
+    "quantum_lock": puzzles.opens_lock,
+    "shortest_path": puzzles.is_shortest_path,
+    "sokoban": puzzles.solves_sokoban,
+    "tower_of_hanoi": puzzles.moves_tower,
+    "word_ladder": puzzles.climbs_ladder,
 }
 
 _REFUSED = {

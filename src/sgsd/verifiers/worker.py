@@ -56,7 +56,7 @@ def _check(kind: str, module: Any) -> Callable[[str], str | None]:
         return module.why_unreadable
     if kind == "math":
         check: Grader = module.make_grader(check=True)
-        return lambda answer: check("", answer).reason
+        return lambda answer: None if check("", answer).outcome is Outcome.CORRECT else _UNREADABLE
     if kind == "exact":
         return lambda answer: None if module.normalise(answer, ignore_case=True) else _UNREADABLE
     return lambda answer: None if module.option(answer) is not None else _UNREADABLE
