@@ -100,8 +100,8 @@ def numbers(text: str) -> list[list[Decimal]]:
 
 
 def roots(text: str) -> Counter[Decimal]:
-    """Decimals to four places, in any order."""
-    return Counter(round(decimal(part), 4) for part in text.split(","))
+    """Decimals, in any order."""
+    return Counter(decimal(part) for part in text.split(","))
 
 
 def hexadecimal(text: str) -> int:
@@ -136,9 +136,9 @@ def _match(pattern: str, text: str) -> re.Match[str]:
 def read_json(text: str) -> Any:
     """JSON, with the quotation marks of either kind."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=Decimal)
     except ValueError:
-        return json.loads(text.replace("'", '"'))
+        return json.loads(text.replace("'", '"'), parse_float=Decimal)
 
 
 def _list(text: str) -> list[Any]:
@@ -221,7 +221,7 @@ def is_power(answer: str, entry: Entry) -> bool:
 
 def _scientific(text: str) -> Decimal:
     found = _match(_SCIENTIFIC, mathematics(text))
-    return decimal(found["m"]).scaleb(int(found["x"] or 0))
+    return Decimal(f"{decimal(found['m'])}e{int(found['x'] or 0)}")  # exact, whatever the context's precision
 
 
 def _states(given: Decimal, exact: Fraction, *, digits: int) -> bool:

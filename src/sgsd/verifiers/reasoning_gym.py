@@ -3,8 +3,8 @@
 Its scorers were read (0.1.25, 106 data sets). They evaluate answers as Python (``spiral_matrix``, ``n_queens``,
 ``string_insertion``, ``binary_matrix``) or as SymPy's (``countdown``, ``puzzle24``, the integrals, products of
 polynomials), take the problem for its answer, or give the full score to what is nearly or not at all right
-(``game_of_life_halting`` to any text). So none is called: ``_READERS`` and ``_SCORERS`` say how an answer is read. Other
-data sets are refused by name.
+(``game_of_life_halting`` to any text). So none is called: ``_READERS`` and ``_SCORERS`` say how an answer is read.
+Other data sets are refused by name.
 """
 
 from __future__ import annotations
