@@ -231,3 +231,57 @@ def test_the_fence_changes_no_verdict():
         if grade(*case).outcome is not verdict.outcome and verdict.reason not in ("timeout", "out of memory")
     ]
     assert different == []
+
+
+CODE = [
+    "open('canary', 'w').write('x')",
+    "__import__('os').system('touch canary')",
+    "exec('raise SystemExit')",
+    "().__class__.__base__.__subclasses__()",
+    "Symbol('x').__class__",
+    "lambda: 5",
+    r"\text{__import__('os')._exit(1)}",
+    r"\mathrm{exit}()",
+    r"\input{/etc/passwd}",
+    r"\write18{touch canary}",
+    r"x + \operatorname{eval}(1)",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "references"),
+    [
+        ("math", ["5", r"2\pi", "x+1", r"\{1, 2\}", "Paris"]),
+        ("exact", ["5", "Paris"]),
+        ("choice", ["B"]),
+        ("sgsd.verifiers.dapo:reward", ["5", r"2\pi"]),
+    ],
+)
+def test_code_in_a_completion_is_a_wrong_answer_and_no_more(name: str, references: list[str]):
+    cases = [
+        (form, reference)
+        for reference in references
+        for code in CODE
+        for form in (code, f"Answer: {code}", rf"\boxed{{{code}}}")
+    ]
+    with get_verifier(name, workers=1, memory_gb=3.6, timeout=20) as verifier:
+        verdicts = verifier.verify_many([form for form, _ in cases], [reference for _, reference in cases])
+        (worker,) = verifier._pool._all
+        assert os.listdir(worker._folder) == []
+    wrong = [(case, verdict) for case, verdict in zip(cases, verdicts, strict=True) if verdict.outcome.sign != -1]
+    assert [(form, reference) for (form, reference), _ in wrong if "5" not in form or reference != "5"] == []
+
+
+@pytest.mark.parametrize("hostile", ["9^{9^{9^{9}}}", "10000000!", "(x+1)^{100000}", "2^{2^{40}}"])
+def test_the_authors_rule_cannot_be_hung_on_demand(hostile: str):
+    with get_verifier("sgsd.verifiers.dapo:reward", workers=1, timeout=1) as verifier:
+        assert verifier.verify(rf"\boxed{{{hostile}}}", r"2\pi").outcome.sign == -1
+
+
+def test_a_reference_is_read_within_the_timeout():
+    reference = "#### so it is 5 " + "( " * 40 + "7"
+    with get_verifier("math", workers=1, timeout=1, memory_gb=3.6) as verifier:
+        verifier.warm_up()
+        start = time.monotonic()
+        verifier.readable(reference)
+        assert time.monotonic() - start < 60  # a process of its own can be ended; in this one it would take days
