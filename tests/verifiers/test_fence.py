@@ -275,7 +275,7 @@ def test_code_in_a_completion_is_a_wrong_answer_and_no_more(name: str, reference
 @pytest.mark.parametrize("hostile", ["9^{9^{9^{9}}}", "10000000!", "(x+1)^{100000}", "2^{2^{40}}"])
 def test_the_authors_rule_cannot_be_hung_on_demand(hostile: str):
     with get_verifier("sgsd.verifiers.dapo:reward", workers=1, timeout=1) as verifier:
-        assert verifier.verify(rf"\boxed{{{hostile}}}", r"2\pi").outcome.sign == -1
+        assert verifier.verify(rf"\boxed{{{hostile}}}", "5").outcome.sign == -1
 
 
 def test_a_reference_is_read_within_the_timeout():
