@@ -265,37 +265,48 @@ def test_a_closed_verifier_starts_again():
 
 
 def run(script: str, **options: object) -> subprocess.Popen[str]:
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True, **options
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        **options,
     )
 
 
-def test_workers_end_with_their_parent_even_in_the_middle_of_an_item():
-    script = r"""
-        import threading, time
-        from sgsd.verifiers import get_verifier
-        verifier = get_verifier("math", workers=1, timeout=2)
-        verifier.warm_up()
-        print(*(w.process.pid for w in verifier._pool._all), flush=True)
-        verifier.verify(r"\boxed{9^{9^{9^{9}}}}", r"2\pi")
-    """
+def is_gone(pid: int) -> bool:
+    """It does not run: there is no such process, or only what nobody has waited for."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+HANGING = """
+import sys, threading, time
+from sgsd.verifiers import get_verifier
+workers, timeout = 2, {timeout}
+verifier = get_verifier("rewards_for_tests:hang", workers=workers, timeout=timeout)
+verifier.warm_up()
+print(*(worker.process.pid for worker in verifier._pool._all), flush=True)
+"""
+
+
+def test_workers_end_with_their_parent_even_in_the_middle_of_an_item(rewards: str):
+    script = HANGING.format(timeout=2) + 'verifier.verify_many(["hang"] * 6, ["5"] * 6)\n'
     with run(script) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
         time.sleep(0.3)
         parent.kill()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
-        state = (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if Path(f"/proc/{pid}").exists()
-            else "Z"
-        )
-        if state == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        assert not Path(f"/proc/{pid}").exists()
+    assert len(pids) == 2
+    assert all(is_gone(pid) for pid in pids)
 
 
 @pytest.mark.parametrize("handled", [signal.SIG_DFL, signal.SIG_IGN])
@@ -376,41 +387,28 @@ def test_an_item_whose_worker_is_killed_from_outside_is_judged_by_another(math: 
     assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
 
 
-def test_an_interrupt_ends_a_batch_at_once_and_its_workers_with_the_process():
-    script = r"""
-        from sgsd.verifiers import get_verifier
-        verifier = get_verifier("math", workers=2, timeout=60)
-        verifier.warm_up()
-        print(*(worker.process.pid for worker in verifier._pool._all), flush=True)
-        verifier.verify_many([r"\boxed{9^{9^{9^{9}}}}"] * 6, [r"2\pi"] * 6)
-    """
+def test_an_interrupt_ends_a_batch_at_once_and_its_workers_with_the_process(rewards: str):
+    script = HANGING.format(timeout=200) + 'verifier.verify_many(["hang"] * 6, ["5"] * 6)\n'
     with run(script, stderr=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         time.sleep(0.5)
         parent.send_signal(signal.SIGINT)
-        assert parent.wait(30) != 0
+        assert parent.wait(60) != 0
         assert parent.stderr is not None
         assert "KeyboardInterrupt" in parent.stderr.read()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert all(is_gone(pid) for pid in pids)
 
 
-def test_a_thread_that_is_still_verifying_does_not_hold_up_the_end():
-    script = r"""
-        import threading, time
-        from sgsd.verifiers import get_verifier
-        verifier = get_verifier("math", workers=1, timeout=60)
-        verifier.warm_up()
-        print(*(worker.process.pid for worker in verifier._pool._all), flush=True)
-        hang = lambda: verifier.verify(r"\boxed{9^{9^{9^{9}}}}", r"2\pi")
-        threading.Thread(target=hang, daemon=True).start()
-        time.sleep(0.3)
-    """
+def test_a_thread_that_is_still_verifying_does_not_hold_up_the_end(rewards: str):
+    script = HANGING.format(timeout=200) + (
+        'threading.Thread(target=verifier.verify, args=("hang", "5"), daemon=True).start()\ntime.sleep(0.3)\n'
+    )
     with run(script) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert parent.wait(30) == 0
-    assert not Path(f"/proc/{pid}").exists()
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert parent.wait(60) == 0
+    assert all(is_gone(pid) for pid in pids)
 
 
 def test_close_ends_the_workers_and_removes_their_folders():

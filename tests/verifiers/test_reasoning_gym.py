@@ -230,6 +230,22 @@ def test_scorers_are_strict_and_read_what_models_write(entry: dict[str, Any], an
     assert sign(answer, entry) == expected
 
 
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("<answer>so, which, not</answer>", 1),
+        ("Sorted:\n**Answer: so, which, not**", 1),
+        ("Answer: not, so\nAnswer: so, which, not", 1),
+        ("<answer>not, so</answer> No. <answer>so, which, not</answer>", -1),
+        ("<think>Answer: so, which, not", -1),
+        ("<think>\nAnswer: so, which, not\n</think>\nI do not know.", -1),
+        ("Answer: so, which, not or so", -1),
+    ],
+)
+def test_a_text_stands_where_the_completion_ends(completion: str, expected: int):
+    assert sign(completion, made("word_sorting", "so, which, not")) == expected
+
+
 def test_a_refused_data_set_is_said_by_name(caplog: pytest.LogCaptureFixture):
     entry = json.dumps(made("rush_hour", "F+1"))
     with get_verifier("reasoning_gym", workers=1) as verifier:

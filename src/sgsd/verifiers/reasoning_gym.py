@@ -10,11 +10,12 @@ Other data sets are refused by name.
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from typing import Any, cast
 
 from sgsd.verifiers import puzzles
-from sgsd.verifiers.extract import NO_ANSWER, extract_lines
+from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_lines
 from sgsd.verifiers.puzzles import MAX_CHARACTERS, Reader, Scorer
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
@@ -78,6 +79,9 @@ _SCORERS: dict[str, Scorer] = {
     "word_ladder": puzzles.climbs_ladder,
 }
 
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_LAST_LINE = re.compile(r" {0,3}(?:\*\*)?(?:final )?answer: ?(?:\*\*)?(.+?)(?:\*\*)?", re.IGNORECASE)
+
 _REFUSED = {
     "boxnet": "its scorer skips moves that are not allowed, and there is no reference answer",
     "composite": "its items carry the names of the data sets they come from",
@@ -128,6 +132,21 @@ def _is_right(text: str, entry: dict[str, Any]) -> bool:
         return False
 
 
+def _at_the_end(completion: str) -> Extraction | None:
+    """What stands as it is in tags at the very end, in a last line ``Answer: …``, or alone as a list or object.
+
+    An extractor that looks for mathematics takes words such as "not" and "which" for more than texts.
+    """
+    text = completion.strip()
+    if text.endswith("</answer>"):
+        tagged = {part.strip() for part in _TAGGED.findall(text)}
+        return Extraction(tagged.pop()) if len(tagged) == 1 else Extraction(None, reason="several answers")
+    last = text.rpartition("\n")[2]
+    if (line := _LAST_LINE.fullmatch(last)) is not None:
+        return Extraction(line[1])
+    return Extraction(text) if text[:1] in ("[", "{") and text[-1:] in ("]", "}") else None
+
+
 def make_grader() -> Grader:
     """Correct if the data set's scorer takes the extracted answer. What it cannot read is incorrect, if it can read the
     entry's own answer."""
@@ -139,6 +158,8 @@ def make_grader() -> Grader:
             return Verdict(Outcome.UNDECIDED, why)
         reference = "" if entry["answer"] is None else str(entry["answer"])
         found = extract_lines(completion, lines=len(reference.strip().splitlines()))
+        if found.reason is None or not found.reason.startswith("unclosed"):
+            found = _at_the_end(completion) or found
         if found.text is None:
             return Verdict(Outcome.INCORRECT, found.reason or NO_ANSWER)
         right = found.reason is None and _is_right(found.text, entry)
