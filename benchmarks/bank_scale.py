@@ -267,8 +267,8 @@ def main() -> None:
         ("leaks", options.memories, some),
         ("leaks", few, options.items),
         ("leaks", options.memories, options.items),
+        ("retrieval", 0, some // 10),
         ("retrieval", 0, some),
-        ("retrieval", 0, options.items),
         ("bm25", 0, options.items),
         ("embedding", 0, 0),
     ]

@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
-from sgsd.commands.demo import arithmetic_problems
-from sgsd.commands.settings import parse_settings
-from sgsd.commands.train import run_training
+from sgsd.cli.demo import arithmetic_problems
+from sgsd.cli.settings import parse_settings
+from sgsd.cli.train import run_training
 
 # Methods of the trainer; what a training step does outside of the others is the student's forward and backward.
 PARTS = {

@@ -174,7 +174,7 @@ def test_the_command_knows_the_benchmarks_of_eval_by_name(tmp_path, capsys, monk
         asked.append((source, split, config_name))
         return problems("What is 3 + 4?"), DataReport(rows=1, kept=1)
 
-    monkeypatch.setattr("sgsd.commands.contamination.load_problems", load)
+    monkeypatch.setattr("sgsd.cli.contamination.load_problems", load)
     assert main(["contamination", "--train", "mine", "--test", "aime24", "gsm8k"]) == 0
     expected = [("HuggingFaceH4/aime_2024", "train", None), ("openai/gsm8k", "test", "main")]
     assert asked == [("mine", None, None), *expected]

@@ -10,7 +10,7 @@ import yaml
 from trl import ModelConfig
 
 from sgsd.bank import SkillBank
-from sgsd.commands.settings import RunArguments, parse_settings, presets, resolve_config, settings_as_dict
+from sgsd.cli.settings import RunArguments, parse_settings, presets, resolve_config, settings_as_dict
 from sgsd.problems import ADAPTERS
 from sgsd.trainers.config import VerifiedConfig
 from sgsd.verifiers import get_verifier

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -23,10 +23,6 @@ from sgsd.errors import ConfigError, check_choice
 # Batch composition moves an embedding by about 1e-7; similarities that agree to six decimals are ties.
 _RANKING_DECIMALS = 6
 _UNIT_TOLERANCE = 1e-3
-# Lists up to this length are compared whole in float64, longer ones through a shortlist.
-_SHORT_LIST = 1024
-# Scores held at once while shortlisting, 4 bytes each.
-_SCORES_AT_ONCE = 2**24
 ITEM_TEXTS = ("topic", "full")
 """What of an item is compared with problems; see ``document``."""
 _BM25_TOKEN = re.compile(r"[㐀-鿿]|[^\W㐀-鿿]+")
@@ -96,9 +92,6 @@ class EmbeddingRetriever:
     over known problems embeds nothing, a changed bank embeds its new items only, and one call of ``retrieve`` makes at
     most one call of ``embed``. Ties, to six decimals, go to the item that comes first in the bank.
 
-    Long lists are shortlisted by one float32 matrix product for all queries; what may be among the best K, given the
-    product's error bound, is compared in float64. The result is that of comparing everything in float64.
-
     Args:
         embedder: texts → unit rows.
         temperature: of the weights, α = softmax(similarity / temperature); 1.0 is the paper's.
@@ -143,14 +136,12 @@ class EmbeddingRetriever:
             return [Retrieval((), ()) for _ in queries]
         prompted = [self._query_prompt + query for query in queries]
         index, vectors = self._embedded(prompted, bank)
-        rows = np.stack([vectors[text] for text in prompted])
         retrievals: list[Retrieval] = []
-        for best_skills, best_mistakes in zip(
-            _nearest(index.skills, rows, k), _nearest(index.mistakes, rows, k), strict=True
-        ):
+        for text in prompted:
+            to_skills, to_mistakes = (_cosines(rows, vectors[text]) for rows in (index.skills, index.mistakes))
             pairs = tuple(
-                Pair(bank.skills[g], bank.mistakes[e], (to_skill + to_mistake) / 2)
-                for (g, to_skill), (e, to_mistake) in zip(best_skills, best_mistakes, strict=True)
+                Pair(bank.skills[g], bank.mistakes[e], float(to_skills[g] + to_mistakes[e]) / 2)
+                for g, e in zip(_top(to_skills, k), _top(to_mistakes, k), strict=True)
             )
             retrievals.append(Retrieval(pairs, _weights(pairs, self._temperature)))
         return retrievals
@@ -320,47 +311,13 @@ def _words(text: str) -> list[str]:
 
 
 def _cosines(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Unit rows ``[N, D]`` and a unit query ``[D]`` → cosines ``[N]``, summed row by row: equal rows tie exactly."""
-    products = rows.astype(np.float64) * query.astype(np.float64)
-    return np.clip(products.sum(axis=1), -1.0, 1.0)
-
-
-def _nearest(rows: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> Iterator[list[tuple[int, float]]]:
-    """Unit rows ``[N, D]`` and queries ``[Q, D]`` → for each query, positions and cosines of the k best rows."""
-    if len(rows) <= _SHORT_LIST:
-        for query in queries:
-            cosines = _cosines(rows, query)
-            yield [(place, float(cosines[place])) for place in _top(cosines, k)]
-        return
-    # A sum of D products of float32 is off by less than D · 2⁻²⁴ · |row| · |query|, in whatever order it is taken
-    # (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). So what ranks among the best k is below k other
-    # products by no more than twice that and the width of a tie.
-    margin = 2 * rows.shape[1] * 2.0**-24 * (1 + 4 * _UNIT_TOLERANCE) + 10.0**-_RANKING_DECIMALS
-    step = max(1, _SCORES_AT_ONCE // len(rows))
-    # The k-th largest of the maxima of blocks is cheaper than that of all products, and seldom much smaller.
-    blocks = np.arange(0, len(rows), max(1, min(64, len(rows) // (8 * k))))
-    for start in range(0, len(queries), step):
-        part = queries[start : start + step]
-        products = part @ rows.T
-        np.clip(products, -1, 1, out=products)
-        maxima = np.maximum.reduceat(products, blocks, axis=1)
-        for query, found, highest in zip(part, products, maxima, strict=True):
-            least = float(np.partition(highest, len(blocks) - k)[len(blocks) - k]) - margin
-            places = np.flatnonzero(found >= np.nextafter(np.float32(least), np.float32(-np.inf)))
-            cosines = _cosines(rows[places], query)
-            yield [(int(places[best]), float(cosines[best])) for best in _top(cosines, k)]
+    """Unit rows ``[N, D]`` and a unit query ``[D]`` → cosines ``[N]``, summed in float64."""
+    return np.clip(np.einsum("nd,d->n", rows, query, dtype=np.float64), -1.0, 1.0)
 
 
 def _top(similarities: NDArray[np.float64], k: int) -> list[int]:
     """Positions of the k largest, best first, ties in bank order."""
-    ranks = -np.round(similarities, _RANKING_DECIMALS)
-    if len(ranks) <= _SHORT_LIST:
-        return [int(position) for position in np.argsort(ranks, kind="stable")[:k]]
-    last = np.partition(ranks, k - 1)[k - 1]
-    better = np.flatnonzero(ranks < last)
-    tied = np.flatnonzero(ranks == last)[: k - len(better)]
-    ordered = better[np.argsort(ranks[better], kind="stable")]
-    return [int(position) for position in (*ordered, *tied)]
+    return [int(place) for place in np.argsort(-np.round(similarities, _RANKING_DECIMALS), kind="stable")[:k]]
 
 
 def _weights(pairs: Sequence[Pair], temperature: float) -> tuple[float, ...]:

@@ -270,14 +270,15 @@ class TestFiles:
         assert [file.name for file in tmp_path.iterdir()] == ["bank.json"]
         assert SkillBank.load(path) == BANK
 
-    def test_a_link_is_written_through(self, tmp_path: Path) -> None:
+    def test_a_link_is_replaced_and_not_followed(self, tmp_path: Path) -> None:
         target = tmp_path / "target.json"
         target.write_text("old")
         link = tmp_path / "link.json"
         link.symlink_to(target)
         BANK.save(link)
-        assert link.is_symlink()
-        assert SkillBank.load(target) == BANK
+        assert not link.is_symlink()
+        assert SkillBank.load(link) == BANK
+        assert target.read_text() == "old"
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-import sgsd.objectives
 from sgsd import (
     GRPOBaselineConfig,
     GRPOBaselineTrainer,
@@ -45,11 +44,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo": {},
 }
 """Method → what sets it apart in its configuration."""
-
-
-def offered(method: str) -> bool:
-    """Whether this version has the method's objective."""
-    return method != "reweight" or "reweight" in getattr(sgsd.objectives, "OBJECTIVES", ())
 
 
 @dataclass

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from trl import ModelConfig
 
 from sgsd.bank import SkillBank
-from sgsd.commands.settings import RunArguments, parse_settings
+from sgsd.cli.settings import RunArguments, parse_settings
 from sgsd.engines.datasets import load_problems
 from sgsd.errors import SGSDError
 from sgsd.problems import Problem, adapt

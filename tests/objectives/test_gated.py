@@ -447,6 +447,8 @@ def test_stances_are_those_of_the_loss_and_of_unscored_teachers_none(control):
     logits, teachers, rollouts = make_rollouts(3)
     student = student_of(logits, teachers, rollouts)
     control_logps = teachers.control_logps if control else None
+    baseline = supports(student.logps, teachers.control_logps.unsqueeze(1), rollouts.mask, clip=1.0).squeeze(1)
+    baseline = baseline if control else None
     limits = {"clip": 1.0, "threshold": 0.1}
     inputs = student.logps, teachers.logps, rollouts.mask, rollouts.outcome, teachers.weights
     expected = sgsd_loss(*inputs, **limits, control_logps=control_logps)
@@ -456,14 +458,14 @@ def test_stances_are_those_of_the_loss_and_of_unscored_teachers_none(control):
         torch.where(scored.unsqueeze(-1), teachers.logps, torch.nan),
         rollouts.mask,
         **limits,
-        control_logps=control_logps,
+        baseline=baseline,
         scored=scored,
     )
     assert torch.equal(support[scored], expected.support[scored])
     assert torch.equal(stance[scored], expected.stance[scored])
     assert not support[~scored].any()
     assert not stance[~scored].any()
-    everything = stances(student.logps, teachers.logps, rollouts.mask, **limits, control_logps=control_logps)
+    everything = stances(student.logps, teachers.logps, rollouts.mask, **limits, baseline=baseline)
     assert torch.equal(everything[0], expected.support)
     assert not everything[0].requires_grad
 
@@ -473,9 +475,7 @@ def test_stances_are_logged_the_same_whatever_the_loss():
     student = student_of(logits, teachers, rollouts)
     _, metrics = Gated(control=True).loss(student, teachers, rollouts)
     control = supports(student.logps, teachers.control_logps.unsqueeze(1), rollouts.mask, clip=3.0).squeeze(1)
-    support, stance = stances(
-        student.logps, teachers.logps, rollouts.mask, clip=3.0, threshold=0.05, control_logps=teachers.control_logps
-    )
+    support, stance = stances(student.logps, teachers.logps, rollouts.mask, clip=3.0, threshold=0.05, baseline=control)
     logged = stance_metrics(support, stance, rollouts.outcome, teachers.weights > 0, baseline=control)
     assert logged.keys() == metrics.keys() - {"gate", "clipped_share"}
     torch.testing.assert_close(logged, {name: metrics[name] for name in logged})

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from sgsd.bank import Ledger
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, DataError
 from sgsd.report import grouped, load_run, load_runs
 
 from .folders import make_bank, write_run
@@ -95,8 +95,11 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, runs):
         load_runs([runs[0], runs[0].parent / "." / "grpo-0"])
     broken = shutil.copytree(runs[0], tmp_path / "broken")
     (broken / "trainer_state.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"trainer_state\.json: not JSON"):
         load_run(broken)
     (broken / "run.json").write_text("[]")
+    with pytest.raises(DataError, match=r"run\.json: not a JSON object"):
+        load_run(broken)
+    (broken / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match="record cannot be read"):
         load_run(broken)

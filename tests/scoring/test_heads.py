@@ -133,9 +133,11 @@ def test_zeros_hide_nothing_of_what_a_model_does_around_its_head(head, zeros):
 
 @pytest.mark.parametrize("share_prompts", [True, False])
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_model_of_another_kind_of_head_is_scored_on_whole_logits(name, share_prompts):
+def test_a_model_of_another_kind_of_head_is_scored_on_whole_logits(name, share_prompts, caplog):
     model = other_model(name)
-    assert_right(model, share_prompts=share_prompts)
+    for _ in range(2):
+        assert_right(model, share_prompts=share_prompts)
+    assert [f"{name} does more to its logits" in record.message for record in caplog.records] == [True]
     with pytest.raises(ConfigError, match="not its head's"):
         hidden_states(model, [[5, 6]], [[7]])
 

@@ -180,6 +180,28 @@ def test_without_failures_there_is_nothing_to_correct(tmp_path):
     assert batch["teacher_top_ids"].shape == (8, 3, batch["completion_ids"].shape[1], 20)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"objective": "reweight", "grpo_weight": 0.0},
+        {"objective": "gated", "teacher_trust": "equal"},
+    ],
+)
+def test_the_control_s_support_is_logged_whatever_the_objective(tmp_path, more):
+    trainer = correction_trainer(tmp_path, support_baseline="control", **more)
+    with_ledger(trainer, HELPS, HELPS, HELPS)
+    batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    trainer._compute_loss(trainer.model, batch)
+    logged = logged_means(trainer)["sgsd/support/control"]
+    student = trainer.score_student(trainer.model, batch)[0].logps.detach().double()
+    gaps = (batch["teacher_control_logps"].double() - student).clamp(-3, 3)
+    rows = batch["teacher_scored"].any(1) & (batch["outcome"] != 0)
+    of_rows = [gap[mask].mean() for gap, mask in zip(gaps[rows], batch["score_mask"][rows], strict=True)]
+    assert logged == pytest.approx(float(torch.stack(of_rows).mean()), abs=1e-6)
+    assert logged != 0
+
+
 def test_the_policy_comes_to_resemble_the_trusted_teacher_and_not_the_others(tmp_path):
     trainer = correction_trainer(tmp_path, teacher="frozen", num_teachers=2, ledger_share=1.0)
     with_ledger(trainer, HELPS, HARMS, HARMS, HARMS)

@@ -15,9 +15,10 @@ import pytest
 import torch
 from accelerate import DistributedType
 
+from sgsd import runfolder
 from sgsd.bank.writing import FIELDS, WriteRequest, Written
 from sgsd.errors import CheckpointError, ConfigError, ServerError
-from sgsd.trainers.maintenance import LOG_FILE, Window
+from sgsd.trainers.maintenance import Window
 from sgsd.trainers.writer import refuse_partitioned_policy
 
 from ..conftest import make_model
@@ -76,7 +77,7 @@ def run(folder, *, writer=None, use_policy=False, **settings):
 
 
 def log_of(folder):
-    return [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / runfolder.MAINTENANCE).read_text().splitlines()]
 
 
 def logged(trainer, name):
@@ -152,13 +153,13 @@ def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger
     settings = {"max_steps": 30, "save_strategy": "steps", "save_steps": save}
     straight = run(tmp_path, **settings)
     straight.train()
-    log, ledger = (tmp_path / LOG_FILE).read_text(), straight.ledger
+    log, ledger = (tmp_path / runfolder.MAINTENANCE).read_text(), straight.ledger
     shutil.rmtree(tmp_path / "checkpoint-30", ignore_errors=True)
     resumed = run(tmp_path, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save}"))
     assert resumed.bank == straight.bank
     assert resumed.bank.to_json() == straight.bank.to_json()
-    assert (tmp_path / LOG_FILE).read_text() == log
+    assert (tmp_path / runfolder.MAINTENANCE).read_text() == log
     assert resumed.ledger == ledger
     assert logged(resumed, "updates")[-1] == 3.0
     for mine, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
@@ -330,12 +331,12 @@ def test_a_run_whose_policy_writes_is_resumed_bit_for_bit(tmp_path):
     settings |= {"save_strategy": "steps", "save_steps": 3}
     straight = run(tmp_path, model=quoting_model(), **settings)
     straight.train()
-    log = (tmp_path / LOG_FILE).read_text()
+    log = (tmp_path / runfolder.MAINTENANCE).read_text()
     assert [check["status"] for check in log_of(tmp_path)] == ["updated"] * 2
     resumed = run(tmp_path, model=quoting_model(), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.bank.to_json() == straight.bank.to_json()
-    assert (tmp_path / LOG_FILE).read_text() == log
+    assert (tmp_path / runfolder.MAINTENANCE).read_text() == log
     for mine, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
         assert torch.equal(mine, other)
 
@@ -392,7 +393,7 @@ def test_without_maintenance_there_is_nothing_of_it(tmp_path):
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
     trainer.train()
     assert trainer.maintenance is None
-    assert not (tmp_path / LOG_FILE).exists()
+    assert not (tmp_path / runfolder.MAINTENANCE).exists()
     assert not (tmp_path / "checkpoint-1" / "sgsd" / "window.json").exists()
     assert not any("maintenance" in name for entry in trainer.state.log_history for name in entry)
 

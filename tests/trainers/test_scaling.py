@@ -15,8 +15,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from trl.scripts import vllm_serve
 
-from sgsd.commands.settings import parse_settings
-from sgsd.commands.train import _split_launch_flags, train
+from sgsd.cli.settings import parse_settings
+from sgsd.cli.train import _split_launch_flags, train
 from sgsd.errors import ConfigError
 
 from ..conftest import ROOT

@@ -73,7 +73,7 @@ def test_run_are_the_teachers_that_the_loss_reads_and_all_of_the_ledgers_share(
 ):
     trainer = trainer_of(tmp_path, ledger_share=share, **settings)
     if by_trust:
-        assert trainer.training_ledger.trust(trainer.retrieve(rows(trainer, [0]))[0].pairs)[1] == 0
+        assert trainer.training_ledger.trust(trainer.retrieve(rows(trainer, [0])))[0][1] == 0
     batch = batch_of(trainer, NUMBERS)
     outcome = batch["outcome"].tolist()
     assert set(outcome) == {-1, 0, 1}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from datetime import UTC, datetime
 
 import pandas as pd
 import pytest
@@ -11,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import GRPOTrainer
 
-from sgsd.bank import SkillBank, history
+from sgsd.bank import SkillBank
 from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.prompts import describe_mistake, describe_skill
 from sgsd.retrieval import BM25Retriever
@@ -592,7 +591,7 @@ METRICS = {
     "pairs_too_long",
     "teacher_tokens",
     "scored_share",
-    *(f"ledger/{name}" for name in ("items", "uses", "active", "positive", "negative", "neutral", "undecided")),
+    *(f"ledger/{name}" for name in ("items", "uses", "active", "positive", "negative", "neutral")),
     "ledger/credit",
 }
 
@@ -836,13 +835,6 @@ def test_the_bank_may_be_a_file(tmp_path):
     trainer = make_trainer(tmp_path, bank=str(tmp_path / "bank.json"))
     assert trainer.bank.digest == make_bank().digest
     assert isinstance(trainer.bank, SkillBank)
-
-
-def test_the_bank_may_be_an_earlier_version_of_a_file(tmp_path):
-    for label in ("old ", "new "):
-        history.save(tmp_path / "bank.json", make_bank(label=label), action="edit", time=datetime.now(UTC))
-    trainer = make_trainer(tmp_path, bank=f"{tmp_path / 'bank.json'}@1")
-    assert trainer.bank.digest == make_bank(label="old ").digest
 
 
 def test_the_retriever_may_be_ones_own(tmp_path):

@@ -48,7 +48,7 @@ PRIVATE = {
     # overridden
     "_calculate_rewards": "VerifiedTrainer, SGSDTrainer",
     "_generate_and_score_completions": "VerifiedTrainer, SGSDTrainer, OPSDTrainer",
-    "_compute_loss": "VerifiedTrainer, SGSDTrainer, OPSDTrainer",
+    "_compute_loss": "SGSDTrainer, OPSDTrainer",
     "_get_grad_norm": "VerifiedTrainer",
     "_get_train_sampler": "VerifiedTrainer",
     "_save_checkpoint": "VerifiedTrainer",

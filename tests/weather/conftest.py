@@ -10,7 +10,7 @@ import pytest
 
 from sgsd.bank.writing import FIELDS
 
-from ..commands.conftest import _one_thread, problems, sgsd  # noqa: F401
+from ..cli.conftest import _one_thread, problems, sgsd  # noqa: F401
 from ..conftest import make_model, make_tokenizer
 from ..serving import chat, serving
 

@@ -97,7 +97,7 @@ def _start(arguments: list[str], said: str) -> int:
 def _serve() -> None:
     import torch
 
-    import sgsd.commands.train
+    import sgsd.cli.train
     import sgsd.trainers.methods  # noqa: F401
 
     torch.set_num_threads(1)

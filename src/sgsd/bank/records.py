@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from sgsd import runfolder
 from sgsd.bank import formats
 from sgsd.errors import BankError, ConfigError, DataError
 
@@ -252,15 +253,8 @@ def replace_file(path: Path, text: str) -> None:
     Raises:
         BankError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
     with writing(path):
-        try:
-            with part.open("wb", buffering=0) as file:
-                _write_all(file.fileno(), text.encode())
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        runfolder.write_text(path, text)
 
 
 @contextmanager

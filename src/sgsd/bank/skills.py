@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias, cast
 
+from sgsd import runfolder
 from sgsd.bank import formats
 from sgsd.bank.checks import Finding, check_items
 from sgsd.errors import BankError
@@ -326,7 +327,7 @@ class SkillBank:
         """Write the bank, atomically: readers see the old file or the new one, never a part.
 
         Args:
-            path: where to; missing folders are made.
+            path: where to; missing folders are made, a link is replaced.
             format: ``native``, or ``common`` for the ``general_skills`` format.
 
         Returns:
@@ -341,18 +342,8 @@ class SkillBank:
         if format not in ("native", "common"):
             raise BankError("unknown bank format", got=repr(format), expected="'native' or 'common'")
         text = self.to_json() if format == "native" else self.to_common_json()
-        target = Path(os.path.realpath(source))
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(part, "w", encoding="utf-8", newline="\n") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, target)
-            finally:
-                part.unlink(missing_ok=True)
+            runfolder.write_text(Path(source), text)
         except OSError as error:
             raise BankError("bank file cannot be written", got=f"{source} ({error.strerror})") from error
         return Path(source)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgsd import runfolder
 from sgsd.errors import ConfigError
-from sgsd.evaluation.run import SUMMARY_FILE, Evaluation, read_summary
+from sgsd.evaluation.run import Evaluation, read_summary
 from sgsd.trainers.names import method_name
 
-_RUN_FILE = "run.json"
-_STATE_FILE = "trainer_state.json"
-_EVALUATIONS = "evaluations"
 _FILE_KINDS = (".json", ".jsonl", ".parquet", ".csv")
 # Settings that make no two runs different methods.
 _INCIDENTAL = (
@@ -94,18 +91,18 @@ def read_members(folder: Path, checkpoint: int | None) -> list[Member]:
         ConfigError: it is none of these, or there is no evaluation of that step.
         DataError: an evaluation cannot be read.
     """
-    if (folder / _RUN_FILE).is_file():
+    if (folder / runfolder.RUN).is_file():
         return _of_run(folder, checkpoint)
     return [_of_evaluations(folder, checkpoint)]
 
 
 def _of_evaluations(folder: Path, checkpoint: int | None) -> Member:
-    if (folder / SUMMARY_FILE).is_file():
+    if (folder / runfolder.SUMMARY).is_file():
         scores = _scores(folder)
         dataset = scores.summary.get("dataset")
         found = {Path(str(dataset)).stem if dataset else folder.name: scores}
     else:
-        found = _evaluations(folder / _EVALUATIONS) or _evaluations(folder)
+        found = _evaluations(folder / runfolder.EVALUATIONS) or _evaluations(folder)
     if not found:
         raise ConfigError(
             "neither a run nor an evaluation",
@@ -122,7 +119,7 @@ def _of_evaluations(folder: Path, checkpoint: int | None) -> Member:
         first.folder.resolve().parents[2],
     )  # RUN[/checkpoint-N]/evaluations/NAME
     homes = (Path(model), Path(model).parent, *above)
-    run = next((home for home in homes if (home / _RUN_FILE).is_file()), None)
+    run = next((home for home in homes if (home / runfolder.RUN).is_file()), None)
     if run is not None:
         return _of_run_elsewhere(folder, run, found, checkpoint)
     if Path(model).name.startswith("checkpoint-") or any(scores.summary.get("trained_by") for scores in found.values()):
@@ -136,7 +133,7 @@ def _of_evaluations(folder: Path, checkpoint: int | None) -> Member:
     if summary.get("model") is None:
         raise ConfigError(
             "an evaluation that does not say of which model it is",
-            got=str(first.folder / SUMMARY_FILE),
+            got=str(first.folder / runfolder.SUMMARY),
             expected="model in it, as sgsd eval writes",
         )
     asked = {name: pathless(summary.get(name)) for name in _BASE_ESSENCE}
@@ -165,7 +162,7 @@ def pathless(value: Any, seed: int | None = None) -> Any:
 def _of_run(folder: Path, checkpoint: int | None) -> list[Member]:
     final = _final_step(folder)
     wanted = final if checkpoint is None else checkpoint
-    places = (folder / f"checkpoint-{wanted}" / _EVALUATIONS, folder / _EVALUATIONS)
+    places = (folder / f"checkpoint-{wanted}" / runfolder.EVALUATIONS, folder / runfolder.EVALUATIONS)
     found = [(name, scores) for place in places for name, scores in _evaluations(place).items()]
     now = [(name, scores) for name, scores in found if _step(scores, final) == wanted]
     kept = {name: scores for name, scores in now if not scores.summary.get("skills_in_prompt")}
@@ -173,7 +170,7 @@ def _of_run(folder: Path, checkpoint: int | None) -> list[Member]:
         raise ConfigError(
             f"no evaluation of {'the final checkpoint' if checkpoint is None else f'checkpoint {checkpoint}'}",
             got=f"{folder} with {_only(now, found)}",
-            expected=str(folder / _EVALUATIONS / "NAME"),
+            expected=str(folder / runfolder.EVALUATIONS / "NAME"),
             remedy="sgsd eval with --output writes one",
         )
     before = [scores for _, scores in found if wanted and _step(scores, final) == 0]
@@ -231,10 +228,10 @@ def _of_run_elsewhere(folder: Path, run: Path, found: Mapping[str, Scores], chec
 
 
 def _trained(folder: Path, scores: Mapping[str, Scores], checkpoint: int | None, notes: tuple[str, ...]) -> Member:
-    record = _json(folder / _RUN_FILE)
-    settings = record.get("settings") if isinstance(record, dict) else None
+    record = runfolder.read_json(folder / runfolder.RUN)
+    settings = record.get("settings")
     if not isinstance(settings, dict):
-        raise ConfigError("the run's record cannot be read", got=str(folder / _RUN_FILE), expected="its settings")
+        raise ConfigError("the run's record cannot be read", got=str(folder / runfolder.RUN), expected="its settings")
     seed = settings.get("seed")
     method, model = str(settings.get("method", "sgsd")), str(settings.get("model_name_or_path", "?"))
     skills = bool(settings.get("skills_in_prompt"))
@@ -243,8 +240,8 @@ def _trained(folder: Path, scores: Mapping[str, Scores], checkpoint: int | None,
 
 def _final_step(run: Path) -> int | None:
     """The last optimizer step of a run; ``None`` if it left no log."""
-    state = run / _STATE_FILE
-    return _json(state).get("global_step") if state.is_file() else None
+    state = run / runfolder.STATE
+    return runfolder.read_json(state).get("global_step") if state.is_file() else None
 
 
 def _step(scores: Scores, final: int | None) -> int | None:
@@ -262,7 +259,7 @@ def _step(scores: Scores, final: int | None) -> int | None:
 
 
 def _evaluations(folder: Path) -> dict[str, Scores]:
-    return {file.parent.name: _scores(file.parent) for file in sorted(folder.glob(f"*/{SUMMARY_FILE}"))}
+    return {file.parent.name: _scores(file.parent) for file in sorted(folder.glob(f"*/{runfolder.SUMMARY}"))}
 
 
 def _scores(folder: Path) -> Scores:
@@ -280,10 +277,3 @@ def _scores(folder: Path) -> Scores:
         if samples[0].problem is not None
     }
     return Scores(folder, summary, shares, asked, evaluation.k)
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("a file cannot be read", got=f"{file} ({error})") from error

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sgsd import runfolder
 from sgsd.errors import DataError
-from sgsd.evaluation.run import SAMPLES_FILE, SUMMARY_FILE, TRUNCATED, Evaluation, Sample
+from sgsd.evaluation.run import TRUNCATED, Evaluation, Sample
 from sgsd.rollouts import StopReason
 from sgsd.verifiers import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import verify_in_context
@@ -165,7 +166,7 @@ def read_responses(path: Path) -> list[Stored]:
         return stored_samples(Evaluation.load(path).samples)
     if not path.is_file():
         raise DataError(
-            "no such file of responses", got=str(path), expected=f"JSON lines, or a folder with {SAMPLES_FILE}"
+            "no such file of responses", got=str(path), expected=f"JSON lines, or a folder with {runfolder.SAMPLES}"
         )
     responses: list[Stored] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
@@ -179,7 +180,7 @@ def read_responses(path: Path) -> list[Stored]:
 
 def is_evaluation(path: Path) -> bool:
     """Whether this is the folder of a finished evaluation."""
-    return (path / SUMMARY_FILE).is_file()
+    return (path / runfolder.SUMMARY).is_file()
 
 
 def _agreement(rows: Sequence[Regraded]) -> Agreement:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from sgsd import runfolder
 from sgsd.bank import Mistake, Skill
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.metrics import answer_group, lengths, majority_at_k, pass_at_k, subset_sizes
@@ -20,8 +21,6 @@ from sgsd.rollouts import Rollout, Sampler, StopReason
 from sgsd.verifiers import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import names_code, verify_in_context
 
-SAMPLES_FILE = "samples.jsonl"
-SUMMARY_FILE = "summary.json"
 TRUNCATED = "truncated"
 
 
@@ -90,23 +89,23 @@ class Evaluation:
         Raises:
             DataError: no such folder, an evaluation that was cut off, or samples that cannot be read.
         """
-        if not (folder / SUMMARY_FILE).is_file():
-            cut_off = (folder / SAMPLES_FILE).is_file()
+        if not (folder / runfolder.SUMMARY).is_file():
+            cut_off = (folder / runfolder.SAMPLES).is_file()
             raise DataError(
                 "the evaluation is not finished" if cut_off else "no evaluation there",
                 got=str(folder),
-                expected=f"{SAMPLES_FILE} and {SUMMARY_FILE} in it",
+                expected=f"{runfolder.SAMPLES} and {runfolder.SUMMARY} in it",
                 remedy="run its sgsd eval again to go on with it" if cut_off else None,
             )
         k = read_summary(folder).get("samples_per_problem")
         if not isinstance(k, int):
-            raise DataError("no samples_per_problem in the summary", got=str(folder / SUMMARY_FILE))
-        evaluation = cls(tuple(read_samples(folder / SAMPLES_FILE)), k)
+            raise DataError("no samples_per_problem in the summary", got=str(folder / runfolder.SUMMARY))
+        evaluation = cls(tuple(read_samples(folder / runfolder.SAMPLES)), k)
         uneven = [name for name, own in evaluation.by_problem.items() if len(own) != k]
         if uneven or not evaluation.samples:
             raise DataError(
                 "samples are missing",
-                got=f"{len(evaluation.samples)} in {folder / SAMPLES_FILE}",
+                got=f"{len(evaluation.samples)} in {folder / runfolder.SAMPLES}",
                 expected=f"{k} of each problem",
                 remedy=f"problem {uneven[0]} has another number" if uneven else None,
             )
@@ -181,14 +180,12 @@ class Evaluation:
 
     def save(self, folder: Path, **extra: object) -> None:
         """Write ``samples.jsonl`` and ``summary.json``, with ``extra`` in the latter."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SAMPLES_FILE).write_text(sample_lines(self.samples), encoding="utf-8")
+        runfolder.write_text(folder / runfolder.SAMPLES, sample_lines(self.samples))
         self.save_summary(folder, **extra)
 
     def save_summary(self, folder: Path, **extra: object) -> None:
         """Write ``summary.json``, the mark of a finished evaluation."""
-        text = json.dumps({**extra, **self.summary()}, indent=2, ensure_ascii=False) + "\n"
-        (folder / SUMMARY_FILE).write_text(text, encoding="utf-8")
+        runfolder.write_json(folder / runfolder.SUMMARY, {**extra, **self.summary()})
 
 
 def _flat(mean: str, interval: str, estimate: Estimate) -> dict[str, object]:
@@ -230,14 +227,7 @@ def read_summary(folder: Path) -> dict[str, object]:
     Raises:
         DataError: it cannot be read.
     """
-    file = folder / SUMMARY_FILE
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError("the summary cannot be read", got=str(file)) from error
-    if not isinstance(summary, dict):
-        raise DataError("the summary is no JSON object", got=str(file))
-    return summary
+    return runfolder.read_json(folder / runfolder.SUMMARY)
 
 
 def batch_seed(seed: int, batch: int) -> int:

@@ -8,14 +8,12 @@ summary.json    written last: an evaluation without it is not finished
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgsd.errors import ConfigError
+from sgsd import runfolder
+from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.run import (
-    SAMPLES_FILE,
-    SUMMARY_FILE,
     Evaluation,
     Sample,
     read_samples,
@@ -23,8 +21,7 @@ from sgsd.evaluation.run import (
     whole_batches,
 )
 
-SETTINGS_FILE = "settings.json"
-_FILES = (SETTINGS_FILE, SAMPLES_FILE, SUMMARY_FILE)
+_FILES = (runfolder.SETTINGS, runfolder.SAMPLES, runfolder.SUMMARY)
 
 
 class SampleStore:
@@ -53,7 +50,7 @@ class SampleStore:
         Raises:
             DataError: its samples cannot be read.
         """
-        made = not self._force and (self.folder / SUMMARY_FILE).exists()
+        made = not self._force and (self.folder / runfolder.SUMMARY).exists()
         return Evaluation.load(self.folder) if made else None
 
     def resume(self, *, batch_size: int, total: int) -> list[Sample]:
@@ -65,23 +62,19 @@ class SampleStore:
         if self._force:
             for name in _FILES:
                 (self.folder / name).unlink(missing_ok=True)
-        file = self.folder / SAMPLES_FILE
+        file = self.folder / runfolder.SAMPLES
         if not file.exists():
             return []
         found = list(read_samples(file, torn=True))
         kept = found[: whole_batches(len(found), batch_size, total)]
-        replacement = file.with_suffix(".new")
-        replacement.write_text(sample_lines(kept), encoding="utf-8")
-        os.replace(replacement, file)
+        runfolder.write_text(file, sample_lines(kept))
         return kept
 
     def append(self, samples: Sequence[Sample]) -> None:
         """Write one batch."""
-        if not (self.folder / SETTINGS_FILE).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n"
-            (self.folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
-        with (self.folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+        if not (self.folder / runfolder.SETTINGS).exists():
+            runfolder.write_json(self.folder / runfolder.SETTINGS, self._settings)
+        with (self.folder / runfolder.SAMPLES).open("a", encoding="utf-8") as file:
             file.write(sample_lines(samples))
 
     def finish(self, evaluation: Evaluation, **extra: object) -> None:
@@ -90,10 +83,9 @@ class SampleStore:
 
     def _refuse_others(self) -> None:
         remedy = "give another --output, or --force to discard that evaluation"
-        file = self.folder / SETTINGS_FILE
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            before = runfolder.read_json(self.folder / runfolder.SETTINGS)
+        except DataError as error:
             raise ConfigError(
                 "the folder holds an evaluation whose settings are unknown", got=str(self.folder), remedy=remedy
             ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgsd.errors import ConfigError
+from sgsd import runfolder
+from sgsd.errors import ConfigError, DataError
 from sgsd.trainers.names import method_name
 
 LAB_RECORD = "lab.json"
@@ -69,9 +69,9 @@ def _lab_runs(folder: Path) -> list[Path]:
 
 def _read(folder: Path) -> _Run:
     try:
-        record = json.loads((folder / LAB_RECORD).read_text(encoding="utf-8"))
-        settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
-        history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        record = runfolder.read_json(folder / LAB_RECORD)
+        settings = runfolder.read_json(folder / runfolder.RUN)["settings"]
+        history = runfolder.read_json(folder / runfolder.STATE)["log_history"]
         curve = {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
         shares = "/".join(str(record[name]) for name in ("helpful", "misleading", "irrelevant"))
         flips = f", flips {record['flips']:g}" if record["flips"] else ""
@@ -79,7 +79,7 @@ def _read(folder: Path) -> _Run:
         given = " ".join(part.removeprefix("--") for part in record["settings"])
         label = f"{method_name(settings)}{k} {given}".rstrip()
         return _Run(f"{record['variant']} {shares}{flips}", label, settings, curve)
-    except (OSError, ValueError, KeyError) as error:
+    except (DataError, KeyError) as error:
         raise ConfigError("a lab run cannot be read", got=str(folder), expected="a run that went to its end") from error
 
 

@@ -44,7 +44,7 @@ class SGSDLoss:
         support: ``[B, K]``, mean clipped gap in nats per token.
         stance: ``[B, K]`` in {−1, 0, 1}.
         polarity: ``[B, K]`` in {−1, 0, 1}.
-        metrics: detached scalars; shares are over teachers of positive weight. A mean over nothing is NaN.
+        totals: sums and counts to log; shares are over teachers of positive weight.
     """
 
     loss: Tensor
@@ -52,7 +52,12 @@ class SGSDLoss:
     support: Tensor
     stance: Tensor
     polarity: Tensor
-    metrics: dict[str, Tensor]
+    totals: Metrics
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """The means of ``totals``, detached scalars; NaN over nothing."""
+        return means(self.totals)
 
 
 def gate(gap: Tensor, tau: float) -> Tensor:
@@ -104,20 +109,15 @@ def sgsd_loss(
     Raises:
         ValueError: if shapes, mask type or settings do not fit.
     """
-    result, _ = _gated(
-        student_logps,
-        teacher_logps,
-        mask,
-        outcome,
-        teacher_weights,
-        tau=tau,
-        clip=clip,
-        threshold=threshold,
-        use_gate=use_gate,
-        use_polarity=use_polarity,
-        control_logps=control_logps,
-    )
-    return result
+    B, T = _checked_shapes(student_logps, teacher_logps, mask, outcome, teacher_weights, tau, clip, threshold)
+    student_logps, teacher_logps = _upcast(student_logps), _upcast(teacher_logps.detach())
+    gap = _gap(student_logps.reshape(B, 1, T), teacher_logps, mask)
+    gated = gate(gap, tau) if use_gate else gap.square() / (4 * tau)
+    control = None
+    if control_logps is not None:
+        control = _gap(student_logps.detach().unsqueeze(1), _upcast(control_logps.detach()).unsqueeze(1), mask)
+    rows = mask, outcome, teacher_weights
+    return _assemble(gap.detach(), gated, *rows, clip, threshold, use_polarity, control)
 
 
 def local_support_loss(
@@ -148,9 +148,26 @@ def local_support_loss(
     Raises:
         ValueError: if shapes, mask type or settings do not fit.
     """
-    scores = student_scores, teacher_scores, in_support
-    result, _ = _local(*scores, mask, outcome, teacher_weights, tau=tau, clip=clip, threshold=threshold)
-    return result
+    if student_scores.shape != teacher_scores.shape or student_scores.shape != in_support.shape:
+        raise ValueError(
+            "student_scores, teacher_scores and in_support must have one shape [B, K, T, M]: got "
+            f"{tuple(student_scores.shape)}, {tuple(teacher_scores.shape)}, {tuple(in_support.shape)}"
+        )
+    _checked_shapes(
+        student_scores[:, 0, :, 0], teacher_scores[..., 0], mask, outcome, teacher_weights, tau, clip, threshold
+    )
+    counted = mask[:, None, :, None]
+    # Entries outside the support take no probability; positions that do not count become uniform, hence finite.
+    lowest = torch.finfo(torch.float32).min
+    student, teacher = (
+        torch.where(counted, torch.where(in_support, _upcast(scores), lowest), 0.0).log_softmax(-1)
+        for scores in (student_scores, teacher_scores.detach())
+    )
+    divergence = (teacher.exp() * torch.where(in_support & counted, teacher - student, 0.0)).sum(-1)
+    gap = (teacher - student)[..., 0].detach()
+    gap = torch.where(mask.unsqueeze(1), gap, 0.0)
+    rows = mask, outcome, teacher_weights
+    return _assemble(gap, gate(divergence, tau), *rows, clip, threshold, use_polarity=True)
 
 
 def stances(
@@ -160,21 +177,22 @@ def stances(
     *,
     clip: float,
     threshold: float,
-    control_logps: Tensor | None = None,
+    baseline: Tensor | None = None,
     scored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Equations (2) and (3), for whoever wants them beside another loss, such as the ledger.
 
     Args:
-        student_logps, teacher_logps, mask, clip, threshold, control_logps: as for ``sgsd_loss``. Detached here.
+        student_logps, teacher_logps, mask, clip, threshold: as for ``sgsd_loss``. Detached here.
+        baseline: ``[B]``, a control teacher's support, subtracted from every teacher's.
         scored: ``[B, K]``, bool; of a teacher that was not run on a rollout nothing is read. ``None``: all were.
 
     Returns:
         ``(support, stance)``, ``[B, K]`` each: 0 where ``scored`` is False.
     """
     support = supports(student_logps, teacher_logps, mask, clip=clip)
-    if control_logps is not None:
-        support = support - supports(student_logps, control_logps.unsqueeze(1), mask, clip=clip)
+    if baseline is not None:
+        support = support - baseline.unsqueeze(1)
     if scored is not None:
         support = torch.where(scored, support, 0.0)
     return support, _stance(support, threshold)
@@ -226,7 +244,7 @@ class Gated:
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
         teachers = teachers.read()
-        result, metrics = _gated(
+        result = sgsd_loss(
             student.logps,
             teachers.logps,
             rollouts.mask,
@@ -237,7 +255,7 @@ class Gated:
             threshold=self.threshold,
             control_logps=given(teachers.control_logps, "a control teacher", self.name) if self.control else None,
         )
-        return result.row_loss, metrics
+        return result.row_loss, result.totals
 
 
 @dataclass(frozen=True)
@@ -269,7 +287,7 @@ class LocalSupport:
         # The sampled token is in the support once, whether it is among the likeliest or not.
         others = (top_ids != rollouts.ids[:, None, :, None]) & teachers.scored[:, :, None, None]
         sampled = student.logps[:, None, :, None].expand(-1, len(of_teachers[0]), -1, -1)
-        result, metrics = _local(
+        result = local_support_loss(
             torch.cat([sampled, of_student], dim=-1),
             torch.cat([teachers.logps.unsqueeze(-1), of_teachers], dim=-1),
             torch.cat([torch.ones_like(others[..., :1]), others], dim=-1),
@@ -280,66 +298,7 @@ class LocalSupport:
             clip=self.clip,
             threshold=self.threshold,
         )
-        return result.row_loss, metrics
-
-
-def _gated(
-    student_logps: Tensor,
-    teacher_logps: Tensor,
-    mask: Tensor,
-    outcome: Tensor,
-    teacher_weights: Tensor,
-    *,
-    tau: float,
-    clip: float,
-    threshold: float,
-    use_gate: bool = True,
-    use_polarity: bool = True,
-    control_logps: Tensor | None = None,
-) -> tuple[SGSDLoss, Metrics]:
-    B, T = _checked_shapes(student_logps, teacher_logps, mask, outcome, teacher_weights, tau, clip, threshold)
-    student_logps, teacher_logps = _upcast(student_logps), _upcast(teacher_logps.detach())
-    gap = _gap(student_logps.reshape(B, 1, T), teacher_logps, mask)
-    gated = gate(gap, tau) if use_gate else gap.square() / (4 * tau)
-    control = None
-    if control_logps is not None:
-        control = _gap(student_logps.detach().unsqueeze(1), _upcast(control_logps.detach()).unsqueeze(1), mask)
-    rows = mask, outcome, teacher_weights
-    return _assemble(gap.detach(), gated, *rows, clip, threshold, use_polarity, control)
-
-
-def _local(
-    student_scores: Tensor,
-    teacher_scores: Tensor,
-    in_support: Tensor,
-    mask: Tensor,
-    outcome: Tensor,
-    teacher_weights: Tensor,
-    *,
-    tau: float,
-    clip: float,
-    threshold: float,
-) -> tuple[SGSDLoss, Metrics]:
-    if student_scores.shape != teacher_scores.shape or student_scores.shape != in_support.shape:
-        raise ValueError(
-            "student_scores, teacher_scores and in_support must have one shape [B, K, T, M]: got "
-            f"{tuple(student_scores.shape)}, {tuple(teacher_scores.shape)}, {tuple(in_support.shape)}"
-        )
-    _checked_shapes(
-        student_scores[:, 0, :, 0], teacher_scores[..., 0], mask, outcome, teacher_weights, tau, clip, threshold
-    )
-    counted = mask[:, None, :, None]
-    # Entries outside the support take no probability; positions that do not count become uniform, hence finite.
-    lowest = torch.finfo(torch.float32).min
-    student, teacher = (
-        torch.where(counted, torch.where(in_support, _upcast(scores), lowest), 0.0).log_softmax(-1)
-        for scores in (student_scores, teacher_scores.detach())
-    )
-    divergence = (teacher.exp() * torch.where(in_support & counted, teacher - student, 0.0)).sum(-1)
-    gap = (teacher - student)[..., 0].detach()
-    gap = torch.where(mask.unsqueeze(1), gap, 0.0)
-    rows = mask, outcome, teacher_weights
-    return _assemble(gap, gate(divergence, tau), *rows, clip, threshold, use_polarity=True)
+        return result.row_loss, result.totals
 
 
 def _assemble(
@@ -352,7 +311,7 @@ def _assemble(
     threshold: float,
     use_polarity: bool,
     control: Tensor | None = None,
-) -> tuple[SGSDLoss, Metrics]:
+) -> SGSDLoss:
     """Equations (2) to (4) and (6), from gaps (constants, 0 where the mask is False) and gate values.
 
     ``control``, ``[B, 1, T]``, are a control teacher's gaps. The metrics are of real teachers, of weight above 0.
@@ -369,20 +328,12 @@ def _assemble(
     teacher_gate = (gated * counted).sum(-1) / counted.sum(-1).clamp(min=1)
     row_loss = (weights * polarity * teacher_gate).sum(-1)  # (6)
     real = weights > 0
-    metrics = _stance_metrics(support, polarity, stance, outcome, real, baseline) | {
+    totals = _stance_metrics(support, polarity, stance, outcome, real, baseline) | {
         "gate": total(teacher_gate, real),
         "clipped_share": total(gap.abs() > clip, real.unsqueeze(-1) & mask.unsqueeze(1)),
     }
-    return (
-        SGSDLoss(
-            loss=row_loss.mean(),
-            row_loss=row_loss,
-            support=support,
-            stance=stance,
-            polarity=polarity,
-            metrics=means(metrics),
-        ),
-        metrics,
+    return SGSDLoss(
+        loss=row_loss.mean(), row_loss=row_loss, support=support, stance=stance, polarity=polarity, totals=totals
     )
 
 

@@ -19,7 +19,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sgsd import __version__
+from sgsd import __version__, runfolder
 from sgsd.errors import ConfigError
 from sgsd.evaluation.comparison import Comparison, compare_runs
 from sgsd.report import curves, tables, teaching
@@ -50,11 +50,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     """
     runs = load_runs([folder for folder in folders if is_run(folder)])
     page = render(runs, *_compared(folders))
-    partial = output.with_name(f".{output.name}.part")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(output)
+        runfolder.write_text(output, page)
     except OSError as error:
         raise ConfigError("the report cannot be written", got=f"{output} ({error.strerror})") from error
     return output

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgsd import runfolder
 from sgsd.bank import Item, Ledger, SkillBank
 from sgsd.errors import ConfigError
 from sgsd.evaluation.comparison import distinct_labels
 from sgsd.evaluation.recorded import essence
 from sgsd.trainers.names import method_name
-
-_RECORD = "run.json"
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Group:
 
 def is_run(folder: Path) -> bool:
     """Whether ``sgsd train`` wrote it; a folder that is not there is taken for one, to be refused as one."""
-    return not folder.is_dir() or (folder / _RECORD).is_file()
+    return not folder.is_dir() or (folder / runfolder.RUN).is_file()
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
@@ -132,21 +131,21 @@ def load_run(folder: Path, *, name: str | None = None) -> Run:
     """Read a run folder.
 
     Raises:
-        ConfigError: it is no run folder, or something in it cannot be read.
-        BankError: a bank or ledger in it cannot be read.
+        ConfigError: it is no run folder.
+        DataError, BankError: something in it cannot be read.
     """
-    file = folder / _RECORD
+    file = folder / runfolder.RUN
     if not file.is_file():
         raise ConfigError("not a run folder", got=str(folder), expected="run.json in it, which sgsd train writes")
-    record = _json(file)
-    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+    record = runfolder.read_json(file)
+    if not isinstance(record.get("settings"), dict):
         raise ConfigError("the run's record cannot be read", got=str(file), expected="what sgsd train wrote")
-    state = folder / "trainer_state.json"
-    history = _json(state).get("log_history", []) if state.is_file() else _last_checkpoint_history(folder)
-    ledger = folder / "ledger.json"
-    supports = _lines(folder / "supports.jsonl")
+    state = folder / runfolder.STATE
+    history = runfolder.read_json(state).get("log_history", []) if state.is_file() else _last_checkpoint_history(folder)
+    ledger = folder / runfolder.LEDGER
+    supports = _lines(folder / runfolder.SUPPORTS)
     edges = next((line["edges"] for line in supports if "edges" in line), ())
-    banks = [folder / name for name in ("bank-start.json", "bank.json")]
+    banks = [folder / name for name in (runfolder.BANK_START, runfolder.BANK)]
     bank_start, bank = (SkillBank.load(file) if file.is_file() else None for file in banks)
     return Run(
         folder=folder,
@@ -160,7 +159,7 @@ def load_run(folder: Path, *, name: str | None = None) -> Run:
         else Ledger(),
         edges=tuple(edges),
         supports=tuple(line for line in supports if "step" in line),
-        traces=tuple(_lines(folder / "traces.jsonl")),
+        traces=tuple(_lines(folder / runfolder.TRACES)),
     )
 
 
@@ -191,23 +190,9 @@ def _unique_end(place: Path, places: Sequence[Path]) -> str:
 def _last_checkpoint_history(folder: Path) -> list[Any]:
     """The log of a run that is under way or was cut off: its last checkpoint's."""
     # By number, not by time: clocks jump, and copies have other times.
-    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda f: (len(f.parent.name), f.parent.name))
-    return _json(states[-1]).get("log_history", []) if states else []
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("a file of the run cannot be read", got=f"{file} ({error})") from error
+    states = sorted(folder.glob(f"checkpoint-*/{runfolder.STATE}"), key=lambda f: (len(f.parent.name), f.parent.name))
+    return runfolder.read_json(states[-1]).get("log_history", []) if states else []
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file that may be written to at this moment: a last one without an end is left out."""
-    if not file.is_file():
-        return []
-    try:
-        *lines, _ = file.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise ConfigError("a file of the run cannot be read", got=f"{file} ({error})") from error
+    return [line for _, line in runfolder.read_lines(file)] if file.is_file() else []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import types
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +31,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from sgsd.errors import ConfigError
 from sgsd.objectives.logprobs import selected_logps, tile_rows
 
+_log = logging.getLogger(__name__)
 _FILLER_ID = 0  # stands at padded positions; any id would do, since attention and masks go by length
 
 
@@ -154,6 +156,11 @@ def _head_of(causal: PreTrainedModel, forward: Callable[..., Any], device: torch
     """What a model does before and behind its head; ``None`` where it is something else than scale and cap."""
     if causal not in _HEADS:
         _HEADS[causal] = _probed(causal, forward, device)
+        if _HEADS[causal] is None:
+            _log.warning(
+                "%s does more to its logits than scale and cap them: scored on whole logits, which takes more memory",
+                type(causal).__name__,
+            )
     return _HEADS[causal]
 
 
@@ -278,7 +285,7 @@ def _shares_prompts(causal: PreTrainedModel) -> bool:
     if "position_ids" not in inspect.signature(causal.base_model.forward).parameters:
         return False
     layers: list[Any] = []
-    with suppress(Exception):  # a configuration of which no cache can be made
+    with suppress(AttributeError, KeyError, TypeError, ValueError):  # a configuration of which no cache can be made
         layers = DynamicCache(config=config).layers
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 

@@ -87,7 +87,7 @@ class VerifiedTrainer(GRPOTrainer):
             rollout_func: as in TRL. ``tools`` and ``environment_factory`` are refused.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
-        verifier: overrides ``args.verifier``; a function is taken for a reward function.
+        verifier: overrides ``args.verifier``. A function is refused: it goes into ``reward_funcs``.
         writer: of new bank items, in the policy's place during online maintenance; of ``SGSDTrainer``.
 
     Raises:
@@ -116,7 +116,7 @@ class VerifiedTrainer(GRPOTrainer):
         *,
         bank: SkillBank | str | Path | None = None,
         retriever: Retriever | None = None,
-        verifier: Verifier | RewardFunction | None = None,
+        verifier: Verifier | None = None,
         writer: Writer | None = None,
     ) -> None:
         args = self._checked(args, train_dataset, writer, tools=tools, environment_factory=environment_factory)
@@ -474,9 +474,6 @@ class VerifiedTrainer(GRPOTrainer):
             self.accelerator.autocast(),
         ):
             yield
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        return super()._compute_loss(model, inputs)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

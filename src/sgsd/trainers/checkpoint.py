@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.errors import BankError, CheckpointError
 
-STATE_FOLDER = "sgsd"
 _STATE_FILE = "state.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -81,7 +81,7 @@ def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
         header: what a resumed run must agree with: method, digest of the first bank, kind of teacher.
         rank: this process's. All ranks save tensors, rank 0 everything else.
     """
-    folder = checkpoint / STATE_FOLDER
+    folder = checkpoint / runfolder.PARTS
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         state = part.state_dict()
@@ -93,9 +93,7 @@ def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
             (folder / f"{name}.json").write_text(json.dumps(rest, ensure_ascii=False) + "\n", encoding="utf-8")
     if rank == 0:
         mark = {"version": _VERSION, **header, "sizes": _sizes(checkpoint)}
-        partial = folder / f".{_STATE_FILE}"
-        partial.write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder / _STATE_FILE)
+        runfolder.write_json(folder / _STATE_FILE, mark)
 
 
 def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
@@ -124,11 +122,11 @@ def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
                 remedy="pass what the run began with, or start a new run in another output_dir",
             )
     for name, part in parts.items():
-        if f"{STATE_FOLDER}/{name}.json" not in mark["sizes"]:
+        if f"{runfolder.PARTS}/{name}.json" not in mark["sizes"]:
             continue
         try:
-            state = json.loads((checkpoint / STATE_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-            tensors = checkpoint / STATE_FOLDER / f"{name}-{rank:05d}.safetensors"
+            state = runfolder.read_json(checkpoint / runfolder.PARTS / f"{name}.json")
+            tensors = checkpoint / runfolder.PARTS / f"{name}-{rank:05d}.safetensors"
             state |= load_file(tensors) if tensors.is_file() else {}
             part.load_state_dict(state)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -160,7 +158,7 @@ def refuse_damage(checkpoint: Path) -> None:
 
 def unmark(checkpoint: Path) -> None:
     """A complete checkpoint is none any more: it is about to be written again."""
-    (checkpoint / STATE_FOLDER / _STATE_FILE).unlink(missing_ok=True)
+    (checkpoint / runfolder.PARTS / _STATE_FILE).unlink(missing_ok=True)
 
 
 def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
@@ -168,7 +166,7 @@ def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
     return {
         int(match[1]): folder
         for folder in (output_dir.iterdir() if output_dir.is_dir() else [])
-        if (match := _FOLDER.fullmatch(folder.name)) and (folder / STATE_FOLDER / _STATE_FILE).is_file()
+        if (match := _FOLDER.fullmatch(folder.name)) and (folder / runfolder.PARTS / _STATE_FILE).is_file()
     }
 
 
@@ -223,14 +221,14 @@ def refused_writes(output_dir: Path) -> Iterator[None]:
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
     """Path in the checkpoint → bytes, of all that a resume reads."""
-    own = checkpoint / STATE_FOLDER / _STATE_FILE
+    own = checkpoint / runfolder.PARTS / _STATE_FILE
     files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.suffix != ".md" and file != own)
     return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
 
 
 def _mark_of(checkpoint: Path) -> dict[str, Any]:
     try:
-        mark = json.loads((checkpoint / STATE_FOLDER / _STATE_FILE).read_text(encoding="utf-8"))
+        mark = json.loads((checkpoint / runfolder.PARTS / _STATE_FILE).read_text(encoding="utf-8"))
         sizes = mark.get("sizes", {})
         if not isinstance(mark["version"], int) or not all(isinstance(size, int) for size in sizes.values()):
             raise TypeError("not a mark")
@@ -238,7 +236,7 @@ def _mark_of(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(
             "not a complete sgsd checkpoint",
             got=str(checkpoint),
-            expected=f"{STATE_FOLDER}/{_STATE_FILE} in it",
+            expected=f"{runfolder.PARTS}/{_STATE_FILE} in it",
             remedy=_go_back(checkpoint),
         ) from error
     return mark | {"sizes": sizes}

@@ -13,7 +13,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from sgsd.bank import SkillBank, history
+from sgsd.bank import SkillBank
 from sgsd.errors import ConfigError, check_choice
 from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
@@ -92,7 +92,7 @@ class VerifiedConfig(GRPOConfig):
     guard_window: int = _setting(20, "Optimizer steps whose means the guard compares.")
 
     # Skills.
-    bank: str | None = _setting(None, "Skill bank: a file, FILE@N for its version N, or a shipped one as seed:NAME.")
+    bank: str | None = _setting(None, "Skill bank: a file, or a shipped one as seed:NAME.")
     retriever: str = _setting("embedding", f"How pairs are found: {', '.join(RETRIEVERS)}.")
     embedder: str = _setting(
         "Qwen/Qwen3-Embedding-0.6B", "Embedder of retriever 'embedding': hub name, folder, or local:all-minilm-l6-v2."
@@ -460,6 +460,6 @@ def resolve_bank(args: VerifiedConfig, bank: SkillBank | str | Path | None = Non
         return None
     if given is None:
         raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
-    resolved = given if isinstance(given, SkillBank) else history.load(given)
+    resolved = given if isinstance(given, SkillBank) else SkillBank.load(given)
     resolved.require_pairs()
     return resolved

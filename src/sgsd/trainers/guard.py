@@ -6,10 +6,8 @@ that are cut off. Each is compared with the run's own past, so no limit depends 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +15,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from sgsd import runfolder
 from sgsd.errors import CheckpointError
 from sgsd.trainers.checkpoint import complete_checkpoints
 
-GUARD_FILE = "guard.json"
 VITALS = ("success", "truncated", "entropy")
 """Means over the rollouts of an optimizer step: the success rate, the share cut off, nats a token."""
 GRADIENT = "the gradient's norm"
@@ -193,9 +191,7 @@ class GuardCallback(TrainerCallback):
         _log.warning("collapse guard, step %d: %s; the run %s; %s", alarm.step, alarm.what, does, where)
         if state.is_world_process_zero:
             record = asdict(alarm) | {"run": does, "checkpoint": sound and sound.name}
-            partial = folder / f".{GUARD_FILE}"
-            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, folder / GUARD_FILE)
+            runfolder.write_json(folder / runfolder.GUARD, record)
         if stops:
             control.should_training_stop = True
         elif self._action == "grpo" and self._hand_over is not None:

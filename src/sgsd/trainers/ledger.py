@@ -14,13 +14,12 @@ from accelerate.utils import gather
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sgsd import runfolder
 from sgsd.bank import Ledger, SkillBank
 from sgsd.bank.credit import credit, sure_worth, trust, worth
 from sgsd.errors import BankError, CheckpointError
 from sgsd.retrieval import Pair
 from sgsd.scoring.teachers import TeacherPool
-
-TRUSTS = ("worth", "ledger", "equal")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class TrainingLedger:
 
     Args:
         group_size: G, rollouts of a problem; they are one cluster in the ledger's intervals.
-        trust: one of ``TRUSTS``.
+        trust: ``worth``, ``ledger`` or ``equal`` (the setting ``teacher_trust``).
     """
 
     def __init__(self, group_size: int, trust: str) -> None:
@@ -84,17 +83,21 @@ class TrainingLedger:
         """Ids of numbers that ``numbers`` gave."""
         return self._ids[skill], self._ids[mistake]
 
-    def trust(self, pairs: Sequence[Pair]) -> list[float]:
-        """τ of teachers made of these pairs, by what is known before this batch; the same on all processes."""
+    def trust(self, pools: Sequence[TeacherPool]) -> list[list[float]]:
+        """τ of each pool's teachers, by what is known before this batch; the same on all processes."""
         if self._trust == "equal":
-            return [1.0] * len(pairs)
+            return [[1.0] * len(pool.pairs) for pool in pools]
         prior = sure_worth(self.ledger.items.values())
 
         def of_pair(pair: Pair) -> float:
             records = self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id)
             return worth(*records, prior=prior) if self._trust == "worth" else trust(*records)
 
-        return [of_pair(pair) for pair in pairs]
+        found: dict[int, list[float]] = {}
+        for pool in pools:  # the G rollouts of a prompt share one
+            if id(pool) not in found:
+                found[id(pool)] = [of_pair(pair) for pair in pool.pairs]
+        return [found[id(pool)] for pool in pools]
 
     def observe(
         self, rows: Tensor, items: Tensor, outcome: Tensor, scored: Tensor, support: Tensor, stance: Tensor
@@ -156,7 +159,7 @@ class TrainingLedger:
         """
         total = self.ledger.total
         credits = [value for item in bank.items if (value := self.credit_of(item.id)) is not None]
-        names = ("uses", "active", "positive", "negative", "neutral", "undecided")
+        names = ("uses", "active", "positive", "negative", "neutral")  # undecided rollouts are not scored
         return {
             "items": float(len(self.ledger.items)),
             **dict(zip(names, map(float, total.counts), strict=False)),
@@ -165,9 +168,7 @@ class TrainingLedger:
 
     def write(self, file: Path) -> None:
         """Write the ledger at once: readers see the old one or the new one."""
-        partial = file.with_name(f".{file.name}")
-        partial.write_text(self.ledger.to_json(), encoding="utf-8")
-        partial.replace(file)
+        runfolder.write_text(file, self.ledger.to_json())
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger's own JSON."""

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import torch.distributed
 from transformers import TrainerCallback
 
+from sgsd import runfolder
 from sgsd.bank import Item, Origin, SkillBank
 from sgsd.bank.extract import Candidate, extraction_request, read_extraction
 from sgsd.bank.leaks import scan
@@ -43,7 +44,6 @@ from sgsd.trainers.record import append_lines, keep_until
 from sgsd.trainers.writer import AT_ONCE, policy_writer, served_writer
 from sgsd.verifiers import Outcome, Verdict
 
-LOG_FILE = "maintenance.jsonl"
 # What the others wait beyond the writer's time: reading, merging, a batch of the policy's that runs to its end.
 _GRACE = timedelta(hours=2)
 
@@ -323,7 +323,7 @@ class Maintenance:
     ) -> None:
         self.window = Window()
         self.frequency = frequency
-        self._file = folder / LOG_FILE
+        self._file = folder / runfolder.MAINTENANCE
         self._writer = writer
         self._threshold = threshold
         self._timeout = timeout

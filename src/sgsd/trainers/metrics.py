@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Metrics = Mapping[str, tuple[Tensor, Tensor]]
-"""Name → sum and count, detached 0-d tensors."""
+from sgsd.objectives.base import Metrics, total
 
 
 class StepMetrics:
@@ -23,13 +21,14 @@ class StepMetrics:
 
     def add(self, values: Metrics) -> None:
         """Add sums and counts."""
-        for name, (total, count) in values.items():
-            pair = torch.stack([total.detach().float(), count.detach().to(total.device).float()])
+        for name, (summed, count) in values.items():
+            pair = torch.stack([summed.detach().float(), count.detach().to(summed.device).float()])
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 
     def mean(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
-        """Add the mean of ``values``, of those where ``where`` is True."""
-        self.add({name: sum_and_count(values, where)})
+        """Add the mean of ``values``, of those where ``where`` is True; what stands elsewhere is never read."""
+        counted = torch.ones_like(values, dtype=torch.bool) if where is None else where
+        self.add({name: total(values, counted)})
 
     def reduced(self, accelerator: Any) -> dict[str, float]:
         """The means over everything added since the last call, on all processes; one reduction, one host sync."""
@@ -42,11 +41,3 @@ class StepMetrics:
             stacked = accelerator.reduce(stacked, reduction="sum")
         means = (stacked[:, 0] / stacked[:, 1]).tolist()
         return dict(zip(names, means, strict=True))
-
-
-def sum_and_count(values: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum and number of ``values``, of those where ``where`` is True; what stands elsewhere is never read."""
-    values = values.detach().float()
-    if where is None:
-        return values.sum(), torch.tensor(float(values.numel()), device=values.device)
-    return torch.where(where, values, 0.0).sum(), where.sum()

@@ -11,7 +11,6 @@ A run that goes on from a checkpoint first drops what was written after it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +19,9 @@ import numpy as np
 from torch import Tensor
 from transformers import TrainerCallback
 
+from sgsd import runfolder
 from sgsd.objectives import TeacherScores
 from sgsd.trainers.ledger import Scored, TrainingLedger
-
-LEDGER_FILE = "ledger.json"
-SUPPORTS_FILE = "supports.jsonl"
-TRACES_FILE = "traces.jsonl"
 
 # Nats per token. Fine around 0, where most supports lie; 0.05 is the default dead zone.
 SUPPORT_EDGES = (-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -72,7 +68,7 @@ class RunRecorder:
         if not self._writes:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name in (SUPPORTS_FILE, TRACES_FILE):
+        for name in (runfolder.SUPPORTS, runfolder.TRACES):
             keep_until(self._folder / name, step)
 
     def rollouts(self, rows: Sequence[Mapping[str, Any]], first_row: int, of_all: int) -> list[list[str]]:
@@ -156,11 +152,11 @@ class RunRecorder:
             name: np.bincount(bins[scored.outcome == value], minlength=len(SUPPORT_EDGES) + 1).tolist()
             for value, name in OUTCOMES.items()
         }
-        file = self._folder / SUPPORTS_FILE
+        file = self._folder / runfolder.SUPPORTS
         header = [] if file.is_file() and file.stat().st_size else [{"edges": SUPPORT_EDGES}]
         append_lines(file, [*header, {"step": step, **counts}])
         if traces:
-            append_lines(self._folder / TRACES_FILE, traces)
+            append_lines(self._folder / runfolder.TRACES, traces)
 
     def _chosen(self) -> list[dict[str, Any]]:
         """One rollout of each outcome in turn, as long as there are any: successes first, undecided ones last."""
@@ -238,6 +234,4 @@ def keep_until(file: Path, step: int) -> None:
     # Not splitlines: a model may write the characters that only Unicode takes for the end of a line.
     *lines, _cut_off = file.read_text(encoding="utf-8").split("\n")
     kept = [line + "\n" for line in lines if json.loads(line).get("step", 0) <= step]
-    partial = file.with_name(f".{file.name}")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, file)
+    runfolder.write_text(file, "".join(kept))

@@ -20,8 +20,9 @@ import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
+from sgsd import runfolder
 from sgsd.bank import Ledger
-from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances
+from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retriever
 from sgsd.scoring.logprobs import Scores, Select, chunk_count, flat_targets, score_completions
@@ -40,7 +41,7 @@ from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
 from sgsd.trainers.names import card_name
-from sgsd.trainers.record import LEDGER_FILE, LedgerCallback, RunRecorder
+from sgsd.trainers.record import LedgerCallback, RunRecorder
 from sgsd.trainers.rewards import VerifierReward, is_truncated
 from sgsd.trainers.rows import prompt_of
 from sgsd.verifiers.reward import text_of
@@ -91,7 +92,7 @@ class SGSDTrainer(VerifiedTrainer):
         self.recorder = RunRecorder(
             folder, self.processing_class, self.training_ledger.ids, trace_steps=args.trace_steps, writes=main
         )
-        file = folder / LEDGER_FILE if main else None
+        file = folder / runfolder.LEDGER if main else None
         self.add_callback(LedgerCallback(self.training_ledger, self.recorder, file, self._log_ledger))
         self.maintenance: Maintenance | None = None
         if args.maintenance_frequency:
@@ -181,7 +182,7 @@ class SGSDTrainer(VerifiedTrainer):
         """
         ids, lengths = output["completion_ids"].tolist(), output["completion_mask"].sum(1).tolist()
         completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-        needs, trust = self.objective.needs, [self.training_ledger.trust(pool.pairs) for pool in pools]
+        needs, trust = self.objective.needs, self.training_ledger.trust(pools)
         whole = [self._drawn_for_ledger(row) for row in inputs]
         places = teachers_to_run(
             pools,
@@ -293,9 +294,9 @@ class SGSDTrainer(VerifiedTrainer):
             advantages=inputs["advantages"],
         )
         rows, metrics = self.objective.loss(student, teachers, rollouts)
-        support, stance = self._note(inputs, student, teachers)
+        support, stance, baseline = self._note(inputs, student, teachers)
         real = teachers.scored & (teachers.weights > 0)
-        metrics = stance_metrics(support, stance, rollouts.outcome, real) | metrics
+        metrics = stance_metrics(support, stance, rollouts.outcome, real, baseline=baseline) | metrics
         self.metrics.add({f"sgsd/{name}": value for name, value in metrics.items()})
         self.metrics.mean("sgsd/loss", rows)
         return loss + self.args.sgsd_weight * rows.mean() / self.current_gradient_accumulation_steps
@@ -326,25 +327,32 @@ class SGSDTrainer(VerifiedTrainer):
 
     def _note(
         self, inputs: dict[str, Tensor], student: StudentScores, teachers: TeacherScores
-    ) -> tuple[Tensor, Tensor]:
-        """Supports and stances ``[B, K]``. The ledger counts each rollout once, when it is first trained on."""
-        args = self.args
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Supports and stances ``[B, K]``, and the control's support ``[B]`` if supports are measured against it.
+
+        The ledger counts each rollout once, when it is first trained on.
+        """
+        args, logps, mask = self.args, student.logps.detach(), inputs["score_mask"]
+        baseline = None
+        if args.support_baseline == "control":
+            assert teachers.control_logps is not None
+            baseline = supports(logps, teachers.control_logps.unsqueeze(1), mask, clip=args.support_clip).squeeze(1)
         support, stance = stances(
-            student.logps.detach(),
+            logps,
             teachers.logps,
-            inputs["score_mask"],
+            mask,
             clip=args.support_clip,
             threshold=args.support_threshold,
-            control_logps=teachers.control_logps if args.support_baseline == "control" else None,
+            baseline=baseline,
             scored=teachers.scored,
         )
         if self._step % (args.steps_per_generation * self.num_iterations) >= args.steps_per_generation:
-            return support, stance
+            return support, stance, baseline
         self.training_ledger.observe(
             inputs["row"], inputs["items"], inputs["outcome"], teachers.scored, support, stance
         )
-        self.recorder.observe(self.state.global_step + 1, inputs, student.logps.detach(), teachers, support, stance)
-        return support, stance
+        self.recorder.observe(self.state.global_step + 1, inputs, logps, teachers, support, stance)
+        return support, stance, baseline
 
     def _log_ledger(self) -> None:
         assert self.bank is not None

@@ -1,0 +1,129 @@
+"""``sgsd bank``: one skill bank, its items, and where they come from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.padding import Padding
+from rich.text import Text
+
+from sgsd.bank import Item
+from sgsd.cli.bank_files import item_block, load, sizes
+from sgsd.cli.console import print_json, standard_output, table
+from sgsd.errors import BankError
+from sgsd.memories import as_strings
+
+
+def bank(options: argparse.Namespace) -> int:
+    """Run one action; the exit code is 1 where ``check`` found something."""
+    match options.action:
+        case "show":
+            return _show(options)
+        case "search":
+            return _search(options)
+        case "import":
+            return _import(options)
+        case "export":
+            return _export(options)
+        case "check":
+            from sgsd.cli.bank_check import check
+
+            return check(options)
+        case "trace":
+            from sgsd.cli.bank_trace import trace
+
+            return trace(options)
+        case "ledger":
+            from sgsd.cli.bank_ledger import ledger
+
+            return ledger(options)
+        case _:
+            from sgsd.cli.bank_diff import diff
+
+            return diff(options)
+
+
+def _show(options: argparse.Namespace) -> int:
+    loaded = load(options.bank)
+    if options.json:
+        print(loaded.to_json(), end="")
+        return 0
+    console = standard_output()
+    console.print(Text(f"{options.bank}: {sizes(loaded)}", style="bold"), soft_wrap=True)
+    for heading, items in (("Skills", loaded.skills), ("Mistakes", loaded.mistakes)):
+        listing = table(heading, "id", "item")
+        listing.columns[0].max_width = 24
+        listing.show_lines = True
+        for item in items:
+            listing.add_row(Text(item.id), item_block(item))
+        if items:
+            console.print(Padding(listing, (1, 0, 0, 0)))
+    console.print(f"\ndigest {loaded.digest}")
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from sgsd.engines.embedders import build_retriever
+
+    loaded = load(options.bank)
+    retriever = build_retriever(options.retriever, embedder=options.embedder)
+    retrieval = retriever.retrieve([options.problem], loaded, options.k)[0]
+    rows = [
+        {
+            "skill": pair.skill.id,
+            "mistake": pair.mistake.id,
+            "similarity": pair.similarity,
+            "weight": weight,
+            "skill_title": pair.skill.title,
+            "mistake_title": pair.mistake.title,
+        }
+        for pair, weight in zip(retrieval.pairs, retrieval.weights, strict=True)
+    ]
+    if options.json:
+        print_json(rows)
+        return 0
+    scored = any(row["similarity"] is not None for row in rows)
+    columns = ("rank", "weight", *(("similarity",) if scored else ()), "skill", "mistake")
+    listing = table(
+        f"{options.bank}: {len(rows)} pairs by {retriever.name}", *columns, right=("rank", "weight", "similarity")
+    )
+    for rank, (row, pair) in enumerate(zip(rows, retrieval.pairs, strict=True), 1):
+        similarity = [] if not scored else ["" if row["similarity"] is None else f"{row['similarity']:.3f}"]
+        listing.add_row(str(rank), f"{row['weight']:.3f}", *similarity, *map(_named, (pair.skill, pair.mistake)))
+    standard_output().print(listing)
+    return 0
+
+
+def _named(item: Item) -> Text:
+    """The id and a few words of an item, for a cell."""
+    return Text.assemble(item.title or item.text, "\n", (item.id, "dim"))
+
+
+def _import(options: argparse.Namespace) -> int:
+    loaded = load(options.source)
+    target: Path = options.target
+    _refuse_existing(target, options)
+    loaded.save(target)
+    if options.json:
+        print_json({"file": str(target), "digest": loaded.digest})
+    else:
+        print(f"{target}: {sizes(loaded)}")
+    if ignored := as_strings(loaded.metadata.get("ignored_keys")):
+        print(f"{options.source}: not carried, having no place here: {', '.join(ignored)}", file=sys.stderr)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    loaded = load(options.bank)
+    target: Path = options.target
+    _refuse_existing(target, options)
+    loaded.save(target, format=options.format)
+    print(f"{target}: {sizes(loaded)}, {options.format} format")
+    return 0
+
+
+def _refuse_existing(target: Path, options: argparse.Namespace) -> None:
+    if target.exists() and not options.force:
+        raise BankError("the target exists", got=str(target), remedy="choose another name, or pass --force")

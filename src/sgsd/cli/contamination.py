@@ -1,0 +1,84 @@
+"""``sgsd contamination``: test problems that training data holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from sgsd.cli.console import standard_error
+from sgsd.contamination import Contamination, Overlap, find_overlaps
+from sgsd.engines.datasets import load_problems
+from sgsd.errors import ConfigError
+from sgsd.evaluation.presets import BENCHMARKS
+from sgsd.problems import Problem
+
+
+def contamination(options: argparse.Namespace) -> int:
+    """Report the overlap of every test source with all training sources together."""
+    if options.show < 0:
+        raise ConfigError("--show is out of range", got=options.show, expected="0 or more")
+    console = standard_error()
+    train = [
+        problem
+        for source in options.train
+        for problem in load_all(source, console, options.train_split, options.train_config, options.train_adapter)
+    ]
+    reports: dict[str, Contamination] = {}
+    for source in options.test:
+        test = load_all(source, console, options.test_split, options.test_config, options.test_adapter)
+        reports[source] = find_overlaps(train, test, n=options.n)
+    if options.json:
+        told = {"train": options.train, "test": {source: report.to_dict() for source, report in reports.items()}}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return 0
+    for source, report in reports.items():
+        _print(source, report, options.show)
+    return 0
+
+
+def load_all(
+    source: str, console: Console, split: str | None = None, config: str | None = None, adapter: str | None = None
+) -> list[Problem]:
+    """All usable problems of a source or benchmark, with a summary on the console; duplicates stay, for the question is
+    what is there.
+    """
+    benchmark = None if Path(source).exists() else BENCHMARKS.get(source)
+    if benchmark is not None:
+        source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
+    problems, report = load_problems(
+        source,
+        split=split,
+        config_name=config,
+        adapter=adapter,
+        on_duplicate="keep",
+        on_conflict="keep",
+    )
+    console.print(report.summary())
+    return problems
+
+
+def _print(source: str, report: Contamination, show: int) -> None:
+    print(f"{source}: {report.test} test problems against {report.train} training problems")
+    for count, what in (
+        (report.overlapping, f"share {report.n} words in a row (if shorter, all) with a training problem"),
+        (report.mostly, "of these share at least half of their words, in a row"),
+        (report.exact, "have a training problem's text"),
+        (report.other_answer, "of these with another answer there"),
+    ):
+        print(f"  {count:5d}  {100 * count / report.test:5.1f} %  {what}")
+    for pair in report.pairs[:show]:
+        print(_told(pair))
+    if len(report.pairs) > show:
+        print(f"  {len(report.pairs) - show} more pairs: --show, or --json for all")
+
+
+def _told(pair: Overlap) -> str:
+    kind = "same text, other answer" if pair.other_answer else "same text" if pair.exact else "overlap"
+    answers = f"; answers {pair.test.answer} and {pair.train.answer}" if pair.other_answer else ""
+    return (
+        f"  {kind}: test {pair.test.id}, training {pair.train.id}; {pair.length} words, "
+        f"{100 * pair.share:.0f} % of the test problem{answers}\n      {pair.shared}"
+    )

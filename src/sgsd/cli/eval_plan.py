@@ -1,0 +1,379 @@
+"""What ``sgsd eval`` is to do, a ``Plan`` a data set: flags, else the benchmark's settings, the run's, defaults."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgsd import runfolder
+from sgsd.bank import Mistake, Skill, SkillBank
+from sgsd.cli.settings import read_run, refuse_unwritable
+from sgsd.curation import DataReport
+from sgsd.engines.datasets import GYM, load_problems
+from sgsd.engines.embedders import build_retriever
+from sgsd.errors import ConfigError, did_you_mean
+from sgsd.evaluation.presets import BENCHMARKS, Benchmark
+from sgsd.evaluation.run import prompts_of, verifier_of
+from sgsd.problems import Problem
+from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Thinking
+from sgsd.trainers.rows import skill_pairs
+from sgsd.verifiers import Verifier, get_verifier
+
+EVALUATIONS = "evaluations"
+_THINKING = SWITCH
+# Samples per call of the sampler: what is lost at most when an evaluation is cut off. Engines that batch by themselves
+# are slow at the end of each call, so theirs are large.
+_BATCH_SIZES = {"transformers": 32, "vllm": 512, "openai": 256}
+_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One data set to evaluate on, ready to sample.
+
+    Attributes:
+        name: of the data set, and of its folder.
+        problems, report: what is asked, and what became of every row.
+        renderer, verifier: make the prompts; judge.
+        pairs: the skills each prompt shows; ``None`` for plain prompts.
+        prompt_lengths: in tokens, one per problem.
+        k, seed, batch_size: see ``evaluation.evaluate``.
+        sampling: max_new_tokens, temperature, top_p, top_k.
+        output: the evaluation's folder; ``None`` to keep nothing.
+        settings: all that the samples depend on, as plain data.
+        about: what else the summary says.
+    """
+
+    name: str
+    problems: Sequence[Problem]
+    report: DataReport
+    renderer: PromptRenderer
+    verifier: Verifier
+    pairs: Sequence[Sequence[tuple[Skill, Mistake]]] | None
+    prompt_lengths: Sequence[int]
+    k: int
+    seed: int
+    batch_size: int
+    sampling: Mapping[str, Any]
+    output: Path | None
+    settings: Mapping[str, object]
+    about: Mapping[str, object]
+
+
+def read_model_run(model: str) -> dict[str, Any]:
+    """The settings of the run that the model is, or is a checkpoint of; empty for other models.
+
+    Raises:
+        ConfigError: a record that cannot be read.
+    """
+    return (read_run(Path(model)) if Path(model).is_dir() else None) or {}
+
+
+def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
+    """The data sets that are named, each once.
+
+    Raises:
+        ConfigError: none; one twice; a misspelt name; a file, split or adapter for more than one.
+    """
+    given = options.dataset or options.dataset_file or run.get("eval_dataset")
+    if not given:
+        raise ConfigError(
+            "no data to evaluate on",
+            expected=f"--dataset: a file, a hub name, reasoning_gym:TASK, or of {', '.join(BENCHMARKS)}",
+        )
+    text = str(given)
+    # Options of reasoning-gym tasks hold commas of their own; so may the name of a file.
+    names = [text] if text.startswith(GYM) or Path(text).exists() else [part.strip() for part in text.split(",")]
+    if len(set(names)) < len(names) or "" in names:
+        raise ConfigError("--dataset names a data set twice, or none", got=text)
+    for name in names:
+        near = did_you_mean(name.lower(), BENCHMARKS)
+        if near is not None and name not in BENCHMARKS and "/" not in name and not Path(name).exists():
+            raise ConfigError("no such data set", got=repr(name), remedy=near)
+    for flag in ("dataset_file", "dataset_split", "dataset_config", "dataset_adapter"):
+        if len(names) > 1 and vars(options)[flag] is not None:
+            raise ConfigError(f"--{flag} is for one data set", got=text, remedy="evaluate on one at a time")
+    return names
+
+
+def make_plan(
+    name: str, options: argparse.Namespace, run: Mapping[str, Any], tokenizer: ChatTokenizer, *, several: bool
+) -> Plan:
+    """Everything about one data set but the model.
+
+    Args:
+        name: of the data set.
+        options: the command line's.
+        run: settings of the run, see ``read_model_run``.
+        tokenizer: makes the prompts.
+        several: it is one of several data sets.
+
+    Raises:
+        SGSDError: whatever cannot be used.
+    """
+    benchmark = BENCHMARKS.get(name)
+    verifier_name = verifier_of(options.verifier, run)
+    verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}
+    verifier = get_verifier(verifier_name, **verifier_options)
+    problems, report = _load(name, benchmark, options, verifier)
+    renderer = _renderer(tokenizer, options, run, benchmark)
+    skills = _Skills.of(options, run)
+    pairs = None if skills is None else skills.pairs(problems)
+    prompts = prompts_of(problems, renderer, pairs)
+    sampling = {
+        "max_new_tokens": _first(
+            options.max_completion_length,
+            benchmark and benchmark.max_completion_length,
+            run.get("max_completion_length"),
+            1024,
+        ),
+        "temperature": _first(options.temperature, benchmark and benchmark.temperature, 1.0),
+        "top_p": _first(options.top_p, benchmark and benchmark.top_p, 0.95),
+        "top_k": _first(options.top_k, 0),
+    }
+    k = _first(options.samples, benchmark and benchmark.samples, 1)
+    batch_size = _first(options.batch_size, _BATCH_SIZES[options.engine])
+    weights = weights_digest(Path(options.model))
+    model = {"model": options.model}
+    settings: dict[str, object] = {
+        # A folder is known by its weights, wherever it lies.
+        **(model if weights is None else {"weights": weights}),
+        "dataset": name,
+        "verifier": verifier_name,
+        "verifier_options": verifier_options,
+        "instruction": renderer.instruction,
+        "chat_template_kwargs": renderer.student_kwargs,
+        "skills_in_prompt": skills is not None,
+        **({} if skills is None else skills.settings),
+        "samples_per_problem": k,
+        "max_completion_length": sampling["max_new_tokens"],
+        "temperature": sampling["temperature"],
+        "top_p": sampling["top_p"],
+        "top_k": sampling["top_k"],
+        "seed": options.seed,
+        "batch_size": batch_size,
+        "engine": options.engine,
+        # A server has a name of its own for a model, and another for each adapter on it.
+        **({"served_model": options.served_model or options.model} if options.engine == "openai" else {}),
+        "dtype": options.dtype,
+        "prompts": _prompts_digest(problems, prompts),
+    }
+    about: dict[str, object] = {
+        **({} if weights is None else model),
+        **({"trained_by": run.get("method", "sgsd")} if run else {}),
+        **({} if skills is None else {"bank_source": skills.source}),
+        "dataset_source": report.source,
+        "rows": report.rows,
+        "rows_dropped": report.counts,
+    }
+    return Plan(
+        name=name,
+        problems=problems,
+        report=report,
+        renderer=renderer,
+        verifier=verifier,
+        pairs=pairs,
+        prompt_lengths=[len(prompt) for prompt in prompts],
+        k=k,
+        seed=options.seed,
+        batch_size=batch_size,
+        sampling=sampling,
+        output=_output(name, options, skilled=skills is not None, several=several),
+        settings=settings,
+        about=about,
+    )
+
+
+def check_flags(options: argparse.Namespace) -> None:
+    """Refuse values out of range, before anything is loaded.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    for name, fits, expected in (
+        ("samples", lambda value: value >= 1, "1 or more"),
+        ("temperature", lambda value: 0 <= value < math.inf, "0 (greedy) or more"),
+        ("top_p", lambda value: 0 < value <= 1, "above 0, at most 1"),
+        ("top_k", lambda value: value >= 0, "0 (off) or more"),
+        ("batch_size", lambda value: value >= 1, "1 or more"),
+        ("max_completion_length", lambda value: value >= 1, "1 or more"),
+        ("pairs", lambda value: value >= 1, "1 or more"),
+    ):
+        value = vars(options)[name]
+        if value is not None and not fits(value):
+            raise ConfigError(f"--{name} is out of range", got=value, expected=expected)
+    for name in ("bank", "retriever", "embedder", "pairs"):
+        if vars(options)[name] is not None and not options.skills_in_prompt:
+            raise ConfigError(f"--{name} goes with --skills_in_prompt", got=vars(options)[name])
+    if options.thinking is not None and _THINKING in (options.chat_template_kwargs or {}):
+        raise ConfigError(f"--thinking and {_THINKING} in --chat_template_kwargs", expected="one of them")
+    if options.output is not None:
+        refuse_unwritable(options.output, "--output")
+    if options.device is not None:
+        try:
+            torch.empty(0, device=options.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError("unusable --device", got=options.device, expected="cpu, cuda, cuda:1 …") from error
+
+
+def weights_digest(folder: Path) -> str | None:
+    """What tells one model folder's weights from another's: SHA-256 of its configuration and of its weights' size and
+    of at most 64 blocks of 1 MiB, spread evenly over each file. ``None`` where there is no such folder.
+
+    Training changes every weight that it trains, so blocks are enough, and the largest model takes a second.
+    """
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".gguf"):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            step = max(_BLOCK_BYTES, size // _BLOCKS)
+            with file.open("rb") as stream:
+                for start in range(0, size, step):
+                    stream.seek(start)
+                    digest.update(stream.read(_BLOCK_BYTES))
+        elif file.name in ("config.json", "generation_config.json", "adapter_config.json"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Skills:
+    """Where the skills of ``--skills_in_prompt`` come from."""
+
+    bank: SkillBank
+    source: str
+    retriever: str
+    embedder: str | None
+    query_prompt: str
+    item_text: str
+    count: int
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, run: Mapping[str, Any]) -> _Skills | None:
+        if not options.skills_in_prompt:
+            return None
+        name = options.bank or _run_bank(Path(options.model)) or run.get("bank")
+        if name is None:
+            raise ConfigError("no skill bank", expected="--bank: a file, or a shipped one as seed:NAME")
+        bank = SkillBank.load(name)
+        bank.require_pairs()
+        retriever = options.retriever or run.get("retriever") or "embedding"
+        embedder = options.embedder or run.get("embedder") or "Qwen/Qwen3-Embedding-0.6B"
+        own = embedder == run.get("embedder")
+        return cls(
+            bank,
+            str(name),
+            retriever,
+            embedder if retriever == "embedding" else None,
+            run.get("retrieval_query_prompt", "") if own else "",
+            run.get("retrieval_text", "topic"),
+            options.pairs or run.get("skills_in_prompt_pairs") or 1,
+        )
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {
+            "bank": self.bank.digest,
+            "retriever": self.retriever,
+            "embedder": self.embedder,
+            "skills_in_prompt_pairs": self.count,
+        }
+
+    def pairs(self, problems: Sequence[Problem]) -> list[Sequence[tuple[Skill, Mistake]]]:
+        retriever = build_retriever(
+            self.retriever, embedder=self.embedder, query_prompt=self.query_prompt, item_text=self.item_text
+        )
+        return skill_pairs(problems, retriever, self.bank, self.count)
+
+
+def _run_bank(folder: Path) -> Path | None:
+    """The bank as it was at this point of the run: a checkpoint's, or the run's at its end."""
+    places = folder / runfolder.PARTS / runfolder.BANK, folder / runfolder.BANK
+    return next((file for file in places if file.is_file()), None)
+
+
+def _load(
+    name: str, benchmark: Benchmark | None, options: argparse.Namespace, verifier: Any
+) -> tuple[list[Problem], DataReport]:
+    split, config, source = options.dataset_split, options.dataset_config, options.dataset_file or name
+    if options.dataset_file is None and benchmark is not None and not Path(name).exists():
+        source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
+    return load_problems(
+        source,
+        split=split,
+        config_name=config,
+        adapter=options.dataset_adapter,
+        limit=options.limit,
+        readable=verifier.readable,
+    )
+
+
+def _renderer(
+    tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
+) -> PromptRenderer:
+    """The prompts' maker. A run's ``thinking`` holds but for ``paper``: the paper evaluates with thinking on."""
+    instruction = run.get("instruction") if options.instruction is None else options.instruction
+    given = _first(options.chat_template_kwargs, run.get("chat_template_kwargs"), {})
+    if options.chat_template_kwargs is None and run.get("thinking") in (Thinking.OFF, Thinking.ON):
+        given = {**given, _THINKING: run["thinking"] == Thinking.ON}
+    thinking = None if options.thinking is None else options.thinking == "on"
+
+    def rendered(**switch: bool) -> PromptRenderer:
+        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs={**given, **switch})
+
+    if thinking is None and (benchmark is None or _THINKING in (options.chat_template_kwargs or {})):
+        return rendered()
+    on, off = (rendered(**{_THINKING: value}) for value in (True, False))
+    has_switch = on.student_ids("1 + 1?") != off.student_ids("1 + 1?")
+    if thinking is None:
+        wanted = benchmark.thinking if benchmark is not None else None
+        return rendered() if wanted is None or not has_switch else on if wanted else off
+    if not has_switch:
+        raise ConfigError(
+            "--thinking changes nothing: the chat template renders both ways alike",
+            got=f"--thinking {options.thinking}",
+            remedy="leave it out; this model has no such switch",
+        )
+    return on if thinking else off
+
+
+def _output(name: str, options: argparse.Namespace, *, skilled: bool, several: bool) -> Path | None:
+    folder = _folder_name(name) + ("-skills" if skilled else "")
+    if options.output is not None:
+        return options.output / folder if several else options.output
+    model = Path(options.model)
+    is_run = any((place / runfolder.RUN).is_file() for place in (model, model.parent)) and model.is_dir()
+    return model / EVALUATIONS / folder if is_run else None
+
+
+def _folder_name(dataset: str) -> str:
+    """``aime24``, ``sums`` of ``data/sums.jsonl``, ``owner--name`` of the hub, ``gym-task`` of reasoning-gym."""
+    if dataset.startswith(GYM):
+        return "gym-" + re.sub(r"[^\w.-]+", "-", dataset.removeprefix(GYM)).strip("-")
+    path = Path(dataset)
+    return path.stem if path.exists() else re.sub(r"[^\w.-]+", "-", dataset.replace("/", "--")).strip("-")
+
+
+def _prompts_digest(problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> str:
+    """Of everything that is asked and compared with: template, instruction, skills, data, in their order."""
+    digest = hashlib.sha256()
+    for problem, prompt in zip(problems, prompts, strict=True):
+        digest.update(json.dumps([problem.id, problem.key, list(prompt)]).encode())
+    return digest.hexdigest()
+
+
+def _first(*values: Any) -> Any:
+    """The first value that was given."""
+    return next(value for value in values if value is not None)

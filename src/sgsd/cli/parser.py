@@ -1,0 +1,299 @@
+"""The command line: ``sgsd demo | train | eval | compare | report | contamination | lab | bank``.
+
+Arguments are parsed before any framework is imported, but for ``train``, whose flags are TRL's own dataclasses.
+What the user got wrong is one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sgsd import __version__
+from sgsd.cli import bank_settings
+from sgsd.cli.flags import spelled
+from sgsd.errors import ConfigError, SGSDError, did_you_mean
+
+_EPILOG = """\
+Presets for --config: bank, demo, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
+sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise ConfigError(
+                f"unknown {'/'.join(action.option_strings) or action.dest}",
+                got=repr(value),
+                expected=", ".join(choices),
+                remedy=did_you_mean(str(value), choices) or f"see {self.prog} --help",
+            )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, remedy=f"see {self.prog} --help")
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: got {text!r} ({error.msg} at character {error.pos})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"not a JSON object: got {text!r}")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of everything but ``train``'s own flags."""
+    parser = _Parser(
+        prog="sgsd",
+        description="Skill-conditioned gated self-distillation.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the default breaks lines inside names
+    )
+    parser.add_argument("--version", action="version", version=f"sgsd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    demo = commands.add_parser("demo", help="train SmolLM2-135M on the CPU, before and after, in minutes")
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder (replaced)")
+    demo.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
+    demo.add_argument("--problems", type=int, default=200, help="held-out problems of the evaluations")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher live")
+
+    commands.add_parser(
+        "train", help="train with SGSD or another method (all flags: sgsd train --help)", add_help=False
+    )
+
+    evaluation = commands.add_parser("eval", help="accuracy of a run, a model or an adapter; or stored responses again")
+    evaluation.add_argument("model", nargs="?", help="run folder, checkpoint, adapter, hub name, or local:NAME")
+    data = evaluation.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        help="file, hub name, reasoning_gym:TASK, or aime24, aime25, hmmt25, amc23, math500, gsm8k, minerva; several "
+        "with commas (the run's eval_dataset)",
+    )
+    data.add_argument("--dataset_file", help="file in place of the hub, for a data set known by name")
+    data.add_argument("--dataset_split")
+    data.add_argument("--dataset_config")
+    data.add_argument("--dataset_adapter")
+    data.add_argument("--limit", type=int, help="problems at most")
+    sampling = evaluation.add_argument_group("sampling", "defaults: those of the data set known by name, else these")
+    sampling.add_argument("--samples", type=int, help="k of avg@k (1)")
+    sampling.add_argument("--temperature", type=float, help="0 is greedy (1.0)")
+    sampling.add_argument("--top_p", type=float, help="(0.95)")
+    sampling.add_argument("--top_k", type=int, help="0 is off (0)")
+    sampling.add_argument("--max_completion_length", type=int, help="new tokens (the run's, else 1024)")
+    sampling.add_argument("--seed", type=int, default=0)
+    prompts = evaluation.add_argument_group("prompts and verdicts", "defaults: the run's")
+    prompts.add_argument("--verifier", help="(math)")
+    prompts.add_argument("--instruction", help="ends every prompt")
+    prompts.add_argument("--thinking", choices=("on", "off"), help="the chat template's enable_thinking")
+    prompts.add_argument("--chat_template_kwargs", type=_mapping, help='JSON, such as {"enable_thinking": true}')
+    prompts.add_argument("--skills_in_prompt", action="store_true", help="show each problem's best pairs of the bank")
+    prompts.add_argument("--bank", help="with --skills_in_prompt: a file, or seed:NAME")
+    prompts.add_argument("--retriever", choices=("embedding", "bm25", "random"))
+    prompts.add_argument("--embedder", help="hub name, folder, or local:all-minilm-l6-v2")
+    prompts.add_argument("--pairs", type=int, help="pairs to show (1)")
+    engine = evaluation.add_argument_group("engine")
+    engine.add_argument("--engine", choices=("transformers", "vllm", "openai"), default="transformers")
+    engine.add_argument("--batch_size", type=int, help="samples drawn, judged and kept at a time (32, 512, 256)")
+    engine.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="(float32; auto for vllm)")
+    engine.add_argument("--device", help="of transformers (the GPU if there is one)")
+    engine.add_argument("--base_url", help="of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    engine.add_argument("--served_model", help="the server's name for the model (the model)")
+    engine.add_argument("--concurrency", type=int, help="requests to the server at a time (16)")
+    engine.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    output = evaluation.add_argument_group("output")
+    output.add_argument(
+        "--output", type=Path, help="folder for samples and summary (default for a run: its evaluations/DATASET)"
+    )
+    output.add_argument("--force", action="store_true", help="discard another evaluation in that folder")
+    output.add_argument("--json", action="store_true", help="print the summary as JSON")
+    again = evaluation.add_argument_group("stored responses")
+    again.add_argument("--regrade", type=Path, help="judge an evaluation or a JSONL of responses again; no model")
+    again.add_argument("--show", type=int, default=20, help="disagreements to print (20)")
+
+    compare = commands.add_parser("compare", help="methods side by side, with intervals and paired differences")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sgsd eval")
+    compare.add_argument("--baseline", help="a row's label or folder (default: Base if it is there, else the first)")
+    compare.add_argument("--checkpoint", type=int, help="step to compare all runs at (default: each one's final one)")
+    forms = compare.add_mutually_exclusive_group()
+    for form in ("json", "markdown", "latex"):
+        forms.add_argument(f"--{form}", action="store_true", help=f"print {form}")
+
+    contamination = commands.add_parser("contamination", help="test problems that the training data holds")
+    for name in ("train", "test"):
+        contamination.add_argument(f"--{name}", nargs="+", required=True, help="files, hub names, aime24 …")
+        contamination.add_argument(f"--{name}_split")
+        contamination.add_argument(f"--{name}_config")
+        contamination.add_argument(f"--{name}_adapter")
+    contamination.add_argument("--n", type=int, default=12, help="words in a row that make an overlap")
+    contamination.add_argument("--show", type=int, default=10, help="pairs to print")
+    contamination.add_argument("--json", action="store_true", help="print all pairs as JSON")
+
+    report = commands.add_parser("report", help="one HTML page of runs: comparison, curves, teachers, rollouts, banks")
+    report.add_argument("runs", type=Path, nargs="+", help="run folders, of several methods and seeds")
+    report.add_argument("--output", type=Path, default=Path("report.html"), help="file to write")
+
+    lab = commands.add_parser("lab", help="the controlled benchmark: hidden rules, a bank of known worth, minutes")
+    actions = lab.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    pretrain = actions.add_parser("pretrain", help="make a lab model again; the package holds both")
+    run = actions.add_parser("run", help="one experiment: train in the lab, evaluate along the way")
+    demo = actions.add_parser("demo", help="GRPO, and GRPO with failures corrected by teachers, side by side, live")
+    for action in (pretrain, run):
+        action.add_argument("variant", choices=("sharp", "calibrated"), help="how the model obeys a stated rule")
+        action.add_argument("--output", type=Path, help="folder to write (default: under runs/)")
+    for action, threads in ((pretrain, 2), (run, 1)):
+        action.add_argument(
+            "--threads", type=int, default=threads, help="CPU threads; rounding depends on their number"
+        )
+    run.add_argument("--method", default="sgsd", help="sgsd, grpo or opsd")
+    run.add_argument("--helpful", type=int, default=2, help="pairs a symbol that state its true rule")
+    run.add_argument("--misleading", type=int, default=2, help="pairs a symbol that state a wrong rule")
+    run.add_argument("--irrelevant", type=int, default=0, help="pairs a symbol that speak of another one")
+    run.add_argument("--k", type=int, help="teachers a rollout (default: all of a symbol's pairs)")
+    run.add_argument("--flips", type=float, default=0.0, help="share of the verifier's verdicts that are wrong")
+    run.add_argument("--skills_in_prompt", action="store_true", help="show the student a pair, too")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--accuracy_steps", type=int, default=25, help="optimizer steps between evaluations")
+    run.add_argument("--json", action="store_true", help="print each evaluation as a line of JSON")
+    run.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher frozen")
+    table = actions.add_parser("table", help="experiments side by side, over seeds")
+    table.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of run folders")
+    table.add_argument("--json", action="store_true", help="print JSON")
+    demo.add_argument("--variant", choices=("sharp", "calibrated"), default="calibrated")
+    demo.add_argument("--output", type=Path, default=Path("runs/lab-demo"), help="folder to write")
+    demo.add_argument("--steps", type=int, default=300, help="optimizer steps of 64 rollouts")
+    demo.add_argument("--seed", type=int, default=0)
+
+    _add_bank(commands.add_parser("bank", help="skill banks: show, search, check, compare, their versions and origins"))
+    return parser
+
+
+def _add_bank(bank: argparse.ArgumentParser) -> None:
+    actions = bank.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    one_bank = "a bank file, a folder with bank.json, or a shipped bank as seed:NAME"
+    show = actions.add_parser("show", help="list a bank's items")
+    search = actions.add_parser("search", help="the pairs a problem would get")
+    check = actions.add_parser("check", help="report what is odd or gives problems away; exit code 1 if anything does")
+    diff = actions.add_parser("diff", help="what one bank has and another has not")
+    trace = actions.add_parser("trace", help="what an item was merged from, down to the rollouts it came from")
+    imported = actions.add_parser("import", help="a bank of either format as a bank file")
+    export = actions.add_parser("export", help="write a bank in the native or the common format")
+    for action in (show, search, check, trace, export):
+        action.add_argument("bank", help=one_bank)
+    search.add_argument("problem", help="the problem's text")
+    search.add_argument("--retriever", default="bm25", help="embedding, bm25 or random")
+    search.add_argument("--embedder", default="local:all-minilm-l6-v2")
+    search.add_argument("--k", type=int, default=8)
+    check.add_argument(
+        "--problems", nargs="+", default=[], metavar="FILE", help="training problems: files, hub names …"
+    )
+    check.add_argument("--benchmark", nargs="+", default=[], metavar="NAME", help="test problems: aime24 …, or files")
+    check.add_argument("--memories", type=Path, help="what the items came from (memories.jsonl beside the bank)")
+    check.add_argument("--n", type=int, default=13, help="words in a row that give a problem away (13)")
+    diff.add_argument("before", help=one_bank)
+    diff.add_argument("after", help="likewise")
+    trace.add_argument("item", help="the item's id")
+    imported.add_argument("source", help=f"{one_bank}; general_skills/common_mistakes JSON is recognised")
+    for action in (imported, export):
+        action.add_argument("target", type=Path, help="file to write")
+        action.add_argument("--force", action="store_true", help="replace the target")
+    export.add_argument("--format", choices=("native", "common"), default="common", help="(common)")
+    for action in (show, search, check, diff, trace, imported):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    ledger = actions.add_parser("ledger", help="what a run's items were worth: the ranking by credit")
+    ledger.add_argument("run", type=Path, help="a run's folder, or a checkpoint's")
+    ledger.add_argument("--bank", help="where the items are from, if the run has none (its banks)")
+    orders = ("credit", "positive_share", "support", "uses", "active")
+    ledger.add_argument("--sort", choices=orders, default="credit", help="what to rank by (credit)")
+    ledger.add_argument("--json", action="store_true", help="print JSON")
+    for name, help_text in bank_settings.ACTIONS.items():
+        bank_settings.add_flags(actions.add_parser(name, help=help_text))
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of every command but ``train``; a misspelt flag is answered with the nearest one."""
+    parser = build_parser()
+    # argparse hands what follows -- to the first positional that still takes something, and that may be another one.
+    own = list(arguments[: arguments.index("--")]) if "--" in arguments else list(arguments)
+    options, unknown = parser.parse_known_args([spelled(argument) for argument in own])
+    if "settings" in options:
+        options.settings = [*options.settings, *arguments[len(own) + 1 :]]
+    else:
+        unknown += arguments[len(own) :]
+    if unknown:
+        for name in (options.command, *([options.action] if options.command in ("bank", "lab") else [])):
+            parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        raise ConfigError(
+            f"unknown argument of {parser.prog}",
+            got=unknown[0],
+            remedy=did_you_mean(unknown[0].partition("=")[0], flags) or f"see {parser.prog} --help",
+        )
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["train"]:
+            from sgsd.cli.train import train
+
+            return train(arguments[1:])
+        options = _parse(arguments)
+        if options.command == "demo":
+            from sgsd.cli.demo import demo
+
+            return demo(options)
+        if options.command == "eval" and options.regrade is not None:
+            from sgsd.cli.regrade import regrade_stored
+
+            return regrade_stored(options)
+        if options.command == "eval":
+            from sgsd.cli.eval import evaluate_model
+
+            return evaluate_model(options)
+        if options.command == "compare":
+            from sgsd.cli.compare import compare
+
+            return compare(options)
+        if options.command == "contamination":
+            from sgsd.cli.contamination import contamination
+
+            return contamination(options)
+        if options.command == "report":
+            from sgsd.cli.report import report
+
+            return report(options)
+        if options.command == "lab":
+            from sgsd.cli.lab import lab
+
+            return lab(options)
+        if options.action in bank_settings.ACTIONS:
+            from sgsd.cli.bank_build import build_bank
+
+            return build_bank(options)
+        from sgsd.cli.bank import bank
+
+        return bank(options)
+    except SGSDError as error:
+        print(f"sgsd: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("sgsd: interrupted", file=sys.stderr)
+        return 130

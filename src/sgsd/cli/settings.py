@@ -1,0 +1,361 @@
+"""Flags and YAML files → TRL's dataclasses, with errors that name the nearest setting; and the record of a run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import platform
+import types
+import typing
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import ModelConfig, TrlParser
+
+from sgsd import __version__, runfolder
+from sgsd.cli.flags import spelled
+from sgsd.engines.datasets import hub_answers
+from sgsd.engines.models import LOCAL_PREFIX
+from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean
+from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
+
+_SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
+
+
+@dataclass
+class RunArguments:
+    """What a run takes beside TRL's training and model arguments."""
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "Training data: file, folder, hub name, or reasoning_gym:TASK?option=value."}
+    )
+    dataset_split: str | None = field(default=None, metadata={"help": "Split; default: train, or the only one."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_adapter: str | None = field(default=None, metadata={"help": "Row format; default: found by its columns."})
+    dataset_limit: int | None = field(default=None, metadata={"help": "Problems at most."})
+    languages: list[str] | None = field(default=None, metadata={"help": "Keep problems in these languages (en zh …)."})
+    on_duplicate: str = field(default="drop", metadata={"help": "Same text and answer: drop, keep or error."})
+    on_conflict: str = field(
+        default="drop_all", metadata={"help": "Same text, other answer: drop_all, keep_first, keep or error."}
+    )
+    eval_dataset: str | None = field(default=None, metadata={"help": "Data of evaluations during training."})
+    method: str = field(
+        default="sgsd", metadata={"help": f"Training method: {', '.join(CONFIGS)}; decides which settings there are."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the last complete checkpoint in output_dir, if there is one."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Resolve and print everything, count the data, show prompts; no weights."}
+    )
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, remedy=f"see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = super().parse_known_args(args, namespace)
+        if rest:
+            raise ConfigError("unknown argument of sgsd train", got=rest[0], expected="--setting value")
+        return parsed, rest
+
+
+def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
+    """``sgsd train``'s arguments; ``--config`` takes a YAML file or a preset's name, flags override it.
+
+    The method decides the configuration's class, and so which settings are known.
+
+    Raises:
+        ConfigError: an unknown or unusable setting; names the nearest known one.
+    """
+    ignore_deprecations()
+    arguments = [
+        part for argument in arguments for part in (argument.split("=", 1) if _is_config(argument) else [argument])
+    ]
+    arguments = [spelled(argument) for argument in arguments]
+    content: dict[str, Any] = {}
+    path = None
+    if "--config" in arguments:
+        at = arguments.index("--config") + 1
+        if at >= len(arguments):
+            raise ConfigError("--config needs a YAML file or a preset", expected=", ".join(presets()))
+        path = resolve_config(arguments[at])
+        arguments[at] = str(path)
+        content = read_yaml(path)
+    method = _method(arguments, content)
+    parts = (RunArguments, CONFIGS[method], ModelConfig)
+    parser = _Parser(parts, prog=f"sgsd train --method {method}")  # pyright: ignore[reportArgumentType]
+    known = known_settings(parser)
+    for key in content:
+        if key not in known and key != "env":
+            raise unknown_setting(str(key), known, method=method, where=str(path))
+    if path is not None:
+        _check_types(content, parts, parser, path)
+    for argument in arguments:
+        flag = argument.split("=")[0]
+        if flag.startswith("--") and flag != "--config" and flag not in parser._option_string_actions:
+            raise unknown_setting(flag[2:], known, method=method)
+    try:
+        run, training, model = parser.parse_args_and_config(arguments)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ImportError, OSError) as error:  # TRL's own checks; OSError: names in env
+        raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
+    return run, training, model
+
+
+def ignore_deprecations() -> None:
+    """Old names that TRL and PEFT use of transformers: nothing a user of this command line could change."""
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+
+
+@contextmanager
+def hub_or_cache(name: str) -> Iterator[None]:
+    """Where the hub does not answer, look in the local cache at once: the client would retry every file for a minute.
+
+    Args:
+        name: of the model to load in here.
+    """
+    from huggingface_hub import constants
+
+    # An adapter's folder may name a base on the hub.
+    is_local = name.startswith(LOCAL_PREFIX) or Path(name).is_file() or (Path(name) / "config.json").is_file()
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or (not is_local and not hub_answers())
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def presets() -> list[str]:
+    """Names of the shipped configurations."""
+    folder = importlib.resources.files("sgsd") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def resolve_config(name: str) -> Path:
+    """A YAML file by path, or a shipped one by name.
+
+    Raises:
+        ConfigError: there is neither; names the nearest preset.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name in presets():
+        return Path(str(importlib.resources.files("sgsd") / "configs" / f"{name}.yaml"))
+    raise ConfigError(
+        "unknown configuration",
+        got=repr(name),
+        expected="a YAML file, or one of " + ", ".join(presets()),
+        remedy=did_you_mean(name, presets()),
+    )
+
+
+def known_settings(parser: argparse.ArgumentParser) -> list[str]:
+    """Every setting the parser takes."""
+    return sorted({action.dest for action in parser._actions} - {"help"})
+
+
+def unknown_setting(name: str, known: Iterable[str], *, method: str, where: str = "") -> ConfigError:
+    """The error for a misspelt setting, or for one of other methods."""
+    others = [other for other, config in CONFIGS.items() if name in {item.name for item in dataclasses.fields(config)}]
+    return ConfigError(
+        f"unknown setting{f' in {where}' if where else ''}",
+        got=name,
+        expected=f"a setting of method {method}; this is one of {' and '.join(others)}" if others else None,
+        remedy=did_you_mean(name, known) or f"see sgsd train --method {method} --help",
+    )
+
+
+def settings_as_dict(*parts: Any) -> dict[str, Any]:
+    """Every setting of these dataclasses that is plain data, in one mapping."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for item in dataclasses.fields(part):
+            value = getattr(part, item.name)
+            value = value.value if isinstance(value, Enum) else value
+            if item.init and item.name not in _SECRETS and _is_plain(value):
+                merged[item.name] = _without_secrets(value)
+    return merged
+
+
+def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
+    """Write ``run.json``: all settings, package versions, and whatever else is told."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    record = {
+        "sgsd": __version__,
+        "python": platform.python_version(),
+        "versions": versions,
+        **extra,
+        "settings": settings,
+    }
+    runfolder.write_json(folder / runfolder.RUN, record)
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run a folder belongs to (its own, or the run's around a checkpoint), if it is one.
+
+    Raises:
+        ConfigError: a ``run.json`` that cannot be read.
+    """
+    for candidate in (folder / runfolder.RUN, folder.parent / runfolder.RUN):
+        if candidate.is_file():
+            try:
+                settings = runfolder.read_json(candidate)["settings"]
+                if not isinstance(settings, dict):
+                    raise TypeError("settings is no mapping")
+            except (DataError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    "the run's record cannot be read", got=str(candidate), expected="what sgsd train wrote"
+                ) from error
+            return settings
+    return None
+
+
+def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
+    """A run never mixes with what another one left.
+
+    Args:
+        folder: of the run.
+        resuming: ``--resume`` was given, and found no checkpoint.
+
+    Raises:
+        ConfigError: the folder holds something, or cannot be written.
+    """
+    refuse_unwritable(folder, "output_dir")
+    if folder.exists() and any(folder.iterdir()):
+        if resuming:
+            raise ConfigError(
+                "nothing to resume from in output_dir, and it is not empty",
+                got=str(folder),
+                expected="a checkpoint-N written to its end, or an empty folder to start anew in",
+                remedy="choose another output_dir, or empty this one",
+            )
+        raise ConfigError(
+            "output_dir is not empty",
+            got=str(folder),
+            remedy="pass --resume to go on with that run, or choose another output_dir",
+        )
+
+
+def refuse_unwritable(folder: Path, what: str) -> None:
+    """Found out before the work, not after it.
+
+    Raises:
+        ConfigError: the folder is a file, below one, or not ours to write.
+    """
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{what} is no folder", got=str(folder), remedy=f"{nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{what} cannot be written", got=str(folder), remedy=f"no permission to write to {nearest}")
+
+
+def _method(arguments: Sequence[str], content: dict[str, Any]) -> str:
+    """The method that flags, else the file, else the default name; read before the parser can be built."""
+    method = content.get("method", RunArguments.method)
+    for at, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == "--method" and (equals or at + 1 < len(arguments)):
+            method = value if equals else arguments[at + 1]
+    check_choice("method", method, tuple(CONFIGS))
+    return method
+
+
+def _is_config(argument: str) -> bool:
+    return argument.startswith("--config=")
+
+
+def _check_types(content: dict[str, Any], parts: Iterable[Any], parser: argparse.ArgumentParser, path: Path) -> None:
+    """argparse converts text alone, and only where no flag overrides it: the rest of YAML would pass unseen."""
+    hints = {name: hint for part in parts for name, hint in typing.get_type_hints(part).items()}
+    actions = {action.dest: action for action in parser._actions if action.nargs != 0}
+    for key, value in content.items():
+        if key == "env" or (isinstance(value, str) and actions[key].type is str):
+            continue
+        if key in SWITCHES and isinstance(value, bool):
+            continue
+        action, hint = actions[key], hints[key]
+        if value is None:
+            fits, expected = action.default is None or type(None) in typing.get_args(hint), "a value"
+        elif hint in (str, str | None) or (action.choices and not isinstance(value, str)):
+            # YAML reads a bare `no` as false and a bare 5 as a number.
+            fits, expected = False, f'text; put it in quotes: {key}: "{"no" if value is False else value}"'
+        else:
+            fits = _is_a(value, hint) or _converts(value, action)
+            expected = hint.__name__ if isinstance(hint, type) else str(hint)
+        if not fits:
+            raise ConfigError(
+                f"wrong type in {path}", got=f"{key}: {json.dumps(value, default=str)}", expected=expected
+            )
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type hint: a class, a list or mapping of them, or a union."""
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_is_a(value, part) for part in parts)
+    if kind is typing.Literal:
+        return value in parts
+    if kind is list:
+        return isinstance(value, list) and all(not parts or _is_a(item, parts[0]) for item in value)
+    return isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _converts(value: Any, action: argparse.Action) -> bool:
+    """Whether argparse makes what a setting wants of a value, or of a list's items. Text it would make of anything."""
+    items = value if action.nargs == "+" and isinstance(value, list) else [value]
+    if action.type is str or not callable(action.type):
+        return False
+    try:
+        for item in items:
+            action.type(str(item))
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        return False
+    return True
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items() if key not in _SECRETS}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(item) for item in value]
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file's settings.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 2001-99-99
+        raise ConfigError("the configuration is not YAML", got=f"{path}: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError("the configuration cannot be read", got=f"{path} ({error.strerror})") from error
+    if not isinstance(content, dict):
+        raise ConfigError("the configuration is not a mapping", got=str(path), expected="lines such as key: value")
+    return content
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))

@@ -1,0 +1,110 @@
+"""What lies in the folder of a run, an evaluation or a build: the names, the reader, the writer. No torch.
+
+    run.json               every setting, versions, what became of the data
+    trainer_state.json     transformers' log
+    ledger.json            what each bank item was worth
+    supports.jsonl         histograms of the supports
+    traces.jsonl           rollouts with their teachers, token by token
+    maintenance.jsonl      what each check did to the bank
+    guard.json             the collapse that the guard saw
+    bank-start.json, bank.json     the bank before and after
+    checkpoint-N/sgsd/     what a checkpoint holds beyond TRL's
+    evaluations/NAME/      settings.json, samples.jsonl, summary.json of an evaluation
+
+A build's folder has ``bank.json`` too, beside what ``bank.build`` names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sgsd.errors import DataError
+
+RUN = "run.json"
+STATE = "trainer_state.json"
+LEDGER = "ledger.json"
+SUPPORTS = "supports.jsonl"
+TRACES = "traces.jsonl"
+MAINTENANCE = "maintenance.jsonl"
+GUARD = "guard.json"
+BANK_START = "bank-start.json"
+BANK = "bank.json"
+PARTS = "sgsd"  # in a checkpoint
+EVALUATIONS = "evaluations"
+SETTINGS = "settings.json"
+SAMPLES = "samples.jsonl"
+SUMMARY = "summary.json"
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a whole file at once: readers see the old one or the new one, and a crash leaves no part.
+
+    Missing folders are made. A link is replaced, not followed.
+
+    Raises:
+        OSError: it cannot be written; nothing is changed, and nothing left behind.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{secrets.token_hex(8)}.part")  # of a name that nobody can lie in wait at
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(descriptor, "w", encoding="utf-8", newline="\n") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(file: Path, document: Any) -> None:
+    """``write_text`` of a JSON document, as people read it; what JSON has no word for becomes text."""
+    write_text(file, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    try:
+        found: object = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError("file cannot be read", got=f"{file} ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON", got=str(error)) from error
+    if not isinstance(found, dict):
+        raise DataError(f"{file}: not a JSON object", got=type(found).__name__)
+    return found
+
+
+def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, JSON object) of each line of a file; a last one that is still being written is passed over.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON object.
+    """
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.endswith(b"\n"):
+                    where = f"{file}:{number}"
+                    yield where, _object(line, where)
+    except OSError as error:
+        raise DataError("file cannot be read", got=f"{file} ({error.strerror})") from error
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        found: object = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON", got=repr(line[:40])) from error
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: not a JSON object", got=repr(line[:40]))
+    return found

@@ -1,0 +1,275 @@
+"""``sgsd train --dry_run`` builds what trains by the functions that train, and refuses what a run would refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from sgsd.cli.settings import presets
+from sgsd.engines.models import load_configs, load_model
+from sgsd.errors import ConfigError
+from sgsd.trainers.config import SGSDConfig
+
+TRAINING = [name for name in presets() if name not in ("bank", "lab")]  # those are sgsd bank's and sgsd lab's
+
+
+@pytest.fixture
+def dry(sgsd, flags, tmp_path, monkeypatch):
+    """``dry(*flags)``: the dry run of a small run, with these flags besides."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*more: object):
+        return sgsd("train", *flags, "--output_dir", tmp_path / "run", "--dry_run", *more)
+
+    return call
+
+
+def data(folder: Path, *problems: str, **columns: str) -> Path:
+    file = folder / "data.jsonl"
+    file.write_text("".join(json.dumps({"problem": text, "answer": "1", **columns}) + "\n" for text in problems))
+    return file
+
+
+# ---- what a run builds
+
+
+@pytest.mark.parametrize(
+    ("method", "skills"),
+    [("sgsd", False), *((method, skills) for method in ("grpo", "opsd") for skills in (False, True))],
+)
+def test_rows_and_teachers_come_from_the_functions_that_train(
+    sgsd, flags, flags_of, tmp_path, monkeypatch, method, skills
+):
+    from sgsd.trainers import sgsd as trainer
+    from sgsd.trainers.rows import training_rows
+
+    built: list[str] = []
+
+    def noted(name, function):
+        def call(*args, **kwargs):
+            built.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr("sgsd.cli.train.training_rows", noted("rows", training_rows))
+    monkeypatch.setattr("sgsd.cli.train.build_pool", noted("teachers", trainer.build_pool))
+    chosen = flags if method == "sgsd" else flags_of(method, skills=skills)
+    assert sgsd("train", *chosen, "--output_dir", tmp_path / "run", "--dry_run").code == 0
+    assert built == ["rows", *["teachers"] * (method == "sgsd")]
+
+
+def test_a_prompt_column_is_shown_as_it_is_trained_on(dry, tmp_path):
+    """At 029fdea the system message was left out."""
+    file = tmp_path / "talks.jsonl"
+    prompt = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "What is 0 + 1?"}]
+    rows = [{"prompt": prompt, "answer": "1", "id": f"talk-{n}"} for n in range(1)]
+    rows += [
+        {"prompt": [prompt[0], {"role": "user", "content": f"What is {n} + 1?"}], "answer": str(n + 1)} for n in (1, 2)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = dry("--dataset", file).out
+    assert shown.count("You are terse.") == 2  # the student's prompt, a teacher's
+
+
+def test_prompts_that_do_not_fit_are_refused(dry):
+    """At 029fdea the dry run passed, and the run refused them once the weights were loaded."""
+    result = dry("--max_prompt_length", "5")
+    assert result.code == 2
+    assert "8 of 8 plain prompts are too long" in result.error
+    result = dry("--max_completion_length", "100000")
+    assert result.code == 2
+    assert "do not fit the model's context" in result.error
+
+
+def test_long_prompts_are_dropped_as_in_a_run(dry, tmp_path):
+    file = data(tmp_path, "One.", "Two.", "Three. " * 200)
+    result = dry("--dataset", file, "--max_prompt_length", "400", "--long_prompts", "error")
+    assert result.code == 2
+    assert "1 of 3 plain prompts are too long: got up to" in result.error
+    assert "(data-2)" in result.error
+    result = dry("--dataset", file, "--max_prompt_length", "400", "--long_prompts", "drop")
+    assert result.code == 0
+    assert "(2 of 2 pairs are too long): 0 tokens" in " ".join(result.out.replace("─", "").split())
+    result = dry(
+        "--dataset", file, "--max_prompt_length", "400", "--long_prompts", "drop", "--gradient_accumulation_steps", 2
+    )
+    assert result.code == 2
+    assert "fewer problems than one batch" in result.error
+
+
+def test_the_budget_of_a_completion_stands_beside_what_the_template_does(dry, tiny_folder, tmp_path):
+    shown = " ".join(dry().out.split())
+    assert "at most 1016 fit beside a completion into the context of 1024" in shown
+    assert (
+        "completions: at most 8 tokens (max_completion_length); by its chat template the model does not think" in shown
+    )
+    assert "WARNING" not in shown
+    folder = tmp_path / "thinks"
+    folder.mkdir()
+    for file in tiny_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    template = (folder / "chat_template.jinja").read_text()
+    opened = template + "{% if add_generation_prompt and enable_thinking %}<think>\n{% endif %}"
+    (folder / "chat_template.jinja").write_text(opened)
+    shown = " ".join(dry("--model_name_or_path", folder, "--thinking", "on").out.split())
+    assert "by its chat template the model thinks" in shown
+    assert "WARNING: the chat template lets the model think, and max_completion_length 8 is short for that" in shown
+
+
+def test_the_method_is_named(dry):
+    assert "method: SGSD" in dry().err
+    correction = ("--objective", "correction", "--teacher", "frozen", "--grpo_weight", "1", "--num_generations", "2")
+    assert "method: GRPO + correction" in dry(*correction).err
+
+
+# ---- what a run refuses
+
+
+@pytest.mark.parametrize(
+    ("flags_more", "said"),
+    [
+        (("--learning_rate", "-1"), "learning_rate is out of range: got -1.0"),
+        (("--learning_rate", "nan"), "learning_rate is out of range"),
+        (("--max_steps", "0"), "max_steps 0 would train nothing"),
+        (("--seed", "-1"), "seed is out of range: got -1"),
+        (("--steps_per_generation", "0"), "is out of range: got 0; expected 1 or more"),
+        (("--per_device_eval_batch_size", "0"), "per_device_eval_batch_size is out of range"),
+        (("--dataloader_num_workers", "-1"), "dataloader_num_workers is out of range"),
+        (("--use_peft", "--lora_r", "0"), "no such LoRA adapter: got lora_r 0"),
+        (("--use_peft", "--lora_dropout", "2"), "no such LoRA adapter"),
+        (("--gradient_accumulation_steps", "9"), "fewer problems than one batch: got 8; expected at least 18"),
+        (("--eval_strategy", "epoch"), "no data to evaluate on"),
+        (("--verifier", "math", "--report_to", "comet_ml"), "report_to names what is not installed"),
+    ],
+)
+def test_it_refuses_what_a_run_would_refuse_later(dry, flags_more, said):
+    """At 029fdea the dry run passed with all of these."""
+    result = dry(*flags_more)
+    assert result.code == 2
+    assert said in result.error
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_a_verifier_that_raises_is_found_out(dry, tmp_path, monkeypatch):
+    (tmp_path / "raising.py").write_text("def reward(completions, nothing, **_):\n    return [1.0 for _ in nothing]\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    result = dry("--verifier", "raising:reward")
+    assert result.code == 2
+    assert "fails on a made-up completion" in result.error
+
+
+def test_ids_outside_the_models_vocabulary_are_found_out(dry, tiny_folder, tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for file in tiny_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 3}))
+    result = dry("--model_name_or_path", folder)
+    assert result.code == 2
+    assert "is not in the model's vocabulary" in result.error
+
+
+def test_no_instruction_is_no_error_and_shown(sgsd, flags, dry, tmp_path):
+    """At 029fdea the dry run passed, and the run ended in a traceback."""
+    asked = dict(zip(flags[::2], flags[1::2], strict=True))["--instruction"]
+    assert asked in dry().out
+    assert asked not in dry("--instruction", "").out.replace(f"instruction: {asked}", "")
+    run = sgsd("train", *flags, "--output_dir", tmp_path / "run", "--instruction", "", "--max_steps", "1")
+    assert run.code == 0
+
+
+# ---- text of a user's
+
+
+@pytest.mark.parametrize(
+    "text", [r"The root of \[x^2 = 4\] is?", r"Is \[/\text{sum}\] 1?", "[bold]What[/bold] is 1?", "[/x] and :smile:?"]
+)
+def test_brackets_are_shown_as_they_are(dry, tmp_path, text):
+    """At 029fdea: the formula was gone from the prompt, or MarkupError."""
+    file = tmp_path / "data.jsonl"
+    rows = [{"problem": text, "answer": "1", "id": "p[/red]"}, {"problem": "What is 0 + 1?", "answer": "1"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = dry("--dataset", file)
+    assert result.code == 0
+    assert result.out.count(text) == 2
+    assert result.out.count("p[/red] ─") == 2
+
+
+@pytest.mark.parametrize("method", ["grpo", "opsd"])
+def test_brackets_are_shown_as_they_are_by_other_methods(sgsd, flags_of, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("COLUMNS", "120")
+    text = r"Solve [/bold] \[x^2 = 1\] [red]now[/red] :smile:"
+    file = data(tmp_path, text, "What is 0 + 1?")
+    result = sgsd("train", *flags_of(method), "--dataset", file, "--output_dir", tmp_path / "run", "--dry_run")
+    assert result.code == 0, result.err
+    assert result.out.count(text) == 1 + (method == "opsd")
+
+
+# ---- without a GPU
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_the_defaults_suit_a_machine_without_a_gpu(tmp_path):
+    """At 029fdea: ValueError, "Your setup doesn't support bf16/gpu"."""
+    assert SGSDConfig(output_dir=str(tmp_path)).use_cpu
+
+
+@pytest.fixture(scope="module")
+def roomy(tiny_folder, tmp_path_factory) -> Path:
+    """The tiny model's folder without weights, and a context as long as Qwen3's."""
+    folder = tmp_path_factory.mktemp("roomy")
+    for file in tiny_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40960}))
+    return folder
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_presets_dry_run_passes_with_other_data_and_model(sgsd, roomy, tmp_path, name):
+    """At 029fdea: "Your setup doesn't support bf16/gpu" of all but the demo's, on a machine without a GPU."""
+    file = tmp_path / "data.jsonl"
+    if name.startswith("sgsd-upstream"):
+        prompt = [{"role": "user", "content": "Solve the following math problem.\n\nWhat is 0 + 1?"}]
+        row = {"data_source": "math_dapo", "prompt": prompt, "reward_model": {"ground_truth": "1", "style": "rule"}}
+    else:
+        row = {"problem": "What is 0 + 1?", "answer": "1"}
+    for place in ("problem", "prompt"):
+        rows = [json.loads(json.dumps(row).replace("0 + 1", f"{n} - {n - 1}")) for n in range(1, 33) if place in row]
+        if rows:
+            file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    flags = ("--dataset", file, "--model_name_or_path", roomy, "--output_dir", tmp_path / "run", "--dry_run")
+    result = sgsd("train", "--config", name, *flags)
+    assert result.code == 0, result.err
+    assert "no weights were loaded, nothing was written" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- configurations without weights
+
+
+def test_configurations_are_those_of_the_loaded_model(tiny_folder):
+    config, generation_config = load_configs(str(tiny_folder))
+    model = load_model(str(tiny_folder))
+    assert config.vocab_size == model.config.vocab_size
+    assert generation_config.eos_token_id == model.generation_config.eos_token_id
+
+
+def test_configurations_of_an_adapter_are_its_bases(tiny_folder, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_folder)}))
+    config, _ = load_configs(str(tmp_path))
+    assert config.max_position_embeddings == AutoConfig.from_pretrained(tiny_folder).max_position_embeddings
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no model"):
+        load_configs(str(tmp_path))
