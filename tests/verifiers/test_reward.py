@@ -220,3 +220,26 @@ def test_trl_trains_with_it(tmp_path: Path):
         )
         trainer.train()
     assert any("rewards/math/mean" in log for log in trainer.state.log_history)
+
+
+def test_the_trainers_hand_everything_on():
+    from sgsd.trainers.rewards import VerifierReward
+
+    given = {
+        "prompts": [[{"role": "user", "content": "abc"}]] * 3,
+        "completions": [[{"role": "assistant", "content": text}] for text in ("ABC", "abc", "ABC")],
+        "completion_ids": [[2, 1], [2, 1], [2]],
+        "answer": ["5"] * 3,
+        "level": ["easy"] * 3,
+        "trainer_state": object(),
+        "log_extra": lambda name, values: None,
+    }
+    with made("from_the_prompt") as verifier:
+        reward = VerifierReward(verifier, name="mine", end_ids={1}, truncated="undecided")
+        assert reward(**given) == [1.0, 0.0, None]
+        assert [verdict.reason for verdict in reward.verdicts] == ["reward 1", "reward 0", "truncated"]
+    with (
+        made("from_a_column") as verifier,
+        pytest.raises(ConfigError, match="needs numbers; columns of the data: level"),
+    ):
+        VerifierReward(verifier, name="mine", end_ids={1}, truncated="undecided")(**given)
