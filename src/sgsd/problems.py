@@ -63,6 +63,12 @@ class Problem:
         """What a verifier takes as the answer."""
         return self.answer if self.reference is None else self.reference
 
+    @property
+    def reward_columns(self) -> Row:
+        """What a reward function as verifier is given of this row, as in training."""
+        derived = {"problem": self.text, "problem_id": self.id, "answer": self.key}
+        return {**self.columns, **derived, "solution": self.solution or self.answer}
+
 
 class DropReason(StrEnum):
     """Why a row is not among the problems."""

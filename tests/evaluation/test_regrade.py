@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from sgsd.errors import DataError
+from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation import Evaluation
 from sgsd.evaluation.regrade import read_responses, regrade, stored_samples
-from sgsd.evaluation.run import Sample
+from sgsd.evaluation.run import Sample, verifier_of
 from sgsd.verifiers import Outcome, Verdict
 
 
@@ -107,3 +107,12 @@ def test_old_samples_without_their_reference_are_refused(tmp_path):
     Evaluation((old,), 1).save(tmp_path)
     with pytest.raises(DataError, match="without its reference"):
         read_responses(tmp_path)
+
+
+def test_a_record_names_no_code_that_is_run():
+    assert verifier_of(None, {}) == "math"
+    assert verifier_of(None, {"verifier": "choice"}) == "choice"
+    assert verifier_of(None, {"verifier": "sgsd.verifiers.dapo:reward"}) == "sgsd.verifiers.dapo:reward"
+    assert verifier_of("mine:reward", {"verifier": "theirs:reward"}) == "mine:reward"
+    with pytest.raises(ConfigError, match="would be run: got theirs:reward; say --verifier theirs:reward if"):
+        verifier_of(None, {"verifier": "theirs:reward"})

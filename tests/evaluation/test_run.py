@@ -15,7 +15,7 @@ from sgsd.evaluation.store import SampleStore
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.rollouts import Rollout, StopReason
-from sgsd.verifiers import Outcome, Verdict
+from sgsd.verifiers import Outcome, Verdict, get_verifier
 
 PROBLEMS = [Problem(f"p{i}", f"What is {i}?", str(i)) for i in (3, 1, 2)]
 
@@ -243,3 +243,18 @@ def test_other_verdicts_leave_truncated_samples_incorrect(renderer, tmp_path):
     assert [sample.outcome for sample in again.samples] == ["correct", "incorrect", "correct"]
     assert [sample.reason for sample in again.samples] == [None, "truncated", None]
     assert [sample.reference for sample in again.samples] == ["3", "1", "2"]
+
+
+def test_a_reward_function_is_told_what_it_is_told_in_training(renderer, tmp_path, monkeypatch):
+    (tmp_path / "evaluated_rewards.py").write_text(
+        "def told(prompts, completions, completion_ids, answer, solution, problem_id, level, **kwargs):\n"
+        "    (prompt,), (completion,), (ids,) = prompts, completions, completion_ids\n"
+        "    right = prompt[-1]['content'].startswith(f'What is {answer[0]}?')\n"
+        "    right = right and completion[0]['role'] == 'assistant'\n"
+        "    return [float(right and ids == [5] and solution == answer and level == ['l' + problem_id[0]])]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    problems = [Problem(f"p{i}", f"What is {i}?", str(i), columns={"level": f"lp{i}", "answer": "raw"}) for i in (3, 1)]
+    with get_verifier("evaluated_rewards:told", workers=1) as verifier:
+        result = evaluate(Script("a", "b"), problems, renderer, verifier)
+    assert [sample.outcome for sample in result.samples] == ["correct", "correct"]

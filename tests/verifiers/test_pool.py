@@ -45,6 +45,37 @@ def greedy(completions, **kwargs):
     return [float(len(bytearray(10**11)))]
 
 slow_import = noisy
+
+async def awaited(completions, answer, **kwargs):
+    import asyncio
+    await asyncio.sleep(0.01)
+    return [float(c[0]["content"] == a) for c, a in zip(completions, answer)]
+"""
+
+GRADER = """
+import os
+from sgsd.verifiers import Outcome, Verdict
+
+def behave(text):
+    while text == "hang":
+        pass
+    if text == "die":
+        os._exit(3)
+    if text == "eat":
+        bytearray(10**11)
+    if text == "raise":
+        raise RuntimeError("no")
+
+def make_grader():
+    def grade(completion, answer):
+        behave(completion)
+        behave(answer)
+        return Verdict(Outcome.CORRECT)
+    return grade
+
+def option(answer):
+    behave(answer)
+    return answer
 """
 
 
@@ -54,6 +85,16 @@ def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "slow_rewards_for_tests.py").write_text("import time\ntime.sleep(2)\n" + REWARDS)
     monkeypatch.syspath_prepend(tmp_path)
     return "rewards_for_tests"
+
+
+@pytest.fixture
+def graders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grader of the package that fails in every way: ``sgsd.verifiers.grader_for_tests`` in the workers."""
+    (tmp_path / "grader_for_tests.py").write_text(GRADER)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sgsd.verifiers\nsgsd.verifiers.__path__.append(" + repr(str(tmp_path)) + ")\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +121,33 @@ def test_a_batch_must_be_as_long_as_its_answers(math: PooledVerifier):
     assert math.verify_many([], []) == []
 
 
-def test_a_tower_of_powers_is_undecided_and_its_neighbours_are_not():
+def test_a_tower_of_powers_is_incorrect_and_its_neighbours_are_judged():
     with get_verifier("math", workers=2, timeout=1) as verifier:
         tower = r"\boxed{9^{9^{9^{9}}}}"
         assert outcomes(verifier, [r"\boxed{2\pi}", tower, r"\boxed{\pi 2}", tower, r"\boxed{3\pi}"], r"2\pi") == [
             "correct",
-            "undecided",
+            "incorrect",
             "correct",
-            "undecided",
+            "incorrect",
             "incorrect",
         ]
-        assert verifier.verify(tower, r"2\pi").reason == "timeout"
+
+
+def test_what_only_the_completion_causes_is_incorrect_and_what_the_reference_causes_is_undecided(
+    graders: None, monkeypatch: pytest.MonkeyPatch
+):
+    with get_verifier("math", workers=2, timeout=1, memory_gb=3.9) as verifier:
+        monkeypatch.setattr(verifier, "_grader", json.dumps({"kind": "grader_for_tests"}))
+        completions = ["hang", "die", "eat", "raise", "fine"]
+        reasons = ["timeout", "worker died", "out of memory", "verifier error: RuntimeError: no", None]
+        verdicts = verifier.verify_many(completions, ["5"] * 5)
+        assert [verdict.outcome.sign for verdict in verdicts] == [-1, -1, -1, -1, 1]
+        assert [verdict.reason for verdict in verdicts] == reasons
+        verdicts = verifier.verify_many(completions[:4], ["hang", "die", "eat", "raise"])
+        assert [verdict.outcome.sign for verdict in verdicts] == [0, 0, 0, 0]
+        assert [verdict.reason for verdict in verdicts] == reasons[:4]
+        assert verifier.readable("6")
+        assert [verifier.readable(answer) for answer in ("fine", "hang", "die", "eat", "raise")] == [True] + [False] * 4
 
 
 @pytest.mark.parametrize(
@@ -129,7 +186,7 @@ def test_an_item_that_hangs_or_dies_harms_no_other(rewards: str):
     for name, word, reason in (("hang", "hang", "timeout"), ("die", "die", "worker died")):
         with get_verifier(f"{rewards}:{name}", workers=2, timeout=1) as verifier:
             verdicts = verifier.verify_many(["a", word, "b", word, "c"], ["5"] * 5)
-        assert [verdict.outcome.sign for verdict in verdicts] == [1, 0, 1, 0, 1]
+        assert [verdict.outcome.sign for verdict in verdicts] == [1, 0, 1, 0, 1]  # whose doing it was is not known
         assert verdicts[1].reason == verdicts[3].reason == reason
 
 
@@ -208,37 +265,48 @@ def test_a_closed_verifier_starts_again():
 
 
 def run(script: str, **options: object) -> subprocess.Popen[str]:
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True, **options
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        **options,
     )
 
 
-def test_workers_end_with_their_parent_even_in_the_middle_of_an_item():
-    script = r"""
-        import threading, time
-        from sgsd.verifiers import get_verifier
-        verifier = get_verifier("math", workers=1, timeout=2)
-        verifier.warm_up()
-        print(*(w.process.pid for w in verifier._pool._all), flush=True)
-        verifier.verify(r"\boxed{9^{9^{9^{9}}}}", r"2\pi")
-    """
+def is_gone(pid: int) -> bool:
+    """It does not run: there is no such process, or only what nobody has waited for."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+HANGING = """
+import sys, threading, time
+from sgsd.verifiers import get_verifier
+workers, timeout = 2, {timeout}
+verifier = get_verifier("rewards_for_tests:hang", workers=workers, timeout=timeout)
+verifier.warm_up()
+print(*(worker.process.pid for worker in verifier._pool._all), flush=True)
+"""
+
+
+def test_workers_end_with_their_parent_even_in_the_middle_of_an_item(rewards: str):
+    script = HANGING.format(timeout=2) + 'verifier.verify_many(["hang"] * 6, ["5"] * 6)\n'
     with run(script) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
         time.sleep(0.3)
         parent.kill()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
-        state = (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if Path(f"/proc/{pid}").exists()
-            else "Z"
-        )
-        if state == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        assert not Path(f"/proc/{pid}").exists()
+    assert len(pids) == 2
+    assert all(is_gone(pid) for pid in pids)
 
 
 @pytest.mark.parametrize("handled", [signal.SIG_DFL, signal.SIG_IGN])
@@ -296,3 +364,68 @@ def test_short_answers_share_workers_that_have_started(math: PooledVerifier):
     start = time.perf_counter()
     math.verify_many(completions, [str(n) for n in range(1000)])
     assert 1000 / (time.perf_counter() - start) > 20
+
+
+def test_an_item_whose_worker_is_killed_from_outside_is_judged_by_another(math: PooledVerifier):
+    killed = threading.Event()
+
+    def kill_one() -> None:
+        while not killed.is_set():
+            for worker in list(math._pool._all):
+                if worker not in math._pool._idle:
+                    os.kill(worker.process.pid, signal.SIGKILL)
+                    killed.set()
+                    return
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    completions = [rf"\boxed{{x+{n}\sqrt{{2}}}}" for n in range(1, 60)]
+    references = [rf"{n}\sqrt{{2}}+x" for n in range(1, 60)]
+    verdicts = math.verify_many(completions, references)
+    killed.set()
+    thread.join()
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
+
+
+def test_an_interrupt_ends_a_batch_at_once_and_its_workers_with_the_process(rewards: str):
+    script = HANGING.format(timeout=200) + 'verifier.verify_many(["hang"] * 6, ["5"] * 6)\n'
+    with run(script, stderr=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        time.sleep(0.5)
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(60) != 0
+        assert parent.stderr is not None
+        assert "KeyboardInterrupt" in parent.stderr.read()
+    assert all(is_gone(pid) for pid in pids)
+
+
+def test_a_thread_that_is_still_verifying_does_not_hold_up_the_end(rewards: str):
+    script = HANGING.format(timeout=200) + (
+        'threading.Thread(target=verifier.verify, args=("hang", "5"), daemon=True).start()\ntime.sleep(0.3)\n'
+    )
+    with run(script) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert parent.wait(60) == 0
+    assert all(is_gone(pid) for pid in pids)
+
+
+def test_close_ends_the_workers_and_removes_their_folders():
+    with get_verifier("exact", workers=2, memory_gb=3.8) as verifier:
+        verifier.warm_up()
+        workers = list(verifier._pool._all)
+        assert len(workers) == 2
+        assert all(Path(worker._folder).is_dir() for worker in workers)
+    assert not any(Path(worker._folder).exists() for worker in workers)
+    assert not any(Path(f"/proc/{worker.process.pid}").exists() for worker in workers)
+
+
+def test_descriptors_and_processes_do_not_grow(rewards: str):
+    with get_verifier(f"{rewards}:die", workers=2) as verifier:
+        verifier.verify("a", "5")
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            verifier.verify_many(["a", "die", "a", "die"], ["5"] * 4)
+        assert len(verifier._pool._all) <= 2
+        assert len(os.listdir("/proc/self/fd")) <= before + 2  # the pipes of a second worker

@@ -38,7 +38,8 @@ from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
 from sgsd.problems import Problem
 from sgsd.rollouts import Rollout, Sampler, StopReason
-from sgsd.verifiers.verdict import Outcome, Verdict, Verifier
+from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
+from sgsd.verifiers.verifier import verify_in_context
 
 ROLLOUTS = "rollouts.jsonl"
 MEMORIES = "memories.jsonl"
@@ -138,7 +139,12 @@ def verify(
     def step(start: int, end: int) -> dict[str, int]:
         taken = [(_problem_of(values, where, by_id), values) for where, values in islice(rows, end - start)]
         texts = [_text(values, "completion") for _, values in taken]
-        verdicts = verifier.verify_many(texts, [problem.key for problem, _ in taken])
+        verdicts = verify_in_context(
+            verifier,
+            texts,
+            [problem.key for problem, _ in taken],
+            lambda: [_context(problem, text) for (problem, _), text in zip(taken, texts, strict=True)],
+        )
         memories: list[Memory] = []
         failures: list[dict[str, object]] = []
         for (problem, values), text, verdict in zip(taken, texts, verdicts, strict=True):
@@ -385,6 +391,13 @@ def _row(problem: Problem, index: int, rollout: Rollout) -> dict[str, object]:
         "prompt_tokens": len(rollout.prompt_ids),
         "completion_tokens": rollout.tokens,
     }
+
+
+def _context(problem: Problem, text: str) -> Context:
+    """What a reward function is told: the rendered prompt and the ids are not kept with the rollouts."""
+    prompt = problem.prompt if problem.prompt is not None else [{"role": "user", "content": problem.text}]
+    completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    return Context(prompt, completion, columns=problem.reward_columns)
 
 
 def _problem_of(values: Mapping[str, object], where: str, problems: Mapping[str, Problem]) -> Problem:

@@ -22,7 +22,7 @@ from sgsd.engines.datasets import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
-from sgsd.evaluation.run import prompts_of
+from sgsd.evaluation.run import prompts_of, verifier_of
 from sgsd.problems import Problem
 from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Thinking
 from sgsd.trainers.rows import skill_pairs
@@ -121,7 +121,7 @@ def make_plan(
         SGSDError: whatever cannot be used.
     """
     benchmark = BENCHMARKS.get(name)
-    verifier_name = options.verifier or run.get("verifier") or "math"
+    verifier_name = verifier_of(options.verifier, run)
     verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}
     verifier = get_verifier(verifier_name, **verifier_options)
     problems, report = _load(name, benchmark, options, verifier)

@@ -20,7 +20,7 @@ from sgsd.evaluation.regrade import (
     regrade,
     stored_samples,
 )
-from sgsd.evaluation.run import Evaluation, read_summary
+from sgsd.evaluation.run import Evaluation, read_summary, verifier_of
 from sgsd.evaluation.statistics import Estimate
 from sgsd.verifiers import get_verifier
 
@@ -37,7 +37,7 @@ def regrade_stored(options: argparse.Namespace) -> int:
         raise ConfigError("--show is out of range", got=options.show, expected="0 or more")
     _check_output(options.output, path, force=options.force)
     before = read_summary(path) if is_evaluation(path) else {}
-    name = options.verifier or str(before.get("verifier") or "math")
+    name = verifier_of(options.verifier, before)
     stored_options = before.get("verifier_options")
     same = name == before.get("verifier") and isinstance(stored_options, dict)
     evaluation = Evaluation.load(path) if is_evaluation(path) else None

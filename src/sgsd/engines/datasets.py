@@ -8,7 +8,6 @@ no copy lands in a cache. Hub names and directories go through ``datasets``.
 
 from __future__ import annotations
 
-import ast
 import csv
 import dataclasses
 import difflib
@@ -18,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sgsd.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
 from sgsd.errors import ConfigError, DataError
@@ -399,12 +398,15 @@ def _gym_table(source: str, seed: int) -> _Table:
 
 
 def _literal(value: str) -> Any:
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    try:
-        return ast.literal_eval(value)
-    except (SyntaxError, ValueError):
+    """A value of an option: a number, true or false, a list in brackets of either kind; else the text itself."""
+    if len(value) > 1_000:
         return value
+    spelt = value.replace("'", '"').replace("(", "[").replace(")", "]").replace(",]", "]")
+    try:
+        read = json.loads(value.lower() if value.lower() in ("true", "false") else spelt)
+    except (ValueError, RecursionError):
+        return value
+    return tuple(cast(list[Any], read)) if isinstance(read, list) else read
 
 
 # --- language -----------------------------------------------------------------------------------------------------

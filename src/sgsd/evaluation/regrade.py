@@ -11,7 +11,8 @@ from sgsd import runfolder
 from sgsd.errors import DataError
 from sgsd.evaluation.run import TRUNCATED, Evaluation, Sample
 from sgsd.rollouts import StopReason
-from sgsd.verifiers import Outcome, Verdict, Verifier
+from sgsd.verifiers import Context, Outcome, Verdict, Verifier
+from sgsd.verifiers.verifier import verify_in_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,17 @@ class Regrading:
 
 def regrade(responses: Sequence[Stored], verifier: Verifier) -> Regrading:
     """Judge every response anew."""
-    verdicts = verifier.verify_many([one.completion for one in responses], [one.reference for one in responses])
+    verdicts = verify_in_context(
+        verifier,
+        [one.completion for one in responses],
+        [one.reference for one in responses],
+        lambda: [
+            Context(
+                [{"role": "user", "content": one.problem}] if one.problem else None, columns={"problem": one.problem}
+            )
+            for one in responses
+        ],
+    )
     return Regrading(
         tuple(
             Regraded(one, Verdict(Outcome.INCORRECT, TRUNCATED, verdict.extracted) if one.truncated else verdict)

@@ -7,18 +7,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from sgsd import runfolder
 from sgsd.bank import Mistake, Skill
-from sgsd.errors import DataError
+from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.metrics import answer_group, lengths, majority_at_k, pass_at_k, subset_sizes
 from sgsd.evaluation.statistics import Estimate, mean_estimate
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer, refuse_long_prompts
 from sgsd.rollouts import Rollout, Sampler, StopReason
-from sgsd.verifiers import Outcome, Verdict, Verifier
+from sgsd.verifiers import Context, Outcome, Verdict, Verifier
+from sgsd.verifiers.verifier import names_code, verify_in_context
 
 TRUNCATED = "truncated"
 
@@ -295,6 +296,7 @@ def evaluate(
         what = "plain prompts" if pairs is None else "prompts with skills"
         refuse_long_prompts(map(len, prompts), max_prompt_length, what)
     asked = [(problem, prompt, index) for problem, prompt in zip(problems, prompts, strict=True) for index in range(k)]
+    shown = {} if pairs is None else {problem.id: own for problem, own in zip(problems, pairs, strict=True)}
     size = batch_size or len(asked)
     samples = list(done[: whole_batches(len(done), size, len(asked))])
     if any((s.problem_id, s.sample) != (p.id, i) for s, (p, _, i) in zip(samples, asked, strict=False)):
@@ -302,7 +304,12 @@ def evaluate(
     for start in range(len(samples), len(asked), size):
         batch = asked[start : start + size]
         rollouts = sampler.sample([prompt for _, prompt, _ in batch], seed=batch_seed(seed, start // size))
-        verdicts = verifier.verify_many([r.text for r in rollouts], [problem.key for problem, _, _ in batch])
+        verdicts = verify_in_context(
+            verifier,
+            [rollout.text for rollout in rollouts],
+            [problem.key for problem, _, _ in batch],
+            partial(_contexts, [problem for problem, _, _ in batch], rollouts, renderer, shown),
+        )
         judged = [
             _sample(problem, index, rollout).judged(verdict)
             for (problem, _, index), rollout, verdict in zip(batch, rollouts, verdicts, strict=True)
@@ -311,6 +318,29 @@ def evaluate(
         if on_batch is not None:
             on_batch(judged)
     return Evaluation(tuple(samples), k)
+
+
+def _contexts(
+    problems: Sequence[Problem],
+    rollouts: Sequence[Rollout],
+    renderer: PromptRenderer,
+    pairs: Mapping[str, Sequence[tuple[Skill, Mistake]]],
+) -> list[Context]:
+    """What a reward function is told, as in training."""
+    contexts: list[Context] = []
+    for problem, rollout in zip(problems, rollouts, strict=True):
+        own = pairs.get(problem.id)
+        prompt = renderer.student_messages(problem) if own is None else renderer.skilled_messages(problem, own)
+        text, is_text = rollout.text, isinstance(prompt, str)
+        contexts.append(
+            Context(
+                prompt=str(prompt) if is_text else prompt,
+                completion=text if is_text else [{"role": "assistant", "content": text}],
+                completion_ids=rollout.completion_ids,
+                columns=problem.reward_columns,
+            )
+        )
+    return contexts
 
 
 def whole_batches(done: int, size: int, total: int) -> int:
@@ -332,3 +362,19 @@ def _sample(problem: Problem, index: int, rollout: Rollout) -> Sample:
         reference=problem.key,
         retokenised=rollout.retokenised,
     )
+
+
+def verifier_of(asked: str | None, record: Mapping[str, object]) -> str:
+    """The verifier asked for, or else the one of the record.
+
+    Raises:
+        ConfigError: the record's is a function. A run folder may be a stranger's, and says nothing that is imported.
+    """
+    recorded = str(record.get("verifier") or "math")
+    if asked is None and names_code(recorded):
+        raise ConfigError(
+            "the record's verifier is a function, which would be run",
+            got=recorded,
+            remedy=f"say --verifier {recorded} if you trust it",
+        )
+    return asked or recorded

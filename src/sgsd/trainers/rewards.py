@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from sgsd.verifiers import Outcome, Verdict, Verifier
+from sgsd.verifiers.reward import text_of
+from sgsd.verifiers.verifier import REWARDS, contexts_of, verify_in_context
 
 
 class VerifierReward:
@@ -37,10 +39,14 @@ class VerifierReward:
         completion_ids: Sequence[Sequence[int]],
         answer: Sequence[str],
         log_extra: Callable[[str, list[Any]], None] | None = None,
-        **_: Any,
+        **columns: Any,
     ) -> list[float | None]:
-        texts = [text_of(completion) for completion in completions]
-        verdicts = self.verifier.verify_many(texts, list(answer))
+        verdicts = verify_in_context(
+            self.verifier,
+            [text_of(completion) for completion in completions],
+            list(answer),
+            lambda: contexts_of(completions, completion_ids=completion_ids, answer=answer, **columns),
+        )
         verdicts = [
             Verdict(self.truncated, "truncated", verdict.extracted) if is_truncated(ids, self.end_ids) else verdict
             for verdict, ids in zip(verdicts, completion_ids, strict=True)
@@ -49,15 +55,7 @@ class VerifierReward:
         if log_extra is not None:
             log_extra("outcome", [str(verdict.outcome) for verdict in verdicts])
             log_extra("reason", [verdict.reason or "" for verdict in verdicts])
-        return [_REWARDS[verdict.outcome] for verdict in verdicts]
-
-
-_REWARDS: dict[Outcome, float | None] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNDECIDED: None}
-
-
-def text_of(completion: Any) -> str:
-    """The text of a completion as TRL hands it to reward functions: itself, or its last message's."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+        return [REWARDS[verdict.outcome] for verdict in verdicts]
 
 
 def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int]) -> bool:

@@ -43,9 +43,10 @@ from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import LedgerCallback, RunRecorder
-from sgsd.trainers.rewards import VerifierReward, is_truncated, text_of
+from sgsd.trainers.rewards import VerifierReward, is_truncated
 from sgsd.trainers.rows import prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
+from sgsd.verifiers.reward import text_of
 
 _log = logging.getLogger(__name__)
 

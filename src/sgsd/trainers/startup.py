@@ -474,6 +474,8 @@ def _called(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -
             with ThreadPoolExecutor(1) as own:  # a notebook's thread has a loop already
                 return own.submit(asyncio.run, awaited()).result()
         return function(**given)
+    except ConfigError as error:  # a verifier's, which knows what is wrong
+        raise ConfigError(f"verifier {name} fails on a made-up completion", got=error.got) from error
     except Exception as error:  # the function is the user's and may raise anything
         columns = ", ".join(column for column in given if column not in _GIVEN_BY_TRL)
         raise ConfigError(

@@ -1,14 +1,27 @@
 """Is this completion's answer right?
 
-``get_verifier("math").verify(completion, answer)`` → ``Verdict(outcome, reason, extracted)``. Every verification runs
-in a worker process under a hard timeout; see ``docs/verifier.md`` for what counts as a right answer.
+``get_verifier("math").verify(completion, answer)`` → ``Verdict(outcome, reason, extracted)``, and
+``get_verifier("math").reward`` is a reward function for TRL's ``GRPOTrainer``. Every verification runs in a worker
+process under a hard timeout; ``docs/verifier.md`` says what counts as a right answer, ``docs/security.md`` what the
+workers may do.
+
+This package imports nothing else of sgsd. Names are resolved on first use: errors are asked for by everyone.
 """
 
-from sgsd.verifiers.extract import Extraction, Found, extract_answer
-from sgsd.verifiers.verdict import Outcome, Verdict, Verifier
-from sgsd.verifiers.verifier import PooledVerifier, get_verifier
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sgsd.verifiers.errors import ConfigError
+    from sgsd.verifiers.extract import Extraction, Found, extract_answer
+    from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
+    from sgsd.verifiers.verifier import PooledVerifier, get_verifier
 
 __all__ = [
+    "ConfigError",
+    "Context",
     "Extraction",
     "Found",
     "Outcome",
@@ -18,3 +31,17 @@ __all__ = [
     "extract_answer",
     "get_verifier",
 ]
+
+_HOMES = {
+    "errors": ["ConfigError"],
+    "extract": ["Extraction", "Found", "extract_answer"],
+    "verdict": ["Context", "Outcome", "Verdict", "Verifier"],
+    "verifier": ["PooledVerifier", "get_verifier"],
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"sgsd.verifiers.{module}"), name)
+    raise AttributeError(f"module 'sgsd.verifiers' has no attribute {name!r}")

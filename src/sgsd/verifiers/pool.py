@@ -1,9 +1,10 @@
 """Worker processes with hard timeouts.
 
-Not ``multiprocessing``: spawn and forkserver import the user's ``__main__`` again, which breaks scripts without a main
-guard, and a fork after torch has started its threads may deadlock. Each worker is ``python -m sgsd.verifiers.worker``
-on two pipes. There are no background threads: the calling thread drives the workers it holds, so that the pool can be
-used from any thread, and survives a fork of its process.
+Why not a library: ``multiprocessing``, and with it pebble, imports the user's ``__main__`` again in each worker, which
+breaks scripts without a main guard; pebble's threads do not survive a fork of the process; and its workers go on
+computing for good when the parent is killed. Here a worker is ``python -m sgsd.verifiers.worker`` on two pipes, driven
+by whichever thread holds it. Between calls there are no threads, so that any thread may call, and a forked child
+starts workers of its own.
 """
 
 from __future__ import annotations
@@ -12,102 +13,150 @@ import atexit
 import contextlib
 import json
 import os
-import selectors
+import select
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from sgsd.errors import ConfigError
+from sgsd.verifiers.errors import ConfigError
 from sgsd.verifiers.verdict import Outcome, Verdict
 
 STARTUP_SECONDS = 300.0
 """How long a worker may take to start and to import a grader (torch is slow on a cold disk)."""
 
-_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
+TIMEOUT, DIED, OUT_OF_MEMORY = "timeout", "worker died", "out of memory"
+
+_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_NEEDED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "OPENBLAS_CORETYPE", "SYSTEMROOT", "LANG", "LC_ALL", "LC_CTYPE")
+"""Of the environment, what Python needs to start. Keys and tokens are not among it."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One item: which grader (a JSON description), what to judge, and how many seconds it may take."""
+    """One item: which grader (a JSON description), what to ask it (JSON values), and how many seconds it may take."""
 
     grader: str
-    completion: str
-    answer: str
+    message: dict[str, Any]
     timeout: float
 
 
 class _Worker:
-    """One process, driven by whichever thread holds it."""
+    """One process with a folder for its temporary files, in a session of its own."""
 
-    def __init__(self, memory_gb: float) -> None:
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sgsd.verifiers.worker", str(memory_gb)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},
-        )
+    def __init__(self, memory_gb: float, fenced: bool) -> None:
         self.loaded: set[str] = set()
-        self.loading: str | None = None
-        self.item: int | None = None
-        self.deadline = 0.0
-        self._received = bytearray()
-
-    def fileno(self) -> int:
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
-
-    def send(self, message: dict[str, Any], seconds: float) -> bool:
-        """Whether the message could be delivered; it cannot to a process that is gone."""
+        self._folder = tempfile.mkdtemp(prefix="sgsd-verifier-")
+        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+        mode = "fenced" if fenced else "free"
+        kept = {name: os.environ[name] for name in _NEEDED if name in os.environ} if fenced else dict(os.environ)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "sgsd.verifiers.worker", str(memory_gb), mode, self._folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                cwd=self._folder if fenced else None,
+                env={**kept, **_THREADS, "PYTHONPATH": path, "TMPDIR": self._folder},
+                start_new_session=True,
+            )
+        except OSError:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._input, self._output = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self._input, False)
+
+    def load(self, grader: str) -> None:
+        """Have the grader ready.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+            EOFError: the process is gone.
+        """
+        if grader in self.loaded:
+            return
+        try:
+            reply = self.ask({"load": grader}, STARTUP_SECONDS)
+        except TimeoutError as error:
+            raise ConfigError("the verifier cannot be loaded", got=f"{grader} takes too long") from error
+        if "failed" in reply:
+            raise ConfigError("the verifier cannot be loaded", got=reply["failed"], remedy=f"check {grader}")
+        self.loaded.add(grader)
+
+    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The reply to a message.
+
+        Raises:
+            TimeoutError: there is none in time. The process must be killed.
+            EOFError: the process is gone.
+        """
+        deadline = time.monotonic() + seconds
         data = memoryview(json.dumps(message).encode() + b"\n")
+        received = bytearray()
         try:
             while data:
-                data = data[self.process.stdin.write(data) or 0 :]
-        except (BrokenPipeError, OSError):
-            return False
-        self.deadline = time.monotonic() + seconds
-        return True
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(self._input, data) :]
+                    continue
+                _wait(self._input, select.POLLOUT, deadline)
+            while not received.endswith(b"\n"):
+                _wait(self._output, select.POLLIN, deadline)
+                chunk = os.read(self._output, 1 << 16)
+                if not chunk:
+                    raise EOFError
+                received += chunk
+            return json.loads(bytes(received))
+        except (BrokenPipeError, ConnectionResetError, ValueError) as error:
+            raise EOFError from error
 
-    def receive(self) -> dict[str, Any] | None:
-        """The reply, once it is complete. Raises ``EOFError`` when the process is gone."""
-        chunk = os.read(self.fileno(), 1 << 16)
-        if not chunk:
-            raise EOFError
-        self._received += chunk
-        if not self._received.endswith(b"\n"):
-            return None
-        reply = json.loads(bytes(self._received))
-        self._received.clear()
-        return reply
+    def is_alive(self) -> bool:
+        if sys.platform == "darwin":  # has no waitid
+            return self.process.poll() is None
+        # It stays a zombie until it is killed below, so that its group's number is not given to others.
+        try:
+            return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # somebody else has waited for it
+            return False
 
     def kill(self) -> None:
-        self.process.kill()
+        """End the process and all it started, and remove its folder."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.release_pipes()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def release_pipes(self) -> None:
         for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            assert pipe is not None
+            pipe.close()
 
     def disown(self) -> None:
         """After a fork, in the child: the process belongs to the parent."""
         self.release_pipes()
         self.process.returncode = 0
+
+
+def _wait(descriptor: int, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1_000):
+        raise TimeoutError
 
 
 class Pool:
@@ -116,21 +165,23 @@ class Pool:
     Args:
         workers: how many processes at most; they start when first needed.
         memory_gb: address space of each, in gigabytes.
+        fenced: they run graders of this package only, see ``fence``.
     """
 
-    def __init__(self, workers: int, memory_gb: float) -> None:
+    def __init__(self, workers: int, memory_gb: float, *, fenced: bool) -> None:
         self.workers = workers
         self.memory_gb = memory_gb
+        self.fenced = fenced
         self._forget()
         _pools.add(self)
 
     def _forget(self) -> None:
-        self._condition = threading.Condition()
+        self._slots = threading.Semaphore(self.workers)
+        self._lock = threading.Lock()
+        self._warming = threading.Lock()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
-        self._count = 0
-        self._waiting = 0
-        self._closed = False
+        self._closings = 0
 
     def __enter__(self) -> Pool:
         return self
@@ -139,13 +190,30 @@ class Pool:
         self.close()
 
     def warm_up(self, grader: str) -> None:
-        """Start all workers and load the grader in each, so that the first batch does not wait for it."""
-        self._drive([], [grader] * self.workers)
+        """Start all workers and load the grader in each, so that the first batch does not wait for it.
+
+        Raises:
+            ConfigError: if the grader cannot be loaded.
+        """
+        with self._warming:
+            together = threading.Barrier(self.workers)
+
+            def load(_: int) -> None:
+                try:
+                    with self._worker(grader):
+                        together.wait()  # none is handed back before all are taken
+                except threading.BrokenBarrierError:
+                    pass
+                except BaseException:
+                    together.abort()
+                    raise
+
+            self._each(load, range(self.workers))
 
     def close(self) -> None:
-        """End the workers (those in use, when their batch is done). A later request starts new ones."""
-        with self._condition:
-            self._closed = True
+        """End the workers (those in use, when their item is done). A later request starts new ones."""
+        with self._lock:
+            self._closings += 1
             idle, self._idle = self._idle, []
         for worker in idle:
             self._discard(worker)
@@ -158,222 +226,117 @@ class Pool:
         Raises:
             ConfigError: if a grader cannot be loaded.
         """
-        return self._drive(requests, [])
+        return self._each(self._judge, requests)
 
-    # Holding workers
+    def _each(self, function: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
+        """The function of each item, in as many threads as there are workers, the caller's among them."""
+        results: list[Any] = [None] * len(items)
+        waiting = deque(range(len(items)))
+        failures: list[BaseException] = []
 
-    def _acquire(self, want: int) -> list[_Worker]:
-        with self._condition:
-            self._closed = False
-            self._waiting += 1
+        def work() -> None:
+            while waiting and not failures:
+                try:
+                    position = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                try:
+                    results[position] = function(items[position])
+                except BaseException as error:  # noqa: BLE001 - of whatever thread, it is raised in the caller's, below
+                    failures.append(error)
+
+        others = [threading.Thread(target=work, daemon=True) for _ in range(min(self.workers, len(items)) - 1)]
+        for thread in others:
+            thread.start()
+        work()
+        if not failures:  # after an interrupt nobody waits: the others end with their item
+            for thread in others:
+                thread.join()
+        if failures:
+            raise failures[0]
+        return results
+
+    def _judge(self, request: Request) -> Verdict:
+        for _ in range(2):  # a worker may also die of something else: of the system's want of memory, by hand
             try:
-                while not self._idle and self._count >= self.workers:
-                    self._condition.wait()
-            finally:
-                self._waiting -= 1
-            held: list[_Worker] = []
+                with self._worker(request.grader) as worker:
+                    reply = worker.ask(
+                        {**request.message, "grader": request.grader, "limit": request.timeout}, request.timeout
+                    )
+                    if reply.get("restart"):
+                        raise MemoryError
+            except TimeoutError:
+                return Verdict(Outcome.UNDECIDED, TIMEOUT)
+            except MemoryError:
+                return Verdict(Outcome.UNDECIDED, OUT_OF_MEMORY)
+            except EOFError:
+                continue
+            return Verdict(Outcome(reply["outcome"]), reply["reason"], reply.get("extracted"))
+        return Verdict(Outcome.UNDECIDED, DIED)
+
+    @contextmanager
+    def _worker(self, grader: str) -> Generator[_Worker]:
+        """A worker with the grader loaded. If anything is raised it is not used again."""
+        with self._slots:
+            closings = self._closings
+            worker = self._take()
             try:
-                while len(held) < want and (self._idle or self._count < self.workers):
-                    if self._idle:
-                        held.append(self._idle.pop())
-                    else:
-                        self._count += 1
-                        held.append(self._start())
-            except OSError:
-                self._idle += held
-                self._condition.notify_all()
+                self._load(worker, grader)
+                yield worker
+            except BaseException:
+                self._discard(worker)
                 raise
-            return held
+            with self._lock:
+                keep = self._closings == closings
+                if keep:
+                    self._idle.append(worker)
+            if not keep:
+                self._discard(worker)
 
-    def _start(self) -> _Worker:
+    def _load(self, worker: _Worker, grader: str) -> None:
         try:
-            worker = _Worker(self.memory_gb)
-        except OSError:
-            self._count -= 1
-            raise
-        self._all.add(worker)
-        return worker
+            worker.load(grader)
+        except EOFError as error:
+            raise ConfigError(
+                "the verifier cannot be loaded", got=f"{DIED} while loading {grader}", remedy="raise memory_gb"
+            ) from error
 
-    def _release(self, worker: _Worker) -> None:
-        with self._condition:
-            if not self._closed:
-                self._idle.append(worker)
-                self._condition.notify()
-                return
-        self._discard(worker)
+    def _take(self) -> _Worker:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    worker = _Worker(self.memory_gb, self.fenced)
+                    self._all.add(worker)
+                    return worker
+                worker = self._idle.pop()
+            if worker.is_alive():
+                return worker
+            self._discard(worker)
 
     def _discard(self, worker: _Worker) -> None:
         worker.kill()
-        with self._condition:
+        with self._lock:
             self._all.discard(worker)
-            self._count -= 1
-            self._condition.notify()
-
-    def _replace(self, worker: _Worker) -> _Worker:
-        worker.kill()
-        with self._condition:
-            self._all.discard(worker)
-            return self._start()
-
-    # Driving them
-
-    def _drive(self, requests: Sequence[Request], warm: list[str]) -> list[Verdict]:
-        batch = _Batch(requests, deque(warm))
-        if not requests and not warm:
-            return []
-        held = self._acquire(min(self.workers, len(requests) or len(warm)))
-        try:
-            with selectors.DefaultSelector() as selector:
-                for worker in held:
-                    selector.register(worker, selectors.EVENT_READ)
-                while True:
-                    for worker in list(held):
-                        self._feed(worker, batch, held, selector)
-                    if not any(worker.item is not None or worker.loading for worker in held):
-                        break
-                    self._collect(batch, held, selector)
-        finally:
-            for worker in held:
-                if worker.item is None and worker.loading is None:
-                    self._release(worker)
-                else:
-                    self._discard(worker)
-        return [
-            verdict if verdict is not None else Verdict(Outcome.UNDECIDED, "worker died") for verdict in batch.verdicts
-        ]
-
-    def _feed(self, worker: _Worker, batch: _Batch, held: list[_Worker], selector: selectors.BaseSelector) -> None:
-        """Give an idle worker its next item, or hand it back if others wait for one."""
-        if worker.item is not None or worker.loading is not None:
-            return
-        if self._waiting and len(held) > 1:
-            selector.unregister(worker)
-            held.remove(worker)
-            self._release(worker)
-            return
-        for attempt in range(3):
-            if batch.warm:
-                grader: str | None = batch.warm[0]
-                if grader in worker.loaded:
-                    batch.warm.popleft()
-                    return
-                sent = worker.send({"load": grader}, STARTUP_SECONDS)
-                worker.loading = grader if sent else None
-                if sent:
-                    batch.warm.popleft()
-            elif batch.pending:
-                sent = self._send_item(worker, batch)
-            else:
-                return
-            if sent:
-                return
-            # It died while idle: nobody's fault, the item has not been seen yet.
-            worker = self._exchange(worker, held, selector)
-            if attempt == 2:
-                raise ConfigError(
-                    "the verifier's worker process does not start", remedy="run `python -m sgsd.verifiers.worker 4`"
-                )
-
-    def _send_item(self, worker: _Worker, batch: _Batch) -> bool:
-        item = batch.pending[0]
-        request = batch.requests[item]
-        if request.grader not in worker.loaded:
-            sent = worker.send({"load": request.grader}, STARTUP_SECONDS)
-            worker.loading = request.grader if sent else None
-            return sent
-        message = {
-            "grader": request.grader,
-            "completion": request.completion,
-            "answer": request.answer,
-            "limit": request.timeout,
-        }
-        if worker.send(message, request.timeout):
-            worker.item = item
-            batch.pending.popleft()
-            return True
-        return False
-
-    def _exchange(self, worker: _Worker, held: list[_Worker], selector: selectors.BaseSelector) -> _Worker:
-        selector.unregister(worker)
-        position = held.index(worker)
-        del held[position]
-        fresh = self._replace(worker)
-        held.insert(position, fresh)
-        selector.register(fresh, selectors.EVENT_READ)
-        return fresh
-
-    def _collect(self, batch: _Batch, held: list[_Worker], selector: selectors.BaseSelector) -> None:
-        """Wait for a reply or the next deadline."""
-        busy = [worker for worker in held if worker.item is not None or worker.loading is not None]
-        wait = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
-        ready = {key.fileobj for key, _ in selector.select(wait)}
-        now = time.monotonic()
-        for worker in busy:
-            if worker in ready:
-                try:
-                    reply = worker.receive()
-                except (EOFError, OSError, ValueError):
-                    self._lost(worker, batch, held, selector, "worker died")
-                    continue
-                if reply is not None and self._accept(worker, batch, reply):
-                    self._exchange(worker, held, selector)
-            elif now >= worker.deadline:
-                self._lost(worker, batch, held, selector, "timeout")
-
-    def _accept(self, worker: _Worker, batch: _Batch, reply: dict[str, Any]) -> bool:
-        """Take a reply in; whether the worker must be replaced."""
-        if worker.loading is not None:
-            grader, worker.loading = worker.loading, None
-            if "failed" in reply:
-                raise ConfigError("the verifier cannot be loaded", got=reply["failed"], remedy=f"check {grader}")
-            worker.loaded.add(grader)
-            return False
-        assert worker.item is not None
-        batch.verdicts[worker.item] = Verdict(Outcome(reply["outcome"]), reply["reason"], reply.get("extracted"))
-        worker.item = None
-        return bool(reply.get("restart"))
-
-    def _lost(
-        self, worker: _Worker, batch: _Batch, held: list[_Worker], selector: selectors.BaseSelector, reason: str
-    ) -> None:
-        item, grader = worker.item, worker.loading
-        worker.item = worker.loading = None
-        self._exchange(worker, held, selector)
-        if item is not None:
-            batch.verdicts[item] = Verdict(Outcome.UNDECIDED, reason)
-        else:
-            batch.failed_loads += 1
-            if batch.failed_loads > 2:
-                raise ConfigError(
-                    "the verifier cannot be loaded", got=f"{reason} while loading {grader}", remedy="raise memory_gb"
-                )
-
-
-class _Batch:
-    def __init__(self, requests: Sequence[Request], warm: deque[str]) -> None:
-        self.requests = requests
-        self.warm = warm
-        self.pending = deque(range(len(requests)))
-        self.verdicts: list[Verdict | None] = [None] * len(requests)
-        self.failed_loads = 0
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_shared: dict[tuple[int, float], Pool] = {}
+_shared: dict[tuple[int, float, bool], Pool] = {}
 _shared_lock = threading.Lock()
 
 
-def shared_pool(workers: int, memory_gb: float) -> Pool:
+def shared_pool(workers: int, memory_gb: float, *, fenced: bool) -> Pool:
     """The pool of this size that all verifiers of this process share."""
     with _shared_lock:
-        if (workers, memory_gb) not in _shared:
-            _shared[workers, memory_gb] = Pool(workers, memory_gb)
-        return _shared[workers, memory_gb]
+        if (workers, memory_gb, fenced) not in _shared:
+            _shared[workers, memory_gb, fenced] = Pool(workers, memory_gb, fenced=fenced)
+        return _shared[workers, memory_gb, fenced]
 
 
 def _close_all() -> None:
     for pool in list(_pools):
         pool.close()
+        for worker in list(pool._all):  # pyright: ignore[reportPrivateUsage]  # of threads that nobody waits for
+            worker.kill()
 
 
 def _after_fork() -> None:
@@ -387,5 +350,5 @@ def _after_fork() -> None:
 
 
 atexit.register(_close_all)
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork)

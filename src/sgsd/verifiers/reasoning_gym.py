@@ -1,18 +1,95 @@
-"""reasoning-gym's own scorers, made strict. The only module that imports it; runs in a worker process."""
+"""reasoning-gym's data sets, by scorers of our own.
+
+Its scorers were read (0.1.25, 106 data sets). They evaluate answers as Python (``spiral_matrix``, ``n_queens``,
+``string_insertion``, ``binary_matrix``) or as SymPy's (``countdown``, ``puzzle24``, the integrals, products of
+polynomials), take the problem for its answer, or give the full score to what is nearly or not at all right
+(``game_of_life_halting`` to any text). So none is called: ``_READERS`` and ``_SCORERS`` say how an answer is read.
+Other data sets are refused by name.
+"""
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable
+import re
+from functools import lru_cache
 from typing import Any, cast
 
-from sgsd.verifiers.extract import NO_ANSWER, extract_lines
-from sgsd.verifiers.grade import UNREADABLE
+from sgsd.verifiers import puzzles
+from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_lines
+from sgsd.verifiers.puzzles import MAX_CHARACTERS, Reader, Scorer
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
-FULL_SCORE = 0.99
+_READERS: dict[Reader, str] = {
+    puzzles.rows: (
+        "ab arc_1d arc_agi bf binary_matrix caesar_cipher circuit_logic futoshiki manipulate_matrix mini_sudoku"
+        " modulo_grid path_star rearc rotate_matrix spiral_matrix string_insertion string_manipulation string_splitting"
+        " string_synthesis sudoku survo time_intervals"
+    ),
+    puzzles.caseless: (
+        "acre base_conversion calendar_arithmetic color_cube_rotation course_schedule family_relationships"
+        " game_of_life_halting isomorphic_strings letter_jumble mahjong_puzzle needle_haystack ransom_note"
+        " spell_backward syllogism tsumego zebra_puzzles"
+    ),
+    puzzles.sentence: "emoji_mystery sentence_reordering",
+    puzzles.letters: "figlet_font",
+    puzzles.items: "word_sequence_reversal word_sorting",
+    puzzles.number: (
+        "aiw basic_arithmetic binary_alternation chain_sum count_bits count_primes decimal_arithmetic decimal_chain_sum"
+        " gcd gsm_symbolic largest_island lcm leg_counting letter_counting maze number_format number_sequence products"
+        " rectangle_count rotten_oranges self_reference simple_equations simple_geometry"
+    ),
+    puzzles.numbers: "advanced_geometry pool_matrix",
+    puzzles.roots: "polynomial_equations",
+    puzzles.hexadecimal: "bitwise_arithmetic",
+    puzzles.fraction: "dice fraction_simplification",
+    puzzles.complex_number: "complex_arithmetic",
+    puzzles.json_value: "codeio game_of_life list_functions",
+    puzzles.number_list: "number_filtering number_sorting",
+    puzzles.groups: "group_anagrams",
+    puzzles.partitions: "palindrome_partitioning",
+    puzzles.factors: "prime_factorization",
+    puzzles.roles: "knights_knaves",
+    puzzles.polynomial: "polynomial_multiplication",
+    puzzles.antiderivative: "simple_integration",
+}
+
+
+def _equal(reader: Reader) -> Scorer:
+    return lambda text, entry: reader(text) == reader(entry["answer"])
+
+
+_SCORERS: dict[str, Scorer] = {
+    **{name: _equal(reader) for reader, names in _READERS.items() for name in names.split()},
+    "coin_flip": puzzles.is_probability,
+    "countdown": puzzles.reaches_target,
+    "cryptarithm": puzzles.solves_cryptarithm,
+    "graph_color": puzzles.colors_graph,
+    "jugs": puzzles.fills_jug,
+    "kakurasu": puzzles.fills_kakurasu,
+    "knight_swap": puzzles.swaps_knights,
+    "n_queens": puzzles.is_board,
+    "palindrome_generation": puzzles.is_palindrome,
+    "power_function": puzzles.is_power,
+    "puzzle24": puzzles.reaches_24,
+    "quantum_lock": puzzles.opens_lock,
+    "shortest_path": puzzles.is_shortest_path,
+    "sokoban": puzzles.solves_sokoban,
+    "tower_of_hanoi": puzzles.moves_tower,
+    "word_ladder": puzzles.climbs_ladder,
+}
+
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_LAST_LINE = re.compile(r" {0,3}(?:\*\*)?(?:final )?answer: ?(?:\*\*)?(.+?)(?:\*\*)?", re.IGNORECASE)
+
+_REFUSED = {
+    "boxnet": "its scorer skips moves that are not allowed, and there is no reference answer",
+    "composite": "its items carry the names of the data sets they come from",
+    "intermediate_integration": "its reference answers are integrals still to be solved",
+    "propositional_logic": "its scorer accepts a premise as the conclusion",
+    "rubiks_cube": "there is no reference answer",
+    "rush_hour": "its scorer skips moves that are not allowed, and there is no reference answer",
+}
 
 
 def read_entry(answer: str) -> dict[str, Any] | None:
@@ -31,41 +108,61 @@ def read_entry(answer: str) -> dict[str, Any] | None:
     return fields if named else None
 
 
-def make_grader() -> Grader:
-    """Correct if the data set's ``score_answer`` gives the *extracted* answer at least 0.99.
+@lru_cache(maxsize=256)  # the rollouts of a problem come together
+def why_unreadable(answer: str) -> str | None:
+    """Why no completion could be right by this reference: it is no entry, its data set is refused, or its own answer
+    is not right. ``None`` if one could."""
+    entry = read_entry(answer)
+    if entry is None:
+        return "unreadable reference"
+    name = entry["metadata"]["source_dataset"]
+    if name not in _SCORERS:
+        return f"reasoning-gym's data set {name} is refused: {_REFUSED.get(name, 'its scorer has not been read')}"
+    own = entry["answer"]
+    if own is None and name == "graph_color":
+        own = json.dumps(entry["metadata"].get("possible_answer"))
+    return None if isinstance(own, str) and own.strip() and _is_right(own, entry) else "unreadable reference"
 
-    The scorers give partial credit for substrings and 0.01 for wrong answers. Some raise on text: the reference answer
-    of the entry is scored first, so that a scorer that cannot even judge that is undecided, and what raises on the
-    model's text alone is incorrect.
+
+def _is_right(text: str, entry: dict[str, Any]) -> bool:
+    scorer = _SCORERS[entry["metadata"]["source_dataset"]]
+    try:
+        return len(text) <= MAX_CHARACTERS and scorer(text, entry)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration):
+        return False
+
+
+def _at_the_end(completion: str) -> Extraction | None:
+    """What stands as it is in tags at the very end, in a last line ``Answer: …``, or alone as a list or object.
+
+    An extractor that looks for mathematics takes words such as "not" and "which" for more than texts.
     """
-    factory: Any = importlib.import_module("reasoning_gym.factory")
-    scorers: dict[str, Callable[..., float]] = {}
+    text = completion.strip()
+    if text.endswith("</answer>"):
+        tagged = {part.strip() for part in _TAGGED.findall(text)}
+        return Extraction(tagged.pop()) if len(tagged) == 1 else Extraction(None, reason="several answers")
+    last = text.rpartition("\n")[2]
+    if (line := _LAST_LINE.fullmatch(last)) is not None:
+        return Extraction(line[1])
+    return Extraction(text) if text[:1] in ("[", "{") and text[-1:] in ("]", "}") else None
+
+
+def make_grader() -> Grader:
+    """Correct if the data set's scorer takes the extracted answer. What it cannot read is incorrect, if it can read the
+    entry's own answer."""
 
     def grade(completion: str, answer: str) -> Verdict:
+        why = why_unreadable(answer)
         entry = read_entry(answer)
-        if entry is None:
-            return UNREADABLE
-        name = entry["metadata"]["source_dataset"]
-        try:
-            if name not in scorers:
-                scorers[name] = factory.get_score_answer_fn(name)
-        except ValueError:
-            return Verdict(Outcome.UNDECIDED, f"unknown data set {name}")
+        if why is not None or entry is None:
+            return Verdict(Outcome.UNDECIDED, why)
         reference = "" if entry["answer"] is None else str(entry["answer"])
         found = extract_lines(completion, lines=len(reference.strip().splitlines()))
+        if found.reason is None or not found.reason.startswith("unclosed"):
+            found = _at_the_end(completion) or found
         if found.text is None:
             return Verdict(Outcome.INCORRECT, found.reason or NO_ANSWER)
-        try:
-            score = float(scorers[name](answer=found.text, entry=entry))
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - scorers raise anything on text they do not expect
-            return Verdict(Outcome.INCORRECT, f"scorer raised {type(error).__name__}", found.text[:200])
-        correct = score >= FULL_SCORE
-        return Verdict(
-            Outcome.CORRECT if correct else Outcome.INCORRECT,
-            None if correct else f"score {score:.2f}",
-            found.text[:200],
-        )
+        right = found.reason is None and _is_right(found.text, entry)
+        return Verdict(Outcome.CORRECT if right else Outcome.INCORRECT, found.reason, found.text[:200])
 
     return grade

@@ -1,18 +1,22 @@
-"""A TRL reward function as a verifier."""
+"""A TRL reward function as a verifier, and what TRL's texts and columns are."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
 
-from sgsd.verifiers.verdict import Outcome, Verdict
-from sgsd.verifiers.worker import Grader
+from sgsd.verifiers.verdict import Context, ContextGrader, Outcome, Verdict
 
 COLUMNS = ("answer", "solution", "ground_truth", "target")
 """The names under which data sets hold the reference, and reward functions ask for it."""
+NEEDS = "the reward function needs "
+"""How the reason begins where a function asks for what there is not: no completion can be judged."""
+
+_OWN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 
 
 def find(path: str) -> Callable[..., Any]:
@@ -28,27 +32,56 @@ def find(path: str) -> Callable[..., Any]:
     return found
 
 
-def make_grader(*, path: str, threshold: float) -> Grader:
+def text_of(completion: Any) -> str:
+    """The text of a completion as TRL hands it to reward functions: itself, or its last message's."""
+    content: Any = completion if isinstance(completion, str) else completion[-1]["content"] if completion else ""
+    if isinstance(content, str):
+        return content
+    parts = cast(Sequence[Mapping[str, Any]], content or ())  # of a model that sees images
+    return "".join(str(part.get("text", "")) for part in parts)
+
+
+def make_grader(*, path: str, threshold: float) -> ContextGrader:
     """Correct if the reward is at least ``threshold``; undecided if it is ``None``, not a number, or the function
     raises.
 
-    The function is called as TRL's trainer calls it, with a batch of one: conversational ``prompts`` and
-    ``completions``, and the reference under each of ``COLUMNS``. Of these, a function without ``**kwargs`` gets what it
-    names.
+    The function is called as TRL's trainer calls it, with a batch of one, awaited where it is asynchronous: with what
+    the context holds, and the reference under each of ``COLUMNS`` that is no column of the data set. Of these, a
+    function without ``**kwargs`` gets what it names.
     """
     function = find(path)
     parameters = inspect.signature(function).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    required = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    loop = asyncio.new_event_loop()  # one for all items, since clients keep to theirs
 
-    def grade(completion: str, answer: str) -> Verdict:
+    async def awaited(reward: Awaitable[Any]) -> Any:
+        return await reward
+
+    def grade(completion: str, answer: str, context: Mapping[str, Any] | None) -> Verdict:
+        given = Context(**context) if context is not None else Context()
         offered: dict[str, Any] = {
-            "prompts": [[{"role": "user", "content": ""}]],
-            "completions": [[{"role": "assistant", "content": completion}]],
-            "completion_ids": [[]],
-            **{column: [answer] for column in COLUMNS},
+            **{name: [answer] for name in COLUMNS},
+            **{name: [value] for name, value in given.columns.items() if name not in _OWN},
+            "answer": [answer],
+            "completions": [given.completion or [{"role": "assistant", "content": completion}]],
+            "log_extra": _ignored,
+            "log_metric": _ignored,
         }
+        for name, value in (("prompts", given.prompt), ("completion_ids", given.completion_ids)):
+            if value is not None:
+                offered[name] = [value]
+        if missing := [name for name in required if name not in offered]:
+            there = ", ".join(sorted({*offered} - {*_OWN, *COLUMNS})) or "none"
+            return Verdict(Outcome.UNDECIDED, f"{NEEDS}{', '.join(missing)}; columns of the data: {there}")
         arguments = offered if open_ended else {name: value for name, value in offered.items() if name in parameters}
         rewards: Any = function(**arguments)
+        if inspect.isawaitable(rewards):
+            rewards = loop.run_until_complete(awaited(rewards))
         reward: Any = rewards[0]
         if reward is None or math.isnan(float(reward)):
             return Verdict(Outcome.UNDECIDED, f"reward is {reward}")
@@ -57,3 +90,7 @@ def make_grader(*, path: str, threshold: float) -> Grader:
         )
 
     return grade
+
+
+def _ignored(*_: object) -> None:
+    """TRL's ``log_extra`` and ``log_metric``: what they would log stays in the worker."""

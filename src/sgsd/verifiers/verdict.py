@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Outcome(StrEnum):
@@ -38,6 +38,29 @@ class Verdict:
     outcome: Outcome
     reason: str | None = None
     extracted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What TRL hands a reward function besides a completion's text and its reference. ``None`` means unknown.
+
+    Attributes:
+        prompt: the prompt: text, or the messages of a conversation.
+        completion: as TRL has it: text, or messages. ``None``: one message of the assistant's.
+        completion_ids: the sampled ids.
+        columns: the data set's own columns of this row.
+    """
+
+    prompt: str | Sequence[Mapping[str, Any]] | None = None
+    completion: str | Sequence[Mapping[str, Any]] | None = None
+    completion_ids: Sequence[int] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class ContextGrader(Protocol):
+    """In a worker: completion, reference and the fields of a ``Context`` → verdict."""
+
+    def __call__(self, completion: str, answer: str, context: Mapping[str, Any] | None) -> Verdict: ...
 
 
 class Verifier(Protocol):

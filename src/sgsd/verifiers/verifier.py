@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, cast
 
-from sgsd.errors import ConfigError
-from sgsd.verifiers.pool import Pool, Request, shared_pool
-from sgsd.verifiers.verdict import Outcome, Verdict
+from sgsd.verifiers.errors import ConfigError
+from sgsd.verifiers.pool import DIED, OUT_OF_MEMORY, TIMEOUT, Pool, Request, shared_pool
+from sgsd.verifiers.reward import COLUMNS, NEEDS, text_of
+from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
+from sgsd.verifiers.worker import ERROR
 
-TIMEOUT = 5.0
+_log = logging.getLogger(__name__)
+
+SECONDS = 5.0
 MEMORY_GB = 4.0
 REWARD_MEMORY_GB = 64.0  # torch reserves address space it never uses
-_PLAIN_LENGTH = 1_000
 
 NAMES = ("math", "exact", "choice", "reasoning_gym")
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -25,6 +32,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "reasoning_gym": {},
     "reward": {"threshold": 0.5},
 }
+_OURS = "sgsd.verifiers."
+_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
+REWARDS: dict[Outcome, float | None] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNDECIDED: None}
 
 
 class PooledVerifier:
@@ -34,17 +44,24 @@ class PooledVerifier:
     when first needed, are shared with all verifiers of the same size, and end with the process.
 
     Args:
-        grader: the description the workers load, as JSON.
-        readable: whether a reference can be read, or ``None`` if only a worker can tell.
+        name: of ``get_verifier``.
+        grader: the description the workers load.
         pool: the workers.
         timeout: seconds an item may take, not counting the start of a worker.
+
+    Attributes:
+        takes_context: it judges by more than the completion's text and the reference: a reward function.
     """
 
-    def __init__(self, grader: str, readable: Callable[[str], bool | None], pool: Pool, timeout: float) -> None:
-        self._grader = grader
-        self._readable = readable
+    def __init__(self, name: str, grader: Mapping[str, Any], pool: Pool, timeout: float) -> None:
+        self._name = name
+        self._grader = json.dumps(grader, sort_keys=True)
         self._pool = pool
         self._timeout = timeout
+        self.takes_context = grader["kind"] == "reward"
+        self._plain_numbers = grader["kind"] in ("math", "exact")
+        self._has_worked = False
+        self._said: set[str] = set()
 
     def __enter__(self) -> PooledVerifier:
         return self
@@ -67,33 +84,161 @@ class PooledVerifier:
         """End the workers, for all verifiers that share them. Verifying again starts new ones."""
         self._pool.close()
 
-    def verify(self, completion: str, answer: str) -> Verdict:
-        """Judge one completion.
+    def verify(self, completion: str, answer: str, context: Context | None = None) -> Verdict:
+        """Judge one completion, see ``verify_many``."""
+        return self.verify_many([completion], [answer], None if context is None else [context])[0]
 
-        Raises:
-            ConfigError: if the verifier cannot be loaded (a dotted path that does not import).
-        """
-        return self.verify_many([completion], [answer])[0]
-
-    def verify_many(self, completions: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+    def verify_many(
+        self, completions: Sequence[str], answers: Sequence[str], contexts: Sequence[Context] | None = None
+    ) -> list[Verdict]:
         """Judge ``completions[i]`` against ``answers[i]``, on all workers.
 
+        A grader of this package that fails on a completion (in time, in memory, by an exception) and can read the
+        reference alone calls it incorrect. What fails because of the reference is undecided, and so is whatever a
+        reward function fails on.
+
+        Args:
+            completions: what was sampled.
+            answers: the references.
+            contexts: what a reward function is told besides.
+
         Raises:
-            ValueError: if the two differ in length.
-            ConfigError: if the verifier cannot be loaded.
+            ValueError: if the sequences differ in length.
+            ConfigError: if the verifier cannot be loaded; a reward function asks for what there is not, or has raised
+                on every one of the two or more completions it has been given so far.
         """
-        pairs = zip(completions, answers, strict=True)
-        return self._pool.run(
-            [Request(self._grader, completion, answer, self._timeout) for completion, answer in pairs]
+        told = contexts if contexts is not None and self.takes_context else [None] * len(completions)
+        verdicts = self._pool.run(
+            [
+                self._request(completion=completion, answer=answer, context=_plain(context))
+                for completion, answer, context in zip(completions, answers, told, strict=True)
+            ]
         )
+        if self.takes_context:
+            self._refuse_broken(verdicts)
+            if not self._grader_is_ours:
+                return verdicts
+        return self._blamed(verdicts, answers)
 
     def readable(self, answer: str) -> bool:
-        """Whether this reference can be read. Numbers, words and lists of them are decided without a worker."""
-        decided = self._readable(answer)
-        if decided is not None:
-            return decided
-        request = Request(json.dumps({"kind": "math", "check": True}), "", answer, self._timeout)
-        return self._pool.run([request])[0].outcome is Outcome.CORRECT
+        """Whether this reference can be read. All but plain numbers are read by a worker, within the timeout."""
+        if self._plain_numbers and _NUMBER.fullmatch(answer):
+            return True
+        verdict = self._pool.run([self._request(check=answer)])[0]
+        if verdict.reason is not None and " is refused: " in verdict.reason and verdict.reason not in self._said:
+            self._said.add(verdict.reason)
+            _log.warning("%s", verdict.reason)
+        return verdict.outcome is Outcome.CORRECT
+
+    @cached_property
+    def reward(self) -> Callable[..., list[float | None]]:
+        """This verifier as a reward function for TRL: ``GRPOTrainer(reward_funcs=get_verifier("math").reward)``.
+
+        1.0 for correct, 0.0 for incorrect, ``None`` for undecided, which TRL leaves out. The reference is the column
+        ``answer``, or else ``solution``, ``ground_truth`` or ``target``.
+        """
+
+        def reward(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+            named = [name for name in COLUMNS if columns.get(name) is not None]
+            if not named:
+                raise ConfigError(
+                    f"verifier {self._name} has no references", expected=f"a column {' or '.join(COLUMNS)}"
+                )
+            verdicts = self.verify_many(
+                [text_of(completion) for completion in completions],
+                [str(answer) for answer in columns[named[0]]],
+                contexts_of(completions, **columns) if self.takes_context else None,
+            )
+            return [REWARDS[verdict.outcome] for verdict in verdicts]
+
+        reward.__name__ = self._name.rpartition(":")[2].rpartition(".")[2]
+        return reward
+
+    def _request(self, **message: Any) -> Request:
+        return Request(self._grader, message, self._timeout)
+
+    @property
+    def _grader_is_ours(self) -> bool:
+        return self._pool.fenced
+
+    def _refuse_broken(self, verdicts: Sequence[Verdict]) -> None:
+        """A reward function that works on nothing would otherwise look like one that is undecided about everything."""
+        reasons = [verdict.reason or "" for verdict in verdicts]
+        asks = next((reason for reason in reasons if reason.startswith(NEEDS)), None)
+        if asks is not None:
+            raise ConfigError(f"verifier {self._name} cannot judge", got=asks)
+        raised = [reason for reason in reasons if reason.startswith(ERROR)]
+        self._has_worked |= len(raised) < len(reasons)
+        if len(raised) > 1 and not self._has_worked:
+            raise ConfigError(f"verifier {self._name} raises on every completion", got=raised[0].removeprefix(ERROR))
+
+    def _blamed(self, verdicts: list[Verdict], answers: Sequence[str]) -> list[Verdict]:
+        """Failures that the reference alone does not cause are the completion's."""
+        failed = [position for position, verdict in enumerate(verdicts) if _has_failed(verdict)]
+        references = list(dict.fromkeys(answers[position] for position in failed))
+        checks = self._pool.run([self._request(check=answer) for answer in references])
+        sound = {answer for answer, check in zip(references, checks, strict=True) if check.outcome is Outcome.CORRECT}
+        for position in failed:
+            if answers[position] in sound:
+                verdicts[position] = dataclasses.replace(verdicts[position], outcome=Outcome.INCORRECT)
+        return verdicts
+
+
+def _has_failed(verdict: Verdict) -> bool:
+    reason = verdict.reason or ""
+    return verdict.outcome is Outcome.UNDECIDED and (
+        reason in (TIMEOUT, DIED, OUT_OF_MEMORY) or reason.startswith(ERROR)
+    )
+
+
+def contexts_of(
+    completions: Sequence[Any],
+    prompts: Sequence[Any] | None = None,
+    completion_ids: Sequence[Sequence[int]] | None = None,
+    **columns: Any,
+) -> list[Context]:
+    """The contexts of a batch as TRL's trainer hands it to reward functions."""
+    rows = range(len(completions))
+    lists = {name: cast(Sequence[Any], values) for name, values in columns.items() if isinstance(values, list | tuple)}
+    return [
+        Context(
+            prompt=None if prompts is None else prompts[row],
+            completion=completions[row],
+            completion_ids=None if completion_ids is None else completion_ids[row],
+            columns={name: values[row] for name, values in lists.items() if len(values) == len(rows)},
+        )
+        for row in rows
+    ]
+
+
+def verify_in_context(
+    verifier: Verifier, completions: Sequence[str], answers: Sequence[str], contexts: Callable[[], Sequence[Context]]
+) -> list[Verdict]:
+    """``verify_many`` with contexts for a verifier that takes them, and without for any other."""
+    if isinstance(verifier, PooledVerifier) and verifier.takes_context:
+        return verifier.verify_many(completions, answers, contexts())
+    return verifier.verify_many(completions, answers)
+
+
+def _plain(context: Context | None) -> dict[str, Any] | None:
+    """A context in JSON's types. A column that has none (an image) stays behind."""
+    if context is None:
+        return None
+    columns = {name: value for name, value in context.columns.items() if _is_plain(value)}
+    return {
+        "prompt": context.prompt,
+        "completion": context.completion,
+        "completion_ids": None if context.completion_ids is None else [int(i) for i in context.completion_ids],
+        "columns": columns,
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def get_verifier(name: str, **options: Any) -> PooledVerifier:
@@ -112,10 +257,11 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
     kind = name if name in NAMES else "reward" if "." in name or ":" in name else None
     if kind is None:
         raise _unknown("verifier", name, [*NAMES, "package.module:function"])
+    fenced = kind != "reward" or name.startswith(_OURS)
     common: dict[str, Any] = {
-        "timeout": TIMEOUT,
+        "timeout": SECONDS,
         "workers": min(4, os.cpu_count() or 1),
-        "memory_gb": REWARD_MEMORY_GB if kind == "reward" else MEMORY_GB,
+        "memory_gb": MEMORY_GB if fenced else REWARD_MEMORY_GB,
     }
     allowed = common | _OPTIONS[kind]
     for option_name in options:
@@ -137,8 +283,13 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
     description: dict[str, Any] = {"kind": kind} | {key: chosen[key] for key in _OPTIONS[kind]}
     if kind == "reward":
         description["path"] = name
-    pool = shared_pool(workers, float(chosen["memory_gb"]))
-    return PooledVerifier(json.dumps(description, sort_keys=True), _READABLE[kind], pool, float(chosen["timeout"]))
+    pool = shared_pool(workers, float(chosen["memory_gb"]), fenced=fenced)
+    return PooledVerifier(name, description, pool, float(chosen["timeout"]))
+
+
+def names_code(name: str) -> bool:
+    """Whether a verifier's name is the path of somebody's function, which is imported and run."""
+    return name not in NAMES and not name.startswith(_OURS)
 
 
 def _unknown(what: str, got: str, known: Sequence[str]) -> ConfigError:
@@ -149,39 +300,3 @@ def _unknown(what: str, got: str, known: Sequence[str]) -> ConfigError:
         expected=", ".join(known),
         remedy=f"did you mean {near[0]!r}?" if near else None,
     )
-
-
-# Imported when asked: a process that only verifies needs none of the graders itself.
-
-
-def _math_readable(answer: str) -> bool | None:
-    from sgsd.verifiers.grade import plainly_readable
-
-    return plainly_readable(answer) if len(answer) <= _PLAIN_LENGTH else None
-
-
-def _exact_readable(answer: str) -> bool:
-    from sgsd.verifiers.exact import normalise
-
-    return bool(normalise(answer, ignore_case=True))
-
-
-def _choice_readable(answer: str) -> bool:
-    from sgsd.verifiers.letters import option
-
-    return option(answer) is not None
-
-
-def _entry_readable(answer: str) -> bool:
-    from sgsd.verifiers.reasoning_gym import read_entry
-
-    return read_entry(answer) is not None
-
-
-_READABLE: dict[str, Callable[[str], bool | None]] = {
-    "math": _math_readable,
-    "exact": _exact_readable,
-    "choice": _choice_readable,
-    "reasoning_gym": _entry_readable,
-    "reward": lambda answer: bool(answer.strip()),
-}

@@ -1,57 +1,68 @@
 """The process in which answers are judged: ``python -m sgsd.verifiers.worker``. JSON lines in, JSON lines out.
 
-Requests: ``{"load": grader}`` → ``{"ready": true}`` or ``{"failed": text}``; ``{"grader": …, "completion": …, "answer":
-…, "limit": seconds}`` → ``{"outcome": …, "reason": …, "extracted": …}``. It ends when its input does, that is when its
-parent dies, and an alarm ends it when an item takes longer than its limit even if no parent is there to kill it.
+``{"load": grader}`` → ``{"ready": true}`` or ``{"failed": text}``. An item, ``{"grader": …, "completion": …, "answer":
+…, "context": …, "limit": seconds}``, or ``{"grader": …, "check": answer, "limit": seconds}`` (can this reference be
+read?) → a verdict. The process ends with its input, that is with its parent; an alarm and the kernel's count of CPU
+seconds end it when an item takes longer than its limit and no parent is there to kill it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from sgsd.verifiers.verdict import Outcome, Verdict
+from sgsd.verifiers.fence import Fence, leave_network, limit_cpu, limit_process
+from sgsd.verifiers.verdict import ContextGrader, Outcome, Verdict
 
 Grader = Callable[[str, str], Verdict]
 GRACE = 2.0
 """Seconds that the alarm leaves the parent to kill this process itself."""
-
-_FACTORIES = {
-    "math": "sgsd.verifiers.math",
-    "exact": "sgsd.verifiers.exact",
-    "choice": "sgsd.verifiers.choice",
-    "reasoning_gym": "sgsd.verifiers.reasoning_gym",
-    "reward": "sgsd.verifiers.reward",
-}
+ERROR = "verifier error: "
+"""How the reason of an exception begins."""
+_UNREADABLE = "unreadable reference"
 
 
-def load(grader: str) -> Grader:
-    """The grader of a description ``{"kind": …, options…}`` in JSON: ``make_grader(**options)`` of its module."""
-    options = json.loads(grader)
-    module = importlib.import_module(_FACTORIES[options.pop("kind")])
-    return module.make_grader(**options)
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A grader, and why it could never call a completion correct by a reference (``None``: it could)."""
+
+    grade: ContextGrader
+    why_unreadable: Callable[[str], str | None]
 
 
-def limit_memory(gigabytes: float) -> None:
-    """Cap this process's address space and forbid core dumps, where the system can."""
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return
-    for limit, value in ((resource.RLIMIT_AS, int(gigabytes * 2**30)), (resource.RLIMIT_CORE, 0)):
-        hard = resource.getrlimit(limit)[1]
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+def load(grader: str) -> Loaded:
+    """The grader of a description ``{"kind": …, options…}`` in JSON. Only the modules that it needs are imported."""
+    options: dict[str, Any] = json.loads(grader)
+    kind = options.pop("kind")
+    if kind == "reward":
+        from sgsd.verifiers import reward
+
+        return Loaded(reward.make_grader(**options), lambda answer: None if answer.strip() else _UNREADABLE)
+    module = importlib.import_module(f"sgsd.verifiers.{kind}")
+    grade: Grader = module.make_grader(**options)
+    return Loaded(lambda completion, answer, context: grade(completion, answer), _check(kind, module))
 
 
-def respond(request: dict[str, Any], graders: dict[str, Grader]) -> dict[str, Any]:
+def _check(kind: str, module: Any) -> Callable[[str], str | None]:
+    if kind == "reasoning_gym":
+        return module.why_unreadable
+    if kind == "math":
+        check: Grader = module.make_grader(check=True)
+        return lambda answer: None if check("", answer).outcome is Outcome.CORRECT else _UNREADABLE
+    if kind == "exact":
+        return lambda answer: None if module.normalise(answer, ignore_case=True) else _UNREADABLE
+    return lambda answer: None if module.option(answer) is not None else _UNREADABLE
+
+
+def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, Any]:
     """The reply to one request."""
     if "load" in request:
         try:
@@ -60,36 +71,56 @@ def respond(request: dict[str, Any], graders: dict[str, Grader]) -> dict[str, An
             return {"failed": f"{type(error).__name__}: {error}"[:500]}
         return {"ready": True}
     try:
-        verdict = graders[request["grader"]](request["completion"], request["answer"])
+        loaded = graders[request["grader"]]
+        if "check" in request:
+            why = loaded.why_unreadable(request["check"])
+            return {"outcome": Outcome.CORRECT if why is None else Outcome.UNDECIDED, "reason": why}
+        verdict = loaded.grade(request["completion"], request["answer"], request.get("context"))
     except MemoryError:
         return {"outcome": Outcome.UNDECIDED, "reason": "out of memory", "restart": True}
     except Exception as error:  # noqa: BLE001 - a third-party grader may raise anything; the item is undecided, not lost
-        return {"outcome": Outcome.UNDECIDED, "reason": f"verifier error: {type(error).__name__}: {error}"[:300]}
+        return {"outcome": Outcome.UNDECIDED, "reason": f"{ERROR}{type(error).__name__}: {error}"[:300]}
     return {"outcome": verdict.outcome, "reason": verdict.reason, "extracted": verdict.extracted}
 
 
 def main() -> None:
-    """Serve until the input ends. Arguments: the address-space limit in gigabytes."""
-    limit_memory(float(sys.argv[1]))
+    """Serve until the input ends. Arguments: the address space in gigabytes; ``fenced`` or ``free``; a folder to remove
+    at the end."""
+    memory_gb, (mode, folder) = float(sys.argv[1]), (*sys.argv[2:], "free", "")[:2]
+    fenced = mode == "fenced"
+    limit_process(memory_gb, fenced=fenced)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the process group's signals are for the parent, which ends us
+        signal.signal(number, signal.SIG_IGN)  # whoever signals the whole job means the parent, which ends us
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever the interpreter is doing
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     sys.setrecursionlimit(4_000)
     warnings.simplefilter("ignore")
-    requests = sys.stdin.buffer
-    replies = os.fdopen(os.dup(1), "wb")
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)  # what a grader prints must not end up among the replies
-        graders: dict[str, Grader] = {}
+    fence = Fence() if fenced else None
+    if fenced:
+        leave_network()
+    cores = 1 if fenced else os.cpu_count() or 1
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    graders: dict[str, Loaded] = {}
+    with open(os.devnull, "r+b") as nowhere:
+        for standard in (0, 1):  # what a grader prints must not end up among the replies
+            os.dup2(nowhere.fileno(), standard)
         for line in requests:
             request = json.loads(line)
-            signal.setitimer(signal.ITIMER_REAL, request["limit"] + GRACE if "limit" in request else 0)
+            is_item = "load" not in request
+            if is_item:
+                signal.setitimer(signal.ITIMER_REAL, request["limit"] + GRACE)
+                limit_cpu((request["limit"] + GRACE) * cores)
+            if fence is not None:
+                fence.set(closed=is_item)
             reply = respond(request, graders)
+            if fence is not None:
+                fence.set(closed=False)
             signal.setitimer(signal.ITIMER_REAL, 0)
             replies.write(json.dumps(reply).encode() + b"\n")
             replies.flush()
-    replies.close()
+    if folder:  # the parent is gone, and cannot clear up
+        shutil.rmtree(folder, ignore_errors=True)
+        os.killpg(os.getpid(), signal.SIGKILL)  # what a reward function started goes, too
 
 
 if __name__ == "__main__":

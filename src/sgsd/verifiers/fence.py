@@ -1,0 +1,128 @@
+"""What a worker process may do.
+
+Every worker has limits on address space, CPU seconds of an item, file sizes and open files, and writes no core. The
+graders of this package are *fenced* besides: no network, no way to write a file, start a process, import a new package
+or turn text into code. Nothing they do should need that; the fence is there for what was overlooked. Reward functions
+are the user's own code and only have the limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import site
+import sys
+import sysconfig
+from typing import Any
+
+try:
+    import resource
+except ImportError:  # not a POSIX system: there are no limits, and the fence alone has to do
+    resource = None
+
+OPEN_FILES = 64
+OPEN_FILES_REWARD = 4_096
+FILE_BYTES_REWARD = 2**30
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+
+_SYMPY = re.compile(
+    rb"from sympy import \*|def monomial_\w+\([ABk, ]+\):\n(?!.*__)[\w\s(),=\[\]<>:+*/-]*"
+    rb"|(?:(?:Integer|Float|Symbol|Rational) ?\(\s*'?[\w.+-]{1,4300}'?\s*\)|[A-Z]|pi|[-+*/(), ])+",
+    re.DOTALL,
+)
+"""What sympy compiles as a matter of course: the numbers and symbols it wraps, and its tables of monomials."""
+
+_REFUSED = (
+    "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "pty.",
+    "os.kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
+    "os.chown", "os.chflags", "os.chdir", "os.utime", "os.putenv", "os.unsetenv", "os.setxattr", "shutil.", "tempfile.",
+    "ctypes.", "urllib.", "http.", "ftplib.", "smtplib.", "sqlite3.", "pickle.", "mmap.", "resource.",
+    "signal.pthread_kill", "sys.setprofile", "sys.settrace", "builtins.input", "webbrowser.",
+)  # fmt: skip
+
+
+def limit(name: str, value: int, *, for_good: bool = True) -> None:
+    """Lower one of this process's limits (``RLIMIT_`` + name), where the system has it."""
+    if resource is None:
+        return
+    number: int = getattr(resource, f"RLIMIT_{name}")
+    hard = resource.getrlimit(number)[1]
+    lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(number, (lower, lower if for_good else hard))
+
+
+def limit_process(memory_gb: float, *, fenced: bool) -> None:
+    """The limits that hold from the start."""
+    limit("AS", int(memory_gb * 2**30))
+    limit("CORE", 0)
+    limit("NOFILE", OPEN_FILES if fenced else OPEN_FILES_REWARD)
+    if not fenced:
+        limit("FSIZE", FILE_BYTES_REWARD)
+
+
+def limit_cpu(seconds: float) -> None:
+    """The kernel ends this process when it has used so many seconds more."""
+    if resource is not None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit("CPU", int(used.ru_utime + used.ru_stime + seconds) + 1, for_good=False)
+
+
+def leave_network() -> bool:
+    """Move this process into a network of its own, which has nothing in it. Whether the kernel allowed it."""
+    if not sys.platform.startswith("linux"):
+        return False
+    unshare = ctypes.CDLL(None, use_errno=True).unshare
+    return unshare(_CLONE_NEWNET) == 0 or unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
+
+
+class Fence:
+    """An audit hook, which Python cannot take away again. It is open while graders are loaded, and closed for items."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        roots = {*sys.path, *sysconfig.get_paths().values(), *site.getsitepackages(), sys.prefix, sys.base_prefix}
+        self._readable = tuple({os.path.join(os.path.realpath(root), "") for root in roots if root})
+        self._modules = 0
+        self._packages: frozenset[str] = frozenset()
+        sys.addaudithook(self._check)
+
+    def set(self, *, closed: bool) -> None:
+        """Close or open it. The first time it closes, this process gives up writing files and starting others."""
+        if closed and not self._modules:
+            limit("FSIZE", 0)
+            limit("NPROC", 0)
+        if closed and len(sys.modules) != self._modules:
+            self._modules = len(sys.modules)
+            self._packages = frozenset(name.partition(".")[0] for name in sys.modules)
+        self.closed = closed
+
+    def _check(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.closed:
+            return
+        if event == "open":
+            passes = self._may_open(*arguments)
+        elif event == "import":
+            passes = str(arguments[0]).partition(".")[0] in self._packages
+        elif event == "compile":
+            passes = self._may_compile(*arguments)
+        else:
+            passes = not event.startswith(_REFUSED)
+        if not passes:
+            raise PermissionError(f"refused: {event}")
+
+    def _may_open(self, path: object, mode: object, flags: int) -> bool:
+        writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        return not flags & writing and self._is_library(path)
+
+    def _may_compile(self, source: object, filename: object) -> bool:
+        return self._is_library(filename) or (isinstance(source, bytes) and bool(_SYMPY.fullmatch(source)))
+
+    def _is_library(self, path: object) -> bool:
+        """Whether this is a file of Python or an installed package, which loaded ones may still ask for."""
+        name = os.fsdecode(path) if isinstance(path, str | bytes) else ""
+        return os.path.isabs(name) and os.path.realpath(name).startswith(self._readable)
