@@ -1,131 +1,362 @@
-"""Equality of two mathematical expressions, by math-verify. The only module that imports it; runs in a worker
-process."""
+"""Equality of two mathematical expressions: math-verify's parser and comparison, with guards around both. The only
+module that imports it; runs in a worker process.
+
+The guards, since a policy searches for what the parser and the comparison let through:
+
+- An expression is parsed only if its text is short, not nested deep, of known commands, and of bounded size: no tower
+  of powers, factorial or binomial coefficient whose value would not fit into a page.
+- The grammar then reads the whole text or nothing. Marks that it reads and drops are refused beforehand.
+- Two expressions are equal if their values are, to 30 digits relative to their size, at several points; two equations,
+  if left minus right of one is a multiple of the other's.
+- What the reference has no need of (integrals, sums, trigonometric functions, …) is still to be computed.
+"""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from sgsd.verifiers.compare import UnreadableError
 from sgsd.verifiers.grade import UNREADABLE, grade, read_reference
-from sgsd.verifiers.numerals import Numeral, read_numeral
-from sgsd.verifiers.reading import expression_text
+from sgsd.verifiers.numerals import read_numeral, read_unit, rounds_to, units_differ
+from sgsd.verifiers.plain import to_latex
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
-# Neither has type stubs.
+# None has type stubs.
 math_verify: Any = importlib.import_module("math_verify")
 sympy: Any = importlib.import_module("sympy")
+latex2sympy: Any = importlib.import_module("latex2sympy2_extended.latex2sympy2")
+_CONVERSION = latex2sympy.ConversionConfig(lowercase_symbols=False, interpret_contains_as_eq=False)
 
 # Its own timeouts need SIGALRM in the main thread; the pool has a harder one. It warns when they are off.
 for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-_MAX_LENGTH = 2_000
-_MAX_DEPTH = 60
-_CONFIG = [math_verify.LatexExtractionConfig()]
-_COMMAND = re.compile(r"\\[A-Za-z]+")
-_BASED = re.compile(r"0x[0-9A-Fa-f]+|0o[0-7]+|0b[01]+|[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)")
-_LAST_FACTOR = re.compile(r"(?:(?<=[\d)}])|(?<=(?<![A-Za-z])[A-Za-z])|(?<=\\pi)) ?([A-Za-z])$")
-_RATIO = re.compile(r"\d+(?: ?: ?\d+){2,}")
+
+def _refuse(*_: object, **__: object) -> None:
+    raise ValueError("text is not evaluated")
+
+
+# sympy's way from a text to code. Nothing here takes it; now nothing can.
+importlib.import_module("sympy.parsing.sympy_parser").eval_expr = _refuse
+
+_MAX_LENGTH = 400
+_MAX_DEPTH = 12
+_MAX_DIGITS = 20_000
+_COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)")
+_KNOWN = frozenset(
+    r"\frac \sqrt \cdot \times \div \pi \infty \binom \log \ln \exp \sin \cos \tan \cot \sec \csc \arcsin \arccos"
+    r" \arctan \sinh \cosh \tanh \leq \geq \neq \approx \lfloor \rfloor \lceil \rceil \lvert \rvert \vert \gcd \lcm"
+    r" \max \min \alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu"
+    r" \nu \xi \rho \sigma \tau \upsilon \phi \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Sigma \Phi"
+    r" \Psi \Omega \int \sum \prod \lim \to \rightarrow \partial \begin \end \\ \overline \vec \overrightarrow \hat"
+    r" \bar \hbar \angle \triangle \ell \mathbb \setminus \cup \cap \emptyset \{ \}".split()
+)
+# What the grammar reads and drops: subscripts of numbers and functions, values at a point, primes.
+_DROPPED = re.compile(
+    r"['\"`~#@?$°]|\d ?_|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp|gcd|lcm|max|min) ?_"
+)
+# Kinds of what is still to be computed, unless the reference holds the same kind.
+_UNCOMPUTED = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])",
+        r"\\(?:log|ln)(?![A-Za-z])",
+        r"\\int(?![A-Za-z])",
+        r"\\(?:sum|prod)(?![A-Za-z])|\\ldots|\\cdots",
+        r"\\lim(?![A-Za-z])",
+        r"\\frac ?\{ ?(?:d|\\partial)(?![A-Za-z])|\\partial",
+        r"\\[lr](?:floor|ceil)",
+        r"\\(?:gcd|lcm|max|min)(?![A-Za-z])",
+        r"\\begin ?\{vmatrix\}",
+    )
+)
+_COUNTING = re.compile(r"!|\\binom")
+_SET = re.compile(r"\\(?:mathbb|setminus|cup|cap|emptyset)(?![A-Za-z])|\\\{")
+_BASED = re.compile(r"0[xob][0-9A-Fa-f]+|[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)")
 _CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
+_DEGREES = re.compile(r"(?:\{ ?)?(\d+(?:\.\d+)?) ?°(?: ?\})?")
+_UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
+_SUBSCRIPT = re.compile(r"_ ?(?:\{[^{}]*\}|\w)")
+_POWER_FIRST = re.compile(r"\^ ?(\{[^{}]*\}|\w) ?_ ?(\{[^{}]*\}|\w)")
+_APPLICATION = re.compile(r"(?<![A-Za-z\\])([a-eh-zA-Z]) ?\((?= ?\\?[A-Za-z\d]+ ?\))")
 
 
-@lru_cache(maxsize=2_048)
-def _parse(text: str) -> Any:
-    """The expression, or ``None`` where math-verify cannot parse it, or parses only a part of it."""
-    if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
-        return None
-    # The parser takes a last letter for a unit: of \pi r^2 h it drops the h.
-    for spelling in dict.fromkeys((text, _LAST_FACTOR.sub(r" {\1}", text))):
-        parsed: list[Any] = math_verify.parse(f"${spelling}$", _CONFIG, parsing_timeout=None)
-        expression = next((item for item in parsed if not isinstance(item, str)), None)
-        if expression is not None and _complete(text, expression):
-            return expression
-    return None
+def _bounded(text: str) -> bool:
+    """Whether no number in the text has more than some thousand digits, were it computed.
+
+    Adds up, generously, the digits of whatever stands side by side; a power multiplies those of its base by the
+    exponent's value, a factorial and a binomial coefficient those of its argument by the argument.
+    """
+    totals, last = [0.0], [0.0]
+    opened: list[str] = []  # what each open bracket is: a group, an exponent, or the upper part of a binomial
+    pending = ""
+    for token in re.finditer(r"\d+(?:\.\d+)?|\\binom|\\[A-Za-z]+|[A-Za-z]|[\^!(){}\[\]+-]", _SUBSCRIPT.sub("", text)):
+        mark, kind = token[0], pending
+        if mark in {"^", r"\binom"}:
+            pending = mark
+            continue
+        if mark in "+-":
+            totals[-1] += 0.3
+            continue
+        if mark in "([{":
+            opened.append(kind)
+            totals.append(0.0)
+            last.append(0.0)
+            pending = ""
+            continue
+        if mark in ")]}":
+            if not opened:
+                return False
+            size, kind = totals.pop(), opened.pop()
+            last.pop()
+        elif mark == "!":
+            size, kind = last[-1], "!"
+            totals[-1] -= size
+        else:
+            size = 0.0 if mark[0] == "\\" and mark != r"\pi" else 0.5
+            if mark[0].isdigit():
+                size = abs(math.log10(float(mark) or 1.0)) if len(mark) < 200 else len(mark)
+            pending = ""
+        if kind == "^":
+            totals[-1] -= last[-1]
+            size = max(last[-1], 1.0) * 10 ** min(size, 9)
+        elif kind:
+            size = max(size, 1.0) * 10 ** min(size, 9)
+        totals[-1] += size
+        last[-1] = size
+        if totals[-1] > _MAX_DIGITS:
+            return False
+    return not opened
 
 
 def _nesting(text: str) -> int:
     deepest = depth = 0
     for character in text:
-        if character in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth -= 1
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
     return deepest
 
 
-def _complete(text: str, expression: Any) -> bool:
-    """Whether the variables of the text are all in the expression. The parser drops what it does not understand."""
-    bare = re.sub(r"\\text ?\{[^{}]*\}|_(?:\{[^{}]*\}|\w)", " ", text)
-    letters = {
-        letter.lower()
-        for letter in re.findall(
-            r"[A-Za-z]", _COMMAND.sub(" ", re.sub(r"\\begin\{[^{}]*\}(?:\{[^{}]*\})?|\\end\{[^{}]*\}", " ", bare))
-        )
-    }
-    printed = str(expression).lower()
-    return all(letter in printed for letter in letters - {"e", "i", "d"})
+def _latex(text: str) -> str:
+    """A tidy text as the grammar reads it: plain names as commands, degrees as radians where a trigonometric function
+    takes them and as nothing elsewhere."""
+    text = to_latex(text)
+    if _UNCOMPUTED[0].search(text):
+        text = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
+    text = _POWER_FIRST.sub(r"_\2^\1", text.replace("°", ""))
+    text = _APPLICATION.sub(r"\1 \\cdot (", text)
+    # The grammar takes dx for a differential, and J for nothing but a letter.
+    return text if r"\int" in text else re.sub(r"(?<![\\A-Za-z{])d(?= ?[A-Za-z\\])", "{d}", text)
 
 
-def equal(reference: str, given: str) -> bool:
-    """Whether two expressions are equal, as math-verify sees it, with guards against what it is known to get wrong.
+class _Converter(latex2sympy._Latex2Sympy):
+    """The parser, with numbers read by themselves: it hands their digits to sympy, which evaluates text."""
+
+    def parse_number(self, text: str) -> Any:
+        return sympy.Rational(text.replace(",", ""))
+
+
+@lru_cache(maxsize=2_048)
+def _parse(text: str, sets: bool = False) -> Any:
+    """The expression, or ``None`` where it is too long, too large, or not all of it can be read."""
+    if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
+        return None
+    if not _KNOWN.issuperset(_COMMAND.findall(text)) or _DROPPED.search(text) or not _bounded(text):
+        return None
+    converter = _Converter(config=_CONVERSION)
+    try:
+        if sets:
+            return converter.parse(text)
+        parser = converter.create_parser(text)
+        tree = parser.relation()
+        if parser.getTokenStream().LA(1) != -1:
+            return None
+        return converter.convert_relation(tree)
+    except Exception:  # noqa: BLE001 - the listener raises bare Exceptions, the converter whatever sympy does
+        return None
+
+
+def _has_variable(text: str) -> bool:
+    return bool(re.search(r"[A-Za-df-hj-z]", _COMMAND.sub(" ", text)))
+
+
+def equal(reference: str, given: str, digits: int = 4) -> bool:
+    """Whether two expressions are equal, as far as the guards let the parser decide.
 
     Raises:
         UnreadableError: if the reference cannot be parsed.
     """
     if _BASED.fullmatch(reference) or _BASED.fullmatch(given):
         return re.sub(r"[\s{}]", "", reference).lower() == re.sub(r"[\s{}]", "", given).lower()
-    if len(reference) == len(given) == 1 and reference.isalpha() and given.isalpha():
-        return reference == given  # the parser does not tell e from E
-    ratios = [[int(part) for part in text.split(":")] if _RATIO.fullmatch(text) else [] for text in (reference, given)]
-    if any(ratios):
-        return _proportional(*ratios)
+    if ":" in reference and ":" in given:
+        return _same_ratio(reference, given)
     if (named := _CAPITALS.fullmatch(reference)) and (other := _CAPITALS.fullmatch(given)):
         # Points and strings, not products: their order counts; an angle may be read from either side.
         first, second = named[2].replace(" ", ""), other[2].replace(" ", "")
         return first == second or bool(named[1] and len(first) == 3 and first == second[::-1])
-    if reference.count("'") != given.count("'"):
-        return False  # the parser drops primes
-    gold = _parse(reference)
+    reference, wanted = _without_unit(reference)
+    given, unit = _without_unit(given)
+    if units_differ(wanted, unit):
+        return False
+    reference, given = _latex(reference), _latex(given)
+    sets = bool(_SET.search(reference) or _SET.search(given))
+    gold = _parse(reference, sets)
     if gold is None:
         raise UnreadableError(reference)
-    numeral = read_numeral(given)
-    if numeral is not None and isinstance(gold, sympy.Expr) and not gold.free_symbols and not numeral.percent:
-        return _states(gold, numeral)
-    target = _parse(given)
-    if target is None:
+    literal = read_numeral(given)
+    if literal is not None:
+        value = _number(gold)
+        exact = literal.value / 100 if literal.percent else literal.value
+        if value is None or literal.unit:
+            return False
+        return _close(value, sympy.Rational(exact.numerator, exact.denominator)) or _rounded(value, literal, digits)
+    if any(kind.search(given) and not kind.search(reference) for kind in _UNCOMPUTED):
         return False
-    return math_verify.verify(gold, target, timeout_seconds=None)
+    if _COUNTING.search(given) and not _COUNTING.search(reference) and not _has_variable(given):
+        return False
+    target = _parse(given, sets)
+    return target is not None and _same(gold, target)
 
 
-def _proportional(first: Sequence[int], second: Sequence[int]) -> bool:
+def _without_unit(text: str) -> tuple[str, str]:
+    """An expression without the unit in words behind it, and the unit."""
+    found = _UNIT.search(text)
+    unit = read_unit(" " + found[1]) if found else None
+    if found is None or unit is None or unit[0] or unit[1] != 1:
+        return text, ""
+    return text[: found.start()], unit[2]
+
+
+def _same_ratio(first: str, second: str) -> bool:
     """Whether two ratios are the same: equally many parts, none of which is larger for its share."""
-    return (
-        len(first) == len(second)
-        and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
-        and (first[0] != 0 or first == second)
-    )
+    parts: list[list[Fraction]] = []
+    for text in (first, second):
+        numerals = [read_numeral(part.strip()) for part in text.split(":")]
+        if len(numerals) > 100 or any(numeral is None for numeral in numerals):
+            return False
+        parts.append([numeral.value for numeral in numerals if numeral is not None])
+    a, b = parts
+    return len(a) == len(b) and any(a) and any(b) and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
 
 
-def _states(gold: Any, numeral: Numeral) -> bool:
-    """Whether a literal is the value of an exact expression, or its rounding to four significant digits or more."""
-    value = sympy.Rational(numeral.value.numerator, numeral.value.denominator)
-    exact = gold.doit()
-    difference: Any = sympy.N(exact - value, 30)
-    if not difference.is_number or not difference.is_real:
-        return False
-    scale = abs(value) if value != 0 else sympy.Integer(1)
-    if abs(difference) <= sympy.Float("1e-20") * scale:
+_PRECISION = 40
+_IMAGINARY = sympy.Symbol("i")
+
+
+def _evaluated(expression: Any) -> Any:
+    """The expression with its integrals, sums and integers worked out."""
+    return expression.subs(_IMAGINARY, sympy.I).doit()
+
+
+def _number(expression: Any) -> Any:
+    """The value of a constant, exact where it is rational; ``None`` if it has none."""
+    if not isinstance(expression, sympy.Expr) or expression.free_symbols - {_IMAGINARY}:
+        return None
+    value = _evaluated(expression)
+    if not isinstance(value, sympy.Expr) or not value.is_number or value.has(sympy.nan, sympy.zoo):
+        return None
+    return value
+
+
+def _close(first: Any, second: Any) -> bool:
+    """Whether two numbers are equal: exactly if they are rational, else to 30 digits relative to their size."""
+    if first == second:
         return True
-    if numeral.form != "decimal" or numeral.digits < 4:
+    if first.is_Rational and second.is_Rational or first.is_infinite or second.is_infinite:
         return False
-    return bool(abs(difference) * 2 * 10**numeral.places <= 1)
+    difference = sympy.N(first - second, _PRECISION)
+    scale = abs(sympy.N(first, _PRECISION)) + abs(sympy.N(second, _PRECISION))
+    if not difference.is_number or difference.has(sympy.nan, sympy.zoo):
+        return False
+    return bool(abs(difference) <= scale * sympy.Float("1e-30", _PRECISION))
+
+
+def _rounded(value: Any, literal: Any, digits: int) -> bool:
+    """Whether a literal rounds an irrational number."""
+    number = sympy.N(value, _PRECISION)
+    if value.is_Rational or not number.is_real or not number.is_finite:
+        return False
+    return rounds_to(Fraction(int(sympy.floor(number * 10**30)), 10**30), literal, digits)
+
+
+def _same(gold: Any, target: Any) -> bool:
+    if isinstance(gold, sympy.core.relational.Relational):
+        return isinstance(target, sympy.core.relational.Relational) and _same_relation(gold, target)
+    if isinstance(gold, sympy.Expr) and isinstance(target, sympy.Expr):
+        decided = _same_values(gold, target)
+        if decided is not None:
+            return decided
+    if isinstance(gold, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(target, sympy.MatrixBase | sympy.MatrixExpr):
+        return _same_matrix(gold, target)
+    return bool(math_verify.verify(gold, target, timeout_seconds=None))
+
+
+def _same_matrix(gold: Any, target: Any) -> bool:
+    sides = [side.doit() for side in (gold, target) if isinstance(side, sympy.MatrixBase | sympy.MatrixExpr)]
+    if len(sides) < 2 or not all(isinstance(side, sympy.MatrixBase) for side in sides):
+        return False
+    return sides[0].shape == sides[1].shape and all(_same(a, b) for a, b in zip(*sides, strict=True))
+
+
+def _points(symbols: Sequence[Any]) -> list[dict[Any, Any]]:
+    """Values for the variables: none special, of both signs, the same for the same names."""
+    return [
+        {symbol: sympy.Rational(sign * (start + 37 * position), 89) for position, symbol in enumerate(symbols, 1)}
+        for start, sign in ((31, 1), (113, 1), (53, -1))
+    ]
+
+
+def _values(expression: Any, symbols: Sequence[Any]) -> list[Any] | None:
+    """The expression at each point; ``None`` if it has a function that nobody knows."""
+    values: list[Any] = []
+    for point in _points(symbols):
+        value = _number(expression.subs(point))
+        if value is None:
+            return None
+        values.append(value)
+    return values
+
+
+def _same_values(gold: Any, target: Any) -> bool | None:
+    """Whether two expressions have the same value wherever that can be told; ``None`` if nowhere."""
+    symbols = sorted((gold.free_symbols | target.free_symbols) - {_IMAGINARY}, key=str)
+    first, second = _values(gold, symbols), _values(target, symbols)
+    if first is None or second is None:
+        return None
+    return all(_close(a, b) for a, b in zip(first, second, strict=True))
+
+
+_MIRRORED = {">": "<", ">=": "<="}
+
+
+def _same_relation(gold: Any, target: Any) -> bool:
+    """Whether left minus right of one is a multiple of the other's: a positive one, for inequalities."""
+    sides = []
+    signs = []
+    for relation in (gold, target):
+        mirrored = relation.rel_op in _MIRRORED
+        signs.append(_MIRRORED.get(relation.rel_op, relation.rel_op))
+        if not isinstance(relation.lhs, sympy.Expr) or not isinstance(relation.rhs, sympy.Expr):
+            return False
+        sides.append(relation.rhs - relation.lhs if mirrored else relation.lhs - relation.rhs)
+    symbols = sorted((sides[0].free_symbols | sides[1].free_symbols) - {_IMAGINARY}, key=str)
+    first, second = _values(sides[0], symbols), _values(sides[1], symbols)
+    if signs[0] != signs[1] or first is None or second is None or not symbols:
+        return False
+    if any(value.is_zero for value in (first[0], second[0])):
+        return False
+    ratio = first[0] / second[0]
+    if signs[0] in {"<", "<="} and not sympy.N(ratio) > 0:
+        return False
+    return all(_close(a, ratio * b) for a, b in zip(first, second, strict=True))
 
 
 def grade_math(completion: str, answer: str) -> Verdict:
@@ -136,10 +367,11 @@ def grade_math(completion: str, answer: str) -> Verdict:
 _FAMILIAR = (
     r"\frac{m}{n}",
     r"2\sqrt{3}+1",
-    "x^2+2x+1",
-    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+    "x^{2}+2x+1",
     r"3\pi r^{2}",
-    r"y=2x-3",
+    "y=2x-3",
+    r"\log_{2}{3}",
+    r"2\sin x \cos y",
 )
 
 
@@ -162,9 +394,9 @@ def check_reference(answer: str) -> Verdict:
     while leaves:
         leaf = leaves.pop()
         leaves.extend(leaf.items)
-        if leaf.items or leaf.shape in {"number", "words"}:
+        if leaf.items or leaf.shape in {"number", "words"} or _BASED.fullmatch(leaf.text):
             continue
-        text = expression_text(leaf)
-        if not _BASED.fullmatch(text) and _parse(text) is None and _parse(leaf.whole) is None:
+        texts = [_latex(_without_unit(text)[0]) for text in (leaf.text, leaf.whole)]
+        if all(_parse(text, bool(_SET.search(text))) is None for text in texts):
             return UNREADABLE
     return Verdict(Outcome.CORRECT)
