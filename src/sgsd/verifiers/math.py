@@ -85,6 +85,10 @@ _CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
 _DEGREES = re.compile(r"(?:\{ ?)?(\d+(?:\.\d+)?) ?°(?: ?\})?")
 _UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
 _SUBSCRIPT = re.compile(r"_ ?(?:\{[^{}]*\}|\w)")
+_MIXED = re.compile(r"(?<![\d.^_{])\d+ ?\\frac ?\{(\d{1,9})\} ?\{(\d{1,9})\}")
+_ADJACENT = re.compile(r"(\\(?:begin|end) ?\{[^{}]*\}(?:\{[lcr]*\})?|\\mathbb ?\{[A-Z]\}|\\[A-Za-z]+)|([A-Za-z])(?=[A-Za-z])")
+_UNIT_WORD = re.compile(r"\\text ?\{ ?([A-Za-z]{1,12}) ?\}")
+_DIFFERENTIAL = re.compile(r"(?<![\\A-Za-z{])d(?= ?[A-Za-z\\])")
 _POWER_FIRST = re.compile(r"\^ ?(\{[^{}]*\}|\w) ?_ ?(\{[^{}]*\}|\w)")
 _APPLICATION = re.compile(r"(?<![A-Za-z\\])([a-eh-zA-Z]) ?\((?= ?\\?[A-Za-z\d]+ ?\))")
 
@@ -151,10 +155,12 @@ def _latex(text: str) -> str:
     text = to_latex(text)
     if _UNCOMPUTED[0].search(text):
         text = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
+    text = _MIXED.sub(lambda m: f"({m[0]})".replace("\\", "+\\", 1) if int(m[1]) < int(m[2]) else m[0], text)
     text = _POWER_FIRST.sub(r"_\2^\1", text.replace("°", ""))
     text = _APPLICATION.sub(r"\1 \\cdot (", text)
-    # The grammar takes dx for a differential, and J for nothing but a letter.
-    return text if r"\int" in text else re.sub(r"(?<![\\A-Za-z{])d(?= ?[A-Za-z\\])", "{d}", text)
+    # The grammar has names of several letters (tr, eye, dx): letters side by side are a product here.
+    text = _ADJACENT.sub(lambda m: m[1] or f"{m[2]} ", _UNIT_WORD.sub(r" \1 ", text))
+    return text if r"\int" in text or r"\frac{d" in text else _DIFFERENTIAL.sub("{d}", text)
 
 
 class _Converter(latex2sympy._Latex2Sympy):

@@ -58,7 +58,7 @@ class Reading:
 _NAMES = frozenset(
     r"\angle \overline \frac \triangle \vec \widehat \hat \bar \mathbb \mathcal \measuredangle \max \min \text \alpha"
     r" \beta \gamma \delta \epsilon \varepsilon \theta \lambda \mu \nu \rho \sigma \tau \phi \varphi \psi \omega \Delta"
-    r" \Gamma \Omega \Phi \Sigma \Theta \lvert \rvert \prime \ell \eta \xi \zeta \kappa \overrightarrow \gcd \lcm".split()
+    r" \Gamma \Omega \Phi \Sigma \Theta \lvert \rvert \prime \ell \eta \xi \zeta \kappa \overrightarrow \gcd \lcm \cup \cap \mid".split()
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
@@ -289,6 +289,15 @@ def _container(text: str, depth: int) -> Reading | None:
     return None
 
 
+def _by_size(text: str) -> list[str]:
+    """The sides of ``6 ft × 20 ft``: numbers with units, which stay as they are."""
+    parts = [part.strip() for part in re.split(r"\\times(?![A-Za-z])| x | by ", text)]
+    if not 2 <= len(parts) <= 3:
+        return []
+    numerals = [read_numeral(part) for part in parts]
+    return parts if all(numerals) and any(numeral.unit for numeral in numerals if numeral) else []
+
+
 def _read(text: str, depth: int) -> Reading:
     text = tidy(text)
     leaf = _leaf(text)
@@ -302,7 +311,11 @@ def _read(text: str, depth: int) -> Reading:
         return container
     if leaf.shape is Shape.WORDS and "," not in text and not _CONJUNCTION.search(text):
         return leaf
-    if r"\cup" in text:
+    sizes = _by_size(text)
+    if sizes:
+        items = tuple(_read(part, depth + 1) for part in sizes)
+        return Reading(Shape.SEQUENCE, text, text, items=items, brackets="by")
+    if r"\cup" in text and "=" not in text:
         parts = text.split(r"\cup")
         if all(part.strip() for part in parts) and len(parts) <= MAX_ITEMS:
             return Reading(Shape.UNION, text, text, items=tuple(_read(part, depth + 1) for part in parts))

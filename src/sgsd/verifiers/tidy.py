@@ -67,6 +67,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\text ?\{ ?([+-]) ?\}", r"\1"),
         (r"\\frac ?\{ ?\\text ?\{([^{}]*)\} ?\} ?\{ ?\\text ?\{([^{}]*)\} ?\}", r"\\text{\1/\2}"),
         (r"_ ?\{ ?\\(?:text ?\{)?([A-Za-z]+)\}? ?\}", r"_{\1}"),
+        (r"\\pmod ?(\w+)", r"\\pmod{\1}"),
         (r"\\varnothing" + _END + r"|\\\{ ?\\\}", r"\\emptyset "),
         (r"\\(?:le|leqslant|leqq)" + _END + "|<=|=<", r"\\leq "),
         (r"\\(?:ge|geqslant|geqq)" + _END + "|>=", r"\\geq "),
