@@ -33,6 +33,7 @@ from sgsd.verifiers.worker import Grader
 math_verify: Any = importlib.import_module("math_verify")
 sympy: Any = importlib.import_module("sympy")
 latex2sympy: Any = importlib.import_module("latex2sympy2_extended.latex2sympy2")
+_SHORT_SIGHTED = importlib.import_module("antlr4").PredictionMode.SLL  # the other mode is exponential in nesting
 _CONVERSION = latex2sympy.ConversionConfig(lowercase_symbols=False, interpret_contains_as_eq=False)
 
 # Its own timeouts need SIGALRM in the main thread; the pool has a harder one. It warns when they are off.
@@ -61,7 +62,7 @@ _KNOWN = frozenset(
 )
 # What the grammar reads and drops: subscripts of numbers and functions, values at a point, primes.
 _DROPPED = re.compile(
-    r"['\"`~#@?$°]|\d ?_|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp|gcd|lcm|max|min) ?_"
+    r"['\"`~#@?$°]|[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp|gcd|lcm|max|min) ?_"
 )
 # Kinds of what is still to be computed, unless the reference holds the same kind.
 _UNCOMPUTED = tuple(
@@ -86,11 +87,8 @@ _DEGREES = re.compile(r"(?:\{ ?)?(\d+(?:\.\d+)?) ?°(?: ?\})?")
 _UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
 _SUBSCRIPT = re.compile(r"_ ?(?:\{[^{}]*\}|\w)")
 _MIXED = re.compile(r"(?<![\d.^_{])\d+ ?\\frac ?\{(\d{1,9})\} ?\{(\d{1,9})\}")
-_ADJACENT = re.compile(r"(\\(?:begin|end) ?\{[^{}]*\}(?:\{[lcr]*\})?|\\mathbb ?\{[A-Z]\}|\\[A-Za-z]+)|([A-Za-z])(?=[A-Za-z])")
 _UNIT_WORD = re.compile(r"\\text ?\{ ?([A-Za-z]{1,12}) ?\}")
-_DIFFERENTIAL = re.compile(r"(?<![\\A-Za-z{])d(?= ?[A-Za-z\\])")
 _POWER_FIRST = re.compile(r"\^ ?(\{[^{}]*\}|\w) ?_ ?(\{[^{}]*\}|\w)")
-_APPLICATION = re.compile(r"(?<![A-Za-z\\])([a-eh-zA-Z]) ?\((?= ?\\?[A-Za-z\d]+ ?\))")
 
 
 def _bounded(text: str) -> bool:
@@ -157,10 +155,41 @@ def _latex(text: str) -> str:
         text = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
     text = _MIXED.sub(lambda m: f"({m[0]})".replace("\\", "+\\", 1) if int(m[1]) < int(m[2]) else m[0], text)
     text = _POWER_FIRST.sub(r"_\2^\1", text.replace("°", ""))
-    text = _APPLICATION.sub(r"\1 \\cdot (", text)
-    # The grammar has names of several letters (tr, eye, dx): letters side by side are a product here.
-    text = _ADJACENT.sub(lambda m: m[1] or f"{m[2]} ", _UNIT_WORD.sub(r" \1 ", text))
-    return text if r"\int" in text or r"\frac{d" in text else _DIFFERENTIAL.sub("{d}", text)
+    return _UNIT_WORD.sub(r" \1 ", text)
+
+
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau"
+    "|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell|hbar"
+)
+_SYMBOL = re.compile(
+    r"\\(?P<over>overline|vec|overrightarrow|hat|bar) ?\{(?P<body>[A-Za-z0-9 ]*)\}"
+    r"|\\(?P<figure>angle|triangle) ?(?P<points>[A-Z](?: ?[A-Z]){0,2})"
+    r"|(?P<kept>\\(?:begin|end|mathbb) ?\{[^{}]*\}(?:\{[lcr]*\})?|\\lim ?_ ?\{ ?[a-z]"
+    rf"|\\(?!(?:{_GREEK})(?![A-Za-z]))(?:[A-Za-z]+|.))"
+    r"|(?P<differential>d ?[a-z](?![A-Za-z]))"
+    r"|(?P<function>[fgFG]) ?\((?P<argument>[^()]*)\)"
+    r"|(?P<letter>\\[A-Za-z]+|[A-Za-z])(?: ?_ ?(?:(?P<mark>[A-Za-z0-9])|\{(?P<marks>[^{}]*)\}))?"
+)
+_NAME_PARTS = ("over", "body", "figure", "points", "function", "argument", "letter", "mark", "marks")
+
+
+def _symbols(text: str) -> str:
+    """The text with each name in it as one variable: a letter with its subscript, a function with its argument, a
+    segment. The grammar has words (``tr``, ``eye``, ``dx``) that letters side by side are not, and reads powers of bare
+    letters in two ways, for which it takes time that doubles with every level.
+    """
+    integral = r"\int" in text
+
+    def named(match: re.Match[str]) -> str:
+        if match["kept"] or (integral and match["differential"]):
+            return match[0]
+        if match["differential"]:
+            return "".join(rf"\variable{{{letter}}} " for letter in match[0].replace(" ", ""))
+        name = "".join(match[part] or "" for part in _NAME_PARTS).replace(" ", "").lstrip("\\")
+        return rf"\variable{{{re.sub('[^A-Za-z0-9]', lambda m: f'Z{ord(m[0])}', name)}}} "
+
+    return _SYMBOL.sub(named, text)
 
 
 class _Converter(latex2sympy._Latex2Sympy):
@@ -180,8 +209,9 @@ def _parse(text: str, sets: bool = False) -> Any:
     converter = _Converter(config=_CONVERSION)
     try:
         if sets:
-            return converter.parse(text)
-        parser = converter.create_parser(text)
+            return converter.parse(_symbols(text))
+        parser = converter.create_parser(_symbols(text))
+        parser._interp.predictionMode = _SHORT_SIGHTED
         tree = parser.relation()
         if parser.getTokenStream().LA(1) != -1:
             return None
@@ -254,17 +284,17 @@ def _same_ratio(first: str, second: str) -> bool:
 
 
 _PRECISION = 40
-_IMAGINARY = sympy.Symbol("i")
+_CONSTANTS = {sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E, sympy.Symbol("pi"): sympy.pi}
 
 
 def _evaluated(expression: Any) -> Any:
     """The expression with its integrals, sums and integers worked out."""
-    return expression.subs(_IMAGINARY, sympy.I).doit()
+    return expression.subs(_CONSTANTS).doit()
 
 
 def _number(expression: Any) -> Any:
     """The value of a constant, exact where it is rational; ``None`` if it has none."""
-    if not isinstance(expression, sympy.Expr) or expression.free_symbols - {_IMAGINARY}:
+    if not isinstance(expression, sympy.Expr) or expression.free_symbols - _CONSTANTS.keys():
         return None
     value = _evaluated(expression)
     if not isinstance(value, sympy.Expr) or not value.is_number or value.has(sympy.nan, sympy.zoo):
@@ -333,7 +363,7 @@ def _values(expression: Any, symbols: Sequence[Any]) -> list[Any] | None:
 
 def _same_values(gold: Any, target: Any) -> bool | None:
     """Whether two expressions have the same value wherever that can be told; ``None`` if nowhere."""
-    symbols = sorted((gold.free_symbols | target.free_symbols) - {_IMAGINARY}, key=str)
+    symbols = sorted((gold.free_symbols | target.free_symbols) - _CONSTANTS.keys(), key=str)
     first, second = _values(gold, symbols), _values(target, symbols)
     if first is None or second is None:
         return None
@@ -353,7 +383,7 @@ def _same_relation(gold: Any, target: Any) -> bool:
         if not isinstance(relation.lhs, sympy.Expr) or not isinstance(relation.rhs, sympy.Expr):
             return False
         sides.append(relation.rhs - relation.lhs if mirrored else relation.lhs - relation.rhs)
-    symbols = sorted((sides[0].free_symbols | sides[1].free_symbols) - {_IMAGINARY}, key=str)
+    symbols = sorted((sides[0].free_symbols | sides[1].free_symbols) - _CONSTANTS.keys(), key=str)
     first, second = _values(sides[0], symbols), _values(sides[1], symbols)
     if signs[0] != signs[1] or first is None or second is None or not symbols:
         return False
