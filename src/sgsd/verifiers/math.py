@@ -211,7 +211,8 @@ def _parse(text: str, sets: bool = False) -> Any:
         if sets:
             return converter.parse(_symbols(text))
         parser = converter.create_parser(_symbols(text))
-        parser._interp.predictionMode = _SHORT_SIGHTED
+        if r"\int" not in text:
+            parser._interp.predictionMode = _SHORT_SIGHTED
         tree = parser.relation()
         if parser.getTokenStream().LA(1) != -1:
             return None
@@ -249,11 +250,11 @@ def equal(reference: str, given: str, digits: int = 4) -> bool:
         raise UnreadableError(reference)
     literal = read_numeral(given)
     if literal is not None:
-        value = _number(gold)
+        value = _number(gold) if isinstance(gold, sympy.Expr) else None
         exact = literal.value / 100 if literal.percent else literal.value
         if value is None or literal.unit:
             return False
-        return _close(value, sympy.Rational(exact.numerator, exact.denominator)) or _rounded(value, literal, digits)
+        return _close(value, exact) or _rounded(value, literal, digits)
     if any(kind.search(given) and not kind.search(reference) for kind in _UNCOMPUTED):
         return False
     if _COUNTING.search(given) and not _COUNTING.search(reference) and not _has_variable(given):
@@ -283,55 +284,124 @@ def _same_ratio(first: str, second: str) -> bool:
     return len(a) == len(b) and any(a) and any(b) and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
 
 
-_PRECISION = 40
-_CONSTANTS = {sympy.Symbol("i"): sympy.I, sympy.Symbol("e"): sympy.E, sympy.Symbol("pi"): sympy.pi}
+mpmath: Any = importlib.import_module("mpmath")
+_mp = mpmath.MPContext()
+_mp.dps = 100
+_CONSTANTS = {"i": _mp.mpc(0, 1), "e": _mp.e, "pi": _mp.pi}
+_FUNCTIONS = {
+    "exp": _mp.exp,
+    "sin": _mp.sin,
+    "cos": _mp.cos,
+    "tan": _mp.tan,
+    "cot": _mp.cot,
+    "sec": _mp.sec,
+    "csc": _mp.csc,
+    "asin": _mp.asin,
+    "acos": _mp.acos,
+    "atan": _mp.atan,
+    "sinh": _mp.sinh,
+    "cosh": _mp.cosh,
+    "tanh": _mp.tanh,
+    "gamma": _mp.gamma,
+    "Abs": _mp.fabs,
+    "floor": _mp.floor,
+    "ceiling": _mp.ceil,
+}
+_CALCULUS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
+_LARGEST_POWER = 20_000
+Value = Any  # a Fraction as long as the value is rational, else a number of mpmath
 
 
-def _evaluated(expression: Any) -> Any:
-    """The expression with its integrals, sums and integers worked out."""
-    return expression.subs(_CONSTANTS).doit()
+class _UnknownValueError(ValueError):
+    """An expression has no value: a function that nobody knows, a division by zero."""
 
 
-def _number(expression: Any) -> Any:
-    """The value of a constant, exact where it is rational; ``None`` if it has none."""
-    if not isinstance(expression, sympy.Expr) or expression.free_symbols - _CONSTANTS.keys():
+def _value(expression: Any, point: dict[str, Fraction]) -> Value:
+    """The value of an expression with its variables at a point: exact as long as it is rational, else to 100 digits.
+
+    Raises:
+        _UnknownValueError: if it has none.
+    """
+    name = expression.func.__name__
+    if expression.is_Rational:
+        return Fraction(expression.p, expression.q)
+    if expression.is_Symbol:
+        return (_CONSTANTS | point)[expression.name]
+    if expression in (sympy.oo, -sympy.oo):
+        return _mp.inf if expression is sympy.oo else -_mp.inf
+    if expression is sympy.E:
+        return _mp.e
+    values = [_value(argument, point) for argument in expression.args]
+    if name in {"Add", "Mul"}:
+        total = values[0]
+        for value in values[1:]:
+            if not (isinstance(total, Fraction) and isinstance(value, Fraction)):
+                total, value = _mp.convert(total), _mp.convert(value)
+            total = total + value if name == "Add" else total * value
+        return total
+    whole = all(isinstance(value, Fraction) and value.denominator == 1 for value in values)
+    if name == "Pow":
+        return _power(*values)
+    if name == "log":
+        logarithms = [_mp.log(_mp.convert(value)) for value in values]
+        return logarithms[0] / (logarithms[1] if len(values) > 1 else 1)
+    if name == "factorial":
+        return Fraction(math.factorial(int(values[0]))) if whole and values[0] >= 0 else _mp.gamma(values[0] + 1)
+    if name == "binomial":
+        return Fraction(math.comb(*map(int, values))) if whole and min(values) >= 0 else _mp.binomial(*values)
+    if name in {"Max", "Min"} and all(isinstance(value, Fraction) for value in values):
+        return max(values) if name == "Max" else min(values)
+    if name == "UnevaluatedExpr":
+        return values[0]
+    if name in _FUNCTIONS and len(values) == 1:
+        return _FUNCTIONS[name](_mp.convert(values[0]))
+    raise _UnknownValueError(name)
+
+
+def _power(base: Value, exponent: Value) -> Value:
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction):
+        if base == 0 and exponent <= 0:
+            raise _UnknownValueError("0^0")
+        if exponent.denominator == 1 and abs(exponent) <= _LARGEST_POWER:
+            return base ** int(exponent)
+    return _mp.power(_mp.convert(base), _mp.convert(exponent))
+
+
+def _number(expression: Any, point: dict[str, Fraction] | None = None) -> Value | None:
+    """The value of a constant, or of an expression at a point; ``None`` if it has none."""
+    try:
+        value = _value(expression.doit() if expression.has(*_CALCULUS) else expression, point or {})
+    except (_UnknownValueError, KeyError, ArithmeticError, ValueError, TypeError, RecursionError, NotImplementedError):
         return None
-    value = _evaluated(expression)
-    if not isinstance(value, sympy.Expr) or not value.is_number or value.has(sympy.nan, sympy.zoo):
-        return None
-    return value
+    return None if not isinstance(value, Fraction) and _mp.isnan(value) else value
 
 
-def _close(first: Any, second: Any) -> bool:
+def _close(first: Value, second: Value) -> bool:
     """Whether two numbers are equal: exactly if they are rational, else to 30 digits relative to their size."""
+    if isinstance(first, Fraction) and isinstance(second, Fraction):
+        return first == second
+    first, second = _mp.convert(first), _mp.convert(second)
     if first == second:
         return True
-    if first.is_Rational and second.is_Rational or first.is_infinite or second.is_infinite:
-        return False
-    difference = sympy.N(first - second, _PRECISION)
-    scale = abs(sympy.N(first, _PRECISION)) + abs(sympy.N(second, _PRECISION))
-    if not difference.is_number or difference.has(sympy.nan, sympy.zoo):
-        return False
-    return bool(abs(difference) <= scale * sympy.Float("1e-30", _PRECISION))
+    return bool(abs(first - second) <= (abs(first) + abs(second)) * _mp.mpf("1e-30"))
 
 
-def _rounded(value: Any, literal: Any, digits: int) -> bool:
+def _rounded(value: Value, literal: Any, digits: int) -> bool:
     """Whether a literal rounds an irrational number."""
-    number = sympy.N(value, _PRECISION)
-    if value.is_Rational or not number.is_real or not number.is_finite:
+    if isinstance(value, Fraction) or not _mp.isfinite(value) or abs(_mp.im(value)) > abs(value) * _mp.mpf("1e-30"):
         return False
-    return rounds_to(Fraction(int(sympy.floor(number * 10**30)), 10**30), literal, digits)
+    return rounds_to(Fraction(int(_mp.floor(_mp.re(value) * 10**30)), 10**30), literal, digits)
 
 
 def _same(gold: Any, target: Any) -> bool:
     if isinstance(gold, sympy.core.relational.Relational):
         return isinstance(target, sympy.core.relational.Relational) and _same_relation(gold, target)
+    if isinstance(gold, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(target, sympy.MatrixBase | sympy.MatrixExpr):
+        return _same_matrix(gold, target)
     if isinstance(gold, sympy.Expr) and isinstance(target, sympy.Expr):
         decided = _same_values(gold, target)
         if decided is not None:
             return decided
-    if isinstance(gold, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(target, sympy.MatrixBase | sympy.MatrixExpr):
-        return _same_matrix(gold, target)
     return bool(math_verify.verify(gold, target, timeout_seconds=None))
 
 
@@ -342,32 +412,20 @@ def _same_matrix(gold: Any, target: Any) -> bool:
     return sides[0].shape == sides[1].shape and all(_same(a, b) for a, b in zip(*sides, strict=True))
 
 
-def _points(symbols: Sequence[Any]) -> list[dict[Any, Any]]:
-    """Values for the variables: none special, of both signs, the same for the same names."""
-    return [
-        {symbol: sympy.Rational(sign * (start + 37 * position), 89) for position, symbol in enumerate(symbols, 1)}
-        for start, sign in ((31, 1), (113, 1), (53, -1))
-    ]
-
-
-def _values(expression: Any, symbols: Sequence[Any]) -> list[Any] | None:
-    """The expression at each point; ``None`` if it has a function that nobody knows."""
-    values: list[Any] = []
-    for point in _points(symbols):
-        value = _number(expression.subs(point))
-        if value is None:
-            return None
-        values.append(value)
-    return values
+def _values(*expressions: Any) -> list[list[Value]]:
+    """The values of each expression at points: none of them special, of both signs. Empty where one has no value."""
+    names = sorted({symbol.name for e in expressions for symbol in e.free_symbols} - _CONSTANTS.keys())
+    columns: list[list[Value]] = []
+    for start, sign in ((31, 1), (113, 1), (53, -1)):
+        point = {name: Fraction(sign * (start + 37 * position), 89) for position, name in enumerate(names)}
+        columns.append([_number(expression, point) for expression in expressions])
+    return [list(row) for row in zip(*columns, strict=True)] if all(v is not None for c in columns for v in c) else []
 
 
 def _same_values(gold: Any, target: Any) -> bool | None:
-    """Whether two expressions have the same value wherever that can be told; ``None`` if nowhere."""
-    symbols = sorted((gold.free_symbols | target.free_symbols) - _CONSTANTS.keys(), key=str)
-    first, second = _values(gold, symbols), _values(target, symbols)
-    if first is None or second is None:
-        return None
-    return all(_close(a, b) for a, b in zip(first, second, strict=True))
+    """Whether two expressions have the same values; ``None`` if that cannot be told."""
+    values = _values(gold, target)
+    return all(_close(a, b) for a, b in zip(*values, strict=True)) if values else None
 
 
 _MIRRORED = {">": "<", ">=": "<="}
@@ -375,22 +433,20 @@ _MIRRORED = {">": "<", ">=": "<="}
 
 def _same_relation(gold: Any, target: Any) -> bool:
     """Whether left minus right of one is a multiple of the other's: a positive one, for inequalities."""
-    sides = []
-    signs = []
+    sides: list[Any] = []
+    signs: list[str] = []
     for relation in (gold, target):
-        mirrored = relation.rel_op in _MIRRORED
-        signs.append(_MIRRORED.get(relation.rel_op, relation.rel_op))
         if not isinstance(relation.lhs, sympy.Expr) or not isinstance(relation.rhs, sympy.Expr):
             return False
-        sides.append(relation.rhs - relation.lhs if mirrored else relation.lhs - relation.rhs)
-    symbols = sorted((sides[0].free_symbols | sides[1].free_symbols) - _CONSTANTS.keys(), key=str)
-    first, second = _values(sides[0], symbols), _values(sides[1], symbols)
-    if signs[0] != signs[1] or first is None or second is None or not symbols:
+        first, second = (relation.rhs, relation.lhs) if relation.rel_op in _MIRRORED else (relation.lhs, relation.rhs)
+        sides.append(sympy.Add(first, sympy.Mul(-1, second, evaluate=False), evaluate=False))
+        signs.append(_MIRRORED.get(relation.rel_op, relation.rel_op))
+    values = _values(*sides)
+    if signs[0] != signs[1] or not values or any(value == 0 for row in values for value in row):
         return False
-    if any(value.is_zero for value in (first[0], second[0])):
-        return False
+    first, second = ([_mp.convert(value) for value in row] for row in values)
     ratio = first[0] / second[0]
-    if signs[0] in {"<", "<="} and not sympy.N(ratio) > 0:
+    if signs[0] in {"<", "<="} and not (_mp.im(ratio) == 0 and _mp.re(ratio) > 0):
         return False
     return all(_close(a, ratio * b) for a, b in zip(first, second, strict=True))
 
