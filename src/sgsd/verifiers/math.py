@@ -41,12 +41,20 @@ for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-def _refuse(*_: object, **__: object) -> None:
-    raise ValueError("text is not evaluated")
+# sympy evaluates texts as Python: math-verify hands it digits. Nothing but numbers and arithmetic gets there.
+_sympy_parser: Any = importlib.import_module("sympy.parsing.sympy_parser")
+_to_python = _sympy_parser.stringify_expr
+_NUMBERS_ONLY = re.compile(r"(?:Integer|Float|Rational|'\d[\d.]*'|\d+(?:\.\d*)?|[ ()+\-*/,])*")
 
 
-# sympy's way from a text to code. Nothing here takes it; now nothing can.
-importlib.import_module("sympy.parsing.sympy_parser").eval_expr = _refuse
+def _numbers_to_python(*arguments: Any) -> str:
+    code = _to_python(*arguments)
+    if not _NUMBERS_ONLY.fullmatch(code):
+        raise ValueError(f"not evaluated: {code[:80]}")
+    return code
+
+
+_sympy_parser.stringify_expr = _numbers_to_python
 
 _MAX_LENGTH = 400
 _MAX_DEPTH = 12
@@ -381,8 +389,8 @@ def _close(first: Value, second: Value) -> bool:
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         return first == second
     first, second = _mp.convert(first), _mp.convert(second)
-    if first == second:
-        return True
+    if first == second or _mp.isinf(first) or _mp.isinf(second):
+        return bool(first == second)
     return bool(abs(first - second) <= (abs(first) + abs(second)) * _mp.mpf("1e-30"))
 
 
