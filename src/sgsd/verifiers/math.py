@@ -58,19 +58,22 @@ _sympy_parser.stringify_expr = _numbers_to_python
 
 _MAX_LENGTH = 400
 _MAX_DEPTH = 12
-_MAX_DIGITS = 20_000
 _COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)")
 _KNOWN = frozenset(
     r"\frac \sqrt \cdot \times \div \pi \infty \binom \log \ln \exp \sin \cos \tan \cot \sec \csc \arcsin \arccos"
-    r" \arctan \sinh \cosh \tanh \leq \geq \neq \approx \lfloor \rfloor \lceil \rceil \lvert \rvert \vert \gcd \lcm"
-    r" \max \min \alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu"
+    r" \arctan \sinh \cosh \tanh \leq \geq \neq \approx \lfloor \rfloor \lceil \rceil \lvert \rvert \vert"
+    r" \alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu"
     r" \nu \xi \rho \sigma \tau \upsilon \phi \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Sigma \Phi"
     r" \Psi \Omega \int \sum \prod \lim \to \rightarrow \partial \begin \end \\ \overline \vec \overrightarrow \hat"
     r" \bar \hbar \angle \triangle \ell \mathbb \setminus \cup \cap \emptyset \{ \}".split()
 )
 # What the grammar reads and drops: subscripts of numbers and functions, values at a point, primes.
 _DROPPED = re.compile(
-    r"['\"`~#@?$°]|[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp|gcd|lcm|max|min) ?_"
+    r"['\"`~#@?$°]|[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp) ?_"
+)
+# Powers, factorials and binomial coefficients too large to be meant; towers of powers.
+_TOO_LARGE = re.compile(
+    r"\d{5} ?!|! ?\)? ?!|\\binom ?\{[^{}]*(?:\d{5}|[\^!])|\^ ?\{? ?-? ?\d{6}|\^ ?\{[^{}]*(?:[\d)}] ?\^|\^ ?\{? ?\d\d|!)"
 )
 # Kinds of what is still to be computed, unless the reference holds the same kind.
 _UNCOMPUTED = tuple(
@@ -83,7 +86,6 @@ _UNCOMPUTED = tuple(
         r"\\lim(?![A-Za-z])",
         r"\\frac ?\{ ?(?:d|\\partial)(?![A-Za-z])|\\partial",
         r"\\[lr](?:floor|ceil)",
-        r"\\(?:gcd|lcm|max|min)(?![A-Za-z])",
         r"\\begin ?\{vmatrix\}",
     )
 )
@@ -93,58 +95,9 @@ _BASED = re.compile(r"0[xob][0-9A-Fa-f]+|[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\
 _CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
 _DEGREES = re.compile(r"(?:\{ ?)?(\d+(?:\.\d+)?) ?°(?: ?\})?")
 _UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
-_SUBSCRIPT = re.compile(r"_ ?(?:\{[^{}]*\}|\w)")
 _MIXED = re.compile(r"(?<![\d.^_{])\d+ ?\\frac ?\{(\d{1,9})\} ?\{(\d{1,9})\}")
 _UNIT_WORD = re.compile(r"\\text ?\{ ?([A-Za-z]{1,12}) ?\}")
 _POWER_FIRST = re.compile(r"\^ ?(\{[^{}]*\}|\w) ?_ ?(\{[^{}]*\}|\w)")
-
-
-def _bounded(text: str) -> bool:
-    """Whether no number in the text has more than some thousand digits, were it computed.
-
-    Adds up, generously, the digits of whatever stands side by side; a power multiplies those of its base by the
-    exponent's value, a factorial and a binomial coefficient those of its argument by the argument.
-    """
-    totals, last = [0.0], [0.0]
-    opened: list[str] = []  # what each open bracket is: a group, an exponent, or the upper part of a binomial
-    pending = ""
-    for token in re.finditer(r"\d+(?:\.\d+)?|\\binom|\\[A-Za-z]+|[A-Za-z]|[\^!(){}\[\]+-]", _SUBSCRIPT.sub("", text)):
-        mark, kind = token[0], pending
-        if mark in {"^", r"\binom"}:
-            pending = mark
-            continue
-        if mark in "+-":
-            totals[-1] += 0.3
-            continue
-        if mark in "([{":
-            opened.append(kind)
-            totals.append(0.0)
-            last.append(0.0)
-            pending = ""
-            continue
-        if mark in ")]}":
-            if not opened:
-                return False
-            size, kind = totals.pop(), opened.pop()
-            last.pop()
-        elif mark == "!":
-            size, kind = last[-1], "!"
-            totals[-1] -= size
-        else:
-            size = 0.0 if mark[0] == "\\" and mark != r"\pi" else 0.5
-            if mark[0].isdigit():
-                size = abs(math.log10(float(mark) or 1.0)) if len(mark) < 200 else len(mark)
-            pending = ""
-        if kind == "^":
-            totals[-1] -= last[-1]
-            size = max(last[-1], 1.0) * 10 ** min(size, 9)
-        elif kind:
-            size = max(size, 1.0) * 10 ** min(size, 9)
-        totals[-1] += size
-        last[-1] = size
-        if totals[-1] > _MAX_DIGITS:
-            return False
-    return not opened
 
 
 def _nesting(text: str) -> int:
@@ -206,13 +159,16 @@ class _Converter(latex2sympy._Latex2Sympy):
     def parse_number(self, text: str) -> Any:
         return sympy.Rational(text.replace(",", ""))
 
+    def convert_binom(self, binom: Any) -> Any:
+        return sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
+
 
 @lru_cache(maxsize=2_048)
 def _parse(text: str, sets: bool = False) -> Any:
     """The expression, or ``None`` where it is too long, too large, or not all of it can be read."""
     if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
         return None
-    if not _KNOWN.issuperset(_COMMAND.findall(text)) or _DROPPED.search(text) or not _bounded(text):
+    if not _KNOWN.issuperset(_COMMAND.findall(text)) or _DROPPED.search(text) or _TOO_LARGE.search(text):
         return None
     converter = _Converter(config=_CONVERSION)
     try:
@@ -297,26 +253,12 @@ _mp = mpmath.MPContext()
 _mp.dps = 100
 _CONSTANTS = {"i": _mp.mpc(0, 1), "e": _mp.e, "pi": _mp.pi}
 _FUNCTIONS = {
-    "exp": _mp.exp,
-    "sin": _mp.sin,
-    "cos": _mp.cos,
-    "tan": _mp.tan,
-    "cot": _mp.cot,
-    "sec": _mp.sec,
-    "csc": _mp.csc,
-    "asin": _mp.asin,
-    "acos": _mp.acos,
-    "atan": _mp.atan,
-    "sinh": _mp.sinh,
-    "cosh": _mp.cosh,
-    "tanh": _mp.tanh,
-    "gamma": _mp.gamma,
-    "Abs": _mp.fabs,
-    "floor": _mp.floor,
-    "ceiling": _mp.ceil,
+    **{"exp": _mp.exp, "sin": _mp.sin, "cos": _mp.cos, "tan": _mp.tan, "cot": _mp.cot, "sec": _mp.sec, "csc": _mp.csc},
+    **{"asin": _mp.asin, "acos": _mp.acos, "atan": _mp.atan, "sinh": _mp.sinh, "cosh": _mp.cosh, "tanh": _mp.tanh},
+    **{"Abs": _mp.fabs, "floor": _mp.floor, "ceiling": _mp.ceil},
 }
 _CALCULUS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
-_LARGEST_POWER = 20_000
+_LARGEST = 10_000
 Value = Any  # a Fraction as long as the value is rational, else a number of mpmath
 
 
@@ -347,20 +289,16 @@ def _value(expression: Any, point: dict[str, Fraction]) -> Value:
                 total, value = _mp.convert(total), _mp.convert(value)
             total = total + value if name == "Add" else total * value
         return total
-    whole = all(isinstance(value, Fraction) and value.denominator == 1 for value in values)
     if name == "Pow":
         return _power(*values)
     if name == "log":
         logarithms = [_mp.log(_mp.convert(value)) for value in values]
         return logarithms[0] / (logarithms[1] if len(values) > 1 else 1)
+    small = all(isinstance(value, Fraction) and value.denominator == 1 and 0 <= value <= _LARGEST for value in values)
     if name == "factorial":
-        return Fraction(math.factorial(int(values[0]))) if whole and values[0] >= 0 else _mp.gamma(values[0] + 1)
+        return Fraction(math.factorial(int(values[0]))) if small else _mp.gamma(_mp.convert(values[0]) + 1)
     if name == "binomial":
-        return Fraction(math.comb(*map(int, values))) if whole and min(values) >= 0 else _mp.binomial(*values)
-    if name in {"Max", "Min"} and all(isinstance(value, Fraction) for value in values):
-        return max(values) if name == "Max" else min(values)
-    if name == "UnevaluatedExpr":
-        return values[0]
+        return Fraction(math.comb(*map(int, values))) if small else _mp.binomial(*map(_mp.convert, values))
     if name in _FUNCTIONS and len(values) == 1:
         return _FUNCTIONS[name](_mp.convert(values[0]))
     raise _UnknownValueError(name)
@@ -370,7 +308,8 @@ def _power(base: Value, exponent: Value) -> Value:
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
         if base == 0 and exponent <= 0:
             raise _UnknownValueError("0^0")
-        if exponent.denominator == 1 and abs(exponent) <= _LARGEST_POWER:
+        bits = base.numerator.bit_length() + base.denominator.bit_length()
+        if exponent.denominator == 1 and abs(exponent) * bits <= 10 * _LARGEST:
             return base ** int(exponent)
     return _mp.power(_mp.convert(base), _mp.convert(exponent))
 

@@ -269,57 +269,22 @@ def rounds_to(exact: Fraction, literal: Numeral, digits: int = 4) -> bool:
     return abs(exact - literal.value) * 2 * 10**literal.places <= 1
 
 
-# Units by their canonical names. Different ones of these exclude each other.
-_UNITS = {
-    "mm": "mm millimeter millimeters millimetre millimetres",
-    "cm": "cm centimeter centimeters centimetre centimetres 厘米",
-    "m": "m meter meters metre metres 米",
-    "km": "km kilometer kilometers kilometre kilometres 千米 公里",
-    "in": "in inch inches",
-    "ft": "ft foot feet",
-    "yd": "yd yard yards",
-    "mi": "mi mile miles",
-    "mg": "mg milligram milligrams",
-    "g": "g gram grams 克",
-    "kg": "kg kilogram kilograms 千克 公斤",
-    "lb": "lb lbs",
-    "oz": "oz ounce ounces",
-    "ml": "ml milliliter milliliters millilitre millilitres",
-    "l": "l liter liters litre litres",
-    "ms": "ms millisecond milliseconds",
-    "s": "s sec second seconds",
-    "min": "min mins minute minutes",
-    "h": "h hr hrs hour hours",
-    "day": "day days",
-    "week": "week weeks",
-    "month": "month months",
-    "year": "year years",
-    "cent": "cent cents",
-    "dollar": "dollar dollars usd $",
-    "euro": "euro euros eur €",
-    "sterling": "£",
-    "yen": "yen ¥",
-    "rupee": "rupee rupees ₹",
-    "degree": "° degree degrees",
-    "radian": "radian radians rad",
-    "celsius": "°c",
-    "fahrenheit": "°f",
-    "am": "am a.m",
-    "pm": "pm p.m",
-    "mph": "mph",
-    "km/h": "km/h kph kmh",
-    "m/s": "m/s",
-    "mb": "mb",
-    "gb": "gb",
-    "kwh": "kwh",
-    "mwh": "mwh",
-} | {
-    name: name
-    for name in (
-        "january february march april may june july august september october november december"
-    ).split()
+# Units, one measure a line; the spellings of one unit stand side by side. Different units exclude each other.
+_UNITS = """
+mm millimeter millimetre; cm centimeter centimetre 厘米; m meter metre 米; km kilometer kilometre 千米 公里
+in inch inches; ft foot feet; yd yard; mi mile
+mg milligram; g gram 克; kg kilogram 千克 公斤; lb; oz ounce; ml milliliter millilitre; l liter litre
+ms millisecond; s sec second; min minute; h hr hour; day; week; month; year; am a.m; pm p.m
+cent; dollar usd $; euro eur €; £; yen ¥; rupee ₹
+° degree; radian rad; °c; °f; mph; km/h kph kmh; m/s; mb; gb; kwh; mwh
+january; february; march; april; may; june; july; august; september; october; november; december
+"""
+_CANONICAL = {
+    spelling: unit.split()[0]
+    for unit in _UNITS.replace("\n", ";").split(";")
+    for name in unit.split()
+    for spelling in (name, f"{name}s")
 }
-_CANONICAL = {name: unit for unit, names in _UNITS.items() for name in names.split()}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
 _POWER = re.compile(r"([^\^]*?) ?\^ ?\{? ?([1-4]) ?\}?")
 
@@ -340,10 +305,10 @@ def units_differ(first: str, second: str) -> bool:
     if not first or not second:
         return False
     a, b = _measure(first), _measure(second)
-    known = a[0] in _UNITS, b[0] in _UNITS
+    known = a[0] in _CANONICAL, b[0] in _CANONICAL
     if known == (True, True):
         # Degrees may be short for either.
-        return a != b and {a[0], b[0]} not in ({"degree", "celsius"}, {"degree", "fahrenheit"})
+        return a != b and {a[0], b[0]} not in ({"°", "°c"}, {"°", "°f"})
     if known == (False, False) and first.isascii() and second.isascii():
         stems = [{word[:3] for word in re.findall(r"[a-z]{3,}", unit)} for unit in (first, second)]
         return bool(stems[0] and stems[1]) and not stems[0] & stems[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|sigma|rho|pi"
-_COMMANDS = f"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|max|min|gcd|lcm|{_GREEK}"
+_COMMANDS = f"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|{_GREEK}"
 _NAME = re.compile(rf"(?<![A-Za-z\\])({_COMMANDS})(?![A-Za-z])")
 _INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])")
 _CALL = re.compile(r"\\?(?<![A-Za-z])(sqrt|cbrt|exp|abs|floor|ceil) ?\(|(\^) ?\(")
