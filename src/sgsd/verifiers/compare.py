@@ -209,4 +209,6 @@ def _same_expression(reference: Reading, given: Reading, equal: Equal) -> bool:
         if not ("=" in reference.whole and "=" in given.whole):
             return False
         reference, given = replace(reference, text=reference.whole), replace(given, text=given.whole)
+    if reference.items:
+        return _equal_or_false(reference.text, given.text, equal)
     return equal(reference.text, given.text)
