@@ -2,7 +2,9 @@
 
 Files are JSON lines. Rows with ``gold``, ``pred``, ``equal`` (and ``kind``: a bare ``answer`` or a whole
 ``completion``) are judged as they stand, ``verify(pred, gold)``. With ``--boxed``, bare answers that have no box of
-their own are put in one first. Rows with ``answer``, ``response``, ``correct``: ``verify(response, answer)``.
+their own are put in one first. Rows with ``answer``, ``response``, ``correct``: ``verify(response, answer)``. A row's own
+``verifier`` goes before ``--verifier``; rows marked ``doubtful`` are left out. The halves are by the row's place, odd or
+even: rules that were designed on one half can be measured on the other.
 """
 
 from __future__ import annotations
