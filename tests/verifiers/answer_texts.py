@@ -55,9 +55,18 @@ WRONG: tuple[tuple[str, str], ...] = (
     (r"x+1", r"x+1 \pm 1"),
     (r"x+1", r"0x+1"),
     (r"x+1", r"\frac{x+1}{1} + 0y + z"),
-    (r"A = \begin{pmatrix}1\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}", r"A = \begin{pmatrix}9\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}"),
-    (r"A = \begin{pmatrix}1\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}", r"\begin{pmatrix}3\\4\end{pmatrix}"),
-    (r"A = \begin{pmatrix}1\\2\end{pmatrix} \quad B = \begin{pmatrix}3\\4\end{pmatrix}", r"A = \begin{pmatrix}9\\2\end{pmatrix} \quad B = \begin{pmatrix}3\\4\end{pmatrix}"),
+    (
+        r"A = \begin{pmatrix}1\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}",
+        r"A = \begin{pmatrix}9\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}",
+    ),
+    (
+        r"A = \begin{pmatrix}1\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}",
+        r"\begin{pmatrix}3\\4\end{pmatrix}",
+    ),
+    (
+        r"A = \begin{pmatrix}1\\2\end{pmatrix} \quad B = \begin{pmatrix}3\\4\end{pmatrix}",
+        r"A = \begin{pmatrix}9\\2\end{pmatrix} \quad B = \begin{pmatrix}3\\4\end{pmatrix}",
+    ),
     (r"x = 3 \quad y = 4", r"x = 9 \quad y = 4"),
     (r"x = 3 \quad y = 4", r"y = 4"),
     (r"2\pi", r"2\pi_1"),
@@ -182,9 +191,18 @@ RIGHT: tuple[tuple[str, str], ...] = (
     (r"|x-1|", r"abs(x-1)"),
     (r"(-oo, 3)", r"(-\infty, 3)"),
     (r"2*cos(x)*sin(x)", r"\sin(2x)"),
-    (r"A = \begin{pmatrix}1\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}, C=\begin{pmatrix}5\\6\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}, \begin{pmatrix}3\\4\end{pmatrix}, \begin{pmatrix}5\\6\end{pmatrix}"),
-    (r"A = \begin{pmatrix}1\\2\end{pmatrix} \quad B = \begin{pmatrix}3\\4\end{pmatrix}", r"A = \begin{pmatrix}1\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}, \begin{pmatrix}3\\4\end{pmatrix}, \begin{pmatrix}5\\6\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}, \begin{bmatrix}3\\4\end{bmatrix} \text{ and } \begin{bmatrix}5\\6\end{bmatrix}"),
+    (
+        r"A = \begin{pmatrix}1\\2\end{pmatrix},B = \begin{pmatrix}3\\4\end{pmatrix},C=\begin{pmatrix}5\\6\end{pmatrix}",
+        r"\begin{pmatrix}1\\2\end{pmatrix}, \begin{pmatrix}3\\4\end{pmatrix}, \begin{pmatrix}5\\6\end{pmatrix}",
+    ),
+    (
+        r"A = \begin{pmatrix}1\\2\end{pmatrix} \quad B = \begin{pmatrix}3\\4\end{pmatrix}",
+        r"A = \begin{pmatrix}1\\2\end{pmatrix}, B = \begin{pmatrix}3\\4\end{pmatrix}",
+    ),
+    (
+        r"\begin{pmatrix}1\\2\end{pmatrix}, \begin{pmatrix}3\\4\end{pmatrix}, \begin{pmatrix}5\\6\end{pmatrix}",
+        r"\begin{bmatrix}1\\2\end{bmatrix},\begin{bmatrix}3\\4\end{bmatrix} \text{and} \begin{bmatrix}5\\6\end{bmatrix}",
+    ),
     (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{pmatrix}\frac12\\2.0\end{pmatrix}"),
     (r"9", r"\text{Total cost} = 11 - 2 = 9"),
     (r"9", r"\text{Total} = 9"),

@@ -12,9 +12,11 @@ import pytest
 
 from sgsd.verifiers import Extraction, Outcome
 from sgsd.verifiers import math as maths
+from sgsd.verifiers.expressions import DROPPED, NUMBERS_ONLY, TOO_LARGE, as_latex, parse, sympy, with_symbols
 from sgsd.verifiers.grade import grade_extraction, read_reference
 from sgsd.verifiers.reading import read_answer
 from sgsd.verifiers.tidy import key, tidy
+from sgsd.verifiers.values import number
 
 from .answer_texts import RIGHT, WRONG
 
@@ -53,39 +55,54 @@ def test_another_form_is_correct(reference: str, text: str):
 )
 def test_no_number_of_a_text_is_dropped(text: str):
     """A number that the parser dropped could be any other."""
-    whole = maths._parse(maths._latex(tidy(text)))
+    whole = parse(as_latex(tidy(text)))
     assert whole is not None
-    for number in re.finditer(r"\d+", text):
-        other = f"{text[: number.start()]}{int(number[0]) + 1}{text[number.end() :]}"
-        assert maths._parse(maths._latex(tidy(other))) != whole, other
+    for literal in re.finditer(r"\d+", text):
+        other = f"{text[: literal.start()]}{int(literal[0]) + 1}{text[literal.end() :]}"
+        assert parse(as_latex(tidy(other))) != whole, other
 
 
-@pytest.mark.parametrize("text", ["2x+y", "x_a+b", "f(x)+g", r"\overline{AB}+c", "e^{k}", r"\alpha b", r"\angle ABC + d"])
+@pytest.mark.parametrize(
+    "text", ["2x+y", "x_a+b", "f(x)+g", r"\overline{AB}+c", "e^{k}", r"\alpha b", r"\angle ABC + d"]
+)
 def test_no_letter_of_a_text_is_dropped(text: str):
-    whole = maths._parse(maths._latex(tidy(text)))
+    whole = parse(as_latex(tidy(text)))
     assert whole is not None
     for letter in re.finditer(r"(?<![\\A-Za-z])[A-Za-z](?![a-z])", text):
         other = f"{text[: letter.start()]}{'w' if letter[0].islower() else 'W'}{text[letter.end() :]}"
-        assert maths._parse(maths._latex(tidy(other))) != whole, other
+        assert parse(as_latex(tidy(other))) != whole, other
 
 
 @pytest.mark.parametrize("code", ["Symbol ('x' )", "__import__ ('os' )", "Integer (1 ).real", "Integer .mro ()"])
 def test_sympy_evaluates_numbers_alone(code: str):
-    assert not maths._NUMBERS_ONLY.fullmatch(code)
-    assert maths.sympy.Number("12") == 12
+    assert not NUMBERS_ONLY.fullmatch(code)
+    assert sympy.Number("12") == 12
     with pytest.raises(Exception, match="not evaluated"):
-        maths.sympy.sympify("open('/tmp/x')")
+        sympy.sympify("open('/tmp/x')")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "9^{9^{9^{9}}}", "(x+1)^{1000000}", "10000000!", r"\binom{10^9}{5*10^8}", "((9!)!)!", r"\sqrt[9^{9^{9}}]{2}", "2^{2^{2^{2^{2^2}}}}",
-        r"\operatorname{eye}(100000)", r"\begin{pmatrix}1\\2\end{pmatrix}^{99999}", "x" * 3_000, "(" * 300 + "x" + ")" * 300,
-        r"\sqrt{x+" * 12 + "x" + "}" * 12, "x^{" * 12 + "x" + "}" * 12, "|x|" * 60, "f(x," * 12 + "x" + ")" * 12,
-        r"\sum_{k=1}^{1000000000} k", r"37\%^15554",
+        "9^{9^{9^{9}}}",
+        "(x+1)^{1000000}",
+        "10000000!",
+        r"\binom{10^9}{5*10^8}",
+        "((9!)!)!",
+        r"\sqrt[9^{9^{9}}]{2}",
+        "2^{2^{2^{2^{2^2}}}}",
+        r"\operatorname{eye}(100000)",
+        r"\begin{pmatrix}1\\2\end{pmatrix}^{99999}",
+        "x" * 3_000,
+        "(" * 300 + "x" + ")" * 300,
+        r"\sqrt{x+" * 12 + "x" + "}" * 12,
+        "x^{" * 12 + "x" + "}" * 12,
+        "|x|" * 60,
+        "f(x," * 12 + "x" + ")" * 12,
+        r"\sum_{k=1}^{1000000000} k",
+        r"37\%^15554",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("reference", ["x+1", r"\sqrt{2}", "(1,2)", r"\mathbb{R}", r"\begin{pmatrix}1\\2\end{pmatrix}"])
 def test_what_is_too_large_is_incorrect_at_once(reference: str, text: str):
     start = time.perf_counter()
@@ -94,22 +111,88 @@ def test_what_is_too_large_is_incorrect_at_once(reference: str, text: str):
 
 
 FRAGMENTS = [
-    " ", "\t", "\u2003", "( ", "(", ")", "[", "{", "}", "\\{", "$ ", "$", "- ", "=", "1 = ", "x=", "or ", "and ", "a ", "\\text{", "\\text{a",
-    "\\frac{", "\\frac1", "\\sqrt ", "√(", "1", "1,", "1.", "1 ", "0 1 ", "\\quad ", ",", ";", "&", "\\\\", "\\begin{pmatrix}",
-    "\\end{pmatrix}", "^", "^{", "_{", "a_{", "\\in ", "|", "\\mid ", ":", "<", "x<", "\\approx ", "\\pm ", "\\cup ", "%", "°", "!", "\\cdot ",
-    "\\color{", "\\phantom{", "{,}", "sqrt(", "sin(", "pi", "f(", "(since ", "one ", "million ", "km ", "km^2 ", "1/2 ", "\\left(", "或", "10^",
-]  # fmt: skip
+    " ",
+    "\t",
+    "\u2003",
+    "( ",
+    "(",
+    ")",
+    "[",
+    "{",
+    "}",
+    "\\{",
+    "$ ",
+    "$",
+    "- ",
+    "=",
+    "1 = ",
+    "x=",
+    "or ",
+    "and ",
+    "a ",
+    "\\text{",
+    "\\text{a",
+    "\\frac{",
+    "\\frac1",
+    "\\sqrt ",
+    "√(",
+    "1",
+    "1,",
+    "1.",
+    "1 ",
+    "0 1 ",
+    "\\quad ",
+    ",",
+    ";",
+    "&",
+    "\\\\",
+    "\\begin{pmatrix}",
+    "\\end{pmatrix}",
+    "^",
+    "^{",
+    "_{",
+    "a_{",
+    "\\in ",
+    "|",
+    "\\mid ",
+    ":",
+    "<",
+    "x<",
+    "\\approx ",
+    "\\pm ",
+    "\\cup ",
+    "%",
+    "°",
+    "!",
+    "\\cdot ",
+    "\\color{",
+    "\\phantom{",
+    "{,}",
+    "sqrt(",
+    "sin(",
+    "pi",
+    "f(",
+    "(since ",
+    "one ",
+    "million ",
+    "km ",
+    "km^2 ",
+    "1/2 ",
+    "\\left(",
+    "或",
+    "10^",
+]
 
 STEPS: dict[str, Callable[[str], Any]] = {
     "reading": read_answer,
     "key": lambda text: key(tidy(text)),
-    "the grammar's text": maths._latex,
-    "symbols": maths._symbols,
+    "the grammar's text": as_latex,
+    "symbols": with_symbols,
     "guards": lambda text: (
-        maths._DROPPED.search(text),
-        maths._TOO_LARGE.search(text),
-        maths._without_unit(text),
-        [kind.search(text) for kind in maths._UNCOMPUTED],
+        DROPPED.search(text),
+        TOO_LARGE.search(text),
+        maths.without_unit(text),
+        [kind.search(text) for kind in maths.UNCOMPUTED],
     ),
 }
 
@@ -129,10 +212,10 @@ def test_every_step_takes_time_linear_in_the_length(step: str):
             short, long = (before + (fragment * length)[:length] + after for length in (2_000, 8_000))
             took = seconds(long)
             assert took < 0.2, fragment
-            assert took < 0.01 or took < 6 * seconds(short), fragment
+            assert took < 0.03 or took < 6 * seconds(short), fragment
 
 
 def test_values_stay_exact_while_they_are_rational():
-    assert maths._number(maths._parse("2^{200}+1")) == Fraction(2**200 + 1)
+    assert number(parse("2^{200}+1")) == Fraction(2**200 + 1)
     assert judged("2^{200}+1", "2^{200}") is Outcome.INCORRECT
     assert judged("2^{200}+1", str(2**200 + 1)) is Outcome.CORRECT

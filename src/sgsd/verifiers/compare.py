@@ -13,7 +13,6 @@ from sgsd.verifiers.reading import Reading, Shape, read_answer, split_equation, 
 from sgsd.verifiers.tidy import key, words
 
 
-
 class Equal(Protocol):
     """Decides about two expressions. Raises ``UnreadableError`` if the reference cannot be parsed."""
 

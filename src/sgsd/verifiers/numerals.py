@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from sgsd.verifiers.tidy import names
+
 MAX_DIGITS = 2_000
 _MAX_EXPONENT = 400
 
@@ -45,9 +47,11 @@ _GROUPED = r"\d+(?:,\d{3})*"
 _NUMERAL = re.compile(
     rf"""
     (?P<sign>[+-]?)\ ?(?P<currency>[€£¥₹]?)\ ?(?P<sign2>[+-]?)(?:
-      (?:(?P<m>\d+(?:\.\d+)?)\ ?(?:\\times|\\cdot|\*|x)\ ?)?10\ ?\^\ ?(?:\{{\ ?(?P<e1>{_SIGNED})\ ?\}}|(?P<e2>{_SIGNED}))
+      (?:(?P<m>\d+(?:\.\d+)?)\ ?(?:\\times|\\cdot|\*|x)\ ?)?10\ ?\^\ ?
+        (?:\{{\ ?(?P<e1>{_SIGNED})\ ?\}}|(?P<e2>{_SIGNED}))
     | (?P<m3>\d+(?:\.\d+)?)[eE](?P<e3>[+-]?\d+)
-    | (?P<w>\d+)(?:\ ?\\frac\ ?\{{\ ?(?P<n3>\d+)\ ?\}}\ ?\{{\ ?(?P<d3>\d+)\ ?\}}|(?:\ |\ and\ )(?P<n4>\d+)\ ?/\ ?(?P<d4>\d+))
+    | (?P<w>\d+)(?:\ ?\\frac\ ?\{{\ ?(?P<n3>\d+)\ ?\}}\ ?\{{\ ?(?P<d3>\d+)\ ?\}}
+        |\ (?:and\ )?(?P<n4>\d+)\ ?/\ ?(?P<d4>\d+))
     | \\frac\ ?\{{\ ?(?P<n1>{_SIGNED})\ ?\}}\ ?\{{\ ?(?P<d1>{_SIGNED})\ ?\}}
     | \(?(?P<n2>{_GROUPED})\)?\ ?/\ ?(?P<d2>{_GROUPED}|\(\ ?{_SIGNED}\ ?\)|\{{\ ?{_SIGNED}\ ?\}})
     | (?P<fixed>\d+\.\d*)(?:\\(?:overline|bar|dot)\ ?\{{(?P<r1>\d+)\}}|\((?P<r2>\d+)\))
@@ -64,8 +68,8 @@ _UNIT = re.compile(r"(?=[^\W_]|[°€£¥₹])(?:[^\W\d_]|[°€£¥₹'()/ .\-]
 _POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 # After a number, these change its value, deny it or add another: not units.
 _NOT_UNITS = re.compile(
-    r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times|divided|multiplied|over|more"
-    r"|less|than|least|most|between|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
+    r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times|divided|multiplied"
+    r"|over|more|less|than|least|most|between|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
     r"|quarter|thirds?|(?:fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?|halves|percent|if|unless|without"
     r"|where|when|is|are|was|equals?|power|binary|hex|octal|remainder|approximately|about|except|tens|hundreds?"
     r"|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille|permille"
@@ -79,8 +83,10 @@ _UNSQUARED = re.compile(
 )
 # A lone letter right after a digit is a variable (0.64N, 3x), unless it is one of these.
 _GLUED_UNITS = frozenset(
-    "m g s h L l cm mm km kg mg ml mL ft in hr hrs min mph lb lbs oz am pm th st nd rd km/h m/s kph deg Hz kWh GB"
-    " MB".split()
+    names(
+        "m g s h L l cm mm km kg mg ml mL ft in hr hrs min mph lb lbs oz am pm th st nd rd km/h m/s kph deg Hz kWh GB"
+        " MB"
+    )
 )
 _LEAD = re.compile(
     r"(?:(?:approximately|approx\.?|about|roughly|around|exactly|only|a total of) +)?"
@@ -189,11 +195,11 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     return replace(body, value=value, percent=percent, unit=unit, currency=match["currency"])
 
 
-_ONES = (
+_ONES = names(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS = names("twenty thirty forty fifty sixty seventy eighty ninety")
 _CARDINALS = {word: n for n, word in enumerate(_ONES)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _PART = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 _PARTS = _PART | {f"{word}s": n for word, n in _PART.items()} | {"halves": 2}
@@ -257,7 +263,7 @@ def _close(exact: Numeral, decimal: Numeral) -> bool:
     if exact.value == decimal.value:
         return True
     denominator = exact.value.denominator
-    endless = (10**denominator.bit_length()) % denominator != 0
+    endless = (10 ** denominator.bit_length()) % denominator != 0
     return endless and exact.form in {"fraction", "mixed", "repeating"} and rounds_to(exact.value, decimal)
 
 

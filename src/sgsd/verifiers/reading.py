@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from sgsd.verifiers.numerals import Numeral, read_numeral, spoken_number
-from sgsd.verifiers.tidy import tidy, words
+from sgsd.verifiers.tidy import names, tidy, words
 
 MAX_ITEMS = 100
 MAX_LENGTH = 4_000
@@ -56,9 +56,12 @@ class Reading:
 
 
 _NAMES = frozenset(
-    r"\angle \overline \frac \triangle \vec \widehat \hat \bar \mathbb \mathcal \measuredangle \max \min \text \alpha"
-    r" \beta \gamma \delta \epsilon \varepsilon \theta \lambda \mu \nu \rho \sigma \tau \phi \varphi \psi \omega \Delta"
-    r" \Gamma \Omega \Phi \Sigma \Theta \lvert \rvert \prime \ell \eta \xi \zeta \kappa \overrightarrow \gcd \lcm \cup \cap \mid".split()
+    names(
+        r"\angle \overline \frac \triangle \vec \widehat \hat \bar \mathbb \mathcal \measuredangle \max \min"
+        r" \text \alpha \beta \gamma \delta \epsilon \varepsilon \theta \lambda \mu \nu \rho \sigma \tau \phi"
+        r" \varphi \psi \omega \Delta \Gamma \Omega \Phi \Sigma \Theta \lvert \rvert \prime \ell \eta \xi \zeta"
+        r" \kappa \overrightarrow \gcd \lcm \cup \cap \mid"
+    )
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
@@ -70,8 +73,8 @@ _OTHER_RELATION = re.compile(
     r"\\(?:neq|equiv|sim|propto|to|rightarrow|Rightarrow|implies|mid|pmod|mod|nmid)(?![A-Za-z])"
 )
 _CONJUNCTION = re.compile(
-    r"[,;]? ?(?:\\text ?\{ ?,? ?(?:and|or) ?\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
-    r"|(?<=[\d)}])(?:and|or)(?=[A-Za-z\d(\\-])|(?<!\\)&|或|和) ?[,;]?"
+    r"[,;]? ?(?:\\text ?\{ ?,? ?(?:and|or) ?\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|(?<=[\d)}])(?:and|or)(?=[A-Za-z\d(\\-])|(?<!\\)&|或|和) ?[,;]?"
 )
 _LETTERS = r"A-Za-zÀ-ɏ\u0370-\u03ff\u0400-\u04ff\u0900-\u097f\u0600-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
 _WORDS = re.compile(rf"[{_LETTERS}0-9 '\".,:;!?&\-/()]*")
@@ -84,9 +87,8 @@ _PLAIN_MATHS = re.compile(
     r"(?<![A-Za-z\\])(?:a(?:rc)?)?(?:sqrt|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|pi|abs|infinity|theta|alpha"
     r"|beta|gamma)(?![A-Za-z])"
 )
-_ENVIRONMENT = re.compile(
-    r"\\begin ?\{(?:[pbB]?matrix|smallmatrix|array)\}(?: ?\{[lcr| ]*\})?(.*?)\\end ?\{(?:[pbB]?matrix|smallmatrix|array)\}"
-)
+_MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
+_ENVIRONMENT = re.compile(rf"\\begin ?{_MATRIX}(?: ?\{{[lcr| ]*\}})?(.*?)\\end ?{_MATRIX}")
 _MEMBER = re.compile(r"([^\\=]*?) ?\\in(?![A-Za-z]) ?(.+)")
 _BRACKET = re.compile(r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\\\|[()\[\]{},;&]")
 

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import re
 
+
+def names(text: str) -> list[str]:
+    """The words of a text: a list that is easy to read and to extend."""
+    return text.split()
+
+
 _CHARACTERS = str.maketrans(
-    {old: new for old, new in zip("−–‐‑∗÷⁄∕’‘“”（）。；：，", "----*///''\"\"().;:,", strict=True)}
+    dict(zip("−–‐‑∗÷⁄∕’‘“”（）。；：，", "----*///''\"\"().;:,", strict=True))
     | {
         old: f"\\{name} "
         for old, name in zip(
             "×·⋅πθαβγλμφω≤⩽≥⩾≠≈≡∞∪∩∈∅±…",
-            "times cdot cdot pi theta alpha beta gamma lambda mu phi omega leq leq geq geq neq approx equiv infty cup"
-            " cap in emptyset pm ldots".split(),
+            names(
+                "times cdot cdot pi theta alpha beta gamma lambda mu phi omega leq leq geq geq neq approx equiv infty"
+                " cup cap in emptyset pm ldots"
+            ),
             strict=True,
         )
     }
