@@ -201,7 +201,7 @@ RIGHT: tuple[tuple[str, str], ...] = (
     ),
     (
         r"\begin{pmatrix}1\\2\end{pmatrix}, \begin{pmatrix}3\\4\end{pmatrix}, \begin{pmatrix}5\\6\end{pmatrix}",
-        r"\begin{bmatrix}1\\2\end{bmatrix},\begin{bmatrix}3\\4\end{bmatrix} \text{and} \begin{bmatrix}5\\6\end{bmatrix}",
+        r"\begin{bmatrix}1\\2\end{bmatrix},\begin{bmatrix}3\\4\end{bmatrix} \text{and}\begin{bmatrix}5\\6\end{bmatrix}",
     ),
     (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{pmatrix}\frac12\\2.0\end{pmatrix}"),
     (r"9", r"\text{Total cost} = 11 - 2 = 9"),

@@ -58,7 +58,8 @@ _KNOWN = frozenset(
 )
 # What the grammar reads and drops: subscripts of numbers and functions, values at a point, primes.
 DROPPED = re.compile(
-    r"['\"`~#@?$°]|[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]"
+    r"['\"`~#@?$°]|(?<![\\A-Za-z])[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_"
+    r"|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]"
     r"|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp) ?_"
 )
 # Powers, factorials and binomial coefficients too large to be meant; towers of powers.

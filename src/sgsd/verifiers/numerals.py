@@ -311,6 +311,8 @@ def units_differ(first: str, second: str) -> bool:
     if not first or not second:
         return False
     a, b = _measure(first), _measure(second)
+    if {"am", "pm"} & {a[0], b[0]}:
+        return a != b
     known = a[0] in _CANONICAL, b[0] in _CANONICAL
     if known == (True, True):
         # Degrees may be short for either.

@@ -33,6 +33,8 @@ _FUNCTIONS = {
 }
 _CALCULUS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 _LARGEST = 10_000
+_EXACT_BITS = 40_000
+_LARGEST_EXPONENT = 10**6
 _DRAW = random.SystemRandom()  # at points that nobody knows, an expression cannot be made to agree
 _POINTS = [[Fraction(sign * _DRAW.randrange(200_000, 1_700_000), 1_000_003) for _ in range(60)] for sign in (1, 1, -1)]
 Value = Any  # a Fraction as long as the value is rational, else a number of mpmath
@@ -64,6 +66,8 @@ def _value(expression: Any, point: dict[str, Fraction]) -> Value:
             if not (isinstance(total, Fraction) and isinstance(value, Fraction)):
                 total, value = mp.convert(total), mp.convert(value)
             total = total + value if name == "Add" else total * value
+            if isinstance(total, Fraction) and total.denominator.bit_length() > _EXACT_BITS:
+                total = mp.convert(total)
         return total
     if name == "Pow":
         return _power(*values)
@@ -74,21 +78,31 @@ def _value(expression: Any, point: dict[str, Fraction]) -> Value:
         return values[0]
     small = all(isinstance(value, Fraction) and value.denominator == 1 and 0 <= value <= _LARGEST for value in values)
     if name == "factorial":
-        return Fraction(math.factorial(int(values[0]))) if small else mp.gamma(mp.convert(values[0]) + 1)
+        return Fraction(math.factorial(int(values[0]))) if small else mp.gamma(_moderate(values[0]) + 1)
     if name == "binomial":
-        return Fraction(math.comb(*map(int, values))) if small else mp.binomial(*map(mp.convert, values))
+        return Fraction(math.comb(*map(int, values))) if small else mp.binomial(*map(_moderate, values))
     if name in _FUNCTIONS and len(values) == 1:
-        return _FUNCTIONS[name](mp.convert(values[0]))
+        return _FUNCTIONS[name](_moderate(values[0]))
     raise _UnknownValueError(name)
+
+
+def _moderate(value: Value) -> Value:
+    """The value, as a number of mpmath. Raises ``_UnknownValueError`` where its exponential would not fit."""
+    value = mp.convert(value)
+    if not abs(value) <= _LARGEST_EXPONENT:
+        raise _UnknownValueError("too large")
+    return value
 
 
 def _power(base: Value, exponent: Value) -> Value:
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
         if base == 0 and exponent <= 0:
             raise _UnknownValueError("0^0")
-        bits = base.numerator.bit_length() + base.denominator.bit_length()
-        if exponent.denominator == 1 and abs(exponent) * bits <= 10 * _LARGEST:
+        bits = base.numerator.bit_length() + 8 * (base.denominator.bit_length() - 1)
+        if exponent.denominator == 1 and abs(exponent) * bits <= _EXACT_BITS:
             return base ** int(exponent)
+    if abs(_moderate(exponent)) * max(1, abs(mp.mag(base)) if base else 1) > _LARGEST_EXPONENT:
+        raise _UnknownValueError("too large")
     return mp.power(mp.convert(base), mp.convert(exponent))
 
 
