@@ -147,7 +147,7 @@ def _spoken_key(reading: Reading) -> str:
     Operators stay: ``x+y`` is not ``xy``."""
     plain = words(reading.text).casefold()
     text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
-    return re.sub(r"[^\w:+*/^=<>]", "", text if re.search(r"\w", text) else plain)
+    return re.sub(r"(?<!\d)[^\w:+*/^=<>]|[^\w:+*/^=<>](?!\d)", "", text if re.search(r"\w", text) else plain)
 
 
 def _coordinates(reading: Reading) -> Reading:

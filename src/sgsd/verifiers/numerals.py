@@ -8,6 +8,7 @@ a policy that is rewarded for writing the problem down again learns to do just t
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -64,7 +65,9 @@ _NUMERAL = re.compile(
 _PERCENT = re.compile(r" ?(?:%|percent(?:age)?\b|pct\b|per cent\b)(?: ?points?\b)?", re.IGNORECASE)
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE = re.compile(rf" ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
-_UNIT = re.compile(r"(?=[^\W_]|[°€£¥₹])(?:[^\W\d_]|[°€£¥₹'()/ .\-]|\^ ?\{? ?-?[1-4] ?\}?)*")
+_MARKS = "\u0900-\u0965\u0970-\u097f\u0e00-\u0e4f"  # Devanagari and Thai write vowels with them
+_UNIT = re.compile(rf"(?=[^\W_]|[°€£¥₹])(?:[^\W\d_]|[{_MARKS}°€£¥₹'()/ .\-]|\^ ?\{{? ?-?[1-4] ?\}}?)*")
+_FOREIGN_LETTER = re.compile(r"(?<!\w)[^\W\d_A-Za-z](?!\w)")
 _POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 # After a number, these change its value, deny it or add another: not units.
 _NOT_UNITS = re.compile(
@@ -75,7 +78,7 @@ _NOT_UNITS = re.compile(
     r"|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille|permille"
     r"|doubled|tripled|halved|negated|inverse|short of|below zero|out of|e|i|pi|x|y|z|n|k"
     r"|mil|mill[oó]n(?:es)?|milh(?:ão|ões)|millionen|tausend|milliarden?|milliards?|тысяч\w*|миллион\w*|миллиард\w*"
-    r"|nicht|kein|oder|pas|ou|non|не|или)\b|[百千万萬亿億兆十半或不非至到倍]|(?:백|천|만|억|또는|아니)",
+    r"|nicht|kein|oder|pas|ou|non|не|или)\b|[一二三四五六七八九〇零百千万萬亿億兆十半或不非至到倍]|(?:백|천|만|억|또는|아니|लाख|हज़ार|हजार|सौ|करोड़|ألف|مليون|مئة)|\b(?-i:[MBT])\b|\b(?:gross|score)\b",
     re.IGNORECASE,
 )
 _UNSQUARED = re.compile(
@@ -157,9 +160,19 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
     short = letters is not None and 0 < letters.end() < 3
     if glued and short and re.split(r"[ ^]", rest)[0] not in _GLUED_UNITS:
         return None
-    if _NOT_UNITS.search(_UNSQUARED.sub(" ", rest)):
+    if _NOT_UNITS.search(_UNSQUARED.sub(" ", rest)) or not _plain_letters(rest):
         return None
     return bool(percent), factor, " ".join(rest.split()).strip(" .()").lower()
+
+
+def _plain_letters(text: str) -> bool:
+    """Whether a unit is written in letters of an alphabet: no exponents, numerals or letters of mathematics (``⁶``,
+    ``Ⅳ``, ``ｘ``), and no single letter of another alphabet, which is a variable; a Chinese character is a word."""
+    if unicodedata.normalize("NFKC", text).replace("μ", "µ") != text.replace("μ", "µ"):
+        return False
+    return not any(
+        letter[0] not in "Ωµμ" and letter[0].lower() != letter[0].upper() for letter in _FOREIGN_LETTER.finditer(text)
+    )
 
 
 def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:

@@ -199,7 +199,9 @@ def _chain(text: str, depth: int) -> Reading | None:
     constant = not any(variables(part) for part in parts)
     if value.numeral is None and value.shape is Shape.EXPRESSION and not is_name(heads[0]) and not constant:
         return None
-    literals = tuple(tidy(head) for head in heads if read_numeral(tidy(head)) is not None)
+    literals = tuple(
+        tidy(head) for head in heads if read_numeral(tidy(head)) is not None or (value.numeral is None and constant)
+    )
     name = heads[0] if is_name(heads[0]) else ""
     return replace(value, whole=text, name=name or value.name, heads=literals + value.heads)
 

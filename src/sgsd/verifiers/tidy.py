@@ -135,5 +135,5 @@ def key(text: str) -> str:
     """Two tidy answers with one key are the same answer, letter for letter. Spaces and needless braces do not count."""
     text = re.sub(r" ?\\cdot ?", r"\\times ", words(text))
     text = re.sub(r"([\^_])\{(\w)\}", r"\1\2", text)
-    plain = re.sub(r"\\(?=[{}])", "", text).replace(" ", "")
+    plain = re.sub(r"(?<!\d) | (?!\d)", "", re.sub(r"\\(?=[{}])", "", text))
     return plain.casefold() if "\\" not in plain and re.search(r"[A-Za-z]{2}", plain) else plain
