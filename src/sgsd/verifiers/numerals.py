@@ -78,7 +78,10 @@ _NOT_UNITS = re.compile(
     r"|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille|permille"
     r"|doubled|tripled|halved|negated|inverse|short of|below zero|out of|e|i|pi|x|y|z|n|k"
     r"|mil|mill[oó]n(?:es)?|milh(?:ão|ões)|millionen|tausend|milliarden?|milliards?|тысяч\w*|миллион\w*|миллиард\w*"
-    r"|nicht|kein|oder|pas|ou|non|не|или)\b|[一二三四五六七八九〇零百千万萬亿億兆十半或不非至到倍]|(?:백|천|만|억|또는|아니|लाख|हज़ार|हजार|सौ|करोड़|ألف|مليون|مئة)|\b(?-i:[MBT])\b|\b(?:gross|score)\b",
+    r"|nicht|kein|oder|pas|ou|non|не|или)\b|[一二三四五六七八九〇零百千万萬亿億兆十半或不非至到倍]"
+    r"|(?:백|천|만|억|또는|아니|लाख|हज़ार|हजार|सौ|करोड़|ألف|مليون|مئة)|\b(?-i:[MBT])\b"
+    r"|\b(?:gross|score|ish|(?:square|cube) root|roots?|opposite|negative|too|off|double|triple)\b"
+    r"|\b(?:falsch|faux|falso|incorrect\w*|errad\w*)\b|[错錯误誤]",
     re.IGNORECASE,
 )
 _UNSQUARED = re.compile(
@@ -91,6 +94,7 @@ _GLUED_UNITS = frozenset(
         " MB"
     )
 )
+_VARIABLES = frozenset("abcdefijknopqrtuvwxyzBDEGHIKMOPQRSTUXYZ")
 _LEAD = re.compile(
     r"(?:(?:approximately|approx\.?|about|roughly|around|exactly|only|a total of) +)?"
     r"(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|USD ?|EUR ?|US )?"
@@ -158,7 +162,8 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
         return None
     letters = re.match(r"[A-Za-z]*", rest)
     short = letters is not None and 0 < letters.end() < 3
-    if glued and short and re.split(r"[ ^]", rest)[0] not in _GLUED_UNITS:
+    first = re.split(r"[ ^]", rest)[0]
+    if (glued and short and first not in _GLUED_UNITS) or (len(first) == 1 and first in _VARIABLES):
         return None
     if _NOT_UNITS.search(_UNSQUARED.sub(" ", rest)) or not _plain_letters(rest):
         return None

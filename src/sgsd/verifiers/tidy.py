@@ -45,6 +45,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         # Delimiters, sizes, colours, styles and spaces say nothing.
         (r"\\\$|\$|(?<!\\)\\[()\[\]]", " "),
         (r" ?\{ ?, ?\} ?", ","),
+        (r"\.\.\.", r"\\ldots "),
         (r", ?\\! ?", ","),
         (r"\\(?:textcolor|color|colorbox) ?(?:\[[^\[\]{}]*\])? ?\{[^{}]*\}", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?|middle)" + _END + r"\.?", ""),
