@@ -336,4 +336,10 @@ RIGHT: tuple[tuple[str, str], ...] = (
     (r"n \equiv 1 \pmod 3", r"n \equiv 1 \pmod{3}"),
     (r"2n\pi", r"2\pi n"),
     (r"105", r"(35 + 70 = 105)"),
+    ("x^{-2}", "x^-2"),
+    ("x^{-2}", "1/x^2"),
+    (r"\arctan 2", r"\operatorname{arctan}(2)"),
+    (r"\arctan 2", "arctan(2)"),
+    ("x<3", r"x \lt 3"),
+    (r"\mathbf{56}", "56"),
 )

@@ -198,7 +198,7 @@ def _same_members(reference: Sequence[Reading], given: Sequence[Reading], equal:
 
 def _same_expression(reference: Reading, given: Reading, equal: Equal) -> bool:
     shapes = {reference.shape, given.shape}
-    if shapes == {Shape.LIST, Shape.SEQUENCE}:
+    if shapes in ({Shape.LIST, Shape.SEQUENCE}, {Shape.UNION, Shape.SEQUENCE}):
         return False
     if shapes - {Shape.EXPRESSION, Shape.NUMBER} and not all(
         reading.items or _SETS.search(reading.text) or r"\begin" in reading.text for reading in (reference, given)

@@ -67,7 +67,6 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\*\*", "^"),
         (r"\^ ?(-?\d\d+(?!\d|\.\d)|-\d)", r"^{\1}"),
         (rf"\\(?:operatorname\*?|mathrm) ?\{{ ?({_FUNCTIONS}) ?\}}", r"\\\1 "),
-        (r"\\(?:mathrm|mathbf|mathit|mathsf|boldsymbol|bm|pmb) ?\{ ?([A-Za-z]|\d+) ?\}", r"\1"),
         (
             r"\\(?:textbf|textrm|textit|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|hbox|emph"
             r"|underline|operatorname)(?= ?\{)",
@@ -83,8 +82,6 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\ne" + _END + r"|!=|\\not ?=", r"\\neq "),
         (r"\\lt" + _END, "<"),
         (r"\\gt" + _END, ">"),
-        (r"\\(?:coloneqq|doteq)" + _END + "|:=", "="),
-        (r"\\(?:simeq|thickapprox)" + _END, r"\\approx "),
         (r"\^ ?\{? ?\\circ ?\}?|\\(?:degree|deg)" + _END + "|º", "°"),
         (r"\\%|٪|％", "%"),
         (" +", " "),
