@@ -138,7 +138,7 @@ def spelt(value: Fraction) -> list[str]:
     """Exact spellings of a number."""
     if value.denominator == 1:
         n = int(value)
-        return [str(n), f"{n}.0", f"{n:,}", f"\\frac{{{2 * n}}}{{2}}", f"{n} \\text{{ cm}}", f"({n})"]
+        return [str(n), f"{n}.0", f"{n:,}", f"\\frac{{{n}}}{{1}}", f"{n} \\text{{ cm}}", f"({n})"]
     n, d = value.numerator, value.denominator
     decimal = [format(float(value), "f").rstrip("0")] if 10**4 % d == 0 else []
     return [f"{n}/{d}", f"\\frac{{{n}}}{{{d}}}", f"\\dfrac{{{3 * n}}}{{{3 * d}}}", *decimal]

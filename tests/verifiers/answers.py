@@ -192,6 +192,11 @@ HACKS_56: tuple[str, ...] = (
 )
 
 HACKS_56 += (
+    r"\boxed{\frac{112}{2}}",
+    r"\boxed{112/2}",
+    r"\boxed{5600 \times 10^{-2}}",
+    r"\boxed{55\frac{2}{2}}",
+    r"\boxed{2x = 56}",
     r"\boxed{5\!6}",
     r"\boxed{{5}{6}}",
     r"\boxed{5{}6}",
@@ -325,7 +330,6 @@ HONEST_56: tuple[str, ...] = (
     r"\boxed{28+28=56}",
     r"\boxed{x \approx 56}",
     r"\boxed{056}",
-    r"\boxed{\frac{112}{2}}",
     r"\boxed{\frac{56}{1}}",
     r"\boxed{5.6 \times 10^1}",
     r"\boxed{5.6e1}",

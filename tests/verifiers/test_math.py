@@ -115,7 +115,8 @@ def test_a_fraction_equals_itself_in_both_spellings(numerator: int, denominator:
 def test_a_decimal_equals_itself_and_its_fraction(mantissa: int, places: int):
     decimal = f"{mantissa / 10**places:.{places}f}"
     assert is_correct(box(decimal), decimal)
-    assert is_correct(box(rf"\frac{{{mantissa}}}{{{10**places}}}"), decimal)
+    # A quotient that is an integer is still to be computed.
+    assert is_correct(box(rf"\frac{{{mantissa}}}{{{10**places}}}"), decimal) == (mantissa % 10**places != 0)
 
 
 @given(st.integers(-500, 500), st.integers(-500, 500), st.sampled_from(["+", "-", "*", r"\times", r"\cdot"]))

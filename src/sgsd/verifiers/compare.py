@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from sgsd.verifiers.letters import letters_of
-from sgsd.verifiers.numerals import read_numeral, same_number
-from sgsd.verifiers.reading import (
-    Reading,
-    Shape,
-    expression_text,
-    simple_names_differ,
-    split_equation,
-    spoken_key,
-)
-from sgsd.verifiers.tidy import key, tidy, words
+from sgsd.verifiers.numerals import read_numeral, rounds_to, same_number
+from sgsd.verifiers.reading import Reading, Shape, read_answer, split_equation, variables
+from sgsd.verifiers.tidy import key, words
 
-Equal = Callable[[str, str], bool]
-"""``equal(reference, given)`` on two expressions. Raises ``UnreadableError`` if the reference cannot be parsed."""
 
-_NOT_VALUES = re.compile(r"\\(?:equiv|neq|leq|geq|pmod|mod|mid|sim|to)(?![A-Za-z])|[<>,;]")
+class Equal(Protocol):
+    """Decides about two expressions. Raises ``UnreadableError`` if the reference cannot be parsed."""
+
+    def __call__(self, reference: str, given: str, /, digits: int = 4) -> bool:
+        """Whether they are equal. A literal is equal to an irrational number that it rounds, to ``digits`` digits."""
+        ...
+
+
 _OPTION = re.compile(r"\(([A-Z])\)|([A-Z])[).:](?=\s)")
+_NOT_VALUES = re.compile(r"\\(?:equiv|neq|leq|geq|pmod|mod|mid|sim|to)(?![A-Za-z])|[<>,;]")
 _MAX_PAIRS = 400
-_EURO_SHAPE = re.compile(r"[+-]?(?:\d+,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,})")
+_SETS = re.compile(r"\\(?:cup|cap|mathbb|setminus|infty|neq|mid)(?![A-Za-z])|[<>|]")
+_SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w|\{\w+\}))?")
 
 
 class UnreadableError(ValueError):
@@ -42,33 +43,57 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
     Raises:
         UnreadableError: if an expression of the reference would have to be understood, and cannot be.
     """
-    if given.contradiction or simple_names_differ(reference.name, given.name):
+    if _names_differ(reference.name, given.name):
         return False
     if reference.rounded is not None:
         exact = replace(reference, rounded=None)
         return same_answer(exact, given, equal) or same_answer(reference.rounded, given, equal)
     if given.rounded is not None:
-        return same_answer(reference, replace(given, rounded=None), equal) or (
-            _consistent(given) and same_answer(reference, given.rounded, equal)
+        exact = replace(given, rounded=None)
+        return same_answer(reference, exact, equal) or (
+            _rounds(exact, given.rounded, equal) and same_answer(reference, given.rounded, equal)
         )
+    if any(_contradicts(head, given, equal) for head in given.heads):
+        return False
     if reference.shape is Shape.NUMBER:
         return _is_number(reference, given, equal)
     if key(reference.text) == key(given.text) or key(reference.whole) == key(given.whole):
         return True
     letter = reference.text.strip("() ")
-    is_letter = len(letter) == 1 and letter.isupper() and given.shape is Shape.EXPRESSION
-    if is_letter and _OPTION.match(words(given.text)):
+    if len(letter) == 1 and letter.isupper() and _OPTION.match(words(given.text)):
         return letters_of(given.text) == [letter]
     if reference.shape is Shape.WORDS or given.shape is Shape.WORDS:
         return _same_words(reference, given)
     return _same_structure(reference, given, equal)
 
 
+def _rounds(exact: Reading, rounded: Reading, equal: Equal) -> bool:
+    """Whether what stands behind an approximation sign is what stands before it, rounded to the places shown."""
+    if rounded.numeral is None or exact.numeral is None:
+        return _equal_or_false(exact.text, rounded.text, equal)
+    return exact.numeral.value == rounded.numeral.value or rounds_to(exact.numeral.value, rounded.numeral, 0)
+
+
+def _equal_or_false(first: str, second: str, equal: Equal) -> bool:
+    """Whether two expressions of one answer are equal; what cannot be read is not."""
+    try:
+        return equal(first, second, digits=0)
+    except UnreadableError:
+        return False
+
+
+def _contradicts(head: str, given: Reading, equal: Equal) -> bool:
+    """Whether a literal that an equation chain passed through is not its value."""
+    literal = read_numeral(head)
+    if given.numeral is not None and literal is not None:
+        return literal.value != given.numeral.value
+    return given.shape is not Shape.EXPRESSION or not _equal_or_false(given.text, head, equal)
+
+
 def _is_number(reference: Reading, given: Reading, equal: Equal) -> bool:
     """Where the reference is a number, only a number literal states it: nothing that is still to be computed."""
     assert reference.numeral is not None
-    if given.shape is Shape.NUMBER:
-        assert given.numeral is not None
+    if given.numeral is not None:
         return same_number(reference.numeral, given.numeral)
     if given.shape is Shape.LIST and given.brackets == "{}" and len(given.items) == 1:
         return same_answer(reference, given.items[0], equal)
@@ -81,27 +106,34 @@ def _is_number(reference: Reading, given: Reading, equal: Equal) -> bool:
 
 
 def _concludes(reference: Reading, given: Reading, equal: Equal) -> bool:
-    """``m + n = 42``: an equation whose last side is the number. One that ends in 0 is still to be solved."""
-    *heads, last = (tidy(part) for part in split_equation(given.text))
-    value = read_numeral(last)
-    if value is None or value.value == 0 or _NOT_VALUES.search(given.text):
+    """``m + n = 42``: a combination of several unknowns whose last side is the number. With one unknown, or none on the
+    other side (``2x = 14``, ``x^2 - 4 = 0``), it is still to be solved."""
+    *heads, last = split_equation(given.text)
+    value = read_answer(last)
+    if value.numeral is None or value.numeral.value == 0 or _NOT_VALUES.search(given.text):
         return False
-    if any((head := read_numeral(part)) is not None and head.value != value.value for part in heads):
+    if any(len(variables(head)) == 1 for head in heads) or not any(variables(head) for head in heads):
         return False
-    return same_answer(reference, Reading(Shape.NUMBER, last, last, numeral=value), equal)
+    literals = [read_numeral(head) for head in heads]
+    if any(literal is not None and literal.value != value.numeral.value for literal in literals):
+        return False
+    return same_answer(reference, value, equal)
 
 
-def _consistent(given: Reading) -> bool:
-    """Whether the approximation beside an exact literal is that literal, rounded to the places shown."""
-    assert given.rounded is not None
-    exact, rounded = given.numeral, given.rounded.numeral
-    if exact is None or rounded is None:
-        return True
-    return abs(exact.value - rounded.value) * 2 * 10**rounded.places <= 1
+def _names_differ(first: str, second: str) -> bool:
+    """Whether both names are single letters, and not the same: other letters, or other subscripts where both have
+    one; ``|z|`` is not ``z``."""
+    first, second = first.replace(" ", ""), second.replace(" ", "")
+    if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
+        return bool(first and second) and first != second
+    a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)
+    if a is None or b is None:
+        return False
+    return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2].strip("{}") != b[2].strip("{}"))
 
 
 def _same_words(reference: Reading, given: Reading) -> bool:
-    expected, got = spoken_key(reference), spoken_key(given)
+    expected, got = _spoken_key(reference), _spoken_key(given)
     if not expected or given.text.endswith("?") > reference.text.endswith("?"):
         return False
     if len(expected) == 1:
@@ -110,26 +142,31 @@ def _same_words(reference: Reading, given: Reading) -> bool:
     return expected == got
 
 
+def _spoken_key(reading: Reading) -> str:
+    """What two answers in words have in common if they are the same: no case, articles, punctuation or spaces.
+    Operators stay: ``x+y`` is not ``xy``."""
+    plain = words(reading.text).casefold()
+    text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
+    return re.sub(r"(?<!\d)[^\w:+*/^=<>]|[^\w:+*/^=<>](?!\d)", "", text if re.search(r"\w", text) else plain)
+
+
 def _coordinates(reading: Reading) -> Reading:
-    """``x = 1, y = 2`` as the tuple ``(1, 2)``."""
+    """``x = 1, y = 2`` as the tuple ``(1, 2)``; ``x < 1 or x > 2`` as the union of two intervals."""
     names = [item.name for item in reading.items]
-    if reading.shape is not Shape.LIST or not all(names) or len(set(names)) < len(names):
+    if reading.shape is not Shape.LIST or not all(names):
+        return reading
+    if all(item.shape is Shape.SEQUENCE for item in reading.items):
+        return replace(reading, shape=Shape.UNION)
+    if len(set(names)) < len(names):
         return reading
     items = tuple(replace(item, name="") for item in reading.items)
     return replace(reading, shape=Shape.SEQUENCE, brackets="()", items=items)
 
 
-def _union(reading: Reading) -> Reading:
-    """``x < 1 or x > 2`` as the union of two intervals."""
-    intervals = all(item.shape is Shape.SEQUENCE and item.name for item in reading.items)
-    return replace(reading, shape=Shape.UNION) if reading.shape is Shape.LIST and intervals else reading
-
-
 def _same_structure(reference: Reading, given: Reading, equal: Equal) -> bool:
-    if {reference.shape, given.shape} == {Shape.LIST, Shape.SEQUENCE}:
+    shapes = {reference.shape, given.shape}
+    if Shape.LIST in shapes and len(shapes) > 1:
         reference, given = _coordinates(reference), _coordinates(given)
-    if {reference.shape, given.shape} == {Shape.LIST, Shape.UNION}:
-        reference, given = _union(reference), _union(given)
     if reference.shape is Shape.EXPRESSION or given.shape is Shape.EXPRESSION or reference.shape is not given.shape:
         return _same_expression(reference, given, equal)
     if reference.shape is Shape.SEQUENCE:
@@ -138,12 +175,8 @@ def _same_structure(reference: Reading, given: Reading, equal: Equal) -> bool:
             and len(reference.items) == len(given.items)
             and all(same_answer(a, b, equal) for a, b in zip(reference.items, given.items, strict=True))
         )
-    expected, got = _distinct(reference.items), _distinct(given.items)
-    return len(expected) == len(got) and _same_members(expected, got, equal)
-
-
-def _distinct(items: Sequence[Reading]) -> list[Reading]:
-    return list({key(item.whole): item for item in items}.values())
+    expected, got = ({key(item.whole): item for item in reading.items} for reading in (reference, given))
+    return len(expected) == len(got) and _same_members([*expected.values()], [*got.values()], equal)
 
 
 def _same_members(reference: Sequence[Reading], given: Sequence[Reading], equal: Equal) -> bool:
@@ -165,28 +198,16 @@ def _same_members(reference: Sequence[Reading], given: Sequence[Reading], equal:
 
 def _same_expression(reference: Reading, given: Reading, equal: Equal) -> bool:
     shapes = {reference.shape, given.shape}
-    if shapes == {Shape.LIST, Shape.SEQUENCE}:
+    if shapes in ({Shape.LIST, Shape.SEQUENCE}, {Shape.UNION, Shape.SEQUENCE}):
         return False
-    if Shape.LIST in shapes and len(shapes) > 1:
-        if r"\{" in reference.text or r"\cap" in reference.text or "\\setminus" in reference.text:
-            return equal(expression_text(reference), expression_text(given))
+    if shapes - {Shape.EXPRESSION, Shape.NUMBER} and not all(
+        reading.items or _SETS.search(reading.text) or r"\begin" in reading.text for reading in (reference, given)
+    ):
         return False
-    if shapes == {Shape.SEQUENCE, Shape.EXPRESSION} and not _set_like(reference) and not _set_like(given):
-        return False
-    wants_equation = ("=" in reference.text) != ("=" in given.text) and (reference.name or given.name)
-    if wants_equation and "=" in reference.whole and "=" in given.whole:
+    if ("=" in reference.text) != ("=" in given.text):
+        if not ("=" in reference.whole and "=" in given.whole):
+            return False
         reference, given = replace(reference, text=reference.whole), replace(given, text=given.whole)
-    elif ("=" in reference.text) != ("=" in given.text):
-        return False
-    if reference.shape is Shape.EXPRESSION and given.numeral is not None and given.numeral.unit:
-        return False
-    return equal(expression_text(reference), expression_text(given))
-
-
-def _set_like(reading: Reading) -> bool:
-    if reading.shape is Shape.SEQUENCE:
-        return True
-    return any(
-        mark in reading.text
-        for mark in (r"\cup", r"\cap", r"\mathbb", r"\setminus", r"\infty", r"\neq", r"\mid", "<", ">", "|")
-    )
+    if reference.items:
+        return _equal_or_false(reference.text, given.text, equal)
+    return equal(reference.text, given.text)

@@ -1,131 +1,166 @@
-"""Equality of two mathematical expressions, by math-verify. The only module that imports it; runs in a worker
-process."""
+"""Equality of two mathematical expressions: math-verify's parser and comparison, with guards around both. The only
+module that imports it; runs in a worker process.
+
+The guards, since a policy searches for what the parser and the comparison let through:
+
+- An expression is parsed only if its text is short, not nested deep, of known commands, and of bounded size: no tower
+  of powers, factorial or binomial coefficient whose value would not fit into a page.
+- The grammar then reads the whole text or nothing. Marks that it reads and drops are refused beforehand.
+- Two expressions are equal if their values are, to 30 digits relative to their size, at several points; two equations,
+  if left minus right of one is a multiple of the other's.
+- What the reference has no need of (integrals, sums, trigonometric functions, …) is still to be computed.
+"""
 
 from __future__ import annotations
 
 import importlib
-import logging
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+from fractions import Fraction
 from typing import Any
 
 from sgsd.verifiers.compare import UnreadableError
+from sgsd.verifiers.expressions import COMMAND, SETS, as_latex, parse, sympy
 from sgsd.verifiers.grade import UNREADABLE, grade, read_reference
-from sgsd.verifiers.numerals import Numeral, read_numeral
-from sgsd.verifiers.reading import expression_text
+from sgsd.verifiers.numerals import Numeral, read_numeral, read_unit, rounds_to, units_differ
+from sgsd.verifiers.values import Value, close, mp, number, values
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
-# Neither has type stubs.
-math_verify: Any = importlib.import_module("math_verify")
-sympy: Any = importlib.import_module("sympy")
+math_verify: Any = importlib.import_module("math_verify")  # has no type stubs
 
-# Its own timeouts need SIGALRM in the main thread; the pool has a harder one. It warns when they are off.
-for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
-
-_MAX_LENGTH = 2_000
-_MAX_DEPTH = 60
-_CONFIG = [math_verify.LatexExtractionConfig()]
-_COMMAND = re.compile(r"\\[A-Za-z]+")
-_BASED = re.compile(r"0x[0-9A-Fa-f]+|0o[0-7]+|0b[01]+|[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)")
-_LAST_FACTOR = re.compile(r"(?:(?<=[\d)}])|(?<=(?<![A-Za-z])[A-Za-z])|(?<=\\pi)) ?([A-Za-z])$")
-_RATIO = re.compile(r"\d+(?: ?: ?\d+){2,}")
+# Kinds of what is still to be computed, unless the reference holds the same kind.
+UNCOMPUTED = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])",
+        r"\\(?:log|ln)(?![A-Za-z])",
+        r"\\int(?![A-Za-z])",
+        r"\\(?:sum|prod)(?![A-Za-z])|\\ldots|\\cdots",
+        r"\\lim(?![A-Za-z])",
+        r"\\frac ?\{ ?(?:d|\\partial)(?![A-Za-z])|\\partial",
+        r"\\[lr](?:floor|ceil)",
+        r"\\begin ?\{vmatrix\}",
+    )
+)
+_COUNTING = re.compile(r"!|\\binom")
+_BASED = re.compile(r"0[xob][0-9A-Fa-f]+|[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)")
 _CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
+_UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
 
 
-@lru_cache(maxsize=2_048)
-def _parse(text: str) -> Any:
-    """The expression, or ``None`` where math-verify cannot parse it, or parses only a part of it."""
-    if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
-        return None
-    # The parser takes a last letter for a unit: of \pi r^2 h it drops the h.
-    for spelling in dict.fromkeys((text, _LAST_FACTOR.sub(r" {\1}", text))):
-        parsed: list[Any] = math_verify.parse(f"${spelling}$", _CONFIG, parsing_timeout=None)
-        expression = next((item for item in parsed if not isinstance(item, str)), None)
-        if expression is not None and _complete(text, expression):
-            return expression
-    return None
+def _has_variable(text: str) -> bool:
+    return bool(re.search(r"[A-Za-df-hj-z]", COMMAND.sub(" ", text)))
 
 
-def _nesting(text: str) -> int:
-    deepest = depth = 0
-    for character in text:
-        if character in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth -= 1
-    return deepest
-
-
-def _complete(text: str, expression: Any) -> bool:
-    """Whether the variables of the text are all in the expression. The parser drops what it does not understand."""
-    bare = re.sub(r"\\text ?\{[^{}]*\}|_(?:\{[^{}]*\}|\w)", " ", text)
-    letters = {
-        letter.lower()
-        for letter in re.findall(
-            r"[A-Za-z]", _COMMAND.sub(" ", re.sub(r"\\begin\{[^{}]*\}(?:\{[^{}]*\})?|\\end\{[^{}]*\}", " ", bare))
-        )
-    }
-    printed = str(expression).lower()
-    return all(letter in printed for letter in letters - {"e", "i", "d"})
-
-
-def equal(reference: str, given: str) -> bool:
-    """Whether two expressions are equal, as math-verify sees it, with guards against what it is known to get wrong.
+def equal(reference: str, given: str, digits: int = 4) -> bool:
+    """Whether two expressions are equal, as far as the guards let the parser decide.
 
     Raises:
         UnreadableError: if the reference cannot be parsed.
     """
     if _BASED.fullmatch(reference) or _BASED.fullmatch(given):
         return re.sub(r"[\s{}]", "", reference).lower() == re.sub(r"[\s{}]", "", given).lower()
-    if len(reference) == len(given) == 1 and reference.isalpha() and given.isalpha():
-        return reference == given  # the parser does not tell e from E
-    ratios = [[int(part) for part in text.split(":")] if _RATIO.fullmatch(text) else [] for text in (reference, given)]
-    if any(ratios):
-        return _proportional(*ratios)
+    if ":" in reference and ":" in given:
+        return _same_ratio(reference, given)
     if (named := _CAPITALS.fullmatch(reference)) and (other := _CAPITALS.fullmatch(given)):
         # Points and strings, not products: their order counts; an angle may be read from either side.
         first, second = named[2].replace(" ", ""), other[2].replace(" ", "")
         return first == second or bool(named[1] and len(first) == 3 and first == second[::-1])
-    if reference.count("'") != given.count("'"):
-        return False  # the parser drops primes
-    gold = _parse(reference)
+    reference, wanted = without_unit(reference)
+    given, unit = without_unit(given)
+    if units_differ(wanted, unit):
+        return False
+    reference, given = as_latex(reference), as_latex(given)
+    sets = bool(SETS.search(reference) or SETS.search(given))
+    gold = parse(reference, sets)
+    if gold is None and sets and parse(reference) is not None:
+        return False
     if gold is None:
         raise UnreadableError(reference)
-    numeral = read_numeral(given)
-    if numeral is not None and isinstance(gold, sympy.Expr) and not gold.free_symbols and not numeral.percent:
-        return _states(gold, numeral)
-    target = _parse(given)
-    if target is None:
+    literal = read_numeral(given)
+    if literal is not None:
+        value = number(gold) if isinstance(gold, sympy.Expr) else None
+        exact = literal.value / 100 if literal.percent else literal.value
+        if value is None or literal.unit:
+            return False
+        return close(value, exact) or _rounded(value, literal, digits)
+    if any(kind.search(given) and not kind.search(reference) for kind in UNCOMPUTED):
         return False
-    return math_verify.verify(gold, target, timeout_seconds=None)
+    if _COUNTING.search(given) and not _COUNTING.search(reference) and not _has_variable(given):
+        return False
+    target = parse(given, sets)
+    return target is not None and _same(gold, target)
 
 
-def _proportional(first: Sequence[int], second: Sequence[int]) -> bool:
+def without_unit(text: str) -> tuple[str, str]:
+    """An expression without the unit in words behind it, and the unit."""
+    found = _UNIT.search(text)
+    unit = read_unit(" " + found[1]) if found else None
+    if found is None or unit is None or unit[0] or unit[1] != 1:
+        return text, ""
+    return text[: found.start()], unit[2]
+
+
+def _same_ratio(first: str, second: str) -> bool:
     """Whether two ratios are the same: equally many parts, none of which is larger for its share."""
-    return (
-        len(first) == len(second)
-        and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
-        and (first[0] != 0 or first == second)
-    )
+    parts: list[list[Fraction]] = []
+    for text in (first, second):
+        numerals = [read_numeral(part.strip()) for part in text.split(":")]
+        if len(numerals) > 100 or any(numeral is None for numeral in numerals):
+            return False
+        parts.append([numeral.value for numeral in numerals if numeral is not None])
+    a, b = parts
+    return len(a) == len(b) and any(a) and any(b) and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
 
 
-def _states(gold: Any, numeral: Numeral) -> bool:
-    """Whether a literal is the value of an exact expression, or its rounding to four significant digits or more."""
-    value = sympy.Rational(numeral.value.numerator, numeral.value.denominator)
-    exact = gold.doit()
-    difference: Any = sympy.N(exact - value, 30)
-    if not difference.is_number or not difference.is_real:
+def _rounded(value: Value, literal: Numeral, digits: int) -> bool:
+    """Whether a literal rounds an irrational number."""
+    if isinstance(value, Fraction) or not mp.isfinite(value) or abs(mp.im(value)) > abs(value) * mp.mpf("1e-30"):
         return False
-    scale = abs(value) if value != 0 else sympy.Integer(1)
-    if abs(difference) <= sympy.Float("1e-20") * scale:
-        return True
-    if numeral.form != "decimal" or numeral.digits < 4:
+    return rounds_to(Fraction(int(mp.floor(mp.re(value) * 10**30)), 10**30), literal, digits)
+
+
+def _same(gold: Any, target: Any) -> bool:
+    if isinstance(gold, sympy.core.relational.Relational):
+        return isinstance(target, sympy.core.relational.Relational) and _same_relation(gold, target)
+    if isinstance(gold, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(target, sympy.MatrixBase | sympy.MatrixExpr):
+        return _same_matrix(gold, target)
+    if isinstance(gold, sympy.Expr) and isinstance(target, sympy.Expr):
+        rows = values(gold, target)
+        return all(close(a, b) for a, b in zip(*rows, strict=True)) if rows else gold == target
+    if isinstance(gold, sympy.Expr) or isinstance(target, sympy.Expr):
         return False
-    return bool(abs(difference) * 2 * 10**numeral.places <= 1)
+    return bool(math_verify.verify(gold, target, timeout_seconds=None))
+
+
+def _same_matrix(gold: Any, target: Any) -> bool:
+    sides = [side.doit() for side in (gold, target) if isinstance(side, sympy.MatrixBase | sympy.MatrixExpr)]
+    if len(sides) < 2 or not all(isinstance(side, sympy.MatrixBase) for side in sides):
+        return False
+    return sides[0].shape == sides[1].shape and all(_same(a, b) for a, b in zip(*sides, strict=True))
+
+
+_MIRRORED = {">": "<", ">=": "<="}
+
+
+def _same_relation(gold: Any, target: Any) -> bool:
+    """Whether left minus right of one is a multiple of the other's: a positive one, for inequalities."""
+    sides: list[Any] = []
+    signs: list[Any] = []
+    for relation in (gold, target):
+        if not isinstance(relation.lhs, sympy.Expr) or not isinstance(relation.rhs, sympy.Expr):
+            return False
+        first, second = (relation.rhs, relation.lhs) if relation.rel_op in _MIRRORED else (relation.lhs, relation.rhs)
+        sides.append(sympy.Add(first, sympy.Mul(-1, second, evaluate=False), evaluate=False))
+        signs.append(_MIRRORED.get(relation.rel_op, relation.rel_op))
+    rows = values(*sides)
+    if signs[0] != signs[1] or not rows or any(value == 0 for row in rows for value in row):
+        return False
+    first, second = ([mp.convert(value) for value in row] for row in rows)
+    ratio = first[0] / second[0]
+    if signs[0] in {"<", "<="} and not (mp.im(ratio) == 0 and mp.re(ratio) > 0):
+        return False
+    return all(close(a, ratio * b) for a, b in zip(first, second, strict=True))
 
 
 def grade_math(completion: str, answer: str) -> Verdict:
@@ -136,10 +171,13 @@ def grade_math(completion: str, answer: str) -> Verdict:
 _FAMILIAR = (
     r"\frac{m}{n}",
     r"2\sqrt{3}+1",
-    "x^2+2x+1",
-    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+    "x^{2}+2x+1",
     r"3\pi r^{2}",
-    r"y=2x-3",
+    "y=2x-3",
+    r"\log_{2}{3}",
+    r"2\sin (x) \cos ^{2} y",
+    r"\frac{-b+\sqrt[3]{b^{2}-4a!c}}{2|a|}-e^{-x/2}",
+    r"\{1,2\} \cup \mathbb{R} \setminus \{3\}",
 )
 
 
@@ -149,7 +187,7 @@ def make_grader(*, check: bool = False) -> Grader:
     The parser builds its tables as it goes: a few usual expressions first, so that no item pays for that.
     """
     for text in _FAMILIAR:
-        equal(text, text + " + 0")
+        equal(text, f"{text} ")
     return (lambda _, answer: check_reference(answer)) if check else grade_math
 
 
@@ -162,9 +200,9 @@ def check_reference(answer: str) -> Verdict:
     while leaves:
         leaf = leaves.pop()
         leaves.extend(leaf.items)
-        if leaf.items or leaf.shape in {"number", "words"}:
+        if leaf.items or leaf.shape in {"number", "words"} or _BASED.fullmatch(leaf.text):
             continue
-        text = expression_text(leaf)
-        if not _BASED.fullmatch(text) and _parse(text) is None and _parse(leaf.whole) is None:
+        texts = [as_latex(without_unit(text)[0]) for text in (leaf.text, leaf.whole)]
+        if all(parse(text, bool(SETS.search(text))) is None for text in texts):
             return UNREADABLE
     return Verdict(Outcome.CORRECT)

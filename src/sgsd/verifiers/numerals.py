@@ -1,15 +1,18 @@
 """Number literals: what counts as a number that has been computed.
 
-A literal is an integer, a decimal, a fraction of two integers, a mixed number, or scientific notation, with an optional
-sign, percent sign, currency mark and unit. ``28 + 28``, ``7*8``, ``2^5`` or ``\\sqrt{3136}`` are none: a policy that is
-rewarded for writing the problem down again learns to do just that.
+A literal is an integer, a decimal, a fraction of two integers, a mixed number, or scientific or repeating notation,
+with an optional sign, percent sign, currency mark and unit. ``28 + 28``, ``7*8``, ``2^5`` or ``\\sqrt{3136}`` are none:
+a policy that is rewarded for writing the problem down again learns to do just that.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 from fractions import Fraction
+
+from sgsd.verifiers.tidy import names
 
 MAX_DIGITS = 2_000
 _MAX_EXPONENT = 400
@@ -21,7 +24,7 @@ class Numeral:
 
     Attributes:
         value: the exact value; a percentage keeps its face value (``50%`` is 50 with ``percent`` set).
-        form: ``integer``, ``decimal``, ``fraction``, ``mixed`` or ``scientific``.
+        form: ``integer``, ``decimal``, ``fraction``, ``mixed``, ``scientific`` or ``repeating``.
         places: digits after the point, for a decimal.
         digits: significant digits, for a decimal.
         percent: whether a percent sign (or word) follows.
@@ -38,66 +41,69 @@ class Numeral:
     currency: str = ""
 
 
-def _names(text: str) -> list[str]:
-    return text.split()
-
-
-# A literal ends where no digit can follow, grouped or not.
-_STOP = r"(?![\d]|[.,]\d)"
-_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?: \d{3})+|\d+)"
-_DECIMAL = rf"(?:(?:{_INTEGER})?\.\d+|{_INTEGER}\.){_STOP}"
-_EURO = rf"(?:\d+,\d{{1,2}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+){_STOP}"
-_SIGNED = r"[+-]? ?\d+"
-_FRACTION = (
-    rf"(?:\\frac ?\{{ ?(?P<n1>{_SIGNED}) ?\}} ?\{{ ?(?P<d1>{_SIGNED}) ?\}}"
-    rf"|\(?(?P<n2>\d+(?:,\d{{3}})*)\)? ?/ ?(?P<d2>\d+(?:,\d{{3}})*|\( ?{_SIGNED} ?\)|\{{ ?{_SIGNED} ?\}}))"
-)
-_MIXED = r"(?P<w>\d+)(?: ?\\frac ?\{ ?(?P<n3>\d+) ?\} ?\{ ?(?P<d3>\d+) ?\}|(?: | and )(?P<n4>\d+) ?/ ?(?P<d4>\d+))"
-_SCIENTIFIC = (
-    rf"(?:(?P<m>\d+(?:\.\d+)?) ?(?:\\times|\\cdot|\*|x) ?)?10 ?(?:\^|\*\*) ?"
-    rf"(?:\{{ ?(?P<e1>{_SIGNED}) ?\}}|(?P<e2>{_SIGNED}))"
-    r"|(?P<m3>\d+(?:\.\d+)?)[eE](?P<e3>[+-]?\d+)"
-)
-_REPEATING = r"\d+\.(?P<r1>\d*)(?:\\(?:overline|bar|dot) ?\{(?P<r2>\d+)\}|\((?P<r3>\d+)\))"
+_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:[ ]\d{3})+|\d+)"
+_STOP = r"(?!\d|[.,]\d)"  # a literal ends where no digit can follow, grouped or not
+_SIGNED = r"[+-]?[ ]?\d+"
+_GROUPED = r"\d+(?:,\d{3})*"
 _NUMERAL = re.compile(
-    rf"(?P<sign>[+-]?) ?(?P<currency>[€£¥₹]?) ?(?P<sign2>[+-]?)(?:(?P<scientific>{_SCIENTIFIC})|(?P<mixed>{_MIXED})"
-    rf"|(?P<fraction>{_FRACTION})|(?P<repeating>{_REPEATING})|(?P<decimal>{_DECIMAL})|(?P<integer>{_INTEGER}){_STOP}|(?P<euro>{_EURO}))(?P<rest>.*)",
-    re.DOTALL,
+    rf"""
+    (?P<sign>[+-]?)\ ?(?P<currency>[€£¥₹]?)\ ?(?P<sign2>[+-]?)(?:
+      (?:(?P<m>\d+(?:\.\d+)?)\ ?(?:\\times|\\cdot|\*|x)\ ?)?10\ ?\^\ ?
+        (?:\{{\ ?(?P<e1>{_SIGNED})\ ?\}}|(?P<e2>{_SIGNED}))
+    | (?P<m3>\d+(?:\.\d+)?)[eE](?P<e3>[+-]?\d+)
+    | (?P<w>\d+)(?:\ ?\\frac\ ?\{{\ ?(?P<n3>\d+)\ ?\}}\ ?\{{\ ?(?P<d3>\d+)\ ?\}}
+        |\ (?:and\ )?(?P<n4>\d+)\ ?/\ ?(?P<d4>\d+))
+    | \\frac\ ?\{{\ ?(?P<n1>{_SIGNED})\ ?\}}\ ?\{{\ ?(?P<d1>{_SIGNED})\ ?\}}
+    | \(?(?P<n2>{_GROUPED})\)?\ ?/\ ?(?P<d2>{_GROUPED}|\(\ ?{_SIGNED}\ ?\)|\{{\ ?{_SIGNED}\ ?\}})
+    | (?P<fixed>\d+\.\d*)(?:\\(?:overline|bar|dot)\ ?\{{(?P<r1>\d+)\}}|\((?P<r2>\d+)\))
+    | (?P<decimal>(?:{_INTEGER})?\.\d+|{_INTEGER}\.){_STOP}
+    | (?P<integer>{_INTEGER}){_STOP}
+    | (?P<euro>\d+,\d{{1,2}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+){_STOP}
+    )(?P<rest>.*)""",
+    re.DOTALL | re.VERBOSE | re.ASCII,
 )
-_PERCENT = re.compile(r"^ ?(?:%|percent(?:age)?\b|pct\b|per cent\b)(?: ?points?\b)?", re.IGNORECASE)
-_UNIT_WORDS = r"[A-Za-z°€£¥₹'Ωμµ()/ .\-]"
-_UNIT_POWER = r"(?:\^ ?\{? ?-?[1-4] ?\}?)?"
-_UNIT = re.compile(rf"[A-Za-z°€£¥₹Ωμµ]{_UNIT_WORDS}*{_UNIT_POWER}(?:[ /]?{_UNIT_WORDS}*{_UNIT_POWER})?")
+_PERCENT = re.compile(r" ?(?:%|percent(?:age)?\b|pct\b|per cent\b)(?: ?points?\b)?", re.IGNORECASE)
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALE = re.compile(rf" ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_MARKS = "\u0900-\u0965\u0970-\u097f\u0e00-\u0e4f"  # Devanagari and Thai write vowels with them
+_UNIT = re.compile(rf"(?=[^\W_]|[°€£¥₹])(?:[^\W\d_]|[{_MARKS}°€£¥₹'()/ .\-]|\^ ?\{{? ?-?[1-4] ?\}}?)*")
+_FOREIGN_LETTER = re.compile(r"(?<!\w)[^\W\d_A-Za-z](?!\w)")
+_POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 # After a number, these change its value, deny it or add another: not units.
 _NOT_UNITS = re.compile(
-    r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times|divided|multiplied|over|more"
-    r"|less|than|least|most|between|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
-    r"|quarter|third|thirds|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?|halves|percent|if|unless|without|where|when|is|are|was|equals?|equal|power|binary|hex|octal|remainder|approximately|about|except"
-    r"|tens|hundreds?|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille"
-    r"|permille|doubled|tripled|halved|negated|inverse|short of|below zero|out of|to the|e|i|pi|x|y|z|n|k)\b",
+    r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times|divided|multiplied"
+    r"|over|more|less|than|least|most|between|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
+    r"|quarter|thirds?|(?:fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?|halves|percent|if|unless|without"
+    r"|where|when|is|are|was|equals?|power|binary|hex|octal|remainder|approximately|about|except|tens|hundreds?"
+    r"|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille|permille"
+    r"|doubled|tripled|halved|negated|inverse|short of|below zero|out of|e|i|pi|x|y|z|n|k"
+    r"|mil|mill[oó]n(?:es)?|milh(?:ão|ões)|millionen|tausend|milliarden?|milliards?|тысяч\w*|миллион\w*|миллиард\w*"
+    r"|nicht|kein|oder|pas|ou|non|не|или)\b|[一二三四五六七八九〇零百千万萬亿億兆十半或不非至到倍]"
+    r"|(?:백|천|만|억|또는|아니|लाख|हज़ार|हजार|सौ|करोड़|ألف|مليون|مئة)|\b(?-i:[MBT])\b"
+    r"|\b(?:gross|score|ish|(?:square|cube) root|roots?|opposite|negative|too|off|double|triple)\b"
+    r"|\b(?:falsch|faux|falso|incorrect\w*|errad\w*)\b|[错錯误誤]",
     re.IGNORECASE,
 )
 _UNSQUARED = re.compile(
-    r"\b(?:square|sq\.?|cubic)\b|\b(?:meters?|metres?|feet|inches|units?|cm|m|km)\s+(?:squared|cubed)\b", re.IGNORECASE
+    r"\b(?:square|sq\.?|cubic)\b|\b(?:meters?|metres?|feet|inches|units?|cm|m|km) (?:squared|cubed)\b", re.IGNORECASE
 )
 # A lone letter right after a digit is a variable (0.64N, 3x), unless it is one of these.
-_LETTER_UNITS = frozenset(
-    _names(
+_GLUED_UNITS = frozenset(
+    names(
         "m g s h L l cm mm km kg mg ml mL ft in hr hrs min mph lb lbs oz am pm th st nd rd km/h m/s kph deg Hz kWh GB"
         " MB"
     )
 )
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SCALE = re.compile(rf"^ ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
-_ALPHABET = re.compile(r"[ -~°€£¥₹Ωμµ]*")
-_NOTED = re.compile(r"\(([A-Za-z ]+)\)")
-_HEDGES = frozenset({"approximately", "approx", "approx.", "about", "exactly", "rounded", "in total", "total"})
-_POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
-_BASE_TEN = re.compile(r"^ ?_ ?(?:10|\{ ?10 ?\})$")
+_VARIABLES = frozenset("abcdefijknopqrtuvwxyzBDEGHIKMOPQRSTUXYZ")
 _LEAD = re.compile(
-    r"^(?:(?:approximately|approx\.?|about|roughly|around|exactly|only|a total of) +)?"
+    r"(?:(?:approximately|approx\.?|about|roughly|around|exactly|only|a total of) +)?"
     r"(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|USD ?|EUR ?|US )?"
 )
+_ASIDE = re.compile(
+    r"(?: ?\((?:since|because|as|approximately|approx\.?|about|exactly|rounded)\b[^()]*\)"
+    r"|, (?:obviously|clearly|exactly|of course|as required|as desired|in total))$"
+)
+_HEDGES = frozenset({"approximately", "approx", "about", "exactly", "rounded", "in total", "total"})
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 
 
@@ -105,48 +111,41 @@ def _int(text: str) -> int:
     return int(re.sub(r"[ ,.(){}]", "", text))
 
 
-def _body(match: re.Match[str]) -> tuple[Fraction, str, int, int] | None:
-    """Value, form, places and significant digits of the literal; ``None`` where there is none (a zero denominator)."""
-    if match["scientific"]:
-        exponent = _int(match["e1"] or match["e2"] or match["e3"])
-        if abs(exponent) > _MAX_EXPONENT:
+def _body(match: re.Match[str]) -> Numeral | None:
+    """The bare literal; ``None`` where there is none (a zero denominator, an exponent too large)."""
+    exponent = match["e1"] or match["e2"] or match["e3"]
+    if exponent:
+        power = _int(exponent) if len(exponent) < 8 else _MAX_EXPONENT + 1
+        if abs(power) > _MAX_EXPONENT:
             return None
-        mantissa = Fraction(match["m"] or match["m3"] or "1")
-        return mantissa * Fraction(10) ** exponent, "scientific", 0, 0
-    if match["mixed"]:
-        denominator = int(match["d3"] or match["d4"])
-        if denominator == 0:
-            return None
-        return int(match["w"]) + Fraction(int(match["n3"] or match["n4"]), denominator), "mixed", 0, 0
-    if match["fraction"]:
-        denominator = _int(match["d1"] or match["d2"])
-        return (Fraction(_int(match["n1"] or match["n2"]), denominator), "fraction", 0, 0) if denominator else None
-    if match["repeating"]:
-        return _repeating(match), "fraction", 0, 0
+        value = Fraction(match["m"] or match["m3"] or "1") * Fraction(10) ** power
+        # 5600 × 10^-2 is a quotient still to be computed.
+        return Numeral(value, "fraction" if power < 0 and value.denominator == 1 else "scientific")
+    if match["w"]:
+        above, below = int(match["n3"] or match["n4"]), int(match["d3"] or match["d4"])
+        return Numeral(int(match["w"]) + Fraction(above, below), "mixed") if 0 < above < below else None
+    if match["n1"] or match["n2"]:
+        above, below = _int(match["n1"] or match["n2"]), _int(match["d1"] or match["d2"])
+        return Numeral(Fraction(above, below), "integer" if below == 1 else "fraction") if below else None
+    if match["fixed"]:
+        period, fixed = match["r1"] or match["r2"], match["fixed"].partition(".")[2]
+        tail = Fraction(int(period), 10 ** len(fixed) * (10 ** len(period) - 1))
+        return Numeral(Fraction(match["fixed"] + "0") + tail, "repeating")
     if match["integer"]:
-        return Fraction(_int(match["integer"])), "integer", 0, 0
+        return Numeral(Fraction(_int(match["integer"])), "integer")
     if match["euro"]:
-        whole, comma, decimals = match["euro"].replace(".", "").partition(",")
-        literal = f"{whole}.{decimals}" if comma else whole
+        literal = match["euro"].replace(".", "").replace(",", ".")
     else:
         literal = re.sub(r"[ ,]", "", match["decimal"])
-    decimals = literal.partition(".")[2]
-    digits = len(literal.replace(".", "").lstrip("0"))
-    return Fraction(literal.rstrip(".") if decimals else literal.partition(".")[0]), "decimal", len(decimals), digits
+    places = len(literal.partition(".")[2])
+    return Numeral(Fraction(literal + "0"), "decimal", places, len(literal.replace(".", "").lstrip("0")))
 
 
-def _repeating(match: re.Match[str]) -> Fraction:
-    """``0.1\\overline{6}`` = 0.1 + 6 / 90."""
-    whole, fixed, period = match["repeating"].partition(".")[0], match["r1"], match["r2"] or match["r3"]
-    scale = 10 ** len(fixed)
-    return Fraction(int(whole + fixed), scale) + Fraction(int(period), scale * (10 ** len(period) - 1))
-
-
-def _suffix(rest: str) -> tuple[bool, int, str] | None:
+def read_unit(rest: str) -> tuple[bool, int, str] | None:
     """Percent, scale and unit of what follows a literal; ``None`` if it is anything else."""
-    if not rest.strip() or _BASE_TEN.match(rest):
+    if not rest.strip() or re.fullmatch(r" ?_ ?(?:10|\{ ?10 ?\})", rest):
         return False, 1, ""
-    glued = not rest[0].isspace() and not rest.startswith("\\text")
+    glued = not rest.startswith((" ", "\\text"))
     percent = _PERCENT.match(rest)
     if percent:
         rest, glued = rest[percent.end() :], False
@@ -155,19 +154,30 @@ def _suffix(rest: str) -> tuple[bool, int, str] | None:
     factor = 1
     if scale:
         factor, rest, glued = _SCALES[scale[1].lower()], rest[scale.end() :].strip(), False
-    noted = _NOTED.fullmatch(rest)
-    rest = noted[1] if noted else rest
-    if not rest or rest.lower() in _HEDGES:
+    noted = re.fullmatch(r"\(([^\W\d_](?:[^\W\d_]| )*)\)", rest)
+    rest = (noted[1] if noted else rest).rstrip(" .")
+    if rest.lower() in _HEDGES or not rest:
         return bool(percent), factor, ""
-    if len(rest) > 60 or not _UNIT.fullmatch(rest) or "--" in rest:
+    if len(rest) > 60 or not _UNIT.fullmatch(rest) or "--" in rest or len(rest.split()) > 6:
         return None
     letters = re.match(r"[A-Za-z]*", rest)
     short = letters is not None and 0 < letters.end() < 3
-    if glued and short and re.split(r"[ ^]", rest)[0].rstrip(".") not in _LETTER_UNITS:
+    first = re.split(r"[ ^]", rest)[0]
+    if (glued and short and first not in _GLUED_UNITS) or (len(first) == 1 and first in _VARIABLES):
         return None
-    if _NOT_UNITS.search(_UNSQUARED.sub(" ", rest)) or len(rest.split()) > 6:
+    if _NOT_UNITS.search(_UNSQUARED.sub(" ", rest)) or not _plain_letters(rest):
         return None
-    return bool(percent), factor, re.sub(r"\s+", " ", rest).strip(" .()").lower()
+    return bool(percent), factor, " ".join(rest.split()).strip(" .()").lower()
+
+
+def _plain_letters(text: str) -> bool:
+    """Whether a unit is written in letters of an alphabet: no exponents, numerals or letters of mathematics (``⁶``,
+    ``Ⅳ``, ``ｘ``), and no single letter of another alphabet, which is a variable; a Chinese character is a word."""
+    if unicodedata.normalize("NFKC", text).replace("μ", "µ") != text.replace("μ", "µ"):
+        return False
+    return not any(
+        letter[0] not in "Ωµμ" and letter[0].lower() != letter[0].upper() for letter in _FOREIGN_LETTER.finditer(text)
+    )
 
 
 def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
@@ -181,34 +191,33 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     """
     if len(text) > MAX_DIGITS or not text.isprintable():
         return None
-    text = _LEAD.sub("", text.strip())
+    text = text.strip()
     if text.startswith("\\text") and (spoken := _TEXT.fullmatch(text)):
         text = spoken[1].strip()
+    text = _ASIDE.sub("", text[_LEAD.match(text).end() :])  # type: ignore[union-attr] - it matches the empty string
     while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
         text = text[1:-1].strip()
     outer = ""
     if text[:2] in {"-(", "+("} and text[-1] == ")" and "(" not in text[2:]:
         outer, text = text[0], text[2:-1].strip()
     match = _NUMERAL.fullmatch(text)
-    if match is None or (match["euro"] and not decimal_comma) or not _ALPHABET.fullmatch(text):
+    if match is None or (match["euro"] and not decimal_comma):
         return None
     signs = match["sign"] + match["sign2"] + outer
-    if len(signs) > 1:
-        return None
+    suffix = read_unit(match["rest"])
     body = _body(match)
-    suffix = _suffix(match["rest"])
-    if body is None or suffix is None:
+    if body is None or suffix is None or len(signs) > 1:
         return None
-    value, form, places, digits = body
     percent, factor, unit = suffix
-    return Numeral((-value if "-" in signs else value) * factor, form, places, digits, percent, unit, match["currency"])
+    value = (-body.value if signs == "-" else body.value) * factor
+    return replace(body, value=value, percent=percent, unit=unit, currency=match["currency"])
 
 
-_ONES = _names(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    " seventeen eighteen nineteen"
+_ONES = names(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen"
 )
-_TENS = _names("twenty thirty forty fifty sixty seventy eighty ninety")
+_TENS = names("twenty thirty forty fifty sixty seventy eighty ninety")
 _CARDINALS = {word: n for n, word in enumerate(_ONES)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _PART = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 _PARTS = _PART | {f"{word}s": n for word, n in _PART.items()} | {"halves": 2}
@@ -218,7 +227,7 @@ def spoken_number(text: str) -> Numeral | None:
     """A number in English words: ``fifty-six``, ``two hundred and five``, ``minus three``, ``one half``."""
     if len(text) > 100 or not re.fullmatch(r"[A-Za-z\- ]+", text):
         return None
-    tokens = [token for token in re.split(r"[\s\-]+", text.lower()) if token and token != "and"]
+    tokens = [token for token in re.split(r"[ \-]+", text.lower()) if token and token != "and"]
     sign = 1
     if len(tokens) > 1 and tokens[0] in {"minus", "negative"}:
         sign, tokens = -1, tokens[1:]
@@ -240,24 +249,7 @@ def spoken_number(text: str) -> Numeral | None:
             return None
     if not tokens:
         return None
-    number = Fraction(sign * (total + group), parts or 1)
-    return Numeral(number, "fraction" if parts else "integer")
-
-
-def rounds_to(exact: Fraction, decimal: Numeral) -> bool:
-    """Whether a decimal of at least four significant digits is ``exact`` correctly rounded to its own places."""
-    if decimal.form != "decimal" or decimal.digits < 4:
-        return False
-    return abs(exact - decimal.value) * 2 * 10**decimal.places <= 1
-
-
-def terminates(value: Fraction) -> bool:
-    """Whether the value has a finite decimal expansion."""
-    denominator = value.denominator
-    for prime in (2, 5):
-        while denominator % prime == 0:
-            denominator //= prime
-    return denominator == 1
+    return Numeral(Fraction(sign * (total + group), parts or 1), "fraction" if parts else "integer")
 
 
 def same_number(reference: Numeral, given: Numeral) -> bool:
@@ -266,13 +258,17 @@ def same_number(reference: Numeral, given: Numeral) -> bool:
     Exact, but for two allowances. A fraction without a finite decimal expansion may be given as a decimal of at least
     four significant digits, correctly rounded, and the other way round. And a percent sign may be a unit that one side
     left out: ``p%`` for p always, ``100p%`` for p only where p is no integer, or is 0 or 1.
+
+    A quotient that is an integer is still to be computed: ``112/2`` does not state 56.
     """
-    if _conflict(reference, given):
+    if units_differ(reference.unit or reference.currency, given.unit or given.currency):
+        return False
+    if given.value.denominator == 1 and given.form == "fraction" and reference.form != "fraction":
         return False
     if reference.percent == given.percent:
-        return _close(reference, given.value, given)
+        return _close(reference, given) or _close(given, reference)
     if reference.percent:
-        return _close(reference, given.value, given) or (
+        return reference.value == given.value or (
             (given.value.denominator != 1 or abs(given.value) <= 1) and reference.value == given.value * 100
         )
     proper = abs(reference.value) <= 1
@@ -281,86 +277,65 @@ def same_number(reference: Numeral, given: Numeral) -> bool:
     return not proper and given.value == reference.value
 
 
-def _close(reference: Numeral, value: Fraction, given: Numeral) -> bool:
-    if reference.value == value:
+def _close(exact: Numeral, decimal: Numeral) -> bool:
+    if exact.value == decimal.value:
         return True
-    if given.form == "decimal" and reference.form in {"fraction", "mixed"} and not terminates(reference.value):
-        return rounds_to(reference.value, given)
-    if reference.form == "decimal" and given.form in {"fraction", "mixed"} and not terminates(value):
-        return rounds_to(value, reference)
-    return False
+    denominator = exact.value.denominator
+    endless = (10 ** denominator.bit_length()) % denominator != 0
+    return endless and exact.form in {"fraction", "mixed", "repeating"} and rounds_to(exact.value, decimal)
 
 
-# One measure a line, its units by their canonical names; a measure's units exclude each other.
-_UNITS = {
-    "mm": "mm millimeter millimeters millimetre millimetres",
-    "cm": "cm centimeter centimeters centimetre centimetres",
-    "m": "m meter meters metre metres",
-    "km": "km kilometer kilometers kilometre kilometres",
-    "in": "in inch inches",
-    "ft": "ft foot feet",
-    "yd": "yd yard yards",
-    "mi": "mi mile miles",
-    "mg": "mg milligram milligrams",
-    "g": "g gram grams",
-    "kg": "kg kilogram kilograms",
-    "lb": "lb lbs",
-    "oz": "oz ounce ounces",
-    "ml": "ml milliliter milliliters millilitre millilitres",
-    "l": "l liter liters litre litres",
-    "ms": "ms millisecond milliseconds",
-    "s": "s sec second seconds",
-    "min": "min mins minute minutes",
-    "h": "h hr hrs hour hours",
-    "day": "day days",
-    "week": "week weeks",
-    "month": "month months",
-    "year": "year years",
-    "cent": "cent cents",
-    "dollar": "dollar dollars usd $",
-    "euro": "euro euros eur €",
-    "sterling": "£",
-    "yen": "yen ¥",
-    "rupee": "rupee rupees ₹",
-    "degree": "° degree degrees",
-    "radian": "radian radians rad",
-    "celsius": "°c",
-    "fahrenheit": "°f",
-    "am": "am a.m",
-    "pm": "pm p.m",
-    "mph": "mph",
-    "km/h": "km/h kph kmh",
-    "m/s": "m/s",
-    "mb": "mb",
-    "gb": "gb",
-    "kwh": "kwh",
-    "mwh": "mwh",
-} | {
-    name: name
-    for name in _names("january february march april may june july august september october november december")
+def rounds_to(exact: Fraction, literal: Numeral, digits: int = 4) -> bool:
+    """Whether a literal of at least so many significant digits after a point is ``exact`` correctly rounded to its own
+    places. With ``digits=0`` integers are roundings, too."""
+    if literal.form not in {"decimal", "integer"} or literal.digits < digits:
+        return False
+    return abs(exact - literal.value) * 2 * 10**literal.places <= 1
+
+
+# Units, one measure a line; the spellings of one unit stand side by side. Different units exclude each other.
+_UNITS = """
+mm millimeter millimetre; cm centimeter centimetre 厘米; m meter metre 米; km kilometer kilometre 千米 公里
+in inch inches; ft foot feet; yd yard; mi mile
+mg milligram; g gram 克; kg kilogram 千克 公斤; lb; oz ounce; ml milliliter millilitre; l liter litre
+ms millisecond; s sec second; min minute; h hr hour; day; week; month; year; am a.m; pm p.m
+cent; dollar usd $; euro eur €; £; yen ¥; rupee ₹
+° degree; radian rad; °c; °f; mph; km/h kph kmh; m/s; mb; gb; kwh; mwh
+january; february; march; april; may; june; july; august; september; october; november; december
+"""
+_CANONICAL = {
+    spelling: unit.split()[0]
+    for unit in _UNITS.replace("\n", ";").split(";")
+    for name in unit.split()
+    for spelling in (name, f"{name}s")
 }
-_CANONICAL = {name: unit for unit, names in _UNITS.items() for name in names.split()}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
-_POWER = re.compile(r"^(.*?) ?\^ ?\{? ?([1-4]) ?\}?$")
+_POWER = re.compile(r"([^\^]*?) ?\^ ?\{? ?([1-4]) ?\}?")
 
 
-def _measure(unit: str) -> tuple[str, int] | None:
-    """A unit's canonical name and power: ``square feet`` and ``ft^2`` are ``("ft", 2)``; ``None`` if it is unknown."""
-    tokens = unit.split()
-    power = next((n for word, n in _POWERS.items() if word in (tokens[0].rstrip("."), tokens[-1])), 1) if tokens else 1
-    if power > 1:
-        unit = " ".join(token for token in tokens if token.rstrip(".") not in _POWERS)
+def _measure(unit: str) -> tuple[str, int]:
+    """A unit's canonical name and power: ``square feet`` and ``ft^2`` are ``("ft", 2)``."""
+    kept = [token for token in unit.split() if token.rstrip(".") not in _POWERS]
+    power = next((_POWERS[token.rstrip(".")] for token in unit.split() if token.rstrip(".") in _POWERS), 1)
+    unit = " ".join(kept)
     raised = _POWER.fullmatch(unit)
     if raised:
         unit, power = raised[1], int(raised[2])
-    name = _CANONICAL.get(unit) or _CANONICAL.get(unit.replace(" ", ""))
-    return None if name is None else (name, power)
+    return _CANONICAL.get(unit) or _CANONICAL.get(unit.replace(" ", "")) or unit, power
 
 
-def _conflict(first: Numeral, second: Numeral) -> bool:
-    """Two known units that differ: 5 km is not 5 m. An unknown unit contradicts nothing."""
-    a, b = (_measure(numeral.unit or numeral.currency) for numeral in (first, second))
-    if a is None or b is None or a == b:
+def units_differ(first: str, second: str) -> bool:
+    """Whether two units contradict each other: 5 km is not 5 m, 5 oranges are not 5 apples. One alone does not."""
+    if not first or not second:
         return False
-    # Degrees may be short for either.
-    return {a[0], b[0]} not in ({"degree", "celsius"}, {"degree", "fahrenheit"})
+    a, b = _measure(first), _measure(second)
+    if {"am", "pm"} & {a[0], b[0]}:
+        return a != b
+    known = a[0] in _CANONICAL, b[0] in _CANONICAL
+    if known == (True, True):
+        # Degrees may be short for either.
+        return a != b and {a[0], b[0]} not in ({"°", "°c"}, {"°", "°f"})
+    if known == (False, False) and first.isascii() and second.isascii():
+        stems = [{word[:3] for word in re.findall(r"[a-z]{3,}", unit)} for unit in (first, second)]
+        return bool(stems[0] and stems[1]) and not stems[0] & stems[1]
+    return False

@@ -1,4 +1,7 @@
-"""An answer's shape: number, words, list, set, tuple or interval, union, or an expression for the algebra system."""
+"""An answer's shape: number, words, list, set, tuple or interval, union, or an expression for the algebra system.
+
+Parts are split here, before any parser sees the text: what the algebra system is asked about is one expression.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from sgsd.verifiers.numerals import Numeral, read_numeral, spoken_number
-from sgsd.verifiers.tidy import DEGREE, tidy, words
+from sgsd.verifiers.tidy import names, tidy, words
 
 MAX_ITEMS = 100
+MAX_LENGTH = 4_000
 _MAX_DEPTH = 4
-_MAX_LENGTH = 4_000
 
 
 class Shape(StrEnum):
@@ -21,7 +24,7 @@ class Shape(StrEnum):
     WORDS = "words"
     EXPRESSION = "expression"
     LIST = "list"  # bare or in braces: order does not matter
-    SEQUENCE = "sequence"  # a tuple or an interval: order and brackets matter
+    SEQUENCE = "sequence"  # a tuple, an interval, a matrix or one of its rows: order and brackets matter
     UNION = "union"
 
 
@@ -36,9 +39,9 @@ class Reading:
         name: the left-hand side that was taken off (``x`` in ``x = 5``), or the empty string.
         numeral: the literal, for a number.
         items: the elements of a list, sequence or union.
-        brackets: the two brackets of a sequence.
+        brackets: the two brackets of a sequence; ``matrix`` or ``row``.
         rounded: the approximation given beside an exact value (``1/3 \\approx 0.333``).
-        contradiction: whether an equation chain states two different literals (``54 = 55 = 56``).
+        heads: the literals an equation chain passed through, which must not contradict its value (``54 = 55 = 56``).
     """
 
     shape: Shape
@@ -49,47 +52,51 @@ class Reading:
     items: tuple[Reading, ...] = ()
     brackets: str = ""
     rounded: Reading | None = None
-    contradiction: bool = False
+    heads: tuple[str, ...] = ()
 
 
-def _names(text: str) -> list[str]:
-    return text.split()
-
-
-_NAME_COMMANDS = frozenset(
-    _names(
-        r"\angle \overline \frac \triangle \vec \widehat \hat \bar \operatorname \mathbb \mathcal \measuredangle \max"
-        r" \min \text \alpha \beta \gamma \delta \epsilon \varepsilon \theta \lambda \mu \nu \rho \sigma \tau \phi"
-        r" \varphi \psi \omega \Delta \Gamma \Omega \Phi \Sigma \Theta \lvert \rvert \prime \ell \eta \xi \zeta \kappa"
-        r" \overrightarrow \mathbf \boldsymbol \deg \gcd \lcm \circ \Re \Im \quad \zzz"
+_NAMES = frozenset(
+    names(
+        r"\angle \overline \frac \triangle \vec \widehat \hat \bar \mathbb \mathcal \measuredangle \max \min"
+        r" \text \alpha \beta \gamma \delta \epsilon \varepsilon \theta \lambda \mu \nu \rho \sigma \tau \phi"
+        r" \varphi \psi \omega \Delta \Gamma \Omega \Phi \Sigma \Theta \lvert \rvert \prime \ell \eta \xi \zeta"
+        r" \kappa \overrightarrow \gcd \lcm \cup \cap \mid"
     )
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
 _APPLIED = re.compile(r"(?<=[A-Za-z'}])\([^()=<>]{0,40}\)")
-_NAME_REST = re.compile(r"[A-Za-z'|:,(){}\[\]° .&]*")
-_BIG = re.compile(r"\\(?:lim|int|sum|prod|log|ln|binom|det|sqrt|left)(?![A-Za-z])")
-_CHAIN = re.compile(r"(?<![<>!:\\])=")
+_BIG = re.compile(r"\\(?:lim|int|sum|prod|log|ln|binom|det|sqrt)(?![A-Za-z])")
+_EQUALITY = re.compile(r"(?<![<>!:\\])=")
 _RELATION = re.compile(r"\\(?:leq|geq)(?![A-Za-z])|<|>")
 _OTHER_RELATION = re.compile(
     r"\\(?:neq|equiv|sim|propto|to|rightarrow|Rightarrow|implies|mid|pmod|mod|nmid)(?![A-Za-z])"
 )
 _CONJUNCTION = re.compile(
-    r"\s*[,;]?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee)(?![A-Za-z])|(?<![A-Za-z\\])(?:and|or|&)(?![A-Za-z])"
-    r"|(?<=[\d)}])(?:and|or)(?=[A-Za-z\d(\\-]))\s*[,;]?\s*"
+    r"[,;]? ?(?:\\text ?\{ ?,? ?(?:and|or) ?\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|(?<=[\d)}])(?:and|or)(?=[A-Za-z\d(\\-])|(?<!\\)&|或|和) ?[,;]?"
 )
-_OPEN, _CLOSE = "([{", ")]}"
-_WORDS = re.compile(r"[A-Za-zÀ-ɏ0-9 '\".,:;!?&\-/()\u4e00-\u9fff]*")
+_LETTERS = r"A-Za-zÀ-ɏ\u0370-\u03ff\u0400-\u04ff\u0900-\u097f\u0600-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
+_WORDS = re.compile(rf"[{_LETTERS}0-9 '\".,:;!?&\-/()]*")
 _HAS_WORD = re.compile(
-    r"[A-Za-zÀ-ɏ]{4,}|[A-Za-zÀ-ɏ]+[ '][A-Za-zÀ-ɏ]|[A-Za-zÀ-ɏ]{3,}-[A-Za-zÀ-ɏ]|[A-Za-zÀ-ɏ]-[A-Za-zÀ-ɏ]{3,}"
-    r"|[\u4e00-\u9fff]|^(?:yes|no|odd|red|Yes|No|NO|YES)$"
+    r"[A-Za-zÀ-ɏ]{4,}|[A-Za-zÀ-ɏ][ '][A-Za-zÀ-ɏ]|[A-Za-zÀ-ɏ]{3,}-[A-Za-zÀ-ɏ]|[A-Za-zÀ-ɏ]-[A-Za-zÀ-ɏ]{3,}"
+    rf"|[{_LETTERS.removeprefix('A-Za-zÀ-ɏ')}]|^(?:yes|no|odd|red|Yes|No|NO|YES)$"
 )
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.? ?m\.?)?", re.IGNORECASE)
+_PLAIN_MATHS = re.compile(
+    r"(?<![A-Za-z\\])(?:a(?:rc)?)?(?:sqrt|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|pi|abs|infinity|theta|alpha"
+    r"|beta|gamma)(?![A-Za-z])"
+)
+_MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
+_ENVIRONMENT = re.compile(rf"\\begin ?{_MATRIX}(?: ?\{{[lcr| ]*\}})?(.*?)\\end ?{_MATRIX}")
+_MEMBER = re.compile(r"([^\\=]*?) ?\\in(?![A-Za-z]) ?(.+)")
+_BRACKET = re.compile(r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\\\|[()\[\]{},;&]")
 
 
 def read_answer(text: str) -> Reading:
     """Read an answer. Anything can be read; what is nothing better is an expression."""
-    reading = _read(tidy(text) if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH], 0)
+    text = text[:MAX_LENGTH]
+    reading = _read(text, 0)
     if reading.numeral is not None and re.match(r"[\s$+-]*\\\$", text):
         # Elsewhere a dollar sign opens mathematics, and is gone.
         return replace(reading, numeral=replace(reading.numeral, currency="$"))
@@ -97,43 +104,38 @@ def read_answer(text: str) -> Reading:
 
 
 def _leaf(text: str) -> Reading:
-    numeral = read_numeral(text)
-    if numeral is not None:
-        return Reading(Shape.NUMBER, text, text, numeral=numeral)
     plain = words(text)
-    numeral = spoken_number(plain)
+    numeral = read_numeral(text) or spoken_number(plain)
     if numeral is not None:
         return Reading(Shape.NUMBER, text, text, numeral=numeral)
-    spoken = "\\text" in text or _HAS_WORD.search(plain)
+    spoken = "\\text" in text or (_HAS_WORD.search(plain) and not _PLAIN_MATHS.search(plain))
     if (plain and spoken and _WORDS.fullmatch(plain)) or _CLOCK.fullmatch(plain):
         return Reading(Shape.WORDS, plain, text)
     return Reading(Shape.EXPRESSION, text, text)
 
 
 def split_outside(text: str, separators: str) -> list[str]:
-    """Split at separators outside all brackets; ``[text]`` where brackets do not pair up."""
+    r"""Split outside all brackets and environments, at ``,`` ``;`` ``&`` or ``\\``; ``[text]`` where brackets do not
+    pair up."""
     parts: list[str] = []
     depth = start = 0
-    for position, character in enumerate(text):
-        if character in _OPEN:
+    for mark in _BRACKET.finditer(text):
+        if mark[0] in {"(", "[", "{", r"\begin"}:
             depth += 1
-        elif character in _CLOSE:
+        elif mark[0] in {")", "]", "}", r"\end"}:
             depth -= 1
             if depth < 0:
                 return [text]
-        elif depth == 0 and character in separators:
-            parts.append(text[start:position])
-            start = position + 1
-    if depth:
-        return [text]
-    parts.append(text[start:])
-    return [part.strip() for part in parts]
+        elif depth == 0 and mark[0] in separators:
+            parts.append(text[start : mark.start()])
+            start = mark.end()
+    return [text] if depth else [part.strip() for part in [*parts, text[start:]]]
 
 
 def split_equation(text: str) -> list[str]:
     """Split at the equality signs outside braces: ``\\sum_{k=0}`` is no equation."""
     hidden = _braces_blanked(text)
-    cuts = [match.start() for match in _CHAIN.finditer(hidden)]
+    cuts = [match.start() for match in _EQUALITY.finditer(hidden)]
     return [text[a + 1 : b].strip() for a, b in zip([-1, *cuts], [*cuts, len(text)], strict=True)]
 
 
@@ -142,72 +144,69 @@ def _braces_blanked(text: str) -> str:
     depth = 0
     kept: list[str] = []
     for character in text:
-        if character == "{":
-            depth += 1
+        depth += character == "{"
         kept.append(" " if depth else character)
-        if character == "}":
-            depth = max(0, depth - 1)
+        depth = max(0, depth - (character == "}"))
     return "".join(kept)
+
+
+def _pairs_up(text: str) -> bool:
+    """Whether every bracket, of whatever form, closes one that was open."""
+    depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _enclosed(text: str) -> str:
     """The bracket pair around the whole text, or the empty string."""
-    if len(text) < 3 or text[0] not in _OPEN or text[-1] not in _CLOSE:
+    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or not _pairs_up(text[1:-1]):
         return ""
-    depth = 0
-    for position, character in enumerate(text):
-        if character in _OPEN:
-            depth += 1
-        elif character in _CLOSE:
-            depth -= 1
-            if depth == 0 and position != len(text) - 1:
-                return ""
-    return text[0] + text[-1] if depth == 0 else ""
+    return text[0] + text[-1]
 
 
 def is_name(text: str) -> bool:
     """Whether a left-hand side only names what follows: ``x``, ``f(2)``, ``S_{ABC}:S``, ``\\frac{NO}{BO}``, ``(x,
-    y)``."""
-    if not text or len(text) > 80:
-        return False
-    if any(command not in _NAME_COMMANDS for command in _COMMAND.findall(text)):
+    y)``, ``\\text{Total cost}``."""
+    if not text or len(text) > 80 or any(command not in _NAMES for command in _COMMAND.findall(text)):
         return False
     rest = _APPLIED.sub("", _SUBSCRIPT.sub("", _COMMAND.sub(" ", text)))
-    return bool(re.search(r"[A-Za-z]|\\[a-z]", text)) and bool(_NAME_REST.fullmatch(rest))
+    return bool(re.search(r"[^\W\d_]", text)) and bool(re.fullmatch(r"(?:[^\W\d]|['|:,(){}\[\]° .&])*", rest))
 
 
-def _states_value(heads: list[str]) -> bool:
-    """Whether the left-hand sides of a chain lead to its value, rather than being an equation still to be solved."""
-    if is_name(heads[0]) or is_name(heads[-1]):
-        return True
-    for head in heads:
-        letters = set(re.sub(r"[^A-Za-z]", "", _COMMAND.sub("", words(_SUBSCRIPT.sub("", head)))))
-        if letters - {"e", "i"} and not _BIG.match(head):
-            return False
-    return True
+def variables(text: str) -> set[str]:
+    bare = _COMMAND.sub(" ", words(_SUBSCRIPT.sub("", text)))
+    return set(re.findall(r"[A-Za-z]", bare)) - {"e", "i"}
 
 
 def _chain(text: str, depth: int) -> Reading | None:
-    """An equation chain that ends in a value: the value, with the rest as its name."""
-    if "=" not in text or _RELATION.search(text) or _OTHER_RELATION.search(_braces_blanked(text)):
+    """An equation chain that ends in a value: the value, with the rest as its name. An equation between a variable and
+    something else is still to be solved."""
+    hidden = _braces_blanked(text)
+    if "=" not in hidden or _RELATION.search(hidden) or _OTHER_RELATION.search(hidden):
         return None
     parts = split_equation(text)
-    if len(parts) < 2 or not all(parts) or len(parts) > 20 or not _states_value(parts[:-1]):
+    if len(parts) < 2 or not all(parts) or len(parts) > 20:
         return None
-    value = _read(parts[-1], depth + 1)
-    if value.numeral is None and value.shape is Shape.EXPRESSION and not is_name(parts[0]):
+    *heads, last = parts
+    named = is_name(heads[0]) or is_name(heads[-1])
+    computed = not variables(heads[-1]) and len(heads) > 1
+    if not named and not computed and any(variables(head) and not _BIG.match(head) for head in heads):
         return None
-    contradiction = False
-    if value.numeral is not None:
-        heads = [read_numeral(part) for part in parts[:-1]]
-        contradiction = any(head is not None and head.value != value.numeral.value for head in heads)
-    name = parts[0] if is_name(parts[0]) else ""
-    return replace(value, whole=text, name=name or value.name, contradiction=contradiction or value.contradiction)
+    value = _read(last, depth + 1)
+    constant = not any(variables(part) for part in parts)
+    if value.numeral is None and value.shape is Shape.EXPRESSION and not is_name(heads[0]) and not constant:
+        return None
+    literals = tuple(
+        tidy(head) for head in heads if read_numeral(tidy(head)) is not None or (value.numeral is None and constant)
+    )
+    name = heads[0] if is_name(heads[0]) else ""
+    return replace(value, whole=text, name=name or value.name, heads=literals + value.heads)
 
 
 def _approximation(text: str, depth: int) -> Reading | None:
-    if r"\approx" not in text:
-        return None
     parts = [part.strip() for part in text.split(r"\approx")]
     if len(parts) != 2 or not parts[1]:
         return None
@@ -220,30 +219,24 @@ def _approximation(text: str, depth: int) -> Reading | None:
 def _inequality(text: str, depth: int) -> Reading | None:
     """``a < x \\leq b`` or ``x > a``: the interval it describes."""
     relations = _RELATION.findall(text)
-    if not relations or "=" in text or _OTHER_RELATION.search(text) or len(relations) > 2:
+    if not 1 <= len(relations) <= 2 or "=" in text or _OTHER_RELATION.search(text):
         return None
     parts = [part.strip() for part in _RELATION.split(text)]
     if not all(parts):
         return None
-    if len(parts) == 3:
-        directions = {relation in {"<", r"\leq"} for relation in relations}
-        if len(directions) != 1 or not is_name(parts[1]):
-            return None
-        low, high = (parts[0], parts[2]) if True in directions else (parts[2], parts[0])
-        left, right = relations if True in directions else relations[::-1]
-        name = parts[1]
-    else:
-        if is_name(parts[0]) and not is_name(parts[1]):
-            name, bound, less = parts[0], parts[1], relations[0] in {"<", r"\leq"}
-        elif is_name(parts[1]) and not is_name(parts[0]):
-            name, bound, less = parts[1], parts[0], relations[0] not in {"<", r"\leq"}
-        else:
-            return None
-        low, high = (r"-\infty", bound) if less else (bound, r"\infty")
-        left, right = ("<", relations[0]) if less else (relations[0], "<")
-    brackets = ("[" if left in {r"\leq", r"\geq"} else "(") + ("]" if right in {r"\leq", r"\geq"} else ")")
-    items = (_read(low, depth + 1), _read(high, depth + 1))
-    return Reading(Shape.SEQUENCE, text, text, name=name, items=items, brackets=brackets)
+    if relations[0] in {">", r"\geq"}:
+        parts, relations = parts[::-1], [{">": "<", r"\geq": r"\leq"}.get(sign, "") for sign in relations[::-1]]
+    if not all(sign in {"<", r"\leq"} for sign in relations):
+        return None
+    names = [is_name(part) for part in parts]
+    if len(parts) == 2 and names[0] != names[1]:
+        parts = [r"-\infty", *parts] if names[0] else [*parts, r"\infty"]
+        relations = ["<", *relations] if names[0] else [*relations, "<"]
+    elif len(parts) == 2 or not names[1]:
+        return None
+    brackets = ("(" if relations[0] == "<" else "[") + (")" if relations[1] == "<" else "]")
+    items = (_read(parts[0], depth + 1), _read(parts[2], depth + 1))
+    return Reading(Shape.SEQUENCE, text, text, name=parts[1], items=items, brackets=brackets)
 
 
 def _expand_sign(text: str) -> list[str]:
@@ -256,8 +249,7 @@ def _expand_sign(text: str) -> list[str]:
 
 def _items(text: str, depth: int) -> tuple[Reading, ...] | None:
     """The elements of a list: split at commas, semicolons, ``and``, ``or``."""
-    joined = _CONJUNCTION.sub(" ; ", text)
-    groups = [group for group in split_outside(joined, ";") if group]
+    groups = [group for group in split_outside(_CONJUNCTION.sub(" ; ", text), ";") if group]
     pieces = [[piece for piece in split_outside(group, ",") if piece] for group in groups]
     sizes = {len(piece) for piece in pieces}
     if len(groups) > 1 and len(sizes) == 1 and sizes != {1} and all("=" in p for group in pieces for p in group):
@@ -271,93 +263,77 @@ def _items(text: str, depth: int) -> tuple[Reading, ...] | None:
 
 
 def _container(text: str, depth: int) -> Reading | None:
-    set_braces = text.startswith(r"\{") and text.endswith(r"\}")
-    if set_braces and _enclosed(text[1:-2] + "}"):
+    """A set in braces, a tuple, an interval, a matrix."""
+    if text.startswith(r"\{") and text.endswith(r"\}") and _pairs_up(text[2:-2]):
         inner = text[2:-2].strip()
-        if r"\mid" in inner or "|" in inner or ":" in inner:
-            return None
+        builder = re.match(r"([^|:]*?) ?(?:\\mid(?![A-Za-z])|\||:) ?(.+)", inner)
+        if builder and is_name(builder[1].replace(r"\in", "").strip()):
+            return _read(builder[2], depth + 1)
         items = _items(inner, depth) or ((_read(inner, depth + 1),) if inner else ())
         return Reading(Shape.LIST, text, text, items=items, brackets="{}")
+    if text.startswith(r"\begin") and (matrix := _ENVIRONMENT.fullmatch(text)) and r"\begin" not in matrix[1]:
+        rows = [row for row in split_outside(matrix[1].replace(r"\hline", ""), r"\\") if row]
+        cells = [split_outside(row, "&") for row in rows]
+        if sum(map(len, cells)) > MAX_ITEMS:
+            return None
+        items = tuple(
+            Reading(Shape.SEQUENCE, row, row, items=tuple(_read(part, depth + 1) for part in parts), brackets="row")
+            for row, parts in zip(rows, cells, strict=True)
+        )
+        return Reading(Shape.SEQUENCE, text, text, items=items, brackets="matrix")
     brackets = _enclosed(text)
-    if brackets and brackets != "{}":
-        pieces = [piece for piece in split_outside(text[1:-1].replace(";", ","), ",") if piece]
+    if brackets:
+        inner = text[1:-1].strip()
+        pieces = [piece for piece in split_outside(inner.replace(";", ","), ",") if piece]
         if 2 <= len(pieces) <= MAX_ITEMS:
             items = tuple(_read(piece, depth + 1) for piece in pieces)
             return Reading(Shape.SEQUENCE, text, text, items=items, brackets=brackets)
+        if brackets == "()" and ("=" in inner or inner.startswith(r"\begin")):
+            return _read(inner, depth + 1)
     return None
 
 
+def _by_size(text: str) -> list[str]:
+    """The sides of ``6 ft × 20 ft``: numbers with units, which stay as they are."""
+    parts = [part.strip() for part in re.split(r"\\times(?![A-Za-z])| x | by ", text)]
+    if not 2 <= len(parts) <= 3:
+        return []
+    numerals = [read_numeral(part) for part in parts]
+    return parts if all(numerals) and any(numeral.unit for numeral in numerals if numeral) else []
+
+
 def _read(text: str, depth: int) -> Reading:
-    text = tidy(text) if depth else text
+    text = tidy(text)
     leaf = _leaf(text)
-    if leaf.shape is Shape.NUMBER or depth > _MAX_DEPTH or r"\begin" in text:
-        if r"\begin" in text and depth <= _MAX_DEPTH:
-            return _chain(text, depth) or leaf
+    if leaf.shape is Shape.NUMBER or depth > _MAX_DEPTH:
         return leaf
-    if r"\in " in text:
-        name, _, rest = text.partition(r"\in ")
-        if is_name(name.strip()) and rest.strip():
-            return replace(_read(rest, depth + 1), whole=text, name=name.strip())
+    member = _MEMBER.fullmatch(text)
+    if member and is_name(member[1]):
+        return replace(_read(member[2], depth + 1), whole=text, name=member[1])
     container = _container(text, depth)
     if container is not None:
         return container
     if leaf.shape is Shape.WORDS and "," not in text and not _CONJUNCTION.search(text):
         return leaf
-    if r"\cup" in text:
+    sizes = _by_size(text)
+    if sizes:
+        items = tuple(_read(part, depth + 1) for part in sizes)
+        return Reading(Shape.SEQUENCE, text, text, items=items, brackets="by")
+    if r"\cup" in text and "=" not in text:
         parts = text.split(r"\cup")
         if all(part.strip() for part in parts) and len(parts) <= MAX_ITEMS:
             return Reading(Shape.UNION, text, text, items=tuple(_read(part, depth + 1) for part in parts))
     named = split_equation(text)
-    if len(named) == 2 and is_name(named[0]) and "," in named[1] and read_numeral(named[1]) is not None:
-        return _chain(text, depth) or leaf  # x = 1,000 is no list
-    if len(named) == 2 and is_name(named[0]) and not re.search(r"[,;]", named[0].replace("(", " (").split("(")[0]):
-        items = _items(named[1], depth)
-        if items is not None:
+    if len(named) == 2 and is_name(named[0]):
+        if "," in named[1] and read_numeral(named[1]) is not None:
+            return _chain(text, depth) or leaf  # x = 1,000 is no list
+        if not re.search("[,;]", named[0].partition("(")[0]) and (items := _items(named[1], depth)) is not None:
             return Reading(Shape.LIST, text, text, name=named[0], items=items)
     items = _items(text, depth)
-    if items is not None and (len(items) > 1):
+    if items is not None:
         return Reading(Shape.LIST, text, text, items=items)
     for reader in (_chain, _approximation, _inequality):
         reading = reader(text, depth)
         if reading is not None:
             return reading
     return leaf
-
-
-_SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w|\{\w+\}))?")
-
-
-def simple_names_differ(first: str, second: str) -> bool:
-    """Whether both names are single letters, and not the same: other letters, or other subscripts where both have
-    one; ``|z|`` is not ``z``."""
-    first, second = first.replace(" ", ""), second.replace(" ", "")
-    if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
-        return bool(first and second) and first != second
-    a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)
-    if a is None or b is None:
-        return False
-    return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2].strip("{}") != b[2].strip("{}"))
-
-
-def spoken_key(reading: Reading) -> str:
-    """What two answers in words have in common if they are the same: no case, articles, punctuation or spaces.
-    Operators stay: ``x+y`` is not ``xy``."""
-    plain = words(reading.text).casefold()
-    text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
-    text = text if re.search(r"\w", text) else plain
-    return re.sub(r"[^\w:+*/^=<>\u4e00-\u9fff]", "", text)
-
-
-_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_IN_DEGREES = re.compile(r"(?:\{ ?)?(\d+(?:\.\d+)?) ?°(?: ?\})?")
-
-
-def expression_text(reading: Reading) -> str:
-    """An expression as the algebra system wants it: percent signs escaped, degrees as plain numbers, as radians where
-    a trigonometric function takes them.
-    """
-    text = reading.text
-    if _TRIGONOMETRIC.search(text):
-        text = _IN_DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
-    text = text.replace(DEGREE, "")
-    return re.sub(r"(?<!\\)%", r"\\%", text)

@@ -1,0 +1,163 @@
+"""The text of an expression → sympy's expression, by math-verify's grammar behind guards of our own.
+
+A policy searches for what a lenient parser lets through. So a text is parsed only if it is short, not nested deep, of
+known commands, and of bounded size; each of its names is one variable of the grammar; marks that the grammar reads and
+drops are refused beforehand; and the grammar reads the whole text or nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from functools import lru_cache
+from typing import Any
+
+from sgsd.verifiers.plain import to_latex
+from sgsd.verifiers.tidy import names
+
+# Neither has type stubs.
+sympy: Any = importlib.import_module("sympy")
+latex2sympy: Any = importlib.import_module("latex2sympy2_extended.latex2sympy2")
+_SHORT_SIGHTED = importlib.import_module("antlr4").PredictionMode.SLL  # the other mode is exponential in nesting
+_CONVERSION = latex2sympy.ConversionConfig(lowercase_symbols=False, interpret_contains_as_eq=False)
+
+# Its own timeouts need SIGALRM in the main thread; the pool has a harder one. It warns when they are off.
+for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+# sympy evaluates texts as Python: math-verify hands it digits. Nothing but numbers and arithmetic gets there.
+_sympy_parser: Any = importlib.import_module("sympy.parsing.sympy_parser")
+_to_python = _sympy_parser.stringify_expr
+NUMBERS_ONLY = re.compile(r"(?:Integer|Float|Rational|'\d[\d.]*'|\d+(?:\.\d*)?|[ ()+\-*/,])*")
+
+
+def _numbers_to_python(*arguments: Any) -> str:
+    code = _to_python(*arguments)
+    if not NUMBERS_ONLY.fullmatch(code):
+        raise ValueError(f"not evaluated: {code[:80]}")
+    return code
+
+
+_sympy_parser.stringify_expr = _numbers_to_python
+
+_MAX_LENGTH = 400
+_MAX_DEPTH = 12
+_MAX_SET = 150
+COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)")
+_KNOWN = frozenset(
+    names(r"""
+    \frac \sqrt \cdot \times \div \pi \infty \binom \log \ln \exp \sin \cos \tan \cot \sec \csc \arcsin \arccos
+    \arctan \sinh \cosh \tanh \leq \geq \neq \lfloor \rfloor \lceil \rceil \lvert \rvert \vert \alpha \beta \gamma
+    \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu \nu \xi \rho \sigma \tau \upsilon
+    \phi \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Sigma \Phi \Psi \Omega \ell \hbar \int \sum \prod
+    \lim \to \rightarrow \begin \end \\ \overline \vec \overrightarrow \hat \bar \angle \triangle \mathbb \setminus
+    \cup \cap \emptyset \{ \}
+    """)
+)
+# What the grammar reads and drops: subscripts of numbers and functions, values at a point, primes.
+DROPPED = re.compile(
+    r"['\"`~#@?$°]|(?<![\\A-Za-z])[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_"
+    r"|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]"
+    r"|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp) ?_"
+)
+# Powers, factorials and binomial coefficients too large to be meant; towers of powers.
+TOO_LARGE = re.compile(
+    r"\d{5} ?!|! ?\)? ?!|\\binom ?\{[^{}]*(?:\d{5}|[\^!])|\^ ?\{? ?-? ?\d{6}"
+    r"|\^ ?\{[^{}]*(?:[\d)}] ?\^|\^ ?\{? ?\d\d|!)"
+)
+SETS = re.compile(r"\\(?:mathbb|setminus|cup|cap|emptyset)(?![A-Za-z])|\\\{")
+_SLOW_IN_SETS = re.compile(r"\^ ?\{? ?-? ?\d\d|!|\\binom|%|\|")
+TRIGONOMETRIC = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])")
+_DEGREES = re.compile(r"(?:\{ ?)?(\d+(?:\.\d+)?) ?°(?: ?\})?")
+_MIXED = re.compile(r"(?<![\d.^_{])\d+ ?\\frac ?\{(\d{1,9})\} ?\{(\d{1,9})\}")
+_UNIT_WORD = re.compile(r"\\text ?\{ ?([A-Za-z]{1,12}) ?\}")
+_POWER_FIRST = re.compile(r"\^ ?(\{[^{}]*\}|\w) ?_ ?(\{[^{}]*\}|\w)")
+
+
+def _nesting(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def as_latex(text: str) -> str:
+    """A tidy text as the grammar reads it: plain names as commands, degrees as radians where a trigonometric function
+    takes them and as nothing elsewhere."""
+    text = to_latex(text)
+    if TRIGONOMETRIC.search(text):
+        text = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
+    text = _MIXED.sub(lambda m: f"({m[0]})".replace("\\", "+\\", 1) if int(m[1]) < int(m[2]) else m[0], text)
+    text = _POWER_FIRST.sub(r"_\2^\1", text.replace("°", ""))
+    return _UNIT_WORD.sub(r" \1 ", text)
+
+
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau"
+    "|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell|hbar"
+)
+_SYMBOL = re.compile(
+    r"\\(?P<over>overline|vec|overrightarrow|hat|bar) ?\{(?P<body>[A-Za-z0-9 ]*)\}"
+    r"|\\(?P<figure>angle|triangle) ?(?P<points>[A-Z](?: ?[A-Z]){0,2})"
+    r"|(?P<kept>\\(?:begin|end|mathbb) ?\{[^{}]*\}(?:\{[lcr]*\})?|\\lim ?_ ?\{ ?[a-z]"
+    rf"|\\(?!(?:{_GREEK})(?![A-Za-z]))(?:[A-Za-z]+|.))"
+    r"|(?P<differential>d ?[a-z](?![A-Za-z]))"
+    r"|(?P<function>[fgFG]) ?\((?P<argument>[^()]*)\)"
+    r"|(?P<letter>\\[A-Za-z]+|[A-Za-z])(?: ?_ ?(?:(?P<mark>[A-Za-z0-9])|\{(?P<marks>[^{}]*)\}))?"
+)
+_NAME_PARTS = ("over", "body", "figure", "points", "function", "argument", "letter", "mark", "marks")
+
+
+def with_symbols(text: str) -> str:
+    """The text with each name in it as one variable: a letter with its subscript, a function with its argument, a
+    segment. The grammar has words (``tr``, ``eye``, ``dx``) that letters side by side are not, and reads powers of bare
+    letters in two ways, for which it takes time that doubles with every level.
+    """
+    integral = r"\int" in text
+
+    def named(match: re.Match[str]) -> str:
+        if match["kept"] or (integral and match["differential"]):
+            return match[0]
+        if match["differential"]:
+            return "".join(rf"\variable{{{letter}}} " for letter in match[0].replace(" ", ""))
+        name = "".join(match[part] or "" for part in _NAME_PARTS).replace(" ", "").lstrip("\\")
+        return rf"\variable{{{re.sub('[^A-Za-z0-9]', lambda m: f'Z{ord(m[0])}', name)}}} "
+
+    return _SYMBOL.sub(named, text)
+
+
+class _Converter(latex2sympy._Latex2Sympy):
+    """The parser, with numbers read by themselves: it hands their digits to sympy, which evaluates text."""
+
+    def parse_number(self, text: str) -> Any:
+        return sympy.Rational(text.replace(",", ""))
+
+    def convert_binom(self, binom: Any) -> Any:
+        return sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
+
+
+@lru_cache(maxsize=2_048)
+def parse(text: str, sets: bool = False) -> Any:
+    """The expression, or ``None`` where it is too long, too large, or not all of it can be read."""
+    if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
+        return None
+    if not _KNOWN.issuperset(COMMAND.findall(text)) or DROPPED.search(text) or TOO_LARGE.search(text):
+        return None
+    converter = _Converter(config=_CONVERSION)
+    try:
+        if sets and (len(text) > _MAX_SET or _nesting(text) > 3 or _SLOW_IN_SETS.search(text)):
+            return None
+        if sets:
+            return converter.parse(with_symbols(text))
+        parser = converter.create_parser(with_symbols(text))
+        if r"\int" not in text:
+            parser._interp.predictionMode = _SHORT_SIGHTED
+        tree = parser.relation()
+        if parser.getTokenStream().LA(1) != -1:
+            return None
+        return converter.convert_relation(tree)
+    except Exception:  # noqa: BLE001 - the listener raises bare Exceptions, the converter whatever sympy does
+        return None

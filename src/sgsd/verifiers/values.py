@@ -1,0 +1,139 @@
+"""The values of expressions: exact as long as they are rational, else to 100 digits. Nothing is simplified."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+from fractions import Fraction
+from typing import Any
+
+sympy: Any = importlib.import_module("sympy")
+mpmath: Any = importlib.import_module("mpmath")
+mp = mpmath.MPContext()
+mp.dps = 100
+_CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "pi": mp.pi}
+_FUNCTIONS = {
+    "exp": mp.exp,
+    "sin": mp.sin,
+    "cos": mp.cos,
+    "tan": mp.tan,
+    "cot": mp.cot,
+    "sec": mp.sec,
+    "csc": mp.csc,
+    "asin": mp.asin,
+    "acos": mp.acos,
+    "atan": mp.atan,
+    "sinh": mp.sinh,
+    "cosh": mp.cosh,
+    "tanh": mp.tanh,
+    "Abs": mp.fabs,
+    "floor": mp.floor,
+    "ceiling": mp.ceil,
+}
+_CALCULUS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
+_LARGEST = 10_000
+_EXACT_BITS = 40_000
+_LARGEST_EXPONENT = 10**6
+_DRAW = random.SystemRandom()  # at points that nobody knows, an expression cannot be made to agree
+_POINTS = [[Fraction(sign * _DRAW.randrange(200_000, 1_700_000), 1_000_003) for _ in range(60)] for sign in (1, 1, -1)]
+Value = Any  # a Fraction as long as the value is rational, else a number of mpmath
+
+
+class _UnknownValueError(ValueError):
+    """An expression has no value: a function that nobody knows, a division by zero."""
+
+
+def _value(expression: Any, point: dict[str, Fraction]) -> Value:
+    """The value of an expression with its variables at a point: exact as long as it is rational, else to 100 digits.
+
+    Raises:
+        _UnknownValueError: if it has none.
+    """
+    name = expression.func.__name__
+    if expression.is_Rational:
+        return Fraction(expression.p, expression.q)
+    if expression.is_Symbol:
+        return (_CONSTANTS | point)[expression.name]
+    if expression in (sympy.oo, -sympy.oo):
+        return mp.inf if expression is sympy.oo else -mp.inf
+    if expression is sympy.E:
+        return mp.e
+    values = [_value(argument, point) for argument in expression.args]
+    if name in {"Add", "Mul"}:
+        total = values[0]
+        for value in values[1:]:
+            if not (isinstance(total, Fraction) and isinstance(value, Fraction)):
+                total, value = mp.convert(total), mp.convert(value)
+            total = total + value if name == "Add" else total * value
+            if isinstance(total, Fraction) and total.denominator.bit_length() > _EXACT_BITS:
+                total = mp.convert(total)
+        return total
+    if name == "Pow":
+        return _power(*values)
+    if name == "log":
+        logarithms = [mp.log(mp.convert(value)) for value in values]
+        return logarithms[0] / (logarithms[1] if len(values) > 1 else 1)
+    if name == "UnevaluatedExpr":
+        return values[0]
+    small = all(isinstance(value, Fraction) and value.denominator == 1 and 0 <= value <= _LARGEST for value in values)
+    if name == "factorial":
+        return Fraction(math.factorial(int(values[0]))) if small else mp.gamma(_moderate(values[0]) + 1)
+    if name == "binomial":
+        return Fraction(math.comb(*map(int, values))) if small else mp.binomial(*map(_moderate, values))
+    if name in _FUNCTIONS and len(values) == 1:
+        return _FUNCTIONS[name](_moderate(values[0]))
+    raise _UnknownValueError(name)
+
+
+def _moderate(value: Value) -> Value:
+    """The value, as a number of mpmath. Raises ``_UnknownValueError`` where its exponential would not fit."""
+    value = mp.convert(value)
+    if not abs(value) <= _LARGEST_EXPONENT:
+        raise _UnknownValueError("too large")
+    return value
+
+
+def _power(base: Value, exponent: Value) -> Value:
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction):
+        if base == 0 and exponent <= 0:
+            raise _UnknownValueError("0^0")
+        bits = base.numerator.bit_length() + 8 * (base.denominator.bit_length() - 1)
+        if exponent.denominator == 1 and abs(exponent) * bits <= _EXACT_BITS:
+            return base ** int(exponent)
+    if abs(_moderate(exponent)) * max(1, abs(mp.mag(base)) if base else 1) > _LARGEST_EXPONENT:
+        raise _UnknownValueError("too large")
+    return mp.power(mp.convert(base), mp.convert(exponent))
+
+
+def number(expression: Any, point: dict[str, Fraction] | None = None) -> Value | None:
+    """The value of a constant, or of an expression at a point; ``None`` if it has none."""
+    try:
+        value = _value(expression.doit() if expression.has(*_CALCULUS) else expression, point or {})
+    except (_UnknownValueError, KeyError, ArithmeticError, ValueError, TypeError, RecursionError, NotImplementedError):
+        return None
+    return None if not isinstance(value, Fraction) and mp.isnan(value) else value
+
+
+def close(first: Value, second: Value) -> bool:
+    """Whether two numbers are equal: exactly if they are rational, else to 30 digits relative to their size."""
+    if isinstance(first, Fraction) and isinstance(second, Fraction):
+        return first == second
+    first, second = mp.convert(first), mp.convert(second)
+    if first == second or mp.isinf(first) or mp.isinf(second):
+        return bool(first == second)
+    return bool(abs(first - second) <= (abs(first) + abs(second)) * mp.mpf("1e-30"))
+
+
+def values(*expressions: Any) -> list[list[Value]]:
+    """The values of each expression at points: none of them special, of both signs. Empty where one has no value."""
+    names = sorted({symbol.name for e in expressions for symbol in e.free_symbols} - _CONSTANTS.keys())
+    rows: list[list[Value]] = [[] for _ in expressions]
+    for draws in _POINTS:
+        point = {name: draws[place % len(draws)] + place // len(draws) for place, name in enumerate(names)}
+        for row, expression in zip(rows, expressions, strict=True):
+            value = number(expression, point)
+            if value is None:
+                return []
+            row.append(value)
+    return rows
