@@ -12,7 +12,16 @@ import pytest
 
 from sgsd.verifiers import Extraction, Outcome
 from sgsd.verifiers import math as maths
-from sgsd.verifiers.expressions import DROPPED, NUMBERS_ONLY, TOO_LARGE, as_latex, parse, sympy, with_symbols
+from sgsd.verifiers.expressions import (
+    DROPPED,
+    NUMBERS_ONLY,
+    TOO_LARGE,
+    as_latex,
+    close_evaluation,
+    parse,
+    sympy,
+    with_symbols,
+)
 from sgsd.verifiers.grade import grade_extraction, read_reference
 from sgsd.verifiers.reading import read_answer
 from sgsd.verifiers.tidy import key, tidy
@@ -74,7 +83,9 @@ def test_no_letter_of_a_text_is_dropped(text: str):
 
 
 @pytest.mark.parametrize("code", ["Symbol ('x' )", "__import__ ('os' )", "Integer (1 ).real", "Integer .mro ()"])
-def test_sympy_evaluates_numbers_alone(code: str):
+def test_sympy_evaluates_numbers_alone_in_a_worker(code: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sympy.parsing.sympy_parser, "stringify_expr", sympy.parsing.sympy_parser.stringify_expr)
+    close_evaluation()
     assert not NUMBERS_ONLY.fullmatch(code)
     assert sympy.Number("12") == 12
     with pytest.raises(Exception, match="not evaluated"):

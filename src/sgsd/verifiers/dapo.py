@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from sgsd.verifiers.expressions import close_evaluation
 from sgsd.verifiers.math import math_verify
 
 TAIL = 500
@@ -40,8 +41,12 @@ def _is_right(text: str, reference: str) -> bool:
     given = _extract(text[-TAIL:])
     if given is None:
         return False
-    parsed: list[list[Any]] = [math_verify.parse(one, parsing_timeout=None) for one in (reference, given)]
-    return bool(math_verify.verify(*parsed, timeout_seconds=None))
+    reopen = close_evaluation()
+    try:
+        parsed: list[list[Any]] = [math_verify.parse(one, parsing_timeout=None) for one in (reference, given)]
+        return bool(math_verify.verify(*parsed, timeout_seconds=None))
+    finally:
+        reopen()
 
 
 def _extract(tail: str) -> str | None:

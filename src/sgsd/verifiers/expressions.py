@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -27,20 +28,26 @@ for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-# sympy evaluates texts as Python: math-verify hands it digits. Nothing but numbers and arithmetic gets there.
-_sympy_parser: Any = importlib.import_module("sympy.parsing.sympy_parser")
-_to_python = _sympy_parser.stringify_expr
 NUMBERS_ONLY = re.compile(r"(?:Integer|Float|Rational|'\d[\d.]*'|\d+(?:\.\d*)?|[ ()+\-*/,])*")
 
 
-def _numbers_to_python(*arguments: Any) -> str:
-    code = _to_python(*arguments)
-    if not NUMBERS_ONLY.fullmatch(code):
-        raise ValueError(f"not evaluated: {code[:80]}")
-    return code
+def close_evaluation() -> Callable[[], None]:
+    """Let sympy evaluate nothing but numbers and arithmetic in this process, until the function returned is called.
 
+    It evaluates texts as Python, and math-verify hands it digits.
+    """
+    parser: Any = importlib.import_module("sympy.parsing.sympy_parser")
+    to_python = parser.stringify_expr
 
-_sympy_parser.stringify_expr = _numbers_to_python
+    def numbers_to_python(*arguments: Any) -> str:
+        code = to_python(*arguments)
+        if not NUMBERS_ONLY.fullmatch(code):
+            raise ValueError(f"not evaluated: {code[:80]}")
+        return code
+
+    parser.stringify_expr = numbers_to_python
+    return lambda: setattr(parser, "stringify_expr", to_python)
+
 
 _MAX_LENGTH = 400
 _MAX_DEPTH = 12

@@ -47,6 +47,10 @@ def load(grader: str) -> Loaded:
 
         return Loaded(reward.make_grader(**options), lambda answer: None if answer.strip() else _UNREADABLE)
     module = importlib.import_module(f"sgsd.verifiers.{kind}")
+    if kind == "math":
+        from sgsd.verifiers.expressions import close_evaluation
+
+        close_evaluation()
     grade: Grader = module.make_grader(**options)
     return Loaded(lambda completion, answer, context: grade(completion, answer), _check(kind, module))
 
