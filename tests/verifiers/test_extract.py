@@ -52,7 +52,7 @@ def test_it_finds_the_answer_and_says_where(completion: str, text: str, found: F
         (r"\boxed{4} \boxed{}", "empty box"),
         ("The answer is not 5", "denied answer"),
         (r"\boxed{5} is wrong", "denied answer"),
-        ("```\n5\n```", "no answer"),
+        ("```python\nprint(5)\n```", "no answer"),
     ],
 )
 def test_it_says_why_there_is_no_answer(completion: str, reason: str):

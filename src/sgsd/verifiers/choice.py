@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import re
+
 from sgsd.verifiers.extract import NO_ANSWER, extract_choice
 from sgsd.verifiers.grade import UNREADABLE
 from sgsd.verifiers.letters import letters_of, option
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
+_CLAUSE = re.compile(
+    r"[,;?!。，；？！\n]|\.(?= |$)|\b(?=(?:rather than|instead of|because|since|as|so|therefore|hence|whereas|while|although)\b)"
+    r"|(?<!anything )(?<!all )(?<!everything )(?<!none )\bbut\b",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r" ?(?:because|since|as|whereas|while|although)\b", re.IGNORECASE)
+_REFUSED = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
+    r"|other than|(?:anything|all|everything|none) but|opposite|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\b.*\bout|reject\w*"
+    r"|discard\w*|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w*|fails?|if)\b|n['’]t\b|不|错|아니|ない|nicht\b",
+    re.IGNORECASE,
+)
+
+
+def affirmed(statement: str) -> list[str]:
+    """The distinct options that a statement affirms: not those it excludes, asks for, or explains itself by."""
+    named: list[str] = []
+    start = 0
+    for mark in [*_CLAUSE.finditer(statement), None]:
+        clause = statement[start : mark.start() if mark else len(statement)]
+        asked = mark is not None and mark[0] in ("?", "？")
+        start = mark.end() if mark else start
+        if named and _REASON.match(clause):
+            break
+        if not asked and not _REFUSED.search(clause) and not _REASON.match(clause):
+            named += letters_of(clause)
+    return list(dict.fromkeys(named))
+
 
 def make_grader() -> Grader:
-    """Correct if the extracted answer names one option, the reference's."""
+    """Correct if the extracted answer affirms one option, the reference's."""
 
     def grade(completion: str, answer: str) -> Verdict:
         expected = option(answer)
@@ -19,7 +49,7 @@ def make_grader() -> Grader:
         found = extract_choice(completion)
         if found.text is None:
             return Verdict(Outcome.INCORRECT, found.reason or NO_ANSWER)
-        named = letters_of(found.text)
+        named = affirmed(found.text)
         if len(named) == 1:
             return Verdict(Outcome.CORRECT if named[0] == expected else Outcome.INCORRECT, None, named[0])
         return Verdict(Outcome.INCORRECT, "several answers" if named else NO_ANSWER, found.text[:200])

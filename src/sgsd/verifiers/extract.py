@@ -1,35 +1,40 @@
-"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no
+r"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no
 other.
 
-The policy, first match wins (``docs/verifier.md`` has the measurements behind it):
+First, what is no answer goes: thoughts (``thinking``), what follows the model's turn, code, ``<<3*4=12>>``. Blanks are
+collapsed. Then the first of these that there is counts (``docs/verifier.md`` has the measurements behind it):
 
-0. Only what follows the last ``</think>`` counts; an unclosed ``<think>`` means no answer. Fenced code blocks,
-   chat-template tokens and ``<<3*4=12>>`` annotations are removed first.
-1. ``<answer>…</answer>``: only the text inside counts.
+1. ``<answer>…</answer>``, or a JSON object's ``"answer"``.
 2. Boxes. Equal boxes are one box; different ones are a *list* of answers, and so are right only where the reference is
-   that list. An unclosed or empty last box means no answer. ``Final Answer: The final answer is X. I hope it is
-   correct.`` after the last box replaces it.
-3. A final-answer phrase, the last one: ``#### X``, ``Answer: X``, ``A: X``, ``the answer is X``, ``答案是X``.
-4. A completion that is nothing but an answer: one short line without prose.
-5. The last mathematics or number in the last line that has any, with everything that belongs to it: of ``54, 55, 56``
-   or ``28 + 28`` that is the whole, never the last number alone.
+   that list. An unclosed or empty last box means no answer.
+3. What the last announcement announces: ``#### X``, ``Answer: X``, ``the answer is X``, ``la respuesta es X``.
+4. A completion that is nothing but an answer: one line without prose.
+5. The last value of the last line that has any, with everything that belongs to it: of ``54, 55, 56`` or ``28 + 28``
+   that is the whole, never the last number alone.
 
-An answer that the sentence around it denies ("the answer is not 56", "56 is wrong") is no answer.
+An answer that the words around it deny, question, take back or change is no answer.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sgsd.verifiers.boxes import boxes, inside_expression, opened
+from sgsd.verifiers import phrases
+from sgsd.verifiers.boxes import Mathematics, boxes, inside_expression, mathematics, opened
+from sgsd.verifiers.letters import letters_of
 from sgsd.verifiers.numerals import read_numeral
+from sgsd.verifiers.thinking import answer_part
 from sgsd.verifiers.tidy import balanced, key, tidy, words
 
 MAX_CHARACTERS = 400_000
 MAX_ANSWER = 4_000
 MAX_TEXT = 40_000
+_MAX_LINE = 20_000
+_MAX_GUESSES = 100
+_AROUND = 80
 
 
 class Found(StrEnum):
@@ -50,7 +55,7 @@ class Extraction:
         text: the answer as written, without its box, phrase or ``$``; ``None`` if there is none.
         found: where it stood.
         reason: why there is none.
-        several: whether ``text`` joins several different boxes.
+        several: whether ``text`` joins several different answers.
     """
 
     text: str | None
@@ -61,81 +66,8 @@ class Extraction:
 
 NO_ANSWER = "no answer"
 DENIED = "denied answer"
-
-_THINK_CLOSE = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>", re.IGNORECASE)
-_THINK_OPEN = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>", re.IGNORECASE)
-_NEXT_TURN = re.compile(
-    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|eot_id\|>|<\|im_end\|>|<\|endoftext\|>|</s>|<end_of_turn>"
-)
-_CHAT_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
-_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
-_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-
-_HOPE = re.compile(
-    r"final answer:?\**\s*(?:the (?:final )?answer is:?)?((?:(?!final answer)[^\n]){1,600}?)\.?\s*i hope", re.IGNORECASE
-)
-_PHRASES = (
-    re.compile(r"(?<!#)#{4,8}[ \t]*(?=[^\s#])(?P<x>[^\n]{1,2000})$", re.MULTILINE),
-    re.compile(
-        r"(?:^|(?<=[\s*_#>\-(.。]))(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|result)\b(?:\s+to\s+[^.:\n]{1,80}?)?\s*[*_]{0,3}\s*"
-        r"(?::|=|：|\bis\b\s*:?|\bwould be\b|\bmust be\b|\bshould be\b|\n)\s*[*_]{0,3}[ \t]*\n?\s*(?P<x>[^\n]{1,2000})",
-        re.IGNORECASE,
-    ),
-    re.compile(r"^[*_ \t]{0,4}A[*_]{0,2}:[*_]{0,2}[ \t]*(?P<x>[^\n]{1,2000})$", re.MULTILINE),
-    re.compile(r"(?:答案|最终答案|最后答案|结果)\s*(?:是|为|：|:|等于)+\s*(?P<x>[^\n。]{1,2000})"),
-)
-_NEGATION = re.compile(
-    r"(?:\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm) of"
-    r"|\bnot|n't|n’t|\bnever|\bneither|\bcannot be|\\neq?|≠|!=|\brather than|\binstead of|\bexcept|不是|不等于)"
-    r"(?:\s+(?:equal(?:\s+to)?|be|is|exactly|simply|just|the answer|:))*[\s:$*\\(\[{\"']*$",
-    re.IGNORECASE,
-)
-_DENIAL = re.compile(
-    r"^[\s$.*)\]}\"'\\]{0,6}(?:,?\s*(?:which|that|it|this|but (?:that|this|it)))?\s*"
-    r"(?:(?:is|was|are|would be)\s+(?:wrong|incorrect|false|impossible|(?:\w+ly )?not\b)|(?:is|was|are)n['’]t\b)",
-    re.IGNORECASE,
-)
-_MATH = re.compile(
-    r"\$\$(?P<a>[^$]{1,2000})\$\$|(?<!\\)\$(?P<b>(?:\\.|[^$\\]){1,2000})\$"
-    r"|\\\((?P<c>.{1,2000}?)\\\)|\\\[(?P<d>.{1,2000}?)\\\]",
-    re.DOTALL,
-)
-_JOINT = re.compile(r"[\s.,;]*(?:\\?\s*(?:text\{)?\s*(?:and|or|,|;)\s*\}?)?[\s.,;]*", re.IGNORECASE)
-_NUMBER = re.compile(r"\\frac\{-?\d+\}\{-?\d+\}|\d+(?:[.,]\d+)*|\.\d+")
-# What may stand between two numbers and make them one expression, equation or list.
-_RUN = re.compile(
-    r"(?:(?:\\(?:frac|dfrac|sqrt|times|cdot|div|pm|approx|left|right|pi|leq?|geq?)\b|[€£¥₹$]"
-    r"|\b(?:or|and|to|through|minus|plus|times|mod|sqrt)\b|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√]"
-    r"|\d+(?:[.,]\d+)*|\.\d+|(?<![A-Za-z\d])[xX](?![A-Za-z]))[ \t]*)+"
-)
-_UNIT_AFTER = re.compile(
-    r"[ \t]*(?:\\?%|percent\b|pct\b|°|\^\\circ|\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km)(?![A-Za-z]))?"
-)
-_WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
-_SENTENCE_END = re.compile(
-    r"(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])"
-)
-_NEGATED = re.compile(r"\$?\s*(?:not\b|n't|isn't|never\b|\\neq?|≠|不是)", re.IGNORECASE)
-# In a sentence, these make another value of the number beside them.
-_CHANGED = re.compile(
-    r"\b(?:to the (?:power|\w+(?:th|rd|nd))|squared|cubed|factorial|times|twice|half|thirds?|plus|minus"
-    r"|(?:divid|multipli)ed by|(?:more|less|fewer|greater|smaller) than|at (?:least|most)|between|up to|modulo?)\b",
-    re.IGNORECASE,
-)
-_GAVE_UP = re.compile(
-    r"\bI (?:give up|(?:do not|don['’]t) know|(?:cannot|can['’]t) (?:say|tell|answer|solve))\b", re.IGNORECASE
-)
-_DENIED = re.compile(r"\b(?:is|are) (?:wrong|incorrect|(?:\w+ly )?not)\b", re.IGNORECASE)
-_VERB = re.compile(r"\b(?:is|are|be|equals?|it's|that's)(?![A-Za-z']):?|(?<![<>!=\d])(?<!\d ):(?=\s)")
-_QUESTION = re.compile(r"[^.!?]{0,200}\?\W*$")
-_ASIDE = re.compile(r",? (?:which|because|since|as (?:the|it|we|this)|where)\b|, (?:and )?not\b", re.IGNORECASE)
-_ANSWER_COLON = re.compile(r"answer(?: is)?\**\s*:\** ?", re.IGNORECASE)
-_PREDICATE = re.compile(
-    r"\b(?:is|are|not|it's|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?|makes?|made"
-    r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|(?<!\d)(?<!\d ):\s",
-    re.IGNORECASE,
-)
+_NOTHING = Extraction(None, reason=NO_ANSWER)
+_DENIED = Extraction(None, reason=DENIED)
 
 
 def extract_answer(completion: str) -> Extraction:
@@ -143,19 +75,29 @@ def extract_answer(completion: str) -> Extraction:
 
     Never raises, and takes time linear in the length. Only the last 400,000 characters are looked at.
     """
-    text = _spoken_part(completion)
+    text = spoken(completion)
     if isinstance(text, Extraction):
         return text
-    return _tagged(text) or _boxed(text) or _phrased(text) or _unmarked(text)
+    return _marked(text) or _announced(text) or _unmarked(text)
 
 
 def extract_choice(completion: str) -> Extraction:
-    """As ``extract_answer``, for multiple choice: with no box and no phrase, the last line is the answer."""
-    text = _spoken_part(completion)
+    """As ``extract_answer``, for multiple choice: the whole statement in which the answer stands, to be looked through
+    for options. Without box or announcement, the last line that names one."""
+    text = spoken(completion)
     if isinstance(text, Extraction):
         return text
-    marked = _tagged(text) or _boxed(text) or _phrased(text)
-    return marked or Extraction(text.rstrip().rpartition("\n")[2][-MAX_ANSWER:], Found.LAST)
+    marked = _marked(text)
+    if marked is not None:
+        return marked
+    marks = sorted([*phrases.announcements(text), *(mark.span() for mark in phrases.CHOSEN.finditer(text))])
+    for start, end in reversed(marks[-_MAX_GUESSES:]):
+        line, _, more = text[end : end + MAX_ANSWER].lstrip(" *_:>\n").partition("\n")
+        if letters_of(line):
+            supposed = phrases.SUPPOSED.search(text[max(0, start - _AROUND) : start])
+            return _DENIED if supposed or phrases.TAKEN_BACK.match(more) else Extraction(line, Found.PHRASE)
+    line = next((line for line in reversed(text.split("\n")[-50:]) if letters_of(line[-MAX_ANSWER:])), "")
+    return Extraction(line[-MAX_ANSWER:], Found.LAST) if line else _NOTHING
 
 
 def extract_lines(completion: str, *, lines: int) -> Extraction:
@@ -165,47 +107,87 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
     ``Answer:``, or the last ``lines`` lines, a code fence around them not counting. Of one line, it is what follows
     ``Answer:``, or the whole completion if that is one line, or else what ``extract_answer`` finds.
     """
-    text = _spoken_part(completion if lines <= 1 else completion.replace("```", ""))
+    text = spoken(completion) if lines <= 1 else _own_turn(completion)
     if isinstance(text, Extraction):
         return text
-    marked = _tagged(text) or _boxed(text)
+    if lines <= 1:
+        marked = _marked(text) or _announced(text)
+        if marked is not None or "\n" in text:
+            return marked or _unmarked(text)
+        return Extraction(text[:MAX_TEXT], Found.WHOLE)
+    text = text.replace("```", "")
+    marked = _marked(text)
     if marked is not None:
         return marked
-    if lines > 1:
-        tail = _last_match(_ANSWER_COLON, text)
-        chosen = text[tail.end() :] if tail else "\n".join(text.rstrip().split("\n")[-lines:])
-        chosen = chosen.strip("\n").rstrip()
-        return (
-            Extraction(chosen[:MAX_TEXT], Found.PHRASE if tail else Found.LAST)
-            if chosen.strip()
-            else Extraction(None, reason=NO_ANSWER)
-        )
-    phrase = _phrased(text)
-    if phrase is not None:
-        return phrase
-    return Extraction(text[:MAX_TEXT], Found.WHOLE) if "\n" not in text else _unmarked(text)
+    *_, tail = _ANSWER_COLON.split(text)
+    chosen = tail if tail is not text else "\n".join(text.rstrip().split("\n")[-lines:])
+    chosen = chosen.strip("\n").rstrip()
+    found = Found.LAST if tail is text else Found.PHRASE
+    return Extraction(chosen[:MAX_TEXT], found) if chosen.strip() else _NOTHING
 
 
-def _last_match(pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] | None:
-    match = None
-    for match in pattern.finditer(text, start):  # noqa: B007 - the last one is wanted
-        pass
-    return match
+_ANSWER_COLON = re.compile(r"answer(?: is)?\**:\** ?", re.IGNORECASE)
+
+# ---- what a model says in its turn
 
 
-def _spoken_part(completion: str) -> str | Extraction:
-    """The part of a completion that is meant for the reader; an ``Extraction`` without text if there is none."""
+_NEXT_TURN = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|eot|endoftext|end_of_text|return|user|turn)\|?>|<\|start\|>(?!assistant)"
+    r"|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]|<｜(?:end▁of▁sentence|User)｜>"
+)
+_CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
+_FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
+_NO_CODE = frozenset(
+    ("", *"text txt plaintext plain latex tex math json jsonc yaml xml markdown md output answer".split())
+)
+_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
+_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")
+
+
+def _own_turn(completion: str) -> str | Extraction:
     text = completion[-MAX_CHARACTERS:]
-    close = _last_match(_THINK_CLOSE, text)
-    if close is not None:
-        text = text[close.end() :]
-    if _THINK_OPEN.search(text):
-        return Extraction(None, reason="unclosed think tag")
     turn = _NEXT_TURN.search(text, 1)
     if turn and text[: turn.start()].strip():
         text = text[: turn.start()]
-    text = _CALCULATOR.sub("", _FENCE.sub("\n", _CHAT_TOKEN.sub(" ", text))).strip()
-    return text or Extraction(None, reason=NO_ANSWER)
+    text = answer_part(text)
+    if text is None:
+        return Extraction(None, reason="unclosed think tag")
+    return _CHAT_TOKEN.sub(" ", text) if text.strip() else _NOTHING
+
+
+def spoken(completion: str) -> str | Extraction:
+    """The part of a completion that may hold its answer, a line of it in each line; an ``Extraction`` without text if
+    there is none.
+
+    Emphasis goes; a run of blanks, of any kind, becomes one blank, and a displayed formula one line.
+    """
+    text = _own_turn(completion)
+    if isinstance(text, Extraction):
+        return text
+    text = _FENCE.sub(lambda fence: f"\n{fence[2]}\n" if fence[1].lower() in _NO_CODE else "\n", text)
+    text = _EMPHASIS.sub("", _CALCULATOR.sub("", text))
+    text = "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
+    pieces: list[str] = []
+    position = 0
+    for piece in mathematics(text):
+        pieces += [text[position : piece.start], text[piece.start : piece.end].replace("\n", " ")]
+        position = piece.end
+    return "".join([*pieces, text[position:]]) or _NOTHING
+
+
+# ---- tags, JSON, boxes
+
+_ANSWER_TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
+_OBJECT = re.compile(r"^ ?\{ ?[\"'](?=\w)", re.MULTILINE)
+_FIELD = re.compile(
+    r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[\"'] ?: ?"
+    r"(?:\"((?:[^\"\\]|\\.)*+)\"|'((?:[^'\\]|\\.)*+)'|\[([^\[\]]*+)\]|([^\s,}\"'\[{][^,}\n]*+))",
+    re.IGNORECASE,
+)
+
+
+def _marked(text: str) -> Extraction | None:
+    return _tagged(text) or _field(text) or _boxed(text)
 
 
 def _tagged(text: str) -> Extraction | None:
@@ -213,54 +195,70 @@ def _tagged(text: str) -> Extraction | None:
     start = None
     for mark in _ANSWER_TAG.finditer(text):
         if mark[1] and start is not None and text[start : mark.start()].strip():
-            tags.append(text[start : mark.start()])
+            tags.append(text[start : mark.start()].strip())
         start = None if mark[1] else mark.end()
-    if not tags:
+    return _one_of(tags, Found.PHRASE) if tags else None
+
+
+def _field(text: str) -> Extraction | None:
+    """The answer of a JSON object, strict or not. The reasoning in its other fields is not looked at."""
+    start = _OBJECT.search(text)
+    if start is None:
         return None
-    if len({_identity(tag[:MAX_ANSWER]) for tag in tags[:100]}) > 1:
-        return Extraction(" ; ".join(tag.strip() for tag in tags)[:MAX_ANSWER], Found.PHRASE, several=True)
-    return _boxed(tags[-1]) or Extraction(tags[-1].strip()[:MAX_ANSWER], Found.PHRASE)
+    end = text.rfind("}") + 1 or len(text)
+    fields = list(_FIELD.finditer(text, start.start()))
+    if not fields or boxes(text[: start.start()])[0] or boxes(text[end:])[0]:
+        return None
+    values = [next(group for group in field.groups() if group is not None) for field in fields]
+    return _one_of([_unescaped(value) for value in values], Found.PHRASE)
 
 
-def _denied(text: str, start: int, end: int) -> bool:
-    before = text[max(0, start - 60) : start]
-    return bool(_NEGATION.search(before)) or bool(_DENIAL.match(text[end : end + 80]))
+def _unescaped(value: str) -> str:
+    r"""A JSON string's text. ``\\frac`` and, as models write it, ``\frac`` are the same."""
+    return re.sub(r'\\([\\"/])', r"\1", value).strip()
+
+
+def _one_of(answers: list[str], found: Found) -> Extraction:
+    """One answer, if those given in one kind of place are the same."""
+    if len({_identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
+        return Extraction(" ; ".join(answers)[:MAX_ANSWER], found, several=True)
+    answer = answers[-1]
+    boxed = _boxed(answer)
+    if boxed is not None:
+        return boxed
+    if _is_prose(answer):
+        return _announced(answer) or _stated(answer, found)
+    return Extraction(answer[:MAX_ANSWER], found) if answer else _NOTHING
 
 
 def _boxed(text: str) -> Extraction | None:
     found, unclosed = boxes(text)
     if not found and not unclosed:
         return None
-    end = found[-1][1] if found else 0
-    hope = _last_match(_HOPE, text, end)
-    if hope is not None:
-        return _from_phrase(text, hope.start(1), hope.end(1))
+    start, end, _ = found[-1] if found else (0, 0, "")
+    hope = text.rfind(phrases.HOPE, end)
+    if hope >= 0:
+        return _announced(text[end:hope])
     if unclosed:
         return Extraction(None, reason="unclosed box")
     contents = [opened(content) for _, _, content in found]
     if not contents[-1]:
         return Extraction(None, reason="empty box")
-    if _denied(text, found[-1][0], end):
-        return Extraction(None, reason=DENIED)
-    if inside_expression(text, found[-1][0], end):
+    if _is_denied(text, start, end):
+        return _DENIED
+    if inside_expression(text, start, end):
         return Extraction(None, reason="box inside an expression")
     distinct: dict[str, str] = {}
-    for content in contents:
-        if content:
-            distinct.setdefault(_identity(content[:MAX_ANSWER]), content)
-        if len(distinct) > 100:
+    for content in filter(None, contents):
+        distinct.setdefault(_identity(content[:MAX_ANSWER]), content)
+        if len(distinct) > _MAX_GUESSES:
             return Extraction(None, reason="several answers")
     joined = ", ".join(distinct.values())
-    if (
-        len(distinct) == 1
-        and len(joined) <= MAX_ANSWER
-        and _sentence(said := words(joined))
-        and not _CHANGED.search(said)
-    ):
-        inner = _from_phrase(said, 0, len(said))
-        return Extraction(inner.text, Found.BOX, inner.reason, inner.several)
     if len(joined) > MAX_ANSWER:
-        return Extraction(joined[:MAX_ANSWER], Found.BOX, reason="too long", several=len(distinct) > 1)
+        return Extraction(joined[:MAX_ANSWER], Found.BOX, "too long", len(distinct) > 1)
+    said = words(joined)
+    if len(distinct) == 1 and _is_prose(said):
+        return _announced(said) or _stated(said, Found.BOX)
     return Extraction(joined, Found.BOX, several=len(distinct) > 1)
 
 
@@ -271,198 +269,233 @@ def _identity(answer: str) -> str:
     return key(text) if numeral is None else f"{numeral.value}{'%' * numeral.percent} {numeral.unit}"
 
 
-def _phrased(text: str) -> Extraction | None:
-    hope = _last_match(_HOPE, text)
-    if hope is not None:
-        return _from_phrase(text, hope.start(1), hope.end(1))
-    best: re.Match[str] | None = None
-    for pattern in _PHRASES:
-        for match in pattern.finditer(text):
-            line = match.end("x")
-            # "The answer is 12. No, the answer is 13.": one line, two phrases.
-            while (stop := _SENTENCE_END.search(text, match.start("x"), line)) and (
-                later := pattern.search(text, stop.end(), line)
-            ):
-                match = later
-            if best is None or match.start("x") >= best.start("x"):
-                best = match
-    if best is None:
-        return None
-    return _from_phrase(text, best.start("x"), best.end("x"))
+def _is_denied(text: str, start: int, end: int) -> bool:
+    """Whether the words right around an answer deny it, ask for it or take it back."""
+    before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
+    return bool(phrases.NOT_BEFORE.search(before) or phrases.TAKEN_BACK.match(after))
 
 
-def _from_phrase(text: str, start: int, end: int) -> Extraction:
-    """The answer in what follows ``Answer:`` and the like."""
-    display = _MATH.match(text, start)
-    if display is not None and display.end() > end:
-        end = display.end()
-    phrase = text[start:end]
-    sentence = _SENTENCE_END.search(phrase)
-    if sentence is not None and "$" not in phrase[sentence.start() :]:
-        phrase = phrase[: sentence.start()]
-    phrase = phrase.strip().strip("*_`\"' ").rstrip(".。!,;").strip("*_`\"' ")
-    if phrase.endswith("\\") or phrase.startswith('\\"'):
-        phrase = phrase.replace('\\"', "").strip("\\\"' ")
-    if not phrase:
-        return Extraction(None, reason=NO_ANSWER)
-    verb = _last_match(_VERB, _hide_math(phrase))
-    tail = phrase[verb.end() :].strip("*_ ") if verb else ""
-    said = tail if _NUMBER.search(tail) or _MATH.search(tail) else phrase
+# ---- announcements
+
+
+def _announced(text: str) -> Extraction | None:
+    """What the last announcement that says something announces."""
+    for mark, start in reversed(phrases.announcements(text)[-_MAX_GUESSES:]):
+        end = text.find("\n", start)
+        if 0 <= end and not text[start:end].strip(" *_:>"):
+            start = end + 1
+            end = text.find("\n", start)
+        line = text[start : end if end >= 0 else len(text)][:_MAX_LINE]
+        if not line or phrases.EMPTY_WORDS.match(line[:_AROUND]):
+            continue
+        if phrases.SUPPOSED.search(text[max(0, mark - _AROUND) : mark]):
+            return _DENIED
+        stated = _stated(line, Found.PHRASE)
+        if stated.text is not None and phrases.TAKEN_BACK.match(text[start + len(line) : start + len(line) + _AROUND]):
+            return _DENIED
+        return stated
+    return None
+
+
+def _stated(line: str, found: Found) -> Extraction:
+    """The one answer that a statement names: itself, or the value in it."""
+    pieces = mathematics(line)
+    end = next((m for m in phrases.SENTENCE_END.finditer(line) if not _within(pieces, m.start())), None)
+    sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
+    if sentence.rstrip("*_`\"' )").endswith(("?", "？")) or phrases.TAKEN_BACK.match(rest):
+        return _DENIED
+    note = next((m for m in phrases.NOTE.finditer(sentence) if not _within(pieces, m.start())), None)
+    if note is not None and (before := sentence[: note.start()].strip()):
+        sentence = before
+    sentence = _stripped(sentence)
+    if not sentence:
+        return _NOTHING
+    if phrases.WRONG.search(sentence):
+        return _DENIED
+    said = sentence
+    verbs = [m for m in phrases.VERB.finditer(sentence) if not _within(mathematics(sentence), m.start())]
+    if verbs and _values(tail := sentence[verbs[-1].end() :].strip()):
+        said = tail
     # Of "the number is not 10, it is 11" only what the last verb says counts.
-    if (
-        _NEGATED.match(said)
-        or _DENIED.search(said)
-        or (said is phrase and _NEGATION.search(text[max(0, start - 12) : start]))
-    ):
-        return Extraction(None, reason=DENIED)
-    aside = _ASIDE.search(phrase)
-    before = phrase[: aside.start()] if aside else ""
-    if aside and (_NUMBER.search(before) or _MATH.search(before)) and not _DENIED.search(before):
-        phrase = before.rstrip()
-        verb = _last_match(_VERB, _hide_math(phrase))
-        tail = phrase[verb.end() :].strip("*_ ") if verb else ""
-        said = tail if _NUMBER.search(tail) or _MATH.search(tail) else phrase
-    if not _prose(phrase) and not _sentence(phrase):
-        return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
-    if said is not phrase and not _prose(said):
-        return Extraction(said[:MAX_ANSWER], Found.PHRASE)
-    return _single(said)
+    if phrases.NOT.search(said) if _is_prose(said) else phrases.NOT.match(said) and _values(said):
+        return _DENIED
+    if not _is_prose(sentence):
+        return Extraction(sentence[:MAX_ANSWER], found)
+    if not _is_prose(said):
+        return Extraction(said[:MAX_ANSWER], found)
+    values = _values(said)
+    if not values:
+        return Extraction(said[:MAX_ANSWER], found)
+    distinct = {_identity(value.text): value for value in values}
+    if len(distinct) > 1:
+        return Extraction(", ".join(value.text for value in distinct.values())[:MAX_ANSWER], found, several=True)
+    return _valued(said, values[-1], found)
 
 
-def _hide_math(text: str) -> str:
-    return _MATH.sub(lambda m: " " * len(m[0]), text)
+def _within(pieces: Sequence[Mathematics], place: int) -> bool:
+    return any(piece.start <= place < piece.end for piece in pieces)
 
 
-def _single(phrase: str) -> Extraction:
-    """The one mathematical thing in a phrase that has prose too; several different ones stay a list."""
-    thing = _MATH.search(phrase) or _NUMBER.search(phrase)
-    if thing is not None and _NEGATION.search(phrase[: thing.start()]):
-        return Extraction(None, reason=DENIED)
-    spans = [next(g for g in m.groups() if g is not None).strip() for m in _MATH.finditer(phrase)]
-    rest = _MATH.sub(" ", phrase)
-    numbers = _NUMBER.findall(rest)
-    if spans and not numbers:
-        distinct = list({key(tidy(span)): span for span in spans})
-        chosen = list({key(tidy(span)): span for span in spans}.values())
-        if len(distinct) == 1 and "%" in rest[:200] and "%" not in chosen[0]:
-            return Extraction(chosen[0] + "\\%", Found.PHRASE)
-        return Extraction(", ".join(chosen)[:MAX_ANSWER], Found.PHRASE, several=len(distinct) > 1)
-    if len(set(numbers)) == 1 and not spans:
-        return Extraction(_run(phrase), Found.PHRASE)
-    if not numbers and not spans:
-        return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
-    run = _run(phrase)
-    return Extraction(
-        phrase[:MAX_ANSWER] if run is None else ", ".join([*spans, *numbers])[:MAX_ANSWER], Found.PHRASE, several=True
-    )
+def _stripped(text: str) -> str:
+    text = text.strip().strip("*_`\"' ").rstrip(".。!,;").strip("*_`\"' ")
+    text = re.sub(r"^\(([^()=]*+=[^()]*+)\)$", r"\1", text)
+    return text.replace('\\"', "").strip("\\\"' ") if text.endswith("\\") or text.startswith('\\"') else text
 
 
-def _prose(text: str) -> bool:
-    """Whether a line is more than an answer with its unit: four words or more, or mathematics inside a sentence."""
-    plain = re.sub(r"\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+", " ", _MATH.sub(" 1 ", text))
-    count = len([w for w in _WORD.findall(plain) if w.lower() not in {"and", "or", "sqrt", "pi"}])
-    has_value = bool(_NUMBER.search(text) or _MATH.search(text))
-    return count > (3 if has_value else 8)
+# ---- values in a line
+
+_TEXT = re.compile(r"\\text(?:bf|rm|normal)?\{[^{}]*\}")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
+_OTHER_SCRIPT = re.compile(r"(?!\d)[\u0400-\u1dff\u3040-\u9fff\uac00-\ud7a3]")
+_NO_PROSE = frozenset(
+    "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp".split()
+)
+_DIGITS = r"\d+(?:[.,]\d+)*+|\.\d+"
+_VALUE = re.compile(rf"\\frac\{{-?\d+\}}\{{-?\d+\}}|{_DIGITS}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    start: int
+    end: int
+    text: str
+
+
+def _is_prose(text: str) -> bool:
+    """Whether a text is a sentence about an answer rather than an answer, with its unit perhaps."""
+    pieces = mathematics(text)
+    plain = _COMMAND.sub(" ", _TEXT.sub(" ", _replaced(text, pieces, " 1 ")))
+    found = [word for word in _WORD.finditer(plain) if word[0].lower() not in _NO_PROSE]
+    if not pieces and not _VALUE.search(text):
+        return len(found) > 8
+    if phrases.PREDICATE.search(plain) or _OTHER_SCRIPT.search(plain):
+        return True
+    value = _VALUE.search(plain)
+    first = value.start() if value else 0
+    return len(found) > 4 or sum(word.start() < first for word in found) > 1
+
+
+def _replaced(text: str, pieces: Sequence[Mathematics], by: str = "") -> str:
+    """Without its mathematics: ``by`` in its place, or as many marks that nothing matches."""
+    parts: list[str] = []
+    position = 0
+    for piece in pieces:
+        parts += [text[position : piece.start], by or "\0" * (piece.end - piece.start)]
+        position = piece.end
+    return "".join([*parts, text[position:]])
 
 
 def _unmarked(text: str) -> Extraction:
-    """No box and no phrase: the whole, if it is nothing but an answer; else the last mathematics or number."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if not lines:
-        return Extraction(None, reason=NO_ANSWER)
-    bare = strip_all(text)
-    if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not _sentence(bare):
-        return Extraction(bare, Found.WHOLE)
-    whole = _MATH.fullmatch(text)
-    if whole is not None and len(text) <= MAX_ANSWER:
-        return Extraction(next(g for g in whole.groups() if g is not None).strip(), Found.WHOLE)
-    if _GAVE_UP.search(text[-300:]):
-        return Extraction(None, reason=DENIED)
+    """No box and no phrase: the whole, if it is nothing but an answer; else the last value."""
+    bare = _stripped(text)
+    lines = text.split("\n")
+    if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not _is_prose(bare):
+        pieces = mathematics(bare)
+        whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
+        return Extraction(pieces[0].inner if whole else bare, Found.WHOLE)
+    if phrases.GAVE_UP.search(text[-300:]):
+        return _DENIED
     for line in reversed(lines[-200:]):
-        if len(line) > 20_000:
-            line = line[-20_000:]
-        found = _last(line)
-        if found is not None:
-            return found
-    return Extraction(None, reason=NO_ANSWER)
+        line = line[-_MAX_LINE:]
+        if phrases.REMARK.match(line):
+            continue
+        note = phrases.NOTE.search(line)
+        if note and _values(line[: note.start()]):
+            line = line[: note.start()]
+        values = _values(line)
+        if values:
+            return _valued(line, values[-1], Found.LAST)
+    return _NOTHING
 
 
-def strip_all(text: str) -> str:
-    """Without the ``$`` around a single piece of mathematics, and without emphasis."""
-    text = text.strip().strip("*_`").strip()
-    whole = _MATH.fullmatch(text.rstrip("."))
-    return next(g for g in whole.groups() if g is not None).strip() if whole else text
+def _valued(line: str, value: _Value, found: Found) -> Extraction:
+    """A value, unless the words around it make it another or none."""
+    before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
+    if _is_denied(line, value.start, value.end) or after.rstrip("*_`\"' )$.").endswith(("?", "？")):
+        return _DENIED
+    if phrases.CHANGED_BEFORE.search(before) or phrases.CHANGED_AFTER.match(after):
+        return _DENIED
+    return Extraction(value.text[:MAX_ANSWER], found)
 
 
-def _sentence(line: str) -> bool:
-    """Whether a short line is a sentence about the answer rather than the answer."""
-    plain = re.sub(r"\\[A-Za-z]+", " ", re.sub(r"\\text(?:bf|rm|normal)?\{[^{}]*\}", " ", line))
-    plain = _MATH.sub(" 1 ", plain)
-    found = [w for w in _WORD.findall(plain) if w.lower() not in {"and", "or", "sqrt"}]
-    if not _NUMBER.search(line) and not _MATH.search(line):
-        return len(found) > 8
-    if _PREDICATE.search(plain):
-        return True
-    return len(found) > 5 or (bool(_MATH.search(line)) and bool(found) and bool(re.match(r"\s*[A-Za-z]{3,}", plain)))
+# What may stand between two numbers and make them one expression, equation or list.
+_TOKEN = re.compile(
+    rf"(?P<number>{_DIGITS})|\\(?:frac|dfrac|sqrt|times|cdot|div|pm|approx|left|right|pi|leq?|geq?)(?![A-Za-z])|[€£¥₹$]"
+    r"|(?<![A-Za-z])(?:or|and|to|through|minus|plus|times|mod|sqrt|pi|x)(?![A-Za-z])|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√π]",
+    re.IGNORECASE,
+)
+_JOINTS = frozenset(("and", "to", "through", *"),;=]}!%"))
+_OPERATORS = frozenset(("times", "plus", "mod", *"+*/^×÷·"))
+_LOOSE_ENDS = frozenset(("or", "and", "to", "through", *",;([{<>-$"))
+_GLUED = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9_]++ ?\Z")
+_MINUS = re.compile(r"\b(?:minus|negative) \Z", re.IGNORECASE)
+_AFTER = re.compile(
+    r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ|\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|[ap]\.?m\b)(?![A-Za-z]))"
+    r"|[A-Za-z]\w*+| (?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
+)
 
 
-def _last(line: str) -> Extraction | None:
-    spans = list(_MATH.finditer(line))
-    number = _last_match(_NUMBER, line)
-    if spans and (number is None or number.start() < spans[-1].end() or _unit_only(line[spans[-1].end() :])):
-        return _last_span(line, spans)
-    if number is None:
+@dataclass(frozen=True, slots=True)
+class _Block:
+    start: int
+    end: int
+    text: str
+    solid: bool  # a number or mathematics, not a sign
+
+
+def _values(line: str) -> list[_Value]:
+    """Everything in a line that is a number, an expression, an equation or a list, with all that belongs to it."""
+    pieces = mathematics(line)
+    blocks = [_Block(piece.start, piece.end, piece.inner, True) for piece in pieces]
+    hidden = _replaced(line, pieces)
+    blocks += [_Block(t.start(), t.end(), t[0], t["number"] is not None) for t in _TOKEN.finditer(hidden)]
+    blocks.sort(key=lambda block: block.start)
+    found: list[_Value] = []
+    first = 0
+    for place in range(1, len(blocks) + 1):
+        if place == len(blocks) or line[blocks[place - 1].end : blocks[place].start].strip(" "):
+            value = _value(line, blocks[first:place])
+            found += [value] if value else []
+            first = place
+    return found
+
+
+def _value(line: str, run: list[_Block]) -> _Value | None:
+    """What a run of numbers, signs and mathematics says, without the signs that only join it to the sentence."""
+    first, last = 0, len(run)
+    if not any(block.solid for block in run):
         return None
-    found = _run(line)
-    if found is None:
+    while not run[first].solid and (run[first].text.lower() in _JOINTS or _is_dash(line, run[first])):
+        first += 1
+    while not run[last - 1].solid and run[last - 1].text.lower() in _LOOSE_ENDS:
+        last -= 1
+    if run[last - 1].text == "!" and not line[run[last - 1].end :].strip("*_`\"' )"):
+        last -= 1  # an exclamation mark
+    if last <= first:
         return None
-    start = line.rfind(found)
-    if _denied(line, start, start + len(found)) or _QUESTION.match(line, start + len(found)):
-        return Extraction(None, reason=DENIED)
-    return Extraction(found, Found.LAST)
+    run = run[first:last]
+    start, end = run[0].start, run[-1].end
+    text = "".join(
+        f"{line[before.end : block.start]}{block.text}" for before, block in zip([run[0], *run], run, strict=False)
+    ).strip()
+    while text and text[-1] in ")]}" and not _paired(text):
+        text = text[:-1].rstrip()
+    before = line[max(0, start - _AROUND) : start]
+    glued = _GLUED.search(before)
+    if glued and (run[0].text.lower() in _OPERATORS or not before.endswith(" ")) and not run[0].text.startswith("\\"):
+        text = glued[0] + text
+    elif _MINUS.search(before):
+        text = f"-{text}"
+    after = _AFTER.match(line, end)
+    return _Value(start, after.end() if after else end, text + (after[0] if after else ""))
 
 
-def _unit_only(rest: str) -> bool:
-    return not _NUMBER.search(rest)
-
-
-def _last_span(line: str, spans: list[re.Match[str]]) -> Extraction:
-    chosen = [spans[-1]]
-    for earlier, later in zip(reversed(spans[:-1]), reversed(spans), strict=False):
-        between = line[earlier.end() : later.start()]
-        if not between.strip() or not _JOINT.fullmatch(between):
-            break
-        chosen.insert(0, earlier)
-    if _denied(line, chosen[0].start(), chosen[-1].end()):
-        return Extraction(None, reason=DENIED)
-    parts = [next(g for g in span.groups() if g is not None).strip() for span in chosen]
-    answer = ", ".join(parts)
-    if re.match(r"\s*(?:\\?%|percent\b|pct\b)", line[chosen[-1].end() :]) and "%" not in answer:
-        answer += "\\%"
-    return Extraction(answer[:MAX_ANSWER], Found.LAST, several=len(parts) > 1)
-
-
-def _run(line: str) -> str | None:
-    """The last number of a line with all that belongs to it: its equation, expression, list, sign and unit."""
-    last = None
-    for run in _RUN.finditer(line):
-        if re.search(r"\d", run[0]):
-            last = run
-    if last is None:
-        return None
-    before = line[: last.start()]
-    start = last.start()
-    if before and before[-1].isalnum():
-        glued = re.search(r"[A-Za-z0-9_]+$", before)
-        return line[glued.start() if glued else start : last.end()].strip()
-    text = last[0]
-    trimmed = re.sub(r"^(?:\s*(?:or|and|to|through|minus|plus|times|mod|[),;=\]}/*!%]|-\s)\s*)+", "", text, count=1)
-    trimmed = re.sub(r"(?:\s*(?:\bor|\band|\bto|\bthrough|[,;(\[{<>]|-|\$)\s*)+$", "", trimmed).strip()
-    while trimmed and not _paired(trimmed) and trimmed[-1] in ")]}":
-        trimmed = trimmed[:-1].rstrip()
-    unit = _UNIT_AFTER.match(line, last.end())
-    after = unit[0].strip() if unit else ""
-    return f"{trimmed} {after}".strip() if after else trimmed
+def _is_dash(line: str, block: _Block) -> bool:
+    """``- 5`` in a list, or ``total - 5``; not ``x - 5``."""
+    apart = line[block.end : block.end + 1] == " "
+    before = line[: block.start].rstrip()[-2:]
+    return block.text == "-" and apart and (not before or before.isalpha() and len(before) == 2)
 
 
 def _paired(text: str) -> bool:

@@ -1,0 +1,166 @@
+"""The words around an answer: what announces it, denies it, changes it or comments on it; in English and elsewhere.
+
+Every pattern is linear on text whose blanks are collapsed: no two repeats stand side by side that can match the same.
+"""
+
+from __future__ import annotations
+
+import re
+
+# ---- what announces an answer
+
+_ENGLISH = (
+    r"(?: ?\([^()\n]{1,40}\)| (?:to|for|of|in) [^.:=\n]{1,80}?)?[ \n]?(?::-?|=|→|⇒"
+    r"|,? ?(?:is|are|was|comes out (?:to|as)|turns out to be|becomes|equals|(?:would|must|should|will) be)(?!\w)"
+    r"(?: (?:equal to|therefore|thus|then|simply|just|indeed|now))?[ \n]?:?)|(?= [\d$\\-])"
+)
+# Nouns, and the verbs that may follow, up to three words after them.
+_SPACED = (
+    ("respuesta resultado solución", "es son"),  # Spanish
+    ("réponse résultat", "est sont"),  # French
+    ("antwort lösung ergebnis endergebnis", "ist sind lautet beträgt wäre"),  # German
+    ("resposta solução", "é são"),  # Portuguese
+    ("risposta risultato soluzione", "è sono"),  # Italian
+    ("antwoord uitkomst", "is"),  # Dutch
+    ("odpowiedź odpowiedzią wynik odpověď výsledek", "to jest wynosi je"),  # Polish, Czech
+    ("svar svaret vastaus válasz răspunsul", "är er on este"),  # Swedish, Danish, Finnish, Hungarian, Romanian
+    ("cevap cevabı yanıt sonuç", ""),  # Turkish
+    ("jawaban jawabannya hasil hasilnya", "adalah ialah"),  # Indonesian
+    ("đáp_án đáp_số câu_trả_lời kết_quả", "là bằng"),  # Vietnamese
+    ("ответ ответом відповідь отговор απάντηση", "равен является это є е είναι"),  # Cyrillic, Greek
+    ("الجواب الإجابة الاجابة النتيجة الحل پاسخ جواب התשובה תשובה", "هو هي היא הוא"),  # Arabic, Persian, Hebrew
+    ("उत्तर जवाब উত্তর", "है"),  # Hindi, Bengali
+)
+# Nouns that what follows may touch.
+_UNSPACED = (
+    ("答案 结果 結果 答え 解答 正解 回答 答", r"[^\n\d。，,不非没沒]{0,6}?(?:是|为|為|等于|等於|は|が|[:：=])[:：]?"),
+    ("故选 应选 选择 选 選", r"[:：]?"),
+    ("정답 해답 답", r"(?:은|는|이|가)?(?: ?[:：])?"),
+    ("คำตอบ", r"(?: ?คือ| ?:)"),
+)
+_TAILS: dict[str, re.Pattern[str]] = dict.fromkeys(("answer", "answers", "ans", "ans.", "result"), re.compile(_ENGLISH))
+for _nouns, _verbs in _SPACED:
+    _verb = "|".join(_verbs.split()) or "="
+    _tail = re.compile(
+        rf"(?:(?: [^\W\d]{{1,20}}){{0,3}}?,? ?(?:[:：=—–-]|(?<= )(?:{_verb})(?!\w)(?: ?:)?)|(?= ?[\d$\\-]))"
+    )
+    _TAILS |= dict.fromkeys((noun.replace("_", " ") for noun in _nouns.split()), _tail)
+_TOUCHING = {noun: re.compile(tail) for nouns, tail in _UNSPACED for noun in nouns.split()}
+_FIRST: dict[str, list[str]] = {}
+for _noun in sorted((*_TAILS, *_TOUCHING), key=len, reverse=True):
+    _FIRST.setdefault(_noun[0], []).append(re.escape(_noun[1:]))
+_NOUN = re.compile("|".join(f"{first}(?:{'|'.join(rest)})" for first, rest in _FIRST.items()))
+_OTHERWISE = re.compile(
+    r"(?<!#)#{4,8} ?(?=[^\s#])|^[ >-]{0,4}A: ?|^[#> ]{0,6}(?:[Tt]he |[Mm]y )?(?:[Ff]inal |[Cc]orrect )?A(?:nswer|NSWER) ?$",
+    re.MULTILINE,
+)
+
+
+def announcements(text: str) -> list[tuple[int, int]]:
+    """Start and end of everything that announces an answer: ``the answer is``, ``####``, ``la respuesta es``."""
+    lower = text.lower()
+    lower = lower if len(lower) == len(text) else text
+    found = [mark.span() for mark in _OTHERWISE.finditer(text)]
+    for noun in _NOUN.finditer(lower):
+        start, end = noun.span()
+        tail = _TOUCHING.get(noun[0])
+        if tail is None:
+            if start and lower[start - 1].isalnum() or lower[end : end + 1].isalnum():
+                continue
+            tail = _TAILS[noun[0]]
+        if (said := tail.match(lower, end)) is not None:
+            found.append((start, said.end()))
+    return sorted(found)
+
+
+CHOSEN = re.compile(
+    r"\b(?:(?:option|choice|letter|alternative)(?: is|:)|(?:choose|select|pick|go with)(?= (?:option |choice )?\(?[A-Z]\b))",
+    re.IGNORECASE,
+)
+HOPE = "I hope it is correct"
+
+# ---- what denies it
+
+_NOT = (
+    r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than|except|excluding|without)\b"
+    r"|n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬"
+)
+_NOT_ELSEWHERE = (
+    r"不是|不等|不为|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ليس|لا يساوي|"
+    r"(?<!\w)(?:no (?:es|son)|n['’]est pas|n['’]est|nicht|kein|não|non è|niet|nie|není|не|ні|δεν|değil|bukan|không|inte|ikke"
+    r"|ei ole|nem)(?!\w)"
+)
+NOT = re.compile(f"{_NOT}|{_NOT_ELSEWHERE}", re.IGNORECASE)
+# Right before the answer.
+NOT_BEFORE = re.compile(
+    rf"(?:{_NOT}|{_NOT_ELSEWHERE})"
+    r"(?: (?:equal(?: to)?|be|is|exactly|simply|just|necessarily|the answer|:))*+[\s:$*\\(\[{\"']{0,4}\Z",
+    re.IGNORECASE,
+)
+# Before the announcement, in its sentence.
+SUPPOSED = re.compile(
+    r"\b(?:if|whether|unless|suppose|supposing|assum\w{1,4}|doubt\w{0,3}|deny|unlikely|false|wrong|untrue|nobody|no one)\b[^.!?\n]{0,60}\Z"
+    r"|(?:n['’]t|\bnot|\bnever) (?:think|believe|say|claim|know|mean|true|correct|the case)\b[^.!?\n]{0,60}\Z",
+    re.IGNORECASE,
+)
+WRONG = re.compile(
+    r"\b(?:is|are|was|were|would be|seems?|looks?)(?:n['’]t\b| (?:\w+ly )?not\b| (?:\w+ly )?(?:wrong|incorrect|false|impossible)\b)",
+    re.IGNORECASE,
+)
+# After it: "is wrong", "which is not the answer", "? No.", "Wait, …", "Actually, …".
+TAKEN_BACK = re.compile(
+    r"(?:[\s$.*)\]}\"'\\!,]|, ){0,6}(?:\?|？|(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]"
+    r"|(?:,? ?(?:which|that|it|this|but (?:that|this|it)) )?"
+    r"(?:(?:is|was|are|would be|isn['’]t|wasn['’]t|aren['’]t)\b|(?:that|it)['’]s\b)"
+    r"(?:(?<=n['’]t)| (?:wrong|incorrect|false|impossible|a (?:lie|guess|mistake)|(?:\w+ly )?(?:not|wrong|incorrect|false))\b))",
+    re.IGNORECASE,
+)
+GAVE_UP = re.compile(
+    r"\bI (?:give up|(?:do not|don['’]t) know|(?:cannot|can['’]t) (?:say|tell|answer|solve))\b", re.IGNORECASE
+)
+
+# ---- what makes another value of it
+
+CHANGED_BEFORE = re.compile(
+    r"(?:\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial|multiples?"
+    r"|divisors?|factors?|complement|one|some|any|either|each|out) of"
+    r"|\b(?:twice|half|double|triple|thrice|between|at (?:least|most)|up to|over|under|above|below|almost|nearly|from|near|modulo|mod"
+    r"|close to|next to|\w{2,12}(?:er|re|ss) than))[\s:$*\\(\[{\"']{0,4}\Z",
+    re.IGNORECASE,
+)
+CHANGED_AFTER = re.compile(
+    r"[\s$*)\]},\\]{0,4}(?:or\b(?! (?:exactly|about|approximately))|and (?:up|more|above|over|counting|below|higher|lower|beyond)\b|if not\b|at (?:most|least)\b"
+    r"|give or take|plus or minus|more or less|squared\b|cubed\b|factorial\b|doubled\b|tripled\b|halved\b|to the (?:power|\w+(?:th|rd|nd))\b"
+    r"|times (?=[\d$\\])|(?:maybe|perhaps|possibly)\b|\.\.\.|…|\?)",
+    re.IGNORECASE,
+)
+
+# ---- what only comments on it
+
+NOTE = re.compile(
+    r",? (?:which|because|since|as (?:the|it|we|this|there|that|required|expected|desired|shown|\d)|where|given that|so that|due to)\b"
+    r"|, (?:and )?(?:not|isn['’]t|no|non|nicht|não|pas)\b|, (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED|(?!(?:near|hard|bare|possib)ly)[a-z]+ly)\b"
+    r"| ?\((?:since|because|as|for|given|using|from|by|i\.?e\.?|that is|rounded|exactly|note|see|where|which|so|if|when|not)\b(?! (?:=|mod))"
+    r"| ?[✓✔✅🎉■□∎]| [—–-] (?=[A-Za-z]{2})| ?(?:因为|因為)",
+    re.IGNORECASE,
+)
+REMARK = re.compile(
+    r"[*_(> ]{0,4}(?:note|n\.b\.|nb|remark|check(?:ing)?|verification|verify|hint|let me know)\b", re.IGNORECASE
+)
+EMPTY_WORDS = re.compile(
+    r"(?:correct|right|wrong|above|below|shown|found|given|boxed|clear|simple|obvious|verified|as follows|in the box|there|here|this|that)\b[^\d$\\]*$",
+    re.IGNORECASE,
+)
+VERB = re.compile(
+    r"\b(?:is|are|be|equals?|it['’]s|that['’]s|gives?|leaves?|makes?|has|have|means)(?![\w'’]):?|(?<![<>!=\d])(?<!\d ):(?=\s)",
+    re.IGNORECASE,
+)
+PREDICATE = re.compile(
+    r"\b(?:is|are|not|it['’]s|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?|makes?|made"
+    r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|(?<!\d)(?<!\d ):\s",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(
+    r"(?:(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)(?<!i\.e)(?<!e\.g)|(?<=\d))[.!?](?= [A-Z(¿¡«\u0400-\uffff])"
+    r"|[。！？।](?=.)"
+)
