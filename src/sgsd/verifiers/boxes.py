@@ -58,7 +58,7 @@ def opened(content: str) -> str:
 
 # A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.
 _BEFORE = re.compile(
-    r"(?:[=$({\[\d)}] ?-|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|\^\{?|[A-Za-z]\(|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan) ?"
+    r"(?:[=$({\[\d)}] ?-|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\(|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan) ?"
     r"|\\(?:pi|lfloor|lceil) ?|\\[dtc]?frac ?\{(?:[^{}]{0,60}\} ?\{)?|\\binom ?\{(?:[^{}]{0,60}\} ?\{)?"
     r"|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
 )
@@ -85,8 +85,12 @@ class Mathematics:
     inner: str
 
 
-_DELIMITER = re.compile(r"\\.|\$\$?", re.DOTALL)
-_PAIRS = {r"\(": r"\)", r"\[": r"\]", "$": "$", "$$": "$$"}
+_DISPLAYED = r"(?:align|equation|gather|eqnarray|multline)\*?\}"
+_DELIMITER = re.compile(
+    rf"(?P<begin>\\begin\{{{_DISPLAYED})|(?P<end>\\end\{{{_DISPLAYED})|\\.|\$\$?", re.DOTALL
+)
+_PAIRS = {r"\(": r"\)", r"\[": r"\]", "$": "$", "$$": "$$", "begin": "end"}
+_ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|split|gathered)\}|&")
 _LONGEST = 2_000
 
 
@@ -94,16 +98,26 @@ def mathematics(text: str) -> list[Mathematics]:
     """Every piece of mathematics, in order. A dollar sign before an amount of money opens none."""
     found: list[Mathematics] = []
     opening: re.Match[str] | None = None
+    delimiter = ""
     for mark in _DELIMITER.finditer(text):
-        if opening is not None and mark[0] == _PAIRS[opening[0]]:
+        kind = mark.lastgroup or mark[0]
+        if opening is not None and kind == _PAIRS[delimiter]:
             inner = text[opening.end() : mark.start()]
-            if 0 < len(inner) <= _LONGEST and not _money(opening[0], inner, text[mark.end() : mark.end() + 1]):
-                found.append(Mathematics(opening.start(), mark.end(), inner.strip()))
+            if 0 < len(inner) <= _LONGEST and not _money(delimiter, inner, text[mark.end() : mark.end() + 1]):
+                found.append(Mathematics(opening.start(), mark.end(), _last_row(inner.strip())))
                 opening = None
                 continue
-        if mark[0] in _PAIRS:
-            opening = mark
+        if kind in _PAIRS:
+            opening, delimiter = mark, kind
     return found
+
+
+def _last_row(inner: str) -> str:
+    """Of a computation in aligned rows, the row that it ends in: ``= 63``."""
+    if "&" not in inner or r"\begin" in _ALIGNED.sub("", inner):
+        return inner
+    rows = [row.strip() for row in _ALIGNED.sub(" ", inner).split("\\\\") if row.strip()]
+    return rows[-1] if rows and (len(rows) == 1 or rows[-1][0] == "=") else inner
 
 
 def _money(delimiter: str, inner: str, after: str) -> bool:

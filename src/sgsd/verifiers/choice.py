@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sgsd.verifiers import phrases
 from sgsd.verifiers.extract import NO_ANSWER, extract_choice
 from sgsd.verifiers.grade import UNREADABLE
 from sgsd.verifiers.letters import letters_of, option
@@ -19,7 +20,7 @@ _REASON = re.compile(r" ?(?:because|since|as|whereas|while|although)\b", re.IGNO
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
     r"|other than|(?:anything|all|everything|none) but|opposite|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\b.*\bout|reject\w*"
-    r"|discard\w*|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w*|fails?|if)\b|n['’]t\b|不|错|아니|ない|nicht\b",
+    r"|discard\w*|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w*|fails?|avoid|if)\b|不|错|ない",
     re.IGNORECASE,
 )
 
@@ -34,7 +35,9 @@ def affirmed(statement: str) -> list[str]:
         start = mark.end() if mark else start
         if named and _REASON.match(clause):
             break
-        if not asked and not _REFUSED.search(clause) and not _REASON.match(clause):
+        if phrases.TAKEN_BACK.match(clause.strip() + ","):
+            named = []
+        elif not (asked or _REASON.match(clause) or _REFUSED.search(clause) or phrases.NOT.search(clause)):
             named += letters_of(clause)
     return list(dict.fromkeys(named))
 

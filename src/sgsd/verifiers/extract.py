@@ -94,8 +94,8 @@ def extract_choice(completion: str) -> Extraction:
     for start, end in reversed(marks[-_MAX_GUESSES:]):
         line, _, more = text[end : end + MAX_ANSWER].lstrip(" *_:>\n").partition("\n")
         if letters_of(line):
-            supposed = phrases.SUPPOSED.search(text[max(0, start - _AROUND) : start])
-            return _DENIED if supposed or phrases.TAKEN_BACK.match(more) else Extraction(line, Found.PHRASE)
+            denied = phrases.SUPPOSED.search(text[max(0, start - _AROUND) : start]) or phrases.NOT.search(text, start, end)
+            return _DENIED if denied or phrases.TAKEN_BACK.match(more) else Extraction(line, Found.PHRASE)
     line = next((line for line in reversed(text.split("\n")[-50:]) if letters_of(line[-MAX_ANSWER:])), "")
     return Extraction(line[-MAX_ANSWER:], Found.LAST) if line else _NOTHING
 
@@ -178,7 +178,8 @@ def spoken(completion: str) -> str | Extraction:
 # ---- tags, JSON, boxes
 
 _ANSWER_TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
-_OBJECT = re.compile(r"^ ?\{ ?[\"'](?=\w)", re.MULTILINE)
+_OBJECT = re.compile(r"^ ?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
+_KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
 _FIELD = re.compile(
     r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[\"'] ?: ?"
     r"(?:\"((?:[^\"\\]|\\.)*+)\"|'((?:[^'\\]|\\.)*+)'|\[([^\[\]]*+)\]|([^\s,}\"'\[{][^,}\n]*+))",
@@ -206,9 +207,11 @@ def _field(text: str) -> Extraction | None:
     if start is None:
         return None
     end = text.rfind("}") + 1 or len(text)
-    fields = list(_FIELD.finditer(text, start.start()))
-    if not fields or boxes(text[: start.start()])[0] or boxes(text[end:])[0]:
+    if boxes(text[: start.start()])[0] or boxes(text[end:])[0]:
         return None
+    fields = list(_FIELD.finditer(text, start.start()))
+    if not fields:
+        return None if len(_KEY.findall(text, start.start())) == 1 and "reason" not in text else _NOTHING
     values = [next(group for group in field.groups() if group is not None) for field in fields]
     return _one_of([_unescaped(value) for value in values], Found.PHRASE)
 
@@ -288,7 +291,7 @@ def _announced(text: str) -> Extraction | None:
         line = text[start : end if end >= 0 else len(text)][:_MAX_LINE]
         if not line or phrases.EMPTY_WORDS.match(line[:_AROUND]):
             continue
-        if phrases.SUPPOSED.search(text[max(0, mark - _AROUND) : mark]):
+        if phrases.SUPPOSED.search(text[max(0, mark - _AROUND) : mark]) or phrases.NOT.search(text, mark, start):
             return _DENIED
         stated = _stated(line, Found.PHRASE)
         if stated.text is not None and phrases.TAKEN_BACK.match(text[start + len(line) : start + len(line) + _AROUND]):
@@ -299,22 +302,19 @@ def _announced(text: str) -> Extraction | None:
 
 def _stated(line: str, found: Found) -> Extraction:
     """The one answer that a statement names: itself, or the value in it."""
-    pieces = mathematics(line)
-    end = next((m for m in phrases.SENTENCE_END.finditer(line) if not _within(pieces, m.start())), None)
+    end = phrases.SENTENCE_END.search(_hidden(line))
     sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
     if sentence.rstrip("*_`\"' )").endswith(("?", "？")) or phrases.TAKEN_BACK.match(rest):
         return _DENIED
-    note = next((m for m in phrases.NOTE.finditer(sentence) if not _within(pieces, m.start())), None)
-    if note is not None and (before := sentence[: note.start()].strip()):
-        sentence = before
+    sentence, note = _noted(sentence)
     sentence = _stripped(sentence)
     if not sentence:
         return _NOTHING
-    if phrases.WRONG.search(sentence):
+    if phrases.WRONG.search(sentence) or phrases.TAKEN_BACK.match(note):
         return _DENIED
     said = sentence
-    verbs = [m for m in phrases.VERB.finditer(sentence) if not _within(mathematics(sentence), m.start())]
-    if verbs and _values(tail := sentence[verbs[-1].end() :].strip()):
+    verb = _last_match(phrases.VERB, _hidden(sentence))
+    if verb and _values(tail := sentence[verb.end() :].strip()):
         said = tail
     # Of "the number is not 10, it is 11" only what the last verb says counts.
     if phrases.NOT.search(said) if _is_prose(said) else phrases.NOT.match(said) and _values(said):
@@ -329,11 +329,20 @@ def _stated(line: str, found: Found) -> Extraction:
     distinct = {_identity(value.text): value for value in values}
     if len(distinct) > 1:
         return Extraction(", ".join(value.text for value in distinct.values())[:MAX_ANSWER], found, several=True)
-    return _valued(said, values[-1], found)
+    return _valued(said, values, found)
 
 
-def _within(pieces: Sequence[Mathematics], place: int) -> bool:
-    return any(piece.start <= place < piece.end for piece in pieces)
+def _noted(sentence: str) -> tuple[str, str]:
+    """A sentence without the note at its end, and that note: ``63``, ``, which is 7 * 9``."""
+    note = phrases.NOTE.search(_hidden(sentence), 1)
+    return (sentence[: note.start()], sentence[note.start() :]) if note else (sentence, "")
+
+
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    match = None
+    for match in pattern.finditer(text):  # noqa: B007 - the last one is wanted
+        pass
+    return match
 
 
 def _stripped(text: str) -> str:
@@ -347,9 +356,9 @@ def _stripped(text: str) -> str:
 _TEXT = re.compile(r"\\text(?:bf|rm|normal)?\{[^{}]*\}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
-_OTHER_SCRIPT = re.compile(r"(?!\d)[\u0400-\u1dff\u3040-\u9fff\uac00-\ud7a3]")
+_FOREIGN = re.compile(r"(?![\d×÷])[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3]")
 _NO_PROSE = frozenset(
-    "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp".split()
+    "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us".split()
 )
 _DIGITS = r"\d+(?:[.,]\d+)*+|\.\d+"
 _VALUE = re.compile(rf"\\frac\{{-?\d+\}}\{{-?\d+\}}|{_DIGITS}")
@@ -362,6 +371,10 @@ class _Value:
     text: str
 
 
+# A word in lower case right before a number: "equals 63", "il y a 63"; not "Room 63".
+_LED = re.compile(r"(?<![^\s])[a-z]+ \Z")
+
+
 def _is_prose(text: str) -> bool:
     """Whether a text is a sentence about an answer rather than an answer, with its unit perhaps."""
     pieces = mathematics(text)
@@ -369,15 +382,19 @@ def _is_prose(text: str) -> bool:
     found = [word for word in _WORD.finditer(plain) if word[0].lower() not in _NO_PROSE]
     if not pieces and not _VALUE.search(text):
         return len(found) > 8
-    if phrases.PREDICATE.search(plain) or _OTHER_SCRIPT.search(plain):
+    if phrases.PREDICATE.search(plain) or _FOREIGN.search(plain) or plain.count("|") > 2:
         return True
     value = _VALUE.search(plain)
-    first = value.start() if value else 0
-    return len(found) > 4 or sum(word.start() < first for word in found) > 1
+    lead = [word for word in found if value and word.start() < value.start()]
+    return len(found) > 4 or len(lead) > 1 or bool(value and lead and _LED.search(plain[: value.start()]))
+
+
+def _hidden(text: str) -> str:
+    """A text of the same length with marks that no pattern knows in place of its mathematics."""
+    return _replaced(text, mathematics(text))
 
 
 def _replaced(text: str, pieces: Sequence[Mathematics], by: str = "") -> str:
-    """Without its mathematics: ``by`` in its place, or as many marks that nothing matches."""
     parts: list[str] = []
     position = 0
     for piece in pieces:
@@ -388,8 +405,10 @@ def _replaced(text: str, pieces: Sequence[Mathematics], by: str = "") -> str:
 
 def _unmarked(text: str) -> Extraction:
     """No box and no phrase: the whole, if it is nothing but an answer; else the last value."""
-    bare = _stripped(text)
     lines = text.split("\n")
+    if sum(read_numeral(line) is not None for line in lines[-2:]) > 1 and len({_identity(line) for line in lines[-2:]}) > 1:
+        return Extraction(", ".join(lines[-2:]), Found.LAST, several=True)  # a number a line
+    bare = _stripped(_noted(text)[0] if len(lines) == 1 else text)
     if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not _is_prose(bare):
         pieces = mathematics(bare)
         whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
@@ -400,21 +419,25 @@ def _unmarked(text: str) -> Extraction:
         line = line[-_MAX_LINE:]
         if phrases.REMARK.match(line):
             continue
-        note = phrases.NOTE.search(line)
-        if note and _values(line[: note.start()]):
-            line = line[: note.start()]
-        values = _values(line)
+        before, note = _noted(line)
+        values = _values(before)
+        if values and phrases.TAKEN_BACK.match(note):
+            return _DENIED
+        values = values or _values(line)
         if values:
-            return _valued(line, values[-1], Found.LAST)
+            return _valued(line, values, Found.LAST)
     return _NOTHING
 
 
-def _valued(line: str, value: _Value, found: Found) -> Extraction:
-    """A value, unless the words around it make it another or none."""
+def _valued(line: str, values: list[_Value], found: Found) -> Extraction:
+    """The last value, unless the words around it make it another or none."""
+    value = values[-1]
+    if len(values) > 1 and phrases.OR.search(line, values[-2].end, value.start):
+        return Extraction(", ".join(one.text for one in values[-2:])[:MAX_ANSWER], found, several=True)
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     if _is_denied(line, value.start, value.end) or after.rstrip("*_`\"' )$.").endswith(("?", "？")):
         return _DENIED
-    if phrases.CHANGED_BEFORE.search(before) or phrases.CHANGED_AFTER.match(after):
+    if phrases.CHANGED_BEFORE.search(before) or phrases.CHANGED_AFTER.match(after) or phrases.NOT_ELSEWHERE.search(line):
         return _DENIED
     return Extraction(value.text[:MAX_ANSWER], found)
 

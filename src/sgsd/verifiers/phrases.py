@@ -12,8 +12,9 @@ import re
 _ENGLISH = (
     r"(?: ?\([^()\n]{1,40}\)| (?:to|for|of|in) [^.:=\n]{1,80}?)?[ \n]?(?::-?|=|→|⇒"
     r"|,? ?(?:is|are|was|comes out (?:to|as)|turns out to be|becomes|equals|(?:would|must|should|will) be)(?!\w)"
-    r"(?: (?:equal to|therefore|thus|then|simply|just|indeed|now))?[ \n]?:?)|(?= [\d$\\-])"
+    r"(?: (?:equal to|therefore|thus|then|simply|just|indeed|now))?[ \n]?:?)| [-–—] (?=[\d$\\])|(?= [\d$\\-])"
 )
+_THUS = "donc|ainsi|alors|also|somit|daher|genau|entonces|portanto|quindi|dunque|dus|exactement|exactamente|exatamente"
 # Nouns, and the verbs that may follow, up to three words after them.
 _SPACED = (
     ("respuesta resultado solución", "es son"),  # Spanish
@@ -42,7 +43,7 @@ _TAILS: dict[str, re.Pattern[str]] = dict.fromkeys(("answer", "answers", "ans", 
 for _nouns, _verbs in _SPACED:
     _verb = "|".join(_verbs.split()) or "="
     _tail = re.compile(
-        rf"(?:(?: [^\W\d]{{1,20}}){{0,3}}?,? ?(?:[:：=—–-]|(?<= )(?:{_verb})(?!\w)(?: ?:)?)|(?= ?[\d$\\-]))"
+        rf"(?:(?: [^\W\d]{{1,20}}){{0,3}}?,? ?(?:[:：=—–-]|(?<= )(?:{_verb})(?!\w)(?: ?:| (?:{_THUS})(?!\w))?)|(?= ?[\d$\\-]))"
     )
     _TAILS |= dict.fromkeys((noun.replace("_", " ") for noun in _nouns.split()), _tail)
 _TOUCHING = {noun: re.compile(tail) for nouns, tail in _UNSPACED for noun in nouns.split()}
@@ -64,6 +65,8 @@ def announcements(text: str) -> list[tuple[int, int]]:
     for noun in _NOUN.finditer(lower):
         start, end = noun.span()
         tail = _TOUCHING.get(noun[0])
+        if tail is not None and lower[max(0, start - 1) : start] in ("不", "未", "没"):
+            continue
         if tail is None:
             if start and lower[start - 1].isalnum() or lower[end : end + 1].isalnum():
                 continue
@@ -85,22 +88,24 @@ _NOT = (
     r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than|except|excluding|without)\b"
     r"|n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬"
 )
-_NOT_ELSEWHERE = (
-    r"不是|不等|不为|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ليس|لا يساوي|"
-    r"(?<!\w)(?:no (?:es|son)|n['’]est pas|n['’]est|nicht|kein|não|non è|niet|nie|není|не|ні|δεν|değil|bukan|không|inte|ikke"
+_ELSEWHERE = (
+    r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ليس|لا يساوي|"
+    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est pas|n['’]est|nicht|kein|não|non è|niet|nie|není|не|ні|δεν|değil|bukan|không|inte|ikke"
     r"|ei ole|nem)(?!\w)"
 )
-NOT = re.compile(f"{_NOT}|{_NOT_ELSEWHERE}", re.IGNORECASE)
+NOT_ELSEWHERE = re.compile(_ELSEWHERE, re.IGNORECASE)
+NOT = re.compile(f"{_NOT}|{_ELSEWHERE}", re.IGNORECASE)
 # Right before the answer.
 NOT_BEFORE = re.compile(
-    rf"(?:{_NOT}|{_NOT_ELSEWHERE})"
+    rf"(?:{_NOT}|{_ELSEWHERE})"
     r"(?: (?:equal(?: to)?|be|is|exactly|simply|just|necessarily|the answer|:))*+[\s:$*\\(\[{\"']{0,4}\Z",
     re.IGNORECASE,
 )
 # Before the announcement, in its sentence.
 SUPPOSED = re.compile(
-    r"\b(?:if|whether|unless|suppose|supposing|assum\w{1,4}|doubt\w{0,3}|deny|unlikely|false|wrong|untrue|nobody|no one)\b[^.!?\n]{0,60}\Z"
-    r"|(?:n['’]t|\bnot|\bnever) (?:think|believe|say|claim|know|mean|true|correct|the case)\b[^.!?\n]{0,60}\Z",
+    r"\b(?:if|whether|unless|suppose|supposing|assum\w{1,4}|doubt\w{0,3}|deny|nobody \w{1,10}"
+    r"|(?:unlikely|false|wrong|untrue)(?= that)|(?:\w+n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case))"
+    r"(?: that)?(?: (?:the|my|its?|correct|final|right|best)){0,3} \Z|\b(?:wrong|incorrect|false|worst) \Z",
     re.IGNORECASE,
 )
 WRONG = re.compile(
@@ -121,6 +126,7 @@ GAVE_UP = re.compile(
 
 # ---- what makes another value of it
 
+OR = re.compile(r"(?<!\w)(?:or|oder|ou|или|або)(?!\w)|或|または|또는", re.IGNORECASE)
 CHANGED_BEFORE = re.compile(
     r"(?:\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial|multiples?"
     r"|divisors?|factors?|complement|one|some|any|either|each|out) of"

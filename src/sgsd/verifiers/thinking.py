@@ -42,7 +42,7 @@ _CLOSES = "|".join(f"(?P<c{kind}>{closes})" for kind, (_, closes) in enumerate(_
 # The first characters spare most places of a text the rest.
 _MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here is my|\A[af])(?:{_OPENS}|{_CLOSES})")
 _OPENED = re.compile(rf"(?:{_OPENS})\s{{0,9}}\Z")
-_PROMPT_END = 200
+_PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
 _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|unused9[45]", re.IGNORECASE)
 
 
@@ -94,23 +94,28 @@ class CompletionText:
         self._keeps = len(self._dropped) < len(special)
 
     def __call__(self, completion_ids: Sequence[int], prompt_end: str = "") -> str:
-        """The text of a completion, after a prompt that ends in ``prompt_end``."""
+        """The text of a completion, after a prompt whose text ends in ``prompt_end``."""
         if self._keeps:
             kept = [index for index in completion_ids if index not in self._dropped]
             text = self._tokenizer.decode(kept, skip_special_tokens=False)
         else:
             text = self._tokenizer.decode(list(completion_ids), skip_special_tokens=True)
-        return with_opening(text, prompt_end)
+        return _with_opening(text, prompt_end)
 
     def after(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
         """The text of a completion, after the prompt of these ids."""
-        return self(completion_ids, self._tokenizer.decode(list(prompt_ids[-32:]), skip_special_tokens=False))
+        return self(completion_ids, self._end(prompt_ids))
+
+    def behind(self, prompt_ids: Sequence[int], text: str) -> str:
+        """The same where a server gave the completion as text alone."""
+        return _with_opening(text, self._end(prompt_ids))
+
+    def _end(self, prompt_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(prompt_ids[-_PROMPT_END:]), skip_special_tokens=False)
 
 
-def with_opening(text: str, prompt_end: str) -> str:
-    """A completion's text, behind the opening mark that its prompt ended in if it never closes it."""
-    opening = _OPENED.search(prompt_end[-_PROMPT_END:])
-    if opening is None:
+def _with_opening(text: str, prompt_end: str) -> str:
+    opening = _OPENED.search(prompt_end[-_MARK_LENGTH:])
+    if opening is None or answer_part(opening[0] + text) is not None:
         return text
-    whole = opening[0] + text
-    return whole if answer_part(whole) is None else text
+    return opening[0] + text
