@@ -33,11 +33,15 @@ def affirmed(statement: str) -> list[str]:
         clause = statement[start : mark.start() if mark else len(statement)]
         asked = mark is not None and mark[0] in ("?", "？")
         start = mark.end() if mark else start
-        if named and _REASON.match(clause):
-            break
+        denial = phrases.NOT.search(clause)
+        if denial and letters_of(clause[denial.end() :]):
+            clause, denial = clause[: denial.start()], None  # "B and not A"
         if phrases.TAKEN_BACK.match(clause.strip() + ","):
             named = []
-        elif not (asked or _REASON.match(clause) or _REFUSED.search(clause) or phrases.NOT.search(clause)):
+        elif _REASON.match(clause):
+            if named:
+                break
+        elif not (asked or denial or _REFUSED.search(clause)):
             named += letters_of(clause)
     return list(dict.fromkeys(named))
 

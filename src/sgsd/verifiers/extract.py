@@ -240,8 +240,8 @@ def _boxed(text: str) -> Extraction | None:
         return None
     start, end, _ = found[-1] if found else (0, 0, "")
     hope = text.rfind(phrases.HOPE, end)
-    if hope >= 0:
-        return _announced(text[end:hope])
+    if hope >= 0 and (replacing := _announced(text[end:hope])):
+        return replacing
     if unclosed:
         return Extraction(None, reason="unclosed box")
     contents = [opened(content) for _, _, content in found]

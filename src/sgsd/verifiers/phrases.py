@@ -90,7 +90,7 @@ _NOT = (
 )
 _ELSEWHERE = (
     r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ليس|لا يساوي|"
-    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est pas|n['’]est|nicht|kein|não|non è|niet|nie|není|не|ні|δεν|değil|bukan|không|inte|ikke"
+    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est pas|n['’]est|nicht|kein|não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan|không|inte|ikke"
     r"|ei ole|nem)(?!\w)"
 )
 NOT_ELSEWHERE = re.compile(_ELSEWHERE, re.IGNORECASE)
@@ -114,10 +114,10 @@ WRONG = re.compile(
 )
 # After it: "is wrong", "which is not the answer", "? No.", "Wait, …", "Actually, …".
 TAKEN_BACK = re.compile(
-    r"(?:[\s$.*)\]}\"'\\!,]|, ){0,6}(?:\?|？|(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]"
-    r"|(?:,? ?(?:which|that|it|this|but (?:that|this|it)) )?"
+    r"[\s$.*)\]}\"'\\!,]{0,6}+(?:\?|？|(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]"
+    r"|(?:which |that |it |this |but (?:that|this|it) )?"
     r"(?:(?:is|was|are|would be|isn['’]t|wasn['’]t|aren['’]t)\b|(?:that|it)['’]s\b)"
-    r"(?:(?<=n['’]t)| (?:wrong|incorrect|false|impossible|a (?:lie|guess|mistake)|(?:\w+ly )?(?:not|wrong|incorrect|false))\b))",
+    r"(?:(?<=n['’]t)| (?:a (?:lie|guess|mistake)|(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b))",
     re.IGNORECASE,
 )
 GAVE_UP = re.compile(

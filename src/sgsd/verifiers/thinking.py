@@ -33,7 +33,7 @@ _MARKS: tuple[tuple[str, str], ...] = (
     ),
     # Muse: recipients, likewise
     (
-        r"\bto=(?!user\b)[\w.]{1,80}<\|message\|>|\A ?to=self\b",
+        r"\bto=(?!user\b)[\w.]{1,80}<\|message\|>|\A ?to=self",
         r"(?:\bassistant )?\bto=user<\|message\|>|\bassistant to=user",
     ),
 )
