@@ -58,12 +58,12 @@ def opened(content: str) -> str:
 
 # A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.
 _BEFORE = re.compile(
-    r"(?:[=$({\[\d)}] ?-|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\(|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan) ?"
+    r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\(|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan) ?"
     r"|\\(?:pi|lfloor|lceil) ?|\\[dtc]?frac ?\{(?:[^{}]{0,60}\} ?\{)?|\\binom ?\{(?:[^{}]{0,60}\} ?\{)?"
     r"|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
 )
 _AFTER = re.compile(
-    r" ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))|[*/] ?[\d\\]"
+    r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))|[*/] ?[\d\\]"
     r"|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])"
 )
 
@@ -117,7 +117,8 @@ def _last_row(inner: str) -> str:
     if "&" not in inner or r"\begin" in _ALIGNED.sub("", inner):
         return inner
     rows = [row.strip() for row in _ALIGNED.sub(" ", inner).split("\\\\") if row.strip()]
-    return rows[-1] if rows and (len(rows) == 1 or rows[-1][0] == "=") else inner
+    sides = [row.partition("=")[0].strip() for row in rows]
+    return rows[-1] if rows and "=" in rows[-1] and (not sides[-1] or sides[-1] not in sides[:-1]) else inner
 
 
 def _money(delimiter: str, inner: str, after: str) -> bool:

@@ -180,6 +180,7 @@ def spoken(completion: str) -> str | Extraction:
 _ANSWER_TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
 _OBJECT = re.compile(r"^ ?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
 _KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
+_REASONING = re.compile(r"reason|though|think|expla|analys|step|work|scratch|solution", re.IGNORECASE)
 _FIELD = re.compile(
     r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[\"'] ?: ?"
     r"(?:\"((?:[^\"\\]|\\.)*+)\"|'((?:[^'\\]|\\.)*+)'|\[([^\[\]]*+)\]|([^\s,}\"'\[{][^,}\n]*+))",
@@ -211,7 +212,8 @@ def _field(text: str) -> Extraction | None:
         return None
     fields = list(_FIELD.finditer(text, start.start()))
     if not fields:
-        return None if len(_KEY.findall(text, start.start())) == 1 and "reason" not in text else _NOTHING
+        keys = _KEY.findall(text, start.start())
+        return None if len(keys) == 1 and not _REASONING.match(keys[0]) else _NOTHING
     values = [next(group for group in field.groups() if group is not None) for field in fields]
     return _one_of([_unescaped(value) for value in values], Found.PHRASE)
 
@@ -269,13 +271,19 @@ def _identity(answer: str) -> str:
     """Equal for answers that say the same: one number, or one text."""
     text = tidy(answer)
     numeral = read_numeral(text)
-    return key(text) if numeral is None else f"{numeral.value}{'%' * numeral.percent} {numeral.unit}"
+    return key(text) if numeral is None else f"{numeral.value / (100 if numeral.percent else 1)} {numeral.unit}"
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:
     """Whether the words right around an answer deny it, ask for it or take it back."""
-    before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
-    return bool(phrases.NOT_BEFORE.search(before) or phrases.TAKEN_BACK.match(after))
+    before = text[max(0, start - _AROUND) : start]
+    after = re.sub(r"\\text\w{0,6}\{ ?", "", text[end : end + _AROUND])
+    return bool(
+        phrases.NOT_BEFORE.search(before)
+        or phrases.SUPPOSED.search(before)
+        or phrases.TAKEN_BACK.match(after)
+        or phrases.CHANGED_AFTER.match(after)
+    )
 
 
 # ---- announcements
@@ -345,9 +353,14 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return match
 
 
+_SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
+
+
 def _stripped(text: str) -> str:
     text = text.strip().strip("*_`\"' ").rstrip(".。!,;").strip("*_`\"' ")
-    text = re.sub(r"^\(([^()=]*+=[^()]*+)\)$", r"\1", text)
+    text = re.sub(r"^\(([^()=]*+=[^()]*+)\)$", r"\1", text.strip(_SYMBOLS))
+    while text and text[-1] in ")]}" and not _paired(text):
+        text = text[:-1].rstrip()
     return text.replace('\\"', "").strip("\\\"' ") if text.endswith("\\") or text.startswith('\\"') else text
 
 
@@ -406,9 +419,13 @@ def _replaced(text: str, pieces: Sequence[Mathematics], by: str = "") -> str:
 def _unmarked(text: str) -> Extraction:
     """No box and no phrase: the whole, if it is nothing but an answer; else the last value."""
     lines = text.split("\n")
-    if sum(read_numeral(line) is not None for line in lines[-2:]) > 1 and len({_identity(line) for line in lines[-2:]}) > 1:
-        return Extraction(", ".join(lines[-2:]), Found.LAST, several=True)  # a number a line
-    bare = _stripped(_noted(text)[0] if len(lines) == 1 else text)
+    guesses = _guesses(lines[-_MAX_GUESSES:])
+    if len(guesses) > 1 or len(phrases.GUESSES.findall(text)) > 1:
+        return Extraction(", ".join(guesses) or text[:MAX_ANSWER], Found.LAST, several=True)
+    statement, note = _noted(text) if len(lines) == 1 else (text, "")
+    if phrases.TAKEN_BACK.match(note):
+        return _DENIED
+    bare = _stripped(statement)
     if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not _is_prose(bare):
         pieces = mathematics(bare)
         whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
@@ -429,6 +446,17 @@ def _unmarked(text: str) -> Extraction:
     return _NOTHING
 
 
+def _guesses(lines: list[str]) -> list[str]:
+    """The distinct numbers of the last lines that are nothing but a number, or "or"."""
+    found: dict[str, str] = {}
+    for line in reversed(lines):
+        if read_numeral(line[:_AROUND]) is not None:
+            found.setdefault(_identity(line[:_AROUND]), line[:_AROUND])
+        elif not phrases.OR.fullmatch(line) and (found or _VALUE.search(line)):
+            break
+    return list(found.values())
+
+
 def _valued(line: str, values: list[_Value], found: Found) -> Extraction:
     """The last value, unless the words around it make it another or none."""
     value = values[-1]
@@ -437,7 +465,7 @@ def _valued(line: str, values: list[_Value], found: Found) -> Extraction:
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     if _is_denied(line, value.start, value.end) or after.rstrip("*_`\"' )$.").endswith(("?", "？")):
         return _DENIED
-    if phrases.CHANGED_BEFORE.search(before) or phrases.CHANGED_AFTER.match(after) or phrases.NOT_ELSEWHERE.search(line):
+    if phrases.CHANGED_BEFORE.search(before) or phrases.NOT_ELSEWHERE.search(line):
         return _DENIED
     return Extraction(value.text[:MAX_ANSWER], found)
 
@@ -453,10 +481,10 @@ _OPERATORS = frozenset(("times", "plus", "mod", *"+*/^×÷·"))
 _LOOSE_ENDS = frozenset(("or", "and", "to", "through", *",;([{<>-$"))
 _GLUED = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9_]++ ?\Z")
 _MINUS = re.compile(r"\b(?:minus|negative) \Z", re.IGNORECASE)
-_AFTER = re.compile(
-    r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ|\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|[ap]\.?m\b)(?![A-Za-z]))"
-    r"|[A-Za-z]\w*+| (?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
-)
+_OR = re.compile(r",? or ", re.IGNORECASE)
+_SCALE = r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ)| (?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
+_SCALED = re.compile(_SCALE)
+_AFTER = re.compile(rf"{_SCALE}| ?(?:\\text\{{[^{{}}]*\}}|(?:€|£|m²|m\^2|cm|km|[ap]\.?m\b)(?![A-Za-z]))|[A-Za-z]\w*+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,7 +525,7 @@ def _value(line: str, run: list[_Block]) -> _Value | None:
         last -= 1  # an exclamation mark
     if last <= first:
         return None
-    run = run[first:last]
+    run = run[first + (run[first].text.lower() == "minus") : last]
     start, end = run[0].start, run[-1].end
     text = "".join(
         f"{line[before.end : block.start]}{block.text}" for before, block in zip([run[0], *run], run, strict=False)
@@ -505,12 +533,15 @@ def _value(line: str, run: list[_Block]) -> _Value | None:
     while text and text[-1] in ")]}" and not _paired(text):
         text = text[:-1].rstrip()
     before = line[max(0, start - _AROUND) : start]
+    alternatives = [part for part in _OR.split(text) if part]
+    if len(alternatives) > 1 and len({_identity(part) for part in alternatives}) == 1:
+        text = alternatives[0]  # 3/4, or 75 %
     glued = _GLUED.search(before)
     if glued and (run[0].text.lower() in _OPERATORS or not before.endswith(" ")) and not run[0].text.startswith("\\"):
         text = glued[0] + text
     elif _MINUS.search(before):
         text = f"-{text}"
-    after = _AFTER.match(line, end)
+    after = (_AFTER if run[-1].text[-1].isdigit() else _SCALED).match(line, end)
     return _Value(start, after.end() if after else end, text + (after[0] if after else ""))
 
 

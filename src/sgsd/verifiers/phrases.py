@@ -89,7 +89,7 @@ _NOT = (
     r"|n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬"
 )
 _ELSEWHERE = (
-    r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ليس|لا يساوي|"
+    r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي|"
     r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est pas|n['’]est|nicht|kein|não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan|không|inte|ikke"
     r"|ei ole|nem)(?!\w)"
 )
@@ -103,9 +103,10 @@ NOT_BEFORE = re.compile(
 )
 # Before the announcement, in its sentence.
 SUPPOSED = re.compile(
-    r"\b(?:if|whether|unless|suppose|supposing|assum\w{1,4}|doubt\w{0,3}|deny|nobody \w{1,10}"
-    r"|(?:unlikely|false|wrong|untrue)(?= that)|(?:\w+n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case))"
-    r"(?: that)?(?: (?:the|my|its?|correct|final|right|best)){0,3} \Z|\b(?:wrong|incorrect|false|worst) \Z",
+    r"\b(?:if|whether|unless|suppose|supposing|assum\w{1,4})(?: that)?(?: (?:the|my|its?|correct|final|right|best)){0,3} \Z"
+    r"|\b(?:doubt\w{0,3}|deny|nobody|(?:unlikely|false|wrong|untrue)(?= that)"
+    r"|(?:\w{2,6}n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case))\b[^.!?,;\n]{0,60}\Z"
+    r"|\b(?:wrong|incorrect|false|worst) \Z",
     re.IGNORECASE,
 )
 WRONG = re.compile(
@@ -116,8 +117,9 @@ WRONG = re.compile(
 TAKEN_BACK = re.compile(
     r"[\s$.*)\]}\"'\\!,]{0,6}+(?:\?|？|(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]"
     r"|(?:which |that |it |this |but (?:that|this|it) )?"
-    r"(?:(?:is|was|are|would be|isn['’]t|wasn['’]t|aren['’]t)\b|(?:that|it)['’]s\b)"
-    r"(?:(?<=n['’]t)| (?:a (?:lie|guess|mistake)|(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b))",
+    r"(?:(?:is|was|are|would be|seems|looks|isn['’]t|wasn['’]t|aren['’]t)\b|(?:that|it)['’]s\b)"
+    r"(?:(?<=n['’]t)| (?:a (?:lie|guess|mistake)|(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b)"
+    r"|(?:ca|could|must|should|may|might)(?:n['’]t|n?not| not)\b|\(?(?:wrong|incorrect|false)\b|(?:definitely )?not[.!]*\Z)",
     re.IGNORECASE,
 )
 GAVE_UP = re.compile(
@@ -126,16 +128,21 @@ GAVE_UP = re.compile(
 
 # ---- what makes another value of it
 
-OR = re.compile(r"(?<!\w)(?:or|oder|ou|или|або)(?!\w)|或|または|또는", re.IGNORECASE)
+OR = re.compile(r"(?<!\w)(?:or|oder|ou|o|или|або)(?!\w)|或|または|또는", re.IGNORECASE)
+GUESSES = re.compile(
+    r"^[*\- ]{0,4}(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
 CHANGED_BEFORE = re.compile(
     r"(?:\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial|multiples?"
-    r"|divisors?|factors?|complement|one|some|any|either|each|out) of"
+    r"|divisors?|factors?|complement|one|some|any|either|each|out|that) of"
     r"|\b(?:twice|half|double|triple|thrice|between|at (?:least|most)|up to|over|under|above|below|almost|nearly|from|near|modulo|mod"
-    r"|close to|next to|\w{2,12}(?:er|re|ss) than))[\s:$*\\(\[{\"']{0,4}\Z",
+    r"|close to|next to|\w{2,12}(?:er|re|ss) than|exceeds?|differs? from|reject\w{0,3}|exclud\w{1,3}|eliminat\w{1,3}|discard\w{0,3}|avoid\w{0,3}|rul\w{1,3} out"
+    r"|(?:all|every\w{0,5}|any\w{0,5}|none|no)\b[^.!?,\n]{0,20} but))[\s:$*\\(\[{\"']{0,4}\Z",
     re.IGNORECASE,
 )
 CHANGED_AFTER = re.compile(
-    r"[\s$*)\]},\\]{0,4}(?:or\b(?! (?:exactly|about|approximately))|and (?:up|more|above|over|counting|below|higher|lower|beyond)\b|if not\b|at (?:most|least)\b"
+    r"[\s$*)\]},\\]{0,4}(?:or\b(?! (?:exactly|about|approximately|equivalently|simply|just|in)\b)|and (?:up|more|above|over|counting|below|higher|lower|beyond)\b|if not\b|at (?:most|least)\b"
     r"|give or take|plus or minus|more or less|squared\b|cubed\b|factorial\b|doubled\b|tripled\b|halved\b|to the (?:power|\w+(?:th|rd|nd))\b"
     r"|times (?=[\d$\\])|(?:maybe|perhaps|possibly)\b|\.\.\.|…|\?)",
     re.IGNORECASE,
@@ -147,7 +154,7 @@ NOTE = re.compile(
     r",? (?:which|because|since|as (?:the|it|we|this|there|that|required|expected|desired|shown|\d)|where|given that|so that|due to)\b"
     r"|, (?:and )?(?:not|isn['’]t|no|non|nicht|não|pas)\b|, (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED|(?!(?:near|hard|bare|possib)ly)[a-z]+ly)\b"
     r"| ?\((?:since|because|as|for|given|using|from|by|i\.?e\.?|that is|rounded|exactly|note|see|where|which|so|if|when|not)\b(?! (?:=|mod))"
-    r"| ?[✓✔✅🎉■□∎]| [—–-] (?=[A-Za-z]{2})| ?(?:因为|因為)",
+    r"| ?[✓✔✅🎉■□∎]| (?:—|–|--+) (?!(?:sqrt|pi|log|ln|sin|cos|tan|exp|half|one|two|three|four|five|six|seven|eight|nine|ten)\b)(?=[A-Za-z]{2})| ?(?:因为|因為)",
     re.IGNORECASE,
 )
 REMARK = re.compile(
