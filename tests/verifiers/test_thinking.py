@@ -47,7 +47,11 @@ def test_only_what_follows_the_thoughts_counts(opening: str, closing: str):
     assert extract_answer(f"{THOUGHT}{closing}{ANSWER}").text == "19"  # the prompt opened them
     assert extract_answer(f"{opening}{THOUGHT}{closing}I give up.").text != "17"
     for unclosed in (opening + THOUGHT, f"{opening}{THOUGHT}{closing}{ANSWER}{opening.lstrip()}{THOUGHT}"):
-        if opening not in ("analysis", " to=self") or unclosed.endswith(opening + THOUGHT) and unclosed.count(THOUGHT) < 2:
+        if (
+            opening not in ("analysis", " to=self")
+            or unclosed.endswith(opening + THOUGHT)
+            and unclosed.count(THOUGHT) < 2
+        ):
             assert (extract_answer(unclosed).text, extract_answer(unclosed).reason) == (None, "unclosed think tag")
 
 
@@ -147,7 +151,12 @@ def test_the_trainers_reward_judges_what_follows_the_thoughts():
     end = tokenizer.eos_token_id
     verifier = _Kept()
     reward = VerifierReward(
-        verifier, name="math", end_ids={end}, truncated="incorrect", text=CompletionText(tokenizer), prompt_end="<think>"
+        verifier,
+        name="math",
+        end_ids={end},
+        truncated="incorrect",
+        text=CompletionText(tokenizer),
+        prompt_end="<think>",
     )
     unended = tokenizer(THOUGHT, add_special_tokens=False)["input_ids"]
     lost = [[{"role": "assistant", "content": f"{THOUGHT}{ANSWER}"}], [{"role": "assistant", "content": THOUGHT}]]

@@ -86,9 +86,7 @@ class Mathematics:
 
 
 _DISPLAYED = r"(?:align|equation|gather|eqnarray|multline)\*?\}"
-_DELIMITER = re.compile(
-    rf"(?P<begin>\\begin\{{{_DISPLAYED})|(?P<end>\\end\{{{_DISPLAYED})|\\.|\$\$?", re.DOTALL
-)
+_DELIMITER = re.compile(rf"(?P<begin>\\begin\{{{_DISPLAYED})|(?P<end>\\end\{{{_DISPLAYED})|\\.|\$\$?", re.DOTALL)
 _PAIRS = {r"\(": r"\)", r"\[": r"\]", "$": "$", "$$": "$$", "begin": "end"}
 _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|split|gathered)\}|&")
 _LONGEST = 2_000

@@ -57,11 +57,19 @@ _OTHERWISE = re.compile(
 )
 
 
-def announcements(text: str) -> list[tuple[int, int]]:
-    """Start and end of everything that announces an answer: ``the answer is``, ``####``, ``la respuesta es``."""
+_CHOSEN = re.compile(
+    r"\b(?:(?:option|choice|letter|alternative)(?: is|:)|(?:choose|select|pick|go with)(?= (?:option |choice )?\(?[A-Z]\b))",
+    re.IGNORECASE,
+)
+
+
+def announcements(text: str, *, choice: bool = False) -> list[tuple[int, int]]:
+    """Start and end of everything that announces an answer: ``the answer is``, ``####``, ``la respuesta es``; with
+    ``choice``, an option, too: ``the option is``, ``I choose``.
+    """
     lower = text.lower()
     lower = lower if len(lower) == len(text) else text
-    found = [mark.span() for mark in _OTHERWISE.finditer(text)]
+    found = [mark.span() for pattern in (_OTHERWISE, *([_CHOSEN] if choice else [])) for mark in pattern.finditer(text)]
     for noun in _NOUN.finditer(lower):
         start, end = noun.span()
         tail = _TOUCHING.get(noun[0])
@@ -75,12 +83,6 @@ def announcements(text: str) -> list[tuple[int, int]]:
             found.append((start, said.end()))
     return sorted(found)
 
-
-CHOSEN = re.compile(
-    r"\b(?:(?:option|choice|letter|alternative)(?: is|:)|(?:choose|select|pick|go with)(?= (?:option |choice )?\(?[A-Z]\b))",
-    re.IGNORECASE,
-)
-HOPE = "I hope it is correct"
 
 # ---- what denies it
 
