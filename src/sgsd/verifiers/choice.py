@@ -11,16 +11,16 @@ from sgsd.verifiers.letters import letters_of, option
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
+_REASON = re.compile(r" ?(?:because|since|as|whereas|while|although)\b", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"[,;?!。，；？！\n]|\.(?= |$)|\b(?=(?:rather than|instead of|because|since|as|so|therefore|hence|whereas|while|although)\b)"
-    r"|(?<!anything )(?<!all )(?<!everything )(?<!none )\bbut\b",
+    r"[,;?!。，；？！\n]|\.(?= |$)|\b(?=(?:rather than|instead of|so|therefore|hence)\b)"
+    r"|\b(?=(?:because|since|as|whereas|while|although)\b)|(?<!anything )(?<!all )(?<!everything )(?<!none )\bbut\b",
     re.IGNORECASE,
 )
-_REASON = re.compile(r" ?(?:because|since|as|whereas|while|although)\b", re.IGNORECASE)
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
-    r"|other than|(?:anything|all|everything|none) but|opposite|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\b.*\bout|reject\w*"
-    r"|discard\w*|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w*|fails?|avoid|if)\b|不|错|ない",
+    r"|other than|(?:anything|all|everything|none) but|opposite|exclud\w{1,3}|eliminat\w{1,3}|rul(?:e|es|ed|ing)|reject\w{0,3}"
+    r"|discard\w{0,3}|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?|avoid|if)\b|不|错|ない",
     re.IGNORECASE,
 )
 

@@ -351,13 +351,15 @@ def _unmarked(text: str) -> Extraction:
     if len(guesses) > 1 or len(phrases.GUESSES.findall(text)) > 1:
         return _several(guesses or [text], Found.LAST)
     statement, note = _noted(text) if len(lines) == 1 else (text, "")
-    if phrases.TAKEN_BACK.match(note) or phrases.GAVE_UP.search(text[-300:]):
+    if phrases.TAKEN_BACK.match(note):
         return _DENIED
     bare = _stripped(statement)
     if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not is_prose(bare):
         pieces = mathematics(bare)
         whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
         return Extraction(pieces[0].inner if whole else bare, Found.WHOLE)
+    if phrases.GAVE_UP.search(text[-300:]):
+        return _DENIED
     for line in reversed(lines[-_MAX_GUESSES:]):
         before, note = _noted(line[-_MAX_LINE:])
         values = [] if phrases.REMARK.match(line) else values_in(before)

@@ -58,7 +58,8 @@ _OTHERWISE = re.compile(
 
 
 _CHOSEN = re.compile(
-    r"\b(?:(?:option|choice|letter|alternative)(?: is|:)|(?:choose|select|pick|go with)(?= (?:option |choice )?\(?[A-Z]\b))",
+    r"\b(?:(?:option|choice|letter|alternative)(?: is|:)"
+    r"|(?:choose|select|pick|go with)(?= (?:option |choice )?\(?[A-Z]\b))",
     re.IGNORECASE,
 )
 
@@ -69,63 +70,74 @@ def announcements(text: str, *, choice: bool = False) -> list[tuple[int, int]]:
     """
     lower = text.lower()
     lower = lower if len(lower) == len(text) else text
-    found = [mark.span() for pattern in (_OTHERWISE, *([_CHOSEN] if choice else [])) for mark in pattern.finditer(text)]
+    patterns = (_OTHERWISE, _CHOSEN) if choice else (_OTHERWISE,)
+    found = [mark.span() for pattern in patterns for mark in pattern.finditer(text)]
     for noun in _NOUN.finditer(lower):
         start, end = noun.span()
         tail = _TOUCHING.get(noun[0])
-        if tail is not None and lower[max(0, start - 1) : start] in ("不", "未", "没"):
+        before, after = lower[max(0, start - 1) : start], lower[end : end + 1]
+        if before in ("不", "未", "没") if tail else before.isalnum() or after.isalnum():
             continue
-        if tail is None:
-            if start and lower[start - 1].isalnum() or lower[end : end + 1].isalnum():
-                continue
-            tail = _TAILS[noun[0]]
-        if (said := tail.match(lower, end)) is not None:
+        if (said := (tail or _TAILS[noun[0]]).match(lower, end)) is not None:
             found.append((start, said.end()))
     return sorted(found)
+
+
+def _any(*alternatives: str, before: str = "", after: str = "") -> re.Pattern[str]:
+    return re.compile(f"{before}(?:{'|'.join(alternatives)}){after}", re.IGNORECASE)
 
 
 # ---- what denies it
 
 _NOT = (
-    r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than|except|excluding|without)\b"
-    r"|n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬"
+    r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than|except|excluding|without)\b",
+    r"n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬",
 )
 _ELSEWHERE = (
-    r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي|"
-    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est pas|n['’]est|nicht|kein|não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan|không|inte|ikke"
-    r"|ei ole|nem)(?!\w)"
+    r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي",
+    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein|não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
+    r"(?<!\w)(?:không|inte|ikke|ei ole|nem)(?!\w)",
 )
-NOT_ELSEWHERE = re.compile(_ELSEWHERE, re.IGNORECASE)
-NOT = re.compile(f"{_NOT}|{_ELSEWHERE}", re.IGNORECASE)
+NOT_ELSEWHERE = _any(*_ELSEWHERE)
+NOT = _any(*_NOT, *_ELSEWHERE)
+_OPENS = r"[\s:$*\\(\[{\"']{0,4}\Z"
 # Right before the answer.
-NOT_BEFORE = re.compile(
-    rf"(?:{_NOT}|{_ELSEWHERE})"
-    r"(?: (?:equal(?: to)?|be|is|exactly|simply|just|necessarily|the answer|:))*+[\s:$*\\(\[{\"']{0,4}\Z",
-    re.IGNORECASE,
+NOT_BEFORE = _any(
+    *_NOT,
+    *_ELSEWHERE,
+    after=r"(?: (?:equal(?: to)?|be|is|exactly|simply|just|necessarily|the answer|:))*+" + _OPENS,
 )
-# Before the announcement, in its sentence.
-SUPPOSED = re.compile(
-    r"\b(?:if|whether|unless|suppose|supposing|assum\w{1,4})(?: that)?(?: (?:the|my|its?|correct|final|right|best)){0,3} \Z"
-    r"|\b(?:doubt\w{0,3}|deny|nobody|(?:unlikely|false|wrong|untrue)(?= that)"
-    r"|(?:\w{2,6}n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case))\b[^.!?,;\n]{0,60}\Z"
-    r"|\b(?:wrong|incorrect|false|worst) \Z",
-    re.IGNORECASE,
+# Before an announcement or an answer, in its sentence.
+SUPPOSED = _any(
+    r"\b(?:if|whether|unless|suppose|supposing|assum\w{1,4})(?: that)?"
+    r"(?: (?:the|my|its?|correct|final|right|best)){0,3} \Z",
+    r"\b(?:doubt\w{0,3}|deny|nobody|(?:unlikely|false|wrong|untrue)(?= that))\b[^.!?,;\n]{0,60}\Z",
+    r"\b(?:\w{2,6}n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case)\b[^.!?,;\n]{0,60}\Z",
+    r"\b(?:wrong|incorrect|false|worst) \Z",
 )
-WRONG = re.compile(
-    r"\b(?:is|are|was|were|would be|seems?|looks?)(?:n['’]t\b| (?:\w+ly )?not\b| (?:\w+ly )?(?:wrong|incorrect|false|impossible)\b)",
-    re.IGNORECASE,
+WRONG = _any(
+    r"n['’]t\b",
+    r" (?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible)\b",
+    before=r"\b(?:is|are|was|were|would be|seems?|looks?)",
 )
 # After it: "is wrong", "which is not the answer", "? No.", "Wait, …", "Actually, …".
-TAKEN_BACK = re.compile(
-    r"[\s$.*)\]}\"'\\!,]{0,6}+(?:\?|？|(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]"
-    r"|(?:which |that |it |this |but (?:that|this|it) )?"
-    r"(?:(?:is|was|are|would be|seems|looks|isn['’]t|wasn['’]t|aren['’]t)\b|(?:that|it)['’]s\b)"
-    r"(?:(?<=n['’]t)| (?:a (?:lie|guess|mistake)|(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b)"
-    r"|(?:ca|could|must|should|may|might)(?:n['’]t|n?not| not)\b|\(?(?:wrong|incorrect|false)\b|(?:definitely )?not[.!]*\Z)",
-    re.IGNORECASE,
+TAKEN_BACK = _any(
+    r"\?|？",
+    r"(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]",
+    r"(?:which |(?:but )?(?:that|it|this) )?(?:(?:is|was|are|would be|seems|looks)|(?:that|it)['’]s)"
+    r" (?:a (?:lie|guess|mistake)|(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b",
+    r"(?:which |(?:but )?(?:that|it|this) )?(?:is|was|are)n['’]t\b",
+    r"(?:ca|could|must|should|may|might)(?:n['’]t|n?not| not)\b",
+    r"\(?(?:wrong|incorrect|false)\b",
+    r"(?:definitely )?not[.!]{0,3}\Z",
+    before=r"[\s$.*)\]}\"'\\!,]{0,6}+",
 )
-GAVE_UP = re.compile(
-    r"\bI (?:give up|(?:do not|don['’]t) know|(?:cannot|can['’]t) (?:say|tell|answer|solve))\b", re.IGNORECASE
+GAVE_UP = _any(
+    r"give up",
+    r"(?:do not|don['’]t) know",
+    r"(?:cannot|can['’]t) (?:say|tell|answer|solve)",
+    before=r"\bI ",
+    after=r"\b",
 )
 
 # ---- what makes another value of it
@@ -135,47 +147,54 @@ GUESSES = re.compile(
     r"^[*\- ]{0,4}(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)",
     re.IGNORECASE | re.MULTILINE,
 )
-CHANGED_BEFORE = re.compile(
-    r"(?:\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial|multiples?"
-    r"|divisors?|factors?|complement|one|some|any|either|each|out|that) of"
-    r"|\b(?:twice|half|double|triple|thrice|between|at (?:least|most)|up to|over|under|above|below|almost|nearly|from|near|modulo|mod"
-    r"|close to|next to|\w{2,12}(?:er|re|ss) than|exceeds?|differs? from|reject\w{0,3}|exclud\w{1,3}|eliminat\w{1,3}|discard\w{0,3}|avoid\w{0,3}|rul\w{1,3} out"
-    r"|(?:all|every\w{0,5}|any\w{0,5}|none|no)\b[^.!?,\n]{0,20} but))[\s:$*\\(\[{\"']{0,4}\Z",
-    re.IGNORECASE,
+CHANGED_BEFORE = _any(
+    r"\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial) of",
+    r"\b(?:multiples?|divisors?|factors?|complement|one|some|any|either|each|out|that) of",
+    r"\b(?:twice|half|double|triple|thrice|between|at (?:least|most)|up to|over|under|above|below|almost|nearly|from|near)",
+    r"\b(?:mod|modulo|close to|next to|\w{2,12}(?:er|re|ss) than|exceeds?|differs? from)",
+    r"\b(?:(?:reject|exclud|eliminat|discard|avoid)(?:|e|s|es|ed|ing)|rul(?:e|es|ed|ing) out)",
+    r"\b(?:all|every\w{0,5}|any\w{0,5}|none|no)\b[^.!?,\n]{0,20} but",
+    after=_OPENS,
 )
-CHANGED_AFTER = re.compile(
-    r"[\s$*)\]},\\]{0,4}(?:or\b(?! (?:exactly|about|approximately|equivalently|simply|just|in)\b)|and (?:up|more|above|over|counting|below|higher|lower|beyond)\b|if not\b|at (?:most|least)\b"
-    r"|give or take|plus or minus|more or less|squared\b|cubed\b|factorial\b|doubled\b|tripled\b|halved\b|to the (?:power|\w+(?:th|rd|nd))\b"
-    r"|times (?=[\d$\\])|(?:maybe|perhaps|possibly)\b|\.\.\.|…|\?)",
-    re.IGNORECASE,
+CHANGED_AFTER = _any(
+    r"or\b(?! (?:exactly|about|approximately|equivalently|simply|just|in)\b)",
+    r"and (?:up|more|above|over|counting|below|higher|lower|beyond)\b",
+    r"(?:if not|at most|at least|squared|cubed|factorial|doubled|tripled|halved|maybe|perhaps|possibly)\b",
+    r"give or take|plus or minus|more or less|to the (?:power|\w+(?:th|rd|nd))\b|times (?=[\d$\\])|\.\.\.|…|\?",
+    before=r"[\s$*)\]},\\]{0,4}",
 )
 
 # ---- what only comments on it
 
-NOTE = re.compile(
-    r",? (?:which|because|since|as (?:the|it|we|this|there|that|required|expected|desired|shown|\d)|where|given that|so that|due to)\b"
-    r"|, (?:and )?(?:not|isn['’]t|no|non|nicht|não|pas)\b|, (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED|(?!(?:near|hard|bare|possib)ly)[a-z]+ly)\b"
-    r"| ?\((?:since|because|as|for|given|using|from|by|i\.?e\.?|that is|rounded|exactly|note|see|where|which|so|if|when|not)\b(?! (?:=|mod))"
-    r"| ?[✓✔✅🎉■□∎]| (?:—|–|--+) (?!(?:sqrt|pi|log|ln|sin|cos|tan|exp|half|one|two|three|four|five|six|seven|eight|nine|ten)\b)(?=[A-Za-z]{2})| ?(?:因为|因為)",
-    re.IGNORECASE,
+_FUNCTION = r"(?:sqrt|pi|log|ln|sin|cos|tan|exp|half|one|two|three|four|five|six|seven|eight|nine|ten)\b"
+NOTE = _any(
+    r",? (?:which|because|since|where|given that|so that|due to)\b",
+    r",? as (?:the|it|we|this|there|that|required|expected|desired|shown|\d)",
+    r", (?:and )?(?:not|isn['’]t|no|non|nicht|não|pas)\b",
+    r", (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED)\b",
+    r", (?!(?:near|hard|bare|possib)ly)[a-z]{2,15}ly\b",
+    r" ?\((?:since|because|as|for|given|using|from|by|i\.?e\.?|that is|rounded|exactly|note|see)\b(?! (?:=|mod))",
+    r" ?\((?:where|which|so|if|when|not)\b",
+    r" ?[✓✔✅🎉■□∎]",
+    rf" (?:—|–|--+) (?!{_FUNCTION})(?=[A-Za-z]{{2}})",
+    r" ?(?:因为|因為)",
 )
-REMARK = re.compile(
-    r"[*_(> ]{0,4}(?:note|n\.b\.|nb|remark|check(?:ing)?|verification|verify|hint|let me know)\b", re.IGNORECASE
+REMARK = _any(
+    r"note|n\.b\.|nb|remark|check(?:ing)?|verification|verify|hint|let me know", before=r"[*_(> ]{0,4}", after=r"\b"
 )
-EMPTY_WORDS = re.compile(
-    r"(?:correct|right|wrong|above|below|shown|found|given|boxed|clear|simple|obvious|verified|as follows|in the box|there|here|this|that)\b[^\d$\\]*$",
-    re.IGNORECASE,
+EMPTY_WORDS = _any(
+    r"correct|right|wrong|above|below|shown|found|given|boxed|clear|simple|obvious|verified|as follows|in the box",
+    r"there|here|this|that",
+    after=r"\b[^\d$\\]*$",
 )
-VERB = re.compile(
-    r"\b(?:is|are|be|equals?|it['’]s|that['’]s|gives?|leaves?|makes?|has|have|means)(?![\w'’]):?|(?<![<>!=\d])(?<!\d ):(?=\s)",
-    re.IGNORECASE,
-)
-PREDICATE = re.compile(
-    r"\b(?:is|are|not|it['’]s|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?|makes?|made"
-    r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|(?<!\d)(?<!\d ):\s",
-    re.IGNORECASE,
+_COLON = r"(?<![<>!=\d])(?<!\d ):(?=\s)"
+VERB = _any(r"\b(?:is|are|be|equals?|it['’]s|that['’]s|gives?|leaves?|makes?|has|have|means)(?![\w'’]):?", _COLON)
+PREDICATE = _any(
+    r"\b(?:is|are|not|it['’]s|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?)\b",
+    r"\b(?:makes?|made|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b",
+    _COLON,
 )
 SENTENCE_END = re.compile(
-    r"(?:(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)(?<!i\.e)(?<!e\.g)|(?<=\d))[.!?](?= [A-Z(¿¡«\u0400-\uffff])"
-    r"|[。！？।](?=.)"
+    r"(?:(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)(?<!i\.e)(?<!e\.g)|(?<=\d))"
+    r"[.!?](?= [A-Z(¿¡«\u0400-\uffff])|[。！？।](?=.)"
 )
