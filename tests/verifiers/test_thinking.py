@@ -47,11 +47,7 @@ def test_only_what_follows_the_thoughts_counts(opening: str, closing: str):
     assert extract_answer(f"{THOUGHT}{closing}{ANSWER}").text == "19"  # the prompt opened them
     assert extract_answer(f"{opening}{THOUGHT}{closing}I give up.").text != "17"
     for unclosed in (opening + THOUGHT, f"{opening}{THOUGHT}{closing}{ANSWER}{opening.lstrip()}{THOUGHT}"):
-        if (
-            opening not in ("analysis", " to=self")
-            or unclosed.endswith(opening + THOUGHT)
-            and unclosed.count(THOUGHT) < 2
-        ):
+        if opening not in ("analysis", " to=self") or unclosed == opening + THOUGHT:  # marks at the beginning alone
             assert (extract_answer(unclosed).text, extract_answer(unclosed).reason) == (None, "unclosed think tag")
 
 

@@ -58,13 +58,13 @@ def opened(content: str) -> str:
 
 # A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.
 _BEFORE = re.compile(
-    r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\(|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan) ?"
-    r"|\\(?:pi|lfloor|lceil) ?|\\[dtc]?frac ?\{(?:[^{}]{0,60}\} ?\{)?|\\binom ?\{(?:[^{}]{0,60}\} ?\{)?"
-    r"|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
+    r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("
+    r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?"
+    r"|\\(?:[dtc]?frac|binom) ?\{(?:[^{}]{0,60}\} ?\{)?|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
 )
 _AFTER = re.compile(
-    r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))|[*/] ?[\d\\]"
-    r"|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])"
+    r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))"
+    r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])"
 )
 
 
@@ -101,7 +101,11 @@ def mathematics(text: str) -> list[Mathematics]:
         kind = mark.lastgroup or mark[0]
         if opening is not None and kind == _PAIRS[delimiter]:
             inner = text[opening.end() : mark.start()]
-            if 0 < len(inner) <= _LONGEST and not _money(delimiter, inner, text[mark.end() : mark.end() + 1]):
+            if (
+                inner.strip()
+                and len(inner) <= _LONGEST
+                and not _money(delimiter, inner, text[mark.end() : mark.end() + 1])
+            ):
                 found.append(Mathematics(opening.start(), mark.end(), _last_row(inner.strip())))
                 opening = None
                 continue

@@ -129,8 +129,9 @@ _NEXT_TURN = re.compile(
 )
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
 _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
-_NO_CODE = {"", "text", "txt", "plaintext", "plain", "latex", "tex", "math", "json", "jsonc", "yaml", "xml", "md"}
-_NO_CODE |= {"markdown", "output", "answer"}
+_NO_CODE = frozenset(
+    ("", "text", "txt", "plaintext", "latex", "tex", "math", "json", "jsonc", "yaml", "xml", "md", "markdown", "output")
+)
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
 

@@ -42,21 +42,19 @@ _UNSPACED = (
 _TAILS: dict[str, re.Pattern[str]] = dict.fromkeys(("answer", "answers", "ans", "ans.", "result"), re.compile(_ENGLISH))
 for _nouns, _verbs in _SPACED:
     _verb = "|".join(_verbs.split()) or "="
-    _tail = re.compile(
-        rf"(?:(?: [^\W\d]{{1,20}}){{0,3}}?,? ?(?:[:：=—–-]|(?<= )(?:{_verb})(?!\w)(?: ?:| (?:{_THUS})(?!\w))?)|(?= ?[\d$\\-]))"
-    )
-    _TAILS |= dict.fromkeys((noun.replace("_", " ") for noun in _nouns.split()), _tail)
+    _verb = rf"(?<= )(?:{_verb})(?!\w)(?: ?:| (?:{_THUS})(?!\w))?"
+    _tail = re.compile(rf"(?:(?: [^\W\d]{{1,20}}){{0,3}}?,? ?(?:[:：=—–-]|{_verb})|(?= ?[\d$\\-]))")
+    _TAILS.update(dict.fromkeys((noun.replace("_", " ") for noun in _nouns.split()), _tail))
 _TOUCHING = {noun: re.compile(tail) for nouns, tail in _UNSPACED for noun in nouns.split()}
 _FIRST: dict[str, list[str]] = {}
 for _noun in sorted((*_TAILS, *_TOUCHING), key=len, reverse=True):
     _FIRST.setdefault(_noun[0], []).append(re.escape(_noun[1:]))
 _NOUN = re.compile("|".join(f"{first}(?:{'|'.join(rest)})" for first, rest in _FIRST.items()))
 _OTHERWISE = re.compile(
-    r"(?<!#)#{4,8} ?(?=[^\s#])|^[ >-]{0,4}A: ?|^[#> ]{0,6}(?:[Tt]he |[Mm]y )?(?:[Ff]inal |[Cc]orrect )?A(?:nswer|NSWER) ?$",
+    r"(?<!#)#{4,8} ?(?=[^\s#])|^[ >-]{0,4}A: ?"
+    r"|^[#> ]{0,6}(?:[Tt]he |[Mm]y )?(?:[Ff]inal |FINAL |[Cc]orrect )?(?:[Aa]nswer|ANSWER) ?$",
     re.MULTILINE,
 )
-
-
 _CHOSEN = re.compile(
     r"\b(?:(?:option|choice|letter|alternative)(?: is|:)"
     r"|(?:choose|select|pick|go with)(?= (?:option |choice )?\(?[A-Z]\b))",
@@ -90,7 +88,8 @@ def _any(*alternatives: str, before: str = "", after: str = "") -> re.Pattern[st
 # ---- what denies it
 
 _NOT = (
-    r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than|except|excluding|without)\b",
+    r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than)\b",
+    r"\b(?:except|excluding|without)\b",
     r"n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬",
 )
 _ELSEWHERE = (
@@ -150,8 +149,8 @@ GUESSES = re.compile(
 CHANGED_BEFORE = _any(
     r"\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial) of",
     r"\b(?:multiples?|divisors?|factors?|complement|one|some|any|either|each|out|that) of",
-    r"\b(?:twice|half|double|triple|thrice|between|at (?:least|most)|up to|over|under|above|below|almost|nearly|from|near)",
-    r"\b(?:mod|modulo|close to|next to|\w{2,12}(?:er|re|ss) than|exceeds?|differs? from)",
+    r"\b(?:twice|half|double|triple|thrice|between|at (?:least|most)|up to|over|under|above|below|almost|nearly)",
+    r"\b(?:from|near|mod|modulo|close to|next to|\w{2,12}(?:er|re|ss) than|exceeds?|differs? from)",
     r"\b(?:(?:reject|exclud|eliminat|discard|avoid)(?:|e|s|es|ed|ing)|rul(?:e|es|ed|ing) out)",
     r"\b(?:all|every\w{0,5}|any\w{0,5}|none|no)\b[^.!?,\n]{0,20} but",
     after=_OPENS,

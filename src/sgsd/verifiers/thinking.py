@@ -49,8 +49,8 @@ _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|u
 def answer_part(text: str) -> str | None:
     """What a completion says after its thoughts; ``None`` if it never ends them.
 
-    Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then the
-    prompt did.
+    Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then
+    the prompt did.
     """
     start = 0
     thinking: str | None = None

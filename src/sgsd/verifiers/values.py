@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 from sgsd.verifiers import phrases
@@ -113,8 +114,7 @@ def _value(line: str, run: list[Value]) -> Value | None:
     if not run:
         return None
     start, end = run[0].start, run[-1].end
-    gaps = (line[one.end : other.start] for one, other in zip(run, run[1:], strict=False))
-    text = closed("".join([run[0].text, *(gap + piece.text for gap, piece in zip(gaps, run[1:], strict=True))]))
+    text = closed(run[0].text + "".join(line[one.end : other.start] + other.text for one, other in pairwise(run)))
     alternatives = [part for part in _OR.split(text) if part]
     if len(alternatives) > 1 and len(set(map(identity, alternatives))) == 1:
         text = alternatives[0]  # 3/4, or 75 %
@@ -130,7 +130,7 @@ def _value(line: str, run: list[Value]) -> Value | None:
 
 def _is_dash(line: str, sign: Value) -> bool:
     """``- 5`` in a list, or ``total - 5``; not ``x - 5``."""
-    before = line[: sign.start].rstrip()[-2:]
+    before = line[max(0, sign.start - 5) : sign.start].rstrip()[-2:]
     apart = sign.text == "-" and line[sign.end : sign.end + 1] == " "
     return apart and (not before or (before.isalpha() and len(before) == 2))
 
