@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
@@ -132,6 +133,8 @@ _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}
 _NO_CODE = frozenset(
     ("", "text", "txt", "plaintext", "latex", "tex", "math", "json", "jsonc", "yaml", "xml", "md", "markdown", "output")
 )
+# A lone form feed is what JSON makes of \frac.
+_BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\u2029]")
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
 
@@ -157,7 +160,7 @@ def _spoken(completion: str) -> str | Extraction:
         return text
     text = _FENCE.sub(lambda fence: f"\n{fence[2] if fence[1].lower() in _NO_CODE else ''}\n", text)
     text = _EMPHASIS.sub("", _CALCULATOR.sub("", text))
-    text = "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
+    text = _BLANKS.sub(lambda run: "\n" if _BREAK.search(run[0]) else " ", text).strip()
     pieces: list[str] = []
     position = 0
     for piece in mathematics(text):
@@ -322,8 +325,8 @@ def _is_asked(sentence: str) -> bool:
 
 def _stripped(text: str) -> str:
     """Without the marks around an answer that are no part of it."""
-    text = text.strip(f"{_SYMBOLS}*_`\"'").rstrip(".。!,;").strip("*_`\"' ")
-    text = closed(re.sub(r"^\(([^()=]*+=[^()]*+)\)$", r"\1", text))
+    text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。!,;").strip('*_`" ')
+    text = closed(re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)')$", r"\1\2", text))
     return text.replace('\\"', "").strip("\\\"' ") if text.endswith("\\") or text.startswith('\\"') else text
 
 
@@ -362,10 +365,12 @@ def _unmarked(text: str) -> Extraction:
     if phrases.GAVE_UP.search(text[-300:]):
         return _DENIED
     for line in reversed(lines[-_MAX_GUESSES:]):
-        before, note = _noted(line[-_MAX_LINE:])
-        values = [] if phrases.REMARK.match(line) else values_in(before)
-        if values:
-            return _DENIED if phrases.TAKEN_BACK.match(note) else _valued(before + note, values, Found.LAST)
+        line = line[-_MAX_LINE:]
+        places = [0, *(end.end() for end in phrases.SENTENCE_END.finditer(hidden(line))), len(line)]
+        for start, end in reversed(list(pairwise(places if not phrases.REMARK.match(line) else []))):
+            before, note = _noted(line[start:end])
+            if values := values_in(before):
+                return _DENIED if phrases.TAKEN_BACK.match(note) else _valued(line[start:], values, Found.LAST)
     return _NOTHING
 
 
