@@ -11,7 +11,7 @@ from sgsd.verifiers.letters import letters_of, option
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
-_REASON = re.compile(r" ?(?:because|since|as|whereas|while|although)\b", re.IGNORECASE)
+_REASON = re.compile(r"(?:because|since|as|whereas|while|although)\b", re.IGNORECASE)
 _CLAUSE = re.compile(
     r"[,;?!。，；？！\n]|\.(?= |$)|\b(?=(?:rather than|instead of|so|therefore|hence)\b)"
     r"|\b(?=(?:because|since|as|whereas|while|although)\b)|(?<!anything )(?<!all )(?<!everything )(?<!none )\bbut\b",
@@ -20,7 +20,7 @@ _CLAUSE = re.compile(
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
     r"|other than|(?:anything|all|everything|none) but|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
-    r"|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?|if)\b"
+    r"|distractor|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?|if)\b"
     r"|不|错|ない",
     re.IGNORECASE,
 )
@@ -31,13 +31,13 @@ def affirmed(statement: str) -> list[str]:
     named: list[str] = []
     start = 0
     for mark in [*_CLAUSE.finditer(statement), None]:
-        clause = statement[start : mark.start() if mark else len(statement)]
+        clause = " ".join(statement[start : mark.start() if mark else len(statement)].split())
         asked = mark is not None and mark[0] in ("?", "？")
         start = mark.end() if mark else start
         denial = phrases.NOT.search(clause)
         if denial and letters_of(clause[denial.end() :]):
             clause, denial = clause[: denial.start()], None  # "B and not A"
-        if phrases.TAKEN_BACK.match(clause.strip() + ","):
+        if phrases.TAKEN_BACK.match(clause + ","):
             named = []
         elif _REASON.match(clause):
             if named:

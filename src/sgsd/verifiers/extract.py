@@ -21,15 +21,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
 from sgsd.verifiers.letters import letters_of
-from sgsd.verifiers.numerals import read_numeral
 from sgsd.verifiers.thinking import answer_part
 from sgsd.verifiers.tidy import words
-from sgsd.verifiers.values import NUMBER, Value, closed, hidden, identity, is_prose, values_in
+from sgsd.verifiers.values import Value, closed, hidden, identity, is_prose, values_in
 
 MAX_CHARACTERS = 400_000
 MAX_ANSWER = 4_000
@@ -95,9 +94,12 @@ def extract_choice(completion: str) -> Extraction:
     for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
         if letters_of(line):
             return _DENIED if denied else Extraction(line, Found.PHRASE)
-    lines = (line[-MAX_ANSWER:] for line in reversed(text.split("\n")[-_MAX_GUESSES:]))
-    line = next(filter(letters_of, lines), None)
-    return _NOTHING if line is None else Extraction(line, Found.LAST)
+    lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if letters_of(line[-MAX_ANSWER:])]
+    bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # a guess a line
+    return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:], Found.LAST) if lines else _NOTHING
+
+
+_LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
 
 
 def extract_lines(completion: str, *, lines: int) -> Extraction:
@@ -188,19 +190,26 @@ def _marked(text: str) -> Extraction | None:
 
 def _tagged(text: str) -> Extraction | None:
     tags: list[str] = []
-    start = None
+    opening = None
     for mark in _ANSWER_TAG.finditer(text):
-        if mark[1] and start is not None and text[start : mark.start()].strip():
-            tags.append(text[start : mark.start()].strip())
-        start = None if mark[1] else mark.end()
+        if mark[1] and opening and text[opening.end() : mark.start()].strip():
+            tags.append(text[opening.end() : mark.start()].strip())
+            if _is_denied(text, opening.start(), mark.end()):
+                return _DENIED
+        opening = None if mark[1] else mark
     return _one_of(tags) if tags else None
 
 
 def _field(text: str) -> Extraction | None:
     """The answer of a JSON object, strict or not. The reasoning in its other fields is not looked at."""
     start = _OBJECT.search(text)
-    if start is None or boxes(text[: start.start()])[0] or boxes(text[text.rfind("}") + 1 or len(text) :])[0]:
+    if start is None:
         return None
+    end = text.rfind("}") + 1 or len(text)
+    if boxes(text[: start.start()])[0] or boxes(text[end:])[0]:
+        return None
+    if _is_denied(text, start.start(), end):
+        return _DENIED
     fields = [next(filter(None, field.groups()), "") for field in _FIELD.finditer(text, start.start())]
     if not fields:
         keys = _KEY.findall(text, start.start())
@@ -336,7 +345,7 @@ _SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
 def _valued(line: str, values: list[Value], found: Found) -> Extraction:
     """The last value, unless the words around it make it another or none."""
     value = values[-1]
-    if len(values) > 1 and phrases.OR.search(line, values[-2].end, value.start):
+    if len(values) > 1 and (phrases.OR.search(line, values[-2].end, value.start) or phrases.OPTIONS.search(line)):
         return _several([one.text for one in values[-2:]], found)
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _is_asked(after) or phrases.NOT_ELSEWHERE.search(line)
@@ -364,22 +373,35 @@ def _unmarked(text: str) -> Extraction:
         return Extraction(pieces[0].inner if whole else bare, Found.WHOLE)
     if phrases.GAVE_UP.search(text[-300:]):
         return _DENIED
+    following = ""
     for line in reversed(lines[-_MAX_GUESSES:]):
-        line = line[-_MAX_LINE:]
+        line, next_line, following = line[-_MAX_LINE:], following, line[:_AROUND]
         places = [0, *(end.end() for end in phrases.SENTENCE_END.finditer(hidden(line))), len(line)]
         for start, end in reversed(list(pairwise(places if not phrases.REMARK.match(line) else []))):
             before, note = _noted(line[start:end])
             if values := values_in(before):
-                return _DENIED if phrases.TAKEN_BACK.match(note) else _valued(line[start:], values, Found.LAST)
+                return (
+                    _DENIED
+                    if phrases.TAKEN_BACK.match(note)
+                    else _valued(f"{line[start:]} {next_line}", values, Found.LAST)
+                )
     return _NOTHING
 
 
+_BULLET = re.compile(r"^(?:[-*•>]|\(?[A-Za-z0-9][.):])(?= )")
+
+
 def _guesses(lines: list[str]) -> list[str]:
-    """The distinct numbers of the last lines that are nothing but a number, or "or"."""
-    found: dict[str, str] = {}
+    """The last lines that differ in their numbers alone: ``62`` and ``63``, ``x = 62`` and ``x = 63``."""
+    found: list[str] = []
+    shape = ""
     for line in reversed(lines):
-        if read_numeral(line[:_AROUND]) is not None:
-            found.setdefault(identity(line[:_AROUND]), line[:_AROUND])
-        elif not phrases.OR.fullmatch(line) and (found or NUMBER.search(line)):
+        plain = _BULLET.sub("", line).rstrip(",;. ")
+        own, count = re.subn(r"\d+(?:\.\d+)?", "#", plain)
+        if (not count and not found) or phrases.OR.fullmatch(line):
+            continue  # words after the guesses, or between them
+        if not count or (count > 1 and "=" in line) or (found and own != shape):
             break
-    return list(found.values())
+        shape = own
+        found.append(plain)
+    return list(dict.fromkeys(found))

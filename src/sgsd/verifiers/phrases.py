@@ -55,6 +55,7 @@ _OTHERWISE = re.compile(
     r"|^[#> ]{0,6}(?:[Tt]he |[Mm]y )?(?:[Ff]inal |FINAL |[Cc]orrect )?(?:[Aa]nswer|ANSWER) ?$",
     re.MULTILINE,
 )
+OPTIONS = re.compile(r"^[ >-]{0,4}B:|\bA: ?[^\n]{1,40} B:", re.MULTILINE)
 _CHOSEN = re.compile(
     r"\b(?:(?:option|choice|letter|alternative)(?: is|:)"
     r"|(?:choose|select|pick|go with)(?= (?:option |choice )?\(?[A-Z]\b))",
@@ -70,6 +71,8 @@ def announcements(text: str, *, choice: bool = False) -> list[tuple[int, int]]:
     lower = lower if len(lower) == len(text) else text
     patterns = (_OTHERWISE, _CHOSEN) if choice else (_OTHERWISE,)
     found = [mark.span() for pattern in patterns for mark in pattern.finditer(text)]
+    if OPTIONS.search(text):  # then "A:" is an option, too
+        found = [(start, end) for start, end in found if "A:" not in text[start:end]]
     for noun in _NOUN.finditer(lower):
         start, end = noun.span()
         tail = _TOUCHING.get(noun[0])
@@ -95,7 +98,8 @@ _NOT = (
 _ELSEWHERE = (
     r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي",
     r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein|não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
-    r"(?<!\w)(?:không|inte|ikke|ei ole|nem)(?!\w)",
+    r"(?<!\w)(?:không|inte|ikke|ei ole|nem|faux|fausse|falso|falsa|falsch|errad[oa]|incorrect[oa]|sbagliat[oa])(?!\w)",
+    r"(?<!\w)(?:неверн|неправильн|błędn)|(?<!\w)(?:yanlış|sai|fout|fel)(?!\w)|不对|不對|错的|錯|間違|틀리|틀렸|خطأ|गलत",
 )
 NOT_ELSEWHERE = _any(*_ELSEWHERE)
 NOT = _any(*_NOT, *_ELSEWHERE)
@@ -141,7 +145,7 @@ GAVE_UP = _any(
 
 # ---- what makes another value of it
 
-OR = re.compile(r"(?<!\w)(?:or|oder|ou|o|или|або)(?!\w)|或|または|또는", re.IGNORECASE)
+OR = re.compile(r"(?<!\w)(?:or|oder|ou|o|или|либо|або)(?!\w)|或|または|또는", re.IGNORECASE)
 GUESSES = re.compile(
     r"^[*\- ]{0,4}(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)",
     re.IGNORECASE | re.MULTILINE,
@@ -171,7 +175,7 @@ NOTE = _any(
     r",? as (?:the|it|we|this|there|that|required|expected|desired|shown|\d)",
     r", (?:and )?(?:not|isn['’]t|no|non|nicht|não|pas)\b",
     r", (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED)\b",
-    r", (?!(?:near|hard|bare|possib)ly)[a-z]{2,15}ly\b",
+    r", (?:obvious|clear|certain|sure|definite|exact|precise|final|evident|natural|undoubted|simp|real|tru)ly\b",
     r" ?\((?:since|because|as|for|given|using|from|by|i\.?e\.?|that is|rounded|exactly|note|see)\b(?! (?:=|mod))",
     r" ?\((?:where|which|so|if|when|not)\b",
     r" ?[✓✔✅🎉■□∎]",

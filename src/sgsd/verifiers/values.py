@@ -18,6 +18,7 @@ NUMBER = re.compile(rf"\0+|{_DIGITS}")
 _TEXT = re.compile(r"\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
 _FOREIGN = re.compile(r"(?![\d×÷])[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3]")
+_TABLE = re.compile(r"\|[^|]*\|[^|]*\|")
 _NO_PROSE = frozenset(
     "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us".split()  # noqa: SIM905
 )
@@ -58,7 +59,7 @@ def is_prose(text: str) -> bool:
     value = NUMBER.search(plain)
     if value is None:
         return len(found) > 8 and not NUMBER.search(text)
-    if phrases.PREDICATE.search(plain) or _FOREIGN.search(plain) or plain.count("|") > 2:
+    if any(pattern.search(plain) for pattern in (phrases.PREDICATE, phrases.NOT_ELSEWHERE, _FOREIGN, _TABLE)):
         return True
     before = sum(word.start() < value.start() for word in found)
     return len(found) > 4 or before > 1 or (before > 0 and _LED.search(plain[: value.start()]) is not None)
