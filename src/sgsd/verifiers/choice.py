@@ -20,8 +20,8 @@ _CLAUSE = re.compile(
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
     r"|other than|(?:anything|all|everything|none) but|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
-    r"|distractor|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?|if)\b"
-    r"|不|错|ない",
+    r"|distractor|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?)\b"
+    r"|\bif\b|不|错|ない",
     re.IGNORECASE,
 )
 
