@@ -11,10 +11,10 @@ from sgsd.verifiers.letters import letters_of, option
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
-_REASON = re.compile(r"(?:because|since|as|whereas|while|although)\b", re.IGNORECASE)
+_REASON = re.compile(r"(?:because|since|as|whereas|while|although)\b|因", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"[,;?!。，；？！\n]|\.(?= |$)|\b(?=(?:rather than|instead of|so|therefore|hence)\b)"
-    r"|\b(?=(?:because|since|as|whereas|while|although)\b)|(?<!anything )(?<!all )(?<!everything )(?<!none )\bbut\b",
+    r"[,;?!。，；？！\n]|\.(?= |$)|\b(?=(?:rather than|instead of|so|therefore|hence|because|since|as)\b)|(?=因为|因為)"
+    r"|\b(?=(?:whereas|while|although)\b)|(?<!anything )(?<!all )(?<!everything )(?<!none )\bbut\b",
     re.IGNORECASE,
 )
 _REFUSED = re.compile(

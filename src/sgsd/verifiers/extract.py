@@ -91,6 +91,7 @@ def extract_choice(completion: str) -> Extraction:
         return text
     if marked := _marked(text):
         return marked
+    text = re.sub(r"\([a-e]\)", lambda option: option[0].upper(), text)
     for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
         if letters_of(line):
             return _DENIED if denied else Extraction(line, Found.PHRASE)
@@ -137,7 +138,8 @@ _NO_CODE = frozenset(
 )
 # A lone form feed is what JSON makes of \frac.
 _BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\u2029]")
-_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
+_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)")  # and "q.e.d."
+_SENTENCE = re.compile(r" [A-Z][a-z]")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
 
 
@@ -168,6 +170,8 @@ def _spoken(completion: str) -> str | Extraction:
     for piece in mathematics(text):
         pieces += [text[position : piece.start], text[piece.start : piece.end].replace("\n", " ")]
         position = piece.end
+        if text.startswith((r"\[", "$$", r"\begin"), piece.start) and _SENTENCE.match(text, position):
+            pieces.append("\n")
     return "".join([*pieces, text[position:]]) or _NOTHING
 
 
@@ -178,7 +182,7 @@ _OBJECT = re.compile(r"^ ?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
 _KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
 _REASONING = re.compile(r"reason|though|think|expla|analys|step|work|scratch|solution", re.IGNORECASE)
 _FIELD = re.compile(
-    r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[\"'] ?: ?"
+    r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[\"'] ?: ?(?:\{ ?[\"']value[\"'] ?: ?)?"
     r"(?:\"((?:[^\"\\]|\\.)*+)\"|'((?:[^'\\]|\\.)*+)'|\[([^\[\]]*+)\]|([^\s,}\"'\[{][^,}\n]*+))",
     re.IGNORECASE,
 )
@@ -335,11 +339,16 @@ def _is_asked(sentence: str) -> bool:
 def _stripped(text: str) -> str:
     """Without the marks around an answer that are no part of it."""
     text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。!,;").strip('*_`" ')
-    text = closed(re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)')$", r"\1\2", text))
+    text = closed(re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text))
+    lead = phrases.LEAD.match(text)
+    text = text[lead.end() :].strip() if lead else text
     return text.replace('\\"', "").strip("\\\"' ") if text.endswith("\\") or text.startswith('\\"') else text
 
 
 _SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
+
+
+_QUESTION = re.compile(r"[^.!?？\n]*+[?？]")
 
 
 def _valued(line: str, values: list[Value], found: Found) -> Extraction:
@@ -348,7 +357,7 @@ def _valued(line: str, values: list[Value], found: Found) -> Extraction:
     if len(values) > 1 and (phrases.OR.search(line, values[-2].end, value.start) or phrases.OPTIONS.search(line)):
         return _several([one.text for one in values[-2:]], found)
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
-    denied = _is_denied(line, value.start, value.end) or _is_asked(after) or phrases.NOT_ELSEWHERE.search(line)
+    denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_ELSEWHERE.search(line)
     if denied or phrases.CHANGED_BEFORE.search(before):
         return _DENIED
     return Extraction(value.text[:MAX_ANSWER], found)
@@ -377,13 +386,15 @@ def _unmarked(text: str) -> Extraction:
     for line in reversed(lines[-_MAX_GUESSES:]):
         line, next_line, following = line[-_MAX_LINE:], following, line[:_AROUND]
         places = [0, *(end.end() for end in phrases.SENTENCE_END.finditer(hidden(line))), len(line)]
-        for start, end in reversed(list(pairwise(places if not phrases.REMARK.match(line) else []))):
-            before, note = _noted(line[start:end])
+        for start, end in reversed(list(pairwise(places))):
+            before, note = _noted(line[start:end].lstrip())
+            if phrases.REMARK.match(before):
+                continue
             if values := values_in(before):
                 return (
                     _DENIED
                     if phrases.TAKEN_BACK.match(note)
-                    else _valued(f"{line[start:]} {next_line}", values, Found.LAST)
+                    else _valued(f"{line[start:].lstrip()} {next_line}", values, Found.LAST)
                 )
     return _NOTHING
 

@@ -10,8 +10,8 @@ import re
 # ---- what announces an answer
 
 _ENGLISH = (
-    r"(?: ?\([^()\n]{1,40}\)| (?:to|for|of|in) [^.:=\n]{1,80}?)?[ \n]?(?::-?|=|→|⇒"
-    r"|,? ?(?:is|are|was|comes out (?:to|as)|turns out to be|becomes|equals|(?:would|must|should|will) be)(?!\w)"
+    r"(?: ?\([^()\n]{1,40}\)| (?:to|for|of|in) [^.:=\n]{1,80}?)?[ \n]?(?:[-=]{1,2}>|:-?|=|→|⇒"
+    r"|,? ?(?<!\w)(?:is|are|was|comes out (?:to|as)|turns out to be|becomes|equals|(?:would|must|should|will) be)(?!\w)"
     r"(?: (?:equal to|therefore|thus|then|simply|just|indeed|now))?[ \n]?:?)| [-–—] (?=[\d$\\])|(?= [\d$\\-])"
 )
 _THUS = "donc|ainsi|alors|also|somit|daher|genau|entonces|portanto|quindi|dunque|dus|exactement|exactamente|exatamente"
@@ -172,7 +172,8 @@ CHANGED_AFTER = _any(
 _FUNCTION = r"(?:sqrt|pi|log|ln|sin|cos|tan|exp|half|one|two|three|four|five|six|seven|eight|nine|ten)\b"
 NOTE = _any(
     r",? (?:which|because|since|where|given that|so that|due to)\b",
-    r",? as (?:the|it|we|this|there|that|required|expected|desired|shown|\d)",
+    r",? as (?:the|it|we|this|there|that|required|expected|desired|shown)\b|(?<=[\d$),]) as \d",
+    r", (?:i\.?e\b|that is|namely)",
     r", (?:and )?(?:not|isn['’]t|no|non|nicht|não|pas)\b",
     r", (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED)\b",
     r", (?:obvious|clear|certain|sure|definite|exact|precise|final|evident|natural|undoubted|simp|real|tru)ly\b",
@@ -183,7 +184,14 @@ NOTE = _any(
     r" ?(?:因为|因為)",
 )
 REMARK = _any(
-    r"note|n\.b\.|nb|remark|check(?:ing)?|verification|verify|hint|let me know", before=r"[*_(> ]{0,4}", after=r"\b"
+    r"note|n\.b\.|nb|p\.s|remark|check(?:ing)?|verification|verify|hint|let me know|feel free|(?:I )?hope",
+    before=r"[*_(> ]{0,4}",
+    after=r"\b",
+)
+LEAD = _any(
+    r"so|thus|hence|then|therefore|finally|entonces|luego|donc|ainsi|alors|somit|daher|então|portanto|logo|quindi|dunque",
+    r"значит|итак|así|vậy|jadi|因此|所以|따라서|よって|∴",
+    after=r"[,:，、 ] ?",
 )
 EMPTY_WORDS = _any(
     r"correct|right|wrong|above|below|shown|found|given|boxed|clear|simple|obvious|verified|as follows|in the box",
@@ -193,7 +201,7 @@ EMPTY_WORDS = _any(
 _COLON = r"(?<![<>!=\d])(?<!\d ):(?=\s)"
 VERB = _any(r"\b(?:is|are|be|equals?|it['’]s|that['’]s|gives?|leaves?|makes?|has|have|means)(?![\w'’]):?", _COLON)
 PREDICATE = _any(
-    r"\b(?:is|are|not|it['’]s|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?)\b",
+    r"\b(?:is|are|not|it['’]s|equals?|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?)\b",
     r"\b(?:makes?|made|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b",
     _COLON,
 )

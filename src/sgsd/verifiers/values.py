@@ -12,7 +12,7 @@ from sgsd.verifiers.numerals import read_numeral
 from sgsd.verifiers.tidy import key, tidy
 
 _AROUND = 80
-_DIGITS = r"\d+(?:[.,]\d+)*+|\.\d+"
+_DIGITS = r"\d+(?:[.,:]\d+)*+|\.\d+"
 NUMBER = re.compile(rf"\0+|{_DIGITS}")
 """A number, or mathematics in a ``hidden`` text."""
 _TEXT = re.compile(r"\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+")
@@ -23,7 +23,7 @@ _NO_PROSE = frozenset(
     "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us".split()  # noqa: SIM905
 )
 # A word in lower case right before a number: "equals 63", "il y a 63"; not "Room 63".
-_LED = re.compile(r"(?<!\S)[a-z]+ \Z")
+_LED = re.compile(r"(?<![^\s'’])[a-z]+ \Z")
 
 
 class Value(NamedTuple):
@@ -77,12 +77,12 @@ _OPERATORS = frozenset(("times", "plus", "mod", *"+*/^×÷·"))
 _LOOSE_ENDS = frozenset(("or", "and", "to", "through", *",;([{<>-$"))
 _GLUED = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9_]++ ?\Z")
 _MINUS = re.compile(r"\b(?:minus|negative) \Z", re.IGNORECASE)
-_OR = re.compile(r",? or ", re.IGNORECASE)
+_OR = re.compile(r",? \(?or ", re.IGNORECASE)
 _SCALE = (
     r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ)"
     r"| (?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
 )
-_UNIT = r" ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|[ap]\.?m\b)(?![A-Za-z]))|[A-Za-z]\w*+"
+_UNIT = r" ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|(?i:[ap]\.?m\b))(?![A-Za-z]))|[A-Za-z]\w*+"
 _SCALED, _MEASURED = re.compile(_SCALE), re.compile(f"{_SCALE}|{_UNIT}")
 
 
@@ -117,10 +117,12 @@ def _value(line: str, run: list[Value]) -> Value | None:
     start, end = run[0].start, run[-1].end
     text = closed(run[0].text + "".join(line[one.end : other.start] + other.text for one, other in pairwise(run)))
     alternatives = [part for part in _OR.split(text) if part]
-    if len(alternatives) > 1 and len(set(map(identity, alternatives))) == 1:
+    if len(alternatives) > 1 and len({identity(part.rstrip(" )")) for part in alternatives}) == 1:
         text = alternatives[0]  # 3/4, or 75 %
     before = line[max(0, start - _AROUND) : start]
     glued = None if run[0].text.startswith("\\") else _GLUED.search(before)
+    if glued and run[0].text == "^" and glued[0].isalpha() and len(glued[0]) > 1:
+        return None  # of a unit
     if glued and (run[0].text.lower() in _OPERATORS or not before.endswith(" ")):
         text = glued[0] + text
     elif _MINUS.search(before):
