@@ -583,7 +583,7 @@ COMPLETIONS: tuple[tuple[str, str, bool], ...] = (
     ("\\boxed{4}\\boxed{2}", "42", False),
     ("The answer is 4\xa02", "42", False),
     ("the answer is 42, not 43", "42", True),
-    ("The answer is not 43 but 42.", "42", False),
+    ("The answer is not 43 but 42.", "42", True),
     ("I don't know. 42?", "42", False),
     ("Is the answer 42?", "42", False),
     ("The answer is 42 or something else", "42", False),

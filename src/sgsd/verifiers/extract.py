@@ -315,11 +315,12 @@ def _stated(line: str, found: Found) -> Extraction:
     *_, verb = (None, *phrases.VERB.finditer(hidden(sentence)))
     if verb and values_in(tail := sentence[verb.end() :].strip()):
         said = tail
+    said = phrases.NOT_BUT.sub("", said, count=1) if phrases.NOT_BUT.match(said) else said
     values = values_in(said)
     denial = phrases.NOT.search(said) if is_prose(said) else phrases.NOT.match(said) if values else None
     if denial or phrases.WRONG.search(sentence):
         return _DENIED
-    for text in (sentence, said):
+    for text in (sentence, said) if sentence.endswith(said) and not phrases.NOT.match(sentence) else (said,):
         if not is_prose(text) or not values:
             return Extraction(text[:MAX_ANSWER], found)
     distinct = {identity(value.text): value.text for value in values}
@@ -348,7 +349,7 @@ def _stripped(text: str) -> str:
 _SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
 
 
-_QUESTION = re.compile(r"[^.!?？\n]*+[?？]")
+_QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
 
 
 def _valued(line: str, values: list[Value], found: Found) -> Extraction:

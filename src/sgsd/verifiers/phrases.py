@@ -150,6 +150,7 @@ GUESSES = re.compile(
     r"^[*\- ]{0,4}(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)",
     re.IGNORECASE | re.MULTILINE,
 )
+NOT_BUT = re.compile(r"not [^,.;]{1,40}?,? but (?:rather )?", re.IGNORECASE)
 CHANGED_BEFORE = _any(
     r"\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial) of",
     r"\b(?:multiples?|divisors?|factors?|complement|one|some|any|either|each|out|that) of",
@@ -198,7 +199,7 @@ EMPTY_WORDS = _any(
     r"there|here|this|that",
     after=r"\b[^\d$\\]*$",
 )
-_COLON = r"(?<![<>!=\d])(?<!\d ):(?=\s)"
+_COLON = r"(?<![<>!=\d])(?<!\d )(?<!\{[A-Za-z])(?<!\{[A-Za-z] ):(?=\s)"  # of no ratio and no set
 VERB = _any(r"\b(?:is|are|be|equals?|it['’]s|that['’]s|gives?|leaves?|makes?|has|have|means)(?![\w'’]):?", _COLON)
 PREDICATE = _any(
     r"\b(?:is|are|not|it['’]s|equals?|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?)\b",

@@ -15,7 +15,7 @@ _AROUND = 80
 _DIGITS = r"\d+(?:[.,:]\d+)*+|\.\d+"
 NUMBER = re.compile(rf"\0+|{_DIGITS}")
 """A number, or mathematics in a ``hidden`` text."""
-_TEXT = re.compile(r"\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+")
+_TEXT = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
 _FOREIGN = re.compile(r"(?![\d×÷])[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3]")
 _TABLE = re.compile(r"\|[^|]*\|[^|]*\|")
