@@ -14,12 +14,13 @@ from sgsd.verifiers.worker import Grader
 _REASON = re.compile(r"(?:because|since|as|whereas|while|although)\b|因", re.IGNORECASE)
 _CLAUSE = re.compile(
     r"[,;?!。，；？！\n]|\.(?= |$)|\b(?=(?:rather than|instead of|so|therefore|hence|because|since|as)\b)|(?=因为|因為)"
-    r"|\b(?=(?:whereas|while|although)\b)|(?<!anything )(?<!all )(?<!everything )(?<!none )\bbut\b",
+    r"|\b(?=(?:whereas|while|although)\b)|\bbut\b",
     re.IGNORECASE,
 )
+_ALL_BUT = re.compile(r"\b(?:any|all|every|no)[a-z]{0,6}(?: [a-z]{1,12})? but\b", re.IGNORECASE)
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
-    r"|other than|(?:anything|all|everything|none) but|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
+    r"|other than|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
     r"|distractor|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?)\b"
     r"|\bif\b|不|错|ない",
     re.IGNORECASE,
@@ -29,6 +30,8 @@ _REFUSED = re.compile(
 def affirmed(statement: str) -> list[str]:
     """The distinct options that a statement affirms: not those it excludes, asks for, or explains itself by."""
     named: list[str] = []
+    if _ALL_BUT.search(statement):
+        return named
     start = 0
     for mark in [*_CLAUSE.finditer(statement), None]:
         clause = " ".join(statement[start : mark.start() if mark else len(statement)].split())

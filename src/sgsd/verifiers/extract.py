@@ -129,7 +129,7 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
 _NEXT_TURN = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|eot_id|eot|endoftext|end_of_text|return|user|turn)\|?>"
     r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]"
-    r"|<｜(?:end▁of▁sentence|User)｜>"
+    r"|<｜(?:end▁of▁sentence|User)｜>|\n[ \t]{0,4}(?:User|Human|#{1,4} ?(?:Instruction|User|Human|Input)) ?:"
 )
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
 _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
@@ -178,7 +178,7 @@ def _spoken(completion: str) -> str | Extraction:
 # ---- tags, JSON, boxes
 
 _ANSWER_TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
-_OBJECT = re.compile(r"^ ?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
+_OBJECT = re.compile(r"^ ?\[?[ \n]?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
 _KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
 _REASONING = re.compile(r"reason|though|think|expla|analys|step|work|scratch|solution", re.IGNORECASE)
 _FIELD = re.compile(
@@ -349,13 +349,15 @@ def _stripped(text: str) -> str:
 _SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
 
 
+_ROW = re.compile(r" ?\|[\d.,| $-]*\| ?")  # of a table, without words
 _QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
 
 
 def _valued(line: str, values: list[Value], found: Found) -> Extraction:
     """The last value, unless the words around it make it another or none."""
     value = values[-1]
-    if len(values) > 1 and (phrases.OR.search(line, values[-2].end, value.start) or phrases.OPTIONS.search(line)):
+    ways = phrases.OR.search(line[values[-2].end : value.start]) if len(values) > 1 else None
+    if len(values) > 1 and (ways or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
         return _several([one.text for one in values[-2:]], found)
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_ELSEWHERE.search(line)

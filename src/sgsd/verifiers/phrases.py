@@ -93,7 +93,7 @@ def _any(*alternatives: str, before: str = "", after: str = "") -> re.Pattern[st
 _NOT = (
     r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than)\b",
     r"\b(?:except|excluding|without)\b",
-    r"n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬",
+    r"n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬|\\(?:neg|lnot)(?![A-Za-z])",
 )
 _ELSEWHERE = (
     r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي",
@@ -116,7 +116,9 @@ SUPPOSED = _any(
     r"(?: (?:the|my|its?|correct|final|right|best)){0,3} \Z",
     r"\b(?:doubt\w{0,3}|deny|nobody|(?:unlikely|false|wrong|untrue)(?= that))\b[^.!?,;\n]{0,60}\Z",
     r"\b(?:\w{2,6}n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case)\b[^.!?,;\n]{0,60}\Z",
-    r"\b(?:wrong|incorrect|false|worst) \Z",
+    r"\b(?:if only|(?:many|some|people|others|someone)(?: (?:would|might|may|could))? (?:say|think|claim|believe)s?)\b"
+    r"[^.!?,;\n]{0,60}\Z",
+    r"\b(?:wrong|incorrect|false|worst|first|second|third|other|another|alternative|possible) \Z",
 )
 WRONG = _any(
     r"n['’]t\b",
@@ -126,11 +128,13 @@ WRONG = _any(
 # After it: "is wrong", "which is not the answer", "? No.", "Wait, …", "Actually, …".
 TAKEN_BACK = _any(
     r"\?|？",
+    r"no,? wait\b",
     r"(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]",
     r"(?:which |(?:but )?(?:that|it|this) )?(?:(?:is|was|are|would be|seems|looks)|(?:that|it)['’]s)"
     r" (?:a (?:lie|guess|mistake)|(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b",
     r"(?:which |(?:but )?(?:that|it|this) )?(?:is|was|are)n['’]t\b",
     r"(?:ca|could|must|should|may|might)(?:n['’]t|n?not| not)\b",
+    r"(?:can be|is|was) (?:ruled out|excluded|eliminated|rejected)",
     r"\(?(?:wrong|incorrect|false)\b",
     r"(?:definitely )?not[.!]{0,3}\Z",
     before=r"[\s$.*)\]}\"'\\!,]{0,6}+",
@@ -145,7 +149,9 @@ GAVE_UP = _any(
 
 # ---- what makes another value of it
 
-OR = re.compile(r"(?<!\w)(?:or|oder|ou|o|или|либо|або)(?!\w)|或|または|또는", re.IGNORECASE)
+OR = re.compile(
+    r"(?<!\w)(?:or|oder|ou|o|или|либо|або)(?!\w)|(?<=^ )(?:y|und|et|e|и)(?= \Z)|或|または|또는", re.IGNORECASE
+)
 GUESSES = re.compile(
     r"^[*\- ]{0,4}(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)",
     re.IGNORECASE | re.MULTILINE,

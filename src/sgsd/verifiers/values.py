@@ -69,10 +69,10 @@ def is_prose(text: str) -> bool:
 _TOKEN = re.compile(
     rf"(?P<number>{_DIGITS})|\\(?:frac|dfrac|sqrt|times|cdot|div|pm|approx|left|right|pi|leq?|geq?)(?![A-Za-z])"
     r"|(?<![A-Za-z])(?:or|and|to|through|minus|plus|times|mod|sqrt|pi|x)(?![A-Za-z])"
-    r"|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√π€£¥₹$]",
+    r"|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√π€£¥₹$・、]",
     re.IGNORECASE,
 )
-_JOINTS = frozenset(("and", "to", "through", *"),;=]}!%"))
+_JOINTS = frozenset(("and", "to", "through", *"),;=]}!%、・"))
 _OPERATORS = frozenset(("times", "plus", "mod", *"+*/^×÷·"))
 _LOOSE_ENDS = frozenset(("or", "and", "to", "through", *",;([{<>-$"))
 _GLUED = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9_]++ ?\Z")
