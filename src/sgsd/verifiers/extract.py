@@ -288,9 +288,9 @@ def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[st
             end = text.find("\n", start)
         line = text[start : end if end >= 0 else len(text)][:_MAX_LINE]
         if line and not phrases.EMPTY_WORDS.match(line[:_AROUND]):
-            denied = phrases.SUPPOSED.search(text[max(0, mark - _AROUND) : mark]) or phrases.NOT.search(
-                text, mark, start
-            )
+            before = text[max(0, mark - _AROUND) : mark]
+            denied = phrases.SUPPOSED.search(before) or phrases.NO_FINAL.search(before)
+            denied = denied or phrases.NOT.search(text, mark, start)
             after = text[start + len(line) : start + len(line) + _AROUND]
             yield line, bool(denied or phrases.TAKEN_BACK.match(after))
 

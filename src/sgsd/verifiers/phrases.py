@@ -118,8 +118,9 @@ SUPPOSED = _any(
     r"\b(?:\w{2,6}n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case)\b[^.!?,;\n]{0,60}\Z",
     r"\b(?:if only|(?:many|some|people|others|someone)(?: (?:would|might|may|could))? (?:say|think|claim|believe)s?)\b"
     r"[^.!?,;\n]{0,60}\Z",
-    r"\b(?:wrong|incorrect|false|worst|first|second|third|other|another|alternative|possible) \Z",
 )
+# Before "answer".
+NO_FINAL = _any(r"\b(?:wrong|incorrect|false|worst|first|second|third|other|another|alternative|possible) \Z")
 WRONG = _any(
     r"n['’]t\b",
     r" (?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible)\b",
