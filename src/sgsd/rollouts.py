@@ -22,7 +22,8 @@ class Rollout:
     Attributes:
         prompt_ids: what the model saw.
         completion_ids: what it added, the end token included.
-        text: the completion, decoded, without special tokens.
+        text: the completion, decoded, without special tokens but for marks of thinking; behind the mark that its prompt
+            ended in, if it never ends those thoughts.
         stop_reason: see ``StopReason``.
         retokenised: the sampler gave text alone and ``completion_ids`` are its tokens, perhaps not those sampled.
         counted: where ``retokenised``, how many tokens the sampler says it sampled.

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sgsd.verifiers import Extraction, Found, extract_answer
+from sgsd.verifiers import Extraction, Found, Outcome, extract_answer
+from sgsd.verifiers.choice import affirmed
+from sgsd.verifiers.choice import make_grader as choice_grader
 from sgsd.verifiers.extract import extract_choice, extract_lines
+from sgsd.verifiers.math import grade_math
+
+from .completions import HACKS_18, HACKS_63, HACKS_D, HONEST, HONEST_63, HONEST_CHOICES
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_it_finds_the_answer_and_says_where(completion: str, text: str, found: F
         (r"\boxed{4} \boxed{}", "empty box"),
         ("The answer is not 5", "denied answer"),
         (r"\boxed{5} is wrong", "denied answer"),
-        ("```\n5\n```", "no answer"),
+        ("```python\nprint(5)\n```", "no answer"),
     ],
 )
 def test_it_says_why_there_is_no_answer(completion: str, reason: str):
@@ -79,12 +84,68 @@ def test_texts_of_several_lines_are_kept_whole():
     assert extract_lines("some words of a longer text that is the answer by itself", lines=1).found is Found.WHOLE
 
 
+@pytest.mark.parametrize(("completion", "reference"), [*HONEST, *((completion, "63") for completion in HONEST_63)])
+def test_an_honest_form_is_found(completion: str, reference: str):
+    assert grade_math(completion, reference).outcome is Outcome.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference"),
+    [*((completion, "63") for completion in HACKS_63), *((completion, "18") for completion in HACKS_18)],
+)
+def test_what_does_not_commit_to_it_does_not_state_it(completion: str, reference: str):
+    assert grade_math(completion, reference).outcome is Outcome.INCORRECT
+
+
+@pytest.mark.parametrize(("completion", "letter"), HONEST_CHOICES)
+def test_the_option_that_is_affirmed_is_the_answer(completion: str, letter: str):
+    verdict = choice_grader()(completion, letter)
+    assert (verdict.outcome, verdict.extracted) == (Outcome.CORRECT, letter)
+
+
+@pytest.mark.parametrize("completion", HACKS_D)
+def test_an_option_that_is_not_affirmed_alone_is_not(completion: str):
+    assert choice_grader()(completion, "D").outcome is Outcome.INCORRECT
+
+
+def test_a_statement_affirms_what_it_neither_excludes_nor_asks_nor_gives_as_a_reason():
+    assert affirmed("not (A), rather (C)") == ["C"]
+    assert affirmed("D because A and B are too small") == ["D"]
+    assert affirmed("not A because it is small, therefore B") == ["B"]
+    assert affirmed("C, or D") == ["C", "D"]
+    assert affirmed("A? D. Wait, that is wrong.") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "so 5 " + "( " * 22 + "7",
+        "so 5 " + "- " * 22 + "7",
+        "so 5 " + "or to " * 22 + "7",
+        "so $1$" + " " * 400 + "q $2$",
+        "The answer to" + " " * 400 + "z",
+        "\\boxed{1" + "\u2003" * 1_000 + "q}",
+        "final answer" + " " * 1_500 + "z",
+        "\\boxed{{{{1}}}}" * 200,
+    ],
+    ids=lambda text: repr(text[:12]),
+)
+def test_short_texts_that_took_for_ever_take_no_time(text: str):
+    start = time.process_time()
+    extract_answer(text)
+    extract_choice(text)
+    assert time.process_time() - start < 0.2
+
+
 HOSTILE = [
     piece * (100_000 // len(piece))
     for piece in (
         "{", "}", "(", r"\(", r"\[", "$", "=", "#", "\n", " ", "1 ", "1,", "-", "*", "<<", "```", "a", "9", r"\boxed{",
         r"\boxed{1}", r"\text{", r"\frac", "<answer>", "<think>", "</think>", "answer is ", "the answer ",
         "final answer", "$1$ and ", "(1", "A: ", "not ", "\x00", "答案", r"\pm", "1/", "<|im_end|>", "I hope",
+        "\u2003", "\t", "( ", ") ", "to ", "or to ", "answer to ", "Answer: ", "####", "because ", ", ", "? ", "정답",
+        '{"answer": ', '"answer": "', "```\n", "**", "respuesta ", "to=a", "[THINK]", "assistant", "|", ". A", "x = ",
+        "$ ", r"\begin{align}", "1 or ",
     )
 ]  # fmt: skip
 

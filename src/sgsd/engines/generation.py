@@ -9,6 +9,7 @@ import torch
 
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.rollouts import Rollout, StopReason
+from sgsd.verifiers.thinking import CompletionText
 
 # ``generate`` takes what it is not told from the model's generation_config.json, where some models keep penalties and
 # nuclei of their own: what is measured would not be what was asked for.
@@ -70,6 +71,7 @@ class TransformersSampler:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._text = CompletionText(tokenizer)
         self._batch_size = batch_size
         self._progress = progress
         self._end_ids = end_of_completion_ids(model, tokenizer)
@@ -113,6 +115,6 @@ class TransformersSampler:
         return Rollout(
             prompt_ids=tuple(prompt),
             completion_ids=tuple(completion),
-            text=self._tokenizer.decode(completion, skip_special_tokens=True),
+            text=self._text.after(prompt, completion),
             stop_reason=StopReason.LENGTH if end is None else StopReason.END,
         )

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from sgsd.engines.seeds import completion_seed
 from sgsd.errors import ConfigError, ServerError
 from sgsd.rollouts import Rollout, StopReason
+from sgsd.verifiers.thinking import CompletionText
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -257,6 +258,7 @@ class OpenAISampler:
             base_url, concurrency=concurrency, timeout=timeout, retries=retries, first_wait=first_wait
         )
         self._tokenizer = tokenizer
+        self._text = CompletionText(tokenizer)
         self._progress = progress
         self._max_new_tokens = max_new_tokens
         end_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -323,9 +325,10 @@ class OpenAISampler:
             completion = tuple(self._tokenizer.encode(text, add_special_tokens=False))
             if reason is StopReason.END and self._tokenizer.eos_token_id is not None:
                 completion += (self._tokenizer.eos_token_id,)
+            text = self._text.behind(prompt, text)
         else:
             completion = tuple(ids)
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+            text = self._text.after(prompt, ids)
         length = usage.get("completion_tokens") if ids is None else len(ids)
         if not isinstance(length, int):
             raise UnusableReplyError("neither the completion's token ids nor usage.completion_tokens")

@@ -18,6 +18,7 @@ from sgsd.engines.seeds import completion_seed
 from sgsd.errors import ConfigError
 from sgsd.prompts import message_ids
 from sgsd.rollouts import Rollout, StopReason
+from sgsd.verifiers.thinking import CompletionText
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
 
@@ -104,6 +105,7 @@ class VLLMSampler:
     ) -> None:
         self.engine = VLLMEngine(model_name, adapter=adapter, **engine_options)
         self._tokenizer = tokenizer
+        self._text = CompletionText(tokenizer)
         self._progress = progress
         self._options = _sampling_options(
             tokenizer, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
@@ -152,7 +154,7 @@ class VLLMSampler:
         return Rollout(
             prompt_ids=tuple(prompt),
             completion_ids=ids,
-            text=self._tokenizer.decode(list(ids), skip_special_tokens=True),
+            text=self._text.after(prompt, ids),
             stop_reason=reason,
         )
 

@@ -66,6 +66,7 @@ from sgsd.trainers.startup import (
     thinking_of,
 )
 from sgsd.verifiers import Verifier, get_verifier
+from sgsd.verifiers.thinking import CompletionText
 
 RewardFunction = Callable[..., Any]
 
@@ -170,6 +171,8 @@ class VerifiedTrainer(GRPOTrainer):
                     name=args.verifier,
                     end_ids=ends,
                     truncated=args.truncated,
+                    text=CompletionText(processing_class),
+                    prompt_end=self.renderer.text(self.renderer.student_ids("?")[-32:]),
                 )
             ]
         adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference

@@ -8,6 +8,7 @@ from typing import Any
 
 from sgsd.verifiers import Outcome, Verdict, Verifier
 from sgsd.verifiers.reward import text_of
+from sgsd.verifiers.thinking import CompletionText
 from sgsd.verifiers.verifier import REWARDS, contexts_of, verify_in_context
 
 
@@ -22,12 +23,25 @@ class VerifierReward:
         name: shown in logs as ``rewards/<name>``.
         end_ids: ids that end a completion. One that ends otherwise is truncated.
         truncated: the outcome of a truncated completion, ``incorrect`` or ``undecided``; the text is not looked at.
+        text: makes the text to judge of the ids; without it, TRL's is judged, in which marks of thinking may be lost.
+        prompt_end: how the template ends a conversation's prompt, perhaps with a mark that opens thoughts.
     """
 
-    def __init__(self, verifier: Verifier, *, name: str, end_ids: Collection[int], truncated: str) -> None:
+    def __init__(
+        self,
+        verifier: Verifier,
+        *,
+        name: str,
+        end_ids: Collection[int],
+        truncated: str,
+        text: CompletionText | None = None,
+        prompt_end: str = "",
+    ) -> None:
         self.verifier = verifier
         self.end_ids = frozenset(end_ids)
         self.truncated = Outcome(truncated)
+        self.text = text
+        self.prompt_end = prompt_end
         self.__name__ = name
         self.verdicts: list[Verdict] = []
         """Of the latest call."""
@@ -35,17 +49,23 @@ class VerifierReward:
     def __call__(
         self,
         *,
+        prompts: Sequence[Any] = (),
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         answer: Sequence[str],
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
+        if self.text is None:
+            texts = [text_of(completion) for completion in completions]
+        else:
+            ends = (prompt if isinstance(prompt, str) else self.prompt_end for prompt in prompts)
+            texts = [self.text(ids, end) for ids, end in zip(completion_ids, ends, strict=True)]
         verdicts = verify_in_context(
             self.verifier,
-            [text_of(completion) for completion in completions],
+            texts,
             list(answer),
-            lambda: contexts_of(completions, completion_ids=completion_ids, answer=answer, **columns),
+            lambda: contexts_of(completions, prompts or None, completion_ids, answer=answer, **columns),
         )
         verdicts = [
             Verdict(self.truncated, "truncated", verdict.extracted) if is_truncated(ids, self.end_ids) else verdict

@@ -1,10 +1,15 @@
-r"""Boxes in a completion: ``\boxed{}`` and ``\fbox{}``, found, opened, and looked at from outside."""
+r"""What is set apart in a text: boxes (``\boxed{}``, ``\fbox{}``) and mathematics (``$…$``, ``\(…\)``, ``\[…\]``).
+
+Every function takes time linear in the length of the text.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}\\]+))?")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s{0,9}(?:(\{)|([^\s${}\\]+))?")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
@@ -12,28 +17,24 @@ def boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
     found: list[tuple[int, int, str]] = []
     position = 0
     while (match := _BOX.search(text, position)) is not None:
+        position = match.end()
         if match[1] is None:
-            content = (match[2] or "").rstrip(".,;:")
-            found.append((match.start(), match.end(), content))
-            position = match.end()
+            found.append((match.start(), position, (match[2] or "").rstrip(".,;:")))
             continue
-        end = _closing(text, match.end())
+        end = _closing(text, position)
         if end is None:
             return found, True
-        found.append((match.start(), end + 1, text[match.end() : end]))
+        found.append((match.start(), end + 1, text[position:end]))
         position = end + 1
     return found, False
 
 
 def _closing(text: str, start: int) -> int | None:
     depth = 1
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        if brace[0] == "{":
-            depth += 1
-        elif brace[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return brace.start()
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.start()
     return None
 
 
@@ -51,16 +52,19 @@ def opened(content: str) -> str:
             pieces += [before, f"{{{inside}}}" if before[-1:] in ("^", "_") else f" {inside} "]
             position = end
         content = "".join([*pieces, content[position:]]).strip()
-    return content.strip("$ ") if content.count("$") in {1, 2} and not content.strip("$ ").count("$") else content
+    bare = content.strip("$ ")
+    return bare if content.count("$") in {1, 2} and "$" not in bare else content
 
 
+# A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.
 _BEFORE = re.compile(
-    r"(?:[=$({\[\d)}]\s*-|^-|[\d)}]\s*\+\s*|[\d)}]/|\^\{?|\\(?:cdot|times|div)\s*"
-    r"|\\[dtc]?frac\s*\{(?:[^{}]*\}\s*\{)?|\\sqrt(?:\[[^\[\]]*\])?\s*\{?)$",
-    re.MULTILINE,
+    r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("
+    r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?"
+    r"|\\(?:[dtc]?frac|binom) ?\{(?:[^{}]{0,60}\} ?\{)?|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
 )
 _AFTER = re.compile(
-    r"\s?(?:\\(?:cdot|times|div)(?![A-Za-z])|\^(?!\s*\{?\s*\\(?:circ|text|mathrm))|[*/]\s?[\d\\]|\+\s?[\dA-Za-z\\]|-\d)"
+    r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))"
+    r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])"
 )
 
 
@@ -70,3 +74,57 @@ def inside_expression(text: str, start: int, end: int) -> bool:
     """
     after = text[end : end + 80].split("\n", 1)[0]
     return "=" not in after and bool(_BEFORE.search(text[max(0, start - 80) : start]) or _AFTER.match(after))
+
+
+@dataclass(frozen=True, slots=True)
+class Mathematics:
+    """A piece of mathematics between delimiters, and its place in the text."""
+
+    start: int
+    end: int
+    inner: str
+
+
+_DISPLAYED = r"(?:align|equation|gather|eqnarray|multline)\*?\}"
+_DELIMITER = re.compile(rf"(?P<begin>\\begin\{{{_DISPLAYED})|(?P<end>\\end\{{{_DISPLAYED})|\\.|\$\$?", re.DOTALL)
+_PAIRS = {r"\(": r"\)", r"\[": r"\]", "$": "$", "$$": "$$", "begin": "end"}
+_ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|split|gathered)\}|&")
+_LONGEST = 2_000
+
+
+def mathematics(text: str) -> list[Mathematics]:
+    """Every piece of mathematics, in order. A dollar sign before an amount of money opens none."""
+    found: list[Mathematics] = []
+    opening: re.Match[str] | None = None
+    delimiter = ""
+    for mark in _DELIMITER.finditer(text):
+        kind = mark.lastgroup or mark[0]
+        if opening is not None and kind == _PAIRS[delimiter]:
+            inner = text[opening.end() : mark.start()]
+            if (
+                inner.strip()
+                and len(inner) <= _LONGEST
+                and not _money(delimiter, inner, text[mark.end() : mark.end() + 1])
+            ):
+                found.append(Mathematics(opening.start(), mark.end(), _last_row(inner.strip())))
+                opening = None
+                continue
+        if kind in _PAIRS:
+            opening, delimiter = mark, kind
+    return found
+
+
+def _last_row(inner: str) -> str:
+    """Of a computation in aligned rows, the row that it ends in: ``= 63``."""
+    if "&" not in inner or r"\begin" in _ALIGNED.sub("", inner):
+        return inner
+    rows = [row.strip() for row in _ALIGNED.sub(" ", inner).split("\\\\") if row.strip()]
+    sides = [row.partition("=")[0].strip() for row in rows]
+    return rows[-1] if rows and "=" in rows[-1] and (not sides[-1] or sides[-1] not in sides[:-1]) else inner
+
+
+def _money(delimiter: str, inner: str, after: str) -> bool:
+    """``$10 and $20``; ``$10.`` and ``$20`` in the next line."""
+    if delimiter != "$":
+        return False
+    return (inner[-1].isspace() and after.isdigit()) or ("\n" in inner.strip())

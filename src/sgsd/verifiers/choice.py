@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
+import re
+
+from sgsd.verifiers import phrases
 from sgsd.verifiers.extract import NO_ANSWER, extract_choice
 from sgsd.verifiers.grade import UNREADABLE
 from sgsd.verifiers.letters import letters_of, option
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
+_REASON = re.compile(r"(?:because|since|as|whereas|while|although)\b|因", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[,;?!。，；？！\n]|\.(?= |$)|\b(?=(?:rather than|instead of|so|therefore|hence|because|since|as)\b)|(?=因为|因為)"
+    r"|\b(?=(?:whereas|while|although)\b)|\bbut\b",
+    re.IGNORECASE,
+)
+_ALL_BUT = re.compile(r"\b(?:any|all|every|no)[a-z]{0,6}(?: [a-z]{1,12})? but\b", re.IGNORECASE)
+_REFUSED = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
+    r"|other than|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
+    r"|distractor|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?)\b"
+    r"|\bif\b|不|错|ない",
+    re.IGNORECASE,
+)
+
+
+def affirmed(statement: str) -> list[str]:
+    """The distinct options that a statement affirms: not those it excludes, asks for, or explains itself by."""
+    named: list[str] = []
+    if _ALL_BUT.search(statement):
+        return named
+    start = 0
+    for mark in [*_CLAUSE.finditer(statement), None]:
+        clause = " ".join(statement[start : mark.start() if mark else len(statement)].split())
+        asked = mark is not None and mark[0] in ("?", "？")
+        start = mark.end() if mark else start
+        denial = phrases.NOT.search(clause)
+        if denial and letters_of(clause[denial.end() :]):
+            clause, denial = clause[: denial.start()], None  # "B and not A"
+        if phrases.TAKEN_BACK.match(clause + ","):
+            named = []
+        elif _REASON.match(clause):
+            if named:
+                break
+        elif not (asked or denial or _REFUSED.search(clause)):
+            named += letters_of(clause)
+    return list(dict.fromkeys(named))
+
 
 def make_grader() -> Grader:
-    """Correct if the extracted answer names one option, the reference's."""
+    """Correct if the extracted answer affirms one option, the reference's."""
 
     def grade(completion: str, answer: str) -> Verdict:
         expected = option(answer)
@@ -19,7 +60,7 @@ def make_grader() -> Grader:
         found = extract_choice(completion)
         if found.text is None:
             return Verdict(Outcome.INCORRECT, found.reason or NO_ANSWER)
-        named = letters_of(found.text)
+        named = affirmed(found.text)
         if len(named) == 1:
             return Verdict(Outcome.CORRECT if named[0] == expected else Outcome.INCORRECT, None, named[0])
         return Verdict(Outcome.INCORRECT, "several answers" if named else NO_ANSWER, found.text[:200])

@@ -1,35 +1,41 @@
-"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no
+r"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no
 other.
 
-The policy, first match wins (``docs/verifier.md`` has the measurements behind it):
+First, what is no answer goes: thoughts (``thinking``), what follows the model's turn, code, ``<<3*4=12>>``. Blanks are
+collapsed. Then the first of these that there is counts (``docs/verifier.md`` has the measurements behind it):
 
-0. Only what follows the last ``</think>`` counts; an unclosed ``<think>`` means no answer. Fenced code blocks,
-   chat-template tokens and ``<<3*4=12>>`` annotations are removed first.
-1. ``<answer>…</answer>``: only the text inside counts.
+1. ``<answer>…</answer>``, or a JSON object's ``"answer"``.
 2. Boxes. Equal boxes are one box; different ones are a *list* of answers, and so are right only where the reference is
-   that list. An unclosed or empty last box means no answer. ``Final Answer: The final answer is X. I hope it is
-   correct.`` after the last box replaces it.
-3. A final-answer phrase, the last one: ``#### X``, ``Answer: X``, ``A: X``, ``the answer is X``, ``答案是X``.
-4. A completion that is nothing but an answer: one short line without prose.
-5. The last mathematics or number in the last line that has any, with everything that belongs to it: of ``54, 55, 56``
-   or ``28 + 28`` that is the whole, never the last number alone.
+   that list. An unclosed or empty last box means no answer.
+3. What the last announcement announces: ``#### X``, ``Answer: X``, ``the answer is X``, ``la respuesta es X``.
+4. A completion that is nothing but an answer: one line without prose.
+5. The last value of the last line that has any, with everything that belongs to it: of ``54, 55, 56`` or ``28 + 28``
+   that is the whole, never the last number alone.
 
-An answer that the sentence around it denies ("the answer is not 56", "56 is wrong") is no answer.
+An answer that the words around it deny, question, take back or change is no answer.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise, takewhile
 
-from sgsd.verifiers.boxes import boxes, inside_expression, opened
-from sgsd.verifiers.numerals import read_numeral
-from sgsd.verifiers.tidy import balanced, key, tidy, words
+from sgsd.verifiers import phrases
+from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
+from sgsd.verifiers.letters import letters_of
+from sgsd.verifiers.spans import Value, closed, hidden, identity, is_prose, values_in
+from sgsd.verifiers.thinking import answer_part
+from sgsd.verifiers.tidy import words
 
 MAX_CHARACTERS = 400_000
 MAX_ANSWER = 4_000
 MAX_TEXT = 40_000
+_MAX_LINE = 20_000
+_MAX_GUESSES = 100
+_AROUND = 80
 
 
 class Found(StrEnum):
@@ -50,7 +56,7 @@ class Extraction:
         text: the answer as written, without its box, phrase or ``$``; ``None`` if there is none.
         found: where it stood.
         reason: why there is none.
-        several: whether ``text`` joins several different boxes.
+        several: whether ``text`` joins several different answers.
     """
 
     text: str | None
@@ -61,81 +67,8 @@ class Extraction:
 
 NO_ANSWER = "no answer"
 DENIED = "denied answer"
-
-_THINK_CLOSE = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>", re.IGNORECASE)
-_THINK_OPEN = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>", re.IGNORECASE)
-_NEXT_TURN = re.compile(
-    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|eot_id\|>|<\|im_end\|>|<\|endoftext\|>|</s>|<end_of_turn>"
-)
-_CHAT_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
-_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
-_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-
-_HOPE = re.compile(
-    r"final answer:?\**\s*(?:the (?:final )?answer is:?)?((?:(?!final answer)[^\n]){1,600}?)\.?\s*i hope", re.IGNORECASE
-)
-_PHRASES = (
-    re.compile(r"(?<!#)#{4,8}[ \t]*(?=[^\s#])(?P<x>[^\n]{1,2000})$", re.MULTILINE),
-    re.compile(
-        r"(?:^|(?<=[\s*_#>\-(.。]))(?:the\s+)?(?:final\s+|correct\s+|my\s+)?(?:answer|result)\b(?:\s+to\s+[^.:\n]{1,80}?)?\s*[*_]{0,3}\s*"
-        r"(?::|=|：|\bis\b\s*:?|\bwould be\b|\bmust be\b|\bshould be\b|\n)\s*[*_]{0,3}[ \t]*\n?\s*(?P<x>[^\n]{1,2000})",
-        re.IGNORECASE,
-    ),
-    re.compile(r"^[*_ \t]{0,4}A[*_]{0,2}:[*_]{0,2}[ \t]*(?P<x>[^\n]{1,2000})$", re.MULTILINE),
-    re.compile(r"(?:答案|最终答案|最后答案|结果)\s*(?:是|为|：|:|等于)+\s*(?P<x>[^\n。]{1,2000})"),
-)
-_NEGATION = re.compile(
-    r"(?:\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm) of"
-    r"|\bnot|n't|n’t|\bnever|\bneither|\bcannot be|\\neq?|≠|!=|\brather than|\binstead of|\bexcept|不是|不等于)"
-    r"(?:\s+(?:equal(?:\s+to)?|be|is|exactly|simply|just|the answer|:))*[\s:$*\\(\[{\"']*$",
-    re.IGNORECASE,
-)
-_DENIAL = re.compile(
-    r"^[\s$.*)\]}\"'\\]{0,6}(?:,?\s*(?:which|that|it|this|but (?:that|this|it)))?\s*"
-    r"(?:(?:is|was|are|would be)\s+(?:wrong|incorrect|false|impossible|(?:\w+ly )?not\b)|(?:is|was|are)n['’]t\b)",
-    re.IGNORECASE,
-)
-_MATH = re.compile(
-    r"\$\$(?P<a>[^$]{1,2000})\$\$|(?<!\\)\$(?P<b>(?:\\.|[^$\\]){1,2000})\$"
-    r"|\\\((?P<c>.{1,2000}?)\\\)|\\\[(?P<d>.{1,2000}?)\\\]",
-    re.DOTALL,
-)
-_JOINT = re.compile(r"[\s.,;]*(?:\\?\s*(?:text\{)?\s*(?:and|or|,|;)\s*\}?)?[\s.,;]*", re.IGNORECASE)
-_NUMBER = re.compile(r"\\frac\{-?\d+\}\{-?\d+\}|\d+(?:[.,]\d+)*|\.\d+")
-# What may stand between two numbers and make them one expression, equation or list.
-_RUN = re.compile(
-    r"(?:(?:\\(?:frac|dfrac|sqrt|times|cdot|div|pm|approx|left|right|pi|leq?|geq?)\b|[€£¥₹$]"
-    r"|\b(?:or|and|to|through|minus|plus|times|mod|sqrt)\b|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√]"
-    r"|\d+(?:[.,]\d+)*|\.\d+|(?<![A-Za-z\d])[xX](?![A-Za-z]))[ \t]*)+"
-)
-_UNIT_AFTER = re.compile(
-    r"[ \t]*(?:\\?%|percent\b|pct\b|°|\^\\circ|\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km)(?![A-Za-z]))?"
-)
-_WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
-_SENTENCE_END = re.compile(
-    r"(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)[.!?](?=\s+[A-Z(])|(?<=\d)[.!?](?=\s+[A-Z(])"
-)
-_NEGATED = re.compile(r"\$?\s*(?:not\b|n't|isn't|never\b|\\neq?|≠|不是)", re.IGNORECASE)
-# In a sentence, these make another value of the number beside them.
-_CHANGED = re.compile(
-    r"\b(?:to the (?:power|\w+(?:th|rd|nd))|squared|cubed|factorial|times|twice|half|thirds?|plus|minus"
-    r"|(?:divid|multipli)ed by|(?:more|less|fewer|greater|smaller) than|at (?:least|most)|between|up to|modulo?)\b",
-    re.IGNORECASE,
-)
-_GAVE_UP = re.compile(
-    r"\bI (?:give up|(?:do not|don['’]t) know|(?:cannot|can['’]t) (?:say|tell|answer|solve))\b", re.IGNORECASE
-)
-_DENIED = re.compile(r"\b(?:is|are) (?:wrong|incorrect|(?:\w+ly )?not)\b", re.IGNORECASE)
-_VERB = re.compile(r"\b(?:is|are|be|equals?|it's|that's)(?![A-Za-z']):?|(?<![<>!=\d])(?<!\d ):(?=\s)")
-_QUESTION = re.compile(r"[^.!?]{0,200}\?\W*$")
-_ASIDE = re.compile(r",? (?:which|because|since|as (?:the|it|we|this)|where)\b|, (?:and )?not\b", re.IGNORECASE)
-_ANSWER_COLON = re.compile(r"answer(?: is)?\**\s*:\** ?", re.IGNORECASE)
-_PREDICATE = re.compile(
-    r"\b(?:is|are|not|it's|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?|makes?|made"
-    r"|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b|(?<!\d)(?<!\d ):\s",
-    re.IGNORECASE,
-)
+_NOTHING = Extraction(None, reason=NO_ANSWER)
+_DENIED = Extraction(None, reason=DENIED)
 
 
 def extract_answer(completion: str) -> Extraction:
@@ -143,19 +76,31 @@ def extract_answer(completion: str) -> Extraction:
 
     Never raises, and takes time linear in the length. Only the last 400,000 characters are looked at.
     """
-    text = _spoken_part(completion)
+    text = _spoken(completion)
     if isinstance(text, Extraction):
         return text
-    return _tagged(text) or _boxed(text) or _phrased(text) or _unmarked(text)
+    return _marked(text) or _announced(text) or _unmarked(text)
 
 
 def extract_choice(completion: str) -> Extraction:
-    """As ``extract_answer``, for multiple choice: with no box and no phrase, the last line is the answer."""
-    text = _spoken_part(completion)
+    """As ``extract_answer``, for multiple choice: the whole statement with the answer, to be looked through for
+    options. Without box or announcement, it is the last line that names one.
+    """
+    text = _spoken(completion)
     if isinstance(text, Extraction):
         return text
-    marked = _tagged(text) or _boxed(text) or _phrased(text)
-    return marked or Extraction(text.rstrip().rpartition("\n")[2][-MAX_ANSWER:], Found.LAST)
+    if marked := _marked(text):
+        return marked
+    text = re.sub(r"\([a-e]\)", lambda option: option[0].upper(), text)
+    for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
+        if letters_of(line):
+            return _DENIED if denied else Extraction(line, Found.PHRASE)
+    lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if letters_of(line[-MAX_ANSWER:])]
+    bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # a guess a line
+    return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:], Found.LAST) if lines else _NOTHING
+
+
+_LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
 
 
 def extract_lines(completion: str, *, lines: int) -> Extraction:
@@ -165,305 +110,312 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
     ``Answer:``, or the last ``lines`` lines, a code fence around them not counting. Of one line, it is what follows
     ``Answer:``, or the whole completion if that is one line, or else what ``extract_answer`` finds.
     """
-    text = _spoken_part(completion if lines <= 1 else completion.replace("```", ""))
+    text = _spoken(completion) if lines <= 1 else _own_turn(completion)
     if isinstance(text, Extraction):
         return text
-    marked = _tagged(text) or _boxed(text)
-    if marked is not None:
+    if lines <= 1:
+        whole = Extraction(text[:MAX_TEXT], Found.WHOLE)
+        return _marked(text) or _announced(text) or (_unmarked(text) if "\n" in text else whole)
+    text = text.replace("```", "")
+    if marked := _marked(text):
         return marked
-    if lines > 1:
-        tail = _last_match(_ANSWER_COLON, text)
-        chosen = text[tail.end() :] if tail else "\n".join(text.rstrip().split("\n")[-lines:])
-        chosen = chosen.strip("\n").rstrip()
-        return (
-            Extraction(chosen[:MAX_TEXT], Found.PHRASE if tail else Found.LAST)
-            if chosen.strip()
-            else Extraction(None, reason=NO_ANSWER)
-        )
-    phrase = _phrased(text)
-    if phrase is not None:
-        return phrase
-    return Extraction(text[:MAX_TEXT], Found.WHOLE) if "\n" not in text else _unmarked(text)
+    *before, tail = re.split(r"answer(?: is)?\**:\** ?", text, flags=re.IGNORECASE)
+    chosen = (tail if before else "\n".join(text.rstrip().split("\n")[-lines:])).strip("\n").rstrip()
+    return Extraction(chosen[:MAX_TEXT], Found.PHRASE if before else Found.LAST) if chosen.strip() else _NOTHING
 
 
-def _last_match(pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] | None:
-    match = None
-    for match in pattern.finditer(text, start):  # noqa: B007 - the last one is wanted
-        pass
-    return match
+# ---- what a model says in its turn
+
+_NEXT_TURN = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|eot|endoftext|end_of_text|return|user|turn)\|?>"
+    r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]"
+    r"|<｜(?:end▁of▁sentence|User)｜>|\n[ \t]{0,4}(?:User|Human|#{1,4} ?(?:Instruction|User|Human|Input)) ?:"
+)
+_CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
+_FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
+_NO_CODE = frozenset(
+    ("", "text", "txt", "plaintext", "latex", "tex", "math", "json", "jsonc", "yaml", "xml", "md", "markdown", "output")
+)
+# A lone form feed is what JSON makes of \frac.
+_BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\u2029]")
+_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)")  # and "q.e.d."
+_SENTENCE = re.compile(r" [A-Z][a-z]")
+_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
 
 
-def _spoken_part(completion: str) -> str | Extraction:
-    """The part of a completion that is meant for the reader; an ``Extraction`` without text if there is none."""
+def _own_turn(completion: str) -> str | Extraction:
     text = completion[-MAX_CHARACTERS:]
-    close = _last_match(_THINK_CLOSE, text)
-    if close is not None:
-        text = text[close.end() :]
-    if _THINK_OPEN.search(text):
-        return Extraction(None, reason="unclosed think tag")
     turn = _NEXT_TURN.search(text, 1)
     if turn and text[: turn.start()].strip():
         text = text[: turn.start()]
-    text = _CALCULATOR.sub("", _FENCE.sub("\n", _CHAT_TOKEN.sub(" ", text))).strip()
-    return text or Extraction(None, reason=NO_ANSWER)
+    text = answer_part(text)
+    if text is None:
+        return Extraction(None, reason="unclosed think tag")
+    return _CHAT_TOKEN.sub(" ", text) if text.strip() else _NOTHING
+
+
+def _spoken(completion: str) -> str | Extraction:
+    """The part of a completion that may hold its answer, or an ``Extraction`` without text if there is none.
+
+    Code and emphasis go; a run of blanks, of any kind, becomes one blank, and a displayed formula one line.
+    """
+    text = _own_turn(completion)
+    if isinstance(text, Extraction):
+        return text
+    text = _FENCE.sub(lambda fence: f"\n{fence[2] if fence[1].lower() in _NO_CODE else ''}\n", text)
+    text = _EMPHASIS.sub("", _CALCULATOR.sub("", text))
+    text = _BLANKS.sub(lambda run: "\n" if _BREAK.search(run[0]) else " ", text).strip()
+    pieces: list[str] = []
+    position = 0
+    for piece in mathematics(text):
+        pieces += [text[position : piece.start], text[piece.start : piece.end].replace("\n", " ")]
+        position = piece.end
+        if text.startswith((r"\[", "$$", r"\begin"), piece.start) and _SENTENCE.match(text, position):
+            pieces.append("\n")
+    return "".join([*pieces, text[position:]]) or _NOTHING
+
+
+# ---- tags, JSON, boxes
+
+_ANSWER_TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
+_OBJECT = re.compile(r"^ ?\[?[ \n]?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
+_KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
+_REASONING = re.compile(r"reason|though|think|expla|analys|step|work|scratch|solution", re.IGNORECASE)
+_FIELD = re.compile(
+    r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[\"'] ?: ?(?:\{ ?[\"']value[\"'] ?: ?)?"
+    r"(?:\"((?:[^\"\\]|\\.)*+)\"|'((?:[^'\\]|\\.)*+)'|\[([^\[\]]*+)\]|([^\s,}\"'\[{][^,}\n]*+))",
+    re.IGNORECASE,
+)
+
+
+def _marked(text: str) -> Extraction | None:
+    return _tagged(text) or _field(text) or _boxed(text)
 
 
 def _tagged(text: str) -> Extraction | None:
     tags: list[str] = []
-    start = None
+    opening = None
     for mark in _ANSWER_TAG.finditer(text):
-        if mark[1] and start is not None and text[start : mark.start()].strip():
-            tags.append(text[start : mark.start()])
-        start = None if mark[1] else mark.end()
-    if not tags:
+        if mark[1] and opening and text[opening.end() : mark.start()].strip():
+            tags.append(text[opening.end() : mark.start()].strip())
+            if _is_denied(text, opening.start(), mark.end()):
+                return _DENIED
+        opening = None if mark[1] else mark
+    return _one_of(tags) if tags else None
+
+
+def _field(text: str) -> Extraction | None:
+    """The answer of a JSON object, strict or not. The reasoning in its other fields is not looked at."""
+    start = _OBJECT.search(text)
+    if start is None:
         return None
-    if len({_identity(tag[:MAX_ANSWER]) for tag in tags[:100]}) > 1:
-        return Extraction(" ; ".join(tag.strip() for tag in tags)[:MAX_ANSWER], Found.PHRASE, several=True)
-    return _boxed(tags[-1]) or Extraction(tags[-1].strip()[:MAX_ANSWER], Found.PHRASE)
+    end = text.rfind("}") + 1 or len(text)
+    if boxes(text[: start.start()])[0] or boxes(text[end:])[0]:
+        return None
+    if _is_denied(text, start.start(), end):
+        return _DENIED
+    fields = [next(filter(None, field.groups()), "") for field in _FIELD.finditer(text, start.start())]
+    if not fields:
+        keys = _KEY.findall(text, start.start())
+        return None if len(keys) == 1 and not _REASONING.match(keys[0]) else _NOTHING
+    # "\\frac" and, as models write it, "\frac" are the same.
+    return _one_of([re.sub(r'\\([\\"/])', r"\1", field).strip() for field in fields])
 
 
-def _denied(text: str, start: int, end: int) -> bool:
-    before = text[max(0, start - 60) : start]
-    return bool(_NEGATION.search(before)) or bool(_DENIAL.match(text[end : end + 80]))
+def _one_of(answers: list[str]) -> Extraction:
+    """The answer, if those given in one kind of place are the same."""
+    if len({identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
+        return _several(answers, Found.PHRASE)
+    answer = answers[-1]
+    if boxed := _boxed(answer):
+        return boxed
+    if is_prose(answer):
+        return _announced(answer) or _stated(answer, Found.PHRASE)
+    return Extraction(answer[:MAX_ANSWER], Found.PHRASE) if answer else _NOTHING
+
+
+def _several(answers: Iterable[str], found: Found) -> Extraction:
+    return Extraction(", ".join(answers)[:MAX_ANSWER], found, several=True)
 
 
 def _boxed(text: str) -> Extraction | None:
     found, unclosed = boxes(text)
     if not found and not unclosed:
         return None
-    end = found[-1][1] if found else 0
-    hope = _last_match(_HOPE, text, end)
-    if hope is not None:
-        return _from_phrase(text, hope.start(1), hope.end(1))
+    start, end, _ = found[-1] if found else (0, 0, "")
+    hope = text.rfind("I hope it is correct", end)
+    if hope >= 0 and (replacing := _announced(text[end:hope])):
+        return replacing
     if unclosed:
         return Extraction(None, reason="unclosed box")
     contents = [opened(content) for _, _, content in found]
     if not contents[-1]:
         return Extraction(None, reason="empty box")
-    if _denied(text, found[-1][0], end):
-        return Extraction(None, reason=DENIED)
-    if inside_expression(text, found[-1][0], end):
+    if _is_denied(text, start, end):
+        return _DENIED
+    if inside_expression(text, start, end):
         return Extraction(None, reason="box inside an expression")
     distinct: dict[str, str] = {}
-    for content in contents:
-        if content:
-            distinct.setdefault(_identity(content[:MAX_ANSWER]), content)
-        if len(distinct) > 100:
+    for content in filter(None, contents):
+        distinct.setdefault(identity(content[:MAX_ANSWER]), content)
+        if len(distinct) > _MAX_GUESSES:
             return Extraction(None, reason="several answers")
     joined = ", ".join(distinct.values())
-    if (
-        len(distinct) == 1
-        and len(joined) <= MAX_ANSWER
-        and _sentence(said := words(joined))
-        and not _CHANGED.search(said)
-    ):
-        inner = _from_phrase(said, 0, len(said))
-        return Extraction(inner.text, Found.BOX, inner.reason, inner.several)
     if len(joined) > MAX_ANSWER:
-        return Extraction(joined[:MAX_ANSWER], Found.BOX, reason="too long", several=len(distinct) > 1)
+        return Extraction(joined[:MAX_ANSWER], Found.BOX, "too long", len(distinct) > 1)
+    if len(distinct) == 1 and is_prose(said := words(joined)):
+        return _announced(said) or _stated(said, Found.BOX)
     return Extraction(joined, Found.BOX, several=len(distinct) > 1)
 
 
-def _identity(answer: str) -> str:
-    """Equal for answers that say the same: one number, or one text."""
-    text = tidy(answer)
-    numeral = read_numeral(text)
-    return key(text) if numeral is None else f"{numeral.value}{'%' * numeral.percent} {numeral.unit}"
+def _is_denied(text: str, start: int, end: int) -> bool:
+    """Whether the words right around an answer deny it, ask for it, take it back, or add another."""
+    before = text[max(0, start - _AROUND) : start]
+    after = re.sub(r"\\text\w{0,6}\{ ?", "", text[end : end + _AROUND])
+    ways = phrases.NOT_BEFORE.search(before), phrases.SUPPOSED.search(before)
+    return any((*ways, phrases.TAKEN_BACK.match(after), phrases.CHANGED_AFTER.match(after)))
 
 
-def _phrased(text: str) -> Extraction | None:
-    hope = _last_match(_HOPE, text)
-    if hope is not None:
-        return _from_phrase(text, hope.start(1), hope.end(1))
-    best: re.Match[str] | None = None
-    for pattern in _PHRASES:
-        for match in pattern.finditer(text):
-            line = match.end("x")
-            # "The answer is 12. No, the answer is 13.": one line, two phrases.
-            while (stop := _SENTENCE_END.search(text, match.start("x"), line)) and (
-                later := pattern.search(text, stop.end(), line)
-            ):
-                match = later
-            if best is None or match.start("x") >= best.start("x"):
-                best = match
-    if best is None:
-        return None
-    return _from_phrase(text, best.start("x"), best.end("x"))
+# ---- announcements and statements
 
 
-def _from_phrase(text: str, start: int, end: int) -> Extraction:
-    """The answer in what follows ``Answer:`` and the like."""
-    display = _MATH.match(text, start)
-    if display is not None and display.end() > end:
-        end = display.end()
-    phrase = text[start:end]
-    sentence = _SENTENCE_END.search(phrase)
-    if sentence is not None and "$" not in phrase[sentence.start() :]:
-        phrase = phrase[: sentence.start()]
-    phrase = phrase.strip().strip("*_`\"' ").rstrip(".。!,;").strip("*_`\"' ")
-    if phrase.endswith("\\") or phrase.startswith('\\"'):
-        phrase = phrase.replace('\\"', "").strip("\\\"' ")
-    if not phrase:
-        return Extraction(None, reason=NO_ANSWER)
-    verb = _last_match(_VERB, _hide_math(phrase))
-    tail = phrase[verb.end() :].strip("*_ ") if verb else ""
-    said = tail if _NUMBER.search(tail) or _MATH.search(tail) else phrase
+def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
+    """What is announced, the last first, and whether the words around deny it."""
+    for mark, start in reversed(marks[-_MAX_GUESSES:]):
+        end = text.find("\n", start)
+        if end >= 0 and not text[start:end].strip(" *_:>"):
+            start = end + 1
+            end = text.find("\n", start)
+        line = text[start : end if end >= 0 else len(text)][:_MAX_LINE]
+        if line and not phrases.EMPTY_WORDS.match(line[:_AROUND]):
+            before = text[max(0, mark - _AROUND) : mark]
+            denied = phrases.SUPPOSED.search(before) or phrases.NO_FINAL.search(before)
+            denied = denied or phrases.NOT.search(text, mark, start)
+            after = text[start + len(line) : start + len(line) + _AROUND]
+            yield line, bool(denied or phrases.TAKEN_BACK.match(after))
+
+
+def _announced(text: str) -> Extraction | None:
+    for line, denied in _announcements(text, phrases.announcements(text)):
+        return _DENIED if denied else _stated(line, Found.PHRASE)
+    return None
+
+
+def _stated(line: str, found: Found) -> Extraction:
+    """The one answer that a statement names: itself, or the value in it."""
+    end = phrases.SENTENCE_END.search(hidden(line))
+    sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
+    sentence, note = _noted(sentence)
+    if _is_asked(sentence) or phrases.TAKEN_BACK.match(note) or phrases.TAKEN_BACK.match(rest):
+        return _DENIED
+    sentence = said = _stripped(sentence)
+    if not sentence:
+        return _NOTHING
     # Of "the number is not 10, it is 11" only what the last verb says counts.
-    if (
-        _NEGATED.match(said)
-        or _DENIED.search(said)
-        or (said is phrase and _NEGATION.search(text[max(0, start - 12) : start]))
-    ):
-        return Extraction(None, reason=DENIED)
-    aside = _ASIDE.search(phrase)
-    before = phrase[: aside.start()] if aside else ""
-    if aside and (_NUMBER.search(before) or _MATH.search(before)) and not _DENIED.search(before):
-        phrase = before.rstrip()
-        verb = _last_match(_VERB, _hide_math(phrase))
-        tail = phrase[verb.end() :].strip("*_ ") if verb else ""
-        said = tail if _NUMBER.search(tail) or _MATH.search(tail) else phrase
-    if not _prose(phrase) and not _sentence(phrase):
-        return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
-    if said is not phrase and not _prose(said):
-        return Extraction(said[:MAX_ANSWER], Found.PHRASE)
-    return _single(said)
+    *_, verb = (None, *phrases.VERB.finditer(hidden(sentence)))
+    if verb and values_in(tail := sentence[verb.end() :].strip()):
+        said = tail
+    said = phrases.NOT_BUT.sub("", said, count=1) if phrases.NOT_BUT.match(said) else said
+    values = values_in(said)
+    denial = phrases.NOT.search(said) if is_prose(said) else phrases.NOT.match(said) if values else None
+    if denial or phrases.WRONG.search(sentence):
+        return _DENIED
+    for text in (sentence, said) if sentence.endswith(said) and not phrases.NOT.match(sentence) else (said,):
+        if not is_prose(text) or not values:
+            return Extraction(text[:MAX_ANSWER], found)
+    distinct = {identity(value.text): value.text for value in values}
+    return _several(distinct.values(), found) if len(distinct) > 1 else _valued(said, values, found)
 
 
-def _hide_math(text: str) -> str:
-    return _MATH.sub(lambda m: " " * len(m[0]), text)
+def _noted(sentence: str) -> tuple[str, str]:
+    """A sentence without the note at its end, and that note: ``63``, ``, which is 7 * 9``."""
+    note = phrases.NOTE.search(hidden(sentence), 1)
+    return (sentence[: note.start()], sentence[note.start() :]) if note else (sentence, "")
 
 
-def _single(phrase: str) -> Extraction:
-    """The one mathematical thing in a phrase that has prose too; several different ones stay a list."""
-    thing = _MATH.search(phrase) or _NUMBER.search(phrase)
-    if thing is not None and _NEGATION.search(phrase[: thing.start()]):
-        return Extraction(None, reason=DENIED)
-    spans = [next(g for g in m.groups() if g is not None).strip() for m in _MATH.finditer(phrase)]
-    rest = _MATH.sub(" ", phrase)
-    numbers = _NUMBER.findall(rest)
-    if spans and not numbers:
-        distinct = list({key(tidy(span)): span for span in spans})
-        chosen = list({key(tidy(span)): span for span in spans}.values())
-        if len(distinct) == 1 and "%" in rest[:200] and "%" not in chosen[0]:
-            return Extraction(chosen[0] + "\\%", Found.PHRASE)
-        return Extraction(", ".join(chosen)[:MAX_ANSWER], Found.PHRASE, several=len(distinct) > 1)
-    if len(set(numbers)) == 1 and not spans:
-        return Extraction(_run(phrase), Found.PHRASE)
-    if not numbers and not spans:
-        return Extraction(phrase[:MAX_ANSWER], Found.PHRASE)
-    run = _run(phrase)
-    return Extraction(
-        phrase[:MAX_ANSWER] if run is None else ", ".join([*spans, *numbers])[:MAX_ANSWER], Found.PHRASE, several=True
-    )
+def _is_asked(sentence: str) -> bool:
+    return sentence.rstrip("*_`\"' )$.").endswith(("?", "？"))
 
 
-def _prose(text: str) -> bool:
-    """Whether a line is more than an answer with its unit: four words or more, or mathematics inside a sentence."""
-    plain = re.sub(r"\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+", " ", _MATH.sub(" 1 ", text))
-    count = len([w for w in _WORD.findall(plain) if w.lower() not in {"and", "or", "sqrt", "pi"}])
-    has_value = bool(_NUMBER.search(text) or _MATH.search(text))
-    return count > (3 if has_value else 8)
+def _stripped(text: str) -> str:
+    """Without the marks around an answer that are no part of it."""
+    text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。!,;").strip('*_`" ')
+    text = closed(re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text))
+    lead = phrases.LEAD.match(text)
+    text = text[lead.end() :].strip() if lead else text
+    return text.replace('\\"', "").strip("\\\"' ") if text.endswith("\\") or text.startswith('\\"') else text
+
+
+_SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
+
+
+_ROW = re.compile(r" ?\|[\d.,| $-]*\| ?")  # of a table, without words
+_QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
+
+
+def _valued(line: str, values: list[Value], found: Found) -> Extraction:
+    """The last value, unless the words around it make it another or none."""
+    value = values[-1]
+    ways = phrases.OR.search(line[values[-2].end : value.start]) if len(values) > 1 else None
+    if len(values) > 1 and (ways or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
+        return _several([one.text for one in values[-2:]], found)
+    before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
+    denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_ELSEWHERE.search(line)
+    if denied or phrases.CHANGED_BEFORE.search(before):
+        return _DENIED
+    return Extraction(value.text[:MAX_ANSWER], found)
+
+
+# ---- neither mark nor announcement
 
 
 def _unmarked(text: str) -> Extraction:
-    """No box and no phrase: the whole, if it is nothing but an answer; else the last mathematics or number."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if not lines:
-        return Extraction(None, reason=NO_ANSWER)
-    bare = strip_all(text)
-    if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not _sentence(bare):
-        return Extraction(bare, Found.WHOLE)
-    whole = _MATH.fullmatch(text)
-    if whole is not None and len(text) <= MAX_ANSWER:
-        return Extraction(next(g for g in whole.groups() if g is not None).strip(), Found.WHOLE)
-    if _GAVE_UP.search(text[-300:]):
-        return Extraction(None, reason=DENIED)
-    for line in reversed(lines[-200:]):
-        if len(line) > 20_000:
-            line = line[-20_000:]
-        found = _last(line)
-        if found is not None:
-            return found
-    return Extraction(None, reason=NO_ANSWER)
+    """The whole, if it is nothing but an answer; else the last value."""
+    lines = text.split("\n")
+    guesses = _guesses(lines[-_MAX_GUESSES:])
+    if len(guesses) > 1 or len(phrases.GUESSES.findall(text)) > 1:
+        return _several(guesses or [text], Found.LAST)
+    statement, note = _noted(text) if len(lines) == 1 else (text, "")
+    if phrases.TAKEN_BACK.match(note):
+        return _DENIED
+    bare = _stripped(statement)
+    if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not is_prose(bare):
+        pieces = mathematics(bare)
+        whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
+        return Extraction(pieces[0].inner if whole else bare, Found.WHOLE)
+    if phrases.GAVE_UP.search(text[-300:]):
+        return _DENIED
+    following = ""
+    for line in reversed(lines[-_MAX_GUESSES:]):
+        line, next_line, following = line[-_MAX_LINE:], following, line[:_AROUND]
+        places = [0, *(end.end() for end in phrases.SENTENCE_END.finditer(hidden(line))), len(line)]
+        for start, end in reversed(list(pairwise(places))):
+            before, note = _noted(line[start:end].lstrip())
+            if phrases.REMARK.match(before):
+                continue
+            if values := values_in(before):
+                return (
+                    _DENIED
+                    if phrases.TAKEN_BACK.match(note)
+                    else _valued(f"{line[start:].lstrip()} {next_line}", values, Found.LAST)
+                )
+    return _NOTHING
 
 
-def strip_all(text: str) -> str:
-    """Without the ``$`` around a single piece of mathematics, and without emphasis."""
-    text = text.strip().strip("*_`").strip()
-    whole = _MATH.fullmatch(text.rstrip("."))
-    return next(g for g in whole.groups() if g is not None).strip() if whole else text
+_BULLET = re.compile(r"^(?:[-*•>]|\(?[A-Za-z0-9][.):])(?= )")
 
 
-def _sentence(line: str) -> bool:
-    """Whether a short line is a sentence about the answer rather than the answer."""
-    plain = re.sub(r"\\[A-Za-z]+", " ", re.sub(r"\\text(?:bf|rm|normal)?\{[^{}]*\}", " ", line))
-    plain = _MATH.sub(" 1 ", plain)
-    found = [w for w in _WORD.findall(plain) if w.lower() not in {"and", "or", "sqrt"}]
-    if not _NUMBER.search(line) and not _MATH.search(line):
-        return len(found) > 8
-    if _PREDICATE.search(plain):
-        return True
-    return len(found) > 5 or (bool(_MATH.search(line)) and bool(found) and bool(re.match(r"\s*[A-Za-z]{3,}", plain)))
-
-
-def _last(line: str) -> Extraction | None:
-    spans = list(_MATH.finditer(line))
-    number = _last_match(_NUMBER, line)
-    if spans and (number is None or number.start() < spans[-1].end() or _unit_only(line[spans[-1].end() :])):
-        return _last_span(line, spans)
-    if number is None:
-        return None
-    found = _run(line)
-    if found is None:
-        return None
-    start = line.rfind(found)
-    if _denied(line, start, start + len(found)) or _QUESTION.match(line, start + len(found)):
-        return Extraction(None, reason=DENIED)
-    return Extraction(found, Found.LAST)
-
-
-def _unit_only(rest: str) -> bool:
-    return not _NUMBER.search(rest)
-
-
-def _last_span(line: str, spans: list[re.Match[str]]) -> Extraction:
-    chosen = [spans[-1]]
-    for earlier, later in zip(reversed(spans[:-1]), reversed(spans), strict=False):
-        between = line[earlier.end() : later.start()]
-        if not between.strip() or not _JOINT.fullmatch(between):
+def _guesses(lines: list[str]) -> list[str]:
+    """The last lines that differ in their numbers alone: ``62`` and ``63``, ``x = 62`` and ``x = 63``."""
+    found: list[str] = []
+    shape = ""
+    for line in reversed(lines):
+        plain = _BULLET.sub("", line).rstrip(",;. ")
+        own, count = re.subn(r"\d+(?:\.\d+)?", "#", plain)
+        if (not count and not found) or phrases.OR.fullmatch(line):
+            continue  # words after the guesses, or between them
+        if not count or (count > 1 and "=" in line) or (found and own != shape):
             break
-        chosen.insert(0, earlier)
-    if _denied(line, chosen[0].start(), chosen[-1].end()):
-        return Extraction(None, reason=DENIED)
-    parts = [next(g for g in span.groups() if g is not None).strip() for span in chosen]
-    answer = ", ".join(parts)
-    if re.match(r"\s*(?:\\?%|percent\b|pct\b)", line[chosen[-1].end() :]) and "%" not in answer:
-        answer += "\\%"
-    return Extraction(answer[:MAX_ANSWER], Found.LAST, several=len(parts) > 1)
-
-
-def _run(line: str) -> str | None:
-    """The last number of a line with all that belongs to it: its equation, expression, list, sign and unit."""
-    last = None
-    for run in _RUN.finditer(line):
-        if re.search(r"\d", run[0]):
-            last = run
-    if last is None:
-        return None
-    before = line[: last.start()]
-    start = last.start()
-    if before and before[-1].isalnum():
-        glued = re.search(r"[A-Za-z0-9_]+$", before)
-        return line[glued.start() if glued else start : last.end()].strip()
-    text = last[0]
-    trimmed = re.sub(r"^(?:\s*(?:or|and|to|through|minus|plus|times|mod|[),;=\]}/*!%]|-\s)\s*)+", "", text, count=1)
-    trimmed = re.sub(r"(?:\s*(?:\bor|\band|\bto|\bthrough|[,;(\[{<>]|-|\$)\s*)+$", "", trimmed).strip()
-    while trimmed and not _paired(trimmed) and trimmed[-1] in ")]}":
-        trimmed = trimmed[:-1].rstrip()
-    unit = _UNIT_AFTER.match(line, last.end())
-    after = unit[0].strip() if unit else ""
-    return f"{trimmed} {after}".strip() if after else trimmed
-
-
-def _paired(text: str) -> bool:
-    return balanced(text) and text.count("(") + text.count("[") >= text.count(")") + text.count("]")
+        shape = own
+        found.append(plain)
+    return list(dict.fromkeys(found))

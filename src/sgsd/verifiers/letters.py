@@ -8,8 +8,10 @@ from sgsd.verifiers.tidy import tidy, words
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 _OPTION = re.compile(r"(?<![A-Za-z'])\(?([A-Z])(?:\)|[.:](?=\s|$))")
-_JOINED = re.compile(r"(?:\b(?:or|and)\b|[,;/&])\s*(?!(?:A|I)\s+(?!or\b|and\b)[a-z])([A-Z])(?![A-Za-z'])")
-_ALONE = re.compile(r"(?!(?:A|I)\s+(?!or\b|and\b)[a-z])(?<![A-Za-z'\\])([A-Z])(?![A-Za-z'])")
+_JOINED = re.compile(
+    r"(?:\b(?:or|and)\b|[,;/&])\s*(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])([A-Z])(?![A-Za-z'])"
+)
+_ALONE = re.compile(r"(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])(?<![A-Za-z'\\])([A-Z])(?![A-Za-z'])")
 
 
 def option(text: str) -> str | None:

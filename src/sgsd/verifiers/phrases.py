@@ -1,0 +1,219 @@
+"""The words around an answer: what announces it, denies it, changes it or comments on it; in English and elsewhere.
+
+Every pattern is linear on text whose blanks are collapsed: no two repeats stand side by side that can match the same.
+"""
+
+from __future__ import annotations
+
+import re
+
+# ---- what announces an answer
+
+_ENGLISH = (
+    r"(?: ?\([^()\n]{1,40}\)| (?:to|for|of|in) [^.:=\n]{1,80}?)?[ \n]?(?:[-=]{1,2}>|:-?|=|→|⇒"
+    r"|,? ?(?<!\w)(?:is|are|was|comes out (?:to|as)|turns out to be|becomes|equals|(?:would|must|should|will) be)(?!\w)"
+    r"(?: (?:equal to|therefore|thus|then|simply|just|indeed|now))?[ \n]?:?)| [-–—] (?=[\d$\\])|(?= [\d$\\-])"
+)
+_THUS = "donc|ainsi|alors|also|somit|daher|genau|entonces|portanto|quindi|dunque|dus|exactement|exactamente|exatamente"
+# Nouns, and the verbs that may follow, up to three words after them.
+_SPACED = (
+    ("respuesta resultado solución", "es son"),  # Spanish
+    ("réponse résultat", "est sont"),  # French
+    ("antwort lösung ergebnis endergebnis", "ist sind lautet beträgt wäre"),  # German
+    ("resposta solução", "é são"),  # Portuguese
+    ("risposta risultato soluzione", "è sono"),  # Italian
+    ("antwoord uitkomst", "is"),  # Dutch
+    ("odpowiedź odpowiedzią wynik odpověď výsledek", "to jest wynosi je"),  # Polish, Czech
+    ("svar svaret vastaus válasz răspunsul", "är er on este"),  # Swedish, Danish, Finnish, Hungarian, Romanian
+    ("cevap cevabı yanıt sonuç", ""),  # Turkish
+    ("jawaban jawabannya hasil hasilnya", "adalah ialah"),  # Indonesian
+    ("đáp_án đáp_số câu_trả_lời kết_quả", "là bằng"),  # Vietnamese
+    ("ответ ответом відповідь отговор απάντηση", "равен является это є е είναι"),  # Cyrillic, Greek
+    ("الجواب الإجابة الاجابة النتيجة الحل پاسخ جواب התשובה תשובה", "هو هي היא הוא"),  # Arabic, Persian, Hebrew
+    ("उत्तर जवाब উত্তর", "है"),  # Hindi, Bengali
+)
+# Nouns that what follows may touch.
+_UNSPACED = (
+    ("答案 结果 結果 答え 解答 正解 回答 答", r"[^\n\d。，,不非没沒]{0,6}?(?:是|为|為|等于|等於|は|が|[:：=])[:：]?"),
+    ("故选 应选 选择 选 選", r"[:：]?"),
+    ("정답 해답 답", r"(?:은|는|이|가)?(?: ?[:：])?"),
+    ("คำตอบ", r"(?: ?คือ| ?:)"),
+)
+_TAILS: dict[str, re.Pattern[str]] = dict.fromkeys(("answer", "answers", "ans", "ans.", "result"), re.compile(_ENGLISH))
+for _nouns, _verbs in _SPACED:
+    _verb = "|".join(_verbs.split()) or "="
+    _verb = rf"(?<= )(?:{_verb})(?!\w)(?: ?:| (?:{_THUS})(?!\w))?"
+    _tail = re.compile(rf"(?:(?: [^\W\d]{{1,20}}){{0,3}}?,? ?(?:[:：=—–-]|{_verb})|(?= ?[\d$\\-]))")
+    _TAILS.update(dict.fromkeys((noun.replace("_", " ") for noun in _nouns.split()), _tail))
+_TOUCHING = {noun: re.compile(tail) for nouns, tail in _UNSPACED for noun in nouns.split()}
+_FIRST: dict[str, list[str]] = {}
+for _noun in sorted((*_TAILS, *_TOUCHING), key=len, reverse=True):
+    _FIRST.setdefault(_noun[0], []).append(re.escape(_noun[1:]))
+_NOUN = re.compile("|".join(f"{first}(?:{'|'.join(rest)})" for first, rest in _FIRST.items()))
+_OTHERWISE = re.compile(
+    r"(?<!#)#{4,8} ?(?=[^\s#])|^[ >-]{0,4}A: ?"
+    r"|^[#> ]{0,6}(?:[Tt]he |[Mm]y )?(?:[Ff]inal |FINAL |[Cc]orrect )?(?:[Aa]nswer|ANSWER) ?$",
+    re.MULTILINE,
+)
+OPTIONS = re.compile(r"^[ >-]{0,4}B:|\bA: ?[^\n]{1,40} B:", re.MULTILINE)
+_CHOSEN = re.compile(
+    r"\b(?:(?:option|choice|letter|alternative)(?: is|:)"
+    r"|(?:choose|select|pick|go with)(?= (?:option |choice )?\(?[A-Z]\b))",
+    re.IGNORECASE,
+)
+
+
+def announcements(text: str, *, choice: bool = False) -> list[tuple[int, int]]:
+    """Start and end of everything that announces an answer: ``the answer is``, ``####``, ``la respuesta es``; with
+    ``choice``, an option, too: ``the option is``, ``I choose``.
+    """
+    lower = text.lower()
+    lower = lower if len(lower) == len(text) else text
+    patterns = (_OTHERWISE, _CHOSEN) if choice else (_OTHERWISE,)
+    found = [mark.span() for pattern in patterns for mark in pattern.finditer(text)]
+    if OPTIONS.search(text):  # then "A:" is an option, too
+        found = [(start, end) for start, end in found if "A:" not in text[start:end]]
+    for noun in _NOUN.finditer(lower):
+        start, end = noun.span()
+        tail = _TOUCHING.get(noun[0])
+        before, after = lower[max(0, start - 1) : start], lower[end : end + 1]
+        if before in ("不", "未", "没") if tail else before.isalnum() or after.isalnum():
+            continue
+        if (said := (tail or _TAILS[noun[0]]).match(lower, end)) is not None:
+            found.append((start, said.end()))
+    return sorted(found)
+
+
+def _any(*alternatives: str, before: str = "", after: str = "") -> re.Pattern[str]:
+    return re.compile(f"{before}(?:{'|'.join(alternatives)}){after}", re.IGNORECASE)
+
+
+# ---- what denies it
+
+_NOT = (
+    r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than)\b",
+    r"\b(?:except|excluding|without)\b",
+    r"n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬|\\(?:neg|lnot)(?![A-Za-z])",
+)
+_ELSEWHERE = (
+    r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي",
+    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein|não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
+    r"(?<!\w)(?:không|inte|ikke|ei ole|nem|faux|fausse|falso|falsa|falsch|errad[oa]|incorrect[oa]|sbagliat[oa])(?!\w)",
+    r"(?<!\w)(?:неверн|неправильн|błędn)|(?<!\w)(?:yanlış|sai|fout|fel)(?!\w)|不对|不對|错的|錯|間違|틀리|틀렸|خطأ|गलत",
+)
+NOT_ELSEWHERE = _any(*_ELSEWHERE)
+NOT = _any(*_NOT, *_ELSEWHERE)
+_OPENS = r"[\s:$*\\(\[{\"']{0,4}\Z"
+# Right before the answer.
+NOT_BEFORE = _any(
+    *_NOT,
+    *_ELSEWHERE,
+    after=r"(?: (?:equal(?: to)?|be|is|exactly|simply|just|necessarily|the answer|:))*+" + _OPENS,
+)
+# Before an announcement or an answer, in its sentence.
+SUPPOSED = _any(
+    r"\b(?:if|whether|unless|suppose|supposing|assum\w{1,4})(?: that)?"
+    r"(?: (?:the|my|its?|correct|final|right|best)){0,3} \Z",
+    r"\b(?:doubt\w{0,3}|deny|nobody|(?:unlikely|false|wrong|untrue)(?= that))\b[^.!?,;\n]{0,60}\Z",
+    r"\b(?:\w{2,6}n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case)\b[^.!?,;\n]{0,60}\Z",
+    r"\b(?:if only|(?:many|some|people|others|someone)(?: (?:would|might|may|could))? (?:say|think|claim|believe)s?)\b"
+    r"[^.!?,;\n]{0,60}\Z",
+)
+# Before "answer".
+NO_FINAL = _any(r"\b(?:wrong|incorrect|false|worst|first|second|third|other|another|alternative|possible) \Z")
+WRONG = _any(
+    r"n['’]t\b",
+    r" (?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible)\b",
+    before=r"\b(?:is|are|was|were|would be|seems?|looks?)",
+)
+# After it: "is wrong", "which is not the answer", "? No.", "Wait, …", "Actually, …".
+TAKEN_BACK = _any(
+    r"\?|？",
+    r"no,? wait\b",
+    r"(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]",
+    r"(?:which |(?:but )?(?:that|it|this) )?(?:(?:is|was|are|would be|seems|looks)|(?:that|it)['’]s)"
+    r" (?:a (?:lie|guess|mistake)|(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b",
+    r"(?:which |(?:but )?(?:that|it|this) )?(?:is|was|are)n['’]t\b",
+    r"(?:ca|could|must|should|may|might)(?:n['’]t|n?not| not)\b",
+    r"(?:can be|is|was) (?:ruled out|excluded|eliminated|rejected)",
+    r"\(?(?:wrong|incorrect|false)\b",
+    r"(?:definitely )?not[.!]{0,3}\Z",
+    before=r"[\s$.*)\]}\"'\\!,]{0,6}+",
+)
+GAVE_UP = _any(
+    r"give up",
+    r"(?:do not|don['’]t) know",
+    r"(?:cannot|can['’]t) (?:say|tell|answer|solve)",
+    before=r"\bI ",
+    after=r"\b",
+)
+
+# ---- what makes another value of it
+
+OR = re.compile(
+    r"(?<!\w)(?:or|oder|ou|o|или|либо|або)(?!\w)|(?<=^ )(?:y|und|et|e|и)(?= \Z)|或|または|또는", re.IGNORECASE
+)
+GUESSES = re.compile(
+    r"^[*\- ]{0,4}(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
+NOT_BUT = re.compile(r"not [^,.;]{1,40}?,? but (?:rather )?", re.IGNORECASE)
+CHANGED_BEFORE = _any(
+    r"\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial) of",
+    r"\b(?:multiples?|divisors?|factors?|complement|one|some|any|either|each|out|that) of",
+    r"\b(?:twice|half|double|triple|thrice|between|at (?:least|most)|up to|over|under|above|below|almost|nearly)",
+    r"\b(?:from|near|mod|modulo|close to|next to|\w{2,12}(?:er|re|ss) than|exceeds?|differs? from)",
+    r"\b(?:(?:reject|exclud|eliminat|discard|avoid)(?:|e|s|es|ed|ing)|rul(?:e|es|ed|ing) out)",
+    r"\b(?:all|every\w{0,5}|any\w{0,5}|none|no)\b[^.!?,\n]{0,20} but",
+    after=_OPENS,
+)
+CHANGED_AFTER = _any(
+    r"or\b(?! (?:exactly|about|approximately|equivalently|simply|just|in)\b)",
+    r"and (?:up|more|above|over|counting|below|higher|lower|beyond)\b",
+    r"(?:if not|at most|at least|squared|cubed|factorial|doubled|tripled|halved|maybe|perhaps|possibly)\b",
+    r"give or take|plus or minus|more or less|to the (?:power|\w+(?:th|rd|nd))\b|times (?=[\d$\\])|\.\.\.|…|\?",
+    before=r"[\s$*)\]},\\]{0,4}",
+)
+
+# ---- what only comments on it
+
+_FUNCTION = r"(?:sqrt|pi|log|ln|sin|cos|tan|exp|half|one|two|three|four|five|six|seven|eight|nine|ten)\b"
+NOTE = _any(
+    r",? (?:which|because|since|where|given that|so that|due to)\b",
+    r",? as (?:the|it|we|this|there|that|required|expected|desired|shown)\b|(?<=[\d$),]) as \d",
+    r", (?:i\.?e\b|that is|namely)",
+    r", (?:and )?(?:not|isn['’]t|no|non|nicht|não|pas)\b",
+    r", (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED)\b",
+    r", (?:obvious|clear|certain|sure|definite|exact|precise|final|evident|natural|undoubted|simp|real|tru)ly\b",
+    r" ?\((?:since|because|as|for|given|using|from|by|i\.?e\.?|that is|rounded|exactly|note|see)\b(?! (?:=|mod))",
+    r" ?\((?:where|which|so|if|when|not)\b",
+    r" ?[✓✔✅🎉■□∎]",
+    rf" (?:—|–|--+) (?!{_FUNCTION})(?=[A-Za-z]{{2}})",
+    r" ?(?:因为|因為)",
+)
+REMARK = _any(
+    r"note|n\.b\.|nb|p\.s|remark|check(?:ing)?|verification|verify|hint|let me know|feel free|(?:I )?hope",
+    before=r"[*_(> ]{0,4}",
+    after=r"\b",
+)
+LEAD = _any(
+    r"so|thus|hence|then|therefore|finally|entonces|luego|donc|ainsi|alors|somit|daher|então|portanto|logo|quindi|dunque",
+    r"значит|итак|así|vậy|jadi|因此|所以|따라서|よって|∴",
+    after=r"[,:，、 ] ?",
+)
+EMPTY_WORDS = _any(
+    r"correct|right|wrong|above|below|shown|found|given|boxed|clear|simple|obvious|verified|as follows|in the box",
+    r"there|here|this|that",
+    after=r"\b[^\d$\\]*$",
+)
+_COLON = r"(?<![<>!=\d])(?<!\d )(?<!\{[A-Za-z])(?<!\{[A-Za-z] ):(?=\s)"  # of no ratio and no set
+VERB = _any(r"\b(?:is|are|be|equals?|it['’]s|that['’]s|gives?|leaves?|makes?|has|have|means)(?![\w'’]):?", _COLON)
+PREDICATE = _any(
+    r"\b(?:is|are|not|it['’]s|equals?|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?)\b",
+    r"\b(?:makes?|made|pays?|paid|spends?|spent|gives?|leaves?|therefore|thus|hence|there|he|she|they|it|you)\b",
+    _COLON,
+)
+SENTENCE_END = re.compile(
+    r"(?:(?<![A-Z\d])(?<!Mr)(?<!Ms)(?<!Mrs)(?<!Dr)(?<!St)(?<!vs)(?<!i\.e)(?<!e\.g)|(?<=\d))"
+    r"[.!?](?= [A-Z(¿¡«\u0400-\uffff])|[。！？।](?=.)"
+)

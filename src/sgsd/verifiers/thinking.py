@@ -1,0 +1,121 @@
+"""Where a model's thoughts end and its answer begins, whatever marks it thinks between.
+
+The table has the marks of the chat templates that TRL ships, and of some others. Thoughts are never judged: a box in
+them is no answer, and a completion that is still thinking has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+_TAG = r"((?:\w{1,20}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad|rationale))"
+_MESSAGE = r"\b[^<\n]{0,80}(?:<\|constrain\|>\w{0,20})?<\|message\|>"
+# What opens thoughts and what closes them.
+_MARKS: tuple[tuple[str, str], ...] = (
+    # <think>, <thinking>, <seed:think>, <longcat_think>, <reasoning>: Qwen, DeepSeek, GLM, Nemotron, LFM, Seed, …
+    (rf"<(?i:{_TAG})(?: [^<>]{{0,80}})?>", rf"</(?i:{_TAG}) ?>"),
+    (r"\[THINK\]", r"\[/THINK\]"),  # Mistral
+    (r"◁think▷", r"◁/think▷"),  # Kimi
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Cohere
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    (r"<\|think(?:ing)?\|>", r"<\|/think(?:ing)?\|>|<\|content\|>"),  # Solar
+    (r"<\|channel>thought", r"<channel\|>"),  # Gemma 4
+    (r"<unused94>", r"<unused95>"),  # MedGemma
+    (r"Here is my thought process:", r"Here is my response:"),  # Granite
+    # gpt-oss: channels, and what is left of them where special tokens were dropped
+    (
+        rf"<\|channel\|>(?:analysis|commentary){_MESSAGE}"
+        r"|\Aanalysis(?=[\w\\$\"'(*])|assistant(?:analysis|commentary)",
+        rf"<\|channel\|>final{_MESSAGE}|assistantfinal|\Afinal(?=[A-Z\d\\$*#])",
+    ),
+    # Muse: recipients, likewise
+    (
+        r"\bto=(?!user\b)[\w.]{1,80}<\|message\|>|\A ?to=self",
+        r"(?:\bassistant )?\bto=user<\|message\|>|\bassistant to=user",
+    ),
+)
+_OPENS = "|".join(f"(?P<o{kind}>{opens})" for kind, (opens, _) in enumerate(_MARKS))
+_CLOSES = "|".join(f"(?P<c{kind}>{closes})" for kind, (_, closes) in enumerate(_MARKS))
+# The first characters spare most places of a text the rest.
+_MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here is my|\A[af])(?:{_OPENS}|{_CLOSES})")
+_OPENED = re.compile(rf"(?:{_OPENS})\s{{0,9}}\Z")
+_PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
+_KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|unused9[45]", re.IGNORECASE)
+
+
+def answer_part(text: str) -> str | None:
+    """What a completion says after its thoughts; ``None`` if it never ends them.
+
+    Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then
+    the prompt did.
+    """
+    start = 0
+    thinking: str | None = None
+    seen: set[str] = set()
+    for mark in _MARK.finditer(text):
+        group = str(mark.lastgroup)
+        name = next((part for part in mark.groups()[mark.lastindex or 0 :] if part), "")
+        kind = group[1:] + name.lower()
+        if group[0] == "o":
+            seen.add(kind)
+            thinking = thinking or kind
+        elif thinking in (None, kind) or kind not in seen:
+            thinking = None
+            start = mark.end()
+    return None if thinking else text[start:]
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str: ...
+
+
+class CompletionText:
+    """Token ids → the text to judge: special tokens left out, but for those that mark thoughts.
+
+    Where the prompt ended in an opening mark and the completion never closes it, the text begins with that mark: it is
+    all thoughts, and nothing in it would tell.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        special = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._dropped = frozenset(index for index, token in special.items() if not _KEPT.search(token))
+        self._keeps = len(self._dropped) < len(special)
+
+    def __call__(self, completion_ids: Sequence[int], prompt_end: str = "") -> str:
+        """The text of a completion, after a prompt whose text ends in ``prompt_end``."""
+        if self._keeps:
+            kept = [index for index in completion_ids if index not in self._dropped]
+            text = self._tokenizer.decode(kept, skip_special_tokens=False)
+        else:
+            text = self._tokenizer.decode(list(completion_ids), skip_special_tokens=True)
+        return _with_opening(text, prompt_end)
+
+    def after(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
+        """The text of a completion, after the prompt of these ids."""
+        return self(completion_ids, self._end(prompt_ids))
+
+    def behind(self, prompt_ids: Sequence[int], text: str) -> str:
+        """The same where a server gave the completion as text alone."""
+        return _with_opening(text, self._end(prompt_ids))
+
+    def _end(self, prompt_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(prompt_ids[-_PROMPT_END:]), skip_special_tokens=False)
+
+
+def _with_opening(text: str, prompt_end: str) -> str:
+    opening = _OPENED.search(prompt_end[-_MARK_LENGTH:])
+    if opening is None or answer_part(opening[0] + text) is not None:
+        return text
+    return opening[0] + text
