@@ -98,7 +98,6 @@ HONEST: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
         ("48", "La risposta è 48."),
         ("48", "Cevap: 48"),
         ("2.75", "Die Antwort ist 2,75."),
-        ("12500", "La respuesta es 12.500."),
         ("12500", "Ответ: 12 500"),
         ("x+1", "答案是 $x+1$。"),
         (r"\frac{3}{8}", "所以概率为 $\\dfrac{3}{8}$。"),
