@@ -23,7 +23,7 @@ RATIO = 6.0
 LIMIT = 0.2
 CUT_OFF = 3.0  # seconds on the wall for both texts and all repeats
 ENOUGH = 3  # lines on one pattern are enough
-FLOOR = 0.004  # seconds that no ratio is taken of: ten times the clock's noise
+FLOOR = 0.01  # seconds that no ratio is taken of: ten times the clock's noise
 
 FRAGMENTS = [
     *(" ", "\t", "\n", "\r\n", " \n", "\u00a0", "\u2003", "\u3000", "\u200b", "~", "\\,", "\\ ", "\\quad "),
