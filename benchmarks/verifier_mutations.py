@@ -52,7 +52,7 @@ def mutants(text: str, draw: random.Random) -> Iterator[tuple[str, str]]:
     if signs:
         place = draw.choice(signs)
         yield "sign", text[:place] + ("-" if text[place] == "+" else "+") + text[place + 1 :]
-    elif digits or letters and not _WORDS.search(text):  # a dash before words is a bullet
+    elif digits or (letters and not _WORDS.search(text)):  # a dash before words is a bullet
         yield "sign", "-" + text
     if letters:
         place = draw.choice(letters)
