@@ -113,9 +113,9 @@ def texts() -> Iterator[tuple[str, Callable[[int], str]]]:
                 yield ascii(f"{prefix}|{fragment}|{suffix}"), make
 
 
-def patterns() -> dict[str, re.Pattern[str]]:
+def patterns() -> dict[str, re.Pattern[Any]]:
     """Every compiled pattern that a module of the package holds, in collections too."""
-    found: dict[str, re.Pattern[str]] = {}
+    found: dict[str, re.Pattern[Any]] = {}
 
     def look(name: str, value: Any, depth: int) -> None:
         if isinstance(value, re.Pattern):
@@ -183,11 +183,12 @@ def try_patterns() -> None:
     for name, pattern in found.items():
         print(f"trying {name}", flush=True)
 
-        def everywhere(text: str, pattern: re.Pattern[str] = pattern) -> None:
-            for _ in pattern.finditer(text):
+        def everywhere(text: str, pattern: re.Pattern[Any] = pattern) -> None:
+            given: Any = text.encode("utf-8", "surrogatepass") if isinstance(pattern.pattern, bytes) else text
+            for _ in pattern.finditer(given):
                 pass
-            pattern.match(text)
-            pattern.fullmatch(text)
+            pattern.match(given)
+            pattern.fullmatch(given)
 
         bad = 0
         for label, make in texts():
