@@ -97,20 +97,18 @@ FRAGMENTS = [
     ),
     *('{"answer": ', '{"a":[', "| 1 ", "\nuser: ", "**", "* ", "1. ", "> "),
 ]
-PREFIXES = ["", "so 5 ", "\\boxed{", "answer is "]
-SUFFIXES = ["", "7 q"]
+AROUND = [("", ""), ("so 5 ", "7 q"), ("\\boxed{", ""), ("answer is ", "7 q")]
 
 
 def texts() -> Iterator[tuple[str, Callable[[int], str]]]:
-    """A name, and the text of a given length, for each prefix, fragment and suffix."""
+    """A name, and the text of a given length, for each fragment and what stands around it."""
     for fragment in FRAGMENTS:
-        for prefix in PREFIXES:
-            for suffix in SUFFIXES:
+        for before, after in AROUND:
 
-                def make(size: int, prefix: str = prefix, fragment: str = fragment, suffix: str = suffix) -> str:
-                    return prefix + fragment * (size // len(fragment)) + suffix
+            def make(size: int, before: str = before, fragment: str = fragment, after: str = after) -> str:
+                return before + fragment * (size // len(fragment)) + after
 
-                yield ascii(f"{prefix}|{fragment}|{suffix}"), make
+            yield ascii(f"{before}|{fragment}|{after}"), make
 
 
 def patterns() -> dict[str, re.Pattern[Any]]:
@@ -212,20 +210,17 @@ def try_extraction() -> None:
 
 
 def try_grading() -> None:
-    from sgsd.verifiers.exact import make_grader as make_exact
     from sgsd.verifiers.math import make_grader
     from sgsd.verifiers.verdict import Outcome
 
-    math = make_grader()
-    exact = make_exact(ignore_case=True)
-    for kind, grader, reference in (("math", math, "56"), ("math", math, r"\frac{x+1}{2}"), ("exact", exact, "blue")):
+    grader = make_grader()
+    for reference in ("56", r"\frac{x+1}{2}"):
         for label, make in texts():
-            print(f"trying {kind} {reference} {label}", flush=True)
-            check(f"{kind} {reference} on {label}", lambda text, g=grader, r=reference: g(text, r), make)
-            for size in (SHORT, LONG):
-                outcome = grader(make(size), reference).outcome
-                if outcome is not Outcome.INCORRECT:
-                    print(f"UNDECIDED {kind} {reference} on {label} at {size}: {outcome}")
+            print(f"trying {reference} on {label}", flush=True)
+            verdicts = []
+            check(f"{reference} on {label}", lambda text, r=reference, v=verdicts: v.append(grader(text, r)), make)
+            if any(verdict.outcome is not Outcome.INCORRECT for verdict in verdicts):
+                print(f"UNDECIDED {reference} on {label}: {verdicts[0]}")
 
 
 def try_references() -> None:
