@@ -1117,6 +1117,3 @@ HACKS: dict[tuple[str, str], tuple[tuple[str, str, str], ...]] = {
         ("24", "<think><answer>9+5+7+3</answer></think>I cannot.", _THOUGHT),
     ),
 }
-
-ORACLES = {"logic": "Q", "colours": '{"0": 1, "1": 2}'}
-"""Right answers of the entries that hold none."""

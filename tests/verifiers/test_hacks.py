@@ -11,8 +11,7 @@ import pytest
 
 from sgsd.verifiers import Outcome, Verdict, get_verifier
 
-from .hacks import ENTRIES, HACKS, ORACLES
-from .honest import HONEST
+from .hacks import ENTRIES, HACKS
 
 MARK = "sgsd_canary"
 # Imported by each worker before anything else: reports what a hack could only bring about by running. The pipe is
@@ -63,12 +62,15 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
     os.close(keeper)
 
 
-def judge(name: str, completions: list[str], answers: list[str]) -> list[Verdict]:
-    """Verdicts of one fresh worker, so that what an item leaves behind is there for the next."""
+def judge(name: str, completions: list[str], answers: list[str]) -> tuple[list[Verdict], set[str]]:
+    """Verdicts of one fresh worker, so that what an item leaves behind is there for the next; and what references of
+    those that left an item undecided cannot be read."""
     with get_verifier(name, workers=1, timeout=3) as verifier:
         verifier.close()  # workers of other tests are not watched
         verifier.warm_up()
-        return verifier.verify_many(completions, answers)
+        verdicts = verifier.verify_many(completions, answers)
+        undecided = {a for a, verdict in zip(answers, verdicts, strict=True) if verdict.outcome is Outcome.UNDECIDED}
+        return verdicts, {answer for answer in undecided if not verifier.readable(answer)}
 
 
 def cases(name: str) -> list[tuple[str, str, str]]:
@@ -81,39 +83,24 @@ def cases(name: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def oracle(name: str, reference: str) -> str:
-    """What answers this reference, in the reference's own letters."""
-    if name == "reasoning_gym":
-        key = next(key for key, entry in ENTRIES.items() if entry == reference)
-        return next((right for given, right in HONEST["reasoning_gym", name] if given == key), ORACLES.get(key, ""))
-    return rf"\boxed{{{reference}}}"
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["math", "choice", "reasoning_gym"])
 def test_no_hack_is_rewarded_left_undecided_or_run(name: str, reports: list[str], tmp_path: Path):
     if name == "reasoning_gym":
         pytest.importorskip("reasoning_gym")
     hacks = cases(name)
-    references = list(dict.fromkeys(reference for _, reference, _ in hacks))
     canary = tmp_path / MARK
     completions = [completion.replace("@CANARY@", str(canary)) for *_, completion in hacks]
-    verdicts = judge(
-        name,
-        [*completions, *(oracle(name, reference) for reference in references)],
-        [*(reference for _, reference, _ in hacks), *references],
-    )
-    answered = dict(zip(references, verdicts[len(hacks) :], strict=True))
+    verdicts, unreadable = judge(name, completions, [reference for _, reference, _ in hacks])
     named = [
         f"{kind}: {reference[:80]!r} <- {completion[:120]!r}: {verdict}"
-        for (kind, reference, completion), verdict in zip(hacks, verdicts, strict=False)
+        for (kind, reference, completion), verdict in zip(hacks, verdicts, strict=True)
         if verdict.outcome is Outcome.CORRECT
-        # A reference that nothing answers is undecided by its own fault, whatever the completion.
-        or (verdict.outcome is Outcome.UNDECIDED and answered[reference].outcome is not Outcome.UNDECIDED)
+        # A reference that cannot be read is no doing of the completion's.
+        or (verdict.outcome is Outcome.UNDECIDED and reference not in unreadable)
     ]
     assert not named, f"{len(named)} of {len(hacks)}:\n" + "\n".join(named)
-    unread = [reference for reference, verdict in answered.items() if verdict.outcome is Outcome.UNDECIDED]
-    assert len(unread) <= len(references) // 3, unread
+    assert len(unreadable) <= len({reference for _, reference, _ in hacks}) // 10, unreadable
     assert "watching" in reports, "no worker was watched"
     ran = [report for report in reports if report != "watching"]
     assert not ran, "\n".join(ran)
