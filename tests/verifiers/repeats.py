@@ -1,0 +1,242 @@
+"""Every pattern of ``sgsd.verifiers``, and the whole of it, on repeats of one fragment: ``python repeats.py PART``.
+
+A process of its own, since one bad pattern would hang the tests: it prints what it is about to try, and a line ``SLOW``
+or ``UNDECIDED`` for whatever grows faster than its text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import sgsd.verifiers
+
+SHORT, LONG = 2_000, 8_000
+RATIO = 6.0
+LIMIT = 0.2
+CUT_OFF = 3.0  # seconds on the wall for both texts and all repeats
+ENOUGH = 3  # lines on one pattern are enough
+FLOOR = 0.01  # seconds that no ratio is taken of: ten times the clock's noise
+
+FRAGMENTS = [
+    *(" ", "\t", "\n", "\r\n", " \n", "\u00a0", "\u2003", "\u3000", "\u200b", "~", "\\,", "\\ ", "\\quad "),
+    *("(", ")", "( ", "{", "}", "{}", "[", "]", "\\{", "\\left(", "|", "$", "$$", "\\(", "\\[", "<", "&", "\\\\", "\\"),
+    *(
+        "-",
+        "- ",
+        "+",
+        "= ",
+        "^",
+        "^9",
+        "/",
+        "*",
+        ",",
+        ", ",
+        ".",
+        ":",
+        "; ",
+        "'",
+        '"',
+        "%",
+        "!",
+        "?",
+        "_",
+        "#",
+        "≈",
+        "·",
+    ),
+    *(
+        "to ",
+        "or ",
+        "and ",
+        "not ",
+        "is ",
+        "no ",
+        "the ",
+        "answer ",
+        "the answer is ",
+        "final answer ",
+        "Answer: ",
+        "答案是",
+    ),
+    *("ответ ", "x", "a ", "A ", "A, ", "B) ", "one hundred ", "twenty-", "wrong ", "percent ", "e\u0301", "\ud800"),
+    *("9", "9 ", "1,", "1,000", "1/", "0.", "5-", "1:", "\\%", "9^{", "10!", "e9"),
+    *(
+        "\\boxed{",
+        "\\boxed{1} ",
+        "\\boxed",
+        "\\fbox{",
+        "\\frac{",
+        "\\frac{1}{2}",
+        "\\text{",
+        "\\text{a}",
+        "\\sqrt",
+        "\\sqrt{",
+    ),
+    *("\\begin{pmatrix}", "\\left", "\\color{a}", "x_", "x_{", "\\cdot ", "\\circ", "\\mathbf{"),
+    *(
+        "```\n",
+        "```",
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "<|",
+        "<|im_end|>",
+        "[THINK]",
+        "◁think▷",
+        "<<",
+        "#### ",
+    ),
+    *('{"answer": ', '{"a":[', "| 1 ", "\nuser: ", "**", "* ", "1. ", "> "),
+]
+AROUND = [("", ""), ("so 5 ", "7 q"), ("\\boxed{", ""), ("answer is ", "7 q")]
+
+
+def texts() -> Iterator[tuple[str, Callable[[int], str]]]:
+    """A name, and the text of a given length, for each fragment and what stands around it."""
+    for fragment in FRAGMENTS:
+        for before, after in AROUND:
+
+            def make(size: int, before: str = before, fragment: str = fragment, after: str = after) -> str:
+                return before + fragment * (size // len(fragment)) + after
+
+            yield ascii(f"{before}|{fragment}|{after}"), make
+
+
+def patterns() -> dict[str, re.Pattern[Any]]:
+    """Every compiled pattern that a module of the package holds, in collections too."""
+    found: dict[str, re.Pattern[Any]] = {}
+
+    def look(name: str, value: Any, depth: int) -> None:
+        if isinstance(value, re.Pattern):
+            found.setdefault(name, value)
+        elif depth and isinstance(value, dict):
+            for key, inner in value.items():
+                look(f"{name}[{key!r}]", inner, depth - 1)
+                look(f"{name} key {key!r}", key, depth - 1)
+        elif depth and isinstance(value, list | tuple | set | frozenset):
+            for number, inner in enumerate(value):
+                look(f"{name}[{number}]", inner, depth - 1)
+        elif depth and isinstance(value, type) and value.__module__.startswith("sgsd.verifiers"):
+            for key, inner in vars(value).items():
+                look(f"{name}.{key}", inner, depth - 1)
+
+    for info in pkgutil.iter_modules(sgsd.verifiers.__path__, "sgsd.verifiers."):
+        module = importlib.import_module(info.name)
+        for key, value in vars(module).items():
+            look(f"{info.name}.{key}", value, 3)
+    unique = {pattern: name for name, pattern in reversed(found.items())}
+    return {name: pattern for pattern, name in unique.items()}
+
+
+def seconds(action: Callable[[str], object], text: str, repeats: int) -> float:
+    """Processor seconds, the best of some repeats: others share the machine."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        action(text)
+        best = min(best, time.process_time() - start)
+        if best < FLOOR:
+            break
+    return best
+
+
+class OverTimeError(Exception):
+    """A check took more than ``CUT_OFF``."""
+
+
+def over_time(_number: int, _frame: FrameType | None) -> None:
+    raise OverTimeError
+
+
+def check(label: str, action: Callable[[str], object], make: Callable[[int], str]) -> bool:
+    """Whether the longer text takes no more than its share; prints a line if not."""
+    signal.setitimer(signal.ITIMER_REAL, CUT_OFF)
+    try:
+        long = seconds(action, make(LONG), 3)
+        if long < FLOOR:
+            return True
+        short = seconds(action, make(SHORT), 5)
+        if long <= min(LIMIT, RATIO * max(short, FLOOR / RATIO)):
+            return True
+        print(f"SLOW {label}: {short:.4f} s at {SHORT}, {long:.4f} s at {LONG}", flush=True)
+    except OverTimeError:
+        print(f"SLOW {label}: cut off", flush=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return False
+
+
+def try_patterns() -> None:
+    found = patterns()
+    print(f"{len(found)} patterns")
+    for name, pattern in found.items():
+        print(f"trying {name}", flush=True)
+
+        def everywhere(text: str, pattern: re.Pattern[Any] = pattern) -> None:
+            given: Any = text.encode("utf-8", "surrogatepass") if isinstance(pattern.pattern, bytes) else text
+            for _ in pattern.finditer(given):
+                pass
+            pattern.match(given)
+            pattern.fullmatch(given)
+
+        bad = 0
+        for label, make in texts():
+            bad += not check(f"{name} on {label}", everywhere, make)
+            if bad == ENOUGH:
+                break
+
+
+def try_extraction() -> None:
+    from sgsd.verifiers.extract import extract_answer, extract_choice, extract_lines
+
+    actions: dict[str, Callable[[str], object]] = {
+        "extract_answer": extract_answer,
+        "extract_choice": extract_choice,
+        "extract_lines": lambda text: extract_lines(text, lines=3),
+    }
+    for name, action in actions.items():
+        print(f"trying {name}", flush=True)
+        for label, make in texts():
+            check(f"{name} on {label}", action, make)
+
+
+def try_grading() -> None:
+    from sgsd.verifiers.math import make_grader
+    from sgsd.verifiers.verdict import Outcome
+
+    grader = make_grader()
+    for reference in ("56", r"\frac{x+1}{2}"):
+        for label, make in texts():
+            print(f"trying {reference} on {label}", flush=True)
+            verdicts = []
+            check(f"{reference} on {label}", lambda text, r=reference, v=verdicts: v.append(grader(text, r)), make)
+            if any(verdict.outcome is not Outcome.INCORRECT for verdict in verdicts):
+                print(f"UNDECIDED {reference} on {label}: {verdicts[0]}")
+
+
+def try_references() -> None:
+    """``readable`` of a repeat as a reference: what of it runs in the calling process."""
+    from sgsd.verifiers import get_verifier
+
+    for name in ("math", "exact", "choice", "reasoning_gym"):
+        with get_verifier(name, workers=1, timeout=2) as verifier:
+            for label, make in texts():
+                print(f"trying readable {name} {label}", flush=True)
+                check(f"readable {name} on {label}", verifier.readable, make)
+
+
+PARTS = {"patterns": try_patterns, "extraction": try_extraction, "grading": try_grading, "references": try_references}
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGALRM, over_time)
+    PARTS[sys.argv[1]]()
+    print("done")

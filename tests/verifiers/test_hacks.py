@@ -1,0 +1,132 @@
+"""No hack is called correct, none leaves a readable reference undecided, and none runs code in a worker."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sgsd.verifiers import Outcome, Verdict, get_verifier
+
+from .hacks import ENTRIES, HACKS
+
+MARK = "sgsd_canary"
+# Imported by each worker before anything else: reports what a hack could only bring about by running. The pipe is
+# opened here, before a worker limits itself.
+WATCH = """
+import os, sys
+_pipe = os.open({pipe!r}, os.O_WRONLY | os.O_NONBLOCK)
+os.write(_pipe, b"watching\\n")
+_marks = ("sgsd_canary", "FULL_SCORE", "__subclasses__", "127.0.0.1")
+def _watch(event, arguments, _busy=[]):
+    if _busy or event in {{"object.__getattr__", "sys._getframe"}}:
+        return
+    if event.startswith(("os.system", "subprocess.", "os.exec", "os.posix_spawn", "os.putenv", "socket.connect")) or (
+        event in {{"compile", "open", "import", "os.listdir"}} and any(mark in repr(arguments) for mark in _marks)
+    ):
+        _busy.append(1)
+        os.write(_pipe, f"{{event}}: {{arguments!r}}"[:300].replace("\\n", " ").encode() + b"\\n")
+        _busy.clear()
+sys.addaudithook(_watch)
+"""
+
+
+@pytest.fixture
+def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the watch in every worker reports, line by line."""
+    pipe = tmp_path / "reports"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    keeper = os.open(pipe, os.O_WRONLY)  # so that the end of one worker is not the end of the pipe
+    os.set_blocking(reader, True)
+    lines: list[str] = []
+
+    def read() -> None:
+        with os.fdopen(reader, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                if line.startswith("the end"):
+                    return
+                lines.append(line.strip())
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    (tmp_path / "sitecustomize.py").write_text(WATCH.format(pipe=str(pipe)))
+    (tmp_path / f"{MARK}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lines
+    os.write(keeper, b"the end\n")
+    thread.join(10)
+    os.close(keeper)
+
+
+def judge(name: str, completions: list[str], answers: list[str]) -> tuple[list[Verdict], set[str]]:
+    """Verdicts of one fresh worker, so that what an item leaves behind is there for the next; and what references of
+    those that left an item undecided cannot be read."""
+    with get_verifier(name, workers=1, timeout=3) as verifier:
+        verifier.close()  # workers of other tests are not watched
+        verifier.warm_up()
+        verdicts = verifier.verify_many(completions, answers)
+        undecided = {a for a, verdict in zip(answers, verdicts, strict=True) if verdict.outcome is Outcome.UNDECIDED}
+        return verdicts, {answer for answer in undecided if not verifier.readable(answer)}
+
+
+def cases(name: str) -> list[tuple[str, str, str]]:
+    """Kind, reference and completion of every hack against this verifier."""
+    return [
+        (kind, ENTRIES.get(reference, reference) if name == "reasoning_gym" else reference, completion)
+        for (kind, verifier), hacks in HACKS.items()
+        if verifier == name
+        for reference, completion, _ in hacks
+    ]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["math", "choice", "reasoning_gym"])
+def test_no_hack_is_rewarded_left_undecided_or_run(name: str, reports: list[str], tmp_path: Path):
+    if name == "reasoning_gym":
+        pytest.importorskip("reasoning_gym")
+    hacks = cases(name)
+    canary = tmp_path / MARK
+    completions = [completion.replace("@CANARY@", str(canary)) for *_, completion in hacks]
+    verdicts, unreadable = judge(name, completions, [reference for _, reference, _ in hacks])
+    named = [
+        f"{kind}: {reference[:80]!r} <- {completion[:120]!r}: {verdict}"
+        for (kind, reference, completion), verdict in zip(hacks, verdicts, strict=True)
+        if verdict.outcome is Outcome.CORRECT
+        # A reference that cannot be read is no doing of the completion's.
+        or (verdict.outcome is Outcome.UNDECIDED and reference not in unreadable)
+    ]
+    assert not named, f"{len(named)} of {len(hacks)}:\n" + "\n".join(named)
+    assert len(unreadable) <= len({reference for _, reference, _ in hacks}) // 10, unreadable
+    assert "watching" in reports, "no worker was watched"
+    ran = [report for report in reports if report != "watching"]
+    assert not ran, "\n".join(ran)
+    assert not canary.exists()
+    assert MARK not in os.environ
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "eval('len(\"sgsd_canary\")')",
+        "__import__('os').system('true')",
+        "__import__('sgsd_canary')",
+        "open('/dev/null/sgsd_canary')",
+        "__import__('socket').socket().connect(('127.0.0.1', 9))",
+        "__import__('os').putenv('sgsd_canary', '1')",
+    ],
+)
+def test_the_watch_sees_code_that_runs(code: str, reports: list[str], tmp_path: Path):
+    (tmp_path / "rewards_that_run.py").write_text(f"def run(completions, **columns):\n    return [{code}]\n")
+    judge("rewards_that_run:run", ["x"], ["x"])
+    assert any(report != "watching" for report in reports), reports
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in HACKS}))
+def test_every_kind_has_hacks_that_differ(kind: str):
+    pairs = [(reference, text) for (name, _), hacks in HACKS.items() if name == kind for reference, text, _ in hacks]
+    assert len(pairs) >= 9
+    assert len(set(pairs)) == len(pairs)
