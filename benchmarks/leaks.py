@@ -1,8 +1,8 @@
 """Misses, false alarms, time and memory of the leak scan: python benchmarks/leaks.py --data FOLDER
 
 FOLDER holds ``gsm8k_train.jsonl`` and ``math_sample.jsonl`` with ``problem``, ``answer`` and ``solution``. Texts are
-the cases of ``tests/bank/leak_cases.py``; the last line of every GSM8K solution, as it is (*worked*) and without what is
-calculated before an equals sign (*told*); the last sentence of MATH solutions, without the box; and the shipped seed
+the cases of ``tests/bank/leak_cases.py``; the last line of every GSM8K solution, as it is (*worked*) and without what
+is calculated before an equals sign (*told*); the last sentence of MATH solutions, without the box; and the shipped seed
 items. A miss is a text in which the answer of its own problem is not found; a false alarm, one in which another
 problem's is found.
 """

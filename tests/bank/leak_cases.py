@@ -256,12 +256,12 @@ CLEAN = [
 ]
 
 KNOWN_MISSES = [
-    # Fractions in words take a grammar of ordinals, and no answer of the public data is told so.
+    # Fractions in words take a grammar of ordinals.
     ("Seventeen twenty-thirds remain.", "17/23"),
     ("Take five eighths of the rope.", "\\frac{5}{8}"),
     ("It takes three and a half hours.", "7/2"),
     ("The result is one half.", "1/2"),
     ("The answer is three quarters.", "0.75"),
-    # What a condition says of small numbers is general advice far more often.
+    # A small number behind an "if" is taken for general advice.
     ("If done properly you end up with 6 cookies.", "6"),
 ]
