@@ -29,18 +29,13 @@ PLANTED = [
     ("It simplifies to \\frac{17}{23} in the end.", "17/23"),
     ("It simplifies to 17/23.", "\\frac{17}{23}"),
     ("The ratio becomes 17 over 23.", "\\dfrac{17}{23}"),
-    ("Seventeen twenty-thirds remain.", "17/23"),
     ("Pour 5/8 of the jug away.", "0.625"),
-    ("Take five eighths of the rope.", "\\frac{5}{8}"),
     ("Use 2 3/7 of the bags.", "17/7"),
     ("It takes 3½ hours.", "3.5"),
-    ("It takes three and a half hours.", "7/2"),
     ("Write the mixed number 4\\frac{2}{3}.", "14/3"),
     ("The slope .375 follows.", "0.375"),
     ("About 6.25 litres flow out.", "6.25"),
     ("The chance is 7⁄12 here.", "7/12"),
-    ("The result is one half.", "1/2"),
-    ("The answer is three quarters.", "0.75"),
     # Percentages.
     ("The price falls by 35%.", "35"),
     ("The price falls by 35 percent.", "35%"),
@@ -140,7 +135,6 @@ PLANTED = [
     # In yet other words.
     ("In the end Tom keeps 5 stickers.", "5"),
     ("Your result ought to read 11.", "11"),
-    ("If done properly you end up with 6 cookies.", "6"),
     ("It ends up being 8.", "8"),
     ("Six is the correct value.", "6"),
     ("The final result: 3/4 of a cup.", "3/4"),
@@ -259,4 +253,15 @@ CLEAN = [
     ("Read the story to the end.", "72"),
     ("Anything at all.", ""),
     ("", "72"),
+]
+
+KNOWN_MISSES = [
+    # Fractions in words take a grammar of ordinals.
+    ("Seventeen twenty-thirds remain.", "17/23"),
+    ("Take five eighths of the rope.", "\\frac{5}{8}"),
+    ("It takes three and a half hours.", "7/2"),
+    ("The result is one half.", "1/2"),
+    ("The answer is three quarters.", "0.75"),
+    # A small number behind an "if" is taken for general advice.
+    ("If done properly you end up with 6 cookies.", "6"),
 ]

@@ -1,0 +1,164 @@
+"""Misses, false alarms, time and memory of the leak scan: python benchmarks/leaks.py --data FOLDER
+
+FOLDER holds ``gsm8k_train.jsonl`` and ``math_sample.jsonl`` with ``problem``, ``answer`` and ``solution``. Texts are
+the cases of ``tests/bank/leak_cases.py``; the last line of every GSM8K solution, as it is (*worked*) and without what
+is calculated before an equals sign (*told*); the last sentence of MATH solutions, without the box; and the shipped seed
+items. A miss is a text in which the answer of its own problem is not found; a false alarm, one in which another
+problem's is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import re
+import resource
+import runpy
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sgsd.bank import Origin, Skill, SkillBank, seed_banks
+from sgsd.bank.leaks import LeakKind, scan
+from sgsd.memories import Memory, memory_of
+from sgsd.problems import Problem
+from sgsd.verifiers import Outcome, Verdict
+
+CASES = Path(__file__).parent.parent / "tests/bank/leak_cases.py"
+APART = 997
+"""How far down the file the other problem is."""
+FRAGMENTS = (
+    *("1", "1,", "1,000", "1.5", "1/2 ", "1 ", "$", "\\", "\\frac{1}{2}", "\\frac", "{", "}", "(", ")", "[", "]"),
+    *("a", "a ", "a-", "the answer is ", "= ", "=", "-", "- ", "--", ".", ". ", "\n", " ", "\t", "~", "^", "^2", "% "),
+    *("#", "seven ", "hundred and ", "½", "é", "求"),
+)
+
+
+def memory(id: str, answer: str, text: str = "What is asked?") -> Memory:
+    made = memory_of(Problem(id, text, answer), "done", Verdict(Outcome.CORRECT), truncated=False, source="made")
+    assert made is not None
+    return made
+
+
+def alarms(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    """Whether each (text, answer) is called a leak."""
+    memories = [memory(f"p{place}", answer) for place, (_, answer) in enumerate(pairs)]
+    items = [
+        Skill(f"s{place}", "", text, "", Origin.COLD_START, (source.id,))
+        for place, ((text, _), source) in enumerate(zip(pairs, memories, strict=True))
+    ]
+    leaks = scan(SkillBank(tuple(items)), memories=memories).leaks
+    found = {leak.item for leak in leaks if leak.kind is LeakKind.ANSWER}
+    return [item.id in found for item in items]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in file.read_text().strip().split("\n")]
+
+
+def texts(folder: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(name, (text, answer of its problem))."""
+    worked: list[tuple[str, str]] = []
+    for row in rows(folder / "gsm8k_train.jsonl"):
+        lines = re.sub(r"<<[^>]*>>|####.*", "", row["solution"]).strip().split("\n")
+        worked.append((lines[-1], row["answer"]))
+    yield "GSM8K, worked", worked
+    told = [(re.sub(r"[-\d.,+*/x×$%() ]+=", " ", text), answer) for text, answer in worked]
+    yield "GSM8K, told", [(text, answer) for text, answer in told if text.strip()]
+    sentences: list[tuple[str, str]] = []
+    for row in rows(folder / "math_sample.jsonl"):
+        plain = row["solution"].replace("\\boxed", "")
+        sentences.append((re.split(r"(?<=[.!?])\s", plain.strip())[-1], row["answer"]))
+    yield "MATH", sentences
+
+
+def show(name: str, own: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]], listed: int) -> None:
+    missed = [pair for pair, found in zip(own, alarms(own), strict=True) if not found]
+    false = [pair for pair, found in zip(other, alarms(other), strict=True) if found]
+    print(
+        f"{name:14} missed {len(missed):4} of {len(own):4} ({100 * len(missed) / max(1, len(own)):4.1f} %), "
+        f"false alarms {len(false):4} of {len(other):5} ({100 * len(false) / max(1, len(other)):4.1f} %)"
+    )
+    for what, pairs in (("missed", missed), ("false", false)):
+        for text, answer in pairs[:listed]:
+            print(f"    {what}: {answer!r} {text[:160]!r}")
+
+
+def measure_scale(folder: Path, items: int = 1_000, problems: int = 20_000) -> None:
+    """Items made of solutions' lines, each with ten parents, against problems that are told apart by a number."""
+    data = rows(folder / "gsm8k_train.jsonl")
+    asked = [
+        Problem(f"p{place}", f"{row['problem']} Case {place}.", row["answer"])
+        for place in range(problems)
+        for row in [data[place % len(data)]]
+    ]
+    memories = [memory(problem.id, problem.answer, problem.text) for problem in asked[: 10 * items]]
+    bank = SkillBank(
+        tuple(
+            Skill(
+                f"s{place}",
+                "",
+                re.sub(r"<<[^>]*>>|####.*", "", data[place]["solution"]),
+                data[place]["solution"][:200],
+                Origin.COLD_START,
+                tuple(source.id for source in memories[10 * place : 10 * place + 10]),
+            )
+            for place in range(items)
+        )
+    )
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    report = scan(bank, problems=asked, memories=memories)
+    taken = time.perf_counter() - begun
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{items} items, {report.problems} problems: {taken:.1f} s, {grown:.0f} MB, {len(report.leaks)} leaks")
+
+
+def measure_growth() -> None:
+    """How much longer a scan takes where item, problem and answer are a fragment repeated to four times the length."""
+    worst = (0.0, "")
+    gc.disable()  # its pauses grow with all that lives
+    for fragment in FRAGMENTS:
+        spent: list[float] = []
+        for length in (2_000, 8_000):
+            tries: list[float] = []
+            for attempt in range(5):
+                text = (fragment * length)[:length] + "z" * attempt  # nothing is at hand from the attempt before
+                source = memory("p", text, text)
+                bank = SkillBank((Skill("s", "", f"x{text}x", "", Origin.COLD_START, (source.id,)),))
+                gc.collect()
+                begun = time.process_time()
+                scan(bank, memories=[source, memory("q", "72", text)])
+                tries.append(time.process_time() - begun)
+            spent.append(min(tries))
+        worst = max(worst, (spent[1] / spent[0], f"{fragment!r}: {1e3 * spent[0]:.1f} to {1e3 * spent[1]:.1f} ms"))
+    gc.enable()
+    print(f"four times the length takes at most {worst[0]:.1f} times as long ({worst[1]})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Misses, false alarms, time and memory of the leak scan.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--show", type=int, default=0, help="how many misses and false alarms of each kind to print")
+    options = parser.parse_args()
+    measure_scale(options.data)
+    measure_growth()
+    cases = runpy.run_path(str(CASES))
+    clean = [pair for pair in cases["CLEAN"] if all(pair)]
+    show("cases", cases["PLANTED"], clean, options.show)
+    answers: list[str] = []
+    for name, own in texts(options.data):
+        answers += [answer for _, answer in own]
+        others = [(text, own[(place + APART) % len(own)][1], answer) for place, (text, answer) in enumerate(own)]
+        show(name, own, [(text, other) for text, other, answer in others if other != answer], options.show)
+    advice = [item for name in seed_banks() for item in SkillBank.load(f"seed:{name}").items]
+    pairs = [
+        ("\n".join((item.title, item.text, item.note)), answers[(7 * place + APART * draw) % len(answers)])
+        for place, item in enumerate(advice)
+        for draw in range(200)
+    ]
+    show("seed items", [], pairs, options.show)
+
+
+if __name__ == "__main__":
+    main()
