@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sgsd.verifiers import PooledVerifier, get_verifier
+from sgsd.verifiers import Outcome, PooledVerifier, get_verifier
 
 FENCED = """
 import sys
@@ -285,3 +285,13 @@ def test_a_reference_is_read_within_the_timeout():
         start = time.monotonic()
         verifier.readable(reference)
         assert time.monotonic() - start < 60  # a process of its own can be ended; in this one it would take days
+
+
+def test_what_sympy_imports_late_is_there_before_the_fence_closes():
+    """Seen before the mend: the first integral was refused as code, and every later one of the worker."""
+    pairs = [(r"\frac{1}{2}\int_0^1 x dx", r"\int_0^1 x^3 dx"), (r"\{1, 2\} \cup \{3\}", r"\{1, 2, 4\}"), ("5!", "n!")]
+    with get_verifier("math", workers=1) as verifier:
+        for reference, answer in [*pairs, *((answer, reference) for reference, answer in pairs)]:
+            verdict = verifier.verify(rf"\boxed{{{answer}}}", reference)
+            assert "refused" not in (verdict.reason or ""), (reference, answer)
+            assert verdict.outcome is not Outcome.CORRECT

@@ -38,6 +38,13 @@ class Loaded:
     why_unreadable: Callable[[str], str | None]
 
 
+_LAZY = (
+    *("integrals.heurisch", "integrals.manualintegrate", "integrals.risch"),
+    *("combinatorics", "sets.handlers.issubset", "sets.setexpr", "tensor.tensor"),
+)
+"""What sympy imports when an item first needs it. Its dataclasses compile, which the closed fence refuses."""
+
+
 def load(grader: str) -> Loaded:
     """The grader of a description ``{"kind": …, options…}`` in JSON. Only the modules that it needs are imported."""
     options: dict[str, Any] = json.loads(grader)
@@ -50,6 +57,8 @@ def load(grader: str) -> Loaded:
     if kind == "math":
         from sgsd.verifiers.expressions import close_evaluation
 
+        for name in _LAZY:
+            importlib.import_module(f"sympy.{name}")
         close_evaluation()
     grade: Grader = module.make_grader(**options)
     return Loaded(lambda completion, answer, context: grade(completion, answer), _check(kind, module))
