@@ -289,7 +289,7 @@ def test_a_reference_is_read_within_the_timeout():
 
 def test_what_sympy_imports_late_is_there_before_the_fence_closes():
     """Seen before the mend: the first integral was refused as code, and every later one of the worker."""
-    pairs = [(r"\frac{1}{2}\int_0^1 x dx", r"\int_0^1 x^3 dx"), (r"\{1, 2\} \cup \{3\}", r"\{1, 2, 4\}"), ("5!", "n!")]
+    pairs = [(r"\frac{1}{2}\int_0^1 x dx", r"\int_0^1 x^2 dx"), (r"\{1, 2\} \cup \{3\}", r"\{1, 2, 4\}"), ("5!", "n!")]
     with get_verifier("math", workers=1) as verifier:
         for reference, answer in [*pairs, *((answer, reference) for reference, answer in pairs)]:
             verdict = verifier.verify(rf"\boxed{{{answer}}}", reference)
