@@ -81,10 +81,30 @@ def load_configs(
     revision = revision or "main"
     with _clear_errors(name_or_path, "configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, revision=revision, **options)
-    try:
-        return config, GenerationConfig.from_pretrained(folder, revision=revision)
-    except OSError:  # it has none
-        return config, GenerationConfig.from_model_config(config)
+    with _clear_errors(name_or_path, "generation config"):
+        try:
+            return config, GenerationConfig.from_pretrained(folder, revision=revision)
+        except OSError:  # it has none
+            return config, GenerationConfig.from_model_config(config)
+
+
+def check_buildable(name_or_path: str, config: PreTrainedConfig, **options: Any) -> None:
+    """Refuse what ``load_model`` would: the model is built without weights.
+
+    Args:
+        name_or_path: named in the refusal.
+        config: of the model.
+        options: of ``load_model``; those that only reading weights needs are passed over.
+
+    Raises:
+        ConfigError: with what the model's class says.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kept = {name: options[name] for name in ("attn_implementation", "trust_remote_code") if name in options}
+    with _clear_errors(name_or_path, "model"), torch.device("meta"):
+        AutoModelForCausalLM.from_config(config, **kept)
 
 
 def load_model(
@@ -212,7 +232,7 @@ def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
     model's tokenizer).
     """
     own = model.generation_config.eos_token_id
-    ids = [] if own is None else [own] if isinstance(own, int) else list(own)
+    ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
     if tokenizer.eos_token_id not in (None, *ids):
         ids = [tokenizer.eos_token_id, *ids]
     turn = end_of_turn_ids(tokenizer) if tokenizer.chat_template else []
@@ -304,11 +324,20 @@ def _base_of(adapter: str) -> str:
 
 @contextmanager
 def _clear_errors(name: str, what: str) -> Iterator[None]:
-    """``from_pretrained`` says "not found" and "no network" alike, by OSError; ValueError for an unknown type."""
+    """``from_pretrained`` says "not found" and "no network" alike, by OSError; ValueError for an unknown type.
+
+    TypeError and AssertionError come of a model's class, for arguments and configurations that it cannot be built of.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
+    except (TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"the {what} {name!r} cannot be built",
+            got=" ".join(str(error).split()),
+            expected="model_init_kwargs and a config.json that its class takes",
+        ) from error
     except (OSError, ValueError, SafetensorError, UserWarning) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):

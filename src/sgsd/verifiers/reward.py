@@ -25,6 +25,8 @@ def find(path: str) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         raise TypeError(f"{path} is not a function")
+    if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(type(found).__call__):
+        raise TypeError(f"{path} is asynchronous: pass it to a trainer as reward_funcs")
     return found
 
 
