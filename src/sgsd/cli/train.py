@@ -139,6 +139,8 @@ def run_training(
     if training.device.type == "cpu":
         training.dataloader_pin_memory = False  # torch would warn
     with _refusals(output), hub_or_cache(_model_name(model)):
+        if resume_from:
+            refuse_damage(Path(resume_from))
         check_reward_arguments(training, None)
         check_pieces(training, adapted=model.use_peft)
         read = {"trust_remote_code": options["trust_remote_code"], "revision": options["revision"]}
@@ -331,7 +333,7 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
     with in_one_line(), hub_or_cache(name):
         tokenizer = load_tokenizer(name, **read)
         config, generation_config = load_configs(name, **read)
-        check_buildable(name, config, **options)
+        check_buildable(name, config, get_peft_config(model), **options)
     renderer = PromptRenderer(
         tokenizer,
         instruction=training.instruction,

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, in_one_line
 from sgsd.prompts import end_of_turn_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from peft import PeftConfig
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LOCAL_PREFIX = "local:"
@@ -88,12 +89,15 @@ def load_configs(
             return config, GenerationConfig.from_model_config(config)
 
 
-def check_buildable(name_or_path: str, config: PreTrainedConfig, **options: Any) -> None:
-    """Refuse what ``load_model`` would: the model is built without weights.
+def check_buildable(
+    name_or_path: str, config: PreTrainedConfig, peft_config: PeftConfig | None = None, **options: Any
+) -> None:
+    """Refuse what ``load_model`` and PEFT would: the model, and a new adapter of it, are built without weights.
 
     Args:
         name_or_path: named in the refusal.
         config: of the model.
+        peft_config: of the adapter.
         options: of ``load_model``; those that only reading weights needs are passed over.
 
     Raises:
@@ -104,7 +108,12 @@ def check_buildable(name_or_path: str, config: PreTrainedConfig, **options: Any)
 
     kept = {name: options[name] for name in ("attn_implementation", "trust_remote_code") if name in options}
     with _clear_errors(name_or_path, "model"), torch.device("meta"):
-        AutoModelForCausalLM.from_config(config, **kept)
+        model = AutoModelForCausalLM.from_config(config, **kept)
+    if peft_config is not None and not _is_adapter(name_or_path):
+        from peft import get_peft_model
+
+        with in_one_line("the adapter cannot be built"), torch.device("meta"):
+            get_peft_model(model, peft_config)
 
 
 def load_model(

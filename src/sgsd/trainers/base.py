@@ -87,8 +87,7 @@ class VerifiedTrainer(GRPOTrainer):
         args: configuration.
         train_dataset: a ``datasets.Dataset``, with a ``prompt`` column as TRL has it or in any format that
             ``sgsd.problems`` knows, or a list of ``Problem``.
-        eval_dataset: likewise, or several by name; ``evaluate()`` logs the plain-prompt success rate as ``eval_reward``,
-            of several as ``eval_NAME_reward``.
+        eval_dataset: likewise, or several by name; ``evaluate()`` logs its plain-prompt success rate as ``eval_reward``.
         processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config,
             rollout_func: as in TRL. ``tools`` and ``environment_factory`` are refused.
         bank: overrides ``args.bank``.
@@ -138,7 +137,8 @@ class VerifiedTrainer(GRPOTrainer):
         if verifier is not None:
             check_verifier(verifier)
         check_reward_arguments(args, reward_funcs, verifier)
-        check_pieces(args, adapted=peft_config is not None or isinstance(model, PeftModel))
+        adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference
+        check_pieces(args, adapted=adapted, loaded=not isinstance(model, str))
         problems = problems_of(train_dataset, verified=verified)
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         eval_problems = {
@@ -204,7 +204,7 @@ class VerifiedTrainer(GRPOTrainer):
             ]
         functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         reward_funcs = [taking_its_own(function) for function in functions]
-        adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference
+        adapted = adapted or isinstance(model, PeftModel)
         with in_one_line(), named_by_folder(model) if args.beta and not adapted else nullcontext():
             super().__init__(
                 model=model,

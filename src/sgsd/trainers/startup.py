@@ -35,10 +35,11 @@ from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_avai
 from trl.import_utils import is_vllm_available
 from trl.trainer.utils import is_async_callable
 
-from sgsd.errors import ConfigError, DataError, check_choice, in_one_line
+from sgsd.errors import ConfigError, DataError, SGSDError, check_choice, in_one_line
 from sgsd.prompts import SWITCH
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.verifiers import Outcome, Verdict
+from sgsd.verifiers.verifier import NAMES
 
 # ---- settings alone
 
@@ -134,12 +135,13 @@ _ONE_A_PROMPT = {"num_return_sequences": 1, "return_dict_in_generate": False}
 """What TRL takes from ``generate``, whatever else ``generation_kwargs`` say."""
 
 
-def check_pieces(args: Any, *, adapted: bool = False) -> None:
+def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
     """Build what settings describe and training would build, of a toy's size, before any weight is loaded.
 
     Args:
         args: the run's settings.
         adapted: the policy is an adapter.
+        loaded: the weights are there already; whether vLLM is, TRL will see.
 
     Raises:
         ConfigError: naming the setting, with what the library says; a package that is not installed.
@@ -150,7 +152,7 @@ def check_pieces(args: Any, *, adapted: bool = False) -> None:
         ("use_liger_kernel", "liger-kernel", is_liger_kernel_available),
         ("use_vllm", "vllm", is_vllm_available),
     ):
-        if vars(args)[name] and not there():
+        if vars(args)[name] and not there() and not (loaded and name == "use_vllm"):
             raise ConfigError(f"{name} needs a package that is missing", got=module, remedy=f"pip install {module}")
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     with in_one_line(f"optim {getattr(args.optim, 'value', args.optim)} cannot be made of optim_args {args.optim_args}"):
@@ -359,6 +361,10 @@ _SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p"
 _BEAMS_ONLY = ("early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups", "constraints")
 # TRL names these itself for every rollout.
 _NAMED_BY_TRL = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "max_length")
+# Of no effect where they are off.
+_RETURNED = (
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+)
 _NO_SAMPLING = (
     *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "cache_implementation"),
     *("cache_config", "max_cache_len", "compile_config", "disable_compile", "use_mtp", "prefill_chunk_size"),
@@ -392,6 +398,7 @@ def settle_generation_config(config: Any) -> str | None:
             remedy="mend generation_config.json in the model's folder",
         ) from error
     aside = {name: value for name, value in _set_of(config).items() if name not in (*_NO_SAMPLING, *_NAMED_BY_TRL)}
+    aside = {name: value for name, value in aside.items() if value or name not in _RETURNED}
     said = [f"without effect and taken out: {_listed(out)}"] if out else []
     said += [f"not applied to rollouts: {_listed(aside)}"] if aside else []
     return f"sampling settings that come with the model, {'; '.join(said)}" if said else None
@@ -531,9 +538,14 @@ def check_arguments(trainer: str, kind: type, **given: Any) -> None:
     }
     for name, (kinds, what) in expected.items():
         if not isinstance(given[name], kinds):
-            raise ConfigError(
-                f"{trainer} takes no such {name}", got=_kind_of(given[name]), expected=what
-            )
+            raise ConfigError(f"{trainer} takes no such {name}", got=_kind_of(given[name]), expected=what)
+    model = given["model"]
+    if isinstance(model, nn.Module) and (
+        not hasattr(model, "generation_config") or model.config.is_encoder_decoder
+    ):
+        raise ConfigError(
+            f"{trainer} takes no such model", got=_kind_of(model), expected="a causal language model with its head"
+        )
 
 
 def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -> None:
@@ -560,12 +572,12 @@ def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -
         raise ConfigError("a verifier beside reward_funcs would judge nothing", remedy="leave out one of them")
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     for function in functions:
-        if not (callable(function) or isinstance(function, str)):
+        if not (callable(function) or isinstance(function, str)) or function in NAMES:
             raise ConfigError(
                 "reward_funcs cannot reward",
                 got=_kind_of(function),
                 expected="a reward function, or a list of them",
-                remedy="pass it as verifier" if callable(getattr(function, "verify_many", None)) else None,
+                remedy="a verifier is passed as verifier, or named in args.verifier",
             )
     if not functions:
         raise ConfigError("reward_funcs is empty", remedy="leave it out, and the verifier judges")
@@ -663,6 +675,8 @@ def _called(
             with ThreadPoolExecutor(1) as own:  # a notebook's thread has a loop already
                 return own.submit(asyncio.run, awaited()).result()
         return function(**given)
+    except SGSDError:  # a verifier that cannot be loaded
+        raise
     except Exception as error:  # the function is the user's and may raise anything
         columns = ", ".join(column for column in given if column not in _GIVEN_BY_TRL)
         raise ConfigError(
