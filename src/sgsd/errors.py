@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 
@@ -64,7 +64,7 @@ class ServerError(SGSDError, RuntimeError):
 
 
 @contextmanager
-def in_one_line(what: str = "the settings cannot be used") -> Iterator[None]:
+def in_one_line(what: str = "the settings cannot be used") -> Generator[None]:
     """Within, what other libraries refuse is one line too.
 
     Args:

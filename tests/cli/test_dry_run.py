@@ -148,7 +148,10 @@ def test_the_method_is_named(dry):
         (("--reward_weights", "2"), "without effect where a verifier judges: got reward_weights [2.0]"),
         (("--success_threshold", "0.7"), "without effect where a verifier judges"),
         (("--optim_args", "nonsense"), "optim_args nonsense"),
-        (("--use_peft", "--lora_target_modules", "nonsense"), "the adapter cannot be built: got Target modules nonsense"),
+        (
+            ("--use_peft", "--lora_target_modules", "nonsense"),
+            "the adapter cannot be built: got Target modules nonsense",
+        ),
         (("--attn_implementation", "nonsense"), "cannot load the model"),
         (("--resume_from_checkpoint", "no/such"), "not a complete sgsd checkpoint: got no/such"),
         (("--chat_template_kwargs", '{"tools": 3}'), "chat_template_kwargs {'tools': 3"),

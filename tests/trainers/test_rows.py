@@ -70,13 +70,18 @@ def test_reward_functions_of_ones_own_need_no_answer_that_is_text(column, kind):
 
 
 def test_a_solution_is_kept_where_the_answer_is_no_text():
-    (problem,) = problems_of(Dataset.from_list([{"prompt": "1?", "answer": [1, 2], "solution": "One."}]), verified=False)
+    (problem,) = problems_of(
+        Dataset.from_list([{"prompt": "1?", "answer": [1, 2], "solution": "One."}]), verified=False
+    )
     assert problem.solution == "One."
 
 
 @pytest.mark.parametrize("empty", [None, ""])
 def test_a_problem_column_without_a_value_is_the_last_user_message(empty):
-    rows = [{"prompt": "1?", "problem": empty, "problem_id": empty}, {"prompt": "2?", "problem": "two", "problem_id": "b"}]
+    rows = [
+        {"prompt": "1?", "problem": empty, "problem_id": empty},
+        {"prompt": "2?", "problem": "two", "problem_id": "b"},
+    ]
     found = rows_of(*rows, verified=False)
     assert found["problem"] == ["1?", "two"]
     assert found["problem_id"] == ["row-0", "b"]

@@ -196,7 +196,10 @@ GRPO_TOO = {"grpo_weight": 1.0, "num_generations": 2}
     [
         ({"optim_args": "nonsense"}, "optim_args nonsense"),
         ({"optim": "adamw_8bit"}, "package these settings need is missing: got .*bitsandbytes"),
-        ({"activation_checkpointing": True, "gradient_checkpointing_kwargs": {"x": 1}}, "gradient_checkpointing_kwargs"),
+        (
+            {"activation_checkpointing": True, "gradient_checkpointing_kwargs": {"x": 1}},
+            "gradient_checkpointing_kwargs",
+        ),
         ({"generation_kwargs": {"num_return_sequences": 2}}, "generation_kwargs with num_return_sequences: got 2"),
         ({"generation_kwargs": {"return_dict_in_generate": True}}, "generation_kwargs with return_dict_in_generate"),
         ({"cache_implementation": "nonsense"}, "cache_implementation nonsense cannot be used"),

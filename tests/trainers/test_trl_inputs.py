@@ -224,6 +224,6 @@ def test_a_model_that_returns_tuples_is_made_to_return_names(tmp_path):
 
 
 def test_what_the_libraries_refuse_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="settings cannot be used: got Target modules .* not found") as refused:
+    with pytest.raises(ConfigError, match=r"settings cannot be used: got Target modules .* not found") as refused:
         make_trainer(tmp_path, peft_config=LoraConfig(target_modules=["nonsense"]))
     assert "\n" not in str(refused.value)

@@ -44,6 +44,9 @@ def fussy(completions, solution, **kwargs):
 def greedy(completions, **kwargs):
     return [float(len(bytearray(10**11)))]
 
+async def later(completions, **kwargs):
+    return [1.0 for _ in completions]
+
 slow_import = noisy
 """
 
@@ -170,6 +173,12 @@ def test_the_time_to_load_a_grader_is_not_the_items_time(rewards: str):
 def test_a_grader_that_cannot_be_loaded_is_a_configuration_error(rewards: str):
     for path in ("no_such_package.rewards:accuracy", f"{rewards}:missing"):
         with get_verifier(path, workers=1) as verifier, pytest.raises(ConfigError, match="cannot be loaded"):
+            verifier.verify("5", "5")
+
+
+def test_an_asynchronous_function_is_refused_by_name(rewards: str):
+    with get_verifier(f"{rewards}:later", workers=1) as verifier:
+        with pytest.raises(ConfigError, match=f"{rewards}:later is asynchronous: pass it to a trainer as reward_funcs"):
             verifier.verify("5", "5")
 
 

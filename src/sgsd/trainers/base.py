@@ -87,7 +87,8 @@ class VerifiedTrainer(GRPOTrainer):
         args: configuration.
         train_dataset: a ``datasets.Dataset``, with a ``prompt`` column as TRL has it or in any format that
             ``sgsd.problems`` knows, or a list of ``Problem``.
-        eval_dataset: likewise, or several by name; ``evaluate()`` logs its plain-prompt success rate as ``eval_reward``.
+        eval_dataset: likewise, or several by name; ``evaluate()`` logs the plain prompt's success rate as
+            ``eval_reward``.
         processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config,
             rollout_func: as in TRL. ``tools`` and ``environment_factory`` are refused.
         bank: overrides ``args.bank``.

@@ -155,7 +155,9 @@ def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
         if vars(args)[name] and not there() and not (loaded and name == "use_vllm"):
             raise ConfigError(f"{name} needs a package that is missing", got=module, remedy=f"pip install {module}")
     weight = torch.nn.Parameter(torch.zeros(2, 2))
-    with in_one_line(f"optim {getattr(args.optim, 'value', args.optim)} cannot be made of optim_args {args.optim_args}"):
+    with in_one_line(
+        f"optim {getattr(args.optim, 'value', args.optim)} cannot be made of optim_args {args.optim_args}"
+    ):
         if not str(getattr(args.optim, "value", args.optim)).startswith(_OF_A_MODEL):
             kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
             kind([weight], **options)
@@ -171,7 +173,10 @@ def _check_generation(args: Any) -> None:
     for name, value in _ONE_A_PROMPT.items():
         if given.get(name, value) not in (None, value):
             raise ConfigError(
-                f"generation_kwargs with {name}", got=given[name], expected=value, remedy="leave it out; G is num_generations"
+                f"generation_kwargs with {name}",
+                got=given[name],
+                expected=value,
+                remedy="leave it out; G is num_generations",
             )
     if args.use_vllm:  # it has its own
         return
@@ -540,9 +545,7 @@ def check_arguments(trainer: str, kind: type, **given: Any) -> None:
         if not isinstance(given[name], kinds):
             raise ConfigError(f"{trainer} takes no such {name}", got=_kind_of(given[name]), expected=what)
     model = given["model"]
-    if isinstance(model, nn.Module) and (
-        not hasattr(model, "generation_config") or model.config.is_encoder_decoder
-    ):
+    if isinstance(model, nn.Module) and (not hasattr(model, "generation_config") or model.config.is_encoder_decoder):
         raise ConfigError(
             f"{trainer} takes no such model", got=_kind_of(model), expected="a causal language model with its head"
         )
@@ -583,7 +586,9 @@ def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -
         raise ConfigError("reward_funcs is empty", remedy="leave it out, and the verifier judges")
     if args.reward_weights is not None and len(args.reward_weights) != len(functions):
         raise ConfigError(
-            "reward_weights of another number", got=len(args.reward_weights), expected=f"{len(functions)}, as reward_funcs"
+            "reward_weights of another number",
+            got=len(args.reward_weights),
+            expected=f"{len(functions)}, as reward_funcs",
         )
 
 
