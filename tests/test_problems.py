@@ -255,6 +255,17 @@ def test_rows_without_any_answer_serve_reward_functions_alone(row: dict[str, Any
         read(row)
 
 
+@pytest.mark.parametrize("column", ["answer", "solution", "ground_truth", "reward_model", "id"])
+@pytest.mark.parametrize("value", [[1, 2], {"a": 1}, True, r"\boxed{1} \boxed{2}"], ids=str)
+def test_reward_functions_alone_need_no_answer_that_is_text(column: str, value: Any) -> None:
+    row = {"prompt": TALK, column: value}
+    adapted = adapt([row], row, stem="ducks", source="farm", needs_answer=False)
+    (problem,) = adapted.problems
+    assert (problem.text, problem.columns[column]) == (TEXT, value)
+    if column == "answer" and not isinstance(value, str):
+        assert [drop.reason for drop in read(row).dropped] == ["malformed"]
+
+
 def test_equal_rows_share_the_memory_of_their_columns() -> None:
     first, second = read(dict(DAPO), dict(DAPO)).problems
     assert first.columns is second.columns

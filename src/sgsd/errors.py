@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 
 from sgsd.verifiers.errors import ConfigError, SGSDError
 
@@ -43,6 +44,26 @@ class CollapseError(SGSDError, RuntimeError):
 
 class ServerError(SGSDError, RuntimeError):
     """A model server that cannot be reached, refuses, or answers something else than it was asked."""
+
+
+@contextmanager
+def in_one_line(what: str = "the settings cannot be used") -> Generator[None]:
+    """Within, what other libraries refuse is one line too.
+
+    Args:
+        what: cannot be used, as far as is known.
+
+    Raises:
+        ConfigError: with their message; a package they miss is named as such.
+    """
+    try:
+        yield
+    except SGSDError:
+        raise
+    except ImportError as error:
+        raise ConfigError("a package these settings need is missing", got=" ".join(str(error).split())) from error
+    except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
+        raise ConfigError(what, got=" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -471,6 +471,27 @@ def _fitting(found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool
     return max(fitting, key=lambda candidate: candidate[0])[1]  # the first of equals: table order
 
 
+_OF_ANSWERS = ("answer", "Answer", "solution", "ground_truth", "reward_model", "id", "unique_id")
+
+
+def _read(adapter: Adapter, row: Row, *, needs_answer: bool) -> Draft:
+    """What the adapter reads; where no answer is needed, one that is no text is as good as none."""
+    try:
+        return adapter.convert(row)
+    except _MalformedRowError:
+        bare = {name: value for name, value in row.items() if name not in _OF_ANSWERS}
+        fitting = [other for other in _UNANSWERED if other.covers(frozenset(bare))]
+        if needs_answer or not fitting:
+            raise
+    draft = fitting[0].convert(bare)
+    answer, solution = row.get("answer"), row.get("solution")
+    return replace(
+        draft,
+        answer=answer.strip() if isinstance(answer, str) else "",
+        solution=solution if isinstance(solution, str) else None,
+    )
+
+
 _READ_PROMPTS = (_dapo_raw, _dapo_wrapped, _dapo_processed, _trl)
 _KEPT = "conversation kept as it is"
 _RAW = "prompt is text, put to the model without chat template"
@@ -500,7 +521,7 @@ def adapt(
         stem: the start of made-up ids.
         source: the name of the data set, for ``Problem.source``.
         adapter: the adapter's name; ``None`` detects it.
-        needs_answer: as for ``detect``.
+        needs_answer: as for ``detect``; ``False`` also takes answers that are no text, and reads none of them.
 
     Raises:
         ConfigError: there is no adapter of that name.
@@ -529,7 +550,7 @@ def adapt(
     rest: dict[str, Row] = {}
     for position, row in enumerate(itertools.chain(sample, stream)):
         try:
-            draft = chosen.convert(row)
+            draft = _read(chosen, row, needs_answer=needs_answer)
             if chosen.convert not in _READ_PROMPTS and row.get("prompt") is not None:
                 asked, prompt = _prompt(row)
                 draft = replace(draft, text=draft.text or asked, prompt=prompt)

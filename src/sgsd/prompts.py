@@ -184,6 +184,7 @@ class PromptRenderer:
             have none; a text ends those as well, an empty one leaves it out everywhere.
         thinking: see ``Thinking``.
         chat_template_kwargs: further arguments of the template, the same for students and teachers.
+        text_only: every prompt is ``RawText``, which needs no chat template.
 
     Raises:
         ConfigError: if the tokenizer has no chat template; thinking that cannot be used.
@@ -196,8 +197,9 @@ class PromptRenderer:
         instruction: str | None = None,
         thinking: Thinking | str = Thinking.TEMPLATE,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        text_only: bool = False,
     ) -> None:
-        if not tokenizer.chat_template:
+        if not tokenizer.chat_template and not text_only:
             raise ConfigError(
                 "tokenizer without a chat template",
                 got=getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__,
@@ -447,6 +449,14 @@ def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Ma
             "the model's chat template refuses the conversation",
             got=f"{error} (roles: {', '.join(str(message['role']) for message in messages)})",
             remedy="change the messages, or the template",
+        ) from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # of arguments that the template cannot use
+        if not template_kwargs:
+            raise
+        raise ConfigError(
+            "the chat template cannot be rendered",
+            got=f"chat_template_kwargs {dict(template_kwargs)} ({' '.join(str(error).split())})",
+            expected="arguments that the template takes",
         ) from error
     return list(encoded["input_ids"])
 

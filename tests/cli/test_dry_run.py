@@ -150,6 +150,16 @@ def test_the_method_is_named(dry):
         (("--gradient_accumulation_steps", "9"), "fewer problems than one batch: got 8; expected at least 18"),
         (("--eval_strategy", "epoch"), "no data to evaluate on"),
         (("--verifier", "math", "--report_to", "comet_ml"), "report_to names what is not installed"),
+        (("--reward_weights", "2"), "without effect where a verifier judges: got reward_weights [2.0]"),
+        (("--success_threshold", "0.7"), "without effect where a verifier judges"),
+        (("--optim_args", "nonsense"), "optim_args nonsense"),
+        (
+            ("--use_peft", "--lora_target_modules", "nonsense"),
+            "the adapter cannot be built: got Target modules nonsense",
+        ),
+        (("--attn_implementation", "nonsense"), "cannot load the model"),
+        (("--resume_from_checkpoint", "no/such"), "not a complete sgsd checkpoint: got no/such"),
+        (("--chat_template_kwargs", '{"tools": 3}'), "chat_template_kwargs {'tools': 3"),
     ],
 )
 def test_it_refuses_what_a_run_would_refuse_later(dry, flags_more, said):
@@ -180,6 +190,42 @@ def test_ids_outside_the_models_vocabulary_are_found_out(dry, tiny_folder, tmp_p
     result = dry("--model_name_or_path", folder)
     assert result.code == 2
     assert "is not in the model's vocabulary" in result.error
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("generation_config.json", {"eos_token_id": -1}, "an end token is not in the model's vocabulary: got -1"),
+        ("generation_config.json", {"eos_token_id": "2"}, "an end token is not in the model's vocabulary: got '2'"),
+        ("generation_config.json", {"num_return_sequences": 2}, "cannot load the generation config"),
+        ("config.json", {"pad_token_id": 700}, "cannot be built: got Padding_idx must be within num_embeddings"),
+    ],
+)
+def test_a_model_s_files_that_a_run_could_not_use(dry, tiny_folder, tmp_path, file, change, said):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for each in tiny_folder.iterdir():
+        (folder / each.name).write_bytes(each.read_bytes())
+    content = json.loads((folder / file).read_text()) | change
+    (folder / file).write_text(json.dumps(content))
+    result = dry("--model_name_or_path", folder)
+    assert result.code == 2
+    assert said in result.error
+
+
+def test_a_base_model_takes_text(sgsd, flags, dry, tiny_folder, tmp_path):
+    """Without a chat template: a dry run and a run of prompts that are text."""
+    folder, file = tmp_path / "base", tmp_path / "texts.jsonl"
+    folder.mkdir()
+    for each in tiny_folder.iterdir():
+        if each.name != "chat_template.jinja":
+            (folder / each.name).write_bytes(each.read_bytes())
+    file.write_text("".join(json.dumps({"prompt": f"{n} + 1 =", "answer": str(n + 1)}) + "\n" for n in range(8)))
+    given = ("--model_name_or_path", folder, "--dataset", file)
+    assert dry(*given).code == 0
+    run = sgsd("train", *flags, *given, "--output_dir", tmp_path / "run", "--max_steps", "1")
+    assert run.code == 0, run.err
+    assert "tokenizer without a chat template" in dry("--model_name_or_path", folder).error
 
 
 def test_no_instruction_is_no_error_and_shown(sgsd, flags, dry, tmp_path):

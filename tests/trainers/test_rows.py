@@ -57,6 +57,56 @@ def test_reward_functions_of_ones_own_need_no_answer_and_lose_no_row():
     assert rows["problem_id"] == ["row-0", "row-1"]
 
 
+ODD = {"list": ["a", "b"], "dict": {"a": 1, "b": [2]}, "bool": True, "boxes": r"\boxed{1} or \boxed{2}", "int": 7}
+
+
+@pytest.mark.parametrize("column", ["answer", "solution", "ground_truth", "reward_model", "id"])
+@pytest.mark.parametrize("kind", ODD)
+def test_reward_functions_of_ones_own_need_no_answer_that_is_text(column, kind):
+    rows = [{"prompt": f"{n}?", column: ODD[kind]} for n in range(3)]
+    found = rows_of(*rows, verified=False)
+    assert found["prompt"] == [row["prompt"] for row in rows]
+    assert found[column] == [ODD[kind]] * 3
+
+
+def test_a_solution_is_kept_where_the_answer_is_no_text():
+    (problem,) = problems_of(
+        Dataset.from_list([{"prompt": "1?", "answer": [1, 2], "solution": "One."}]), verified=False
+    )
+    assert problem.solution == "One."
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_a_problem_column_without_a_value_is_the_last_user_message(empty):
+    rows = [
+        {"prompt": "1?", "problem": empty, "problem_id": empty},
+        {"prompt": "2?", "problem": "two", "problem_id": "b"},
+    ]
+    found = rows_of(*rows, verified=False)
+    assert found["problem"] == ["1?", "two"]
+    assert found["problem_id"] == ["row-0", "b"]
+
+
+def test_a_problem_column_of_numbers_is_refused_by_its_row():
+    with pytest.raises(DataError, match=r"the column problem is no text: got int in row-0; .*rename the column"):
+        rows_of({"prompt": "1?", "problem": 3}, verified=False)
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ([{"role": "system", "content": "Say a number."}], "the prompt has no user message"),
+        ([{"role": "system", "content": "Say a number."}, {"role": "user", "content": ""}], "no_text"),
+    ],
+)
+def test_a_conversation_that_asks_nothing_is_named(messages, why, caplog):
+    rows = [{"prompt": [{"role": "user", "content": "1?"}], "answer": "1"}, {"prompt": messages, "answer": "1"}]
+    with pytest.raises(DataError, match=f"1 of 2 rows of the data set cannot be used: got row-1: {why}; .*leave these"):
+        rows_of(*rows, verified=False)
+    rows_of(*rows)
+    assert f"row-1: {why}" in caplog.text
+
+
 def test_columns_of_mixed_types_stay_as_they_were():
     rows = rows_of(
         {"problem": "a", "answer": "1", "x": 1, "o": {"a": 1}}, {"problem": "b", "answer": "2", "x": "y", "o": {"b": 2}}

@@ -21,6 +21,7 @@ from peft import (
 )
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+from sgsd.engines.models import end_of_completion_ids
 from sgsd.errors import ConfigError, DataError
 from sgsd.trainers.config import CONFIGS, SGSDConfig
 from sgsd.trainers.rewards import VerifierReward
@@ -28,6 +29,7 @@ from sgsd.trainers.startup import (
     IDLE_WITHOUT_GRPO,
     LOSS_TYPES,
     check_batch,
+    check_pieces,
     check_reward,
     check_tokens,
     check_verifier,
@@ -58,6 +60,18 @@ from .tiny import EOS, make_config
         {"weight_decay": -0.1},
         {"adam_beta2": 1.0},
         {"adam_epsilon": -1.0},
+        {"adam_epsilon": 0.0},
+        {"neftune_noise_alpha": -1.0},
+        {"pad_to_multiple_of": 0},
+        {"dataloader_prefetch_factor": 0, "dataloader_num_workers": 2},
+        {"remove_unused_columns": True},
+        {"save_strategy": "best"},
+        {"sync_ref_model": True, "grpo_weight": 1.0, "num_generations": 2},
+        {"max_completion_length": None},
+        {"temperature": math.inf},
+        {"gate_tau": math.inf},
+        {"success_threshold": math.nan},
+        {"reward_weights": [math.nan]},
         {"num_iterations": 0},
         {"top_k": -1},
         {"min_p": 1.5},
@@ -167,6 +181,63 @@ def test_configurations_refuse_idle_settings_by_their_loss(tmp_path, method, set
         assert make_config(tmp_path, method=method, loss_type="dr_grpo", **settings).loss_type == "dr_grpo"
 
 
+def test_what_trl_and_transformers_refuse_of_a_configuration_is_one_line(tmp_path):
+    for settings in ({"generation_batch_size": 6}, {"top_p": None}, {"accelerator_config": {"nonsense": 1}}):
+        with pytest.raises(ConfigError, match="the settings cannot be used: got ") as refused:
+            make_config(tmp_path, **settings)
+        assert "\n" not in str(refused.value)
+
+
+GRPO_TOO = {"grpo_weight": 1.0, "num_generations": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"optim_args": "nonsense"}, "optim_args nonsense"),
+        ({"optim": "adamw_8bit"}, "package these settings need is missing: got .*bitsandbytes"),
+        (
+            {"activation_checkpointing": True, "gradient_checkpointing_kwargs": {"x": 1}},
+            "gradient_checkpointing_kwargs",
+        ),
+        ({"generation_kwargs": {"num_return_sequences": 2}}, "generation_kwargs with num_return_sequences: got 2"),
+        ({"generation_kwargs": {"return_dict_in_generate": True}}, "generation_kwargs with return_dict_in_generate"),
+        ({"cache_implementation": "nonsense"}, "cache_implementation nonsense cannot be used"),
+        (
+            {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": {"x": 1}},
+            "transformers_continuous_batching_config {'x': 1} cannot be used",
+        ),
+        ({"use_liger_kernel": True}, "use_liger_kernel needs a package that is missing"),
+        ({"use_vllm": True}, "use_vllm needs a package that is missing"),
+        ({"sync_ref_model": True, "beta": 0.1, **GRPO_TOO}, "sync_ref_model does not go with an adapter"),
+    ],
+    ids=str,
+)
+def test_pieces_that_could_not_be_built_are_refused_by_their_setting(tmp_path, monkeypatch, settings, said):
+    for package in ("liger_kernel", "vllm"):
+        monkeypatch.setattr(f"sgsd.trainers.startup.is_{package}_available", lambda: False)
+    args = make_config(tmp_path, **settings)
+    with pytest.raises(ConfigError, match=said) as refused:
+        check_pieces(args, adapted=True)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optim": "adafactor"},
+        {"optim": "adamw_torch", "optim_args": "amsgrad=True"},
+        {"optim": "galore_adamw"},  # looks at the model
+        {"activation_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {"generation_kwargs": {"num_beams": 2, "num_return_sequences": 1}},
+        {"sync_ref_model": True, "beta": 0.1, **GRPO_TOO},
+    ],
+    ids=str,
+)
+def test_pieces_that_can_be_built_pass(tmp_path, settings):
+    check_pieces(make_config(tmp_path, **settings), adapted=False)
+
+
 # ---- the device
 
 
@@ -259,6 +330,20 @@ def test_an_end_token_beyond_the_vocabulary_is_one_line(tokenizer):
         check_tokens(264, tokenizer, [EOS, 700])
 
 
+@pytest.mark.parametrize("token", [-1, "2"])
+def test_an_end_token_that_is_no_id_is_one_line(tokenizer, token):
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=token))
+    with pytest.raises(ConfigError, match=f"an end token is not in the model's vocabulary: got {token!r};"):
+        check_tokens(264, tokenizer, end_of_completion_ids(model, tokenizer))
+
+
+def test_a_tokenizer_without_a_chat_template_passes():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    check_tokens(264, tokenizer, [EOS])
+    assert not thinking_of(tokenizer).thinks
+
+
 def test_a_template_of_tokens_beyond_the_vocabulary_is_one_line():
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
@@ -329,6 +414,7 @@ SHIPPED = {
     "suppress_tokens": list(range(2, 200)),
     "eta_cutoff": 0.2,
     "typical_p": 0.2,
+    "return_dict_in_generate": True,
 }
 
 
@@ -348,9 +434,8 @@ def test_rollouts_are_sampled_as_asked_whatever_the_checkpoint_says(name):
 
     def sampled(model):
         torch.manual_seed(0)
-        return model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=asked
-        ).tolist()
+        sampled = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=asked)
+        return sampled.tolist() if isinstance(sampled, torch.Tensor) else sampled
 
     model, plain = make_model(), sampled(make_model())
     model.generation_config = GenerationConfig(

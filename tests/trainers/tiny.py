@@ -84,7 +84,16 @@ def make_trainer(
     output_dir, *, method="sgsd", model=None, tokenizer=None, problems=None, reward=by_parity, stub=False, **settings
 ) -> VerifiedTrainer:
     """``stub``: rollouts that depend on the prompt alone. Arguments of the trainer and settings alike by name."""
-    own = ("bank", "retriever_object", "verifier_object", "peft_config", "eval_dataset", "callbacks", "writer")
+    own = (
+        "bank",
+        "retriever_object",
+        "verifier_object",
+        "peft_config",
+        "eval_dataset",
+        "callbacks",
+        "writer",
+        "rollout_func",
+    )
     arguments = {name: settings.pop(name) for name in own if name in settings}
     for name in ("retriever", "verifier"):
         if f"{name}_object" in arguments:

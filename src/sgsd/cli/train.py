@@ -33,23 +33,31 @@ from sgsd.cli.settings import (
 )
 from sgsd.engines.datasets import load_problems
 from sgsd.engines.embedders import build_retriever
-from sgsd.engines.models import end_of_completion_ids, load_configs, load_model, load_tokenizer
-from sgsd.errors import CollapseError, ConfigError, SGSDError
+from sgsd.engines.models import (
+    check_buildable,
+    end_of_completion_ids,
+    load_configs,
+    load_model,
+    load_tokenizer,
+)
+from sgsd.errors import CollapseError, ConfigError, SGSDError, in_one_line
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
 from sgsd.scoring.teachers import TeacherPool, build_pool
 from sgsd.trainers.callbacks import StopOnSignal
-from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refused_writes
+from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage, refused_writes
 from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
 from sgsd.trainers.guard import sound_checkpoint
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rewards import VerifierReward
-from sgsd.trainers.rows import prompt_of, skill_pairs, training_rows
+from sgsd.trainers.rows import all_text, prompt_of, skill_pairs, training_rows
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers, summary_of
 from sgsd.trainers.startup import (
     check_batch,
+    check_pieces,
     check_reward,
+    check_reward_arguments,
     check_tokens,
     context_length,
     prompt_budget,
@@ -131,13 +139,14 @@ def run_training(
     if training.device.type == "cpu":
         training.dataloader_pin_memory = False  # torch would warn
     with _refusals(output), hub_or_cache(_model_name(model)):
-        tokenizer = load_tokenizer(
-            _model_name(model), trust_remote_code=training.trust_remote_code, revision=model.model_revision
-        )
+        if resume_from:
+            refuse_damage(Path(resume_from))
+        check_reward_arguments(training, None)
+        check_pieces(training, adapted=model.use_peft)
+        read = {"trust_remote_code": options["trust_remote_code"], "revision": options["revision"]}
+        tokenizer = load_tokenizer(_model_name(model), **read)
         trainer = TRAINERS[run.method](
-            model=load_model(
-                _model_name(model), trainable_adapter=True, trust_remote_code=training.trust_remote_code, **options
-            ),
+            model=load_model(_model_name(model), trainable_adapter=True, **options),
             args=training,
             train_dataset=problems,
             eval_dataset=eval_problems,
@@ -207,14 +216,8 @@ def _refusals(output: Path) -> Iterator[None]:
     """What TRL and its kin refuse while they are set up is one line too, and leaves no empty folder behind."""
     existed = output.exists()
     try:
-        try:
+        with in_one_line():
             yield
-        except SGSDError:
-            raise
-        except ImportError as error:
-            raise ConfigError("a package these settings need is missing", got=" ".join(str(error).split())) from error
-        except ValueError as error:
-            raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
     except SGSDError:
         if not existed and output.is_dir() and not any(output.iterdir()):
             output.rmdir()
@@ -299,7 +302,11 @@ def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, An
             got=f"lora_r {model.lora_r}, lora_dropout {model.lora_dropout}",
             expected="lora_r of 1 or more, lora_dropout from 0 to below 1",
         )
-    options: dict[str, Any] = {"dtype": model.dtype, "revision": model.model_revision}
+    options: dict[str, Any] = {
+        "dtype": model.dtype,
+        "revision": model.model_revision,
+        "trust_remote_code": training.trust_remote_code,
+    }
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
     quantization = get_quantization_config(model)
@@ -314,17 +321,25 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
     problems, report = _problems(run, training)
     eval_problems = _eval_problems(run, training)
     check_batch(len(problems), training)
-    _model_options(training, model)
+    options = _model_options(training, model)
     _refuse_missing_trackers(training)
-    name, read = _model_name(model), {"trust_remote_code": training.trust_remote_code, "revision": model.model_revision}
-    with hub_or_cache(name):
+    resume_from = _resume_point(run, training)
+    if resume_from is not None:
+        refuse_damage(Path(resume_from))
+    check_reward_arguments(training, None)
+    check_pieces(training, adapted=model.use_peft)
+    name = _model_name(model)
+    read = {"trust_remote_code": options["trust_remote_code"], "revision": options["revision"]}
+    with in_one_line(), hub_or_cache(name):
         tokenizer = load_tokenizer(name, **read)
         config, generation_config = load_configs(name, **read)
+        check_buildable(name, config, get_peft_config(model), **options)
     renderer = PromptRenderer(
         tokenizer,
         instruction=training.instruction,
         thinking=training.thinking,
         chat_template_kwargs=training.chat_template_kwargs,
+        text_only=all(map(all_text, (problems, eval_problems or ()))),
     )
     sampling = settle_generation_config(generation_config)
     budget = prompt_budget(config, training)

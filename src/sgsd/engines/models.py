@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, in_one_line
 from sgsd.prompts import end_of_turn_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from peft import PeftConfig
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LOCAL_PREFIX = "local:"
@@ -81,10 +82,38 @@ def load_configs(
     revision = revision or "main"
     with _clear_errors(name_or_path, "configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, revision=revision, **options)
-    try:
-        return config, GenerationConfig.from_pretrained(folder, revision=revision)
-    except OSError:  # it has none
-        return config, GenerationConfig.from_model_config(config)
+    with _clear_errors(name_or_path, "generation config"):
+        try:
+            return config, GenerationConfig.from_pretrained(folder, revision=revision)
+        except OSError:  # it has none
+            return config, GenerationConfig.from_model_config(config)
+
+
+def check_buildable(
+    name_or_path: str, config: PreTrainedConfig, peft_config: PeftConfig | None = None, **options: Any
+) -> None:
+    """Refuse what ``load_model`` and PEFT would: the model, and a new adapter of it, are built without weights.
+
+    Args:
+        name_or_path: named in the refusal.
+        config: of the model.
+        peft_config: of the adapter.
+        options: of ``load_model``; those that only reading weights needs are passed over.
+
+    Raises:
+        ConfigError: with what the model's class says.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kept = {name: options[name] for name in ("attn_implementation", "trust_remote_code") if name in options}
+    with _clear_errors(name_or_path, "model"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, **kept)
+    if peft_config is not None and not _is_adapter(name_or_path):
+        from peft import get_peft_model
+
+        with in_one_line("the adapter cannot be built"), torch.device("meta"):
+            get_peft_model(model, peft_config)
 
 
 def load_model(
@@ -212,7 +241,7 @@ def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
     model's tokenizer).
     """
     own = model.generation_config.eos_token_id
-    ids = [] if own is None else [own] if isinstance(own, int) else list(own)
+    ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
     if tokenizer.eos_token_id not in (None, *ids):
         ids = [tokenizer.eos_token_id, *ids]
     turn = end_of_turn_ids(tokenizer) if tokenizer.chat_template else []
@@ -304,11 +333,20 @@ def _base_of(adapter: str) -> str:
 
 @contextmanager
 def _clear_errors(name: str, what: str) -> Iterator[None]:
-    """``from_pretrained`` says "not found" and "no network" alike, by OSError; ValueError for an unknown type."""
+    """``from_pretrained`` says "not found" and "no network" alike, by OSError; ValueError for an unknown type.
+
+    TypeError and AssertionError come of a model's class, for arguments and configurations that it cannot be built of.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
+    except (TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"the {what} {name!r} cannot be built",
+            got=" ".join(str(error).split()),
+            expected="model_init_kwargs and a config.json that its class takes",
+        ) from error
     except (OSError, ValueError, SafetensorError, UserWarning) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):

@@ -30,7 +30,7 @@ from sgsd.bank import SkillBank
 from sgsd.bank.writing import Writer
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
-from sgsd.errors import CheckpointError, ConfigError
+from sgsd.errors import CheckpointError, ConfigError, in_one_line
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
@@ -46,23 +46,28 @@ from sgsd.trainers.checkpoint import (
     refused_writes,
     unmark,
 )
-from sgsd.trainers.config import DistillationConfig, VerifiedConfig, resolve_bank
+from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, resolve_bank
 from sgsd.trainers.guard import CollapseGuard, GuardCallback, sound_checkpoint
 from sgsd.trainers.metrics import StepMetrics
-from sgsd.trainers.rewards import VerifierReward, is_truncated, outcome_of
-from sgsd.trainers.rows import SkillPairs, problems_of, skill_pairs, training_rows
+from sgsd.trainers.rewards import VerifierReward, is_truncated, outcome_of, taking_its_own
+from sgsd.trainers.rows import SkillPairs, all_text, problems_of, skill_pairs, training_rows
 from sgsd.trainers.signs import FirstSteps
 from sgsd.trainers.startup import (
+    check_arguments,
     check_batch,
+    check_pieces,
     check_reward,
+    check_reward_arguments,
     check_tokens,
     check_verifier,
-    name_experts,
+    first_state,
     prompt_budget,
     refuse_prompt_learning,
     sampling_as_asked,
+    settle_config,
     settle_generation_config,
     stands_still_without_adapter,
+    steps_of,
     thinking_of,
 )
 from sgsd.verifiers import Verifier, get_verifier
@@ -83,12 +88,13 @@ class VerifiedTrainer(GRPOTrainer):
         args: configuration.
         train_dataset: a ``datasets.Dataset``, with a ``prompt`` column as TRL has it or in any format that
             ``sgsd.problems`` knows, or a list of ``Problem``.
-        eval_dataset: likewise; ``evaluate()`` logs its plain-prompt success rate as ``eval_reward``.
+        eval_dataset: likewise, or several by name; ``evaluate()`` logs the plain prompt's success rate as
+            ``eval_reward``.
         processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config,
             rollout_func: as in TRL. ``tools`` and ``environment_factory`` are refused.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
-        verifier: overrides ``args.verifier``. A function is refused: it goes into ``reward_funcs``.
+        verifier: overrides ``args.verifier``; not beside ``reward_funcs``.
         writer: of new bank items, in the policy's place during online maintenance; of ``SGSDTrainer``.
 
     Raises:
@@ -104,7 +110,7 @@ class VerifiedTrainer(GRPOTrainer):
         reward_funcs: RewardFunction | list[RewardFunction] | None = None,
         args: VerifiedConfig | None = None,
         train_dataset: Dataset | Sequence[Problem] | None = None,
-        eval_dataset: Dataset | Sequence[Problem] | None = None,
+        eval_dataset: Dataset | Sequence[Problem] | dict[str, Dataset | Sequence[Problem]] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -121,20 +127,41 @@ class VerifiedTrainer(GRPOTrainer):
         writer: Writer | None = None,
     ) -> None:
         args = self._checked(args, train_dataset, writer, tools=tools, environment_factory=environment_factory)
+        check_arguments(
+            type(self).__name__,
+            CONFIGS[self.method],
+            args=args,
+            model=model,
+            processing_class=processing_class,
+            peft_config=peft_config,
+        )
         verified = reward_funcs is None
         if verifier is not None:
             check_verifier(verifier)
+        check_reward_arguments(args, reward_funcs, verifier)
+        adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference
+        check_pieces(args, adapted=adapted, loaded=not isinstance(model, str))
+        problems = problems_of(train_dataset, verified=verified)
+        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+        eval_problems = {
+            name: problems_of(data, verified=verified) for name, data in evaluated.items() if data is not None
+        }
         self._bank = BankState(resolve_bank(args, bank))
         self.retriever = retriever or (None if self.bank is None else self._build_retriever(args))
         if isinstance(model, str):
             options = dict(args.model_init_kwargs or {})
             if quantization_config is not None:
                 options["quantization_config"] = quantization_config
-            processing_class = processing_class or load_tokenizer(model, trust_remote_code=args.trust_remote_code)
-            model = load_model(model, trainable_adapter=True, trust_remote_code=args.trust_remote_code, **options)
+            options.setdefault("trust_remote_code", args.trust_remote_code)
+            processing_class = processing_class or load_tokenizer(
+                model, trust_remote_code=options["trust_remote_code"], revision=options.get("revision")
+            )
+            model = load_model(model, trainable_adapter=True, **options)
         processing_class = processing_class or load_tokenizer(model.name_or_path)
+        if processing_class.pad_token is None:
+            processing_class.pad_token = processing_class.eos_token
         refuse_prompt_learning(model, peft_config)
-        name_experts(model.config)
+        settle_config(model.config)
         if said := settle_generation_config(model.generation_config):
             _log.warning("%s", said)
         self.renderer = PromptRenderer(
@@ -142,24 +169,28 @@ class VerifiedTrainer(GRPOTrainer):
             instruction=args.instruction,
             thinking=args.thinking,
             chat_template_kwargs=args.chat_template_kwargs,
+            text_only=all(map(all_text, (problems, *eval_problems.values()))),
         )
         self.max_prompt_length = prompt_budget(model.config, args)
-        problems = problems_of(train_dataset, verified=verified)
         # Retrieved once, from the bank the run begins with.
         skills = (
             skill_pairs(problems, self.retriever, self.bank, args.skills_in_prompt_pairs)
             if args.skills_in_prompt
             else None
         )
-        rows = {"train_dataset": self._training_rows(args, problems, skills, verified=verified)}
-        if eval_dataset is not None:
-            rows["eval_dataset"] = training_rows(
-                problems_of(eval_dataset, verified=verified),
+        rows: dict[str, Any] = {"train_dataset": self._training_rows(args, problems, skills, verified=verified)}
+        eval_rows = {
+            name: training_rows(
+                each,
                 self.renderer,
                 max_prompt_length=self.max_prompt_length,
                 long_prompts=args.long_prompts,
                 verified=verified,
             )
+            for name, each in eval_problems.items()
+        }
+        if eval_rows:
+            rows["eval_dataset"] = eval_rows if isinstance(eval_dataset, dict) else eval_rows[""]
         check_batch(len(rows["train_dataset"]), args)
         ends = end_of_completion_ids(model, processing_class)
         check_tokens(model.config.get_text_config().vocab_size, processing_class, ends)
@@ -175,8 +206,10 @@ class VerifiedTrainer(GRPOTrainer):
                     prompt_end=self.renderer.text(self.renderer.student_ids("?")[-32:]),
                 )
             ]
-        adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference
-        with named_by_folder(model) if args.beta and not adapted else nullcontext():
+        functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        reward_funcs = [taking_its_own(function) for function in functions]
+        adapted = adapted or isinstance(model, PeftModel)
+        with in_one_line(), named_by_folder(model) if args.beta and not adapted else nullcontext():
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,
@@ -191,7 +224,16 @@ class VerifiedTrainer(GRPOTrainer):
             )
         if args.cast_lm_head_to_fp32:
             keep_head_in_float32(self.model)
-        check_reward(self.reward_funcs, self.train_dataset[0], processing_class, ends[0])
+        if rollout_func is None:  # functions may read what it returns besides
+            check_reward(
+                self.reward_funcs,
+                self.train_dataset[0],
+                processing_class,
+                ends[0],
+                count=max(2, args.num_generations),
+                state=first_state(*steps_of(len(self.train_dataset), args)),
+                loop=self.async_loop if self._has_async_funcs else None,
+            )
         self.chat_template_kwargs = self.renderer.student_kwargs
         self._generation_config = causal_model(self.model).generation_config
         self._first_steps = self._watch(args, processing_class)

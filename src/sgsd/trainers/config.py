@@ -7,6 +7,7 @@ optimisation defaults are those of SGSD's paper; ``thinking`` is not (see docs/d
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from sgsd.bank import SkillBank
-from sgsd.errors import ConfigError, check_choice
+from sgsd.errors import ConfigError, check_choice, in_one_line
 from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
 from sgsd.retrieval import ITEM_TEXTS
@@ -110,6 +111,10 @@ class VerifiedConfig(GRPOConfig):
     skills_in_prompt_pairs: int = _setting(1, "Skill-mistake pairs that skills_in_prompt shows.")
 
     def __post_init__(self) -> None:
+        with in_one_line():  # a setting of another type, and what TRL and transformers refuse
+            self._settle()
+
+    def _settle(self) -> None:
         for name in SWITCHES:
             if isinstance(vars(self)[name], bool):
                 setattr(self, name, "on" if vars(self)[name] else "off")
@@ -164,6 +169,9 @@ class VerifiedConfig(GRPOConfig):
         self._refuse_not_positive(
             "temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"
         )
+        self._refuse_infinite("temperature", "success_threshold")
+        if not all(map(math.isfinite, self.reward_weights or ())):
+            raise ConfigError("reward_weights are no numbers", got=self.reward_weights, expected="finite ones")
         if not 0 < self.top_p <= 1:
             raise ConfigError("top_p is out of range", got=self.top_p, expected="above 0, at most 1")
         if self.use_vllm and self.vllm_importance_sampling_correction and not self._uses_grpo_loss:
@@ -205,8 +213,13 @@ class VerifiedConfig(GRPOConfig):
 
     def _refuse_not_positive(self, *names: str) -> None:
         for name in names:
-            if not vars(self)[name] > 0:
+            if vars(self)[name] is None or not vars(self)[name] > 0:
                 raise ConfigError(f"{name} must be positive", got=vars(self)[name])
+
+    def _refuse_infinite(self, *names: str) -> None:
+        for name in names:
+            if not math.isfinite(vars(self)[name]):
+                raise ConfigError(f"{name} must be finite", got=vars(self)[name])
 
     def _refuse_negative(self, *names: str) -> None:
         for name in names:
@@ -255,6 +268,7 @@ class DistillationConfig(VerifiedConfig):
         check_choice("teacher", self.teacher, TEACHERS)
         self._refuse_below_one("teacher_sync_steps")
         self._refuse_not_positive("score_temperature")
+        self._refuse_infinite("score_temperature")
         if not 0 <= self.teacher_ema_decay < 1:
             raise ConfigError("teacher_ema_decay is out of range", got=self.teacher_ema_decay, expected="0 to below 1")
         # The student's forward keeps no gradient for the entropy.
@@ -376,6 +390,7 @@ class SGSDConfig(DistillationConfig):
         self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature", "maintenance_timeout")
         self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "maintenance_frequency")
         self._refuse_negative("teacher_guidance")
+        self._refuse_infinite("gate_tau", "retrieval_temperature", "teacher_guidance", "sgsd_weight", "grpo_weight")
         if not 0 < self.maintenance_threshold <= 1:
             raise ConfigError(
                 "maintenance_threshold is out of range", got=self.maintenance_threshold, expected="above 0, at most 1"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
+
+from torch import nn
+from trl.trainer.utils import get_callable_name, is_async_callable
 
 from sgsd.verifiers import Outcome, Verdict, Verifier
 from sgsd.verifiers.reward import text_of
@@ -76,6 +81,42 @@ class VerifierReward:
             log_extra("outcome", [str(verdict.outcome) for verdict in verdicts])
             log_extra("reason", [verdict.reason or "" for verdict in verdicts])
         return [REWARDS[verdict.outcome] for verdict in verdicts]
+
+
+_ADDED = ("problem", "problem_id", "answer", "solution", "teacher_prompt")
+
+
+def taking_its_own(function: Any) -> Any:
+    """A reward function that is spared the columns of ours that its signature does not take.
+
+    TRL passes every column, and a function that names those of its data set needs no ``**kwargs`` there.
+    """
+    if isinstance(function, str | nn.Module):
+        return function
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin
+        return function
+    spared = [name for name in _ADDED if name not in parameters]
+    if not spared or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return function
+
+    def taken(given: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name not in spared}
+
+    if is_async_callable(function):
+
+        @functools.wraps(function)
+        async def called(**given: Any) -> Any:
+            return await function(**taken(given))
+    else:
+
+        @functools.wraps(function)
+        def called(**given: Any) -> Any:
+            return function(**taken(given))
+
+    called.__name__ = get_callable_name(function)
+    return called
 
 
 def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int]) -> bool:

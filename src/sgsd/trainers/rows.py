@@ -16,8 +16,8 @@ from datasets import Dataset
 from sgsd.bank import Mistake, Skill, SkillBank
 from sgsd.curation import curate
 from sgsd.errors import ConfigError, DataError, PromptError
-from sgsd.problems import Problem, adapt
-from sgsd.prompts import Prompt, PromptRenderer, RawText, listed, refuse_long_prompts
+from sgsd.problems import Adapted, Problem, adapt
+from sgsd.prompts import LISTED_IDS, Prompt, PromptRenderer, RawText, listed, refuse_long_prompts
 from sgsd.retrieval import Retriever
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,11 @@ def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -
     Args:
         source: the data.
         verified: a verifier compares with an answer: rows without one, duplicates and contradictions are left out. Not
-            so with reward functions of the user's own.
+            so with reward functions of the user's own: no row is left out.
 
     Raises:
-        DataError: nothing in it, an unknown format, or a streaming data set.
+        DataError: nothing in it, an unknown format, or a streaming data set; with reward functions of the user's own, a
+            row that asks nothing.
     """
     if isinstance(source, Dataset):
         rows = source.with_format(None)
@@ -55,16 +56,48 @@ def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -
                 expected="a prompt or a problem, with an answer for a verifier",
             )
         if report.dropped:
-            logger.warning(report.summary())
-    elif isinstance(source, Sequence):
+            named = "; ".join(f"{drop.id}: {drop.why or drop.reason}" for drop in report.dropped[:LISTED_IDS])
+            if not verified:
+                raise DataError(
+                    f"{len(report.dropped)} of {report.rows} rows of the data set cannot be used",
+                    got=named,
+                    expected="text, or a conversation with a user message that is not empty",
+                    remedy="leave these rows out of the data",
+                )
+            logger.warning("%s (%s)", report.summary(), named)
+        if not verified:
+            _refuse_other_problems(adapted)
+    elif isinstance(source, Sequence) and all(isinstance(problem, Problem) for problem in source):
         problems = list(source)
     else:
+        kinds = sorted({type(item).__name__ for item in source}) if isinstance(source, list | tuple) else []
         raise DataError(
-            "the data set cannot be used", got=type(source).__name__, expected="datasets.Dataset or a list of Problem"
+            "the data set cannot be used",
+            got=type(source).__name__ + (f" of {', '.join(kinds)}" if kinds else ""),
+            expected="datasets.Dataset or a list of Problem",
+            remedy="make one: datasets.Dataset.from_list(rows), or datasets.load_dataset",
         )
     if not problems:
         raise DataError("the data set is empty")
     return problems
+
+
+def _refuse_other_problems(adapted: Adapted) -> None:
+    """A column ``problem`` is text, for pairs are retrieved by it; reward functions would be given text for it."""
+    for problem in adapted.problems:
+        value = problem.columns.get("problem")
+        if value is not None and not isinstance(value, str):
+            raise DataError(
+                "the column problem is no text",
+                got=f"{type(value).__name__} in {problem.id}",
+                expected="the text that skills are retrieved by, or none",
+                remedy="rename the column",
+            )
+
+
+def all_text(problems: Sequence[Problem]) -> bool:
+    """Whether every prompt is text, which goes to the model without chat template."""
+    return all(isinstance(problem.prompt, str) for problem in problems)
 
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt:
@@ -169,6 +202,9 @@ def _columns(problem: Problem, verified: bool) -> dict[str, Any]:
     elif problem.solution:
         derived["solution"] = problem.solution
     own = dict(problem.columns)
+    for name in ("problem", "problem_id"):
+        if own.get(name) is None or own[name] == "":
+            own.pop(name, None)
     if not isinstance(own.get("problem"), str):
         own.pop("problem", None)
     return {**own, **derived} if verified else {**derived, **own}

@@ -16,19 +16,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import nn
-from transformers import TrainerState, get_scheduler
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Trainer,
+    TrainerState,
+    get_scheduler,
+)
+from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available, is_torch_xla_available
+from trl.import_utils import is_vllm_available
 from trl.trainer.utils import is_async_callable
 
-from sgsd.errors import ConfigError, DataError, check_choice
+from sgsd.errors import ConfigError, DataError, SGSDError, check_choice, in_one_line
 from sgsd.prompts import SWITCH
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.verifiers import Outcome, Verdict
+from sgsd.verifiers.verifier import NAMES
 
 # ---- settings alone
 
@@ -44,13 +55,16 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "weight_decay": (lambda value: 0 <= value < math.inf, "0 or more"),
     "adam_beta1": (lambda value: 0 <= value < 1, "0 to below 1"),
     "adam_beta2": (lambda value: 0 <= value < 1, "0 to below 1"),
-    "adam_epsilon": (lambda value: 0 <= value < math.inf, "0 or more"),
+    "adam_epsilon": (lambda value: 0 < value < math.inf, "above 0: a weight without gradient would become 0 / 0"),
     "warmup_steps": (lambda value: 0 <= value < math.inf, "0 or more"),
     "num_iterations": (lambda value: value >= 1, "1 or more"),
     "generation_batch_size": (lambda value: value >= 1, "1 or more"),
     "steps_per_generation": (lambda value: value >= 1, "1 or more"),
     "per_device_eval_batch_size": (lambda value: value >= 1, "1 or more"),
     "dataloader_num_workers": (lambda value: value >= 0, "0 or more"),
+    "dataloader_prefetch_factor": (lambda value: value >= 1, "1 or more"),
+    "pad_to_multiple_of": (lambda value: value >= 1, "1 or more"),
+    "neftune_noise_alpha": (lambda value: 0 <= value < math.inf, "0 or more"),
     "seed": (lambda value: 0 <= value < 2**32, "0 to 2**32 - 1"),
     "top_k": (lambda value: value >= 0, "0 (off) or more"),
     "min_p": (lambda value: 0 <= value <= 1, "0 to 1"),
@@ -79,6 +93,14 @@ def check_settings(args: Any) -> None:
             raise ConfigError(f"{name} is out of range", got=value, expected=expected)
     for name, choices in _CHOICES.items():
         check_choice(name, vars(args)[name], choices)
+    if args.remove_unused_columns:
+        raise ConfigError(
+            "remove_unused_columns would remove what rewards and teachers read", got=True, expected="false, the default"
+        )
+    if args.save_strategy == "best" and args.metric_for_best_model is None:
+        raise ConfigError("save_strategy best without metric_for_best_model", expected="a metric, such as reward")
+    if args.sync_ref_model and not args.beta:
+        raise ConfigError("sync_ref_model without a reference model", got="beta 0", expected="beta above 0")
     if args.max_steps == 0:
         raise ConfigError("max_steps 0 would train nothing", expected="1 or more, or -1 for num_train_epochs")
     if args.max_steps < 0 and not args.num_train_epochs > 0:
@@ -106,6 +128,67 @@ def _check_scheduler(args: Any) -> None:
             got=f"lr_scheduler_kwargs {args.lr_scheduler_kwargs or {}}",
             expected=" ".join(str(error).split()),
         ) from error
+
+
+_OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that look at the model's layers
+_ONE_A_PROMPT = {"num_return_sequences": 1, "return_dict_in_generate": False}
+"""What TRL takes from ``generate``, whatever else ``generation_kwargs`` say."""
+
+
+def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
+    """Build what settings describe and training would build, of a toy's size, before any weight is loaded.
+
+    Args:
+        args: the run's settings.
+        adapted: the policy is an adapter.
+        loaded: the weights are there already; whether vLLM is, TRL will see.
+
+    Raises:
+        ConfigError: naming the setting, with what the library says; a package that is not installed.
+    """
+    if args.sync_ref_model and adapted:
+        raise ConfigError("sync_ref_model does not go with an adapter", remedy="leave it out, or train all weights")
+    for name, module, there in (
+        ("use_liger_kernel", "liger-kernel", is_liger_kernel_available),
+        ("use_vllm", "vllm", is_vllm_available),
+    ):
+        if vars(args)[name] and not there() and not (loaded and name == "use_vllm"):
+            raise ConfigError(f"{name} needs a package that is missing", got=module, remedy=f"pip install {module}")
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    with in_one_line(
+        f"optim {getattr(args.optim, 'value', args.optim)} cannot be made of optim_args {args.optim_args}"
+    ):
+        if not str(getattr(args.optim, "value", args.optim)).startswith(_OF_A_MODEL):
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            kind([weight], **options)
+    if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
+        given = args.gradient_checkpointing_kwargs
+        with in_one_line(f"gradient_checkpointing_kwargs {given} cannot be used"):
+            checkpoint(torch.sin, weight, **{"use_reentrant": False, **given})
+    _check_generation(args)
+
+
+def _check_generation(args: Any) -> None:
+    given = dict(args.generation_kwargs or {})
+    for name, value in _ONE_A_PROMPT.items():
+        if given.get(name, value) not in (None, value):
+            raise ConfigError(
+                f"generation_kwargs with {name}",
+                got=given[name],
+                expected=value,
+                remedy="leave it out; G is num_generations",
+            )
+    if args.use_vllm:  # it has its own
+        return
+    options = {"do_sample": True, "cache_implementation": args.cache_implementation, **given}
+    with in_one_line(f"generation_kwargs {given}, cache_implementation {args.cache_implementation} cannot be used"):
+        GenerationConfig(**options)
+    if args.use_transformers_continuous_batching:
+        from transformers.generation import ContinuousBatchingConfig
+
+        batching = dict(args.transformers_continuous_batching_config or {})
+        with in_one_line(f"transformers_continuous_batching_config {batching} cannot be used"):
+            ContinuousBatchingConfig(**batching)
 
 
 _OF_GRPO_LOSS = (
@@ -239,24 +322,38 @@ def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
         raise ConfigError("the tokenizer has no padding token", remedy="set tokenizer.pad_token")
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer names no end token", remedy="set tokenizer.eos_token")
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "x"}], add_generation_prompt=True, tokenize=True, return_dict=True
-    )["input_ids"]
+    rendered = (
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}], add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        if tokenizer.chat_template
+        else []
+    )
     named = {"the padding token": [tokenizer.pad_token_id], "an end token": ends, "a token of the template": rendered}
     for what, ids in named.items():
-        outside = sorted({int(token) for token in ids if not 0 <= token < vocabulary})
+        outside = {token for token in ids if not (isinstance(token, int) and 0 <= token < vocabulary)}
         if outside:
             raise ConfigError(
                 f"{what} is not in the model's vocabulary",
-                got=", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in outside),
+                got=", ".join(_shown(token, tokenizer) for token in sorted(outside, key=repr)),
                 expected=f"ids below {vocabulary}",
                 remedy="take the tokenizer that belongs to the model, or resize the model's embeddings",
             )
 
 
-def name_experts(model_config: Any) -> None:
-    """Let a mixture of experts say how many there are under the name that TRL asks for; Granite-4 has another."""
+def _shown(token: Any, tokenizer: Any) -> str:
+    known = isinstance(token, int) and token >= 0
+    return f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" if known else repr(token)
+
+
+def settle_config(model_config: Any) -> None:
+    """Make a model's configuration one that TRL can work with, in place.
+
+    A mixture of experts says how many there are under the name that TRL asks for (Granite-4 has another), and what a
+    forward returns has names.
+    """
     config = model_config.get_text_config()
+    model_config.return_dict = config.return_dict = True
     local = getattr(config, "num_local_experts", None)
     if local is not None and getattr(config, "num_experts", None) is None:
         config.num_experts = local
@@ -269,11 +366,14 @@ _SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p"
 _BEAMS_ONLY = ("early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups", "constraints")
 # TRL names these itself for every rollout.
 _NAMED_BY_TRL = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "max_length")
+# Of no effect where they are off.
+_RETURNED = (
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+)
 _NO_SAMPLING = (
     *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "cache_implementation"),
     *("cache_config", "max_cache_len", "compile_config", "disable_compile", "use_mtp", "prefill_chunk_size"),
-    *("continuous_batching_config", "output_attentions", "output_hidden_states", "output_scores", "output_logits"),
-    *("return_dict_in_generate", "transformers_version"),
+    *("continuous_batching_config", "transformers_version"),
 )
 
 
@@ -303,6 +403,7 @@ def settle_generation_config(config: Any) -> str | None:
             remedy="mend generation_config.json in the model's folder",
         ) from error
     aside = {name: value for name, value in _set_of(config).items() if name not in (*_NO_SAMPLING, *_NAMED_BY_TRL)}
+    aside = {name: value for name, value in aside.items() if value or name not in _RETURNED}
     said = [f"without effect and taken out: {_listed(out)}"] if out else []
     said += [f"not applied to rollouts: {_listed(aside)}"] if aside else []
     return f"sampling settings that come with the model, {'; '.join(said)}" if said else None
@@ -396,7 +497,7 @@ def thinking_of(tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None
             rendered(**{**changes, "reasoning_effort": "low"}) != rendered(**{**changes, "reasoning_effort": "high"})
         )
 
-    if not thinks(rendered()):
+    if not tokenizer.chat_template or not thinks(rendered()):
         return ThinkingState(False, {})
     for switch in _SWITCHES:
         off = {switch: False}
@@ -423,13 +524,95 @@ def check_verifier(verifier: Any) -> None:
         )
 
 
+def check_arguments(trainer: str, kind: type, **given: Any) -> None:
+    """Refuse a trainer's arguments that are of no use to it, by what they are, before anything is loaded.
+
+    Args:
+        trainer: its name.
+        kind: of its configuration.
+        given: the arguments, by name.
+
+    Raises:
+        ConfigError: one line.
+    """
+    expected: dict[str, tuple[Any, str]] = {
+        "args": (kind, kind.__name__),
+        "model": ((str, nn.Module), "a hub name, a folder or a model"),
+        "processing_class": ((PreTrainedTokenizerBase, ProcessorMixin, NoneType), "a tokenizer"),
+        "peft_config": ((PeftConfig, NoneType), "a configuration of PEFT, such as LoraConfig"),
+    }
+    for name, (kinds, what) in expected.items():
+        if not isinstance(given[name], kinds):
+            raise ConfigError(f"{trainer} takes no such {name}", got=_kind_of(given[name]), expected=what)
+    model = given["model"]
+    if isinstance(model, nn.Module) and (not hasattr(model, "generation_config") or model.config.is_encoder_decoder):
+        raise ConfigError(
+            f"{trainer} takes no such model", got=_kind_of(model), expected="a causal language model with its head"
+        )
+
+
+def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -> None:
+    """Refuse reward functions, and settings of theirs, that nothing would read or that could not reward.
+
+    Args:
+        args: the run's settings.
+        reward_funcs: of the trainer; ``None`` where a verifier judges.
+        verifier: given beside them.
+
+    Raises:
+        ConfigError: one line, before any weight is loaded.
+    """
+    if reward_funcs is None:
+        if args.reward_weights is not None or args.success_threshold != _SUCCESS_THRESHOLD:
+            raise ConfigError(
+                "settings without effect where a verifier judges",
+                got=f"reward_weights {args.reward_weights}, success_threshold {args.success_threshold}",
+                expected=f"reward_weights None, success_threshold {_SUCCESS_THRESHOLD}",
+                remedy="leave them out, or pass reward_funcs; verifier_options: {threshold: …} is a reward function's",
+            )
+        return
+    if verifier is not None:
+        raise ConfigError("a verifier beside reward_funcs would judge nothing", remedy="leave out one of them")
+    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    for function in functions:
+        if not (callable(function) or isinstance(function, str)) or function in NAMES:
+            raise ConfigError(
+                "reward_funcs cannot reward",
+                got=_kind_of(function),
+                expected="a reward function, or a list of them",
+                remedy="a verifier is passed as verifier, or named in args.verifier",
+            )
+    if not functions:
+        raise ConfigError("reward_funcs is empty", remedy="leave it out, and the verifier judges")
+    if args.reward_weights is not None and len(args.reward_weights) != len(functions):
+        raise ConfigError(
+            "reward_weights of another number",
+            got=len(args.reward_weights),
+            expected=f"{len(functions)}, as reward_funcs",
+        )
+
+
+def _kind_of(value: Any) -> str:
+    return repr(value) if value is None or isinstance(value, str) else type(value).__name__
+
+
+_SUCCESS_THRESHOLD = 0.5
 _MADE_UP = "Let me see. The answer is \\boxed{0}."
 
 
-def check_reward(reward_funcs: Sequence[Any], row: Mapping[str, Any], tokenizer: Any, end_id: int) -> None:
+def check_reward(
+    reward_funcs: Sequence[Any],
+    row: Mapping[str, Any],
+    tokenizer: Any,
+    end_id: int,
+    *,
+    count: int = 2,
+    state: TrainerState | None = None,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> None:
     """Call each reward function once, on made-up completions of a real row, as TRL will.
 
-    Two completions of the same row: a function that returns one reward for a batch is seen. Reward models
+    A whole group of the same row, of two or more: a function that returns one reward for a batch is seen. Reward models
     (``nn.Module``) are left to TRL.
 
     Args:
@@ -437,45 +620,70 @@ def check_reward(reward_funcs: Sequence[Any], row: Mapping[str, Any], tokenizer:
         row: of the training set: its prompt and columns.
         tokenizer: makes the completions' ids.
         end_id: ends them.
+        count: completions, two or more.
+        state: what functions are given as ``trainer_state``.
+        loop: a running one, which asynchronous functions are called on: what they keep may be bound to it. ``None``:
+            one of their own.
 
     Raises:
         ConfigError: the function raises, returns something else than one number or ``None`` a completion, or asks for
             columns that the data set does not have.
     """
-    texts = [_MADE_UP, _MADE_UP.replace("0", "1")]
+    texts = [_MADE_UP.replace("0", str(n)) for n in range(count)]
     columns = {
-        name: [value] * 2 for name, value in row.items() if name not in ("prompt", "completion", "completion_ids")
+        name: [value] * count for name, value in row.items() if name not in ("prompt", "completion", "completion_ids")
     }
     talk = not isinstance(row["prompt"], str)
     given = {
-        "prompts": [row["prompt"]] * 2,
+        "prompts": [row["prompt"]] * count,
         "completions": [[{"role": "assistant", "content": text}] if talk else text for text in texts],
         "completion_ids": [[*tokenizer(text, add_special_tokens=False)["input_ids"], end_id] for text in texts],
         **columns,
-        "trainer_state": TrainerState(),
+        "trainer_state": state or first_state(1, 1),
         "log_extra": lambda name, values: None,
         "log_metric": lambda name, value: None,
     }
     for function in reward_funcs:
         if not isinstance(function, nn.Module):
             name = _name_of(function)
-            _check_rewards(name, _called(name, function, given), len(texts))
+            _check_rewards(name, _called(name, function, given, loop), len(texts))
             if isinstance(function, VerifierReward):
                 _check_verdicts(name, function.verdicts)
 
 
-def _called(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+def first_state(max_steps: float, epochs: float) -> TrainerState:
+    """The state of a run before its first step, of at least one step and epoch."""
+    return TrainerState(epoch=0.0, max_steps=max(1, math.ceil(max_steps)), num_train_epochs=max(1, math.ceil(epochs)))
+
+
+def steps_of(rows: int, args: Any) -> tuple[float, float]:
+    """Optimizer steps and epochs of a run on so many rows, as far as can be told before it."""
+    batch = args.generation_batch_size // args.num_generations
+    an_epoch = max(1, rows // batch) * args.steps_per_generation * args.num_iterations
+    an_epoch = max(1, an_epoch // args.gradient_accumulation_steps)
+    if args.max_steps > 0:
+        return args.max_steps, args.max_steps / an_epoch
+    return args.num_train_epochs * an_epoch, args.num_train_epochs
+
+
+def _called(
+    name: str, function: Callable[..., Any], given: Mapping[str, Any], loop: asyncio.AbstractEventLoop | None
+) -> Any:
     try:
         if is_async_callable(function):
 
             async def awaited() -> Any:
                 return await function(**given)
 
+            if loop is not None:
+                return asyncio.run_coroutine_threadsafe(awaited(), loop).result()
             with ThreadPoolExecutor(1) as own:  # a notebook's thread has a loop already
                 return own.submit(asyncio.run, awaited()).result()
         return function(**given)
     except ConfigError as error:  # a verifier's, which knows what is wrong
         raise ConfigError(f"verifier {name} fails on a made-up completion", got=error.got) from error
+    except SGSDError:
+        raise
     except Exception as error:  # the function is the user's and may raise anything
         columns = ", ".join(column for column in given if column not in _GIVEN_BY_TRL)
         raise ConfigError(
