@@ -44,9 +44,6 @@ def fussy(completions, solution, **kwargs):
 def greedy(completions, **kwargs):
     return [float(len(bytearray(10**11)))]
 
-async def later(completions, **kwargs):
-    return [1.0 for _ in completions]
-
 slow_import = noisy
 
 async def awaited(completions, answer, **kwargs):
