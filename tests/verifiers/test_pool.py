@@ -177,9 +177,9 @@ def test_a_grader_that_cannot_be_loaded_is_a_configuration_error(rewards: str):
 
 
 def test_an_asynchronous_function_is_refused_by_name(rewards: str):
-    with get_verifier(f"{rewards}:later", workers=1) as verifier:
-        with pytest.raises(ConfigError, match=f"{rewards}:later is asynchronous: pass it to a trainer as reward_funcs"):
-            verifier.verify("5", "5")
+    said = f"{rewards}:later is asynchronous: pass it to a trainer as reward_funcs"
+    with get_verifier(f"{rewards}:later", workers=1) as verifier, pytest.raises(ConfigError, match=said):
+        verifier.verify("5", "5")
 
 
 def test_threads_share_the_workers(math: PooledVerifier):

@@ -227,7 +227,7 @@ class VerifiedTrainer(GRPOTrainer):
                 ends[0],
                 count=max(2, args.num_generations),
                 state=first_state(*steps_of(len(self.train_dataset), args)),
-                loop=self.async_loop if self._has_async_funcs else None,
+                loop=getattr(self, "async_loop", None),  # where there are asynchronous functions
             )
         self.chat_template_kwargs = self.renderer.student_kwargs
         self._generation_config = causal_model(self.model).generation_config
