@@ -168,7 +168,8 @@ class VerifiedTrainer(GRPOTrainer):
             instruction=args.instruction,
             thinking=args.thinking,
             chat_template_kwargs=args.chat_template_kwargs,
-            text_only=all(map(all_text, (problems, *eval_problems.values()))),
+            text_only=all(map(all_text, (problems, *eval_problems.values())))
+            and not (args.policy_writes and writer is None),
         )
         self.max_prompt_length = prompt_budget(model.config, args)
         # Retrieved once, from the bank the run begins with.
