@@ -188,6 +188,13 @@ def test_text_needs_no_chat_template(tmp_path, method):
         make_trainer(tmp_path, tokenizer=tokenizer, problems=SUMS)
 
 
+def test_a_policy_that_writes_bank_items_needs_a_chat_template(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="tokenizer without a chat template"):
+        make_trainer(tmp_path, tokenizer=tokenizer, problems=TEXTS, maintenance_frequency=1)
+
+
 def test_several_evaluation_sets_by_name(tmp_path):
     halves = {"low": SUMS.select(range(2)), "high": SUMS.select(range(2, 4))}
     trainer = make_trainer(tmp_path, problems=SUMS, eval_dataset=halves)

@@ -339,7 +339,7 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         instruction=training.instruction,
         thinking=training.thinking,
         chat_template_kwargs=training.chat_template_kwargs,
-        text_only=all(map(all_text, (problems, eval_problems or ()))),
+        text_only=all(map(all_text, (problems, eval_problems or ()))) and not training.policy_writes,
     )
     sampling = settle_generation_config(generation_config)
     budget = prompt_budget(config, training)

@@ -169,7 +169,8 @@ class VerifiedTrainer(GRPOTrainer):
             instruction=args.instruction,
             thinking=args.thinking,
             chat_template_kwargs=args.chat_template_kwargs,
-            text_only=all(map(all_text, (problems, *eval_problems.values()))),
+            text_only=all(map(all_text, (problems, *eval_problems.values())))
+            and not (args.policy_writes and writer is None),
         )
         self.max_prompt_length = prompt_budget(model.config, args)
         # Retrieved once, from the bank the run begins with.
@@ -232,7 +233,7 @@ class VerifiedTrainer(GRPOTrainer):
                 ends[0],
                 count=max(2, args.num_generations),
                 state=first_state(*steps_of(len(self.train_dataset), args)),
-                loop=self.async_loop if self._has_async_funcs else None,
+                loop=getattr(self, "async_loop", None),  # where there are asynchronous functions
             )
         self.chat_template_kwargs = self.renderer.student_kwargs
         self._generation_config = causal_model(self.model).generation_config

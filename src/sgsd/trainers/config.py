@@ -197,6 +197,11 @@ class VerifiedConfig(GRPOConfig):
         return self._uses_grpo_loss
 
     @property
+    def policy_writes(self) -> bool:
+        """Whether the policy is to write bank items, through its chat template."""
+        return False
+
+    @property
     def _can_hand_over(self) -> bool:
         """Whether the guard can go on with GRPO's loss in this method's place."""
         return False
@@ -371,6 +376,10 @@ class SGSDConfig(DistillationConfig):
     @property
     def uses_bank(self) -> bool:
         return True
+
+    @property
+    def policy_writes(self) -> bool:
+        return self.maintenance_frequency > 0 and self.maintenance_writer_url is None
 
     @property
     def _can_hand_over(self) -> bool:
