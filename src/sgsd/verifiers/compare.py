@@ -26,8 +26,9 @@ _NOT_VALUES = re.compile(r"\\(?:equiv|neq|leq|geq|pmod|mod|mid|sim|to)(?![A-Za-z
 _MAX_PAIRS = 400
 _SETS = re.compile(r"\\(?:cup|cap|mathbb|setminus|infty|neq|mid)(?![A-Za-z])|[<>|]")
 _SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w+))?")
+_ARGUMENT = re.compile(r"\( ?[xyzntk] ?\)")
 _SEGMENT = re.compile(r"[A-Z]{2,}")
-_WORD = re.compile(r"\\text|[a-z]{4}(?<!\\)")
+_WORD = re.compile(r"\\text|(?<![\\A-Za-z])[A-Za-z][a-z]{3}")
 _LETTER_OR_DIGIT = re.compile(r"\\[A-Za-z]+|[A-Za-z0-9]")
 
 
@@ -46,7 +47,10 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
     Raises:
         UnreadableError: if an expression of the reference would have to be understood, and cannot be.
     """
-    if _names_differ(reference.name, given.name):
+    name, other = reference.name, given.name
+    if reference.numeral and given.numeral:
+        name, other = (_ARGUMENT.sub("", text) for text in (name, other))  # f(x) = 1 says no more than f(n) = 1
+    if _names_differ(name, other):
         return False
     if reference.rounded and given.rounded and key(reference.whole) == key(given.whole):
         return True
@@ -139,7 +143,7 @@ def _concludes(reference: Reading, given: Reading, equal: Equal) -> bool:
 def _names_differ(first: str, second: str) -> bool:
     """Whether two names are of one form, and not the same: other letters, or other subscripts where both have one;
     ``|z|`` is not ``z``. Names of another form, or in words, may name the same."""
-    first, second = (_SEGMENT.sub(_either_way, re.sub(r"[ {}]", "", name)) for name in (first, second))
+    first, second = (_SEGMENT.sub(_either_way, _spaced(name)) for name in (first, second))
     if not first or not second or first == second:
         return False
     if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
@@ -148,6 +152,11 @@ def _names_differ(first: str, second: str) -> bool:
     if a is None or b is None:
         return not _WORD.search(first + second) and _form(first) == _form(second)
     return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2] != b[2])
+
+
+def _spaced(name: str) -> str:
+    """A name without braces, and with no spaces but those between letters."""
+    return re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", " ".join(re.sub("[{}]", " ", name).split()))
 
 
 def _either_way(points: re.Match[str]) -> str:
