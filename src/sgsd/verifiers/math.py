@@ -19,7 +19,7 @@ from fractions import Fraction
 from typing import Any
 
 from sgsd.verifiers.compare import UnreadableError
-from sgsd.verifiers.expressions import COMMAND, SETS, as_latex, parse, sympy
+from sgsd.verifiers.expressions import COMMAND, SETS, as_latex, parse, spelled, sympy
 from sgsd.verifiers.grade import UNREADABLE, grade, read_reference
 from sgsd.verifiers.numerals import Numeral, approximates, read_numeral, read_unit, rounds_to, units_differ
 from sgsd.verifiers.values import Value, close, mp, number, values
@@ -72,12 +72,14 @@ def equal(reference: str, given: str, digits: int = 4) -> bool:
     given, unit = without_unit(given)
     if units_differ(wanted, unit):
         return False
-    reference, given = as_latex(reference), as_latex(given)
+    reference, given, written = as_latex(reference), as_latex(given), reference
     sets = bool(SETS.search(reference) or SETS.search(given))
     gold = parse(reference, sets)
     if gold is None and sets and parse(reference) is not None:
         return False
     if gold is None:
+        if spelled(written):
+            return False
         raise UnreadableError(reference)
     literal = read_numeral(given)
     if literal is not None:
@@ -207,7 +209,7 @@ def check_reference(answer: str) -> Verdict:
         leaves.extend([*leaf.items, *filter(None, [leaf.rounded])])
         if leaf.items or leaf.shape in {"number", "words"} or _BASED.fullmatch(leaf.text):
             continue
-        texts = [as_latex(without_unit(text)[0]) for text in (leaf.text, leaf.whole)]
-        if all(parse(text, bool(SETS.search(text))) is None for text in texts):
+        text = as_latex(without_unit(leaf.text)[0])
+        if parse(text, bool(SETS.search(text))) is None and not spelled(leaf.text):
             return UNREADABLE
     return Verdict(Outcome.CORRECT)
