@@ -250,6 +250,10 @@ WRONG += (
     ("|xy|", "xy"),
     (r"\lfloor x \rfloor", r"\lfloor x+0.001 \rfloor"),
     ("f(2)=5", "f(3)=5"),
+    (r"f''=x+1", r"x^2=y+1"),
+    (r"f(x)=2x", r"g(x)=2x"),
+    (r"(x,y)=(1,2)", r"x=2, y=1"),
+    (r"100", r"100 \approx 90"),
 )
 
 RIGHT: tuple[tuple[str, str], ...] = (
@@ -428,4 +432,9 @@ RIGHT: tuple[tuple[str, str], ...] = (
     (r"\sqrt3", r"x = \tan 60^\circ = \sqrt3"),
     (r"3\sqrt5", r"6.708\text{ cm}"),
     ("-5 apples", "-5"),
+    (r"(x,y)=(1,2)", r"y=2, x=1"),
+    (r"y=2x", r"f(x)=2x"),
+    (r"x=5", r"AB=5"),
+    (r"|x-5|", r"|5-x|"),
+    (r"2", r"17 \bmod 5 = 2"),
 )

@@ -188,8 +188,9 @@ def _spoken_key(reading: Reading) -> str:
     return sign + re.sub(r"(?<!\d)[^\w:+*/^=<>]|[^\w:+*/^=<>](?!\d)", "", text if re.search(r"\w", text) else plain)
 
 
-def _coordinates(reading: Reading) -> Reading:
-    """``x = 1, y = 2`` as the tuple ``(1, 2)``; ``x < 1 or x > 2`` as the union of two intervals."""
+def _coordinates(reading: Reading, tuple_name: str) -> Reading:
+    """``x = 1, y = 2`` as the tuple ``(1, 2)``, in the order of ``(x, y)`` where the other side has that name; ``x < 1
+    or x > 2`` as the union of two intervals."""
     names = [item.name for item in reading.items]
     if reading.shape is not Shape.LIST or not all(names):
         return reading
@@ -197,14 +198,17 @@ def _coordinates(reading: Reading) -> Reading:
         return replace(reading, shape=Shape.UNION)
     if len(set(names)) < len(names):
         return reading
-    items = tuple(replace(item, name="") for item in reading.items)
+    order = [name.strip() for name in tuple_name.strip("() ").split(",")]
+    names = order if sorted(order) == sorted(names) else names
+    named = {item.name: replace(item, name="") for item in reading.items}
+    items = tuple(named[name] for name in names)
     return replace(reading, shape=Shape.SEQUENCE, brackets="()", items=items, name=f"({','.join(names)})")
 
 
 def _same_structure(reference: Reading, given: Reading, equal: Equal) -> bool:
     shapes = {reference.shape, given.shape}
     if Shape.LIST in shapes and len(shapes) > 1:
-        reference, given = _coordinates(reference), _coordinates(given)
+        reference, given = _coordinates(reference, given.name), _coordinates(given, reference.name)
         if _names_differ(reference.name, given.name):
             return False
     if reference.shape is Shape.EXPRESSION or given.shape is Shape.EXPRESSION or reference.shape is not given.shape:
