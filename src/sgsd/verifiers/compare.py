@@ -49,7 +49,7 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
     """
     name, other = reference.name, given.name
     if reference.numeral and given.numeral:
-        name, other = (_ARGUMENT.sub("", text) for text in (name, other))  # f(x) = 1 says no more than f(n) = 1
+        name, other = (_ARGUMENT.sub("(x)", text) for text in (name, other))  # f(n) = 1 says no less than f(x) = 1
     if _names_differ(name, other):
         return False
     if reference.rounded and given.rounded and key(reference.whole) == key(given.whole):
@@ -166,7 +166,7 @@ def _either_way(points: re.Match[str]) -> str:
 
 def _form(name: str) -> str:
     """A name with its letters and digits alike; commands stay."""
-    return _LETTER_OR_DIGIT.sub(lambda m: m[0] if len(m[0]) > 1 else "a" if m[0].isalpha() else "0", name)
+    return _LETTER_OR_DIGIT.sub(lambda m: m[0] if len(m[0]) > 1 else "a", name)
 
 
 def _same_words(reference: Reading, given: Reading) -> bool:
