@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from sgsd.verifiers.letters import letters_of
-from sgsd.verifiers.numerals import read_numeral, rounds_to, same_number
-from sgsd.verifiers.reading import Reading, Shape, read_answer, split_equation, variables
+from sgsd.verifiers.numerals import approximates, read_numeral, same_number, units_differ
+from sgsd.verifiers.reading import Reading, Shape, is_name, read_answer, split_equation, variables
 from sgsd.verifiers.tidy import key, words
 
 
@@ -25,7 +25,11 @@ _OPTION = re.compile(r"\(([A-Z])\)|([A-Z])[).:](?=\s)")
 _NOT_VALUES = re.compile(r"\\(?:equiv|neq|leq|geq|pmod|mod|mid|sim|to)(?![A-Za-z])|[<>,;]")
 _MAX_PAIRS = 400
 _SETS = re.compile(r"\\(?:cup|cap|mathbb|setminus|infty|neq|mid)(?![A-Za-z])|[<>|]")
-_SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w|\{\w+\}))?")
+_SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w+))?")
+_ARGUMENT = re.compile(r"\( ?[xyzntk] ?\)")
+_SEGMENT = re.compile(r"[A-Z]{2,}")
+_WORD = re.compile(r"\\text|(?<![\\A-Za-z])[A-Za-z][a-z]{3}")
+_LETTER_OR_DIGIT = re.compile(r"\\[A-Za-z]+|[A-Za-z0-9]")
 
 
 class UnreadableError(ValueError):
@@ -43,15 +47,20 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
     Raises:
         UnreadableError: if an expression of the reference would have to be understood, and cannot be.
     """
-    if _names_differ(reference.name, given.name):
+    name, other = reference.name, given.name
+    if reference.numeral and given.numeral:
+        name, other = (_ARGUMENT.sub("(x)", text) for text in (name, other))  # f(n) = 1 says no less than f(x) = 1
+    if _names_differ(name, other):
         return False
+    if reference.rounded and given.rounded and key(reference.whole) == key(given.whole):
+        return True
     if reference.rounded is not None:
         exact = replace(reference, rounded=None)
         return same_answer(exact, given, equal) or same_answer(reference.rounded, given, equal)
     if given.rounded is not None:
         exact = replace(given, rounded=None)
-        return same_answer(reference, exact, equal) or (
-            _rounds(exact, given.rounded, equal) and same_answer(reference, given.rounded, equal)
+        return _rounds(exact, given.rounded, equal) and (
+            same_answer(reference, exact, equal) or same_answer(reference, given.rounded, equal)
         )
     if any(_contradicts(head, given, equal) for head in given.heads):
         return False
@@ -68,10 +77,14 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
 
 
 def _rounds(exact: Reading, rounded: Reading, equal: Equal) -> bool:
-    """Whether what stands behind an approximation sign is what stands before it, rounded to the places shown."""
+    """Whether what stands behind an approximation sign approximates what stands before it, part by part."""
+    if exact.items and len(exact.items) == len(rounded.items):
+        return all(_rounds(a, b, equal) for a, b in zip(exact.items, rounded.items, strict=True))
     if rounded.numeral is None or exact.numeral is None:
         return _equal_or_false(exact.text, rounded.text, equal)
-    return exact.numeral.value == rounded.numeral.value or rounds_to(exact.numeral.value, rounded.numeral, 0)
+    if units_differ(exact.numeral.unit, rounded.numeral.unit):
+        return False
+    return approximates(exact.numeral.value / (100 if exact.numeral.percent else 1), rounded.numeral)
 
 
 def _equal_or_false(first: str, second: str, equal: Equal) -> bool:
@@ -83,11 +96,16 @@ def _equal_or_false(first: str, second: str, equal: Equal) -> bool:
 
 
 def _contradicts(head: str, given: Reading, equal: Equal) -> bool:
-    """Whether a literal that an equation chain passed through is not its value."""
+    """Whether a constant that an equation chain passed through is not its value. What cannot be read is none."""
     literal = read_numeral(head)
     if given.numeral is not None and literal is not None:
         return literal.value != given.numeral.value
-    return given.shape is not Shape.EXPRESSION or not _equal_or_false(given.text, head, equal)
+    if given.shape not in {Shape.NUMBER, Shape.EXPRESSION}:
+        return literal is not None
+    try:
+        return not equal(head, given.text, digits=0)
+    except UnreadableError:
+        return False
 
 
 def _is_number(reference: Reading, given: Reading, equal: Equal) -> bool:
@@ -110,6 +128,8 @@ def _concludes(reference: Reading, given: Reading, equal: Equal) -> bool:
     other side (``2x = 14``, ``x^2 - 4 = 0``), it is still to be solved."""
     *heads, last = split_equation(given.text)
     value = read_answer(last)
+    if reference.name or any(head.startswith("-") and is_name(head[1:].strip()) for head in heads):
+        return False
     if value.numeral is None or value.numeral.value == 0 or _NOT_VALUES.search(given.text):
         return False
     if any(len(variables(head)) == 1 for head in heads) or not any(variables(head) for head in heads):
@@ -121,15 +141,32 @@ def _concludes(reference: Reading, given: Reading, equal: Equal) -> bool:
 
 
 def _names_differ(first: str, second: str) -> bool:
-    """Whether both names are single letters, and not the same: other letters, or other subscripts where both have
-    one; ``|z|`` is not ``z``."""
-    first, second = first.replace(" ", ""), second.replace(" ", "")
+    """Whether two names are of one form, and not the same: other letters, or other subscripts where both have one;
+    ``|z|`` is not ``z``. Names of another form, or in words, may name the same."""
+    first, second = (_SEGMENT.sub(_either_way, _spaced(name)) for name in (first, second))
+    if not first or not second or first == second:
+        return False
     if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
-        return bool(first and second) and first != second
+        return True
     a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)
     if a is None or b is None:
-        return False
-    return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2].strip("{}") != b[2].strip("{}"))
+        return not _WORD.search(first + second) and _form(first) == _form(second)
+    return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2] != b[2])
+
+
+def _spaced(name: str) -> str:
+    """A name without braces, and with no spaces but those between letters."""
+    return re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", " ".join(re.sub("[{}]", " ", name).split()))
+
+
+def _either_way(points: re.Match[str]) -> str:
+    """``BA`` is ``AB``, and the angle ``CBA`` is ``ABC``."""
+    return min(points[0], points[0][::-1])
+
+
+def _form(name: str) -> str:
+    """A name with its letters and digits alike; commands stay."""
+    return _LETTER_OR_DIGIT.sub(lambda m: m[0] if len(m[0]) > 1 else "a", name)
 
 
 def _same_words(reference: Reading, given: Reading) -> bool:
@@ -147,11 +184,13 @@ def _spoken_key(reading: Reading) -> str:
     Operators stay: ``x+y`` is not ``xy``."""
     plain = words(reading.text).casefold()
     text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
-    return re.sub(r"(?<!\d)[^\w:+*/^=<>]|[^\w:+*/^=<>](?!\d)", "", text if re.search(r"\w", text) else plain)
+    sign = "-" if re.match(r"-\S*\b.*\d", plain) else ""  # elsewhere a dash joins words, or is a bullet
+    return sign + re.sub(r"(?<!\d)[^\w:+*/^=<>]|[^\w:+*/^=<>](?!\d)", "", text if re.search(r"\w", text) else plain)
 
 
-def _coordinates(reading: Reading) -> Reading:
-    """``x = 1, y = 2`` as the tuple ``(1, 2)``; ``x < 1 or x > 2`` as the union of two intervals."""
+def _coordinates(reading: Reading, tuple_name: str) -> Reading:
+    """``x = 1, y = 2`` as the tuple ``(1, 2)``, in the order of ``(x, y)`` where the other side has that name; ``x < 1
+    or x > 2`` as the union of two intervals."""
     names = [item.name for item in reading.items]
     if reading.shape is not Shape.LIST or not all(names):
         return reading
@@ -159,14 +198,19 @@ def _coordinates(reading: Reading) -> Reading:
         return replace(reading, shape=Shape.UNION)
     if len(set(names)) < len(names):
         return reading
-    items = tuple(replace(item, name="") for item in reading.items)
-    return replace(reading, shape=Shape.SEQUENCE, brackets="()", items=items)
+    order = [name.strip() for name in tuple_name.strip("() ").split(",")]
+    names = order if sorted(order) == sorted(names) else names
+    named = {item.name: replace(item, name="") for item in reading.items}
+    items = tuple(named[name] for name in names)
+    return replace(reading, shape=Shape.SEQUENCE, brackets="()", items=items, name=f"({','.join(names)})")
 
 
 def _same_structure(reference: Reading, given: Reading, equal: Equal) -> bool:
     shapes = {reference.shape, given.shape}
     if Shape.LIST in shapes and len(shapes) > 1:
-        reference, given = _coordinates(reference), _coordinates(given)
+        reference, given = _coordinates(reference, given.name), _coordinates(given, reference.name)
+        if _names_differ(reference.name, given.name):
+            return False
     if reference.shape is Shape.EXPRESSION or given.shape is Shape.EXPRESSION or reference.shape is not given.shape:
         return _same_expression(reference, given, equal)
     if reference.shape is Shape.SEQUENCE:
@@ -207,7 +251,7 @@ def _same_expression(reference: Reading, given: Reading, equal: Equal) -> bool:
     if ("=" in reference.text) != ("=" in given.text):
         if not ("=" in reference.whole and "=" in given.whole):
             return False
-        reference, given = replace(reference, text=reference.whole), replace(given, text=given.whole)
+        return _equal_or_false(reference.whole, given.whole, equal)
     if reference.items:
         return _equal_or_false(reference.text, given.text, equal)
     return equal(reference.text, given.text)

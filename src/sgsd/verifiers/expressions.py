@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from sgsd.verifiers.plain import to_latex
-from sgsd.verifiers.tidy import names
+from sgsd.verifiers.tidy import balanced, names
 
 # Neither has type stubs.
 sympy: Any = importlib.import_module("sympy")
@@ -63,6 +63,18 @@ _KNOWN = frozenset(
     \cup \cap \emptyset \{ \}
     """)
 )
+# What is no expression of the grammar, but means something: it states itself, letter for letter, and nothing else.
+_SPELLED = frozenset(
+    names(r"""
+    \forall \exists \nexists \equiv \pmod \bmod \mod \cap \cup \subset \subseteq \subsetneq \supset \supseteq \in
+    \notin \ni \mid \nmid \oplus \otimes \odot \wedge \vee \land \lor \neg \lnot \to \rightarrow \leftarrow
+    \leftrightarrow \mapsto \Rightarrow \Leftrightarrow \implies \iff \perp \parallel \cong \sim \simeq \propto
+    \prime \max \min \sup \inf \gcd \lcm \det \dim \ker \deg \arg \Re \Im \nabla \partial \circ \star \ast \bullet
+    \mathcal \mathfrak \mathscr \widehat \tilde \widetilde \dots \ldots \cdots \vdots \ddots \pm \mp \iint \oint
+    \bigcup \bigcap \aleph \dagger \langle \rangle \| \therefore \top \bot \vdash \models \hline
+    """)
+)
+_OPEN_END = re.compile(r"(?<!\^)[+-]$|[\^_=*/<>]$|\\\\$")
 # What the grammar reads and drops: subscripts of numbers and functions, values at a point, primes.
 DROPPED = re.compile(
     r"['\"`~#@?$°]|(?<![\\A-Za-z])[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_"
@@ -77,7 +89,7 @@ TOO_LARGE = re.compile(
 SETS = re.compile(r"\\(?:mathbb|setminus|cup|cap|emptyset)(?![A-Za-z])|\\\{")
 _SLOW_IN_SETS = re.compile(r"\^ ?\{? ?-? ?\d\d|!|\\binom|%|\|")
 TRIGONOMETRIC = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])")
-_DEGREES = re.compile(r"(?:\{ ?)?(\d+(?:\.\d+)?) ?°(?: ?\})?")
+_DEGREES = re.compile(r"(?:\{ ?)?(?<![\d.])(\d+(?:\.\d+)?) ?°(?: ?\})?")
 _MIXED = re.compile(r"(?<![\d.^_{])\d+ ?\\frac ?\{(\d{1,9})\} ?\{(\d{1,9})\}")
 _UNIT_WORD = re.compile(r"\\text ?\{ ?([A-Za-z]{1,12}) ?\}")
 _POWER_FIRST = re.compile(r"\^ ?(\{[^{}]*\}|\w) ?_ ?(\{[^{}]*\}|\w)")
@@ -144,6 +156,15 @@ class _Converter(latex2sympy._Latex2Sympy):
 
     def convert_binom(self, binom: Any) -> Any:
         return sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
+
+
+def spelled(text: str) -> bool:
+    """Whether a text outside the grammar states itself, letter for letter: all its commands are known, its brackets
+    pair up, and no operator lacks its right side."""
+    commands = set(COMMAND.findall(text)) - {r"\text"}
+    if len(text) > _MAX_LENGTH or not balanced(text) or not _KNOWN.union(_SPELLED).issuperset(commands):
+        return False
+    return ("'" in text or not _SPELLED.isdisjoint(commands)) and not _OPEN_END.search(text)
 
 
 @lru_cache(maxsize=2_048)

@@ -7,8 +7,8 @@ import re
 from sgsd.verifiers.boxes import boxes
 from sgsd.verifiers.compare import Equal, UnreadableError, same_answer
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
-from sgsd.verifiers.reading import Reading, Shape, read_answer
-from sgsd.verifiers.tidy import balanced, key, tidy
+from sgsd.verifiers.reading import Reading, read_answer
+from sgsd.verifiers.tidy import key, tidy
 from sgsd.verifiers.verdict import Outcome, Verdict
 
 _MARKED = re.compile(r"####|final answer", re.IGNORECASE)
@@ -41,22 +41,6 @@ def read_reference(answer: str) -> Reading | None:
         return None
     reading = read_answer(text)
     return reading if reading.text.strip() else None
-
-
-def plainly_readable(answer: str) -> bool | None:
-    """Whether a reference can be read, as far as that can be told without the algebra system; ``None`` if it cannot."""
-    reading = read_reference(answer)
-    if reading is None:
-        return False
-    if not balanced(reading.text):
-        return False
-    return True if _plain(reading) else None
-
-
-def _plain(reading: Reading) -> bool:
-    if reading.items:
-        return all(_plain(item) for item in reading.items)
-    return reading.shape in {Shape.NUMBER, Shape.WORDS}
 
 
 def grade(completion: str, answer: str, equal: Equal) -> Verdict:

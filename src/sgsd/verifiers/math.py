@@ -19,9 +19,9 @@ from fractions import Fraction
 from typing import Any
 
 from sgsd.verifiers.compare import UnreadableError
-from sgsd.verifiers.expressions import COMMAND, SETS, as_latex, parse, sympy
+from sgsd.verifiers.expressions import COMMAND, SETS, as_latex, parse, spelled, sympy
 from sgsd.verifiers.grade import UNREADABLE, grade, read_reference
-from sgsd.verifiers.numerals import Numeral, read_numeral, read_unit, rounds_to, units_differ
+from sgsd.verifiers.numerals import Numeral, approximates, read_numeral, read_unit, rounds_to, units_differ
 from sgsd.verifiers.values import Value, close, mp, number, values
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
@@ -43,7 +43,9 @@ UNCOMPUTED = tuple(
     )
 )
 _COUNTING = re.compile(r"!|\\binom")
-_BASED = re.compile(r"0[xob][0-9A-Fa-f]+|[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)")
+_BASED = re.compile(
+    r"(?<![0-9A-Fa-f])0[xob][0-9A-Fa-f]+|(?<![0-9A-F])[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)"
+)
 _CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
 _UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
 
@@ -54,6 +56,8 @@ def _has_variable(text: str) -> bool:
 
 def equal(reference: str, given: str, digits: int = 4) -> bool:
     """Whether two expressions are equal, as far as the guards let the parser decide.
+
+    With ``digits=0`` both are one answer's: a literal may approximate the reference at its own last digit.
 
     Raises:
         UnreadableError: if the reference cannot be parsed.
@@ -70,18 +74,20 @@ def equal(reference: str, given: str, digits: int = 4) -> bool:
     given, unit = without_unit(given)
     if units_differ(wanted, unit):
         return False
-    reference, given = as_latex(reference), as_latex(given)
+    reference, given, written = as_latex(reference), as_latex(given), reference
     sets = bool(SETS.search(reference) or SETS.search(given))
     gold = parse(reference, sets)
     if gold is None and sets and parse(reference) is not None:
         return False
     if gold is None:
+        if digits and spelled(written):
+            return False
         raise UnreadableError(reference)
     literal = read_numeral(given)
     if literal is not None:
         value = number(gold) if isinstance(gold, sympy.Expr) else None
         exact = literal.value / 100 if literal.percent else literal.value
-        if value is None or literal.unit:
+        if value is None or units_differ(wanted, literal.unit):
             return False
         return close(value, exact) or _rounded(value, literal, digits)
     if any(kind.search(given) and not kind.search(reference) for kind in UNCOMPUTED):
@@ -114,10 +120,13 @@ def _same_ratio(first: str, second: str) -> bool:
 
 
 def _rounded(value: Value, literal: Numeral, digits: int) -> bool:
-    """Whether a literal rounds an irrational number."""
-    if isinstance(value, Fraction) or not mp.isfinite(value) or abs(mp.im(value)) > abs(value) * mp.mpf("1e-30"):
+    """Whether a literal rounds an irrational number; with no digits demanded, whether it approximates any number."""
+    if isinstance(value, Fraction):
+        return not digits and approximates(value, literal)
+    if not mp.isfinite(value) or abs(mp.im(value)) > abs(value) * mp.mpf("1e-30"):
         return False
-    return rounds_to(Fraction(int(mp.floor(mp.re(value) * 10**30)), 10**30), literal, digits)
+    exact = Fraction(int(mp.floor(mp.re(value) * 10**30)), 10**30)
+    return rounds_to(exact, literal, digits) if digits else approximates(exact, literal)
 
 
 def _same(gold: Any, target: Any) -> bool:
@@ -199,10 +208,10 @@ def check_reference(answer: str) -> Verdict:
     leaves = [reading]
     while leaves:
         leaf = leaves.pop()
-        leaves.extend(leaf.items)
+        leaves.extend([*leaf.items, *filter(None, [leaf.rounded])])
         if leaf.items or leaf.shape in {"number", "words"} or _BASED.fullmatch(leaf.text):
             continue
-        texts = [as_latex(without_unit(text)[0]) for text in (leaf.text, leaf.whole)]
-        if all(parse(text, bool(SETS.search(text))) is None for text in texts):
+        text = as_latex(without_unit(leaf.text)[0])
+        if parse(text, bool(SETS.search(text))) is None and not spelled(leaf.text):
             return UNREADABLE
     return Verdict(Outcome.CORRECT)

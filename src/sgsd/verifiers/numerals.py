@@ -287,10 +287,23 @@ def _close(exact: Numeral, decimal: Numeral) -> bool:
 
 def rounds_to(exact: Fraction, literal: Numeral, digits: int = 4) -> bool:
     """Whether a literal of at least so many significant digits after a point is ``exact`` correctly rounded to its own
-    places. With ``digits=0`` integers are roundings, too."""
-    if literal.form not in {"decimal", "integer"} or literal.digits < digits:
-        return False
-    return abs(exact - literal.value) * 2 * 10**literal.places <= 1
+    places."""
+    return (
+        literal.form == "decimal"
+        and literal.digits >= digits
+        and abs(exact - literal.value) * 2 * 10**literal.places <= 1
+    )
+
+
+def approximates(exact: Fraction, literal: Numeral) -> bool:
+    """Whether a literal is ``exact``, rounded or cut off at its last digit. Fractions, scientific notation and round
+    integers may be off by a hundredth of it."""
+    exact = exact * 100 if literal.percent else exact
+    off = abs(exact - literal.value)
+    if literal.form not in {"decimal", "integer"} or (literal.form == "integer" and literal.value % 10 == 0):
+        return off * 100 <= abs(exact)
+    units = off * 10**literal.places
+    return units * 2 <= 1 or (units < 1 and abs(literal.value) < abs(exact) and literal.value != 0)
 
 
 # Units, one measure a line; the spellings of one unit stand side by side. Different units exclude each other.
@@ -310,7 +323,7 @@ _CANONICAL = {
     for spelling in (name, f"{name}s")
 }
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
-_POWER = re.compile(r"([^\^]*?) ?\^ ?\{? ?([1-4]) ?\}?")
+_POWER = re.compile(r" ?\{? ?([1-4]) ?\}?")
 
 
 def _measure(unit: str) -> tuple[str, int]:
@@ -318,9 +331,9 @@ def _measure(unit: str) -> tuple[str, int]:
     kept = [token for token in unit.split() if token.rstrip(".") not in _POWERS]
     power = next((_POWERS[token.rstrip(".")] for token in unit.split() if token.rstrip(".") in _POWERS), 1)
     unit = " ".join(kept)
-    raised = _POWER.fullmatch(unit)
-    if raised:
-        unit, power = raised[1], int(raised[2])
+    name, _, exponent = unit.partition("^")
+    if raised := _POWER.fullmatch(exponent):
+        unit, power = name.strip(), int(raised[1])
     return _CANONICAL.get(unit) or _CANONICAL.get(unit.replace(" ", "")) or unit, power
 
 

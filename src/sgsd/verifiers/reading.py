@@ -41,7 +41,7 @@ class Reading:
         items: the elements of a list, sequence or union.
         brackets: the two brackets of a sequence; ``matrix`` or ``row``.
         rounded: the approximation given beside an exact value (``1/3 \\approx 0.333``).
-        heads: the literals an equation chain passed through, which must not contradict its value (``54 = 55 = 56``).
+        heads: the constants an equation chain passed through, which must not contradict its value (``54 = 55 = 56``).
     """
 
     shape: Shape
@@ -84,12 +84,14 @@ _HAS_WORD = re.compile(
 )
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.? ?m\.?)?", re.IGNORECASE)
 _PLAIN_MATHS = re.compile(
-    r"(?<![A-Za-z\\])(?:a(?:rc)?)?(?:sqrt|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|pi|abs|infinity|theta|alpha"
+    r"(?<![A-Za-z\\])(?:a(?:rc)?)?(?:sqrt|cbrt|floor|ceil|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|pi|abs|infinity|theta|alpha"
     r"|beta|gamma)(?![A-Za-z])"
 )
 _MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
-_ENVIRONMENT = re.compile(rf"\\begin ?{_MATRIX}(?: ?\{{[lcr| ]*\}})?(.*?)\\end ?{_MATRIX}")
-_MEMBER = re.compile(r"([^\\=]*?) ?\\in(?![A-Za-z]) ?(.+)")
+_BEGIN = re.compile(rf"\\begin ?(?:{_MATRIX}(?: ?\{{[lcr| ]*\}})?|(?P<cases>\{{cases\}}))")
+_END = re.compile(rf"\\end ?(?:{_MATRIX}|\{{cases\}})$")
+_IN = re.compile(r"\\in(?![A-Za-z])")
+_POINT = re.compile(r"([A-Z]'?(?: ?_ ?(?:\w|\{\w\}))?) ?(?=\()")
 _BRACKET = re.compile(r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\\\|[()\[\]{},;&]")
 
 
@@ -176,6 +178,11 @@ def is_name(text: str) -> bool:
     return bool(re.search(r"[^\W\d_]", text)) and bool(re.fullmatch(r"(?:[^\W\d]|['|:,(){}\[\]° .&])*", rest))
 
 
+def _is_symbolic(text: str) -> bool:
+    """Whether a text without letters has a symbol in it, as ``\\theta`` or ``\\angle``."""
+    return not (_NAMES - {r"\frac"}).isdisjoint(_COMMAND.findall(text))
+
+
 def variables(text: str) -> set[str]:
     bare = _COMMAND.sub(" ", words(_SUBSCRIPT.sub("", text)))
     return set(re.findall(r"[A-Za-z]", bare)) - {"e", "i"}
@@ -199,11 +206,9 @@ def _chain(text: str, depth: int) -> Reading | None:
     constant = not any(variables(part) for part in parts)
     if value.numeral is None and value.shape is Shape.EXPRESSION and not is_name(heads[0]) and not constant:
         return None
-    literals = tuple(
-        tidy(head) for head in heads if read_numeral(tidy(head)) is not None or (value.numeral is None and constant)
-    )
+    constants = tuple(tidy(head) for head in heads if not variables(head) and not _is_symbolic(head))
     name = heads[0] if is_name(heads[0]) else ""
-    return replace(value, whole=text, name=name or value.name, heads=literals + value.heads)
+    return replace(value, whole=text, name=name or value.name, heads=constants + value.heads)
 
 
 def _approximation(text: str, depth: int) -> Reading | None:
@@ -249,11 +254,12 @@ def _expand_sign(text: str) -> list[str]:
 
 def _items(text: str, depth: int) -> tuple[Reading, ...] | None:
     """The elements of a list: split at commas, semicolons, ``and``, ``or``."""
-    groups = [group for group in split_outside(_CONJUNCTION.sub(" ; ", text), ";") if group]
+    groups = [group for group in split_outside(_CONJUNCTION.sub(" ; ", text), r";\\") if group]
     pieces = [[piece for piece in split_outside(group, ",") if piece] for group in groups]
     sizes = {len(piece) for piece in pieces}
     if len(groups) > 1 and len(sizes) == 1 and sizes != {1} and all("=" in p for group in pieces for p in group):
-        flat = ["(" + ", ".join(split_equation(p)[-1] for p in group) + ")" for group in pieces]
+        sides = [[split_equation(piece) for piece in group] for group in pieces]
+        flat = [f"({', '.join(s[0] for s in group)})=({', '.join(s[-1] for s in group)})" for group in sides]
     else:
         flat = [piece for group in pieces for piece in group]
     flat = [signed for piece in flat for signed in _expand_sign(piece)]
@@ -271,8 +277,11 @@ def _container(text: str, depth: int) -> Reading | None:
             return _read(builder[2], depth + 1)
         items = _items(inner, depth) or ((_read(inner, depth + 1),) if inner else ())
         return Reading(Shape.LIST, text, text, items=items, brackets="{}")
-    if text.startswith(r"\begin") and (matrix := _ENVIRONMENT.fullmatch(text)) and r"\begin" not in matrix[1]:
-        rows = [row for row in split_outside(matrix[1].replace(r"\hline", ""), r"\\") if row]
+    begin, end = _BEGIN.match(text), _END.search(text)
+    if begin and end and r"\begin" not in (inner := text[begin.end() : end.start()]):
+        rows = [row for row in split_outside(inner.replace(r"\hline", ""), r"\\") if row]
+        if begin["cases"] and all("=" in row for row in rows):
+            return _read(r"\\".join(rows).replace("&", ""), depth + 1)
         cells = [split_outside(row, "&") for row in rows]
         if sum(map(len, cells)) > MAX_ITEMS:
             return None
@@ -280,13 +289,20 @@ def _container(text: str, depth: int) -> Reading | None:
             Reading(Shape.SEQUENCE, row, row, items=tuple(_read(part, depth + 1) for part in parts), brackets="row")
             for row, parts in zip(rows, cells, strict=True)
         )
-        return Reading(Shape.SEQUENCE, text, text, items=items, brackets="matrix")
+        return Reading(Shape.SEQUENCE, text, text, items=items, brackets="cases" if begin["cases"] else "matrix")
+    point = _POINT.match(text)
+    if point and _enclosed(text[point.end() :]) and "," in text:
+        return replace(_read(text[point.end() :], depth + 1), whole=text, name=point[1])
     brackets = _enclosed(text)
     if brackets:
         inner = text[1:-1].strip()
         pieces = [piece for piece in split_outside(inner.replace(";", ","), ",") if piece]
         if 2 <= len(pieces) <= MAX_ITEMS:
             items = tuple(_read(piece, depth + 1) for piece in pieces)
+            if brackets == "[]" and all(item.brackets == "[]" and "\\" not in item.text for item in items):
+                # A matrix as programs print it.
+                items = tuple(replace(item, brackets="row") for item in items)
+                brackets = "matrix"
             return Reading(Shape.SEQUENCE, text, text, items=items, brackets=brackets)
         if brackets == "()" and ("=" in inner or inner.startswith(r"\begin")):
             return _read(inner, depth + 1)
@@ -307,9 +323,9 @@ def _read(text: str, depth: int) -> Reading:
     leaf = _leaf(text)
     if leaf.shape is Shape.NUMBER or depth > _MAX_DEPTH:
         return leaf
-    member = _MEMBER.fullmatch(text)
-    if member and is_name(member[1]):
-        return replace(_read(member[2], depth + 1), whole=text, name=member[1])
+    member = _IN.search(text)
+    if member and "\\" not in (name := text[: member.start()].strip()) and is_name(name) and text[member.end() :]:
+        return replace(_read(text[member.end() :], depth + 1), whole=text, name=name)
     container = _container(text, depth)
     if container is not None:
         return container

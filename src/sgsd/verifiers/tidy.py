@@ -61,6 +61,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\q?quad(?![A-Za-z]{2})", ";"),
         # One spelling for fractions, roots, powers, fonts and relations.
         (r"\\[dtc]frac" + _END, r"\\frac"),
+        (r"\{([^{}\\]{1,60})\\over" + _END + r"([^{}\\]{1,60})\}", r"\\frac{\1}{\2}"),
         (r"\\frac ?(\d|[A-Za-z](?![A-Za-z]))", r"\\frac{\1}"),
         (r"(\\frac ?\{[^{}]*\}) ?(\d|[A-Za-z](?![A-Za-z]))", r"\1{\2}"),
         (r"\\sqrt ?(\d|[A-Za-z](?![A-Za-z]))", r"\\sqrt{\1}"),
@@ -89,7 +90,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _ENDS, _STARTS = " .,;:`*_\\", " ,;:`*_"
-_BOX = re.compile(r"\\(?:boxed|fbox) ?\{(.*)\}")
+_BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
 
 
 def balanced(text: str) -> bool:
@@ -114,9 +115,9 @@ def tidy(text: str) -> str:
         text = pattern.sub(replacement, text)
     for _ in range(20):
         text = (text.rstrip(_ENDS) if not text.endswith("\\\\") else text).lstrip(_STARTS)
-        box = _BOX.fullmatch(text)
-        inner = box[1] if box else text[1:-1] if text[:1] == "{" and text[-1:] == "}" else None
-        if inner is None or not balanced(inner):
+        box = _BOX.match(text)
+        inner = text[box.end() if box else 1 : -1]
+        if text[-1:] != "}" or not (box or text[0] == "{") or not balanced(inner):
             break
         text = inner
     return re.sub(r"^= *(?=[^=])", "", text).strip()

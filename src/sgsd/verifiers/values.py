@@ -1,4 +1,4 @@
-"""The values of expressions: exact as long as they are rational, else to 100 digits. Nothing is simplified."""
+"""The values of expressions: exact as long as they are rational, else to 400 digits. Nothing is simplified."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 sympy: Any = importlib.import_module("sympy")
 mpmath: Any = importlib.import_module("mpmath")
 mp = mpmath.MPContext()
-mp.dps = 100
+mp.dps = 400
 _CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "pi": mp.pi}
 _FUNCTIONS = {
     "exp": mp.exp,
@@ -31,12 +31,15 @@ _FUNCTIONS = {
     "floor": mp.floor,
     "ceiling": mp.ceil,
 }
+_STEPS = {"floor", "ceiling"}
 _CALCULUS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 _LARGEST = 10_000
 _EXACT_BITS = 40_000
 _LARGEST_EXPONENT = 10**6
 _DRAW = random.SystemRandom()  # at points that nobody knows, an expression cannot be made to agree
 _POINTS = [[Fraction(sign * _DRAW.randrange(200_000, 1_700_000), 1_000_003) for _ in range(60)] for sign in (1, 1, -1)]
+# Absolute values differ only where a sign does: far out, and with signs that differ.
+_FAR = [[x * sign * (-1) ** place for place, x in enumerate(_POINTS[0])] for sign in (1, -1, 1_000, -1_000)]
 Value = Any  # a Fraction as long as the value is rational, else a number of mpmath
 
 
@@ -45,7 +48,7 @@ class _UnknownValueError(ValueError):
 
 
 def _value(expression: Any, point: dict[str, Fraction]) -> Value:
-    """The value of an expression with its variables at a point: exact as long as it is rational, else to 100 digits.
+    """The value of an expression with its variables at a point: exact as long as it is rational, else to 400 digits.
 
     Raises:
         _UnknownValueError: if it has none.
@@ -82,7 +85,9 @@ def _value(expression: Any, point: dict[str, Fraction]) -> Value:
     if name == "binomial":
         return Fraction(math.comb(*map(int, values))) if small else mp.binomial(*map(_moderate, values))
     if name in _FUNCTIONS and len(values) == 1:
-        return _FUNCTIONS[name](_moderate(values[0]))
+        value = _FUNCTIONS[name](_moderate(values[0]))
+        # Steps hide differences: at a point, something that integers leave alone shows what is inside.
+        return value + mp.sinpi(2 * mp.convert(values[0])) if name in _STEPS and point else value
     raise _UnknownValueError(name)
 
 
@@ -116,20 +121,23 @@ def number(expression: Any, point: dict[str, Fraction] | None = None) -> Value |
 
 
 def close(first: Value, second: Value) -> bool:
-    """Whether two numbers are equal: exactly if they are rational, else to 30 digits relative to their size."""
+    """Whether two numbers are equal: exactly if they are rational, else to 30 digits relative to their size, and to 30
+    digits after the point as far as 350 digits reach."""
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         return first == second
     first, second = mp.convert(first), mp.convert(second)
     if first == second or mp.isinf(first) or mp.isinf(second):
         return bool(first == second)
-    return bool(abs(first - second) <= (abs(first) + abs(second)) * mp.mpf("1e-30"))
+    size = abs(first) + abs(second)
+    return bool(abs(first - second) <= max(min(size, 1) * mp.mpf("1e-30"), size * mp.mpf("1e-350")))
 
 
 def values(*expressions: Any) -> list[list[Value]]:
     """The values of each expression at points: none of them special, of both signs. Empty where one has no value."""
+    points = _POINTS + (_FAR if any(expression.has(sympy.Abs) for expression in expressions) else [])
     names = sorted({symbol.name for e in expressions for symbol in e.free_symbols} - _CONSTANTS.keys())
     rows: list[list[Value]] = [[] for _ in expressions]
-    for draws in _POINTS:
+    for draws in points:
         point = {name: draws[place % len(draws)] + place // len(draws) for place, name in enumerate(names)}
         for row, expression in zip(rows, expressions, strict=True):
             value = number(expression, point)
