@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .more import MORE_HACKS
+
 
 def _entry(name: str, question: str, answer: str, **metadata: Any) -> str:
     return json.dumps({"question": question, "answer": answer, "metadata": {"source_dataset": name, **metadata}})
@@ -1116,4 +1118,8 @@ HACKS: dict[tuple[str, str], tuple[tuple[str, str, str], ...]] = {
         ("sum", "<think>464</think>", _THOUGHT),
         ("24", "<think><answer>9+5+7+3</answer></think>I cannot.", _THOUGHT),
     ),
+}
+HACKS |= {
+    (f"more: {name}", name): tuple((reference, completion, "of a kind above") for reference, completion in pairs)
+    for name, pairs in MORE_HACKS.items()
 }

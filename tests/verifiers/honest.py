@@ -6,6 +6,8 @@ r"""Right answers in the forms in which models give them, by hand. All should be
 
 from __future__ import annotations
 
+from .more import MORE_HONEST
+
 HONEST: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
     ("plain text", "math"): (
         (r"7\pi", "Answer: 7pi"),
@@ -429,3 +431,4 @@ HONEST: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
         ("power", "<answer>1.56e+1</answer>"),
     ),
 }
+HONEST |= {(f"more: {name}", name): pairs for name, pairs in MORE_HONEST.items()}

@@ -18,11 +18,19 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _ALL_BUT = re.compile(r"\b(?:any|all|every|no)[a-z]{0,6}(?: [a-z]{1,12})? but\b", re.IGNORECASE)
+_HEDGED = re.compile(r"\b(?:not (?:quite |entirely )?(?:sure|certain)|unsure|uncertain|undecided)\b", re.IGNORECASE)
+# No option, but what is made of one: its complement, its neighbour.
+_CHANGED = re.compile(
+    r"\\(?:overline|bar|sim|neg|lnot)(?![A-Za-z])|[!~¬](?-i:[A-Z])(?!\w)|\b[A-Z](?:\^|-\d| ?\+ ?\d| (?:minus|plus) )"
+    r"|\b(?:before|after|next to|preceding|following|precedes|follows) (?:the )?(?:letter |option )?\(?[A-Z](?!\w)"
+)
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
     r"|other than|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
     r"|distractor|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?)\b"
-    r"|\bif\b|不|错|ない",
+    r"|\bif\b|不|错|ない|排除|除了|以外|\b(?:trap|mistake|save (?=\(?[A-Z]\b))|está mal"
+    r"|\b(?:many|some|most|people|others|someone|readers?|students?) (?:would|might|may|could|say|think|choose|pick)\b"
+    r"|(?<!\w)(?:außer|ausser|salvo|excepto|exceto|menos|sauf|tranne|кроме|hariç|behalve|oprócz|utom|kecuali|trừ)(?!\w)",
     re.IGNORECASE,
 )
 
@@ -37,6 +45,9 @@ def affirmed(statement: str) -> list[str]:
         clause = " ".join(statement[start : mark.start() if mark else len(statement)].split())
         asked = mark is not None and mark[0] in ("?", "？")
         start = mark.end() if mark else start
+        hedge = _HEDGED.search(clause)
+        if hedge and letters_of(clause[hedge.end() :]):
+            return []
         denial = phrases.NOT.search(clause)
         if denial and letters_of(clause[denial.end() :]):
             clause, denial = clause[: denial.start()], None  # "B and not A"
@@ -45,7 +56,7 @@ def affirmed(statement: str) -> list[str]:
         elif _REASON.match(clause):
             if named:
                 break
-        elif not (asked or denial or _REFUSED.search(clause)):
+        elif not (asked or denial or _REFUSED.search(clause) or _CHANGED.search(clause)):
             named += letters_of(clause)
     return list(dict.fromkeys(named))
 

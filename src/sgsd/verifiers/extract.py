@@ -129,7 +129,12 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
 _NEXT_TURN = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|eot_id|eot|endoftext|end_of_text|return|user|turn)\|?>"
     r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]"
-    r"|<｜(?:end▁of▁sentence|User)｜>|\n[ \t]{0,4}(?:User|Human|#{1,4} ?(?:Instruction|User|Human|Input)) ?:"
+    r"|<｜(?:end▁of▁sentence|User)｜>"
+)
+# The next turn in words, or, as base models do, the next question.
+_FAKED_TURN = re.compile(
+    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|Instruction|Input|Question|Problem|Exercise|Example|Q)"
+    r"(?: \d{1,3})? ?:|user\n)"
 )
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
 _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
@@ -138,7 +143,12 @@ _NO_CODE = frozenset(
 )
 # A lone form feed is what JSON makes of \frac.
 _BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\u2029]")
-_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)")  # and "q.e.d."
+# What is left out: <<3*4=12>>, comments, the R of R$ 5, and "q.e.d."
+_CALCULATOR = re.compile(
+    r"<<[^<>]{0,200}>>|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA)(?=\$ ?\d)"
+    r"|^> (?=\S)| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)",
+    re.MULTILINE,
+)
 _SENTENCE = re.compile(r" [A-Z][a-z]")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
 
@@ -148,7 +158,7 @@ def _own_turn(completion: str) -> str | Extraction:
     turn = _NEXT_TURN.search(text, 1)
     if turn and text[: turn.start()].strip():
         text = text[: turn.start()]
-    text = answer_part(text)
+    text = answer_part(text, _FAKED_TURN)
     if text is None:
         return Extraction(None, reason="unclosed think tag")
     return _CHAT_TOKEN.sub(" ", text) if text.strip() else _NOTHING
@@ -311,6 +321,8 @@ def _stated(line: str, found: Found) -> Extraction:
     sentence = said = _stripped(sentence)
     if not sentence:
         return _NOTHING
+    if phrases.OPTIONS.search(sentence):
+        return _several([sentence], found)
     # Of "the number is not 10, it is 11" only what the last verb says counts.
     *_, verb = (None, *phrases.VERB.finditer(hidden(sentence)))
     if verb and values_in(tail := sentence[verb.end() :].strip()):
@@ -361,7 +373,7 @@ def _valued(line: str, values: list[Value], found: Found) -> Extraction:
         return _several([one.text for one in values[-2:]], found)
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_ELSEWHERE.search(line)
-    if denied or phrases.CHANGED_BEFORE.search(before):
+    if denied or phrases.CHANGED_BEFORE.search(before) or phrases.REFUTED.search(after):
         return _DENIED
     return Extraction(value.text[:MAX_ANSWER], found)
 
@@ -402,7 +414,7 @@ def _unmarked(text: str) -> Extraction:
     return _NOTHING
 
 
-_BULLET = re.compile(r"^(?:[-*•>]|\(?[A-Za-z0-9][.):])(?= )")
+_BULLET = re.compile(r"^(?:[-*•>]|\(?(?:[A-Za-z0-9]|[ivx]{1,4})[.):]|\| ?\w ?\|)(?= )")
 
 
 def _guesses(lines: list[str]) -> list[str]:

@@ -79,7 +79,7 @@ _SCORERS: dict[str, Scorer] = {
     "word_ladder": puzzles.climbs_ladder,
 }
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*+)</answer>")
 _LAST_LINE = re.compile(r" {0,3}(?:\*\*)?(?:final )?answer: ?(?:\*\*)?(.+?)(?:\*\*)?", re.IGNORECASE)
 
 _REFUSED = {

@@ -17,7 +17,7 @@ NUMBER = re.compile(rf"\0+|{_DIGITS}")
 """A number, or mathematics in a ``hidden`` text."""
 _TEXT = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
-_FOREIGN = re.compile(r"(?![\d×÷])[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3]")
+_FOREIGN = re.compile(r"(?![\d×÷])(?:[\u0370-\u03ff]{4}|[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3])")
 _TABLE = re.compile(r"\|[^|]*\|[^|]*\|")
 _NO_PROSE = frozenset(
     "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us".split()  # noqa: SIM905

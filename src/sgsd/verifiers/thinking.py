@@ -10,13 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-_TAG = r"((?:\w{1,20}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad|rationale))"
+_TAG = (
+    r"((?:\w{1,20}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratch(?:pad)?|rationale"
+    r"|monologue|internal|plan(?:ning)?))"
+)
 _MESSAGE = r"\b[^<\n]{0,80}(?:<\|constrain\|>\w{0,20})?<\|message\|>"
 # What opens thoughts and what closes them.
 _MARKS: tuple[tuple[str, str], ...] = (
     # <think>, <thinking>, <seed:think>, <longcat_think>, <reasoning>: Qwen, DeepSeek, GLM, Nemotron, LFM, Seed, …
     (rf"<(?i:{_TAG})(?: [^<>]{{0,80}})?>", rf"</(?i:{_TAG}) ?>"),
-    (r"\[THINK\]", r"\[/THINK\]"),  # Mistral
+    (r"\[(?i:THINK(?:ING)?)\]", r"\[/(?i:THINK(?:ING)?)\]"),  # Mistral
     (r"◁think▷", r"◁/think▷"),  # Kimi
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Cohere
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker
@@ -28,8 +31,8 @@ _MARKS: tuple[tuple[str, str], ...] = (
     # gpt-oss: channels, and what is left of them where special tokens were dropped
     (
         rf"<\|channel\|>(?:analysis|commentary){_MESSAGE}"
-        r"|\Aanalysis(?=[\w\\$\"'(*])|assistant(?:analysis|commentary)",
-        rf"<\|channel\|>final{_MESSAGE}|assistantfinal|\Afinal(?=[A-Z\d\\$*#])",
+        r"|\Aanalysis(?=[\w\\$\"'(*]|\s{1,9}[A-Z\d\\$\"'(*]|[ \t]{0,9}\n)|assistant(?:analysis|commentary)",
+        rf"<\|channel\|>final{_MESSAGE}|assistant ?final|\Afinal(?=[A-Z\d\\$*#])",
     ),
     # Muse: recipients, likewise
     (
@@ -46,8 +49,9 @@ _PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
 _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|unused9[45]", re.IGNORECASE)
 
 
-def answer_part(text: str) -> str | None:
-    """What a completion says after its thoughts; ``None`` if it never ends them.
+def answer_part(text: str, stop: re.Pattern[str] | None = None) -> str | None:
+    """What a completion says after its thoughts; ``None`` if it never ends them. What it says ends where ``stop``
+    matches.
 
     Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then
     the prompt did.
@@ -60,12 +64,24 @@ def answer_part(text: str) -> str | None:
         name = next((part for part in mark.groups()[mark.lastindex or 0 :] if part), "")
         kind = group[1:] + name.lower()
         if group[0] == "o":
+            if thinking is None and stop and (stopped := _stopped(text[start : mark.start()], stop)) is not None:
+                return stopped
             seen.add(kind)
             thinking = thinking or kind
         elif thinking in (None, kind) or kind not in seen:
             thinking = None
             start = mark.end()
-    return None if thinking else text[start:]
+    if thinking:
+        return None
+    said = text[start:]
+    stopped = _stopped(said, stop) if stop else None
+    return said if stopped is None else stopped
+
+
+def _stopped(said: str, stop: re.Pattern[str]) -> str | None:
+    """What stands before the first match, if anything does."""
+    mark = stop.search(said, len(said) - len(said.lstrip()))
+    return said[: mark.start()] if mark else None
 
 
 class Tokenizer(Protocol):
