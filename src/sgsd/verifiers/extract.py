@@ -133,8 +133,9 @@ _NEXT_TURN = re.compile(
 )
 # The next turn in words, or, as base models do, the next question.
 _FAKED_TURN = re.compile(
-    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|Instruction|Input|Question|Problem|Exercise|Example|Q)"
-    r"(?: \d{1,3})? ?:|user\n)"
+    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM|Instruction|Problem|Exercise|Example|Q"
+    r"|(?:Next )?[Qq]uestion|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]"
+    r"|#{1,4} ?(?:Question|Instruction|Input|User|Human)\b|user\n)|[.!?] (?:Question|User|Human):"
 )
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
 _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
@@ -149,6 +150,7 @@ _CALCULATOR = re.compile(
     r"|^> (?=\S)| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)",
     re.MULTILINE,
 )
+_TIMES = re.compile(r"(?<=\d )x(?= \d[\d.,]{0,20} ?=)")  # 7 x 9 = 63
 _SENTENCE = re.compile(r" [A-Z][a-z]")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
 
@@ -175,6 +177,7 @@ def _spoken(completion: str) -> str | Extraction:
     text = _FENCE.sub(lambda fence: f"\n{fence[2] if fence[1].lower() in _NO_CODE else ''}\n", text)
     text = _EMPHASIS.sub("", _CALCULATOR.sub("", text))
     text = _BLANKS.sub(lambda run: "\n" if _BREAK.search(run[0]) else " ", text).strip()
+    text = _TIMES.sub("×", text)
     pieces: list[str] = []
     position = 0
     for piece in mathematics(text):
@@ -261,7 +264,8 @@ def _boxed(text: str) -> Extraction | None:
     contents = [opened(content) for _, _, content in found]
     if not contents[-1]:
         return Extraction(None, reason="empty box")
-    if _is_denied(text, start, end):
+    said_after = _CLAUSE.match(text, end)
+    if _is_denied(text, start, end) or (said_after and phrases.NOT_ELSEWHERE.search(said_after[0])):
         return _DENIED
     if inside_expression(text, start, end):
         return Extraction(None, reason="box inside an expression")
@@ -276,6 +280,9 @@ def _boxed(text: str) -> Extraction | None:
     if len(distinct) == 1 and is_prose(said := words(joined)):
         return _announced(said) or _stated(said, Found.BOX)
     return Extraction(joined, Found.BOX, several=len(distinct) > 1)
+
+
+_CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:
@@ -300,7 +307,7 @@ def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[st
         if line and not phrases.EMPTY_WORDS.match(line[:_AROUND]):
             before = text[max(0, mark - _AROUND) : mark]
             denied = phrases.SUPPOSED.search(before) or phrases.NO_FINAL.search(before)
-            denied = denied or phrases.NOT.search(text, mark, start)
+            denied = denied or phrases.NOT.search(text, mark, start) or phrases.NOT_BEFORE.search(before)
             after = text[start + len(line) : start + len(line) + _AROUND]
             yield line, bool(denied or phrases.TAKEN_BACK.match(after))
 

@@ -82,7 +82,7 @@ _SCALE = (
     r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ)"
     r"| (?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
 )
-_UNIT = r" ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|(?i:[ap]\.?m\b))(?![A-Za-z]))|[A-Za-z]\w*+"
+_UNIT = r" ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|(?i:[ap]\.?m\b))(?![A-Za-z]))|[A-Za-z]\w{0,30}+"
 _SCALED, _MEASURED = re.compile(_SCALE), re.compile(f"{_SCALE}|{_UNIT}")
 
 

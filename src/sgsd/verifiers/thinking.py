@@ -31,7 +31,7 @@ _MARKS: tuple[tuple[str, str], ...] = (
     # gpt-oss: channels, and what is left of them where special tokens were dropped
     (
         rf"<\|channel\|>(?:analysis|commentary){_MESSAGE}"
-        r"|\Aanalysis(?=[\w\\$\"'(*]|\s{1,9}[A-Z\d\\$\"'(*]|[ \t]{0,9}\n)|assistant(?:analysis|commentary)",
+        r"|\A(?:analysis|commentary)(?=[\w\\$\"'(*]|\s{1,9}[A-Z\d\\$\"'(*]|[ \t]{0,9}\n)|assistant(?:analysis|commentary)",
         rf"<\|channel\|>final{_MESSAGE}|assistant ?final|\Afinal(?=[A-Z\d\\$*#])",
     ),
     # Muse: recipients, likewise
@@ -43,8 +43,9 @@ _MARKS: tuple[tuple[str, str], ...] = (
 _OPENS = "|".join(f"(?P<o{kind}>{opens})" for kind, (opens, _) in enumerate(_MARKS))
 _CLOSES = "|".join(f"(?P<c{kind}>{closes})" for kind, (_, closes) in enumerate(_MARKS))
 # The first characters spare most places of a text the rest.
-_MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here is my|\A[af])(?:{_OPENS}|{_CLOSES})")
+_MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here is my|\A[acf])(?:{_OPENS}|{_CLOSES})")
 _OPENED = re.compile(rf"(?:{_OPENS})\s{{0,9}}\Z")
+_CLOSED = re.compile(rf"(?:{_CLOSES})\s{{0,9}}\Z")
 _PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
 _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|unused9[45]", re.IGNORECASE)
 
@@ -82,6 +83,16 @@ def _stopped(said: str, stop: re.Pattern[str]) -> str | None:
     """What stands before the first match, if anything does."""
     mark = stop.search(said, len(said) - len(said.lstrip()))
     return said[: mark.start()] if mark else None
+
+
+def opens_thoughts(prompt: str) -> bool:
+    """Whether a mark that opens thoughts stands anywhere in a prompt."""
+    return any(str(mark.lastgroup).startswith("o") for mark in _MARK.finditer(prompt))
+
+
+def ends_thoughts(prompt: str) -> bool:
+    """Whether a prompt ends in a mark that closes thoughts."""
+    return _CLOSED.search(prompt[-_MARK_LENGTH:]) is not None
 
 
 class Tokenizer(Protocol):
