@@ -17,14 +17,20 @@ _CLAUSE = re.compile(
     r"|\b(?=(?:whereas|while|although)\b)|\bbut\b",
     re.IGNORECASE,
 )
-_ALL_BUT = re.compile(r"\b(?:any|all|every|no)[a-z]{0,6}(?: [a-z]{1,12})? but\b|(?<!\w)!(?-i:[A-Z])(?!\w)", re.IGNORECASE)
+_ALL_BUT = re.compile(
+    r"\b(?:any|all|every|no)[a-z]{0,6}(?: [a-z]{1,12})? but\b"
+    r"|(?<!\w)!(?-i:[A-Z])(?!\w)",
+    re.IGNORECASE,
+)
 _PERHAPS = re.compile(r"\b(?:maybe|perhaps)\b", re.IGNORECASE)
 _FOLLOWS = re.compile("아니|아닙|ではな|じゃな|değil|नहीं")
 _HEDGED = re.compile(r"\b(?:not (?:quite |entirely )?(?:sure|certain)|unsure|uncertain|undecided)\b", re.IGNORECASE)
 # No option, but what is made of one: its complement, its neighbour.
 _CHANGED = re.compile(
-    r"\\(?:overline|bar|sim|neg|lnot|d?frac|sqrt|x?cancel|st|sout)(?![A-Za-z])|[~¬]\(?[A-Z](?!\w)|\b[A-Z](?:[\^_]|-\d| ?\+ ?\d| (?:minus|plus) )"
-    r"|<(?:s|del|strike)>|~~|\b\d[A-Z]\b|\b(?:before|after|next to|preceding|following|precedes|follows) (?:the )?(?:letter |option )?\(?[A-Z](?!\w)"
+    r"\\(?:overline|bar|sim|neg|lnot|d?frac|sqrt|x?cancel|st|sout)(?![A-Za-z])|[~¬]\(?[A-Z](?!\w)"
+    r"|\b[A-Z](?:[\^_]|-\d| ?\+ ?\d| (?:minus|plus) )"
+    r"|<(?:s|del|strike)>|~~|\b\d[A-Z]\b|\b(?:before|after|next to|preceding|following|precedes|follows)"
+    r" (?:the )?(?:letter |option )?\(?[A-Z](?!\w)"
 )
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"

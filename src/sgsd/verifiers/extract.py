@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise, takewhile
+from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
@@ -132,11 +132,14 @@ _NEXT_TURN = re.compile(
     r"|<｜(?:end▁of▁sentence|User)｜>"
 )
 # The next turn in words, or, as base models do, the next question.
-_FAKED_TURN = re.compile(
-    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM|Instruction|Problem|Exercise|Example|Q"
-    r"|(?:Next )?[Qq]uestion|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]"
-    r"|#{1,4} ?(?:Question|Instruction|Input|User|Human)\b|user\n)|[.!?] (?:Question|User|Human):"
+_TURN = re.compile(
+    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM)(?: \d{1,3})? ?:"
+    r"|#{1,4} ?(?:Instruction|Input|User|Human)\b|user\n)|[.!?] (?:User|Human):"
+    r"|(?P<question>\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:Instruction|Problem|Exercise|Example|Q|(?:Next )?[Qq]uestion"
+    r"|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]"
+    r"|#{1,4} ?Question\b)|[.!?] Question:)"
 )
+_SAID_SOMETHING = re.compile(r"\d|(?:not|n['’]t|cannot|sorry|unsure|no idea)\b|\bboxed", re.IGNORECASE)
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
 _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
 _NO_CODE = frozenset(
@@ -155,12 +158,26 @@ _SENTENCE = re.compile(r" [A-Z][a-z]")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
 
 
+def _turn(said: str) -> str | None:
+    """What stands before the next turn; ``None`` if there is none. A question after a mere introduction is the model's
+    own, restated.
+    """
+    for mark in islice(_TURN.finditer(said, len(said) - len(said.lstrip())), 2):
+        if (
+            not mark["question"]
+            or said[: mark.start()].count("\n") > 9
+            or _SAID_SOMETHING.search(said, 0, mark.start())
+        ):
+            return said[: mark.start()]
+    return None
+
+
 def _own_turn(completion: str) -> str | Extraction:
     text = completion[-MAX_CHARACTERS:]
     turn = _NEXT_TURN.search(text, 1)
     if turn and text[: turn.start()].strip():
         text = text[: turn.start()]
-    text = answer_part(text, _FAKED_TURN)
+    text = answer_part(text, _turn)
     if text is None:
         return Extraction(None, reason="unclosed think tag")
     return _CHAT_TOKEN.sub(" ", text) if text.strip() else _NOTHING

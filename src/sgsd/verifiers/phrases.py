@@ -97,7 +97,8 @@ _NOT = (
 )
 _ELSEWHERE = (
     r"不是|绝不|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي|نیست|নয",
-    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein\w{0,7}|niemals|jamais|jamás|nunca|nu (?:este|e)|não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
+    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein\w{0,7}|niemals|jamais|jamás|nunca|nu (?:este|e))(?!\w)",
+    r"(?<!\w)(?:não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
     r"(?<!\w)(?:không|inte|ikke|ei ole|nem|faux|fausse|falso|falsa|falsch|errad[oa]|incorrect[oa]|sbagliat[oa])(?!\w)",
     r"(?<!\w)(?:неверн|неправильн|błędn)|(?<!\w)(?:yanlış|sai|fout|fel)(?!\w)|不对|不對|错的|錯|間違|틀리|틀렸|خطأ|गलत|ผิด|ভুল|غلط|שגוי",
     r"(?<!\w)(?:невірн|špatn|forkert|helytelen|greșit|väärin|λάθος|salah(?!\w))",
@@ -166,7 +167,8 @@ GAVE_UP = _any(
 
 OR = re.compile(
     r"(?<!\w)(?:or|oder|ou|o|или|либо|або|hoặc|atau|veya|أو|या|או|หรือ|অথবা|یا|lub|nebo|eller|tai|vagy|sau|ή)(?!\w)"
-    r"|か|(?<=^ )(?:y|und|et|e|и)(?= \Z)|或|または|또는", re.IGNORECASE
+    r"|か|(?<=^ )(?:y|und|et|e|и)(?= \Z)|或|または|또는",
+    re.IGNORECASE,
 )
 GUESSES = re.compile(
     r"(?:^[*\- ]{0,4}|[.;,] )"
@@ -199,7 +201,8 @@ CHANGED_AFTER = _any(
     r"or\b(?! (?:exactly|about|approximately|equivalently|simply|just|in)\b)",
     r"and (?:up|more|above|over|counting|below|higher|lower|beyond)\b",
     r"(?:if not|at most|at least|squared|cubed|factorial|doubled|tripled|halved|maybe|perhaps|possibly)\b",
-    r"-?ish\b|より|보다|개 (?:이상|이하)|से (?:कम|अधिक|ज़्यादा)|之间|之間|以上|以下|以内|以外|未満|の間|の[^\d\n]{0,3}倍|사이|에서|이상|이하|미만",
+    r"-?ish\b|より|보다|개 (?:이상|이하)|से (?:कम|अधिक|ज़्यादा)",
+    r"之间|之間|以上|以下|以内|以外|未満|の間|の[^\d\n]{0,3}倍|사이|에서|이상|이하|미만",
     r"give or take|plus or minus|more or less|to the (?:power|\w+(?:th|rd|nd))\b|times (?=[\d$\\])|\.\.\.|…|\?",
     before=r"[\s$*)\]},\\]{0,4}",
 )

@@ -7,7 +7,7 @@ them is no answer, and a completion that is still thinking has none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 _TAG = (
@@ -31,7 +31,8 @@ _MARKS: tuple[tuple[str, str], ...] = (
     # gpt-oss: channels, and what is left of them where special tokens were dropped
     (
         rf"<\|channel\|>(?:analysis|commentary){_MESSAGE}"
-        r"|\A(?:analysis|commentary)(?=[\w\\$\"'(*]|\s{1,9}[A-Z\d\\$\"'(*]|[ \t]{0,9}\n)|assistant(?:analysis|commentary)",
+        r"|\A(?:analysis|commentary)(?=[\w\\$\"'(*]|\s{1,9}[A-Z\d\\$\"'(*]|[ \t]{0,9}\n)"
+        r"|assistant(?:analysis|commentary)",
         rf"<\|channel\|>final{_MESSAGE}|assistant ?final|\Afinal(?=[A-Z\d\\$*#])",
     ),
     # Muse: recipients, likewise
@@ -50,12 +51,15 @@ _PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
 _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|unused9[45]", re.IGNORECASE)
 
 
-def answer_part(text: str, stop: re.Pattern[str] | None = None) -> str | None:
-    """What a completion says after its thoughts; ``None`` if it never ends them. What it says ends where ``stop``
-    matches.
+def answer_part(text: str, cut: Callable[[str], str | None] = lambda said: None) -> str | None:
+    """What a completion says after its thoughts; ``None`` if it never ends them.
 
     Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then
     the prompt did.
+
+    Args:
+        text: of the completion.
+        cut: the part of what is said outside thoughts that alone counts; ``None`` for all of it.
     """
     start = 0
     thinking: str | None = None
@@ -65,8 +69,8 @@ def answer_part(text: str, stop: re.Pattern[str] | None = None) -> str | None:
         name = next((part for part in mark.groups()[mark.lastindex or 0 :] if part), "")
         kind = group[1:] + name.lower()
         if group[0] == "o":
-            if thinking is None and stop and (stopped := _stopped(text[start : mark.start()], stop)) is not None:
-                return stopped
+            if thinking is None and (said := cut(text[start : mark.start()])) is not None:
+                return said
             seen.add(kind)
             thinking = thinking or kind
         elif thinking in (None, kind) or kind not in seen:
@@ -74,15 +78,8 @@ def answer_part(text: str, stop: re.Pattern[str] | None = None) -> str | None:
             start = mark.end()
     if thinking:
         return None
-    said = text[start:]
-    stopped = _stopped(said, stop) if stop else None
-    return said if stopped is None else stopped
-
-
-def _stopped(said: str, stop: re.Pattern[str]) -> str | None:
-    """What stands before the first match, if anything does."""
-    mark = stop.search(said, len(said) - len(said.lstrip()))
-    return said[: mark.start()] if mark else None
+    said = cut(text[start:])
+    return text[start:] if said is None else said
 
 
 def opens_thoughts(prompt: str) -> bool:
