@@ -39,6 +39,7 @@ from sgsd.errors import ConfigError, DataError, SGSDError, check_choice, in_one_
 from sgsd.prompts import SWITCH
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.verifiers import Outcome, Verdict
+from sgsd.verifiers.thinking import ends_thoughts, opens_thoughts
 from sgsd.verifiers.verifier import NAMES
 
 # ---- settings alone
@@ -433,8 +434,6 @@ def _set_of(config: Any) -> dict[str, Any]:
 
 # ---- thinking
 
-_THINK_OPEN = ("<think>", "[THINK]", "<|think|>", "<seed:think>", "◁think▷", "<|START_THINKING|>", "<|channel>thought")
-_THINK_CLOSED = ("</think>", "[/THINK]", "</seed:think>", "◁/think▷", "<|END_THINKING|>")
 _SWITCHES = (SWITCH, "thinking")
 ROOM_TO_THINK = 4096
 """Tokens below which a completion budget is short for a model that thinks."""
@@ -486,14 +485,13 @@ def thinking_of(tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
 
     def thinks(text: str, **changes: Any) -> bool:
-        end = text.rstrip()
-        if end.endswith(_THINK_CLOSED):
+        if ends_thoughts(text):
             return False
-        if end.endswith(_THINK_OPEN) or any(mark in text for mark in _THINK_OPEN):
+        if opens_thoughts(text):
             return True
         # The model opens its thinking itself, where the template knows how to prevent that.
         prevented = (rendered(**{**changes, switch: False}) for switch in _SWITCHES)
-        return any(other != text and other.rstrip().endswith(_THINK_CLOSED) for other in prevented) or (
+        return any(other != text and ends_thoughts(other) for other in prevented) or (
             rendered(**{**changes, "reasoning_effort": "low"}) != rendered(**{**changes, "reasoning_effort": "high"})
         )
 

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise, takewhile
+from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
@@ -129,8 +129,17 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
 _NEXT_TURN = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|eot_id|eot|endoftext|end_of_text|return|user|turn)\|?>"
     r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]"
-    r"|<｜(?:end▁of▁sentence|User)｜>|\n[ \t]{0,4}(?:User|Human|#{1,4} ?(?:Instruction|User|Human|Input)) ?:"
+    r"|<｜(?:end▁of▁sentence|User)｜>"
 )
+# The next turn in words, or, as base models do, the next question.
+_TURN = re.compile(
+    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM)(?: \d{1,3})? ?:"
+    r"|#{1,4} ?(?:Instruction|Input|User|Human)\b|user\n)|[.!?] (?:User|Human):"
+    r"|(?P<question>\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:Instruction|Problem|Exercise|Example|Q|(?:Next )?[Qq]uestion"
+    r"|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]"
+    r"|#{1,4} ?Question\b)|[.!?] Question:)"
+)
+_SAID_SOMETHING = re.compile(r"\d|(?:not|n['’]t|cannot|sorry|unsure|no idea)\b|\bboxed", re.IGNORECASE)
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
 _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
 _NO_CODE = frozenset(
@@ -138,9 +147,29 @@ _NO_CODE = frozenset(
 )
 # A lone form feed is what JSON makes of \frac.
 _BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\u2029]")
-_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)")  # and "q.e.d."
+# What is left out: <<3*4=12>>, comments, the R of R$ 5, and "q.e.d."
+_CALCULATOR = re.compile(
+    r"<<[^<>]{0,200}>>|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA)(?=\$ ?\d)"
+    r"|^> (?=\S)| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)",
+    re.MULTILINE,
+)
+_TIMES = re.compile(r"(?<=\d )x(?= \d[\d.,]{0,20} ?=)")  # 7 x 9 = 63
 _SENTENCE = re.compile(r" [A-Z][a-z]")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
+
+
+def _turn(said: str) -> str | None:
+    """What stands before the next turn; ``None`` if there is none. A question after a mere introduction is the model's
+    own, restated.
+    """
+    for mark in islice(_TURN.finditer(said, len(said) - len(said.lstrip())), 2):
+        if (
+            not mark["question"]
+            or said[: mark.start()].count("\n") > 9
+            or _SAID_SOMETHING.search(said, 0, mark.start())
+        ):
+            return said[: mark.start()]
+    return None
 
 
 def _own_turn(completion: str) -> str | Extraction:
@@ -148,7 +177,7 @@ def _own_turn(completion: str) -> str | Extraction:
     turn = _NEXT_TURN.search(text, 1)
     if turn and text[: turn.start()].strip():
         text = text[: turn.start()]
-    text = answer_part(text)
+    text = answer_part(text, _turn)
     if text is None:
         return Extraction(None, reason="unclosed think tag")
     return _CHAT_TOKEN.sub(" ", text) if text.strip() else _NOTHING
@@ -165,6 +194,7 @@ def _spoken(completion: str) -> str | Extraction:
     text = _FENCE.sub(lambda fence: f"\n{fence[2] if fence[1].lower() in _NO_CODE else ''}\n", text)
     text = _EMPHASIS.sub("", _CALCULATOR.sub("", text))
     text = _BLANKS.sub(lambda run: "\n" if _BREAK.search(run[0]) else " ", text).strip()
+    text = _TIMES.sub("×", text)
     pieces: list[str] = []
     position = 0
     for piece in mathematics(text):
@@ -251,7 +281,8 @@ def _boxed(text: str) -> Extraction | None:
     contents = [opened(content) for _, _, content in found]
     if not contents[-1]:
         return Extraction(None, reason="empty box")
-    if _is_denied(text, start, end):
+    said_after = _CLAUSE.match(text, end)
+    if _is_denied(text, start, end) or (said_after and phrases.NOT_ELSEWHERE.search(said_after[0])):
         return _DENIED
     if inside_expression(text, start, end):
         return Extraction(None, reason="box inside an expression")
@@ -266,6 +297,9 @@ def _boxed(text: str) -> Extraction | None:
     if len(distinct) == 1 and is_prose(said := words(joined)):
         return _announced(said) or _stated(said, Found.BOX)
     return Extraction(joined, Found.BOX, several=len(distinct) > 1)
+
+
+_CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:
@@ -290,7 +324,7 @@ def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[st
         if line and not phrases.EMPTY_WORDS.match(line[:_AROUND]):
             before = text[max(0, mark - _AROUND) : mark]
             denied = phrases.SUPPOSED.search(before) or phrases.NO_FINAL.search(before)
-            denied = denied or phrases.NOT.search(text, mark, start)
+            denied = denied or phrases.NOT.search(text, mark, start) or phrases.NOT_BEFORE.search(before)
             after = text[start + len(line) : start + len(line) + _AROUND]
             yield line, bool(denied or phrases.TAKEN_BACK.match(after))
 
@@ -311,6 +345,8 @@ def _stated(line: str, found: Found) -> Extraction:
     sentence = said = _stripped(sentence)
     if not sentence:
         return _NOTHING
+    if phrases.OPTIONS.search(sentence):
+        return _several([sentence], found)
     # Of "the number is not 10, it is 11" only what the last verb says counts.
     *_, verb = (None, *phrases.VERB.finditer(hidden(sentence)))
     if verb and values_in(tail := sentence[verb.end() :].strip()):
@@ -361,7 +397,7 @@ def _valued(line: str, values: list[Value], found: Found) -> Extraction:
         return _several([one.text for one in values[-2:]], found)
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_ELSEWHERE.search(line)
-    if denied or phrases.CHANGED_BEFORE.search(before):
+    if denied or phrases.CHANGED_BEFORE.search(before) or phrases.REFUTED.search(after):
         return _DENIED
     return Extraction(value.text[:MAX_ANSWER], found)
 
@@ -402,7 +438,7 @@ def _unmarked(text: str) -> Extraction:
     return _NOTHING
 
 
-_BULLET = re.compile(r"^(?:[-*•>]|\(?[A-Za-z0-9][.):])(?= )")
+_BULLET = re.compile(r"^(?:[-*•>]|\(?(?:[A-Za-z0-9]|[ivx]{1,4})[.):]|\| ?\w ?\|)(?= )")
 
 
 def _guesses(lines: list[str]) -> list[str]:

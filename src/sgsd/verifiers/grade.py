@@ -11,6 +11,7 @@ from sgsd.verifiers.reading import Reading, read_answer
 from sgsd.verifiers.tidy import key, tidy
 from sgsd.verifiers.verdict import Outcome, Verdict
 
+_LABEL = re.compile(r"\(?[A-H][.)](?:\\? )++(?=[$\d\\-])")  # of an option: "A. 56"
 _MARKED = re.compile(r"####|final answer", re.IGNORECASE)
 UNREADABLE = Verdict(Outcome.UNDECIDED, "unreadable reference")
 
@@ -65,7 +66,9 @@ def grade_extraction(extraction: Extraction, reference: Reading, equal: Equal) -
     shown = (extraction.text or "")[:200]
     if extraction.reason is not None:
         return Verdict(Outcome.INCORRECT, extraction.reason, shown)
-    given = read_answer(extraction.text or "")
+    text = extraction.text or ""
+    label = _LABEL.match(text) if reference.shape is Shape.NUMBER and not reference.items else None
+    given = read_answer(text[label.end() :] if label else text)
     try:
         if same_answer(reference, given, equal):
             return Verdict(Outcome.CORRECT, None, shown)

@@ -96,10 +96,12 @@ _NOT = (
     r"n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬|\\(?:neg|lnot)(?![A-Za-z])",
 )
 _ELSEWHERE = (
-    r"不是|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي",
-    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein|não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
+    r"不是|绝不|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي|نیست|নয",
+    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein\w{0,7}|niemals|jamais|jamás|nunca|nu (?:este|e))(?!\w)",
+    r"(?<!\w)(?:não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
     r"(?<!\w)(?:không|inte|ikke|ei ole|nem|faux|fausse|falso|falsa|falsch|errad[oa]|incorrect[oa]|sbagliat[oa])(?!\w)",
-    r"(?<!\w)(?:неверн|неправильн|błędn)|(?<!\w)(?:yanlış|sai|fout|fel)(?!\w)|不对|不對|错的|錯|間違|틀리|틀렸|خطأ|गलत",
+    r"(?<!\w)(?:неверн|неправильн|błędn)|(?<!\w)(?:yanlış|sai|fout|fel)(?!\w)|不对|不對|错的|錯|間違|틀리|틀렸|خطأ|गलत|ผิด|ভুল|غلط|שגוי",
+    r"(?<!\w)(?:невірн|špatn|forkert|helytelen|greșit|väärin|λάθος|salah(?!\w))",
 )
 NOT_ELSEWHERE = _any(*_ELSEWHERE)
 NOT = _any(*_NOT, *_ELSEWHERE)
@@ -118,6 +120,8 @@ SUPPOSED = _any(
     r"\b(?:\w{2,6}n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case)\b[^.!?,;\n]{0,60}\Z",
     r"\b(?:if only|(?:many|some|people|others|someone)(?: (?:would|might|may|could))? (?:say|think|claim|believe)s?)\b"
     r"[^.!?,;\n]{0,60}\Z",
+    r"(?<!\w)(?:(?:glaube|denke) nicht|bezweifle|no creo|dudo|ne (?:crois|pense) pas|doute|não (?:acho|creio|acredito)"
+    r"|non (?:credo|penso)|не (?:думаю|считаю)|сомневаюсь)(?!\w)[^.!?;\n]{0,60}\Z",
 )
 # Before "answer".
 NO_FINAL = _any(r"\b(?:wrong|incorrect|false|worst|first|second|third|other|another|alternative|possible) \Z")
@@ -130,15 +134,26 @@ WRONG = _any(
 TAKEN_BACK = _any(
     r"\?|？",
     r"no,? wait\b",
-    r"(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought)\b[,.!:…]",
-    r"(?:which |(?:but )?(?:that|it|this) )?(?:(?:is|was|are|would be|seems|looks)|(?:that|it)['’]s)"
-    r" (?:a (?:lie|guess|mistake)|(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b",
+    r"(?:no|wait|nope|oops|hmm|actually|scratch that|just kidding|on second thought|sorry|psych)\b[,.!:…)]",
+    r"(?:edit|update)d?:|actually,? (?:the|it|I)\b|except (?:that )?it|(?:that|this|it) contradicts",
+    r"(?:correction|corrected|apologies|or rather|make (?:that|it))\b",
+    r"(?:I|they|he|she|you|we|those|these) (?:am|are|is|was|were) (?:\w{1,15}ly )?(?:wrong|mistaken|incorrect)\b",
+    r"(?:(?:but|however),? )?(?:(?:which |(?:that|it|this) )?(?:is|was|are|would be|seems|looks)|(?:that|it)['’]s)"
+    r" (?:(?:an?|the) (?:\w{1,15} )?(?:lie|guess|mistake|error|trap|distractor)|too \w{1,15}"
+    r"|what (?:an?|most|many|some|people|others|you|they)"
+    r"|(?:an? |the )?(?:\w{1,15}ly )?(?:not|wrong|incorrect|false|impossible))\b",
     r"(?:which |(?:but )?(?:that|it|this) )?(?:is|was|are)n['’]t\b",
-    r"(?:ca|could|must|should|may|might)(?:n['’]t|n?not| not)\b",
+    r"(?:(?:but |however,? )?(?:that|it|this) )?(?:ca|could|must|should|may|might)(?:n['’]t|n?not| not)\b",
     r"(?:can be|is|was) (?:ruled out|excluded|eliminated|rejected)",
     r"\(?(?:wrong|incorrect|false)\b",
     r"(?:definitely )?not[.!]{0,3}\Z",
-    before=r"[\s$.*)\]}\"'\\!,]{0,6}+",
+    before=r"[\s$.*()\]}\"'\\!,—–-]{0,6}+",
+)
+# Anywhere soon after it.
+REFUTED = _any(
+    r"(?:I|they|he|she|you|we|those|these) (?:am|are|is|was|were) (?:\w{1,15}ly )?(?:wrong|mistaken|incorrect)",
+    before=r"[.!] ",
+    after=r"\b",
 )
 GAVE_UP = _any(
     r"give up",
@@ -151,10 +166,14 @@ GAVE_UP = _any(
 # ---- what makes another value of it
 
 OR = re.compile(
-    r"(?<!\w)(?:or|oder|ou|o|или|либо|або)(?!\w)|(?<=^ )(?:y|und|et|e|и)(?= \Z)|或|または|또는", re.IGNORECASE
+    r"(?<!\w)(?:or|oder|ou|o|или|либо|або|hoặc|atau|veya|أو|या|או|หรือ|অথবা|یا|lub|nebo|eller|tai|vagy|sau|ή)(?!\w)"
+    r"|か|(?<=^ )(?:y|und|et|e|и)(?= \Z)|或|または|또는",
+    re.IGNORECASE,
 )
 GUESSES = re.compile(
-    r"^[*\- ]{0,4}(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)",
+    r"(?:^[*\- ]{0,4}|[.;,] )"
+    r"(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)"
+    r"|^(?:first|second|third|fourth|last):? [$\d.,]{1,20}[.;]?$",
     re.IGNORECASE | re.MULTILINE,
 )
 NOT_BUT = re.compile(r"not [^,.;]{1,40}?,? but (?:rather )?", re.IGNORECASE)
@@ -165,12 +184,25 @@ CHANGED_BEFORE = _any(
     r"\b(?:from|near|mod|modulo|close to|next to|\w{2,12}(?:er|re|ss) than|exceeds?|differs? from)",
     r"\b(?:(?:reject|exclud|eliminat|discard|avoid)(?:|e|s|es|ed|ing)|rul(?:e|es|ed|ing) out)",
     r"\b(?:all|every\w{0,5}|any\w{0,5}|none|no)\b[^.!?,\n]{0,20} but",
+    r"\b(?:could|might|may|supposed to) be|\bexpect|\bquite|\b(?:might|would|could) think(?: that)? it is",
+    r"\bat first (?:glance|sight),? it (?:is|was|seems)|\d ?(?:à|до|から|至|到) ?",
+    r"(?<!\w)(?:bis zu|jusqu['’]à|hasta|fino a|até|(?:menor|mayor|maior|inferior|superior) (?:que|a)"
+    r"|(?:größer|kleiner) als|(?:maggiore|minore) di|(?:inf|sup)érieure? à|ít hơn|nhiều hơn|(?:lebih|kurang) dari"
+    r"|(?:mniej|więcej) niż|(?:méně|více) než|(?:mindre|mer|mera|flere) (?:än|enn|end)|(?:kevesebb|több) mint"
+    r"|mai (?:mult|puțin) de|(?:μικρότερο|μεγαλύτερο|λιγότερο) από|أقل من|أكثر من)",
+    r"(?<!\w)(?:mindestens|höchstens|beinahe|unter|über|al menos|casi|au (?:moins|plus)|presque|almeno|al massimo|quasi"
+    r"|como (?:máximo|mínimo)|(?:pelo|ao) menos|no máximo|quase|tussen|zwischen|minst|minder dan|meer dan|ít nhất"
+    r"|(?:más|plus|mais|più|menos|moins|meno|mehr|weniger) (?:de|als|di|do que)|больше|меньше|более|менее|почти|между)",
+    r"至少|最多|超过|超過|少于|大于|小于|不到|接近|최소|최대|अधिकतम|न्यूनतम",
+    r"(?<!\w)(?:von|de|da|van|od|от|с) [\d$.,]{1,20} (?:a|à|bis|до|по|tot|do|até)",
     after=_OPENS,
 )
 CHANGED_AFTER = _any(
     r"or\b(?! (?:exactly|about|approximately|equivalently|simply|just|in)\b)",
     r"and (?:up|more|above|over|counting|below|higher|lower|beyond)\b",
     r"(?:if not|at most|at least|squared|cubed|factorial|doubled|tripled|halved|maybe|perhaps|possibly)\b",
+    r"-?ish\b|より|보다|개 (?:이상|이하)|से (?:कम|अधिक|ज़्यादा)",
+    r"之间|之間|以上|以下|以内|以外|未満|の間|の[^\d\n]{0,3}倍|사이|에서|이상|이하|미만",
     r"give or take|plus or minus|more or less|to the (?:power|\w+(?:th|rd|nd))\b|times (?=[\d$\\])|\.\.\.|…|\?",
     before=r"[\s$*)\]},\\]{0,4}",
 )
@@ -186,7 +218,8 @@ NOTE = _any(
     r", (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED)\b",
     r", (?:obvious|clear|certain|sure|definite|exact|precise|final|evident|natural|undoubted|simp|real|tru)ly\b",
     r" ?\((?:since|because|as|for|given|using|from|by|i\.?e\.?|that is|rounded|exactly|note|see)\b(?! (?:=|mod))",
-    r" ?\((?:where|which|so|if|when|not)\b",
+    r" ?\((?:where|which|so|if|when|not|just|wrong|incorrect)\b",
+    r"(?<=\d) \(\d{1,9} [a-z]{2,20} (?:of|at|per|by|times|plus) \d{1,9}[^()\n]{0,20}\)\Z",
     r" ?[✓✔✅🎉■□∎]",
     rf" (?:—|–|--+) (?!{_FUNCTION})(?=[A-Za-z]{{2}})",
     r" ?(?:因为|因為)",
@@ -204,6 +237,7 @@ LEAD = _any(
 EMPTY_WORDS = _any(
     r"correct|right|wrong|above|below|shown|found|given|boxed|clear|simple|obvious|verified|as follows|in the box",
     r"there|here|this|that",
+    before=r"\A",
     after=r"\b[^\d$\\]*$",
 )
 _COLON = r"(?<![<>!=\d])(?<!\d )(?<!\{[A-Za-z])(?<!\{[A-Za-z] ):(?=\s)"  # of no ratio and no set

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from sgsd.verifiers import puzzles
-from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_lines
+from sgsd.verifiers.extract import NO_ANSWER, Extraction, Found, extract_answer, extract_lines
 from sgsd.verifiers.puzzles import MAX_CHARACTERS, Reader, Scorer
 from sgsd.verifiers.verdict import Outcome, Verdict
 from sgsd.verifiers.worker import Grader
@@ -79,8 +79,12 @@ _SCORERS: dict[str, Scorer] = {
     "word_ladder": puzzles.climbs_ladder,
 }
 
-_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+_TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*+)</answer>")
 _LAST_LINE = re.compile(r" {0,3}(?:\*\*)?(?:final )?answer: ?(?:\*\*)?(.+?)(?:\*\*)?", re.IGNORECASE)
+
+_NUMBERS = frozenset(_READERS[puzzles.number].split())
+# 12; 3 times; 418 + 77 - 31 = 464
+_NUMBER = re.compile(r"\$?(?:[\d.,+*/×÷() -]{1,200}= ?)?(-?[\d.,]*\d)\$?(?: [a-z]{1,20})?\.?")
 
 _REFUSED = {
     "boxnet": "its scorer skips moves that are not allowed, and there is no reference answer",
@@ -147,6 +151,13 @@ def _at_the_end(completion: str) -> Extraction | None:
     return Extraction(text) if text[:1] in ("[", "{") and text[-1:] in ("]", "}") else None
 
 
+def _stated_number(completion: str) -> str:
+    """The number that a single sentence states: ``The GCD is 12.``, ``3 times``; of an equation its right side."""
+    stated = extract_answer(completion)
+    found = _NUMBER.fullmatch(stated.text or "") if stated.reason is None and not stated.several else None
+    return found[1] if found else ""
+
+
 def make_grader() -> Grader:
     """Correct if the data set's scorer takes the extracted answer. What it cannot read is incorrect, if it can read the
     entry's own answer."""
@@ -163,6 +174,8 @@ def make_grader() -> Grader:
         if found.text is None:
             return Verdict(Outcome.INCORRECT, found.reason or NO_ANSWER)
         right = found.reason is None and _is_right(found.text, entry)
+        if not right and found.found is Found.WHOLE and entry["metadata"]["source_dataset"] in _NUMBERS:
+            right = _is_right(_stated_number(completion), entry)
         return Verdict(Outcome.CORRECT if right else Outcome.INCORRECT, found.reason, found.text[:200])
 
     return grade

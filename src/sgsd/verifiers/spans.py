@@ -17,7 +17,7 @@ NUMBER = re.compile(rf"\0+|{_DIGITS}")
 """A number, or mathematics in a ``hidden`` text."""
 _TEXT = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])")
-_FOREIGN = re.compile(r"(?![\d×÷])[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3]")
+_FOREIGN = re.compile(r"(?![\d×÷])(?:[\u0370-\u03ff]{4}|[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3])")
 _TABLE = re.compile(r"\|[^|]*\|[^|]*\|")
 _NO_PROSE = frozenset(
     "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us".split()  # noqa: SIM905
@@ -82,7 +82,7 @@ _SCALE = (
     r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ)"
     r"| (?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
 )
-_UNIT = r" ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|(?i:[ap]\.?m\b))(?![A-Za-z]))|[A-Za-z]\w*+"
+_UNIT = r" ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|(?i:[ap]\.?m\b))(?![A-Za-z]))|[A-Za-z]\w{0,30}+"
 _SCALED, _MEASURED = re.compile(_SCALE), re.compile(f"{_SCALE}|{_UNIT}")
 
 

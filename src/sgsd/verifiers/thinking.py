@@ -7,16 +7,19 @@ them is no answer, and a completion that is still thinking has none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-_TAG = r"((?:\w{1,20}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad|rationale))"
+_TAG = (
+    r"((?:\w{1,20}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratch(?:pad)?|rationale"
+    r"|monologue|internal|plan(?:ning)?))"
+)
 _MESSAGE = r"\b[^<\n]{0,80}(?:<\|constrain\|>\w{0,20})?<\|message\|>"
 # What opens thoughts and what closes them.
 _MARKS: tuple[tuple[str, str], ...] = (
     # <think>, <thinking>, <seed:think>, <longcat_think>, <reasoning>: Qwen, DeepSeek, GLM, Nemotron, LFM, Seed, …
     (rf"<(?i:{_TAG})(?: [^<>]{{0,80}})?>", rf"</(?i:{_TAG}) ?>"),
-    (r"\[THINK\]", r"\[/THINK\]"),  # Mistral
+    (r"\[(?i:THINK(?:ING)?)\]", r"\[/(?i:THINK(?:ING)?)\]"),  # Mistral
     (r"◁think▷", r"◁/think▷"),  # Kimi
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Cohere
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker
@@ -28,8 +31,9 @@ _MARKS: tuple[tuple[str, str], ...] = (
     # gpt-oss: channels, and what is left of them where special tokens were dropped
     (
         rf"<\|channel\|>(?:analysis|commentary){_MESSAGE}"
-        r"|\Aanalysis(?=[\w\\$\"'(*])|assistant(?:analysis|commentary)",
-        rf"<\|channel\|>final{_MESSAGE}|assistantfinal|\Afinal(?=[A-Z\d\\$*#])",
+        r"|\A(?:analysis|commentary)(?=[\w\\$\"'(*]|\s{1,9}[A-Z\d\\$\"'(*]|[ \t]{0,9}\n)"
+        r"|assistant(?:analysis|commentary)",
+        rf"<\|channel\|>final{_MESSAGE}|assistant ?final|\Afinal(?=[A-Z\d\\$*#])",
     ),
     # Muse: recipients, likewise
     (
@@ -40,17 +44,22 @@ _MARKS: tuple[tuple[str, str], ...] = (
 _OPENS = "|".join(f"(?P<o{kind}>{opens})" for kind, (opens, _) in enumerate(_MARKS))
 _CLOSES = "|".join(f"(?P<c{kind}>{closes})" for kind, (_, closes) in enumerate(_MARKS))
 # The first characters spare most places of a text the rest.
-_MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here is my|\A[af])(?:{_OPENS}|{_CLOSES})")
+_MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here is my|\A[acf])(?:{_OPENS}|{_CLOSES})")
 _OPENED = re.compile(rf"(?:{_OPENS})\s{{0,9}}\Z")
+_CLOSED = re.compile(rf"(?:{_CLOSES})\s{{0,9}}\Z")
 _PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
 _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|unused9[45]", re.IGNORECASE)
 
 
-def answer_part(text: str) -> str | None:
+def answer_part(text: str, cut: Callable[[str], str | None] = lambda said: None) -> str | None:
     """What a completion says after its thoughts; ``None`` if it never ends them.
 
     Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then
     the prompt did.
+
+    Args:
+        text: of the completion.
+        cut: the part of what is said outside thoughts that alone counts; ``None`` for all of it.
     """
     start = 0
     thinking: str | None = None
@@ -60,12 +69,27 @@ def answer_part(text: str) -> str | None:
         name = next((part for part in mark.groups()[mark.lastindex or 0 :] if part), "")
         kind = group[1:] + name.lower()
         if group[0] == "o":
+            if thinking is None and (said := cut(text[start : mark.start()])) is not None:
+                return said
             seen.add(kind)
             thinking = thinking or kind
         elif thinking in (None, kind) or kind not in seen:
             thinking = None
             start = mark.end()
-    return None if thinking else text[start:]
+    if thinking:
+        return None
+    said = cut(text[start:])
+    return text[start:] if said is None else said
+
+
+def opens_thoughts(prompt: str) -> bool:
+    """Whether a mark that opens thoughts stands anywhere in a prompt."""
+    return any(str(mark.lastgroup).startswith("o") for mark in _MARK.finditer(prompt))
+
+
+def ends_thoughts(prompt: str) -> bool:
+    """Whether a prompt ends in a mark that closes thoughts."""
+    return _CLOSED.search(prompt[-_MARK_LENGTH:]) is not None
 
 
 class Tokenizer(Protocol):
