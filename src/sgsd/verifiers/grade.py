@@ -7,7 +7,7 @@ import re
 from sgsd.verifiers.boxes import boxes
 from sgsd.verifiers.compare import Equal, UnreadableError, same_answer
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
-from sgsd.verifiers.reading import Reading, read_answer
+from sgsd.verifiers.reading import Reading, Shape, read_answer
 from sgsd.verifiers.tidy import key, tidy
 from sgsd.verifiers.verdict import Outcome, Verdict
 
