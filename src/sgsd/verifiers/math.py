@@ -196,7 +196,7 @@ def make_grader(*, check: bool = False) -> Grader:
     The parser builds its tables as it goes: a few usual expressions first, so that no item pays for that.
 
     Raises:
-        RuntimeError: a right answer is not called correct: libraries that do not fit would make every rollout a failure.
+        RuntimeError: a right answer is not called correct: every rollout would be a failure.
     """
     for text in _FAMILIAR:
         equal(text, f"{text} ")
