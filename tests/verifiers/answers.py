@@ -564,7 +564,7 @@ COMPLETIONS: tuple[tuple[str, str, bool], ...] = (
     ("####18", "18", True),
     ("A: $18", "18", True),
     ("The answer is 18 dollars per day.", "18", True),
-    ("The answer is 18\n\nQ: next?\nA: 7", "18", False),
+    ("The answer is 18\n\nQ: next?\nA: 7", "18", True),
     ("答案：42", "42", True),
     ("所以答案是 $42$。", "42", True),
     ("因此，答案为42。", "42", True),

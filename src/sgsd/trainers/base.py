@@ -204,7 +204,7 @@ class VerifiedTrainer(GRPOTrainer):
                     end_ids=ends,
                     truncated=args.truncated,
                     text=CompletionText(processing_class),
-                    prompt_end=self.renderer.text(self.renderer.student_ids("?")[-32:]),
+                    prompt_end=self._prompt_end(processing_class),
                 )
             ]
         functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
@@ -253,6 +253,10 @@ class VerifiedTrainer(GRPOTrainer):
             )
         )
         self.add_callback(_SkipEpochs(self))
+
+    def _prompt_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """How a conversation's prompt ends, perhaps with a mark that opens thoughts; unknown of text prompts."""
+        return self.renderer.text(self.renderer.student_ids("?")[-32:]) if tokenizer.chat_template else ""
 
     def _checked(
         self, args: VerifiedConfig | None, train_dataset: Any, writer: Writer | None, **refused: Any

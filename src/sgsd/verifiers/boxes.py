@@ -62,6 +62,7 @@ _BEFORE = re.compile(
     r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?"
     r"|\\(?:[dtc]?frac|binom) ?\{(?:[^{}]{0,60}\} ?\{)?|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
 )
+_HEADING = re.compile(r"(?:step|part|case|problem|question|answer|example) \d{1,3} ?[-–—:.] ?\Z", re.IGNORECASE)
 _AFTER = re.compile(
     r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))"
     r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])"
@@ -72,8 +73,10 @@ def inside_expression(text: str, start: int, end: int) -> bool:
     r"""Whether the box at ``start`` to ``end`` is but a part of an expression, and so not its value: ``-\boxed{3}``,
     ``\frac{\boxed{3}}{4}``. Not where an equality sign follows: that is how blanks are filled in.
     """
-    after = text[end : end + 80].split("\n", 1)[0]
-    return "=" not in after and bool(_BEFORE.search(text[max(0, start - 80) : start]) or _AFTER.match(after))
+    before, after = text[max(0, start - 80) : start], text[end : end + 80].split("\n", 1)[0]
+    if _HEADING.search(before):
+        before = ""
+    return "=" not in after and bool(_BEFORE.search(before) or _AFTER.match(after))
 
 
 @dataclass(frozen=True, slots=True)

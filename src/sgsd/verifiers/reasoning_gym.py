@@ -84,7 +84,7 @@ _LAST_LINE = re.compile(r" {0,3}(?:\*\*)?(?:final )?answer: ?(?:\*\*)?(.+?)(?:\*
 
 _NUMBERS = frozenset(_READERS[puzzles.number].split())
 # 12; 3 times; 418 + 77 - 31 = 464
-_NUMBER = re.compile(r"\$?(?:[\d.,+*/×÷() -]{1,200}= ?)?(-?[\d.,]*\d)\$?(?: [a-z]{1,20})?\.?")
+_NUMBER = re.compile(r"\$?(?:[\d.,+*/×÷() -]{1,200}= ?)?(-?[\d.,]{0,40}\d)\$?(?: [a-z]{1,20})?\.?")
 
 _REFUSED = {
     "boxnet": "its scorer skips moves that are not allowed, and there is no reference answer",
