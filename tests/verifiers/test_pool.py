@@ -84,6 +84,8 @@ def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "rewards_for_tests.py").write_text(REWARDS)
     (tmp_path / "slow_rewards_for_tests.py").write_text("import time\ntime.sleep(2)\n" + REWARDS)
     monkeypatch.syspath_prepend(tmp_path)
+    for workers in (1, 2):  # another test's workers look for modules elsewhere
+        get_verifier("rewards_for_tests:noisy", workers=workers).close()
     return "rewards_for_tests"
 
 
