@@ -19,6 +19,7 @@ __all__ = [
     "ServerError",
     "check_choice",
     "did_you_mean",
+    "in_one_line",
 ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sgsd.curation import UNDETERMINED
-from sgsd.engines.datasets import language_identifier, load_problems
+from sgsd.engines.datasets import _literal, language_identifier, load_problems
 from sgsd.errors import ConfigError, DataError, SGSDError
 
 ROWS: list[dict[str, Any]] = [
@@ -375,3 +375,22 @@ class TestPublicData:
         assert len(problems) == 17000
         assert plain < 3
         assert filtered < 30
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("12", 12),
+        ("0.5", 0.5),
+        ("True", True),
+        ("false", False),
+        ("None", None),
+        ("('+', '-')", ("+", "-")),
+        ("[1,2]", (1, 2)),
+        ("many", "many"),
+        ("__import__('os')", "__import__('os')"),
+        ("[" * 900, "[" * 900),
+    ],
+)
+def test_an_option_is_a_number_a_word_of_python_s_or_a_list_and_never_code(text: str, value: object) -> None:
+    assert _literal(text) == value

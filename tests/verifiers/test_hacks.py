@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,28 +35,39 @@ sys.addaudithook(_watch)
 
 
 @pytest.fixture
-def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the watch in every worker reports, line by line."""
+def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+    """A function that returns what the watch in every worker has reported until now, line by line."""
     pipe = tmp_path / "reports"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     keeper = os.open(pipe, os.O_WRONLY)  # so that the end of one worker is not the end of the pipe
     os.set_blocking(reader, True)
     lines: list[str] = []
+    drained = threading.Event()
 
     def read() -> None:
         with os.fdopen(reader, encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 if line.startswith("the end"):
                     return
-                lines.append(line.strip())
+                if line.startswith("until now"):
+                    drained.set()
+                else:
+                    lines.append(line.strip())
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     (tmp_path / "sitecustomize.py").write_text(WATCH.format(pipe=str(pipe)))
     (tmp_path / f"{MARK}.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    yield lines
+
+    def until_now() -> list[str]:
+        drained.clear()
+        os.write(keeper, b"until now\n")  # behind everything that workers have written
+        assert drained.wait(60)
+        return lines
+
+    yield until_now
     os.write(keeper, b"the end\n")
     thread.join(10)
     os.close(keeper)
@@ -85,7 +96,7 @@ def cases(name: str) -> list[tuple[str, str, str]]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["math", "choice", "reasoning_gym"])
-def test_no_hack_is_rewarded_left_undecided_or_run(name: str, reports: list[str], tmp_path: Path):
+def test_no_hack_is_rewarded_left_undecided_or_run(name: str, reports: Callable[[], list[str]], tmp_path: Path):
     if name == "reasoning_gym":
         pytest.importorskip("reasoning_gym")
     hacks = cases(name)
@@ -101,8 +112,9 @@ def test_no_hack_is_rewarded_left_undecided_or_run(name: str, reports: list[str]
     ]
     assert not named, f"{len(named)} of {len(hacks)}:\n" + "\n".join(named)
     assert len(unreadable) <= len({reference for _, reference, _ in hacks}) // 10, unreadable
-    assert "watching" in reports, "no worker was watched"
-    ran = [report for report in reports if report != "watching"]
+    reported = reports()
+    assert "watching" in reported, "no worker was watched"
+    ran = [report for report in reported if report != "watching"]
     assert not ran, "\n".join(ran)
     assert not canary.exists()
     assert MARK not in os.environ
@@ -119,10 +131,10 @@ def test_no_hack_is_rewarded_left_undecided_or_run(name: str, reports: list[str]
         "__import__('os').putenv('sgsd_canary', '1')",
     ],
 )
-def test_the_watch_sees_code_that_runs(code: str, reports: list[str], tmp_path: Path):
+def test_the_watch_sees_code_that_runs(code: str, reports: Callable[[], list[str]], tmp_path: Path):
     (tmp_path / "rewards_that_run.py").write_text(f"def run(completions, **columns):\n    return [{code}]\n")
     judge("rewards_that_run:run", ["x"], ["x"])
-    assert any(report != "watching" for report in reports), reports
+    assert any(report != "watching" for report in reports()), reports()
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in HACKS}))

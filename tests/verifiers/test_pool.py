@@ -136,7 +136,7 @@ def test_a_tower_of_powers_is_incorrect_and_its_neighbours_are_judged():
 
 
 def test_what_only_the_completion_causes_is_incorrect_and_what_the_reference_causes_is_undecided(
-    graders: None, monkeypatch: pytest.MonkeyPatch
+    graders: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     with get_verifier("math", workers=2, timeout=1, memory_gb=3.9) as verifier:
         monkeypatch.setattr(verifier, "_grader", json.dumps({"kind": "grader_for_tests"}))
@@ -148,6 +148,9 @@ def test_what_only_the_completion_causes_is_incorrect_and_what_the_reference_cau
         verdicts = verifier.verify_many(completions[:4], ["hang", "die", "eat", "raise"])
         assert [verdict.outcome.sign for verdict in verdicts] == [0, 0, 0, 0]
         assert [verdict.reason for verdict in verdicts] == reasons[:4]
+        said = [record.message for record in caplog.records]
+        assert len(said) == 1  # twice judged, once said: a fault of the grader's own
+        assert said[0].startswith("verifier math raised RuntimeError: no; what was judged is incorrect")
         assert verifier.readable("6")
         assert [verifier.readable(answer) for answer in ("fine", "hang", "die", "eat", "raise")] == [True] + [False] * 4
 

@@ -397,13 +397,16 @@ def _gym_table(source: str, seed: int) -> _Table:
     return _Table(rows, ("question", "answer", "metadata"), source, f"{task}-{options['seed']}")
 
 
+_WORDS = {"true": "true", "false": "false", "none": "null"}
+
+
 def _literal(value: str) -> Any:
-    """A value of an option: a number, true or false, a list in brackets of either kind; else the text itself."""
+    """A value of an option: a number, true, false or none, a list in brackets of either kind; else the text itself."""
     if len(value) > 1_000:
         return value
     spelt = value.replace("'", '"').replace("(", "[").replace(")", "]").replace(",]", "]")
     try:
-        read = json.loads(value.lower() if value.lower() in ("true", "false") else spelt)
+        read = json.loads(_WORDS.get(value.lower(), spelt))
     except (ValueError, RecursionError):
         return value
     return tuple(cast(list[Any], read)) if isinstance(read, list) else read

@@ -561,11 +561,12 @@ def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -
         ConfigError: one line, before any weight is loaded.
     """
     if reward_funcs is None:
-        if args.reward_weights is not None or args.success_threshold != _SUCCESS_THRESHOLD:
+        default = type(args).success_threshold
+        if args.reward_weights is not None or args.success_threshold != default:
             raise ConfigError(
                 "settings without effect where a verifier judges",
                 got=f"reward_weights {args.reward_weights}, success_threshold {args.success_threshold}",
-                expected=f"reward_weights None, success_threshold {_SUCCESS_THRESHOLD}",
+                expected=f"reward_weights None, success_threshold {default}",
                 remedy="leave them out, or pass reward_funcs; verifier_options: {threshold: …} is a reward function's",
             )
         return
@@ -594,7 +595,6 @@ def _kind_of(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, str) else type(value).__name__
 
 
-_SUCCESS_THRESHOLD = 0.5
 _MADE_UP = "Let me see. The answer is \\boxed{0}."
 
 

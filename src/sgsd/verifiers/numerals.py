@@ -96,7 +96,7 @@ _GLUED_UNITS = frozenset(
 )
 _VARIABLES = frozenset("abcdefijknopqrtuvwxyzBDEGHIKMOPQRSTUXYZ")
 _LEAD = re.compile(
-    r"(?:(?:approximately|approx\.?|about|roughly|around|exactly|only|a total of) +)?"
+    r"\A(?:(?:approximately|approx\.?|about|roughly|around|exactly|only|a total of) +)?"
     r"(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|USD ?|EUR ?|US )?"
 )
 _ASIDE = re.compile(
@@ -194,7 +194,7 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     text = text.strip()
     if text.startswith("\\text") and (spoken := _TEXT.fullmatch(text)):
         text = spoken[1].strip()
-    text = _ASIDE.sub("", text[_LEAD.match(text).end() :])  # type: ignore[union-attr] - it matches the empty string
+    text = _ASIDE.sub("", _LEAD.sub("", text, count=1))
     while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
         text = text[1:-1].strip()
     outer = ""

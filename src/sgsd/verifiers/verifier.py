@@ -125,10 +125,15 @@ class PooledVerifier:
         if self._plain_numbers and _NUMBER.fullmatch(answer):
             return True
         verdict = self._pool.run([self._request(check=answer)])[0]
-        if verdict.reason is not None and " is refused: " in verdict.reason and verdict.reason not in self._said:
-            self._said.add(verdict.reason)
-            _log.warning("%s", verdict.reason)
+        if verdict.reason is not None and " is refused: " in verdict.reason:
+            self._say(verdict.reason)
         return verdict.outcome is Outcome.CORRECT
+
+    def _say(self, text: str) -> None:
+        """Warn, once."""
+        if text not in self._said:
+            self._said.add(text)
+            _log.warning("%s", text)
 
     @cached_property
     def reward(self) -> Callable[..., list[float | None]]:
@@ -175,6 +180,12 @@ class PooledVerifier:
     def _blamed(self, verdicts: list[Verdict], answers: Sequence[str]) -> list[Verdict]:
         """Failures that the reference alone does not cause are the completion's."""
         failed = [position for position, verdict in enumerate(verdicts) if _has_failed(verdict)]
+        for reason in {verdicts[position].reason or "" for position in failed}:
+            if reason.startswith(ERROR):
+                self._say(
+                    f"verifier {self._name} raised {reason.removeprefix(ERROR)}; what was judged is incorrect where "
+                    "the reference alone can be read, else undecided"
+                )
         references = list(dict.fromkeys(answers[position] for position in failed))
         checks = self._pool.run([self._request(check=answer) for answer in references])
         sound = {answer for answer, check in zip(references, checks, strict=True) if check.outcome is Outcome.CORRECT}

@@ -91,7 +91,7 @@ def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, An
         verdict = loaded.grade(request["completion"], request["answer"], request.get("context"))
     except MemoryError:
         return {"outcome": Outcome.UNDECIDED, "reason": "out of memory", "restart": True}
-    except Exception as error:  # noqa: BLE001 - a third-party grader may raise anything; the item is undecided, not lost
+    except Exception as error:  # noqa: BLE001 - a grader may raise anything; the parent decides whose fault it is
         return {"outcome": Outcome.UNDECIDED, "reason": f"{ERROR}{type(error).__name__}: {error}"[:300]}
     return {"outcome": verdict.outcome, "reason": verdict.reason, "extracted": verdict.extracted}
 
