@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
@@ -16,17 +17,20 @@ T = TypeVar("T")
 _SHOWN = 80  # characters of a value in an error
 
 
-def parse_json(text: str | bytes, where: str, kind: type[SGSDError] = DataError) -> dict[str, Any]:
+def parse_json(
+    text: str | bytes, where: str, kind: type[SGSDError] = DataError, *, finite: bool = True
+) -> dict[str, Any]:
     """The JSON object that a text is.
 
     Args:
         text: UTF-8.
         where: the file and line, for the error.
         kind: of the error.
+        finite: whether NaN and infinities, as transformers logs them, are refused.
 
     Raises:
-        SGSDError: of ``kind``; malformed JSON (with line and column), a repeated key, NaN or an infinity, nesting too
-            deep to read, or another value than an object.
+        SGSDError: of ``kind``; malformed JSON (with line and column), a repeated key, a number that is not finite,
+            nesting too deep to read, or another value than an object.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def parse_json(text: str | bytes, where: str, kind: type[SGSDError] = DataError)
         raise kind(f"{where}: not valid JSON", got=constant, expected="finite numbers")
 
     try:
-        found: object = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        found: object = json.loads(text, object_pairs_hook=unique, parse_constant=refuse if finite else None)
     except json.JSONDecodeError as error:
         raise kind(
             f"{where}: malformed JSON",
@@ -52,7 +56,7 @@ def parse_json(text: str | bytes, where: str, kind: type[SGSDError] = DataError)
     except SGSDError:
         raise
     except (ValueError, RecursionError) as error:  # too many digits, not UTF-8, too deep
-        raise kind(f"{where}: unreadable JSON", got=" ".join(str(error).split())) from error
+        raise kind(f"{where}: malformed JSON", got=" ".join(str(error).split())) from error
     if not isinstance(found, dict):
         raise kind(f"{where}: wrong type", got=type(found).__name__, expected="a JSON object")
     return cast(dict[str, Any], found)
@@ -113,6 +117,8 @@ def refusal(
         at = f"{where}: {place}" if place else where
         return kind(f"{at}: {own.what}", got=own.got, expected=own.expected, remedy=own.remedy)
     expected = said["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = re.sub(r"valid dictionary( or instance of \w+)?", "JSON object", expected)
+    expected = expected.replace("valid list", "JSON array")
     shown = json.dumps(said["input"], ensure_ascii=False, default=repr)
     return kind(f"{where}{place and f': {place}'}: cannot be used", got=_short(shown), expected=expected)
 
