@@ -98,7 +98,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, runs):
     with pytest.raises(DataError, match=r"trainer_state\.json: malformed JSON"):
         load_run(broken)
     (broken / "run.json").write_text("[]")
-    with pytest.raises(DataError, match=r"run\.json: not a JSON object"):
+    with pytest.raises(DataError, match=r"run\.json: wrong type: got list"):
         load_run(broken)
     (broken / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match="record cannot be read"):
