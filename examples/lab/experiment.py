@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sgsd.bank import Item, Mistake, Skill, SkillBank
 from sgsd.errors import ConfigError
-from sgsd.lab.language import MISTAKE_TEXTS, RULE_NAMES, SKILL_TEXTS, SYMBOLS, Question, mistake, skill
+from sgsd.examples.lab.language import MISTAKE_TEXTS, RULE_NAMES, SKILL_TEXTS, SYMBOLS, Question, mistake, skill
 from sgsd.problems import Problem
 from sgsd.retrieval import document
 from sgsd.verifiers import Outcome, Verdict, Verifier
