@@ -8,6 +8,7 @@ Settings are the preset ``demo``; docs/demo.md has the figures.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -61,15 +62,20 @@ def arithmetic_problems(count: int, *, seed: int, prefix: str, without: frozense
     ]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Evaluate, train, evaluate; print a table and write ``summary.json``."""
+def make_parser() -> argparse.ArgumentParser:
+    """The demo's flags."""
     parser = Parser(prog="sgsd demo", description="Train SmolLM2-135M on the CPU, before and after, in minutes.")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder (replaced)")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
     parser.add_argument("--problems", type=int, default=200, help="held-out problems of the evaluations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher live")
-    options = parse(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate, train, evaluate; print a table and write ``summary.json``."""
+    options = parse(make_parser(), arguments)
     if not 2 <= options.problems <= _MOST_PROBLEMS:
         raise ConfigError("--problems is out of range", got=options.problems, expected=f"2 to {_MOST_PROBLEMS}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything the demo needs is installed

@@ -76,10 +76,10 @@ def test_what_cannot_be_written_changes_nothing_and_leaves_nothing(tmp_path, mon
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
-        (b"{", "not JSON"),
-        (b"\xff", "not JSON"),
-        (b"[1]", "not a JSON object: got list"),
-        (b"[" * 200_000, "not JSON"),
+        (b"{", "malformed JSON"),
+        (b"\xff", "malformed JSON"),
+        (b"[1]", "wrong type: got list; expected a JSON object"),
+        (b"[" * 200_000, "malformed JSON"),
         (None, "cannot be read"),
     ],
 )

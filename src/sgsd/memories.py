@@ -6,12 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import cast
+from typing import Annotated, ClassVar, cast
 
-from sgsd.errors import DataError
+from pydantic import ConfigDict, Field, TypeAdapter
+
 from sgsd.problems import Problem
+from sgsd.validation import validated
 from sgsd.verifiers.verdict import Outcome, Verdict
 
 MAX_STEPS = 12
@@ -46,12 +48,14 @@ class Memory:
         source: which rollout it was.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     id: str
     problem_id: str
     problem: str
     answer: str
     completion: str
-    outcome: str
+    outcome: Annotated[str, Field(pattern="^(correct|incorrect)$")]
     reason: str | None
     failure_mode: FailureMode | None
     steps: tuple[str, ...]
@@ -62,7 +66,7 @@ class Memory:
         return {**asdict(self), "steps": list(self.steps)}
 
 
-_FIELDS = tuple(Memory.__dataclass_fields__)
+_MEMORY = TypeAdapter(Memory)
 
 
 def memory_of(problem: Problem, completion: str, verdict: Verdict, *, truncated: bool, source: str) -> Memory | None:
@@ -113,25 +117,7 @@ def read_memory(values: Mapping[str, object], where: str) -> Memory:
     Raises:
         DataError: a field is missing, unknown or of the wrong type.
     """
-    texts = {name: values.get(name) for name in _FIELDS if name not in ("reason", "failure_mode", "steps")}
-    reason, mode, steps = values.get("reason"), values.get("failure_mode"), as_strings(values.get("steps"))
-    fits = (
-        set(values) == set(_FIELDS)
-        and all(isinstance(text, str) for text in texts.values())
-        and texts["outcome"] in (Outcome.CORRECT, Outcome.INCORRECT)
-        and (reason is None or isinstance(reason, str))
-        and (mode is None or mode in tuple(FailureMode))
-    )
-    if not fits or steps is None:
-        raise DataError(
-            f"{where}: not a memory", got=f"fields {', '.join(values)}", expected=f"fields {', '.join(_FIELDS)}"
-        )
-    return Memory(
-        **cast("dict[str, str]", texts),
-        reason=cast("str | None", reason),
-        failure_mode=None if mode is None else FailureMode(cast(str, mode)),
-        steps=steps,
-    )
+    return validated(_MEMORY, values, f"{where}: not a memory", known=[entry.name for entry in fields(Memory)])
 
 
 def as_strings(value: object) -> tuple[str, ...] | None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sgsd.errors import DataError
+from sgsd.validation import parse_json
 
 RUN = "run.json"
 STATE = "trainer_state.json"
@@ -74,14 +75,10 @@ def read_json(file: Path) -> dict[str, Any]:
         DataError: the file cannot be read, or holds something else.
     """
     try:
-        found: object = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_bytes()
     except OSError as error:
         raise DataError("file cannot be read", got=f"{file} ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON", got=str(error)) from error
-    if not isinstance(found, dict):
-        raise DataError(f"{file}: not a JSON object", got=type(found).__name__)
-    return found
+    return parse_json(text, str(file), finite=False)
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,16 +92,6 @@ def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, line in enumerate(lines, 1):
                 if line.endswith(b"\n"):
                     where = f"{file}:{number}"
-                    yield where, _object(line, where)
+                    yield where, parse_json(line, where, finite=False)
     except OSError as error:
         raise DataError("file cannot be read", got=f"{file} ({error.strerror})") from error
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        found: object = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON", got=repr(line[:40])) from error
-    if not isinstance(found, dict):
-        raise DataError(f"{where}: not a JSON object", got=repr(line[:40]))
-    return found

@@ -229,12 +229,12 @@ def assert_round_trip(folder: Path, source: Path) -> None:
     ("text", "fragment"),
     [
         ('{"schema_version": 2, "skills": []}', "written by a newer version: got schema_version 2"),
-        ('{"schema_version": "x", "skills": []}', "schema_version is unusable"),
+        ('{"schema_version": "x", "skills": []}', "schema_version: cannot be used"),
         ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "cannot change its meaning: got 'a'"),
         ('{"skills": [{"id": "a", "text": "x"}], "mistakes": [{"id": "a", "text": "x"}]}', "got 'a'"),
         ('{"skills": [', "malformed JSON: got Expecting value at line 1"),
-        ("[]", "wrong type: got an array"),
-        ('{"skils": []}', "unknown key: got 'skils'"),
+        ("[]", "wrong type: got list"),
+        ('{"skils": []}', "not a bank: got keys ['skils']"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_in_one_line_and_nothing_is_written(sgsd, tmp_path, text, fragment):
@@ -381,7 +381,7 @@ def test_trace_finds_the_memories_that_a_run_kept(sgsd, file):
         ("lineage.json", "{", "lineage.json: not JSON"),
         ("lineage.json", '{"a": "b"}', "parents are no list of ids: got those of 'a'"),
         ("memories.jsonl", "{}\n", "memories.jsonl:1: not a memory"),
-        ("candidates.jsonl", "[]\n", "candidates.jsonl:1: not a JSON object"),
+        ("candidates.jsonl", "[]\n", "candidates.jsonl:1: wrong type: got list"),
     ],
 )
 def test_damaged_origins_are_named_in_one_line(sgsd, build, name, text, fragment):

@@ -15,8 +15,8 @@ from sgsd.errors import ConfigError
     [
         ("seed: three", "expected int"),
         ("seed: 1.5", "expected int"),
-        ("loss_type: no", 'expected text; put it in quotes: loss_type: "no"'),
-        ("run_name: 5", 'expected text; put it in quotes: run_name: "5"'),
+        ("loss_type: no", 'put it in quotes: loss_type: "no"'),
+        ("run_name: 5", 'put it in quotes: run_name: "5"'),
         ("report_to: 5", "expected None | str | list[str]"),
         ("learning_rate: [1e-5]", "expected float"),
         (

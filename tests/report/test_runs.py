@@ -95,10 +95,10 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, runs):
         load_runs([runs[0], runs[0].parent / "." / "grpo-0"])
     broken = shutil.copytree(runs[0], tmp_path / "broken")
     (broken / "trainer_state.json").write_text("{")
-    with pytest.raises(DataError, match=r"trainer_state\.json: not JSON"):
+    with pytest.raises(DataError, match=r"trainer_state\.json: malformed JSON"):
         load_run(broken)
     (broken / "run.json").write_text("[]")
-    with pytest.raises(DataError, match=r"run\.json: not a JSON object"):
+    with pytest.raises(DataError, match=r"run\.json: wrong type: got list"):
         load_run(broken)
     (broken / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match="record cannot be read"):

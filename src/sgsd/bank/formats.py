@@ -1,45 +1,216 @@
-"""Bank files as plain JSON documents: syntax, canonical text, and the common ``general_skills`` format.
+"""Bank files: their schemas, their canonical text, and the common ``general_skills`` format.
 
 Two formats are read. The *native* one holds everything a ``SkillBank`` is. The *common* one is what most public code of
 this family exchanges: ``general_skills`` (``skill_id``, ``title``, ``principle``, ``when_to_apply``),
 ``common_mistakes`` (``mistake_id``, ``description``, ``why_it_happens``, ``how_to_avoid``), ``task_specific_skills`` by
-category, ``metadata``. This module turns documents into documents; ``skills.py`` turns native documents into values.
+category, ``metadata``. ``skills.py`` turns what is read here into values.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import unicodedata
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, cast
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from sgsd.errors import BankError
+from sgsd.validation import parse_json, validated
 
 Document: TypeAlias = dict[str, object]
+SCHEMA_VERSION = 1
 
-COMMON_KEYS = ("general_skills", "task_specific_skills", "common_mistakes")
-NATIVE_KEYS = ("schema_version", "name", "metadata", "skills", "mistakes")
 
-# Native field -> the names it goes by in common files, best first.
-_SKILL_FIELDS = {
-    "id": ("skill_id", "id"),
-    "title": ("title", "name"),
-    "text": ("principle", "text", "description"),
-    "when": ("when_to_apply", "when"),
-    "origin": ("origin",),
-    "parents": ("parents",),
-}
-_MISTAKE_FIELDS = {
-    "id": ("mistake_id", "id"),
-    "title": ("description", "title", "mistake"),
-    "text": ("why_it_happens", "text", "why"),
-    "avoid": ("how_to_avoid", "avoid"),
-    "origin": ("origin",),
-    "parents": ("parents",),
-}
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Entry(BaseModel):
+    """An item of a file; an id that is missing is derived from the content."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    kind: ClassVar[str]
+    id: str | None = None
+    title: str = ""
+    text: str = ""
+    origin: str = "seed"
+    parents: list[str] = []
+
+    @property
+    def note(self) -> str:
+        """A skill's ``when``, a mistake's ``avoid``."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        own = content_id(self.kind, self.title, self.text, self.note)  # which refuses control characters
+        self.id = own if self.id is None else self.id
+        return self
+
+
+class SkillEntry(Entry):
+    """A skill of a native file."""
+
+    kind: ClassVar[str] = "skill"
+    when: str = ""
+
+    @property
+    def note(self) -> str:
+        return self.when
+
+
+class MistakeEntry(Entry):
+    """A mistake of a native file."""
+
+    kind: ClassVar[str] = "mistake"
+    avoid: str = ""
+
+    @property
+    def note(self) -> str:
+        return self.avoid
+
+
+_Items = TypeVar("_Items", bound=Entry)
+
+
+class BankFile(BaseModel):
+    """A native file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    schema_version: Annotated[int, Field(ge=1)] = SCHEMA_VERSION
+    name: str = ""
+    metadata: dict[str, object] = {}
+    skills: list[SkillEntry] = []
+    mistakes: list[MistakeEntry] = []
+
+
+def _names(*names: str) -> Any:
+    return Field("", validation_alias=AliasChoices(*names))
+
+
+def _tolerant(entry: object, names: tuple[str, ...], fallbacks: tuple[str, ...]) -> object:
+    """A bare string is the text, null and empty fields are none, and a title that stands alone is the text."""
+    if isinstance(entry, str):
+        return {names[0]: entry}
+    if not isinstance(entry, dict):
+        return entry
+    values = {key: value for key, value in cast(Document, entry).items() if value is not None and value != ""}
+    if not any(name in values for name in names):
+        for name in fallbacks:
+            if name in values:
+                return {names[0]: values.pop(name), **values}
+    return values
+
+
+class CommonSkill(SkillEntry):
+    """A skill of a common file, by the names its fields go by, best first."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    id: Annotated[str | None, BeforeValidator(_number_as_text)] = Field(
+        None, validation_alias=AliasChoices("skill_id", "id")
+    )
+    title: str = _names("title", "name")
+    text: str = Field(validation_alias=AliasChoices("principle", "text", "description"))
+    when: str = _names("when_to_apply", "when")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, entry: object) -> object:
+        return _tolerant(entry, ("principle", "text", "description"), ("title", "name"))
+
+
+class CommonMistake(MistakeEntry):
+    """A mistake of a common file.
+
+    Its ``description`` is its title where ``why_it_happens`` gives the text, and its text where nothing else does.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    id: Annotated[str | None, BeforeValidator(_number_as_text)] = Field(
+        None, validation_alias=AliasChoices("mistake_id", "id")
+    )
+    title: str = _names("description", "title", "mistake")
+    text: str = Field(validation_alias=AliasChoices("why_it_happens", "text", "why"))
+    avoid: str = _names("how_to_avoid", "avoid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, entry: object) -> object:
+        return _tolerant(entry, ("why_it_happens", "text", "why"), ("description", "mistake", "title"))
+
+
+class CommonFile(BaseModel):
+    """A common file."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: str = ""
+    metadata: dict[str, object] = {}
+    general_skills: list[CommonSkill] = []
+    task_specific_skills: dict[str, list[CommonSkill]] = {}
+    common_mistakes: list[CommonMistake] = []
+
+    def native(self) -> BankFile:
+        """The file as a native one.
+
+        Task-specific skills become skills like any other; their categories are kept in
+        ``metadata["task_specific_skills"]``, so that ``native_to_common`` puts them back. Keys that mean nothing here
+        are not carried, and are listed in ``metadata["ignored_keys"]``.
+        """
+        lists: dict[str, list[Any]] = {"general_skills": self.general_skills, "common_mistakes": self.common_mistakes}
+        lists |= {f"task_specific_skills.{category}": own for category, own in self.task_specific_skills.items()}
+        ignored = {f"{where}[].{key}" for where, entries in lists.items() for one in entries for key in one.model_extra}
+        ignored |= set(self.model_extra or {})
+        metadata = dict(self.metadata)
+        # Last, also where an earlier reading put it: a file written and read again is the same to the last byte.
+        before = {name: metadata.pop(name) for name in ("ignored_keys",) if name in metadata}
+        if self.task_specific_skills:
+            metadata["task_specific_skills"] = {
+                category: [one.id for one in own] for category, own in self.task_specific_skills.items()
+            }
+        metadata |= {"ignored_keys": sorted(ignored)} if ignored else before
+        skills = [*self.general_skills, *(one for own in self.task_specific_skills.values() for one in own)]
+        return BankFile.model_construct(
+            name=self.name, metadata=metadata, skills=skills, mistakes=list(self.common_mistakes)
+        )
+
+
+_NATIVE, _COMMON = TypeAdapter(BankFile), TypeAdapter(CommonFile)
+_COMMON_KEYS = ("general_skills", "task_specific_skills", "common_mistakes")
+_KEYS = (*BankFile.model_fields, *SkillEntry.model_fields, "avoid")
+
+
+def read(text: str, source: str) -> BankFile:
+    """JSON text of either format → what a bank is made of.
+
+    Args:
+        text: the file's.
+        source: what to call it in errors.
+
+    Raises:
+        BankError: malformed JSON, unknown keys (native), a newer schema version, wrong types, a character that no text
+            may hold.
+    """
+    document = parse_json(text, source, BankError)
+    version = document.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BankError(
+            f"{source}: the bank was written by a newer version",
+            got=f"schema_version {version}",
+            expected=f"at most {SCHEMA_VERSION}",
+            remedy="upgrade sgsd",
+        )
+    if "skills" in document or "mistakes" in document:
+        return validated(_NATIVE, document, source, BankError, known=_KEYS)
+    if version is None and any(key in document for key in _COMMON_KEYS):
+        return validated(_COMMON, document, source, BankError).native()
+    raise BankError(
+        f"{source}: not a bank",
+        got=f"keys {sorted(document)}",
+        expected="'skills' and 'mistakes' (or 'general_skills' and 'common_mistakes')",
+    )
 
 
 def canonical(value: object) -> str:
@@ -88,52 +259,8 @@ def pretty(document: Document) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names that hold or resemble ``name``, or else all (at most 12): the ``expected`` part of an error."""
-    names = list(known)
-    holding = [candidate for candidate in names if name and name.lower() in candidate.lower()][:3]
-    close = list(dict.fromkeys(holding + difflib.get_close_matches(name, names, n=3, cutoff=0.6)))
-    return " or ".join(map(repr, close)) if close else "one of " + ", ".join(map(repr, names[:12]))
-
-
 def parse(text: str, source: str) -> Document:
-    """JSON text → document.
-
-    Args:
-        text: the file's text.
-        source: what to call it in errors.
-
-    Raises:
-        BankError: malformed JSON (with line and column), a repeated key, NaN or an infinity, or no object at the top.
-    """
-
-    def unique(pairs: list[tuple[str, object]]) -> Document:
-        document = dict(pairs)
-        if len(document) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated = sorted({key for key in keys if keys.count(key) > 1})
-            raise BankError(
-                f"{source}: a JSON object repeats a key", got=repr(repeated[0]), expected="each key once per object"
-            )
-        return document
-
-    def refuse(constant: str) -> object:
-        raise BankError(f"{source}: not valid JSON", got=constant, expected="finite numbers")
-
-    try:
-        value: object = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise BankError(
-            f"{source}: malformed JSON",
-            got=f"{error.msg} at line {error.lineno} column {error.colno}",
-            expected="a JSON object",
-            remedy="a LaTeX backslash must be doubled in JSON" if "escape" in error.msg else "mend the file",
-        ) from error
-    except BankError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise BankError(f"{source}: unreadable JSON", got=" ".join(str(error).split())) from error
-    return as_object(value, source)
+    return parse_json(text, source, BankError)
 
 
 @contextmanager
@@ -172,98 +299,6 @@ def json_type(value: object) -> str:
     if isinstance(value, str):
         return "a string"
     return "an object" if isinstance(value, dict) else "an array" if isinstance(value, list) else type(value).__name__
-
-
-def refuse_unknown_keys(document: Mapping[str, object], known: Iterable[str], where: str) -> None:
-    """Raise ``BankError`` for the first key outside ``known``, naming the nearest known one."""
-    names = tuple(known)
-    for key in document:
-        if key not in names:
-            raise BankError(f"{where}: unknown key", got=repr(key), expected=nearest(key, names))
-
-
-def is_common(document: Document) -> bool:
-    """Whether a document is in the common format: one of its lists is there and nothing native is."""
-    native = any(key in document for key in ("schema_version", "skills", "mistakes"))
-    return not native and any(key in document for key in COMMON_KEYS)
-
-
-def common_to_native(document: Document, source: str) -> Document:
-    """Common document → native document.
-
-    Read tolerantly: ids may be missing (they are then derived) or numbers, an item may be a bare string, an item's
-    field may be null or go by a near name (``text`` for ``principle``). Task-specific skills become skills like any
-    other; their categories are kept in ``metadata["task_specific_skills"]``, so that ``native_to_common`` puts them
-    back. Keys that mean nothing here are not carried, and are listed in ``metadata["ignored_keys"]``. A mistake's
-    ``description`` is its title where ``why_it_happens`` gives the text, and its text where nothing else does.
-
-    Raises:
-        BankError: a list that is not a list, an item or field of the wrong type, an item without any text.
-    """
-    ignored = {key for key in document if key not in (*COMMON_KEYS, "name", "metadata")}
-
-    def items(value: object, where: str, fields: Mapping[str, tuple[str, ...]]) -> list[Document]:
-        found: list[Document] = []
-        for position, entry in enumerate(as_list(value, f"{source}: {where}")):
-            item, dropped = _read_common_item(entry, f"{source}: {where}[{position}]", fields)
-            ignored.update(f"{where}[].{key}" for key in dropped)
-            found.append(item)
-        return found
-
-    skills = items(document.get("general_skills", []), "general_skills", _SKILL_FIELDS)
-    categories: dict[str, list[str]] = {}
-    specific = as_object(document.get("task_specific_skills", {}), f"{source}: task_specific_skills")
-    for category, entries in specific.items():
-        members = items(entries, f"task_specific_skills.{category}", _SKILL_FIELDS)
-        categories[category] = [cast(str, member["id"]) for member in members]
-        skills += members
-    mistakes = items(document.get("common_mistakes", []), "common_mistakes", _MISTAKE_FIELDS)
-    metadata = dict(as_object(document.get("metadata", {}), f"{source}: metadata"))
-    # Last, also where an earlier reading put it, so that a file written and read again is the same to the last byte.
-    before = {name: metadata.pop(name) for name in ("ignored_keys",) if name in metadata}
-    if categories:
-        metadata["task_specific_skills"] = categories
-    metadata |= {"ignored_keys": sorted(ignored)} if ignored else before
-    native: Document = {"schema_version": 1, "metadata": metadata, "skills": skills, "mistakes": mistakes}
-    if "name" in document:
-        native["name"] = document["name"]
-    return native
-
-
-def _read_common_item(
-    entry: object, where: str, fields: Mapping[str, tuple[str, ...]]
-) -> tuple[Document, tuple[str, ...]]:
-    """One entry of a common list → (native item with an id, the keys that were not used)."""
-    kind, note = ("skill", "when") if "when" in fields else ("mistake", "avoid")
-    entry = {"text": entry} if isinstance(entry, str) else entry
-    raw = as_object(entry, where)
-    item: Document = {}
-    used: set[str] = set()
-    if kind == "mistake" and raw.get("title") and not any(raw.get(name) for name in fields["text"]):
-        # Title and description without a why: the title is the shorter of the two.
-        fields = {**fields, "title": ("title",), "text": ("description", "mistake")}
-    for field, names in fields.items():
-        for name in names:
-            if name in raw and raw[name] is not None and raw[name] != "":
-                item[field] = raw[name]
-                used.add(name)
-                break
-        else:
-            used.update(name for name in names if name in raw)
-    if isinstance(item.get("id"), int) and not isinstance(item["id"], bool):
-        item["id"] = str(item["id"])
-    for field in ("id", "title", "text", note):
-        if not isinstance(item.get(field, ""), str):
-            raise BankError(f"{where}.{field}: wrong type", got=json_type(item[field]), expected="a string")
-    if "text" not in item and "title" in item:
-        item["text"] = item.pop("title")
-    if "text" not in item:
-        raise BankError(f"{where}: the {kind} says nothing", got=canonical(raw)[:80], expected=repr(fields["text"][0]))
-    if "id" not in item:
-        title, text, extra = (cast(str, item.get(field, "")) for field in ("title", "text", note))
-        with located(where):
-            item["id"] = content_id(kind, title, text, extra)
-    return item, tuple(key for key in raw if key not in used)
 
 
 def native_to_common(document: Document) -> Document:

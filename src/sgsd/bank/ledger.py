@@ -9,17 +9,27 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
-from typing import TypeVar, cast
+from typing import Annotated, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, TypeAdapter
 
 from sgsd.errors import BankError
+from sgsd.validation import parse_json, validated
 
 _VERSION = 3
 _UPPER = np.triu_indices(4)  # of two of four counts, row by row
-_Number = TypeVar("_Number", int, float)
 _Scalar = TypeVar("_Scalar", np.int64, np.float64)
+
+
+_Count: TypeAlias = Annotated[int, Strict()]
+
+
+def _ten(products: tuple[int, ...]) -> tuple[int, ...]:
+    if len(products) not in (0, len(_UPPER[0])):
+        raise ValueError(f"{len(_UPPER[0])} counts")
+    return products
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +52,23 @@ class ItemRecord:
             a problem of its own.
     """
 
-    uses: int = 0
-    active: int = 0
-    positive: int = 0
-    negative: int = 0
-    neutral: int = 0
-    undecided: int = 0
-    successes: int = 0
-    failures: int = 0
-    positive_success: int = 0
-    negative_success: int = 0
-    positive_failure: int = 0
-    negative_failure: int = 0
-    support_success: float = 0.0
-    support_failure: float = 0.0
-    products: tuple[int, ...] = ()
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    uses: _Count = 0
+    active: _Count = 0
+    positive: _Count = 0
+    negative: _Count = 0
+    neutral: _Count = 0
+    undecided: _Count = 0
+    successes: _Count = 0
+    failures: _Count = 0
+    positive_success: _Count = 0
+    negative_success: _Count = 0
+    positive_failure: _Count = 0
+    negative_failure: _Count = 0
+    support_success: Annotated[float, Strict()] = 0.0
+    support_failure: Annotated[float, Strict()] = 0.0
+    products: Annotated[tuple[_Count, ...], AfterValidator(_ten)] = ()
 
     def __post_init__(self) -> None:
         if not self.products:
@@ -105,10 +117,6 @@ class ItemRecord:
     def mean_support_failure(self) -> float | None:
         """Mean support of rollouts that failed, in nats per token; ``None`` where there were none."""
         return self.support_failure / self.failures if self.failures else None
-
-
-_SUMS = ("support_success", "support_failure")
-_COUNTS = tuple(entry.name for entry in fields(ItemRecord) if entry.name not in (*_SUMS, "products"))
 
 
 @dataclass(frozen=True)
@@ -210,20 +218,13 @@ class Ledger:
         Raises:
             BankError: it is no ledger, or was written by a newer version.
         """
-        try:
-            document = cast(object, json.loads(text))
-        except json.JSONDecodeError as error:
-            raise BankError(f"{source}: not JSON", got=error.msg) from error
-        if not isinstance(document, dict):
-            raise BankError(f"{source}: not a ledger", expected="an object with version and items")
-        content = cast(dict[str, object], document)
-        version, items = content.get("version"), content.get("items")
-        if not isinstance(version, int) or not isinstance(items, dict):
-            raise BankError(f"{source}: not a ledger", expected="an object with version and items")
-        if version > _VERSION:
+        document = parse_json(text, source, BankError)
+        version = document.get("version")
+        if isinstance(version, int) and version > _VERSION:
             raise BankError(f"{source}: written by a newer version", got=version, expected=f"at most {_VERSION}")
-        entries = cast(dict[str, object], items)
-        return cls({id: _read_record(entry, f"{source}: {id}") for id, entry in entries.items()})
+        return cls(
+            validated(_FILE, document, source, BankError, known=[entry.name for entry in fields(ItemRecord)]).items
+        )
 
 
 def _contributions(
@@ -268,25 +269,11 @@ def _record(counts: Sequence[int], sums: Sequence[float], products: Sequence[int
     return ItemRecord(*counts, support_success=on_success, support_failure=on_failure, products=tuple(products))
 
 
-def _read_record(value: object, where: str) -> ItemRecord:
-    if not isinstance(value, dict):
-        raise BankError(f"{where}: not a record", expected="an object of counts")
-    entries = cast(dict[str, object], value)
-    if unknown := sorted(set(entries) - {*_COUNTS, *_SUMS, "products"}):
-        raise BankError(f"{where}: unknown count", got=unknown[0], expected=", ".join((*_COUNTS, *_SUMS, "products")))
-    products = entries.get("products", [])
-    if not isinstance(products, list) or len(cast(list[object], products)) not in (0, len(_UPPER[0])):
-        raise BankError(f"{where}.products: wrong length", expected=f"{len(_UPPER[0])} counts")
-    listed = {str(place): value for place, value in enumerate(cast(list[object], products))}
-    return _record(
-        [_number(entries, name, int, where) for name in _COUNTS],
-        [_number(entries, name, float, where) for name in _SUMS],
-        [_number(listed, place, int, f"{where}.products") for place in listed],
-    )
+class _File(BaseModel):
+    """A ledger's file; what older versions held beside the records is left."""
+
+    version: _Count
+    items: dict[str, ItemRecord]
 
 
-def _number(entries: dict[str, object], name: str, kind: type[_Number], where: str) -> _Number:
-    value = entries.get(name, kind())
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise BankError(f"{where}.{name}: wrong type", got=repr(value), expected=kind.__name__)
-    return value
+_FILE = TypeAdapter(_File)

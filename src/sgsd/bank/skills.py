@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -22,8 +22,8 @@ from sgsd import runfolder
 from sgsd.bank import formats
 from sgsd.bank.checks import Finding, check_items
 from sgsd.errors import BankError
+from sgsd.validation import nearest
 
-SCHEMA_VERSION = 1
 SEED_PREFIX = "seed:"
 MAX_ID_CHARACTERS = 128
 
@@ -295,10 +295,8 @@ class SkillBank:
             BankError: malformed JSON, unknown keys (native), a newer schema version, wrong types, one id for two
                 contents.
         """
-        document = formats.parse(text, source)
-        if formats.is_common(document):
-            document = formats.common_to_native(document, source)
-        return _read_native(document, source)
+        file = formats.read(text, source)
+        return SkillBank(name=file.name, metadata=file.metadata).with_items(_items(file, source))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SkillBank:
@@ -353,7 +351,7 @@ class SkillBank:
 
     def _document(self) -> formats.Document:
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": formats.SCHEMA_VERSION,
             "name": self.name,
             "metadata": dict(self.metadata),
             "skills": [_item_document(skill) for skill in self.skills],
@@ -362,9 +360,7 @@ class SkillBank:
 
     def _unknown(self, id: str) -> BankError:
         known = [item.id for item in self.items]
-        return BankError(
-            "no such item in the bank", got=repr(id), expected=formats.nearest(id, known) if known else None
-        )
+        return BankError("no such item in the bank", got=repr(id), expected=nearest(id, known) if known else None)
 
 
 def seed_banks() -> tuple[str, ...]:
@@ -376,7 +372,7 @@ def seed_banks() -> tuple[str, ...]:
 def _seed_text(name: str) -> str:
     names = seed_banks()
     if name not in names:
-        raise BankError("no such shipped bank", got=repr(name), expected=formats.nearest(name, names))
+        raise BankError("no such shipped bank", got=repr(name), expected=nearest(name, names))
     return (resources.files("sgsd.bank") / "seeds" / f"{name}.json").read_text(encoding="utf-8")
 
 
@@ -386,62 +382,20 @@ def _item_document(item: Item) -> formats.Document:
     return document | {"origin": item.origin.value, "parents": list(item.parents)}
 
 
-def _read_native(document: formats.Document, source: str) -> SkillBank:
-    version = document.get("schema_version", SCHEMA_VERSION)
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise BankError(f"{source}: schema_version is unusable", got=repr(version), expected=SCHEMA_VERSION)
-    if version > SCHEMA_VERSION:
-        raise BankError(
-            f"{source}: the bank was written by a newer version",
-            got=f"schema_version {version}",
-            expected=f"at most {SCHEMA_VERSION}",
-            remedy="upgrade sgsd",
-        )
-    formats.refuse_unknown_keys(document, formats.NATIVE_KEYS, source)
-    if "skills" not in document and "mistakes" not in document:
-        raise BankError(
-            f"{source}: not a bank",
-            got=f"keys {sorted(document)}",
-            expected="'skills' and 'mistakes' (or 'general_skills' and 'common_mistakes')",
-        )
-    name = document.get("name", "")
-    if not isinstance(name, str):
-        raise BankError(f"{source}: name: wrong type", got=formats.json_type(name), expected="a string")
-    items: list[Item] = []
-    for kind, key in ((Skill, "skills"), (Mistake, "mistakes")):
-        for position, value in enumerate(formats.as_list(document.get(key, []), f"{source}: {key}")):
-            where = f"{source}: {key}[{position}]"
-            items.append(_read_item(kind, formats.as_object(value, where), where))
-    metadata = formats.as_object(document.get("metadata", {}), f"{source}: metadata")
-    return SkillBank(name=name, metadata=metadata).with_items(items)
-
-
-def _read_item(kind: type[Skill] | type[Mistake], raw: formats.Document, where: str) -> Item:
-    note = "when" if kind is Skill else "avoid"
-    formats.refuse_unknown_keys(raw, ("id", "title", "text", note, "origin", "parents"), where)
-    strings: dict[str, str] = {}
-    for key in ("id", "title", "text", note, "origin"):
-        value = raw.get(key, Origin.SEED.value if key == "origin" else "")
-        if not isinstance(value, str):
-            raise BankError(f"{where}.{key}: wrong type", got=formats.json_type(value), expected="a string")
-        strings[key] = value
-    parents = formats.as_list(raw.get("parents", []), f"{where}.parents")
-    if not all(isinstance(parent, str) for parent in parents):
-        raise BankError(f"{where}.parents: wrong type", got=formats.canonical(parents)[:80], expected="an array of ids")
-    title, text, note_text = strings["title"], strings["text"], strings[note]
-    with formats.located(where):
-        id = strings["id"] if "id" in raw else formats.content_id(kind.__name__.lower(), title, text, note_text)
-        # The constructor checks the origin, which may be no member yet.
-        return kind(id, title, text, note_text, cast(Origin, strings["origin"]), tuple(cast(list[str], parents)))
+def _items(file: formats.BankFile, source: str) -> Iterator[Item]:
+    for key, kind, entries in (("skills", Skill, file.skills), ("mistakes", Mistake, file.mistakes)):
+        for position, entry in enumerate(entries):
+            with formats.located(f"{source}: {key}[{position}]"):
+                # The constructor checks the origin, which may be no member yet.
+                origin, parents = cast(Origin, entry.origin), tuple(entry.parents)
+                yield kind(str(entry.id), entry.title, entry.text, entry.note, origin, parents)
 
 
 def _validate(item: Item) -> None:
     what = f"{'skill' if isinstance(item, Skill) else 'mistake'} {item.id!r}"
     if item.origin not in tuple(Origin):
         known = [origin.value for origin in Origin]
-        raise BankError(
-            f"{what}: unknown origin", got=repr(item.origin), expected=formats.nearest(str(item.origin), known)
-        )
+        raise BankError(f"{what}: unknown origin", got=repr(item.origin), expected=nearest(str(item.origin), known))
     object.__setattr__(item, "origin", Origin(item.origin))
     object.__setattr__(item, "parents", tuple(item.parents))
     if (

@@ -1,9 +1,24 @@
-"""How flags are spelled, for the command line before any framework is imported."""
+"""How flags are spelled, and what their help calls their values; without any framework."""
 
 from __future__ import annotations
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+_NAMES = {str: "TEXT", int: "INT", float: "FLOAT", bool: "BOOL", dict: "JSON"}
 
 
 def spelled(argument: str) -> str:
     """``--dry-run`` and ``--dry_run`` are one flag; values and other words stay as they are."""
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
+
+
+def metavar(hint: Any) -> str:
+    """What help calls a value of this type: ``INT``, ``JSON``, ``{a,b}`` where there is a choice."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"{{{','.join(inner)}}}"
+    if origin in (Union, types.UnionType):
+        return metavar(inner[0])
+    return metavar(inner[0]) if origin is list else _NAMES.get(origin or hint, "TEXT")

@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__, examples
-from sgsd.cli import bank_settings
 from sgsd.cli.flags import spelled
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
 Presets for --config: bank, demo, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
 sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
+
+
+_BUILDS = {
+    "build": "a bank from a model's own rollouts: sample, verify, extract, merge; goes on where it was cut off",
+    "sample": "the first stage of build alone: rollouts",
+    "verify": "the second: rollouts to memories",
+    "extract": "the third: memories to candidates",
+    "merge": "the last: candidates to a bank without leaks",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,8 +62,12 @@ def _mapping(text: str) -> dict[str, Any]:
     return value
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of everything but ``train``'s own flags."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of everything but ``train``'s own flags.
+
+    Args:
+        command: the one that is called; ``bank`` alone brings the flags of its builds.
+    """
     parser = Parser(
         prog="sgsd",
         description="Skill-conditioned gated self-distillation.",
@@ -144,11 +156,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     lab = "the controlled benchmark of a checkout: hidden rules, a bank of known worth, minutes"
     commands.add_parser("lab", help=lab, add_help=False)
-    _add_bank(commands.add_parser("bank", help="skill banks: show, search, check, compare, their versions and origins"))
+    bank = commands.add_parser("bank", help="skill banks: build, show, search, check, compare, and their origins")
+    _add_bank(bank, is_chosen=command == "bank")
     return parser
 
 
-def _add_bank(bank: argparse.ArgumentParser) -> None:
+def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
     actions = bank.add_subparsers(dest="action", required=True, parser_class=Parser)
     one_bank = "a bank file, a folder with bank.json, or a shipped bank as seed:NAME"
     show = actions.add_parser("show", help="list a bank's items")
@@ -186,8 +199,12 @@ def _add_bank(bank: argparse.ArgumentParser) -> None:
     orders = ("credit", "positive_share", "support", "uses", "active")
     ledger.add_argument("--sort", choices=orders, default="credit", help="what to rank by (credit)")
     ledger.add_argument("--json", action="store_true", help="print JSON")
-    for name, help_text in bank_settings.ACTIONS.items():
-        bank_settings.add_flags(actions.add_parser(name, help=help_text))
+    builds = {name: actions.add_parser(name, help=help_text) for name, help_text in _BUILDS.items()}
+    if is_chosen:  # pydantic takes longer to import than the rest of the command line
+        from sgsd.cli.bank_settings import add_flags
+
+        for action in builds.values():
+            add_flags(action)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -221,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return train(arguments[1:])
         if arguments and arguments[0] in examples.COMMANDS:
             return examples.run(arguments[0], arguments[1:])
-        options = parse(build_parser(), arguments)
+        options = parse(build_parser(next(iter(arguments), None)), arguments)
         if options.command == "eval" and options.regrade is not None:
             from sgsd.cli.regrade import regrade_stored
 
@@ -242,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.cli.report import report
 
             return report(options)
-        if options.action in bank_settings.ACTIONS:
+        if options.action in _BUILDS:
             from sgsd.cli.bank_build import build_bank
 
             return build_bank(options)

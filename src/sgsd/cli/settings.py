@@ -9,7 +9,6 @@ import importlib.resources
 import json
 import os
 import platform
-import types
 import typing
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,16 +19,29 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import ModelConfig, TrlParser
 
 from sgsd import __version__, runfolder
-from sgsd.cli.flags import spelled
+from sgsd.cli.flags import metavar, spelled
 from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
 
 _SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
+_GROUPS = {
+    "RunArguments": "the run and its data",
+    "ModelConfig": "the model (TRL's ModelConfig)",
+    "SGSDConfig": "method sgsd",
+    "OPSDConfig": "method opsd",
+    "GRPOBaselineConfig": "method grpo",
+    "DistillationConfig": "the teacher's weights (methods sgsd and opsd)",
+    "_BaseConfig": "training (what TRL changes)",
+    "GRPOConfig": "GRPO (TRL's GRPOConfig)",
+    "VerifiedConfig": "prompts, verdicts, skills; sampling and optimisation of every method",
+    "TrainingArguments": "training (transformers' TrainingArguments)",
+}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
@@ -62,6 +74,26 @@ class RunArguments:
 
 
 class _Parser(TrlParser):
+    """TRL's parser; its help is in groups, the package's own settings first, each with its default."""
+
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        hints = typing.get_type_hints(dtype)
+        owners = {
+            item.name: next(one for one in dtype.__mro__ if item.name in vars(one).get("__annotations__", {}))
+            for item in dataclasses.fields(dtype)
+            if item.init
+        }
+        for owner in dict.fromkeys(one for one in dtype.__mro__ if one in owners.values()):
+            group = self.add_argument_group(_GROUPS[owner.__name__])
+            for item in dataclasses.fields(dtype):
+                if owners.get(item.name) is owner:
+                    item.type = hints[item.name]  # as the base class does
+                    self._parse_dataclass_field(group, item)
+        for action in self._actions:
+            action.option_strings = [flag for flag in action.option_strings if "-" not in flag[2:]]  # both are read
+            if action.choices is None and action.dest in owners and action.nargs != 0:
+                action.metavar = metavar(hints[action.dest])
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, remedy=f"see {self.prog} --help")
 
@@ -95,20 +127,21 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
         arguments[at] = str(path)
         content = read_yaml(path)
     method = _method(arguments, content)
-    parts = (RunArguments, CONFIGS[method], ModelConfig)
-    parser = _Parser(parts, prog=f"sgsd train --method {method}")  # pyright: ignore[reportArgumentType]
+    parts = (RunArguments, ModelConfig, CONFIGS[method])
+    name = f"sgsd train --method {method}"
+    parser = _Parser(parts, prog=name, usage=f"{name} [--config FILE|PRESET] [--SETTING VALUE …]")
     known = known_settings(parser)
     for key in content:
         if key not in known and key != "env":
             raise unknown_setting(str(key), known, method=method, where=str(path))
     if path is not None:
-        _check_types(content, parts, parser, path)
+        _check_types(content, parts, path)
     for argument in arguments:
         flag = argument.split("=")[0]
         if flag.startswith("--") and flag != "--config" and flag not in parser._option_string_actions:
             raise unknown_setting(flag[2:], known, method=method)
     try:
-        run, training, model = parser.parse_args_and_config(arguments)
+        run, model, training = parser.parse_args_and_config(arguments)
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:  # TRL's own checks; OSError: names in env
@@ -279,53 +312,31 @@ def _is_config(argument: str) -> bool:
     return argument.startswith("--config=")
 
 
-def _check_types(content: dict[str, Any], parts: Iterable[Any], parser: argparse.ArgumentParser, path: Path) -> None:
+def _check_types(content: dict[str, Any], parts: Iterable[Any], path: Path) -> None:
     """argparse converts text alone, and only where no flag overrides it: the rest of YAML would pass unseen."""
     hints = {name: hint for part in parts for name, hint in typing.get_type_hints(part).items()}
-    actions = {action.dest: action for action in parser._actions if action.nargs != 0}
     for key, value in content.items():
-        if key == "env" or (isinstance(value, str) and actions[key].type is str):
+        if key == "env" or (key in SWITCHES and isinstance(value, bool)):
             continue
-        if key in SWITCHES and isinstance(value, bool):
+        hint = hints[key]
+        if _is_a(value, hint) or (isinstance(value, str) and _is_a([value], hint)):  # argparse makes a list of one
             continue
-        action, hint = actions[key], hints[key]
-        if value is None:
-            fits, expected = action.default is None or type(None) in typing.get_args(hint), "a value"
-        elif hint in (str, str | None) or (action.choices and not isinstance(value, str)):
+        raise ConfigError(
+            f"wrong type in {path}",
+            got=f"{key}: {json.dumps(value, default=str)}",
+            expected=hint.__name__ if isinstance(hint, type) else str(hint),
             # YAML reads a bare `no` as false and a bare 5 as a number.
-            fits, expected = False, f'text; put it in quotes: {key}: "{"no" if value is False else value}"'
-        else:
-            fits = _is_a(value, hint) or _converts(value, action)
-            expected = hint.__name__ if isinstance(hint, type) else str(hint)
-        if not fits:
-            raise ConfigError(
-                f"wrong type in {path}", got=f"{key}: {json.dumps(value, default=str)}", expected=expected
-            )
+            remedy=f'put it in quotes: {key}: "{"no" if value is False else value}"' if _is_a("text", hint) else None,
+        )
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type hint: a class, a list or mapping of them, or a union."""
-    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind in (typing.Union, types.UnionType):
-        return any(_is_a(value, part) for part in parts)
-    if kind is typing.Literal:
-        return value in parts
-    if kind is list:
-        return isinstance(value, list) and all(not parts or _is_a(item, parts[0]) for item in value)
-    return isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _converts(value: Any, action: argparse.Action) -> bool:
-    """Whether argparse makes what a setting wants of a value, or of a list's items. Text it would make of anything."""
-    items = value if action.nargs == "+" and isinstance(value, list) else [value]
-    if action.type is str or not callable(action.type):
-        return False
+    """Whether pydantic makes a value of the hint's type of it; a switch is no number."""
     try:
-        for item in items:
-            action.type(str(item))
-    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        read = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError:
         return False
-    return True
+    return isinstance(read, bool) or not isinstance(value, bool)
 
 
 def _without_secrets(value: Any) -> Any:

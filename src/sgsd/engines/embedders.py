@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sgsd.bank.formats import nearest
 from sgsd.errors import ConfigError
 from sgsd.retrieval import BM25Retriever, Embedder, EmbeddingRetriever, RandomRetriever, Retriever
+from sgsd.validation import nearest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

