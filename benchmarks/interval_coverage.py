@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the truth, by simulation: the package's beside a library's bootstraps.
+"""How often 95 % intervals hold the truth, by simulation.
 
     python benchmarks/interval_coverage.py [--repeats 2000] [--only mean|difference|seeds|evaluations|ledger]
 
@@ -28,7 +28,6 @@ from sgsd.evaluation.statistics import Estimate, difference_over, mean_estimate,
 
 PROBLEMS = (10, 30, 100, 500)
 SAMPLES = (1, 4, 12)
-BOOTSTRAP_PROBLEMS_AT_MOST = 100  # scipy's own needs minutes beyond
 DIFFICULTIES: dict[str, tuple[float, float]] = {
     "uniform": (1.0, 1.0),
     "hard, mean 11 %": (0.5, 4.0),
@@ -56,24 +55,6 @@ def coverage(
     return held / repeats
 
 
-def bootstrap_coverage(
-    draw: Callable[[np.random.Generator], np.ndarray], truth: float, repeats: int, method: str
-) -> float:
-    """The same for ``scipy.stats.bootstrap``; an interval that is not a number holds nothing."""
-    rng = np.random.default_rng(0)
-    data = np.stack([draw(rng) for _ in range(repeats)])
-    with np.errstate(all="ignore"):
-        found = stats.bootstrap((data,), np.mean, axis=1, n_resamples=999, method=method, rng=rng, batch=50)
-    interval = found.confidence_interval
-    return float(np.mean((interval.low <= truth) & (truth <= interval.high)))
-
-
-def student(values: np.ndarray) -> Estimate:
-    """Student's interval, for comparison."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
-
-
 def paired_chances(
     rng: np.random.Generator, n: int, difficulty: tuple[float, float], gain: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -89,26 +70,21 @@ def percent(share: float) -> str:
 
 
 def means(repeats: int) -> None:
-    """One seed: the package's interval, Student's, and scipy's bootstraps."""
+    """One seed."""
     rows: list[list[str]] = []
     for name, (a, b) in DIFFICULTIES.items():
         for n in PROBLEMS:
-            cells: dict[str, list[str]] = {"sgsd": [], "student": [], "percentile": [], "BCa": []}
+            cells: list[str] = []
             for k in SAMPLES:
 
-                def draw(rng: np.random.Generator, n: int = n, k: int = k, a: float = a, b: float = b) -> np.ndarray:
-                    return rng.binomial(k, rng.beta(a, b, n)) / k
+                def draw(
+                    rng: np.random.Generator, n: int = n, k: int = k, a: float = a, b: float = b
+                ) -> tuple[np.ndarray]:
+                    return (rng.binomial(k, rng.beta(a, b, n)) / k,)
 
-                truth = a / (a + b)
-                for key, estimate in (("sgsd", mean_estimate), ("student", student)):
-                    cells[key].append(percent(coverage(estimate, lambda rng: (draw(rng),), truth, repeats)))
-                for method in ("percentile", "BCa"):
-                    few = n <= BOOTSTRAP_PROBLEMS_AT_MOST
-                    found = percent(bootstrap_coverage(draw, truth, min(repeats, 1000), method)) if few else "–"
-                    cells[method].append(found)
-            rows.append([name, str(n), *(" / ".join(values) for values in cells.values())])
-    header = ("problems", "n", "sgsd", "Student", "bootstrap, percentile", "bootstrap, BCa")
-    show_table(header, rows, title="Mean, k = 1 / 4 / 12")
+                cells.append(percent(coverage(mean_estimate, draw, a / (a + b), repeats)))
+            rows.append([name, str(n), " / ".join(cells)])
+    show_table(("problems", "n", "coverage"), rows, title="Mean, k = 1 / 4 / 12")
 
 
 def differences(repeats: int) -> None:
