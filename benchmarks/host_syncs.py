@@ -2,8 +2,8 @@
 
     python benchmarks/host_syncs.py            # both objectives, a table of source lines
 
-Counted by ``torch.profiler`` on a CPU, in ``_compute_loss`` of a trainer and nowhere else (sampling and teachers'
-scores come before it, the backward after):
+Counted on a CPU, in ``_compute_loss`` of a trainer and nowhere else (sampling and teachers' scores come before it, the
+backward after):
 
 - syncs: what must know a value. ``item`` (also by ``float``, ``int``, ``bool``, a comparison in an ``if``), ``tolist``,
   ``cpu``, ``nonzero`` (also by a boolean index), ``masked_select``, ``equal``, ``unique``;
@@ -15,36 +15,32 @@ On a CPU nothing tells a device's tensor from a host's: a line that reads a tens
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
 import torch
 from accelerate.utils import operations
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SYNC_OPS = {
-    "aten::_local_scalar_dense": "item",
-    "aten::nonzero": "nonzero",
-    "aten::masked_select": "masked_select",
-    "aten::equal": "equal",
-    "aten::_unique2": "unique",
-    "aten::unique_dim": "unique",
-    "aten::unique_consecutive": "unique",
+    "_local_scalar_dense": "item",
+    "nonzero": "nonzero",
+    "masked_select": "masked_select",
+    "equal": "equal",
+    "_unique2": "unique",
+    "unique_dim": "unique",
+    "unique_consecutive": "unique",
 }
 TENSOR_METHODS = ("tolist", "cpu")
 COLLECTIVES = ("gather", "gather_object", "reduce", "broadcast", "broadcast_object_list", "pad_across_processes")
-# Ops that read a value which is on the host anyway, such as the 0 of ``x[mask] = 0``.
-HOST_VALUES = {"aten::_index_put_impl_", "aten::masked_fill_", "aten::masked_fill", "aten::fill_"}
-_AT, _SYNC, _COLLECTIVE = "at::", "sync::", "collective::"
 _PACKAGES = re.compile(r"^.*/(?=(sgsd|trl|transformers|accelerate|peft|torch)/)")
 
 
@@ -57,12 +53,6 @@ class Place:
     function: str
     kind: str
 
-    @classmethod
-    def read(cls, name: str, kind: str = "") -> Place:
-        """From an event's name, ``prefix::kind|file|line|function``."""
-        named, file, line, function = name.split("|")
-        return cls(file, int(line), function, kind or named.partition("::")[2])
-
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.function}"
 
@@ -71,8 +61,8 @@ class Place:
 class Counts:
     """Each place, and how often it was reached."""
 
-    syncs: Counter[Place]
-    collectives: Counter[Place]
+    syncs: Counter[Place] = field(default_factory=Counter)
+    collectives: Counter[Place] = field(default_factory=Counter)
 
     def table(self) -> str:
         lines = []
@@ -90,78 +80,71 @@ def count(trainer: Any, inputs: dict[str, Any]) -> Counts:
         inputs: a micro-batch, as ``_generate_and_score_completions`` makes it. Its loss is computed twice.
     """
     trainer._compute_loss(trainer.model, inputs)  # what is done once in a run is not counted
-    with profile(activities=[ProfilerActivity.CPU]) as profiled, _named(), _Located():
+    counts = Counts()
+    with _named(counts), _Operations(counts.syncs):
         trainer._compute_loss(trainer.model, inputs)
-    syncs, collectives = Counter[Place](), Counter[Place]()
-    for event in profiled.events():
-        parents = list(_parents(event))
-        if any(parent.startswith((_SYNC, _COLLECTIVE)) for parent in parents):
-            continue  # part of what is counted
-        if event.name.startswith(_COLLECTIVE):
-            collectives[Place.read(event.name)] += 1
-        elif event.name.startswith(_SYNC):
-            syncs[Place.read(event.name)] += 1
-        elif event.name in SYNC_OPS:
-            line = next((n for n, parent in enumerate(parents) if parent.startswith(_AT)), None)
-            # Without a line it is on its way to ``_Located``, which dispatches it once more.
-            if line is not None and not (SYNC_OPS.keys() | HOST_VALUES) & set(parents[:line]):
-                syncs[Place.read(parents[line], SYNC_OPS[event.name])] += 1
-    return Counts(syncs, collectives)
+    return counts
 
 
-def _parents(event: Any) -> Iterator[str]:
-    while (event := event.cpu_parent) is not None:
-        yield event.name
+class _Operations(TorchDispatchMode):
+    """Counts operations whose result's value or shape the host must know."""
 
-
-def _here() -> str:
-    """The innermost line of this package or of TRL that runs now, and what it called elsewhere but in torch."""
-    frame, inner = sys._getframe(1), ""
-    while frame is not None:
-        code, line = frame.f_code, frame.f_lineno
-        file = _PACKAGES.sub("", code.co_filename)
-        if file.startswith(("sgsd/", "trl/")):
-            return f"{file}|{line}|{code.co_name}{inner and f', in {inner}'}"
-        if not (inner or code.co_filename == __file__ or file.startswith("torch/") or file.endswith("contextlib.py")):
-            inner = f"{file}:{line} {code.co_name}"
-        frame = frame.f_back
-    return f"|0|{inner}"
-
-
-class _Located(TorchDispatchMode):
-    """The profiler sees, around each op, the line that asked for it."""
+    def __init__(self, syncs: Counter[Place]) -> None:
+        super().__init__()
+        self._syncs = syncs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with record_function(f"{_AT}op|{_here()}"):
-            return func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        kind = SYNC_OPS.get(name)
+        # One value for all places of a boolean index is a fill, which looks at no place.
+        if name == "index" or (name in ("index_put", "index_put_") and args[2].numel() > 1):
+            indices = [index for index in args[1] if index is not None]
+            kind = "nonzero" if any(index.dtype is torch.bool for index in indices) else None
+        if kind:
+            self._syncs[_here(kind)] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _named() -> Iterator[None]:
-    """Inside, the profiler sees the tensors' methods and the collectives by name, however a module imported them."""
+def _named(counts: Counts) -> Iterator[None]:
+    """Inside, tensors' methods and collectives are counted, however a module imported them."""
     undo: list[Callable[[], None]] = []
 
-    def replace(owner: Any, name: str, prefix: str, original: Any) -> None:
+    def replace(owner: Any, name: str, places: Counter[Place], original: Any) -> None:
         @wraps(original)
-        def named(*args: Any, **kwargs: Any) -> Any:
-            with record_function(f"{prefix}{original.__name__}|{_here()}"):
-                return original(*args, **kwargs)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            places[_here(original.__name__)] += 1
+            return original(*args, **kwargs)
 
-        setattr(owner, name, named)
+        setattr(owner, name, counted)
         undo.append(lambda: setattr(owner, name, original))
 
     for method in TENSOR_METHODS:
-        replace(torch.Tensor, method, _SYNC, getattr(torch.Tensor, method))
+        replace(Tensor, method, counts.syncs, vars(torch._C.TensorBase)[method])
     for name in COLLECTIVES:
-        original = getattr(operations, name)
+        original = vars(operations)[name]
         for module in list(sys.modules.values()):
             for alias in [alias for alias, value in vars(module).items() if value is original]:
-                replace(module, alias, _COLLECTIVE, original)
+                replace(module, alias, counts.collectives, original)
     try:
         yield
     finally:
         for step in undo:
             step()
+
+
+def _here(kind: str) -> Place:
+    """The innermost line of this package or of TRL that runs now, and what it called elsewhere but in torch."""
+    frame, inner = sys._getframe(2), ""
+    while frame is not None:
+        code, line = frame.f_code, frame.f_lineno
+        file = _PACKAGES.sub("", code.co_filename)
+        if file.startswith(("sgsd/", "trl/")):
+            return Place(file, line, f"{code.co_name}{inner and f', in {inner}'}", kind)
+        if not (inner or code.co_filename == __file__ or file.startswith("torch/") or file.endswith("contextlib.py")):
+            inner = f"{file}:{line} {code.co_name}"
+        frame = frame.f_back
+    return Place("", 0, inner, kind)
 
 
 # ---- as a script
@@ -197,13 +180,7 @@ def make_batch(folder: str, settings: dict[str, Any]) -> tuple[Any, dict[str, An
     return trainer, trainer._generate_and_score_completions(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+if __name__ == "__main__":
     for name, settings in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             print(f"\n{name}: {count(*make_batch(folder, settings)).table()}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,26 +1,33 @@
-"""How often 95 % intervals hold the truth, by simulation: the package's beside a library's bootstraps.
+"""How often 95 % intervals hold the truth, by simulation.
 
-    python benchmarks/interval_coverage.py [--repeats 2000] [--only mean|difference|seeds|evaluations]
+    python benchmarks/interval_coverage.py [--repeats 2000] [--only mean|difference|seeds|evaluations|ledger]
 
 A repetition draws problems (each with its own chance of being solved), then samples; the truth is the mean over the
-distribution that the problems come from. With 2,000 repetitions a figure is good to ± 1 point. Tables are in Markdown.
+distribution that the problems come from. In the last table an item of known worth teaches the 8 rollouts of each
+problem, which are alike in several ways (KINDS); its intervals are those of ``sgsd.bank.credit``. With 2,000
+repetitions a figure is good to ± 1 point. Tables are in Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
+from measure import show_table
+from sgsd.bank import ItemRecord
+from sgsd.bank.credit import credit
 from sgsd.evaluation.statistics import Estimate, difference_over, mean_estimate, mean_over, paired_difference
 
 PROBLEMS = (10, 30, 100, 500)
 SAMPLES = (1, 4, 12)
-BOOTSTRAP_PROBLEMS_AT_MOST = 100  # scipy's own needs minutes beyond
 DIFFICULTIES: dict[str, tuple[float, float]] = {
     "uniform": (1.0, 1.0),
     "hard, mean 11 %": (0.5, 4.0),
@@ -48,24 +55,6 @@ def coverage(
     return held / repeats
 
 
-def bootstrap_coverage(
-    draw: Callable[[np.random.Generator], np.ndarray], truth: float, repeats: int, method: str
-) -> float:
-    """The same for ``scipy.stats.bootstrap``; an interval that is not a number holds nothing."""
-    rng = np.random.default_rng(0)
-    data = np.stack([draw(rng) for _ in range(repeats)])
-    with np.errstate(all="ignore"):
-        found = stats.bootstrap((data,), np.mean, axis=1, n_resamples=999, method=method, rng=rng, batch=50)
-    interval = found.confidence_interval
-    return float(np.mean((interval.low <= truth) & (truth <= interval.high)))
-
-
-def student(values: np.ndarray) -> Estimate:
-    """Student's interval, for comparison."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
-
-
 def paired_chances(
     rng: np.random.Generator, n: int, difficulty: tuple[float, float], gain: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -75,39 +64,27 @@ def paired_chances(
     return before, np.clip(before + (4 * gain + 0.3 * rng.standard_normal(n)) * room, 0, 1)
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one Markdown table."""
-    print(f"\n### {title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
 def percent(share: float) -> str:
     """A coverage, marked where it is outside 93 to 97 %."""
     return f"{100 * share:.1f}" if 0.93 <= share <= 0.97 else f"**{100 * share:.1f}**"
 
 
 def means(repeats: int) -> None:
-    """One seed: the package's interval, Student's, and scipy's bootstraps."""
+    """One seed."""
     rows: list[list[str]] = []
     for name, (a, b) in DIFFICULTIES.items():
         for n in PROBLEMS:
-            cells: dict[str, list[str]] = {"sgsd": [], "student": [], "percentile": [], "BCa": []}
+            cells: list[str] = []
             for k in SAMPLES:
 
-                def draw(rng: np.random.Generator, n: int = n, k: int = k, a: float = a, b: float = b) -> np.ndarray:
-                    return rng.binomial(k, rng.beta(a, b, n)) / k
+                def draw(
+                    rng: np.random.Generator, n: int = n, k: int = k, a: float = a, b: float = b
+                ) -> tuple[np.ndarray]:
+                    return (rng.binomial(k, rng.beta(a, b, n)) / k,)
 
-                truth = a / (a + b)
-                for key, estimate in (("sgsd", mean_estimate), ("student", student)):
-                    cells[key].append(percent(coverage(estimate, lambda rng: (draw(rng),), truth, repeats)))
-                for method in ("percentile", "BCa"):
-                    few = n <= BOOTSTRAP_PROBLEMS_AT_MOST
-                    found = percent(bootstrap_coverage(draw, truth, min(repeats, 1000), method)) if few else "–"
-                    cells[method].append(found)
-            rows.append([name, str(n), *(" / ".join(values) for values in cells.values())])
-    header = ("problems", "n", "sgsd", "Student", "bootstrap, percentile", "bootstrap, BCa")
-    table("Mean, k = 1 / 4 / 12", header, rows)
+                cells.append(percent(coverage(mean_estimate, draw, a / (a + b), repeats)))
+            rows.append([name, str(n), " / ".join(cells)])
+    show_table(("problems", "n", "coverage"), rows, title="Mean, k = 1 / 4 / 12")
 
 
 def differences(repeats: int) -> None:
@@ -129,7 +106,7 @@ def differences(repeats: int) -> None:
 
                     found.append(percent(coverage(paired_difference, draw, truth, repeats)))
             rows.append([name, str(n), *(" / ".join(values) for values in cells.values())])
-    table("Difference, k = 1 / 4 / 12", ("problems", "n", "no gain", "gain"), rows)
+    show_table(("problems", "n", "no gain", "gain"), rows, title="Difference, k = 1 / 4 / 12")
 
 
 def seeds(repeats: int) -> None:
@@ -166,7 +143,7 @@ def seeds(repeats: int) -> None:
                 rows.append([f"{100 * spread:.0f}", str(S), str(n), *map(percent, (mean, difference, paired, naive))])
     compared = ("mean", "difference to one model", "difference seed by seed", "mean, seeds ignored")
     header = ("spread of seeds, points", "seeds", "n", *compared)
-    table(f"Several seeds, k = {k}", header, rows)
+    show_table(header, rows, title=f"Several seeds, k = {k}")
 
 
 def evaluations(repeats: int) -> None:
@@ -185,14 +162,112 @@ def evaluations(repeats: int) -> None:
         mean = coverage(lambda before, after: mean_over(before), draw, truth, repeats)
         difference = coverage(difference_over, draw, gain, repeats)
         rows.append([str(k), percent(mean), percent(difference)])
-    table("Mean over three evaluations of 30 problems", ("k", "mean", "difference"), rows)
+    show_table(("k", "mean", "difference"), rows, title="Mean over three evaluations of 30 problems")
+
+
+# ---- the ledger's credit
+
+ROLLOUTS = 8
+CORRELATION = 0.4
+"""Of two rollouts of one problem, where problems have effects."""
+WORTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SUCCESS_RATES = (0.2, 0.5, 0.8)
+Draw = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+"""Whether a rollout succeeds, and whether the item is right about it, ``[repeats, problems, ROLLOUTS]``."""
+
+
+def alike(
+    rng: np.random.Generator, shape: tuple[int, int], worth: float, rate: float, *, what: str = "nothing"
+) -> Draw:
+    """All rollouts of a problem succeed, or none (outcomes); the item is right about all, or about none (stances)."""
+    rollouts = (*shape, ROLLOUTS)
+    success, right = rng.random(rollouts) < rate, rng.random(rollouts) < worth
+    if what == "outcomes":
+        success = np.broadcast_to(rng.random((*shape, 1)) < rate, rollouts)
+    if what == "stances":
+        right = np.broadcast_to(rng.random((*shape, 1)) < worth, rollouts)
+    return success, right
+
+
+def both_alike(rng: np.random.Generator, shape: tuple[int, int], worth: float, rate: float) -> Draw:
+    """A problem tells no more than one rollout."""
+    draw = partial(alike, rng, shape, worth, rate)
+    return draw(what="outcomes")[0], draw(what="stances")[1]
+
+
+def effects(rng: np.random.Generator, shape: tuple[int, int], worth: float, rate: float, *, one: bool) -> Draw:
+    """Each problem has a success rate and a worth of the item: drawn apart, or one effect on both."""
+    rollouts = (*shape, ROLLOUTS)
+    ease = rng.random((*shape, 1))
+    own = ease if one else rng.random((*shape, 1))
+    return rng.random(rollouts) < _effect(ease, rate), rng.random(rollouts) < _effect(own, worth)
+
+
+KINDS: dict[str, Callable[[np.random.Generator, tuple[int, int], float, float], Draw]] = {
+    "independent rollouts": alike,
+    "stances shared": partial(alike, what="stances"),
+    "outcomes all or none": partial(alike, what="outcomes"),
+    "both": both_alike,
+    "effects of problems": partial(effects, one=False),
+    "one effect on both": partial(effects, one=True),
+}
+
+
+def _effect(quantile: NDArray[np.float64], mean: float) -> NDArray[np.float64]:
+    """Of a beta distribution, by which two rollouts of one problem correlate by ``CORRELATION``."""
+    size = 1 / CORRELATION - 1
+    return np.asarray(stats.beta.ppf(quantile, mean * size, (1 - mean) * size))
+
+
+def true_credit(kind: str, worth: float, rate: float) -> float:
+    """(p₊ + p₋) / 2 over all problems there could be."""
+    if kind != "one effect on both":
+        return worth
+    ease = (np.arange(100_000) + 0.5) / 100_000
+    rates, worths = _effect(ease, rate), _effect(ease, worth)
+    return float(np.average(worths, weights=rates) + np.average(worths, weights=1 - rates)) / 2
+
+
+def records(success: NDArray[np.bool_], right: NDArray[np.bool_]) -> list[ItemRecord]:
+    """One for each repetition, of an item that has a stance on every rollout."""
+    of = (success & right, success, ~success & right, ~success)
+    uses = np.stack([part.sum(axis=2) for part in of], axis=-1)  # [repeats, problems, 4]
+    rows, columns = np.triu_indices(4)
+    products = (uses[..., rows] * uses[..., columns]).sum(axis=1)
+    found: list[ItemRecord] = []
+    for (s, n, f, m), sums in zip(uses.sum(axis=1).tolist(), products.tolist(), strict=True):
+        known = {"positive_success": s, "negative_success": n - s, "positive_failure": f, "negative_failure": m - f}
+        totals = {"uses": n + m, "active": n + m, "positive": s + f, "negative": n + m - s - f}
+        found.append(ItemRecord(**totals, successes=n, failures=m, **known, products=tuple(sums)))
+    return found
+
+
+def ledger(repeats: int) -> None:
+    """Lowest and mean coverage over worths and success rates, and mean width, by problem and as if independent."""
+    rows: list[list[str]] = []
+    for kind, problems in product(KINDS, (10, 40, 100, 400)):
+        held: dict[bool, list[float]] = {True: [], False: []}
+        widths: dict[bool, list[float]] = {True: [], False: []}
+        for worth, rate in product(WORTHS, SUCCESS_RATES):
+            found = records(*KINDS[kind](np.random.default_rng(0), (repeats, problems), worth, rate))
+            truth = true_credit(kind, worth, rate)
+            for clustered in held:
+                credits = [credit(one if clustered else replace(one, products=())) for one in found]
+                held[clustered].append(100 * float(np.mean([each.low <= truth <= each.high for each in credits])))
+                widths[clustered] += [each.high - each.low for each in credits]
+        cells = [
+            cell for c in held for cell in (f"{min(held[c]):.1f}, {np.mean(held[c]):.1f}", f"{np.mean(widths[c]):.3f}")
+        ]
+        rows.append([kind, str(problems), *cells])
+    header = ("rollouts of a problem", "problems", "by problem", "width", "as if independent", "width")
+    show_table(header, rows, title="Credit of an item")
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2000)
-    tables = {"mean": means, "difference": differences, "seeds": seeds, "evaluations": evaluations}
+    tables = {"mean": means, "difference": differences, "seeds": seeds, "evaluations": evaluations, "ledger": ledger}
     parser.add_argument("--only", choices=tuple(tables))
     options = parser.parse_args()
     for name, print_table in tables.items():

@@ -2,7 +2,7 @@
 
     python benchmarks/qwen3_shapes.py --count                  # the count alone, for 1.7B, 4B and 8B
     python benchmarks/qwen3_shapes.py --layers 2               # a step of a shallow model, to try
-    python benchmarks/qwen3_shapes.py --json qwen3_shapes.json # the step at 1.7B, minutes to an hour on a CPU
+    python benchmarks/qwen3_shapes.py                          # the step at 1.7B, minutes to an hour on a CPU
 
 The step is ``SGSDTrainer``'s own, with the settings of the preset sgsd-qwen3-1.7b: bfloat16, LoRA r 64 on all linear
 layers, gradient checkpointing, one rollout of 1,024 tokens, K 8 teachers. Rollouts are given (random ids): sampling,
@@ -17,15 +17,13 @@ tile's size. The step watches its own storages too: resident memory on a CPU is 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,12 +34,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen3Config, Qwen3ForCausalLM
 
+from measure import GB, peak_bytes, reset_peak, resident, show_table
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.problems import Problem
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.sgsd import SGSDTrainer
 
-GB = 1e9
 GPU_GB = 80
 VOCABULARY = 151_936
 GPU_TILE_LOGITS = 2**26  # of a head's product at a time, and half as many upcast
@@ -168,93 +166,65 @@ def layer_bytes(size: Size, tokens: int) -> tuple[int, int]:
     return most[0], most[1]
 
 
-@dataclass(frozen=True)
-class Counted:
-    """A tensor, or several of a kind: what they are, their shape as text, bytes, and when they are alive."""
-
-    name: str
-    shape: str
-    bytes: int
-    phase: str  # always, teachers or student
+def matrices(size: Size) -> int:
+    """Parameters of a layer's linear modules."""
+    return sum(inputs * outputs for inputs, outputs in size.linears)
 
 
 def count(
     size: Size, shape: Shape, *, layers: int | None = None, tile_logits: int = GPU_TILE_LOGITS, embedder: bool = True
-) -> list[Counted]:
-    """What a step holds, largest first within its phase. ``embedder``: with the preset's, for retrieval."""
+) -> dict[str, dict[str, int]]:
+    """When they are alive → what a step holds → bytes. ``embedder``: with the preset's, for retrieval."""
     L, H, T = layers or size.layers, size.hidden, shape.completion
-    body = L * sum(inputs * outputs for inputs, outputs in size.linears)
     adapter = L * sum(LORA["r"] * (inputs + outputs) for inputs, outputs in size.linears)
-    embeddings = VOCABULARY * H * (1 if size.tied else 2)
-    rows, width = shape.chunk_rows, shape.teacher_prompt + T
-    student_width = shape.prompt + T
+    rows, width, student_width = shape.chunk_rows, shape.teacher_prompt + T, shape.prompt + T
     forward, _ = layer_bytes(size, width)
     _, backward = layer_bytes(size, student_width)
-    tile = max(1, tile_logits // VOCABULARY)
-    of_tile = f"[{tile}, {VOCABULARY}], bfloat16, and half as many twice in float32"
-    logits, upcast = tile * VOCABULARY * 2, tile_logits // 2 * 4 * 2
-    heads, r = 1 if size.tied else 2, LORA["r"]
-    always = [
-        ("weights of the layers", f"{L} x 7 matrices, bfloat16", 2 * body),
-        ("embedding and head", f"{heads} x [{VOCABULARY}, {H}], bfloat16", 2 * embeddings),
-        ("adapter", f"{L} x 14 matrices, r {r}, float32", 4 * adapter),
-        ("adapter's gradient", "as the adapter", 4 * adapter),
-        ("AdamW's moments", "twice the adapter", 8 * adapter),
-        ("adapter under autocast", "as the adapter, bfloat16", 2 * adapter),
-    ]
+    logits = max(1, tile_logits // VOCABULARY) * VOCABULARY * 2
+    upcast = tile_logits // 2 * 4 * 2  # half of a tile's logits, twice in float32
+    always = {
+        "weights of the layers, bfloat16": 2 * L * matrices(size),
+        "embedding and head, bfloat16": 2 * VOCABULARY * H * (1 if size.tied else 2),
+        "adapter, float32": 4 * adapter,
+        "adapter's gradient": 4 * adapter,
+        "AdamW's moments": 8 * adapter,
+        "adapter under autocast, bfloat16": 2 * adapter,
+    }
     if embedder:
-        body = EMBEDDER.layers * sum(inputs * outputs for inputs, outputs in EMBEDDER.linears)
-        always.append(("embedder", "Qwen3-Embedding-0.6B, bfloat16", 2 * (body + VOCABULARY * EMBEDDER.hidden)))
-    teachers = [
-        ("one layer of the teachers' chunk", f"{rows} x {width} tokens, at its fullest", rows * forward),
-        ("teachers' hidden states", f"2 x [{rows}, {width}, {H}], bfloat16", 4 * rows * width * H),
-        ("head's tile", of_tile, logits + upcast),
-    ]
-    student = [
-        (
-            "one layer, made again, and backward",
-            f"{shape.B} x {student_width} tokens, at its fullest",
-            shape.B * backward,
-        ),
-        ("layers' inputs", f"{L} x [{shape.B}, {student_width}, {H}], bfloat16", 2 * L * shape.B * student_width * H),
-        ("head's tile and its gradient", f"2 x {of_tile}", 2 * logits + upcast),
-        ("hidden states at the head, and their gradient", f"2 x [{shape.B}, {T}, {H}], bfloat16", 4 * shape.B * T * H),
-    ]
-    phases = {"always": always, "teachers": teachers, "student": student}
-    found = [Counted(*entry, phase) for phase, entries in phases.items() for entry in entries]
-    return sorted(found, key=lambda counted: (counted.phase != "always", counted.phase, -counted.bytes))
+        own = EMBEDDER.layers * matrices(EMBEDDER) + VOCABULARY * EMBEDDER.hidden
+        always["embedder, Qwen3-Embedding-0.6B"] = 2 * own
+    teachers = {
+        "one layer of the teachers' chunk, at its fullest": rows * forward,
+        "teachers' hidden states": 4 * rows * width * H,
+        "head's tile": logits + upcast,
+    }
+    student = {
+        "one layer, made again, and backward, at its fullest": shape.B * backward,
+        "layers' inputs": 2 * L * shape.B * student_width * H,
+        "head's tile and its gradient": 2 * logits + upcast,
+        "hidden states at the head, and their gradient": 4 * shape.B * T * H,
+    }
+    return {"throughout": always, "while teachers score": teachers, "while the student learns": student}
 
 
-def peaks(counted: list[Counted]) -> dict[str, int]:
+def peaks(counted: dict[str, dict[str, int]]) -> list[int]:
     """Bytes held throughout, and with each phase's own."""
-    of = {phase: sum(c.bytes for c in counted if c.phase == phase) for phase in ("always", "teachers", "student")}
-    return {phase: own if phase == "always" else own + of["always"] for phase, own in of.items()}
+    always, *others = (sum(held.values()) for held in counted.values())
+    return [always, *(always + other for other in others)]
 
 
-def cache_bytes(size: Size, shape: Shape) -> int:
-    """Keys and values of the teachers' chunk, where several rollouts of a problem share its prompts."""
-    tokens = shape.chunk_rows * (shape.teacher_prompt + shape.completion)
-    return size.layers * 2 * size.kv_heads * size.head_dim * 2 * tokens
-
-
-def show_count(name: str, counted: list[Counted]) -> None:
-    print(f"\nQwen3-{name}, counted:")
-    for c in counted:
-        print(f"  {c.phase:9} {c.bytes / GB:7.2f} GB  {c.name}: {c.shape}")
-    for phase, total in peaks(counted).items():
-        print(f"  {phase:9} {total / GB:7.2f} GB  in all")
+def show_count(name: str, counted: dict[str, dict[str, int]]) -> None:
+    rows = [[when, what, f"{held / GB:.2f} GB"] for when, of in counted.items() for what, held in of.items()]
+    show_table(("when", "what", "size"), rows, title=f"Qwen3-{name}, counted")
 
 
 def show_sizes(shape: Shape) -> None:
-    print(
-        f"\n| Qwen3 | throughout | teachers score | student learns | of {GPU_GB} GB | cache of keys and values, G > 1 |"
-    )
-    print("|---|---|---|---|---|---|")
+    rows = []
     for name, size in SIZES.items():
-        total = peaks(count(size, shape))
-        figures = [f"{total[phase] / GB:.1f} GB" for phase in ("always", "teachers", "student")]
-        share = max(total.values()) / GB / GPU_GB
-        print(f"| {name} | {' | '.join(figures)} | {share:.0%} | {cache_bytes(size, shape) / GB:.1f} GB |", flush=True)
+        counted = count(size, shape)
+        total = peaks(counted)
+        rows.append([name, *(f"{held / GB:.1f} GB" for held in total), f"{max(total) / GB / GPU_GB:.0%}"])
+    show_table(("Qwen3", *counted, f"of {GPU_GB} GB"), rows)
 
 
 # ---- the step
@@ -328,27 +298,21 @@ def make_trainer(size: Size, shape: Shape, folder: str, *, layers: int | None = 
 
 
 class Phases:
-    """Seconds, peak of resident memory and of live tensors by phase. Linux alone forgets an earlier peak."""
+    """Prints seconds, and the peaks of resident memory and of live tensors, by phase."""
 
     def __init__(self) -> None:
-        self.found: dict[str, dict[str, float]] = {}
-        self._live = LiveBytes()
+        self.peak, self._live = 0, LiveBytes()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        Path("/proc/self/clear_refs").write_text("5")
+        reset, began = reset_peak(), time.perf_counter()
         self._live.most = self._live.now
-        began, computing = time.perf_counter(), time.process_time()
         with self._live:
             yield
-        seconds, computing = time.perf_counter() - began, time.process_time() - computing
-        peak, tensors = resident("VmHWM"), self._live.most
-        self.found[name] = {"seconds": seconds, "cpu": computing, "peak": float(peak), "tensors": float(tensors)}
-        print(
-            f"  {name:19} {seconds:7.1f} s ({computing:.1f} of computing), "
-            f"peak {peak / GB:.2f} GB, {tensors / GB:.2f} GB of it tensors made since the start",
-            flush=True,
-        )
+        seconds, peak = time.perf_counter() - began, peak_bytes(reset)
+        self.peak = max(self.peak, peak)
+        live = f"{self._live.most / GB:.2f} GB of it tensors made since the start"
+        print(f"  {name:19} {seconds:7.1f} s, peak {peak / GB:.2f} GB, {live}", flush=True)
 
     def around(self, name: str, method: Any) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -358,14 +322,9 @@ class Phases:
         return timed
 
 
-def resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) * 1024
-
-
-def step(size: Size, shape: Shape, layers: int | None) -> dict[str, Any]:
-    """One optimizer step of one micro-batch; phases with seconds and peaks."""
-    phases, idle = Phases(), resident("VmRSS")
+def step(size: Size, shape: Shape, layers: int | None) -> None:
+    """One optimizer step of one micro-batch; prints phases with seconds and peaks."""
+    phases, idle = Phases(), resident()
     with tempfile.TemporaryDirectory() as folder:
         with phases.phase("model and trainer"):
             trainer = make_trainer(size, shape, folder, layers=layers)
@@ -383,41 +342,27 @@ def step(size: Size, shape: Shape, layers: int | None) -> dict[str, Any]:
         trained = [p for p in trainer.model.parameters() if p.requires_grad]
         moved = sum(not torch.equal(a, b) for a, b in zip(before, trained, strict=True))
         log = next(entry for entry in trainer.state.log_history if "loss" in entry)
-    peak = max(phase["peak"] for phase in phases.found.values())
-    print(f"  one step {seconds:.1f} s, peak {peak / GB:.2f} GB, {idle / GB:.2f} GB of it before the model")
+    print(f"  one step {seconds:.1f} s, peak {phases.peak / GB:.2f} GB, {idle / GB:.2f} GB of it before the model")
     # An adapter's B begins at 0, hence the first gradient of its A is 0: half of the matrices move.
-    print(
-        f"  loss {log['loss']:.4f}, gradient {log['grad_norm']:.4f}, {moved} of {len(trained)} adapter matrices moved"
-    )
-    return {"seconds": seconds, "peak": peak, "idle": idle, "phases": phases.found, "log": log, "moved": moved}
+    print(f"  loss {log['loss']:.4f}, gradient {log['grad_norm']:.4f}, {moved} of {len(trained)} matrices moved")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(SIZES), default="1.7B")
     parser.add_argument("--layers", type=int, help="the first ones only: for a try")
-    parser.add_argument("--completion", type=int, default=Shape.completion)
-    parser.add_argument("--teachers", type=int, default=Shape.K)
-    parser.add_argument("--budget", type=int, default=Shape.max_tokens_per_chunk, help="max_tokens_per_chunk")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--count", action="store_true", help="no step")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    size = SIZES[options.size]
-    shape = Shape(K=options.teachers, completion=options.completion, max_tokens_per_chunk=options.budget)
-    result: dict[str, Any] = {"size": options.size, "layers": options.layers or size.layers, "shape": asdict(shape)}
+    size, shape = SIZES[options.size], Shape()
     tile = GPU_TILE_LOGITS if options.count else 6 * 2**20  # a CPU's tile is smaller
-    counted = count(size, shape, layers=options.layers, tile_logits=tile, embedder=options.count)
-    show_count(options.size, counted)
-    result["counted"] = [asdict(c) for c in counted]
+    show_count(options.size, count(size, shape, layers=options.layers, tile_logits=tile, embedder=options.count))
     if options.count:
-        show_sizes(Shape())
+        show_sizes(shape)
     else:
         print(f"\nOne step, {options.threads} threads:")
-        result |= step(size, shape, options.layers)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        step(size, shape, options.layers)
 
 
 if __name__ == "__main__":

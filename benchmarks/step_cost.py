@@ -1,12 +1,12 @@
 """One loss step, forward and backward, on SmolLM2-135M: the official procedure, ours, and the floor.
 
-    python benchmarks/step_cost.py --series first --threads 1 --json step_cost.json
+    python benchmarks/step_cost.py --series first --threads 1
 
 - official: as the method's public code does it. The student's row is repeated for every teacher, with gradient;
   float32 log-softmax over all positions of all rows, then the chosen tokens.
 - ours: the calls that ``SGSDTrainer`` makes, with its defaults (token budget, the student's entropies) but without
   gradient checkpointing; checkpointed: with it, as TRL has it by default.
-- unshared, different: ours, but teachers' prompts once for each rollout; ours on rollouts without equals.
+- unshared: ours, but teachers' prompts once for each rollout.
 - correction, guided: ours with ``objective: correction``, every rollout a failure; with a control teacher and guidance.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
   the head over completion positions. No log-probability comes of it.
@@ -20,21 +20,19 @@ clock, and on a busy one vary less.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from measure import GB, peak_bytes, reset_peak, show_table
 from sgsd.engines.models import load_model
 from sgsd.objectives import correction_loss, guided_logps, sgsd_loss
 from sgsd.scoring.logprobs import Select, StudentPass, flat_targets, score_completions
@@ -47,10 +45,7 @@ _FLOOR_TILE = 128  # rows of the head's product
 
 @dataclass(frozen=True)
 class Shape:
-    """B rollouts, G of each problem, of which ``copies`` are equal, K teachers; lengths in tokens.
-
-    Teachers' prompts are up to ``spread`` tokens shorter; not the floor's.
-    """
+    """B rollouts, G of each problem, K teachers; lengths in tokens."""
 
     B: int = 2
     K: int = 8
@@ -58,53 +53,36 @@ class Shape:
     teacher_prompt: int = 224
     completion: int = 128
     G: int = 1
-    copies: int = 1
-    spread: int = 0
 
 
-SERIES: dict[str, list[Shape]] = {
-    "first": [Shape()],
-    "teachers": [replace(Shape(), K=K) for K in (1, 2, 4, 8, 16)],
-    "completion": [replace(Shape(), completion=T) for T in (64, 128, 256, 512)],
-    "sharing": [replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)],
-    "copies": [replace(Shape(), B=8, completion=64, G=4, copies=2)],
-    "correction": [Shape()],
-    "unequal": [replace(Shape(), completion=T, spread=128) for T in (128, 512)],
+SERIES: dict[str, tuple[list[Shape], list[str]]] = {
+    "first": ([Shape()], ["official", "ours", "checkpointed", "floor"]),
+    "teachers": ([replace(Shape(), K=K) for K in (1, 2, 4, 8, 16)], ["ours", "floor"]),
+    "completion": ([replace(Shape(), completion=T) for T in (64, 128, 256, 512)], ["ours", "floor"]),
+    "sharing": ([replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)], ["ours", "unshared"]),
+    "correction": ([Shape()], ["ours", "correction", "guided"]),
 }
-VARIANTS = {
-    "first": ["official", "ours", "checkpointed", "floor"],
-    "teachers": ["ours", "floor"],
-    "completion": ["ours", "floor"],
-    "sharing": ["ours", "unshared"],
-    "copies": ["ours", "different"],
-    "correction": ["ours", "correction", "guided"],
-    "unequal": ["ours", "floor"],
-}
+"""Name → shapes, and the variants that are measured at each."""
 
 
 class Step:
     """A model and one batch of random tokens."""
 
-    def __init__(self, model: Any, shape: Shape, budget: int) -> None:
-        self.shape, self.model, self.budget = shape, model, budget
+    def __init__(self, model: Any, shape: Shape) -> None:
+        self.shape, self.model = shape, model
         generator = torch.Generator().manual_seed(0)
         draw = lambda rows, length: torch.randint(3, 49_000, (rows, length), generator=generator)  # noqa: E731
         problems = shape.B // shape.G
         self.prompts = draw(problems, shape.prompt).repeat_interleave(shape.G, 0)
         teachers = draw(problems * shape.K, shape.teacher_prompt).view(problems, shape.K, -1)
         self.teacher_prompts = teachers.repeat_interleave(shape.G, 0).flatten(0, 1)
-        self.completions = draw(shape.B // shape.copies, shape.completion).repeat_interleave(shape.copies, 0)
-        self.others = draw(shape.B, shape.completion)
+        self.completions = draw(shape.B, shape.completion)
         self.control_prompts = draw(problems, shape.teacher_prompt).repeat_interleave(shape.G, 0)
         self.outcome = torch.tensor([1, -1] * shape.B)[: shape.B]
 
     @property
     def repeated(self) -> Tensor:
         return self.completions.repeat_interleave(self.shape.K, 0)
-
-    @property
-    def unequal_prompts(self) -> list[list[int]]:
-        return [ids[37 * n % (self.shape.spread + 1) :] for n, ids in enumerate(self.teacher_prompts.tolist())]
 
     def official(self) -> tuple[Tensor, Tensor | None]:
         """The gap's gate, with polarity, on every teacher's own copy of the student's row."""
@@ -127,9 +105,9 @@ class Step:
         B, K = self.shape.B, self.shape.K
         teachers = score_completions(
             self.model,
-            self.unequal_prompts,
+            self.teacher_prompts.tolist(),
             self.repeated.tolist(),
-            max_tokens_per_chunk=self.budget,
+            max_tokens_per_chunk=BUDGET,
             share_prompts=shared,
         ).logps.view(B, K, -1)
         if checkpointed:
@@ -143,8 +121,8 @@ class Step:
 
     def correction(self, *, guided: bool = False) -> tuple[Tensor, Tensor | None]:
         B, K, T = self.shape.B, self.shape.K, self.shape.completion
-        score = partial(score_completions, self.model, max_tokens_per_chunk=self.budget)
-        prompts, repeated = self.unequal_prompts, self.repeated.tolist()
+        score = partial(score_completions, self.model, max_tokens_per_chunk=BUDGET)
+        prompts, repeated = self.teacher_prompts.tolist(), self.repeated.tolist()
         teachers = score(prompts, repeated, top_tokens=TOP_TOKENS)
         likeliest = teachers.top_ids.view(B, K, T, TOP_TOKENS)
         of_teachers = teachers.top_logps.view(B, K, T, TOP_TOKENS)
@@ -180,13 +158,8 @@ class Step:
     def unshared(self) -> tuple[Tensor, Tensor | None]:
         return self.ours(shared=False)
 
-    def different(self) -> tuple[Tensor, Tensor | None]:
-        """Ours, with completions that have no equals."""
-        self.completions = self.others
-        return self.ours()[0], None
-
     def floor(self) -> tuple[Tensor, Tensor | None]:
-        rows = max(1, self.budget // (self.shape.teacher_prompt + self.shape.completion))
+        rows = max(1, BUDGET // (self.shape.teacher_prompt + self.shape.completion))
         with torch.no_grad():
             for prompts, completions in zip(self.teacher_prompts.split(rows), self.repeated.split(rows), strict=True):
                 self._head(self._body(prompts, completions))
@@ -207,10 +180,10 @@ class Step:
             self.model.lm_head(tile)
 
 
-def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int, budget: int) -> None:
+def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int) -> None:
     """A variant's process: a step for every word from the parent, until ``None``."""
     torch.set_num_threads(threads)
-    step = Step(model, shape, budget)
+    step = Step(model, shape)
     reset = reset_peak()
     while connection.recv() is not None:
         began, computing = time.perf_counter(), time.process_time()
@@ -218,112 +191,53 @@ def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int, 
         seconds, computing = time.perf_counter() - began, time.process_time() - computing
         step.model.zero_grad()
         logps = None if teachers is None else teachers.flatten().tolist()
-        connection.send(
-            {"seconds": seconds, "cpu": computing, "loss": loss.item(), "peak": peak_bytes(reset), "logps": logps}
-        )
+        connection.send((seconds, computing, peak_bytes(reset), loss.item(), logps))
 
 
-def reset_peak() -> bool:
-    """Forget the peak of resident memory that loading left behind; Linux can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak_bytes(was_reset: bool) -> int:
-    if not was_reset:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-
-
-def measure(
-    model: Any, shape: Shape, variants: list[str], rounds: int, warm_up: int, threads: int, budget: int
-) -> dict[str, Any]:
-    """Seconds of each round and peak bytes by variant, ``difference``: the most that teachers' scores differ."""
+def measure(model: Any, shape: Shape, variants: list[str], options: argparse.Namespace) -> None:
+    """Print medians of the rounds and peaks by variant, and the most that teachers' scores differ."""
     context = multiprocessing.get_context("fork")  # the weights are loaded once, and count in each process's memory
     workers = {}
     for variant in variants:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, variant, model, shape, threads, budget), daemon=True)
-        process.start()
-        workers[variant] = ours
-    replies: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
-    for round_ in range(warm_up + rounds):
+        workers[variant], theirs = context.Pipe()
+        arguments = theirs, variant, model, shape, options.threads
+        context.Process(target=work, args=arguments, daemon=True).start()
+    replies: dict[str, list[Any]] = {variant: [] for variant in variants}
+    for turn in range(options.warm_up + options.rounds):
         for variant, worker in workers.items():
-            worker.send(round_)
+            worker.send(turn)
             replies[variant].append(worker.recv())
-            last = replies[variant][-1]
-            print(f"{variant}: {last['cpu']:.2f} s, {last['peak'] / 1e9:.2f} GB", file=sys.stderr, flush=True)
+            print(f"{variant}: {replies[variant][-1][1]:.2f} s", file=sys.stderr, flush=True)
     for worker in workers.values():
         worker.send(None)
         worker.close()
-    result: dict[str, Any] = {
-        variant: {
-            "seconds": [reply["seconds"] for reply in found[warm_up:]],
-            "cpu": [reply["cpu"] for reply in found[warm_up:]],
-            "median": statistics.median(reply["cpu"] for reply in found[warm_up:]),
-            "median_clock": statistics.median(reply["seconds"] for reply in found[warm_up:]),
-            "peak_bytes": found[-1]["peak"],
-            "loss": found[-1]["loss"],
-        }
-        for variant, found in replies.items()
-    }
-    logps = [torch.tensor(found[-1]["logps"]) for found in replies.values() if found[-1]["logps"] is not None]
-    result["difference"] = max((a - logps[0]).abs().max().item() for a in logps)
-    return result
-
-
-def show(shape: Shape, variants: list[str], result: dict[str, Any]) -> None:
-    print("\n" + ", ".join(f"{name} {value}" for name, value in asdict(shape).items()))
-    for variant in variants:
-        row = result[variant]
-        seconds, clock, peak = row["median"], row["median_clock"], row["peak_bytes"] / 1e9
-        print(f"  {variant:12} {seconds:7.2f} s ({clock:.2f} by the clock)  {peak:5.2f} GB  loss {row['loss']:.6f}")
-    ours = result["ours"]
-    for other in variants:
-        if other != "ours":
-            seconds, peak = (result[other][name] / ours[name] for name in ("median", "peak_bytes"))
-            print(f"  {other}/ours: seconds {seconds:.2f}, ours/{other} {1 / seconds:.3f}; peak {peak:.2f}")
-    print(f"  teachers' log-probabilities differ by at most {result['difference']:.1e}", flush=True)
+    rows, ours = [], 0.0
+    for variant, found in replies.items():
+        clock, computing = (statistics.median(reply[n] for reply in found[options.warm_up :]) for n in (0, 1))
+        _, _, peak, loss, _ = found[-1]
+        ours = computing if variant == "ours" else ours
+        rows.append([variant, computing, f"{clock:.2f}", f"{peak / GB:.2f} GB", f"{loss:.6f}"])
+    shown = [[row[0], f"{row[1]:.2f}", f"{row[1] / ours:.3f}", *row[2:]] for row in rows]
+    show_table(("variant", "seconds of computing", "to ours", "by the clock", "peak", "loss"), shown, title=str(shape))
+    logps = [torch.tensor(found[-1][4]) for found in replies.values() if found[-1][4] is not None]
+    difference = max((scores - logps[0]).abs().max().item() for scores in logps)
+    print(f"teachers' log-probabilities differ by at most {difference:.1e}\n", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", nargs="+", choices=list(SERIES), default=list(SERIES))
-    parser.add_argument("--variants", nargs="+", choices=sorted(set().union(*VARIANTS.values())))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm_up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--layers", type=int, help="of the model's 30, the first ones only: for a slow machine")
-    parser.add_argument("--budget", type=int, default=BUDGET, help="max_tokens_per_chunk")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--layers", type=int, default=30, help="the model's first ones only: for a slow machine")
     options = parser.parse_args()
     model = load_model(MODEL).train()
-    if options.layers:
-        model.model.layers = model.model.layers[: options.layers]
-    results: list[dict[str, Any]] = []
+    model.model.layers = model.model.layers[: options.layers]
     for series in options.series:
-        variants = options.variants or VARIANTS[series]
-        if "ours" not in variants:
-            parser.error("--variants must name ours: the ratios are to it")
-        for shape in SERIES[series]:
-            result = measure(model, shape, variants, options.rounds, options.warm_up, options.threads, options.budget)
-            show(shape, variants, result)
-            results.append(
-                {
-                    "series": series,
-                    "shape": asdict(shape),
-                    "threads": options.threads,
-                    "layers": options.layers or 30,
-                    "budget": options.budget,
-                }
-                | result
-            )
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        shapes, variants = SERIES[series]
+        for shape in shapes:
+            measure(model, shape, variants, options)
 
 
 if __name__ == "__main__":

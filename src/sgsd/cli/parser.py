@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sgsd import __version__
+from sgsd import __version__, examples
 from sgsd.cli.flags import spelled
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
@@ -32,7 +32,9 @@ _BUILDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Flags are spelled out, and an error is a ``ConfigError``."""
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
 
@@ -66,22 +68,17 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     Args:
         command: the one that is called; ``bank`` alone brings the flags of its builds.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="sgsd",
         description="Skill-conditioned gated self-distillation.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,  # the default breaks lines inside names
     )
     parser.add_argument("--version", action="version", version=f"sgsd {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
-    demo = commands.add_parser("demo", help="train SmolLM2-135M on the CPU, before and after, in minutes")
-    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder (replaced)")
-    demo.add_argument("--steps", type=int, help="optimizer steps (default: the preset's)")
-    demo.add_argument("--problems", type=int, default=200, help="held-out problems of the evaluations")
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher live")
-
+    # Examples have flags of their own, as train has.
+    commands.add_parser("demo", help="train SmolLM2-135M on the CPU, before and after, in minutes", add_help=False)
     commands.add_parser(
         "train", help="train with SGSD or another method (all flags: sgsd train --help)", add_help=False
     )
@@ -157,44 +154,15 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", help="run folders, of several methods and seeds")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="file to write")
 
-    lab = commands.add_parser("lab", help="the controlled benchmark: hidden rules, a bank of known worth, minutes")
-    actions = lab.add_subparsers(dest="action", required=True, parser_class=_Parser)
-    pretrain = actions.add_parser("pretrain", help="make a lab model again; the package holds both")
-    run = actions.add_parser("run", help="one experiment: train in the lab, evaluate along the way")
-    demo = actions.add_parser("demo", help="GRPO, and GRPO with failures corrected by teachers, side by side, live")
-    for action in (pretrain, run):
-        action.add_argument("variant", choices=("sharp", "calibrated"), help="how the model obeys a stated rule")
-        action.add_argument("--output", type=Path, help="folder to write (default: under runs/)")
-    for action, threads in ((pretrain, 2), (run, 1)):
-        action.add_argument(
-            "--threads", type=int, default=threads, help="CPU threads; rounding depends on their number"
-        )
-    run.add_argument("--method", default="sgsd", help="sgsd, grpo or opsd")
-    run.add_argument("--helpful", type=int, default=2, help="pairs a symbol that state its true rule")
-    run.add_argument("--misleading", type=int, default=2, help="pairs a symbol that state a wrong rule")
-    run.add_argument("--irrelevant", type=int, default=0, help="pairs a symbol that speak of another one")
-    run.add_argument("--k", type=int, help="teachers a rollout (default: all of a symbol's pairs)")
-    run.add_argument("--flips", type=float, default=0.0, help="share of the verifier's verdicts that are wrong")
-    run.add_argument("--skills_in_prompt", action="store_true", help="show the student a pair, too")
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--accuracy_steps", type=int, default=25, help="optimizer steps between evaluations")
-    run.add_argument("--json", action="store_true", help="print each evaluation as a line of JSON")
-    run.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher frozen")
-    table = actions.add_parser("table", help="experiments side by side, over seeds")
-    table.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of run folders")
-    table.add_argument("--json", action="store_true", help="print JSON")
-    demo.add_argument("--variant", choices=("sharp", "calibrated"), default="calibrated")
-    demo.add_argument("--output", type=Path, default=Path("runs/lab-demo"), help="folder to write")
-    demo.add_argument("--steps", type=int, default=300, help="optimizer steps of 64 rollouts")
-    demo.add_argument("--seed", type=int, default=0)
-
+    lab = "the controlled benchmark of a checkout: hidden rules, a bank of known worth, minutes"
+    commands.add_parser("lab", help=lab, add_help=False)
     bank = commands.add_parser("bank", help="skill banks: build, show, search, check, compare, and their origins")
     _add_bank(bank, is_chosen=command == "bank")
     return parser
 
 
 def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
-    actions = bank.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    actions = bank.add_subparsers(dest="action", required=True, parser_class=Parser)
     one_bank = "a bank file, a folder with bank.json, or a shipped bank as seed:NAME"
     show = actions.add_parser("show", help="list a bank's items")
     search = actions.add_parser("search", help="the pairs a problem would get")
@@ -241,9 +209,8 @@ def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
             add_flags(action)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of every command but ``train``; a misspelt flag is answered with the nearest one."""
-    parser = build_parser(next(iter(arguments), None))
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command; a misspelt flag is answered with the nearest one."""
     # argparse hands what follows -- to the first positional that still takes something, and that may be another one.
     own = list(arguments[: arguments.index("--")]) if "--" in arguments else list(arguments)
     options, unknown = parser.parse_known_args([spelled(argument) for argument in own])
@@ -252,8 +219,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     else:
         unknown += arguments[len(own) :]
     if unknown:
-        for name in (options.command, *([options.action] if options.command in ("bank", "lab") else [])):
-            parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
+        while below := [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]:
+            parser = below[0].choices[vars(options)[below[0].dest]]
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise ConfigError(
             f"unknown argument of {parser.prog}",
@@ -271,11 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.cli.train import train
 
             return train(arguments[1:])
-        options = _parse(arguments)
-        if options.command == "demo":
-            from sgsd.cli.demo import demo
-
-            return demo(options)
+        if arguments and arguments[0] in examples.COMMANDS:
+            return examples.run(arguments[0], arguments[1:])
+        options = parse(build_parser(next(iter(arguments), None)), arguments)
         if options.command == "eval" and options.regrade is not None:
             from sgsd.cli.regrade import regrade_stored
 
@@ -296,10 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.cli.report import report
 
             return report(options)
-        if options.command == "lab":
-            from sgsd.cli.lab import lab
-
-            return lab(options)
         if options.action in _BUILDS:
             from sgsd.cli.bank_build import build_bank
 

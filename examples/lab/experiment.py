@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgsd.bank import Item, Mistake, Skill, SkillBank
+from sgsd.bank import Mistake, Skill, SkillBank
 from sgsd.errors import ConfigError
-from sgsd.lab.language import MISTAKE_TEXTS, RULE_NAMES, SKILL_TEXTS, SYMBOLS, Question, mistake, skill
+from sgsd.examples.lab.language import MISTAKE_TEXTS, RULE_NAMES, SKILL_TEXTS, SYMBOLS, Question, mistake, skill
 from sgsd.problems import Problem
 from sgsd.retrieval import document
 from sgsd.verifiers import Outcome, Verdict, Verifier
@@ -32,6 +33,7 @@ For three symbols it is one of the two rules that the models take them for more 
 
 
 _MOST = 8  # wordings of one rule
+_ItemT = TypeVar("_ItemT", Skill, Mistake)
 
 
 class Worth(StrEnum):
@@ -51,11 +53,7 @@ class BankShares:
     irrelevant: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("helpful", self.helpful),
-            ("misleading", self.misleading),
-            ("irrelevant", self.irrelevant),
-        ):
+        for name, value in asdict(self).items():
             if not 0 <= value <= _MOST:
                 raise ConfigError(f"--{name} is out of range", got=value, expected=f"0 to {_MOST} pairs a symbol")
         if self.total < 1:
@@ -87,11 +85,7 @@ def make_bank(shares: BankShares, *, seed: int = 0) -> LabBank:
     """A bank in which every symbol has pairs of known worth, in a random order.
 
     A helpful pair states the true rule and warns of another; a misleading pair states a wrong rule and warns of the
-    true one; an irrelevant pair states and warns of rules for another symbol.
-
-    Args:
-        shares: how many of each.
-        seed: of wrong rules, wordings and order.
+    true one; an irrelevant pair states and warns of rules for another symbol. ``seed`` draws rules, wordings and order.
     """
     draw = random.Random(seed)
     skills: list[Skill] = []
@@ -99,30 +93,27 @@ def make_bank(shares: BankShares, *, seed: int = 0) -> LabBank:
     worth: dict[str, Worth] = {}
     topics: dict[str, tuple[str, int]] = {}
 
-    def unused(candidates: Sequence[Item]) -> Item:
-        return draw.choice([item for item in candidates if item.id not in worth])
+    def unused(make: Callable[[str, str, int], _ItemT], texts: Sequence[str], symbol: str, rule: str) -> _ItemT:
+        made = (make(symbol, rule, wording) for wording in range(len(texts)))
+        return draw.choice([item for item in made if item.id not in worth])
 
     for symbol, true_rule in TRUE_RULES.items():
         others = [other for other in SYMBOLS if other != symbol]
-        wrong_rules = draw.sample([rule for rule in RULE_NAMES if rule != true_rule], shares.misleading)
-        pairs: list[tuple[Worth, str, str, str, str]] = []
-        for _ in range(shares.helpful):
-            slip = draw.choice([rule for rule in RULE_NAMES if rule != true_rule])
-            pairs.append((Worth.HELPFUL, symbol, true_rule, symbol, slip))
-        pairs += [(Worth.MISLEADING, symbol, wrong, symbol, true_rule) for wrong in wrong_rules]
+        wrong_rules = [rule for rule in RULE_NAMES if rule != true_rule]
+        stated_wrongly = draw.sample(wrong_rules, shares.misleading)
+        pairs = [(Worth.HELPFUL, symbol, true_rule, draw.choice(wrong_rules)) for _ in range(shares.helpful)]
+        pairs += [(Worth.MISLEADING, symbol, wrong, true_rule) for wrong in stated_wrongly]
         for _ in range(shares.irrelevant):
             about = draw.choice(others)
-            wrong, slip = draw.sample([rule for rule in RULE_NAMES if rule != TRUE_RULES[about]], 2)
-            pairs.append((Worth.IRRELEVANT, about, wrong, about, slip))
+            stated, warned = draw.sample([rule for rule in RULE_NAMES if rule != TRUE_RULES[about]], 2)
+            pairs.append((Worth.IRRELEVANT, about, stated, warned))
         draw.shuffle(pairs)
-        for place, (kind, skill_symbol, rule, mistake_symbol, slip) in enumerate(pairs):
-            g = unused([skill(skill_symbol, rule, wording) for wording in range(len(SKILL_TEXTS))])
-            e = unused([mistake(mistake_symbol, slip, wording) for wording in range(len(MISTAKE_TEXTS))])
-            for item in (g, e):
+        for place, (kind, about, stated, warned) in enumerate(pairs):
+            skills.append(unused(skill, SKILL_TEXTS, about, stated))
+            mistakes.append(unused(mistake, MISTAKE_TEXTS, about, warned))
+            for item in (skills[-1], mistakes[-1]):
                 worth[item.id] = kind
                 topics[document(item)] = symbol, place
-            skills.append(g)  # pyright: ignore[reportArgumentType]
-            mistakes.append(e)  # pyright: ignore[reportArgumentType]
     bank = SkillBank(tuple(skills), tuple(mistakes), name="lab", metadata={"worth": dict(worth)})
     return LabBank(bank, worth, topics)
 
@@ -146,7 +137,8 @@ class TopicEmbedder:
         """N texts → ``[N, 11]`` unit rows: a direction for each symbol, one for the place, one to fill up."""
         rows = np.zeros((len(texts), len(SYMBOLS) + 2), dtype=np.float64)
         for row, text in zip(rows, texts, strict=True):
-            symbol, place = self._topics.get(text) or (_first_symbol(text), 0)
+            about = next((word for word in text.split() if word in SYMBOLS), None)
+            symbol, place = self._topics.get(text, (about, 0))
             closeness = 1 - place / 100  # earlier places are nearer, all but equally near
             if symbol is not None:
                 row[SYMBOLS.index(symbol)] = 0.8
@@ -154,18 +146,10 @@ class TopicEmbedder:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _first_symbol(text: str) -> str | None:
-    return next((word for word in text.split() if word in SYMBOLS), None)
-
-
 def questions(count: int, *, seed: int, prefix: str, without: frozenset[str] = frozenset()) -> list[Problem]:
     """Distinct problems, equally many of each symbol, with the true rule's answer and solution.
 
-    Args:
-        count: how many.
-        seed: of the draw.
-        prefix: of the ids.
-        without: texts not to ask.
+    ``prefix`` begins the ids; texts in ``without`` are not asked.
 
     Raises:
         ConfigError: more than there are.
@@ -179,18 +163,14 @@ def questions(count: int, *, seed: int, prefix: str, without: frozenset[str] = f
         if wanted > len(asked):
             raise ConfigError("more questions than there are", got=count, expected=f"at most {9 * len(asked)}")
         for question in draw.sample(asked, wanted):
-            rule = TRUE_RULES[symbol]
-            problems.append(
-                Problem(
-                    f"{prefix}-{len(problems)}",
-                    question.text,
-                    str(question.answer(rule)),
-                    solution=question.solution(rule),
-                    source="sgsd lab",
-                )
-            )
+            rule, id = TRUE_RULES[symbol], f"{prefix}-{len(problems)}"
+            answer, solution = str(question.answer(rule)), question.solution(rule)
+            problems.append(Problem(id, question.text, answer, solution=solution, source="sgsd lab"))
     draw.shuffle(problems)
     return problems
+
+
+_OPPOSITE = {Outcome.CORRECT: Outcome.INCORRECT, Outcome.INCORRECT: Outcome.CORRECT}
 
 
 class NoisyVerifier:
@@ -225,15 +205,12 @@ class NoisyVerifier:
             key = (self._seed, completion, answer, seen[completion, answer])
             seen[completion, answer] += 1
             share = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) / 2**64
-            flipped.append(_opposite(verdict) if share < self._flips else verdict)
+            if share < self._flips:
+                outcome = _OPPOSITE.get(verdict.outcome, verdict.outcome)
+                verdict = Verdict(outcome, "flipped by the lab", verdict.extracted)
+            flipped.append(verdict)
         return flipped
 
     def readable(self, answer: str) -> bool:
         """See ``Verifier.readable``."""
         return self._verifier.readable(answer)
-
-
-def _opposite(verdict: Verdict) -> Verdict:
-    opposites = {Outcome.CORRECT: Outcome.INCORRECT, Outcome.INCORRECT: Outcome.CORRECT}
-    outcome = opposites.get(verdict.outcome, verdict.outcome)
-    return Verdict(outcome, "flipped by the lab", verdict.extracted)

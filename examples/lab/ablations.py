@@ -1,6 +1,6 @@
-"""``sgsd`` with three settings more, which the evidence asks for and a user has no use for.
+"""Three settings more of ``sgsd lab run``, which the evidence asks for and a user has no use for.
 
-    python benchmarks/ablations.py lab run sharp -- --use_gate false
+    sgsd lab run sharp -- --use_gate false
 
 - ``--use_gate false``: SGSD with Δ²/4τ in the gate's place, which it equals for small gaps;
 - ``--use_polarity false``: SGSD with every teacher that takes a stance as a supporter, whatever the verdict;
@@ -11,14 +11,12 @@ Each is an objective of its own here, and shows what it takes to add one: a clas
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from sgsd.cli import main
 from sgsd.objectives import (
     OBJECTIVES,
     Correction,
@@ -86,21 +84,15 @@ ABLATIONS = {
 """Setting → objective."""
 
 
-def as_objectives(arguments: Sequence[str]) -> list[str]:
-    """Arguments of ``sgsd`` in which each of these settings is an objective; later ones win over earlier ones."""
-    words = list(arguments)
+def as_objectives(settings: Sequence[str]) -> list[str]:
+    """Flags of ``sgsd train`` in which each of these settings is an objective, which ``OBJECTIVES`` then knows.
+
+    Later flags win over earlier ones.
+    """
+    words = list(settings)
     for setting, objective in ABLATIONS.items():
-        for place in range(len(words) - 1, 0, -1):
+        for place in range(1, len(words)):
             if tuple(words[place - 1 : place + 1]) == setting:
                 words[place - 1 : place + 1] = ["--objective", objective.name]
+                OBJECTIVES[objective.name] = objective
     return words
-
-
-def register() -> None:
-    """Let the setting ``objective`` take these names."""
-    OBJECTIVES.update({objective.name: objective for objective in ABLATIONS.values()})
-
-
-if __name__ == "__main__":
-    register()
-    sys.exit(main(as_objectives(sys.argv[1:])))
