@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sgsd.verifiers import Outcome, Verdict
 from sgsd.verifiers.math import check_reference, grade_math
 
-from .answers import COMPLETIONS, DIFFERENT, HACKS_56, HACKS_OTHER, HONEST_56, HONEST_OTHER, SAME
+from .read_cases import read_cases
 
 
 def is_correct(completion: str, answer: str) -> bool:
@@ -21,45 +21,6 @@ def is_correct(completion: str, answer: str) -> bool:
 
 def box(answer: str) -> str:
     return rf"The answer is $\boxed{{{answer}}}$."
-
-
-@pytest.mark.parametrize("completion", HACKS_56)
-def test_a_hack_is_not_right(completion: str):
-    assert grade_math(completion, "56").outcome is Outcome.INCORRECT
-
-
-@pytest.mark.parametrize(("completion", "answer"), HACKS_OTHER)
-def test_a_wrong_answer_is_not_right(completion: str, answer: str):
-    assert grade_math(completion, answer).outcome is Outcome.INCORRECT
-
-
-@pytest.mark.parametrize("completion", HONEST_56)
-def test_an_honest_form_is_right(completion: str):
-    assert is_correct(completion, "56")
-
-
-@pytest.mark.parametrize(("completion", "answer"), HONEST_OTHER)
-def test_an_honest_form_of_another_answer_is_right(completion: str, answer: str):
-    assert is_correct(completion, answer)
-
-
-@pytest.mark.parametrize(("completion", "answer", "right"), COMPLETIONS)
-def test_completions_in_the_words_of_models(completion: str, answer: str, right: bool):
-    assert is_correct(completion, answer) == right
-
-
-@pytest.mark.parametrize(("reference", "answer"), SAME)
-def test_two_ways_of_writing_one_answer(reference: str, answer: str):
-    assert is_correct(rf"\boxed{{{answer}}}", reference)
-    assert is_correct(answer, reference)
-    assert is_correct(f"Answer: {answer}", reference)
-
-
-@pytest.mark.parametrize(("reference", "answer"), DIFFERENT)
-def test_two_different_answers(reference: str, answer: str):
-    assert not is_correct(rf"\boxed{{{answer}}}", reference)
-    assert not is_correct(answer, reference)
-    assert not is_correct(f"Answer: {answer}", reference)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +88,9 @@ def test_an_expression_still_to_be_computed_is_never_a_number(left: int, right: 
 
 
 PLAIN = st.one_of(
-    INTEGERS.map(str), st.decimals(-1000, 1000, places=3).map(str), st.sampled_from([a for a, _ in SAME[:60]])
+    INTEGERS.map(str),
+    st.decimals(-1000, 1000, places=3).map(str),
+    st.sampled_from([case.reference for case in read_cases("pairs")[:60]]),
 )
 
 

@@ -43,8 +43,6 @@ def test_every_data_set_has_a_scorer_or_a_reason():
 def test_a_data_sets_own_answer_is_right_and_another_is_not(name: str):
     for entry in entries(name):
         own = entry["answer"]
-        if own is None:
-            own = json.dumps(entry["metadata"]["possible_answer"])
         before, after = ("Answer:\n", "") if "\n" in own else ("<answer>", "</answer>")
         if own.strip():
             assert sign(f"{before}{own}{after}", entry) == 1
@@ -93,12 +91,9 @@ import json, os, sys
 from sgsd.verifiers.reasoning_gym import make_grader
 grade = make_grader()
 work = json.load(open(sys.argv[1]))
-read = lambda path: isinstance(path, str) and path.endswith("words.csv")
 seen = []
 def watch(event, arguments):
-    if event in ("compile", "exec", "import") or event.startswith(("os.", "socket.", "subprocess.", "shutil.")):
-        seen.append(event)
-    if event == "open" and not read(arguments[0]):
+    if event in ("compile", "exec", "import", "open") or event.startswith(("os.", "socket.", "subprocess.", "shutil.")):
         seen.append(event)
 for entry, own in work["entries"]:  # what is loaded when first needed
     grade(own, json.dumps(entry))
@@ -126,9 +121,8 @@ def test_hostile_answers_run_nothing_and_are_incorrect(tmp_path: Path):
     given: list[tuple[dict[str, Any], str]] = []
     for name in sorted(_SCORERS):
         (entry,) = entries(name, 1)
-        own = entry["answer"] if entry["answer"] is not None else json.dumps(entry["metadata"]["possible_answer"])
-        if own.strip():
-            given.append((entry, own))
+        if entry["answer"].strip():
+            given.append((entry, entry["answer"]))
     (tmp_path / "work.json").write_text(json.dumps({"entries": given, "hostile": HOSTILE}))
     (tmp_path / "empty").mkdir()
     done = subprocess.run(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import unicodedata
 
 from sgsd.verifiers.extract import NO_ANSWER, extract_answer
-from sgsd.verifiers.grade import UNREADABLE
 from sgsd.verifiers.tidy import words
-from sgsd.verifiers.verdict import Outcome, Verdict
+from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
 

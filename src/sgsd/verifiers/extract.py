@@ -25,8 +25,7 @@ from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
-from sgsd.verifiers.letters import letters_of
-from sgsd.verifiers.spans import Value, closed, hidden, identity, is_prose, values_in
+from sgsd.verifiers.spans import Value, closed, hidden, identity, is_prose, letters_of, values_in
 from sgsd.verifiers.thinking import answer_part
 from sgsd.verifiers.tidy import words
 

@@ -1,4 +1,5 @@
-"""Values in a line of text: numbers, expressions, equations and lists, each with all that belongs to it."""
+"""What a line of text names: its values (numbers, expressions, equations, lists), each with all that belongs to it, and
+its options."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from sgsd.verifiers import phrases
 from sgsd.verifiers.boxes import mathematics
 from sgsd.verifiers.numerals import read_numeral
-from sgsd.verifiers.tidy import key, tidy
+from sgsd.verifiers.tidy import key, tidy, words
 
 _AROUND = 80
 _DIGITS = r"\d+(?:[.,:]\d+)*+|\.\d+"
@@ -150,3 +151,34 @@ def closed(text: str) -> str:
             break
         end -= 1
     return text[:end].strip()
+
+
+# ---- options of a multiple-choice question
+
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+_OPTION_MARK = re.compile(r"(?<![A-Za-z'])\(?([A-Z])(?:\)|[.:](?=\s|$))")
+_JOINED = re.compile(
+    r"(?:\b(?:or|and)\b|[,;/&])\s*(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])([A-Z])(?![A-Za-z'])"
+)
+_ALONE = re.compile(r"(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])(?<![A-Za-z'\\])([A-Z])(?![A-Za-z'])")
+
+
+def option(text: str) -> str | None:
+    """The letter of a reference: ``B``, ``(B)``, ``b``, ``\\text{(B)}``, ``B. Paris``; ``None`` if it is none."""
+    letters = letters_of(text)
+    return letters[0] if len(letters) == 1 else None
+
+
+def letters_of(text: str) -> list[str]:
+    """The distinct options that an answer names.
+
+    An answer that is a letter is that letter in either case. Elsewhere, marked letters (``(B)``, ``B.``) count if there
+    are any, and what is joined to one (``(B) or C``); else upper-case letters that stand alone and do not begin a
+    phrase (``I think``, ``A cat``).
+    """
+    plain = words(tidy(text))
+    whole = _LETTER.fullmatch(plain)
+    if whole:
+        return [whole[1].upper()]
+    marked = _OPTION_MARK.findall(plain)
+    return list(dict.fromkeys([*marked, *_JOINED.findall(plain)] if marked else _ALONE.findall(plain)))

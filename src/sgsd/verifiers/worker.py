@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgsd.verifiers.fence import Fence, leave_network, limit_cpu, limit_process
-from sgsd.verifiers.verdict import ContextGrader, Outcome, Verdict
+from sgsd.verifiers.verdict import UNREADABLE, ContextGrader, Outcome, Verdict
 
 Grader = Callable[[str, str], Verdict]
 GRACE = 2.0
 """Seconds that the alarm leaves the parent to kill this process itself."""
 ERROR = "verifier error: "
 """How the reason of an exception begins."""
-_UNREADABLE = "unreadable reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def load(grader: str) -> Loaded:
     if kind == "reward":
         from sgsd.verifiers import reward
 
-        return Loaded(reward.make_grader(**options), lambda answer: None if answer.strip() else _UNREADABLE)
+        return Loaded(reward.make_grader(**options), lambda answer: None if answer.strip() else UNREADABLE.reason)
     module = importlib.import_module(f"sgsd.verifiers.{kind}")
     if kind == "math":
         from sgsd.verifiers.expressions import close_evaluation
@@ -69,10 +68,10 @@ def _check(kind: str, module: Any) -> Callable[[str], str | None]:
         return module.why_unreadable
     if kind == "math":
         check: Grader = module.make_grader(check=True)
-        return lambda answer: None if check("", answer).outcome is Outcome.CORRECT else _UNREADABLE
+        return lambda answer: None if check("", answer).outcome is Outcome.CORRECT else UNREADABLE.reason
     if kind == "exact":
-        return lambda answer: None if module.normalise(answer, ignore_case=True) else _UNREADABLE
-    return lambda answer: None if module.option(answer) is not None else _UNREADABLE
+        return lambda answer: None if module.normalise(answer, ignore_case=True) else UNREADABLE.reason
+    return lambda answer: None if module.option(answer) is not None else UNREADABLE.reason
 
 
 def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, Any]:
