@@ -38,24 +38,6 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
-def opened(content: str) -> str:
-    r"""A box's content with the boxes inside it opened, without ``$`` around it: of ``\boxed{12} + 1`` the whole."""
-    content = content.strip()
-    for _ in range(8):
-        found, unclosed = boxes(content)
-        if not found or unclosed:
-            break
-        pieces: list[str] = []
-        position = 0
-        for start, end, inside in found:
-            before = content[position:start]
-            pieces += [before, f"{{{inside}}}" if before[-1:] in ("^", "_") else f" {inside} "]
-            position = end
-        content = "".join([*pieces, content[position:]]).strip()
-    bare = content.strip("$ ")
-    return bare if content.count("$") in {1, 2} and "$" not in bare else content
-
-
 # A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.
 _BEFORE = re.compile(
     r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("

@@ -74,6 +74,11 @@ def affirmed(statement: str) -> list[str]:
     return list(dict.fromkeys(named))
 
 
+def why_unreadable(answer: str) -> str | None:
+    """Why a reference cannot be read: it names no option, or several."""
+    return UNREADABLE.reason if option(answer) is None else None
+
+
 def make_grader() -> Grader:
     """Correct if the extracted answer affirms one option, the reference's."""
 

@@ -16,6 +16,11 @@ def normalise(text: str, *, ignore_case: bool) -> str:
     return text.casefold() if ignore_case else text
 
 
+def why_unreadable(answer: str) -> str | None:
+    """Why a reference cannot be read: nothing is left of it."""
+    return None if normalise(answer, ignore_case=True) else UNREADABLE.reason
+
+
 def make_grader(*, ignore_case: bool) -> Grader:
     """Correct if the extracted answer is the reference, after ``normalise``."""
 

@@ -24,8 +24,8 @@ from enum import StrEnum
 from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases
-from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
-from sgsd.verifiers.spans import Value, closed, hidden, identity, is_prose, letters_of, values_in
+from sgsd.verifiers.boxes import boxes, inside_expression, mathematics
+from sgsd.verifiers.spans import Value, hidden, identity, is_prose, letters_of, values_in
 from sgsd.verifiers.thinking import answer_part
 from sgsd.verifiers.tidy import words
 
@@ -239,8 +239,6 @@ def _field(text: str) -> Extraction | None:
     if start is None:
         return None
     end = text.rfind("}") + 1 or len(text)
-    if boxes(text[: start.start()])[0] or boxes(text[end:])[0]:
-        return None
     if _is_denied(text, start.start(), end):
         return _DENIED
     fields = [next(filter(None, field.groups()), "") for field in _FIELD.finditer(text, start.start())]
@@ -256,8 +254,6 @@ def _one_of(answers: list[str]) -> Extraction:
     if len({identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
         return _several(answers, Found.PHRASE)
     answer = answers[-1]
-    if boxed := _boxed(answer):
-        return boxed
     if is_prose(answer):
         return _announced(answer) or _stated(answer, Found.PHRASE)
     return Extraction(answer[:MAX_ANSWER], Found.PHRASE) if answer else _NOTHING
@@ -277,7 +273,7 @@ def _boxed(text: str) -> Extraction | None:
         return replacing
     if unclosed:
         return Extraction(None, reason="unclosed box")
-    contents = [opened(content) for _, _, content in found]
+    contents = [content.strip() for _, _, content in found]
     if not contents[-1]:
         return Extraction(None, reason="empty box")
     said_after = _CLAUSE.match(text, end)
@@ -375,7 +371,7 @@ def _is_asked(sentence: str) -> bool:
 def _stripped(text: str) -> str:
     """Without the marks around an answer that are no part of it."""
     text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。!,;").strip('*_`" ')
-    text = closed(re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text))
+    text = re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text)
     lead = phrases.LEAD.match(text)
     text = text[lead.end() :].strip() if lead else text
     return text.replace('\\"', "").strip("\\\"' ") if text.endswith("\\") or text.startswith('\\"') else text

@@ -86,10 +86,9 @@ _FAMILIAR = (
 )
 
 
-def make_grader(*, check: bool = False) -> Grader:
-    """The mathematics policy; with ``check``, only whether the reference can be read.
-
-    The parser builds its tables as it goes: a few usual expressions first, so that no item pays for that.
+def make_grader() -> Grader:
+    """The mathematics policy. The parser builds its tables as it goes: a few usual expressions first, so that no item
+    pays for that.
 
     Raises:
         RuntimeError: a right answer is not called correct: every rollout would be a failure.
@@ -99,14 +98,14 @@ def make_grader(*, check: bool = False) -> Grader:
     for text in ("56", "x^2+1"):
         if (verdict := grade_math(rf"\boxed{{{text}}}", text)).outcome is not Outcome.CORRECT:
             raise RuntimeError(f"the mathematics verifier does not work here: {text} for {text} is {verdict}")
-    return (lambda _, answer: check_reference(answer)) if check else grade_math
+    return grade_math
 
 
-def check_reference(answer: str) -> Verdict:
-    """``CORRECT`` if the reference can be read, undecided otherwise."""
+def why_unreadable(answer: str) -> str | None:
+    """Why a reference cannot be read; ``None`` if it can."""
     reading = read_reference(answer)
     if reading is None:
-        return UNREADABLE
+        return UNREADABLE.reason
     leaves = [reading]
     while leaves:
         leaf = leaves.pop()
@@ -115,5 +114,5 @@ def check_reference(answer: str) -> Verdict:
             continue
         text = as_latex(without_unit(leaf.text)[0])
         if parse(text, bool(SETS.search(text))) is None and not spelled(leaf.text):
-            return UNREADABLE
-    return Verdict(Outcome.CORRECT)
+            return UNREADABLE.reason
+    return None

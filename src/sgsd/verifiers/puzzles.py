@@ -23,7 +23,6 @@ Scorer = Callable[[str, Entry], bool]
 
 MAX_CHARACTERS = 20_000
 _MAX_DEPTH = 30
-_MAX_POLYNOMIAL = 5_000
 
 _SPELLINGS = (
     (re.compile(r"\{,\}|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))"), ","),
@@ -302,80 +301,6 @@ class _Arithmetic:
         if not self._next(close):
             raise ValueError("brackets")
         return value
-
-
-# ---- polynomials, written out
-
-
-Polynomial = dict[tuple[tuple[str, int], ...], Fraction]
-_TERM = re.compile(r"[+-]?(?:\\frac\{[^{}]*\}\{[0-9]+\}|\([^()]*\)|\^\{[0-9]+\}|[^-+(){}\\])+")
-_FACTOR = re.compile(
-    r"(?P<number>[0-9]{1,60}(?:\.[0-9]{1,30})?)|(?P<letter>[A-Za-z])(?:(?:\^|\*\*)[{(]?(?P<power>[0-9]{1,3})[)}]?)?"
-)
-
-
-def polynomial(text: str) -> Polynomial:
-    """A sum of monomials with rational coefficients. No monomial occurs twice: there is nothing left to compute."""
-    text = mathematics(text[: _MAX_POLYNOMIAL + 1])
-    if len(text) > _MAX_POLYNOMIAL:
-        raise ValueError("too long")
-    found: Polynomial = {}
-    position = 0
-    while position < len(text):
-        term = _TERM.match(text, position)
-        if term is None or (position and term[0][0] not in "+-"):
-            raise ValueError(text)
-        names, coefficient = _monomial(term[0])
-        if names in found:
-            raise ValueError("a monomial twice")
-        found[names] = coefficient
-        position = term.end()
-    if not found:
-        raise ValueError(text)
-    return {names: value for names, value in found.items() if value}
-
-
-def _monomial(term: str) -> tuple[tuple[tuple[str, int], ...], Fraction]:
-    sign, body = (-1, term[1:]) if term[0] == "-" else (1, term.removeprefix("+"))
-    body = (
-        re.sub(r"\\frac\{([^{}]*)\}\{([0-9]+)\}\*?|\(([0-9]+)/([0-9]+)\)\*?", _inline, body)
-        .rstrip("·")
-        .replace("·", "*")
-    )
-    powers: Counter[str] = Counter()
-    coefficient = Fraction(sign)
-    operator, position = "*", 0
-    while position < len(body):
-        factor = _FACTOR.match(body, position)
-        if factor is None or (factor["number"] and position and body[position - 1] not in "*/"):
-            raise ValueError(term)
-        if factor["letter"]:
-            if operator == "/" or factor["letter"] in powers:
-                raise ValueError(term)
-            powers[factor["letter"]] += int(factor["power"] or 1)
-        else:
-            number = Fraction(factor["number"])
-            coefficient = coefficient * number if operator == "*" else coefficient / number
-        position = factor.end()
-        operator = "*"
-        if position < len(body) and body[position] in "*/":
-            operator, position = body[position], position + 1
-            if position == len(body):
-                raise ValueError(term)
-    if not body:
-        raise ValueError(term)
-    return tuple(sorted(item for item in powers.items() if item[1])), coefficient
-
-
-def _inline(fraction: re.Match[str]) -> str:
-    above, below = (fraction[1], fraction[2]) if fraction[1] is not None else (fraction[3], fraction[4])
-    return f"{above}/{below}·"
-
-
-def antiderivative(text: str) -> Polynomial:
-    """Without the constant, which may be a number or ``C``."""
-    constants: tuple[object, ...] = ((), (("C", 1),), (("c", 1),))
-    return {names: value for names, value in polynomial(text).items() if names not in constants}
 
 
 # ---- more than one right answer, by listing or looking

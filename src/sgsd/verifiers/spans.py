@@ -106,17 +106,13 @@ def _value(line: str, run: list[Value]) -> Value | None:
     if not any(piece.solid for piece in run):
         return None
     first, last = 0, len(run)
-    while not run[first].solid and (run[first].text.lower() in _JOINTS or _is_dash(line, run[first])):
+    while not run[first].solid and run[first].text.lower() in _JOINTS:
         first += 1
     while not run[last - 1].solid and run[last - 1].text.lower() in _LOOSE_ENDS:
         last -= 1
-    if run[last - 1].text == "!" and not line[run[last - 1].end :].strip("*_`\"' )"):
-        last -= 1  # an exclamation mark
     run = run[first + (run[first].text.lower() == "minus") : last]
-    if not run:
-        return None
     start, end = run[0].start, run[-1].end
-    text = closed(run[0].text + "".join(line[one.end : other.start] + other.text for one, other in pairwise(run)))
+    text = run[0].text + "".join(line[one.end : other.start] + other.text for one, other in pairwise(run))
     alternatives = [part for part in _OR.split(text) if part]
     if len(alternatives) > 1 and len({identity(part.rstrip(" )")) for part in alternatives}) == 1:
         text = alternatives[0]  # 3/4, or 75 %
@@ -130,27 +126,6 @@ def _value(line: str, run: list[Value]) -> Value | None:
         text = f"-{text}"
     after = (_MEASURED if run[-1].text[-1].isdigit() else _SCALED).match(line, end)
     return Value(start, after.end() if after else end, text + (after[0] if after else ""))
-
-
-def _is_dash(line: str, sign: Value) -> bool:
-    """``- 5`` in a list, or ``total - 5``; not ``x - 5``."""
-    before = line[max(0, sign.start - 5) : sign.start].rstrip()[-2:]
-    apart = sign.text == "-" and line[sign.end : sign.end + 1] == " "
-    return apart and (not before or (before.isalpha() and len(before) == 2))
-
-
-def closed(text: str) -> str:
-    """Without the brackets at its end that nothing opens."""
-    end = len(text)
-    loose = text.count(")") + text.count("]") - text.count("(") - text.count("[")
-    loose_braces = text.count("}") - text.count("{")
-    while end and text[end - 1] in ")]} ":
-        loose -= text[end - 1] in ")]"
-        loose_braces -= text[end - 1] == "}"
-        if loose < 0 or loose_braces < 0:
-            break
-        end -= 1
-    return text[:end].strip()
 
 
 # ---- options of a multiple-choice question
