@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sgsd.verifiers.equality import UnreadableError, equal
-from sgsd.verifiers.numerals import approximates, read_numeral, same_number
+from sgsd.verifiers.numerals import approximates, read_numeral, same_number, units_differ
 from sgsd.verifiers.reading import Reading, Shape, is_name, read_answer, split_equation, variables
 from sgsd.verifiers.spans import letters_of
 from sgsd.verifiers.tidy import key, words
@@ -64,6 +64,8 @@ def _rounds(exact: Reading, rounded: Reading) -> bool:
     """Whether what stands behind an approximation sign approximates what stands before it, part by part."""
     if rounded.numeral is None or exact.numeral is None:
         return _equal_or_false(exact.text, rounded.text)
+    if units_differ(exact.numeral.unit, rounded.numeral.unit):
+        return False
     return approximates(exact.numeral.value / (100 if exact.numeral.percent else 1), rounded.numeral)
 
 
@@ -113,6 +115,9 @@ def _concludes(reference: Reading, given: Reading) -> bool:
     if value.numeral is None or value.numeral.value == 0 or _NOT_VALUES.search(given.text):
         return False
     if any(len(variables(head)) == 1 for head in heads) or not any(variables(head) for head in heads):
+        return False
+    literals = [read_numeral(head) for head in heads]
+    if any(literal is not None and literal.value != value.numeral.value for literal in literals):
         return False
     return same_answer(reference, value)
 
@@ -186,6 +191,8 @@ def _same_structure(reference: Reading, given: Reading) -> bool:
     shapes = {reference.shape, given.shape}
     if Shape.LIST in shapes and len(shapes) > 1:
         reference, given = _coordinates(reference, given.name), _coordinates(given, reference.name)
+        if _names_differ(reference.name, given.name):
+            return False
     if reference.shape is Shape.EXPRESSION or given.shape is Shape.EXPRESSION or reference.shape is not given.shape:
         return _same_expression(reference, given)
     if reference.shape is Shape.SEQUENCE:

@@ -75,6 +75,8 @@ def equal(reference: str, given: str, digits: int = 4) -> bool:
     reference, given, written = as_latex(reference), as_latex(given), reference
     sets = bool(SETS.search(reference) or SETS.search(given))
     gold = parse(reference, sets)
+    if gold is None and sets and parse(reference) is not None:
+        return False  # only the completion speaks of sets
     if gold is None:
         if digits and spelled(written):
             return False

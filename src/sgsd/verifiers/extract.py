@@ -239,6 +239,8 @@ def _field(text: str) -> Extraction | None:
     if start is None:
         return None
     end = text.rfind("}") + 1 or len(text)
+    if boxes(text[: start.start()])[0] or boxes(text[end:])[0]:
+        return None
     if _is_denied(text, start.start(), end):
         return _DENIED
     fields = [next(filter(None, field.groups()), "") for field in _FIELD.finditer(text, start.start())]

@@ -231,6 +231,8 @@ def _inequality(text: str, depth: int) -> Reading | None:
         return None
     if relations[0] in {">", r"\geq"}:
         parts, relations = parts[::-1], [{">": "<", r"\geq": r"\leq"}.get(sign, "") for sign in relations[::-1]]
+    if not all(sign in {"<", r"\leq"} for sign in relations):
+        return None
     names = [is_name(part) for part in parts]
     if len(parts) == 2 and names[0] != names[1]:
         parts = [r"-\infty", *parts] if names[0] else [*parts, r"\infty"]

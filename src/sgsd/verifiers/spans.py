@@ -106,7 +106,7 @@ def _value(line: str, run: list[Value]) -> Value | None:
     if not any(piece.solid for piece in run):
         return None
     first, last = 0, len(run)
-    while not run[first].solid and run[first].text.lower() in _JOINTS:
+    while not run[first].solid and (run[first].text.lower() in _JOINTS or _is_dash(line, run[first])):
         first += 1
     while not run[last - 1].solid and run[last - 1].text.lower() in _LOOSE_ENDS:
         last -= 1
@@ -126,6 +126,13 @@ def _value(line: str, run: list[Value]) -> Value | None:
         text = f"-{text}"
     after = (_MEASURED if run[-1].text[-1].isdigit() else _SCALED).match(line, end)
     return Value(start, after.end() if after else end, text + (after[0] if after else ""))
+
+
+def _is_dash(line: str, sign: Value) -> bool:
+    """``- 5`` in a list, or ``total - 5``; not ``x - 5``."""
+    before = line[max(0, sign.start - 5) : sign.start].rstrip()[-2:]
+    apart = sign.text == "-" and line[sign.end : sign.end + 1] == " "
+    return apart and (not before or (before.isalpha() and len(before) == 2))
 
 
 # ---- options of a multiple-choice question
