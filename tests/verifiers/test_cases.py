@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sgsd.verifiers import Extraction, Outcome, Verdict, choice, exact
+from sgsd.verifiers import Extraction, Outcome, Verdict, choice, exact, reasoning_gym
 from sgsd.verifiers import math as maths
 
 from .read_cases import Case, read_cases
@@ -15,6 +15,7 @@ GRADERS: dict[str, Callable[[str, str], Verdict]] = {
     "math": maths.grade_math,
     "choice": choice.make_grader(),
     "exact": exact.make_grader(ignore_case=True),
+    "reasoning_gym": reasoning_gym.make_grader(),
 }
 
 
