@@ -38,6 +38,18 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
+def opened(content: str) -> str:
+    r"""A box's content without ``$`` around it, and without a box that is all there is in it."""
+    for _ in range(8):
+        bare = content.strip().strip("$ ")
+        content = content.strip() if "$" in bare else bare
+        found, _ = boxes(content)
+        if [(start, end) for start, end, _ in found] != [(0, len(content))]:
+            break
+        content = found[0][2]
+    return content
+
+
 # A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.
 _BEFORE = re.compile(
     r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("

@@ -24,7 +24,7 @@ from enum import StrEnum
 from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases
-from sgsd.verifiers.boxes import boxes, inside_expression, mathematics
+from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
 from sgsd.verifiers.spans import Value, hidden, identity, is_prose, letters_of, values_in
 from sgsd.verifiers.thinking import answer_part
 from sgsd.verifiers.tidy import words
@@ -255,7 +255,7 @@ def _one_of(answers: list[str]) -> Extraction:
     """The answer, if those given in one kind of place are the same."""
     if len({identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
         return _several(answers, Found.PHRASE)
-    answer = answers[-1]
+    answer = opened(answers[-1])
     if is_prose(answer):
         return _announced(answer) or _stated(answer, Found.PHRASE)
     return Extraction(answer[:MAX_ANSWER], Found.PHRASE) if answer else _NOTHING
@@ -275,7 +275,7 @@ def _boxed(text: str) -> Extraction | None:
         return replacing
     if unclosed:
         return Extraction(None, reason="unclosed box")
-    contents = [content.strip() for _, _, content in found]
+    contents = [opened(content) for _, _, content in found]
     if not contents[-1]:
         return Extraction(None, reason="empty box")
     said_after = _CLAUSE.match(text, end)
