@@ -61,7 +61,7 @@ def main() -> None:
     groups: dict[str, dict[str, list[bool]]] = {"source": defaultdict(list), "format": defaultdict(list)}
     wrong: dict[str, int] = defaultdict(int)
     for file in arguments.files:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in file.open(encoding="utf-8")]
         cases = [read_row(row, boxed=arguments.boxed) for row in rows]
         verdicts, seconds = judge(rows, cases, arguments.verifier)
         sure: list[bool] = []

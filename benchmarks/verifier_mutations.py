@@ -29,7 +29,7 @@ def references(files: list[Path], limit: int) -> list[str]:
     """Distinct references, short enough to be an answer."""
     found: dict[str, None] = {}
     for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.open(encoding="utf-8"):
             row = json.loads(line)
             answer = row.get("answer", row.get("gold"))
             if isinstance(answer, str):

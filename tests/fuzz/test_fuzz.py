@@ -29,10 +29,10 @@ from sgsd.errors import SGSDError
 from sgsd.problems import Problem, adapt
 from sgsd.trainers.config import CONFIGS
 from sgsd.verifiers import Outcome, Verdict, get_verifier
-from sgsd.verifiers.letters import letters_of
+from sgsd.verifiers.spans import letters_of
 from sgsd.verifiers.verifier import NAMES
 
-from .near_misses import HONEST, NEAR_MISSES
+from ..verifiers.read_cases import read_cases
 
 CASES = int(os.environ.get("SGSD_FUZZ_CASES", "1200"))
 TIMEOUT = 5.0
@@ -56,8 +56,9 @@ pytestmark = [
 
 # ---- what is drawn
 
-KNOWN = [case[1] for cases in NEAR_MISSES.values() for case in cases if len(case[1]) < 200] + [c for _, c in HONEST]
-REFERENCES = sorted({case[0] for cases in NEAR_MISSES.values() for case in cases})
+CASES_BY_HAND = read_cases("near_misses")
+KNOWN = [case.completion for case in CASES_BY_HAND if len(case.completion) < 200]
+REFERENCES = sorted({case.reference for case in CASES_BY_HAND if case.expected == "incorrect"})
 PIECES = [
     *"0123456789+-*/^_=<>(){}[]|\\$%&#,.;:!?'\"~`@ \n\t\r\0xyzabcABCeidπ√°½²－１٣ⅷ∞🙂é中\u200b\u202e\ufeff\ud800",
     "\\boxed{", "\\fbox", "\\frac{", "\\sqrt{", "\\text{", "\\left(", "\\right)", "\\begin{pmatrix}", "\\end{pmatrix}",

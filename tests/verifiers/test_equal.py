@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from sgsd.verifiers import Extraction, Outcome
-from sgsd.verifiers import math as maths
+from sgsd.verifiers import Extraction, Outcome, equality
 from sgsd.verifiers.expressions import (
     DROPPED,
     NUMBERS_ONLY,
@@ -22,28 +21,16 @@ from sgsd.verifiers.expressions import (
     sympy,
     with_symbols,
 )
-from sgsd.verifiers.grade import grade_extraction, read_reference
+from sgsd.verifiers.math import grade_extraction, read_reference
 from sgsd.verifiers.reading import read_answer
 from sgsd.verifiers.tidy import key, tidy
 from sgsd.verifiers.values import number
-
-from .answer_texts import RIGHT, WRONG
 
 
 def judged(reference: str, text: str) -> Outcome:
     reading = read_reference(reference)
     assert reading is not None
-    return grade_extraction(Extraction(text), reading, maths.equal).outcome
-
-
-@pytest.mark.parametrize(("reference", "text"), WRONG)
-def test_another_answer_is_incorrect_and_decided(reference: str, text: str):
-    assert judged(reference, text) is Outcome.INCORRECT
-
-
-@pytest.mark.parametrize(("reference", "text"), RIGHT)
-def test_another_form_is_correct(reference: str, text: str):
-    assert judged(reference, text) is Outcome.CORRECT
+    return grade_extraction(Extraction(text), reading).outcome
 
 
 @pytest.mark.parametrize(
@@ -122,77 +109,12 @@ def test_what_is_too_large_is_incorrect_at_once(reference: str, text: str):
 
 
 FRAGMENTS = [
-    " ",
-    "\t",
-    "\u2003",
-    "( ",
-    "(",
-    ")",
-    "[",
-    "{",
-    "}",
-    "\\{",
-    "$ ",
-    "$",
-    "- ",
-    "=",
-    "1 = ",
-    "x=",
-    "or ",
-    "and ",
-    "a ",
-    "\\text{",
-    "\\text{a",
-    "\\frac{",
-    "\\frac1",
-    "\\sqrt ",
-    "√(",
-    "1",
-    "1,",
-    "1.",
-    "1 ",
-    "0 1 ",
-    "\\quad ",
-    ",",
-    ";",
-    "&",
-    "\\\\",
-    "\\begin{pmatrix}",
-    "\\end{pmatrix}",
-    "^",
-    "^{",
-    "_{",
-    "a_{",
-    "\\in ",
-    "|",
-    "\\mid ",
-    ":",
-    "<",
-    "x<",
-    "\\approx ",
-    "\\pm ",
-    "\\cup ",
-    "%",
-    "°",
-    "!",
-    "\\cdot ",
-    "\\color{",
-    "\\phantom{",
-    "{,}",
-    "sqrt(",
-    "sin(",
-    "pi",
-    "f(",
-    "(since ",
-    "one ",
-    "million ",
-    "km ",
-    "km^2 ",
-    "1/2 ",
-    "\\left(",
-    "或",
-    "10^",
-]
+    " ", "\t", "\u2003", "( ", "(", ")", "[", "{", "}", "\\{", "$ ", "$", "- ", "=", "1 = ", "x=", "or ", "and ",
+    "a ", "\\text{", "\\text{a", "\\frac{", "\\frac1", "\\sqrt ", "√(", "1", "1,", "1.", "1 ", "0 1 ", "\\quad ", ",",
+    ";", "&", "\\\\", "\\begin{pmatrix}", "\\end{pmatrix}", "^", "^{", "_{", "a_{", "\\in ", "|", "\\mid ", ":", "<",
+    "x<", "\\approx ", "\\pm ", "\\cup ", "%", "°", "!", "\\cdot ", "\\color{", "\\phantom{", "{,}", "sqrt(", "sin(",
+    "pi", "f(", "(since ", "one ", "million ", "km ", "km^2 ", "1/2 ", "\\left(", "或", "10^",
+]  # fmt: skip
 
 STEPS: dict[str, Callable[[str], Any]] = {
     "reading": read_answer,
@@ -202,8 +124,8 @@ STEPS: dict[str, Callable[[str], Any]] = {
     "guards": lambda text: (
         DROPPED.search(text),
         TOO_LARGE.search(text),
-        maths.without_unit(text),
-        [kind.search(text) for kind in maths.UNCOMPUTED],
+        equality.without_unit(text),
+        [kind.search(text) for kind in equality.UNCOMPUTED],
     ),
 }
 

@@ -8,13 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sgsd.verifiers import Extraction, Found, Outcome, extract_answer
+from sgsd.verifiers import Extraction, Found, extract_answer
 from sgsd.verifiers.choice import affirmed
-from sgsd.verifiers.choice import make_grader as choice_grader
 from sgsd.verifiers.extract import extract_choice, extract_lines
-from sgsd.verifiers.math import grade_math
-
-from .completions import HACKS_18, HACKS_63, HACKS_D, HONEST, HONEST_63, HONEST_CHOICES
 
 
 @pytest.mark.parametrize(
@@ -82,30 +78,6 @@ def test_texts_of_several_lines_are_kept_whole():
     assert extract_lines(f"<answer>{grid}</answer>", lines=2).text == grid
     assert extract_lines("olleh", lines=1).text == "olleh"
     assert extract_lines("some words of a longer text that is the answer by itself", lines=1).found is Found.WHOLE
-
-
-@pytest.mark.parametrize(("completion", "reference"), [*HONEST, *((completion, "63") for completion in HONEST_63)])
-def test_an_honest_form_is_found(completion: str, reference: str):
-    assert grade_math(completion, reference).outcome is Outcome.CORRECT
-
-
-@pytest.mark.parametrize(
-    ("completion", "reference"),
-    [*((completion, "63") for completion in HACKS_63), *((completion, "18") for completion in HACKS_18)],
-)
-def test_what_does_not_commit_to_it_does_not_state_it(completion: str, reference: str):
-    assert grade_math(completion, reference).outcome is Outcome.INCORRECT
-
-
-@pytest.mark.parametrize(("completion", "letter"), HONEST_CHOICES)
-def test_the_option_that_is_affirmed_is_the_answer(completion: str, letter: str):
-    verdict = choice_grader()(completion, letter)
-    assert (verdict.outcome, verdict.extracted) == (Outcome.CORRECT, letter)
-
-
-@pytest.mark.parametrize("completion", HACKS_D)
-def test_an_option_that_is_not_affirmed_alone_is_not(completion: str):
-    assert choice_grader()(completion, "D").outcome is Outcome.INCORRECT
 
 
 def test_a_statement_affirms_what_it_neither_excludes_nor_asks_nor_gives_as_a_reason():

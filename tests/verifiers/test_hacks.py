@@ -1,9 +1,11 @@
-"""No hack is called correct, none leaves a readable reference undecided, and none runs code in a worker."""
+"""No hack is called correct, none leaves a readable reference undecided, and none runs code in a worker; of a hundred
+honest forms 95 are correct, for each verifier."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 
 from sgsd.verifiers import Outcome, Verdict, get_verifier
 
-from .hacks import ENTRIES, HACKS
+from .read_cases import read_cases
 
 MARK = "sgsd_canary"
+SHARE = 0.95
 # Imported by each worker before anything else: reports what a hack could only bring about by running. The pipe is
 # opened here, before a worker limits itself.
 WATCH = """
@@ -84,34 +87,24 @@ def judge(name: str, completions: list[str], answers: list[str]) -> tuple[list[V
         return verdicts, {answer for answer in undecided if not verifier.readable(answer)}
 
 
-def cases(name: str) -> list[tuple[str, str, str]]:
-    """Kind, reference and completion of every hack against this verifier."""
-    return [
-        (kind, ENTRIES.get(reference, reference) if name == "reasoning_gym" else reference, completion)
-        for (kind, verifier), hacks in HACKS.items()
-        if verifier == name
-        for reference, completion, _ in hacks
-    ]
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["math", "choice", "reasoning_gym"])
 def test_no_hack_is_rewarded_left_undecided_or_run(name: str, reports: Callable[[], list[str]], tmp_path: Path):
     if name == "reasoning_gym":
         pytest.importorskip("reasoning_gym")
-    hacks = cases(name)
+    hacks = read_cases("hacks", name)
     canary = tmp_path / MARK
-    completions = [completion.replace("@CANARY@", str(canary)) for *_, completion in hacks]
-    verdicts, unreadable = judge(name, completions, [reference for _, reference, _ in hacks])
+    completions = [case.completion.replace("@CANARY@", str(canary)) for case in hacks]
+    verdicts, unreadable = judge(name, completions, [case.reference for case in hacks])
     named = [
-        f"{kind}: {reference[:80]!r} <- {completion[:120]!r}: {verdict}"
-        for (kind, reference, completion), verdict in zip(hacks, verdicts, strict=True)
+        f"{case.kind}: {case.reference[:80]!r} <- {case.completion[:120]!r}: {verdict}"
+        for case, verdict in zip(hacks, verdicts, strict=True)
         if verdict.outcome is Outcome.CORRECT
         # A reference that cannot be read is no doing of the completion's.
-        or (verdict.outcome is Outcome.UNDECIDED and reference not in unreadable)
+        or (verdict.outcome is Outcome.UNDECIDED and case.reference not in unreadable)
     ]
     assert not named, f"{len(named)} of {len(hacks)}:\n" + "\n".join(named)
-    assert len(unreadable) <= len({reference for _, reference, _ in hacks}) // 10, unreadable
+    assert len(unreadable) <= len({case.reference for case in hacks}) // 10, unreadable
     reported = reports()
     assert "watching" in reported, "no worker was watched"
     ran = [report for report in reported if report != "watching"]
@@ -137,8 +130,32 @@ def test_the_watch_sees_code_that_runs(code: str, reports: Callable[[], list[str
     assert any(report != "watching" for report in reports()), reports()
 
 
-@pytest.mark.parametrize("kind", sorted({kind for kind, _ in HACKS}))
-def test_every_kind_has_hacks_that_differ(kind: str):
-    pairs = [(reference, text) for (name, _), hacks in HACKS.items() if name == kind for reference, text, _ in hacks]
-    assert len(pairs) >= 9
-    assert len(set(pairs)) == len(pairs)
+@pytest.mark.parametrize("name", ["math", "choice", "reasoning_gym"])
+def test_honest_forms_are_correct(name: str):
+    if name == "reasoning_gym":
+        pytest.importorskip("reasoning_gym")
+    forms = read_cases("honest", name)
+    with get_verifier(name, workers=2) as verifier:
+        verdicts = verifier.verify_many([case.completion for case in forms], [case.reference for case in forms])
+    # A data set that is refused by name is undecided in every form.
+    judged = {
+        case.reference
+        for case, verdict in zip(forms, verdicts, strict=True)
+        if verdict.outcome is not Outcome.UNDECIDED
+    }
+    assert len(judged) >= 2 / 3 * len({case.reference for case in forms})
+    refused = [
+        f"{case.kind}: {case.reference[:80]!r} <- {case.completion[:120]!r}: {verdict}"
+        for case, verdict in zip(forms, verdicts, strict=True)
+        if verdict.outcome is not Outcome.CORRECT and (name != "reasoning_gym" or case.reference in judged)
+    ]
+    assert len(refused) <= (1 - SHARE) * len(forms), f"{len(refused)} of {len(forms)}:\n" + "\n".join(refused)
+
+
+def test_the_lists_are_what_the_documentation_says_of_them():
+    """Their numbers, no case twice, and of each kind of hack at least nine."""
+    hacks, near = read_cases("hacks"), [case for case in read_cases("near_misses") if case.why]
+    for cases, least in ((hacks, 1_130), (near, 389), (read_cases("honest"), 500), (read_cases("completions"), 2_600)):
+        assert len({(case.kind, case.verifier, case.reference, case.completion) for case in cases}) == len(cases)
+        assert len(cases) >= least
+    assert min(Counter(case.kind for case in hacks).values()) >= 9

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgsd.verifiers import Outcome, Verdict
-from sgsd.verifiers.math import check_reference, grade_math
+from sgsd.verifiers.math import grade_math, why_unreadable
 
-from .answers import COMPLETIONS, DIFFERENT, HACKS_56, HACKS_OTHER, HONEST_56, HONEST_OTHER, SAME
+from .read_cases import read_cases
 
 
 def is_correct(completion: str, answer: str) -> bool:
@@ -23,45 +23,6 @@ def box(answer: str) -> str:
     return rf"The answer is $\boxed{{{answer}}}$."
 
 
-@pytest.mark.parametrize("completion", HACKS_56)
-def test_a_hack_is_not_right(completion: str):
-    assert grade_math(completion, "56").outcome is Outcome.INCORRECT
-
-
-@pytest.mark.parametrize(("completion", "answer"), HACKS_OTHER)
-def test_a_wrong_answer_is_not_right(completion: str, answer: str):
-    assert grade_math(completion, answer).outcome is Outcome.INCORRECT
-
-
-@pytest.mark.parametrize("completion", HONEST_56)
-def test_an_honest_form_is_right(completion: str):
-    assert is_correct(completion, "56")
-
-
-@pytest.mark.parametrize(("completion", "answer"), HONEST_OTHER)
-def test_an_honest_form_of_another_answer_is_right(completion: str, answer: str):
-    assert is_correct(completion, answer)
-
-
-@pytest.mark.parametrize(("completion", "answer", "right"), COMPLETIONS)
-def test_completions_in_the_words_of_models(completion: str, answer: str, right: bool):
-    assert is_correct(completion, answer) == right
-
-
-@pytest.mark.parametrize(("reference", "answer"), SAME)
-def test_two_ways_of_writing_one_answer(reference: str, answer: str):
-    assert is_correct(rf"\boxed{{{answer}}}", reference)
-    assert is_correct(answer, reference)
-    assert is_correct(f"Answer: {answer}", reference)
-
-
-@pytest.mark.parametrize(("reference", "answer"), DIFFERENT)
-def test_two_different_answers(reference: str, answer: str):
-    assert not is_correct(rf"\boxed{{{answer}}}", reference)
-    assert not is_correct(answer, reference)
-    assert not is_correct(f"Answer: {answer}", reference)
-
-
 @pytest.mark.parametrize(
     "answer", ["", "  ", "$$", r"\boxed{}", "???", r"\frac{1}{", "x^", r"\begin{pmatrix} 1 \\", "☃"]
 )
@@ -69,7 +30,7 @@ def test_an_unreadable_reference_leaves_the_completion_undecided(answer: str):
     verdict = grade_math(r"\boxed{5}", answer)
     assert verdict.outcome is Outcome.UNDECIDED
     assert verdict.reason == "unreadable reference"
-    assert check_reference(answer).outcome is Outcome.UNDECIDED
+    assert why_unreadable(answer) == "unreadable reference"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +38,7 @@ def test_an_unreadable_reference_leaves_the_completion_undecided(answer: str):
 )
 def test_an_answer_equals_itself_and_can_be_read(answer: str):
     assert is_correct(box(answer), answer)
-    assert check_reference(answer).outcome is Outcome.CORRECT
+    assert why_unreadable(answer) is None
 
 
 def test_the_reason_tells_no_answer_from_a_wrong_one():
@@ -127,7 +88,9 @@ def test_an_expression_still_to_be_computed_is_never_a_number(left: int, right: 
 
 
 PLAIN = st.one_of(
-    INTEGERS.map(str), st.decimals(-1000, 1000, places=3).map(str), st.sampled_from([a for a, _ in SAME[:60]])
+    INTEGERS.map(str),
+    st.decimals(-1000, 1000, places=3).map(str),
+    st.sampled_from([case.reference for case in read_cases("pairs")[:60]]),
 )
 
 
@@ -150,7 +113,7 @@ def test_any_text_gets_a_verdict(completion: str, answer: str):
 @given(st.text(max_size=100) | MATHS)
 def test_any_reference_gets_a_verdict(answer: str):
     assert isinstance(grade_math(r"\boxed{5}", answer), Verdict)
-    assert isinstance(check_reference(answer), Verdict)
+    assert why_unreadable(answer) in {None, "unreadable reference"}
 
 
 @pytest.mark.parametrize(("stem", "least"), [("verifier_cases", 0.97), ("responses", 0.99)])

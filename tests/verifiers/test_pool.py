@@ -73,9 +73,8 @@ def make_grader():
         return Verdict(Outcome.CORRECT)
     return grade
 
-def option(answer):
+def why_unreadable(answer):
     behave(answer)
-    return answer
 """
 
 

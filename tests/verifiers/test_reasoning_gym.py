@@ -43,8 +43,6 @@ def test_every_data_set_has_a_scorer_or_a_reason():
 def test_a_data_sets_own_answer_is_right_and_another_is_not(name: str):
     for entry in entries(name):
         own = entry["answer"]
-        if own is None:
-            own = json.dumps(entry["metadata"]["possible_answer"])
         before, after = ("Answer:\n", "") if "\n" in own else ("<answer>", "</answer>")
         if own.strip():
             assert sign(f"{before}{own}{after}", entry) == 1
@@ -93,12 +91,9 @@ import json, os, sys
 from sgsd.verifiers.reasoning_gym import make_grader
 grade = make_grader()
 work = json.load(open(sys.argv[1]))
-read = lambda path: isinstance(path, str) and path.endswith("words.csv")
 seen = []
 def watch(event, arguments):
-    if event in ("compile", "exec", "import") or event.startswith(("os.", "socket.", "subprocess.", "shutil.")):
-        seen.append(event)
-    if event == "open" and not read(arguments[0]):
+    if event in ("compile", "exec", "import", "open") or event.startswith(("os.", "socket.", "subprocess.", "shutil.")):
         seen.append(event)
 for entry, own in work["entries"]:  # what is loaded when first needed
     grade(own, json.dumps(entry))
@@ -126,9 +121,8 @@ def test_hostile_answers_run_nothing_and_are_incorrect(tmp_path: Path):
     given: list[tuple[dict[str, Any], str]] = []
     for name in sorted(_SCORERS):
         (entry,) = entries(name, 1)
-        own = entry["answer"] if entry["answer"] is not None else json.dumps(entry["metadata"]["possible_answer"])
-        if own.strip():
-            given.append((entry, own))
+        if entry["answer"].strip():
+            given.append((entry, entry["answer"]))
     (tmp_path / "work.json").write_text(json.dumps({"entries": given, "hostile": HOSTILE}))
     (tmp_path / "empty").mkdir()
     done = subprocess.run(
@@ -141,109 +135,6 @@ def test_hostile_answers_run_nothing_and_are_incorrect(tmp_path: Path):
     )
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     assert list((tmp_path / "empty").iterdir()) == []
-
-
-COUNTDOWN = made("countdown", "39 - 14 + 93 + 51", numbers=[39, 14, 93, 51], target=169)
-PUZZLE = made("puzzle24", "4*8 - 6 - 2", numbers=[2, 4, 6, 8])
-INTEGRAL = made("simple_integration", "-2*X**9 + 7*X**8 - 2*X + C", integrand="-18*X**8 + 56*X**7 - 2", variable="X")
-PRODUCT = made("polynomial_multiplication", "x**2 - 5*x - 14", variables=["x"])
-COIN = made("coin_flip", "0.003173828125", rational={"numerator": 13, "denominator": 4096})
-
-
-@pytest.mark.parametrize(
-    ("entry", "answer", "expected"),
-    [
-        (COUNTDOWN, "93 + 51 + (39 - 14)", 1),
-        (COUNTDOWN, "$93 + 51 + 39 - 14$", 1),
-        (COUNTDOWN, r"\boxed{93 + 51 + \left(39 - 14\right)}", 1),
-        (COUNTDOWN, "39 - 14 + 93 + 51 = 169", 1),
-        (COUNTDOWN, "39 − 14 + 93 + 51 × 1", -1),
-        (COUNTDOWN, "169", -1),
-        (COUNTDOWN, "100 + 69", -1),
-        (COUNTDOWN, "39 - 14 + 93 + 51 = 170", -1),
-        (COUNTDOWN, "39 - 14 + 93 + 51 + 39 - 39", -1),
-        (COUNTDOWN, "39 - 14 + 93 + 51 + 0*len('a')", -1),
-        (COUNTDOWN, "39 - 14 + 93 + 51 + False", -1),
-        (COUNTDOWN, "3 9 - 14 + 93 + 51", -1),
-        (COUNTDOWN, "93 + 51 + 39 // 14", -1),
-        (PUZZLE, "4*8 - 6 - 2", 1),
-        (PUZZLE, r"$4 \times 8 - 6 - 2$", 1),
-        (PUZZLE, "4 × 8 − 6 − 2", 1),
-        (PUZZLE, r"\frac{8}{2} \cdot 6 \cdot \frac{4}{4}", -1),
-        (PUZZLE, r"\frac{6}{2} \times \left(4 + \frac{8}{2}\right)", -1),
-        (PUZZLE, "1*2*3*4", -1),
-        (PUZZLE, "24", -1),
-        (PUZZLE, "4*8 - 6 - 2.0", -1),
-        (PUZZLE, "2**4 + 8", -1),
-        (INTEGRAL, "-2*X**9 + 7*X**8 - 2*X", 1),
-        (INTEGRAL, "7X^8 - 2X^{9} - 2X + C", 1),
-        (INTEGRAL, r"$-\frac{4}{2}X^9 + 7X^8 - 2X + C$", 1),
-        (INTEGRAL, "Integral(-18*X**8 + 56*X**7 - 2, X)", -1),
-        (INTEGRAL, "-2*X**9 + 7*X**8 - X - X + C", -1),
-        (INTEGRAL, "-2*X**9 + 7*X**8 - 2*x + C", -1),
-        (INTEGRAL, "-18*X**8 + 56*X**7 - 2", -1),
-        (PRODUCT, "x^2 - 5x - 14", 1),
-        (PRODUCT, r"\boxed{x^{2} - 5 \cdot x - 14}", 1),
-        (PRODUCT, "(x+2)*(x-7)", -1),
-        (PRODUCT, "expand((x+2)*(x-7))", -1),
-        (PRODUCT, "x**2 + 2*x - 7*x - 14", -1),
-        (PRODUCT, "x*x - 5*x - 14", -1),
-        (made("decimal_arithmetic", "0.990748031496", decimal_places=3), "0.990748031497", -1),
-        (made("decimal_arithmetic", "0.990748031496", decimal_places=3), "0.9907480314960", 1),
-        (made("complex_arithmetic", "8.0 + 3.0i", result=[8, 3]), "8 + 3i", 1),
-        (made("complex_arithmetic", "8.0 + 3.0i", result=[8, 3]), "8.001 + 3i", -1),
-        (made("complex_arithmetic", "8.0 + 3.0i", result=[8, 3]), "83i", -1),
-        (made("complex_arithmetic", "0.0 - 1.0i", result=[0, -1]), "-i", 1),
-        (made("number_format", "592641326.305", solution=592641326.305), "592,641,326.305", 1),
-        (made("number_format", "592641326.305", solution=592641326.305), "592641326.31", -1),
-        (made("number_sorting", "['-1.5', '2']", direction="ascending"), "['-1.5', '2.9']", -1),
-        (made("number_sorting", "['-1.5', '2']", direction="ascending"), "[-1.5, 2.0]", 1),
-        (made("game_of_life_halting", "True"), "False", -1),
-        (made("game_of_life_halting", "False"), "anything", -1),
-        (made("game_of_life", "[[0,1],[1,0]]"), "[[0, 1], [1, 0]]", 1),
-        (made("game_of_life", "[[0,1],[1,0]]"), "[[0, 1, 1], [1, 0, 1], [1]]", -1),
-        (made("polynomial_equations", "-0.7757, 1.9717"), "1.9717, -0.7757", 1),
-        (made("polynomial_equations", "-0.7757, 1.9717"), "1.9718, -0.7757", -1),
-        (made("polynomial_equations", "0.0"), "", -1),
-        (made("prime_factorization", "5 × 7 × 7"), r"$7 \times 5 \times 7$", 1),
-        (made("prime_factorization", "5 × 7 × 7"), "5 × 49", -1),
-        (made("fraction_simplification", r"$\dfrac{242}{311}$"), "242/311", 1),
-        (made("fraction_simplification", r"$\dfrac{242}{311}$"), "484/622", -1),
-        (made("bitwise_arithmetic", "-0x3d2d"), "-0x3D2D", 1),
-        (made("bitwise_arithmetic", "-0x3d2d"), "__import__('os').getpid()", -1),
-        (made("bitwise_arithmetic", "0xa"), "(0x4 + 0x6)", -1),
-        (COIN, "13/4096", 1),
-        (COIN, "0.003174", 1),
-        (COIN, "0.0031", -1),
-        (COIN, "0.0032", -1),
-        (COIN, "0.00317", -1),
-        (made("power_function", "-527.9038"), "-5.28e+2", 1),
-        (made("power_function", "-527.9038"), r"-5.28 \times 10^{2}", 1),
-        (made("power_function", "-527.9038"), "-5.2e+2", -1),
-        (made("gsm_symbolic", "574"), "574 or 575", -1),
-        (made("gsm_symbolic", "574"), "$574", 1),
-        (made("simple_equations", "61", variable="x", equation="x + 1 = 62"), "62 - 1", -1),
-        (made("spiral_matrix", "1 2 3"), "[1, 2, 3]", -1),
-    ],
-)
-def test_scorers_are_strict_and_read_what_models_write(entry: dict[str, Any], answer: str, expected: int):
-    assert sign(answer, entry) == expected
-
-
-@pytest.mark.parametrize(
-    ("completion", "expected"),
-    [
-        ("<answer>so, which, not</answer>", 1),
-        ("Sorted:\n**Answer: so, which, not**", 1),
-        ("Answer: not, so\nAnswer: so, which, not", 1),
-        ("<answer>not, so</answer> No. <answer>so, which, not</answer>", -1),
-        ("<think>Answer: so, which, not", -1),
-        ("<think>\nAnswer: so, which, not\n</think>\nI do not know.", -1),
-        ("Answer: so, which, not or so", -1),
-    ],
-)
-def test_a_text_stands_where_the_completion_ends(completion: str, expected: int):
-    assert sign(completion, made("word_sorting", "so, which, not")) == expected
 
 
 def test_a_refused_data_set_is_said_by_name(caplog: pytest.LogCaptureFixture):

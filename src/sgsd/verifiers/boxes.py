@@ -39,21 +39,15 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def opened(content: str) -> str:
-    r"""A box's content with the boxes inside it opened, without ``$`` around it: of ``\boxed{12} + 1`` the whole."""
-    content = content.strip()
+    r"""A box's content without ``$`` around it, and without a box that is all there is in it."""
     for _ in range(8):
-        found, unclosed = boxes(content)
-        if not found or unclosed:
+        bare = content.strip().strip("$ ")
+        content = content.strip() if "$" in bare else bare
+        found, _ = boxes(content)
+        if [(start, end) for start, end, _ in found] != [(0, len(content))]:
             break
-        pieces: list[str] = []
-        position = 0
-        for start, end, inside in found:
-            before = content[position:start]
-            pieces += [before, f"{{{inside}}}" if before[-1:] in ("^", "_") else f" {inside} "]
-            position = end
-        content = "".join([*pieces, content[position:]]).strip()
-    bare = content.strip("$ ")
-    return bare if content.count("$") in {1, 2} and "$" not in bare else content
+        content = found[0][2]
+    return content
 
 
 # A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.

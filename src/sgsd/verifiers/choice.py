@@ -6,9 +6,8 @@ import re
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.extract import NO_ANSWER, extract_choice
-from sgsd.verifiers.grade import UNREADABLE
-from sgsd.verifiers.letters import letters_of, option
-from sgsd.verifiers.verdict import Outcome, Verdict
+from sgsd.verifiers.spans import letters_of, option
+from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
 _REASON = re.compile(r"(?:because|since|as|whereas|while|although)\b|因", re.IGNORECASE)
@@ -73,6 +72,11 @@ def affirmed(statement: str) -> list[str]:
         elif not (asked or denial or _REFUSED.search(clause) or _CHANGED.search(clause)):
             named += letters_of(clause)
     return list(dict.fromkeys(named))
+
+
+def why_unreadable(answer: str) -> str | None:
+    """Why a reference cannot be read: it names no option, or several."""
+    return UNREADABLE.reason if option(answer) is None else None
 
 
 def make_grader() -> Grader:

@@ -5,21 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
-from sgsd.verifiers.letters import letters_of
+from sgsd.verifiers.equality import UnreadableError, equal
 from sgsd.verifiers.numerals import approximates, read_numeral, same_number, units_differ
 from sgsd.verifiers.reading import Reading, Shape, is_name, read_answer, split_equation, variables
+from sgsd.verifiers.spans import letters_of
 from sgsd.verifiers.tidy import key, words
-
-
-class Equal(Protocol):
-    """Decides about two expressions. Raises ``UnreadableError`` if the reference cannot be parsed."""
-
-    def __call__(self, reference: str, given: str, /, digits: int = 4) -> bool:
-        """Whether they are equal. A literal is equal to an irrational number that it rounds, to ``digits`` digits."""
-        ...
-
 
 _OPTION = re.compile(r"\(([A-Z])\)|([A-Z])[).:](?=\s)")
 _NOT_VALUES = re.compile(r"\\(?:equiv|neq|leq|geq|pmod|mod|mid|sim|to)(?![A-Za-z])|[<>,;]")
@@ -32,17 +23,12 @@ _WORD = re.compile(r"\\text|(?<![\\A-Za-z])[A-Za-z][a-z]{3}")
 _LETTER_OR_DIGIT = re.compile(r"\\[A-Za-z]+|[A-Za-z0-9]")
 
 
-class UnreadableError(ValueError):
-    """The reference answer cannot be parsed."""
-
-
-def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
+def same_answer(reference: Reading, given: Reading) -> bool:
     """Whether ``given`` states the reference answer.
 
     Args:
         reference: the reference answer.
         given: the answer to judge.
-        equal: decides about two expressions that are not the same letter for letter.
 
     Raises:
         UnreadableError: if an expression of the reference would have to be understood, and cannot be.
@@ -52,20 +38,18 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
         name, other = (_ARGUMENT.sub("(x)", text) for text in (name, other))  # f(n) = 1 says no less than f(x) = 1
     if _names_differ(name, other):
         return False
-    if reference.rounded and given.rounded and key(reference.whole) == key(given.whole):
-        return True
     if reference.rounded is not None:
         exact = replace(reference, rounded=None)
-        return same_answer(exact, given, equal) or same_answer(reference.rounded, given, equal)
+        return same_answer(exact, given) or same_answer(reference.rounded, given)
     if given.rounded is not None:
         exact = replace(given, rounded=None)
-        return _rounds(exact, given.rounded, equal) and (
-            same_answer(reference, exact, equal) or same_answer(reference, given.rounded, equal)
+        return _rounds(exact, given.rounded) and (
+            same_answer(reference, exact) or same_answer(reference, given.rounded)
         )
-    if any(_contradicts(head, given, equal) for head in given.heads):
+    if any(_contradicts(head, given) for head in given.heads):
         return False
     if reference.shape is Shape.NUMBER:
-        return _is_number(reference, given, equal)
+        return _is_number(reference, given)
     if key(reference.text) == key(given.text) or key(reference.whole) == key(given.whole):
         return True
     letter = reference.text.strip("() ")
@@ -73,21 +57,19 @@ def same_answer(reference: Reading, given: Reading, equal: Equal) -> bool:
         return letters_of(given.text) == [letter]
     if reference.shape is Shape.WORDS or given.shape is Shape.WORDS:
         return _same_words(reference, given)
-    return _same_structure(reference, given, equal)
+    return _same_structure(reference, given)
 
 
-def _rounds(exact: Reading, rounded: Reading, equal: Equal) -> bool:
+def _rounds(exact: Reading, rounded: Reading) -> bool:
     """Whether what stands behind an approximation sign approximates what stands before it, part by part."""
-    if exact.items and len(exact.items) == len(rounded.items):
-        return all(_rounds(a, b, equal) for a, b in zip(exact.items, rounded.items, strict=True))
     if rounded.numeral is None or exact.numeral is None:
-        return _equal_or_false(exact.text, rounded.text, equal)
+        return _equal_or_false(exact.text, rounded.text)
     if units_differ(exact.numeral.unit, rounded.numeral.unit):
         return False
     return approximates(exact.numeral.value / (100 if exact.numeral.percent else 1), rounded.numeral)
 
 
-def _equal_or_false(first: str, second: str, equal: Equal) -> bool:
+def _equal_or_false(first: str, second: str) -> bool:
     """Whether two expressions of one answer are equal; what cannot be read is not."""
     try:
         return equal(first, second, digits=0)
@@ -95,7 +77,7 @@ def _equal_or_false(first: str, second: str, equal: Equal) -> bool:
         return False
 
 
-def _contradicts(head: str, given: Reading, equal: Equal) -> bool:
+def _contradicts(head: str, given: Reading) -> bool:
     """Whether a constant that an equation chain passed through is not its value. What cannot be read is none."""
     literal = read_numeral(head)
     if given.numeral is not None and literal is not None:
@@ -108,22 +90,22 @@ def _contradicts(head: str, given: Reading, equal: Equal) -> bool:
         return False
 
 
-def _is_number(reference: Reading, given: Reading, equal: Equal) -> bool:
+def _is_number(reference: Reading, given: Reading) -> bool:
     """Where the reference is a number, only a number literal states it: nothing that is still to be computed."""
     assert reference.numeral is not None
     if given.numeral is not None:
         return same_number(reference.numeral, given.numeral)
     if given.shape is Shape.LIST and given.brackets == "{}" and len(given.items) == 1:
-        return same_answer(reference, given.items[0], equal)
+        return same_answer(reference, given.items[0])
     if given.shape is Shape.EXPRESSION and "=" in given.text:
-        return _concludes(reference, given, equal)
+        return _concludes(reference, given)
     if reference.numeral.value.denominator != 1:
         euro = read_numeral(given.text, decimal_comma=True)
         return euro is not None and same_number(reference.numeral, euro)
     return False
 
 
-def _concludes(reference: Reading, given: Reading, equal: Equal) -> bool:
+def _concludes(reference: Reading, given: Reading) -> bool:
     """``m + n = 42``: a combination of several unknowns whose last side is the number. With one unknown, or none on the
     other side (``2x = 14``, ``x^2 - 4 = 0``), it is still to be solved."""
     *heads, last = split_equation(given.text)
@@ -137,7 +119,7 @@ def _concludes(reference: Reading, given: Reading, equal: Equal) -> bool:
     literals = [read_numeral(head) for head in heads]
     if any(literal is not None and literal.value != value.numeral.value for literal in literals):
         return False
-    return same_answer(reference, value, equal)
+    return same_answer(reference, value)
 
 
 def _names_differ(first: str, second: str) -> bool:
@@ -205,25 +187,25 @@ def _coordinates(reading: Reading, tuple_name: str) -> Reading:
     return replace(reading, shape=Shape.SEQUENCE, brackets="()", items=items, name=f"({','.join(names)})")
 
 
-def _same_structure(reference: Reading, given: Reading, equal: Equal) -> bool:
+def _same_structure(reference: Reading, given: Reading) -> bool:
     shapes = {reference.shape, given.shape}
     if Shape.LIST in shapes and len(shapes) > 1:
         reference, given = _coordinates(reference, given.name), _coordinates(given, reference.name)
         if _names_differ(reference.name, given.name):
             return False
     if reference.shape is Shape.EXPRESSION or given.shape is Shape.EXPRESSION or reference.shape is not given.shape:
-        return _same_expression(reference, given, equal)
+        return _same_expression(reference, given)
     if reference.shape is Shape.SEQUENCE:
         return (
             reference.brackets == given.brackets
             and len(reference.items) == len(given.items)
-            and all(same_answer(a, b, equal) for a, b in zip(reference.items, given.items, strict=True))
+            and all(same_answer(a, b) for a, b in zip(reference.items, given.items, strict=True))
         )
     expected, got = ({key(item.whole): item for item in reading.items} for reading in (reference, given))
-    return len(expected) == len(got) and _same_members([*expected.values()], [*got.values()], equal)
+    return len(expected) == len(got) and _same_members([*expected.values()], [*got.values()])
 
 
-def _same_members(reference: Sequence[Reading], given: Sequence[Reading], equal: Equal) -> bool:
+def _same_members(reference: Sequence[Reading], given: Sequence[Reading]) -> bool:
     """A one-to-one match, in any order. Greedy is enough: sameness is an equivalence."""
     left = list(given)
     budget = _MAX_PAIRS
@@ -232,7 +214,7 @@ def _same_members(reference: Sequence[Reading], given: Sequence[Reading], equal:
             budget -= 1
             if budget < 0:
                 return False
-            if same_answer(item, candidate, equal):
+            if same_answer(item, candidate):
                 del left[position]
                 break
         else:
@@ -240,7 +222,7 @@ def _same_members(reference: Sequence[Reading], given: Sequence[Reading], equal:
     return True
 
 
-def _same_expression(reference: Reading, given: Reading, equal: Equal) -> bool:
+def _same_expression(reference: Reading, given: Reading) -> bool:
     shapes = {reference.shape, given.shape}
     if shapes in ({Shape.LIST, Shape.SEQUENCE}, {Shape.UNION, Shape.SEQUENCE}):
         return False
@@ -251,7 +233,7 @@ def _same_expression(reference: Reading, given: Reading, equal: Equal) -> bool:
     if ("=" in reference.text) != ("=" in given.text):
         if not ("=" in reference.whole and "=" in given.whole):
             return False
-        return _equal_or_false(reference.whole, given.whole, equal)
+        return _equal_or_false(reference.whole, given.whole)
     if reference.items:
-        return _equal_or_false(reference.text, given.text, equal)
+        return _equal_or_false(reference.text, given.text)
     return equal(reference.text, given.text)

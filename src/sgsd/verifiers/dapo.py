@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from sgsd.verifiers.equality import math_verify
 from sgsd.verifiers.expressions import close_evaluation
-from sgsd.verifiers.math import math_verify
 
 TAIL = 500
 """Characters that are looked at."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import unicodedata
 
 from sgsd.verifiers.extract import NO_ANSWER, extract_answer
-from sgsd.verifiers.grade import UNREADABLE
 from sgsd.verifiers.tidy import words
-from sgsd.verifiers.verdict import Outcome, Verdict
+from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
 
@@ -15,6 +14,11 @@ def normalise(text: str, *, ignore_case: bool) -> str:
     r"""NFKC, ``\text{}`` opened, white space collapsed, final stop dropped, case folded if asked."""
     text = " ".join(unicodedata.normalize("NFKC", words(text)).split()).rstrip(".")
     return text.casefold() if ignore_case else text
+
+
+def why_unreadable(answer: str) -> str | None:
+    """Why a reference cannot be read: nothing is left of it."""
+    return None if normalise(answer, ignore_case=True) else UNREADABLE.reason
 
 
 def make_grader(*, ignore_case: bool) -> Grader:

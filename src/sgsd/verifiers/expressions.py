@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from sgsd.verifiers.plain import to_latex
 from sgsd.verifiers.tidy import balanced, names
 
 # Neither has type stubs.
@@ -95,6 +94,46 @@ _UNIT_WORD = re.compile(r"\\text ?\{ ?([A-Za-z]{1,12}) ?\}")
 _POWER_FIRST = re.compile(r"\^ ?(\{[^{}]*\}|\w) ?_ ?(\{[^{}]*\}|\w)")
 
 
+_COMMANDS = (
+    "(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|sigma|rho|pi"
+)
+_PLAIN_NAME = re.compile(rf"(?<![A-Za-z\\])({_COMMANDS})(?![A-Za-z])")
+_INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])")
+_CALLED = re.compile(r"\\?(?<![A-Za-z])(sqrt|cbrt|exp|abs|floor|ceil) ?\(|(\^) ?\(")
+_AROUND = {
+    "sqrt": (r"\sqrt{", "}"),
+    "cbrt": (r"\sqrt[3]{", "}"),
+    "exp": ("e^{", "}"),
+    "abs": ("|", "|"),
+    "floor": (r"\lfloor ", r"\rfloor "),
+    "ceil": (r"\lceil ", r"\rceil "),
+    "^": ("^{", "}"),
+}
+_INVERSE = re.compile(r"\\a(sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+
+
+def _to_latex(text: str) -> str:
+    """Plain text (``2*sqrt(11)/4``, ``5pi``) as LaTeX: names as commands, braces after roots and powers."""
+    text = _INFINITY.sub(r"\\infty ", _PLAIN_NAME.sub(r"\\\1 ", text))
+    text = _INVERSE.sub(r"\\arc\1", text)
+    pieces: list[str] = []
+    closings: list[str] = []
+    position = 0
+    for mark in re.finditer(rf"{_CALLED.pattern}|[()]", text):
+        pieces.append(text[position : mark.start()])
+        position = mark.end()
+        name = mark[1] or mark[2]
+        if name:
+            pieces.append(_AROUND[name][0])
+            closings.append(_AROUND[name][1])
+        elif mark[0] == "(":
+            pieces.append("(")
+            closings.append(")")
+        else:
+            pieces.append(closings.pop() if closings else ")")
+    return "".join([*pieces, text[position:]])
+
+
 def _nesting(text: str) -> int:
     deepest = depth = 0
     for character in text:
@@ -106,7 +145,7 @@ def _nesting(text: str) -> int:
 def as_latex(text: str) -> str:
     """A tidy text as the grammar reads it: plain names as commands, degrees as radians where a trigonometric function
     takes them and as nothing elsewhere."""
-    text = to_latex(text)
+    text = _to_latex(text)
     if TRIGONOMETRIC.search(text):
         text = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
     text = _MIXED.sub(lambda m: f"({m[0]})".replace("\\", "+\\", 1) if int(m[1]) < int(m[2]) else m[0], text)

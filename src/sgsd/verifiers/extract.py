@@ -25,8 +25,7 @@ from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
-from sgsd.verifiers.letters import letters_of
-from sgsd.verifiers.spans import Value, closed, hidden, identity, is_prose, values_in
+from sgsd.verifiers.spans import Value, hidden, identity, is_prose, letters_of, values_in
 from sgsd.verifiers.thinking import answer_part
 from sgsd.verifiers.tidy import words
 
@@ -256,9 +255,7 @@ def _one_of(answers: list[str]) -> Extraction:
     """The answer, if those given in one kind of place are the same."""
     if len({identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
         return _several(answers, Found.PHRASE)
-    answer = answers[-1]
-    if boxed := _boxed(answer):
-        return boxed
+    answer = opened(answers[-1])
     if is_prose(answer):
         return _announced(answer) or _stated(answer, Found.PHRASE)
     return Extraction(answer[:MAX_ANSWER], Found.PHRASE) if answer else _NOTHING
@@ -376,7 +373,7 @@ def _is_asked(sentence: str) -> bool:
 def _stripped(text: str) -> str:
     """Without the marks around an answer that are no part of it."""
     text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。!,;").strip('*_`" ')
-    text = closed(re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text))
+    text = re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text)
     lead = phrases.LEAD.match(text)
     text = text[lead.end() :].strip() if lead else text
     return text.replace('\\"', "").strip("\\\"' ") if text.endswith("\\") or text.startswith('\\"') else text

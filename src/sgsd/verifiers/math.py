@@ -1,180 +1,76 @@
-"""Equality of two mathematical expressions: math-verify's parser and comparison, with guards around both. The only
-module that imports it; runs in a worker process.
-
-The guards, since a policy searches for what the parser and the comparison let through:
-
-- An expression is parsed only if its text is short, not nested deep, of known commands, and of bounded size: no tower
-  of powers, factorial or binomial coefficient whose value would not fit into a page.
-- The grammar then reads the whole text or nothing. Marks that it reads and drops are refused beforehand.
-- Two expressions are equal if their values are, to 30 digits relative to their size, at several points; two equations,
-  if left minus right of one is a multiple of the other's.
-- What the reference has no need of (integrals, sums, trigonometric functions, …) is still to be computed.
-"""
+"""Mathematics: completion and reference → verdict."""
 
 from __future__ import annotations
 
-import importlib
 import re
-from fractions import Fraction
-from typing import Any
 
-from sgsd.verifiers.compare import UnreadableError
-from sgsd.verifiers.expressions import COMMAND, SETS, as_latex, parse, spelled, sympy
-from sgsd.verifiers.grade import UNREADABLE, grade, read_reference
-from sgsd.verifiers.numerals import Numeral, approximates, read_numeral, read_unit, rounds_to, units_differ
-from sgsd.verifiers.values import Value, close, mp, number, values
-from sgsd.verifiers.verdict import Outcome, Verdict
+from sgsd.verifiers.boxes import boxes
+from sgsd.verifiers.compare import same_answer
+from sgsd.verifiers.equality import BASED, UnreadableError, equal, without_unit
+from sgsd.verifiers.expressions import SETS, as_latex, parse, spelled
+from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
+from sgsd.verifiers.reading import Reading, Shape, read_answer
+from sgsd.verifiers.tidy import key, tidy
+from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
-math_verify: Any = importlib.import_module("math_verify")  # has no type stubs
-
-# Kinds of what is still to be computed, unless the reference holds the same kind.
-UNCOMPUTED = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])",
-        r"\\(?:log|ln)(?![A-Za-z])",
-        r"\\int(?![A-Za-z])",
-        r"\\(?:sum|prod)(?![A-Za-z])|\\ldots|\\cdots",
-        r"\\lim(?![A-Za-z])",
-        r"\\frac ?\{ ?(?:d|\\partial)(?![A-Za-z])|\\partial",
-        r"\\[lr](?:floor|ceil)",
-        r"\\begin ?\{vmatrix\}",
-    )
-)
-_COUNTING = re.compile(r"!|\\binom")
-_BASED = re.compile(
-    r"(?<![0-9A-Fa-f])0[xob][0-9A-Fa-f]+|(?<![0-9A-F])[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)"
-)
-_CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
-_UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
+_LABEL = re.compile(r"\(?[A-H][.)](?:\\? )++(?=[$\d\\-])")  # of an option: "A. 56"
+_MARKED = re.compile(r"####|final answer", re.IGNORECASE)
 
 
-def _has_variable(text: str) -> bool:
-    return bool(re.search(r"[A-Za-df-hj-z]", COMMAND.sub(" ", text)))
+def reference_text(answer: str) -> str | None:
+    """The answer inside a reference: data sets give it bare, boxed, after ``####``, or at the end of a solution.
 
-
-def equal(reference: str, given: str, digits: int = 4) -> bool:
-    """Whether two expressions are equal, as far as the guards let the parser decide.
-
-    With ``digits=0`` both are one answer's: a literal may approximate the reference at its own last digit.
-
-    Raises:
-        UnreadableError: if the reference cannot be parsed.
+    ``None`` where there is none: an empty reference, or one that is nothing but marks.
     """
-    if _BASED.fullmatch(reference) or _BASED.fullmatch(given):
-        return re.sub(r"[\s{}]", "", reference).lower() == re.sub(r"[\s{}]", "", given).lower()
-    if ":" in reference and ":" in given:
-        return _same_ratio(reference, given)
-    if (named := _CAPITALS.fullmatch(reference)) and (other := _CAPITALS.fullmatch(given)):
-        # Points and strings, not products: their order counts; an angle may be read from either side.
-        first, second = named[2].replace(" ", ""), other[2].replace(" ", "")
-        return first == second or bool(named[1] and len(first) == 3 and first == second[::-1])
-    reference, wanted = without_unit(reference)
-    given, unit = without_unit(given)
-    if units_differ(wanted, unit):
-        return False
-    reference, given, written = as_latex(reference), as_latex(given), reference
-    sets = bool(SETS.search(reference) or SETS.search(given))
-    gold = parse(reference, sets)
-    if gold is None and sets and parse(reference) is not None:
-        return False
-    if gold is None:
-        if digits and spelled(written):
-            return False
-        raise UnreadableError(reference)
-    literal = read_numeral(given)
-    if literal is not None:
-        value = number(gold) if isinstance(gold, sympy.Expr) else None
-        exact = literal.value / 100 if literal.percent else literal.value
-        if value is None or units_differ(wanted, literal.unit):
-            return False
-        return close(value, exact) or _rounded(value, literal, digits)
-    if any(kind.search(given) and not kind.search(reference) for kind in UNCOMPUTED):
-        return False
-    if _COUNTING.search(given) and not _COUNTING.search(reference) and not _has_variable(given):
-        return False
-    target = parse(given, sets)
-    return target is not None and _same(gold, target)
+    text = answer.strip()
+    if "boxed" in text or "fbox" in text:
+        found, unclosed = boxes(text)
+        contents = {key(tidy(content)): content for _, _, content in found if content.strip()}
+        if contents:
+            return ", ".join(contents.values())
+        if unclosed:
+            return text.rpartition("boxed{")[2]
+        return None
+    if _MARKED.search(text) or (len(text) > 200 and "\n" in text):
+        return extract_answer(text).text
+    return text if re.search(r"[^\W_]|\\[A-Za-z]", text) else None
 
 
-def without_unit(text: str) -> tuple[str, str]:
-    """An expression without the unit in words behind it, and the unit."""
-    found = _UNIT.search(text)
-    unit = read_unit(" " + found[1]) if found else None
-    if found is None or unit is None or unit[0] or unit[1] != 1:
-        return text, ""
-    return text[: found.start()], unit[2]
-
-
-def _same_ratio(first: str, second: str) -> bool:
-    """Whether two ratios are the same: equally many parts, none of which is larger for its share."""
-    parts: list[list[Fraction]] = []
-    for text in (first, second):
-        numerals = [read_numeral(part.strip()) for part in text.split(":")]
-        if len(numerals) > 100 or any(numeral is None for numeral in numerals):
-            return False
-        parts.append([numeral.value for numeral in numerals if numeral is not None])
-    a, b = parts
-    return len(a) == len(b) and any(a) and any(b) and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
-
-
-def _rounded(value: Value, literal: Numeral, digits: int) -> bool:
-    """Whether a literal rounds an irrational number; with no digits demanded, whether it approximates any number."""
-    if isinstance(value, Fraction):
-        return not digits and approximates(value, literal)
-    if not mp.isfinite(value) or abs(mp.im(value)) > abs(value) * mp.mpf("1e-30"):
-        return False
-    exact = Fraction(int(mp.floor(mp.re(value) * 10**30)), 10**30)
-    return rounds_to(exact, literal, digits) if digits else approximates(exact, literal)
-
-
-def _same(gold: Any, target: Any) -> bool:
-    if isinstance(gold, sympy.core.relational.Relational):
-        return isinstance(target, sympy.core.relational.Relational) and _same_relation(gold, target)
-    if isinstance(gold, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(target, sympy.MatrixBase | sympy.MatrixExpr):
-        return _same_matrix(gold, target)
-    if isinstance(gold, sympy.Expr) and isinstance(target, sympy.Expr):
-        rows = values(gold, target)
-        return all(close(a, b) for a, b in zip(*rows, strict=True)) if rows else gold == target
-    if isinstance(gold, sympy.Expr) or isinstance(target, sympy.Expr):
-        return False
-    return bool(math_verify.verify(gold, target, timeout_seconds=None))
-
-
-def _same_matrix(gold: Any, target: Any) -> bool:
-    sides = [side.doit() for side in (gold, target) if isinstance(side, sympy.MatrixBase | sympy.MatrixExpr)]
-    if len(sides) < 2 or not all(isinstance(side, sympy.MatrixBase) for side in sides):
-        return False
-    return sides[0].shape == sides[1].shape and all(_same(a, b) for a, b in zip(*sides, strict=True))
-
-
-_MIRRORED = {">": "<", ">=": "<="}
-
-
-def _same_relation(gold: Any, target: Any) -> bool:
-    """Whether left minus right of one is a multiple of the other's: a positive one, for inequalities."""
-    sides: list[Any] = []
-    signs: list[Any] = []
-    for relation in (gold, target):
-        if not isinstance(relation.lhs, sympy.Expr) or not isinstance(relation.rhs, sympy.Expr):
-            return False
-        first, second = (relation.rhs, relation.lhs) if relation.rel_op in _MIRRORED else (relation.lhs, relation.rhs)
-        sides.append(sympy.Add(first, sympy.Mul(-1, second, evaluate=False), evaluate=False))
-        signs.append(_MIRRORED.get(relation.rel_op, relation.rel_op))
-    rows = values(*sides)
-    if signs[0] != signs[1] or not rows or any(value == 0 for row in rows for value in row):
-        return False
-    first, second = ([mp.convert(value) for value in row] for row in rows)
-    ratio = first[0] / second[0]
-    if signs[0] in {"<", "<="} and not (mp.im(ratio) == 0 and mp.re(ratio) > 0):
-        return False
-    return all(close(a, ratio * b) for a, b in zip(first, second, strict=True))
+def read_reference(answer: str) -> Reading | None:
+    """The reference, read; ``None`` if it cannot be."""
+    text = reference_text(answer)
+    if text is None or len(text) > 4_000:
+        return None
+    reading = read_answer(text)
+    return reading if reading.text.strip() else None
 
 
 def grade_math(completion: str, answer: str) -> Verdict:
     """Judge one completion by the mathematics policy."""
-    return grade(completion, answer, equal)
+    reference = read_reference(answer)
+    if reference is None:
+        return UNREADABLE
+    extraction = extract_answer(completion)
+    if extraction.text is None or not extraction.text.strip():
+        return Verdict(Outcome.INCORRECT, extraction.reason or NO_ANSWER)
+    return grade_extraction(extraction, reference)
+
+
+def grade_extraction(extraction: Extraction, reference: Reading) -> Verdict:
+    """Judge an extracted answer against a reference that was read."""
+    shown = (extraction.text or "")[:200]
+    if extraction.reason is not None:
+        return Verdict(Outcome.INCORRECT, extraction.reason, shown)
+    text = extraction.text or ""
+    label = _LABEL.match(text) if reference.shape is Shape.NUMBER and not reference.items else None
+    given = read_answer(text[label.end() :] if label else text)
+    try:
+        if same_answer(reference, given):
+            return Verdict(Outcome.CORRECT, None, shown)
+    except UnreadableError:
+        return Verdict(Outcome.UNDECIDED, UNREADABLE.reason, shown)
+    return Verdict(Outcome.INCORRECT, "several answers" if extraction.several else None, shown)
 
 
 _FAMILIAR = (
@@ -190,10 +86,9 @@ _FAMILIAR = (
 )
 
 
-def make_grader(*, check: bool = False) -> Grader:
-    """The mathematics policy; with ``check``, only whether the reference can be read.
-
-    The parser builds its tables as it goes: a few usual expressions first, so that no item pays for that.
+def make_grader() -> Grader:
+    """The mathematics policy. The parser builds its tables as it goes: a few usual expressions first, so that no item
+    pays for that.
 
     Raises:
         RuntimeError: a right answer is not called correct: every rollout would be a failure.
@@ -203,21 +98,21 @@ def make_grader(*, check: bool = False) -> Grader:
     for text in ("56", "x^2+1"):
         if (verdict := grade_math(rf"\boxed{{{text}}}", text)).outcome is not Outcome.CORRECT:
             raise RuntimeError(f"the mathematics verifier does not work here: {text} for {text} is {verdict}")
-    return (lambda _, answer: check_reference(answer)) if check else grade_math
+    return grade_math
 
 
-def check_reference(answer: str) -> Verdict:
-    """``CORRECT`` if the reference can be read, undecided otherwise."""
+def why_unreadable(answer: str) -> str | None:
+    """Why a reference cannot be read; ``None`` if it can."""
     reading = read_reference(answer)
     if reading is None:
-        return UNREADABLE
+        return UNREADABLE.reason
     leaves = [reading]
     while leaves:
         leaf = leaves.pop()
         leaves.extend([*leaf.items, *filter(None, [leaf.rounded])])
-        if leaf.items or leaf.shape in {"number", "words"} or _BASED.fullmatch(leaf.text):
+        if leaf.items or leaf.shape in {"number", "words"} or BASED.fullmatch(leaf.text):
             continue
         text = as_latex(without_unit(leaf.text)[0])
         if parse(text, bool(SETS.search(text))) is None and not spelled(leaf.text):
-            return UNREADABLE
-    return Verdict(Outcome.CORRECT)
+            return UNREADABLE.reason
+    return None

@@ -197,13 +197,10 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     text = _ASIDE.sub("", _LEAD.sub("", text, count=1))
     while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
         text = text[1:-1].strip()
-    outer = ""
-    if text[:2] in {"-(", "+("} and text[-1] == ")" and "(" not in text[2:]:
-        outer, text = text[0], text[2:-1].strip()
     match = _NUMERAL.fullmatch(text)
     if match is None or (match["euro"] and not decimal_comma):
         return None
-    signs = match["sign"] + match["sign2"] + outer
+    signs = match["sign"] + match["sign2"]
     suffix = read_unit(match["rest"])
     body = _body(match)
     if body is None or suffix is None or len(signs) > 1:
@@ -296,12 +293,9 @@ def rounds_to(exact: Fraction, literal: Numeral, digits: int = 4) -> bool:
 
 
 def approximates(exact: Fraction, literal: Numeral) -> bool:
-    """Whether a literal is ``exact``, rounded or cut off at its last digit. Fractions, scientific notation and round
-    integers may be off by a hundredth of it."""
+    """Whether a literal is ``exact``, rounded or cut off at its last digit."""
     exact = exact * 100 if literal.percent else exact
     off = abs(exact - literal.value)
-    if literal.form not in {"decimal", "integer"} or (literal.form == "integer" and literal.value % 10 == 0):
-        return off * 100 <= abs(exact)
     units = off * 10**literal.places
     return units * 2 <= 1 or (units < 1 and abs(literal.value) < abs(exact) and literal.value != 0)
 

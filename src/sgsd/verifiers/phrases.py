@@ -9,47 +9,20 @@ import re
 
 # ---- what announces an answer
 
-_ENGLISH = (
-    r"(?: ?\([^()\n]{1,40}\)| (?:to|for|of|in) [^.:=\n]{1,80}?)?[ \n]?(?:[-=]{1,2}>|:-?|=|→|⇒"
+_EDGE = r"(?<![^\W_])(?:{})(?![^\W_])"  # a word, whatever marks stand around it
+_ANSWER = re.compile(
+    _EDGE.format(r"answers?|ans(?:\.|\b)|result")
+    + r"(?:(?: ?\([^()\n]{1,40}\)| (?:to|for|of|in) [^.:=\n]{1,80}?)?[ \n]?(?:[-=]{1,2}>|:-?|=|→|⇒"
     r"|,? ?(?<!\w)(?:is|are|was|comes out (?:to|as)|turns out to be|becomes|equals|(?:would|must|should|will) be)(?!\w)"
-    r"(?: (?:equal to|therefore|thus|then|simply|just|indeed|now))?[ \n]?:?)| [-–—] (?=[\d$\\])|(?= [\d$\\-])"
+    r"(?: (?:equal to|therefore|thus|then|simply|just|indeed|now))?[ \n]?:?)| [-–—] (?=[\d$\\])|(?= [\d$\\-]))"
+    # The same in the languages that more than a few completions are in.
+    r"|"
+    + _EDGE.format("respuesta|solución|réponse|antwort|lösung|ergebnis|resposta|risposta|ответ")
+    + r"(?:(?: [^\W\d]{1,20}){0,3}?,? ?(?:[:=–-]|(?<= )(?:es|est|ist|lautet|wäre|é|è|это)(?!\w) ?:?)|(?= ?[\d$\\-]))"
+    r"|(?<![不未没])(?:答案|答え)[^\n\d。，,不非没沒]{0,6}?(?:是|为|為|は|[:：=])[:：]?|(?:故选|因此选|选择)[:：]?"
+    r"|(?:정답|답)(?:은|는)?[ :：]?",
+    re.IGNORECASE,
 )
-_THUS = "donc|ainsi|alors|also|somit|daher|genau|entonces|portanto|quindi|dunque|dus|exactement|exactamente|exatamente"
-# Nouns, and the verbs that may follow, up to three words after them.
-_SPACED = (
-    ("respuesta resultado solución", "es son"),  # Spanish
-    ("réponse résultat", "est sont"),  # French
-    ("antwort lösung ergebnis endergebnis", "ist sind lautet beträgt wäre"),  # German
-    ("resposta solução", "é são"),  # Portuguese
-    ("risposta risultato soluzione", "è sono"),  # Italian
-    ("antwoord uitkomst", "is"),  # Dutch
-    ("odpowiedź odpowiedzią wynik odpověď výsledek", "to jest wynosi je"),  # Polish, Czech
-    ("svar svaret vastaus válasz răspunsul", "är er on este"),  # Swedish, Danish, Finnish, Hungarian, Romanian
-    ("cevap cevabı yanıt sonuç", ""),  # Turkish
-    ("jawaban jawabannya hasil hasilnya", "adalah ialah"),  # Indonesian
-    ("đáp_án đáp_số câu_trả_lời kết_quả", "là bằng"),  # Vietnamese
-    ("ответ ответом відповідь отговор απάντηση", "равен является это є е είναι"),  # Cyrillic, Greek
-    ("الجواب الإجابة الاجابة النتيجة الحل پاسخ جواب התשובה תשובה", "هو هي היא הוא"),  # Arabic, Persian, Hebrew
-    ("उत्तर जवाब উত্তর", "है"),  # Hindi, Bengali
-)
-# Nouns that what follows may touch.
-_UNSPACED = (
-    ("答案 结果 結果 答え 解答 正解 回答 答", r"[^\n\d。，,不非没沒]{0,6}?(?:是|为|為|等于|等於|は|が|[:：=])[:：]?"),
-    ("故选 应选 选择 选 選", r"[:：]?"),
-    ("정답 해답 답", r"(?:은|는|이|가)?(?: ?[:：])?"),
-    ("คำตอบ", r"(?: ?คือ| ?:)"),
-)
-_TAILS: dict[str, re.Pattern[str]] = dict.fromkeys(("answer", "answers", "ans", "ans.", "result"), re.compile(_ENGLISH))
-for _nouns, _verbs in _SPACED:
-    _verb = "|".join(_verbs.split()) or "="
-    _verb = rf"(?<= )(?:{_verb})(?!\w)(?: ?:| (?:{_THUS})(?!\w))?"
-    _tail = re.compile(rf"(?:(?: [^\W\d]{{1,20}}){{0,3}}?,? ?(?:[:：=—–-]|{_verb})|(?= ?[\d$\\-]))")
-    _TAILS.update(dict.fromkeys((noun.replace("_", " ") for noun in _nouns.split()), _tail))
-_TOUCHING = {noun: re.compile(tail) for nouns, tail in _UNSPACED for noun in nouns.split()}
-_FIRST: dict[str, list[str]] = {}
-for _noun in sorted((*_TAILS, *_TOUCHING), key=len, reverse=True):
-    _FIRST.setdefault(_noun[0], []).append(re.escape(_noun[1:]))
-_NOUN = re.compile("|".join(f"{first}(?:{'|'.join(rest)})" for first, rest in _FIRST.items()))
 _OTHERWISE = re.compile(
     r"(?<!#)#{4,8} ?(?=[^\s#])|^[ >-]{0,4}A: ?"
     r"|^[#> ]{0,6}(?:[Tt]he |[Mm]y )?(?:[Ff]inal |FINAL |[Cc]orrect )?(?:[Aa]nswer|ANSWER) ?$",
@@ -67,20 +40,10 @@ def announcements(text: str, *, choice: bool = False) -> list[tuple[int, int]]:
     """Start and end of everything that announces an answer: ``the answer is``, ``####``, ``la respuesta es``; with
     ``choice``, an option, too: ``the option is``, ``I choose``.
     """
-    lower = text.lower()
-    lower = lower if len(lower) == len(text) else text
-    patterns = (_OTHERWISE, _CHOSEN) if choice else (_OTHERWISE,)
+    patterns = (_OTHERWISE, _ANSWER, _CHOSEN) if choice else (_OTHERWISE, _ANSWER)
     found = [mark.span() for pattern in patterns for mark in pattern.finditer(text)]
     if OPTIONS.search(text):  # then "A:" is an option, too
         found = [(start, end) for start, end in found if "A:" not in text[start:end]]
-    for noun in _NOUN.finditer(lower):
-        start, end = noun.span()
-        tail = _TOUCHING.get(noun[0])
-        before, after = lower[max(0, start - 1) : start], lower[end : end + 1]
-        if before in ("不", "未", "没") if tail else before.isalnum() or after.isalnum():
-            continue
-        if (said := (tail or _TAILS[noun[0]]).match(lower, end)) is not None:
-            found.append((start, said.end()))
     return sorted(found)
 
 

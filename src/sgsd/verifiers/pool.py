@@ -25,7 +25,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sgsd.verifiers.errors import ConfigError
@@ -41,15 +40,6 @@ _NEEDED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "OPENBLAS_CORETYPE", "SYSTEM
 """Of the environment, what Python needs to start. Keys and tokens are not among it."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One item: which grader (a JSON description), what to ask it (JSON values), and how many seconds it may take."""
-
-    grader: str
-    message: dict[str, Any]
-    timeout: float
 
 
 class _Worker:
@@ -85,16 +75,18 @@ class _Worker:
 
         Raises:
             ConfigError: it cannot be loaded.
-            EOFError: the process is gone.
         """
         if grader in self.loaded:
             return
+        remedy = f"check {grader}"
         try:
-            reply = self.ask({"load": grader}, STARTUP_SECONDS)
-        except TimeoutError as error:
-            raise ConfigError("the verifier cannot be loaded", got=f"{grader} takes too long") from error
-        if "failed" in reply:
-            raise ConfigError("the verifier cannot be loaded", got=reply["failed"], remedy=f"check {grader}")
+            failed = self.ask({"load": grader}, STARTUP_SECONDS).get("failed")
+        except TimeoutError:
+            failed = f"{grader} takes too long"
+        except EOFError:
+            failed, remedy = f"{DIED} while loading {grader}", "raise memory_gb"
+        if failed is not None:
+            raise ConfigError("the verifier cannot be loaded", got=failed, remedy=remedy)
         self.loaded.add(grader)
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -183,12 +175,6 @@ class Pool:
         self._all: set[_Worker] = set()
         self._closings = 0
 
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def warm_up(self, grader: str) -> None:
         """Start all workers and load the grader in each, so that the first batch does not wait for it.
 
@@ -218,15 +204,22 @@ class Pool:
         for worker in idle:
             self._discard(worker)
 
-    def run(self, requests: Sequence[Request]) -> list[Verdict]:
-        """One verdict per request, in order.
+    def run(self, grader: str, messages: Sequence[dict[str, Any]], timeout: float) -> list[Verdict]:
+        """One verdict per message, in order.
 
         An item that exceeds its timeout or kills its worker is undecided; the others are not affected.
+
+        Args:
+            grader: its description in JSON.
+            messages: what to ask it, in JSON's values.
+            timeout: seconds that each may take.
 
         Raises:
             ConfigError: if a grader cannot be loaded.
         """
-        return self._each(self._judge, requests)
+        return self._each(
+            lambda message: self._judge(grader, {**message, "grader": grader, "limit": timeout}, timeout), messages
+        )
 
     def _each(self, function: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
         """The function of each item, in as many threads as there are workers, the caller's among them."""
@@ -256,13 +249,11 @@ class Pool:
             raise failures[0]
         return results
 
-    def _judge(self, request: Request) -> Verdict:
+    def _judge(self, grader: str, message: dict[str, Any], timeout: float) -> Verdict:
         for _ in range(2):  # a worker may also die of something else: of the system's want of memory, by hand
             try:
-                with self._worker(request.grader) as worker:
-                    reply = worker.ask(
-                        {**request.message, "grader": request.grader, "limit": request.timeout}, request.timeout
-                    )
+                with self._worker(grader) as worker:
+                    reply = worker.ask(message, timeout)
                     if reply.get("restart"):
                         raise MemoryError
             except TimeoutError:
@@ -281,7 +272,7 @@ class Pool:
             closings = self._closings
             worker = self._take()
             try:
-                self._load(worker, grader)
+                worker.load(grader)
                 yield worker
             except BaseException:
                 self._discard(worker)
@@ -292,14 +283,6 @@ class Pool:
                     self._idle.append(worker)
             if not keep:
                 self._discard(worker)
-
-    def _load(self, worker: _Worker, grader: str) -> None:
-        try:
-            worker.load(grader)
-        except EOFError as error:
-            raise ConfigError(
-                "the verifier cannot be loaded", got=f"{DIED} while loading {grader}", remedy="raise memory_gb"
-            ) from error
 
     def _take(self) -> _Worker:
         while True:

@@ -309,15 +309,6 @@ def _container(text: str, depth: int) -> Reading | None:
     return None
 
 
-def _by_size(text: str) -> list[str]:
-    """The sides of ``6 ft × 20 ft``: numbers with units, which stay as they are."""
-    parts = [part.strip() for part in re.split(r"\\times(?![A-Za-z])| x | by ", text)]
-    if not 2 <= len(parts) <= 3:
-        return []
-    numerals = [read_numeral(part) for part in parts]
-    return parts if all(numerals) and any(numeral.unit for numeral in numerals if numeral) else []
-
-
 def _read(text: str, depth: int) -> Reading:
     text = tidy(text)
     leaf = _leaf(text)
@@ -331,10 +322,6 @@ def _read(text: str, depth: int) -> Reading:
         return container
     if leaf.shape is Shape.WORDS and "," not in text and not _CONJUNCTION.search(text):
         return leaf
-    sizes = _by_size(text)
-    if sizes:
-        items = tuple(_read(part, depth + 1) for part in sizes)
-        return Reading(Shape.SEQUENCE, text, text, items=items, brackets="by")
     if r"\cup" in text and "=" not in text:
         parts = text.split(r"\cup")
         if all(part.strip() for part in parts) and len(parts) <= MAX_ITEMS:

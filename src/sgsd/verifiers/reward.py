@@ -9,7 +9,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
-from sgsd.verifiers.verdict import Context, ContextGrader, Outcome, Verdict
+from sgsd.verifiers.verdict import UNREADABLE, Context, ContextGrader, Outcome, Verdict
 
 COLUMNS = ("answer", "solution", "ground_truth", "target")
 """The names under which data sets hold the reference, and reward functions ask for it."""
@@ -39,6 +39,11 @@ def text_of(completion: Any) -> str:
         return content
     parts = cast(Sequence[Mapping[str, Any]], content or ())  # of a model that sees images
     return "".join(str(part.get("text", "")) for part in parts)
+
+
+def why_unreadable(answer: str) -> str | None:
+    """Why a reference cannot be read: it is empty. More is not known of somebody's function."""
+    return None if answer.strip() else UNREADABLE.reason
 
 
 def make_grader(*, path: str, threshold: float) -> ContextGrader:

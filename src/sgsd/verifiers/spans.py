@@ -1,4 +1,5 @@
-"""Values in a line of text: numbers, expressions, equations and lists, each with all that belongs to it."""
+"""What a line of text names: its values (numbers, expressions, equations, lists), each with all that belongs to it, and
+its options."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from sgsd.verifiers import phrases
 from sgsd.verifiers.boxes import mathematics
 from sgsd.verifiers.numerals import read_numeral
-from sgsd.verifiers.tidy import key, tidy
+from sgsd.verifiers.tidy import key, tidy, words
 
 _AROUND = 80
 _DIGITS = r"\d+(?:[.,:]\d+)*+|\.\d+"
@@ -109,13 +110,9 @@ def _value(line: str, run: list[Value]) -> Value | None:
         first += 1
     while not run[last - 1].solid and run[last - 1].text.lower() in _LOOSE_ENDS:
         last -= 1
-    if run[last - 1].text == "!" and not line[run[last - 1].end :].strip("*_`\"' )"):
-        last -= 1  # an exclamation mark
     run = run[first + (run[first].text.lower() == "minus") : last]
-    if not run:
-        return None
     start, end = run[0].start, run[-1].end
-    text = closed(run[0].text + "".join(line[one.end : other.start] + other.text for one, other in pairwise(run)))
+    text = run[0].text + "".join(line[one.end : other.start] + other.text for one, other in pairwise(run))
     alternatives = [part for part in _OR.split(text) if part]
     if len(alternatives) > 1 and len({identity(part.rstrip(" )")) for part in alternatives}) == 1:
         text = alternatives[0]  # 3/4, or 75 %
@@ -138,15 +135,32 @@ def _is_dash(line: str, sign: Value) -> bool:
     return apart and (not before or (before.isalpha() and len(before) == 2))
 
 
-def closed(text: str) -> str:
-    """Without the brackets at its end that nothing opens."""
-    end = len(text)
-    loose = text.count(")") + text.count("]") - text.count("(") - text.count("[")
-    loose_braces = text.count("}") - text.count("{")
-    while end and text[end - 1] in ")]} ":
-        loose -= text[end - 1] in ")]"
-        loose_braces -= text[end - 1] == "}"
-        if loose < 0 or loose_braces < 0:
-            break
-        end -= 1
-    return text[:end].strip()
+# ---- options of a multiple-choice question
+
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+_OPTION_MARK = re.compile(r"(?<![A-Za-z'])\(?([A-Z])(?:\)|[.:](?=\s|$))")
+_JOINED = re.compile(
+    r"(?:\b(?:or|and)\b|[,;/&])\s*(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])([A-Z])(?![A-Za-z'])"
+)
+_ALONE = re.compile(r"(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])(?<![A-Za-z'\\])([A-Z])(?![A-Za-z'])")
+
+
+def option(text: str) -> str | None:
+    """The letter of a reference: ``B``, ``(B)``, ``b``, ``\\text{(B)}``, ``B. Paris``; ``None`` if it is none."""
+    letters = letters_of(text)
+    return letters[0] if len(letters) == 1 else None
+
+
+def letters_of(text: str) -> list[str]:
+    """The distinct options that an answer names.
+
+    An answer that is a letter is that letter in either case. Elsewhere, marked letters (``(B)``, ``B.``) count if there
+    are any, and what is joined to one (``(B) or C``); else upper-case letters that stand alone and do not begin a
+    phrase (``I think``, ``A cat``).
+    """
+    plain = words(tidy(text))
+    whole = _LETTER.fullmatch(plain)
+    if whole:
+        return [whole[1].upper()]
+    marked = _OPTION_MARK.findall(plain)
+    return list(dict.fromkeys([*marked, *_JOINED.findall(plain)] if marked else _ALONE.findall(plain)))

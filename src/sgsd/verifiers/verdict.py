@@ -40,6 +40,9 @@ class Verdict:
     extracted: str | None = None
 
 
+UNREADABLE = Verdict(Outcome.UNDECIDED, "unreadable reference")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What TRL hands a reward function besides a completion's text and its reference. ``None`` means unknown.

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from sgsd.verifiers.errors import ConfigError
-from sgsd.verifiers.pool import DIED, OUT_OF_MEMORY, TIMEOUT, Pool, Request, shared_pool
+from sgsd.verifiers.pool import DIED, OUT_OF_MEMORY, TIMEOUT, Pool, shared_pool
 from sgsd.verifiers.reward import COLUMNS, NEEDS, text_of
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.worker import ERROR
@@ -108,15 +108,15 @@ class PooledVerifier:
                 on every one of the two or more completions it has been given so far.
         """
         told = contexts if contexts is not None and self.takes_context else [None] * len(completions)
-        verdicts = self._pool.run(
+        verdicts = self._run(
             [
-                self._request(completion=completion, answer=answer, context=_plain(context))
+                {"completion": completion, "answer": answer, "context": _plain(context)}
                 for completion, answer, context in zip(completions, answers, told, strict=True)
             ]
         )
         if self.takes_context:
             self._refuse_broken(verdicts)
-            if not self._grader_is_ours:
+            if not self._pool.fenced:
                 return verdicts
         return self._blamed(verdicts, answers)
 
@@ -124,7 +124,7 @@ class PooledVerifier:
         """Whether this reference can be read. All but plain numbers are read by a worker, within the timeout."""
         if self._plain_numbers and _NUMBER.fullmatch(answer):
             return True
-        verdict = self._pool.run([self._request(check=answer)])[0]
+        verdict = self._run([{"check": answer}])[0]
         if verdict.reason is not None and " is refused: " in verdict.reason:
             self._say(verdict.reason)
         return verdict.outcome is Outcome.CORRECT
@@ -159,12 +159,8 @@ class PooledVerifier:
         reward.__name__ = self._name.rpartition(":")[2].rpartition(".")[2]
         return reward
 
-    def _request(self, **message: Any) -> Request:
-        return Request(self._grader, message, self._timeout)
-
-    @property
-    def _grader_is_ours(self) -> bool:
-        return self._pool.fenced
+    def _run(self, messages: Sequence[dict[str, Any]]) -> list[Verdict]:
+        return self._pool.run(self._grader, messages, self._timeout)
 
     def _refuse_broken(self, verdicts: Sequence[Verdict]) -> None:
         """A reward function that works on nothing would otherwise look like one that is undecided about everything."""
@@ -187,7 +183,7 @@ class PooledVerifier:
                     "the reference alone can be read, else undecided"
                 )
         references = list(dict.fromkeys(answers[position] for position in failed))
-        checks = self._pool.run([self._request(check=answer) for answer in references])
+        checks = self._run([{"check": answer} for answer in references])
         sound = {answer for answer, check in zip(references, checks, strict=True) if check.outcome is Outcome.CORRECT}
         for position in failed:
             if answers[position] in sound:
@@ -279,23 +275,30 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
         if option_name not in allowed:
             raise _unknown(f"option of verifier {name}", option_name, sorted(allowed))
     chosen = allowed | options
-    for numeric in ("timeout", "memory_gb"):
-        value = chosen[numeric]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ConfigError(f"{numeric} of verifier {name}", got=repr(value), expected="a positive number")
-    workers = chosen["workers"]
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"workers of verifier {name}", got=repr(workers), expected="a whole number, at least 1")
-    if not isinstance(chosen.get("ignore_case", True), bool):
-        raise ConfigError(f"ignore_case of verifier {name}", got=repr(chosen["ignore_case"]), expected="true or false")
-    threshold = chosen.get("threshold", 0.5)
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        raise ConfigError(f"threshold of verifier {name}", got=repr(threshold), expected="a number")
+    for option_name, value in chosen.items():
+        if not _sensible(option_name, value):
+            raise ConfigError(f"{option_name} of verifier {name}", got=repr(value), expected=_EXPECTED[option_name])
     description: dict[str, Any] = {"kind": kind} | {key: chosen[key] for key in _OPTIONS[kind]}
     if kind == "reward":
         description["path"] = name
-    pool = shared_pool(workers, float(chosen["memory_gb"]), fenced=fenced)
+    pool = shared_pool(chosen["workers"], float(chosen["memory_gb"]), fenced=fenced)
     return PooledVerifier(name, description, pool, float(chosen["timeout"]))
+
+
+_EXPECTED = {
+    **dict.fromkeys(("timeout", "memory_gb"), "a positive number"),
+    "workers": "a whole number, at least 1",
+    "ignore_case": "true or false",
+    "threshold": "a number",
+}
+
+
+def _sensible(option: str, value: Any) -> bool:
+    if option == "ignore_case" or isinstance(value, bool):
+        return option == "ignore_case" and isinstance(value, bool)
+    if option == "workers":
+        return isinstance(value, int) and value >= 1
+    return isinstance(value, int | float) and (option == "threshold" or 0 < value < float("inf"))
 
 
 def names_code(name: str) -> bool:

@@ -27,7 +27,6 @@ GRACE = 2.0
 """Seconds that the alarm leaves the parent to kill this process itself."""
 ERROR = "verifier error: "
 """How the reason of an exception begins."""
-_UNREADABLE = "unreadable reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +48,17 @@ def load(grader: str) -> Loaded:
     """The grader of a description ``{"kind": …, options…}`` in JSON. Only the modules that it needs are imported."""
     options: dict[str, Any] = json.loads(grader)
     kind = options.pop("kind")
-    if kind == "reward":
-        from sgsd.verifiers import reward
-
-        return Loaded(reward.make_grader(**options), lambda answer: None if answer.strip() else _UNREADABLE)
     module = importlib.import_module(f"sgsd.verifiers.{kind}")
+    grade = module.make_grader(**options)
     if kind == "math":
         from sgsd.verifiers.expressions import close_evaluation
 
         for name in _LAZY:
             importlib.import_module(f"sympy.{name}")
         close_evaluation()
-    grade: Grader = module.make_grader(**options)
-    return Loaded(lambda completion, answer, context: grade(completion, answer), _check(kind, module))
-
-
-def _check(kind: str, module: Any) -> Callable[[str], str | None]:
-    if kind == "reasoning_gym":
-        return module.why_unreadable
-    if kind == "math":
-        check: Grader = module.make_grader(check=True)
-        return lambda answer: None if check("", answer).outcome is Outcome.CORRECT else _UNREADABLE
-    if kind == "exact":
-        return lambda answer: None if module.normalise(answer, ignore_case=True) else _UNREADABLE
-    return lambda answer: None if module.option(answer) is not None else _UNREADABLE
+    if kind == "reward":
+        return Loaded(grade, module.why_unreadable)
+    return Loaded(lambda completion, answer, context: grade(completion, answer), module.why_unreadable)
 
 
 def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, Any]:
