@@ -61,8 +61,9 @@ def test_charts_are_drawn_and_axe_finds_no_violation_with_everything_open(visit,
     for chart in charts:
         assert chart.bounding_box()["width"] > 200
         # A marker or clip path of another chart, or a colour that the theme does not have, would leave a line out.
-        lines = "svg => [...svg.querySelectorAll('path[marker-mid]')].map(line => getComputedStyle(line).stroke)"
-        strokes = chart.evaluate(lines)
+        strokes = chart.eval_on_selector_all(
+            "path[clip-path][stroke^=var]", "lines => lines.map(line => getComputedStyle(line).stroke)"
+        )
         assert strokes
         assert "none" not in strokes
         assert len(set(strokes)) == len(strokes)

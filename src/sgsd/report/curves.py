@@ -18,7 +18,7 @@ from sgsd.report.runs import Group
 from sgsd.report.tables import Table, number, percent
 
 _STRETCHES = 60
-_MARKED_POINTS = 40
+_MARKED_POINTS = 15
 _DASHES = ("1 0", "6 3", "2 2", "8 3 2 3", "12 3", "4 2 1 2", "1 3", "10 2 2 2 2 2")
 _POLARITIES = (("positive", "--positive", "1 0"), ("neutral", "--soft", "2 2"), ("negative", "--negative", "6 3"))
 _SIGNS = (

@@ -14,7 +14,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const value = (row) => (text(row) === "–" ? -Infinity : parseFloat(text(row).replace("−", "-")));
       const rows = [...table.tBodies[0].rows];
       const figures = column > 0 && !rows.some((row) => Number.isNaN(value(row)));
-      const falling = head.getAttribute("aria-sort") === (figures ? null : "ascending") || head.getAttribute("aria-sort") === "ascending";
+      const before = head.getAttribute("aria-sort");
+      const falling = before === "ascending" || (before === null && figures);
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", falling ? "descending" : "ascending");
       rows.sort((a, b) => (figures ? value(a) - value(b) : text(a).localeCompare(text(b))));
