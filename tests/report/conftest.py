@@ -8,7 +8,7 @@ import pytest
 
 from .folders import write_run
 
-pytest.importorskip("vl_convert", reason="the extra 'report' is not installed")
+pytest.importorskip("ziaplot", reason="the extra 'report' is not installed")
 
 
 @pytest.fixture(scope="session")

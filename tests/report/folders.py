@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict
 from pathlib import Path
 
 from sgsd.bank import Ledger, Mistake, Origin, Skill, SkillBank
-from sgsd.evaluation.run import Sample
 from sgsd.trainers.record import SUPPORT_EDGES
 
 HOSTILE = "</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & \u2028 \"quoted\" 'so'"
@@ -38,140 +36,93 @@ def write_run(
 ) -> Path:
     """A finished run, with an evaluation, and for SGSD a ledger, supports, traces and a bank that changed."""
     draw = random.Random(f"{method} {seed} {accuracy}")
-    folder.mkdir(parents=True)
     chosen = {"method": method, "seed": seed, "output_dir": str(folder), "learning_rate": 1e-4, "report_to": ["none"]}
     chosen |= {"model_name_or_path": "tiny", "skills_in_prompt": False, "max_steps": steps} | settings
-    _json(
-        folder / "run.json",
-        {
-            "sgsd": "0.1.0",
-            "python": "3.11.7",
-            "versions": {"torch": "2.13.0", "trl": "1.16.0"},
-            "bank_digest": "ab" * 32,
-            "data": {"source": "sums.jsonl", "rows": 30, "kept": 28},
-            "settings": chosen,
-        },
+    record = {"sgsd": "0.1.0", "python": "3.11.7", "versions": {"torch": "2.13.0"}, "bank_digest": "ab" * 32}
+    _write(folder / "run.json", record | {"data": {"source": "sums.jsonl", "rows": 30, "kept": 28}, "settings": chosen})
+    history = [_step(draw, method, step, step / steps, accuracy) for step in range(1, steps + 1)]
+    for step in range(0, steps + 1, 10):
+        value = 0.2 + (accuracy - 0.2) * step / steps
+        bounds = {"eval_accuracy_low": value - 0.05, "eval_accuracy_high": value + 0.05}
+        history.append({"step": step, "eval_accuracy": value, **bounds})
+    _write(folder / "trainer_state.json", {"global_step": steps, "log_history": history})
+    evaluation = folder / "evaluations" / "sums"
+    outcomes = ["correct" if draw.random() < accuracy else "incorrect" for _ in range(PROBLEMS)]
+    sample = {"sample": 0, "completion": "…", "tokens": 3, "stop_reason": "stop", "reason": None, "extracted": "1"}
+    _write(
+        evaluation / "samples.jsonl",
+        *({"problem_id": f"p{n}", "outcome": outcome, **sample} for n, outcome in enumerate(outcomes)),
     )
-    _json(folder / "trainer_state.json", {"global_step": steps, "log_history": _history(draw, method, steps, accuracy)})
-    _evaluation(folder / "evaluations" / "sums", draw, accuracy, steps)
+    about = {"step": steps, "dataset": "sums.jsonl", "verifier": "exact", "temperature": 1.0, "max_new_tokens": 8}
+    mean = outcomes.count("correct") / PROBLEMS
+    _write(evaluation / "summary.json", {**about, "problems": PROBLEMS, "samples_per_problem": 1, "accuracy": mean})
     if method == "sgsd":
         _teachers(folder, draw, steps, hostile, tokens)
     return folder
 
 
-def _history(draw: random.Random, method: str, steps: int, accuracy: float) -> list[dict]:
-    history = []
-    for step in range(1, steps + 1):
-        progress = step / steps
-        entry = {
-            "step": step,
-            "success_rate": min(1.0, max(0.0, accuracy * progress + draw.uniform(-0.05, 0.05))),
-            "entropy": 1.5 - progress / 2,
-            "grad_norm": draw.uniform(0.1, 0.2),
-            "completions/mean_length": 40 + 10 * progress,
-        }
-        if method == "sgsd":
-            positive, negative = 0.2 + 0.3 * progress, 0.1
-            entry |= {
-                "sgsd/polarity/positive_share": positive,
-                "sgsd/polarity/negative_share": negative,
-                "sgsd/polarity/neutral_share": 1 - positive - negative,
-                "sgsd/active_share": positive + negative,
-            }
-        history.append(entry)
-    for step in range(0, steps + 1, 10):
-        value = 0.2 + (accuracy - 0.2) * step / steps
-        bounds = {"eval_accuracy_low": value - 0.05, "eval_accuracy_high": value + 0.05}
-        history.append({"step": step, "eval_accuracy": value, **bounds})
-    return history
-
-
-def _evaluation(folder: Path, draw: random.Random, accuracy: float, steps: int) -> None:
-    outcomes = ["correct" if draw.random() < accuracy else "incorrect" for _ in range(PROBLEMS)]
-    samples = [
-        Sample(
-            problem_id=f"p{n}",
-            sample=0,
-            completion="…",
-            tokens=3,
-            stop_reason="stop",
-            outcome=outcome,
-            reason=None,
-            extracted="1",
-        )
-        for n, outcome in enumerate(outcomes)
-    ]
-    folder.mkdir(parents=True)
-    (folder / "samples.jsonl").write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
-    mean = outcomes.count("correct") / PROBLEMS
-    about = {"step": steps, "dataset": "sums.jsonl", "verifier": "exact", "temperature": 1.0, "max_new_tokens": 8}
-    _json(folder / "summary.json", {**about, "problems": PROBLEMS, "samples_per_problem": 1, "accuracy": mean})
+def _step(draw: random.Random, method: str, step: int, progress: float, accuracy: float) -> dict:
+    shares = {"positive": 0.2 + 0.3 * progress, "negative": 0.1, "neutral": 0.7 - 0.3 * progress}
+    of_teachers = {f"sgsd/polarity/{name}_share": share for name, share in shares.items()}
+    return {
+        "step": step,
+        "success_rate": min(1.0, max(0.0, accuracy * progress + draw.uniform(-0.05, 0.05))),
+        "entropy": 1.5 - progress / 2,
+        "grad_norm": draw.uniform(0.1, 0.2),
+        "completions/mean_length": 40 + 10 * progress,
+        **(of_teachers | {"sgsd/active_share": 1 - shares["neutral"]} if method == "sgsd" else {}),
+    }
 
 
 def _teachers(folder: Path, draw: random.Random, steps: int, hostile: bool, tokens: int) -> None:
     start = make_bank(hostile=hostile)
     new = Skill.new("Estimate first.", title="Estimates", origin=Origin.ONLINE)
-    end = start.without([start.mistakes[1].id]).with_items([new])
     start.save(folder / "bank-start.json")
-    end.save(folder / "bank.json")
-    pairs = list(zip(start.skills, start.mistakes, strict=True))
-    ledger = Ledger()
-    supports: list[dict] = [{"edges": list(SUPPORT_EDGES)}]
+    start.without([start.mistakes[1].id]).with_items([new]).save(folder / "bank.json")
+    pairs = [(skill.id, mistake.id) for skill, mistake in zip(start.skills, start.mistakes, strict=True)]
+    ledger, supports = Ledger(), []
     for step in range(1, steps + 1):
         outcome = draw.choice([1, -1])
         support = [draw.gauss(0.1 * outcome, 0.2) for _ in pairs]
         stance = [0 if abs(value) <= 0.05 else 1 if value > 0 else -1 for value in support]
-        ids = [[(skill.id, mistake.id) for skill, mistake in pairs]]
-        ledger = ledger.credited(ids, support=[support], stance=[stance], outcome=[outcome], problems=[0])
-        bins = len(SUPPORT_EDGES) + 1
-        counts = {name: [0] * bins for name in ("success", "failure", "undecided")}
+        ledger = ledger.credited([pairs], support=[support], stance=[stance], outcome=[outcome], problems=[0])
+        counts = {name: [0] * (len(SUPPORT_EDGES) + 1) for name in ("success", "failure", "undecided")}
         for value in support:
             counts["success" if outcome > 0 else "failure"][sum(value > edge for edge in SUPPORT_EDGES)] += 1
         supports.append({"step": step, **counts})
     (folder / "ledger.json").write_text(ledger.to_json())
-    _lines(folder / "supports.jsonl", supports)
+    _write(folder / "supports.jsonl", {"edges": list(SUPPORT_EDGES)}, *supports)
+    pieces = [" word0", HOSTILE if hostile else " word1", *(f" word{n}" for n in range(2, tokens - 3))]
+    pieces += ["\n", "", "<|im_end|>"]
+    about = {"problem_id": "p1", "problem": HOSTILE if hostile else "What is 1 + 1?", "answer": "2", "tokens": pieces}
     traces = [
-        _trace(draw, step, outcome, pairs, hostile, tokens)
+        {
+            "step": step,
+            "outcome": outcome,
+            **about,
+            "counted": [1] * (tokens - 1) + [0],
+            "student_logps": [round(draw.uniform(-3, 0), 3) for _ in pieces],
+            # The first teacher supports every token, the others suppress them.
+            "teachers": [
+                {
+                    "skill": skill,
+                    "mistake": mistake,
+                    "weight": 0.25,
+                    "support": 0.2 * sign,
+                    "stance": sign,
+                    "polarity": sign * (1 if outcome == "success" else -1),
+                    "gaps": [round(draw.uniform(0.05, 2) * sign, 3) for _ in pieces],
+                }
+                for sign, (skill, mistake) in zip([1] + [-1] * (len(pairs) - 1), pairs, strict=True)
+            ],
+        }
         for step in range(1, steps + 1, 10)
         for outcome in ("success", "failure")
     ]
-    _lines(folder / "traces.jsonl", traces)
+    _write(folder / "traces.jsonl", *traces)
 
 
-def _trace(draw: random.Random, step: int, outcome: str, pairs: list, hostile: bool, tokens: int) -> dict:
-    pieces = [f" word{n}" for n in range(tokens - 3)] + ["\n", "", "<|im_end|>"]
-    if hostile:
-        pieces[1] = HOSTILE
-    return {
-        "step": step,
-        "problem_id": "p1",
-        "problem": HOSTILE if hostile else "What is 1 + 1?",
-        "answer": HOSTILE if hostile else "2",
-        "outcome": outcome,
-        "tokens": pieces,
-        "counted": [1] * (tokens - 1) + [0],
-        "student_logps": [round(draw.uniform(-3, 0), 3) for _ in pieces],
-        "teachers": [
-            {
-                "skill": skill.id,
-                "mistake": mistake.id,
-                "weight": 0.25,
-                "support": 0.2 if n == 0 else -0.2,
-                "stance": 1 if n == 0 else -1,
-                "polarity": (1 if n == 0 else -1) * (1 if outcome == "success" else -1),
-                # The first teacher supports every token, the others suppress them.
-                "gaps": [round(draw.uniform(0.05, 2) * (1 if n == 0 else -1), 3) for _ in pieces],
-            }
-            for n, (skill, mistake) in enumerate(pairs)
-        ],
-    }
-
-
-def _json(file: Path, document: dict) -> None:
-    file.write_text(json.dumps(document, indent=2), encoding="utf-8")
-
-
-def _lines(file: Path, documents: list[dict]) -> None:
-    file.write_text(
-        "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents), encoding="utf-8"
-    )
+def _write(file: Path, *documents: dict) -> None:
+    """JSON lines; of one document a JSON file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in documents), encoding="utf-8")

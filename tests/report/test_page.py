@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
@@ -18,26 +19,36 @@ from .folders import HOSTILE, write_run
 
 
 class Outline(HTMLParser):
-    """Tags in order, headings, ids, and the text of scripts."""
+    """Tags with their attributes and the text that follows each, in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.levels, self.ids, self.links, self.scripts = [], [], [], [], []
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        if re.fullmatch(r"h[1-6]", tag):
-            self.levels.append(int(tag[1]))
-        if "id" in attributes:
-            self.ids.append(attributes["id"])
-        if tag == "a":
-            self.links.append(attributes["href"])
+        self.tags.append((tag, dict(attrs)))
+        self.texts.append("")
+
+    def handle_endtag(self, tag):
+        self.handle_starttag(f"/{tag}", ())
 
     def handle_data(self, data):
-        if self.tags and self.tags[-1][0] == "script" and data.strip():
-            self.scripts.append((self.tags[-1][1], data))
+        if self.texts:
+            self.texts[-1] += data
+
+    def all(self, tag: str, attribute: str = "") -> list:
+        """The attributes of each such tag, or one of them."""
+        return [found.get(attribute) if attribute else found for name, found in self.tags if name == tag]
+
+    def text_of(self, wanted: str, **attributes: str) -> str:
+        (text,) = [
+            text
+            for text, (tag, found) in zip(self.texts, self.tags, strict=True)
+            if tag == wanted and found == attributes
+        ]
+        return text
 
 
 @pytest.fixture(scope="module")
@@ -50,67 +61,56 @@ def outline(text):
     return Outline(text)
 
 
-def test_the_page_has_every_section_and_each_has_a_link(outline):
-    sections = [attributes["id"] for tag, attributes in outline.tags if tag == "section"]
-    assert sections == [
-        *("comparison", "learning", "trouble", "teachers", "bank-items", "rollouts", "banks", "configuration"),
-        "provenance",
-    ]
-    assert [link for link in outline.links if link != "#main"] == [f"#{section}" for section in sections]
-
-
-def test_headings_skip_no_level_and_ids_are_unique(outline):
-    assert outline.levels[0] == 1
-    assert outline.levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(outline.levels, outline.levels[1:], strict=False))
-    assert len(set(outline.ids)) == len(outline.ids)
-
-
-def test_every_chart_has_words_and_a_table(outline, text):
-    charts = [attributes for _, attributes in outline.tags if "chart" in (attributes.get("class") or "").split()]
-    assert len(charts) >= 10
+def test_the_page_has_every_section_and_is_in_order(outline, text):
+    sections = outline.all("section", "id")
+    assert sections == ["comparison", "learning", "trouble", "teachers", "items", "rollouts", "banks", "configuration"]
+    assert outline.all("a", "href") == ["#main", *(f"#{section}" for section in sections)]
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    charts = [attributes for attributes in outline.all("div") if attributes.get("class") == "chart"]
+    assert len(charts) == text.count("In words and figures: ") == 7
     assert all(chart["role"] == "img" and len(chart["aria-label"]) > 20 for chart in charts)
-    assert set(json.loads(outline.scripts[0][1])) == {chart["id"] for chart in charts}
-    figures = [tag for tag, _ in outline.tags if tag == "figure"]
-    assert text.count("In words and figures: ") == len(figures)
 
 
-def test_nothing_on_the_page_asks_the_network(outline):
+def test_nothing_on_the_page_asks_the_network_and_the_policy_admits_its_own_style_and_script_alone(outline):
     for tag, attributes in outline.tags:
-        for name in ("src", "href", "action", "poster", "data"):
-            value = attributes.get(name, "")
-            assert value.startswith("#") or value in ("", "data:,"), (tag, name, value)
-    (policy,) = [attributes["content"] for tag, attributes in outline.tags if "http-equiv" in attributes]
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    assert "unsafe-eval" not in policy
-    assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
-
-
-def test_the_policy_admits_the_pages_scripts_by_hash(outline):
-    (policy,) = [attributes["content"] for tag, attributes in outline.tags if "http-equiv" in attributes]
-    own = [text for attributes, text in outline.scripts if "type" not in attributes]
-    assert len(own) == 2
-    for script in own:
-        assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            assert name != "style"
+            if name in ("src", "href", "action", "poster", "data"):
+                assert value.startswith("#") or value == "data:,", (tag, name, value)
+    hashes = {
+        name: base64.b64encode(hashlib.sha256(outline.text_of(name).encode()).digest()).decode()
+        for name in ("script", "style")
+    }
+    (policy,) = [meta["content"] for meta in outline.all("meta") if "http-equiv" in meta]
+    assert policy == (
+        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
 
 
 def test_what_models_and_banks_say_stays_text(outline, text):
     assert HOSTILE not in text
-    assert "img" not in {tag for tag, _ in outline.tags}
-    assert not [attributes for tag, attributes in outline.tags if any(name.startswith("on") for name in attributes)]
+    assert outline.all("img") == []
     assert "{{ 7 * 7 }}" in text
-    (traces,) = [data for attributes, data in outline.scripts if attributes.get("id") == "traces"]
-    assert json.loads(traces)[0]["tokens"][1] == HOSTILE
+    traces = json.loads(outline.text_of("script", type="application/json", id="traces"))
+    assert traces["rollouts"][0]["tokens"][1] == HOSTILE
 
 
-def test_the_whole_configuration_is_there(text, runs):
-    settings = json.loads((runs[0] / "run.json").read_text())["settings"]
-    for name in settings:
-        assert re.search(rf'<th scope="row">{name}</th>', text), name
-
-
-def test_notes_of_the_comparison_are_there(text):
+def test_configuration_notes_and_changes_of_banks_are_there(text, runs):
+    for name in json.loads((runs[0] / "run.json").read_text())["settings"]:
+        assert f'<th scope="row">{name}</th>' in text, name
     assert "Training seeds of SGSD: 0, 1." in text
+    banks = text.partition('<section id="banks"')[2].partition("</section>")[0]
+    assert re.findall(r"<h3>(.*)</h3>", banks) == ["sgsd-0", "sgsd-1"]
+    plain = banks.partition("<h3>sgsd-1</h3>")[2]
+    assert re.search(r"Added: 1</h4>.*Estimates.*Removed: 1</h4>.*Losing term 1\..*Count the terms\.", plain, re.DOTALL)
+    assert "Changed" not in plain
 
 
 def test_runs_without_an_evaluation_have_a_page_that_says_so(tmp_path):
@@ -119,7 +119,7 @@ def test_runs_without_an_evaluation_have_a_page_that_says_so(tmp_path):
         file.unlink()
     text = write_report([folder], tmp_path / "report.html").read_text()
     assert "No comparison of evaluations: no evaluation of the final checkpoint" in text
-    assert 'id="methods"' not in text
+    assert "<h3>Evaluations</h3>" not in text
 
 
 def test_an_evaluation_without_a_run_is_in_the_comparison_alone(tmp_path):
@@ -142,13 +142,10 @@ def test_ten_long_runs_stay_below_six_megabytes(tmp_path):
     assert write_report(folders, tmp_path / "report.html").stat().st_size < 6_000_000
 
 
-def test_a_page_that_would_be_too_large_is_refused(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_BYTES", 10_000)
-    with pytest.raises(ConfigError, match="too large"):
-        write_report(runs, tmp_path / "report.html")
-
-
-def test_a_place_that_cannot_be_written_is_refused_in_one_line(runs, tmp_path):
+def test_a_page_that_is_too_large_or_has_no_place_is_refused(runs, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         write_report(runs, tmp_path / "file" / "report.html")
+    monkeypatch.setattr(module, "MOST_BYTES", 10_000)
+    with pytest.raises(ConfigError, match="too large"):
+        write_report(runs, tmp_path / "report.html")

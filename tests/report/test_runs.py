@@ -17,22 +17,26 @@ from .folders import make_bank, write_run
 
 def test_a_run_is_read_whole(runs):
     run = load_run(runs[3])
-    assert (run.method, run.seed, run.name, run.last_step) == ("SGSD", 1, "sgsd-1", 30)
+    assert (run.method, run.seed, run.name) == ("SGSD", 1, "sgsd-1")
     assert len(run.supports) == 30
     assert len(run.traces) == 6
     assert run.bank_start.digest == make_bank().digest
     assert run.ledger.record(run.bank_start.skills[0].id).uses == 30
     assert set(run.worth.values()) == {"helpful", "misleading"}
+    other = load_run(runs[0])
+    assert (other.bank, other.ledger, other.supports, other.traces) == (None, Ledger(), (), ())
 
 
-def test_a_run_of_another_method_has_no_teachers(runs):
-    run = load_run(runs[0])
-    assert (run.bank, run.ledger, run.supports, run.traces) == (None, Ledger(), (), ())
-
-
-def test_runs_that_differ_in_their_seed_alone_are_one_group(runs):
+def test_runs_that_differ_in_their_seed_alone_are_one_group(runs, tmp_path):
     groups = grouped(load_runs(runs))
-    assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [("GRPO", [0, 1]), ("SGSD", [0, 1])]
+    assert [(group.label, [run.seed for run in group.runs], group.last_step) for group in groups] == [
+        ("GRPO", [0, 1], 30),
+        ("SGSD", [0, 1], 30),
+    ]
+    assert groups[1].ledger.record(make_bank().skills[0].id).uses == 60
+    # A file named after the seed makes no other setting.
+    folders = [write_run(tmp_path / str(seed), seed=seed, bank=f"bank-seed{seed}.json") for seed in (0, 1)]
+    assert len(grouped(load_runs(folders))) == 1
 
 
 def test_what_tells_settings_of_one_method_apart_is_in_their_labels(tmp_path):
@@ -42,21 +46,10 @@ def test_what_tells_settings_of_one_method_apart_is_in_their_labels(tmp_path):
     assert labels == ["SGSD, teacher live, bank live.json", "SGSD, teacher frozen, bank frozen.json", "GRPO+Skill"]
 
 
-def test_a_file_named_after_the_seed_makes_no_other_setting(tmp_path):
-    folders = [write_run(tmp_path / str(seed), seed=seed, bank=f"bank-seed{seed}.json") for seed in (0, 1)]
-    assert len(grouped(load_runs(folders))) == 1
-
-
-def test_a_group_credits_its_items_with_the_uses_of_all_seeds(runs):
-    (_, group) = grouped(load_runs(runs))
-    skill = make_bank().skills[0].id
-    assert group.ledger.record(skill).uses == 60
-
-
-def test_names_are_the_shortest_ends_that_tell_runs_apart(tmp_path):
-    folders = [write_run(tmp_path / a / "run", seed=n) for n, a in enumerate(("one", "two"))]
-    folders.append(write_run(tmp_path / "three", seed=2))
+def test_names_are_paths_from_the_folder_that_holds_all(tmp_path):
+    folders = [write_run(tmp_path / name, seed=n) for n, name in enumerate(("one/run", "two/run", "three"))]
     assert [run.name for run in load_runs(folders)] == ["one/run", "two/run", "three"]
+    assert [run.name for run in load_runs(folders[:1])] == ["run"]
 
 
 def test_values_that_are_no_finite_numbers_are_no_points(tmp_path):
@@ -67,23 +60,18 @@ def test_values_that_are_no_finite_numbers_are_no_points(tmp_path):
 
 
 def test_a_run_under_way_is_read_from_its_last_checkpoint(tmp_path):
-    folder = write_run(tmp_path / "run")
+    folder = write_run(tmp_path / "run", hostile=True)
     for step in (9, 10):
         (folder / f"checkpoint-{step}").mkdir()
         (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step}]}))
-    (folder / "trainer_state.json").unlink()
-    (folder / "ledger.json").unlink()
-    (folder / "bank.json").unlink()
+    for name in ("trainer_state.json", "ledger.json", "bank.json"):
+        (folder / name).unlink()
     with (folder / "traces.jsonl").open("a") as file:
         file.write('{"step": 31, "tok')  # being written
     run = load_run(folder)
-    assert run.last_step == 10
+    assert [entry["step"] for entry in run.history] == [10]
     assert len(run.traces) == 6
-
-
-def test_lines_end_where_json_says_and_not_where_unicode_does(tmp_path):
-    run = load_run(write_run(tmp_path / "run", hostile=True))
-    assert "\u2028" in run.traces[0]["problem"]
+    assert "\u2028" in run.traces[0]["problem"]  # lines end where JSON says and not where Unicode does
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, runs):
@@ -94,12 +82,11 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, runs):
     with pytest.raises(ConfigError, match="named twice"):
         load_runs([runs[0], runs[0].parent / "." / "grpo-0"])
     broken = shutil.copytree(runs[0], tmp_path / "broken")
-    (broken / "trainer_state.json").write_text("{")
-    with pytest.raises(DataError, match=r"trainer_state\.json: malformed JSON"):
-        load_run(broken)
-    (broken / "run.json").write_text("[]")
-    with pytest.raises(DataError, match=r"run\.json: wrong type: got list"):
-        load_run(broken)
-    (broken / "run.json").write_text("{}")
-    with pytest.raises(ConfigError, match="record cannot be read"):
-        load_run(broken)
+    for name, text, error, said in (
+        ("trainer_state.json", "{", DataError, r"trainer_state\.json: malformed JSON"),
+        ("run.json", "[]", DataError, r"run\.json: wrong type: got list"),
+        ("run.json", "{}", ConfigError, "record cannot be read"),
+    ):
+        (broken / name).write_text(text)
+        with pytest.raises(error, match=said):
+            load_run(broken)

@@ -1,6 +1,6 @@
-"""Run folders → tables, figures, one HTML page."""
+"""Run folders → tables, curves, rollouts: one HTML page."""
 
-from sgsd.report.page import render, write_report
+from sgsd.report.page import write_report
 from sgsd.report.runs import Group, Run, grouped, load_run, load_runs
 
-__all__ = ["Group", "Run", "grouped", "load_run", "load_runs", "render", "write_report"]
+__all__ = ["Group", "Run", "grouped", "load_run", "load_runs", "write_report"]

@@ -1,137 +1,227 @@
-"""Figures of how the runs learn: accuracy, success, signs of trouble."""
+"""Logged metrics → line charts: mean and range over seeds, drawn as SVG by ziaplot, told in words and as a table.
+
+The SVG holds numbers and names of axes, never text of a run. Its colours are the page's CSS variables, so that it
+follows the theme; a line is told from another by its dash too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import altair as alt
+import numpy as np
+import ziaplot
+from markupsafe import Markup
 
-from sgsd.report.figures import DataTable, Figure, Panel, Series, ceiling, percent, spec, step_axis, tooltip
 from sgsd.report.runs import Group
-from sgsd.report.series import STRETCHES, Band, accuracy_bands, last_step, metric_bands, success_metric, with_range
+from sgsd.report.tables import Table, number, percent
 
-_FEW_POINTS = 40
+_STRETCHES = 60
+_MARKED_POINTS = 15
+_DASHES = ("1 0", "6 3", "2 2", "8 3 2 3", "12 3", "4 2 1 2", "1 3", "10 2 2 2 2 2")
+_POLARITIES = (("positive", "--positive", "1 0"), ("neutral", "--soft", "2 2"), ("negative", "--negative", "6 3"))
 _SIGNS = (
-    ("entropy", "Entropy, nats per token", ".2~f"),
-    ("completions/mean_length", "Completion length, tokens", "~s"),
-    ("grad_norm", "Gradient norm", ".3~g"),
-    ("sgsd/active_share", "Teachers with a stance", "%"),
+    ("entropy", "Entropy, nats per token"),
+    ("completions/mean_length", "Completion length, tokens"),
+    ("grad_norm", "Gradient norm"),
+    ("sgsd/active_share", "Share of teachers with a stance"),
 )
+_STYLE = """
+    Canvas { color: none; }
+    Graph { color: none; edge_color: var(--soft); edge_width: 1; }
+    Graph.GridX { color: var(--line); stroke: -; }
+    Graph.GridY { color: var(--line); stroke: -; }
+    Graph.TickX { color: var(--soft); font_size: 12; height: 5; stroke_width: 1; pad: 0; }
+    Graph.TickY { color: var(--soft); font_size: 12; height: 5; stroke_width: 1; pad: 0; }
+    Graph.XName { color: var(--soft); font_size: 12; }
+    PolyLine { stroke_width: 2.25; radius: 3.5; edge_width: 0; }
+"""
+ziaplot.config.text = "text"  # as it is without ziamath, which would read formulas into texts and draw them as paths
+ziaplot.config.precision = 1
 
 
-def accuracy_figure(groups: Sequence[Group]) -> Figure | None:
-    """Held-out accuracy over steps; ``None`` where no run logged it."""
-    return _share_figure(
-        groups,
-        {group.label: accuracy_bands(group) for group in groups},
-        id="accuracy",
-        title="Held-out accuracy",
-        axis="right, plain prompt",
-        caption="Held-out problems answered right with the plain prompt while the run trained. Several seeds: their "
-        "mean, and a band from the lowest to the highest. One seed: the band is the 95 % interval over problems.",
-    )
+@dataclass(frozen=True)
+class Band:
+    """Mean over seeds at one step, and how far they lie apart."""
+
+    step: float
+    mean: float
+    low: float
+    high: float
+
+    def written(self, value: Callable[[float | None], str]) -> str:
+        """``40.2 % (34.2 % to 46.3 %)``; without brackets where nothing lies apart."""
+        spread = f" ({value(self.low)} to {value(self.high)})" if self.high > self.low else ""
+        return value(self.mean) + spread
 
 
-def success_figure(groups: Sequence[Group]) -> Figure | None:
-    """Success rate of the training rollouts; ``None`` where no run logged it."""
-    return _share_figure(
-        groups,
-        {group.label: metric_bands(group, success_metric(group)) for group in groups},
-        id="success",
-        title="Success rate of training rollouts",
-        axis="rollouts that succeeded",
-        caption=f"Means of up to {STRETCHES} equal stretches of training, over seeds. The band goes from the lowest to "
-        "the highest seed.",
-    )
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: what the legend says of it, and its points."""
+
+    label: str
+    colour: str
+    dash: str
+    bands: Sequence[Band] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing, its text alternative, and the same values as a table."""
+
+    title: str
+    svg: Markup
+    summary: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Charts under one legend."""
+
+    legend: Sequence[Line]
+    charts: Sequence[Chart]
+
+
+def outcome_table(groups: Sequence[Group]) -> Table:
+    """How each group began and ended, by what the runs logged: accuracy where it was, and success rate."""
+    rows = [
+        (group.label, len(group.runs), group.last_step, *map(_from_to, (accuracy_bands(group), success_bands(group))))
+        for group in groups
+    ]
+    return Table(("method", "seeds", "steps", "accuracy", "success rate"), tuple(rows))
+
+
+def _from_to(bands: Sequence[Band]) -> str | None:
+    return f"{percent(bands[0].mean)} → {bands[-1].written(percent)}" if bands else None
+
+
+# ---- figures; ``None`` where no run logged what they show
+
+
+def learning_figure(groups: Sequence[Group]) -> Figure | None:
+    """Held-out accuracy, and the success rate of training rollouts."""
+    curves = {
+        "Held-out accuracy": [accuracy_bands(group) for group in groups],
+        "Success rate of training rollouts": [success_bands(group) for group in groups],
+    }
+    return _figure("learning", _by_group(groups, curves), shares=True)
 
 
 def signs_figure(groups: Sequence[Group]) -> Figure | None:
-    """Metrics in which a run that goes wrong shows it first; ``None`` where no run logged them."""
-    panels: list[Panel] = []
-    rows: list[tuple[object, ...]] = []
-    for metric, title, format in _SIGNS:
-        curves = _present({group.label: metric_bands(group, metric) for group in groups})
-        if not curves:
-            continue
-        layers = _curve_layers(groups, curves, alt.Axis(format=format), None, alt.Undefined, ".3~g", points=False)
-        summary = " ".join(
-            f"{label}: from {bands[0].mean:.3g} to {bands[-1].mean:.3g}." for label, bands in curves.items()
-        )
-        panels.append(Panel(title, spec(alt.layer(*layers), 170), f"{title}. {summary}"))
-        for label, bands in curves.items():
-            lowest, highest = min(band.low for band in bands), max(band.high for band in bands)
-            figures = (bands[0].mean, lowest, highest, bands[-1].mean)
-            rows.append((title, label, *(f"{figure:.3g}" for figure in figures)))
-    if not panels:
-        return None
-    return Figure(
-        "signs",
-        "Entropy, length, gradients",
-        "Entropy or length that falls to nothing or grows without end, and gradients that jump, come before a "
-        "collapse. Means and ranges over seeds.",
-        tuple(panels),
-        DataTable(("metric", "group", "start", "lowest", "highest", "end"), tuple(rows)),
+    """Metrics in which a run that goes wrong shows it first."""
+    curves = {title: [metric_bands(group, metric) for group in groups] for metric, title in _SIGNS}
+    return _figure("signs", _by_group(groups, curves), shares=False)
+
+
+def polarity_figure(groups: Sequence[Group]) -> Figure | None:
+    """Shares of teachers by polarity, a chart for each group that has teachers."""
+    lines = {
+        group.label: [
+            Line(name, f"var({colour})", dash, metric_bands(group, f"sgsd/polarity/{name}_share"))
+            for name, colour, dash in _POLARITIES
+        ]
+        for group in groups
+    }
+    return _figure("polarities", lines, shares=True)
+
+
+def _by_group(groups: Sequence[Group], curves: Mapping[str, Sequence[Sequence[Band]]]) -> dict[str, list[Line]]:
+    """For each title a line for each group, which looks alike under all and as no other up to 64."""
+    looks = [(group.label, f"var(--series{n % 8})", _DASHES[(n + n // 8) % 8]) for n, group in enumerate(groups)]
+    return {
+        title: [Line(*look, bands) for look, bands in zip(looks, found, strict=True)] for title, found in curves.items()
+    }
+
+
+def _figure(id: str, lines: Mapping[str, Sequence[Line]], *, shares: bool) -> Figure | None:
+    """A chart for each title that has a line with points."""
+    drawn = {title: [line for line in found if line.bands] for title, found in lines.items()}
+    charts = [_chart(f"{id}-{n}", title, found, shares) for n, (title, found) in enumerate(drawn.items()) if found]
+    legend = {line.label: line for found in drawn.values() for line in found}
+    return Figure(list(legend.values()), charts) if charts else None
+
+
+# ---- charts
+
+
+def _chart(id: str, title: str, lines: Sequence[Line], shares: bool) -> Chart:
+    written = percent if shares else number
+    points = [band for line in lines for band in line.bands]
+    lowest, highest = min(band.low for band in points), max(band.high for band in points)
+    graph = ziaplot.Graph().css(_STYLE).size(440, 250).axesnames("optimizer step")
+    graph.xrange(0, max(1.0, *(band.step for band in points)))
+    if shares:  # from 0 to a whole tick: axes that do not jump between reports
+        apart = 10 if highest <= 0.5 else 20
+        ticks = range(0, max(2, int(np.ceil(100 * highest / apart - 1e-9)) + 1) * apart, apart)
+        graph.yticks([tick / 100 for tick in ticks], [f"{tick} %" for tick in ticks])
+        graph.yrange(0, ticks[-1] / 100)
+    elif highest - lowest <= 1e-6 * max(abs(highest), 1e-6):  # a flat line, in the middle
+        room = max(abs(highest), 1.0)
+        graph.yrange(lowest - room, highest + room)
+    for line in lines:
+        steps, means, lows, highs = np.array([[b.step, b.mean, b.low, b.high] for b in line.bands]).T.tolist()
+        if lows != highs:
+            graph.add(ziaplot.LineFill(steps, highs, lows).fill(f"{line.colour} 16%").color("none"))
+        drawn = ziaplot.PolyLine(steps, means).color(line.colour).stroke(line.dash)
+        graph.add(drawn.marker("round") if len(steps) <= _MARKED_POINTS else drawn)
+    # Names of clip paths and markers are unique in one drawing; on the page they have to be so in all.
+    svg = re.sub(r'(\bid="|url\(#)', rf"\g<1>{id}-", graph.tosvg())
+    by_step = [{f"{band.step:g}": band.written(written) for band in line.bands} for line in lines]
+    steps = sorted({step for found in by_step for step in found}, key=float)
+    table = Table(
+        ("step", *(line.label for line in lines)),
+        tuple((step, *(found.get(step) for found in by_step)) for step in steps),
+    )
+    return Chart(title, Markup(svg), f"{title}. {' '.join(_in_words(line, written) for line in lines)}", table)
+
+
+def _in_words(line: Line, written: Callable[[float | None], str]) -> str:
+    first, last = line.bands[0], line.bands[-1]
+    lowest, highest = (written(choose(band.mean for band in line.bands)) for choose in (min, max))
+    return (
+        f"{line.label}: {written(first.mean)} at step {first.step:.0f}, {written(last.mean)} at step {last.step:.0f}, "
+        f"lowest {lowest}, highest {highest}."
     )
 
 
-def _share_figure(
-    groups: Sequence[Group], all_curves: Mapping[str, list[Band]], *, id: str, title: str, axis: str, caption: str
-) -> Figure | None:
-    curves = _present(all_curves)
-    if not curves:
-        return None
-    highest = ceiling(max(band.high for bands in curves.values() for band in bands))
-    few = max(map(len, curves.values())) <= _FEW_POINTS
-    scale = alt.Scale(domain=[0, highest])
-    layers = _curve_layers(groups, curves, alt.Axis(format="%"), axis, scale, ".1%", points=few)
-    by_step = {label: {band.step: band for band in bands} for label, bands in curves.items()}
-    steps = sorted({step for bands in by_step.values() for step in bands})
-    rows = tuple((f"{step:g}", *(with_range(by_step[label].get(step)) for label in curves)) for step in steps)
-    panel = Panel("", spec(alt.layer(*layers), 280), f"{title}. {_in_words(curves)}")
-    return Figure(id, title, caption, (panel,), DataTable(("step", *curves), rows))
+# ---- bands
 
 
-def _curve_layers(
-    groups: Sequence[Group],
-    curves: Mapping[str, list[Band]],
-    axis: alt.Axis,
-    title: str | None,
-    scale: alt.typing.Optional[alt.Scale],
-    format: str,
-    *,
-    points: bool,
-) -> list[alt.Chart]:
-    """Band, line and, if there are to be any, points of every group."""
-    series = Series(tuple(group.label for group in groups))
-    records = [
-        {"group": label, "step": band.step, "mean": band.mean, "low": band.low, "high": band.high}
-        for label, bands in curves.items()
-        for band in bands
-    ]
-    base = alt.Chart(alt.InlineData(values=records)).encode(x=step_axis(last_step(groups)))
-    shown = tooltip("mean", "low", "high", format=format)
-    layers = [
-        base.mark_area(opacity=0.16).encode(
-            y=alt.Y("low:Q", title=title, axis=axis, scale=scale), y2="high:Q", color=series.colour()
-        ),
-        base.mark_line(strokeWidth=2.25).encode(
-            y="mean:Q", color=series.colour(), strokeDash=series.dash, tooltip=shown
-        ),
-        base.mark_point(filled=True, size=42, opacity=1).encode(y="mean:Q", color=series.colour(), tooltip=shown),
-    ]
-    return layers if points else layers[:2]
+def accuracy_bands(group: Group) -> list[Band]:
+    """Per evaluated step: over seeds the mean, lowest and highest; of one seed its own 95 % interval."""
+    bands = bands_over_seeds([run.curve("eval_accuracy") for run in group.runs])
+    if len(group.runs) == 1:
+        low, high = (dict(group.runs[0].curve(f"eval_accuracy_{side}")) for side in ("low", "high"))
+        bands = [Band(b.step, b.mean, low.get(b.step, b.mean), high.get(b.step, b.mean)) for b in bands]
+    return bands
 
 
-def _present(curves: Mapping[str, list[Band]]) -> dict[str, list[Band]]:
-    return {label: bands for label, bands in curves.items() if bands}
+def success_bands(group: Group) -> list[Band]:
+    """The success rate; older runs logged it under ``sgsd/``."""
+    return metric_bands(group, "success_rate") or metric_bands(group, "sgsd/success_rate")
 
 
-def _in_words(curves: Mapping[str, list[Band]]) -> str:
-    sentences: list[str] = []
-    for label, bands in curves.items():
-        first, last, best = bands[0], bands[-1], max(bands, key=lambda band: band.mean)
-        sentences.append(
-            f"{label}: {percent(first.mean)} at step {first.step:.0f}, {percent(last.mean)} at step {last.step:.0f}, "
-            f"highest {percent(best.mean)} at step {best.step:.0f}."
-        )
-    return " ".join(sentences)
+def metric_bands(group: Group, metric: str) -> list[Band]:
+    """A training metric in stretches of equal length, mean and range over seeds."""
+    return bands_over_seeds([in_stretches(run.curve(metric), group.last_step) for run in group.runs])
+
+
+def in_stretches(
+    curve: Sequence[tuple[float, float]], last: float, stretches: int = _STRETCHES
+) -> list[tuple[float, float]]:
+    """(mid step, mean) of at most ``stretches`` stretches of equal length from 0 to ``last``."""
+    width = max(1.0, last / stretches)
+    members: dict[int, list[float]] = {}
+    for step, value in curve:
+        members.setdefault(min(int((step - 1) // width), stretches - 1), []).append(value)
+    return [((n + 0.5) * width + 0.5, float(np.mean(values))) for n, values in sorted(members.items())]
+
+
+def bands_over_seeds(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Band]:
+    """Mean, lowest and highest over the curves, at the steps that every curve has; empty curves do not count."""
+    named = [dict(curve) for curve in curves if curve]
+    shared = sorted(set.intersection(*map(set, named))) if named else []
+    columns = [[curve[step] for curve in named] for step in shared]
+    return [Band(step, float(np.mean(c)), min(c), max(c)) for step, c in zip(shared, columns, strict=True)]

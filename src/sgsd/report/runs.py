@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +60,6 @@ class Run:
         return self.settings.get("seed")
 
     @property
-    def last_step(self) -> int:
-        """The last optimizer step in the log; 0 without one."""
-        return max((int(entry.get("step", 0)) for entry in self.history), default=0)
-
-    @property
     def worth(self) -> dict[str, str]:
         """Item id → what it is known to be good for, where the run's bank says so in its metadata."""
         found: dict[str, str] = {}
@@ -96,6 +92,11 @@ class Group:
     runs: tuple[Run, ...]
 
     @property
+    def last_step(self) -> int:
+        """The last optimizer step in their logs; 0 without one."""
+        return max((int(entry.get("step", 0)) for run in self.runs for entry in run.history), default=0)
+
+    @property
     def ledger(self) -> Ledger:
         """The uses in all of its runs."""
         return sum((run.ledger for run in self.runs), Ledger())
@@ -113,7 +114,7 @@ def is_run(folder: Path) -> bool:
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders; each gets the shortest end of its path that no other has as its name.
+    """Read run folders; each is named by its path from the folder that holds all.
 
     Raises:
         ConfigError: no folders, one named twice, or as ``load_run``.
@@ -124,7 +125,10 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     places = [folder.resolve() for folder in folders]
     if twice := next((folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1), None):
         raise ConfigError("a run is named twice", got=str(twice))
-    return [load_run(folder, name=_unique_end(folder.resolve(), places)) for folder in folders]
+    shared = Path(os.path.commonpath([place.parent for place in places]))
+    return [
+        load_run(folder, name=str(place.relative_to(shared))) for folder, place in zip(folders, places, strict=True)
+    ]
 
 
 def load_run(folder: Path, *, name: str | None = None) -> Run:
@@ -171,20 +175,6 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     firsts = [members[0] for members in groups.values()]
     labels = distinct_labels([run.method for run in firsts], [essence(run.settings) for run in firsts])
     return [Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
-
-
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names whose values are not the same in all of them, in the order of the settings; absent is ``None``."""
-    names = dict.fromkeys(name for one in settings for name in one)
-    return [name for name in names if len({json.dumps(one.get(name), default=str) for one in settings}) > 1]
-
-
-def _unique_end(place: Path, places: Sequence[Path]) -> str:
-    for length in range(1, len(place.parts)):
-        end = place.parts[-length:]
-        if sum(other.parts[-length:] == end for other in places) == 1:
-            return "/".join(end)
-    return str(place)
 
 
 def _last_checkpoint_history(folder: Path) -> list[Any]:

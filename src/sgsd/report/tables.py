@@ -1,151 +1,81 @@
-"""Groups of runs → tables: how they end, what became of bank items, settings, versions."""
+"""Groups of runs → tables: the comparison, what became of bank items, where supports lie, settings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgsd.bank import BankDiff, ItemRecord, Skill, SkillBank
+import numpy as np
+from numpy.typing import NDArray
+
+from sgsd.bank import Item, ItemRecord, Skill
 from sgsd.bank.credit import Credit, credit
-from sgsd.report.figures import DataTable, percent, with_interval
-from sgsd.report.runs import Group, Run, differing
-from sgsd.report.series import Band, accuracy_bands, last_step, metric_bands, success_metric, with_range
+from sgsd.evaluation.comparison import Comparison
+from sgsd.evaluation.statistics import Estimate
+from sgsd.report.runs import Group, Run
+
+_THIRDS = ("first third, above / below", "second third", "last third")
+_DEFAULT_THRESHOLD = 0.05  # of runs whose record does not have it
 
 
 @dataclass(frozen=True)
-class ItemRow:
-    """A bank item and what became of it.
+class Interval:
+    """A cell with a figure and its interval, to be drawn below the text too.
 
     Attributes:
-        id, kind, title, text, note: of the item; ``note`` says when to apply a skill, how to avoid a mistake.
-        worth: what it is known to be good for; empty where nobody knows, several where it depends on the run.
-        record: in all runs of the group.
-        credit: what it was worth, with its interval; ``None`` without a use with a stance.
+        text: the figure and the interval.
+        low, mean, high: places on a scale from 0 to 1.
+        middle: whether the scale's middle is marked, as what to compare with.
     """
 
-    id: str
-    kind: str
-    title: str
     text: str
-    note: str
-    worth: str
-    record: ItemRecord
-    credit: Credit | None
+    low: float
+    mean: float
+    high: float
+    middle: bool
+
+
+Cell = str | int | Interval | Item | None
+"""Of a table; ``None`` is a missing value."""
 
 
 @dataclass(frozen=True)
-class BankChange:
-    """The bank of some runs: at the start, at the end, and between.
+class Table:
+    """Heads of columns, and rows whose first cell is the row's head."""
 
-    Attributes:
-        runs: their names; all began and ended with the same items.
-        start, end: the banks; ``None`` where a run did not leave one.
-        diff: from the one to the other; ``None`` without both.
-    """
-
-    runs: tuple[str, ...]
-    start: SkillBank | None
-    end: SkillBank | None
-    diff: BankDiff | None
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
 
 
-def outcome_table(groups: Sequence[Group]) -> DataTable:
-    """How each group began and ended, by what the runs logged: accuracy where it was, and success rate."""
-    rows: list[tuple[object, ...]] = []
-    for group in groups:
-        accuracy, success = accuracy_bands(group), metric_bands(group, success_metric(group))
-        steps = last_step([group])
-        rows.append((group.label, len(group.runs), steps, _from_to(accuracy), _from_to(success)))
-    return DataTable(("method", "seeds", "steps", "accuracy", "success rate"), tuple(rows))
+# ---- figures in words
 
 
-def _from_to(bands: Sequence[Band]) -> str:
-    return f"{percent(bands[0].mean)} → {with_range(bands[-1])}" if bands else "–"
+def percent(share: float | None) -> str:
+    """``12.3 %``; a dash for ``None``."""
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def item_rows(group: Group) -> list[ItemRow]:
-    """Every item of the group's banks, highest credit first, and items that only the ledger knows."""
-    ledger, items = group.ledger, group.items
-    rows: list[ItemRow] = []
-    for id in dict.fromkeys([*items, *ledger.items]):
-        record, item = ledger.record(id), items.get(id)
-        rows.append(
-            ItemRow(
-                id=id,
-                kind="–" if item is None else "skill" if isinstance(item, Skill) else "mistake",
-                title="" if item is None else item.title,
-                text="not in the bank at the start or at the end" if item is None else item.text,
-                note="" if item is None else item.note,
-                worth=", ".join(sorted({run.worth[id] for run in group.runs if id in run.worth})),
-                record=record,
-                credit=credit(record) if record.active else None,
-            )
-        )
-    return sorted(rows, key=lambda row: (-row.credit.value if row.credit else 0.0, -row.record.uses))
+def number(value: float | None) -> str:
+    """Three digits that count; a dash for ``None``."""
+    return "–" if value is None else f"{value:.3g}".replace("-", "−")
 
 
-def worth_table(group: Group) -> DataTable | None:
-    """Polarities by known worth, which is each run's own; ``None`` where no worth is known."""
-    totals: dict[str, ItemRecord] = {}
-    items: dict[str, int] = {}
-    for run in group.runs:
-        for id, worth in run.worth.items():
-            totals[worth] = totals.get(worth, ItemRecord()) + run.ledger.record(id)
-            items[worth] = items.get(worth, 0) + 1
-    if not totals:
-        return None
-    rows: list[tuple[object, ...]] = []
-    for worth, total in sorted(totals.items()):
-        uses = total.uses or 1
-        shares = (total.positive / uses, total.neutral / uses, total.negative / uses)
-        rows.append((worth, items[worth], total.uses, *map(percent, shares), with_interval(credit(total))))
-    return DataTable(("known worth", "items", "uses", "positive", "neutral", "negative", "credit"), tuple(rows))
+def signed(value: float | None) -> str:
+    """``+0.123``, with a minus sign that lines up; a dash for ``None``."""
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
-def bank_changes(runs: Sequence[Run]) -> list[BankChange]:
-    """One entry for all runs that began and ended with the same items."""
-    found: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        if run.bank_start is not None or run.bank is not None:
-            key = tuple("" if bank is None else bank.digest for bank in (run.bank_start, run.bank))
-            found.setdefault((key[0], key[1]), []).append(run)
-    changes: list[BankChange] = []
-    for members in found.values():
-        start, end = members[0].bank_start, members[0].bank
-        diff = start.diff(end) if start is not None and end is not None else None
-        changes.append(BankChange(tuple(run.name for run in members), start, end, diff))
-    return changes
+def signed_percent(share: float) -> str:
+    """``+12.3 %``, with a minus sign that lines up."""
+    return f"{100 * share:+.1f} %".replace("-", "−")
 
 
-def setting_differences(runs: Sequence[Run]) -> DataTable | None:
-    """The settings in which the runs differ, a column for each run; ``None`` for a single run or equal ones."""
-    settings = [run.settings for run in runs]
-    names = differing(settings)
-    if not names:
-        return None
-    rows = tuple((name, *(as_text(one.get(name)) for one in settings)) for name in names)
-    return DataTable(("setting", *(run.name for run in runs)), rows)
-
-
-def common_settings(runs: Sequence[Run]) -> DataTable:
-    """The settings that all the runs share; with ``setting_differences`` the whole configuration."""
-    apart = set(differing([run.settings for run in runs]))
-    rows = tuple((name, as_text(value)) for name, value in runs[0].settings.items() if name not in apart)
-    return DataTable(("setting", "value"), rows)
-
-
-def provenance(runs: Sequence[Run]) -> DataTable:
-    """Versions, bank and data of each run."""
-    versions = list(dict.fromkeys(name for run in runs for name in run.record.get("versions", {})))
-    rows: list[tuple[object, ...]] = [("folder", *(str(run.folder) for run in runs))]
-    rows += [(name, *(as_text(run.record.get(name)) for run in runs)) for name in ("sgsd", "python")]
-    rows += [(name, *(as_text(run.record.get("versions", {}).get(name)) for run in runs)) for name in versions]
-    rows.append(("bank digest", *(as_text(run.record.get("bank_digest"))[:12] or "–" for run in runs)))
-    for key in ("source", "rows", "kept"):
-        rows.append((f"data: {key}", *(as_text((run.record.get("data") or {}).get(key)) for run in runs)))
-    return DataTable(("", *(run.name for run in runs)), tuple(rows))
+def short(text: str, characters: int) -> str:
+    """The first line's beginning."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
 
 
 def as_text(value: Any) -> str:
@@ -153,3 +83,146 @@ def as_text(value: Any) -> str:
     if value is None:
         return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+# ---- comparison
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Accuracy of every method on every evaluation, and what it differs from the baseline."""
+    heads = ["method", "seeds"]
+    columns: list[Sequence[Cell]] = [
+        [row.label for row in comparison.rows],
+        [len(row.seeds) for row in comparison.rows],
+    ]
+    for n, column in enumerate(comparison.columns):
+        heads.append(f"{column.name}, {column.problems} problems")
+        columns.append([_estimate(row.cells[n], percent) for row in comparison.rows])
+        differences = [row.differences[n] for row in comparison.rows]
+        if shown := [max(-one.low, one.high, 0.01) for one in differences if one is not None]:
+            heads.append(f"{column.name}, difference to {comparison.baseline}")
+            columns.append([_estimate(one, signed_percent, max(shown)) for one in differences])
+    return Table(tuple(heads), tuple(zip(*columns, strict=True)))
+
+
+def _estimate(
+    estimate: Estimate | None, written: Callable[[float], str], reach: float | None = None
+) -> Interval | None:
+    """On a scale from 0 to 1, or from ``-reach`` to ``reach``."""
+    if estimate is None:
+        return None
+    start, length = (0.0, 1.0) if reach is None else (-reach, 2 * reach)
+    low, mean, high = estimate.low, estimate.mean, estimate.high
+    places = (min(max((value - start) / length, 0.0), 1.0) for value in (low, mean, high))
+    return Interval(f"{written(mean)} ({written(low)} to {written(high)})", *places, middle=reach is not None)
+
+
+# ---- bank items
+
+
+def item_table(group: Group) -> Table:
+    """Every item of the group's banks, highest credit first, and items that only the ledger knows."""
+    ledger, items = group.ledger, group.items
+    found: list[tuple[float, int, tuple[Cell, ...]]] = []
+    for id in dict.fromkeys([*items, *ledger.items]):
+        record, item = ledger.record(id), items.get(id)
+        value = credit(record) if record.active else None
+        kinds = [] if item is None else ["skill" if isinstance(item, Skill) else "mistake"]
+        kinds += sorted({run.worth[id] for run in group.runs if id in run.worth})
+        row = (
+            f"{id}: not in the bank at the start or at the end" if item is None else item,
+            ", ".join(kinds) or None,
+            record.uses,
+            None if value is None else _credit(value),
+            *(record.positive, record.negative, record.neutral, record.undecided),
+            *map(signed, (record.mean_support_success, record.mean_support_failure)),
+        )
+        found.append((-value.value if value else 0.0, -record.uses, row))
+    columns = ("item", "kind", "uses", "credit", "positive", "negative", "neutral", "undecided")
+    rows = tuple(row for _, _, row in sorted(found, key=lambda one: one[:2]))
+    return Table((*columns, "support, success", "support, failure"), rows)
+
+
+def worth_table(group: Group) -> Table | None:
+    """Polarities by known worth, which is each run's own; ``None`` where no worth is known."""
+    records: dict[str, list[ItemRecord]] = {}
+    for run in group.runs:
+        for id, worth in run.worth.items():
+            records.setdefault(worth, []).append(run.ledger.record(id))
+    if not records:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    for worth, found in sorted(records.items()):
+        total = sum(found, ItemRecord())
+        shares = (count / (total.uses or 1) for count in (total.positive, total.neutral, total.negative))
+        rows.append((worth, len(found), total.uses, *map(percent, shares), _credit(credit(total))))
+    return Table(("known worth", "items", "uses", "positive", "neutral", "negative", "credit"), tuple(rows))
+
+
+def _credit(value: Credit) -> Interval:
+    text = f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
+    return Interval(text, value.low, value.value, value.high, middle=True)
+
+
+# ---- supports
+
+
+def support_table(groups: Sequence[Group]) -> Table | None:
+    """Shares of teachers with a support beyond the run's own threshold, by outcome and third of training.
+
+    ``None`` where no run kept supports.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    for group in groups:
+        for run in group.runs:
+            if run.supports and run.edges:
+                threshold = float(run.settings.get("support_threshold", _DEFAULT_THRESHOLD))
+                for outcome in ("success", "failure"):
+                    shares = [_beyond(counts, run.edges, threshold) for counts in support_counts(run, outcome)]
+                    rows.append((group.label, run.seed, f"{threshold:g}", outcome, *shares))
+    if not rows:
+        return None
+    return Table(("method", "seed", "threshold", "rollouts", *_THIRDS), tuple(rows))
+
+
+def support_counts(run: Run, outcome: str) -> NDArray[np.float64]:
+    """``[3, bins]``: teachers by support in each third of the steps."""
+    last = max(int(line["step"]) for line in run.supports)
+    counts = np.zeros((3, len(run.edges) + 1))
+    for line in run.supports:
+        counts[(int(line["step"]) - 1) * 3 // last] += line[outcome]
+    return counts
+
+
+def _beyond(counts: NDArray[np.float64], edges: Sequence[float], threshold: float) -> str | None:
+    """Shares of ``[bins]`` above the threshold and below its negative; least ones where these lie inside bins."""
+    if not counts.any():
+        return None
+    least = "" if {threshold, -threshold} <= set(edges) else "at least "
+    above = float(counts[np.searchsorted(edges, threshold) + 1 :].sum() / counts.sum())
+    below = float(counts[: np.searchsorted(edges, -threshold, side="right")].sum() / counts.sum())
+    return f"{least}{percent(above)} / {percent(below)}"
+
+
+# ---- settings
+
+
+def setting_tables(runs: Sequence[Run]) -> tuple[Table, Table]:
+    """Settings, versions, bank and data: what differs, with a column for each run, and what all runs share."""
+    told = [{name: as_text(value) for name, value in _record(run).items()} for run in runs]
+    names = dict.fromkeys(name for one in told for name in one)
+    rows = [(name, [one.get(name, "–") for one in told]) for name in names]
+    apart = tuple((name, *values) for name, values in rows if len(set(values)) > 1)
+    shared = tuple((name, values[0]) for name, values in rows if len(set(values)) == 1)
+    return Table(("setting", *(run.name for run in runs)), apart), Table(("setting", "value"), shared)
+
+
+def _record(run: Run) -> Mapping[str, Any]:
+    data = run.record.get("data") or {}
+    return {
+        **run.settings,
+        "bank digest": run.record.get("bank_digest"),
+        **{f"data: {key}": data.get(key) for key in ("source", "rows", "kept")},
+        **{f"version: {name}": run.record.get(name) for name in ("sgsd", "python")},
+        **{f"version: {name}": version for name, version in run.record.get("versions", {}).items()},
+    }
