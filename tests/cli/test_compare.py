@@ -18,26 +18,35 @@ def folders(tmp_path) -> list[Path]:
     return [base, better, alike]
 
 
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_markdown_marks_a_difference_that_is_none(sgsd, folders):
     result = sgsd("compare", *folders, "--markdown")
     assert result.code == 0
     lines = result.out.splitlines()
-    assert lines[0] == "| avg@2 | sums_1 (60) |"
-    assert lines[2].startswith("| Base | 33.3 [")
-    assert lines[6] == "| difference to Base | sums_1 (60) |"
-    assert lines[8].startswith("| SGSD | +33.3 [+")
-    assert lines[9].startswith("| GRPO | ~+1.7 [−")
+    assert cells(lines[0]) == ["avg@2", "sums_1 (60)"]
+    assert cells(lines[2]) == ["Base", "33.3 [22.7, 45.9]"]
+    assert cells(lines[6]) == ["difference to Base", "sums_1 (60)"]
+    assert cells(lines[8]) == ["SGSD", "+33.3 [+20.5, +46.2]"]
+    assert cells(lines[9]) == ["GRPO", "~+1.7 [−3.9, +7.3]"]
     assert "- One seed: SGSD; GRPO. Such an interval says nothing of other seeds." in lines
+
+
+def test_a_bar_in_a_setting_makes_no_column(sgsd, folders, tmp_path):
+    folders.append(write_run(tmp_path / "other", {"sums_1": solved(9, of=60)}, bank="a|b"))
+    assert r"bank a\|b" in sgsd("compare", *folders, "--markdown").out
 
 
 def test_latex_escapes_and_has_booktabs(sgsd, folders):
     result = sgsd("compare", *folders, "--latex")
-    assert r"avg@2 & sums\_1 (60) \\" in result.out
-    assert result.out.count(r"\midrule") == 4 - 1
-    assert r"GRPO & $\sim$+1.7 {\footnotesize [$-$" in result.out
-    body = [line for line in result.out.splitlines() if not line.startswith("%")]
-    assert body[0] == r"\begin{tabular}{lr}"
-    assert not any("−" in line or "_1" in line.replace(r"\_1", "") for line in body)
+    body = [line for line in result.out.splitlines() if line and not line.startswith("%")]
+    assert body[:3] == [r"\begin{tabular}{lr}", r"\toprule", r"avg@2 & sums\_1 (60) \\"]
+    assert r"Base & $33.3$ {\footnotesize $[22.7, 45.9]$} \\" in body
+    assert r"GRPO & ${\sim}+1.7$ {\footnotesize $[-3.9, +7.3]$} \\" in body
+    assert body.count(r"\bottomrule") == 2
+    assert not any("−" in line for line in body)
 
 
 def test_json_has_fractions(sgsd, folders):

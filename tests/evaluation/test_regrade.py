@@ -8,7 +8,7 @@ import pytest
 
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation import Evaluation
-from sgsd.evaluation.regrade import read_responses, regrade, stored_samples
+from sgsd.evaluation.regrade import agreement, disagreements, read_responses, regrade, stored_samples
 from sgsd.evaluation.run import Sample, verifier_of
 from sgsd.verifiers import Outcome, Verdict
 
@@ -37,26 +37,45 @@ def test_agreement_and_disagreements_of_a_file(tmp_path):
         {"id": "b", "answer": "1", "response": "2", "correct": True, "answer_format": "bare"},
         {"id": "c", "answer": "1", "response": "1", "correct": False, "answer_format": "box"},
         {"id": "d", "answer": "1", "response": "?", "correct": False, "answer_format": "box"},
-        {"id": "e", "answer": "1", "response": "1"},
+        {"answer": "1", "response": "1"},
     ]
-    result = regrade(read_responses(written(tmp_path / "r.jsonl", rows)), Equal())
-    assert [row.stored.id for row in result.disagreements] == ["b", "c"]  # undecided is "not correct", too
-    assert (result.agreement.agreed, result.agreement.compared, result.agreement.share) == (2, 4, 0.5)
-    assert {name: own.share for name, own in result.by_format.items()} == {"bare": 0.5, "box": 0.5}
-    summary = result.summary()
-    assert (summary["responses"], summary["correct"], summary["incorrect"], summary["undecided"]) == (5, 3, 1, 1)
-    assert (summary["now_correct"], summary["no_longer_correct"]) == (1, 1)
+    judged = regrade(read_responses(written(tmp_path / "r.jsonl", rows)), Equal())
+    assert list(judged["id"]) == ["a", "b", "c", "d", "r-4"]
+    changed = disagreements(judged)
+    assert list(changed["id"]) == ["b", "c"]  # undecided is "not correct", too
+    assert changed.to_dict("records")[0] == {
+        "id": "b",
+        "stored": "correct",
+        "new": "incorrect",
+        "reference": "1",
+        "extracted": "2",
+        "reason": None,
+        "answer_format": "bare",
+        "problem": "",
+        "response": "2",
+    }
+    halves = {"responses": 2, "agreed": 1, "agreement": 0.5}
+    assert agreement(judged) == {
+        "responses": 5,
+        "correct": 3,
+        "incorrect": 1,
+        "undecided": 1,
+        "no_answer": 1,
+        "with_stored_verdict": 4,
+        "agreed": 2,
+        "agreement": 0.5,
+        "now_correct": 1,
+        "no_longer_correct": 1,
+        "by_format": {"bare": halves, "box": halves},
+    }
 
 
 def test_samples_of_an_evaluation_have_three_outcomes_and_truncated_ones_stay_incorrect(tmp_path):
-    def sample(index, completion, stop, outcome):
-        return Sample("p", index, completion, 1, stop, outcome, None, None, "1?", "1")
-
+    samples = [("1", "end", "correct"), ("?", "end", "incorrect"), ("1", "length", "incorrect")]
     evaluation = Evaluation(
-        (
-            sample(0, "1", "end", "correct"),
-            sample(1, "?", "end", "incorrect"),
-            sample(2, "1", "length", "incorrect"),
+        tuple(
+            Sample("p", index, completion, 1, stop, outcome, None, None, "1?", "1")
+            for index, (completion, stop, outcome) in enumerate(samples)
         ),
         3,
     )
@@ -66,17 +85,18 @@ def test_samples_of_an_evaluation_have_three_outcomes_and_truncated_ones_stay_in
         read_responses(tmp_path / "kept"),
         read_responses(tmp_path / "kept" / "samples.jsonl"),
     ):
-        result = regrade(responses, Equal())
-        assert [str(row.verdict.outcome) for row in result.rows] == ["correct", "undecided", "incorrect"]
-        assert [row.stored.id for row in result.disagreements] == ["p:1"]
-        assert result.rows[2].verdict == Verdict(Outcome.INCORRECT, "truncated", "1")
+        judged = regrade(responses, Equal())
+        assert list(judged["new"]) == ["correct", "undecided", "incorrect"]
+        assert list(disagreements(judged)["id"]) == ["p:1"]
+        assert judged["verdict"][2] == Verdict(Outcome.INCORRECT, "truncated", "1")
 
 
 def test_without_stored_verdicts_there_is_no_agreement(tmp_path):
-    result = regrade(read_responses(written(tmp_path / "r.jsonl", [{"answer": "1", "response": "1"}])), Equal())
-    assert result.agreement.share is None
-    assert result.disagreements == ()
-    assert result.rows[0].stored.id == "r-0"
+    rows = [{"answer": "1", "response": "1", "answer_format": "box"}]
+    judged = regrade(read_responses(written(tmp_path / "r.jsonl", rows)), Equal())
+    assert agreement(judged)["agreement"] is None
+    assert agreement(judged)["by_format"] == {"box": {"responses": 0, "agreed": 0, "agreement": None}}
+    assert disagreements(judged).empty
 
 
 @pytest.mark.parametrize(

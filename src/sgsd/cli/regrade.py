@@ -5,24 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from rich.table import Table
+import pandas as pd
 
 from sgsd import runfolder
-from sgsd.cli.console import standard_output
+from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import ConfigError
-from sgsd.evaluation.regrade import (
-    Agreement,
-    Regraded,
-    Regrading,
-    is_evaluation,
-    read_responses,
-    regrade,
-    stored_samples,
-)
+from sgsd.evaluation.regrade import DISAGREEMENT, agreement, disagreements, read_responses, regrade, stored_samples
 from sgsd.evaluation.run import Evaluation, read_summary, verifier_of
-from sgsd.evaluation.statistics import Estimate
-from sgsd.verifiers import get_verifier
+from sgsd.verifiers import Outcome, get_verifier
 
 _WIDTH = 40
 _DISAGREEMENTS = "disagreements.jsonl"
@@ -36,34 +28,44 @@ def regrade_stored(options: argparse.Namespace) -> int:
     if options.show < 0:
         raise ConfigError("--show is out of range", got=options.show, expected="0 or more")
     _check_output(options.output, path, force=options.force)
-    before = read_summary(path) if is_evaluation(path) else {}
+    evaluation = Evaluation.load(path) if (path / runfolder.SUMMARY).is_file() else None
+    before = {} if evaluation is None else read_summary(path)
     name = verifier_of(options.verifier, before)
     stored_options = before.get("verifier_options")
     same = name == before.get("verifier") and isinstance(stored_options, dict)
-    evaluation = Evaluation.load(path) if is_evaluation(path) else None
     responses = read_responses(path) if evaluation is None else stored_samples(evaluation.samples)
     with get_verifier(name, **(stored_options if same else {})) as verifier:  # pyright: ignore[reportCallIssue]
-        result = regrade(responses, verifier)
+        judged = regrade(responses, verifier)
+    changed, counts = disagreements(judged), agreement(judged)
     about: dict[str, object] = {"responses_from": str(path), "verifier": name}
+    kept = {_DISAGREEMENTS: changed}
     if evaluation is not None:
-        evaluation = evaluation.under([row.verdict for row in result.rows])
+        evaluation = evaluation.under(list(judged["verdict"]))
         about |= {"accuracy_before": before.get("accuracy"), "accuracy": evaluation.accuracy.mean}
-    if options.output is not None:
-        if evaluation is not None:
+        if options.output is not None:
             evaluation.save(options.output, **{**before, "verifier": name, "regraded_from": str(path)})
-        _keep(options.output, result, about, rows=evaluation is None)
+    elif options.output is not None:
+        kept["verdicts.jsonl"] = judged[list(DISAGREEMENT)]
+        runfolder.write_json(options.output / runfolder.SUMMARY, {**about, **counts})
+    if options.output is not None:
+        for file, frame in kept.items():
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dict("records"))
+            runfolder.write_text(options.output / file, "".join(lines))
     if options.json:
-        rows = [row.to_json() for row in result.disagreements]
-        print(json.dumps({**about, **result.summary(), "disagreements": rows}, indent=2, ensure_ascii=False))
+        print_json({**about, **counts, "disagreements": changed.to_dict("records")})
         return 0
-    _print(result, name, path, options)
+    _print(judged, counts, name, path, options)
     if evaluation is not None:
-        accuracy: Estimate = evaluation.accuracy
-        was = 100 * float(str(before["accuracy"]))
-        print(
-            f"avg@{evaluation.k} {100 * accuracy.mean:.1f} %, 95 % interval {100 * accuracy.low:.1f} to "
-            f"{100 * accuracy.high:.1f} %; it was {was:.1f} %"
+        mean, low, high, was = (
+            100 * float(value)
+            for value in (
+                evaluation.accuracy.mean,
+                evaluation.accuracy.low,
+                evaluation.accuracy.high,
+                before["accuracy"],
+            )
         )
+        print(f"avg@{evaluation.k} {mean:.1f} %, 95 % interval {low:.1f} to {high:.1f} %; it was {was:.1f} %")
     return 0
 
 
@@ -79,62 +81,40 @@ def _check_output(output: Path | None, path: Path, *, force: bool) -> None:
         raise ConfigError("--output is not empty", got=str(output), remedy="give another folder, or --force")
 
 
-def _keep(folder: Path, result: Regrading, about: dict[str, object], *, rows: bool) -> None:
-    """The disagreements, and for a file of responses every verdict and the counts."""
-    kept = {_DISAGREEMENTS: result.disagreements}
-    if rows:
-        kept["verdicts.jsonl"] = result.rows
-        runfolder.write_json(folder / runfolder.SUMMARY, {**about, **result.summary()})
-    for name, written in kept.items():
-        lines = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in written)
-        runfolder.write_text(folder / name, lines)
-
-
-def _print(result: Regrading, verifier: str, path: Path, options: argparse.Namespace) -> None:
-    summary, agreement = result.summary(), result.agreement
-    judged = ", ".join(f"{summary[outcome]:,} {outcome}" for outcome in ("correct", "incorrect", "undecided"))
-    print(f"{path}: {len(result.rows):,} responses under verifier {verifier}: {judged}")
-    if not agreement.compared:
+def _print(
+    judged: pd.DataFrame, counts: dict[str, Any], verifier: str, path: Path, options: argparse.Namespace
+) -> None:
+    outcomes = ", ".join(f"{counts[outcome]:,} {outcome}" for outcome in ("correct", "incorrect", "undecided"))
+    print(f"{path}: {len(judged):,} responses under verifier {verifier}: {outcomes}")
+    if not counts["with_stored_verdict"]:
         print("no stored verdicts to compare with")
         return
     print(
-        f"{_of(agreement)} agree with the stored verdict; {summary['now_correct']} now correct, "
-        f"{summary['no_longer_correct']} no longer correct"
+        f"{counts['agreed']:,} of {counts['with_stored_verdict']:,} ({100 * counts['agreement']:.2f} %) agree with the "
+        f"stored verdict; {counts['now_correct']} now correct, {counts['no_longer_correct']} no longer correct"
     )
     console = standard_output()
-    if result.by_format:
-        table = Table(title="agreement by answer format", title_justify="left")
-        table.add_column("answer format")
-        for column in ("responses", "agree", "share"):
-            table.add_column(column, justify="right")
-        for name, own in result.by_format.items():
-            share = "" if own.share is None else f"{100 * own.share:.2f} %"
-            table.add_row(name, f"{own.compared:,}", f"{own.agreed:,}", share)
-        console.print(table)
-    shown = result.disagreements[: options.show]
-    if shown:
-        console.print(_disagreement_table(shown))
-    left = len(result.disagreements) - len(shown)
-    if left:
-        print(f"{left:,} more: --show {len(result.disagreements)}, or --output FOLDER for all with their responses")
+    if counts["by_format"]:
+        heads = ("responses", "agree", "share")
+        formats = table("agreement by answer format", "answer format", *heads, right=heads)
+        for name, own in counts["by_format"].items():
+            share = "" if own["agreement"] is None else f"{100 * own['agreement']:.2f} %"
+            formats.add_row(name, f"{own['responses']:,}", f"{own['agreed']:,}", share)
+        console.print(formats)
+    changed = judged[judged["differs"].astype(bool)]
+    if len(changed) and options.show:
+        columns = DISAGREEMENT[:6]
+        shown = table("disagreements", *columns)
+        for row in changed.head(options.show).to_dict("records"):
+            if row["two_valued"] and row["stored"] != Outcome.CORRECT:
+                row["stored"] = "not correct"
+            shown.add_row(*(_cell(row[column]) for column in columns))
+        console.print(shown)
+    if len(changed) > options.show:
+        left = len(changed) - options.show
+        print(f"{left:,} more: --show {len(changed)}, or --output FOLDER for all with their responses")
     if options.output is not None:
         print(f"kept in {options.output}: {_DISAGREEMENTS} and more")
-
-
-def _disagreement_table(rows: tuple[Regraded, ...]) -> Table:
-    table = Table(title="disagreements", title_justify="left")
-    for column in ("id", "stored", "new", "reference", "extracted", "reason"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        stored = "not correct" if row.stored.two_valued and row.stored.outcome != "correct" else row.stored.outcome
-        verdict = row.verdict
-        cells = (row.stored.id, stored, verdict.outcome, row.stored.reference, verdict.extracted, verdict.reason)
-        table.add_row(*(_cell(None if cell is None else str(cell)) for cell in cells))
-    return table
-
-
-def _of(agreement: Agreement) -> str:
-    return f"{agreement.agreed:,} of {agreement.compared:,} ({100 * agreement.agreed / agreement.compared:.2f} %)"
 
 
 def _cell(text: str | None) -> str:

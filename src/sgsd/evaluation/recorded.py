@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,49 @@ _INCIDENTAL = (
 _INCIDENTAL_STARTS = ("log_", "logging_", "save_", "trace_", "hub_", "trackio_")
 # What tells two evaluations of models without training apart, as their summaries name it.
 _BASE_ESSENCE = ("model", "skills_in_prompt", "skills_in_prompt_pairs", "bank", "retriever", "embedder")
+# What two evaluations must share to be compared, as their summaries name it.
+_CONDITIONS = (
+    *("dataset", "dataset_split", "dataset_config", "verifier", "verifier_options", "instruction"),
+    *("chat_template_kwargs", "thinking", "temperature", "top_p", "top_k", "min_p"),
+    *("max_completion_length", "max_new_tokens"),
+)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation folder.
-
-    Attributes:
-        folder: where it is.
-        summary: its ``summary.json``.
-        shares: problem id → share of the samples that are correct.
-        asked: problem id → text and reference answer, where the samples hold them.
-        k: samples of each problem.
-    """
+    """One evaluation folder: where it is, its ``summary.json``, its samples."""
 
     folder: Path
     summary: Mapping[str, Any]
-    shares: Mapping[str, float]
-    asked: Mapping[str, tuple[str, str | None]]
-    k: int
+    evaluation: Evaluation
+
+    @cached_property
+    def shares(self) -> Mapping[str, float]:
+        """Problem id → share of the samples that are correct, in the order of the ids."""
+        return dict(sorted(self.evaluation.accuracies.items()))
+
+    @cached_property
+    def asked(self) -> Mapping[str, tuple[str | None, str | None]]:
+        """Problem id → text and reference answer, where the samples hold them."""
+        firsts = {id: samples[0] for id, samples in self.evaluation.by_problem.items()}
+        return {id: (first.problem, first.reference) for id, first in firsts.items() if first.problem is not None}
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Any]:
+        """What must be the same to compare, beside the problems; a data set is its file's name, no options are none."""
+        told = {setting: pathless(self.summary.get(setting)) for setting in _CONDITIONS}
+        if told["dataset"] is not None:
+            told["dataset"] = Path(told["dataset"]).name
+        same = {setting: None if value == {} else value for setting, value in told.items()}
+        return {"samples per problem": self.evaluation.k, **same}
+
+    def is_comparable(self, other: Scores) -> bool:
+        """The same problems under the same conditions."""
+        return self.shares.keys() == other.shares.keys() and self.conditions == other.conditions
+
+    @property
+    def with_skills(self) -> bool:
+        return bool(self.summary.get("skills_in_prompt"))
 
 
 @dataclass(frozen=True)
@@ -93,10 +118,6 @@ def read_members(folder: Path, checkpoint: int | None) -> list[Member]:
     """
     if (folder / runfolder.RUN).is_file():
         return _of_run(folder, checkpoint)
-    return [_of_evaluations(folder, checkpoint)]
-
-
-def _of_evaluations(folder: Path, checkpoint: int | None) -> Member:
     if (folder / runfolder.SUMMARY).is_file():
         scores = _scores(folder)
         dataset = scores.summary.get("dataset")
@@ -109,36 +130,30 @@ def _of_evaluations(folder: Path, checkpoint: int | None) -> Member:
             got=str(folder),
             expected="run.json in it, which sgsd train writes, or summary.json, which sgsd eval writes",
         )
-    models = {str(scores.summary.get("model")) for scores in found.values()}
+    models = sorted({str(scores.summary.get("model")) for scores in found.values()})
     if len(models) > 1:
-        raise ConfigError("evaluations of several models in one folder", got=f"{folder}: {', '.join(sorted(models))}")
-    model = models.pop()
-    first = next(iter(found.values()))
-    above = (
-        first.folder.resolve().parents[1],
-        first.folder.resolve().parents[2],
-    )  # RUN[/checkpoint-N]/evaluations/NAME
-    homes = (Path(model), Path(model).parent, *above)
+        raise ConfigError("evaluations of several models in one folder", got=f"{folder}: {', '.join(models)}")
+    model, first = Path(models[0]), next(iter(found.values()))
+    above = first.folder.resolve().parents  # RUN[/checkpoint-N]/evaluations/NAME
+    homes = (model, model.parent, above[1], above[2])
     run = next((home for home in homes if (home / runfolder.RUN).is_file()), None)
     if run is not None:
-        return _of_run_elsewhere(folder, run, found, checkpoint)
-    if Path(model).name.startswith("checkpoint-") or any(scores.summary.get("trained_by") for scores in found.values()):
+        return [_of_run_elsewhere(run, found, checkpoint)]
+    if model.name.startswith("checkpoint-") or any(scores.summary.get("trained_by") for scores in found.values()):
         raise ConfigError(  # as Base, a trained model would be compared with itself
             "an evaluation of a trained model whose run is gone",
             got=f"{folder}, of {model}",
             expected="the run's folder where it was",
             remedy="name the run's folder, with the evaluation in its evaluations/",
         )
-    summary = first.summary
-    if summary.get("model") is None:
+    if first.summary.get("model") is None:
         raise ConfigError(
             "an evaluation that does not say of which model it is",
             got=str(first.folder / runfolder.SUMMARY),
             expected="model in it, as sgsd eval writes",
         )
-    asked = {name: pathless(summary.get(name)) for name in _BASE_ESSENCE}
-    skills = bool(summary.get("skills_in_prompt"))
-    return Member(folder, "base", model, skills, summary.get("seed"), asked, None, found)
+    asked = {name: pathless(first.summary.get(name)) for name in _BASE_ESSENCE}
+    return [Member(folder, "base", models[0], first.with_skills, first.summary.get("seed"), asked, None, found)]
 
 
 def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,59 +175,51 @@ def pathless(value: Any, seed: int | None = None) -> Any:
 
 
 def _of_run(folder: Path, checkpoint: int | None) -> list[Member]:
+    """The run, after the model it began with where the run evaluated that too."""
     final = _final_step(folder)
     wanted = final if checkpoint is None else checkpoint
     places = (folder / f"checkpoint-{wanted}" / runfolder.EVALUATIONS, folder / runfolder.EVALUATIONS)
-    found = [(name, scores) for place in places for name, scores in _evaluations(place).items()]
-    now = [(name, scores) for name, scores in found if _step(scores, final) == wanted]
-    kept = {name: scores for name, scores in now if not scores.summary.get("skills_in_prompt")}
+    found = [(name, scores, _step(scores, final)) for place in places for name, scores in _evaluations(place).items()]
+    kept = {name: scores for name, scores, step in found if step == wanted and not scores.with_skills}
     if not kept:
+        skilled = any(step == wanted for _, _, step in found)
+        others = "evaluations with skills in the prompt alone" if skilled else "evaluations of other steps"
         raise ConfigError(
             f"no evaluation of {'the final checkpoint' if checkpoint is None else f'checkpoint {checkpoint}'}",
-            got=f"{folder} with {_only(now, found)}",
+            got=f"{folder} with {others if found else 'no evaluations'}",
             expected=str(folder / runfolder.EVALUATIONS / "NAME"),
             remedy="sgsd eval with --output writes one",
         )
-    before = [scores for _, scores in found if wanted and _step(scores, final) == 0]
     starts = {
         name: scores
-        for scores in before
-        if not scores.summary.get("skills_in_prompt")
+        for _, scores, step in found
+        if wanted and step == 0 and not scores.with_skills
         for name, other in kept.items()
         if scores.shares.keys() == other.shares.keys()
     }
-    other_steps = [
+    notes = [
         f"{scores.folder} is of step {step}, not of step {wanted}, and is left out."
-        for _, scores in found
-        if (step := _step(scores, final)) != wanted and not any(scores is start for start in starts.values())
+        for _, scores, step in found
+        if step != wanted and not any(scores is start for start in starts.values())
     ]
-    with_skills = [
+    notes += [
         f"{scores.folder} shows skills in the prompt, and is left out. Named by its own folder it is taken."
-        for _, scores in now
-        if scores.summary.get("skills_in_prompt")
+        for _, scores, step in found
+        if step == wanted and scores.with_skills
     ]
     if len(kept) == 1 and starts:  # neither "before" nor "after" names both
         ((name, scores),) = kept.items()
         name = Path(str(scores.summary.get("dataset") or name)).stem
         kept, starts = {name: scores}, dict.fromkeys([name], *starts.values())
-    run = _trained(folder, kept, wanted, (*other_steps, *with_skills))
-    return [_start(run, starts), run] if starts else [run]
+    run = _trained(folder, kept, wanted, notes)
+    if not starts:
+        return [run]
+    first, asked = next(iter(starts.values())), {"model": pathless(run.model)}
+    seed = first.summary.get("seed")
+    return [Member(first.folder, "base", run.model, False, seed, asked, None, starts, start=True), run]
 
 
-def _start(run: Member, scores: Mapping[str, Scores]) -> Member:
-    """The model that a run began with, by the run's own evaluations."""
-    first = next(iter(scores.values()))
-    asked = {"model": pathless(run.model)}
-    return Member(first.folder, "base", run.model, False, first.summary.get("seed"), asked, None, scores, start=True)
-
-
-def _only(now: Sequence[object], found: Sequence[object]) -> str:
-    if not found:
-        return "no evaluations"
-    return "evaluations with skills in the prompt alone" if now else "evaluations of other steps"
-
-
-def _of_run_elsewhere(folder: Path, run: Path, found: Mapping[str, Scores], checkpoint: int | None) -> Member:
+def _of_run_elsewhere(run: Path, found: Mapping[str, Scores], checkpoint: int | None) -> Member:
     final = _final_step(run)
     wanted = final if checkpoint is None else checkpoint
     for scores in found.values():
@@ -224,18 +231,16 @@ def _of_run_elsewhere(folder: Path, run: Path, found: Mapping[str, Scores], chec
                 expected=f"step {wanted}, {'the final one' if checkpoint is None else 'as declared'}",
                 remedy=f"--checkpoint {step} compares all runs at that step",
             )
-    return _trained(run, found, wanted, ())
+    return _trained(run, found, wanted)
 
 
-def _trained(folder: Path, scores: Mapping[str, Scores], checkpoint: int | None, notes: tuple[str, ...]) -> Member:
-    record = runfolder.read_json(folder / runfolder.RUN)
-    settings = record.get("settings")
+def _trained(folder: Path, scores: Mapping[str, Scores], checkpoint: int | None, notes: Sequence[str] = ()) -> Member:
+    settings = runfolder.read_json(folder / runfolder.RUN).get("settings")
     if not isinstance(settings, dict):
         raise ConfigError("the run's record cannot be read", got=str(folder / runfolder.RUN), expected="its settings")
-    seed = settings.get("seed")
     method, model = str(settings.get("method", "sgsd")), str(settings.get("model_name_or_path", "?"))
-    skills = bool(settings.get("skills_in_prompt"))
-    return Member(folder, method, model, skills, seed, essence(settings), checkpoint, scores, notes)
+    skills, seed = bool(settings.get("skills_in_prompt")), settings.get("seed")
+    return Member(folder, method, model, skills, seed, essence(settings), checkpoint, scores, tuple(notes))
 
 
 def _final_step(run: Path) -> int | None:
@@ -264,16 +269,11 @@ def _evaluations(folder: Path) -> dict[str, Scores]:
 
 def _scores(folder: Path) -> Scores:
     summary, evaluation = read_summary(folder), Evaluation.load(folder)
-    shares = evaluation.accuracies
-    if summary.get("problems", len(shares)) != len(shares):
+    found = len(evaluation.by_problem)
+    if summary.get("problems", found) != found:
         raise ConfigError(
             "an evaluation's samples do not fit its summary",
-            got=f"{folder} with samples of {len(shares)} problems",
+            got=f"{folder} with samples of {found} problems",
             expected=f"{summary['problems']} problems",
         )
-    asked = {
-        id: (samples[0].problem, samples[0].reference)
-        for id, samples in evaluation.by_problem.items()
-        if samples[0].problem is not None
-    }
-    return Scores(folder, summary, shares, asked, evaluation.k)
+    return Scores(folder, summary, evaluation)

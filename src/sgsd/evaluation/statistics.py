@@ -56,19 +56,8 @@ class Estimate:
         return self.low <= 0 <= self.high
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A component of a variance, and its degrees of freedom."""
-
-    variance: float
-    freedom: float
-
-
 def mean_estimate(values: Values) -> Estimate:
-    """The mean of per-problem values and its interval.
-
-    Args:
-        values: ``[N]`` or ``[S, N]``, from 0 to 1.
+    """The mean of per-problem values, ``[N]`` or ``[S, N]`` from 0 to 1, and its interval.
 
     Raises:
         ValueError: without values.
@@ -88,11 +77,13 @@ def mean_over(evaluations: Sequence[Values]) -> Estimate:
     tables = _tables(evaluations)
     mean = float(np.mean([table.mean() for table in tables]))
     problems = len(tables) ** 2 / sum(1 / table.shape[1] for table in tables)
-    variance, squared = _combined(_problem_parts(tables), _seed_parts(tables))
+    seeds = _seed_variance(tables)
+    variance = sum(_problem_variances(tables)) + seeds
     binary = len(tables) == 1 and len(tables[0]) == 1 and set(np.unique(tables[0])) <= {0.0, 1.0}
     if binary or variance < _ROUNDING**2 or problems <= 1:  # values that say nothing of chance: as if each were 0 or 1
         effective, z2 = problems, float(stats.norm.ppf((1 + CONFIDENCE) / 2)) ** 2
     else:
+        squared = _squared_half_width(tables, [(seeds, len(tables[0]))])
         effective, z2 = mean * (1 - mean) / variance, squared / variance
     centre = (mean + z2 / (2 * effective)) / (1 + z2 / effective)
     half = np.sqrt(z2 * (mean * (1 - mean) / effective + z2 / (4 * effective**2))) / (1 + z2 / effective)
@@ -113,15 +104,7 @@ def paired_difference(before: Values, after: Values, *, same_seeds: bool = False
 
 
 def difference_over(before: Sequence[Values], after: Sequence[Values], *, same_seeds: bool = False) -> Estimate:
-    """The mean over several evaluations of their paired differences, each of equal weight.
-
-    Args:
-        before, after: the values of each evaluation, as in ``paired_difference``.
-        same_seeds: as there.
-
-    Raises:
-        ValueError: as there.
-    """
+    """The mean over several evaluations of their ``paired_difference``, each of equal weight."""
     firsts, seconds = _tables(before), _tables(after)
     for first, second in zip(firsts, seconds, strict=True):
         if first.shape[1] != second.shape[1]:
@@ -130,16 +113,15 @@ def difference_over(before: Sequence[Values], after: Sequence[Values], *, same_s
             raise ValueError(f"a difference paired by seed needs the same: got {first.shape[0]} and {second.shape[0]}")
     if same_seeds:
         tables = [second - first for first, second in zip(firsts, seconds, strict=True)]
-        seed_parts = _seed_parts(tables)
+        seeds = [(_seed_variance(tables), len(tables[0]))]
     else:
         tables = [
             second.mean(axis=0, keepdims=True) - first.mean(axis=0, keepdims=True)
             for first, second in zip(firsts, seconds, strict=True)
         ]
-        seed_parts = _seed_parts(firsts) + _seed_parts(seconds)
+        seeds = [(_seed_variance(side), len(side[0])) for side in (firsts, seconds)]
     mean = float(np.mean([table.mean() for table in tables]))
-    _, squared = _combined(_problem_parts([_with_a_gain_and_a_loss(table) for table in tables]), seed_parts)
-    half = squared**0.5
+    half = _squared_half_width([_with_a_gain_and_a_loss(table) for table in tables], seeds) ** 0.5
     return Estimate(mean, max(-1.0, mean - half), min(1.0, mean + half))
 
 
@@ -153,20 +135,19 @@ def _tables(evaluations: Sequence[Values]) -> list[np.ndarray]:
     return tables
 
 
-def _problem_parts(tables: Sequence[np.ndarray]) -> list[_Part]:
+def _problem_variances(tables: Sequence[np.ndarray]) -> list[float]:
     """What each table's problems, and the sampling, contribute to the variance of the mean of the tables' means."""
     return [
-        _Part(float(table.mean(axis=0).var(ddof=1)) / table.shape[1] / len(tables) ** 2, table.shape[1] - 1)
+        float(table.mean(axis=0).var(ddof=1)) / table.shape[1] / len(tables) ** 2 if table.shape[1] > 1 else 0.0
         for table in tables
-        if table.shape[1] > 1
     ]
 
 
-def _seed_parts(tables: Sequence[np.ndarray]) -> list[_Part]:
+def _seed_variance(tables: Sequence[np.ndarray]) -> float:
     """What seeds contribute beyond what their samples of each problem explain."""
     S, C = tables[0].shape[0], len(tables)
     if S == 1:
-        return []
+        return 0.0
     explained = 0.0
     for table in tables:
         N = table.shape[1]
@@ -174,20 +155,21 @@ def _seed_parts(tables: Sequence[np.ndarray]) -> list[_Part]:
             residual = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
             explained += float((residual**2).sum()) / ((S - 1) * (N - 1)) / (N * S) / C**2
     by_seed = np.mean([table.mean(axis=1) for table in tables], axis=0)
-    return [_Part(max(0.0, float(by_seed.var(ddof=1)) / S - explained), S - 1)]
+    return max(0.0, float(by_seed.var(ddof=1)) / S - explained)
 
 
-def _combined(problems: Sequence[_Part], seeds: Sequence[_Part]) -> tuple[float, float]:
-    """The variance V, and the square h² of an interval's half width.
+def _squared_half_width(tables: Sequence[np.ndarray], seeds: Sequence[tuple[float, int]]) -> float:
+    """``h²`` of the problems of tables, and of (variance, number) of seeds.
 
     Degrees of freedom are pooled among evaluations alone. Pooled with the seeds' too, three seeds that happened to lie
     close together would pass for many.
     """
-    own = sum(part.variance for part in problems)
-    pooled = own**2 / sum(part.variance**2 / part.freedom for part in problems) if own > 0 else np.inf
-    parts = [_Part(own, pooled), *seeds]
-    squared = sum(float(stats.t.ppf((1 + CONFIDENCE) / 2, part.freedom)) ** 2 * part.variance for part in parts)
-    return sum(part.variance for part in parts), squared
+    own = _problem_variances(tables)
+    pairs = zip(own, tables, strict=True)
+    pooled = sum(variance**2 / (table.shape[1] - 1) for variance, table in pairs if variance > 0)
+    parts = [(sum(own), sum(own) ** 2 / pooled if pooled else np.inf)]
+    parts += [(variance, number - 1) for variance, number in seeds if variance > 0]
+    return sum(float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) ** 2 * variance for variance, freedom in parts)
 
 
 def _with_a_gain_and_a_loss(table: np.ndarray) -> np.ndarray:
