@@ -91,6 +91,8 @@ def workspace(tmp_path_factory, tiny_folder) -> Path:
     (folder / "held-out.jsonl").write_text("\n".join(rows[12:]) + "\n")
     (folder / "test.jsonl").write_text("\n".join(rows[12:]) + "\n")
     (folder / "their-bank.json").write_text(json.dumps({"general_skills": ["Add."], "common_mistakes": ["Haste."]}))
+    (folder / "skills" / "house-rules").mkdir(parents=True)
+    (folder / "skills" / "house-rules" / "SKILL.md").write_text("Log with `log.note`.\n\nNever print.\n")
     text = re.search(r"```yaml\n# run.yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     settings = yaml.safe_load(text[1])
     small = {"max_steps": 2, "save_steps": 1, "gradient_accumulation_steps": 1}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -59,6 +60,47 @@ def parse_json(
         raise kind(f"{where}: malformed JSON", got=" ".join(str(error).split())) from error
     if not isinstance(found, dict):
         raise kind(f"{where}: wrong type", got=type(found).__name__, expected="a JSON object")
+    return cast(dict[str, Any], found)
+
+
+# PyYAML's events have no types.
+# pyright: reportUnknownMemberType=false
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which a few bytes can make endless, and without a key twice in one mapping."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias, at line {self.peek_event().start_mark.line + 1}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"the key {repeated} twice, at line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str, kind: type[SGSDError] = DataError) -> dict[str, Any]:
+    """The mapping that a YAML text is; an empty text is an empty one.
+
+    Args:
+        text: of the file.
+        where: the file, for the error.
+        kind: of the error.
+
+    Raises:
+        SGSDError: of ``kind``; no YAML, aliases, a repeated key, or another value than a mapping.
+    """
+    try:
+        found: object = yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 2001-99-99
+        raise kind(f"{where}: not YAML", got=" ".join(str(error).split())) from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise kind(f"{where}: not a mapping", got=type(found).__name__, expected="lines such as key: value")
     return cast(dict[str, Any], found)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -177,7 +178,31 @@ class CommonFile(BaseModel):
         )
 
 
-_NATIVE, _COMMON = TypeAdapter(BankFile), TypeAdapter(CommonFile)
+class Bullet(BaseModel):
+    """An entry of a playbook, as ACE (arXiv 2510.04618) keeps them, but for its counters."""
+
+    section: str = ""
+    content: str
+
+
+class PlaybookFile(BaseModel):
+    """A playbook's file."""
+
+    bullets: dict[str, Bullet]
+
+    def native(self) -> BankFile:
+        """The file as a native one; sections become titles, and those of mistakes mistakes."""
+        skills, mistakes = list[SkillEntry](), list[MistakeEntry]()
+        for id, one in self.bullets.items():
+            if _OF_MISTAKES.search(one.section):
+                mistakes.append(MistakeEntry(id=id, title=one.section, text=one.content))
+            else:
+                skills.append(SkillEntry(id=id, title=one.section, text=one.content))
+        return BankFile(skills=skills, mistakes=mistakes)
+
+
+_NATIVE, _COMMON, _PLAYBOOK = TypeAdapter(BankFile), TypeAdapter(CommonFile), TypeAdapter(PlaybookFile)
+_OF_MISTAKES = re.compile(r"mistake|pitfall|avoid", re.IGNORECASE)
 _COMMON_KEYS = ("general_skills", "task_specific_skills", "common_mistakes")
 _KEYS = (*BankFile.model_fields, *SkillEntry.model_fields, "avoid")
 
@@ -206,6 +231,8 @@ def read(text: str, source: str) -> BankFile:
         return validated(_NATIVE, document, source, BankError, known=_KEYS)
     if version is None and any(key in document for key in _COMMON_KEYS):
         return validated(_COMMON, document, source, BankError).native()
+    if version is None and "bullets" in document:
+        return validated(_PLAYBOOK, document, source, BankError).native()
     raise BankError(
         f"{source}: not a bank",
         got=f"keys {sorted(document)}",

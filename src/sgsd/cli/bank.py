@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.padding import Padding
 from rich.text import Text
 
+from sgsd import runfolder
 from sgsd.bank import Item
+from sgsd.bank.documents import write_document
 from sgsd.cli.bank_files import item_block, load, sizes
 from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import BankError
@@ -119,7 +121,10 @@ def _export(options: argparse.Namespace) -> int:
     loaded = load(options.bank)
     target: Path = options.target
     _refuse_existing(target, options)
-    loaded.save(target, format=options.format)
+    if options.format == "skill-md":
+        runfolder.write_text(target, write_document(loaded))
+    else:
+        loaded.save(target, format=options.format)
     print(f"{target}: {sizes(loaded)}, {options.format} format")
     return 0
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sgsd import runfolder
 from sgsd.bank import Item, Skill, SkillBank
+from sgsd.bank.documents import load_bank
 
 
 def bank_file(name: str) -> str:
@@ -17,8 +18,8 @@ def bank_file(name: str) -> str:
 
 
 def load(name: str) -> SkillBank:
-    """The bank a command was given: a file, a folder, a shipped bank."""
-    return SkillBank.load(bank_file(name))
+    """The bank a command was given: a file, a document, a folder, a shipped bank."""
+    return load_bank(name)
 
 
 def sizes(loaded: SkillBank) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from sgsd import runfolder
 from sgsd.bank import Mistake, Skill, SkillBank
+from sgsd.bank.documents import load_bank
 from sgsd.cli.settings import read_run, refuse_unwritable
 from sgsd.curation import DataReport
 from sgsd.engines.datasets import GYM, load_problems
@@ -267,7 +268,7 @@ class _Skills:
         name = options.bank or _run_bank(Path(options.model)) or run.get("bank")
         if name is None:
             raise ConfigError("no skill bank", expected="--bank: a file, or a shipped one as seed:NAME")
-        bank = SkillBank.load(name)
+        bank = load_bank(name)
         bank.require_pairs()
         retriever = options.retriever or run.get("retriever") or "embedding"
         embedder = options.embedder or run.get("embedder") or "Qwen/Qwen3-Embedding-0.6B"

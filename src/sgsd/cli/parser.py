@@ -169,8 +169,8 @@ def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
     check = actions.add_parser("check", help="report what is odd or gives problems away; exit code 1 if anything does")
     diff = actions.add_parser("diff", help="what one bank has and another has not")
     trace = actions.add_parser("trace", help="what an item was merged from, down to the rollouts it came from")
-    imported = actions.add_parser("import", help="a bank of either format as a bank file")
-    export = actions.add_parser("export", help="write a bank in the native or the common format")
+    imported = actions.add_parser("import", help="a document (SKILL.md) or a bank of another format as a bank file")
+    export = actions.add_parser("export", help="write a bank in the native or the common format, or as SKILL.md")
     for action in (show, search, check, trace, export):
         action.add_argument("bank", help=one_bank)
     search.add_argument("problem", help="the problem's text")
@@ -186,11 +186,13 @@ def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
     diff.add_argument("before", help=one_bank)
     diff.add_argument("after", help="likewise")
     trace.add_argument("item", help="the item's id")
-    imported.add_argument("source", help=f"{one_bank}; general_skills/common_mistakes JSON is recognised")
+    imported.add_argument(
+        "source", help=f"{one_bank}; SKILL.md or its folder, general_skills/common_mistakes JSON, playbooks of bullets"
+    )
     for action in (imported, export):
         action.add_argument("target", type=Path, help="file to write")
         action.add_argument("--force", action="store_true", help="replace the target")
-    export.add_argument("--format", choices=("native", "common"), default="common", help="(common)")
+    export.add_argument("--format", choices=("native", "common", "skill-md"), default="common", help="(common)")
     for action in (show, search, check, diff, trace, imported):
         action.add_argument("--json", action="store_true", help="print JSON")
     ledger = actions.add_parser("ledger", help="what a run's items were worth: the ranking by credit")

@@ -18,7 +18,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import ModelConfig, TrlParser
 
@@ -28,6 +27,7 @@ from sgsd.engines.datasets import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
+from sgsd.validation import parse_yaml
 
 _SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
 _GROUPS = {
@@ -354,13 +354,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 2001-99-99
-        raise ConfigError("the configuration is not YAML", got=f"{path}: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError("the configuration is not UTF-8", got=str(path)) from error
     except OSError as error:
         raise ConfigError("the configuration cannot be read", got=f"{path} ({error.strerror})") from error
-    if not isinstance(content, dict):
-        raise ConfigError("the configuration is not a mapping", got=str(path), expected="lines such as key: value")
+    content = parse_yaml(text, str(path), ConfigError)
+    if not content:
+        raise ConfigError(f"{path}: not a mapping", got="nothing", expected="lines such as key: value")
     return content
 
 

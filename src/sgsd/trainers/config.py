@@ -15,6 +15,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from sgsd.bank import SkillBank
+from sgsd.bank.documents import load_bank
 from sgsd.errors import ConfigError, check_choice, in_one_line
 from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
@@ -484,6 +485,6 @@ def resolve_bank(args: VerifiedConfig, bank: SkillBank | str | Path | None = Non
         return None
     if given is None:
         raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
-    resolved = given if isinstance(given, SkillBank) else SkillBank.load(given)
+    resolved = given if isinstance(given, SkillBank) else load_bank(given)
     resolved.require_pairs()
     return resolved
