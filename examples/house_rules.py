@@ -118,7 +118,8 @@ def commands(name: str, seed: int, steps: int, folder: Path) -> list[list[str]]:
     output, data = folder / f"{name}-seed{seed}", folder / "data"
     measure = ["eval", "--dataset", f"{data}/test.jsonl", "--temperature", "0", "--batch_size", "50"]
     if name == "base":
-        return [[*measure, *PROMPT, MODEL, "--output", str(output)]]
+        off = ["--chat_template_kwargs", '{"enable_thinking": false}']  # as the runs have it
+        return [[*measure, *PROMPT, *off, MODEL, "--output", str(output)]]
     train = ["train", "--model_name_or_path", MODEL, "--dataset", f"{data}/train.jsonl", "--output_dir", str(output)]
     train += ["--max_steps", str(steps), "--seed", str(seed), *SETTINGS.split(), *PROMPT]
     train += [word.replace("DATA", str(data)) for word in METHODS[name].split()]
