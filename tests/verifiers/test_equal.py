@@ -103,9 +103,9 @@ def test_sympy_evaluates_numbers_alone_in_a_worker(code: str, monkeypatch: pytes
 )
 @pytest.mark.parametrize("reference", ["x+1", r"\sqrt{2}", "(1,2)", r"\mathbb{R}", r"\begin{pmatrix}1\\2\end{pmatrix}"])
 def test_what_is_too_large_is_incorrect_at_once(reference: str, text: str):
-    start = time.perf_counter()
+    start = time.process_time()
     assert judged(reference, text) is Outcome.INCORRECT
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 FRAGMENTS = [
@@ -135,9 +135,9 @@ def test_every_step_takes_time_linear_in_the_length(step: str):
     def seconds(text: str) -> float:
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             STEPS[step](text)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     for fragment in FRAGMENTS:

@@ -124,10 +124,10 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:12]))
 def test_it_takes_no_time_over_hostile_text(text: str):
-    start = time.perf_counter()
+    start = time.process_time()
     for extract in (extract_answer, extract_choice, lambda t: extract_lines(t, lines=3)):
         assert isinstance(extract(text), Extraction)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @settings(max_examples=500, deadline=None)
