@@ -149,16 +149,12 @@ def test_before_and_after_are_a_pair_and_no_two_data_sets(tmp_path, step):
     assert table.rows[0].model == table.rows[1].model == "base-model"
 
 
-def test_runs_that_began_with_one_model_share_its_row(tmp_path):
+def test_the_model_that_runs_began_with_is_one_row_and_none_beside_a_base_that_is_named(tmp_path):
     folders = [demo(tmp_path / "sgsd", 3, 6), demo(tmp_path / "grpo", 3, 7, method="grpo")]
-    table = compare_runs(folders)
-    assert [(row.label, row.cells[0].mean) for row in table.rows] == [("Base", 0.3), ("SGSD", 0.6), ("GRPO", 0.7)]
-
-
-def test_a_base_that_is_named_takes_the_place_of_what_runs_evaluated_themselves(tmp_path):
     base = write_evaluation(tmp_path / "base", solved(2), dataset="data/test.jsonl")
-    table = compare_runs([demo(tmp_path / "demo", 3, 6), base])
-    assert [(row.label, row.cells[0].mean) for row in table.rows] == [("SGSD", 0.6), ("Base", 0.2)]
+    shared, named = compare_runs(folders), compare_runs([*folders, base])
+    assert [(row.label, row.cells[0].mean) for row in shared.rows] == [("Base", 0.3), ("SGSD", 0.6), ("GRPO", 0.7)]
+    assert [(row.label, row.cells[0].mean) for row in named.rows] == [("SGSD", 0.6), ("GRPO", 0.7), ("Base", 0.2)]
 
 
 def test_a_start_under_other_conditions_is_left_out(tmp_path):
@@ -283,43 +279,30 @@ def test_the_baseline_is_a_label_or_a_folder(tmp_path, base, sgsd):
     assert compare_runs([sgsd]).baseline is None
 
 
-def test_a_note_says_how_to_look_for_test_problems_in_the_training_data(tmp_path, base):
-    run = write_run(tmp_path / "run", {"sums": solved(6)}, dataset="/data/train.jsonl")
-    assert "Whether train.jsonl holds test problems: sgsd contamination --train … --test …" in compare_runs([run]).notes
-    assert not any("contamination" in note for note in compare_runs([base]).notes)
-
-
-def test_notes_say_how_many_seeds_and_which_models(tmp_path, sgsd):
-    other = write_evaluation(tmp_path / "other", solved(3), model="other-model")
-    notes = " ".join(compare_runs([other, sgsd]).notes)
-    assert "One seed: SGSD." in notes
-    assert "Not all are of one model. Base: other-model; SGSD: base-model." in notes
-
-
-def test_notes_say_what_was_not_made_alike(tmp_path, sgsd):
-    base = write_evaluation(tmp_path / "base", solved(3), engine="vllm", dtype="bfloat16", verifier_options={})
-    skilled = write_evaluation(
-        tmp_path / "skilled", solved(7, prefix="q"), model=str(sgsd), skills_in_prompt=True, dataset="q.jsonl"
+def test_notes(tmp_path, base, sgsd):
+    """What a reader should know, and nothing of what is not so."""
+    plain = compare_runs([base, sgsd]).notes
+    assert plain == (
+        "Checkpoint: the final one of every run.",
+        "One seed: SGSD. Such an interval says nothing of other seeds.",
     )
-    notes = compare_runs([base, sgsd, skilled]).notes
-    assert "Evaluation sums was not made alike everywhere. engine: None, vllm." in notes
-    assert "SGSD was evaluated with skills in the prompt: q." in notes
-
-
-def test_notes_count_the_differences_that_are_shown(tmp_path, base, sgsd):
-    grpo = write_run(tmp_path / "grpo", {"sums": solved(5), "more": solved(4, prefix="q")}, method="grpo")
-    said = [note for note in compare_runs([base, sgsd, grpo]).notes if "differences" in note]
-    assert len(said) == 1
-    assert said[0].startswith("2 differences beside the means")
-    assert said[0].endswith("in up to 10 % of such tables.")
-    assert not any("differences" in note for note in compare_runs([base, sgsd]).notes)
-
-
-def test_runs_that_ended_at_unlike_steps_are_told(tmp_path, sgsd):
-    longer = write_run(tmp_path / "longer", {"sums": solved(7)}, method="grpo")
+    other = write_evaluation(tmp_path / "other", solved(3), model="other-model", engine="vllm", verifier_options={})
+    longer = write_run(tmp_path / "longer", {"sums": solved(7)}, method="grpo", dataset="/data/train.jsonl")
     (longer / "trainer_state.json").write_text(json.dumps({"global_step": 200}))
-    notes = compare_runs([sgsd, longer]).notes
+    about = {"model": str(sgsd), "skills_in_prompt": True, "dataset": "q.jsonl"}
+    skilled = write_evaluation(tmp_path / "skilled", solved(7, prefix="q"), **about)
+    again = write_evaluation(tmp_path / "again", solved(5), model="other-model", engine="vllm", seed=1)
+    notes = compare_runs([other, sgsd, longer, skilled, again]).notes
     assert "The runs ended at unlike steps. SGSD: 100; GRPO: 200." in notes
+    assert "Sampling seeds of Base: 0, 1." in notes
+    assert "One seed: SGSD; GRPO. Such an interval says nothing of other seeds." in notes
+    assert "SGSD was evaluated with skills in the prompt: q." in notes
+    assert "Evaluation sums was not made alike everywhere. engine: None, vllm." in notes
+    assert "Not all are of one model. Base: other-model; SGSD: base-model; GRPO: base-model." in notes
+    assert "Whether train.jsonl holds test problems: sgsd contamination --train … --test …" in notes
+    (said,) = (note for note in notes if "differences" in note)
+    assert said.startswith("2 differences beside the means")
+    assert said.endswith("in up to 10 % of such tables.")
 
 
 def test_what_cannot_be_read_is_refused(tmp_path, base):

@@ -236,6 +236,13 @@ def test_the_summary_of_several_samples(renderer):
     assert (summary["median_tokens"], summary["p90_tokens"]) == (1.0, 2.0)
 
 
+def test_lengths_are_interpolated(renderer):
+    lengths = (10, 30, 20)
+    summary = evaluate(Script(*("x" * length for length in lengths)), PROBLEMS, renderer, Reader()).summary()
+    assert (summary["mean_tokens"], summary["median_tokens"]) == (20.0, 20.0)
+    assert summary["p90_tokens"] == pytest.approx(20 + 0.8 * 10)  # position 0.9 · 2 = 1.8 of the sorted list
+
+
 def test_other_verdicts_leave_truncated_samples_incorrect(renderer, tmp_path):
     evaluate(Script("3", "1…", "9"), PROBLEMS, renderer, Reader()).save(tmp_path)
     generous = [Verdict(Outcome.CORRECT, None, "x")] * 3

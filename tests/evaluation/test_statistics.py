@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -242,37 +243,30 @@ def coverage(interval: Callable[[np.random.Generator], Estimate], truth: float) 
     return sum(estimate.low <= truth <= estimate.high for estimate in found) / REPEATS
 
 
-@pytest.mark.parametrize("k", [1, 4, 12])
-@pytest.mark.parametrize(("a", "b"), [(1, 1), (0.5, 2), (2, 0.5), (0.3, 0.3)], ids=["even", "hard", "easy", "bimodal"])
-def test_95_percent_intervals_of_thirty_problems_hold_the_truth_93_to_97_percent_of_the_time(k, a, b):
-    found = coverage(lambda draw: mean_estimate(draw.binomial(k, draw.beta(a, b, 30)) / k), a / (a + b))
-    assert 0.93 <= found <= 0.97
+def shares_of(draw: np.random.Generator, k: int, a: float, b: float) -> Estimate:
+    return mean_estimate(draw.binomial(k, draw.beta(a, b, 30)) / k)
 
 
-@pytest.mark.parametrize("k", [1, 4, 12])
-@pytest.mark.parametrize("gain", [0.0, 0.1])
-def test_95_percent_intervals_of_a_difference_hold_the_truth_93_to_97_percent_of_the_time(k, gain):
-    def difference(draw: np.random.Generator) -> Estimate:
-        chances = draw.uniform(0.1, 0.8, size=30)
-        gains = gain + draw.uniform(-0.1, 0.1, size=30)
-        return paired_difference(draw.binomial(k, chances) / k, draw.binomial(k, chances + gains) / k)
-
-    assert 0.93 <= coverage(difference, gain) <= 0.97
+def gains(draw: np.random.Generator, k: int, gain: float) -> Estimate:
+    chances = draw.uniform(0.1, 0.8, size=30)
+    better = chances + gain + draw.uniform(-0.1, 0.1, size=30)
+    return paired_difference(draw.binomial(k, chances) / k, draw.binomial(k, better) / k)
 
 
-def test_95_percent_intervals_of_a_difference_paired_by_five_seeds_hold_the_truth_93_to_97_percent_of_the_time():
-    def difference(draw: np.random.Generator) -> Estimate:
-        before, after = draw.uniform(0.2, 0.7, 30) + 0.03 * draw.standard_normal((2, 5, 1))
-        return paired_difference(
-            draw.binomial(4, np.clip(before, 0, 1)) / 4,
-            draw.binomial(4, np.clip(after + 0.05, 0, 1)) / 4,
-            same_seeds=True,
-        )
-
-    assert 0.93 <= coverage(difference, 0.05) <= 0.97
+def gains_of_five_seeds(draw: np.random.Generator) -> Estimate:
+    before, after = draw.uniform(0.2, 0.7, 30) + 0.03 * draw.standard_normal((2, 5, 1))
+    sides = [draw.binomial(4, np.clip(side, 0, 1)) / 4 for side in (before, after + 0.05)]
+    return paired_difference(*sides, same_seeds=True)
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.02, 0.05])
-def test_95_percent_intervals_of_three_seeds_hold_the_truth_93_to_97_percent_of_the_time(spread):
-    found = coverage(lambda draw: mean_estimate(seeded(draw, S=3, N=100, spread=spread)), 0.5)
-    assert 0.93 <= found <= 0.97
+@pytest.mark.parametrize(
+    ("interval", "truth"),
+    [
+        *((partial(shares_of, k=k, a=a, b=b), a / (a + b)) for k in (1, 12) for a, b in ((1, 1), (0.5, 2), (0.3, 0.3))),
+        *((partial(gains, k=k, gain=gain), gain) for k in (1, 12) for gain in (0.0, 0.1)),
+        (gains_of_five_seeds, 0.05),
+        *((lambda draw, s=s: mean_estimate(seeded(draw, S=3, N=100, spread=s)), 0.5) for s in (0.0, 0.02, 0.05)),
+    ],
+)
+def test_95_percent_intervals_hold_the_truth_93_to_97_percent_of_the_time(interval, truth):
+    assert 0.93 <= coverage(interval, truth) <= 0.97

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from sgsd import __version__
-from sgsd.cli.console import progress_bar, standard_error, standard_output
+from sgsd.cli.console import print_json, progress_bar, standard_error, standard_output, table
 from sgsd.cli.eval_engines import Engine, check_engine
 from sgsd.cli.eval_plan import Plan, check_flags, data_sets, make_plan, read_model_run
 from sgsd.cli.settings import hub_or_cache, ignore_deprecations
@@ -69,7 +68,7 @@ def evaluate_model(options: argparse.Namespace) -> int:
             summaries[plan.name] = _evaluate(plan, store, engine, screen, console, options)
     kept = [str(store.folder) for store in stores if store is not None]
     if options.json:
-        print(json.dumps(_document(summaries), indent=2, ensure_ascii=False))
+        print_json(_document(summaries))
     else:
         standard_output().print(summary_table(summaries))
     where = f"samples kept in {', '.join(kept)}" if kept else "samples not kept: --output FOLDER keeps them"
@@ -143,31 +142,24 @@ def _document(summaries: Mapping[str, Summary]) -> Summary:
 
 def summary_table(summaries: Mapping[str, Summary]) -> Table:
     """A column a data set, and the mean over several; percentages with their 95 % interval over problems."""
-    table = Table()
-    table.add_column("")
-    for name in summaries:
-        table.add_column(_short(name), justify="right")
-    if len(summaries) > 1:
-        table.add_column("mean", justify="right")
-
-    def add(label: str, cells: Sequence[str], mean: float | None = None) -> None:
-        extra = ["" if mean is None else f"{100 * mean:.1f} %"] if len(summaries) > 1 else []
-        table.add_row(label, *cells, *extra)
-
     every = list(summaries.values())
-    add("problems", [f"{summary['problems']:,}" for summary in every])
-    add("samples of each", [f"{summary['samples_per_problem']:,}" for summary in every])
+    ks = {summary["samples_per_problem"] for summary in every}
+    rows = {"problems": [f"{summary['problems']:,}" for summary in every]}
+    rows["samples of each"] = [f"{summary['samples_per_problem']:,}" for summary in every]
     for name in _estimates(summaries):
-        counts = {summary["samples_per_problem"] for summary in every}
-        label = name if name != "accuracy" else f"avg@{counts.pop()}" if len(counts) == 1 else "avg@k"
-        add(label, [_percent(summary, name) for summary in every], _mean(summaries, name))
+        label = name if name != "accuracy" else f"avg@{max(ks)}" if len(ks) == 1 else "avg@k"
+        mean = _mean(summaries, name)
+        rows[label] = [*(_percent(summary, name) for summary in every), "" if mean is None else f"{100 * mean:.1f} %"]
     for name in ("truncated", "no_answer", "undecided"):
-        add(name.replace("_", " "), [f"{100 * summary[name]:.1f} %" for summary in every])
+        rows[name.replace("_", " ")] = [f"{100 * summary[name]:.1f} %" for summary in every]
     for name, label in (("mean", "tokens, mean"), ("median", "median"), ("p90", "90th percentile")):
-        add(label, [f"{summary[f'{name}_tokens']:,.0f}" for summary in every])
-    table.caption = "In brackets: 95 % interval over problems."
-    table.caption_justify = "left"
-    return table
+        rows[label] = [f"{summary[f'{name}_tokens']:,.0f}" for summary in every]
+    heads = [*map(_short, summaries), *(["mean"] if len(summaries) > 1 else [])]
+    made = table("", "", *heads, right=heads)
+    for label, cells in rows.items():
+        made.add_row(label, *cells[: len(heads)])
+    made.caption, made.caption_justify = "In brackets: 95 % interval over problems.", "left"
+    return made
 
 
 def _estimates(summaries: Mapping[str, Summary]) -> list[str]:
@@ -196,7 +188,7 @@ class _Screen:
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
-        self._task: TaskID | None = None
+        self._task = TaskID(-1)
         self._done = 0
 
     def begin(self, name: str, total: int, done: int) -> None:
@@ -206,16 +198,12 @@ class _Screen:
 
     def within_batch(self, done: int) -> None:
         """So many of the batch under way."""
-        self._show(self._done + done)
+        self._bar.update(self._task, completed=self._done + done)
 
     def finish_batch(self, count: int) -> None:
         """A batch is kept."""
         self._done += count
-        self._show(self._done)
-
-    def _show(self, done: int) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, completed=done)
+        self.within_batch(0)
 
 
 def _short(dataset: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sgsd import runfolder
-from sgsd.bank import Mistake, Skill, SkillBank
+from sgsd.bank import Mistake, Skill
 from sgsd.bank.documents import load_bank
 from sgsd.cli.settings import read_run, refuse_unwritable
 from sgsd.curation import DataReport
@@ -127,8 +127,8 @@ def make_plan(
     verifier = get_verifier(verifier_name, **verifier_options)
     problems, report = _load(name, benchmark, options, verifier)
     renderer = _renderer(tokenizer, options, run, benchmark)
-    skills = _Skills.of(options, run)
-    pairs = None if skills is None else skills.pairs(problems)
+    skilled = bool(options.skills_in_prompt)
+    pairs, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
     prompts = prompts_of(problems, renderer, pairs)
     sampling = {
         "max_new_tokens": _first(
@@ -153,8 +153,8 @@ def make_plan(
         "verifier_options": verifier_options,
         "instruction": renderer.instruction,
         "chat_template_kwargs": renderer.student_kwargs,
-        "skills_in_prompt": skills is not None,
-        **({} if skills is None else skills.settings),
+        "skills_in_prompt": skilled,
+        **skill_settings,
         "samples_per_problem": k,
         "max_completion_length": sampling["max_new_tokens"],
         "temperature": sampling["temperature"],
@@ -171,7 +171,7 @@ def make_plan(
     about: dict[str, object] = {
         **({} if weights is None else model),
         **({"trained_by": run.get("method", "sgsd")} if run else {}),
-        **({} if skills is None else {"bank_source": skills.source}),
+        **({"bank_source": bank} if skilled else {}),
         "dataset_source": report.source,
         "rows": report.rows,
         "rows_dropped": report.counts,
@@ -188,7 +188,7 @@ def make_plan(
         seed=options.seed,
         batch_size=batch_size,
         sampling=sampling,
-        output=_output(name, options, skilled=skills is not None, several=several),
+        output=_output(name, options, skilled=skilled, several=several),
         settings=settings,
         about=about,
     )
@@ -249,54 +249,29 @@ def weights_digest(folder: Path) -> str | None:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Skills:
-    """Where the skills of ``--skills_in_prompt`` come from."""
-
-    bank: SkillBank
-    source: str
-    retriever: str
-    embedder: str | None
-    query_prompt: str
-    item_text: str
-    count: int
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, run: Mapping[str, Any]) -> _Skills | None:
-        if not options.skills_in_prompt:
-            return None
-        name = options.bank or _run_bank(Path(options.model)) or run.get("bank")
-        if name is None:
-            raise ConfigError("no skill bank", expected="--bank: a file, or a shipped one as seed:NAME")
-        bank = load_bank(name)
-        bank.require_pairs()
-        retriever = options.retriever or run.get("retriever") or "embedding"
-        embedder = options.embedder or run.get("embedder") or "Qwen/Qwen3-Embedding-0.6B"
-        own = embedder == run.get("embedder")
-        return cls(
-            bank,
-            str(name),
-            retriever,
-            embedder if retriever == "embedding" else None,
-            run.get("retrieval_query_prompt", "") if own else "",
-            run.get("retrieval_text", "topic"),
-            options.pairs or run.get("skills_in_prompt_pairs") or 1,
-        )
-
-    @property
-    def settings(self) -> dict[str, object]:
-        return {
-            "bank": self.bank.digest,
-            "retriever": self.retriever,
-            "embedder": self.embedder,
-            "skills_in_prompt_pairs": self.count,
-        }
-
-    def pairs(self, problems: Sequence[Problem]) -> list[Sequence[tuple[Skill, Mistake]]]:
-        retriever = build_retriever(
-            self.retriever, embedder=self.embedder, query_prompt=self.query_prompt, item_text=self.item_text
-        )
-        return skill_pairs(problems, retriever, self.bank, self.count)
+def _skills(
+    options: argparse.Namespace, run: Mapping[str, Any], problems: Sequence[Problem]
+) -> tuple[list[Sequence[tuple[Skill, Mistake]]], dict[str, object], str]:
+    """What each prompt shows with ``--skills_in_prompt``, the settings it depends on, and where the bank is."""
+    name = options.bank or _run_bank(Path(options.model)) or run.get("bank")
+    if name is None:
+        raise ConfigError("no skill bank", expected="--bank: a file, or a shipped one as seed:NAME")
+    bank = load_bank(name)
+    bank.require_pairs()
+    kind = options.retriever or run.get("retriever") or "embedding"
+    embedder = options.embedder or run.get("embedder") or "Qwen/Qwen3-Embedding-0.6B"
+    query_prompt = run.get("retrieval_query_prompt", "") if embedder == run.get("embedder") else ""
+    embedder = embedder if kind == "embedding" else None
+    count = options.pairs or run.get("skills_in_prompt_pairs") or 1
+    item_text = run.get("retrieval_text", "topic")
+    retriever = build_retriever(kind, embedder=embedder, query_prompt=query_prompt, item_text=item_text)
+    settings: dict[str, object] = {
+        "bank": bank.digest,
+        "retriever": kind,
+        "embedder": embedder,
+        "skills_in_prompt_pairs": count,
+    }
+    return skill_pairs(problems, retriever, bank, count), settings, str(name)
 
 
 def _run_bank(folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""What k samples of a problem say: pass@k, maj@k, lengths. Pure arithmetic, exact in rational numbers.
+"""What k samples of a problem say: pass@k and maj@k. Pure arithmetic, exact in rational numbers.
 
 n samples of a problem, c of them correct; 1 ≤ k ≤ n.
 
@@ -14,10 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-
-import numpy as np
 
 from sgsd.verifiers.reading import read_answer
 from sgsd.verifiers.tidy import key
@@ -108,24 +105,3 @@ def answer_group(extracted: str) -> Hashable:
     if reading.numeral is not None:
         return (reading.numeral.value, reading.numeral.percent, reading.numeral.unit)
     return key(reading.text)
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens of completions: the mean, the median and the 90th percentile (linear interpolation)."""
-
-    mean: float
-    median: float
-    p90: float
-
-
-def lengths(tokens: Sequence[int]) -> Lengths:
-    """Mean, median and 90th percentile.
-
-    Raises:
-        ValueError: without values.
-    """
-    if not len(tokens):
-        raise ValueError("lengths need at least one completion")
-    median, p90 = np.percentile(tokens, (50, 90))
-    return Lengths(float(np.mean(tokens)), float(median), float(p90))

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from sgsd import runfolder
 from sgsd.bank import Mistake, Skill
 from sgsd.errors import ConfigError, DataError
-from sgsd.evaluation.metrics import answer_group, lengths, majority_at_k, pass_at_k, subset_sizes
+from sgsd.evaluation.metrics import answer_group, majority_at_k, pass_at_k, subset_sizes
 from sgsd.evaluation.statistics import Estimate, mean_estimate
 from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer, refuse_long_prompts
@@ -151,26 +154,28 @@ class Evaluation:
         """What is written to ``summary.json`` and printed: fractions, and tokens.
 
         ``pass@k`` and ``maj@k`` are there for k = 2, 4, 8 … and the number of samples; maj@k only where the verifier
-        tells the answers it found.
+        tells the answers it found. ``p90_tokens`` is the 90th percentile, interpolated.
         """
         count = len(self.samples)
-        tokens = lengths([sample.tokens for sample in self.samples])
-        several: dict[str, object] = {}
+        tokens = [sample.tokens for sample in self.samples]
         votes = any(sample.extracted is not None for sample in self.samples)
-        for name, estimate in (("pass", self.pass_at), *((("maj", self.majority_at),) if votes else ())):
+        several: dict[str, object] = {}
+        for name, estimated in {"pass": self.pass_at, **({"maj": self.majority_at} if votes else {})}.items():
             for k in subset_sizes(self.k)[1:]:
-                several |= _flat(f"{name}@{k}", f"{name}@{k}_ci95", estimate(k))
+                estimate = estimated(k)
+                several |= {f"{name}@{k}": estimate.mean, f"{name}@{k}_ci95": [estimate.low, estimate.high]}
         return {
             "problems": len(self.by_problem),
             "samples_per_problem": self.k,
-            **_flat("accuracy", "ci95", self.accuracy),
+            "accuracy": self.accuracy.mean,
+            "ci95": [self.accuracy.low, self.accuracy.high],
             **several,
             "truncated": sum(sample.is_truncated for sample in self.samples) / count,
             "no_answer": sum(sample.extracted is None for sample in self.samples) / count,
             "undecided": sum(sample.outcome == Outcome.UNDECIDED for sample in self.samples) / count,
-            "mean_tokens": tokens.mean,
-            "median_tokens": tokens.median,
-            "p90_tokens": tokens.p90,
+            "mean_tokens": float(np.mean(tokens)),
+            "median_tokens": float(np.median(tokens)),
+            "p90_tokens": float(np.percentile(tokens, 90)),
         }
 
     def under(self, verdicts: Sequence[Verdict]) -> Evaluation:
@@ -186,10 +191,6 @@ class Evaluation:
     def save_summary(self, folder: Path, **extra: object) -> None:
         """Write ``summary.json``, the mark of a finished evaluation."""
         runfolder.write_json(folder / runfolder.SUMMARY, {**extra, **self.summary()})
-
-
-def _flat(mean: str, interval: str, estimate: Estimate) -> dict[str, object]:
-    return {mean: estimate.mean, interval: [estimate.low, estimate.high]}
 
 
 def sample_lines(samples: Sequence[Sample]) -> str:
@@ -295,47 +296,51 @@ def evaluate(
     if max_prompt_length is not None:
         what = "plain prompts" if pairs is None else "prompts with skills"
         refuse_long_prompts(map(len, prompts), max_prompt_length, what)
-    asked = [(problem, prompt, index) for problem, prompt in zip(problems, prompts, strict=True) for index in range(k)]
-    shown = {} if pairs is None else {problem.id: own for problem, own in zip(problems, pairs, strict=True)}
+    shown = [None] * len(problems) if pairs is None else pairs
+    asked = [
+        _Asked(problem, own, prompt, index)
+        for problem, own, prompt in zip(problems, shown, prompts, strict=True)
+        for index in range(k)
+    ]
     size = batch_size or len(asked)
     samples = list(done[: whole_batches(len(done), size, len(asked))])
-    if any((s.problem_id, s.sample) != (p.id, i) for s, (p, _, i) in zip(samples, asked, strict=False)):
+    if any((s.problem_id, s.sample) != (one.problem.id, one.sample) for s, one in zip(samples, asked, strict=False)):
         raise ValueError("the samples to go on from are not this evaluation's first ones")
     for start in range(len(samples), len(asked), size):
         batch = asked[start : start + size]
-        rollouts = sampler.sample([prompt for _, prompt, _ in batch], seed=batch_seed(seed, start // size))
+        rollouts = sampler.sample([one.prompt for one in batch], seed=batch_seed(seed, start // size))
         verdicts = verify_in_context(
             verifier,
             [rollout.text for rollout in rollouts],
-            [problem.key for problem, _, _ in batch],
-            partial(_contexts, [problem for problem, _, _ in batch], rollouts, renderer, shown),
+            [one.problem.key for one in batch],
+            partial(_contexts, batch, rollouts, renderer),
         )
-        judged = [
-            _sample(problem, index, rollout).judged(verdict)
-            for (problem, _, index), rollout, verdict in zip(batch, rollouts, verdicts, strict=True)
-        ]
+        judged = [_sample(*triple) for triple in zip(batch, rollouts, verdicts, strict=True)]
         samples += judged
         if on_batch is not None:
             on_batch(judged)
     return Evaluation(tuple(samples), k)
 
 
-def _contexts(
-    problems: Sequence[Problem],
-    rollouts: Sequence[Rollout],
-    renderer: PromptRenderer,
-    pairs: Mapping[str, Sequence[tuple[Skill, Mistake]]],
-) -> list[Context]:
+class _Asked(NamedTuple):
+    """One sample to draw: of which problem, with which skills shown, and which of the k it is."""
+
+    problem: Problem
+    pairs: Sequence[tuple[Skill, Mistake]] | None
+    prompt: list[int]
+    sample: int
+
+
+def _contexts(batch: Sequence[_Asked], rollouts: Sequence[Rollout], renderer: PromptRenderer) -> list[Context]:
     """What a reward function is told, as in training."""
     contexts: list[Context] = []
-    for problem, rollout in zip(problems, rollouts, strict=True):
-        own = pairs.get(problem.id)
+    for (problem, own, _, _), rollout in zip(batch, rollouts, strict=True):
         prompt = renderer.student_messages(problem) if own is None else renderer.skilled_messages(problem, own)
-        text, is_text = rollout.text, isinstance(prompt, str)
+        is_text = isinstance(prompt, str)
         contexts.append(
             Context(
                 prompt=str(prompt) if is_text else prompt,
-                completion=text if is_text else [{"role": "assistant", "content": text}],
+                completion=rollout.text if is_text else [{"role": "assistant", "content": rollout.text}],
                 completion_ids=rollout.completion_ids,
                 columns=problem.reward_columns,
             )
@@ -348,20 +353,20 @@ def whole_batches(done: int, size: int, total: int) -> int:
     return done if done == total else done - done % size
 
 
-def _sample(problem: Problem, index: int, rollout: Rollout) -> Sample:
+def _sample(asked: _Asked, rollout: Rollout, verdict: Verdict) -> Sample:
     return Sample(
-        problem_id=problem.id,
-        sample=index,
+        problem_id=asked.problem.id,
+        sample=asked.sample,
         completion=rollout.text,
         tokens=rollout.tokens,
         stop_reason=str(rollout.stop_reason),
         outcome=str(Outcome.UNDECIDED),
         reason=None,
         extracted=None,
-        problem=problem.text,
-        reference=problem.key,
+        problem=asked.problem.text,
+        reference=asked.problem.key,
         retokenised=rollout.retokenised,
-    )
+    ).judged(verdict)
 
 
 def verifier_of(asked: str | None, record: Mapping[str, object]) -> str:
