@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from sgsd.bank.build import CANDIDATES, FAILURES, MEMORIES, WRITTEN
+from sgsd.bank.build import CANDIDATES, FAILURES, MEMORIES
 
 from ..serving import failing, serving
 from .test_bank_build import lines, writes
@@ -17,7 +17,7 @@ from .test_bank_build import lines, writes
 def test_every_memory_is_accounted_for_and_none_twice(sgsd, tiny_folder, problems, tmp_path, monkeypatch):
     for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("sgsd.engines.servers.LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     seen: Counter[str] = Counter()
     flags = {
         "output": tmp_path / "bank",
@@ -46,8 +46,6 @@ def test_every_memory_is_accounted_for_and_none_twice(sgsd, tiny_folder, problem
     failed = Counter(row["id"] for row in lines(tmp_path / "bank" / FAILURES) if row["stage"] == "extract")
     assert written + failed == Counter(memories)
     assert 0 < failed.total() < 20
-    keys = Counter(answer["key"] for answer in lines(tmp_path / "bank" / WRITTEN))
-    assert set(keys.values()) == {1}
     extraction = json.loads(done.out)["extraction"]
     assert extraction["written_about"] + sum(extraction["failed"].values()) == 64
     assert seen.total() > 100

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sgsd.bank import formats
+from sgsd.bank.faults import refuse_faults
 from sgsd.bank.skills import Item, Mistake, Origin, Skill
 from sgsd.bank.writing import (
+    FIELDS,
     KINDS,
     TOKENS_PER_ITEM,
     Kind,
@@ -18,6 +20,7 @@ from sgsd.bank.writing import (
     parse_reply,
     read_item,
     reply_schema,
+    reply_shape,
     request_key,
 )
 from sgsd.controls import disarm
@@ -37,8 +40,8 @@ Solution:
 {steps}
 
 Write at most {most} general skills that this solution shows and that help with other problems of its kind. Each has a
-"title" (a few words), a "principle" (one or two sentences, an instruction) and "when_to_apply" (one sentence). Name no
-numbers, names or answers of this problem."""
+"title" (at most 10 words), a "principle" (one or two whole sentences, an instruction, at most 40 words) and
+"when_to_apply" (one whole sentence, at most 20 words). Name no numbers, names or answers of this problem."""
 _FAILURE = """\
 This problem was not solved: {why}.
 
@@ -49,8 +52,8 @@ Attempt:
 {steps}
 
 Write at most {most} common mistakes that this attempt shows and that happen with other problems of its kind. Each has a
-"description" (a few words), "why_it_happens" (one or two sentences) and "how_to_avoid" (one sentence, an instruction).
-Name no numbers, names or answers of this problem."""
+"description" (at most 10 words), "why_it_happens" (one or two whole sentences, at most 40 words) and "how_to_avoid"
+(one whole sentence, an instruction, at most 20 words). Name no numbers, names or answers of this problem."""
 _WHY = {
     FailureMode.NO_ANSWER: "it ended without a final answer",
     FailureMode.TRUNCATED: "it was cut off before it came to an end",
@@ -136,6 +139,7 @@ def extraction_request(
     text = template.format(problem=memory.problem, steps="\n".join(memory.steps) or "(empty)", most=max_items, why=why)
     if show_answer:
         text += _ANSWER.format(answer=memory.answer)
+    text += reply_shape(kind)
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": disarm(text)}]
     return WriteRequest(
         key=request_key("extract", [memory.id, messages, max_items, seed]),
@@ -150,11 +154,16 @@ def read_extraction(memory: Memory, written: Written, *, max_items: int = MAX_IT
     """The candidates in what was written, the same one once.
 
     Raises:
-        ExtractionError: it does not fit what ``extraction_request`` asked for.
+        ExtractionError: it does not fit what ``extraction_request`` asked for, or has one of the ``faults``.
     """
     kind = kind_of(memory)
+    template = _SYSTEM + (_SUCCESS if kind == "skill" else _FAILURE)
+    shown = (memory.problem, *memory.steps)
     try:
         items = [read_item(kind, values) for values in parse_reply(written, least=1, most=max_items)]
+        for item in items:
+            fields = dict(zip(FIELDS[kind], item, strict=True))
+            refuse_faults(fields, problem=memory.problem, shown=shown, template=template)
     except UnfitError as error:
         raise ExtractionError(error.reason) from error
     return [Candidate(kind, title, text, note, (memory.id,)) for title, text, note in dict.fromkeys(items)]
