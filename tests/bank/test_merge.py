@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgsd.bank.extract import Candidate
-from sgsd.bank.merge import MergeError, merge, merge_request, read_merge, unite
-from sgsd.bank.writing import Written
+from sgsd.bank.merge import merge, merge_request, read_merge, unite
+from sgsd.bank.writing import UnfitError, Written
 
 from .writers import FunctionWriter, kind_asked, listed, reply
 
@@ -161,13 +161,13 @@ def test_grouped_by_similarity_a_group_holds_one_theme():
     ],
 )
 def test_sources_must_be_numbers_of_the_group(sources, reason):
-    with pytest.raises(MergeError, match=reason):
+    with pytest.raises(UnfitError, match=reason):
         read_merge(candidates(4), Written("k", reply("skill", ("a", "b", "c"), sources=sources), None, 1, 1))
 
 
 def test_an_answer_that_makes_the_group_no_smaller_is_refused():
     text = reply("skill", ("a", "b", "c"), ("d", "e", "f"), sources=[1, 2])
-    with pytest.raises(MergeError, match="2 items out of 2"):
+    with pytest.raises(UnfitError, match="2 items out of 2"):
         read_merge(candidates(4), Written("k", text, None, 1, 1))
 
 

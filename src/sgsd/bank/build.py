@@ -204,7 +204,7 @@ def extract(
             else:
                 candidates += answer
         return Chunk(
-            {CANDIDATES: [{"id": found.id, **found.as_dict()} for found in candidates], FAILURES: failures},
+            {CANDIDATES: [found.as_dict() for found in candidates], FAILURES: failures},
             cost.as_counts(),
         )
 
@@ -263,7 +263,7 @@ def merge_and_scan(
             progress(Stage.MERGE, done, total)
 
     def step(_start: int, _end: int) -> Chunk:
-        candidates = [read_candidate(row, CANDIDATES) for row in store.rows(CANDIDATES)]
+        candidates = [read_candidate(row) for row in store.rows(CANDIDATES)]
         merged = merge(
             candidates,
             KeepingWriter(writer, store, chunk, report),

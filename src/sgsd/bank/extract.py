@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sgsd.bank import formats
 from sgsd.bank.faults import refuse_faults
 from sgsd.bank.skills import Item, Mistake, Origin, Skill
 from sgsd.bank.writing import (
     FIELDS,
-    KINDS,
     TOKENS_PER_ITEM,
     Kind,
-    UnfitError,
     WriteRequest,
     Written,
     item_schema,
@@ -24,8 +23,7 @@ from sgsd.bank.writing import (
     request_key,
 )
 from sgsd.controls import disarm
-from sgsd.errors import DataError
-from sgsd.memories import FailureMode, Memory, as_strings
+from sgsd.memories import FailureMode, Memory
 
 MAX_ITEMS = 3
 
@@ -63,10 +61,6 @@ _WHY = {
 _ANSWER = "\n\nThe reference answer, for you alone: {answer}"
 
 
-class ExtractionError(UnfitError):
-    """What was written about a memory does not fit; ``reason`` says why in one line."""
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """Something that may become an item of a bank.
@@ -95,26 +89,14 @@ class Candidate:
         return Mistake.new(self.text, title=self.title, avoid=self.note, origin=origin, parents=self.parents)
 
     def as_dict(self) -> dict[str, object]:
-        """The candidate as JSON values; ``read_candidate`` reads them back."""
-        return {
-            "kind": self.kind,
-            "title": self.title,
-            "text": self.text,
-            "note": self.note,
-            "parents": list(self.parents),
-        }
+        """The candidate as JSON values, with its id; ``read_candidate`` reads them back."""
+        return {"id": self.id, **asdict(self), "parents": list(self.parents)}
 
 
-def read_candidate(values: Mapping[str, object], where: str) -> Candidate:
-    """``Candidate.as_dict`` → candidate; ``DataError`` naming ``where`` if it is none."""
-    kind, title, text, note = (values.get(name) for name in ("kind", "title", "text", "note"))
-    parents = as_strings(values.get("parents"))
-    if not (isinstance(title, str) and isinstance(text, str) and isinstance(note, str)) or parents is None:
-        raise DataError(f"{where}: not a candidate", expected="kind, title, text, note and parents")
-    for known in KINDS:
-        if kind == known:
-            return Candidate(known, title, text, note, parents)
-    raise DataError(f"{where}: not a candidate", got=f"kind {kind!r}", expected="skill or mistake")
+def read_candidate(values: Mapping[str, Any]) -> Candidate:
+    """``Candidate.as_dict`` → candidate."""
+    kind, title, text, note = (values[name] for name in ("kind", "title", "text", "note"))
+    return Candidate(kind, title, text, note, tuple(values["parents"]))
 
 
 def kind_of(memory: Memory) -> Kind:
@@ -154,16 +136,13 @@ def read_extraction(memory: Memory, written: Written, *, max_items: int = MAX_IT
     """The candidates in what was written, the same one once.
 
     Raises:
-        ExtractionError: it does not fit what ``extraction_request`` asked for, or has one of the ``faults``.
+        UnfitError: it does not fit what ``extraction_request`` asked for, or has one of the ``faults``.
     """
     kind = kind_of(memory)
     template = _SYSTEM + (_SUCCESS if kind == "skill" else _FAILURE)
     shown = (memory.problem, *memory.steps)
-    try:
-        items = [read_item(kind, values) for values in parse_reply(written, least=1, most=max_items)]
-        for item in items:
-            fields = dict(zip(FIELDS[kind], item, strict=True))
-            refuse_faults(fields, problem=memory.problem, shown=shown, template=template)
-    except UnfitError as error:
-        raise ExtractionError(error.reason) from error
+    items = [read_item(kind, values) for values in parse_reply(written, least=1, most=max_items)]
+    for item in items:
+        fields = dict(zip(FIELDS[kind], item, strict=True))
+        refuse_faults(fields, problem=memory.problem, shown=shown, template=template)
     return [Candidate(kind, title, text, note, (memory.id,)) for title, text, note in dict.fromkeys(items)]

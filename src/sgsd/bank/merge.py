@@ -66,10 +66,6 @@ _WHAT = {
 }
 
 
-class MergeError(UnfitError):
-    """What was written about a group does not fit; ``reason`` says why in one line."""
-
-
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One layer for one kind: groups asked about, failed ones among them, candidates before and after."""
@@ -198,22 +194,19 @@ def read_merge(group: Sequence[Candidate], written: Written) -> list[tuple[Candi
     """The new items, each with the positions in ``group`` of what it was merged from; parents are memory ids.
 
     Raises:
-        MergeError: it does not fit what ``merge_request`` asked for, or would make the group no smaller.
+        UnfitError: it does not fit what ``merge_request`` asked for, or would make the group no smaller.
     """
     kind = group[0].kind
-    try:
-        found = [
-            (read_item(kind, values), _sources(values.get("sources"), len(group)))
-            for values in parse_reply(written, least=0, most=_most_sets(group))
-        ]
-        for item, _ in found:
-            fields = dict(zip(FIELDS[kind], item, strict=True))
-            refuse_faults(fields, template=_SYSTEM + _PROMPT + "".join(_WHAT[kind]))
-    except UnfitError as error:
-        raise MergeError(error.reason) from error
+    found = [
+        (read_item(kind, values), _sources(values.get("sources"), len(group)))
+        for values in parse_reply(written, least=0, most=_most_sets(group))
+    ]
+    for item, _ in found:
+        fields = dict(zip(FIELDS[kind], item, strict=True))
+        refuse_faults(fields, template=_SYSTEM + _PROMPT + "".join(_WHAT[kind]))
     used = {position for _, positions in found for position in positions}
     if found and len(found) >= len(used):
-        raise MergeError(f"{len(found)} items out of {len(used)}: nothing was merged")
+        raise UnfitError(f"{len(found)} items out of {len(used)}: nothing was merged")
     merged: list[tuple[Candidate, tuple[int, ...]]] = []
     for (title, text, note), positions in found:
         parents = dict.fromkeys(parent for position in positions for parent in group[position].parents)

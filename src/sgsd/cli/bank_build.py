@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -251,43 +251,27 @@ class _Screen:
 
 
 def summary_table(manifest: Mapping[str, Any]) -> Table:
-    """What every stage made of what it was given."""
+    """The manifest's numbers, by what they are of."""
     table = Table()
-    table.add_column("stage")
+    table.add_column("of")
     table.add_column("")
     table.add_column("count", justify="right")
-    for stage, name, count in _summary(manifest):
-        table.add_row(stage, name, f"{count:,}")
-    for stage, tokens in manifest["tokens"].items():
-        table.add_row("tokens", f"{stage}: read, written", f"{tokens['prompt']:,}, {tokens['completion']:,}")
+    for part in ("rollouts", "memories", "extraction", "merge", "bank", "tokens"):
+        for name, count in _numbers(manifest.get(part, {})):
+            table.add_row(part, name.replace("_", " "), f"{count:,}")
     return table
 
 
-def _summary(m: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    rows: list[tuple[str, str, int]] = []
-    if "rollouts" in m:
-        rows += [("sample", "problems", m["rollouts"]["problems"]), ("", "rollouts", m["rollouts"]["total"])]
-    if "memories" in m:
-        memories = m["memories"]
-        rows += [("verify", "correct", memories["correct"]), ("", "incorrect", memories["incorrect"])]
-        rows += [("", f"  {mode.replace('_', ' ')}", count) for mode, count in memories["failure_modes"].items()]
-        rows += [("", f"undecided: {reason}", count) for reason, count in memories["undecided"].items()]
-    if "extraction" in m:
-        extraction = m["extraction"]
-        rows += [("extract", "candidates", extraction["candidates"]["total"])]
-        rows += [("", f"  {kind}", extraction["candidates"][kind]) for kind in ("skills", "mistakes")]
-        rows += [("", f"rejected: {reason}", count) for reason, count in extraction["rejected"].items()]
-        rows += [("", f"memories without any: {reason}", count) for reason, count in extraction["failed"].items()]
-    if "merge" in m:
-        for number, layer in enumerate(m["merge"]["layers"]):
-            groups = f"{layer['groups']} groups" + (f", {layer['failed']} failed" if layer["failed"] else "")
-            rows.append(
-                ("" if number else "merge", f"{layer['kind']}s: {layer['before']} before, {groups}", layer["after"])
-            )
-        bank = m["bank"]
-        rows += [("bank", "skills", bank["skills"]), ("", "mistakes", bank["mistakes"])]
-        rows += [("", f"quarantined: {kind}", count) for kind, count in bank["quarantined"].items()]
-    return rows
+def _numbers(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int]]:
+    """(path, number) of every number of a document; a layer of the merge is called by its kind."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{before}{name}: ")
+        elif isinstance(value, list):
+            for number, layer in enumerate(value, 1):
+                yield from _numbers(layer, f"{before}layer {number}, {layer['kind']}s: ")
+        elif isinstance(value, int):
+            yield f"{before}{name}", value
 
 
 def warnings(manifest: Mapping[str, Any]) -> list[str]:

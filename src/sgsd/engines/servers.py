@@ -96,24 +96,18 @@ class ServerClient:
             ServerError: the first request that failed for good (``RefusedError`` where the server refused it); the
                 others are abandoned.
         """
-        return _run(self._ask_all(requests, self._ask, progress))
+        return _run(self._ask_all(requests, progress, keep_errors=False))
 
     def ask_each(self, requests: Sequence[Callable[[AsyncOpenAI], Awaitable[T]]]) -> list[T | ServerError]:
         """As ``ask``, but a request that failed for good gives its error, and the others go on."""
-
-        async def answer(client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T | ServerError:
-            try:
-                return await self._ask(client, request)
-            except ServerError as error:
-                return error
-
-        return _run(self._ask_all(requests, answer, None))
+        return _run(self._ask_all(requests, None, keep_errors=True))
 
     async def _ask_all(
         self,
         requests: Sequence[Callable[[AsyncOpenAI], Awaitable[Any]]],
-        answer: Callable[[AsyncOpenAI, Callable[[AsyncOpenAI], Awaitable[Any]]], Awaitable[Any]],
         progress: Callable[[int], object] | None,
+        *,
+        keep_errors: bool,
     ) -> list[Any]:
         from openai import AsyncOpenAI
 
@@ -122,7 +116,12 @@ class ServerClient:
 
         async def work(client: AsyncOpenAI) -> None:
             for index, request in pending:
-                answers[index] = await answer(client, request)
+                try:
+                    answers[index] = await self._ask(client, request)
+                except ServerError as error:
+                    if not keep_errors:
+                        raise
+                    answers[index] = error
                 if progress is not None:
                     progress(len(answers))
 
