@@ -241,17 +241,3 @@ def test_behind_a_failing_proxy_every_memory_is_accounted_for_and_none_twice():
         assert seen[fate] / seen.total() == pytest.approx(share, abs=0.1)
     assert counts.requests >= 80
     assert counts.completion_tokens == 5 * len(written)
-
-
-def test_where_nothing_gets_through_every_memory_is_a_failure_or_the_server_is_gone():
-    pool = memories(6)
-    broken = {"content": {"error": {"message": "broken"}}, "status": 500}
-    script = lambda body, attempt: answers()(body, attempt) if is_hello(body) else broken  # noqa: E731
-    with serving(script) as server:
-        results, _ = write_until_fit(
-            writer(server.url, retries=0),
-            [extraction_request(memory) for memory in pool],
-            [lambda written, memory=memory: read_extraction(memory, written) for memory in pool],
-        )
-    assert [result.key for result in results] == [extraction_request(memory).key for memory in pool]
-    assert {result.reason for result in results} == {"no answer from the server: HTTP 500: broken"}

@@ -13,7 +13,7 @@ COPIED_WORDS = 8
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\w)")
 _NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
-_SENTENCE_START = re.compile(r"(?:^|[.!?:;]\s+|\n\s*)[\"“(]*([A-Z][a-z]+)\b")
+_NAME_INSIDE = re.compile(r"(?<=[a-z0-9,;] )[A-Z][a-z]{2,}\b")  # a sentence, not at its beginning
 _PIECES_OF_JSON = re.compile(r'\}"?\s*,\s*"?\{|"\s*:\s*["{\[]')
 # Numbers that general advice holds, too; two of a problem's together are no chance.
 _COMMON_NUMBERS = frozenset([*map(str, range(11)), "100"])
@@ -80,13 +80,7 @@ def _numbers(text: str) -> set[str]:
 
 
 def _names(problem: str, text: str) -> set[str]:
-    """Capitalised words of both that do not merely begin a sentence in both."""
-    in_problem, in_text = set(_NAME.findall(problem)), set(_NAME.findall(text))
-    inside_problem, inside_text = _inside(problem), _inside(text)
-    lower = set(re.findall(r"\b[a-z]{3,}\b", problem))
-    return {name for name in (in_text & inside_problem) | (inside_text & in_problem) if name.lower() not in lower}
-
-
-def _inside(text: str) -> set[str]:
-    """Capitalised words that stand within a sentence somewhere."""
-    return set(_NAME.findall(_SENTENCE_START.sub(" ", text)))
+    """Capitalised words of both that do not merely begin a sentence in both, nor are common words of the problem."""
+    found = set(_NAME.findall(text)) & set(_NAME_INSIDE.findall(problem))
+    found |= set(_NAME_INSIDE.findall(text)) & set(_NAME.findall(problem))
+    return {name for name in found if not re.search(rf"\b{name.lower()}\b", problem)}
