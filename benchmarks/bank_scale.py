@@ -21,15 +21,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sgsd import runfolder
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
-from sgsd.bank.build import LAYOUTS, MEMORIES, extract, sample, verify
+from sgsd.bank.build import MEMORIES, export, extract, sample, verify
 from sgsd.bank.leaks import scan
-from sgsd.bank.records import Records, open_folder
+from sgsd.bank.store import open_store
 from sgsd.bank.writing import FIELDS, KINDS, WriteRequest, Written
 from sgsd.errors import ConfigError
 from sgsd.memories import Memory, memory_of, read_memory
@@ -103,10 +104,11 @@ class InstantWriter:
 def measure_build(memories: int, folder: Path) -> None:
     problems = [problem(number) for number in range(memories // SAMPLES)]
     begun, before = time.perf_counter(), peak_mb()
-    with open_folder(folder, LAYOUTS, notice=print) as opened:
+    with open_store(folder) as opened:
         sample(opened, problems, lambda _: range(64), InstantSampler(), samples=SAMPLES, chunk=256)
         verify(opened, problems, InstantVerifier())
         extract(opened, InstantWriter(), chunk=256)
+        export(opened)
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(
         f"build      {memories:7,} memories: peak {peak_mb():5.0f} MB, {peak_mb() - before:+.0f} MB beside start "
@@ -141,15 +143,20 @@ def items(count: int, parents: Sequence[str] = ()) -> SkillBank:
 
 
 def measure_leaks(memories: int, count: int, folder: Path) -> None:
-    records = Records(folder / MEMORIES)
     ids: list[str] = []
-    for start in range(0, memories, 1_000):
-        chunk = [memory(number) for number in range(start, min(start + 1_000, memories))]
-        ids += [entry.id for entry in chunk]
-        records.append(entry.as_dict() for entry in chunk)
+
+    def lines() -> Iterator[str]:
+        for number in range(memories):
+            made = memory(number)
+            ids.append(made.id)
+            yield json.dumps(made.as_dict()) + "\n"
+
+    runfolder.write_text(folder / MEMORIES, lines())
     bank = items(count, ids)
     begun, before = time.perf_counter(), peak_mb()
-    report = scan(bank, memories=(read_memory(values, where) for where, values in records.rows()))
+    report = scan(
+        bank, memories=(read_memory(values, where) for where, values in runfolder.read_lines(folder / MEMORIES))
+    )
     assert report.items == count
     assert not report.untraced
     print(

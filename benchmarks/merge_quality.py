@@ -136,9 +136,9 @@ def extract(memories: Sequence[Memory], writer: Writer, path: Path) -> list[Cand
     """Candidates of all memories; written to ``path`` as they come, and read from there where that was done before."""
     done: dict[str, list[Candidate]] = {}
     if path.exists():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            done[row["memory"]] = [read_candidate(values, f"{path}, line {number}") for values in row["candidates"]]
+            done[row["memory"]] = [read_candidate(values) for values in row["candidates"]]
     path.parent.mkdir(parents=True, exist_ok=True)
     left = [memory for memory in memories if memory.id not in done]
     with path.open("a", encoding="utf-8") as file:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,10 @@ SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str | Iterable[str]) -> None:
     """Write a whole file at once: readers see the old one or the new one, and a crash leaves no part.
 
-    Missing folders are made. A link is replaced, not followed.
+    Missing folders are made. A link is replaced, not followed. A text may come in parts.
 
     Raises:
         OSError: it cannot be written; nothing is changed, and nothing left behind.
@@ -55,7 +55,7 @@ def write_text(file: Path, text: str) -> None:
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "w", encoding="utf-8", newline="\n") as out:
-            out.write(text)
+            out.writelines([text] if isinstance(text, str) else text)
             out.flush()
             os.fsync(out.fileno())
         os.replace(part, file)

@@ -12,15 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-from sgsd.bank.build import LAYOUTS, extract, merge_and_scan, refuse_gone_problems, sample, verify
-from sgsd.bank.manifest import make_manifest, save_manifest
-from sgsd.bank.records import open_folder
+from sgsd import runfolder
+from sgsd.bank.build import RESULTS, export, extract, merge_and_scan, refuse_gone_problems, sample, verify
+from sgsd.bank.manifest import MANIFEST, make_manifest
+from sgsd.bank.store import open_store
 from sgsd.bank.writing import FIELDS, Written
 from sgsd.problems import Problem
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.verifiers import Outcome, Verdict
 
-RESULTS = ("rollouts", "memories", "candidates", "written", "failures")
 SETTINGS = {"sample": {"seed": 0}, "verify": {"verifier": "stub"}, "extract": {"writer": "stub"}, "merge": {"group": 4}}
 
 
@@ -82,14 +82,14 @@ class Writer:
         return [self._one(request, digest(keys, index)) for index, request in enumerate(requests)]
 
     def _one(self, request, mixed):
-        if mixed[0] in "01":
+        if digest(request)[0] in "01":  # an error is not kept, and so must not depend on the batch
             return Written(request.key, None, "no luck", 10, 0)
         if mixed[0] == "2":
             return Written(request.key, "no JSON", None, 10, 5)
         text = json.dumps(request.schema)
         kind = "skill" if "principle" in text else "mistake"
-        title, words, note = mixed[:6], f"Look at {mixed[6:10]}.", "Always."
-        if mixed[3] == "0":
+        title, words, note = mixed[:6], f"Look at x{mixed[6:10]}.", "Always."
+        if mixed[3] in "0123":
             words = f"The answer is {7000 + int(mixed[4], 16) % 12}."
         item = dict(zip(FIELDS[kind], (title, words, note), strict=True))
         if "sources" in text:
@@ -99,27 +99,25 @@ class Writer:
         return Written(request.key, json.dumps({"items": items}), None, 10, len(mixed))
 
 
-def build(
-    path, *, asked=None, sampler=None, writer=None, delay=0.0, settings=SETTINGS, notice=lambda line: None, samples=2
-):
+def build(path, *, asked=None, sampler=None, writer=None, delay=0.0, settings=SETTINGS, samples=2):
     asked = problems() if asked is None else asked
     sampler, writer = sampler or Sampler(delay), writer or Writer(delay)
-    with open_folder(Path(path), LAYOUTS, notice=notice) as folder:
-        refuse_gone_problems(folder, asked)
-        folder.hold(settings, {"config": "whole"})
-        sample(folder, asked, lambda problem: list(problem.text.encode()), sampler, samples=samples, chunk=5)
-        verify(folder, asked, Verifier())
-        extract(folder, writer, chunk=3)
-        merge_and_scan(folder, writer, asked, name="stub", group_size=4, chunk=3)
-        manifest = make_manifest(folder, config={"whole": True})
-        save_manifest(folder, manifest)
+    with open_store(Path(path), RESULTS) as store:
+        refuse_gone_problems(store, asked)
+        store.hold(settings, {"config": "whole"})
+        sample(store, asked, lambda problem: list(problem.text.encode()), sampler, samples=samples, chunk=5)
+        verify(store, asked, Verifier())
+        extract(store, writer, chunk=3)
+        merge_and_scan(store, writer, asked, name="stub", group_size=4, chunk=3)
+        export(store)
+        manifest = make_manifest(store, config={"whole": True})
+        runfolder.write_json(store.folder / MANIFEST, manifest)
     return manifest
 
 
 def results(path):
     """The bytes of everything that must not depend on interruptions."""
-    names = [f"{name}.jsonl" for name in RESULTS] + ["bank.json", "lineage.json"]
-    return {name: (Path(path) / name).read_bytes() for name in names}
+    return {name: (Path(path) / name).read_bytes() for name in RESULTS}
 
 
 if __name__ == "__main__":

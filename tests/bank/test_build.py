@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,9 +17,12 @@ import pytest
 
 from sgsd.bank import SkillBank
 from sgsd.bank.build import (
+    BANK,
+    CANDIDATES,
     FAILURES,
-    LAYOUTS,
+    LINEAGE,
     MEMORIES,
+    RESULTS,
     ROLLOUTS,
     Stage,
     extract,
@@ -32,8 +33,8 @@ from sgsd.bank.build import (
 )
 from sgsd.bank.lineage import ancestors
 from sgsd.bank.manifest import MANIFEST
-from sgsd.bank.recording import WritingStoppedError
-from sgsd.bank.records import LOG_FILE, Records, open_folder
+from sgsd.bank.store import STORE, Store, open_store
+from sgsd.bank.writing import WritingStoppedError
 from sgsd.errors import BankError, ConfigError, DataError, ServerError
 from sgsd.problems import Problem
 
@@ -46,10 +47,19 @@ class Killed(BaseException):
     """Nothing but the operating system ends a process like this."""
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
-    """A process that dies loses nothing that it wrote; fsync is for machines that die."""
-    monkeypatch.setattr("sgsd.bank.records.os.fsync", lambda descriptor: None)
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk():
+    """A process that dies loses nothing that it wrote; waiting for the disk is for machines that die."""
+    connect = sqlite3.connect
+
+    def quick(*given, **options):
+        connection = connect(*given, **options)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sqlite3, "connect", quick)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,118 +70,117 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def copy(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
 def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_every_number_of_the_manifest_adds_up(whole):
     m = json.loads((whole / MANIFEST).read_text())
-    files = {
-        name: lines(whole / f"{name}.jsonl") for name in ("rollouts", "memories", "candidates", "written", "failures")
-    }
+    rollouts, memory_rows, candidate_rows, failures = (lines(whole / name) for name in RESULTS[:4])
     memories, extraction, merged, bank = m["memories"], m["extraction"], m["merge"], m["bank"]
-    stages = Counter(failure["stage"] for failure in files["failures"])
+    stages = Counter(failure["stage"] for failure in failures)
 
-    assert m["rollouts"]["total"] == len(files["rollouts"]) == 24
+    assert m["rollouts"]["total"] == len(rollouts) == 24
     assert m["rollouts"]["total"] == memories["total"] + sum(memories["undecided"].values())
-    assert memories["total"] == len(files["memories"]) == memories["correct"] + memories["incorrect"]
+    assert memories["total"] == len(memory_rows) == memories["correct"] + memories["incorrect"]
     assert memories["incorrect"] == sum(memories["failure_modes"].values())
     assert sum(memories["undecided"].values()) == stages["verify"] > 0
     assert memories["total"] == extraction["written_about"] + sum(extraction["failed"].values())
-    assert sum(extraction["failed"].values()) == stages["extract"] > 0
+    assert sum(extraction["failed"].values()) == stages["extract"]
     assert extraction["requests"] == extraction["written_about"] + sum(extraction["rejected"].values())
+    assert {"no luck", "no JSON object"} <= extraction["rejected"].keys()
     candidates = extraction["candidates"]
-    assert candidates["total"] == len(files["candidates"]) == candidates["skills"] + candidates["mistakes"]
-    assert len(files["written"]) == extraction["requests"] + merged["requests"]
+    assert candidates["total"] == len(candidate_rows) == candidates["skills"] + candidates["mistakes"]
 
     ends = {}
     for layer in merged["layers"]:
-        start = len({c["id"] for c in files["candidates"] if c["kind"] == layer["kind"]})
+        start = len({c["id"] for c in candidate_rows if c["kind"] == layer["kind"]})
         assert layer["before"] == ends.get(layer["kind"], start)
         ends[layer["kind"]] = layer["after"]
     assert sum(ends.values()) == merged["merged"] < extraction["distinct"]
     assert sum(layer["failed"] for layer in merged["layers"]) == sum(merged["failed"].values()) == stages["merge"]
+    groups = sum(layer["groups"] for layer in merged["layers"])
+    assert merged["requests"] == groups - stages["merge"] + sum(merged["rejected"].values())
     quarantined = sum(bank["quarantined"].values())
     assert merged["merged"] == bank["skills"] + bank["mistakes"] + quarantined
     assert quarantined == stages["quarantine"] > 0
     assert set(bank["quarantined"]) == {"answer"}
+    for entry in failures:
+        if entry["stage"] == "quarantine":
+            assert entry["id"] == entry["item"]["id"]
+            assert "holds the answer" in entry["reason"]
 
-    for stage in ("extract", "merge"):
-        part = (
-            files["written"][: extraction["requests"]]
-            if stage == "extract"
-            else files["written"][extraction["requests"] :]
-        )
-        for name in ("prompt", "completion"):
-            assert m["tokens"][stage][name] == sum(written[f"{name}_tokens"] for written in part)
-    assert m["tokens"]["sample"]["completion"] == 3 * len(files["rollouts"])
+    assert m["tokens"]["sample"]["completion"] == 3 * len(rollouts)
+    with sqlite3.connect(whole / STORE) as store:
+        spent, texts = store.execute("SELECT value FROM documents WHERE name = 'spent'"), "SELECT count(*) FROM answers"
+        assert int(spent.fetchone()[0]) == sum(sum(m["tokens"][stage].values()) for stage in ("extract", "merge"))
+        errors = extraction["rejected"]["no luck"] + merged["rejected"]["no luck"]
+        assert store.execute(texts).fetchone()[0] == extraction["requests"] + merged["requests"] - errors
     assert m["finished"] == list(Stage)
 
 
 def test_items_are_of_the_cold_start_and_lead_down_to_memories(whole):
-    bank = SkillBank.load(whole / "bank.json")
-    lineage = json.loads((whole / "lineage.json").read_text())
+    bank = SkillBank.load(whole / BANK)
+    lineage = json.loads((whole / LINEAGE).read_text())
     memories = {memory["id"] for memory in lines(whole / MEMORIES)}
     assert bank.items
     for item in bank.items:
         assert item.origin == "cold_start"
-        assert item.parents
-        assert set(item.parents) <= memories
-        assert set(item.parents) <= set(ancestors(item.id, lineage))
+        assert set(item.parents) == {id for id in ancestors(item.id, lineage) if id in memories} != set()
     deep = [id for item in bank.items for id in lineage[item.id] if id not in memories]
     assert deep, "no item was merged: the test says nothing"
 
 
-def test_what_is_quarantined_is_kept_whole_with_its_reason(whole):
-    bank = SkillBank.load(whole / "bank.json")
-    taken = [failure for failure in lines(whole / FAILURES) if failure["stage"] == "quarantine"]
-    for entry in taken:
-        assert entry["id"] not in {item.id for item in bank.items}
-        assert entry["item"]["id"] == entry["id"]
-        assert "holds the answer" in entry["reason"]
-        assert entry["item"]["parents"]
-
-
-def test_building_again_changes_nothing_and_asks_nobody(whole, tmp_path):
-    folder = tmp_path / "again"
-    shutil.copytree(whole, folder)
+@pytest.mark.parametrize("name", [None, *RESULTS])
+def test_building_again_asks_nobody_and_writes_what_is_lost(whole, copy, name):
+    if name:
+        (copy / name).unlink()
     sampler, writer = Sampler(), Writer()
-    build(folder, sampler=sampler, writer=writer)
-    assert results(folder) == results(whole)
+    build(copy, sampler=sampler, writer=writer)
+    assert results(copy) == results(whole)
     assert not sampler.calls
     assert not writer.asked
 
 
-@pytest.mark.parametrize(("torn", "every"), [(0.5, 1), (0.0, 3), (1.0, 3)])
-def test_cut_off_at_any_write_it_ends_the_same(whole, tmp_path, monkeypatch, torn, every):
-    """Dies at the 1st, 2nd, … write, with nothing, half or all of it on the disk; then goes on."""
-    expected, write = results(whole), os.write
-    deaths = 0
-    for moment in range(0, 1000, every):
-        folder = tmp_path / str(moment)
-        count = iter(range(1000))
+def test_a_bank_that_was_edited_stays(copy):
+    edited = SkillBank.load(copy / BANK).without([SkillBank.load(copy / BANK).items[0].id])
+    edited.save(copy / BANK)
+    build(copy)
+    assert SkillBank.load(copy / BANK) == edited
 
-        def dying(descriptor, data, count=count, moment=moment):
-            if next(count) == moment:
-                write(descriptor, bytes(data)[: int(len(data) * torn)])
-                raise Killed
-            return write(descriptor, data)
 
-        monkeypatch.setattr("sgsd.bank.records.os.write", dying)
-        try:
+@pytest.mark.parametrize("before", [True, False])
+def test_cut_off_at_any_transaction_it_ends_the_same(whole, tmp_path, monkeypatch, before):
+    """Dies before or after the 1st, 2nd, … chunk or group of answers is on the disk; then goes on."""
+    for method in ("commit", "keep"):
+        true, deaths = getattr(Store, method), 0
+        for moment in range(int(before), 100, 2):
+            count = iter(range(1000))
+
+            def dying(store, *given, count=count, moment=moment, true=true):
+                dies = next(count) == moment
+                if not (dies and before):
+                    true(store, *given)
+                if dies:
+                    raise Killed
+
+            folder = tmp_path / f"{method}{moment}"
+            with monkeypatch.context() as patched:
+                patched.setattr(Store, method, dying)
+                try:
+                    build(folder)
+                except Killed:
+                    deaths += 1
+                else:
+                    break
             build(folder)
-        except Killed:
-            deaths += 1
-        else:
-            break
-        finally:
-            monkeypatch.setattr("sgsd.bank.records.os.write", write)
-        notices = []
-        build(folder, notice=notices.append)
-        assert results(folder) == expected, moment
-        assert len(notices) <= 3
-        shutil.rmtree(folder)
-    assert deaths > 60 / every
+            assert results(folder) == results(whole), moment
+        assert deaths > 5
 
 
 def test_killed_at_random_moments_it_ends_the_same(whole, tmp_path):
@@ -182,9 +191,9 @@ def test_killed_at_random_moments_it_ends_the_same(whole, tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.bank.builds", str(folder), "0.02"], cwd=ROOT, stderr=subprocess.DEVNULL
         )
-        before = size(folder)
+        before = written(folder)
         limit = time.monotonic() + 20
-        while size(folder) == before and process.poll() is None and time.monotonic() < limit:
+        while written(folder) == before and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.005)  # until it is at work
         time.sleep(moments.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
@@ -193,62 +202,59 @@ def test_killed_at_random_moments_it_ends_the_same(whole, tmp_path):
     assert results(folder) == results(whole)
 
 
-def size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.json*")) if folder.exists() else 0
+def written(folder: Path) -> int:
+    """When the store was written to last."""
+    return (folder / STORE).stat().st_mtime_ns if (folder / STORE).exists() else 0
 
 
-@pytest.mark.parametrize(
-    "name", ["rollouts.jsonl", "memories.jsonl", "candidates.jsonl", "written.jsonl", "failures.jsonl"]
-)
-@pytest.mark.parametrize("cut", [7, 600])
-def test_a_finished_build_whose_files_lost_their_end_is_made_whole_again(whole, tmp_path, name, cut):
-    folder = tmp_path / "torn"
-    shutil.copytree(whole, folder)
-    file = folder / name
-    os.truncate(file, file.stat().st_size - cut)
-    notices = []
-    writer = Writer()
-    build(folder, writer=writer, notice=notices.append)
-    assert results(folder) == results(whole)
-    assert any(name in notice for notice in notices)
-    if name != "written.jsonl":
-        assert not writer.asked, "answers that were there were asked for again"
+def test_another_process_in_the_folder_is_refused(copy):
+    with open_store(copy), pytest.raises(BankError, match="another process builds in this folder"):
+        build(copy)
+    build(copy)
 
 
-@pytest.mark.parametrize("name", ["bank.json", "lineage.json", MANIFEST])
-def test_a_lost_result_is_written_again(whole, tmp_path, name):
-    folder = tmp_path / "lost"
-    shutil.copytree(whole, folder)
-    (folder / name).unlink()
-    build(folder)
-    assert results(folder) == results(whole)
-    assert (folder / MANIFEST).exists()
+def test_on_a_full_disk_nothing_is_lost(whole, tmp_path, monkeypatch):
+    """The store may grow to so many pages; later there is room again."""
+    connect = sqlite3.connect
+    for pages in (1, 6, 9, 12):
+        folder = tmp_path / str(pages)
 
+        def small(*given, pages=pages, **options):
+            connection = connect(*given, **options)
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+            return connection
 
-def test_a_broken_line_is_named(whole, tmp_path):
-    folder = tmp_path / "broken"
-    shutil.copytree(whole, folder)
-    text = (folder / MEMORIES).read_bytes().split(b"\n")
-    text[2] = b"{" + b" " * (len(text[2]) - 1)
-    (folder / MEMORIES).write_bytes(b"\n".join(text))
-    with pytest.raises(DataError, match=r"memories\.jsonl:3: not a JSON object"):
+        with monkeypatch.context() as patched:
+            patched.setattr("sgsd.bank.store.sqlite3.connect", small)
+            with pytest.raises(BankError, match=r"the disk is full: got .*build\.sqlite; what was finished is kept"):
+                build(folder)
         build(folder)
+        assert results(folder) == results(whole)
 
 
-def test_another_process_in_the_folder_is_refused(tmp_path):
-    build(tmp_path / "b")
-    with (tmp_path / "b" / ".lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BankError, match="another process builds in this folder"):
-            build(tmp_path / "b")
-    build(tmp_path / "b")
+def test_a_folder_that_holds_something_else_is_refused(copy, tmp_path):
+    (tmp_path / MEMORIES).write_text("{}\n")
+    with pytest.raises(BankError, match="results of unknown settings"):
+        build(tmp_path)
+    assert (tmp_path / MEMORIES).read_text() == "{}\n"
+    with sqlite3.connect(copy / STORE) as store:
+        store.execute("PRAGMA user_version = 7")
+    with pytest.raises(BankError, match="written by another version of sgsd: got version 7"):
+        build(copy)
+    (copy / STORE).write_bytes(b"no database" * 100)
+    with pytest.raises(BankError, match="the store of a build is damaged"):
+        build(copy)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(BankError, match="cannot be written"):
+        build(file / "below")
 
 
 def test_a_changed_setting_is_refused_by_name_once_its_stage_has_begun(tmp_path):
     folder = tmp_path / "b"
-    with open_folder(folder, LAYOUTS, notice=print) as opened:
-        opened.hold(SETTINGS, {})
-        sample(opened, problems(), lambda problem: [1], Sampler(), samples=2, chunk=5)
+    with open_store(folder) as store:
+        store.hold(SETTINGS, {})
+        sample(store, problems(), lambda problem: [1], Sampler(), samples=2, chunk=5)
     build(folder, settings=SETTINGS | {"extract": {"writer": "another"}})
     with pytest.raises(
         ConfigError, match=r"results of stage extract with another writer: got \"stub\"; expected \"ano"
@@ -259,94 +265,35 @@ def test_a_changed_setting_is_refused_by_name_once_its_stage_has_begun(tmp_path)
 
 
 def test_a_stage_before_its_turn_is_refused(tmp_path):
-    with open_folder(tmp_path / "b", LAYOUTS, notice=print) as folder:
-        folder.hold(SETTINGS, {})
+    with open_store(tmp_path / "b") as store:
         with pytest.raises(BankError, match=r"stage sample is not finished .* run sgsd bank sample first"):
-            verify(folder, problems(), Verifier())
+            verify(store, problems(), Verifier())
         with pytest.raises(DataError, match="nothing to sample"):
-            sample(folder, [], lambda problem: [1], Sampler())
-        sample(folder, problems(), lambda problem: [1], Sampler())
+            sample(store, [], lambda problem: [1], Sampler())
+        sample(store, problems(), lambda problem: [1], Sampler())
         with pytest.raises(BankError, match="stage verify is not finished"):
-            extract(folder, Writer())
+            extract(store, Writer())
         with pytest.raises(BankError, match="stage extract is not finished"):
-            merge_and_scan(folder, Writer(), problems())
+            merge_and_scan(store, Writer(), problems())
 
 
 @pytest.mark.parametrize("outcomes", [("right",), ("wrong",), ("unclear",)])
 def test_one_sided_experience_gives_a_bank_with_an_empty_list(tmp_path, outcomes):
     m = build(tmp_path / "b", sampler=Sampler(outcomes=outcomes, cut=False))
-    bank = SkillBank.load(tmp_path / "b" / "bank.json")
+    bank = SkillBank.load(tmp_path / "b" / BANK)
     assert bool(bank.skills) == ("right" in outcomes)
     assert bool(bank.mistakes) == ("wrong" in outcomes)
     assert m["memories"]["total"] == m["memories"]["correct"] + m["memories"]["incorrect"]
 
 
-def test_a_problem_that_is_gone_or_another_is_named(whole, tmp_path):
-    folder = tmp_path / "gone"
-    shutil.copytree(whole, folder)
+def test_a_problem_that_is_gone_or_another_is_named(whole, copy):
     gone = [problem for problem in problems() if problem.id != "p4"]
     with pytest.raises(DataError, match=r"memories\.jsonl:\d+: its problem is gone from the data set: got 'p4'"):
-        build(folder, asked=gone)
+        build(copy, asked=gone)
     other = [Problem(p.id, p.text, "1") if p.id == "p4" else p for p in problems()]
     with pytest.raises(DataError, match="'p4' with another text or answer"):
-        build(folder, asked=other)
-    assert results(folder) == results(whole)
-
-
-@pytest.mark.parametrize("version", [2, "x"])
-def test_a_folder_of_another_version_is_refused(whole, tmp_path, version):
-    folder = tmp_path / "newer"
-    shutil.copytree(whole, folder)
-    log = (folder / LOG_FILE).read_text().replace('"schema_version": 1', f'"schema_version": {json.dumps(version)}', 1)
-    (folder / LOG_FILE).write_text(log)
-    with pytest.raises(BankError, match=f"written by another version of sgsd: got schema_version {version}"):
-        build(folder)
-
-
-def test_results_without_a_log_are_not_touched(tmp_path):
-    (tmp_path / MEMORIES).write_text("{}\n")
-    with pytest.raises(BankError, match="results of unknown settings"):
-        build(tmp_path)
-    assert (tmp_path / MEMORIES).read_text() == "{}\n"
-
-
-def test_on_a_full_disk_nothing_is_lost(whole, tmp_path, monkeypatch):
-    """The disk takes half of a write, then nothing; later there is room again."""
-    write = os.write
-    for moment in range(0, 60, 7):
-        folder = tmp_path / str(moment)
-        count = iter(range(1000))
-
-        def filling(descriptor, data, count=count, moment=moment):
-            at = next(count)
-            if at == moment:
-                return write(descriptor, bytes(data)[: len(data) // 2])
-            if at > moment:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return write(descriptor, data)
-
-        monkeypatch.setattr("sgsd.bank.records.os.write", filling)
-        with pytest.raises(BankError, match=r"the disk is full: got .*json.? \(No space left on device\); what was"):
-            build(folder)
-        monkeypatch.setattr("sgsd.bank.records.os.write", write)
-        build(folder)
-        assert results(folder) == results(whole)
-
-
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    records = Records(tmp_path / "rows.jsonl")
-    records.append([{"a": 1}])
-    write = os.write
-
-    def filling(descriptor, data):
-        if len(data) < 30:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, bytes(data)[:30])
-
-    monkeypatch.setattr("sgsd.bank.records.os.write", filling)
-    with pytest.raises(BankError, match=r"rows\.jsonl \(No space left"):
-        records.append([{"b": "x" * 40}])
-    assert records.path.read_text() == '{"a": 1}\n'
+        build(copy, asked=other)
+    assert results(copy) == results(whole)
 
 
 def test_where_the_writer_stops_within_a_group_its_beginning_is_kept(whole, tmp_path):
@@ -359,37 +306,9 @@ def test_where_the_writer_stops_within_a_group_its_beginning_is_kept(whole, tmp_
     stopped, again = Spent(), Writer()
     with pytest.raises(WritingStoppedError, match="no more: got all"):
         build(tmp_path / "b", writer=stopped)
-    kept = [values["key"] for values in lines(tmp_path / "b" / "written.jsonl")]
     m = build(tmp_path / "b", writer=again)
-    assert kept[-1] in stopped.asked
-    assert not set(kept) & set(again.asked)
+    assert len(set(stopped.asked) & set(again.asked)) == 2  # of the last three, the two that were not answered
     assert m["memories"] == json.loads((whole / MANIFEST).read_text())["memories"]
-
-
-def test_what_extraction_will_ask_is_known_before_it_asks(tmp_path):
-    writer = Writer()
-    with open_folder(tmp_path / "b", LAYOUTS, notice=print) as folder:
-        folder.hold(SETTINGS, {})
-        sample(folder, problems(), lambda problem: [1], Sampler())
-        verify(folder, problems(), Verifier())
-        known = [request.key for request in requests_left(folder, max_items=2, seed=4)]
-        extract(folder, writer, max_items=2, seed=4, chunk=3)
-        assert not list(requests_left(folder, max_items=2, seed=4))
-    assert known == [key for key in writer.asked if "/" not in key]
-
-
-@pytest.mark.parametrize("name", ["written.jsonl", LOG_FILE])
-def test_a_line_of_another_kind_is_named(tmp_path, name):
-    class Gone(Writer):
-        def write(self, requests):
-            raise ServerError("no usable answer")
-
-    with pytest.raises(ServerError):
-        build(tmp_path / "b", writer=Gone())
-    with (tmp_path / "b" / name).open("a") as file:
-        file.write('{"some": "thing"}\n')
-    with pytest.raises(DataError, match=rf"{name.replace('.', '[.]')}:\d+: not a"):
-        build(tmp_path / "b")
 
 
 def test_a_writer_out_of_reach_ends_it_and_what_was_written_stays(whole, tmp_path):
@@ -399,13 +318,23 @@ def test_a_writer_out_of_reach_ends_it_and_what_was_written_stays(whole, tmp_pat
                 raise ServerError("no usable answer")
             return super().write(requests)
 
-    writer = Gone()
+    writer, again = Gone(), Writer()
     with pytest.raises(ServerError):
         build(tmp_path / "b", writer=writer)
-    again = Writer()
     build(tmp_path / "b", writer=again)
-    assert not set(writer.asked) & set(again.asked)
     assert results(tmp_path / "b") == results(whole)
+    assert len(set(writer.asked) & set(again.asked)) <= 1  # errors alone
+
+
+def test_what_extraction_will_ask_is_known_before_it_asks(tmp_path):
+    writer = Writer()
+    with open_store(tmp_path / "b") as store:
+        sample(store, problems(), lambda problem: [1], Sampler())
+        verify(store, problems(), Verifier())
+        known = [request.key for request in requests_left(store, max_items=2, seed=4)]
+        extract(store, writer, max_items=2, seed=4, chunk=3)
+        assert not list(requests_left(store, max_items=2, seed=4))
+    assert known == [key for key in writer.asked if "/" not in key]
 
 
 def test_text_with_half_a_surrogate_pair_is_kept(tmp_path):
@@ -418,3 +347,5 @@ def test_text_with_half_a_surrogate_pair_is_kept(tmp_path):
 
     build(tmp_path / "b", sampler=Odd())
     assert lines(tmp_path / "b" / ROLLOUTS)[0]["completion"] == "wrong \ud83d"
+    assert not [row for row in lines(tmp_path / "b" / FAILURES) if row["stage"] == "extract" and "cut" in row["reason"]]
+    assert lines(tmp_path / "b" / CANDIDATES)

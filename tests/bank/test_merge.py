@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgsd.bank.extract import Candidate
-from sgsd.bank.merge import MergeError, merge, merge_request, read_merge, unite
-from sgsd.bank.writing import Written
+from sgsd.bank.merge import merge, merge_request, read_merge, unite
+from sgsd.bank.writing import UnfitError, Written
 
 from .writers import FunctionWriter, kind_asked, listed, reply
 
@@ -79,13 +79,19 @@ def test_skills_and_mistakes_never_meet():
     assert [kind_asked(request) for request in writer.requests] == ["skill", "mistake"]
 
 
-def test_it_stops_after_layers_that_do_not_shrink_each_with_other_groups():
+def test_a_first_layer_that_does_not_shrink_is_the_last():
     writer = FunctionWriter(lambda request: '{"items": []}')
     merged = merge(candidates(100), writer, group_size=32, patience=3)
-    assert [(layer.groups, layer.before, layer.after) for layer in merged.layers] == [(4, 100, 100)] * 3
-    groups = [frozenset(listed(request)) for request in writer.requests]
-    assert len(set(groups)) == 12
+    assert [(layer.groups, layer.before, layer.after) for layer in merged.layers] == [(4, 100, 100)]
     assert len(merged.items) == 100
+
+
+def test_later_layers_have_patience_and_other_groups_each():
+    writer = FunctionWriter(lambda request: by_theme(request) if len(writer.requests) <= 4 else '{"items": []}')
+    merged = merge(candidates(200, themes=10), writer, group_size=64, patience=3)
+    assert [layer.before > layer.after for layer in merged.layers] == [True, False, False, False]
+    groups = [frozenset(listed(request)) for request in writer.requests]
+    assert len(set(groups)) == len(groups)
 
 
 def test_one_group_is_merged_once():
@@ -106,8 +112,9 @@ def test_nothing_to_merge_asks_nothing():
 def test_a_group_that_fails_stays_as_it_is_and_is_told():
     merged = merge(candidates(40, themes=2), FunctionWriter(lambda request: None), attempts=2)
     assert len(merged.items) == 40
-    assert len(merged.failures) == sum(layer.failed for layer in merged.layers) == 6
+    assert len(merged.failures) == sum(layer.failed for layer in merged.layers) == 2
     assert {(failure.reason, failure.attempts) for failure in merged.failures} == {("no luck", 2)}
+    assert merged.counts.rejected == {"no luck": 4}
 
 
 def test_candidates_that_say_the_same_word_for_word_become_one_with_all_parents():
@@ -154,13 +161,13 @@ def test_grouped_by_similarity_a_group_holds_one_theme():
     ],
 )
 def test_sources_must_be_numbers_of_the_group(sources, reason):
-    with pytest.raises(MergeError, match=reason):
+    with pytest.raises(UnfitError, match=reason):
         read_merge(candidates(4), Written("k", reply("skill", ("a", "b", "c"), sources=sources), None, 1, 1))
 
 
 def test_an_answer_that_makes_the_group_no_smaller_is_refused():
     text = reply("skill", ("a", "b", "c"), ("d", "e", "f"), sources=[1, 2])
-    with pytest.raises(MergeError, match="2 items out of 2"):
+    with pytest.raises(UnfitError, match="2 items out of 2"):
         read_merge(candidates(4), Written("k", text, None, 1, 1))
 
 

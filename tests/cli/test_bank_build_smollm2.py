@@ -66,7 +66,7 @@ def test_thirty_two_problems_become_a_bank_and_five_kills_change_nothing(shared_
     assert manifest["merge"]["merged"] == in_bank + sum(bank["quarantined"].values())
     loaded = SkillBank.load(tmp_path / "whole" / "bank.json")
     assert len(loaded.items) == in_bank > 0
-    found = [read_candidate(values, "candidate") for values in lines(tmp_path / "whole" / "candidates.jsonl")]
+    found = [read_candidate(values) for values in lines(tmp_path / "whole" / "candidates.jsonl")]
     for item in (*loaded.items, *(candidate.item("cold_start") for candidate in found)):
         assert 0 < len(item.title) <= MAX_TITLE
         assert 0 < len(item.text) <= MAX_TEXT

@@ -10,7 +10,7 @@ import pytest
 
 from sgsd.bank.extract import extraction_request, read_extraction
 from sgsd.bank.writing import WriteFailure, WriteRequest, write_until_fit
-from sgsd.engines.server_writer import ServerWriter
+from sgsd.engines.server_writer import WAYS, ServerWriter
 from sgsd.errors import ServerError
 from sgsd.memories import memory_of
 from sgsd.problems import Problem
@@ -27,35 +27,21 @@ REQUESTS = [WriteRequest(f"key-{n}", [{"role": "user", "content": f"Write {n}."}
 def _no_settings_from_outside(monkeypatch):
     for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def writer(url, **options):
-    defaults = {"base_url": url, "retries": 2, "first_wait": 0.01, "timeout": 5.0}
+    defaults = {"base_url": url, "retries": 2, "timeout": 5.0}
     return ServerWriter("tiny", **defaults | options)
 
 
-def is_probe(body):
+def is_hello(body):
     return body["messages"][0]["content"].startswith("Say hello.")
 
 
-def held_to(body):
-    return body.get("response_format", {}).get("type", "no format")
-
-
 def answers(text="{}", **more):
-    """A script: what the server says to real requests; the probe it answers as one that keeps to schemas."""
-    return lambda body, attempt: chat('{"items": []}') if is_probe(body) else chat(text, **more)
-
-
-def refusing(*formats, status=400):
-    """A server that knows none of these formats, and says hello where it is held to nothing."""
-
-    def script(body, attempt):
-        if held_to(body) in formats:
-            return {"content": {"error": {"message": f"no {held_to(body)} here"}}, "status": status}
-        return chat('{"items": []}' if held_to(body) != "no format" else "Hello!" if is_probe(body) else "{}")
-
-    return script
+    """A script: what the server says to real requests; hello is answered in kind."""
+    return lambda body, attempt: chat('{"items": []}') if is_hello(body) else chat(text, **more)
 
 
 def test_requests_go_with_their_schema_and_all_that_they_say():
@@ -64,8 +50,8 @@ def test_requests_go_with_their_schema_and_all_that_they_say():
         written = asked.write(REQUESTS)
     assert [(w.key, w.text, w.error) for w in written] == [(r.key, "{}", None) for r in REQUESTS]
     assert {(w.prompt_tokens, w.completion_tokens) for w in written} == {(11, 7)}
-    probe, *bodies = server.bodies
-    assert is_probe(probe)
+    hello, *bodies = server.bodies
+    assert is_hello(hello)
     assert bodies == [
         {
             "model": "tiny",
@@ -81,7 +67,7 @@ def test_requests_go_with_their_schema_and_all_that_they_say():
         }
         for request in REQUESTS
     ]
-    assert asked.name == "openai tiny (json_schema)"
+    assert asked.name == "openai tiny"
 
 
 def test_without_requests_nothing_is_asked():
@@ -94,56 +80,40 @@ def test_temperature_may_be_left_to_the_server():
     assert not any("temperature" in body for body in server.bodies)
 
 
-@pytest.mark.parametrize(
-    ("formats", "status", "found"),
-    [
-        ((), 400, "json_schema"),
-        (("json_schema",), 400, "json_object"),
-        (("json_schema",), 422, "json_object"),
-        (("json_schema", "json_object"), 400, "no format"),
-    ],
-)
-def test_what_answers_are_held_to_is_found_out_once_and_remembered(formats, status, found, caplog):
-    with serving(refusing(*formats, status=status)) as server:
-        asked = writer(server.url)
-        for _ in range(2):
-            assert [w.text for w in asked.write(REQUESTS)] == ['{"items": []}' if found != "no format" else "{}"] * 3
-    assert sum(map(is_probe, server.bodies)) == len(formats) + 1
-    real = [body for body in server.bodies if not is_probe(body)]
-    assert {held_to(body) for body in real} == {found}
-    assert asked.name == f"openai tiny ({found})"
-    assert [record.levelname for record in caplog.records if "refused" in record.message] == ["WARNING"] * len(formats)
-    for body in real:  # where the server does not know the schema, the model must
-        assert (json.dumps(SCHEMA) in body["messages"][-1]["content"]) == (found != "json_schema")
+def by(body):
+    """How a request was put."""
+    length = next(name for name in ("max_tokens", "max_completion_tokens") if name in body)
+    return length, body.get("response_format", {}).get("type", "text")
 
 
-def test_a_format_that_is_taken_and_not_kept_to_is_not_relied_on():
-    with serving(lambda body, attempt: chat("Hello!")) as server:
-        asked = writer(server.url)
-        asked.write(REQUESTS)
-    assert asked.name == "openai tiny (no format)"
-
-
-@pytest.mark.parametrize("said", [chat("{", finish="length", completion_tokens=100), chat(None)], ids=["cut", "none"])
-def test_a_probe_that_tells_nothing_is_no_reason_to_do_without_a_schema(said):
-    with serving(lambda body, attempt: said if is_probe(body) else chat("{}")) as server:
-        asked = writer(server.url)
-        asked.write(REQUESTS)
-    assert asked.name == "openai tiny (json_schema)"
-
-
-def test_models_that_call_the_length_limit_otherwise_are_asked_so():
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("known", range(len(WAYS)))
+def test_how_requests_are_put_is_found_out_once_and_remembered(known, status):
     def script(body, attempt):
-        if "max_tokens" in body:
-            message = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
-            return {"content": {"error": {"message": message}}, "status": 400}
-        return answers()(body, attempt)
+        if by(body) in (WAYS[known], (WAYS[known][0], "text")):
+            return answers()(body, attempt)
+        return {"content": {"error": {"message": "not this way"}}, "status": status}
 
     with serving(script) as server:
         asked = writer(server.url)
         assert [w.text for w in asked.write(REQUESTS)] == ["{}"] * 3
-    assert asked.name == "openai tiny (json_schema)"
-    assert {body["max_completion_tokens"] for body in server.bodies[2:]} == {50}
+        tried = len(server.bodies)
+        assert [w.text for w in asked.write(REQUESTS)] == ["{}"] * 3
+    assert [by(body) for body in server.bodies[tried:]] == [WAYS[known]] * 3
+
+
+def test_one_request_that_is_refused_changes_nothing_for_the_others():
+    def script(body, attempt):
+        if body["messages"][0]["content"] == "Write 1.":
+            return {"content": {"error": {"message": "too long"}}, "status": 400}
+        return answers()(body, attempt)
+
+    with serving(script) as server:
+        asked = writer(server.url)
+        asked.write(REQUESTS)
+        tried = len(server.bodies)
+        asked.write(REQUESTS[:1])
+    assert [by(body) for body in server.bodies[tried:]] == [WAYS[0]]
 
 
 @pytest.mark.parametrize(
@@ -153,16 +123,15 @@ def test_models_that_call_the_length_limit_otherwise_are_asked_so():
         ({"content": {"error": {"message": "no tinny"}}, "status": 404}, "no tinny.*it serves tiny"),
         ({"content": {"error": {"message": "who?"}}, "status": 401}, "who?.*OPENAI_API_KEY"),
         ({"content": {"error": {"message": "broken"}}, "status": 500}, "3 tries: got HTTP 500: broken"),
-        ({"content": {"error": {"message": "no seeds"}}, "status": 400}, "no seeds"),
     ],
-    ids=["html", "404", "401", "500", "400"],
+    ids=["html", "404", "401", "500"],
 )
-def test_a_server_that_answers_nothing_is_one_line_from_the_probe(failure, message):
+def test_a_server_that_answers_nothing_is_one_line_after_hello(failure, message):
     with serving(lambda body, attempt: failure) as server, pytest.raises(ServerError, match=message) as info:
         writer(server.url).write(REQUESTS)
     assert server.url in str(info.value)
     assert "\n" not in str(info.value)
-    assert all(map(is_probe, server.bodies))
+    assert all(map(is_hello, server.bodies))
 
 
 def test_an_unreachable_server_is_one_line():
@@ -198,14 +167,14 @@ def test_a_request_that_fails_for_good_is_an_error_and_the_others_go_on(answer, 
     assert written[0].error is written[2].error is None
 
 
-def test_where_none_is_answered_the_probe_tells_whether_the_server_is_gone():
-    refusal = {"content": {"error": {"message": "too long"}}, "status": 400}
-    script = lambda body, attempt: answers()(body, attempt) if is_probe(body) else refusal  # noqa: E731
+def test_where_none_is_answered_hello_tells_whether_the_server_is_gone():
+    broken = {"content": {"error": {"message": "broken"}}, "status": 500}
+    script = lambda body, attempt: answers()(body, attempt) if is_hello(body) else broken  # noqa: E731
     with serving(script) as server:
-        asked = writer(server.url)
-        assert all("too long" in w.error for w in asked.write(REQUESTS))
-        assert sum(map(is_probe, server.bodies)) == 2
-        server.script = lambda body, attempt: {"content": {}, "status": 500}
+        asked = writer(server.url, retries=0)
+        assert all("broken" in w.error for w in asked.write(REQUESTS))
+        assert sum(map(is_hello, server.bodies)) == 2
+        server.script = lambda body, attempt: broken
         with pytest.raises(ServerError, match="no usable answer"):
             asked.write(REQUESTS)
 
@@ -236,8 +205,8 @@ def memories(count):
 
 
 def item(body, attempt):
-    """One item of the kind that is asked for, its text from the request; the probe keeps to its schema, too."""
-    if is_probe(body):
+    """One item of the kind that is asked for, its text from the request; hello is answered in kind."""
+    if is_hello(body):
         return chat('{"items": []}')
     kind = "skill" if "principle" in json.dumps(body["response_format"]) else "mistake"
     digest = hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()
@@ -272,17 +241,3 @@ def test_behind_a_failing_proxy_every_memory_is_accounted_for_and_none_twice():
         assert seen[fate] / seen.total() == pytest.approx(share, abs=0.1)
     assert counts.requests >= 80
     assert counts.completion_tokens == 5 * len(written)
-
-
-def test_where_nothing_gets_through_every_memory_is_a_failure_or_the_server_is_gone():
-    pool = memories(6)
-    broken = {"content": {"error": {"message": "broken"}}, "status": 500}
-    script = lambda body, attempt: answers()(body, attempt) if is_probe(body) else broken  # noqa: E731
-    with serving(script) as server:
-        results, _ = write_until_fit(
-            writer(server.url, retries=0),
-            [extraction_request(memory) for memory in pool],
-            [lambda written, memory=memory: read_extraction(memory, written) for memory in pool],
-        )
-    assert [result.key for result in results] == [extraction_request(memory).key for memory in pool]
-    assert {result.reason for result in results} == {"no answer from the server: HTTP 500: broken"}

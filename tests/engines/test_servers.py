@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from email.utils import formatdate
 
 import pytest
 
@@ -39,10 +38,11 @@ def text_alone(body, text="hi", finish="stop", **usage):
 def _no_settings_from_outside(monkeypatch):
     for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def sampler(url, tokenizer, **options):
-    defaults = {"base_url": url, "max_new_tokens": 3, "retries": 2, "first_wait": 0.01, "timeout": 5.0}
+    defaults = {"base_url": url, "max_new_tokens": 3, "retries": 2, "timeout": 5.0}
     return OpenAISampler("tiny", tokenizer, **defaults | options)
 
 
@@ -139,8 +139,10 @@ FAILURES = {
     "429": lambda body: {"content": {"error": {"message": "busy"}}, "status": 429},
     "500": lambda body: {"content": {"error": {"message": "broken"}}, "status": 500},
     "503 in HTML": lambda body: {"content": b"<h1>Loading</h1>", "status": 503, "kind": "text/html"},
-    "JSON cut off": lambda body: {"content": b'{"choices": [{"te'},
     "body cut off": lambda body: {"content": b'{"choices": [{"te', "missing": 40},
+}
+BAD_REPLIES = {
+    "JSON cut off": lambda body: {"content": b'{"choices": [{"te'},
     "HTML": lambda body: {"content": b"<html>Sign in</html>", "kind": "text/html"},
     "no choice": lambda body: {"choices": []},
     "an error with status 200": lambda body: {"error": {"message": "broken"}},
@@ -159,17 +161,16 @@ def test_a_passing_failure_is_repeated(tokenizer, failure):
     assert len({body["seed"] for body in server.bodies}) == 3  # a repetition keeps its seed
 
 
-@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-def test_a_failure_that_stays_is_one_error_naming_the_server(tokenizer, failure):
+@pytest.mark.parametrize(("name", "failure"), (FAILURES | BAD_REPLIES).items(), ids=FAILURES | BAD_REPLIES)
+def test_a_failure_that_stays_is_one_error_naming_the_server(tokenizer, name, failure):
     with (
         serving(lambda body, attempt: failure(body)) as server,
-        pytest.raises(ServerError, match="no usable answer from") as info,
+        pytest.raises(ServerError, match=f"no usable answer from {server.url}") as info,
     ):
         sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
-    assert server.url in str(info.value)
-    assert "3 tries" in str(info.value)
     assert "\n" not in str(info.value)
-    assert len(server.bodies) == 3
+    assert ("in 3 tries" in str(info.value)) == (name in FAILURES)
+    assert len(server.bodies) == (3 if name in FAILURES else 1)
 
 
 def test_what_the_server_said_is_in_the_error(tokenizer):
@@ -196,38 +197,6 @@ def test_an_answer_that_never_comes_is_an_error(tokenizer):
 
     with serving(script) as server, pytest.raises(ServerError, match=r"no answer within 0\.1 s"):
         sampler(server.url, tokenizer, timeout=0.1, retries=1).sample(PROMPTS[:1], seed=0)
-
-
-@pytest.mark.parametrize("header", ["0.3", "date"])
-def test_the_server_may_say_how_long_to_wait(tokenizer, header):
-    times = []
-
-    def script(body, attempt):
-        times.append(time.monotonic())
-        if attempt:
-            return completion(body)
-        wait = formatdate(time.time() + 2, usegmt=True) if header == "date" else header  # whole seconds, so 1 to 2
-        return {"content": {}, "status": 429, "headers": {"retry-after": wait}}
-
-    with serving(script) as server:
-        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
-    assert times[1] - times[0] >= (1.0 if header == "date" else 0.3)
-
-
-def test_a_server_that_asks_for_hours_is_not_waited_for(tokenizer):
-    answer = {"content": {"error": {"message": "quota"}}, "status": 429, "headers": {"retry-after": "7200"}}
-    with serving(lambda body, attempt: answer) as server, pytest.raises(ServerError, match="quota"):
-        sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
-    assert len(server.bodies) == 1
-
-
-def test_waits_double_and_are_jittered(tokenizer):
-    client = ServerClient("http://localhost:1/v1", first_wait=1.0)
-    for attempt in range(4):
-        waits = [client._wait(attempt, 0.0) for _ in range(50)]
-        assert 2**attempt / 2 <= min(waits) < max(waits) <= 2**attempt
-    assert client._wait(50, 0.0) <= 30
-    assert client._wait(0, 7.0) >= 7
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
@@ -294,7 +263,7 @@ def test_the_key_comes_from_the_environment_and_is_shown_nowhere(tokenizer, monk
         sampler(server.url, tokenizer).sample(PROMPTS[:1], seed=0)
     assert server.keys == ["Bearer sk-secret-1234"] * 2
     assert "secret" not in str(info.value)
-    assert "secret" not in " ".join(record.getMessage() for record in caplog.records if "sgsd" in record.name)
+    assert "secret" not in " ".join(record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "10.1.2.3", "[::1]", "node17"])
@@ -338,14 +307,6 @@ def test_sampling_works_where_a_loop_runs_already(tokenizer):
     assert len(rollouts) == 3
 
 
-def test_one_failure_is_reported_once(tokenizer, caplog):
-    with serving(failing_first(FAILURES["500"])) as server:
-        sampler(server.url, tokenizer).sample(PROMPTS, seed=0)
-    assert [record.message for record in caplog.records if record.name == "sgsd.engines.servers"] == [
-        f"{server.url}: HTTP 500: broken; trying again"
-    ]
-
-
 def test_asked_each_for_itself_a_failing_request_stops_no_other(tokenizer):
     def script(body, attempt):
         if body["prompt"] == PROMPTS[0]:
@@ -360,7 +321,7 @@ def test_asked_each_for_itself_a_failing_request_stops_no_other(tokenizer):
         return lambda api: api.completions.create(model="tiny", prompt=prompt)
 
     with serving(script) as server:
-        client = ServerClient(server.url, retries=1, first_wait=0.01, concurrency=1)
+        client = ServerClient(server.url, retries=1, concurrency=1)
         broken, refused, answered = client.ask_each([request(prompt) for prompt in PROMPTS])
     assert isinstance(broken, ServerError)
     assert not isinstance(broken, RefusedError)

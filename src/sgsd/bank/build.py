@@ -1,39 +1,38 @@
 """From experience to a bank, in four stages over one folder: sample → verify → extract → merge.
 
+Each stage is a function over protocols and can be cut off at any moment: what it made is in the folder's ``store``,
+chunk by chunk, and it goes on with the chunk that was under way, whose inputs, order and seeds depend on its position
+alone. Answers of the writer are kept as they come, so what was paid for is not asked for again. ``export`` writes what
+finished stages made as files:
+
 ``rollouts.jsonl``    every completion, in the order of problems and samples
 ``memories.jsonl``    those that are correct or incorrect
 ``candidates.jsonl``  what was written about them
-``written.jsonl``     every answer of the writer, as it came
 ``failures.jsonl``    what came to nothing, with its stage and reason: undecided verdicts, memories and groups about
                       which nothing usable was written, items that give a problem away
 ``lineage.json``      id → what it comes from directly, of every candidate and item
 ``bank.json``         the bank
-
-Each stage is a function over protocols and can be cut off at any moment (see ``records``): it goes on with the chunk
-that was under way, whose inputs, order and seeds depend on its position alone. Answers of the writer are kept as they
-come, so what was paid for is not asked for again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from itertools import islice
-from typing import Any, cast
+from typing import Any
 
+from sgsd import runfolder
 from sgsd.bank import formats
 from sgsd.bank.extract import MAX_ITEMS, Candidate, extraction_request, read_candidate, read_extraction
 from sgsd.bank.leaks import DEFAULT_N, quarantine, scan
 from sgsd.bank.merge import GROUP_SIZE, PATIENCE, Embed, merge
-from sgsd.bank.recording import RecordingWriter
-from sgsd.bank.records import BuildFolder, Layout, Mark, replace_file
 from sgsd.bank.skills import Origin, SkillBank
-from sgsd.bank.writing import UnfitError, WriteFailure, Writer, WriteRequest, Written, write_until_fit
+from sgsd.bank.store import KeepingWriter, Progress, Store, refused_writes
+from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, Written, write_until_fit
 from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
 from sgsd.problems import Problem
@@ -44,10 +43,10 @@ from sgsd.verifiers.verifier import verify_in_context
 ROLLOUTS = "rollouts.jsonl"
 MEMORIES = "memories.jsonl"
 CANDIDATES = "candidates.jsonl"
-WRITTEN = "written.jsonl"
 FAILURES = "failures.jsonl"
 LINEAGE = "lineage.json"
 BANK = "bank.json"
+RESULTS = (ROLLOUTS, MEMORIES, CANDIDATES, FAILURES, LINEAGE, BANK)
 
 QUARANTINE = "quarantine"
 """In the failures, the stage of items that were taken out of the bank."""
@@ -63,19 +62,22 @@ class Stage(StrEnum):
     MERGE = "merge"
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    Stage.SAMPLE: Layout(appended=(ROLLOUTS,)),
-    Stage.VERIFY: Layout(appended=(MEMORIES, FAILURES)),
-    Stage.EXTRACT: Layout(appended=(CANDIDATES, FAILURES), journals=(WRITTEN,)),
-    Stage.MERGE: Layout(appended=(FAILURES,), journals=(WRITTEN,), whole=(LINEAGE, BANK)),
-}
-
-Progress = Callable[[Stage, int, int], object]
+Report = Callable[[Stage, int, int], object]
 """Called with a stage, how much of it is done, and of how much."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What a stage made of some of its inputs: rows and documents by name, counts to add, and whatever else."""
+
+    rows: Mapping[str, Sequence[Mapping[str, object]]]
+    counts: Mapping[str, int]
+    documents: Mapping[str, object] = field(default_factory=dict[str, object])
+    details: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
 def sample(
-    folder: BuildFolder,
+    store: Store,
     problems: Sequence[Problem],
     prompt: Callable[[Problem], Sequence[int]],
     sampler: Sampler,
@@ -83,12 +85,12 @@ def sample(
     samples: int = 1,
     chunk: int = 32,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> None:
     """Draw ``samples`` completions of every problem.
 
     Args:
-        folder: where to.
+        store: where to.
         problems: in the order in which they are kept.
         prompt: a problem's prompt as token ids.
         sampler: draws them, ``chunk`` at a time, each chunk with a seed of its own.
@@ -99,31 +101,31 @@ def sample(
     if not problems or samples < 1:
         raise DataError("nothing to sample", got=f"{len(problems)} problems, {samples} samples of each")
 
-    def step(start: int, end: int) -> dict[str, int]:
+    def step(start: int, end: int) -> Chunk:
         asked = [(problems[position // samples], position % samples) for position in range(start, end)]
         rollouts = sampler.sample([prompt(problem) for problem, _ in asked], seed=_seed(seed, start // chunk))
         rows = [_row(problem, index, rollout) for (problem, index), rollout in zip(asked, rollouts, strict=True)]
-        folder.records(ROLLOUTS).append(rows)
-        prompts, completions = (
-            sum(cast(int, row[f"{name}_tokens"]) for row in rows) for name in ("prompt", "completion")
-        )
-        return {"prompt_tokens": prompts, "completion_tokens": completions}
+        counts = {
+            "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts),
+            "completion_tokens": sum(rollout.tokens for rollout in rollouts),
+        }
+        return Chunk({ROLLOUTS: rows}, counts)
 
-    _run(folder, Stage.SAMPLE, len(problems) * samples, chunk, step, progress)
+    _run(store, Stage.SAMPLE, len(problems) * samples, chunk, step, progress)
 
 
 def verify(
-    folder: BuildFolder,
+    store: Store,
     problems: Sequence[Problem],
     verifier: Verifier,
     *,
     truncated: Outcome = Outcome.INCORRECT,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> None:
     """Rollouts → memories; what could not be judged goes to the failures.
 
     Args:
-        folder: where the rollouts are.
+        store: where the rollouts are.
         problems: those of ``sample``.
         verifier: judges.
         truncated: what a completion is that the length limit cut, whatever it holds.
@@ -132,39 +134,39 @@ def verify(
         BankError: there are no rollouts, or not all of them.
         DataError: a rollout whose problem is gone.
     """
-    total = _total(folder, Stage.SAMPLE)
+    total = _total(store, Stage.SAMPLE)
     by_id = {problem.id: problem for problem in problems}
-    rows = folder.records(ROLLOUTS).rows(_done(folder, Stage.VERIFY))
 
-    def step(start: int, end: int) -> dict[str, int]:
-        taken = [(_problem_of(values, where, by_id), values) for where, values in islice(rows, end - start)]
-        texts = [_text(values, "completion") for _, values in taken]
+    def step(start: int, end: int) -> Chunk:
+        rows = list(store.rows(ROLLOUTS, start, end))
+        asked = [_problem_of(row, f"{ROLLOUTS}:{number}", by_id) for number, row in enumerate(rows, start + 1)]
+        texts = [str(row["completion"]) for row in rows]
         verdicts = verify_in_context(
             verifier,
             texts,
-            [problem.key for problem, _ in taken],
-            lambda: [_context(problem, text) for (problem, _), text in zip(taken, texts, strict=True)],
+            [problem.key for problem in asked],
+            lambda: [_context(problem, text) for problem, text in zip(asked, texts, strict=True)],
         )
         memories: list[Memory] = []
         failures: list[dict[str, object]] = []
-        for (problem, values), text, verdict in zip(taken, texts, verdicts, strict=True):
-            is_cut = values.get("stop_reason") == StopReason.LENGTH
+        for row, problem, text, verdict in zip(rows, asked, texts, verdicts, strict=True):
+            is_cut = row["stop_reason"] == StopReason.LENGTH
             verdict = Verdict(truncated, "truncated", verdict.extracted) if is_cut else verdict
-            source = _text(values, "id")
-            memory = memory_of(problem, text, verdict, truncated=is_cut, source=source)
+            memory = memory_of(problem, text, verdict, truncated=is_cut, source=row["id"])
             if memory is None:
-                failures.append(_failure(Stage.VERIFY, source, verdict.reason or "undecided", text=text))
+                failures.append(_failure(Stage.VERIFY, row["id"], verdict.reason or "undecided", text=text))
             else:
                 memories.append(memory)
-        folder.records(MEMORIES).append(memory.as_dict() for memory in memories)
-        folder.records(FAILURES).append(failures)
-        return {"memories": len(memories), "undecided": len(failures)}
+        return Chunk(
+            {MEMORIES: [memory.as_dict() for memory in memories], FAILURES: failures},
+            {"memories": len(memories), "undecided": len(failures)},
+        )
 
-    _run(folder, Stage.VERIFY, total, VERIFY_CHUNK, step, progress)
+    _run(store, Stage.VERIFY, total, VERIFY_CHUNK, step, progress)
 
 
 def extract(
-    folder: BuildFolder,
+    store: Store,
     writer: Writer,
     *,
     show_answer: bool = False,
@@ -172,12 +174,12 @@ def extract(
     attempts: int = 3,
     chunk: int = 8,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> None:
     """Memories → candidates.
 
     Args:
-        folder: where the memories are.
+        store: where the memories are.
         writer: writes, ``chunk`` requests at a time.
         show_answer, max_items: see ``extraction_request``.
         attempts: how often the writer is asked about a memory at most.
@@ -186,19 +188,14 @@ def extract(
         BankError: the rollouts are not all verified.
         ServerError: the writer is out of reach.
     """
-    _total(folder, Stage.VERIFY)
-    total = _counts(folder, Stage.VERIFY).get("memories", 0)
-    memories_left = _memories(folder, _done(folder, Stage.EXTRACT))
-    recorder = RecordingWriter(
-        writer, folder.records(WRITTEN), _counts(folder, Stage.EXTRACT).get("requests", 0), chunk
-    )
+    total = _memories_in(store)
+    keeping = KeepingWriter(writer, store, chunk)
 
-    def step(start: int, end: int) -> dict[str, int]:
-        memories = list(islice(memories_left, end - start))
+    def step(start: int, end: int) -> Chunk:
+        memories = list(_memories(store, start, end))
         requests = list(_requests(memories, start, show_answer=show_answer, max_items=max_items, seed=seed))
-        rejected: Counter[str] = Counter()
-        readers = [_reader(memory, max_items, rejected) for memory in memories]
-        answers, cost = write_until_fit(recorder, requests, readers, attempts=attempts)
+        readers = [_reader(memory, max_items) for memory in memories]
+        answers, cost = write_until_fit(keeping, requests, readers, attempts=attempts)
         candidates: list[Candidate] = []
         failures: list[dict[str, object]] = []
         for memory, answer in zip(memories, answers, strict=True):
@@ -206,28 +203,30 @@ def extract(
                 failures.append(_failure(Stage.EXTRACT, memory.id, answer.reason, **_attempt(answer)))
             else:
                 candidates += answer
-        folder.records(CANDIDATES).append({"id": found.id, **found.as_dict()} for found in candidates)
-        folder.records(FAILURES).append(failures)
-        return asdict(cost) | {f"rejected: {reason}": count for reason, count in rejected.items()}
+        return Chunk(
+            {CANDIDATES: [found.as_dict() for found in candidates], FAILURES: failures},
+            cost.as_counts(),
+        )
 
-    _run(folder, Stage.EXTRACT, total, chunk, step, progress)
+    _run(store, Stage.EXTRACT, total, chunk, step, progress)
 
 
 def requests_left(
-    folder: BuildFolder, *, show_answer: bool = False, max_items: int = MAX_ITEMS, seed: int = 0
+    store: Store, *, show_answer: bool = False, max_items: int = MAX_ITEMS, seed: int = 0
 ) -> Iterator[WriteRequest]:
     """What ``extract`` with these arguments will ask the writer first, to tell what that may cost.
 
     Raises:
         BankError: the rollouts are not all verified.
     """
-    _total(folder, Stage.VERIFY)
-    start = _done(folder, Stage.EXTRACT)
-    yield from _requests(_memories(folder, start), start, show_answer=show_answer, max_items=max_items, seed=seed)
+    total, progress = _memories_in(store), store.progress(Stage.EXTRACT)
+    start = 0 if progress is None else progress.done
+    memories = _memories(store, start, total)
+    yield from _requests(memories, start, show_answer=show_answer, max_items=max_items, seed=seed)
 
 
 def merge_and_scan(
-    folder: BuildFolder,
+    store: Store,
     writer: Writer,
     problems: Iterable[Problem],
     *,
@@ -241,12 +240,12 @@ def merge_and_scan(
     seed: int = 0,
     benchmarks: Mapping[str, Iterable[Problem]] | None = None,
     n: int = DEFAULT_N,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> None:
     """Candidates → ``bank.json``, without the items that give a problem away: those go to the failures, whole.
 
     Args:
-        folder: where the candidates are.
+        store: where the candidates are.
         writer: writes, ``chunk`` requests at a time.
         problems: what was sampled.
         name, metadata: of the bank.
@@ -257,24 +256,28 @@ def merge_and_scan(
         BankError: not all memories were written about.
         ServerError: the writer is out of reach.
     """
-    _total(folder, Stage.EXTRACT)
+    _total(store, Stage.EXTRACT)
 
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress(Stage.MERGE, done, total)
 
-    def step(_start: int, _end: int) -> dict[str, int]:
-        asked = _counts(folder, Stage.EXTRACT).get("requests", 0)
-        recorder = RecordingWriter(writer, folder.records(WRITTEN), asked, chunk, report)
-        candidates = [read_candidate(values, where) for where, values in folder.records(CANDIDATES).rows()]
+    def step(_start: int, _end: int) -> Chunk:
+        candidates = [read_candidate(row) for row in store.rows(CANDIDATES)]
         merged = merge(
-            candidates, recorder, group_size=group_size, patience=patience, embed=embed, attempts=attempts, seed=seed
+            candidates,
+            KeepingWriter(writer, store, chunk, report),
+            group_size=group_size,
+            patience=patience,
+            embed=embed,
+            attempts=attempts,
+            seed=seed,
         )
         bank = SkillBank(name=name, metadata=metadata or {}).with_items(
             item.item(Origin.COLD_START) for item in merged.items
         )
         found = scan(
-            bank, problems=problems, memories=_memories(folder), benchmarks=benchmarks, lineage=merged.lineage, n=n
+            bank, problems=problems, memories=_memories(store), benchmarks=benchmarks, lineage=merged.lineage, n=n
         )
         kept, taken = quarantine(bank, found)
         failures = [
@@ -285,62 +288,86 @@ def merge_and_scan(
             id = entry.item.id
             more = {"leak": kinds[id], "item": _as_dict(entry.item)}
             failures.append(_failure(QUARANTINE, id, "; ".join(entry.reasons), **more))
-        folder.records(FAILURES).append(failures)
-        replace_file(folder.path / LINEAGE, formats.pretty({id: list(own) for id, own in merged.lineage.items()}))
-        kept.save(folder.path / BANK)
-        details.update(layers=[asdict(layer) for layer in merged.layers], digest=kept.digest)
-        return asdict(merged.counts) | {"items": len(bank.items), "quarantined": len(taken)}
+        lineage = {id: list(parents) for id, parents in merged.lineage.items()}
+        return Chunk(
+            {FAILURES: failures},
+            merged.counts.as_counts() | {"items": len(bank.items), "quarantined": len(taken)},
+            {LINEAGE: lineage, BANK: kept.to_json()},
+            {"layers": [asdict(layer) for layer in merged.layers], "digest": kept.digest},
+        )
 
-    details: dict[str, object] = {}
-    _run(folder, Stage.MERGE, 1, 1, step, None, details)
+    _run(store, Stage.MERGE, 1, 1, step, None)
 
 
-def refuse_gone_problems(folder: BuildFolder, problems: Sequence[Problem]) -> None:
+def export(store: Store) -> None:
+    """Write what the finished stages made as files beside the store; a ``bank.json`` that is there stays.
+
+    Raises:
+        BankError: they cannot be written.
+    """
+    finished = [stage for stage in Stage if store.finished(stage)]
+    made = {Stage.SAMPLE: ROLLOUTS, Stage.VERIFY: MEMORIES, Stage.EXTRACT: CANDIDATES}
+    names = [name for stage, name in made.items() if stage in finished]
+    with refused_writes(store.folder):
+        for name in [*names, *([FAILURES] if Stage.VERIFY in finished else [])]:
+            runfolder.write_text(store.folder / name, map(_line, store.rows(name)))
+        if Stage.MERGE in finished:
+            runfolder.write_text(store.folder / LINEAGE, formats.pretty(store.document(LINEAGE)))
+            if not (store.folder / BANK).exists():
+                runfolder.write_text(store.folder / BANK, store.document(BANK))
+
+
+def refuse_gone_problems(store: Store, problems: Sequence[Problem]) -> None:
     """Rollouts and memories must be of problems that are there, and say what they said.
 
     Raises:
-        DataError: naming the first line whose problem is gone or another.
+        DataError: naming the first row whose problem is gone or another.
     """
     by_id = {problem.id: problem for problem in problems}
     for name in (MEMORIES, ROLLOUTS):
-        for where, values in folder.records(name).rows():
-            problem = _problem_of(values, where, by_id)
-            if name == MEMORIES and (values.get("problem"), values.get("answer")) != (problem.text, problem.answer):
-                raise _gone(where, f"{problem.id!r} with another text or answer")
+        for number, row in enumerate(store.rows(name), 1):
+            problem = _problem_of(row, f"{name}:{number}", by_id)
+            if name == MEMORIES and (row["problem"], row["answer"]) != (problem.text, problem.answer):
+                raise _gone(f"{name}:{number}", f"{problem.id!r} with another text or answer")
 
 
 def _run(
-    folder: BuildFolder,
+    store: Store,
     stage: Stage,
     total: int,
     chunk: int,
-    step: Callable[[int, int], Mapping[str, int]],
-    progress: Progress | None,
-    details: Mapping[str, object] | None = None,
+    step: Callable[[int, int], Chunk],
+    report: Report | None,
 ) -> None:
-    """Do the chunks that are left; ``step(start, end)`` makes one, writes it and returns its counts."""
-    mark = folder.mark(stage)
-    if mark is None:
-        for name in LAYOUTS[stage].appended:  # a file without lines says that there was nothing to say
-            folder.records(name).append([])
-        mark = Mark(stage, 0, total, _sizes(folder, stage))
-        folder.commit(mark)
-    if progress is not None:
-        progress(stage, mark.done, total)
-    while mark.done < total:
+    """Do the chunks that are left; ``step(start, end)`` makes one."""
+    progress = store.progress(stage)
+    if progress is None:
+        progress = Progress(0, total)
+        store.commit(stage, progress, {})
+    if report is not None:
+        report(stage, progress.done, total)
+    while not progress.finished:
         began = time.monotonic()
-        end = min(mark.done + chunk, total)
-        counts = Counter(mark.counts)
-        counts.update(step(mark.done, end))
-        seconds = mark.seconds + time.monotonic() - began
-        mark = Mark(stage, end, total, _sizes(folder, stage), dict(counts), seconds, details or {})
-        folder.commit(mark)
-        if progress is not None:
-            progress(stage, mark.done, total)
+        end = min(progress.done + chunk, total)
+        made = step(progress.done, end)
+        counts = Counter(progress.counts)
+        counts.update(made.counts)
+        seconds = progress.seconds + time.monotonic() - began
+        progress = Progress(end, total, seconds, dict(counts), made.details)
+        store.commit(stage, progress, made.rows, made.documents)
+        if report is not None:
+            report(stage, progress.done, total)
 
 
-def _memories(folder: BuildFolder, skip: int = 0) -> Iterator[Memory]:
-    return (read_memory(values, where) for where, values in folder.records(MEMORIES).rows(skip))
+def _memories(store: Store, start: int = 0, end: int | None = None) -> Iterator[Memory]:
+    return (read_memory(row, MEMORIES) for row in store.rows(MEMORIES, start, end))
+
+
+def _memories_in(store: Store) -> int:
+    """How many memories there are, once all rollouts are verified."""
+    _total(store, Stage.VERIFY)
+    progress = store.progress(Stage.VERIFY)
+    return 0 if progress is None else progress.counts.get("memories", 0)
 
 
 def _requests(
@@ -350,30 +377,15 @@ def _requests(
         yield extraction_request(memory, show_answer=show_answer, max_items=max_items, seed=_seed(seed, position))
 
 
-def _sizes(folder: BuildFolder, stage: Stage) -> dict[str, int]:
-    layout = LAYOUTS[stage]
-    return {name: folder.records(name).size for name in (*layout.appended, *layout.journals)}
-
-
-def _total(folder: BuildFolder, stage: Stage) -> int:
+def _total(store: Store, stage: Stage) -> int:
     """How much a stage made that must be finished."""
-    mark = folder.mark(stage)
-    if mark is None or not mark.is_last:
-        got = "nothing" if mark is None else f"{mark.done:,} of {mark.total:,} done"
+    progress = store.progress(stage)
+    if progress is None or not progress.finished:
+        got = "nothing" if progress is None else f"{progress.done:,} of {progress.total:,} done"
         raise BankError(
-            f"stage {stage} is not finished in {folder.path}", got=got, remedy=f"run sgsd bank {stage} first"
+            f"stage {stage} is not finished in {store.folder}", got=got, remedy=f"run sgsd bank {stage} first"
         )
-    return mark.total
-
-
-def _done(folder: BuildFolder, stage: Stage) -> int:
-    mark = folder.mark(stage)
-    return 0 if mark is None else mark.done
-
-
-def _counts(folder: BuildFolder, stage: Stage) -> Mapping[str, int]:
-    mark = folder.mark(stage)
-    return {} if mark is None else mark.counts
+    return progress.total
 
 
 def _seed(seed: int, position: int) -> int:
@@ -416,13 +428,6 @@ def _gone(where: str, got: str) -> DataError:
     )
 
 
-def _text(values: Mapping[str, object], name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str):
-        raise DataError("a rollout cannot be read", got=f"{name} {value!r}", expected="what sgsd bank sample wrote")
-    return value
-
-
 def _failure(stage: str, id: str, reason: str, **more: object) -> dict[str, object]:
     return {"stage": stage, "id": id, "reason": reason, **more}
 
@@ -435,19 +440,11 @@ def _as_dict(item: Any) -> dict[str, object]:
     return {**asdict(item), "origin": str(item.origin), "parents": list(item.parents)}
 
 
-def _reader(memory: Memory, max_items: int, rejected: Counter[str]) -> Callable[[Written], list[Candidate]]:
-    """``read_extraction``, counting what does not fit by its reason."""
-
-    def read(written: Written) -> list[Candidate]:
-        try:
-            return read_extraction(memory, written, max_items=max_items)
-        except UnfitError as error:
-            rejected[kind_of_reason(error.reason)] += 1
-            raise
-
-    return read
+def _reader(memory: Memory, max_items: int) -> Callable[[Written], list[Candidate]]:
+    return lambda written: read_extraction(memory, written, max_items=max_items)
 
 
-def kind_of_reason(reason: str) -> str:
-    """A reason without its particulars, to be counted by: what it found, and its numbers as N."""
-    return re.sub(r"\d+", "N", reason.partition(": got")[0])[:80]
+def _line(row: Mapping[str, object]) -> str:
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    half_a_pair = any("\ud800" <= character <= "\udfff" for character in line)  # which only an escape can hold
+    return json.dumps(row) + "\n" if half_a_pair else line

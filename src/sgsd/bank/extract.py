@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sgsd.bank import formats
+from sgsd.bank.faults import refuse_faults
 from sgsd.bank.skills import Item, Mistake, Origin, Skill
 from sgsd.bank.writing import (
-    KINDS,
+    FIELDS,
     TOKENS_PER_ITEM,
     Kind,
-    UnfitError,
     WriteRequest,
     Written,
     item_schema,
     parse_reply,
     read_item,
     reply_schema,
+    reply_shape,
     request_key,
 )
 from sgsd.controls import disarm
-from sgsd.errors import DataError
-from sgsd.memories import FailureMode, Memory, as_strings
+from sgsd.memories import FailureMode, Memory
 
 MAX_ITEMS = 3
 
@@ -37,8 +38,8 @@ Solution:
 {steps}
 
 Write at most {most} general skills that this solution shows and that help with other problems of its kind. Each has a
-"title" (a few words), a "principle" (one or two sentences, an instruction) and "when_to_apply" (one sentence). Name no
-numbers, names or answers of this problem."""
+"title" (at most 10 words), a "principle" (one or two whole sentences, an instruction, at most 40 words) and
+"when_to_apply" (one whole sentence, at most 20 words). Name no numbers, names or answers of this problem."""
 _FAILURE = """\
 This problem was not solved: {why}.
 
@@ -49,8 +50,8 @@ Attempt:
 {steps}
 
 Write at most {most} common mistakes that this attempt shows and that happen with other problems of its kind. Each has a
-"description" (a few words), "why_it_happens" (one or two sentences) and "how_to_avoid" (one sentence, an instruction).
-Name no numbers, names or answers of this problem."""
+"description" (at most 10 words), "why_it_happens" (one or two whole sentences, at most 40 words) and "how_to_avoid"
+(one whole sentence, an instruction, at most 20 words). Name no numbers, names or answers of this problem."""
 _WHY = {
     FailureMode.NO_ANSWER: "it ended without a final answer",
     FailureMode.TRUNCATED: "it was cut off before it came to an end",
@@ -58,10 +59,6 @@ _WHY = {
     FailureMode.WRONG_FORM: "its final answer has a form that cannot be right",
 }
 _ANSWER = "\n\nThe reference answer, for you alone: {answer}"
-
-
-class ExtractionError(UnfitError):
-    """What was written about a memory does not fit; ``reason`` says why in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +89,14 @@ class Candidate:
         return Mistake.new(self.text, title=self.title, avoid=self.note, origin=origin, parents=self.parents)
 
     def as_dict(self) -> dict[str, object]:
-        """The candidate as JSON values; ``read_candidate`` reads them back."""
-        return {
-            "kind": self.kind,
-            "title": self.title,
-            "text": self.text,
-            "note": self.note,
-            "parents": list(self.parents),
-        }
+        """The candidate as JSON values, with its id; ``read_candidate`` reads them back."""
+        return {"id": self.id, **asdict(self), "parents": list(self.parents)}
 
 
-def read_candidate(values: Mapping[str, object], where: str) -> Candidate:
-    """``Candidate.as_dict`` → candidate; ``DataError`` naming ``where`` if it is none."""
-    kind, title, text, note = (values.get(name) for name in ("kind", "title", "text", "note"))
-    parents = as_strings(values.get("parents"))
-    if not (isinstance(title, str) and isinstance(text, str) and isinstance(note, str)) or parents is None:
-        raise DataError(f"{where}: not a candidate", expected="kind, title, text, note and parents")
-    for known in KINDS:
-        if kind == known:
-            return Candidate(known, title, text, note, parents)
-    raise DataError(f"{where}: not a candidate", got=f"kind {kind!r}", expected="skill or mistake")
+def read_candidate(values: Mapping[str, Any]) -> Candidate:
+    """``Candidate.as_dict`` → candidate."""
+    kind, title, text, note = (values[name] for name in ("kind", "title", "text", "note"))
+    return Candidate(kind, title, text, note, tuple(values["parents"]))
 
 
 def kind_of(memory: Memory) -> Kind:
@@ -136,6 +121,7 @@ def extraction_request(
     text = template.format(problem=memory.problem, steps="\n".join(memory.steps) or "(empty)", most=max_items, why=why)
     if show_answer:
         text += _ANSWER.format(answer=memory.answer)
+    text += reply_shape(kind)
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": disarm(text)}]
     return WriteRequest(
         key=request_key("extract", [memory.id, messages, max_items, seed]),
@@ -150,11 +136,13 @@ def read_extraction(memory: Memory, written: Written, *, max_items: int = MAX_IT
     """The candidates in what was written, the same one once.
 
     Raises:
-        ExtractionError: it does not fit what ``extraction_request`` asked for.
+        UnfitError: it does not fit what ``extraction_request`` asked for, or has one of the ``faults``.
     """
     kind = kind_of(memory)
-    try:
-        items = [read_item(kind, values) for values in parse_reply(written, least=1, most=max_items)]
-    except UnfitError as error:
-        raise ExtractionError(error.reason) from error
+    template = _SYSTEM + (_SUCCESS if kind == "skill" else _FAILURE)
+    shown = (memory.problem, *memory.steps)
+    items = [read_item(kind, values) for values in parse_reply(written, least=1, most=max_items)]
+    for item in items:
+        fields = dict(zip(FIELDS[kind], item, strict=True))
+        refuse_faults(fields, problem=memory.problem, shown=shown, template=template)
     return [Candidate(kind, title, text, note, (memory.id,)) for title, text, note in dict.fromkeys(items)]

@@ -1,4 +1,4 @@
-"""What a build made, in numbers that add up: counted from its files, not from what the process remembers."""
+"""What a build made, in numbers that add up: counted from its store, not from what the process remembers."""
 
 from __future__ import annotations
 
@@ -6,78 +6,75 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from sgsd.bank import formats
 from sgsd.bank.build import (
     BANK,
     CANDIDATES,
     FAILURES,
-    LINEAGE,
     MEMORIES,
     QUARANTINE,
+    RESULTS,
     ROLLOUTS,
-    WRITTEN,
     Stage,
-    kind_of_reason,
 )
-from sgsd.bank.records import SCHEMA_VERSION, BuildFolder, replace_file
 from sgsd.bank.skills import SkillBank
+from sgsd.bank.store import Progress, Store
+from sgsd.bank.writing import kind_of_reason
 
 MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
 _REJECTED = "rejected: "
 
 
-def make_manifest(folder: BuildFolder, **about: object) -> formats.Document:
+def make_manifest(store: Store, **about: object) -> formats.Document:
     """The numbers of all stages that are finished, with ``about`` before them.
 
     ``rollouts = memories + undecided``, ``memories = correct + incorrect = written about + failed``, ``incorrect`` is
     the sum of its failure modes, ``requests = written about + rejected``, the first layer of a kind begins with its
     distinct candidates and each later one where the one before ended, ``merged = bank + quarantined``.
     """
-    counts: formats.Document = {}
+    stages = {stage: progress for stage in Stage if (progress := store.progress(stage)) is not None}
+    finished = [stage for stage, progress in stages.items() if progress.finished]
     failures = Counter(
-        (str(values["stage"]), str(values.get("leak") or kind_of_reason(str(values["reason"]))))
-        for _, values in folder.records(FAILURES).rows()
+        (str(row["stage"]), str(row.get("leak") or kind_of_reason(row["reason"]))) for row in store.rows(FAILURES)
     )
 
     def failed(stage: str) -> dict[str, int]:
         return {reason: count for (own, reason), count in failures.items() if own == stage}
 
-    if folder.finished(Stage.SAMPLE):
-        counts["rollouts"] = _rollouts(folder)
-    if folder.finished(Stage.VERIFY):
-        counts["memories"] = {**_memories(folder), "undecided": failed(Stage.VERIFY)}
-    if folder.finished(Stage.EXTRACT):
-        counts["extraction"] = _extraction(folder, failed(Stage.EXTRACT))
-    if folder.finished(Stage.MERGE):
-        counts["merge"] = {**_merge(folder), "failed": failed(Stage.MERGE)}
-        bank = SkillBank.load(folder.path / BANK)
+    counts: formats.Document = {}
+    if Stage.SAMPLE in finished:
+        counts["rollouts"] = _rollouts(store)
+    if Stage.VERIFY in finished:
+        counts["memories"] = {**_memories(store), "undecided": failed(Stage.VERIFY)}
+    if Stage.EXTRACT in finished:
+        counts["extraction"] = _extraction(store, stages[Stage.EXTRACT]) | {"failed": failed(Stage.EXTRACT)}
+    if Stage.MERGE in finished:
+        merge = stages[Stage.MERGE]
+        counts["merge"] = {
+            "requests": merge.counts.get("requests", 0),
+            "rejected": _rejected(merge),
+            "layers": merge.details["layers"],
+            "merged": merge.counts.get("items", 0),
+            "failed": failed(Stage.MERGE),
+        }
+        bank = SkillBank.from_json(store.document(BANK))
         counts["bank"] = {
             "skills": len(bank.skills),
             "mistakes": len(bank.mistakes),
             "quarantined": failed(QUARANTINE),
             "digest": bank.digest,
         }
-    marks = {stage: mark for stage in Stage if (mark := folder.mark(stage)) is not None}
     return {
         "schema_version": SCHEMA_VERSION,
         **about,
-        "finished": [str(stage) for stage in Stage if folder.finished(stage)],
+        "finished": [str(stage) for stage in finished],
         **counts,
-        "tokens": {str(stage): _tokens(mark.counts) for stage, mark in marks.items() if stage != Stage.VERIFY},
-        "seconds": {str(stage): round(mark.seconds, 3) for stage, mark in marks.items()},
-        "files": {
-            name: digest
-            for name in (ROLLOUTS, MEMORIES, CANDIDATES, WRITTEN, FAILURES, LINEAGE, BANK)
-            if (digest := file_digest(folder.path / name)) is not None
-        },
+        "tokens": {str(stage): _tokens(progress) for stage, progress in stages.items() if stage != Stage.VERIFY},
+        "seconds": {str(stage): round(progress.seconds, 3) for stage, progress in stages.items()},
+        "files": {name: digest for name in RESULTS if (digest := file_digest(store.folder / name)) is not None},
     }
-
-
-def save_manifest(folder: BuildFolder, manifest: formats.Document) -> None:
-    """Write ``manifest.json`` at once."""
-    replace_file(folder.path / MANIFEST, formats.pretty(manifest))
 
 
 def file_digest(path: Path) -> str | None:
@@ -88,67 +85,47 @@ def file_digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rollouts(folder: BuildFolder) -> formats.Document:
-    total = truncated = 0
-    problems: set[object] = set()
-    for _, values in folder.records(ROLLOUTS).rows():
-        total += 1
-        truncated += values["stop_reason"] == "length"
-        problems.add(values["problem_id"])
-    return {"total": total, "problems": len(problems), "truncated": truncated}
-
-
-def _memories(folder: BuildFolder) -> formats.Document:
-    outcomes: Counter[str] = Counter()
-    modes: Counter[str] = Counter()
-    for _, values in folder.records(MEMORIES).rows():
-        outcomes[str(values["outcome"])] += 1
-        if values["failure_mode"] is not None:
-            modes[str(values["failure_mode"])] += 1
+def _rollouts(store: Store) -> formats.Document:
+    rows = Counter((row["problem_id"], row["stop_reason"]) for row in store.rows(ROLLOUTS))
     return {
-        "total": outcomes.total(),
-        "correct": outcomes["correct"],
-        "incorrect": outcomes["incorrect"],
+        "total": rows.total(),
+        "problems": len({problem for problem, _ in rows}),
+        "truncated": sum(count for (_, reason), count in rows.items() if reason == "length"),
+    }
+
+
+def _memories(store: Store) -> formats.Document:
+    rows = Counter((row["outcome"], row["failure_mode"]) for row in store.rows(MEMORIES))
+    modes = {str(mode): count for (_, mode), count in rows.items() if mode is not None}
+    return {
+        "total": rows.total(),
+        **{name: sum(count for (own, _), count in rows.items() if own == name) for name in ("correct", "incorrect")},
         "failure_modes": dict(sorted(modes.items())),
     }
 
 
-def _extraction(folder: BuildFolder, failed: Mapping[str, int]) -> formats.Document:
+def _extraction(store: Store, progress: Progress) -> formats.Document:
     kinds: Counter[str] = Counter()
     sources: set[str] = set()
     distinct: set[str] = set()
-    for _, values in folder.records(CANDIDATES).rows():
-        kinds[str(values["kind"])] += 1
-        distinct.add(str(values["id"]))
-        sources.update(cast("list[str]", values["parents"]))
+    for row in store.rows(CANDIDATES):
+        kinds[row["kind"]] += 1
+        distinct.add(row["id"])
+        sources.update(row["parents"])
     return {
-        "requests": _mark_counts(folder, Stage.EXTRACT).get("requests", 0),
-        "rejected": _rejected(_mark_counts(folder, Stage.EXTRACT)),
+        "requests": progress.counts.get("requests", 0),
+        "rejected": _rejected(progress),
         "written_about": len(sources),
-        "failed": dict(failed),
         "candidates": {"total": kinds.total(), "skills": kinds["skill"], "mistakes": kinds["mistake"]},
         "distinct": len(distinct),
     }
 
 
-def _merge(folder: BuildFolder) -> formats.Document:
-    mark = folder.mark(Stage.MERGE)
-    counts = _mark_counts(folder, Stage.MERGE)
+def _rejected(progress: Progress) -> Mapping[str, int]:
     return {
-        "requests": counts.get("requests", 0),
-        "layers": [] if mark is None else mark.details.get("layers", []),
-        "merged": counts.get("items", 0),
+        name.removeprefix(_REJECTED): count for name, count in progress.counts.items() if name.startswith(_REJECTED)
     }
 
 
-def _mark_counts(folder: BuildFolder, stage: Stage) -> Mapping[str, int]:
-    mark = folder.mark(stage)
-    return {} if mark is None else mark.counts
-
-
-def _rejected(counts: Mapping[str, int]) -> dict[str, int]:
-    return {name.removeprefix(_REJECTED): count for name, count in counts.items() if name.startswith(_REJECTED)}
-
-
-def _tokens(counts: Mapping[str, int]) -> dict[str, int]:
-    return {name: counts.get(f"{name}_tokens", 0) for name in ("prompt", "completion")}
+def _tokens(progress: Progress) -> dict[str, int]:
+    return {name: progress.counts.get(f"{name}_tokens", 0) for name in ("prompt", "completion")}

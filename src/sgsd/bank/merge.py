@@ -2,7 +2,8 @@
 
 In each layer the candidates of a kind are split into groups; for every group the writer names the sets that say the
 same thing and writes one item for each. What it names nowhere stays as it is, so nothing is lost but by a merge, and
-every item that goes has a child. Layers follow until one group is left, or some in a row do not shrink.
+every item that goes has a child. Layers follow until one group is left, the first does not shrink, or some in a row do
+not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgsd.bank.extract import Candidate
+from sgsd.bank.faults import refuse_faults
 from sgsd.bank.writing import (
+    FIELDS,
     KINDS,
     TOKENS_PER_ITEM,
     Kind,
@@ -29,6 +32,7 @@ from sgsd.bank.writing import (
     parse_reply,
     read_item,
     reply_schema,
+    reply_shape,
     request_key,
     write_until_fit,
 )
@@ -51,17 +55,15 @@ write one item that keeps everything useful in it: {fields}. Leave out what says
 _WHAT = {
     "skill": (
         "skills",
-        '"title" (a few words), "principle" (one or two sentences) and "when_to_apply" (one sentence)',
+        '"title" (at most 10 words), "principle" (one or two whole sentences, at most 40 words) and '
+        '"when_to_apply" (one whole sentence, at most 20 words)',
     ),
     "mistake": (
         "common mistakes",
-        '"description" (a few words), "why_it_happens" (one or two sentences) and "how_to_avoid" (one sentence)',
+        '"description" (at most 10 words), "why_it_happens" (one or two whole sentences, at most 40 words) and '
+        '"how_to_avoid" (one whole sentence, at most 20 words)',
     ),
 }
-
-
-class MergeError(UnfitError):
-    """What was written about a group does not fit; ``reason`` says why in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def merge(
         candidates: what was extracted.
         writer: who writes.
         group_size: candidates in a group, at most.
-        patience: layers in a row that do not shrink, after which merging ends.
+        patience: layers in a row that do not shrink, after which merging ends; the first one ends it alone.
         embed: texts → unit vectors, shape ``[texts, dimensions]``.
         attempts: how often a group is asked about at most.
         seed: of the writer's sampling and of the groups.
@@ -149,9 +151,10 @@ def merge(
                 after += list(group) if isinstance(answer, WriteFailure) else _apply(group, answer, lineage)
             after = unite(after)
             layers.append(Layer(kind, len(asked), len(failed), len(pool), len(after)))
-            idle = 0 if len(after) < len(pool) else idle + 1
+            shrunk = len(after) < len(pool)
+            idle = 0 if shrunk else idle + 1
             pool, depth = after, depth + 1
-            if len(groups) == 1:
+            if len(groups) == 1 or (depth == 1 and not shrunk):
                 break
         items += pool
     return Merged(tuple(items), lineage, tuple(layers), tuple(failures), counts)
@@ -174,6 +177,7 @@ def merge_request(group: Sequence[Candidate], *, seed: int = 0) -> WriteRequest:
     what, fields = _WHAT[kind]
     listing = "\n".join(f"{n}. {c.title}: {c.text} ({c.note})" for n, c in enumerate(group, 1))
     prompt = _PROMPT.format(count=len(group), what=what, listing=listing, most=most, fields=fields)
+    prompt += reply_shape(kind, '"sources": [1, 2]')
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": disarm(prompt)}]
     number = {"type": "integer", "minimum": 1, "maximum": len(group)}
     sources = {"type": "array", "items": number, "minItems": 2, "maxItems": len(group)}
@@ -190,19 +194,19 @@ def read_merge(group: Sequence[Candidate], written: Written) -> list[tuple[Candi
     """The new items, each with the positions in ``group`` of what it was merged from; parents are memory ids.
 
     Raises:
-        MergeError: it does not fit what ``merge_request`` asked for, or would make the group no smaller.
+        UnfitError: it does not fit what ``merge_request`` asked for, or would make the group no smaller.
     """
     kind = group[0].kind
-    try:
-        found = [
-            (read_item(kind, values), _sources(values.get("sources"), len(group)))
-            for values in parse_reply(written, least=0, most=_most_sets(group))
-        ]
-    except UnfitError as error:
-        raise MergeError(error.reason) from error
+    found = [
+        (read_item(kind, values), _sources(values.get("sources"), len(group)))
+        for values in parse_reply(written, least=0, most=_most_sets(group))
+    ]
+    for item, _ in found:
+        fields = dict(zip(FIELDS[kind], item, strict=True))
+        refuse_faults(fields, template=_SYSTEM + _PROMPT + "".join(_WHAT[kind]))
     used = {position for _, positions in found for position in positions}
     if found and len(found) >= len(used):
-        raise MergeError(f"{len(found)} items out of {len(used)}: nothing was merged")
+        raise UnfitError(f"{len(found)} items out of {len(used)}: nothing was merged")
     merged: list[tuple[Candidate, tuple[int, ...]]] = []
     for (title, text, note), positions in found:
         parents = dict.fromkeys(parent for position in positions for parent in group[position].parents)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias, TypeVar
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from sgsd.bank import formats
+from sgsd.controls import disarm
 from sgsd.errors import BankError, SGSDError
 
 T = TypeVar("T")
@@ -70,6 +73,19 @@ class Written:
     completion_tokens: int
 
 
+class WritingStoppedError(SGSDError, RuntimeError):
+    """A writer may write no more, such as for its budget.
+
+    Args:
+        written: answers to the first of the requests it was given; they are kept.
+        what, details: see ``SGSDError``.
+    """
+
+    def __init__(self, written: Sequence[Written], what: str, **details: Any) -> None:
+        self.written = tuple(written)
+        super().__init__(what, **details)
+
+
 class Writer(Protocol):
     """A text generator."""
 
@@ -83,6 +99,7 @@ class Writer(Protocol):
 
         Raises:
             ServerError: none of them can be answered: the writer itself is out of reach.
+            WritingStoppedError: it may write no more.
         """
         ...
 
@@ -99,30 +116,42 @@ class WriteFailure:
 
 @dataclass(frozen=True, slots=True)
 class WriteCounts:
-    """What writing took: requests sent, and tokens in and out."""
+    """What writing took: requests sent, tokens in and out, and answers sent back by reason."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __add__(self, other: WriteCounts) -> WriteCounts:
         return WriteCounts(
             self.requests + other.requests,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
+            Counter(self.rejected) + Counter(other.rejected),
         )
+
+    def as_counts(self) -> dict[str, int]:
+        """All of it by name, a reason as ``rejected: reason``."""
+        return {
+            "requests": self.requests,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            **{f"rejected: {reason}": count for reason, count in self.rejected.items()},
+        }
 
 
 def write_until_fit(
     writer: Writer, requests: Sequence[WriteRequest], readers: Sequence[Callable[[Written], T]], *, attempts: int = 3
 ) -> tuple[list[T | WriteFailure], WriteCounts]:
-    """Ask, read, and ask those again whose answer does not fit, with the next seed.
+    """Ask, read, and ask those again whose answer does not fit, with the next seed and the reason.
 
     Args:
         writer: who writes.
         requests: what to write.
         readers: ``readers[i]`` reads the answer to ``requests[i]`` and raises ``UnfitError`` where it does not fit.
-        attempts: how often a request is sent at most. Attempt a > 0 has the key ``<key>/<a>`` and the seed + a.
+        attempts: how often a request is sent at most. Attempt a > 0 has the key ``<key>/<a>`` and the seed + a,
+            and its prompt ends in what was wrong with the text before.
 
     Returns:
         What was read, or the failure, in order; and what it took.
@@ -131,25 +160,31 @@ def write_until_fit(
     counts = WriteCounts()
     pending = list(range(len(requests)))
     for attempt in range(attempts):
-        asked = [_again(requests[index], attempt) for index in pending]
+        asked = [_again(requests[index], attempt, results.get(index)) for index in pending]
         answers = writer.write(asked) if asked else []
         left: list[int] = []
         for index, answer in zip(pending, answers, strict=True):
-            counts += WriteCounts(1, answer.prompt_tokens, answer.completion_tokens)
+            rejected: dict[str, int] = {}
             try:
                 results[index] = readers[index](answer)
             except UnfitError as error:
+                rejected = {kind_of_reason(error.reason): 1}
                 results[index] = WriteFailure(requests[index].key, error.reason, answer.text or "", attempt + 1)
                 left.append(index)
+            counts += WriteCounts(1, answer.prompt_tokens, answer.completion_tokens, rejected)
         pending = left
     return [results[index] for index in range(len(requests))], counts
 
 
 def item_schema(kind: Kind, extra: dict[str, object] | None = None) -> dict[str, object]:
-    """The schema of one item of a reply, with further properties where given."""
+    """The schema of one item of a reply, with further properties where given.
+
+    A field may be one character longer than ``read_item`` takes: what an engine cuts at the schema's length is refused,
+    wherever in a sentence that was.
+    """
     limits = zip(FIELDS[kind], (MAX_TITLE, MAX_TEXT, MAX_NOTE), strict=True)
     properties: dict[str, object] = {
-        name: {"type": "string", "minLength": 1, "maxLength": limit} for name, limit in limits
+        name: {"type": "string", "minLength": 1, "maxLength": limit + 1} for name, limit in limits
     }
     properties = (extra or {}) | properties
     return {
@@ -158,6 +193,12 @@ def item_schema(kind: Kind, extra: dict[str, object] | None = None) -> dict[str,
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def reply_shape(kind: Kind, *others: str) -> str:
+    """What a prompt says of the reply's form, for engines that cannot hold a text to its schema."""
+    fields = ", ".join([*others, *(f'"{name}": "..."' for name in FIELDS[kind])])
+    return f'\nAnswer in this form: {{"items": [{{{fields}}}]}}'
 
 
 def reply_schema(item: dict[str, object], *, least: int, most: int) -> dict[str, object]:
@@ -202,10 +243,10 @@ def read_item(kind: Kind, values: dict[str, object]) -> tuple[str, str, str]:
     read: list[str] = []
     for name, limit in zip(FIELDS[kind], (MAX_TITLE, MAX_TEXT, MAX_NOTE), strict=True):
         value = values.get(name)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not any(character.isalnum() for character in value):
             raise UnfitError(f"{name} is missing" if name not in values else f"{name} is blank or no text")
         if len(value) > limit:
-            raise UnfitError(f"{name} has {len(value)} characters, more than {limit}")
+            raise UnfitError(f"{name} has more than {limit} characters: write it shorter")
         try:
             formats.refuse_control_characters(value, name)
         except BankError as error:
@@ -219,7 +260,17 @@ def request_key(stage: str, content: object) -> str:
     return f"{stage}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
-def _again(request: WriteRequest, attempt: int) -> WriteRequest:
+def kind_of_reason(reason: str) -> str:
+    """A reason without its particulars, to be counted by: what it found, and its numbers as N."""
+    return re.sub(r"\d+", "N", reason.partition(": got")[0])[:80]
+
+
+def _again(request: WriteRequest, attempt: int, before: object) -> WriteRequest:
+    """The request of a later attempt; ``before`` is the failure of the one before."""
     if attempt == 0:
         return request
-    return replace(request, key=f"{request.key}/{attempt}", seed=request.seed + attempt)
+    messages = request.messages
+    if isinstance(before, WriteFailure) and before.text:
+        said = disarm(f"\n\nAn earlier answer was sent back: {before.reason}. Write another one without that.")
+        messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + said}]
+    return replace(request, key=f"{request.key}/{attempt}", messages=messages, seed=request.seed + attempt)

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from rich.table import Table
 
 from sgsd import __version__, runfolder
 from sgsd.bank import build
-from sgsd.bank.build import BANK, LAYOUTS, Stage
-from sgsd.bank.manifest import MANIFEST, file_digest, make_manifest, save_manifest
-from sgsd.bank.records import BuildFolder, open_folder
-from sgsd.bank.writing import Writer
+from sgsd.bank.build import BANK, RESULTS, Stage
+from sgsd.bank.manifest import MANIFEST, file_digest, make_manifest
+from sgsd.bank.store import Store, open_store
 from sgsd.cli.bank_engines import Engines
 from sgsd.cli.bank_settings import BuildSettings, read_settings
 from sgsd.cli.console import progress_bar, standard_error, standard_output
@@ -31,7 +30,6 @@ from sgsd.cli.settings import ignore_deprecations, read_yaml, refuse_unwritable,
 from sgsd.curation import DataReport
 from sgsd.engines.budget import estimate
 from sgsd.engines.datasets import load_problems
-from sgsd.errors import DataError
 from sgsd.evaluation.presets import BENCHMARKS
 from sgsd.problems import Problem
 from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, refuse_long_prompts
@@ -53,8 +51,8 @@ def build_bank(options: argparse.Namespace) -> int:
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
 
-    with open_folder(output, LAYOUTS, notice=say) as folder:
-        run = _Build(folder, settings, console, say)
+    with open_store(output, RESULTS) as store:
+        run = _Build(store, settings, console, say)
         run.stages(stages)
         manifest = run.manifest()
     if options.json:
@@ -70,8 +68,8 @@ def build_bank(options: argparse.Namespace) -> int:
 class _Build:
     """One folder's build under its settings; data and engines are loaded when a stage needs them."""
 
-    def __init__(self, folder: BuildFolder, settings: BuildSettings, console: Console, say: Any) -> None:
-        self._folder = folder
+    def __init__(self, store: Store, settings: BuildSettings, console: Console, say: Any) -> None:
+        self._store = store
         self._settings = settings
         self._console = console
         self._say = say
@@ -81,7 +79,7 @@ class _Build:
         self._hold()
 
     def stages(self, stages: Sequence[Stage]) -> None:
-        left = [stage for stage in stages if not self._folder.finished(stage)]
+        left = [stage for stage in stages if not self._store.finished(stage)]
         # What could be refused at the end is refused at the beginning.
         embed = self._embed() if Stage.MERGE in left else None
         benchmarks = self._benchmarks() if Stage.MERGE in left else {}
@@ -92,29 +90,20 @@ class _Build:
                     self._sample(screen)
                 elif stage is Stage.VERIFY:
                     truncated = Outcome(self._settings.truncated)
-                    build.verify(
-                        self._folder, self._problems, self._verifier, truncated=truncated, progress=screen.show
-                    )
+                    build.verify(self._store, self._problems, self._verifier, truncated=truncated, progress=screen.show)
                 elif stage is Stage.EXTRACT:
                     self._extract(screen)
                 else:
                     self._merge(screen, embed, benchmarks)
+                build.export(self._store)
 
     def manifest(self) -> dict[str, Any]:
-        """The folder's manifest; written where it is not of this state."""
-        file = self._folder.path / MANIFEST
-        finished = [str(stage) for stage in Stage if self._folder.finished(stage)]
-        if file.exists():
-            try:
-                manifest = runfolder.read_json(file)
-                if manifest["finished"] == finished:
-                    return manifest
-            except (DataError, KeyError):
-                self._say(f"{file} cannot be read and is written anew")
+        """The folder's manifest, written with the results of the finished stages."""
+        build.export(self._store)
         settings = self._settings
         dataset = Path(str(settings.dataset))
         manifest = make_manifest(
-            self._folder,
+            self._store,
             sgsd=__version__,
             versions={"python": platform.python_version(), **_versions()},
             config=asdict(settings),
@@ -128,7 +117,7 @@ class _Build:
                 "writer_weights": weights_digest(Path(str(settings.writer_model))),
             },
         )
-        save_manifest(self._folder, manifest)
+        runfolder.write_json(self._store.folder / MANIFEST, manifest)
         return manifest
 
     def _load_problems(self) -> tuple[list[Problem], DataReport]:
@@ -148,14 +137,13 @@ class _Build:
     def _hold(self) -> None:
         """Refuse a folder whose results come of other data, weights or settings."""
         dataset = f"{len(self._problems)} problems, SHA-256 {_digest(self._problems)[:16]}"
-        before = self._folder.settings.get(Stage.SAMPLE, {}).get("dataset", dataset)
-        if self._folder.mark(Stage.SAMPLE) is not None and before != dataset:
-            build.refuse_gone_problems(self._folder, self._problems)
+        if self._store.progress(Stage.SAMPLE) is not None:
+            build.refuse_gone_problems(self._store, self._problems)
         own = {stage: self._settings.of_stage(stage) for stage in Stage}
         own[Stage.SAMPLE] |= {"dataset": dataset, **self._model("model_name_or_path")}
         own[Stage.SAMPLE]["instruction"] = self._instruction
         own[Stage.EXTRACT] |= self._model("writer_model")
-        self._folder.hold({str(stage): values for stage, values in own.items()}, asdict(self._settings))
+        self._store.hold({str(stage): values for stage, values in own.items()}, asdict(self._settings))
 
     def _model(self, name: str) -> dict[str, Any]:
         """A folder is known by its weights, wherever it lies."""
@@ -178,7 +166,7 @@ class _Build:
         if context is not None:
             refuse_long_prompts(lengths, context - settings.max_completion_length)
         build.sample(
-            self._folder,
+            self._store,
             self._problems,
             lambda problem: renderer.student_ids(problem),
             self._engines.sampler(room=max(lengths) + settings.max_completion_length, progress=screen.within),
@@ -195,29 +183,23 @@ class _Build:
             "max_items": settings.max_items,
             "seed": settings.seed,
         }
-        requests = list(build.requests_left(self._folder, **asked))
+        requests = list(build.requests_left(self._store, **asked))
         cost = estimate(requests, price_in=settings.price_in, price_out=settings.price_out, attempts=settings.attempts)
         self._say(f"extraction will take {cost}")
         build.extract(
-            self._folder,
-            self._writer(),
+            self._store,
+            self._engines.writer(spent=self._store.spent),
             attempts=settings.attempts,
             chunk=settings.writer_batch_size or 1,
             progress=screen.show,
             **asked,
         )
 
-    def _writer(self) -> Writer:
-        answers = (values for _, values in self._folder.records(build.WRITTEN).rows())
-        return self._engines.writer(
-            spent=sum(int(str(own["prompt_tokens"])) + int(str(own["completion_tokens"])) for own in answers)
-        )
-
     def _merge(self, screen: _Screen, embed: Any, benchmarks: Mapping[str, Sequence[Problem]]) -> None:
         settings = self._settings
         build.merge_and_scan(
-            self._folder,
-            self._writer(),
+            self._store,
+            self._engines.writer(spent=self._store.spent),
             self._problems,
             name=settings.name,
             metadata={"model": settings.model_name_or_path, "writer": settings.writer_model},
@@ -269,43 +251,27 @@ class _Screen:
 
 
 def summary_table(manifest: Mapping[str, Any]) -> Table:
-    """What every stage made of what it was given."""
+    """The manifest's numbers, by what they are of."""
     table = Table()
-    table.add_column("stage")
+    table.add_column("of")
     table.add_column("")
     table.add_column("count", justify="right")
-    for stage, name, count in _summary(manifest):
-        table.add_row(stage, name, f"{count:,}")
-    for stage, tokens in manifest["tokens"].items():
-        table.add_row("tokens", f"{stage}: read, written", f"{tokens['prompt']:,}, {tokens['completion']:,}")
+    for part in ("rollouts", "memories", "extraction", "merge", "bank", "tokens"):
+        for name, count in _numbers(manifest.get(part, {})):
+            table.add_row(part, name.replace("_", " "), f"{count:,}")
     return table
 
 
-def _summary(m: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    rows: list[tuple[str, str, int]] = []
-    if "rollouts" in m:
-        rows += [("sample", "problems", m["rollouts"]["problems"]), ("", "rollouts", m["rollouts"]["total"])]
-    if "memories" in m:
-        memories = m["memories"]
-        rows += [("verify", "correct", memories["correct"]), ("", "incorrect", memories["incorrect"])]
-        rows += [("", f"  {mode.replace('_', ' ')}", count) for mode, count in memories["failure_modes"].items()]
-        rows += [("", f"undecided: {reason}", count) for reason, count in memories["undecided"].items()]
-    if "extraction" in m:
-        extraction = m["extraction"]
-        rows += [("extract", "candidates", extraction["candidates"]["total"])]
-        rows += [("", f"  {kind}", extraction["candidates"][kind]) for kind in ("skills", "mistakes")]
-        rows += [("", f"rejected: {reason}", count) for reason, count in extraction["rejected"].items()]
-        rows += [("", f"memories without any: {reason}", count) for reason, count in extraction["failed"].items()]
-    if "merge" in m:
-        for number, layer in enumerate(m["merge"]["layers"]):
-            groups = f"{layer['groups']} groups" + (f", {layer['failed']} failed" if layer["failed"] else "")
-            rows.append(
-                ("" if number else "merge", f"{layer['kind']}s: {layer['before']} before, {groups}", layer["after"])
-            )
-        bank = m["bank"]
-        rows += [("bank", "skills", bank["skills"]), ("", "mistakes", bank["mistakes"])]
-        rows += [("", f"quarantined: {kind}", count) for kind, count in bank["quarantined"].items()]
-    return rows
+def _numbers(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int]]:
+    """(path, number) of every number of a document; a layer of the merge is called by its kind."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{before}{name}: ")
+        elif isinstance(value, list):
+            for number, layer in enumerate(value, 1):
+                yield from _numbers(layer, f"{before}layer {number}, {layer['kind']}s: ")
+        elif isinstance(value, int):
+            yield f"{before}{name}", value
 
 
 def warnings(manifest: Mapping[str, Any]) -> list[str]:

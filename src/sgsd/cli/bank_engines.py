@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sgsd.bank.recording import WritingStoppedError
-from sgsd.bank.writing import Writer, WriteRequest, Written
+from sgsd.bank.writing import Writer
 from sgsd.cli.bank_settings import BuildSettings
 from sgsd.cli.settings import hub_or_cache
 from sgsd.engines.budget import BudgetWriter
@@ -105,7 +104,7 @@ class Engines:
         """
         writer = self._writer()
         budget = self._settings.token_budget
-        return writer if budget is None else _WithinBudget(writer, budget, spent)
+        return writer if budget is None else BudgetWriter(writer, budget, spent=spent)
 
     def _writer(self) -> Writer:
         settings = self._settings
@@ -158,28 +157,3 @@ class Engines:
         settings = self._settings
         writes = settings.writer_engine == "vllm" and settings.writer_model == settings.model_name_or_path
         return None if writes else room
-
-
-class _WithinBudget:
-    """Ends the build where the budget ends, in place of handing on errors that would be kept as answers."""
-
-    def __init__(self, writer: Writer, budget: int, spent: int) -> None:
-        self._writer = BudgetWriter(writer, budget, spent=spent)
-        self._budget = budget
-
-    @property
-    def name(self) -> str:
-        return self._writer.name
-
-    def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        answers = self._writer.write(requests)
-        over = f"token budget of {self._budget} used up"
-        written = [answer for answer in answers if answer.error != over]
-        if len(written) < len(answers):
-            raise WritingStoppedError(
-                written,
-                "the writer's token budget is used up",
-                got=f"{self._writer.spent:,} tokens of {self._budget:,}; the next request may take more than is left",
-                remedy="raise token_budget and run the same command: it goes on",
-            )
-        return answers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.tree import Tree
 from sgsd import runfolder
 from sgsd.bank import Item, SkillBank
 from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
-from sgsd.bank.formats import as_object, located
+from sgsd.bank.formats import as_object
 from sgsd.bank.lineage import descent, parents_of
 from sgsd.cli.bank_files import bank_file, load
 from sgsd.cli.console import print_json, standard_output
@@ -44,20 +43,13 @@ class Origins:
         """Id → what it comes from directly, of every candidate and item of a build.
 
         Raises:
-            BankError: the file is damaged.
+            SGSDError: the file is damaged.
         """
         file = self._file(LINEAGE)
-        if file is None:
-            return {}
-        with located(str(file)):
-            try:
-                document = as_object(json.loads(file.read_text(encoding="utf-8")), "lineage")
-            except ValueError as error:
-                raise BankError("not JSON", got=str(error)) from error
-            found = {id: as_strings(parents) for id, parents in document.items()}
-            if broken := [id for id, parents in found.items() if parents is None]:
-                raise BankError("parents are no list of ids", got=f"those of {broken[0]!r}")
-            return {id: parents for id, parents in found.items() if parents is not None}
+        found = {id: as_strings(parents) for id, parents in (runfolder.read_json(file) if file else {}).items()}
+        if broken := [id for id, parents in found.items() if parents is None]:
+            raise BankError(f"{file}: parents are no list of ids", got=f"those of {broken[0]!r}")
+        return {id: parents for id, parents in found.items() if parents is not None}
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """The rows of a build's candidates."""

@@ -13,14 +13,10 @@ import asyncio
 import importlib.util
 import ipaddress
 import json
-import logging
 import math
 import os
-import random
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,21 +26,15 @@ from sgsd.rollouts import Rollout, StopReason
 from sgsd.verifiers.thinking import CompletionText
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI, OpenAIError
 
 T = TypeVar("T")
-S = TypeVar("S")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-LONGEST_WAIT_S = 30.0
-LONGEST_RETRY_AFTER_S = 120.0  # a server that asks for more has given up for this run
-_PASSING = frozenset({408, 409, 429})  # and every 5xx
-
-_log = logging.getLogger(__name__)
 
 
 class UnusableReplyError(ValueError):
-    """A reply that came whole but is not what the API promises. Requests raise it; they are then repeated."""
+    """A reply that came whole but is not what the API promises."""
 
 
 class RefusedError(ServerError):
@@ -56,10 +46,11 @@ class RefusedError(ServerError):
 
 
 class ServerClient:
-    """Many requests to one OpenAI-compatible server: some at a time, repeated where that may help, answers in order.
+    """Many requests to one OpenAI-compatible server: some at a time, answers in order.
 
-    Repeated, with exponential waits and jitter (or what ``Retry-After`` says): status 408, 409, 429 and 5xx, timeouts,
-    broken connections, cut-off bodies, and replies that are not what the API promises. Other refusals are final.
+    The package ``openai`` repeats what may pass, with growing waits or those that ``Retry-After`` asks for: status 408,
+    409, 429 and 5xx, timeouts, broken connections and cut-off bodies. Other refusals, and replies that are not what the
+    API promises, are final.
 
     The key is read from ``OPENAI_API_KEY`` and shown nowhere; a server on this machine or network needs none.
 
@@ -68,21 +59,12 @@ class ServerClient:
         concurrency: the most requests under way at once.
         timeout: seconds to wait for one answer.
         retries: how often a request is repeated.
-        first_wait: seconds before the first repetition, at most; it doubles from there up to ``LONGEST_WAIT_S``.
 
     Raises:
         ConfigError: the package ``openai`` is missing, the address is none, or there is no key for a remote server.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        concurrency: int = 16,
-        timeout: float = 600.0,
-        retries: int = 5,
-        first_wait: float = 0.5,
-    ) -> None:
+    def __init__(self, base_url: str, *, concurrency: int = 16, timeout: float = 600.0, retries: int = 5) -> None:
         if importlib.util.find_spec("openai") is None:
             raise ConfigError("the package openai is not installed", remedy="run: pip install 'sgsd[server]'")
         for name, value, fits, expected in (
@@ -97,9 +79,6 @@ class ServerClient:
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
-        self._first_wait = first_wait
-        self._jitter = random.Random()
-        self._reported: set[str] = set()
 
     def ask(
         self,
@@ -117,42 +96,37 @@ class ServerClient:
             ServerError: the first request that failed for good (``RefusedError`` where the server refused it); the
                 others are abandoned.
         """
-
-        async def answer(client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
-            return await self._ask(client, request)
-
-        return _run(self._ask_all(requests, answer, progress))
+        return _run(self._ask_all(requests, progress, keep_errors=False))
 
     def ask_each(self, requests: Sequence[Callable[[AsyncOpenAI], Awaitable[T]]]) -> list[T | ServerError]:
         """As ``ask``, but a request that failed for good gives its error, and the others go on."""
-
-        async def answer(client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T | ServerError:
-            try:
-                return await self._ask(client, request)
-            except ServerError as error:
-                return error
-
-        return _run(self._ask_all(requests, answer, None))
+        return _run(self._ask_all(requests, None, keep_errors=True))
 
     async def _ask_all(
         self,
-        requests: Sequence[Callable[[AsyncOpenAI], Awaitable[T]]],
-        answer: Callable[[AsyncOpenAI, Callable[[AsyncOpenAI], Awaitable[T]]], Awaitable[S]],
+        requests: Sequence[Callable[[AsyncOpenAI], Awaitable[Any]]],
         progress: Callable[[int], object] | None,
-    ) -> list[S]:
+        *,
+        keep_errors: bool,
+    ) -> list[Any]:
         from openai import AsyncOpenAI
 
-        answers: dict[int, S] = {}
+        answers: dict[int, Any] = {}
         pending = iter(enumerate(requests))
 
         async def work(client: AsyncOpenAI) -> None:
             for index, request in pending:
-                answers[index] = await answer(client, request)
+                try:
+                    answers[index] = await self._ask(client, request)
+                except ServerError as error:
+                    if not keep_errors:
+                        raise
+                    answers[index] = error
                 if progress is not None:
                     progress(len(answers))
 
         async with AsyncOpenAI(
-            base_url=self.base_url, api_key=self._key, timeout=self._timeout, max_retries=0
+            base_url=self.base_url, api_key=self._key, timeout=self._timeout, max_retries=self._retries
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -163,59 +137,47 @@ class ServerClient:
         return [answers[index] for index in range(len(requests))]
 
     async def _ask(self, client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
+        from openai import OpenAIError
 
-        attempt = 0
-        while True:
-            asked_wait = 0.0
-            try:
-                return await request(client)
-            except APIStatusError as error:
-                asked_wait = _retry_after(error)
-                if not _passing(error.status_code) or asked_wait > LONGEST_RETRY_AFTER_S:
-                    raise await self._refusal(client, error) from error
-                failure, cause = self._said(error), error
-                remedy = "lower the concurrency, or look at the server's log"
-            except APITimeoutError as error:
-                failure, cause = f"no answer within {self._timeout:g} s", error
-                remedy = "raise the timeout or lower the concurrency"
-            except APIConnectionError as error:
-                broken = error.__cause__ or error
-                failure, cause = _one_line(f"no connection ({type(broken).__name__}) {broken}"), error
-                remedy = "check that a server runs there"
-            except (UnusableReplyError, json.JSONDecodeError, UnicodeDecodeError) as error:
-                failure, cause = f"an unusable reply: {_one_line(str(error))}", error
-                remedy = "check that the address is the API's, such as http://localhost:8000/v1"
-            if attempt == self._retries:
-                tries = f"{attempt + 1} tries" if attempt else "1 try"
-                raise ServerError(
-                    f"no usable answer from {self.base_url} in {tries}", got=failure, remedy=remedy
-                ) from cause
-            if failure not in self._reported:
-                self._reported.add(failure)
-                _log.warning("%s: %s; trying again", self.base_url, failure)
-            await asyncio.sleep(self._wait(attempt, asked_wait))
-            attempt += 1
+        try:
+            return await request(client)
+        except OpenAIError as error:
+            raise await self._failure(client, error) from error
+        except (UnusableReplyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ServerError(
+                f"no usable answer from {self.base_url}",
+                got=f"an unusable reply: {self._one_line(str(error))}",
+                remedy="check that the address is the API's, such as http://localhost:8000/v1",
+            ) from error
 
-    def _wait(self, attempt: int, asked: float) -> float:
-        """Between half of and the whole exponential wait, and no less than the server asked for; in seconds."""
-        longest = min(LONGEST_WAIT_S, self._first_wait * 2**attempt)
-        return asked + longest * self._jitter.uniform(0.5, 1.0)
+    async def _failure(self, client: AsyncOpenAI, error: OpenAIError) -> ServerError:
+        """What became of a request for good, in one line without the key."""
+        from openai import APIStatusError, APITimeoutError
 
-    def _said(self, error: APIStatusError) -> str:
-        said = error.message.removeprefix(f"Error code: {error.status_code} - ").replace(self._key, "(key)")
-        return f"HTTP {error.status_code}: {_one_line(said)}"
-
-    async def _refusal(self, client: AsyncOpenAI, error: APIStatusError) -> RefusedError:
+        tries = f"{self._retries + 1} tries" if self._retries else "1 try"
+        what = f"no usable answer from {self.base_url} in {tries}"
+        if isinstance(error, APITimeoutError):
+            got = f"no answer within {self._timeout:g} s"
+            return ServerError(what, got=got, remedy="raise the timeout or lower the concurrency")
+        if not isinstance(error, APIStatusError):
+            broken = error.__cause__ or error
+            got = self._one_line(f"no connection ({type(broken).__name__}) {broken}")
+            return ServerError(what, got=got, remedy="check that a server runs there")
+        status = error.status_code
+        got = f"HTTP {status}: " + self._one_line(error.message.removeprefix(f"Error code: {status} - "))
+        if status in (408, 409, 429) or status >= 500:
+            return ServerError(what, got=got, remedy="lower the concurrency, or look at the server's log")
         remedy = None
-        if error.status_code == 404:
+        if status == 404:
             models = await _models(client)
             remedy = f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1"
-        elif error.status_code in (401, 403):
+        elif status in (401, 403):
             remedy = f"set {KEY_VARIABLE} to a key that this server knows"
-        return RefusedError(
-            f"{self.base_url} refused a request", status=error.status_code, got=self._said(error), remedy=remedy
-        )
+        return RefusedError(f"{self.base_url} refused a request", status=status, got=got, remedy=remedy)
+
+    def _one_line(self, text: str, longest: int = 200) -> str:
+        line = " ".join(text.replace(self._key, "(key)").split())
+        return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 class OpenAISampler:
@@ -228,7 +190,7 @@ class OpenAISampler:
     Args:
         model_name: as the server knows it; a LoRA adapter has a name of its own there.
         tokenizer: the served model's.
-        base_url, concurrency, timeout, retries, first_wait: as for ``ServerClient``.
+        base_url, concurrency, timeout, retries: as for ``ServerClient``.
         max_new_tokens: the length limit.
         temperature: 0 is greedy decoding.
         top_p, top_k: 1.0 and 0 switch them off.
@@ -251,12 +213,9 @@ class OpenAISampler:
         concurrency: int = 16,
         timeout: float = 600.0,
         retries: int = 5,
-        first_wait: float = 0.5,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        self._client = ServerClient(
-            base_url, concurrency=concurrency, timeout=timeout, retries=retries, first_wait=first_wait
-        )
+        self._client = ServerClient(base_url, concurrency=concurrency, timeout=timeout, retries=retries)
         self._tokenizer = tokenizer
         self._text = CompletionText(tokenizer)
         self._progress = progress
@@ -383,23 +342,6 @@ def _is_near(host: str) -> bool:
         return "." not in host
 
 
-def _passing(status: int) -> bool:
-    return status in _PASSING or status >= 500
-
-
-def _retry_after(error: APIStatusError) -> float:
-    """Seconds the server asks to wait: a number or a date; 0 where it asks for none, or for nonsense."""
-    value = error.response.headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
-
-
 async def _models(client: AsyncOpenAI) -> list[str]:
     from openai import OpenAIError
 
@@ -407,8 +349,3 @@ async def _models(client: AsyncOpenAI) -> list[str]:
         return [model.id async for model in client.models.list()]
     except (OpenAIError, ValueError, AttributeError, TypeError):  # the last two: a page that is not what it should be
         return []
-
-
-def _one_line(text: str, longest: int = 200) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"

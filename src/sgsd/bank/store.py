@@ -1,0 +1,303 @@
+"""What a build has made so far, in one SQLite file of its folder.
+
+Work is done in chunks. A chunk's rows and how far its stage is now are one transaction: after a kill or on a full disk
+a chunk is there as a whole or not at all. Answers of the writer are kept by a digest of their request as they come.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgsd.bank.writing import Writer, WriteRequest, WritingStoppedError, Written
+from sgsd.errors import BankError, ConfigError
+
+STORE = "build.sqlite"
+VERSION = 1
+_TABLES = (
+    "CREATE TABLE stages (stage TEXT PRIMARY KEY, progress TEXT NOT NULL)",
+    "CREATE TABLE rows (name TEXT, number INTEGER, value TEXT NOT NULL, PRIMARY KEY (name, number)) WITHOUT ROWID",
+    "CREATE TABLE answers (request TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stage is.
+
+    Attributes:
+        done: inputs of the stage that are finished.
+        total: how many there are.
+        seconds: the stage's time so far, without what was lost.
+        counts: the stage's counts so far.
+        details: whatever else the stage has to say of itself.
+    """
+
+    done: int
+    total: int
+    seconds: float = 0.0
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    details: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.total
+
+
+class Store:
+    """An opened store; make one with ``open_store``."""
+
+    def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
+        self.folder = file.parent
+        self._file = file
+        self._connection = connection
+
+    def progress(self, stage: str) -> Progress | None:
+        """How far a stage is; ``None`` where it has not begun."""
+        found = self._value("SELECT progress FROM stages WHERE stage = ?", stage)
+        return None if found is None else Progress(**found)
+
+    def finished(self, stage: str) -> bool:
+        """Whether the stage is done."""
+        progress = self.progress(stage)
+        return progress is not None and progress.finished
+
+    def rows(self, name: str, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of this name from ``start`` to before ``end``, in the order in which they came."""
+        query = "SELECT value FROM rows WHERE name = ? AND number >= ? AND number < ? ORDER BY number"
+        last = self._next(name) if end is None else end
+        for (value,) in self._execute(query, (name, start, last)):
+            yield json.loads(value)
+
+    def document(self, name: str) -> Any:
+        """The document of this name; ``None`` where there is none."""
+        return self._value("SELECT value FROM documents WHERE name = ?", name)
+
+    def commit(
+        self,
+        stage: str,
+        progress: Progress,
+        rows: Mapping[str, Iterable[Mapping[str, object]]],
+        documents: Mapping[str, object] | None = None,
+    ) -> None:
+        """Keep a chunk: its rows by name, its documents and the stage's progress, or nothing of it.
+
+        Raises:
+            BankError: the disk is full, or the file cannot be written.
+        """
+        with self._transaction():
+            for name, own in rows.items():
+                numbered = ((name, number, json.dumps(row)) for number, row in enumerate(own, self._next(name)))
+                self._connection.executemany("INSERT INTO rows VALUES (?, ?, ?)", numbered)
+            for name, document in (documents or {}).items():
+                self._put(name, document)
+            about = asdict(progress)
+            self._execute("INSERT OR REPLACE INTO stages VALUES (?, ?)", (stage, json.dumps(about)))
+
+    def hold(self, settings: Mapping[str, Mapping[str, object]], config: Mapping[str, object]) -> None:
+        """Go on under these settings. A stage that has begun holds on to its own.
+
+        Args:
+            settings: stage → the settings that its results depend on, as JSON values.
+            config: the whole configuration, kept beside them.
+
+        Raises:
+            ConfigError: a stage that has begun had others; names the first that differs.
+        """
+        before: dict[str, dict[str, object]] = self.document("settings") or {}
+        now = json.loads(json.dumps(settings))
+        for stage in now:
+            if self.progress(stage) is not None:
+                _refuse_others(self.folder, stage, before.get(stage, {}), now[stage])
+        with self._transaction():
+            self._put("settings", now)
+            self._put("config", config)
+
+    def answer(self, request: WriteRequest) -> Written | None:
+        """The answer that is kept for a request, if any."""
+        found = self._value("SELECT value FROM answers WHERE request = ?", _digest(request))
+        return None if found is None else Written(request.key, found[0], None, found[1], found[2])
+
+    def keep(self, requests: Sequence[WriteRequest], answers: Sequence[Written]) -> None:
+        """Keep the texts among the answers, all or none; an error is no answer. All count as spent."""
+        with self._transaction():
+            for request, written in zip(requests, answers, strict=False):
+                if written.text is not None:
+                    value = json.dumps([written.text, written.prompt_tokens, written.completion_tokens])
+                    self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (_digest(request), value))
+            self._put("spent", self.spent + sum(own.prompt_tokens + own.completion_tokens for own in answers))
+
+    @property
+    def spent(self) -> int:
+        """Tokens that the writer has read and written, those of lost chunks among them."""
+        return self.document("spent") or 0
+
+    def _next(self, name: str) -> int:
+        """The number of the first row of this name that is not there yet."""
+        (last,) = self._execute("SELECT max(number) FROM rows WHERE name = ?", (name,)).fetchone()
+        return 0 if last is None else last + 1
+
+    def _put(self, name: str, document: object) -> None:
+        self._execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, json.dumps(document)))
+
+    def _value(self, query: str, key: str) -> Any:
+        row = self._execute(query, (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def _execute(self, query: str, values: tuple[object, ...]) -> sqlite3.Cursor:
+        with refused_writes(self._file):
+            return self._connection.execute(query, values)
+
+    @contextmanager
+    def _transaction(self) -> Generator[None, None, None]:
+        with refused_writes(self._file), self._connection:  # which commits, or rolls back
+            self._connection.execute("BEGIN")
+            yield
+
+
+@contextmanager
+def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store, None, None]:
+    """Make or open a folder's store. It is this process's alone until it is closed or the process ends.
+
+    Args:
+        folder: the folder of the build; it is made where there is none.
+        results: names of files that a folder without a store must not hold.
+
+    Raises:
+        BankError: another process works in the folder, it holds something else, or cannot be written.
+    """
+    file = folder / STORE
+    with refused_writes(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            _refuse_foreign(folder, results)
+        connection = sqlite3.connect(file, timeout=0, isolation_level=None)
+    try:
+        with refused_writes(file), connection:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):
+                raise BankError(
+                    f"{file}: written by another version of sgsd",
+                    got=f"version {version}",
+                    expected=VERSION,
+                    remedy="go on with that version, or choose another --output",
+                )
+            if version == 0:
+                for table in _TABLES:
+                    connection.execute(table)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+        yield Store(file, connection)
+    finally:
+        connection.close()
+
+
+class KeepingWriter:
+    """A writer whose answers are kept in a store, and not asked for a second time.
+
+    Requests go in groups of fixed size, and a group is kept as a whole: an engine whose rounding depends on the batch
+    sees the same batches after an interruption. Only where the writer itself stops within a group is its beginning
+    kept.
+
+    Args:
+        writer: who writes.
+        store: where answers are kept.
+        group: requests at a time.
+        progress: called with the answers so far and the requests of the call under way.
+    """
+
+    def __init__(
+        self, writer: Writer, store: Store, group: int, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.name = writer.name
+        self._writer = writer
+        self._store = store
+        self._group = group
+        self._progress = progress
+
+    def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
+        """See ``Writer.write``."""
+        written: list[Written] = []
+        for start in range(0, len(requests), self._group):
+            asked = requests[start : start + self._group]
+            found = [self._store.answer(request) for request in asked]
+            answers = iter(self._ask([request for request, own in zip(asked, found, strict=True) if own is None]))
+            written += [next(answers) if own is None else own for own in found]
+            if self._progress is not None:
+                self._progress(len(written), len(requests))
+        return written
+
+    def _ask(self, requests: Sequence[WriteRequest]) -> Sequence[Written]:
+        if not requests:
+            return []
+        try:
+            answers = self._writer.write(requests)
+        except WritingStoppedError as error:
+            self._store.keep(requests, error.written)
+            raise
+        self._store.keep(requests, answers)
+        return answers
+
+
+@contextmanager
+def refused_writes(file: Path) -> Generator[None, None, None]:
+    """Errors of the system and of SQLite while a file is written, in one line.
+
+    Raises:
+        BankError: naming the file.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.DatabaseError) as error:
+        code = error.sqlite_errorcode if isinstance(error, sqlite3.DatabaseError) else error.errno
+        if code == sqlite3.SQLITE_BUSY:
+            what, got, remedy = "another process builds in this folder", file.parent, "wait, or choose another --output"
+        elif code in (sqlite3.SQLITE_FULL, errno.ENOSPC, errno.EDQUOT):
+            what, got = "the disk is full", file
+            remedy = "what was finished is kept: make room and run the same command again"
+        elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            what, got, remedy = "the store of a build is damaged", f"{file} ({error})", "choose another --output"
+        else:
+            what, got, remedy = "cannot be written", f"{file} ({error})", None
+        raise BankError(what, got=str(got), remedy=remedy) from error
+
+
+def _refuse_foreign(folder: Path, results: Iterable[str]) -> None:
+    if there := [name for name in results if (folder / name).exists()]:
+        raise BankError(
+            "the folder holds results of unknown settings",
+            got=str(folder / there[0]),
+            expected=f"{STORE} beside it",
+            remedy="choose another --output",
+        )
+
+
+def _refuse_others(folder: Path, stage: str, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                f"{folder} holds results of stage {stage} with another {name}",
+                got=_shown(now.get(name)),
+                expected=f"{_shown(before.get(name))}, as there",
+                remedy="put it back, or choose another --output",
+            )
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _digest(request: WriteRequest) -> str:
+    """Everything that decides the answer: equal digests, equal requests."""
+    content = [request.messages, request.schema, request.max_tokens, request.seed]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
