@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -118,13 +118,6 @@ def read_memory(values: Mapping[str, object], where: str) -> Memory:
         DataError: a field is missing, unknown or of the wrong type.
     """
     return validated(_MEMORY, values, f"{where}: not a memory", known=[entry.name for entry in fields(Memory)])
-
-
-def as_strings(value: object) -> tuple[str, ...] | None:
-    """The value as strings where it is a list of them, else ``None``."""
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in cast(list[object], value)):
-        return None
-    return tuple(cast(list[str], value))
 
 
 def _failure_mode(verdict: Verdict, truncated: bool) -> FailureMode | None:

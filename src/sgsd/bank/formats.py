@@ -286,10 +286,6 @@ def pretty(document: Document) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def parse(text: str, source: str) -> Document:
-    return parse_json(text, source, BankError)
-
-
 @contextmanager
 def located(where: str) -> Generator[None, None, None]:
     """Put ``where`` before the message of a ``BankError`` raised inside."""
@@ -301,35 +297,8 @@ def located(where: str) -> Generator[None, None, None]:
         ) from error
 
 
-def as_object(value: object, where: str) -> Document:
-    """The value, which must be a JSON object; else ``BankError`` naming ``where``."""
-    if not isinstance(value, dict):
-        raise BankError(f"{where}: wrong type", got=json_type(value), expected="a JSON object")
-    return cast(Document, value)
-
-
-def as_list(value: object, where: str) -> list[object]:
-    """The value, which must be a JSON array; else ``BankError`` naming ``where``."""
-    if not isinstance(value, list):
-        raise BankError(f"{where}: wrong type", got=json_type(value), expected="a JSON array")
-    return cast(list[object], value)
-
-
-def json_type(value: object) -> str:
-    """The JSON name of a value's type, for errors."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "an object" if isinstance(value, dict) else "an array" if isinstance(value, list) else type(value).__name__
-
-
 def native_to_common(document: Document) -> Document:
-    """Native document → common document, the inverse of ``common_to_native``.
+    """Native document → common document, the inverse of ``CommonFile.native``.
 
     ``origin`` (unless ``seed``) and ``parents`` (unless empty) travel as extra keys of an item, which readers of the
     common format pass over; nothing of a bank is lost but the order between general and task-specific skills.
@@ -373,7 +342,7 @@ def _write_common_item(item: Document, names: Mapping[str, str]) -> Document:
 
 
 def _categories(value: object) -> dict[str, list[str]]:
-    """``metadata["task_specific_skills"]`` where it has the shape ``common_to_native`` writes, else nothing."""
+    """``metadata["task_specific_skills"]`` where it has the shape ``CommonFile.native`` writes, else nothing."""
     if not isinstance(value, dict):
         return {}
     categories = cast(Mapping[str, object], value)

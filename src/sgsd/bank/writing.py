@@ -14,9 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
+from pydantic import TypeAdapter
+
 from sgsd.bank import formats
 from sgsd.controls import disarm
 from sgsd.errors import BankError, SGSDError
+from sgsd.validation import parse_json, validated
 
 T = TypeVar("T")
 
@@ -211,6 +214,9 @@ def reply_schema(item: dict[str, object], *, least: int, most: int) -> dict[str,
     }
 
 
+_ITEMS = TypeAdapter(list[dict[str, object]])
+
+
 def parse_reply(written: Written, *, least: int, most: int) -> list[dict[str, object]]:
     """The items of a reply, as JSON objects. Text around the outermost braces (a fence, thoughts) is passed over.
 
@@ -224,9 +230,8 @@ def parse_reply(written: Written, *, least: int, most: int) -> list[dict[str, ob
     if start < 0 or end < start:
         raise UnfitError("no JSON object" if text.strip() else "an empty text")
     try:
-        document = formats.parse(text[start : end + 1], "reply")
-        items = formats.as_list(document.get("items"), "items")
-        objects = [formats.as_object(item, "an item") for item in items]
+        document = parse_json(text[start : end + 1], "reply", BankError)
+        objects = validated(_ITEMS, document.get("items"), "items", BankError)
     except BankError as error:
         raise UnfitError(str(error)) from error
     if not least <= len(objects) <= most:

@@ -15,7 +15,6 @@ from sgsd.bank.documents import write_document
 from sgsd.cli.bank_files import item_block, load, sizes
 from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import BankError
-from sgsd.memories import as_strings
 
 
 def bank(options: argparse.Namespace) -> int:
@@ -112,8 +111,9 @@ def _import(options: argparse.Namespace) -> int:
         print_json({"file": str(target), "digest": loaded.digest})
     else:
         print(f"{target}: {sizes(loaded)}")
-    if ignored := as_strings(loaded.metadata.get("ignored_keys")):
-        print(f"{options.source}: not carried, having no place here: {', '.join(ignored)}", file=sys.stderr)
+    ignored = loaded.metadata.get("ignored_keys")
+    if isinstance(ignored, list) and ignored:
+        print(f"{options.source}: not carried, having no place here: {', '.join(map(str, ignored))}", file=sys.stderr)
     return 0
 
 

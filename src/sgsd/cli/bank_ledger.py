@@ -8,17 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import TypeAdapter
 from rich.table import Table
 from rich.text import Text
 
 from sgsd import runfolder
 from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank
 from sgsd.bank.credit import Credit, credit, separation
-from sgsd.bank.formats import as_list, as_object, located
 from sgsd.cli.bank_files import load
 from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import BankError
+from sgsd.validation import validated
 
+_ENTRIES = TypeAdapter(list[dict[str, object]])
 _HERE = "in bank"
 _BEST = "helpful"  # the lab's word for an item that states the truth
 
@@ -123,10 +125,8 @@ def _rows(found: Ledger, banks: list[SkillBank], folder: Path) -> list[_Row]:
     known: dict[str, _Said] = {}
     log = folder / runfolder.MAINTENANCE
     for place, line in runfolder.read_lines(log) if log.is_file() else ():
-        with located(place):
-            for value in as_list(line.get("items", []), "items"):
-                entry = as_object(value, "items")
-                known[str(entry.get("id"))] = _Said(str(entry.get("kind")), str(entry.get("title")), Origin.ONLINE)
+        for entry in validated(_ENTRIES, line.get("items", []), f"{place}: items", BankError):
+            known[str(entry.get("id"))] = _Said(str(entry.get("kind")), str(entry.get("title")), Origin.ONLINE)
     for bank in banks:
         for item in bank.items:
             kind = "skill" if isinstance(item, Skill) else "mistake"

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.text import Text
 from rich.tree import Tree
 
 from sgsd import runfolder
 from sgsd.bank import Item, SkillBank
 from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
-from sgsd.bank.formats import as_object
 from sgsd.bank.lineage import descent, parents_of
 from sgsd.cli.bank_files import bank_file, load
 from sgsd.cli.console import print_json, standard_output
 from sgsd.errors import BankError
-from sgsd.memories import Memory, as_strings, read_memory
+from sgsd.memories import Memory, read_memory
+from sgsd.validation import validated
 
+_LINEAGE = TypeAdapter(dict[str, list[str]])
 _UNTOLD = {"merged": "merged; what it said is not kept", "unknown": "not known here"}
 
 
@@ -46,10 +48,7 @@ class Origins:
             SGSDError: the file is damaged.
         """
         file = self._file(LINEAGE)
-        found = {id: as_strings(parents) for id, parents in (runfolder.read_json(file) if file else {}).items()}
-        if broken := [id for id, parents in found.items() if parents is None]:
-            raise BankError(f"{file}: parents are no list of ids", got=f"those of {broken[0]!r}")
-        return {id: parents for id, parents in found.items() if parents is not None}
+        return validated(_LINEAGE, runfolder.read_json(file), str(file), BankError) if file else {}
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """The rows of a build's candidates."""
@@ -65,7 +64,7 @@ class Origins:
         file = self._file(runfolder.MAINTENANCE)
         for where, check in runfolder.read_lines(file) if file else ():
             for values in check.get("memories_kept", ()):
-                yield read_memory(as_object(values, where), where)
+                yield read_memory(values, where)
 
     def _file(self, name: str) -> Path | None:
         file = None if self.folder is None else self.folder / name
