@@ -248,7 +248,7 @@ def read_item(kind: Kind, values: dict[str, object]) -> tuple[str, str, str]:
     read: list[str] = []
     for name, limit in zip(FIELDS[kind], (MAX_TITLE, MAX_TEXT, MAX_NOTE), strict=True):
         value = values.get(name)
-        if not isinstance(value, str) or not any(character.isalnum() for character in value):
+        if not isinstance(value, str) or not value.strip(" .…\n\t"):
             raise UnfitError(f"{name} is missing" if name not in values else f"{name} is blank or no text")
         if len(value) > limit:
             raise UnfitError(f"{name} has more than {limit} characters: write it shorter")
