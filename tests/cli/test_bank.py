@@ -378,8 +378,8 @@ def test_trace_finds_the_memories_that_a_run_kept(sgsd, file):
 @pytest.mark.parametrize(
     ("name", "text", "fragment"),
     [
-        ("lineage.json", "{", "lineage.json: not JSON"),
-        ("lineage.json", '{"a": "b"}', "parents are no list of ids: got those of 'a'"),
+        ("lineage.json", "{", "lineage.json: malformed JSON"),
+        ("lineage.json", '{"a": "b"}', "lineage.json: a: cannot be used: got"),
         ("memories.jsonl", "{}\n", "memories.jsonl:1: not a memory"),
         ("candidates.jsonl", "[]\n", "candidates.jsonl:1: wrong type: got list"),
     ],
