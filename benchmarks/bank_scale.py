@@ -31,9 +31,9 @@ from sgsd.bank.build import LAYOUTS, MEMORIES, extract, sample, verify
 from sgsd.bank.leaks import scan
 from sgsd.bank.records import Records, open_folder
 from sgsd.bank.writing import FIELDS, KINDS, WriteRequest, Written
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.memories import Memory, memory_of, read_memory
-from sgsd.problems import Problem
 from sgsd.retrieval import BM25Retriever, EmbeddingRetriever, Retriever
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.verifiers import Outcome, Verdict

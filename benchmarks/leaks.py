@@ -21,8 +21,8 @@ from pathlib import Path
 
 from sgsd.bank import Origin, Skill, SkillBank, seed_banks
 from sgsd.bank.leaks import LeakKind, scan
+from sgsd.data.problems import Problem
 from sgsd.memories import Memory, memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 CASES = Path(__file__).parent.parent / "tests/bank/leak_cases.py"

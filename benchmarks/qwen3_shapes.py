@@ -37,7 +37,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen3Config, Qwen3ForCausalLM
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
-from sgsd.problems import Problem
+from sgsd.data.problems import Problem
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.sgsd import SGSDTrainer
 

@@ -16,7 +16,7 @@ from sgsd.bank.build import LAYOUTS, extract, merge_and_scan, refuse_gone_proble
 from sgsd.bank.manifest import make_manifest, save_manifest
 from sgsd.bank.records import open_folder
 from sgsd.bank.writing import FIELDS, Written
-from sgsd.problems import Problem
+from sgsd.data.problems import Problem
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.verifiers import Outcome, Verdict
 

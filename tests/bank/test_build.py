@@ -34,8 +34,8 @@ from sgsd.bank.lineage import ancestors
 from sgsd.bank.manifest import MANIFEST
 from sgsd.bank.recording import WritingStoppedError
 from sgsd.bank.records import LOG_FILE, Records, open_folder
+from sgsd.data.problems import Problem
 from sgsd.errors import BankError, ConfigError, DataError, ServerError
-from sgsd.problems import Problem
 
 from .builds import SETTINGS, Sampler, Verifier, Writer, build, problems, results
 

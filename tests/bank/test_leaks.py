@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
 from sgsd.bank.leaks import COMMON, SHORTEST, LeakKind, held_answer, quarantine, scan
 from sgsd.bank.lineage import ancestors, descent
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.memories import memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 from .leak_cases import CLEAN, KNOWN_MISSES, PLANTED

@@ -34,9 +34,9 @@ from sgsd.bank.recording import RecordingWriter
 from sgsd.bank.records import BuildFolder, Layout, Mark, replace_file
 from sgsd.bank.skills import Origin, SkillBank
 from sgsd.bank.writing import UnfitError, WriteFailure, Writer, WriteRequest, Written, write_until_fit
+from sgsd.data.problems import Problem
 from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
-from sgsd.problems import Problem
 from sgsd.rollouts import Rollout, Sampler, StopReason
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import verify_in_context

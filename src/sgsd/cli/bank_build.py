@@ -28,12 +28,12 @@ from sgsd.cli.bank_settings import BuildSettings, read_settings
 from sgsd.cli.console import progress_bar, standard_error, standard_output
 from sgsd.cli.eval_plan import weights_digest
 from sgsd.cli.settings import ignore_deprecations, read_yaml, refuse_unwritable, resolve_config
-from sgsd.curation import DataReport
+from sgsd.data.curation import DataReport
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.engines.budget import estimate
-from sgsd.engines.datasets import load_problems
 from sgsd.errors import DataError
 from sgsd.evaluation.presets import BENCHMARKS
-from sgsd.problems import Problem
 from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, refuse_long_prompts
 from sgsd.verifiers import Outcome, get_verifier
 

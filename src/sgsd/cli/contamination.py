@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from sgsd.cli.console import standard_error
-from sgsd.contamination import Contamination, Overlap, find_overlaps
-from sgsd.engines.datasets import load_problems
+from sgsd.data.overlap import Contamination, Overlap, find_overlaps
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError
 from sgsd.evaluation.presets import BENCHMARKS
-from sgsd.problems import Problem
 
 
 def contamination(options: argparse.Namespace) -> int:

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from sgsd import runfolder
 from sgsd.cli.console import standard_output
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
-from sgsd.problems import Problem
 from sgsd.trainers.names import method_name
 
 TASK = "What is a + b? (also −, ×; operands 2 to 20, products of digits)"
@@ -179,7 +179,7 @@ class _Screen:
         self.evaluate(trainer, "before")
 
     def evaluate(self, trainer: Any, name: str) -> Any:
-        from sgsd.engines.datasets import load_problems
+        from sgsd.data.sources import load_problems
         from sgsd.engines.generation import TransformersSampler
         from sgsd.evaluation import evaluate
         from sgsd.verifiers import get_verifier

@@ -18,13 +18,13 @@ from sgsd import runfolder
 from sgsd.bank import Mistake, Skill, SkillBank
 from sgsd.bank.documents import load_bank
 from sgsd.cli.settings import read_run, refuse_unwritable
-from sgsd.curation import DataReport
-from sgsd.engines.datasets import GYM, load_problems
+from sgsd.data.curation import DataReport
+from sgsd.data.problems import Problem
+from sgsd.data.sources import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of, verifier_of
-from sgsd.problems import Problem
 from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Thinking
 from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier

@@ -23,7 +23,7 @@ from trl import ModelConfig, TrlParser
 
 from sgsd import __version__, runfolder
 from sgsd.cli.flags import metavar, spelled
-from sgsd.engines.datasets import hub_answers
+from sgsd.data.sources import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig

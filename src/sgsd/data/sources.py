@@ -1,6 +1,6 @@
 """Problems from the hub, from local files, and from reasoning-gym.
 
-Only the reading is here; ``sgsd.problems`` and ``sgsd.curation`` hold the rules.
+Only the reading is here; ``problems`` and ``curation`` hold the rules.
 
 Local files are read here rather than by ``datasets``: a broken line is named, a column may mix numbers and strings, and
 no copy lands in a cache. Hub names and directories go through ``datasets``.
@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from sgsd.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
+from sgsd.data.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
+from sgsd.data.problems import Problem, Row, adapt
 from sgsd.errors import ConfigError, DataError
-from sgsd.problems import Problem, Row, adapt
 
 FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
 GYM = "reasoning_gym:"

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgsd.curation import curate
-from sgsd.errors import ConfigError, DataError
-from sgsd.problems import (
+from sgsd.data.curation import curate
+from sgsd.data.problems import (
     ADAPTERS,
     Adapted,
     DropReason,
@@ -22,6 +21,7 @@ from sgsd.problems import (
     detect,
     strip_wrapper,
 )
+from sgsd.errors import ConfigError, DataError
 
 HEAD = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "

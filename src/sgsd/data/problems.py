@@ -1,7 +1,7 @@
 """Rows of public data sets → ``Problem``.
 
 Two steps, each pure: ``detect`` names the adapter a row set needs, ``adapt`` turns its rows into problems. Which
-of them stay is the business of ``curation``, reading files and the hub that of ``engines.datasets``.
+of them stay is the business of ``curation``, reading files and the hub that of ``sources``.
 """
 
 from __future__ import annotations
