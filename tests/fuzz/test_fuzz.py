@@ -24,7 +24,8 @@ from trl import ModelConfig
 
 from sgsd.bank import SkillBank
 from sgsd.cli.settings import RunArguments, parse_settings
-from sgsd.data.problems import Problem, adapt
+from sgsd.data.adapters import adapt
+from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.errors import SGSDError
 from sgsd.trainers.config import CONFIGS

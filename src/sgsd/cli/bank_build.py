@@ -138,6 +138,7 @@ class _Build:
             split=settings.dataset_split,
             config_name=settings.dataset_config,
             adapter=settings.dataset_adapter,
+            columns=settings.dataset_columns,
             limit=settings.dataset_limit,
             readable=self._verifier.readable,
             seed=settings.seed,

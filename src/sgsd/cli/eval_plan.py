@@ -100,7 +100,7 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
         near = did_you_mean(name.lower(), BENCHMARKS)
         if near is not None and name not in BENCHMARKS and "/" not in name and not Path(name).exists():
             raise ConfigError("no such data set", got=repr(name), remedy=near)
-    for flag in ("dataset_file", "dataset_split", "dataset_config", "dataset_adapter"):
+    for flag in ("dataset_file", "dataset_split", "dataset_config", "dataset_adapter", "dataset_columns"):
         if len(names) > 1 and vars(options)[flag] is not None:
             raise ConfigError(f"--{flag} is for one data set", got=text, remedy="evaluate on one at a time")
     return names
@@ -316,6 +316,7 @@ def _load(
         split=split,
         config_name=config,
         adapter=options.dataset_adapter,
+        columns=options.dataset_columns,
         limit=options.limit,
         readable=verifier.readable,
     )

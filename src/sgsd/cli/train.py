@@ -267,6 +267,7 @@ def _problems(
         split=run.dataset_split,
         config_name=run.dataset_config,
         adapter=run.dataset_adapter,
+        columns=run.dataset_columns,
         limit=run.dataset_limit,
         languages=run.languages,
         on_duplicate=run.on_duplicate,

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
-from sgsd.data.problems import Adapted, Dropped, DropReason, Problem, no_counts, same_answer, same_text
+from sgsd.data.adapters import Adapted
+from sgsd.data.problems import Dropped, DropReason, Problem, no_counts, same_answer, same_text
 from sgsd.errors import ConfigError, DataError, check_choice
 
 OnDuplicate: TypeAlias = Literal["drop", "keep", "error"]

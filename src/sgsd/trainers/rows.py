@@ -14,8 +14,9 @@ from typing import Any
 from datasets import Dataset
 
 from sgsd.bank import Mistake, Skill, SkillBank
+from sgsd.data.adapters import Adapted, adapt
 from sgsd.data.curation import curate
-from sgsd.data.problems import Adapted, Problem, adapt
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, DataError, PromptError
 from sgsd.prompts import LISTED_IDS, Prompt, PromptRenderer, RawText, listed, refuse_long_prompts
 from sgsd.retrieval import Retriever
