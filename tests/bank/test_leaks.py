@@ -3,6 +3,7 @@
 import json
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -16,7 +17,11 @@ from sgsd.errors import ConfigError
 from sgsd.memories import memory_of
 from sgsd.verifiers import Outcome, Verdict
 
-from .leak_cases import CLEAN, KNOWN_MISSES, PLANTED
+CASES = [json.loads(line) for line in Path(__file__).with_name("leak_cases.jsonl").read_text("utf-8").splitlines()]
+PLANTED, CLEAN, KNOWN_MISSES = (
+    [(case["text"], case["answer"]) for case in CASES if case["kind"] == kind]
+    for kind in ("leak", "clean", "known miss")
+)
 
 PROBLEM = Problem(
     "apples",
