@@ -411,7 +411,7 @@ def _fitting(found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool
             "no adapter fits the data's columns",
             got=", ".join(sorted(found)) or "no columns",
             expected=_formats(),
-            remedy="name them, as in columns problem=question,answer=gold",
+            remedy="rename the columns to problem and answer, or name them: --columns problem=question,answer=gold",
         )
     return max(fitting, key=lambda candidate: candidate[0])[1]  # the first of equals: table order
 
