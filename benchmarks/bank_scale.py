@@ -32,9 +32,9 @@ from sgsd.bank.build import MEMORIES, export, extract, sample, verify
 from sgsd.bank.leaks import scan
 from sgsd.bank.store import open_store
 from sgsd.bank.writing import FIELDS, KINDS, WriteRequest, Written
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.memories import Memory, memory_of, read_memory
-from sgsd.problems import Problem
 from sgsd.retrieval import BM25Retriever, EmbeddingRetriever, Retriever
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.verifiers import Outcome, Verdict

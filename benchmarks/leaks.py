@@ -1,9 +1,9 @@
 """Misses, false alarms, time and memory of the leak scan: python benchmarks/leaks.py --data FOLDER
 
 FOLDER holds ``gsm8k_train.jsonl`` and ``math_sample.jsonl`` with ``problem``, ``answer`` and ``solution``. Texts are
-the cases of ``tests/bank/leak_cases.py``; the last line of every GSM8K solution, as it is (*worked*) and without what
-is calculated before an equals sign (*told*); the last sentence of MATH solutions, without the box; and the shipped seed
-items. A miss is a text in which the answer of its own problem is not found; a false alarm, one in which another
+the cases of ``tests/bank/leak_cases.jsonl``; the last line of every GSM8K solution, as it is (*worked*) and without
+what is calculated before an equals sign (*told*); the last sentence of MATH solutions, without the box; and the shipped
+seed items. A miss is a text in which the answer of its own problem is not found; a false alarm, one in which another
 problem's is found.
 """
 
@@ -14,18 +14,17 @@ import gc
 import json
 import re
 import resource
-import runpy
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sgsd.bank import Origin, Skill, SkillBank, seed_banks
 from sgsd.bank.leaks import LeakKind, scan
+from sgsd.data.problems import Problem
 from sgsd.memories import Memory, memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
-CASES = Path(__file__).parent.parent / "tests/bank/leak_cases.py"
+CASES = Path(__file__).parent.parent / "tests/bank/leak_cases.jsonl"
 APART = 997
 """How far down the file the other problem is."""
 FRAGMENTS = (
@@ -143,9 +142,12 @@ def main() -> None:
     options = parser.parse_args()
     measure_scale(options.data)
     measure_growth()
-    cases = runpy.run_path(str(CASES))
-    clean = [pair for pair in cases["CLEAN"] if all(pair)]
-    show("cases", cases["PLANTED"], clean, options.show)
+    cases = rows(CASES)
+    planted, clean = (
+        [(case["text"], case["answer"]) for case in cases if case["kind"] == kind and case["text"] and case["answer"]]
+        for kind in ("leak", "clean")
+    )
+    show("cases", planted, clean, options.show)
     answers: list[str] = []
     for name, own in texts(options.data):
         answers += [answer for _, answer in own]

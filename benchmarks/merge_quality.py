@@ -31,10 +31,10 @@ from sgsd.bank import SkillBank
 from sgsd.bank.extract import Candidate, extraction_request, read_candidate, read_extraction
 from sgsd.bank.merge import merge, unite
 from sgsd.bank.writing import FIELDS, KINDS, WriteFailure, Writer, WriteRequest, Written, write_until_fit
+from sgsd.data.problems import Problem
 from sgsd.engines.embedders import SentenceTransformerEmbedder
 from sgsd.errors import DataError
 from sgsd.memories import Memory, memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 EMBEDDER = "local:all-minilm-l6-v2"

@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen3Config, 
 
 from measure import GB, peak_bytes, reset_peak, resident, show_table
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
-from sgsd.problems import Problem
+from sgsd.data.problems import Problem
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.sgsd import SGSDTrainer
 

@@ -26,8 +26,8 @@ from rich.table import Table
 from sgsd import runfolder
 from sgsd.cli.console import progress_bar, standard_output
 from sgsd.cli.parser import Parser, parse
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
-from sgsd.problems import Problem
 from sgsd.trainers.names import method_name
 
 TASK = "What is a + b? (also −, ×; operands 2 to 20, products of digits)"

@@ -11,10 +11,10 @@ from sgsd.bank import Mistake, Skill
 from sgsd.bank.extract import Candidate, extraction_request
 from sgsd.bank.merge import merge_request
 from sgsd.controls import KNOWN, disarm, disarmer
+from sgsd.data.problems import Problem
 from sgsd.errors import PromptError
 from sgsd.evaluation.run import prompts_of
 from sgsd.memories import memory_of
-from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer, message_ids, plain_messages, skill_messages
 from sgsd.trainers.rows import training_rows
 from sgsd.verifiers import Outcome, Verdict

@@ -15,8 +15,8 @@ import transformers.trainer_utils
 
 from sgsd.bank import SkillBank
 from sgsd.cli import main
+from sgsd.data.problems import Problem
 from sgsd.errors import CheckpointError
-from sgsd.problems import Problem
 
 from .conftest import ROOT
 from .trainers.tiny import forget_files, make_trainer

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from sgsd.data.problems import Problem
 from sgsd.errors import DataError
 from sgsd.memories import MAX_STEP_CHARACTERS, MAX_STEPS, FailureMode, compact_steps, memory_of, read_memory
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 PROBLEM = Problem("p1", "What is 2 + 3?", "5")

@@ -11,7 +11,7 @@ from trl import ModelConfig
 
 from sgsd.bank import SkillBank
 from sgsd.cli.settings import RunArguments, parse_settings, presets, resolve_config, settings_as_dict
-from sgsd.problems import ADAPTERS
+from sgsd.data.adapters import ADAPTERS
 from sgsd.trainers.config import VerifiedConfig
 from sgsd.verifiers import get_verifier
 

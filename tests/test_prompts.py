@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from sgsd.bank import Mistake, Origin, Skill
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError
-from sgsd.problems import Problem
 from sgsd.prompts import (
     BOXED_INSTRUCTION,
     PromptRenderer,

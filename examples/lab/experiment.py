@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgsd.bank import Mistake, Skill, SkillBank
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.examples.lab.language import MISTAKE_TEXTS, RULE_NAMES, SKILL_TEXTS, SYMBOLS, Question, mistake, skill
-from sgsd.problems import Problem
 from sgsd.retrieval import document
 from sgsd.verifiers import Outcome, Verdict, Verifier
 

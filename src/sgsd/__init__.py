@@ -17,7 +17,7 @@ _EXPORTS = {
     "OPSDConfig": "sgsd.trainers.config",
     "OPSDTrainer": "sgsd.trainers.opsd",
     "Outcome": "sgsd.verifiers",
-    "Problem": "sgsd.problems",
+    "Problem": "sgsd.data.problems",
     "SGSDConfig": "sgsd.trainers.config",
     "SGSDTrainer": "sgsd.trainers.sgsd",
     "SkillBank": "sgsd.bank",

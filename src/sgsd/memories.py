@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from sgsd.problems import Problem
+from sgsd.data.problems import Problem
 from sgsd.validation import validated
 from sgsd.verifiers.verdict import Outcome, Verdict
 

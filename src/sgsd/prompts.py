@@ -23,8 +23,8 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from sgsd.bank.skills import Mistake, Skill
 from sgsd.controls import disarmer
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError, check_choice
-from sgsd.problems import Problem
 
 BOXED_INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
 """Default instruction; what the ``math`` verifier reads best."""

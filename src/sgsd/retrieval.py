@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -84,7 +85,40 @@ class Retriever(Protocol):
         ...
 
 
-class EmbeddingRetriever:
+class _Ranking(ABC):
+    """Top K of each list by a score per item, paired by rank and weighted: what the retrievers have in common."""
+
+    _temperature = 1.0
+    _has_similarity = True
+
+    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
+        """See ``Retriever.retrieve``."""
+        if k < 1:
+            raise ConfigError("number of teachers K is too small", got=k, expected="at least 1")
+        k = min(k, bank.max_pairs)
+        if k == 0 or not queries:
+            return [Retrieval((), ()) for _ in queries]
+        return [self._pair(scores, bank, k) for scores in self._scores(queries, bank)]
+
+    @abstractmethod
+    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
+        """One row of scores a query, ``[N]`` in the order of ``bank.items``."""
+
+    def _pair(self, scores: NDArray[np.float64], bank: SkillBank, k: int) -> Retrieval:
+        to_skills, to_mistakes = np.split(scores, [len(bank.skills)])
+        best = zip(_top(to_skills, k), _top(to_mistakes, k), strict=True)
+        pairs = tuple(
+            Pair(
+                bank.skills[g],
+                bank.mistakes[e],
+                float(to_skills[g] + to_mistakes[e]) / 2 if self._has_similarity else None,
+            )
+            for g, e in best
+        )
+        return Retrieval(pairs, _weights(pairs, self._temperature))
+
+
+class EmbeddingRetriever(_Ranking):
     """Cosine similarity between the problem and each item (the paper's retriever).
 
     An item is embedded as ``document(item, item_text)``. Every text is embedded once and kept: items in an index for
@@ -122,60 +156,52 @@ class EmbeddingRetriever:
         self._query_prompt = query_prompt
         self._cache_size = cache_size
         self._item_text = item_text
-        self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
-        self._index: _Index | None = None
+        self._embedded_by = embedder.name
+        self._queries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._digest = ""
+        self._items: dict[str, NDArray[np.float32]] = {}
+        self._rows = np.empty((0, 0), dtype=np.float32)
 
     @property
     def name(self) -> str:
         return f"embedding:{self._embedder.name}"
 
-    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
-        """See ``Retriever.retrieve``; ``ConfigError`` if the embedder's answer is not N finite unit rows."""
-        k = _cap(k, bank)
-        if k == 0 or not queries:
-            return [Retrieval((), ()) for _ in queries]
+    def _scores(self, queries: Sequence[str], bank: SkillBank) -> NDArray[np.float64]:
+        """Cosines ``[Q, N]``, summed in float64; ``ConfigError`` if the embedder's answer is not N finite unit rows."""
+        if self._embedded_by != self._embedder.name:
+            self._embedded_by, self._digest = self._embedder.name, ""
+            self._queries.clear()
+            self._items.clear()
         prompted = [self._query_prompt + query for query in queries]
-        index, vectors = self._embedded(prompted, bank)
-        retrievals: list[Retrieval] = []
-        for text in prompted:
-            to_skills, to_mistakes = (_cosines(rows, vectors[text]) for rows in (index.skills, index.mistakes))
-            pairs = tuple(
-                Pair(bank.skills[g], bank.mistakes[e], float(to_skills[g] + to_mistakes[e]) / 2)
-                for g, e in zip(_top(to_skills, k), _top(to_mistakes, k), strict=True)
-            )
-            retrievals.append(Retrieval(pairs, _weights(pairs, self._temperature)))
-        return retrievals
-
-    def _embedded(self, prompted: Sequence[str], bank: SkillBank) -> tuple[_Index, dict[str, NDArray[np.float32]]]:
-        """The bank's index and each query's vector ``[D]``; what is missing comes from one call of the embedder."""
-        name, index = self._embedder.name, self._index
-        old = index if index is not None and index.name == name else None
-        current = old if old is not None and old.digest == bank.digest else None
-        texts = [] if current is not None else [document(item, self._item_text) for item in bank.items]
-        vectors: dict[str, NDArray[np.float32]] = {}
-        for text in dict.fromkeys((*prompted, *texts)):
-            if (name, text) in self._cache:
-                vectors[text] = self._cache[name, text]
-            elif old is not None and text in old.places:
-                vectors[text] = old.rows[old.places[text]]
-        missing = [text for text in dict.fromkeys((*prompted, *texts)) if text not in vectors]
+        texts = [document(item, self._item_text) for item in bank.items] if self._digest != bank.digest else []
+        known = {
+            text: cache[text]
+            for text in dict.fromkeys((*prompted, *texts))
+            for cache in (self._items, self._queries)
+            if text in cache
+        }
+        missing = [text for text in dict.fromkeys((*prompted, *texts)) if text not in known]
         if missing:
             rows = np.asarray(self._embedder.embed(missing), dtype=np.float32)
-            _require_unit_rows(rows, len(missing), name)
-            vectors.update(zip(missing, rows, strict=True))
-        if current is None:
-            self._index = current = _Index(name, bank.digest, texts, vectors, len(bank.skills))
+            _require_unit_rows(rows, len(missing), self._embedded_by)
+            known.update(zip(missing, rows, strict=True))
+        if texts:
+            self._rows = np.stack([known[text] for text in texts])
+            self._items = dict(zip(texts, self._rows, strict=True))
+            self._digest = bank.digest
         for text in dict.fromkeys(prompted):
             # A copy, so that a cached row does not keep its whole batch alive.
-            if (name, text) not in self._cache:
-                self._cache[name, text] = vectors[text].copy()
-            self._cache.move_to_end((name, text))
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
-        return current, vectors
+            if text not in self._queries:
+                self._queries[text] = known[text].copy()
+            self._queries.move_to_end(text)
+        while len(self._queries) > self._cache_size:
+            self._queries.popitem(last=False)
+        # Not a matrix product of BLAS: its sums depend on the other queries in their last digits.
+        asked = np.stack([known[text] for text in prompted])
+        return np.clip(np.einsum("nd,qd->qn", self._rows, asked, dtype=np.float64), -1.0, 1.0)
 
 
-class BM25Retriever:
+class BM25Retriever(_Ranking):
     """Word overlap (BM25, Lucene's variant, k1 = 1.5, b = 0.75), for use without any embedding model.
 
     Words are lower-cased runs of letters and digits; each Chinese character is a word. The weights are uniform, since
@@ -197,36 +223,20 @@ class BM25Retriever:
         _require_positive("retrieval temperature", temperature)
         check_choice("item_text", item_text, ITEM_TEXTS)
         self._item_text = item_text
-        self._weighted = weighted
+        self._has_similarity = weighted
         self._temperature = temperature
         self._indexed: tuple[str, _BM25Index, _BM25Index] | None = None
 
-    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
-        """See ``Retriever.retrieve``."""
-        k = _cap(k, bank)
-        if k == 0:
-            return [Retrieval((), ()) for _ in queries]
+    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
         if self._indexed is None or self._indexed[0] != bank.digest:
             text = self._item_text
             self._indexed = bank.digest, _BM25Index(bank.skills, text), _BM25Index(bank.mistakes, text)
         _, skills, mistakes = self._indexed
-        retrievals: list[Retrieval] = []
-        for query in queries:
-            words = _words(query)
-            to_skills, to_mistakes = skills.scores(words), mistakes.scores(words)
-            pairs = tuple(
-                Pair(
-                    bank.skills[g],
-                    bank.mistakes[e],
-                    float(to_skills[g] + to_mistakes[e]) / 2 if self._weighted else None,
-                )
-                for g, e in zip(_top(to_skills, k), _top(to_mistakes, k), strict=True)
-            )
-            retrievals.append(Retrieval(pairs, _weights(pairs, self._temperature)))
-        return retrievals
+        for words in map(_words, queries):
+            yield np.concatenate([skills.scores(words), mistakes.scores(words)])
 
 
-class RandomRetriever:
+class RandomRetriever(_Ranking):
     """Random pairs: the control that tells what ranking is worth.
 
     Item i's rank for a query is its place in the order of SHA-256(seed, query, id of i): a draw without replacement
@@ -238,23 +248,17 @@ class RandomRetriever:
     """
 
     name = "random"
+    _has_similarity = False
 
     def __init__(self, *, seed: int = 0) -> None:
         self._seed = seed
 
-    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
-        """See ``Retriever.retrieve``."""
-        k = _cap(k, bank)
-        retrievals: list[Retrieval] = []
+    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
         for query in queries:
-
-            def draw(item: Item, query: str = query) -> bytes:
-                return hashlib.sha256(f"{self._seed}\0{query}\0{item.id}".encode(errors="surrogatepass")).digest()
-
-            skills, mistakes = sorted(bank.skills, key=draw)[:k], sorted(bank.mistakes, key=draw)[:k]
-            pairs = tuple(Pair(skill, mistake, None) for skill, mistake in zip(skills, mistakes, strict=True))
-            retrievals.append(Retrieval(pairs, _weights(pairs, 1.0)))
-        return retrievals
+            draws = [f"{self._seed}\0{query}\0{item.id}".encode(errors="surrogatepass") for item in bank.items]
+            digests = [hashlib.sha256(draw).digest() for draw in draws]
+            places = {digest: place for place, digest in enumerate(sorted(digests, reverse=True))}
+            yield np.array([places[digest] for digest in digests], dtype=np.float64)
 
 
 def document(item: Item, item_text: str = "topic") -> str:
@@ -268,22 +272,6 @@ def document(item: Item, item_text: str = "topic") -> str:
     """
     note = item.when if isinstance(item, Skill) else item.avoid if item_text == "full" else ""
     return "\n".join(part for part in (item.title, item.text, note) if part)
-
-
-class _Index:
-    """A bank's vectors, ``[N, D]`` in bank order, skills first, and where each text's is."""
-
-    def __init__(
-        self, name: str, digest: str, texts: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], skills: int
-    ) -> None:
-        self.name = name
-        self.digest = digest
-        self.rows = np.empty((len(texts), len(vectors[texts[0]])), dtype=np.float32)
-        for place, text in enumerate(texts):
-            self.rows[place] = vectors[text]
-        self.places = {text: place for place, text in enumerate(texts)}
-        self.skills = self.rows[:skills]
-        self.mistakes = self.rows[skills:]
 
 
 class _BM25Index:
@@ -310,11 +298,6 @@ def _words(text: str) -> list[str]:
     return cast(list[str], _BM25_TOKEN.findall(text.lower()))
 
 
-def _cosines(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Unit rows ``[N, D]`` and a unit query ``[D]`` → cosines ``[N]``, summed in float64."""
-    return np.clip(np.einsum("nd,d->n", rows, query, dtype=np.float64), -1.0, 1.0)
-
-
 def _top(similarities: NDArray[np.float64], k: int) -> list[int]:
     """Positions of the k largest, best first, ties in bank order."""
     return [int(place) for place in np.argsort(-np.round(similarities, _RANKING_DECIMALS), kind="stable")[:k]]
@@ -330,12 +313,6 @@ def _weights(pairs: Sequence[Pair], temperature: float) -> tuple[float, ...]:
     logits = np.array(similarities) / temperature
     exponentials = np.exp(logits - logits.max())
     return tuple(float(weight) for weight in exponentials / exponentials.sum())
-
-
-def _cap(k: int, bank: SkillBank) -> int:
-    if k < 1:
-        raise ConfigError("number of teachers K is too small", got=k, expected="at least 1")
-    return min(k, bank.max_pairs)
 
 
 def _require_positive(what: str, value: float) -> None:

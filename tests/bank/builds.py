@@ -17,7 +17,7 @@ from sgsd.bank.build import RESULTS, export, extract, merge_and_scan, refuse_gon
 from sgsd.bank.manifest import MANIFEST, make_manifest
 from sgsd.bank.store import open_store
 from sgsd.bank.writing import FIELDS, Written
-from sgsd.problems import Problem
+from sgsd.data.problems import Problem
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.verifiers import Outcome, Verdict
 

@@ -35,8 +35,8 @@ from sgsd.bank.lineage import ancestors
 from sgsd.bank.manifest import MANIFEST
 from sgsd.bank.store import STORE, Store, open_store
 from sgsd.bank.writing import WritingStoppedError
+from sgsd.data.problems import Problem
 from sgsd.errors import BankError, ConfigError, DataError, ServerError
-from sgsd.problems import Problem
 
 from .builds import SETTINGS, Sampler, Verifier, Writer, build, problems, results
 

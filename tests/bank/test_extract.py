@@ -10,8 +10,8 @@ import pytest
 from sgsd.bank.extract import Candidate, extraction_request, read_candidate, read_extraction
 from sgsd.bank.skills import Mistake, Origin, Skill
 from sgsd.bank.writing import MAX_TITLE, UnfitError, WriteCounts, WriteFailure, Written, write_until_fit
+from sgsd.data.problems import Problem
 from sgsd.memories import memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 from .writers import FunctionWriter, reply

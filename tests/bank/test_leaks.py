@@ -3,6 +3,7 @@
 import json
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,12 +12,16 @@ from hypothesis import strategies as st
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
 from sgsd.bank.leaks import COMMON, SHORTEST, LeakKind, held_answer, quarantine, scan
 from sgsd.bank.lineage import ancestors, descent
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.memories import memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
-from .leak_cases import CLEAN, KNOWN_MISSES, PLANTED
+CASES = [json.loads(line) for line in Path(__file__).with_name("leak_cases.jsonl").read_text("utf-8").splitlines()]
+PLANTED, CLEAN, KNOWN_MISSES = (
+    [(case["text"], case["answer"]) for case in CASES if case["kind"] == kind]
+    for kind in ("leak", "clean", "known miss")
+)
 
 PROBLEM = Problem(
     "apples",

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.bank.extract import Candidate
 from sgsd.cli import main
+from sgsd.data.problems import Problem
 from sgsd.memories import Memory, memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 SEED = "seed:mental-arithmetic"

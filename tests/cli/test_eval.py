@@ -160,7 +160,7 @@ def test_a_competition_set_brings_the_papers_sampling(sgsd, tiny_folder, benchma
     ],
 )
 def test_every_benchmarks_columns_are_read(name, row):
-    from sgsd.problems import adapt
+    from sgsd.data.adapters import adapt
 
     (problem,) = adapt([row], row, stem=name, source=name).problems
     assert problem.text == "x?"

@@ -10,10 +10,10 @@ import pytest
 
 from sgsd.bank.extract import extraction_request, read_extraction
 from sgsd.bank.writing import WriteFailure, WriteRequest, write_until_fit
+from sgsd.data.problems import Problem
 from sgsd.engines.server_writer import WAYS, ServerWriter
 from sgsd.errors import ServerError
 from sgsd.memories import memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 from ..bank.writers import reply

@@ -24,9 +24,10 @@ from trl import ModelConfig
 
 from sgsd.bank import SkillBank
 from sgsd.cli.settings import RunArguments, parse_settings
-from sgsd.engines.datasets import load_problems
+from sgsd.data.adapters import adapt
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.errors import SGSDError
-from sgsd.problems import Problem, adapt
 from sgsd.trainers.config import CONFIGS
 from sgsd.verifiers import Outcome, Verdict, get_verifier
 from sgsd.verifiers.spans import letters_of

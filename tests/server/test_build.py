@@ -18,10 +18,10 @@ from sgsd.bank import SkillBank
 from sgsd.bank.extract import extraction_request, read_extraction
 from sgsd.bank.writing import WriteFailure, write_until_fit
 from sgsd.cli import main
+from sgsd.data.problems import Problem
 from sgsd.engines.models import LOCAL_MODELS
 from sgsd.engines.server_writer import ServerWriter
 from sgsd.memories import memory_of
-from sgsd.problems import Problem
 from sgsd.verifiers import Outcome, Verdict
 
 MODEL = "smollm2-135m-instruct"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
-from sgsd.problems import Problem
 from sgsd.scoring.logprobs import Select, StudentPass, flat_targets
 
 from .tiny import EOS, SOLVED, make_trainer

@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sgsd.data.problems import Problem
 from sgsd.errors import DataError, PromptError
 from sgsd.objectives import logprobs as tiles
-from sgsd.problems import Problem
 from sgsd.prompts import REFERENCE_BLOCK
 from sgsd.trainers import opsd as opsd_module
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 
-from sgsd.engines.datasets import load_problems
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.errors import DataError, PromptError
-from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer, RawText
 from sgsd.trainers.rows import problems_of, prompt_of, training_rows
 

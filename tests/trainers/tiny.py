@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
-from sgsd.problems import Problem
+from sgsd.data.problems import Problem
 from sgsd.retrieval import Pair, Retrieval
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import CONFIGS, VerifiedConfig

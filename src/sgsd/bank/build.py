@@ -33,9 +33,9 @@ from sgsd.bank.merge import GROUP_SIZE, PATIENCE, Embed, merge
 from sgsd.bank.skills import Origin, SkillBank
 from sgsd.bank.store import KeepingWriter, Progress, Store, refused_writes
 from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, Written, write_until_fit
+from sgsd.data.problems import Problem
 from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
-from sgsd.problems import Problem
 from sgsd.rollouts import Rollout, Sampler, StopReason
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import verify_in_context

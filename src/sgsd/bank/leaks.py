@@ -1,7 +1,7 @@
 """Items that give problems away: answers of the problems they came from, and long runs of a problem's words.
 
 Such an item teaches nothing: a teacher that is shown the answer supports whoever guessed it, and a benchmark problem in
-a bank makes the benchmark worthless. Texts are compared as ``contamination.words`` reads them. Three rules:
+a bank makes the benchmark worthless. Texts are compared as ``overlap.words`` reads them. Three rules:
 
 ``answer``
     The item holds the reference answer of a problem it came from. Numbers are compared by value. ``COMMON`` numbers,
@@ -28,10 +28,10 @@ from functools import lru_cache
 
 from sgsd.bank.lineage import ancestors, parents_of
 from sgsd.bank.skills import Item, SkillBank
-from sgsd.contamination import words
+from sgsd.data.overlap import words
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.memories import Memory
-from sgsd.problems import Problem
 
 DEFAULT_N = 13
 SHORTEST = 5

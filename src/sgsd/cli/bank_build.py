@@ -27,11 +27,11 @@ from sgsd.cli.bank_settings import BuildSettings, read_settings
 from sgsd.cli.console import progress_bar, standard_error, standard_output
 from sgsd.cli.eval_plan import weights_digest
 from sgsd.cli.settings import ignore_deprecations, read_yaml, refuse_unwritable, resolve_config
-from sgsd.curation import DataReport
+from sgsd.data.curation import DataReport
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.engines.budget import estimate
-from sgsd.engines.datasets import load_problems
 from sgsd.evaluation.presets import BENCHMARKS
-from sgsd.problems import Problem
 from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, refuse_long_prompts
 from sgsd.verifiers import Outcome, get_verifier
 
@@ -127,6 +127,7 @@ class _Build:
             split=settings.dataset_split,
             config_name=settings.dataset_config,
             adapter=settings.dataset_adapter,
+            columns=settings.dataset_columns,
             limit=settings.dataset_limit,
             readable=self._verifier.readable,
             seed=settings.seed,

@@ -13,8 +13,8 @@ from sgsd.bank.leaks import LeakReport, scan
 from sgsd.cli.bank_files import load, sizes
 from sgsd.cli.bank_trace import Origins, read_memories
 from sgsd.cli.console import print_json, standard_error, standard_output, table
+from sgsd.data.problems import Problem
 from sgsd.memories import Memory
-from sgsd.problems import Problem
 
 
 def check(options: argparse.Namespace) -> int:

@@ -67,6 +67,7 @@ class BuildSettings:
     dataset_split: str | None = _setting(None, "split (train, or the only one)")
     dataset_config: str | None = _setting(None, "configuration of a hub data set")
     dataset_adapter: str | None = _setting(None, "row format (found by its columns)")
+    dataset_columns: str | None = _setting(None, "which column is what: problem=question,answer=gold")
     dataset_limit: Count | None = _setting(None, "problems at most")
     # Rollouts.
     model_name_or_path: str = _setting(MISSING, "whose rollouts: hub name, folder, adapter, or local:NAME", "sample")
@@ -155,7 +156,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for item in fields(BuildSettings):
         default = "" if item.default in (None, "", MISSING) else f" (default: {item.default})"
         help_text = (item.metadata["help"] + default).replace("%", "%%")
-        settings.add_argument(f"--{item.name}", metavar=metavar(hints[item.name]), help=help_text)
+        flags = [f"--{item.name}", *(["--columns"] if item.name == "dataset_columns" else [])]
+        settings.add_argument(*flags, metavar=metavar(hints[item.name]), help=help_text)
 
 
 def read_settings(content: Mapping[str, Any], where: str, flags: Mapping[str, str | None]) -> BuildSettings:

@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from sgsd.cli.console import standard_error
-from sgsd.contamination import Contamination, Overlap, find_overlaps
-from sgsd.engines.datasets import load_problems
+from sgsd.data.overlap import Contamination, Overlap, find_overlaps
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError
 from sgsd.evaluation.presets import BENCHMARKS
-from sgsd.problems import Problem
 
 
 def contamination(options: argparse.Namespace) -> int:
@@ -21,14 +21,10 @@ def contamination(options: argparse.Namespace) -> int:
     if options.show < 0:
         raise ConfigError("--show is out of range", got=options.show, expected="0 or more")
     console = standard_error()
-    train = [
-        problem
-        for source in options.train
-        for problem in load_all(source, console, options.train_split, options.train_config, options.train_adapter)
-    ]
+    train = [problem for source in options.train for problem in load_all(source, console, *_choices(options, "train"))]
     reports: dict[str, Contamination] = {}
     for source in options.test:
-        test = load_all(source, console, options.test_split, options.test_config, options.test_adapter)
+        test = load_all(source, console, *_choices(options, "test"))
         reports[source] = find_overlaps(train, test, n=options.n)
     if options.json:
         told = {"train": options.train, "test": {source: report.to_dict() for source, report in reports.items()}}
@@ -39,8 +35,17 @@ def contamination(options: argparse.Namespace) -> int:
     return 0
 
 
+def _choices(options: argparse.Namespace, side: str) -> tuple[str | None, ...]:
+    return tuple(vars(options)[f"{side}_{name}"] for name in ("split", "config", "adapter", "columns"))
+
+
 def load_all(
-    source: str, console: Console, split: str | None = None, config: str | None = None, adapter: str | None = None
+    source: str,
+    console: Console,
+    split: str | None = None,
+    config: str | None = None,
+    adapter: str | None = None,
+    columns: str | None = None,
 ) -> list[Problem]:
     """All usable problems of a source or benchmark, with a summary on the console; duplicates stay, for the question is
     what is there.
@@ -53,6 +58,7 @@ def load_all(
         split=split,
         config_name=config,
         adapter=adapter,
+        columns=columns,
         on_duplicate="keep",
         on_conflict="keep",
     )

@@ -18,13 +18,13 @@ from sgsd import runfolder
 from sgsd.bank import Mistake, Skill
 from sgsd.bank.documents import load_bank
 from sgsd.cli.settings import read_run, refuse_unwritable
-from sgsd.curation import DataReport
-from sgsd.engines.datasets import GYM, load_problems
+from sgsd.data.curation import DataReport
+from sgsd.data.problems import Problem
+from sgsd.data.sources import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of, verifier_of
-from sgsd.problems import Problem
 from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Thinking
 from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
@@ -100,7 +100,7 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
         near = did_you_mean(name.lower(), BENCHMARKS)
         if near is not None and name not in BENCHMARKS and "/" not in name and not Path(name).exists():
             raise ConfigError("no such data set", got=repr(name), remedy=near)
-    for flag in ("dataset_file", "dataset_split", "dataset_config", "dataset_adapter"):
+    for flag in ("dataset_file", "dataset_split", "dataset_config", "dataset_adapter", "dataset_columns"):
         if len(names) > 1 and vars(options)[flag] is not None:
             raise ConfigError(f"--{flag} is for one data set", got=text, remedy="evaluate on one at a time")
     return names
@@ -291,6 +291,7 @@ def _load(
         split=split,
         config_name=config,
         adapter=options.dataset_adapter,
+        columns=options.dataset_columns,
         limit=options.limit,
         readable=verifier.readable,
     )

@@ -23,7 +23,7 @@ from trl import ModelConfig, TrlParser
 
 from sgsd import __version__, runfolder
 from sgsd.cli.flags import metavar, spelled
-from sgsd.engines.datasets import hub_answers
+from sgsd.data.sources import hub_answers
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
@@ -55,6 +55,9 @@ class RunArguments:
     dataset_split: str | None = field(default=None, metadata={"help": "Split; default: train, or the only one."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     dataset_adapter: str | None = field(default=None, metadata={"help": "Row format; default: found by its columns."})
+    dataset_columns: str | None = field(
+        default=None, metadata={"help": "Which column is what: problem=question,answer=gold.", "aliases": ["--columns"]}
+    )
     dataset_limit: int | None = field(default=None, metadata={"help": "Problems at most."})
     languages: list[str] | None = field(default=None, metadata={"help": "Keep problems in these languages (en zh …)."})
     on_duplicate: str = field(default="drop", metadata={"help": "Same text and answer: drop, keep or error."})

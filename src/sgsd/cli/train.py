@@ -31,7 +31,8 @@ from sgsd.cli.settings import (
     refuse_used_folder,
     settings_as_dict,
 )
-from sgsd.engines.datasets import load_problems
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import (
     check_buildable,
@@ -41,7 +42,6 @@ from sgsd.engines.models import (
     load_tokenizer,
 )
 from sgsd.errors import CollapseError, ConfigError, SGSDError, in_one_line
-from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
 from sgsd.scoring.teachers import TeacherPool, build_pool
@@ -267,6 +267,7 @@ def _problems(
         split=run.dataset_split,
         config_name=run.dataset_config,
         adapter=run.dataset_adapter,
+        columns=run.dataset_columns,
         limit=run.dataset_limit,
         languages=run.languages,
         on_duplicate=run.on_duplicate,

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from sgsd.data.problems import Problem
 from sgsd.engines.generation import TransformersSampler
 from sgsd.evaluation.run import Evaluation, evaluate
-from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.verifiers import Verifier
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from sgsd import runfolder
 from sgsd.bank import Mistake, Skill
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.metrics import answer_group, majority_at_k, pass_at_k, subset_sizes
 from sgsd.evaluation.statistics import Estimate, mean_estimate
-from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer, refuse_long_prompts
 from sgsd.rollouts import Rollout, Sampler, StopReason
 from sgsd.verifiers import Context, Outcome, Verdict, Verifier

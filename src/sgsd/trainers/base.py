@@ -28,10 +28,10 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from sgsd.bank import SkillBank
 from sgsd.bank.writing import Writer
+from sgsd.data.problems import Problem
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
-from sgsd.problems import Problem
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
 from sgsd.scoring.logprobs import Reduction, StudentPass, causal_model, keep_head_in_float32
@@ -87,7 +87,7 @@ class VerifiedTrainer(GRPOTrainer):
             is a success, NaN or ``None`` undecided. Without any, ``args.verifier`` compares with the column ``answer``.
         args: configuration.
         train_dataset: a ``datasets.Dataset``, with a ``prompt`` column as TRL has it or in any format that
-            ``sgsd.problems`` knows, or a list of ``Problem``.
+            ``sgsd.data.problems`` knows, or a list of ``Problem``.
         eval_dataset: likewise, or several by name; ``evaluate()`` logs the plain prompt's success rate as
             ``eval_reward``.
         processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config,

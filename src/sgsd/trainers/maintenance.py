@@ -35,9 +35,9 @@ from sgsd.bank.leaks import scan
 from sgsd.bank.maintain import Action, maintain
 from sgsd.bank.merge import merge
 from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, Written, write_until_fit
+from sgsd.data.problems import Problem
 from sgsd.errors import BankError, CheckpointError
 from sgsd.memories import Memory, memory_of
-from sgsd.problems import Problem
 from sgsd.trainers.checkpoint import BankState
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.record import append_lines, keep_until

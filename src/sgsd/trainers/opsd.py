@@ -24,9 +24,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from sgsd.data.problems import Problem
 from sgsd.errors import DataError
 from sgsd.objectives import token_divergence
-from sgsd.problems import Problem
 from sgsd.scoring.logprobs import causal_model, head_logits, hidden_states
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import OPSDConfig

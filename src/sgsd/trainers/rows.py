@@ -14,9 +14,10 @@ from typing import Any
 from datasets import Dataset
 
 from sgsd.bank import Mistake, Skill, SkillBank
-from sgsd.curation import curate
+from sgsd.data.adapters import Adapted, adapt
+from sgsd.data.curation import curate
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, DataError, PromptError
-from sgsd.problems import Adapted, Problem, adapt
 from sgsd.prompts import LISTED_IDS, Prompt, PromptRenderer, RawText, listed, refuse_long_prompts
 from sgsd.retrieval import Retriever
 
@@ -27,7 +28,7 @@ SkillPairs = Sequence[tuple[Skill, Mistake]]
 
 
 def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -> list[Problem]:
-    """Problems as they are, or those of a data set in any format that ``sgsd.problems`` knows.
+    """Problems as they are, or those of a data set in any format that ``sgsd.data.problems`` knows.
 
     Args:
         source: the data.

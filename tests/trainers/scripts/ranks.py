@@ -26,7 +26,7 @@ from tests.trainers.tiny import EOS, by_parity, make_bank, make_trainer, prompte
 from torch.distributed.tensor import DTensor  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-from sgsd.problems import Problem  # noqa: E402
+from sgsd.data.problems import Problem  # noqa: E402
 from sgsd.retrieval import RandomRetriever, Retrieval  # noqa: E402
 from sgsd.scoring.logprobs import chunk_count  # noqa: E402
 

@@ -10,18 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgsd.curation import curate
+from sgsd.data.adapters import Adapted, adapt, boxed, detect, strip_wrapper
+from sgsd.data.curation import curate
+from sgsd.data.problems import DropReason, Problem
 from sgsd.errors import ConfigError, DataError
-from sgsd.problems import (
-    ADAPTERS,
-    Adapted,
-    DropReason,
-    Problem,
-    adapt,
-    boxed,
-    detect,
-    strip_wrapper,
-)
 
 HEAD = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
@@ -60,18 +52,18 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "DAPO raw": ("dapo_raw", DAPO),
     "DAPO raw with a plain prompt": ("dapo_raw", DAPO | {"prompt": wrapped(TEXT)}),
     "DAPO processed": ("dapo_processed", DAPO | {"prompt": TEXT, "solution": "12", "source_prompt": DAPO["prompt"]}),
-    "OpenThoughts": ("openthoughts", {"problem": TEXT, "solution": "3 · 4", "Answer": "12", "messages": []}),
+    "OpenThoughts": ("plain", {"problem": TEXT, "solution": "3 · 4", "Answer": "12", "messages": []}),
     "GSM8K": ("gsm8k", {"question": TEXT, "answer": "There are 3*4=<<3*4=12>>12 ducks.\n#### 12"}),
     "MATH-500": (
-        "math500",
+        "plain",
         {"problem": TEXT, "solution": "x", "answer": "12", "subject": "Ducks", "level": 2, "unique_id": "test/1.json"},
     ),
     "AIME 2024": (
-        "aime",
+        "plain",
         {"id": 60, "problem": TEXT, "solution": "x", "answer": "12", "url": "https://example.org", "year": "2024"},
     ),
-    "AIME 1983-2024": ("aime_1983_2024", {"ID": "1983-1", "Year": 1983, "Question": TEXT, "Answer": "12"}),
-    "MathArena": ("matharena", {"problem_idx": 7, "problem": TEXT, "answer": 12, "problem_type": ["Combinatorics"]}),
+    "AIME 1983-2024": ("plain", {"ID": "1983-1", "Year": 1983, "Question": TEXT, "Answer": "12"}),
+    "MathArena": ("plain", {"problem_idx": 7, "problem": TEXT, "answer": 12, "problem_type": ["Combinatorics"]}),
     "Minerva, AMC": ("plain", {"question": TEXT, "answer": "12"}),
     "AMC from Parquet": ("plain", {"id": 0, "question": TEXT, "answer": 12.0, "url": "https://example.org"}),
     "JSONL": ("plain", {"id": "d1", "problem": TEXT, "answer": "12", "solution": "x", "source": "my farm"}),
@@ -344,7 +336,7 @@ def test_a_boxed_answer_is_counted_and_only_used_where_the_column_is_silent() ->
 
 
 def test_no_fitting_adapter_says_what_it_got_and_expected() -> None:
-    with pytest.raises(DataError, match=r"got gold, pred; expected one of .*plain \(problem\|question\|text"):
+    with pytest.raises(DataError, match=r"got gold, pred; expected one of .*plain \(problem\|question\|Question\|text"):
         detect(["pred", "gold"])
 
 
@@ -354,8 +346,8 @@ def test_an_unknown_adapter_names_the_nearest() -> None:
 
 
 def test_an_adapter_that_lacks_its_columns_is_refused() -> None:
-    with pytest.raises(DataError, match="got answer, metadata, question; expected problem"):
-        read(GYM, adapter="math500")
+    with pytest.raises(DataError, match="got answer, metadata, question; expected prompt"):
+        read(GYM, adapter="trl")
 
 
 def test_booleans_and_objects_are_not_answers() -> None:
@@ -364,6 +356,37 @@ def test_booleans_and_objects_are_not_answers() -> None:
     assert read({"problem": TEXT, "answer": float("nan")}).problems[0].answer == ""
 
 
-def test_adapter_names_are_unique() -> None:
-    assert all(name == adapter.name for name, adapter in ADAPTERS.items())
-    assert len(ADAPTERS) == 12
+ODD: dict[str, Any] = {"question": TEXT, "gold": "12", "answer": "13", "text": "a chapter", "key": "k", "prompt": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        ("problem=question,answer=gold", (TEXT, "12", "ducks-0", None)),
+        (" problem = question , answer=gold,id=key", (TEXT, "12", "k", None)),
+        ("problem=question", (TEXT, "13", "ducks-0", None)),
+        ("problem=question,prompt=prompt,answer=gold", (TEXT, "12", "ducks-0", "Hi")),
+        ("prompt=question,answer=gold", (TEXT, "12", "ducks-0", TEXT)),
+    ],
+)
+def test_columns_that_are_named_are_read_and_no_others_in_their_place(mapping: str, expected: tuple[Any, ...]) -> None:
+    adapted = adapt([ODD], ODD, stem="ducks", source="farm", mapping=mapping)
+    (problem,) = adapted.problems
+    assert (problem.text, problem.answer, problem.id, problem.prompt) == expected
+    assert adapted.adapter == "columns"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "adapter", "message"),
+    [
+        ("problem", None, "not a mapping"),
+        ("problem=question,problem=gold", None, "not a mapping"),
+        ("problem=question,gold=answer", None, "not a mapping"),
+        ("answer=gold", None, "nothing to ask"),
+        ("problem=riddle,answer=gold", None, "no such column: got riddle"),
+        ("problem=question", "plain", "exclude each other"),
+    ],
+)
+def test_a_mapping_that_cannot_be_followed_is_refused(mapping: str, adapter: str | None, message: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        adapt([ODD], ODD, stem="ducks", source="farm", mapping=mapping, adapter=adapter)

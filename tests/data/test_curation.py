@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgsd.curation import UNDETERMINED, curate
+from sgsd.data.adapters import Adapted
+from sgsd.data.curation import UNDETERMINED, curate
+from sgsd.data.problems import DropReason, Problem
 from sgsd.errors import ConfigError, DataError
-from sgsd.problems import Adapted, DropReason, Problem
 
 TEXT = "How many ducks are in 3 ponds of 4 ducks each?"
 

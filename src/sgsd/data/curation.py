@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
+from sgsd.data.adapters import Adapted
+from sgsd.data.problems import Dropped, DropReason, Problem, no_counts, same_answer, same_text
 from sgsd.errors import ConfigError, DataError, check_choice
-from sgsd.problems import Adapted, Dropped, DropReason, Problem, no_counts, same_answer, same_text
 
 OnDuplicate: TypeAlias = Literal["drop", "keep", "error"]
 OnConflict: TypeAlias = Literal["drop_all", "keep_first", "keep", "error"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sgsd.curation import UNDETERMINED
-from sgsd.engines.datasets import _literal, language_identifier, load_problems
+from sgsd.data.curation import UNDETERMINED
+from sgsd.data.sources import _literal, language_identifier, load_problems
 from sgsd.errors import ConfigError, DataError, SGSDError
 
 ROWS: list[dict[str, Any]] = [
@@ -226,7 +226,7 @@ def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch, cache: Path)
 def test_hub_data_sets_go_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    from sgsd.engines import datasets as engine
+    from sgsd.data import sources as engine
 
     both = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS)})
     asked: list[tuple[Any, ...]] = []

@@ -1,6 +1,6 @@
 """Problems from the hub, from local files, and from reasoning-gym.
 
-Only the reading is here; ``sgsd.problems`` and ``sgsd.curation`` hold the rules.
+Only the reading is here; ``adapters`` and ``curation`` hold the rules.
 
 Local files are read here rather than by ``datasets``: a broken line is named, a column may mix numbers and strings, and
 no copy lands in a cache. Hub names and directories go through ``datasets``.
@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from sgsd.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
+from sgsd.data.adapters import adapt
+from sgsd.data.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
+from sgsd.data.problems import Problem, Row
 from sgsd.errors import ConfigError, DataError
-from sgsd.problems import Problem, Row, adapt
 
 FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
 GYM = "reasoning_gym:"
@@ -46,6 +47,7 @@ def load_problems(
     config_name: str | None = None,
     revision: str | None = None,
     adapter: str | None = None,
+    columns: str | None = None,
     limit: int | None = None,
     languages: Sequence[str] | None = None,
     on_duplicate: OnDuplicate = "drop",
@@ -64,7 +66,8 @@ def load_problems(
         split: of a data set with several; ``None`` takes ``train``, or the only one. A file is its own split ``train``.
         config_name: of a hub data set that has several configurations.
         revision: a branch, tag or commit on the hub.
-        adapter: a name in ``problems.ADAPTERS``; ``None`` detects it from the columns.
+        adapter: a name in ``adapters.ADAPTERS``; ``None`` detects it from the columns.
+        columns: which column is what, in place of an adapter: ``problem=question,answer=gold``.
         limit: the number of problems wanted; the rows are looked at in order until it is reached.
         languages: ISO 639-1 codes to keep, such as ``("en",)``; texts of undetermined language stay.
         on_duplicate, on_conflict, readable: as in ``curation.curate``.
@@ -99,6 +102,7 @@ def load_problems(
         stem=table.stem,
         source=table.source,
         adapter=adapter,
+        mapping=columns,
         needs_answer=needs_answer,
     )
     problems = list(adapted.problems)

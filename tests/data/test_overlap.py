@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgsd.cli import main
-from sgsd.contamination import find_overlaps, words
-from sgsd.curation import DataReport
-from sgsd.engines.datasets import load_problems
+from sgsd.data.curation import DataReport
+from sgsd.data.overlap import find_overlaps, words
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError
-from sgsd.problems import Problem
 
 
 def problems(*texts: str, name: str = "data", answer: str = "1") -> list[Problem]:

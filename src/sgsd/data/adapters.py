@@ -1,8 +1,4 @@
-"""Rows of public data sets → ``Problem``.
-
-Two steps, each pure: ``detect`` names the adapter a row set needs, ``adapt`` turns its rows into problems. Which
-of them stay is the business of ``curation``, reading files and the hub that of ``engines.datasets``.
-"""
+"""Rows of data sets → ``Problem``: columns by name, and code for the formats that need it."""
 
 from __future__ import annotations
 
@@ -10,93 +6,25 @@ import itertools
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from types import MappingProxyType
-from typing import TypeAlias, cast
+from typing import cast
 
-from sgsd.errors import DataError, check_choice
-
-Row: TypeAlias = Mapping[str, object]
-Message: TypeAlias = Mapping[str, object]
-"""``role``, ``content``, and what else a chat template reads."""
+from sgsd.data.problems import (
+    DIGIT_GROUPS,
+    Dropped,
+    DropReason,
+    Message,
+    Problem,
+    Row,
+    no_counts,
+    same_answer,
+)
+from sgsd.errors import ConfigError, DataError, check_choice
 
 SAMPLED_ROWS = 20  # adapters that share their columns are told apart by a look at the first rows
-
-
-def no_columns() -> Row:
-    """The empty default of a problem's further columns."""
-    return {}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One verifiable problem.
-
-    Attributes:
-        id: unique within a data set, stable across runs.
-        text: what the student is asked, free of any data set's instruction wrapper.
-        answer: the reference answer. Only a verifier (or the OPSD baseline) ever sees it.
-        solution: a reference solution, where the data set has one. SGSD never uses it.
-        reference: what the verifier compares with where that is more than ``answer`` (reasoning-gym needs its whole
-            entry as JSON); ``None`` means ``answer``.
-        source: the data set and row it came from.
-        prompt: the prompt in full where the data set brings one: a conversation, or text that no chat template is put
-            around, as in TRL. ``None``: the prompt is ``text`` and the instruction.
-        columns: the row's own columns but ``prompt``, as they were; reward functions are given them.
-    """
-
-    id: str
-    text: str
-    answer: str
-    solution: str | None = None
-    reference: str | None = None
-    source: str = ""
-    prompt: str | tuple[Message, ...] | None = field(default=None, hash=False)
-    columns: Row = field(default_factory=no_columns, compare=False, repr=False)
-
-    @property
-    def key(self) -> str:
-        """What a verifier takes as the answer."""
-        return self.answer if self.reference is None else self.reference
-
-    @property
-    def reward_columns(self) -> Row:
-        """What a reward function as verifier is given of this row, as in training."""
-        derived = {"problem": self.text, "problem_id": self.id, "answer": self.key}
-        return {**self.columns, **derived, "solution": self.solution or self.answer}
-
-
-class DropReason(StrEnum):
-    """Why a row is not among the problems."""
-
-    MALFORMED = "malformed"
-    NO_TEXT = "no_text"
-    NO_ANSWER = "no_answer"
-    DUPLICATE = "duplicate"
-    CONFLICT = "conflict"
-    LANGUAGE = "language"
-    UNREADABLE = "unreadable"
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """One row that is not among the problems: its id, the reason, and the particulars."""
-
-    id: str
-    reason: DropReason
-    why: str
-
-
-def no_counts() -> Mapping[str, int]:
-    """The empty default of a field of counts."""
-    return {}
-
-
-# --- text ---------------------------------------------------------------------------------------------------------
 
 _DAPO_HEAD = re.compile(
     r"\s*Solve the following math problem step by step\.\s+The last line of your response should be of the form "
@@ -106,8 +34,6 @@ _DAPO_TAIL = re.compile(r'\s*Remember to put your answer on its own line after "
 _GSM8K_ANSWER = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|(\w+))")
-_DIGIT_GROUPS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*))?")
 
 
 def strip_wrapper(text: str) -> str:
@@ -137,27 +63,6 @@ def boxed(solution: str) -> list[str]:
         if depth == 0:
             contents.append(solution[match.end() : position - 1].strip())
     return contents
-
-
-def same_text(text: str) -> str:
-    """Texts that agree in this are the same: Unicode composition and white space evened out, case kept."""
-    # NFC, not NFKC: x² and x2 are different problems. Case stays too: A and a are different points.
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def same_answer(answer: str) -> str:
-    """Answers equal by eye only: spaces, enclosing ``$``, digit groups, leading and trailing zeros."""
-    plain = " ".join(answer.strip().strip("$").split())
-    if _DIGIT_GROUPS.fullmatch(plain):
-        plain = plain.replace(",", "")
-    if number := _NUMBER.fullmatch(plain):
-        sign, whole, decimals = number.group(1), number.group(2), (number.group(3) or "").rstrip("0")
-        magnitude = f"{whole}.{decimals}" if decimals else whole
-        return f"-{magnitude}" if sign == "-" and magnitude != "0" else magnitude
-    return plain
-
-
-# --- adapters -----------------------------------------------------------------------------------------------------
 
 
 class _MalformedRowError(Exception):
@@ -358,7 +263,7 @@ def _gsm8k(row: Row) -> Draft:
     worked = _string(row, "answer")
     finals = _GSM8K_ANSWER.findall(worked)
     answer = finals[-1] if finals else ""
-    if _DIGIT_GROUPS.fullmatch(answer):
+    if DIGIT_GROUPS.fullmatch(answer):
         answer = answer.replace(",", "")
     return Draft(_string(row, "question"), answer, id=_string(row, "id"), solution=_CALCULATOR.sub("", worked) or None)
 
@@ -383,27 +288,74 @@ def _is_reasoning_gym(row: Row) -> bool:
     return isinstance(metadata, Mapping) and "source_dataset" in metadata
 
 
-def _columns(*text: str, answer: str = "answer", id: tuple[str, ...] = ("id", "unique_id")) -> Callable[[Row], Draft]:
-    """A converter for rows with one column each for text, answer, solution and id."""
+# What is looked for in a row, and under which columns, in order of preference.
+USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "problem": ("problem", "question", "Question", "text"),
+        "answer": ("answer", "Answer"),
+        "solution": ("solution",),
+        "id": ("id", "unique_id", "ID", "problem_idx"),
+        "prompt": ("prompt",),
+    }
+)
+
+
+def _columns(names: Mapping[str, tuple[str, ...]] = USUAL) -> Callable[[Row], Draft]:
+    """A converter for rows with one column each for problem, answer, solution and id."""
 
     def convert(row: Row) -> Draft:
-        if answer == "answer" and _is_gsm8k(row):
+        if any(_is_gsm8k({"answer": row.get(name)}) for name in names["answer"]):
             raise _MalformedRowError("the answer is a worked solution ending in ####; adapter gsm8k reads those")
-        solution, notes = _string(row, "solution"), ()
-        final = _string(row, answer)
+        solution, notes = _string(row, *names["solution"]), ()
+        final = _string(row, *names["answer"])
         if not final and solution:
             final, notes = _boxed_answer(solution)
         source = row.get("source")
         return Draft(
-            _string(row, *text),
+            _string(row, *names["problem"]),
             final,
-            id=_string(row, *id),
+            id=_string(row, *names["id"]),
             solution=solution or None,
             source=source if isinstance(source, str) else "",
             notes=notes,
         )
 
     return convert
+
+
+def read_mapping(text: str) -> dict[str, str]:
+    """``problem=question,answer=gold`` as a mapping; ``ConfigError`` if it is none."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    mapping = {role.strip(): column.strip() for role, _, column in pairs}
+    unknown = [role for role in mapping if role not in USUAL]
+    if unknown or len(mapping) < len(pairs) or not all(mapping.values()):
+        expected = "problem=COLUMN,answer=COLUMN; also " + ", ".join(role for role in USUAL if role != "problem")
+        raise ConfigError("columns are not a mapping", got=repr(text), expected=expected)
+    if not {"problem", "prompt"} & set(mapping):
+        raise ConfigError("columns name nothing to ask", got=repr(text), expected="problem=COLUMN or prompt=COLUMN")
+    return mapping
+
+
+def _mapped(mapping: Mapping[str, str], found: frozenset[str]) -> Adapter:
+    """The adapter for columns named by the user; what they leave out is looked for under its usual name."""
+    missing = [column for column in mapping.values() if column not in found]
+    if missing:
+        raise DataError(
+            "the data has no such column", got=", ".join(missing), expected="one of " + ", ".join(sorted(found))
+        )
+    named = {role: (column,) for role, column in mapping.items()}
+    # A column of another meaning may have a usual name, so that text and prompt are only taken where they are named.
+    names = {**USUAL, "problem": (), "prompt": (), **named}
+    plain = _columns(names)
+
+    def convert(row: Row) -> Draft:
+        draft = plain(row)
+        if not names["prompt"]:
+            return draft
+        asked, prompt = _prompt({"prompt": row.get(names["prompt"][0])})
+        return replace(draft, text=draft.text or asked, prompt=prompt)
+
+    return Adapter("columns", tuple((column,) for column in mapping.values()), convert)
 
 
 def _never(row: Row) -> bool:
@@ -415,22 +367,15 @@ _TABLE = (
     Adapter("dapo_processed", (("prompt",), ("solution",), ("source_prompt",)), _dapo_processed),
     Adapter("dapo_raw", (("data_source",), ("prompt",), ("reward_model",)), _dapo_raw),
     Adapter("dapo_wrapped", (("data_source",), ("prompt",), ("reward_model",)), _dapo_wrapped, _never),
-    Adapter("openthoughts", (("problem",), ("solution",), ("Answer",)), _columns("problem", answer="Answer")),
     Adapter("reasoning_gym", (("question",), ("answer",), ("metadata",)), _reasoning_gym, _is_reasoning_gym),
     Adapter("gsm8k", (("question",), ("answer",)), _gsm8k, _is_gsm8k),
-    Adapter("math500", (("problem",), ("answer",), ("unique_id",)), _columns("problem", id=("unique_id",))),
-    Adapter("aime", (("id",), ("problem",), ("answer",), ("year",)), _columns("problem")),
-    Adapter("aime_1983_2024", (("Question",), ("Answer",)), _columns("Question", answer="Answer", id=("ID",))),
-    Adapter("matharena", (("problem_idx",), ("problem",), ("answer",)), _columns("problem", id=("problem_idx",))),
     Adapter("trl", (("prompt",), ("answer", "solution", "ground_truth", "reward_model")), _trl),
-    Adapter(
-        "plain", (("problem", "question", "text"), ("answer", "solution")), _columns("problem", "question", "text")
-    ),
+    Adapter("plain", (USUAL["problem"], (*USUAL["answer"], "solution")), _columns()),
 )
 # For reward functions that need no answer.
 _UNANSWERED = (
     Adapter("trl", (("prompt",),), _trl),
-    Adapter("plain", (("problem", "question", "text"),), _columns("problem", "question", "text")),
+    Adapter("plain", (USUAL["problem"],), _columns()),
 )
 ADAPTERS: Mapping[str, Adapter] = MappingProxyType({adapter.name: adapter for adapter in _TABLE})
 """Every row format there is, by name; ``docs/data.md`` describes them."""
@@ -466,7 +411,7 @@ def _fitting(found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool
             "no adapter fits the data's columns",
             got=", ".join(sorted(found)) or "no columns",
             expected=_formats(),
-            remedy="rename the columns to problem and answer",
+            remedy="rename the columns to problem and answer, or name them: --columns problem=question,answer=gold",
         )
     return max(fitting, key=lambda candidate: candidate[0])[1]  # the first of equals: table order
 
@@ -504,6 +449,7 @@ def adapt(
     stem: str,
     source: str,
     adapter: str | None = None,
+    mapping: str | None = None,
     needs_answer: bool = True,
 ) -> Adapted:
     """Rows → problems, in order.
@@ -521,18 +467,25 @@ def adapt(
         stem: the start of made-up ids.
         source: the name of the data set, for ``Problem.source``.
         adapter: the adapter's name; ``None`` detects it.
+        mapping: which column is what, in place of an adapter: ``problem=question,answer=gold``. Of ``answer``,
+            ``solution`` and ``id``, what is not named is looked for under its usual names (``USUAL``).
         needs_answer: as for ``detect``; ``False`` also takes answers that are no text, and reads none of them.
 
     Raises:
-        ConfigError: there is no adapter of that name.
-        DataError: no adapter, or not the one asked for, fits the columns.
+        ConfigError: there is no adapter of that name; a mapping that is none, or beside an adapter.
+        DataError: no such column; no adapter, or not the one asked for, fits the columns.
     """
     stream = iter(rows)
     sample = list(itertools.islice(stream, SAMPLED_ROWS))
     found = frozenset(columns)
     if adapter is not None:
         check_choice("adapter", adapter, tuple(ADAPTERS))
-    chosen = ADAPTERS[adapter] if adapter else _fitting(found, sample, needs_answer=needs_answer)
+        if mapping is not None:
+            raise ConfigError("columns and an adapter exclude each other", got=f"{mapping} and {adapter}")
+    if mapping is not None:
+        chosen = _mapped(read_mapping(mapping), found)
+    else:
+        chosen = ADAPTERS[adapter] if adapter else _fitting(found, sample, needs_answer=needs_answer)
     if not chosen.covers(found):
         raise DataError(
             f"adapter {chosen.name} does not fit the data's columns",
@@ -551,7 +504,7 @@ def adapt(
     for position, row in enumerate(itertools.chain(sample, stream)):
         try:
             draft = _read(chosen, row, needs_answer=needs_answer)
-            if chosen.convert not in _READ_PROMPTS and row.get("prompt") is not None:
+            if mapping is None and chosen.convert not in _READ_PROMPTS and row.get("prompt") is not None:
                 asked, prompt = _prompt(row)
                 draft = replace(draft, text=draft.text or asked, prompt=prompt)
         except _MalformedRowError as error:

@@ -13,8 +13,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sgsd.data.problems import Problem, same_answer
 from sgsd.errors import ConfigError
-from sgsd.problems import Problem, same_answer
 
 DEFAULT_N = 12
 """Words in a row; the size at which DAPO-Math-17k was found to overlap with AMC23 and MATH-500."""

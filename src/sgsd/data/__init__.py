@@ -1,0 +1,1 @@
+"""Data sets: sources, rows to problems, curation, and overlap of texts."""
