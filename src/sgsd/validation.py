@@ -94,7 +94,7 @@ def parse_yaml(text: str, where: str, kind: type[SGSDError] = DataError) -> dict
         SGSDError: of ``kind``; no YAML, aliases, a repeated key, or another value than a mapping.
     """
     try:
-        found: object = yaml.load(text, Loader=_PlainLoader)
+        found: object = _PlainLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 2001-99-99
         raise kind(f"{where}: not YAML", got=" ".join(str(error).split())) from error
     if found is None:

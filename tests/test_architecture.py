@@ -1,19 +1,21 @@
-"""The README's tree is the package's."""
+"""The tree of docs/architecture.md is the package's, and its dependencies are those declared."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import sgsd
 
 PACKAGE = Path(sgsd.__file__).parent
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "architecture.md"
 SUMMARISED = {"cli"}  # "one per command"
 
 
 def test_the_tree_names_every_module_and_no_other():
-    tree = README.read_text(encoding="utf-8").split("```\nsrc/sgsd/\n")[1].split("```")[0]
+    tree = PAGE.read_text(encoding="utf-8").split("```\nsrc/sgsd/\n")[1].split("```")[0]
     named, folder = set(), ""
     for line in tree.splitlines():
         names = re.match(r"( *)((?:[\w/]+(?:\.py|/),? )*[\w/]+(?:\.py|/))(?: |$)", line)
@@ -27,3 +29,11 @@ def test_the_tree_names_every_module_and_no_other():
     counted = {name for name in modules if name.split("/")[0] not in SUMMARISED}
     assert {name for name in named if name.split("/")[0] not in SUMMARISED} == counted
     assert named <= modules
+
+
+def test_every_direct_dependency_says_why():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = PAGE.read_text(encoding="utf-8").split("| dependency |")[1]
+    named = {name for row in re.findall(r"^\| ([\w, -]+) \|", table, re.MULTILINE) for name in row.split(", ")}
+    declared = {re.match(r"[\w-]+", text)[0].lower() for text in project["dependencies"]}
+    assert {name for name in named if not name.startswith("-")} == declared
