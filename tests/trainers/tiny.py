@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 import torch
+from trl import GRPOTrainer
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.problems import Problem
@@ -19,6 +20,7 @@ from sgsd.trainers.methods import TRAINERS
 from ..conftest import make_model, make_tokenizer
 
 EOS = 1
+LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 EIGHT = [Problem(id=f"p{n}", text=f"{n} + {n * n}?", answer=str(n + n * n)) for n in range(1, 9)]
 PROBLEMS = EIGHT[:6]
 EIGHT_SOLVED = [replace(problem, solution=f"It is {problem.answer}{'!' * n}") for n, problem in enumerate(EIGHT)]
@@ -53,6 +55,21 @@ def by_first_id(completion_ids, **_):
 def by_parity(completion_ids, **_):
     """A success where the ids' sum is even, undecided where it divides by five."""
     return [None if sum(ids) % 5 == 0 else float(sum(ids) % 2 == 0) for ids in completion_ids]
+
+
+def always(reward):
+    """A reward function: the same for every rollout."""
+    return lambda completion_ids, **_: [reward] * len(completion_ids)
+
+
+def moved(before, model) -> bool:
+    return any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def unlike(model, other) -> list[str]:
+    """Names of the weights that are not the same bit by bit."""
+    final = other.state_dict()
+    return [name for name, value in model.state_dict().items() if not torch.equal(final[name], value)]
 
 
 def make_config(output_dir, *, method="sgsd", **settings) -> VerifiedConfig:
@@ -116,6 +133,21 @@ def make_trainer(
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     return trainer
+
+
+def trls_own(output_dir, rows, *, model=None, reward=by_first_id, peft_config=None, **settings) -> GRPOTrainer:
+    """TRL's trainer on the same rows, ready for a loss."""
+    plain = GRPOTrainer(
+        model=make_model() if model is None else model,
+        reward_funcs=reward,
+        args=make_config(output_dir, **{"method": "grpo"} | settings),
+        train_dataset=rows,
+        processing_class=make_tokenizer(),
+        peft_config=peft_config,
+    )
+    plain.current_gradient_accumulation_steps = 1
+    plain.model.train()
+    return plain
 
 
 def prompted_rollouts(prompt_ids, images=None, multimodal_fields=None, num_generations=1, has_tool_images=False):
