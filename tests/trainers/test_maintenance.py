@@ -24,7 +24,7 @@ from ..conftest import make_model
 from ..serving import chat, serving
 from .tiny import PROBLEMS, make_bank, make_trainer, quoting_model, unlike
 
-FREQUENCY = 10
+FREQUENCY = 5
 
 
 class StubWriter:
@@ -52,7 +52,7 @@ class StubWriter:
 
 def run(folder, *, writer=None, use_policy=False, **settings):
     defaults = {
-        "max_steps": 60,
+        "max_steps": 6 * FREQUENCY,
         "maintenance_frequency": FREQUENCY,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
@@ -77,7 +77,7 @@ def logged(trainer, name):
     ]
 
 
-def test_sixty_steps_with_a_check_every_ten(tmp_path, monkeypatch):
+def test_six_checks_of_a_bank(tmp_path, monkeypatch):
     monkeypatch.setattr("sgsd.bank.maintain.MAX_DYNAMIC", 12)
     trainer = run(tmp_path)
     banks = [trainer.bank]
@@ -108,19 +108,19 @@ def test_sixty_steps_with_a_check_every_ten(tmp_path, monkeypatch):
             assert meaning.setdefault(item.id, said) == said
     assert len(banks[-1].dynamic.skills) == len(banks[-1].dynamic.mistakes) == 12
     checks = log_of(tmp_path)
-    assert [check["step"] for check in checks] == [10, 20, 30, 40, 50, 60]
+    assert [check["step"] for check in checks] == [5, 10, 15, 20, 25, 30]
     assert [check["records"] for check in checks] == [FREQUENCY * 4] * 6
     assert [check["bank"] for check in checks] == [bank.digest for bank in banks[1:]]
-    assert logged(trainer, "records") == [40.0] * 6
+    assert logged(trainer, "records") == [FREQUENCY * 4.0] * 6
     assert logged(trainer, "updates") == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert logged(trainer, "skipped") == [0.0] * 6
     rates = [entry["success_rate"] for entry in trainer.state.log_history if "success_rate" in entry]
     for number, check in enumerate(checks):
-        assert check["success_rate"] == pytest.approx(sum(rates[10 * number : 10 * number + 10]) / 10, abs=1e-6)
+        assert check["success_rate"] == pytest.approx(sum(rates[5 * number : 5 * number + 5]) / 5, abs=1e-6)
 
 
 def test_new_items_can_be_followed_down_to_rollouts_of_the_window(tmp_path):
-    trainer = run(tmp_path, max_steps=10)
+    trainer = run(tmp_path, max_steps=FREQUENCY)
     trainer.train()
     (check,) = log_of(tmp_path)
     memories = {memory["id"]: memory for memory in check["memories_kept"]}
@@ -139,13 +139,13 @@ def test_the_next_step_retrieves_from_the_new_bank(tmp_path):
     assert online & set(trainer.ledger.items)
 
 
-@pytest.mark.parametrize("save", [15, 20])
+@pytest.mark.parametrize("save", [8, 10])
 def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger(tmp_path, save):
-    settings = {"max_steps": 30, "save_strategy": "steps", "save_steps": save}
+    settings = {"max_steps": 15, "save_strategy": "steps", "save_steps": save}
     straight = run(tmp_path, **settings)
     straight.train()
     log, ledger = (tmp_path / runfolder.MAINTENANCE).read_text(), straight.ledger
-    shutil.rmtree(tmp_path / "checkpoint-30", ignore_errors=True)
+    shutil.rmtree(tmp_path / "checkpoint-15", ignore_errors=True)
     resumed = run(tmp_path, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save}"))
     assert resumed.bank == straight.bank
@@ -157,11 +157,11 @@ def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger
 
 
 def test_a_checkpoint_holds_the_window(tmp_path):
-    run(tmp_path, max_steps=13, save_strategy="steps", save_steps=13).train()
-    state = json.loads((tmp_path / "checkpoint-13" / "sgsd" / "window.json").read_text())
+    run(tmp_path, max_steps=8, save_strategy="steps", save_steps=8).train()
+    state = json.loads((tmp_path / "checkpoint-8" / "sgsd" / "window.json").read_text())
     window = Window.from_state(state)
     assert [(record.step, record.row) for record in window.records] == [
-        (step, row) for step in (11, 12, 13) for row in range(4)
+        (step, row) for step in (6, 7, 8) for row in range(4)
     ]
     assert (window.updates, window.skipped) == (1, 0)
     assert window.state_dict() == state
@@ -178,10 +178,10 @@ def test_a_checkpoint_holds_the_window(tmp_path):
 
 
 def test_a_run_that_has_not_watched_its_rollouts_so_far_begins_to_when_it_goes_on(tmp_path):
-    run(tmp_path, max_steps=5, maintenance_frequency=0, save_strategy="steps", save_steps=5, use_policy=True).train()
-    resumed = run(tmp_path, max_steps=10)
+    run(tmp_path, max_steps=3, maintenance_frequency=0, save_strategy="steps", save_steps=3, use_policy=True).train()
+    resumed = run(tmp_path, max_steps=5)
     resumed.train(resume_from_checkpoint=True)
-    assert log_of(tmp_path)[0]["records"] == 5 * 4
+    assert log_of(tmp_path)[0]["records"] == 2 * 4
 
 
 def test_enough_successes_leave_the_bank_as_it_is(tmp_path):
@@ -269,7 +269,7 @@ def test_a_failing_writer_costs_the_update_and_not_the_run(tmp_path, writer, rea
 
 
 def test_what_part_of_the_requests_gave_is_used_and_the_rest_counted(tmp_path):
-    trainer = run(tmp_path, writer=Half(), max_steps=10)
+    trainer = run(tmp_path, writer=Half(), max_steps=FREQUENCY)
     trainer.train()
     (check,) = log_of(tmp_path)
     assert check["status"] == "updated"

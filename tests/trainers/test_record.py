@@ -143,15 +143,6 @@ def test_a_trace_holds_the_gaps_of_each_teacher_that_was_run(tmp_path, tokenizer
         assert teacher["polarity"] == -teacher["stance"] == -int(stance[1, k])
 
 
-def test_the_table_of_completions_has_each_rollouts_stances(tmp_path, tokenizer):
-    made = Run(tmp_path, tokenizer, trace_steps=0, writes=False)
-    _, _, _, stance = made.step(1, POOLS, OUTCOMES, micro_batches=4, seed=3)
-    signs = {-1: "-", 0: "0", 1: "+"}
-    expected = [[signs[int(stance[b, k])] for k in range(len(pool.pairs))] for b, pool in enumerate(POOLS)]
-    assert made.cells == expected
-    assert expected[2] == []
-
-
 @pytest.mark.parametrize(
     ("outcomes", "traced"),
     [

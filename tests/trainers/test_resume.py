@@ -132,27 +132,6 @@ def test_a_run_resumed_within_an_epoch_goes_on_with_the_same_problems(tmp_path, 
     assert unlike(resumed.model, straight.model) == []
 
 
-def test_the_comparison_above_would_see_a_lost_bank_and_lost_teacher_weights(tmp_path):
-    straight = run(tmp_path, teacher="ema")
-    straight.train()
-    interrupt(tmp_path)
-    for lost in ("bank", "teacher"):
-        resumed = run(tmp_path, teacher="ema", change_bank=False)
-        original_bank, original_held = resumed.bank, [held.clone() for held in resumed.teacher_weights._held]
-
-        class Lose(TrainerCallback):
-            def on_train_begin(self, *_, lost=lost, resumed=resumed, bank=original_bank, held=original_held, **__):
-                if lost == "bank":
-                    resumed.bank = bank
-                else:
-                    resumed.teacher_weights._held = held
-
-        resumed.add_callback(Lose())
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-        assert unlike(resumed.model, straight.model)
-        shutil.rmtree(tmp_path / "checkpoint-6")
-
-
 @pytest.fixture(scope="module")
 def three_steps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("three-steps")
