@@ -20,6 +20,7 @@ from .tiny import (
     logged_means,
     loss_and_gradients,
     make_trainer,
+    plain_distributions,
     rows,
     trls_own,
 )
@@ -45,13 +46,6 @@ def with_ledger(trainer, *records):
         items |= {skill.id: record, mistake.id: record}
     trainer.training_ledger.ledger = Ledger(items)
     return trainer
-
-
-def plain_distributions(model, prompt, completion, temperature):
-    """One pair alone, unpadded: ``[T, V]`` log-probabilities."""
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *completion]])).logits[0].double() / temperature
-    return logits.log_softmax(-1)[len(prompt) - 1 : -1]
 
 
 def plain_student(trainer, batch, b, temperature):

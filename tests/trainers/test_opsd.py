@@ -27,6 +27,7 @@ from .tiny import (
     cut,
     loss_and_gradients,
     make_trainer,
+    plain_distributions,
     prompted_rollouts,
     render,
     rows,
@@ -35,13 +36,6 @@ from .tiny import (
 
 def opsd(folder, **settings):
     return make_trainer(folder, method="opsd", **{"stub": True} | settings)
-
-
-def plain_distributions(model, prompt, completion, temperature):
-    """``[T][V]`` log-probabilities of one pair alone, in float64."""
-    with torch.no_grad():
-        logits = exact_copy(model).double().eval()(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
-    return (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1).tolist()
 
 
 def plain_token(log_q, log_p, kind, beta, clip):
@@ -85,7 +79,7 @@ def test_the_loss_equals_plain_loops_over_prompts_written_out_by_hand(tmp_path, 
             "A reference for this problem, to be worked out in your own words:\n\n"
             f"{reference}\n\nDo not mention this reference in the answer.\n\n{SOLVED[n].text}\n\nGo."
         )
-        sides = [plain_distributions(trainer.model, p, completion, temperature) for p in (prompt, teacher)]
+        sides = [plain_distributions(trainer.model, p, completion, temperature).tolist() for p in (prompt, teacher)]
         tokens = [
             plain_token(
                 q,

@@ -18,6 +18,7 @@ from sgsd.trainers.config import CONFIGS, VerifiedConfig
 from sgsd.trainers.methods import TRAINERS
 
 from ..conftest import make_model, make_tokenizer
+from ..reference import exact_copy
 
 EOS = 1
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -164,6 +165,13 @@ def prompted_rollouts(prompt_ids, images=None, multimodal_fields=None, num_gener
 
 def rows(trainer: VerifiedTrainer, numbers) -> list[dict]:
     return [trainer.train_dataset[n] for n in numbers]
+
+
+def plain_distributions(model, prompt, completion, temperature=1.0) -> torch.Tensor:
+    """``[T, V]`` log-probabilities of one pair alone, unpadded, in float64."""
+    with torch.no_grad():
+        logits = exact_copy(model).double().eval()(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+    return (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
 
 
 def weights_of(model) -> list:
