@@ -26,7 +26,7 @@ from sgsd.trainers.model import (
 from sgsd.trainers.reward_check import check_reward, check_verifier
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.trainers.tokens import check_batch, check_tokens, thinking_of
-from sgsd.verifiers import get_verifier
+from sgsd.verifiers import Outcome, Verdict, get_verifier
 
 from ..conftest import make_model, make_tokenizer
 from .tiny import EOS, make_config
@@ -356,14 +356,24 @@ def test_an_asynchronous_function_is_awaited_inside_a_notebook_s_loop_too():
     asyncio.run(notebook())
 
 
-@pytest.mark.parametrize(("name", "said"), [("math", None), ("json:loads", "json:loads fails on a made-up completion")])
-def test_a_verifier_whose_every_verdict_is_an_error_stops_at_once(name, said):
-    verifier = get_verifier(name, workers=1)
-    reward = VerifierReward(verifier, name=name, end_ids={EOS}, truncated="incorrect")
-    if said is None:
+class Failing:
+    """As a verifier whose worker process raises on everything."""
+
+    def verify_many(self, completions, answers):
+        return [Verdict(Outcome.UNDECIDED, "verifier error: ValueError: no unit") for _ in completions]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "got"),
+    [("math", None), ("json:loads", "the reward function needs s"), (Failing(), "ValueError: no unit")],
+)
+def test_a_verifier_whose_every_verdict_is_an_error_stops_at_once(verifier, got):
+    judge = get_verifier(verifier, workers=1) if isinstance(verifier, str) else verifier
+    reward = VerifierReward(judge, name="judge", end_ids={EOS}, truncated="incorrect")
+    if got is None:
         checked(reward)
     else:
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=f"verifier judge fails on a made-up completion: got {got}"):
             checked(reward)
 
 
