@@ -135,16 +135,6 @@ def test_a_run_none_of_whose_teachers_fits_is_refused(tmp_path):
         make_trainer(tmp_path, max_prompt_length=40)
 
 
-def test_it_is_said_where_most_teachers_do_not_fit(tmp_path, caplog):
-    lengths = sorted(len(prompt) for pool in pools_of(make_trainer(tmp_path / "all")) for prompt in pool.prompts)
-    make_trainer(tmp_path / "some", max_prompt_length=lengths[len(lengths) // 4])
-    assert any("TEACHERS' PROMPTS DO NOT FIT" in record.message for record in caplog.records)
-
-
-def pools_of(trainer):
-    return trainer.retrieve([trainer.train_dataset[n] for n in range(6)])
-
-
 def test_a_head_in_float32_stays_so_under_autocast(tmp_path):
     ids, mask = torch.randint(2, 250, (4, 24)), torch.ones(4, 24, dtype=torch.long)
     off = {}

@@ -1,21 +1,56 @@
+"""Settings: the paper's by default; what could not train, or that nothing would read, is one line."""
+
 from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 from trl import GRPOConfig
 
 from sgsd.errors import ConfigError
 from sgsd.trainers.config import CONFIGS, SGSDConfig
+from sgsd.trainers.settings import IDLE_WITHOUT_GRPO, LOSS_TYPES, check_pieces, refuse_idle_settings
 
+from .tiny import make_config
+
+REFUSED = [json.loads(line) for line in Path(__file__).with_name("refused_settings.jsonl").read_text().splitlines()]
+GROUPS = {"grpo_weight": 1.0, "num_generations": 2}
 GUIDED = {"objective": "correction", "teacher": "frozen", "support_baseline": "control", "teacher_guidance": 2.0}
 
 
-def config(**settings) -> SGSDConfig:
-    return SGSDConfig(**{"output_dir": "unused", "bf16": False, "use_cpu": True, "report_to": "none"} | settings)
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case['method']} {json.dumps(case['settings'])}")
+def test_settings_that_could_not_train_are_one_line(tmp_path, case):
+    with pytest.raises(ConfigError, match=case["said"]) as refused:
+        make_config(tmp_path, method=case["method"], **case["settings"])
+    assert "\n" not in str(refused.value)
 
 
-def test_defaults_are_the_papers():
-    args = config()
-    paper = {
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        *(("grpo", {"loss_type": name}) for name in LOSS_TYPES),
+        ("sgsd", {"max_steps": -1, "num_train_epochs": 0.5}),
+        ("sgsd", {"weight_decay": 0.0, "top_k": 0, "min_p": 0.05}),
+        ("sgsd", {"top_k": -1, "use_vllm": True}),
+        ("sgsd", {"max_prompt_length": None}),
+        ("opsd", {"divergence_clip": None}),
+        ("sgsd", {**GROUPS, "beta": 0.1}),
+        ("sgsd", {**GROUPS, "sgsd_weight": 0.0}),
+        ("sgsd", GUIDED),
+        ("grpo", {"use_vllm": True, "vllm_importance_sampling_correction": True}),
+        ("sgsd", {"use_vllm": True, "vllm_importance_sampling_correction": True, **GROUPS}),
+    ],
+    ids=str,
+)
+def test_settings_that_train_pass(tmp_path, method, settings):
+    args = make_config(tmp_path, method=method, **settings)
+    assert {name: vars(args)[name] for name in settings} == settings
+
+
+def test_defaults_are_the_papers_and_what_it_leaves_open_is_the_safe_choice():
+    expected = {
         "learning_rate": 5e-6,
         "max_grad_norm": 0.1,
         "num_generations": 1,
@@ -32,23 +67,18 @@ def test_defaults_are_the_papers():
         "embedder": "Qwen/Qwen3-Embedding-0.6B",
         "sgsd_weight": 1.0,
         "grpo_weight": 0.0,
+        "thinking": "off",
+        "truncated": "incorrect",
+        "vllm_importance_sampling_correction": False,
     }
-    assert {name: getattr(args, name) for name in paper} == paper
-
-
-def test_what_the_paper_leaves_open_is_the_safe_choice():
-    args = config()
-    assert args.thinking == "off"
-    assert args.truncated == "incorrect"
-    assert args.vllm_importance_sampling_correction is False
+    args = SGSDConfig(output_dir="unused", bf16=False, use_cpu=True, report_to="none")
+    assert {name: vars(args)[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_one_rollout_a_prompt_is_accepted_and_everything_else_of_trl_is_set(steps):
-    args = config(num_generations=1, gradient_accumulation_steps=steps, per_device_train_batch_size=2)
-    assert args.steps_per_generation == steps
-    assert args.generation_batch_size == 2 * steps
-    assert args.scale_rewards == "group"
+def test_one_rollout_a_prompt_is_accepted_and_everything_else_of_trl_is_set(tmp_path, steps):
+    args = make_config(tmp_path, num_generations=1, gradient_accumulation_steps=steps, per_device_train_batch_size=2)
+    assert (args.steps_per_generation, args.generation_batch_size, args.scale_rewards) == (steps, 2 * steps, "group")
 
 
 def test_trl_still_refuses_one_rollout_with_the_message_that_the_config_looks_for():
@@ -56,118 +86,150 @@ def test_trl_still_refuses_one_rollout_with_the_message_that_the_config_looks_fo
         GRPOConfig(output_dir="unused", num_generations=1, bf16=False, use_cpu=True, report_to="none")
 
 
-def test_trls_other_refusals_still_stand():
-    with pytest.raises(ValueError, match="must be divisible by num_generations"):
-        config(num_generations=3, per_device_train_batch_size=4)
-    with pytest.raises(ValueError, match="can not be both configured"):
-        config(num_generations=1, steps_per_generation=2, generation_batch_size=8)
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"verifier_options": '{"ignore_case": false}'}, {"verifier_options": {"ignore_case": False}}),
+        ({"instruction": "  \n"}, {"instruction": ""}),
+        ({"instruction": None}, {"instruction": None}),  # it ends problems, and leaves alone prompts in full
+        ({"guard": False, "thinking": True}, {"guard": "off", "thinking": "on"}),
+        ({"scale_rewards": True, **GROUPS}, {"scale_rewards": "group"}),
+    ],
+)
+def test_what_a_setting_is_read_as(tmp_path, given, kept):
+    args = make_config(tmp_path, **given)
+    assert {name: vars(args)[name] for name in kept} == kept
+
+
+# ---- settings that nothing would read
+
+# A value of the setting's type that is not its default.
+CHANGED = {
+    "loss_type": "dr_grpo",
+    "importance_sampling_level": "sequence",
+    "off_policy_mask_threshold": 0.5,
+    "delta": 2.0,
+    "epsilon_high": 0.28,
+    "scale_rewards": "none",
+    "multi_objective_aggregation": "normalize_then_sum",
+    "vllm_importance_sampling_mode": "token_mask",
+    "vllm_importance_sampling_clip_min": 0.1,
+}
+OF_ADVANTAGES = ("scale_rewards", "multi_objective_aggregation")
+
+
+@pytest.mark.parametrize("name", IDLE_WITHOUT_GRPO)
+def test_a_setting_that_nothing_reads_is_refused(name):
+    args = SGSDConfig()
+    default = {field.name: field.default for field in dataclasses.fields(args)}[name]
+    changed = not default if isinstance(default, bool) else 0.5 * (default or 1.0) if name not in CHANGED else None
+    setattr(args, name, CHANGED.get(name, changed))
+    with pytest.raises(ConfigError, match=f"without effect.*{name} "):
+        refuse_idle_settings(args, uses_grpo_loss=False)
+    refuse_idle_settings(args, uses_grpo_loss=True)
+    if name in OF_ADVANTAGES:
+        refuse_idle_settings(args, uses_grpo_loss=False, uses_advantages=True)
+    else:
+        with pytest.raises(ConfigError, match=name):
+            refuse_idle_settings(args, uses_grpo_loss=False, uses_advantages=True)
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("method", "settings", "refused"),
     [
-        ({"teacher": "mirror"}, "teacher"),
-        ({"retriever": "bm52"}, "retriever"),
-        ({"truncated": "correct"}, "truncated"),
-        ({"thinking": "matched"}, "thinking: matched is now called template"),
-        ({"thinking": "no"}, "thinking"),
-        ({"chat_template_kwargs": {"enable_thinking": True}}, "enable_thinking"),
-        ({"long_prompts": "cut"}, "long_prompts"),
-        ({"num_teachers": 0}, "num_teachers"),
-        ({"num_generations": 0}, "num_generations"),
-        ({"teacher_sync_steps": 0}, "teacher_sync_steps"),
-        ({"max_tokens_per_chunk": 0}, "max_tokens_per_chunk"),
-        ({"max_prompt_length": 0}, "max_prompt_length"),
-        ({"score_temperature": 0.0}, "score_temperature"),
-        ({"gate_tau": -1.0}, "gate_tau"),
-        ({"gate_tau": float("nan")}, "gate_tau"),
-        ({"support_clip": 0.0}, "support_clip"),
-        ({"support_threshold": -0.1}, "support_threshold"),
-        ({"support_threshold": float("nan")}, "support_threshold"),
-        ({"sgsd_weight": -1.0}, "sgsd_weight"),
-        ({"sgsd_weight": 0.0}, "sgsd_weight"),
-        ({"grpo_weight": -1.0}, "grpo_weight"),
-        ({"grpo_weight": 1.0}, "grpo_weight"),
-        ({"retrieval_temperature": 0.0}, "retrieval_temperature"),
-        ({"teacher_ema_decay": 1.0}, "teacher_ema_decay"),
-        ({"teacher_ema_decay": -0.1}, "teacher_ema_decay"),
-        ({"verifier_options": "{not json"}, "verifier_options"),
-        ({"verifier_options": "[1]"}, "verifier_options"),
-        # TRL's terms that are part of its own loss would be left out without a word
-        ({"beta": 0.1}, "beta"),
-        ({"entropy_coef": 0.01}, "entropy_coef"),
-        ({"entropy_coef": 0.01, "grpo_weight": 1.0, "num_generations": 2}, "entropy_coef"),
-        ({"use_adaptive_entropy": True}, "use_adaptive_entropy"),
-        ({"support_baseline": "plain"}, "support_baseline"),
-        ({"support_baseline": "control", "objective": "local"}, "local"),
-        ({"ledger_share": 0.0}, "ledger_share"),
-        ({"ledger_share": 1.5}, "ledger_share"),
-        ({**GUIDED, "teacher_guidance": -1.0}, "teacher_guidance"),
-        ({**GUIDED, "support_baseline": "none"}, "support_baseline control"),
-        ({**GUIDED, "objective": "gated"}, "objective correction"),
-        ({**GUIDED, "teacher": "live"}, "teacher frozen"),
-        ({**GUIDED, "teacher": "ema"}, "teacher frozen"),
+        ("sgsd", {"loss_type": "dr_grpo"}, True),
+        ("opsd", {"loss_type": "dr_grpo"}, True),
+        ("grpo", {"loss_type": "dr_grpo"}, False),
+        ("sgsd", {"loss_type": "dr_grpo", **GROUPS}, False),
+        ("sgsd", {"loss_type": "dr_grpo", "guard": "grpo", "num_generations": 2}, False),  # it may take over
+        ("sgsd", {"scale_rewards": "none", "num_generations": 2}, True),
+        ("sgsd", {"scale_rewards": "none", "objective": "reweight", "num_generations": 2}, False),
+        ("sgsd", {"epsilon": 0.1, "objective": "reweight", "num_generations": 2}, True),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_refused_by_name_in_one_line(settings, named):
-    with pytest.raises(ConfigError) as caught:
-        config(**settings)
-    message = str(caught.value)
-    assert named in message
-    assert "\n" not in message
-
-
-def test_a_guided_teacher_that_stands_still_is_accepted():
-    assert config(**GUIDED).teacher_guidance == 2
-
-
-def test_grpo_weight_needs_groups_and_takes_them():
-    with pytest.raises(ConfigError, match="groups"):
-        config(grpo_weight=0.5)
-    args = config(grpo_weight=0.5, num_generations=2, beta=0.1)
-    assert args.grpo_weight == 0.5
-    assert config(sgsd_weight=0.0, grpo_weight=1.0, num_generations=4).sgsd_weight == 0
-
-
-def test_verifier_options_may_be_json_or_a_mapping():
-    assert config(verifier_options='{"ignore_case": false}').verifier_options == {"ignore_case": False}
-    assert config(verifier_options={"ignore_case": False}).verifier_options == {"ignore_case": False}
-    assert config().verifier_options is None
-
-
-OF_GRPOS_LOSS = [
-    {"loss_type": "grpo"},
-    {"epsilon": 0.1},
-    {"epsilon_high": 0.28},
-    {"delta": 4.0},
-    {"top_entropy_quantile": 0.2},
-    {"importance_sampling_level": "sequence"},
-    {"off_policy_mask_threshold": 0.5},
-    {"use_bias_correction_kl": False},
-    {"sapo_temperature_pos": 2.0},
-]
-OF_ITS_ADVANTAGES = [{"scale_rewards": "none"}, {"multi_objective_aggregation": "normalize_then_sum"}]
-
-
-@pytest.mark.parametrize("settings", [*OF_GRPOS_LOSS, *OF_ITS_ADVANTAGES])
-@pytest.mark.parametrize("method", ["sgsd", "opsd"])
-def test_what_only_grpos_loss_reads_is_refused_where_that_loss_is_off(method, settings):
-    """At 029fdea these were accepted, and without effect."""
-    own = {"output_dir": "unused", "bf16": False, "use_cpu": True, "report_to": "none", "num_generations": 2}
-    with pytest.raises(ConfigError, match="without effect") as caught:
-        CONFIGS[method](**own, **settings)
-    assert next(iter(settings)) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    for reads in ({"method": "grpo"}, {"method": "sgsd", "grpo_weight": 0.5}):
-        args = CONFIGS[reads.pop("method")](**own, **settings, **reads)
-        assert vars(args)[next(iter(settings))] == next(iter(settings.values()))
-
-
-@pytest.mark.parametrize("settings", [*OF_GRPOS_LOSS, *OF_ITS_ADVANTAGES])
-def test_an_objective_of_advantages_takes_what_shapes_them_and_refuses_the_rest(settings):
-    make = lambda: config(objective="reweight", num_generations=2, **settings)  # noqa: E731
-    if settings in OF_ITS_ADVANTAGES:
-        assert make().objective == "reweight"
+def test_configurations_refuse_idle_settings_by_their_loss(tmp_path, method, settings, refused):
+    name = next(iter(settings))
+    if refused:
+        with pytest.raises(ConfigError, match=f"without effect.*{name}"):
+            make_config(tmp_path, method=method, **settings)
     else:
-        with pytest.raises(ConfigError, match=next(iter(settings))):
-            make()
+        assert vars(make_config(tmp_path, method=method, **settings))[name] == settings[name]
+
+
+# ---- what settings describe
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"optim_args": "nonsense"}, "optim_args nonsense"),
+        ({"optim": "adamw_8bit"}, "package these settings need is missing: got .*bitsandbytes"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type cosine_with_min_lr cannot be made of {}"),
+        ({"lr_scheduler_kwargs": {"min_lr": 1e-7}}, "lr_scheduler_type linear cannot be made of {'min_lr': 1e-07}"),
+        (
+            {"activation_checkpointing": True, "gradient_checkpointing_kwargs": {"x": 1}},
+            "gradient_checkpointing_kwargs",
+        ),
+        ({"generation_kwargs": {"num_return_sequences": 2}}, "generation_kwargs with num_return_sequences: got 2"),
+        ({"generation_kwargs": {"return_dict_in_generate": True}}, "generation_kwargs with return_dict_in_generate"),
+        ({"cache_implementation": "nonsense"}, "cache_implementation nonsense cannot be used"),
+        ({"use_liger_kernel": True}, "use_liger_kernel needs a package that is missing"),
+        ({"use_vllm": True}, "use_vllm needs a package that is missing"),
+        ({"sync_ref_model": True, "beta": 0.1, **GROUPS}, "sync_ref_model does not go with an adapter"),
+    ],
+    ids=str,
+)
+def test_pieces_that_could_not_be_built_are_refused_by_their_setting(tmp_path, monkeypatch, settings, said):
+    for package in ("liger_kernel", "vllm"):
+        monkeypatch.setattr(f"sgsd.trainers.settings.is_{package}_available", lambda: False)
+    args = make_config(tmp_path, **settings)
+    with pytest.raises(ConfigError, match=said) as refused:
+        check_pieces(args, adapted=True)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optim": "adafactor"},
+        {"optim": "adamw_torch", "optim_args": "amsgrad=True"},
+        {"optim": "galore_adamw"},  # looks at the model
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-7}, "warmup_steps": 0.1},
+        {"activation_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {"generation_kwargs": {"num_beams": 2, "num_return_sequences": 1}},
+        {"sync_ref_model": True, "beta": 0.1, **GROUPS},
+    ],
+    ids=str,
+)
+def test_pieces_that_can_be_built_pass(tmp_path, settings):
+    check_pieces(make_config(tmp_path, **settings), adapted=False)
+
+
+# ---- the device
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_a_configuration_of_defaults_works_without_a_gpu(tmp_path, monkeypatch, method):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    for settings in ({}, {"bf16": True}, {"fp16": False}):
+        args = CONFIGS[method](output_dir=str(tmp_path), **settings)
+        assert (args.use_cpu, args.device.type) == (True, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "bf16"), [("avx512_bf16", True), ("amx_bf16", True), ("bf16", True), ("avx2", False)]
+)
+def test_bfloat16_is_used_where_the_processor_computes_in_it(tmp_path, monkeypatch, capability, bf16):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"architecture": "x", capability: True})
+    assert SGSDConfig(output_dir=str(tmp_path)).bf16 is bf16
+    assert SGSDConfig(output_dir=str(tmp_path), bf16=not bf16).bf16 is not bf16  # what is said stays
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_an_accelerator_is_not_left_unused(tmp_path, monkeypatch, bf16):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    for module in ("sgsd.trainers.settings", "transformers.training_args"):
+        monkeypatch.setattr(f"{module}.is_torch_bf16_gpu_available", lambda: bf16)
+    args = SGSDConfig(output_dir=str(tmp_path))
+    assert (args.use_cpu, args.bf16) == (False, bf16)

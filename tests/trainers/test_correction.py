@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
 import torch
-from trl import GRPOTrainer
 
 from sgsd.bank import ItemRecord, Ledger
 from sgsd.bank.credit import sure_worth, trust, worth
-from sgsd.errors import ConfigError
 from sgsd.scoring.teachers import control_prompt
 
-from ..conftest import make_model, make_tokenizer
-from .test_resume import run
 from .tiny import (
     WeightedRetriever,
     assert_close,
@@ -24,9 +19,10 @@ from .tiny import (
     cut,
     logged_means,
     loss_and_gradients,
-    make_config,
     make_trainer,
+    plain_distributions,
     rows,
+    trls_own,
 )
 
 HELPS = ItemRecord(uses=40, active=40, positive=38, negative=2, positive_success=19, negative_success=1,
@@ -35,22 +31,12 @@ HARMS = ItemRecord(uses=40, active=40, positive=2, negative=38, positive_success
                    positive_failure=1, negative_failure=19, successes=20, failures=20)  # fmt: skip
 
 
+GROUPS = {"num_generations": 4, "per_device_train_batch_size": 8}
+
+
 def correction_trainer(folder, **settings):
-    defaults = {"num_generations": 4, "per_device_train_batch_size": 8, "objective": "correction", "stub": True}
+    defaults = {**GROUPS, "objective": "correction", "stub": True}
     return make_trainer(folder, reward=by_first_id, retriever_object=WeightedRetriever(), **defaults | settings)
-
-
-def plain_grpo(folder, trainer, **settings):
-    plain = GRPOTrainer(
-        model=make_model(),
-        reward_funcs=by_first_id,
-        args=make_config(folder, method="grpo", num_generations=4, per_device_train_batch_size=8, **settings),
-        train_dataset=trainer.train_dataset,
-        processing_class=make_tokenizer(),
-    )
-    plain.current_gradient_accumulation_steps = 1
-    plain.model.train()
-    return plain
 
 
 def with_ledger(trainer, *records):
@@ -60,13 +46,6 @@ def with_ledger(trainer, *records):
         items |= {skill.id: record, mistake.id: record}
     trainer.training_ledger.ledger = Ledger(items)
     return trainer
-
-
-def plain_distributions(model, prompt, completion, temperature):
-    """One pair alone, unpadded: ``[T, V]`` log-probabilities."""
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *completion]])).logits[0].double() / temperature
-    return logits.log_softmax(-1)[len(prompt) - 1 : -1]
 
 
 def plain_student(trainer, batch, b, temperature):
@@ -161,7 +140,7 @@ def test_grpo_and_the_correction_add_up_and_accumulate(tmp_path):
     with_ledger(trainer, HELPS, HELPS, HELPS)
     batch = batch_of(trainer, [0] * 4 + [1] * 4)
     both = loss_and_gradients(trainer, [batch])
-    grpo = loss_and_gradients(plain_grpo(tmp_path, trainer, loss_type="grpo"), [batch])
+    grpo = loss_and_gradients(trls_own(tmp_path, trainer.train_dataset, loss_type="grpo", **GROUPS), [batch])
     trainer.args.grpo_weight = 0.0
     correction = loss_and_gradients(trainer, [batch])
     assert correction[0] != 0
@@ -202,34 +181,6 @@ def test_the_control_s_support_is_logged_whatever_the_objective(tmp_path, more):
     assert logged != 0
 
 
-def test_the_policy_comes_to_resemble_the_trusted_teacher_and_not_the_others(tmp_path):
-    trainer = correction_trainer(tmp_path, teacher="frozen", num_teachers=2, ledger_share=1.0)
-    with_ledger(trainer, HELPS, HARMS, HARMS, HARMS)
-    batch = batch_of(trainer, [0] * 4 + [1] * 4)
-    batch["outcome"] = -batch["outcome"].abs()
-    seen = []
-    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
-    for _ in range(8):
-        trainer.model.zero_grad()
-        trainer._compute_loss(trainer.model, batch).backward()
-        seen.append(logged_means(trainer)["sgsd/correction"])
-        optimizer.step()
-    assert 0 < seen[-1] < 0.9 * seen[0]
-
-
-@pytest.mark.parametrize("more", [{}, {"support_baseline": "control"}, GUIDED])
-def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path, more):
-    settings = {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen", **more}
-    straight = run(tmp_path, **settings)
-    straight.train()
-    final = {name: value.clone() for name, value in straight.model.state_dict().items()}
-    shutil.rmtree(tmp_path / "checkpoint-6")
-    resumed = run(tmp_path, **settings)
-    resumed.train(resume_from_checkpoint=True)
-    assert [name for name, value in resumed.model.state_dict().items() if not torch.equal(final[name], value)] == []
-    assert resumed.ledger == straight.ledger
-
-
 def test_while_no_item_is_known_to_be_worth_anything_the_step_is_grpos(tmp_path):
     """Unknown items, and those that suppressed everything while nothing succeeded."""
     mute = ItemRecord(uses=40, active=40, positive=40, positive_failure=40, failures=40)
@@ -237,7 +188,7 @@ def test_while_no_item_is_known_to_be_worth_anything_the_step_is_grpos(tmp_path)
         trainer = with_ledger(correction_trainer(tmp_path, grpo_weight=1.0, loss_type="grpo"), *records)
         batch = batch_of(trainer, [0] * 4 + [1] * 4)
         both = loss_and_gradients(trainer, [batch])
-        grpo = loss_and_gradients(plain_grpo(tmp_path, trainer, loss_type="grpo"), [batch])
+        grpo = loss_and_gradients(trls_own(tmp_path, trainer.train_dataset, loss_type="grpo", **GROUPS), [batch])
         assert both[0] == pytest.approx(grpo[0], abs=1e-7)
         assert_close(both[1], grpo[1])
         sure = correction_trainer(tmp_path, grpo_weight=1.0, loss_type="grpo", teacher_trust="ledger")
@@ -272,14 +223,3 @@ def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp
     equal = correction_trainer(tmp_path, teacher_trust="equal", ledger_share=1.0)
     equal.training_ledger.ledger = Ledger({skill.id: HARMS, mistake.id: HARMS})
     assert batch_of(equal, [0] * 8)["teacher_trust"].eq(1).all()
-
-
-def test_a_correction_of_no_tokens_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="teacher_top_tokens"):
-        make_config(tmp_path, objective="correction", teacher_top_tokens=0)
-
-
-def test_unknown_objectives_and_trusts_are_refused(tmp_path):
-    for setting in ({"objective": "loss"}, {"teacher_trust": "blind"}):
-        with pytest.raises(ConfigError, match=next(iter(setting))):
-            make_config(tmp_path, **setting)

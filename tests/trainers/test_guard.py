@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from types import SimpleNamespace
@@ -77,17 +76,18 @@ def test_a_mean_over_nothing_is_not_judged():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sound"), [(GRADIENT, math.nan, 3), (GRADIENT, math.inf, 3), ("entropy", math.inf, 2)]
+    ("broken", "sound"),
+    [
+        ({GRADIENT: math.nan}, 3),
+        ({GRADIENT: math.inf}, 3),
+        ({"entropy": math.inf}, 2),
+        ({GRADIENT: math.nan, "entropy": math.nan}, 2),  # the update of step 3 broke the weights already
+    ],
 )
-def test_numbers_that_are_not_finite_are_seen_at_once(name, value, sound):
-    alarm = watch(CollapseGuard(10, rollouts=64), [*steady(3), SOUND | {name: value}])
+def test_numbers_that_are_not_finite_are_seen_at_once(broken, sound):
+    alarm = watch(CollapseGuard(10, rollouts=64), [*steady(3), SOUND | broken])
+    name, value = next(iter(broken.items()))
     assert (alarm.step, alarm.sound_until, alarm.what, alarm.finite) == (4, sound, f"{name} is {value}", False)
-
-
-def test_weights_that_were_broken_before_the_step_make_its_checkpoint_unsound_as_well():
-    """What the update of step 3 broke shows in the entropy of step 4; a loss that breaks in step 4 leaves it finite."""
-    alarm = watch(CollapseGuard(10, rollouts=64), [*steady(3), SOUND | {GRADIENT: math.nan, "entropy": math.nan}])
-    assert (alarm.step, alarm.sound_until, alarm.finite) == (4, 2, False)
 
 
 def test_chance_raises_no_alarm_where_few_rollouts_are_judged():
@@ -139,93 +139,31 @@ def test_a_state_that_is_no_guard_s_is_refused_and_changes_nothing(state):
     assert guard.state_dict() == before
 
 
-# ---- what an alarm does
+# ---- what an alarm does: the rest is tried in whole runs, test_guard_runs.py
 
 
-class Run:
-    """A loop of optimizer steps with the guard's callback, on given vitals and gradient norms."""
-
-    def __init__(self, folder, action, *, window=3, fp16=False):
-        self.vitals, self.norm, self.handed = dict(SOUND), 1.0, 0
-        self.args = SimpleNamespace(output_dir=str(folder), fp16=fp16)
-        self.state, self.control = TrainerState(is_world_process_zero=True), TrainerControl()
-        self.model = torch.nn.Linear(2, 1)
-        guard = CollapseGuard(window, rollouts=64)
-        self.callback = GuardCallback(guard, action, lambda: self.vitals, lambda: self.norm, self.hand_over)
-
-    def hand_over(self):
-        self.handed += 1
-
-    def steps(self, count, *, norm=1.0, **changes):
-        self.vitals, self.norm = SOUND | changes, norm
-        del self.vitals[GRADIENT]
-        for _ in range(count):
-            if self.control.should_training_stop:
-                return self
-            self.state.global_step += 1
-            self.model.weight.grad = torch.full_like(self.model.weight, norm)
-            self.callback.on_pre_optimizer_step(self.args, self.state, self.control, model=self.model)
-            self.callback.on_step_end(self.args, self.state, self.control)
-        return self
+@pytest.mark.parametrize(("fp16", "main"), [(True, True), (False, True), (False, False)])
+def test_float16_leaves_a_broken_gradient_to_its_scaler_and_only_the_first_process_writes(tmp_path, fp16, main):
+    state, control, model = TrainerState(is_world_process_zero=main), TrainerControl(), torch.nn.Linear(2, 1)
+    args = SimpleNamespace(output_dir=str(tmp_path), fp16=fp16)
+    callback = GuardCallback(CollapseGuard(3, rollouts=64), "warn", lambda: {"success": 0.4}, lambda: math.inf)
+    state.global_step = 1
+    model.weight.grad = torch.full_like(model.weight, math.inf)
+    callback.on_pre_optimizer_step(args, state, control, model=model)
+    callback.on_step_end(args, state, control)
+    assert (model.weight.grad is not None) == fp16
+    assert control.should_training_stop != fp16
+    assert (callback.guard.alarm is None) == fp16
+    assert (tmp_path / "guard.json").exists() == (main and not fp16)
 
 
-@pytest.fixture
-def checkpoints(tmp_path, monkeypatch):
-    folders = {step: tmp_path / f"checkpoint-{step}" for step in (2, 4, 6)}
-    monkeypatch.setattr(
-        "sgsd.trainers.guard.complete_checkpoints", lambda folder: folders if folder == tmp_path else {}
-    )
-    return tmp_path
-
-
-def test_stop_ends_the_run_and_names_the_checkpoint_of_before(checkpoints, caplog):
-    run = Run(checkpoints, "stop").steps(5).steps(20, success=0.0)
-    seen = json.loads((checkpoints / "guard.json").read_text())
-    assert run.control.should_training_stop
-    assert run.state.global_step == seen["step"] < 9
-    assert (seen["sound_until"], seen["checkpoint"], seen["run"]) == (5, "checkpoint-4", "stopped")
-    assert f"the run stopped; last sound checkpoint: {checkpoints / 'checkpoint-4'}" in caplog.text
-    assert sound_checkpoint(checkpoints, 6) == checkpoints / "checkpoint-6"
-    assert sound_checkpoint(checkpoints, 1) is None
-
-
-def test_warn_says_so_once_and_goes_on(tmp_path, caplog):
-    run = Run(tmp_path, "warn").steps(5).steps(20, success=0.0)
-    assert (run.state.global_step, run.handed) == (25, 0)
-    assert caplog.text.count("collapse guard") == 1
-    assert "no checkpoint is older than that" in caplog.text
-
-
-def test_grpo_takes_over_once(tmp_path):
-    run = Run(tmp_path, "grpo").steps(5).steps(20, success=0.0)
-    assert (run.state.global_step, run.handed) == (25, 1)
-
-
-@pytest.mark.parametrize("action", ["warn", "grpo"])
-def test_a_gradient_that_is_not_finite_reaches_no_weight_and_stops_a_run_that_would_go_on(checkpoints, caplog, action):
-    run = Run(checkpoints, action).steps(4).steps(9, norm=math.nan)
-    seen = json.loads((checkpoints / "guard.json").read_text())
-    assert run.model.weight.grad is None
-    assert (run.state.global_step, run.handed) == (5, 0)
-    assert (seen["step"], seen["checkpoint"], seen["run"]) == (5, "checkpoint-4", "stopped")
-    assert "the gradient's norm is nan" in caplog.text
-
-
-def test_float16_leaves_a_broken_gradient_to_its_scaler(tmp_path, caplog):
-    run = Run(tmp_path, "warn", fp16=True).steps(9, norm=math.inf)
-    assert run.model.weight.grad.isinf().all()
-    assert run.state.global_step == 9
-    assert not caplog.records
-
-
-def test_only_the_first_process_writes(tmp_path):
-    run = Run(tmp_path, "warn")
-    run.state.is_world_process_zero = False
-    with_alarm = run.steps(5).steps(9, success=0.0)
-    assert with_alarm.callback.guard.alarm is not None
-    assert not (tmp_path / "guard.json").exists()
-
-
-@pytest.fixture(autouse=True)
-def logged(caplog):
-    caplog.set_level(logging.INFO)
+def test_the_sound_checkpoint_is_the_last_complete_one_until_a_step(tmp_path):
+    for step in (2, 4, 6):
+        (tmp_path / f"checkpoint-{step}" / "sgsd").mkdir(parents=True)
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / "sgsd" / "state.json").touch()
+    assert [sound_checkpoint(tmp_path, until) for until in (1, 3, 9)] == [
+        None,
+        tmp_path / "checkpoint-2",
+        tmp_path / "checkpoint-4",
+    ]

@@ -7,10 +7,9 @@ import json
 import pytest
 import torch
 
-from sgsd.errors import ConfigError
 from sgsd.trainers.guard import sound_checkpoint
 
-from .tiny import PROBLEMS, make_config, make_trainer
+from .tiny import PROBLEMS, make_trainer
 
 
 class Failing:
@@ -115,9 +114,3 @@ def test_the_guard_judges_each_step_by_its_own_rollouts_whatever_is_evaluated_in
     trainer.train()
     assert len(set(trained)) == 2
     assert seen == pytest.approx(trained)
-
-
-def test_only_sgsd_with_groups_can_hand_over(tmp_path):
-    for method, settings in (("grpo", {}), ("sgsd", {"num_generations": 1}), ("opsd", {})):
-        with pytest.raises(ConfigError, match="nothing to hand over to"):
-            make_config(tmp_path, method=method, guard="grpo", **settings)

@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-import torch
 from accelerate import DistributedType
 
 from sgsd import runfolder
@@ -23,9 +22,9 @@ from sgsd.trainers.writer import refuse_partitioned_policy
 
 from ..conftest import make_model
 from ..serving import chat, serving
-from .tiny import PROBLEMS, make_bank, make_config, make_trainer, quoting_model
+from .tiny import PROBLEMS, make_bank, make_trainer, quoting_model, unlike
 
-FREQUENCY = 10
+FREQUENCY = 5
 
 
 class StubWriter:
@@ -51,17 +50,9 @@ class StubWriter:
         return json.dumps({"items": items})
 
 
-class HangingWriter(StubWriter):
-    """Does not answer before the tests are over."""
-
-    def write(self, requests):
-        threading.Event().wait(60)
-        return super().write(requests)
-
-
 def run(folder, *, writer=None, use_policy=False, **settings):
     defaults = {
-        "max_steps": 60,
+        "max_steps": 6 * FREQUENCY,
         "maintenance_frequency": FREQUENCY,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
@@ -86,7 +77,7 @@ def logged(trainer, name):
     ]
 
 
-def test_sixty_steps_with_a_check_every_ten(tmp_path, monkeypatch):
+def test_six_checks_of_a_bank(tmp_path, monkeypatch):
     monkeypatch.setattr("sgsd.bank.maintain.MAX_DYNAMIC", 12)
     trainer = run(tmp_path)
     banks = [trainer.bank]
@@ -117,19 +108,19 @@ def test_sixty_steps_with_a_check_every_ten(tmp_path, monkeypatch):
             assert meaning.setdefault(item.id, said) == said
     assert len(banks[-1].dynamic.skills) == len(banks[-1].dynamic.mistakes) == 12
     checks = log_of(tmp_path)
-    assert [check["step"] for check in checks] == [10, 20, 30, 40, 50, 60]
+    assert [check["step"] for check in checks] == [5, 10, 15, 20, 25, 30]
     assert [check["records"] for check in checks] == [FREQUENCY * 4] * 6
     assert [check["bank"] for check in checks] == [bank.digest for bank in banks[1:]]
-    assert logged(trainer, "records") == [40.0] * 6
+    assert logged(trainer, "records") == [FREQUENCY * 4.0] * 6
     assert logged(trainer, "updates") == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert logged(trainer, "skipped") == [0.0] * 6
     rates = [entry["success_rate"] for entry in trainer.state.log_history if "success_rate" in entry]
     for number, check in enumerate(checks):
-        assert check["success_rate"] == pytest.approx(sum(rates[10 * number : 10 * number + 10]) / 10, abs=1e-6)
+        assert check["success_rate"] == pytest.approx(sum(rates[5 * number : 5 * number + 5]) / 5, abs=1e-6)
 
 
 def test_new_items_can_be_followed_down_to_rollouts_of_the_window(tmp_path):
-    trainer = run(tmp_path, max_steps=10)
+    trainer = run(tmp_path, max_steps=FREQUENCY)
     trainer.train()
     (check,) = log_of(tmp_path)
     memories = {memory["id"]: memory for memory in check["memories_kept"]}
@@ -148,13 +139,13 @@ def test_the_next_step_retrieves_from_the_new_bank(tmp_path):
     assert online & set(trainer.ledger.items)
 
 
-@pytest.mark.parametrize("save", [15, 20])
+@pytest.mark.parametrize("save", [8, 10])
 def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger(tmp_path, save):
-    settings = {"max_steps": 30, "save_strategy": "steps", "save_steps": save}
+    settings = {"max_steps": 15, "save_strategy": "steps", "save_steps": save}
     straight = run(tmp_path, **settings)
     straight.train()
     log, ledger = (tmp_path / runfolder.MAINTENANCE).read_text(), straight.ledger
-    shutil.rmtree(tmp_path / "checkpoint-30", ignore_errors=True)
+    shutil.rmtree(tmp_path / "checkpoint-15", ignore_errors=True)
     resumed = run(tmp_path, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save}"))
     assert resumed.bank == straight.bank
@@ -162,16 +153,15 @@ def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger
     assert (tmp_path / runfolder.MAINTENANCE).read_text() == log
     assert resumed.ledger == ledger
     assert logged(resumed, "updates")[-1] == 3.0
-    for mine, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
-        assert torch.equal(mine, other)
+    assert unlike(resumed.model, straight.model) == []
 
 
 def test_a_checkpoint_holds_the_window(tmp_path):
-    run(tmp_path, max_steps=13, save_strategy="steps", save_steps=13).train()
-    state = json.loads((tmp_path / "checkpoint-13" / "sgsd" / "window.json").read_text())
+    run(tmp_path, max_steps=8, save_strategy="steps", save_steps=8).train()
+    state = json.loads((tmp_path / "checkpoint-8" / "sgsd" / "window.json").read_text())
     window = Window.from_state(state)
     assert [(record.step, record.row) for record in window.records] == [
-        (step, row) for step in (11, 12, 13) for row in range(4)
+        (step, row) for step in (6, 7, 8) for row in range(4)
     ]
     assert (window.updates, window.skipped) == (1, 0)
     assert window.state_dict() == state
@@ -187,19 +177,11 @@ def test_a_checkpoint_holds_the_window(tmp_path):
             Window.from_state(other)
 
 
-def test_a_checkpoint_without_a_window_is_refused(tmp_path):
-    """Its rollouts would be missing from the next check."""
-    run(tmp_path, max_steps=5, save_strategy="steps", save_steps=5).train()
-    (tmp_path / "checkpoint-5" / "sgsd" / "window.json").unlink()
-    with pytest.raises(CheckpointError, match=r"a file of the checkpoint is missing: got .*window\.json, 0 bytes"):
-        run(tmp_path, max_steps=10).train(resume_from_checkpoint=True)
-
-
 def test_a_run_that_has_not_watched_its_rollouts_so_far_begins_to_when_it_goes_on(tmp_path):
-    run(tmp_path, max_steps=5, maintenance_frequency=0, save_strategy="steps", save_steps=5, use_policy=True).train()
-    resumed = run(tmp_path, max_steps=10)
+    run(tmp_path, max_steps=3, maintenance_frequency=0, save_strategy="steps", save_steps=3, use_policy=True).train()
+    resumed = run(tmp_path, max_steps=5)
     resumed.train(resume_from_checkpoint=True)
-    assert log_of(tmp_path)[0]["records"] == 5 * 4
+    assert log_of(tmp_path)[0]["records"] == 2 * 4
 
 
 def test_enough_successes_leave_the_bank_as_it_is(tmp_path):
@@ -245,6 +227,14 @@ class Short(StubWriter):
         return super().write(requests)[:-1]
 
 
+class HangingWriter(StubWriter):
+    """Does not answer before the tests are over; its thread ends with the process."""
+
+    def write(self, requests):
+        threading.Event().wait(60)
+        return super().write(requests)
+
+
 class Half(StubWriter):
     """Every second request fails, whatever its attempt."""
 
@@ -279,7 +269,7 @@ def test_a_failing_writer_costs_the_update_and_not_the_run(tmp_path, writer, rea
 
 
 def test_what_part_of_the_requests_gave_is_used_and_the_rest_counted(tmp_path):
-    trainer = run(tmp_path, writer=Half(), max_steps=10)
+    trainer = run(tmp_path, writer=Half(), max_steps=FREQUENCY)
     trainer.train()
     (check,) = log_of(tmp_path)
     assert check["status"] == "updated"
@@ -289,16 +279,8 @@ def test_what_part_of_the_requests_gave_is_used_and_the_rest_counted(tmp_path):
 
 
 def test_a_writer_that_hangs_is_left_behind(tmp_path):
-    never = threading.Event()
-
-    class Hanging(StubWriter):
-        def write(self, requests):
-            never.wait(60)
-            return super().write(requests)
-
-    trainer = run(tmp_path, writer=Hanging(), max_steps=4, maintenance_frequency=2, maintenance_timeout=0.2)
+    trainer = run(tmp_path, writer=HangingWriter(), max_steps=4, maintenance_frequency=2, maintenance_timeout=0.2)
     trainer.train()
-    never.set()
     assert [(check["status"], check["reason"]) for check in log_of(tmp_path)] == [
         ("skipped", "no items within 0.2 s")
     ] * 2
@@ -321,24 +303,7 @@ def test_the_policy_writes_items_without_touching_the_run(tmp_path):
     assert {parent for item in bank.dynamic.items for parent in item.parents} <= {
         memory["id"] for memory in check["memories_kept"]
     }
-    for mine, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
-        assert torch.equal(mine, other)
-
-
-@pytest.mark.slow
-def test_a_run_whose_policy_writes_is_resumed_bit_for_bit(tmp_path):
-    settings = {"max_steps": 4, "maintenance_frequency": 2, "use_policy": True}
-    settings |= {"save_strategy": "steps", "save_steps": 3}
-    straight = run(tmp_path, model=quoting_model(), **settings)
-    straight.train()
-    log = (tmp_path / runfolder.MAINTENANCE).read_text()
-    assert [check["status"] for check in log_of(tmp_path)] == ["updated"] * 2
-    resumed = run(tmp_path, model=quoting_model(), **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert resumed.bank.to_json() == straight.bank.to_json()
-    assert (tmp_path / runfolder.MAINTENANCE).read_text() == log
-    for mine, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
-        assert torch.equal(mine, other)
+    assert unlike(*(trainer.model for trainer in trainers)) == []
 
 
 def test_a_policy_without_room_for_its_texts_costs_the_update_and_not_the_run(tmp_path):
@@ -378,17 +343,6 @@ def test_a_server_writes_in_the_policys_place(tmp_path):
     assert {body["model"] for body in server.bodies} == {"tiny"}
 
 
-def test_a_server_that_is_gone_costs_the_update_and_not_the_run(tmp_path):
-    with serving(answered_by(StubWriter())) as server:
-        url = server.url
-    trainer = run(tmp_path, max_steps=2, maintenance_frequency=2, **served(url))
-    trainer.train()
-    (check,) = log_of(tmp_path)
-    assert check["status"] == "skipped"
-    assert check["reason"].startswith(f"ServerError: no usable answer from {url} in 3 tries")
-    assert trainer.bank == make_bank()
-
-
 def test_without_maintenance_there_is_nothing_of_it(tmp_path):
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
     trainer.train()
@@ -396,23 +350,6 @@ def test_without_maintenance_there_is_nothing_of_it(tmp_path):
     assert not (tmp_path / runfolder.MAINTENANCE).exists()
     assert not (tmp_path / "checkpoint-1" / "sgsd" / "window.json").exists()
     assert not any("maintenance" in name for entry in trainer.state.log_history for name in entry)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"maintenance_frequency": -1}, "maintenance_frequency"),
-        ({"maintenance_threshold": 0}, "maintenance_threshold"),
-        ({"maintenance_threshold": 1.1}, "maintenance_threshold"),
-        ({"maintenance_timeout": 0}, "maintenance_timeout"),
-        ({"maintenance_frequency": 1, "maintenance_writer_url": "http://localhost:1/v1"}, "half a server"),
-        ({"maintenance_frequency": 1, "maintenance_writer_model": "tiny"}, "half a server"),
-        ({"maintenance_writer_url": "http://a/v1", "maintenance_writer_model": "tiny"}, "without maintenance"),
-    ],
-)
-def test_unusable_settings_are_refused(tmp_path, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        make_config(tmp_path, **settings)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-from trl import GRPOTrainer
 
-from ..conftest import make_tokenizer
-from .tiny import assert_close, batch_of, by_first_id, logged_means, loss_and_gradients, make_config, make_trainer
+from .tiny import assert_close, batch_of, by_first_id, logged_means, loss_and_gradients, make_trainer, trls_own
 
 NUMBERS = [0] * 4 + [1] * 4
 G = {"num_generations": 4, "per_device_train_batch_size": 8}
@@ -34,20 +32,6 @@ def make_moe():
         router_aux_loss_coef=0.001,
     )
     return Qwen3MoeForCausalLM(config).eval()
-
-
-def trls_own(folder, rows, **settings):
-    """TRL's trainer of the same model, on the same rows."""
-    plain = GRPOTrainer(
-        model=make_moe(),
-        reward_funcs=by_first_id,
-        args=make_config(folder, method="grpo", **G, **settings),
-        train_dataset=rows,
-        processing_class=make_tokenizer(),
-    )
-    plain.current_gradient_accumulation_steps = 1
-    plain.model.train()
-    return plain
 
 
 def aux_of(plain, batch):
@@ -86,7 +70,7 @@ def test_the_routers_loss_is_trls_at_its_coefficient_once(tmp_path, settings, st
         trainer.router_aux_loss_coef = coefficient
         found.append(loss_and_gradients(trainer, [batch], steps=steps))
     (without, gradients), (with_it, more_gradients) = found
-    aux, aux_gradients = aux_of(trls_own(tmp_path, trainer.train_dataset), batch)
+    aux, aux_gradients = aux_of(trls_own(tmp_path, trainer.train_dataset, model=make_moe(), **G), batch)
     assert with_it - without == pytest.approx(0.7 * aux / steps, rel=1e-3)
     added = [(b - a) / (0.7 / steps) for a, b in zip(gradients, more_gradients, strict=True)]
     routers = [n for n, (name, _) in enumerate(trainer.model.named_parameters()) if "mlp.gate.weight" in name]
@@ -103,7 +87,7 @@ def test_with_grpo_the_step_is_the_weighted_sum_and_the_routers_loss_is_not_weig
     )
     batch = batch_of(trainer, NUMBERS)
     both = loss_and_gradients(trainer, [batch])
-    plain = trls_own(tmp_path, trainer.train_dataset, **settings)
+    plain = trls_own(tmp_path, trainer.train_dataset, model=make_moe(), **G, **settings)
     grpo = loss_and_gradients(plain, [batch])
     aux, aux_gradients = aux_of(plain, batch)
     trainer.args.grpo_weight = trainer.router_aux_loss_coef = 0.0
@@ -118,7 +102,7 @@ def test_with_grpo_the_step_is_the_weighted_sum_and_the_routers_loss_is_not_weig
 def test_it_is_logged(tmp_path, settings):
     trainer = make_trainer(tmp_path, model=make_moe(), stub=True, reward=by_first_id, num_generations=2, **settings)
     batch = batch_of(trainer, [0, 0, 1, 1])
-    aux, _ = aux_of(trls_own(tmp_path, trainer.train_dataset), batch)
+    aux, _ = aux_of(trls_own(tmp_path, trainer.train_dataset, model=make_moe(), **G), batch)
     trainer._compute_loss(trainer.model, batch)
     logged = (
         logged_means(trainer)

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgsd.data.problems import Problem
-from sgsd.errors import DataError, PromptError
+from sgsd.errors import DataError
 from sgsd.objectives import logprobs as tiles
 from sgsd.prompts import REFERENCE_BLOCK
 from sgsd.trainers import opsd as opsd_module
@@ -19,30 +19,23 @@ from ..reference import exact_copy
 from .tiny import (
     EIGHT_SOLVED,
     EOS,
+    LORA,
     PROBLEMS,
     SOLVED,
+    always,
     batch_of,
     cut,
     loss_and_gradients,
     make_trainer,
+    plain_distributions,
     prompted_rollouts,
     render,
     rows,
-    weights_of,
 )
-
-LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def opsd(folder, **settings):
     return make_trainer(folder, method="opsd", **{"stub": True} | settings)
-
-
-def plain_distributions(model, prompt, completion, temperature):
-    """``[T][V]`` log-probabilities of one pair alone, in float64."""
-    with torch.no_grad():
-        logits = exact_copy(model).double().eval()(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
-    return (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1).tolist()
 
 
 def plain_token(log_q, log_p, kind, beta, clip):
@@ -86,7 +79,7 @@ def test_the_loss_equals_plain_loops_over_prompts_written_out_by_hand(tmp_path, 
             "A reference for this problem, to be worked out in your own words:\n\n"
             f"{reference}\n\nDo not mention this reference in the answer.\n\n{SOLVED[n].text}\n\nGo."
         )
-        sides = [plain_distributions(trainer.model, p, completion, temperature) for p in (prompt, teacher)]
+        sides = [plain_distributions(trainer.model, p, completion, temperature).tolist() for p in (prompt, teacher)]
         tokens = [
             plain_token(
                 q,
@@ -116,23 +109,11 @@ def test_accumulation_does_not_change_loss_or_gradient(tmp_path, G, divergence):
         torch.testing.assert_close(gradient, whole_gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_gradient_checkpointing_gives_the_same_loss_and_gradient(tmp_path):
-    results = []
-    for checkpointing in (False, True):
-        trainer = opsd(tmp_path, num_generations=2, activation_checkpointing=checkpointing)
-        if checkpointing:
-            trainer.model.gradient_checkpointing_enable()
-        results.append(loss_and_gradients(trainer, [batch_of(trainer, [0, 0, 1, 1])]))
-        assert trainer.model.is_gradient_checkpointing == checkpointing
-    assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("outcome", [None, 0.0, 1.0])
 def test_verdicts_do_not_enter_the_loss(tmp_path, outcome):
     losses = [
-        opsd(tmp_path, truncated="undecided", reward=lambda completion_ids, **_: [None] * len(completion_ids)),
-        opsd(tmp_path, reward=lambda completion_ids, **_: [outcome] * len(completion_ids)),
+        opsd(tmp_path, truncated="undecided", reward=always(None)),
+        opsd(tmp_path, reward=always(outcome)),
     ]
     first, second = (trainer._compute_loss(trainer.model, batch_of(trainer, [0, 1, 2])) for trainer in losses)
     assert torch.equal(first, second)
@@ -168,19 +149,6 @@ def test_training_brings_the_student_nearer_to_its_teacher(tmp_path):
 # ---- teachers
 
 
-@pytest.mark.parametrize("teacher", ["live", "frozen", "ema", "periodic"])
-@pytest.mark.parametrize("adapter", [False, True])
-def test_the_policy_is_back_bitwise_after_its_teacher(tmp_path, teacher, adapter):
-    trainer = opsd(tmp_path, teacher=teacher, peft_config=LoraConfig(**LORA) if adapter else None)
-    with torch.no_grad():
-        for parameter in trainer.model.parameters():
-            parameter.add_(0.01)
-    before = weights_of(trainer.model)
-    trainer._compute_loss(trainer.model, batch_of(trainer, [0, 1])).backward()
-    assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
-    assert trainer.model.training
-
-
 class Sides:
     """What the divergence was given: logits of both sides, tile by tile."""
 
@@ -194,23 +162,6 @@ class Sides:
             return original(student, teacher, *arguments, **options)
 
         monkeypatch.setattr(opsd_module, "token_divergence", record)
-
-
-def test_the_default_teacher_is_the_initial_policy(tmp_path, monkeypatch):
-    trainer = opsd(tmp_path, max_steps=2)
-    assert trainer.args.teacher == "frozen"
-    initial = exact_copy(trainer.model)
-    trainer.train()
-    batch = batch_of(trainer, [0])
-    sides = Sides(monkeypatch)
-    trainer._compute_loss(trainer.model, batch)
-    completion = batch["completion_ids"][0][batch["completion_mask"][0].bool()].tolist()
-    prompt = trainer.renderer.reference_ids(PROBLEMS[0].text, SOLVED[0].solution)
-    assert prompt == trainer.train_dataset[0]["teacher_prompt"]
-    expected = plain_distributions(initial, prompt, completion, 1.0)
-    torch.testing.assert_close(
-        sides.teacher[0][0].log_softmax(-1), torch.tensor(expected), rtol=1e-4, atol=1e-4, check_dtype=False
-    )
 
 
 def test_no_gradient_reaches_the_teacher_and_dropout_is_off_for_it(tmp_path, monkeypatch):
@@ -379,12 +330,6 @@ def test_a_missing_reference_is_refused_with_counts_and_never_replaced(tmp_path,
     assert "\n" not in str(caught.value)
 
 
-def test_a_reference_that_does_not_fit_is_refused_with_counts(tmp_path):
-    long = [replace(SOLVED[0], solution="so " * 400), *SOLVED[1:]]
-    with pytest.raises(PromptError, match="1 of 6 teacher prompts are too long"):
-        opsd(tmp_path, problems=long)
-
-
 # ---- logs
 
 
@@ -398,11 +343,3 @@ def test_metrics_are_all_there_and_finite(tmp_path):
     assert logged["loss"] == pytest.approx(logged["opsd/loss"], abs=1e-5)
     assert logged["opsd/divergence"] > 0
     assert not any(name.startswith("sgsd/") for name in logged)
-
-
-def test_the_model_card_names_the_method_and_its_paper(tmp_path):
-    trainer = opsd(tmp_path, save_strategy="steps", save_steps=1)
-    trainer.train()
-    card = (tmp_path / "README.md").read_text()
-    assert "2601.18734" in card
-    assert "- opsd" in card

@@ -17,9 +17,8 @@ from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpo
 from sgsd.trainers.guard import CollapseGuard
 
 from ..conftest import make_model
-from .tiny import EOS, forget_files, make_bank, make_trainer
+from .tiny import EOS, LORA, forget_files, make_bank, make_trainer, moved, unlike, weights_of
 
-LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "lora_dropout": 0.1}
 NEW_BANK = make_bank(5, label="new ")
 BAD_SIZES = [json.dumps({"version": 4, "sizes": sizes}) for sizes in (3, None, [1], {"model.safetensors": "1"})]
 
@@ -39,7 +38,7 @@ def by_length(completion_ids, **_):
     return [float(len(ids) % 2 == 0) for ids in completion_ids]
 
 
-def run(folder, *, teacher="live", lora=False, change_bank=True, **settings):
+def run(folder, *, method="sgsd", lora=False, change_bank=True, **settings):
     """A trainer that samples for real: random states are part of what must come back."""
     model = make_model()
     model.generation_config.eos_token_id = [EOS, *range(200, 250)]  # so that rollouts end, at unequal lengths
@@ -51,15 +50,15 @@ def run(folder, *, teacher="live", lora=False, change_bank=True, **settings):
         "gradient_accumulation_steps": 2,
         "save_strategy": "steps",
         "save_steps": 3,
-        "teacher_ema_decay": 0.6,
-        "teacher_sync_steps": 2,
     }
+    if method != "grpo":
+        defaults |= {"teacher_ema_decay": 0.6, "teacher_sync_steps": 2}
     trainer = make_trainer(
         folder,
+        method=method,
         model=model,
         reward=by_length,
-        teacher=teacher,
-        peft_config=LoraConfig(**LORA) if lora else None,
+        peft_config=LoraConfig(**LORA, lora_dropout=0.1) if lora else None,
         callbacks=[change] if change_bank else [],
         **defaults | settings,
     )
@@ -72,23 +71,50 @@ def interrupt(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoint-6")
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("teacher", ["live", "frozen", "ema", "periodic"])
-def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path, teacher, lora):
-    straight = run(tmp_path, teacher=teacher, lora=lora)
+CORRECTION = {"objective": "correction", "grpo_weight": 1.0, "teacher": "frozen"}
+PLAIN = {"method": "grpo", "change_bank": False}
+OPSD = {"method": "opsd", "change_bank": False}
+CASES = [
+    *(
+        {"teacher": teacher, "lora": lora}
+        for teacher in ("live", "frozen", "ema", "periodic")
+        for lora in (False, True)
+    ),
+    CORRECTION,
+    {**CORRECTION, "support_baseline": "control"},
+    {**CORRECTION, "support_baseline": "control", "teacher_guidance": 1.5},
+    PLAIN,
+    {**PLAIN, "lora": True},
+    {**PLAIN, "skills_in_prompt": True},
+    OPSD,
+    {**OPSD, "lora": True},
+    {**OPSD, "teacher": "ema"},
+    {**OPSD, "skills_in_prompt": True, "teacher": "periodic"},
+]
+
+
+@pytest.mark.parametrize("settings", CASES, ids=lambda case: " ".join(map(str, case.values())))
+def test_a_resumed_run_ends_bitwise_where_an_uninterrupted_one_does(tmp_path, settings):
+    straight = run(tmp_path, **settings)
+    first = weights_of(straight.model)
     straight.train()
-    final = {name: value.clone() for name, value in straight.model.state_dict().items()}
-    start = run(tmp_path / "other", teacher=teacher, lora=lora)
-    assert any(not torch.equal(final[name], value) for name, value in start.model.state_dict().items())
+    assert moved(first, straight.model)
+    state = state_of(tmp_path / "checkpoint-3")
+    assert state["method"] == settings.get("method", "sgsd")
+    assert state["bank"] == (make_bank().digest if straight.args.uses_bank else None)
 
     interrupt(tmp_path)
-    resumed = run(tmp_path, teacher=teacher, lora=lora)
+    resumed = run(tmp_path, **settings)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6
-    assert [name for name, value in resumed.model.state_dict().items() if not torch.equal(final[name], value)] == []
+    assert unlike(resumed.model, straight.model) == []
+    assert resumed.bank == straight.bank
+    if "method" in settings:
+        return
+    assert straight.bank == NEW_BANK
+    assert resumed.ledger == straight.ledger
     for held, other in zip(resumed.teacher_weights._held, straight.teacher_weights._held, strict=True):
         assert torch.equal(held, other)
-    assert resumed.bank == straight.bank == NEW_BANK
     losses = [
         [entry["sgsd/loss"] for entry in trainer.state.log_history if "sgsd/loss" in entry]
         for trainer in (straight, resumed)
@@ -103,30 +129,7 @@ def test_a_run_resumed_within_an_epoch_goes_on_with_the_same_problems(tmp_path, 
     interrupt(tmp_path)
     resumed = run(tmp_path, save_steps=save_steps)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save_steps}"))
-    final = straight.model.state_dict()
-    assert [name for name, value in resumed.model.state_dict().items() if not torch.equal(final[name], value)] == []
-
-
-def test_the_comparison_above_would_see_a_lost_bank_and_lost_teacher_weights(tmp_path):
-    straight = run(tmp_path, teacher="ema")
-    straight.train()
-    interrupt(tmp_path)
-    for lost in ("bank", "teacher"):
-        resumed = run(tmp_path, teacher="ema", change_bank=False)
-        original_bank, original_held = resumed.bank, [held.clone() for held in resumed.teacher_weights._held]
-
-        class Lose(TrainerCallback):
-            def on_train_begin(self, *_, lost=lost, resumed=resumed, bank=original_bank, held=original_held, **__):
-                if lost == "bank":
-                    resumed.bank = bank
-                else:
-                    resumed.teacher_weights._held = held
-
-        resumed.add_callback(Lose())
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-        final = straight.model.state_dict()
-        assert any(not torch.equal(final[name], value) for name, value in resumed.model.state_dict().items())
-        shutil.rmtree(tmp_path / "checkpoint-6")
+    assert unlike(resumed.model, straight.model) == []
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +216,6 @@ def test_another_bank_is_refused(stopped):
     trainer = run(stopped, teacher="ema", bank=make_bank(label="other "))
     with pytest.raises(CheckpointError, match="another bank"):
         trainer.train(resume_from_checkpoint=True)
-
-
-def test_a_trainer_whose_own_bank_has_changed_can_resume(stopped):
-    """The bank a run began with is what counts, not the one it has now."""
-    trainer = run(stopped, teacher="ema", max_steps=4)
-    trainer.bank = NEW_BANK
-    trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 4
 
 
 def test_another_kind_of_teacher_is_refused(stopped):

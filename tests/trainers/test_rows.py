@@ -69,13 +69,6 @@ def test_reward_functions_of_ones_own_need_no_answer_that_is_text(column, kind):
     assert found[column] == [ODD[kind]] * 3
 
 
-def test_a_solution_is_kept_where_the_answer_is_no_text():
-    (problem,) = problems_of(
-        Dataset.from_list([{"prompt": "1?", "answer": [1, 2], "solution": "One."}]), verified=False
-    )
-    assert problem.solution == "One."
-
-
 @pytest.mark.parametrize("empty", [None, ""])
 def test_a_problem_column_without_a_value_is_the_last_user_message(empty):
     rows = [
@@ -162,9 +155,3 @@ def test_system_messages_of_a_file_reach_the_rows(shared_data):
     assert report.counts == {}
     rows = training_rows(problems, RENDERER, max_prompt_length=1000)
     assert rows["prompt"] == [json.loads(line)["prompt"] for line in file.read_text().splitlines()]
-
-
-def test_one_long_prompt_of_a_file_is_named(shared_data):
-    problems, _ = load_problems(shared_data / "bugcases" / "one-long.jsonl")
-    with pytest.raises(PromptError, match=r"1 of 30 plain prompts are too long: .*\(the-long-one\)"):
-        training_rows(problems, RENDERER, max_prompt_length=1000)

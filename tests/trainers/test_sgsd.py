@@ -10,10 +10,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import GRPOTrainer
 
-from sgsd.bank import SkillBank
 from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.prompts import describe_mistake, describe_skill
-from sgsd.retrieval import BM25Retriever
 from sgsd.scoring import logprobs
 from sgsd.trainers.sgsd import SGSDTrainer
 
@@ -22,8 +20,10 @@ from ..reference import exact_copy, plain_logps, plain_row_loss
 from .tiny import (
     EIGHT,
     EOS,
+    LORA,
     PROBLEMS,
     WeightedRetriever,
+    always,
     assert_close,
     batch_of,
     by_first_id,
@@ -32,18 +32,13 @@ from .tiny import (
     make_bank,
     make_config,
     make_trainer,
+    moved,
     prompted_rollouts,
     render,
     rows,
+    trls_own,
     weights_of,
 )
-
-LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-
-
-def moved(before, model) -> bool:
-    return any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-
 
 # ---- the loss
 
@@ -64,6 +59,7 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
     G = settings.get("num_generations", 1)
     problems = [PROBLEMS[n] for n in (0, 1, 2, 3) for _ in range(G)]
     batch = batch_of(trainer, [n for n in (0, 1, 2, 3) for _ in range(G)])
+    assert not batch["teacher_logps"].requires_grad
     loss = trainer._compute_loss(trainer.model, batch).item()
 
     # from here on nothing of the trainer's is used but its weights
@@ -193,15 +189,7 @@ def test_grpo_weight_adds_trls_own_loss_on_the_same_rollouts(tmp_path, score_tem
     assert batch["advantages"].abs().max() > 0
     both, both_gradient = loss_and_gradients(trainer, [batch])
 
-    plain = GRPOTrainer(
-        model=make_model(),
-        reward_funcs=by_first_id,
-        args=make_config(tmp_path, grpo_weight=0.1, **settings),
-        train_dataset=trainer.train_dataset,
-        processing_class=make_tokenizer(),
-    )
-    plain.current_gradient_accumulation_steps = 1
-    plain.model.train()
+    plain = trls_own(tmp_path, trainer.train_dataset, **settings)
     grpo, grpo_gradient = loss_and_gradients(plain, [batch])
 
     trainer.args.grpo_weight, trainer.args.sgsd_weight = 0.0, 1.0
@@ -214,61 +202,13 @@ def test_grpo_weight_adds_trls_own_loss_on_the_same_rollouts(tmp_path, score_tem
 # ---- steps
 
 
-@pytest.mark.parametrize("reward", [0.0, 1.0])
+@pytest.mark.parametrize("reward", [0.0, 1.0, None])
 def test_a_step_moves_the_weights_where_polarity_is_not_zero(tmp_path, reward):
-    trainer = make_trainer(tmp_path, stub=True, reward=lambda completion_ids, **_: [reward] * len(completion_ids))
+    trainer = make_trainer(tmp_path, stub=True, reward=always(reward), truncated="undecided", weight_decay=0.0)
     before = weights_of(trainer.model)
     trainer.train()
-    assert moved(before, trainer.model)
-
-
-def test_a_step_of_undecided_rollouts_moves_nothing_at_all(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        stub=True,
-        reward=lambda completion_ids, **_: [None] * len(completion_ids),
-        truncated="undecided",
-        weight_decay=0.0,
-        max_steps=2,
-    )
-    before = weights_of(trainer.model)
-    trainer.train()
-    assert not moved(before, trainer.model)
-    assert trainer.state.log_history[0]["grad_norm"] == 0
-
-
-def test_training_raises_the_likelihood_that_a_supporting_teacher_gives_to_a_success(tmp_path):
-    """One rollout, over and over: the gap to teachers that took a stance shrinks."""
-    trainer = make_trainer(
-        tmp_path,
-        problems=PROBLEMS[:1],
-        reward=lambda completion_ids, **_: [1.0] * len(completion_ids),
-        teacher="frozen",
-        support_threshold=0.0,
-        per_device_train_batch_size=1,
-        num_teachers=1,
-        learning_rate=1e-3,
-        max_steps=15,
-        weight_decay=0.0,
-    )
-    trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[40, 50, 60, EOS]] * len(prompt_ids), None)
-    batch = batch_of(trainer, [0])
-    prompt = trainer.renderer.student_ids(PROBLEMS[0].text)
-    teacher = batch["teacher_logps"][0, 0, :3]
-    sign = torch.tensor(plain_logps(trainer.model, prompt, [40, 50, 60])) - teacher
-    supports = -sign.clamp(-3, 3).mean() > 0
-    before = sign.square().sum()
-    trainer.train()
-    after = (torch.tensor(plain_logps(trainer.model, prompt, [40, 50, 60])) - teacher).square().sum()
-    assert (after < before) if supports else (after > before)
-
-
-def test_sampled_rollouts_train_with_the_shipped_bank(tmp_path):
-    trainer = make_trainer(tmp_path, bank="seed:mental-arithmetic", retriever="bm25", num_teachers=2, max_steps=2)
-    before = weights_of(trainer.model)
-    trainer.train()
-    assert trainer.state.global_step == 2
-    assert moved(before, trainer.model)
+    assert moved(before, trainer.model) == (reward is not None)
+    assert (trainer.state.log_history[0]["grad_norm"] > 0) == (reward is not None)
 
 
 # ---- outcomes
@@ -288,7 +228,7 @@ def test_a_truncated_rollout_has_the_configured_outcome_whatever_its_reward(tmp_
 
 
 def test_eos_that_is_also_the_padding_ends_a_rollout_and_does_not_count(tmp_path):
-    trainer = make_trainer(tmp_path, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
+    trainer = make_trainer(tmp_path, reward=always(1.0))
     tokenizer = trainer.processing_class
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
     newline, space = tokenizer("\n")["input_ids"][0], tokenizer(" ")["input_ids"][0]
@@ -302,7 +242,7 @@ def test_eos_that_is_also_the_padding_ends_a_rollout_and_does_not_count(tmp_path
 def test_every_end_token_of_the_model_ends_a_rollout(tmp_path):
     model = make_model()
     model.generation_config.eos_token_id = [EOS, 77]
-    trainer = make_trainer(tmp_path, model=model, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
+    trainer = make_trainer(tmp_path, model=model, reward=always(1.0))
     trainer._generate_single_turn = lambda *_, **__: ([[50, 77], [50, EOS], [50, 60]], None)
     assert batch_of(trainer, [0, 1, 2])["outcome"].tolist() == [1, 1, -1]
 
@@ -324,27 +264,24 @@ def test_several_rewards_are_weighed_and_compared_with_the_threshold(tmp_path):
     assert batch_of(trainer, range(4))["outcome"].tolist() == [-1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("verifier", ["exact", "math"])
-def test_the_verifier_decides_the_outcome(tmp_path, verifier):
-    trainer = make_trainer(tmp_path, reward=None, verifier=verifier, max_completion_length=32)
+@pytest.mark.parametrize(
+    ("verifier", "truncated"), [("exact", "incorrect"), ("math", "incorrect"), ("exact", "undecided")]
+)
+def test_the_verifier_decides_the_outcome(tmp_path, verifier, truncated):
+    trainer = make_trainer(tmp_path, reward=None, verifier=verifier, truncated=truncated, max_completion_length=32)
     assert trainer.reward_func_names == [verifier]
     encode = lambda text: trainer.processing_class(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     right = [f"\\boxed{{{problem.answer}}}" for problem in PROBLEMS[:2]]
     completions = [[*encode(right[0]), EOS], [*encode("\\boxed{7}"), EOS], encode(right[0])]
     trainer._generate_single_turn = lambda *_, **__: (completions, None)
     batch = batch_of(trainer, [0, 1, 0])
-    assert batch["outcome"].tolist() == [1, -1, -1]
-    assert list(trainer._logs["rewards"][verifier]) == [1.0, 0.0, 0.0]
-    assert list(trainer._logs["extra"]["outcome"]) == ["correct", "incorrect", "incorrect"]
+    undecided = truncated == "undecided"
+    assert batch["outcome"].tolist() == [1, -1, 0 if undecided else -1]
+    rewards = list(trainer._logs["rewards"][verifier])
+    assert rewards[:2] == [1.0, 0.0]
+    assert math.isnan(rewards[2]) if undecided else rewards[2] == 0
+    assert list(trainer._logs["extra"]["outcome"]) == ["correct", "incorrect", truncated]
     assert list(trainer._logs["extra"]["reason"])[2] == "truncated"
-
-
-def test_an_undecided_truncation_is_no_reward_at_all(tmp_path):
-    trainer = make_trainer(tmp_path, reward=None, verifier="exact", truncated="undecided")
-    trainer._generate_single_turn = lambda *_, **__: ([[50] * 8], None)
-    batch = batch_of(trainer, [0])
-    assert batch["outcome"].tolist() == [0]
-    assert math.isnan(trainer._logs["rewards"]["exact"][0])
 
 
 # ---- teachers
@@ -362,63 +299,22 @@ def teacher_scores(trainer, model, numbers):
     return out
 
 
-def test_a_live_teacher_is_the_policy_of_the_moment(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id)
-    initial = exact_copy(trainer.model)
-    trainer.train()
-    batch = batch_of(trainer, [0, 1])
-    assert_close(batch["teacher_logps"], teacher_scores(trainer, trainer.model, [0, 1]), 1e-4)
-    assert (batch["teacher_logps"] - teacher_scores(trainer, initial, [0, 1])).abs().max() > 1e-3
-
-
-def test_a_frozen_teacher_stays_the_initial_policy(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, teacher="frozen", max_steps=2)
+@pytest.mark.parametrize("adapter", ["none", "new", "trained"])
+def test_a_frozen_teacher_stays_the_initial_policy(tmp_path, adapter):
+    model = make_model()
+    if adapter == "trained":
+        model = get_peft_model(model, LoraConfig(**LORA, init_lora_weights=False))
+    settings = {"model": model, "peft_config": LoraConfig(**LORA) if adapter == "new" else None, "max_steps": 2}
+    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, teacher="frozen", **settings)
+    assert (trainer.teacher_weights._held == []) == (adapter == "new")  # the base model is the teacher, without a copy
     initial = exact_copy(trainer.model)
     trainer.train()
     trained = weights_of(trainer.model)
     assert moved(weights_of(initial), trainer.model)
     batch = batch_of(trainer, [0, 1])
     assert_close(batch["teacher_logps"], teacher_scores(trainer, initial, [0, 1]), 1e-4)
+    assert (batch["teacher_logps"] - teacher_scores(trainer, trainer.model, [0, 1])).abs().max() > 1e-3
     assert not moved(trained, trainer.model)
-
-
-def test_a_frozen_teacher_of_a_new_adapter_is_the_base_model_without_a_copy(tmp_path):
-    trainer = make_trainer(
-        tmp_path, stub=True, reward=by_first_id, teacher="frozen", peft_config=LoraConfig(**LORA), max_steps=2
-    )
-    base = make_model()
-    assert trainer.teacher_weights._held == []
-    trainer.train()
-    trained = weights_of(trainer.model)
-    batch = batch_of(trainer, [0, 1])
-    assert_close(batch["teacher_logps"], teacher_scores(trainer, base, [0, 1]), 1e-4)
-    assert not moved(trained, trainer.model)
-    # and the adapter is on again
-    prompt = trainer.renderer.student_ids(PROBLEMS[0].text)
-    assert plain_logps(trainer.model, prompt, [40, 50]) != pytest.approx(plain_logps(base, prompt, [40, 50]), abs=1e-5)
-
-
-def test_a_frozen_teacher_of_a_trained_adapter_is_the_adapter_as_it_came(tmp_path):
-    model = get_peft_model(make_model(), LoraConfig(**LORA, init_lora_weights=False))
-    trainer = make_trainer(tmp_path, model=model, stub=True, reward=by_first_id, teacher="frozen", max_steps=2)
-    initial = exact_copy(trainer.model)
-    trainer.train()
-    batch = batch_of(trainer, [0, 1])
-    assert_close(batch["teacher_logps"], teacher_scores(trainer, initial, [0, 1]), 1e-4)
-    assert (batch["teacher_logps"] - teacher_scores(trainer, make_model(), [0, 1])).abs().max() > 1e-3
-
-
-def test_an_ema_teacher_is_the_stated_average(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, teacher="ema", teacher_ema_decay=0.7)
-    average = weights_of(trainer.model)
-    for step in (1, 2):
-        with torch.no_grad():
-            for parameter in trainer.model.parameters():
-                parameter.add_(0.1 * step)
-        trainer.teacher_weights.after_optimizer_step(step)
-        average = [0.7 * old + 0.3 * new for old, new in zip(average, trainer.model.parameters(), strict=True)]
-    with trainer.teacher_weights.in_place():
-        assert_close(weights_of(trainer.model), average, 1e-6)
 
 
 def test_an_ema_teacher_follows_every_optimizer_step_of_a_run(tmp_path):
@@ -528,13 +424,6 @@ def test_the_policy_is_back_bitwise_after_its_teachers_even_after_an_error(tmp_p
     assert torch.equal(inside, logits) == (teacher == "live")
 
 
-def test_no_gradient_is_left_by_the_teachers(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, teacher="ema")
-    batch = batch_of(trainer, [0, 1])
-    assert not batch["teacher_logps"].requires_grad
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
-
-
 # ---- retrieval and the bank
 
 
@@ -548,18 +437,6 @@ def test_a_changed_bank_is_seen_by_the_next_rollouts(tmp_path):
     ids = {item.id for item in trainer.bank.items}
     assert not any(set(name.split()) & ids for row in names[:2] for name in row)
     assert all(set(name.split()) <= ids for row in names[2:] for name in row)
-
-
-def test_missing_teachers_are_padding_that_changes_nothing(tmp_path):
-    losses = []
-    for K in (4, 7):
-        trainer = make_trainer(tmp_path, stub=True, num_teachers=K)
-        batch = batch_of(trainer, [0, 1, 2])
-        assert batch["teacher_weights"].shape == (3, K)
-        assert (batch["teacher_weights"] > 0).sum(1).tolist() == [4] * 3
-        losses.append(loss_and_gradients(trainer, [batch]))
-    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-6)
-    assert_close(losses[0][1], losses[1][1])
 
 
 def test_pairs_that_do_not_fit_are_counted_and_training_goes_on(tmp_path):
@@ -612,13 +489,6 @@ def test_metrics_are_all_there_finite_and_shares_are_shares(tmp_path):
     assert logged["loss"] == pytest.approx(trainer.state.log_history[0]["loss"], abs=1e-5)
     assert logged["teachers_per_rollout"] == 3
     assert trainer.state.log_history[0]["entropy"] > 0
-
-
-def test_logged_loss_is_the_mean_over_an_accumulated_step(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, per_device_train_batch_size=2, gradient_accumulation_steps=3)
-    trainer.train()
-    logged = trainer.state.log_history[0]
-    assert logged["loss"] == pytest.approx(logged["sgsd/loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -678,40 +548,6 @@ def test_an_evaluation_between_steps_of_one_batch_leaves_its_table_alone(tmp_pat
     assert trainer.state.global_step == 3
 
 
-def test_the_model_card_names_the_method_and_its_paper(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1)
-    trainer.train()
-    card = (tmp_path / "README.md").read_text()
-    assert "2605.28791" in card
-    assert "- sgsd" in card
-    assert "This model was trained with SGSD, a method introduced in [Skill-Conditioned" in card
-
-
-def test_the_model_card_of_another_objective_does_not_pass_it_off_as_the_papers(tmp_path):
-    """At 029fdea: "This model was trained with SGSD, a method introduced in" the paper."""
-    settings = {"objective": "correction", "teacher": "frozen", "grpo_weight": 1.0, "num_generations": 2}
-    trainer = make_trainer(tmp_path, stub=True, save_strategy="steps", save_steps=1, **settings)
-    trainer.train()
-    card = (tmp_path / "README.md").read_text()
-    assert "trained with GRPO + correction, which builds on SGSD, a method introduced in [Skill-Conditioned" in card
-    assert "trained with SGSD" not in card
-
-
-def test_evaluation_logs_the_plain_prompts_success_rate(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        stub=True,
-        reward=lambda completion_ids, answer, **_: [float(a in ("2", "6")) for a in answer],
-        eval_dataset=PROBLEMS[:4],
-    )
-    before = weights_of(trainer.model)
-    metrics = trainer.evaluate()
-    assert metrics["eval_reward"] == 0.5
-    assert 0 <= metrics["eval_success_rate"] <= 0.5
-    assert not moved(before, trainer.model)
-    assert not trainer._metrics["train"]
-
-
 @pytest.mark.parametrize("method", ["sgsd", "opsd"])
 def test_evaluation_runs_no_teacher(tmp_path, method):
     """At 029fdea SGSD made five forwards in this evaluation beside its sampling, for nothing but logs."""
@@ -725,37 +561,7 @@ def test_evaluation_runs_no_teacher(tmp_path, method):
     assert forwards, "the hook would not see it"
 
 
-def test_evaluation_during_training_does_not_touch_the_training_metrics(tmp_path):
-    trainer = make_trainer(
-        tmp_path, stub=True, eval_dataset=PROBLEMS[:2], eval_strategy="steps", eval_steps=1, max_steps=2
-    )
-    trainer.train()
-    assert sum("eval_reward" in entry for entry in trainer.state.log_history) == 2
-    assert sum("sgsd/loss" in entry for entry in trainer.state.log_history) == 2
-
-
 # ---- data and banks
-
-
-def test_datasets_and_lists_of_problems_give_the_same_rows(tmp_path):
-    problems = make_trainer(tmp_path)
-    dataset = make_trainer(
-        tmp_path,
-        problems=Dataset.from_list([{"problem": problem.text, "answer": problem.answer} for problem in PROBLEMS]),
-    )
-    for column in ("prompt", "problem", "answer"):
-        assert list(problems.train_dataset[column]) == list(dataset.train_dataset[column])
-
-
-def test_a_reward_function_sees_answers_and_solutions(tmp_path):
-    seen = {}
-
-    def reward(completion_ids, answer, solution, problem, problem_id, **_):
-        seen.update(answer=answer, solution=solution, problem=problem, id=problem_id)
-        return [0.0] * len(completion_ids)
-
-    batch_of(make_trainer(tmp_path, stub=True, reward=reward), [1])
-    assert seen == {"answer": ["6"], "solution": ["6"], "problem": ["2 + 4?"], "id": ["p2"]}
 
 
 @pytest.mark.parametrize(
@@ -768,6 +574,7 @@ def test_a_reward_function_sees_answers_and_solutions(tmp_path):
         ({"max_completion_length": 1024}, ConfigError, "do not fit the model's context"),
         ({"bank": make_bank(1).without([make_bank(1).mistakes[0].id])}, BankError, "no mistakes"),
         ({"bank": "seed:no-such-bank"}, BankError, "no-such-bank"),
+        ({"bank": None}, ConfigError, "no skill bank"),
         ({"verifier": "maths", "reward": None}, ConfigError, "maths"),
     ],
 )
@@ -775,11 +582,6 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path, change, error, 
     with pytest.raises(error, match=message) as caught:
         make_trainer(tmp_path, **change)
     assert "\n" not in str(caught.value)
-
-
-def test_a_trainer_without_a_bank_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no skill bank"):
-        SGSDTrainer(make_model(), None, make_config(tmp_path), PROBLEMS, processing_class=make_tokenizer())
 
 
 def test_arguments_have_the_places_they_have_in_trls_trainer(tmp_path):
@@ -810,34 +612,19 @@ def test_prompts_may_fill_what_the_completion_leaves_of_the_context(tmp_path):
 # ---- models by name
 
 
-def test_a_folder_trains_by_name(tmp_path, tiny_folder):
-    trainer = SGSDTrainer(str(tiny_folder), by_first_id, make_config(tmp_path), PROBLEMS, bank=make_bank())
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_folder_trains_by_name(tmp_path, tiny_folder, adapter):
+    folder = tiny_folder
+    if adapter:
+        base, folder = make_model(), tmp_path / "adapter"
+        base.name_or_path = base.config._name_or_path = str(tiny_folder)
+        get_peft_model(base, LoraConfig(**LORA, init_lora_weights=False)).save_pretrained(folder)
+    make_bank().save(tmp_path / "bank.json")
+    trainer = SGSDTrainer(str(folder), by_first_id, make_config(tmp_path), PROBLEMS, bank=tmp_path / "bank.json")
     trainer._generate_single_turn = prompted_rollouts
-    before = weights_of(trainer.model)
-    trainer.train()
-    assert moved(before, trainer.model)
-
-
-def test_an_adapters_folder_trains_its_adapter(tmp_path, tiny_folder):
-    base = make_model()
-    base.name_or_path = base.config._name_or_path = str(tiny_folder)
-    get_peft_model(base, LoraConfig(**LORA, init_lora_weights=False)).save_pretrained(tmp_path / "adapter")
-    trainer = SGSDTrainer(str(tmp_path / "adapter"), by_first_id, make_config(tmp_path), PROBLEMS, bank=make_bank())
-    trainer._generate_single_turn = prompted_rollouts
+    assert trainer.bank == make_bank()
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
-    changed = {n for n, value in trainer.model.named_parameters() if not torch.equal(value, before[n])}
+    changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
     assert changed
-    assert all("lora" in name for name in changed)
-
-
-def test_the_bank_may_be_a_file(tmp_path):
-    make_bank().save(tmp_path / "bank.json")
-    trainer = make_trainer(tmp_path, bank=str(tmp_path / "bank.json"))
-    assert trainer.bank.digest == make_bank().digest
-    assert isinstance(trainer.bank, SkillBank)
-
-
-def test_the_retriever_may_be_ones_own(tmp_path):
-    trainer = make_trainer(tmp_path, retriever_object=BM25Retriever())
-    assert trainer.retriever.name == "bm25"
+    assert not adapter or all("lora" in name for name in changed)

@@ -36,6 +36,7 @@ from .tiny import PROBLEMS, make_bank, make_config, make_trainer, rows
         ),
         (GRPOTrainer._get_train_sampler, ["self", "dataset"]),
         (GRPOTrainer._save_checkpoint, ["self", "model", "trial"]),
+        (Trainer.train, ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
         (GRPOTrainer._get_grad_norm, ["self", "model", "grad_norm"]),
         (disable_gradient_checkpointing, ["model", "gradient_checkpointing_kwargs"]),
     ],
@@ -123,10 +124,6 @@ def test_the_overridden_methods_are_still_the_ones_that_trl_calls():
         assert call in called
 
 
-def test_train_takes_resume_from_checkpoint_first():
-    assert list(inspect.signature(Trainer.train).parameters)[:2] == ["self", "resume_from_checkpoint"]
-
-
 def test_checkpoints_are_announced_after_they_are_written_and_after_the_step():
     source = inspect.getsource(Trainer._maybe_log_save_evaluate)
     assert source.index("_save_checkpoint") < source.index("on_save")
@@ -184,22 +181,15 @@ def test_the_batch_holds_what_the_loss_reads(tmp_path):
 
 
 @pytest.mark.parametrize("thinking", ["off", "on", "template", "paper"])
-def test_trl_tokenizes_a_prompt_as_the_renderer_does(tmp_path, thinking):
+def test_trl_tokenizes_a_prompt_as_the_renderer_does_and_thoughts_differ_only_if_asked(tmp_path, thinking):
     trainer = make_trainer(tmp_path, thinking=thinking)
     prompt_ids, _, _ = trainer._tokenize_prompts([row["prompt"] for row in rows(trainer, range(3))])
     assert prompt_ids == [trainer.renderer.student_ids(problem.text) for problem in PROBLEMS[:3]]
-
-
-@pytest.mark.parametrize("thinking", ["off", "on", "template", "paper"])
-def test_thinking_differs_between_student_and_teacher_only_if_asked(tmp_path, thinking):
-    trainer = make_trainer(tmp_path, thinking=thinking)
-    bank = make_bank()
-    student = trainer.renderer.text(trainer.renderer.student_ids("1 + 1?"))
-    teacher = trainer.renderer.text(trainer.renderer.teacher_ids("1 + 1?", bank.skills[0], bank.mistakes[0]))
-    assert ("<think>" in student) == (
-        thinking in ("off", "paper")
-    )  # the template closes an empty thought where it is off
-    assert ("<think>" in teacher) == (thinking == "off")
+    bank, text = make_bank(), trainer.renderer.text
+    taught = text(trainer.renderer.teacher_ids("1 + 1?", bank.skills[0], bank.mistakes[0]))
+    # The template closes an empty thought where thinking is off.
+    assert ("<think>" in text(prompt_ids[0])) == (thinking in ("off", "paper"))
+    assert ("<think>" in taught) == (thinking == "off")
 
 
 def test_a_copied_batch_survives_trls_shuffle_and_split_with_its_rows_together(tmp_path):

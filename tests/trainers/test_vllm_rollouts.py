@@ -17,12 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgsd.errors import ConfigError
 from sgsd.scoring.logprobs import score_completions
-from sgsd.trainers.config import CONFIGS
 
 from .test_sgsd import batch_of, by_first_id, loss_and_gradients
-from .tiny import make_config, make_trainer, prompted_rollouts
+from .tiny import make_trainer, prompted_rollouts
 
 
 class StandIn:
@@ -64,47 +62,30 @@ OBJECTIVES = {
 }
 
 
-def test_colocated_vllm_gets_the_runs_settings(tmp_path):
-    make_trainer(
-        tmp_path,
-        use_vllm=True,
-        vllm_mode="colocate",
-        vllm_gpu_memory_utilization=0.4,
-        vllm_max_model_length=900,
-        vllm_tensor_parallel_size=1,
-        vllm_enable_sleep_mode=True,
-        temperature=1.1,
-        top_p=0.9,
-        top_k=20,
-        max_completion_length=7,
-        generation_kwargs={"seed": 3},
-    )
-    asked = {
-        "mode": "colocate",
-        "gpu_memory_utilization": 0.4,
-        "max_model_length": 900,
-        "tensor_parallel_size": 1,
-        "enable_sleep_mode": True,
-        "temperature": 1.1,
-        "top_p": 0.9,
-        "top_k": 20,
-        "max_completion_length": 7,
-        "generation_kwargs": {"seed": 3},
-        "trust_remote_code": False,
-    }
-    assert {name: StandIn.asked[name] for name in asked} == asked
+COLOCATED = {
+    "vllm_mode": "colocate",
+    "vllm_gpu_memory_utilization": 0.4,
+    "vllm_max_model_length": 900,
+    "vllm_tensor_parallel_size": 1,
+    "vllm_enable_sleep_mode": True,
+    "temperature": 1.1,
+    "top_p": 0.9,
+    "top_k": 20,
+    "max_completion_length": 7,
+    "generation_kwargs": {"seed": 3},
+}
+SERVED = {
+    "vllm_mode": "server",
+    "vllm_server_base_url": "http://10.0.0.2:8000",
+    "vllm_server_timeout": 600.0,
+    "vllm_group_port": 51300,
+}
 
 
-def test_a_vllm_server_is_asked_where_the_settings_say(tmp_path):
-    make_trainer(
-        tmp_path,
-        use_vllm=True,
-        vllm_mode="server",
-        vllm_server_base_url="http://10.0.0.2:8000",
-        vllm_server_timeout=600.0,
-        vllm_group_port=51300,
-    )
-    asked = {"mode": "server", "server_base_url": "http://10.0.0.2:8000", "server_timeout": 600.0, "group_port": 51300}
+@pytest.mark.parametrize("settings", [COLOCATED, SERVED], ids=["colocate", "server"])
+def test_vllm_is_asked_as_the_settings_say(tmp_path, settings):
+    make_trainer(tmp_path, use_vllm=True, **settings)
+    asked = {name.removeprefix("vllm_"): value for name, value in settings.items()} | {"trust_remote_code": False}
     assert {name: StandIn.asked[name] for name in asked} == asked
 
 
@@ -152,40 +133,6 @@ def test_grpos_loss_is_corrected_for_vllms_probabilities(tmp_path, excess, mode,
     torch.testing.assert_close(loss, plain_loss * factor, rtol=1e-4, atol=1e-6)
     for gradient, plain_gradient in zip(gradients, plain_gradients, strict=True):
         torch.testing.assert_close(gradient, plain_gradient * factor, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [("sgsd", {}), ("sgsd", {"num_generations": 4, "grpo_weight": 0.0}), ("opsd", {})],
-)
-def test_a_correction_of_a_loss_without_grpos_part_is_refused(tmp_path, method, settings):
-    with pytest.raises(ConfigError, match=r"would correct nothing.*a loss without GRPO's part.*grpo_weight above 0"):
-        make_config(tmp_path, method=method, use_vllm=True, vllm_importance_sampling_correction=True, **settings)
-
-
-def test_a_correction_without_vllm_and_grpos_part_is_a_setting_without_effect(tmp_path):
-    with pytest.raises(ConfigError, match=r"without effect.*vllm_importance_sampling_correction True"):
-        make_config(tmp_path, use_vllm=False, vllm_importance_sampling_correction=True)
-
-
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("grpo", {}),
-        ("sgsd", {"objective": "correction", "num_generations": 4, "grpo_weight": 1.0}),
-        ("sgsd", {"num_generations": 4, "grpo_weight": 0.5}),
-    ],
-)
-def test_a_correction_of_grpos_loss_is_taken(tmp_path, method, settings):
-    given = {"use_vllm": True, "vllm_importance_sampling_correction": True} | settings
-    assert make_config(tmp_path, method=method, **given).vllm_importance_sampling_correction
-
-
-@pytest.mark.parametrize("method", CONFIGS)
-def test_the_old_name_of_the_ratios_bound_is_refused(tmp_path, method):
-    """With one rollout a prompt TRL would have passed over it without a word."""
-    with pytest.raises(ConfigError, match="vllm_importance_sampling_clip_max"):
-        make_config(tmp_path, method=method, vllm_importance_sampling_cap=2.0)
 
 
 def test_weights_go_to_vllm_once_a_step(tmp_path):

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 import torch
+from trl import GRPOTrainer
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.data.problems import Problem
@@ -17,8 +18,10 @@ from sgsd.trainers.config import CONFIGS, VerifiedConfig
 from sgsd.trainers.methods import TRAINERS
 
 from ..conftest import make_model, make_tokenizer
+from ..reference import exact_copy
 
 EOS = 1
+LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 EIGHT = [Problem(id=f"p{n}", text=f"{n} + {n * n}?", answer=str(n + n * n)) for n in range(1, 9)]
 PROBLEMS = EIGHT[:6]
 EIGHT_SOLVED = [replace(problem, solution=f"It is {problem.answer}{'!' * n}") for n, problem in enumerate(EIGHT)]
@@ -53,6 +56,21 @@ def by_first_id(completion_ids, **_):
 def by_parity(completion_ids, **_):
     """A success where the ids' sum is even, undecided where it divides by five."""
     return [None if sum(ids) % 5 == 0 else float(sum(ids) % 2 == 0) for ids in completion_ids]
+
+
+def always(reward):
+    """A reward function: the same for every rollout."""
+    return lambda completion_ids, **_: [reward] * len(completion_ids)
+
+
+def moved(before, model) -> bool:
+    return any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def unlike(model, other) -> list[str]:
+    """Names of the weights that are not the same bit by bit."""
+    final = other.state_dict()
+    return [name for name, value in model.state_dict().items() if not torch.equal(final[name], value)]
 
 
 def make_config(output_dir, *, method="sgsd", **settings) -> VerifiedConfig:
@@ -118,6 +136,21 @@ def make_trainer(
     return trainer
 
 
+def trls_own(output_dir, rows, *, model=None, reward=by_first_id, peft_config=None, **settings) -> GRPOTrainer:
+    """TRL's trainer on the same rows, ready for a loss."""
+    plain = GRPOTrainer(
+        model=make_model() if model is None else model,
+        reward_funcs=reward,
+        args=make_config(output_dir, **{"method": "grpo"} | settings),
+        train_dataset=rows,
+        processing_class=make_tokenizer(),
+        peft_config=peft_config,
+    )
+    plain.current_gradient_accumulation_steps = 1
+    plain.model.train()
+    return plain
+
+
 def prompted_rollouts(prompt_ids, images=None, multimodal_fields=None, num_generations=1, has_tool_images=False):
     """In place of sampling: the n-th rollout of a prompt is always the same. Two of three end, the others are cut."""
     seen = Counter()
@@ -132,6 +165,13 @@ def prompted_rollouts(prompt_ids, images=None, multimodal_fields=None, num_gener
 
 def rows(trainer: VerifiedTrainer, numbers) -> list[dict]:
     return [trainer.train_dataset[n] for n in numbers]
+
+
+def plain_distributions(model, prompt, completion, temperature=1.0) -> torch.Tensor:
+    """``[T, V]`` log-probabilities of one pair alone, unpadded, in float64."""
+    with torch.no_grad():
+        logits = exact_copy(model).double().eval()(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+    return (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
 
 
 def weights_of(model) -> list:

@@ -49,21 +49,14 @@ from sgsd.trainers.callbacks import StopOnSignal
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage, refused_writes
 from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
 from sgsd.trainers.guard import sound_checkpoint
+from sgsd.trainers.model import settle_generation_config
 from sgsd.trainers.names import method_name
+from sgsd.trainers.reward_check import check_reward, check_reward_arguments
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.trainers.rows import all_text, prompt_of, skill_pairs, training_rows
+from sgsd.trainers.settings import check_pieces
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers, summary_of
-from sgsd.trainers.startup import (
-    check_batch,
-    check_pieces,
-    check_reward,
-    check_reward_arguments,
-    check_tokens,
-    context_length,
-    prompt_budget,
-    settle_generation_config,
-    thinking_of,
-)
+from sgsd.trainers.tokens import check_batch, check_tokens, context_length, prompt_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
 
 _LAUNCH_FLAGS = (

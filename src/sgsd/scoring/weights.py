@@ -27,7 +27,7 @@ class TeacherWeights:
         model: the policy, unwrapped, before training.
         kind: one of ``TEACHERS``.
         adapter_off: the adapter is switched off in place of a frozen copy, see
-            ``trainers.startup.stands_still_without_adapter``.
+            ``trainers.model.stands_still_without_adapter``.
         ema_decay, sync_steps: see ``SGSDConfig``.
     """
 

@@ -49,27 +49,20 @@ from sgsd.trainers.checkpoint import (
 from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, resolve_bank
 from sgsd.trainers.guard import CollapseGuard, GuardCallback, sound_checkpoint
 from sgsd.trainers.metrics import StepMetrics
-from sgsd.trainers.rewards import VerifierReward, is_truncated, outcome_of, taking_its_own
-from sgsd.trainers.rows import SkillPairs, all_text, problems_of, skill_pairs, training_rows
-from sgsd.trainers.signs import FirstSteps
-from sgsd.trainers.startup import (
+from sgsd.trainers.model import (
     check_arguments,
-    check_batch,
-    check_pieces,
-    check_reward,
-    check_reward_arguments,
-    check_tokens,
-    check_verifier,
-    first_state,
-    prompt_budget,
     refuse_prompt_learning,
     sampling_as_asked,
     settle_config,
     settle_generation_config,
     stands_still_without_adapter,
-    steps_of,
-    thinking_of,
 )
+from sgsd.trainers.reward_check import check_reward, check_reward_arguments, check_verifier
+from sgsd.trainers.rewards import VerifierReward, is_truncated, outcome_of, taking_its_own
+from sgsd.trainers.rows import SkillPairs, all_text, problems_of, skill_pairs, training_rows
+from sgsd.trainers.settings import check_pieces
+from sgsd.trainers.signs import FirstSteps
+from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
 from sgsd.verifiers.thinking import CompletionText
 
@@ -232,7 +225,6 @@ class VerifiedTrainer(GRPOTrainer):
                 processing_class,
                 ends[0],
                 count=max(2, args.num_generations),
-                state=first_state(*steps_of(len(self.train_dataset), args)),
                 loop=getattr(self, "async_loop", None),  # where there are asynchronous functions
             )
         self.chat_template_kwargs = self.renderer.student_kwargs

@@ -21,7 +21,7 @@ from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
 from sgsd.retrieval import ITEM_TEXTS
 from sgsd.scoring.weights import TEACHERS
-from sgsd.trainers.startup import check_settings, default_device, refuse_idle_settings
+from sgsd.trainers.settings import check_ranges, check_settings, default_device, refuse_idle_settings
 
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
@@ -165,16 +165,20 @@ class VerifiedConfig(GRPOConfig):
                 "enable_jit_checkpoint would save checkpoints that nothing can go on from",
                 remedy="sgsd train saves at SIGTERM as it is; from Python, pass callbacks=[StopOnSignal()]",
             )
-        self._refuse_below_one("num_generations", "max_prompt_length", "skills_in_prompt_pairs", "guard_window")
-        # TRL, transformers and torch would refuse these only once a step is under way.
-        self._refuse_not_positive(
-            "temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"
+        check_ranges(
+            self,
+            {
+                "1 or more": (
+                    *("num_generations", "max_prompt_length", "skills_in_prompt_pairs", "guard_window"),
+                    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"),
+                ),
+                "above 0": ("temperature",),
+                "above 0, at most 1": ("top_p",),
+                "a finite number": ("success_threshold",),
+            },
         )
-        self._refuse_infinite("temperature", "success_threshold")
         if not all(map(math.isfinite, self.reward_weights or ())):
             raise ConfigError("reward_weights are no numbers", got=self.reward_weights, expected="finite ones")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("top_p is out of range", got=self.top_p, expected="above 0, at most 1")
         if self.use_vllm and self.vllm_importance_sampling_correction and not self._uses_grpo_loss:
             raise ConfigError(
                 "vllm_importance_sampling_correction would correct nothing",
@@ -212,31 +216,6 @@ class VerifiedConfig(GRPOConfig):
         """Whether TRL's GRPO loss is part of this method's."""
         return False
 
-    def _refuse_below_one(self, *names: str) -> None:
-        for name in names:
-            if vars(self)[name] is not None and vars(self)[name] < 1:
-                raise ConfigError(f"{name} is too small", got=vars(self)[name], expected="1 or more")
-
-    def _refuse_not_positive(self, *names: str) -> None:
-        for name in names:
-            if vars(self)[name] is None or not vars(self)[name] > 0:
-                raise ConfigError(f"{name} must be positive", got=vars(self)[name])
-
-    def _refuse_infinite(self, *names: str) -> None:
-        for name in names:
-            if not math.isfinite(vars(self)[name]):
-                raise ConfigError(f"{name} must be finite", got=vars(self)[name])
-
-    def _refuse_negative(self, *names: str) -> None:
-        for name in names:
-            if not vars(self)[name] >= 0:
-                raise ConfigError(f"{name} must not be negative", got=vars(self)[name])
-
-    def _refuse_given(self, *names: str) -> None:
-        for name in names:
-            if vars(self)[name]:
-                raise ConfigError(f"{name} is not supported", got=vars(self)[name], remedy="leave it out")
-
 
 @dataclass
 class GRPOBaselineConfig(VerifiedConfig):
@@ -272,13 +251,17 @@ class DistillationConfig(VerifiedConfig):
     def _check(self) -> None:
         super()._check()
         check_choice("teacher", self.teacher, TEACHERS)
-        self._refuse_below_one("teacher_sync_steps")
-        self._refuse_not_positive("score_temperature")
-        self._refuse_infinite("score_temperature")
-        if not 0 <= self.teacher_ema_decay < 1:
-            raise ConfigError("teacher_ema_decay is out of range", got=self.teacher_ema_decay, expected="0 to below 1")
-        # The student's forward keeps no gradient for the entropy.
-        self._refuse_given("entropy_coef", "use_adaptive_entropy")
+        check_ranges(
+            self,
+            {
+                "1 or more": ("teacher_sync_steps",),
+                "above 0": ("score_temperature",),
+                "0 to below 1": ("teacher_ema_decay",),
+            },
+        )
+        for name in ("entropy_coef", "use_adaptive_entropy"):  # the student's forward keeps no gradient for the entropy
+            if vars(self)[name]:
+                raise ConfigError(f"{name} is not supported", got=vars(self)[name], remedy="leave it out")
 
 
 @dataclass
@@ -301,10 +284,7 @@ class OPSDConfig(DistillationConfig):
         super()._check()
         check_choice("reference", self.reference, REFERENCES)
         check_choice("divergence", self.divergence, DIVERGENCES)
-        if not 0 < self.jsd_beta < 1:
-            raise ConfigError("jsd_beta is out of range", got=self.jsd_beta, expected="between 0 and 1")
-        if self.divergence_clip is not None:
-            self._refuse_not_positive("divergence_clip")
+        check_ranges(self, {"between 0 and 1": ("jsd_beta",), "above 0": ("divergence_clip",)})
         if self.beta:
             raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="method grpo, or no beta")
 
@@ -396,17 +376,18 @@ class SGSDConfig(DistillationConfig):
 
     def _check(self) -> None:
         super()._check()
-        self._refuse_below_one("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens")
-        self._refuse_not_positive("gate_tau", "support_clip", "retrieval_temperature", "maintenance_timeout")
-        self._refuse_negative("support_threshold", "sgsd_weight", "grpo_weight", "trace_steps", "maintenance_frequency")
-        self._refuse_negative("teacher_guidance")
-        self._refuse_infinite("gate_tau", "retrieval_temperature", "teacher_guidance", "sgsd_weight", "grpo_weight")
-        if not 0 < self.maintenance_threshold <= 1:
-            raise ConfigError(
-                "maintenance_threshold is out of range", got=self.maintenance_threshold, expected="above 0, at most 1"
-            )
-        if not 0 < self.ledger_share <= 1:
-            raise ConfigError("ledger_share is out of range", got=self.ledger_share, expected="above 0, at most 1")
+        check_ranges(
+            self,
+            {
+                "1 or more": ("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens"),
+                "above 0": ("gate_tau", "support_clip", "retrieval_temperature", "maintenance_timeout"),
+                "0 or more": (
+                    *("support_threshold", "sgsd_weight", "grpo_weight", "teacher_guidance"),
+                    *("trace_steps", "maintenance_frequency"),
+                ),
+                "above 0, at most 1": ("maintenance_threshold", "ledger_share"),
+            },
+        )
         check_choice("objective", self.objective, tuple(OBJECTIVES))
         check_choice("teacher_trust", self.teacher_trust, TRUSTS)
         check_choice("support_baseline", self.support_baseline, BASELINES)

@@ -147,11 +147,8 @@ class Window:
 
     def state_dict(self) -> dict[str, Any]:
         """Records and counts."""
-        return {"records": [asdict(record) for record in self.records], **self._counts}
-
-    @property
-    def _counts(self) -> dict[str, int]:
-        return {"updates": self.updates, "skipped": self.skipped}
+        records = [asdict(record) for record in self.records]
+        return {"records": records, "updates": self.updates, "skipped": self.skipped}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Window:
@@ -293,13 +290,16 @@ class _Sent:
     metrics: dict[str, float]
 
 
-class Maintenance:
-    """Watches rollouts and renews a bank.
+class Maintenance(TrainerCallback):
+    """Watches rollouts and renews a run's bank every ``frequency`` steps, before the step is logged and saved.
 
     All processes make the same calls. The first one alone holds the window, writes and logs.
 
     Args:
         folder: the run's.
+        bank: of the run; renewed here.
+        credit: of an item, by the ledger (see ``bank.maintain``).
+        log: takes a check's metrics.
         writer: who writes new items.
         frequency, threshold, timeout: see ``SGSDConfig``.
         own_process: the writer uses this process's model: it is waited for, and asked for the time between requests.
@@ -311,6 +311,9 @@ class Maintenance:
     def __init__(
         self,
         folder: Path,
+        bank: BankState,
+        credit: Callable[[str], float | None],
+        log: Callable[[dict[str, float]], None],
         writer: Writer,
         *,
         frequency: int,
@@ -324,6 +327,9 @@ class Maintenance:
         self.window = Window()
         self.frequency = frequency
         self._file = folder / runfolder.MAINTENANCE
+        self._bank = bank
+        self._credit = credit
+        self._log = log
         self._writer = writer
         self._threshold = threshold
         self._timeout = timeout
@@ -350,11 +356,17 @@ class Maintenance:
         """
         self.window = Window.from_state(state)
 
-    def begin(self, step: int) -> None:
-        """Drop what was logged after ``step`` optimizer steps: the run starts there, at 0 or at a checkpoint."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop what was logged after the step where the run starts, 0 or a checkpoint's."""
         if self._rank == 0:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            keep_until(self._file, step)
+            keep_until(self._file, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Check the bank if it is time."""
+        if state.global_step % self.frequency == 0 and self._bank.bank is not None:
+            self._bank.bank, metrics = self.check(state.global_step, self._bank.bank)
+            self._log({f"sgsd/maintenance/{name}": value for name, value in metrics.items()})
 
     def observe(self, records: Sequence[WindowRecord]) -> None:
         """Add this process's newly verified rollouts, and all others', to the window."""
@@ -365,20 +377,17 @@ class Maintenance:
         if self._rank == 0:
             self.window = replace(self.window, records=(*self.window.records, *(r for part in gathered for r in part)))
 
-    def check(
-        self, step: int, bank: SkillBank, credit: Callable[[str], float | None]
-    ) -> tuple[SkillBank, dict[str, float]]:
+    def check(self, step: int, bank: SkillBank) -> tuple[SkillBank, dict[str, float]]:
         """Look at the window and empty it; returns the bank as it is now, on all processes, and metrics.
 
         Args:
             step: optimizer steps done.
             bank: as it was, the same on all processes.
-            credit: of the items, see ``bank.maintain``.
 
         Raises:
             CheckpointError: the bank that arrived is not the one that was sent.
         """
-        sent: list[Any] = [self._renew(step, bank, credit) if self._rank == 0 else None]
+        sent: list[Any] = [self._renew(step, bank) if self._rank == 0 else None]
         if self._group is not None:
             torch.distributed.broadcast_object_list(sent, src=0, group=self._group)
         update: _Sent = sent[0]
@@ -390,9 +399,9 @@ class Maintenance:
             )
         return bank, update.metrics
 
-    def _renew(self, step: int, bank: SkillBank, credit: Callable[[str], float | None]) -> _Sent:
+    def _renew(self, step: int, bank: SkillBank) -> _Sent:
         begun = time.monotonic()
-        check, bank = self._checked(step, bank, credit)
+        check, bank = self._checked(step, bank)
         self.window = Window(
             updates=self.window.updates + (check.status == "updated"),
             skipped=self.window.skipped + (check.status == "skipped"),
@@ -415,7 +424,7 @@ class Maintenance:
         }
         return _Sent(bank.to_json().encode(), bank.digest, {name: float(value) for name, value in metrics.items()})
 
-    def _checked(self, step: int, bank: SkillBank, credit: Callable[[str], float | None]) -> tuple[Check, SkillBank]:
+    def _checked(self, step: int, bank: SkillBank) -> tuple[Check, SkillBank]:
         rate = self.window.success_rate
         check = Check(step, len(self.window.records), rate, "enough", bank=bank.digest)
         if rate is None or rate >= self._threshold:
@@ -439,7 +448,7 @@ class Maintenance:
             return replace(check, status="skipped", reason="nothing that was written could be used"), bank
         items, leaks = _without_leaks(proposal.items, memories)
         check = replace(check, leaks=leaks)
-        update = maintain(bank, items, credit=credit)
+        update = maintain(bank, items, credit=self._credit)
         parents = {parent for item in update.diff.added for parent in item.parents}
         check = replace(
             check,
@@ -470,44 +479,21 @@ def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-class MaintenanceCallback(TrainerCallback):
-    """Checks a run's bank every ``frequency`` optimizer steps, before the step is logged and saved.
-
-    Args:
-        maintenance: the checks.
-        bank: of the run; renewed here.
-        credit: of an item, by the ledger (see ``bank.maintain``).
-        log: takes the check's metrics.
-    """
-
-    def __init__(
-        self,
-        maintenance: Maintenance,
-        bank: BankState,
-        credit: Callable[[str], float | None],
-        log: Callable[[dict[str, float]], None],
-    ) -> None:
-        self._maintenance = maintenance
-        self._bank = bank
-        self._credit = credit
-        self._log = log
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._maintenance.begin(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self._maintenance.frequency == 0 and self._bank.bank is not None:
-            self._bank.bank, metrics = self._maintenance.check(state.global_step, self._bank.bank, self._credit)
-            self._log({f"sgsd/maintenance/{name}": value for name, value in metrics.items()})
-
-
-def maintenance_of(trainer: Any, args: SGSDConfig, writer: Writer | None) -> Maintenance:
+def maintenance_of(
+    trainer: Any,
+    args: SGSDConfig,
+    writer: Writer | None,
+    bank: BankState,
+    credit: Callable[[str], float | None],
+    log: Callable[[dict[str, float]], None],
+) -> Maintenance:
     """The maintenance that a run's settings describe.
 
     Args:
         trainer: whose policy writes where neither ``writer`` nor a server does.
         args: the run's settings.
         writer: in place of those.
+        bank, credit, log: see ``Maintenance``.
 
     Raises:
         ConfigError: see ``trainers.writer``.
@@ -519,6 +505,9 @@ def maintenance_of(trainer: Any, args: SGSDConfig, writer: Writer | None) -> Mai
         writer = policy_writer(policy, trainer.processing_class, args, trainer.accelerator)
     return Maintenance(
         Path(args.output_dir),
+        bank,
+        credit,
+        log,
         writer,
         frequency=args.maintenance_frequency,
         threshold=args.maintenance_threshold,

@@ -40,7 +40,7 @@ from sgsd.scoring.teachers import (
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.ledger import TrainingLedger
-from sgsd.trainers.maintenance import Maintenance, MaintenanceCallback, maintenance_of, window_records
+from sgsd.trainers.maintenance import Maintenance, maintenance_of, window_records
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import LedgerCallback, RunRecorder
 from sgsd.trainers.rewards import VerifierReward, is_truncated
@@ -100,10 +100,10 @@ class SGSDTrainer(VerifiedTrainer):
         self.add_callback(LedgerCallback(self.training_ledger, self.recorder, file, self._log_ledger))
         self.maintenance: Maintenance | None = None
         if args.maintenance_frequency:
-            self.maintenance = self.parts["window"] = maintenance_of(self, args, self._writer)
-            self.add_callback(
-                MaintenanceCallback(self.maintenance, self._bank, self.training_ledger.credit_of, self._log_step)
+            self.maintenance = self.parts["window"] = maintenance_of(
+                self, args, self._writer, self._bank, self.training_ledger.credit_of, self._log_step
             )
+            self.add_callback(self.maintenance)
 
         first = [self.train_dataset[n] for n in range(min(FIRST_PROBLEMS, len(self.train_dataset)))]
         said = check_teachers(self.retrieve(first), self.max_prompt_length)

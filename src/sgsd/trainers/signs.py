@@ -8,7 +8,7 @@ from typing import Any
 
 from sgsd.errors import ConfigError
 from sgsd.scoring.teachers import TeacherPool
-from sgsd.trainers.startup import ThinkingState
+from sgsd.trainers.tokens import ThinkingState
 
 FIRST_PROBLEMS = 8
 _MOST_CUT = 0.5

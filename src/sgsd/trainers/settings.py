@@ -1,0 +1,226 @@
+"""Settings that could not train, or that nothing would read: refused before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationConfig, Trainer, get_scheduler
+from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available, is_torch_xla_available
+from trl.import_utils import is_vllm_available
+
+from sgsd.errors import ConfigError, check_choice, in_one_line
+
+# ---- ranges and choices
+
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "1 or more": lambda value: value >= 1,
+    "above 0": lambda value: 0 < value < math.inf,
+    "0 or more": lambda value: 0 <= value < math.inf,
+    "0 to 1": lambda value: 0 <= value <= 1,
+    "0 to below 1": lambda value: 0 <= value < 1,
+    "above 0, at most 1": lambda value: 0 < value <= 1,
+    "between 0 and 1": lambda value: 0 < value < 1,
+    "0 to 2**32 - 1": lambda value: 0 <= value < 2**32,
+    "a finite number": math.isfinite,
+}
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo")
+_OF_TRL = {
+    "1 or more": (
+        *("num_iterations", "generation_batch_size", "steps_per_generation", "per_device_eval_batch_size"),
+        *("dataloader_prefetch_factor", "pad_to_multiple_of"),
+    ),
+    "above 0": ("learning_rate", "adam_epsilon", "repetition_penalty"),
+    "0 or more": ("weight_decay", "dataloader_num_workers", "neftune_noise_alpha", "epsilon", "epsilon_high"),
+    "0 to 1": ("min_p", "top_entropy_quantile"),
+    "0 to below 1": ("adam_beta1", "adam_beta2"),
+    "0 to 2**32 - 1": ("seed",),
+}
+"""What torch, transformers and TRL would refuse, or fail at, only after loading or in a step."""
+
+
+def check_ranges(args: Any, ranges: Mapping[str, Sequence[str]]) -> None:
+    """Refuse numbers that are out of range; ``None`` is in range where the default is no number.
+
+    Args:
+        args: a configuration.
+        ranges: a key of ``_RANGES`` → names of settings.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    defaults = {each.name: each.default for each in dataclasses.fields(args)}
+    for expected, names in ranges.items():
+        for name in names:
+            value = vars(args)[name]
+            if value is None and not isinstance(defaults[name], int | float):
+                continue
+            if value is None or not _RANGES[expected](value):
+                raise ConfigError(f"{name} is out of range", got=value, expected=expected)
+
+
+def check_settings(args: Any) -> None:
+    """Refuse settings of TRL and transformers that could not train, whatever the model and data.
+
+    Args:
+        args: a ``VerifiedConfig`` whose ``__post_init__`` is done.
+
+    Raises:
+        ConfigError: one line, before any weight is loaded.
+    """
+    check_ranges(args, _OF_TRL if args.use_vllm else _OF_TRL | {"0 or more": (*_OF_TRL["0 or more"], "top_k")})
+    check_choice("loss_type", args.loss_type, LOSS_TYPES)
+    check_choice("scale_rewards", args.scale_rewards, ("group", "batch", "none"))
+    check_choice("importance_sampling_level", args.importance_sampling_level, ("token", "sequence"))
+    check_choice(
+        "multi_objective_aggregation",
+        args.multi_objective_aggregation,
+        ("sum_then_normalize", "normalize_then_sum"),
+    )
+    if args.remove_unused_columns:
+        raise ConfigError(
+            "remove_unused_columns would remove what rewards and teachers read", got=True, expected="false, the default"
+        )
+    if args.save_strategy == "best" and args.metric_for_best_model is None:
+        raise ConfigError("save_strategy best without metric_for_best_model", expected="a metric, such as reward")
+    if args.sync_ref_model and not args.beta:
+        raise ConfigError("sync_ref_model without a reference model", got="beta 0", expected="beta above 0")
+    if args.max_steps == 0:
+        raise ConfigError("max_steps 0 would train nothing", expected="1 or more, or -1 for num_train_epochs")
+    if args.max_steps < 0 and not args.num_train_epochs > 0:
+        raise ConfigError(
+            "num_train_epochs is out of range", got=args.num_train_epochs, expected="above 0, or max_steps"
+        )
+
+
+# ---- what settings describe
+
+_OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that look at the model's layers
+_ONE_A_PROMPT = {"num_return_sequences": 1, "return_dict_in_generate": False}
+"""What TRL takes from ``generate``, whatever else ``generation_kwargs`` say."""
+
+
+def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
+    """Build what settings describe and training would build, of a toy's size, before any weight is loaded.
+
+    Args:
+        args: the run's settings.
+        adapted: the policy is an adapter.
+        loaded: the weights are there already; whether vLLM is, TRL will see.
+
+    Raises:
+        ConfigError: naming the setting, with what the library says; a package that is not installed.
+    """
+    if args.sync_ref_model and adapted:
+        raise ConfigError("sync_ref_model does not go with an adapter", remedy="leave it out, or train all weights")
+    for name, module, there in (
+        ("use_liger_kernel", "liger-kernel", is_liger_kernel_available),
+        ("use_vllm", "vllm", is_vllm_available),
+    ):
+        if vars(args)[name] and not there() and not (loaded and name == "use_vllm"):
+            raise ConfigError(f"{name} needs a package that is missing", got=module, remedy=f"pip install {module}")
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    optim = str(getattr(args.optim, "value", args.optim))
+    optimizer: torch.optim.Optimizer = torch.optim.SGD([weight], lr=args.learning_rate)
+    with in_one_line(f"optim {optim} cannot be made of optim_args {args.optim_args}"):
+        if not optim.startswith(_OF_A_MODEL):
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            optimizer = kind([weight], **options)
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    steps = args.max_steps if args.max_steps > 0 else 1000
+    with in_one_line(f"lr_scheduler_type {schedule} cannot be made of {args.lr_scheduler_kwargs or {}}"):
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+        )
+    if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
+        given = args.gradient_checkpointing_kwargs
+        with in_one_line(f"gradient_checkpointing_kwargs {given} cannot be used"):
+            checkpoint(torch.sin, weight, **{"use_reentrant": False, **given})
+    _check_generation(args)
+
+
+def _check_generation(args: Any) -> None:
+    given = dict(args.generation_kwargs or {})
+    for name, value in _ONE_A_PROMPT.items():
+        if given.get(name, value) not in (None, value):
+            raise ConfigError(
+                f"generation_kwargs with {name}",
+                got=given[name],
+                expected=value,
+                remedy="leave it out; G is num_generations",
+            )
+    if args.use_vllm:  # it has its own
+        return
+    options = {"do_sample": True, "cache_implementation": args.cache_implementation, **given}
+    with in_one_line(f"generation_kwargs {given}, cache_implementation {args.cache_implementation} cannot be used"):
+        GenerationConfig(**options)
+
+
+# ---- settings that nothing would read
+
+_OF_GRPO_LOSS = (
+    *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "top_entropy_quantile"),
+    *("off_policy_mask_threshold", "use_bias_correction_kl", "sapo_temperature_pos", "sapo_temperature_neg"),
+    *("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "entropy_coef", "use_adaptive_entropy"),
+    *("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target", "beta", "sync_ref_model"),
+    *("ref_model_mixup_alpha", "ref_model_sync_steps", "vllm_importance_sampling_correction"),
+    *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
+)
+_OF_ADVANTAGES = ("scale_rewards", "multi_objective_aggregation")
+IDLE_WITHOUT_GRPO = (*_OF_GRPO_LOSS, *_OF_ADVANTAGES)
+"""TRL's settings that only its GRPO loss reads, and those that only group advantages read."""
+
+
+def refuse_idle_settings(args: Any, *, uses_grpo_loss: bool, uses_advantages: bool = False) -> None:
+    """Refuse TRL settings that were changed and that nothing would read.
+
+    Args:
+        args: the run's settings.
+        uses_grpo_loss: whether TRL's GRPO loss is part of the loss.
+        uses_advantages: whether the loss reads GRPO's group advantages.
+
+    Raises:
+        ConfigError: naming the settings and what would read them.
+    """
+    if uses_grpo_loss:
+        return
+    idle = _OF_GRPO_LOSS if uses_advantages else IDLE_WITHOUT_GRPO
+    defaults = {each.name: each.default for each in dataclasses.fields(args)}
+    changed = {name: vars(args)[name] for name in idle if vars(args)[name] != defaults[name]}
+    if changed:
+        raise ConfigError(
+            "settings without effect where GRPO's loss is no part of the loss",
+            got=", ".join(f"{name} {value}" for name, value in changed.items()),
+            expected="method grpo, grpo_weight above 0, or the defaults",
+        )
+
+
+# ---- the device
+
+
+def default_device(args: Any) -> None:
+    """Fill in ``use_cpu`` and ``bf16`` by what the machine has; call before ``TrainingArguments.__post_init__``.
+
+    Without an accelerator ``use_cpu`` is set. Where neither ``bf16`` nor ``fp16`` is given, bfloat16 is used on devices
+    that compute in it, float32 on others.
+    """
+    if not (torch.accelerator.is_available() or is_torch_xla_available()):
+        args.use_cpu = True
+    if args.bf16 is None and not args.fp16:
+        args.bf16 = computes_in_bfloat16(cpu=args.use_cpu)
+
+
+def computes_in_bfloat16(*, cpu: bool) -> bool:
+    """Whether the processor, or else the accelerator, has instructions for bfloat16."""
+    if cpu:
+        has = torch.cpu.get_capabilities()
+        return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return is_torch_bf16_gpu_available() or is_torch_xla_available()
