@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sgsd.cli.eval_plan import _renderer
 from sgsd.evaluation import Evaluation
 from sgsd.evaluation.presets import BENCHMARKS
 from sgsd.prompts import PromptRenderer
@@ -358,3 +361,14 @@ def test_greedy_samples_do_not_depend_on_the_batch_size(sgsd, tiny_folder, probl
         assert sgsd(*given, "--output", out).code == 0
         texts.append([sample.completion for sample in Evaluation.load(out).samples])
     assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_switch_that_the_template_does_not_know_is_no_setting(tokenizer):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    options = argparse.Namespace(instruction=None, chat_template_kwargs=None, thinking=None)
+    for run in ({"thinking": "off"}, {"chat_template_kwargs": {"enable_thinking": True}}, {}):
+        assert not _renderer(plain, options, run, None).student_kwargs
+        assert (_renderer(tokenizer, options, run, None).student_kwargs or {}) == (
+            {"enable_thinking": "thinking" not in run} if run else {}
+        )

@@ -310,12 +310,12 @@ def _renderer(
     def rendered(**switch: bool) -> PromptRenderer:
         return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs={**given, **switch})
 
-    if thinking is None and (benchmark is None or _THINKING in (options.chat_template_kwargs or {})):
-        return rendered()
     on, off = (rendered(**{_THINKING: value}) for value in (True, False))
     has_switch = on.student_ids("1 + 1?") != off.student_ids("1 + 1?")
+    if not has_switch:  # without effect, and no setting in which two evaluations could differ
+        given = {name: value for name, value in given.items() if name != _THINKING}
     if thinking is None:
-        wanted = benchmark.thinking if benchmark is not None else None
+        wanted = None if benchmark is None or _THINKING in (options.chat_template_kwargs or {}) else benchmark.thinking
         return rendered() if wanted is None or not has_switch else on if wanted else off
     if not has_switch:
         raise ConfigError(
