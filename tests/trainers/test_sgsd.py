@@ -628,3 +628,29 @@ def test_a_folder_trains_by_name(tmp_path, tiny_folder, adapter):
     changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
     assert changed
     assert not adapter or all("lora" in name for name in changed)
+
+
+def test_training_raises_the_likelihood_that_a_supporting_teacher_gives_to_a_success(tmp_path):
+    """One rollout, over and over: the gap to teachers that took a stance shrinks."""
+    trainer = make_trainer(
+        tmp_path,
+        problems=PROBLEMS[:1],
+        reward=lambda completion_ids, **_: [1.0] * len(completion_ids),
+        teacher="frozen",
+        support_threshold=0.0,
+        per_device_train_batch_size=1,
+        num_teachers=1,
+        learning_rate=1e-3,
+        max_steps=15,
+        weight_decay=0.0,
+    )
+    trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[40, 50, 60, EOS]] * len(prompt_ids), None)
+    batch = batch_of(trainer, [0])
+    prompt = trainer.renderer.student_ids(PROBLEMS[0].text)
+    teacher = batch["teacher_logps"][0, 0, :3]
+    sign = torch.tensor(plain_logps(trainer.model, prompt, [40, 50, 60])) - teacher
+    supports = -sign.clamp(-3, 3).mean() > 0
+    before = sign.square().sum()
+    trainer.train()
+    after = (torch.tensor(plain_logps(trainer.model, prompt, [40, 50, 60])) - teacher).square().sum()
+    assert (after < before) if supports else (after > before)
