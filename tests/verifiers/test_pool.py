@@ -328,7 +328,7 @@ def test_a_worker_that_nobody_ends_ends_itself(rewards: str, tmp_path: Path, han
     assert worker.stdin is not None
     assert worker.stdout is not None
     try:
-        for message, reply in (({"load": grader}, b"ready"), (item, b"correct")):
+        for message, reply in (({"load": grader, "path": []}, b"ready"), (item, b"correct")):
             worker.stdin.write(json.dumps(message).encode() + b"\n")
             worker.stdin.flush()
             assert reply in worker.stdout.readline()

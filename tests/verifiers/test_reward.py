@@ -243,3 +243,14 @@ def test_the_trainers_hand_everything_on():
         pytest.raises(ConfigError, match="needs numbers; columns of the data: level"),
     ):
         VerifierReward(verifier, name="mine", end_ids={1}, truncated="undecided")(**given)
+
+
+def test_a_function_is_found_by_a_worker_that_started_before_the_path_grew(tmp_path, monkeypatch):
+    with get_verifier("exact", workers=1) as exact:
+        assert exact.verify("1", "1").outcome == "correct"
+        folder = tmp_path / "later"
+        folder.mkdir()
+        (folder / "later_functions.py").write_text("def one(completions, **_):\n    return [1.0] * len(completions)\n")
+        monkeypatch.syspath_prepend(folder)
+        with get_verifier("later_functions:one", workers=1) as later:
+            assert later.verify("x", "").outcome == "correct"

@@ -85,8 +85,7 @@ class Fence:
 
     def __init__(self) -> None:
         self.closed = False
-        roots = {*sys.path, *sysconfig.get_paths().values(), *site.getsitepackages(), sys.prefix, sys.base_prefix}
-        self._readable = tuple({os.path.join(os.path.realpath(root), "") for root in roots if root})
+        self._readable: tuple[str, ...] = ()
         self._modules = 0
         self._packages: frozenset[str] = frozenset()
         sys.addaudithook(self._check)
@@ -99,6 +98,8 @@ class Fence:
         if closed and len(sys.modules) != self._modules:
             self._modules = len(sys.modules)
             self._packages = frozenset(name.partition(".")[0] for name in sys.modules)
+            roots = {*sys.path, *sysconfig.get_paths().values(), *site.getsitepackages(), sys.prefix, sys.base_prefix}
+            self._readable = tuple({os.path.join(os.path.realpath(root), "") for root in roots if root})
         self.closed = closed
 
     def _check(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -1,9 +1,9 @@
 """The process in which answers are judged: ``python -m sgsd.verifiers.worker``. JSON lines in, JSON lines out.
 
-``{"load": grader}`` → ``{"ready": true}`` or ``{"failed": text}``. An item, ``{"grader": …, "completion": …, "answer":
-…, "context": …, "limit": seconds}``, or ``{"grader": …, "check": answer, "limit": seconds}`` (can this reference be
-read?) → a verdict. The process ends with its input, that is with its parent; an alarm and the kernel's count of CPU
-seconds end it when an item takes longer than its limit and no parent is there to kill it.
+``{"load": grader, "path": sys.path}`` → ``{"ready": true}`` or ``{"failed": text}``. An item, ``{"grader": …,
+"completion": …, "answer": …, "context": …, "limit": seconds}``, or ``{"grader": …, "check": answer, "limit": seconds}``
+(can this reference be read?) → a verdict. The process ends with its input, that is with its parent; an alarm and the
+kernel's count of CPU seconds end it when an item takes longer than its limit and no parent is there to kill it.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def load(grader: str) -> Loaded:
 def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, Any]:
     """The reply to one request."""
     if "load" in request:
+        sys.path[:] = dict.fromkeys([*request["path"], *sys.path])
         try:
             graders[request["load"]] = load(request["load"])
         except Exception as error:  # noqa: BLE001 - importing a grader runs third-party code; the parent reports it
