@@ -121,3 +121,14 @@ def test_nothing_else_replaces_files():
     for file in sorted(SOURCE.rglob("*.py")):
         if file.name != "runfolder.py":
             assert "os.replace(" not in file.read_text(), file
+
+
+def test_what_is_no_plain_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for name in ("pipe", "link", "."):
+        with pytest.raises(OSError, match="not a plain file"):
+            runfolder.write_text(tmp_path / name, "x")
+    assert pipe.is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]

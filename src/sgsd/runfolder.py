@@ -16,6 +16,7 @@ A build's folder has ``bank.json`` too, beside what ``bank.build`` names.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -45,11 +46,14 @@ SUMMARY = "summary.json"
 def write_text(file: Path, text: str | Iterable[str]) -> None:
     """Write a whole file at once: readers see the old one or the new one, and a crash leaves no part.
 
-    Missing folders are made. A link is replaced, not followed. A text may come in parts.
+    Missing folders are made. A link to a file is replaced, not followed. A text may come in parts.
 
     Raises:
-        OSError: it cannot be written; nothing is changed, and nothing left behind.
+        OSError: it cannot be written, or what is there is no plain file but a folder or a device, such as /dev/null;
+            nothing is changed, and nothing left behind.
     """
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "not a plain file", str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{secrets.token_hex(8)}.part")  # of a name that nobody can lie in wait at
     try:

@@ -122,7 +122,10 @@ def _export(options: argparse.Namespace) -> int:
     target: Path = options.target
     _refuse_existing(target, options)
     if options.format == "skill-md":
-        runfolder.write_text(target, write_document(loaded))
+        try:
+            runfolder.write_text(target, write_document(loaded))
+        except OSError as error:
+            raise BankError("the target cannot be written", got=f"{target} ({error.strerror})") from error
     else:
         loaded.save(target, format=options.format)
     print(f"{target}: {sizes(loaded)}, {options.format} format")
