@@ -141,6 +141,24 @@ def test_linked_files_of_the_folder_belong_to_it_and_no_others(tmp_path: Path) -
     assert load_bank(folder) == bank
 
 
+def test_a_folders_document_is_no_link_out_of_it_and_all_files_count_for_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "outside.md").write_text("secret rule")
+    folder = tmp_path / "skill"
+    folder.mkdir()
+    (folder / "SKILL.md").symlink_to(tmp_path / "outside.md")
+    with pytest.raises(BankError, match="lies elsewhere"):
+        load_bank(folder)
+    (folder / "SKILL.md").unlink()
+    for name in ("a", "b"):
+        (folder / f"{name}.md").write_text("rule\n\n" * 100_000)
+    (folder / "SKILL.md").write_text("rule [a](a.md) [b](b.md)")
+    with pytest.raises(BankError, match=r"too large: got .*b\.md"):
+        read_document(folder)
+    (folder / "b.md").unlink()
+    (folder / "bank.json").write_text('{"skills": [{"text": "x"}]}')
+    assert load_bank(folder).skills[0].text == "x"  # a run's folder, whatever else lies in it
+
+
 def test_a_bank_goes_to_a_document_and_comes_back(tmp_path: Path) -> None:
     for bank in (read(tmp_path, HOUSE), *(SkillBank.load(f"seed:{name}") for name in seed_banks())):
         again = read(tmp_path, write_document(bank), "again/SKILL.md")

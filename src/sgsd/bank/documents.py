@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
 from sgsd import runfolder
+from sgsd.bank.formats import OF_MISTAKES
 from sgsd.bank.skills import Item, Mistake, Origin, Skill, SkillBank
 from sgsd.errors import BankError
 from sgsd.validation import parse_yaml
@@ -35,7 +36,6 @@ _FORBIDS = re.compile(
     r"[\W_]*(?:never|don['’]?t|do not|must(?:n['’]t| not)|should(?:n['’]t| not)|avoid|refrain from)(?![a-zA-Z])",
     re.IGNORECASE,
 )
-_OF_MISTAKES = re.compile(r"\b(?:mistakes?|pitfalls?|anti-?patterns?|don['’]?ts|to avoid)\b", re.IGNORECASE)
 _NOTE = re.compile(r"(When|Avoid): (.*)", re.DOTALL)
 # The bullets of ACE's playbooks: [str-00003] helpful=4 harmful=1 :: text
 _COUNTED = re.compile(r"\[([\w-]+)\]\s*((?:\w+=\d+\s*)*)::\s*(.*)", re.DOTALL)
@@ -71,33 +71,46 @@ def load_bank(source: str | os.PathLike[str]) -> SkillBank:
     """
     path = Path(source)
     if path.is_dir():
-        return SkillBank.load(path / runfolder.BANK) if _main(path) is None else read_document(path)
+        is_bank = (path / runfolder.BANK).is_file() or _main(path) is None
+        return SkillBank.load(path / runfolder.BANK) if is_bank else read_document(path)
     if path.suffix.lower() in (".md", ".markdown", ".txt"):
         return read_document(path)
     return SkillBank.load(source)
 
 
 def read_document(path: Path) -> SkillBank:
-    """A document as a bank of one item a rule.
+    """A document, and what it links to in its folder, as a bank of one item a rule.
 
     Args:
         path: a Markdown file, or a folder with one of ``NAMES`` in it.
 
     Raises:
-        BankError: it cannot be read, is larger than 1 MiB, holds no rule, or its header is no YAML mapping.
+        BankError: it cannot be read, is larger than 1 MiB in all, holds no rule, its header is no YAML mapping, or the
+            folder's document is a link out of it.
     """
     main = _main(path) if path.is_dir() else path
     if main is None:
         raise BankError("no document in the folder", got=str(path), expected=" or ".join(NAMES))
-    text = _text(main)
-    header, body, line = _split(text, str(main))
     root = main.parent.resolve()
-    files, rules = [main.name], list(_rules(body, main.name, line))
-    for name in _linked(body, root, main):
-        files.append(name)
-        linked = _text(root / name)
-        _, inner, start = _split(linked, name)
-        rules += _rules(inner, name, start)
+    if path.is_dir() and not main.resolve().is_relative_to(root):
+        raise BankError("the folder's document lies elsewhere", got=f"{main}, a link", expected=f"a file in {path}")
+    text = _text(main, MAX_BYTES)
+    header, body, line = _split(text, str(main))
+    files = [main.name]
+    rules: list[_Rule] = []
+    left = MAX_BYTES - len(text.encode())
+    waiting = [(main.name, _tree(body), line, root)]
+    while waiting:
+        name, tree, start, folder = waiting.pop(0)
+        rules += _Walk(name, start).blocks(tree.children, ())
+        for file in _linked(tree, folder):
+            within = file.is_relative_to(root) and file.is_file() and file != main.resolve()
+            if within and (linked := file.relative_to(root).as_posix()) not in files:
+                text = _text(file, left)
+                left -= len(text.encode())
+                _, inner, start = _split(text, linked)
+                files.append(linked)
+                waiting.append((linked, _tree(inner), start, file.parent))
     items: dict[str, Item] = {}
     sources: dict[str, str] = {}
     for rule in rules:
@@ -112,10 +125,8 @@ def read_document(path: Path) -> SkillBank:
         "sources": sources,
         "document": body.strip(),
     }
-    name = _said(header, "name") or main.resolve().parent.name
-    return SkillBank(name=name, metadata={key: value for key, value in metadata.items() if value}).with_items(
-        items.values()
-    )
+    said = {key: value for key, value in metadata.items() if value}
+    return SkillBank(name=_said(header, "name") or root.name, metadata=said).with_items(items.values())
 
 
 def write_document(bank: SkillBank) -> str:
@@ -149,11 +160,11 @@ def _main(folder: Path) -> Path | None:
     return next((folder / name for name in NAMES if (folder / name).is_file()), None)
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, most: int) -> str:
     try:
-        if file.stat().st_size > MAX_BYTES:
+        if (size := file.stat().st_size) > most:
             raise BankError(
-                "the document is too large", got=f"{file}, {file.stat().st_size:,} bytes", expected=MAX_BYTES
+                "the document is too large", got=f"{file}, {size:,} bytes", expected=f"{MAX_BYTES:,} in all"
             )
         return file.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -178,26 +189,12 @@ def _tree(body: str) -> SyntaxTreeNode:
     return SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(body))
 
 
-def _linked(body: str, root: Path, main: Path) -> list[str]:
-    """Markdown files of the folder that the document and they themselves link to, in the order of the links."""
-    names: list[str] = []
-    waiting = [(body, root)]
-    while waiting:
-        text, folder = waiting.pop(0)
-        for node in _tree(text).walk():
-            target = urlsplit(str(node.attrs.get("href", ""))) if node.type == "link" else None
-            if target is None or target.scheme or target.netloc or not target.path.lower().endswith(".md"):
-                continue
-            file = (folder / unquote(target.path)).resolve()
-            inside = file.is_relative_to(root) and file.is_file() and file != main.resolve()
-            if inside and (name := file.relative_to(root).as_posix()) not in names:
-                names.append(name)
-                waiting.append((_split(_text(file), name)[1], file.parent))
-    return names
-
-
-def _rules(body: str, file: str, offset: int) -> Iterator[_Rule]:
-    yield from _Walk(file, offset).blocks(_tree(body).children, ())
+def _linked(tree: SyntaxTreeNode, folder: Path) -> Iterator[Path]:
+    """The Markdown files that a document in this folder links to, wherever they lie."""
+    for node in tree.walk():
+        target = urlsplit(str(node.attrs.get("href", ""))) if node.type == "link" else None
+        if target and not target.scheme and not target.netloc and target.path.lower().endswith(".md"):
+            yield (folder / unquote(target.path)).resolve()
 
 
 class _Walk:
@@ -303,7 +300,7 @@ def _counted(path: tuple[str, ...], text: str, place: str) -> Iterator[_Rule]:
 
 
 def _is_mistake(title: str, text: str) -> bool:
-    return bool(_FORBIDS.match(text) or _OF_MISTAKES.search(title))
+    return bool(_FORBIDS.match(text) or OF_MISTAKES.search(title))
 
 
 def _item(rule: _Rule) -> Item:

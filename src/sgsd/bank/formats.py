@@ -23,6 +23,8 @@ from sgsd.validation import parse_json, validated
 
 Document: TypeAlias = dict[str, object]
 SCHEMA_VERSION = 1
+OF_MISTAKES = re.compile(r"\b(?:mistakes?|pitfalls?|anti-?patterns?|don['’]?ts|to avoid)\b", re.IGNORECASE)
+"""A heading or section below which everything is a mistake."""
 
 
 def _number_as_text(value: object) -> object:
@@ -43,7 +45,7 @@ class Entry(BaseModel):
     @property
     def note(self) -> str:
         """A skill's ``when``, a mistake's ``avoid``."""
-        raise NotImplementedError
+        return str(vars(self)["when" if self.kind == "skill" else "avoid"])
 
     @model_validator(mode="after")
     def _identify(self) -> Self:
@@ -58,20 +60,12 @@ class SkillEntry(Entry):
     kind: ClassVar[str] = "skill"
     when: str = ""
 
-    @property
-    def note(self) -> str:
-        return self.when
-
 
 class MistakeEntry(Entry):
     """A mistake of a native file."""
 
     kind: ClassVar[str] = "mistake"
     avoid: str = ""
-
-    @property
-    def note(self) -> str:
-        return self.avoid
 
 
 _Items = TypeVar("_Items", bound=Entry)
@@ -194,7 +188,7 @@ class PlaybookFile(BaseModel):
         """The file as a native one; sections become titles, and those of mistakes mistakes."""
         skills, mistakes = list[SkillEntry](), list[MistakeEntry]()
         for id, one in self.bullets.items():
-            if _OF_MISTAKES.search(one.section):
+            if OF_MISTAKES.search(one.section):
                 mistakes.append(MistakeEntry(id=id, title=one.section, text=one.content))
             else:
                 skills.append(SkillEntry(id=id, title=one.section, text=one.content))
@@ -202,7 +196,6 @@ class PlaybookFile(BaseModel):
 
 
 _NATIVE, _COMMON, _PLAYBOOK = TypeAdapter(BankFile), TypeAdapter(CommonFile), TypeAdapter(PlaybookFile)
-_OF_MISTAKES = re.compile(r"mistake|pitfall|avoid", re.IGNORECASE)
 _COMMON_KEYS = ("general_skills", "task_specific_skills", "common_mistakes")
 _KEYS = (*BankFile.model_fields, *SkillEntry.model_fields, "avoid")
 
