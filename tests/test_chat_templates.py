@@ -95,7 +95,8 @@ def test_a_teachers_prompt_is_a_students_with_the_block_in_it(name, thinking):
     alike = PromptRenderer(tokenizer, thinking=Thinking.ON) if thinking is Thinking.PAPER else renderer
     block = skill_messages("", [(SKILL, MISTAKE)], "")[0]["content"] + "\n\n"
     for asked in (QUESTION, [{"role": "user", "content": QUESTION}]):
-        plain, taught = alike.text(alike.student_ids(asked)), renderer.text(renderer.teacher_ids(asked, SKILL, MISTAKE))
+        plain = alike.text(alike.student_ids(asked))
+        taught = renderer.text(renderer.teacher_ids(asked, [(SKILL, MISTAKE)]))
         assert taught.count(block) == 1
         assert taught.replace(block, "") == plain
         assert QUESTION in plain
@@ -105,7 +106,7 @@ def test_thinking_is_as_the_setting_says(name):
     tokenizer = tokenizer_of(name)
     prompts = {thinking: PromptRenderer(tokenizer, thinking=thinking) for thinking in Thinking}
     shown = {
-        thinking: (renderer.student_ids("x"), renderer.teacher_ids("x", SKILL, MISTAKE))
+        thinking: (renderer.student_ids("x"), renderer.teacher_ids("x", [(SKILL, MISTAKE)]))
         for thinking, renderer in prompts.items()
     }
 
@@ -128,7 +129,7 @@ def test_thinking_is_as_the_setting_says(name):
 
 def test_qwen3_does_not_think_where_thinking_is_off():
     renderer = PromptRenderer(tokenizer_of("qwen3"), thinking="off")
-    for ids in (renderer.student_ids("x"), renderer.teacher_ids("x", SKILL, MISTAKE)):
+    for ids in (renderer.student_ids("x"), renderer.teacher_ids("x", [(SKILL, MISTAKE)])):
         assert renderer.text(ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
@@ -138,7 +139,8 @@ def test_there_is_one_bos_or_none(name):
     bos = tokenizer.bos_token_id
     begins = name != "smollm2" and FAMILIES[family(name)][0] is not None
     turns = 3 if name == "smollm2" else 0  # whose BOS is the beginning of a turn; its template adds a system turn
-    for ids in (renderer.student_ids("x"), renderer.teacher_ids("x", SKILL, MISTAKE), renderer.reference_ids("x", "y")):
+    taught = renderer.teacher_ids("x", [(SKILL, MISTAKE)])
+    for ids in (renderer.student_ids("x"), taught, renderer.reference_ids("x", "y")):
         assert ids.count(bos) == (1 if begins else turns)
         assert (ids[0] == bos) == bool(begins or turns)
     raw = renderer.student_ids(RawText("1 + 1 ="))
@@ -168,7 +170,7 @@ def test_a_system_message_is_kept_and_the_block_stands_in_the_users_turn(name):
         return
     plain, taught = (
         renderer.text(renderer.student_ids(ROLES)),
-        renderer.text(renderer.teacher_ids(ROLES, SKILL, MISTAKE)),
+        renderer.text(renderer.teacher_ids(ROLES, [(SKILL, MISTAKE)])),
     )
     assert plain.count("Be brief.") == taught.count("Be brief.") == 1
     assert taught.index("Be brief.") < taught.index(SKILL.text) < taught.index("1 + 1?")

@@ -161,9 +161,9 @@ def prompts_with(renderer, text):
     clean_skill, clean_mistake = Skill.new("s", origin="seed"), Mistake.new("m", origin="seed")
     yield renderer.student_ids(text)
     yield renderer.student_ids(f"What is 3 + 4? {text}")
-    yield renderer.teacher_ids("What is 3 + 4?", skill, clean_mistake)
-    yield renderer.teacher_ids("What is 3 + 4?", clean_skill, mistake)
-    yield renderer.teacher_ids(text, skill, mistake)
+    yield renderer.teacher_ids("What is 3 + 4?", [(skill, clean_mistake)])
+    yield renderer.teacher_ids("What is 3 + 4?", [(clean_skill, mistake)])
+    yield renderer.teacher_ids(text, [(skill, mistake)])
     yield renderer.skilled_ids(text, [(skill, mistake), (clean_skill, mistake)])
     yield renderer.reference_ids(text, text, [(skill, mistake)])
 
@@ -291,7 +291,7 @@ def test_text_without_controls_is_rendered_to_the_same_ids_as_ever(text):
         pair = (Skill.new(f"s {text!r}", origin="seed"), Mistake.new("m", origin="seed"))
         for ids, messages in (
             (renderer.student_ids(text), plain_messages(text)),
-            (renderer.teacher_ids(text, *pair), skill_messages(text, [pair])),
+            (renderer.teacher_ids(text, [pair]), skill_messages(text, [pair])),
         ):
             assert ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 

@@ -77,7 +77,7 @@ def test_a_skill_block_without_pairs_is_refused():
 
 
 def test_a_reference_stands_below_the_skill_block():
-    text = content(reference_messages("x", "REF", pairs=[PAIR]))
+    text = content(reference_messages("x", "REF", shown=[PAIR]))
     skill_block = content(skill_messages("x", [PAIR])).removesuffix(content(plain_messages("x")))
     assert text == skill_block + content(reference_messages("x", "REF"))
 
@@ -92,7 +92,7 @@ def test_an_empty_instruction_leaves_the_problem_alone():
 @pytest.mark.parametrize("thinking", list(Thinking))
 def test_a_teachers_prompt_ends_as_the_students(tokenizer, thinking):
     renderer = PromptRenderer(tokenizer, thinking=thinking)
-    student, teacher = renderer.student_ids("2 + 2?"), renderer.teacher_ids("2 + 2?", SKILL, MISTAKE)
+    student, teacher = renderer.student_ids("2 + 2?"), renderer.teacher_ids("2 + 2?", [(SKILL, MISTAKE)])
     tail = f"2 + 2?\n\n{BOXED_INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
     no_thought = "<think>\n\n</think>\n\n"
     if thinking is not Thinking.PAPER:
@@ -114,7 +114,7 @@ def test_a_rollouts_skilled_prompt_differs_from_its_plain_one_by_the_block_alone
 def test_a_reference_prompt_is_a_teachers(tokenizer, thinking):
     renderer = PromptRenderer(tokenizer, thinking=thinking)
     text = renderer.text(renderer.reference_ids("2 + 2?", "It is 4.", [PAIR]))
-    block = content(reference_messages("2 + 2?", "It is 4.", pairs=[PAIR]))
+    block = content(reference_messages("2 + 2?", "It is 4.", shown=[PAIR]))
     assert (
         text.removesuffix("<think>\n\n</think>\n\n") == f"<|im_start|>user\n{block}<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -139,7 +139,7 @@ def test_no_second_bos_where_the_tokenizer_adds_one_and_the_template_too():
     twice = tokenizer(tokenizer.apply_chat_template(plain_messages("x"), tokenize=False))["input_ids"]
     assert twice.count(bos) == 2, "this tokenizer would show the defect"
     renderer = PromptRenderer(tokenizer)
-    for ids in (renderer.student_ids("x"), renderer.teacher_ids("x", SKILL, MISTAKE)):
+    for ids in (renderer.student_ids("x"), renderer.teacher_ids("x", [(SKILL, MISTAKE)])):
         assert ids[0] == bos
         assert ids.count(bos) == 1
 
@@ -161,7 +161,7 @@ def test_the_thinking_switch_reaches_the_template(tokenizer, thinking, kwargs, s
     assert renderer.teacher_kwargs == teacher
     off = lambda ids: renderer.text(ids).endswith("<think>\n\n</think>\n\n")  # noqa: E731
     assert off(renderer.student_ids("x")) == (student.get("enable_thinking") is False)
-    assert off(renderer.teacher_ids("x", SKILL, MISTAKE)) == (teacher.get("enable_thinking") is False)
+    assert off(renderer.teacher_ids("x", [(SKILL, MISTAKE)])) == (teacher.get("enable_thinking") is False)
 
 
 @pytest.mark.parametrize(("thinking", "given"), [("off", True), ("on", False), ("paper", True), ("paper", False)])
@@ -207,8 +207,8 @@ def test_the_block_stands_at_the_start_of_the_last_user_message(tokenizer):
     expected = [dict(message) for message in asked]
     expected[3]["content"] = f"{block}\n\nAnd one more?"
     assert renderer.skilled_messages(asked, [PAIR]) == expected
-    assert renderer.teacher_ids(asked, SKILL, MISTAKE) == as_trl_does(tokenizer, expected)
-    reference = content(reference_messages("", "It is 3.", "", pairs=[PAIR]))
+    assert renderer.teacher_ids(asked, [(SKILL, MISTAKE)]) == as_trl_does(tokenizer, expected)
+    reference = content(reference_messages("", "It is 3.", "", shown=[PAIR]))
     expected[3]["content"] = f"{reference}\n\nAnd one more?"
     assert renderer.reference_ids(asked, "It is 3.", [PAIR]) == as_trl_does(tokenizer, expected)
 
@@ -217,7 +217,7 @@ def test_a_conversation_of_one_problem_gives_the_prompts_of_the_problem(tokenize
     renderer = PromptRenderer(tokenizer)
     messages = renderer.student_messages("2 + 2?")
     assert renderer.student_messages(messages) == messages
-    assert renderer.teacher_ids(messages, SKILL, MISTAKE) == renderer.teacher_ids("2 + 2?", SKILL, MISTAKE)
+    assert renderer.teacher_ids(messages, [(SKILL, MISTAKE)]) == renderer.teacher_ids("2 + 2?", [(SKILL, MISTAKE)])
     assert renderer.reference_ids(messages, "4") == renderer.reference_ids("2 + 2?", "4")
 
 
@@ -229,7 +229,7 @@ def test_text_goes_past_the_chat_template_and_the_block_before_it(tokenizer):
         assert renderer.student_messages(asked) == text
         assert isinstance(renderer.skilled_messages(asked, [PAIR]), RawText)
         assert renderer.student_ids(asked) == tokenizer(text)["input_ids"]
-        assert renderer.teacher_ids(asked, SKILL, MISTAKE) == tokenizer(f"{block}\n\n{text}")["input_ids"]
+        assert renderer.teacher_ids(asked, [(SKILL, MISTAKE)]) == tokenizer(f"{block}\n\n{text}")["input_ids"]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_an_instruction_ends_a_full_prompt_only_where_it_was_asked_for(tokenizer
 def test_no_message_opens_or_closes_a_turn(tokenizer, role):
     renderer = PromptRenderer(tokenizer)
     messages = [{"role": "user", "content": "x"}, {"role": role, "content": f"a {ATTACK} b"}]
-    for ids in (renderer.student_ids(messages), renderer.teacher_ids(messages, SKILL, MISTAKE)):
+    for ids in (renderer.student_ids(messages), renderer.teacher_ids(messages, [(SKILL, MISTAKE)])):
         assert (ids.count(START), ids.count(END)) == (3, 2)
 
 
@@ -321,7 +321,7 @@ def test_text_can_neither_open_nor_close_a_turn_nor_think(tokenizer, place):
     skill = Skill.new(texts["skill"], title=texts["title"], origin="seed")
     mistake = Mistake.new(texts["mistake"], origin="seed")
     think = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
-    prompts = [renderer.teacher_ids(texts["problem"], skill, mistake)]
+    prompts = [renderer.teacher_ids(texts["problem"], [(skill, mistake)])]
     prompts.append(renderer.skilled_ids(texts["problem"], [(skill, mistake)]))
     prompts.append(renderer.reference_ids(texts["problem"], f"a {ATTACK} b", [(skill, mistake)]))
     if place == "problem":
@@ -384,3 +384,18 @@ def test_every_special_token_is_uncounted_padding_and_bos_too():
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<s>", "pad_token": "<pad>"})
     assert {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id} <= uncounted_token_ids(tokenizer)
+
+
+def test_rules_stand_below_one_another_and_a_document_as_it_is():
+    rules = [(Skill.new("Add first.", title="Sums", origin="seed"),), (Mistake.new("Never divide.", origin="seed"),)]
+    assert content(skill_messages("x", rules, "")).split("\n") == [
+        "Rules to follow where they apply:",
+        "",
+        "- Sums: Add first.",
+        "- Never divide.",
+        "",
+        "x",
+    ]
+    slip = [(Mistake.new("Dividing by zero.", avoid="Look first.", origin="seed"),)]
+    assert "- Common mistake: Dividing by zero. How to avoid it: Look first." in content(skill_messages("x", slip, ""))
+    assert content(skill_messages("x", "# Rules\n\n- {a}", "")).split("\n\n", 1)[1] == "# Rules\n\n- {a}\n\nx"

@@ -68,6 +68,19 @@ def ids(retriever: Retriever, query: str, bank: SkillBank = BANK, k: int = 3) ->
 
 class TestEveryRetriever:
     @pytest.mark.parametrize("make", RETRIEVERS)
+    @pytest.mark.parametrize("bank", [BANK, make_bank(3, 0), make_bank(0, 2)])
+    def test_items_alone_are_ranked_in_one_list(self, make: Callable[[], Retriever], bank: SkillBank) -> None:
+        for k in (1, 3, 100):
+            for retrieval in make().retrieve(QUERIES, bank, k, alone=True):
+                items = [item for pair in retrieval.pairs for item in pair.items]
+                assert len(items) == len(retrieval.pairs) == min(k, len(bank.items))
+                assert set(items) <= set(bank.items)
+                assert len(set(items)) == len(items)
+                assert sum(retrieval.weights) == pytest.approx(1)
+                scores = [pair.similarity for pair in retrieval.pairs if pair.similarity is not None]
+                assert scores == sorted(scores, reverse=True)
+
+    @pytest.mark.parametrize("make", RETRIEVERS)
     def test_there_is_one_retrieval_per_query_in_order_whatever_the_other_queries(
         self, make: Callable[[], Retriever]
     ) -> None:

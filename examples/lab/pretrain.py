@@ -116,7 +116,9 @@ class Corpus:
         question = f"0 {SYMBOLS[0]} 1 {SYMBOLS[0]} 2"
         solution = f"{RULE_NAMES[2]} 0 1 = 3 ; {RULE_NAMES[2]} 3 2 = 4 ; {ANSWER} 4"
         conditioned = [
-            renderer.teacher_ids(question, skill(SYMBOLS[1], RULE_NAMES[0], g), mistake(SYMBOLS[2], RULE_NAMES[1], e))
+            renderer.teacher_ids(
+                question, [(skill(SYMBOLS[1], RULE_NAMES[0], g), mistake(SYMBOLS[2], RULE_NAMES[1], e))]
+            )
             for g in range(len(SKILL_TEXTS))
             for e in range(len(MISTAKE_TEXTS))
         ]
@@ -258,7 +260,7 @@ def probe(model_name: str, *, problems: int = 450, seed: int = 0) -> dict[str, E
     prompts = {"plain": [renderer.student_ids(problem.text) for problem in asked]}
     for worth in Worth:
         prompts[f"{worth} skill"] = [
-            renderer.teacher_ids(problem.text, *pairs[problem.text.split()[1], worth]) for problem in asked
+            renderer.teacher_ids(problem.text, [pairs[problem.text.split()[1], worth]]) for problem in asked
         ]
     sampler = TransformersSampler(model, tokenizer, max_new_tokens=MAX_COMPLETION, batch_size=450)
     verifier = get_verifier("exact", workers=1)

@@ -7,8 +7,8 @@ Privileged information has **one place**: the start of the last user message (of
 an empty line below it. So the kinds of prompt differ in that block alone, and a teacher's ends as the student's does:
 
 - plain: the student's, and every evaluation's;
-- skill-conditioned: an SGSD teacher's, with one skill and one mistake; with ``skills_in_prompt`` a rollout's, with one
-  pair or several;
+- skill-conditioned: an SGSD teacher's, with a skill and a mistake, with one rule, or with a whole document; with
+  ``skills_in_prompt`` a rollout's, with one pair or rule or several;
 - with reference: OPSD's teacher, with a reference solution or answer, below the skill block where there is one.
 """
 
@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, cast
 
-from sgsd.bank.skills import Mistake, Skill
+from sgsd.bank.formats import FORBIDS
+from sgsd.bank.skills import Item, Mistake, Skill
 from sgsd.controls import disarmer
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError, check_choice
@@ -40,6 +41,16 @@ Experience from similar problems, to use where it applies:
 
 Do not mention this experience in the answer."""
 """With one pair; several stand below one another, an empty line between them."""
+
+RULES_BLOCK = """\
+Rules to follow where they apply:
+
+{rules}"""
+"""With rules of a document, one or several, each a line; or with the whole document."""
+
+Shown: TypeAlias = str | Sequence[Sequence[Item]]
+"""What a prompt shows beside the problem: a document's text, or items in groups. A group is a skill and a mistake, or
+one item alone, a rule; all groups are of one kind."""
 
 REFERENCE_BLOCK = """\
 A reference for this problem, to be worked out in your own words:
@@ -132,15 +143,13 @@ def plain_messages(problem: str, instruction: str = BOXED_INSTRUCTION) -> Messag
     return _user_message(problem, instruction)
 
 
-def skill_messages(
-    problem: str, pairs: Sequence[tuple[Skill, Mistake]], instruction: str = BOXED_INSTRUCTION
-) -> Messages:
-    """A skill-conditioned prompt: one skill–mistake pair or several, then the plain prompt.
+def skill_messages(problem: str, shown: Shown, instruction: str = BOXED_INSTRUCTION) -> Messages:
+    """A skill-conditioned prompt: what is shown, then the plain prompt.
 
     Raises:
-        PromptError: no pairs; the prompt would silently be the plain one.
+        PromptError: nothing is shown; the prompt would silently be the plain one.
     """
-    return _user_message(_skill_block(pairs), problem, instruction)
+    return _user_message(_shown_block(shown), problem, instruction)
 
 
 def reference_messages(
@@ -148,10 +157,10 @@ def reference_messages(
     reference: str,
     instruction: str = BOXED_INSTRUCTION,
     *,
-    pairs: Sequence[tuple[Skill, Mistake]] = (),
+    shown: Shown = (),
 ) -> Messages:
-    """OPSD's teacher prompt: a reference solution or answer, then the plain prompt; ``pairs`` add a skill block."""
-    blocks = [_skill_block(pairs)] if pairs else []
+    """OPSD's teacher prompt: a reference solution or answer, then the plain prompt; ``shown`` adds a skill block."""
+    blocks = [_shown_block(shown)] if shown else []
     return _user_message(*blocks, REFERENCE_BLOCK.format(reference=reference), problem, instruction)
 
 
@@ -230,13 +239,13 @@ class PromptRenderer:
             return plain_messages(self._disarmed(asked), self.instruction)
         return self._safe(asked)
 
-    def skilled_messages(self, asked: Asked, pairs: Sequence[tuple[Skill, Mistake]]) -> Prompt:
+    def skilled_messages(self, asked: Asked, shown: Shown) -> Prompt:
         """A skill-conditioned prompt: a teacher's, or a rollout's with skills in it."""
-        return with_block(self.student_messages(asked), self._disarmed(_skill_block(pairs)))
+        return with_block(self.student_messages(asked), self._disarmed(_shown_block(shown)))
 
-    def reference_prompt(self, asked: Asked, reference: str, pairs: Sequence[tuple[Skill, Mistake]] = ()) -> Prompt:
+    def reference_prompt(self, asked: Asked, reference: str, shown: Shown = ()) -> Prompt:
         """OPSD's teacher prompt."""
-        blocks = [_skill_block(pairs)] if pairs else []
+        blocks = [_shown_block(shown)] if shown else []
         block = "\n\n".join([*blocks, REFERENCE_BLOCK.format(reference=reference)])
         return with_block(self.student_messages(asked), self._disarmed(block))
 
@@ -246,17 +255,17 @@ class PromptRenderer:
         """The plain prompt's token ids."""
         return self._ids(self.student_messages(asked), self.student_kwargs)
 
-    def teacher_ids(self, asked: Asked, skill: Skill, mistake: Mistake) -> list[int]:
+    def teacher_ids(self, asked: Asked, shown: Shown) -> list[int]:
         """A skill-conditioned prompt's token ids; the template's arguments are the teachers'."""
-        return self._ids(self.skilled_messages(asked, [(skill, mistake)]), self.teacher_kwargs)
+        return self._ids(self.skilled_messages(asked, shown), self.teacher_kwargs)
 
-    def skilled_ids(self, asked: Asked, pairs: Sequence[tuple[Skill, Mistake]]) -> list[int]:
+    def skilled_ids(self, asked: Asked, shown: Shown) -> list[int]:
         """The token ids of a *rollout's* skill-conditioned prompt; the template's arguments are the student's."""
-        return self._ids(self.skilled_messages(asked, pairs), self.student_kwargs)
+        return self._ids(self.skilled_messages(asked, shown), self.student_kwargs)
 
-    def reference_ids(self, asked: Asked, reference: str, pairs: Sequence[tuple[Skill, Mistake]] = ()) -> list[int]:
+    def reference_ids(self, asked: Asked, reference: str, shown: Shown = ()) -> list[int]:
         """The token ids of OPSD's teacher prompt."""
-        return self._ids(self.reference_prompt(asked, reference, pairs), self.teacher_kwargs)
+        return self._ids(self.reference_prompt(asked, reference, shown), self.teacher_kwargs)
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids back as the text the model sees, special tokens included."""
@@ -423,13 +432,27 @@ def describe_mistake(mistake: Mistake) -> str:
     return _joined(mistake.title, mistake.text, f"How to avoid it: {mistake.avoid}" if mistake.avoid else "")
 
 
-def _skill_block(pairs: Sequence[tuple[Skill, Mistake]]) -> str:
-    if not pairs:
-        raise PromptError("no skill–mistake pairs to show", expected="at least one")
-    shown = [
-        SKILL_PAIR.format(skill=describe_skill(skill), mistake=describe_mistake(mistake)) for skill, mistake in pairs
-    ]
-    return SKILL_BLOCK.replace(SKILL_PAIR, "\n\n".join(shown))
+def _shown_block(shown: Shown) -> str:
+    if not shown:
+        raise PromptError("no skills to show", expected="at least one")
+    if isinstance(shown, str):
+        return RULES_BLOCK.format(rules=shown)
+    pairs = [(group[0], group[1]) for group in shown if len(group) > 1]
+    if pairs:
+        said = [SKILL_PAIR.format(skill=_described(skill), mistake=_described(mistake)) for skill, mistake in pairs]
+        return SKILL_BLOCK.replace(SKILL_PAIR, "\n\n".join(said))
+    return RULES_BLOCK.format(rules="\n".join(f"- {describe_rule(item)}" for group in shown for item in group))
+
+
+def describe_rule(item: Item) -> str:
+    """A rule of a document as one paragraph; a mistake that reads as advice is named as a mistake."""
+    if isinstance(item, Skill) or FORBIDS.match(item.text):
+        return _described(item)
+    return f"Common mistake: {_described(item)}"
+
+
+def _described(item: Item) -> str:
+    return describe_skill(item) if isinstance(item, Skill) else describe_mistake(item)
 
 
 def _joined(title: str, text: str, rest: str) -> str:

@@ -2,7 +2,8 @@
 
 The method's step 4: rank the bank's skills and, separately, its mistakes for a problem x, keep the top K of each, and
 pair them by rank: (g_k, e_k), k = 1..K, K capped by the shorter list. Step 10's teacher weights come from the same
-similarities. Embedders are passed in; nothing here imports a framework.
+similarities. Of a document's rules each may teach alone: skills and mistakes are ranked in one list then. Embedders are
+passed in; nothing here imports a framework.
 """
 
 from __future__ import annotations
@@ -44,18 +45,23 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What one teacher is given: (g_k, e_k).
+    """What one teacher is given: (g_k, e_k), or one of the two.
 
     Attributes:
-        skill: g_k.
-        mistake: e_k.
-        similarity: the mean of both items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
+        skill: g_k; ``None`` where a mistake teaches alone.
+        mistake: e_k; ``None`` where a skill teaches alone.
+        similarity: the mean of the items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
             for an embedder, the mean BM25 score where that was asked for; ``None`` where the retriever has none.
     """
 
-    skill: Skill
-    mistake: Mistake
+    skill: Skill | None
+    mistake: Mistake | None
     similarity: float | None
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The skill and the mistake, or the one that there is."""
+        return tuple(item for item in (self.skill, self.mistake) if item is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +85,10 @@ class Retriever(Protocol):
         """For logs and manifests."""
         ...
 
-    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
+    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int, *, alone: bool = False) -> list[Retrieval]:
         """One ``Retrieval`` per query, in order, with ``min(k, bank.max_pairs)`` pairs each; independent of the other
-        queries. ``ConfigError`` if ``k`` is less than 1."""
+        queries. ``alone``: at most k items of the bank, each in a pair without the other half. ``ConfigError`` if ``k``
+        is less than 1."""
         ...
 
 
@@ -91,14 +98,15 @@ class _Ranking(ABC):
     _temperature = 1.0
     _has_similarity = True
 
-    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int) -> list[Retrieval]:
+    def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int, *, alone: bool = False) -> list[Retrieval]:
         """See ``Retriever.retrieve``."""
         if k < 1:
             raise ConfigError("number of teachers K is too small", got=k, expected="at least 1")
-        k = min(k, bank.max_pairs)
+        k = min(k, len(bank.items) if alone else bank.max_pairs)
         if k == 0 or not queries:
             return [Retrieval((), ()) for _ in queries]
-        return [self._pair(scores, bank, k) for scores in self._scores(queries, bank)]
+        made = self._alone if alone else self._pair
+        return [made(scores, bank, k) for scores in self._scores(queries, bank)]
 
     @abstractmethod
     def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
@@ -116,6 +124,14 @@ class _Ranking(ABC):
             for g, e in best
         )
         return Retrieval(pairs, _weights(pairs, self._temperature))
+
+    def _alone(self, scores: NDArray[np.float64], bank: SkillBank, k: int) -> Retrieval:
+        pairs: list[Pair] = []
+        for place in _top(scores, k):
+            item = bank.items[place]
+            skill, mistake = (item, None) if isinstance(item, Skill) else (None, item)
+            pairs.append(Pair(skill, mistake, float(scores[place]) if self._has_similarity else None))
+        return Retrieval(tuple(pairs), _weights(pairs, self._temperature))
 
 
 class EmbeddingRetriever(_Ranking):

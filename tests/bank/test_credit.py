@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sgsd.bank import ItemRecord
-from sgsd.bank.credit import CONFIDENCE, credit, separation, sure_worth, trust, worth
+from sgsd.bank.credit import CONFIDENCE, credit, separation, sure_worth, trust, vouched, worth
 
 WORTHS = (0.9, 0.5, 0.1)
 SURE = 1e-4  # how often a test of this file may fail by chance
@@ -255,3 +255,12 @@ def test_of_items_that_say_the_same_of_all_rollouts_the_best_is_sure_to_be_worth
     assert np.mean([sure_worth(bank) for bank in banks]) < 0.05
     assert sure_worth([*banks[0], record((60, 0), (60, 0))]) > 0.8
     assert sure_worth([]) == sure_worth([record(), record(failures=(50, 0)), record((0, 9), (0, 9))]) == 0
+
+
+def test_an_item_that_somebody_vouches_for_is_trusted_until_the_ledger_speaks_against_it():
+    assert vouched(ItemRecord()) == 1
+    assert vouched(record((20, 0), (20, 0))) == 1
+    trusts = [vouched(record((0, n), (0, n))) for n in (0, 2, 5, 20)]
+    assert trusts == sorted(trusts, reverse=True)
+    assert trusts[-1] < 0.01
+    assert vouched(record((20, 0), (20, 0)), record((0, 20), (0, 20))) < 0.01  # by the worst of a teacher's items

@@ -227,3 +227,11 @@ def test_what_is_no_ledger_is_refused_in_one_line(text, complaint):
 def test_shapes_that_do_not_fit_are_refused(batch):
     with pytest.raises(ValueError, match="must be"):
         credited(Ledger(), batch)
+
+
+def test_a_teacher_of_one_item_credits_that_item_alone():
+    one = Ledger().credited(
+        [[("s", "")], [("", "m")]], support=[[1.0], [1.0]], stance=[[1], [1]], outcome=[1, -1], problems=[0, 1]
+    )
+    assert set(one.items) == {"s", "m"}
+    assert (one.record("s").positive, one.record("m").negative) == (1, 1)

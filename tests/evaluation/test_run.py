@@ -213,14 +213,14 @@ def test_skills_in_the_prompt(renderer):
     bank = SkillBank.load("seed:mental-arithmetic")
     pairs = [[(bank.skills[i], bank.mistakes[i])] for i in range(3)]
     sampler = Script("3", "1", "2")
-    evaluate(sampler, PROBLEMS, renderer, Reader(), pairs=pairs)
+    evaluate(sampler, PROBLEMS, renderer, Reader(), shown=pairs)
     assert sampler.asked == [
         tuple(renderer.skilled_ids(problem.text, own)) for problem, own in zip(PROBLEMS, pairs, strict=True)
     ]
-    with pytest.raises(PromptError, match="no skill–mistake pairs"):
-        evaluate(Script(), PROBLEMS, renderer, Reader(), pairs=[pairs[0], [], pairs[2]])
+    with pytest.raises(PromptError, match="no skills to show"):
+        evaluate(Script(), PROBLEMS, renderer, Reader(), shown=[pairs[0], [], pairs[2]])
     with pytest.raises(PromptError, match="3 of 3 prompts with skills are too long"):
-        evaluate(Script(), PROBLEMS, renderer, Reader(), pairs=pairs, max_prompt_length=4)
+        evaluate(Script(), PROBLEMS, renderer, Reader(), shown=pairs, max_prompt_length=4)
 
 
 def test_the_summary_of_several_samples(renderer):

@@ -56,7 +56,7 @@ def test_ten_rules_map_digits_to_digits_and_no_two_agree_everywhere():
 def test_every_prompt_is_made_of_known_tokens_and_of_one_length():
     renderer = PromptRenderer(make_tokenizer(), instruction="")
     prompts = [
-        renderer.teacher_ids("3 @ 5 @ 2", skill(SYMBOLS[g], "sum", g), mistake(SYMBOLS[e], "min", e))
+        renderer.teacher_ids("3 @ 5 @ 2", [(skill(SYMBOLS[g], "sum", g), mistake(SYMBOLS[e], "min", e))])
         for g in range(len(SKILL_TEXTS))
         for e in range(len(MISTAKE_TEXTS))
     ]

@@ -150,7 +150,7 @@ def test_its_prompts_are_the_packages_to_the_last_token(common_file):
     assert loop.INSTRUCTION == BOXED_INSTRUCTION
     assert loop.prompt_ids(tokenizer, "1 + 2?") == renderer.student_ids("1 + 2?")
     for skill, mistake, *texts in zip(bank.skills, bank.mistakes, skills, mistakes, strict=False):
-        assert loop.prompt_ids(tokenizer, "1 + 2?", tuple(texts)) == renderer.teacher_ids("1 + 2?", skill, mistake)
+        assert loop.prompt_ids(tokenizer, "1 + 2?", tuple(texts)) == renderer.teacher_ids("1 + 2?", [(skill, mistake)])
 
 
 def test_its_uncounted_tokens_are_the_packages():

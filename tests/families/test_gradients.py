@@ -121,7 +121,8 @@ def test_the_gradient_is_that_of_plain_loops(name, G, tmp_path):
         with torch.no_grad():
             teachers = [
                 [logp.item() for logp in own_logps(model, shown, completion)]
-                for shown in (trainer.renderer.teacher_ids(problem, BANK.skills[n], BANK.mistakes[n]) for n in range(2))
+                for pair in zip(BANK.skills[:2], BANK.mistakes[:2], strict=True)
+                for shown in [trainer.renderer.teacher_ids(problem, [pair])]
             ]
         counted = [t for t, token in enumerate(completion) if token not in uncounted]
         # All are cut off, hence failures.

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sgsd.bank import Mistake, Skill, SkillBank
+from sgsd.bank.documents import read_document
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Pair, Retrieval
 from sgsd.scoring.logprobs import Scores
@@ -37,7 +38,7 @@ def pool_of(pairs, weights, renderer, K=4, limit=10_000):
 def test_pairs_become_prompts_in_order_with_their_weights(renderer):
     pairs = [pair(n) for n in range(4)]
     pool = pool_of(pairs, [0.4, 0.3, 0.2, 0.1], renderer)
-    assert list(pool.prompts) == [renderer.teacher_ids("2 + 2?", p.skill, p.mistake) for p in pairs]
+    assert list(pool.prompts) == [renderer.teacher_ids("2 + 2?", [p.items]) for p in pairs]
     assert pool.weights == pytest.approx((0.4, 0.3, 0.2, 0.1))
     assert pool.pairs == tuple(pairs)
     assert pool.too_long == 0
@@ -60,16 +61,16 @@ def test_more_pairs_than_teachers_are_cut_and_weighed_anew(renderer):
 
 def test_a_pair_that_does_not_fit_is_left_out_counted_and_its_weight_shared(renderer):
     pairs = [pair(0), pair(1, 500), pair(2), pair(3, 500)]
-    limit = len(renderer.teacher_ids("2 + 2?", pairs[0].skill, pairs[0].mistake))
+    limit = len(renderer.teacher_ids("2 + 2?", [pairs[0].items]))
     pool = pool_of(pairs, [0.4, 0.3, 0.2, 0.1], renderer, limit=limit)
     assert pool.pairs == (pairs[0], pairs[2])
     assert pool.weights == pytest.approx((2 / 3, 1 / 3))
     assert pool.too_long == 2
-    assert list(pool.prompts) == [renderer.teacher_ids("2 + 2?", p.skill, p.mistake) for p in (pairs[0], pairs[2])]
+    assert list(pool.prompts) == [renderer.teacher_ids("2 + 2?", [p.items]) for p in (pairs[0], pairs[2])]
 
 
 def test_one_token_over_is_too_long(renderer):
-    length = len(renderer.teacher_ids("2 + 2?", pair(0).skill, pair(0).mistake))
+    length = len(renderer.teacher_ids("2 + 2?", [pair(0).items]))
     assert pool_of([pair(0)], [1.0], renderer, limit=length).too_long == 0
     assert pool_of([pair(0)], [1.0], renderer, limit=length - 1).too_long == 1
 
@@ -85,7 +86,7 @@ def test_a_control_shows_a_pair_that_no_teacher_has_drawn_anew_for_every_seed(re
     bank = SkillBank(tuple(p.skill for p in pairs), tuple(p.mistake for p in pairs))
     pool = pool_of(pairs[:2], [0.5, 0.5], renderer)
     others = {
-        tuple(renderer.teacher_ids("2 + 2?", skill, mistake))
+        tuple(renderer.teacher_ids("2 + 2?", [(skill, mistake)]))
         for skill in bank.skills[2:]
         for mistake in bank.mistakes[2:]
     }
@@ -104,6 +105,37 @@ def test_where_there_is_no_other_pair_or_it_does_not_fit_there_is_no_control_pro
     bank = SkillBank(tuple(p.skill for p in pairs), tuple(p.mistake for p in pairs))
     pool = pool_of(pairs[:2], [0.5, 0.5], renderer)
     assert control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=limit, seed=0) is None
+
+
+def test_a_rule_teaches_alone_and_its_control_is_another_of_its_kind(renderer):
+    bank = SkillBank(tuple(pair(n).skill for n in range(3)), (pair(0).mistake, pair(1).mistake))
+    a_skill, a_mistake = Pair(bank.skills[0], None, None), Pair(None, bank.mistakes[0], None)
+    for taught, others in ((a_skill, bank.skills[1:]), (a_mistake, bank.mistakes[1:])):
+        pool = pool_of([taught], [1.0], renderer)
+        assert pool.prompts == (renderer.teacher_ids("2 + 2?", [taught.items]),)
+        drawn = {
+            tuple(control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed=str(seed)))
+            for seed in range(40)
+        }
+        assert drawn == {tuple(renderer.teacher_ids("2 + 2?", [(item,)])) for item in others}
+
+
+def test_a_documents_control_is_the_document_without_the_pairs_rule(renderer, tmp_path):
+    file = tmp_path / "SKILL.md"
+    file.write_text("# Rules\n\n- Add first.\n- Never divide.\n- Say please.\n", encoding="utf-8")
+    bank = read_document(file)
+    document = bank.metadata["document"]
+    pool = build_pool(
+        "2 + 2?",
+        Retrieval((Pair(None, bank.mistakes[0], None),), (1.0,)),
+        renderer,
+        num_teachers=1,
+        max_prompt_length=10_000,
+        document=document,
+    )
+    assert pool.prompts == (renderer.teacher_ids("2 + 2?", document),)
+    control = control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed="0", document=document)
+    assert control == renderer.teacher_ids("2 + 2?", "# Rules\n\n- Add first.\n- Say please.")
 
 
 # ---- which teachers are run, and their scores in a batch

@@ -174,7 +174,7 @@ def test_a_control_that_is_the_plain_prompt_is_counted(tmp_path):
     """At 029fdea the control became the plain prompt unseen: support 0 where nothing was measured, and no metric."""
     settings = {"support_baseline": "control", "per_device_train_batch_size": 12, "stub": True, "num_generations": 4}
     settings |= {"retriever_object": WeightedRetriever(), "reward": by_parity, "problems": EIGHT}
-    lengths = [len(trainer_of(tmp_path).renderer.teacher_ids(EIGHT[0].text, *pair)) for pair in pairs_of(make_bank(4))]
+    lengths = [len(trainer_of(tmp_path).renderer.teacher_ids(EIGHT[0].text, [pair])) for pair in pairs_of(make_bank(4))]
     cases = {
         "other pairs": ({"bank": make_bank(4)}, 0.0),
         "no other pair": ({"bank": make_bank(3)}, 1.0),

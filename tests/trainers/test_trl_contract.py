@@ -186,7 +186,7 @@ def test_trl_tokenizes_a_prompt_as_the_renderer_does_and_thoughts_differ_only_if
     prompt_ids, _, _ = trainer._tokenize_prompts([row["prompt"] for row in rows(trainer, range(3))])
     assert prompt_ids == [trainer.renderer.student_ids(problem.text) for problem in PROBLEMS[:3]]
     bank, text = make_bank(), trainer.renderer.text
-    taught = text(trainer.renderer.teacher_ids("1 + 1?", bank.skills[0], bank.mistakes[0]))
+    taught = text(trainer.renderer.teacher_ids("1 + 1?", [(bank.skills[0], bank.mistakes[0])]))
     # The template closes an empty thought where thinking is off.
     assert ("<think>" in text(prompt_ids[0])) == (thinking in ("off", "paper"))
     assert ("<think>" in taught) == (thinking == "off")

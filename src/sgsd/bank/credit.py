@@ -72,6 +72,14 @@ def trust(*records: ItemRecord) -> float:
     return min(float(stdtr(freedom, (centre - 0.5) / error)) for centre, error, freedom in intervals)
 
 
+def vouched(*records: ItemRecord) -> float:
+    """Trust in a teacher whose items somebody vouches for: 1 until the ledger speaks against one of them.
+
+    min(1, 2 P(c > ½)): 1 without evidence and for items that help, towards 0 for those that harm.
+    """
+    return min(1.0, 2 * trust(*records))
+
+
 def worth(*records: ItemRecord, prior: float = 0.0) -> float:
     """How far a teacher made of these items tells successes from failures, from 0 to 1, by the worst one.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
 from sgsd import runfolder
-from sgsd.bank.formats import OF_MISTAKES
+from sgsd.bank.formats import FORBIDS, OF_MISTAKES
 from sgsd.bank.skills import Item, Mistake, Origin, Skill, SkillBank
 from sgsd.errors import BankError
 from sgsd.validation import parse_yaml
@@ -32,10 +32,6 @@ NAMES = ("SKILL.md", "AGENTS.md", "CLAUDE.md")
 """The document of a folder: the first of these that is there."""
 MAX_BYTES = 1 << 20
 _HEADER = re.compile(r"---[ \t]*\n(.*?\n)??---[ \t]*(?:\n|$)", re.DOTALL)
-_FORBIDS = re.compile(
-    r"[\W_]*(?:never|don['’]?t|do not|must(?:n['’]t| not)|should(?:n['’]t| not)|avoid|refrain from)(?![a-zA-Z])",
-    re.IGNORECASE,
-)
 _NOTE = re.compile(r"(When|Avoid): (.*)", re.DOTALL)
 # The bullets of ACE's playbooks: [str-00003] helpful=4 harmful=1 :: text
 _COUNTED = re.compile(r"\[([\w-]+)\]\s*((?:\w+=\d+\s*)*)::\s*(.*)", re.DOTALL)
@@ -300,7 +296,7 @@ def _counted(path: tuple[str, ...], text: str, place: str) -> Iterator[_Rule]:
 
 
 def _is_mistake(title: str, text: str) -> bool:
-    return bool(_FORBIDS.match(text) or OF_MISTAKES.search(title))
+    return bool(FORBIDS.match(text) or OF_MISTAKES.search(title))
 
 
 def _item(rule: _Rule) -> Item:
@@ -325,3 +321,8 @@ def _bullet(item: Item) -> list[str]:
         note = " ".join(item.note.split())
         lines += ["", f"  - {'When' if isinstance(item, Skill) else 'Avoid'}: {note}"]
     return lines
+
+
+def without_items(bank: SkillBank, ids: Iterable[str]) -> str:
+    """The document's text without some items."""
+    raise NotImplementedError

@@ -23,6 +23,11 @@ from sgsd.validation import parse_json, validated
 
 Document: TypeAlias = dict[str, object]
 SCHEMA_VERSION = 1
+FORBIDS = re.compile(
+    r"[\W_]*(?:never|don['’]?t|do not|must(?:n['’]t| not)|should(?:n['’]t| not)|avoid|refrain from)(?![a-zA-Z])",
+    re.IGNORECASE,
+)
+"""How a rule begins that says what not to do."""
 OF_MISTAKES = re.compile(r"\b(?:mistakes?|pitfalls?|anti-?patterns?|don['’]?ts|to avoid)\b", re.IGNORECASE)
 """A heading or section below which everything is a mistake."""
 

@@ -155,7 +155,8 @@ class Ledger:
         Rollouts of one problem are not independent of each other: hand over all of a problem in one call.
 
         Args:
-            pairs: for each of B rollouts the (skill id, mistake id) of its real teachers, at most K, first ones first.
+            pairs: for each of B rollouts the (skill id, mistake id) of its real teachers, at most K, first ones first;
+                an empty id where a teacher has no such item.
             support: ``[B, K]``, nats per token; what lies beyond a rollout's pairs is padding and never read.
             stance: ``[B, K]`` in {−1, 0, 1}.
             outcome: ``[B]`` in {−1, 0, 1}.
@@ -193,7 +194,7 @@ class Ledger:
             _totals(summed, items, len(positions)).tolist(),
             _totals(products, cells // max(len(distinct), 1), len(positions)).tolist(),
         )
-        return self + Ledger(dict(zip(positions, records, strict=True)))
+        return self + Ledger({id: record for id, record in zip(positions, records, strict=True) if id})
 
     def __add__(self, other: Ledger) -> Ledger:
         """The uses of both, such as of two seeds."""

@@ -104,7 +104,7 @@ def _evaluate(
         plan.verifier,
         k=plan.k,
         seed=plan.seed,
-        pairs=plan.pairs,
+        shown=plan.shown,
         batch_size=plan.batch_size,
         done=done,
         on_batch=keep,
@@ -128,7 +128,7 @@ def _refuse_beyond_context(plan: Plan, engine: Engine) -> None:
             expected=f"less than {context}, and room for the prompts",
             remedy="pass --max_completion_length",
         )
-    what = "plain prompts" if plan.pairs is None else "prompts with skills"
+    what = "plain prompts" if plan.shown is None else "prompts with skills"
     refuse_long_prompts(plan.prompt_lengths, context - length, what)
 
 

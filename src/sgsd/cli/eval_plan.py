@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from sgsd import runfolder
-from sgsd.bank import Mistake, Skill
 from sgsd.bank.documents import load_bank
 from sgsd.cli.settings import read_run, refuse_unwritable
 from sgsd.data.curation import DataReport
@@ -25,7 +24,7 @@ from sgsd.engines.embedders import build_retriever
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of, verifier_of
-from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Thinking
+from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Shown, Thinking
 from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
@@ -45,7 +44,7 @@ class Plan:
         name: of the data set, and of its folder.
         problems, report: what is asked, and what became of every row.
         renderer, verifier: make the prompts; judge.
-        pairs: the skills each prompt shows; ``None`` for plain prompts.
+        shown: what each prompt shows of a bank; ``None`` for plain prompts.
         prompt_lengths: in tokens, one per problem.
         k, seed, batch_size: see ``evaluation.evaluate``.
         sampling: max_new_tokens, temperature, top_p, top_k.
@@ -59,7 +58,7 @@ class Plan:
     report: DataReport
     renderer: PromptRenderer
     verifier: Verifier
-    pairs: Sequence[Sequence[tuple[Skill, Mistake]]] | None
+    shown: Sequence[Shown] | None
     prompt_lengths: Sequence[int]
     k: int
     seed: int
@@ -128,8 +127,8 @@ def make_plan(
     problems, report = _load(name, benchmark, options, verifier)
     renderer = _renderer(tokenizer, options, run, benchmark)
     skilled = bool(options.skills_in_prompt)
-    pairs, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
-    prompts = prompts_of(problems, renderer, pairs)
+    shown, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
+    prompts = prompts_of(problems, renderer, shown)
     sampling = {
         "max_new_tokens": _first(
             options.max_completion_length,
@@ -182,7 +181,7 @@ def make_plan(
         report=report,
         renderer=renderer,
         verifier=verifier,
-        pairs=pairs,
+        shown=shown,
         prompt_lengths=[len(prompt) for prompt in prompts],
         k=k,
         seed=options.seed,
@@ -251,13 +250,15 @@ def weights_digest(folder: Path) -> str | None:
 
 def _skills(
     options: argparse.Namespace, run: Mapping[str, Any], problems: Sequence[Problem]
-) -> tuple[list[Sequence[tuple[Skill, Mistake]]], dict[str, object], str]:
+) -> tuple[list[Shown], dict[str, object], str]:
     """What each prompt shows with ``--skills_in_prompt``, the settings it depends on, and where the bank is."""
     name = options.bank or _run_bank(Path(options.model)) or run.get("bank")
     if name is None:
         raise ConfigError("no skill bank", expected="--bank: a file, or a shipped one as seed:NAME")
     bank = load_bank(name)
-    bank.require_pairs()
+    context = run.get("teacher_context") or ("rules" if "document" in bank.metadata else "pairs")
+    if context == "pairs":
+        bank.require_pairs()
     kind = options.retriever or run.get("retriever") or "embedding"
     embedder = options.embedder or run.get("embedder") or "Qwen/Qwen3-Embedding-0.6B"
     query_prompt = run.get("retrieval_query_prompt", "") if embedder == run.get("embedder") else ""
@@ -270,8 +271,9 @@ def _skills(
         "retriever": kind,
         "embedder": embedder,
         "skills_in_prompt_pairs": count,
+        "teacher_context": context,
     }
-    return skill_pairs(problems, retriever, bank, count), settings, str(name)
+    return skill_pairs(problems, retriever, bank, count, context), settings, str(name)
 
 
 def _run_bank(folder: Path) -> Path | None:

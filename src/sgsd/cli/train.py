@@ -47,7 +47,7 @@ from sgsd.retrieval import Retriever
 from sgsd.scoring.teachers import TeacherPool, build_pool
 from sgsd.trainers.callbacks import StopOnSignal
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage, refused_writes
-from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, resolve_bank
+from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, context_of, resolve_bank
 from sgsd.trainers.guard import sound_checkpoint
 from sgsd.trainers.model import settle_generation_config
 from sgsd.trainers.names import method_name
@@ -354,9 +354,12 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         out.print(line)
     if bank is not None:
         shown = training.num_teachers if isinstance(training, SGSDConfig) else training.skills_in_prompt_pairs
+        context = context_of(training, bank)
+        most = bank.max_pairs if context == "pairs" else len(bank.items)
+        what = "the whole document" if context == "document" else f"{min(shown, most)} {context} a rollout"
         out.print(
             f"bank {training.bank}: {len(bank.skills)} skills, {len(bank.mistakes)} mistakes, digest "
-            f"{bank.digest[:12]}; {min(shown, bank.max_pairs)} pairs a rollout",
+            f"{bank.digest[:12]}; {what}",
         )
     for title, ids in built.prompts(rows[0]).items():
         heading = Text(f"{title}: {len(ids)} tokens, {rows[0]['problem_id']}")
@@ -406,7 +409,9 @@ class _Built:
         args, skills, shown = self.training, None, {}
         if args.skills_in_prompt:
             assert self.bank is not None
-            skills = skill_pairs(problems, self._retriever, self.bank, args.skills_in_prompt_pairs)
+            skills = skill_pairs(
+                problems, self._retriever, self.bank, args.skills_in_prompt_pairs, context_of(args, self.bank)
+            )
         if isinstance(args, OPSDConfig):
             from sgsd.trainers.opsd import references
 
@@ -423,10 +428,19 @@ class _Built:
     def pools(self, rows: Sequence[dict[str, Any]]) -> list[TeacherPool]:
         """The teachers of some rows, of method sgsd."""
         assert self.bank is not None
-        K = vars(self.training)["num_teachers"]
-        found = self._retriever.retrieve([row["problem"] for row in rows], self.bank, K)
+        context = context_of(self.training, self.bank)
+        document = str(self.bank.metadata["document"]) if context == "document" else None
+        K = 1 if document else vars(self.training)["num_teachers"]
+        found = self._retriever.retrieve([row["problem"] for row in rows], self.bank, K, alone=context != "pairs")
         return [
-            build_pool(prompt_of(row), one, self.renderer, num_teachers=K, max_prompt_length=self.budget)
+            build_pool(
+                prompt_of(row),
+                one,
+                self.renderer,
+                num_teachers=K,
+                max_prompt_length=self.budget,
+                document=document,
+            )
             for row, one in zip(rows, found, strict=True)
         ]
 

@@ -14,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from sgsd import runfolder
-from sgsd.bank import Mistake, Skill
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.metrics import answer_group, majority_at_k, pass_at_k, subset_sizes
 from sgsd.evaluation.statistics import Estimate, mean_estimate
-from sgsd.prompts import PromptRenderer, refuse_long_prompts
+from sgsd.prompts import PromptRenderer, Shown, refuse_long_prompts
 from sgsd.rollouts import Rollout, Sampler, StopReason
 from sgsd.verifiers import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import names_code, verify_in_context
@@ -244,16 +243,16 @@ def batch_seed(seed: int, batch: int) -> int:
 def prompts_of(
     problems: Sequence[Problem],
     renderer: PromptRenderer,
-    pairs: Sequence[Sequence[tuple[Skill, Mistake]]] | None = None,
+    shown: Sequence[Shown] | None = None,
 ) -> list[list[int]]:
-    """Each problem's prompt as token ids: plain, or with the skills and mistakes in ``pairs``.
+    """Each problem's prompt as token ids: plain, or with what is ``shown`` of a bank.
 
     Raises:
-        PromptError: a problem without pairs; its prompt would silently be the plain one.
+        PromptError: a problem with nothing to show; its prompt would silently be the plain one.
     """
-    if pairs is None:
+    if shown is None:
         return [renderer.student_ids(problem) for problem in problems]
-    return [renderer.skilled_ids(problem, own) for problem, own in zip(problems, pairs, strict=True)]
+    return [renderer.skilled_ids(problem, own) for problem, own in zip(problems, shown, strict=True)]
 
 
 def evaluate(
@@ -265,7 +264,7 @@ def evaluate(
     k: int = 1,
     seed: int = 0,
     max_prompt_length: int | None = None,
-    pairs: Sequence[Sequence[tuple[Skill, Mistake]]] | None = None,
+    shown: Sequence[Shown] | None = None,
     batch_size: int | None = None,
     done: Sequence[Sample] = (),
     on_batch: Callable[[Sequence[Sample]], None] | None = None,
@@ -283,7 +282,7 @@ def evaluate(
         k: samples per problem.
         seed: of the sampling.
         max_prompt_length: refuse longer prompts, in tokens.
-        pairs: for each problem, the skills and mistakes its prompt shows; ``None`` for plain prompts.
+        shown: for each problem, what its prompt shows of a bank; ``None`` for plain prompts.
         batch_size: samples per call of the sampler; ``None`` for all in one.
         done: the first samples of the same evaluation. Those of a batch that is not whole are drawn again.
         on_batch: called with each batch's new samples once they are judged.
@@ -292,14 +291,14 @@ def evaluate(
         PromptError: a prompt is too long.
         ValueError: ``done`` is no beginning of this evaluation.
     """
-    prompts = prompts_of(problems, renderer, pairs)
+    prompts = prompts_of(problems, renderer, shown)
     if max_prompt_length is not None:
-        what = "plain prompts" if pairs is None else "prompts with skills"
+        what = "plain prompts" if shown is None else "prompts with skills"
         refuse_long_prompts(map(len, prompts), max_prompt_length, what)
-    shown = [None] * len(problems) if pairs is None else pairs
+    each = [None] * len(problems) if shown is None else shown
     asked = [
         _Asked(problem, own, prompt, index)
-        for problem, own, prompt in zip(problems, shown, prompts, strict=True)
+        for problem, own, prompt in zip(problems, each, prompts, strict=True)
         for index in range(k)
     ]
     size = batch_size or len(asked)
@@ -326,7 +325,7 @@ class _Asked(NamedTuple):
     """One sample to draw: of which problem, with which skills shown, and which of the k it is."""
 
     problem: Problem
-    pairs: Sequence[tuple[Skill, Mistake]] | None
+    shown: Shown | None
     prompt: list[int]
     sample: int
 

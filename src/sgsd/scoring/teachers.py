@@ -6,18 +6,17 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from sgsd.bank import Item, SkillBank
+from sgsd.bank import Item, Skill, SkillBank
+from sgsd.bank.documents import without_items
 from sgsd.objectives import TeacherScores
-from sgsd.prompts import Prompt, PromptRenderer
+from sgsd.prompts import Prompt, PromptRenderer, Shown
 from sgsd.retrieval import Pair, Retrieval
 from sgsd.scoring.logprobs import Scores
 
-_I = TypeVar("_I", bound=Item)
 _BATCH_PREFIX = "teacher_"
 
 
@@ -39,7 +38,13 @@ class TeacherPool:
 
 
 def build_pool(
-    prompt: Prompt, retrieval: Retrieval, renderer: PromptRenderer, *, num_teachers: int, max_prompt_length: int
+    prompt: Prompt,
+    retrieval: Retrieval,
+    renderer: PromptRenderer,
+    *,
+    num_teachers: int,
+    max_prompt_length: int,
+    document: str | None = None,
 ) -> TeacherPool:
     """Render the first ``num_teachers`` pairs of a retrieval, each into a teacher's prompt.
 
@@ -52,9 +57,10 @@ def build_pool(
         renderer: makes the prompts.
         num_teachers: K.
         max_prompt_length: in tokens, generation prompt included.
+        document: what the teachers are shown in place of their pairs, which are what the control does without.
     """
     pairs, weights = retrieval.pairs[:num_teachers], retrieval.weights[:num_teachers]
-    rendered = [renderer.teacher_ids(prompt, pair.skill, pair.mistake) for pair in pairs]
+    rendered = [renderer.teacher_ids(prompt, document or [pair.items]) for pair in pairs]
     kept = [k for k, ids in enumerate(rendered) if len(ids) <= max_prompt_length]
     total = sum(weights[k] for k in kept)
     return TeacherPool(
@@ -66,9 +72,16 @@ def build_pool(
 
 
 def control_prompt(
-    prompt: Prompt, pool: TeacherPool, bank: SkillBank, renderer: PromptRenderer, *, max_prompt_length: int, seed: str
+    prompt: Prompt,
+    pool: TeacherPool,
+    bank: SkillBank,
+    renderer: PromptRenderer,
+    *,
+    max_prompt_length: int,
+    seed: str,
+    document: str | None = None,
 ) -> list[int] | None:
-    """A teacher's prompt like those of ``pool``, with a skill and a mistake that none of them has, drawn at random.
+    """A teacher's prompt like those of ``pool``, with items of the same kinds that none of them has, drawn at random.
 
     ``None`` where the bank has no others, or where they do not fit: the plain prompt is the control then.
 
@@ -77,18 +90,24 @@ def control_prompt(
         pool: the prompt's teachers.
         bank: to draw from.
         seed: of the draw.
+        document: of teachers that are shown a whole one: their control is shown it without the pool's items.
     """
-    draw = random.Random(seed)
-    skill = _other(bank.skills, {pair.skill.id for pair in pool.pairs}, draw)
-    mistake = _other(bank.mistakes, {pair.mistake.id for pair in pool.pairs}, draw)
-    if skill is None or mistake is None:
-        return None
-    ids = renderer.teacher_ids(prompt, skill, mistake)
+    taken = {item.id for pair in pool.pairs for item in pair.items}
+    if document is not None:
+        shown: Shown = without_items(bank, taken)
+    else:
+        draw = random.Random(seed)
+        alike = [bank.skills if isinstance(item, Skill) else bank.mistakes for item in pool.pairs[0].items]
+        others = [_other(items, taken, draw) for items in alike]
+        if None in others:
+            return None
+        shown = [[item for item in others if item is not None]]
+    ids = renderer.teacher_ids(prompt, shown)
     return ids if len(ids) <= max_prompt_length else None
 
 
-def _other(items: Sequence[_I], taken: set[str], draw: random.Random) -> _I | None:
-    if len(items) <= len(taken):
+def _other(items: Sequence[Item], taken: set[str], draw: random.Random) -> Item | None:
+    if all(item.id in taken for item in items):
         return None
     while (item := draw.choice(items)).id in taken:
         pass

@@ -32,7 +32,7 @@ from sgsd.data.problems import Problem
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
-from sgsd.prompts import PromptRenderer
+from sgsd.prompts import PromptRenderer, Shown
 from sgsd.retrieval import Retriever
 from sgsd.scoring.logprobs import Reduction, StudentPass, causal_model, keep_head_in_float32
 from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
@@ -46,7 +46,7 @@ from sgsd.trainers.checkpoint import (
     refused_writes,
     unmark,
 )
-from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, resolve_bank
+from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, context_of, resolve_bank
 from sgsd.trainers.guard import CollapseGuard, GuardCallback, sound_checkpoint
 from sgsd.trainers.metrics import StepMetrics
 from sgsd.trainers.model import (
@@ -59,7 +59,7 @@ from sgsd.trainers.model import (
 )
 from sgsd.trainers.reward_check import check_reward, check_reward_arguments, check_verifier
 from sgsd.trainers.rewards import VerifierReward, is_truncated, outcome_of, taking_its_own
-from sgsd.trainers.rows import SkillPairs, all_text, problems_of, skill_pairs, training_rows
+from sgsd.trainers.rows import all_text, problems_of, skill_pairs, training_rows
 from sgsd.trainers.settings import check_pieces
 from sgsd.trainers.signs import FirstSteps
 from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
@@ -168,7 +168,13 @@ class VerifiedTrainer(GRPOTrainer):
         self.max_prompt_length = prompt_budget(model.config, args)
         # Retrieved once, from the bank the run begins with.
         skills = (
-            skill_pairs(problems, self.retriever, self.bank, args.skills_in_prompt_pairs)
+            skill_pairs(
+                problems,
+                self.retriever,
+                self.bank,
+                args.skills_in_prompt_pairs,
+                context_of(args, self.bank),
+            )
             if args.skills_in_prompt
             else None
         )
@@ -329,7 +335,7 @@ class VerifiedTrainer(GRPOTrainer):
         self,
         args: VerifiedConfig,
         problems: list[Problem],
-        skills: list[SkillPairs] | None,
+        skills: list[Shown] | None,
         *,
         verified: bool,
         **more: Any,

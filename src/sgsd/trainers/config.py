@@ -16,7 +16,7 @@ from trl import GRPOConfig
 
 from sgsd.bank import SkillBank
 from sgsd.bank.documents import load_bank
-from sgsd.errors import ConfigError, check_choice, in_one_line
+from sgsd.errors import BankError, ConfigError, check_choice, in_one_line
 from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
 from sgsd.retrieval import ITEM_TEXTS
@@ -29,7 +29,8 @@ LONG_PROMPTS = ("error", "drop")
 SWITCHES = ("thinking", "guard")
 """Settings whose bare off and on YAML reads as false and true."""
 GUARD_ACTIONS = ("off", "warn", "stop", "grpo")
-TRUSTS = ("worth", "ledger", "equal")
+TRUSTS = ("worth", "ledger", "vouched", "equal")
+CONTEXTS = ("pairs", "rules", "document")
 BASELINES = ("none", "control")
 REFERENCES = ("solution", "answer")
 
@@ -304,6 +305,11 @@ class SGSDConfig(DistillationConfig):
 
     # Teachers.
     num_teachers: int = _setting(8, "K, skill-mistake pairs per problem, each a teacher.")
+    teacher_context: str | None = _setting(
+        None,
+        "What a teacher is shown: pairs, a skill and a mistake; rules, one item alone; document, the whole text that "
+        "the bank was read from. None: rules of a document, pairs of any other bank.",
+    )
     retrieval_temperature: float = _setting(1.0, "Temperature of the softmax over similarities that weighs teachers.")
     max_tokens_per_chunk: int = _setting(16384, "Token budget of one teacher forward, padding included.")
     ledger_share: float = _setting(
@@ -321,7 +327,7 @@ class SGSDConfig(DistillationConfig):
     teacher_trust: str = _setting(
         "worth",
         "For objectives that trust teachers, by the ledger: worth, how far the items told successes from failures; "
-        "ledger, how sure it is that they do; equal, all the same.",
+        "ledger, how sure it is that they do; vouched, wholly, until it shows that they do not; equal, all the same.",
     )
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
     teacher_guidance: float = _setting(
@@ -390,6 +396,8 @@ class SGSDConfig(DistillationConfig):
         )
         check_choice("objective", self.objective, tuple(OBJECTIVES))
         check_choice("teacher_trust", self.teacher_trust, TRUSTS)
+        if self.teacher_context is not None:
+            check_choice("teacher_context", self.teacher_context, CONTEXTS)
         check_choice("support_baseline", self.support_baseline, BASELINES)
         if self.support_baseline == "control" and self.objective == "local":
             raise ConfigError(
@@ -467,5 +475,18 @@ def resolve_bank(args: VerifiedConfig, bank: SkillBank | str | Path | None = Non
     if given is None:
         raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
     resolved = given if isinstance(given, SkillBank) else load_bank(given)
-    resolved.require_pairs()
+    context = context_of(args, resolved)
+    if context == "document" and "document" not in resolved.metadata:
+        raise ConfigError(
+            "teacher_context document without a document", got=f"bank {resolved.name!r}", expected="a Markdown file"
+        )
+    if context == "pairs":
+        resolved.require_pairs()
+    elif not resolved.items:
+        raise BankError(f"bank {resolved.name!r} has no items", expected="at least one")
     return resolved
+
+
+def context_of(args: VerifiedConfig, bank: SkillBank) -> str:
+    """What prompts show of a bank, one of ``CONTEXTS``: as the settings have it, or by what the bank is."""
+    return vars(args).get("teacher_context") or ("rules" if "document" in bank.metadata else "pairs")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sgsd import runfolder
 from sgsd.bank import Ledger, SkillBank
-from sgsd.bank.credit import credit, sure_worth, trust, worth
+from sgsd.bank.credit import credit, sure_worth, trust, vouched, worth
 from sgsd.errors import BankError, CheckpointError
 from sgsd.retrieval import Pair
 from sgsd.scoring.teachers import TeacherPool
@@ -49,7 +49,7 @@ class TrainingLedger:
 
     Args:
         group_size: G, rollouts of a problem; they are one cluster in the ledger's intervals.
-        trust: ``worth``, ``ledger`` or ``equal`` (the setting ``teacher_trust``).
+        trust: ``worth``, ``ledger``, ``vouched`` or ``equal`` (the setting ``teacher_trust``).
     """
 
     def __init__(self, group_size: int, trust: str) -> None:
@@ -62,7 +62,7 @@ class TrainingLedger:
         self._observed: list[Tensor] = []
 
     def numbers(self, pools: Sequence[TeacherPool], bank: SkillBank, num_teachers: int) -> Tensor:
-        """``[B, K, 2]``: numbers of each teacher's skill and mistake, −1 for padding.
+        """``[B, K, 2]``: numbers of each teacher's skill and mistake, −1 for padding and for one that it has not.
 
         Args:
             pools: the teachers of B rollouts.
@@ -76,12 +76,16 @@ class TrainingLedger:
         numbers = torch.full((len(pools), num_teachers, 2), -1)
         for row, pool in enumerate(pools):
             for k, pair in enumerate(pool.pairs):
-                numbers[row, k] = torch.tensor([self._numbers[pair.skill.id], self._numbers[pair.mistake.id]])
+                own = [-1 if item is None else self._numbers[item.id] for item in (pair.skill, pair.mistake)]
+                numbers[row, k] = torch.tensor(own)
         return numbers
 
     def ids(self, skill: int, mistake: int) -> tuple[str, str]:
-        """Ids of numbers that ``numbers`` gave."""
-        return self._ids[skill], self._ids[mistake]
+        """Ids of numbers that ``numbers`` gave; empty for −1."""
+        return self._id(skill), self._id(mistake)
+
+    def _id(self, number: int) -> str:
+        return self._ids[number] if number >= 0 else ""
 
     def trust(self, pools: Sequence[TeacherPool]) -> list[list[float]]:
         """τ of each pool's teachers, by what is known before this batch; the same on all processes."""
@@ -90,8 +94,10 @@ class TrainingLedger:
         prior = sure_worth(self.ledger.items.values())
 
         def of_pair(pair: Pair) -> float:
-            records = self.ledger.record(pair.skill.id), self.ledger.record(pair.mistake.id)
-            return worth(*records, prior=prior) if self._trust == "worth" else trust(*records)
+            records = [self.ledger.record(item.id) for item in pair.items]
+            if self._trust == "worth":
+                return worth(*records, prior=prior)
+            return vouched(*records) if self._trust == "vouched" else trust(*records)
 
         found: dict[int, list[float]] = {}
         for pool in pools:  # the G rollouts of a prompt share one

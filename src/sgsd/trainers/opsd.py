@@ -27,10 +27,10 @@ from torch.nn.utils.rnn import pad_sequence
 from sgsd.data.problems import Problem
 from sgsd.errors import DataError
 from sgsd.objectives import token_divergence
+from sgsd.prompts import Shown
 from sgsd.scoring.logprobs import causal_model, head_logits, hidden_states
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import OPSDConfig
-from sgsd.trainers.rows import SkillPairs
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class OPSDTrainer(VerifiedTrainer):
     }
 
     def _training_rows(
-        self, args: OPSDConfig, problems: list[Problem], skills: list[SkillPairs] | None, **more: Any
+        self, args: OPSDConfig, problems: list[Problem], skills: list[Shown] | None, **more: Any
     ) -> Dataset:
         """The base's rows, with the token ids of each problem's teacher prompt in ``teacher_prompt``."""
         return super()._training_rows(args, problems, skills, references=references(problems, args.reference), **more)

@@ -13,18 +13,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from sgsd.bank import Mistake, Skill, SkillBank
+from sgsd.bank import SkillBank
 from sgsd.data.adapters import Adapted, adapt
 from sgsd.data.curation import curate
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, DataError, PromptError
-from sgsd.prompts import LISTED_IDS, Prompt, PromptRenderer, RawText, listed, refuse_long_prompts
+from sgsd.prompts import LISTED_IDS, Prompt, PromptRenderer, RawText, Shown, listed, refuse_long_prompts
 from sgsd.retrieval import Retriever
 
 logger = logging.getLogger(__name__)
-
-
-SkillPairs = Sequence[tuple[Skill, Mistake]]
 
 
 def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -> list[Problem]:
@@ -107,18 +104,29 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt:
     return RawText(prompt) if isinstance(prompt, str) else prompt
 
 
-def skill_pairs(problems: Sequence[Problem], retriever: Retriever, bank: SkillBank, count: int) -> list[SkillPairs]:
-    """The best ``count`` pairs of each problem, for ``skills_in_prompt``.
+def skill_pairs(
+    problems: Sequence[Problem], retriever: Retriever, bank: SkillBank, count: int, context: str = "pairs"
+) -> list[Shown]:
+    """What each problem's prompt shows with ``skills_in_prompt``: the best ``count`` pairs or rules, or the document.
+
+    Args:
+        problems: to show them with.
+        retriever: finds pairs and rules.
+        bank: that they are of.
+        count: of pairs or rules.
+        context: as ``config.context_of`` has it.
 
     Raises:
         ConfigError: the bank does not make as many.
     """
-    if count > bank.max_pairs:
-        raise ConfigError(
-            "skills_in_prompt_pairs is more than the bank has", got=count, expected=f"at most {bank.max_pairs}"
-        )
-    retrievals = retriever.retrieve([problem.text for problem in problems], bank, count)
-    return [[(pair.skill, pair.mistake) for pair in retrieval.pairs] for retrieval in retrievals]
+    if context == "document":
+        return [str(bank.metadata["document"])] * len(problems)
+    most = bank.max_pairs if context == "pairs" else len(bank.items)
+    if count > most:
+        raise ConfigError("skills_in_prompt_pairs is more than the bank has", got=count, expected=f"at most {most}")
+    texts = [problem.text for problem in problems]
+    retrievals = retriever.retrieve(texts, bank, count, alone=context == "rules")
+    return [[pair.items for pair in retrieval.pairs] for retrieval in retrievals]
 
 
 def training_rows(
@@ -126,7 +134,7 @@ def training_rows(
     renderer: PromptRenderer,
     *,
     max_prompt_length: int,
-    skills: Sequence[SkillPairs] | None = None,
+    skills: Sequence[Shown] | None = None,
     references: Sequence[str] | None = None,
     long_prompts: str = "error",
     verified: bool = True,
@@ -142,7 +150,7 @@ def training_rows(
         problems: one or more.
         renderer: makes the prompts.
         max_prompt_length: in tokens.
-        skills: the pairs that each problem's prompt shows; ``None`` for plain prompts.
+        skills: what each problem's prompt shows of a bank; ``None`` for plain prompts.
         references: what each problem's OPSD teacher is shown; its token ids become the column ``teacher_prompt``.
         long_prompts: what becomes of a row whose prompt is too long: ``error``, or ``drop``, with a warning.
         verified: as for ``problems_of``.
@@ -155,15 +163,15 @@ def training_rows(
     lengths: list[int] = []
     teacher_lengths: list[int] = []
     for place, problem in enumerate(problems):
-        pairs = None if skills is None else skills[place]
+        shown = None if skills is None else skills[place]
         with _naming(problem):
-            prompt = renderer.student_messages(problem) if pairs is None else renderer.skilled_messages(problem, pairs)
+            prompt = renderer.student_messages(problem) if shown is None else renderer.skilled_messages(problem, shown)
             lengths.append(
-                len(renderer.student_ids(problem) if pairs is None else renderer.skilled_ids(problem, pairs))
+                len(renderer.student_ids(problem) if shown is None else renderer.skilled_ids(problem, shown))
             )
             row = {"prompt": str(prompt) if isinstance(prompt, RawText) else prompt, **_columns(problem, verified)}
             if references is not None:
-                row["teacher_prompt"] = renderer.reference_ids(problem, references[place], pairs or ())
+                row["teacher_prompt"] = renderer.reference_ids(problem, references[place], shown or ())
                 teacher_lengths.append(len(row["teacher_prompt"]))
             rows.append(row)
     raw = [isinstance(row["prompt"], str) for row in rows]

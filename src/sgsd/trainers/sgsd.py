@@ -25,7 +25,7 @@ from sgsd import runfolder
 from sgsd.bank import Ledger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.prompts import uncounted_token_ids
-from sgsd.retrieval import Retriever
+from sgsd.retrieval import Retrieval, Retriever
 from sgsd.scoring.logprobs import Scores, Select, chunk_count, flat_targets, score_completions
 from sgsd.scoring.teachers import (
     TeacherPool,
@@ -38,7 +38,7 @@ from sgsd.scoring.teachers import (
     to_batch,
 )
 from sgsd.trainers.base import VerifiedTrainer
-from sgsd.trainers.config import SGSDConfig
+from sgsd.trainers.config import SGSDConfig, context_of
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, maintenance_of, window_records
 from sgsd.trainers.names import card_name
@@ -87,6 +87,9 @@ class SGSDTrainer(VerifiedTrainer):
         args: SGSDConfig = self.args
         self._name = card_name(vars(args))
         self.objective = OBJECTIVES[args.objective].from_config(args)
+        assert self.bank is not None
+        self._context = context_of(args, self.bank)
+        self._K = 1 if self._context == "document" else args.num_teachers
         self._control = self.objective.needs.control or args.support_baseline == "control"
         self._uncounted = torch.tensor(
             sorted(uncounted_token_ids(self.processing_class)), device=self.accelerator.device
@@ -154,7 +157,7 @@ class SGSDTrainer(VerifiedTrainer):
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
         pools = self.retrieve(inputs)
         output |= to_batch(self.score_teachers(pools, inputs, output))
-        output["items"] = self.training_ledger.numbers(pools, self.bank, self.args.num_teachers).to(mask.device)
+        output["items"] = self.training_ledger.numbers(pools, self.bank, self._K).to(mask.device)
         self._log_rollouts(pools, inputs)
         return output
 
@@ -166,19 +169,35 @@ class SGSDTrainer(VerifiedTrainer):
         assert self.bank is not None
         distinct = {_asked(row): row for row in inputs}
         problems = list(dict.fromkeys(row["problem"] for row in distinct.values()))
-        found = self.retriever.retrieve(problems, self.bank, self.args.num_teachers)
+        alone = self._context != "pairs"
+        found = self.retriever.retrieve(problems, self.bank, self.args.num_teachers, alone=alone)
+        if self._context == "document":
+            found = [self._one_of(retrieval, problem) for retrieval, problem in zip(found, problems, strict=True)]
         retrieved = dict(zip(problems, found, strict=True))
         pools = {
             key: build_pool(
                 prompt_of(row),
                 retrieved[row["problem"]],
                 self.renderer,
-                num_teachers=self.args.num_teachers,
+                num_teachers=self._K,
                 max_prompt_length=self.max_prompt_length,
+                document=self._document,
             )
             for key, row in distinct.items()
         }
         return [pools[_asked(row)] for row in inputs]
+
+    @property
+    def _document(self) -> str | None:
+        """What teachers are shown, where it is the same for all of them."""
+        assert self.bank is not None
+        return str(self.bank.metadata["document"]) if self._context == "document" else None
+
+    def _one_of(self, retrieval: Retrieval, problem: str) -> Retrieval:
+        """The rule that a document's control does without at this step: one of the K best, drawn by weight."""
+        draw = random.Random(f"{self.args.seed} {self.state.global_step} {problem}")
+        [pair] = draw.choices(retrieval.pairs, retrieval.weights)
+        return Retrieval((pair,), (1.0,))
 
     # ---- score K teachers
 
@@ -210,7 +229,7 @@ class SGSDTrainer(VerifiedTrainer):
         prompts = [pools[b].prompts[k] for b, k in places]
         scores = self._score(prompts, [completions[b] for b, _ in places], inputs, top_tokens=top_tokens)
         teachers = teacher_scores(
-            pools, trust, places, scores, num_teachers=self.args.num_teachers, length=output["completion_ids"].shape[1]
+            pools, trust, places, scores, num_teachers=self._K, length=output["completion_ids"].shape[1]
         )
         tokens = scores.tokens
         if self._control:
@@ -246,6 +265,7 @@ class SGSDTrainer(VerifiedTrainer):
                 self.renderer,
                 max_prompt_length=limit,
                 seed=f"{seed} {inputs[b]['problem']}",
+                document=self._document,
             )
             for b in rows
         }
@@ -383,7 +403,7 @@ class SGSDTrainer(VerifiedTrainer):
         cells = self.recorder.rollouts(inputs, self._numbers[rank * B : (rank + 1) * B], self._numbers)
         if self.log_completions:
             self._logs["extra"]["stances"].extend(cells)
-            names = [[f"{pair.skill.id} {pair.mistake.id}" for pair in pool.pairs] for pool in pools]
+            names = [[" ".join(item.id for item in pair.items) for pair in pool.pairs] for pool in pools]
             self._logs["extra"]["pairs"].extend(gather_object(names))
 
 
