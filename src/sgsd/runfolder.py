@@ -10,6 +10,7 @@
     bank-start.json, bank.json     the bank before and after
     checkpoint-N/sgsd/     what a checkpoint holds beyond TRL's
     evaluations/NAME/      settings.json, samples.jsonl, summary.json of an evaluation
+    certificate.json       what became of a document taken into weights; certificate.html shows it
 
 A build's folder has ``bank.json`` too, beside what ``bank.build`` names.
 """
@@ -41,6 +42,7 @@ EVALUATIONS = "evaluations"
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
+CERTIFICATE = "certificate.json"
 
 
 def write_text(file: Path, text: str | Iterable[str]) -> None:

@@ -24,6 +24,6 @@ def runs(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def page(runs, tmp_path_factory) -> Path:
-    from sgsd.report import write_report
+    from sgsd.report.page import write_report
 
     return write_report(runs, tmp_path_factory.mktemp("page") / "report.html")

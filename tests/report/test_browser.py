@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 
 import pytest
+from pydantic import TypeAdapter
+
+from sgsd.report.certificate import Certificate, write_page
+from sgsd.validation import validated
+
+from .certificates import make_certificate
+from .folders import HOSTILE
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -31,23 +39,29 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def visit(browser, page):
-    """``visit(size=…, scheme=…)`` opens the page; complaints and requests fail the test at its end."""
+    """``visit(size=…, scheme=…, file=…)`` opens the page, or another; complaints and requests fail the test."""
     contexts, complaints = [], []
 
-    def opened(size=DESKTOP, scheme="light"):
+    def opened(size=DESKTOP, scheme="light", file=page):
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: complaints.append(f"console {message.type}: {message.text}"))
         tab.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-        tab.on("request", lambda request: request.url == page.as_uri() or complaints.append(f"request: {request.url}"))
-        tab.goto(page.as_uri())
+        tab.on("request", lambda request: request.url == file.as_uri() or complaints.append(f"request: {request.url}"))
+        tab.goto(file.as_uri())
         return tab
 
     yield opened
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+def violations(tab) -> list[tuple[str, str]]:
+    """(rule, where) of all that axe-core finds."""
+    found = axe.Axe().run(tab, options={"runOnly": RULES, "resultTypes": ["violations"]}).response["violations"]
+    return [(one["id"], one["nodes"][0]["html"][:200]) for one in found]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -73,8 +87,7 @@ def test_charts_are_drawn_and_axe_finds_no_violation_with_everything_open(visit,
     assert size_of_text >= 9
     colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert colour == {"light": "rgb(246, 247, 249)", "dark": "rgb(16, 20, 26)"}[scheme]
-    found = axe.Axe().run(tab, options={"runOnly": RULES, "resultTypes": ["violations"]}).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found] == []
+    assert violations(tab) == []
 
 
 def test_choosing_another_teacher_changes_the_colours_and_what_is_said(visit):
@@ -141,3 +154,20 @@ def test_levels_of_colour_begin_where_the_legend_says_and_hostile_text_is_shown_
     assert found == ["n3", "n2", "n2", "n1", "", "", "", "p1", "p2", "p2", "p3", "p3"]
     assert "</script><img src=x onerror=alert(1)>" in tab.locator(".rollout .tokens").first.inner_text()
     assert tab.locator("main img, main script").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("text", ["", HOSTILE + "w" * 120], ids=["plain", "hostile"])
+def test_a_certificate_fits_its_bars_are_true_and_axe_finds_no_violation(visit, tmp_path, text, size, scheme):
+    document = validated(TypeAdapter(Certificate), make_certificate(text=text), "the sample")
+    tab = visit(size, scheme, write_page(document, tmp_path / "certificate.html"))
+    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+    widths = "rects => rects.map(one => one.getBoundingClientRect().width / one.parentNode.clientWidth)"
+    assert tab.locator("section:first-of-type .bars rect").evaluate_all(widths)[:4] == (
+        pytest.approx([0.21, 0.9, 0.33, 0.88], abs=0.01)
+    )
+    assert tab.locator("main img, main script").count() == 0
+    assert violations(tab) == []
+    if not text:
+        assert len(re.findall(rb"/Type\s*/Page\b", tab.pdf(format="A4"))) <= 3

@@ -12,8 +12,8 @@ from itertools import pairwise
 import pytest
 
 from sgsd.errors import ConfigError
-from sgsd.report import page as module
-from sgsd.report import write_report
+from sgsd.report import html
+from sgsd.report.page import write_report
 
 from .folders import HOSTILE, write_run
 
@@ -146,6 +146,6 @@ def test_a_page_that_is_too_large_or_has_no_place_is_refused(runs, tmp_path, mon
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         write_report(runs, tmp_path / "file" / "report.html")
-    monkeypatch.setattr(module, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(html, "MOST_BYTES", 10_000)
     with pytest.raises(ConfigError, match="too large"):
         write_report(runs, tmp_path / "report.html")

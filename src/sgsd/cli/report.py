@@ -10,7 +10,7 @@ from sgsd.errors import ConfigError
 def report(options: argparse.Namespace) -> int:
     """One HTML page of the named runs."""
     try:
-        from sgsd.report import write_report
+        from sgsd.report.page import write_report
     except ImportError as error:
         raise ConfigError(
             "sgsd report needs packages that are not installed", got=error.name, remedy="pip install 'sgsd[report]'"

@@ -1,6 +1,5 @@
-"""Run folders → tables, curves, rollouts: one HTML page."""
+"""Run folders → tables, curves, rollouts: one HTML page; a certificate → another, which draws without ziaplot."""
 
-from sgsd.report.page import write_report
 from sgsd.report.runs import Group, Run, grouped, load_run, load_runs
 
-__all__ = ["Group", "Run", "grouped", "load_run", "load_runs", "write_report"]
+__all__ = ["Group", "Run", "grouped", "load_run", "load_runs"]

@@ -1,30 +1,22 @@
 """Everything on one HTML page that needs no network.
 
-The page is safe to open whatever the runs hold: Jinja escapes every text, JSON is embedded with ``<``, ``>`` and ``&``
-escaped, the script writes text and never HTML, and a content security policy admits only the page's own style and
-script, by their hash, and no connection anywhere.
+The page is safe to open whatever the runs hold (see ``html``): JSON is embedded with ``<``, ``>`` and ``&`` escaped,
+and the script writes text and never HTML.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from sgsd import __version__, runfolder
+from sgsd import __version__
 from sgsd.bank import Mistake, Skill
 from sgsd.errors import ConfigError
 from sgsd.evaluation.comparison import Comparison, compare_runs
-from sgsd.report import curves, tables
+from sgsd.report import curves, html, tables
 from sgsd.report.rollouts import LEVELS, traced_groups
 from sgsd.report.runs import Run, grouped, is_run, load_runs
-
-MOST_BYTES = 6_000_000
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -39,7 +31,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         The file written.
 
     Raises:
-        ConfigError: a folder is no run, or the page is larger than ``MOST_BYTES`` or cannot be written.
+        ConfigError: a folder is no run, or the page is larger than ``html.MOST_BYTES`` or cannot be written.
         BankError: a run's bank or ledger cannot be read.
     """
     runs = load_runs([folder for folder in folders if is_run(folder)])
@@ -47,33 +39,17 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         comparison, why_not = compare_runs(folders), ""
     except ConfigError as error:
         comparison, why_not = None, f"No comparison of evaluations: {error}."
-    page = _page(runs, comparison, why_not)
-    if (size := len(page.encode())) > MOST_BYTES:
-        raise ConfigError(
-            "the report is too large", got=f"{size} bytes", expected=f"{MOST_BYTES}", remedy="name fewer runs"
-        )
-    try:
-        runfolder.write_text(output, page)
-    except OSError as error:
-        raise ConfigError("the report cannot be written", got=f"{output} ({error.strerror})") from error
-    return output
+    return html.write(output, _page(runs, comparison, why_not), "the report", "name fewer runs")
 
 
 def _page(runs: Sequence[Run], comparison: Comparison | None, why_not: str) -> str:
     groups = grouped(runs)
     traced = traced_groups(groups)
     apart, shared = tables.setting_tables(runs)
-    environment = Environment(
-        loader=PackageLoader("sgsd.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html.environment()
     environment.tests["item"] = lambda cell: isinstance(cell, (Skill, Mistake))
     environment.tests["interval"] = lambda cell: isinstance(cell, tables.Interval)
-    # The package's own files: their text is meant as it is.
-    style, script = (Markup(environment.get_template(name).render()) for name in ("page.css", "page.js"))
+    style, script = html.own_text(environment, "page.css"), html.own_text(environment, "page.js")
     return environment.get_template("page.html").render(
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -103,9 +79,5 @@ def _page(runs: Sequence[Run], comparison: Comparison | None, why_not: str) -> s
         traces={"levels": LEVELS, "rollouts": [rollout for group in traced for rollout in group["rollouts"]]},
         style=style,
         script=script,
-        hashes={"style": _digest(style), "script": _digest(script)},
+        hashes={"style": html.digest(style), "script": html.digest(script)},
     )
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -54,7 +54,7 @@ class Table:
 
 def percent(share: float | None) -> str:
     """``12.3 %``; a dash for ``None``."""
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f} %".replace("-", "−")
 
 
 def number(value: float | None) -> str:

@@ -1,0 +1,412 @@
+"""The certificate of a document taken into weights: its JSON, its page for people, its table for the terminal.
+
+One sentence, chosen by the numbers, says what happened: a change counts where its 95 % interval leaves out 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from rich.table import Table
+from rich.text import Text
+
+from sgsd import runfolder
+from sgsd.report import html
+from sgsd.report.tables import as_text, percent, short
+from sgsd.validation import validated
+
+_MOST_CHARACTERS = 320  # of an answer on the page
+
+
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the lower end first")
+    return ends
+
+
+Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Verdict = Literal["earned", "idle", "harmful", "unused"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True, serialize_by_alias=True
+    )
+
+
+class Accuracy(_Part):
+    """A share of tasks answered right."""
+
+    accuracy: Share
+    ci95: Interval
+
+
+class Difference(_Part):
+    """Of two accuracies, paired by task."""
+
+    mean: float
+    ci95: Interval
+
+    @property
+    def sign(self) -> int:
+        """1 or −1 where the interval leaves out 0, else 0."""
+        return (self.ci95[0] > 0) - (self.ci95[1] < 0)
+
+
+class Kept(_Part):
+    """(after − before) / (with_document − before)."""
+
+    share: float
+    ci95: Interval
+
+
+class Document(_Part):
+    """What was to be learned."""
+
+    name: str
+    description: str | None = None
+    file: str
+    digest: str
+    rules: Count
+    tokens: Count
+
+
+class Tasks(_Part):
+    """How many, and where they came from."""
+
+    train: Count
+    held_out: Annotated[int, Field(ge=1)]
+    file: str
+
+
+class Accuracies(_Part):
+    """Of the held-out tasks, by the plain prompt but for ``with_document``."""
+
+    before: Accuracy
+    with_document: Accuracy | None = None
+    after: Accuracy
+    grpo: Accuracy | None = None
+
+
+class Differences(_Part):
+    """Of those accuracies; in JSON named ``after - before`` and so on."""
+
+    after_before: Difference = Field(alias="after - before")
+    after_with_document: Difference | None = Field(None, alias="after - with_document")
+    with_document_before: Difference | None = Field(None, alias="with_document - before")
+    after_grpo: Difference | None = Field(None, alias="after - grpo")
+    grpo_before: Difference | None = Field(None, alias="grpo - before")
+
+
+class Tokens(_Part):
+    """Mean prompt tokens of a request; tokens that training processed; requests that save as many."""
+
+    plain: float
+    with_document: float | None = None
+    saved: float | None = None
+    training: Count | None = None
+    requests_to_pay: Count | None = None
+
+
+class Recited(_Part):
+    """Shares of answers that repeat eight words or more of the document."""
+
+    before: Share | None = None
+    with_document: Share | None = None
+    after: Share | None = None
+
+
+class Retention(_Part):
+    """Other problems, before and after."""
+
+    name: str
+    problems: Count
+    before: Accuracy
+    after: Accuracy
+    difference: Difference
+
+
+class Rule(_Part):
+    """A rule of the document and its worth from −1 to 1: 2 credit − 1."""
+
+    id: str
+    kind: Literal["skill", "mistake"]
+    title: str = ""
+    text: str
+    source: str | None = None
+    worth: float | None = None
+    ci95: Interval | None = None
+    uses: Count
+    verdict: Verdict
+
+
+class Reply(_Part):
+    """One answer; ``correct`` is ``None`` where the verifier was undecided."""
+
+    text: str
+    correct: bool | None = None
+
+
+class Answer(_Part):
+    """A held-out task and what it was answered."""
+
+    problem: str
+    answer: str
+    before: Reply
+    with_document: Reply | None = None
+    after: Reply
+    grpo: Reply | None = None
+
+
+class Doctor(_Part):
+    """What was said before training."""
+
+    model_config = ConfigDict(extra="allow")
+    verdict: str
+    sentences: tuple[str, ...] = ()
+
+
+class Training(_Part):
+    """How it was done."""
+
+    steps: Count
+    rollouts: Count
+    seed: int
+    settings: dict[str, Any] = {}
+
+
+class Certificate(_Part):
+    """Everything in ``certificate.json``; what was not measured is ``None``."""
+
+    version: Literal[1]
+    sgsd: str
+    model: str
+    document: Document
+    method: str
+    teachers: Literal["rules", "document"]
+    tasks: Tasks
+    accuracy: Accuracies
+    differences: Differences
+    kept: Kept | None = None
+    tokens: Tokens
+    recited: Recited
+    retention: Retention | None = None
+    rules: tuple[Rule, ...]
+    answers: tuple[Answer, ...]
+    doctor: Doctor | None = None
+    training: Training
+    seconds: dict[str, float | None]
+
+
+_CERTIFICATE = TypeAdapter(Certificate)
+
+
+def read_certificate(path: Path) -> Certificate:
+    """The certificate of a run's folder, or in a file.
+
+    Raises:
+        DataError: it cannot be read, or its first field that does not fit.
+    """
+    file = path / runfolder.CERTIFICATE if path.is_dir() else path
+    return validated(_CERTIFICATE, runfolder.read_json(file), str(file))
+
+
+# ---- in words
+
+
+def headline(certificate: Certificate) -> str:
+    """The one sentence that says what happened."""
+    accuracy, differences, kept = certificate.accuracy, certificate.differences, certificate.kept
+    said = (
+        f"the model answers {_share(accuracy.after.accuracy)} of held-out tasks right without the document in its "
+        f"prompt, {_share(accuracy.before.accuracy)} before"
+    )
+    if differences.after_before.sign < 0:
+        return f"Training made it worse: {said}."
+    if differences.after_before.sign == 0:
+        return f"No gain is shown: {said}, a difference that may be chance."
+    said = f"T{said[1:]}"
+    if kept is None or differences.with_document_before is None or differences.with_document_before.sign <= 0:
+        return f"{said}."
+    part = "all" if kept.share >= 1 else _share(kept.share)
+    return f"{said}; {part} of what the document gains in the prompt is kept."
+
+
+def remarks(certificate: Certificate) -> list[str]:
+    """What else a reader must know: the document itself, GRPO, what was forgotten, rules that harm."""
+    accuracy, differences, retention = certificate.accuracy, certificate.differences, certificate.retention
+    said: list[str] = []
+    gained, helps = differences.after_before, differences.with_document_before
+    if accuracy.with_document is not None and helps is not None:
+        with_it = f"{_share(accuracy.with_document.accuracy)} right with it, {_share(accuracy.before.accuracy)} without"
+        if helps.sign < 0:
+            said.append(f"The document in the prompt harms: {with_it}.")
+        elif helps.sign == 0:
+            said.append(f"The document in the prompt helped nothing that shows: {with_it}.")
+        elif gained.sign <= 0:
+            said.append(f"The document in the prompt does help: {with_it}. Training did not bring that in.")
+    if accuracy.grpo is not None and differences.after_grpo is not None:
+        came = f"GRPO, trained beside it without the document, answers {_share(accuracy.grpo.accuracy)} right"
+        ends = {1: "", 0: ": as good, as far as these tasks tell", -1: ", which is better"}
+        said.append(f"{came}{ends[differences.after_grpo.sign]}.")
+    if retention is not None:
+        before, after = _share(retention.before.accuracy), _share(retention.after.accuracy)
+        came = f"{short(retention.name, 60)}, {after} right, {before} before"
+        hidden = f"; a loss of up to {-100 * retention.difference.ci95[0]:.0f} points is not excluded"
+        beginnings = {1: "Nothing was forgotten", 0: "No forgetting is shown", -1: "Something was forgotten"}
+        sign = retention.difference.sign
+        said.append(f"{beginnings[sign]}: {came}{'' if sign else hidden}.")
+    if harmful := _verdicts(certificate)["harmful"]:
+        said.append(f"Rules of the document that harmed: {harmful} of {len(certificate.rules)}.")
+    return said
+
+
+def _share(share: float) -> str:
+    """``88 %``; never 0 or 100 % of what is neither."""
+    if 0 < share < 0.005:
+        return "under 1 %"
+    return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %".replace("-", "−")
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return f"{100 * ends[0]:.0f} to {100 * ends[1]:.0f} %".replace("-", "−")
+
+
+def _signed(difference: float) -> str:
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _points(difference: Difference) -> str:
+    return f"{_signed(difference.mean)} points ({_reach(difference)})"
+
+
+def _reach(difference: Difference) -> str:
+    return f"{_signed(difference.ci95[0])} to {_signed(difference.ci95[1])}"
+
+
+def _worth(rule: Rule) -> str:
+    if rule.worth is None or rule.ci95 is None:
+        return "–"
+    return f"{rule.worth:+.2f} ({rule.ci95[0]:+.2f} to {rule.ci95[1]:+.2f})".replace("-", "−")
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    """``45 s``, ``9 min 10 s``, ``1 h 5 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _verdicts(certificate: Certificate) -> Counter[Verdict]:
+    return Counter(rule.verdict for rule in certificate.rules)
+
+
+_DID: dict[Verdict, str] = {
+    "earned": "earned it",
+    "idle": "did nothing that shows",
+    "harmful": "harmed",
+    "unused": "never taught",
+}
+
+
+def _by_verdict(certificate: Certificate) -> str:
+    counts = _verdicts(certificate)
+    return ", ".join(f"{counts[verdict]} {did}" for verdict, did in _DID.items() if counts[verdict])
+
+
+def _clipped(text: str) -> str:
+    """The beginning and the end, where an answer says what it ends in."""
+    half = _MOST_CHARACTERS // 2
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:half].rstrip()} […] {text[-half:].lstrip()}"
+
+
+_STATES = {"before": "Before", "with_document": "With the document", "grpo": "GRPO", "after": "After"}
+
+
+def _measured(parts: _Part) -> list[tuple[str, str, Any]]:
+    """(key, name, value) of the states that were measured, in the order of the page."""
+    found = ((key, name, dict(parts).get(key)) for key, name in _STATES.items())
+    return [state for state in found if state[2] is not None]
+
+
+# ---- the page and the table
+
+
+def write_page(certificate: Certificate, output: Path) -> Path:
+    """Write the page, one HTML file that needs no network and no script.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ConfigError: the page is larger than ``html.MOST_BYTES`` or cannot be written.
+    """
+    filters: dict[str, Callable[..., Any]] = {
+        "clipped": _clipped,
+        "count": _count,
+        "duration": _duration,
+        "measured": _measured,
+        "percent": percent,
+        "points": _points,
+        "range": _range,
+        "reach": _reach,
+        "setting": as_text,
+        "share": _share,
+        "signed": _signed,
+        "short": short,
+        "worth": _worth,
+    }
+    environment = html.environment()
+    environment.filters.update(filters)
+    style = html.own_text(environment, "page.css", "certificate.css")
+    order = list(_DID)
+    page = environment.get_template("certificate.html").render(
+        certificate=certificate,
+        headline=headline(certificate),
+        remarks=remarks(certificate),
+        rules=sorted(certificate.rules, key=lambda rule: (order.index(rule.verdict), -(rule.worth or 0))),
+        by_verdict=_by_verdict(certificate),
+        style=style,
+        hash=html.digest(style),
+    )
+    return html.write(output, page, "the certificate's page")
+
+
+def certificate_table(certificate: Certificate) -> Table:
+    """The same figures in short, for the terminal."""
+    notes = Text(html.visible("\n".join(remarks(certificate))))
+    table = Table(title=Text(headline(certificate), "bold"), title_justify="left", title_style="", caption=notes)
+    table.caption_justify, table.caption_style = "left", ""
+    table.add_column("")
+    table.add_column("figure", justify="right")
+    table.add_column("95 % interval", justify="right")
+
+    def row(*cells: str) -> None:
+        table.add_row(*(Text(html.visible(cell)) for cell in cells))
+
+    for _, name, accuracy in _measured(certificate.accuracy):
+        row(f"{name}, tasks right", percent(accuracy.accuracy), _range(accuracy.ci95))
+    table.add_section()
+    if certificate.kept is not None:
+        row("Gain in the prompt kept", percent(certificate.kept.share), _range(certificate.kept.ci95))
+    row("Prompt tokens saved a request", _count(certificate.tokens.saved))
+    row("Requests until training has paid", _count(certificate.tokens.requests_to_pay))
+    row("Answers that recite the document", percent(certificate.recited.after))
+    if (retention := certificate.retention) is not None:
+        row(f"Points of {short(retention.name, 40)}", _signed(retention.difference.mean), _reach(retention.difference))
+    table.add_section()
+    for verdict, did in _DID.items():
+        if count := _verdicts(certificate)[verdict]:
+            row(f"Rules: {did}", str(count))
+    return table

@@ -1,0 +1,84 @@
+"""What every page is made with: one HTML file that needs no network and is harmless whatever its texts say.
+
+Jinja escapes every text and shows what would be invisible in it; a content security policy in the template admits the
+page's own style and script, by their hash, and no connection anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import unicodedata
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sgsd import runfolder
+from sgsd.errors import ConfigError
+
+MOST_BYTES = 6_000_000
+# Joiners are spelling, in Persian and in emoji.
+_KEPT = "\t\n\u200c\u200d"
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def environment() -> Environment:
+    """Of the package's templates: everything is escaped, a missing value is an error."""
+    return Environment(
+        loader=PackageLoader("sgsd.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+
+
+def _shown(value: object) -> object:
+    return visible(value) if type(value) is str else value  # and not Markup, which is the package's own
+
+
+def own_text(environment: Environment, *names: str) -> Markup:
+    """The package's own style sheets or scripts, whose text is meant as it is."""
+    return Markup("".join(environment.get_template(name).render() for name in names))
+
+
+def digest(text: str) -> str:
+    """As a content security policy names a style or a script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def write(output: Path, page: str, what: str, remedy: str | None = None) -> Path:
+    """Write the page at once: readers see the old one or the new one.
+
+    Args:
+        output: file to write; missing folders are made.
+        page: its text.
+        what: it is, for an error.
+        remedy: for a page that is too large.
+
+    Raises:
+        ConfigError: it is larger than ``MOST_BYTES`` or cannot be written.
+    """
+    if (size := len(page.encode())) > MOST_BYTES:
+        raise ConfigError(f"{what} is too large", got=f"{size} bytes", expected=f"{MOST_BYTES}", remedy=remedy)
+    try:
+        runfolder.write_text(output, page)
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be written", got=f"{output} ({error.strerror})") from error
+    return output
+
+
+def visible(text: str) -> str:
+    """The text with characters named that would hide or turn others around: ``⟨U+202E⟩``.
+
+    These are control characters but tab and line feed, format characters (marks of direction, spaces of no width,
+    tags), line and paragraph separators, and lone surrogates, which no file can hold.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        f"⟨U+{ord(one):04X}⟩" if one not in _KEPT and unicodedata.category(one) in _HIDDEN else one
+        for one in text.replace("\r\n", "\n")
+    )
