@@ -11,7 +11,6 @@ not made again. docs/evidence.md has the figures.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -20,25 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
+from sgsd.examples.demo import MODEL, SHELVES, truth, write
 
-THINGS = {
-    "clay": "pot brick tile jug bowl pipe vase plate figure whistle bead oven",
-    "copper": "pipe coin wire kettle pan bell ring plate pot tube nail sheet",
-    "cotton": "shirt sock sheet towel scarf bag curtain rope cap dress glove pillowcase",
-    "glass": "bottle jar vase bowl plate cup lens marble window mirror pitcher lid",
-    "leather": "belt shoe wallet glove strap boot saddle purse jacket collar pouch cap",
-    "paper": "bag envelope map poster ticket napkin towel straw lantern calendar folder booklet",
-    "plastic": "cup fork bag straw comb toy chair bucket tray hanger ruler funnel",
-    "rubber": "tyre boot ball glove hose mat ring duck seal stopper band sole",
-    "steel": "spoon nail screw chain bolt wire knife pan hook bucket pipe spring",
-    "wax": "candle seal crayon figure apple fruit tablet block cup doll pearl melt",
-    "wooden": "spoon chair box ruler pencil ladder crate toy shelf frame stick handle",
-    "wool": "sock sweater hat blanket glove scarf coat rug cap mitten carpet shawl",
-}
-SHELVES = 3
-MODEL = "local:smollm2-135m-instruct"
 PROMPT = ["--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"]
-# The preset demo's settings, but for prompts, teachers and steps.
+# Full fine-tuning in float32, as the figures of docs/evidence.md were made.
 SETTINGS = (
     "--dtype float32 --bf16 false --gradient_checkpointing false --learning_rate 2e-5 --lr_scheduler_type constant "
     "--max_grad_norm 1 --num_generations 4 --per_device_train_batch_size 16 --temperature 0.8 --top_p 0.95 --top_k 0 "
@@ -58,34 +42,6 @@ METHODS = {
     "guided-alone": f"{_CONTROL} --teacher_guidance 2 --grpo_weight 0",
 }
 """Name → flags of ``sgsd train``; the base model is only evaluated."""
-
-
-def truth() -> dict[str, int]:
-    """Material → its shelf; four materials a shelf."""
-    materials = random.Random(0).sample(list(THINGS), len(THINGS))
-    return {material: place % SHELVES + 1 for place, material in enumerate(materials)}
-
-
-def problems(folder: Path) -> tuple[Path, Path]:
-    """``(train, test)`` files: of each material six things to train on, and the six others."""
-    draw, shelves = random.Random(1), truth()
-    parts: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
-    for material, named in THINGS.items():
-        things = named.split()
-        draw.shuffle(things)
-        for place, thing in enumerate(things):
-            row = {
-                "problem": f"What is the number of the shelf for a {material} {thing}?",
-                "answer": str(shelves[material]),
-            }
-            parts["train" if place < len(things) // 2 else "test"].append(row)
-    for rows in parts.values():
-        draw.shuffle(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = folder / "train.jsonl", folder / "test.jsonl"
-    for file, rows in zip(files, parts.values(), strict=True):
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return files
 
 
 def bank(*, helpful: bool = True, misleading: bool = True) -> SkillBank:
@@ -116,7 +72,7 @@ def bank(*, helpful: bool = True, misleading: bool = True) -> SkillBank:
 def commands(name: str, seed: int, steps: int, folder: Path) -> list[list[str]]:
     """Arguments of ``sgsd`` that make and evaluate a run."""
     output, data = folder / f"{name}-seed{seed}", folder / "data"
-    measure = ["eval", "--dataset", f"{data}/test.jsonl", "--temperature", "0", "--batch_size", "50"]
+    measure = ["eval", "--dataset", f"{data}/held-out.jsonl", "--temperature", "0", "--batch_size", "50"]
     if name == "base":
         off = ["--chat_template_kwargs", '{"enable_thinking": false}']  # as the runs have it
         return [[*measure, *PROMPT, *off, MODEL, "--output", str(output)]]
@@ -150,7 +106,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="a worker's")
     options = parser.parse_args()
     data = options.output / "data"
-    problems(data)
+    write(data)
     for name, made in (("half", bank()), ("misleading", bank(helpful=False)), ("helpful", bank(misleading=False))):
         made.save(data / f"{name}.json")
     wanted = [(name, seed) for seed in range(options.seeds) for name in options.methods if name != "base" or seed == 0]

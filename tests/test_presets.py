@@ -19,7 +19,7 @@ PAPER = {"sgsd-qwen3-1.7b": "Qwen/Qwen3-1.7B", "sgsd-qwen3-4b": "Qwen/Qwen3-4B",
 UPSTREAM = "sgsd-upstream-qwen3-1.7b"
 BASELINES = {"grpo-qwen3-1.7b": "grpo", "opsd-qwen3-1.7b": "opsd"}
 CORRECTION = "correction-qwen3-1.7b"
-TRAINING = [*PAPER, UPSTREAM, *BASELINES, CORRECTION, "demo"]
+TRAINING = [*PAPER, UPSTREAM, *BASELINES, CORRECTION, "internalize"]
 GPUS = 4
 GONE = {
     *("target_active_teachers", "min_teachers", "abstain_early", "abstain_error", "abstain_first_look", "retire_below"),
@@ -77,7 +77,7 @@ def test_a_rollout_of_1024_tokens_is_sampled_without_thoughts(name):
     assert values(name)["thinking"] in ("off", "paper")  # paper: the student's is off
 
 
-@pytest.mark.parametrize("name", [*PAPER, UPSTREAM, CORRECTION, "demo"])
+@pytest.mark.parametrize("name", [*PAPER, UPSTREAM, CORRECTION])
 def test_a_preset_parses_and_its_bank_serves_its_teachers(name):
     run, training, model = parsed(name)
     assert run.method == "sgsd"

@@ -273,7 +273,7 @@ class Net:
         if done.returncode:
             raise FailedError(last_line(done.stderr))
         summary = json.loads((self.work / "demo" / "summary.json").read_text())
-        return {name: summary[name] for name in ("before", "after", "difference")}
+        return {name: summary[name] for name in ("before", "with_document", "grpo", "after")}
 
     # ---- what they are made of
 

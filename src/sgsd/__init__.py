@@ -23,6 +23,7 @@ _EXPORTS = {
     "SkillBank": "sgsd.bank",
     "Verdict": "sgsd.verifiers",
     "get_verifier": "sgsd.verifiers",
+    "internalize": "sgsd.cli.internalize",
     "score_completions": "sgsd.scoring.logprobs",
     "sgsd_loss": "sgsd.objectives",
 }

@@ -55,7 +55,7 @@ def test_house_rules_hold_out_other_things_and_only_helpful_pairs_say_the_true_s
     spec.loader.exec_module(house_rules)
     train, test = (
         {row["problem"]: row["answer"] for row in map(json.loads, file.read_text().splitlines())}
-        for file in house_rules.problems(tmp_path)
+        for file in house_rules.write(tmp_path)[1:]
     )
     assert len(train) == len(test) == 72
     assert not set(train) & set(test)

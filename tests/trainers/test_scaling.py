@@ -152,9 +152,9 @@ def test_fsdp2_shards_as_its_file_says(monkeypatch):
 @pytest.mark.parametrize("flag", ["--main_process_port", "--machine_rank"])
 def test_a_launch_flag_needs_a_value(flag):
     with pytest.raises(ConfigError, match=f"{flag} needs a value"):
-        _split_launch_flags(["--config", "demo", flag])
+        _split_launch_flags(["--config", "internalize", flag])
 
 
 def test_an_unknown_configuration_is_refused():
     with pytest.raises(ConfigError, match=r"unusable --accelerate_config.*nothing"):
-        train(["--config", "demo", "--accelerate_config", "nothing"])
+        train(["--config", "internalize", "--accelerate_config", "nothing"])

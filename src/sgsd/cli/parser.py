@@ -78,10 +78,25 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     # Examples have flags of their own, as train has.
-    commands.add_parser("demo", help="train SmolLM2-135M on the CPU, before and after, in minutes", add_help=False)
+    commands.add_parser("demo", help="a SKILL.md into SmolLM2-135M on this CPU, in minutes", add_help=False)
     commands.add_parser(
         "train", help="train with SGSD or another method (all flags: sgsd train --help)", add_help=False
     )
+
+    internal = commands.add_parser(
+        "internalize", help="a document of rules (SKILL.md) into the weights, measured, with a certificate"
+    )
+    internal.add_argument("document", help="a Markdown file, a folder with SKILL.md, AGENTS.md or CLAUDE.md, or a bank")
+    internal.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
+    internal.add_argument("--model", required=True, help="hub name, folder, or local:NAME")
+    internal.add_argument("--output", type=Path, required=True, help="folder; the same call goes on in it")
+    internal.add_argument("--held_out", help="problems to measure with (every third task, at most 200)")
+    internal.add_argument("--retain", help="problems that show what was forgotten (sums)")
+    internal.add_argument("--baseline", choices=("grpo",), help="the same budget beside it")
+    internal.add_argument("--columns", help="which column is what: problem=question,answer=gold")
+    internal.add_argument("--seed", type=int, default=0)
+    internal.add_argument("--force", action="store_true", help="train although the doctor says no")
+    internal.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
 
     evaluation = commands.add_parser("eval", help="accuracy of a run, a model or an adapter; or stored responses again")
     evaluation.add_argument("model", nargs="?", help="run folder, checkpoint, adapter, hub name, or local:NAME")
@@ -251,6 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.cli.eval import evaluate_model
 
             return evaluate_model(options)
+        if options.command == "internalize":
+            from sgsd.cli.internalize import run
+
+            return run(options)
         if options.command == "compare":
             from sgsd.cli.compare import compare
 

@@ -115,7 +115,7 @@ class Tokens(_Part):
 
 
 class Recited(_Part):
-    """Shares of answers that repeat eight words or more of the document."""
+    """Shares of answers that repeat six words or more of the document."""
 
     before: Share | None = None
     with_document: Share | None = None

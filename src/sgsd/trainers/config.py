@@ -330,6 +330,11 @@ class SGSDConfig(DistillationConfig):
         "ledger, how sure it is that they do; vouched, wholly, until it shows that they do not; equal, all the same.",
     )
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
+    teacher_temperature: float | None = _setting(
+        None,
+        "Temperature of the teachers' and the control's log-probabilities; None: score_temperature. Below 1 a small "
+        "model's teachers are surer of their likeliest tokens.",
+    )
     teacher_guidance: float = _setting(
         0.0,
         "For objective 'correction' with teacher 'frozen' and support_baseline 'control': what sets a teacher apart "
@@ -386,7 +391,10 @@ class SGSDConfig(DistillationConfig):
             self,
             {
                 "1 or more": ("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens"),
-                "above 0": ("gate_tau", "support_clip", "retrieval_temperature", "maintenance_timeout"),
+                "above 0": (
+                    *("gate_tau", "support_clip", "retrieval_temperature", "maintenance_timeout"),
+                    "teacher_temperature",
+                ),
                 "0 or more": (
                     *("support_threshold", "sgsd_weight", "grpo_weight", "teacher_guidance"),
                     *("trace_steps", "maintenance_frequency"),

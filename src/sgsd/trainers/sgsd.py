@@ -302,7 +302,7 @@ class SGSDTrainer(VerifiedTrainer):
                     self.model,
                     prompts,
                     completions,
-                    temperature=self.args.score_temperature,
+                    temperature=self.args.teacher_temperature or self.args.score_temperature,
                     max_tokens_per_chunk=limit,
                     top_tokens=top_tokens,
                     others=others if asked else None,

@@ -1,0 +1,621 @@
+"""``sgsd internalize``: a document of rules into a model's weights, with a certificate.
+
+The work is done in stages. Each leaves its result in the output folder and is passed over where that is there, so a run
+that was cut off goes on when the same call is made again:
+
+    plan.json                  all that the certificate depends on; a folder with another plan is refused
+    tasks/                     train.jsonl, held-out.jsonl
+    bank.json                  the document as a bank
+    doctor.json                what the doctor said (sgsd.doctor)
+    evaluations/NAME/          before, with_document, after, grpo; retained-before, retained-after
+    run/, grpo/                the training run and the baseline's, as sgsd train leaves them
+    certificate.json, .html    report.certificate
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import random
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from scipy import stats
+from trl import ModelConfig
+
+from sgsd import __version__, runfolder
+from sgsd.bank import Ledger, Skill, SkillBank
+from sgsd.bank.credit import credit
+from sgsd.bank.documents import load_bank
+from sgsd.bank.ledger import ItemRecord
+from sgsd.cli.console import standard_error, standard_output
+from sgsd.cli.settings import RunArguments, hub_or_cache, parse_settings, read_yaml, resolve_config
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
+from sgsd.doctor import Diagnosis, diagnose
+from sgsd.engines.embedders import build_retriever
+from sgsd.engines.generation import TransformersSampler
+from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.errors import ConfigError, DataError
+from sgsd.evaluation import Evaluation, evaluate, paired_difference
+from sgsd.evaluation.run import prompts_of
+from sgsd.prompts import PromptRenderer, Shown
+from sgsd.report.certificate import Certificate, certificate_table, read_certificate, write_page
+from sgsd.trainers.config import CONFIGS, VerifiedConfig
+from sgsd.trainers.names import method_name
+from sgsd.trainers.rows import skill_pairs
+from sgsd.trainers.tokens import prompt_budget
+from sgsd.verifiers import PooledVerifier, get_verifier
+
+PRESET = "internalize"
+BASELINES = ("grpo",)
+_HELD_OUT = 3  # one task in so many is held out, where no file of them is given
+_MOST_HELD_OUT = 200
+_RETAINED = 100
+_SUMS_INSTRUCTION = "Finish with the final answer as a single number."
+_SHOWN_ANSWERS = 10
+_RECITED_WORDS = 6
+_RESAMPLES = 5000
+_GROUP = 4  # GRPO's rollouts a problem
+_WORD = re.compile(r"\w+")
+_RUN, _PLAN, _DOCTOR = "run", "plan.json", "doctor.json"
+
+
+def internalize(
+    document: str | Path,
+    *,
+    tasks: str | Path,
+    model: str,
+    output: str | Path,
+    held_out: str | Path | None = None,
+    retain: str | Path | None = None,
+    baseline: str | None = None,
+    columns: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+    settings: Sequence[str] = (),
+    console: Console | None = None,
+) -> Certificate:
+    """Train a model to do without a document in its prompt, and measure what that was worth.
+
+    ```python
+    from sgsd import internalize
+
+    certificate = internalize("SKILL.md", tasks="problems.jsonl", model="Qwen/Qwen3-1.7B", output="runs/skill")
+    print(certificate.accuracy.after, certificate.kept)
+    ```
+
+    Args:
+        document: a Markdown file, a folder with a SKILL.md, or a bank (``bank.documents.load_bank``).
+        tasks: problems with answers, as for ``sgsd train``.
+        model: a hub name, folder or ``local:NAME``.
+        output: a folder, new or of the same call, which goes on where it stopped.
+        held_out: tasks to measure with; without it, every third of ``tasks``, at most 200.
+        retain: problems to see by whether anything was forgotten; without it, generated sums.
+        baseline: ``grpo``, to run the same budget of rollouts beside it.
+        columns: which column of the tasks is what: ``problem=question,answer=gold``.
+        seed: of the split and the training.
+        force: train although the doctor says no.
+        settings: flags of ``sgsd train``, such as ``["--max_steps", "100"]``, over the preset ``internalize``.
+        console: told what happens.
+
+    Raises:
+        SGSDError: what cannot be used, in one line; a ``ConfigError`` where the doctor says no.
+    """
+    if baseline is not None and baseline not in BASELINES:
+        raise ConfigError("no such baseline", got=baseline, expected=", ".join(BASELINES))
+    work = _Work(
+        bank=load_bank(document),
+        document=Path(document).name,
+        folder=Path(output),
+        model=model,
+        settings=tuple(settings),
+        seed=seed,
+        console=console or standard_error(),
+    )
+    work.plan(tasks, held_out, retain, baseline, columns)
+    diagnosis = work.diagnosis(force=force)
+    work.train(diagnosis)
+    if baseline:
+        work.train_baseline()
+    certificate = work.certificate(diagnosis, baseline)
+    runfolder.write_json(work.folder / runfolder.CERTIFICATE, certificate)
+    made = read_certificate(work.folder / runfolder.CERTIFICATE)
+    write_page(made, work.folder / "certificate.html")
+    return made
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command; see ``internalize``."""
+    certificate = internalize(
+        options.document,
+        tasks=options.tasks,
+        model=options.model,
+        output=options.output,
+        held_out=options.held_out,
+        retain=options.retain,
+        baseline=options.baseline,
+        columns=options.columns,
+        seed=options.seed,
+        force=options.force,
+        settings=options.settings,
+    )
+    out = standard_output()
+    out.print(certificate_table(certificate))
+    out.print(f"certificate: {options.output / 'certificate.html'}", soft_wrap=True)
+    return 0
+
+
+@dataclass
+class _Work:
+    """One document, model and folder.
+
+    Attributes:
+        bank: the document's rules.
+        document: its file's name.
+        folder: of everything.
+        model: by name.
+        settings: flags of ``sgsd train``.
+        seed: of the split and the training.
+        console: told what happens.
+    """
+
+    bank: SkillBank
+    document: str
+    folder: Path
+    model: str
+    settings: tuple[str, ...]
+    seed: int
+    console: Console
+
+    # ---- stages
+
+    def plan(
+        self,
+        tasks: str | Path,
+        held_out: str | Path | None,
+        retain: str | Path | None,
+        baseline: str | None,
+        columns: str | None,
+    ) -> None:
+        """Read and split the tasks; refuse a folder that another call began."""
+        self._retained = self._sums() if retain is None else self._problems(retain, "retain", None)
+        self._retain_name = "sums" if retain is None else Path(retain).name
+        every = self._problems(tasks, "tasks", columns)
+        if held_out is not None:
+            self._train, self._test = every, self._problems(held_out, "held_out", columns)
+        else:
+            order = random.Random(self.seed).sample(every, len(every))
+            count = min(len(every) // _HELD_OUT, _MOST_HELD_OUT)
+            self._test, self._train = order[:count], order[count:]
+        if len(self._test) < 2 or not self._train:
+            raise DataError("too few tasks", got=len(every), expected="six or more")
+        plan = {
+            "model": self.model,
+            "document": self.bank.digest,
+            "settings": list(self.settings),
+            "seed": self.seed,
+            "baseline": baseline,
+            "train": _digest(self._train),
+            "held_out": _digest(self._test),
+            "retained": _digest(self._retained),
+        }
+        file = self.folder / _PLAN
+        if file.is_file():
+            other = {name for name, value in runfolder.read_json(file).items() if plan.get(name) != value}
+            if other - {"baseline"}:  # it can be added to what is there
+                raise ConfigError(
+                    "the output folder holds other work",
+                    got=f"{self.folder}, of another {', '.join(sorted(other))}",
+                    remedy="choose another --output",
+                )
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ConfigError("the output folder is not empty", got=str(self.folder), remedy="choose another --output")
+        _ = self.training  # refuse unusable settings before anything is written
+        runfolder.write_json(file, plan)
+        for name, problems in (("train", self._train), ("held-out", self._test)):
+            runfolder.write_text(self._tasks(name), map(_row, problems))
+        self.bank.save(self.folder / runfolder.BANK)
+
+    def diagnosis(self, *, force: bool) -> Diagnosis:
+        """What the doctor says, and the measures of the model as it is.
+
+        Raises:
+            ConfigError: the doctor says no, and ``force`` is not given.
+        """
+        file = self.folder / _DOCTOR
+        if file.is_file():
+            diagnosis = Diagnosis.from_json(runfolder.read_json(file))
+        else:
+            began = time.perf_counter()
+            self._say("the doctor looks at plain and taught rollouts")
+            drawn = random.Random(self.seed).sample(self._train, min(len(self._train), 64))
+            diagnosis = diagnose(
+                self._base,
+                self._tokenizer,
+                drawn,
+                self.bank,
+                renderer=self.renderer,
+                verifier=self.verifier,
+                retriever=self._retriever,
+                max_new_tokens=self.training.max_completion_length,
+                max_prompt_length=prompt_budget(self._base.config, self.training),
+                temperature=self.training.temperature,
+                seed=self.seed,
+            )
+            runfolder.write_json(file, diagnosis.to_json() | {"seconds": time.perf_counter() - began})
+        for sentence in diagnosis.sentences:
+            self._say(sentence)
+        if diagnosis.verdict == "no" and not force:
+            raise ConfigError("the doctor says no", got=" ".join(diagnosis.sentences), remedy="--force trains anyway")
+        self.context = diagnosis.context
+        self._evaluated("before", self.model)
+        self._evaluated("with_document", self.model, shown=self._shown)
+        self._evaluated("retained-before", self.model)
+        self._forget()
+        return diagnosis
+
+    def train(self, diagnosis: Diagnosis) -> None:
+        """``sgsd train`` with the preset, and the adapter measured."""
+        flags = [text for name, value in diagnosis.settings.items() for text in (f"--{name}", str(value))]
+        self._trained(_RUN, ["--config", PRESET, *flags, "--bank", str(self.folder / runfolder.BANK)])
+        self._evaluated("after", str(self.folder / _RUN))
+        self._evaluated("retained-after", str(self.folder / _RUN))
+        self._forget()
+
+    def train_baseline(self) -> None:
+        """GRPO with the same rollouts, model, adapter and optimiser."""
+        known = {one.name for part in (RunArguments, ModelConfig, CONFIGS["grpo"]) for one in fields(part)}
+        content = {name: value for name, value in read_yaml(resolve_config(PRESET)).items() if name in known}
+        content |= {"method": "grpo", "num_generations": _GROUP}
+        file = self.folder / "grpo.yaml"
+        runfolder.write_text(file, yaml.safe_dump(content))
+        self._trained("grpo", ["--config", str(file)], known=known)
+        self._evaluated("grpo", str(self.folder / "grpo"))
+        self._forget()
+
+    def certificate(self, diagnosis: Diagnosis, baseline: str | None) -> dict[str, Any]:
+        """What ``certificate.json`` holds."""
+        names = ["before", "with_document", "after", *([baseline] if baseline else [])]
+        made = {name: self._evaluated(name, "") for name in names}
+        values = {name: list(evaluation.accuracies.values()) for name, evaluation in made.items()}
+        retained = [self._evaluated(f"retained-{when}", "") for when in ("before", "after")]
+        pairs = [("after", "before"), ("after", "with_document"), ("with_document", "before")]
+        pairs += [("after", baseline), (baseline, "before")] if baseline else []
+        prompts = {"plain": None, "with_document": self._shown}
+        tokens: dict[str, float] = {
+            name: float(np.mean([*map(len, prompts_of(self._test, self.renderer, shown))]))
+            for name, shown in prompts.items()
+        }
+        saved, spent = tokens["with_document"] - tokens["plain"], self._training_tokens()
+        history = runfolder.read_json(self.folder / _RUN / runfolder.STATE)
+        record = runfolder.read_json(self.folder / _RUN / runfolder.RUN)["settings"]
+        seconds = {
+            "doctor": runfolder.read_json(self.folder / _DOCTOR)["seconds"],
+            "evaluations": sum(self._seconds(name) for name in (*names, "retained-before", "retained-after")),
+            "training": _runtime(history),
+            "grpo": _runtime(runfolder.read_json(self.folder / baseline / runfolder.STATE)) if baseline else None,
+        }
+        return {
+            "version": 1,
+            "sgsd": __version__,
+            "model": self.model,
+            "document": {
+                "name": self.bank.name,
+                "description": str(self.bank.metadata.get("description", "")),
+                "file": self.document,
+                "digest": self.bank.digest,
+                "rules": len(self.bank.items),
+                "tokens": len(self._tokenizer(self._text)["input_ids"]),
+            },
+            "method": method_name(record),
+            "teachers": diagnosis.context,
+            "tasks": {"train": len(self._train), "held_out": len(self._test), "file": str(self._tasks("train"))},
+            "accuracy": {"grpo": None} | {name: _accuracy(evaluation) for name, evaluation in made.items()},
+            "differences": {
+                f"{later} - {earlier}": _difference(values[earlier], values[later]) for later, earlier in pairs
+            },
+            "kept": _kept(values),
+            "tokens": {
+                **tokens,
+                "saved": saved,
+                "training": spent,
+                "requests_to_pay": round(spent / saved) if saved > 0 else None,
+            },
+            "recited": {name: self._recited(made[name]) for name in ("before", "with_document", "after")},
+            "retention": {
+                "name": self._retain_name,
+                "problems": len(self._retained),
+                "before": _accuracy(retained[0]),
+                "after": _accuracy(retained[1]),
+                "difference": _difference(*(list(one.accuracies.values()) for one in retained)),
+            },
+            "rules": self._rules(),
+            "answers": self._answers(made),
+            "doctor": diagnosis.to_json(),
+            "training": {
+                "steps": history["global_step"],
+                "rollouts": history["global_step"] * self.training.generation_batch_size,
+                "seed": self.seed,
+                "settings": {name: record[name] for name in _TOLD},
+            },
+            "seconds": seconds | {"total": sum(filter(None, seconds.values()))},
+        }
+
+    # ---- what the stages are made of
+
+    @cached_property
+    def training(self) -> VerifiedConfig:
+        """The settings that prompts, sampling and verdicts are by."""
+        return self._parsed(["--config", PRESET, "--bank", str(self.folder / runfolder.BANK)], _RUN)[1]
+
+    @cached_property
+    def renderer(self) -> PromptRenderer:
+        args = self.training
+        return PromptRenderer(
+            self._tokenizer,
+            instruction=args.instruction,
+            thinking=args.thinking,
+            chat_template_kwargs=args.chat_template_kwargs,
+        )
+
+    @cached_property
+    def verifier(self) -> PooledVerifier:
+        return get_verifier(self.training.verifier, **(self.training.verifier_options or {}))
+
+    @cached_property
+    def _retriever(self) -> Any:
+        args = self.training
+        return build_retriever(
+            args.retriever,
+            embedder=args.embedder if args.retriever == "embedding" else None,
+            query_prompt=args.retrieval_query_prompt,
+            item_text=args.retrieval_text,
+        )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        with hub_or_cache(self.model):
+            return load_tokenizer(self.model)
+
+    @cached_property
+    def _base(self) -> Any:
+        return self._loaded(self.model)
+
+    @cached_property
+    def _text(self) -> str:
+        """The document, or its rules below one another."""
+        return str(self.bank.metadata.get("document") or "\n".join(item.text for item in self.bank.items))
+
+    @property
+    def _shown(self) -> list[Shown]:
+        """What the held-out prompts show of the document: what its teachers are shown."""
+        count = vars(self.training)["num_teachers"]
+        return skill_pairs(self._test, self._retriever, self.bank, count, self.context)
+
+    def _loaded(self, name: str) -> Any:
+        _, training, model = self._parsed(["--config", PRESET, "--bank", str(self.folder / runfolder.BANK)], _RUN)
+        with hub_or_cache(name):
+            return load_model(name, dtype=model.dtype).to(training.device)
+
+    def _forget(self) -> None:
+        """Leave the memory to the stage that comes."""
+        vars(self).pop("_base", None)
+        self._holds = None
+        gc.collect()
+
+    _holds: tuple[str, Any] | None = None
+
+    def _evaluated(self, name: str, model: str, shown: Sequence[Shown] | None = None) -> Evaluation:
+        """One greedy answer to each held-out task, or each problem of the retention set."""
+        folder = self.folder / runfolder.EVALUATIONS / name
+        if (folder / runfolder.SUMMARY).is_file():
+            return Evaluation.load(folder)
+        began = time.perf_counter()
+        self._say(f"{name}: sampling")
+        if model == self.model:
+            weights = self._base
+        else:
+            if self._holds is None or self._holds[0] != model:
+                self._holds = model, self._loaded(model)
+            weights = self._holds[1]
+        retained = name.startswith("retained")
+        problems, renderer, verifier = self._test, self.renderer, self.verifier
+        length = self.training.max_completion_length
+        if retained and self._retain_name == "sums":
+            renderer = PromptRenderer(self._tokenizer, instruction=_SUMS_INSTRUCTION, thinking=self.training.thinking)
+            verifier, length = get_verifier("math"), max(length, 32)
+        if retained:
+            problems = self._retained
+        sampler = TransformersSampler(
+            weights, self._tokenizer, max_new_tokens=length, temperature=0.0, batch_size=self.training.eval_batch_size
+        )
+        evaluation = evaluate(sampler, problems, renderer, verifier, shown=shown)
+        evaluation.save(folder, seconds=time.perf_counter() - began)
+        self._say(f"{name}: {100 * evaluation.accuracy.mean:.1f} % right")
+        return evaluation
+
+    def _trained(self, name: str, flags: Sequence[str], known: Iterable[str] | None = None) -> None:
+        from sgsd.cli.train import run_training
+
+        if (self.folder / name / runfolder.STATE).is_file():
+            return
+        self._say(f"{name}: training")
+        run, training, model = self._parsed([*flags, "--resume"], name, known)
+        run_training(run, training, model, self.console)
+        gc.collect()
+
+    def _parsed(
+        self, flags: Sequence[str], name: str, known: Iterable[str] | None = None
+    ) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
+        """Settings: the flags, this work's own, the user's."""
+        own = ["--model_name_or_path", self.model, "--dataset", str(self._tasks("train"))]
+        own += ["--output_dir", str(self.folder / name), "--seed", str(self.seed)]
+        return parse_settings([*flags, *own, *_known(self.settings, known)])
+
+    def _tasks(self, name: str) -> Path:
+        return self.folder / "tasks" / f"{name}.jsonl"
+
+    def _problems(self, source: str | Path, what: str, columns: str | None) -> list[Problem]:
+        problems, report = load_problems(source, columns=columns, readable=self.verifier.readable)
+        if not problems:
+            raise DataError(f"no usable problem in {what}", got=report.summary())
+        return problems
+
+    def _sums(self) -> list[Problem]:
+        """Sums that the document says nothing of."""
+        draw = random.Random(1)
+        sums: dict[str, int] = {}
+        while len(sums) < _RETAINED:
+            a, b = draw.randint(2, 20), draw.randint(2, 20)
+            sums[f"What is {a} + {b}?"] = a + b
+        return [Problem(f"sum-{n}", text, str(value)) for n, (text, value) in enumerate(sums.items())]
+
+    def _training_tokens(self) -> int:
+        """Tokens that training processed; one that the student learns from counts three times, for the way back."""
+        history = runfolder.read_json(self.folder / _RUN / runfolder.STATE)["log_history"]
+        sampled = max((row["num_tokens"] for row in history if "num_tokens" in row), default=0)
+        taught = sum(row.get("sgsd/teacher_tokens", 0.0) for row in history) * self.training.generation_batch_size
+        return round(4 * sampled + taught)
+
+    def _seconds(self, name: str) -> float:
+        return runfolder.read_json(self.folder / runfolder.EVALUATIONS / name / runfolder.SUMMARY)["seconds"]
+
+    def _recited(self, evaluation: Evaluation) -> float:
+        """Share of the answers with six words in a row, or more, of the document."""
+        document = _runs_of_words(self._text)
+        return float(np.mean([bool(_runs_of_words(sample.completion) & document) for sample in evaluation.samples]))
+
+    def _rules(self) -> list[dict[str, Any]]:
+        ledger = Ledger.from_json((self.folder / _RUN / runfolder.LEDGER).read_text(encoding="utf-8"))
+        sources = self.bank.metadata.get("sources")
+        places: Mapping[str, Any] = sources if isinstance(sources, dict) else {}
+        rows: list[dict[str, Any]] = []
+        for item in self.bank.items:
+            record = ledger.record(item.id)
+            found = credit(record)
+            low, high = 2 * found.low - 1, 2 * found.high - 1
+            rows.append(
+                {
+                    "id": item.id,
+                    "kind": "skill" if isinstance(item, Skill) else "mistake",
+                    "title": item.title,
+                    "text": item.text,
+                    "source": str(places.get(item.id, "")),
+                    "worth": 2 * found.value - 1,
+                    "ci95": [low, high],
+                    "uses": record.uses,
+                    "verdict": _verdict(record, low, high),
+                }
+            )
+        return rows
+
+    def _answers(self, made: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+        return [
+            {
+                "problem": problem.text,
+                "answer": problem.answer,
+                "grpo": None,
+                **{
+                    name: {"text": sample.completion, "correct": sample.is_correct}
+                    for name, evaluation in made.items()
+                    for sample in evaluation.by_problem[problem.id]
+                },
+            }
+            for problem in self._test[:_SHOWN_ANSWERS]
+        ]
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+
+_TOLD = (
+    *("objective", "teacher_context", "teacher_trust", "teacher_guidance", "num_teachers", "learning_rate"),
+    *("lora_r", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
+    *("max_completion_length", "temperature", "instruction", "verifier", "dtype"),
+)
+"""Settings that the certificate tells; ``run/run.json`` has all."""
+
+
+def _kept(values: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
+    """(after − before) / (with the document − before), with a bootstrap interval over problems."""
+    before, shown, after = (np.asarray(values[name]) for name in ("before", "with_document", "after"))
+    gain = paired_difference(before.tolist(), shown.tolist())
+    if gain.low <= 0:
+        return None
+
+    def share(first: Any, second: Any, third: Any, axis: int = -1) -> Any:
+        gained = second.mean(axis) - first.mean(axis)
+        return (third.mean(axis) - first.mean(axis)) / np.where(gained > 0, gained, np.nan)
+
+    drawn = stats.bootstrap(
+        (before, shown, after),
+        share,
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = np.nanquantile(drawn.bootstrap_distribution, [0.025, 0.975])
+    return {"share": float(share(before, shown, after)), "ci95": [float(low), float(high)]}
+
+
+def _verdict(record: ItemRecord, low: float, high: float) -> str:
+    if not record.active:
+        return "idle" if record.uses else "unused"
+    return "earned" if low > 0 else "harmful" if high < 0 else "idle"
+
+
+def _accuracy(evaluation: Evaluation) -> dict[str, Any]:
+    estimate = evaluation.accuracy
+    return {"accuracy": estimate.mean, "ci95": [estimate.low, estimate.high]}
+
+
+def _difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    estimate = paired_difference(before, after)
+    return {"mean": estimate.mean, "ci95": [estimate.low, estimate.high]}
+
+
+def _runtime(state: Mapping[str, Any]) -> float:
+    return sum(row.get("step_time", 0.0) for row in state["log_history"])
+
+
+def _runs_of_words(text: str) -> set[tuple[str, ...]]:
+    words = _WORD.findall(text.lower())
+    return {tuple(words[n : n + _RECITED_WORDS]) for n in range(len(words) - _RECITED_WORDS + 1)}
+
+
+def _digest(problems: Sequence[Problem]) -> str:
+    return hashlib.sha256("".join(map(_row, problems)).encode()).hexdigest()
+
+
+def _row(problem: Problem) -> str:
+    row = {**problem.columns, "id": problem.id, "problem": problem.text, "answer": problem.key}
+    if problem.prompt is not None:
+        row["prompt"] = problem.prompt
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def _known(flags: Sequence[str], known: Iterable[str] | None) -> list[str]:
+    """Flags with their values, without those that another method does not have."""
+    if known is None:
+        return list(flags)
+    kept: list[str] = []
+    taken = True
+    for flag in flags:
+        if flag.startswith("--"):
+            taken = flag[2:].split("=")[0] in known
+        if taken:
+            kept.append(flag)
+    return kept

@@ -1,0 +1,168 @@
+"""``sgsd internalize`` on a tiny model with random weights: every stage, and going on after any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sgsd import internalize
+from sgsd.cli import main
+from sgsd.cli.internalize import _kept, _known, _runs_of_words
+from sgsd.errors import ConfigError, DataError
+from sgsd.examples.demo import write
+
+SETTINGS = ["--max_completion_length", "8", "--max_steps", "3", "--save_steps", "1", "--dtype", "float32"]
+SETTINGS += ["--per_device_train_batch_size", "4", "--instruction", "Finish with the number of the shelf."]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[Path, Path, Path]:
+    skill, train, held_out = write(tmp_path_factory.mktemp("data"))
+    few = train.with_name("few.jsonl")
+    few.write_text("".join(held_out.read_text().splitlines(keepends=True)[:12]))
+    return skill, train, few
+
+
+def call(data: tuple[Path, Path, Path], model: Path, output: Path, *more: str) -> list[str]:
+    skill, train, held_out = data
+    flags = ["internalize", str(skill), "--tasks", str(train), "--held_out", str(held_out), "--model", str(model)]
+    return [*flags, "--retain", str(held_out), "--output", str(output), "--force", *more, "--", *SETTINGS]
+
+
+def certificate(output: Path) -> dict:
+    """All of it but the seconds."""
+    made = json.loads((output / "certificate.json").read_text())
+    assert made.pop("seconds")["total"] > 0
+    for name in ("sampling_seconds", "scoring_seconds", "memory_gib", "sentences"):
+        made["doctor"].pop(name)
+    text = json.dumps(made)
+    return json.loads(text.replace(output.name, "OUTPUT"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data, tiny_folder) -> Path:
+    output = tmp_path_factory.mktemp("made") / "whole"
+    assert main(call(data, tiny_folder, output, "--baseline", "grpo")) == 0
+    return output
+
+
+def test_a_certificate_has_every_measure(made, capsys):
+    found = certificate(made)
+    assert set(found["accuracy"]) == {"before", "with_document", "after", "grpo"}
+    assert found["tasks"] | {"file": ""} == {"train": 72, "held_out": 12, "file": ""}
+    assert found["tokens"]["saved"] > 0
+    assert found["tokens"]["requests_to_pay"] == round(found["tokens"]["training"] / found["tokens"]["saved"])
+    assert len(found["rules"]) == found["document"]["rules"] == 12
+    assert {rule["source"] for rule in found["rules"]} == {f"SKILL.md:{line}" for line in range(8, 20)}
+    assert sum(rule["uses"] for rule in found["rules"]) > 0
+    assert len(found["answers"]) == 10
+    assert all(set(answer) >= {"before", "with_document", "after", "grpo"} for answer in found["answers"])
+    assert found["training"]["steps"] == 3
+    assert found["training"]["rollouts"] == 12
+    assert found["method"] == "correction, guided"
+    assert (made / "certificate.html").stat().st_size > 10_000
+    assert json.loads((made / "grpo" / "run.json").read_text())["settings"]["method"] == "grpo"
+
+
+@pytest.mark.parametrize("lost", [["certificate.json"], ["evaluations/after", "grpo"], ["run", "evaluations"]])
+def test_the_same_call_goes_on_from_what_is_there(made, data, tiny_folder, tmp_path, lost):
+    output = tmp_path / "again"
+    shutil.copytree(made, output)
+    for name in ["certificate.json", *lost]:
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    assert main(call(data, tiny_folder, output, "--baseline", "grpo")) == 0
+    assert certificate(output) == certificate(made)
+
+
+@pytest.mark.slow
+def test_killed_at_five_moments_it_goes_on_to_the_same_certificate(made, data, tiny_folder, tmp_path):
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "sgsd.cli", *call(data, tiny_folder, output, "--baseline", "grpo")]
+    moments = (
+        "doctor.json",
+        "evaluations/with_document",
+        "run/checkpoint-1",
+        "run/trainer_state.json",
+        "grpo/run.json",
+    )
+    for moment in moments:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        while not (output / moment).exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (output / "certificate.json").exists()
+    assert subprocess.run(command, check=False, env=os.environ, capture_output=True).returncode == 0
+    assert certificate(output) == certificate(made)
+
+
+def test_other_work_in_the_folder_is_refused(made, data, tiny_folder, tmp_path, capsys):
+    other = call(data, tiny_folder, made)
+    other[other.index("--tasks") + 1] = str(data[2])
+    assert main(other) == 2
+    assert "other work" in capsys.readouterr().err
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert main(call(data, tiny_folder, tmp_path)) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_cannot_be_used_is_one_line_and_leaves_nothing(data, tiny_folder, tmp_path, capsys):
+    skill, train, _ = data
+    output = tmp_path / "out"
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text('{"problem": "What is it?"}\n' * 8)
+    keep = {"tasks": str(train), "model": str(tiny_folder), "output": output}
+    for document, changed, error, said in (
+        (skill, {"tasks": str(blank)}, DataError, "answer"),
+        (skill, {"model": str(tmp_path / "none")}, ConfigError, "model"),
+        (tmp_path / "none.md", {}, Exception, "none.md"),
+        (skill, {"baseline": "ppo"}, ConfigError, "grpo"),
+        (skill, {"settings": ["--learning_rat", "1"]}, ConfigError, "learning_rate"),
+    ):
+        with pytest.raises(error, match=said) as raised:
+            internalize(document, **(keep | changed))
+        assert "\n" not in str(raised.value)
+        assert not list(output.glob("*.json"))
+
+
+def test_the_doctors_no_ends_it(data, tiny_folder, tmp_path, capsys):
+    flags = call(data, tiny_folder, tmp_path / "no")
+    flags.remove("--force")
+    assert main(flags) == 2
+    assert "the doctor says no" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "run").exists()
+
+
+def test_the_share_that_is_kept():
+    before, shown = [0.0] * 30 + [1.0] * 10, [1.0] * 40
+    kept = _kept({"before": before, "with_document": shown, "after": [1.0] * 25 + [0.0] * 5 + [1.0] * 10})
+    assert kept["share"] == pytest.approx(25 / 30)
+    low, high = kept["ci95"]
+    assert low < 25 / 30 < high <= 1
+    assert _kept({"before": before, "with_document": before, "after": shown}) is None
+
+
+def test_six_words_in_a_row_are_recited():
+    rule = _runs_of_words("Everything made of clay belongs on")
+    assert rule & _runs_of_words("so, everything MADE of clay belongs on it")
+    assert not rule & _runs_of_words("so, everything made of clay belongs there")
+
+
+def test_flags_of_another_method_are_left_out():
+    flags = ["--max_steps", "3", "--objective", "correction", "--bf16", "--languages", "en", "zh"]
+    assert _known(flags, {"max_steps", "languages"}) == ["--max_steps", "3", "--languages", "en", "zh"]
+    assert _known(flags, None) == flags
