@@ -23,7 +23,12 @@ from sgsd.validation import parse_json, validated
 
 Document: TypeAlias = dict[str, object]
 SCHEMA_VERSION = 1
-OF_MISTAKES = re.compile(r"\b(?:mistakes?|pitfalls?|anti-?patterns?|don['’]?ts|to avoid)\b", re.IGNORECASE)
+OF_MISTAKES = re.compile(
+    r"(?<![a-z/])(?:mistakes|pitfalls?|anti-?patterns?|red flags?|don['’]?ts|what not to do)(?![a-z]|\.\w)|to avoid\W*$"
+    r"|^[\W\d_]*(?:common )?mistake(?![a-z])|^\W*(?:never|don['’]?t|do not|avoid|bad|wrong|incorrect)\W*$"
+    r"|^\W*?[❌🚫✗✘]|反模式|禁忌|禁止事[项項]|常[见見][错錯][误誤]|アンチパターン|よくある(?:間違い|失敗|ミス)",
+    re.IGNORECASE,
+)
 """A heading or section below which everything is a mistake."""
 
 
