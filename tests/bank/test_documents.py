@@ -98,13 +98,20 @@ def test_every_rule_is_an_item_with_its_headings_and_place(tmp_path: Path) -> No
         ("> Quoted rule.", [("", "Quoted rule.")]),
         ("# A\n\n# B\n\ntext\n\n### C\n\ntext", [("B", "text"), ("B › C", "text")]),
         ("- add\n  - When: numbers", [("", "add")]),
-        ("\ufeff---\r\nname: x\r\n---\r\n\r\nOne\r\nrule.\r\rTwo.", [("", "One rule."), ("", "Two.")]),
+        (
+            "\ufeff---\r\nname: x\r\ndescription: >\r\n  a\r\n\r\n  b\r\ntools: [a, {b: c}]\r\n---\r\n\r\nOne\r\nrule.\r\rTwo.",
+            [("", "One rule."), ("", "Two.")],
+        ),
         (
             "[s-1] helpful=4 harmful=1 :: Add.\n[s-2] helpful=0 harmful=0 :: Check.",
             [("", "Add."), ("", "Check.")],
         ),
         ("same\n\nsame", [("", "same")]),
-        ("[s-1] helpful=4 harmful=1 :: Add\nfirst.\n\n- [s-2] :: Check.", [("", "Add first."), ("", "Check.")]),
+        ("- [ ] 1. add\n- 2)\n  - When: x", [("", "1\\. add"), ("", "When: x")]),
+        (
+            "[s-1] helpful=4 harmful=1 :: Add\nthis:\n[s-2] :: Never.\n- a\n[s-3] :: Log:\n```\nx\n```\n- [s-4] :: Do.",
+            [("", "Add this:"), ("", "Never."), ("", "a"), ("", "Log:\n\n```\nx\n```"), ("", "Do.")],
+        ),
         ("- Add.\n  1. a\n  2) b\n     > c\n", [("", "Add.\n\n1. a\n\n2) b\n\n   > c")]),
         ("- Add:\n  - a\n\n  Then b.", [("Add", "a"), ("", "Then b.")]),
         ("- **Sums**\n  1. Add.\n  2. Check.", [("Sums", "Add."), ("Sums", "Check.")]),
@@ -302,7 +309,7 @@ def test_what_was_read_is_read_again(tmp_path_factory: pytest.TempPathFactory, b
         ("- c\n```\na\n```\nd", "```", "- c\n\nd"),
         ("> a\n>\n> b\n\nc", "a", "> b\n\nc"),
         ("a\n\nb\n\na", "a", "b"),
-        ("[x] :: a\n[y] :: b\nb", "b", "[x] :: a"),
+        ("[x] :: a\n[y] :: b\nb\n[z] :: c", "b", "[x] :: a\n[z] :: c"),
         ("<!-- x -->\n- **g:**\n  - a\n- b", "a", "<!-- x -->\n- b"),
     ],
 )

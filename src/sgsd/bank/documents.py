@@ -58,8 +58,8 @@ _LAYOUT = {"a", "br", "center", "details", "div", "hr", "img", "p", "picture", "
 _LEADS = re.compile(r"[:：][*_ ]*$")
 _STARTS = re.compile(r"\s*(?:[-+*|>#]|\d+[.)])")
 """What begins a block of its own, whatever stands above it."""
-# What would make a list or heading of the text of a cell.
-_MARK = re.compile(r"\A(\d*)([-+*#>.)])(?=\s|\Z)")
+# What would make another block of a text that did not begin its line.
+_MARK = re.compile(r"\A(\d*)(>|(?:[-+*.)]|#+)(?=\s|\Z))")
 _LATER = re.compile(r"\s*(?!1[.)])\d+[.)]")
 # A link, or an import as Claude Code has it: @docs/rules.md
 _LINK = re.compile(r"\]\(\s*(?:<([^<>\n]*)>|([^\s()]+))|(?<!\S)@([\w./-]+\.md)(?!\w)")
@@ -235,7 +235,7 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
                 kept.append(line)
         else:
             # A blank line where what is gone kept two blocks apart: only a list that begins with 1 follows a sentence.
-            joins = not _STARTS.match(line) or (last in leads and _LATER.match(line))
+            joins = not (_STARTS.match(line) or _COUNTED.match(line)) or (last in leads and _LATER.match(line))
             if is_after and kept and not _blank(kept[-1]) and joins:
                 kept.append("")
             kept.append(line)
@@ -332,13 +332,20 @@ def _html(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     return True
 
 
+def _counted(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Markdown's rule for a playbook's bullets: each ends what stands above it, and is a paragraph."""
+    return silent and bool(_COUNTED.match(_line(state, start)))
+
+
 def _line(state: StateBlock, number: int) -> str:
     return state.src[state.bMarks[number] + state.tShift[number] : state.eMarks[number]]
 
 
 # Nothing within a line is parsed: texts are kept as they are written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
-_MARKDOWN.block.ruler.at("html_block", _html, {"alt": ["paragraph", "reference", "blockquote"]})
+_INTERRUPTS = {"alt": ["paragraph", "reference", "blockquote"]}
+_MARKDOWN.block.ruler.at("html_block", _html, _INTERRUPTS)
+_MARKDOWN.block.ruler.before("paragraph", "counted", _counted, _INTERRUPTS)
 
 
 @lru_cache(maxsize=4)
@@ -386,7 +393,7 @@ def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterat
             said = ()
             if node is not None and node.type in (*_LISTS, "table") and not _SENTENCE.search(text):
                 heads = (*heads, _Head(_label(text), _lines(lead), forbids=_leads_into_mistakes(text)))
-            elif node is not None and node.type == "paragraph" and _LEADS.search(text):
+            elif node is not None and node.type == "paragraph" and _LEADS.search(text) and not _COUNTED.match(text):
                 said = (_Head(_label(text), _lines(lead)),)
             else:
                 yield _Rule(heads, text, _lines(lead))
@@ -403,11 +410,7 @@ def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterat
             if tag and tag[2].lower() not in _LAYOUT:
                 tags = [one for one in tags if one.text != tag[2]] if tag[1] else [*tags, _Head(tag[2], (0, 0))]
         elif node.type == "paragraph":
-            if _COUNTED.match(node.children[0].content):
-                yield from _counted(node, heads)
-                said = ()
-            else:
-                lead = node
+            lead = node
         elif node.type in _CODE:
             yield _Rule(heads, _fenced(node), _lines(node))
         elif node.type in _LISTS:
@@ -426,8 +429,8 @@ def _entry(entry: SyntaxTreeNode, above: tuple[_Head, ...]) -> Iterator[_Rule]:
         return
     inner = nodes[-1].children[-1] if len(nodes) > 1 and nodes[-1].type == "bullet_list" else None
     note = _NOTE.fullmatch(_prose(inner.children[0])) if inner is not None and len(inner.children) == 1 else None
-    if note is not None:
-        rule = _Rule(above, _markdown(nodes, inner), _lines(entry), note[2])
+    if note is not None and (text := _markdown(nodes, inner)):
+        rule = _Rule(above, text, _lines(entry), note[2])
         if isinstance(rule.item, Mistake) == (note[1] == "Avoid"):
             yield rule
             return
@@ -451,15 +454,6 @@ def _rows(table: SyntaxTreeNode, above: tuple[_Head, ...]) -> Iterator[_Rule]:
             yield _Rule((*above, _Head("", (_lines(table)[0], _lines(rows[0])[0]))), text, _lines(row))
 
 
-def _counted(paragraph: SyntaxTreeNode, above: tuple[_Head, ...]) -> Iterator[_Rule]:
-    """The rules of a playbook's bullets, which may have several lines."""
-    lines = paragraph.children[0].content.split("\n")
-    begins = [number for number, line in enumerate(lines) if _COUNTED.match(line.strip())]
-    first = _lines(paragraph)[0]
-    for begin, end in zip(begins, [*begins[1:], len(lines)], strict=True):
-        yield _Rule(above, " ".join(" ".join(lines[begin:end]).split()), (first + begin, first + end))
-
-
 def _lines(node: SyntaxTreeNode) -> tuple[int, int]:
     return node.map or (0, 0)
 
@@ -480,7 +474,7 @@ def _plain(text: str) -> str:
     """A rule without a task's box or a playbook's counters."""
     for mark in (_TASK, _COUNTED):
         if found := mark.match(text):
-            text = text[found.end() :]
+            text = _MARK.sub(r"\1\\\2", text[found.end() :])
     return text
 
 
