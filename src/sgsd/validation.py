@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
@@ -77,7 +78,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if repeated := next((key for key in keys if keys.count(key) > 1), None):
+        if repeated := next((key for key, count in Counter(keys).items() if count > 1), None):
             raise yaml.YAMLError(f"the key {repeated} twice, at line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 

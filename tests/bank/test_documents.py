@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgsd.bank import Mistake, Skill, SkillBank, seed_banks
-from sgsd.bank.documents import load_bank, read_document, write_document
+from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
+from sgsd.bank.documents import load_bank, read_document, without_items, write_document
 from sgsd.errors import BankError
 
 HOUSE = """\
@@ -90,22 +92,55 @@ def test_every_rule_is_an_item_with_its_headings_and_place(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- Be brief.\n  - Not more than a line.", [("", "Be brief."), ("Be brief.", "Not more than a line.")]),
+        ("- Be brief.\n  - Not more than a line.", [("", "Be brief.\n\n- Not more than a line.")]),
         ("- For sums:\n  - carry.", [("For sums", "carry.")]),
         ("Do this:\n\n```\nx\n```", [("", "Do this:\n\n```\nx\n```")]),
         ("> Quoted rule.", [("", "Quoted rule.")]),
         ("# A\n\n# B\n\ntext\n\n### C\n\ntext", [("B", "text"), ("B › C", "text")]),
         ("- add\n  - When: numbers", [("", "add")]),
-        ("\ufeff---\r\nname: x\r\n---\r\n\r\nOne\r\nrule.", [("", "One rule.")]),
+        (
+            "\ufeff---\r\nname: x\r\ndescription: >\r\n  a\r\n\r\n  b\r\ntools: [a, {b: c}]\r\n---\r\n\r\nOne\r\nrule.\r\rTwo.",
+            [("", "One rule."), ("", "Two.")],
+        ),
         (
             "[s-1] helpful=4 harmful=1 :: Add.\n[s-2] helpful=0 harmful=0 :: Check.",
             [("", "Add."), ("", "Check.")],
         ),
         ("same\n\nsame", [("", "same")]),
+        ("- [ ] 1. add\n- 2)\n  - When: x", [("", "1\\. add"), ("", "When: x")]),
+        (
+            "[s-1] helpful=4 harmful=1 :: Add\nthis:\n[s-2] :: Never.\n- a\n[s-3] :: Log:\n```\nx\n```\n- [s-4] :: Do.",
+            [("", "Add this:"), ("", "Never."), ("", "a"), ("", "Log:\n\n```\nx\n```"), ("", "Do.")],
+        ),
+        ("- Add.\n  1. a\n  2) b\n     > c\n", [("", "Add.\n\n1. a\n\n2) b\n\n   > c")]),
+        ("- Add:\n  - a\n\n  Then b.", [("Add", "a"), ("", "Then b.")]),
+        ("- **Sums**\n  1. Add.\n  2. Check.", [("Sums", "Add."), ("Sums", "Check.")]),
+        (f"- {'long ' * 30}:\n  - a", [("", f"{'long ' * 30}:\n\n- a")]),
+        (
+            "**Always:**\n\n- a\n\nForms\n\n- b\n\nEnd.\n\n- c",
+            [("Always", "a"), ("Forms", "b"), ("", "End."), ("", "c")],
+        ),
+        ("In short:\n\nAdd.\n\nCheck.", [("In short", "Add."), ("", "Check.")]),
+        ("Say\nthis:\n\n> Hello.\n>\n> - you", [("", "Say this:\n\n> Hello.\n>\n> - you")]),
+        ("- [ ] add\n- [x] check\n- [ ] sum:\n  - x", [("", "add"), ("", "check"), ("sum", "x")]),
+        ("    ```\n    x  \n    y", [("", "````\n```\nx  \ny\n````")]),
+        ("| | b |\n|---|---|\n| x \\| y | z |\n| - | |", [("", "x | y; b: z"), ("", "\\-")]),
+        ("- Add.\n\n  | a |\n  |---|\n  | x \\| y |", [("", "Add.\n\n| a |\n| --- |\n| x \\| y |")]),
+        ("- [A](#a)\n- 1.2 [B](#b) — high\n\n@AGENTS.md\n\nrule [c](#c).", [("", "rule [c](#c).")]),
+        (
+            "<!-- a\n\n- no rule\n-->\n\n<!-- b --> c\n\na <b>rule</b> <!-- x -->",
+            [("", "<!-- b --> c"), ("", "a <b>rule</b> <!-- x -->")],
+        ),
+        ("<Tone>\n```\nx\n```\nShort.\n</Tone>\nend", [("Tone", "```\nx\n```"), ("Tone", "Short."), ("", "end")]),
+        ("<details>\n<summary>More</summary>\n\n- a\n</details>", [("", "a")]),
+        ("- a\n\n# A\n\nb:\n- c\n\n#\n\nd", [("", "a"), ("A › b", "c"), ("", "d")]),
+        ("###### F\n\na:\n- b\n\nc:\n- **d:**\n  - e", [("F › a", "b"), ("F › c › d", "e")]),
     ],
 )
 def test_blocks_become_rules(tmp_path: Path, text: str, expected: list[tuple[str, str]]) -> None:
-    assert said(read(tmp_path, text)) == expected
+    bank = read(tmp_path, text)
+    assert sorted(said(bank)) == sorted(expected)
+    assert read(tmp_path, write_document(bank)).items == bank.items
 
 
 @pytest.mark.parametrize(
@@ -118,6 +153,26 @@ def test_blocks_become_rules(tmp_path: Path, text: str, expected: list[tuple[str
         ("Avoidance is fine.", False),
         ("## Common mistakes\n\nPrints.", True),
         ("## Anti-patterns\n\nPrints.", True),
+        ("**Never** print.", True),
+        ("Do **NOT** print.", True),
+        ("❌ print", True),
+        ("✅ log", False),
+        ("## Common mistakes\n\n✅ log", False),
+        ("**Incorrect (slow):**\n\n```\nprint\n```", True),
+        ("**Correct:**\n\n```\nlog\n```", False),
+        ("Wrong answers cost points.", False),
+        ("<Bad>\nPrints.\n</Bad>", True),
+        ("| Don't | Do |\n|---|---|\n| print | log |", True),
+        ("## Things to avoid\n\nPrints.", True),
+        ("To avoid noise:\n\n- Log.", False),
+        ("## Avoid prints\n\nLog.", False),
+        ("**Never do this:**\n\n- Print.", True),
+        ("Never print; for logs:\n\n- Log.", True),
+        ("Do not print. In its place:\n\n- Log.", False),
+        ("As checks/anti-patterns.md says:\n\n- Log.", False),
+        ("## Red flags\n\nPrints.", True),
+        ("## 常见错误\n\nPrints.", True),
+        ("请勿打印。", True),
     ],
 )
 def test_what_a_rule_forbids_is_a_mistake(tmp_path: Path, text: str, forbids: bool) -> None:
@@ -150,7 +205,7 @@ def test_a_folders_document_is_no_link_out_of_it_and_all_files_count_for_the_lim
         load_bank(folder)
     (folder / "SKILL.md").unlink()
     for name in ("a", "b"):
-        (folder / f"{name}.md").write_text("rule\n\n" * 100_000)
+        (folder / f"{name}.md").write_text("rule " * 120_000)
     (folder / "SKILL.md").write_text("rule [a](a.md) [b](b.md)")
     with pytest.raises(BankError, match=r"too large: got .*b\.md"):
         read_document(folder)
@@ -159,11 +214,58 @@ def test_a_folders_document_is_no_link_out_of_it_and_all_files_count_for_the_lim
     assert load_bank(folder).skills[0].text == "x"  # a run's folder, whatever else lies in it
 
 
+def test_a_linked_file_without_headings_has_its_name_as_title(tmp_path: Path) -> None:
+    (tmp_path / "more.md").write_text("inner\n\n# Own\n\nrule")
+    assert said(read(tmp_path, "rule\n\n# A\n\nsee [more][m]\n\n[m]: more.md")) == [
+        ("", "rule"),
+        ("A", "see [more][m]"),
+        ("more", "inner"),
+        ("Own", "rule"),
+    ]
+
+
 def test_a_bank_goes_to_a_document_and_comes_back(tmp_path: Path) -> None:
-    for bank in (read(tmp_path, HOUSE), *(SkillBank.load(f"seed:{name}") for name in seed_banks())):
-        again = read(tmp_path, write_document(bank), "again/SKILL.md")
+    for bank in (SkillBank.load(f"seed:{name}") for name in seed_banks()):
+        again = read(tmp_path, write_document(bank))
         assert {item.id for item in again.items} == {item.id for item in bank.items}
         assert again.name == bank.name
+    bank = read(tmp_path, HOUSE)
+    again = read(tmp_path, write_document(bank))
+    assert (again.items, again.name) == (bank.items, bank.name)
+    assert again.metadata["description"] == bank.metadata["description"]
+    assert write_document(again) == write_document(bank)
+
+
+def test_a_document_is_written_as_a_person_would(tmp_path: Path) -> None:
+    assert (
+        write_document(read(tmp_path, HOUSE)).partition('put away here."')[2]
+        == """
+---
+
+# House rules
+
+- Everything made of clay belongs on shelf 1, even if it is broken.
+
+## Log with
+
+- `log.note(text)` for what happens;
+- `log.alarm(text)` for what should not.
+
+## Reading
+
+- Read settings by `cfg.pull`.
+
+  ```python
+  cfg.pull("port")
+  ```
+- **Never** read the environment.
+- kind: glass; shelf: 2
+- kind: wood; shelf: 3
+- ```
+  alone
+  ```
+"""
+    )
 
 
 _words = st.text("abc xyz`*_,.()", min_size=1, max_size=30).map(lambda text: f"w {text} w".replace("  ", " "))
@@ -186,9 +288,78 @@ def test_what_was_read_is_read_again(tmp_path_factory: pytest.TempPathFactory, b
     folder = tmp_path_factory.mktemp("document")
     bank = read(folder, "\n\n".join(["a rule", *blocks]))
     again = read(folder, write_document(bank))
-    assert sorted((item.id, item.title, item.text) for item in again.items) == sorted(
-        (item.id, item.title, item.text) for item in bank.items
-    )
+    assert again.items == bank.items
+    assert write_document(again) == write_document(bank)
+
+
+@pytest.mark.parametrize(
+    ("text", "out", "left"),
+    [
+        ("a\n\nb\n\nc", "b", "a\n\nc"),
+        ("a\n\nb\n\nc", "c", "a\n\nb"),
+        ("# A\na\n\n## B\n\nb\n\n# C\n\nc", "a", "# A\n\n## B\n\nb\n\n# C\n\nc"),
+        ("# A\na\n\n## B\n\nb\n\n# C\n\nc", "b", "# A\na\n\n# C\n\nc"),
+        ("# A\na\n\n## B\n\nb\n\n# C\n\nc", "a+b", "# C\n\nc"),
+        ("- a\n- b\n\n  ```\n\n  x\n  ```\n  - more\n- c", "b", "- a\n- c"),
+        ("Do:\n1. a\n2. b", "a", "Do:\n\n2. b"),
+        ("Do:\n1. a\n2. b\n\nc", "a+b", "c"),
+        ("c\n\n| k |\n|---|\n| a |\n| b |\n", "k: a", "c\n\n| k |\n|---|\n| b |"),
+        ("c.\n\n| k |\n|---|\n| a |\n", "k: a", "c."),
+        ("c\n\na:\n\n```\nx\n```\nd", "a:", "c\n\nd"),
+        ("- c\n```\na\n```\nd", "```", "- c\n\nd"),
+        ("> a\n>\n> b\n\nc", "a", "> b\n\nc"),
+        ("a\n\nb\n\na", "a", "b"),
+        ("[x] :: a\n[y] :: b\nb\n[z] :: c", "b", "[x] :: a\n[z] :: c"),
+        ("<!-- x -->\n- **g:**\n  - a\n- b", "a", "<!-- x -->\n- b"),
+    ],
+)
+def test_items_are_left_out_with_their_blocks(tmp_path: Path, text: str, out: str, left: str) -> None:
+    bank = read(tmp_path, text)
+    gone = [item.id for item in bank.items if item.text.startswith(tuple(out.split("+")))]
+    assert gone
+    assert without_items(bank, []) == text.strip()
+    assert without_items(bank, gone) == left
+
+
+def test_what_is_not_in_the_document_cannot_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "more.md").write_text("inner")
+    bank = read(tmp_path, "rule [more](more.md)")
+    inner = bank.items[1].id
+    assert without_items(bank, [inner, "mined-later"]) == "rule [more](more.md)"
+    changed = SkillBank(bank.skills, name=bank.name, metadata={**bank.metadata, "document": "another"})
+    with pytest.raises(BankError, match="no such item"):
+        without_items(changed, [bank.items[0].id])
+    with pytest.raises(BankError, match="no document"):
+        without_items(SkillBank(bank.skills), [])
+
+
+_sentences = st.text("abc`*_,()", min_size=1, max_size=20).map(lambda text: f"W {text} w.")
+_rules = st.one_of(
+    _sentences,
+    st.lists(_sentences, min_size=1, max_size=4).map(
+        lambda all: "\n".join(f"{n}. {one}" for n, one in enumerate(all, 1))
+    ),
+    st.lists(_sentences, min_size=1, max_size=3).map(
+        lambda all: "Do:\n\n" + "\n".join(f"- {one}\n  - {one}" for one in all)
+    ),
+    _sentences.map("# {}".format),
+    _sentences.map("### {}".format),
+    _sentences.map("> {}".format),
+    _sentences.map("W:\n\n```\n{}\n\nx\n```".format),
+    _sentences.map("| a | b |\n|---|---|\n| {} | y |\n| z | |".format),
+)
+
+
+@given(st.lists(_rules, min_size=1, max_size=8), st.randoms())
+def test_the_rest_is_read_as_before(
+    tmp_path_factory: pytest.TempPathFactory, blocks: list[str], random: Random
+) -> None:
+    folder = tmp_path_factory.mktemp("document")
+    bank = read(folder, "\n\n".join(["A rule.", *blocks, "# End", "Z."]))
+    assert without_items(bank, []) == bank.metadata["document"]
+    gone = random.sample(bank.items[:-1], random.randint(1, len(bank.items) - 1))
+    left = read(folder, without_items(bank, [item.id for item in gone]))
+    assert left.items == bank.without([item.id for item in gone]).items
 
 
 @pytest.mark.parametrize(
@@ -201,6 +372,10 @@ def test_what_was_read_is_read_again(tmp_path_factory: pytest.TempPathFactory, b
         ("---\na: &x [1]\nb: [*x, *x]\n---\nx", "an alias"),
         ("---\nname: a\nname: b\n---\nx", "twice"),
         ("x\n" * (1 << 20), "too large"),
+        ("x\n" * 20_001, "too long"),
+        ("---\na: " + "[" * 20_000 + "\n---\nx", "not YAML"),
+        ("<!-- {}", "holds no rule"),
+        ("bad \0 rule", r"U\+0000"),
         ("bad \0 rule".replace("\0", "\x07"), r"U\+0007"),
     ],
 )
@@ -212,22 +387,55 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, text: str, c
 
 @pytest.mark.parametrize(
     "text",
-    ["> " * 20_000 + "x", "- " * 20_000 + "x", "[" * 50_000, "*a " * 50_000, "`" * 50_000, "|" * 50_000 + "\n|-|"],
-    ids=["quotes", "lists", "brackets", "stars", "ticks", "pipes"],
+    [
+        pytest.param("> " * 20_000 + "x", id="quotes"),
+        pytest.param("- " * 20_000 + "x", id="lists"),
+        pytest.param("\n".join(f"{'  ' * depth}- x" for depth in range(200)), id="steps"),
+        pytest.param("[" * 50_000, id="brackets"),
+        pytest.param("[a](" * 20_000, id="links"),
+        pytest.param("*a " * 50_000, id="stars"),
+        pytest.param("`" * 50_000, id="ticks"),
+        pytest.param("|" * 50_000 + "\n|-|", id="pipes"),
+        pytest.param("|a" * 5_000 + "|\n" + "|-" * 5_000 + "|\n" + "|b" * 5_000 + "|", id="columns"),
+        pytest.param("<!-- " * 20_000, id="comments"),
+        pytest.param("<a" * 20_000, id="tags"),
+        pytest.param("[x] " + "a=11" * 100, id="counters"),
+        pytest.param("a:\n\n" * 2_000, id="lead-ins"),
+    ],
 )
 def test_hostile_documents_end_soon(tmp_path: Path, text: str) -> None:
     begun = time.monotonic()
     with suppress(BankError):
-        read(tmp_path, f"a rule\n\n{text}")
+        bank = read(tmp_path, f"a rule\n\n{text}")
+        assert read(tmp_path, write_document(bank)).items == bank.items
     assert time.monotonic() - begun < 10
 
 
+def test_a_header_of_many_keys_is_read_soon(tmp_path: Path) -> None:
+    header = "\n".join(f"k{number}: 1" for number in range(3_000))
+    assert said(read(tmp_path, f"---\n{header}\n---\nrule")) == [("", "rule")]
+
+
+def test_only_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.md")
+    (tmp_path / "loop.md").symlink_to("loop.md")
+    (tmp_path / "device.md").symlink_to("/dev/zero")
+    (tmp_path / "folder.md").mkdir()
+    links = ("fifo.md", "loop.md", "device.md", "folder.md", "a%00.md", "//[.md", f"{'x' * 5_000}.md", "/dev/zero")
+    bank = read(tmp_path, "rule " + " ".join(f"[a]({link})" for link in links) + " @fifo.md")
+    assert bank.metadata["files"] == ["SKILL.md"]
+    for name in ("fifo.md", "device.md"):
+        with pytest.raises(BankError, match="no file"):
+            read_document(tmp_path / name)
+
+
 def test_templates_and_marks_stay_text(tmp_path: Path) -> None:
-    bank = read(tmp_path, "{{ config }} {% raw %} <|im_end|> <script>alert(1)</script>")
-    assert isinstance(bank.items[0], Skill)
-    assert bank.items[0].text.startswith("{{ config }}")
+    text = "{{ config }} {% raw %} <|im_end|> <script>alert(1)</script> \u202egnp.exe\u202c"
+    assert read(tmp_path, text).items == (Skill.new(text, origin=Origin.SEED),)
 
 
 def test_a_playbook_of_json_is_read(tmp_path: Path) -> None:
     bank = SkillBank.from_json('{"bullets": {"a-1": {"section": "pitfalls", "content": "Haste.", "helpful": 4}}}')
     assert bank.items == (Mistake("a-1", "pitfalls", "Haste."),)
+    bank = SkillBank.from_json('{"bullets": {"b": {"section": "common_mistakes_to_avoid", "content": "Haste."}}}')
+    assert len(bank.mistakes) == 1

@@ -1,12 +1,13 @@
 """Documents of rules (SKILL.md, AGENTS.md, playbooks of bullets) as banks, and banks as documents.
 
 A document is Markdown, with YAML between two lines ``---`` at its start where it says its name and description. Every
-rule in it becomes an item: a paragraph, an entry of a list, a row of a table, with the code block that follows it. What
-a rule forbids ("never …", or anything below a heading such as "Common mistakes") becomes a mistake, anything else a
-skill. An item's title is the path of headings above it, so that an entry reads alone. No rule is cut.
+rule in it becomes an item: a paragraph with the code or quotation it leads into, an entry of a list with all that is
+nested in it, a row of a table. What a rule forbids ("never …", "❌ …", or anything below a heading such as "Common
+mistakes") becomes a mistake, anything else a skill. An item's title is the path of headings above it, so that an entry
+reads alone; a sentence that leads into a list or table is part of that path. No rule is cut.
 
-The bank's metadata say where each item came from (``sources``: id → ``file:line``) and hold the document's whole text
-(``document``). Markdown files that a document links to and that lie in its folder belong to it.
+The bank's metadata say where each item came from (``sources``: id → ``file:line``, in the document's order) and hold
+the document's text (``document``). Markdown files that a document links to and that lie in its folder belong to it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
 from markdown_it.tree import SyntaxTreeNode
 
 from sgsd import runfolder
-from sgsd.bank.formats import FORBIDS, OF_MISTAKES
+from sgsd.bank.formats import FORBIDS, OF_MISTAKES, refuse_control_characters
 from sgsd.bank.skills import Item, Mistake, Origin, Skill, SkillBank
 from sgsd.errors import BankError
 from sgsd.validation import parse_yaml
@@ -31,11 +36,32 @@ from sgsd.validation import parse_yaml
 NAMES = ("SKILL.md", "AGENTS.md", "CLAUDE.md")
 """The document of a folder: the first of these that is there."""
 MAX_BYTES = 1 << 20
+MAX_LINES = 20_000
 _HEADER = re.compile(r"---[ \t]*\n(.*?\n)??---[ \t]*(?:\n|$)", re.DOTALL)
+_ALLOWS = re.compile(r"[\W_]*?(?:[✅✓✔]|(?:correct|right|good)[*_ ]*(?:[:：(\n>]|$))", re.IGNORECASE)
+"""What says, below a heading of mistakes, that a rule is none."""
+_SENTENCE = re.compile(r"[.!?…。！？]['\"”’*_`)\]]*$")
 _NOTE = re.compile(r"(When|Avoid): (.*)", re.DOTALL)
+_TASK = re.compile(r"\[[ xX]\]\s+")
 # The bullets of ACE's playbooks: [str-00003] helpful=4 harmful=1 :: text
-_COUNTED = re.compile(r"\[([\w-]+)\]\s*((?:\w+=\d+\s*)*)::\s*(.*)", re.DOTALL)
-
+_COUNTED = re.compile(r"\[[\w-]+\]\s*(?:\w+=\d+\s+)*::\s*")
+_TAG = re.compile(r"<(/?)([a-zA-Z][\w-]*)(?:\s[^<>]*)?>(?:[^<>]*</summary>)?\s*$")
+# Tags that lay a page out and say nothing about what they hold.
+_LAYOUT = {"a", "br", "center", "details", "div", "hr", "img", "p", "picture", "section", "source", "span", "summary"}
+_LEADS = re.compile(r"[:：][*_ ]*$")
+_STARTS = re.compile(r"\s*(?:[-+*|>#]|\d+[.)])")
+"""What begins a block of its own, whatever stands above it."""
+# What would make another block of a text that did not begin its line.
+_MARK = re.compile(r"\A(\d*)(>|(?:[-+*.)]|#+)(?=\s|\Z))")
+_LATER = re.compile(r"\s*(?!1[.)])\d+[.)]")
+# A link, or an import as Claude Code has it: @docs/rules.md
+_LINK = re.compile(r"\]\(\s*(?:<([^<>\n]*)>|([^\s()]+))|(?<!\S)@([\w./-]+\.md)(?!\w)")
+# No rule: an entry of a table of contents, an import alone.
+_NO_RULE = re.compile(r"(?:[\d.\s]*\[[^\]\n]*\]\(#[^()\s]*\)(?:\s*[—–-][^.\n]{0,40})?|@[\w./-]+)\Z")
+_LONG = 120
+"""Characters of a list's entry beyond which it is no title of the list in it."""
+_LISTS = ("bullet_list", "ordered_list")
+_CODE = ("fence", "code_block")
 
 _JOINT = " › "
 _MISTAKES = "Common mistakes"
@@ -43,20 +69,46 @@ _MISTAKES = "Common mistakes"
 
 
 @dataclass(frozen=True, slots=True)
+class _Head:
+    """What stands above rules: a heading, the sentence that leads into a list, the head of a table.
+
+    Attributes:
+        text: its part of their titles, may be empty.
+        lines: where it stands, from and to, counted from 0, the last not included.
+        forbids: whether it leads into what it forbids ("Never:").
+    """
+
+    text: str
+    lines: tuple[int, int]
+    forbids: bool = False
+
+
+@dataclass(frozen=True)
 class _Rule:
     """What a block says.
 
     Attributes:
-        path: the headings above it, and what a list's lead-in says.
+        heads: above it, from the outside in.
         text: of the rule, with its code.
-        notes: ``When`` and ``Avoid`` of the rule.
-        place: file and line.
+        lines: of the block, as a head's.
+        note: what a list's last entry says after "When: " or "Avoid: ".
     """
 
-    path: tuple[str, ...]
+    heads: tuple[_Head, ...]
     text: str
-    notes: Mapping[str, str]
-    place: str
+    lines: tuple[int, int]
+    note: str = ""
+
+    @cached_property
+    def item(self) -> Item:
+        """The rule as an item, whose id says the same."""
+        path = [head.text for head in self.heads if head.text]
+        told = path[:1] == [_MISTAKES]
+        title = _JOINT.join(path[told:])
+        forbids = told or any(head.forbids for head in self.heads)
+        if (forbids and not _ALLOWS.match(self.text)) or _is_mistake(title, self.text):
+            return Mistake.new(self.text, title=title, avoid=self.note, origin=Origin.SEED)
+        return Skill.new(self.text, title=title, when=self.note, origin=Origin.SEED)
 
 
 def load_bank(source: str | os.PathLike[str]) -> SkillBank:
@@ -81,8 +133,8 @@ def read_document(path: Path) -> SkillBank:
         path: a Markdown file, or a folder with one of ``NAMES`` in it.
 
     Raises:
-        BankError: it cannot be read, is larger than 1 MiB in all, holds no rule, its header is no YAML mapping, or the
-            folder's document is a link out of it.
+        BankError: it cannot be read, has more than 1 MiB or 20,000 lines in all, holds no rule or a control character,
+            its header is no YAML mapping, or the folder's document is a link out of it.
     """
     main = _main(path) if path.is_dir() else path
     if main is None:
@@ -90,62 +142,134 @@ def read_document(path: Path) -> SkillBank:
     root = main.parent.resolve()
     if path.is_dir() and not main.resolve().is_relative_to(root):
         raise BankError("the folder's document lies elsewhere", got=f"{main}, a link", expected=f"a file in {path}")
-    text = _text(main, MAX_BYTES)
-    header, body, line = _split(text, str(main))
-    files = [main.name]
-    rules: list[_Rule] = []
-    left = MAX_BYTES - len(text.encode())
-    waiting = [(main.name, _tree(body), line, root)]
-    while waiting:
-        name, tree, start, folder = waiting.pop(0)
-        rules += _Walk(name, start).blocks(tree.children, ())
-        for file in _linked(tree, folder):
-            within = file.is_relative_to(root) and file.is_file() and file != main.resolve()
-            if within and (linked := file.relative_to(root).as_posix()) not in files:
-                text = _text(file, left)
-                left -= len(text.encode())
-                _, inner, start = _split(text, linked)
-                files.append(linked)
-                waiting.append((linked, _tree(inner), start, file.parent))
+    header, document, files = dict[str, object](), "", list[str]()
     items: dict[str, Item] = {}
-    sources: dict[str, str] = {}
-    for rule in rules:
-        item = _item(rule)
-        items.setdefault(item.id, item)
-        sources.setdefault(item.id, rule.place)
+    places: dict[str, str] = {}
+    size, lines = 0, 0
+    waiting, known = [(main.name, main)], {main.resolve()}
+    while waiting:
+        name, file = waiting.pop(0)
+        text = _text(file, MAX_BYTES - size)
+        size, lines = size + len(text.encode()), lines + text.count("\n")
+        if lines > MAX_LINES:
+            raise BankError("the document is too long", got=f"{file}", expected=f"{MAX_LINES:,} lines in all")
+        said, body, above = _split(text)
+        if not files:
+            header, document = parse_yaml(said, str(main), BankError), body
+        rules, links = _parsed(body)
+        for rule in rules:
+            untitled = bool(files) and not any(head.text for head in rule.heads)
+            item = (replace(rule, heads=(_Head(Path(name).stem, (0, 0)),)) if untitled else rule).item
+            items.setdefault(item.id, item)
+            places.setdefault(item.id, f"{name}:{above + rule.lines[0] + 1}")
+        files.append(name)
+        for linked in _linked(links, file.parent):
+            if linked not in known and linked.is_relative_to(root):
+                known.add(linked)
+                waiting.append((linked.relative_to(root).as_posix(), linked))
     if not items:
         raise BankError("the document holds no rule", got=str(path), expected="paragraphs, lists or tables")
     metadata = {
         "description": _said(header, "description"),
         "files": files,
-        "sources": sources,
-        "document": body.strip(),
+        "sources": places,
+        "document": document,
     }
-    said = {key: value for key, value in metadata.items() if value}
-    return SkillBank(name=_said(header, "name") or root.name, metadata=said).with_items(items.values())
+    kept = {key: value for key, value in metadata.items() if value}
+    return SkillBank(name=_said(header, "name") or root.name, metadata=kept).with_items(items.values())
+
+
+def sources(bank: SkillBank) -> dict[str, str]:
+    """``file:line`` of each item that was read from a document, by id, in the document's order."""
+    found = bank.metadata.get("sources")
+    return {id: str(place) for id, place in cast(dict[str, object], found).items()} if isinstance(found, dict) else {}
+
+
+def without_items(bank: SkillBank, ids: Collection[str]) -> str:
+    """The text of a bank's document without the blocks of these items, the rest as it was.
+
+    A block is whole: the entry of a list with all that is in it, the row of a table, the paragraph with its code.
+    Headings, lead-ins and table heads that are left with nothing below them go, too, and so do the blank lines that a
+    block leaves beside others. Items of linked files, and items that came later, are not in the text.
+
+    Args:
+        bank: with ``metadata["document"]``, as ``read_document`` reads it.
+        ids: of the items to leave out.
+
+    Raises:
+        BankError: the bank has no document, or an item that was read from it is not in it.
+    """
+    document, gone = bank.metadata.get("document"), set(ids)
+    if not isinstance(document, str):
+        raise BankError(
+            "the bank has no document", got=repr(bank.name), expected="a bank read from SKILL.md or the like"
+        )
+    rules, _ = _parsed(document)
+    dropped = [rule for rule in rules if rule.item.id in gone]
+    lost = gone - {rule.item.id for rule in dropped}
+    main = str(next(iter(cast(list[str], bank.metadata.get("files", []))), ""))
+    if wrong := [id for id, place in sources(bank).items() if id in lost and place.startswith(f"{main}:")]:
+        raise BankError("the document has no such item", got=repr(wrong[0]), remedy="import the document again")
+    heads = {head.lines for rule in rules if rule.item.id not in gone for head in rule.heads}
+    blocks = [rule.lines for rule in dropped]
+    blocks += [head.lines for rule in dropped for head in rule.heads if head.lines not in heads]
+    lines = document.split("\n")
+    out = {number for block in blocks for number in range(*block)}
+    out -= {number for number in out if _blank(lines[number]) and number + 1 not in out}
+    leads = {end - 1 for _, end in heads}
+    kept: list[str] = []
+    last, is_after = -1, False  # the number of the last line kept; whether a block was left out since
+    for number, line in enumerate(lines):
+        if number in out:
+            is_after = True
+        elif _blank(line):
+            is_doubled = is_after and (not kept or _blank(kept[-1]))
+            if not is_doubled:
+                kept.append(line)
+        else:
+            # A blank line where what is gone kept two blocks apart: only a list that begins with 1 follows a sentence.
+            joins = not (_STARTS.match(line) or _COUNTED.match(line)) or (last in leads and _LATER.match(line))
+            if is_after and kept and not _blank(kept[-1]) and joins:
+                kept.append("")
+            kept.append(line)
+            last, is_after = number, False
+    return "\n".join(kept).rstrip() if gone else document
 
 
 def write_document(bank: SkillBank) -> str:
-    """A bank as a document: ``read_document`` reads the same items back."""
+    """A bank as a document: ``read_document`` reads the same items back, those of a document in their order."""
     header = ["---", f"name: {_quoted(bank.name or 'skills')}"]
     if description := bank.metadata.get("description"):
         header.append(f"description: {_quoted(str(description))}")
     lines = [*header, "---", ""]
-    sections: dict[tuple[bool, str], list[Item]] = {}
+    places = {id: place for place, id in enumerate(sources(bank))}
+    paths: dict[str, tuple[str, ...]] = {}
+    sections: dict[tuple[str, ...], int] = {}
     for item in bank.items:
-        is_told = isinstance(item, Skill) or _is_mistake(item.title, item.text)
-        sections.setdefault((not is_told, item.title), []).append(item)
-    last = False
-    for needs_heading, title in sorted(sections, key=lambda section: (section[0], section[1] != "")):
-        if needs_heading and not last:
-            lines += [f"# {_MISTAKES}", ""]
-        last = needs_heading
-        # A sixth level holds the rest.
-        headings = title.split(_JOINT, 5 - needs_heading) if title else []
-        for depth, heading in enumerate(headings, 1 + needs_heading):
-            lines += [f"{'#' * depth} {heading}", ""]
-        lines += [line for item in sections[needs_heading, title] for line in _bullet(item)]
-        lines.append("")
+        # Where neither title nor text say that it is a mistake, a heading does. A sixth level holds the rest.
+        above = [_MISTAKES] if isinstance(item, Mistake) and not _is_mistake(item.title, item.text) else []
+        titles = item.title.split(_JOINT, 5 - len(above)) if item.title else []
+        paths[item.id] = (*above, *titles)
+        sections.setdefault(paths[item.id], len(sections))
+
+    def order(item: Item) -> tuple[int, bool, bool, int]:
+        path = paths[item.id]
+        return places.get(item.id, len(places)), path != (), path[:1] == (_MISTAKES,), sections[path]
+
+    last: tuple[str, ...] = ()
+    for item in sorted(bank.items, key=order):
+        path = paths[item.id]
+        if path != last:
+            pairs = zip((*last, None), (*path, None), strict=False)
+            begin = next((depth for depth, (old, new) in enumerate(pairs) if old != new), 0)
+            begin = max(0, min(begin, len(path) - 1))
+            if lines[-1]:
+                lines.append("")
+            # A heading without words ends those above it.
+            for depth, heading in enumerate(path[begin:] or ("",), begin + 1):
+                lines += [f"{'#' * depth} {heading}".rstrip(), ""]
+            last = path
+        lines += _bullet(item)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -158,22 +282,25 @@ def _main(folder: Path) -> Path | None:
 
 def _text(file: Path, most: int) -> str:
     try:
-        if (size := file.stat().st_size) > most:
-            raise BankError(
-                "the document is too large", got=f"{file}, {size:,} bytes", expected=f"{MAX_BYTES:,} in all"
-            )
-        return file.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
+        if file.exists() and not file.is_file():
+            raise BankError("the document is no file", got=str(file), expected="a text in Markdown")
+        with file.open("rb") as opened:
+            data = opened.read(most + 1)
+        if len(data) > most:
+            raise BankError("the document is too large", got=str(file), expected=f"{MAX_BYTES:,} bytes in all")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BankError("the document cannot be read", got=f"{file} ({error})") from error
+    refuse_control_characters(text, str(file))
+    return text
 
 
-def _split(text: str, where: str) -> tuple[dict[str, object], str, int]:
+def _split(text: str) -> tuple[str, str, int]:
     """(header, body, lines before the body)."""
     found = _HEADER.match(text)
-    if found is None:
-        return {}, text, 0
-    header = parse_yaml(found[1] or "", where, BankError)
-    return header, text[found.end() :], text.count("\n", 0, found.end())
+    body = text[found.end() :] if found else text
+    document = re.sub(r"\A(?:[ \t]*\n)+", "", body)
+    return (found[1] or "") if found else "", document.rstrip(), text.count("\n", 0, len(text) - len(document))
 
 
 def _said(header: Mapping[str, object], key: str) -> str:
@@ -181,130 +308,226 @@ def _said(header: Mapping[str, object], key: str) -> str:
     return " ".join(value.split()) if isinstance(value, str) else ""
 
 
-def _tree(body: str) -> SyntaxTreeNode:
-    return SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(body))
+def _html(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Markdown's rule for HTML: a comment, or a line that is a tag and nothing else. All other HTML is text."""
+    line = _line(state, start)
+    is_comment = line.startswith("<!--") and ("-->" not in line or line.rstrip().endswith("-->"))
+    if state.is_code_block(start) or not (is_comment or _TAG.match(line)):
+        return False
+    last = start
+    if is_comment:
+        while last + 1 < end and "-->" not in _line(state, last):
+            last += 1
+    if not silent:
+        state.line = last + 1
+        token = state.push("html_block", "", 0)
+        token.map, token.content = [start, last + 1], line
+    return True
 
 
-def _linked(tree: SyntaxTreeNode, folder: Path) -> Iterator[Path]:
+def _counted(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Markdown's rule for a playbook's bullets: each ends what stands above it, and is a paragraph."""
+    return silent and bool(_COUNTED.match(_line(state, start)))
+
+
+def _line(state: StateBlock, number: int) -> str:
+    return state.src[state.bMarks[number] + state.tShift[number] : state.eMarks[number]]
+
+
+# Nothing within a line is parsed: texts are kept as they are written.
+_MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
+_INTERRUPTS = {"alt": ["paragraph", "reference", "blockquote"]}
+_MARKDOWN.block.ruler.at("html_block", _html, _INTERRUPTS)
+_MARKDOWN.block.ruler.before("paragraph", "counted", _counted, _INTERRUPTS)
+
+
+@lru_cache(maxsize=4)
+def _parsed(body: str) -> tuple[tuple[_Rule, ...], tuple[str, ...]]:
+    """The rules of a document, and what it links to."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    tree = SyntaxTreeNode(_MARKDOWN.parse(body, found))
+    links = [
+        link[1] or link[2] or link[3]
+        for node in tree.walk()
+        if node.type == "inline"
+        for link in _LINK.finditer(node.content)
+    ]
+    links += [reference["href"] for reference in found.get("references", {}).values()]
+    plain = (replace(rule, text=_plain(rule.text)) for rule in _blocks(tree.children, ()))
+    return tuple(rule for rule in plain if rule.text and not _NO_RULE.match(rule.text)), tuple(links)
+
+
+def _linked(links: Iterable[str], folder: Path) -> Iterator[Path]:
     """The Markdown files that a document in this folder links to, wherever they lie."""
-    for node in tree.walk():
-        target = urlsplit(str(node.attrs.get("href", ""))) if node.type == "link" else None
-        if target and not target.scheme and not target.netloc and target.path.lower().endswith(".md"):
-            yield (folder / unquote(target.path)).resolve()
+    for link in links:
+        # A link may be anything: no URL, no name that a file can have, links that go in circles.
+        with suppress(ValueError, OSError, RuntimeError):
+            target = urlsplit(link)
+            if not target.scheme and not target.netloc and target.path.lower().endswith(".md"):
+                file = (folder / unquote(target.path)).resolve()
+                if file.is_file():
+                    yield file
 
 
-class _Walk:
-    """From the blocks of a document to its rules."""
-
-    def __init__(self, file: str, offset: int) -> None:
-        self._file = file
-        self._offset = offset
-
-    def blocks(self, nodes: Sequence[SyntaxTreeNode], path: tuple[str, ...]) -> Iterator[_Rule]:
-        """The rules of blocks that stand below one another.
-
-        Args:
-            nodes: the blocks.
-            path: of headings and lead-ins above them.
-        """
-        headings: list[tuple[int, str]] = []
-        lead: tuple[str, str] | None = None  # a paragraph that waits for its list, table or code, and its place
-        for node in nodes:
-            above = (*path, *(text for _, text in headings))
-            if node.type in ("fence", "code_block"):
-                text = _fenced(node)
-                yield _Rule(above, f"{lead[0]}\n\n{text}" if lead else text, {}, lead[1] if lead else self._place(node))
-                lead = None
-                continue
-            if lead is not None:
-                is_lead_in = node.type in ("bullet_list", "ordered_list", "table") and lead[0].endswith(":")
-                if is_lead_in:
-                    above = (*above, " ".join(lead[0].split()).rstrip(":"))
-                else:
-                    yield from _counted(above, *lead)
-                lead = None
-            if node.type == "heading":
-                level, text = int(node.tag[1:]), _prose(node)
-                headings = [(other, one) for other, one in headings if other < level] + (
-                    [(level, text)] if text else []
-                )
-            elif node.type == "paragraph":
-                lead = (node.children[0].content, self._place(node))
-            elif node.type in ("bullet_list", "ordered_list"):
-                for entry in node.children:
-                    yield from self._entry(entry, above)
-            elif node.type == "table":
-                yield from self._table(node, above)
-            elif node.type == "blockquote":
-                yield from self.blocks(node.children, above)
+def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterator[_Rule]:
+    """The rules of blocks that stand below one another."""
+    headings: list[tuple[int, _Head]] = []
+    tags: list[_Head] = []
+    said: tuple[_Head, ...] = ()  # a paragraph with a colon at its end, before another one
+    lead: SyntaxTreeNode | None = None  # a paragraph that waits for its list, table, code or quotation
+    for node in (*nodes, None):
+        heads = (*above, *(head for _, head in headings), *tags, *said)
         if lead is not None:
-            yield from _counted((*path, *(text for _, text in headings)), *lead)
+            text = _prose(lead)
+            if node is not None and (node.type in _CODE or (node.type == "blockquote" and _LEADS.search(text))):
+                yield _Rule(heads, _markdown([lead, node]), (_lines(lead)[0], _lines(node)[1]))
+                lead, said = None, ()
+                continue
+            said = ()
+            if node is not None and node.type in (*_LISTS, "table") and not _SENTENCE.search(text):
+                heads = (*heads, _Head(_label(text), _lines(lead), forbids=_leads_into_mistakes(text)))
+            elif node is not None and node.type == "paragraph" and _LEADS.search(text) and not _COUNTED.match(text):
+                said = (_Head(_label(text), _lines(lead)),)
+            else:
+                yield _Rule(heads, text, _lines(lead))
+            lead = None
+        if node is None:
+            return
+        if node.type == "heading":
+            level = int(node.tag[1:])
+            headings = [(other, one) for other, one in headings if other < level]
+            headings.append((level, _Head(_label(_prose(node)), _lines(node))))
+            tags = []
+        elif node.type == "html_block":
+            tag = _TAG.match(node.content)
+            if tag and tag[2].lower() not in _LAYOUT:
+                tags = [one for one in tags if one.text != tag[2]] if tag[1] else [*tags, _Head(tag[2], (0, 0))]
+        elif node.type == "paragraph":
+            lead = node
+        elif node.type in _CODE:
+            yield _Rule(heads, _fenced(node), _lines(node))
+        elif node.type in _LISTS:
+            for entry in node.children:
+                yield from _entry(entry, heads)
+        elif node.type == "table":
+            yield from _rows(node, heads)
+        elif node.type == "blockquote":
+            yield from _blocks(node.children, heads)
 
-    def _entry(self, entry: SyntaxTreeNode, path: tuple[str, ...]) -> Iterator[_Rule]:
-        """The rule of a list's entry, and those of the lists in it."""
-        own = [node for node in entry.children if node.type in ("paragraph", "fence", "code_block")]
-        inner = [node for node in entry.children if node.type in ("bullet_list", "ordered_list")]
-        text = "\n\n".join(_prose(node) if node.type == "paragraph" else _fenced(node) for node in own)
-        notes: dict[str, str] = {}
-        rules: list[_Rule] = []
-        for below in inner:
-            for one in below.children:
-                said = _NOTE.fullmatch(_prose(one.children[0])) if one.children else None
-                if said and len(one.children) == 1:
-                    notes[said[1]] = said[2]
-                else:
-                    rules += self._entry(one, (*path, " ".join(text.split()).rstrip(":")) if text else path)
-        if text and not (rules and text.endswith(":")):
-            yield _Rule(path, text, notes, self._place(entry))
-        yield from rules
-        yield from self.blocks([node for node in entry.children if node not in (*own, *inner)], path)
 
-    def _table(self, table: SyntaxTreeNode, path: tuple[str, ...]) -> Iterator[_Rule]:
-        rows = [row for part in table.children for row in part.children]
-        names = [_prose(cell) for cell in rows[0].children]
-        for row in rows[1:]:
-            cells = [_prose(cell) for cell in row.children]
-            said = [f"{name}: {cell}" if name else cell for name, cell in zip(names, cells, strict=False) if cell]
-            if said:
-                yield _Rule(path, "; ".join(said), {}, self._place(row))
+def _entry(entry: SyntaxTreeNode, above: tuple[_Head, ...]) -> Iterator[_Rule]:
+    """The rule of a list's entry, or the rules of the list in it, where its first sentence leads into that."""
+    nodes = entry.children
+    if not nodes:
+        return
+    inner = nodes[-1].children[-1] if len(nodes) > 1 and nodes[-1].type == "bullet_list" else None
+    note = _NOTE.fullmatch(_prose(inner.children[0])) if inner is not None and len(inner.children) == 1 else None
+    if note is not None and (text := _markdown(nodes, inner)):
+        rule = _Rule(above, text, _lines(entry), note[2])
+        if isinstance(rule.item, Mistake) == (note[1] == "Avoid"):
+            yield rule
+            return
+    text = _prose(nodes[0])
+    leads = len(nodes) > 1 and nodes[1].type in (*_LISTS, "table") and len(text) <= _LONG and not _SENTENCE.search(text)
+    if nodes[0].type in _LISTS:
+        yield from _blocks(nodes, above)
+    elif nodes[0].type == "paragraph" and leads:
+        yield from _blocks(nodes, (*above, _Head("", _lines(nodes[0]))))
+    else:
+        yield _Rule(above, _markdown(nodes), _lines(entry))
 
-    def _place(self, node: SyntaxTreeNode) -> str:
-        return f"{self._file}:{node.map[0] + 1 + self._offset}" if node.map else self._file
+
+def _rows(table: SyntaxTreeNode, above: tuple[_Head, ...]) -> Iterator[_Rule]:
+    head, *rows = [row for part in table.children for row in part.children]
+    names = [_prose(name).rstrip(":") for name in head.children]
+    for row in rows:
+        cells = zip(names, map(_prose, row.children), strict=False)
+        if text := "; ".join(f"{name}: {cell}" if name else cell for name, cell in cells if cell):
+            text = _MARK.sub(r"\1\\\2", text)
+            yield _Rule((*above, _Head("", (_lines(table)[0], _lines(rows[0])[0]))), text, _lines(row))
+
+
+def _lines(node: SyntaxTreeNode) -> tuple[int, int]:
+    return node.map or (0, 0)
+
+
+def _leads_into_mistakes(text: str) -> bool:
+    """Whether a lead-in is one sentence that forbids what comes: "Never do this:"."""
+    return bool(FORBIDS.match(text) and _LEADS.search(text) and not re.search(r"[.!?:：。]\s", text))
+
+
+def _label(text: str) -> str:
+    """A heading or lead-in as part of a title."""
+    text = _plain(text)
+    bold = text.count("**") % 2 == 0
+    return (text.replace("**", "") if bold else text).rstrip(":： ").strip()
+
+
+def _plain(text: str) -> str:
+    """A rule without a task's box or a playbook's counters."""
+    for mark in (_TASK, _COUNTED):
+        if found := mark.match(text):
+            text = _MARK.sub(r"\1\\\2", text[found.end() :])
+    return text
+
+
+def _markdown(nodes: Iterable[SyntaxTreeNode], without: SyntaxTreeNode | None = None) -> str:
+    """Blocks as they are written, in one form: paragraphs on one line, lists without blank lines.
+
+    Args:
+        nodes: the blocks.
+        without: an entry that is left out.
+    """
+    blocks: list[str] = []
+    for node in nodes:
+        match node.type:
+            case "paragraph":
+                blocks.append(_prose(node))
+            case "heading":
+                blocks.append(f"{'#' * int(node.tag[1:])} {_prose(node)}")
+            case "fence" | "code_block":
+                blocks.append(_fenced(node))
+            case "bullet_list" | "ordered_list":
+                marks = [(f"{one.info}{one.markup} ", one) for one in node.children if one is not without]
+                blocks.append("\n".join(_hung(_markdown(one.children), mark) for mark, one in marks if one.children))
+            case "blockquote":
+                blocks.append("\n".join(f"> {line}".rstrip() for line in _markdown(node.children).split("\n")))
+            case "table":
+                rows = [
+                    [_prose(cell).replace("|", "\\|") for cell in row.children]
+                    for part in node.children
+                    for row in part.children
+                ]
+                rows.insert(1, ["---"] * len(rows[0]))
+                blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+            case _:
+                pass
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _hung(text: str, mark: str) -> str:
+    """A text as the entry of a list."""
+    first, *rest = text.split("\n")
+    return "\n".join([mark + first, *(" " * len(mark) + line if line else "" for line in rest)])
 
 
 def _prose(node: SyntaxTreeNode) -> str:
     """A block's text on one line, its marks kept."""
-    return " ".join(child.content for child in node.children if child.type == "inline").replace("\n", " ").strip()
+    text = " ".join(child.content for child in node.children if child.type == "inline")
+    return re.sub(r"[ \t]*\n[ \t]*", " ", text).strip()
 
 
 def _fenced(node: SyntaxTreeNode) -> str:
-    fence = node.markup if node.type == "fence" else "```"
+    fence = node.markup
+    if node.type == "code_block":
+        fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`{3,}", node.content))])
     return f"{fence}{node.info.strip()}\n{node.content.rstrip()}\n{fence}"
 
 
-def _counted(path: tuple[str, ...], text: str, place: str) -> Iterator[_Rule]:
-    """The rule of a paragraph, or one a line where the lines are a playbook's."""
-    lines = text.split("\n")
-    counted = [_COUNTED.fullmatch(line.strip()) for line in lines]
-    if not all(counted):
-        yield _Rule(path, " ".join(text.split()), {}, place)
-        return
-    file, _, first = place.rpartition(":")
-    for number, one in enumerate(counted):
-        if one is not None:
-            yield _Rule(path, one[3].strip(), {}, f"{file}:{int(first) + number}")
-
-
 def _is_mistake(title: str, text: str) -> bool:
-    return bool(FORBIDS.match(text) or OF_MISTAKES.search(title))
-
-
-def _item(rule: _Rule) -> Item:
-    told = rule.path[:1] == (_MISTAKES,)
-    title = _JOINT.join(rule.path[told:])
-    if told or _is_mistake(title, rule.text):
-        return Mistake.new(rule.text, title=title, avoid=rule.notes.get("Avoid", ""), origin=Origin.SEED)
-    return Skill.new(rule.text, title=title, when=rule.notes.get("When", ""), origin=Origin.SEED)
+    if _ALLOWS.match(text):
+        return False
+    return bool(FORBIDS.match(text)) or any(OF_MISTAKES.search(part) for part in title.split(_JOINT))
 
 
 # ---- writing
@@ -315,14 +538,12 @@ def _quoted(text: str) -> str:
 
 
 def _bullet(item: Item) -> list[str]:
-    first, *rest = item.text.split("\n")
-    lines = [f"- {first}", *(f"  {line}".rstrip() for line in rest)]
+    lines = [_hung(item.text, "- ")]
     if item.note:
         note = " ".join(item.note.split())
         lines += ["", f"  - {'When' if isinstance(item, Skill) else 'Avoid'}: {note}"]
     return lines
 
 
-def without_items(bank: SkillBank, ids: Iterable[str]) -> str:
-    """The document's text without some items."""
-    raise NotImplementedError
+def _blank(line: str) -> bool:
+    return not line.strip(" \t>")

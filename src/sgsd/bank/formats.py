@@ -24,11 +24,19 @@ from sgsd.validation import parse_json, validated
 Document: TypeAlias = dict[str, object]
 SCHEMA_VERSION = 1
 FORBIDS = re.compile(
-    r"[\W_]*(?:never|don['’]?t|do not|must(?:n['’]t| not)|should(?:n['’]t| not)|avoid|refrain from)(?![a-zA-Z])",
+    # A word that forbids, a cross, or a label such as "Wrong:" or "**Incorrect (slow)**".
+    r"[\W_]*?(?:(?:never|don['’]?t|do[ *_]+not|must(?:n['’]t|[ *_]+not)|should(?:n['’]t|[ *_]+not)|avoid|refrain from)"
+    r"(?![a-z])|[❌🚫✗✘]|不要|不得|切勿|[请請]勿|禁止|[严嚴]禁|避免|[绝絕]不"
+    r"|(?:incorrect|wrong|bad|mistake|pitfall|anti-?pattern)[*_ ]*(?:[:：(\n>]|$))",
     re.IGNORECASE,
 )
 """How a rule begins that says what not to do."""
-OF_MISTAKES = re.compile(r"\b(?:mistakes?|pitfalls?|anti-?patterns?|don['’]?ts|to avoid)\b", re.IGNORECASE)
+OF_MISTAKES = re.compile(
+    r"(?<![a-z/])(?:mistakes|pitfalls?|anti-?patterns?|red flags?|don['’]?ts|what not to do)(?![a-z]|\.\w)|to avoid\W*$"
+    r"|^[\W\d_]*(?:common )?mistake(?![a-z])|^\W*(?:never|don['’]?t|do not|avoid|bad|wrong|incorrect)\W*$"
+    r"|^\W*?[❌🚫✗✘]|反模式|禁忌|禁止事[项項]|常[见見][错錯][误誤]|アンチパターン|よくある(?:間違い|失敗|ミス)",
+    re.IGNORECASE,
+)
 """A heading or section below which everything is a mistake."""
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sgsd import runfolder
 from sgsd.bank import Item
-from sgsd.bank.documents import write_document
+from sgsd.bank.documents import sources, write_document
 from sgsd.cli.bank_files import item_block, load, sizes
 from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import BankError
@@ -52,13 +52,14 @@ def _show(options: argparse.Namespace) -> int:
         print(loaded.to_json(), end="")
         return 0
     console = standard_output()
+    places = sources(loaded)
     console.print(Text(f"{options.bank}: {sizes(loaded)}", style="bold"), soft_wrap=True)
     for heading, items in (("Skills", loaded.skills), ("Mistakes", loaded.mistakes)):
         listing = table(heading, "id", "item")
         listing.columns[0].max_width = 24
         listing.show_lines = True
         for item in items:
-            listing.add_row(Text(item.id), item_block(item))
+            listing.add_row(Text(item.id), item_block(item, places.get(item.id, "")))
         if items:
             console.print(Padding(listing, (1, 0, 0, 0)))
     console.print(f"\ndigest {loaded.digest}")

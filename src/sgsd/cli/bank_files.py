@@ -28,10 +28,12 @@ def sizes(loaded: SkillBank) -> str:
     return f"{skills} {'skill' if skills == 1 else 'skills'}, {mistakes} {'mistake' if mistakes == 1 else 'mistakes'}"
 
 
-def item_block(item: Item) -> RenderableType:
-    """An item for people: its title and origin, what it says, when it applies."""
+def item_block(item: Item, place: str = "") -> RenderableType:
+    """An item for people: its title, origin and place in a document, what it says, when it applies."""
     head = Text(item.title or "(no title)", style="bold")
     head.append(f"  {item.origin}", style="dim not bold")
+    if place:
+        head.append(f", {place}", style="dim not bold")
     if item.parents:
         count = len(item.parents)
         head.append(f", {count} {'parent' if count == 1 else 'parents'}", style="dim not bold")
