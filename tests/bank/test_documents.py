@@ -99,7 +99,7 @@ def test_every_rule_is_an_item_with_its_headings_and_place(tmp_path: Path) -> No
         ("# A\n\n# B\n\ntext\n\n### C\n\ntext", [("B", "text"), ("B › C", "text")]),
         ("- add\n  - When: numbers", [("", "add")]),
         (
-            "\ufeff---\r\nname: x\r\ndescription: >\r\n  a\r\n\r\n  b\r\ntools: [a, {b: c}]\r\n---\r\n\r\nOne\r\nrule.\r\rTwo.",
+            "\ufeff---\r\nname: x\r\ndescription: >\r\n  a\r\ntools: [a, {b: c}]\r\n---\r\n\r\nOne\r\nrule.\r\rTwo.",
             [("", "One rule."), ("", "Two.")],
         ),
         (

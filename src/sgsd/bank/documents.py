@@ -336,9 +336,8 @@ def _line(state: StateBlock, number: int) -> str:
 
 # Nothing within a line is parsed: texts are kept as they are written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
-_INTERRUPTS = {"alt": ["paragraph", "reference", "blockquote"]}
-_MARKDOWN.block.ruler.at("html_block", _html, _INTERRUPTS)
-_MARKDOWN.block.ruler.before("paragraph", "counted", _counted, _INTERRUPTS)
+_MARKDOWN.block.ruler.at("html_block", _html, {"alt": ["paragraph", "reference", "blockquote"]})
+_MARKDOWN.block.ruler.before("paragraph", "counted", _counted, {"alt": ["paragraph", "reference", "blockquote"]})
 
 
 @lru_cache(maxsize=4)
