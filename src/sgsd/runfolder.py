@@ -42,6 +42,7 @@ EVALUATIONS = "evaluations"
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
+DOCTOR = "doctor.json"
 CERTIFICATE = "certificate.json"
 
 

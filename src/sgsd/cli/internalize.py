@@ -36,7 +36,7 @@ from trl import ModelConfig
 from sgsd import __version__, runfolder
 from sgsd.bank import Ledger, Skill, SkillBank
 from sgsd.bank.credit import credit
-from sgsd.bank.documents import load_bank
+from sgsd.bank.documents import load_bank, sources
 from sgsd.bank.ledger import ItemRecord
 from sgsd.cli.console import standard_error, standard_output
 from sgsd.cli.settings import RunArguments, hub_or_cache, parse_settings, read_yaml, resolve_config
@@ -192,6 +192,7 @@ class _Work:
         self._retained = self._sums() if retain is None else self._problems(retain, "retain", None)
         self._retain_name = "sums" if retain is None else Path(retain).name
         every = self._problems(tasks, "tasks", columns)
+        self._file = Path(tasks).name
         if held_out is not None:
             self._train, self._test = every, self._problems(held_out, "held_out", columns)
         else:
@@ -221,7 +222,7 @@ class _Work:
                 )
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise ConfigError("the output folder is not empty", got=str(self.folder), remedy="choose another --output")
-        _ = self.training  # refuse unusable settings before anything is written
+        _ = self.training, self._tokenizer  # what cannot be used is refused before anything is written
         runfolder.write_json(file, plan)
         for name, problems in (("train", self._train), ("held-out", self._test)):
             runfolder.write_text(self._tasks(name), map(_row, problems))
@@ -320,7 +321,7 @@ class _Work:
             },
             "method": method_name(record),
             "teachers": diagnosis.context,
-            "tasks": {"train": len(self._train), "held_out": len(self._test), "file": str(self._tasks("train"))},
+            "tasks": {"train": len(self._train), "held_out": len(self._test), "file": self._file},
             "accuracy": {"grpo": None} | {name: _accuracy(evaluation) for name, evaluation in made.items()},
             "differences": {
                 f"{later} - {earlier}": _difference(values[earlier], values[later]) for later, earlier in pairs
@@ -498,8 +499,7 @@ class _Work:
 
     def _rules(self) -> list[dict[str, Any]]:
         ledger = Ledger.from_json((self.folder / _RUN / runfolder.LEDGER).read_text(encoding="utf-8"))
-        sources = self.bank.metadata.get("sources")
-        places: Mapping[str, Any] = sources if isinstance(sources, dict) else {}
+        places = sources(self.bank)
         rows: list[dict[str, Any]] = []
         for item in self.bank.items:
             record = ledger.record(item.id)
@@ -511,7 +511,7 @@ class _Work:
                     "kind": "skill" if isinstance(item, Skill) else "mistake",
                     "title": item.title,
                     "text": item.text,
-                    "source": str(places.get(item.id, "")),
+                    "source": places.get(item.id),
                     "worth": 2 * found.value - 1,
                     "ci95": [low, high],
                     "uses": record.uses,
