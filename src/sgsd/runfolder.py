@@ -8,6 +8,7 @@
     maintenance.jsonl      what each check did to the bank
     guard.json             the collapse that the guard saw
     bank-start.json, bank.json     the bank before and after
+    doctor.json            what sgsd doctor found
     checkpoint-N/sgsd/     what a checkpoint holds beyond TRL's
     evaluations/NAME/      settings.json, samples.jsonl, summary.json of an evaluation
     certificate.json       what became of a document taken into weights; certificate.html shows it
@@ -37,6 +38,7 @@ MAINTENANCE = "maintenance.jsonl"
 GUARD = "guard.json"
 BANK_START = "bank-start.json"
 BANK = "bank.json"
+DOCTOR = "doctor.json"
 PARTS = "sgsd"  # in a checkpoint
 EVALUATIONS = "evaluations"
 SETTINGS = "settings.json"

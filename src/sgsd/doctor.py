@@ -1,0 +1,611 @@
+"""Whether a bank or a document will help, told from some rollouts and without training: ``sgsd doctor``.
+
+Measured are the plain prompt; each form in which the bank can stand in a prompt, on the same problems; and whether
+teachers of one form tell the plain prompt's successes from its failures. ``Diagnosis.verdict`` follows from it. The
+first line that applies decides:
+
+    more than half of the rollouts cut off, or undecided                              no
+    the plain prompt right in 95 % or more                                            no
+    no form of the bank fits into the prompts                                         no
+    shown in the prompt, it raises the accuracy: the paired difference is above 0     go
+    the plain prompt right in less than 2 %, or more than 90 %                        no
+    supports tell successes from failures: their area under the ROC curve, measured
+    against a control teacher, is above 0.55                                          go with these settings
+    otherwise                                                                         use GRPO
+
+"Above" means the lower end of the 95 % interval. Below 2 % and above 90 % most groups of rollouts are alike, and the
+ledger sees one outcome alone: neither GRPO nor trust that has to be earned has anything to go by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from scipy import stats
+from torch.nn.utils.rnn import pad_sequence
+
+from sgsd import runfolder
+from sgsd.bank import SkillBank
+from sgsd.data.problems import Problem
+from sgsd.engines.generation import TransformersSampler
+from sgsd.errors import ConfigError, DataError, check_choice
+from sgsd.evaluation import Estimate, Evaluation, evaluate, paired_difference
+from sgsd.evaluation.run import prompts_of
+from sgsd.evaluation.statistics import CONFIDENCE
+from sgsd.objectives import stances, supports
+from sgsd.prompts import PromptRenderer, Shown, uncounted_token_ids
+from sgsd.retrieval import Retriever
+from sgsd.rollouts import Rollout, Sampler
+from sgsd.scoring.logprobs import score_completions
+from sgsd.scoring.teachers import TeacherPool, build_pool, control_prompt
+from sgsd.trainers.config import CONTEXTS
+from sgsd.trainers.rows import skill_pairs
+from sgsd.validation import validated
+from sgsd.verifiers import Outcome, Verifier
+
+MOST_CUT = MOST_UNDECIDED = 0.5
+MOST_RIGHT = 0.95
+SIGNAL = 0.02, 0.90
+"""Success rates between which rollouts of one problem differ often enough."""
+LEAST_AUC = 0.55
+LEAST_ROLLOUTS = 16
+_MANY_CUT = 0.1  # from here on a longer completion is among the settings
+
+
+class Verdict(StrEnum):
+    """What to do."""
+
+    GO = "go"
+    GO_WITH_SETTINGS = "go with these settings"
+    USE_GRPO = "use GRPO"
+    NO = "no"
+
+
+@dataclass(frozen=True)
+class InPrompt:
+    """The bank shown in the prompt, in one form.
+
+    Attributes:
+        accuracy: over the problems.
+        difference: to the plain prompt, paired by problem.
+        prompt_tokens: mean.
+        truncated: share of rollouts cut off.
+    """
+
+    accuracy: Estimate
+    difference: Estimate
+    prompt_tokens: float
+    truncated: float
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What teachers say of rollouts.
+
+    Attributes:
+        auc: area under the ROC curve of supports, for telling successes from failures; ``None`` where all rollouts have
+            one outcome. Of several teachers it is the mean support, weighted as retrieval weighs them.
+        auc_control: the same of supports measured against the control teacher's.
+        style_share: the control teacher's mean |gap| a token over the teachers': what any such prompt does.
+        stance_share: share of teachers with a stance, measured against the control.
+        successes, failures: rollouts that were scored.
+        sampled_with: the prompt that they were sampled with: ``plain``, or the context where plain rollouts all have
+            one outcome. Successes of one prompt and failures of another would differ by the prompt alone.
+    """
+
+    auc: Estimate | None
+    auc_control: Estimate | None
+    style_share: float
+    stance_share: float
+    successes: int
+    failures: int
+    sampled_with: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was measured; the verdict follows from it.
+
+    Attributes:
+        problems, rollouts: asked, and sampled with each prompt.
+        max_new_tokens: the most of a completion.
+        success: of the plain prompt.
+        truncated, undecided: shares of its rollouts that were cut off, and that the verifier could not judge.
+        mean_tokens: of its completions.
+        prompt_tokens: of the plain prompt, mean.
+        in_prompt: context → what it does in the prompt; ``trainers.config.CONTEXTS`` has the names.
+        too_long: context → tokens of its longest prompt, where that does not fit.
+        max_prompt_length: what prompts have to fit.
+        context: what teachers should be shown: the context with the highest accuracy, the shorter one where two do not
+            differ; ``None`` where none fits.
+        teachers: of that context.
+        sampling_seconds, scoring_seconds: a rollout; scoring is by student, teachers and control.
+        memory_gib: the most that the process had, of main memory.
+    """
+
+    problems: int
+    rollouts: int
+    max_new_tokens: int
+    success: Estimate
+    truncated: float
+    undecided: float
+    mean_tokens: float
+    prompt_tokens: float
+    in_prompt: dict[str, InPrompt]
+    too_long: dict[str, int]
+    max_prompt_length: int
+    context: str | None
+    teachers: Teachers | None
+    sampling_seconds: float
+    scoring_seconds: float
+    memory_gib: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the rule above."""
+        return self._ruling[0]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Why, in words, each with its number; the first one decided."""
+        return self._ruling[1], *self._findings()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of ``sgsd train`` that the verdict recommends."""
+        return self._ruling[2]
+
+    @cached_property
+    def _ruling(self) -> tuple[Verdict, str, dict[str, Any]]:
+        longer = {"max_completion_length": 2 * self.max_new_tokens}
+        low, high = SIGNAL
+        right = _percent(self.success)
+        if self.truncated > MOST_CUT:
+            said = f"{self.truncated:.0%} of the rollouts are cut off at {self.max_new_tokens} tokens: let them end."
+            return Verdict.NO, said, longer
+        if self.undecided > MOST_UNDECIDED:
+            said = f"The verifier cannot judge {self.undecided:.0%} of the rollouts: look at it and at the references."
+            return Verdict.NO, said, {}
+        if self.success.mean >= MOST_RIGHT:
+            return Verdict.NO, f"The plain prompt is right already: {right}. Take harder tasks.", {}
+        if self.context is None or self.teachers is None:
+            longest = ", ".join(f"{name} {tokens:,}" for name, tokens in self.too_long.items())
+            said = f"Nothing of the bank fits into {self.max_prompt_length:,} tokens of prompt: {longest}. Shorten it."
+            return Verdict.NO, said, {}
+        settings = {
+            "method": "sgsd",
+            "objective": "correction",
+            "teacher": "frozen",
+            "teacher_context": self.context,
+            "support_baseline": "control",
+            "teacher_guidance": 2.0,
+        }
+        if self.truncated >= _MANY_CUT:
+            settings |= longer
+        shown = self.in_prompt[self.context]
+        gain = f"{_NAMES[self.context]} in the prompt changes the accuracy by {_points(shown.difference)}"
+        if shown.difference.low > 0:
+            return Verdict.GO, f"{gain}: it can be learnt.", settings | {"teacher_trust": "vouched"}
+        if not low <= self.success.mean <= high:
+            many = "easier" if self.success.mean < low else "harder"
+            said = f"{gain}, and the plain prompt is right in {right}: take another document, or {many} tasks."
+            return Verdict.NO, said, {}
+        groups = {"num_generations": 8}
+        auc = self.teachers.auc_control
+        told = "cannot be told" if auc is None else _estimate(auc)
+        if auc is not None and auc.low > LEAST_AUC:
+            said = f"{gain}, but its teachers tell successes from failures: area under the ROC curve {told}."
+            trusted = {"teacher_trust": "worth", "sgsd_weight": 2.0, "grpo_weight": 1.0}
+            return Verdict.GO_WITH_SETTINGS, said, settings | trusted | groups
+        said = (
+            f"{gain}, and its teachers do not tell successes from failures (area under the ROC curve {told}); but "
+            f"outcomes differ, with {right} right."
+        )
+        return Verdict.USE_GRPO, said, {"method": "grpo"} | groups
+
+    def _findings(self) -> list[str]:
+        said = [
+            f"Plain prompt: {_percent(self.success)} right in {self.rollouts} rollouts of {self.problems} problems; "
+            f"{self.truncated:.0%} cut off, {self.undecided:.0%} undecided; {self.mean_tokens:.0f} tokens a completion."
+        ]
+        for name, shown in self.in_prompt.items():
+            said.append(
+                f"{_NAMES[name]} in the prompt: {_percent(shown.accuracy)} right, {_points(shown.difference)}; "
+                f"{shown.prompt_tokens:.0f} tokens of prompt, {self.prompt_tokens:.0f} without."
+            )
+        said += [
+            f"{_NAMES[name]} does not fit: {tokens:,} tokens of prompt, room for {self.max_prompt_length:,}."
+            for name, tokens in self.too_long.items()
+        ]
+        if (found := self.teachers) is not None:
+            counts = f"{found.successes} successes and {found.failures} failures"
+            if found.auc is None or found.auc_control is None:
+                said.append(f"Whether teachers tell successes from failures cannot be said: {counts}.")
+            else:
+                origin = "" if found.sampled_with == PLAIN else f", sampled with {found.sampled_with} in the prompt"
+                said.append(
+                    f"Teachers' supports of {counts}{origin}: area under the ROC curve {_estimate(found.auc)}, "
+                    f"measured against a control {_estimate(found.auc_control)}."
+                )
+            said.append(
+                f"{found.style_share:.0%} of the teachers' gap is style, which a control has too; "
+                f"{found.stance_share:.0%} of teachers take a stance."
+            )
+        said.append(
+            f"A rollout takes {self.sampling_seconds:.2f} s to sample and {self.scoring_seconds:.2f} s to score; the "
+            f"process had {self.memory_gib:.1f} GiB at most."
+        )
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data, the verdict too."""
+        ruled = {"verdict": str(self.verdict), "sentences": list(self.sentences), "settings": self.settings}
+        return ruled | asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], where: str = runfolder.DOCTOR) -> Diagnosis:
+        """What ``to_json`` made.
+
+        Raises:
+            DataError: it is something else.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        return validated(TypeAdapter(cls), {name: document[name] for name in names if name in document}, where)
+
+    def save(self, folder: Path) -> None:
+        """Write ``doctor.json``."""
+        runfolder.write_json(folder / runfolder.DOCTOR, self.to_json())
+
+    @classmethod
+    def load(cls, folder: Path) -> Diagnosis:
+        """What ``save`` wrote.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return cls.from_json(runfolder.read_json(folder / runfolder.DOCTOR), str(folder / runfolder.DOCTOR))
+
+
+PLAIN = "plain"
+_NAMES = {"pairs": "The best pair", "rules": "The best rule", "document": "The whole document"}
+
+
+def diagnose(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    bank: SkillBank,
+    *,
+    renderer: PromptRenderer,
+    verifier: Verifier,
+    retriever: Retriever,
+    max_new_tokens: int,
+    contexts: Sequence[str] | None = None,
+    rollouts: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    num_teachers: int = 1,
+    max_prompt_length: int,
+    support_clip: float = 3.0,
+    support_threshold: float = 0.05,
+    batch_size: int = 32,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Diagnosis:
+    """Sample the plain prompt and each context's, score the plain rollouts by teachers; nothing is trained.
+
+    Args:
+        model, tokenizer: of transformers. The model's training mode is left as it is.
+        problems: to draw from; with fewer than ``rollouts`` each is asked several times.
+        bank: or a document read as one.
+        renderer, verifier, retriever: as in training.
+        max_new_tokens: the most of a completion.
+        contexts: what to try of ``trainers.config.CONTEXTS``; ``None``: rules and the whole of a document, pairs of any
+            other bank.
+        rollouts: to sample with each prompt, at most; 16 or more.
+        temperature, top_p, top_k: of sampling.
+        seed: of the problems drawn, the sampling and the controls.
+        num_teachers: pairs or rules of each problem that teach, each alone.
+        max_prompt_length: a context of which one prompt is longer is left out.
+        support_clip, support_threshold: as in training.
+        batch_size: prompts sampled at a time.
+        progress: told what is sampled, how many are done and of how many.
+
+    Raises:
+        DataError: no problems.
+        ConfigError: too few rollouts, an unknown context, or the whole document of a bank that is none.
+        BankError: pairs of a bank without.
+        PromptError: a plain prompt that does not fit.
+    """
+    if not problems:
+        raise DataError("no problems to diagnose with")
+    if rollouts < LEAST_ROLLOUTS:
+        raise ConfigError("too few rollouts for a diagnosis", got=rollouts, expected=f"{LEAST_ROLLOUTS} or more")
+    contexts = _contexts(bank, contexts)
+    drawn = random.Random(seed).sample(list(problems), min(len(problems), rollouts))
+    k = rollouts // len(drawn)
+    total = k * len(drawn)
+
+    def sampled(what: str, shown: Sequence[Shown] | None = None) -> _Sampled:
+        told = None if progress is None else lambda done: progress(what, done, total)
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        sampler = _Keeping(TransformersSampler(model, tokenizer, batch_size=batch_size, progress=told, **options))
+        made = evaluate(
+            sampler, drawn, renderer, verifier, k=k, seed=seed, max_prompt_length=max_prompt_length, shown=shown
+        )
+        return _Sampled(made, sampler.rollouts)
+
+    began = time.perf_counter()
+    plain = sampled(PLAIN)
+    sampling_seconds = (time.perf_counter() - began) / total
+    fitting: dict[str, _Sampled] = {}
+    too_long: dict[str, int] = {}
+    for context in contexts:
+        shown = skill_pairs(drawn, retriever, bank, 1, context)
+        longest = max(map(len, prompts_of(drawn, renderer, shown)))
+        if longest > max_prompt_length:
+            too_long[context] = longest
+        else:
+            fitting[context] = sampled(context, shown)
+    best = _best(fitting)
+    teachers, scoring_seconds = None, 0.0
+    if best is not None:
+        judged = plain if plain.has_both or not fitting[best].has_both else fitting[best]
+        began = time.perf_counter()
+        teachers = _teachers(
+            judged,
+            drawn,
+            bank,
+            best,
+            model=model,
+            renderer=renderer,
+            retriever=retriever,
+            num_teachers=num_teachers,
+            max_prompt_length=max_prompt_length,
+            seed=seed,
+            clip=support_clip,
+            threshold=support_threshold,
+            sampled_with=PLAIN if judged is plain else best,
+        )
+        scoring_seconds = (time.perf_counter() - began) / total
+    return Diagnosis(
+        problems=len(drawn),
+        rollouts=total,
+        max_new_tokens=max_new_tokens,
+        success=plain.evaluation.accuracy,
+        truncated=plain.truncated,
+        undecided=plain.outcomes.count(0) / total,
+        mean_tokens=sum(sample.tokens for sample in plain.evaluation.samples) / total,
+        prompt_tokens=plain.prompt_tokens,
+        in_prompt={
+            name: InPrompt(
+                accuracy=own.evaluation.accuracy,
+                difference=paired_difference(plain.accuracies, own.accuracies),
+                prompt_tokens=own.prompt_tokens,
+                truncated=own.truncated,
+            )
+            for name, own in fitting.items()
+        },
+        too_long=too_long,
+        max_prompt_length=max_prompt_length,
+        context=best,
+        teachers=teachers,
+        sampling_seconds=sampling_seconds,
+        scoring_seconds=scoring_seconds,
+        memory_gib=_peak_memory(),
+    )
+
+
+def area_under_roc(values: Sequence[float], success: Sequence[bool], problems: Sequence[int]) -> Estimate:
+    """Probability that a success has the higher value than a failure, with its 95 % interval over problems.
+
+    The interval is DeLong's (1988) with problems as clusters (Obuchowski 1997). Two problems are added first, one whose
+    success is above and whose failure is below all others, and one the other way round: a few that happen to be apart
+    prove little. Student's distribution has as many degrees of freedom as problems have the rarer outcome, less one.
+
+    Args:
+        values: one a rollout.
+        success: whether it succeeded; some did and some did not.
+        problems: its problem, numbered from 0.
+    """
+    value, succeeded, problem = np.array(values, dtype=float), np.array(success), np.array(problems)
+    mean = float(_above(value[succeeded], value[~succeeded]).mean())
+    far = float(np.abs(value).max()) + 1
+    value = np.append(value, [far, -far, -far, far])
+    succeeded = np.append(succeeded, [True, False, True, False])
+    problem = np.append(problem, problem.max() + np.array([1, 1, 2, 2]))
+    above = _above(value[succeeded], value[~succeeded])
+    centre = float(above.mean())
+    parts = np.empty(len(value))
+    parts[succeeded] = (above.mean(1) - centre) / len(above)
+    parts[~succeeded] = (above.mean(0) - centre) / above.shape[1]
+    count = min(len(set(problem[succeeded])), len(set(problem[~succeeded])))
+    error = float(np.sqrt((np.bincount(problem, parts) ** 2).sum() * count / (count - 1)))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    return Estimate(mean, max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean)))
+
+
+def _above(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """``[M, N]``: 1 where one of ``high`` is above one of ``low``, ½ where they are equal."""
+    return (np.sign(high[:, None] - low) + 1) / 2
+
+
+# ---- sampling
+
+
+class _Keeping:
+    """Another sampler that keeps the rollouts: an evaluation has their texts alone."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self.rollouts: list[Rollout] = []
+
+    def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
+        self.rollouts = self._sampler.sample(prompts, seed=seed)
+        return self.rollouts
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """The rollouts of one prompt, problem by problem."""
+
+    evaluation: Evaluation
+    rollouts: Sequence[Rollout]
+
+    @property
+    def accuracies(self) -> list[float]:
+        return list(self.evaluation.accuracies.values())
+
+    @property
+    def outcomes(self) -> list[int]:
+        return [_OUTCOMES[sample.outcome] for sample in self.evaluation.samples]
+
+    @property
+    def has_both(self) -> bool:
+        return {-1, 1} <= set(self.outcomes)
+
+    @property
+    def truncated(self) -> float:
+        return sum(sample.is_truncated for sample in self.evaluation.samples) / len(self.rollouts)
+
+    @property
+    def prompt_tokens(self) -> float:
+        return sum(len(rollout.prompt_ids) for rollout in self.rollouts) / len(self.rollouts)
+
+
+_OUTCOMES = {Outcome.CORRECT: 1, Outcome.INCORRECT: -1, Outcome.UNDECIDED: 0}
+
+
+def _contexts(bank: SkillBank, asked: Sequence[str] | None) -> Sequence[str]:
+    is_document = "document" in bank.metadata
+    contexts = asked or (("rules", "document") if is_document else ("pairs",))
+    for context in contexts:
+        check_choice("context", context, CONTEXTS)
+    if "document" in contexts and not is_document:
+        raise ConfigError("context document without a document", got=f"bank {bank.name!r}", expected="a Markdown file")
+    if "pairs" in contexts:
+        bank.require_pairs()
+    return contexts
+
+
+def _best(sampled: Mapping[str, _Sampled]) -> str | None:
+    """The context with the highest accuracy; a longer one has to differ from a shorter."""
+    best = None
+    for name in sorted(sampled, key=lambda name: sampled[name].prompt_tokens):
+        if best is None or paired_difference(sampled[best].accuracies, sampled[name].accuracies).low > 0:
+            best = name
+    return best
+
+
+# ---- teachers
+
+
+def _teachers(
+    judged: _Sampled,
+    problems: Sequence[Problem],
+    bank: SkillBank,
+    context: str,
+    *,
+    model: Any,
+    renderer: PromptRenderer,
+    retriever: Retriever,
+    num_teachers: int,
+    max_prompt_length: int,
+    seed: int,
+    clip: float,
+    threshold: float,
+    sampled_with: str,
+) -> Teachers | None:
+    """What student, teachers and control say of the rollouts that were decided."""
+    document = str(bank.metadata["document"]) if context == "document" else None
+    K = 1 if document else num_teachers
+    found = retriever.retrieve([problem.text for problem in problems], bank, K, alone=context != "pairs")
+    k = len(judged.rollouts) // len(problems)
+    rows: list[int] = []  # rollouts to score
+    students: list[list[int]] = []
+    controls: list[list[int]] = []
+    pools: list[TeacherPool] = []
+    for number, (problem, retrieval) in enumerate(zip(problems, found, strict=True)):
+        student, prompt = renderer.student_ids(problem), renderer.student_messages(problem)
+        limits: Any = {"max_prompt_length": max_prompt_length, "document": document}
+        pool = build_pool(prompt, retrieval, renderer, num_teachers=K, **limits)
+        if not pool.prompts:
+            continue
+        control = control_prompt(prompt, pool, bank, renderer, seed=f"{seed} {problem.text}", **limits) or student
+        for n in range(number * k, (number + 1) * k):
+            if judged.outcomes[n] and judged.rollouts[n].completion_ids:
+                rows.append(n)
+                students.append(student)
+                controls.append(control)
+                pools.append(pool)
+    if not rows:
+        return None
+    places = [(b, prompt) for b, pool in enumerate(pools) for prompt in pool.prompts]
+    owner = torch.tensor([b for b, _ in places])
+    completions = [judged.rollouts[n].completion_ids for n in rows]
+    scores = score_completions(
+        model,
+        [*students, *controls, *(prompt for _, prompt in places)],
+        [*completions, *completions, *(completions[b] for b, _ in places)],
+    )
+    B = len(rows)
+    logps, mask = scores.logps.cpu(), scores.mask[:B].cpu()
+    uncounted = torch.tensor(sorted(uncounted_token_ids(renderer.tokenizer)))
+    ids = pad_sequence([torch.tensor(completion) for completion in completions], batch_first=True)
+    mask &= ~torch.isin(ids, uncounted)
+    plain, control, teachers = logps[:B], logps[B : 2 * B], logps[2 * B :]
+    baseline = supports(plain, control[:, None], mask, clip=clip).squeeze(1)
+    support, stance = stances(  # of each teacher, [P, 1]
+        plain[owner], teachers[:, None], mask[owner], clip=clip, threshold=threshold, baseline=baseline[owner]
+    )
+    weights = torch.tensor([weight for pool in pools for weight in pool.weights])
+    beside = torch.zeros(B).index_add(0, owner, weights * support.squeeze(1))
+    gap, style = ((other - plain[owner]).abs()[mask[owner]].sum() for other in (teachers, control[owner]))
+    success = [judged.outcomes[n] > 0 for n in rows]
+    aucs: list[Estimate | None] = [None, None]
+    if len(set(success)) == 2:
+        asked = [n // k for n in rows]
+        aucs = [area_under_roc(values.tolist(), success, asked) for values in (beside + baseline, beside)]
+    return Teachers(
+        auc=aucs[0],
+        auc_control=aucs[1],
+        style_share=float(style / gap) if gap > 0 else 1.0,
+        stance_share=float((stance != 0).float().mean()),
+        successes=sum(success),
+        failures=B - sum(success),
+        sampled_with=sampled_with,
+    )
+
+
+# ---- words
+
+
+def _percent(share: Estimate) -> str:
+    return f"{100 * share.mean:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
+
+
+def _points(difference: Estimate) -> str:
+    return f"{100 * difference.mean:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+
+
+def _estimate(value: Estimate) -> str:
+    return f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
+
+
+def _peak_memory() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)  # bytes there, KiB elsewhere

@@ -1,0 +1,204 @@
+"""The doctor's verdict where the answer is known, its rule over made-up numbers, and what it measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from sgsd import runfolder
+from sgsd.doctor import Diagnosis, InPrompt, Teachers, area_under_roc, diagnose
+from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.errors import DataError
+from sgsd.evaluation import Estimate
+from sgsd.examples.lab.experiment import BankShares, TopicEmbedder, make_bank, questions
+from sgsd.examples.lab.language import MAX_COMPLETION
+from sgsd.prompts import PromptRenderer
+from sgsd.retrieval import EmbeddingRetriever
+from sgsd.verifiers import get_verifier
+
+# ---- the rule
+
+NOTHING, RAISED, LOWERED = (0.02, -0.06, 0.10), (0.40, 0.28, 0.52), (-0.15, -0.25, -0.05)
+APART, NEARLY, ALIKE = (0.70, 0.56, 0.84), (0.70, 0.54, 0.86), (0.50, 0.40, 0.60)
+
+
+def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecided=0.0, **changes):
+    """A diagnosis of made-up numbers."""
+    estimate = None if auc is None else Estimate(*auc)
+    shown = InPrompt(Estimate(success, 0, 1), Estimate(*difference), prompt_tokens=60, truncated=0)
+    numbers = {
+        "problems": 128,
+        "rollouts": 128,
+        "max_new_tokens": 16,
+        "success": Estimate(success, 0, 1),
+        "truncated": truncated,
+        "undecided": undecided,
+        "mean_tokens": 9.0,
+        "prompt_tokens": 40,
+        "in_prompt": {"rules": shown},
+        "too_long": {"document": 300},
+        "max_prompt_length": 200,
+        "context": "rules",
+        "teachers": Teachers(estimate, estimate, 0.4, 0.8, successes=32, failures=96, sampled_with="plain"),
+        "sampling_seconds": 0.1,
+        "scoring_seconds": 0.1,
+        "memory_gib": 1,
+    }
+    return Diagnosis(**numbers | changes)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "verdict", "said", "settings"),
+    [
+        ({"difference": RAISED}, "go", "+40.0 points (+28.0 to +52.0)", {"teacher_trust": "vouched"}),
+        ({"difference": RAISED, "success": 0.0, "auc": None}, "go", "+40.0", {"teacher_context": "rules"}),
+        ({"difference": RAISED, "truncated": 0.2}, "go", "+40.0", {"max_completion_length": 32}),
+        ({"auc": APART}, "go with these settings", "0.70 (0.56 to 0.84)", {"teacher_trust": "worth"}),
+        ({"auc": APART, "difference": LOWERED}, "go with these settings", "-15.0 points", {"num_generations": 8}),
+        ({"auc": NEARLY}, "use GRPO", "0.70 (0.54 to 0.86)", {"method": "grpo"}),
+        ({}, "use GRPO", "25.0 %", {"method": "grpo"}),
+        ({"auc": None}, "use GRPO", "cannot be told", {"method": "grpo"}),
+        ({"difference": LOWERED}, "use GRPO", "-15.0 points", {"method": "grpo"}),
+        ({"success": 0.02}, "use GRPO", "2.0 %", {"method": "grpo"}),
+        ({"success": 0.01, "auc": APART}, "no", "easier tasks", {}),
+        ({"success": 0.92, "auc": APART}, "no", "harder tasks", {}),
+        ({"success": 0.92, "difference": (0.05, 0.01, 0.09)}, "go", "+5.0", {"objective": "correction"}),
+        ({"success": 0.95, "difference": (0.04, 0.01, 0.07)}, "no", "95.0 %", {}),
+        ({"truncated": 0.51, "difference": RAISED}, "no", "51% of the rollouts are cut", {"max_completion_length": 32}),
+        ({"truncated": 0.50, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
+        ({"undecided": 0.51}, "no", "51% of the rollouts: look at it", {}),
+        ({"context": None, "teachers": None, "in_prompt": {}}, "no", "200 tokens of prompt: document 300", {}),
+    ],
+)
+def test_the_rule_and_the_number_that_decided_comes_first(numbers, verdict, said, settings):
+    found = measured(**numbers)
+    assert found.verdict == verdict
+    assert said in found.sentences[0]
+    assert settings.items() <= found.settings.items()
+    assert (found.settings == {}) == (settings == {})
+
+
+def test_a_diagnosis_goes_to_a_file_and_back_and_the_file_says_the_verdict(tmp_path):
+    found = measured(difference=RAISED)
+    found.save(tmp_path)
+    assert Diagnosis.load(tmp_path) == found
+    document = json.loads((tmp_path / "doctor.json").read_text())
+    assert document["verdict"] == "go"
+    assert document["sentences"] == list(found.sentences)
+    assert document["settings"] == found.settings
+    runfolder.write_json(tmp_path / runfolder.DOCTOR, document | {"problems": "many"})
+    with pytest.raises(DataError, match="problems"):
+        Diagnosis.load(tmp_path)
+
+
+@pytest.mark.parametrize("numbers", [{"difference": RAISED, "truncated": 0.2}, {"auc": APART}, {}])
+def test_sgsd_train_takes_the_settings_that_are_recommended(numbers):
+    from sgsd.cli.settings import parse_settings
+
+    settings = measured(**numbers).settings
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    run, training, _ = parse_settings([*words, "--per_device_train_batch_size", "8", "--output_dir", "unused"])
+    assert {name: vars(run).get(name, vars(training).get(name)) for name in settings} == settings
+
+
+# ---- the area under the ROC curve
+
+
+def test_the_area_is_the_share_of_pairs_in_order_and_its_interval_holds_it():
+    found = area_under_roc([0.3, 0.1, 0.2, 0.1], [True, True, False, False], [0, 1, 2, 3])
+    assert found.mean == (1 + 1 + 0 + 0.5) / 4
+    assert 0 <= found.low < found.mean < found.high <= 1
+
+
+def test_two_successes_that_are_apart_prove_little_and_rollouts_of_one_problem_less_than_of_many():
+    few = area_under_roc([1.0, 1.0, *[0.0] * 50], [True, True, *[False] * 50], range(52))
+    assert few.mean == few.high == 1
+    assert few.low < 0.5
+    draw = np.random.default_rng(0)
+    success = np.arange(80) % 2 == 0
+    values = draw.normal(size=80) + success
+    alone = area_under_roc(values, success, np.arange(80))
+    shared = area_under_roc(np.repeat(values, 4), np.repeat(success, 4), np.repeat(np.arange(80), 4))
+    believed = area_under_roc(np.repeat(values, 4), np.repeat(success, 4), np.arange(320))
+    assert alone.mean == shared.mean == believed.mean
+    assert shared.high - shared.low == pytest.approx(alone.high - alone.low, rel=0.15)
+    assert believed.high - believed.low < 0.6 * (alone.high - alone.low)
+
+
+def test_its_interval_holds_the_truth_as_often_as_it_says():
+    """Normal supports one standard deviation apart, two rollouts a problem with a share in common."""
+    draw, truth, held = np.random.default_rng(0), 0.7602, 0
+    for _ in range(400):
+        success = draw.random(128) < 0.25
+        values = success + np.sqrt(0.5) * (np.repeat(draw.normal(size=64), 2) + draw.normal(size=128))
+        found = area_under_roc(values, success, np.repeat(np.arange(64), 2))
+        held += found.low <= truth <= found.high
+    assert 0.95 <= held / 400 <= 0.99
+
+
+# ---- the lab
+
+
+@pytest.fixture(scope="module", params=["sharp", "calibrated"])
+def lab(request):
+    name = f"local:lab-{request.param}"
+    return load_model(name), load_tokenizer(name)
+
+
+def in_the_lab(lab, shares, **options):
+    made, (model, tokenizer) = make_bank(BankShares(*shares)), lab
+    given = {"max_new_tokens": MAX_COMPLETION, "max_prompt_length": 64} | options
+    with get_verifier("exact", workers=1) as verifier:
+        return diagnose(
+            model,
+            tokenizer,
+            questions(450, seed=2, prefix="train"),
+            made.bank,
+            renderer=PromptRenderer(tokenizer, instruction=""),
+            verifier=verifier,
+            retriever=EmbeddingRetriever(TopicEmbedder(made.topics)),
+            **given,
+        )
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [((2, 0, 0), "go"), ((0, 2, 0), "use GRPO"), ((0, 0, 2), "use GRPO")],
+    ids=["helpful", "misleading", "of other problems"],
+)
+def test_in_the_lab_a_bank_is_told_by_what_it_does(lab, shares, verdict):
+    found = in_the_lab(lab, shares)
+    assert found.verdict == verdict
+    assert 0.15 < found.success.mean < 0.35
+    assert found.prompt_tokens == 7
+    assert found.in_prompt["pairs"].prompt_tokens == 21
+    assert not lab[0].training
+
+
+def test_a_diagnosis_is_repeatable_and_leaves_the_random_state_and_training_mode_alone(lab):
+    import torch
+
+    model, _ = lab
+    model.train()
+    state = torch.random.get_rng_state()
+    first, again = (in_the_lab(lab, (1, 1, 0), rollouts=32, num_teachers=2) for _ in range(2))
+    assert model.training
+    model.eval()
+    assert torch.equal(state, torch.random.get_rng_state())
+    timed = {"sampling_seconds": 0.0, "scoring_seconds": 0.0, "memory_gib": 0.0}
+    assert dataclasses.replace(first, **timed) == dataclasses.replace(again, **timed)
+    assert in_the_lab(lab, (1, 1, 0), rollouts=32, seed=1).success != first.success
+
+
+def test_a_bank_that_does_not_fit_is_a_no(lab):
+    found = in_the_lab(lab, (2, 0, 0), rollouts=16, max_prompt_length=20)
+    assert (found.verdict, found.context, found.too_long) == ("no", None, {"pairs": 21})
+    assert "20 tokens of prompt: pairs 21" in found.sentences[0]
+
+
+def test_answers_that_are_cut_off_are_a_no(lab):
+    found = in_the_lab(lab, (2, 0, 0), rollouts=16, max_new_tokens=8)
+    assert (found.verdict, found.truncated, found.settings) == ("no", 1.0, {"max_completion_length": 16})
