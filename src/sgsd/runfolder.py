@@ -44,7 +44,6 @@ EVALUATIONS = "evaluations"
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
-DOCTOR = "doctor.json"
 CERTIFICATE = "certificate.json"
 
 

@@ -68,7 +68,7 @@ _RECITED_WORDS = 6
 _RESAMPLES = 5000
 _GROUP = 4  # GRPO's rollouts a problem
 _WORD = re.compile(r"\w+")
-_RUN, _PLAN, _DOCTOR = "run", "plan.json", "doctor.json"
+_RUN, _PLAN = "run", "plan.json"
 
 
 def internalize(
@@ -234,7 +234,7 @@ class _Work:
         Raises:
             ConfigError: the doctor says no, and ``force`` is not given.
         """
-        file = self.folder / _DOCTOR
+        file = self.folder / runfolder.DOCTOR
         if file.is_file():
             diagnosis = Diagnosis.from_json(runfolder.read_json(file))
         else:
@@ -302,7 +302,7 @@ class _Work:
         history = runfolder.read_json(self.folder / _RUN / runfolder.STATE)
         record = runfolder.read_json(self.folder / _RUN / runfolder.RUN)["settings"]
         seconds = {
-            "doctor": runfolder.read_json(self.folder / _DOCTOR)["seconds"],
+            "doctor": runfolder.read_json(self.folder / runfolder.DOCTOR)["seconds"],
             "evaluations": sum(self._seconds(name) for name in (*names, "retained-before", "retained-after")),
             "training": _runtime(history),
             "grpo": _runtime(runfolder.read_json(self.folder / baseline / runfolder.STATE)) if baseline else None,
