@@ -48,13 +48,18 @@ CERTIFICATE = "certificate.json"
 
 
 def write_text(file: Path, text: str | Iterable[str]) -> None:
+    """``write_bytes`` of a text, which may come in parts."""
+    write_bytes(file, (part.encode() for part in ([text] if isinstance(text, str) else text)))
+
+
+def write_bytes(file: Path, parts: Iterable[bytes]) -> None:
     """Write a whole file at once: readers see the old one or the new one, and a crash leaves no part.
 
-    Missing folders are made. A link to a file is replaced, not followed. A text may come in parts.
+    Missing folders are made. A link to a file is replaced, not followed.
 
     Raises:
         OSError: it cannot be written, or what is there is no plain file but a folder or a device, such as /dev/null;
-            nothing is changed, and nothing left behind.
+            nothing is changed, and nothing left behind, as where ``parts`` raise.
     """
     if file.exists() and not file.is_file():
         raise OSError(errno.EINVAL, "not a plain file", str(file))
@@ -62,8 +67,8 @@ def write_text(file: Path, text: str | Iterable[str]) -> None:
     part = file.with_name(f".{secrets.token_hex(8)}.part")  # of a name that nobody can lie in wait at
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as out:
-            out.writelines([text] if isinstance(text, str) else text)
+        with open(descriptor, "wb") as out:
+            out.writelines(parts)
             out.flush()
             os.fsync(out.fileno())
         os.replace(part, file)

