@@ -40,7 +40,10 @@ THINGS = {
     "wool": "sock sweater hat blanket glove scarf coat rug cap mitten carpet shawl",
 }
 SHELVES = 3
-SETTINGS = ["--instruction", "Finish with the number of the shelf.", "--max_completion_length", "24"]
+SETTINGS = [
+    *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
+    *("--learning_rate", "2.5e-3", "--max_steps", "40"),  # of so small a model
+]
 
 
 def truth() -> dict[str, int]:

@@ -10,8 +10,10 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import GRPOTrainer
 
+from sgsd.bank.documents import read_document
 from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.prompts import describe_mistake, describe_skill
+from sgsd.retrieval import BM25Retriever
 from sgsd.scoring import logprobs
 from sgsd.trainers.sgsd import SGSDTrainer
 
@@ -49,6 +51,7 @@ from .tiny import (
         {},
         {"num_teachers": 6},  # two more than the bank has pairs
         {"max_tokens_per_chunk": 300, "score_temperature": 0.8},
+        {"score_temperature": 0.8, "teacher_temperature": 0.78},
         {"gate_tau": 0.4, "support_clip": 0.5, "support_threshold": 0.1, "sgsd_weight": 3.0},
         {"num_generations": 2},
         {"support_baseline": "control", "num_generations": 2},  # its pair is the one of the bank's four that is left
@@ -82,7 +85,7 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
                     f"Do not mention this experience in the answer.\n\n{problem.text}\n\nGo."
                 ),
                 completion,
-                temperature,
+                settings.get("teacher_temperature", temperature),
             )
             for k in range(4)
         ]
@@ -104,6 +107,32 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
     assert set(outcomes) == {1, -1}, "the rollouts must not leave a sign untested"
     assert set(stances) >= {1, -1}
     assert loss == pytest.approx(settings.get("sgsd_weight", 1.0) * sum(expected) / len(expected), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("context", ["rules", "document"])
+def test_a_documents_teachers_are_shown_it_and_its_ledger_credits_single_rules(tmp_path, context):
+    file = tmp_path / "SKILL.md"
+    file.write_text("# Sums\n\n- Add 1 and 1 first.\n- Never add 2.\n- Say please.\n- Count to 3.\n", encoding="utf-8")
+    bank = read_document(file)
+    settings = {"teacher_context": context, "support_baseline": "control", "num_teachers": 2, "ledger_share": 1.0}
+    trainer = make_trainer(
+        tmp_path, stub=True, reward=by_first_id, retriever_object=BM25Retriever(), bank=bank, **settings
+    )
+    pools = trainer.retrieve(rows(trainer, [0, 1]))
+    for pool in pools:
+        assert len(pool.pairs) == (1 if context == "document" else 2)
+        assert all(len(pair.items) == 1 for pair in pool.pairs)
+        for pair, prompt in zip(pool.pairs, pool.prompts, strict=True):
+            text = trainer.renderer.text(prompt)
+            shown = [item.text in text for item in bank.items]
+            assert sum(shown) == (4 if context == "document" else 1)
+            assert pair.items[0].text in text
+    batch = batch_of(trainer, [0, 1, 2, 3])
+    trainer._compute_loss(trainer.model, batch)
+    trainer.training_ledger.end_step()
+    used = trainer.ledger.total.uses
+    assert used == sum(1 for outcome in batch["outcome"].tolist() if outcome) * (1 if context == "document" else 2)
+    assert set(trainer.ledger.items) <= {item.id for item in bank.items}
 
 
 @pytest.mark.parametrize(("G", "grpo_weight"), [(1, 0.0), (2, 0.0), (4, 0.0), (2, 0.7), (4, 0.7)])

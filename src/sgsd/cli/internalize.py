@@ -252,6 +252,10 @@ class _Work:
                 max_new_tokens=self.training.max_completion_length,
                 max_prompt_length=prompt_budget(self._base.config, self.training),
                 temperature=self.training.temperature,
+                top_p=self.training.top_p,
+                top_k=self.training.top_k,
+                num_teachers=vars(self.training)["num_teachers"],
+                batch_size=self.training.eval_batch_size,
                 seed=self.seed,
             )
             runfolder.write_json(file, diagnosis.to_json() | {"seconds": time.perf_counter() - began})

@@ -125,7 +125,8 @@ def skill_pairs(
     if count > most:
         raise ConfigError("skills_in_prompt_pairs is more than the bank has", got=count, expected=f"at most {most}")
     texts = [problem.text for problem in problems]
-    retrievals = retriever.retrieve(texts, bank, count, alone=context == "rules")
+    alone = {"alone": True} if context == "rules" else {}
+    retrievals = retriever.retrieve(texts, bank, count, **alone)
     return [[pair.items for pair in retrieval.pairs] for retrieval in retrievals]
 
 

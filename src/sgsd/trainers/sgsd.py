@@ -169,8 +169,8 @@ class SGSDTrainer(VerifiedTrainer):
         assert self.bank is not None
         distinct = {_asked(row): row for row in inputs}
         problems = list(dict.fromkeys(row["problem"] for row in distinct.values()))
-        alone = self._context != "pairs"
-        found = self.retriever.retrieve(problems, self.bank, self.args.num_teachers, alone=alone)
+        alone = {} if self._context == "pairs" else {"alone": True}  # a retriever of one's own may know pairs only
+        found = self.retriever.retrieve(problems, self.bank, self.args.num_teachers, **alone)
         if self._context == "document":
             found = [self._one_of(retrieval, problem) for retrieval, problem in zip(found, problems, strict=True)]
         retrieved = dict(zip(problems, found, strict=True))
