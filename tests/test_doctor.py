@@ -7,17 +7,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from sgsd import runfolder
+from sgsd.bank import Mistake, Origin, Skill, SkillBank
+from sgsd.bank.documents import read_document
+from sgsd.cli import main
 from sgsd.doctor import Diagnosis, InPrompt, Teachers, area_under_roc, diagnose
 from sgsd.engines.models import load_model, load_tokenizer
-from sgsd.errors import DataError
+from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.evaluation import Estimate
 from sgsd.examples.lab.experiment import BankShares, TopicEmbedder, make_bank, questions
 from sgsd.examples.lab.language import MAX_COMPLETION
 from sgsd.prompts import PromptRenderer
-from sgsd.retrieval import EmbeddingRetriever
-from sgsd.verifiers import get_verifier
+from sgsd.retrieval import BM25Retriever, EmbeddingRetriever
+from sgsd.verifiers import Outcome, Verdict, get_verifier
 
 # ---- the rule
 
@@ -34,6 +38,7 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
         "rollouts": 128,
         "max_new_tokens": 16,
         "success": Estimate(success, 0, 1),
+        "greedy": Estimate(success, 0, 1),
         "truncated": truncated,
         "undecided": undecided,
         "mean_tokens": 9.0,
@@ -179,8 +184,6 @@ def test_in_the_lab_a_bank_is_told_by_what_it_does(lab, shares, verdict):
 
 
 def test_a_diagnosis_is_repeatable_and_leaves_the_random_state_and_training_mode_alone(lab):
-    import torch
-
     model, _ = lab
     model.train()
     state = torch.random.get_rng_state()
@@ -202,3 +205,189 @@ def test_a_bank_that_does_not_fit_is_a_no(lab):
 def test_answers_that_are_cut_off_are_a_no(lab):
     found = in_the_lab(lab, (2, 0, 0), rollouts=16, max_new_tokens=8)
     assert (found.verdict, found.truncated, found.settings) == ("no", 1.0, {"max_completion_length": 16})
+
+
+# ---- documents, and rollouts of one outcome alone
+
+
+class Scripted:
+    """A verifier whose verdicts were written down: one list a call, repeated as often as needed."""
+
+    def __init__(self, *calls):
+        self.calls = list(calls)
+
+    def verify_many(self, completions, answers):
+        outcomes = self.calls.pop(0)
+        return [Verdict(outcomes[n % len(outcomes)]) for n in range(len(completions))]
+
+    def verify(self, completion, answer):
+        return self.verify_many([completion], [answer])[0]
+
+    def readable(self, answer):
+        return True
+
+
+RIGHT, WRONG, OPEN = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNDECIDED
+DOCUMENT = "# Signs\n\n- @ stands for rule next\n- + stands for rule sum\n"
+
+
+@pytest.fixture(scope="module")
+def sharp():
+    return load_model("local:lab-sharp"), load_tokenizer("local:lab-sharp")
+
+
+def scripted(sharp, *calls, bank, **options):
+    given = {"max_new_tokens": 32, "rollouts": 16, "max_prompt_length": 90} | options
+    model, tokenizer = sharp
+    return diagnose(
+        model,
+        tokenizer,
+        questions(18, seed=2, prefix="q"),
+        bank,
+        renderer=PromptRenderer(tokenizer, instruction=""),
+        verifier=Scripted(calls[0], *calls),  # the plain prompt is asked twice: sampled, greedily
+        retriever=BM25Retriever(),
+        **given,
+    )
+
+
+@pytest.fixture
+def document(tmp_path, monkeypatch):
+    def without_items(bank, ids):
+        return "\n".join(item.text for item in bank.items if item.id not in set(ids))
+
+    monkeypatch.setattr("sgsd.scoring.teachers.without_items", without_items)
+    (tmp_path / "SKILL.md").write_text(DOCUMENT)
+    return read_document(tmp_path / "SKILL.md")
+
+
+@pytest.mark.parametrize(
+    ("rules", "whole", "context"),
+    [
+        ([WRONG], [WRONG], "rules"),
+        ([WRONG], [RIGHT], "document"),
+        ([RIGHT], [WRONG], "rules"),
+        ([RIGHT], [RIGHT], "rules"),
+    ],
+)
+def test_a_document_is_shown_whole_only_where_that_is_better_than_a_rule(sharp, document, rules, whole, context):
+    found = scripted(sharp, [WRONG, RIGHT, WRONG], rules, whole, bank=document)
+    assert found.context == found.settings.get("teacher_context", context) == context
+    assert found.in_prompt["document"].accuracy.mean == whole.count(RIGHT)
+    assert found.in_prompt["rules"].prompt_tokens < found.in_prompt["document"].prompt_tokens
+    assert found.teachers.successes + found.teachers.failures == 16
+    assert found.teachers.sampled_with == "plain"
+
+
+def test_what_is_too_long_is_left_out_and_the_rest_is_tried(sharp, document):
+    lengths = scripted(sharp, [WRONG, RIGHT], [RIGHT], [RIGHT], bank=document).in_prompt
+    room = round(lengths["document"].prompt_tokens) - 1
+    found = scripted(sharp, [WRONG, RIGHT], [RIGHT], bank=document, max_prompt_length=room)
+    assert list(found.in_prompt) == ["rules"]
+    assert found.too_long["document"] > room
+    assert any(f"{found.too_long['document']} tokens of prompt, room for {room}" in said for said in found.sentences)
+
+
+@pytest.mark.parametrize(
+    ("plain", "shown", "sampled_with", "known"),
+    [
+        ([WRONG], [WRONG, RIGHT], "rules", True),
+        ([RIGHT, OPEN], [WRONG, RIGHT], "rules", True),
+        ([WRONG, RIGHT], [WRONG], "plain", True),
+        ([WRONG], [WRONG], "plain", False),
+        ([OPEN, WRONG], [RIGHT], "plain", False),
+    ],
+)
+def test_successes_and_failures_are_of_one_prompt(sharp, document, plain, shown, sampled_with, known):
+    found = scripted(sharp, plain, shown, bank=document, contexts=["rules"])
+    assert found.teachers.sampled_with == sampled_with
+    assert (found.teachers.auc is not None) == (found.teachers.auc_control is not None) == known
+    assert any("sampled with rules in the prompt" in said for said in found.sentences) == (sampled_with == "rules")
+
+
+def test_a_verifier_that_decides_nothing_is_a_no(sharp, document):
+    found = scripted(sharp, [OPEN], [OPEN], bank=document, contexts=["rules"])
+    assert (found.verdict, found.undecided, found.teachers) == ("no", 1.0, None)
+    assert "cannot judge 100% of the rollouts" in found.sentences[0]
+
+
+PAIRS = SkillBank((Skill.new("g", origin=Origin.SEED),), (Mistake.new("e", origin=Origin.SEED),), name="two")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"rollouts": 15}, ConfigError, "too few rollouts for a diagnosis: got 15; expected 16 or more"),
+        ({"contexts": ["document"]}, ConfigError, "context document without a document"),
+        ({"contexts": ["pair"]}, ConfigError, "did you mean pairs"),
+        ({"bank": SkillBank(PAIRS.skills)}, BankError, "mistake"),
+        ({"max_prompt_length": 5}, PromptError, "plain prompts are too long"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_refused_in_one_line(sharp, options, error, said):
+    with pytest.raises(error, match=said) as raised:
+        scripted(sharp, [WRONG], [WRONG], **{"bank": PAIRS} | options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_control_of_a_bank_without_other_items_is_the_plain_prompt(sharp):
+    found = scripted(sharp, [WRONG, RIGHT], [WRONG], bank=PAIRS).teachers
+    assert found.style_share == 0
+    assert found.auc == found.auc_control
+
+
+# ---- the commands
+
+
+@pytest.fixture
+def files(tmp_path):
+    made = make_bank(BankShares(2, 0, 0))
+    made.bank.save(tmp_path / "bank.json")
+    rows = [{"problem": problem.text, "answer": problem.answer} for problem in questions(64, seed=2, prefix="q")]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "open.jsonl").write_text("".join(json.dumps({"problem": row["problem"]}) + "\n" for row in rows))
+    return tmp_path
+
+
+def asked(files, *more, tasks="tasks.jsonl"):
+    flags = ["--model", "local:lab-sharp", "--verifier", "exact", "--retriever", "bm25", "--instruction", ""]
+    flags += ["--max_completion_length", "16", "--rollouts", "32"]
+    return ["doctor", str(files / "bank.json"), "--tasks", str(files / tasks), *flags, *more]
+
+
+def test_the_command_prints_a_table_and_sentences_and_keeps_the_numbers(files, capsys):
+    assert main(asked(files, "--output", str(files / "out"))) == 0
+    found = Diagnosis.load(files / "out")
+    shown = capsys.readouterr().out
+    assert f"verdict: {found.verdict}" in shown
+    assert all(sentence in shown for sentence in found.sentences)
+    assert found.rollouts == 32
+    assert main(asked(files, "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["success"] == dataclasses.asdict(found.success)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"tasks": "open.jsonl"}, "no adapter fits the data's columns: got problem"),
+        ({"more": ["--rollouts", "1"]}, "too few rollouts"),
+        ({"more": ["--max_completion_length", "0"]}, "--max_completion_length is out of range"),
+        ({"more": ["--temperature", "0"]}, "--temperature is out of range"),
+        ({"more": ["--max_completion_length", "100000"]}, "do not fit the model's context"),
+    ],
+)
+def test_the_command_refuses_in_one_line_and_leaves_nothing(files, capsys, more, said):
+    given = asked(files, "--output", str(files / "out"), *more.get("more", []), tasks=more.get("tasks", "tasks.jsonl"))
+    assert main(given) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (files / "out").exists()
+
+
+def test_train_doctor_diagnoses_with_the_runs_settings_and_trains_nothing(files, capsys):
+    flags = ["--model_name_or_path", "local:lab-sharp", "--bank", str(files / "bank.json"), "--retriever", "bm25"]
+    flags += ["--dataset", str(files / "tasks.jsonl"), "--output_dir", str(files / "run"), "--doctor", "true"]
+    assert main(["train", "--config", "lab", *flags, "--num_teachers", "2"]) == 0
+    assert "verdict: " in capsys.readouterr().out
+    assert not (files / "run").exists()
+    assert main(["train", "--config", "lab", *flags[:2], *flags[6:], "--method", "grpo"]) == 2
+    assert "the doctor looks at teachers" in capsys.readouterr().err

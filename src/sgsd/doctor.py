@@ -1,7 +1,8 @@
 """Whether a bank or a document will help, told from some rollouts and without training: ``sgsd doctor``.
 
-Measured are the plain prompt; each form in which the bank can stand in a prompt, on the same problems; and whether
-teachers of one form tell the plain prompt's successes from its failures. ``Diagnosis.verdict`` follows from it. The
+Measured are rollouts of the plain prompt, sampled as in training; greedy answers to it, and with each form in which the
+bank can stand in a prompt, on the same problems; and whether teachers of one form tell the rollouts' successes from
+their failures. ``Diagnosis.verdict`` follows from it. The
 first line that applies decides:
 
     more than half of the rollouts cut off, or undecided                              no
@@ -120,9 +121,10 @@ class Diagnosis:
     """What was measured; the verdict follows from it.
 
     Attributes:
-        problems, rollouts: asked, and sampled with each prompt.
+        problems, rollouts: asked, and sampled of the plain prompt.
         max_new_tokens: the most of a completion.
-        success: of the plain prompt.
+        success: of the plain prompt, sampled as in training.
+        greedy: of the plain prompt's likeliest answers; what is shown in the prompt is compared with these.
         truncated, undecided: shares of its rollouts that were cut off, and that the verifier could not judge.
         mean_tokens: of its completions.
         prompt_tokens: of the plain prompt, mean.
@@ -140,6 +142,7 @@ class Diagnosis:
     rollouts: int
     max_new_tokens: int
     success: Estimate
+    greedy: Estimate
     truncated: float
     undecided: float
     mean_tokens: float
@@ -179,8 +182,8 @@ class Diagnosis:
         if self.undecided > MOST_UNDECIDED:
             said = f"The verifier cannot judge {self.undecided:.0%} of the rollouts: look at it and at the references."
             return Verdict.NO, said, {}
-        if self.success.mean >= MOST_RIGHT:
-            return Verdict.NO, f"The plain prompt is right already: {right}. Take harder tasks.", {}
+        if self.greedy.mean >= MOST_RIGHT:
+            return Verdict.NO, f"The plain prompt is right already: {_percent(self.greedy)}. Take harder tasks.", {}
         if self.context is None or self.teachers is None:
             longest = ", ".join(f"{name} {tokens:,}" for name, tokens in self.too_long.items())
             said = f"Nothing of the bank fits into {self.max_prompt_length:,} tokens of prompt: {longest}. Shorten it."
@@ -218,8 +221,9 @@ class Diagnosis:
 
     def _findings(self) -> list[str]:
         said = [
-            f"Plain prompt: {_percent(self.success)} right in {self.rollouts} rollouts of {self.problems} problems; "
-            f"{self.truncated:.0%} cut off, {self.undecided:.0%} undecided; {self.mean_tokens:.0f} tokens a completion."
+            f"Plain prompt: {_percent(self.greedy)} right of {self.problems} greedy answers, "
+            f"{_percent(self.success)} of {self.rollouts} rollouts; {self.truncated:.0%} cut off, "
+            f"{self.undecided:.0%} undecided; {self.mean_tokens:.0f} tokens a completion."
         ]
         for name, shown in self.in_prompt.items():
             said.append(
@@ -316,8 +320,8 @@ def diagnose(
         max_new_tokens: the most of a completion.
         contexts: what to try of ``trainers.config.CONTEXTS``; ``None``: rules and the whole of a document, pairs of any
             other bank.
-        rollouts: to sample with each prompt, at most; 16 or more.
-        temperature, top_p, top_k: of sampling.
+        rollouts: of the plain prompt, at most; 16 or more.
+        temperature, top_p, top_k: of the rollouts, as in training.
         seed: of the problems drawn, the sampling and the controls.
         num_teachers: pairs or rules of each problem that teach, each alone.
         max_prompt_length: a context of which one prompt is longer is left out.
@@ -337,12 +341,13 @@ def diagnose(
         raise ConfigError("too few rollouts for a diagnosis", got=rollouts, expected=f"{LEAST_ROLLOUTS} or more")
     contexts = _contexts(bank, contexts)
     drawn = random.Random(seed).sample(list(problems), min(len(problems), rollouts))
-    k = rollouts // len(drawn)
-    total = k * len(drawn)
+    total = rollouts // len(drawn) * len(drawn)
 
-    def sampled(what: str, shown: Sequence[Shown] | None = None) -> _Sampled:
-        told = None if progress is None else lambda done: progress(what, done, total)
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    def sampled(what: str, shown: Sequence[Shown] | None = None, *, greedy: bool = True) -> _Sampled:
+        k = 1 if greedy else rollouts // len(drawn)
+        told = None if progress is None else lambda done: progress(what, done, k * len(drawn))
+        options = {"max_new_tokens": max_new_tokens, "temperature": 0.0 if greedy else temperature}
+        options |= {"top_p": top_p, "top_k": top_k}
         sampler = _Keeping(TransformersSampler(model, tokenizer, batch_size=batch_size, progress=told, **options))
         made = evaluate(
             sampler, drawn, renderer, verifier, k=k, seed=seed, max_prompt_length=max_prompt_length, shown=shown
@@ -350,8 +355,9 @@ def diagnose(
         return _Sampled(made, sampler.rollouts)
 
     began = time.perf_counter()
-    plain = sampled(PLAIN)
+    plain = sampled(PLAIN, greedy=False)
     sampling_seconds = (time.perf_counter() - began) / total
+    greedy = sampled(PLAIN)
     fitting: dict[str, _Sampled] = {}
     too_long: dict[str, int] = {}
     for context in contexts:
@@ -387,6 +393,7 @@ def diagnose(
         rollouts=total,
         max_new_tokens=max_new_tokens,
         success=plain.evaluation.accuracy,
+        greedy=greedy.evaluation.accuracy,
         truncated=plain.truncated,
         undecided=plain.outcomes.count(0) / total,
         mean_tokens=sum(sample.tokens for sample in plain.evaluation.samples) / total,
@@ -394,7 +401,7 @@ def diagnose(
         in_prompt={
             name: InPrompt(
                 accuracy=own.evaluation.accuracy,
-                difference=paired_difference(plain.accuracies, own.accuracies),
+                difference=paired_difference(greedy.accuracies, own.accuracies),
                 prompt_tokens=own.prompt_tokens,
                 truncated=own.truncated,
             )

@@ -42,7 +42,7 @@ from sgsd.cli.console import standard_error, standard_output
 from sgsd.cli.settings import RunArguments, hub_or_cache, parse_settings, read_yaml, resolve_config
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
-from sgsd.doctor import Diagnosis, diagnose
+from sgsd.doctor import Diagnosis, Verdict, diagnose
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.generation import TransformersSampler
 from sgsd.engines.models import load_model, load_tokenizer
@@ -51,7 +51,7 @@ from sgsd.evaluation import Evaluation, evaluate, paired_difference
 from sgsd.evaluation.run import prompts_of
 from sgsd.prompts import PromptRenderer, Shown
 from sgsd.report.certificate import Certificate, certificate_table, read_certificate, write_page
-from sgsd.trainers.config import CONFIGS, VerifiedConfig
+from sgsd.trainers.config import CONFIGS, VerifiedConfig, context_of
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rows import skill_pairs
 from sgsd.trainers.tokens import prompt_budget
@@ -261,9 +261,10 @@ class _Work:
             runfolder.write_json(file, diagnosis.to_json() | {"seconds": time.perf_counter() - began})
         for sentence in diagnosis.sentences:
             self._say(sentence)
-        if diagnosis.verdict == "no" and not force:
-            raise ConfigError("the doctor says no", got=" ".join(diagnosis.sentences), remedy="--force trains anyway")
-        self.context = diagnosis.context
+        if diagnosis.verdict in (Verdict.NO, Verdict.USE_GRPO) and not force:
+            said = f"the doctor says {diagnosis.verdict}"
+            raise ConfigError(said, got=diagnosis.sentences[0], remedy="--force trains anyway")
+        self.context = diagnosis.context or context_of(self.training, self.bank)
         self._evaluated("before", self.model)
         self._evaluated("with_document", self.model, shown=self._shown)
         self._evaluated("retained-before", self.model)
@@ -272,7 +273,8 @@ class _Work:
 
     def train(self, diagnosis: Diagnosis) -> None:
         """``sgsd train`` with the preset, and the adapter measured."""
-        flags = [text for name, value in diagnosis.settings.items() for text in (f"--{name}", str(value))]
+        flags = ["--teacher_context", self.context]
+        flags += ["--teacher_trust", str(diagnosis.settings.get("teacher_trust", self.training.teacher_trust))]
         self._trained(_RUN, ["--config", PRESET, *flags, "--bank", str(self.folder / runfolder.BANK)])
         self._evaluated("after", str(self.folder / _RUN))
         self._evaluated("retained-after", str(self.folder / _RUN))
@@ -324,7 +326,7 @@ class _Work:
                 "tokens": len(self._tokenizer(self._text)["input_ids"]),
             },
             "method": method_name(record),
-            "teachers": diagnosis.context,
+            "teachers": self.context,
             "tasks": {"train": len(self._train), "held_out": len(self._test), "file": self._file},
             "accuracy": {"grpo": None} | {name: _accuracy(evaluation) for name, evaluation in made.items()},
             "differences": {

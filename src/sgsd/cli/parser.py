@@ -1,4 +1,4 @@
-"""The command line: ``sgsd demo | train | eval | compare | report | contamination | lab | bank``.
+"""The command line: ``sgsd demo | train | doctor | eval | compare | report | contamination | lab | bank``.
 
 Arguments are parsed before any framework is imported, but for ``train``, whose flags are TRL's own dataclasses.
 What the user got wrong is one line on standard error and exit code 2.
@@ -148,6 +148,23 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     again.add_argument("--regrade", type=Path, help="judge an evaluation or a JSONL of responses again; no model")
     again.add_argument("--show", type=int, default=20, help="disagreements to print (20)")
 
+    doctor = commands.add_parser("doctor", help="says before training whether a bank or document will help")
+    doctor.add_argument("bank", help="a document (SKILL.md), its folder, a bank file, or a shipped bank as seed:NAME")
+    doctor.add_argument("--tasks", required=True, help="problems with answers: file, hub name, or reasoning_gym:TASK")
+    doctor.add_argument("--columns", help="which column is what: problem=question,answer=gold")
+    doctor.add_argument("--model", required=True, help="hub name, folder, adapter, or local:NAME")
+    doctor.add_argument("--verifier", default="math", help="(math)")
+    doctor.add_argument("--instruction", help="ends every prompt")
+    doctor.add_argument("--max_completion_length", type=int, default=1024, help="new tokens of a rollout (1024)")
+    doctor.add_argument("--temperature", type=float, default=1.0, help="of rollouts (1.0)")
+    doctor.add_argument("--rollouts", type=int, default=128, help="of each kind of prompt (128)")
+    doctor.add_argument("--retriever", choices=("embedding", "bm25", "random"), default="embedding")
+    doctor.add_argument("--embedder", default="Qwen/Qwen3-Embedding-0.6B", help="or local:all-minilm-l6-v2")
+    doctor.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="float32")
+    doctor.add_argument("--seed", type=int, default=0)
+    doctor.add_argument("--output", type=Path, help="folder for doctor.json")
+    doctor.add_argument("--json", action="store_true", help="print all numbers as JSON")
+
     compare = commands.add_parser("compare", help="methods side by side, with intervals and paired differences")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sgsd eval")
     compare.add_argument("--baseline", help="a row's label or folder (default: Base if it is there, else the first)")
@@ -270,6 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sgsd.cli.internalize import run
 
             return run(options)
+
+        if options.command == "doctor":
+            from sgsd.cli.doctor import doctor
+
+            return doctor(options)
         if options.command == "compare":
             from sgsd.cli.compare import compare
 

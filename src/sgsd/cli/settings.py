@@ -74,6 +74,10 @@ class RunArguments:
     dry_run: bool = field(
         default=False, metadata={"help": "Resolve and print everything, count the data, show prompts; no weights."}
     )
+    doctor: bool = field(
+        default=False,
+        metadata={"help": "Say from some rollouts whether the bank will help, as sgsd doctor; no training."},
+    )
 
 
 class _Parser(TrlParser):

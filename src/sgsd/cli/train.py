@@ -22,6 +22,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.cli.console import standard_error, standard_output
+from sgsd.cli.doctor import diagnose_with_bar, show
 from sgsd.cli.flags import spelled
 from sgsd.cli.settings import (
     RunArguments,
@@ -78,6 +79,9 @@ def train(arguments: Sequence[str]) -> int:
     console = standard_error()
     if run.dry_run:
         _dry_run(run, training, model, console)
+        return 0
+    if run.doctor:
+        _doctor(run, training, model, console)
         return 0
     stop = StopOnSignal()
     run_training(run, training, model, console, stop=stop)
@@ -381,6 +385,57 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         out.print(f"WARNING: {warning}")
     console.print(f"method: {method_name(settings_as_dict(run, training))}")
     console.print("dry run: no weights were loaded, nothing was written")
+
+
+def _doctor(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:
+    """``sgsd doctor`` with the settings of a run."""
+    if not isinstance(training, SGSDConfig):
+        raise ConfigError("the doctor looks at teachers", got=f"method {run.method}", expected="method sgsd")
+    bank = resolve_bank(training)
+    assert bank is not None
+    name, options = _model_name(model), _model_options(training, model)
+    with get_verifier(training.verifier, **(training.verifier_options or {})) as verifier, in_one_line():
+        problems, report = _problems(run, training, verifier)
+        console.print(report.summary())
+        retriever = build_retriever(
+            training.retriever,
+            embedder=training.embedder if training.retriever == "embedding" else None,
+            temperature=training.retrieval_temperature,
+            seed=training.seed,
+            query_prompt=training.retrieval_query_prompt,
+            item_text=training.retrieval_text,
+        )
+        read = {"trust_remote_code": options["trust_remote_code"], "revision": options["revision"]}
+        with hub_or_cache(name):
+            tokenizer = load_tokenizer(name, **read)
+            policy = load_model(name, device=str(training.device), **options)
+        found = diagnose_with_bar(
+            console,
+            policy,
+            tokenizer,
+            problems,
+            bank,
+            renderer=PromptRenderer(
+                tokenizer,
+                instruction=training.instruction,
+                thinking=training.thinking,
+                chat_template_kwargs=training.chat_template_kwargs,
+                text_only=all_text(problems),
+            ),
+            verifier=verifier,
+            retriever=retriever,
+            max_new_tokens=training.max_completion_length,
+            max_prompt_length=prompt_budget(policy.config, training),
+            contexts=[training.teacher_context] if training.teacher_context else None,
+            temperature=training.temperature,
+            top_p=training.top_p,
+            top_k=training.top_k,
+            seed=training.seed,
+            num_teachers=training.num_teachers,
+            support_clip=training.support_clip,
+            support_threshold=training.support_threshold,
+        )
+    show(found, standard_output())
 
 
 def _room(context: int | None, budget: int) -> str:
