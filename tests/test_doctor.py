@@ -32,10 +32,10 @@ NOTHING, RAISED, LOWERED = (0.02, -0.06, 0.10), (0.40, 0.28, 0.52), (-0.15, -0.2
 APART, NEARLY, ALIKE = (0.70, 0.56, 0.84), (0.70, 0.54, 0.86), (0.50, 0.40, 0.60)
 
 
-def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecided=0.0, **changes):
+def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecided=0.0, cut=0.0, **changes):
     """A diagnosis of made-up numbers."""
     estimate = None if auc is None else Estimate(*auc)
-    shown = InPrompt(Estimate(success, 0, 1), Estimate(*difference), prompt_tokens=60, truncated=0)
+    shown = InPrompt(Estimate(success, 0, 1), Estimate(*difference), prompt_tokens=60, truncated=cut)
     numbers = {
         "problems": 128,
         "rollouts": 128,
@@ -76,6 +76,8 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
         ({"success": 0.95, "difference": (0.04, 0.01, 0.07)}, "no", "95.0 %", {}),
         ({"truncated": 0.51, "difference": RAISED}, "no", "51% of the rollouts are cut", {"max_completion_length": 32}),
         ({"truncated": 0.50, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
+        ({"cut": 0.51, "auc": APART}, "no", "51% of the rollouts cut off at 16 tokens", {"max_completion_length": 32}),
+        ({"cut": 0.51, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
         ({"undecided": 0.51}, "no", "51% of the rollouts: look at it", {}),
         ({"context": None, "teachers": None, "in_prompt": {}}, "no", "200 tokens of prompt: document 300", {}),
     ],
@@ -435,7 +437,7 @@ def test_house_rules_that_no_model_can_know_are_a_go(smollm2, tmp_path, monkeypa
     (tmp_path / "SKILL.md").write_text("# House rules\n\n" + "\n".join(rules) + "\n")
     problems, _ = load_problems(house_rules.problems(tmp_path)[0])
     bank = read_document(tmp_path / "SKILL.md")
-    found = with_smollm2(smollm2, problems, bank, "Finish with the number of the shelf.", length=16, rollouts=72)
+    found = with_smollm2(smollm2, problems, bank, "Finish with the number of the shelf.", length=48, rollouts=72)
     assert found.verdict == "go"
 
 
