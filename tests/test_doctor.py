@@ -13,10 +13,12 @@ from sgsd import runfolder
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.bank.documents import read_document
 from sgsd.cli import main
+from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, InPrompt, Teachers, area_under_roc, diagnose
 from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.evaluation import Estimate
+from sgsd.examples import demo
 from sgsd.examples.lab.experiment import BankShares, TopicEmbedder, make_bank, questions
 from sgsd.examples.lab.language import MAX_COMPLETION
 from sgsd.prompts import PromptRenderer
@@ -29,10 +31,10 @@ NOTHING, RAISED, LOWERED = (0.02, -0.06, 0.10), (0.40, 0.28, 0.52), (-0.15, -0.2
 APART, NEARLY, ALIKE = (0.70, 0.56, 0.84), (0.70, 0.54, 0.86), (0.50, 0.40, 0.60)
 
 
-def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecided=0.0, **changes):
+def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecided=0.0, cut=0.0, **changes):
     """A diagnosis of made-up numbers."""
     estimate = None if auc is None else Estimate(*auc)
-    shown = InPrompt(Estimate(success, 0, 1), Estimate(*difference), prompt_tokens=60, truncated=0)
+    shown = InPrompt(Estimate(success, 0, 1), Estimate(*difference), prompt_tokens=60, truncated=cut)
     numbers = {
         "problems": 128,
         "rollouts": 128,
@@ -74,6 +76,8 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
         ({"success": 0.95, "difference": (0.04, 0.01, 0.07)}, "no", "95.0 %", {}),
         ({"truncated": 0.51, "difference": RAISED}, "no", "51% of the rollouts are cut", {"max_completion_length": 32}),
         ({"truncated": 0.50, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
+        ({"cut": 0.51, "auc": APART}, "no", "51% of the rollouts cut off at 16 tokens", {"max_completion_length": 32}),
+        ({"cut": 0.51, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
         ({"undecided": 0.51}, "no", "51% of the rollouts: look at it", {}),
         ({"context": None, "teachers": None, "in_prompt": {}}, "no", "200 tokens of prompt: document 300", {}),
     ],
@@ -391,3 +395,49 @@ def test_train_doctor_diagnoses_with_the_runs_settings_and_trains_nothing(files,
     assert not (files / "run").exists()
     assert main(["train", "--config", "lab", *flags[:2], *flags[6:], "--method", "grpo"]) == 2
     assert "the doctor looks at teachers" in capsys.readouterr().err
+
+
+# ---- SmolLM2
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return load_model("local:smollm2-135m-instruct"), load_tokenizer("local:smollm2-135m-instruct")
+
+
+def with_smollm2(smollm2, problems, bank, instruction, *, length, rollouts):
+    model, tokenizer = smollm2
+    with get_verifier("math", workers=1) as verifier:
+        return diagnose(
+            model,
+            tokenizer,
+            problems,
+            bank,
+            renderer=PromptRenderer(tokenizer, instruction=instruction),
+            verifier=verifier,
+            retriever=BM25Retriever(),
+            max_new_tokens=length,
+            max_prompt_length=2048 - length,
+            rollouts=rollouts,
+            temperature=0.8,
+            top_p=0.95,
+        )
+
+
+@pytest.mark.slow
+def test_house_rules_that_no_model_can_know_are_a_go(smollm2, tmp_path):
+    skill, train, _ = demo.write(tmp_path)
+    problems, _ = load_problems(train)
+    bank = read_document(skill)
+    found = with_smollm2(smollm2, problems, bank, "Finish with the number of the shelf.", length=16, rollouts=72)
+    assert found.verdict == "go"
+    assert found.context == "rules"
+
+
+@pytest.mark.slow
+def test_general_advice_for_easy_word_problems_is_no_go(smollm2, shared_data):
+    problems, _ = load_problems(shared_data / "asdiv.jsonl", limit=600)
+    bank = SkillBank.load("seed:arithmetic-word-problems")
+    instruction = "Finish with the final answer as a single number."
+    found = with_smollm2(smollm2, problems, bank, instruction, length=32, rollouts=96)
+    assert found.verdict in ("use GRPO", "no")

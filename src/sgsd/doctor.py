@@ -9,6 +9,7 @@ first line that applies decides:
     the plain prompt right in 95 % or more                                            no
     no form of the bank fits into the prompts                                         no
     shown in the prompt, it raises the accuracy: the paired difference is above 0     go
+    more than half of the rollouts cut off with the bank in some form in the prompt   no
     the plain prompt right in less than 2 %, or more than 90 %                        no
     supports tell successes from failures: their area under the ROC curve, measured
     against a control teacher, is above 0.55                                          go with these settings
@@ -196,12 +197,18 @@ class Diagnosis:
             "support_baseline": "control",
             "teacher_guidance": 2.0,
         }
-        if self.truncated >= _MANY_CUT:
-            settings |= longer
         shown = self.in_prompt[self.context]
+        if max(self.truncated, shown.truncated) >= _MANY_CUT:
+            settings |= longer
         gain = f"{_NAMES[self.context]} in the prompt changes the accuracy by {_points(shown.difference)}"
         if shown.difference.low > 0:
             return Verdict.GO, f"{gain}: it can be learnt.", settings | {"teacher_trust": "vouched"}
+        cut = max(self.in_prompt, key=lambda name: self.in_prompt[name].truncated)
+        if (share := self.in_prompt[cut].truncated) > MOST_CUT:
+            said = (
+                f"{_NAMES[cut]} in the prompt has {share:.0%} of the rollouts cut off at {self.max_new_tokens} tokens"
+            )
+            return Verdict.NO, f"{said}: what it is worth cannot be seen, so let them end.", longer
         if not low <= self.success.mean <= high:
             many = "easier" if self.success.mean < low else "harder"
             said = f"{gain}, and the plain prompt is right in {right}: take another document, or {many} tasks."
@@ -345,9 +352,17 @@ def diagnose(
 
     def sampled(what: str, shown: Sequence[Shown] | None = None, *, greedy: bool = True) -> _Sampled:
         k = 1 if greedy else rollouts // len(drawn)
-        told = None if progress is None else lambda done: progress(what, done, k * len(drawn))
-        options = {"max_new_tokens": max_new_tokens, "temperature": 0.0 if greedy else temperature}
-        options |= {"top_p": top_p, "top_k": top_k}
+
+        def told(done: int) -> None:
+            if progress is not None:
+                progress(what, done, k * len(drawn))
+
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": 0.0 if greedy else temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+        }
         sampler = _Keeping(TransformersSampler(model, tokenizer, batch_size=batch_size, progress=told, **options))
         made = evaluate(
             sampler, drawn, renderer, verifier, k=k, seed=seed, max_prompt_length=max_prompt_length, shown=shown
@@ -479,7 +494,7 @@ class _Sampled:
 
     @property
     def outcomes(self) -> list[int]:
-        return [_OUTCOMES[sample.outcome] for sample in self.evaluation.samples]
+        return [_OUTCOMES[Outcome(sample.outcome)] for sample in self.evaluation.samples]
 
     @property
     def has_both(self) -> bool:

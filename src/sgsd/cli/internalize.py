@@ -20,17 +20,24 @@ import hashlib
 import json
 import random
 import re
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from rich.console import Console
 from scipy import stats
+from transformers import PrinterCallback, TrainerCallback
 from trl import ModelConfig
 
 from sgsd import __version__, runfolder
@@ -123,11 +130,12 @@ def internalize(
         seed=seed,
         console=console or standard_error(),
     )
+    # PEFT looks for the configuration of a local: name on the hub; sgsd knows where it is.
+    warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
     work.plan(tasks, held_out, retain, baseline, columns)
     diagnosis = work.diagnosis(force=force)
-    work.train(diagnosis)
-    if baseline:
-        work.train_baseline()
+    with work.baseline_beside() if baseline else nullcontext():
+        work.train(diagnosis)
     certificate = work.certificate(diagnosis, baseline)
     runfolder.write_json(work.folder / runfolder.CERTIFICATE, certificate)
     made = read_certificate(work.folder / runfolder.CERTIFICATE)
@@ -280,14 +288,24 @@ class _Work:
         self._evaluated("retained-after", str(self.folder / _RUN))
         self._forget()
 
-    def train_baseline(self) -> None:
-        """GRPO with the same rollouts, model, adapter and optimiser."""
+    @contextmanager
+    def baseline_beside(self) -> Iterator[None]:
+        """GRPO with the same rollouts, model, adapter and optimiser: on a CPU beside the work in here, else after it."""
         known = {one.name for part in (RunArguments, ModelConfig, CONFIGS["grpo"]) for one in fields(part)}
         content = {name: value for name, value in read_yaml(resolve_config(PRESET)).items() if name in known}
         content |= {"method": "grpo", "num_generations": _GROUP}
         file = self.folder / "grpo.yaml"
         runfolder.write_text(file, yaml.safe_dump(content))
-        self._trained("grpo", ["--config", str(file)], known=known)
+        flags, threads = ["--config", str(file)], torch.get_num_threads()
+        done = self._is_trained("grpo")
+        if done or threads == 1 or self.training.device.type != "cpu":
+            yield
+        else:
+            torch.set_num_threads(threads // 2)
+            with _training_beside(self._flags(flags, "grpo", known), threads - threads // 2, self.folder / "grpo.log"):
+                yield
+            torch.set_num_threads(threads)
+        self._trained("grpo", flags, known=known)  # where it is not there yet
         self._evaluated("grpo", str(self.folder / "grpo"))
         self._forget()
 
@@ -455,20 +473,29 @@ class _Work:
     def _trained(self, name: str, flags: Sequence[str], known: Iterable[str] | None = None) -> None:
         from sgsd.cli.train import run_training
 
-        if (self.folder / name / runfolder.STATE).is_file():
+        if self._is_trained(name):
             return
         self._say(f"{name}: training")
-        run, training, model = self._parsed([*flags, "--resume"], name, known)
-        run_training(run, training, model, self.console)
+        run, training, model = self._parsed(flags, name, known)
+        steps = _Steps(self._say, name)
+        before = lambda trainer: trainer.remove_callback(PrinterCallback)  # noqa: E731 (all metrics of every step)
+        run_training(run, training, model, self.console, callbacks=[steps], before=before)
         gc.collect()
+
+    def _is_trained(self, name: str) -> bool:
+        return (self.folder / name / runfolder.STATE).is_file()
 
     def _parsed(
         self, flags: Sequence[str], name: str, known: Iterable[str] | None = None
     ) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
-        """Settings: the flags, this work's own, the user's."""
+        return parse_settings(self._flags(flags, name, known))
+
+    def _flags(self, flags: Sequence[str], name: str, known: Iterable[str] | None = None) -> list[str]:
+        """The flags, this work's own, the user's."""
         own = ["--model_name_or_path", self.model, "--dataset", str(self._tasks("train"))]
-        own += ["--output_dir", str(self.folder / name), "--seed", str(self.seed)]
-        return parse_settings([*flags, *own, *_known(self.settings, known)])
+        own += ["--eval_dataset", str(self._tasks("held-out"))]
+        own += ["--output_dir", str(self.folder / name), "--seed", str(self.seed), "--resume"]
+        return [*flags, *own, *_known(self.settings, known)]
 
     def _tasks(self, name: str) -> Path:
         return self.folder / "tasks" / f"{name}.jsonl"
@@ -543,6 +570,56 @@ class _Work:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
+
+
+class _Steps(TrainerCallback):
+    """A line every ten steps."""
+
+    def __init__(self, say: Callable[[str], None], name: str) -> None:
+        self._say = say
+        self._name = name
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and "success_rate" in logs and state.global_step % 10 == 0:
+            right = f"{100 * logs['success_rate']:.0f} % of the rollouts right"
+            self._say(f"{self._name}: step {state.global_step} of {state.max_steps}, {right}")
+
+
+@contextmanager
+def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Iterator[None]:
+    """``sgsd train`` in a process of its own, which ends with this one; waited for at the end.
+
+    Raises:
+        ConfigError: it failed; with its last line.
+    """
+    code = "from sgsd.cli.internalize import train_beside; train_beside()"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as out:
+        command = [sys.executable, "-c", code, str(threads), *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            yield
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode:
+        said = log.read_text(encoding="utf-8").strip().splitlines()
+        raise ConfigError("the baseline's training failed", got=said[-1] if said else f"exit code {process.returncode}")
+
+
+def train_beside() -> None:
+    """What ``_training_beside`` starts; ends when its standard input does."""
+    from sgsd.cli.train import train
+
+    def follow() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    threads, *arguments = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    sys.exit(train(arguments))
 
 
 _TOLD = (
