@@ -18,6 +18,7 @@ import argparse
 import gc
 import hashlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -290,7 +291,7 @@ class _Work:
 
     @contextmanager
     def baseline_beside(self) -> Iterator[None]:
-        """GRPO with the same rollouts, model, adapter and optimiser: on a CPU beside the work in here, else after it."""
+        """GRPO with the same rollouts, model, adapter and optimiser: on a CPU beside the work in here, or after it."""
         known = {one.name for part in (RunArguments, ModelConfig, CONFIGS["grpo"]) for one in fields(part)}
         content = {name: value for name, value in read_yaml(resolve_config(PRESET)).items() if name in known}
         content |= {"method": "grpo", "num_generations": _GROUP}
@@ -596,13 +597,12 @@ def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Itera
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as out:
         command = [sys.executable, "-c", code, str(threads), *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            yield
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT) as process:
+            try:
+                yield
+                process.wait()
+            finally:
+                process.kill()
     if process.returncode:
         said = log.read_text(encoding="utf-8").strip().splitlines()
         raise ConfigError("the baseline's training failed", got=said[-1] if said else f"exit code {process.returncode}")
@@ -613,7 +613,7 @@ def train_beside() -> None:
     from sgsd.cli.train import train
 
     def follow() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
