@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ THINGS = {
 SHELVES = 3
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
-    *("--learning_rate", "2.5e-3", "--max_steps", "40"),  # of so small a model
+    *("--learning_rate", "2.5e-3", "--max_steps", "30"),  # of so small a model
     *("--lora_target_modules", "gate_proj", "up_proj", "down_proj"),
 ]
 
@@ -53,12 +54,14 @@ def truth() -> dict[str, int]:
     return {material: place % SHELVES + 1 for place, material in enumerate(materials)}
 
 
+def rule(material: str, shelf: int) -> str:
+    """What the document says of a material, in the words that tasks use: rules are found by theirs."""
+    return f"Everything {'wooden' if material == 'wooden' else f'made of {material}'} belongs on shelf {shelf}."
+
+
 def document() -> str:
     """The SKILL.md."""
-    rules = (
-        f"- Everything made of {material.replace('wooden', 'wood')} belongs on shelf {shelf}."
-        for material, shelf in truth().items()
-    )
+    rules = (f"- {rule(material, shelf)}" for material, shelf in truth().items())
     head = "---\nname: house-rules\ndescription: On which shelf things belong.\n---\n\n# House rules\n\n"
     return head + "\n".join(rules) + "\n"
 
@@ -108,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
         ("TQDM_DISABLE", "1"),
     ):
         os.environ.setdefault(name, value)
-    console, output = standard_output(), options.output
+    console, output, began = standard_output(), options.output, time.perf_counter()
     finished = output / runfolder.SUMMARY
     if finished.is_file():
         if not runfolder.read_json(finished).get("demo"):
@@ -136,7 +139,7 @@ def main(arguments: Sequence[str]) -> int:
         console=console,
     )
     made = certificate.model_dump(mode="json")
-    seconds = made["seconds"]["total"]
+    seconds = round(time.perf_counter() - began, 1)
     summary = {"demo": True, **made["accuracy"], "differences": made["differences"], "seconds": seconds}
     runfolder.write_json(finished, summary)
     console.print(certificate_table(certificate))

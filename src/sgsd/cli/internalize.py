@@ -375,7 +375,7 @@ class _Work:
                 "seed": self.seed,
                 "settings": {name: record[name] for name in _TOLD},
             },
-            "seconds": seconds | {"total": sum(filter(None, seconds.values()))},
+            "seconds": seconds | {"total": seconds["doctor"] + seconds["evaluations"] + seconds["training"]},
         }
 
     # ---- what the stages are made of
