@@ -38,9 +38,10 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
     numbers = {
         "problems": 128,
         "rollouts": 128,
+        "greedy_problems": 64,
         "max_new_tokens": 16,
         "success": Estimate(success, 0, 1),
-        "greedy": Estimate(success, 0, 1),
+        "greedy_success": Estimate(success, 0, 1),
         "truncated": truncated,
         "undecided": undecided,
         "mean_tokens": 9.0,
@@ -76,7 +77,7 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
         ({"success": 0.95, "difference": (0.04, 0.01, 0.07)}, "no", "95.0 %", {}),
         ({"truncated": 0.51, "difference": RAISED}, "no", "51% of the rollouts are cut", {"max_completion_length": 32}),
         ({"truncated": 0.50, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
-        ({"cut": 0.51, "auc": APART}, "no", "51% of the rollouts cut off at 16 tokens", {"max_completion_length": 32}),
+        ({"cut": 0.51, "auc": APART}, "no", "51% of the answers cut off at 16 tokens", {"max_completion_length": 32}),
         ({"cut": 0.51, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
         ({"undecided": 0.51}, "no", "51% of the rollouts: look at it", {}),
         ({"context": None, "teachers": None, "in_prompt": {}}, "no", "200 tokens of prompt: document 300", {}),
@@ -249,7 +250,7 @@ def scripted(sharp, *calls, bank, **options):
         questions(18, seed=2, prefix="q"),
         bank,
         renderer=PromptRenderer(tokenizer, instruction=""),
-        verifier=Scripted(calls[0], *calls),  # the plain prompt is asked twice: sampled, greedily
+        verifier=Scripted(calls[0], [WRONG], *calls[1:]),  # the plain prompt sampled and greedily, contexts
         retriever=BM25Retriever(),
         **given,
     )
@@ -306,7 +307,7 @@ def test_successes_and_failures_are_of_one_prompt(sharp, document, plain, shown,
     found = scripted(sharp, plain, shown, bank=document, contexts=["rules"])
     assert found.teachers.sampled_with == sampled_with
     assert (found.teachers.auc is not None) == (found.teachers.auc_control is not None) == known
-    assert any("sampled with rules in the prompt" in said for said in found.sentences) == (sampled_with == "rules")
+    assert any("of rules in the prompt" in said for said in found.sentences) == (sampled_with == "rules")
 
 
 def test_a_verifier_that_decides_nothing_is_a_no(sharp, document):

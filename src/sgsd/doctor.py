@@ -1,15 +1,16 @@
 """Whether a bank or a document will help, told from some rollouts and without training: ``sgsd doctor``.
 
-Measured are rollouts of the plain prompt, sampled as in training; greedy answers to it, and with each form in which the
-bank can stand in a prompt, on the same problems; and whether teachers of one form tell the rollouts' successes from
-their failures. ``Diagnosis.verdict`` follows from it. The
-first line that applies decides:
+Measured are the plain prompt, sampled; what each form of the bank in the prompt changes, decoded greedily on the same
+problems; and whether teachers of one form tell the sampled successes from the failures. Greedily, because a teacher
+says at each position what is likeliest there: SmolLM2 with a rule in the prompt answers nearly always by it, but at
+temperature 0.8 goes astray at some token in most answers. ``Diagnosis.verdict`` follows. The first line that applies
+decides:
 
-    more than half of the rollouts cut off, or undecided                              no
+    more than half of the plain rollouts cut off, or undecided                        no
     the plain prompt right in 95 % or more                                            no
     no form of the bank fits into the prompts                                         no
     shown in the prompt, it raises the accuracy: the paired difference is above 0     go
-    more than half of the rollouts cut off with the bank in some form in the prompt   no
+    more than half of the answers cut off with the bank in some form in the prompt    no
     the plain prompt right in less than 2 %, or more than 90 %                        no
     supports tell successes from failures: their area under the ROC curve, measured
     against a control teacher, is above 0.55                                          go with these settings
@@ -78,13 +79,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class InPrompt:
-    """The bank shown in the prompt, in one form.
+    """The bank shown in the prompt, in one form; decoded greedily.
 
     Attributes:
         accuracy: over the problems.
         difference: to the plain prompt, paired by problem.
         prompt_tokens: mean.
-        truncated: share of rollouts cut off.
+        truncated: share of answers cut off.
     """
 
     accuracy: Estimate
@@ -104,8 +105,8 @@ class Teachers:
         style_share: the control teacher's mean |gap| a token over the teachers': what any such prompt does.
         stance_share: share of teachers with a stance, measured against the control.
         successes, failures: rollouts that were scored.
-        sampled_with: the prompt that they were sampled with: ``plain``, or the context where plain rollouts all have
-            one outcome. Successes of one prompt and failures of another would differ by the prompt alone.
+        sampled_with: the prompt of these rollouts: ``plain``, or, where plain rollouts all have one outcome, the
+            context, decoded greedily. Successes of one prompt and failures of another would differ by the prompt alone.
     """
 
     auc: Estimate | None
@@ -122,10 +123,10 @@ class Diagnosis:
     """What was measured; the verdict follows from it.
 
     Attributes:
-        problems, rollouts: asked, and sampled of the plain prompt.
+        problems, rollouts: asked, and sampled with the plain prompt.
+        greedy_problems: those of them that were answered greedily, by the plain prompt and by each context's.
         max_new_tokens: the most of a completion.
-        success: of the plain prompt, sampled as in training.
-        greedy: of the plain prompt's likeliest answers; what is shown in the prompt is compared with these.
+        success, greedy_success: of the plain prompt, sampled and decoded greedily.
         truncated, undecided: shares of its rollouts that were cut off, and that the verifier could not judge.
         mean_tokens: of its completions.
         prompt_tokens: of the plain prompt, mean.
@@ -141,9 +142,10 @@ class Diagnosis:
 
     problems: int
     rollouts: int
+    greedy_problems: int
     max_new_tokens: int
     success: Estimate
-    greedy: Estimate
+    greedy_success: Estimate
     truncated: float
     undecided: float
     mean_tokens: float
@@ -183,8 +185,8 @@ class Diagnosis:
         if self.undecided > MOST_UNDECIDED:
             said = f"The verifier cannot judge {self.undecided:.0%} of the rollouts: look at it and at the references."
             return Verdict.NO, said, {}
-        if self.greedy.mean >= MOST_RIGHT:
-            return Verdict.NO, f"The plain prompt is right already: {_percent(self.greedy)}. Take harder tasks.", {}
+        if self.success.mean >= MOST_RIGHT:
+            return Verdict.NO, f"The plain prompt is right already: {right}. Take harder tasks.", {}
         if self.context is None or self.teachers is None:
             longest = ", ".join(f"{name} {tokens:,}" for name, tokens in self.too_long.items())
             said = f"Nothing of the bank fits into {self.max_prompt_length:,} tokens of prompt: {longest}. Shorten it."
@@ -205,9 +207,7 @@ class Diagnosis:
             return Verdict.GO, f"{gain}: it can be learnt.", settings | {"teacher_trust": "vouched"}
         cut = max(self.in_prompt, key=lambda name: self.in_prompt[name].truncated)
         if (share := self.in_prompt[cut].truncated) > MOST_CUT:
-            said = (
-                f"{_NAMES[cut]} in the prompt has {share:.0%} of the rollouts cut off at {self.max_new_tokens} tokens"
-            )
+            said = f"{_NAMES[cut]} in the prompt has {share:.0%} of the answers cut off at {self.max_new_tokens} tokens"
             return Verdict.NO, f"{said}: what it is worth cannot be seen, so let them end.", longer
         if not low <= self.success.mean <= high:
             many = "easier" if self.success.mean < low else "harder"
@@ -228,13 +228,13 @@ class Diagnosis:
 
     def _findings(self) -> list[str]:
         said = [
-            f"Plain prompt: {_percent(self.greedy)} right of {self.problems} greedy answers, "
-            f"{_percent(self.success)} of {self.rollouts} rollouts; {self.truncated:.0%} cut off, "
-            f"{self.undecided:.0%} undecided; {self.mean_tokens:.0f} tokens a completion."
+            f"Plain prompt: {_percent(self.success)} right in {self.rollouts} rollouts of {self.problems} problems; "
+            f"{self.truncated:.0%} cut off, {self.undecided:.0%} undecided; {self.mean_tokens:.0f} tokens each.",
+            f"Greedily, on {self.greedy_problems} of them: {_percent(self.greedy_success)}.",
         ]
         for name, shown in self.in_prompt.items():
             said.append(
-                f"{_NAMES[name]} in the prompt: {_percent(shown.accuracy)} right, {_points(shown.difference)}; "
+                f"{_NAMES[name]} in the prompt: {_percent(shown.accuracy)}, {_points(shown.difference)}; "
                 f"{shown.prompt_tokens:.0f} tokens of prompt, {self.prompt_tokens:.0f} without."
             )
         said += [
@@ -246,7 +246,7 @@ class Diagnosis:
             if found.auc is None or found.auc_control is None:
                 said.append(f"Whether teachers tell successes from failures cannot be said: {counts}.")
             else:
-                origin = "" if found.sampled_with == PLAIN else f", sampled with {found.sampled_with} in the prompt"
+                origin = "" if found.sampled_with == PLAIN else f" of {found.sampled_with} in the prompt"
                 said.append(
                     f"Teachers' supports of {counts}{origin}: area under the ROC curve {_estimate(found.auc)}, "
                     f"measured against a control {_estimate(found.auc_control)}."
@@ -317,7 +317,7 @@ def diagnose(
     batch_size: int = 32,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Diagnosis:
-    """Sample the plain prompt and each context's, score the plain rollouts by teachers; nothing is trained.
+    """Sample the plain prompt, answer with each context's, score the rollouts by teachers; nothing is trained.
 
     Args:
         model, tokenizer: of transformers. The model's training mode is left as it is.
@@ -327,8 +327,9 @@ def diagnose(
         max_new_tokens: the most of a completion.
         contexts: what to try of ``trainers.config.CONTEXTS``; ``None``: rules and the whole of a document, pairs of any
             other bank.
-        rollouts: of the plain prompt, at most; 16 or more.
-        temperature, top_p, top_k: of the rollouts, as in training.
+        rollouts: to sample with the plain prompt, at most; 16 or more. Half as many problems are answered greedily, by
+            the plain prompt and each context's.
+        temperature, top_p, top_k: of sampling.
         seed: of the problems drawn, the sampling and the controls.
         num_teachers: pairs or rules of each problem that teach, each alone.
         max_prompt_length: a context of which one prompt is longer is left out.
@@ -348,40 +349,35 @@ def diagnose(
         raise ConfigError("too few rollouts for a diagnosis", got=rollouts, expected=f"{LEAST_ROLLOUTS} or more")
     contexts = _contexts(bank, contexts)
     drawn = random.Random(seed).sample(list(problems), min(len(problems), rollouts))
-    total = rollouts // len(drawn) * len(drawn)
+    k = rollouts // len(drawn)
+    total = k * len(drawn)
 
-    def sampled(what: str, shown: Sequence[Shown] | None = None, *, greedy: bool = True) -> _Sampled:
-        k = 1 if greedy else rollouts // len(drawn)
-
+    def answered(what: str, asked: Sequence[Problem], k: int, shown: Sequence[Shown] | None, **how: Any) -> _Answered:
         def told(done: int) -> None:
             if progress is not None:
-                progress(what, done, k * len(drawn))
+                progress(what, done, k * len(asked))
 
-        options: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": 0.0 if greedy else temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-        }
-        sampler = _Keeping(TransformersSampler(model, tokenizer, batch_size=batch_size, progress=told, **options))
+        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": told} | how
+        sampler = _Keeping(TransformersSampler(model, tokenizer, **options))
         made = evaluate(
-            sampler, drawn, renderer, verifier, k=k, seed=seed, max_prompt_length=max_prompt_length, shown=shown
+            sampler, asked, renderer, verifier, k=k, seed=seed, max_prompt_length=max_prompt_length, shown=shown
         )
-        return _Sampled(made, sampler.rollouts)
+        return _Answered(made, sampler.rollouts)
 
     began = time.perf_counter()
-    plain = sampled(PLAIN, greedy=False)
+    plain = answered(PLAIN, drawn, k, None, temperature=temperature, top_p=top_p, top_k=top_k)
     sampling_seconds = (time.perf_counter() - began) / total
-    greedy = sampled(PLAIN)
-    fitting: dict[str, _Sampled] = {}
+    some = drawn[: max(LEAST_ROLLOUTS, rollouts // 2)]
+    greedy = answered(f"{PLAIN}, greedy", some, 1, None, temperature=0)
+    fitting: dict[str, _Answered] = {}
     too_long: dict[str, int] = {}
     for context in contexts:
-        shown = skill_pairs(drawn, retriever, bank, 1, context)
-        longest = max(map(len, prompts_of(drawn, renderer, shown)))
+        shown = skill_pairs(some, retriever, bank, 1, context)
+        longest = max(map(len, prompts_of(some, renderer, shown)))
         if longest > max_prompt_length:
             too_long[context] = longest
         else:
-            fitting[context] = sampled(context, shown)
+            fitting[context] = answered(f"{context}, greedy", some, 1, shown, temperature=0)
     best = _best(fitting)
     teachers, scoring_seconds = None, 0.0
     if best is not None:
@@ -389,7 +385,7 @@ def diagnose(
         began = time.perf_counter()
         teachers = _teachers(
             judged,
-            drawn,
+            drawn if judged is plain else some,
             bank,
             best,
             model=model,
@@ -402,13 +398,14 @@ def diagnose(
             threshold=support_threshold,
             sampled_with=PLAIN if judged is plain else best,
         )
-        scoring_seconds = (time.perf_counter() - began) / total
+        scoring_seconds = (time.perf_counter() - began) / len(judged.rollouts)
     return Diagnosis(
         problems=len(drawn),
         rollouts=total,
+        greedy_problems=len(some),
         max_new_tokens=max_new_tokens,
         success=plain.evaluation.accuracy,
-        greedy=greedy.evaluation.accuracy,
+        greedy_success=greedy.evaluation.accuracy,
         truncated=plain.truncated,
         undecided=plain.outcomes.count(0) / total,
         mean_tokens=sum(sample.tokens for sample in plain.evaluation.samples) / total,
@@ -482,8 +479,8 @@ class _Keeping:
 
 
 @dataclass(frozen=True)
-class _Sampled:
-    """The rollouts of one prompt, problem by problem."""
+class _Answered:
+    """The rollouts of one kind of prompt, problem by problem."""
 
     evaluation: Evaluation
     rollouts: Sequence[Rollout]
@@ -524,7 +521,7 @@ def _contexts(bank: SkillBank, asked: Sequence[str] | None) -> Sequence[str]:
     return contexts
 
 
-def _best(sampled: Mapping[str, _Sampled]) -> str | None:
+def _best(sampled: Mapping[str, _Answered]) -> str | None:
     """The context with the highest accuracy; a longer one has to differ from a shorter."""
     best = None
     for name in sorted(sampled, key=lambda name: sampled[name].prompt_tokens):
@@ -537,7 +534,7 @@ def _best(sampled: Mapping[str, _Sampled]) -> str | None:
 
 
 def _teachers(
-    judged: _Sampled,
+    judged: _Answered,
     problems: Sequence[Problem],
     bank: SkillBank,
     context: str,

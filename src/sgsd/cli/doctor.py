@@ -78,7 +78,7 @@ def diagnose_with_bar(console: Console, *given: Any, **settings: Any) -> Diagnos
 
         def progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(f"sampling, {what}", total=total)
+                tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)
 
         return diagnose(*given, progress=progress, **settings)
@@ -90,9 +90,10 @@ def show(found: Diagnosis, console: Console) -> None:
         "", "prompt", "right", "to plain", "tokens", "cut off", right=("right", "to plain", "tokens", "cut off")
     )
     made.add_row("plain", f"{found.success.mean:.1%}", "", f"{found.prompt_tokens:.0f}", f"{found.truncated:.0%}")
+    made.add_row("plain, greedy", f"{found.greedy_success.mean:.1%}", "", f"{found.prompt_tokens:.0f}", "")
     for name, own in found.in_prompt.items():
         cells = f"{own.accuracy.mean:.1%}", f"{100 * own.difference.mean:+.1f} points", f"{own.prompt_tokens:.0f}"
-        made.add_row(name, *cells, f"{own.truncated:.0%}")
+        made.add_row(f"{name}, greedy", *cells, f"{own.truncated:.0%}")
     console.print(made)
     console.print(f"verdict: {found.verdict}")
     for sentence in found.sentences:
