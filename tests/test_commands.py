@@ -34,6 +34,7 @@ NOT_RUN = {
     "-qwen3-": "a preset at full size: tests/test_presets.py",
     "sgsd demo": "minutes: tests/examples/test_demo.py",
     "sgsd lab": "minutes: tests/examples/test_lab_command.py",
+    "sgsd internalize": "minutes: tests/cli/test_internalize.py",
     "runs/lab": "runs of sgsd lab",
     "runs/demo": "the demo's run",
     "sgsd bank build": "a preset at full size: tests/cli/test_bank_build.py",
