@@ -299,6 +299,8 @@ def test_every_presets_dry_run_passes_with_other_data_and_model(sgsd, roomy, tmp
         if rows:
             file.write_text("".join(json.dumps(each) + "\n" for each in rows))
     flags = ("--dataset", file, "--model_name_or_path", roomy, "--output_dir", tmp_path / "run", "--dry_run")
+    if name == "internalize":  # whose document comes with the command
+        flags += ("--bank", "seed:mental-arithmetic")
     result = sgsd("train", "--config", name, *flags)
     assert result.code == 0, result.err
     assert "no weights were loaded, nothing was written" in result.err

@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
         (["--skills_in_prompt"], ["skills_in_prompt does not go with SGSD", "grpo or opsd", "without the skills"]),
         (["--thinking", "papr"], ["unknown thinking", "did you mean paper?"]),
         (["--bank", "seed:mental-aritmetic"], ["no such shipped bank", "mental-arithmetic"]),
-        (["--config", "dem"], ["unknown configuration", "did you mean demo?"]),
+        (["--config", "internalise"], ["unknown configuration", "did you mean internalize?"]),
         (["--config"], ["--config needs"]),
         (["--num_techers", "3"], ["unknown setting", "did you mean num_teachers?"]),
         (["--num-techers=3"], ["unknown setting", "did you mean num_teachers?"]),
