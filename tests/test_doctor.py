@@ -63,7 +63,8 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
     [
         ({"difference": RAISED}, "go", "+40.0 points (+28.0 to +52.0)", {"teacher_trust": "vouched"}),
         ({"difference": RAISED, "success": 0.0, "auc": None}, "go", "+40.0", {"teacher_context": "rules"}),
-        ({"difference": RAISED, "truncated": 0.2}, "go", "+40.0", {"max_completion_length": 32}),
+        ({"difference": RAISED, "cut": 0.2}, "go", "+40.0", {"max_completion_length": 32}),
+        ({"auc": APART, "truncated": 0.2}, "go with these settings", "0.70", {"max_completion_length": 32}),
         ({"auc": APART}, "go with these settings", "0.70 (0.56 to 0.84)", {"teacher_trust": "worth"}),
         ({"auc": APART, "difference": LOWERED}, "go with these settings", "-15.0 points", {"num_generations": 8}),
         ({"auc": NEARLY}, "use GRPO", "0.70 (0.54 to 0.86)", {"method": "grpo"}),
@@ -76,7 +77,7 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
         ({"success": 0.92, "difference": (0.05, 0.01, 0.09)}, "go", "+5.0", {"objective": "correction"}),
         ({"success": 0.95, "difference": (0.04, 0.01, 0.07)}, "no", "95.0 %", {}),
         ({"truncated": 0.51, "difference": RAISED}, "no", "51% of the rollouts are cut", {"max_completion_length": 32}),
-        ({"truncated": 0.50, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
+        ({"truncated": 0.50, "difference": RAISED}, "go", "+40.0", {"teacher_trust": "vouched"}),
         ({"cut": 0.51, "auc": APART}, "no", "51% of the answers cut off at 16 tokens", {"max_completion_length": 32}),
         ({"cut": 0.51, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
         ({"undecided": 0.51}, "no", "51% of the rollouts: look at it", {}),
@@ -104,7 +105,7 @@ def test_a_diagnosis_goes_to_a_file_and_back_and_the_file_says_the_verdict(tmp_p
         Diagnosis.load(tmp_path)
 
 
-@pytest.mark.parametrize("numbers", [{"difference": RAISED, "truncated": 0.2}, {"auc": APART}, {}])
+@pytest.mark.parametrize("numbers", [{"difference": RAISED, "cut": 0.2}, {"auc": APART}, {}])
 def test_sgsd_train_takes_the_settings_that_are_recommended(numbers):
     from sgsd.cli.settings import parse_settings
 

@@ -200,11 +200,10 @@ class Diagnosis:
             "teacher_guidance": 2.0,
         }
         shown = self.in_prompt[self.context]
-        if max(self.truncated, shown.truncated) >= _MANY_CUT:
-            settings |= longer
         gain = f"{_NAMES[self.context]} in the prompt changes the accuracy by {_points(shown.difference)}"
         if shown.difference.low > 0:
-            return Verdict.GO, f"{gain}: it can be learnt.", settings | {"teacher_trust": "vouched"}
+            settings |= {"teacher_trust": "vouched"} | (longer if shown.truncated >= _MANY_CUT else {})
+            return Verdict.GO, f"{gain}: it can be learnt.", settings
         cut = max(self.in_prompt, key=lambda name: self.in_prompt[name].truncated)
         if (share := self.in_prompt[cut].truncated) > MOST_CUT:
             said = f"{_NAMES[cut]} in the prompt has {share:.0%} of the answers cut off at {self.max_new_tokens} tokens"
@@ -213,7 +212,7 @@ class Diagnosis:
             many = "easier" if self.success.mean < low else "harder"
             said = f"{gain}, and the plain prompt is right in {right}: take another document, or {many} tasks."
             return Verdict.NO, said, {}
-        groups = {"num_generations": 8}
+        groups = {"num_generations": 8} | (longer if self.truncated >= _MANY_CUT else {})
         auc = self.teachers.auc_control
         told = "cannot be told" if auc is None else _estimate(auc)
         if auc is not None and auc.low > LEAST_AUC:

@@ -138,6 +138,14 @@ def test_a_documents_control_is_the_document_without_the_pairs_rule(renderer, tm
     assert control == renderer.teacher_ids("2 + 2?", "# Rules\n\n- Add first.\n- Say please.")
 
 
+def test_a_document_of_one_rule_has_no_control_prompt(renderer, tmp_path):
+    (tmp_path / "SKILL.md").write_text("Add first.\n", encoding="utf-8")
+    bank = read_document(tmp_path / "SKILL.md")
+    document = bank.metadata["document"]
+    pool = pool_of([Pair(bank.skills[0], None, None)], [1.0], renderer)
+    assert control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed="0", document=document) is None
+
+
 # ---- which teachers are run, and their scores in a batch
 
 

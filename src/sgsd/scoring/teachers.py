@@ -95,6 +95,8 @@ def control_prompt(
     taken = {item.id for pair in pool.pairs for item in pair.items}
     if document is not None:
         shown: Shown = without_items(bank, taken)
+        if not shown.strip():  # it had no other rule
+            return None
     else:
         draw = random.Random(seed)
         alike = [bank.skills if isinstance(item, Skill) else bank.mistakes for item in pool.pairs[0].items]
