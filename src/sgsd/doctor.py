@@ -490,7 +490,7 @@ class _Answered:
 
     @property
     def outcomes(self) -> list[int]:
-        return [_OUTCOMES[Outcome(sample.outcome)] for sample in self.evaluation.samples]
+        return [Outcome(sample.outcome).sign for sample in self.evaluation.samples]
 
     @property
     def has_both(self) -> bool:
@@ -503,9 +503,6 @@ class _Answered:
     @property
     def prompt_tokens(self) -> float:
         return sum(len(rollout.prompt_ids) for rollout in self.rollouts) / len(self.rollouts)
-
-
-_OUTCOMES = {Outcome.CORRECT: 1, Outcome.INCORRECT: -1, Outcome.UNDECIDED: 0}
 
 
 def _contexts(bank: SkillBank, asked: Sequence[str] | None) -> Sequence[str]:

@@ -16,7 +16,7 @@ import pytest
 from sgsd import internalize
 from sgsd.bank.credit import separation
 from sgsd.cli import main
-from sgsd.cli.internalize import _kept, _known, _runs_of_words
+from sgsd.cli.internalize import _kept, _known, _runs_of_words, _summed
 from sgsd.errors import ConfigError, DataError
 from sgsd.examples import demo
 
@@ -133,11 +133,31 @@ def test_what_cannot_be_used_is_one_line_and_leaves_nothing(data, tiny_folder, t
         (tmp_path / "none.md", {}, Exception, "none.md"),
         (skill, {"baseline": "ppo"}, ConfigError, "grpo"),
         (skill, {"settings": ["--learning_rat", "1"]}, ConfigError, "learning_rate"),
+        (skill, {"settings": ["--method", "grpo"]}, ConfigError, "method"),
+        (skill, {"settings": ["--teacher_temperature", "0"]}, ConfigError, "teacher_temperature is out of range"),
     ):
         with pytest.raises(error, match=said) as raised:
             internalize(document, **(keep | changed))
         assert "\n" not in str(raised.value)
         assert not list(output.glob("*.json"))
+
+
+def test_the_commands_own_flags_hold_and_the_documents_text_is_part_of_the_plan(made, data, tiny_folder, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(made, output)
+    (output / "certificate.json").unlink()
+    flags = call(data, tiny_folder, output, "--baseline", "grpo")
+    elsewhere = tmp_path / "elsewhere"
+    assert main([*flags, "--output_dir", str(elsewhere)]) == 2  # another call's settings
+    fresh = call(data, tiny_folder, tmp_path / "fresh")
+    assert main([*fresh, "--output_dir", str(elsewhere), "--max_steps", "1"]) == 0
+    assert not elsewhere.exists()
+    assert (tmp_path / "fresh" / "run" / "trainer_state.json").is_file()
+    text = data[0].read_text()
+    other = tmp_path / "SKILL.md"
+    other.write_text(text.replace("# House rules\n", "# House rules\n\n<!-- the same rules -->\n"))
+    flags[1] = str(other)
+    assert main(flags) == 2
 
 
 def test_the_doctors_no_ends_it(data, tiny_folder, tmp_path, capsys):
@@ -161,6 +181,13 @@ def test_six_words_in_a_row_are_recited():
     rule = _runs_of_words("Everything made of clay belongs on")
     assert rule & _runs_of_words("so, everything MADE of clay belongs on it")
     assert not rule & _runs_of_words("so, everything made of clay belongs there")
+
+
+def test_a_metric_is_summed_over_steps_however_often_it_is_logged():
+    each = [{"step": n, "step_time": float(n)} for n in range(1, 7)]
+    every_third = [{"step": 3, "step_time": 2.0}, {"step": 6, "step_time": 5.0}, {"step": 6, "loss": 1.0}]
+    assert _summed(each, "step_time") == _summed(every_third, "step_time") == 21
+    assert _summed([], "step_time") == 0
 
 
 def test_flags_of_another_method_are_left_out():

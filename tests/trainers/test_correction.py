@@ -67,6 +67,7 @@ GUIDED = {"support_baseline": "control", "teacher_guidance": 1.5, "teacher": "fr
         {"score_temperature": 0.8, "teacher_top_tokens": 3},
         {"support_baseline": "control"},
         {"ledger_share": 1.0},
+        {**GUIDED, "support_clip": 0.2, "score_temperature": 0.8, "teacher_temperature": 0.5},
         {**GUIDED, "support_clip": 0.2, "teacher_top_tokens": 6, "max_tokens_per_chunk": 300},
     ],
 )
@@ -75,6 +76,7 @@ def test_the_loss_equals_plain_loops(tmp_path, settings):
     batch = batch_of(trainer, [0] * 4 + [1] * 4)
     got, _ = loss_and_gradients(trainer, [batch])
     temperature = settings.get("score_temperature", 1.0)
+    of_teachers = settings.get("teacher_temperature", temperature)
     asked = rows(trainer, [0] * 4 + [1] * 4)
     pools = trainer.retrieve(asked)
     total = 0.0
@@ -86,9 +88,9 @@ def test_the_loss_equals_plain_loops(tmp_path, settings):
         shares = [alpha * tau for alpha, tau in zip(pool.weights, taus, strict=True)]
         limits = {"max_prompt_length": trainer.max_prompt_length, "seed": trainer.args.seed}
         other = control_prompt(asked[b]["prompt"], pool, trainer.bank, trainer.renderer, **limits)
-        control = plain_distributions(trainer.model, other, completion, temperature)
+        control = plain_distributions(trainer.model, other, completion, of_teachers)
         for k, teacher_prompt in enumerate(pool.prompts):
-            teacher = plain_distributions(trainer.model, teacher_prompt, completion, temperature)
+            teacher = plain_distributions(trainer.model, teacher_prompt, completion, of_teachers)
             weight = max(taus) * shares[k] / sum(shares)
             for t in range(len(completion)):
                 if counted[t]:

@@ -51,7 +51,6 @@ from .tiny import (
         {},
         {"num_teachers": 6},  # two more than the bank has pairs
         {"max_tokens_per_chunk": 300, "score_temperature": 0.8},
-        {"score_temperature": 0.8, "teacher_temperature": 0.78},
         {"gate_tau": 0.4, "support_clip": 0.5, "support_threshold": 0.1, "sgsd_weight": 3.0},
         {"num_generations": 2},
         {"support_baseline": "control", "num_generations": 2},  # its pair is the one of the bank's four that is left
@@ -85,7 +84,7 @@ def test_the_loss_equals_plain_loops_over_pairs_scored_one_by_one(tmp_path, sett
                     f"Do not mention this experience in the answer.\n\n{problem.text}\n\nGo."
                 ),
                 completion,
-                settings.get("teacher_temperature", temperature),
+                temperature,
             )
             for k in range(4)
         ]

@@ -71,15 +71,16 @@ def _search(options: argparse.Namespace) -> int:
 
     loaded = load(options.bank)
     retriever = build_retriever(options.retriever, embedder=options.embedder)
-    retrieval = retriever.retrieve([options.problem], loaded, options.k)[0]
+    # As teachers are made: of a document's rules each teaches alone.
+    retrieval = retriever.retrieve([options.problem], loaded, options.k, alone="document" in loaded.metadata)[0]
     rows = [
         {
-            "skill": pair.skill.id,
-            "mistake": pair.mistake.id,
+            "skill": pair.skill and pair.skill.id,
+            "mistake": pair.mistake and pair.mistake.id,
             "similarity": pair.similarity,
             "weight": weight,
-            "skill_title": pair.skill.title,
-            "mistake_title": pair.mistake.title,
+            "skill_title": pair.skill and pair.skill.title,
+            "mistake_title": pair.mistake and pair.mistake.title,
         }
         for pair, weight in zip(retrieval.pairs, retrieval.weights, strict=True)
     ]
@@ -98,9 +99,9 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
-def _named(item: Item) -> Text:
+def _named(item: Item | None) -> Text:
     """The id and a few words of an item, for a cell."""
-    return Text.assemble(item.title or item.text, "\n", (item.id, "dim"))
+    return Text() if item is None else Text.assemble(item.title or item.text, "\n", (item.id, "dim"))
 
 
 def _import(options: argparse.Namespace) -> int:

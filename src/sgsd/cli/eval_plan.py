@@ -25,6 +25,7 @@ from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of, verifier_of
 from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Shown, Thinking
+from sgsd.trainers.config import context_of
 from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
@@ -256,9 +257,7 @@ def _skills(
     if name is None:
         raise ConfigError("no skill bank", expected="--bank: a file, or a shipped one as seed:NAME")
     bank = load_bank(name)
-    context = run.get("teacher_context") or ("rules" if "document" in bank.metadata else "pairs")
-    if context == "pairs":
-        bank.require_pairs()
+    context = context_of(run, bank)
     kind = options.retriever or run.get("retriever") or "embedding"
     embedder = options.embedder or run.get("embedder") or "Qwen/Qwen3-Embedding-0.6B"
     query_prompt = run.get("retrieval_query_prompt", "") if embedder == run.get("embedder") else ""
@@ -271,8 +270,9 @@ def _skills(
         "retriever": kind,
         "embedder": embedder,
         "skills_in_prompt_pairs": count,
-        "teacher_context": context,
     }
+    if context != "pairs":  # which is what evaluations of before have shown
+        settings["teacher_context"] = context
     return skill_pairs(problems, retriever, bank, count, context), settings, str(name)
 
 

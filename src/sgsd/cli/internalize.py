@@ -28,7 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,17 +59,19 @@ from sgsd.evaluation import Evaluation, evaluate, paired_difference
 from sgsd.evaluation.run import prompts_of
 from sgsd.prompts import PromptRenderer, Shown
 from sgsd.report.certificate import Certificate, certificate_table, read_certificate, write_page
-from sgsd.trainers.config import CONFIGS, VerifiedConfig, context_of
+from sgsd.trainers.config import CONFIGS, SGSDConfig, VerifiedConfig, context_of
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rows import skill_pairs
 from sgsd.trainers.tokens import prompt_budget
 from sgsd.verifiers import PooledVerifier, get_verifier
 
 PRESET = "internalize"
+_PRESET = ("--config", PRESET)
 BASELINES = ("grpo",)
 _HELD_OUT = 3  # one task in so many is held out, where no file of them is given
 _MOST_HELD_OUT = 200
 _RETAINED = 100
+_DIAGNOSED = 64  # training tasks that the doctor asks
 _SUMS_INSTRUCTION = "Finish with the final answer as a single number."
 _SHOWN_ANSWERS = 10
 _RECITED_WORDS = 6
@@ -109,7 +111,8 @@ def internalize(
         model: a hub name, folder or ``local:NAME``.
         output: a folder, new or of the same call, which goes on where it stopped.
         held_out: tasks to measure with; without it, every third of ``tasks``, at most 200.
-        retain: problems to see by whether anything was forgotten; without it, generated sums.
+        retain: problems to see by whether anything was forgotten, with the tasks' prompt and verifier; without it,
+            generated sums.
         baseline: ``grpo``, to run the same budget of rollouts beside it.
         columns: which column of the tasks is what: ``problem=question,answer=gold``.
         seed: of the split and the training.
@@ -131,13 +134,14 @@ def internalize(
         seed=seed,
         console=console or standard_error(),
     )
-    # PEFT looks for the configuration of a local: name on the hub; sgsd knows where it is.
-    warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
-    work.plan(tasks, held_out, retain, baseline, columns)
-    diagnosis = work.diagnosis(force=force)
-    with work.baseline_beside() if baseline else nullcontext():
-        work.train(diagnosis)
-    certificate = work.certificate(diagnosis, baseline)
+    with warnings.catch_warnings(), work:
+        # PEFT looks for the configuration of a local: name on the hub; sgsd knows where it is.
+        warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+        work.plan(tasks, held_out, retain, baseline, columns)
+        diagnosis = work.diagnosis(force=force)
+        with work.baseline_beside() if baseline else nullcontext():
+            work.train(diagnosis)
+        certificate = work.certificate(diagnosis, baseline)
     runfolder.write_json(work.folder / runfolder.CERTIFICATE, certificate)
     made = read_certificate(work.folder / runfolder.CERTIFICATE)
     write_page(made, work.folder / "certificate.html")
@@ -186,6 +190,16 @@ class _Work:
     settings: tuple[str, ...]
     seed: int
     console: Console
+    _verifiers: dict[str, PooledVerifier] = field(default_factory=dict, init=False)
+    _held: tuple[str, Any] | None = field(default=None, init=False)
+    """The model that was loaded last, with its name."""
+
+    def __enter__(self) -> _Work:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for verifier in self._verifiers.values():
+            verifier.close()
 
     # ---- stages
 
@@ -198,8 +212,11 @@ class _Work:
         columns: str | None,
     ) -> None:
         """Read and split the tasks; refuse a folder that another call began."""
+        settings = self.training  # unusable ones are refused before anything is read
+        if not isinstance(settings, SGSDConfig):
+            raise ConfigError("internalize trains with teachers", got="another --method", expected="method sgsd")
+        self._retain_file = None if retain is None else Path(retain).name
         self._retained = self._sums() if retain is None else self._problems(retain, "retain", None)
-        self._retain_name = "sums" if retain is None else Path(retain).name
         every = self._problems(tasks, "tasks", columns)
         self._file = Path(tasks).name
         if held_out is not None:
@@ -212,7 +229,7 @@ class _Work:
             raise DataError("too few tasks", got=len(every), expected="six or more")
         plan = {
             "model": self.model,
-            "document": self.bank.digest,
+            "document": hashlib.sha256(f"{self.bank.digest} {self._text}".encode()).hexdigest(),
             "settings": list(self.settings),
             "seed": self.seed,
             "baseline": baseline,
@@ -231,7 +248,7 @@ class _Work:
                 )
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise ConfigError("the output folder is not empty", got=str(self.folder), remedy="choose another --output")
-        _ = self.training, self._tokenizer  # what cannot be used is refused before anything is written
+        _ = self._tokenizer  # a model that is not there is refused before anything is written
         runfolder.write_json(file, plan)
         for name, problems in (("train", self._train), ("held-out", self._test)):
             runfolder.write_text(self._tasks(name), map(_row, problems))
@@ -249,22 +266,26 @@ class _Work:
         else:
             began = time.perf_counter()
             self._say("the doctor looks at plain and taught rollouts")
-            drawn = random.Random(self.seed).sample(self._train, min(len(self._train), 64))
+            drawn = random.Random(self.seed).sample(self._train, min(len(self._train), _DIAGNOSED))
+            args, model = self.training, self._weights(self.model)
             diagnosis = diagnose(
-                self._base,
+                model,
                 self._tokenizer,
                 drawn,
                 self.bank,
                 renderer=self.renderer,
                 verifier=self.verifier,
                 retriever=self._retriever,
-                max_new_tokens=self.training.max_completion_length,
-                max_prompt_length=prompt_budget(self._base.config, self.training),
-                temperature=self.training.temperature,
-                top_p=self.training.top_p,
-                top_k=self.training.top_k,
-                num_teachers=vars(self.training)["num_teachers"],
-                batch_size=self.training.eval_batch_size,
+                contexts=[args.teacher_context] if args.teacher_context else None,
+                max_new_tokens=args.max_completion_length,
+                max_prompt_length=prompt_budget(model.config, args),
+                temperature=args.temperature,
+                top_p=args.top_p,
+                top_k=args.top_k,
+                num_teachers=args.num_teachers,
+                support_clip=args.support_clip,
+                support_threshold=args.support_threshold,
+                batch_size=args.eval_batch_size,
                 seed=self.seed,
             )
             runfolder.write_json(file, diagnosis.to_json() | {"seconds": time.perf_counter() - began})
@@ -273,7 +294,7 @@ class _Work:
         if diagnosis.verdict in (Verdict.NO, Verdict.USE_GRPO) and not force:
             said = f"the doctor says {diagnosis.verdict}"
             raise ConfigError(said, got=diagnosis.sentences[0], remedy="--force trains anyway")
-        self.context = diagnosis.context or context_of(self.training, self.bank)
+        self.context = diagnosis.context or context_of(vars(self.training), self.bank)
         self._evaluated("before", self.model)
         self._evaluated("with_document", self.model, shown=self._shown)
         self._evaluated("retained-before", self.model)
@@ -284,7 +305,7 @@ class _Work:
         """``sgsd train`` with the preset, and the adapter measured."""
         flags = ["--teacher_context", self.context]
         flags += ["--teacher_trust", str(diagnosis.settings.get("teacher_trust", self.training.teacher_trust))]
-        self._trained(_RUN, ["--config", PRESET, *flags, "--bank", str(self.folder / runfolder.BANK)])
+        self._trained(_RUN, [*_PRESET, *flags])
         self._evaluated("after", str(self.folder / _RUN))
         self._evaluated("retained-after", str(self.folder / _RUN))
         self._forget()
@@ -298,14 +319,16 @@ class _Work:
         file = self.folder / "grpo.yaml"
         runfolder.write_text(file, yaml.safe_dump(content))
         flags, threads = ["--config", str(file)], torch.get_num_threads()
-        done = self._is_trained("grpo")
-        if done or threads == 1 or self.training.device.type != "cpu":
+        if self._is_trained("grpo") or threads == 1 or self.training.device.type != "cpu":
             yield
         else:
+            arguments = self._flags(flags, "grpo", known)
             torch.set_num_threads(threads // 2)
-            with _training_beside(self._flags(flags, "grpo", known), threads - threads // 2, self.folder / "grpo.log"):
-                yield
-            torch.set_num_threads(threads)
+            try:
+                with _training_beside(arguments, threads - threads // 2, self.folder / "grpo.log"):
+                    yield
+            finally:
+                torch.set_num_threads(threads)
         self._trained("grpo", flags, known=known)  # where it is not there yet
         self._evaluated("grpo", str(self.folder / "grpo"))
         self._forget()
@@ -329,8 +352,8 @@ class _Work:
         seconds = {
             "doctor": runfolder.read_json(self.folder / runfolder.DOCTOR)["seconds"],
             "evaluations": sum(self._seconds(name) for name in (*names, "retained-before", "retained-after")),
-            "training": _runtime(history),
-            "grpo": _runtime(runfolder.read_json(self.folder / baseline / runfolder.STATE)) if baseline else None,
+            "training": _summed(history["log_history"], "step_time"),
+            "grpo": self._baseline_seconds() if baseline else None,
         }
         return {
             "version": 1,
@@ -360,7 +383,7 @@ class _Work:
             },
             "recited": {name: self._recited(made[name]) for name in ("before", "with_document", "after")},
             "retention": {
-                "name": self._retain_name,
+                "name": self._retain_file or "sums",
                 "problems": len(self._retained),
                 "before": _accuracy(retained[0]),
                 "after": _accuracy(retained[1]),
@@ -381,9 +404,9 @@ class _Work:
     # ---- what the stages are made of
 
     @cached_property
-    def training(self) -> VerifiedConfig:
-        """The settings that prompts, sampling and verdicts are by."""
-        return self._parsed(["--config", PRESET, "--bank", str(self.folder / runfolder.BANK)], _RUN)[1]
+    def training(self) -> Any:
+        """The settings that prompts, sampling, verdicts and teachers are by: an ``SGSDConfig``."""
+        return self._parsed(_PRESET, _RUN)[1]
 
     @cached_property
     def renderer(self) -> PromptRenderer:
@@ -395,9 +418,15 @@ class _Work:
             chat_template_kwargs=args.chat_template_kwargs,
         )
 
-    @cached_property
+    @property
     def verifier(self) -> PooledVerifier:
-        return get_verifier(self.training.verifier, **(self.training.verifier_options or {}))
+        return self._judge(self.training.verifier, **(self.training.verifier_options or {}))
+
+    def _judge(self, name: str, **options: Any) -> PooledVerifier:
+        key = json.dumps([name, options], sort_keys=True)
+        if key not in self._verifiers:
+            self._verifiers[key] = get_verifier(name, **options)
+        return self._verifiers[key]
 
     @cached_property
     def _retriever(self) -> Any:
@@ -415,10 +444,6 @@ class _Work:
             return load_tokenizer(self.model)
 
     @cached_property
-    def _base(self) -> Any:
-        return self._loaded(self.model)
-
-    @cached_property
     def _text(self) -> str:
         """The document, or its rules below one another."""
         return str(self.bank.metadata.get("document") or "\n".join(item.text for item in self.bank.items))
@@ -426,21 +451,21 @@ class _Work:
     @property
     def _shown(self) -> list[Shown]:
         """What the held-out prompts show of the document: what its teachers are shown."""
-        count = vars(self.training)["num_teachers"]
-        return skill_pairs(self._test, self._retriever, self.bank, count, self.context)
+        return skill_pairs(self._test, self._retriever, self.bank, self.training.num_teachers, self.context)
 
-    def _loaded(self, name: str) -> Any:
-        _, training, model = self._parsed(["--config", PRESET, "--bank", str(self.folder / runfolder.BANK)], _RUN)
-        with hub_or_cache(name):
-            return load_model(name, dtype=model.dtype).to(training.device)
+    def _weights(self, name: str) -> Any:
+        """A model, kept until another is asked for."""
+        if self._held is None or self._held[0] != name:
+            self._forget()
+            _, training, model = self._parsed(_PRESET, _RUN)
+            with hub_or_cache(name):
+                self._held = name, load_model(name, dtype=model.dtype).to(training.device)
+        return self._held[1]
 
     def _forget(self) -> None:
         """Leave the memory to the stage that comes."""
-        vars(self).pop("_base", None)
-        self._holds = None
+        self._held = None
         gc.collect()
-
-    _holds: tuple[str, Any] | None = None
 
     def _evaluated(self, name: str, model: str, shown: Sequence[Shown] | None = None) -> Evaluation:
         """One greedy answer to each held-out task, or each problem of the retention set."""
@@ -449,20 +474,12 @@ class _Work:
             return Evaluation.load(folder)
         began = time.perf_counter()
         self._say(f"{name}: sampling")
-        if model == self.model:
-            weights = self._base
-        else:
-            if self._holds is None or self._holds[0] != model:
-                self._holds = model, self._loaded(model)
-            weights = self._holds[1]
-        retained = name.startswith("retained")
-        problems, renderer, verifier = self._test, self.renderer, self.verifier
-        length = self.training.max_completion_length
-        if retained and self._retain_name == "sums":
+        weights, retained = self._weights(model), name.startswith("retained")
+        problems = self._retained if retained else self._test
+        renderer, verifier, length = self.renderer, self.verifier, self.training.max_completion_length
+        if retained and self._retain_file is None:
             renderer = PromptRenderer(self._tokenizer, instruction=_SUMS_INSTRUCTION, thinking=self.training.thinking)
-            verifier, length = get_verifier("math"), max(length, 32)
-        if retained:
-            problems = self._retained
+            verifier, length = self._judge("math"), max(length, 32)
         sampler = TransformersSampler(
             weights, self._tokenizer, max_new_tokens=length, temperature=0.0, batch_size=self.training.eval_batch_size
         )
@@ -478,9 +495,7 @@ class _Work:
             return
         self._say(f"{name}: training")
         run, training, model = self._parsed(flags, name, known)
-        steps = _Steps(self._say, name)
-        before = lambda trainer: trainer.remove_callback(PrinterCallback)  # noqa: E731 (all metrics of every step)
-        run_training(run, training, model, self.console, callbacks=[steps], before=before)
+        run_training(run, training, model, self.console, callbacks=[_Steps(self._say, name)], before=_quiet)
         gc.collect()
 
     def _is_trained(self, name: str) -> bool:
@@ -492,11 +507,13 @@ class _Work:
         return parse_settings(self._flags(flags, name, known))
 
     def _flags(self, flags: Sequence[str], name: str, known: Iterable[str] | None = None) -> list[str]:
-        """The flags, this work's own, the user's."""
+        """The flags, the user's, and this work's own, which hold."""
         own = ["--model_name_or_path", self.model, "--dataset", str(self._tasks("train"))]
         own += ["--eval_dataset", str(self._tasks("held-out"))]
         own += ["--output_dir", str(self.folder / name), "--seed", str(self.seed), "--resume"]
-        return [*flags, *own, *_known(self.settings, known)]
+        if known is None:
+            own += ["--bank", str(self.folder / runfolder.BANK)]
+        return [*flags, *_known(self.settings, known), *own]
 
     def _tasks(self, name: str) -> Path:
         return self.folder / "tasks" / f"{name}.jsonl"
@@ -520,8 +537,10 @@ class _Work:
         """Tokens that training processed; one that the student learns from counts three times, for the way back."""
         history = runfolder.read_json(self.folder / _RUN / runfolder.STATE)["log_history"]
         sampled = max((row["num_tokens"] for row in history if "num_tokens" in row), default=0)
-        taught = sum(row.get("sgsd/teacher_tokens", 0.0) for row in history) * self.training.generation_batch_size
-        return round(4 * sampled + taught)
+        return round(4 * sampled + _summed(history, "sgsd/teacher_tokens") * self.training.generation_batch_size)
+
+    def _baseline_seconds(self) -> float:
+        return _summed(runfolder.read_json(self.folder / "grpo" / runfolder.STATE)["log_history"], "step_time")
 
     def _seconds(self, name: str) -> float:
         return runfolder.read_json(self.folder / runfolder.EVALUATIONS / name / runfolder.SUMMARY)["seconds"]
@@ -571,6 +590,11 @@ class _Work:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
+
+
+def _quiet(trainer: Any) -> None:
+    """No line of all metrics at every step."""
+    trainer.remove_callback(PrinterCallback)
 
 
 class _Steps(TrainerCallback):
@@ -670,8 +694,11 @@ def _difference(before: Sequence[float], after: Sequence[float]) -> dict[str, An
     return {"mean": estimate.mean, "ci95": [estimate.low, estimate.high]}
 
 
-def _runtime(state: Mapping[str, Any]) -> float:
-    return sum(row.get("step_time", 0.0) for row in state["log_history"])
+def _summed(history: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Over all steps, of a metric that is logged as the mean since the last log."""
+    logged = [row for row in history if name in row]
+    before = [0, *(row["step"] for row in logged)]
+    return sum(row[name] * (row["step"] - last) for row, last in zip(logged, before, strict=False))
 
 
 def _runs_of_words(text: str) -> set[tuple[str, ...]]:

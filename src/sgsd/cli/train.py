@@ -358,7 +358,7 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         out.print(line)
     if bank is not None:
         shown = training.num_teachers if isinstance(training, SGSDConfig) else training.skills_in_prompt_pairs
-        context = context_of(training, bank)
+        context = context_of(vars(training), bank)
         most = bank.max_pairs if context == "pairs" else len(bank.items)
         what = "the whole document" if context == "document" else f"{min(shown, most)} {context} a rollout"
         out.print(
@@ -465,7 +465,7 @@ class _Built:
         if args.skills_in_prompt:
             assert self.bank is not None
             skills = skill_pairs(
-                problems, self._retriever, self.bank, args.skills_in_prompt_pairs, context_of(args, self.bank)
+                problems, self._retriever, self.bank, args.skills_in_prompt_pairs, context_of(vars(args), self.bank)
             )
         if isinstance(args, OPSDConfig):
             from sgsd.trainers.opsd import references
@@ -483,7 +483,7 @@ class _Built:
     def pools(self, rows: Sequence[dict[str, Any]]) -> list[TeacherPool]:
         """The teachers of some rows, of method sgsd."""
         assert self.bank is not None
-        context = context_of(self.training, self.bank)
+        context = context_of(vars(self.training), self.bank)
         document = str(self.bank.metadata["document"]) if context == "document" else None
         K = 1 if document else vars(self.training)["num_teachers"]
         found = self._retriever.retrieve([row["problem"] for row in rows], self.bank, K, alone=context != "pairs")

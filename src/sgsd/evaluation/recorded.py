@@ -22,7 +22,9 @@ _INCIDENTAL = (
 # So begin those that choose what a run logs, saves and uploads.
 _INCIDENTAL_STARTS = ("log_", "logging_", "save_", "trace_", "hub_", "trackio_")
 # What tells two evaluations of models without training apart, as their summaries name it.
-_BASE_ESSENCE = ("model", "skills_in_prompt", "skills_in_prompt_pairs", "bank", "retriever", "embedder")
+_BASE_ESSENCE = (
+    *("model", "skills_in_prompt", "skills_in_prompt_pairs", "teacher_context", "bank", "retriever", "embedder"),
+)
 # What two evaluations must share to be compared, as their summaries name it.
 _CONDITIONS = (
     *("dataset", "dataset_split", "dataset_config", "verifier", "verifier_options", "instruction"),

@@ -66,7 +66,7 @@ def _teacher(teacher: Mapping[str, Any], items: Mapping[str, Item]) -> dict[str,
         words[part] = ". ".join(text.rstrip(".") for text in texts)
     stance, support = _STANCES[int(teacher["stance"])], signed(float(teacher["support"]))
     return {
-        "line": f"{names['skill']} ({stance}, {support})",
+        "line": f"{names['skill'] or names['mistake']} ({stance}, {support})",
         **words,
         "support": f"{support} nats per token: {stance}, polarity {_POLARITIES[int(teacher['polarity'])]}, "
         f"weight {float(teacher['weight']):.2f}",

@@ -173,7 +173,7 @@ class VerifiedTrainer(GRPOTrainer):
                 self.retriever,
                 self.bank,
                 args.skills_in_prompt_pairs,
-                context_of(args, self.bank),
+                context_of(vars(args), self.bank),
             )
             if args.skills_in_prompt
             else None

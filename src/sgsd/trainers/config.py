@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -332,8 +333,8 @@ class SGSDConfig(DistillationConfig):
     teacher_top_tokens: int = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
     teacher_temperature: float | None = _setting(
         None,
-        "Temperature of the teachers' and the control's log-probabilities; None: score_temperature. Below 1 a small "
-        "model's teachers are surer of their likeliest tokens.",
+        "For objective 'correction' with support_baseline 'control': temperature of the teachers' and the control's "
+        "log-probabilities; None: score_temperature. Below 1 a small model's teachers are surer.",
     )
     teacher_guidance: float = _setting(
         0.0,
@@ -411,6 +412,16 @@ class SGSDConfig(DistillationConfig):
             raise ConfigError(
                 "support_baseline 'control' does not go with it", got="objective local", expected="another objective"
             )
+        measured = {name: vars(self)[name] for name in ("objective", "support_baseline")}
+        if self.teacher_temperature is not None and measured != {
+            "objective": "correction",
+            "support_baseline": "control",
+        }:  # supports compare teachers with the student, whose temperature it is not
+            raise ConfigError(
+                "teacher_temperature does not go with it",
+                got=measured,
+                expected="objective correction, support_baseline control",
+            )
         needed = {"objective": "correction", "support_baseline": "control", "teacher": "frozen"}
         unmet = {name: value for name, value in needed.items() if vars(self)[name] != value}
         if self.teacher_guidance and unmet:
@@ -483,18 +494,24 @@ def resolve_bank(args: VerifiedConfig, bank: SkillBank | str | Path | None = Non
     if given is None:
         raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
     resolved = given if isinstance(given, SkillBank) else load_bank(given)
-    context = context_of(args, resolved)
-    if context == "document" and "document" not in resolved.metadata:
-        raise ConfigError(
-            "teacher_context document without a document", got=f"bank {resolved.name!r}", expected="a Markdown file"
-        )
-    if context == "pairs":
-        resolved.require_pairs()
-    elif not resolved.items:
-        raise BankError(f"bank {resolved.name!r} has no items", expected="at least one")
+    context_of(vars(args), resolved)  # refuses a bank that the settings cannot show
     return resolved
 
 
-def context_of(args: VerifiedConfig, bank: SkillBank) -> str:
-    """What prompts show of a bank, one of ``CONTEXTS``: as the settings have it, or by what the bank is."""
-    return vars(args).get("teacher_context") or ("rules" if "document" in bank.metadata else "pairs")
+def context_of(settings: Mapping[str, Any], bank: SkillBank) -> str:
+    """What prompts show of a bank, one of ``CONTEXTS``: as the settings have it, or by what the bank is.
+
+    Raises:
+        ConfigError: the whole document of a bank that was read from none.
+        BankError: pairs of a bank that makes none, or rules of an empty one.
+    """
+    context = settings.get("teacher_context") or ("rules" if "document" in bank.metadata else "pairs")
+    if context == "document" and "document" not in bank.metadata:
+        raise ConfigError(
+            "teacher_context document without a document", got=f"bank {bank.name!r}", expected="a Markdown file"
+        )
+    if context == "pairs":
+        bank.require_pairs()
+    elif not bank.items:
+        raise BankError(f"bank {bank.name!r} has no items", expected="at least one")
+    return str(context)

@@ -88,7 +88,7 @@ class SGSDTrainer(VerifiedTrainer):
         self._name = card_name(vars(args))
         self.objective = OBJECTIVES[args.objective].from_config(args)
         assert self.bank is not None
-        self._context = context_of(args, self.bank)
+        self._context = context_of(vars(args), self.bank)
         self._K = 1 if self._context == "document" else args.num_teachers
         self._control = self.objective.needs.control or args.support_baseline == "control"
         self._uncounted = torch.tensor(
