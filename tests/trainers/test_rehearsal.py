@@ -110,7 +110,8 @@ def test_what_a_step_reads_follows_from_seed_and_step(tmp_path):
     trainer = rehearsing(tmp_path)
     trainer._forgotten(trainer.model, 4)
     read = [
-        trainer.rehearsal.batch(8, (step, 0), torch.device("cpu")).inputs["completion_ids"].tolist() for step in (1, 1, 2, 3)
+        trainer.rehearsal.batch(8, (step, 0), torch.device("cpu")).inputs["completion_ids"].tolist()
+        for step in (1, 1, 2, 3)
     ]
     assert read[0] == read[1]
     assert len({str(ids) for ids in read}) > 1

@@ -30,6 +30,7 @@ from sgsd.bank import SkillBank
 from sgsd.bank.writing import Writer
 from sgsd.data.problems import Problem
 from sgsd.engines.embedders import build_retriever
+from sgsd.engines.generation import contiguous_head
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
 from sgsd.prompts import PromptRenderer, Shown
@@ -457,7 +458,7 @@ class VerifiedTrainer(GRPOTrainer):
         ``outcome``, ``[B]``; ``row``, ``[B]``, a number that no other rollout of the step has; ``counted``, ``[B, T]``,
         the tokens that the model wrote.
         """
-        with sampling_as_asked(self._generation_config):
+        with sampling_as_asked(self._generation_config), contiguous_head(self.model):
             output = super()._generate_and_score_completions(inputs)
         B = len(inputs)
         output["outcome"] = self._outcome
