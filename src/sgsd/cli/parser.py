@@ -162,7 +162,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     doctor.add_argument("--instruction", help="ends every prompt")
     doctor.add_argument("--max_completion_length", type=int, default=1024, help="new tokens of a rollout (1024)")
     doctor.add_argument("--temperature", type=float, default=1.0, help="of rollouts (1.0)")
-    doctor.add_argument("--rollouts", type=int, default=128, help="of the plain prompt (128)")
+    doctor.add_argument("--rollouts", type=int, default=120, help="of the plain prompt (120)")
     doctor.add_argument("--retriever", choices=("embedding", "bm25", "random"), default="embedding")
     doctor.add_argument("--embedder", default="Qwen/Qwen3-Embedding-0.6B", help="or local:all-minilm-l6-v2")
     doctor.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="float32")
