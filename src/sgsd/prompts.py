@@ -460,12 +460,22 @@ def _joined(title: str, text: str, rest: str) -> str:
     return " ".join(part for part in (head, rest) if part)
 
 
-def user_turn_ids(tokenizer: ChatTokenizer, **template_kwargs: Any) -> tuple[list[int], list[int]]:
+def user_turn_ids(
+    tokenizer: ChatTokenizer, *, start: str = "", end: str = "", **template_kwargs: Any
+) -> tuple[list[int], list[int]]:
     """What stands before a user's words in a conversation's first turn, and behind them up to the answer's beginning.
 
-    Found by rendering two turns that differ in their one word.
+    Found by rendering two turns that differ in one word.
+
+    Args:
+        tokenizer: one with a chat template.
+        start, end: words that the turn begins and ends with.
+        template_kwargs: of the template.
     """
-    one, other = (message_ids(tokenizer, _user_message(word), **template_kwargs) for word in ("Yes", "Maybe"))
+    one, other = (
+        message_ids(tokenizer, _user_message(f"{start} {word}".strip(), end), **template_kwargs)
+        for word in ("Yes", "Maybe")
+    )
     before = _shared_start(one, other)
     behind = _shared_start(one[before:][::-1], other[before:][::-1])
     return one[:before], one[len(one) - behind :]

@@ -52,13 +52,14 @@ def test_the_loss_is_the_mean_kl_from_the_start_in_plain_loops(tmp_path, lora):
         found[weight] = trainer._compute_loss(trainer.model, batch)
     read = trainer.rehearsal.batch(8, (0, 0), torch.device("cpu")).inputs
     now, rows = plain(trainer.model), []
-    for prompt, text, mask in zip(
-        *(read[f"{part}"] for part in ("prompt_ids", "completion_ids", "completion_mask")), strict=True
-    ):
-        written = text[mask.bool()].tolist()
-        p, q = (plain_distributions(model, prompt.tolist(), written) for model in (began, now))
+    for number in range(2):
+        prompt, written = (
+            read[f"{part}_ids"][number][read[f"{part}_mask"][number].bool()].tolist()
+            for part in ("prompt", "completion")
+        )
+        p, q = (plain_distributions(model, prompt, written) for model in (began, now))
         rows.append(sum(float((p[t].exp() * (p[t] - q[t])).sum()) for t in range(len(written))) / len(written))
-    assert len(rows) == 2
+    assert read["prompt_ids"].shape[0] == 2
     assert min(rows) > 1e-3
     assert (found[3.0] - found[0.0]).item() == pytest.approx(3.0 * sum(rows) / len(rows), rel=1e-3)
 
@@ -76,7 +77,7 @@ def kl_after_training(folder, weight):
     trainer = rehearsing(folder, weight, max_steps=12, learning_rate=5e-3, teacher_trust="equal", rehearsal_texts=8)
     trainer.train()
     if not weight:
-        trainer.rehearsal = Rehearsal(trainer.renderer, count=8, seed=trainer.args.seed)
+        trainer.rehearsal = Rehearsal(trainer.renderer, ["1 + 1?"], count=8, seed=trainer.args.seed)
     return trainer._forgotten(trainer.model, 32).item(), trainer
 
 
@@ -98,8 +99,7 @@ def test_texts_are_turns_and_answers_written_by_the_model_as_it_began(tmp_path):
     texts = trainer.rehearsal.texts
     assert texts == other.rehearsal.texts
     assert len(set(texts)) == 5
-    _, closing = user_turn_ids(make_tokenizer(), **trainer.renderer.student_kwargs)
-    for text in trainer.rehearsal._texts:
+    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal._texts, strict=True):
         places = [n for n in range(len(text)) if text[n : n + len(closing)] == closing]
         assert places
         assert places[0] <= TURN_TOKENS
@@ -118,13 +118,24 @@ def test_what_a_step_reads_follows_from_seed_and_step(tmp_path):
     assert len(trainer.rehearsal.batch(400, (1, 0), torch.device("cpu")).inputs["prompt_ids"]) == 5  # there are no more
 
 
-def test_a_turn_is_what_stands_around_the_users_words():
+@pytest.mark.parametrize(
+    ("start", "end"), [("", ""), ("What is", ""), ("", "Go."), ("What is", "Finish with a number.")]
+)
+def test_a_turn_is_what_stands_around_the_users_words(start, end):
     tokenizer = make_tokenizer()
-    opening, closing = user_turn_ids(tokenizer)
+    words = f"{start} Hello".strip() + f"\n\n{end}".rstrip()
     rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": words}], tokenize=False, add_generation_prompt=True
     )
-    assert [tokenizer.decode(opening), tokenizer.decode(closing)] == re.split("Hello", rendered)
+    around = user_turn_ids(tokenizer, start=start, end=end)
+    assert [tokenizer.decode(part) for part in around] == re.split("Hello", rendered)
+
+
+def test_half_of_the_turns_begin_as_tasks_do_and_half_end_with_the_instruction(tmp_path):
+    trainer = rehearsing(tmp_path, rehearsal_texts=8)
+    around = [[make_tokenizer().decode(part) for part in parts] for parts in trainer.rehearsal._around]
+    assert [re.search(r"\d \+ ?$", opening) is not None for opening, _ in around] == [True, True, False, False] * 2
+    assert [closing.lstrip().startswith("Go.") for _, closing in around] == [False, True] * 4
 
 
 @pytest.mark.parametrize("teacher", ["live", "ema", "periodic"])
@@ -137,7 +148,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="rehearsal_weight without a chat template"):
-        Rehearsal(PromptRenderer(tokenizer, text_only=True), count=2, seed=0)
+        Rehearsal(PromptRenderer(tokenizer, text_only=True), ["1 + 1?"], count=2, seed=0)
 
 
 def test_ends_of_turns_are_no_words_of_theirs(tmp_path):
@@ -145,8 +156,7 @@ def test_ends_of_turns_are_no_words_of_theirs(tmp_path):
     model.generation_config.eos_token_id = [EOS, *range(100, 250)]  # so that turns end soon
     trainer = rehearsing(tmp_path, model=model)
     trainer._forgotten(trainer.model, 4)
-    _, closing = user_turn_ids(make_tokenizer(), **trainer.renderer.student_kwargs)
-    for text in trainer.rehearsal._texts:
+    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal._texts, strict=True):
         place = next(n for n in range(len(text)) if text[n : n + len(closing)] == closing)
         assert place < TURN_TOKENS
         assert not {EOS, *range(100, 250)} & set(text[:place])

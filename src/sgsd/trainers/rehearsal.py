@@ -3,13 +3,14 @@
 Before the first step it writes texts of its own: a user's turn, sampled behind the opening of its chat template
 (Magpie, arXiv 2406.08464), and the answer to it (self-synthesized rehearsal, arXiv 2403.01244). Each step reads some of
 them again and adds KL(as it began ‖ as it is), over the full vocabulary, to the loss (learning without forgetting,
-arXiv 1606.09282): the mean over a text's tokens, and over texts. No data is needed.
+arXiv 1606.09282): the mean over a text's tokens, and over texts. No data is needed. Half of the turns begin with the
+first two words of a training problem, and half end with the run's instruction: what is learnt spreads there first.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ TURN_TOKENS = 48
 ROLLOUTS_A_TEXT = 4
 """A micro-batch reads one text for so many of its rollouts."""
 _BATCH = 16
+_STARTING_WORDS = 2
 _TOP_P = 0.95
 
 
@@ -51,6 +53,7 @@ class Rehearsal:
 
     Args:
         renderer: of the run's prompts, whose chat template opens and closes turns.
+        problems: texts of training problems.
         count: of texts.
         seed: of their sampling, another one on every process, and of what a step reads.
 
@@ -58,11 +61,20 @@ class Rehearsal:
         ConfigError: the tokenizer has no chat template.
     """
 
-    def __init__(self, renderer: PromptRenderer, *, count: int, seed: int) -> None:
+    def __init__(self, renderer: PromptRenderer, problems: Sequence[str], *, count: int, seed: int) -> None:
         self._tokenizer: Any = renderer.tokenizer
         if not self._tokenizer.chat_template:
             raise ConfigError("rehearsal_weight without a chat template", expected="a tokenizer with one, or weight 0")
-        self._opening, self._closing = user_turn_ids(self._tokenizer, **renderer.student_kwargs)
+        draw = random.Random(seed)
+        self._around = [
+            user_turn_ids(
+                self._tokenizer,
+                start=" ".join(draw.choice(problems).split()[:_STARTING_WORDS]) if number % 4 < 2 else "",
+                end=renderer.instruction if number % 2 else "",
+                **renderer.student_kwargs,
+            )
+            for number in range(count)
+        ]
         self._count = count
         self._seed = seed
         self._texts: list[list[int]] = []
@@ -86,32 +98,36 @@ class Rehearsal:
             sampler = TransformersSampler(
                 unwrapped, self._tokenizer, max_new_tokens=TURN_TOKENS, top_p=_TOP_P, batch_size=_BATCH
             )
-            written = sampler.sample([self._opening] * self._count, seed=self._seed)
-            turns = [_without_end(rollout) for rollout in written]
-            asked = [[*self._opening, *turn, *self._closing] for turn in turns]
-            answers = [rollout.completion_ids for rollout in sampler.sample(asked, seed=self._seed + 1)]
-        self._texts = [[*turn, *self._closing, *answer] for turn, answer in zip(turns, answers, strict=True)]
+            turns = sampler.sample([opening for opening, _ in self._around], seed=self._seed)
+            asked = [
+                [*opening, *_without_end(turn), *closing]
+                for (opening, closing), turn in zip(self._around, turns, strict=True)
+            ]
+            answers = sampler.sample(asked, seed=self._seed + 1)
+        self._texts = [
+            [*_without_end(turn), *closing, *answer.completion_ids]
+            for (_, closing), turn, answer in zip(self._around, turns, answers, strict=True)
+        ]
         with torch.no_grad():
             for first in range(0, self._count, _BATCH):
                 texts = self._texts[first : first + _BATCH]
-                hidden = hidden_states(model, [self._opening] * len(texts), texts)
+                openings = [opening for opening, _ in self._around[first : first + _BATCH]]
+                hidden = hidden_states(model, openings, texts)
                 self._hidden += hidden.split([len(text) for text in texts])
 
     def batch(self, rollouts: int, step: tuple[int, int], device: torch.device) -> Batch:
         """The texts that a micro-batch of so many rollouts reads, drawn by the numbers of step and micro-batch."""
         wanted = min(max(1, rollouts // ROLLOUTS_A_TEXT), self._count)
         drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), wanted)
-        texts = [torch.tensor(self._texts[number], device=device) for number in drawn]
-        opening = torch.tensor([self._opening] * wanted, device=device)
-        return Batch(
-            inputs={
-                "prompt_ids": opening,
-                "prompt_mask": torch.ones_like(opening),
-                "completion_ids": pad_sequence(texts, batch_first=True, padding_value=self._tokenizer.pad_token_id),
-                "completion_mask": pad_sequence([torch.ones_like(text) for text in texts], batch_first=True),
-            },
-            hidden=torch.cat([self._hidden[number] for number in drawn]),
-        )
+        inputs: dict[str, Tensor] = {}
+        for part, side, rows in (
+            ("prompt", "left", [self._around[number][0] for number in drawn]),
+            ("completion", "right", [self._texts[number] for number in drawn]),
+        ):
+            ids = [torch.tensor(row, device=device) for row in rows]
+            for name, values in (("ids", ids), ("mask", [torch.ones_like(row) for row in ids])):
+                inputs[f"{part}_{name}"] = pad_sequence(values, batch_first=True, padding_side=side)
+        return Batch(inputs, torch.cat([self._hidden[number] for number in drawn]))
 
 
 def _without_end(rollout: Rollout) -> tuple[int, ...]:

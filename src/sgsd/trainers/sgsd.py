@@ -112,7 +112,8 @@ class SGSDTrainer(VerifiedTrainer):
 
         if args.rehearsal_weight:
             seed = args.seed + self.accelerator.process_index
-            self.rehearsal = Rehearsal(self.renderer, count=args.rehearsal_texts, seed=seed)
+            problems = self.train_dataset["problem"]
+            self.rehearsal = Rehearsal(self.renderer, problems, count=args.rehearsal_texts, seed=seed)
         first = [self.train_dataset[n] for n in range(min(FIRST_PROBLEMS, len(self.train_dataset)))]
         said = check_teachers(self.retrieve(first), self.max_prompt_length)
         if said and main:
