@@ -341,7 +341,8 @@ class _Work:
         retained = [self._evaluated(f"retained-{when}", "") for when in ("before", "after")]
         pairs = [("after", "before"), ("after", "with_document"), ("with_document", "before")]
         pairs += [("after", baseline), (baseline, "before")] if baseline else []
-        prompts = {"plain": None, "with_document": self._shown}
+        whole: list[Shown] = [self._text] * len(self._test)
+        prompts = {"plain": None, "with_document": whole}
         tokens: dict[str, float] = {
             name: float(np.mean([*map(len, prompts_of(self._test, self.renderer, shown))]))
             for name, shown in prompts.items()
