@@ -34,6 +34,7 @@ from sgsd.cli.settings import (
 )
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
+from sgsd.display import say
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import (
     check_buildable,
@@ -168,7 +169,7 @@ def run_training(
     _refuse_collapse(trainer, output)
     if stop is not None and stop.stopped is not None:
         if main:
-            print(_farewell(stop.stopped.name, trainer.state, output), file=sys.stderr)
+            say(_farewell(stop.stopped.name, trainer.state, output), error=True)
         return trainer
     with refused_writes(output):
         trainer.save_model(training.output_dir)
