@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, cast
@@ -297,7 +297,7 @@ class PromptRenderer:
 
     def _disarmed_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         own = self._disarmed_but_thoughts if message["role"] in _TRUSTED_WITH_THOUGHTS else self._disarmed
-        return {name: value if name == "role" else _mapped(value, own) for name, value in message.items()}
+        return {name: value if name == "role" else mapped(value, own) for name, value in message.items()}
 
     def _disarmed_but_thoughts(self, text: str) -> str:
         return "".join(part if part in _THINK_TAGS else self._disarmed(part) for part in _THINK_TAG.split(text))
@@ -499,14 +499,14 @@ def _last_user(messages: Sequence[Mapping[str, Any]]) -> int:
     return place
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
     """Every text inside a JSON-like value changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: _mapped(part, change) for name, part in cast("Mapping[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_mapped(part, change) for part in cast("Sequence[Any]", value)]
+        return {name: mapped(part, change) for name, part in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple | deque):
+        return [mapped(part, change) for part in cast("Sequence[Any]", value)]
     return value
 
 

@@ -62,7 +62,7 @@ def load_all(
         on_duplicate="keep",
         on_conflict="keep",
     )
-    console.say(report.summary())
+    console.print(report.summary())
     return problems
 
 

@@ -101,7 +101,7 @@ def _print(
         for name, own in counts["by_format"].items():
             share = "" if own["agreement"] is None else f"{100 * own['agreement']:.2f} %"
             formats.add_row(name, f"{own['responses']:,}", f"{own['agreed']:,}", share)
-        console.say(formats)
+        console.print(formats)
     changed = judged[judged["differs"].astype(bool)]
     if len(changed) and options.show:
         columns = DISAGREEMENT[:6]
@@ -110,7 +110,7 @@ def _print(
             if row["two_valued"] and row["stored"] != Outcome.CORRECT:
                 row["stored"] = "not correct"
             shown.add_row(*(_cell(row[column]) for column in columns))
-        console.say(shown)
+        console.print(shown)
     if len(changed) > options.show:
         left = len(changed) - options.show
         say(f"{left:,} more: --show {len(changed)}, or --output FOLDER for all with their responses")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -160,7 +161,7 @@ def run_training(
     if main:
         digest = None if bank is None else bank.digest
         with refused_writes(output):
-            record_run(output, settings, bank_digest=digest, data=yaml.safe_load(report.to_json()))
+            record_run(output, settings, bank_digest=digest, data=json.loads(report.to_json()))
             if bank is not None:
                 bank.save(output / runfolder.BANK_START)
     if before is not None:

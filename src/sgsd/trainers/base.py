@@ -29,11 +29,11 @@ from trl.models.utils import disable_gradient_checkpointing
 from sgsd.bank import SkillBank
 from sgsd.bank.writing import Writer
 from sgsd.data.problems import Problem
-from sgsd.display import SECRETS, logger, without_secrets
+from sgsd.display import SECRETS, logger, visible, without_secrets
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
-from sgsd.prompts import PromptRenderer, Shown
+from sgsd.prompts import PromptRenderer, Shown, mapped
 from sgsd.retrieval import Retriever
 from sgsd.scoring.logprobs import Reduction, StudentPass, causal_model, keep_head_in_float32
 from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
@@ -406,6 +406,14 @@ class VerifiedTrainer(GRPOTrainer):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.args.save_total_limit = limit
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL does, whose table of completions goes to the terminal."""
+        kept = self._logs
+        if self.log_completions:
+            self._logs = mapped(kept, visible)
+        super().log(logs, start_time)
+        self._logs = kept
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         args = self.args
