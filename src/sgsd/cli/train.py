@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -355,7 +356,9 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         check_reward([reward], rows[0], tokenizer, ends[0])
 
     out = standard_output()
-    out.print(yaml.safe_dump(settings_as_dict(run, training, model), allow_unicode=True))
+    settings = settings_as_dict(run, training, model)
+    chosen = {name: value for name, value in settings.items() if value != _default(name, run, training, model)}
+    out.print(yaml.safe_dump(chosen, allow_unicode=True) + f"# {len(settings) - len(chosen)} others have the defaults")
     for line in report.lines():
         out.print(line)
     if bank is not None:
@@ -387,6 +390,13 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         out.print(f"WARNING: {warning}")
     console.print(f"method: {method_name(settings_as_dict(run, training))}")
     console.print("dry run: no weights were loaded, nothing was written")
+
+
+def _default(name: str, *parts: Any) -> Any:
+    """Of a setting, before the others had their say in it."""
+    (item,) = {item.name: item for part in parts for item in fields(part) if item.name == name}.values()
+    value = item.default_factory() if callable(item.default_factory) else item.default
+    return value.value if isinstance(value, Enum) else value
 
 
 def _doctor(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:

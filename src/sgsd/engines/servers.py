@@ -157,10 +157,11 @@ class ServerClient:
             return await request(client)
         except OpenAIError as error:
             raise await self._failure(client, error) from error
-        except UnusableReplyError as error:
+        except (ValueError, RecursionError) as error:  # the second of what the package itself reads as JSON
+            known = isinstance(error, UnusableReplyError)
             raise ServerError(
                 f"no usable answer from {self.base_url}",
-                got=str(error),
+                got=str(error) if known else f"an unusable reply: {error}",
                 remedy="check that the address is the API's, such as http://localhost:8000/v1",
             ) from error
 
