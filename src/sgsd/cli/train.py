@@ -36,7 +36,7 @@ from sgsd.cli.settings import (
 )
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
-from sgsd.display import say
+from sgsd.display import keep_secret, say
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import (
     check_buildable,
@@ -79,6 +79,9 @@ def train(arguments: Sequence[str]) -> int:
     if launch:
         _relaunch(launch, rest)
     run, training, model = parse_settings(rest)
+    if training.hub_token:
+        training.hub_token = training.hub_token.strip()
+        keep_secret(training.hub_token)
     console = standard_error()
     if run.dry_run:
         _dry_run(run, training, model, console)

@@ -19,7 +19,8 @@ from sgsd.validation import refusal
 
 MOST_BYTES = 8 << 20  # of a reply: a long prompt and its completion, as ids, with the text, are 3 MiB
 _GRACE = 1.0  # seconds: silence is the package's own timeout, which it may try again after; this is for what trickles
-_BEGINNING = 80
+_BEGINNING = 80  # of a reply, in bytes, in an error
+_QUOTED = 100_000  # bytes of a reply that an error looks through
 
 ReplyT = TypeVar("ReplyT", bound="Reply")
 
@@ -150,7 +151,10 @@ def read_reply(content: bytes, kind: type[ReplyT]) -> ReplyT:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            begins = content[:_BEGINNING].decode(errors="replace")
+        said = error.errors(include_input=False)[0]
+        begins = content[:_BEGINNING].decode(errors="replace")
+        if said["type"] == "json_invalid":
             raise UnusableReplyError("an unusable reply", got=repr(begins), expected="JSON") from error
+        if len(content) > _QUOTED:
+            raise UnusableReplyError("an unusable reply", got=repr(begins), expected=said["msg"]) from error
         raise refusal(error, "an unusable reply", UnusableReplyError) from error
