@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.bodies: list[dict] = []
         self.keys: list[str | None] = []
+        self.paths: list[str] = []
         self.attempts: Counter = Counter()
         self.running = self.peak = 0
 
@@ -50,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.bodies.append(body)
             server.keys.append(self.headers["authorization"])
+            server.paths.append(self.path)
             asked = str(body["prompt"] if "prompt" in body else (body["messages"], body.get("seed")))
             attempt = server.attempts[asked]
             server.attempts[asked] += 1
@@ -62,13 +64,16 @@ class Handler(BaseHTTPRequestHandler):
                 server.running -= 1
         self.reply(**answer) if "content" in answer else self.reply(answer)
 
-    def reply(self, content, status=200, kind="application/json", headers=None, missing=0):
+    def reply(self, content, status=200, kind="application/json", headers=None, missing=0, chunks=None):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"content-type": kind, "content-length": len(data) + missing, **(headers or {})}.items():
+        length = 10**10 if chunks else len(data) + missing
+        for name, value in {"content-type": kind, "content-length": length, **(headers or {})}.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(data)
+        for chunk in chunks() if chunks else ():  # until the client goes
+            self.wfile.write(chunk)
         self.close_connection = missing > 0
 
     def log_message(self, *arguments):

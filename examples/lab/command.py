@@ -20,8 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sgsd import runfolder
-from sgsd.cli.console import progress_bar, standard_error, standard_output
+from sgsd.cli.console import print_json, progress_bar, standard_error, standard_output
 from sgsd.cli.parser import Parser, parse
+from sgsd.display import say
 from sgsd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _run(options: argparse.Namespace) -> None:
 
     def report(step: int, evaluation: Evaluation) -> None:
         if options.json:
-            print(json.dumps({"step": step, "accuracy": evaluation.accuracy.mean}), flush=True)
+            say(json.dumps({"step": step, "accuracy": evaluation.accuracy.mean}))
         else:
             console.print(f"step {step:4d}: {100 * evaluation.accuracy.mean:5.1f} % right")
 
@@ -204,7 +205,7 @@ def _table(options: argparse.Namespace) -> None:
 
     groups = summarise(options.runs)
     if options.json:
-        print(json.dumps([asdict(group) for group in groups], indent=2))
+        print_json([asdict(group) for group in groups])
     else:
         standard_output().print(as_table(groups))
 

@@ -24,29 +24,55 @@ KNOWN = re.compile(
 """Controls of the usual model families, whatever the tokenizer at hand."""
 
 
-def disarmer(controls: Iterable[str] = ()) -> Callable[[str], str]:
+def disarmer(controls: Iterable[str] = (), marks: Iterable[str] = ()) -> Callable[[str], str]:
     """A function that breaks every known control in a text, and every one of ``controls``, by a space after its first
-    character.
+    character, and every one of ``marks`` by one inside its longest word.
 
     Found as a tokenizer's normaliser may find them: in any case, in full-width letters, with invisible characters
     inside. Text without any is returned as it is; doing it twice does the same as once.
 
     Args:
         controls: further controls, of two characters or more: the tokenizer's own special tokens.
+        marks: of turns in templates of text, such as ``### Assistant``, ``USER:``, ``[Round 2]``; other numbers and
+            spaces are the same mark.
     """
     own = sorted({_folded(control)[0] for control in controls}, key=lambda text: (-len(text), text))
-    alternatives = "|".join([*(re.escape(text) for text in own if len(text) > 1), f"(?i:{KNOWN.pattern})"])
+    words = [_mark_pattern(text) for text in sorted({_folded(mark)[0] for mark in marks}) if len(text) > 1]
+    plain = [re.escape(text) for text in own if len(text) > 1]
+    alternatives = "|".join([*plain, *words, f"(?i:{KNOWN.pattern})"])
     # A look-ahead finds those, too, that begin inside another.
     pattern = re.compile(f"(?={alternatives})")
 
     def disarmed(text: str) -> str:
         folded, places = _folded(text)
-        starts = {places[match.start()] for match in pattern.finditer(folded)}
+        # The empty group of a mark stands where its word begins.
+        starts = {places[match.start(match.lastindex or 0)] for match in pattern.finditer(folded)}
         if not starts:
             return text
         return "".join(f"{character} " if n in starts else character for n, character in enumerate(text))
 
     return disarmed
+
+
+def _mark_pattern(mark: str) -> str:
+    """With an empty group where the longest word begins, behind whose first character the mark is broken."""
+    words = sorted(re.finditer(r"[^\W\d_]+", mark), key=lambda word: -len(word[0]))
+    start = words[0].start() if words else 0
+    # As it is around the place where it is broken: spaces there would match again.
+    found = f"{_loosely(mark[:start])}(){re.escape(mark[start : start + 2])}{_loosely(mark[start + 2 :])}"
+    return rf"(?<!\w){found}(?!\w)" if mark.isalpha() else found
+
+
+def _loosely(part: str) -> str:
+    """The part of a mark with any number and any spaces where it has some, and with spaces before colons."""
+    found = ""
+    for piece in re.findall(r"\d+|\s*:|\s+|.", part):
+        if piece.isdecimal():
+            found += r"\d{1,9}"
+        else:
+            found += r"[ \t]{0,9}" if piece.strip() in ("", ":") else ""
+            found += re.escape(piece.strip())
+    return found
 
 
 disarm = disarmer()

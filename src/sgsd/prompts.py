@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, cast
 
 from sgsd.bank.formats import FORBIDS
 from sgsd.bank.skills import Item, Mistake, Skill
-from sgsd.controls import disarmer
+from sgsd.controls import KNOWN, disarmer
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError, check_choice
 
@@ -220,7 +220,7 @@ class PromptRenderer:
         self._prompt_instruction = instruction or ""
         self.student_kwargs, self.teacher_kwargs = thinking_kwargs(thinking, chat_template_kwargs or {})
         self._controls = _controls(tokenizer)
-        self._disarmed = disarmer([*self._controls.values(), *_template_words(tokenizer)])
+        self._disarmed = _disarmer_of(tokenizer)
         self._own: dict[str, Counter[int]] = {}
 
     # ---- what is asked
@@ -297,7 +297,7 @@ class PromptRenderer:
 
     def _disarmed_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         own = self._disarmed_but_thoughts if message["role"] in _TRUSTED_WITH_THOUGHTS else self._disarmed
-        return {name: value if name == "role" else _mapped(value, own) for name, value in message.items()}
+        return {name: value if name == "role" else mapped(value, own) for name, value in message.items()}
 
     def _disarmed_but_thoughts(self, text: str) -> str:
         return "".join(part if part in _THINK_TAGS else self._disarmed(part) for part in _THINK_TAG.split(text))
@@ -369,7 +369,7 @@ def _controls_of(text: str, controls: Iterable[str]) -> list[str]:
 
 def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs: Any) -> list[int]:
     """Any messages → token ids, generation prompt included; controls inside their contents are disarmed."""
-    disarmed = disarmer([*_controls(tokenizer).values(), *_template_words(tokenizer)])
+    disarmed = _disarmer_of(tokenizer)
     safe = [{**message, "content": disarmed(message["content"])} for message in messages]
     return _templated(tokenizer, safe, template_kwargs)
 
@@ -524,14 +524,14 @@ def _last_user(messages: Sequence[Mapping[str, Any]]) -> int:
     return place
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
     """Every text inside a JSON-like value changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: _mapped(part, change) for name, part in cast("Mapping[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_mapped(part, change) for part in cast("Sequence[Any]", value)]
+        return {name: mapped(part, change) for name, part in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple | deque):
+        return [mapped(part, change) for part in cast("Sequence[Any]", value)]
     return value
 
 
@@ -545,10 +545,6 @@ def _control_tokens(tokenizer: Any) -> list[tuple[int, str]]:
     added = {token_id: (str(token), bool(token.special)) for token_id, token in tokenizer.added_tokens_decoder.items()}
     special = {int(token_id) for token_id in tokenizer.all_special_ids}
     return [(i, text) for i, (text, is_special) in added.items() if is_special or i in special or text in _THINK_TAGS]
-
-
-# How templates without control tokens mark a turn.
-_ROLE_WORD = re.compile(r"(?:#{2,3} ?)?(?:USER|ASSISTANT|SYSTEM|Human|User|Assistant|System|Instruction|Response) ?:")
 
 
 def _controls(tokenizer: Any) -> dict[int, str]:
@@ -566,5 +562,33 @@ def _controls(tokenizer: Any) -> dict[int, str]:
     }
 
 
-def _template_words(tokenizer: Any) -> list[str]:
-    return _ROLE_WORD.findall(str(tokenizer.chat_template))
+def _disarmer_of(tokenizer: ChatTokenizer) -> Callable[[str], str]:
+    controls = _controls(tokenizer).values()
+    return disarmer(controls, _turn_marks(tokenizer, controls))
+
+
+_LONGEST_MARK = 40  # characters; longer lines are the template's own advice to the model
+
+
+def _turn_marks(tokenizer: Any, controls: Iterable[str]) -> set[str]:
+    """What the chat template writes between messages, where that is text alone: ``### Assistant``, ``USER:``.
+
+    Found by rendering conversations whose contents are known. Where every turn is opened by a control, words beside it
+    (``<|im_start|>user``) open none by themselves; the end token closes turns alone.
+    """
+    from jinja2 import TemplateError
+
+    turns = [{"role": role, "content": f"xmark{n}x"} for n, role in enumerate(("system", "user", "assistant", "user"))]
+    ways: list[str] = []
+    for messages in (turns, turns[1:], turns[1:2], [*turns[1:3], {"role": "tool", "content": "xmark9x"}]):
+        try:
+            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except (TemplateError, TypeError, ValueError, AttributeError, KeyError):  # roles that the template refuses
+            continue
+        ways += re.split(r"(?i:xmark\dx)", text)
+    control = re.compile("|".join([*map(re.escape, sorted(controls, key=len, reverse=True)), KNOWN.pattern]))
+    openings = [way.rpartition(tokenizer.eos_token)[2] if tokenizer.eos_token else way for way in ways]
+    if not any(way.strip() and not control.search(way) for way in openings):
+        return set()
+    lines = (line.strip() for way in ways for line in control.sub("\n", way).splitlines())
+    return {line for line in lines if 1 < len(line) <= _LONGEST_MARK}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from sgsd.errors import ConfigError
 
 from ..bank.builds import digest
 from ..bank.writers import reply
+from ..engines.test_broken_servers import BROKEN, KEY
 from ..serving import chat, serving
 
 FILES = (ROLLOUTS, MEMORIES, CANDIDATES, FAILURES, BANK)
@@ -138,6 +141,42 @@ def test_a_server_of_web_pages_is_one_line(build):
         refused = build("--truncated", "incorrect", "--writer_base_url", server.url)
     assert refused.code == 2
     assert "no usable answer" in refused.error
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_after_a_broken_server_the_folder_goes_on_with_a_good_one(build, name, monkeypatch, tmp_path):
+    answer, _ = BROKEN[name]
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    with serving(lambda body, attempt: answer) as broken:
+        url = broken.url.replace("//", "//me:pass-word@") + "?api-key=sesame-1"
+        refused = build("--truncated", "incorrect", "--timeout", "1", "--writer_base_url", url)
+    assert (refused.code, refused.error.startswith("sgsd: error: ")) == (2, True), refused.err
+    assert f"http://127.0.0.1:{broken.server_address[1]}/v1" in refused.error
+    with serving(writes) as good:
+        made = build("--truncated", "incorrect", "--writer_base_url", good.url)
+    assert made.code == 0, made.err
+    kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    for secret in (KEY, "pass-word", "sesame-1"):
+        assert secret.encode() not in kept
+        assert secret not in refused.err + refused.out
+
+
+def test_a_kept_answer_that_is_none_is_asked_for_again(build, tmp_path):
+    with serving(writes) as server:
+        given = ("--truncated", "incorrect", "--writer_base_url", server.url)
+        assert build(*given).code == 0
+        bank, asked = contents(tmp_path / "bank"), len(server.bodies)
+        with sqlite3.connect(tmp_path / "bank" / "build.sqlite") as store:
+            values = ['[["x"], 1, 2]', '["x", "y", 2]', "null", "{", '["x", -1, 2]', "[" * 200_000]
+            for (request,), value in zip(store.execute("SELECT request FROM answers").fetchall(), cycle(values)):
+                store.execute("UPDATE answers SET value = ? WHERE request = ?", (value, request))
+            store.execute("DELETE FROM stages WHERE stage IN ('extract', 'merge')")
+            store.execute("DELETE FROM rows WHERE name IN ('candidates.jsonl', 'failures.jsonl')")
+            store.execute("DELETE FROM documents WHERE name IN ('bank.json', 'lineage.json')")
+        again = build(*given)
+        assert again.code == 0, again.err
+        assert len(server.bodies) >= 2 * asked - 1
+    assert contents(tmp_path / "bank") == bank
 
 
 def test_a_used_up_budget_ends_it_and_a_larger_one_goes_on(build, tmp_path):

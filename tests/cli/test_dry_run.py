@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig
 
 from sgsd.cli.settings import presets
@@ -62,6 +63,14 @@ def test_rows_and_teachers_come_from_the_functions_that_train(
     assert sgsd("train", *chosen, "--output_dir", tmp_path / "run", "--dry_run").code == 0
     assert built[0] == "rows"
     assert set(built[1:]) == ({"teachers"} if method == "sgsd" else set())
+
+
+def test_settings_are_told_where_they_differ_from_the_defaults(dry):
+    head, rest = dry("--temperature", "0.7").out.split("# ", 1)
+    told = yaml.safe_load(head)
+    assert (told["temperature"], told["max_steps"], told["verifier"]) == (0.7, 3, "exact")
+    assert {"gate_tau", "adam_beta1", "lora_r"} & told.keys() == set()
+    assert len(told) < 40 < int(rest.split()[0])
 
 
 def test_a_prompt_column_is_shown_as_it_is_trained_on(dry, tmp_path):

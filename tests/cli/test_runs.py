@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,12 @@ def test_a_finished_run_holds_model_tokenizer_bank_and_record(finished):
 
 
 def test_the_record_holds_no_token(finished):
-    text = (finished / "run.json").read_text()
-    assert "hf_secret" not in text
-    assert "hub_token" not in text
+    assert "hub_token" not in (finished / "run.json").read_text()
+    files = [file for file in finished.rglob("*") if file.is_file()]
+    assert "training_args.bin" in {file.name for file in files}
+    assert [file for file in files if b"hf_secret" in file.read_bytes()] == []
+    with zipfile.ZipFile(finished / "training_args.bin") as saved:
+        assert all(b"hf_secret" not in saved.read(name) for name in saved.namelist())
 
 
 def test_tokens_inside_mappings_are_not_recorded_either(flags):

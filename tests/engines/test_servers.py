@@ -124,11 +124,11 @@ def test_text_without_ids_is_tokenised_once_and_says_so(tokenizer):
 
 def test_text_without_ids_is_as_long_as_the_server_says(tokenizer):
     with serving(lambda body, attempt: text_alone(body, "hi", completion_tokens=7)) as server:
-        (rollout,) = sampler(server.url, tokenizer).sample([[5]], seed=0)
+        (rollout,) = sampler(server.url, tokenizer, max_new_tokens=8).sample([[5]], seed=0)
     assert len(rollout.completion_ids) != 7
     assert rollout.tokens == 7
     uncounted = serving(lambda body, attempt: text_alone(body, "hi") | {"usage": None})
-    refused = pytest.raises(ServerError, match=r"neither the completion's token ids nor usage\.completion_tokens")
+    refused = pytest.raises(ServerError, match=r"neither token_ids nor usage\.completion_tokens")
     with uncounted as server, refused:
         sampler(server.url, tokenizer, retries=0).sample([[5]], seed=0)
 
@@ -149,6 +149,21 @@ BAD_REPLIES = {
     "a list": lambda body: {"content": [1]},
     "not text": lambda body: {"content": b"\xff\xfe\xfa"},
     "abort": lambda body: completion(body, finish="abort"),
+    "a list as finish_reason": lambda body: completion(body, finish=["stop"]),
+    "no text": lambda body: completion(body, text=None),
+    "ids as text": lambda body: completion(body, ids=("a", "b")),
+    "an id below 0": lambda body: completion(body, ids=(-1, END)),
+    "an id beyond the vocabulary": lambda body: completion(body, ids=(10**6, END)),
+    "an id of 30 digits": lambda body: completion(body, ids=(10**30,)),
+    "half an id": lambda body: completion(body, ids=(1.5,)),
+    "no id": lambda body: completion(body, ids=(None,)),
+    "more ids than asked for": lambda body: completion(body, ids=(70,) * 4),
+    "more tokens than asked for": lambda body: text_alone(body, completion_tokens=4),
+    "prompt ids as a number": lambda body: completion(body, prompt_ids="5"),
+    "usage as text": lambda body: completion(body) | {"usage": "x"},
+    "200,000 deep": lambda body: {"content": b'{"id": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"},
+    "5,000 digits": lambda body: {"content": b'{"choices": [], "created": ' + b"9" * 5000 + b"}"},
+    "NaN": lambda body: {"content": b'{"choices": NaN}'},
 }
 
 

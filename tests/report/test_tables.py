@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -64,6 +65,20 @@ def test_a_chart_says_where_every_group_begins_and_ends(groups, runs):
     assert len(success.table.rows) == 30
     one_seed = curves.learning_figure(grouped(load_runs(runs[:1])))  # has its own interval as band
     assert one_seed.charts[0].table.rows[-1] == ("30", "40.0 % (35.0 % to 45.0 %)")
+
+
+def test_neighbours_have_the_same_axes_and_no_half_steps(tmp_path):
+    folder = write_run(tmp_path / "run", steps=3)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    shares = {"success_rate": [0.2, 0.3, 0.3], "eval_accuracy": [0.5, 0.7, 0.9]}
+    state["log_history"] = [{"step": n + 1, **{name: of[n] for name, of in shares.items()}} for n in range(3)]
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    charts = curves.learning_figure(grouped(load_runs([folder]))).charts
+    ticks = [re.findall(r">([\d.,]+(?: %)?)</text>", str(chart.svg)) for chart in charts]
+    assert len(ticks) == 2
+    assert sorted(ticks[0]) == sorted(ticks[1])
+    assert {"0", "1", "2", "3", "100 %"} <= set(ticks[0])
+    assert not [tick for tick in ticks[0] if "." in tick]
 
 
 def test_lines_are_means_and_bands_go_from_the_lowest_to_the_highest_seed(groups):

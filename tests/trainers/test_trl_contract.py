@@ -52,6 +52,7 @@ PRIVATE = {
     "_compute_loss": "SGSDTrainer, OPSDTrainer",
     "_get_grad_norm": "VerifiedTrainer",
     "_get_train_sampler": "VerifiedTrainer",
+    "_save": "VerifiedTrainer",
     "_save_checkpoint": "VerifiedTrainer",
     "_name": "SGSDTrainer, OPSDTrainer",
     "_paper": "SGSDTrainer, OPSDTrainer",

@@ -14,7 +14,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from sgsd.bank.writing import Writer, WriteRequest, WritingStoppedError, Written
 from sgsd.errors import BankError, ConfigError
@@ -27,6 +29,7 @@ _TABLES = (
     "CREATE TABLE answers (request TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
+_ANSWER = TypeAdapter(tuple[str, Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +125,15 @@ class Store:
             self._put("config", config)
 
     def answer(self, request: WriteRequest) -> Written | None:
-        """The answer that is kept for a request, if any."""
-        found = self._value("SELECT value FROM answers WHERE request = ?", _digest(request))
-        return None if found is None else Written(request.key, found[0], None, found[1], found[2])
+        """The answer that is kept for a request, if any; what is none is asked for again."""
+        row = self._execute("SELECT value FROM answers WHERE request = ?", (_digest(request),)).fetchone()
+        if row is None:
+            return None
+        try:
+            text, read, wrote = _ANSWER.validate_json(row[0], strict=True)
+        except ValidationError:
+            return None
+        return Written(request.key, text, None, read, wrote)
 
     def keep(self, requests: Sequence[WriteRequest], answers: Sequence[Written]) -> None:
         """Keep the texts among the answers, all or none; an error is no answer. All count as spent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 from pathlib import Path
 
 from rich.padding import Padding
@@ -14,6 +14,7 @@ from sgsd.bank import Item
 from sgsd.bank.documents import sources, write_document
 from sgsd.cli.bank_files import item_block, load, sizes
 from sgsd.cli.console import print_json, standard_output, table
+from sgsd.display import say
 from sgsd.errors import BankError
 
 
@@ -49,7 +50,7 @@ def bank(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     loaded = load(options.bank)
     if options.json:
-        print(loaded.to_json(), end="")
+        print_json(json.loads(loaded.to_json()))
         return 0
     console = standard_output()
     places = sources(loaded)
@@ -112,10 +113,10 @@ def _import(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"file": str(target), "digest": loaded.digest})
     else:
-        print(f"{target}: {sizes(loaded)}")
+        say(f"{target}: {sizes(loaded)}")
     ignored = loaded.metadata.get("ignored_keys")
     if isinstance(ignored, list) and ignored:
-        print(f"{options.source}: not carried, having no place here: {', '.join(map(str, ignored))}", file=sys.stderr)
+        say(f"{options.source}: not carried, having no place here: {', '.join(map(str, ignored))}", error=True)
     return 0
 
 
@@ -130,7 +131,7 @@ def _export(options: argparse.Namespace) -> int:
             raise BankError("the target cannot be written", got=f"{target} ({error.strerror})") from error
     else:
         loaded.save(target, format=options.format)
-    print(f"{target}: {sizes(loaded)}, {options.format} format")
+    say(f"{target}: {sizes(loaded)}, {options.format} format")
     return 0
 
 

@@ -24,12 +24,13 @@ from sgsd.bank.manifest import MANIFEST, file_digest, make_manifest
 from sgsd.bank.store import Store, open_store
 from sgsd.cli.bank_engines import Engines
 from sgsd.cli.bank_settings import BuildSettings, read_settings
-from sgsd.cli.console import progress_bar, standard_error, standard_output
+from sgsd.cli.console import print_json, progress_bar, standard_error, standard_output
 from sgsd.cli.eval_plan import weights_digest
 from sgsd.cli.settings import ignore_deprecations, read_yaml, refuse_unwritable, resolve_config
 from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
+from sgsd.display import without_secrets
 from sgsd.engines.budget import estimate
 from sgsd.evaluation.presets import BENCHMARKS
 from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, refuse_long_prompts
@@ -56,7 +57,7 @@ def build_bank(options: argparse.Namespace) -> int:
         run.stages(stages)
         manifest = run.manifest()
     if options.json:
-        print(json.dumps(manifest, indent=2, ensure_ascii=False))
+        print_json(manifest)
     else:
         standard_output().print(summary_table(manifest))
     for line in warnings(manifest):
@@ -106,7 +107,7 @@ class _Build:
             self._store,
             sgsd=__version__,
             versions={"python": platform.python_version(), **_versions()},
-            config=asdict(settings),
+            config=without_secrets(asdict(settings)),
             inputs={
                 "problems": len(self._problems),
                 "problems_digest": _digest(self._problems),
@@ -144,7 +145,8 @@ class _Build:
         own[Stage.SAMPLE] |= {"dataset": dataset, **self._model("model_name_or_path")}
         own[Stage.SAMPLE]["instruction"] = self._instruction
         own[Stage.EXTRACT] |= self._model("writer_model")
-        self._store.hold({str(stage): values for stage, values in own.items()}, asdict(self._settings))
+        config = without_secrets(asdict(self._settings))
+        self._store.hold({str(stage): values for stage, values in own.items()}, config)
 
     def _model(self, name: str) -> dict[str, Any]:
         """A folder is known by its weights, wherever it lies."""

@@ -14,6 +14,7 @@ from sgsd.cli.bank_files import load, sizes
 from sgsd.cli.bank_trace import Origins, read_memories
 from sgsd.cli.console import print_json, standard_error, standard_output, table
 from sgsd.data.problems import Problem
+from sgsd.display import say
 from sgsd.memories import Memory
 
 
@@ -54,7 +55,7 @@ def check(options: argparse.Namespace) -> int:
             listing.add_row(what, Text("\n".join(row["ids"])))
         standard_output().print(listing)
     else:
-        print(f"{options.bank}: {sizes(loaded)}, nothing odd")
+        say(f"{options.bank}: {sizes(loaded)}, nothing odd")
     for note in _notes(report):
         errors.print(note, soft_wrap=True)
     return 1 if rows else 0

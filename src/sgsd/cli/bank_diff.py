@@ -13,6 +13,7 @@ from rich.text import Text
 from sgsd.bank import BankDiff, Item, Skill
 from sgsd.cli.bank_files import item_block, load, sizes
 from sgsd.cli.console import print_json, standard_output
+from sgsd.display import say
 
 
 def diff(options: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def diff(options: argparse.Namespace) -> int:
     if found:
         _print_diff(console, found)
     else:
-        print("the same items in another order" if moved else "the same items")
+        say("the same items in another order" if moved else "the same items")
     return 0
 
 
@@ -53,7 +54,7 @@ def _print_diff(console: Console, found: BankDiff) -> None:
             console.print(Padding(Text.assemble((f"{name} − ", "bold"), (was, "red")), (0, 0, 0, 4)))
             console.print(Padding(Text.assemble((f"{name} + ", "bold"), (now, "green")), (0, 0, 0, 4)))
     counts = (len(found.added), len(found.removed), len(found.changed))
-    print("\n{} added, {} removed, {} changed".format(*counts))
+    say("\n{} added, {} removed, {} changed".format(*counts))
 
 
 def _print_item(console: Console, sign: str, item: Item, style: str) -> None:

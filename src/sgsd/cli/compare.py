@@ -7,6 +7,7 @@ import argparse
 import pandas as pd
 
 from sgsd.cli.console import print_json, standard_output, table
+from sgsd.display import say
 from sgsd.evaluation.comparison import MEAN, Comparison, Row, compare_runs
 from sgsd.evaluation.statistics import Estimate
 
@@ -21,9 +22,9 @@ def compare(options: argparse.Namespace) -> int:
     if options.json:
         print_json(comparison.to_dict())
     elif options.markdown:
-        print(markdown(comparison))
+        say(markdown(comparison))
     elif options.latex:
-        print(latex(comparison))
+        say(latex(comparison))
     else:
         console = standard_output()
         for frame in frames(comparison):

@@ -1,25 +1,46 @@
-"""What the commands print with. A user's text is never markup: ``[/x]`` and ``\\[x^2\\]`` stay as they are."""
+"""What the commands print with. A user's text is never markup, ``[/x]`` and ``\\[x^2\\]`` stay as they are, and reaches
+no terminal but through ``display.visible``.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from sgsd.display import json_text, say, visible
+
+
+class _Screen(Console):
+    """A console without markup, whose texts are visible ones. Only its own colours and bars steer the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, Text):  # laid out as it is shown
+            shown = visible(renderable.plain)
+            renderable = renderable if shown == renderable.plain else renderable.blank_copy(shown)
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def standard_output() -> Console:
     """For results."""
-    return Console(markup=False, emoji=False, highlight=False)
+    return _Screen()
 
 
 def standard_error() -> Console:
     """For what happens meanwhile."""
-    return Console(stderr=True, markup=False, emoji=False, highlight=False)
+    return _Screen(stderr=True)
 
 
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
@@ -44,4 +65,4 @@ def progress_bar(console: Console) -> Progress:
 
 def print_json(value: Any) -> None:
     """A JSON value for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    say(json_text(value))

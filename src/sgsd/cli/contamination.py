@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
 
-from sgsd.cli.console import standard_error
+from sgsd.cli.console import print_json, standard_error
 from sgsd.data.overlap import Contamination, Overlap, find_overlaps
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
+from sgsd.display import say
 from sgsd.errors import ConfigError
 from sgsd.evaluation.presets import BENCHMARKS
 
@@ -28,7 +28,7 @@ def contamination(options: argparse.Namespace) -> int:
         reports[source] = find_overlaps(train, test, n=options.n)
     if options.json:
         told = {"train": options.train, "test": {source: report.to_dict() for source, report in reports.items()}}
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print_json(told)
         return 0
     for source, report in reports.items():
         _print(source, report, options.show)
@@ -67,18 +67,18 @@ def load_all(
 
 
 def _print(source: str, report: Contamination, show: int) -> None:
-    print(f"{source}: {report.test} test problems against {report.train} training problems")
+    say(f"{source}: {report.test} test problems against {report.train} training problems")
     for count, what in (
         (report.overlapping, f"share {report.n} words in a row (if shorter, all) with a training problem"),
         (report.mostly, "of these share at least half of their words, in a row"),
         (report.exact, "have a training problem's text"),
         (report.other_answer, "of these with another answer there"),
     ):
-        print(f"  {count:5d}  {100 * count / report.test:5.1f} %  {what}")
+        say(f"  {count:5d}  {100 * count / report.test:5.1f} %  {what}")
     for pair in report.pairs[:show]:
-        print(_told(pair))
+        say(_told(pair))
     if len(report.pairs) > show:
-        print(f"  {len(report.pairs) - show} more pairs: --show, or --json for all")
+        say(f"  {len(report.pairs) - show} more pairs: --show, or --json for all")
 
 
 def _told(pair: Overlap) -> str:

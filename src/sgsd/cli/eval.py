@@ -17,6 +17,7 @@ from sgsd.cli.console import print_json, progress_bar, standard_error, standard_
 from sgsd.cli.eval_engines import Engine, check_engine
 from sgsd.cli.eval_plan import Plan, check_flags, data_sets, make_plan, read_model_run
 from sgsd.cli.settings import hub_or_cache, ignore_deprecations
+from sgsd.display import public_url
 from sgsd.engines.models import load_tokenizer
 from sgsd.errors import ConfigError
 from sgsd.evaluation import Evaluation, evaluate
@@ -111,7 +112,7 @@ def _evaluate(
     )
     about = {**plan.about, "sgsd": __version__}
     if options.engine == "openai":
-        about["base_url"] = options.base_url
+        about["base_url"] = public_url(options.base_url)
     if store is not None:
         store.finish(result, **about)
     return {**plan.settings, **about, **result.summary()}

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from sgsd import __version__, examples
 from sgsd.cli.flags import spelled
+from sgsd.display import say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
@@ -335,11 +336,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return bank(options)
     except SGSDError as error:
-        print(f"sgsd: error: {error}", file=sys.stderr)
+        say(f"sgsd: error: {error}", error=True)
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("sgsd: interrupted", file=sys.stderr)
+        say("sgsd: interrupted", error=True)
         return 130

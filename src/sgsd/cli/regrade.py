@@ -11,6 +11,7 @@ import pandas as pd
 
 from sgsd import runfolder
 from sgsd.cli.console import print_json, standard_output, table
+from sgsd.display import say
 from sgsd.errors import ConfigError
 from sgsd.evaluation.regrade import DISAGREEMENT, agreement, disagreements, read_responses, regrade, stored_samples
 from sgsd.evaluation.run import Evaluation, read_summary, verifier_of
@@ -65,7 +66,7 @@ def regrade_stored(options: argparse.Namespace) -> int:
                 before["accuracy"],
             )
         )
-        print(f"avg@{evaluation.k} {mean:.1f} %, 95 % interval {low:.1f} to {high:.1f} %; it was {was:.1f} %")
+        say(f"avg@{evaluation.k} {mean:.1f} %, 95 % interval {low:.1f} to {high:.1f} %; it was {was:.1f} %")
     return 0
 
 
@@ -85,11 +86,11 @@ def _print(
     judged: pd.DataFrame, counts: dict[str, Any], verifier: str, path: Path, options: argparse.Namespace
 ) -> None:
     outcomes = ", ".join(f"{counts[outcome]:,} {outcome}" for outcome in ("correct", "incorrect", "undecided"))
-    print(f"{path}: {len(judged):,} responses under verifier {verifier}: {outcomes}")
+    say(f"{path}: {len(judged):,} responses under verifier {verifier}: {outcomes}")
     if not counts["with_stored_verdict"]:
-        print("no stored verdicts to compare with")
+        say("no stored verdicts to compare with")
         return
-    print(
+    say(
         f"{counts['agreed']:,} of {counts['with_stored_verdict']:,} ({100 * counts['agreement']:.2f} %) agree with the "
         f"stored verdict; {counts['now_correct']} now correct, {counts['no_longer_correct']} no longer correct"
     )
@@ -112,9 +113,9 @@ def _print(
         console.print(shown)
     if len(changed) > options.show:
         left = len(changed) - options.show
-        print(f"{left:,} more: --show {len(changed)}, or --output FOLDER for all with their responses")
+        say(f"{left:,} more: --show {len(changed)}, or --output FOLDER for all with their responses")
     if options.output is not None:
-        print(f"kept in {options.output}: {_DISAGREEMENTS} and more")
+        say(f"kept in {options.output}: {_DISAGREEMENTS} and more")
 
 
 def _cell(text: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from sgsd.display import say
 from sgsd.errors import ConfigError
 
 
@@ -16,5 +17,5 @@ def report(options: argparse.Namespace) -> int:
             "sgsd report needs packages that are not installed", got=error.name, remedy="pip install 'sgsd[report]'"
         ) from error
     file = write_report(options.runs, options.output)
-    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    say(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -24,12 +24,12 @@ from trl import ModelConfig, TrlParser
 from sgsd import __version__, runfolder
 from sgsd.cli.flags import metavar, spelled
 from sgsd.data.sources import hub_answers
+from sgsd.display import without_secrets
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
 from sgsd.validation import parse_yaml
 
-_SECRETS = ("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key")
 _GROUPS = {
     "RunArguments": "the run and its data",
     "ModelConfig": "the model (TRL's ModelConfig)",
@@ -227,9 +227,9 @@ def settings_as_dict(*parts: Any) -> dict[str, Any]:
         for item in dataclasses.fields(part):
             value = getattr(part, item.name)
             value = value.value if isinstance(value, Enum) else value
-            if item.init and item.name not in _SECRETS and _is_plain(value):
-                merged[item.name] = _without_secrets(value)
-    return merged
+            if item.init and _is_plain(value):
+                merged[item.name] = value
+    return without_secrets(merged)
 
 
 def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
@@ -344,14 +344,6 @@ def _is_a(value: Any, hint: Any) -> bool:
     except ValidationError:
         return False
     return isinstance(read, bool) or not isinstance(value, bool)
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_secrets(item) for key, item in value.items() if key not in _SECRETS}
-    if isinstance(value, (list, tuple)):
-        return [_without_secrets(item) for item in value]
-    return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

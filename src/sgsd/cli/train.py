@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +36,7 @@ from sgsd.cli.settings import (
 )
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
+from sgsd.display import keep_secret, say
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import (
     check_buildable,
@@ -76,6 +79,9 @@ def train(arguments: Sequence[str]) -> int:
     if launch:
         _relaunch(launch, rest)
     run, training, model = parse_settings(rest)
+    if training.hub_token:
+        training.hub_token = training.hub_token.strip()
+        keep_secret(training.hub_token)
     console = standard_error()
     if run.dry_run:
         _dry_run(run, training, model, console)
@@ -159,7 +165,7 @@ def run_training(
     if main:
         digest = None if bank is None else bank.digest
         with refused_writes(output):
-            record_run(output, settings, bank_digest=digest, data=yaml.safe_load(report.to_json()))
+            record_run(output, settings, bank_digest=digest, data=json.loads(report.to_json()))
             if bank is not None:
                 bank.save(output / runfolder.BANK_START)
     if before is not None:
@@ -168,7 +174,7 @@ def run_training(
     _refuse_collapse(trainer, output)
     if stop is not None and stop.stopped is not None:
         if main:
-            print(_farewell(stop.stopped.name, trainer.state, output), file=sys.stderr)
+            say(_farewell(stop.stopped.name, trainer.state, output), error=True)
         return trainer
     with refused_writes(output):
         trainer.save_model(training.output_dir)
@@ -353,7 +359,9 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         check_reward([reward], rows[0], tokenizer, ends[0])
 
     out = standard_output()
-    out.print(yaml.safe_dump(settings_as_dict(run, training, model), allow_unicode=True))
+    settings = settings_as_dict(run, training, model)
+    chosen = {name: value for name, value in settings.items() if value != _default(name, run, training, model)}
+    out.print(yaml.safe_dump(chosen, allow_unicode=True) + f"# {len(settings) - len(chosen)} others have the defaults")
     for line in report.lines():
         out.print(line)
     if bank is not None:
@@ -385,6 +393,13 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
         out.print(f"WARNING: {warning}")
     console.print(f"method: {method_name(settings_as_dict(run, training))}")
     console.print("dry run: no weights were loaded, nothing was written")
+
+
+def _default(name: str, *parts: Any) -> Any:
+    """Of a setting, before the others had their say in it."""
+    (item,) = {item.name: item for part in parts for item in fields(part) if item.name == name}.values()
+    value = item.default_factory() if callable(item.default_factory) else item.default
+    return value.value if isinstance(value, Enum) else value
 
 
 def _doctor(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:

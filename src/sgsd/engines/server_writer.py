@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgsd.bank.writing import WriteRequest, Written
-from sgsd.engines.servers import RefusedError, ServerClient, UnusableReplyError
+from sgsd.display import logger
+from sgsd.engines.servers import RefusedError, ServerClient
 from sgsd.errors import ServerError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+    from sgsd.engines.replies import Chat
 
 # How a request may be put: what it calls the length limit, and what it holds the answer to. OpenAI's reasoning models
 # refuse the first name, and all other servers know it; not every server knows schemas.
@@ -25,7 +26,7 @@ WAYS = (
 _NOT_THIS_WAY = (400, 422)
 _HELLO = WriteRequest("hello", [{"role": "user", "content": "Say hello."}], {}, 16, 0)
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class ServerWriter:
@@ -86,7 +87,7 @@ class ServerWriter:
         if self._way > before:
             _log.warning("%s: asked by %s and %s from here on", self._client.base_url, *WAYS[self._way])
         if all(isinstance(answer, ServerError) for answer in answers):
-            self._say_hello()  # raises where the server is gone
+            self._say_hello(refusal_is_answer=False)
         return [
             Written(request.key, None, f"no answer from the server: {answer.got}", 0, 0)
             if isinstance(answer, ServerError)
@@ -94,21 +95,25 @@ class ServerWriter:
             for request, answer in zip(requests, answers, strict=True)
         ]
 
-    def _say_hello(self) -> None:
+    def _say_hello(self, *, refusal_is_answer: bool = True) -> None:
         """Raises a ``ServerError`` where there is no answer; a server that dislikes the question is there."""
-        length, _ = WAYS[self._way]
-        hello = self._request(_HELLO, length, "text")
-        (answer,) = self._client.ask_each([hello])
-        if isinstance(answer, ServerError) and not _not_this_way(answer):
-            raise answer
-        self._has_answered = True
+        lengths = dict.fromkeys((WAYS[self._way][0], *(length for length, _ in WAYS)))
+        for length in lengths:
+            (answer,) = self._client.ask_each([self._request(_HELLO, length, "text")])
+            refused = _not_this_way(answer)
+            if isinstance(answer, ServerError) and not refused:
+                raise answer
+            if not refused or refusal_is_answer:
+                self._has_answered = True
+                return
+        raise answer
 
     def _ask(self, requests: Sequence[WriteRequest], way: int) -> list[Written | ServerError]:
         length, held_to = WAYS[way]
         return self._client.ask_each([self._request(request, length, held_to) for request in requests])
 
     def _request(self, request: WriteRequest, length: str, held_to: str) -> Callable[[AsyncOpenAI], Awaitable[Written]]:
-        from openai.types.chat import ChatCompletion
+        from sgsd.engines.replies import Chat, read_reply
 
         options = self._options | {length: request.max_tokens, "seed": request.seed}
         if held_to == "json_schema":
@@ -118,10 +123,8 @@ class ServerWriter:
             options["response_format"] = {"type": held_to}
 
         async def ask(client: AsyncOpenAI) -> Written:
-            reply: Any = await client.chat.completions.create(messages=request.messages, **options)
-            if not isinstance(reply, ChatCompletion):  # the client hands on what it cannot read
-                raise UnusableReplyError(f"{reply!r} instead of a chat completion")
-            return _written(request.key, reply.to_dict())
+            reply = await client.chat.completions.with_raw_response.create(messages=request.messages, **options)
+            return _written(request.key, read_reply(reply.content, Chat))
 
         return ask
 
@@ -130,21 +133,14 @@ def _not_this_way(answer: Written | ServerError) -> bool:
     return isinstance(answer, RefusedError) and answer.status in _NOT_THIS_WAY
 
 
-def _written(key: str, reply: dict[str, Any]) -> Written:
-    try:
-        (choice,) = reply["choices"]
-        message, finish = choice["message"], choice["finish_reason"]
-        text, refusal = message.get("content"), message.get("refusal")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnusableReplyError(f"{json.dumps(reply)} without its one choice") from error
-    usage = reply.get("usage") or {}
-    read, wrote = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not isinstance(read, int) or not isinstance(wrote, int):
-        raise UnusableReplyError("usage without prompt_tokens and completion_tokens")
-    if refusal or finish == "content_filter":
-        return Written(key, None, f"the model refused: {refusal or 'content filter'}", read, wrote)
-    if finish not in ("stop", "length"):
-        raise UnusableReplyError(f"finish_reason {finish!r}, expected 'stop' or 'length'")
-    if not text:
-        return Written(key, None, f"the server sent no text: finish_reason {finish!r}", read, wrote)
-    return Written(key, text, None, read, wrote)
+def _written(key: str, reply: Chat) -> Written:
+    (choice,) = reply.choices
+    message, finish = choice.message, choice.finish_reason
+    read, wrote = reply.usage.prompt_tokens, reply.usage.completion_tokens
+    if message.refusal or finish == "content_filter":
+        error = f"the model refused: {message.refusal or 'content filter'}"
+    elif not message.content:
+        error = f"the server sent no text: finish_reason {finish!r}"
+    else:
+        return Written(key, message.content, None, read, wrote)
+    return Written(key, None, error, read, wrote)

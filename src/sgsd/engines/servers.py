@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import ipaddress
-import json
 import math
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from sgsd.display import keep_secret, one_line, public_url
 from sgsd.engines.seeds import completion_seed
 from sgsd.errors import ConfigError, ServerError
 from sgsd.rollouts import Rollout, StopReason
@@ -28,13 +28,11 @@ from sgsd.verifiers.thinking import CompletionText
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAIError
 
+    from sgsd.engines.replies import Completion
+
 T = TypeVar("T")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-
-
-class UnusableReplyError(ValueError):
-    """A reply that came whole but is not what the API promises."""
 
 
 class RefusedError(ServerError):
@@ -49,19 +47,21 @@ class ServerClient:
     """Many requests to one OpenAI-compatible server: some at a time, answers in order.
 
     The package ``openai`` repeats what may pass, with growing waits or those that ``Retry-After`` asks for: status 408,
-    409, 429 and 5xx, timeouts, broken connections and cut-off bodies. Other refusals, and replies that are not what the
-    API promises, are final.
+    409, 429 and 5xx, silence beyond the timeout, broken connections and cut-off bodies. Other refusals, redirects,
+    replies beyond the limits (``replies``) and those that are not what the API promises are final.
 
-    The key is read from ``OPENAI_API_KEY`` and shown nowhere; a server on this machine or network needs none.
+    The key is read from ``OPENAI_API_KEY``; a server on this machine or network needs none. It, and whatever of the
+    address may be one, is shown and kept nowhere: ``base_url`` is the address without.
 
     Args:
         base_url: such as ``http://localhost:8000/v1``.
         concurrency: the most requests under way at once.
-        timeout: seconds to wait for one answer.
+        timeout: seconds for one whole reply.
         retries: how often a request is repeated.
 
     Raises:
-        ConfigError: the package ``openai`` is missing, the address is none, or there is no key for a remote server.
+        ConfigError: the package ``openai`` is missing, the address is none, there is no key for a remote server, or it
+            is no text for a header.
     """
 
     def __init__(self, base_url: str, *, concurrency: int = 16, timeout: float = 600.0, retries: int = 5) -> None:
@@ -74,8 +74,13 @@ class ServerClient:
         ):
             if not fits:
                 raise ConfigError(f"{name} is out of range", got=value, expected=expected)
-        self.base_url = base_url.rstrip("/")
-        self._key = _api_key(self.base_url)
+        address = _address(base_url)
+        self.base_url = public_url(base_url).rstrip("/")
+        self._key = _api_key(address.hostname or "")
+        self._login = None if address.username is None else (unquote(address.username), unquote(address.password or ""))
+        self._query = dict(parse_qsl(address.query, keep_blank_values=True))
+        for secret in (self._key, *(self._login or ()), *self._query.values()):
+            keep_secret(secret)
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
@@ -111,6 +116,8 @@ class ServerClient:
     ) -> list[Any]:
         from openai import AsyncOpenAI
 
+        from sgsd.engines.replies import LimitedClient
+
         answers: dict[int, Any] = {}
         pending = iter(enumerate(requests))
 
@@ -126,7 +133,12 @@ class ServerClient:
                     progress(len(answers))
 
         async with AsyncOpenAI(
-            base_url=self.base_url, api_key=self._key, timeout=self._timeout, max_retries=self._retries
+            base_url=self.base_url,
+            api_key=self._key,
+            default_query=self._query,
+            timeout=self._timeout,
+            max_retries=self._retries,
+            http_client=LimitedClient(timeout=self._timeout, auth=self._login),
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -139,45 +151,48 @@ class ServerClient:
     async def _ask(self, client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
         from openai import OpenAIError
 
+        from sgsd.engines.replies import UnusableReplyError
+
         try:
             return await request(client)
         except OpenAIError as error:
             raise await self._failure(client, error) from error
-        except (UnusableReplyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # the second of what the package itself reads as JSON
+            known = isinstance(error, UnusableReplyError)
             raise ServerError(
                 f"no usable answer from {self.base_url}",
-                got=f"an unusable reply: {self._one_line(str(error))}",
+                got=str(error) if known else f"an unusable reply: {error}",
                 remedy="check that the address is the API's, such as http://localhost:8000/v1",
             ) from error
 
     async def _failure(self, client: AsyncOpenAI, error: OpenAIError) -> ServerError:
-        """What became of a request for good, in one line without the key."""
-        from openai import APIStatusError, APITimeoutError
+        """What became of a request for good."""
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         tries = f"{self._retries + 1} tries" if self._retries else "1 try"
         what = f"no usable answer from {self.base_url} in {tries}"
         if isinstance(error, APITimeoutError):
             got = f"no answer within {self._timeout:g} s"
             return ServerError(what, got=got, remedy="raise the timeout or lower the concurrency")
-        if not isinstance(error, APIStatusError):
+        if isinstance(error, APIConnectionError):
             broken = error.__cause__ or error
-            got = self._one_line(f"no connection ({type(broken).__name__}) {broken}")
+            got = _beginning(f"no connection ({type(broken).__name__}) {broken}")
             return ServerError(what, got=got, remedy="check that a server runs there")
+        if not isinstance(error, APIStatusError):  # EndlessReplyError
+            return ServerError(f"no usable answer from {self.base_url}", got=str(error))
         status = error.status_code
-        got = f"HTTP {status}: " + self._one_line(error.message.removeprefix(f"Error code: {status} - "))
+        got = f"HTTP {status}: " + _beginning(error.message.removeprefix(f"Error code: {status} - "))
         if status in (408, 409, 429) or status >= 500:
             return ServerError(what, got=got, remedy="lower the concurrency, or look at the server's log")
         remedy = None
-        if status == 404:
+        if status < 400:
+            remedy = "give the address itself; none that a server names is followed"
+        elif status == 404:
             models = await _models(client)
             remedy = f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1"
         elif status in (401, 403):
             remedy = f"set {KEY_VARIABLE} to a key that this server knows"
         return RefusedError(f"{self.base_url} refused a request", status=status, got=got, remedy=remedy)
-
-    def _one_line(self, text: str, longest: int = 200) -> str:
-        line = " ".join(text.replace(self._key, "(key)").split())
-        return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 class OpenAISampler:
@@ -249,29 +264,22 @@ class OpenAISampler:
         return self._client.ask(requests, progress=self._progress)
 
     def _request(self, prompt: Sequence[int], seed: int) -> Callable[[AsyncOpenAI], Awaitable[Rollout]]:
-        from openai.types import Completion
+        from sgsd.engines.replies import Completion, read_reply
 
         async def request(client: AsyncOpenAI) -> Rollout:
-            reply: Any = await client.completions.create(prompt=list(prompt), seed=seed, **self._options)
-            if not isinstance(reply, Completion):  # the client hands on what it cannot read
-                raise UnusableReplyError(f"{reply!r} instead of a completion")
-            return self._rollout(tuple(prompt), reply.to_dict())
+            reply = await client.completions.with_raw_response.create(prompt=list(prompt), seed=seed, **self._options)
+            return self._rollout(tuple(prompt), read_reply(reply.content, Completion))
 
         return request
 
-    def _rollout(self, prompt: tuple[int, ...], reply: dict[str, Any]) -> Rollout:
-        try:
-            (choice,) = reply["choices"]
-            text, finish = str(choice["text"]), choice["finish_reason"]
-            usage = reply.get("usage") or {}
-            ids = choice.get("token_ids")
-            prompt_ids = choice.get("prompt_token_ids") or reply.get("prompt_token_ids")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UnusableReplyError(f"{json.dumps(reply)} without its one choice") from error
-        if finish not in ("stop", "length"):
-            raise UnusableReplyError(f"finish_reason {finish!r}, expected 'stop' or 'length'")
+    def _rollout(self, prompt: tuple[int, ...], reply: Completion) -> Rollout:
+        from sgsd.engines.replies import UnusableReplyError
 
-        seen = usage.get("prompt_tokens", len(prompt)) if prompt_ids is None else len(prompt_ids)
+        (choice,) = reply.choices
+        text, ids = choice.text, choice.token_ids
+        prompt_ids = choice.prompt_token_ids or reply.prompt_token_ids
+        counted = len(prompt) if reply.usage is None else reply.usage.prompt_tokens
+        seen = counted if prompt_ids is None else len(prompt_ids)
         if seen != len(prompt) or (prompt_ids is not None and tuple(prompt_ids) != prompt):
             raise ServerError(
                 f"{self._client.base_url} read another prompt than the one sent",
@@ -279,7 +287,7 @@ class OpenAISampler:
                 expected=f"the {len(prompt)} token ids as sent",
                 remedy="the server must take token ids, and neither add to them nor cut them",
             )
-        reason = StopReason.END if finish == "stop" else StopReason.LENGTH
+        reason = StopReason.END if choice.finish_reason == "stop" else StopReason.LENGTH
         if ids is None:
             completion = tuple(self._tokenizer.encode(text, add_special_tokens=False))
             if reason is StopReason.END and self._tokenizer.eos_token_id is not None:
@@ -288,9 +296,15 @@ class OpenAISampler:
         else:
             completion = tuple(ids)
             text = self._text.after(prompt, ids)
-        length = usage.get("completion_tokens") if ids is None else len(ids)
-        if not isinstance(length, int):
-            raise UnusableReplyError("neither the completion's token ids nor usage.completion_tokens")
+        length = (reply.usage and reply.usage.completion_tokens) if ids is None else len(ids)
+        if length is None:
+            raise UnusableReplyError("an unusable reply", got="neither token_ids nor usage.completion_tokens")
+        if length > self._max_new_tokens:
+            got = f"{length} tokens"
+            raise UnusableReplyError("an unusable reply", got=got, expected=f"at most {self._max_new_tokens}")
+        if ids and max(ids) >= len(self._tokenizer):
+            expected = f"a vocabulary of {len(self._tokenizer)}"
+            raise UnusableReplyError("an unusable reply", got=f"token id {max(ids)}", expected=expected)
         if reason is StopReason.LENGTH and length < self._max_new_tokens:
             raise ServerError(
                 f"{self._client.base_url} cut a completion before the length asked for",
@@ -318,20 +332,32 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
         return pool.submit(asyncio.run, coroutine).result()
 
 
-def _api_key(base_url: str) -> str:
+def _address(base_url: str) -> SplitResult:
     try:
         parts = urlsplit(base_url)
-        host = parts.hostname or ""
+        is_one = bool(parts.hostname) and parts.scheme in ("http", "https") and base_url.isprintable()
+        _ = parts.port
     except ValueError:
-        host = ""
-    if not host or parts.scheme not in ("http", "https"):
-        raise ConfigError("not a server's address", got=repr(base_url), expected="such as http://localhost:8000/v1")
-    key = os.environ.get(KEY_VARIABLE)
-    if key:
-        return key
-    if _is_near(host):
+        is_one = False
+    if not is_one:
+        got = repr(public_url(base_url))
+        raise ConfigError("not a server's address", got=got, expected="such as http://localhost:8000/v1")
+    return parts
+
+
+def _api_key(host: str) -> str:
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key and _is_near(host):
         return "no-key-needed"  # the client insists on one
-    raise ConfigError(f"no key for {host}", remedy=f"set the environment variable {KEY_VARIABLE}")
+    if not key:
+        raise ConfigError(f"no key for {host}", remedy=f"set the environment variable {KEY_VARIABLE}")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the key in {KEY_VARIABLE} cannot be sent", expected="printable ASCII in one line")
+    return key
+
+
+def _beginning(text: str) -> str:
+    return one_line(" ".join(text.split()), 200)
 
 
 def _is_near(host: str) -> bool:
@@ -345,7 +371,10 @@ def _is_near(host: str) -> bool:
 async def _models(client: AsyncOpenAI) -> list[str]:
     from openai import OpenAIError
 
+    from sgsd.engines.replies import Models, UnusableReplyError, read_reply
+
     try:
-        return [model.id async for model in client.models.list()]
-    except (OpenAIError, ValueError, AttributeError, TypeError):  # the last two: a page that is not what it should be
+        reply = await client.models.with_raw_response.list()
+        return [model.id for model in read_reply(reply.content, Models).data]
+    except (OpenAIError, UnusableReplyError):
         return []

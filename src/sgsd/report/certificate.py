@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgsd import runfolder
+from sgsd.display import visible
 from sgsd.report import html
 from sgsd.report.tables import as_text, percent, short
 from sgsd.validation import validated
@@ -385,7 +386,7 @@ def write_page(certificate: Certificate, output: Path) -> Path:
 
 def certificate_table(certificate: Certificate) -> Table:
     """The same figures in short, for the terminal."""
-    notes = Text(html.visible("\n".join(remarks(certificate))))
+    notes = Text(visible("\n".join(remarks(certificate))))
     table = Table(title=Text(headline(certificate), "bold"), title_justify="left", title_style="", caption=notes)
     table.caption_justify, table.caption_style = "left", ""
     table.add_column("")
@@ -393,7 +394,7 @@ def certificate_table(certificate: Certificate) -> Table:
     table.add_column("95 % interval", justify="right")
 
     def row(*cells: str) -> None:
-        table.add_row(*(Text(html.visible(cell)) for cell in cells))
+        table.add_row(*(Text(visible(cell)) for cell in cells))
 
     for _, name, accuracy in _measured(certificate.accuracy):
         row(f"{name}, tasks right", percent(accuracy.accuracy), _range(accuracy.ci95))

@@ -136,9 +136,16 @@ def _by_group(groups: Sequence[Group], curves: Mapping[str, Sequence[Sequence[Ba
 
 
 def _figure(id: str, lines: Mapping[str, Sequence[Line]], *, shares: bool) -> Figure | None:
-    """A chart for each title that has a line with points."""
+    """A chart for each title that has a line with points. Neighbours have the same steps, and shares the same axis."""
     drawn = {title: [line for line in found if line.bands] for title, found in lines.items()}
-    charts = [_chart(f"{id}-{n}", title, found, shares) for n, (title, found) in enumerate(drawn.items()) if found]
+    points = [band for found in drawn.values() for line in found for band in line.bands]
+    last = max((band.step for band in points), default=0.0)
+    highest = max((band.high for band in points), default=0.0)
+    charts = [
+        _chart(f"{id}-{n}", title, found, last, highest if shares else None)
+        for n, (title, found) in enumerate(drawn.items())
+        if found
+    ]
     legend = {line.label: line for found in drawn.values() for line in found}
     return Figure(list(legend.values()), charts) if charts else None
 
@@ -146,15 +153,17 @@ def _figure(id: str, lines: Mapping[str, Sequence[Line]], *, shares: bool) -> Fi
 # ---- charts
 
 
-def _chart(id: str, title: str, lines: Sequence[Line], shares: bool) -> Chart:
-    written = percent if shares else number
+def _chart(id: str, title: str, lines: Sequence[Line], last: float, share: float | None) -> Chart:
+    """Of steps up to ``last``, and of shares up to ``share`` where the values are shares."""
+    written = number if share is None else percent
     points = [band for line in lines for band in line.bands]
     lowest, highest = min(band.low for band in points), max(band.high for band in points)
     graph = ziaplot.Graph().css(_STYLE).size(440, 250).axesnames("optimizer step")
-    graph.xrange(0, max(1.0, *(band.step for band in points)))
-    if shares:  # from 0 to a whole tick: axes that do not jump between reports
-        apart = 10 if highest <= 0.5 else 20
-        ticks = range(0, max(2, int(np.ceil(100 * highest / apart - 1e-9)) + 1) * apart, apart)
+    steps = _whole_ticks(last)
+    graph.xticks(steps, [f"{step:,}" for step in steps]).xrange(0, max(1.0, last))
+    if share is not None:  # from 0 to a whole tick: axes that do not jump between reports
+        apart = 10 if share <= 0.5 else 20
+        ticks = range(0, max(2, int(np.ceil(100 * share / apart - 1e-9)) + 1) * apart, apart)
         graph.yticks([tick / 100 for tick in ticks], [f"{tick} %" for tick in ticks])
         graph.yrange(0, ticks[-1] / 100)
     elif highest - lowest <= 1e-6 * max(abs(highest), 1e-6):  # a flat line, in the middle
@@ -175,6 +184,12 @@ def _chart(id: str, title: str, lines: Sequence[Line], shares: bool) -> Chart:
         tuple((step, *(found.get(step) for found in by_step)) for step in steps),
     )
     return Chart(title, Markup(svg), f"{title}. {' '.join(_in_words(line, written) for line in lines)}", table)
+
+
+def _whole_ticks(last: float) -> list[int]:
+    """Some seven steps at most: there are no halves of one."""
+    apart = next(n * 10**power for power in range(20) for n in (1, 2, 5) if last <= 6 * n * 10**power)
+    return list(range(0, int(last) + 1, apart))
 
 
 def _in_words(line: Line, written: Callable[[float | None], str]) -> str:

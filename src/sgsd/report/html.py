@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import unicodedata
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sgsd import runfolder
+from sgsd.display import visible
 from sgsd.errors import ConfigError
 
 MOST_BYTES = 6_000_000
-# Joiners are spelling, in Persian and in emoji.
-_KEPT = "\t\n\u200c\u200d"
-_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def environment() -> Environment:
@@ -68,17 +65,3 @@ def write(output: Path, page: str, what: str, remedy: str | None = None) -> Path
     except OSError as error:
         raise ConfigError(f"{what} cannot be written", got=f"{output} ({error.strerror})") from error
     return output
-
-
-def visible(text: str) -> str:
-    """The text with characters named that would hide or turn others around: ``⟨U+202E⟩``.
-
-    These are control characters but tab and line feed, format characters (marks of direction, spaces of no width,
-    tags), line and paragraph separators, and lone surrogates, which no file can hold.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        f"⟨U+{ord(one):04X}⟩" if one not in _KEPT and unicodedata.category(one) in _HIDDEN else one
-        for one in text.replace("\r\n", "\n")
-    )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import types
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -28,11 +27,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from sgsd.display import logger
 from sgsd.errors import ConfigError
 from sgsd.objectives.divergences import token_divergence
 from sgsd.objectives.logprobs import selected_logps, tile_rows
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _FILLER_ID = 0  # stands at padded positions; any id would do, since attention and masks go by length
 
 

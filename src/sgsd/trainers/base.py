@@ -10,7 +10,7 @@ All see the same rows, prompts, sampling and verdicts; each module beside this o
 
 from __future__ import annotations
 
-import logging
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,11 +29,12 @@ from trl.models.utils import disable_gradient_checkpointing
 from sgsd.bank import SkillBank
 from sgsd.bank.writing import Writer
 from sgsd.data.problems import Problem
+from sgsd.display import SECRETS, logger, visible, without_secrets
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.generation import contiguous_head
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
-from sgsd.prompts import PromptRenderer, Shown
+from sgsd.prompts import PromptRenderer, Shown, mapped
 from sgsd.retrieval import Retriever
 from sgsd.scoring.logprobs import (
     DivergenceFrom,
@@ -75,7 +76,7 @@ from sgsd.verifiers.thinking import CompletionText
 
 RewardFunction = Callable[..., Any]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class VerifiedTrainer(GRPOTrainer):
@@ -412,6 +413,24 @@ class VerifiedTrainer(GRPOTrainer):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.args.save_total_limit = limit
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL does, whose table of completions goes to the terminal."""
+        kept = self._logs
+        if self.log_completions:
+            self._logs = mapped(kept, visible)
+        super().log(logs, start_time)
+        self._logs = kept
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        args = self.args
+        self.args = copy.copy(args)  # which transformers pickles beside the weights
+        kept = without_secrets({name: value for name, value in vars(args).items() if isinstance(value, (str, dict))})
+        vars(self.args).update(dict.fromkeys(SECRETS & vars(args).keys()), **kept)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args = args
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # A run that goes on from an earlier checkpoint comes to write over later ones.

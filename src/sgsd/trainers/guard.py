@@ -6,7 +6,6 @@ that are cut off. Each is compared with the run's own past, so no limit depends 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sgsd import runfolder
+from sgsd.display import logger
 from sgsd.errors import CheckpointError
 from sgsd.trainers.checkpoint import complete_checkpoints
 
@@ -27,7 +27,7 @@ _DROP = 0.3  # of the best success rate
 _SIGMAS = 5.0  # the best is the luckiest of many windows: a difference within so many standard errors is chance
 _TRUNCATED = 0.9
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

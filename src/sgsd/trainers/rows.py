@@ -6,7 +6,6 @@ functions.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +16,12 @@ from sgsd.bank import SkillBank
 from sgsd.data.adapters import Adapted, adapt
 from sgsd.data.curation import curate
 from sgsd.data.problems import Problem
+from sgsd.display import logger
 from sgsd.errors import ConfigError, DataError, PromptError
 from sgsd.prompts import LISTED_IDS, Prompt, PromptRenderer, RawText, Shown, listed, refuse_long_prompts
 from sgsd.retrieval import Retriever
 
-logger = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -> list[Problem]:
@@ -62,7 +62,7 @@ def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -
                     expected="text, or a conversation with a user message that is not empty",
                     remedy="leave these rows out of the data",
                 )
-            logger.warning("%s (%s)", report.summary(), named)
+            _log.warning("%s (%s)", report.summary(), named)
         if not verified:
             _refuse_other_problems(adapted)
     elif isinstance(source, Sequence) and all(isinstance(problem, Problem) for problem in source):
@@ -189,7 +189,7 @@ def training_rows(
         kept = [place for place, length in enumerate(worst) if length <= max_prompt_length]
         if kept and len(kept) < len(rows):
             left_out = [ids[place] for place, length in enumerate(worst) if length > max_prompt_length]
-            logger.warning(
+            _log.warning(
                 "%s of %s rows left out: prompts of more than %s tokens (%s)",
                 f"{len(left_out):,}",
                 f"{len(rows):,}",

@@ -9,7 +9,6 @@ Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the 
 
 from __future__ import annotations
 
-import logging
 import random
 import textwrap
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from trl.models import unwrap_model_for_generation
 
 from sgsd import runfolder
 from sgsd.bank import Ledger
+from sgsd.display import logger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retrieval, Retriever
@@ -50,7 +50,7 @@ from sgsd.trainers.rows import prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
 from sgsd.verifiers.reward import text_of
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class SGSDTrainer(VerifiedTrainer):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from sgsd.display import one_line
+
 
 class SGSDError(Exception):
     """Root of every error this package raises on purpose.
 
-    The message is one line: ``what: got X; expected Y; remedy``. The command line prints it and exits with code 2.
+    The message is one line of visible text: ``what: got X; expected Y; remedy``. The command line prints it and exits
+    with code 2.
 
     Args:
         what: what is wrong, without a final stop.
@@ -22,13 +25,13 @@ class SGSDError(Exception):
         self.remedy = remedy
         details: list[str] = []
         if got is not None:
-            details.append(f"got {got}")
+            details.append(f"got {one_line(str(got))}")
         if expected is not None:
-            details.append(f"expected {expected}")
+            details.append(f"expected {one_line(str(expected))}")
         if remedy is not None:
-            details.append(remedy)
-        message = ": ".join([what, "; ".join(details)]) if details else what
-        super().__init__("\\n".join(message.splitlines()))  # what was found may have line breaks
+            details.append(one_line(remedy))
+        what = one_line(what)
+        super().__init__(": ".join([what, "; ".join(details)]) if details else what)
 
 
 class ConfigError(SGSDError, ValueError):

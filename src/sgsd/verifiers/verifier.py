@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
+from sgsd.display import logger
 from sgsd.verifiers.errors import ConfigError
 from sgsd.verifiers.pool import DIED, OUT_OF_MEMORY, TIMEOUT, Pool, shared_pool
 from sgsd.verifiers.reward import COLUMNS, NEEDS, text_of
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.worker import ERROR
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 SECONDS = 5.0
 MEMORY_GB = 4.0

@@ -1,0 +1,110 @@
+"""How a text of somebody else's is shown: harmless to a terminal, secrets masked.
+
+Ids, names, completions, columns, file names and servers' replies hold what strangers wrote. Errors, logs, lines,
+tables, bars and pages show it through ``visible``, JSON through ``json_text``; ``print`` and ``logging.getLogger`` are
+called here alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit, urlunsplit
+
+# Joiners are spelling, in Persian and in emoji.
+_KEPT = "\t\n\u200c\u200d"
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_LONGEST = 2_000
+_LEAST_SECRET = 6  # characters; servers without keys are told EMPTY or none, which are words
+SECRETS = frozenset(("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key"))
+"""Names of settings that are never kept."""
+_secrets: set[str] = set()
+
+
+def visible(text: str) -> str:
+    """The text with secrets masked and characters named that would steer a terminal, hide or turn others around:
+    ``⟨U+202E⟩``.
+
+    These are control characters but tab and line feed, format characters (marks of direction, spaces of no width,
+    tags), line and paragraph separators, and lone surrogates, which no file can hold.
+    """
+    text = masked(text)
+    if text.isprintable():
+        return text
+    return "".join(f"⟨U+{ord(one):04X}⟩" if _is_hidden(one) else one for one in text.replace("\r\n", "\n"))
+
+
+def one_line(text: str, longest: int = _LONGEST) -> str:
+    """The text made visible in one line, its line breaks as ``\\n``; a long one is cut."""
+    text = masked(text)  # before it is cut: the beginning of a secret is one, too
+    shown = "\\n".join(visible(text[:longest]).splitlines())
+    return shown if len(text) <= longest else f"{shown}…"
+
+
+def json_text(value: Any) -> str:
+    """A JSON value for programs: what ``visible`` would name is escaped, so that it is read back as it was."""
+    written = masked(json.dumps(value, indent=2, ensure_ascii=False))
+    return "".join(json.dumps(one)[1:-1] if _is_hidden(one) else one for one in written)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a text of lines, on standard output or standard error."""
+    print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def logger(name: str) -> logging.Logger:
+    """``logging.getLogger``, of messages that are visible text."""
+    found = logging.getLogger(name)
+    found.addFilter(_made_visible)
+    return found
+
+
+def _made_visible(record: logging.LogRecord) -> bool:
+    record.msg, record.args = visible(record.getMessage()), None
+    return True
+
+
+def _is_hidden(one: str) -> bool:
+    return one not in _KEPT and unicodedata.category(one) in _HIDDEN
+
+
+# ---- secrets
+
+
+def keep_secret(text: str) -> None:
+    """Show the text nowhere from here on."""
+    if len(text) >= _LEAST_SECRET:
+        _secrets.add(text)
+
+
+def masked(text: str) -> str:
+    """The text with ``(key)`` for every secret."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "(key)")
+    return text
+
+
+def without_secrets(value: Any) -> Any:
+    """Plain data as it may be kept: without tokens, and addresses as ``public_url`` has them."""
+    if isinstance(value, dict):
+        fields = cast(dict[str, Any], value)
+        return {name: without_secrets(item) for name, item in fields.items() if name not in SECRETS}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in cast(Sequence[Any], value)]
+    if isinstance(value, str) and value.startswith(("http://", "https://")):
+        return public_url(value)
+    return value
+
+
+def public_url(url: str) -> str:
+    """The address without user, password, query and fragment, which may be secrets."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address; who uses it says so
+        scheme, slashes, rest = url.partition("//")
+        return scheme + slashes + rest.rpartition("@")[2].partition("?")[0]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
