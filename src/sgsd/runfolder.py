@@ -22,12 +22,93 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO, NotRequired, TypeAlias, TypeVar, overload
 
-from sgsd.errors import DataError
-from sgsd.validation import parse_json
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
+from typing_extensions import TypedDict
+
+from sgsd.errors import ConfigError, DataError, SGSDError
+from sgsd.validation import parse_json, validated
+
+T = TypeVar("T")
+MOST_BYTES = 64 << 20
+"""Of a document, and of a line."""
+
+Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 40)]
+"""A number of steps, tokens, uses: what arrays and charts can hold."""
+
+
+class Settings(TypedDict, total=False):
+    """Those of a run's settings that are read back; there are others."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
+
+    method: str
+    model_name_or_path: str | None
+    seed: int | None
+    objective: str
+    grpo_weight: float | None
+    sgsd_weight: float | None
+    support_baseline: str | None
+    support_threshold: FiniteFloat
+    skills_in_prompt: bool
+    skills_in_prompt_pairs: int | None
+    teacher_context: str | None
+    bank: str | None
+    retriever: str | None
+    embedder: str | None
+    retrieval_query_prompt: str
+    retrieval_text: str
+    eval_dataset: str | None
+    instruction: str | None
+    thinking: str | None
+    chat_template_kwargs: dict[str, Any] | None
+    max_completion_length: int | None
+    verifier: str | None
+    verifier_options: dict[str, Any] | None
+
+
+def in_order(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """The keys of a mapping in the file's order, as people read them; pydantic puts the known ones first."""
+    checked = check(value)
+    return {name: checked[name] for name in value}
+
+
+class RunRecord(TypedDict):
+    """``run.json``."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
+
+    settings: Annotated[Settings, WrapValidator(in_order)]
+    data: NotRequired[dict[str, Any] | None]
+    versions: NotRequired[dict[str, Any]]
+    resumed: NotRequired[list[dict[str, Any]]]
+
+
+class LogEntry(TypedDict):
+    """What was logged at a step."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
+
+    step: Count
+
+
+class TrainerState(TypedDict):
+    """``trainer_state.json``."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
+
+    global_step: NotRequired[Count | None]
+    log_history: NotRequired[list[LogEntry]]
+
+
+RUN_RECORD = TypeAdapter(RunRecord)
+TRAINER_STATE = TypeAdapter(TrainerState)
 
 RUN = "run.json"
 STATE = "trainer_state.json"
@@ -45,11 +126,12 @@ SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 CERTIFICATE = "certificate.json"
+_LOCK = ".writer"
 
 
 def write_text(file: Path, text: str | Iterable[str]) -> None:
-    """``write_bytes`` of a text, which may come in parts."""
-    write_bytes(file, (part.encode() for part in ([text] if isinstance(text, str) else text)))
+    """``write_bytes`` of a text, which may come in parts; half a surrogate pair, which no file can hold, becomes ?."""
+    write_bytes(file, (part.encode(errors="replace") for part in ([text] if isinstance(text, str) else text)))
 
 
 def write_bytes(file: Path, parts: Iterable[bytes]) -> None:
@@ -76,35 +158,121 @@ def write_bytes(file: Path, parts: Iterable[bytes]) -> None:
         part.unlink(missing_ok=True)
 
 
+def append_text(file: Path, text: str) -> None:
+    """Add to the end of a file, which is made where it is not there.
+
+    Raises:
+        OSError: it cannot be written, or is a link.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "wb") as out:
+        out.write(text.encode(errors="replace"))
+
+
 def write_json(file: Path, document: Any) -> None:
     """``write_text`` of a JSON document, as people read it; what JSON has no word for becomes text."""
     write_text(file, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object of a file.
+@contextmanager
+def one_writer(folder: Path) -> Generator[None]:
+    """Within, no other process writes to this folder. It is made, and goes again where nothing was written.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        ConfigError: another process is within, or the folder cannot be written.
     """
+    made = not os.path.exists(folder)
     try:
-        text = file.read_bytes()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK, blocking=False)
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            "another process writes to this folder", got=str(folder), remedy="wait for it, or choose another one"
+        ) from error
     except OSError as error:
-        raise DataError("file cannot be read", got=f"{file} ({error.strerror})") from error
-    return parse_json(text, str(file), finite=False)
+        raise ConfigError("the folder cannot be written", got=f"{folder} ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)  # while it is held: who waits for this file finds it gone
+        lock.release()
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
 
 
-def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, JSON object) of each line of a file; a last one that is still being written is passed over.
+def is_unused(folder: Path) -> bool:
+    """There is no such folder, or nothing in it but ``one_writer``'s mark."""
+    return not folder.exists() or all(entry.name == _LOCK for entry in folder.iterdir())
+
+
+def read_text(file: Path, kind: type[SGSDError] = DataError) -> str:
+    """The text of a file.
 
     Raises:
-        DataError: the file cannot be read, or a line is no JSON object.
+        SGSDError: of ``kind``; the file cannot be read, is no plain file, has more than ``MOST_BYTES``, or is
+            not UTF-8.
     """
     try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.endswith(b"\n"):
-                    where = f"{file}:{number}"
-                    yield where, parse_json(line, where, finite=False)
+        with _opened(file) as opened:
+            text = opened.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise kind("file is too large", got=str(file), expected=f"at most {MOST_BYTES >> 20} MiB")
+        return text.decode("utf-8-sig")
+    except OSError as error:
+        raise kind("file cannot be read", got=f"{file} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise kind("file is not UTF-8", got=f"{file} ({error.reason} at byte {error.start})") from error
+
+
+@overload
+def read_json(file: Path, schema: None = None, kind: type[SGSDError] = DataError) -> dict[str, Any]: ...
+@overload
+def read_json(file: Path, schema: TypeAdapter[T], kind: type[SGSDError] = DataError) -> T: ...
+def read_json(file: Path, schema: TypeAdapter[Any] | None = None, kind: type[SGSDError] = DataError) -> Any:
+    """The JSON object of a file, as the schema's type where one is given.
+
+    Raises:
+        SGSDError: of ``kind``; as ``read_text``, or the file holds something else.
+    """
+    document = parse_json(read_text(file, kind), str(file), kind, finite=False)
+    return document if schema is None else validated(schema, document, str(file), kind)
+
+
+@overload
+def read_lines(file: Path, schema: None = None, *, torn: bool = True) -> Iterator[tuple[str, dict[str, Any]]]: ...
+@overload
+def read_lines(file: Path, schema: TypeAdapter[T], *, torn: bool = True) -> Iterator[tuple[str, T]]: ...
+def read_lines(file: Path, schema: TypeAdapter[Any] | None = None, *, torn: bool = True) -> Iterator[tuple[str, Any]]:
+    """(place, JSON object) of each line of a file, as the schema's type where one is given; empty lines are left out.
+
+    Args:
+        file: to read.
+        schema: of a line.
+        torn: a last line without its end is still being written, and passed over.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no such object.
+    """
+    try:
+        with _opened(file) as lines:
+            number = 0
+            while line := lines.readline(MOST_BYTES + 1):
+                number += 1
+                where = f"{file}:{number}"
+                if len(line) > MOST_BYTES:
+                    raise DataError(f"{where}: the line is too long", expected=f"at most {MOST_BYTES >> 20} MiB")
+                if not line.strip() or (torn and not line.endswith(b"\n")):
+                    continue
+                document = parse_json(line, where, finite=False)
+                yield where, document if schema is None else validated(schema, document, where)
     except OSError as error:
         raise DataError("file cannot be read", got=f"{file} ({error.strerror})") from error
+
+
+def _opened(file: Path) -> BinaryIO:
+    """A plain file: what a pipe or a device holds may never end."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a plain file", str(file))
+    return file.open("rb")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +17,11 @@ from pydantic_core import ErrorDetails
 from sgsd.errors import DataError, SGSDError
 
 T = TypeVar("T")
+MOST_DEPTH = 100
+MOST_BITS = 1000  # of a whole number: a float holds 1,024
+MOST_YAML = 1 << 20  # characters: of settings, which people write
 _SHOWN = 80  # characters of a value in an error
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse_json(
@@ -31,37 +36,73 @@ def parse_json(
         finite: whether NaN and infinities, as transformers logs them, are refused.
 
     Raises:
-        SGSDError: of ``kind``; malformed JSON (with line and column), a repeated key, a number that is not finite,
-            nesting too deep to read, or another value than an object.
+        SGSDError: of ``kind``; as ``parse_any_json``, or another value than an object.
+    """
+    found = parse_any_json(text, where, kind, finite=finite)
+    if not isinstance(found, dict):
+        raise kind(f"{where}: wrong type", got=type(found).__name__, expected="a JSON object")
+    return cast(dict[str, Any], found)
+
+
+def parse_any_json(text: str | bytes, where: str, kind: type[SGSDError] = DataError, *, finite: bool = True) -> object:
+    """The JSON value that a text is; arguments as for ``parse_json``.
+
+    Raises:
+        SGSDError: of ``kind``; malformed JSON (with line and column), a repeated key, or a value of no use: nested
+            deeper than ``MOST_DEPTH``, a number that is not finite or of more digits than a float holds, half a
+            surrogate pair.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         document = dict(pairs)
         if len(document) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated = min(key for key in keys if keys.count(key) > 1)
-            raise kind(f"{where}: a JSON object repeats a key", got=repr(repeated), expected="each key once per object")
+            repeated = _repeated(key for key, _ in pairs)
+            raise kind(f"{where}: a JSON object repeats a key", got=_short(repr(repeated)), expected="each key once")
         return document
 
-    def refuse(constant: str) -> object:
-        raise kind(f"{where}: not valid JSON", got=constant, expected="finite numbers")
-
     try:
-        found: object = json.loads(text, object_pairs_hook=unique, parse_constant=refuse if finite else None)
+        found: object = json.loads(text, object_pairs_hook=unique)
+        _refuse_useless(found, finite=finite)
     except json.JSONDecodeError as error:
         raise kind(
             f"{where}: malformed JSON",
             got=f"{error.msg} at line {error.lineno} column {error.colno}",
-            expected="a JSON object",
+            expected="a JSON value",
             remedy="a LaTeX backslash must be doubled in JSON" if "escape" in error.msg else None,
         ) from error
     except SGSDError:
         raise
     except (ValueError, RecursionError) as error:  # too many digits, not UTF-8, too deep
         raise kind(f"{where}: malformed JSON", got=" ".join(str(error).split())) from error
-    if not isinstance(found, dict):
-        raise kind(f"{where}: wrong type", got=type(found).__name__, expected="a JSON object")
-    return cast(dict[str, Any], found)
+    return found
+
+
+def _refuse_useless(document: object, *, finite: bool) -> None:
+    """A value that some later step could not compute with, write or walk through.
+
+    Raises:
+        ValueError: saying what it is.
+    """
+    level = [document]
+    for _ in range(MOST_DEPTH):
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                below += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, str):
+                if _SURROGATE.search(value):
+                    raise ValueError("half a surrogate pair")
+            elif isinstance(value, int):
+                if value.bit_length() > MOST_BITS:
+                    raise ValueError("a number of more digits than a float holds")
+            elif isinstance(value, float) and finite and not math.isfinite(value):
+                raise ValueError(f"{value}, not a finite number")
+        if not below:
+            return
+        level = below
+    raise ValueError(f"nested deeper than {MOST_DEPTH} levels")
 
 
 # PyYAML's events have no types.
@@ -69,18 +110,41 @@ def parse_json(
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which a few bytes can make endless, and without a key twice in one mapping."""
+    """YAML without aliases, which a few bytes can make endless, without tags, and without a key twice in one mapping.
+
+    Numbers are those of YAML 1.2: ``1e-6`` is one; ``1:30`` and ``010`` are text and no 90, no 8. So are dates, and
+    ``<<`` merges nothing.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"an alias, at line {self.peek_event().start_mark.line + 1}")
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            what = "an alias" if isinstance(event, yaml.AliasEvent) else f"the tag {event.tag}"
+            raise yaml.YAMLError(f"{what}, at line {event.start_mark.line + 1}")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if repeated := next((key for key, count in Counter(keys).items() if count > 1), None):
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):  # as values: 1 and 1.0 are one key
+            repeated = _repeated(self.construct_object(key) for key, _ in node.value)
             raise yaml.YAMLError(f"the key {repeated} twice, at line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
+        return mapping
+
+
+_TAG = "tag:yaml.org,2002:"
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (f"{_TAG}null", f"{_TAG}bool")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PlainLoader.add_implicit_resolver(f"{_TAG}int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)\Z"), list("-+0123456789"))
+_PlainLoader.add_implicit_resolver(
+    f"{_TAG}float",
+    re.compile(
+        r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|[0-9][0-9_]*e[-+]?[0-9]+|\.(?:inf|nan))\Z",
+        re.IGNORECASE,
+    ),
+    list("-+0123456789."),
+)
 
 
 def parse_yaml(text: str, where: str, kind: type[SGSDError] = DataError) -> dict[str, Any]:
@@ -92,12 +156,17 @@ def parse_yaml(text: str, where: str, kind: type[SGSDError] = DataError) -> dict
         kind: of the error.
 
     Raises:
-        SGSDError: of ``kind``; no YAML, aliases, a repeated key, or another value than a mapping.
+        SGSDError: of ``kind``; no YAML, aliases, tags, a repeated key, a value of no use as in ``parse_any_json``, or
+            another value than a mapping.
     """
     try:
+        if len(text) > MOST_YAML:
+            raise ValueError(f"{len(text):,} characters, more than {MOST_YAML:,}")
         found: object = _PlainLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 2001-99-99
-        raise kind(f"{where}: not YAML", got=" ".join(str(error).split())) from error
+        _refuse_useless(found, finite=True)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 5,000 digits
+        said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+        raise kind(f"{where}: not YAML", got=said) from error
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -177,6 +246,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _path(place: Iterable[str | int]) -> str:
     """``skills[3].text`` of pydantic's ``("skills", 3, "text")``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+
+
+def _repeated(keys: Iterable[Any]) -> Any:
+    return next((key for key, count in Counter(keys).items() if count > 1), None)
 
 
 def _short(text: str) -> str:

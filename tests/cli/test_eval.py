@@ -82,7 +82,7 @@ def test_other_weights_under_the_same_name_are_another_model(sgsd, run):
     sgsd("eval", run)
     weights = load_file(run / "model.safetensors")
     save_file({name: value + 0.01 for name, value in weights.items()}, run / "model.safetensors", {"format": "pt"})
-    assert "other settings (weights)" in sgsd("eval", run).error
+    assert "holds an evaluation of other weights" in sgsd("eval", run).error
 
 
 def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_samples(sgsd, run):
@@ -109,7 +109,7 @@ def test_samples_that_are_gone_are_an_error(sgsd, run):
     (run / "evaluations" / "sums" / "samples.jsonl").unlink()
     result = sgsd("eval", run)
     assert result.code == 2
-    assert "samples cannot be read" in result.error
+    assert "file cannot be read" in result.error
 
 
 def test_an_evaluation_can_be_judged_again(sgsd, run, tmp_path, no_model):

@@ -49,7 +49,7 @@ NO_MISTAKES = '{"skills": [{"title": "Add", "text": "Carry the ten."}], "mistake
         ("--dataset", "", ["holds no rows"]),
         ("--dataset", '{"problem": "1 + 1?"}\n', ["no adapter fits", "rename the columns to problem and answer"]),
         ("--dataset", '{"problem": "1 + 1?", "answer": ""}\n', ["no usable problems", "1 no_answer"]),
-        ("--dataset", '{"problem": "1?", "answer": "1"}\n{"prob', ["malformed JSON line", ":2"]),
+        ("--dataset", '{"problem": "1?", "answer": "1"}\n{"prob', ["malformed JSON", ":2"]),
         ("--config", None, ["unknown configuration", "a YAML file, or one of"]),
         ("--config", "- a\n- b\n", ["not a mapping"]),
         ("--config", "", ["not a mapping"]),
@@ -63,7 +63,7 @@ NO_MISTAKES = '{"skills": [{"title": "Add", "text": "Carry the ten."}], "mistake
         ("--config", "learning_rate: null\n", ["wrong type", "learning_rate: null"]),
         ("--config", "embedder: 5\n", ["wrong type", 'embedder: "5"']),
         ("--config", "save_strategy: no\n", ["wrong type", 'save_strategy: "no"']),
-        ("--config", "env: 3\n", ["env", "dict"]),
+        ("--config", "env: 3\n", ["env", "NAME: value"]),
     ],
 )
 def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments):
@@ -212,7 +212,7 @@ def test_resume_with_another_bank(sgsd, flags, finished):
     before = files(finished)
     result = sgsd("train", *flags, "--output_dir", finished, "--resume", "--bank", "seed:arithmetic-word-problems")
     assert result.code == 2
-    assert "trained with another bank" in result.error
+    assert "the run began with another bank" in result.error
     assert files(finished) == before
 
 
@@ -238,8 +238,8 @@ def test_a_checkpoint_of_one_run_does_not_open_the_folder_of_another(sgsd, flags
         (["--max_completion_length", "5000"], ["do not fit the model's context", "less than 1024"]),
         (["--max_completion_length", "1020"], ["8 of 8 plain prompts are too long"]),
         (["--verifier", "exat"], ["unknown verifier", "did you mean 'exact'?"]),
-        (["--chat_template_kwargs", "{bad"], ["--chat_template_kwargs", "not JSON", "{bad"]),
-        (["--chat_template_kwargs", "[1]"], ["not a JSON object"]),
+        (["--chat_template_kwargs", "{bad"], ["--chat_template_kwargs", "malformed JSON", "{bad"]),
+        (["--chat_template_kwargs", "[1]"], ["expected a JSON object"]),
         (["--dataset", "gone.jsonl"], ["no such data file"]),
         (["--limit", "0"], ["limit too small"]),
         (["--limit", "many"], ["--limit", "many"]),
@@ -264,9 +264,9 @@ def test_eval_of_what_is_no_model(sgsd, problems, tmp_path):
     assert "the folder holds no model" in sgsd("eval", tmp_path / "empty", "--dataset", problems).error
     assert "no data to evaluate on" in sgsd("eval", tmp_path / "empty").error
     (tmp_path / "empty" / "run.json").write_text("{")
-    assert "record cannot be read" in sgsd("eval", tmp_path / "empty", "--dataset", problems).error
+    assert "malformed JSON" in sgsd("eval", tmp_path / "empty", "--dataset", problems).error
     (tmp_path / "empty" / "run.json").write_text("[1]")
-    assert "record cannot be read" in sgsd("eval", tmp_path / "empty", "--dataset", problems).error
+    assert "wrong type: got list" in sgsd("eval", tmp_path / "empty", "--dataset", problems).error
 
 
 def test_eval_of_an_adapter_whose_base_is_gone_never_falls_back(sgsd, problems, tmp_path):

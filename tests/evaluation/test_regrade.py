@@ -104,12 +104,12 @@ def test_without_stored_verdicts_there_is_no_agreement(tmp_path):
     [
         (None, "no such file of responses"),
         ("", "holds no responses"),
-        ("{\n", r"malformed JSON line: got .*r.jsonl:1"),
-        ("[1]\n", "no JSON object"),
+        ("{\n", r"r.jsonl:1: malformed JSON"),
+        ("[1]\n", r"r.jsonl:1: wrong type: got list"),
         ('{"answer": "1"}\n', r"without response: got .*r.jsonl:1"),
         ('{"answer": 1, "response": "1"}\n', "without answer"),
         ('{"answer": "1", "response": "1", "correct": "yes"}\n', "neither true nor false"),
-        ('{"completion": "1", "outcome": "correct"}\n', "a line is no sample"),
+        ('{"completion": "1", "outcome": "correct"}\n', r"r.jsonl:1: problem_id is missing"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, content, message):

@@ -19,7 +19,7 @@ ARITHMETIC = "arithmetic, 39 % right, 40 % before"
 GRPO = "GRPO, trained beside it without the document, answers"
 PROMPT = "The document in the prompt"
 GAIN = "The model answers 88 % of held-out tasks right without the document in its prompt, 21 % before"
-HOSTILE = " [red]\u202egnp\u2066\u0007\u200b\u2028\ud800[/red] </style><img src=x onerror=alert(1)> {{ 7 * 7 }} &"
+HOSTILE = " [red]\u202egnp\u2066\u0007\u200b\u2028[/red] </style><img src=x onerror=alert(1)> {{ 7 * 7 }} &"
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_hostile_texts_stay_text_and_hidden_characters_are_named(page):
     assert "<script" not in text
     assert text.count("</style>") == 1
     assert "{{ 7 * 7 }}" in text
-    assert not set("\u202e\u2066\u0007\u200b\u2028\ud800") & set(text)
+    assert not set("\u202e\u2066\u0007\u200b\u2028") & set(text)
     assert "⟨U+202E⟩gnp⟨U+2066⟩⟨U+0007⟩⟨U+200B⟩⟨U+2028⟩⟨U+D800⟩" in text
 
 

@@ -85,7 +85,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, runs):
     for name, text, error, said in (
         ("trainer_state.json", "{", DataError, r"trainer_state\.json: malformed JSON"),
         ("run.json", "[]", DataError, r"run\.json: wrong type: got list"),
-        ("run.json", "{}", ConfigError, "record cannot be read"),
+        ("run.json", "{}", DataError, "settings is missing"),
     ):
         (broken / name).write_text(text)
         with pytest.raises(error, match=said):

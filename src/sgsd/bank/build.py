@@ -445,6 +445,4 @@ def _reader(memory: Memory, max_items: int) -> Callable[[Written], list[Candidat
 
 
 def _line(row: Mapping[str, object]) -> str:
-    line = json.dumps(row, ensure_ascii=False) + "\n"
-    half_a_pair = any("\ud800" <= character <= "\udfff" for character in line)  # which only an escape can hold
-    return json.dumps(row) + "\n" if half_a_pair else line
+    return json.dumps(row, ensure_ascii=False) + "\n"

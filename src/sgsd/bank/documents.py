@@ -118,7 +118,9 @@ def load_bank(source: str | os.PathLike[str]) -> SkillBank:
         BankError: it is none of these.
     """
     path = Path(source)
-    if path.is_dir():
+    if not os.fspath(source):
+        raise BankError("no such bank", got="''", expected="a file, a folder, or a shipped bank as seed:NAME")
+    if os.path.isdir(path):
         is_bank = (path / runfolder.BANK).is_file() or _main(path) is None
         return SkillBank.load(path / runfolder.BANK) if is_bank else read_document(path)
     if path.suffix.lower() in (".md", ".markdown", ".txt"):
@@ -282,7 +284,7 @@ def _main(folder: Path) -> Path | None:
 
 def _text(file: Path, most: int) -> str:
     try:
-        if file.exists() and not file.is_file():
+        if os.path.exists(file) and not os.path.isfile(file):
             raise BankError("the document is no file", got=str(file), expected="a text in Markdown")
         with file.open("rb") as opened:
             data = opened.read(most + 1)

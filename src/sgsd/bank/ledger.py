@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, ClassVar, TypeAlias, TypeVar
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, TypeAdapter
 
+from sgsd import runfolder
 from sgsd.errors import BankError
 from sgsd.validation import parse_json, validated
 
@@ -226,6 +228,11 @@ class Ledger:
         return cls(
             validated(_FILE, document, source, BankError, known=[entry.name for entry in fields(ItemRecord)]).items
         )
+
+    @classmethod
+    def load(cls, file: Path) -> Ledger:
+        """Read a file; errors as ``from_json``."""
+        return cls.from_json(runfolder.read_text(file, BankError), source=str(file))
 
 
 def _contributions(

@@ -310,16 +310,10 @@ class SkillBank:
         source = os.fspath(path)
         if source.startswith(SEED_PREFIX):
             return cls.from_json(_seed_text(source.removeprefix(SEED_PREFIX)), source=source)
-        try:
-            text = Path(source).read_text(encoding="utf-8-sig")
-        except FileNotFoundError as error:
+        if not os.path.exists(source):
             seeds = ", ".join(SEED_PREFIX + name for name in seed_banks())
-            raise BankError("no such bank file", got=source, expected=f"a JSON file or one of {seeds}") from error
-        except UnicodeDecodeError as error:
-            raise BankError("bank file is not UTF-8", got=source, expected="UTF-8", remedy="convert it") from error
-        except OSError as error:
-            raise BankError("bank file cannot be read", got=f"{source} ({error.strerror})") from error
-        return cls.from_json(text, source=source)
+            raise BankError("no such bank file", got=repr(source), expected=f"a JSON file or one of {seeds}")
+        return cls.from_json(runfolder.read_text(Path(source), BankError), source=source)
 
     def save(self, path: str | os.PathLike[str], *, format: Literal["native", "common"] = "native") -> Path:
         """Write the bank, atomically: readers see the old file or the new one, never a part.

@@ -106,10 +106,7 @@ def ledger(options: argparse.Namespace) -> int:
 def _read_ledger(folder: Path) -> Ledger:
     for file in (folder / runfolder.LEDGER, folder / runfolder.PARTS / runfolder.LEDGER):
         if file.is_file():
-            try:
-                return Ledger.from_json(file.read_text(encoding="utf-8"), source=str(file))
-            except (OSError, UnicodeDecodeError) as error:
-                raise BankError("the ledger cannot be read", got=str(file)) from error
+            return Ledger.load(file)
     raise BankError(
         "no ledger", got=str(folder), expected="ledger.json, which SGSD writes with each checkpoint and at the end"
     )

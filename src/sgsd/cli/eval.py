@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import transformers
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from sgsd import __version__
+from sgsd import __version__, runfolder
 from sgsd.cli.console import print_json, progress_bar, standard_error, standard_output, table
 from sgsd.cli.eval_engines import Engine, check_engine
 from sgsd.cli.eval_plan import Plan, check_flags, data_sets, make_plan, read_model_run
@@ -61,12 +62,13 @@ def evaluate_model(options: argparse.Namespace) -> int:
         room = max(max(plan.prompt_lengths) + plan.sampling["max_new_tokens"] for plan in plans)
         engine = Engine(options, tokenizer, room=room, progress=screen.within_batch)
         for plan, store in zip(plans, stores, strict=True):
-            if store is not None and store.finished() is not None:
+            if store is not None and (finished := store.finished()) is not None:
                 console.print(f"already there, nothing sampled: {store.folder}")
-                summaries[plan.name] = read_summary(store.folder)
+                summaries[plan.name] = read_summary(store.folder) | finished.summary()
                 continue
             _refuse_beyond_context(plan, engine)
-            summaries[plan.name] = _evaluate(plan, store, engine, screen, console, options)
+            with nullcontext() if store is None else runfolder.one_writer(store.folder):
+                summaries[plan.name] = _evaluate(plan, store, engine, screen, console, options)
     kept = [str(store.folder) for store in stores if store is not None]
     if options.json:
         print_json(_document(summaries))

@@ -6,13 +6,17 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.bank.documents import load_bank
@@ -21,6 +25,7 @@ from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
+from sgsd.engines.models import refuse_missing_folder
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of, verifier_of
@@ -35,6 +40,16 @@ _THINKING = SWITCH
 # are slow at the end of each call, so theirs are large.
 _BATCH_SIZES = {"transformers": 32, "vllm": 512, "openai": 256}
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 20
+_MOST_NAME = 200  # bytes: file systems take 255
+
+
+class _Dated(TypedDict):
+    """``settings.json``, as far as it is read here."""
+
+    date: NotRequired[date | None]
+
+
+_DATED = TypeAdapter(_Dated)
 
 
 @dataclass(frozen=True)
@@ -74,9 +89,10 @@ def read_model_run(model: str) -> dict[str, Any]:
     """The settings of the run that the model is, or is a checkpoint of; empty for other models.
 
     Raises:
-        ConfigError: a record that cannot be read.
+        ConfigError: a record that cannot be read, a folder that is not there.
     """
-    return (read_run(Path(model)) if Path(model).is_dir() else None) or {}
+    refuse_missing_folder(model)
+    return (read_run(Path(model)) if os.path.isdir(model) else None) or {}
 
 
 def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
@@ -93,12 +109,12 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
         )
     text = str(given)
     # Options of reasoning-gym tasks hold commas of their own; so may the name of a file.
-    names = [text] if text.startswith(GYM) or Path(text).exists() else [part.strip() for part in text.split(",")]
+    names = [text] if text.startswith(GYM) or os.path.exists(text) else [part.strip() for part in text.split(",")]
     if len(set(names)) < len(names) or "" in names:
         raise ConfigError("--dataset names a data set twice, or none", got=text)
     for name in names:
         near = did_you_mean(name.lower(), BENCHMARKS)
-        if near is not None and name not in BENCHMARKS and "/" not in name and not Path(name).exists():
+        if near is not None and name not in BENCHMARKS and "/" not in name and not os.path.exists(name):
             raise ConfigError("no such data set", got=repr(name), remedy=near)
     for flag in ("dataset_file", "dataset_split", "dataset_config", "dataset_adapter", "dataset_columns"):
         if len(names) > 1 and vars(options)[flag] is not None:
@@ -126,8 +142,10 @@ def make_plan(
     verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}
     verifier = get_verifier(verifier_name, **verifier_options)
     problems, report = _load(name, benchmark, options, verifier)
-    renderer = _renderer(tokenizer, options, run, benchmark)
     skilled = bool(options.skills_in_prompt)
+    output = _output(name, options, skilled=skilled, several=several)
+    today = _today(tokenizer, None if options.force else output)
+    renderer = _renderer(tokenizer, options, run, benchmark, today)
     shown, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
     prompts = prompts_of(problems, renderer, shown)
     sampling = {
@@ -166,7 +184,9 @@ def make_plan(
         # A server has a name of its own for a model, and another for each adapter on it.
         **({"served_model": options.served_model or options.model} if options.engine == "openai" else {}),
         "dtype": options.dtype,
+        "problems": len(problems),
         "prompts": _prompts_digest(problems, prompts),
+        **({} if today is None else {"date": today.isoformat()}),
     }
     about: dict[str, object] = {
         **({} if weights is None else model),
@@ -188,7 +208,7 @@ def make_plan(
         seed=options.seed,
         batch_size=batch_size,
         sampling=sampling,
-        output=_output(name, options, skilled=skilled, several=several),
+        output=output,
         settings=settings,
         about=about,
     )
@@ -286,7 +306,7 @@ def _load(
     name: str, benchmark: Benchmark | None, options: argparse.Namespace, verifier: Any
 ) -> tuple[list[Problem], DataReport]:
     split, config, source = options.dataset_split, options.dataset_config, options.dataset_file or name
-    if options.dataset_file is None and benchmark is not None and not Path(name).exists():
+    if options.dataset_file is None and benchmark is not None and not os.path.exists(name):
         source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
     return load_problems(
         source,
@@ -299,8 +319,21 @@ def _load(
     )
 
 
+def _today(tokenizer: ChatTokenizer, output: Path | None) -> datetime | None:
+    """The day that a template of dated prompts is told: the one on which the evaluation in this folder began."""
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return None
+    file = None if output is None else output / runfolder.SETTINGS
+    began = runfolder.read_json(file, _DATED).get("date") if file is not None and os.path.isfile(file) else None
+    return datetime.combine(began or date.today(), time())
+
+
 def _renderer(
-    tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
+    tokenizer: ChatTokenizer,
+    options: argparse.Namespace,
+    run: Mapping[str, Any],
+    benchmark: Benchmark | None,
+    today: datetime | None = None,
 ) -> PromptRenderer:
     """The prompts' maker. A run's ``thinking`` holds but for ``paper``: the paper evaluates with thinking on."""
     instruction = run.get("instruction") if options.instruction is None else options.instruction
@@ -310,7 +343,8 @@ def _renderer(
     thinking = None if options.thinking is None else options.thinking == "on"
 
     def rendered(**switch: bool) -> PromptRenderer:
-        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs={**given, **switch})
+        kwargs = {**given, **switch}
+        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs=kwargs, today=today)
 
     on, off = (rendered(**{_THINKING: value}) for value in (True, False))
     has_switch = on.student_ids("1 + 1?") != off.student_ids("1 + 1?")
@@ -333,16 +367,24 @@ def _output(name: str, options: argparse.Namespace, *, skilled: bool, several: b
     if options.output is not None:
         return options.output / folder if several else options.output
     model = Path(options.model)
-    is_run = any((place / runfolder.RUN).is_file() for place in (model, model.parent)) and model.is_dir()
-    return model / EVALUATIONS / folder if is_run else None
+    is_run = os.path.isdir(model) and any((place / runfolder.RUN).is_file() for place in (model, model.parent))
+    if not is_run:
+        return None
+    place = model / EVALUATIONS / folder
+    if not place.resolve().is_relative_to(model.resolve()):
+        raise ConfigError("the run's evaluations lie elsewhere", got=f"{place}, a link", remedy="pass --output")
+    return place
 
 
 def _folder_name(dataset: str) -> str:
     """``aime24``, ``sums`` of ``data/sums.jsonl``, ``owner--name`` of the hub, ``gym-task`` of reasoning-gym."""
     if dataset.startswith(GYM):
-        return "gym-" + re.sub(r"[^\w.-]+", "-", dataset.removeprefix(GYM)).strip("-")
-    path = Path(dataset)
-    return path.stem if path.exists() else re.sub(r"[^\w.-]+", "-", dataset.replace("/", "--")).strip("-")
+        name = "gym-" + re.sub(r"[^\w.-]+", "-", dataset.removeprefix(GYM)).strip("-")
+    elif os.path.exists(dataset):
+        name = Path(dataset).stem
+    else:
+        name = re.sub(r"[^\w.-]+", "-", dataset.replace("/", "--")).strip("-")
+    return name.encode()[:_MOST_NAME].decode(errors="ignore")
 
 
 def _prompts_digest(problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> str:

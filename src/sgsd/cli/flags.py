@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -12,6 +13,16 @@ def spelled(argument: str) -> str:
     """``--dry-run`` and ``--dry_run`` are one flag; values and other words stay as they are."""
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
+
+
+def at_home(value: Any) -> Any:
+    """A path below ``~/`` as the shell would have it, in a setting, in a list of them, and behind ``--flag=``."""
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    flag, equals, path = value.partition("=") if value.startswith("--") else ("", "", value)
+    return flag + equals + (os.path.expanduser(path) if path.startswith("~/") else path)
 
 
 def metavar(hint: Any) -> str:

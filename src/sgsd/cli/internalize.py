@@ -134,7 +134,7 @@ def internalize(
         seed=seed,
         console=console or standard_error(),
     )
-    with warnings.catch_warnings(), work:
+    with warnings.catch_warnings(), runfolder.one_writer(work.folder), work:
         # PEFT looks for the configuration of a local: name on the hub; sgsd knows where it is.
         warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
         work.plan(tasks, held_out, retain, baseline, columns)
@@ -246,7 +246,7 @@ class _Work:
                     got=f"{self.folder}, of another {', '.join(sorted(other))}",
                     remedy="choose another --output",
                 )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif not runfolder.is_unused(self.folder):
             raise ConfigError("the output folder is not empty", got=str(self.folder), remedy="choose another --output")
         _ = self._tokenizer  # a model that is not there is refused before anything is written
         runfolder.write_json(file, plan)

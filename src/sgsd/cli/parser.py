@@ -1,23 +1,24 @@
 """The command line: ``sgsd demo | train | doctor | eval | compare | report | contamination | lab | bank``.
 
 Arguments are parsed before any framework is imported, but for ``train``, whose flags are TRL's own dataclasses.
-What the user got wrong is one line on standard error and exit code 2.
+What the user got wrong is one line on standard error and exit code 2, anything else that goes wrong one line and 1;
+``--debug`` shows where it came from.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__, examples
-from sgsd.cli.flags import spelled
+from sgsd.cli.flags import at_home, spelled
 from sgsd.display import say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
@@ -26,6 +27,7 @@ Presets for --config: bank, demo, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, s
 sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
 
+_DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # of transformers
 _BUILDS = {
     "build": "a bank from a model's own rollouts: sample, verify, extract, merge; goes on where it was cut off",
     "sample": "the first stage of build alone: rollouts",
@@ -59,13 +61,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def _mapping(text: str) -> dict[str, Any]:
+    from sgsd.validation import parse_json  # with pydantic, which takes longer than the rest of the command line
+
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: got {text!r} ({error.msg} at character {error.pos})") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"not a JSON object: got {text!r}")
-    return value
+        return parse_json(text, repr(text), ConfigError)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -81,6 +82,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,  # the default breaks lines inside names
     )
     parser.add_argument("--version", action="version", version=f"sgsd {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # read by main
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     # Examples have flags of their own, as train has.
@@ -290,52 +292,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read when torch is loaded: beside another busy process threads that wait by spinning are 5 to 10 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    arguments, debug = _without_debug(arguments)
     try:
-        if arguments[:1] == ["train"]:
-            from sgsd.cli.train import train
-
-            return train(arguments[1:])
-        if arguments and arguments[0] in examples.COMMANDS:
-            return examples.run(arguments[0], arguments[1:])
-        options = parse(build_parser(next(iter(arguments), None)), arguments)
-        if options.command == "eval" and options.regrade is not None:
-            from sgsd.cli.regrade import regrade_stored
-
-            return regrade_stored(options)
-        if options.command == "eval":
-            from sgsd.cli.eval import evaluate_model
-
-            return evaluate_model(options)
-        if options.command == "internalize":
-            from sgsd.cli.internalize import run
-
-            return run(options)
-
-        if options.command == "doctor":
-            from sgsd.cli.doctor import doctor
-
-            return doctor(options)
-        if options.command == "compare":
-            from sgsd.cli.compare import compare
-
-            return compare(options)
-        if options.command == "contamination":
-            from sgsd.cli.contamination import contamination
-
-            return contamination(options)
-        if options.command == "report":
-            from sgsd.cli.report import report
-
-            return report(options)
-        if options.action in _BUILDS:
-            from sgsd.cli.bank_build import build_bank
-
-            return build_bank(options)
-        from sgsd.cli.bank import bank
-
-        return bank(options)
+        return _run(arguments)
     except SGSDError as error:
+        if debug:
+            traceback.print_exc()
         say(f"sgsd: error: {error}", error=True)
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
@@ -344,3 +307,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("sgsd: interrupted", error=True)
         return 130
+    except Exception as error:  # noqa: BLE001 - the last net: no user is answered by a traceback
+        if debug:
+            traceback.print_exc()
+        say(f"sgsd: error: {_in_one_line(error)}", error=True)
+        return 1
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """The arguments without ``--debug``, and whether it was among them; transformers has a setting of this name."""
+    follow = [*arguments[1:], ""]
+    kept = [one for one, next in zip(arguments, follow, strict=False) if one != "--debug" or next in _DEBUG_OPTIONS]
+    return kept, len(kept) < len(arguments)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What the system refused in its words; anything else by its name and place, which is for a bug report."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())[:300]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    return f"unexpected {type(error).__name__} at {where}: {said}; --debug shows the traceback"
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["train"]:
+        from sgsd.cli.train import train
+
+        return train(arguments[1:])
+    if arguments and arguments[0] in examples.COMMANDS:
+        return examples.run(arguments[0], arguments[1:])
+    options = parse(build_parser(next(iter(arguments), None)), arguments)
+    if options.command == "eval" and options.regrade is not None:
+        from sgsd.cli.regrade import regrade_stored
+
+        return regrade_stored(options)
+    if options.command == "eval":
+        from sgsd.cli.eval import evaluate_model
+
+        return evaluate_model(options)
+    if options.command == "internalize":
+        from sgsd.cli.internalize import run
+
+        return run(options)
+    if options.command == "doctor":
+        from sgsd.cli.doctor import doctor
+
+        return doctor(options)
+    if options.command == "compare":
+        from sgsd.cli.compare import compare
+
+        return compare(options)
+    if options.command == "contamination":
+        from sgsd.cli.contamination import contamination
+
+        return contamination(options)
+    if options.command == "report":
+        from sgsd.cli.report import report
+
+        return report(options)
+    if options.action in _BUILDS:
+        from sgsd.cli.bank_build import build_bank
+
+        return build_bank(options)
+    from sgsd.cli.bank import bank
+
+    return bank(options)

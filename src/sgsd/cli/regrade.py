@@ -32,17 +32,17 @@ def regrade_stored(options: argparse.Namespace) -> int:
     evaluation = Evaluation.load(path) if (path / runfolder.SUMMARY).is_file() else None
     before = {} if evaluation is None else read_summary(path)
     name = verifier_of(options.verifier, before)
-    stored_options = before.get("verifier_options")
-    same = name == before.get("verifier") and isinstance(stored_options, dict)
+    same = name == before.get("verifier")
     responses = read_responses(path) if evaluation is None else stored_samples(evaluation.samples)
-    with get_verifier(name, **(stored_options if same else {})) as verifier:  # pyright: ignore[reportCallIssue]
+    with get_verifier(name, **((before.get("verifier_options") or {}) if same else {})) as verifier:
         judged = regrade(responses, verifier)
     changed, counts = disagreements(judged), agreement(judged)
     about: dict[str, object] = {"responses_from": str(path), "verifier": name}
     kept = {_DISAGREEMENTS: changed}
     if evaluation is not None:
+        before_accuracy = evaluation.accuracy.mean
         evaluation = evaluation.under(list(judged["verdict"]))
-        about |= {"accuracy_before": before.get("accuracy"), "accuracy": evaluation.accuracy.mean}
+        about |= {"accuracy_before": before_accuracy, "accuracy": evaluation.accuracy.mean}
         if options.output is not None:
             evaluation.save(options.output, **{**before, "verifier": name, "regraded_from": str(path)})
     elif options.output is not None:
@@ -57,15 +57,8 @@ def regrade_stored(options: argparse.Namespace) -> int:
         return 0
     _print(judged, counts, name, path, options)
     if evaluation is not None:
-        mean, low, high, was = (
-            100 * float(value)
-            for value in (
-                evaluation.accuracy.mean,
-                evaluation.accuracy.low,
-                evaluation.accuracy.high,
-                before["accuracy"],
-            )
-        )
+        now, was = evaluation.accuracy, before_accuracy
+        mean, low, high, was = (100 * value for value in (now.mean, now.low, now.high, was))
         say(f"avg@{evaluation.k} {mean:.1f} %, 95 % interval {low:.1f} to {high:.1f} %; it was {was:.1f} %")
     return 0
 

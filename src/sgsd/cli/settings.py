@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import importlib.metadata
 import importlib.resources
 import json
@@ -22,11 +23,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import ModelConfig, TrlParser
 
 from sgsd import __version__, runfolder
-from sgsd.cli.flags import metavar, spelled
+from sgsd.cli.flags import at_home, metavar, spelled
+from sgsd.data.problems import Problem
 from sgsd.data.sources import hub_answers
 from sgsd.display import without_secrets
 from sgsd.engines.models import LOCAL_PREFIX
-from sgsd.errors import ConfigError, DataError, check_choice, did_you_mean
+from sgsd.errors import ConfigError, check_choice, did_you_mean
+from sgsd.evaluation.recorded import essence
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
 from sgsd.validation import parse_yaml
 
@@ -42,6 +45,9 @@ _GROUPS = {
     "VerifiedConfig": "prompts, verdicts, skills; sampling and optimisation of every method",
     "TrainingArguments": "training (transformers' TrainingArguments)",
 }
+# With these a run may go on otherwise than it began: they end it, evaluate it, or say what it runs on.
+_MAY_CHANGE = ("max_steps", "num_train_epochs", "guard", "use_cpu", "gradient_checkpointing", "deepspeed")
+_MAY_CHANGE_STARTS = ("eval_", "dataloader_", "ddp_", "fsdp", "torch_compile", "accelerator_", "torch_empty")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
@@ -131,7 +137,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
         if at >= len(arguments):
             raise ConfigError("--config needs a YAML file or a preset", expected=", ".join(presets()))
         path = resolve_config(arguments[at])
-        arguments[at] = str(path)
+        del arguments[at - 1 : at + 1]  # TRL would read it by a loader of more than settings
         content = read_yaml(path)
     method = _method(arguments, content)
     parts = (RunArguments, ModelConfig, CONFIGS[method])
@@ -143,12 +149,16 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
             raise unknown_setting(str(key), known, method=method, where=str(path))
     if path is not None:
         _check_types(content, parts, path)
+        if not isinstance(content.get("env", {}), dict):
+            raise ConfigError(f"wrong type in {path}", got=f"env: {content['env']}", expected="NAME: value in it")
     for argument in arguments:
         flag = argument.split("=")[0]
-        if flag.startswith("--") and flag != "--config" and flag not in parser._option_string_actions:
+        if flag.startswith("--") and flag not in parser._option_string_actions:
             raise unknown_setting(flag[2:], known, method=method)
     try:
-        run, model, training = parser.parse_args_and_config(arguments)
+        os.environ.update({name: str(value) for name, value in content.pop("env", {}).items()})
+        parser.set_defaults_with_config(**content)
+        run, model, training = parser.parse_args_into_dataclasses(arguments)
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:  # TRL's own checks; OSError: names in env
@@ -171,7 +181,7 @@ def hub_or_cache(name: str) -> Iterator[None]:
     from huggingface_hub import constants
 
     # An adapter's folder may name a base on the hub.
-    is_local = name.startswith(LOCAL_PREFIX) or Path(name).is_file() or (Path(name) / "config.json").is_file()
+    is_local = name.startswith(LOCAL_PREFIX) or any(map(os.path.isfile, (name, os.path.join(name, "config.json"))))
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or (not is_local and not hub_answers())
     try:
@@ -192,7 +202,7 @@ def resolve_config(name: str) -> Path:
     Raises:
         ConfigError: there is neither; names the nearest preset.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return Path(name)
     if name in presets():
         return Path(str(importlib.resources.files("sgsd") / "configs" / f"{name}.yaml"))
@@ -245,6 +255,64 @@ def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
     runfolder.write_json(folder / runfolder.RUN, record)
 
 
+def digest_of(problems: Iterable[Problem]) -> str:
+    """SHA-256 of the data that a run trains on, in its order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.id, problem.text, problem.key]).encode())
+    return digest.hexdigest()
+
+
+def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """``resumed`` of a run's record: each time it was gone on with, from where, and what was told otherwise.
+
+    Args:
+        checkpoint: to go on from; ``None`` for a run that begins.
+        settings: of this call.
+        data: what became of the data, with its ``digest``.
+
+    Raises:
+        ConfigError: the run's record cannot be read; another setting than at the start, or other data, on which the
+            steps before depend.
+    """
+    file = None if checkpoint is None else Path(checkpoint).parent / runfolder.RUN
+    if file is None or not file.is_file():
+        return {}
+    record: dict[str, Any] = {**runfolder.read_json(file, runfolder.RUN_RECORD, ConfigError)}
+    before, now = (
+        essence(told) | {name: told.get(name) for name in ("seed", "data_seed")}
+        for told in (record["settings"], json.loads(json.dumps(settings)))
+    )
+    if "digest" in (record.get("data") or {}):
+        before["data"], now["data"] = record["data"]["digest"], data["digest"]
+    # What only one of them has is of another version of sgsd.
+    names = [name for name in now if name in before and before[name] != now[name]]
+    changed = {name: [before[name], now[name]] for name in names}
+    for name, (told, other) in changed.items():
+        if name not in _MAY_CHANGE and not name.startswith(_MAY_CHANGE_STARTS):
+            raise ConfigError(
+                f"the run began with {'other data' if name == 'data' else f'another {name}'}",
+                got=json.dumps(other),
+                expected=json.dumps(told),
+                remedy="put it back, or start a new run in another output_dir",
+            )
+    return {"resumed": [*record.get("resumed", []), {"from": Path(str(checkpoint)).name, "changed": changed}]}
+
+
+def refuse_foreign_links(folder: Path) -> None:
+    """A run that goes on writes to files that are there: none is a link out of its folder.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    root = folder.resolve()
+    for place in folder.rglob("*"):
+        if place.is_symlink() and not place.resolve().is_relative_to(root):
+            raise ConfigError(
+                "a link leads out of output_dir", got=f"{place}, to {place.resolve()}", remedy="remove it"
+            )
+
+
 def read_run(folder: Path) -> dict[str, Any] | None:
     """The settings of the run a folder belongs to (its own, or the run's around a checkpoint), if it is one.
 
@@ -253,15 +321,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """
     for candidate in (folder / runfolder.RUN, folder.parent / runfolder.RUN):
         if candidate.is_file():
-            try:
-                settings = runfolder.read_json(candidate)["settings"]
-                if not isinstance(settings, dict):
-                    raise TypeError("settings is no mapping")
-            except (DataError, KeyError, TypeError) as error:
-                raise ConfigError(
-                    "the run's record cannot be read", got=str(candidate), expected="what sgsd train wrote"
-                ) from error
-            return settings
+            return dict(runfolder.read_json(candidate, runfolder.RUN_RECORD, ConfigError)["settings"])
     return None
 
 
@@ -276,7 +336,7 @@ def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
         ConfigError: the folder holds something, or cannot be written.
     """
     refuse_unwritable(folder, "output_dir")
-    if folder.exists() and any(folder.iterdir()):
+    if not runfolder.is_unused(folder):
         if resuming:
             raise ConfigError(
                 "nothing to resume from in output_dir, and it is not empty",
@@ -352,16 +412,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is no mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError("the configuration is not UTF-8", got=str(path)) from error
-    except OSError as error:
-        raise ConfigError("the configuration cannot be read", got=f"{path} ({error.strerror})") from error
-    content = parse_yaml(text, str(path), ConfigError)
+    content = parse_yaml(runfolder.read_text(path, ConfigError), str(path), ConfigError)
     if not content:
         raise ConfigError(f"{path}: not a mapping", got="nothing", expected="lines such as key: value")
-    return content
+    return {name: at_home(value) for name, value in content.items()}
 
 
 def _is_plain(value: Any) -> bool:

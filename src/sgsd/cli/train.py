@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import yaml
 from datasets import Dataset
@@ -28,10 +28,14 @@ from sgsd.cli.doctor import diagnose_with_bar, show
 from sgsd.cli.flags import spelled
 from sgsd.cli.settings import (
     RunArguments,
+    digest_of,
     hub_or_cache,
     parse_settings,
     record_run,
+    refuse_foreign_links,
+    refuse_unwritable,
     refuse_used_folder,
+    resumed_so_far,
     settings_as_dict,
 )
 from sgsd.data.problems import Problem
@@ -94,6 +98,25 @@ def train(arguments: Sequence[str]) -> int:
     return 0 if stop.stopped is None else os.EX_TEMPFAIL
 
 
+_Rest = ParamSpec("_Rest")
+
+
+def _alone(
+    train: Callable[Concatenate[RunArguments, VerifiedConfig, _Rest], Any],
+) -> Callable[Concatenate[RunArguments, VerifiedConfig, _Rest], Any]:
+    """A run as the only one in its folder; its first process looks."""
+
+    @functools.wraps(train)
+    def locked(run: RunArguments, training: VerifiedConfig, *rest: _Rest.args, **options: _Rest.kwargs) -> Any:
+        output = Path(training.output_dir)
+        refuse_unwritable(output, "output_dir")
+        with runfolder.one_writer(output) if training.process_index == 0 else nullcontext():
+            return train(run, training, *rest, **options)
+
+    return locked
+
+
+@_alone
 def run_training(
     run: RunArguments,
     training: VerifiedConfig,
@@ -122,6 +145,8 @@ def run_training(
     output = Path(training.output_dir)
     main = training.process_index == 0
     resume_from = _resume_point(run, training)
+    if resume_from is not None:
+        refuse_foreign_links(output)
     # One process looks, before any can have written: another would see what the first has begun.
     own = resume_from is not None and output.resolve() in Path(resume_from).resolve().parents
     if main and not own and not (run.resume and _cut_off_early(output, training)):
@@ -136,6 +161,8 @@ def run_training(
     from sgsd.trainers.methods import TRAINERS
 
     settings = settings_as_dict(run, training, model)
+    data = {**yaml.safe_load(report.to_json()), "digest": digest_of(problems)}
+    resumed = resumed_so_far(resume_from, settings, data)
     options = _model_options(training, model)
     _refuse_missing_trackers(training)
     training.model_init_kwargs = None  # TRL would warn that it makes no use of them
@@ -165,7 +192,7 @@ def run_training(
     if main:
         digest = None if bank is None else bank.digest
         with refused_writes(output):
-            record_run(output, settings, bank_digest=digest, data=json.loads(report.to_json()))
+            record_run(output, settings, bank_digest=digest, data=data, **resumed)
             if bank is not None:
                 bank.save(output / runfolder.BANK_START)
     if before is not None:
@@ -328,6 +355,7 @@ def _dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, co
     options = _model_options(training, model)
     _refuse_missing_trackers(training)
     resume_from = _resume_point(run, training)
+    resumed_so_far(resume_from, settings_as_dict(run, training, model), {"digest": digest_of(problems)})
     if resume_from is not None:
         refuse_damage(Path(resume_from))
     check_reward_arguments(training, None)

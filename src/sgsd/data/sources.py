@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import difflib
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from sgsd.data.adapters import adapt
 from sgsd.data.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
 from sgsd.data.problems import Problem, Row
 from sgsd.errors import ConfigError, DataError
+from sgsd.validation import parse_any_json, parse_json
 
 FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
 GYM = "reasoning_gym:"
@@ -86,10 +88,10 @@ def load_problems(
     if name.startswith(GYM):
         _refuse(name, "a reasoning-gym task", split=split, config_name=config_name, revision=revision)
         table = _gym_table(name, seed)
-    elif Path(name).expanduser().is_file():
+    elif os.path.isfile(os.path.expanduser(name)):
         _refuse(name, "a file", split=None if split == "train" else split, config_name=config_name, revision=revision)
         table = _file_table(Path(name).expanduser())
-    elif Path(name).expanduser().is_dir():
+    elif os.path.isdir(os.path.expanduser(name)):
         table = _directory_table(Path(name).expanduser(), split, config_name)
     elif _looks_like_a_path(name):
         raise _missing_file(Path(name).expanduser())
@@ -149,7 +151,7 @@ def _looks_like_a_path(name: str) -> bool:
 
 def _missing_file(path: Path) -> DataError:
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return DataError("no such data file", got=path, remedy=f"the directory {folder} does not exist either")
     there = sorted(entry.name for entry in folder.iterdir() if entry.suffix in FILE_KINDS or entry.is_dir())
     nearest = difflib.get_close_matches(path.name, there, n=1, cutoff=0.3)
@@ -180,15 +182,8 @@ def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    "malformed JSON line", got=f"{error.msg} at {path}:{number}", remedy="mend or delete that line"
-                ) from error
-            rows.append(_as_object(row, f"{path}:{number}"))
+            if line.strip():
+                rows.append(parse_json(line, f"{path}:{number}"))
     return rows
 
 
@@ -200,11 +195,12 @@ def _as_object(row: object, place: str) -> dict[str, Any]:
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:  # JSON lines under the other suffix
-            return _read_json_lines(path)
-        raise DataError("malformed JSON", got=f"{error.msg} at {path}:{error.lineno}") from error
+        content = parse_any_json(path.read_text(encoding="utf-8-sig"), str(path))
+    except DataError as error:
+        why = error.__cause__
+        if isinstance(why, json.JSONDecodeError) and why.msg == "Extra data" and why.lineno > 1:
+            return _read_json_lines(path)  # under the other suffix
+        raise
     if isinstance(content, dict):
         lists = [name for name, value in content.items() if isinstance(value, list)]
         if len(lists) == 1:
@@ -224,7 +220,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError("malformed Parquet file", got=f"{path} ({error})") from error
 
 

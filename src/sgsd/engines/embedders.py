@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sgsd.engines.models import refuse_kernels
 from sgsd.errors import ConfigError
 from sgsd.retrieval import BM25Retriever, Embedder, EmbeddingRetriever, RandomRetriever, Retriever
 from sgsd.validation import nearest
@@ -112,7 +114,7 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
     path = name
     if name.startswith(LOCAL_PREFIX):
         path = str(_packaged(name.removeprefix(LOCAL_PREFIX)))
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         if not Path(path, "modules.json").is_file():
             raise ConfigError(
                 "not a sentence-transformers model",
@@ -120,6 +122,8 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
                 expected="a folder with modules.json",
                 remedy=_REMEDY,
             )
+        for config in Path(path).rglob("config.json"):
+            refuse_kernels(name, str(config.parent))
     else:
         _require_on_hub(path)
     from sentence_transformers import SentenceTransformer

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from pydantic import BaseModel, Field, TypeAdapter
+
+from sgsd import runfolder
 from sgsd.errors import ConfigError, in_one_line
 from sgsd.prompts import end_of_turn_ids
 from sgsd.runfolder import write_bytes
@@ -34,6 +36,16 @@ LOCAL_MODELS = {
     "lab-calibrated": (_LAB, "sgsd.examples.lab", "models/calibrated"),
 }
 _ADAPTER_FILE = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class _Adapter(BaseModel):
+    """``adapter_config.json``, as far as it is read here."""
+
+    base_model_name_or_path: Annotated[str, Field(min_length=1)]
+
+
+_ADAPTER = TypeAdapter(_Adapter)
 
 
 class JoinedFile(NamedTuple):
@@ -105,6 +117,8 @@ def load_configs(
         name_or_path, revision = _base_of(name_or_path), None
     folder, options = _located(name_or_path)
     revision = revision or "main"
+    if not options:
+        refuse_kernels(name_or_path, folder, revision)
     with _clear_errors(name_or_path, "configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, revision=revision, **options)
     with _clear_errors(name_or_path, "generation config"):
@@ -193,6 +207,8 @@ def load_model(
     if file_options:
         # With the package kernels the weights would stay packed, and cannot be trained.
         options = {"quantization_config": GgufConfig(dequantize=True), **options}
+    else:
+        refuse_kernels(name_or_path, folder, options.get("revision") or "main")
     with _clear_errors(name_or_path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -278,8 +294,11 @@ def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _refuse_pickled_weights(folder: Path) -> None:
-    """A folder whose only weights are pickled: unpickling runs what the file says."""
-    if any(folder.glob("*.safetensors")):
+    """A folder whose only weights are pickled: unpickling runs what the file says.
+
+    PEFT reads an adapter's from one file, whatever else lies beside it.
+    """
+    if any(file.is_file() for file in folder.glob(_ADAPTER_WEIGHTS if _is_adapter(str(folder)) else "*.safetensors")):
         return
     pickled = sorted(file.name for suffix in ("bin", "pt", "pth") for file in folder.glob(f"*model*.{suffix}"))
     if pickled:
@@ -289,6 +308,36 @@ def _refuse_pickled_weights(folder: Path) -> None:
             expected="safetensors",
             remedy="convert them, or set use_safetensors=False (model_init_kwargs) if you trust the file",
         )
+
+
+def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
+    """A configuration that names an attention of the hub's: it is code, which transformers would fetch and run.
+
+    Raises:
+        ConfigError: naming it; or there is no configuration.
+    """
+    from transformers import PreTrainedConfig
+
+    with _clear_errors(name, "model"):
+        config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
+    if kernel := next(_kernels(config), None):
+        raise ConfigError(
+            f"the configuration of {name!r} names code of the hub's, which is not run",
+            got=f"attn_implementation {kernel}",
+            remedy="take it out of config.json, and set attn_implementation yourself if you trust it",
+        )
+
+
+def _kernels(config: object, *, attention: bool = False) -> Iterator[str]:
+    """What a configuration, or a part of it, names as an attention that is none of transformers' own."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _kernels(value, attention=attention or "attn_implementation" in str(key))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _kernels(value, attention=attention)
+    elif attention and isinstance(config, str) and "/" in config:
+        yield config
 
 
 def _forget_quantization(model: Any) -> None:
@@ -324,22 +373,33 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
         return str(package), {"gguf_file": file}
     path = Path(name_or_path)
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ConfigError("no such GGUF file", got=name_or_path)
         _require_gguf(name_or_path)
         return str(path.parent), {"gguf_file": path.name}
-    looks_local = path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1
-    if looks_local and not path.exists():
-        raise ConfigError(
-            "no such model folder", got=name_or_path, remedy="give a folder or a hub name such as org/model"
-        )
-    if path.is_dir() and not (path / "config.json").exists():
+    refuse_missing_folder(name_or_path)
+    if os.path.isdir(path) and not (path / "config.json").exists():
         raise ConfigError(
             "the folder holds no model",
             got=name_or_path,
             expected=f"config.json or {_ADAPTER_FILE} in it",
         )
     return name_or_path, {}
+
+
+def refuse_missing_folder(name_or_path: str) -> None:
+    """Refuse what looks like a folder and is not there. ``org/model`` is the hub's where there is no folder ``org``.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    path = Path(name_or_path)
+    looks_local = path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1
+    looks_local = looks_local or ("/" in name_or_path and os.path.isdir(path.parent))
+    if looks_local and not os.path.exists(path):
+        raise ConfigError(
+            "no such model folder", got=name_or_path, remedy="give a folder or a hub name such as org/model"
+        )
 
 
 def _package_folder(module: str) -> Path | None:
@@ -404,18 +464,22 @@ def _require_gguf(name: str) -> None:
 
 
 def _is_adapter(name_or_path: str) -> bool:
-    return (Path(name_or_path) / _ADAPTER_FILE).is_file()
+    return os.path.isfile(os.path.join(name_or_path, _ADAPTER_FILE))
 
 
 def _base_of(adapter: str) -> str:
-    file = Path(adapter) / _ADAPTER_FILE
-    try:
-        base = json.loads(file.read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("the adapter's configuration cannot be read", got=str(file)) from error
-    if not base:
-        raise ConfigError("the adapter does not name its base model", got=adapter)
-    return base
+    """The base model that an adapter names, which may be another adapter.
+
+    Raises:
+        ConfigError: its configuration cannot be read, or leads back to itself.
+    """
+    chain = [adapter]
+    while _is_adapter(chain[-1]):
+        if os.path.realpath(chain[-1]) in map(os.path.realpath, chain[:-1]):
+            raise ConfigError("the adapter's base model is the adapter itself", got=" → ".join(chain))
+        file = Path(chain[-1]) / _ADAPTER_FILE
+        chain.append(runfolder.read_json(file, _ADAPTER, ConfigError).base_model_name_or_path)
+    return chain[1]
 
 
 @contextmanager

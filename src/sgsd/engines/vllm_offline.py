@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from sgsd import runfolder
 from sgsd.bank.writing import WriteRequest, Written
 from sgsd.engines.models import base_and_adapter
 from sgsd.engines.seeds import completion_seed
@@ -254,7 +254,7 @@ def _room_for(adapter: str) -> int:
     """The smallest rank that vLLM offers and the adapter fits."""
     file = Path(adapter) / "adapter_config.json"
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = runfolder.read_json(file, kind=ConfigError)
         rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError("no LoRA adapter there", got=adapter, expected="a folder with adapter_config.json") from error

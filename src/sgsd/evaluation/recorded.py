@@ -237,10 +237,8 @@ def _of_run_elsewhere(run: Path, found: Mapping[str, Scores], checkpoint: int | 
 
 
 def _trained(folder: Path, scores: Mapping[str, Scores], checkpoint: int | None, notes: Sequence[str] = ()) -> Member:
-    settings = runfolder.read_json(folder / runfolder.RUN).get("settings")
-    if not isinstance(settings, dict):
-        raise ConfigError("the run's record cannot be read", got=str(folder / runfolder.RUN), expected="its settings")
-    method, model = str(settings.get("method", "sgsd")), str(settings.get("model_name_or_path", "?"))
+    settings = runfolder.read_json(folder / runfolder.RUN, runfolder.RUN_RECORD)["settings"]
+    method, model = settings.get("method", "sgsd"), settings.get("model_name_or_path") or "?"
     skills, seed = bool(settings.get("skills_in_prompt")), settings.get("seed")
     return Member(folder, method, model, skills, seed, essence(settings), checkpoint, scores, tuple(notes))
 
@@ -248,7 +246,7 @@ def _trained(folder: Path, scores: Mapping[str, Scores], checkpoint: int | None,
 def _final_step(run: Path) -> int | None:
     """The last optimizer step of a run; ``None`` if it left no log."""
     state = run / runfolder.STATE
-    return runfolder.read_json(state).get("global_step") if state.is_file() else None
+    return runfolder.read_json(state, runfolder.TRAINER_STATE).get("global_step") if state.is_file() else None
 
 
 def _step(scores: Scores, final: int | None) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import pandas as pd
 
 from sgsd import runfolder
 from sgsd.errors import DataError
-from sgsd.evaluation.run import TRUNCATED, Evaluation, Sample
+from sgsd.evaluation.run import SAMPLE, TRUNCATED, Evaluation, Sample
+from sgsd.validation import validated
 from sgsd.verifiers import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import verify_in_context
 
@@ -98,8 +98,8 @@ def read_responses(path: Path) -> pd.DataFrame:
         raise DataError(
             "no such file of responses", got=str(path), expected=f"JSON lines, or a folder with {runfolder.SAMPLES}"
         )
-    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
-    rows = [_read_row(line, f"{path}:{number}", f"{path.stem}-{number - 1}") for number, line in lines if line.strip()]
+    lines = runfolder.read_lines(path, torn=False)
+    rows = [_read_row(row, where, f"{path.stem}-{int(where.rpartition(':')[2]) - 1}") for where, row in lines]
     if not rows:
         raise DataError("the file holds no responses", got=str(path))
     return pd.DataFrame(rows, dtype=object)
@@ -128,18 +128,9 @@ def _of_sample(sample: Sample, where: str) -> Mapping[str, object]:
     }
 
 
-def _read_row(line: str, where: str, name: str) -> Mapping[str, object]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError("malformed JSON line", got=where) from error
-    if not isinstance(row, dict):
-        raise DataError("a line is no JSON object", got=where)
+def _read_row(row: Mapping[str, Any], where: str, name: str) -> Mapping[str, object]:
     if "completion" in row and "outcome" in row:
-        try:
-            return _of_sample(Sample(**row), where)
-        except (TypeError, ValueError) as error:
-            raise DataError("a line is no sample", got=where, expected="what sgsd eval wrote") from error
+        return _of_sample(validated(SAMPLE, row, where), where)
     for field in ("response", "answer"):
         if not isinstance(row.get(field), str):
             raise DataError(

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator
+from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.data.problems import Problem
@@ -44,12 +46,14 @@ class Sample:
         retokenised: the engine gave text alone; ``tokens`` may be off by a few, see ``rollouts.Rollout``.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     problem_id: str
     sample: int
     completion: str
-    tokens: int
+    tokens: runfolder.Count
     stop_reason: str
-    outcome: str
+    outcome: Annotated[str, Field(pattern="^(correct|incorrect|undecided)$")]
     reason: str | None
     extracted: str | None
     problem: str | None = None
@@ -72,6 +76,29 @@ class Sample:
             reason=TRUNCATED if self.is_truncated else verdict.reason,
             extracted=verdict.extracted,
         )
+
+
+SAMPLE = TypeAdapter(Sample)
+
+
+class _Summary(TypedDict, total=False):
+    """Those parts of ``summary.json`` that are read back; there are others."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
+
+    problems: int
+    samples_per_problem: Annotated[int, Field(ge=1)]
+    accuracy: float | None
+    model: str | None
+    dataset: str | None
+    step: int | None
+    seed: int | None
+    skills_in_prompt: bool
+    verifier: str | None
+    verifier_options: dict[str, Any] | None
+
+
+_SUMMARY = TypeAdapter(Annotated[_Summary, WrapValidator(runfolder.in_order)])
 
 
 @dataclass(frozen=True)
@@ -100,7 +127,7 @@ class Evaluation:
                 remedy="run its sgsd eval again to go on with it" if cut_off else None,
             )
         k = read_summary(folder).get("samples_per_problem")
-        if not isinstance(k, int):
+        if k is None:
             raise DataError("no samples_per_problem in the summary", got=str(folder / runfolder.SUMMARY))
         evaluation = cls(tuple(read_samples(folder / runfolder.SAMPLES)), k)
         uneven = [name for name, own in evaluation.by_problem.items() if len(own) != k]
@@ -207,27 +234,17 @@ def read_samples(file: Path, *, torn: bool = False) -> Iterator[Sample]:
     Raises:
         DataError: no such file, or a line that is no sample.
     """
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError("the samples cannot be read", got=f"{file} ({error.strerror})") from error
-    whole = lines[:-1] if torn else lines
-    for number, line in enumerate(whole, 1):
-        if not line.strip():
-            continue
-        try:
-            yield Sample(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise DataError("a line is no sample", got=f"{file}:{number}", expected="what sgsd eval wrote") from error
+    for _, sample in runfolder.read_lines(file, SAMPLE, torn=torn):
+        yield sample
 
 
-def read_summary(folder: Path) -> dict[str, object]:
+def read_summary(folder: Path) -> dict[str, Any]:
     """A folder's ``summary.json``.
 
     Raises:
         DataError: it cannot be read.
     """
-    return runfolder.read_json(folder / runfolder.SUMMARY)
+    return dict(runfolder.read_json(folder / runfolder.SUMMARY, _SUMMARY))
 
 
 def batch_seed(seed: int, batch: int) -> int:

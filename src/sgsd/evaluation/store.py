@@ -21,6 +21,8 @@ from sgsd.evaluation.run import (
     whole_batches,
 )
 
+_HASHES = ("prompts", "weights", "bank")
+"""Settings that are hashes: two of them tell nobody anything."""
 _FILES = (runfolder.SETTINGS, runfolder.SAMPLES, runfolder.SUMMARY)
 
 
@@ -74,8 +76,7 @@ class SampleStore:
         """Write one batch."""
         if not (self.folder / runfolder.SETTINGS).exists():
             runfolder.write_json(self.folder / runfolder.SETTINGS, self._settings)
-        with (self.folder / runfolder.SAMPLES).open("a", encoding="utf-8") as file:
-            file.write(sample_lines(samples))
+        runfolder.append_text(self.folder / runfolder.SAMPLES, sample_lines(samples))
 
     def finish(self, evaluation: Evaluation, **extra: object) -> None:
         """Write the summary, with the settings and ``extra`` in it."""
@@ -89,15 +90,21 @@ class SampleStore:
             raise ConfigError(
                 "the folder holds an evaluation whose settings are unknown", got=str(self.folder), remedy=remedy
             ) from error
+        if "problems" not in before and "problems" in self._settings:  # of an older version
+            before["problems"] = self._settings["problems"]
         if before == self._settings:
             return
         names = sorted(name for name in {*before, *self._settings} if before.get(name) != self._settings.get(name))
-        name = names[0]
+        name = next((name for name in names if name not in _HASHES), names[0])
+        here, there = self._settings.get(name), before.get(name)
+        if name == "problems":
+            what, here, there = "of other problems", f"{here} problems", f"{there} problems"
+        elif name in _HASHES:
+            what, here, there = f"of other {name}", "other ones", f"the {name}"
+        else:
+            what, here, there = f"with other settings ({', '.join(names)})", f"{name} {_shown(here)}", _shown(there)
         raise ConfigError(
-            f"{self.folder} holds an evaluation with other settings ({', '.join(names)})",
-            got=f"{name} {_shown(self._settings.get(name))}",
-            expected=f"{_shown(before.get(name))} as there",
-            remedy=remedy,
+            f"{self.folder} holds an evaluation {what}", got=here, expected=f"{there} as there", remedy=remedy
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -65,3 +66,11 @@ def write(output: Path, page: str, what: str, remedy: str | None = None) -> Path
     except OSError as error:
         raise ConfigError(f"{what} cannot be written", got=f"{output} ({error.strerror})") from error
     return output
+
+
+def is_own(file: Path) -> bool:
+    """Whether a file is a page of this package, by the mark in its head."""
+    if not os.path.isfile(file):
+        return False
+    with file.open("rb") as opened:
+        return b'<meta name="generator" content="sgsd' in opened.read(1 << 12)

@@ -6,6 +6,7 @@ and the script writes text and never HTML.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,9 +32,12 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         The file written.
 
     Raises:
-        ConfigError: a folder is no run, or the page is larger than ``html.MOST_BYTES`` or cannot be written.
+        ConfigError: a folder is no run, another file than a report lies at ``output``, or the page is larger than
+            ``html.MOST_BYTES`` or cannot be written.
         BankError: a run's bank or ledger cannot be read.
     """
+    if os.path.lexists(output) and not html.is_own(output):
+        raise ConfigError("the target is no report of sgsd's", got=str(output), remedy="choose another --output")
     runs = load_runs([folder for folder in folders if is_run(folder)])
     try:
         comparison, why_not = compare_runs(folders), ""

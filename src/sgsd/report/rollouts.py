@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,11 +29,11 @@ def traced_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
         run = next((run for run in group.runs if run.traces), None)
         if run is None:
             continue
-        steps = sorted({int(trace["step"]) for trace in run.traces})
+        steps = sorted({trace["step"] for trace in run.traces})
         spread = {steps[n] for n in np.linspace(0, len(steps) - 1, _STEPS_SHOWN).round().astype(int)}
         shown: list[Mapping[str, Any]] = []
         for trace in run.traces:
-            if int(trace["step"]) in spread:
+            if trace["step"] in spread:
                 rollout = _rollout(f"rollout-{position}-{len(shown)}", trace, group.items)
                 size = len(json.dumps(rollout))
                 if size <= room:
@@ -47,12 +48,12 @@ def traced_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def _rollout(id: str, trace: Mapping[str, Any], items: Mapping[str, Item]) -> dict[str, Any]:
     return {
         "id": id,
-        "step": int(trace["step"]),
-        "begins": short(str(trace["problem"]), 60),
-        **{name: str(trace[name]) for name in ("problem_id", "problem", "answer", "outcome")},
-        "tokens": [str(token) for token in trace["tokens"]],
+        "step": trace["step"],
+        "begins": short(trace["problem"], 60),
+        **{name: trace[name] for name in ("problem_id", "problem", "answer", "outcome")},
+        "tokens": trace["tokens"],
         "counted": [int(counted) for counted in trace["counted"]],
-        "logps": [float(value) for value in trace["student_logps"]],
+        "logps": [_finite(value) for value in trace["student_logps"]],
         "teachers": [_teacher(teacher, items) for teacher in trace["teachers"]],
     }
 
@@ -61,14 +62,19 @@ def _teacher(teacher: Mapping[str, Any], items: Mapping[str, Item]) -> dict[str,
     names, words = {}, {}
     for part in ("skill", "mistake"):
         item = items.get(teacher[part])
-        names[part] = str(teacher[part]) if item is None else short(item.title or item.text, 60)
-        texts = [str(teacher[part])] if item is None else [text for text in (item.title, item.text) if text]
+        names[part] = teacher[part] if item is None else short(item.title or item.text, 60)
+        texts = [teacher[part]] if item is None else [text for text in (item.title, item.text) if text]
         words[part] = ". ".join(text.rstrip(".") for text in texts)
-    stance, support = _STANCES[int(teacher["stance"])], signed(float(teacher["support"]))
+    stance, support = _STANCES[teacher["stance"]], signed(teacher["support"])
     return {
         "line": f"{names['skill'] or names['mistake']} ({stance}, {support})",
         **words,
-        "support": f"{support} nats per token: {stance}, polarity {_POLARITIES[int(teacher['polarity'])]}, "
-        f"weight {float(teacher['weight']):.2f}",
-        "gaps": [float(gap) for gap in teacher["gaps"]],
+        "support": f"{support} nats per token: {stance}, polarity {_POLARITIES[teacher['polarity']]}, "
+        f"weight {teacher['weight']:.2f}",
+        "gaps": [_finite(gap) for gap in teacher["gaps"]],
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no other number."""
+    return value if value is not None and math.isfinite(value) else None

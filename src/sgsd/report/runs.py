@@ -7,14 +7,69 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.bank import Item, Ledger, SkillBank
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.comparison import distinct_labels
 from sgsd.evaluation.recorded import essence
+from sgsd.runfolder import Count
 from sgsd.trainers.names import method_name
+
+T = TypeVar("T")
+_DRAWN = 1e100  # at most: charts compute with squares and sums
+
+
+class _Edges(TypedDict):
+    edges: list[FiniteFloat]
+
+
+class _Counts(TypedDict):
+    step: Annotated[Count, Field(ge=1)]
+    success: list[Count]
+    failure: list[Count]
+    undecided: list[Count]
+
+
+_OUTCOMES = ("success", "failure", "undecided")
+_Sign: TypeAlias = Literal[-1, 0, 1]
+
+
+class _Teacher(TypedDict):
+    skill: str
+    mistake: str
+    stance: _Sign
+    polarity: _Sign
+    support: float
+    weight: float
+    gaps: list[float | None]
+
+
+class _Trace(TypedDict):
+    step: Count
+    problem_id: str
+    problem: str
+    answer: str
+    outcome: str
+    tokens: list[str]
+    counted: list[bool]
+    student_logps: list[float | None]
+    teachers: list[_Teacher]
+
+
+def _as_long(trace: _Trace) -> _Trace:
+    rows = [trace["counted"], trace["student_logps"], *(teacher["gaps"] for teacher in trace["teachers"])]
+    if any(len(row) != len(trace["tokens"]) for row in rows):
+        raise ValueError(f"{len(trace['tokens'])} values, one for each of the tokens")
+    return trace
+
+
+_SUPPORTS = TypeAdapter(_Edges | _Counts)
+_TRACE = TypeAdapter(Annotated[_Trace, AfterValidator(_as_long)])
 
 
 @dataclass(frozen=True)
@@ -70,11 +125,11 @@ class Run:
         return found
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) of a logged metric, in the order of the steps; what is no finite number is left out."""
+        """(step, value) of a logged metric, in the order of the steps; what no chart can show is left out."""
         points = {
             int(entry["step"]): float(entry[metric])
             for entry in self.history
-            if isinstance(entry.get(metric), (int, float)) and abs(entry[metric]) < float("inf")
+            if isinstance(entry.get(metric), (int, float)) and abs(entry[metric]) < _DRAWN
         }
         return sorted(points.items())
 
@@ -141,29 +196,22 @@ def load_run(folder: Path, *, name: str | None = None) -> Run:
     file = folder / runfolder.RUN
     if not file.is_file():
         raise ConfigError("not a run folder", got=str(folder), expected="run.json in it, which sgsd train writes")
-    record = runfolder.read_json(file)
-    if not isinstance(record.get("settings"), dict):
-        raise ConfigError("the run's record cannot be read", got=str(file), expected="what sgsd train wrote")
-    state = folder / runfolder.STATE
-    history = runfolder.read_json(state).get("log_history", []) if state.is_file() else _last_checkpoint_history(folder)
+    record = runfolder.read_json(file, runfolder.RUN_RECORD)
     ledger = folder / runfolder.LEDGER
-    supports = _lines(folder / runfolder.SUPPORTS)
-    edges = next((line["edges"] for line in supports if "edges" in line), ())
+    edges, supports = _read_supports(folder / runfolder.SUPPORTS)
     banks = [folder / name for name in (runfolder.BANK_START, runfolder.BANK)]
     bank_start, bank = (SkillBank.load(file) if file.is_file() else None for file in banks)
     return Run(
         folder=folder,
         name=name or folder.resolve().name,
         record=record,
-        history=tuple(history),
+        history=tuple(_history(folder)),
         bank_start=bank_start,
         bank=bank,
-        ledger=Ledger.from_json(ledger.read_text(encoding="utf-8"), source=str(ledger))
-        if ledger.is_file()
-        else Ledger(),
-        edges=tuple(edges),
-        supports=tuple(line for line in supports if "step" in line),
-        traces=tuple(_lines(folder / runfolder.TRACES)),
+        ledger=Ledger.load(ledger) if ledger.is_file() else Ledger(),
+        edges=edges,
+        supports=supports,
+        traces=tuple(_lines(folder / runfolder.TRACES, _TRACE)),
     )
 
 
@@ -177,12 +225,25 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     return [Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
 
 
-def _last_checkpoint_history(folder: Path) -> list[Any]:
-    """The log of a run that is under way or was cut off: its last checkpoint's."""
+def _history(folder: Path) -> Sequence[Mapping[str, Any]]:
+    """The log of a run; of one that is under way or was cut off, its last checkpoint's."""
     # By number, not by time: clocks jump, and copies have other times.
     states = sorted(folder.glob(f"checkpoint-*/{runfolder.STATE}"), key=lambda f: (len(f.parent.name), f.parent.name))
-    return runfolder.read_json(states[-1]).get("log_history", []) if states else []
+    own = folder / runfolder.STATE
+    state = own if own.is_file() else next(reversed(states), None)
+    return [] if state is None else runfolder.read_json(state, runfolder.TRAINER_STATE).get("log_history", [])
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [line for _, line in runfolder.read_lines(file)] if file.is_file() else []
+def _read_supports(file: Path) -> tuple[tuple[float, ...], tuple[Mapping[str, Any], ...]]:
+    """The edges of the bins, and the counts of each step."""
+    lines = _lines(file, _SUPPORTS)
+    edges = next((line["edges"] for line in lines if "edges" in line), [])
+    steps = [line for line in lines if "edges" not in line]
+    bins = len(edges) + 1
+    if odd := next((line for line in steps if any(len(line[name]) != bins for name in _OUTCOMES)), None):
+        raise DataError(f"{file}: other bins than its edges make", got=f"step {odd['step']}", expected=f"{bins} counts")
+    return tuple(edges), tuple(steps)
+
+
+def _lines(file: Path, schema: TypeAdapter[T]) -> list[T]:
+    return [line for _, line in runfolder.read_lines(file, schema)] if file.is_file() else []

@@ -176,7 +176,7 @@ def support_table(groups: Sequence[Group]) -> Table | None:
     for group in groups:
         for run in group.runs:
             if run.supports and run.edges:
-                threshold = float(run.settings.get("support_threshold", _DEFAULT_THRESHOLD))
+                threshold = run.settings.get("support_threshold", _DEFAULT_THRESHOLD)
                 for outcome in ("success", "failure"):
                     shares = [_beyond(counts, run.edges, threshold) for counts in support_counts(run, outcome)]
                     rows.append((group.label, run.seed, f"{threshold:g}", outcome, *shares))
@@ -187,10 +187,10 @@ def support_table(groups: Sequence[Group]) -> Table | None:
 
 def support_counts(run: Run, outcome: str) -> NDArray[np.float64]:
     """``[3, bins]``: teachers by support in each third of the steps."""
-    last = max(int(line["step"]) for line in run.supports)
+    last = max(line["step"] for line in run.supports)
     counts = np.zeros((3, len(run.edges) + 1))
     for line in run.supports:
-        counts[(int(line["step"]) - 1) * 3 // last] += line[outcome]
+        counts[(line["step"] - 1) * 3 // last] += line[outcome]
     return counts
 
 

@@ -14,20 +14,34 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol
 
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.bank import SkillBank
-from sgsd.errors import BankError, CheckpointError
+from sgsd.errors import BankError, CheckpointError, DataError
 
 _STATE_FILE = "state.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _VERSION = 4
+
+
+class _Mark(TypedDict):
+    """``state.json``, beside what ``save_parts`` was given as the header."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
+
+    version: int
+    sizes: NotRequired[dict[str, int]]
+
+
+_MARK = TypeAdapter(_Mark)
 
 
 class Part(Protocol):
@@ -90,7 +104,7 @@ def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
             save_file(tensors, folder / f"{name}-{rank:05d}.safetensors")
         if rank == 0:
             rest = {key: value for key, value in state.items() if key not in tensors}
-            (folder / f"{name}.json").write_text(json.dumps(rest, ensure_ascii=False) + "\n", encoding="utf-8")
+            runfolder.write_text(folder / f"{name}.json", json.dumps(rest, ensure_ascii=False) + "\n")
     if rank == 0:
         mark = {"version": _VERSION, **header, "sizes": _sizes(checkpoint)}
         runfolder.write_json(folder / _STATE_FILE, mark)
@@ -228,18 +242,14 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 
 def _mark_of(checkpoint: Path) -> dict[str, Any]:
     try:
-        mark = json.loads((checkpoint / runfolder.PARTS / _STATE_FILE).read_text(encoding="utf-8"))
-        sizes = mark.get("sizes", {})
-        if not isinstance(mark["version"], int) or not all(isinstance(size, int) for size in sizes.values()):
-            raise TypeError("not a mark")
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return {"sizes": {}} | runfolder.read_json(checkpoint / runfolder.PARTS / _STATE_FILE, _MARK)
+    except DataError as error:
         raise CheckpointError(
             "not a complete sgsd checkpoint",
             got=str(checkpoint),
             expected=f"{runfolder.PARTS}/{_STATE_FILE} in it",
             remedy=_go_back(checkpoint),
         ) from error
-    return mark | {"sizes": sizes}
 
 
 def _go_back(checkpoint: Path) -> str:

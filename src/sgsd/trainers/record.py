@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 from transformers import TrainerCallback
+from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.objectives import TeacherScores
@@ -28,6 +30,15 @@ SUPPORT_EDGES = (-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 
 OUTCOMES = {1: "success", -1: "failure", 0: "undecided"}
 _SIGNS = {-1: "-", 0: "0", 1: "+"}
 _TRACED = 2  # rollouts of a trace: a success and a failure if there are
+
+
+class _Line(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
+
+    step: runfolder.Count
+
+
+_LINE = TypeAdapter(_Line)
 
 
 class _Decoder(Protocol):
@@ -224,15 +235,12 @@ def rounded(values: Tensor) -> list[float]:
 
 def append_lines(file: Path, documents: Iterable[dict[str, Any]]) -> None:
     """Add one JSON object a line to the end of a file."""
-    with file.open("a", encoding="utf-8", newline="\n") as target:
-        target.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
+    runfolder.append_text(file, "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents))
 
 
 def keep_until(file: Path, step: int) -> None:
     """Drop lines of later steps, and a last one that was cut off while it was written."""
     if not file.is_file():
         return
-    # Not splitlines: a model may write the characters that only Unicode takes for the end of a line.
-    *lines, _cut_off = file.read_text(encoding="utf-8").split("\n")
-    kept = [line + "\n" for line in lines if json.loads(line).get("step", 0) <= step]
-    runfolder.write_text(file, "".join(kept))
+    kept = [line for _, line in runfolder.read_lines(file, _LINE) if line.get("step", 0) <= step]
+    runfolder.write_text(file, (json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

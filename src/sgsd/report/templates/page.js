@@ -27,7 +27,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 // ---- rollouts: tokens coloured by their gap under the chosen teacher
 
 const { levels, rollouts } = JSON.parse(document.getElementById("traces").textContent);
-const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(3);
+// Without a value where it is no finite number, which JSON cannot hold.
+const signed = (value) => value === null ? "–" : (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(3);
 
 function colourOf(gap) {
   const level = levels.filter((least) => Math.abs(gap) >= least).length;
@@ -54,7 +55,7 @@ function fill(box, rollout) {
   const teacher = () => rollout.teachers[Number(select.value)];
   const said = (index) => {
     const [gap, student] = [teacher().gaps[index], rollout.logps[index]];
-    return `gap ${signed(gap)} nats, student ${signed(student)}, teacher ${signed(student + gap)}${rollout.counted[index] ? "" : ", does not count"}`;
+    return `gap ${signed(gap)} nats, student ${signed(student)}, teacher ${signed(gap === null || student === null ? null : student + gap)}${rollout.counted[index] ? "" : ", does not count"}`;
   };
   const show = (event) => {
     const index = spans.indexOf(event.target);
