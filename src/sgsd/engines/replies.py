@@ -17,7 +17,7 @@ from sgsd.display import masked
 from sgsd.errors import SGSDError
 from sgsd.validation import refusal
 
-MOST_BYTES = 8 << 20  # of a reply: a long prompt and its completion, as ids, with the text, are 3 MiB
+MOST_BYTES = 4 << 20  # of a reply: 131,072 tokens of prompt and as many of completion, as ids and text, are 3 MiB
 _GRACE = 1.0  # seconds: silence is the package's own timeout, which it may try again after; this is for what trickles
 _BEGINNING = 80  # of a reply, in bytes, in an error
 _QUOTED = 100_000  # bytes of a reply that an error looks through
@@ -151,10 +151,15 @@ def read_reply(content: bytes, kind: type[ReplyT]) -> ReplyT:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        said = error.errors(include_input=False)[0]
-        begins = content[:_BEGINNING].decode(errors="replace")
-        if said["type"] == "json_invalid":
-            raise UnusableReplyError("an unusable reply", got=repr(begins), expected="JSON") from error
-        if len(content) > _QUOTED:
-            raise UnusableReplyError("an unusable reply", got=repr(begins), expected=said["msg"]) from error
-        raise refusal(error, "an unusable reply", UnusableReplyError) from error
+        refused = _refused(error, content)
+    raise refused  # without pydantic's error, which holds the whole reply
+
+
+def _refused(error: ValidationError, content: bytes) -> SGSDError:
+    said = error.errors(include_input=False)[0]
+    begins = repr(content[:_BEGINNING].decode(errors="replace"))
+    if said["type"] == "json_invalid":
+        return UnusableReplyError("an unusable reply", got=begins, expected="JSON")
+    if len(content) > _QUOTED:
+        return UnusableReplyError("an unusable reply", got=begins, expected=said["msg"])
+    return refusal(error, "an unusable reply", UnusableReplyError)
