@@ -43,7 +43,7 @@ THINGS = {
 SHELVES = 3
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
-    *("--learning_rate", "2.5e-3", "--max_steps", "40"),  # of so small a model
+    *("--learning_rate", "2e-3", "--max_steps", "45", "--rehearsal_texts", "32"),  # of so small a model
     *("--lora_target_modules", "gate_proj", "up_proj", "down_proj"),
 ]
 
