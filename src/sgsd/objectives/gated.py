@@ -97,7 +97,7 @@ def sgsd_loss(
         teacher_weights: ``[B, K]``, non-negative; a teacher of weight 0 is padding.
         tau: gate width τ.
         clip: support clip c, in nats.
-        threshold: dead zone θ, in nats: |S| must exceed it for a stance.
+        threshold: dead zone θ, in nats: a support must exceed it in size for a stance.
         use_gate: False puts Δ²/4τ in the gate's place, which it equals for small gaps: extreme ones are not muted.
         use_polarity: False distils every teacher with a stance, whatever the verdict, if there is one.
         control_logps: ``[B, T]``, the same tokens under a teacher that knows nothing of the problem. Its support is

@@ -91,8 +91,8 @@ class VerifiedTrainer(GRPOTrainer):
             ``sgsd.data.problems`` knows, or a list of ``Problem``.
         eval_dataset: likewise, or several by name; ``evaluate()`` logs the plain prompt's success rate as
             ``eval_reward``.
-        processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config,
-            rollout_func: as in TRL. ``tools`` and ``environment_factory`` are refused.
+        processing_class, callbacks, optimizers, peft_config, rollout_func: as in TRL, and so are the others that it
+            knows, but ``tools`` and ``environment_factory``, which are refused.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
         verifier: overrides ``args.verifier``; not beside ``reward_funcs``.

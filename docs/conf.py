@@ -1,0 +1,86 @@
+"""The site of docs/, by Sphinx and MyST, which reads Markdown as GitHub shows it: ``make docs``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.writers.html5 import HTML5Translator
+
+import sgsd
+
+ROOT = Path(__file__).parents[1]
+# Where links to files outside docs/ lead; a workflow on GitHub knows its own address.
+REPOSITORY = os.environ.get("SGSD_REPOSITORY", "https://github.example/sgsd")
+
+project = "sgsd"
+author = "The sgsd authors"
+version = release = sgsd.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+templates_path: list[str] = []
+
+html_theme = "furo"
+html_title = f"sgsd {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_math_renderer = "mathml"
+
+myst_heading_anchors = 4
+myst_fence_as_directive = ["math"]  # as GitHub has them
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+_OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#\s]+)")
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def link_repository(app: Sphinx, name: str, source: list[str]) -> None:
+    """Links to files outside docs/ lead to the repository; one to a file that is not there is an error."""
+
+    def address(match: re.Match[str]) -> str:
+        path = match[1]
+        if not (ROOT / path).exists():
+            raise ExtensionError(f"docs/{name}.md: no such file in the repository: {path}")
+        return f"{REPOSITORY}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
+
+    source[0] = _OUTSIDE.sub(address, source[0])
+
+
+def fences_to_blocks(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Code in docstrings stands between Markdown's fences; reStructuredText wants it indented."""
+
+    def block(match: re.Match[str]) -> str:
+        return f".. code-block:: {match[1]}\n\n" + re.sub("^(?=.)", "    ", match[2], flags=re.MULTILINE)
+
+    lines[:] = _FENCE.sub(block, "\n".join(lines)).split("\n")
+
+
+def inline_mathml(translator: HTML5Translator, node: nodes.math) -> None:
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def display_mathml(translator: HTML5Translator, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math" tabindex="0">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """MathML is drawn by the browser itself: no script, no fonts, no network."""
+    app.add_html_math_renderer("mathml", (inline_mathml, None), (display_mathml, None))
+    app.connect("source-read", link_repository)
+    app.connect("autodoc-process-docstring", fences_to_blocks, priority=100)  # before napoleon
