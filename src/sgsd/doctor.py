@@ -6,11 +6,13 @@ says at each position what is likeliest there: SmolLM2 with a rule in the prompt
 temperature 0.8 goes astray at some token in most answers. ``Diagnosis.verdict`` follows. The first line that applies
 decides:
 
-    more than half of the plain rollouts cut off, or undecided                        no
+    more than half of the plain rollouts cut off, and less than 2 % right             no
+    more than half of the plain rollouts undecided                                    no
     the plain prompt right in 95 % or more                                            no
     no form of the bank fits into the prompts                                         no
     shown in the prompt, it raises the accuracy: the paired difference is above 0     go
-    more than half of the answers cut off with the bank in some form in the prompt    no
+    more than half of the answers cut off with the bank in some form in the prompt,
+    but not of the plain ones                                                         no
     the plain prompt right in less than 2 %, or more than 90 %                        no
     supports tell successes from failures: their area under the ROC curve, measured
     against a control teacher, is above 0.55                                          go with these settings
@@ -179,7 +181,7 @@ class Diagnosis:
         longer = {"max_completion_length": 2 * self.max_new_tokens}
         low, high = SIGNAL
         right = _percent(self.success)
-        if self.truncated > MOST_CUT:
+        if self.truncated > MOST_CUT and self.success.mean < low:
             said = f"{self.truncated:.0%} of the rollouts are cut off at {self.max_new_tokens} tokens: let them end."
             return Verdict.NO, said, longer
         if self.undecided > MOST_UNDECIDED:
@@ -205,7 +207,7 @@ class Diagnosis:
             settings |= {"teacher_trust": "vouched"} | (longer if shown.truncated >= _MANY_CUT else {})
             return Verdict.GO, f"{gain}: it can be learnt.", settings
         cut = max(self.in_prompt, key=lambda name: self.in_prompt[name].truncated)
-        if (share := self.in_prompt[cut].truncated) > MOST_CUT:
+        if (share := self.in_prompt[cut].truncated) > MOST_CUT >= self.truncated:
             said = f"{_NAMES[cut]} in the prompt has {share:.0%} of the answers cut off at {self.max_new_tokens} tokens"
             return Verdict.NO, f"{said}: what it is worth cannot be seen, so let them end.", longer
         if not low <= self.success.mean <= high:
@@ -304,7 +306,7 @@ def diagnose(
     retriever: Retriever,
     max_new_tokens: int,
     contexts: Sequence[str] | None = None,
-    rollouts: int = 128,
+    rollouts: int = 120,
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,

@@ -460,6 +460,31 @@ def _joined(title: str, text: str, rest: str) -> str:
     return " ".join(part for part in (head, rest) if part)
 
 
+def user_turn_ids(
+    tokenizer: ChatTokenizer, *, start: str = "", end: str = "", **template_kwargs: Any
+) -> tuple[list[int], list[int]]:
+    """What stands before a user's words in a conversation's first turn, and behind them up to the answer's beginning.
+
+    Found by rendering two turns that differ in one word.
+
+    Args:
+        tokenizer: one with a chat template.
+        start, end: words that the turn begins and ends with.
+        template_kwargs: of the template.
+    """
+    one, other = (
+        message_ids(tokenizer, _user_message(f"{start} {word}".strip(), end), **template_kwargs)
+        for word in ("Yes", "Maybe")
+    )
+    before = _shared_start(one, other)
+    behind = _shared_start(one[before:][::-1], other[before:][::-1])
+    return one[:before], one[len(one) - behind :]
+
+
+def _shared_start(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
     from jinja2 import TemplateError
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from sgsd.engines.generation import TransformersSampler
 from sgsd.rollouts import StopReason
+
+from ..conftest import make_model
+from ..trainers.tiny import LORA
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [20, 21], [30, 31, 32]]
 END = 1
@@ -132,3 +136,15 @@ def test_the_models_own_generation_settings_do_not_apply(model, tokenizer):
 def test_top_k_of_one_is_greedy(model, tokenizer):
     greedy = sampler(model, tokenizer, temperature=0).sample(PROMPTS, seed=0)
     assert ids(sampler(model, tokenizer, top_k=1).sample(PROMPTS, seed=5)) == ids(greedy)
+
+
+def test_an_adapted_models_head_is_given_one_block_of_memory(tokenizer):
+    """As views with gaps its frozen weights are copied once for each row."""
+    adapted = get_peft_model(make_model(), LoraConfig(**LORA))
+    head = adapted.get_output_embeddings()
+    given = []
+    with head.register_forward_hook(lambda _, inputs, output: given.append(inputs[0].is_contiguous())):
+        TransformersSampler(adapted, tokenizer, max_new_tokens=2).sample([[5, 6, 7], [5, 6, 8]], seed=0)
+        assert given == [True, True]
+        adapted.generate(input_ids=torch.tensor([[5, 6, 7], [5, 6, 8]]), max_new_tokens=2)
+    assert False in given  # outside it is as it was

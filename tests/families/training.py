@@ -37,7 +37,14 @@ BANK = SkillBank(
 )
 METHODS: dict[str, dict[str, Any]] = {
     "gated": {"support_threshold": 0.0},  # every teacher takes a stance
-    "correction": {"objective": "correction", "teacher": "frozen", "teacher_trust": "equal", "teacher_top_tokens": 4},
+    "correction": {
+        "objective": "correction",
+        "teacher": "frozen",
+        "teacher_trust": "equal",
+        "teacher_top_tokens": 4,
+        "rehearsal_weight": 1.0,
+        "rehearsal_texts": 2,
+    },
     "reweight": {"objective": "reweight", "teacher_trust": "equal"},
     "gated and grpo": {"support_threshold": 0.0, "grpo_weight": 1.0},
     "opsd": {},

@@ -83,6 +83,8 @@ CASES = [
     CORRECTION,
     {**CORRECTION, "support_baseline": "control"},
     {**CORRECTION, "support_baseline": "control", "teacher_guidance": 1.5},
+    {**CORRECTION, "rehearsal_weight": 2.0, "rehearsal_texts": 3},
+    {**CORRECTION, "rehearsal_weight": 2.0, "rehearsal_texts": 3, "lora": True},
     PLAIN,
     {**PLAIN, "lora": True},
     {**PLAIN, "skills_in_prompt": True},

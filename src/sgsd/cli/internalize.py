@@ -71,7 +71,7 @@ BASELINES = ("grpo",)
 _HELD_OUT = 3  # one task in so many is held out, where no file of them is given
 _MOST_HELD_OUT = 200
 _RETAINED = 100
-_DIAGNOSED = 64  # training tasks that the doctor asks
+_DIAGNOSED = 60  # training tasks that the doctor asks
 _SUMS_INSTRUCTION = "Finish with the final answer as a single number."
 _SHOWN_ANSWERS = 10
 _RECITED_WORDS = 6
@@ -341,7 +341,8 @@ class _Work:
         retained = [self._evaluated(f"retained-{when}", "") for when in ("before", "after")]
         pairs = [("after", "before"), ("after", "with_document"), ("with_document", "before")]
         pairs += [("after", baseline), (baseline, "before")] if baseline else []
-        prompts = {"plain": None, "with_document": self._shown}
+        whole: list[Shown] = [self._text] * len(self._test)
+        prompts = {"plain": None, "with_document": whole}
         tokens: dict[str, float] = {
             name: float(np.mean([*map(len, prompts_of(self._test, self.renderer, shown))]))
             for name, shown in prompts.items()

@@ -8,10 +8,12 @@ What the user got wrong is one line on standard error and exit code 2, anything 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +34,9 @@ _BUILDS = {
     "extract": "the third: memories to candidates",
     "merge": "the last: candidates to a bank without leaks",
 }
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,16 +94,18 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         "internalize", help="a document of rules (SKILL.md) into the weights, measured, with a certificate"
     )
     internal.add_argument("document", help="a Markdown file, a folder with SKILL.md, AGENTS.md or CLAUDE.md, or a bank")
-    internal.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
     internal.add_argument("--model", required=True, help="hub name, folder, or local:NAME")
     internal.add_argument("--output", type=Path, required=True, help="folder; the same call goes on in it")
-    internal.add_argument("--held_out", help="problems to measure with (every third task, at most 200)")
-    internal.add_argument("--retain", help="problems that show what was forgotten (sums)")
-    internal.add_argument("--baseline", choices=("grpo",), help="the same budget beside it")
-    internal.add_argument("--columns", help="which column is what: problem=question,answer=gold")
-    internal.add_argument("--seed", type=int, default=0)
-    internal.add_argument("--force", action="store_true", help="train although the doctor says no")
-    internal.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
+    asked = internal.add_argument_group("tasks")
+    asked.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
+    asked.add_argument("--columns", help="which column is what: problem=question,answer=gold")
+    asked.add_argument("--held_out", help="problems to measure with (every third task, at most 200)")
+    asked.add_argument("--retain", help="problems that show what was forgotten (sums)")
+    taught = internal.add_argument_group("training", "the preset internalize; its settings as flags behind --")
+    taught.add_argument("--baseline", choices=("grpo",), help="the same budget beside it")
+    taught.add_argument("--seed", type=int, default=0)
+    taught.add_argument("--force", action="store_true", help="train although the doctor says no")
+    taught.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
 
     evaluation = commands.add_parser("eval", help="accuracy of a run, a model or an adapter; or stored responses again")
     evaluation.add_argument("model", nargs="?", help="run folder, checkpoint, adapter, hub name, or local:NAME")
@@ -159,7 +166,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     doctor.add_argument("--instruction", help="ends every prompt")
     doctor.add_argument("--max_completion_length", type=int, default=1024, help="new tokens of a rollout (1024)")
     doctor.add_argument("--temperature", type=float, default=1.0, help="of rollouts (1.0)")
-    doctor.add_argument("--rollouts", type=int, default=128, help="of the plain prompt (128)")
+    doctor.add_argument("--rollouts", type=int, default=120, help="of the plain prompt (120)")
     doctor.add_argument("--retriever", choices=("embedding", "bm25", "random"), default="embedding")
     doctor.add_argument("--embedder", default="Qwen/Qwen3-Embedding-0.6B", help="or local:all-minilm-l6-v2")
     doctor.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="float32")
@@ -266,10 +273,24 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     return options
 
 
+def keep_freed_memory() -> None:
+    """Have glibc's allocator keep what tensors free, where it would give it back and ask for it again, page by page.
+
+    That is a tenth of a training step on a CPU (benchmarks/sampling.py). A user's own ``MALLOC_`` variables hold.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with suppress(AttributeError):  # of another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes; given, it no longer moves
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     # Read when torch is loaded: beside another busy process threads that wait by spinning are 5 to 10 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     arguments = [at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     arguments, debug = _without_debug(arguments)
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.rollouts import Rollout, StopReason
+from sgsd.scoring.logprobs import causal_model
 from sgsd.verifiers.thinking import CompletionText
 
 # ``generate`` takes what it is not told from the model's generation_config.json, where some models keep penalties and
@@ -41,6 +44,21 @@ NEUTRAL: dict[str, Any] = {
     "guidance_scale": None,
     "use_cache": True,
 }
+
+
+@contextmanager
+def contiguous_head(model: nn.Module) -> Iterator[None]:
+    """Within, the output head is given its hidden states as one block of memory.
+
+    ``generate`` hands it the last position of each prompt, a view with gaps, and on a CPU torch copies a frozen head's
+    weights once for each row of such a view: 2.7 GB for 48 rows of SmolLM2-135M (benchmarks/sampling.py).
+    """
+    head = causal_model(model).get_output_embeddings()
+    if head is None:
+        yield
+        return
+    with head.register_forward_pre_hook(lambda _, inputs: tuple(part.contiguous() for part in inputs)):
+        yield
 
 
 class TransformersSampler:
@@ -106,7 +124,8 @@ class TransformersSampler:
         ids = torch.tensor([[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         device = self._model.device
-        output = self._model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **self._options)
+        with contiguous_head(self._model):
+            output = self._model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **self._options)
         return [self._rollout(prompt, row) for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True)]
 
     def _rollout(self, prompt: Sequence[int], row: list[int]) -> Rollout:

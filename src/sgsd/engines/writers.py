@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sgsd.bank.writing import WriteRequest, Written
-from sgsd.engines.generation import NEUTRAL
+from sgsd.engines.generation import NEUTRAL, contiguous_head
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.errors import ConfigError
 from sgsd.prompts import message_ids
@@ -98,12 +98,13 @@ class TransformersWriter:
         filler = self._tokenizer.pad_token_id
         ids = torch.tensor([[filler] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        rows = self._model.generate(
-            input_ids=ids.to(self._model.device),
-            attention_mask=mask.to(self._model.device),
-            logits_processor=[_Constraint(self._vocabulary, requests, self._temperature, width, self._end_ids[0])],
-            **NEUTRAL | {"max_new_tokens": max_tokens, "eos_token_id": self._end_ids, "pad_token_id": filler},
-        )
+        with contiguous_head(self._model):
+            rows = self._model.generate(
+                input_ids=ids.to(self._model.device),
+                attention_mask=mask.to(self._model.device),
+                logits_processor=[_Constraint(self._vocabulary, requests, self._temperature, width, self._end_ids[0])],
+                **NEUTRAL | {"max_new_tokens": max_tokens, "eos_token_id": self._end_ids, "pad_token_id": filler},
+            )
         return rows[:, width:].tolist()
 
     def _written(self, request: WriteRequest, prompt: list[int], row: list[int], room: int) -> Written:

@@ -18,7 +18,7 @@ import logging
 import types
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -29,6 +29,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sgsd.errors import ConfigError
+from sgsd.objectives.divergences import token_divergence
 from sgsd.objectives.logprobs import selected_logps, tile_rows
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,43 @@ class Select:
             logps, entropy = selected_logps(logits, asked, temperature=temperature, with_entropy=self.with_entropy)
             found += [logps, logps.new_zeros(len(logps)) if entropy is None else entropy.detach()]
         return found[0][:, :M], *found[1:], top_ids, found[0][:, M:]
+
+
+@dataclass(frozen=True)
+class DivergenceFrom:
+    """Divergence from a teacher, and both entropies, over the full vocabulary.
+
+    Attributes:
+        model: that teaches.
+        hidden: ``[n, H]``, the teacher's hidden states at the positions of the student's; see ``hidden_states``.
+        teaching: context in which the output head is the teacher's.
+        kind, jsd_beta, clip, temperature: see ``objectives.divergences.token_divergence``.
+
+    Called on a tile it returns three tensors ``[r]``: the divergence, with gradient, the student's entropy and the
+    teacher's.
+    """
+
+    model: nn.Module
+    hidden: Tensor
+    teaching: Callable[[], AbstractContextManager[None]]
+    kind: str = "forward_kl"
+    jsd_beta: float = 0.5
+    clip: float | None = None
+    temperature: float = 1.0
+
+    def __call__(self, logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        with torch.no_grad(), self.teaching():
+            teacher = head_logits(self.model, self.hidden[rows])
+        result = token_divergence(
+            logits.unsqueeze(0),
+            teacher.unsqueeze(0),
+            torch.ones(1, len(logits), dtype=torch.bool, device=logits.device),
+            kind=self.kind,
+            jsd_beta=self.jsd_beta,
+            clip=self.clip,
+            temperature=self.temperature,
+        )
+        return result.divergence[0], result.student_entropy[0], result.teacher_entropy[0]
 
 
 @dataclass

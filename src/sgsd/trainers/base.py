@@ -30,11 +30,18 @@ from sgsd.bank import SkillBank
 from sgsd.bank.writing import Writer
 from sgsd.data.problems import Problem
 from sgsd.engines.embedders import build_retriever
+from sgsd.engines.generation import contiguous_head
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
 from sgsd.prompts import PromptRenderer, Shown
 from sgsd.retrieval import Retriever
-from sgsd.scoring.logprobs import Reduction, StudentPass, causal_model, keep_head_in_float32
+from sgsd.scoring.logprobs import (
+    DivergenceFrom,
+    Reduction,
+    StudentPass,
+    causal_model,
+    keep_head_in_float32,
+)
 from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
 from sgsd.trainers.callbacks import CheckpointCallback, StepCallback
 from sgsd.trainers.checkpoint import (
@@ -451,7 +458,7 @@ class VerifiedTrainer(GRPOTrainer):
         ``outcome``, ``[B]``; ``row``, ``[B]``, a number that no other rollout of the step has; ``counted``, ``[B, T]``,
         the tokens that the model wrote.
         """
-        with sampling_as_asked(self._generation_config):
+        with sampling_as_asked(self._generation_config), contiguous_head(self.model):
             output = super()._generate_and_score_completions(inputs)
         B = len(inputs)
         output["outcome"] = self._outcome
@@ -521,18 +528,29 @@ class VerifiedTrainer(GRPOTrainer):
             if student.aux_loss is not None:  # whatever GRPO's weight is
                 loss = loss + (1 - grpo_weight) * self.router_aux_loss_coef * student.aux_loss / steps
             return student, loss
+        self._forward(student, inputs, compute_aux_loss=self.aux_loss_enabled)
+        if student.aux_loss is None:
+            return student, torch.zeros((), device=self.accelerator.device)
+        self.metrics.mean("aux_loss", student.aux_loss)
+        return student, self.router_aux_loss_coef * student.aux_loss / steps
+
+    def _forward(self, student: StudentPass, inputs: dict[str, Tensor], *, compute_aux_loss: bool = False) -> None:
+        """TRL's forward of ``prompt_ids`` and ``completion_ids`` with their masks; ``student`` keeps what is wanted."""
         self._get_per_token_logps_and_entropies(
             student,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
             inputs["completion_ids"].shape[1],
             compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
+            compute_aux_loss=compute_aux_loss,
         )
-        if student.aux_loss is None:
-            return student, torch.zeros((), device=self.accelerator.device)
-        self.metrics.mean("aux_loss", student.aux_loss)
-        return student, self.router_aux_loss_coef * student.aux_loss / steps
+
+    def _divergence_from(self, hidden: Tensor, **options: Any) -> DivergenceFrom:
+        """Of the student from the teacher whose hidden states ``[n, H]`` these are; options as ``DivergenceFrom``."""
+        head = causal_model(self.model).get_output_embeddings()
+        # Its own weights where training changes them; otherwise both sides have one head.
+        teaching = self._teaching if any(part.requires_grad for part in head.parameters()) else nullcontext
+        return DivergenceFrom(self.model, hidden, teaching, **options)
 
     @contextmanager
     def _teaching(self) -> Iterator[None]:

@@ -351,6 +351,12 @@ class SGSDConfig(DistillationConfig):
     )
     sgsd_weight: float = _setting(1.0, "Weight of the teachers' loss, whichever the objective.")
     grpo_weight: float = _setting(0.0, "Weight of TRL's GRPO loss on the same rollouts; not in the paper.")
+    rehearsal_weight: float = _setting(
+        0.0,
+        "For teacher 'frozen': weight of KL(the model as it began || the student) on texts that the model wrote itself "
+        "before training, so that it forgets less; not in the paper.",
+    )
+    rehearsal_texts: int = _setting(64, "Such texts, on each process.")
     trace_steps: int = _setting(25, "Optimizer steps between rollouts kept token by token, for sgsd report; 0: none.")
 
     # Online maintenance of the bank.
@@ -391,13 +397,13 @@ class SGSDConfig(DistillationConfig):
         check_ranges(
             self,
             {
-                "1 or more": ("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens"),
+                "1 or more": ("num_teachers", "max_tokens_per_chunk", "teacher_top_tokens", "rehearsal_texts"),
                 "above 0": (
                     *("gate_tau", "support_clip", "retrieval_temperature", "maintenance_timeout"),
                     "teacher_temperature",
                 ),
                 "0 or more": (
-                    *("support_threshold", "sgsd_weight", "grpo_weight", "teacher_guidance"),
+                    *("support_threshold", "sgsd_weight", "grpo_weight", "teacher_guidance", "rehearsal_weight"),
                     *("trace_steps", "maintenance_frequency"),
                 ),
                 "above 0, at most 1": ("maintenance_threshold", "ledger_share"),
@@ -430,6 +436,10 @@ class SGSDConfig(DistillationConfig):
                 got={name: vars(self)[name] for name in unmet},
                 expected=", ".join(f"{name} {value}" for name, value in unmet.items()),
                 remedy="why: docs/method.md, Guidance",
+            )
+        if self.rehearsal_weight and self.teacher != "frozen":
+            raise ConfigError(
+                "rehearsal_weight does not go with it", got=f"teacher {self.teacher}", expected="teacher frozen"
             )
         needs = OBJECTIVES[self.objective].from_config(self).needs
         if needs.groups and self.num_generations == 1:

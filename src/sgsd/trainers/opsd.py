@@ -14,54 +14,20 @@ The teacher's hidden states are made anew for each micro-batch; logits of both s
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sgsd.data.problems import Problem
 from sgsd.errors import DataError
-from sgsd.objectives import token_divergence
 from sgsd.prompts import Shown
-from sgsd.scoring.logprobs import causal_model, head_logits, hidden_states
+from sgsd.scoring.logprobs import hidden_states
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import OPSDConfig
-
-
-@dataclass(frozen=True)
-class _Divergence:
-    """Divergence and entropies of a tile: ``scoring.logprobs.Reduction``.
-
-    Attributes:
-        model: that teaches.
-        hidden: ``[n, H]``, the teacher's hidden states at the positions of the student's.
-        teaching: context in which the output head is the teacher's.
-        args: of the run.
-    """
-
-    model: nn.Module
-    hidden: Tensor
-    teaching: Callable[[], AbstractContextManager[None]]
-    args: OPSDConfig
-
-    def __call__(self, logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        with torch.no_grad(), self.teaching():
-            teacher = head_logits(self.model, self.hidden[rows])
-        result = token_divergence(
-            logits.unsqueeze(0),
-            teacher.unsqueeze(0),
-            torch.ones(1, len(logits), dtype=torch.bool, device=logits.device),
-            kind=self.args.divergence,
-            jsd_beta=self.args.jsd_beta,
-            clip=self.args.divergence_clip,
-            temperature=self.args.score_temperature,
-        )
-        return result.divergence[0], result.student_entropy[0], result.teacher_entropy[0]
 
 
 class OPSDTrainer(VerifiedTrainer):
@@ -118,10 +84,14 @@ class OPSDTrainer(VerifiedTrainer):
             return torch.tensor(torch.nan, device=inputs["completion_ids"].device)
         mask = inputs["completion_mask"].bool()
         hidden = self._teacher_hidden_states(inputs, mask)
-        head = causal_model(self.model).get_output_embeddings()
-        # Its own weights where training changes them; otherwise both sides have one head.
-        teaching = self._teaching if any(part.requires_grad for part in head.parameters()) else nullcontext
-        divergence = _Divergence(self.model, hidden, teaching, self.args)
+        args = self.args
+        divergence = self._divergence_from(
+            hidden,
+            kind=args.divergence,
+            jsd_beta=args.jsd_beta,
+            clip=args.divergence_clip,
+            temperature=args.score_temperature,
+        )
         student, loss = self._student_pass(model, inputs, lambda flat: divergence)
         tokens, student_entropy, teacher_entropy = map(student.spread, student.kept)  # [B, T]
         counted = inputs["counted"]

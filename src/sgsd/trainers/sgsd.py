@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
+from trl.models import unwrap_model_for_generation
 
 from sgsd import runfolder
 from sgsd.bank import Ledger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retrieval, Retriever
-from sgsd.scoring.logprobs import Scores, Select, chunk_count, flat_targets, score_completions
+from sgsd.scoring.logprobs import Scores, Select, StudentPass, chunk_count, flat_targets, score_completions
 from sgsd.scoring.teachers import (
     TeacherPool,
     build_pool,
@@ -43,6 +44,7 @@ from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, maintenance_of, window_records
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import LedgerCallback, RunRecorder
+from sgsd.trainers.rehearsal import Rehearsal
 from sgsd.trainers.rewards import VerifierReward, is_truncated
 from sgsd.trainers.rows import prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
@@ -108,6 +110,10 @@ class SGSDTrainer(VerifiedTrainer):
             )
             self.add_callback(self.maintenance)
 
+        if args.rehearsal_weight:
+            seed = args.seed + self.accelerator.process_index
+            problems = self.train_dataset["problem"]
+            self.rehearsal = Rehearsal(self.renderer, problems, count=args.rehearsal_texts, seed=seed)
         first = [self.train_dataset[n] for n in range(min(FIRST_PROBLEMS, len(self.train_dataset)))]
         said = check_teachers(self.retrieve(first), self.max_prompt_length)
         if said and main:
@@ -332,7 +338,29 @@ class SGSDTrainer(VerifiedTrainer):
         metrics = stance_metrics(support, stance, rollouts.outcome, real, baseline=baseline) | metrics
         self.metrics.add({f"sgsd/{name}": value for name, value in metrics.items()})
         self.metrics.mean("sgsd/loss", rows)
-        return loss + self.args.sgsd_weight * rows.mean() / self.current_gradient_accumulation_steps
+        total = self.args.sgsd_weight * rows.mean()
+        if self.args.rehearsal_weight:
+            total = total + self.args.rehearsal_weight * self._forgotten(model, len(rows))
+        return loss + total / self.current_gradient_accumulation_steps
+
+    def _forgotten(self, model: Any, rollouts: int) -> Tensor:
+        """Mean KL of the student from its beginning on rehearsed texts, for a micro-batch of so many rollouts."""
+        with self._teaching():
+            self.rehearsal.prepare(
+                self.model,
+                lambda: unwrap_model_for_generation(
+                    self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+                ),
+            )
+        micro_batch = self._step % self.args.gradient_accumulation_steps
+        batch = self.rehearsal.batch(rollouts, (self.state.global_step, micro_batch), self.accelerator.device)
+        divergence = self._divergence_from(batch.hidden)
+        student = StudentPass(model, batch.inputs["completion_mask"], lambda flat: divergence)
+        self._forward(student, batch.inputs)
+        counted = batch.inputs["completion_mask"].bool()
+        rows = student.spread(student.kept[0]).sum(1) / counted.sum(1)
+        self.metrics.mean("sgsd/rehearsal", rows)
+        return rows.mean()
 
     def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
         """The student's log-probabilities, with gradient, and what TRL makes of the same forward (GRPO's loss …)."""

@@ -1,0 +1,134 @@
+"""Rehearsal: while it learns new answers, a model goes on saying what it said elsewhere.
+
+Before the first step it writes texts of its own: a user's turn, sampled behind the opening of its chat template
+(Magpie, arXiv 2406.08464), and the answer to it (self-synthesized rehearsal, arXiv 2403.01244). Each step reads some of
+them again and adds KL(as it began ‖ as it is), over the full vocabulary, to the loss (learning without forgetting,
+arXiv 1606.09282): the mean over a text's tokens, and over texts. No data is needed. Half of the turns begin with the
+first two words of a training problem, and half end with the run's instruction: what is learnt spreads there first.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from sgsd.engines.generation import TransformersSampler
+from sgsd.errors import ConfigError
+from sgsd.prompts import PromptRenderer, user_turn_ids
+from sgsd.rollouts import Rollout, StopReason
+from sgsd.scoring.logprobs import hidden_states
+
+TURN_TOKENS = 48
+"""The most of each turn."""
+ROLLOUTS_A_TEXT = 4
+"""A micro-batch reads one text for so many of its rollouts."""
+_BATCH = 16
+_STARTING_WORDS = 2
+_TOP_P = 0.95
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts of one micro-batch, laid out as TRL lays out rollouts.
+
+    Attributes:
+        inputs: ``prompt_ids``, ``prompt_mask`` ``[R, P]`` (a turn's opening), ``completion_ids``, ``completion_mask``
+            ``[R, T]`` (what was written behind it).
+        hidden: ``[n, H]``, the hidden states that predicted the n tokens before training.
+    """
+
+    inputs: dict[str, Tensor]
+    hidden: Tensor
+
+
+class Rehearsal:
+    """The texts of one process.
+
+    Args:
+        renderer: of the run's prompts, whose chat template opens and closes turns.
+        problems: texts of training problems.
+        count: of texts.
+        seed: of their sampling, another one on every process, and of what a step reads.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, renderer: PromptRenderer, problems: Sequence[str], *, count: int, seed: int) -> None:
+        self._tokenizer: Any = renderer.tokenizer
+        if not self._tokenizer.chat_template:
+            raise ConfigError("rehearsal_weight without a chat template", expected="a tokenizer with one, or weight 0")
+        draw = random.Random(seed)
+        self._around = [
+            user_turn_ids(
+                self._tokenizer,
+                start=" ".join(draw.choice(problems).split()[:_STARTING_WORDS]) if number % 4 < 2 else "",
+                end=renderer.instruction if number % 2 else "",
+                **renderer.student_kwargs,
+            )
+            for number in range(count)
+        ]
+        self._count = count
+        self._seed = seed
+        self._texts: list[list[int]] = []
+        self._hidden: list[Tensor] = []
+
+    @property
+    def texts(self) -> list[str]:
+        """What was written; empty before the first step."""
+        return [self._tokenizer.decode(text) for text in self._texts]
+
+    def prepare(self, model: nn.Module, sampling: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Write the texts, once.
+
+        Args:
+            model: with the weights that training began with, as forwards take it.
+            sampling: context that gives the model to sample from.
+        """
+        if self._texts:
+            return
+        with sampling() as unwrapped:
+            sampler = TransformersSampler(
+                unwrapped, self._tokenizer, max_new_tokens=TURN_TOKENS, top_p=_TOP_P, batch_size=_BATCH
+            )
+            turns = sampler.sample([opening for opening, _ in self._around], seed=self._seed)
+            asked = [
+                [*opening, *_without_end(turn), *closing]
+                for (opening, closing), turn in zip(self._around, turns, strict=True)
+            ]
+            answers = sampler.sample(asked, seed=self._seed + 1)
+        self._texts = [
+            [*_without_end(turn), *closing, *answer.completion_ids]
+            for (_, closing), turn, answer in zip(self._around, turns, answers, strict=True)
+        ]
+        with torch.no_grad():
+            for first in range(0, self._count, _BATCH):
+                texts = self._texts[first : first + _BATCH]
+                openings = [opening for opening, _ in self._around[first : first + _BATCH]]
+                hidden = hidden_states(model, openings, texts)
+                self._hidden += hidden.split([len(text) for text in texts])
+
+    def batch(self, rollouts: int, step: tuple[int, int], device: torch.device) -> Batch:
+        """The texts that a micro-batch of so many rollouts reads, drawn by the numbers of step and micro-batch."""
+        wanted = min(max(1, rollouts // ROLLOUTS_A_TEXT), self._count)
+        drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), wanted)
+        inputs: dict[str, Tensor] = {}
+        for part, side, rows in (
+            ("prompt", "left", [self._around[number][0] for number in drawn]),
+            ("completion", "right", [self._texts[number] for number in drawn]),
+        ):
+            ids = [torch.tensor(row, device=device) for row in rows]
+            for name, values in (("ids", ids), ("mask", [torch.ones_like(row) for row in ids])):
+                inputs[f"{part}_{name}"] = pad_sequence(values, batch_first=True, padding_side=side)
+        return Batch(inputs, torch.cat([self._hidden[number] for number in drawn]))
+
+
+def _without_end(rollout: Rollout) -> tuple[int, ...]:
+    return rollout.completion_ids[: -1 if rollout.stop_reason is StopReason.END else None]
