@@ -141,7 +141,7 @@ def test_one_process_writes_a_folder(tmp_path):
         assert runfolder.is_unused(folder)
         done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
         assert f"another process writes to this folder: got {folder}" in done.stderr
-        assert [entry.name for entry in folder.iterdir()] == [".writer"]  # the other one left it there
+        assert [entry.name for entry in folder.iterdir()] == ["_writer"]  # the other one left it there
     assert not folder.exists()  # nothing was written
     with runfolder.one_writer(folder):
         runfolder.write_text(folder / "run.json", "{}")
@@ -153,7 +153,7 @@ def test_a_folder_that_was_there_stays_and_a_link_in_the_place_of_the_mark_is_no
     with runfolder.one_writer(tmp_path):
         pass
     assert tmp_path.exists()
-    (tmp_path / ".writer").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "_writer").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="cannot be written"), runfolder.one_writer(tmp_path):
         pass
     assert not (tmp_path / "elsewhere").exists()

@@ -73,7 +73,8 @@ def parse_any_json(text: str | bytes, where: str, kind: type[SGSDError] = DataEr
     except SGSDError:
         raise
     except (ValueError, RecursionError) as error:  # too many digits, not UTF-8, too deep
-        raise kind(f"{where}: malformed JSON", got=" ".join(str(error).split())) from error
+        said = " ".join(str(error).split()).partition("; use sys.")[0]  # which is Python's advice to its programmers
+        raise kind(f"{where}: malformed JSON", got=said) from error
     return found
 
 
