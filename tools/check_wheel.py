@@ -1,0 +1,47 @@
+"""Does the wheel work without the repository? ``make wheel`` builds it, then asks this.
+
+The wheel is installed into an empty virtual environment, which borrows its dependencies from the one that runs this,
+and its commands are run in an empty folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+IMPORTS = "import sgsd; [getattr(sgsd, name) for name in sgsd.__all__]; print(sgsd.__file__)"
+COMMANDS = (["--version"], ["--help"], ["demo", "--help"], ["bank", "show", "seed:mental-arithmetic"])
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def main(dist: str) -> None:
+    (wheel,) = Path(dist).resolve().glob("sgsd-*.whl")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        venv.create(folder / "env", with_pip=False)
+        python = folder / "env" / "bin" / "python"
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", python]
+        run(*pip, "install", "--no-deps", "--no-index", wheel, folder=folder)
+        site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
+        # A folder that a .pth names is searched last, and its own .pth files, such as an editable sgsd's, are not read.
+        (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        where = Path(run(python, "-c", IMPORTS, folder=folder).strip())
+        if not where.is_relative_to(site):
+            raise SystemExit(f"another sgsd was imported: got {where}; expected one in {site}")
+        for arguments in COMMANDS:
+            if not run(folder / "env" / "bin" / "sgsd", *arguments, folder=folder):
+                raise SystemExit(f"no output of sgsd {' '.join(arguments)}")
+    print(f"{wheel.name}: installs, imports, and its commands answer without the repository")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
