@@ -91,7 +91,7 @@ def test_each_file_of_a_run(sgsd, flags, tmp_path, monkeypatch, stage):
         monkeypatch.setattr(SkillBank, "save", saved)
     else:
         save_parts = checkpoint.save_parts
-        what = (Path, "write_text") if stage == "parts of a checkpoint" else (os, "replace")
+        what = (os, "fsync") if stage == "parts of a checkpoint" else (os, "replace")
 
         def saved_parts(folder, *parts, **options):
             if folder.name == "checkpoint-4":
