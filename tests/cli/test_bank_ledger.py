@@ -136,7 +136,7 @@ def test_refusals_are_one_line(run, capsys, arguments, complaint):
 def test_a_damaged_ledger_is_one_line(run, capsys):
     (run / "ledger.json").write_bytes(b"\xff")
     assert main(["bank", "ledger", str(run)]) == 2
-    assert "the ledger cannot be read" in capsys.readouterr().err
+    assert "file is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.slow
