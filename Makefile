@@ -61,9 +61,10 @@ test-server: $(STAMP) $(SERVER_STAMP)  ## a bank built through a real model serv
 	@echo "==> running the tests that need a model server"
 	@SGSD_SERVER_PYTHON=.server-venv/bin/python $(BIN)/pytest -m server tests/server
 
-test-fuzz: $(STAMP)  ## 100,000 cases of hostile input and every property, drawn anew; half an hour
+test-fuzz: $(STAMP)  ## 100,000 cases of hostile input and every property, drawn anew; some hours
 	@echo "==> fuzzing"
 	@SGSD_FUZZ_CASES=100000 $(BIN)/pytest -m "hypothesis and not slow and not server"
+	@SGSD_FUZZ_CASES=100000 $(PYTEST) $(SPREAD) tests/fuzz/test_files.py
 
 regress: $(STAMP)  ## what must not change: weights, scores, verdicts, tables, outputs; some minutes
 	@echo "==> comparing with tools/regression.json"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sgsd import runfolder
-from sgsd.errors import DataError
+from sgsd.errors import ConfigError, DataError
 
 SOURCE = Path(runfolder.__file__).parent
 
@@ -102,6 +104,84 @@ def test_lines_are_read_but_for_one_that_is_still_being_written(tmp_path):
         file.write_bytes(broken)
         with pytest.raises(DataError, match=r"traces\.jsonl:2"):
             list(runfolder.read_lines(file))
+
+
+def test_what_is_appended_follows_no_link(tmp_path):
+    runfolder.append_text(tmp_path / "traces.jsonl", "a\n")
+    runfolder.append_text(tmp_path / "traces.jsonl", "é\ud800\n")
+    assert (tmp_path / "traces.jsonl").read_text() == "a\né?\n"
+    for target in ("elsewhere", "traces.jsonl"):  # one that is not there, too
+        link = tmp_path / f"link-to-{target}"
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(OSError, match="symbolic links"):
+            runfolder.append_text(link, "x")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("read", [runfolder.read_json, lambda file: list(runfolder.read_lines(file))])
+def test_what_never_ends_or_is_huge_is_not_read(tmp_path, monkeypatch, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device", "."):
+        with pytest.raises(DataError, match="not a plain file"):
+            read(tmp_path / name)
+    monkeypatch.setattr(runfolder, "MOST_BYTES", 1000)
+    (tmp_path / "large").write_text('{"a": "' + "x" * 1000 + '"}\n')
+    with pytest.raises(DataError, match=r"too l(arge|ong)"):
+        read(tmp_path / "large")
+
+
+def test_one_process_writes_a_folder(tmp_path):
+    folder = tmp_path / "a" / "run"
+    other = (
+        f"from pathlib import Path\nfrom sgsd import runfolder\nwith runfolder.one_writer(Path({str(folder)!r})): pass"
+    )
+    with runfolder.one_writer(folder):
+        assert runfolder.is_unused(folder)
+        done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+        assert f"another process writes to this folder: got {folder}" in done.stderr
+        assert [entry.name for entry in folder.iterdir()] == ["_writer"]  # the other one left it there
+    assert not folder.exists()  # nothing was written
+    with runfolder.one_writer(folder):
+        runfolder.write_text(folder / "run.json", "{}")
+    assert [entry.name for entry in folder.iterdir()] == ["run.json"]
+    assert not runfolder.is_unused(folder)
+
+
+def test_a_folder_that_was_there_stays_and_a_link_in_the_place_of_the_mark_is_not_followed(tmp_path):
+    with runfolder.one_writer(tmp_path):
+        pass
+    assert tmp_path.exists()
+    (tmp_path / "_writer").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="cannot be written"), runfolder.one_writer(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(ConfigError, match="cannot be written"), runfolder.one_writer(tmp_path / ("n" * 300)):
+        pass
+
+
+RUN = {"settings": {"method": "sgsd", "seed": 1, "zeta": 1, "bank": None}}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"settings": None}, "settings"),
+        ({"settings": {"seed": "x"}}, "settings.seed"),
+        ({"settings": {"bank": [1]}}, "settings.bank"),
+        ({"settings": {"verifier_options": 3}}, "settings.verifier_options"),
+        ({"versions": []}, "versions"),
+        ({"resumed": 3}, "resumed"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named_with_its_file(tmp_path, change, field):
+    file = tmp_path / "run.json"
+    runfolder.write_json(file, RUN)
+    assert list(runfolder.read_json(file, runfolder.RUN_RECORD)["settings"]) == list(RUN["settings"])  # in their order
+    runfolder.write_json(file, RUN | change)
+    with pytest.raises(DataError, match=rf"run\.json: {field}: cannot be used"):
+        runfolder.read_json(file, runfolder.RUN_RECORD)
 
 
 def test_names_of_a_run_are_spelt_here_and_nowhere_else():

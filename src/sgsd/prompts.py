@@ -18,7 +18,6 @@ import json
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -195,7 +194,6 @@ class PromptRenderer:
         thinking: see ``Thinking``.
         chat_template_kwargs: further arguments of the template, the same for students and teachers.
         text_only: every prompt is ``RawText``, which needs no chat template.
-        today: what a template that asks for the date is told, in place of the clock.
 
     Raises:
         ConfigError: if the tokenizer has no chat template; thinking that cannot be used.
@@ -209,7 +207,6 @@ class PromptRenderer:
         thinking: Thinking | str = Thinking.TEMPLATE,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         text_only: bool = False,
-        today: datetime | None = None,
     ) -> None:
         if not tokenizer.chat_template and not text_only:
             raise ConfigError(
@@ -222,7 +219,6 @@ class PromptRenderer:
         self.instruction = BOXED_INSTRUCTION if instruction is None else instruction
         self._prompt_instruction = instruction or ""
         self.student_kwargs, self.teacher_kwargs = thinking_kwargs(thinking, chat_template_kwargs or {})
-        self._clock = {} if today is None else {"strftime_now": today.strftime}
         self._controls = _controls(tokenizer)
         self._disarmed = _disarmer_of(tokenizer)
         self._own: dict[str, Counter[int]] = {}
@@ -309,7 +305,7 @@ class PromptRenderer:
     def _ids(self, prompt: Prompt, template_kwargs: Mapping[str, Any]) -> list[int]:
         if isinstance(prompt, RawText):
             return list(self.tokenizer(str(prompt))["input_ids"])
-        ids = _templated(self.tokenizer, prompt, {**template_kwargs, **self._clock})
+        ids = _templated(self.tokenizer, prompt, template_kwargs)
         self._refuse_foreign_controls(ids, prompt, template_kwargs)
         return ids
 
@@ -320,8 +316,7 @@ class PromptRenderer:
         bare = [self._bare(message) for message in messages]
         key = json.dumps([bare, sorted(template_kwargs.items())], default=repr)
         if key not in self._own:
-            own = _templated(self.tokenizer, bare, {**template_kwargs, **self._clock})
-            self._own[key] = self._counted(own)
+            self._own[key] = self._counted(_templated(self.tokenizer, bare, template_kwargs))
         foreign = self._counted(ids)
         foreign.subtract(self._own[key])
         thoughts = any(

@@ -126,7 +126,7 @@ SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 CERTIFICATE = "certificate.json"
-_LOCK = ".writer"
+_LOCK = "_writer"  # what begins so, transformers does not upload
 
 
 def write_text(file: Path, text: str | Iterable[str]) -> None:

@@ -73,7 +73,8 @@ def parse_any_json(text: str | bytes, where: str, kind: type[SGSDError] = DataEr
     except SGSDError:
         raise
     except (ValueError, RecursionError) as error:  # too many digits, not UTF-8, too deep
-        raise kind(f"{where}: malformed JSON", got=" ".join(str(error).split())) from error
+        said = " ".join(str(error).split()).partition("; use sys.")[0]  # which is Python's advice to its programmers
+        raise kind(f"{where}: malformed JSON", got=said) from error
     return found
 
 
@@ -117,16 +118,16 @@ class _PlainLoader(yaml.SafeLoader):
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: Any = self.peek_event()
+        event = cast(Any, self.peek_event())
         if isinstance(event, yaml.AliasEvent) or event.tag is not None:
             what = "an alias" if isinstance(event, yaml.AliasEvent) else f"the tag {event.tag}"
             raise yaml.YAMLError(f"{what}, at line {event.start_mark.line + 1}")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):  # as values: 1 and 1.0 are one key
-            repeated = _repeated(self.construct_object(key) for key, _ in node.value)
+            repeated = _repeated(cast(Any, self.construct_object(key)) for key, _ in node.value)
             raise yaml.YAMLError(f"the key {repeated} twice, at line {node.start_mark.line + 1}")
         return mapping
 

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from sgsd.engines import models
-from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
+from sgsd.engines.models import end_of_completion_ids, load_configs, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import ConfigError
 
 from ..conftest import make_model
@@ -175,6 +175,39 @@ def test_a_pickled_adapter_is_refused_unless_asked(adapter):
     assert torch.equal(logits(load_model(str(folder), use_safetensors=False)), logits(model))
 
 
+@pytest.mark.parametrize("decoy", ["model.safetensors", "other.safetensors", "adapter_model.safetensors"])
+def test_a_decoy_beside_a_pickled_adapter_does_not_help_it(adapter, decoy):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = adapter
+    weights = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(weights, folder / "adapter_model.bin")
+    if decoy == "adapter_model.safetensors":
+        (folder / decoy).mkdir()
+    else:
+        save_file(weights, folder / decoy)
+    assert "adapter_model.bin" in refused("pickled", str(folder))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "evil/kernel@main:f"},
+        {"attn_implementation": {"": "eager", "text_config": "paged|evil/kernel"}},
+        {"text_config": {"_attn_implementation": "evil/kernel"}},
+    ],
+)
+def test_an_attention_of_the_hubs_in_a_configuration_is_not_fetched(tiny_folder, tmp_path, monkeypatch, named):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | named))
+    monkeypatch.setattr("transformers.integrations.hub_kernels.get_kernel", lambda *_, **__: pytest.fail("was fetched"))
+    for load in (load_model, load_configs):
+        assert "evil/kernel" in refused("names code of the hub's", str(folder), load)
+
+
 # ---- names
 
 
@@ -228,7 +261,23 @@ def test_an_adapter_without_its_base_is_refused(adapter, base):
         refused(".", str(folder), load)
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_an_adapter_that_is_its_own_base_is_refused(adapter, tmp_path):
+    folder, _ = adapter
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for base in (str(folder), f"{folder}/../{folder.name}", str(other)):
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(folder)}))
+        for load in (load_model, load_tokenizer, load_configs):
+            refused("the adapter's base model is the adapter itself", str(folder), load)
+
+
+BASES = ("3", "[1]", '{"a": 1}', "true", '""', "null")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", "[]", *(f'{{"base_model_name_or_path": {base}}}' for base in BASES)]
+)
 def test_an_unreadable_adapter_configuration_is_refused(adapter, content):
     folder, _ = adapter
     (folder / "adapter_config.json").write_text(content)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
 from sgsd.report import grouped, load_runs
@@ -36,3 +39,15 @@ def test_short_and_long_runs_have_rollouts(tmp_path, steps, shown):
     (group,) = traced_groups(grouped(load_runs([write_run(tmp_path / "run", steps=steps)])))
     assert len(group["rollouts"]) == shown
     assert group["rollouts"][0]["step"] == 1
+
+
+def test_a_number_that_json_cannot_hold_is_none(tmp_path):
+    folder = write_run(tmp_path / "run", steps=1)
+    lines = [json.loads(line) for line in (folder / "traces.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["student_logps"][0], line["teachers"][0]["gaps"][1] = -math.inf, math.nan
+    (folder / "traces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = traced_groups(grouped(load_runs([folder])))
+    rollout = group["rollouts"][0]
+    assert (rollout["logps"][0], rollout["teachers"][0]["gaps"][1]) == (None, None)
+    json.dumps(group, allow_nan=False)

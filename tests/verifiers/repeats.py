@@ -1,28 +1,21 @@
-"""Every pattern of ``sgsd.verifiers``, and the whole of it, on repeats of one fragment: ``python repeats.py PART``.
+"""The whole of ``sgsd.verifiers`` on repeats of one fragment: ``python repeats.py PART``.
 
-A process of its own, since one bad pattern would hang the tests: it prints what it is about to try, and a line ``SLOW``
+A process of its own, since one bad text would hang the tests: it prints what it is about to try, and a line ``SLOW``
 or ``UNDECIDED`` for whatever grows faster than its text.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
-
-import sgsd.verifiers
 
 SHORT, LONG = 2_000, 8_000
 RATIO = 6.0
 LIMIT = 0.2
 CUT_OFF = 3.0  # seconds on the wall for both texts and all repeats
-ENOUGH = 3  # lines on one pattern are enough
 FLOOR = 0.01  # seconds that no ratio is taken of: ten times the clock's noise
 
 FRAGMENTS = [
@@ -49,32 +42,6 @@ def texts() -> Iterator[tuple[str, Callable[[int], str]]]:
                 return before + fragment * (size // len(fragment)) + after
 
             yield ascii(f"{before}|{fragment}|{after}"), make
-
-
-def patterns() -> dict[str, re.Pattern[Any]]:
-    """Every compiled pattern that a module of the package holds, in collections too."""
-    found: dict[str, re.Pattern[Any]] = {}
-
-    def look(name: str, value: Any, depth: int) -> None:
-        if isinstance(value, re.Pattern):
-            found.setdefault(name, value)
-        elif depth and isinstance(value, dict):
-            for key, inner in value.items():
-                look(f"{name}[{key!r}]", inner, depth - 1)
-                look(f"{name} key {key!r}", key, depth - 1)
-        elif depth and isinstance(value, list | tuple | set | frozenset):
-            for number, inner in enumerate(value):
-                look(f"{name}[{number}]", inner, depth - 1)
-        elif depth and isinstance(value, type) and value.__module__.startswith("sgsd.verifiers"):
-            for key, inner in vars(value).items():
-                look(f"{name}.{key}", inner, depth - 1)
-
-    for info in pkgutil.iter_modules(sgsd.verifiers.__path__, "sgsd.verifiers."):
-        module = importlib.import_module(info.name)
-        for key, value in vars(module).items():
-            look(f"{info.name}.{key}", value, 3)
-    unique = {pattern: name for name, pattern in reversed(found.items())}
-    return {name: pattern for pattern, name in unique.items()}
 
 
 def seconds(action: Callable[[str], object], text: str, repeats: int) -> float:
@@ -116,26 +83,6 @@ def check(label: str, action: Callable[[str], object], make: Callable[[int], str
     return False
 
 
-def try_patterns() -> None:
-    found = patterns()
-    print(f"{len(found)} patterns")
-    for name, pattern in found.items():
-        print(f"trying {name}", flush=True)
-
-        def everywhere(text: str, pattern: re.Pattern[Any] = pattern) -> None:
-            given: Any = text.encode("utf-8", "surrogatepass") if isinstance(pattern.pattern, bytes) else text
-            for _ in pattern.finditer(given):
-                pass
-            pattern.match(given)
-            pattern.fullmatch(given)
-
-        bad = 0
-        for label, make in texts():
-            bad += not check(f"{name} on {label}", everywhere, make)
-            if bad == ENOUGH:
-                break
-
-
 def try_extraction() -> None:
     from sgsd.verifiers.extract import extract_answer, extract_choice, extract_lines
 
@@ -175,7 +122,7 @@ def try_references() -> None:
                 check(f"readable {name} on {label}", verifier.readable, make)
 
 
-PARTS = {"patterns": try_patterns, "extraction": try_extraction, "grading": try_grading, "references": try_references}
+PARTS = {"extraction": try_extraction, "grading": try_grading, "references": try_references}
 
 if __name__ == "__main__":
     signal.signal(signal.SIGALRM, over_time)

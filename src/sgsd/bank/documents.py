@@ -515,7 +515,7 @@ def _hung(text: str, mark: str) -> str:
 def _prose(node: SyntaxTreeNode) -> str:
     """A block's text on one line, its marks kept."""
     text = " ".join(child.content for child in node.children if child.type == "inline")
-    return re.sub(r"[ \t]*\n[ \t]*", " ", text).strip()
+    return " ".join(line.strip(" \t") for line in text.split("\n")).strip()
 
 
 def _fenced(node: SyntaxTreeNode) -> str:

@@ -83,4 +83,5 @@ def _names(problem: str, text: str) -> set[str]:
     """Capitalised words of both that do not merely begin a sentence in both, nor are common words of the problem."""
     found = set(_NAME.findall(text)) & set(_NAME_INSIDE.findall(problem))
     found |= set(_NAME_INSIDE.findall(text)) & set(_NAME.findall(problem))
-    return {name for name in found if not re.search(rf"\b{name.lower()}\b", problem)}
+    common = set(re.findall(r"\w+", problem))
+    return {name for name in found if name.lower() not in common}

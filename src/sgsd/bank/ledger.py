@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter
 
 from sgsd import runfolder
 from sgsd.errors import BankError
@@ -25,7 +25,8 @@ _UPPER = np.triu_indices(4)  # of two of four counts, row by row
 _Scalar = TypeVar("_Scalar", np.int64, np.float64)
 
 
-_Count: TypeAlias = Annotated[int, Strict()]
+_Count: TypeAlias = Annotated[runfolder.Count, Strict()]
+_Product: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=1 << 80)]
 
 
 def _ten(products: tuple[int, ...]) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ class ItemRecord:
     negative_failure: _Count = 0
     support_success: Annotated[float, Strict()] = 0.0
     support_failure: Annotated[float, Strict()] = 0.0
-    products: Annotated[tuple[_Count, ...], AfterValidator(_ten)] = ()
+    products: Annotated[tuple[_Product, ...], AfterValidator(_ten)] = ()
 
     def __post_init__(self) -> None:
         if not self.products:
@@ -277,11 +278,22 @@ def _record(counts: Sequence[int], sums: Sequence[float], products: Sequence[int
     return ItemRecord(*counts, support_success=on_success, support_failure=on_failure, products=tuple(products))
 
 
+def _possible(record: ItemRecord) -> ItemRecord:
+    """A credit divides by the sums of squares: n uses of an item have one from n to n²."""
+    success, failure = (
+        record.positive_success + record.negative_success,
+        record.positive_failure + record.negative_failure,
+    )
+    if not (success <= record.products[4] <= success**2 and failure <= record.products[9] <= failure**2):
+        raise ValueError("products that its counts can have")
+    return record
+
+
 class _File(BaseModel):
     """A ledger's file; what older versions held beside the records is left."""
 
     version: _Count
-    items: dict[str, ItemRecord]
+    items: dict[str, Annotated[ItemRecord, AfterValidator(_possible)]]
 
 
 _FILE = TypeAdapter(_File)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
@@ -13,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from sgsd.cli.flags import metavar
 from sgsd.errors import ConfigError
-from sgsd.validation import refusal
+from sgsd.validation import parse_json, refusal
 
 # Requests at a time: what is lost at most when a build is cut off. Engines that batch by themselves are slow at the end
 # of each call, so theirs are large.
@@ -29,10 +28,7 @@ def _number(value: object) -> object:
 
 def _mapping(value: object) -> object:
     if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValueError("a JSON object") from error
+        return parse_json(value, "a JSON object", ConfigError)
     return value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from rich.text import Text
 from rich.tree import Tree
+from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.bank import Item, SkillBank
@@ -22,6 +23,14 @@ from sgsd.errors import BankError
 from sgsd.memories import Memory, read_memory
 from sgsd.validation import validated
 
+
+class _Candidate(TypedDict):
+    id: str
+    title: str
+    text: str
+
+
+_CANDIDATE = TypeAdapter(_Candidate)
 _LINEAGE = TypeAdapter(dict[str, list[str]])
 _UNTOLD = {"merged": "merged; what it said is not kept", "unknown": "not known here"}
 
@@ -50,10 +59,14 @@ class Origins:
         file = self._file(LINEAGE)
         return validated(_LINEAGE, runfolder.read_json(file), str(file), BankError) if file else {}
 
-    def candidates(self) -> Iterator[dict[str, Any]]:
-        """The rows of a build's candidates."""
+    def candidates(self) -> Iterator[_Candidate]:
+        """The rows of a build's candidates.
+
+        Raises:
+            DataError: the file is damaged.
+        """
         file = self._file(CANDIDATES)
-        for _, values in runfolder.read_lines(file) if file else ():
+        for _, values in runfolder.read_lines(file, _CANDIDATE) if file else ():
             yield values
 
     def memories(self) -> Iterator[Memory]:
@@ -108,8 +121,8 @@ def _told(ids: set[str], bank: SkillBank, origins: Origins) -> dict[str, dict[st
     """What is known of the ids, of those that are. Memories pass by one after the other."""
     told: dict[str, dict[str, Any]] = {}
     for values in origins.candidates():
-        if (id := values.get("id")) in ids:
-            told[id] = {"id": id, "kind": "candidate", "title": values.get("title"), "text": values.get("text")}
+        if values["id"] in ids:
+            told[values["id"]] = {"kind": "candidate", **values}
     told |= {item.id: _told_item(item) for item in bank.items if item.id in ids}
     for memory in origins.memories():
         if memory.id in ids:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import hashlib
 import json
 import math
@@ -10,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import date
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -40,6 +42,7 @@ _THINKING = SWITCH
 # are slow at the end of each call, so theirs are large.
 _BATCH_SIZES = {"transformers": 32, "vllm": 512, "openai": 256}
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 20
+_DATE = re.compile(r"""\bstrftime_now\(\s*(['"])([^'"\n]*)\1\s*\)""")
 _MOST_NAME = 200  # bytes: file systems take 255
 
 
@@ -145,7 +148,7 @@ def make_plan(
     skilled = bool(options.skills_in_prompt)
     output = _output(name, options, skilled=skilled, several=several)
     today = _today(tokenizer, None if options.force else output)
-    renderer = _renderer(tokenizer, options, run, benchmark, today)
+    renderer = _renderer(_dated(tokenizer, today), options, run, benchmark)
     shown, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
     prompts = prompts_of(problems, renderer, shown)
     sampling = {
@@ -319,21 +322,28 @@ def _load(
     )
 
 
-def _today(tokenizer: ChatTokenizer, output: Path | None) -> datetime | None:
+def _today(tokenizer: ChatTokenizer, output: Path | None) -> date | None:
     """The day that a template of dated prompts is told: the one on which the evaluation in this folder began."""
-    if "strftime_now" not in str(tokenizer.chat_template):
+    if not _DATE.search(str(tokenizer.chat_template)):
         return None
     file = None if output is None else output / runfolder.SETTINGS
     began = runfolder.read_json(file, _DATED).get("date") if file is not None and os.path.isfile(file) else None
-    return datetime.combine(began or date.today(), time())
+    return began or date.today()
+
+
+def _dated(tokenizer: ChatTokenizer, today: date | None) -> ChatTokenizer:
+    """The tokenizer, with the date of a day in its template in place of the clock."""
+    if today is None:
+        return tokenizer
+    dated = copy.copy(tokenizer)
+    text = functools.partial(_DATE.sub, lambda call: json.dumps(today.strftime(call[2])))
+    template = dated.chat_template
+    dated.chat_template = text(template) if isinstance(template, str) else {k: text(v) for k, v in template.items()}
+    return dated
 
 
 def _renderer(
-    tokenizer: ChatTokenizer,
-    options: argparse.Namespace,
-    run: Mapping[str, Any],
-    benchmark: Benchmark | None,
-    today: datetime | None = None,
+    tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
 ) -> PromptRenderer:
     """The prompts' maker. A run's ``thinking`` holds but for ``paper``: the paper evaluates with thinking on."""
     instruction = run.get("instruction") if options.instruction is None else options.instruction
@@ -343,8 +353,7 @@ def _renderer(
     thinking = None if options.thinking is None else options.thinking == "on"
 
     def rendered(**switch: bool) -> PromptRenderer:
-        kwargs = {**given, **switch}
-        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs=kwargs, today=today)
+        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs={**given, **switch})
 
     on, off = (rendered(**{_THINKING: value}) for value in (True, False))
     has_switch = on.student_ids("1 + 1?") != off.student_ids("1 + 1?")

@@ -30,39 +30,42 @@ _DAPO_HEAD = re.compile(
     r"\s*Solve the following math problem step by step\.\s+The last line of your response should be of the form "
     r"Answer: (?:\$Answer|\\boxed\{\$Answer\})(?: \(without quotes\))? where \$Answer is the answer to the problem\.\s*"
 )
-_DAPO_TAIL = re.compile(r'\s*Remember to put your answer on its own line after "Answer:"\.\s*\Z')
-_GSM8K_ANSWER = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+_DAPO_TAIL = 'Remember to put your answer on its own line after "Answer:".'
+_GSM8K_ANSWER = re.compile(r"^####[ \t]*(\S.*)", re.MULTILINE)
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|(\w+))")
+# A box that opens, one without braces, an escaped character, a brace.
+_BOX = re.compile(r"(?P<box>\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|(?P<bare>\w+)))|\\(?!\\[bf]).|[{}]", re.DOTALL)
 
 
 def strip_wrapper(text: str) -> str:
     """``text`` without DAPO-Math's instruction sentences, where it begins or ends with them word for word."""
     if head := _DAPO_HEAD.match(text):
         text = text[head.end() :]
-    if tail := _DAPO_TAIL.search(text):
-        text = text[: tail.start()]
-    return text
+    said = text.rstrip()
+    return said.removesuffix(_DAPO_TAIL).rstrip() if said.endswith(_DAPO_TAIL) else text
 
 
 def boxed(solution: str) -> list[str]:
-    r"""The contents of the ``\boxed{…}`` and ``\fbox{…}`` of a reference solution, in order; incomplete ones left out.
+    r"""The contents of the ``\boxed{…}`` and ``\fbox{…}`` of a reference solution, in order; incomplete ones left out,
+    and those inside another one.
 
     Braces are balanced; escaped braces do not count. ``\boxed 7`` reads as ``7``.
     """
-    contents: list[str] = []
-    for match in _BOX.finditer(solution):
-        if match.group(1):
-            contents.append(match.group(1))
-            continue
-        depth, position = 1, match.end()
-        while depth and position < len(solution):
-            character = solution[position]
-            depth += (character == "{") - (character == "}")
-            position += 2 if character == "\\" else 1
-        if depth == 0:
-            contents.append(solution[match.end() : position - 1].strip())
-    return contents
+    found: list[tuple[int, int]] = []
+    open_braces: list[tuple[bool, int]] = []  # whether it is a box's, and where its content begins
+    for mark in _BOX.finditer(solution):
+        start = mark.end()
+        if mark["bare"]:
+            found.append(mark.span("bare"))
+        elif mark["box"] or mark[0] == "{":
+            open_braces.append((mark["box"] is not None, start))
+        elif mark[0] == "}" and open_braces:
+            is_box, start = open_braces.pop()
+            while is_box and found and found[-1][0] > start:
+                found.pop()
+            if is_box:
+                found.append((start, mark.start()))
+    return [solution[start:end].strip() for start, end in found]
 
 
 class _MalformedRowError(Exception):
@@ -262,7 +265,7 @@ def _trl(row: Row) -> Draft:
 def _gsm8k(row: Row) -> Draft:
     worked = _string(row, "answer")
     finals = _GSM8K_ANSWER.findall(worked)
-    answer = finals[-1] if finals else ""
+    answer = finals[-1].rstrip(" \t") if finals else ""
     if DIGIT_GROUPS.fullmatch(answer):
         answer = answer.replace(",", "")
     return Draft(_string(row, "question"), answer, id=_string(row, "id"), solution=_CALCULATOR.sub("", worked) or None)

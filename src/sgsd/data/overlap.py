@@ -18,6 +18,8 @@ from sgsd.errors import ConfigError
 
 DEFAULT_N = 12
 """Words in a row; the size at which DAPO-Math-17k was found to overlap with AMC23 and MATH-500."""
+MOST_PLACES = 8
+"""Places of the same words in a row that count in one problem: in a text that repeats itself, one run has countless."""
 MOST = 0.5
 """Share of a test problem's words from which on most of it is in the training problem."""
 
@@ -152,7 +154,9 @@ def find_overlaps(train: Sequence[Problem], test: Sequence[Problem], *, n: int =
     for place, text in enumerate(tested):
         whole.setdefault(text, []).append(place)
         for start in range(len(text) - n + 1):
-            grams.setdefault(text[start : start + n], []).append((place, start))
+            there = grams.setdefault(text[start : start + n], [])
+            if len(there) < MOST_PLACES or there[-MOST_PLACES][0] != place:
+                there.append((place, start))
     found: list[tuple[int, int, Overlap]] = []
     for position, problem in enumerate(train):
         text = words(problem.text)

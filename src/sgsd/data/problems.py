@@ -86,7 +86,7 @@ def no_counts() -> Mapping[str, int]:
 # --- text ---------------------------------------------------------------------------------------------------------
 
 DIGIT_GROUPS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*))?")
+_NUMBER = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?")
 
 
 def same_text(text: str) -> str:
@@ -101,7 +101,7 @@ def same_answer(answer: str) -> str:
     if DIGIT_GROUPS.fullmatch(plain):
         plain = plain.replace(",", "")
     if number := _NUMBER.fullmatch(plain):
-        sign, whole, decimals = number.group(1), number.group(2), (number.group(3) or "").rstrip("0")
+        sign, whole, decimals = number[1], number[2].lstrip("0") or "0", (number[3] or "").rstrip("0")
         magnitude = f"{whole}.{decimals}" if decimals else whole
         return f"-{magnitude}" if sign == "-" and magnitude != "0" else magnitude
     return plain

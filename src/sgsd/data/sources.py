@@ -414,9 +414,8 @@ def _literal(value: str) -> Any:
 
 # --- language -----------------------------------------------------------------------------------------------------
 
-_MATH = re.compile(
-    r"\[asy\].*?\[/asy\]|```.*?```|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+(?:\{[^{}]*\})*", re.DOTALL
-)
+_MATH = re.compile(r"\[asy\]|```|\$\$?|\\\[|\\\(|\\[A-Za-z]+(?:\{[^{}]*\})*")
+_ENDS = {"[asy]": "[/asy]", "```": "```", "$$": "$$", "$": "$", r"\[": r"\]", r"\(": r"\)"}
 _KANA, _HANGUL, _HAN = re.compile(r"[\u3040-\u30ff]"), re.compile(r"[\uac00-\ud7af]"), re.compile(r"[\u3400-\u9fff]")
 EAST_ASIAN_SHARE = (
     0.1  # of the letters outside formulas; 391 of 2,000 DAPO problems reach it, none lies between 0 and it
@@ -437,7 +436,7 @@ def language_identifier() -> Callable[[str], str]:
     identifier.set_languages(code for code in identifier.nb_classes if code != "pcm")
 
     def identify(text: str) -> str:
-        words = _MATH.sub(" ", text)
+        words = _without_math(text)
         letters = sum(map(str.isalpha, words))
         if letters == 0:
             return UNDETERMINED
@@ -448,3 +447,25 @@ def language_identifier() -> Callable[[str], str]:
         return str(code) if probability >= CONFIDENCE else UNDETERMINED
 
     return identify
+
+
+def _without_math(text: str) -> str:
+    """The text with a space in place of each formula, drawing, block of code and LaTeX command."""
+    parts: list[str] = []
+    unclosed: set[str] = set()
+    position = start = 0
+    while mark := _MATH.search(text, start):
+        end, closing = mark.end(), _ENDS.get(mark[0])
+        if closing is not None:
+            end = -1 if mark[0] in unclosed else text.find(closing, end)
+            if end < 0:
+                unclosed.add(mark[0])
+                start = mark.start() + 1
+                if mark[0] != "$$":  # which is a formula without content
+                    continue
+                end = mark.end()
+            else:
+                end += len(closing)
+        parts.append(text[position : mark.start()])
+        position = start = end
+    return " ".join([*parts, text[position:]])

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NotRequired, Protocol
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, StrictInt, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,8 +37,8 @@ class _Mark(TypedDict):
 
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
 
-    version: int
-    sizes: NotRequired[dict[str, int]]
+    version: StrictInt
+    sizes: NotRequired[dict[str, StrictInt]]
 
 
 _MARK = TypeAdapter(_Mark)

@@ -166,7 +166,7 @@ def _spoken_key(reading: Reading) -> str:
     Operators stay: ``x+y`` is not ``xy``."""
     plain = words(reading.text).casefold()
     text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
-    sign = "-" if re.match(r"-\S*\b.*\d", plain) else ""  # elsewhere a dash joins words, or is a bullet
+    sign = "-" if re.match(r"-[^\w\s]*+(?=\w).*\d", plain) else ""  # elsewhere a dash joins words, or is a bullet
     return sign + re.sub(r"(?<!\d)[^\w:+*/^=<>]|[^\w:+*/^=<>](?!\d)", "", text if re.search(r"\w", text) else plain)
 
 

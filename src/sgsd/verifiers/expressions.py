@@ -27,7 +27,7 @@ for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-NUMBERS_ONLY = re.compile(r"(?:Integer|Float|Rational|'\d[\d.]*'|\d+(?:\.\d*)?|[ ()+\-*/,])*")
+NUMBERS_ONLY = re.compile(r"(?:Integer|Float|Rational|'\d[\d.]*+'|\d++(?:\.\d*+)?|[ ()+\-*/,])*+")
 
 
 def close_evaluation() -> Callable[[], None]:

@@ -11,11 +11,13 @@ from sgsd.verifiers.expressions import SETS, as_latex, parse, spelled
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
 from sgsd.verifiers.reading import Reading, Shape, read_answer
 from sgsd.verifiers.tidy import key, tidy
+from sgsd.verifiers.values import number
 from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
 _LABEL = re.compile(r"\(?[A-H][.)](?:\\? )++(?=[$\d\\-])")  # of an option: "A. 56"
 _MARKED = re.compile(r"####|final answer", re.IGNORECASE)
+_CALCULUS = re.compile(r"\\(?:int|sum|prod|lim)(?![A-Za-z])")
 
 
 def reference_text(answer: str) -> str | None:
@@ -113,6 +115,9 @@ def why_unreadable(answer: str) -> str | None:
         if leaf.items or leaf.shape in {"number", "words"} or BASED.fullmatch(leaf.text):
             continue
         text = as_latex(without_unit(leaf.text)[0])
-        if parse(text, bool(SETS.search(text))) is None and not spelled(leaf.text):
+        expression = parse(text, bool(SETS.search(text)))
+        if expression is None and not spelled(leaf.text):
             return UNREADABLE.reason
+        if expression is not None and _CALCULUS.search(text):
+            number(expression)  # here, so that one which takes too long is refused, and not tried with every completion
     return None
