@@ -10,12 +10,13 @@ from pathlib import Path
 import ziamath
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import sgsd
 
 ROOT = Path(__file__).parents[1]
+_log = logging.getLogger(__name__)
 # Where links to files outside docs/ lead; a workflow on GitHub knows its own address.
 REPOSITORY = os.environ.get("SGSD_REPOSITORY", "https://github.example/sgsd")
 
@@ -55,7 +56,7 @@ def link_repository(app: Sphinx, name: str, source: list[str]) -> None:
     def address(match: re.Match[str]) -> str:
         path = match[1]
         if not (ROOT / path).exists():
-            raise ExtensionError(f"docs/{name}.md: no such file in the repository: {path}")
+            _log.warning("no such file in the repository: %s", path, location=name)
         return f"{REPOSITORY}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
 
     source[0] = _OUTSIDE.sub(address, source[0])

@@ -16,6 +16,8 @@ from sgsd.runfolder import one_writer
 
 from ..report.folders import write_run
 
+pytest.importorskip("ziaplot", reason="the extra 'report' is not installed")
+
 QUICK = ("--max_completion_length", "4", "--verifier", "exact", "--batch_size", "2")
 
 

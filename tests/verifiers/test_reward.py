@@ -258,9 +258,11 @@ def test_a_function_is_found_by_a_worker_that_started_before_the_path_grew(tmp_p
 
 
 def test_a_module_of_the_current_folder_is_found_after_all_others(tmp_path, monkeypatch):
-    (tmp_path / "rewards_of_here.py").write_text("def right(completions, **kwargs):\n    return [1.0]\n")
-    (tmp_path / "json.py").write_text("raise RuntimeError('a stranger')\n")
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "rewards_of_here.py").write_text("def right(completions, **kwargs):\n    return [1.0]\n")
+    (here / "json.py").write_text("raise RuntimeError('a stranger')\n")
+    monkeypatch.chdir(here)
     monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
     with get_verifier("rewards_of_here:right") as verifier:
         assert verify_in_context(verifier, ["x"], ["1"], lambda: [Context()])[0].outcome is Outcome.CORRECT
