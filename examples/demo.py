@@ -43,7 +43,8 @@ THINGS = {
 SHELVES = 3
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
-    *("--learning_rate", "2e-3", "--max_steps", "45", "--rehearsal_texts", "32"),  # of so small a model
+    *("--learning_rate", "2e-3", "--max_steps", "45"),  # of so small a model
+    *("--rehearsal_weight", "1", "--rehearsal_texts", "32"),
     *("--lora_target_modules", "gate_proj", "up_proj", "down_proj"),
 ]
 
