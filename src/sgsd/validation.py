@@ -137,11 +137,11 @@ _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in (f"{_TAG}null", f"{_TAG}bool")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_PlainLoader.add_implicit_resolver(f"{_TAG}int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)\Z"), list("-+0123456789"))
+_PlainLoader.add_implicit_resolver(f"{_TAG}int", re.compile(r"\A[-+]?(?:0|[1-9][0-9_]*)\Z"), list("-+0123456789"))
 _PlainLoader.add_implicit_resolver(
     f"{_TAG}float",
     re.compile(
-        r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|[0-9][0-9_]*e[-+]?[0-9]+|\.(?:inf|nan))\Z",
+        r"\A[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|[0-9][0-9_]*e[-+]?[0-9]+|\.(?:inf|nan))\Z",
         re.IGNORECASE,
     ),
     list("-+0123456789."),
