@@ -376,6 +376,7 @@ def world(tmp_path_factory) -> Iterator[World]:
     made = World(folder)
     yield made
     made.server.shutdown()
+    made.server.server_close()
 
 
 @pytest.fixture
