@@ -59,6 +59,13 @@ UNLIKE = {
     "no teachers on odd ranks, correction": {"retrieves": "nothing", **CORRECTION},
     "no teachers on odd ranks, control": {"retrieves": "nothing", "support_baseline": "control"},
     "no teachers on odd ranks, guided": {"retrieves": "nothing", "lora": True, **CORRECTION, **GUIDED},
+    "every rank rehearses its own": {
+        "rehearsal_weight": 1.0,
+        "rehearsal_texts": 3,
+        "lora": True,
+        **CORRECTION,
+        **GUIDED,
+    },
     "odd ranks undecided": {"reward": "undecided on odd ranks"},
     "odd ranks undecided, groups": {
         "reward": "undecided on odd ranks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -161,7 +162,7 @@ def run_training(
     from sgsd.trainers.methods import TRAINERS
 
     settings = settings_as_dict(run, training, model)
-    data = {**yaml.safe_load(report.to_json()), "digest": digest_of(problems)}
+    data = {**json.loads(report.to_json()), "digest": digest_of(problems)}
     resumed = resumed_so_far(resume_from, settings, data)
     options = _model_options(training, model)
     _refuse_missing_trackers(training)

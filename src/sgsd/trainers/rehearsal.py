@@ -81,19 +81,22 @@ class Rehearsal:
         self._hidden: list[Tensor] = []
 
     @property
+    def is_prepared(self) -> bool:
+        """Whether the texts are written."""
+        return bool(self._texts)
+
+    @property
     def texts(self) -> list[str]:
         """What was written; empty before the first step."""
         return [self._tokenizer.decode(text) for text in self._texts]
 
     def prepare(self, model: nn.Module, sampling: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Write the texts, once.
+        """Write the texts.
 
         Args:
             model: with the weights that training began with, as forwards take it.
             sampling: context that gives the model to sample from.
         """
-        if self._texts:
-            return
         with sampling() as unwrapped:
             sampler = TransformersSampler(
                 unwrapped, self._tokenizer, max_new_tokens=TURN_TOKENS, top_p=_TOP_P, batch_size=_BATCH

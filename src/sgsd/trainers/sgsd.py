@@ -345,13 +345,15 @@ class SGSDTrainer(VerifiedTrainer):
 
     def _forgotten(self, model: Any, rollouts: int) -> Tensor:
         """Mean KL of the student from its beginning on rehearsed texts, for a micro-batch of so many rollouts."""
-        with self._teaching():
-            self.rehearsal.prepare(
-                self.model,
-                lambda: unwrap_model_for_generation(
-                    self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-                ),
-            )
+        if not self.rehearsal.is_prepared:
+            gather = self.args.ds3_gather_for_generation
+            with self._teaching():
+                self.rehearsal.prepare(
+                    self.model,
+                    lambda: unwrap_model_for_generation(
+                        self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather
+                    ),
+                )
         micro_batch = self._step % self.args.gradient_accumulation_steps
         batch = self.rehearsal.batch(rollouts, (self.state.global_step, micro_batch), self.accelerator.device)
         divergence = self._divergence_from(batch.hidden)
