@@ -280,6 +280,49 @@ def test_chunks_may_be_more_than_pairs(model, wanted, share_prompts, forwards):
     assert torch.equal(padded.logps, score_completions(model, *pair, share_prompts=share_prompts).logps)
 
 
+def documented(head=60, n=6, seed=0):
+    """Pairs whose prompts begin with one document, the tasks and completions unequal; some prompts are equal."""
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda count: torch.randint(2, 250, (count,), generator=g).tolist()  # noqa: E731
+    document = draw(head)
+    prompts = [document + draw(1 + 3 * row) for row in range(n)]
+    return [*prompts, prompts[2]], [draw(row % 4) for row in range(n)] + [draw(5)]
+
+
+@pytest.mark.parametrize("budget", [1, 150, 10_000])
+@pytest.mark.parametrize("name", ["llama", "gemma-3", "gpt-oss", "mistral", "deepseek-v3"])  # windows, experts, MLA
+def test_a_document_before_many_problems_changes_no_score(budget, name):
+    model = make(name)
+    prompts, completions = documented()
+    options = {"max_tokens_per_chunk": budget, "with_entropy": True, "top_tokens": 2}
+    shared = score_completions(model, prompts, completions, **options)
+    alone = score_completions(model, prompts, completions, share_prompts=False, **options)
+    for name in ("logps", "entropy", "top_logps"):
+        torch.testing.assert_close(getattr(shared, name), getattr(alone, name), rtol=0, atol=1e-4)
+    assert torch.equal(shared.mask, alone.mask)
+
+
+def test_a_document_is_forwarded_once_and_counted_once(model):
+    prompts, completions = documented()
+    rest = [len(prompt) - 60 + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    assert record_forwards(model, prompts, completions) == [60, len(rest) * max(rest)]
+    assert score_completions(model, prompts, completions).tokens == 60 + sum(rest)
+
+
+@pytest.mark.parametrize("same", [3, 60])
+def test_a_prompt_that_is_the_beginning_of_another_keeps_its_last_token_out_of_the_head(model, same):
+    prompts = [list(range(5, 5 + same)), [*range(5, 5 + same), 100, 101]] * 3
+    completions = [[n, n + 1, n + 2] for n in range(6)]
+    shared = score_completions(model, prompts, completions)
+    alone = score_completions(model, prompts, completions, share_prompts=False)
+    torch.testing.assert_close(shared.logps, alone.logps, rtol=0, atol=1e-4)
+
+
+def test_the_few_tokens_of_a_template_are_no_document(model):
+    prompts, completions = documented(head=4)
+    assert record_forwards(model, prompts, completions)[0] == 6 * max(map(len, prompts))
+
+
 def test_the_tokens_of_a_shared_prompt_count_once(model):
     prompts, completions = [[5, 6, 7]] * 3 + [[8, 9]], [[8, 9], [10], [11, 12], [13]]
     assert score_completions(model, prompts, completions).tokens == 3 + 2 + 6
