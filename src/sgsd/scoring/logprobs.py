@@ -424,7 +424,8 @@ def score_completions(
     """Log-probabilities of ``completions[n]`` after ``prompts[n]``, full vocabulary, without gradient.
 
     Equals scoring each pair alone and unpadded. A prompt and its completion are one row without a gap, filled up on
-    the right. Equal pairs are scored once. Pairs with one prompt, or with prompts that begin alike, share its keys and values where model and cache can.
+    the right. Equal pairs are scored once. Pairs with one prompt, or with prompts that begin alike, share its keys and
+    values where model and cache can.
     Prompts are sorted by length and scored, with all their completions, in chunks of about ``max_tokens_per_chunk``
     tokens, padding included, so memory does not grow with N.
 
