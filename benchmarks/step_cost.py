@@ -6,7 +6,7 @@
   float32 log-softmax over all positions of all rows, then the chosen tokens.
 - ours: the calls that ``SGSDTrainer`` makes, with its defaults (token budget, the student's entropies) but without
   gradient checkpointing; checkpointed: with it, as TRL has it by default.
-- unshared: ours, but teachers' prompts once for each rollout.
+- unshared: ours, but teachers' prompts once for each rollout, whatever they have in common.
 - correction, guided: ours with ``objective: correction``, every rollout a failure; with a control teacher and guidance.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
   the head over completion positions. No log-probability comes of it.
@@ -45,7 +45,7 @@ _FLOOR_TILE = 128  # rows of the head's product
 
 @dataclass(frozen=True)
 class Shape:
-    """B rollouts, G of each problem, K teachers; lengths in tokens."""
+    """B rollouts, G of each problem, K teachers; lengths in tokens. Teachers' prompts begin with one document."""
 
     B: int = 2
     K: int = 8
@@ -53,6 +53,7 @@ class Shape:
     teacher_prompt: int = 224
     completion: int = 128
     G: int = 1
+    document: int = 0
 
 
 SERIES: dict[str, tuple[list[Shape], list[str]]] = {
@@ -60,6 +61,7 @@ SERIES: dict[str, tuple[list[Shape], list[str]]] = {
     "teachers": ([replace(Shape(), K=K) for K in (1, 2, 4, 8, 16)], ["ours", "floor"]),
     "completion": ([replace(Shape(), completion=T) for T in (64, 128, 256, 512)], ["ours", "floor"]),
     "sharing": ([replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)], ["ours", "unshared"]),
+    "document": ([Shape(B=16, K=1, prompt=64, teacher_prompt=864, completion=24, document=800)], ["ours", "unshared"]),
     "correction": ([Shape()], ["ours", "correction", "guided"]),
 }
 """Name → shapes, and the variants that are measured at each."""
@@ -75,6 +77,7 @@ class Step:
         problems = shape.B // shape.G
         self.prompts = draw(problems, shape.prompt).repeat_interleave(shape.G, 0)
         teachers = draw(problems * shape.K, shape.teacher_prompt).view(problems, shape.K, -1)
+        teachers[..., : shape.document] = draw(1, shape.document)
         self.teacher_prompts = teachers.repeat_interleave(shape.G, 0).flatten(0, 1)
         self.completions = draw(shape.B, shape.completion)
         self.control_prompts = draw(problems, shape.teacher_prompt).repeat_interleave(shape.G, 0)

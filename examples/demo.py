@@ -41,9 +41,10 @@ THINGS = {
     "wool": "sock sweater hat blanket glove scarf coat rug cap mitten carpet shawl",
 }
 SHELVES = 3
+GRPO_LEARNING_RATE = 2e-4
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
-    *("--learning_rate", "2e-3", "--max_steps", "45"),  # of so small a model
+    *("--learning_rate", "2e-3", "--max_steps", "64", "--per_device_train_batch_size", "8"),  # of so small a model
     *("--rehearsal_weight", "1", "--rehearsal_texts", "32"),
     *("--lora_target_modules", "gate_proj", "up_proj", "down_proj"),
 ]
@@ -135,6 +136,7 @@ def main(arguments: Sequence[str]) -> int:
         model=MODEL,
         output=output,
         baseline=None if options.no_grpo else "grpo",
+        baseline_learning_rate=None if options.no_grpo else GRPO_LEARNING_RATE,
         seed=options.seed,
         settings=[*SETTINGS, *options.settings],
         console=console,

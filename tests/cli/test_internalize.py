@@ -88,6 +88,21 @@ def test_the_same_call_goes_on_from_what_is_there(made, data, tiny_folder, tmp_p
     assert certificate(output) == certificate(made)
 
 
+def test_a_baseline_can_be_added_with_a_learning_rate_of_its_own_and_not_changed(made, data, tiny_folder, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(made, output)
+    for name in ("certificate.json", "plan.json", "grpo", "evaluations/grpo"):
+        shutil.rmtree(output / name) if (output / name).is_dir() else (output / name).unlink()
+    plan = json.loads((made / "plan.json").read_text())
+    (output / "plan.json").write_text(json.dumps(plan | {"baseline": None}))
+    own = call(data, tiny_folder, output, "--baseline", "grpo", "--baseline_learning_rate", "3e-5")
+    assert main(own) == 0
+    run, grpo = (json.loads((output / name / "run.json").read_text())["settings"] for name in ("run", "grpo"))
+    assert grpo["learning_rate"] == 3e-5 != run["learning_rate"]
+    assert main(call(data, tiny_folder, output)) == 0
+    assert main(call(data, tiny_folder, output, "--baseline", "grpo")) == 2
+
+
 @pytest.mark.slow
 def test_killed_at_five_moments_it_goes_on_to_the_same_certificate(made, data, tiny_folder, tmp_path):
     output = tmp_path / "killed"
@@ -133,6 +148,8 @@ def test_what_cannot_be_used_is_one_line_and_leaves_nothing(data, tiny_folder, t
         (skill, {"model": str(tmp_path / "none")}, ConfigError, "model"),
         (tmp_path / "none.md", {}, Exception, "none.md"),
         (skill, {"baseline": "ppo"}, ConfigError, "grpo"),
+        (skill, {"baseline_learning_rate": 1e-4}, ConfigError, "with a baseline"),
+        (skill, {"baseline": "grpo", "baseline_learning_rate": float("nan")}, ConfigError, "above 0"),
         (skill, {"settings": ["--learning_rat", "1"]}, ConfigError, "learning_rate"),
         (skill, {"settings": ["--method", "grpo"]}, ConfigError, "method"),
         (skill, {"settings": ["--teacher_temperature", "0"]}, ConfigError, "teacher_temperature is out of range"),

@@ -18,6 +18,7 @@ import argparse
 import gc
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -90,6 +91,7 @@ def internalize(
     held_out: str | Path | None = None,
     retain: str | Path | None = None,
     baseline: str | None = None,
+    baseline_learning_rate: float | None = None,
     columns: str | None = None,
     seed: int = 0,
     force: bool = False,
@@ -114,6 +116,7 @@ def internalize(
         retain: problems to see by whether anything was forgotten, with the tasks' prompt and verifier; without it,
             generated sums.
         baseline: ``grpo``, to run the same budget of rollouts beside it.
+        baseline_learning_rate: its own, if it should not have the run's: what suits a correction may be much for GRPO.
         columns: which column of the tasks is what: ``problem=question,answer=gold``.
         seed: of the split and the training.
         force: train although the doctor says no.
@@ -125,6 +128,10 @@ def internalize(
     """
     if baseline is not None and baseline not in BASELINES:
         raise ConfigError("no such baseline", got=baseline, expected=", ".join(BASELINES))
+    if baseline_learning_rate is not None and not (baseline and 0 < baseline_learning_rate < math.inf):
+        raise ConfigError(
+            "a learning rate of a baseline", got=baseline_learning_rate, expected="a number above 0, with a baseline"
+        )
     work = _Work(
         bank=load_bank(document),
         document=Path(document).name,
@@ -132,6 +139,7 @@ def internalize(
         model=model,
         settings=tuple(settings),
         seed=seed,
+        baseline_rate=baseline_learning_rate,
         console=console or standard_error(),
     )
     with warnings.catch_warnings(), runfolder.one_writer(work.folder), work:
@@ -158,6 +166,7 @@ def run(options: argparse.Namespace) -> int:
         held_out=options.held_out,
         retain=options.retain,
         baseline=options.baseline,
+        baseline_learning_rate=options.baseline_learning_rate,
         columns=options.columns,
         seed=options.seed,
         force=options.force,
@@ -180,6 +189,7 @@ class _Work:
         model: by name.
         settings: flags of ``sgsd train``.
         seed: of the split and the training.
+        baseline_rate: the baseline's learning rate; ``None`` is the run's.
         console: told what happens.
     """
 
@@ -189,6 +199,7 @@ class _Work:
     model: str
     settings: tuple[str, ...]
     seed: int
+    baseline_rate: float | None
     console: Console
     _verifiers: dict[str, PooledVerifier] = field(default_factory=dict, init=False)
     _held: tuple[str, Any] | None = field(default=None, init=False)
@@ -232,15 +243,18 @@ class _Work:
             "document": hashlib.sha256(f"{self.bank.digest} {self._text}".encode()).hexdigest(),
             "settings": list(self.settings),
             "seed": self.seed,
-            "baseline": baseline,
+            "baseline": baseline and [baseline, self.baseline_rate],
             "train": _digest(self._train),
             "held_out": _digest(self._test),
             "retained": _digest(self._retained),
         }
         file = self.folder / _PLAN
         if file.is_file():
-            other = {name for name, value in runfolder.read_json(file).items() if plan.get(name) != value}
-            if other - {"baseline"}:  # it can be added to what is there
+            stored = runfolder.read_json(file)
+            other = {name for name, value in stored.items() if plan.get(name) != value}
+            if not (baseline and stored.get("baseline")):  # it can be added to what is there, and left out
+                other -= {"baseline"}
+            if other:
                 raise ConfigError(
                     "the output folder holds other work",
                     got=f"{self.folder}, of another {', '.join(sorted(other))}",
@@ -514,6 +528,8 @@ class _Work:
         own += ["--output_dir", str(self.folder / name), "--seed", str(self.seed), "--resume"]
         if known is None:
             own += ["--bank", str(self.folder / runfolder.BANK)]
+        elif self.baseline_rate is not None:
+            own += ["--learning_rate", str(self.baseline_rate)]
         return [*flags, *_known(self.settings, known), *own]
 
     def _tasks(self, name: str) -> Path:

@@ -104,6 +104,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     asked.add_argument("--retain", help="problems that show what was forgotten (sums)")
     taught = internal.add_argument_group("training", "the preset internalize; its settings as flags behind --")
     taught.add_argument("--baseline", choices=("grpo",), help="the same budget beside it")
+    taught.add_argument("--baseline_learning_rate", type=float, help="its own (the run's)")
     taught.add_argument("--seed", type=int, default=0)
     taught.add_argument("--force", action="store_true", help="train although the doctor says no")
     taught.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
