@@ -251,9 +251,9 @@ class _Work:
         file = self.folder / _PLAN
         if file.is_file():
             stored = runfolder.read_json(file)
+            if baseline is None or stored.get("baseline") is None:  # it can be added to what is there, or left as it is
+                stored["baseline"] = plan["baseline"] = plan["baseline"] or stored.get("baseline")
             other = {name for name, value in stored.items() if plan.get(name) != value}
-            if not (baseline and stored.get("baseline")):  # it can be added to what is there, and left out
-                other -= {"baseline"}
             if other:
                 raise ConfigError(
                     "the output folder holds other work",
