@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from sgsd.examples.lab import evidence
+from sgsd.examples.lab import cells, evidence
 from sgsd.examples.lab.command import make_parser
 
 from ..conftest import ROOT
@@ -20,23 +20,45 @@ def test_the_page_holds_the_tables_that_the_command_prints(tmp_path, monkeypatch
     page.write_text(re.sub(r"(?s)(<!-- (table|sweeps) -->).*?(<!-- end of \2 -->)", r"\1\n\n\3", shown))
     assert len(page.read_text()) < len(shown) - 4000
     monkeypatch.setattr(evidence, "PAGE", page)
-    options = {"labs": list(evidence.LABS), "cells": None, "learning_rates": evidence.LEARNING_RATES}
+    options = {"labs": list(cells.LABS), "cells": None, "learning_rates": None}
     evidence.page(argparse.Namespace(**options))
     assert page.read_text() == shown, "python examples/lab/evidence.py page"
 
 
 def test_every_stored_run_is_of_a_cell_and_no_run_is_there_twice():
-    runs = [json.loads(line) for file in evidence.RESULTS.glob("*.jsonl") for line in file.read_text().splitlines()]
-    assert len({run["command"] for run in runs}) == len(runs)
+    runs = [json.loads(line) for file in cells.RESULTS.glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert len({(run["command"], cells.is_former(run)) for run in runs}) == len(runs)
     for run in runs:
-        assert run["command"] == evidence.command(run["cell"], run["lab"], run["learning_rate"], run["seed"])
-        assert list(run["accuracy"]) == [str(step) for step in range(0, 301, 25)]
+        assert run["command"] == cells.command(run["cell"], run["lab"], run["learning_rate"], run["seed"])
+        assert list(run["accuracy"]) == [str(step) for step in range(0, cells.CELLS[run["cell"]].steps + 1, 25)]
 
 
-@pytest.mark.parametrize("lab", evidence.LABS)
+def test_a_run_of_the_present_trainer_counts_before_a_former_one_of_its_command(tmp_path, monkeypatch):
+    run = {"command": "sgsd lab run", "accuracy": {"0": 0.1}}
+    for name, line in (("a-new", run | {"train_seconds": {}}), ("b-old", run), ("c-other", run | {"command": "x"})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    cells.records.cache_clear()
+    found = cells.records()
+    cells.records.cache_clear()
+    assert {command: cells.is_former(run) for command, run in found.items()} == {"sgsd lab run": False, "x": True}
+
+
+def test_plans_run_cells_that_there_are_and_the_reduced_one_is_of_sixty_runs():
+    sizes = {}
+    for name, batches in cells.PLANS.items():
+        runs = [cells.command(*which) for batch in batches for which in batch.runs(list(cells.LABS))]
+        sizes[name] = len(set(runs))
+        assert len(runs) == len(set(runs)), name
+    assert sizes["reduced"] == 60
+    doses = [cells.CELLS["regime-sgsd"].learning_rates[0] / 5e-6, 128 / 8, 64 / 4, 2048 / 128]
+    assert doses == pytest.approx([16] * 4)
+
+
+@pytest.mark.parametrize("lab", cells.LABS)
 def test_every_cell_is_a_command_that_is_understood(lab):
-    for name, cell in evidence.CELLS.items():
-        _, *arguments = evidence.flags(cell, lab, learning_rate=1e-4, seed=0)
+    for name, cell in cells.CELLS.items():
+        _, *arguments = cells.flags(cell, lab, learning_rate=1e-4, seed=0)
         options = make_parser().parse_args(arguments[: arguments.index("--")])
         assert options.helpful + options.misleading + options.irrelevant >= 1, name
 
