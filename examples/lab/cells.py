@@ -15,6 +15,8 @@ RESULTS = ROOT / "results" / "lab"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
 """Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
 LEARNING_RATES = (5e-5, 1e-4, 2e-4)
+FRESH = 5
+"""A seed that nobody looked at while choosing anything."""
 
 
 @dataclass(frozen=True)
@@ -209,16 +211,27 @@ def is_former(run: dict[str, Any]) -> bool:
     return "train_seconds" not in run
 
 
-def stored(lab: str, name: str, learning_rate: float | None = None) -> list[dict[str, Any]]:
-    """The runs of a cell, by seed: those of its command, whatever cell they were made for."""
+def stored(lab: str, name: str, learning_rate: float | None = None, *, fresh: bool = False) -> list[dict[str, Any]]:
+    """The runs of a cell, by seed: those of its command, whatever cell they were made for.
+
+    Those of the fresh seed are kept apart. Former runs of the correction, which the rebuild changed, count only where
+    the present trainer has made none.
+    """
     own = [
         run
         for run in records().values()
         if run["lab"] == lab
         and learning_rate in (None, run["learning_rate"])
+        and (run["seed"] == FRESH) == fresh
         and run["command"] == command(name, lab, run["learning_rate"], run["seed"])
     ]
-    return sorted(own, key=lambda run: run["seed"])
+    present = [run for run in own if not is_outdated(run)]
+    return sorted(present or own, key=lambda run: run["seed"])
+
+
+def is_outdated(run: dict[str, Any]) -> bool:
+    """Whether it is of the correction as it was before the rebuild."""
+    return is_former(run) and "--objective correction" in run["command"]
 
 
 # ---- plans
@@ -243,7 +256,7 @@ class Batch:
 
 _SHARE = ("grpo", "guided", "guided-irrelevant", "guided-misleading-4")
 _FAMILY = ("rlsd", "rlcsd", "random-tokens", "suppression")
-_THREE, _FRESH = range(3), (5,)
+_THREE = range(3)
 PLANS = {
     "reduced": [
         Batch(["regime-sgsd"], _DOSES[:1], _THREE),
@@ -251,7 +264,7 @@ PLANS = {
         Batch(_SHARE, (1e-4,), _THREE),
         Batch(_FAMILY, (1e-4,), range(2)),
         Batch(["regime-sgsd-1000"], _DOSES[:1], _THREE),
-        Batch(["guided"], (1e-4,), _FRESH),
+        Batch(["guided"], (1e-4,), (FRESH,)),
     ],
     "regime": [
         Batch(["regime-sgsd"], _DOSES[:1]),
@@ -271,8 +284,8 @@ PLANS = {
         Batch(_FAMILY, (1e-4,)),
         Batch(["rlsd-irrelevant", "rlcsd-irrelevant"], (1e-4,), _THREE),
         Batch(["grpo", "guided", *_FAMILY], (5e-5, 2e-4)),
-        Batch(["grpo", "guided", "rlsd", "rlcsd"], LEARNING_RATES, _FRESH),
+        Batch(["grpo", "guided", "rlsd", "rlcsd"], LEARNING_RATES, (FRESH,)),
     ],
     "long": [Batch(list(LONG), (1e-4,), _THREE)],
 }
-"""Name → batches, the most important first. Seed 5 was looked at by nobody who chose anything."""
+"""Name → batches, the most important first."""
