@@ -211,22 +211,15 @@ def is_former(run: dict[str, Any]) -> bool:
     return "train_seconds" not in run
 
 
-def stored(lab: str, name: str, learning_rate: float | None = None, *, fresh: bool = False) -> list[dict[str, Any]]:
+def stored(lab: str, name: str, learning_rate: float, *, fresh: bool = False) -> list[dict[str, Any]]:
     """The runs of a cell, by seed: those of its command, whatever cell they were made for.
 
     Those of the fresh seed are kept apart. Former runs of the correction, which the rebuild changed, count only where
     the present trainer has made none.
     """
-    own = [
-        run
-        for run in records().values()
-        if run["lab"] == lab
-        and learning_rate in (None, run["learning_rate"])
-        and (run["seed"] == FRESH) == fresh
-        and run["command"] == command(name, lab, run["learning_rate"], run["seed"])
-    ]
-    present = [run for run in own if not is_outdated(run)]
-    return sorted(present or own, key=lambda run: run["seed"])
+    typed = (command(name, lab, learning_rate, seed) for seed in ((FRESH,) if fresh else range(FRESH)))
+    own = [records()[one] for one in typed if one in records()]
+    return [run for run in own if not is_outdated(run)] or own
 
 
 def is_outdated(run: dict[str, Any]) -> bool:
@@ -260,11 +253,13 @@ _THREE = range(3)
 PLANS = {
     "reduced": [
         Batch(["regime-sgsd"], _DOSES[:1], _THREE),
+        Batch(["regime-sgsd"], _DOSES[1:], (0,)),
         Batch(["regime-grpo"], _DOSES, (0,)),
         Batch(_SHARE, (1e-4,), _THREE),
-        Batch(_FAMILY, (1e-4,), range(2)),
-        Batch(["regime-sgsd-1000"], _DOSES[:1], _THREE),
+        Batch(_FAMILY, (1e-4,), (0,)),
         Batch(["guided"], (1e-4,), (FRESH,)),
+        Batch(["random-tokens", "suppression", "rlcsd"], (1e-4,), (1,)),
+        Batch(["regime-sgsd-1000"], (_DOSES[0], _DOSES[2]), (0,)),
     ],
     "regime": [
         Batch(["regime-sgsd"], _DOSES[:1]),

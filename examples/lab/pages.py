@@ -422,13 +422,15 @@ def of_the_regime(lab: str) -> str:
     runs = stored(lab, "regime-sgsd", REGIME["regime-sgsd"].learning_rates[0])
     if not runs:
         return f"{lab.capitalize()} lab: {NOT_RUN}."
-    published, rate = REGIME["regime-sgsd"].learning_rates[0], best_rate(lab, "regime-grpo")
+    (published, *doses), rate = REGIME["regime-sgsd"].learning_rates, best_rate(lab, "regime-grpo")
+    higher = "; ".join(f"{dose / published:.0f} times the rate {ends(lab, 'regime-sgsd', dose)}" for dose in doses)
     on = stored(lab, "regime-sgsd-1000", published)
     beyond = f"{interval(list(map(end_of, on)))} %, {sum(map(fell, on))} of {len(on)} fell"
+    start, fallen = 100 * curve_of(runs[0])[0], sum(map(fell, runs))
     return (
         f"{lab.capitalize()} lab: **after its 200 steps it is at {interval(list(map(end_of, runs)))} %**, from "
-        f"{100 * curve_of(runs[0])[0]:.1f}, and {sum(map(fell, runs))} of {len(runs)} runs fell; GRPO with as many "
-        f"rollouts at {ends(lab, 'regime-grpo', rate)} (its best of three rates, {rate:g}); after 1,000 steps: "
+        f"{start:.1f}, and {fallen} of {len(runs)} runs fell ({higher}); GRPO with as many rollouts at "
+        f"{ends(lab, 'regime-grpo', rate)} (its best of three rates, {rate:g}); after 1,000 steps: "
         f"{beyond if on else NOT_RUN}."
     )
 

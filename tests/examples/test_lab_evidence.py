@@ -39,6 +39,37 @@ def test_the_page_begins_with_three_answers_and_has_a_table_of_ten_rows_at_most(
     assert len(list(pages.summary(OPTIONS))) <= 2 + 10
 
 
+def test_every_table_and_answer_is_made_of_the_runs(tmp_path, monkeypatch):
+    gains = {"grpo": 0.5, "guided": 0.9, "guided-irrelevant": 0.7, "guided-misleading-4": 0.5, "regime-grpo": 0.4}
+    shown = [*pages._SUMMARY, "guided-misleading-4", *cells.REGIME, *cells.LONG, *cells.SWEPT]
+    for name, cell in {name: cells.CELLS[name] for name in (*shown, "guided-flips-10", "grpo-flips-10")}.items():
+        for which in cells.Batch([name], cell.learning_rates, (0, 1, 2, cells.FRESH)).runs(list(cells.LABS)):
+            _, lab, learning_rate, seed = which
+            steps = [str(step) for step in range(0, cell.steps + 1, 25)]
+            last = 0.2 if name == "regime-sgsd" else gains.get(name, 0.6) + 0.01 * seed
+            line = {"cell": name, "lab": lab, "learning_rate": learning_rate, "seed": seed}
+            line |= {"command": cells.command(*which), "accuracy": dict.fromkeys(steps, 0.3) | {steps[-1]: last}}
+            line |= {name: {step: 2.0 * int(step) for step in steps} for name in ("train_seconds", "cpu_seconds")}
+            line |= {"pass_at_8": 0.8, "last_25_steps": {"tokens": 15.0, "entropy": 0.1}}
+            line["guard"] = {"step": 170, "what": "fell"} if name == "regime-sgsd" else None
+            with (tmp_path / f"{lab}.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    cells.records.cache_clear()
+    made = {name: pages.printed(name, OPTIONS) for name in pages.TABLES}
+    cells.records.cache_clear()
+    assert "not run" not in "".join(made.values()).lower()
+    said = " ".join(made["answers"].split())
+    assert "share of guided correction's gain over GRPO at step 300 is 50 % [50, 50]**" in said
+    assert "+40.0 [+40.0, +40.0] points with the lab's bank, +20.0 [+20.0, +20.0] with pairs of other problems" in said
+    assert "with misleading pairs alone +0.0 [+0.0, +0.0] (3 seeds)" in said
+    assert "**after its 200 steps it is at 20 ± 0 %**, from 30.0, and 3 of 3 runs fell" in said
+    row = "| sharp | SGSD as published, K = 8 | 8e-05 | 200 | 3 | 30 ± 0 | 0 ± 0 | 20 ± 0 | 3 of 3: 200, 200, 200 |"
+    assert f"{row} step 170, step 170, step 170 |" in made["regime"]
+    assert "| GRPO + correction, guided | 3 | 91 ± 2 | 0 of 6 | 300 ± 0 | 600 ± 0 | 80 ± 0 | 0.100 |" in made["summary"]
+    assert "| sharp | GRPO + correction, guided | 0.0001 | 30.0 | 95.0 | 300 | 600 |" in made["fresh"]
+
+
 def test_the_banks_share_is_the_difference_of_differences_over_the_gain_over_common_seeds():
     baseline, placebo, true = (
         {0: 70.0, 1: 60.0, 2: 80.0, 3: 1.0},
@@ -98,9 +129,8 @@ def test_of_a_changed_method_only_the_present_trainers_runs_count_of_another_bot
             file.write(json.dumps(line) + "\n")
     monkeypatch.setattr(cells, "RESULTS", tmp_path)
     cells.records.cache_clear()
-    found = {
-        name: [(r["seed"], cells.is_former(r)) for r in cells.stored("sharp", name)] for name in ("grpo", "guided")
-    }
+    rows = {name: cells.stored("sharp", name, 1e-4) for name in ("grpo", "guided")}
+    found = {name: [(run["seed"], cells.is_former(run)) for run in runs] for name, runs in rows.items()}
     fresh = [run["seed"] for run in cells.stored("sharp", "guided", 1e-4, fresh=True)]
     cells.records.cache_clear()
     assert found == {"grpo": [(0, False), (1, True)], "guided": [(0, False)]}
