@@ -1,10 +1,19 @@
-"""Three settings more of ``sgsd lab run``, which the evidence asks for and a user has no use for.
+"""Settings more of ``sgsd lab run``, which the evidence asks for and a user has no use for.
 
     sgsd lab run sharp -- --use_gate false
+
+Three leave out a part:
 
 - ``--use_gate false``: SGSD with Δ²/4τ in the gate's place, which it equals for small gaps;
 - ``--use_polarity false``: SGSD with every teacher that takes a stance as a supporter, whatever the verdict;
 - ``--correct_all true``: the correction of successes as well.
+
+Two are placebos, which change the policy on failures without any bank's say:
+
+- ``--random_tokens true``: guided correction (γ = 2) whose teachers want other tokens: each teacher's probabilities
+  change places at random among its likeliest tokens, anew at every position;
+- ``--suppress_failures true``: every token of a failure has the same negative advantage, −``sgsd_weight``, and teachers
+  say nothing. After OPSA (arXiv 2608.31046), which pushes unlikely tokens down without a teacher.
 
 Each is an objective of its own here, and shows what it takes to add one: a class, and its name in ``OBJECTIVES``.
 """
@@ -15,19 +24,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sgsd.objectives import (
     OBJECTIVES,
+    Configurable,
     Correction,
     Gated,
     Metrics,
     Needs,
     Rollouts,
+    Settings,
     StudentScores,
     TeacherScores,
     sgsd_loss,
 )
+from sgsd.objectives.base import given, total
 
 
 @dataclass(frozen=True)
@@ -76,10 +89,52 @@ class CorrectionOfAll(Correction):
         return super().loss(student, teachers, replace(rollouts, outcome=-rollouts.outcome.abs()))
 
 
-ABLATIONS = {
+class RandomTokens(Correction):
+    """Beside another objective than ``correction`` the settings refuse ``teacher_guidance``, so γ is fixed here."""
+
+    name: ClassVar[str] = "correction-to-random-tokens"
+
+    @classmethod
+    def from_config(cls, args: Settings) -> RandomTokens:
+        return cls(2.0, args.support_clip)
+
+    def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
+        wanted = given(teachers.top_logps, "the teachers' likeliest tokens", self.name)
+        control = given(teachers.control_top_logps, "a control's log-probabilities of likely tokens", self.name)
+        places = torch.rand_like(wanted, dtype=torch.float32).argsort(-1)
+        drawn = replace(teachers, top_logps=wanted.gather(-1, places), control_top_logps=control.gather(-1, places))
+        return super().loss(student, drawn, rollouts)
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """L_b = 1[r_b = −1] mean_t p_S(y_t) / sg p_S(y_t): the policy gradient of an advantage of −1 at each token."""
+
+    name: ClassVar[str] = "suppression-of-failures"
+
+    @classmethod
+    def from_config(cls, args: Settings) -> Suppression:
+        return cls()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(outcomes=frozenset())
+
+    def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
+        failed = rollouts.outcome < 0
+        read = rollouts.mask & failed.unsqueeze(1)
+        logps = torch.where(read, student.logps, 0.0)
+        ratio = torch.where(read, (logps - logps.detach()).exp(), 0.0)
+        rows = ratio.sum(1) / rollouts.mask.sum(1).clamp(min=1)
+        return rows, {"suppressed": total(rows, failed)}
+
+
+ABLATIONS: dict[tuple[str, str], type[Configurable]] = {
     ("--use_gate", "false"): WithoutGate,
     ("--use_polarity", "false"): WithoutPolarity,
     ("--correct_all", "true"): CorrectionOfAll,
+    ("--random_tokens", "true"): RandomTokens,
+    ("--suppress_failures", "true"): Suppression,
 }
 """Setting → objective."""
 

@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--flips", type=float, default=0.0, help="share of the verifier's verdicts that are wrong")
     run.add_argument("--skills_in_prompt", action="store_true", help="show the student a pair, too")
     run.add_argument("--accuracy_steps", type=int, default=25, help="optimizer steps between evaluations")
+    run.add_argument("--pass_at", type=int, default=0, help="samples of each held-out problem after training; 0: none")
     run.add_argument("--json", action="store_true", help="print each evaluation as a line of JSON")
     run.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher frozen")
     table.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of run folders")
@@ -112,11 +113,17 @@ def _run(options: argparse.Namespace) -> None:
     output: Path = options.output or Path("runs/lab") / name
     console = standard_error()
 
-    def report(step: int, evaluation: Evaluation) -> None:
+    def report(step: int, evaluation: Evaluation, seconds: float, cpu_seconds: float) -> None:
+        accuracy = evaluation.accuracy.mean
         if options.json:
-            say(json.dumps({"step": step, "accuracy": evaluation.accuracy.mean}))
+            several = {f"pass_at_{evaluation.k}": evaluation.pass_at(evaluation.k).mean} if evaluation.k > 1 else {}
+            spent = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)}
+            say(json.dumps({"step": step, "accuracy": accuracy, **spent, **several}))
+        elif evaluation.k > 1:
+            least_one = evaluation.pass_at(evaluation.k).mean
+            console.print(f"{evaluation.k} samples a problem: {100 * least_one:.1f} % have a right one among them")
         else:
-            console.print(f"step {step:4d}: {100 * evaluation.accuracy.mean:5.1f} % right")
+            console.print(f"step {step:4d}: {100 * accuracy:5.1f} % right")
 
     seconds = _experiment(options, output, console, report)
     if not options.json:
@@ -124,14 +131,23 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _experiment(
-    options: argparse.Namespace, output: Path, console: Console, listener: Callable[[int, Evaluation], None]
+    options: argparse.Namespace,
+    output: Path,
+    console: Console,
+    listener: Callable[[int, Evaluation, float, float], None],
 ) -> float:
-    """One run in the lab: the package's own training on the lab's data, bank, embedder and verifier; its seconds."""
+    """One run in the lab: the package's own training on the lab's data, bank, embedder and verifier; its seconds.
+
+    The listener is told each evaluation's step, the evaluation, and the seconds of all optimizer steps before it by the
+    clock and of the process: sampling and teachers included, evaluations not.
+    """
     import torch
     import transformers
 
     from sgsd.cli.settings import parse_settings
     from sgsd.cli.train import run_training
+    from sgsd.engines.generation import TransformersSampler
+    from sgsd.evaluation import evaluate
     from sgsd.evaluation.curve import AccuracyCallback
     from sgsd.examples.lab.ablations import as_objectives
     from sgsd.examples.lab.experiment import BankShares, NoisyVerifier, TopicEmbedder, make_bank, questions
@@ -170,17 +186,34 @@ def _experiment(
         flags += ["--skills_in_prompt", "true"]
     run, training, model = parse_settings([*flags, *as_objectives(options.settings)])
 
+    class Stopwatch(transformers.TrainerCallback):
+        """Seconds of all optimizer steps so far, by the clock and of the process."""
+
+        spent = began = (0.0, 0.0)
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.perf_counter(), time.process_time()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock, process = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+            self.spent = self.spent[0] + clock, self.spent[1] + process
+
+    stopwatch, sampling = Stopwatch(), {"max_new_tokens": MAX_COMPLETION, "temperature": 1.0}
+    trainers: list[Any] = []
+
     def prepare(trainer: Any) -> None:
+        trainers.append(trainer)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.reward_funcs[0].verifier = noisy
+        trainer.add_callback(stopwatch)  # its step ends before the evaluation begins
         accuracy = AccuracyCallback(
             test,
             trainer.renderer,
             verifier,
             every=options.accuracy_steps,
-            sampling={"max_new_tokens": MAX_COMPLETION, "temperature": 1.0, "batch_size": _TEST_QUESTIONS},
+            sampling=sampling | {"batch_size": _TEST_QUESTIONS},
             save_to=output / "evaluations" / "lab",
-            listener=listener,
+            listener=lambda step, evaluation: listener(step, evaluation, *stopwatch.spent),
         )
         trainer.add_callback(accuracy)
 
@@ -194,6 +227,11 @@ def _experiment(
         retriever=EmbeddingRetriever(TopicEmbedder(made.topics)),
     )
     seconds = time.perf_counter() - began
+    if options.pass_at:
+        [trainer] = trainers
+        sampler = TransformersSampler(trainer.model, trainer.renderer.tokenizer, **sampling, batch_size=_TEST_QUESTIONS)
+        several = evaluate(sampler, test, trainer.renderer, verifier, k=options.pass_at, seed=1)
+        listener(trainer.state.global_step, several, *stopwatch.spent)
     record = {"variant": options.variant, **asdict(shares), "flips": options.flips, "k": options.k}
     record |= {"settings": options.settings, "seconds": round(seconds, 1)}
     (output / LAB_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -50,6 +50,7 @@ def test_one_seed_gives_identical_results_however_often_it_is_evaluated_and_anot
     assert weights[0] == weights[1] == weights[2] != weights[3]
     curve = history(first, "eval_accuracy")
     assert curve == history(again, "eval_accuracy") == [(point["step"], point["accuracy"]) for point in points[:3]]
+    assert all(point["seconds"] > 0 and point["cpu_seconds"] > 0 for point in points[1:3])
     samples = [(folder / "evaluations" / "lab" / "samples.jsonl").read_text() for folder in (first, again)]
     assert samples[0] == samples[1]
 
@@ -138,6 +139,32 @@ def test_successes_are_corrected_as_failures_are():
     assert (rows > 0).tolist() == (rollouts.outcome != 0).tolist()
     assert (failed > 0).tolist() == (rollouts.outcome < 0).tolist()
     torch.testing.assert_close(gradient[rollouts.outcome < 0], of_failures[rollouts.outcome < 0])
+
+
+def test_a_teacher_of_random_tokens_is_as_sure_as_before_and_of_tokens_of_the_same_list():
+    torch.manual_seed(0)
+    logits, teachers, rollouts = make_rollouts(M=11)
+    placebo = ablations.RandomTokens.from_config(SETTINGS)
+    rows, metrics, gradient = loss_and_gradient(placebo, logits, teachers, rollouts)
+    expected, beside, to_teachers = loss_and_gradient(Correction(2.0, 2.0), logits, teachers, rollouts)
+    assert placebo.needs == Correction(2.0, 2.0).needs
+    assert (rows > 0).tolist() == (rollouts.outcome < 0).tolist() == (expected > 0).tolist()
+    assert metrics["trust"] == beside["trust"]
+    failed = rollouts.outcome < 0
+    cosine = torch.nn.functional.cosine_similarity(gradient[failed].flatten(), to_teachers[failed].flatten(), dim=0)
+    assert -0.5 < cosine < 0.7  # the student's share is in both
+
+
+def test_suppression_is_the_policy_gradient_of_one_negative_advantage_on_failures():
+    logits, teachers, rollouts = make_rollouts()
+    rows, _, gradient = loss_and_gradient(ablations.Suppression.from_config(SETTINGS), logits, teachers, rollouts)
+    assert rows.tolist() == [float(outcome < 0) for outcome in rollouts.outcome]
+    leaf = logits.clone().requires_grad_()
+    logps = leaf.log_softmax(-1).gather(-1, rollouts.ids.unsqueeze(-1)).squeeze(-1)
+    means = torch.where(rollouts.mask, logps, 0.0).sum(1) / rollouts.mask.sum(1)
+    (expected,) = torch.autograd.grad(means[rollouts.outcome < 0].sum(), leaf)
+    torch.testing.assert_close(gradient, expected)
+    assert ablations.Suppression().needs.outcomes == frozenset()
 
 
 def test_settings_of_the_evidence_become_objectives_of_the_run(tmp_path):
