@@ -31,9 +31,12 @@ from sgsd.examples.lab.cells import (
     stored,
     swept,
 )
+from sgsd.report.certificate import Accuracy, Certificate, Difference, read_certificate
 
 PAGE = ROOT / "docs" / "evidence.md"
 DETAILS = ROOT / "results" / "README.md"
+DEMO = ROOT / "docs" / "demo.md"
+CERTIFICATES = ROOT / "results" / "internalize"
 STEPS = (100, 200, 300)
 PASS_AT = 8
 NOT_RUN = "not run"
@@ -435,6 +438,65 @@ def of_the_regime(lab: str) -> str:
     )
 
 
+def certificates(name: str) -> list[Certificate]:
+    """Those of ``sgsd internalize`` on a document, by seed."""
+    return [read_certificate(file) for file in sorted(CERTIFICATES.glob(f"{name}-*.json"))]
+
+
+def accuracy(found: Accuracy | None) -> str:
+    """In %, with its interval."""
+    if found is None:
+        return "–"
+    low, high = (100 * end for end in found.ci95)
+    return f"{100 * found.accuracy:.1f} % ({low:.0f} to {high:.0f})"
+
+
+def difference(found: Difference | None) -> str:
+    """In points, with its interval."""
+    if found is None:
+        return "–"
+    low, high = (100 * end for end in found.ci95)
+    return f"{100 * found.mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
+
+
+def internalized(name: str) -> Iterator[str]:
+    """A row a certificate."""
+    yield "| seed | before | rule in the prompt | GRPO | after | after − GRPO, points | gain kept | sums | seconds |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for made in certificates(name):
+        of, kept, retained = made.accuracy, made.kept, made.retention
+        cells = [str(made.training.seed), accuracy(of.before), accuracy(of.with_document), accuracy(of.grpo)]
+        cells += [accuracy(of.after), difference(made.differences.after_grpo)]
+        low, high = (100 * end for end in kept.ci95)
+        cells += [f"{100 * kept.share:.0f} % ({low:.0f} to {high:.0f})"]
+        cells += [f"{100 * retained.before.accuracy:.0f} → {100 * retained.after.accuracy:.0f} %"]
+        cells += [f"{made.seconds['total']:,.0f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def of_documents() -> str:
+    """Documents taken into weights, a sentence a model."""
+
+    def said(name: str, what: str) -> str:
+        made = certificates(name)
+        after = [100 * one.accuracy.after.accuracy for one in made]
+        lost = [100 * one.retention.difference.mean for one in made]
+        shown = 100 * mean(one.accuracy.with_document.accuracy for one in made)
+        before = 100 * mean(one.accuracy.before.accuracy for one in made)
+        ends = " and ".join((", ".join(f"{value:.1f}" for value in after)).rsplit(", ", 1))
+        return (
+            f"{what}: **from {before:.0f} to {ends} %** of held-out tasks without the document, {shown:.1f} % with the "
+            f"rule in the prompt; sums change by {min(lost):+.0f} to {max(lost):+.0f} points."
+        ).replace("-", "−")
+
+    return " ".join(
+        (
+            said("conventions", "Qwen2.5-Coder-0.5B takes an AGENTS.md of 30 rules into its weights in 36 steps"),
+            said("demo", "SmolLM2-135M a SKILL.md of 12"),
+        )
+    )
+
+
 def of_real_models() -> str:
     """SmolLM2-135M, in two sentences, from results/smollm2."""
 
@@ -462,7 +524,7 @@ def answers(options: argparse.Namespace) -> Iterator[str]:
     for objection, said in {
         "Is it the bank, or just any regulariser?": [*map(of_the_bank, LABS), placebos()],
         "You ran the published form outside its regime.": map(of_the_regime, LABS),
-        "It is a toy.": [of_real_models()],
+        "It is a toy.": [of_documents(), of_real_models()],
     }.items():
         yield ""
         yield from textwrap.wrap(f"**“{objection}”** {' '.join(said)}", 120, break_on_hyphens=False)
@@ -479,8 +541,10 @@ TABLES: dict[str, Callable[[argparse.Namespace], Iterator[str]]] = {
     "share": share,
     "costs": costs,
     "sweeps": sweeps,
+    "conventions": lambda options: internalized("conventions"),
+    "demo": lambda options: internalized("demo"),
 }
-"""Name → what is printed; it stands between comments of that name, on one of the two pages."""
+"""Name → what is printed; it stands between comments of that name, on one of the pages."""
 
 
 def printed(name: str, options: argparse.Namespace) -> str:
@@ -497,9 +561,9 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def page(options: argparse.Namespace) -> None:
-    """Put the answers and tables into both pages."""
+    """Put the answers and tables into the pages."""
     blocks = {name: printed(name, options) for name in TABLES}
-    for file in (PAGE, DETAILS):
+    for file in (PAGE, DETAILS, DEMO):
         file.write_text(fill(file.read_text(encoding="utf-8"), blocks), encoding="utf-8")
 
 
