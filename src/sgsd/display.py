@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 # Joiners are spelling, in Persian and in emoji.
 _KEPT = "\t\n\u200c\u200d"
+_MARKUP = re.compile(r"[\\`*\[\]<>|&]")
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _LONGEST = 2_000
 _LEAST_SECRET = 6  # characters; servers without keys are told EMPTY or none, which are words
@@ -43,6 +45,11 @@ def one_line(text: str, longest: int = _LONGEST) -> str:
     text = masked(text)  # before it is cut: the beginning of a secret is one, too
     shown = "\\n".join(visible(text[:longest]).splitlines())
     return shown if len(text) <= longest else f"{shown}…"
+
+
+def as_markdown(text: str) -> str:
+    """The text in one line of Markdown, such as a table's cell: none of it is markup there."""
+    return _MARKUP.sub(r"\\\g<0>", one_line(text))
 
 
 def json_text(value: Any) -> str:

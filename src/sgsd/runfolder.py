@@ -126,6 +126,7 @@ SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 CERTIFICATE = "certificate.json"
+CERTIFICATE_PAGE = "certificate.html"
 _LOCK = "_writer"  # what begins so, transformers does not upload
 
 

@@ -20,6 +20,7 @@ from sgsd.cli import main
 from sgsd.cli.internalize import _kept, _known, _runs_of_words, _summed
 from sgsd.errors import ConfigError, DataError
 from sgsd.examples import demo
+from sgsd.trainers.tracking import TRACKERS
 
 SETTINGS = ["--max_completion_length", "8", "--max_steps", "3", "--save_steps", "1", "--dtype", "float32"]
 SETTINGS += ["--per_device_train_batch_size", "4", "--instruction", "Finish with the number of the shelf."]
@@ -74,6 +75,14 @@ def test_a_certificate_has_every_measure(made, capsys):
     assert json.loads((made / "grpo" / "run.json").read_text())["settings"]["method"] == "grpo"
 
 
+def test_the_adapters_card_tells_data_and_certificate(made):
+    card = (made / "run" / "README.md").read_text()
+    for said in ("| data | 72 problems of train.jsonl |", "\n## Certificate\n", "| After, tasks right |", "- lora\n"):
+        assert said in card
+    beside, above = ((folder / "certificate.json").read_text() for folder in (made / "run", made))
+    assert json.loads(beside) == json.loads(above)
+
+
 @pytest.mark.parametrize("lost", [["certificate.json"], ["evaluations/after", "grpo"], ["run", "evaluations"]])
 def test_the_same_call_goes_on_from_what_is_there(made, data, tiny_folder, tmp_path, lost):
     output = tmp_path / "again"
@@ -124,6 +133,52 @@ def test_killed_at_five_moments_it_goes_on_to_the_same_certificate(made, data, t
         assert not (output / "certificate.json").exists()
     assert subprocess.run(command, check=False, env=os.environ, capture_output=True).returncode == 0
     assert certificate(output) == certificate(made)
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in TRACKERS), reason="needs the extra track (trackio, wandb)"
+)
+def test_trackers_get_rollouts_gaps_and_certificate_offline(data, tiny_folder, tmp_path):
+    """In a process of its own: trackio reads its folder from the environment when TRL imports it."""
+    output = tmp_path / "my rules"
+    settings = ["--report_to", "all", "--project", "tiny", "--log_completions", "true", "--trace_steps", "2"]
+    names = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "TRACKIO_DIR")
+    environment = os.environ | {name: str(tmp_path / name) for name in names} | {"WANDB_MODE": "offline"}
+    (tmp_path / "WANDB_DIR").mkdir()
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(arguments, env=environment, cwd=tmp_path, text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "sgsd.cli", *call(data, tiny_folder, output), *settings)
+    sql = ("--project", "tiny", "--sql", "SELECT metrics FROM metrics", "--json")
+    logged = json.loads(run(sys.executable, "-m", "trackio.cli", "query", "project", *sql))["rows"]
+    traces = [json.loads(line) for line in (output / "run" / "traces.jsonl").read_text().splitlines()]
+    taught = [(trace["tokens"], teacher["gaps"]) for trace in traces for teacher in trace["teachers"]]
+
+    def of_wandb(name: str) -> list[dict]:
+        files = tmp_path.glob(f"WANDB_DIR/wandb/offline-run-*/files/media/table/{name}_*.json")
+        tables = {file.read_text() for file in files}  # TRL tells the last one again when training ends
+        return [
+            dict(zip(found["columns"], row, strict=True)) for found in map(json.loads, tables) for row in found["data"]
+        ]
+
+    def of_trackio(name: str) -> list[dict]:
+        tables = {json.dumps(json.loads(row["metrics"]).get(name)) for row in logged}
+        return [row for found in map(json.loads, tables) if found for row in found["_value"]]
+
+    for table in (of_wandb, of_trackio):
+        gaps, rollouts = sorted(table("token_gaps"), key=lambda row: row["step"]), table("completions")
+        assert [(row["token"], row["gap"]) for row in gaps] == [
+            pair for one in taught for pair in zip(*one, strict=True)
+        ]
+        assert len(rollouts) == 3 * 4
+        assert all(row["pairs"] for row in rollouts)
+    kept = {(output / f"certificate.{kind}").read_bytes() for kind in ("json", "html")}
+    assert kept <= {file.read_bytes() for file in tmp_path.glob("WANDB_DATA_DIR/artifacts/staging/*")}
+    assert kept == {file.read_bytes() for file in tmp_path.glob("TRACKIO_DIR/artifacts/tiny/blobs/sha256/*/*")}
+    assert len([*tmp_path.glob("WANDB_DIR/wandb/offline-run-*")]) == 2  # the training's, the certificate's
 
 
 def test_other_work_in_the_folder_is_refused(made, data, tiny_folder, tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from sgsd.errors import ConfigError, DataError
-from sgsd.report.certificate import certificate_table, headline, read_certificate, remarks, write_page
+from sgsd.report.certificate import add_to_card, certificate_table, headline, read_certificate, remarks, write_page
 
 from .certificates import VERDICTS, make_certificate
 
@@ -179,3 +179,21 @@ def test_the_terminal_has_the_same_figures_and_takes_no_text_as_markup(read):
         assert figure in " ".join(text.split())
     assert "[red]⟨U+202E⟩" in text
     assert "\u202e" not in text
+
+
+def test_the_model_card_tells_the_same_figures_once_and_takes_no_text_as_markup(read, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\ntags: [sgsd]\n---\n\n# A model\n")
+    add_to_card(read(after=0.2), folder)
+    add_to_card(read(text=HOSTILE), folder)
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\ntags: [sgsd]\n---\n\n# A model\n\n## Certificate\n\n")
+    assert text.count("## Certificate") == 1
+    assert f"{GAIN};" in text
+    for row in ("| After, tasks right | 88.0 % | 79 to 95 % |", "| Requests until training has paid | 2,865 |  |"):
+        assert f"\n{row}\n" in text
+    assert r"\<img src=x" in text
+    assert not re.search(r"(?<!\\)<", text)
+    assert "[certificate.json](certificate.json)" in text
+    assert read_certificate(folder) == read(text=HOSTILE)

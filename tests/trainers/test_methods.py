@@ -74,14 +74,26 @@ def test_every_method_logs_the_share_of_successful_rollouts(tmp_path, method):
 @pytest.mark.parametrize(
     ("method", "settings", "said"),
     [
-        ("sgsd", {}, ["2605.28791", "- sgsd", "trained with SGSD, a method introduced in [Skill-Conditioned"]),
+        (
+            "sgsd",
+            {},
+            [
+                *("2605.28791", "- sgsd", "trained with SGSD, a method introduced in [Skill-Conditioned"),
+                *("| method | SGSD |", "| data | 6 problems |", "| verifier | by_parity |", "| bank | tiny, 8 items, "),
+                "| objective | objective gated, sgsd_weight 1.0, teacher live, num_teachers 3 |",
+                "| training | steps 1, num_generations 2, temperature 1.1, max_completion_length 8, ",
+            ],
+        ),
         (
             "sgsd",
             {"objective": "correction", "teacher": "frozen", "grpo_weight": 1.0},
-            ["trained with GRPO + correction, which builds on SGSD, a method introduced in [Skill-Conditioned"],
+            [
+                "trained with GRPO + correction, which builds on SGSD, a method introduced in [Skill-Conditioned",
+                "grpo_weight 1.0, teacher frozen, num_teachers 3, loss_type dapo |",
+            ],
         ),
-        ("opsd", {}, ["2601.18734", "- opsd"]),
-        ("grpo", {}, ["2402.03300"]),
+        ("opsd", {}, ["2601.18734", "- opsd", "| objective | teacher frozen, reference solution, "]),
+        ("grpo", {}, ["2402.03300", "| objective | loss_type dapo |"]),
     ],
 )
 def test_the_model_card_names_the_method_and_its_paper(tmp_path, method, settings, said):
@@ -90,6 +102,25 @@ def test_the_model_card_names_the_method_and_its_paper(tmp_path, method, setting
     card = (tmp_path / "README.md").read_text()
     assert all(text in card for text in said)
     assert ("trained with SGSD" in card) == (said[0] == "2605.28791")
+    assert "None" not in card
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told", "on_the_hub"),
+    [
+        ("openai/gsm8k", "6 problems of openai/gsm8k", True),
+        ("reasoning_gym:sums?n=3", "6 problems of reasoning_gym:sums?n=3", False),
+        ("{folder}/a|b.jsonl", r"6 problems of a\|b.jsonl", False),
+    ],
+)
+def test_the_model_card_names_the_data_and_links_what_the_hub_has(tmp_path, dataset, told, on_the_hub):
+    (tmp_path / "a|b.jsonl").touch()
+    trainer = make_trainer(tmp_path)
+    trainer.create_model_card("mine", dataset.format(folder=tmp_path))
+    card = (tmp_path / "README.md").read_text()
+    assert f"| data | {told} |" in card
+    assert (f"datasets/{dataset}" in card) == on_the_hub
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize("method", METHODS)

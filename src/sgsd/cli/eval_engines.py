@@ -89,15 +89,23 @@ class Engine:
 
     def _loaded(self) -> Any:
         if self._model is None:
-            options = self._options
-            with hub_or_cache(options.model):
-                self._model = load_model(
-                    options.model,
-                    dtype=options.dtype,
-                    device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-                    trust_remote_code=options.trust_remote_code,
-                )
+            self._model = load(self._options)
         return self._model
+
+
+def load(options: argparse.Namespace) -> Any:
+    """The model that transformers samples from, on its device.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+    """
+    with hub_or_cache(options.model):
+        return load_model(
+            options.model,
+            dtype=options.dtype,
+            device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            trust_remote_code=options.trust_remote_code,
+        )
 
 
 def check_engine(options: argparse.Namespace) -> None:

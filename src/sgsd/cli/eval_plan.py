@@ -146,9 +146,9 @@ def make_plan(
     verifier = get_verifier(verifier_name, **verifier_options)
     problems, report = _load(name, benchmark, options, verifier)
     skilled = bool(options.skills_in_prompt)
-    output = _output(name, options, skilled=skilled, several=several)
+    output = output_of(name, options, skilled=skilled, several=several)
     today = _today(tokenizer, None if options.force else output)
-    renderer = _renderer(_dated(tokenizer, today), options, run, benchmark)
+    renderer = renderer_of(_dated(tokenizer, today), options, run, benchmark)
     shown, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
     prompts = prompts_of(problems, renderer, shown)
     sampling = {
@@ -342,7 +342,7 @@ def _dated(tokenizer: ChatTokenizer, today: date | None) -> ChatTokenizer:
     return dated
 
 
-def _renderer(
+def renderer_of(
     tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
 ) -> PromptRenderer:
     """The prompts' maker. A run's ``thinking`` holds but for ``paper``: the paper evaluates with thinking on."""
@@ -371,7 +371,8 @@ def _renderer(
     return on if thinking else off
 
 
-def _output(name: str, options: argparse.Namespace, *, skilled: bool, several: bool) -> Path | None:
+def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several: bool) -> Path | None:
+    """Where an evaluation of this name goes: ``--output``, a run's evaluations, or nowhere."""
     folder = _folder_name(name) + ("-skills" if skilled else "")
     if options.output is not None:
         return options.output / folder if several else options.output

@@ -8,7 +8,8 @@ that was cut off goes on when the same call is made again:
     bank.json                  the document as a bank
     doctor.json                what the doctor said (sgsd.doctor)
     evaluations/NAME/          before, with_document, after, grpo; retained-before, retained-after
-    run/, grpo/                the training run and the baseline's, as sgsd train leaves them
+    run/, grpo/                the training run and the baseline's, as sgsd train leaves them; run/'s model card tells
+                               the certificate
     certificate.json, .html    report.certificate
 """
 
@@ -59,11 +60,12 @@ from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation import Evaluation, evaluate, paired_difference
 from sgsd.evaluation.run import prompts_of
 from sgsd.prompts import PromptRenderer, Shown
-from sgsd.report.certificate import Certificate, certificate_table, read_certificate, write_page
+from sgsd.report.certificate import Certificate, add_to_card, certificate_table, read_certificate, write_page
 from sgsd.trainers.config import CONFIGS, SGSDConfig, VerifiedConfig, context_of
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rows import skill_pairs
 from sgsd.trainers.tokens import prompt_budget
+from sgsd.trainers.tracking import end_run, log_certificate
 from sgsd.verifiers import PooledVerifier, get_verifier
 
 PRESET = "internalize"
@@ -152,7 +154,9 @@ def internalize(
         certificate = work.certificate(diagnosis, baseline)
     runfolder.write_json(work.folder / runfolder.CERTIFICATE, certificate)
     made = read_certificate(work.folder / runfolder.CERTIFICATE)
-    write_page(made, work.folder / "certificate.html")
+    write_page(made, work.folder / runfolder.CERTIFICATE_PAGE)
+    add_to_card(made, work.folder / _RUN)
+    log_certificate(work.training, work.folder)
     return made
 
 
@@ -174,7 +178,7 @@ def run(options: argparse.Namespace) -> int:
     )
     out = standard_output()
     out.print(certificate_table(certificate))
-    out.print(f"certificate: {options.output / 'certificate.html'}", soft_wrap=True)
+    out.print(f"certificate: {options.output / runfolder.CERTIFICATE_PAGE}", soft_wrap=True)
     return 0
 
 
@@ -511,6 +515,7 @@ class _Work:
         self._say(f"{name}: training")
         run, training, model = self._parsed(flags, name, known)
         run_training(run, training, model, self.console, callbacks=[_Steps(self._say, name)], before=_quiet)
+        end_run(training.report_to)
         gc.collect()
 
     def _is_trained(self, name: str) -> bool:

@@ -117,6 +117,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         help="file, hub name, reasoning_gym:TASK, or aime24, aime25, hmmt25, amc23, math500, gsm8k, minerva; several "
         "with commas (the run's eval_dataset)",
     )
+    data.add_argument("--lm_eval", metavar="TASKS", help="tasks of lm-evaluation-harness by name or YAML file, instead")
     data.add_argument("--dataset_file", help="file in place of the hub, for a data set known by name")
     data.add_argument("--dataset_split")
     data.add_argument("--dataset_config")
@@ -344,6 +345,10 @@ def _run(arguments: list[str]) -> int:
         from sgsd.cli.regrade import regrade_stored
 
         return regrade_stored(options)
+    if options.command == "eval" and options.lm_eval is not None:
+        from sgsd.cli.harness import evaluate_tasks
+
+        return evaluate_tasks(options, build_parser("eval").parse_args(["eval"]))
     if options.command == "eval":
         from sgsd.cli.eval import evaluate_model
 

@@ -205,6 +205,7 @@ def run_training(
             say(_farewell(stop.stopped.name, trainer.state, output), error=True)
         return trainer
     with refused_writes(output):
+        trainer.create_model_card(model_name=output.name, dataset_name=run.dataset)  # PEFT goes on with what is there
         trainer.save_model(training.output_dir)
         trainer.save_state()
         if main and trainer.bank is not None:

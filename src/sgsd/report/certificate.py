@@ -1,4 +1,4 @@
-"""The certificate of a document taken into weights: its JSON, its page for people, its table for the terminal.
+"""The certificate of a document taken into weights: its JSON, page, table for the terminal, part of the model card.
 
 One sentence, chosen by the numbers, says what happened: a change counts where its 95 % interval leaves out 0.
 """
@@ -6,7 +6,7 @@ One sentence, chosen by the numbers, says what happened: a change counts where i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sgsd import runfolder
-from sgsd.display import visible
+from sgsd.display import as_markdown, visible
 from sgsd.report import html
 from sgsd.report.tables import as_text, percent, short
 from sgsd.validation import validated
 
 _MOST_CHARACTERS = 320  # of an answer on the page
+_CARD_HEADING = "\n## Certificate\n"
 
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
@@ -341,7 +342,7 @@ def _measured(parts: _Part) -> list[tuple[str, str, Any]]:
     return [state for state in found if state[2] is not None]
 
 
-# ---- the page and the table
+# ---- the page, the table, the model card
 
 
 def write_page(certificate: Certificate, output: Path) -> Path:
@@ -389,25 +390,54 @@ def certificate_table(certificate: Certificate) -> Table:
     notes = Text(visible("\n".join(remarks(certificate))))
     table = Table(title=Text(headline(certificate), "bold"), title_justify="left", title_style="", caption=notes)
     table.caption_justify, table.caption_style = "left", ""
-    table.add_column("")
-    table.add_column("figure", justify="right")
-    table.add_column("95 % interval", justify="right")
-
-    def row(*cells: str) -> None:
-        table.add_row(*(Text(visible(cell)) for cell in cells))
-
-    for _, name, accuracy in _measured(certificate.accuracy):
-        row(f"{name}, tasks right", percent(accuracy.accuracy), _range(accuracy.ci95))
-    table.add_section()
-    if certificate.kept is not None:
-        row("Gain in the prompt kept", percent(certificate.kept.share), _range(certificate.kept.ci95))
-    row("Prompt tokens saved a request", _count(certificate.tokens.saved))
-    row("Requests until training has paid", _count(certificate.tokens.requests_to_pay))
-    row("Answers that recite the document", percent(certificate.recited.after))
-    if (retention := certificate.retention) is not None:
-        row(f"Points of {short(retention.name, 40)}", _signed(retention.difference.mean), _reach(retention.difference))
-    table.add_section()
-    for verdict, did in _DID.items():
-        if count := _verdicts(certificate)[verdict]:
-            row(f"Rules: {did}", str(count))
+    for name in ("", "figure", "95 % interval"):
+        table.add_column(name, justify="right" if name else "left")
+    for section in _figures(certificate):
+        table.add_section()
+        for row in section:
+            table.add_row(*(Text(visible(cell)) for cell in row))
     return table
+
+
+def add_to_card(certificate: Certificate, folder: Path) -> None:
+    """Tell the certificate in the model card of a folder, and lay ``certificate.json`` beside it.
+
+    Args:
+        certificate: takes the place of an earlier one.
+        folder: of the model and its ``README.md``.
+    """
+    file = folder / "README.md"
+    card = runfolder.read_text(file) if file.is_file() else ""
+    rows = [row for section in _figures(certificate) for row in section]
+    parts = [
+        card.partition(_CARD_HEADING)[0].rstrip(),
+        _CARD_HEADING.strip(),
+        as_markdown(headline(certificate)),
+        "| | figure | 95 % interval |\n|---|---:|---:|\n"
+        + "\n".join(f"| {' | '.join(map(as_markdown, row))} |" for row in rows),
+        *map(as_markdown, remarks(certificate)),
+        f"Measured on {certificate.tasks.held_out:,} held-out tasks; all of it is in "
+        f"[{runfolder.CERTIFICATE}]({runfolder.CERTIFICATE}).\n",
+    ]
+    runfolder.write_json(folder / runfolder.CERTIFICATE, certificate.model_dump(mode="json"))
+    runfolder.write_text(file, "\n\n".join(parts))
+
+
+def _figures(certificate: Certificate) -> Iterator[list[tuple[str, str, str]]]:
+    """(name, figure, interval) of what was measured, in sections."""
+    yield [
+        (f"{name}, tasks right", percent(accuracy.accuracy), _range(accuracy.ci95))
+        for _, name, accuracy in _measured(certificate.accuracy)
+    ]
+    rest: list[tuple[str, str, str]] = []
+    if certificate.kept is not None:
+        rest.append(("Gain in the prompt kept", percent(certificate.kept.share), _range(certificate.kept.ci95)))
+    rest.append(("Prompt tokens saved a request", _count(certificate.tokens.saved), ""))
+    rest.append(("Requests until training has paid", _count(certificate.tokens.requests_to_pay), ""))
+    rest.append(("Answers that recite the document", percent(certificate.recited.after), ""))
+    if (retention := certificate.retention) is not None:
+        name, difference = f"Points of {short(retention.name, 40)}", retention.difference
+        rest.append((name, _signed(difference.mean), _reach(difference)))
+    yield rest
+    counts = _verdicts(certificate)
+    yield [(f"Rules: {did}", str(counts[verdict]), "") for verdict, did in _DID.items() if counts[verdict]]

@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.bank.writing import Writer
 from sgsd.data.problems import Problem
@@ -44,6 +45,7 @@ from sgsd.scoring.logprobs import (
     keep_head_in_float32,
 )
 from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
+from sgsd.trainers import card
 from sgsd.trainers.callbacks import CheckpointCallback, StepCallback
 from sgsd.trainers.checkpoint import (
     BankState,
@@ -431,6 +433,28 @@ class VerifiedTrainer(GRPOTrainer):
             super()._save(output_dir, state_dict)
         finally:
             self.args = args
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """As TRL's, with data, verifier, objective and bank; ``dataset_name`` may be a file's."""
+        super().create_model_card(model_name, card.hub_name(dataset_name), tags)
+        if not self.is_world_process_zero():
+            return
+        told = card.facts(
+            {**vars(self.args), "steps": self.state.global_step},
+            method=self.method,
+            dataset=dataset_name,
+            problems=len(self.train_dataset),
+            verifier=", ".join(self.reward_func_names),
+            bank=self.bank,
+        )
+        file = Path(self.args.output_dir) / "README.md"
+        text = runfolder.read_text(file)
+        # TRL knows no model but those of the hub.
+        text = text.replace("[None](https://huggingface.co/None)", "a model that is not on the hub")
+        text = text.replace('model="None"', f'model="{Path(self.args.output_dir).name}"')
+        runfolder.write_text(file, card.with_facts(text, told))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # A run that goes on from an earlier checkpoint comes to write over later ones.

@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from sgsd import runfolder
 from sgsd.objectives import TeacherScores
 from sgsd.trainers.ledger import Scored, TrainingLedger
+from sgsd.trainers.tracking import log_gaps
 
 # Nats per token. Fine around 0, where most supports lie; 0.05 is the default dead zone.
 SUPPORT_EDGES = (-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -152,13 +153,13 @@ class RunRecorder:
                 }
             )
 
-    def end_step(self, step: int, scored: Scored) -> None:
-        """Write what became of the optimizer step that has just been made."""
+    def end_step(self, step: int, scored: Scored) -> list[dict[str, Any]]:
+        """Write what became of the optimizer step that has just been made; returns the traces that were written."""
         for row, stance in zip(scored.rows.tolist(), scored.stance.tolist(), strict=True):
             self._cells[row].append(_SIGNS[stance])
         traces, self._traces = self._chosen(), []
         if not self._writes:
-            return
+            return []
         bins = np.searchsorted(SUPPORT_EDGES, scored.support.astype(np.float32))  # edges[n - 1] < S <= edges[n]
         counts = {
             name: np.bincount(bins[scored.outcome == value], minlength=len(SUPPORT_EDGES) + 1).tolist()
@@ -169,6 +170,7 @@ class RunRecorder:
         append_lines(file, [*header, {"step": step, **counts}])
         if traces:
             append_lines(self._folder / runfolder.TRACES, traces)
+        return traces
 
     def _chosen(self) -> list[dict[str, Any]]:
         """One rollout of each outcome in turn, as long as there are any: successes first, undecided ones last."""
@@ -178,7 +180,7 @@ class RunRecorder:
 
 
 class LedgerCallback(TrainerCallback):
-    """Ends an optimizer step for the ledger and the recorder, and writes ``ledger.json``.
+    """Ends an optimizer step for the ledger and the recorder, tells trackers of traces, and writes ``ledger.json``.
 
     Args:
         ledger, recorder: of the run.
@@ -198,7 +200,8 @@ class LedgerCallback(TrainerCallback):
         self._recorder.begin(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._recorder.end_step(state.global_step, self._ledger.end_step())
+        if traces := self._recorder.end_step(state.global_step, self._ledger.end_step()):
+            log_gaps(args.report_to, state.global_step, traces)
         self._log()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

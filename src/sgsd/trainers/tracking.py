@@ -1,0 +1,85 @@
+"""What trackio and wandb are told beside the metrics: gaps token by token as a table, the certificate as an artefact.
+
+Metrics are reported by transformers, the table of completions by TRL (``log_completions``). The two have one interface.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from transformers import TrainingArguments
+
+from sgsd import runfolder
+
+TRACKERS = ("trackio", "wandb")
+
+
+def log_gaps(report_to: Sequence[str], step: int, traces: Sequence[Mapping[str, Any]]) -> None:
+    """Log traces as the table ``token_gaps``: a row for each token of each rollout under each of its teachers.
+
+    Args:
+        report_to: the run's setting.
+        step: the optimizer step.
+        traces: as ``traces.jsonl`` has them.
+    """
+    for tracker in _trackers(report_to):
+        table = tracker.Table(dataframe=pd.DataFrame(_rows(traces)))
+        tracker.log({"token_gaps": table, "train/global_step": step})
+
+
+def end_run(report_to: Sequence[str]) -> None:
+    """End a training's run where transformers leaves it open, which wandb's is."""
+    if "wandb" in report_to:
+        importlib.import_module("wandb").finish()
+
+
+def log_certificate(args: TrainingArguments, folder: Path) -> None:
+    """Log the certificate of a folder, JSON and page, as an artefact of type ``certificate``, from a run of its own.
+
+    Args:
+        args: of the training, whose project it goes to.
+        folder: of ``certificate.json`` and ``certificate.html``.
+    """
+    name = f"certificate-{re.sub(r'[^a-zA-Z0-9_.-]', '-', folder.name)}"
+    projects = {
+        "wandb": {"project": os.environ.get("WANDB_PROJECT", "huggingface")},  # as transformers has it
+        "trackio": {
+            "project": args.project,
+            "space_id": args.trackio_space_id,
+            "bucket_id": args.trackio_bucket_id,
+            "private": args.hub_private_repo,
+        },
+    }
+    for tracker in _trackers(args.report_to):
+        tracker.init(name=name, **projects[tracker.__name__])
+        artifact = tracker.Artifact(name, type="certificate")
+        for file in (runfolder.CERTIFICATE, runfolder.CERTIFICATE_PAGE):
+            artifact.add_file(str(folder / file))
+        tracker.log_artifact(artifact)
+        tracker.finish()
+
+
+def _trackers(report_to: Sequence[str]) -> Iterator[Any]:
+    return (importlib.import_module(name) for name in TRACKERS if name in report_to)
+
+
+def _rows(traces: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    of_rollout, of_teacher = ("step", "problem_id", "outcome"), ("skill", "mistake", "support", "stance", "polarity")
+    for trace in traces:
+        for teacher in trace["teachers"]:
+            shared = {name: trace[name] for name in of_rollout} | {name: teacher[name] for name in of_teacher}
+            tokens = zip(trace["tokens"], trace["counted"], trace["student_logps"], teacher["gaps"], strict=True)
+            for position, (token, counted, logp, gap) in enumerate(tokens):
+                yield shared | {
+                    "position": position,
+                    "token": token,
+                    "counted": counted,
+                    "student_logp": logp,
+                    "gap": gap,
+                }
