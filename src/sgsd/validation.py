@@ -78,6 +78,11 @@ def parse_any_json(text: str | bytes, where: str, kind: type[SGSDError] = DataEr
     return found
 
 
+def is_no_json(error: SGSDError) -> bool:
+    """Whether ``parse_any_json`` refused a text that is no JSON at all, and not what a JSON text holds."""
+    return isinstance(error.__cause__, (json.JSONDecodeError, UnicodeDecodeError))
+
+
 def _refuse_useless(document: object, *, finite: bool) -> None:
     """A value that some later step could not compute with, write or walk through.
 

@@ -81,10 +81,50 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         load_problems(path)
 
 
+HOSTILE_ROWS = {
+    "too deep": '{"problem": "1 + 1?", "answer": "2", "more": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "deep objects": '{"problem": "1 + 1?", "answer": "2", "more": ' + '{"[,]": ' * 900 + "1" + "}" * 901,
+    "5,000 digits": '{"problem": "1 + 1?", "answer": ' + "9" * 5_000 + "}",
+    "400 digits": '{"problem": "1 + 1?", "answer": "2", "id": ' + "9" * 400 + "}",
+    "half a pair": r'{"problem": "\ud83d, \\", "answer": "2"}',
+    "a key twice": '{"problem": "1 + 1?", "problem": "1 + 2?", "answer": "2"}',
+    "no number": '{"problem": "1 + 1?", "answer": NaN}',
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize("row", HOSTILE_ROWS.values(), ids=list(HOSTILE_ROWS))
+def test_a_row_of_no_use_is_named_and_dropped(row: str, suffix: str, tmp_path: Path) -> None:
+    """Until 0.1 it cost the file."""
+    rows = [json.dumps(ROWS[0]), row, json.dumps(ROWS[1])]
+    path = tmp_path / f"ducks{suffix}"
+    path.write_text("\n".join(rows) if suffix == ".jsonl" else f"[{','.join(rows)}]")
+    problems, report = load_problems(path)
+    assert [one.id for one in problems] == ["ducks-0", "ducks-2"]
+    assert (report.rows, report.kept, report.ids("malformed")) == (3, 2, ("ducks-1",))
+    assert path.name in report.dropped[0].why
+    path.write_text(row if suffix == ".jsonl" else f"[{row}]")
+    with pytest.raises(DataError, match=path.name):
+        load_problems(path)
+
+
+def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "bomb.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"problem": ["x" * 10_000] * 1_000, "answer": ["1"] * 1_000}), path)
+    assert path.stat().st_size < 50_000
+    monkeypatch.setattr("sgsd.data.sources.MOST_DATA", 1 << 20)
+    with pytest.raises(DataError, match=r"too large.* 1 MiB"):
+        load_problems(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.jsonl", b"", "holds no rows"),
+        ("a.json", b"[{}]", "rows without columns"),
         ("a.json", b"[]", "holds no rows"),
         ("a.json", b"[1, 2", r"a\.json: malformed JSON.* line 1"),
         ("a.json", b"3", "not a list of rows"),

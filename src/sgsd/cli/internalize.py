@@ -552,7 +552,7 @@ class _Work:
         return float(np.mean([bool(_runs_of_words(sample.completion) & document) for sample in evaluation.samples]))
 
     def _rules(self) -> list[dict[str, Any]]:
-        ledger = Ledger.from_json((self.folder / _RUN / runfolder.LEDGER).read_text(encoding="utf-8"))
+        ledger = Ledger.load(self.folder / _RUN / runfolder.LEDGER)
         places = sources(self.bank)
         rows: list[dict[str, Any]] = []
         for item in self.bank.items:
