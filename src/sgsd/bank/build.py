@@ -71,7 +71,7 @@ class _FailureRow(TypedDict):
 
 
 BANK_TEXT = TypeAdapter(str)
-_LINEAGE = TypeAdapter(formats.Document)
+_LINEAGE = TypeAdapter(dict[str, list[str]])
 _ROWS: Mapping[str, TypeAdapter[Any]] = {
     ROLLOUTS: TypeAdapter(_RolloutRow),
     MEMORIES: TypeAdapter(Memory),
@@ -350,7 +350,8 @@ def export(store: Store) -> None:
         for name in [*names, *([FAILURES] if Stage.VERIFY in finished else [])]:
             runfolder.write_text(store.folder / name, map(_line, rows_of(store, name)))
         if Stage.MERGE in finished:
-            runfolder.write_text(store.folder / LINEAGE, formats.pretty(store.document(LINEAGE, _LINEAGE) or {}))
+            lineage: formats.Document = dict(store.document(LINEAGE, _LINEAGE) or {})
+            runfolder.write_text(store.folder / LINEAGE, formats.pretty(lineage))
             if not (store.folder / BANK).exists():
                 runfolder.write_text(store.folder / BANK, store.document(BANK, BANK_TEXT) or "")
 
