@@ -51,6 +51,18 @@ def test_pages_outside_the_site_link_to_files_that_are_there(page):
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_every_test_that_a_page_names_is_there():
+    named = []
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        file = ""
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(test_\w+))?`", page.read_text(encoding="utf-8")):
+            file = path or file
+            named += [(page.name, file, name)] if path or name else []
+    assert sum(page == "security.md" for page, _, _ in named) > 60
+    sources = {file: (ROOT / file).read_text(encoding="utf-8") for _, file, _ in named}
+    assert [one for one in named if one[2] and f"def {one[2]}(" not in sources[one[1]]] == []
+
+
 def test_the_citation_names_the_papers_authors_and_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     paper = citation["preferred-citation"]
