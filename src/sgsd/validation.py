@@ -171,7 +171,7 @@ def parse_yaml(text: str, where: str, kind: type[SGSDError] = DataError) -> dict
         found: object = _PlainLoader(text).get_single_data()
         _refuse_useless(found, finite=True)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 5,000 digits
-        said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+        said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at").partition("; use sys.")[0]
         raise kind(f"{where}: not YAML", got=said) from error
     if found is None:
         return {}

@@ -92,20 +92,28 @@ HOSTILE_ROWS = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+FORMS = {
+    "a.jsonl": ("", "\n", "\n"),
+    "a.json": (" [", ",", "]\n"),
+    "b.json": ('{"a": {"b": 1, "c": "["}, "d": [', ",\n", "]}"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("row", HOSTILE_ROWS.values(), ids=list(HOSTILE_ROWS))
-def test_a_row_of_no_use_is_named_and_dropped(row: str, suffix: str, tmp_path: Path) -> None:
+def test_a_row_of_no_use_is_named_and_dropped(row: str, name: str, tmp_path: Path) -> None:
     """Until 0.1 it cost the file."""
-    rows = [json.dumps(ROWS[0]), row, json.dumps(ROWS[1])]
-    path = tmp_path / f"ducks{suffix}"
-    path.write_text("\n".join(rows) if suffix == ".jsonl" else f"[{','.join(rows)}]")
+    before, between, after = FORMS[name]
+    path = tmp_path / name
+    path.write_text(before + between.join([json.dumps(ROWS[0]), row, json.dumps(ROWS[1])]) + after)
     problems, report = load_problems(path)
-    assert [one.id for one in problems] == ["ducks-0", "ducks-2"]
-    assert (report.rows, report.kept, report.ids("malformed")) == (3, 2, ("ducks-1",))
+    assert [one.id for one in problems] == [f"{path.stem}-0", f"{path.stem}-2"]
+    assert (report.rows, report.kept, report.ids("malformed")) == (3, 2, (f"{path.stem}-1",))
     assert path.name in report.dropped[0].why
-    path.write_text(row if suffix == ".jsonl" else f"[{row}]")
-    with pytest.raises(DataError, match=path.name):
-        load_problems(path)
+    for text in (before + row + after, before + row + between + json.dumps(ROWS[0])[:-1], "[" * 100_000):
+        path.write_text(text)  # nothing else, and a file that was cut off
+        with pytest.raises(DataError, match=path.name):
+            load_problems(path)
 
 
 def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

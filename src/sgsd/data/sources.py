@@ -217,9 +217,10 @@ def _read_json(path: Path) -> list[Row | DataError]:
         why = error.__cause__
         if isinstance(why, json.JSONDecodeError) and why.msg == "Extra data" and why.lineno > 1:
             return _read_json_lines(path)  # under the other suffix
-        if is_no_json(error) or not text.lstrip().startswith("["):
+        rows = [] if is_no_json(error) else _elements(text)
+        if not rows:
             raise
-        return _rows_of((f"{path}, row {n}", row) for n, row in enumerate(_elements(text)))
+        return _rows_of((f"{path}, row {n}", row) for n, row in enumerate(rows))
     if isinstance(content, dict):
         lists = [name for name, value in content.items() if isinstance(value, list)]
         if len(lists) == 1:
@@ -236,16 +237,24 @@ def _read_json(path: Path) -> list[Row | DataError]:
 _JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{},]', re.DOTALL)
 
 
-def _elements(text: str) -> Iterator[str]:
-    """The elements of a JSON array, each as its text: no parser goes as deep as an element may."""
-    depth = start = 0
+def _elements(text: str) -> list[str]:
+    """The texts of the rows of a JSON document that is a list of them, or an object with one list; none of any other.
+
+    No parser goes as deep as a row may.
+    """
+    outside = 0 if text.lstrip().startswith("[") else 1
+    depth = lists = start = end = 0
+    found: list[str] = []
     for part in _JSON_PART.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
-        if part[0] == "[" and depth == 1 and not start:
-            start = part.end()
-        elif (part[0] == "," and depth == 1) or depth == 0:
-            yield text[start : part.start()]
-            start = part.end()
+        mark, end = part[0], part.end()
+        if mark == "[" and depth == outside:
+            lists, start = lists + 1, end
+        elif start and mark in (",", "]") and depth == outside + 1:
+            found.append(text[start : part.start()])
+            start = end if mark == "," else 0
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark, 0)
+    is_whole = depth == start == 0 and not text[end:].strip()
+    return found if lists == 1 and is_whole else []
 
 
 def _read_parquet(path: Path) -> list[Row | DataError]:
@@ -291,7 +300,7 @@ def _directory_table(path: Path, split: str | None, config_name: str | None) -> 
         _refuse(str(path), "a directory written by save_to_disk", config_name=config_name)
         try:
             loaded = datasets.load_from_disk(str(path))
-        except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: broken JSON, Arrow files and features
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever its JSON files lead to
             raise DataError(f"data set {path} cannot be read", got=" ".join(str(error).split())) from error
         if split is not None and isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:
