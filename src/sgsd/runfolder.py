@@ -174,14 +174,30 @@ def write_json(file: Path, document: Any) -> None:
     write_text(file, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def refuse_foreign_links(folder: Path) -> None:
+    """Who goes on in a folder writes to files that are there: none is a link out of it.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    root = folder.resolve()
+    for place in folder.rglob("*"):
+        if place.is_symlink() and not place.resolve().is_relative_to(root):
+            raise ConfigError(
+                "a link leads out of the output folder", got=f"{place}, to {place.resolve()}", remedy="remove it"
+            )
+
+
 @contextmanager
 def one_writer(folder: Path) -> Generator[None]:
     """Within, no other process writes to this folder. It is made, and goes again where nothing was written.
 
     Raises:
-        ConfigError: another process is within, or the folder cannot be written.
+        ConfigError: another process is within, the folder cannot be written, or a link leads out of it.
     """
     made = not os.path.exists(folder)
+    if not made:
+        refuse_foreign_links(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK, blocking=False)

@@ -283,6 +283,17 @@ def test_a_stranger_s_store_is_refused_in_one_line(copy, table, column, where, v
         build(copy)
 
 
+@pytest.mark.parametrize("name", [STORE, f"{STORE}-journal", BANK])
+def test_a_link_out_of_a_build_s_folder_is_not_written_through(tmp_path, name):
+    """SQLite follows links: another database got our tables, and one that was not there was made."""
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match="a link leads out of the output folder"):
+        build(folder)
+    assert not (tmp_path / "theirs").exists()
+
+
 def test_a_changed_setting_is_refused_by_name_once_its_stage_has_begun(tmp_path):
     folder = tmp_path / "b"
     with open_store(folder) as store:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from sgsd import runfolder
 from sgsd.bank.writing import Writer, WriteRequest, WritingStoppedError, Written
 from sgsd.errors import BankError, ConfigError
 from sgsd.validation import parse_any_json, parse_json, validated
@@ -200,9 +201,11 @@ def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store, No
 
     Raises:
         BankError: another process works in the folder, it holds something else, or cannot be written.
+        ConfigError: a link leads out of it.
     """
     file = folder / STORE
     with refused_writes(file):
+        runfolder.refuse_foreign_links(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             _refuse_foreign(folder, results)

@@ -321,20 +321,6 @@ def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[
     return {"resumed": [*record.get("resumed", []), {"from": Path(str(checkpoint)).name, "changed": changed}]}
 
 
-def refuse_foreign_links(folder: Path) -> None:
-    """A run that goes on writes to files that are there: none is a link out of its folder.
-
-    Raises:
-        ConfigError: naming one.
-    """
-    root = folder.resolve()
-    for place in folder.rglob("*"):
-        if place.is_symlink() and not place.resolve().is_relative_to(root):
-            raise ConfigError(
-                "a link leads out of output_dir", got=f"{place}, to {place.resolve()}", remedy="remove it"
-            )
-
-
 def read_run(folder: Path) -> dict[str, Any] | None:
     """The settings of the run a folder belongs to (its own, or the run's around a checkpoint), if it is one.
 
