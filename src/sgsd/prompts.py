@@ -567,6 +567,7 @@ def _disarmer_of(tokenizer: ChatTokenizer) -> Callable[[str], str]:
     return disarmer(controls, _turn_marks(tokenizer, controls))
 
 
+_TAG = re.compile(r"(</?[^<>\s]{1,38}>|\[/?[^\[\]\s]{1,38}\])")
 _LONGEST_MARK = 40  # characters; longer lines are the template's own advice to the model
 
 
@@ -590,5 +591,7 @@ def _turn_marks(tokenizer: Any, controls: Iterable[str]) -> set[str]:
     openings = [way.rpartition(tokenizer.eos_token)[2] if tokenizer.eos_token else way for way in ways]
     if not any(way.strip() and not control.search(way) for way in openings):
         return set()
-    lines = (line.strip() for way in ways for line in control.sub("\n", way).splitlines())
-    return {line for line in lines if 1 < len(line) <= _LONGEST_MARK}
+    lines = [line.strip() for way in ways for line in control.sub("\n", way).splitlines()]
+    # A line may hold several: </user><assistant>, <eot>Assistant:
+    parts = [part.strip() for line in lines for part in _TAG.split(line)]
+    return {mark for mark in (*lines, *parts) if 1 < len(mark) <= _LONGEST_MARK}
