@@ -217,6 +217,16 @@ def test_directories_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
         load_problems(tmp_path / "one", split="test")
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "1", "{}", '{"features": {"a": {"_type": "Evil"}}}', '{"splits": ["../../etc"]}']
+)
+def test_a_directory_of_a_stranger_s_is_refused(tmp_path: Path, content: str) -> None:
+    for name in ("dataset_info.json", "state.json") if "splits" not in content else ("dataset_dict.json",):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=r"^data set \S+ cannot be read: .*$"):
+        load_problems(tmp_path)
+
+
 def test_a_directory_of_files_has_the_splits_of_a_hub_data_set(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "ducks"
     folder.mkdir()
