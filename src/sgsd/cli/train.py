@@ -254,7 +254,7 @@ def _refusals(output: Path) -> Iterator[None]:
 
 def _refuse_missing_trackers(training: VerifiedConfig) -> None:
     available = get_available_reporting_integrations()
-    missing = [name for name in training.report_to or () if name not in available]
+    missing = [str(name) for name in training.report_to or () if name not in available]  # YAML has null
     if missing:
         raise ConfigError(
             "report_to names what is not installed",
