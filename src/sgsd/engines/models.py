@@ -104,6 +104,9 @@ def load_tokenizer(
     return tokenizer
 
 
+_MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
 def load_configs(
     name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> tuple[PreTrainedConfig, GenerationConfig]:
@@ -311,7 +314,8 @@ def _refuse_pickled_weights(folder: Path) -> None:
 
 
 def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
-    """A configuration that names an attention of the hub's: it is code, which transformers would fetch and run.
+    """A configuration that names an attention of the hub's: it is code, which transformers would fetch and run. So is
+    one of more layers than any model has: each would be built before the weights are looked at.
 
     Raises:
         ConfigError: naming it; or there is no configuration.
@@ -326,6 +330,12 @@ def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
             got=f"attn_implementation {kernel}",
             remedy="take it out of config.json, and set attn_implementation yourself if you trust it",
         )
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if most := [key for key in _LAYERS if isinstance(part.get(key), int) and part[key] > _MOST_LAYERS]:
+            got = f"{most[0]} {part[most[0]]}"
+            raise ConfigError(
+                f"the configuration of {name!r} is of no model", got=got, expected=f"at most {_MOST_LAYERS}"
+            )
 
 
 def _kernels(config: object, *, attention: bool = False) -> Iterator[str]:
