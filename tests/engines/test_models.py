@@ -271,6 +271,13 @@ def test_an_adapter_without_its_base_is_refused(adapter, base):
         refused(".", str(folder), load)
 
 
+def test_an_adapter_that_saves_no_list_of_modules_is_refused(adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": "x" * 1_000_000}))
+    with pytest.raises(ConfigError, match="modules_to_save"):
+        load_model(str(adapter))
+
+
 def test_an_adapter_that_is_its_own_base_is_refused(adapter, tmp_path):
     folder, _ = adapter
     other = shutil.copytree(folder, tmp_path / "other")

@@ -43,6 +43,7 @@ class _Adapter(BaseModel):
     """``adapter_config.json``, as far as it is read here."""
 
     base_model_name_or_path: Annotated[str, Field(min_length=1)]
+    modules_to_save: list[str] | None = None  # of a text PEFT would look for each character in each module
 
 
 _ADAPTER = TypeAdapter(_Adapter)
