@@ -272,10 +272,11 @@ def test_an_adapter_without_its_base_is_refused(adapter, base):
 
 
 def test_an_adapter_that_saves_no_list_of_modules_is_refused(adapter):
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": "x" * 1_000_000}))
+    folder = adapter[0]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": "x" * 1_000_000}))
     with pytest.raises(ConfigError, match="modules_to_save"):
-        load_model(str(adapter))
+        load_model(str(folder))
 
 
 def test_an_adapter_that_is_its_own_base_is_refused(adapter, tmp_path):
