@@ -51,6 +51,18 @@ def test_pages_outside_the_site_link_to_files_that_are_there(page):
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_the_tests_that_a_page_names_are_there(page):
+    """A name without a file is in one of those that the page names."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    files = dict.fromkeys(re.findall(r"`(tests/[\w/]+\.py)", text))
+    sources = {file: (ROOT / file).read_text(encoding="utf-8") for file in files}
+    every = "".join(sources.values())
+    named = re.findall(r"(tests/[\w/]+\.py)?::(?:Test\w+::)?(test_\w+)`", text)
+    assert len(named) > 50 or page != "security.md"
+    assert [name for file, name in named if f"def {name}(" not in (sources[file] if file else every)] == []
+
+
 def test_the_citation_names_the_papers_authors_and_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     paper = citation["preferred-citation"]

@@ -267,6 +267,25 @@ def test_a_conversation_without_a_user_message_is_refused(tokenizer):
         PromptRenderer(tokenizer).student_ids(TALK[:1])
 
 
+@pytest.mark.parametrize("thinking", ["template", "off"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1/0 }}",
+        "{{ range(999999999999) | list }}",
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{{ strftime_now(1) }}",
+        "{{ 9**99999 }}",
+        "{% include 'x' %}",
+    ],
+)
+def test_a_template_that_fails_is_one_line(template, thinking):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match=r"^the chat template cannot be rendered: got .+$"):
+        PromptRenderer(tokenizer, thinking=thinking).student_ids("What is 1 + 1?")
+
+
 def test_what_a_template_refuses_is_said_with_its_reason():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system role here') }}"

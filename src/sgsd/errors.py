@@ -63,7 +63,7 @@ def in_one_line(what: str = "the settings cannot be used") -> Generator[None]:
         raise
     except ImportError as error:
         raise ConfigError("a package these settings need is missing", got=" ".join(str(error).split())) from error
-    except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
+    except (TypeError, ValueError, NotImplementedError, AssertionError, RecursionError) as error:
         raise ConfigError(what, got=" ".join(str(error).split()) or type(error).__name__) from error
 
 

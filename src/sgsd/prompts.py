@@ -485,6 +485,10 @@ def _shared_start(one: Sequence[int], other: Sequence[int]) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
+# What a template's program raises, of arguments that it cannot use or by itself.
+_OF_TEMPLATES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+
+
 def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
     from jinja2 import TemplateError
 
@@ -498,13 +502,12 @@ def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Ma
             got=f"{error} (roles: {', '.join(str(message['role']) for message in messages)})",
             remedy="change the messages, or the template",
         ) from error
-    except (TypeError, ValueError, AttributeError, KeyError) as error:  # of arguments that the template cannot use
-        if not template_kwargs:
-            raise
+    except _OF_TEMPLATES as error:
+        said = " ".join(str(error).split())
         raise ConfigError(
             "the chat template cannot be rendered",
-            got=f"chat_template_kwargs {dict(template_kwargs)} ({' '.join(str(error).split())})",
-            expected="arguments that the template takes",
+            got=f"chat_template_kwargs {dict(template_kwargs)} ({said})" if template_kwargs else said,
+            expected="arguments that the template takes" if template_kwargs else None,
         ) from error
     return list(encoded["input_ids"])
 
@@ -567,6 +570,7 @@ def _disarmer_of(tokenizer: ChatTokenizer) -> Callable[[str], str]:
     return disarmer(controls, _turn_marks(tokenizer, controls))
 
 
+_TAG = re.compile(r"(</?[^<>\s]{1,38}>|\[/?[^\[\]\s]{1,38}\])")
 _LONGEST_MARK = 40  # characters; longer lines are the template's own advice to the model
 
 
@@ -583,12 +587,14 @@ def _turn_marks(tokenizer: Any, controls: Iterable[str]) -> set[str]:
     for messages in (turns, turns[1:], turns[1:2], [*turns[1:3], {"role": "tool", "content": "xmark9x"}]):
         try:
             text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except (TemplateError, TypeError, ValueError, AttributeError, KeyError):  # roles that the template refuses
+        except (TemplateError, *_OF_TEMPLATES):  # roles that the template refuses
             continue
         ways += re.split(r"(?i:xmark\dx)", text)
     control = re.compile("|".join([*map(re.escape, sorted(controls, key=len, reverse=True)), KNOWN.pattern]))
     openings = [way.rpartition(tokenizer.eos_token)[2] if tokenizer.eos_token else way for way in ways]
     if not any(way.strip() and not control.search(way) for way in openings):
         return set()
-    lines = (line.strip() for way in ways for line in control.sub("\n", way).splitlines())
-    return {line for line in lines if 1 < len(line) <= _LONGEST_MARK}
+    lines = [line.strip() for way in ways for line in control.sub("\n", way).splitlines()]
+    # A line may hold several: </user><assistant>, <eot>Assistant:
+    parts = [part.strip() for line in lines for part in _TAG.split(line)]
+    return {mark for mark in (*lines, *parts) if 1 < len(mark) <= _LONGEST_MARK}

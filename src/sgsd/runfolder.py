@@ -175,14 +175,30 @@ def write_json(file: Path, document: Any) -> None:
     write_text(file, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def refuse_foreign_links(folder: Path) -> None:
+    """Who goes on in a folder writes to files that are there: none is a link out of it.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    root = folder.resolve()
+    for place in folder.rglob("*"):
+        if place.is_symlink() and not place.resolve().is_relative_to(root):
+            raise ConfigError(
+                "a link leads out of the output folder", got=f"{place}, to {place.resolve()}", remedy="remove it"
+            )
+
+
 @contextmanager
 def one_writer(folder: Path) -> Generator[None]:
     """Within, no other process writes to this folder. It is made, and goes again where nothing was written.
 
     Raises:
-        ConfigError: another process is within, or the folder cannot be written.
+        ConfigError: another process is within, the folder cannot be written, or a link leads out of it.
     """
     made = not os.path.exists(folder)
+    if not made:
+        refuse_foreign_links(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK, blocking=False)
@@ -208,18 +224,19 @@ def is_unused(folder: Path) -> bool:
     return not folder.exists() or all(entry.name == _LOCK for entry in folder.iterdir())
 
 
-def read_text(file: Path, kind: type[SGSDError] = DataError) -> str:
+def read_text(file: Path, kind: type[SGSDError] = DataError, *, most: int | None = None) -> str:
     """The text of a file.
 
     Raises:
-        SGSDError: of ``kind``; the file cannot be read, is no plain file, has more than ``MOST_BYTES``, or is
-            not UTF-8.
+        SGSDError: of ``kind``; the file cannot be read, is no plain file, has more than ``most`` bytes
+            (``MOST_BYTES``), or is not UTF-8.
     """
+    most = MOST_BYTES if most is None else most
     try:
         with _opened(file) as opened:
-            text = opened.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise kind("file is too large", got=str(file), expected=f"at most {MOST_BYTES >> 20} MiB")
+            text = opened.read(most + 1)
+        if len(text) > most:
+            raise kind("file is too large", got=str(file), expected=f"at most {most >> 20} MiB")
         return text.decode("utf-8-sig")
     except OSError as error:
         raise kind("file cannot be read", got=f"{file} ({error.strerror})") from error
@@ -256,6 +273,18 @@ def read_lines(file: Path, schema: TypeAdapter[Any] | None = None, *, torn: bool
     Raises:
         DataError: the file cannot be read, or a line is no such object.
     """
+    for where, line in read_raw_lines(file):
+        if not (torn and not line.endswith(b"\n")):
+            document = parse_json(line, where, finite=False)
+            yield where, document if schema is None else validated(schema, document, where)
+
+
+def read_raw_lines(file: Path) -> Iterator[tuple[str, bytes]]:
+    """(place, line with its end) of each line of a file; empty lines are left out.
+
+    Raises:
+        DataError: the file cannot be read, or a line has more than ``MOST_BYTES``.
+    """
     try:
         with _opened(file) as lines:
             number = 0
@@ -264,10 +293,8 @@ def read_lines(file: Path, schema: TypeAdapter[Any] | None = None, *, torn: bool
                 where = f"{file}:{number}"
                 if len(line) > MOST_BYTES:
                     raise DataError(f"{where}: the line is too long", expected=f"at most {MOST_BYTES >> 20} MiB")
-                if not line.strip() or (torn and not line.endswith(b"\n")):
-                    continue
-                document = parse_json(line, where, finite=False)
-                yield where, document if schema is None else validated(schema, document, where)
+                if line.strip():
+                    yield where, line
     except OSError as error:
         raise DataError("file cannot be read", got=f"{file} ({error.strerror})") from error
 

@@ -78,6 +78,11 @@ def parse_any_json(text: str | bytes, where: str, kind: type[SGSDError] = DataEr
     return found
 
 
+def is_no_json(error: SGSDError) -> bool:
+    """Whether ``parse_any_json`` refused a text that is no JSON at all, and not what a JSON text holds."""
+    return isinstance(error.__cause__, (json.JSONDecodeError, UnicodeDecodeError))
+
+
 def _refuse_useless(document: object, *, finite: bool) -> None:
     """A value that some later step could not compute with, write or walk through.
 
@@ -166,7 +171,7 @@ def parse_yaml(text: str, where: str, kind: type[SGSDError] = DataError) -> dict
         found: object = _PlainLoader(text).get_single_data()
         _refuse_useless(found, finite=True)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 5,000 digits
-        said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+        said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at").partition("; use sys.")[0]
         raise kind(f"{where}: not YAML", got=said) from error
     if found is None:
         return {}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ from sgsd.bank.manifest import MANIFEST
 from sgsd.bank.store import STORE, Store, open_store
 from sgsd.bank.writing import WritingStoppedError
 from sgsd.data.problems import Problem
-from sgsd.errors import BankError, ConfigError, DataError, ServerError
+from sgsd.errors import BankError, ConfigError, DataError, ServerError, SGSDError
 
 from .builds import SETTINGS, Sampler, Verifier, Writer, build, problems, results
 
@@ -248,6 +249,49 @@ def test_a_folder_that_holds_something_else_is_refused(copy, tmp_path):
     file.write_text("")
     with pytest.raises(BankError, match="cannot be written"):
         build(file / "below")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["null", "[]", '"x"', "{}", '{"done": "x"}', "9" * 5_000, "[" * 100_000, '{"a": 1, "a": 2}', "", b"\xff", None, 7],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("table", "column", "where"),
+    [
+        ("stages", "progress", "stage = 'merge'"),
+        ("rows", "value", "name = 'rollouts.jsonl' AND number = 1"),
+        ("rows", "value", "name = 'memories.jsonl' AND number = 1"),
+        ("rows", "value", "name = 'candidates.jsonl' AND number = 1"),
+        ("rows", "value", "name = 'failures.jsonl' AND number = 1"),
+        ("documents", "value", "name = 'settings'"),
+        ("documents", "value", "name = 'bank.json'"),
+        ("documents", "value", "name = 'lineage.json'"),
+    ],
+)
+def test_a_stranger_s_store_is_refused_in_one_line(copy, table, column, where, value):
+    """It was read without a schema: KeyError, TypeError, RecursionError."""
+    with sqlite3.connect(copy / STORE) as store:
+        if value is None:
+            store.execute(f"DELETE FROM {table} WHERE {where}")
+        else:
+            store.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value,))
+    for name in RESULTS:
+        (copy / name).unlink()
+    fits = (where == "name = 'lineage.json'" and value in (None, "{}")) or (value is None and table != "documents")
+    with nullcontext() if fits else pytest.raises(SGSDError, match=r"^.*$"):
+        build(copy)
+
+
+@pytest.mark.parametrize("name", [STORE, f"{STORE}-journal", BANK])
+def test_a_link_out_of_a_build_s_folder_is_not_written_through(tmp_path, name):
+    """SQLite follows links: another database got our tables, and one that was not there was made."""
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match="a link leads out of the output folder"):
+        build(folder)
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_a_changed_setting_is_refused_by_name_once_its_stage_has_begun(tmp_path):

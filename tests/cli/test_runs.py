@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sgsd.bank import SkillBank
-from sgsd.cli.settings import parse_settings
-from sgsd.trainers.config import OPSDConfig
+from sgsd.cli.settings import _EVERYDAY, RunArguments, parse_settings
+from sgsd.trainers.config import CONFIGS, OPSDConfig
 
 
 def test_a_finished_run_holds_model_tokenizer_bank_and_record(finished):
@@ -135,6 +136,25 @@ def test_help_shows_the_settings_of_the_method(capsys, method, own):
     assert own in text
     assert ("--gate_tau" in text) == (method == "sgsd")
     assert ("--divergence" in text) == (method == "opsd")
+
+
+@pytest.mark.parametrize("method", ["sgsd", "grpo", "opsd"])
+def test_help_has_what_is_needed_every_day_and_the_rest_on_request(capsys, monkeypatch, method):
+    monkeypatch.setenv("COLUMNS", "120")
+    texts = []
+    for asked in ([], ["all"]):
+        with pytest.raises(SystemExit):
+            parse_settings(["--method", method, "--help", *asked])
+        texts.append(capsys.readouterr().out)
+    short, whole = ({line.split()[0] for line in text.splitlines() if line.startswith("  --")} for text in texts)
+    assert short < whole
+    assert len(texts[0].splitlines()) < 220 < 700 < len(texts[1].splitlines())
+    assert {f"--{name}" for name in _EVERYDAY} <= short
+    own = {name for part in (RunArguments, CONFIGS[method]) for name in vars(part).get("__annotations__", {})}
+    assert {f"--{name}" for name in own} <= short
+    hidden = sum(int(count) for count in re.findall(r"the most used; (\d+) more with --help all", texts[0]))
+    assert len(short) + hidden == len(whole)
+    assert len(re.findall(r"\(default:\s", texts[1])) >= len(whole) - 5  # some say it themselves
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -81,10 +81,58 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         load_problems(path)
 
 
+HOSTILE_ROWS = {
+    "too deep": '{"problem": "1 + 1?", "answer": "2", "more": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "deep objects": '{"problem": "1 + 1?", "answer": "2", "more": ' + '{"[,]": ' * 900 + "1" + "}" * 901,
+    "5,000 digits": '{"problem": "1 + 1?", "answer": ' + "9" * 5_000 + "}",
+    "400 digits": '{"problem": "1 + 1?", "answer": "2", "id": ' + "9" * 400 + "}",
+    "half a pair": r'{"problem": "\ud83d, \\", "answer": "2"}',
+    "a key twice": '{"problem": "1 + 1?", "problem": "1 + 2?", "answer": "2"}',
+    "no number": '{"problem": "1 + 1?", "answer": NaN}',
+}
+
+
+FORMS = {
+    "a.jsonl": ("", "\n", "\n"),
+    "a.json": (" [", ",", "]\n"),
+    "b.json": ('{"a": {"b": 1, "c": "["}, "d": [', ",\n", "]}"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("row", HOSTILE_ROWS.values(), ids=list(HOSTILE_ROWS))
+def test_a_row_of_no_use_is_named_and_dropped(row: str, name: str, tmp_path: Path) -> None:
+    """Until 0.1 it cost the file."""
+    before, between, after = FORMS[name]
+    path = tmp_path / name
+    path.write_text(before + between.join([json.dumps(ROWS[0]), row, json.dumps(ROWS[1])]) + after)
+    problems, report = load_problems(path)
+    assert [one.id for one in problems] == [f"{path.stem}-0", f"{path.stem}-2"]
+    assert (report.rows, report.kept, report.ids("malformed")) == (3, 2, (f"{path.stem}-1",))
+    assert path.name in report.dropped[0].why
+    for text in (before + row + after, before + row + between + json.dumps(ROWS[0])[:-1], "[" * 100_000):
+        path.write_text(text)  # nothing else, and a file that was cut off
+        with pytest.raises(DataError, match=path.name):
+            load_problems(path)
+
+
+def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "bomb.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"problem": ["x" * 10_000] * 1_000, "answer": ["1"] * 1_000}), path)
+    assert path.stat().st_size < 50_000
+    monkeypatch.setattr("sgsd.data.sources.MOST_DATA", 1 << 20)
+    with pytest.raises(DataError, match=r"too large.* 1 MiB"):
+        load_problems(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.jsonl", b"", "holds no rows"),
+        ("a.json", b"[{}]", "rows without columns"),
         ("a.json", b"[]", "holds no rows"),
         ("a.json", b"[1, 2", r"a\.json: malformed JSON.* line 1"),
         ("a.json", b"3", "not a list of rows"),
@@ -167,6 +215,16 @@ def test_directories_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
         load_problems(tmp_path / "two", split="middling")
     with pytest.raises(DataError, match="single split"):
         load_problems(tmp_path / "one", split="test")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "1", "{}", '{"features": {"a": {"_type": "Evil"}}}', '{"splits": ["../../etc"]}']
+)
+def test_a_directory_of_a_stranger_s_is_refused(tmp_path: Path, content: str) -> None:
+    for name in ("dataset_info.json", "state.json") if "splits" not in content else ("dataset_dict.json",):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=r"^data set \S+ cannot be read: .*$"):
+        load_problems(tmp_path)
 
 
 def test_a_directory_of_files_has_the_splits_of_a_hub_data_set(tmp_path: Path, cache: Path) -> None:

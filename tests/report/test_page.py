@@ -122,6 +122,26 @@ def test_runs_without_an_evaluation_have_a_page_that_says_so(tmp_path):
     assert "<h3>Evaluations</h3>" not in text
 
 
+def test_a_chart_that_cannot_be_drawn_is_named_and_the_page_stands(tmp_path):
+    """An accuracy of 1e30 had an axis of 1e31 ticks."""
+    folder = write_run(tmp_path / "run")
+    state = json.loads((folder / "trainer_state.json").read_text())
+    for entry in state["log_history"]:
+        entry |= {name: 1e30 for name in ("eval_accuracy", "sgsd/success_rate", "success_rate") if name in entry}
+        entry |= {name: "x" for name in ("entropy",) if name in entry}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "supports.jsonl").write_text("{}\n")
+    text = write_report([folder], tmp_path / "report.html").read_text()
+    for said in (
+        "Left out: eval_accuracy",
+        "entropy, of which no logged value is a finite number",
+        "supports.jsonl:1",
+    ):
+        assert said in text
+    assert '<section id="trouble"' in text
+    assert '<section id="learning"' not in text
+
+
 def test_an_evaluation_without_a_run_is_in_the_comparison_alone(tmp_path):
     run, other = write_run(tmp_path / "run", seed=3), write_run(tmp_path / "other", accuracy=0.3)
     base = tmp_path / "base"

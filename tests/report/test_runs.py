@@ -82,11 +82,29 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, runs):
     with pytest.raises(ConfigError, match="named twice"):
         load_runs([runs[0], runs[0].parent / "." / "grpo-0"])
     broken = shutil.copytree(runs[0], tmp_path / "broken")
-    for name, text, error, said in (
-        ("trainer_state.json", "{", DataError, r"trainer_state\.json: malformed JSON"),
-        ("run.json", "[]", DataError, r"run\.json: wrong type: got list"),
-        ("run.json", "{}", DataError, "settings is missing"),
-    ):
-        (broken / name).write_text(text)
-        with pytest.raises(error, match=said):
+    for text, said in (("[]", r"run\.json: wrong type: got list"), ("{}", "settings is missing")):
+        (broken / "run.json").write_text(text)
+        with pytest.raises(DataError, match=said):
             load_run(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("trainer_state.json", lambda run: run.history),
+        ("supports.jsonl", lambda run: run.edges + run.supports),
+        ("ledger.json", lambda run: run.ledger.items),
+        ("bank.json", lambda run: run.bank),
+        ("bank-start.json", lambda run: run.bank_start),
+        ("traces.jsonl", lambda run: run.traces),
+    ],
+)
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path, runs, name, left):
+    """One damaged file took the whole page."""
+    broken = shutil.copytree(runs[3], tmp_path / "broken")
+    (broken / name).write_text('{"x": 1}}\n')
+    run = load_run(broken)
+    assert not left(run)
+    assert left(load_run(runs[3]))
+    (note,) = run.notes
+    assert name in note

@@ -153,6 +153,8 @@ def test_an_item_that_supports_every_rollout_has_no_credit_though_most_of_its_us
     rows = tables.item_table(replace(groups[1], runs=(replace(groups[1].runs[0], ledger=Ledger(records)),))).rows
     assert [row[0].id for row in rows[:2]] == [useful, bland]
     assert rows[1][3].text.startswith("0.5")
+    assert tables.order_note(tables.Table((), rows)).startswith("The intervals of 1 of 2 items leave out 0.5")
+    assert tables.order_note(tables.Table((), rows[1:])).startswith("No item's interval leaves out 0.5")
     assert rows[-1][:2] == ("gone: not in the bank at the start or at the end", None)
 
 

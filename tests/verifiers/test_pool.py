@@ -134,7 +134,7 @@ def test_a_tower_of_powers_is_incorrect_and_its_neighbours_are_judged():
         ]
 
 
-def test_what_only_the_completion_causes_is_incorrect_and_what_the_reference_causes_is_undecided(
+def test_what_the_completion_causes_is_incorrect_and_the_reference_undecided(
     graders: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     with get_verifier("math", workers=2, timeout=1, memory_gb=3.9) as verifier:

@@ -23,7 +23,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NotRequired
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.bank import formats
@@ -37,6 +40,7 @@ from sgsd.data.problems import Problem
 from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
 from sgsd.rollouts import Rollout, Sampler, StopReason
+from sgsd.validation import validated
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import verify_in_context
 
@@ -51,6 +55,40 @@ RESULTS = (ROLLOUTS, MEMORIES, CANDIDATES, FAILURES, LINEAGE, BANK)
 QUARANTINE = "quarantine"
 """In the failures, the stage of items that were taken out of the bank."""
 VERIFY_CHUNK = 256
+
+
+class _RolloutRow(TypedDict):
+    id: str
+    problem_id: str
+    completion: str
+    stop_reason: str
+
+
+class _FailureRow(TypedDict):
+    stage: str
+    reason: str
+    leak: NotRequired[str]
+
+
+BANK_TEXT = TypeAdapter(str)
+_LINEAGE = TypeAdapter(dict[str, list[str]])
+_ROWS: Mapping[str, TypeAdapter[Any]] = {
+    ROLLOUTS: TypeAdapter(_RolloutRow),
+    MEMORIES: TypeAdapter(Memory),
+    CANDIDATES: TypeAdapter(Candidate),
+    FAILURES: TypeAdapter(_FailureRow),
+}
+
+
+def rows_of(store: Store, name: str, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
+    """``Store.rows`` that are what a build keeps under this name.
+
+    Raises:
+        BankError: the store is damaged, or holds something else.
+    """
+    for number, row in enumerate(store.rows(name, start, end), start + 1):
+        validated(_ROWS[name], row, f"{store.folder}: {name}:{number}", BankError)
+        yield row
 
 
 class Stage(StrEnum):
@@ -138,7 +176,7 @@ def verify(
     by_id = {problem.id: problem for problem in problems}
 
     def step(start: int, end: int) -> Chunk:
-        rows = list(store.rows(ROLLOUTS, start, end))
+        rows = list(rows_of(store, ROLLOUTS, start, end))
         asked = [_problem_of(row, f"{ROLLOUTS}:{number}", by_id) for number, row in enumerate(rows, start + 1)]
         texts = [str(row["completion"]) for row in rows]
         verdicts = verify_in_context(
@@ -263,7 +301,7 @@ def merge_and_scan(
             progress(Stage.MERGE, done, total)
 
     def step(_start: int, _end: int) -> Chunk:
-        candidates = [read_candidate(row) for row in store.rows(CANDIDATES)]
+        candidates = [read_candidate(row) for row in rows_of(store, CANDIDATES)]
         merged = merge(
             candidates,
             KeepingWriter(writer, store, chunk, report),
@@ -310,11 +348,12 @@ def export(store: Store) -> None:
     names = [name for stage, name in made.items() if stage in finished]
     with refused_writes(store.folder):
         for name in [*names, *([FAILURES] if Stage.VERIFY in finished else [])]:
-            runfolder.write_text(store.folder / name, map(_line, store.rows(name)))
+            runfolder.write_text(store.folder / name, map(_line, rows_of(store, name)))
         if Stage.MERGE in finished:
-            runfolder.write_text(store.folder / LINEAGE, formats.pretty(store.document(LINEAGE)))
+            lineage: formats.Document = dict(store.document(LINEAGE, _LINEAGE) or {})
+            runfolder.write_text(store.folder / LINEAGE, formats.pretty(lineage))
             if not (store.folder / BANK).exists():
-                runfolder.write_text(store.folder / BANK, store.document(BANK))
+                runfolder.write_text(store.folder / BANK, store.document(BANK, BANK_TEXT) or "")
 
 
 def refuse_gone_problems(store: Store, problems: Sequence[Problem]) -> None:
@@ -325,7 +364,7 @@ def refuse_gone_problems(store: Store, problems: Sequence[Problem]) -> None:
     """
     by_id = {problem.id: problem for problem in problems}
     for name in (MEMORIES, ROLLOUTS):
-        for number, row in enumerate(store.rows(name), 1):
+        for number, row in enumerate(rows_of(store, name), 1):
             problem = _problem_of(row, f"{name}:{number}", by_id)
             if name == MEMORIES and (row["problem"], row["answer"]) != (problem.text, problem.answer):
                 raise _gone(f"{name}:{number}", f"{problem.id!r} with another text or answer")
@@ -360,7 +399,7 @@ def _run(
 
 
 def _memories(store: Store, start: int = 0, end: int | None = None) -> Iterator[Memory]:
-    return (read_memory(row, MEMORIES) for row in store.rows(MEMORIES, start, end))
+    return (read_memory(row, MEMORIES) for row in rows_of(store, MEMORIES, start, end))
 
 
 def _memories_in(store: Store) -> int:

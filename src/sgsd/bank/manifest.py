@@ -10,6 +10,7 @@ from pathlib import Path
 from sgsd.bank import formats
 from sgsd.bank.build import (
     BANK,
+    BANK_TEXT,
     CANDIDATES,
     FAILURES,
     MEMORIES,
@@ -17,6 +18,7 @@ from sgsd.bank.build import (
     RESULTS,
     ROLLOUTS,
     Stage,
+    rows_of,
 )
 from sgsd.bank.skills import SkillBank
 from sgsd.bank.store import Progress, Store
@@ -37,7 +39,7 @@ def make_manifest(store: Store, **about: object) -> formats.Document:
     stages = {stage: progress for stage in Stage if (progress := store.progress(stage)) is not None}
     finished = [stage for stage, progress in stages.items() if progress.finished]
     failures = Counter(
-        (str(row["stage"]), str(row.get("leak") or kind_of_reason(row["reason"]))) for row in store.rows(FAILURES)
+        (str(row["stage"]), str(row.get("leak") or kind_of_reason(row["reason"]))) for row in rows_of(store, FAILURES)
     )
 
     def failed(stage: str) -> dict[str, int]:
@@ -55,11 +57,11 @@ def make_manifest(store: Store, **about: object) -> formats.Document:
         counts["merge"] = {
             "requests": merge.counts.get("requests", 0),
             "rejected": _rejected(merge),
-            "layers": merge.details["layers"],
+            "layers": merge.details.get("layers"),
             "merged": merge.counts.get("items", 0),
             "failed": failed(Stage.MERGE),
         }
-        bank = SkillBank.from_json(store.document(BANK))
+        bank = SkillBank.from_json(store.document(BANK, BANK_TEXT) or "", source=str(store.folder))
         counts["bank"] = {
             "skills": len(bank.skills),
             "mistakes": len(bank.mistakes),
@@ -86,7 +88,7 @@ def file_digest(path: Path) -> str | None:
 
 
 def _rollouts(store: Store) -> formats.Document:
-    rows = Counter((row["problem_id"], row["stop_reason"]) for row in store.rows(ROLLOUTS))
+    rows = Counter((row["problem_id"], row["stop_reason"]) for row in rows_of(store, ROLLOUTS))
     return {
         "total": rows.total(),
         "problems": len({problem for problem, _ in rows}),
@@ -95,7 +97,7 @@ def _rollouts(store: Store) -> formats.Document:
 
 
 def _memories(store: Store) -> formats.Document:
-    rows = Counter((row["outcome"], row["failure_mode"]) for row in store.rows(MEMORIES))
+    rows = Counter((row["outcome"], row["failure_mode"]) for row in rows_of(store, MEMORIES))
     modes = {str(mode): count for (_, mode), count in rows.items() if mode is not None}
     return {
         "total": rows.total(),
@@ -108,7 +110,7 @@ def _extraction(store: Store, progress: Progress) -> formats.Document:
     kinds: Counter[str] = Counter()
     sources: set[str] = set()
     distinct: set[str] = set()
-    for row in store.rows(CANDIDATES):
+    for row in rows_of(store, CANDIDATES):
         kinds[row["kind"]] += 1
         distinct.add(row["id"])
         sources.update(row["parents"])

@@ -14,13 +14,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from sgsd import runfolder
 from sgsd.bank.writing import Writer, WriteRequest, WritingStoppedError, Written
 from sgsd.errors import BankError, ConfigError
+from sgsd.validation import parse_any_json, parse_json, validated
 
+T = TypeVar("T")
 STORE = "build.sqlite"
 VERSION = 1
 _TABLES = (
@@ -55,6 +58,11 @@ class Progress:
         return self.done >= self.total
 
 
+_PROGRESS = TypeAdapter(Progress)
+_SETTINGS = TypeAdapter(dict[str, dict[str, object]])
+_SPENT = TypeAdapter(Annotated[int, Field(ge=0)])
+
+
 class Store:
     """An opened store; make one with ``open_store``."""
 
@@ -65,8 +73,7 @@ class Store:
 
     def progress(self, stage: str) -> Progress | None:
         """How far a stage is; ``None`` where it has not begun."""
-        found = self._value("SELECT progress FROM stages WHERE stage = ?", stage)
-        return None if found is None else Progress(**found)
+        return self._value("SELECT CAST(progress AS BLOB) FROM stages WHERE stage = ?", stage, _PROGRESS)
 
     def finished(self, stage: str) -> bool:
         """Whether the stage is done."""
@@ -74,15 +81,24 @@ class Store:
         return progress is not None and progress.finished
 
     def rows(self, name: str, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of this name from ``start`` to before ``end``, in the order in which they came."""
-        query = "SELECT value FROM rows WHERE name = ? AND number >= ? AND number < ? ORDER BY number"
-        last = self._next(name) if end is None else end
-        for (value,) in self._execute(query, (name, start, last)):
-            yield json.loads(value)
+        """The rows of this name from ``start`` to before ``end``, in the order in which they came.
 
-    def document(self, name: str) -> Any:
-        """The document of this name; ``None`` where there is none."""
-        return self._value("SELECT value FROM documents WHERE name = ?", name)
+        Raises:
+            BankError: the store is damaged.
+        """
+        query = "SELECT CAST(value AS BLOB) FROM rows WHERE name = ? AND number >= ? AND number < ? ORDER BY number"
+        last = self._next(name) if end is None else end
+        with refused_writes(self._file):
+            for number, (value,) in enumerate(self._execute(query, (name, start, last)), start):
+                yield parse_json(value or "", f"{self._file}: row {number} of {name}", BankError)
+
+    def document(self, name: str, schema: TypeAdapter[T]) -> T | None:
+        """The document of this name; ``None`` where there is none.
+
+        Raises:
+            BankError: it does not fit the schema.
+        """
+        return self._value("SELECT CAST(value AS BLOB) FROM documents WHERE name = ?", name, schema)
 
     def commit(
         self,
@@ -98,12 +114,12 @@ class Store:
         """
         with self._transaction():
             for name, own in rows.items():
-                numbered = ((name, number, json.dumps(row)) for number, row in enumerate(own, self._next(name)))
+                numbered = ((name, number, _json(row)) for number, row in enumerate(own, self._next(name)))
                 self._connection.executemany("INSERT INTO rows VALUES (?, ?, ?)", numbered)
             for name, document in (documents or {}).items():
                 self._put(name, document)
             about = asdict(progress)
-            self._execute("INSERT OR REPLACE INTO stages VALUES (?, ?)", (stage, json.dumps(about)))
+            self._execute("INSERT OR REPLACE INTO stages VALUES (?, ?)", (stage, _json(about)))
 
     def hold(self, settings: Mapping[str, Mapping[str, object]], config: Mapping[str, object]) -> None:
         """Go on under these settings. A stage that has begun holds on to its own.
@@ -115,7 +131,7 @@ class Store:
         Raises:
             ConfigError: a stage that has begun had others; names the first that differs.
         """
-        before: dict[str, dict[str, object]] = self.document("settings") or {}
+        before = self.document("settings", _SETTINGS) or {}
         now = json.loads(json.dumps(settings))
         for stage in now:
             if self.progress(stage) is not None:
@@ -126,11 +142,12 @@ class Store:
 
     def answer(self, request: WriteRequest) -> Written | None:
         """The answer that is kept for a request, if any; what is none is asked for again."""
-        row = self._execute("SELECT value FROM answers WHERE request = ?", (_digest(request),)).fetchone()
+        query = "SELECT CAST(value AS BLOB) FROM answers WHERE request = ?"
+        row = self._execute(query, (_digest(request),)).fetchone()
         if row is None:
             return None
         try:
-            text, read, wrote = _ANSWER.validate_json(row[0], strict=True)
+            text, read, wrote = _ANSWER.validate_json(row[0] or "", strict=True)
         except ValidationError:
             return None
         return Written(request.key, text, None, read, wrote)
@@ -147,19 +164,21 @@ class Store:
     @property
     def spent(self) -> int:
         """Tokens that the writer has read and written, those of lost chunks among them."""
-        return self.document("spent") or 0
+        return self.document("spent", _SPENT) or 0
 
     def _next(self, name: str) -> int:
         """The number of the first row of this name that is not there yet."""
-        (last,) = self._execute("SELECT max(number) FROM rows WHERE name = ?", (name,)).fetchone()
-        return 0 if last is None else last + 1
+        (there,) = self._execute("SELECT count(*) FROM rows WHERE name = ?", (name,)).fetchone()
+        return there
 
     def _put(self, name: str, document: object) -> None:
-        self._execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, json.dumps(document)))
+        self._execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, _json(document)))
 
-    def _value(self, query: str, key: str) -> Any:
-        row = self._execute(query, (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+    def _value(self, query: str, key: str, schema: TypeAdapter[T]) -> T | None:
+        row, where = self._execute(query, (key,)).fetchone(), f"{self._file}: {key}"
+        if row is None:
+            return None
+        return validated(schema, parse_any_json(row[0] or "", where, BankError), where, BankError)
 
     def _execute(self, query: str, values: tuple[object, ...]) -> sqlite3.Cursor:
         with refused_writes(self._file):
@@ -182,9 +201,11 @@ def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store, No
 
     Raises:
         BankError: another process works in the folder, it holds something else, or cannot be written.
+        ConfigError: a link leads out of it.
     """
     file = folder / STORE
     with refused_writes(file):
+        runfolder.refuse_foreign_links(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             _refuse_foreign(folder, results)
@@ -299,6 +320,11 @@ def _refuse_others(folder: Path, stage: str, before: Mapping[str, object], now: 
                 expected=f"{_shown(before.get(name))}, as there",
                 remedy="put it back, or choose another --output",
             )
+
+
+def _json(document: object) -> str:
+    """As it is read again; half a surrogate pair becomes ?, as in the files that are made of it."""
+    return json.dumps(document, ensure_ascii=False).encode(errors="replace").decode()
 
 
 def _shown(value: object) -> str:

@@ -33,15 +33,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import numpy as np
 import torch
 import yaml
+from pydantic import FiniteFloat, TypeAdapter
 from rich.console import Console
 from scipy import stats
 from transformers import PrinterCallback, TrainerCallback
 from trl import ModelConfig
+from typing_extensions import TypedDict
 
 from sgsd import __version__, runfolder
 from sgsd.bank import Ledger, Skill, SkillBank
@@ -366,10 +368,10 @@ class _Work:
             for name, shown in prompts.items()
         }
         saved, spent = tokens["with_document"] - tokens["plain"], self._training_tokens()
-        history = runfolder.read_json(self.folder / _RUN / runfolder.STATE)
-        record = runfolder.read_json(self.folder / _RUN / runfolder.RUN)["settings"]
+        history = runfolder.read_json(self.folder / _RUN / runfolder.STATE, _STATE)
+        record = runfolder.read_json(self.folder / _RUN / runfolder.RUN, runfolder.RUN_RECORD)["settings"]
         seconds = {
-            "doctor": runfolder.read_json(self.folder / runfolder.DOCTOR)["seconds"],
+            "doctor": runfolder.read_json(self.folder / runfolder.DOCTOR, _TIMED)["seconds"],
             "evaluations": sum(self._seconds(name) for name in (*names, "retained-before", "retained-after")),
             "training": _summed(history["log_history"], "step_time"),
             "grpo": self._baseline_seconds() if baseline else None,
@@ -415,7 +417,7 @@ class _Work:
                 "steps": history["global_step"],
                 "rollouts": history["global_step"] * self.training.generation_batch_size,
                 "seed": self.seed,
-                "settings": {name: record[name] for name in _TOLD},
+                "settings": {name: record.get(name) for name in _TOLD},
             },
             "seconds": seconds | {"total": seconds["doctor"] + seconds["evaluations"] + seconds["training"]},
         }
@@ -557,15 +559,15 @@ class _Work:
 
     def _training_tokens(self) -> int:
         """Tokens that training processed; one that the student learns from counts three times, for the way back."""
-        history = runfolder.read_json(self.folder / _RUN / runfolder.STATE)["log_history"]
+        history = runfolder.read_json(self.folder / _RUN / runfolder.STATE, _STATE)["log_history"]
         sampled = max((row["num_tokens"] for row in history if "num_tokens" in row), default=0)
         return round(4 * sampled + _summed(history, "sgsd/teacher_tokens") * self.training.generation_batch_size)
 
     def _baseline_seconds(self) -> float:
-        return _summed(runfolder.read_json(self.folder / "grpo" / runfolder.STATE)["log_history"], "step_time")
+        return _summed(runfolder.read_json(self.folder / "grpo" / runfolder.STATE, _STATE)["log_history"], "step_time")
 
     def _seconds(self, name: str) -> float:
-        return runfolder.read_json(self.folder / runfolder.EVALUATIONS / name / runfolder.SUMMARY)["seconds"]
+        return runfolder.read_json(self.folder / runfolder.EVALUATIONS / name / runfolder.SUMMARY, _TIMED)["seconds"]
 
     def _recited(self, evaluation: Evaluation) -> float:
         """Share of the answers with six words in a row, or more, of the document."""
@@ -573,7 +575,7 @@ class _Work:
         return float(np.mean([bool(_runs_of_words(sample.completion) & document) for sample in evaluation.samples]))
 
     def _rules(self) -> list[dict[str, Any]]:
-        ledger = Ledger.from_json((self.folder / _RUN / runfolder.LEDGER).read_text(encoding="utf-8"))
+        ledger = Ledger.load(self.folder / _RUN / runfolder.LEDGER)
         places = sources(self.bank)
         rows: list[dict[str, Any]] = []
         for item in self.bank.items:
@@ -714,6 +716,30 @@ def _accuracy(evaluation: Evaluation) -> dict[str, Any]:
 def _difference(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     estimate = paired_difference(before, after)
     return {"mean": estimate.mean, "ci95": [estimate.low, estimate.high]}
+
+
+_Logged = TypedDict(
+    "_Logged",
+    {
+        "step": Required[runfolder.Count],
+        "num_tokens": FiniteFloat,
+        "step_time": FiniteFloat,
+        "sgsd/teacher_tokens": FiniteFloat,
+    },
+    total=False,
+)
+
+
+class _State(TypedDict):
+    global_step: runfolder.Count
+    log_history: list[_Logged]
+
+
+class _Timed(TypedDict):
+    seconds: FiniteFloat
+
+
+_STATE, _TIMED = TypeAdapter(_State), TypeAdapter(_Timed)
 
 
 def _summed(history: Sequence[Mapping[str, Any]], name: str) -> float:

@@ -88,7 +88,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     # Examples have flags of their own, as train has.
     commands.add_parser("demo", help="a SKILL.md into SmolLM2-135M on this CPU, in minutes", add_help=False)
     commands.add_parser(
-        "train", help="train with SGSD or another method (all flags: sgsd train --help)", add_help=False
+        "train", help="train with SGSD or another method (flags: sgsd train --help; all: --help all)", add_help=False
     )
 
     internal = commands.add_parser(

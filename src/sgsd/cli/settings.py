@@ -45,6 +45,13 @@ _GROUPS = {
     "VerifiedConfig": "prompts, verdicts, skills; sampling and optimisation of every method",
     "TrainingArguments": "training (transformers' TrainingArguments)",
 }
+_INHERITED = ("ModelConfig", "_BaseConfig", "GRPOConfig", "TrainingArguments")
+_EVERYDAY = (
+    *("model_name_or_path", "dtype", "attn_implementation", "use_peft", "lora_r", "lora_alpha", "lora_target_modules"),
+    *("output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("gradient_checkpointing", "bf16", "save_steps", "eval_steps", "logging_steps", "report_to", "seed", "use_vllm"),
+)
+"""Inherited settings that the short help shows too."""
 # With these a run may go on otherwise than it began: they end it, evaluate it, or say what it runs on.
 _MAY_CHANGE = ("max_steps", "num_train_epochs", "guard", "use_cpu", "gradient_checkpointing", "deepspeed")
 _MAY_CHANGE_STARTS = ("eval_", "dataloader_", "ddp_", "fsdp", "torch_compile", "accelerator_", "torch_empty")
@@ -87,7 +94,15 @@ class RunArguments:
 
 
 class _Parser(TrlParser):
-    """TRL's parser; its help is in groups, the package's own settings first, each with its default."""
+    """TRL's parser; its help is in groups, each setting with its default.
+
+    Args:
+        whole: whether help shows every inherited setting, or those of every day, after the package's own.
+    """
+
+    def __init__(self, parts: Sequence[Any], *, whole: bool, **options: Any) -> None:
+        self._whole = whole
+        super().__init__(parts, **options)
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
         hints = typing.get_type_hints(dtype)
@@ -102,6 +117,11 @@ class _Parser(TrlParser):
                 if owners.get(item.name) is owner:
                     item.type = hints[item.name]  # as the base class does
                     self._parse_dataclass_field(group, item)
+            if owner.__name__ in _INHERITED and not self._whole:
+                hidden = [action for action in group._group_actions if action.dest not in _EVERYDAY]
+                group.description = f"the most used; {len(hidden)} more with --help all"
+                for action in hidden:
+                    action.help = argparse.SUPPRESS
         for action in self._actions:
             action.option_strings = [flag for flag in action.option_strings if "-" not in flag[2:]]  # both are read
             if action.choices is None and action.dest in owners and action.nargs != 0:
@@ -142,7 +162,9 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
     method = _method(arguments, content)
     parts = (RunArguments, ModelConfig, CONFIGS[method])
     name = f"sgsd train --method {method}"
-    parser = _Parser(parts, prog=name, usage=f"{name} [--config FILE|PRESET] [--SETTING VALUE …]")
+    whole = ["--help", "all"] in [arguments[at : at + 2] for at in range(len(arguments))]
+    usage = f"{name} [--config FILE|PRESET] [--SETTING VALUE …]"
+    parser = _Parser(parts, whole=whole, prog=name, usage=usage)
     known = known_settings(parser)
     for key in content:
         if key not in known and key != "env":
@@ -297,20 +319,6 @@ def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[
                 remedy="put it back, or start a new run in another output_dir",
             )
     return {"resumed": [*record.get("resumed", []), {"from": Path(str(checkpoint)).name, "changed": changed}]}
-
-
-def refuse_foreign_links(folder: Path) -> None:
-    """A run that goes on writes to files that are there: none is a link out of its folder.
-
-    Raises:
-        ConfigError: naming one.
-    """
-    root = folder.resolve()
-    for place in folder.rglob("*"):
-        if place.is_symlink() and not place.resolve().is_relative_to(root):
-            raise ConfigError(
-                "a link leads out of output_dir", got=f"{place}, to {place.resolve()}", remedy="remove it"
-            )
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

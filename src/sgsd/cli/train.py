@@ -33,7 +33,6 @@ from sgsd.cli.settings import (
     hub_or_cache,
     parse_settings,
     record_run,
-    refuse_foreign_links,
     refuse_unwritable,
     refuse_used_folder,
     resumed_so_far,
@@ -146,8 +145,6 @@ def run_training(
     output = Path(training.output_dir)
     main = training.process_index == 0
     resume_from = _resume_point(run, training)
-    if resume_from is not None:
-        refuse_foreign_links(output)
     # One process looks, before any can have written: another would see what the first has begun.
     own = resume_from is not None and output.resolve() in Path(resume_from).resolve().parents
     if main and not own and not (run.resume and _cut_off_early(output, training)):
@@ -258,7 +255,7 @@ def _refusals(output: Path) -> Iterator[None]:
 
 def _refuse_missing_trackers(training: VerifiedConfig) -> None:
     available = get_available_reporting_integrations()
-    missing = [name for name in training.report_to or () if name not in available]
+    missing = [str(name) for name in training.report_to or () if name not in available]  # YAML has null
     if missing:
         raise ConfigError(
             "report_to names what is not installed",

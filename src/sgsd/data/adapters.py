@@ -446,7 +446,7 @@ _RAW = "prompt is text, put to the model without chat template"
 
 
 def adapt(
-    rows: Iterable[Row],
+    rows: Iterable[Row | DataError],
     columns: Iterable[str],
     *,
     stem: str,
@@ -459,13 +459,14 @@ def adapt(
 
     A row keeps the id its data set gave it; without one it is ``<stem>-<row>``, counted from 0 over all rows read. An
     id that was seen before gets the suffix ``#2``, ``#3``, … (the DAPO set repeats every row, id included). Rows the
-    adapter cannot read are in ``dropped``; rows without text or answer become problems that ``curate`` drops.
+    adapter or the reader cannot read are in ``dropped``; rows without text or answer become problems that ``curate``
+    drops.
 
     A ``prompt`` column is the prompt, as in TRL, whatever else the adapter reads: conversations stay as they are,
     system messages and earlier turns included. The DAPO sets' own prompts are the exception (``_bare_prompt``).
 
     Args:
-        rows: the data set; may be a stream.
+        rows: the data set; may be a stream. In the place of a row that was of no use stands why.
         columns: the columns there are.
         stem: the start of made-up ids.
         source: the name of the data set, for ``Problem.source``.
@@ -488,7 +489,8 @@ def adapt(
     if mapping is not None:
         chosen = _mapped(read_mapping(mapping), found)
     else:
-        chosen = ADAPTERS[adapter] if adapter else _fitting(found, sample, needs_answer=needs_answer)
+        seen = [row for row in sample if not isinstance(row, DataError)]
+        chosen = ADAPTERS[adapter] if adapter else _fitting(found, seen, needs_answer=needs_answer)
     if not chosen.covers(found):
         raise DataError(
             f"adapter {chosen.name} does not fit the data's columns",
@@ -505,6 +507,9 @@ def adapt(
     shared: dict[str, str] = {}
     rest: dict[str, Row] = {}
     for position, row in enumerate(itertools.chain(sample, stream)):
+        if isinstance(row, DataError):
+            dropped.append(Dropped(f"{stem}-{position}", DropReason.MALFORMED, str(row)))
+            continue
         try:
             draft = _read(chosen, row, needs_answer=needs_answer)
             if mapping is None and chosen.convert not in _READ_PROMPTS and row.get("prompt") is not None:

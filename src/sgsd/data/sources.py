@@ -15,28 +15,32 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from sgsd import runfolder
 from sgsd.data.adapters import adapt
 from sgsd.data.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
 from sgsd.data.problems import Problem, Row
 from sgsd.errors import ConfigError, DataError
-from sgsd.validation import parse_any_json, parse_json
+from sgsd.validation import is_no_json, parse_any_json
 
 FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
 GYM = "reasoning_gym:"
 HUB_PATIENCE_S = 5.0  # for the first sign of life; the hub client itself would try for 23 s before it gave up
 ROWS_PER_BATCH = 1000
+MOST_DATA = 1 << 30  # bytes of a .json file, and of a Parquet file's rows: both are read whole
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Table:
-    """A data set opened: a stream of rows, their columns, how to name it, and how to start made-up ids."""
+    """A data set opened: a stream of rows (or why one is of no use), their columns, how to name it, and how to start
+    made-up ids.
+    """
 
-    rows: Iterator[Row]
+    rows: Iterator[Row | DataError]
     columns: Sequence[str]
     source: str
     stem: str
@@ -160,7 +164,7 @@ def _missing_file(path: Path) -> DataError:
 
 
 def _file_table(path: Path) -> _Table:
-    readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    readers: dict[str, Callable[[Path], list[Row | DataError]]] = {
         ".jsonl": _read_json_lines,
         ".json": _read_json,
         ".parquet": _read_parquet,
@@ -174,33 +178,49 @@ def _file_table(path: Path) -> _Table:
         raise DataError("data file is not UTF-8", got=f"{path} ({error.reason} at byte {error.start})") from error
     if not rows:
         raise DataError("data file holds no rows", got=path)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = list(dict.fromkeys(column for row in rows if not isinstance(row, DataError) for column in row))
+    if not columns:
+        raise next((row for row in rows if isinstance(row, DataError)), DataError("rows without columns", got=path))
     return _Table(iter(rows), columns, path.name, path.stem)
 
 
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                rows.append(parse_json(line, f"{path}:{number}"))
+def _read_json_lines(path: Path) -> list[Row | DataError]:
+    return _rows_of((where, line.decode("utf-8-sig")) for where, line in runfolder.read_raw_lines(path))
+
+
+def _rows_of(texts: Iterable[tuple[str, str]]) -> list[Row | DataError]:
+    """A row of each (place, JSON text); JSON that holds what no row may hold costs that row, other text the file."""
+    rows: list[Row | DataError] = []
+    for where, text in texts:
+        try:
+            row = parse_any_json(text, where)
+        except DataError as error:
+            if is_no_json(error):
+                raise
+            rows.append(error)
+        else:
+            rows.append(_as_object(row, where))
     return rows
 
 
-def _as_object(row: object, place: str) -> dict[str, Any]:
+def _as_object(row: object, where: str) -> Row:
     if not isinstance(row, dict):
-        raise DataError("row is not an object", got=f"{type(row).__name__} at {place}", expected='{"problem": …}')
-    return row
+        raise DataError(f"{where}: wrong type", got=type(row).__name__, expected='a row, as {"problem": …}')
+    return cast(Row, row)
 
 
-def _read_json(path: Path) -> list[dict[str, Any]]:
+def _read_json(path: Path) -> list[Row | DataError]:
+    text = runfolder.read_text(path, most=MOST_DATA)
     try:
-        content = parse_any_json(path.read_text(encoding="utf-8-sig"), str(path))
+        content = parse_any_json(text, str(path))
     except DataError as error:
         why = error.__cause__
         if isinstance(why, json.JSONDecodeError) and why.msg == "Extra data" and why.lineno > 1:
             return _read_json_lines(path)  # under the other suffix
-        raise
+        rows = [] if is_no_json(error) else _elements(text)
+        if not rows:
+            raise
+        return _rows_of((f"{path}, row {n}", row) for n, row in enumerate(rows))
     if isinstance(content, dict):
         lists = [name for name, value in content.items() if isinstance(value, list)]
         if len(lists) == 1:
@@ -214,18 +234,49 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
     return [_as_object(row, f"{path}, row {position}") for position, row in enumerate(content)]
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+_JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{},]', re.DOTALL)
+
+
+def _elements(text: str) -> list[str]:
+    """The texts of the rows of a JSON document that is a list of them, or an object with one list; none of any other.
+
+    No parser goes as deep as a row may.
+    """
+    outside = 0 if text.lstrip().startswith("[") else 1
+    depth = lists = start = end = 0
+    found: list[str] = []
+    for part in _JSON_PART.finditer(text):
+        mark, end = part[0], part.end()
+        if mark == "[" and depth == outside:
+            lists, start = lists + 1, end
+        elif start and mark in (",", "]") and depth == outside + 1:
+            found.append(text[start : part.start()])
+            start = end if mark == "," else 0
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark, 0)
+    is_whole = depth == start == 0 and not text[end:].strip()
+    return found if lists == 1 and is_whole else []
+
+
+def _read_parquet(path: Path) -> list[Row | DataError]:
     import pyarrow
     import pyarrow.parquet
 
+    rows: list[Row | DataError] = []
+    room = MOST_DATA
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
+                room -= batch.nbytes
+                if room < 0:
+                    raise DataError("data file is too large", got=path, expected=f"at most {MOST_DATA >> 20} MiB")
+                rows += batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: dates of no calendar
         raise DataError("malformed Parquet file", got=f"{path} ({error})") from error
+    return rows
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _read_csv(path: Path) -> list[Row | DataError]:
+    rows: list[Row | DataError] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -247,7 +298,10 @@ def _directory_table(path: Path, split: str | None, config_name: str | None) -> 
 
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():  # written by save_to_disk
         _refuse(str(path), "a directory written by save_to_disk", config_name=config_name)
-        loaded = datasets.load_from_disk(str(path))
+        try:
+            loaded = datasets.load_from_disk(str(path))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever its JSON files lead to
+            raise DataError(f"data set {path} cannot be read", got=" ".join(str(error).split())) from error
         if split is not None and isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:
                 raise DataError("no such split", got=split, expected="one of " + ", ".join(map(str, loaded)))

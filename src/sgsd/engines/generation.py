@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.rollouts import Rollout, StopReason
@@ -16,32 +17,12 @@ from sgsd.verifiers.thinking import CompletionText
 
 # ``generate`` takes what it is not told from the model's generation_config.json, where some models keep penalties and
 # nuclei of their own: what is measured would not be what was asked for.
+_TOLD = ("transformers_version", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id")
 NEUTRAL: dict[str, Any] = {
+    **{name: None for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _TOLD},
     "do_sample": False,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "min_p": None,
-    "typical_p": None,
-    "epsilon_cutoff": None,
-    "eta_cutoff": None,
-    "repetition_penalty": None,
-    "no_repeat_ngram_size": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "min_length": None,
-    "min_new_tokens": None,
-    "max_length": None,
-    "max_time": None,
-    "stop_strings": None,
     "num_beams": 1,
     "num_return_sequences": 1,
-    "guidance_scale": None,
     "use_cache": True,
 }
 

@@ -43,6 +43,7 @@ class _Adapter(BaseModel):
     """``adapter_config.json``, as far as it is read here."""
 
     base_model_name_or_path: Annotated[str, Field(min_length=1)]
+    modules_to_save: list[str] | None = None  # of a text PEFT would look for each character in each module
 
 
 _ADAPTER = TypeAdapter(_Adapter)
@@ -102,6 +103,9 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+_MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def load_configs(
@@ -311,7 +315,8 @@ def _refuse_pickled_weights(folder: Path) -> None:
 
 
 def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
-    """A configuration that names an attention of the hub's: it is code, which transformers would fetch and run.
+    """A configuration that names an attention of the hub's: it is code, which transformers would fetch and run. So is
+    one of more layers than any model has: each would be built before the weights are looked at.
 
     Raises:
         ConfigError: naming it; or there is no configuration.
@@ -326,6 +331,12 @@ def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
             got=f"attn_implementation {kernel}",
             remedy="take it out of config.json, and set attn_implementation yourself if you trust it",
         )
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if most := [key for key in _LAYERS if isinstance(part.get(key), int) and part[key] > _MOST_LAYERS]:
+            got = f"{most[0]} {part[most[0]]}"
+            raise ConfigError(
+                f"the configuration of {name!r} is of no model", got=got, expected=f"at most {_MOST_LAYERS}"
+            )
 
 
 def _kernels(config: object, *, attention: bool = False) -> Iterator[str]:

@@ -119,12 +119,25 @@ def polarity_figure(groups: Sequence[Group]) -> Figure | None:
     """Shares of teachers by polarity, a chart for each group that has teachers."""
     lines = {
         group.label: [
-            Line(name, f"var({colour})", dash, metric_bands(group, f"sgsd/polarity/{name}_share"))
+            Line(name, f"var({colour})", dash, metric_bands(group, f"sgsd/polarity/{name}_share", share=True))
             for name, colour, dash in _POLARITIES
         ]
         for group in groups
     }
     return _figure("polarities", lines, shares=True)
+
+
+def left_out(groups: Sequence[Group]) -> list[str]:
+    """What a run logged and no chart can show, named."""
+    metrics = {"eval_accuracy": True, "success_rate": True, **dict.fromkeys((metric for metric, _ in _SIGNS), False)}
+    metrics |= {f"sgsd/polarity/{name}_share": True for name, _, _ in _POLARITIES}
+    return [
+        f"{run.name}: Left out: {metric}, of which no logged value is {'from 0 to 1' if share else 'a finite number'}."
+        for group in groups
+        for run in group.runs
+        for metric, share in metrics.items()
+        if any(entry.get(metric) is not None for entry in run.history) and not run.curve(metric, share=share)
+    ]
 
 
 def _by_group(groups: Sequence[Group], curves: Mapping[str, Sequence[Sequence[Band]]]) -> dict[str, list[Line]]:
@@ -206,21 +219,22 @@ def _in_words(line: Line, written: Callable[[float | None], str]) -> str:
 
 def accuracy_bands(group: Group) -> list[Band]:
     """Per evaluated step: over seeds the mean, lowest and highest; of one seed its own 95 % interval."""
-    bands = bands_over_seeds([run.curve("eval_accuracy") for run in group.runs])
+    bands = bands_over_seeds([run.curve("eval_accuracy", share=True) for run in group.runs])
     if len(group.runs) == 1:
-        low, high = (dict(group.runs[0].curve(f"eval_accuracy_{side}")) for side in ("low", "high"))
+        low, high = (dict(group.runs[0].curve(f"eval_accuracy_{side}", share=True)) for side in ("low", "high"))
         bands = [Band(b.step, b.mean, low.get(b.step, b.mean), high.get(b.step, b.mean)) for b in bands]
     return bands
 
 
 def success_bands(group: Group) -> list[Band]:
     """The success rate; older runs logged it under ``sgsd/``."""
-    return metric_bands(group, "success_rate") or metric_bands(group, "sgsd/success_rate")
+    rates = ("success_rate", "sgsd/success_rate")
+    return next(filter(None, (metric_bands(group, rate, share=True) for rate in rates)), [])
 
 
-def metric_bands(group: Group, metric: str) -> list[Band]:
+def metric_bands(group: Group, metric: str, *, share: bool = False) -> list[Band]:
     """A training metric in stretches of equal length, mean and range over seeds."""
-    return bands_over_seeds([in_stretches(run.curve(metric), group.last_step) for run in group.runs])
+    return bands_over_seeds([in_stretches(run.curve(metric, share=share), group.last_step) for run in group.runs])
 
 
 def in_stretches(

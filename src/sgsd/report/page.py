@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sgsd import __version__
 from sgsd.bank import Mistake, Skill
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.comparison import Comparison, compare_runs
 from sgsd.report import curves, html, tables
 from sgsd.report.rollouts import LEVELS, traced_groups
@@ -34,14 +34,14 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     Raises:
         ConfigError: a folder is no run, another file than a report lies at ``output``, or the page is larger than
             ``html.MOST_BYTES`` or cannot be written.
-        BankError: a run's bank or ledger cannot be read.
+        DataError: a run's record cannot be read. Whatever else cannot be is left out, and named on the page.
     """
     if os.path.lexists(output) and not html.is_own(output):
         raise ConfigError("the target is no report of sgsd's", got=str(output), remedy="choose another --output")
     runs = load_runs([folder for folder in folders if is_run(folder)])
     try:
         comparison, why_not = compare_runs(folders), ""
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         comparison, why_not = None, f"No comparison of evaluations: {error}."
     return html.write(output, _page(runs, comparison, why_not), "the report", "name fewer runs")
 
@@ -63,13 +63,20 @@ def _page(runs: Sequence[Run], comparison: Comparison | None, why_not: str) -> s
         outcomes=curves.outcome_table(groups),
         comparison=comparison,
         compared=None if comparison is None else tables.comparison_table(comparison),
-        notes=[why_not] if comparison is None else comparison.notes,
+        notes=[
+            *([why_not] if comparison is None else comparison.notes),
+            *(f"{run.name}: {note}" for run in runs for note in run.notes),
+            *curves.left_out(groups),
+        ],
         learning=curves.learning_figure(groups),
         signs=curves.signs_figure(groups),
         polarities=curves.polarity_figure(groups),
         supports=tables.support_table(groups),
         banks=[
-            (group.label, tables.worth_table(group), tables.item_table(group)) for group in groups if group.ledger.items
+            (group.label, tables.worth_table(group), items, tables.order_note(items))
+            for group in groups
+            if group.ledger.items
+            for items in [tables.item_table(group)]
         ],
         traced=traced,
         levels=LEVELS,

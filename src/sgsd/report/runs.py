@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.bank import Item, Ledger, SkillBank
-from sgsd.errors import ConfigError, DataError
+from sgsd.errors import ConfigError, DataError, SGSDError
 from sgsd.evaluation.comparison import distinct_labels
 from sgsd.evaluation.recorded import essence
 from sgsd.runfolder import Count
@@ -86,6 +86,7 @@ class Run:
         edges: of the bins of ``supports``, in nats per token.
         supports: for each optimizer step, counts by bin: keys ``step``, ``success``, ``failure``, ``undecided``.
         traces: traced rollouts, as ``trainers.record`` wrote them.
+        notes: what of the folder could not be read, and is empty or ``None`` here.
     """
 
     folder: Path
@@ -98,6 +99,7 @@ class Run:
     edges: tuple[float, ...]
     supports: tuple[Mapping[str, Any], ...]
     traces: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -124,12 +126,15 @@ class Run:
                 found |= {str(id): str(value) for id, value in worth.items()}
         return found
 
-    def curve(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) of a logged metric, in the order of the steps; what no chart can show is left out."""
+    def curve(self, metric: str, *, share: bool = False) -> list[tuple[int, float]]:
+        """(step, value) of a logged metric, in the order of the steps; what no chart can show is left out: other
+        values than finite numbers, and than those from 0 to 1 where they are shares.
+        """
+        lowest, highest = (0.0, 1.0) if share else (-_DRAWN, _DRAWN)
         points = {
             int(entry["step"]): float(entry[metric])
             for entry in self.history
-            if isinstance(entry.get(metric), (int, float)) and abs(entry[metric]) < _DRAWN
+            if isinstance(entry.get(metric), (int, float)) and lowest <= entry[metric] <= highest
         }
         return sorted(points.items())
 
@@ -173,7 +178,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
     Raises:
         ConfigError: no folders, one named twice, or as ``load_run``.
-        BankError: as ``load_run``.
+        DataError: as ``load_run``.
     """
     if not folders:
         raise ConfigError("no runs", expected="one run folder or more")
@@ -187,31 +192,42 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def load_run(folder: Path, *, name: str | None = None) -> Run:
-    """Read a run folder.
+    """Read a run folder; what cannot be read beside its record is left out, and named in ``notes``.
 
     Raises:
         ConfigError: it is no run folder.
-        DataError, BankError: something in it cannot be read.
+        DataError: its record cannot be read.
     """
     file = folder / runfolder.RUN
     if not file.is_file():
         raise ConfigError("not a run folder", got=str(folder), expected="run.json in it, which sgsd train writes")
     record = runfolder.read_json(file, runfolder.RUN_RECORD)
+    notes: list[str] = []
+
+    def part(read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except SGSDError as error:
+            notes.append(f"Left out: {error}.")
+            return otherwise
+
+    def read_bank(file: Path) -> SkillBank | None:
+        return part(lambda: SkillBank.load(file), None) if file.is_file() else None
+
     ledger = folder / runfolder.LEDGER
-    edges, supports = _read_supports(folder / runfolder.SUPPORTS)
-    banks = [folder / name for name in (runfolder.BANK_START, runfolder.BANK)]
-    bank_start, bank = (SkillBank.load(file) if file.is_file() else None for file in banks)
+    edges, supports = part(lambda: _read_supports(folder / runfolder.SUPPORTS), ((), ()))
     return Run(
         folder=folder,
         name=name or folder.resolve().name,
         record=record,
-        history=tuple(_history(folder)),
-        bank_start=bank_start,
-        bank=bank,
-        ledger=Ledger.load(ledger) if ledger.is_file() else Ledger(),
+        history=part(lambda: tuple(_history(folder)), ()),
+        bank_start=read_bank(folder / runfolder.BANK_START),
+        bank=read_bank(folder / runfolder.BANK),
+        ledger=part(lambda: Ledger.load(ledger), Ledger()) if ledger.is_file() else Ledger(),
         edges=edges,
         supports=supports,
-        traces=tuple(_lines(folder / runfolder.TRACES, _TRACE)),
+        traces=part(lambda: tuple(_lines(folder / runfolder.TRACES, _TRACE)), ()),
+        notes=tuple(notes),
     )
 
 

@@ -143,6 +143,15 @@ def item_table(group: Group) -> Table:
     return Table((*columns, "support, success", "support, failure"), rows)
 
 
+def order_note(items: Table) -> str:
+    """How much of the order of ``item_table`` is more than chance."""
+    credits = [cell for row in items.rows for cell in row if isinstance(cell, Interval)]
+    apart = sum(cell.low > 0.5 or cell.high < 0.5 for cell in credits)
+    if not apart:
+        return "No item's interval leaves out 0.5: nothing here tells one item from another, and the order is chance."
+    return f"The intervals of {apart} of {len(credits)} items leave out 0.5; the order of the others may be chance."
+
+
 def worth_table(group: Group) -> Table | None:
     """Polarities by known worth, which is each run's own; ``None`` where no worth is known."""
     records: dict[str, list[ItemRecord]] = {}

@@ -6,7 +6,6 @@ optimisation defaults are those of SGSD's paper; ``thinking`` is not (see docs/d
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
 from sgsd.retrieval import ITEM_TEXTS
 from sgsd.scoring.weights import TEACHERS
 from sgsd.trainers.settings import check_ranges, check_settings, default_device, refuse_idle_settings
+from sgsd.validation import parse_json
 
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
@@ -122,10 +122,7 @@ class VerifiedConfig(GRPOConfig):
             if isinstance(vars(self)[name], bool):
                 setattr(self, name, "on" if vars(self)[name] else "off")
         if isinstance(self.verifier_options, str):
-            try:
-                self.verifier_options = json.loads(self.verifier_options)
-            except json.JSONDecodeError as error:
-                raise ConfigError("verifier_options is not JSON", got=self.verifier_options) from error
+            self.verifier_options = parse_json(self.verifier_options, "verifier_options", ConfigError)
         if not isinstance(self.verifier_options, dict | None):
             raise ConfigError("verifier_options is no mapping", got=self.verifier_options, expected="a JSON object")
         if self.instruction is not None and not self.instruction.strip():

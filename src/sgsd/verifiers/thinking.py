@@ -11,23 +11,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 _TAG = (
-    r"((?:\w{1,20}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratch(?:pad)?|rationale"
-    r"|monologue|internal|plan(?:ning)?))"
+    r"((?:\w{1,20}[:_])?(?:think(?:ing)?(?:_(?!begin|start|end)\w{1,60})?|thoughts?|reason(?:ing)?|analysis|reflection"
+    r"|scratch(?:pad)?|rationale|monologue|internal|plan(?:ning)?|cot))"
 )
+_THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
+_ENDED = rf"[<\[][|｜]?(?i:{{0}}[_▁](?:of[_▁])?{_THOUGHT}|(?:\w{{{{1,20}}}}_)?{_THOUGHT}[_▁]{{0}})[|｜]?[>\]]"
 _MESSAGE = r"\b[^<\n]{0,80}(?:<\|constrain\|>\w{0,20})?<\|message\|>"
 # What opens thoughts and what closes them.
 _MARKS: tuple[tuple[str, str], ...] = (
+    # <|START_THINKING|>: Cohere; <|begin_of_thought|>: OpenThinker; [BEGIN_THINK], <think_begin>
+    (_ENDED.format("(?:begin|start)"), _ENDED.format("end")),
     # <think>, <thinking>, <seed:think>, <longcat_think>, <reasoning>: Qwen, DeepSeek, GLM, Nemotron, LFM, Seed, …
     (rf"<(?i:{_TAG})(?: [^<>]{{0,80}})?>", rf"</(?i:{_TAG}) ?>"),
     (r"\[(?i:THINK(?:ING)?)\]", r"\[/(?i:THINK(?:ING)?)\]"),  # Mistral
     (r"◁think▷", r"◁/think▷"),  # Kimi
-    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Cohere
-    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
     (r"<\|think(?:ing)?\|>", r"<\|/think(?:ing)?\|>|<\|content\|>"),  # Solar
     (r"<\|channel>thought", r"<channel\|>"),  # Gemma 4
     (r"<unused94>", r"<unused95>"),  # MedGemma
     (r"Here is my thought process:", r"Here is my response:"),  # Granite
+    (r"Here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]"),  # Apriel
     # gpt-oss: channels, and what is left of them where special tokens were dropped
     (
         rf"<\|channel\|>(?:analysis|commentary){_MESSAGE}"
@@ -44,7 +47,7 @@ _MARKS: tuple[tuple[str, str], ...] = (
 _OPENS = "|".join(f"(?P<o{kind}>{opens})" for kind, (opens, _) in enumerate(_MARKS))
 _CLOSES = "|".join(f"(?P<c{kind}>{closes})" for kind, (_, closes) in enumerate(_MARKS))
 # The first characters spare most places of a text the rest.
-_MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here is my|\A[acf])(?:{_OPENS}|{_CLOSES})")
+_MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here (?:is|are) my|\A[acf])(?:{_OPENS}|{_CLOSES})")
 _OPENED = re.compile(rf"(?:{_OPENS})\s{{0,9}}\Z")
 _CLOSED = re.compile(rf"(?:{_CLOSES})\s{{0,9}}\Z")
 _PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
