@@ -44,7 +44,7 @@ SHELVES = 3
 GRPO_LEARNING_RATE = 2e-4
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
-    *("--learning_rate", "2e-3", "--max_steps", "64", "--per_device_train_batch_size", "8"),  # of so small a model
+    *("--learning_rate", "2e-3", "--max_steps", "90", "--per_device_train_batch_size", "8"),  # of so small a model
     *("--rehearsal_weight", "1", "--rehearsal_texts", "32"),
     *("--lora_target_modules", "gate_proj", "up_proj", "down_proj"),
 ]
