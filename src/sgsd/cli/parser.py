@@ -23,7 +23,7 @@ from sgsd.display import say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
-Presets for --config: bank, demo, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
+Presets for --config: internalize, bank, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
 sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
 
