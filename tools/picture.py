@@ -1,6 +1,6 @@
 """The top of a certificate as a picture, for README: the page in headless Chromium, down to its rules.
 
-    python tools/picture.py runs/demo/certificate.html docs/_static/certificate.png
+python tools/picture.py runs/demo/certificate.html docs/_static/certificate.png
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def picture(page: Path, output: Path) -> None:
             viewport={"width": WIDTH, "height": 1000}, color_scheme="light", device_scale_factor=SCALE
         )
         tab.goto(page.resolve().as_uri())
-        rules = tab.locator("section:has(#rules)").bounding_box()
-        if rules is None:
+        rules = tab.locator("section:has(#rules)")
+        top = rules.bounding_box() if rules.count() else None
+        if top is None:
             raise SystemExit(f"{page} is no certificate: it has no section of rules")
-        clip = {"x": 0, "y": 0, "width": WIDTH, "height": rules["y"] - MARGIN}
+        clip = {"x": 0, "y": 0, "width": WIDTH, "height": top["y"] - MARGIN}
         tab.screenshot(path=output, full_page=True, clip=clip)
         browser.close()
 
