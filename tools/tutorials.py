@@ -113,13 +113,15 @@ def agrees(kept: str, got: str) -> bool:
 
 
 def kept_of(kept: str, got: str) -> str:
-    """A new output as the page keeps it: what it left out stays left out."""
-    lines = kept.splitlines()
-    if _ANYTHING not in lines:
+    """A new output as the page keeps it: what it left out stays left out, where the rest has the shape it had."""
+    if not agrees(kept, got) or _ANYTHING not in kept:
         return got
-    first, last = lines.index(_ANYTHING), len(lines) - lines.index(_ANYTHING) - 1
-    new = got.splitlines()
-    return "\n".join([*new[:first], _ANYTHING, *new[len(new) - last :]]) + "\n"
+    lines = iter(got.splitlines())
+    found = (
+        line if line == _ANYTHING else next(new for new in lines if shape(new) == shape(line))
+        for line in kept.splitlines()
+    )
+    return "\n".join(found) + "\n"
 
 
 def main() -> None:
