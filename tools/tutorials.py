@@ -4,7 +4,8 @@
 
 A block whose first line is a comment with the name of a file is that file. Other blocks of Python run one after another
 in one process, blocks of bash in a shell. A block named ``text`` right below one of them is its output, and a line
-``…`` in it stands for any number of lines; without one its output is not kept.
+``…`` in it stands for any number of lines; without one its output is not kept. ``text sample`` is what a model wrote,
+another text on another machine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-_FENCE = re.compile(r"^```(python|bash|yaml|text)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```(python|bash|yaml|text|text sample)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"# ([\w-]+\.\w+)\n")
 _BAR = re.compile(r"\d+%\|")
 _MARK = "\x1e"
@@ -44,6 +45,7 @@ class Block:
     code: str
     kept: str | None
     place: tuple[int, int] | None
+    is_sample: bool = False
 
 
 def blocks(page: str) -> tuple[list[Block], dict[str, str]]:
@@ -55,8 +57,9 @@ def blocks(page: str) -> tuple[list[Block], dict[str, str]]:
         language, code = match.groups()
         if language not in ("python", "bash") or _FILE.match(code):
             continue
-        if following is not None and following[1] == "text" and not page[match.end() : following.start()].strip():
-            made.append(Block(language, code, following[2], following.span()))
+        below = following is not None and not page[match.end() : following.start()].strip()
+        if following is not None and below and following[1].startswith("text"):
+            made.append(Block(language, code, following[2], following.span(), following[1] == "text sample"))
         else:
             made.append(Block(language, code, None, None))
     return made, files
@@ -106,8 +109,10 @@ def shape(text: str) -> list[str]:
     return [line for raw in bare.splitlines() if (line := re.sub(r"[\s─━═]+", " ", raw).strip())]
 
 
-def agrees(kept: str, got: str) -> bool:
-    """Whether an output has the shape that the page keeps."""
+def agrees(kept: str, got: str, *, is_sample: bool = False) -> bool:
+    """Whether an output has the shape that the page keeps; of a sample, as many lines."""
+    if is_sample:
+        return len(shape(kept)) == len(shape(got))
     pattern = "".join("(?:.*\n)*?" if line == _ANYTHING else re.escape(line) + "\n" for line in shape(kept))
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in shape(got))) is not None
 
@@ -135,7 +140,8 @@ def main() -> None:
         for part, got in reversed(list(zip(parts, outputs, strict=True))):
             if part.kept is not None and part.place is not None:
                 begin, end = part.place
-                page = f"{page[:begin]}```text\n{kept_of(part.kept, got)}```\n{page[end:]}"
+                kind = "text sample" if part.is_sample else "text"
+                page = f"{page[:begin]}```{kind}\n{kept_of(part.kept, got)}```\n{page[end:]}"
         path.write_text(page, encoding="utf-8")
 
 

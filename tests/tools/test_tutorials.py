@@ -29,7 +29,8 @@ def tutorials() -> ModuleType:
 def test_a_tutorial_prints_what_its_page_keeps(tutorials, page, tmp_path):
     text = page.read_text(encoding="utf-8")
     for block, printed in zip(tutorials.blocks(text)[0], tutorials.run(text, tmp_path), strict=True):
-        assert block.kept is None or tutorials.agrees(block.kept, printed), f"{block.code}\nprints now\n{printed}"
+        told = f"{block.code}\nprints now\n{printed}"
+        assert block.kept is None or tutorials.agrees(block.kept, printed, is_sample=block.is_sample), told
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
@@ -106,3 +107,10 @@ def test_a_page_runs_as_it_is_read(tutorials, tmp_path):
 )
 def test_outputs_agree_up_to_their_figures(tutorials, kept, printed, agree):
     assert tutorials.agrees(kept, printed) is agree
+
+
+def test_a_sample_agrees_with_any_text_of_as_many_lines(tutorials):
+    [block] = tutorials.blocks("```python\nprint()\n```\n\n```text sample\nlast 9\n```\n")[0]
+    assert block.is_sample
+    assert tutorials.agrees(block.kept, "twice 1 = 2\n", is_sample=True)
+    assert not tutorials.agrees(block.kept, "", is_sample=True)
