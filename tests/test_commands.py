@@ -96,8 +96,7 @@ def furnish(folder: Path, tiny_folder: Path) -> Path:
     (folder / "test.jsonl").write_text("\n".join(rows[12:]) + "\n")
     (folder / "their-bank.json").write_text(json.dumps({"general_skills": ["Add."], "common_mistakes": ["Haste."]}))
     (folder / "skills" / "house-rules").mkdir(parents=True)
-    for place in (folder, folder / "skills" / "house-rules"):
-        (place / "SKILL.md").write_text("Log with `log.note`.\n\nNever print.\n")
+    (folder / "skills" / "house-rules" / "SKILL.md").write_text("Log with `log.note`.\n\nNever print.\n")
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     settings = yaml.safe_load(re.search(r"```yaml\n# run.yaml\n(.*?)```", text, re.DOTALL)[1])
     small = {"max_steps": 2, "save_steps": 1, "gradient_accumulation_steps": 1}
@@ -149,8 +148,8 @@ def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
                     for method, seed in (("sgsd", 0), ("sgsd", 1), ("grpo", 0)):
                         _sibling(method, seed)
                 if "compare" in command:  # of evaluated runs
-                    for run in set(Path("runs").glob("*")) - {one.parent for one in Path("runs").glob("*/evaluations")}:
-                        assert main(["eval", str(run)]) == 0
+                    for run in Path("runs").glob("*-seed*"):
+                        assert (run / "evaluations").exists() or main(["eval", str(run)]) == 0
                 expanded = [
                     str(path) for part in arguments for path in (sorted(Path().glob(part)) if "*" in part else [part])
                 ]
@@ -163,6 +162,7 @@ def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
 
 def test_the_readmes_script_trains_and_its_commands_say_whether_it_helped(tmp_path, tiny_folder, monkeypatch, capsys):
     monkeypatch.chdir(furnish(tmp_path, tiny_folder))
+    shutil.copy("skills/house-rules/SKILL.md", "SKILL.md")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [script] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     made: dict[str, object] = {}
