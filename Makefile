@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest
 SPREAD := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test test-slow test-server test-families test-fuzz test-all regress lint docs wheel format clean
+.PHONY: help install browser demo test tutorials test-slow test-server test-families test-fuzz test-all regress lint docs wheel format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,6 +44,10 @@ test: $(STAMP) browser  ## the default tests, some minutes
 test-slow: $(STAMP)  ## tests with real models or several processes
 	@echo "==> running the slow tests"
 	@$(BIN)/pytest -m slow
+
+tutorials: $(STAMP)  ## the tutorials' code, from docs/tutorials; part of the slow tests, some minutes
+	@echo "==> running the tutorials"
+	@$(BIN)/pytest -m slow tests/tools/test_tutorials.py
 
 test-families: $(STAMP)  ## scores, steps and gradients of a tiny model of each family; some minutes
 	@echo "==> running the tests of model families"

@@ -46,7 +46,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-_OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#\s]+)")
+_UPWARDS = re.compile(r"(?<=\]\()\.\./[^)#\s]+")
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -54,12 +54,15 @@ def link_repository(app: Sphinx, name: str, source: list[str]) -> None:
     """Links to files outside docs/ lead to the repository; one to a file that is not there is an error."""
 
     def address(match: re.Match[str]) -> str:
-        path = match[1]
-        if not (ROOT / path).exists():
-            _log.warning("no such file in the repository: %s", path, location=name)
-        return f"{REPOSITORY}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
+        target = (ROOT / "docs" / name).parent.joinpath(match[0]).resolve()
+        if target.is_relative_to(ROOT / "docs"):  # another page
+            return match[0]
+        if not target.exists():
+            _log.warning("no such file in the repository: %s", match[0], location=name)
+        path = os.path.relpath(target, ROOT)
+        return f"{REPOSITORY}/{'tree' if target.is_dir() else 'blob'}/main/{path}"
 
-    source[0] = _OUTSIDE.sub(address, source[0])
+    source[0] = _UPWARDS.sub(address, source[0])
 
 
 def fences_to_blocks(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

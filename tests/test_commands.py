@@ -21,7 +21,7 @@ from sgsd.examples import demo
 from sgsd.examples.lab import command as lab
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
 # Why a command is parsed and no more.
@@ -79,7 +79,10 @@ def parse(arguments: list[str]) -> None:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, tiny_folder) -> Path:
     """A folder in which the pages' names mean something small."""
-    folder = tmp_path_factory.mktemp("workspace")
+    return furnish(tmp_path_factory.mktemp("workspace"), tiny_folder)
+
+
+def furnish(folder: Path, tiny_folder: Path) -> Path:
     model = folder / "Qwen" / "Qwen3-1.7B"
     shutil.copytree(tiny_folder, model)
     config = json.loads((model / "config.json").read_text())
@@ -95,8 +98,8 @@ def workspace(tmp_path_factory, tiny_folder) -> Path:
     (folder / "their-bank.json").write_text(json.dumps({"general_skills": ["Add."], "common_mistakes": ["Haste."]}))
     (folder / "skills" / "house-rules").mkdir(parents=True)
     (folder / "skills" / "house-rules" / "SKILL.md").write_text("Log with `log.note`.\n\nNever print.\n")
-    text = re.search(r"```yaml\n# run.yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    settings = yaml.safe_load(text[1])
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    settings = yaml.safe_load(re.search(r"```yaml\n# run.yaml\n(.*?)```", text, re.DOTALL)[1])
     small = {"max_steps": 2, "save_steps": 1, "gradient_accumulation_steps": 1}
     (folder / "run.yaml").write_text(yaml.safe_dump({**settings, **small, "report_to": "none", "disable_tqdm": True}))
     return folder
@@ -137,7 +140,7 @@ def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
     torch.set_num_threads(1)
     ran = 0
     try:
-        for page in ("README.md", "docs/bank.md", "docs/evaluation.md", "docs/report.md", "docs/training.md"):
+        for page in ("docs/training.md", "docs/evaluation.md", "docs/report.md", "docs/bank.md"):
             for command in commands_of(page):
                 program, *arguments = shlex.split(command)
                 if program != "sgsd" or any(mark in f"{command} " for mark in NOT_RUN):
@@ -146,8 +149,8 @@ def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
                     for method, seed in (("sgsd", 0), ("sgsd", 1), ("grpo", 0)):
                         _sibling(method, seed)
                 if "compare" in command:  # of evaluated runs
-                    for run in set(Path("runs").glob("*")) - {one.parent for one in Path("runs").glob("*/evaluations")}:
-                        assert main(["eval", str(run)]) == 0
+                    for run in Path("runs").glob("*-seed*"):
+                        assert (run / "evaluations").exists() or main(["eval", str(run)]) == 0
                 expanded = [
                     str(path) for part in arguments for path in (sorted(Path().glob(part)) if "*" in part else [part])
                 ]
@@ -156,3 +159,21 @@ def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
     finally:
         torch.set_num_threads(threads)
     assert ran >= 25
+
+
+def test_the_readmes_script_trains_and_its_commands_say_whether_it_helped(tmp_path, tiny_folder, monkeypatch, capsys):
+    monkeypatch.chdir(furnish(tmp_path, tiny_folder))
+    shutil.copy("skills/house-rules/SKILL.md", "SKILL.md")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [script] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    made: dict[str, object] = {}
+    exec(script.replace("max_steps=100", "max_steps=2, report_to='none', disable_tqdm=True"), made)
+    history = made["trainer"].state.log_history[0]
+    watched = re.findall(r"^- `(\S+)` ", text, re.MULTILINE)
+    assert len(watched) == 3
+    assert set(watched) <= set(history)
+    for command in commands_of("README.md"):
+        program, *arguments = shlex.split(command)
+        if program == "sgsd" and arguments[0] in ("eval", "compare"):
+            assert main(arguments) == 0, capsys.readouterr().err
+    assert "mine" in capsys.readouterr().out

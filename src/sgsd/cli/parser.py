@@ -23,7 +23,7 @@ from sgsd.display import say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
-Presets for --config: bank, demo, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
+Presets for --config: internalize, bank, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
 sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
 
@@ -268,10 +268,13 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
         while below := [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]:
             parser = below[0].choices[vars(options)[below[0].dest]]
         flags = [flag for action in parser._actions for flag in action.option_strings]
+        where = f"see {parser.prog} --help"
+        if "settings" in options:
+            where += f"; flags of sgsd train stand at the end, behind two dashes: -- {unknown[0]}"
         raise ConfigError(
             f"unknown argument of {parser.prog}",
             got=unknown[0],
-            remedy=did_you_mean(unknown[0].partition("=")[0], flags) or f"see {parser.prog} --help",
+            remedy=did_you_mean(unknown[0].partition("=")[0], flags) or where,
         )
     return options
 

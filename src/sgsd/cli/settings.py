@@ -190,7 +190,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
 
 def ignore_deprecations() -> None:
     """Old names that TRL and PEFT use of transformers: nothing a user of this command line could change."""
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_\w+)?` is deprecated", FutureWarning)
 
 
 @contextmanager

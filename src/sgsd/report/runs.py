@@ -181,7 +181,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
         DataError: as ``load_run``.
     """
     if not folders:
-        raise ConfigError("no runs", expected="one run folder or more")
+        raise ConfigError("no runs", expected="a folder or more with run.json, which sgsd train writes")
     places = [folder.resolve() for folder in folders]
     if twice := next((folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1), None):
         raise ConfigError("a run is named twice", got=str(twice))
