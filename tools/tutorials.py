@@ -93,7 +93,7 @@ def run(page: str, folder: Path) -> list[str]:
     )
     printed = done.stdout.decode()  # not as text: a lone carriage return would become the end of a line
     if done.returncode:
-        raise RuntimeError(printed)
+        raise RuntimeError(f"{printed}\nexit code {done.returncode}")
     return [_as_seen(text) for text in printed.split(f"{_MARK}\n")[1:]]
 
 
