@@ -69,7 +69,10 @@ class Kind:
     foreign: bool = False
 
 
-DRY = "train --dry_run --bf16 false --retriever bm25 --num_teachers 2 --verifier exact --output_dir OUT"
+DRY = (
+    "train --dry_run --bf16 false --retriever bm25 --verifier exact --max_completion_length 8 --max_prompt_length 900 "
+    "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --output_dir OUT"
+)
 TINY = "--verifier exact --max_completion_length 2 --limit 2 --batch_size 2"
 OF_RUNS = (
     "report run --output OUT/page.html", "compare run other", "bank ledger run", "bank ledger run --json",
@@ -79,15 +82,16 @@ OF_RUNS = (
 OF_BANKS = (
     "bank show {}", "bank show {} --json", "bank search {} 3+4?", "bank check {}", "bank diff {} bank/bank.json",
     "bank import {} OUT/b.json", "bank export {} OUT/b.json", "bank export {} OUT/SKILL.md --format skill-md",
-    DRY + " --bank {} --dataset rows.jsonl --model_name_or_path tiny", "bank trace {} ITEM",
+    DRY + " --num_teachers 2 --bank {} --dataset rows.jsonl --model_name_or_path tiny", "bank trace {} ITEM",
 )  # fmt: skip
 OF_DATA = (
-    DRY + " --bank bank/bank.json --dataset {} --model_name_or_path tiny", "contamination --train {} --test rows.jsonl",
+    DRY + " --num_teachers 2 --bank bank --dataset {} --model_name_or_path tiny",
+    "contamination --train {} --test rows.jsonl",
     DRY + " --method grpo --num_generations 2 --dataset {} --model_name_or_path tiny", "bank check bank --problems {}",
     "contamination --train rows.jsonl --test {} --json", "eval tiny --output OUT --dataset {} " + TINY,
 )  # fmt: skip
 OF_MODELS = (
-    DRY + " --bank bank/bank.json --dataset rows.jsonl --model_name_or_path {0}",
+    DRY + " --num_teachers 2 --bank bank/bank.json --dataset rows.jsonl --model_name_or_path {0}",
     "eval {0} --output OUT --dataset rows.jsonl " + TINY,
 )
 KINDS = {
@@ -181,15 +185,19 @@ def make_everything(world: Path) -> str:
     write(
         world / "gym.jsonl", *({"question": f"{n} + 1 =", "answer": f"{n + 1}", "metadata": metadata} for n in (1, 2))
     )
-    responses = ({"completion": f"It is {n}.", "answer": "2", "outcome": "correct", "id": str(n)} for n in range(3))
+    responses = ({"response": f"It is {n}.", "answer": "2", "correct": n == 2, "id": str(n)} for n in range(3))
     write(world / "responses.jsonl", *responses)
     settings = {"model_name_or_path": "tiny", "dataset": "rows.jsonl", "bank": "bank/bank.json", "max_steps": 2}
-    settings |= {"learning_rate": 1e-4, "use_peft": True, "lora_r": 4, "report_to": ["none"]}
+    settings |= {"learning_rate": 1e-4, "use_peft": True, "lora_r": 4, "report_to": ["none"], "num_teachers": 2}
     settings |= {"chat_template_kwargs": {"x": True}}
     (world / "settings.yaml").write_text(json.dumps(settings))  # which is YAML, too
     model = make_model()
     model.save_pretrained(world / "tiny")
     make_tokenizer().save_pretrained(world / "tiny")
+    shutil.copytree(world / "tiny", world / "run", dirs_exist_ok=True)
+    samples = world / "run" / "evaluations" / "sums" / "samples.jsonl"
+    told = {"problem": "What is 1 + 1?", "reference": "2"}
+    write(samples, *(json.loads(line) | told for line in samples.read_text().splitlines()))
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(world / "adapter")
     adapter = json.loads((world / "adapter" / "adapter_config.json").read_text())
     write(world / "adapter" / "adapter_config.json", adapter | {"base_model_name_or_path": "tiny"})
@@ -214,7 +222,11 @@ class World:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def finish(self) -> None:
-        """The parts that commands make."""
+        """The parts that commands make, and a reply that fits what is asked."""
+        self.run(KINDS["server"].commands[0])
+        reply = json.loads((self.root / "reply.json").read_text())
+        reply["usage"]["prompt_tokens"] = len(self.server.bodies[0]["prompt"])
+        write(self.root / "reply.json", reply)
         for name in ("evaluation", "internalized"):
             code, _, err = self.run(KINDS[name].commands[0])
             assert code == 0, err
@@ -307,6 +319,10 @@ def replaced(document: Any, path: tuple[Any, ...], by: str) -> str:
     return json.dumps(copy).replace('"@@"', by, 1)
 
 
+def command_on(command: str, file: str) -> str:
+    return command.format(file.split("/")[0] if "{0}" in command else file)
+
+
 def cases(world: World, kind: Kind) -> list[tuple[str, int, tuple[Any, ...], str, str]]:
     """(file, line, place of the value, name of what replaces it, command)."""
     found = []
@@ -317,7 +333,7 @@ def cases(world: World, kind: Kind) -> list[tuple[str, int, tuple[Any, ...], str
         for number in sorted({0, len(lines) - 1}):
             for path in places(json.loads(lines[number])):
                 found += [
-                    (file, number, path, name, command.format(file.split("/")[0] if "{0}" in command else file))
+                    (file, number, path, name, command_on(command, file))
                     for name in HOSTILE
                     for command in kind.commands
                 ]
@@ -392,14 +408,30 @@ def quiet(world, monkeypatch):
         logging.root.setLevel(level)
 
 
+def of(world: World, name: str) -> Kind:
+    """A kind of file, once there is one of each."""
+    if not world.kept.exists():
+        get_verifier("exact").warm_up()
+        world.finish()
+    return KINDS[name]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("name", KINDS)
+def test_every_command_works_on_the_files_as_they_are(world, name):
+    kind = of(world, name)
+    for command in {command_on(command, file) for command in kind.commands for file in kind.files}:
+        code, _, err = world.run(command)
+        assert code == (command.startswith("bank check")), (command, err)  # there is always something odd
+        assert world.restore(kind.outputs) == []
+
+
 @pytest.mark.timeout(600 + CASES)
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("name", KINDS)
 def test_no_value_of_a_file_brings_a_command_down(world, name):
-    if not world.kept.exists():
-        get_verifier("exact").warm_up()
-        world.finish()
-    kind = KINDS[name]
+    kind = of(world, name)
     every = cases(world, kind)
     found: dict[str, str] = {}
     for case in DRAW.sample(every, min(len(every), CASES // len(KINDS))):
