@@ -233,6 +233,15 @@ def test_the_commands_own_flags_hold_and_the_documents_text_is_part_of_the_plan(
     assert main(flags) == 2
 
 
+def test_a_call_that_failed_before_the_doctor_does_not_hold_its_folder(data, tiny_folder, tmp_path, capsys):
+    output = tmp_path / "again"
+    flags = call(data, tiny_folder, output)
+    assert main([*flags, "--max_completion_length", "100000"]) == 2
+    assert "holds other work" not in capsys.readouterr().err
+    assert (output / "plan.json").is_file()
+    assert main(flags) == 0
+
+
 def test_the_doctors_no_ends_it(data, tiny_folder, tmp_path, capsys):
     flags = call(data, tiny_folder, tmp_path / "no")
     flags.remove("--force")

@@ -149,6 +149,8 @@ def internalize(
     with warnings.catch_warnings(), runfolder.one_writer(work.folder), work:
         # PEFT looks for the configuration of a local: name on the hub; sgsd knows where it is.
         warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+        # Where no resample differs there is no interval by scipy; its quantiles are taken instead.
+        warnings.filterwarnings("ignore", category=stats.DegenerateDataWarning)
         work.plan(tasks, held_out, retain, baseline, columns)
         diagnosis = work.diagnosis(force=force)
         with work.baseline_beside() if baseline else nullcontext():
@@ -260,10 +262,10 @@ class _Work:
             if baseline is None or stored.get("baseline") is None:  # it can be added to what is there, or left as it is
                 stored["baseline"] = plan["baseline"] = plan["baseline"] or stored.get("baseline")
             other = {name for name, value in stored.items() if plan.get(name) != value}
-            if other:
+            if other and (self.folder / runfolder.DOCTOR).is_file():  # before the doctor there is nothing to lose
                 raise ConfigError(
                     "the output folder holds other work",
-                    got=f"{self.folder}, of another {', '.join(sorted(other))}",
+                    got=f"{self.folder}, begun with a different {', '.join(sorted(other))}",
                     remedy="choose another --output",
                 )
         elif not runfolder.is_unused(self.folder):
