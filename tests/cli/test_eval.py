@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sgsd.cli.eval_plan import _renderer
+from sgsd.cli.eval_plan import renderer_of
 from sgsd.evaluation import Evaluation
 from sgsd.evaluation.presets import BENCHMARKS
 from sgsd.prompts import PromptRenderer
@@ -368,7 +368,7 @@ def test_a_switch_that_the_template_does_not_know_is_no_setting(tokenizer):
     plain.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
     options = argparse.Namespace(instruction=None, chat_template_kwargs=None, thinking=None)
     for run in ({"thinking": "off"}, {"chat_template_kwargs": {"enable_thinking": True}}, {}):
-        assert not _renderer(plain, options, run, None).student_kwargs
-        assert (_renderer(tokenizer, options, run, None).student_kwargs or {}) == (
+        assert not renderer_of(plain, options, run, None).student_kwargs
+        assert (renderer_of(tokenizer, options, run, None).student_kwargs or {}) == (
             {"enable_thinking": "thinking" not in run} if run else {}
         )
