@@ -484,10 +484,11 @@ def of_documents() -> str:
         shown = 100 * mean(one.accuracy.with_document.accuracy for one in made)
         before = 100 * mean(one.accuracy.before.accuracy for one in made)
         ends = " and ".join((", ".join(f"{value:.1f}" for value in after)).rsplit(", ", 1))
+        least, most = (f"{value:+.0f}".replace("-", "−") for value in (min(lost), max(lost)))
         return (
             f"{what}: **from {before:.0f} to {ends} %** of held-out tasks without the document, {shown:.1f} % with the "
-            f"rule in the prompt; sums change by {min(lost):+.0f} to {max(lost):+.0f} points."
-        ).replace("-", "−")
+            f"rule in the prompt; sums change by {least} to {most} points."
+        )
 
     return " ".join(
         (
