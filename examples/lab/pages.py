@@ -528,7 +528,7 @@ def answers(options: argparse.Namespace) -> Iterator[str]:
         "It is a toy.": [of_documents(), of_real_models()],
     }.items():
         yield ""
-        yield from textwrap.wrap(f"**“{objection}”** {' '.join(said)}", 120, break_on_hyphens=False)
+        yield from textwrap.wrap(f"**“{objection}”** {' '.join(said)}", 112, break_on_hyphens=False)
     yield ""
 
 

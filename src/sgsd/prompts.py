@@ -476,12 +476,13 @@ def user_turn_ids(
         message_ids(tokenizer, _user_message(f"{start} {word}".strip(), end), **template_kwargs)
         for word in ("Yes", "Maybe")
     )
-    before = _shared_start(one, other)
-    behind = _shared_start(one[before:][::-1], other[before:][::-1])
+    before = shared_start(one, other)
+    behind = shared_start(one[before:][::-1], other[before:][::-1])
     return one[:before], one[len(one) - behind :]
 
 
-def _shared_start(one: Sequence[int], other: Sequence[int]) -> int:
+def shared_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """With how many equal token ids two sequences begin."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

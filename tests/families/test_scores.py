@@ -113,6 +113,30 @@ def test_chunks_and_sharing_change_no_score(name, options):
     assert deviation(make(name), *rollouts(1), **options) < EXACT
 
 
+def after_a_document(G: int):
+    """``rollouts`` behind 40 tokens of their own: more than windows and rotary switches hold."""
+    prompts, completions = rollouts(G)
+    document = draw(40, torch.Generator().manual_seed(2))
+    return [document + prompt for prompt in prompts], completions
+
+
+@pytest.mark.parametrize("G", [1, 4])
+@pytest.mark.parametrize("name", [*FAMILIES, *ODD])
+def test_a_document_before_many_problems_changes_no_score(name, G):
+    assert deviation(make(name), *after_a_document(G)) < EXACT
+
+
+@pytest.mark.parametrize("name", [name for name, family in (FAMILIES | ODD).items() if family.rounds])
+def test_a_document_before_many_problems_changes_bfloat16_scores_by_rounding_alone(name):
+    assert deviation(make(name, dtype=torch.bfloat16), *after_a_document(1)) < ROUNDED
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma-2"])
+def test_a_document_is_shared_under_an_adapter_too(name):
+    model = peft.get_peft_model(make(name), peft.LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    assert deviation(model, *after_a_document(1)) < EXACT
+
+
 @pytest.mark.parametrize("G", [1, 4])
 @pytest.mark.parametrize("name", [name for name, family in (FAMILIES | ODD).items() if family.rounds])
 def test_bfloat16_scores_are_those_of_each_row_alone_but_for_rounding(name, G):

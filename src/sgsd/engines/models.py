@@ -105,9 +105,6 @@ def load_tokenizer(
     return tokenizer
 
 
-_MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
-
 def load_configs(
     name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> tuple[PreTrainedConfig, GenerationConfig]:
@@ -314,9 +311,14 @@ def _refuse_pickled_weights(folder: Path) -> None:
         )
 
 
+_MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
 def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
-    """A configuration that names an attention of the hub's: it is code, which transformers would fetch and run. So is
-    one of more layers than any model has: each would be built before the weights are looked at.
+    """Refuse configurations that do harm before any weight is read.
+
+    One may name an attention of the hub's, which is code that transformers would fetch and run, or more layers than
+    any model has, each of which would be built.
 
     Raises:
         ConfigError: naming it; or there is no configuration.

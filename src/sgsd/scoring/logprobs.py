@@ -31,6 +31,7 @@ from sgsd.display import logger
 from sgsd.errors import ConfigError
 from sgsd.objectives.divergences import token_divergence
 from sgsd.objectives.logprobs import selected_logps, tile_rows
+from sgsd.prompts import shared_start
 
 _log = logger(__name__)
 _FILLER_ID = 0  # stands at padded positions; any id would do, since attention and masks go by length
@@ -425,9 +426,8 @@ def score_completions(
 
     Equals scoring each pair alone and unpadded. A prompt and its completion are one row without a gap, filled up on
     the right. Equal pairs are scored once. Pairs with one prompt, or with prompts that begin alike, share its keys and
-    values where model and cache can.
-    Prompts are sorted by length and scored, with all their completions, in chunks of about ``max_tokens_per_chunk``
-    tokens, padding included, so memory does not grow with N.
+    values where model and cache can. Prompts are sorted by length and scored, with all their completions, in chunks of
+    about ``max_tokens_per_chunk`` tokens, padding included, so memory does not grow with N.
 
     Args:
         model: a causal language model of transformers, wrapped or not. Its training mode is left as it is.
@@ -541,10 +541,7 @@ _Kept = list[tuple[Tensor, Tensor, tuple[Tensor, ...]]]
 """Rows and positions in their completions of some tokens, each ``[n]``, and what a forward keeps of them."""
 _AskedAt = Callable[[Tensor, Tensor], "Reduction | None"]
 """Such rows and positions → what to keep."""
-_Forward = Callable[
-    [nn.Module, Sequence[Sequence[int]], Sequence[Sequence[int]], torch.device, _AskedAt],
-    _Kept,
-]
+_Forward = Callable[[nn.Module, Sequence[Sequence[int]], Sequence[Sequence[int]], torch.device, _AskedAt], _Kept]
 
 
 def _rows_alone(
@@ -569,17 +566,15 @@ def _cheapest(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[i
     A head, as a document before many problems is one, is shared where that saves a quarter of the tokens or more.
     """
     prompts_once = sum(map(len, set(map(tuple, prompts)))) + sum(map(len, completions))
-    head = len(_head_of_all(prompts))
+    head = _head_length(prompts)
     head_once = sum(map(_length, prompts, completions)) - (len(prompts) - 1) * head
     return (_shared_head, head_once) if 4 * head_once <= 3 * prompts_once else (_shared_prompts, prompts_once)
 
 
-def _head_of_all(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
-    """The tokens with which all prompts begin, and of none its last one, which predicts a completion's first."""
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    same = next((n for n in range(most) if first[n] != last[n]), most)
-    return first[:same]
+def _head_length(prompts: Sequence[Sequence[int]]) -> int:
+    """With how many tokens all prompts begin, without the last of any, which predicts a completion's first."""
+    distinct = set(map(tuple, prompts))
+    return min(shared_start(min(distinct), max(distinct)), min(map(len, distinct)) - 1)
 
 
 def _shared_prompts(
@@ -619,18 +614,18 @@ def _shared_head(
     asked: _AskedAt,
 ) -> _Kept:
     """A forward of the tokens with which all prompts begin, then one of all that follows them."""
-    head = _head_of_all(prompts)
-    ids = torch.tensor([head], device=device)
+    P = _head_length(prompts)
+    ids = torch.tensor([list(prompts[0][:P])], device=device)
     nothing = torch.zeros(0, dtype=torch.long, device=device)
     of_head: Output = model(input_ids=ids, use_cache=True, score=Request(nothing, asked(nothing, nothing)))
     cache = of_head.past_key_values
     if not isinstance(cache, DynamicCache):
         return _rows_alone(model, prompts, completions, device, asked)
     cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
-    rest = [[*prompt[len(head) :], *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    rest = [[*prompt[P:], *completion] for prompt, completion in zip(prompts, completions, strict=True)]
     row, t = (part.to(device) for part in _places(map(len, completions)))
-    starts = torch.tensor([len(prompt) - len(head) for prompt in prompts], device=device)
-    before = torch.ones(len(prompts), len(head), dtype=torch.long, device=device)
+    starts = torch.tensor([len(prompt) - P for prompt in prompts], device=device)
+    before = torch.ones(len(prompts), P, dtype=torch.long, device=device)
     return [_continued(model, cache, before, rest, (row, t), starts[row] + t - 1, asked)]
 
 

@@ -59,9 +59,10 @@ def facts(
 
 
 def with_facts(card: str, told: Mapping[str, str]) -> str:
-    """The card with a table of these before the versions of its libraries."""
+    """The card with a table of these before the versions of its libraries, or at its end."""
     rows = "".join(f"| {name} | {as_markdown(value)} |\n" for name, value in told.items())
-    return card.replace("### Framework versions", f"| | |\n|---|---|\n{rows}\n### Framework versions", 1)
+    before, heading, after = card.partition("### Framework versions")
+    return f"{before.rstrip()}\n\n| | |\n|---|---|\n{rows}\n{heading}{after}"
 
 
 def _listed(settings: Mapping[str, Any], names: tuple[str, ...]) -> str:
