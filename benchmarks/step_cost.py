@@ -35,7 +35,9 @@ from torch import Tensor
 from measure import GB, peak_bytes, reset_peak, show_table
 from sgsd.engines.models import load_model
 from sgsd.objectives import correction_loss, guided_logps, sgsd_loss
-from sgsd.scoring.logprobs import Select, StudentPass, flat_targets, score_completions
+from sgsd.scoring.heads import Select
+from sgsd.scoring.logprobs import flat_targets, score_completions
+from sgsd.scoring.student import StudentPass
 
 MODEL = "local:smollm2-135m-instruct"
 BUDGET = 16384  # SGSDConfig's max_tokens_per_chunk

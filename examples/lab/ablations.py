@@ -38,44 +38,44 @@ from sgsd.objectives import (
     Settings,
     StudentScores,
     TeacherScores,
+    gate,
     sgsd_loss,
 )
 from sgsd.objectives.base import given, total
 
 
-@dataclass(frozen=True)
 class _Ablated(Gated):
-    """The paper's loss without one of its parts."""
-
-    use_gate: ClassVar[bool] = True
-    use_polarity: ClassVar[bool] = True
+    """The paper's loss with another part in one's place."""
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
-        teachers = teachers.read()
-        result = sgsd_loss(
-            student.logps,
-            teachers.logps,
-            rollouts.mask,
-            rollouts.outcome,
-            teachers.weights,
-            tau=self.tau,
-            clip=self.clip,
-            threshold=self.threshold,
-            use_gate=self.use_gate,
-            use_polarity=self.use_polarity,
-            control_logps=teachers.control_logps if self.control else None,
-        )
-        return result.row_loss, {}
+        teachers, mask = teachers.read(), rollouts.mask.unsqueeze(1)
+        control_logps = teachers.control_logps if self.control else None
+        inputs = student.logps, teachers.logps, rollouts.mask, rollouts.outcome, teachers.weights
+        limits = {"tau": self.tau, "clip": self.clip, "threshold": self.threshold}
+        polarity = self.polarity(sgsd_loss(*inputs, **limits, control_logps=control_logps).polarity)
+        gap = torch.where(mask, teachers.logps - student.logps.unsqueeze(1), 0.0)
+        gated = (self.gate(gap) * mask.to(gap.dtype)).sum(-1) / mask.to(gap.dtype).sum(-1).clamp(min=1)
+        return (teachers.weights * polarity * gated).sum(-1), {}
+
+    def gate(self, gap: Tensor) -> Tensor:
+        return gate(gap, self.tau)
+
+    def polarity(self, polarity: Tensor) -> Tensor:
+        return polarity
 
 
 class WithoutGate(_Ablated):
     name: ClassVar[str] = "gated-without-gate"
-    use_gate: ClassVar[bool] = False
+
+    def gate(self, gap: Tensor) -> Tensor:
+        return gap.square() / (4 * self.tau)
 
 
 class WithoutPolarity(_Ablated):
     name: ClassVar[str] = "gated-without-polarity"
-    use_polarity: ClassVar[bool] = False
+
+    def polarity(self, polarity: Tensor) -> Tensor:
+        return polarity.abs()
 
 
 class CorrectionOfAll(Correction):

@@ -45,8 +45,6 @@ def reference_loss(
     tau=1.0,
     clip=3.0,
     threshold=0.05,
-    use_gate=True,
-    use_polarity=True,
     control=None,
 ):
     """Equations (1) to (6) as Python loops over floats, with the gradient by hand. No tensor arithmetic."""
@@ -63,31 +61,14 @@ def reference_loss(
                 support -= sum(max(-clip, min(clip, gap)) for gap in against) / max(1, len(counted))
             stance = 0 if abs(support) <= threshold else math.copysign(1, support)
             polarity = int(outcome[b]) * stance
-            if not use_polarity:
-                polarity = abs(polarity)
             for t, gap in gaps.items():
                 value = math.log(2) - math.log(1 + math.exp(-(gap**2) / (2 * tau)))
                 slope = gap / (tau * (1 + math.exp(gap**2 / (2 * tau))))
-                if not use_gate:
-                    value, slope = gap**2 / (4 * tau), gap / (2 * tau)
                 share = float(weights[b, k]) * polarity / len(counted)
                 row += share * value
                 gradient[b][t] -= share * slope / B  # dΔ/d log p_S = −1
         rows.append(row)
     return sum(rows) / B, rows, gradient
-
-
-@pytest.mark.parametrize("settings", [{"use_gate": False}, {"use_polarity": False, "tau": 0.5}])
-def test_what_is_switched_off_to_study_it_equals_plain_loops_too(settings):
-    student, teacher, mask, outcome, weights = make_batch(2, scale=3.0)
-    expected, _, gradient = reference_loss(student, teacher, mask, outcome, weights, **settings)
-    whole, _, _ = reference_loss(student, teacher, mask, outcome, weights, tau=settings.get("tau", 1.0))
-    student.requires_grad_()
-    result = sgsd_loss(student, teacher, mask, outcome, weights, **settings)
-    result.loss.backward()
-    assert result.loss.item() == pytest.approx(expected, rel=1e-6)
-    assert expected != pytest.approx(whole, rel=1e-2)
-    torch.testing.assert_close(student.grad, torch.tensor(gradient, dtype=torch.float64), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sgsd.scoring.logprobs import Select, StudentPass, flat_targets
+from sgsd.scoring.heads import Select
+from sgsd.scoring.logprobs import flat_targets
+from sgsd.scoring.student import StudentPass
 
 from ..conftest import make_model
 from ..reference import exact_copy

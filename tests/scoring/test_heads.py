@@ -9,7 +9,8 @@ import transformers
 from transformers import LlamaForCausalLM
 
 from sgsd.errors import ConfigError
-from sgsd.scoring.logprobs import add_scoring, head_logits, hidden_states, score_completions
+from sgsd.scoring.heads import add_scoring, head_logits
+from sgsd.scoring.logprobs import hidden_states, score_completions
 
 from ..conftest import make_model
 from ..families.models import make, make_swallowing

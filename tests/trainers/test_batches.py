@@ -11,7 +11,9 @@ from datasets import Dataset
 
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
-from sgsd.scoring.logprobs import Select, StudentPass, flat_targets
+from sgsd.scoring.heads import Select
+from sgsd.scoring.logprobs import flat_targets
+from sgsd.scoring.student import StudentPass
 
 from .tiny import EOS, SOLVED, make_trainer
 

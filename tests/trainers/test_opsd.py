@@ -12,7 +12,7 @@ from sgsd.data.problems import Problem
 from sgsd.errors import DataError
 from sgsd.objectives import logprobs as tiles
 from sgsd.prompts import REFERENCE_BLOCK
-from sgsd.scoring import logprobs
+from sgsd.scoring import heads
 
 from ..conftest import make_model
 from ..reference import exact_copy
@@ -154,14 +154,14 @@ class Sides:
 
     def __init__(self, monkeypatch):
         self.student, self.teacher = [], []
-        original = logprobs.token_divergence
+        original = heads.token_divergence
 
         def record(student, teacher, *arguments, **options):
             self.student.append(student)
             self.teacher.append(teacher)
             return original(student, teacher, *arguments, **options)
 
-        monkeypatch.setattr(logprobs, "token_divergence", record)
+        monkeypatch.setattr(heads, "token_divergence", record)
 
 
 def test_no_gradient_reaches_the_teacher_and_dropout_is_off_for_it(tmp_path, monkeypatch):

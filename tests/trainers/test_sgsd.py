@@ -159,7 +159,7 @@ def test_sharing_prompts_changes_neither_loss_nor_gradient(tmp_path, monkeypatch
     trainer = make_trainer(tmp_path, stub=True, num_generations=4, per_device_train_batch_size=8)
     shared_batch = batch_of(trainer, [0] * 4 + [1] * 4)
     shared = loss_and_gradients(trainer, [shared_batch])
-    monkeypatch.setattr(logprobs, "_shares_prompts", lambda _: False)
+    monkeypatch.setattr(logprobs, "_can_share", lambda _: False)
     separate_batch = batch_of(trainer, [0] * 4 + [1] * 4)
     assert shared_batch["teacher_logps"].abs().max() > 0
     assert_close(shared_batch["teacher_logps"], separate_batch["teacher_logps"], 1e-4)

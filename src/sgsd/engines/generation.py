@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.rollouts import Rollout, StopReason
-from sgsd.scoring.logprobs import causal_model
+from sgsd.scoring.heads import causal_model
 from sgsd.verifiers.thinking import CompletionText
 
 # ``generate`` takes what it is not told from the model's generation_config.json, where some models keep penalties and

@@ -17,14 +17,7 @@ from sgsd.objectives.base import (
     total,
 )
 from sgsd.objectives.correction import Correction, correction_loss, guided_logps, trusted_weights
-from sgsd.objectives.divergences import (
-    DIVERGENCES,
-    Divergence,
-    OPSDLoss,
-    divergence_metrics,
-    opsd_loss,
-    token_divergence,
-)
+from sgsd.objectives.divergences import DIVERGENCES, Divergence, token_divergence
 from sgsd.objectives.gated import (
     Gated,
     LocalSupport,
@@ -54,7 +47,6 @@ __all__ = [
     "LocalSupport",
     "Metrics",
     "Needs",
-    "OPSDLoss",
     "Objective",
     "Reweight",
     "Rollouts",
@@ -63,12 +55,10 @@ __all__ = [
     "StudentScores",
     "TeacherScores",
     "correction_loss",
-    "divergence_metrics",
     "gate",
     "guided_logps",
     "local_support_loss",
     "means",
-    "opsd_loss",
     "selected_logps",
     "sgsd_loss",
     "stance_metrics",

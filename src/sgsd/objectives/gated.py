@@ -1,12 +1,12 @@
 """The SGSD objective (arXiv 2605.28791), equations numbered as in docs/method.md.
 
-Per row, with gap Δ_{k,t} = log p_T(y_t | g_k, e_k, x, y_<t) − log p_S(y_t | x, y_<t):
+Per row, with gap Δ_{k,t} = log p_T(y_t | g_k, e_k, x, y_<t) − log p_S(y_t | x, y_<t)           (1)
 
-    support    S_k = mean_t clip(Δ_{k,t}, −c, +c), less a control teacher's S if given  (2)
-    stance     σ_k = sign(S_k) if |S_k| > θ else 0                                  (3)
-    polarity   ρ_k = r σ_k,  r = +1 success, −1 failure, 0 undecided                (4)
-    gate       ℓ(Δ) = log 2 − log(1 + exp(−Δ²/2τ))                                  (5)
-    loss       Σ_k α_k ρ_k mean_t ℓ(Δ_{k,t}), mean over rows                        (6)
+    support    S_k = mean_t clip(Δ_{k,t}, −c, +c), less a control teacher's S if given          (2)
+    stance     σ_k = sign(S_k) if |S_k| > θ else 0                                              (3)
+    polarity   ρ_k = r σ_k,  r = +1 success, −1 failure, 0 undecided                            (4)
+    gate       ℓ(Δ) = log 2 − log(1 + exp(−Δ²/2τ))                                              (5)
+    loss       Σ_k α_k ρ_k mean_t ℓ(Δ_{k,t}), mean over rows                                    (6)
 
 Gradient flows through log p_S inside the gate and nowhere else: teachers, stances and weights are constants.
 All arithmetic is float32 (or float64 when given): in bfloat16 the textbook gate is exactly 0 for |Δ| ≤ 0.1.
@@ -83,8 +83,6 @@ def sgsd_loss(
     tau: float = 1.0,
     clip: float = 3.0,
     threshold: float = 0.05,
-    use_gate: bool = True,
-    use_polarity: bool = True,
     control_logps: Tensor | None = None,
 ) -> SGSDLoss:
     """Gated, polarity-signed distillation of K teachers into one student, equations (1) to (6).
@@ -98,8 +96,6 @@ def sgsd_loss(
         tau: gate width τ.
         clip: support clip c, in nats.
         threshold: dead zone θ, in nats: a support must exceed it in size for a stance.
-        use_gate: False puts Δ²/4τ in the gate's place, which it equals for small gaps: extreme ones are not muted.
-        use_polarity: False distils every teacher with a stance, whatever the verdict, if there is one.
         control_logps: ``[B, T]``, the same tokens under a teacher that knows nothing of the problem. Its support is
             subtracted from every teacher's: what any skill prompt does to the style of an answer is no stance.
 
@@ -109,15 +105,12 @@ def sgsd_loss(
     Raises:
         ValueError: if shapes, mask type or settings do not fit.
     """
-    B, T = _checked_shapes(student_logps, teacher_logps, mask, outcome, teacher_weights, tau, clip, threshold)
-    student_logps, teacher_logps = _upcast(student_logps), _upcast(teacher_logps.detach())
-    gap = _gap(student_logps.reshape(B, 1, T), teacher_logps, mask)
-    gated = gate(gap, tau) if use_gate else gap.square() / (4 * tau)
-    control = None
+    _check(student_logps, teacher_logps, mask, outcome, teacher_weights, tau, clip, threshold)
+    gap = _gap(student_logps, teacher_logps.detach(), mask)  # (1)
+    baseline = None
     if control_logps is not None:
-        control = _gap(student_logps.detach().unsqueeze(1), _upcast(control_logps.detach()).unsqueeze(1), mask)
-    rows = mask, outcome, teacher_weights
-    return _assemble(gap.detach(), gated, *rows, clip, threshold, use_polarity, control)
+        baseline = supports(student_logps, control_logps.unsqueeze(1), mask, clip=clip).squeeze(1)
+    return _loss(gap.detach(), gate(gap, tau), mask, outcome, teacher_weights, clip, threshold, baseline)
 
 
 def local_support_loss(
@@ -153,9 +146,8 @@ def local_support_loss(
             "student_scores, teacher_scores and in_support must have one shape [B, K, T, M]: got "
             f"{tuple(student_scores.shape)}, {tuple(teacher_scores.shape)}, {tuple(in_support.shape)}"
         )
-    _checked_shapes(
-        student_scores[:, 0, :, 0], teacher_scores[..., 0], mask, outcome, teacher_weights, tau, clip, threshold
-    )
+    sampled = student_scores[:, 0, :, 0], teacher_scores[..., 0]
+    _check(*sampled, mask, outcome, teacher_weights, tau, clip, threshold)
     counted = mask[:, None, :, None]
     # Entries outside the support take no probability; positions that do not count become uniform, hence finite.
     lowest = torch.finfo(torch.float32).min
@@ -164,10 +156,13 @@ def local_support_loss(
         for scores in (student_scores, teacher_scores.detach())
     )
     divergence = (teacher.exp() * torch.where(in_support & counted, teacher - student, 0.0)).sum(-1)
-    gap = (teacher - student)[..., 0].detach()
-    gap = torch.where(mask.unsqueeze(1), gap, 0.0)
-    rows = mask, outcome, teacher_weights
-    return _assemble(gap, gate(divergence, tau), *rows, clip, threshold, use_polarity=True)
+    gap = torch.where(mask.unsqueeze(1), (teacher - student)[..., 0].detach(), 0.0)
+    return _loss(gap, gate(divergence, tau), mask, outcome, teacher_weights, clip, threshold)
+
+
+def supports(student_logps: Tensor, teacher_logps: Tensor, mask: Tensor, *, clip: float) -> Tensor:
+    """Equation (2), ``[B, K]``, of ``[B, T]`` and ``[B, K, T]`` log-probabilities. Detached here."""
+    return _support(_gap(student_logps.detach(), teacher_logps.detach(), mask), mask, clip)
 
 
 def stances(
@@ -198,12 +193,6 @@ def stances(
     return support, _stance(support, threshold)
 
 
-def supports(student_logps: Tensor, teacher_logps: Tensor, mask: Tensor, *, clip: float) -> Tensor:
-    """Equation (2), ``[B, K]``, of ``[B, T]`` and ``[B, K, T]`` log-probabilities. Detached here."""
-    student, teachers = _upcast(student_logps.detach()), _upcast(teacher_logps.detach())
-    return _support(_gap(student.unsqueeze(1), teachers, mask), mask, clip)
-
-
 def stance_metrics(
     support: Tensor, stance: Tensor, outcome: Tensor, real: Tensor, *, baseline: Tensor | None = None
 ) -> Metrics:
@@ -215,8 +204,21 @@ def stance_metrics(
         real: ``[B, K]``, bool: scored, and of weight above 0. Others are not counted.
         baseline: ``[B]``, the control teacher's support, if there is one; read where a real teacher is.
     """
-    polarity = outcome.to(stance.dtype).unsqueeze(1) * stance
-    return _stance_metrics(support, polarity, stance, outcome, real, None if baseline is None else baseline[:, None])
+    success, failure = (outcome > 0).unsqueeze(1), (outcome < 0).unsqueeze(1)
+    polarity = _polarity(outcome, stance)
+    metrics = {
+        "support": total(support, real),
+        "support/success": total(support, real & success),
+        "support/failure": total(support, real & failure),
+        "active_share": total(stance != 0, real),
+        "polarity/positive_share": total(polarity > 0, real),
+        "polarity/negative_share": total(polarity < 0, real),
+        "polarity/neutral_share": total(polarity == 0, real),
+        "undecided_share": total(outcome == 0, torch.ones_like(outcome, dtype=torch.bool)),
+    }
+    if baseline is not None:
+        metrics["support/control"] = total(baseline, real.any(1))
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,7 @@ class LocalSupport:
         return result.row_loss, result.totals
 
 
-def _assemble(
+def _loss(
     gap: Tensor,
     gated: Tensor,
     mask: Tensor,
@@ -309,26 +311,20 @@ def _assemble(
     teacher_weights: Tensor,
     clip: float,
     threshold: float,
-    use_polarity: bool,
-    control: Tensor | None = None,
+    baseline: Tensor | None = None,
 ) -> SGSDLoss:
-    """Equations (2) to (4) and (6), from gaps (constants, 0 where the mask is False) and gate values.
-
-    ``control``, ``[B, 1, T]``, are a control teacher's gaps. The metrics are of real teachers, of weight above 0.
-    """
-    support = _support(gap, mask, clip)
-    baseline = None if control is None else _support(control, mask, clip)  # [B, 1]
+    """Equations (2) to (4) and (6), of gaps (constants, 0 where the mask is False) and gate values ``[B, K, T]``."""
+    support = _support(gap, mask, clip)  # (2)
     if baseline is not None:
-        support = support - baseline
+        support = support - baseline.unsqueeze(1)
     stance = _stance(support, threshold)
-    verdict = outcome.to(stance.dtype).unsqueeze(1)
-    polarity = verdict * stance if use_polarity else (verdict * stance).abs()  # (4)
+    polarity = _polarity(outcome, stance)
     weights = teacher_weights.detach().to(gated.dtype)
     counted = mask.unsqueeze(1).to(gated.dtype)
     teacher_gate = (gated * counted).sum(-1) / counted.sum(-1).clamp(min=1)
     row_loss = (weights * polarity * teacher_gate).sum(-1)  # (6)
     real = weights > 0
-    totals = _stance_metrics(support, polarity, stance, outcome, real, baseline) | {
+    totals = stance_metrics(support, stance, outcome, real, baseline=baseline) | {
         "gate": total(teacher_gate, real),
         "clipped_share": total(gap.abs() > clip, real.unsqueeze(-1) & mask.unsqueeze(1)),
     }
@@ -338,41 +334,28 @@ def _assemble(
 
 
 def _gap(student_logps: Tensor, teacher_logps: Tensor, mask: Tensor) -> Tensor:
-    """Equation (1), ``[B, K, T]``, of ``[B, 1, T]`` and ``[B, K, T]``; 0 where the mask is False."""
-    return torch.where(mask.unsqueeze(1), teacher_logps - student_logps, 0.0)
+    """Equation (1), ``[B, K, T]``; 0 where the mask is False."""
+    return torch.where(mask.unsqueeze(1), _upcast(teacher_logps) - _upcast(student_logps).unsqueeze(1), 0.0)
 
 
 def _support(gap: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """Equation (2), ``[B, K]``, from gaps ``[B, K, T]`` that are 0 where the mask is False."""
-    tokens = mask.unsqueeze(1).to(gap.dtype).sum(-1).clamp(min=1)  # [B, 1]
-    return gap.clamp(-clip, clip).sum(-1) / tokens
+    """Equation (2), ``[B, K]``, of gaps that are 0 where the mask is False."""
+    return gap.clamp(-clip, clip).sum(-1) / mask.unsqueeze(1).to(gap.dtype).sum(-1).clamp(min=1)
 
 
 def _stance(support: Tensor, threshold: float) -> Tensor:
     return torch.where(support.abs() > threshold, support.sign(), 0.0)  # (3)
 
 
-def _stance_metrics(
-    support: Tensor, polarity: Tensor, stance: Tensor, outcome: Tensor, real: Tensor, baseline: Tensor | None
-) -> Metrics:
-    """``baseline`` is ``[B, 1]``."""
-    success, failure = (outcome > 0).unsqueeze(1), (outcome < 0).unsqueeze(1)
-    metrics = {
-        "support": total(support, real),
-        "support/success": total(support, real & success),
-        "support/failure": total(support, real & failure),
-        "active_share": total(stance != 0, real),
-        "polarity/positive_share": total(polarity > 0, real),
-        "polarity/negative_share": total(polarity < 0, real),
-        "polarity/neutral_share": total(polarity == 0, real),
-        "undecided_share": total(outcome == 0, torch.ones_like(outcome, dtype=torch.bool)),
-    }
-    if baseline is not None:
-        metrics["support/control"] = total(baseline, real.any(1, keepdim=True))
-    return metrics
+def _polarity(outcome: Tensor, stance: Tensor) -> Tensor:
+    return outcome.to(stance.dtype).unsqueeze(1) * stance  # (4)
 
 
-def _checked_shapes(
+def _upcast(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _check(
     student_logps: Tensor,
     teacher_logps: Tensor,
     mask: Tensor,
@@ -381,14 +364,13 @@ def _checked_shapes(
     tau: float,
     clip: float,
     threshold: float,
-) -> tuple[int, int]:
+) -> None:
     if student_logps.ndim != 2 or teacher_logps.ndim != 3:
         raise ValueError(
             "student_logps must be [B, T] and teacher_logps [B, K, T]: got "
             f"{tuple(student_logps.shape)}, {tuple(teacher_logps.shape)}"
         )
-    B, T = student_logps.shape
-    K = teacher_logps.shape[1]
+    (B, T), K = student_logps.shape, teacher_logps.shape[1]
     for name, tensor, shape in (
         ("teacher_logps", teacher_logps, (B, K, T)),
         ("mask", mask, (B, T)),
@@ -401,8 +383,3 @@ def _checked_shapes(
         raise ValueError(f"mask must be bool, True where a token counts: got {mask.dtype}")
     if not (tau > 0 and clip > 0 and threshold >= 0):
         raise ValueError(f"tau and clip must be positive, threshold not negative: got {tau}, {clip}, {threshold}")
-    return B, T
-
-
-def _upcast(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -24,7 +24,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits / temperature
 
 
-def _upcast_rows(logits: Tensor) -> Iterator[slice]:
+def upcast_rows(logits: Tensor) -> Iterator[slice]:
     """Rows of ``[N, V]`` that are upcast together, in turn."""
     step = max(1, _UPCAST_LOGITS.get(logits.device.type, _UPCAST_LOGITS_ELSEWHERE) // logits.shape[-1])
     for start in range(0, len(logits), step):
@@ -45,7 +45,7 @@ class _SelectedLogps(torch.autograd.Function):
         logps = torch.empty(ids.shape, dtype=dtype, device=logits.device)
         log_sum_exp = torch.empty(len(ids), dtype=dtype, device=logits.device)
         entropy = torch.empty_like(log_sum_exp) if with_entropy else None
-        for rows in _upcast_rows(logits):
+        for rows in upcast_rows(logits):
             tile = _scaled(logits[rows].to(dtype), temperature)
             log_sum_exp[rows] = tile.logsumexp(-1)
             logps[rows] = tile.gather(-1, ids[rows]) - log_sum_exp[rows, None]
@@ -64,7 +64,7 @@ class _SelectedLogps(torch.autograd.Function):
         logits, ids, log_sum_exp = ctx.saved_tensors
         grad = grad_outputs[0] / ctx.temperature
         grad_logits = torch.empty_like(logits)
-        for rows in _upcast_rows(logits):
+        for rows in upcast_rows(logits):
             tile = _scaled(logits[rows].to(log_sum_exp.dtype), ctx.temperature)
             tile = (tile - log_sum_exp[rows, None]).exp_().mul_(-grad[rows].sum(-1, keepdim=True))
             tile.scatter_add_(-1, ids[rows], grad[rows])

@@ -37,13 +37,8 @@ from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenize
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
 from sgsd.prompts import PromptRenderer, Shown, mapped
 from sgsd.retrieval import Retriever
-from sgsd.scoring.logprobs import (
-    DivergenceFrom,
-    Reduction,
-    StudentPass,
-    causal_model,
-    keep_head_in_float32,
-)
+from sgsd.scoring.heads import DivergenceFrom, Reduction, causal_model, keep_head_in_float32
+from sgsd.scoring.student import StudentPass
 from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
 from sgsd.trainers import card
 from sgsd.trainers.callbacks import CheckpointCallback, StepCallback

@@ -27,7 +27,9 @@ from sgsd.display import logger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.prompts import uncounted_token_ids
 from sgsd.retrieval import Retrieval, Retriever
-from sgsd.scoring.logprobs import Scores, Select, StudentPass, chunk_count, flat_targets, score_completions
+from sgsd.scoring.heads import Select
+from sgsd.scoring.logprobs import Scores, chunk_count, flat_targets, score_completions
+from sgsd.scoring.student import StudentPass
 from sgsd.scoring.teachers import (
     TeacherPool,
     build_pool,
