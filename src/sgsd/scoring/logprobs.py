@@ -298,14 +298,14 @@ def _forwarded(
     ids, mask = (part.to(device) for part in _padded(rest, "right"))
     kept: list[tuple[Tensor, ...]] = []
 
-    def forward(chosen: Tensor, position: Tensor, **inputs: Any) -> Output:
+    def forward(chosen: Tensor | slice, position: Tensor, **inputs: Any) -> Output:
         flat = starts[row[chosen].to(device)] + t[chosen].to(device)
         output: Output = model(**inputs, score=Request(position[chosen].to(device), reduction(flat)))
         kept.append((flat, *output.kept))
         return output
 
     if not any(cuts):
-        forward(at >= 0, row * ids.shape[1] + at, input_ids=ids, use_cache=False)
+        forward(slice(None), row * ids.shape[1] + at, input_ids=ids, use_cache=False)
         return kept
     distinct = {beginning: number for number, beginning in enumerate(dict.fromkeys(beginnings))}
     number = torch.tensor([distinct[beginning] for beginning in beginnings])

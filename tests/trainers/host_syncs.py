@@ -1,7 +1,5 @@
 """How often one micro-batch's loss makes the host wait for the device, or processes for each other; and where.
 
-    python benchmarks/host_syncs.py            # both objectives, a table of source lines
-
 Counted on a CPU, in ``_compute_loss`` of a trainer and nowhere else (sampling and teachers' scores come before it, the
 backward after):
 
@@ -17,7 +15,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,42 +142,3 @@ def _here(kind: str) -> Place:
             inner = f"{file}:{line} {code.co_name}"
         frame = frame.f_back
     return Place("", 0, inner, kind)
-
-
-# ---- as a script
-
-CASES: dict[str, dict[str, Any]] = {
-    "gated": {},
-    "correction and GRPO": {
-        "objective": "correction",
-        "teacher": "frozen",
-        "grpo_weight": 1.0,
-        "sgsd_weight": 2.0,
-        "num_generations": 2,
-        "support_baseline": "control",
-        "teacher_guidance": 2.0,
-    },
-}
-
-
-def make_batch(folder: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A trainer of a tiny model, and one micro-batch of four rollouts, successes and failures."""
-    from qwen3_shapes import Shape, Size, make_trainer
-
-    size = Size(hidden=32, layers=2, heads=2, intermediate=64, tied=True, kv_heads=2, head_dim=16)
-    shape = Shape(B=4, K=3, prompt=120, teacher_prompt=300, completion=12)
-    options = {"bf16": False, "activation_checkpointing": False, "trace_steps": 0, "output_dir": folder}
-    trainer = make_trainer(size, shape, folder, **options | settings)
-    outcomes = iter([1.0, 0.0] * 100)
-    trainer.reward_funcs = [lambda completions, **_: [next(outcomes) for _ in completions]]
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.model.train()
-    G = trainer.num_generations
-    rows = [trainer.train_dataset[n] for n in range(shape.B // G) for _ in range(G)]
-    return trainer, trainer._generate_and_score_completions(rows)
-
-
-if __name__ == "__main__":
-    for name, settings in CASES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            print(f"\n{name}: {count(*make_batch(folder, settings)).table()}", flush=True)
