@@ -33,7 +33,7 @@ NOT_RUN = {
     "aime": "the hub's data",
     "math500 ": "the hub's data",
     "-qwen3-": "a preset at full size: tests/test_presets.py",
-    "sgsd demo": "minutes: tests/examples/test_demo.py",
+    "sgsd demo": "minutes: tests/cli/test_internalize.py",
     "sgsd lab": "minutes: tests/examples/test_lab_command.py",
     "sgsd internalize": "minutes: tests/cli/test_internalize.py",
     "runs/lab": "runs of sgsd lab",

@@ -31,8 +31,6 @@ class Family:
         config: its configuration's class there.
         settings: of the configuration, on top of ``COMMON``; ``None`` leaves one of these out.
         experts: whether it routes tokens to experts, and TRL adds the router's loss.
-        recurrent: whether some layer's state cannot be cut and continued as keys and values can.
-        switches: whether a row's length changes the positions of all of its tokens.
         rounds: whether rounding in bfloat16 changes scores by little: no router, and a forward in that type.
         lora: target modules; PEFT refuses some of all linear layers of Mamba's.
     """
@@ -41,8 +39,6 @@ class Family:
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
     experts: bool = False
-    recurrent: bool = False
-    switches: bool = False
     rounds: bool = True
     lora: str = "all-linear"
 
@@ -88,14 +84,13 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family("Qwen2ForCausalLM", "Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": Family("Qwen3ForCausalLM", "Qwen3Config", HEAD),
     "qwen3-moe": Family("Qwen3MoeForCausalLM", "Qwen3MoeConfig", HEAD | EXPERTS, experts=True, rounds=False),
-    "qwen3.5": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", HEAD | DELTA, recurrent=True),
+    "qwen3.5": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", HEAD | DELTA),
     "qwen3-next": Family(
         "Qwen3NextForCausalLM",
         "Qwen3NextConfig",
         HEAD | DELTA | EXPERTS | {"shared_expert_intermediate_size": 16},
         experts=True,
         rounds=False,
-        recurrent=True,
     ),
     "mistral": Family("MistralForCausalLM", "MistralConfig", HEAD | {"sliding_window": 28}),
     "gemma-2": Family("Gemma2ForCausalLM", "Gemma2Config", HEAD | WINDOWS | CAPS),
@@ -131,7 +126,6 @@ FAMILIES: dict[str, Family] = {
         },
         experts=True,
         rounds=False,
-        recurrent=True,
     ),
     "cohere-2": Family("Cohere2ForCausalLM", "Cohere2Config", WINDOWS | {"logit_scale": 0.25}),
     "phi-3": Family(
@@ -147,7 +141,6 @@ FAMILIES: dict[str, Family] = {
                 "original_max_position_embeddings": LONGROPE_SWITCH,
             },
         },
-        switches=True,
     ),
     "olmo-2": Family("Olmo2ForCausalLM", "Olmo2Config"),
     "smollm3": Family("SmolLM3ForCausalLM", "SmolLM3Config", {"no_rope_layers": [1, 0], "use_sliding_window": False}),
@@ -203,20 +196,17 @@ FAMILIES: dict[str, Family] = {
             "ssm_out_multiplier": 0.7,
         },
         lora=LORA_BESIDE_MAMBA,
-        recurrent=True,
     ),
     "lfm2": Family(
         "Lfm2ForCausalLM",
         "Lfm2Config",
         {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "block_auto_adjust_ff_dim": False},
-        recurrent=True,
     ),
 }
 """The families that must train."""
 
 ODD: dict[str, Family] = {
     "cohere": Family("CohereForCausalLM", "CohereConfig", {"logit_scale": 0.25}),
-    "vaultgemma": Family("VaultGemmaForCausalLM", "VaultGemmaConfig", HEAD | WINDOWS | CAPS),
     "gemma-3n": Family(
         "Gemma3nForCausalLM",
         "Gemma3nTextConfig",
@@ -247,9 +237,6 @@ ODD: dict[str, Family] = {
             "scale_emb": 3,
         },
     ),
-    "hyperclovax": Family(
-        "HyperCLOVAXForCausalLM", "HyperCLOVAXConfig", GRANITE | {"logits_scaling": 0.25, "head_dim": 8}
-    ),
     "recurrent-gemma": Family(
         "RecurrentGemmaForCausalLM",
         "RecurrentGemmaConfig",
@@ -261,7 +248,6 @@ ODD: dict[str, Family] = {
             "w_init_variance_scale": 4.0,
             "max_position_embeddings": None,
         },
-        recurrent=True,
     ),
     "nemotron-h": Family(
         "NemotronHForCausalLM",
@@ -280,13 +266,11 @@ ODD: dict[str, Family] = {
             "moe_shared_expert_intermediate_size": 16,
         },
         lora=LORA_BESIDE_MAMBA,
-        recurrent=True,
     ),
     "bamba": Family(
         "BambaForCausalLM",
         "BambaConfig",
         MAMBA | {"attn_layer_indices": [1], "z_loss_coefficient": 0.1},
-        recurrent=True,
     ),
     "jamba": Family(
         "JambaForCausalLM",
@@ -302,7 +286,6 @@ ODD: dict[str, Family] = {
         },
         experts=True,
         rounds=False,
-        recurrent=True,
     ),
     "mamba-2": Family(
         "Mamba2ForCausalLM",
@@ -319,41 +302,6 @@ ODD: dict[str, Family] = {
             "max_position_embeddings": None,
         },
         lora=LORA_BESIDE_MAMBA,
-        recurrent=True,
-    ),
-    "xlstm": Family(
-        "xLSTMForCausalLM",
-        "xLSTMConfig",
-        {
-            "hidden_size": 64,  # below it the family's own forward fails
-            "num_heads": 2,
-            "qk_dim_factor": 1.0,
-            "chunk_size": 16,
-            "output_logit_soft_cap": 3.0,
-            "autocast_kernel_dtype": "float32",
-            "intermediate_size": None,
-            "num_attention_heads": None,
-            "num_key_value_heads": None,
-            "max_position_embeddings": None,
-        },
-        rounds=False,
-        recurrent=True,
-    ),
-    "mpt": Family(
-        "MptForCausalLM",
-        "MptConfig",
-        {
-            "d_model": 32,
-            "n_heads": 4,
-            "n_layers": 2,
-            "max_seq_len": 1024,
-            "hidden_size": None,
-            "intermediate_size": None,
-            "num_attention_heads": None,
-            "num_key_value_heads": None,
-            "num_hidden_layers": None,
-            "max_position_embeddings": None,
-        },
     ),
     "bloom": Family(
         "BloomForCausalLM",
@@ -386,7 +334,6 @@ ODD: dict[str, Family] = {
             "max_position_embeddings": NTK_SWITCH,
             "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
         },
-        switches=True,
     ),
 }
 """Heads, positions and states of other kinds, where mistakes hide."""

@@ -14,7 +14,7 @@ import torch
 from sgsd.errors import ConfigError
 from sgsd.scoring.logprobs import score_completions
 
-from .models import EOS, FAMILIES, LONGROPE_SWITCH, NTK_SWITCH, ODD, make, make_swallowing
+from .models import EOS, FAMILIES, ODD, make
 
 pytestmark = pytest.mark.families
 
@@ -86,31 +86,11 @@ def deviation(model, prompts, completions, **options) -> float:
 @pytest.mark.parametrize("name", [*FAMILIES, *ODD])
 def test_scores_are_those_of_each_row_alone(name, G, pad_id):
     """Seen on 029fdea: scale and cap of the head lost with pad id 0 (A1: gemma-2, -3, -4, -3n, granite, granite-4,
-    cohere, cohere-2, falcon-h1, vaultgemma, hyperclovax, recurrent-gemma), up to 8.4 nats; no state of recurrent layers
+    cohere, cohere-2, falcon-h1, recurrent-gemma), up to 8.4 nats; no state of recurrent layers
     to continue at G = 4 (B2: qwen3.5, qwen3-next, granite-4, falcon-h1, lfm2, nemotron-h, bamba, jamba, and mamba-2,
-    xlstm, recurrent-gemma); wrong positions at G = 1 (A2: xlstm takes no ``logits_to_keep``, 2.9 nats)."""
+    recurrent-gemma)."""
     off = deviation(make(name, pad_id=pad_id), *rollouts(G), share_prompts=G > 1)
     assert off < EXACT
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma-2", "cohere-2", "granite", "phi-3"])
-def test_a_head_of_zeros_hides_nothing(name):
-    """A1: to a probe of the head, zeros are what it expects. What it learnt from them is wrong once the head is not.
-
-    Seen on 029fdea: gemma-2 2.7, cohere-2 4.2, granite 4.9 nats."""
-    model = make(name, tie_word_embeddings=False)
-    head = model.get_output_embeddings().weight
-    weights = head.detach().clone()
-    torch.nn.init.zeros_(head)
-    assert deviation(model, *rollouts(4)) < EXACT
-    head.data.copy_(weights)
-    assert deviation(model, *rollouts(4)) < EXACT
-
-
-@pytest.mark.parametrize("options", [{"share_prompts": True}, {"share_prompts": False, "max_tokens_per_chunk": 1}])
-@pytest.mark.parametrize("name", ["gemma-2", "qwen3.5", "deepseek-v3"])
-def test_chunks_and_sharing_change_no_score(name, options):
-    assert deviation(make(name), *rollouts(1), **options) < EXACT
 
 
 def after_a_document(G: int):
@@ -126,17 +106,6 @@ def test_a_document_before_many_problems_changes_no_score(name, G):
     assert deviation(make(name), *after_a_document(G)) < EXACT
 
 
-@pytest.mark.parametrize("name", [name for name, family in (FAMILIES | ODD).items() if family.rounds])
-def test_a_document_before_many_problems_changes_bfloat16_scores_by_rounding_alone(name):
-    assert deviation(make(name, dtype=torch.bfloat16), *after_a_document(1)) < ROUNDED
-
-
-@pytest.mark.parametrize("name", ["qwen3", "gemma-2"])
-def test_a_document_is_shared_under_an_adapter_too(name):
-    model = peft.get_peft_model(make(name), peft.LoraConfig(target_modules="all-linear", init_lora_weights=False))
-    assert deviation(model, *after_a_document(1)) < EXACT
-
-
 @pytest.mark.parametrize("G", [1, 4])
 @pytest.mark.parametrize("name", [name for name, family in (FAMILIES | ODD).items() if family.rounds])
 def test_bfloat16_scores_are_those_of_each_row_alone_but_for_rounding(name, G):
@@ -147,40 +116,7 @@ def test_bfloat16_scores_are_those_of_each_row_alone_but_for_rounding(name, G):
     assert off < ROUNDED
 
 
-# ---- positions that depend on a row's length
-
-
-@pytest.mark.parametrize("share_prompts", [True, False])
-@pytest.mark.parametrize(("name", "switch"), [("phi-3", LONGROPE_SWITCH), ("llama-ntk", NTK_SWITCH)])
-@pytest.mark.parametrize(
-    "kind", ["rows on both sides", "a prompt below, rows above", "the switch itself", "after a longer row"]
-)
-def test_a_row_is_scored_by_the_positions_of_its_own_length(name, switch, kind, share_prompts):
-    """A5. Seen on 029fdea: off by 0.05 to 8.3 nats in all kinds but the last."""
-    model = make(name)
-    if kind == "rows on both sides":
-        prompts, completions = rollouts(1, (switch - 20, switch + 10, switch - 11, switch + 40))
-    elif kind == "a prompt below, rows above":
-        prompts, completions = rollouts(4, (switch - 8, switch - 20), longest=20)
-        completions[1] = [7] * 20
-    elif kind == "the switch itself":
-        prompts = [draw(switch - 4, torch.Generator().manual_seed(0))] * 3  # positions matter among mixed tokens
-        completions = [[9, 10, 11], [9, 10, 11, 12], [9, 10, 11, 12, 13]]
-    else:
-        score_completions(model, [[5] * (3 * switch)], [[6, 7]])
-        prompts, completions = rollouts(2, (switch - 20, switch - 15))
-    off = deviation(model, prompts, completions, share_prompts=share_prompts)
-    assert off < EXACT
-
-
 # ---- models that are more than a model
-
-
-@pytest.mark.parametrize("G", [1, 4])
-def test_a_model_that_gives_all_logits_whatever_is_asked_is_scored_at_the_right_positions(G):
-    """A2. Seen on 029fdea: 8.6 nats at G = 1, shapes that do not fit at G = 4."""
-    off = deviation(make_swallowing(), *rollouts(G), share_prompts=G > 1)
-    assert off < EXACT
 
 
 @pytest.mark.parametrize(
@@ -200,20 +136,6 @@ def test_adapters_that_learn_a_prompt_are_refused_in_a_line(adapter, G):
         score_completions(model, *rollouts(G))
     assert "\n" not in str(refused.value)
     assert "prompt" in str(refused.value).lower()
-
-
-@pytest.mark.parametrize("G", [1, 4])
-@pytest.mark.parametrize("name", ["llama", "gemma-2", "qwen3.5", "granite-4", "gpt-oss"])
-def test_models_that_recompute_activations_are_scored_as_others(name, G):
-    """B4. Seen on 029fdea, at G = 4: there is no cache to continue."""
-    model = make(name)
-    model.gradient_checkpointing_enable()
-    model.train()
-    scores = score_completions(model, *rollouts(G), share_prompts=G > 1)
-    assert model.training
-    assert model.is_gradient_checkpointing
-    expected = score_completions(make(name), *rollouts(G), share_prompts=False)
-    torch.testing.assert_close(scores.logps, expected.logps, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("G", [1, 4])

@@ -194,20 +194,6 @@ def test_the_rest_keeps_its_digits_however_small_it_is(seed, power):
     assert rest(torch.tensor([-40.0, -41.0])) == 1
 
 
-def test_on_the_whole_vocabulary_it_is_the_divergence_and_its_gradient_the_difference_of_distributions():
-    logits, ids, teacher, mask, outcome, weights = make_batch(1, M=7)
-    logits.requires_grad_()
-    loss = correction_loss(of_student(logits, ids), teacher, mask, outcome, weights)
-    loss.sum().backward()
-    p = torch.zeros(*ids.shape[:3], 7, dtype=teacher.dtype).scatter_(-1, ids, teacher.exp())
-    q = logits.detach().softmax(-1)
-    divergence = (p * (p.log() - q.log().unsqueeze(1))).sum(-1) * mask.unsqueeze(1)
-    whole = (weights * divergence.sum(-1)).sum(-1) / mask.sum(-1) * (outcome == -1)
-    torch.testing.assert_close(loss.detach(), whole)
-    slope = (weights[..., None, None] * (q.unsqueeze(1) - p)).sum(1) * mask.unsqueeze(-1) / mask.sum(-1)[:, None, None]
-    torch.testing.assert_close(logits.grad, slope * (outcome == -1)[:, None, None])
-
-
 def test_a_student_that_is_sure_of_something_else_still_learns():
     """Where the sampled token's gap is extreme the published gate is mute; this gradient is nearly 1."""
     logits = torch.tensor([[[20.0, 0.0, 0.0]]], requires_grad=True)
@@ -227,28 +213,12 @@ def test_gradients_are_bounded_and_only_failures_and_counted_tokens_have_one(see
     logits.requires_grad_()
     garbled = torch.where(mask[:, None, :, None], teacher, torch.nan)
     garbled[0, 1] = torch.nan  # a teacher of weight 0
+    mask[3] = False  # a row without counted tokens
     correction_loss(of_student(logits, ids), garbled, mask, outcome, weights).sum().backward()
     tokens = mask.sum(-1).clamp(min=1)[:, None, None]
     assert bool((logits.grad.abs() <= (1 + 1e-7) / tokens.double()).all())
     assert not logits.grad[~mask].any()
     assert not logits.grad[1:3].any()
-
-
-def test_no_gradient_reaches_teachers_or_weights():
-    logits, ids, teacher, mask, outcome, weights = make_batch(2)
-    teacher.requires_grad_()
-    weights.requires_grad_()
-    assert not correction_loss(of_student(logits, ids), teacher, mask, outcome, weights).requires_grad
-
-
-def test_rows_without_counted_tokens_stay_finite():
-    logits, ids, teacher, mask, outcome, weights = make_batch(2)
-    mask[0] = False
-    logits.requires_grad_()
-    loss = correction_loss(of_student(logits, ids), teacher, mask, outcome, weights)
-    loss.sum().backward()
-    assert loss[0] == 0
-    assert bool(logits.grad.isfinite().all())
 
 
 @given(seed=st.integers(0, 2**31), untrusted=st.integers(1, 3))

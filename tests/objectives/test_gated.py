@@ -103,19 +103,29 @@ def test_what_every_skill_prompt_does_to_style_is_no_support_beside_a_control(se
     torch.testing.assert_close(plain.support, same.support)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
-def test_loss_and_gradient_equal_plain_loops(seed, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "settings"),
+    [
+        (torch.float64, 1e-6, {}),
+        (torch.float32, 1e-4, {}),
+        *((torch.float64, 1e-6, {name: value}) for name, value in (("tau", 0.3), ("clip", 0.1), ("threshold", 0.4))),
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_loss_and_gradient_equal_plain_loops(seed, dtype, tolerance, settings):
     student, teacher, mask, outcome, weights = make_batch(seed, dtype=dtype)
-    expected, rows, gradient = reference_loss(student, teacher, mask, outcome, weights)
-    student.requires_grad_()
-    result = sgsd_loss(student, teacher, mask, outcome, weights)
+    expected, rows, gradient = reference_loss(student, teacher, mask, outcome, weights, **settings)
+    for tensor in (student, teacher, weights):
+        tensor.requires_grad_()
+    result = sgsd_loss(student, teacher, mask, outcome, weights, **settings)
     result.loss.backward()
     assert result.loss.item() == pytest.approx(expected, rel=tolerance)
     torch.testing.assert_close(result.row_loss.double(), torch.tensor(rows).double(), rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(
         student.grad.double(), torch.tensor(gradient).double(), rtol=tolerance, atol=tolerance * 1e-2
     )
+    assert teacher.grad is None
+    assert weights.grad is None
 
 
 def test_loops_see_all_three_outcomes_and_both_stances():
@@ -124,14 +134,6 @@ def test_loops_see_all_three_outcomes_and_both_stances():
     result = sgsd_loss(student, teacher, mask, outcome, weights)
     assert set(result.stance.flatten().tolist()) >= {-1.0, 1.0}
     assert set(result.polarity.flatten().tolist()) == {-1.0, 0.0, 1.0}
-
-
-def test_settings_reach_the_loss():
-    student, teacher, mask, outcome, weights = make_batch(3)
-    for options in ({"tau": 0.3}, {"clip": 0.1}, {"threshold": 0.4}):
-        expected, _, _ = reference_loss(student, teacher, mask, outcome, weights, **options)
-        result = sgsd_loss(student, teacher, mask, outcome, weights, **options)
-        assert result.loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_minimising_moves_a_supported_success_towards_its_teacher_and_a_supported_failure_away():
@@ -184,16 +186,6 @@ def test_undecided_and_neutral_rows_have_exactly_zero_gradient(seed):
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 10_000))
-def test_flipping_the_outcome_negates_the_loss(seed):
-    student, teacher, mask, outcome, weights = make_batch(seed)
-    assert torch.equal(
-        sgsd_loss(student, teacher, mask, outcome, weights).row_loss,
-        -sgsd_loss(student, teacher, mask, -outcome, weights).row_loss,
-    )
-
-
-@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([0.0, -1e4, float("inf"), float("nan")]))
 def test_padding_tokens_change_nothing_whatever_stands_there(seed, extra, junk):
     student, teacher, mask, outcome, weights = make_batch(seed)
@@ -215,26 +207,6 @@ def test_padding_tokens_change_nothing_whatever_stands_there(seed, extra, junk):
     assert torch.equal(padded_student.grad[:, T:], torch.zeros(B, extra, dtype=student.dtype))
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 10_000))
-def test_masked_tokens_equal_removed_tokens(seed):
-    student, teacher, mask, outcome, weights = make_batch(seed, B=1)
-    keep = mask[0]
-    whole = sgsd_loss(student, teacher, mask, outcome, weights)
-    cut = sgsd_loss(student[:, keep], teacher[:, :, keep], mask[:, keep], outcome, weights)
-    torch.testing.assert_close(whole.row_loss, cut.row_loss)
-
-
-@settings(max_examples=25)
-@given(st.integers(0, 10_000), st.permutations(range(4)))
-def test_the_order_of_teachers_changes_nothing(seed, order):
-    student, teacher, mask, outcome, weights = make_batch(seed)
-    torch.testing.assert_close(
-        sgsd_loss(student, teacher[:, order], mask, outcome, weights[:, order]).row_loss,
-        sgsd_loss(student, teacher, mask, outcome, weights).row_loss,
-    )
-
-
 def test_padding_teachers_of_weight_zero_change_neither_loss_nor_metrics():
     student, teacher, mask, outcome, weights = make_batch(2)
     plain = sgsd_loss(student, teacher, mask, outcome, weights)
@@ -249,16 +221,6 @@ def test_padding_teachers_of_weight_zero_change_neither_loss_nor_metrics():
     torch.testing.assert_close(padded.metrics, plain.metrics)
 
 
-def test_no_gradient_reaches_teachers_or_weights():
-    student, teacher, mask, outcome, weights = make_batch(4)
-    student.requires_grad_()
-    teacher.requires_grad_()
-    weights.requires_grad_()
-    sgsd_loss(student, teacher, mask, outcome, weights).loss.backward()
-    assert teacher.grad is None
-    assert weights.grad is None
-
-
 def test_rows_without_counted_tokens_stay_finite_and_backward_able():
     student, teacher, mask, outcome, weights = make_batch(5)
     student.requires_grad_()
@@ -266,15 +228,6 @@ def test_rows_without_counted_tokens_stay_finite_and_backward_able():
     result.loss.backward()
     assert result.loss.item() == 0
     assert torch.equal(student.grad, torch.zeros_like(student))
-
-
-def test_polarity_is_outcome_times_stance():
-    student = torch.zeros(4, 1)
-    teacher = torch.tensor([0.5, -0.5, 0.5, -0.5]).reshape(4, 1, 1)
-    ones = torch.ones(4, 1)
-    result = sgsd_loss(student, teacher, ones.bool(), torch.tensor([1, 1, -1, -1]), ones)
-    assert result.stance.flatten().tolist() == [1, -1, 1, -1]
-    assert result.polarity.flatten().tolist() == [1, -1, -1, 1]
 
 
 def test_a_support_on_the_threshold_takes_no_stance():
@@ -365,13 +318,6 @@ def test_local_support_gradient_is_numerically_right_and_only_the_student_has_on
     )
     local_support_loss(student, teacher, in_support, mask, outcome, weights).loss.backward()
     assert teacher.grad is None
-
-
-def test_local_support_with_all_rows_masked_stays_finite():
-    student, teacher, in_support, mask, outcome, weights = make_local(2)
-    student.requires_grad_()
-    local_support_loss(student, teacher, in_support, torch.zeros_like(mask), outcome, weights).loss.backward()
-    assert torch.equal(student.grad, torch.zeros_like(student))
 
 
 def test_local_support_ignores_what_lies_outside_the_support():

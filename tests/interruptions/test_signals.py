@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ import pytest
 from sgsd.trainers.callbacks import StopOnSignal
 from sgsd.trainers.checkpoint import last_complete_checkpoint
 
-from ..serving import chat, serving
-from .processes import Starter, steps_recorded, wait_for_step
+from ..trainers.launching import launcher
+from .processes import steps_recorded
 from .recorded import differences
 
 
@@ -112,40 +111,6 @@ def test_transformers_own_way_is_refused(sgsd, flags, tmp_path):
     assert "sgsd train saves at SIGTERM as it is" in result.error
 
 
-@pytest.mark.slow
-def test_a_signal_to_the_whole_process_group_costs_no_verdict(flags, tmp_path):
-    run, whole, said = tmp_path / "run", tmp_path / "whole", tmp_path / "said.txt"
-    with Starter() as starter:
-        process = starter.start(["train", *flags, "--output_dir", run], said)
-        wait_for_step(starter, process, run, 3)
-        os.killpg(process, signal.SIGTERM)  # the workers that judge are of this group
-        assert starter.wait(process) == 75
-        assert "sgsd: SIGTERM: the run is saved after this step" in said.read_text()
-        assert "sgsd: SIGTERM ended the run after step " in said.read_text().splitlines()[-1]
-
-        process = starter.start(["train", *flags, "--output_dir", run, "--resume"], said)
-        assert starter.wait(process) == 0
-        assert starter.wait(starter.start(["train", *flags, "--output_dir", whole], said)) == 0
-        assert differences(run, whole) == []
-
-
-@pytest.mark.slow
-def test_a_second_signal_ends_a_step_that_hangs(flags, tmp_path):
-    run, said = tmp_path / "run", tmp_path / "said.txt"
-    over = threading.Event()
-    with Starter() as starter, serving(lambda body, attempt: over.wait(300) and chat("")) as server:
-        hanging = [*flags, "--maintenance_frequency", "2", "--maintenance_writer_url", server.url]
-        process = starter.start(["train", *hanging, "--output_dir", run], said)
-        while not server.bodies:
-            time.sleep(0.05)
-        os.kill(process, signal.SIGTERM)
-        time.sleep(StopOnSignal.PATIENCE + 1)
-        assert starter.code(process) is None
-        os.kill(process, signal.SIGTERM)
-        assert starter.wait(process, 60) == -signal.SIGTERM
-        over.set()
-
-
 def ranks_of(launched: subprocess.Popen) -> list[int]:
     """The processes that ``accelerate launch`` has started."""
     return [int(number) for number in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
@@ -155,24 +120,17 @@ def ranks_of(launched: subprocess.Popen) -> list[int]:
 @pytest.mark.timeout(3600)
 def test_two_processes_stop_after_the_same_step_whoever_gets_the_signal(flags, tmp_path):
     run, whole, said = tmp_path / "run", tmp_path / "whole", tmp_path / "said.txt"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    launcher += [
-        "--num_processes",
-        "2",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
-    command = [*launcher, "-m", "sgsd.cli", "train", *flags, "--use_cpu", "true"]
+    command = ["-m", "sgsd.cli", "train", *flags, "--use_cpu", "true"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def start(*extra: object) -> subprocess.Popen:
         with said.open("a") as output:
             return subprocess.Popen(
-                [*command, *map(str, extra)], env=environment, stdout=output, stderr=output, start_new_session=True
+                [*launcher(2), *command, *map(str, extra)],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
     def finish(launched: subprocess.Popen) -> int:
