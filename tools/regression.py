@@ -3,9 +3,9 @@
     python tools/regression.py record tools/regression.json    # write down what this tree does
     python tools/regression.py check tools/regression.json     # compare; exit code 1 if anything changed
 
-``--tree FOLDER`` takes another checkout than this file's; ``--only PATTERN`` a part, such as ``'run sharp/*'``;
-``--demo`` adds the demo's accuracies, some minutes. It uses only what outlives a rebuild: the command line, settings,
-files of a run, ``sgsd.score_completions`` and ``sgsd.get_verifier``.
+``--tree FOLDER`` takes another checkout than this file's; ``--only PATTERN`` a part, such as ``'run sharp/*'``.
+It uses only what outlives a rebuild: the command line, settings, files of a run, ``sgsd.score_completions`` and
+``sgsd.get_verifier``.
 
 A run is ``STEPS`` optimizer steps of ``sgsd lab run``. Of the weights after each step it keeps a SHA-256 over float32,
 and the projections of their change from the start on ``DIRECTIONS`` random directions: the norm of the projections'
@@ -131,7 +131,7 @@ class Net:
         if data:
             (work / "data").symlink_to(data, target_is_directory=True)
 
-    def records(self, *, demo: bool) -> Iterator[tuple[str, Callable[[], Record]]]:
+    def records(self) -> Iterator[tuple[str, Callable[[], Record]]]:
         """Names, and what makes each one's record."""
         for name, run in RUNS.items():
             for variant in run.labs:
@@ -145,8 +145,6 @@ class Net:
             yield f"table {name}", functools.partial(self.table, action)
         for name, (arguments, read) in self.commands().items():
             yield f"command {name}", functools.partial(self.output, arguments, read)
-        if demo:
-            yield "demo", self.demo
 
     def commands(self) -> dict[str, tuple[tuple[str | Callable[[], str], ...], Callable[[str], Any]]]:
         """README's commands that train nothing: arguments, those that are functions made when they are needed; what
@@ -251,9 +249,7 @@ class Net:
 
     def table(self, action: str) -> Record:
         """Hash of a table that is made of stored results."""
-        places = self.tree / "examples" / "lab" / "evidence.py", self.tree / "benchmarks" / "lab_evidence.py"
-        script = next(place for place in places if place.is_file())
-        done = self.call([sys.executable, str(script), action])
+        done = self.call([sys.executable, str(self.tree / "examples" / "lab" / "evidence.py"), action])
         if done.returncode:
             raise FailedError(last_line(done.stderr))
         return {"lines": len(done.stdout.splitlines()), "sha256": digest(done.stdout)}
@@ -266,14 +262,6 @@ class Net:
         except (ValueError, KeyError, OSError) as error:
             raise FailedError(f"exit code {done.returncode}: {last_line(done.stderr) or error!r}") from None
         return {"exit": done.returncode, "sha256": digest(json.dumps(kept, sort_keys=True))}
-
-    def demo(self) -> Record:
-        """The demo's accuracies."""
-        done = self.call([*ENTRY, "demo", "--output", "demo"])
-        if done.returncode:
-            raise FailedError(last_line(done.stderr))
-        summary = json.loads((self.work / "demo" / "summary.json").read_text())
-        return {name: summary[name] for name in ("before", "with_document", "grpo", "after")}
 
     # ---- what they are made of
 
@@ -313,8 +301,7 @@ class Net:
 
     def start(self, variant: str) -> Path:
         """The weights that the lab's runs start from."""
-        places = [*self.tree.glob(f"src/**/models/{variant}"), *self.tree.glob(f"examples/**/models/{variant}")]
-        return next(place / "model.safetensors" for place in places if (place / "model.safetensors").is_file())
+        return self.tree / "examples" / "lab" / "models" / variant / "model.safetensors"
 
     def call(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.work)
@@ -408,11 +395,6 @@ def ledger(out: str) -> dict[str, Any]:
     return {"totals": document["totals"], "items": sorted(rows, key=lambda row: row["id"])}
 
 
-def accuracies(out: str) -> list[Any]:
-    """Of each row of ``sgsd lab table``, by step."""
-    return [group["accuracy"] for group in json.loads(out)]
-
-
 def evaluation(out: str) -> dict[str, Any]:
     """The summary's measurements, and what its prompts were."""
     document = json.loads(out)
@@ -500,7 +482,7 @@ def matches(name: str, options: argparse.Namespace) -> bool:
 
 
 def made(net: Net, options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
-    for name, make in net.records(demo=options.demo):
+    for name, make in net.records():
         if matches(name, options):
             began = time.perf_counter()
             try:
@@ -519,7 +501,7 @@ def record(net: Net, options: argparse.Namespace) -> int:
             print(f"{name}: {found['failed']}")
         else:
             records[name] = found
-    complete = len(records) == len([name for name, _ in net.records(demo=options.demo) if matches(name, options)])
+    complete = len(records) == len([name for name, _ in net.records() if matches(name, options)])
     if options.file.is_file() and options.only != "*":
         records = json.loads(options.file.read_text(encoding="utf-8"))["records"] | records
     head = ["git", "-C", str(net.tree), "rev-parse", "--short", "HEAD"]
@@ -556,7 +538,6 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--tree", type=Path, default=root, help="the checkout (this file's)")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names, as a shell matches them")
-    parser.add_argument("--demo", action="store_true", help="the demo's accuracies, too: some minutes")
     options = parser.parse_args()
     tree = options.tree.resolve()
     data = Path(os.environ.get("SGSD_DATA", root.parent / "shared" / "data"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import re
 import sys
 
@@ -176,20 +175,3 @@ def test_the_document_has_a_rule_a_line_and_its_import_an_item_a_rule(tmp_path):
     bank = read_document(tmp_path / "AGENTS.md")
     assert [f"- {skill.text}" for skill in bank.skills[1:]] == lines  # the first is what stands above them
     assert not bank.mistakes
-
-
-@pytest.mark.parametrize("shown", [None, "document", "rule"])
-def test_the_command_writes_the_document_and_the_tasks_with_what_is_shown_above(tmp_path, monkeypatch, shown):
-    flags = ["--shown", shown] if shown else []
-    monkeypatch.setattr(
-        sys, "argv", ["conventions", "--output", str(tmp_path), "--train", "60", "--held-out", "30", *flags]
-    )
-    assert conventions.main() == 0
-    assert (tmp_path / "AGENTS.md").read_text() == conventions.document()
-    for part, count in (("train", 60), ("held-out", 30)):
-        rows = [json.loads(line) for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()]
-        for row, task in zip(rows, conventions.tasks(count, 0, part), strict=True):
-            above, _, problem = row["problem"].rpartition("\n\n")
-            assert (problem, row["answer"]) == (task["problem"], task["answer"])
-            call = row["answer"].split("(")[0] + "("
-            assert {None: above == "", "document": f"{above}\n" == conventions.document(), "rule": call in above}[shown]

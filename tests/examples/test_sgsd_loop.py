@@ -19,7 +19,6 @@ from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, describe_mistake, de
 from sgsd.retrieval import EmbeddingRetriever
 
 from ..conftest import ROOT, make_model, make_tokenizer
-from ..reference import plain_logps, plain_row_loss
 from ..trainers.tiny import EOS, PROBLEMS, make_trainer, rows
 
 FILE = ROOT / "examples" / "sgsd_loop.py"
@@ -114,32 +113,6 @@ def test_its_loss_and_gradient_on_a_batch_are_the_trainers(tmp_path, seed):
         torch.testing.assert_close(mine.grad, other, atol=1e-5, rtol=1e-4)
 
 
-def test_its_loss_is_that_of_plain_loops_over_rows_scored_alone():
-    model, K = make_model(), 2
-    prompts, completions = [[5, 6, 7], [9, 8]], [[20, 3, 40, EOS], [50, 60]]
-    teacher_prompts = [[[11, 12], [13, 14, 15, 16]], [[17], [18, 19]]]
-    weights, outcomes = [[0.25, 0.75], [0.5, 0.5]], [1, -1]
-    found, _, _ = loop.loss_of_batch(
-        model, prompts, teacher_prompts, completions, outcomes, weights, uncounted={EOS, 3}
-    )
-    expected = 0.0
-    for b in range(2):
-        student = plain_logps(model, prompts[b], completions[b])
-        teachers = [plain_logps(model, teacher_prompts[b][k], completions[b]) for k in range(K)]
-        counted = [token not in (EOS, 3) for token in completions[b]]
-        expected += plain_row_loss(student, teachers, weights[b], counted, outcomes[b])[0] / 2
-    assert abs(expected) > 1e-2
-    assert found.item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_an_undecided_rollout_teaches_nothing():
-    model = make_model()
-    loss, support, _ = loop.loss_of_batch(model, [[5, 6]], [[[7, 8], [9]]], [[20, 30, 40]], [0], [[0.5, 0.5]])
-    loss.backward()
-    assert support.abs().min() > 0.05
-    assert all(not parameter.grad.any() for parameter in model.parameters())
-
-
 # ---- prompts, bank, retrieval
 
 
@@ -188,13 +161,6 @@ def test_its_pairs_and_weights_are_those_of_the_packages_retriever():
         assert pairs == [(pair.skill.text, pair.mistake.text) for pair in theirs.pairs]
         assert pairs != list(zip(skills, mistakes, strict=True))[:2]
         assert weights == pytest.approx(theirs.weights, abs=1e-6)
-
-
-def test_without_an_embedding_the_first_pairs_weigh_the_same():
-    skills, mistakes = loop.load_bank([(f"skill {n}", f"mistake {n}") for n in range(3)])
-    pairs, weights = loop.retrieve("a skill", skills, mistakes, 2, embed=None)
-    assert pairs == [("skill 0", "mistake 0"), ("skill 1", "mistake 1")]
-    assert weights == [0.5, 0.5]
 
 
 # ---- verifier
