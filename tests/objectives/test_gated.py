@@ -108,7 +108,7 @@ def test_what_every_skill_prompt_does_to_style_is_no_support_beside_a_control(se
     [
         (torch.float64, 1e-6, {}),
         (torch.float32, 1e-4, {}),
-        *((torch.float64, 1e-6, {name: value}) for name, value in (("tau", 0.3), ("clip", 0.1), ("threshold", 0.4))),
+        *((torch.float64, 1e-6, {name: value}) for name, value in (("tau", 0.3), ("clip", 0.13), ("threshold", 0.4))),
     ],
 )
 @pytest.mark.parametrize("seed", range(4))
