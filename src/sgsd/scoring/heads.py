@@ -1,13 +1,12 @@
 """What is kept of a forward's logits, tile by tile: the one place that knows a model's output head and what wraps it.
 
-A forward hands its hidden states to the output head in tiles, at the positions that predict completion tokens and
-nowhere else: rows × vocabulary is never held whole. From ``add_scoring`` on each model's ``forward`` takes one more
-keyword, ``score``, as TRL's own fused head does with its own; so whatever wraps the model (PEFT, DDP, FSDP, DeepSpeed,
+A forward makes hidden states, and logits of them in tiles, at the positions that predict completion tokens and nowhere
+else: rows × vocabulary is never held whole. From ``add_scoring`` on each model's ``forward`` takes one more keyword,
+``score``, as TRL's own fused head does with its own; so whatever wraps the model (PEFT, DDP, FSDP, DeepSpeed,
 torch.compile) is passed through as in any forward, and nothing is patched call by call.
 
-What a model does to its logits around the head (Gemma caps them, Cohere and Granite scale them) is read off the model
-itself, once: its head hands out known numbers for one token, and what comes back tells scale and cap. A model whose
-logits are none of that is scored on whole logits.
+What a model does around its head (Gemma caps its logits, Cohere and Granite scale them) is the model's own code: a
+tile's logits are its own forward's, with the tile's hidden states in the place of its backbone's.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import functools
 import types
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -24,14 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
-from sgsd.display import logger
 from sgsd.errors import ConfigError
 from sgsd.objectives.divergences import token_divergence
 from sgsd.objectives.logprobs import selected_logps, tile_rows
-
-_log = logger(__name__)
-
 
 # ---- what a forward is asked for
 
@@ -150,6 +146,20 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
     return found
 
 
+def backbone(causal: PreTrainedModel) -> tuple[str, nn.Module]:
+    """The part of a model that makes hidden states, and its name there: a few families say another prefix than it has.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if causal.base_model is not causal:
+        return causal.base_model_prefix, causal.base_model
+    for name, part in causal.named_children():
+        if isinstance(part, PreTrainedModel):
+            return name, part
+    raise ConfigError("not a causal language model of transformers", got=type(causal).__name__)
+
+
 def add_scoring(model: nn.Module) -> None:
     """Let the model's ``forward`` take ``score``, a ``Request``; once, before anything wraps the model or later.
 
@@ -168,32 +178,25 @@ def add_scoring(model: nn.Module) -> None:
         if score is None:
             return original(self, *args, **kwargs)
         _forget_lengths(self)
-        head = _head_of(self, original, score.index.device)
-        outputs = original(self, *args, **kwargs) if head is None else self.base_model(*args, **kwargs)
-        return _answer(self, head, outputs, score)
+        return _answer(self, backbone(self)[1](*args, **kwargs), score)
 
     forward.takes_score = True  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
     causal.forward = types.MethodType(forward, causal)
 
 
 @torch.compiler.disable
-def _answer(causal: PreTrainedModel, head: _Head | None, outputs: Any, score: Request) -> Output:
+def _answer(causal: PreTrainedModel, outputs: Any, score: Request) -> Output:
     """What a request asks of a forward. Never compiled: every call asks for tokens and reductions of its own."""
-    if head is not None:
-        hidden = outputs.last_hidden_state.flatten(0, 1)[score.index]
-        kept = (hidden,) if score.reduction is None else _tiled(causal, head, hidden, score.reduction)
-    elif score.reduction is None:
-        raise ConfigError("this model's logits are not its head's", got=type(causal).__name__)
-    else:
-        kept = score.reduction(outputs.logits.flatten(0, 1)[score.index], slice(0, len(score.index)))
+    hidden = outputs.last_hidden_state.flatten(0, 1)[score.index]
+    kept = (hidden,) if score.reduction is None else _tiled(causal, hidden, score.reduction)
     return Output(kept, outputs.get("past_key_values"), outputs.get("router_logits"))
 
 
-def _tiled(causal: PreTrainedModel, head: _Head, hidden: Tensor, reduction: Reduction) -> tuple[Tensor, ...]:
+def _tiled(causal: PreTrainedModel, hidden: Tensor, reduction: Reduction) -> tuple[Tensor, ...]:
     """The reduction of every tile's logits; where gradients are on, a tile's logits are made again in the backward."""
 
     def of_tile(rows: Tensor, start: int) -> tuple[Tensor, ...]:
-        return reduction(head.logits(causal, rows), slice(start, start + len(rows)))
+        return reduction(head_logits(causal, rows), slice(start, start + len(rows)))
 
     step = tile_rows(causal.config.get_text_config().vocab_size, hidden.device)
     if len(hidden) <= step:
@@ -208,105 +211,48 @@ def _tiled(causal: PreTrainedModel, head: _Head, hidden: Tensor, reduction: Redu
 
 
 def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits ``[n, V]`` of hidden states ``[n, H]`` that a ``Request`` without a reduction returned."""
+    """Logits ``[n, V]`` of hidden states ``[n, H]``: the model's own forward, these in the place of its backbone's."""
     causal = causal_model(model)
-    head = _HEADS[causal]
-    assert head is not None
-    return head.logits(causal, hidden)
+    name, part = backbone(causal)
+    in_float32 = causal in _FLOAT32_HEADS
+    given = _Given(part, (hidden.float() if in_float32 else hidden).unsqueeze(0))
+    token = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+    causal._modules[name] = cast(nn.Module, given)
+    try:
+        with torch.autocast(hidden.device.type, enabled=False) if in_float32 else nullcontext():
+            return type(causal).forward(causal, input_ids=token, use_cache=False).logits[0]
+    finally:
+        causal._modules[name] = part
 
 
-# ---- what a model does around its head
+class _Given:
+    """In a backbone's place: gives hidden states that are there already."""
+
+    def __init__(self, backbone: nn.Module, hidden: Tensor) -> None:
+        self._backbone = backbone
+        self._hidden = hidden
+
+    def __call__(self, *_: Any, **__: Any) -> _Outputs:
+        return _Outputs(last_hidden_state=cast(torch.FloatTensor, self._hidden))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
 
 
-@dataclass(frozen=True)
-class _Head:
-    """logits = cap · tanh(scale · product(before · hidden) / cap), or scale · product(…) without a cap."""
+class _Outputs(BaseModelOutput):
+    """Of any backbone: ``None`` for what a family's has besides hidden states."""
 
-    before: float
-    scale: float
-    cap: float | None
-
-    def logits(self, causal: PreTrainedModel, hidden: Tensor) -> Tensor:
-        module = cast(nn.Module, causal.get_output_embeddings())
-        if module in _FLOAT32_HEADS:
-            with torch.autocast(hidden.device.type, enabled=False):
-                return self.behind(module(hidden.float() * self.before))
-        weight = module.weight
-        typed = isinstance(weight, Tensor) and weight.is_floating_point()  # a quantised head takes what it is given
-        if typed and not torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(weight.dtype)  # recurrent models keep their residual stream in float32
-        return self.behind(module(hidden if self.before == 1 else hidden * self.before))
-
-    def behind(self, product: Tensor) -> Tensor:
-        if self.scale == 1 and self.cap is None:
-            return product
-        logits = product.to(torch.promote_types(product.dtype, torch.float32)) * self.scale
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
-_HEADS: weakref.WeakKeyDictionary[nn.Module, _Head | None] = weakref.WeakKeyDictionary()
 _FLOAT32_HEADS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_SMALL, _LARGE = 1e-3, 1e6  # where a scale, where a cap can be read off
 
 
 def keep_head_in_float32(model: nn.Module) -> None:
     """Compute the head's product in float32, whatever autocast says, as TRL's ``cast_lm_head_to_fp32`` does."""
-    _FLOAT32_HEADS.add(cast(nn.Module, causal_model(model).get_output_embeddings()))
-
-
-@torch.compiler.disable
-def _head_of(causal: PreTrainedModel, forward: Callable[..., Any], device: torch.device) -> _Head | None:
-    """What a model does around its head; ``None`` where it is something else than scale and cap."""
-    if causal not in _HEADS:
-        _HEADS[causal] = _probed(causal, forward, device)
-        if _HEADS[causal] is None:
-            _log.warning(
-                "%s does more to its logits than scale and cap them: scored on whole logits, which takes more memory",
-                type(causal).__name__,
-            )
-    return _HEADS[causal]
-
-
-@torch.no_grad()
-def _probed(causal: PreTrainedModel, forward: Callable[..., Any], device: torch.device) -> _Head | None:
-    """``_head_of`` read off one forward of one token, in which backbone and head hand out known numbers."""
-    head, backbone = causal.get_output_embeddings(), causal.base_model
-    if head is None or backbone is causal:
-        return None
-    seen: dict[str, Tensor] = {}
-
-    def hand_out_hidden(_: Any, inputs: Any, outputs: Any) -> Any:
-        numbers = torch.linspace(0.5, 1.5, outputs[0].shape[-1]).to(outputs[0])
-        seen["hidden"] = numbers.float()
-        outputs["last_hidden_state"] = numbers.expand(outputs[0].shape).clone()
-        return outputs
-
-    def hand_out_product(_: Any, inputs: tuple[Tensor, ...], product: Tensor) -> Tensor:
-        seen["input"] = inputs[0].flatten(0, -2)[-1].float()
-        numbers = torch.linspace(-60, 60, product.shape[-1])
-        numbers[0], numbers[1] = _SMALL, _LARGE
-        seen["product"] = numbers.to(product.device)
-        return seen["product"].expand(product.shape).clone()
-
-    hooks = [backbone.register_forward_hook(hand_out_hidden), head.register_forward_hook(hand_out_product)]
-    token = torch.zeros((1, 1), dtype=torch.long, device=device)
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            logits = forward(causal, input_ids=token, use_cache=False).logits[0, -1].float()
-    except (TypeError, KeyError):  # outputs of another kind
-        return None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if set(seen) != {"hidden", "input", "product"} or seen["input"].shape != seen["hidden"].shape:
-        return None
-    before, scale, top = float((seen["input"] / seen["hidden"]).mean()), float(logits[0] / _SMALL), float(logits[1])
-    cap = top if top < abs(scale) * _LARGE / 2 else None
-    found = _Head(*(1.0 if abs(factor - 1) < 1e-3 else factor for factor in (before, scale)), cap)
-    if not scale or not torch.allclose(seen["input"], seen["hidden"] * before, rtol=1e-2):
-        return None
-    expected = found.behind(seen["product"])
-    return found if expected.shape == logits.shape and torch.allclose(expected, logits, rtol=1e-4, atol=1e-4) else None
+    _FLOAT32_HEADS.add(causal_model(model))
 
 
 # ---- rotary frequencies that depend on how many tokens are forwarded

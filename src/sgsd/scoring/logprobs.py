@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sgsd.prompts import shared_start
-from sgsd.scoring.heads import Output, Reduction, Request, Select, add_scoring, causal_model, kind_of_length
+from sgsd.scoring.heads import Output, Reduction, Request, Select, add_scoring, backbone, causal_model, kind_of_length
 
 _FILLER_ID = 0  # stands at padded positions; any id would do, since attention and masks go by length
 
@@ -157,7 +157,7 @@ def hidden_states(model: nn.Module, prompts: Sequence[Sequence[int]], completion
         model, prompts, completions: as for ``score_completions``.
 
     Raises:
-        ConfigError: see ``causal_model``; the model's logits are not its head's.
+        ConfigError: see ``causal_model``.
     """
     add_scoring(model)
     pairs = _pairs(prompts, completions)
@@ -247,7 +247,7 @@ def _can_share(causal: PreTrainedModel) -> bool:
         return False
     if causal.is_activation_checkpointing and causal.training:
         return False
-    if "position_ids" not in inspect.signature(causal.base_model.forward).parameters:
+    if "position_ids" not in inspect.signature(backbone(causal)[1].forward).parameters:
         return False
     layers: list[Any] = []
     with suppress(AttributeError, KeyError, TypeError, ValueError):  # a configuration of which no cache can be made
