@@ -152,10 +152,9 @@ def backbone(causal: PreTrainedModel) -> tuple[str, nn.Module]:
     Raises:
         ConfigError: there is none.
     """
-    if causal.base_model is not causal:
-        return causal.base_model_prefix, causal.base_model
+    base = causal.base_model
     for name, part in causal.named_children():
-        if isinstance(part, PreTrainedModel):
+        if part is base or (base is causal and isinstance(part, PreTrainedModel)):
             return name, part
     raise ConfigError("not a causal language model of transformers", got=type(causal).__name__)
 
