@@ -41,7 +41,7 @@ from sgsd.scoring.teachers import (
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import SGSDConfig, context_of
 from sgsd.trainers.ledger import TrainingLedger
-from sgsd.trainers.maintenance import Maintenance, maintenance_of, window_records
+from sgsd.trainers.maintenance import Maintenance, maintenance_of
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import LedgerCallback, RunRecorder
 from sgsd.trainers.rehearsal import Rehearsal
@@ -139,15 +139,12 @@ class SGSDTrainer(VerifiedTrainer):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.maintenance is not None and self._mode == "train":
             self.maintenance.observe(
-                window_records(
-                    inputs,
-                    [text_of(completion) for completion in completions],
-                    [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list],
-                    [int(outcome) for outcome in self._outcome.tolist()],
-                    next((reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)), None),
-                    step=self.state.global_step + 1,
-                    rank=self.accelerator.process_index,
-                )
+                self.state.global_step + 1,
+                inputs,
+                [text_of(completion) for completion in completions],
+                [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list],
+                self._outcome.tolist(),
+                next((reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)), None),
             )
         return rewards
 
