@@ -40,12 +40,11 @@ class Run:
     def __init__(self, folder, tokenizer, **settings):
         self.ledger = TrainingLedger(1, "equal")
         self.recorder = RunRecorder(folder, tokenizer, self.ledger.ids, **{"trace_steps": 2, "writes": True} | settings)
-        self.cells = []
 
     def step(self, number, pools, outcomes, *, micro_batches=1, seed=0):
         """One optimizer step: rollouts, shuffled and split as TRL does it, their scores and their stances."""
         data = [{"problem_id": f"p{n}", "problem": f"{n} + 1?", "answer": str(n + 1)} for n in range(len(pools))]
-        self.cells = self.recorder.rollouts(data, range(len(pools)), range(len(pools)))
+        self.recorder.rollouts(data, range(len(pools)))
         inputs, student = batch(pools, outcomes, seed=seed)
         inputs["items"] = self.ledger.numbers(pools, BANK, K)
         teachers = from_batch(inputs)

@@ -520,7 +520,7 @@ def test_metrics_are_all_there_finite_and_shares_are_shares(tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_completions_table_has_outcomes_stances_and_pairs(tmp_path, accumulation):
+def test_the_completions_table_has_outcomes_and_pairs(tmp_path, accumulation):
     trainer = make_trainer(
         tmp_path,
         stub=True,
@@ -534,30 +534,12 @@ def test_the_completions_table_has_outcomes_stances_and_pairs(tmp_path, accumula
     trainer.train()
     table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
     assert len(table) == 2 * accumulation
-    assert {"outcome", "reason", "stances", "pairs"} <= set(table.columns)
+    assert {"outcome", "reason", "pairs"} <= set(table.columns)
     assert set(table["outcome"]) <= {"correct", "incorrect", "undecided"}
     ids = {item.id for item in trainer.bank.items}
     for _, row in table.iterrows():
-        assert len(row["stances"]) == 4  # as many as the bank has pairs
-        assert set(row["stances"]) <= {"+", "-", "0"}
-        assert len(row["pairs"]) == 4
+        assert len(row["pairs"]) == 4  # as many as the bank has
         assert all(set(pair.split()) <= ids for pair in row["pairs"])
-
-
-def test_the_table_gives_each_rollout_its_own_stances(tmp_path):
-    trainer = make_trainer(tmp_path, stub=True, reward=by_first_id, log_completions=True, per_device_train_batch_size=6)
-    batch = batch_of(trainer, range(6))
-    order = torch.tensor([3, 1, 0, 5, 4, 2])
-    for part in cut({name: value[order] if value.ndim else value for name, value in batch.items()}, 2):
-        trainer._compute_loss(trainer.model, part)
-    trainer.recorder.end_step(1, trainer.training_ledger.end_step())
-    cells = [list(cell) for cell in trainer._logs["extra"]["stances"]]
-    for row in range(6):
-        batch = batch_of(trainer, [row])
-        trainer._compute_loss(trainer.model, batch)
-        trainer.recorder.end_step(1, trainer.training_ledger.end_step())
-        assert cells[row] == list(trainer._logs["extra"]["stances"])[-1] != []
-    assert len({tuple(cell) for cell in cells}) > 1
 
 
 def test_an_evaluation_between_steps_of_one_batch_leaves_its_table_alone(tmp_path):

@@ -245,9 +245,19 @@ class Maintenance(TrainerCallback):
         # Among all rollouts, undecided ones included, as the success_rate of the logs.
         rate = successes / self._rollouts if self._rollouts else None
         line: dict[str, Any] = {
-            **{"step": step, "records": self._rollouts, "success_rate": rate, "status": "enough", "reason": None},
-            **{"memories": 0, "candidates": 0, "failures": {}, "bank": bank.digest},
-            **{"leaks": [], "items": [], "added": [], "memories_kept": []},
+            "step": step,
+            "records": self._rollouts,
+            "success_rate": rate,
+            "status": "enough",
+            "reason": None,
+            "memories": 0,
+            "candidates": 0,
+            "failures": {},
+            "bank": bank.digest,
+            "leaks": [],
+            "items": [],
+            "added": [],
+            "memories_kept": [],
         }
         if rate is not None and rate < self._args.maintenance_threshold:
             bank = self._updated(step, bank, line)

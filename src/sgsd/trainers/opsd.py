@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sgsd.data.problems import Problem
 from sgsd.errors import DataError
-from sgsd.prompts import Shown
 from sgsd.scoring.logprobs import hidden_states
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import OPSDConfig
@@ -64,11 +62,8 @@ class OPSDTrainer(VerifiedTrainer):
             }"""),
     }
 
-    def _training_rows(
-        self, args: OPSDConfig, problems: list[Problem], skills: list[Shown] | None, **more: Any
-    ) -> Dataset:
-        """The base's rows, with the token ids of each problem's teacher prompt in ``teacher_prompt``."""
-        return super()._training_rows(args, problems, skills, references=references(problems, args.reference), **more)
+    def _references(self, args: OPSDConfig, problems: Sequence[Problem]) -> list[str]:
+        return references(problems, args.reference)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)

@@ -29,7 +29,6 @@ from sgsd.trainers.tracking import log_gaps
 # Nats per token. Fine around 0, where most supports lie; 0.05 is the default dead zone.
 SUPPORT_EDGES = (-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 OUTCOMES = {1: "success", -1: "failure", 0: "undecided"}
-_SIGNS = {-1: "-", 0: "0", 1: "+"}
 _TRACED = 2  # rollouts of a trace: a success and a failure if there are
 
 
@@ -47,7 +46,7 @@ class _Decoder(Protocol):
 
 
 class RunRecorder:
-    """Keeps the two files of this module, and fills in the stances of the table of completions.
+    """Keeps the two files of this module.
 
     Args:
         folder: the run's.
@@ -72,7 +71,6 @@ class RunRecorder:
         self._trace_steps = trace_steps
         self._writes = writes
         self._rows: dict[int, Mapping[str, Any]] = {}
-        self._cells: dict[int, list[str]] = {}
         self._traces: list[dict[str, Any]] = []
 
     def begin(self, step: int) -> None:
@@ -83,21 +81,9 @@ class RunRecorder:
         for name in (runfolder.SUPPORTS, runfolder.TRACES):
             keep_until(self._folder / name, step)
 
-    def rollouts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], of_all: range) -> list[list[str]]:
-        """Begin a batch of rollouts; it takes the place of one with the same numbers.
-
-        Args:
-            rows: data rows of this process's rollouts.
-            numbers: theirs, as ``row`` in the batch.
-            of_all: the numbers of all processes' rollouts.
-
-        Returns:
-            A cell for each of ``of_all``: its teachers' stances, written into it at the end of the optimizer step.
-        """
+    def rollouts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
+        """Begin a batch: the data rows of this process's rollouts, and their numbers, as ``row`` in the batch."""
         self._rows |= zip(numbers, rows, strict=True)
-        cells: list[list[str]] = [[] for _ in of_all]
-        self._cells |= zip(of_all, cells, strict=True)
-        return cells
 
     def observe(
         self,
@@ -110,12 +96,7 @@ class RunRecorder:
     ) -> None:
         """Keep a micro-batch's rollouts for a trace, if optimizer step ``step``, from 1, is one of those traced.
 
-        Args:
-            step: the optimizer step.
-            inputs: the micro-batch.
-            student: ``[B, T]``, log-probabilities.
-            teachers: of the micro-batch.
-            support, stance: ``[B, K]``.
+        ``student`` is ``[B, T]``, log-probabilities; ``support`` and ``stance`` are ``[B, K]``.
         """
         if not self._writes or not self._trace_steps or (step > 1 and step % self._trace_steps):
             return
@@ -155,8 +136,6 @@ class RunRecorder:
 
     def end_step(self, step: int, scored: Scored) -> list[dict[str, Any]]:
         """Write what became of the optimizer step that has just been made; returns the traces that were written."""
-        for row, stance in zip(scored.rows.tolist(), scored.stance.tolist(), strict=True):
-            self._cells[row].append(_SIGNS[stance])
         traces, self._traces = self._chosen(), []
         if not self._writes:
             return []
@@ -206,7 +185,7 @@ class LedgerCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._file is not None:
-            self._ledger.write(self._file)
+            runfolder.write_text(self._file, self._ledger.ledger.to_json())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.on_save(args, state, control)

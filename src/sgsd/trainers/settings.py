@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +29,12 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "a finite number": math.isfinite,
 }
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo")
+_CHOICES = {
+    "loss_type": LOSS_TYPES,
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 _OF_TRL = {
     "1 or more": (
         *("num_iterations", "generation_batch_size", "steps_per_generation", "per_device_eval_batch_size"),
@@ -41,6 +47,22 @@ _OF_TRL = {
     "0 to 2**32 - 1": ("seed",),
 }
 """What torch, transformers and TRL would refuse, or fail at, only after loading or in a step."""
+
+
+def check_marks(args: Any) -> None:
+    """Refuse values outside the range, or among none of the choices, that their settings' types are annotated with.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for name, hint in get_type_hints(type(args), include_extras=True).items():
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Annotated and (part is hint or vars(args)[name] is not None):
+                (mark,) = part.__metadata__
+                if isinstance(mark, str):
+                    _check_range(name, vars(args)[name], mark)
+                else:
+                    check_choice(name, vars(args)[name], mark)
 
 
 def check_ranges(args: Any, ranges: Mapping[str, Sequence[str]]) -> None:
@@ -59,8 +81,12 @@ def check_ranges(args: Any, ranges: Mapping[str, Sequence[str]]) -> None:
             value = vars(args)[name]
             if value is None and not isinstance(defaults[name], int | float):
                 continue
-            if value is None or not _RANGES[expected](value):
-                raise ConfigError(f"{name} is out of range", got=value, expected=expected)
+            _check_range(name, value, expected)
+
+
+def _check_range(name: str, value: Any, expected: str) -> None:
+    if value is None or not _RANGES[expected](value):
+        raise ConfigError(f"{name} is out of range", got=value, expected=expected)
 
 
 def check_settings(args: Any) -> None:
@@ -73,14 +99,8 @@ def check_settings(args: Any) -> None:
         ConfigError: one line, before any weight is loaded.
     """
     check_ranges(args, _OF_TRL if args.use_vllm else _OF_TRL | {"0 or more": (*_OF_TRL["0 or more"], "top_k")})
-    check_choice("loss_type", args.loss_type, LOSS_TYPES)
-    check_choice("scale_rewards", args.scale_rewards, ("group", "batch", "none"))
-    check_choice("importance_sampling_level", args.importance_sampling_level, ("token", "sequence"))
-    check_choice(
-        "multi_objective_aggregation",
-        args.multi_objective_aggregation,
-        ("sum_then_normalize", "normalize_then_sum"),
-    )
+    for name, choices in _CHOICES.items():
+        check_choice(name, vars(args)[name], choices)
     if args.remove_unused_columns:
         raise ConfigError(
             "remove_unused_columns would remove what rewards and teachers read", got=True, expected="false, the default"

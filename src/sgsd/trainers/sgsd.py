@@ -26,7 +26,7 @@ from sgsd.bank import Ledger
 from sgsd.display import logger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.prompts import uncounted_token_ids
-from sgsd.retrieval import Retrieval, Retriever
+from sgsd.retrieval import Retrieval
 from sgsd.scoring.logprobs import Scores, Select, StudentPass, chunk_count, flat_targets, score_completions
 from sgsd.scoring.teachers import (
     TeacherPool,
@@ -124,13 +124,6 @@ class SGSDTrainer(VerifiedTrainer):
         """What became of each bank item so far."""
         return self.training_ledger.ledger
 
-    def hand_over(self) -> None:
-        """Go on with GRPO's loss alone; on ``ledger_share`` of the problems teachers are still run."""
-        self.args.sgsd_weight, self.args.grpo_weight = 0.0, self.args.grpo_weight or 1.0
-
-    def _build_retriever(self, args: SGSDConfig) -> Retriever:
-        return super()._build_retriever(args, temperature=args.retrieval_temperature)
-
     # ---- sample, verify
 
     def _calculate_rewards(
@@ -152,9 +145,7 @@ class SGSDTrainer(VerifiedTrainer):
         output = super()._generate_and_score_completions(inputs)
         if self._mode == "eval":
             if self.log_completions:  # the table has a row for each of TRL's, and these have no teachers
-                rows: list[list[str]] = [[] for _ in range(len(inputs) * self.accelerator.num_processes)]
-                self._logs["extra"]["stances"].extend(rows)
-                self._logs["extra"]["pairs"].extend(rows)
+                self._logs["extra"]["pairs"].extend([] for _ in range(len(inputs) * self.accelerator.num_processes))
             return output
         mask = output["counted"]
         output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
@@ -427,9 +418,8 @@ class SGSDTrainer(VerifiedTrainer):
         B, rank = len(pools), self.accelerator.process_index
         self._count("sgsd/teachers_per_rollout", sum(len(pool.pairs) for pool in pools), B)
         self._count("sgsd/pairs_too_long", sum(pool.too_long for pool in pools), B)
-        cells = self.recorder.rollouts(inputs, self._numbers[rank * B : (rank + 1) * B], self._numbers)
+        self.recorder.rollouts(inputs, self._numbers[rank * B : (rank + 1) * B])
         if self.log_completions:
-            self._logs["extra"]["stances"].extend(cells)
             names = [[" ".join(item.id for item in pair.items) for pair in pool.pairs] for pool in pools]
             self._logs["extra"]["pairs"].extend(gather_object(names))
 
