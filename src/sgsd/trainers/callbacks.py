@@ -43,6 +43,10 @@ class StepMetrics:
         """Add the mean of ``values``, of those where ``where`` is True; what stands elsewhere is never read."""
         self.add({name: total(values, torch.ones_like(values, dtype=torch.bool) if where is None else where)})
 
+    def share(self, name: str, part: float, whole: float) -> None:
+        """Add a part of a whole that are known on the host."""
+        self.add({name: (torch.tensor(float(part)), torch.tensor(float(whole)))})
+
     def reduced(self, accelerator: Any) -> dict[str, float]:
         """The means over everything added since the last call, on all processes; one reduction, one host sync."""
         if not self._totals:

@@ -77,11 +77,9 @@ class OPSDTrainer(VerifiedTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         if self._mode == "eval":
             return torch.tensor(torch.nan, device=inputs["completion_ids"].device)
-        mask = inputs["completion_mask"].bool()
-        hidden = self._teacher_hidden_states(inputs, mask)
         args = self.args
         divergence = self._divergence_from(
-            hidden,
+            self._teacher_hidden_states(inputs),
             kind=args.divergence,
             jsd_beta=args.jsd_beta,
             clip=args.divergence_clip,
@@ -97,11 +95,11 @@ class OPSDTrainer(VerifiedTrainer):
         self.metrics.mean("opsd/loss", rows)
         return loss + rows.mean() / self.current_gradient_accumulation_steps
 
-    def _teacher_hidden_states(self, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+    def _teacher_hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
         """``[n, H]``: the hidden states that predict each completion token after the teacher's prompt."""
         # Two host syncs: a prompt is padded on its left, a completion on its right, so lengths tell them apart.
         rows = torch.cat([inputs["teacher_prompt_ids"], inputs["completion_ids"]], dim=1).tolist()
-        lengths = torch.stack([inputs["teacher_prompt_mask"].sum(1), mask.sum(1)], dim=1).tolist()
+        lengths = torch.stack([inputs[f"{name}_mask"].sum(1) for name in ("teacher_prompt", "completion")], 1).tolist()
         width = inputs["teacher_prompt_ids"].shape[1]
         prompts = [row[width - P : width] for row, (P, _) in zip(rows, lengths, strict=True)]
         completions = [row[width : width + T] for row, (_, T) in zip(rows, lengths, strict=True)]

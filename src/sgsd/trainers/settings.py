@@ -66,22 +66,16 @@ def check_marks(args: Any) -> None:
 
 
 def check_ranges(args: Any, ranges: Mapping[str, Sequence[str]]) -> None:
-    """Refuse numbers that are out of range; ``None`` is in range where the default is no number.
-
-    Args:
-        args: a configuration.
-        ranges: a key of ``_RANGES`` → names of settings.
+    """Refuse numbers that are out of range: a key of ``_RANGES`` → names of settings.
 
     Raises:
         ConfigError: naming the setting.
     """
     defaults = {each.name: each.default for each in dataclasses.fields(args)}
     for expected, names in ranges.items():
-        for name in names:
-            value = vars(args)[name]
-            if value is None and not isinstance(defaults[name], int | float):
-                continue
-            _check_range(name, value, expected)
+        for name in names:  # None is in range where the default is no number
+            if vars(args)[name] is not None or isinstance(defaults[name], int | float):
+                _check_range(name, vars(args)[name], expected)
 
 
 def _check_range(name: str, value: Any, expected: str) -> None:
@@ -92,13 +86,12 @@ def _check_range(name: str, value: Any, expected: str) -> None:
 def check_settings(args: Any) -> None:
     """Refuse settings of TRL and transformers that could not train, whatever the model and data.
 
-    Args:
-        args: a ``VerifiedConfig`` whose ``__post_init__`` is done.
-
     Raises:
-        ConfigError: one line, before any weight is loaded.
+        ConfigError: one line.
     """
-    check_ranges(args, _OF_TRL if args.use_vllm else _OF_TRL | {"0 or more": (*_OF_TRL["0 or more"], "top_k")})
+    check_ranges(args, _OF_TRL)
+    if not args.use_vllm:
+        check_ranges(args, {"0 or more": ("top_k",)})
     for name, choices in _CHOICES.items():
         check_choice(name, vars(args)[name], choices)
     if args.remove_unused_columns:
@@ -112,9 +105,7 @@ def check_settings(args: Any) -> None:
     if args.max_steps == 0:
         raise ConfigError("max_steps 0 would train nothing", expected="1 or more, or -1 for num_train_epochs")
     if args.max_steps < 0 and not args.num_train_epochs > 0:
-        raise ConfigError(
-            "num_train_epochs is out of range", got=args.num_train_epochs, expected="above 0, or max_steps"
-        )
+        _check_range("num_train_epochs", args.num_train_epochs, "above 0")
 
 
 # ---- what settings describe
@@ -127,10 +118,7 @@ _ONE_A_PROMPT = {"num_return_sequences": 1, "return_dict_in_generate": False}
 def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
     """Build what settings describe and training would build, of a toy's size, before any weight is loaded.
 
-    Args:
-        args: the run's settings.
-        adapted: the policy is an adapter.
-        loaded: the weights are there already; whether vLLM is, TRL will see.
+    ``adapted``: the policy is an adapter. ``loaded``: the weights are there already; whether vLLM is, TRL will see.
 
     Raises:
         ConfigError: naming the setting, with what the library says; a package that is not installed.
@@ -171,17 +159,12 @@ def _check_generation(args: Any) -> None:
     given = dict(args.generation_kwargs or {})
     for name, value in _ONE_A_PROMPT.items():
         if given.get(name, value) not in (None, value):
-            raise ConfigError(
-                f"generation_kwargs with {name}",
-                got=given[name],
-                expected=value,
-                remedy="leave it out; G is num_generations",
-            )
-    if args.use_vllm:  # it has its own
-        return
-    options = {"do_sample": True, "cache_implementation": args.cache_implementation, **given}
-    with in_one_line(f"generation_kwargs {given}, cache_implementation {args.cache_implementation} cannot be used"):
-        GenerationConfig(**options)
+            remedy = "leave it out; G is num_generations"
+            raise ConfigError(f"generation_kwargs with {name}", got=given[name], expected=value, remedy=remedy)
+    cache = args.cache_implementation
+    if not args.use_vllm:  # it has its own
+        with in_one_line(f"generation_kwargs {given}, cache_implementation {cache} cannot be used"):
+            GenerationConfig(**{"do_sample": True, "cache_implementation": cache, **given})
 
 
 # ---- settings that nothing would read
@@ -200,12 +183,7 @@ IDLE_WITHOUT_GRPO = (*_OF_GRPO_LOSS, *_OF_ADVANTAGES)
 
 
 def refuse_idle_settings(args: Any, *, uses_grpo_loss: bool, uses_advantages: bool = False) -> None:
-    """Refuse TRL settings that were changed and that nothing would read.
-
-    Args:
-        args: the run's settings.
-        uses_grpo_loss: whether TRL's GRPO loss is part of the loss.
-        uses_advantages: whether the loss reads GRPO's group advantages.
+    """Refuse TRL settings that were changed and that neither GRPO's loss nor its group advantages would read.
 
     Raises:
         ConfigError: naming the settings and what would read them.
