@@ -46,19 +46,14 @@ _MARK = TypeAdapter(_Mark)
 
 
 class Part(Protocol):
-    """A stateful part of a run."""
+    """A stateful part of a run: what it takes to go on is values for JSON, and tensors.
 
-    def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on: values for JSON, and tensors."""
-        ...
+    ``load_state_dict`` raises ``CheckpointError`` for what ``state_dict`` has not returned.
+    """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned.
+    def state_dict(self) -> dict[str, Any]: ...
 
-        Raises:
-            CheckpointError: it is something else.
-        """
-        ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class BankState:
@@ -83,13 +78,13 @@ class BankState:
 
 
 def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
-    """Write ``checkpoint/sgsd``; rank 0 comes last and marks the checkpoint as complete.
+    """Add ``sgsd`` to a checkpoint that TRL has written: all ranks tensors, rank 0, last, the rest and the mark.
 
     Args:
-        checkpoint: the folder TRL has written.
+        checkpoint: its folder.
         parts: name → part.
         header: what a resumed run must agree with: method, digest of the first bank, kind of teacher.
-        rank: this process's. All ranks save tensors, rank 0 everything else.
+        rank: this process's.
     """
     folder = checkpoint / runfolder.PARTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,13 +189,15 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 # ---- the checkpoints of a run
 
 
+def _checkpoints(output_dir: Path) -> dict[int, Path]:
+    folders = output_dir.iterdir() if output_dir.is_dir() else []
+    return dict(sorted((int(match[1]), path) for path in folders if (match := _FOLDER.fullmatch(path.name))))
+
+
 def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
     """Steps → the checkpoints of a run that were written to their end, in the order of steps."""
-    return {
-        step: folder
-        for step, folder in _checkpoints(output_dir).items()
-        if (folder / runfolder.PARTS / _STATE_FILE).is_file()
-    }
+    mark = Path(runfolder.PARTS) / _STATE_FILE
+    return {step: folder for step, folder in _checkpoints(output_dir).items() if (folder / mark).is_file()}
 
 
 def last_complete_checkpoint(output_dir: Path, until: float = float("inf")) -> Path | None:
@@ -212,11 +209,7 @@ def drop_checkpoints(output_dir: Path, limit: int | None, *, keep: Collection[Pa
     """Delete checkpoints until ``limit`` are left: those that were cut off first, then by steps.
 
     In the place of transformers' rotation, which comes before a checkpoint is complete, and goes by the time of files.
-
-    Args:
-        output_dir: the run's.
-        limit: ``save_total_limit``; none, or 0, keeps all.
-        keep: what stays whatever the limit is.
+    No limit, or 0, keeps all; what is in ``keep`` stays whatever the limit is.
     """
     if not limit:
         return
@@ -225,11 +218,6 @@ def drop_checkpoints(output_dir: Path, limit: int | None, *, keep: Collection[Pa
     going = [step for step, path in every.items() if path.resolve() not in kept]
     for step in sorted(going, key=lambda step: (step in complete, step))[: max(0, len(every) - limit)]:
         shutil.rmtree(every[step], ignore_errors=True)
-
-
-def _checkpoints(output_dir: Path) -> dict[int, Path]:
-    folders = output_dir.iterdir() if output_dir.is_dir() else []
-    return dict(sorted((int(match[1]), path) for path in folders if (match := _FOLDER.fullmatch(path.name))))
 
 
 def _go_back(checkpoint: Path) -> str:

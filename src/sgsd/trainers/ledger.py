@@ -58,10 +58,7 @@ class TrainingLedger:
     def numbers(self, pools: Sequence[TeacherPool], bank: SkillBank, num_teachers: int) -> Tensor:
         """``[B, K, 2]``: numbers of each teacher's skill and mistake, −1 for padding and for one that it has not.
 
-        Args:
-            pools: the teachers of B rollouts.
-            bank: that they come from, the same on all processes.
-            num_teachers: K.
+        ``pools`` are the teachers of B rollouts, ``bank`` what they come from, the same on all processes.
         """
         for item in bank.items:
             if item.id not in self._numbers:
@@ -100,11 +97,7 @@ class TrainingLedger:
     ) -> None:
         """Keep a micro-batch for ``end_step``.
 
-        Args:
-            rows, outcome: ``[B]``.
-            items: ``[B, K, 2]``, of ``numbers``.
-            scored: ``[B, K]``, bool.
-            support, stance: ``[B, K]``.
+        ``rows`` and ``outcome`` are ``[B]``, ``items`` those of ``numbers``; the others are ``[B, K]``.
         """
         of_row = [tensor.unsqueeze(1).expand_as(support).float() for tensor in (rows, outcome)]
         columns = [*of_row, *items.unbind(-1), scored, support, stance]

@@ -125,12 +125,11 @@ class Maintenance(TrainerCallback):
     ``maintenance.jsonl``: what the window held, and the fate of every candidate and of every item that went.
 
     Args:
-        args: the run's settings.
+        args, accelerator: the trainer's.
         bank: of the run; renewed here.
         credit: of an item, by the ledger (see ``bank.maintain``).
         log: takes a check's metrics.
         writer: who writes new items.
-        accelerator: the trainer's.
         own_process: the writer uses this process's model: it is waited for, and asked for the time between requests.
             Another one is left alone when its time is over.
     """
@@ -164,16 +163,10 @@ class Maintenance(TrainerCallback):
         self._counts: Counter[str] = Counter(updated=0, skipped=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The window, of the first process, and how the checks so far ended."""
         memories = [memory.as_dict() for memory in self._memories]
         return {"rollouts": self._rollouts, "memories": memories, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a saved window.
-
-        Raises:
-            CheckpointError: it is none.
-        """
         try:
             self._rollouts = int(state["rollouts"])
             self._memories = [read_memory(values, "window.json") for values in state["memories"]]
@@ -224,15 +217,7 @@ class Maintenance(TrainerCallback):
             self._memories += [memory for part in gathered for memory in part if memory is not None]
 
     def check(self, step: int, bank: SkillBank) -> dict[str, float]:
-        """Look at the window and empty it; all processes have the new bank then.
-
-        Args:
-            step: optimizer steps done.
-            bank: as it is, the same on all processes.
-
-        Returns:
-            metrics.
-        """
+        """Look at the window after so many steps, and empty it; all processes have the new bank then."""
         sent: list[Any] = [self._renewed(step, bank) if self._main else None]
         if self._group is not None:
             torch.distributed.broadcast_object_list(sent, src=0, group=self._group)
@@ -316,13 +301,7 @@ def maintenance_of(
     credit: Callable[[str], float | None],
     log: Callable[[dict[str, float]], None],
 ) -> Maintenance:
-    """The maintenance that a run's settings describe.
-
-    Args:
-        trainer: whose policy writes, held to the schema and without thoughts, where neither ``writer`` nor the server
-            of the settings does.
-        args, bank, credit, log: see ``Maintenance``.
-        writer: in place of those.
+    """The maintenance that a run's settings describe: written by ``writer``, their server, or else the policy itself.
 
     Raises:
         ConfigError: no process holds the whole policy; of the server, the package openai is missing, the address is

@@ -49,8 +49,7 @@ class RunRecorder:
     """Keeps the two files of this module.
 
     Args:
-        folder: the run's.
-        tokenizer: decodes traced completions.
+        folder, tokenizer: the run's.
         pair_of: ids of a skill and a mistake by their numbers (``TrainingLedger.ids``).
         trace_steps: optimizer steps between traces, beside one of the first step; 0 keeps none.
         writes: whether this process writes.
@@ -75,11 +74,10 @@ class RunRecorder:
 
     def begin(self, step: int) -> None:
         """Drop what was recorded after ``step`` optimizer steps: the run starts there, at 0 or at a checkpoint."""
-        if not self._writes:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for name in (runfolder.SUPPORTS, runfolder.TRACES):
-            keep_until(self._folder / name, step)
+        if self._writes:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            keep_until(self._folder / runfolder.SUPPORTS, step)
+            keep_until(self._folder / runfolder.TRACES, step)
 
     def rollouts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
         """Begin a batch: the data rows of this process's rollouts, and their numbers, as ``row`` in the batch."""
@@ -161,10 +159,7 @@ class RunRecorder:
 class LedgerCallback(TrainerCallback):
     """Ends an optimizer step for the ledger and the recorder, tells trackers of traces, and writes ``ledger.json``.
 
-    Args:
-        ledger, recorder: of the run.
-        file: where the ledger goes; ``None`` on processes that do not write.
-        log: called then.
+    ``file`` is ``None`` on processes that do not write it; ``log`` is called at each step's end.
     """
 
     def __init__(

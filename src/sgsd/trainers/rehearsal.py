@@ -67,12 +67,7 @@ class Rehearsal:
         self._hidden: list[Tensor] = []
 
     def prepare(self, model: nn.Module, sampling: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Write the texts.
-
-        Args:
-            model: with the weights that training began with, as forwards take it.
-            sampling: context that gives the model to sample from.
-        """
+        """Write the texts, by the model as training began with it; ``sampling`` gives the one to sample from."""
         with sampling() as unwrapped:
             sampler = TransformersSampler(
                 unwrapped, self._tokenizer, max_new_tokens=TURN_TOKENS, top_p=_TOP_P, batch_size=_BATCH

@@ -141,10 +141,7 @@ def outcome_of(reward: float, threshold: float) -> int:
 def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -> None:
     """Refuse rewards, and settings of theirs, that nothing would read or that could not reward.
 
-    Args:
-        args: the run's settings.
-        reward_funcs: of the trainer; ``None`` where a verifier judges.
-        verifier: a ``Verifier`` or a reward function.
+    A verifier, which may be a reward function, judges where ``reward_funcs`` is ``None``.
 
     Raises:
         ConfigError: one line, before any weight is loaded.
@@ -201,17 +198,9 @@ def check_reward(
 ) -> None:
     """Call each reward function once, on made-up completions of a real row, as TRL will.
 
-    A whole group of the same row, of two or more: a function that returns one reward for a batch is seen. Reward models
-    (``nn.Module``) are left to TRL.
-
-    Args:
-        reward_funcs: of the trainer.
-        row: of the training set: its prompt and columns.
-        tokenizer: makes the completions' ids.
-        end_id: ends them.
-        count: completions, two or more.
-        loop: a running one, which asynchronous functions are called on: what they keep may be bound to it. ``None``:
-            one of their own.
+    A whole group of the same row, ``count`` of two or more: a function that returns one reward for a batch is seen.
+    Reward models (``nn.Module``) are left to TRL. Asynchronous functions are called on the running ``loop``, which what
+    they keep may be bound to, or on one of their own.
 
     Raises:
         ConfigError: the function raises, returns something else than one number or ``None`` a completion, or asks for

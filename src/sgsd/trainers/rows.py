@@ -26,10 +26,8 @@ _log = logger(__name__)
 def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -> list[Problem]:
     """Problems as they are, or those of a data set in any format that ``sgsd.data.problems`` knows.
 
-    Args:
-        source: the data.
-        verified: a verifier compares with an answer: rows without one, duplicates and contradictions are left out. Not
-            so with reward functions of the user's own: no row is left out.
+    Where a verifier compares with an answer, rows without one, duplicates and contradictions are left out. With reward
+    functions of the user's own no row is.
 
     Raises:
         DataError: nothing in it, an unknown format, or a streaming data set; with reward functions of the user's own, a
@@ -105,12 +103,7 @@ def skill_pairs(
 ) -> list[Shown]:
     """What each problem's prompt shows with ``skills_in_prompt``: the best ``count`` pairs or rules, or the document.
 
-    Args:
-        problems: to show them with.
-        retriever: finds pairs and rules.
-        bank: that they are of.
-        count: of pairs or rules.
-        context: as ``config.context_of`` has it.
+    ``context`` is what ``config.context_of`` has.
 
     Raises:
         ConfigError: the bank does not make as many.
@@ -144,8 +137,7 @@ def training_rows(
     ``accuracy_reward`` reads it); reward functions of the user's own are given the data set's.
 
     Args:
-        problems: one or more.
-        renderer: makes the prompts.
+        problems, renderer: one problem or more, and what makes their prompts.
         max_prompt_length: in tokens.
         skills: what each problem's prompt shows of a bank; ``None`` for plain prompts.
         references: what each problem's OPSD teacher is shown; its token ids become the column ``teacher_prompt``.

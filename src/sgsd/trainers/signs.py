@@ -89,11 +89,9 @@ class FirstSteps:
 
 
 def summary_of(history: Sequence[Mapping[str, Any]], *, grouped: bool = True) -> list[str]:
-    """What a finished run's log says against its result, each in large letters; nothing for a sound run.
+    """What a run's ``log_history`` says against its result, each in large letters; nothing for a sound run.
 
-    Args:
-        history: ``trainer.state.log_history``.
-        grouped: whether prompts have several rollouts each.
+    ``grouped``: prompts have several rollouts each.
     """
     success, cut, alike = (
         [row[name] for row in history if name in row]
