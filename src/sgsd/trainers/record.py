@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.objectives import TeacherScores
-from sgsd.trainers.ledger import Scored, TrainingLedger
+from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.tracking import log_gaps
 
 # Nats per token. Fine around 0, where most supports lie; 0.05 is the default dead zone.
@@ -45,12 +45,12 @@ class _Decoder(Protocol):
     def decode(self, token_ids: list[int], **options: Any) -> str: ...
 
 
-class RunRecorder:
-    """Keeps the two files of this module.
+class RunRecorder(TrainerCallback):
+    """Ends an optimizer step for the ledger, and keeps the two files of this module and ``ledger.json``.
 
     Args:
-        folder, tokenizer: the run's.
-        pair_of: ids of a skill and a mistake by their numbers (``TrainingLedger.ids``).
+        folder, tokenizer, ledger: the run's.
+        log: takes the ledger's totals into the log, at each step's end.
         trace_steps: optimizer steps between traces, beside one of the first step; 0 keeps none.
         writes: whether this process writes.
     """
@@ -59,25 +59,38 @@ class RunRecorder:
         self,
         folder: Path,
         tokenizer: _Decoder,
-        pair_of: Callable[[int, int], tuple[str, str]],
+        ledger: TrainingLedger,
+        log: Callable[[], None],
         *,
         trace_steps: int,
         writes: bool,
     ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
-        self._pair_of = pair_of
+        self._ledger = ledger
+        self._log = log
         self._trace_steps = trace_steps
         self._writes = writes
         self._rows: dict[int, Mapping[str, Any]] = {}
         self._traces: list[dict[str, Any]] = []
 
-    def begin(self, step: int) -> None:
-        """Drop what was recorded after ``step`` optimizer steps: the run starts there, at 0 or at a checkpoint."""
-        if self._writes:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._writes:  # what was recorded after the step where the run starts goes
             self._folder.mkdir(parents=True, exist_ok=True)
-            keep_until(self._folder / runfolder.SUPPORTS, step)
-            keep_until(self._folder / runfolder.TRACES, step)
+            keep_until(self._folder / runfolder.SUPPORTS, state.global_step)
+            keep_until(self._folder / runfolder.TRACES, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if traces := self.end_step(state.global_step):
+            log_gaps(args.report_to, state.global_step, traces)
+        self._log()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._writes:
+            runfolder.write_text(self._folder / runfolder.LEDGER, self._ledger.ledger.to_json())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_save(args, state, control)
 
     def rollouts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
         """Begin a batch: the data rows of this process's rollouts, and their numbers, as ``row`` in the batch."""
@@ -106,7 +119,7 @@ class RunRecorder:
             row, n = self._rows[int(inputs["row"][b])], int(inputs["completion_mask"][b].sum())
             traced: list[dict[str, Any]] = []
             for k in scored:
-                skill, mistake = self._pair_of(*inputs["items"][b, k].tolist())
+                skill, mistake = self._ledger.ids(*inputs["items"][b, k].tolist())
                 traced.append(
                     {
                         "skill": skill,
@@ -132,8 +145,9 @@ class RunRecorder:
                 }
             )
 
-    def end_step(self, step: int, scored: Scored) -> list[dict[str, Any]]:
-        """Write what became of the optimizer step that has just been made; returns the traces that were written."""
+    def end_step(self, step: int) -> list[dict[str, Any]]:
+        """Credit and write what became of the optimizer step that has just been made; returns the traces written."""
+        scored = self._ledger.end_step()
         traces, self._traces = self._chosen(), []
         if not self._writes:
             return []
@@ -154,36 +168,6 @@ class RunRecorder:
         by_outcome = [[trace for trace in self._traces if trace["outcome"] == name] for name in OUTCOMES.values()]
         turns = [traces[turn] for turn in range(_TRACED) for traces in by_outcome[:2] if turn < len(traces)]
         return [*turns, *by_outcome[2]][:_TRACED]
-
-
-class LedgerCallback(TrainerCallback):
-    """Ends an optimizer step for the ledger and the recorder, tells trackers of traces, and writes ``ledger.json``.
-
-    ``file`` is ``None`` on processes that do not write it; ``log`` is called at each step's end.
-    """
-
-    def __init__(
-        self, ledger: TrainingLedger, recorder: RunRecorder, file: Path | None, log: Callable[[], None]
-    ) -> None:
-        self._ledger = ledger
-        self._recorder = recorder
-        self._file = file
-        self._log = log
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._recorder.begin(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if traces := self._recorder.end_step(state.global_step, self._ledger.end_step()):
-            log_gaps(args.report_to, state.global_step, traces)
-        self._log()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._file is not None:
-            runfolder.write_text(self._file, self._ledger.ledger.to_json())
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.on_save(args, state, control)
 
 
 def token_pieces(tokenizer: _Decoder, ids: Sequence[int]) -> list[str]:

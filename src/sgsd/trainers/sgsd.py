@@ -21,7 +21,6 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 from trl.models import unwrap_model_for_generation
 
-from sgsd import runfolder
 from sgsd.bank import Ledger
 from sgsd.display import logger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
@@ -44,7 +43,7 @@ from sgsd.trainers.config import SGSDConfig, context_of
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, maintenance_of
 from sgsd.trainers.names import card_name
-from sgsd.trainers.record import LedgerCallback, RunRecorder
+from sgsd.trainers.record import RunRecorder
 from sgsd.trainers.rehearsal import Rehearsal
 from sgsd.trainers.rewards import VerifierReward, is_truncated
 from sgsd.trainers.rows import prompt_of
@@ -88,7 +87,7 @@ class SGSDTrainer(VerifiedTrainer):
 
     def _set_up(self) -> None:
         args: SGSDConfig = self.args
-        main, folder = self.accelerator.is_main_process, Path(args.output_dir)
+        main = self.accelerator.is_main_process
         self._name = card_name(vars(args))
         self.objective = OBJECTIVES[args.objective].from_config(args)
         assert self.bank is not None
@@ -99,10 +98,14 @@ class SGSDTrainer(VerifiedTrainer):
         self._uncounted = torch.tensor(uncounted, device=self.accelerator.device)
         ledger = self.training_ledger = self.parts["ledger"] = TrainingLedger(self.num_generations, args.teacher_trust)
         self.recorder = RunRecorder(
-            folder, self.processing_class, ledger.ids, trace_steps=args.trace_steps, writes=main
+            Path(args.output_dir),
+            self.processing_class,
+            ledger,
+            self._log_ledger,
+            trace_steps=args.trace_steps,
+            writes=main,
         )
-        file = folder / runfolder.LEDGER if main else None
-        self.add_callback(LedgerCallback(ledger, self.recorder, file, self._log_ledger))
+        self.add_callback(self.recorder)
         self.maintenance: Maintenance | None = None
         if args.maintenance_frequency:
             self.maintenance = self.parts["window"] = maintenance_of(
