@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "GRPOBaselineConfig": "sgsd.trainers.config",
-    "GRPOBaselineTrainer": "sgsd.trainers.grpo",
+    "GRPOBaselineTrainer": "sgsd.trainers.methods",
     "OPSDConfig": "sgsd.trainers.config",
     "OPSDTrainer": "sgsd.trainers.opsd",
     "Outcome": "sgsd.verifiers",

@@ -62,7 +62,6 @@ class Settings(TypedDict, total=False):
     bank: str | None
     retriever: str | None
     embedder: str | None
-    retrieval_query_prompt: str
     retrieval_text: str
     eval_dataset: str | None
     instruction: str | None

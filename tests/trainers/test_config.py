@@ -141,7 +141,6 @@ def test_a_setting_that_nothing_reads_is_refused(name):
         ("opsd", {"loss_type": "dr_grpo"}, True),
         ("grpo", {"loss_type": "dr_grpo"}, False),
         ("sgsd", {"loss_type": "dr_grpo", **GROUPS}, False),
-        ("sgsd", {"loss_type": "dr_grpo", "guard": "grpo", "num_generations": 2}, False),  # it may take over
         ("sgsd", {"scale_rewards": "none", "num_generations": 2}, True),
         ("sgsd", {"scale_rewards": "none", "objective": "reweight", "num_generations": 2}, False),
         ("sgsd", {"epsilon": 0.1, "objective": "reweight", "num_generations": 2}, True),

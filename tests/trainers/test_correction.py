@@ -225,18 +225,3 @@ def test_trust_is_the_ledgers_of_before_the_batch_and_that_of_the_worse_item(tmp
     equal = correction_trainer(tmp_path, teacher_trust="equal", ledger_share=1.0)
     equal.training_ledger.ledger = Ledger({skill.id: HARMS, mistake.id: HARMS})
     assert batch_of(equal, [0] * 8)["teacher_trust"].eq(1).all()
-
-
-def test_the_policy_comes_to_resemble_the_trusted_teacher_and_not_the_others(tmp_path):
-    trainer = correction_trainer(tmp_path, teacher="frozen", num_teachers=2, ledger_share=1.0)
-    with_ledger(trainer, HELPS, HARMS, HARMS, HARMS)
-    batch = batch_of(trainer, [0] * 4 + [1] * 4)
-    batch["outcome"] = -batch["outcome"].abs()
-    seen = []
-    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
-    for _ in range(8):
-        trainer.model.zero_grad()
-        trainer._compute_loss(trainer.model, batch).backward()
-        seen.append(logged_means(trainer)["sgsd/correction"])
-        optimizer.step()
-    assert 0 < seen[-1] < 0.9 * seen[0]

@@ -308,19 +308,6 @@ def test_the_watchdog_reports_ranks_that_wait_for_each_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_watchdog_leaves_ranks_alone_that_end(tmp_path):
-    assert "done" in watched(tmp_path, 2, SCRIPTS / "collectives.py", str(tmp_path), "equal", timeout=60)
-
-
-@pytest.mark.slow
-def test_the_watchdog_sees_a_trainer_that_waits_on_one_rank(tmp_path):
-    with pytest.raises(pytest.fail.Exception, match="deadlock: 2 processes") as failure:
-        launch(tmp_path, 2, timeout=90, **of(2, {"broken": {"mistake": "never comes"}}))
-    assert str(failure.value).count("in staying_away") == 1, "the rank that does not come"
-    assert str(failure.value).count("in main\n") == 2, "and the one that waits"
-
-
-@pytest.mark.slow
 def test_two_machines_find_each_other(tmp_path):
     """Two launchers on this one, with the flags that docs/scaling.md gives to two machines."""
     with ThreadPool(2) as pool:

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from transformers import set_seed
 
-from sgsd.trainers.grpo import GRPOBaselineTrainer
+from sgsd.trainers.methods import GRPOBaselineTrainer
 
 from .tiny import PROBLEMS, by_first_id, make_config, make_trainer, moved, prompted_rollouts, trls_own, weights_of
 

@@ -13,7 +13,8 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from sgsd.errors import CheckpointError
-from sgsd.trainers.guard import GRADIENT, CollapseGuard, GuardCallback, sound_checkpoint
+from sgsd.trainers.checkpoint import last_complete_checkpoint
+from sgsd.trainers.guard import GRADIENT, CollapseGuard, GuardCallback
 
 SOUND = {"success": 0.4, "entropy": 0.8, "truncated": 0.1, GRADIENT: 1.0}
 
@@ -162,7 +163,7 @@ def test_the_sound_checkpoint_is_the_last_complete_one_until_a_step(tmp_path):
         (tmp_path / f"checkpoint-{step}" / "sgsd").mkdir(parents=True)
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}" / "sgsd" / "state.json").touch()
-    assert [sound_checkpoint(tmp_path, until) for until in (1, 3, 9)] == [
+    assert [last_complete_checkpoint(tmp_path, until) for until in (1, 3, 9)] == [
         None,
         tmp_path / "checkpoint-2",
         tmp_path / "checkpoint-4",

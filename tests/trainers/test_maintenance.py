@@ -17,8 +17,7 @@ from accelerate import DistributedType
 from sgsd import runfolder
 from sgsd.bank.writing import FIELDS, WriteRequest, Written
 from sgsd.errors import CheckpointError, ConfigError, ServerError
-from sgsd.trainers.maintenance import Window
-from sgsd.trainers.writer import refuse_partitioned_policy
+from sgsd.trainers.maintenance import refuse_partitioned_policy
 
 from ..conftest import make_model
 from ..serving import chat, serving
@@ -84,9 +83,9 @@ def test_six_checks_of_a_bank(tmp_path, monkeypatch):
     check = trainer.maintenance.check
 
     def watched(*call):
-        bank, metrics = check(*call)
-        banks.append(bank)
-        return bank, metrics
+        metrics = check(*call)
+        banks.append(trainer.bank)
+        return metrics
 
     trainer.maintenance.check = watched
     trainer.train()
@@ -157,24 +156,18 @@ def test_a_run_resumed_between_two_checks_ends_with_the_same_bank_log_and_ledger
 
 
 def test_a_checkpoint_holds_the_window(tmp_path):
-    run(tmp_path, max_steps=8, save_strategy="steps", save_steps=8).train()
+    trainer = run(tmp_path, max_steps=8, save_strategy="steps", save_steps=8)
+    trainer.train()
     state = json.loads((tmp_path / "checkpoint-8" / "sgsd" / "window.json").read_text())
-    window = Window.from_state(state)
-    assert [(record.step, record.row) for record in window.records] == [
-        (step, row) for step in (6, 7, 8) for row in range(4)
-    ]
-    assert (window.updates, window.skipped) == (1, 0)
-    assert window.state_dict() == state
-    shorter = [{name: value for name, value in state["records"][0].items() if name != "outcome"}]
-    for other in (
-        {},
-        {"records": []},
-        state | {"records": 3},
-        state | {"records": ["a"]},
-        state | {"records": shorter},
-    ):
+    assert state["rollouts"] == 3 * 4
+    assert {memory["source"].split(",")[0] for memory in state["memories"]} == {f"training step {n}" for n in (6, 7, 8)}
+    assert (state["counts"]["updated"], state["counts"]["skipped"]) == (1, 0)
+    trainer.maintenance.load_state_dict(state)
+    assert trainer.maintenance.state_dict() == state
+    shorter = [{name: value for name, value in state["memories"][0].items() if name != "outcome"}]
+    for other in ({}, {"memories": []}, state | {"memories": 3}, state | {"memories": shorter}):
         with pytest.raises(CheckpointError, match="not a window of rollouts"):
-            Window.from_state(other)
+            trainer.maintenance.load_state_dict(other)
 
 
 def test_a_run_that_has_not_watched_its_rollouts_so_far_begins_to_when_it_goes_on(tmp_path):

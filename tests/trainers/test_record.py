@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from sgsd.bank import Ledger
 from sgsd.objectives import stances
@@ -39,13 +40,13 @@ class Run:
 
     def __init__(self, folder, tokenizer, **settings):
         self.ledger = TrainingLedger(1, "equal")
-        self.recorder = RunRecorder(folder, tokenizer, self.ledger.ids, **{"trace_steps": 2, "writes": True} | settings)
-        self.cells = []
+        settings = {"trace_steps": 2, "writes": True} | settings
+        self.recorder = RunRecorder(folder, tokenizer, self.ledger, lambda: None, **settings)
 
     def step(self, number, pools, outcomes, *, micro_batches=1, seed=0):
         """One optimizer step: rollouts, shuffled and split as TRL does it, their scores and their stances."""
         data = [{"problem_id": f"p{n}", "problem": f"{n} + 1?", "answer": str(n + 1)} for n in range(len(pools))]
-        self.cells = self.recorder.rollouts(data, range(len(pools)), range(len(pools)))
+        self.recorder.rollouts(data, range(len(pools)))
         inputs, student = batch(pools, outcomes, seed=seed)
         inputs["items"] = self.ledger.numbers(pools, BANK, K)
         teachers = from_batch(inputs)
@@ -57,7 +58,7 @@ class Run:
                 part["row"], part["items"], part["outcome"], of_part.scored, support[chosen], stance[chosen]
             )
             self.recorder.observe(number, part, student[chosen], of_part, support[chosen], stance[chosen])
-        self.recorder.end_step(number, self.ledger.end_step())
+        self.recorder.end_step(number)
         return inputs, student, support, stance
 
 
@@ -96,7 +97,7 @@ OUTCOMES = [1, -1, 1, 0]
 def test_the_ledger_is_the_same_whatever_the_micro_batches_and_their_order(tmp_path, tokenizer):
     whole, parts = Run(tmp_path / "a", tokenizer), Run(tmp_path / "b", tokenizer)
     for made in (whole, parts):
-        made.recorder.begin(0)
+        made.recorder.on_train_begin(None, TrainerState(), None)
     _, _, support, stance = whole.step(1, POOLS, OUTCOMES)
     parts.step(1, POOLS, OUTCOMES, micro_batches=4)
     pairs = [[(pair.skill.id, pair.mistake.id) for pair in pool.pairs] for pool in POOLS]
@@ -111,7 +112,7 @@ def test_the_ledger_is_the_same_whatever_the_micro_batches_and_their_order(tmp_p
 
 def test_every_teacher_that_was_run_lands_in_one_bin_of_its_outcome(tmp_path, tokenizer):
     made = Run(tmp_path, tokenizer)
-    made.recorder.begin(0)
+    made.recorder.on_train_begin(None, TrainerState(), None)
     _, _, support, _ = made.step(1, POOLS, OUTCOMES)
     header, line = lines(tmp_path / "supports.jsonl")
     assert header == {"edges": list(SUPPORT_EDGES)}
@@ -123,7 +124,7 @@ def test_every_teacher_that_was_run_lands_in_one_bin_of_its_outcome(tmp_path, to
 
 def test_a_trace_holds_the_gaps_of_each_teacher_that_was_run(tmp_path, tokenizer):
     made = Run(tmp_path, tokenizer)
-    made.recorder.begin(0)
+    made.recorder.on_train_begin(None, TrainerState(), None)
     inputs, student, support, stance = made.step(1, POOLS, OUTCOMES, micro_batches=2)
     success, failure = lines(tmp_path / "traces.jsonl")
     assert (success["outcome"], failure["outcome"]) == ("success", "failure")
@@ -154,7 +155,7 @@ def test_a_trace_holds_the_gaps_of_each_teacher_that_was_run(tmp_path, tokenizer
 )
 def test_traces_prefer_one_success_and_one_failure(tmp_path, tokenizer, outcomes, traced):
     made = Run(tmp_path, tokenizer)
-    made.recorder.begin(0)
+    made.recorder.on_train_begin(None, TrainerState(), None)
     made.step(2, [pool(0)] * 3, outcomes, micro_batches=3)
     assert [trace["outcome"] for trace in lines(tmp_path / "traces.jsonl")] == traced
 
@@ -162,19 +163,19 @@ def test_traces_prefer_one_success_and_one_failure(tmp_path, tokenizer, outcomes
 @pytest.mark.parametrize(("trace_steps", "traced"), [(3, [1, 3, 6]), (0, [])])
 def test_traces_are_of_the_first_step_and_every_so_many(tmp_path, tokenizer, trace_steps, traced):
     made = Run(tmp_path, tokenizer, trace_steps=trace_steps)
-    made.recorder.begin(0)
+    made.recorder.on_train_begin(None, TrainerState(), None)
     for number in range(1, 8):
         made.step(number, [pool(0)], [1])
     file = tmp_path / "traces.jsonl"
     assert [trace["step"] for trace in lines(file)] == traced if traced else not file.exists()
-    Run(tmp_path, tokenizer).recorder.begin(0)  # another run begins in this folder
+    Run(tmp_path, tokenizer).recorder.on_train_begin(None, TrainerState(), None)  # another run begins in this folder
     assert lines(tmp_path / "supports.jsonl") == [{"edges": list(SUPPORT_EDGES)}]
     assert not file.exists() or lines(file) == []
 
 
 def test_other_processes_write_nothing(tmp_path, tokenizer):
     made = Run(tmp_path / "run", tokenizer, writes=False)
-    made.recorder.begin(0)
+    made.recorder.on_train_begin(None, TrainerState(), None)
     made.step(2, POOLS, OUTCOMES)
     assert not (tmp_path / "run").exists()
     assert made.ledger.ledger.items

@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_kl_from_the_start_in_plain_loops(tmp_path, lora):
     for weight in (0.0, 3.0):
         trainer.args.rehearsal_weight = weight
         found[weight] = trainer._compute_loss(trainer.model, batch)
-    read = trainer.rehearsal.batch(8, (0, 0), torch.device("cpu")).inputs
+    read = trainer.rehearsal.batch(8, (0, 0), torch.device("cpu"))[0]
     now, rows = plain(trainer.model), []
     for number in range(2):
         prompt, written = (
@@ -98,8 +98,8 @@ def test_texts_are_turns_and_answers_written_by_the_model_as_it_began(tmp_path):
     other._forgotten(other.model, 4)
     texts = trainer.rehearsal.texts
     assert texts == other.rehearsal.texts
-    assert len(set(texts)) == 5
-    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal._texts, strict=True):
+    assert len(set(map(tuple, texts))) == 5
+    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal.texts, strict=True):
         places = [n for n in range(len(text)) if text[n : n + len(closing)] == closing]
         assert places
         assert places[0] <= TURN_TOKENS
@@ -110,12 +110,12 @@ def test_what_a_step_reads_follows_from_seed_and_step(tmp_path):
     trainer = rehearsing(tmp_path)
     trainer._forgotten(trainer.model, 4)
     read = [
-        trainer.rehearsal.batch(8, (step, 0), torch.device("cpu")).inputs["completion_ids"].tolist()
+        trainer.rehearsal.batch(8, (step, 0), torch.device("cpu"))[0]["completion_ids"].tolist()
         for step in (1, 1, 2, 3)
     ]
     assert read[0] == read[1]
     assert len({str(ids) for ids in read}) > 1
-    assert len(trainer.rehearsal.batch(400, (1, 0), torch.device("cpu")).inputs["prompt_ids"]) == 5  # there are no more
+    assert len(trainer.rehearsal.batch(400, (1, 0), torch.device("cpu"))[0]["prompt_ids"]) == 5  # there are no more
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_ends_of_turns_are_no_words_of_theirs(tmp_path):
     model.generation_config.eos_token_id = [EOS, *range(100, 250)]  # so that turns end soon
     trainer = rehearsing(tmp_path, model=model)
     trainer._forgotten(trainer.model, 4)
-    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal._texts, strict=True):
+    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal.texts, strict=True):
         place = next(n for n in range(len(text)) if text[n : n + len(closing)] == closing)
         assert place < TURN_TOKENS
         assert not {EOS, *range(100, 250)} & set(text[:place])

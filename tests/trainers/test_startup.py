@@ -23,8 +23,7 @@ from sgsd.trainers.model import (
     settle_generation_config,
     stands_still_without_adapter,
 )
-from sgsd.trainers.reward_check import check_reward, check_verifier
-from sgsd.trainers.rewards import VerifierReward
+from sgsd.trainers.rewards import VerifierReward, check_reward, check_reward_arguments
 from sgsd.trainers.tokens import check_batch, check_tokens, thinking_of
 from sgsd.verifiers import Outcome, Verdict, get_verifier
 
@@ -377,12 +376,12 @@ def test_a_verifier_whose_every_verdict_is_an_error_stops_at_once(verifier, got)
             checked(reward)
 
 
-def test_what_cannot_verify_is_refused_by_what_it_is():
+def test_what_cannot_verify_is_refused_by_what_it_is(tmp_path):
     for thing, got in (("math", "'math'"), (3, "int")):
         with pytest.raises(ConfigError, match=f"verifier cannot verify: got {got};"):
-            check_verifier(thing)
-    check_verifier(get_verifier("exact"))
-    check_verifier(raising)  # a reward function is taken
+            check_reward_arguments(None, None, thing)
+    for thing in (get_verifier("exact"), raising):  # a reward function is taken
+        check_reward_arguments(make_config(tmp_path), None, thing)
 
 
 # ---- adapters

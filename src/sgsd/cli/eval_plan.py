@@ -283,11 +283,10 @@ def _skills(
     context = context_of(run, bank)
     kind = options.retriever or run.get("retriever") or "embedding"
     embedder = options.embedder or run.get("embedder") or "Qwen/Qwen3-Embedding-0.6B"
-    query_prompt = run.get("retrieval_query_prompt", "") if embedder == run.get("embedder") else ""
     embedder = embedder if kind == "embedding" else None
     count = options.pairs or run.get("skills_in_prompt_pairs") or 1
     item_text = run.get("retrieval_text", "topic")
-    retriever = build_retriever(kind, embedder=embedder, query_prompt=query_prompt, item_text=item_text)
+    retriever = build_retriever(kind, embedder=embedder, item_text=item_text)
     settings: dict[str, object] = {
         "bank": bank.digest,
         "retriever": kind,

@@ -457,7 +457,6 @@ class _Work:
         return build_retriever(
             args.retriever,
             embedder=args.embedder if args.retriever == "embedding" else None,
-            query_prompt=args.retrieval_query_prompt,
             item_text=args.retrieval_text,
         )
 

@@ -56,11 +56,9 @@ from sgsd.scoring.teachers import TeacherPool, build_pool
 from sgsd.trainers.callbacks import StopOnSignal
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage, refused_writes
 from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, context_of, resolve_bank
-from sgsd.trainers.guard import sound_checkpoint
 from sgsd.trainers.model import settle_generation_config
 from sgsd.trainers.names import method_name
-from sgsd.trainers.reward_check import check_reward, check_reward_arguments
-from sgsd.trainers.rewards import VerifierReward
+from sgsd.trainers.rewards import VerifierReward, check_reward, check_reward_arguments
 from sgsd.trainers.rows import all_text, prompt_of, skill_pairs, training_rows
 from sgsd.trainers.settings import check_pieces
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers, summary_of
@@ -221,7 +219,7 @@ def _refuse_collapse(trainer: Any, output: Path) -> None:
     alarm = trainer.guard and trainer.guard.alarm
     if alarm is None or (alarm.finite and trainer.args.guard != "stop"):
         return
-    sound = sound_checkpoint(output, alarm.sound_until)
+    sound = last_complete_checkpoint(output, alarm.sound_until)
     raise CollapseError(
         f"the guard stopped the run at step {alarm.step}",
         got=alarm.what,
@@ -444,7 +442,6 @@ def _doctor(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
             embedder=training.embedder if training.retriever == "embedding" else None,
             temperature=training.retrieval_temperature,
             seed=training.seed,
-            query_prompt=training.retrieval_query_prompt,
             item_text=training.retrieval_text,
         )
         read = {"trust_remote_code": options["trust_remote_code"], "revision": options["revision"]}

@@ -5,7 +5,7 @@ All see the same rows, prompts, sampling and verdicts; each module beside this o
 - a rollout's reward decides its outcome: success, failure, undecided (``_calculate_rewards``);
 - the student's forward is TRL's own, with whatever else the method wants to know of its logits (``_student_pass``);
 - means are logged over all rollouts of an optimizer step, of all micro-batches and processes (``metrics``);
-- checkpoints hold what TRL's do not: bank, teacher weights, ledger, the place in the order of problems (``parts``).
+- checkpoints hold what TRL's do not: bank, teacher weights, ledger, guard (``parts``).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from sgsd.engines.embedders import build_retriever
 from sgsd.engines.generation import contiguous_head
 from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
-from sgsd.prompts import PromptRenderer, Shown, mapped
+from sgsd.prompts import PromptRenderer, mapped
 from sgsd.retrieval import Retriever
 from sgsd.scoring.heads import DivergenceFrom, Reduction, causal_model, keep_head_in_float32
 from sgsd.scoring.student import StudentPass
 from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
-from sgsd.trainers import card
-from sgsd.trainers.callbacks import CheckpointCallback, StepCallback
+from sgsd.trainers import guard, names
+from sgsd.trainers.callbacks import CheckpointCallback, StepCallback, StepMetrics
 from sgsd.trainers.checkpoint import (
     BankState,
     Part,
@@ -52,8 +52,7 @@ from sgsd.trainers.checkpoint import (
     unmark,
 )
 from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, context_of, resolve_bank
-from sgsd.trainers.guard import CollapseGuard, GuardCallback, sound_checkpoint
-from sgsd.trainers.metrics import StepMetrics
+from sgsd.trainers.guard import CollapseGuard, GuardCallback
 from sgsd.trainers.model import (
     check_arguments,
     refuse_prompt_learning,
@@ -62,8 +61,14 @@ from sgsd.trainers.model import (
     settle_generation_config,
     stands_still_without_adapter,
 )
-from sgsd.trainers.reward_check import check_reward, check_reward_arguments, check_verifier
-from sgsd.trainers.rewards import VerifierReward, is_truncated, outcome_of, taking_its_own
+from sgsd.trainers.rewards import (
+    VerifierReward,
+    check_reward,
+    check_reward_arguments,
+    is_truncated,
+    outcome_of,
+    taking_its_own,
+)
 from sgsd.trainers.rows import all_text, problems_of, skill_pairs, training_rows
 from sgsd.trainers.settings import check_pieces
 from sgsd.trainers.signs import FirstSteps
@@ -124,28 +129,41 @@ class VerifiedTrainer(GRPOTrainer):
         verifier: Verifier | None = None,
         writer: Writer | None = None,
     ) -> None:
-        args = self._checked(args, train_dataset, writer, tools=tools, environment_factory=environment_factory)
-        check_arguments(
-            type(self).__name__,
-            CONFIGS[self.method],
-            args=args,
-            model=model,
-            processing_class=processing_class,
-            peft_config=peft_config,
-        )
+        for name, value in {"tools": tools, "environment_factory": environment_factory}.items():
+            if value:
+                raise ConfigError(f"{name} is not supported", remedy="leave it out, or train with TRL's GRPOTrainer")
+        given = {"args": args, "model": model, "processing_class": processing_class, "peft_config": peft_config}
+        check_arguments(type(self).__name__, CONFIGS[self.method], **given, train_dataset=train_dataset)
+        assert args is not None
+        assert train_dataset is not None
+        if writer is not None and not vars(args).get("maintenance_frequency"):
+            raise ConfigError(
+                "a writer that nobody would ask", expected="method sgsd with maintenance_frequency above 0"
+            )
+        self._writer = writer
         verified = reward_funcs is None
-        if verifier is not None:
-            check_verifier(verifier)
         check_reward_arguments(args, reward_funcs, verifier)
         adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference
         check_pieces(args, adapted=adapted, loaded=not isinstance(model, str))
+
+        # Data and bank.
         problems = problems_of(train_dataset, verified=verified)
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         eval_problems = {
             name: problems_of(data, verified=verified) for name, data in evaluated.items() if data is not None
         }
         self._bank = BankState(resolve_bank(args, bank))
-        self.retriever = retriever or (None if self.bank is None else self._build_retriever(args))
+        if retriever is None and self.bank is not None:
+            retriever = build_retriever(
+                args.retriever,
+                embedder=args.embedder if args.retriever == "embedding" else None,
+                temperature=vars(args).get("retrieval_temperature", 1.0),
+                seed=args.seed,
+                item_text=args.retrieval_text,
+            )
+        self.retriever = retriever
+
+        # Model and tokenizer.
         if isinstance(model, str):
             options = dict(args.model_init_kwargs or {})
             if quantization_config is not None:
@@ -162,6 +180,8 @@ class VerifiedTrainer(GRPOTrainer):
         settle_config(model.config)
         if said := settle_generation_config(model.generation_config):
             _log.warning("%s", said)
+
+        # Rows.
         self.renderer = PromptRenderer(
             processing_class,
             instruction=args.instruction,
@@ -171,53 +191,46 @@ class VerifiedTrainer(GRPOTrainer):
             and not (args.policy_writes and writer is None),
         )
         self.max_prompt_length = prompt_budget(model.config, args)
-        # Retrieved once, from the bank the run begins with.
-        skills = (
-            skill_pairs(
-                problems,
-                self.retriever,
-                self.bank,
-                args.skills_in_prompt_pairs,
-                context_of(vars(args), self.bank),
-            )
-            if args.skills_in_prompt
-            else None
-        )
-        rows: dict[str, Any] = {"train_dataset": self._training_rows(args, problems, skills, verified=verified)}
-        eval_rows = {
-            name: training_rows(
-                each,
-                self.renderer,
-                max_prompt_length=self.max_prompt_length,
-                long_prompts=args.long_prompts,
-                verified=verified,
-            )
-            for name, each in eval_problems.items()
+        making: dict[str, Any] = {
+            "max_prompt_length": self.max_prompt_length,
+            "long_prompts": args.long_prompts,
+            "verified": verified,
         }
+        skills = None
+        if args.skills_in_prompt:  # retrieved once, from the bank the run begins with; evaluations are always plain
+            context = context_of(vars(args), self.bank)
+            skills = skill_pairs(problems, self.retriever, self.bank, args.skills_in_prompt_pairs, context)
+        rows: dict[str, Any] = {
+            "train_dataset": training_rows(
+                problems, self.renderer, skills=skills, references=self._references(args, problems), **making
+            )
+        }
+        eval_rows = {name: training_rows(each, self.renderer, **making) for name, each in eval_problems.items()}
         if eval_rows:
             rows["eval_dataset"] = eval_rows if isinstance(eval_dataset, dict) else eval_rows[""]
         check_batch(len(rows["train_dataset"]), args)
         ends = end_of_completion_ids(model, processing_class)
         check_tokens(model.config.get_text_config().vocab_size, processing_class, ends)
         model.generation_config.eos_token_id = ends
-        if verified:
-            reward_funcs = [
-                VerifierReward(
-                    verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
-                    name=args.verifier,
-                    end_ids=ends,
-                    truncated=args.truncated,
-                    text=CompletionText(processing_class),
-                    prompt_end=self._prompt_end(processing_class),
-                )
-            ]
+
+        # Rewards.
+        if reward_funcs is None:
+            # How a conversation's prompt ends, perhaps with a mark that opens thoughts; unknown of text prompts.
+            ending = self.renderer.student_ids("?")[-32:] if processing_class.chat_template else []
+            reward_funcs = VerifierReward(
+                verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
+                name=args.verifier,
+                end_ids=ends,
+                truncated=args.truncated,
+                text=CompletionText(processing_class),
+                prompt_end=self.renderer.text(ending),
+            )
         functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        reward_funcs = [taking_its_own(function) for function in functions]
         adapted = adapted or isinstance(model, PeftModel)
         with in_one_line(), named_by_folder(model) if args.beta and not adapted else nullcontext():
             super().__init__(
                 model=model,
-                reward_funcs=reward_funcs,
+                reward_funcs=list(map(taking_its_own, functions)),
                 args=args,
                 processing_class=processing_class,
                 reward_processing_classes=reward_processing_classes,
@@ -240,43 +253,37 @@ class VerifiedTrainer(GRPOTrainer):
             )
         self.chat_template_kwargs = self.renderer.student_kwargs
         self._generation_config = causal_model(self.model).generation_config
-        self._first_steps = self._watch(args, processing_class)
-        self.metrics = StepMetrics()
-        self.parts: dict[str, Part] = {"bank": self._bank}
-        self._step_callback = StepCallback(self.metrics, self._log_means, self.accelerator)
-        self.add_callback(self._step_callback)
-        self.teacher_weights = self._teacher_weights(args, peft_config)
+        thinking = thinking_of(processing_class, self.renderer.student_kwargs)
+        if warning := thinking.warning(args.max_completion_length):
+            _log.warning("%s", warning)
+        self._first_steps = FirstSteps(args.max_completion_length, thinking, grouped=args.uses_advantages)
+
+        # State, and what happens between steps.
         self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
         self._numbers = range(0)  # of the latest batch's rollouts on all processes
+        self._epochs_behind = 0  # of a run that goes on
+        self.grad_norm = 0.0  # of the latest optimizer step, before clipping
+        self._step_means: dict[str, float] = {}
+        self.metrics = StepMetrics()
+        self.parts: dict[str, Part] = {"bank": self._bank}
+        self.teacher_weights = self._teacher_weights(args, peft_config)
+        self.add_callback(StepCallback(self.metrics, self._log_means, self.accelerator, self.teacher_weights))
         self._set_up()
-        self._add_guard(args)
+        self.guard: CollapseGuard | None = None
+        if args.guard != "off":
+            rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            self.guard = self.parts["guard"] = CollapseGuard(guard.WINDOW, rollouts * self.accelerator.num_processes)
+            self.add_callback(GuardCallback(self.guard, args.guard, self._vitals, lambda: self.grad_norm))
+        kind = None if self.teacher_weights is None else self.teacher_weights.kind
+        # What a resumed run must have in common with the one that wrote a checkpoint.
+        self._header = {"method": self.method, "bank": self._bank.initial, "teacher": kind}
         self.add_callback(
-            CheckpointCallback(
-                self.parts, self._header, self.accelerator, args.save_total_limit, lambda: self.sound_checkpoint
-            )
+            CheckpointCallback(self.parts, self._header, self.accelerator, args.save_total_limit, self.guard)
         )
-        self.add_callback(_SkipEpochs(self))
 
-    def _prompt_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """How a conversation's prompt ends, perhaps with a mark that opens thoughts; unknown of text prompts."""
-        return self.renderer.text(self.renderer.student_ids("?")[-32:]) if tokenizer.chat_template else ""
-
-    def _checked(
-        self, args: VerifiedConfig | None, train_dataset: Any, writer: Writer | None, **refused: Any
-    ) -> VerifiedConfig:
-        for name, value in refused.items():
-            if value:
-                raise ConfigError(f"{name} is not supported", remedy="leave it out, or train with TRL's GRPOTrainer")
-        if args is None:
-            raise ConfigError(f"{type(self).__name__} without args", expected="args=, a configuration")
-        if train_dataset is None:
-            raise ConfigError(f"{type(self).__name__} without train_dataset", expected="a data set")
-        if writer is not None and not vars(args).get("maintenance_frequency"):
-            raise ConfigError(
-                "a writer that nobody would ask", expected="method sgsd with maintenance_frequency above 0"
-            )
-        self._writer = writer
-        return args
+    def _references(self, args: VerifiedConfig, problems: Sequence[Problem]) -> list[str] | None:
+        """What each problem's teacher is shown, of a method whose teachers are shown references."""
+        return None
 
     def _set_up(self) -> None:
         """What a method keeps of its own; called once everything else of the trainer is there."""
@@ -296,65 +303,7 @@ class VerifiedTrainer(GRPOTrainer):
         )
         if weights.saved:
             self.parts["teacher"] = weights
-        self._step_callback.teacher = weights
         return weights
-
-    def _watch(self, args: VerifiedConfig, tokenizer: PreTrainedTokenizerBase) -> FirstSteps:
-        """What looks for signs of trouble in the first batches; a budget too short for thoughts is said at once."""
-        thinking = thinking_of(tokenizer, self.renderer.student_kwargs)
-        if warning := thinking.warning(args.max_completion_length):
-            _log.warning("%s", warning)
-        return FirstSteps(args.max_completion_length, thinking, grouped=args.uses_advantages)
-
-    def _add_guard(self, args: VerifiedConfig) -> None:
-        self.guard: CollapseGuard | None = None
-        self.grad_norm = 0.0  # of the latest optimizer step, before clipping
-        self._step_means: dict[str, float] = {}
-        if args.guard == "off":
-            return
-        rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        self.guard = self.parts["guard"] = CollapseGuard(args.guard_window, rollouts * self.accelerator.num_processes)
-        self.add_callback(GuardCallback(self.guard, args.guard, self._vitals, lambda: self.grad_norm, self.hand_over))
-
-    def _vitals(self) -> dict[str, float]:
-        """What the guard looks at, of the optimizer step that has just been made."""
-        entropy = self._metrics["train"].get("entropy") or [torch.nan]
-        means = self._step_means
-        success, truncated = means.get("success_rate", torch.nan), means.get("_truncated", torch.nan)
-        return {"success": success, "truncated": truncated, "entropy": entropy[-1]}
-
-    def hand_over(self) -> None:
-        """Go on with GRPO's loss alone, of methods that can."""
-
-    def _build_retriever(self, args: VerifiedConfig, *, temperature: float = 1.0) -> Retriever:
-        return build_retriever(
-            args.retriever,
-            embedder=args.embedder if args.retriever == "embedding" else None,
-            temperature=temperature,
-            seed=args.seed,
-            query_prompt=args.retrieval_query_prompt,
-            item_text=args.retrieval_text,
-        )
-
-    def _training_rows(
-        self,
-        args: VerifiedConfig,
-        problems: list[Problem],
-        skills: list[Shown] | None,
-        *,
-        verified: bool,
-        **more: Any,
-    ) -> Dataset:
-        """The rows to train on, with ``skills`` in their prompts; those of evaluations are always plain."""
-        return training_rows(
-            problems,
-            self.renderer,
-            max_prompt_length=self.max_prompt_length,
-            skills=skills,
-            long_prompts=args.long_prompts,
-            verified=verified,
-            **more,
-        )
 
     @property
     def bank(self) -> SkillBank | None:
@@ -365,18 +314,7 @@ class VerifiedTrainer(GRPOTrainer):
     def bank(self, bank: SkillBank | None) -> None:
         self._bank.bank = bank
 
-    # ---- resume
-
-    @property
-    def _header(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one that wrote a checkpoint."""
-        teacher = None if self.teacher_weights is None else self.teacher_weights.kind
-        return {"method": self.method, "bank": self._bank.initial, "teacher": teacher}
-
-    @property
-    def sound_checkpoint(self) -> Path | None:
-        """The last checkpoint of before the policy got worse, as far as the guard can tell by now."""
-        return None if self.guard is None else sound_checkpoint(Path(self.args.output_dir), self.guard.sound_until)
+    # ---- training, resume, saving
 
     def restore(self, checkpoint: Path) -> None:
         """Take over the parts of a checkpoint; ``train`` does so itself.
@@ -387,8 +325,6 @@ class VerifiedTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             refuse_damage(checkpoint)
         load_parts(checkpoint, self.parts, self._header, rank=self.accelerator.process_index)
-        if self.guard is not None and self.guard.alarm is not None and self.args.guard == "grpo":
-            self.hand_over()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As TRL's; ``True`` resumes from the last checkpoint in ``output_dir`` that was written to its end.
@@ -401,8 +337,11 @@ class VerifiedTrainer(GRPOTrainer):
             if found is None:
                 raise CheckpointError("no complete checkpoint to resume from", got=self.args.output_dir)
             resume_from_checkpoint = str(found)
+        self._epochs_behind = 0
         if resume_from_checkpoint:
             self.restore(Path(resume_from_checkpoint))
+            state = runfolder.read_json(Path(resume_from_checkpoint) / runfolder.STATE)
+            self._epochs_behind = int(state.get("epoch") or 0)
         # CheckpointCallback deletes old checkpoints: transformers would before a new one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -410,6 +349,13 @@ class VerifiedTrainer(GRPOTrainer):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.args.save_total_limit = limit
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        """TRL's, which draws one permutation an epoch, and would draw the first epoch's once more after a resume."""
+        sampler = super()._get_train_sampler(dataset)
+        for _ in range(self._epochs_behind if self.shuffle_dataset else 0):
+            torch.randperm(len(self.train_dataset), generator=sampler.generator)
+        return sampler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL does, whose table of completions goes to the terminal."""
@@ -429,45 +375,26 @@ class VerifiedTrainer(GRPOTrainer):
         finally:
             self.args = args
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """As TRL's, with data, verifier, objective and bank; ``dataset_name`` may be a file's."""
-        super().create_model_card(model_name, card.hub_name(dataset_name), tags)
-        if not self.is_world_process_zero():
-            return
-        told = card.facts(
-            {**vars(self.args), "steps": self.state.global_step},
-            method=self.method,
-            dataset=dataset_name,
-            problems=len(self.train_dataset),
-            verifier=", ".join(self.reward_func_names),
-            bank=self.bank,
-        )
-        file = Path(self.args.output_dir) / "README.md"
-        text = runfolder.read_text(file)
-        # TRL knows no model but those of the hub.
-        text = text.replace("[None](https://huggingface.co/None)", "a model that is not on the hub")
-        text = text.replace('model="None"', f'model="{Path(self.args.output_dir).name}"')
-        runfolder.write_text(file, card.with_facts(text, told))
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # A run that goes on from an earlier checkpoint comes to write over later ones.
         if self.accelerator.is_main_process:
             unmark(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
-        self._train_sampler = super()._get_train_sampler(dataset)
-        return self._train_sampler
-
-    def _skip_epochs(self, epochs: int) -> None:
-        """Bring the order of the problems to where a resumed run left it.
-
-        TRL's sampler draws one permutation an epoch, and would draw the first epoch's once more.
-        """
-        for _ in range(epochs if self.shuffle_dataset else 0):
-            torch.randperm(len(self.train_dataset), generator=self._train_sampler.generator)
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """As TRL's, with data, verifier, objective and bank; ``dataset_name`` may be a file's."""
+        super().create_model_card(model_name, names.hub_name(dataset_name), tags)
+        if self.is_world_process_zero():
+            told = names.card_facts(
+                {**vars(self.args), "method": self.method, "steps": self.state.global_step},
+                dataset=dataset_name,
+                problems=len(self.train_dataset),
+                verifier=", ".join(self.reward_func_names),
+                bank=self.bank,
+            )
+            names.complete_card(Path(self.args.output_dir), told)
 
     # ---- rollouts and verdicts: overrides of TRL's private methods, pinned by test_trl_contract.py
 
@@ -528,13 +455,10 @@ class VerifiedTrainer(GRPOTrainer):
     def _look_for_trouble(self) -> None:
         if self._first_steps.done:
             return
-        outcomes = gather(self._outcome).tolist()
         logged = self._metrics["train"]
-        signs = self._first_steps.observe(
-            logged["completions/clipped_ratio"][-1], outcomes, logged["frac_reward_zero_std"][-1]
-        )
-        if self.accelerator.is_main_process:
-            for sign in signs:
+        cut, alike = (logged[name][-1] for name in ("completions/clipped_ratio", "frac_reward_zero_std"))
+        for sign in self._first_steps.observe(cut, gather(self._outcome).tolist(), alike):
+            if self.accelerator.is_main_process:
                 _log.warning("%s", sign)
 
     # ---- forwards
@@ -617,17 +541,14 @@ class VerifiedTrainer(GRPOTrainer):
         self._step_means = means
         self._log_step(means)
 
+    def _vitals(self) -> dict[str, float]:
+        """What the guard looks at, of the optimizer step that has just been made."""
+        entropy = self._metrics["train"].get("entropy") or [torch.nan]
+        means = self._step_means
+        success, truncated = means.get("success_rate", torch.nan), means.get("_truncated", torch.nan)
+        return {"success": success, "truncated": truncated, "entropy": entropy[-1]}
+
     def _log_step(self, means: dict[str, float]) -> None:
         for name, mean in means.items():
             if not name.startswith("_"):  # those are the guard's
                 self._metrics["train"][name].append(mean)
-
-
-class _SkipEpochs(TrainerCallback):
-    """Tells a trainer that goes on how many epochs are behind it."""
-
-    def __init__(self, trainer: VerifiedTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer._skip_epochs(int(state.epoch))

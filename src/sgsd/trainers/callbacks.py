@@ -1,5 +1,5 @@
-"""What the trainer does between steps: teacher weights follow the policy, checkpoints get the method's own state, and
-a signal ends the run with a checkpoint."""
+"""What the trainer does between steps: means are logged, teacher weights follow the policy, checkpoints get the
+method's own state, and a signal ends the run with a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,45 +13,81 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather, wait_for_everyone
+from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sgsd.objectives.base import Metrics, total
 from sgsd.scoring.weights import TeacherWeights
-from sgsd.trainers.checkpoint import Part, drop_checkpoints, save_parts
-from sgsd.trainers.metrics import StepMetrics
+from sgsd.trainers.checkpoint import Part, drop_checkpoints, last_complete_checkpoint, save_parts
+from sgsd.trainers.guard import CollapseGuard
+
+
+class StepMetrics:
+    """Means over all rollouts of an optimizer step, whatever micro-batches and processes they were split into.
+
+    Sums and counts are added up on the device and reduced all at once. All processes add the same names. A mean over
+    nothing is NaN.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+
+    def add(self, values: Metrics) -> None:
+        """Add sums and counts."""
+        for name, (summed, count) in values.items():
+            pair = torch.stack([summed.detach().float(), count.detach().to(summed.device).float()])
+            self._totals[name] = self._totals[name] + pair if name in self._totals else pair
+
+    def mean(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
+        """Add the mean of ``values``, of those where ``where`` is True; what stands elsewhere is never read."""
+        self.add({name: total(values, torch.ones_like(values, dtype=torch.bool) if where is None else where)})
+
+    def share(self, name: str, part: float, whole: float) -> None:
+        """Add a part of a whole that are known on the host."""
+        self.add({name: (torch.tensor(float(part)), torch.tensor(float(whole)))})
+
+    def reduced(self, accelerator: Any) -> dict[str, float]:
+        """The means over everything added since the last call, on all processes; one reduction, one host sync."""
+        if not self._totals:
+            return {}
+        names = sorted(self._totals)
+        stacked = torch.stack([self._totals[name].to(accelerator.device) for name in names])
+        self._totals = {}
+        if accelerator.num_processes > 1:
+            stacked = accelerator.reduce(stacked, reduction="sum")
+        return dict(zip(names, (stacked[:, 0] / stacked[:, 1]).tolist(), strict=True))
 
 
 class StepCallback(TrainerCallback):
-    """Ends an optimizer step: the step's means are logged, and the teachers' weights follow the policy.
+    """Ends an optimizer step: the step's means go to ``log``, and the teachers' weights follow the policy."""
 
-    Args:
-        metrics: of the trainer, reduced here once a step.
-        log: takes the means.
-        accelerator: the trainer's.
-        teacher: weights that follow, if there are teachers.
-    """
-
-    def __init__(self, metrics: StepMetrics, log: Callable[[dict[str, float]], None], accelerator: Any) -> None:
+    def __init__(
+        self,
+        metrics: StepMetrics,
+        log: Callable[[dict[str, float]], None],
+        accelerator: Any,
+        teacher: TeacherWeights | None,
+    ) -> None:
         self._metrics = metrics
         self._log = log
         self._accelerator = accelerator
-        self.teacher: TeacherWeights | None = None
+        self._teacher = teacher
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._log(self._metrics.reduced(self._accelerator))
-        if self.teacher is not None:
-            self.teacher.after_optimizer_step(state.global_step)
+        if self._teacher is not None:
+            self._teacher.after_optimizer_step(state.global_step)
 
 
 class CheckpointCallback(TrainerCallback):
     """Adds the run's parts to checkpoints, and deletes old ones once a new one is complete.
 
     Args:
-        parts: name → part (``trainers.checkpoint``).
-        header: what a resumed run must agree with.
+        parts, header: see ``trainers.checkpoint.save_parts``.
         accelerator: the trainer's.
         limit: ``save_total_limit``.
-        sound: the checkpoint that stays whatever the limit is, if there is one.
+        guard: whose last sound checkpoint stays whatever the limit is.
     """
 
     def __init__(
@@ -60,33 +96,28 @@ class CheckpointCallback(TrainerCallback):
         header: Mapping[str, Any],
         accelerator: Any,
         limit: int | None,
-        sound: Callable[[], Path | None],
+        guard: CollapseGuard | None,
     ) -> None:
         self._parts = parts
         self._header = header
         self._accelerator = accelerator
         self._limit = limit
-        self._sound = sound
+        self._guard = guard
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if not args.save_only_model:  # without optimizer and random state there is nothing to go on from
-            self._save(checkpoint)
+            main, rank = self._accelerator.is_main_process, self._accelerator.process_index
+            if not main:
+                save_parts(checkpoint, self._parts, self._header, rank=rank)
+            self._accelerator.wait_for_everyone()
+            if main:  # it writes the mark of a complete checkpoint, so it goes last
+                save_parts(checkpoint, self._parts, self._header, rank=rank)
         if args.should_save:
-            best = state.best_model_checkpoint
-            kept = [checkpoint, self._sound(), None if best is None else Path(best)]
-            drop_checkpoints(Path(args.output_dir), self._limit, keep=[path for path in kept if path is not None])
-
-    def _save(self, checkpoint: Path) -> None:
-        def save() -> None:
-            save_parts(checkpoint, self._parts, self._header, rank=self._accelerator.process_index)
-
-        # Rank 0 writes the mark of a complete checkpoint, so it goes last.
-        if not self._accelerator.is_main_process:
-            save()
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            save()
+            folder, best = Path(args.output_dir), state.best_model_checkpoint
+            sound = None if self._guard is None else last_complete_checkpoint(folder, self._guard.sound_until)
+            kept = [checkpoint, sound, None if best is None else Path(best)]
+            drop_checkpoints(folder, self._limit, keep=[path for path in kept if path is not None])
 
 
 class StopOnSignal(TrainerCallback):
@@ -129,11 +160,9 @@ class StopOnSignal(TrainerCallback):
         now = time.monotonic()
         if not self._received:
             self._received, self._at = number, now
-            name = signal.Signals(number).name
-            # Not through a stream: the handler may run in the middle of a write to it.
-            os.write(
-                2, f"\nsgsd: {name}: the run is saved after this step, and ends; a second one ends it now\n".encode()
-            )
+            then = "the run is saved after this step, and ends; a second one ends it now"
+            # No stream: the handler may run in the middle of a write to it.
+            os.write(2, f"\nsgsd: {signal.Signals(number).name}: {then}\n".encode())
         elif now - self._at >= self.PATIENCE:
             self._give_back()
             signal.raise_signal(number)

@@ -1,7 +1,8 @@
 """What a checkpoint holds beyond TRL's own state: a dictionary of parts, and a mark that it was written to its end.
 
 A part is anything with ``state_dict`` and ``load_state_dict``: bank, ledger, teacher weights, window, guard. Tensors of
-its state go into ``sgsd/NAME-RANK.safetensors``, everything else into ``sgsd/NAME.json``.
+its state go into ``sgsd/NAME-RANK.safetensors``, everything else into ``sgsd/NAME.json``. ``sgsd/state.json``, the
+mark, is written last: a checkpoint without it was cut off, and is never resumed from.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _VERSION = 4
 
 
 class _Mark(TypedDict):
-    """``state.json``, beside what ``save_parts`` was given as the header."""
+    """The mark, beside what ``save_parts`` was given as the header. Older versions have no sizes."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -45,38 +46,27 @@ _MARK = TypeAdapter(_Mark)
 
 
 class Part(Protocol):
-    """A stateful part of a run."""
+    """A stateful part of a run: what it takes to go on is values for JSON, and tensors.
 
-    def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on: values for JSON, and tensors."""
-        ...
+    ``load_state_dict`` raises ``CheckpointError`` for what ``state_dict`` has not returned.
+    """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned.
+    def state_dict(self) -> dict[str, Any]: ...
 
-        Raises:
-            CheckpointError: it is something else.
-        """
-        ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class BankState:
-    """The bank of a run, as it is now and as it was at the start."""
+    """The bank of a run, as it is now and as it was at the start; its state can be loaded as a bank."""
 
     def __init__(self, bank: SkillBank | None) -> None:
         self.bank = bank
         self.initial = None if bank is None else bank.digest
 
     def state_dict(self) -> dict[str, Any]:
-        """The bank's own JSON: the file can be loaded as a bank."""
         return {} if self.bank is None else json.loads(self.bank.to_json())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved bank.
-
-        Raises:
-            CheckpointError: it is none.
-        """
         if self.bank is not None:
             try:
                 self.bank = SkillBank.from_json(json.dumps(state), source="the checkpoint's bank")
@@ -84,16 +74,17 @@ class BankState:
                 raise CheckpointError("the checkpoint's bank cannot be read", got=str(error)) from error
 
 
-def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
-    """Write ``checkpoint/sgsd``; rank 0 comes last and marks the checkpoint as complete.
+# ---- writing and reading
 
-    A checkpoint without ``state.json`` was cut off while it was written and is never resumed from.
+
+def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
+    """Add ``sgsd`` to a checkpoint that TRL has written: all ranks tensors, rank 0, last, the rest and the mark.
 
     Args:
-        checkpoint: the folder TRL has written.
+        checkpoint: its folder.
         parts: name → part.
         header: what a resumed run must agree with: method, digest of the first bank, kind of teacher.
-        rank: this process's. All ranks save tensors, rank 0 everything else.
+        rank: this process's.
     """
     folder = checkpoint / runfolder.PARTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,23 +120,24 @@ def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
         )
     for name, value in header.items():
         if mark.get(name) != value:
+            got, expected = ("none" if each is None else str(each)[:12] for each in (value, mark.get(name)))
             raise CheckpointError(
                 f"the checkpoint was trained with another {name}",
-                got=_shown(value),
-                expected=_shown(mark.get(name)),
+                got=got,
+                expected=expected,
                 remedy="pass what the run began with, or start a new run in another output_dir",
             )
+    folder = checkpoint / runfolder.PARTS
     for name, part in parts.items():
         if f"{runfolder.PARTS}/{name}.json" not in mark["sizes"]:
             continue
         try:
-            state = runfolder.read_json(checkpoint / runfolder.PARTS / f"{name}.json")
-            tensors = checkpoint / runfolder.PARTS / f"{name}-{rank:05d}.safetensors"
-            state |= load_file(tensors) if tensors.is_file() else {}
-            part.load_state_dict(state)
+            state = runfolder.read_json(folder / f"{name}.json")
+            tensors = folder / f"{name}-{rank:05d}.safetensors"
+            part.load_state_dict(state | (load_file(tensors) if tensors.is_file() else {}))
+        except CheckpointError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            if isinstance(error, CheckpointError):
-                raise
             raise CheckpointError(
                 f"the checkpoint's {name} cannot be read",
                 got=f"{checkpoint} ({type(error).__name__})",
@@ -175,39 +167,69 @@ def unmark(checkpoint: Path) -> None:
     (checkpoint / runfolder.PARTS / _STATE_FILE).unlink(missing_ok=True)
 
 
+def _mark_of(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return {"sizes": {}} | runfolder.read_json(checkpoint / runfolder.PARTS / _STATE_FILE, _MARK)
+    except DataError as error:
+        raise CheckpointError(
+            "not a complete sgsd checkpoint",
+            got=str(checkpoint),
+            expected=f"{runfolder.PARTS}/{_STATE_FILE} in it",
+            remedy=_go_back(checkpoint),
+        ) from error
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Path in the checkpoint → bytes, of all that a resume reads."""
+    own = checkpoint / runfolder.PARTS / _STATE_FILE
+    files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.suffix != ".md" and file != own)
+    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+
+
+# ---- the checkpoints of a run
+
+
+def _checkpoints(output_dir: Path) -> dict[int, Path]:
+    folders = output_dir.iterdir() if output_dir.is_dir() else []
+    return dict(sorted((int(match[1]), path) for path in folders if (match := _FOLDER.fullmatch(path.name))))
+
+
 def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
-    """Steps → the checkpoints of a run that were written to their end."""
-    return {
-        int(match[1]): folder
-        for folder in (output_dir.iterdir() if output_dir.is_dir() else [])
-        if (match := _FOLDER.fullmatch(folder.name)) and (folder / runfolder.PARTS / _STATE_FILE).is_file()
-    }
+    """Steps → the checkpoints of a run that were written to their end, in the order of steps."""
+    mark = Path(runfolder.PARTS) / _STATE_FILE
+    return {step: folder for step, folder in _checkpoints(output_dir).items() if (folder / mark).is_file()}
 
 
-def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint of most steps that was written to its end, if there is one."""
-    steps = complete_checkpoints(output_dir)
-    return steps[max(steps)] if steps else None
+def last_complete_checkpoint(output_dir: Path, until: float = float("inf")) -> Path | None:
+    """The checkpoint of most steps, but at most ``until``, that was written to its end, if there is one."""
+    return next((path for step, path in reversed(complete_checkpoints(output_dir).items()) if step <= until), None)
 
 
 def drop_checkpoints(output_dir: Path, limit: int | None, *, keep: Collection[Path]) -> None:
     """Delete checkpoints until ``limit`` are left: those that were cut off first, then by steps.
 
     In the place of transformers' rotation, which comes before a checkpoint is complete, and goes by the time of files.
-
-    Args:
-        output_dir: the run's.
-        limit: ``save_total_limit``; none, or 0, keeps all.
-        keep: what stays whatever the limit is.
+    No limit, or 0, keeps all; what is in ``keep`` stays whatever the limit is.
     """
     if not limit:
         return
-    complete = complete_checkpoints(output_dir)
-    steps = {int(match[1]): path for path in output_dir.iterdir() if (match := _FOLDER.fullmatch(path.name))}
+    complete, every = complete_checkpoints(output_dir), _checkpoints(output_dir)
     kept = {path.resolve() for path in keep}
-    going = [step for step, path in steps.items() if path.resolve() not in kept]
-    for step in sorted(going, key=lambda step: (step in complete, step))[: max(0, len(steps) - limit)]:
-        shutil.rmtree(steps[step], ignore_errors=True)
+    going = [step for step, path in every.items() if path.resolve() not in kept]
+    for step in sorted(going, key=lambda step: (step in complete, step))[: max(0, len(every) - limit)]:
+        shutil.rmtree(every[step], ignore_errors=True)
+
+
+def _go_back(checkpoint: Path) -> str:
+    """The remedy for a checkpoint that cannot be used."""
+    match = _FOLDER.fullmatch(checkpoint.name)
+    earlier = match and last_complete_checkpoint(checkpoint.parent, int(match[1]) - 1)
+    if earlier is None:
+        return "there is no earlier complete checkpoint beside it"
+    return f"the last complete one before it: --resume_from_checkpoint {earlier}"
+
+
+# ---- the disk
 
 
 @contextmanager
@@ -233,49 +255,16 @@ def refused_writes(output_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Path in the checkpoint → bytes, of all that a resume reads."""
-    own = checkpoint / runfolder.PARTS / _STATE_FILE
-    files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.suffix != ".md" and file != own)
-    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
-
-
-def _mark_of(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return {"sizes": {}} | runfolder.read_json(checkpoint / runfolder.PARTS / _STATE_FILE, _MARK)
-    except DataError as error:
-        raise CheckpointError(
-            "not a complete sgsd checkpoint",
-            got=str(checkpoint),
-            expected=f"{runfolder.PARTS}/{_STATE_FILE} in it",
-            remedy=_go_back(checkpoint),
-        ) from error
-
-
-def _go_back(checkpoint: Path) -> str:
-    """The remedy for a checkpoint that cannot be used."""
-    match = _FOLDER.fullmatch(checkpoint.name)
-    steps = complete_checkpoints(checkpoint.parent)
-    earlier = [step for step in steps if match is not None and step < int(match[1])]
-    if not earlier:
-        return "there is no earlier complete checkpoint beside it"
-    return f"the last complete one before it: --resume_from_checkpoint {steps[max(earlier)]}"
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)[:12]
-
-
 def _why_not_written(error: BaseException, output_dir: Path) -> str | None:
     """What the system said, if an error is of the kind; safetensors and torch tell it in words of their own."""
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in _FULL else None
     if isinstance(error, BankError):
         return None if error.__cause__ is None else _why_not_written(error.__cause__, output_dir)
-    if isinstance(error, SafetensorError):
-        number = re.search(r"os error (\d+)", str(error))
-        return os.strerror(int(number[1])) if number is not None and int(number[1]) in _FULL else None
-    if re.search("PytorchStreamWriter|inline_container|iostream error", str(error)):
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number in _FULL:
+        return os.strerror(number)
+    if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container|iostream error", str(error)):
         full = shutil.disk_usage(output_dir).free < 2**20
         return os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:200]
     return None

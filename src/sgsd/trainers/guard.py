@@ -17,10 +17,10 @@ from transformers import TrainerCallback
 from sgsd import runfolder
 from sgsd.display import logger
 from sgsd.errors import CheckpointError
-from sgsd.trainers.checkpoint import complete_checkpoints
+from sgsd.trainers.checkpoint import last_complete_checkpoint
 
-VITALS = ("success", "truncated", "entropy")
-"""Means over the rollouts of an optimizer step: the success rate, the share cut off, nats a token."""
+WINDOW = 20
+"""Optimizer steps whose means are compared."""
 GRADIENT = "the gradient's norm"
 
 _DROP = 0.3  # of the best success rate
@@ -81,22 +81,21 @@ class CollapseGuard:
 
         Args:
             step: optimizer steps done, with this one.
-            vitals: some of ``VITALS``, and ``GRADIENT``. A mean over nothing (NaN, or absent) is not judged.
+            vitals: means over the step's rollouts, ``success``, ``truncated``, ``entropy``, and ``GRADIENT``. A mean
+                over nothing (NaN, or absent) is not judged.
         """
-        if self.alarm is None:
-            self.alarm = alarm = self._broken(step, vitals) or self._judged(step, vitals)
-            return alarm
-        return None
+        if self.alarm is not None:
+            return None
+        self.alarm = alarm = self._broken(step, vitals) or self._judged(step, vitals)
+        return alarm
 
     def _broken(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
         # The entropy is of the policy before this step's update, which a broken gradient does not get. Beside a broken
         # gradient an entropy that is no number says that the weights were broken already.
-        if not math.isfinite(vitals.get(GRADIENT, 0.0)):
-            weights_broken = math.isnan(vitals.get("entropy", 0.0))
-            return Alarm(step, f"{GRADIENT} is {vitals[GRADIENT]}", step - 1 - weights_broken, finite=False)
-        if math.isinf(vitals.get("entropy", 0.0)):
-            return Alarm(step, f"entropy is {vitals['entropy']}", step - 2, finite=False)
-        return None
+        norm, entropy = vitals.get(GRADIENT, 0.0), vitals.get("entropy", 0.0)
+        if not math.isfinite(norm):
+            return Alarm(step, f"{GRADIENT} is {norm}", step - 1 - math.isnan(entropy), finite=False)
+        return Alarm(step, f"entropy is {entropy}", step - 2, finite=False) if math.isinf(entropy) else None
 
     def _judged(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
         counted = {name: float(vitals.get(name, math.nan)) for name in ("success", "truncated")}
@@ -128,16 +127,10 @@ class CollapseGuard:
         return abs(one - other) > _SIGMAS * math.sqrt(2 * mean * (1 - mean) / self._rollouts)
 
     def state_dict(self) -> dict[str, Any]:
-        """All there is to go on from, JSON-able."""
         state = {"recent": self._recent, "first": self._first, "best": self._best, "best_step": self._best_step}
         return state | {"alarm": None if self.alarm is None else asdict(self.alarm)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
-
-        Raises:
-            CheckpointError: it is something else.
-        """
         try:
             recent = [{str(name): float(value) for name, value in row.items()} for row in state["recent"]]
             first = None if state["first"] is None else float(state["first"])
@@ -153,10 +146,9 @@ class GuardCallback(TrainerCallback):
 
     Args:
         guard: the rules.
-        action: ``warn``, ``stop``, or ``grpo`` (``hand_over`` is called); numbers that are not finite stop the run.
-        vitals: the last optimizer step's, by the names of ``VITALS``.
+        action: ``warn`` or ``stop``; numbers that are not finite stop the run.
+        vitals: of the last optimizer step, as ``CollapseGuard.observe`` takes them.
         grad_norm: the last gradient's norm before clipping.
-        hand_over: goes on with GRPO's loss alone.
     """
 
     def __init__(
@@ -165,13 +157,11 @@ class GuardCallback(TrainerCallback):
         action: str,
         vitals: Callable[[], Mapping[str, float]],
         grad_norm: Callable[[], float],
-        hand_over: Callable[[], None] | None = None,
     ) -> None:
         self.guard = guard
         self._action = action
         self._vitals = vitals
         self._grad_norm = grad_norm
-        self._hand_over = hand_over
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An update that would leave no weight finite is left out. In float16 the gradient scaler does that itself."""
@@ -184,21 +174,12 @@ class GuardCallback(TrainerCallback):
         if alarm is None:
             return
         folder = Path(args.output_dir)
-        sound = sound_checkpoint(folder, alarm.sound_until)
+        sound = last_complete_checkpoint(folder, alarm.sound_until)
         stops = self._action == "stop" or not alarm.finite
-        does = "stopped" if stops else {"warn": "goes on", "grpo": "goes on with GRPO's loss alone"}[self._action]
+        does = "stopped" if stops else "goes on"
         where = "no checkpoint is older than that" if sound is None else f"last sound checkpoint: {sound}"
         _log.warning("collapse guard, step %d: %s; the run %s; %s", alarm.step, alarm.what, does, where)
         if state.is_world_process_zero:
             record = asdict(alarm) | {"run": does, "checkpoint": sound and sound.name}
             runfolder.write_json(folder / runfolder.GUARD, record)
-        if stops:
-            control.should_training_stop = True
-        elif self._action == "grpo" and self._hand_over is not None:
-            self._hand_over()
-
-
-def sound_checkpoint(folder: Path, until: int) -> Path | None:
-    """The run's latest complete checkpoint of at most ``until`` optimizer steps."""
-    steps = {step: path for step, path in complete_checkpoints(folder).items() if step <= until}
-    return steps[max(steps)] if steps else None
+        control.should_training_stop |= stops

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from accelerate.utils import gather
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgsd import runfolder
 from sgsd.bank import Ledger, SkillBank
 from sgsd.bank.credit import credit, sure_worth, trust, vouched, worth
 from sgsd.errors import BankError, CheckpointError
@@ -24,22 +22,18 @@ from sgsd.scoring.teachers import TeacherPool
 
 @dataclass(frozen=True)
 class Scored:
-    """An optimizer step's teachers that were run on rollouts, of all processes.
+    """An optimizer step's teachers that were run on rollouts, of all processes: N numbers each.
 
     Attributes:
-        rows: ``[N]``, the rollout's number among all processes' of its batch.
-        teachers: ``[N]``, the teacher's number among the rollout's.
-        pairs: N ids of skill and mistake.
-        outcome, stance: ``[N]`` in {−1, 0, 1}.
-        support: ``[N]``, nats per token.
+        rows: the rollout's number among all processes' of its batch.
+        outcome, stance: in {−1, 0, 1}.
+        support: nats per token.
     """
 
-    rows: NDArray[np.int64]
-    teachers: NDArray[np.int64]
-    pairs: Sequence[tuple[str, str]]
-    outcome: NDArray[np.int64]
-    stance: NDArray[np.int64]
+    rows: NDArray[np.float64]
+    outcome: NDArray[np.float64]
     support: NDArray[np.float64]
+    stance: NDArray[np.float64]
 
 
 class TrainingLedger:
@@ -64,10 +58,7 @@ class TrainingLedger:
     def numbers(self, pools: Sequence[TeacherPool], bank: SkillBank, num_teachers: int) -> Tensor:
         """``[B, K, 2]``: numbers of each teacher's skill and mistake, −1 for padding and for one that it has not.
 
-        Args:
-            pools: the teachers of B rollouts.
-            bank: that they come from, the same on all processes.
-            num_teachers: K.
+        ``pools`` are the teachers of B rollouts, ``bank`` what they come from, the same on all processes.
         """
         for item in bank.items:
             if item.id not in self._numbers:
@@ -82,10 +73,8 @@ class TrainingLedger:
 
     def ids(self, skill: int, mistake: int) -> tuple[str, str]:
         """Ids of numbers that ``numbers`` gave; empty for −1."""
-        return self._id(skill), self._id(mistake)
-
-    def _id(self, number: int) -> str:
-        return self._ids[number] if number >= 0 else ""
+        first, second = (self._ids[number] if number >= 0 else "" for number in (skill, mistake))
+        return first, second
 
     def trust(self, pools: Sequence[TeacherPool]) -> list[list[float]]:
         """τ of each pool's teachers, by what is known before this batch; the same on all processes."""
@@ -99,10 +88,8 @@ class TrainingLedger:
                 return worth(*records, prior=prior)
             return vouched(*records) if self._trust == "vouched" else trust(*records)
 
-        found: dict[int, list[float]] = {}
-        for pool in pools:  # the G rollouts of a prompt share one
-            if id(pool) not in found:
-                found[id(pool)] = [of_pair(pair) for pair in pool.pairs]
+        distinct = {id(pool): pool for pool in pools}  # the G rollouts of a prompt share one
+        found = {key: [of_pair(pair) for pair in pool.pairs] for key, pool in distinct.items()}
         return [found[id(pool)] for pool in pools]
 
     def observe(
@@ -110,11 +97,7 @@ class TrainingLedger:
     ) -> None:
         """Keep a micro-batch for ``end_step``.
 
-        Args:
-            rows, outcome: ``[B]``.
-            items: ``[B, K, 2]``, of ``numbers``.
-            scored: ``[B, K]``, bool.
-            support, stance: ``[B, K]``.
+        ``rows`` and ``outcome`` are ``[B]``, ``items`` those of ``numbers``; the others are ``[B, K]``.
         """
         of_row = [tensor.unsqueeze(1).expand_as(support).float() for tensor in (rows, outcome)]
         columns = [*of_row, *items.unbind(-1), scored, support, stance]
@@ -122,36 +105,24 @@ class TrainingLedger:
 
     def end_step(self) -> Scored:
         """Credit what was observed on all processes since the last call; one gather, one host sync."""
-        if not self._observed:
-            return _scored([])
-        together = torch.cat(self._observed)
+        values = np.empty((0, 1, 7))
+        if self._observed:
+            values = gather(torch.cat(self._observed).contiguous()).cpu().double().numpy()  # [B, K, 7]
         self._observed = []
-        values = gather(together.contiguous()).cpu().double().numpy()
-        batch = _scored(
-            [
-                (int(row[0]), k, self.ids(int(row[2]), int(row[3])), int(row[1]), int(row[6]), float(row[5]))
-                for rollout in values
-                for k, row in enumerate(rollout)
-                if row[4]
-            ]
-        )
-        by_row: dict[int, list[int]] = {}
-        for n, row in enumerate(batch.rows.tolist()):
-            by_row.setdefault(row, []).append(n)
-        if by_row:
-            K = max(map(len, by_row.values()))
-            support, stance = np.zeros((len(by_row), K)), np.zeros((len(by_row), K), dtype=np.int64)
-            for place, numbers in enumerate(by_row.values()):
-                support[place, : len(numbers)] = batch.support[numbers]
-                stance[place, : len(numbers)] = batch.stance[numbers]
+        run = [teachers[teachers[:, 4] > 0] for teachers in values]
+        run = [teachers for teachers in run if len(teachers)]
+        if run:
+            K = max(map(len, run))
+            padded = np.stack([np.pad(teachers, ((0, K - len(teachers)), (0, 0))) for teachers in run])
             self.ledger = self.ledger.credited(
-                [[batch.pairs[n] for n in numbers] for numbers in by_row.values()],
-                support=support,
-                stance=stance,
-                outcome=[batch.outcome[numbers[0]] for numbers in by_row.values()],
-                problems=[row // self._group_size for row in by_row],
+                [[self.ids(int(skill), int(mistake)) for skill, mistake in teachers[:, 2:4]] for teachers in run],
+                support=padded[..., 5],
+                stance=padded[..., 6],
+                outcome=padded[:, 0, 1],
+                problems=padded[:, 0, 0] // self._group_size,
             )
-        return batch
+        rows, outcome, _, _, _, support, stance = np.concatenate([values[:0, 0], *run]).T
+        return Scored(rows, outcome, support, stance)
 
     def credit_of(self, id: str) -> float | None:
         """What an item has been worth; ``None`` where it took no stance yet."""
@@ -163,36 +134,19 @@ class TrainingLedger:
 
         ``credit`` is the mean over the bank's items that were used with a stance; NaN where none was.
         """
-        total = self.ledger.total
         credits = [value for item in bank.items if (value := self.credit_of(item.id)) is not None]
         names = ("uses", "active", "positive", "negative", "neutral")  # undecided rollouts are not scored
         return {
             "items": float(len(self.ledger.items)),
-            **dict(zip(names, map(float, total.counts), strict=False)),
+            **dict(zip(names, map(float, self.ledger.total.counts), strict=False)),
             "credit": sum(credits) / len(credits) if credits else float("nan"),
         }
 
-    def write(self, file: Path) -> None:
-        """Write the ledger at once: readers see the old one or the new one."""
-        runfolder.write_text(file, self.ledger.to_json())
-
     def state_dict(self) -> dict[str, Any]:
-        """The ledger's own JSON."""
         return json.loads(self.ledger.to_json())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved ledger.
-
-        Raises:
-            CheckpointError: it is none.
-        """
         try:
             self.ledger = Ledger.from_json(json.dumps(state), source="the checkpoint's ledger")
         except BankError as error:
             raise CheckpointError("the checkpoint's ledger cannot be read", got=str(error)) from error
-
-
-def _scored(entries: list[tuple[int, int, tuple[str, str], int, int, float]]) -> Scored:
-    rows, teachers, pairs, outcome, stance, support = zip(*entries, strict=True) if entries else ((),) * 6
-    whole = [np.asarray(values, dtype=np.int64) for values in (rows, teachers, outcome, stance)]
-    return Scored(whole[0], whole[1], list(pairs), whole[2], whole[3], np.asarray(support, dtype=np.float64))

@@ -1,16 +1,9 @@
 """Online maintenance: what the policy does during training becomes new items of its bank.
 
 Every ``maintenance_frequency`` optimizer steps the rollouts since the last check are looked at. Where too few of them
-succeeded, a writer makes items of them: memories → extraction → merge → ``bank.maintain``. How it deviates from the
-public code of this family of methods:
-
-- the window holds all rollouts, of all accumulation steps and ranks, and is part of the checkpoint;
-- the first process writes outside of any collective; the others wait for its bytes in a group of their own, whose
-  timeout is longer than the writer's;
-- a writer that fails or takes too long costs the update, not the run.
-
-``maintenance.jsonl`` in the run's folder has one line a check: what the window held, and what became of every
-candidate and of every item that went.
+succeeded, a writer makes items of them: memories → extraction → merge → ``bank.maintain``. The window holds the
+rollouts of all accumulation steps and processes, and is part of the checkpoint. The first process writes, the others
+wait for the new bank. A writer that fails or takes too long costs the update, not the run.
 """
 
 from __future__ import annotations
@@ -19,13 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed
+from accelerate import DistributedType
 from transformers import TrainerCallback
 
 from sgsd import runfolder
@@ -36,189 +30,58 @@ from sgsd.bank.maintain import Action, maintain
 from sgsd.bank.merge import merge
 from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, Written, write_until_fit
 from sgsd.data.problems import Problem
-from sgsd.errors import BankError, CheckpointError
-from sgsd.memories import Memory, memory_of
+from sgsd.engines.server_writer import ServerWriter
+from sgsd.engines.writers import TransformersWriter
+from sgsd.errors import BankError, CheckpointError, ConfigError, DataError
+from sgsd.memories import Memory, memory_of, read_memory
 from sgsd.trainers.checkpoint import BankState
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.record import append_lines, keep_until
-from sgsd.trainers.writer import AT_ONCE, policy_writer, served_writer
 from sgsd.verifiers import Outcome, Verdict
 
 # What the others wait beyond the writer's time: reading, merging, a batch of the policy's that runs to its end.
 _GRACE = timedelta(hours=2)
+_AT_ONCE = 16  # requests that the policy takes together: a batch of generation
+_OUTCOMES = {1: Outcome.CORRECT, -1: Outcome.INCORRECT, 0: Outcome.UNDECIDED}
 
 T = TypeVar("T")
 
 
-# ---- the window
-
-
-@dataclass(frozen=True, slots=True)
-class WindowRecord:
-    """One rollout of training.
-
-    Attributes:
-        step: the optimizer step it was made for, from 1.
-        row: its number among all processes' rollouts of one call of the sampler.
-        problem_id, problem, answer: of its problem; ``answer`` is what the verifier took.
-        completion: what the model wrote.
-        outcome: 1 success, −1 failure, 0 undecided.
-        reason, extracted: the verdict's, where a verifier gave one.
-        truncated: whether the length limit cut it.
-    """
-
-    step: int
-    row: int
-    problem_id: str
-    problem: str
-    answer: str
-    completion: str
-    outcome: int
-    reason: str | None
-    extracted: str | None
-    truncated: bool
-
-    def memory(self) -> Memory | None:
-        """The memory of this rollout; ``None`` where it is undecided."""
-        outcome = {1: Outcome.CORRECT, -1: Outcome.INCORRECT, 0: Outcome.UNDECIDED}[self.outcome]
-        return memory_of(
-            Problem(id=self.problem_id, text=self.problem, answer=self.answer),
-            self.completion,
-            Verdict(outcome, self.reason, self.extracted),
-            truncated=self.truncated,
-            source=f"training step {self.step}, rollout {self.row}",
-        )
-
-
-def window_records(
-    rows: Sequence[dict[str, Any]],
-    completions: Sequence[str],
-    truncated: Sequence[bool],
-    outcomes: Sequence[int],
-    verdicts: Sequence[Verdict] | None,
-    *,
-    step: int,
-    rank: int,
-) -> list[WindowRecord]:
-    """One process's rollouts of one call of the sampler.
-
-    Args:
-        rows: of the data set, one a rollout, with ``problem_id``, ``problem`` and ``answer``.
-        completions, truncated, outcomes: as in ``WindowRecord``.
-        verdicts: of a verifier, whose reasons are kept; ``None`` where the rewards are others.
-        step: as in ``WindowRecord``.
-        rank: of the process; all have equally many rollouts.
-    """
-    return [
-        WindowRecord(
-            step=step,
-            row=rank * len(rows) + index,
-            problem_id=str(row["problem_id"]),
-            problem=row["problem"],
-            answer=row.get("answer") or "",
-            completion=completions[index],
-            outcome=outcomes[index],
-            reason=None if verdict is None else verdict.reason,
-            extracted=None if verdict is None else verdict.extracted,
-            truncated=truncated[index],
-        )
-        for index, (row, verdict) in enumerate(zip(rows, verdicts or [None] * len(rows), strict=True))
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The rollouts since the last check, and how the checks so far ended.
-
-    Attributes:
-        records: in the order of steps, then rows.
-        updates: checks that changed the bank.
-        skipped: checks whose update a slow or failing writer cost.
-    """
-
-    records: tuple[WindowRecord, ...] = ()
-    updates: int = 0
-    skipped: int = 0
-
-    @property
-    def success_rate(self) -> float | None:
-        """Share of the successes among all rollouts, undecided ones included, as the ``success_rate`` of the logs."""
-        return sum(record.outcome > 0 for record in self.records) / len(self.records) if self.records else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Records and counts."""
-        records = [asdict(record) for record in self.records]
-        return {"records": records, "updates": self.updates, "skipped": self.skipped}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Window:
-        """What ``state_dict`` returned, as a window.
-
-        Raises:
-            CheckpointError: it is something else.
-        """
-        try:
-            return cls(tuple(WindowRecord(**line) for line in state["records"]), state["updates"], state["skipped"])
-        except (TypeError, KeyError) as error:
-            raise CheckpointError("not a window of rollouts", got=type(error).__name__) from error
-
-
-# ---- the update
+# ---- what a writer makes of a window
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a writer made of a window: items, best first, and what went wrong on the way.
+    """Items of the merge, best first; how many candidates there were before; reasons of requests that failed."""
 
-    Attributes:
-        items: of the merge; parents are memory ids.
-        memories: how many were written about.
-        candidates: what extraction gave, before merging.
-        failures: reasons of requests that gave nothing usable.
-    """
-
-    items: tuple[Candidate, ...]
-    memories: int
+    items: Sequence[Candidate]
     candidates: int
-    failures: tuple[str, ...]
+    failures: Sequence[str]
 
 
 def propose(memories: Sequence[Memory], writer: Writer, *, seed: int = 0) -> Proposal:
     """Extract and merge. Items that more memories stand behind come first, older ones first among equals."""
+
+    def reader(memory: Memory) -> Callable[[Written], list[Candidate]]:
+        return lambda written: read_extraction(memory, written)
+
     requests = [extraction_request(memory, seed=seed) for memory in memories]
-    readers = [_reader(memory) for memory in memories]
-    answers, _ = write_until_fit(writer, requests, readers)
+    answers, _ = write_until_fit(writer, requests, list(map(reader, memories)))
     failures = [answer.reason for answer in answers if isinstance(answer, WriteFailure)]
     candidates = [candidate for answer in answers if not isinstance(answer, WriteFailure) for candidate in answer]
     merged = merge(candidates, writer, seed=seed)
-    return Proposal(
-        items=tuple(sorted(merged.items, key=lambda item: -len(item.parents))),
-        memories=len(memories),
-        candidates=len(candidates),
-        failures=(*failures, *(failure.reason for failure in merged.failures)),
-    )
-
-
-def _reader(memory: Memory) -> Callable[[Written], list[Candidate]]:
-    return lambda written: read_extraction(memory, written)
+    items = sorted(merged.items, key=lambda item: -len(item.parents))
+    return Proposal(items, len(candidates), [*failures, *(failure.reason for failure in merged.failures)])
 
 
 class _Deadline:
-    """A writer until ``seconds`` from now, and ``TimeoutError`` afterwards.
+    """A writer until ``seconds`` from now, and ``TimeoutError`` afterwards; asked every ``at_once`` requests."""
 
-    Args:
-        writer: who writes.
-        at_once: requests handed on together; the time is looked at in between. All of them, if not given.
-    """
-
-    def __init__(self, writer: Writer, seconds: float, *, at_once: int | None = None) -> None:
+    def __init__(self, writer: Writer, seconds: float, at_once: int | None) -> None:
+        self.name = writer.name
         self._writer = writer
         self._end = time.monotonic() + seconds
         self._at_once = at_once
-
-    @property
-    def name(self) -> str:
-        return self._writer.name
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
         size = self._at_once or max(len(requests), 1)
@@ -231,10 +94,7 @@ class _Deadline:
 
 
 def _in_thread(function: Callable[[], T], seconds: float | None) -> T | BaseException:
-    """What a function returns or raises, in a thread of its own; ``TimeoutError`` after ``seconds``.
-
-    A thread that is late is left to itself: it ends with the process at the latest.
-    """
+    """What a function returns or raises; ``TimeoutError`` after ``seconds``: a thread that is late is left behind."""
     results: list[T | BaseException] = []
     pool = ThreadPool(1)
     try:
@@ -244,239 +104,193 @@ def _in_thread(function: Callable[[], T], seconds: float | None) -> T | BaseExce
     return results[0] if results else TimeoutError()
 
 
-# ---- in the trainer
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of ``maintenance.jsonl``.
-
-    Attributes:
-        step: optimizer steps done.
-        records, success_rate: of the window.
-        status: ``enough`` successes; the bank was ``updated``, or left ``unchanged``, since nothing new was written;
-            the update was ``skipped``, since the writer was slow or failed.
-        reason: why it was skipped.
-        memories, candidates: see ``Proposal``.
-        failures: reason → how many requests gave nothing usable for it.
-        bank: digest, after the check.
-        leaks: reasons of items that were left out because they give a problem away (``bank.leaks``).
-        items: of ``maintain``: every candidate's and evicted item's fate.
-        added: the new items whole, with the ids of the memories they come from.
-        memories_kept: those memories.
-    """
-
-    step: int
-    records: int
-    success_rate: float | None
-    status: str
-    reason: str | None = None
-    memories: int = 0
-    candidates: int = 0
-    failures: dict[str, int] = field(default_factory=dict[str, int])
-    bank: str = ""
-    leaks: tuple[str, ...] = ()
-    items: tuple[dict[str, Any], ...] = ()
-    added: tuple[dict[str, Any], ...] = ()
-    memories_kept: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What the first process sends to all: the bank as bytes with its digest, and what there is to log."""
-
-    bank: bytes
-    digest: str
-    metrics: dict[str, float]
-
-
-class Maintenance(TrainerCallback):
-    """Watches rollouts and renews a run's bank every ``frequency`` steps, before the step is logged and saved.
-
-    All processes make the same calls. The first one alone holds the window, writes and logs.
-
-    Args:
-        folder: the run's.
-        bank: of the run; renewed here.
-        credit: of an item, by the ledger (see ``bank.maintain``).
-        log: takes a check's metrics.
-        writer: who writes new items.
-        frequency, threshold, timeout: see ``SGSDConfig``.
-        own_process: the writer uses this process's model: it is waited for, and asked for the time between requests.
-            Another one is left alone when its time is over.
-        processes, rank: how many there are, and which one this is.
-        seed: of the writer's sampling.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        bank: BankState,
-        credit: Callable[[str], float | None],
-        log: Callable[[dict[str, float]], None],
-        writer: Writer,
-        *,
-        frequency: int,
-        threshold: float,
-        timeout: float,
-        own_process: bool,
-        processes: int = 1,
-        rank: int = 0,
-        seed: int = 0,
-    ) -> None:
-        self.window = Window()
-        self.frequency = frequency
-        self._file = folder / runfolder.MAINTENANCE
-        self._bank = bank
-        self._credit = credit
-        self._log = log
-        self._writer = writer
-        self._threshold = threshold
-        self._timeout = timeout
-        self._own_process = own_process
-        self._rank = rank
-        self._seed = seed
-        # On the CPU and with a timeout of its own: NCCL would give up on a writer that takes its time.
-        self._group = (
-            torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout) + _GRACE)
-            if processes > 1
-            else None
-        )
-        self._processes = processes
-
-    def state_dict(self) -> dict[str, Any]:
-        """The window, of the first process."""
-        return self.window.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a saved window.
-
-        Raises:
-            CheckpointError: it is none.
-        """
-        self.window = Window.from_state(state)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop what was logged after the step where the run starts, 0 or a checkpoint's."""
-        if self._rank == 0:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            keep_until(self._file, state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Check the bank if it is time."""
-        if state.global_step % self.frequency == 0 and self._bank.bank is not None:
-            self._bank.bank, metrics = self.check(state.global_step, self._bank.bank)
-            self._log({f"sgsd/maintenance/{name}": value for name, value in metrics.items()})
-
-    def observe(self, records: Sequence[WindowRecord]) -> None:
-        """Add this process's newly verified rollouts, and all others', to the window."""
-        gathered: list[Any] = [list(records)]
-        if self._group is not None:
-            gathered = [None] * self._processes if self._rank == 0 else []
-            torch.distributed.gather_object(list(records), gathered or None, dst=0, group=self._group)
-        if self._rank == 0:
-            self.window = replace(self.window, records=(*self.window.records, *(r for part in gathered for r in part)))
-
-    def check(self, step: int, bank: SkillBank) -> tuple[SkillBank, dict[str, float]]:
-        """Look at the window and empty it; returns the bank as it is now, on all processes, and metrics.
-
-        Args:
-            step: optimizer steps done.
-            bank: as it was, the same on all processes.
-
-        Raises:
-            CheckpointError: the bank that arrived is not the one that was sent.
-        """
-        sent: list[Any] = [self._renew(step, bank) if self._rank == 0 else None]
-        if self._group is not None:
-            torch.distributed.broadcast_object_list(sent, src=0, group=self._group)
-        update: _Sent = sent[0]
-        if update.digest != bank.digest:
-            bank = SkillBank.from_json(update.bank.decode(), source="the updated bank")
-        if bank.digest != update.digest:
-            raise CheckpointError(
-                "the updated bank is not the one that was sent", got=bank.digest[:12], expected=update.digest[:12]
-            )
-        return bank, update.metrics
-
-    def _renew(self, step: int, bank: SkillBank) -> _Sent:
-        begun = time.monotonic()
-        check, bank = self._checked(step, bank)
-        self.window = Window(
-            updates=self.window.updates + (check.status == "updated"),
-            skipped=self.window.skipped + (check.status == "skipped"),
-        )
-        append_lines(self._file, [asdict(check)])
-        actions = [entry["action"] for entry in check.items]
-        metrics = {
-            "updates": self.window.updates,
-            "skipped": self.window.skipped,
-            "added": actions.count(Action.ADDED),
-            "evicted": actions.count(Action.EVICTED),
-            "leaks": len(check.leaks),
-            "passed_over": actions.count(Action.PASSED_OVER),
-            "failures": sum(check.failures.values()),
-            "records": check.records,
-            "success_rate": torch.nan if check.success_rate is None else check.success_rate,
-            "online_skills": len(bank.dynamic.skills),
-            "online_mistakes": len(bank.dynamic.mistakes),
-            "seconds": time.monotonic() - begun,
-        }
-        return _Sent(bank.to_json().encode(), bank.digest, {name: float(value) for name, value in metrics.items()})
-
-    def _checked(self, step: int, bank: SkillBank) -> tuple[Check, SkillBank]:
-        rate = self.window.success_rate
-        check = Check(step, len(self.window.records), rate, "enough", bank=bank.digest)
-        if rate is None or rate >= self._threshold:
-            return check, bank
-        memories = [memory for record in self.window.records if (memory := record.memory()) is not None]
-        writer = _Deadline(self._writer, self._timeout, at_once=AT_ONCE if self._own_process else None)
-        proposal = _in_thread(
-            lambda: propose(memories, writer, seed=self._seed + step), None if self._own_process else self._timeout
-        )
-        if isinstance(proposal, BaseException):
-            late = isinstance(proposal, TimeoutError)
-            reason = f"no items within {self._timeout:g} s" if late else _line(proposal)
-            return replace(check, status="skipped", reason=reason, memories=len(memories)), bank
-        check = replace(
-            check,
-            memories=proposal.memories,
-            candidates=proposal.candidates,
-            failures=dict(Counter(proposal.failures)),
-        )
-        if proposal.failures and not proposal.items:
-            return replace(check, status="skipped", reason="nothing that was written could be used"), bank
-        items, leaks = _without_leaks(proposal.items, memories)
-        check = replace(check, leaks=leaks)
-        update = maintain(bank, items, credit=self._credit)
-        parents = {parent for item in update.diff.added for parent in item.parents}
-        check = replace(
-            check,
-            status="updated" if update.diff else "unchanged",
-            bank=update.bank.digest,
-            items=tuple(map(asdict, update.log)),
-            added=tuple(map(asdict, update.diff.added)),
-            memories_kept=tuple(memory.as_dict() for memory in memories if memory.id in parents),
-        )
-        return check, update.bank
-
-
-def _without_leaks(
-    candidates: Sequence[Candidate], memories: Sequence[Memory]
-) -> tuple[list[Candidate], tuple[str, ...]]:
-    """The candidates that give nothing away, and the reasons against the others."""
+def _without_leaks(candidates: Sequence[Candidate], memories: Sequence[Memory]) -> tuple[list[Candidate], list[str]]:
+    """The candidates that give no answer away, and the reasons against the others."""
     items: dict[str, Item] = {}
     for candidate in candidates:
         with suppress(BankError):  # maintain says what is wrong with it
             items[candidate.id] = candidate.item(Origin.ONLINE)
-    report = scan(SkillBank().with_items(items.values()), memories=memories)
-    reasons = report.reasons
+    reasons = scan(SkillBank().with_items(items.values()), memories=memories).reasons
     kept = [candidate for candidate in candidates if candidate.id not in reasons]
-    return kept, tuple(reason for found in reasons.values() for reason in found)
+    return kept, [reason for found in reasons.values() for reason in found]
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+# ---- in the trainer
+
+
+class Maintenance(TrainerCallback):
+    """Watches rollouts and renews a run's bank, before the step is logged and saved.
+
+    All processes make the same calls. The first one alone holds the window, writes, and logs a line a check to
+    ``maintenance.jsonl``: what the window held, and the fate of every candidate and of every item that went.
+
+    Args:
+        args, accelerator: the trainer's.
+        bank: of the run; renewed here.
+        credit: of an item, by the ledger (see ``bank.maintain``).
+        log: takes a check's metrics.
+        writer: who writes new items.
+        own_process: the writer uses this process's model: it is waited for, and asked for the time between requests.
+            Another one is left alone when its time is over.
+    """
+
+    def __init__(
+        self,
+        args: SGSDConfig,
+        bank: BankState,
+        credit: Callable[[str], float | None],
+        log: Callable[[dict[str, float]], None],
+        writer: Writer,
+        accelerator: Any,
+        *,
+        own_process: bool,
+    ) -> None:
+        self._args = args
+        self._file = Path(args.output_dir) / runfolder.MAINTENANCE
+        self._bank = bank
+        self._credit = credit
+        self._log = log
+        self._writer = writer
+        self._own_process = own_process
+        self._main = accelerator.is_main_process
+        self._rank, self._processes = accelerator.process_index, accelerator.num_processes
+        # On the CPU and with a timeout of its own: NCCL would give up on a writer that takes its time.
+        wait = timedelta(seconds=args.maintenance_timeout) + _GRACE
+        self._group = torch.distributed.new_group(backend="gloo", timeout=wait) if self._processes > 1 else None
+        # The window: rollouts since the last check; those that were decided, as memories.
+        self._rollouts = 0
+        self._memories: list[Memory] = []
+        self._counts: Counter[str] = Counter(updated=0, skipped=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        memories = [memory.as_dict() for memory in self._memories]
+        return {"rollouts": self._rollouts, "memories": memories, "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        try:
+            self._rollouts = int(state["rollouts"])
+            self._memories = [read_memory(values, "window.json") for values in state["memories"]]
+            self._counts = Counter(state["counts"])
+        except (TypeError, KeyError, ValueError, DataError) as error:
+            raise CheckpointError("not a window of rollouts", got=f"{type(error).__name__}: {error}") from error
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._main:  # what was logged after the step where the run starts goes
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            keep_until(self._file, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self._args.maintenance_frequency == 0 and self._bank.bank is not None:
+            metrics = self.check(state.global_step, self._bank.bank)
+            self._log({f"sgsd/maintenance/{name}": float(value) for name, value in metrics.items()})
+
+    def observe(
+        self,
+        step: int,
+        rows: Sequence[dict[str, Any]],
+        completions: Sequence[str],
+        truncated: Sequence[bool],
+        outcomes: Sequence[int],
+        verdicts: Sequence[Verdict] | None,
+    ) -> None:
+        """Add this process's newly verified rollouts, and all others', to the window.
+
+        Args:
+            step: the optimizer step they were made for, from 1.
+            rows: of the data set, one a rollout; all processes have equally many.
+            completions, truncated, outcomes: what the model wrote, whether the length limit cut it, 1, −1 or 0.
+            verdicts: of a verifier, whose reasons are kept.
+        """
+        memories: list[Memory | None] = []
+        for n, row in enumerate(rows):
+            reason = verdicts[n].reason if verdicts else None
+            problem = Problem(str(row["problem_id"]), row["problem"], row.get("answer") or "")
+            verdict = Verdict(_OUTCOMES[outcomes[n]], reason, None)
+            source = f"training step {step}, rollout {self._rank * len(rows) + n}"
+            memories.append(memory_of(problem, completions[n], verdict, truncated=truncated[n], source=source))
+        gathered: list[Any] = [memories]
+        if self._group is not None:
+            gathered = [None] * self._processes if self._main else []
+            torch.distributed.gather_object(memories, gathered or None, dst=0, group=self._group)
+        if self._main:
+            self._rollouts += sum(map(len, gathered))
+            self._memories += [memory for part in gathered for memory in part if memory is not None]
+
+    def check(self, step: int, bank: SkillBank) -> dict[str, float]:
+        """Look at the window after so many steps, and empty it; all processes have the new bank then."""
+        sent: list[Any] = [self._renewed(step, bank) if self._main else None]
+        if self._group is not None:
+            torch.distributed.broadcast_object_list(sent, src=0, group=self._group)
+        self._bank.bank, metrics = sent[0]
+        return metrics
+
+    def _renewed(self, step: int, bank: SkillBank) -> tuple[SkillBank, dict[str, float]]:
+        begun = time.monotonic()
+        successes = sum(memory.outcome == Outcome.CORRECT.value for memory in self._memories)
+        # Among all rollouts, undecided ones included, as the success_rate of the logs.
+        rate = successes / self._rollouts if self._rollouts else None
+        line: dict[str, Any] = {
+            "step": step,
+            "records": self._rollouts,
+            "success_rate": rate,
+            "status": "enough",
+            "reason": None,
+            "memories": 0,
+            "candidates": 0,
+            "failures": {},
+            "bank": bank.digest,
+            "leaks": [],
+            "items": [],
+            "added": [],
+            "memories_kept": [],
+        }
+        if rate is not None and rate < self._args.maintenance_threshold:
+            bank = self._updated(step, bank, line)
+        self._rollouts, self._memories = 0, []
+        self._counts[line["status"]] += 1
+        append_lines(self._file, [line])
+        actions = [entry["action"] for entry in line["items"]]
+        return bank, {
+            "updates": self._counts["updated"],
+            "skipped": self._counts["skipped"],
+            "added": actions.count(Action.ADDED),
+            "evicted": actions.count(Action.EVICTED),
+            "leaks": len(line["leaks"]),
+            "passed_over": actions.count(Action.PASSED_OVER),
+            "failures": sum(line["failures"].values()),
+            "records": line["records"],
+            "success_rate": torch.nan if rate is None else rate,
+            "online_skills": len(bank.dynamic.skills),
+            "online_mistakes": len(bank.dynamic.mistakes),
+            "seconds": time.monotonic() - begun,
+        }
+
+    def _updated(self, step: int, bank: SkillBank, line: dict[str, Any]) -> SkillBank:
+        """The bank with what is written of the window; ``line`` tells what became of it."""
+        memories, limit = self._memories, self._args.maintenance_timeout
+        line["memories"] = len(memories)
+        writer = _Deadline(self._writer, limit, _AT_ONCE if self._own_process else None)
+        seed = self._args.seed + step
+        found = _in_thread(lambda: propose(memories, writer, seed=seed), None if self._own_process else limit)
+        if isinstance(found, BaseException):
+            late, said = isinstance(found, TimeoutError), " ".join(f"{type(found).__name__}: {found}".split())
+            line |= {"status": "skipped", "reason": f"no items within {limit:g} s" if late else said[:300]}
+            return bank
+        line |= {"candidates": found.candidates, "failures": dict(Counter(found.failures))}
+        if found.failures and not found.items:
+            line |= {"status": "skipped", "reason": "nothing that was written could be used"}
+            return bank
+        items, line["leaks"] = _without_leaks(found.items, memories)
+        update = maintain(bank, items, credit=self._credit)
+        parents = {parent for item in update.diff.added for parent in item.parents}
+        line |= {
+            "status": "updated" if update.diff else "unchanged",
+            "bank": update.bank.digest,
+            "items": list(map(asdict, update.log)),
+            "added": list(map(asdict, update.diff.added)),
+            "memories_kept": [memory.as_dict() for memory in memories if memory.id in parents],
+        }
+        return update.bank
 
 
 def maintenance_of(
@@ -487,33 +301,43 @@ def maintenance_of(
     credit: Callable[[str], float | None],
     log: Callable[[dict[str, float]], None],
 ) -> Maintenance:
-    """The maintenance that a run's settings describe.
-
-    Args:
-        trainer: whose policy writes where neither ``writer`` nor a server does.
-        args: the run's settings.
-        writer: in place of those.
-        bank, credit, log: see ``Maintenance``.
+    """The maintenance that a run's settings describe: written by ``writer``, their server, or else the policy itself.
 
     Raises:
-        ConfigError: see ``trainers.writer``.
+        ConfigError: no process holds the whole policy; of the server, the package openai is missing, the address is
+            none, or there is no key.
     """
-    writer = writer or served_writer(args)
+    accelerator = trainer.accelerator
+    if writer is None and args.maintenance_writer_url and args.maintenance_writer_model:
+        # A quarter of the update's time for a request: one that hangs is repeated before the time is over.
+        wait = min(600.0, args.maintenance_timeout / 4)
+        url = args.maintenance_writer_url
+        writer = ServerWriter(args.maintenance_writer_model, base_url=url, timeout=wait, retries=2)
     own_process = writer is None
     if writer is None:
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        writer = policy_writer(policy, trainer.processing_class, args, trainer.accelerator)
-    return Maintenance(
-        Path(args.output_dir),
-        bank,
-        credit,
-        log,
-        writer,
-        frequency=args.maintenance_frequency,
-        threshold=args.maintenance_threshold,
-        timeout=args.maintenance_timeout,
-        own_process=own_process,
-        processes=trainer.accelerator.num_processes,
-        rank=trainer.accelerator.process_index,
-        seed=args.seed,
-    )
+        refuse_partitioned_policy(accelerator, frequency=args.maintenance_frequency)
+        writer = TransformersWriter(
+            accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            name="policy",
+            batch_size=_AT_ONCE,
+            chat_template_kwargs={**(args.chat_template_kwargs or {}), "enable_thinking": False},
+        )
+    return Maintenance(args, bank, credit, log, writer, accelerator, own_process=own_process)
+
+
+def refuse_partitioned_policy(accelerator: Any, *, frequency: int) -> None:
+    """One process cannot generate alone with a model that is spread over all.
+
+    Raises:
+        ConfigError: the policy is to write under DeepSpeed ZeRO-3 or FSDP.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    if zero3 or accelerator.distributed_type is DistributedType.FSDP:
+        raise ConfigError(
+            f"the policy cannot write new items under {'DeepSpeed ZeRO-3' if zero3 else 'FSDP'}",
+            got=f"maintenance_frequency {frequency}",
+            expected="a writer of its own: maintenance_writer_url, or SGSDTrainer(writer=...)",
+            remedy="no process holds the whole model there",
+        )

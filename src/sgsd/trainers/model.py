@@ -25,6 +25,9 @@ def check_arguments(trainer: str, kind: type, **given: Any) -> None:
     Raises:
         ConfigError: one line.
     """
+    for name, what in (("args", "args=, a configuration"), ("train_dataset", "a data set")):
+        if given[name] is None:
+            raise ConfigError(f"{trainer} without {name}", expected=what)
     expected: dict[str, tuple[Any, str]] = {
         "args": (kind, kind.__name__),
         "model": ((str, nn.Module), "a hub name, a folder or a model"),
@@ -32,17 +35,14 @@ def check_arguments(trainer: str, kind: type, **given: Any) -> None:
         "peft_config": ((PeftConfig, NoneType), "a configuration of PEFT, such as LoraConfig"),
     }
     for name, (kinds, what) in expected.items():
-        if not isinstance(given[name], kinds):
-            raise ConfigError(f"{trainer} takes no such {name}", got=_kind_of(given[name]), expected=what)
+        value = given[name]
+        if not isinstance(value, kinds):
+            got = repr(value) if value is None or isinstance(value, str) else type(value).__name__
+            raise ConfigError(f"{trainer} takes no such {name}", got=got, expected=what)
     model = given["model"]
     if isinstance(model, nn.Module) and (not hasattr(model, "generation_config") or model.config.is_encoder_decoder):
-        raise ConfigError(
-            f"{trainer} takes no such model", got=_kind_of(model), expected="a causal language model with its head"
-        )
-
-
-def _kind_of(value: Any) -> str:
-    return repr(value) if value is None or isinstance(value, str) else type(value).__name__
+        got, what = type(model).__name__, "a causal language model with its head"
+        raise ConfigError(f"{trainer} takes no such model", got=got, expected=what)
 
 
 def settle_config(model_config: Any) -> None:
@@ -66,9 +66,7 @@ _BEAMS_ONLY = ("early_stopping", "length_penalty", "diversity_penalty", "num_bea
 # TRL names these itself for every rollout.
 _NAMED_BY_TRL = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "max_length")
 # Of no effect where they are off.
-_RETURNED = (
-    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
-)
+_RETURNED = ("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate")
 _NO_SAMPLING = (
     *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "cache_implementation"),
     *("cache_config", "max_cache_len", "compile_config", "disable_compile", "use_mtp", "prefill_chunk_size"),
@@ -88,8 +86,7 @@ def settle_generation_config(config: Any) -> str | None:
     Raises:
         ConfigError: one that cannot be saved all the same.
     """
-    idle = [] if config.do_sample else list(_SAMPLING_ONLY)
-    idle += [] if (config.num_beams or 1) > 1 else list(_BEAMS_ONLY)
+    idle = (*([] if config.do_sample else _SAMPLING_ONLY), *([] if (config.num_beams or 1) > 1 else _BEAMS_ONLY))
     out = {name: value for name, value in _set_of(config).items() if name in idle}
     for name in out:
         setattr(config, name, None)
@@ -101,19 +98,20 @@ def settle_generation_config(config: Any) -> str | None:
             got=" ".join(str(error).split()),
             remedy="mend generation_config.json in the model's folder",
         ) from error
-    aside = {name: value for name, value in _set_of(config).items() if name not in (*_NO_SAMPLING, *_NAMED_BY_TRL)}
-    aside = {name: value for name, value in aside.items() if value or name not in _RETURNED}
-    said = [f"without effect and taken out: {_listed(out)}"] if out else []
-    said += [f"not applied to rollouts: {_listed(aside)}"] if aside else []
-    return f"sampling settings that come with the model, {'; '.join(said)}" if said else None
+    aside = {
+        name: value
+        for name, value in _set_of(config).items()
+        if name not in (*_NO_SAMPLING, *_NAMED_BY_TRL) and (value or name not in _RETURNED)
+    }
+    said = {"without effect and taken out": out, "not applied to rollouts": aside}
+    lines = [f"{what}: {', '.join(f'{k} {v}' for k, v in values.items())}" for what, values in said.items() if values]
+    return f"sampling settings that come with the model, {'; '.join(lines)}" if lines else None
 
 
 @contextmanager
 def sampling_as_asked(config: Any) -> Iterator[None]:
     """Within, a model's generation config sets nothing of how it samples: ``generate`` does what it is asked for."""
-    held = {
-        name: value for name, value in vars(config).items() if not name.startswith("_") and name not in _NO_SAMPLING
-    }
+    held = {name: value for name, value in _public(config).items() if name not in _NO_SAMPLING}
     for name in held:
         setattr(config, name, None)
     try:
@@ -123,11 +121,14 @@ def sampling_as_asked(config: Any) -> Iterator[None]:
             setattr(config, name, value)
 
 
+def _public(config: Any) -> Mapping[str, Any]:
+    return {name: value for name, value in vars(config).items() if not name.startswith("_")}
+
+
 def _set_of(config: Any) -> dict[str, Any]:
     """What a generation config sets away from what ``generate`` does by itself."""
     defaults = config._get_default_generation_params()
-    values = {name: value for name, value in vars(config).items() if not name.startswith("_")}
-    return {name: value for name, value in values.items() if value is not None and value != defaults.get(name)}
+    return {n: value for n, value in _public(config).items() if value is not None and value != defaults.get(n)}
 
 
 # ---- adapters
@@ -165,7 +166,3 @@ def stands_still_without_adapter(model: Any, peft_config: Any) -> bool:
         return False
     parts = ("lora_", "modules_to_save.", "trainable_tokens_")
     return all(any(part in name for part in parts) for name, weight in model.named_parameters() if weight.requires_grad)
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sgsd.data.problems import Problem
 from sgsd.errors import DataError
-from sgsd.prompts import Shown
 from sgsd.scoring.logprobs import hidden_states
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import OPSDConfig
@@ -64,11 +62,8 @@ class OPSDTrainer(VerifiedTrainer):
             }"""),
     }
 
-    def _training_rows(
-        self, args: OPSDConfig, problems: list[Problem], skills: list[Shown] | None, **more: Any
-    ) -> Dataset:
-        """The base's rows, with the token ids of each problem's teacher prompt in ``teacher_prompt``."""
-        return super()._training_rows(args, problems, skills, references=references(problems, args.reference), **more)
+    def _references(self, args: OPSDConfig, problems: Sequence[Problem]) -> list[str]:
+        return references(problems, args.reference)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -82,11 +77,9 @@ class OPSDTrainer(VerifiedTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         if self._mode == "eval":
             return torch.tensor(torch.nan, device=inputs["completion_ids"].device)
-        mask = inputs["completion_mask"].bool()
-        hidden = self._teacher_hidden_states(inputs, mask)
         args = self.args
         divergence = self._divergence_from(
-            hidden,
+            self._teacher_hidden_states(inputs),
             kind=args.divergence,
             jsd_beta=args.jsd_beta,
             clip=args.divergence_clip,
@@ -102,11 +95,11 @@ class OPSDTrainer(VerifiedTrainer):
         self.metrics.mean("opsd/loss", rows)
         return loss + rows.mean() / self.current_gradient_accumulation_steps
 
-    def _teacher_hidden_states(self, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+    def _teacher_hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
         """``[n, H]``: the hidden states that predict each completion token after the teacher's prompt."""
         # Two host syncs: a prompt is padded on its left, a completion on its right, so lengths tell them apart.
         rows = torch.cat([inputs["teacher_prompt_ids"], inputs["completion_ids"]], dim=1).tolist()
-        lengths = torch.stack([inputs["teacher_prompt_mask"].sum(1), mask.sum(1)], dim=1).tolist()
+        lengths = torch.stack([inputs[f"{name}_mask"].sum(1) for name in ("teacher_prompt", "completion")], 1).tolist()
         width = inputs["teacher_prompt_ids"].shape[1]
         prompts = [row[width - P : width] for row, (P, _) in zip(rows, lengths, strict=True)]
         completions = [row[width : width + T] for row, (_, T) in zip(rows, lengths, strict=True)]

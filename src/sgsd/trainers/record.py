@@ -23,13 +23,12 @@ from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.objectives import TeacherScores
-from sgsd.trainers.ledger import Scored, TrainingLedger
+from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.tracking import log_gaps
 
 # Nats per token. Fine around 0, where most supports lie; 0.05 is the default dead zone.
 SUPPORT_EDGES = (-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 OUTCOMES = {1: "success", -1: "failure", 0: "undecided"}
-_SIGNS = {-1: "-", 0: "0", 1: "+"}
 _TRACED = 2  # rollouts of a trace: a success and a failure if there are
 
 
@@ -46,13 +45,12 @@ class _Decoder(Protocol):
     def decode(self, token_ids: list[int], **options: Any) -> str: ...
 
 
-class RunRecorder:
-    """Keeps the two files of this module, and fills in the stances of the table of completions.
+class RunRecorder(TrainerCallback):
+    """Ends an optimizer step for the ledger, and keeps the two files of this module and ``ledger.json``.
 
     Args:
-        folder: the run's.
-        tokenizer: decodes traced completions.
-        pair_of: ids of a skill and a mistake by their numbers (``TrainingLedger.ids``).
+        folder, tokenizer, ledger: the run's.
+        log: takes the ledger's totals into the log, at each step's end.
         trace_steps: optimizer steps between traces, beside one of the first step; 0 keeps none.
         writes: whether this process writes.
     """
@@ -61,43 +59,42 @@ class RunRecorder:
         self,
         folder: Path,
         tokenizer: _Decoder,
-        pair_of: Callable[[int, int], tuple[str, str]],
+        ledger: TrainingLedger,
+        log: Callable[[], None],
         *,
         trace_steps: int,
         writes: bool,
     ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
-        self._pair_of = pair_of
+        self._ledger = ledger
+        self._log = log
         self._trace_steps = trace_steps
         self._writes = writes
         self._rows: dict[int, Mapping[str, Any]] = {}
-        self._cells: dict[int, list[str]] = {}
         self._traces: list[dict[str, Any]] = []
 
-    def begin(self, step: int) -> None:
-        """Drop what was recorded after ``step`` optimizer steps: the run starts there, at 0 or at a checkpoint."""
-        if not self._writes:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for name in (runfolder.SUPPORTS, runfolder.TRACES):
-            keep_until(self._folder / name, step)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._writes:  # what was recorded after the step where the run starts goes
+            self._folder.mkdir(parents=True, exist_ok=True)
+            keep_until(self._folder / runfolder.SUPPORTS, state.global_step)
+            keep_until(self._folder / runfolder.TRACES, state.global_step)
 
-    def rollouts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], of_all: range) -> list[list[str]]:
-        """Begin a batch of rollouts; it takes the place of one with the same numbers.
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if traces := self.end_step(state.global_step):
+            log_gaps(args.report_to, state.global_step, traces)
+        self._log()
 
-        Args:
-            rows: data rows of this process's rollouts.
-            numbers: theirs, as ``row`` in the batch.
-            of_all: the numbers of all processes' rollouts.
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._writes:
+            runfolder.write_text(self._folder / runfolder.LEDGER, self._ledger.ledger.to_json())
 
-        Returns:
-            A cell for each of ``of_all``: its teachers' stances, written into it at the end of the optimizer step.
-        """
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_save(args, state, control)
+
+    def rollouts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
+        """Begin a batch: the data rows of this process's rollouts, and their numbers, as ``row`` in the batch."""
         self._rows |= zip(numbers, rows, strict=True)
-        cells: list[list[str]] = [[] for _ in of_all]
-        self._cells |= zip(of_all, cells, strict=True)
-        return cells
 
     def observe(
         self,
@@ -110,12 +107,7 @@ class RunRecorder:
     ) -> None:
         """Keep a micro-batch's rollouts for a trace, if optimizer step ``step``, from 1, is one of those traced.
 
-        Args:
-            step: the optimizer step.
-            inputs: the micro-batch.
-            student: ``[B, T]``, log-probabilities.
-            teachers: of the micro-batch.
-            support, stance: ``[B, K]``.
+        ``student`` is ``[B, T]``, log-probabilities; ``support`` and ``stance`` are ``[B, K]``.
         """
         if not self._writes or not self._trace_steps or (step > 1 and step % self._trace_steps):
             return
@@ -127,7 +119,7 @@ class RunRecorder:
             row, n = self._rows[int(inputs["row"][b])], int(inputs["completion_mask"][b].sum())
             traced: list[dict[str, Any]] = []
             for k in scored:
-                skill, mistake = self._pair_of(*inputs["items"][b, k].tolist())
+                skill, mistake = self._ledger.ids(*inputs["items"][b, k].tolist())
                 traced.append(
                     {
                         "skill": skill,
@@ -153,10 +145,9 @@ class RunRecorder:
                 }
             )
 
-    def end_step(self, step: int, scored: Scored) -> list[dict[str, Any]]:
-        """Write what became of the optimizer step that has just been made; returns the traces that were written."""
-        for row, stance in zip(scored.rows.tolist(), scored.stance.tolist(), strict=True):
-            self._cells[row].append(_SIGNS[stance])
+    def end_step(self, step: int) -> list[dict[str, Any]]:
+        """Credit and write what became of the optimizer step that has just been made; returns the traces written."""
+        scored = self._ledger.end_step()
         traces, self._traces = self._chosen(), []
         if not self._writes:
             return []
@@ -177,39 +168,6 @@ class RunRecorder:
         by_outcome = [[trace for trace in self._traces if trace["outcome"] == name] for name in OUTCOMES.values()]
         turns = [traces[turn] for turn in range(_TRACED) for traces in by_outcome[:2] if turn < len(traces)]
         return [*turns, *by_outcome[2]][:_TRACED]
-
-
-class LedgerCallback(TrainerCallback):
-    """Ends an optimizer step for the ledger and the recorder, tells trackers of traces, and writes ``ledger.json``.
-
-    Args:
-        ledger, recorder: of the run.
-        file: where the ledger goes; ``None`` on processes that do not write.
-        log: called then.
-    """
-
-    def __init__(
-        self, ledger: TrainingLedger, recorder: RunRecorder, file: Path | None, log: Callable[[], None]
-    ) -> None:
-        self._ledger = ledger
-        self._recorder = recorder
-        self._file = file
-        self._log = log
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._recorder.begin(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if traces := self._recorder.end_step(state.global_step, self._ledger.end_step()):
-            log_gaps(args.report_to, state.global_step, traces)
-        self._log()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._file is not None:
-            self._ledger.write(self._file)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.on_save(args, state, control)
 
 
 def token_pieces(tokenizer: _Decoder, ids: Sequence[int]) -> list[str]:

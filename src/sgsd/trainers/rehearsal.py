@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,20 +31,6 @@ ROLLOUTS_A_TEXT = 4
 _BATCH = 16
 _STARTING_WORDS = 2
 _TOP_P = 0.95
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Texts of one micro-batch, laid out as TRL lays out rollouts.
-
-    Attributes:
-        inputs: ``prompt_ids``, ``prompt_mask`` ``[R, P]`` (a turn's opening), ``completion_ids``, ``completion_mask``
-            ``[R, T]`` (what was written behind it).
-        hidden: ``[n, H]``, the hidden states that predicted the n tokens before training.
-    """
-
-    inputs: dict[str, Tensor]
-    hidden: Tensor
 
 
 class Rehearsal:
@@ -77,26 +62,12 @@ class Rehearsal:
         ]
         self._count = count
         self._seed = seed
-        self._texts: list[list[int]] = []
+        self.texts: list[list[int]] = []
+        """Token ids of what was written; empty before the first step."""
         self._hidden: list[Tensor] = []
 
-    @property
-    def is_prepared(self) -> bool:
-        """Whether the texts are written."""
-        return bool(self._texts)
-
-    @property
-    def texts(self) -> list[str]:
-        """What was written; empty before the first step."""
-        return [self._tokenizer.decode(text) for text in self._texts]
-
     def prepare(self, model: nn.Module, sampling: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Write the texts.
-
-        Args:
-            model: with the weights that training began with, as forwards take it.
-            sampling: context that gives the model to sample from.
-        """
+        """Write the texts, by the model as training began with it; ``sampling`` gives the one to sample from."""
         with sampling() as unwrapped:
             sampler = TransformersSampler(
                 unwrapped, self._tokenizer, max_new_tokens=TURN_TOKENS, top_p=_TOP_P, batch_size=_BATCH
@@ -107,30 +78,36 @@ class Rehearsal:
                 for (opening, closing), turn in zip(self._around, turns, strict=True)
             ]
             answers = sampler.sample(asked, seed=self._seed + 1)
-        self._texts = [
+        self.texts = [
             [*_without_end(turn), *closing, *answer.completion_ids]
             for (_, closing), turn, answer in zip(self._around, turns, answers, strict=True)
         ]
         with torch.no_grad():
             for first in range(0, self._count, _BATCH):
-                texts = self._texts[first : first + _BATCH]
+                texts = self.texts[first : first + _BATCH]
                 openings = [opening for opening, _ in self._around[first : first + _BATCH]]
                 hidden = hidden_states(model, openings, texts)
                 self._hidden += hidden.split([len(text) for text in texts])
 
-    def batch(self, rollouts: int, step: tuple[int, int], device: torch.device) -> Batch:
-        """The texts that a micro-batch of so many rollouts reads, drawn by the numbers of step and micro-batch."""
+    def batch(self, rollouts: int, step: tuple[int, int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+        """The texts that a micro-batch of so many rollouts reads, drawn by the numbers of step and micro-batch.
+
+        Returns:
+            as TRL lays out rollouts, ``prompt_ids``, ``prompt_mask`` ``[R, P]`` (a turn's opening), ``completion_ids``,
+            ``completion_mask`` ``[R, T]`` (what was written behind it); and ``[n, H]``, the hidden states that
+            predicted the n tokens before training.
+        """
         wanted = min(max(1, rollouts // ROLLOUTS_A_TEXT), self._count)
         drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), wanted)
         inputs: dict[str, Tensor] = {}
         for part, side, rows in (
             ("prompt", "left", [self._around[number][0] for number in drawn]),
-            ("completion", "right", [self._texts[number] for number in drawn]),
+            ("completion", "right", [self.texts[number] for number in drawn]),
         ):
             ids = [torch.tensor(row, device=device) for row in rows]
             for name, values in (("ids", ids), ("mask", [torch.ones_like(row) for row in ids])):
                 inputs[f"{part}_{name}"] = pad_sequence(values, batch_first=True, padding_side=side)
-        return Batch(inputs, torch.cat([self._hidden[number] for number in drawn]))
+        return inputs, torch.cat([self._hidden[number] for number in drawn])
 
 
 def _without_end(rollout: Rollout) -> tuple[int, ...]:

@@ -1,20 +1,24 @@
-"""A verifier as a TRL reward function, and rewards as outcomes."""
+"""A verifier as a TRL reward function; rewards as outcomes; what could not reward, refused before the first step."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from torch import nn
+from transformers import TrainerState
 from trl.trainer.utils import get_callable_name, is_async_callable
 
+from sgsd.errors import ConfigError, SGSDError
 from sgsd.verifiers import Outcome, Verdict, Verifier
 from sgsd.verifiers.reward import text_of
 from sgsd.verifiers.thinking import CompletionText
-from sgsd.verifiers.verifier import REWARDS, contexts_of, verify_in_context
+from sgsd.verifiers.verifier import NAMES, REWARDS, contexts_of, verify_in_context
 
 
 class VerifierReward:
@@ -129,3 +133,152 @@ def outcome_of(reward: float, threshold: float) -> int:
     if math.isnan(reward):
         return 0
     return 1 if reward >= threshold else -1
+
+
+# ---- before the first step
+
+
+def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -> None:
+    """Refuse rewards, and settings of theirs, that nothing would read or that could not reward.
+
+    A verifier, which may be a reward function, judges where ``reward_funcs`` is ``None``.
+
+    Raises:
+        ConfigError: one line, before any weight is loaded.
+    """
+    if verifier is not None and not callable(verifier) and not callable(getattr(verifier, "verify_many", None)):
+        raise ConfigError(
+            "verifier cannot verify",
+            got=_told(verifier),
+            expected="an object with verify_many, such as get_verifier('math'), or a reward function",
+        )
+    if reward_funcs is None:
+        default = type(args).success_threshold
+        if args.reward_weights is not None or args.success_threshold != default:
+            raise ConfigError(
+                "settings without effect where a verifier judges",
+                got=f"reward_weights {args.reward_weights}, success_threshold {args.success_threshold}",
+                expected=f"reward_weights None, success_threshold {default}",
+                remedy="leave them out, or pass reward_funcs; verifier_options: {threshold: …} is a reward function's",
+            )
+        return
+    if verifier is not None:
+        raise ConfigError("a verifier beside reward_funcs would judge nothing", remedy="leave out one of them")
+    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    for function in functions:
+        if not (callable(function) or isinstance(function, str)) or function in NAMES:
+            raise ConfigError(
+                "reward_funcs cannot reward",
+                got=_told(function),
+                expected="a reward function, or a list of them",
+                remedy="a verifier is passed as verifier, or named in args.verifier",
+            )
+    if not functions:
+        raise ConfigError("reward_funcs is empty", remedy="leave it out, and the verifier judges")
+    if args.reward_weights is not None and len(args.reward_weights) != len(functions):
+        raise ConfigError(
+            "reward_weights of another number",
+            got=len(args.reward_weights),
+            expected=f"{len(functions)}, as reward_funcs",
+        )
+
+
+def _told(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else type(value).__name__
+
+
+def check_reward(
+    reward_funcs: Sequence[Any],
+    row: Mapping[str, Any],
+    tokenizer: Any,
+    end_id: int,
+    *,
+    count: int = 2,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> None:
+    """Call each reward function once, on made-up completions of a real row, as TRL will.
+
+    A whole group of the same row, ``count`` of two or more: a function that returns one reward for a batch is seen.
+    Reward models (``nn.Module``) are left to TRL. Asynchronous functions are called on the running ``loop``, which what
+    they keep may be bound to, or on one of their own.
+
+    Raises:
+        ConfigError: the function raises, returns something else than one number or ``None`` a completion, or asks for
+            columns that the data set does not have.
+    """
+    texts = [f"Let me see. The answer is \\boxed{{{n}}}." for n in range(count)]
+    columns = {name: [value] * count for name, value in row.items() if name not in _OF_TRL}
+    talk = not isinstance(row["prompt"], str)
+    given = {
+        "prompts": [row["prompt"]] * count,
+        "completions": [[{"role": "assistant", "content": text}] if talk else text for text in texts],
+        "completion_ids": [[*tokenizer(text, add_special_tokens=False)["input_ids"], end_id] for text in texts],
+        **columns,
+        "trainer_state": TrainerState(epoch=0.0, max_steps=1, num_train_epochs=1),  # they may divide by either
+        "log_extra": lambda name, values: None,
+        "log_metric": lambda name, value: None,
+    }
+    for function in reward_funcs:
+        if isinstance(function, nn.Module):
+            continue
+        name = str(getattr(function, "__name__", None) or type(function).__name__)
+        try:
+            rewards = _called(function, given, loop)
+        except ConfigError as error:  # a verifier's, which knows what is wrong
+            raise ConfigError(f"verifier {name} fails on a made-up completion", got=error.got) from error
+        except SGSDError:
+            raise
+        except Exception as error:  # the function is the user's and may raise anything
+            raise ConfigError(
+                f"reward function {name} fails on a made-up completion",
+                got=f"{type(error).__name__}: {error}",
+                expected=f"a reward for each completion; columns of the data: {', '.join(columns)}",
+            ) from error
+        _check_rewards(name, rewards, count)
+        if isinstance(function, VerifierReward):
+            _check_verdicts(name, function.verdicts)
+
+
+_OF_TRL = ("prompt", "completion", "completion_ids")
+"""Columns that TRL hands over under names of its own."""
+
+
+def _called(function: Callable[..., Any], given: Mapping[str, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
+    if not is_async_callable(function):
+        return function(**given)
+
+    async def awaited() -> Any:
+        return await function(**given)
+
+    if loop is not None:
+        return asyncio.run_coroutine_threadsafe(awaited(), loop).result()
+    with ThreadPoolExecutor(1) as own:  # a notebook's thread has a loop already
+        return own.submit(asyncio.run, awaited()).result()
+
+
+def _check_rewards(name: str, rewards: Any, count: int) -> None:
+    expected = f"a list of {count} numbers, one for each completion (None: undecided)"
+    try:
+        values = list(rewards)
+    except TypeError as error:
+        raise ConfigError(f"reward function {name} returns no list", got=repr(rewards), expected=expected) from error
+    if len(values) != count:
+        raise ConfigError(f"reward function {name} returns {len(values)} rewards", expected=expected)
+    for value in values:
+        try:
+            sound = value is None or not (isinstance(value, str) or math.isinf(float(value)))
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise ConfigError(f"reward function {name} returns what is no number", got=repr(value), expected=expected)
+
+
+def _check_verdicts(name: str, verdicts: Sequence[Verdict]) -> None:
+    """A verifier in a worker process does not raise: each verdict is undecided, and says why."""
+    error, reasons = "verifier error: ", [verdict.reason or "" for verdict in verdicts]
+    if reasons and all(reason.startswith(error) for reason in reasons):
+        raise ConfigError(
+            f"verifier {name} fails on a made-up completion",
+            got=reasons[0].removeprefix(error),
+            expected="a verdict on every completion",
+        )

@@ -6,14 +6,13 @@ functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 
 from sgsd.bank import SkillBank
-from sgsd.data.adapters import Adapted, adapt
+from sgsd.data.adapters import adapt
 from sgsd.data.curation import curate
 from sgsd.data.problems import Problem
 from sgsd.display import logger
@@ -27,44 +26,15 @@ _log = logger(__name__)
 def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -> list[Problem]:
     """Problems as they are, or those of a data set in any format that ``sgsd.data.problems`` knows.
 
-    Args:
-        source: the data.
-        verified: a verifier compares with an answer: rows without one, duplicates and contradictions are left out. Not
-            so with reward functions of the user's own: no row is left out.
+    Where a verifier compares with an answer, rows without one, duplicates and contradictions are left out. With reward
+    functions of the user's own no row is.
 
     Raises:
         DataError: nothing in it, an unknown format, or a streaming data set; with reward functions of the user's own, a
             row that asks nothing.
     """
     if isinstance(source, Dataset):
-        rows = source.with_format(None)
-        adapted = adapt(rows, rows.column_names, stem="row", source="dataset", needs_answer=verified)
-        problems, report = curate(
-            adapted.problems,
-            needs_answer=verified,
-            on_duplicate="drop" if verified else "keep",
-            on_conflict="drop_all" if verified else "keep",
-        )
-        report = report.including(adapted, source="the data set")
-        if not problems and report.dropped:
-            first = report.dropped[0]
-            raise DataError(
-                "no row of the data set can be used",
-                got=f"{report.summary()}; {first.id}: {first.why or first.reason}",
-                expected="a prompt or a problem, with an answer for a verifier",
-            )
-        if report.dropped:
-            named = "; ".join(f"{drop.id}: {drop.why or drop.reason}" for drop in report.dropped[:LISTED_IDS])
-            if not verified:
-                raise DataError(
-                    f"{len(report.dropped)} of {report.rows} rows of the data set cannot be used",
-                    got=named,
-                    expected="text, or a conversation with a user message that is not empty",
-                    remedy="leave these rows out of the data",
-                )
-            _log.warning("%s (%s)", report.summary(), named)
-        if not verified:
-            _refuse_other_problems(adapted)
+        problems = _adapted(source.with_format(None), verified=verified)
     elif isinstance(source, Sequence) and all(isinstance(problem, Problem) for problem in source):
         problems = list(source)
     else:
@@ -80,9 +50,32 @@ def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -
     return problems
 
 
-def _refuse_other_problems(adapted: Adapted) -> None:
-    """A column ``problem`` is text, for pairs are retrieved by it; reward functions would be given text for it."""
-    for problem in adapted.problems:
+def _adapted(rows: Dataset, *, verified: bool) -> list[Problem]:
+    adapted = adapt(rows, rows.column_names, stem="row", source="dataset", needs_answer=verified)
+    problems, report = curate(
+        adapted.problems,
+        needs_answer=verified,
+        on_duplicate="drop" if verified else "keep",
+        on_conflict="drop_all" if verified else "keep",
+    )
+    report = report.including(adapted, source="the data set")
+    named = [f"{drop.id}: {drop.why or drop.reason}" for drop in report.dropped[:LISTED_IDS]]
+    if named and not problems:
+        raise DataError(
+            "no row of the data set can be used",
+            got=f"{report.summary()}; {named[0]}",
+            expected="a prompt or a problem, with an answer for a verifier",
+        )
+    if named and verified:
+        _log.warning("%s (%s)", report.summary(), "; ".join(named))
+    elif named:
+        raise DataError(
+            f"{len(report.dropped)} of {report.rows} rows of the data set cannot be used",
+            got="; ".join(named),
+            expected="text, or a conversation with a user message that is not empty",
+            remedy="leave these rows out of the data",
+        )
+    for problem in [] if verified else adapted.problems:  # pairs are retrieved by a problem, and rewards are given it
         value = problem.columns.get("problem")
         if value is not None and not isinstance(value, str):
             raise DataError(
@@ -91,6 +84,7 @@ def _refuse_other_problems(adapted: Adapted) -> None:
                 expected="the text that skills are retrieved by, or none",
                 remedy="rename the column",
             )
+    return problems
 
 
 def all_text(problems: Sequence[Problem]) -> bool:
@@ -109,12 +103,7 @@ def skill_pairs(
 ) -> list[Shown]:
     """What each problem's prompt shows with ``skills_in_prompt``: the best ``count`` pairs or rules, or the document.
 
-    Args:
-        problems: to show them with.
-        retriever: finds pairs and rules.
-        bank: that they are of.
-        count: of pairs or rules.
-        context: as ``config.context_of`` has it.
+    ``context`` is what ``config.context_of`` has.
 
     Raises:
         ConfigError: the bank does not make as many.
@@ -148,8 +137,7 @@ def training_rows(
     ``accuracy_reward`` reads it); reward functions of the user's own are given the data set's.
 
     Args:
-        problems: one or more.
-        renderer: makes the prompts.
+        problems, renderer: one problem or more, and what makes their prompts.
         max_prompt_length: in tokens.
         skills: what each problem's prompt shows of a bank; ``None`` for plain prompts.
         references: what each problem's OPSD teacher is shown; its token ids become the column ``teacher_prompt``.
@@ -161,20 +149,22 @@ def training_rows(
         DataError: conversations and text among the prompts; TRL looks at the first alone.
     """
     rows: list[dict[str, Any]] = []
-    lengths: list[int] = []
-    teacher_lengths: list[int] = []
+    lengths: list[tuple[int, int]] = []  # of the student's prompt, and of the teacher's
     for place, problem in enumerate(problems):
-        shown = None if skills is None else skills[place]
-        with _naming(problem):
-            prompt = renderer.student_messages(problem) if shown is None else renderer.skilled_messages(problem, shown)
-            lengths.append(
-                len(renderer.student_ids(problem) if shown is None else renderer.skilled_ids(problem, shown))
-            )
+        try:
+            if skills is None:
+                prompt, ids = renderer.student_messages(problem), renderer.student_ids(problem)
+            else:
+                shown = skills[place]
+                prompt, ids = renderer.skilled_messages(problem, shown), renderer.skilled_ids(problem, shown)
             row = {"prompt": str(prompt) if isinstance(prompt, RawText) else prompt, **_columns(problem, verified)}
             if references is not None:
-                row["teacher_prompt"] = renderer.reference_ids(problem, references[place], shown or ())
-                teacher_lengths.append(len(row["teacher_prompt"]))
-            rows.append(row)
+                shown = () if skills is None else skills[place]
+                row["teacher_prompt"] = renderer.reference_ids(problem, references[place], shown)
+        except PromptError as error:
+            raise PromptError(f"problem {problem.id}: {error}") from error
+        rows.append(row)
+        lengths.append((len(ids), len(row.get("teacher_prompt", ()))))
     raw = [isinstance(row["prompt"], str) for row in rows]
     if any(raw) and not all(raw):
         raise DataError(
@@ -182,27 +172,26 @@ def training_rows(
             got=f"text in {problems[raw.index(True)].id}, a conversation in {problems[raw.index(False)].id}",
             expected="either in all rows",
         )
-    ids = [problem.id for problem in problems]
-    what = "plain prompts" if skills is None else "prompts with skills"
-    if long_prompts == "drop":
-        worst = [max(both) for both in zip(lengths, teacher_lengths or lengths, strict=True)]
-        kept = [place for place, length in enumerate(worst) if length <= max_prompt_length]
-        if kept and len(kept) < len(rows):
-            left_out = [ids[place] for place, length in enumerate(worst) if length > max_prompt_length]
-            _log.warning(
-                "%s of %s rows left out: prompts of more than %s tokens (%s)",
-                f"{len(left_out):,}",
-                f"{len(rows):,}",
-                f"{max_prompt_length:,}",
-                listed(left_out),
-            )
-            rows = [rows[place] for place in kept]
-            lengths, teacher_lengths = [], []
-    refuse_long_prompts(lengths, max_prompt_length, what, ids)
-    refuse_long_prompts(teacher_lengths, max_prompt_length, "teacher prompts", ids)
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    fits = [max(both) <= max_prompt_length for both in lengths]
+    if long_prompts == "drop" and any(fits) and not all(fits):
+        left_out = [problem.id for problem, fit in zip(problems, fits, strict=True) if not fit]
+        _log.warning(
+            "%s of %s rows left out: prompts of more than %s tokens (%s)",
+            f"{len(left_out):,}",
+            f"{len(rows):,}",
+            f"{max_prompt_length:,}",
+            listed(left_out),
+        )
+        rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    else:
+        of_student, of_teacher = zip(*lengths, strict=True)
+        names = [problem.id for problem in problems]
+        what = "plain prompts" if skills is None else "prompts with skills"
+        refuse_long_prompts(of_student, max_prompt_length, what, names)
+        refuse_long_prompts(of_teacher, max_prompt_length, "teacher prompts", names)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     # Columns that mix types, and objects with other keys from row to row, stay as they are.
-    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json")
+    return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
 
 
 def _columns(problem: Problem, verified: bool) -> dict[str, Any]:
@@ -218,11 +207,3 @@ def _columns(problem: Problem, verified: bool) -> dict[str, Any]:
     if not isinstance(own.get("problem"), str):
         own.pop("problem", None)
     return {**own, **derived} if verified else {**derived, **own}
-
-
-@contextmanager
-def _naming(problem: Problem) -> Iterator[None]:
-    try:
-        yield
-    except PromptError as error:
-        raise PromptError(f"problem {problem.id}: {error}") from error

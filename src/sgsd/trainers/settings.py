@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +29,12 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "a finite number": math.isfinite,
 }
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo")
+_CHOICES = {
+    "loss_type": LOSS_TYPES,
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 _OF_TRL = {
     "1 or more": (
         *("num_iterations", "generation_batch_size", "steps_per_generation", "per_device_eval_batch_size"),
@@ -43,44 +49,51 @@ _OF_TRL = {
 """What torch, transformers and TRL would refuse, or fail at, only after loading or in a step."""
 
 
-def check_ranges(args: Any, ranges: Mapping[str, Sequence[str]]) -> None:
-    """Refuse numbers that are out of range; ``None`` is in range where the default is no number.
+def check_marks(args: Any) -> None:
+    """Refuse values outside the range, or among none of the choices, that their settings' types are annotated with.
 
-    Args:
-        args: a configuration.
-        ranges: a key of ``_RANGES`` → names of settings.
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for name, hint in get_type_hints(type(args), include_extras=True).items():
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Annotated and (part is hint or vars(args)[name] is not None):
+                (mark,) = part.__metadata__
+                if isinstance(mark, str):
+                    _check_range(name, vars(args)[name], mark)
+                else:
+                    check_choice(name, vars(args)[name], mark)
+
+
+def check_ranges(args: Any, ranges: Mapping[str, Sequence[str]]) -> None:
+    """Refuse numbers that are out of range: a key of ``_RANGES`` → names of settings.
 
     Raises:
         ConfigError: naming the setting.
     """
     defaults = {each.name: each.default for each in dataclasses.fields(args)}
     for expected, names in ranges.items():
-        for name in names:
-            value = vars(args)[name]
-            if value is None and not isinstance(defaults[name], int | float):
-                continue
-            if value is None or not _RANGES[expected](value):
-                raise ConfigError(f"{name} is out of range", got=value, expected=expected)
+        for name in names:  # None is in range where the default is no number
+            if vars(args)[name] is not None or isinstance(defaults[name], int | float):
+                _check_range(name, vars(args)[name], expected)
+
+
+def _check_range(name: str, value: Any, expected: str) -> None:
+    if value is None or not _RANGES[expected](value):
+        raise ConfigError(f"{name} is out of range", got=value, expected=expected)
 
 
 def check_settings(args: Any) -> None:
     """Refuse settings of TRL and transformers that could not train, whatever the model and data.
 
-    Args:
-        args: a ``VerifiedConfig`` whose ``__post_init__`` is done.
-
     Raises:
-        ConfigError: one line, before any weight is loaded.
+        ConfigError: one line.
     """
-    check_ranges(args, _OF_TRL if args.use_vllm else _OF_TRL | {"0 or more": (*_OF_TRL["0 or more"], "top_k")})
-    check_choice("loss_type", args.loss_type, LOSS_TYPES)
-    check_choice("scale_rewards", args.scale_rewards, ("group", "batch", "none"))
-    check_choice("importance_sampling_level", args.importance_sampling_level, ("token", "sequence"))
-    check_choice(
-        "multi_objective_aggregation",
-        args.multi_objective_aggregation,
-        ("sum_then_normalize", "normalize_then_sum"),
-    )
+    check_ranges(args, _OF_TRL)
+    if not args.use_vllm:
+        check_ranges(args, {"0 or more": ("top_k",)})
+    for name, choices in _CHOICES.items():
+        check_choice(name, vars(args)[name], choices)
     if args.remove_unused_columns:
         raise ConfigError(
             "remove_unused_columns would remove what rewards and teachers read", got=True, expected="false, the default"
@@ -92,9 +105,7 @@ def check_settings(args: Any) -> None:
     if args.max_steps == 0:
         raise ConfigError("max_steps 0 would train nothing", expected="1 or more, or -1 for num_train_epochs")
     if args.max_steps < 0 and not args.num_train_epochs > 0:
-        raise ConfigError(
-            "num_train_epochs is out of range", got=args.num_train_epochs, expected="above 0, or max_steps"
-        )
+        _check_range("num_train_epochs", args.num_train_epochs, "above 0")
 
 
 # ---- what settings describe
@@ -107,10 +118,7 @@ _ONE_A_PROMPT = {"num_return_sequences": 1, "return_dict_in_generate": False}
 def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
     """Build what settings describe and training would build, of a toy's size, before any weight is loaded.
 
-    Args:
-        args: the run's settings.
-        adapted: the policy is an adapter.
-        loaded: the weights are there already; whether vLLM is, TRL will see.
+    ``adapted``: the policy is an adapter. ``loaded``: the weights are there already; whether vLLM is, TRL will see.
 
     Raises:
         ConfigError: naming the setting, with what the library says; a package that is not installed.
@@ -151,17 +159,12 @@ def _check_generation(args: Any) -> None:
     given = dict(args.generation_kwargs or {})
     for name, value in _ONE_A_PROMPT.items():
         if given.get(name, value) not in (None, value):
-            raise ConfigError(
-                f"generation_kwargs with {name}",
-                got=given[name],
-                expected=value,
-                remedy="leave it out; G is num_generations",
-            )
-    if args.use_vllm:  # it has its own
-        return
-    options = {"do_sample": True, "cache_implementation": args.cache_implementation, **given}
-    with in_one_line(f"generation_kwargs {given}, cache_implementation {args.cache_implementation} cannot be used"):
-        GenerationConfig(**options)
+            remedy = "leave it out; G is num_generations"
+            raise ConfigError(f"generation_kwargs with {name}", got=given[name], expected=value, remedy=remedy)
+    cache = args.cache_implementation
+    if not args.use_vllm:  # it has its own
+        with in_one_line(f"generation_kwargs {given}, cache_implementation {cache} cannot be used"):
+            GenerationConfig(**{"do_sample": True, "cache_implementation": cache, **given})
 
 
 # ---- settings that nothing would read
@@ -180,12 +183,7 @@ IDLE_WITHOUT_GRPO = (*_OF_GRPO_LOSS, *_OF_ADVANTAGES)
 
 
 def refuse_idle_settings(args: Any, *, uses_grpo_loss: bool, uses_advantages: bool = False) -> None:
-    """Refuse TRL settings that were changed and that nothing would read.
-
-    Args:
-        args: the run's settings.
-        uses_grpo_loss: whether TRL's GRPO loss is part of the loss.
-        uses_advantages: whether the loss reads GRPO's group advantages.
+    """Refuse TRL settings that were changed and that neither GRPO's loss nor its group advantages would read.
 
     Raises:
         ConfigError: naming the settings and what would read them.

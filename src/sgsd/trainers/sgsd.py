@@ -21,12 +21,12 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 from trl.models import unwrap_model_for_generation
 
-from sgsd import runfolder
 from sgsd.bank import Ledger
 from sgsd.display import logger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
+from sgsd.objectives.base import Metrics
 from sgsd.prompts import uncounted_token_ids
-from sgsd.retrieval import Retrieval, Retriever
+from sgsd.retrieval import Retrieval
 from sgsd.scoring.heads import Select
 from sgsd.scoring.logprobs import Scores, chunk_count, flat_targets, score_completions
 from sgsd.scoring.student import StudentPass
@@ -43,9 +43,9 @@ from sgsd.scoring.teachers import (
 from sgsd.trainers.base import VerifiedTrainer
 from sgsd.trainers.config import SGSDConfig, context_of
 from sgsd.trainers.ledger import TrainingLedger
-from sgsd.trainers.maintenance import Maintenance, maintenance_of, window_records
+from sgsd.trainers.maintenance import Maintenance, maintenance_of
 from sgsd.trainers.names import card_name
-from sgsd.trainers.record import LedgerCallback, RunRecorder
+from sgsd.trainers.record import RunRecorder
 from sgsd.trainers.rehearsal import Rehearsal
 from sgsd.trainers.rewards import VerifierReward, is_truncated
 from sgsd.trainers.rows import prompt_of
@@ -89,32 +89,33 @@ class SGSDTrainer(VerifiedTrainer):
 
     def _set_up(self) -> None:
         args: SGSDConfig = self.args
+        main = self.accelerator.is_main_process
         self._name = card_name(vars(args))
         self.objective = OBJECTIVES[args.objective].from_config(args)
         assert self.bank is not None
         self._context = context_of(vars(args), self.bank)
         self._K = 1 if self._context == "document" else args.num_teachers
         self._control = self.objective.needs.control or args.support_baseline == "control"
-        self._uncounted = torch.tensor(
-            sorted(uncounted_token_ids(self.processing_class)), device=self.accelerator.device
-        )
-        self.training_ledger = self.parts["ledger"] = TrainingLedger(self.num_generations, args.teacher_trust)
-        main, folder = self.accelerator.is_main_process, Path(args.output_dir)
+        uncounted = sorted(uncounted_token_ids(self.processing_class))
+        self._uncounted = torch.tensor(uncounted, device=self.accelerator.device)
+        ledger = self.training_ledger = self.parts["ledger"] = TrainingLedger(self.num_generations, args.teacher_trust)
         self.recorder = RunRecorder(
-            folder, self.processing_class, self.training_ledger.ids, trace_steps=args.trace_steps, writes=main
+            Path(args.output_dir),
+            self.processing_class,
+            ledger,
+            self._log_ledger,
+            trace_steps=args.trace_steps,
+            writes=main,
         )
-        file = folder / runfolder.LEDGER if main else None
-        self.add_callback(LedgerCallback(self.training_ledger, self.recorder, file, self._log_ledger))
+        self.add_callback(self.recorder)
         self.maintenance: Maintenance | None = None
         if args.maintenance_frequency:
             self.maintenance = self.parts["window"] = maintenance_of(
-                self, args, self._writer, self._bank, self.training_ledger.credit_of, self._log_step
+                self, args, self._writer, self._bank, ledger.credit_of, self._log_step
             )
             self.add_callback(self.maintenance)
-
         if args.rehearsal_weight:
-            seed = args.seed + self.accelerator.process_index
-            problems = self.train_dataset["problem"]
+            seed, problems = args.seed + self.accelerator.process_index, self.train_dataset["problem"]
             self.rehearsal = Rehearsal(self.renderer, problems, count=args.rehearsal_texts, seed=seed)
         first = [self.train_dataset[n] for n in range(min(FIRST_PROBLEMS, len(self.train_dataset)))]
         said = check_teachers(self.retrieve(first), self.max_prompt_length)
@@ -126,14 +127,25 @@ class SGSDTrainer(VerifiedTrainer):
         """What became of each bank item so far."""
         return self.training_ledger.ledger
 
-    def hand_over(self) -> None:
-        """Go on with GRPO's loss alone; on ``ledger_share`` of the problems teachers are still run."""
-        self.args.sgsd_weight, self.args.grpo_weight = 0.0, self.args.grpo_weight or 1.0
+    # ---- one step: sample, verify, retrieve, score K teachers
 
-    def _build_retriever(self, args: SGSDConfig) -> Retriever:
-        return super()._build_retriever(args, temperature=args.retrieval_temperature)
-
-    # ---- sample, verify
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self._mode == "eval":
+            if self.log_completions:  # the table has a row for each of TRL's, and these have no teachers
+                self._logs["extra"]["pairs"].extend([] for _ in range(len(inputs) * self.accelerator.num_processes))
+            return output
+        output["score_mask"] = output["counted"] & ~torch.isin(output["completion_ids"], self._uncounted)
+        pools = self.retrieve(inputs)
+        output |= to_batch(self.score_teachers(pools, inputs, output))
+        output["items"] = self.training_ledger.numbers(pools, self.bank, self._K).to(output["counted"].device)
+        self.recorder.rollouts(inputs, output["row"].tolist())
+        self.metrics.share("sgsd/teachers_per_rollout", sum(len(pool.pairs) for pool in pools), len(pools))
+        self.metrics.share("sgsd/pairs_too_long", sum(pool.too_long for pool in pools), len(pools))
+        if self.log_completions:
+            names = [[" ".join(item.id for item in pair.items) for pair in pool.pairs] for pool in pools]
+            self._logs["extra"]["pairs"].extend(gather_object(names))
+        return output
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
@@ -141,35 +153,14 @@ class SGSDTrainer(VerifiedTrainer):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.maintenance is not None and self._mode == "train":
             self.maintenance.observe(
-                window_records(
-                    inputs,
-                    [text_of(completion) for completion in completions],
-                    [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list],
-                    [int(outcome) for outcome in self._outcome.tolist()],
-                    next((reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)), None),
-                    step=self.state.global_step + 1,
-                    rank=self.accelerator.process_index,
-                )
+                self.state.global_step + 1,
+                inputs,
+                list(map(text_of, completions)),
+                [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list],
+                self._outcome.tolist(),
+                next((reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)), None),
             )
         return rewards
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
-        if self._mode == "eval":
-            if self.log_completions:  # the table has a row for each of TRL's, and these have no teachers
-                rows: list[list[str]] = [[] for _ in range(len(inputs) * self.accelerator.num_processes)]
-                self._logs["extra"]["stances"].extend(rows)
-                self._logs["extra"]["pairs"].extend(rows)
-            return output
-        mask = output["counted"]
-        output["score_mask"] = mask & ~torch.isin(output["completion_ids"], self._uncounted)
-        pools = self.retrieve(inputs)
-        output |= to_batch(self.score_teachers(pools, inputs, output))
-        output["items"] = self.training_ledger.numbers(pools, self.bank, self._K).to(mask.device)
-        self._log_rollouts(pools, inputs)
-        return output
-
-    # ---- retrieve
 
     def retrieve(self, inputs: Sequence[dict[str, Any]]) -> list[TeacherPool]:
         """One pool of teachers a rollout; the G rollouts of a prompt share one."""
@@ -207,8 +198,6 @@ class SGSDTrainer(VerifiedTrainer):
         [pair] = draw.choices(retrieval.pairs, retrieval.weights)
         return Retrieval((pair,), (1.0,))
 
-    # ---- score K teachers
-
     def score_teachers(
         self, pools: Sequence[TeacherPool], inputs: Sequence[dict[str, Any]], output: dict[str, Any]
     ) -> TeacherScores:
@@ -222,31 +211,30 @@ class SGSDTrainer(VerifiedTrainer):
         """
         ids, lengths = output["completion_ids"].tolist(), output["completion_mask"].sum(1).tolist()
         completions = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        outcomes = [outcome if length else 0 for outcome, length in zip(self._outcome.tolist(), lengths, strict=True)]
         needs, trust = self.objective.needs, self.training_ledger.trust(pools)
-        whole = [self._drawn_for_ledger(row) for row in inputs]
         places = teachers_to_run(
             pools,
-            [int(outcome) if length else 0 for outcome, length in zip(self._outcome.tolist(), lengths, strict=True)],
+            outcomes,
             trust,
             read=needs.outcomes if self.args.sgsd_weight else (),
             by_trust=needs.by_trust,
-            whole=whole,
+            whole=list(map(self._drawn_for_ledger, inputs)),
         )
         vocabulary = self.model.config.get_text_config().vocab_size
         top_tokens = min(self.args.teacher_top_tokens, vocabulary) if needs.top_tokens else 0
         prompts = [pools[b].prompts[k] for b, k in places]
         scores = self._score(prompts, [completions[b] for b, _ in places], inputs, top_tokens=top_tokens)
-        teachers = teacher_scores(
-            pools, trust, places, scores, num_teachers=self._K, length=output["completion_ids"].shape[1]
-        )
+        T = output["completion_ids"].shape[1]
+        teachers = teacher_scores(pools, trust, places, scores, num_teachers=self._K, length=T)
         tokens = scores.tokens
         if self._control:
             rows = sorted({b for b, _ in places})
             scores = self._score_control(rows, pools, inputs, completions, teachers)
             teachers = replace(teachers, **control_scores(teachers, rows, scores))
             tokens += scores.tokens
-        self._count("sgsd/teacher_tokens", tokens, len(pools))
-        self._count("sgsd/scored_share", len(places), sum(len(pool.prompts) for pool in pools))
+        self.metrics.share("sgsd/teacher_tokens", tokens, len(pools))
+        self.metrics.share("sgsd/scored_share", len(places), sum(len(pool.prompts) for pool in pools))
         return teachers
 
     def _drawn_for_ledger(self, row: dict[str, Any]) -> bool:
@@ -264,21 +252,20 @@ class SGSDTrainer(VerifiedTrainer):
     ) -> Scores:
         """A control teacher of the rollouts ``rows``; the plain prompt is the control where the bank has no other."""
         assert self.bank is not None
-        seed, limit = self.args.seed + self.state.global_step, self.max_prompt_length
         drawn = {
             _asked(inputs[b]): control_prompt(
                 prompt_of(inputs[b]),
                 pools[b],
                 self.bank,
                 self.renderer,
-                max_prompt_length=limit,
-                seed=f"{seed} {inputs[b]['problem']}",
+                max_prompt_length=self.max_prompt_length,
+                seed=f"{self.args.seed + self.state.global_step} {inputs[b]['problem']}",
                 document=self._document,
             )
             for b in rows
         }
         found = [drawn[_asked(inputs[b])] for b in rows]
-        self._count("sgsd/control_is_plain", found.count(None), len(rows))
+        self.metrics.share("sgsd/control_is_plain", found.count(None), len(rows))
         prompts = [ids or self.renderer.student_ids(prompt_of(inputs[b])) for b, ids in zip(rows, found, strict=True)]
         others = None
         if teachers.top_ids is not None:
@@ -295,31 +282,30 @@ class SGSDTrainer(VerifiedTrainer):
         others: Tensor | None = None,
     ) -> Scores:
         """By the teachers' weights, in as many forwards as any process needs."""
-        asked, limit = len(prompts), self.args.max_tokens_per_chunk
-        chunks = 0
+        limit, device = self.args.max_tokens_per_chunk, self.accelerator.device
+        asked, chunks = bool(prompts), 0
         if asked:
             chunks = chunk_count(self.model, prompts, completions, max_tokens_per_chunk=limit, others=others)
         if self.accelerator.num_processes > 1:
-            chunks = int(gather(torch.tensor([chunks], device=self.accelerator.device)).amax())
-        if chunks and not asked:  # others score: this process makes the same forwards
+            chunks = int(gather(torch.tensor([chunks], device=device)).amax())
+        nothing = Scores.of_nothing(device, top_tokens=top_tokens, others=0 if others is None else others.shape[-1])
+        if not chunks:
+            return nothing
+        if not asked:  # others score: this process makes the same forwards
             prompts = [self.renderer.student_ids(prompt_of(inputs[0]))]
-            completions = [prompts[0][:1]]
-        if chunks:
-            with self._teaching():
-                scores = score_completions(
-                    self.model,
-                    prompts,
-                    completions,
-                    temperature=self.args.teacher_temperature or self.args.score_temperature,
-                    max_tokens_per_chunk=limit,
-                    top_tokens=top_tokens,
-                    others=others if asked else None,
-                    min_chunks=chunks,
-                )
-            if asked:
-                return scores
-        M = 0 if others is None else others.shape[-1]
-        return Scores.of_nothing(self.accelerator.device, top_tokens=top_tokens, others=M)
+            completions, others = [prompts[0][:1]], None
+        with self._teaching():
+            scores = score_completions(
+                self.model,
+                prompts,
+                completions,
+                temperature=self.args.teacher_temperature or self.args.score_temperature,
+                max_tokens_per_chunk=limit,
+                top_tokens=top_tokens,
+                others=others,
+                min_chunks=chunks,
+            )
+        return scores if asked else nothing
 
     # ---- loss
 
@@ -335,36 +321,13 @@ class SGSDTrainer(VerifiedTrainer):
             advantages=inputs["advantages"],
         )
         rows, metrics = self.objective.loss(student, teachers, rollouts)
-        support, stance, baseline = self._note(inputs, student, teachers)
-        real = teachers.scored & (teachers.weights > 0)
-        metrics = stance_metrics(support, stance, rollouts.outcome, real, baseline=baseline) | metrics
+        metrics = self._note(inputs, student.logps.detach(), teachers) | metrics
         self.metrics.add({f"sgsd/{name}": value for name, value in metrics.items()})
         self.metrics.mean("sgsd/loss", rows)
         total = self.args.sgsd_weight * rows.mean()
         if self.args.rehearsal_weight:
             total = total + self.args.rehearsal_weight * self._forgotten(model, len(rows))
         return loss + total / self.current_gradient_accumulation_steps
-
-    def _forgotten(self, model: Any, rollouts: int) -> Tensor:
-        """Mean KL of the student from its beginning on rehearsed texts, for a micro-batch of so many rollouts."""
-        if not self.rehearsal.is_prepared:
-            gather = self.args.ds3_gather_for_generation
-            with self._teaching():
-                self.rehearsal.prepare(
-                    self.model,
-                    lambda: unwrap_model_for_generation(
-                        self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather
-                    ),
-                )
-        micro_batch = self._step % self.args.gradient_accumulation_steps
-        batch = self.rehearsal.batch(rollouts, (self.state.global_step, micro_batch), self.accelerator.device)
-        divergence = self._divergence_from(batch.hidden)
-        student = StudentPass(model, batch.inputs["completion_mask"], lambda flat: divergence)
-        self._forward(student, batch.inputs)
-        counted = batch.inputs["completion_mask"].bool()
-        rows = student.spread(student.kept[0]).sum(1) / counted.sum(1)
-        self.metrics.mean("sgsd/rehearsal", rows)
-        return rows.mean()
 
     def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
         """The student's log-probabilities, with gradient, and what TRL makes of the same forward (GRPO's loss …)."""
@@ -388,22 +351,37 @@ class SGSDTrainer(VerifiedTrainer):
             top_logps = logps[..., 1:].unflatten(-1, (top_ids.shape[1], -1)).transpose(1, 2)  # [B, K, T, M]
         return StudentScores(logps=logps[..., 0], top_logps=top_logps), loss
 
-    # ---- ledger, logs
+    def _forgotten(self, model: Any, rollouts: int) -> Tensor:
+        """Mean KL of the student from its beginning on rehearsed texts, for a micro-batch of so many rollouts."""
+        if not self.rehearsal.texts:
+            gather = self.args.ds3_gather_for_generation
+            with self._teaching():
+                self.rehearsal.prepare(
+                    self.model,
+                    lambda: unwrap_model_for_generation(
+                        self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather
+                    ),
+                )
+        step = (self.state.global_step, self._step % self.args.gradient_accumulation_steps)
+        inputs, hidden = self.rehearsal.batch(rollouts, step, self.accelerator.device)
+        divergence = self._divergence_from(hidden)
+        student = StudentPass(model, inputs["completion_mask"], lambda flat: divergence)
+        self._forward(student, inputs)
+        rows = student.spread(student.kept[0]).sum(1) / inputs["completion_mask"].bool().sum(1)
+        self.metrics.mean("sgsd/rehearsal", rows)
+        return rows.mean()
 
-    def _note(
-        self, inputs: dict[str, Tensor], student: StudentScores, teachers: TeacherScores
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Supports and stances ``[B, K]``, and the control's support ``[B]`` if supports are measured against it.
+    # ---- ledger
 
-        The ledger counts each rollout once, when it is first trained on.
-        """
-        args, logps, mask = self.args, student.logps.detach(), inputs["score_mask"]
+    def _note(self, inputs: dict[str, Tensor], student: Tensor, teachers: TeacherScores) -> Metrics:
+        """Supports and stances into the ledger, which counts each rollout once; what there is to log of them."""
+        args, mask = self.args, inputs["score_mask"]
         baseline = None
         if args.support_baseline == "control":
             assert teachers.control_logps is not None
-            baseline = supports(logps, teachers.control_logps.unsqueeze(1), mask, clip=args.support_clip).squeeze(1)
+            baseline = supports(student, teachers.control_logps.unsqueeze(1), mask, clip=args.support_clip).squeeze(1)
         support, stance = stances(
-            logps,
+            student,
             teachers.logps,
             mask,
             clip=args.support_clip,
@@ -411,32 +389,18 @@ class SGSDTrainer(VerifiedTrainer):
             baseline=baseline,
             scored=teachers.scored,
         )
-        if self._step % (args.steps_per_generation * self.num_iterations) >= args.steps_per_generation:
-            return support, stance, baseline
-        self.training_ledger.observe(
-            inputs["row"], inputs["items"], inputs["outcome"], teachers.scored, support, stance
-        )
-        self.recorder.observe(self.state.global_step + 1, inputs, logps, teachers, support, stance)
-        return support, stance, baseline
+        # Of several passes over a batch, the first.
+        if self._step % (args.steps_per_generation * self.num_iterations) < args.steps_per_generation:
+            outcome, scored = inputs["outcome"], teachers.scored
+            self.training_ledger.observe(inputs["row"], inputs["items"], outcome, scored, support, stance)
+            self.recorder.observe(self.state.global_step + 1, inputs, student, teachers, support, stance)
+        real = teachers.scored & (teachers.weights > 0)
+        return stance_metrics(support, stance, inputs["outcome"], real, baseline=baseline)
 
     def _log_ledger(self) -> None:
         assert self.bank is not None
         for name, total in self.training_ledger.totals(self.bank).items():
             self._metrics["train"][f"sgsd/ledger/{name}"] = [total]  # since the run began: no mean over steps
-
-    def _count(self, name: str, total: float, among: int) -> None:
-        device = self.accelerator.device
-        self.metrics.add({name: (torch.tensor(float(total), device=device), torch.tensor(float(among), device=device))})
-
-    def _log_rollouts(self, pools: Sequence[TeacherPool], inputs: Sequence[dict[str, Any]]) -> None:
-        B, rank = len(pools), self.accelerator.process_index
-        self._count("sgsd/teachers_per_rollout", sum(len(pool.pairs) for pool in pools), B)
-        self._count("sgsd/pairs_too_long", sum(pool.too_long for pool in pools), B)
-        cells = self.recorder.rollouts(inputs, self._numbers[rank * B : (rank + 1) * B], self._numbers)
-        if self.log_completions:
-            self._logs["extra"]["stances"].extend(cells)
-            names = [[" ".join(item.id for item in pair.items) for pair in pool.pairs] for pool in pools]
-            self._logs["extra"]["pairs"].extend(gather_object(names))
 
 
 def _asked(row: dict[str, Any]) -> tuple[str, str]:

@@ -13,6 +13,18 @@ from sgsd.trainers.tokens import ThinkingState
 FIRST_PROBLEMS = 8
 _MOST_CUT = 0.5
 _ENOUGH_ROLLOUTS, _ENOUGH_STEPS = 32, 3
+_ALIKE = {
+    -1: (
+        "failed",
+        "Remedy: look at some (log_completions: true); check the verifier and the form of answer that the instruction "
+        "asks for; easier problems.",
+    ),
+    0: (
+        "are undecided",
+        "The verifier decides nothing. Remedy: check it on a right answer, and that references can be read.",
+    ),
+    1: ("succeeded", "There is nothing to learn from. Remedy: harder problems."),
+}
 
 
 class FirstSteps:
@@ -29,18 +41,13 @@ class FirstSteps:
     """
 
     def __init__(self, max_completion_length: int, thinking: ThinkingState, *, grouped: bool = False) -> None:
+        self.done = False
         self._budget = max_completion_length
         self._thinking = thinking
         self._grouped = grouped
         self._outcomes: Counter[int] = Counter()
         self._unlike = False  # a group whose rewards differ was seen
         self._batches = 0
-        self._done = False
-
-    @property
-    def done(self) -> bool:
-        """Whether enough was seen."""
-        return self._done
 
     def observe(self, truncated: float, outcomes: Sequence[int], alike_groups: float = 0.0) -> list[str]:
         """Take a generation batch of training; blocks of lines to show, if there is something to say.
@@ -50,7 +57,7 @@ class FirstSteps:
             outcomes: of all rollouts, in {-1, 0, 1}.
             alike_groups: share of groups whose rewards are all the same.
         """
-        if self._done:
+        if self.done:
             return []
         self._batches += 1
         self._outcomes.update(outcomes)
@@ -66,13 +73,11 @@ class FirstSteps:
                 )
             )
         count = self._outcomes.total()
-        if count < _ENOUGH_ROLLOUTS and self._batches < _ENOUGH_STEPS:
-            return said
-        self._done = True
-        if len(self._outcomes) == 1:
+        self.done = count >= _ENOUGH_ROLLOUTS or self._batches >= _ENOUGH_STEPS
+        if self.done and len(self._outcomes) == 1:
             what, remedy = _ALIKE[next(iter(self._outcomes))]
             said.append(large(f"all of the first {count} rollouts {what}", remedy))
-        elif self._grouped and not self._unlike:
+        elif self.done and self._grouped and not self._unlike:
             said.append(
                 large(
                     f"in none of the groups of the first {count} rollouts do rewards differ",
@@ -83,47 +88,24 @@ class FirstSteps:
         return said
 
 
-_ALIKE = {
-    -1: (
-        "failed",
-        "Remedy: look at some (log_completions: true); check the verifier and the form of answer that the instruction "
-        "asks for; easier problems.",
-    ),
-    0: (
-        "are undecided",
-        "The verifier decides nothing. Remedy: check it on a right answer, and that references can be read.",
-    ),
-    1: ("succeeded", "There is nothing to learn from. Remedy: harder problems."),
-}
-
-
 def summary_of(history: Sequence[Mapping[str, Any]], *, grouped: bool = True) -> list[str]:
-    """What a finished run's log says against its result, each in large letters; nothing for a sound run.
+    """What a run's ``log_history`` says against its result, each in large letters; nothing for a sound run.
 
-    Args:
-        history: ``trainer.state.log_history``.
-        grouped: whether prompts have several rollouts each.
+    ``grouped``: prompts have several rollouts each.
     """
-    success = [row["success_rate"] for row in history if "success_rate" in row]
-    cut = [row["completions/clipped_ratio"] for row in history if "completions/clipped_ratio" in row]
-    alike = [row["frac_reward_zero_std"] for row in history if "frac_reward_zero_std" in row]
+    success, cut, alike = (
+        [row[name] for row in history if name in row]
+        for name in ("success_rate", "completions/clipped_ratio", "frac_reward_zero_std")
+    )
     said: list[str] = []
     if success and max(success) == 0:
-        said.append(
-            large(
-                "no rollout of this run succeeded",
-                "The success rate was 0 throughout. Check the verifier, the instruction, the problems' difficulty.",
-            )
-        )
+        remedy = "The success rate was 0 throughout. Check the verifier, the instruction, the problems' difficulty."
+        said.append(large("no rollout of this run succeeded", remedy))
     elif grouped and alike and min(alike) == 1:
         said.append(large("in no group of this run did rewards differ", "Advantages were zero throughout."))
-    if cut and sum(cut) / len(cut) > _MOST_CUT:
-        said.append(
-            large(
-                f"{sum(cut) / len(cut):.0%} of this run's rollouts were cut off",
-                "A larger max_completion_length, or thinking switched off, would let them end.",
-            )
-        )
+    if cut and (share := sum(cut) / len(cut)) > _MOST_CUT:
+        remedy = "A larger max_completion_length, or thinking switched off, would let them end."
+        said.append(large(f"{share:.0%} of this run's rollouts were cut off", remedy))
     return said
 
 
@@ -140,11 +122,8 @@ def check_teachers(pools: Sequence[TeacherPool], limit: int) -> str | None:
     fit, too_long = sum(len(pool.prompts) for pool in pools), sum(pool.too_long for pool in pools)
     remedy = "a larger max_prompt_length or context, a smaller max_completion_length, or shorter items"
     if too_long and not fit:
-        raise ConfigError(
-            f"no teacher's prompt of the first {len(pools)} problems fits",
-            got=f"room for {limit} tokens",
-            remedy=remedy,
-        )
+        what = f"no teacher's prompt of the first {len(pools)} problems fits"
+        raise ConfigError(what, got=f"room for {limit} tokens", remedy=remedy)
     if too_long <= fit:
         return None
     what = f"{too_long} of {too_long + fit} teachers' prompts do not fit {limit} tokens"

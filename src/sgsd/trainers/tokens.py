@@ -1,4 +1,4 @@
-"""Data, tokens and templates before the first step: whole batches, room for prompts, known ids, thinking."""
+"""Before the first step: whole batches, room for prompts, known ids, thinking."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from sgsd.verifiers.thinking import ends_thoughts, opens_thoughts
 
 def check_batch(rows: int, args: Any) -> None:
     """Refuse fewer problems than one generation batch needs: TRL's sampler leaves out what fills none, without a word.
-
-    Args:
-        rows: problems to train on.
-        args: the run's settings; ``generation_batch_size`` counts the rollouts of all processes.
 
     Raises:
         DataError: with both numbers.
@@ -74,34 +70,31 @@ def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
         ends: what ends a completion (``engines.models.end_of_completion_ids``).
 
     Raises:
-        ConfigError: one line, before the first step.
+        ConfigError: one line.
     """
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no padding token", remedy="set tokenizer.pad_token")
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer names no end token", remedy="set tokenizer.eos_token")
-    rendered = (
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": "x"}], add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
-        if tokenizer.chat_template
-        else []
-    )
+    rendered: list[int] = []
+    if tokenizer.chat_template:
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        rendered = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], **options)["input_ids"]
+
+    def shown(token: Any) -> str:
+        known = isinstance(token, int) and token >= 0
+        return f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" if known else repr(token)
+
     named = {"the padding token": [tokenizer.pad_token_id], "an end token": ends, "a token of the template": rendered}
     for what, ids in named.items():
         outside = {token for token in ids if not (isinstance(token, int) and 0 <= token < vocabulary)}
         if outside:
             raise ConfigError(
                 f"{what} is not in the model's vocabulary",
-                got=", ".join(_shown(token, tokenizer) for token in sorted(outside, key=repr)),
+                got=", ".join(shown(token) for token in sorted(outside, key=repr)),
                 expected=f"ids below {vocabulary}",
                 remedy="take the tokenizer that belongs to the model, or resize the model's embeddings",
             )
-
-
-def _shown(token: Any, tokenizer: Any) -> str:
-    known = isinstance(token, int) and token >= 0
-    return f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" if known else repr(token)
 
 
 # ---- thinking
@@ -153,9 +146,8 @@ def thinking_of(tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None
     """
 
     def rendered(**changes: Any) -> str:
-        messages = [{"role": "user", "content": "x"}]
-        options = {**(template_kwargs or {}), **changes}
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
+        options = {"add_generation_prompt": True, "tokenize": False, **(template_kwargs or {}), **changes}
+        return str(tokenizer.apply_chat_template([{"role": "user", "content": "x"}], **options))
 
     def thinks(text: str, **changes: Any) -> bool:
         if ends_thoughts(text):

@@ -21,13 +21,7 @@ TRACKERS = ("trackio", "wandb")
 
 
 def log_gaps(report_to: Sequence[str], step: int, traces: Sequence[Mapping[str, Any]]) -> None:
-    """Log traces as the table ``token_gaps``: a row for each token of each rollout under each of its teachers.
-
-    Args:
-        report_to: the run's setting.
-        step: the optimizer step.
-        traces: as ``traces.jsonl`` has them.
-    """
+    """Log traces, as ``traces.jsonl`` has them, as the table ``token_gaps``: a row a token, rollout and teacher."""
     for tracker in _trackers(report_to):
         table = tracker.Table(dataframe=pd.DataFrame(_rows(traces)))
         tracker.log({"token_gaps": table, "train/global_step": step})
@@ -40,12 +34,7 @@ def end_run(report_to: Sequence[str]) -> None:
 
 
 def log_certificate(args: TrainingArguments, folder: Path) -> None:
-    """Log the certificate of a folder, JSON and page, as an artefact of type ``certificate``, from a run of its own.
-
-    Args:
-        args: of the training, whose project it goes to.
-        folder: of ``certificate.json`` and ``certificate.html``.
-    """
+    """Log a folder's certificate, JSON and page, as an artefact, from a run of its own in the training's project."""
     name = f"certificate-{re.sub(r'[^a-zA-Z0-9_.-]', '-', folder.name)}"
     projects = {
         "wandb": {"project": os.environ.get("WANDB_PROJECT", "huggingface")},  # as transformers has it
@@ -75,11 +64,6 @@ def _rows(traces: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         for teacher in trace["teachers"]:
             shared = {name: trace[name] for name in of_rollout} | {name: teacher[name] for name in of_teacher}
             tokens = zip(trace["tokens"], trace["counted"], trace["student_logps"], teacher["gaps"], strict=True)
-            for position, (token, counted, logp, gap) in enumerate(tokens):
-                yield shared | {
-                    "position": position,
-                    "token": token,
-                    "counted": counted,
-                    "student_logp": logp,
-                    "gap": gap,
-                }
+            for position, values in enumerate(tokens):
+                columns = zip(("token", "counted", "student_logp", "gap"), values, strict=True)
+                yield {**shared, "position": position, **dict(columns)}

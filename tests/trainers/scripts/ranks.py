@@ -169,7 +169,6 @@ def main() -> None:
 
 def train(folder: Path, settings: dict, record: Record) -> dict:
     lora = settings.pop("lora", False)
-    mistake = settings.pop("mistake", None)
     broken_step = settings.pop("broken_step", None)
     rollouts = settings.pop("rollouts", "of the prompt")
     resume = settings.pop("resume", None)
@@ -192,8 +191,6 @@ def train(folder: Path, settings: dict, record: Record) -> dict:
         trainer._generate_single_turn = ROLLOUTS[rollouts]
     if broken_step is not None:
         break_loss(trainer, broken_step)
-    if mistake is not None and RANK == 1:
-        MISTAKES[mistake](trainer)
     forwards, own_chunks = [], []
     if settings.get("method", "sgsd") == "sgsd":
         count_forwards(trainer, forwards, own_chunks)
@@ -216,19 +213,6 @@ def break_loss(trainer, step: int) -> None:
     """The loss of one optimizer step, counted from 1, is not a number."""
     loss = trainer._compute_loss
     trainer._compute_loss = lambda *args: loss(*args) * (torch.nan if trainer.state.global_step == step - 1 else 1.0)
-
-
-def never_come(trainer) -> None:
-    """This rank does not get as far as scoring; the others wait for it."""
-
-    def staying_away(*_):
-        signal.pause()  # returns when the watchdog asks for the stacks
-        signal.pause()
-
-    trainer.score_teachers = staying_away
-
-
-MISTAKES = {"never comes": never_come}
 
 
 def count_forwards(trainer, forwards, own_chunks) -> None:
