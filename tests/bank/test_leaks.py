@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
 from sgsd.bank.leaks import COMMON, SHORTEST, LeakKind, held_answer, quarantine, scan
-from sgsd.bank.lineage import ancestors, descent
+from sgsd.bank.skills import ancestors, descent
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.memories import memory_of
@@ -136,11 +136,12 @@ def test_more_than_a_hundred_planted_answers_are_all_taken_out_and_a_hundred_cle
         items.append(Skill.new("What it is about.", when=text, **about))
         items.append(Mistake.new(f"{text} And more.", **about))
     bank = SkillBank().with_items(items)
-    kept, taken = quarantine(bank, scan(bank, memories=memories))
+    report = scan(bank, memories=memories)
+    kept, taken = quarantine(bank, report)
     texts = [text for text, _ in PLANTED]
-    assert [entry.item.note or entry.item.text for entry in taken] == [*texts, *(f"{text} And more." for text in texts)]
+    assert [item.note or item.text for item in taken] == [*texts, *(f"{text} And more." for text in texts)]
     assert len(kept.items) == 2 * len(CLEAN) >= 200
-    assert all("holds the answer" in entry.reasons[0] for entry in taken)
+    assert all("holds the answer" in reasons[0] for reasons in report.reasons.values())
 
 
 def test_planted_leaks_are_all_taken_out_with_their_reasons():
@@ -164,8 +165,8 @@ def test_planted_leaks_are_all_taken_out_with_their_reasons():
     }
     kept, taken = quarantine(bank, report)
     assert [item.id for item in kept.items] == [clean.id]
-    assert [entry.item.id for entry in taken] == [answer.id, problem.id, benchmark.id]
-    reasons = [" ".join(entry.reasons) for entry in taken]
+    assert [item.id for item in taken] == [answer.id, problem.id, benchmark.id]
+    reasons = [" ".join(report.reasons[item.id]) for item in taken]
     assert "holds the answer '72' of problem apples" in reasons[0]
     assert "training problem apples" in reasons[1]
     assert "benchmark walks, problem lake" in reasons[2]

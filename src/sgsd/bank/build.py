@@ -322,10 +322,9 @@ def merge_and_scan(
             _failure(Stage.MERGE, failure.key, failure.reason, **_attempt(failure)) for failure in merged.failures
         ]
         kinds = {leak.item: str(leak.kind) for leak in reversed(found.leaks)}
-        for entry in taken:
-            id = entry.item.id
-            more = {"leak": kinds[id], "item": _as_dict(entry.item)}
-            failures.append(_failure(QUARANTINE, id, "; ".join(entry.reasons), **more))
+        for item in taken:
+            more = {"leak": kinds[item.id], "item": _as_dict(item)}
+            failures.append(_failure(QUARANTINE, item.id, "; ".join(found.reasons[item.id]), **more))
         lineage = {id: list(parents) for id, parents in merged.lineage.items()}
         return Chunk(
             {FAILURES: failures},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -407,3 +407,28 @@ def _validate(item: Item) -> None:
         raise BankError(f"{what}: blank text", got=repr(item.text), expected="what the item says")
     for value in (item.title, item.text, item.note, *item.parents):
         formats.refuse_control_characters(value, what)
+
+
+def ancestors(id: str, parents: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Everything an item comes from, nearest first, each id once; a circle does no harm.
+
+    Args:
+        id: of the item.
+        parents: id → the ids it comes from directly.
+    """
+    return tuple(dict.fromkeys(below for _, below in descent(id, parents)))
+
+
+def descent(id: str, parents: Mapping[str, Sequence[str]], depth: int = 1) -> Iterator[tuple[int, str]]:
+    """(depth, id) of everything an item comes from, as a tree is printed: each one before what it comes from.
+
+    What comes up a second time is told again, but not followed again.
+    """
+    seen = {id}
+    waiting = [(depth, parent) for parent in reversed(parents.get(id, ()))]
+    while waiting:
+        level, at = waiting.pop()
+        yield level, at
+        if at not in seen:
+            seen.add(at)
+            waiting += [(level + 1, parent) for parent in reversed(parents.get(at, ()))]
