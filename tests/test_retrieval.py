@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from sgsd import retrieval
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.errors import ConfigError
 from sgsd.retrieval import BM25Retriever, EmbeddingRetriever, RandomRetriever, Retriever, document
@@ -62,8 +63,8 @@ RETRIEVERS: list[Callable[[], Retriever]] = [
 
 
 def ids(retriever: Retriever, query: str, bank: SkillBank = BANK, k: int = 3) -> list[tuple[str, str]]:
-    (retrieval,) = retriever.retrieve([query], bank, k)
-    return [(pair.skill.id, pair.mistake.id) for pair in retrieval.pairs]
+    (got,) = retriever.retrieve([query], bank, k)
+    return [(pair.skill.id, pair.mistake.id) for pair in got.pairs]
 
 
 class TestEveryRetriever:
@@ -71,13 +72,13 @@ class TestEveryRetriever:
     @pytest.mark.parametrize("bank", [BANK, make_bank(3, 0), make_bank(0, 2)])
     def test_items_alone_are_ranked_in_one_list(self, make: Callable[[], Retriever], bank: SkillBank) -> None:
         for k in (1, 3, 100):
-            for retrieval in make().retrieve(QUERIES, bank, k, alone=True):
-                items = [item for pair in retrieval.pairs for item in pair.items]
-                assert len(items) == len(retrieval.pairs) == min(k, len(bank.items))
+            for got in make().retrieve(QUERIES, bank, k, alone=True):
+                items = [item for pair in got.pairs for item in pair.items]
+                assert len(items) == len(got.pairs) == min(k, len(bank.items))
                 assert set(items) <= set(bank.items)
                 assert len(set(items)) == len(items)
-                assert sum(retrieval.weights) == pytest.approx(1)
-                scores = [pair.similarity for pair in retrieval.pairs if pair.similarity is not None]
+                assert sum(got.weights) == pytest.approx(1)
+                scores = [pair.similarity for pair in got.pairs if pair.similarity is not None]
                 assert scores == sorted(scores, reverse=True)
 
     @pytest.mark.parametrize("make", RETRIEVERS)
@@ -95,14 +96,14 @@ class TestEveryRetriever:
     def test_k_is_capped_weights_sum_to_one_and_no_item_comes_twice(
         self, make: Callable[[], Retriever], k: int, skills: int, mistakes: int
     ) -> None:
-        for retrieval in make().retrieve(QUERIES, make_bank(skills, mistakes), k):
+        for got in make().retrieve(QUERIES, make_bank(skills, mistakes), k):
             count = min(k, skills, mistakes)
-            assert len(retrieval.pairs) == len(retrieval.weights) == count
-            assert len({pair.skill.id for pair in retrieval.pairs}) == count
-            assert len({pair.mistake.id for pair in retrieval.pairs}) == count
-            assert all(weight > 0 for weight in retrieval.weights)
+            assert len(got.pairs) == len(got.weights) == count
+            assert len({pair.skill.id for pair in got.pairs}) == count
+            assert len({pair.mistake.id for pair in got.pairs}) == count
+            assert all(weight > 0 for weight in got.weights)
             if count:
-                assert math.isclose(sum(retrieval.weights), 1.0, rel_tol=1e-12)
+                assert math.isclose(sum(got.weights), 1.0, rel_tol=1e-12)
 
     @pytest.mark.parametrize("make", RETRIEVERS)
     def test_a_smaller_k_keeps_the_best(self, make: Callable[[], Retriever]) -> None:
@@ -189,25 +190,20 @@ class TestEmbedding:
         retriever.retrieve(QUERIES, BANK.without(["s0"]).with_items([new]), 2)
         assert embedder.calls[1:] == [["new slip"]]
 
-    def test_the_cache_forgets_the_least_recently_used_problem_and_no_item(self) -> None:
-        embedder = TableEmbedder()
-        retriever = EmbeddingRetriever(embedder, cache_size=1)
-        for query in ["a", "b", "a"]:
-            retriever.retrieve([query], BANK, 2)
-        assert embedder.embedded == ["a", *map(document, BANK.items), "b", "a"]
-        larger = TableEmbedder()
-        retriever = EmbeddingRetriever(larger, cache_size=2)
-        for query in ["a", "b", "a", "c", "a"]:
-            retriever.retrieve([query], BANK, 2)
-        assert larger.embedded.count("a") == 1
-
-    def test_another_embedder_in_its_place_embeds_anew(self) -> None:
-        embedder = TableEmbedder()
-        retriever = EmbeddingRetriever(embedder)
-        before = retriever.retrieve(QUERIES, BANK, 2)
-        embedder.name, embedder.width = "other", 7
-        assert retriever.retrieve(QUERIES, BANK, 2) != before
-        assert len(embedder.calls[1]) == len(QUERIES) + len(BANK.items)
+    def test_the_problem_that_was_used_longest_ago_is_forgotten_and_no_item(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for most, embedded in ((1, ["a", "b", "a", "c", "a"]), (2, ["a", "b", "c"])):
+            monkeypatch.setattr(retrieval, "MOST_PROBLEMS", most)
+            embedder = TableEmbedder()
+            retriever = EmbeddingRetriever(embedder)
+            for query in ["a", "b", "a", "c", "a"]:
+                assert len(retriever.retrieve([query], BANK, 2)) == 1
+            assert [text for text in embedder.embedded if len(text) == 1] == embedded
+            assert len(embedder.embedded) == len(embedded) + len(BANK.items)
+            assert retriever.retrieve(QUERIES, BANK, 3) == EmbeddingRetriever(TableEmbedder()).retrieve(
+                QUERIES, BANK, 3
+            )
 
     def test_a_problem_that_reads_like_an_item_is_embedded_once(self) -> None:
         embedder = TableEmbedder()
@@ -243,10 +239,6 @@ class TestEmbedding:
             assert [pair.similarity for pair in got.pairs] == pytest.approx(
                 [float(cosines[s] + cosines[m]) / 2 for s, m in zip(skills, mistakes, strict=True)], abs=1e-14
             )
-
-    def test_a_cache_smaller_than_one_call_changes_no_result(self) -> None:
-        small, large = (EmbeddingRetriever(TableEmbedder(), cache_size=size) for size in (1, 100))
-        assert small.retrieve(QUERIES, BANK, 3) == large.retrieve(QUERIES, BANK, 3)
 
     def test_the_prompt_goes_before_queries_alone(self) -> None:
         embedder = TableEmbedder()
@@ -400,8 +392,8 @@ class TestRandom:
 
     def test_every_item_is_drawn_about_equally_often(self) -> None:
         counts = dict.fromkeys((skill.id for skill in BANK.skills), 0)
-        for retrieval in RandomRetriever().retrieve([f"query {i}" for i in range(1200)], BANK, 2):
-            for pair in retrieval.pairs:
+        for got in RandomRetriever().retrieve([f"query {i}" for i in range(1200)], BANK, 2):
+            for pair in got.pairs:
                 counts[pair.skill.id] += 1
         # 1200 draws of 2 of 6: 400 each, standard deviation 16.
         assert all(abs(count - 400) < 80 for count in counts.values())
