@@ -22,7 +22,7 @@ from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, cast
 
 from sgsd.bank.formats import FORBIDS
-from sgsd.bank.skills import Item, Mistake, Skill
+from sgsd.bank.items import Item, Mistake, Skill
 from sgsd.controls import KNOWN, disarmer
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError, check_choice

@@ -32,7 +32,7 @@ from sgsd.bank.build import (
     sample,
     verify,
 )
-from sgsd.bank.skills import ancestors
+from sgsd.bank.items import ancestors
 from sgsd.bank.manifest import MANIFEST
 from sgsd.bank.store import STORE, Store, open_store
 from sgsd.bank.writing import WritingStoppedError

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
+from sgsd.bank.items import ancestors, descent
 from sgsd.bank.leaks import COMMON, SHORTEST, LeakKind, held_answer, quarantine, scan
-from sgsd.bank.skills import ancestors, descent
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.memories import memory_of

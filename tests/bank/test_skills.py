@@ -303,7 +303,7 @@ class TestFiles:
             ('{"skills": [{"text": null}]}', "got null"),
             ('{"skills": [{"title": "x"}]}', "blank text"),
             ('{"skills": [{"text": "x", "id": ""}]}', "unusable id"),
-            ('{"skills": [{"text": "x", "origin": "onlin"}]}', "unknown origin: got 'onlin'; expected 'online'"),
+            ('{"skills": [{"text": "x", "origin": "onlin"}]}', "origin: cannot be used: got .onlin.; expected 'seed'"),
             ('{"skills": [{"text": "x", "parents": [1]}]}', r"skills\[0\].parents\[0\]: cannot be used: got 1"),
             ('{"skills": [], "name": 1}', "name: cannot be used"),
             ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "cannot change its meaning: got 'a'"),

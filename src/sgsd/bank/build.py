@@ -31,9 +31,10 @@ from typing_extensions import TypedDict
 from sgsd import runfolder
 from sgsd.bank import formats
 from sgsd.bank.extract import MAX_ITEMS, Candidate, extraction_request, read_candidate, read_extraction
+from sgsd.bank.items import Origin
 from sgsd.bank.leaks import DEFAULT_N, quarantine, scan
 from sgsd.bank.merge import GROUP_SIZE, PATIENCE, Embed, merge
-from sgsd.bank.skills import Origin, SkillBank
+from sgsd.bank.skills import SkillBank
 from sgsd.bank.store import KeepingWriter, Progress, Store, refused_writes
 from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, Written, write_until_fit
 from sgsd.data.problems import Problem

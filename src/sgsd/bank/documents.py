@@ -28,8 +28,9 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.tree import SyntaxTreeNode
 
 from sgsd import runfolder
-from sgsd.bank.formats import FORBIDS, OF_MISTAKES, refuse_control_characters
-from sgsd.bank.skills import Item, Mistake, Origin, Skill, SkillBank
+from sgsd.bank.formats import FORBIDS, OF_MISTAKES
+from sgsd.bank.items import Item, Mistake, Origin, Skill, refuse_control_characters
+from sgsd.bank.skills import SkillBank
 from sgsd.errors import BankError
 from sgsd.validation import parse_yaml
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sgsd.bank import formats
 from sgsd.bank.faults import refuse_faults
-from sgsd.bank.skills import Item, Mistake, Origin, Skill
+from sgsd.bank.items import Item, Mistake, Origin, Skill, content_id
 from sgsd.bank.writing import (
     FIELDS,
     TOKENS_PER_ITEM,
@@ -80,7 +79,7 @@ class Candidate:
     @property
     def id(self) -> str:
         """The id of the item it would become."""
-        return formats.content_id(self.kind, self.title, self.text, self.note)
+        return content_id(self.kind, self.title, self.text, self.note)
 
     def item(self, origin: Origin) -> Item:
         """The bank's item, with the same id and parents."""

@@ -15,7 +15,8 @@ from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
 
-from sgsd.bank.skills import Item, SkillBank, ancestors
+from sgsd.bank.items import Item, ancestors
+from sgsd.bank.skills import SkillBank
 from sgsd.data.overlap import longest_runs, ngrams, words
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
@@ -212,8 +213,9 @@ _GOES_ON = re.compile(
     " "
     + _any(
         "numbers? digits? parts? steps? lines? units? terms? equations? unknowns? variables? cases? roots? solutions? "
-        "values? factors? sides? ways? groups? sets? amounts? results? answers? times? places? decimals? significant examples? "
-        "points? conditions? operations? things? more less fewer others? or to by out of + - * / ^ < > at possible"
+        "values? factors? sides? ways? groups? sets? amounts? results? answers? times? places? decimals? significant "
+        "examples? points? conditions? operations? things? more less fewer others? or to by out of at possible "
+        "+ - * / ^ < >"
     )
 )
 """What makes a number part of general advice when it follows: 2 equations, 3 times, 4 more, 5 or …"""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sgsd.bank.extract import Candidate
-from sgsd.bank.skills import BankDiff, Item, Origin, SkillBank
+from sgsd.bank.items import Item, Origin
+from sgsd.bank.skills import BankDiff, SkillBank
 from sgsd.errors import BankError
 
 UNPROVEN_CREDIT = 0.5

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter
 
-from sgsd.bank import formats
+from sgsd.bank.items import refuse_control_characters
 from sgsd.controls import disarm
 from sgsd.errors import BankError, SGSDError
 from sgsd.validation import parse_json, validated
@@ -253,7 +253,7 @@ def read_item(kind: Kind, values: dict[str, object]) -> tuple[str, str, str]:
         if len(value) > limit:
             raise UnfitError(f"{name} has more than {limit} characters: write it shorter")
         try:
-            formats.refuse_control_characters(value, name)
+            refuse_control_characters(value, name)
         except BankError as error:
             raise UnfitError(str(error)) from error
         read.append(" ".join(value.split()))

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from sgsd import runfolder
 from sgsd.bank import Item, SkillBank
 from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
-from sgsd.bank.skills import descent
+from sgsd.bank.items import descent
 from sgsd.cli.bank_files import bank_file, load
 from sgsd.cli.console import print_json, standard_output
 from sgsd.errors import BankError
