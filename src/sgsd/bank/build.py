@@ -244,7 +244,7 @@ def extract(
                 candidates += answer
         return Chunk(
             {CANDIDATES: [found.as_dict() for found in candidates], FAILURES: failures},
-            cost.as_counts(),
+            cost,
         )
 
     _run(store, Stage.EXTRACT, total, chunk, step, progress)
@@ -329,7 +329,7 @@ def merge_and_scan(
         lineage = {id: list(parents) for id, parents in merged.lineage.items()}
         return Chunk(
             {FAILURES: failures},
-            merged.counts.as_counts() | {"items": len(bank.items), "quarantined": len(taken)},
+            dict(merged.counts) | {"items": len(bank.items), "quarantined": len(taken)},
             {LINEAGE: lineage, BANK: kept.to_json()},
             {"layers": [asdict(layer) for layer in merged.layers], "digest": kept.digest},
         )
