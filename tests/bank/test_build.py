@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -34,7 +35,7 @@ from sgsd.bank.build import (
 )
 from sgsd.bank.items import ancestors
 from sgsd.bank.manifest import MANIFEST
-from sgsd.bank.store import STORE, Store, open_store
+from sgsd.bank.store import STORE, Store, open_store, refused_writes
 from sgsd.bank.writing import WritingStoppedError
 from sgsd.data.problems import Problem
 from sgsd.errors import BankError, ConfigError, DataError, ServerError, SGSDError
@@ -249,6 +250,8 @@ def test_a_folder_that_holds_something_else_is_refused(copy, tmp_path):
     file.write_text("")
     with pytest.raises(BankError, match="cannot be written"):
         build(file / "below")
+    with pytest.raises(BankError, match="cannot be written"), refused_writes(file):  # its number is SQLITE_FULL
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +262,7 @@ def test_a_folder_that_holds_something_else_is_refused(copy, tmp_path):
 @pytest.mark.parametrize(
     ("table", "column", "where"),
     [
-        ("stages", "progress", "stage = 'merge'"),
+        ("documents", "value", "name = 'stage merge'"),
         ("rows", "value", "name = 'rollouts.jsonl' AND number = 1"),
         ("rows", "value", "name = 'memories.jsonl' AND number = 1"),
         ("rows", "value", "name = 'candidates.jsonl' AND number = 1"),
@@ -278,7 +281,8 @@ def test_a_stranger_s_store_is_refused_in_one_line(copy, table, column, where, v
             store.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value,))
     for name in RESULTS:
         (copy / name).unlink()
-    fits = (where == "name = 'lineage.json'" and value in (None, "{}")) or (value is None and table != "documents")
+    fits = where == "name = 'lineage.json'" and value in (None, "{}")
+    fits |= value is None and (table == "rows" or where == "name = 'stage merge'")
     with nullcontext() if fits else pytest.raises(SGSDError, match=r"^.*$"):
         build(copy)
 
