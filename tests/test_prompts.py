@@ -11,10 +11,7 @@ from sgsd.prompts import (
     RawText,
     Thinking,
     end_of_turn_ids,
-    plain_messages,
-    reference_messages,
     refuse_long_prompts,
-    skill_messages,
     uncounted_token_ids,
 )
 
@@ -25,6 +22,18 @@ MISTAKE = Mistake.new("The carry is forgotten.", title="Carry", avoid="Write it 
 PAIR = (SKILL, MISTAKE)
 OTHER = (Skill.new("Halve {it}.", origin=Origin.SEED), Mistake.new("Dropped sign.", origin=Origin.SEED))
 START, END = 0, 1
+
+
+def plain_messages(problem, instruction=None):
+    return PromptRenderer(make_tokenizer(), instruction=instruction).student_messages(problem)
+
+
+def skill_messages(problem, shown, instruction=None):
+    return PromptRenderer(make_tokenizer(), instruction=instruction).skilled_messages(problem, shown)
+
+
+def reference_messages(problem, reference, instruction=None, shown=()):
+    return PromptRenderer(make_tokenizer(), instruction=instruction).reference_prompt(problem, reference, shown)
 
 
 def content(messages):
@@ -170,7 +179,7 @@ def test_thinking_that_is_said_twice_and_differently_is_refused(tokenizer, think
         PromptRenderer(tokenizer, thinking=thinking, chat_template_kwargs={"enable_thinking": given})
 
 
-def test_the_old_name_of_thinking_names_the_new_one(tokenizer):
+def test_thinking_of_no_such_name_is_refused(tokenizer):
     with pytest.raises(ConfigError, match="now called template"):
         PromptRenderer(tokenizer, thinking="matched")
     with pytest.raises(ConfigError, match="did you mean paper"):
