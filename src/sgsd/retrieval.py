@@ -65,15 +65,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The pairs for one problem, best first.
+    """The pairs for one problem, best first."""
 
-    Attributes:
-        pairs: at most K of them.
-        weights: α_k, one per pair, positive, summing to 1; empty where there are no pairs.
-    """
-
-    pairs: tuple[Pair, ...]
-    weights: tuple[float, ...]
+    pairs: tuple[Pair, ...]  # at most K
+    weights: tuple[float, ...]  # α_k, one per pair, positive, summing to 1
 
 
 class Retriever(Protocol):

@@ -125,13 +125,7 @@ def sample(
     seed: int = 0,
     progress: Report | None = None,
 ) -> None:
-    """Draw ``samples`` completions of every problem.
-
-    Args:
-        store: where to.
-        problems: in the order in which they are kept.
-        prompt: a problem's prompt as token ids.
-        sampler: draws them, ``chunk`` at a time, each chunk with a seed of its own.
+    """Draw ``samples`` completions of every problem, ``chunk`` at a time, each chunk with a seed of its own.
 
     Raises:
         DataError: no problems.
@@ -166,7 +160,7 @@ def verify(
         store: where the rollouts are.
         problems: those of ``sample``.
         verifier: judges.
-        truncated: what a completion is that the length limit cut, whatever it holds.
+        truncated: what a completion is that the length limit cut.
 
     Raises:
         BankError: there are no rollouts, or not all of them.
@@ -216,8 +210,7 @@ def extract(
     Args:
         store: where the memories are.
         writer: writes, ``chunk`` requests at a time.
-        show_answer, max_items: see ``extraction_request``.
-        attempts: how often the writer is asked about a memory at most.
+        show_answer, max_items, attempts: see ``extraction_request`` and ``write_until_fit``.
 
     Raises:
         BankError: the rollouts are not all verified.

@@ -48,19 +48,13 @@ _ANSWER = "\n\nThe reference answer, for you alone: {answer}"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something that may become an item of a bank.
-
-    Attributes:
-        kind: ``skill`` or ``mistake``.
-        title, text, note: as of a ``Skill`` (note is ``when``) or a ``Mistake`` (note is ``avoid``).
-        parents: ids of the memories it comes from.
-    """
+    """Something that may become an item of a bank."""
 
     kind: Kind
     title: str
     text: str
-    note: str
-    parents: tuple[str, ...]
+    note: str  # a skill's ``when``, a mistake's ``avoid``
+    parents: tuple[str, ...]  # ids of the memories it comes from
 
     @property
     def id(self) -> str:

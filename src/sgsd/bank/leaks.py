@@ -37,40 +37,25 @@ class LeakKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One thing that one item gives away.
-
-    Attributes:
-        item, problem: their ids.
-        kind: see ``LeakKind``.
-        source: the benchmark's name, or the data set and row of the problem where known.
-        held: the words in question, as compared.
-        reason: one line for people.
-    """
+    """One thing that one item gives away."""
 
     item: str
     kind: LeakKind
     problem: str
-    source: str
-    held: str
-    reason: str
+    source: str  # the benchmark's name, or the data set and row of the problem where known
+    held: str  # the words in question, as compared
+    reason: str  # one line for people
 
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """What a scan found.
+    """What a scan found."""
 
-    Attributes:
-        n: words in a row that count.
-        items, problems: how many items and distinct problems were compared.
-        untraced: ids of items that have parents, but no memory was at hand: their answers were not compared.
-        leaks: in bank order.
-    """
-
-    n: int
-    items: int
-    problems: int
-    untraced: tuple[str, ...]
-    leaks: tuple[Leak, ...]
+    n: int  # words in a row that count
+    items: int  # compared
+    problems: int  # distinct ones compared
+    untraced: tuple[str, ...]  # ids of items with parents but no memory at hand: their answers were not compared
+    leaks: tuple[Leak, ...]  # in bank order
 
     @property
     def reasons(self) -> dict[str, list[str]]:

@@ -114,11 +114,7 @@ _COUNTS = [entry.name for entry in fields(ItemRecord)][:12]
 
 @dataclass(frozen=True)
 class Ledger:
-    """Item id → record, in the order in which items were first used. Never changed in place.
-
-    Attributes:
-        items: the records of all uses; an item that was never used has none.
-    """
+    """Item id → record, in the order in which items were first used. Never changed in place."""
 
     items: Mapping[str, ItemRecord] = field(default_factory=dict[str, ItemRecord])
 

@@ -77,9 +77,8 @@ class Merged:
 
     Attributes:
         items: skills, then mistakes; ``parents`` are memory ids, all of them.
-        lineage: id → what it comes from directly: candidates merged into it, or the memories it was extracted from.
-            Holds every candidate that was merged away, so any item can be followed down to memories. A writer that
-            returns to earlier words makes a circle: follow each id once.
+        lineage: id → what it comes from directly, of every candidate too: candidates merged into it, or memories. A
+            writer that returns to earlier words makes a circle: follow each id once.
         layers: every layer, skills first.
         failures: groups whose answers never fitted; their candidates stayed as they were.
         counts: what it took, see ``write_until_fit``.
@@ -112,7 +111,7 @@ def merge(
         writer: who writes.
         group_size: candidates in a group, at most.
         patience: layers in a row that do not shrink, after which merging ends; the first one ends it alone.
-        embed: texts → unit vectors, shape ``[texts, dimensions]``.
+        embed: texts → unit vectors ``[texts, dimensions]``.
         attempts: how often a group is asked about at most.
         seed: of the writer's sampling and of the groups.
 

@@ -35,21 +35,13 @@ _TABLES = (
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stage is.
+    """How far a stage is."""
 
-    Attributes:
-        done: inputs of the stage that are finished.
-        total: how many there are.
-        seconds: the stage's time so far, without what was lost.
-        counts: the stage's counts so far.
-        details: whatever else the stage has to say of itself.
-    """
-
-    done: int
+    done: int  # inputs that are finished
     total: int
-    seconds: float = 0.0
+    seconds: float = 0.0  # so far, without what was lost
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
-    details: Mapping[str, object] = field(default_factory=dict[str, object])
+    details: Mapping[str, object] = field(default_factory=dict[str, object])  # whatever else it says of itself
 
     @property
     def finished(self) -> bool:
@@ -113,11 +105,7 @@ class Store:
                 self._put(name, document)
 
     def hold(self, settings: Mapping[str, Mapping[str, object]], config: Mapping[str, object]) -> None:
-        """Go on under these settings. A stage that has begun holds on to its own.
-
-        Args:
-            settings: stage → the settings that its results depend on, as JSON values.
-            config: the whole configuration, kept beside them.
+        """Go on under these settings, by stage, of those that its results depend on; ``config`` is kept beside them.
 
         Raises:
             ConfigError: a stage that has begun had others; names the first that differs.
@@ -229,13 +217,7 @@ class KeepingWriter:
 
     Requests go in groups of fixed size, and a group is kept as a whole: an engine whose rounding depends on the batch
     sees the same batches after an interruption. Only where the writer itself stops within a group is its beginning
-    kept.
-
-    Args:
-        writer: who writes.
-        store: where answers are kept.
-        group: requests at a time.
-        progress: called with the answers so far and the requests of the call under way.
+    kept. ``progress`` is called with the answers so far and the requests of the call under way.
     """
 
     def __init__(

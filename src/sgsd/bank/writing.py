@@ -48,21 +48,13 @@ class UnfitError(SGSDError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """One thing to write.
+    """One thing to write."""
 
-    Attributes:
-        key: names the request; equal keys are the same request.
-        messages: chat messages.
-        schema: the JSON schema the text must fit.
-        max_tokens: the length limit.
-        seed: of the sampling, where the engine samples.
-    """
-
-    key: str
+    key: str  # equal keys are the same request
     messages: list[dict[str, str]]
-    schema: dict[str, object]
+    schema: dict[str, object]  # that the text must fit
     max_tokens: int
-    seed: int
+    seed: int  # of the sampling, where the engine samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +69,7 @@ class Written:
 
 
 class WritingStoppedError(SGSDError, RuntimeError):
-    """A writer may write no more, such as for its budget.
-
-    Args:
-        written: answers to the first of the requests it was given; they are kept.
-        what, details: see ``SGSDError``.
-    """
+    """A writer may write no more, such as for its budget; ``written`` answers the first of its requests."""
 
     def __init__(self, written: Sequence[Written], what: str, **details: Any) -> None:
         self.written = tuple(written)
@@ -187,16 +174,8 @@ def items_request(
     """A request for ``{"items": [...]}``; controls in the prompt are disarmed.
 
     A field may be one character longer than ``read_items`` takes: what an engine cuts at the schema's length is
-    refused, wherever in a sentence that was.
-
-    Args:
-        stage: named in the key.
-        kind: of the items.
-        system, prompt: what the writer is told; the reply's form is added, for engines that know no schemas.
-        least, most: how many items.
-        max_tokens, seed: of the request.
-        sources: the schema of a field that says what an item comes from.
-        identity: what tells this request from others that say the same.
+    refused, wherever in a sentence that was. ``sources`` is the schema of a field that says what an item comes from,
+    ``identity`` tells this request from others that say the same.
     """
     shape = {"sources": "[1, 2]"} if sources is not None else {}
     shape |= dict.fromkeys(FIELDS[kind], '"..."')
@@ -241,20 +220,12 @@ def read_items(
 ) -> list[tuple[tuple[str, str, str], dict[str, object]]]:
     """(title, text, note), white space evened out, and the whole JSON object of each item of a reply.
 
-    Text around the outermost braces (a fence, thoughts) is passed over.
-
-    Args:
-        kind: of the items.
-        written: the reply.
-        least, most: how many items there must be.
-        template: what the writer was asked in, without what it was shown.
-        problem: whose names and numbers an item must not hold.
-        shown: what the writer was shown and must not copy.
+    Text around the outermost braces (a fence, thoughts) is passed over. ``template``, ``problem`` and ``shown`` are as
+    for ``refuse_faults``.
 
     Raises:
         UnfitError: an error in place of a text, no JSON, too few or too many objects; a field that is missing, blank,
-            too long, or holds a control character; an item that repeats its problem or its prompt, or was cut in
-            mid-sentence.
+            too long, or holds a control character; or as ``refuse_faults``.
     """
     if written.text is None:
         raise UnfitError(written.error or "nothing was written")
