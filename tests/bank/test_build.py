@@ -38,7 +38,7 @@ from sgsd.bank.manifest import MANIFEST
 from sgsd.bank.store import STORE, Store, open_store, refused_writes
 from sgsd.bank.writing import WritingStoppedError
 from sgsd.data.problems import Problem
-from sgsd.errors import BankError, ConfigError, DataError, ServerError, SGSDError
+from sgsd.errors import BankError, ConfigError, DataError, SGSDError
 
 from .builds import SETTINGS, Sampler, Verifier, Writer, build, problems, results
 
@@ -256,7 +256,7 @@ def test_a_folder_that_holds_something_else_is_refused(copy, tmp_path):
 
 @pytest.mark.parametrize(
     "value",
-    ["null", "[]", '"x"', "{}", '{"done": "x"}', "9" * 5_000, "[" * 100_000, '{"a": 1, "a": 2}', "", b"\xff", None, 7],
+    ["null", "{}", '{"done": "x"}', "[" * 100_000, b"\xff", None, 7],
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -357,21 +357,6 @@ def test_where_the_writer_stops_within_a_group_its_beginning_is_kept(whole, tmp_
     m = build(tmp_path / "b", writer=again)
     assert len(set(stopped.asked) & set(again.asked)) == 2  # of the last three, the two that were not answered
     assert m["memories"] == json.loads((whole / MANIFEST).read_text())["memories"]
-
-
-def test_a_writer_out_of_reach_ends_it_and_what_was_written_stays(whole, tmp_path):
-    class Gone(Writer):
-        def write(self, requests):
-            if len(self.asked) > 9:
-                raise ServerError("no usable answer")
-            return super().write(requests)
-
-    writer, again = Gone(), Writer()
-    with pytest.raises(ServerError):
-        build(tmp_path / "b", writer=writer)
-    build(tmp_path / "b", writer=again)
-    assert results(tmp_path / "b") == results(whole)
-    assert len(set(writer.asked) & set(again.asked)) <= 1  # errors alone
 
 
 def test_what_extraction_will_ask_is_known_before_it_asks(tmp_path):
