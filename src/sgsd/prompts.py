@@ -4,12 +4,8 @@ A problem becomes one user message: the problem, the instruction. A prompt that 
 TRL keeps it: a conversation goes through the chat template as it is, text (``RawText``) past it.
 
 Privileged information has **one place**: the start of the last user message (of the text, where the prompt is text),
-an empty line below it. So the kinds of prompt differ in that block alone, and a teacher's ends as the student's does:
-
-- plain: the student's, and every evaluation's;
-- skill-conditioned: an SGSD teacher's, with a skill and a mistake, with one rule, or with a whole document; with
-  ``skills_in_prompt`` a rollout's, with one pair or rule or several;
-- with reference: OPSD's teacher, with a reference solution or answer, below the skill block where there is one.
+an empty line below it. So the plain prompt, the skill-conditioned one and the one with a reference differ in that block
+alone, and a teacher's prompt ends as the student's does.
 """
 
 from __future__ import annotations
@@ -312,9 +308,9 @@ class PromptRenderer:
 def end_of_turn_ids(tokenizer: ChatTokenizer) -> list[int]:
     """The control token with which the chat template ends an assistant's turn, as a list of one; empty without one.
 
-    Found by rendering a conversation: the last control token that stands behind the assistant's words both at the
-    conversation's end and before a further turn. Templates that end the two differently (GPT-OSS) are taken at the
-    conversation's end; those that mark the next turn's beginning alone (GLM-4) are ended by that mark.
+    Found by rendering a conversation: the last control that stands behind the assistant's words both at the end and
+    before a further turn. Templates that end the two differently (GPT-OSS) are taken at the conversation's end; those
+    that mark the next turn's beginning alone (GLM-4) are ended by that mark.
     """
     mark = "xmarkx"
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
@@ -345,13 +341,7 @@ def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs:
 def refuse_long_prompts(
     lengths: Iterable[int], limit: int, what: str = "plain prompts", ids: Sequence[str] | None = None
 ) -> None:
-    """Refuse prompts over a limit, with counts; they are never cut.
-
-    Args:
-        lengths: token counts.
-        limit: the most tokens a prompt may have.
-        what: named in the message.
-        ids: of the rows; the first ones that are too long are named.
+    """Refuse prompts of more than ``limit`` tokens, with counts and the first ``ids``; they are never cut.
 
     Raises:
         PromptError: if any is longer.
@@ -431,12 +421,7 @@ def user_turn_ids(
 ) -> tuple[list[int], list[int]]:
     """What stands before a user's words in a conversation's first turn, and behind them up to the answer's beginning.
 
-    Found by rendering two turns that differ in one word.
-
-    Args:
-        tokenizer: one with a chat template.
-        start, end: words that the turn begins and ends with.
-        template_kwargs: of the template.
+    Found by rendering two turns that differ in one word, each between the words ``start`` and ``end``.
     """
     one, other = (
         message_ids(tokenizer, _user_message(f"{start} {word}".strip(), end), **template_kwargs)

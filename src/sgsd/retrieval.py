@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -46,11 +46,8 @@ class Embedder(Protocol):
 class Pair:
     """What one teacher is given: (g_k, e_k), or one of the two.
 
-    Attributes:
-        skill: g_k; ``None`` where a mistake teaches alone.
-        mistake: e_k; ``None`` where a skill teaches alone.
-        similarity: the mean of the items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
-            for an embedder, the mean BM25 score where that was asked for; ``None`` where the retriever has none.
+    ``similarity`` is the mean of the items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
+    for an embedder, the mean BM25 score where that was asked for; ``None`` where the retriever has none.
     """
 
     skill: Skill | None
@@ -102,7 +99,7 @@ class _Ranking(ABC):
         return [self._best(scores, bank, k, alone) for scores in self._scores(queries, bank)]
 
     @abstractmethod
-    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Sequence[NDArray[np.float64]]:
+    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
         """One row of scores a query, ``[N]`` in the order of ``bank.items``."""
 
     def _best(self, scores: NDArray[np.float64], bank: SkillBank, k: int, alone: bool) -> Retrieval:
@@ -208,7 +205,7 @@ class BM25Retriever(_Ranking):
         self._temperature = temperature
         self._indexed: tuple[str, list[_BM25Index]] | None = None
 
-    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Sequence[NDArray[np.float64]]:
+    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
         if self._indexed is None or self._indexed[0] != bank.digest:
             self._indexed = bank.digest, [_BM25Index(items, self._item_text) for items in (bank.skills, bank.mistakes)]
         return [np.concatenate([index.scores(_words(query)) for index in self._indexed[1]]) for query in queries]
@@ -231,14 +228,12 @@ class RandomRetriever(_Ranking):
     def __init__(self, *, seed: int = 0) -> None:
         self._seed = seed
 
-    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Sequence[NDArray[np.float64]]:
-        scores: list[NDArray[np.float64]] = []
+    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
         for query in queries:
             draws = [f"{self._seed}\0{query}\0{item.id}".encode(errors="surrogatepass") for item in bank.items]
             digests = [hashlib.sha256(draw).digest() for draw in draws]
             places = {digest: place for place, digest in enumerate(sorted(digests, reverse=True))}
-            scores.append(np.array([places[digest] for digest in digests], dtype=np.float64))
-        return scores
+            yield np.array([places[digest] for digest in digests], dtype=np.float64)
 
 
 def document(item: Item, item_text: str = "topic") -> str:

@@ -93,7 +93,7 @@ class _Playbook(BaseModel):
 
 
 _NATIVE, _COMMON, _PLAYBOOK = TypeAdapter(BankFile), TypeAdapter(_CommonFile), TypeAdapter(_Playbook)
-_ITEMS = {
+_ITEMS: dict[str, TypeAdapter[Any]] = {
     "skill": TypeAdapter(Annotated[Skill, BeforeValidator(_skill)]),
     "mistake": TypeAdapter(Annotated[Mistake, BeforeValidator(_mistake)]),
 }
@@ -188,7 +188,7 @@ def _common_item(kind: str, entry: object, where: str) -> tuple[Item, Document]:
     text; null and empty fields are none."""
     names = _NAMES[kind]
     if not isinstance(entry, str | dict):
-        return cast(Item, validated(_ITEMS[kind], entry, where, BankError)), {}  # which refuses it
+        return validated(_ITEMS[kind], entry, where, BankError), {}  # which refuses it
     values = {"text": entry} if isinstance(entry, str) else cast(Document, entry)
     left = {key: value for key, value in values.items() if value is not None and value != ""}
     found: Document = {"origin": left.pop("origin", "seed"), "parents": left.pop("parents", [])}
@@ -201,7 +201,7 @@ def _common_item(kind: str, entry: object, where: str) -> tuple[Item, Document]:
         raise BankError(f"{where}.{names['text'][0]} is missing")
     if isinstance(id := found.get("id"), int) and not isinstance(id, bool):
         found["id"] = str(id)
-    return cast(Item, validated(_ITEMS[kind], found, where, BankError)), left
+    return validated(_ITEMS[kind], found, where, BankError), left
 
 
 def _from_playbook(file: _Playbook, source: str) -> BankFile:

@@ -210,8 +210,9 @@ _UNITS = (
     "eighteen nineteen"
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_SMALL = {word: value for value, word in enumerate(_UNITS.split())}
-_SMALL |= {word: 10 * value for value, word in enumerate(_TENS.split(), start=2)}
+_SMALL = {word: value for value, word in enumerate(_UNITS.split())} | {
+    word: 10 * value for value, word in enumerate(_TENS.split(), start=2)
+}
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _DIGIT, _SCALE = "|".join(_SMALL), "|".join(_SCALES)
 _LARGE = rf"(?:{_SCALE})(?: and(?= (?:{_DIGIT})\b))?"

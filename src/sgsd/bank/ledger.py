@@ -83,9 +83,9 @@ class ItemRecord:
     def __add__(self, other: ItemRecord) -> ItemRecord:
         return ItemRecord(
             *(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)),
-            self.support_success + other.support_success,
-            self.support_failure + other.support_failure,
-            tuple(mine + theirs for mine, theirs in zip(self.products, other.products, strict=True)),
+            support_success=self.support_success + other.support_success,
+            support_failure=self.support_failure + other.support_failure,
+            products=tuple(mine + theirs for mine, theirs in zip(self.products, other.products, strict=True)),
         )
 
     @property

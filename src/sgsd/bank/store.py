@@ -221,7 +221,7 @@ class KeepingWriter:
     """
 
     def __init__(
-        self, writer: Writer, store: Store, group: int, progress: Callable[[int, int], None] | None = None
+        self, writer: Writer, store: Store, group: int, progress: Callable[[int, int], object] | None = None
     ) -> None:
         self.name = writer.name
         self._writer = writer
