@@ -345,5 +345,5 @@ def _held_words(said: str, sought: str) -> str | None:
 
 
 def _around(said: str, found: re.Match[str]) -> str:
-    before, after = said[max(0, found.start() - 60) : found.start()], said[found.end() : found.end() + 30]
-    return " ".join([*before.split()[-5:], found[0], *after.split()[:2]])
+    before, after = said[max(0, found.start() - 100) : found.start()], said[found.end() : found.end() + 30]
+    return " ".join([*before.replace("|", "").split()[-5:], found[0], *after.replace("|", "").split()[:2]])
