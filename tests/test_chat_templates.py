@@ -14,7 +14,7 @@ import trl
 from sgsd.bank import Mistake, Skill
 from sgsd.engines.models import end_of_completion_ids, load_tokenizer
 from sgsd.errors import PromptError
-from sgsd.prompts import PromptRenderer, RawText, Thinking, end_of_turn_ids, skill_messages, uncounted_token_ids
+from sgsd.prompts import PromptRenderer, RawText, Thinking, end_of_turn_ids, uncounted_token_ids
 from sgsd.trainers.rewards import is_truncated
 
 from .conftest import make_tokenizer
@@ -93,7 +93,7 @@ def test_a_teachers_prompt_is_a_students_with_the_block_in_it(name, thinking):
     renderer = PromptRenderer(tokenizer, thinking=thinking)
     # In the paper's way the teacher's template arguments differ from the student's.
     alike = PromptRenderer(tokenizer, thinking=Thinking.ON) if thinking is Thinking.PAPER else renderer
-    block = skill_messages("", [(SKILL, MISTAKE)], "")[0]["content"] + "\n\n"
+    block = PromptRenderer(tokenizer, instruction="").skilled_messages("", [(SKILL, MISTAKE)])[0]["content"] + "\n\n"
     for asked in (QUESTION, [{"role": "user", "content": QUESTION}]):
         plain = alike.text(alike.student_ids(asked))
         taught = renderer.text(renderer.teacher_ids(asked, [(SKILL, MISTAKE)]))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from sgsd import retrieval
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.errors import ConfigError
 from sgsd.retrieval import BM25Retriever, EmbeddingRetriever, RandomRetriever, Retriever, document
@@ -62,8 +63,8 @@ RETRIEVERS: list[Callable[[], Retriever]] = [
 
 
 def ids(retriever: Retriever, query: str, bank: SkillBank = BANK, k: int = 3) -> list[tuple[str, str]]:
-    (retrieval,) = retriever.retrieve([query], bank, k)
-    return [(pair.skill.id, pair.mistake.id) for pair in retrieval.pairs]
+    (got,) = retriever.retrieve([query], bank, k)
+    return [(pair.skill.id, pair.mistake.id) for pair in got.pairs]
 
 
 class TestEveryRetriever:
@@ -71,13 +72,13 @@ class TestEveryRetriever:
     @pytest.mark.parametrize("bank", [BANK, make_bank(3, 0), make_bank(0, 2)])
     def test_items_alone_are_ranked_in_one_list(self, make: Callable[[], Retriever], bank: SkillBank) -> None:
         for k in (1, 3, 100):
-            for retrieval in make().retrieve(QUERIES, bank, k, alone=True):
-                items = [item for pair in retrieval.pairs for item in pair.items]
-                assert len(items) == len(retrieval.pairs) == min(k, len(bank.items))
+            for got in make().retrieve(QUERIES, bank, k, alone=True):
+                items = [item for pair in got.pairs for item in pair.items]
+                assert len(items) == len(got.pairs) == min(k, len(bank.items))
                 assert set(items) <= set(bank.items)
                 assert len(set(items)) == len(items)
-                assert sum(retrieval.weights) == pytest.approx(1)
-                scores = [pair.similarity for pair in retrieval.pairs if pair.similarity is not None]
+                assert sum(got.weights) == pytest.approx(1)
+                scores = [pair.similarity for pair in got.pairs if pair.similarity is not None]
                 assert scores == sorted(scores, reverse=True)
 
     @pytest.mark.parametrize("make", RETRIEVERS)
@@ -95,18 +96,14 @@ class TestEveryRetriever:
     def test_k_is_capped_weights_sum_to_one_and_no_item_comes_twice(
         self, make: Callable[[], Retriever], k: int, skills: int, mistakes: int
     ) -> None:
-        for retrieval in make().retrieve(QUERIES, make_bank(skills, mistakes), k):
+        for got in make().retrieve(QUERIES, make_bank(skills, mistakes), k):
             count = min(k, skills, mistakes)
-            assert len(retrieval.pairs) == len(retrieval.weights) == count
-            assert len({pair.skill.id for pair in retrieval.pairs}) == count
-            assert len({pair.mistake.id for pair in retrieval.pairs}) == count
-            assert all(weight > 0 for weight in retrieval.weights)
+            assert len(got.pairs) == len(got.weights) == count
+            assert len({pair.skill.id for pair in got.pairs}) == count
+            assert len({pair.mistake.id for pair in got.pairs}) == count
+            assert all(weight > 0 for weight in got.weights)
             if count:
-                assert math.isclose(sum(retrieval.weights), 1.0, rel_tol=1e-12)
-
-    @pytest.mark.parametrize("make", RETRIEVERS)
-    def test_a_smaller_k_keeps_the_best(self, make: Callable[[], Retriever]) -> None:
-        assert ids(make(), QUERIES[0], k=2) == ids(make(), QUERIES[0], k=4)[:2]
+                assert math.isclose(sum(got.weights), 1.0, rel_tol=1e-12)
 
     @pytest.mark.parametrize("make", RETRIEVERS)
     def test_no_queries_give_no_retrievals_and_k_below_one_is_refused(self, make: Callable[[], Retriever]) -> None:
@@ -134,17 +131,6 @@ class TestEmbedding:
             assert [(p.skill, p.mistake) for p in got.pairs] == list(zip(skills, mistakes, strict=True))
             assert [p.similarity for p in got.pairs] == pytest.approx(means, abs=1e-12)
             assert got.weights == pytest.approx([math.exp(mean / temperature) / total for mean in means], abs=1e-12)
-
-    def test_the_closest_comes_first_and_weighs_most(self) -> None:
-        table = {"q": [1, 0], "s\nw": [1, 0], "far": [-1, 0], "m": [1, 1], "off": [0, 1]}
-        bank = SkillBank(
-            (Skill("a", "", "far"), Skill("b", "", "s", "w")), (Mistake("c", "", "off"), Mistake("d", "", "m"))
-        )
-        (got,) = EmbeddingRetriever(TableEmbedder(table)).retrieve(["q"], bank, 2)
-        assert [(p.skill.id, p.mistake.id) for p in got.pairs] == [("b", "d"), ("a", "c")]
-        first, second = (1 + math.sqrt(0.5)) / 2, (-1 + 0) / 2
-        assert [p.similarity for p in got.pairs] == pytest.approx([first, second], abs=1e-6)
-        assert got.weights[0] / got.weights[1] == pytest.approx(math.exp(first - second), rel=1e-5)
 
     def test_ties_go_to_the_item_that_comes_first_in_the_bank(self) -> None:
         # Enough items for an unstable sort to show, with ids against bank order.
@@ -189,25 +175,20 @@ class TestEmbedding:
         retriever.retrieve(QUERIES, BANK.without(["s0"]).with_items([new]), 2)
         assert embedder.calls[1:] == [["new slip"]]
 
-    def test_the_cache_forgets_the_least_recently_used_problem_and_no_item(self) -> None:
-        embedder = TableEmbedder()
-        retriever = EmbeddingRetriever(embedder, cache_size=1)
-        for query in ["a", "b", "a"]:
-            retriever.retrieve([query], BANK, 2)
-        assert embedder.embedded == ["a", *map(document, BANK.items), "b", "a"]
-        larger = TableEmbedder()
-        retriever = EmbeddingRetriever(larger, cache_size=2)
-        for query in ["a", "b", "a", "c", "a"]:
-            retriever.retrieve([query], BANK, 2)
-        assert larger.embedded.count("a") == 1
-
-    def test_another_embedder_in_its_place_embeds_anew(self) -> None:
-        embedder = TableEmbedder()
-        retriever = EmbeddingRetriever(embedder)
-        before = retriever.retrieve(QUERIES, BANK, 2)
-        embedder.name, embedder.width = "other", 7
-        assert retriever.retrieve(QUERIES, BANK, 2) != before
-        assert len(embedder.calls[1]) == len(QUERIES) + len(BANK.items)
+    def test_the_problem_that_was_used_longest_ago_is_forgotten_and_no_item(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for most, embedded in ((1, ["a", "b", "a", "c", "a"]), (2, ["a", "b", "c"])):
+            monkeypatch.setattr(retrieval, "MOST_PROBLEMS", most)
+            embedder = TableEmbedder()
+            retriever = EmbeddingRetriever(embedder)
+            for query in ["a", "b", "a", "c", "a"]:
+                assert len(retriever.retrieve([query], BANK, 2)) == 1
+            assert [text for text in embedder.embedded if len(text) == 1] == embedded
+            assert len(embedder.embedded) == len(embedded) + len(BANK.items)
+            assert retriever.retrieve(QUERIES, BANK, 3) == EmbeddingRetriever(TableEmbedder()).retrieve(
+                QUERIES, BANK, 3
+            )
 
     def test_a_problem_that_reads_like_an_item_is_embedded_once(self) -> None:
         embedder = TableEmbedder()
@@ -216,37 +197,6 @@ class TestEmbedding:
             (got,) = retriever.retrieve([document(BANK.skills[2])], BANK, 1)
             assert got.pairs[0].skill is BANK.skills[2]
         assert embedder.embedded.count(document(BANK.skills[2])) == 1
-
-    @given(st.integers(0, 2**32), st.integers(1, 12), st.sampled_from([2, 5, 64]))
-    @settings(max_examples=12, deadline=None)
-    def test_it_gives_what_comparing_everything_in_float64_gives(self, seed: int, k: int, width: int) -> None:
-        rng = np.random.default_rng(seed)
-        # Few directions with noise about as wide as a tie, so that the k-th place is contested, and exact duplicates.
-        base = rng.normal(size=(40, width))
-        noisy = base[rng.integers(40, size=2600)] + rng.choice([0, 1e-7, 1e-6, 1e-4], size=(2600, 1)) * rng.normal(
-            size=(2600, width)
-        )
-        lengths = rng.choice([1.0, 1.0009, 0.9995], size=(2600, 1))
-        rows = (lengths * noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
-        queries = np.concatenate([rows[:2], -rows[2:3]])
-        bank = make_bank(1400, 1200)
-        embedder = TableEmbedder()
-        embedder.embed = lambda texts: np.concatenate([queries, rows])
-        for query, got in zip(queries, EmbeddingRetriever(embedder).retrieve(["x", "y", "z"], bank, k), strict=True):
-            cosines = np.clip((rows.astype(np.float64) * query.astype(np.float64)).sum(axis=1), -1, 1)
-            skills, mistakes = (
-                sorted(places, key=lambda place: (-round(cosines[place], 6), place))[:k]
-                for places in (range(1400), range(1400, 2600))
-            )
-            assert [pair.skill.id for pair in got.pairs] == [f"s{place}" for place in skills]
-            assert [pair.mistake.id for pair in got.pairs] == [f"m{place - 1400}" for place in mistakes]
-            assert [pair.similarity for pair in got.pairs] == pytest.approx(
-                [float(cosines[s] + cosines[m]) / 2 for s, m in zip(skills, mistakes, strict=True)], abs=1e-14
-            )
-
-    def test_a_cache_smaller_than_one_call_changes_no_result(self) -> None:
-        small, large = (EmbeddingRetriever(TableEmbedder(), cache_size=size) for size in (1, 100))
-        assert small.retrieve(QUERIES, BANK, 3) == large.retrieve(QUERIES, BANK, 3)
 
     def test_the_prompt_goes_before_queries_alone(self) -> None:
         embedder = TableEmbedder()
@@ -280,13 +230,6 @@ class TestEmbedding:
         embedder = TableEmbedder()
         (got,) = EmbeddingRetriever(embedder).retrieve(["x"], make_bank(3, 0), 2)
         assert (got.pairs, got.weights, embedder.calls) == ((), (), [])
-
-    def test_a_low_temperature_favours_the_closest_and_a_high_one_none(self) -> None:
-        cold, hot = (
-            EmbeddingRetriever(TableEmbedder(), temperature=t).retrieve(["x"], BANK, 3)[0].weights for t in (1e-3, 1e6)
-        )
-        assert cold[0] > 0.99
-        assert hot == pytest.approx([1 / 3] * 3, abs=1e-5)
 
     @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
     def test_an_unusable_temperature_is_refused(self, temperature: float) -> None:
@@ -334,14 +277,6 @@ class TestBM25:
         assert got.weights == (1 / 3,) * 3
         assert [p.similarity for p in got.pairs] == [None] * 3
 
-    def test_scores_weigh_the_pairs_on_request(self) -> None:
-        (got,) = BM25Retriever(weighted=True, temperature=2.0).retrieve(["remainder"], self.BANK, 2)
-        scores = [p.similarity for p in got.pairs]
-        assert scores[0] is not None
-        assert scores[0] > 0
-        assert scores[1] == 0
-        assert got.weights[0] / got.weights[1] == pytest.approx(math.exp(scores[0] / 2.0))
-
     def test_scores_equal_the_published_formula(self) -> None:
         (got,) = BM25Retriever(weighted=True).retrieve(["percent"], self.BANK, 1)
         # Lucene: idf · tf / (tf + k1 (1 - b + b · length / mean length)), idf = ln(1 + (N - n + 0.5) / (n + 0.5)).
@@ -357,18 +292,6 @@ class TestBM25:
         for query in ["zebra", "", "!?"]:
             assert ids(BM25Retriever(), query, self.BANK) == [("s0", "m0"), ("s1", "m1"), ("s2", "m2")]
 
-    def test_in_long_lists_ties_go_to_the_item_that_comes_first_too(self) -> None:
-        words = ["", "zebra", "zebra lion", "lion"]
-        bank = SkillBank(
-            tuple(Skill(f"s{i}", "", f"horse {words[i % 4]}") for i in range(1500)),
-            tuple(Mistake(f"m{i}", "", f"horse {words[i % 4]}") for i in range(1500)),
-        )
-        (got,) = BM25Retriever(weighted=True).retrieve(["zebra lion"], bank, 400)
-        scores = [pair.similarity for pair in got.pairs]
-        assert scores == sorted(scores, reverse=True)
-        assert [pair.skill.id for pair in got.pairs][:375] == [f"s{i}" for i in range(2, 1500, 4)]
-        assert [pair.skill.id for pair in got.pairs][375:378] == ["s1", "s3", "s5"]
-
     def test_items_without_words_are_no_trouble(self) -> None:
         assert ids(BM25Retriever(), "x", SkillBank((Skill("a", "", "!"),), (Mistake("b", "", "?"),))) == [("a", "b")]
 
@@ -380,13 +303,6 @@ class TestBM25:
 
 
 class TestRandom:
-    def test_the_same_seed_and_query_draw_the_same_pairs(self) -> None:
-        assert ids(RandomRetriever(seed=1), "q") == ids(RandomRetriever(seed=1), "q")
-
-    def test_other_seeds_and_queries_draw_others(self) -> None:
-        draws = {tuple(ids(RandomRetriever(seed=s), q)) for s in range(4) for q in QUERIES}
-        assert len(draws) > 8
-
     def test_the_draw_is_pinned(self) -> None:
         assert ids(RandomRetriever(seed=0), "q") == [("s5", "m2"), ("s0", "m3"), ("s1", "m1")]
 
@@ -397,16 +313,3 @@ class TestRandom:
         before = [skill for skill, _ in ids(RandomRetriever(), "q", k=4)]
         after = [skill for skill, _ in ids(RandomRetriever(), "q", grown, k=4) if skill != "new"]
         assert before[: len(after)] == after
-
-    def test_every_item_is_drawn_about_equally_often(self) -> None:
-        counts = dict.fromkeys((skill.id for skill in BANK.skills), 0)
-        for retrieval in RandomRetriever().retrieve([f"query {i}" for i in range(1200)], BANK, 2):
-            for pair in retrieval.pairs:
-                counts[pair.skill.id] += 1
-        # 1200 draws of 2 of 6: 400 each, standard deviation 16.
-        assert all(abs(count - 400) < 80 for count in counts.values())
-
-    def test_weights_are_uniform_and_there_is_no_similarity(self) -> None:
-        (got,) = RandomRetriever().retrieve(["q"], BANK, 4)
-        assert got.weights == (0.25,) * 4
-        assert {pair.similarity for pair in got.pairs} == {None}

@@ -72,12 +72,7 @@ _MEMORY = TypeAdapter(Memory)
 def memory_of(problem: Problem, completion: str, verdict: Verdict, *, truncated: bool, source: str) -> Memory | None:
     """The memory of one rollout, or ``None`` where the verdict is undecided.
 
-    Args:
-        problem: what was asked.
-        completion: what the model wrote.
-        verdict: the verifier's.
-        truncated: whether the length limit cut it.
-        source: which rollout this was; equal completions of two rollouts are two memories.
+    Equal completions of two sources, the rollouts that they were, are two memories.
     """
     if verdict.outcome is Outcome.UNDECIDED:
         return None
@@ -108,15 +103,7 @@ def compact_steps(completion: str) -> tuple[str, ...]:
 
 
 def read_memory(values: Mapping[str, object], where: str) -> Memory:
-    """``Memory.as_dict`` → memory.
-
-    Args:
-        values: one JSON object.
-        where: file and line, for the error.
-
-    Raises:
-        DataError: a field is missing, unknown or of the wrong type.
-    """
+    """``Memory.as_dict`` → memory; ``where`` is the file and line, for a ``DataError``."""
     return validated(_MEMORY, values, f"{where}: not a memory", known=[entry.name for entry in fields(Memory)])
 
 

@@ -4,12 +4,8 @@ A problem becomes one user message: the problem, the instruction. A prompt that 
 TRL keeps it: a conversation goes through the chat template as it is, text (``RawText``) past it.
 
 Privileged information has **one place**: the start of the last user message (of the text, where the prompt is text),
-an empty line below it. So the kinds of prompt differ in that block alone, and a teacher's ends as the student's does:
-
-- plain: the student's, and every evaluation's;
-- skill-conditioned: an SGSD teacher's, with a skill and a mistake, with one rule, or with a whole document; with
-  ``skills_in_prompt`` a rollout's, with one pair or rule or several;
-- with reference: OPSD's teacher, with a reference solution or answer, below the skill block where there is one.
+an empty line below it. So the plain prompt, the skill-conditioned one and the one with a reference differ in that block
+alone, and a teacher's prompt ends as the student's does.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, cast
 
 from sgsd.bank.formats import FORBIDS
-from sgsd.bank.skills import Item, Mistake, Skill
+from sgsd.bank.items import Item, Mistake, Skill
 from sgsd.controls import KNOWN, disarmer
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError, check_choice
@@ -76,7 +72,7 @@ Asked: TypeAlias = Problem | Prompt | str
 
 
 class Thinking(StrEnum):
-    """Whether chat templates with a thinking switch (``enable_thinking``) think. Other templates ignore it.
+    """Whether chat templates with a thinking switch (``enable_thinking``) think; others ignore it.
 
     ``off`` and ``on``: student and teachers alike. ``template``: as the template has it, or ``chat_template_kwargs``.
     ``paper``: student off, teachers on.
@@ -103,12 +99,7 @@ def thinking_kwargs(thinking: Thinking | str, given: Mapping[str, Any]) -> tuple
         ConfigError: no such value, or ``given`` says otherwise.
     """
     if thinking == "matched":
-        raise ConfigError(
-            "thinking: matched is now called template",
-            got="matched",
-            expected=", ".join(Thinking),
-            remedy="off suits rollouts of 1,024 tokens; template leaves it to the chat template, which may think",
-        )
+        raise ConfigError("thinking: matched is now called template", got="matched", expected=", ".join(Thinking))
     check_choice("thinking", str(thinking), tuple(map(str, Thinking)))
     chosen = Thinking(thinking)
     if chosen is Thinking.TEMPLATE:
@@ -138,32 +129,6 @@ class ChatTokenizer(Protocol):
     def decode(self, token_ids: Any) -> Any: ...
 
 
-def plain_messages(problem: str, instruction: str = BOXED_INSTRUCTION) -> Messages:
-    """A problem's prompt: problem and instruction. An empty instruction leaves the problem alone."""
-    return _user_message(problem, instruction)
-
-
-def skill_messages(problem: str, shown: Shown, instruction: str = BOXED_INSTRUCTION) -> Messages:
-    """A skill-conditioned prompt: what is shown, then the plain prompt.
-
-    Raises:
-        PromptError: nothing is shown; the prompt would silently be the plain one.
-    """
-    return _user_message(_shown_block(shown), problem, instruction)
-
-
-def reference_messages(
-    problem: str,
-    reference: str,
-    instruction: str = BOXED_INSTRUCTION,
-    *,
-    shown: Shown = (),
-) -> Messages:
-    """OPSD's teacher prompt: a reference solution or answer, then the plain prompt; ``shown`` adds a skill block."""
-    blocks = [_shown_block(shown)] if shown else []
-    return _user_message(*blocks, REFERENCE_BLOCK.format(reference=reference), problem, instruction)
-
-
 def with_block(prompt: Prompt, block: str) -> Prompt:
     """The prompt with a block and an empty line at the start of its last user message, or of its text.
 
@@ -174,8 +139,7 @@ def with_block(prompt: Prompt, block: str) -> Prompt:
         return RawText(f"{block}\n\n{prompt}")
     place = _last_user(prompt)
     message = prompt[place]
-    changed = {**message, "content": _below(block, str(message["content"]))}
-    return [*prompt[:place], changed, *prompt[place + 1 :]]
+    return [*prompt[:place], {**message, "content": _below(block, str(message["content"]))}, *prompt[place + 1 :]]
 
 
 class PromptRenderer:
@@ -232,21 +196,31 @@ class PromptRenderer:
             PromptError: a conversation without a user message.
         """
         if isinstance(asked, Problem):
-            return self._of_problem(asked)
+            if isinstance(asked.prompt, str):
+                return RawText(_below(asked.prompt, self._prompt_instruction))
+            if asked.prompt is not None:
+                messages = self._safe(asked.prompt)
+                last = messages[_last_user(messages)]
+                last["content"] = _below(last["content"], self._prompt_instruction)
+                return messages
+            asked = asked.text
         if isinstance(asked, RawText):
             return asked
         if isinstance(asked, str):
-            return plain_messages(self._disarmed(asked), self.instruction)
+            return _user_message(self._disarmed(asked), self.instruction)
         return self._safe(asked)
 
     def skilled_messages(self, asked: Asked, shown: Shown) -> Prompt:
-        """A skill-conditioned prompt: a teacher's, or a rollout's with skills in it."""
+        """A skill-conditioned prompt: a teacher's, or a rollout's with skills in it.
+
+        Raises:
+            PromptError: nothing is shown; the prompt would silently be the plain one.
+        """
         return with_block(self.student_messages(asked), self._disarmed(_shown_block(shown)))
 
     def reference_prompt(self, asked: Asked, reference: str, shown: Shown = ()) -> Prompt:
-        """OPSD's teacher prompt."""
-        blocks = [_shown_block(shown)] if shown else []
-        block = "\n\n".join([*blocks, REFERENCE_BLOCK.format(reference=reference)])
+        """OPSD's teacher prompt: a reference solution or answer, below a skill block where something is shown."""
+        block = _below(_shown_block(shown) if shown else "", REFERENCE_BLOCK.format(reference=reference))
         return with_block(self.student_messages(asked), self._disarmed(block))
 
     # ---- token ids, generation prompt included
@@ -273,27 +247,17 @@ class PromptRenderer:
 
     # ---- prompts made safe
 
-    def _of_problem(self, problem: Problem) -> Prompt:
-        if problem.prompt is None:
-            return plain_messages(self._disarmed(problem.text), self.instruction)
-        if isinstance(problem.prompt, str):
-            return RawText(_below(problem.prompt, self._prompt_instruction))
-        messages = self._safe(problem.prompt)
-        place = _last_user(messages)
-        messages[place]["content"] = _below(messages[place]["content"], self._prompt_instruction)
-        return messages
-
     def _safe(self, messages: Sequence[Mapping[str, Any]]) -> Messages:
         safe = [self._disarmed_message(message) for message in messages]
         place = _last_user(safe)
         content = str(messages[place]["content"])
-        if self._ends_with_instruction(content):  # of a prompt made before; the instruction's own words stay
-            body = content.removesuffix(self.instruction)
-            safe[place]["content"] = self._disarmed(body) + self.instruction
+        if own := self._own_instruction(content):  # of a prompt made before; the instruction's own words stay
+            safe[place]["content"] = self._disarmed(content.removesuffix(own)) + own
         return safe
 
-    def _ends_with_instruction(self, content: str) -> bool:
-        return bool(self.instruction) and (content == self.instruction or content.endswith(f"\n\n{self.instruction}"))
+    def _own_instruction(self, content: str) -> str:
+        """The instruction, where a prompt ends with it."""
+        return self.instruction if content == self.instruction or content.endswith(f"\n\n{self.instruction}") else ""
 
     def _disarmed_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         own = self._disarmed_but_thoughts if message["role"] in _TRUSTED_WITH_THOUGHTS else self._disarmed
@@ -337,16 +301,16 @@ class PromptRenderer:
     def _bare(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message with an x for whatever was said, and the instruction if it ends with it."""
         content = str(message["content"])
-        own = self.instruction if message["role"] == "user" and self._ends_with_instruction(content) else ""
+        own = self._own_instruction(content) if message["role"] == "user" else ""
         return {**message, "content": _below("x", own) if content else ""}
 
 
 def end_of_turn_ids(tokenizer: ChatTokenizer) -> list[int]:
     """The control token with which the chat template ends an assistant's turn, as a list of one; empty without one.
 
-    Found by rendering a conversation: the last control token that stands behind the assistant's words both at the
-    conversation's end and before a further turn. Templates that end the two differently (GPT-OSS) are taken at the
-    conversation's end; those that mark the next turn's beginning alone (GLM-4) are ended by that mark.
+    Found by rendering a conversation: the last control that stands behind the assistant's words both at the end and
+    before a further turn. Templates that end the two differently (GPT-OSS) are taken at the conversation's end; those
+    that mark the next turn's beginning alone (GLM-4) are ended by that mark.
     """
     mark = "xmarkx"
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
@@ -377,13 +341,7 @@ def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs:
 def refuse_long_prompts(
     lengths: Iterable[int], limit: int, what: str = "plain prompts", ids: Sequence[str] | None = None
 ) -> None:
-    """Refuse prompts over a limit, with counts; they are never cut.
-
-    Args:
-        lengths: token counts.
-        limit: the most tokens a prompt may have.
-        what: named in the message.
-        ids: of the rows; the first ones that are too long are named.
+    """Refuse prompts of more than ``limit`` tokens, with counts and the first ``ids``; they are never cut.
 
     Raises:
         PromptError: if any is longer.
@@ -424,12 +382,24 @@ def uncounted_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
 
 def describe_skill(skill: Skill) -> str:
     """A skill as one paragraph: title, text, when to use it."""
-    return _joined(skill.title, skill.text, f"When to use it: {skill.when}" if skill.when else "")
+    return _described(skill, "When to use it")
 
 
 def describe_mistake(mistake: Mistake) -> str:
     """A mistake as one paragraph: title, text, how to avoid it."""
-    return _joined(mistake.title, mistake.text, f"How to avoid it: {mistake.avoid}" if mistake.avoid else "")
+    return _described(mistake, "How to avoid it")
+
+
+def _described(item: Item, note: str) -> str:
+    head = f"{item.title}: {item.text}" if item.title and item.title != item.text else item.text
+    return f"{head} {note}: {item.note}" if item.note else head
+
+
+def _rule(item: Item) -> str:
+    """A mistake that reads as advice is named as a mistake."""
+    if isinstance(item, Skill):
+        return describe_skill(item)
+    return f"{'' if FORBIDS.match(item.text) else 'Common mistake: '}{describe_mistake(item)}"
 
 
 def _shown_block(shown: Shown) -> str:
@@ -437,27 +407,13 @@ def _shown_block(shown: Shown) -> str:
         raise PromptError("no skills to show", expected="at least one")
     if isinstance(shown, str):
         return RULES_BLOCK.format(rules=shown)
-    pairs = [(group[0], group[1]) for group in shown if len(group) > 1]
-    if pairs:
-        said = [SKILL_PAIR.format(skill=_described(skill), mistake=_described(mistake)) for skill, mistake in pairs]
-        return SKILL_BLOCK.replace(SKILL_PAIR, "\n\n".join(said))
-    return RULES_BLOCK.format(rules="\n".join(f"- {describe_rule(item)}" for group in shown for item in group))
-
-
-def describe_rule(item: Item) -> str:
-    """A rule of a document as one paragraph; a mistake that reads as advice is named as a mistake."""
-    if isinstance(item, Skill) or FORBIDS.match(item.text):
-        return _described(item)
-    return f"Common mistake: {_described(item)}"
-
-
-def _described(item: Item) -> str:
-    return describe_skill(item) if isinstance(item, Skill) else describe_mistake(item)
-
-
-def _joined(title: str, text: str, rest: str) -> str:
-    head = f"{title}: {text}" if title and text and title != text else title or text
-    return " ".join(part for part in (head, rest) if part)
+    if any(len(group) > 1 for group in shown):
+        pairs = [
+            SKILL_PAIR.format(skill=describe_skill(group[0]), mistake=describe_mistake(group[1]))
+            for group in cast("Sequence[tuple[Skill, Mistake]]", shown)
+        ]
+        return SKILL_BLOCK.replace(SKILL_PAIR, "\n\n".join(pairs))
+    return RULES_BLOCK.format(rules="\n".join(f"- {_rule(item)}" for group in shown for item in group))
 
 
 def user_turn_ids(
@@ -465,12 +421,7 @@ def user_turn_ids(
 ) -> tuple[list[int], list[int]]:
     """What stands before a user's words in a conversation's first turn, and behind them up to the answer's beginning.
 
-    Found by rendering two turns that differ in one word.
-
-    Args:
-        tokenizer: one with a chat template.
-        start, end: words that the turn begins and ends with.
-        template_kwargs: of the template.
+    Found by rendering two turns that differ in one word, each between the words ``start`` and ``end``.
     """
     one, other = (
         message_ids(tokenizer, _user_message(f"{start} {word}".strip(), end), **template_kwargs)
@@ -514,11 +465,11 @@ def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Ma
 
 
 def _user_message(*parts: str) -> Messages:
-    return [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+    return [{"role": "user", "content": _below(*parts)}]
 
 
-def _below(first: str, second: str) -> str:
-    return "\n\n".join(part for part in (first, second) if part)
+def _below(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def _last_user(messages: Sequence[Mapping[str, Any]]) -> int:

@@ -2,8 +2,7 @@
 
 The method's step 4: rank the bank's skills and, separately, its mistakes for a problem x, keep the top K of each, and
 pair them by rank: (g_k, e_k), k = 1..K, K capped by the shorter list. Step 10's teacher weights come from the same
-similarities. Of a document's rules each may teach alone: skills and mistakes are ranked in one list then. Embedders are
-passed in; nothing here imports a framework.
+similarities. Of a document's rules each may teach alone: skills and mistakes are ranked in one list then.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -22,11 +20,12 @@ from numpy.typing import NDArray
 from sgsd.bank import Item, Mistake, Skill, SkillBank
 from sgsd.errors import ConfigError, check_choice
 
-# Batch composition moves an embedding by about 1e-7; similarities that agree to six decimals are ties.
-_RANKING_DECIMALS = 6
-_UNIT_TOLERANCE = 1e-3
 ITEM_TEXTS = ("topic", "full")
 """What of an item is compared with problems; see ``document``."""
+MOST_PROBLEMS = 32_768
+"""Problems whose vectors are kept; of 1,024 dimensions they take 134 MB."""
+# Batch composition moves an embedding by about 1e-7; similarities that agree to six decimals are ties.
+_RANKING_DECIMALS = 6
 _BM25_TOKEN = re.compile(r"[㐀-鿿]|[^\W㐀-鿿]+")
 
 
@@ -35,7 +34,7 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """What tells this embedder's vectors from another's: model and prompt. Part of every cache key."""
+        """Model and prompt, for logs and manifests."""
         ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -47,11 +46,8 @@ class Embedder(Protocol):
 class Pair:
     """What one teacher is given: (g_k, e_k), or one of the two.
 
-    Attributes:
-        skill: g_k; ``None`` where a mistake teaches alone.
-        mistake: e_k; ``None`` where a skill teaches alone.
-        similarity: the mean of the items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
-            for an embedder, the mean BM25 score where that was asked for; ``None`` where the retriever has none.
+    ``similarity`` is the mean of the items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
+    for an embedder, the mean BM25 score where that was asked for; ``None`` where the retriever has none.
     """
 
     skill: Skill | None
@@ -66,15 +62,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The pairs for one problem, best first.
+    """The pairs for one problem, best first."""
 
-    Attributes:
-        pairs: at most K of them.
-        weights: α_k, one per pair, positive, summing to 1; empty where there are no pairs.
-    """
-
-    pairs: tuple[Pair, ...]
-    weights: tuple[float, ...]
+    pairs: tuple[Pair, ...]  # at most K
+    weights: tuple[float, ...]  # α_k, one per pair, positive, summing to 1
 
 
 class Retriever(Protocol):
@@ -105,78 +96,59 @@ class _Ranking(ABC):
         k = min(k, len(bank.items) if alone else bank.max_pairs)
         if k == 0 or not queries:
             return [Retrieval((), ()) for _ in queries]
-        made = self._alone if alone else self._pair
-        return [made(scores, bank, k) for scores in self._scores(queries, bank)]
+        return [self._best(scores, bank, k, alone) for scores in self._scores(queries, bank)]
 
     @abstractmethod
     def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
         """One row of scores a query, ``[N]`` in the order of ``bank.items``."""
 
-    def _pair(self, scores: NDArray[np.float64], bank: SkillBank, k: int) -> Retrieval:
-        to_skills, to_mistakes = np.split(scores, [len(bank.skills)])
-        best = zip(_top(to_skills, k), _top(to_mistakes, k), strict=True)
-        pairs = tuple(
-            Pair(
-                bank.skills[g],
-                bank.mistakes[e],
-                float(to_skills[g] + to_mistakes[e]) / 2 if self._has_similarity else None,
-            )
-            for g, e in best
-        )
-        return Retrieval(pairs, _weights(pairs, self._temperature))
-
-    def _alone(self, scores: NDArray[np.float64], bank: SkillBank, k: int) -> Retrieval:
+    def _best(self, scores: NDArray[np.float64], bank: SkillBank, k: int, alone: bool) -> Retrieval:
+        if alone:
+            groups = [(place,) for place in _top(scores, k)]
+        else:
+            count = len(bank.skills)
+            mistakes = [count + place for place in _top(scores[count:], k)]
+            groups = list(zip(_top(scores[:count], k), mistakes, strict=True))
         pairs: list[Pair] = []
-        for place in _top(scores, k):
-            item = bank.items[place]
-            skill, mistake = (item, None) if isinstance(item, Skill) else (None, item)
-            pairs.append(Pair(skill, mistake, float(scores[place]) if self._has_similarity else None))
+        for group in groups:
+            items = [bank.items[place] for place in group]
+            skill = next((item for item in items if isinstance(item, Skill)), None)
+            mistake = next((item for item in items if isinstance(item, Mistake)), None)
+            similarity = float(sum(scores[place] for place in group)) / len(group) if self._has_similarity else None
+            pairs.append(Pair(skill, mistake, similarity))
         return Retrieval(tuple(pairs), _weights(pairs, self._temperature))
 
 
 class EmbeddingRetriever(_Ranking):
     """Cosine similarity between the problem and each item (the paper's retriever).
 
-    An item is embedded as ``document(item, item_text)``. Every text is embedded once and kept: items in an index for
-    the bank that was asked for last, problems in a least-recently-used cache, both by the embedder's name. An epoch
-    over known problems embeds nothing, a changed bank embeds its new items only, and one call of ``retrieve`` makes at
-    most one call of ``embed``. Ties, to six decimals, go to the item that comes first in the bank.
+    Every text is embedded once and kept: the items of the bank that was asked for last, and ``MOST_PROBLEMS`` problems.
+    One call of ``retrieve`` makes at most one call of ``embed``. Ties, to six decimals, go to the item that comes first
+    in the bank.
 
     Args:
         embedder: texts → unit rows.
         temperature: of the weights, α = softmax(similarity / temperature); 1.0 is the paper's.
         query_prompt: put before each problem and no item; instruction-tuned embedders such as Qwen3-Embedding want
             ``"Instruct: <task>\\nQuery:"``.
-        cache_size: problems kept, at least 1. Each takes 4 · D bytes (32,768 at D = 1,024: 134 MB), as does each item
-            of the bank, which does not count here. Smaller than the data set, it is of no use from epoch to epoch.
         item_text: what of an item is embedded: ``topic`` or ``full``, see ``document``.
 
     Raises:
-        ConfigError: a temperature that is not positive, or a cache without room, or an unknown ``item_text``.
+        ConfigError: a temperature that is not positive, or an unknown ``item_text``.
     """
 
     def __init__(
-        self,
-        embedder: Embedder,
-        *,
-        temperature: float = 1.0,
-        query_prompt: str = "",
-        cache_size: int = 32_768,
-        item_text: str = "topic",
+        self, embedder: Embedder, *, temperature: float = 1.0, query_prompt: str = "", item_text: str = "topic"
     ) -> None:
         check_choice("item_text", item_text, ITEM_TEXTS)
-        _require_positive("retrieval temperature", temperature)
-        _require_positive("embedding cache size", cache_size)
+        _require_positive(temperature)
         self._embedder = embedder
         self._temperature = temperature
         self._query_prompt = query_prompt
-        self._cache_size = cache_size
         self._item_text = item_text
-        self._embedded_by = embedder.name
-        self._queries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._digest = ""
+        self._problems: dict[str, NDArray[np.float32]] = {}
         self._items: dict[str, NDArray[np.float32]] = {}
-        self._rows = np.empty((0, 0), dtype=np.float32)
+        self._indexed: tuple[str, NDArray[np.float32]] | None = None  # a bank's digest and its rows
 
     @property
     def name(self) -> str:
@@ -184,37 +156,27 @@ class EmbeddingRetriever(_Ranking):
 
     def _scores(self, queries: Sequence[str], bank: SkillBank) -> NDArray[np.float64]:
         """Cosines ``[Q, N]``, summed in float64; ``ConfigError`` if the embedder's answer is not N finite unit rows."""
-        if self._embedded_by != self._embedder.name:
-            self._embedded_by, self._digest = self._embedder.name, ""
-            self._queries.clear()
-            self._items.clear()
         prompted = [self._query_prompt + query for query in queries]
-        texts = [document(item, self._item_text) for item in bank.items] if self._digest != bank.digest else []
-        known = {
-            text: cache[text]
-            for text in dict.fromkeys((*prompted, *texts))
-            for cache in (self._items, self._queries)
-            if text in cache
-        }
+        is_known = self._indexed is not None and self._indexed[0] == bank.digest
+        texts = [] if is_known else [document(item, self._item_text) for item in bank.items]
+        known = self._problems | self._items
         missing = [text for text in dict.fromkeys((*prompted, *texts)) if text not in known]
         if missing:
             rows = np.asarray(self._embedder.embed(missing), dtype=np.float32)
-            _require_unit_rows(rows, len(missing), self._embedded_by)
-            known.update(zip(missing, rows, strict=True))
-        if texts:
-            self._rows = np.stack([known[text] for text in texts])
-            self._items = dict(zip(texts, self._rows, strict=True))
-            self._digest = bank.digest
-        for text in dict.fromkeys(prompted):
-            # A copy, so that a cached row does not keep its whole batch alive.
-            if text not in self._queries:
-                self._queries[text] = known[text].copy()
-            self._queries.move_to_end(text)
-        while len(self._queries) > self._cache_size:
-            self._queries.popitem(last=False)
+            _require_unit_rows(rows, len(missing), self._embedder.name)
+            known |= zip(missing, rows, strict=True)
+        if not is_known:
+            self._indexed = bank.digest, np.stack([known[text] for text in texts])
+            self._items = {text: known[text] for text in texts}
+        for text in prompted:
+            # Last is least likely to go. A copy, so that a kept row does not keep its whole batch.
+            self._problems[text] = self._problems.pop(text, known[text].copy())
+        while len(self._problems) > MOST_PROBLEMS:
+            del self._problems[next(iter(self._problems))]
+        assert self._indexed is not None
         # Not a matrix product of BLAS: its sums depend on the other queries in their last digits.
         asked = np.stack([known[text] for text in prompted])
-        return np.clip(np.einsum("nd,qd->qn", self._rows, asked, dtype=np.float64), -1.0, 1.0)
+        return np.clip(np.einsum("nd,qd->qn", self._indexed[1], asked, dtype=np.float64), -1.0, 1.0)
 
 
 class BM25Retriever(_Ranking):
@@ -236,20 +198,17 @@ class BM25Retriever(_Ranking):
     name = "bm25"
 
     def __init__(self, *, weighted: bool = False, temperature: float = 1.0, item_text: str = "topic") -> None:
-        _require_positive("retrieval temperature", temperature)
+        _require_positive(temperature)
         check_choice("item_text", item_text, ITEM_TEXTS)
         self._item_text = item_text
         self._has_similarity = weighted
         self._temperature = temperature
-        self._indexed: tuple[str, _BM25Index, _BM25Index] | None = None
+        self._indexed: tuple[str, list[_BM25Index]] | None = None
 
     def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
         if self._indexed is None or self._indexed[0] != bank.digest:
-            text = self._item_text
-            self._indexed = bank.digest, _BM25Index(bank.skills, text), _BM25Index(bank.mistakes, text)
-        _, skills, mistakes = self._indexed
-        for words in map(_words, queries):
-            yield np.concatenate([skills.scores(words), mistakes.scores(words)])
+            self._indexed = bank.digest, [_BM25Index(items, self._item_text) for items in (bank.skills, bank.mistakes)]
+        return [np.concatenate([index.scores(_words(query)) for index in self._indexed[1]]) for query in queries]
 
 
 class RandomRetriever(_Ranking):
@@ -331,18 +290,18 @@ def _weights(pairs: Sequence[Pair], temperature: float) -> tuple[float, ...]:
     return tuple(float(weight) for weight in exponentials / exponentials.sum())
 
 
-def _require_positive(what: str, value: float) -> None:
-    if not (0 < value < float("inf")):
-        raise ConfigError(f"{what} is unusable", got=value, expected="a positive number")
+def _require_positive(temperature: float) -> None:
+    if not (0 < temperature < float("inf")):
+        raise ConfigError("retrieval temperature is unusable", got=temperature, expected="a positive number")
 
 
 def _require_unit_rows(rows: NDArray[np.float32], count: int, name: str) -> None:
     if rows.ndim != 2 or rows.shape[0] != count:
         raise ConfigError(f"embedder {name!r} broke its contract", got=f"shape {rows.shape}", expected=f"[{count}, D]")
-    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    errors = np.abs(np.linalg.norm(rows.astype(np.float64), axis=1) - 1.0)
     # Written so that NaN fails too.
-    if not bool(np.all(np.abs(lengths - 1.0) <= _UNIT_TOLERANCE)):
-        worst = float(lengths[int(np.argmax(np.abs(lengths - 1.0)))])
+    if not bool(np.all(errors <= 1e-3)):
+        length = float(np.linalg.norm(rows[int(np.argmax(errors))]))
         raise ConfigError(
-            f"embedder {name!r} broke its contract", got=f"a row of length {worst:.4g}", expected="unit rows"
+            f"embedder {name!r} broke its contract", got=f"a row of length {length:.4g}", expected="unit rows"
         )

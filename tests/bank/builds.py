@@ -89,7 +89,7 @@ class Writer:
         text = json.dumps(request.schema)
         kind = "skill" if "principle" in text else "mistake"
         title, words, note = mixed[:6], f"Look at x{mixed[6:10]}.", "Always."
-        if mixed[3] in "0123":
+        if mixed[3] in "01234567":
             words = f"The answer is {7000 + int(mixed[4], 16) % 12}."
         item = dict(zip(FIELDS[kind], (title, words, note), strict=True))
         if "sources" in text:

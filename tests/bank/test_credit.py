@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sgsd.bank import ItemRecord
-from sgsd.bank.credit import CONFIDENCE, credit, separation, sure_worth, trust, vouched, worth
+from sgsd.bank.credit import credit, separation, sure_worth, trust, vouched, worth
 
-WORTHS = (0.9, 0.5, 0.1)
-SURE = 1e-4  # how often a test of this file may fail by chance
 counts = st.integers(0, 60)
 
 
@@ -43,21 +41,6 @@ def simulated(rng, supports, successes, failures):
         (int(right[0]), int(successes - right[0])),
         (int(right[1]), int(failures - right[1])),
     )
-
-
-@pytest.mark.parametrize("success_rate", [0.2, 0.5])
-@pytest.mark.parametrize("uses", [20, 100])
-@pytest.mark.parametrize("worth", WORTHS)
-def test_intervals_hold_the_truth_at_their_rate(worth, uses, success_rate):
-    """Fewer holds than all but one of 10,000 series of true 95 % intervals would show is a failure."""
-    repeats = 1000
-    rng = np.random.default_rng(uses)
-    held = 0
-    for _ in range(repeats):
-        successes = rng.binomial(uses, success_rate)
-        found = credit(simulated(rng, (worth, worth), successes, uses - successes))
-        held += found.low <= worth <= found.high
-    assert held >= stats.binom.ppf(SURE, repeats, CONFIDENCE)
 
 
 clusters = st.lists(st.tuples(*[st.integers(0, 4)] * 4), max_size=8)  # (right, wrong) on successes, on failures
@@ -102,16 +85,6 @@ def test_the_credit_by_its_formula(clusters, confidence):
     assert found.low == pytest.approx(max(0, min(centre - t * error, found.value)))
     assert found.high == pytest.approx(min(1, max(centre + t * error, found.value)))
     assert trust(item) == pytest.approx(stats.t.cdf((centre - 0.5) / error, freedom))
-
-
-@given(counts, counts, counts, counts)
-def test_with_a_problem_for_each_use_the_standard_error_is_agresti_and_caffo_s(a, b, c, d):
-    p, q = (a + 1) / (a + b + 2), (c + 1) / (c + d + 2)
-    singles = [(1, 0, 0, 0)] * a + [(0, 1, 0, 0)] * b + [(0, 0, 1, 0)] * c + [(0, 0, 0, 1)] * d
-    assert of_clusters(singles) == record((a, b), (c, d))
-    centre, error, _, _ = by_loops(singles, 0.95)
-    assert centre == pytest.approx((p + q) / 2)
-    assert error == pytest.approx(math.sqrt(p * (1 - p) / (a + b + 2) + q * (1 - q) / (c + d + 2)) / 2)
 
 
 @given(clusters.filter(len), st.integers(2, 8))
@@ -161,14 +134,6 @@ def test_intervals_hold_the_truth_though_rollouts_of_a_problem_are_alike(kind, p
         assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.92, (truth, rate)
 
 
-def test_without_their_problems_the_intervals_of_such_rollouts_would_be_far_too_narrow():
-    success, right = alike("both", np.random.default_rng(0), (500, 100), 0.7, 0.5)
-    parts = (success & right, success & ~right, ~success & right, ~success & ~right)
-    sums = np.stack([part.sum(axis=(1, 2)) for part in parts], axis=-1).tolist()
-    found = [credit(record((a, b), (c, d))) for a, b, c, d in sums]
-    assert np.mean([one.low <= 0.7 <= one.high for one in found]) < 0.65
-
-
 # ---- what the credit means
 
 
@@ -177,18 +142,6 @@ def test_what_is_good_on_successes_and_on_failures_counts_alike(a, b, c, d):
     assert credit(record((a, b), (c, d))) == credit(record((c, d), (a, b)))
     mirrored = credit(record((b, a), (d, c)))
     assert mirrored.value == pytest.approx(1 - credit(record((a, b), (c, d))).value)
-
-
-@pytest.mark.parametrize("success_rate", [0.01, 0.5, 0.99])
-@pytest.mark.parametrize("supports", [(1, 0), (0, 1)], ids=["supports all", "suppresses all"])
-def test_an_item_that_says_the_same_of_all_rollouts_is_worth_nothing_whatever_the_success_rate(supports, success_rate):
-    """Its share of positive uses is the success rate, or one minus it."""
-    rng = np.random.default_rng(0)
-    successes = round(1000 * success_rate)
-    found = simulated(rng, supports, successes, 1000 - successes)
-    assert credit(found).value == pytest.approx(0.5, abs=0.05)
-    expected = success_rate if supports == (1, 0) else 1 - success_rate
-    assert found.positive / found.active == pytest.approx(expected)
 
 
 def test_items_of_known_worth_are_ranked_right():
@@ -206,11 +159,8 @@ def test_items_of_known_worth_are_ranked_right():
 def test_separation_is_the_area_under_the_roc_curve(better, worse):
     expected = stats.mannwhitneyu(better, worse).statistic / (len(better) * len(worse))
     assert separation(better, worse) == pytest.approx(expected)
-
-
-def test_separation_needs_both_kinds():
     with pytest.raises(ValueError, match="both kinds"):
-        separation([1.0], [])
+        separation(better, [])
 
 
 shares = st.floats(0, 1)
@@ -237,14 +187,6 @@ def test_worth_equals_its_definition_and_is_of_the_worst_item(successes, failure
     assert 0 <= worth(item, prior=prior) <= 1
     assert worth(item, record((30, 1), (30, 1)), prior=prior) <= worth(item, prior=prior)
     assert worth(record((0, 30), (0, 30)), item) == 0
-
-
-def test_worth_tends_to_what_the_item_tells_apart():
-    """p₊ + p₋ − 1, whatever the rate of success and the prior; 0 for what harms."""
-    for supports in ((0.9, 0.8), (0.6, 0.6), (0.2, 0.9), (0.3, 0.4)):
-        rng = np.random.default_rng(0)
-        found = [worth(simulated(rng, supports, 3000, 12000), prior=prior) for prior in np.linspace(0, 1, 20)]
-        assert np.mean(found) == pytest.approx(max(0, sum(supports) - 1), abs=0.01)
 
 
 @pytest.mark.parametrize("support", [0.1, 0.5, 0.8])

@@ -372,7 +372,7 @@ def test_the_rest_is_read_as_before(
         ("---\na: &x [1]\nb: [*x, *x]\n---\nx", "an alias"),
         ("---\nname: a\nname: b\n---\nx", "twice"),
         ("x\n" * (1 << 20), "too large"),
-        ("x\n" * 20_001, "too long"),
+        ("x\n" * 20_001, "too large"),
         ("---\na: " + "[" * 20_000 + "\n---\nx", "not YAML"),
         ("<!-- {}", "holds no rule"),
         ("bad \0 rule", r"U\+0000"),
@@ -425,7 +425,7 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
     bank = read(tmp_path, "rule " + " ".join(f"[a]({link})" for link in links) + " @fifo.md")
     assert bank.metadata["files"] == ["SKILL.md"]
     for name in ("fifo.md", "device.md"):
-        with pytest.raises(BankError, match="no file"):
+        with pytest.raises(BankError, match="not a plain file"):
             read_document(tmp_path / name)
 
 

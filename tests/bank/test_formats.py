@@ -107,12 +107,12 @@ def test_a_list_may_be_missing_and_pairs_are_then_refused() -> None:
     [
         ({"general_skills": {"a": "b"}}, "general_skills: cannot be used: got {.*}; expected a JSON array"),
         ({"general_skills": [3]}, r"general_skills\[0\]: cannot be used: got 3; expected a JSON object"),
-        ({"general_skills": [{"principle": ["x"]}]}, r"general_skills\[0\].principle: cannot be used"),
+        ({"general_skills": [{"principle": ["x"]}]}, r"general_skills\[0\]: text: cannot be used"),
         ({"general_skills": [{"when_to_apply": "now"}]}, r"general_skills\[0\].principle is missing"),
         ({"common_mistakes": [{"how_to_avoid": "x"}]}, r"common_mistakes\[0\].why_it_happens is missing"),
         (
             {"common_mistakes": [{"description": {"a": 1}}]},
-            "why_it_happens: cannot be used: got {.*}; expected a valid str",
+            r"common_mistakes\[0\]: text: cannot be used: got {.*}; expected a valid str",
         ),
         ({"common_mistakes": [], "metadata": 1}, "metadata: cannot be used: got 1; expected a JSON object"),
         ({"task_specific_skills": ["x"]}, "task_specific_skills: cannot be used: .*expected a JSON object"),

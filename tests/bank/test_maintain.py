@@ -66,26 +66,10 @@ def test_what_the_bank_says_already_is_passed_over(text):
     assert update.log[0].reason == "the bank says so already"
 
 
-def test_a_skill_may_say_what_a_mistake_says():
-    assert maintain(STATIC, [skill("Drops the carry.")], credit=unproven).diff
-
-
-def test_a_repeated_candidate_is_added_once():
-    update = maintain(STATIC, [skill("Check units."), skill("Check units.", "memory-9")], credit=unproven)
-    assert len(update.bank.dynamic.skills) == 1
-
-
 def test_a_candidate_that_makes_no_item_is_logged_and_stops_nothing():
     update = maintain(STATIC, [skill(" "), skill("Bad \x07 bell."), skill("Check units.")], credit=unproven)
     assert [item.text for item in update.bank.dynamic.skills] == ["Check units."]
     assert [(entry.action, entry.id) for entry in update.log[:2]] == [(Action.PASSED_OVER, "")] * 2
-
-
-def test_of_unproven_items_the_oldest_make_room():
-    update = maintain(online(30), [skill("New 1."), skill("New 2.")], credit=unproven)
-    assert [item.text for item in update.diff.removed] == ["Online 0.", "Online 1."]
-    assert len(update.bank.dynamic.skills) == 30
-    assert [entry.reason for entry in update.log if entry.action is Action.EVICTED] == ["never proven"] * 2
 
 
 def test_the_worst_make_room_and_the_unproven_before_the_good():

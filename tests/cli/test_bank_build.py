@@ -14,7 +14,7 @@ import yaml
 
 from sgsd.bank import SkillBank
 from sgsd.bank.build import BANK, CANDIDATES, FAILURES, MEMORIES, ROLLOUTS
-from sgsd.bank.lineage import ancestors
+from sgsd.bank.items import ancestors
 from sgsd.cli.bank_engines import Engines
 from sgsd.cli.bank_settings import BuildSettings, read_settings
 from sgsd.cli.settings import read_yaml, resolve_config
@@ -170,7 +170,7 @@ def test_a_kept_answer_that_is_none_is_asked_for_again(build, tmp_path):
             values = ['[["x"], 1, 2]', '["x", "y", 2]', "null", "{", '["x", -1, 2]', "[" * 200_000]
             for (request,), value in zip(store.execute("SELECT request FROM answers").fetchall(), cycle(values)):
                 store.execute("UPDATE answers SET value = ? WHERE request = ?", (value, request))
-            store.execute("DELETE FROM stages WHERE stage IN ('extract', 'merge')")
+            store.execute("DELETE FROM documents WHERE name IN ('stage extract', 'stage merge')")
             store.execute("DELETE FROM rows WHERE name IN ('candidates.jsonl', 'failures.jsonl')")
             store.execute("DELETE FROM documents WHERE name IN ('bank.json', 'lineage.json')")
         again = build(*given)

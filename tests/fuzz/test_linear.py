@@ -29,9 +29,8 @@ import pytest
 
 from sgsd.bank import Origin, Skill, SkillBank
 from sgsd.bank.documents import read_document, write_document
-from sgsd.bank.faults import refuse_faults
 from sgsd.bank.leaks import held_answer
-from sgsd.bank.writing import UnfitError
+from sgsd.bank.writing import UnfitError, refuse_faults
 from sgsd.controls import disarmer
 from sgsd.data.adapters import _DAPO_TAIL as DAPO
 from sgsd.data.adapters import adapt

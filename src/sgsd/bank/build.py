@@ -21,21 +21,22 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from enum import StrEnum
-from typing import Any, NotRequired
+from functools import partial
+from typing import Any, NamedTuple, NotRequired
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from sgsd import runfolder
-from sgsd.bank import formats
 from sgsd.bank.extract import MAX_ITEMS, Candidate, extraction_request, read_candidate, read_extraction
+from sgsd.bank.items import Origin, item_document
 from sgsd.bank.leaks import DEFAULT_N, quarantine, scan
 from sgsd.bank.merge import GROUP_SIZE, PATIENCE, Embed, merge
-from sgsd.bank.skills import Origin, SkillBank
+from sgsd.bank.skills import SkillBank
 from sgsd.bank.store import KeepingWriter, Progress, Store, refused_writes
-from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, Written, write_until_fit
+from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, write_until_fit
 from sgsd.data.problems import Problem
 from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
@@ -104,14 +105,13 @@ Report = Callable[[Stage, int, int], object]
 """Called with a stage, how much of it is done, and of how much."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """What a stage made of some of its inputs: rows and documents by name, counts to add, and whatever else."""
 
     rows: Mapping[str, Sequence[Mapping[str, object]]]
     counts: Mapping[str, int]
-    documents: Mapping[str, object] = field(default_factory=dict[str, object])
-    details: Mapping[str, object] = field(default_factory=dict[str, object])
+    documents: Mapping[str, object] | None = None
+    details: Mapping[str, object] | None = None
 
 
 def sample(
@@ -125,13 +125,7 @@ def sample(
     seed: int = 0,
     progress: Report | None = None,
 ) -> None:
-    """Draw ``samples`` completions of every problem.
-
-    Args:
-        store: where to.
-        problems: in the order in which they are kept.
-        prompt: a problem's prompt as token ids.
-        sampler: draws them, ``chunk`` at a time, each chunk with a seed of its own.
+    """Draw ``samples`` completions of every problem, ``chunk`` at a time, each chunk with a seed of its own.
 
     Raises:
         DataError: no problems.
@@ -166,13 +160,13 @@ def verify(
         store: where the rollouts are.
         problems: those of ``sample``.
         verifier: judges.
-        truncated: what a completion is that the length limit cut, whatever it holds.
+        truncated: what a completion is that the length limit cut.
 
     Raises:
         BankError: there are no rollouts, or not all of them.
         DataError: a rollout whose problem is gone.
     """
-    total = _total(store, Stage.SAMPLE)
+    total = _finished(store, Stage.SAMPLE).total
     by_id = {problem.id: problem for problem in problems}
 
     def step(start: int, end: int) -> Chunk:
@@ -185,7 +179,7 @@ def verify(
             [problem.key for problem in asked],
             lambda: [_context(problem, text) for problem, text in zip(asked, texts, strict=True)],
         )
-        memories: list[Memory] = []
+        memories: list[dict[str, object]] = []
         failures: list[dict[str, object]] = []
         for row, problem, text, verdict in zip(rows, asked, texts, verdicts, strict=True):
             is_cut = row["stop_reason"] == StopReason.LENGTH
@@ -194,11 +188,8 @@ def verify(
             if memory is None:
                 failures.append(_failure(Stage.VERIFY, row["id"], verdict.reason or "undecided", text=text))
             else:
-                memories.append(memory)
-        return Chunk(
-            {MEMORIES: [memory.as_dict() for memory in memories], FAILURES: failures},
-            {"memories": len(memories), "undecided": len(failures)},
-        )
+                memories.append(memory.as_dict())
+        return Chunk({MEMORIES: memories, FAILURES: failures}, {"memories": len(memories), "undecided": len(failures)})
 
     _run(store, Stage.VERIFY, total, VERIFY_CHUNK, step, progress)
 
@@ -219,32 +210,28 @@ def extract(
     Args:
         store: where the memories are.
         writer: writes, ``chunk`` requests at a time.
-        show_answer, max_items: see ``extraction_request``.
-        attempts: how often the writer is asked about a memory at most.
+        show_answer, max_items, attempts: see ``extraction_request`` and ``write_until_fit``.
 
     Raises:
         BankError: the rollouts are not all verified.
         ServerError: the writer is out of reach.
     """
-    total = _memories_in(store)
+    total = _finished(store, Stage.VERIFY).counts.get("memories", 0)
     keeping = KeepingWriter(writer, store, chunk)
 
     def step(start: int, end: int) -> Chunk:
         memories = list(_memories(store, start, end))
         requests = list(_requests(memories, start, show_answer=show_answer, max_items=max_items, seed=seed))
-        readers = [_reader(memory, max_items) for memory in memories]
+        readers = [partial(read_extraction, memory, max_items=max_items) for memory in memories]
         answers, cost = write_until_fit(keeping, requests, readers, attempts=attempts)
         candidates: list[Candidate] = []
         failures: list[dict[str, object]] = []
         for memory, answer in zip(memories, answers, strict=True):
             if isinstance(answer, WriteFailure):
-                failures.append(_failure(Stage.EXTRACT, memory.id, answer.reason, **_attempt(answer)))
+                failures.append(_given_up(Stage.EXTRACT, memory.id, answer))
             else:
                 candidates += answer
-        return Chunk(
-            {CANDIDATES: [found.as_dict() for found in candidates], FAILURES: failures},
-            cost.as_counts(),
-        )
+        return Chunk({CANDIDATES: [found.as_dict() for found in candidates], FAILURES: failures}, cost)
 
     _run(store, Stage.EXTRACT, total, chunk, step, progress)
 
@@ -257,7 +244,7 @@ def requests_left(
     Raises:
         BankError: the rollouts are not all verified.
     """
-    total, progress = _memories_in(store), store.progress(Stage.EXTRACT)
+    total, progress = _finished(store, Stage.VERIFY).counts.get("memories", 0), store.progress(Stage.EXTRACT)
     start = 0 if progress is None else progress.done
     memories = _memories(store, start, total)
     yield from _requests(memories, start, show_answer=show_answer, max_items=max_items, seed=seed)
@@ -294,43 +281,34 @@ def merge_and_scan(
         BankError: not all memories were written about.
         ServerError: the writer is out of reach.
     """
-    _total(store, Stage.EXTRACT)
-
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress(Stage.MERGE, done, total)
+    _finished(store, Stage.EXTRACT)
 
     def step(_start: int, _end: int) -> Chunk:
-        candidates = [read_candidate(row) for row in rows_of(store, CANDIDATES)]
         merged = merge(
-            candidates,
-            KeepingWriter(writer, store, chunk, report),
+            [read_candidate(row) for row in rows_of(store, CANDIDATES)],
+            KeepingWriter(writer, store, chunk, None if progress is None else partial(progress, Stage.MERGE)),
             group_size=group_size,
             patience=patience,
             embed=embed,
             attempts=attempts,
             seed=seed,
         )
-        bank = SkillBank(name=name, metadata=metadata or {}).with_items(
-            item.item(Origin.COLD_START) for item in merged.items
-        )
+        items = [item.item(Origin.COLD_START) for item in merged.items]
+        bank = SkillBank(name=name, metadata=metadata or {}).with_items(items)
         found = scan(
             bank, problems=problems, memories=_memories(store), benchmarks=benchmarks, lineage=merged.lineage, n=n
         )
         kept, taken = quarantine(bank, found)
-        failures = [
-            _failure(Stage.MERGE, failure.key, failure.reason, **_attempt(failure)) for failure in merged.failures
-        ]
+        failures = [_given_up(Stage.MERGE, failure.key, failure) for failure in merged.failures]
         kinds = {leak.item: str(leak.kind) for leak in reversed(found.leaks)}
-        for entry in taken:
-            id = entry.item.id
-            more = {"leak": kinds[id], "item": _as_dict(entry.item)}
-            failures.append(_failure(QUARANTINE, id, "; ".join(entry.reasons), **more))
-        lineage = {id: list(parents) for id, parents in merged.lineage.items()}
+        for item in taken:
+            reason = "; ".join(found.reasons[item.id])
+            more = {"leak": kinds[item.id], "item": item_document(item)}
+            failures.append(_failure(QUARANTINE, item.id, reason, **more))
         return Chunk(
             {FAILURES: failures},
-            merged.counts.as_counts() | {"items": len(bank.items), "quarantined": len(taken)},
-            {LINEAGE: lineage, BANK: kept.to_json()},
+            {**merged.counts, "items": len(bank.items), "quarantined": len(taken)},
+            {LINEAGE: {id: list(parents) for id, parents in merged.lineage.items()}, BANK: kept.to_json()},
             {"layers": [asdict(layer) for layer in merged.layers], "digest": kept.digest},
         )
 
@@ -343,15 +321,13 @@ def export(store: Store) -> None:
     Raises:
         BankError: they cannot be written.
     """
-    finished = [stage for stage in Stage if store.finished(stage)]
-    made = {Stage.SAMPLE: ROLLOUTS, Stage.VERIFY: MEMORIES, Stage.EXTRACT: CANDIDATES}
-    names = [name for stage, name in made.items() if stage in finished]
+    made = {Stage.SAMPLE: (ROLLOUTS,), Stage.VERIFY: (MEMORIES, FAILURES), Stage.EXTRACT: (CANDIDATES,)}
     with refused_writes(store.folder):
-        for name in [*names, *([FAILURES] if Stage.VERIFY in finished else [])]:
-            runfolder.write_text(store.folder / name, map(_line, rows_of(store, name)))
-        if Stage.MERGE in finished:
-            lineage: formats.Document = dict(store.document(LINEAGE, _LINEAGE) or {})
-            runfolder.write_text(store.folder / LINEAGE, formats.pretty(lineage))
+        for name in (name for stage, names in made.items() if store.finished(stage) for name in names):
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(store, name))
+            runfolder.write_text(store.folder / name, lines)
+        if store.finished(Stage.MERGE):
+            runfolder.write_json(store.folder / LINEAGE, store.document(LINEAGE, _LINEAGE) or {})
             if not (store.folder / BANK).exists():
                 runfolder.write_text(store.folder / BANK, store.document(BANK, BANK_TEXT) or "")
 
@@ -392,21 +368,25 @@ def _run(
         counts = Counter(progress.counts)
         counts.update(made.counts)
         seconds = progress.seconds + time.monotonic() - began
-        progress = Progress(end, total, seconds, dict(counts), made.details)
+        progress = Progress(end, total, seconds, dict(counts), made.details or {})
         store.commit(stage, progress, made.rows, made.documents)
         if report is not None:
             report(stage, progress.done, total)
 
 
+def _finished(store: Store, stage: Stage) -> Progress:
+    """The progress of a stage that must be finished."""
+    progress = store.progress(stage)
+    if progress is None or not progress.finished:
+        got = "nothing" if progress is None else f"{progress.done:,} of {progress.total:,} done"
+        raise BankError(
+            f"stage {stage} is not finished in {store.folder}", got=got, remedy=f"run sgsd bank {stage} first"
+        )
+    return progress
+
+
 def _memories(store: Store, start: int = 0, end: int | None = None) -> Iterator[Memory]:
     return (read_memory(row, MEMORIES) for row in rows_of(store, MEMORIES, start, end))
-
-
-def _memories_in(store: Store) -> int:
-    """How many memories there are, once all rollouts are verified."""
-    _total(store, Stage.VERIFY)
-    progress = store.progress(Stage.VERIFY)
-    return 0 if progress is None else progress.counts.get("memories", 0)
 
 
 def _requests(
@@ -414,17 +394,6 @@ def _requests(
 ) -> Iterator[WriteRequest]:
     for position, memory in enumerate(memories, start):
         yield extraction_request(memory, show_answer=show_answer, max_items=max_items, seed=_seed(seed, position))
-
-
-def _total(store: Store, stage: Stage) -> int:
-    """How much a stage made that must be finished."""
-    progress = store.progress(stage)
-    if progress is None or not progress.finished:
-        got = "nothing" if progress is None else f"{progress.done:,} of {progress.total:,} done"
-        raise BankError(
-            f"stage {stage} is not finished in {store.folder}", got=got, remedy=f"run sgsd bank {stage} first"
-        )
-    return progress.total
 
 
 def _seed(seed: int, position: int) -> int:
@@ -451,11 +420,10 @@ def _context(problem: Problem, text: str) -> Context:
     return Context(prompt, completion, columns=problem.reward_columns)
 
 
-def _problem_of(values: Mapping[str, object], where: str, problems: Mapping[str, Problem]) -> Problem:
-    id = values.get("problem_id")
-    problem = problems.get(id) if isinstance(id, str) else None
+def _problem_of(row: Mapping[str, Any], where: str, problems: Mapping[str, Problem]) -> Problem:
+    problem = problems.get(row["problem_id"])
     if problem is None:
-        raise _gone(where, repr(id))
+        raise _gone(where, repr(row["problem_id"]))
     return problem
 
 
@@ -471,17 +439,5 @@ def _failure(stage: str, id: str, reason: str, **more: object) -> dict[str, obje
     return {"stage": stage, "id": id, "reason": reason, **more}
 
 
-def _attempt(failure: WriteFailure) -> dict[str, object]:
-    return {"key": failure.key, "attempts": failure.attempts, "text": failure.text}
-
-
-def _as_dict(item: Any) -> dict[str, object]:
-    return {**asdict(item), "origin": str(item.origin), "parents": list(item.parents)}
-
-
-def _reader(memory: Memory, max_items: int) -> Callable[[Written], list[Candidate]]:
-    return lambda written: read_extraction(memory, written, max_items=max_items)
-
-
-def _line(row: Mapping[str, object]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _given_up(stage: str, id: str, failure: WriteFailure) -> dict[str, object]:
+    return _failure(stage, id, failure.reason, key=failure.key, attempts=failure.attempts, text=failure.text)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
-from typing import Protocol
 
+from sgsd.bank.items import Item
 from sgsd.controls import KNOWN
 
 MAX_ITEM_CHARACTERS = 800
@@ -17,19 +17,6 @@ MAX_TITLE_CHARACTERS = 120
 NEAR_DUPLICATE_OVERLAP = 0.8
 
 _WORD = re.compile(r"\w+")
-
-
-class Item(Protocol):
-    """What the checks read of a skill or a mistake."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def note(self) -> str: ...
 
 
 class FindingKind(StrEnum):

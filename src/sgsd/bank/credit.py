@@ -12,20 +12,16 @@ suppresses everything it is the share of failures, and falls while the policy le
 **Estimate.** p̃ = (s + 1) / (n + 2) of s positive among n active uses; the credit is the mean of both. An item without
 evidence has 0.5, and moves from there as evidence comes in: items are ranked by the estimate itself.
 
-**Interval.** Rollouts of one problem are judged and scored alike, so problems are the sample, not uses. Problem i has
-n_i active uses, s_i of them positive; w = Σ n_i² / n is the number of uses that a use finds in its problem, itself
-included. Two problems of w uses are added, one all positive and one all negative (Agresti & Caffo 2000, by clusters):
+**Interval.** Rollouts of one problem are judged and scored alike, so problems are the sample, not uses, and count as
+independent. Problem i has n_i active uses, s_i of them positive; w = Σ n_i² / n is the number of uses that a use finds
+in its problem, itself included. Two problems of w uses are added, one all positive and one all negative (Agresti &
+Caffo 2000, by clusters):
 
     p = (s + w) / (n + 2 w),    r_i = (s_i − p n_i) / (n + 2 w),
 
 and the variance of c is that of a sum of ratios over clusters (Cochran 1977, ch. 6), ¼ Σ_i (r₊_i + r₋_i)², the added
 problems among the i. The interval is (p₊ + p₋) / 2 ± t √variance, of Student's distribution, with degrees of freedom
-by Satterthwaite's rule from the n / w + 1 of either outcome (n / w problems of equal size would tell as much). Where
-each use has a problem of its own, w = 1, and it is Agresti and Caffo's interval with t for z. The ledger keeps sums of
-products over problems, which is all that Σ r² needs.
-
-Problems count as independent of each other, and one that comes back later in a run as another one.
-``benchmarks/interval_coverage.py --only ledger`` measures coverage; ``docs/bank.md`` has the figures.
+by Satterthwaite's rule from the n / w + 1 of either outcome. ``docs/bank.md`` has its measured coverage.
 """
 
 from __future__ import annotations
@@ -51,12 +47,7 @@ class Credit:
 
 
 def credit(record: ItemRecord, *, confidence: float = CONFIDENCE) -> Credit:
-    """An item's credit; 0.5, from 0 to 1, for one without active uses.
-
-    Args:
-        record: of the item.
-        confidence: of the interval, between 0 and 1.
-    """
+    """An item's credit, with an interval of this confidence; 0.5, from 0 to 1, for one without active uses."""
     value = sum((positive + 1) / (active + 2) for positive, active in _by_outcome(record)) / 2
     centre, error, freedom = _interval(record)
     half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
@@ -83,14 +74,8 @@ def vouched(*records: ItemRecord) -> float:
 def worth(*records: ItemRecord, prior: float = 0.0) -> float:
     """How far a teacher made of these items tells successes from failures, from 0 to 1, by the worst one.
 
-    max(0, 2 c − 1) = max(0, p₊ + p₋ − 1): 0 for an item that says the same of all rollouts, or harms; 1 for one that is
-    never wrong. Here each p̃ is drawn by two uses not to ½ but to what the item says of all rollouts, plus half the
-    prior. So an unknown item is worth ``prior``; and one that suppresses everything, whose ``credit`` is above ½ while
-    nothing succeeds, half of it.
-
-    Args:
-        records: of the items.
-        prior: what an unknown item is taken to be worth, from 0 to 1.
+    max(0, 2 c − 1) = max(0, p₊ + p₋ − 1), each p̃ drawn by two uses not to ½ but to what the item says of all rollouts,
+    plus half the prior: an unknown item is worth ``prior``, one that says the same of all rollouts half of it.
     """
     return max(0.0, min(2 * _expected(record, prior) - 1 for record in records))
 

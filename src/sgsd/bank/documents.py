@@ -1,13 +1,8 @@
 """Documents of rules (SKILL.md, AGENTS.md, playbooks of bullets) as banks, and banks as documents.
 
 A document is Markdown, with YAML between two lines ``---`` at its start where it says its name and description. Every
-rule in it becomes an item: a paragraph with the code or quotation it leads into, an entry of a list with all that is
-nested in it, a row of a table. What a rule forbids ("never …", "❌ …", or anything below a heading such as "Common
-mistakes") becomes a mistake, anything else a skill. An item's title is the path of headings above it, so that an entry
-reads alone; a sentence that leads into a list or table is part of that path. No rule is cut.
-
-The bank's metadata say where each item came from (``sources``: id → ``file:line``, in the document's order) and hold
-the document's text (``document``). Markdown files that a document links to and that lie in its folder belong to it.
+rule in it becomes an item, whole; ``docs/bank.md`` says which block becomes what. The bank's metadata say where each
+item came from (``sources``: id → ``file:line``, in the document's order) and hold the document's text (``document``).
 """
 
 from __future__ import annotations
@@ -28,8 +23,9 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.tree import SyntaxTreeNode
 
 from sgsd import runfolder
-from sgsd.bank.formats import FORBIDS, OF_MISTAKES, refuse_control_characters
-from sgsd.bank.skills import Item, Mistake, Origin, Skill, SkillBank
+from sgsd.bank.formats import FORBIDS, OF_MISTAKES
+from sgsd.bank.items import Item, Mistake, Origin, Skill, refuse_control_characters
+from sgsd.bank.skills import SkillBank
 from sgsd.errors import BankError
 from sgsd.validation import parse_yaml
 
@@ -70,34 +66,21 @@ _MISTAKES = "Common mistakes"
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What stands above rules: a heading, the sentence that leads into a list, the head of a table.
+    """What stands above rules: a heading, the sentence that leads into a list, the head of a table."""
 
-    Attributes:
-        text: its part of their titles, may be empty.
-        lines: where it stands, from and to, counted from 0, the last not included.
-        forbids: whether it leads into what it forbids ("Never:").
-    """
-
-    text: str
-    lines: tuple[int, int]
-    forbids: bool = False
+    text: str  # its part of their titles, may be empty
+    lines: tuple[int, int]  # where it stands, from and to, counted from 0, the last not included
+    forbids: bool = False  # it leads into what it forbids ("Never:")
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """What a block says.
+    """What a block says."""
 
-    Attributes:
-        heads: above it, from the outside in.
-        text: of the rule, with its code.
-        lines: of the block, as a head's.
-        note: what a list's last entry says after "When: " or "Avoid: ".
-    """
-
-    heads: tuple[_Head, ...]
-    text: str
-    lines: tuple[int, int]
-    note: str = ""
+    heads: tuple[_Head, ...]  # above it, from the outside in
+    text: str  # with its code
+    lines: tuple[int, int]  # of the block, as a head's
+    note: str = ""  # what a list's last entry says after "When: " or "Avoid: "
 
     @cached_property
     def item(self) -> Item:
@@ -151,10 +134,12 @@ def read_document(path: Path) -> SkillBank:
     waiting, known = [(main.name, main)], {main.resolve()}
     while waiting:
         name, file = waiting.pop(0)
-        text = _text(file, MAX_BYTES - size)
+        text = runfolder.read_text(file, BankError, most=MAX_BYTES).replace("\r\n", "\n").replace("\r", "\n")
+        refuse_control_characters(text, str(file))
         size, lines = size + len(text.encode()), lines + text.count("\n")
-        if lines > MAX_LINES:
-            raise BankError("the document is too long", got=f"{file}", expected=f"{MAX_LINES:,} lines in all")
+        if size > MAX_BYTES or lines > MAX_LINES:
+            expected = f"{MAX_BYTES >> 20} MiB and {MAX_LINES:,} lines in all"
+            raise BankError("the document is too large", got=str(file), expected=expected)
         said, body, above = _split(text)
         if not files:
             header, document = parse_yaml(said, str(main), BankError), body
@@ -171,12 +156,7 @@ def read_document(path: Path) -> SkillBank:
                 waiting.append((linked.relative_to(root).as_posix(), linked))
     if not items:
         raise BankError("the document holds no rule", got=str(path), expected="paragraphs, lists or tables")
-    metadata = {
-        "description": _said(header, "description"),
-        "files": files,
-        "sources": places,
-        "document": document,
-    }
+    metadata = {"description": _said(header, "description"), "files": files, "sources": places, "document": document}
     kept = {key: value for key, value in metadata.items() if value}
     return SkillBank(name=_said(header, "name") or root.name, metadata=kept).with_items(items.values())
 
@@ -191,8 +171,8 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
     """The text of a bank's document without the blocks of these items, the rest as it was.
 
     A block is whole: the entry of a list with all that is in it, the row of a table, the paragraph with its code.
-    Headings, lead-ins and table heads that are left with nothing below them go, too, and so do the blank lines that a
-    block leaves beside others. Items of linked files, and items that came later, are not in the text.
+    Headings, lead-ins and table heads that are left with nothing below them go, too. Items of linked files, and items
+    that came later, are not in the text.
 
     Args:
         bank: with ``metadata["document"]``, as ``read_document`` reads it.
@@ -240,10 +220,10 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
 
 def write_document(bank: SkillBank) -> str:
     """A bank as a document: ``read_document`` reads the same items back, those of a document in their order."""
-    header = ["---", f"name: {_quoted(bank.name or 'skills')}"]
+    lines = ["---", f"name: {_quoted(bank.name or 'skills')}"]
     if description := bank.metadata.get("description"):
-        header.append(f"description: {_quoted(str(description))}")
-    lines = [*header, "---", ""]
+        lines.append(f"description: {_quoted(str(description))}")
+    lines += ["---", ""]
     places = {id: place for place, id in enumerate(sources(bank))}
     paths: dict[str, tuple[str, ...]] = {}
     sections: dict[tuple[str, ...], int] = {}
@@ -280,21 +260,6 @@ def write_document(bank: SkillBank) -> str:
 
 def _main(folder: Path) -> Path | None:
     return next((folder / name for name in NAMES if (folder / name).is_file()), None)
-
-
-def _text(file: Path, most: int) -> str:
-    try:
-        if os.path.exists(file) and not os.path.isfile(file):
-            raise BankError("the document is no file", got=str(file), expected="a text in Markdown")
-        with file.open("rb") as opened:
-            data = opened.read(most + 1)
-        if len(data) > most:
-            raise BankError("the document is too large", got=str(file), expected=f"{MAX_BYTES:,} bytes in all")
-        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BankError("the document cannot be read", got=f"{file} ({error})") from error
-    refuse_control_characters(text, str(file))
-    return text
 
 
 def _split(text: str) -> tuple[str, str, int]:

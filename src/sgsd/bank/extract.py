@@ -6,23 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sgsd.bank import formats
-from sgsd.bank.faults import refuse_faults
-from sgsd.bank.skills import Item, Mistake, Origin, Skill
-from sgsd.bank.writing import (
-    FIELDS,
-    TOKENS_PER_ITEM,
-    Kind,
-    WriteRequest,
-    Written,
-    item_schema,
-    parse_reply,
-    read_item,
-    reply_schema,
-    reply_shape,
-    request_key,
-)
-from sgsd.controls import disarm
+from sgsd.bank.items import Item, Mistake, Origin, Skill, content_id
+from sgsd.bank.writing import TOKENS_PER_ITEM, Kind, WriteRequest, Written, items_request, read_items
 from sgsd.memories import FailureMode, Memory
 
 MAX_ITEMS = 3
@@ -63,24 +48,18 @@ _ANSWER = "\n\nThe reference answer, for you alone: {answer}"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something that may become an item of a bank.
-
-    Attributes:
-        kind: ``skill`` or ``mistake``.
-        title, text, note: as of a ``Skill`` (note is ``when``) or a ``Mistake`` (note is ``avoid``).
-        parents: ids of the memories it comes from.
-    """
+    """Something that may become an item of a bank."""
 
     kind: Kind
     title: str
     text: str
-    note: str
-    parents: tuple[str, ...]
+    note: str  # a skill's ``when``, a mistake's ``avoid``
+    parents: tuple[str, ...]  # ids of the memories it comes from
 
     @property
     def id(self) -> str:
         """The id of the item it would become."""
-        return formats.content_id(self.kind, self.title, self.text, self.note)
+        return content_id(self.kind, self.title, self.text, self.note)
 
     def item(self, origin: Origin) -> Item:
         """The bank's item, with the same id and parents."""
@@ -121,14 +100,16 @@ def extraction_request(
     text = template.format(problem=memory.problem, steps="\n".join(memory.steps) or "(empty)", most=max_items, why=why)
     if show_answer:
         text += _ANSWER.format(answer=memory.answer)
-    text += reply_shape(kind)
-    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": disarm(text)}]
-    return WriteRequest(
-        key=request_key("extract", [memory.id, messages, max_items, seed]),
-        messages=messages,
-        schema=reply_schema(item_schema(kind), least=1, most=max_items),
+    return items_request(
+        "extract",
+        kind,
+        _SYSTEM,
+        text,
+        least=1,
+        most=max_items,
         max_tokens=32 + max_items * TOKENS_PER_ITEM,
         seed=seed,
+        identity=memory.id,
     )
 
 
@@ -136,13 +117,17 @@ def read_extraction(memory: Memory, written: Written, *, max_items: int = MAX_IT
     """The candidates in what was written, the same one once.
 
     Raises:
-        UnfitError: it does not fit what ``extraction_request`` asked for, or has one of the ``faults``.
+        UnfitError: it does not fit what ``extraction_request`` asked for; see ``read_items``.
     """
     kind = kind_of(memory)
-    template = _SYSTEM + (_SUCCESS if kind == "skill" else _FAILURE)
-    shown = (memory.problem, *memory.steps)
-    items = [read_item(kind, values) for values in parse_reply(written, least=1, most=max_items)]
-    for item in items:
-        fields = dict(zip(FIELDS[kind], item, strict=True))
-        refuse_faults(fields, problem=memory.problem, shown=shown, template=template)
-    return [Candidate(kind, title, text, note, (memory.id,)) for title, text, note in dict.fromkeys(items)]
+    items = read_items(
+        kind,
+        written,
+        least=1,
+        most=max_items,
+        template=_SYSTEM + (_SUCCESS if kind == "skill" else _FAILURE),
+        problem=memory.problem,
+        shown=(memory.problem, *memory.steps),
+    )
+    distinct = dict.fromkeys(item for item, _ in items)
+    return [Candidate(kind, title, text, note, (memory.id,)) for title, text, note in distinct]

@@ -1,23 +1,19 @@
-"""Bank files: their schemas, their canonical text, and the common ``general_skills`` format.
+"""Bank files: the native one, the common ``general_skills`` / ``common_mistakes`` one, and ACE's playbooks.
 
-Two formats are read. The *native* one holds everything a ``SkillBank`` is. The *common* one is what most public code of
-this family exchanges: ``general_skills`` (``skill_id``, ``title``, ``principle``, ``when_to_apply``),
-``common_mistakes`` (``mistake_id``, ``description``, ``why_it_happens``, ``how_to_avoid``), ``task_specific_skills`` by
-category, ``metadata``. ``skills.py`` turns what is read here into values.
+The native file holds everything a ``SkillBank`` is. The others become native documents before their items are read;
+``docs/bank.md`` says which key becomes which.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import unicodedata
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias, cast
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter
 
+from sgsd.bank.items import Item, Mistake, Skill, content_id
 from sgsd.errors import BankError
 from sgsd.validation import parse_json, validated
 
@@ -40,181 +36,88 @@ OF_MISTAKES = re.compile(
 """A heading or section below which everything is a mistake."""
 
 
-def _number_as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _skill(values: object) -> object:
+    return _identified(values, "skill", "when")
 
 
-class Entry(BaseModel):
-    """An item of a file; an id that is missing is derived from the content."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    kind: ClassVar[str]
-    id: str | None = None
-    title: str = ""
-    text: str = ""
-    origin: str = "seed"
-    parents: list[str] = []
-
-    @property
-    def note(self) -> str:
-        """A skill's ``when``, a mistake's ``avoid``."""
-        return str(vars(self)["when" if self.kind == "skill" else "avoid"])
-
-    @model_validator(mode="after")
-    def _identify(self) -> Self:
-        own = content_id(self.kind, self.title, self.text, self.note)  # which refuses control characters
-        self.id = own if self.id is None else self.id
-        return self
+def _mistake(values: object) -> object:
+    return _identified(values, "mistake", "avoid")
 
 
-class SkillEntry(Entry):
-    """A skill of a native file."""
-
-    kind: ClassVar[str] = "skill"
-    when: str = ""
-
-
-class MistakeEntry(Entry):
-    """A mistake of a native file."""
-
-    kind: ClassVar[str] = "mistake"
-    avoid: str = ""
-
-
-_Items = TypeVar("_Items", bound=Entry)
+def _identified(values: object, kind: str, note: str) -> object:
+    """An item of a file with its defaults; an id that is missing is derived from the content."""
+    if not isinstance(values, dict):
+        raise BankError("cannot be used", got=json.dumps(values, default=repr), expected="a JSON object")
+    item: Document = {"id": None, "title": "", "text": "", note: "", **cast(Document, values)}
+    said = [item["title"], item["text"], item[note]]
+    if item["id"] is None:
+        item["id"] = content_id(kind, *map(str, said)) if all(isinstance(part, str) for part in said) else "?"
+    return item
 
 
 class BankFile(BaseModel):
     """A native file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    schema_version: Annotated[int, Field(ge=1)] = SCHEMA_VERSION
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Annotated[int, Strict(), Field(ge=1)] = SCHEMA_VERSION
     name: str = ""
     metadata: dict[str, object] = {}
-    skills: list[SkillEntry] = []
-    mistakes: list[MistakeEntry] = []
+    skills: list[Annotated[Skill, BeforeValidator(_skill)]] = []
+    mistakes: list[Annotated[Mistake, BeforeValidator(_mistake)]] = []
+
+    @property
+    def items(self) -> list[Item]:
+        return [*self.skills, *self.mistakes]
 
 
-def _names(*names: str) -> Any:
-    return Field("", validation_alias=AliasChoices(*names))
+class _CommonFile(BaseModel):
+    """A common file, its items unread."""
 
-
-def _tolerant(entry: object, names: tuple[str, ...], fallbacks: tuple[str, ...]) -> object:
-    """A bare string is the text, null and empty fields are none, and a title that stands alone is the text."""
-    if isinstance(entry, str):
-        return {names[0]: entry}
-    if not isinstance(entry, dict):
-        return entry
-    values = {key: value for key, value in cast(Document, entry).items() if value is not None and value != ""}
-    if not any(name in values for name in names):
-        for name in fallbacks:
-            if name in values:
-                return {names[0]: values.pop(name), **values}
-    return values
-
-
-class CommonSkill(SkillEntry):
-    """A skill of a common file, by the names its fields go by, best first."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    id: Annotated[str | None, BeforeValidator(_number_as_text)] = Field(
-        None, validation_alias=AliasChoices("skill_id", "id")
-    )
-    title: str = _names("title", "name")
-    text: str = Field(validation_alias=AliasChoices("principle", "text", "description"))
-    when: str = _names("when_to_apply", "when")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, entry: object) -> object:
-        return _tolerant(entry, ("principle", "text", "description"), ("title", "name"))
-
-
-class CommonMistake(MistakeEntry):
-    """A mistake of a common file.
-
-    Its ``description`` is its title where ``why_it_happens`` gives the text, and its text where nothing else does.
-    """
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    id: Annotated[str | None, BeforeValidator(_number_as_text)] = Field(
-        None, validation_alias=AliasChoices("mistake_id", "id")
-    )
-    title: str = _names("description", "title", "mistake")
-    text: str = Field(validation_alias=AliasChoices("why_it_happens", "text", "why"))
-    avoid: str = _names("how_to_avoid", "avoid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, entry: object) -> object:
-        return _tolerant(entry, ("why_it_happens", "text", "why"), ("description", "mistake", "title"))
-
-
-class CommonFile(BaseModel):
-    """A common file."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow")
     name: str = ""
     metadata: dict[str, object] = {}
-    general_skills: list[CommonSkill] = []
-    task_specific_skills: dict[str, list[CommonSkill]] = {}
-    common_mistakes: list[CommonMistake] = []
-
-    def native(self) -> BankFile:
-        """The file as a native one.
-
-        Task-specific skills become skills like any other; their categories are kept in
-        ``metadata["task_specific_skills"]``, so that ``native_to_common`` puts them back. Keys that mean nothing here
-        are not carried, and are listed in ``metadata["ignored_keys"]``.
-        """
-        lists: dict[str, list[Any]] = {"general_skills": self.general_skills, "common_mistakes": self.common_mistakes}
-        lists |= {f"task_specific_skills.{category}": own for category, own in self.task_specific_skills.items()}
-        ignored = {f"{where}[].{key}" for where, entries in lists.items() for one in entries for key in one.model_extra}
-        ignored |= set(self.model_extra or {})
-        metadata = dict(self.metadata)
-        # Last, also where an earlier reading put it: a file written and read again is the same to the last byte.
-        before = {name: metadata.pop(name) for name in ("ignored_keys",) if name in metadata}
-        if self.task_specific_skills:
-            metadata["task_specific_skills"] = {
-                category: [one.id for one in own] for category, own in self.task_specific_skills.items()
-            }
-        metadata |= {"ignored_keys": sorted(ignored)} if ignored else before
-        skills = [*self.general_skills, *(one for own in self.task_specific_skills.values() for one in own)]
-        return BankFile.model_construct(
-            name=self.name, metadata=metadata, skills=skills, mistakes=list(self.common_mistakes)
-        )
+    general_skills: list[object] = []
+    task_specific_skills: dict[str, list[object]] = {}
+    common_mistakes: list[object] = []
 
 
-class Bullet(BaseModel):
+class _Bullet(BaseModel):
     """An entry of a playbook, as ACE (arXiv 2510.04618) keeps them, but for its counters."""
 
     section: str = ""
     content: str
 
 
-class PlaybookFile(BaseModel):
-    """A playbook's file."""
-
-    bullets: dict[str, Bullet]
-
-    def native(self) -> BankFile:
-        """The file as a native one; sections become titles, and those of mistakes mistakes."""
-        skills, mistakes = list[SkillEntry](), list[MistakeEntry]()
-        for id, one in self.bullets.items():
-            if OF_MISTAKES.search(one.section):
-                mistakes.append(MistakeEntry(id=id, title=one.section, text=one.content))
-            else:
-                skills.append(SkillEntry(id=id, title=one.section, text=one.content))
-        return BankFile(skills=skills, mistakes=mistakes)
+class _Playbook(BaseModel):
+    bullets: dict[str, _Bullet]
 
 
-_NATIVE, _COMMON, _PLAYBOOK = TypeAdapter(BankFile), TypeAdapter(CommonFile), TypeAdapter(PlaybookFile)
+_NATIVE, _COMMON, _PLAYBOOK = TypeAdapter(BankFile), TypeAdapter(_CommonFile), TypeAdapter(_Playbook)
+_ITEMS: dict[str, TypeAdapter[Any]] = {
+    "skill": TypeAdapter(Annotated[Skill, BeforeValidator(_skill)]),
+    "mistake": TypeAdapter(Annotated[Mistake, BeforeValidator(_mistake)]),
+}
 _COMMON_KEYS = ("general_skills", "task_specific_skills", "common_mistakes")
-_KEYS = (*BankFile.model_fields, *SkillEntry.model_fields, "avoid")
+_KEYS = (*BankFile.model_fields, "id", "title", "text", "when", "avoid", "origin", "parents")
+# Field of an item → what common files call it, best first; the first one is written.
+_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
+    "skill": {
+        "id": ("skill_id", "id"),
+        "title": ("title", "name"),
+        "text": ("principle", "text", "description", "title", "name"),
+        "when": ("when_to_apply", "when"),
+    },
+    "mistake": {
+        "id": ("mistake_id", "id"),
+        "title": ("description", "title", "mistake"),
+        "text": ("why_it_happens", "text", "why", "description", "mistake", "title"),
+        "avoid": ("how_to_avoid", "avoid"),
+    },
+}
 
 
 def read(text: str, source: str) -> BankFile:
-    """JSON text of either format → what a bank is made of.
+    """JSON text of any of the formats → what a bank is made of.
 
     Args:
         text: the file's.
@@ -236,9 +139,9 @@ def read(text: str, source: str) -> BankFile:
     if "skills" in document or "mistakes" in document:
         return validated(_NATIVE, document, source, BankError, known=_KEYS)
     if version is None and any(key in document for key in _COMMON_KEYS):
-        return validated(_COMMON, document, source, BankError).native()
+        return _from_common(validated(_COMMON, document, source, BankError), source)
     if version is None and "bullets" in document:
-        return validated(_PLAYBOOK, document, source, BankError).native()
+        return _from_playbook(validated(_PLAYBOOK, document, source, BankError), source)
     raise BankError(
         f"{source}: not a bank",
         got=f"keys {sorted(document)}",
@@ -246,65 +149,72 @@ def read(text: str, source: str) -> BankFile:
     )
 
 
-def canonical(value: object) -> str:
-    """The one text of a JSON value: sorted keys, no spaces, no escapes beyond what JSON demands.
-
-    Raises:
-        ValueError, TypeError: the value is not JSON (NaN, infinities, objects).
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def content_id(kind: str, title: str, text: str, note: str) -> str:
-    """``<kind>-<12 hex digits>``: SHA-256 over what an item says, so that an id can never come to mean something else.
-
-    Args:
-        kind: ``skill`` or ``mistake``.
-        title, text: the item's own fields.
-        note: a skill's ``when`` or a mistake's ``avoid``.
-
-    Raises:
-        BankError: a character that no text may hold, see ``refuse_control_characters``.
-    """
-    for value in (title, text, note):
-        refuse_control_characters(value, f"a {kind}")
-    return f"{kind}-{hashlib.sha256(canonical([kind, title, text, note]).encode()).hexdigest()[:12]}"
-
-
-def refuse_control_characters(text: str, what: str) -> None:
-    """Raise ``BankError`` for a lone surrogate, or a control character other than tab, line feed, carriage return.
-
-    They break files and tokenizers, and a form feed or backspace is what JSON makes of an undoubled ``\\frac`` or
-    ``\\beta``.
-    """
-    for character in text:
-        if character not in "\t\n\r" and unicodedata.category(character) in ("Cc", "Cs"):
-            raise BankError(
-                f"{what}: a character that no text may hold",
-                got=f"U+{ord(character):04X}",
-                expected="text without control characters and lone surrogates",
-                remedy="a LaTeX backslash must be doubled in JSON" if character in "\b\f" else "remove it",
-            )
-
-
 def pretty(document: Document) -> str:
     """A document as it is written to disk: one field a line, items in bank order, final newline."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-@contextmanager
-def located(where: str) -> Generator[None, None, None]:
-    """Put ``where`` before the message of a ``BankError`` raised inside."""
-    try:
-        yield
-    except BankError as error:
-        raise BankError(
-            f"{where}: {error.what}", got=error.got, expected=error.expected, remedy=error.remedy
-        ) from error
+# ---- the common format
+
+
+def _from_common(file: _CommonFile, source: str) -> BankFile:
+    """Categories of task-specific skills go to the metadata, for ``native_to_common``; so do keys that are ignored."""
+    ignored = set(file.model_extra or {})
+
+    def items(kind: str, place: str, entries: list[object]) -> list[Any]:
+        read = [_common_item(kind, entry, f"{source}: {place}[{n}]") for n, entry in enumerate(entries)]
+        ignored.update(f"{place}[].{key}" for _, left in read for key in left)
+        return [item for item, _ in read]
+
+    skills = items("skill", "general_skills", file.general_skills)
+    specific = {
+        category: items("skill", f"task_specific_skills.{category}", entries)
+        for category, entries in file.task_specific_skills.items()
+    }
+    mistakes = items("mistake", "common_mistakes", file.common_mistakes)
+    metadata = dict(file.metadata)
+    # Last, also where an earlier reading put it: a file written and read again is the same to the last byte.
+    before = metadata.pop("ignored_keys", None)
+    if specific:
+        metadata["task_specific_skills"] = {name: [skill.id for skill in own] for name, own in specific.items()}
+    if ignored or before is not None:
+        metadata["ignored_keys"] = sorted(ignored) if ignored else before
+    skills += [skill for own in specific.values() for skill in own]
+    return BankFile.model_construct(name=file.name, metadata=metadata, skills=skills, mistakes=mistakes)
+
+
+def _common_item(kind: str, entry: object, where: str) -> tuple[Item, Document]:
+    """An item by the names its fields go by, and what is left. A bare string, or a title that stands alone, is the
+    text; null and empty fields are none."""
+    names = _NAMES[kind]
+    if not isinstance(entry, str | dict):
+        return validated(_ITEMS[kind], entry, where, BankError), {}  # which refuses it
+    values = {"text": entry} if isinstance(entry, str) else cast(Document, entry)
+    left = {key: value for key, value in values.items() if value is not None and value != ""}
+    found: Document = {"origin": left.pop("origin", "seed"), "parents": left.pop("parents", [])}
+
+    for field in ("text", *names):  # the text first: what is left of its names is the title
+        name = next((name for name in names[field] if name in left), None)
+        if name is not None and field not in found:
+            found[field] = left.pop(name)
+    if "text" not in found:
+        raise BankError(f"{where}.{names['text'][0]} is missing")
+    if isinstance(id := found.get("id"), int) and not isinstance(id, bool):
+        found["id"] = str(id)
+    return validated(_ITEMS[kind], found, where, BankError), left
+
+
+def _from_playbook(file: _Playbook, source: str) -> BankFile:
+    """Sections become titles, and those of mistakes mistakes."""
+    skills, mistakes = list[Document](), list[Document]()
+    for id, one in file.bullets.items():
+        items = mistakes if OF_MISTAKES.search(one.section) else skills
+        items.append({"id": id, "title": one.section, "text": one.content})
+    return validated(_NATIVE, {"skills": skills, "mistakes": mistakes}, source, BankError)
 
 
 def native_to_common(document: Document) -> Document:
-    """Native document → common document, the inverse of ``CommonFile.native``.
+    """Native document → common document.
 
     ``origin`` (unless ``seed``) and ``parents`` (unless empty) travel as extra keys of an item, which readers of the
     common format pass over; nothing of a bank is lost but the order between general and task-specific skills.
@@ -313,32 +223,26 @@ def native_to_common(document: Document) -> Document:
     categories = _categories(metadata.get("task_specific_skills"))
     if categories:
         del metadata["task_specific_skills"]
-    skills = [
-        _write_common_item(item, {"id": "skill_id", "title": "title", "text": "principle", "when": "when_to_apply"})
-        for item in cast(list[Document], document["skills"])
-    ]
-    mistakes: list[Document] = []
-    for item in cast(list[Document], document["mistakes"]):
-        names = {"id": "mistake_id", "title": "description", "text": "why_it_happens", "avoid": "how_to_avoid"}
-        if not item.get("title"):
-            names = {"id": "mistake_id", "text": "description", "avoid": "how_to_avoid"}
-        mistakes.append(_write_common_item(item, names))
+    skills = [_written("skill", item) for item in cast(list[Document], document["skills"])]
     by_id = {skill["skill_id"]: skill for skill in skills}
-    specific = {
-        category: [by_id[member] for member in members if member in by_id] for category, members in categories.items()
-    }
     placed = {member for members in categories.values() for member in members}
     common: Document = {"name": document["name"]} if document.get("name") else {}
     common["general_skills"] = [skill for skill in skills if skill["skill_id"] not in placed]
-    if specific:
-        common["task_specific_skills"] = specific
-    common["common_mistakes"] = mistakes
+    if categories:
+        common["task_specific_skills"] = {
+            category: [by_id[member] for member in members if member in by_id]
+            for category, members in categories.items()
+        }
+    common["common_mistakes"] = [_written("mistake", item) for item in cast(list[Document], document["mistakes"])]
     if metadata:
         common["metadata"] = metadata
     return common
 
 
-def _write_common_item(item: Document, names: Mapping[str, str]) -> Document:
+def _written(kind: str, item: Document) -> Document:
+    names = {field: names[0] for field, names in _NAMES[kind].items()}
+    if kind == "mistake" and not item.get("title"):
+        names["text"] = names["title"]
     written: Document = {name: item[field] for field, name in names.items() if item.get(field)}
     if item.get("origin", "seed") != "seed":
         written["origin"] = item["origin"]
@@ -348,7 +252,7 @@ def _write_common_item(item: Document, names: Mapping[str, str]) -> Document:
 
 
 def _categories(value: object) -> dict[str, list[str]]:
-    """``metadata["task_specific_skills"]`` where it has the shape ``CommonFile.native`` writes, else nothing."""
+    """``metadata["task_specific_skills"]`` where it has the shape that ``_from_common`` writes, else nothing."""
     if not isinstance(value, dict):
         return {}
     categories = cast(Mapping[str, object], value)

@@ -1,34 +1,23 @@
 """Items that give problems away: answers of the problems they came from, and long runs of a problem's words.
 
-Such an item teaches nothing: a teacher that is shown the answer supports whoever guessed it, and a benchmark problem in
-a bank makes the benchmark worthless. Texts are compared as ``overlap.words`` reads them. Three rules:
-
-``answer``
-    The item holds the reference answer of a problem it came from. Numbers are compared by value. ``COMMON`` numbers,
-    facts such as *24 hours*, and words count only where they are presented as a result: "the answer is 7", "to get 7",
-    "7 apples are left", "3 + 4 = 7".
-``training problem``
-    n words in a row of a problem that was trained on; of a problem with fewer words, all of them, if they are at least
-    ``SHORTEST`` with a number among them.
-``benchmark``
-    The same for the problems of a named benchmark.
+A teacher that is shown the answer supports whoever guessed it, and a benchmark problem in a bank makes the benchmark
+worthless. ``docs/bank.md`` has the three rules, and what they miss.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
 
-from sgsd.bank.lineage import ancestors, parents_of
-from sgsd.bank.skills import Item, SkillBank
-from sgsd.data.overlap import words
+from sgsd.bank.items import Item, ancestors
+from sgsd.bank.skills import SkillBank
+from sgsd.data.overlap import longest_runs, ngrams, words
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.memories import Memory
@@ -48,57 +37,33 @@ class LeakKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One thing that one item gives away.
-
-    Attributes:
-        item: the item's id.
-        kind: see ``LeakKind``.
-        problem: the problem's id.
-        source: the benchmark's name, or the data set and row of the problem where known.
-        held: the words in question, as compared.
-        reason: one line for people.
-    """
+    """One thing that one item gives away."""
 
     item: str
     kind: LeakKind
     problem: str
-    source: str
-    held: str
-    reason: str
+    source: str  # the benchmark's name, or the data set and row of the problem where known
+    held: str  # the words in question, as compared
+    reason: str  # one line for people
 
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """What a scan found.
+    """What a scan found."""
 
-    Attributes:
-        n: words in a row that count.
-        items, problems: how many items and distinct problems were compared.
-        untraced: ids of items that have parents, but no memory was at hand: their answers were not compared.
-        leaks: in bank order.
-    """
-
-    n: int
-    items: int
-    problems: int
-    untraced: tuple[str, ...]
-    leaks: tuple[Leak, ...]
+    n: int  # words in a row that count
+    items: int  # compared
+    problems: int  # distinct ones compared
+    untraced: tuple[str, ...]  # ids of items with parents but no memory at hand: their answers were not compared
+    leaks: tuple[Leak, ...]  # in bank order
 
     @property
-    def reasons(self) -> dict[str, tuple[str, ...]]:
+    def reasons(self) -> dict[str, list[str]]:
         """Item id → its reasons, of the items that leak."""
         found: dict[str, list[str]] = {}
         for leak in self.leaks:
             found.setdefault(leak.item, []).append(leak.reason)
-        return {id: tuple(reasons) for id, reasons in found.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """An item taken out of a bank, and why."""
-
-    item: Item
-    reasons: tuple[str, ...]
+        return found
 
 
 def scan(
@@ -112,7 +77,7 @@ def scan(
 ) -> LeakReport:
     """Look for answers and problems in a bank's items.
 
-    Problems and memories pass by one after the other; items' runs of words and a digest of each problem are kept.
+    Problems and memories pass by one after the other; items' runs of words and a hash of each problem are kept.
 
     Args:
         bank: what to scan. To scan candidates, make a bank of them.
@@ -127,28 +92,38 @@ def scan(
     """
     if n < SHORTEST:
         raise ConfigError("--n is out of range", got=n, expected=f"{SHORTEST} or more")
-    known = parents_of(bank) | dict(lineage or {})
     items = bank.items
+    said = ["\n".join((item.title, item.text, item.note)) for item in items]
+    parents = {item.id: item.parents for item in items if item.parents} | dict(lineage or {})
     descendants: defaultdict[str, list[int]] = defaultdict(list)
     for place, item in enumerate(items):
-        for ancestor in ancestors(item.id, known):
+        for ancestor in ancestors(item.id, parents):
             descendants[ancestor].append(place)
-    grams = _Grams((words(_spoken(item)) for item in items), n)
+    texts = [words(text) for text in said]
+    grams = {size: ngrams(texts, size) for size in {SHORTEST, n}}
     # Item → its leaks; a leak found twice, as by two memories of one problem, counts once.
     found: defaultdict[str, dict[tuple[str, ...], Leak]] = defaultdict(dict)
-    seen: set[bytes] = set()
+    seen: set[int] = set()
     traced: set[str] = set()
 
     def look(kind: LeakKind, text: str, problem: str, source: str) -> None:
         asked = words(text)
-        named = "\0".join((kind, source if kind is LeakKind.BENCHMARK else "", *asked))
-        digest = hashlib.blake2b(named.encode(errors="surrogatepass"), digest_size=16).digest()
-        if digest in seen:
+        identity = hash((kind, source if kind is LeakKind.BENCHMARK else "", asked))
+        if identity in seen:
             return
-        seen.add(digest)
-        for place, held in grams.held(asked):
-            id = items[place].id
-            found[id].setdefault((kind, problem, source), _run_leak(id, kind, problem, source, held, asked))
+        seen.add(identity)
+        is_short = len(asked) < n
+        if is_short and (len(asked) < SHORTEST or not any(word[0].isdigit() for word in asked)):
+            return
+        size = SHORTEST if is_short else n
+        for place, (length, start) in longest_runs(asked, grams[size], size).items():
+            if is_short and length < len(asked):
+                continue
+            id, held = items[place].id, " ".join(texts[place][start : start + length])
+            part = "all" if length == len(asked) else f"{length} words in a row"
+            where = f"benchmark {source}," if kind is LeakKind.BENCHMARK else "training"
+            reason = f"holds {part} of {where} problem {problem}: {held!r}"
+            found[id].setdefault((kind, problem, source), Leak(id, kind, problem, source, held, reason))
 
     for name, asked in (benchmarks or {}).items():
         for problem in asked:
@@ -157,12 +132,11 @@ def scan(
         look(LeakKind.TRAINING, problem.text, problem.id, problem.source)
     for memory in memories:
         look(LeakKind.TRAINING, memory.problem, memory.problem_id, "")
-        below = descendants.get(memory.id, ())
-        for place in below:
+        for place in descendants.get(memory.id, ()):
             id = items[place].id
             traced.add(id)
             key = (LeakKind.ANSWER, memory.problem_id, memory.answer)
-            if key not in found[id] and (held := held_answer(_spoken(items[place]), memory.answer)):
+            if key not in found[id] and (held := held_answer(said[place], memory.answer)):
                 reason = (
                     f"holds the answer {memory.answer!r} of problem {memory.problem_id}, which it came from: {held!r}"
                 )
@@ -172,140 +146,77 @@ def scan(
     return LeakReport(n, len(items), len(seen), untraced, leaks)
 
 
-def quarantine(bank: SkillBank, report: LeakReport) -> tuple[SkillBank, tuple[Quarantined, ...]]:
-    """The bank without the items that leak, and those items with every reason, in bank order."""
+def quarantine(bank: SkillBank, report: LeakReport) -> tuple[SkillBank, tuple[Item, ...]]:
+    """The bank without the items that leak, and those items, in bank order."""
     reasons = report.reasons
-    taken = tuple(Quarantined(item, reasons[item.id]) for item in bank.items if item.id in reasons)
-    return bank.without(entry.item.id for entry in taken), taken
+    return bank.without(reasons), tuple(item for item in bank.items if item.id in reasons)
 
 
-def _spoken(item: Item) -> str:
-    return "\n".join((item.title, item.text, item.note))
-
-
-def _run_leak(id: str, kind: LeakKind, problem: str, source: str, held: str, asked: tuple[str, ...]) -> Leak:
-    count = len(held.split())
-    part = "all" if count == len(asked) else f"{count} words in a row"
-    where = f"benchmark {source}, problem {problem}" if kind is LeakKind.BENCHMARK else f"training problem {problem}"
-    return Leak(id, kind, problem, source, held, f"holds {part} of {where}: {held!r}")
-
-
-class _Grams:
-    """Runs of words → the items that hold them, each with the first place where it does."""
-
-    def __init__(self, texts: Iterable[tuple[str, ...]], n: int) -> None:
-        self._n = n
-        self._texts = list(texts)
-        self._index: dict[int, dict[tuple[str, ...], dict[int, int]]] = {}
-
-    def held(self, problem: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-        """(item's place, the first run of words it shares with the problem) where that is long enough."""
-        if len(problem) < self._n:
-            if len(problem) >= SHORTEST and any(word[0].isdigit() for word in problem):
-                whole = f" {' '.join(problem)} "
-                for item in self._of_length(SHORTEST).get(problem[:SHORTEST], ()):
-                    if whole in f" {' '.join(self._texts[item])} ":
-                        yield item, whole.strip()
-            return
-        grams = self._of_length(self._n)
-        seen: set[int] = set()
-        for start in range(len(problem) - self._n + 1):
-            for item, there in grams.get(problem[start : start + self._n], {}).items():
-                if item not in seen:
-                    seen.add(item)
-                    yield item, " ".join(_common(problem[start:], self._texts[item][there:]))
-
-    def _of_length(self, size: int) -> dict[tuple[str, ...], dict[int, int]]:
-        if size not in self._index:
-            index = self._index[size] = {}
-            for item, text in enumerate(self._texts):
-                for start in range(len(text) - size + 1):
-                    index.setdefault(text[start : start + size], {}).setdefault(item, start)
-        return self._index[size]
-
-
-def _common(one: tuple[str, ...], other: tuple[str, ...]) -> Iterator[str]:
-    for word, same in zip(one, other, strict=False):
-        if word != same:
-            return
-        yield word
-
-
-def _listed(text: str) -> list[str]:
-    return text.split()
-
+# ---- answers
 
 COMMON = frozenset(
     {Fraction(n) for n in (*range(13), 60, 90, 100, 180, 360, 1000)}
     | {Fraction(n, d) for n, d in ((1, 2), (1, 3), (2, 3), (1, 4), (3, 4), (1, 5), (1, 10), (1, 100))}
 )
 """What general advice holds by itself: small numbers, what units and angles are multiplied by, simple fractions."""
-MOST_DIGITS = 30
+_FACTS = COMMON | {7, 10, 12, 16, 20, 24, 25, 28, 30, 31, 45, 50, 52, 75, 120, 270, 365, 366, 3600}
+"""What it holds before a unit or a per cent sign: 24 hours, 45 degrees, 25 %."""
 
-_FACTS = {
-    (number, unit)
-    for numbers, units in (
-        ((30, 45, 60, 90, 120, 180, 270, 360), "degree degrees angle angles triangle"),
-        ((10, 20, 25, 50, 75), "%"),
-        ((28, 30, 31, 365, 366), "day days"),
-        ((7,), "day days"),
-        ((12,), "month months inch inches"),
-        ((16,), "ounce ounces"),
-        ((24,), "hour hours"),
-        ((52,), "week weeks card cards"),
-        ((60,), "minute minutes second seconds"),
-        ((100,), "cent cents cm centimetres centimeters"),
-        ((1000,), "gram grams metre metres meter meters"),
-        ((3600,), "second seconds"),
+
+def _any(listed: str) -> str:
+    """A pattern for one of these words; ``s?`` makes an s optional."""
+    return rf"(?:{'|'.join(re.escape(word).replace(re.escape('s?'), 's?') for word in listed.split())})(?!\S)"
+
+
+_OF_FACTS = re.compile(
+    r"(?: \S+){0,2} "
+    + _any(
+        "degrees? angles? triangle days? months? inch inches ounces? hours? weeks? cards? minutes? seconds? cents? cm "
+        "grams? metres? meters? centimetres? centimeters?"
     )
-    for number in numbers
-    for unit in units.split()
-}
-_CONTINUES = frozenset(
-    _listed(
-        "number numbers digit digits part parts step steps line lines unit term terms equation equations "
-        "unknown unknowns variable variables case cases root roots solution solutions value values factor "
-        "factors side sides way ways group groups set sets amount amounts quantity quantities result results "
-        "answers time times place places decimal decimals significant example examples point points condition "
-        "conditions operation operations thing things more less fewer other others or to by out of + - * / ^ "
-        "< > at possible"
+)
+_NAMES = _any("answers? ans results? solutions? boxed output option choose pick select turns")
+_REACHES = _any(
+    "get gets got getting gives? giving yields? leaves? leaving left makes obtains? finds? comes? amounts adds equals "
+    "becomes simplifies costs? takes needs earns pays spends totals? works ends? keeps receives have has is are was "
+    "were be ="
+)
+_FILLERS = (
+    "is are was be must should would will then thus therefore so a an the exactly equals? to = of final correct here "
+    "just only - + that comes out as it hence about ought read minus with being us you him her them me total up back "
+    "down at value answer result option"
+)
+_NAMED = re.compile(rf"(?<!\S){_NAMES} (?:{_any(_FILLERS + ' |')} ){{0,4}}$")
+_REACHED = re.compile(rf"(?<!\S){_REACHES} (?:{_any(_FILLERS)} ){{0,4}}$")
+_CALCULATED = re.compile(r"\d (?:\S+ ){0,3}[-+*/] (?:\S+ ){1,3}= $")
+_CONDITION = re.compile(
+    rf"(?<!\S){_any('if when whenever whether unless until suppose where while once try let')} (?:\S+ ){{0,7}}$"
+)
+_IS_IT = re.compile(rf" (?:is|as) (?:\S+ ){{0,2}}(?:{_NAMES}|value)")
+_REST = re.compile(rf"(?: \S+){{0,2}} {_any('left remaining remains? altogether overall total')}")
+_GOES_ON = re.compile(
+    " "
+    + _any(
+        "numbers? digits? parts? steps? lines? units? terms? equations? unknowns? variables? cases? roots? solutions? "
+        "values? factors? sides? ways? groups? sets? amounts? results? answers? times? places? decimals? significant "
+        "examples? points? conditions? operations? things? more less fewer others? or to by out of at possible "
+        "+ - * / ^ < >"
     )
 )
 """What makes a number part of general advice when it follows: 2 equations, 3 times, 4 more, 5 or …"""
-_NAMES = frozenset(
-    _listed("answer answers ans result results solution solutions boxed output option choose pick select")
+
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
 )
-_REACHES = frozenset(
-    _listed(
-        "get gets got getting give gives gave giving yield yields yielding leaves leaving left makes obtain "
-        "obtains obtained obtaining find finds found finding comes come amounts adds equals becomes evaluates "
-        "simplifies costs cost takes needs earns pays spends total totals turns works ends end keeps receives "
-        "have has"
-    )
-)
-_COPULAS = frozenset(_listed("is are was were be equals ="))
-_FILLERS = frozenset(
-    _listed(
-        "is are was be must should would will then thus therefore so a an the exactly equal equals to = of "
-        "final correct here just only - + that comes out as it hence about ought read reads minus negative "
-        "with being us you him her them me total up back down at value answer result option"
-    )
-)
-_REST = frozenset(_listed("left remaining remain remains altogether overall total"))
-_CONDITIONS = frozenset(_listed("if when whenever whether unless until suppose where while once"))
-_SMALL = {
-    word: value
-    for value, word in enumerate(
-        _listed(
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-            "sixteen seventeen eighteen nineteen"
-        )
-    )
-} | {
-    word: 10 * value
-    for value, word in enumerate(_listed("twenty thirty forty fifty sixty seventy eighty ninety"), start=2)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_SMALL = {word: value for value, word in enumerate(_UNITS.split())} | {
+    word: 10 * value for value, word in enumerate(_TENS.split(), start=2)
 }
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_DIGIT, _SCALE = "|".join(_SMALL), "|".join(_SCALES)
+_LARGE = rf"(?:{_SCALE})(?: and(?= (?:{_DIGIT})\b))?"
+_SPELLED = re.compile(rf"\b(?:{_DIGIT}|an? {_LARGE})\b(?:[ -](?:{_DIGIT}|{_LARGE})\b){{0,12}}", re.IGNORECASE)
 _SPELLINGS = (
     (re.compile("([\u00bc-\u00be\u2150-\u215e])"), r" \1"),
     (re.compile("([\u2070\u00b9\u00b2\u00b3\u2074-\u2079])"), r"^\1"),
@@ -322,162 +233,117 @@ _SPELLINGS = (
 )
 _BREAK = re.compile(r"[!?;\n()\"]|[.,:](?!\d)|[\u2013\u2014]")
 
+_N = r"\d{1,30}(?:\.\d{1,30})?(?!\S)"
+_NUMBER = re.compile(
+    rf"(?<!\S)(?:(?:(?P<whole>\d{{1,30}}) )?(?:frac (?P<a>{_N}) (?P<b>{_N})|(?P<c>{_N}) / (?P<d>{_N}))"
+    rf"|(?P<n>{_N})(?: \^ (?P<power>\d\d?)(?!\S)| \* 10 \^ (?P<ten>\d\d?)(?!\S)| (?P<scale>{_SCALE})(?!\S))?)"
+    r"(?P<percent> %)?"
+)
+"""3, 3 / 4, 3 1 / 2, frac 3 4, 2 ^ 10, 1.5 million, in a text as ``_read`` gives it."""
+_UNIT = re.compile(r"(?: (?!(?:pi|sqrt|frac|to)(?!\S))(?:[^\W\d_]{2,}|[mlghs])){0,3}(?: \^ \d+)?(?: %)?")
+
 
 def held_answer(text: str, answer: str) -> str | None:
-    """The words of the text around the answer, if the text gives it away."""
-    named = re.sub(r"\\(?:boxed|fbox)(?![a-z])", " ", answer)
-    sought, _ = _read(re.sub(r"^[\s$({]{0,9}[a-zA-Z] ?=", "", named))
-    said, ends = _read(text)
-    number = _only_number(sought)
-    place = 0
-    if number is not None:
-        while place < len(said):
-            found = _number(said, place)
-            if found is None:
-                place += 1
-                continue
-            end, value = found
-            if _means(value, said[end : end + 1] == ["%"], *number) and _gives_away(said, ends, place, end, value):
-                return " ".join(said[max(0, place - 5) : end + 2])
-            place = end
-        return None
-    # Multiplication may be written or not.
-    sought = [word for word in sought if word != "*"]
-    told = any(word[0].isdecimal() and Fraction(word[:MOST_DIGITS]) not in COMMON for word in sought)
-    if len(sought) > 2 or (len(sought) == 2 and told):
-        run = f" {' '.join(sought)} "
-        return run.strip() if run in f" {' '.join(word for word in said if word != '*')} " else None
-    for place in range(len(said) if sought else 0):
-        end = place + len(sought)
-        if said[place:end] == sought and (
-            _follows(said, place, _NAMES | {"turns"}) or (said[place - 1 : place] == ["="] and len(sought) > 1)
-        ):
-            return " ".join(said[max(0, place - 5) : end + 2])
+    """The words of the text around the answer, if the text gives it away.
+
+    Numbers are compared by value. One of ``COMMON``, and a word, count only where they are presented as a result.
+    """
+    said = _read(text)
+    sought = _read(re.sub(r"^[\s$({]{0,9}[a-zA-Z] ?=", "", re.sub(r"\\(?:boxed|fbox)(?![a-z])", " ", answer)))
+    number = _NUMBER.match(sought, 2 if sought[:2] in ("- ", "+ ") else 0)
+    if number is None or not _UNIT.fullmatch(sought, number.end()):
+        return _held_words(said, sought)
+    for found in _NUMBER.finditer(said):
+        if _same(number, found) and _gives_away(said, found):
+            return _around(said, found)
     return None
 
 
 @lru_cache(1024)
-def _read(text: str) -> tuple[list[str], set[int]]:
-    """A text's words, and the places behind which a clause ends."""
+def _read(text: str) -> str:
+    """A text as words with one space between them, numbers in digits, ``|`` where a clause ends."""
     for spelling, usual in _SPELLINGS:
         text = spelling.sub(usual, text)
-    said: list[str] = []
-    ends: set[int] = set()
-    for clause in _BREAK.split(unicodedata.normalize("NFKC", text).replace("\u2044", "/")):
-        said += words(clause)
-        ends.add(len(said))
-    return said, ends
+    text = _SPELLED.sub(_in_digits, unicodedata.normalize("NFKC", text).replace("\u2044", "/"))
+    return " | ".join(filter(None, (" ".join(words(clause)) for clause in _BREAK.split(text))))
 
 
-def _number(said: Sequence[str], start: int) -> tuple[int, Fraction] | None:
-    """Where the number that begins at ``start`` ends, and its value: 3, 3/4, 3 1/2, 2^10, 1.5 million, forty-two."""
-    numerals = [_numeral(said, start + offset) for offset in range(5)]
-    first, second, third, fourth, fifth = numerals
-    signs = [*said[start : start + 5], "", "", "", "", ""]
-    if signs[0] == "frac" and second is not None and third:
-        return start + 3, second / third
-    if first is None:
-        return _spelled(said, start)
-    if signs[1] == "/" and third:
-        return start + 3, first / third
-    if signs[1] == "^" and third is not None and third.denominator == 1 and third < 65 and first < 1000:
-        return start + 3, first**third.numerator
-    if signs[1:4] == ["*", "10", "^"] and fifth is not None and fifth.denominator == 1 and fifth < 65:
-        return start + 5, first * 10**fifth.numerator
-    if second is not None and signs[2] == "/" and fourth and second < fourth and first.denominator == 1:
-        return start + 4, first + second / fourth
-    if signs[1] == "frac" and third is not None and fourth and third < fourth and first.denominator == 1:
-        return start + 4, first + third / fourth
-    return (start + 2, first * _SCALES[signs[1]]) if signs[1] in _SCALES else (start + 1, first)
-
-
-def _numeral(said: Sequence[str], place: int) -> Fraction | None:
-    word = said[place] if place < len(said) else ""
-    return Fraction(word) if word[:1].isdecimal() and len(word) <= MOST_DIGITS else None
-
-
-def _spelled(said: Sequence[str], start: int) -> tuple[int, Fraction] | None:
-    """Three hundred and five, twenty-one, two dozen."""
+def _in_digits(spelled: re.Match[str]) -> str:
+    """Three hundred and five, twenty-one, two dozen; words that make no number together stay as they are."""
     total = current = 0
-    last = 10**9
-    end = place = start
-    while place < len(said):
-        word = said[place]
-        if word in ("a", "an") and place == start and said[place + 1 : place + 2] and said[place + 1] in _SCALES:
+    for word in re.findall("[a-z]+", spelled[0].lower()):
+        if word in ("a", "an"):
             current = 1
-        elif word in _SMALL and (last >= 100 or (last >= 20 and 0 < _SMALL[word] < 10)):
-            current, last = current + _SMALL[word], _SMALL[word]
-        elif word in _SCALES and current:
-            last = _SCALES[word]
-            total, current = (total, current * last) if last <= 100 else (total + current * last, 0)
-        elif (
-            word == "and" and end > start and last >= 100 and said[place + 1 : place + 2] and said[place + 1] in _SMALL
-        ):
-            place += 1
-            continue
-        else:
-            break
-        place += 1
-        end = place
-    nothing = end == start or (said[start] in ("a", "an") and end == start + 1)
-    return None if nothing else (end, Fraction(total + current))
+        elif word in _SMALL:
+            last = current % 100
+            if last and not (last >= 20 and last % 10 == 0 and _SMALL[word] < 10):
+                return spelled[0]
+            current += _SMALL[word]
+        elif word in ("hundred", "dozen"):
+            current *= _SCALES[word]
+        elif word in _SCALES:
+            total, current = total + current * _SCALES[word], 0
+    return str(total + current)
 
 
-def _only_number(sought: list[str]) -> tuple[Fraction, bool] | None:
-    """(value, in percent), where the answer is a number with at most a sign and three words of a unit."""
-    start = 1 if sought[:1] in (["-"], ["+"]) else 0
-    found = _number(sought, start)
-    if found is None:
-        return None
-    end, value = found
-    rest = [word for word in sought[end:] if word != "%"]
-    if len(rest) > 2 and rest[-2] == "^":  # of a unit
-        rest = rest[:-2]
-    unit = all(word.isalpha() and (len(word) > 1 or word in "mlghs") for word in rest)
-    if not unit or len(rest) > 3 or {"pi", "sqrt", "frac", "to"} & set(rest):
-        return None
-    return value, sought[end : end + 1] == ["%"]
+def _value(found: re.Match[str]) -> Fraction:
+    number = found.groupdict()
+    top, bottom = number["a"] or number["c"], Fraction(number["b"] or number["d"] or 1)
+    if top is not None:
+        part = Fraction(top) / (bottom or 1)
+        return Fraction(number["whole"] or 0) + part if part < 1 else part
+    value = Fraction(number["n"])
+    if number["power"]:
+        return value ** int(number["power"])
+    return value * 10 ** int(number["ten"] or 0) * _SCALES.get(number["scale"], 1)
 
 
-def _means(value: Fraction, percent: bool, other: Fraction, other_percent: bool) -> bool:
+def _same(one: re.Match[str], other: re.Match[str]) -> bool:
     """Whether both may be the same amount: 25 % is 0.25, and 25 where only one says percent."""
-    if value == other:
-        return True
-    return percent != other_percent and (value / 100 == other if percent else other / 100 == value)
+    mine, theirs = _value(one), _value(other)
+    if mine == theirs or (one["percent"] is None) == (other["percent"] is None):
+        return mine == theirs
+    return (mine / 100 == theirs) if one["percent"] else (theirs / 100 == mine)
 
 
-def _gives_away(said: list[str], ends: set[int], start: int, end: int, value: Fraction) -> bool:
-    near = (*said[max(0, start - 3) : start], *said[end : end + 2])
-    fact = any((value, unit) in _FACTS for unit in near)
-    if value not in COMMON and not fact:
+def _gives_away(said: str, found: re.Match[str]) -> bool:
+    value, start, end = _value(found), found.start(), found.end()
+    is_fact = value > 6 and value in _FACTS and (found["percent"] or _OF_FACTS.match(said, end))
+    if value not in COMMON and not is_fact:
         return True
-    closed = end in ends
-    following = said[end : end + 3]
-    continues = not closed and following[:1] and following[0] in _CONTINUES
-    part = continues and following[0] != "of"
-    if not part and _follows(said, start, _NAMES):
+
+    def before(pattern: re.Pattern[str]) -> bool:
+        return bool(pattern.search(said, max(0, start - 80), start))
+
+    goes_on = _GOES_ON.match(said, end)
+    if before(_NAMED) and (goes_on is None or goes_on[0] == " of"):
         return True
-    if following[:1] and following[0] in ("is", "as") and set(said[end : end + 4]) & (_NAMES | {"value"}):
-        return True
-    before = said[max(0, start - 7) : start]
-    if before[-1:] == ["="] and set(before[:-1]) & set("+-*/") and any(word[0].isdigit() for word in before):
+    if _IS_IT.match(said, end) or before(_CALCULATED):
         return True
     # Small numbers are often no result: "gives two equations", "one".
-    if fact or continues or set(before) & _CONDITIONS or (value < 3 and value.denominator == 1 and not closed):
+    is_small = value in (0, 1, 2) and said[end : end + 2] not in ("", " |")
+    if is_fact or goes_on or is_small or before(_CONDITION):
         return False
-    if _follows(said, start, _REACHES):
-        return True
-    small = value < 3 and value.denominator == 1 and not set(before) & {"so", "thus", "hence", "therefore"}
-    return not small and (_follows(said, start, _COPULAS, ends) or bool(set(following) & _REST))
+    return before(_REACHED) or bool(_REST.match(said, end))
 
 
-def _follows(said: Sequence[str], start: int, sought: frozenset[str], ends: Set[int] = frozenset()) -> bool:
-    """Whether one of ``sought`` stands before ``start``, with at most four ``_FILLERS`` and no end between."""
-    for place in range(start - 1, max(-1, start - 6), -1):
-        if place + 1 in ends:
-            return False
-        if said[place] in sought:
-            return True
-        if said[place] not in _FILLERS:
-            return False
-    return False
+def _held_words(said: str, sought: str) -> str | None:
+    # Multiplication may be written or not.
+    asked = [word for word in sought.split() if word not in ("*", "|")]
+    told = any(word[0].isdecimal() and Fraction(word[:30]) not in COMMON for word in asked)
+    if len(asked) > 2 or (len(asked) == 2 and told):
+        run = " ".join(asked)
+        held = f" {run} " in f" {' '.join(word for word in said.split() if word not in ('*', '|'))} "
+        return run if held else None
+    for found in re.finditer(rf"(?<!\S){re.escape(' '.join(asked))}(?!\S)", said) if asked else ():
+        start = found.start()
+        if _NAMED.search(said, max(0, start - 80), start) or (
+            len(asked) > 1 and said[max(0, start - 2) : start] == "= "
+        ):
+            return _around(said, found)
+    return None
+
+
+def _around(said: str, found: re.Match[str]) -> str:
+    before, after = said[max(0, found.start() - 100) : found.start()], said[found.end() : found.end() + 30]
+    return " ".join([*before.replace("|", "").split()[-5:], found[0], *after.replace("|", "").split()[:2]])

@@ -6,14 +6,16 @@ A teacher is a pair; both of its items are credited alike.
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations_with_replacement
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, ClassVar, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter
 
 from sgsd import runfolder
@@ -21,17 +23,15 @@ from sgsd.errors import BankError
 from sgsd.validation import parse_json, validated
 
 _VERSION = 3
-_UPPER = np.triu_indices(4)  # of two of four counts, row by row
-_Scalar = TypeVar("_Scalar", np.int64, np.float64)
-
+_PRODUCTS = 10  # of two of four counts, the upper triangle row by row
 
 _Count: TypeAlias = Annotated[runfolder.Count, Strict()]
 _Product: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=1 << 80)]
 
 
 def _ten(products: tuple[int, ...]) -> tuple[int, ...]:
-    if len(products) not in (0, len(_UPPER[0])):
-        raise ValueError(f"{len(_UPPER[0])} counts")
+    if len(products) not in (0, _PRODUCTS):
+        raise ValueError(f"{_PRODUCTS} counts")
     return products
 
 
@@ -91,20 +91,7 @@ class ItemRecord:
     @property
     def counts(self) -> tuple[int, ...]:
         """Every count, in the order of the fields."""
-        return (
-            self.uses,
-            self.active,
-            self.positive,
-            self.negative,
-            self.neutral,
-            self.undecided,
-            self.successes,
-            self.failures,
-            self.positive_success,
-            self.negative_success,
-            self.positive_failure,
-            self.negative_failure,
-        )
+        return tuple(getattr(self, name) for name in _COUNTS)
 
     @property
     def active_share(self) -> float | None:
@@ -122,13 +109,12 @@ class ItemRecord:
         return self.support_failure / self.failures if self.failures else None
 
 
+_COUNTS = [entry.name for entry in fields(ItemRecord)][:12]
+
+
 @dataclass(frozen=True)
 class Ledger:
-    """Item id → record, in the order in which items were first used. Never changed in place.
-
-    Attributes:
-        items: the records of all uses; an item that was never used has none.
-    """
+    """Item id → record, in the order in which items were first used. Never changed in place."""
 
     items: Mapping[str, ItemRecord] = field(default_factory=dict[str, ItemRecord])
 
@@ -179,25 +165,13 @@ class Ledger:
         counts = [len(row) for row in pairs]
         if len(counts) != len(outcomes) or max(counts, default=0) > supports.shape[1]:
             raise ValueError(f"pairs must be at most K for each of {len(outcomes)} rollouts: got {counts}")
-        real = np.zeros(supports.shape, dtype=np.bool_)
-        for row, count in zip(real, counts, strict=True):
-            row[:count] = True
-        counted, summed = _contributions(supports[real], stances[real], np.repeat(outcomes, counts))
-        positions: dict[str, int] = {}
-        used = [positions.setdefault(pair[part], len(positions)) for part in (0, 1) for row in pairs for pair in row]
-        items = np.asarray(used, dtype=np.int64)
-        counted, summed = np.tile(counted, (2, 1)), np.tile(summed, (2, 1))  # of skills, of mistakes
-        distinct, problem = np.unique(problem, return_inverse=True)
-        # An item on a problem is a cell.
-        cells, cell = np.unique(items * len(distinct) + np.tile(np.repeat(problem, counts), 2), return_inverse=True)
-        products = _products(_totals(counted[:, -4:], cell, len(cells)))
-        records = map(
-            _record,
-            _totals(counted, items, len(positions)).tolist(),
-            _totals(summed, items, len(positions)).tolist(),
-            _totals(products, cells // max(len(distinct), 1), len(positions)).tolist(),
-        )
-        return self + Ledger({id: record for id, record in zip(positions, records, strict=True) if id})
+        uses: defaultdict[str, list[tuple[int, int, float, object]]] = defaultdict(list)
+        for part in (0, 1):
+            for row, teachers in enumerate(pairs):
+                for k, teacher in enumerate(teachers):
+                    use = int(outcomes[row]), int(stances[row, k]), float(supports[row, k]), problem[row]
+                    uses[teacher[part]].append(use)
+        return self + Ledger({id: _record(own) for id, own in uses.items() if id})
 
     def __add__(self, other: Ledger) -> Ledger:
         """The uses of both, such as of two seeds."""
@@ -236,46 +210,38 @@ class Ledger:
         return cls.from_json(runfolder.read_text(file, BankError), source=str(file))
 
 
-def _contributions(
-    support: NDArray[np.float64], stance: NDArray[np.int64], outcome: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """What each use adds to a record: ``[uses, counts]`` and ``[uses, sums]``, in the order of ``ItemRecord``."""
-    polarity = stance * outcome
-    counts = (
-        np.ones_like(stance),
-        stance != 0,
-        polarity > 0,
-        polarity < 0,
-        (stance == 0) & (outcome != 0),
-        outcome == 0,
-        outcome > 0,
-        outcome < 0,
-        (polarity > 0) & (outcome > 0),
-        (polarity < 0) & (outcome > 0),
-        (polarity > 0) & (outcome < 0),
-        (polarity < 0) & (outcome < 0),
+def _record(uses: Sequence[tuple[int, int, float, object]]) -> ItemRecord:
+    """Of one item's (outcome, stance, support, problem) in a batch."""
+    tally = Counter((outcome, stance) for outcome, stance, _, _ in uses)
+    cells: defaultdict[object, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # problem → the four of ``products``
+    supports = {1: 0.0, -1: 0.0, 0: 0.0}
+    for outcome, stance, support, problem in uses:
+        supports[outcome] += support
+        if outcome and stance:
+            start = 0 if outcome > 0 else 2
+            cells[problem][start] += outcome * stance > 0
+            cells[problem][start + 1] += 1
+    products = [[one * other for one, other in combinations_with_replacement(cell, 2)] for cell in cells.values()]
+    right, wrong, righted, wronged = tally[1, 1], tally[1, -1], tally[-1, -1], tally[-1, 1]
+    successes, failures = (sum(n for (own, _), n in tally.items() if own == outcome) for outcome in (1, -1))
+    active = sum(n for (_, stance), n in tally.items() if stance)
+    return ItemRecord(
+        uses=len(uses),
+        active=active,
+        positive=right + righted,
+        negative=wrong + wronged,
+        neutral=tally[1, 0] + tally[-1, 0],
+        undecided=len(uses) - successes - failures,
+        successes=successes,
+        failures=failures,
+        positive_success=right,
+        negative_success=wrong,
+        positive_failure=righted,
+        negative_failure=wronged,
+        support_success=supports[1],
+        support_failure=supports[-1],
+        products=tuple(map(sum, zip(*products, strict=True))),
     )
-    sums = (np.where(outcome > 0, support, 0.0), np.where(outcome < 0, support, 0.0))
-    return np.stack([column.astype(np.int64) for column in counts], axis=1), np.stack(sums, axis=1)
-
-
-def _products(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``[cells, 10]``, see ``ItemRecord``, from ``[cells, 4]``: positive, negative on successes, on failures."""
-    right, wrong, righted, wronged = counts.T
-    both = np.stack([right, right + wrong, righted, righted + wronged], axis=1)
-    return both[:, _UPPER[0]] * both[:, _UPPER[1]]
-
-
-def _totals(values: NDArray[_Scalar], places: NDArray[np.int64], number: int) -> NDArray[_Scalar]:
-    """``[number, columns]``: the rows of each place added up, in their order."""
-    totals = np.zeros((number, values.shape[1]), dtype=values.dtype)
-    np.add.at(totals, places, values)
-    return totals
-
-
-def _record(counts: Sequence[int], sums: Sequence[float], products: Sequence[int]) -> ItemRecord:
-    on_success, on_failure = sums
-    return ItemRecord(*counts, support_success=on_success, support_failure=on_failure, products=tuple(products))
 
 
 def _possible(record: ItemRecord) -> ItemRecord:

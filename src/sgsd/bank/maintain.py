@@ -1,6 +1,5 @@
 """Online maintenance: new items into the dynamic part of a bank, within the paper's limits.
 
-``maintain(bank, candidates)`` is a function of its arguments: the trainer decides when, extraction and merging what.
 Static items (seed, cold start) stay as they are, in their places.
 """
 
@@ -11,17 +10,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sgsd.bank.extract import Candidate
-from sgsd.bank.skills import BankDiff, Item, Origin, SkillBank
+from sgsd.bank.items import Item, Origin
+from sgsd.bank.skills import BankDiff, SkillBank
 from sgsd.errors import BankError
 
 UNPROVEN_CREDIT = 0.5
 """What an item without a credit counts as when room is made: what ``bank.credit`` gives an item without evidence."""
-
-# The paper's limits, for skills and for mistakes alike.
 MAX_ADDED = 5
-"""New items an update adds at most."""
+"""New skills, and new mistakes, an update adds at most: the paper's limit, as the next one."""
 MAX_DYNAMIC = 30
-"""Online items a bank holds at most."""
+"""Online skills, and online mistakes, a bank holds at most."""
 
 
 class Action(StrEnum):
@@ -34,23 +32,14 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One line of an update's log.
-
-    Attributes:
-        action: see ``Action``.
-        kind: ``skill`` or ``mistake``.
-        id: of the item; empty for a candidate that makes no item.
-        title: of the item, else the beginning of its text.
-        reason: why, in a few words.
-        credit: of an evicted item, where it had one.
-    """
+    """What became of a candidate or an item, and why."""
 
     action: Action
     kind: str
-    id: str
-    title: str
+    id: str  # empty for a candidate that makes no item
+    title: str  # else the beginning of its text
     reason: str
-    credit: float | None = None
+    credit: float | None = None  # of an evicted item, where it had one
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,39 +60,35 @@ def maintain(
     """Add what is new, best first, and make room for it.
 
     Of each list, the first ``MAX_ADDED`` candidates that say something the bank does not say yet become online items.
-    Where more than ``MAX_DYNAMIC`` would be online then, older online items go: those of the lowest credit, an item
-    without one counting as ``UNPROVEN_CREDIT``, the oldest first among equals (the paper evicts by position). New items
-    are never evicted by the update that brings them.
+    Where more than ``MAX_DYNAMIC`` would be online then, older online items go: those of the lowest credit, the oldest
+    first among equals (the paper evicts by position).
 
     Args:
         bank: as it is.
         candidates: best first.
         credit: item id → its worth between 0 (harms) and 1 (helps), ``None`` where nothing is known.
-
-    Returns:
-        The update. ``bank.static`` is that of the old bank.
     """
     log: list[LogEntry] = []
     texts = {_spoken(item) for item in bank.items}
     ids = {item.id for item in bank.items}
     added: list[Item] = []
     for candidate in candidates:
-        title = candidate.title or candidate.text[:60]
+        id, action, reason = "", Action.PASSED_OVER, "the bank says so already"
         try:
             item = candidate.item(Origin.ONLINE)
         except BankError as error:
-            log.append(LogEntry(Action.PASSED_OVER, candidate.kind, "", title, str(error)))
-            continue
-        if item.id in ids or _spoken(item) in texts:
-            log.append(LogEntry(Action.PASSED_OVER, candidate.kind, item.id, title, "the bank says so already"))
-        elif sum(type(other) is type(item) for other in added) >= MAX_ADDED:
-            reason = f"{MAX_ADDED} new items in this update"
-            log.append(LogEntry(Action.PASSED_OVER, candidate.kind, item.id, title, reason))
+            reason = str(error)
         else:
-            added.append(item)
-            ids.add(item.id)
-            texts.add(_spoken(item))
-            log.append(LogEntry(Action.ADDED, candidate.kind, item.id, title, "new"))
+            id = item.id
+            if id not in ids and _spoken(item) not in texts:
+                if sum(type(other) is type(item) for other in added) < MAX_ADDED:
+                    action, reason = Action.ADDED, "new"
+                    added.append(item)
+                    ids.add(id)
+                    texts.add(_spoken(item))
+                else:
+                    reason = f"{MAX_ADDED} new items in this update"
+        log.append(LogEntry(action, candidate.kind, id, candidate.title or candidate.text[:60], reason))
     evicted: list[str] = []
     for kind, old in (("skill", bank.dynamic.skills), ("mistake", bank.dynamic.mistakes)):
         arriving = sum(entry.action is Action.ADDED and entry.kind == kind for entry in log)

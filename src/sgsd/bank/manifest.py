@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from sgsd.bank import formats
-from sgsd.bank.build import (
-    BANK,
-    BANK_TEXT,
-    CANDIDATES,
-    FAILURES,
-    MEMORIES,
-    QUARANTINE,
-    RESULTS,
-    ROLLOUTS,
-    Stage,
-    rows_of,
-)
+from sgsd.bank import build
+from sgsd.bank.build import CANDIDATES, FAILURES, MEMORIES, QUARANTINE, RESULTS, ROLLOUTS, Stage, rows_of
 from sgsd.bank.skills import SkillBank
 from sgsd.bank.store import Progress, Store
 from sgsd.bank.writing import kind_of_reason
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-_REJECTED = "rejected: "
 
 
-def make_manifest(store: Store, **about: object) -> formats.Document:
+def make_manifest(store: Store, **about: object) -> dict[str, object]:
     """The numbers of all stages that are finished, with ``about`` before them.
 
     ``rollouts = memories + undecided``, ``memories = correct + incorrect = written about + failed``, ``incorrect`` is
@@ -37,35 +25,29 @@ def make_manifest(store: Store, **about: object) -> formats.Document:
     distinct candidates and each later one where the one before ended, ``merged = bank + quarantined``.
     """
     stages = {stage: progress for stage in Stage if (progress := store.progress(stage)) is not None}
-    finished = [stage for stage, progress in stages.items() if progress.finished]
-    failures = Counter(
-        (str(row["stage"]), str(row.get("leak") or kind_of_reason(row["reason"]))) for row in rows_of(store, FAILURES)
-    )
-
-    def failed(stage: str) -> dict[str, int]:
-        return {reason: count for (own, reason), count in failures.items() if own == stage}
-
-    counts: formats.Document = {}
+    finished = {stage: progress for stage, progress in stages.items() if progress.finished}
+    failed: dict[str, Counter[str]] = {stage: Counter() for stage in (*Stage, QUARANTINE)}
+    for row in rows_of(store, FAILURES):
+        failed.setdefault(row["stage"], Counter())[row.get("leak") or kind_of_reason(row["reason"])] += 1
+    counts: dict[str, object] = {}
     if Stage.SAMPLE in finished:
         counts["rollouts"] = _rollouts(store)
     if Stage.VERIFY in finished:
-        counts["memories"] = {**_memories(store), "undecided": failed(Stage.VERIFY)}
-    if Stage.EXTRACT in finished:
-        counts["extraction"] = _extraction(store, stages[Stage.EXTRACT]) | {"failed": failed(Stage.EXTRACT)}
-    if Stage.MERGE in finished:
-        merge = stages[Stage.MERGE]
+        counts["memories"] = {**_memories(store), "undecided": dict(failed[Stage.VERIFY])}
+    if extracted := finished.get(Stage.EXTRACT):
+        counts["extraction"] = {**_asked(extracted), **_candidates(store), "failed": dict(failed[Stage.EXTRACT])}
+    if merged := finished.get(Stage.MERGE):
         counts["merge"] = {
-            "requests": merge.counts.get("requests", 0),
-            "rejected": _rejected(merge),
-            "layers": merge.details.get("layers"),
-            "merged": merge.counts.get("items", 0),
-            "failed": failed(Stage.MERGE),
+            **_asked(merged),
+            "layers": merged.details.get("layers"),
+            "merged": merged.counts.get("items", 0),
+            "failed": dict(failed[Stage.MERGE]),
         }
-        bank = SkillBank.from_json(store.document(BANK, BANK_TEXT) or "", source=str(store.folder))
+        bank = SkillBank.from_json(store.document(build.BANK, build.BANK_TEXT) or "", source=str(store.folder))
         counts["bank"] = {
             "skills": len(bank.skills),
             "mistakes": len(bank.mistakes),
-            "quarantined": failed(QUARANTINE),
+            "quarantined": dict(failed[QUARANTINE]),
             "digest": bank.digest,
         }
     return {
@@ -87,7 +69,7 @@ def file_digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rollouts(store: Store) -> formats.Document:
+def _rollouts(store: Store) -> dict[str, int]:
     rows = Counter((row["problem_id"], row["stop_reason"]) for row in rows_of(store, ROLLOUTS))
     return {
         "total": rows.total(),
@@ -96,7 +78,7 @@ def _rollouts(store: Store) -> formats.Document:
     }
 
 
-def _memories(store: Store) -> formats.Document:
+def _memories(store: Store) -> dict[str, Any]:
     rows = Counter((row["outcome"], row["failure_mode"]) for row in rows_of(store, MEMORIES))
     modes = {str(mode): count for (_, mode), count in rows.items() if mode is not None}
     return {
@@ -106,7 +88,7 @@ def _memories(store: Store) -> formats.Document:
     }
 
 
-def _extraction(store: Store, progress: Progress) -> formats.Document:
+def _candidates(store: Store) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     sources: set[str] = set()
     distinct: set[str] = set()
@@ -115,18 +97,17 @@ def _extraction(store: Store, progress: Progress) -> formats.Document:
         distinct.add(row["id"])
         sources.update(row["parents"])
     return {
-        "requests": progress.counts.get("requests", 0),
-        "rejected": _rejected(progress),
         "written_about": len(sources),
         "candidates": {"total": kinds.total(), "skills": kinds["skill"], "mistakes": kinds["mistake"]},
         "distinct": len(distinct),
     }
 
 
-def _rejected(progress: Progress) -> Mapping[str, int]:
-    return {
-        name.removeprefix(_REJECTED): count for name, count in progress.counts.items() if name.startswith(_REJECTED)
-    }
+def _asked(progress: Progress) -> dict[str, Any]:
+    """Requests, and those answers that were sent back, by reason."""
+    start = "rejected: "
+    rejected = {name.removeprefix(start): n for name, n in progress.counts.items() if name.startswith(start)}
+    return {"requests": progress.counts.get("requests", 0), "rejected": rejected}
 
 
 def _tokens(progress: Progress) -> dict[str, int]:

@@ -8,35 +8,29 @@ not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgsd.bank.extract import Candidate
-from sgsd.bank.faults import refuse_faults
 from sgsd.bank.writing import (
-    FIELDS,
     KINDS,
     TOKENS_PER_ITEM,
     Kind,
     UnfitError,
-    WriteCounts,
     WriteFailure,
     Writer,
     WriteRequest,
     Written,
-    item_schema,
-    parse_reply,
-    read_item,
-    reply_schema,
-    reply_shape,
-    request_key,
+    items_request,
+    read_items,
     write_until_fit,
 )
-from sgsd.controls import disarm
 
 Embed: TypeAlias = Callable[[Sequence[str]], NDArray[Any]]
 
@@ -83,19 +77,18 @@ class Merged:
 
     Attributes:
         items: skills, then mistakes; ``parents`` are memory ids, all of them.
-        lineage: id → what it comes from directly: candidates merged into it, or the memories it was extracted from.
-            Holds every candidate that was merged away, so any item can be followed down to memories. A writer that
-            returns to earlier words makes a circle: follow each id once.
+        lineage: id → what it comes from directly, of every candidate too: candidates merged into it, or memories. A
+            writer that returns to earlier words makes a circle: follow each id once.
         layers: every layer, skills first.
         failures: groups whose answers never fitted; their candidates stayed as they were.
-        counts: what it took.
+        counts: what it took, see ``write_until_fit``.
     """
 
     items: tuple[Candidate, ...]
     lineage: Mapping[str, tuple[str, ...]]
     layers: tuple[Layer, ...]
     failures: tuple[WriteFailure, ...]
-    counts: WriteCounts
+    counts: Mapping[str, int]
 
 
 def merge(
@@ -118,7 +111,7 @@ def merge(
         writer: who writes.
         group_size: candidates in a group, at most.
         patience: layers in a row that do not shrink, after which merging ends; the first one ends it alone.
-        embed: texts → unit vectors, shape ``[texts, dimensions]``.
+        embed: texts → unit vectors ``[texts, dimensions]``.
         attempts: how often a group is asked about at most.
         seed: of the writer's sampling and of the groups.
 
@@ -131,7 +124,7 @@ def merge(
     items: list[Candidate] = []
     layers: list[Layer] = []
     failures: list[WriteFailure] = []
-    counts = WriteCounts()
+    counts: Counter[str] = Counter()
     for kind in KINDS:
         pool = unite([candidate for candidate in candidates if candidate.kind == kind])
         for candidate in pool:
@@ -141,9 +134,9 @@ def merge(
             groups = _groups(pool, group_size, embed, seed=seed, depth=depth)
             asked = [group for group in groups if len(group) > 1]
             requests = [merge_request(group, seed=seed + 1000 * depth) for group in asked]
-            readers = [_reader(group) for group in asked]
+            readers = [partial(read_merge, group) for group in asked]
             answers, cost = write_until_fit(writer, requests, readers, attempts=attempts)
-            counts += cost
+            counts.update(cost)
             failed = [answer for answer in answers if isinstance(answer, WriteFailure)]
             failures += failed
             after: list[Candidate] = [candidate for group in groups if len(group) == 1 for candidate in group]
@@ -172,21 +165,20 @@ def unite(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def merge_request(group: Sequence[Candidate], *, seed: int = 0) -> WriteRequest:
     """What to ask a writer about a group of one kind."""
-    kind = group[0].kind
-    most = _most_sets(group)
+    kind, most = group[0].kind, _most_sets(group)
     what, fields = _WHAT[kind]
     listing = "\n".join(f"{n}. {c.title}: {c.text} ({c.note})" for n, c in enumerate(group, 1))
-    prompt = _PROMPT.format(count=len(group), what=what, listing=listing, most=most, fields=fields)
-    prompt += reply_shape(kind, '"sources": [1, 2]')
-    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": disarm(prompt)}]
     number = {"type": "integer", "minimum": 1, "maximum": len(group)}
-    sources = {"type": "array", "items": number, "minItems": 2, "maxItems": len(group)}
-    return WriteRequest(
-        key=request_key("merge", [messages, seed]),
-        messages=messages,
-        schema=reply_schema(item_schema(kind, {"sources": sources}), least=0, most=most),
+    return items_request(
+        "merge",
+        kind,
+        _SYSTEM,
+        _PROMPT.format(count=len(group), what=what, listing=listing, most=most, fields=fields),
+        least=0,
+        most=most,
         max_tokens=32 + most * (TOKENS_PER_ITEM + 4 * len(group)),
         seed=seed,
+        sources={"type": "array", "items": number, "minItems": 2, "maxItems": len(group)},
     )
 
 
@@ -197,25 +189,16 @@ def read_merge(group: Sequence[Candidate], written: Written) -> list[tuple[Candi
         UnfitError: it does not fit what ``merge_request`` asked for, or would make the group no smaller.
     """
     kind = group[0].kind
-    found = [
-        (read_item(kind, values), _sources(values.get("sources"), len(group)))
-        for values in parse_reply(written, least=0, most=_most_sets(group))
-    ]
-    for item, _ in found:
-        fields = dict(zip(FIELDS[kind], item, strict=True))
-        refuse_faults(fields, template=_SYSTEM + _PROMPT + "".join(_WHAT[kind]))
-    used = {position for _, positions in found for position in positions}
-    if found and len(found) >= len(used):
-        raise UnfitError(f"{len(found)} items out of {len(used)}: nothing was merged")
+    template = _SYSTEM + _PROMPT + "".join(_WHAT[kind])
     merged: list[tuple[Candidate, tuple[int, ...]]] = []
-    for (title, text, note), positions in found:
+    for (title, text, note), values in read_items(kind, written, least=0, most=_most_sets(group), template=template):
+        positions = _sources(values.get("sources"), len(group))
         parents = dict.fromkeys(parent for position in positions for parent in group[position].parents)
         merged.append((Candidate(kind, title, text, note, tuple(parents)), positions))
+    used = {position for _, positions in merged for position in positions}
+    if merged and len(merged) >= len(used):
+        raise UnfitError(f"{len(merged)} items out of {len(used)}: nothing was merged")
     return merged
-
-
-def _reader(group: Sequence[Candidate]) -> Callable[[Written], list[tuple[Candidate, tuple[int, ...]]]]:
-    return lambda written: read_merge(group, written)
 
 
 def _sources(value: object, count: int) -> tuple[int, ...]:
@@ -253,7 +236,7 @@ def _groups(
 ) -> list[list[Candidate]]:
     if embed is not None and len(pool) > size:
         return _similar_groups(pool, size, embed)
-    order = np.random.default_rng([seed, depth]).permutation(len(pool)) if depth else np.arange(len(pool))
+    order = np.random.default_rng([seed, depth]).permutation(len(pool)) if depth else range(len(pool))
     ordered = [pool[int(index)] for index in order]
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 

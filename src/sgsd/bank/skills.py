@@ -1,7 +1,7 @@
-"""The skill bank: what a model has learned to do and to avoid, as frozen values with ids that never change meaning.
+"""The skill bank: skills and mistakes as one frozen value with a digest.
 
-``Skill`` is g and ``Mistake`` is e in the method's pairs (g_k, e_k). A bank is never changed in place: ``with_items``
-and ``without`` return new ones, so a bank, its ``digest`` and the diff between two of them can be kept with every run.
+A bank is never changed in place: ``with_items`` and ``without`` return new ones, so a bank, its ``digest`` and the diff
+between two of them can be kept with every run.
 """
 
 from __future__ import annotations
@@ -9,113 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias, cast
+from typing import Literal, cast
 
 from sgsd import runfolder
 from sgsd.bank import formats
 from sgsd.bank.checks import Finding, check_items
+from sgsd.bank.items import Item, Mistake, Origin, Skill, canonical, item_document, refuse_control_characters
 from sgsd.errors import BankError
 from sgsd.validation import nearest
 
 SEED_PREFIX = "seed:"
-MAX_ID_CHARACTERS = 128
-
-
-class Origin(StrEnum):
-    """Where an item comes from. ``ONLINE`` items are the dynamic part of a bank, the others the static part."""
-
-    SEED = "seed"
-    COLD_START = "cold_start"
-    ONLINE = "online"
-
-
-@dataclass(frozen=True, slots=True)
-class Skill:
-    """Something worth doing.
-
-    Attributes:
-        id: unique in a bank, skills and mistakes together; ``Skill.new`` derives it from the content.
-        title: a few words, may be empty.
-        text: the principle, as an instruction; never blank.
-        when: when to apply it, may be empty.
-        origin: see ``Origin``.
-        parents: ids of the items it was merged or refined from.
-
-    Raises:
-        BankError: a blank text, an unusable id, an unknown origin, or a lone surrogate or control character (other than
-            tab, line feed, carriage return) anywhere.
-    """
-
-    id: str
-    title: str
-    text: str
-    when: str = ""
-    origin: Origin = Origin.SEED
-    parents: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _validate(self)
-
-    @classmethod
-    def new(cls, text: str, *, title: str = "", when: str = "", origin: Origin, parents: Iterable[str] = ()) -> Skill:
-        """A skill with the id derived from its stripped content (``skill-`` and 12 hex digits of SHA-256)."""
-        title, text, when = title.strip(), text.strip(), when.strip()
-        return cls(formats.content_id("skill", title, text, when), title, text, when, origin, tuple(parents))
-
-    @property
-    def note(self) -> str:
-        """``when``: the field that a mistake has as ``avoid``."""
-        return self.when
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """Something that goes wrong.
-
-    Attributes:
-        id: unique in a bank, skills and mistakes together; ``Mistake.new`` derives it from the content.
-        title: the mistake in a few words, may be empty.
-        text: what goes wrong, and why; never blank.
-        avoid: how to avoid it, may be empty.
-        origin: see ``Origin``.
-        parents: ids of the items it was merged or refined from.
-
-    Raises:
-        BankError: as ``Skill``.
-    """
-
-    id: str
-    title: str
-    text: str
-    avoid: str = ""
-    origin: Origin = Origin.SEED
-    parents: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _validate(self)
-
-    @classmethod
-    def new(
-        cls, text: str, *, title: str = "", avoid: str = "", origin: Origin, parents: Iterable[str] = ()
-    ) -> Mistake:
-        """A mistake with the id derived from its stripped content (``mistake-`` and 12 hex digits of SHA-256)."""
-        title, text, avoid = title.strip(), text.strip(), avoid.strip()
-        return cls(formats.content_id("mistake", title, text, avoid), title, text, avoid, origin, tuple(parents))
-
-    @property
-    def note(self) -> str:
-        """``avoid``: the field that a skill has as ``when``."""
-        return self.avoid
-
-
-Item: TypeAlias = Skill | Mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +77,7 @@ class SkillBank:
                     remedy="rename one of them, or leave the ids out to have them derived from the content",
                 )
             seen.add(item.id)
-        formats.refuse_control_characters(self.name, "the bank's name")
+        refuse_control_characters(self.name, "the bank's name")
         try:
             # Key order is kept: it is the order in which task-specific skills are written back.
             text = json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False)
@@ -204,11 +113,9 @@ class SkillBank:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (64 hex digits) over all items in bank order: equal for files that differ in spacing or key order."""
-        content = {
-            "skills": [_item_document(s) for s in self.skills],
-            "mistakes": [_item_document(m) for m in self.mistakes],
-        }
-        return hashlib.sha256(formats.canonical(content).encode()).hexdigest()
+        document = self._document()
+        content = {name: document[name] for name in ("skills", "mistakes")}
+        return hashlib.sha256(canonical(content).encode()).hexdigest()
 
     def get(self, id: str) -> Item:
         """The item with this id; ``BankError`` with the nearest ids if there is none."""
@@ -296,7 +203,7 @@ class SkillBank:
                 contents.
         """
         file = formats.read(text, source)
-        return SkillBank(name=file.name, metadata=file.metadata).with_items(_items(file, source))
+        return SkillBank(name=file.name, metadata=file.metadata).with_items(file.items)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SkillBank:
@@ -348,8 +255,8 @@ class SkillBank:
             "schema_version": formats.SCHEMA_VERSION,
             "name": self.name,
             "metadata": dict(self.metadata),
-            "skills": [_item_document(skill) for skill in self.skills],
-            "mistakes": [_item_document(mistake) for mistake in self.mistakes],
+            "skills": [item_document(skill) for skill in self.skills],
+            "mistakes": [item_document(mistake) for mistake in self.mistakes],
         }
 
     def _unknown(self, id: str) -> BankError:
@@ -368,42 +275,3 @@ def _seed_text(name: str) -> str:
     if name not in names:
         raise BankError("no such shipped bank", got=repr(name), expected=nearest(name, names))
     return (resources.files("sgsd.bank") / "seeds" / f"{name}.json").read_text(encoding="utf-8")
-
-
-def _item_document(item: Item) -> formats.Document:
-    document: formats.Document = {"id": item.id, "title": item.title, "text": item.text}
-    document["when" if isinstance(item, Skill) else "avoid"] = item.note
-    return document | {"origin": item.origin.value, "parents": list(item.parents)}
-
-
-def _items(file: formats.BankFile, source: str) -> Iterator[Item]:
-    for key, kind, entries in (("skills", Skill, file.skills), ("mistakes", Mistake, file.mistakes)):
-        for position, entry in enumerate(entries):
-            with formats.located(f"{source}: {key}[{position}]"):
-                # The constructor checks the origin, which may be no member yet.
-                origin, parents = cast(Origin, entry.origin), tuple(entry.parents)
-                yield kind(str(entry.id), entry.title, entry.text, entry.note, origin, parents)
-
-
-def _validate(item: Item) -> None:
-    what = f"{'skill' if isinstance(item, Skill) else 'mistake'} {item.id!r}"
-    if item.origin not in tuple(Origin):
-        known = [origin.value for origin in Origin]
-        raise BankError(f"{what}: unknown origin", got=repr(item.origin), expected=nearest(str(item.origin), known))
-    object.__setattr__(item, "origin", Origin(item.origin))
-    object.__setattr__(item, "parents", tuple(item.parents))
-    if (
-        not item.id.strip()
-        or item.id != item.id.strip()
-        or len(item.id) > MAX_ID_CHARACTERS
-        or not item.id.isprintable()
-    ):
-        raise BankError(
-            f"{what}: unusable id",
-            got=f"{len(item.id)} characters",
-            expected=f"1 to {MAX_ID_CHARACTERS} printable characters without outer spaces",
-        )
-    if not item.text.strip():
-        raise BankError(f"{what}: blank text", got=repr(item.text), expected="what the item says")
-    for value in (item.title, item.text, item.note, *item.parents):
-        formats.refuse_control_characters(value, what)

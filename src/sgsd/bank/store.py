@@ -25,46 +25,37 @@ from sgsd.validation import parse_any_json, parse_json, validated
 
 T = TypeVar("T")
 STORE = "build.sqlite"
-VERSION = 1
+VERSION = 2
 _TABLES = (
-    "CREATE TABLE stages (stage TEXT PRIMARY KEY, progress TEXT NOT NULL)",
     "CREATE TABLE rows (name TEXT, number INTEGER, value TEXT NOT NULL, PRIMARY KEY (name, number)) WITHOUT ROWID",
     "CREATE TABLE answers (request TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
-_ANSWER = TypeAdapter(tuple[str, Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]])
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stage is.
+    """How far a stage is."""
 
-    Attributes:
-        done: inputs of the stage that are finished.
-        total: how many there are.
-        seconds: the stage's time so far, without what was lost.
-        counts: the stage's counts so far.
-        details: whatever else the stage has to say of itself.
-    """
-
-    done: int
+    done: int  # inputs that are finished
     total: int
-    seconds: float = 0.0
+    seconds: float = 0.0  # so far, without what was lost
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
-    details: Mapping[str, object] = field(default_factory=dict[str, object])
+    details: Mapping[str, object] = field(default_factory=dict[str, object])  # whatever else it says of itself
 
     @property
     def finished(self) -> bool:
         return self.done >= self.total
 
 
+_ANSWER = TypeAdapter(tuple[str, Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]])
 _PROGRESS = TypeAdapter(Progress)
 _SETTINGS = TypeAdapter(dict[str, dict[str, object]])
 _SPENT = TypeAdapter(Annotated[int, Field(ge=0)])
 
 
 class Store:
-    """An opened store; make one with ``open_store``."""
+    """An opened store; make one with ``open_store``. What is damaged in it is a ``BankError``."""
 
     def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
         self.folder = file.parent
@@ -73,7 +64,7 @@ class Store:
 
     def progress(self, stage: str) -> Progress | None:
         """How far a stage is; ``None`` where it has not begun."""
-        return self._value("SELECT CAST(progress AS BLOB) FROM stages WHERE stage = ?", stage, _PROGRESS)
+        return self.document(f"stage {stage}", _PROGRESS)
 
     def finished(self, stage: str) -> bool:
         """Whether the stage is done."""
@@ -81,24 +72,18 @@ class Store:
         return progress is not None and progress.finished
 
     def rows(self, name: str, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of this name from ``start`` to before ``end``, in the order in which they came.
-
-        Raises:
-            BankError: the store is damaged.
-        """
+        """The rows of this name from ``start`` to before ``end``, in the order in which they came."""
         query = "SELECT CAST(value AS BLOB) FROM rows WHERE name = ? AND number >= ? AND number < ? ORDER BY number"
-        last = self._next(name) if end is None else end
+        last = self._count(name) if end is None else end
         with refused_writes(self._file):
-            for number, (value,) in enumerate(self._execute(query, (name, start, last)), start):
+            for number, (value,) in enumerate(self._execute(query, name, start, last), start):
                 yield parse_json(value or "", f"{self._file}: row {number} of {name}", BankError)
 
     def document(self, name: str, schema: TypeAdapter[T]) -> T | None:
-        """The document of this name; ``None`` where there is none.
-
-        Raises:
-            BankError: it does not fit the schema.
-        """
-        return self._value("SELECT CAST(value AS BLOB) FROM documents WHERE name = ?", name, schema)
+        """The document of this name, as the schema's type; ``None`` where there is none."""
+        row = self._execute("SELECT CAST(value AS BLOB) FROM documents WHERE name = ?", name).fetchone()
+        where = f"{self._file}: {name}"
+        return row and validated(schema, parse_any_json(row[0] or "", where, BankError), where, BankError)
 
     def commit(
         self,
@@ -114,28 +99,29 @@ class Store:
         """
         with self._transaction():
             for name, own in rows.items():
-                numbered = ((name, number, _json(row)) for number, row in enumerate(own, self._next(name)))
+                numbered = ((name, number, _json(row)) for number, row in enumerate(own, self._count(name)))
                 self._connection.executemany("INSERT INTO rows VALUES (?, ?, ?)", numbered)
-            for name, document in (documents or {}).items():
+            for name, document in {**(documents or {}), f"stage {stage}": asdict(progress)}.items():
                 self._put(name, document)
-            about = asdict(progress)
-            self._execute("INSERT OR REPLACE INTO stages VALUES (?, ?)", (stage, _json(about)))
 
     def hold(self, settings: Mapping[str, Mapping[str, object]], config: Mapping[str, object]) -> None:
-        """Go on under these settings. A stage that has begun holds on to its own.
-
-        Args:
-            settings: stage → the settings that its results depend on, as JSON values.
-            config: the whole configuration, kept beside them.
+        """Go on under these settings, by stage, of those that its results depend on; ``config`` is kept beside them.
 
         Raises:
             ConfigError: a stage that has begun had others; names the first that differs.
         """
         before = self.document("settings", _SETTINGS) or {}
-        now = json.loads(json.dumps(settings))
+        now: dict[str, dict[str, object]] = json.loads(json.dumps(settings))
         for stage in now:
-            if self.progress(stage) is not None:
-                _refuse_others(self.folder, stage, before.get(stage, {}), now[stage])
+            old = before.get(stage, {}) if self.progress(stage) is not None else now[stage]
+            for name in sorted({*old, *now[stage]}):
+                if old.get(name) != now[stage].get(name):
+                    raise ConfigError(
+                        f"{self.folder} holds results of stage {stage} with another {name}",
+                        got=_shown(now[stage].get(name)),
+                        expected=f"{_shown(old.get(name))}, as there",
+                        remedy="put it back, or choose another --output",
+                    )
         with self._transaction():
             self._put("settings", now)
             self._put("config", config)
@@ -143,11 +129,9 @@ class Store:
     def answer(self, request: WriteRequest) -> Written | None:
         """The answer that is kept for a request, if any; what is none is asked for again."""
         query = "SELECT CAST(value AS BLOB) FROM answers WHERE request = ?"
-        row = self._execute(query, (_digest(request),)).fetchone()
-        if row is None:
-            return None
+        row = self._execute(query, _digest(request)).fetchone()
         try:
-            text, read, wrote = _ANSWER.validate_json(row[0] or "", strict=True)
+            text, read, wrote = _ANSWER.validate_json(row[0] if row else "", strict=True)
         except ValidationError:
             return None
         return Written(request.key, text, None, read, wrote)
@@ -158,7 +142,7 @@ class Store:
             for request, written in zip(requests, answers, strict=False):
                 if written.text is not None:
                     value = json.dumps([written.text, written.prompt_tokens, written.completion_tokens])
-                    self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (_digest(request), value))
+                    self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", _digest(request), value)
             self._put("spent", self.spent + sum(own.prompt_tokens + own.completion_tokens for own in answers))
 
     @property
@@ -166,33 +150,25 @@ class Store:
         """Tokens that the writer has read and written, those of lost chunks among them."""
         return self.document("spent", _SPENT) or 0
 
-    def _next(self, name: str) -> int:
-        """The number of the first row of this name that is not there yet."""
-        (there,) = self._execute("SELECT count(*) FROM rows WHERE name = ?", (name,)).fetchone()
-        return there
+    def _count(self, name: str) -> int:
+        return self._execute("SELECT count(*) FROM rows WHERE name = ?", name).fetchone()[0]
 
     def _put(self, name: str, document: object) -> None:
-        self._execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, _json(document)))
+        self._execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", name, _json(document))
 
-    def _value(self, query: str, key: str, schema: TypeAdapter[T]) -> T | None:
-        row, where = self._execute(query, (key,)).fetchone(), f"{self._file}: {key}"
-        if row is None:
-            return None
-        return validated(schema, parse_any_json(row[0] or "", where, BankError), where, BankError)
-
-    def _execute(self, query: str, values: tuple[object, ...]) -> sqlite3.Cursor:
+    def _execute(self, query: str, *values: object) -> sqlite3.Cursor:
         with refused_writes(self._file):
             return self._connection.execute(query, values)
 
     @contextmanager
-    def _transaction(self) -> Generator[None, None, None]:
+    def _transaction(self) -> Generator[None]:
         with refused_writes(self._file), self._connection:  # which commits, or rolls back
             self._connection.execute("BEGIN")
             yield
 
 
 @contextmanager
-def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store, None, None]:
+def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store]:
     """Make or open a folder's store. It is this process's alone until it is closed or the process ends.
 
     Args:
@@ -207,8 +183,13 @@ def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store, No
     with refused_writes(file):
         runfolder.refuse_foreign_links(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            _refuse_foreign(folder, results)
+        if not file.exists() and (there := [name for name in results if (folder / name).exists()]):
+            raise BankError(
+                "the folder holds results of unknown settings",
+                got=str(folder / there[0]),
+                expected=f"{STORE} beside it",
+                remedy="choose another --output",
+            )
         connection = sqlite3.connect(file, timeout=0, isolation_level=None)
     try:
         with refused_writes(file), connection:
@@ -236,17 +217,11 @@ class KeepingWriter:
 
     Requests go in groups of fixed size, and a group is kept as a whole: an engine whose rounding depends on the batch
     sees the same batches after an interruption. Only where the writer itself stops within a group is its beginning
-    kept.
-
-    Args:
-        writer: who writes.
-        store: where answers are kept.
-        group: requests at a time.
-        progress: called with the answers so far and the requests of the call under way.
+    kept. ``progress`` is called with the answers so far and the requests of the call under way.
     """
 
     def __init__(
-        self, writer: Writer, store: Store, group: int, progress: Callable[[int, int], None] | None = None
+        self, writer: Writer, store: Store, group: int, progress: Callable[[int, int], object] | None = None
     ) -> None:
         self.name = writer.name
         self._writer = writer
@@ -279,7 +254,7 @@ class KeepingWriter:
 
 
 @contextmanager
-def refused_writes(file: Path) -> Generator[None, None, None]:
+def refused_writes(file: Path) -> Generator[None]:
     """Errors of the system and of SQLite while a file is written, in one line.
 
     Raises:
@@ -288,38 +263,19 @@ def refused_writes(file: Path) -> Generator[None, None, None]:
     try:
         yield
     except (OSError, sqlite3.DatabaseError) as error:
-        code = error.sqlite_errorcode if isinstance(error, sqlite3.DatabaseError) else error.errno
+        # By kind: SQLITE_FULL is the number of "permission denied".
+        code = error.sqlite_errorcode if isinstance(error, sqlite3.DatabaseError) else None
+        number = error.errno if isinstance(error, OSError) else None
+        what, got, remedy = "cannot be written", f"{file} ({error})", None
         if code == sqlite3.SQLITE_BUSY:
-            what, got, remedy = "another process builds in this folder", file.parent, "wait, or choose another --output"
-        elif code in (sqlite3.SQLITE_FULL, errno.ENOSPC, errno.EDQUOT):
-            what, got = "the disk is full", file
+            what, got = "another process builds in this folder", str(file.parent)
+            remedy = "wait, or choose another --output"
+        elif code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT):
+            what, got = "the disk is full", str(file)
             remedy = "what was finished is kept: make room and run the same command again"
         elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            what, got, remedy = "the store of a build is damaged", f"{file} ({error})", "choose another --output"
-        else:
-            what, got, remedy = "cannot be written", f"{file} ({error})", None
-        raise BankError(what, got=str(got), remedy=remedy) from error
-
-
-def _refuse_foreign(folder: Path, results: Iterable[str]) -> None:
-    if there := [name for name in results if (folder / name).exists()]:
-        raise BankError(
-            "the folder holds results of unknown settings",
-            got=str(folder / there[0]),
-            expected=f"{STORE} beside it",
-            remedy="choose another --output",
-        )
-
-
-def _refuse_others(folder: Path, stage: str, before: Mapping[str, object], now: Mapping[str, object]) -> None:
-    for name in sorted({*before, *now}):
-        if before.get(name) != now.get(name):
-            raise ConfigError(
-                f"{folder} holds results of stage {stage} with another {name}",
-                got=_shown(now.get(name)),
-                expected=f"{_shown(before.get(name))}, as there",
-                remedy="put it back, or choose another --output",
-            )
+            what, remedy = "the store of a build is damaged", "choose another --output"
+        raise BankError(what, got=got, remedy=remedy) from error
 
 
 def _json(document: object) -> str:

@@ -1,7 +1,7 @@
-"""What a text generator must do to write items, and how its answers are asked for again until they fit.
+"""What a text generator must do to write items, how its answers are read, and asked for again until they fit.
 
 Items are written as JSON objects that fit a schema. Engines may force the schema or not; what they return is always
-read by ``parse_reply`` and checked by its reader: an engine that cannot force it costs repetitions, never a bad item.
+read by ``read_items``: an engine that cannot force it costs repetitions, never a bad item.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter
 
-from sgsd.bank import formats
+from sgsd.bank.items import refuse_control_characters
 from sgsd.controls import disarm
 from sgsd.errors import BankError, SGSDError
 from sgsd.validation import parse_json, validated
@@ -48,21 +48,13 @@ class UnfitError(SGSDError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """One thing to write.
+    """One thing to write."""
 
-    Attributes:
-        key: names the request; equal keys are the same request.
-        messages: chat messages.
-        schema: the JSON schema the text must fit.
-        max_tokens: the length limit.
-        seed: of the sampling, where the engine samples.
-    """
-
-    key: str
+    key: str  # equal keys are the same request
     messages: list[dict[str, str]]
-    schema: dict[str, object]
+    schema: dict[str, object]  # that the text must fit
     max_tokens: int
-    seed: int
+    seed: int  # of the sampling, where the engine samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +69,7 @@ class Written:
 
 
 class WritingStoppedError(SGSDError, RuntimeError):
-    """A writer may write no more, such as for its budget.
-
-    Args:
-        written: answers to the first of the requests it was given; they are kept.
-        what, details: see ``SGSDError``.
-    """
+    """A writer may write no more, such as for its budget; ``written`` answers the first of its requests."""
 
     def __init__(self, written: Sequence[Written], what: str, **details: Any) -> None:
         self.written = tuple(written)
@@ -117,36 +104,9 @@ class WriteFailure:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class WriteCounts:
-    """What writing took: requests sent, tokens in and out, and answers sent back by reason."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    rejected: Mapping[str, int] = field(default_factory=dict[str, int])
-
-    def __add__(self, other: WriteCounts) -> WriteCounts:
-        return WriteCounts(
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            Counter(self.rejected) + Counter(other.rejected),
-        )
-
-    def as_counts(self) -> dict[str, int]:
-        """All of it by name, a reason as ``rejected: reason``."""
-        return {
-            "requests": self.requests,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            **{f"rejected: {reason}": count for reason, count in self.rejected.items()},
-        }
-
-
 def write_until_fit(
     writer: Writer, requests: Sequence[WriteRequest], readers: Sequence[Callable[[Written], T]], *, attempts: int = 3
-) -> tuple[list[T | WriteFailure], WriteCounts]:
+) -> tuple[list[T | WriteFailure], Counter[str]]:
     """Ask, read, and ask those again whose answer does not fit, with the next seed and the reason.
 
     Args:
@@ -157,112 +117,26 @@ def write_until_fit(
             and its prompt ends in what was wrong with the text before.
 
     Returns:
-        What was read, or the failure, in order; and what it took.
+        What was read, or the failure, in order; and what it took: ``requests``, ``prompt_tokens``,
+        ``completion_tokens``, and answers sent back as ``rejected: <reason>``.
     """
     results: dict[int, T | WriteFailure] = {}
-    counts = WriteCounts()
+    counts: Counter[str] = Counter()
     pending = list(range(len(requests)))
     for attempt in range(attempts):
         asked = [_again(requests[index], attempt, results.get(index)) for index in pending]
         answers = writer.write(asked) if asked else []
         left: list[int] = []
         for index, answer in zip(pending, answers, strict=True):
-            rejected: dict[str, int] = {}
             try:
                 results[index] = readers[index](answer)
             except UnfitError as error:
-                rejected = {kind_of_reason(error.reason): 1}
+                counts[f"rejected: {kind_of_reason(error.reason)}"] += 1
                 results[index] = WriteFailure(requests[index].key, error.reason, answer.text or "", attempt + 1)
                 left.append(index)
-            counts += WriteCounts(1, answer.prompt_tokens, answer.completion_tokens, rejected)
+            counts.update(requests=1, prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
         pending = left
     return [results[index] for index in range(len(requests))], counts
-
-
-def item_schema(kind: Kind, extra: dict[str, object] | None = None) -> dict[str, object]:
-    """The schema of one item of a reply, with further properties where given.
-
-    A field may be one character longer than ``read_item`` takes: what an engine cuts at the schema's length is refused,
-    wherever in a sentence that was.
-    """
-    limits = zip(FIELDS[kind], (MAX_TITLE, MAX_TEXT, MAX_NOTE), strict=True)
-    properties: dict[str, object] = {
-        name: {"type": "string", "minLength": 1, "maxLength": limit + 1} for name, limit in limits
-    }
-    properties = (extra or {}) | properties
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def reply_shape(kind: Kind, *others: str) -> str:
-    """What a prompt says of the reply's form, for engines that cannot hold a text to its schema."""
-    fields = ", ".join([*others, *(f'"{name}": "..."' for name in FIELDS[kind])])
-    return f'\nAnswer in this form: {{"items": [{{{fields}}}]}}'
-
-
-def reply_schema(item: dict[str, object], *, least: int, most: int) -> dict[str, object]:
-    """The schema of a whole reply: ``{"items": [...]}``."""
-    return {
-        "type": "object",
-        "properties": {"items": {"type": "array", "minItems": least, "maxItems": most, "items": item}},
-        "required": ["items"],
-        "additionalProperties": False,
-    }
-
-
-_ITEMS = TypeAdapter(list[dict[str, object]])
-
-
-def parse_reply(written: Written, *, least: int, most: int) -> list[dict[str, object]]:
-    """The items of a reply, as JSON objects. Text around the outermost braces (a fence, thoughts) is passed over.
-
-    Raises:
-        UnfitError: an error in place of a text, no JSON, or not between ``least`` and ``most`` objects.
-    """
-    if written.text is None:
-        raise UnfitError(written.error or "nothing was written")
-    text = written.text
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        raise UnfitError("no JSON object" if text.strip() else "an empty text")
-    try:
-        document = parse_json(text[start : end + 1], "reply", BankError)
-        objects = validated(_ITEMS, document.get("items"), "items", BankError)
-    except BankError as error:
-        raise UnfitError(str(error)) from error
-    if not least <= len(objects) <= most:
-        raise UnfitError(f"{len(objects)} items instead of {least} to {most}")
-    return objects
-
-
-def read_item(kind: Kind, values: dict[str, object]) -> tuple[str, str, str]:
-    """Title, text and note of one object of a reply, white space evened out.
-
-    Raises:
-        UnfitError: a field is missing, blank, too long, or holds a control character.
-    """
-    read: list[str] = []
-    for name, limit in zip(FIELDS[kind], (MAX_TITLE, MAX_TEXT, MAX_NOTE), strict=True):
-        value = values.get(name)
-        if not isinstance(value, str) or not value.strip(" .…\n\t"):
-            raise UnfitError(f"{name} is missing" if name not in values else f"{name} is blank or no text")
-        if len(value) > limit:
-            raise UnfitError(f"{name} has more than {limit} characters: write it shorter")
-        try:
-            formats.refuse_control_characters(value, name)
-        except BankError as error:
-            raise UnfitError(str(error)) from error
-        read.append(" ".join(value.split()))
-    return read[0], read[1], read[2]
-
-
-def request_key(stage: str, content: object) -> str:
-    """A key from the stage and everything that decides the request: equal content, equal key."""
-    return f"{stage}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def kind_of_reason(reason: str) -> str:
@@ -279,3 +153,189 @@ def _again(request: WriteRequest, attempt: int, before: object) -> WriteRequest:
         said = disarm(f"\n\nAn earlier answer was sent back: {before.reason}. Write another one without that.")
         messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + said}]
     return replace(request, key=f"{request.key}/{attempt}", messages=messages, seed=request.seed + attempt)
+
+
+# ---- requests for items, and their replies
+
+
+def items_request(
+    stage: str,
+    kind: Kind,
+    system: str,
+    prompt: str,
+    *,
+    least: int,
+    most: int,
+    max_tokens: int,
+    seed: int,
+    sources: dict[str, object] | None = None,
+    identity: object = None,
+) -> WriteRequest:
+    """A request for ``{"items": [...]}``; controls in the prompt are disarmed.
+
+    A field may be one character longer than ``read_items`` takes: what an engine cuts at the schema's length is
+    refused, wherever in a sentence that was. ``sources`` is the schema of a field that says what an item comes from,
+    ``identity`` tells this request from others that say the same.
+    """
+    shape = {"sources": "[1, 2]"} if sources is not None else {}
+    shape |= dict.fromkeys(FIELDS[kind], '"..."')
+    shown = ", ".join(f'"{name}": {value}' for name, value in shape.items())
+    text = f'{prompt}\nAnswer in this form: {{"items": [{{{shown}}}]}}'
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": disarm(text)}]
+    properties: dict[str, object] = {} if sources is None else {"sources": sources}
+    for name, limit in zip(FIELDS[kind], (MAX_TITLE, MAX_TEXT, MAX_NOTE), strict=True):
+        properties[name] = {"type": "string", "minLength": 1, "maxLength": limit + 1}
+    item = _object(properties)
+    key = hashlib.sha256(json.dumps([identity, messages, most, seed], sort_keys=True).encode()).hexdigest()[:16]
+    return WriteRequest(
+        key=f"{stage}-{key}",
+        messages=messages,
+        schema=_object({"items": {"type": "array", "minItems": least, "maxItems": most, "items": item}}),
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+
+
+def _object(properties: dict[str, object]) -> dict[str, object]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+_ITEMS = TypeAdapter(list[dict[str, object]])
+
+
+def read_items(
+    kind: Kind,
+    written: Written,
+    *,
+    least: int,
+    most: int,
+    template: str,
+    problem: str = "",
+    shown: Sequence[str] = (),
+) -> list[tuple[tuple[str, str, str], dict[str, object]]]:
+    """(title, text, note), white space evened out, and the whole JSON object of each item of a reply.
+
+    Text around the outermost braces (a fence, thoughts) is passed over. ``template``, ``problem`` and ``shown`` are as
+    for ``refuse_faults``.
+
+    Raises:
+        UnfitError: an error in place of a text, no JSON, too few or too many objects; a field that is missing, blank,
+            too long, or holds a control character; or as ``refuse_faults``.
+    """
+    if written.text is None:
+        raise UnfitError(written.error or "nothing was written")
+    start, end = written.text.find("{"), written.text.rfind("}")
+    if start < 0 or end < start:
+        raise UnfitError("no JSON object" if written.text.strip() else "an empty text")
+    try:
+        document = parse_json(written.text[start : end + 1], "reply", BankError)
+        objects = validated(_ITEMS, document.get("items"), "items", BankError)
+        if not least <= len(objects) <= most:
+            raise UnfitError(f"{len(objects)} items instead of {least} to {most}")
+        items = [(_read_fields(kind, values), values) for values in objects]
+    except BankError as error:
+        raise UnfitError(str(error)) from error
+    for item, _ in items:
+        fields = dict(zip(FIELDS[kind], item, strict=True))
+        refuse_faults(fields, problem=problem, shown=shown, template=template)
+    return items
+
+
+def _read_fields(kind: Kind, values: Mapping[str, object]) -> tuple[str, str, str]:
+    read: list[str] = []
+    for name, limit in zip(FIELDS[kind], (MAX_TITLE, MAX_TEXT, MAX_NOTE), strict=True):
+        value = values.get(name)
+        if not isinstance(value, str) or not value.strip(" .…\n\t"):
+            raise UnfitError(f"{name} is missing" if name not in values else f"{name} is blank or no text")
+        if len(value) > limit:
+            raise UnfitError(f"{name} has more than {limit} characters: write it shorter")
+        refuse_control_characters(value, name)
+        read.append(" ".join(value.split()))
+    return read[0], read[1], read[2]
+
+
+# ---- what makes an item worth nothing to another problem, and can be told from its words alone
+
+COPIED_WORDS = 8
+"""So many words in a row are copied, not found again."""
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\w)")
+_NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
+_NAME_INSIDE = re.compile(r"(?<=[a-z0-9,;] )[A-Z][a-z]{2,}\b")  # a sentence, not at its beginning
+_PIECES_OF_JSON = re.compile(r'\}"?\s*,\s*"?\{|"\s*:\s*["{\[]')
+# Numbers that general advice holds, too; two of a problem's together are no chance.
+_COMMON_NUMBERS = frozenset([*map(str, range(11)), "100"])
+# Ends in a word or sign after which something must follow.
+_UNFINISHED = re.compile(
+    r"(?:[,;:–—(\[{=+*/<-]|\b(?:an?|and|are|as|at|be|because|but|by|can|for|from|has|have|if|into|is|its|may|must|of|on|or|so|"
+    r"such|than|that|the|their|then|these|this|to|was|were|when|where|which|while|will|with|your))$",
+    re.IGNORECASE,
+)
+
+
+def refuse_faults(fields: Mapping[str, str], *, problem: str = "", shown: Sequence[str] = (), template: str) -> None:
+    """Refuse an item that repeats its problem or its prompt, or was cut in mid-sentence.
+
+    Args:
+        fields: name → text, the title first.
+        problem: whose names and numbers it must not hold.
+        shown: what the writer was shown and must not copy.
+        template: what it was asked in, without what it was shown.
+
+    Raises:
+        UnfitError: saying which field, and what is wrong with it.
+    """
+    title, *sentences = fields
+    for name, text in fields.items():
+        if _PIECES_OF_JSON.search(text):
+            raise UnfitError(f"a field holds pieces of JSON: got {name} {text[-40:]!r}")
+        if found := _copied(text, shown, template):
+            raise UnfitError(f"the prompt is copied: got {name} {found!r}")
+    for name in sentences:
+        if _UNFINISHED.search(fields[name]):
+            raise UnfitError(f"a field is cut in mid-sentence: got {name} {fields[name][-40:]!r}")
+    whole = ". ".join(fields.values())
+    numbers = _numbers(whole) & _numbers(problem)
+    if numbers - _COMMON_NUMBERS or len(numbers) > 1:
+        raise UnfitError(f"numbers of the problem are repeated: got {', '.join(sorted(numbers))}")
+    if names := _names(problem, whole.removeprefix(fields[title])):
+        raise UnfitError(f"names of the problem are repeated: got {', '.join(sorted(names))}")
+
+
+def _copied(text: str, shown: Sequence[str], template: str) -> str | None:
+    """The first words in a row that are copied; a short text only where all of it stands in the template."""
+    words = _words(text)
+    for source, least in [(template, 3), *((source, COPIED_WORDS) for source in shown)]:
+        length = min(COPIED_WORDS, len(words))
+        if length >= least:
+            known = _runs(_words(source), length)
+            for run in _runs(words, length):
+                if run in known:
+                    return " ".join(run)
+    return None
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _runs(words: Sequence[str], length: int) -> dict[tuple[str, ...], None]:
+    return dict.fromkeys(tuple(words[start : start + length]) for start in range(len(words) - length + 1))
+
+
+def _numbers(text: str) -> set[str]:
+    return {found.replace(",", "").rstrip(".") for found in _NUMBER.findall(text)}
+
+
+def _names(problem: str, text: str) -> set[str]:
+    """Capitalised words of both that do not merely begin a sentence in both, nor are common words of the problem."""
+    found = set(_NAME.findall(text)) & set(_NAME_INSIDE.findall(problem))
+    found |= set(_NAME_INSIDE.findall(text)) & set(_NAME.findall(problem))
+    common = set(re.findall(r"\w+", problem))
+    return {name for name in found if name.lower() not in common}

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from sgsd import runfolder
 from sgsd.bank import Item, SkillBank
 from sgsd.bank.build import CANDIDATES, LINEAGE, MEMORIES
-from sgsd.bank.lineage import descent, parents_of
+from sgsd.bank.items import descent
 from sgsd.cli.bank_files import bank_file, load
 from sgsd.cli.console import print_json, standard_output
 from sgsd.errors import BankError
@@ -99,7 +99,7 @@ def trace(options: argparse.Namespace) -> int:
     loaded = load(options.bank)
     item = loaded.get(options.item)
     origins = Origins.of(options.bank)
-    parents: dict[str, Sequence[str]] = {**parents_of(loaded), **origins.lineage()}
+    parents = {item.id: item.parents for item in loaded.items if item.parents} | origins.lineage()
     steps = list(descent(item.id, parents))
     told = {id: {"id": id, "kind": "merged" if parents.get(id) else "unknown"} for id in {id for _, id in steps}}
     told |= _told({item.id, *told}, loaded, origins)

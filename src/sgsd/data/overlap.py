@@ -149,18 +149,14 @@ def find_overlaps(train: Sequence[Problem], test: Sequence[Problem], *, n: int =
     if n < 1:
         raise ConfigError("--n is out of range", got=n, expected="1 or more")
     tested = [words(problem.text) for problem in test]
-    grams: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    grams = ngrams(tested, n)
     whole: dict[tuple[str, ...], list[int]] = {}
     for place, text in enumerate(tested):
         whole.setdefault(text, []).append(place)
-        for start in range(len(text) - n + 1):
-            there = grams.setdefault(text[start : start + n], [])
-            if len(there) < MOST_PLACES or there[-MOST_PLACES][0] != place:
-                there.append((place, start))
     found: list[tuple[int, int, Overlap]] = []
     for position, problem in enumerate(train):
         text = words(problem.text)
-        runs = _runs(text, grams, n)
+        runs = longest_runs(text, grams, n)
         for place in whole.get(text, ()):
             runs[place] = (len(text), 0)
         for place, (length, start) in runs.items():
@@ -172,10 +168,21 @@ def find_overlaps(train: Sequence[Problem], test: Sequence[Problem], *, n: int =
     return Contamination(n, len(train), len(test), tuple(pair for _, _, pair in found))
 
 
-def _runs(
+def ngrams(texts: Iterable[tuple[str, ...]], n: int) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+    """n words in a row → (place of a text, start there) wherever they stand, at most ``MOST_PLACES`` in a text."""
+    grams: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for place, text in enumerate(texts):
+        for start in range(len(text) - n + 1):
+            there = grams.setdefault(text[start : start + n], [])
+            if len(there) < MOST_PLACES or there[-MOST_PLACES][0] != place:
+                there.append((place, start))
+    return grams
+
+
+def longest_runs(
     text: tuple[str, ...], grams: dict[tuple[str, ...], list[tuple[int, int]]], n: int
 ) -> dict[int, tuple[int, int]]:
-    """Place of a test problem → length and start there of the longest run of words that ``text`` shares with it."""
+    """Place of a text of ``ngrams`` → length and start there of the longest run of words it shares with ``text``."""
     longest: dict[int, tuple[int, int]] = {}
     going: dict[tuple[int, int], int] = {}  # (place, start of the n-gram) that ended at the word before → run's length
     for start in range(len(text) - n + 1):
