@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+# ---- files
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".lines.json", ".wrapped.json", ".parquet", ".csv"])
@@ -136,7 +136,8 @@ def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monk
         ("a.json", b"[]", "holds no rows"),
         ("a.json", b"[1, 2", r"a\.json: malformed JSON.* line 1"),
         ("a.json", b"3", "not a list of rows"),
-        ("a.json", b'{"train": [], "test": []}', "several lists"),
+        ("a.json", b'{"train": [], "test": []}', "not a list of rows"),
+        ("a.json", b'{"problem": "1?", "tags": ["x"]}\n{"answer": "1"}', "no usable problems in a.json: got 0 of 2"),
         ("a.jsonl", '{"problem": "é"}'.encode("latin-1"), "not UTF-8"),
         ("a.parquet", b"PAR", "malformed Parquet"),
         ("a.csv", b"problem,answer\n1,2,3\n", r"as many fields.*a\.csv:2"),
@@ -193,7 +194,7 @@ def test_unreadable_references_are_dropped(tmp_path: Path) -> None:
     assert report.ids("unreadable") == ("ducks-0", "ducks-1", "ducks-2")
 
 
-# --- directories and the hub --------------------------------------------------------------------------------------
+# ---- directories and the hub
 
 
 def test_directories_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_directories_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
         load_problems(tmp_path / "two")
     with pytest.raises(DataError, match="expected one of easy, hard"):
         load_problems(tmp_path / "two", split="middling")
-    with pytest.raises(DataError, match="single split"):
+    with pytest.raises(DataError, match="no such split: got test; expected one of train"):
         load_problems(tmp_path / "one", split="test")
 
 
@@ -310,7 +311,7 @@ def test_a_name_that_is_no_name_is_an_error() -> None:
         load_problems("owner/my ducks")
 
 
-# --- reasoning-gym ------------------------------------------------------------------------------------------------
+# ---- reasoning-gym
 
 
 def test_reasoning_gym_tasks_are_generated_with_their_options() -> None:
@@ -330,7 +331,7 @@ def test_reasoning_gym_tasks_are_generated_with_their_options() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("reasoning_gym:basic_arithmetik", "did you mean reasoning_gym:basic_arithmetic"),
+        ("reasoning_gym:basic_arithmetik", "got basic_arithmetik; expected 'basic_arithmetic'"),
         ("reasoning_gym:basic_arithmetic?sise=3", "did you mean size"),
         ("reasoning_gym:basic_arithmetic?size", "option=value"),
         ("reasoning_gym:basic_arithmetic?min_digits=-1", "refuses its options"),
@@ -350,7 +351,7 @@ def test_reasoning_gym_tasks_without_an_oracle_have_no_usable_problems() -> None
         load_problems("reasoning_gym:rush_hour?size=2")
 
 
-# --- language -----------------------------------------------------------------------------------------------------
+# ---- language
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_the_language_filter_counts_what_it_heard(tmp_path: Path) -> None:
     assert report.ids("language") == ("ducks-0",)
 
 
-# --- the public data, where it is ---------------------------------------------------------------------------------
+# ---- the public data, where it is
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public data is not here; set SGSD_DATA")
