@@ -320,9 +320,7 @@ def test_an_unknown_adapter_names_the_nearest() -> None:
 
 
 def test_an_adapter_that_lacks_its_columns_is_refused() -> None:
-    with pytest.raises(
-        DataError, match="needs another column: got prompt; expected one of answer, metadata, question"
-    ):
+    with pytest.raises(DataError, match="needs another column: got prompt; expected one of answer, metadata, question"):
         read(GYM, adapter="trl")
 
 

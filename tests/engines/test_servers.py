@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
+import sys
 import time
 
 import pytest
 
-from sgsd.engines.seeds import completion_seed
 from sgsd.engines.servers import OpenAISampler, RefusedError, ServerClient
 from sgsd.errors import ConfigError, ServerError
-from sgsd.rollouts import StopReason
+from sgsd.rollouts import StopReason, completion_seed
 
 from ..serving import serving
 
@@ -80,6 +81,10 @@ def test_prompts_go_as_ids_with_every_setting_and_a_seed_each(tokenizer):
         "stop_token_ids": [END],
         "return_token_ids": True,
     }
+
+
+def test_a_position_s_seed_never_changes():
+    assert [completion_seed(0, 0), completion_seed(0, 1), completion_seed(1, 0)] == [1484405855, 1982462498, 917752063]
 
 
 def test_rollouts_come_in_the_order_of_the_prompts_however_the_answers_come(tokenizer):
@@ -304,9 +309,10 @@ def test_settings_out_of_range_are_refused(option):
 
 
 def test_the_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "sgsd.engines.servers")
     with pytest.raises(ConfigError, match=r"pip install 'sgsd\[server\]'"):
-        ServerClient("http://localhost:8000/v1")
+        importlib.import_module("sgsd.engines.servers")
 
 
 def test_no_prompts_give_no_rollouts(tokenizer):

@@ -10,10 +10,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from sgsd.bank.writing import WriteRequest, Written
-from sgsd.engines.seeds import completion_seed
 from sgsd.engines.vllm_offline import VLLMSampler, VLLMWriter
 from sgsd.errors import ConfigError
-from sgsd.rollouts import StopReason
+from sgsd.rollouts import StopReason, completion_seed
 
 END = 1
 PROMPTS = [[5, 6, 7], [8], [9, 10]]

@@ -81,8 +81,9 @@ def _string(row: object, *names: str) -> str:
     """
     for name in names if isinstance(row, Mapping) else ():
         value = cast("Row", row).get(name)
-        if isinstance(value, list) and len(cast("list[object]", value)) == 1:
-            value = cast("list[object]", value)[0]
+        if isinstance(value, list):
+            parts = cast("list[object]", value)
+            value = parts[0] if len(parts) == 1 else parts
         if value is None or (isinstance(value, float) and math.isnan(value)):  # how Parquet readers say missing
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -14,10 +14,9 @@ from tqdm import tqdm
 from sgsd import runfolder
 from sgsd.bank.writing import WriteRequest, Written
 from sgsd.engines.models import base_and_adapter
-from sgsd.engines.seeds import completion_seed
 from sgsd.errors import ConfigError
 from sgsd.prompts import message_ids
-from sgsd.rollouts import Rollout, StopReason
+from sgsd.rollouts import Rollout, StopReason, completion_seed
 from sgsd.verifiers.thinking import CompletionText
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import DistributedType
 
 from sgsd.bank.writing import Writer
-from sgsd.engines.server_writer import ServerWriter
 from sgsd.engines.writers import TransformersWriter
 from sgsd.errors import ConfigError
 from sgsd.trainers.config import SGSDConfig
+
+if TYPE_CHECKING:
+    from sgsd.engines.server_writer import ServerWriter
 
 AT_ONCE = 16
 """Requests that the policy takes together: a batch of generation."""
@@ -26,6 +28,8 @@ def served_writer(args: SGSDConfig) -> ServerWriter | None:
     """
     if args.maintenance_writer_url is None or args.maintenance_writer_model is None:
         return None
+    from sgsd.engines.server_writer import ServerWriter
+
     return ServerWriter(
         args.maintenance_writer_model,
         base_url=args.maintenance_writer_url,
