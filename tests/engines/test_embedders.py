@@ -88,7 +88,7 @@ class TestErrors:
             SentenceTransformerEmbedder("local:minilm")
 
     def test_a_missing_package_is_answered_with_the_pip_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(embedders.LOCAL_MODELS, "absent", ("some-dist", "no_such_module_here", "model"))
+        monkeypatch.setitem(embedders.LOCAL_MODELS, "absent", ("pip install some-dist", "no_such_module_here", "model"))
         with pytest.raises(ConfigError, match="pip install some-dist"):
             SentenceTransformerEmbedder("local:absent")
 
