@@ -14,7 +14,7 @@ import pytest
 
 from sgsd.data.curation import UNDETERMINED
 from sgsd.data.sources import _literal, language_identifier, load_problems
-from sgsd.errors import ConfigError, DataError, SGSDError
+from sgsd.errors import ConfigError, DataError
 
 ROWS: list[dict[str, Any]] = [
     {"problem": f"A farmer has {n} ducks and sells one. How many are left?", "answer": str(n - 1)} for n in range(2, 12)
@@ -187,13 +187,6 @@ def test_shuffles_repeat_and_limits_count_problems(tmp_path: Path) -> None:
     assert first != load_problems(path, shuffle=True, seed=6)[0]
 
 
-def test_unreadable_references_are_dropped(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "ducks.jsonl", ROWS)
-    problems, report = load_problems(path, readable=lambda key: int(key) > 3)
-    assert len(problems) == 7
-    assert report.ids("unreadable") == ("ducks-0", "ducks-1", "ducks-2")
-
-
 # ---- directories and the hub
 
 
@@ -238,11 +231,6 @@ def test_a_directory_of_files_has_the_splits_of_a_hub_data_set(tmp_path: Path, c
     assert [one.id for one in load_problems(folder, split="test")[0]] == ["ducks-test-0", "ducks-test-1"]
     with pytest.raises(DataError, match=r"cannot be opened.*test"):
         load_problems(folder, split="validation")
-
-
-def test_a_directory_without_data_is_an_error(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(DataError):
-        load_problems(tmp_path)
 
 
 def _no_route(*_: object, **__: object) -> None:
@@ -412,28 +400,10 @@ class TestPublicData:
         raw, processed = (load_problems(DATA / f"dapo_math_{name}_schema.jsonl")[0] for name in ("raw", "processed"))
         assert [(one.id, one.text, one.answer) for one in raw] == [(one.id, one.text, one.answer) for one in processed]
 
-    def test_files_of_another_kind_are_refused(self) -> None:
-        with pytest.raises(SGSDError, match="no adapter fits"):
-            load_problems(DATA / "verifier_cases.jsonl")
-
     def test_the_chinese_rows_of_dapo_are_found(self) -> None:
         _, report = load_problems(DATA / "dapo_math_sample.jsonl", languages=("en",))
         assert report.languages["zh"] == 388
         assert set(report.languages) == {"en", "zh", UNDETERMINED}
-
-    def test_seventeen_thousand_rows_take_seconds(self, tmp_path: Path) -> None:
-        lines = (DATA / "dapo_math_sample.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines] * 9
-        big = [row | {"id": f"big-{i}", "problem": f"({i}) {row['problem']}"} for i, row in enumerate(rows[:17000])]
-        path = write_lines(tmp_path / "big.jsonl", big)
-        start = time.process_time()
-        problems, _ = load_problems(path)
-        plain = time.process_time() - start
-        load_problems(path, languages=("en",))
-        filtered = time.process_time() - start - plain
-        assert len(problems) == 17000
-        assert plain < 3
-        assert filtered < 30
 
 
 @pytest.mark.parametrize(

@@ -257,9 +257,9 @@ def _plain(row: Row, notes: Counter[str], names: Mapping[str, tuple[str, ...]] =
     )
 
 
-def _prompted(row: Row, problem: Problem) -> Problem:
-    """The problem with the row's ``prompt`` column in full, and what that asks where it has no text."""
-    asked, prompt = _prompt(row)
+def _prompted(problem: Problem, value: object) -> Problem:
+    """The problem with the value of its ``prompt`` column in full, and what that asks where it has no text."""
+    asked, prompt = _prompt({"prompt": value})
     return replace(problem, text=problem.text or asked, prompt=prompt)
 
 
@@ -282,7 +282,7 @@ def _mapped(mapping: Mapping[str, str]) -> Adapter:
 
     def convert(row: Row, notes: Counter[str]) -> Problem:
         problem = _plain(row, notes, names)
-        return _prompted({"prompt": row.get(mapping["prompt"])}, problem) if "prompt" in mapping else problem
+        return _prompted(problem, row.get(mapping["prompt"])) if "prompt" in mapping else problem
 
     return Adapter("columns", tuple((column,) for column in mapping.values()), convert, reads_prompt=True)
 
@@ -310,32 +310,27 @@ ADAPTERS: Mapping[str, Adapter] = MappingProxyType({adapter.name: adapter for ad
 """Every row format there is, by name; ``docs/data.md`` describes them."""
 
 
-def _fitting(found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool) -> Adapter:
-    """The first adapter that fits columns and rows."""
-    for adapter in (*_TABLE, *(() if needs_answer else _UNANSWERED)):
-        if adapter.covers(found) and (adapter.recognises is None or any(map(adapter.recognises, sample))):
-            return adapter
-    raise DataError(
-        "no adapter fits the data's columns",
-        got=", ".join(sorted(found)) or "no columns",
-        expected="one of " + ", ".join(f"{adapter.name} ({adapter.expects})" for adapter in _TABLE),
-        remedy="rename the columns to problem and answer, or name them: --columns problem=question,answer=gold",
-    )
-
-
 def _chosen(
     name: str | None, mapping: str | None, found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool
 ) -> Adapter:
-    """The adapter for these columns: by name, by a mapping, or detected."""
-    if name is None and mapping is None:
-        return _fitting(found, sample, needs_answer=needs_answer)
+    """The adapter for these columns: by name, by a mapping, or the first that fits columns and rows."""
+    if mapping is not None and name is not None:
+        raise ConfigError("columns and an adapter exclude each other", got=f"{mapping} and {name}")
     if mapping is not None:
-        if name is not None:
-            raise ConfigError("columns and an adapter exclude each other", got=f"{mapping} and {name}")
         adapter = _mapped(read_mapping(mapping))
-    else:
+    elif name is not None:
         check_choice("adapter", name, tuple(ADAPTERS))
-        adapter = ADAPTERS[str(name)]
+        adapter = ADAPTERS[name]
+    else:
+        for adapter in (*_TABLE, *(() if needs_answer else _UNANSWERED)):
+            if adapter.covers(found) and (adapter.recognises is None or any(map(adapter.recognises, sample))):
+                return adapter
+        raise DataError(
+            "no adapter fits the data's columns",
+            got=", ".join(sorted(found)) or "no columns",
+            expected="one of " + ", ".join(f"{adapter.name} ({adapter.expects})" for adapter in _TABLE),
+            remedy="rename the columns to problem and answer, or name them: --columns problem=question,answer=gold",
+        )
     if missing := [" or ".join(names) for names in adapter.columns if not found.intersection(names)]:
         raise DataError(
             f"adapter {name} needs another column" if name else "the data has no such column",
@@ -356,7 +351,7 @@ def _read(adapter: Adapter, row: Row, notes: Counter[str], *, needs_answer: bool
         if needs_answer:
             raise
         problem = adapter.convert({name: part for name, part in row.items() if name not in _OF_ANSWERS}, notes)
-    return problem if adapter.reads_prompt or row.get("prompt") is None else _prompted(row, problem)
+    return problem if adapter.reads_prompt or row.get("prompt") is None else _prompted(problem, row["prompt"])
 
 
 def adapt(

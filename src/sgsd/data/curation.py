@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
 from sgsd.data.adapters import Adapted
@@ -92,12 +92,7 @@ class DataReport:
         dropped: dict[str, list[dict[str, str]]] = {reason: [] for reason in self.counts}
         for drop in self.dropped:
             dropped[drop.reason].append({"id": drop.id, "why": drop.why})
-        names = ("source", "adapter", "rows", "kept", "beyond_limit", "counts")
-        report = {name: getattr(self, name) for name in names} | {
-            "dropped": dropped,
-            "notes": dict(self.notes),
-            "languages": dict(self.languages),
-        }
+        report = asdict(self) | {"counts": self.counts, "dropped": dropped}
         return json.dumps(report, ensure_ascii=False, indent=2)
 
     def including(self, adapted: Adapted, *, source: str) -> DataReport:
