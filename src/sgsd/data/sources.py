@@ -12,9 +12,9 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sgsd import runfolder
 from sgsd.data.adapters import adapt
@@ -30,16 +30,15 @@ ROWS_PER_BATCH = 1000
 MOST_DATA = 1 << 30  # bytes of a .json file, and of a Parquet file's rows: both are read whole
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Table:
-    """A data set opened: a stream of rows (or why one is of no use), their columns, how to name it, and how to start
-    made-up ids.
-    """
+class _Table(NamedTuple):
+    """A data set opened."""
 
-    rows: Iterator[Row | DataError]
+    rows: Iterable[Row | DataError]
+    """In the place of a row that is of no use stands why."""
     columns: Sequence[str]
     source: str
     stem: str
+    """How made-up ids begin."""
 
 
 def load_problems(
@@ -85,28 +84,22 @@ def load_problems(
         DataError: no such file, split or data set; a broken row; the hub out of reach; no usable problem left.
     """
     name = str(source)
+    path = Path(os.path.expanduser(name))
     if name.startswith(GYM):
         _refuse(name, "a reasoning-gym task", split=split, config_name=config_name, revision=revision)
         table = _gym_table(name, seed)
-    elif os.path.isfile(os.path.expanduser(name)):
+    elif os.path.isfile(path):
         _refuse(name, "a file", split=None if split == "train" else split, config_name=config_name, revision=revision)
-        table = _file_table(Path(name).expanduser())
-    elif os.path.isdir(os.path.expanduser(name)):
-        table = _directory_table(Path(name).expanduser(), split, config_name)
+        table = _file_table(path)
+    elif os.path.isdir(path):
+        table = _directory_table(path, split, config_name)
     elif _looks_like_a_path(name):
-        raise _missing_file(Path(name).expanduser())
+        raise _missing_file(path)
     else:
         table = _hub_table(name, split, config_name, revision)
 
-    adapted = adapt(
-        table.rows,
-        table.columns,
-        stem=table.stem,
-        source=table.source,
-        adapter=adapter,
-        mapping=columns,
-        needs_answer=needs_answer,
-    )
+    rows, names, origin, stem = table
+    adapted = adapt(rows, names, stem=stem, source=origin, adapter=adapter, mapping=columns, needs_answer=needs_answer)
     problems = list(adapted.problems)
     if shuffle:
         random.Random(seed).shuffle(problems)
@@ -120,16 +113,15 @@ def load_problems(
         limit=limit,
         needs_answer=needs_answer,
     )
-    report = report.including(adapted, source=table.source)
+    report = report.including(adapted, source=origin)
     if not kept:
+        first = report.dropped[0]
         raise DataError(
-            f"no usable problems in {table.source}",
+            f"no usable problems in {origin}",
             got=report.summary(),
-            expected="at least one row with a text and an answer" if needs_answer else "at least one row with a text",
-            remedy=(
-                f"rows were read with adapter {adapted.adapter}; check the columns ({', '.join(table.columns)}); "
-                f"first of all, {report.dropped[0].id}: {report.dropped[0].why or report.dropped[0].reason}"
-            ),
+            expected="at least one row with a text" + (" and an answer" if needs_answer else ""),
+            remedy=f"rows were read with adapter {adapted.adapter}; check the columns ({', '.join(names)}); "
+            f"first of all, {first.id}: {first.why or first.reason}",
         )
     return kept, report
 
@@ -175,7 +167,7 @@ def _file_table(path: Path) -> _Table:
     columns = list(dict.fromkeys(column for row in rows if not isinstance(row, DataError) for column in row))
     if not columns:
         raise next((row for row in rows if isinstance(row, DataError)), DataError("rows without columns", got=path))
-    return _Table(iter(rows), columns, path.name, path.stem)
+    return _Table(rows, columns, path.name, path.stem)
 
 
 def _rows_of(texts: Iterable[tuple[str, str]]) -> list[Row | DataError]:
@@ -328,14 +320,16 @@ def hub_answers() -> bool:
 def _load_dataset(path: str, config_name: str | None, split: str | None, revision: str | None) -> Any:
     import datasets
     import datasets.exceptions
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
 
-    remedy = "check the name, or pass a file: --dataset path/to/file.jsonl"
+    remedy = "check the name and the network, or pass a local copy: --dataset path/to/file.jsonl"
     try:
         return datasets.load_dataset(path, config_name, split=split, revision=revision)
     except (ConnectionError, httpx.TransportError) as error:  # OfflineModeIsEnabled is a ConnectionError
-        got = f"no copy in the local cache, and no answer within {HUB_PATIENCE_S:.0f} s or HF_HUB_OFFLINE is set"
+        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else f"no answer within {HUB_PATIENCE_S:.0f} s"
+        got = f"{why}, and no copy in the local cache"
         raise DataError(f"cannot reach the hub for data set {path}", got=got, remedy=remedy) from error
     except datasets.exceptions.DatasetGenerationError as error:
         remedy = "pass the file itself to learn which line is broken"
@@ -357,8 +351,8 @@ def _from_datasets(loaded: Any, name: str, split: str | None) -> _Table:
     part = split or "train"
     if len(loaded) == 0:
         raise DataError("data set holds no rows", got=f"{name}, split {part}")
-    rows = iter(loaded.with_format(None))
-    return _Table(rows, loaded.column_names, f"{name}:{part}", f"{name.rsplit('/', 1)[-1]}-{part}")
+    stem = f"{name.rsplit('/', 1)[-1]}-{part}"
+    return _Table(loaded.with_format(None), loaded.column_names, f"{name}:{part}", stem)
 
 
 # ---- reasoning-gym

@@ -244,11 +244,10 @@ def _sampling_options(
 
 def _room_for(adapter: str) -> int:
     """The smallest rank that vLLM offers and the adapter fits."""
-    file = Path(adapter) / "adapter_config.json"
     try:
-        settings = runfolder.read_json(file, kind=ConfigError)
+        settings = runfolder.read_json(Path(adapter) / "adapter_config.json", kind=ConfigError)
         rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ConfigError is a ValueError
         raise ConfigError("no LoRA adapter there", got=adapter, expected="a folder with adapter_config.json") from error
     if rank > _LORA_RANKS[-1]:
         raise ConfigError("the adapter's rank is too large for vLLM", got=rank, expected=f"at most {_LORA_RANKS[-1]}")
