@@ -24,10 +24,13 @@ class BudgetWriter:
     """
 
     def __init__(self, writer: Writer, budget: int, *, spent: int = 0) -> None:
-        self.name = writer.name
         self.spent = spent
         self._writer = writer
         self._budget = budget
+
+    @property
+    def name(self) -> str:
+        return self._writer.name
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
         """See ``Writer.write``.

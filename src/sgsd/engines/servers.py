@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import math
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -115,15 +116,11 @@ class Reply(BaseModel):
 
 
 class Usage(Reply):
-    """Tokens that the server counted."""
-
     prompt_tokens: Count
     completion_tokens: Count
 
 
 class CompletionChoice(Reply):
-    """What was sampled."""
-
     text: Said
     finish_reason: Literal["stop", "length"]
     token_ids: Ids = None
@@ -139,15 +136,11 @@ class Completion(Reply):
 
 
 class Message(Reply):
-    """What was written."""
-
     content: Said | None = None
     refusal: Said | None = None
 
 
 class ChatChoice(Reply):
-    """A message, and why it ended."""
-
     message: Message
     finish_reason: Literal["stop", "length", "content_filter"]
 
@@ -160,8 +153,6 @@ class Chat(Reply):
 
 
 class Model(Reply):
-    """One of those served."""
-
     id: Said
 
 
@@ -262,19 +253,19 @@ class ServerClient:
         *,
         keep_errors: bool,
     ) -> list[Any]:
-        answers: dict[int, Any] = {}
-        pending = iter(enumerate(requests))
+        room, done = asyncio.Semaphore(self._concurrency), itertools.count(1)
 
-        async def work(client: AsyncOpenAI) -> None:
-            for index, request in pending:
+        async def answer(client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[Any]]) -> Any:
+            async with room:
                 try:
-                    answers[index] = await self._ask(client, request)
+                    said = await self._ask(client, request)
                 except ServerError as error:
                     if not keep_errors:
                         raise
-                    answers[index] = error
-                if progress is not None:
-                    progress(len(answers))
+                    said = error
+            if progress is not None:
+                progress(next(done))
+            return said
 
         async with AsyncOpenAI(
             base_url=self.base_url,
@@ -286,11 +277,10 @@ class ServerClient:
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self._concurrency, len(requests))):
-                        group.create_task(work(client))
+                    tasks = [group.create_task(answer(client, request)) for request in requests]
             except ExceptionGroup as failures:
                 raise failures.exceptions[0] from failures.exceptions[0].__cause__
-        return [answers[index] for index in range(len(requests))]
+        return [task.result() for task in tasks]
 
     async def _ask(self, client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
         try:
@@ -321,14 +311,14 @@ class ServerClient:
         got = f"HTTP {status}: " + _beginning(error.message.removeprefix(f"Error code: {status} - "))
         if status in (408, 409, 429) or status >= 500:
             return ServerError(what, got=got, remedy="lower the concurrency, or look at the server's log")
-        remedy = None
-        if status < 400:
-            remedy = "give the address itself; none that a server names is followed"
-        elif status == 404:
-            models = await _models(client)
-            remedy = f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1"
-        elif status in (401, 403):
-            remedy = f"set {KEY_VARIABLE} to a key that this server knows"
+        models = await _models(client) if status == 404 else []
+        remedies = {
+            401: f"set {KEY_VARIABLE} to a key that this server knows",
+            403: f"set {KEY_VARIABLE} to a key that this server knows",
+            404: f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1",
+        }
+        redirected = "give the address itself; none that a server names is followed"
+        remedy = redirected if status < 400 else remedies.get(status)
         return RefusedError(f"{self.base_url} refused a request", status=status, got=got, remedy=remedy)
 
 
