@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
+
 
 class StopReason(StrEnum):
     """Why sampling stopped: an end token, or the length limit."""
@@ -48,3 +50,10 @@ class Sampler(Protocol):
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
         """One rollout per prompt, in order; the same seed and prompts give the same rollouts."""
         ...
+
+
+def completion_seed(seed: int, index: int) -> int:
+    """A seed in [0, 2³¹) for the prompt at position ``index``, for engines that draw every completion on its own: no
+    batch and no order of arrival has a part in it.
+    """
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)

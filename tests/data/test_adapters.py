@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgsd.data.adapters import Adapted, adapt, boxed, detect, strip_wrapper
+from sgsd.data.adapters import Adapted, adapt, strip_wrapper
 from sgsd.data.curation import curate
 from sgsd.data.problems import DropReason, Problem
 from sgsd.errors import ConfigError, DataError
@@ -78,27 +78,23 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("adapter", "row"), FORMATS.values(), ids=FORMATS)
 def test_every_format_is_detected_and_yields_text_and_answer(adapter: str, row: dict[str, Any]) -> None:
-    assert detect(row, [row]) == adapter
-    problem = only(row)
+    adapted = read({name: row[name] for name in reversed(row)} | {"difficulty": 1, "embedding": [0.5]})
+    (problem,) = adapted.problems
+    assert adapted.adapter == adapter
     assert (problem.text, problem.answer, problem.key) == (TEXT, "12", "12")
 
 
 @pytest.mark.parametrize("prompt", [wrapped(TEXT), [{"role": "system", "content": "Be brief."}, *DAPO["prompt"]]])
 def test_the_adapter_that_keeps_dapos_wrapper_is_chosen_by_name_alone(prompt: object) -> None:
     row = DAPO | {"prompt": prompt}
-    assert detect(row, [row]) == "dapo_raw"
+    assert read(row).adapter == "dapo_raw"
     adapted = read(row, adapter="dapo_wrapped")
     (problem,) = adapted.problems
     assert (problem.text, problem.answer, problem.id) == (wrapped(TEXT).strip(), "12", "a-b-c")
     assert adapted.notes == {"instruction wrapper kept": 1}
 
 
-def test_detection_does_not_depend_on_extra_columns_or_their_order() -> None:
-    for adapter, row in FORMATS.values():
-        assert detect([*reversed(row), "difficulty", "embedding"], [row]) == adapter
-
-
-def test_own_ids_stay_and_missing_ones_are_stem_and_row() -> None:
+def test_own_ids_and_sources_stay_and_missing_ones_name_the_row() -> None:
     ids = {name: only(row).id for name, (_, row) in FORMATS.items()}
     assert ids["DAPO raw"] == ids["DAPO processed"] == "a-b-c"
     assert ids["MATH-500"] == "test/1.json"
@@ -107,9 +103,6 @@ def test_own_ids_stay_and_missing_ones_are_stem_and_row() -> None:
     assert ids["MathArena"] == "7"
     assert ids["AMC from Parquet"] == "0"
     assert ids["GSM8K"] == "ducks-0"
-
-
-def test_sources_name_the_data_set_and_the_row_unless_the_row_says() -> None:
     assert only(FORMATS["GSM8K"][1]).source == "farm/ducks#0"
     assert only(FORMATS["JSONL"][1]).source == "my farm"
 
@@ -144,7 +137,7 @@ def test_a_gsm8k_answer_is_never_taken_whole() -> None:
     assert "gsm8k" in adapted.dropped[0].why
 
 
-# --- DAPO's wrapper -----------------------------------------------------------------------------------------------
+# ---- DAPO's wrapper
 
 
 @given(st.text(min_size=1).map(str.strip).filter(bool))
@@ -274,7 +267,7 @@ def test_a_processed_row_with_two_answers_is_malformed() -> None:
     assert read(row | {"solution": "13"}).dropped[0].why == "solution says '13', reward_model says '12'"
 
 
-# --- reasoning-gym, boxes, detection ------------------------------------------------------------------------------
+# ---- reasoning-gym, boxes, detection
 
 
 def test_reasoning_gym_entries_carry_themselves_as_reference() -> None:
@@ -296,26 +289,7 @@ def test_reasoning_gym_entries_json_cannot_carry_are_dropped_and_counted() -> No
 
 
 def test_a_metadata_column_alone_does_not_make_reasoning_gym() -> None:
-    assert detect(["question", "answer", "metadata"], [GYM | {"metadata": {"page": 3}}]) == "plain"
-
-
-@pytest.mark.parametrize(
-    ("solution", "contents"),
-    [
-        (r"Thus \boxed{12}.", ["12"]),
-        (r"First \boxed{1}, then \boxed{\frac{1}{2}}", ["1", r"\frac{1}{2}"]),
-        (r"\boxed{\{1, 2\}}", [r"\{1, 2\}"]),
-        (r"\fbox{ 7 }", ["7"]),
-        (r"\boxed 7", ["7"]),
-        (r"\boxedthing{7}", []),
-        (r"good \boxed{3} torn \boxed{4", ["3"]),
-        (r"\boxed{3\\}", [r"3\\"]),
-        ("none", []),
-        (r"\boxed{", []),
-    ],
-)
-def test_boxes_are_read_with_balanced_braces(solution: str, contents: list[str]) -> None:
-    assert boxed(solution) == contents
+    assert read(GYM | {"metadata": {"page": 3}}).adapter == "plain"
 
 
 def test_a_solution_that_boxes_two_answers_gives_none() -> None:
@@ -337,7 +311,7 @@ def test_a_boxed_answer_is_counted_and_only_used_where_the_column_is_silent() ->
 
 def test_no_fitting_adapter_says_what_it_got_and_expected() -> None:
     with pytest.raises(DataError, match=r"got gold, pred; expected one of .*plain \(problem\|question\|Question\|text"):
-        detect(["pred", "gold"])
+        read({"pred": "1", "gold": "2"})
 
 
 def test_an_unknown_adapter_names_the_nearest() -> None:
@@ -346,7 +320,7 @@ def test_an_unknown_adapter_names_the_nearest() -> None:
 
 
 def test_an_adapter_that_lacks_its_columns_is_refused() -> None:
-    with pytest.raises(DataError, match="got answer, metadata, question; expected prompt"):
+    with pytest.raises(DataError, match="needs another column: got prompt; expected one of answer, metadata, question"):
         read(GYM, adapter="trl")
 
 

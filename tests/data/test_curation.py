@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sgsd.data.adapters import Adapted
 from sgsd.data.curation import UNDETERMINED, curate
 from sgsd.data.problems import DropReason, Problem
-from sgsd.errors import ConfigError, DataError
+from sgsd.errors import ConfigError
 
 TEXT = "How many ducks are in 3 ponds of 4 ducks each?"
 
@@ -31,7 +31,7 @@ problem_lists = st.lists(
 policies = st.fixed_dictionaries(
     {
         "on_duplicate": st.sampled_from(["drop", "keep"]),
-        "on_conflict": st.sampled_from(["drop_all", "keep_first", "keep"]),
+        "on_conflict": st.sampled_from(["drop_all", "keep"]),
         "limit": st.one_of(st.none(), st.integers(1, 4)),
     }
 )
@@ -57,21 +57,12 @@ def test_curation_is_idempotent_keeps_the_order_and_accounts_for_every_row(
     assert not second.dropped
 
 
-@given(problem_lists)
-def test_by_default_no_two_problems_share_a_text(problems: list[Problem]) -> None:
-    kept, _ = curate(problems)
-    assert len({one.text.strip().replace("e\u0301", "\u00e9") for one in kept}) == len(kept)
-    assert all(one.text.strip() and one.answer for one in kept)
-
-
 def test_duplicates_keep_the_first_and_say_of_what() -> None:
     rows = [problem("a", "x  y"), problem("b", "x\ny ", "12.0"), problem("c", "X y")]
     kept, report = curate(rows)
     assert [one.id for one in kept] == ["a", "c"]
     assert [(drop.id, drop.reason, drop.why) for drop in report.dropped] == [("b", DropReason.DUPLICATE, "of a")]
     assert len(curate(rows, on_duplicate="keep")[0]) == 3
-    with pytest.raises(DataError, match="problem b is a duplicate"):
-        curate(rows, on_duplicate="error")
 
 
 @pytest.mark.parametrize(
@@ -98,18 +89,7 @@ def test_conflicts_drop_every_copy_by_default() -> None:
     assert [one.id for one in kept] == ["d"]
     assert report.ids(DropReason.CONFLICT) == ("a", "b", "c")
     assert report.dropped[0].why == "a says '12', c says '13'"
-    kept, report = curate(rows, on_conflict="keep_first")
-    assert [one.id for one in kept] == ["a", "d"]
-    assert report.counts == {"duplicate": 1, "conflict": 1}
     assert [one.id for one in curate(rows, on_conflict="keep")[0]] == ["a", "c", "d"]
-    with pytest.raises(DataError, match="problem c has two answers"):
-        curate(rows, on_conflict="error")
-
-
-def test_a_row_without_answer_makes_no_conflict() -> None:
-    kept, report = curate([problem("a", answer=" "), problem("b")])
-    assert [one.id for one in kept] == ["b"]
-    assert report.counts == {"no_answer": 1}
 
 
 def test_unreadable_references_are_judged_by_the_verifiers_key_once_each() -> None:
@@ -124,15 +104,6 @@ def test_unreadable_references_are_judged_by_the_verifiers_key_once_each() -> No
     assert [one.id for one in kept] == ["b", "c"]
     assert report.ids("unreadable") == ("a",)
     assert asked == ["?", "5"]
-
-
-def test_undetermined_languages_stay() -> None:
-    rows = [problem("a", "aa"), problem("b", "bb"), problem("c", "cc")]
-    spoken = {"aa": "en", "bb": UNDETERMINED, "cc": "zh"}
-    kept, report = curate(rows, language=spoken.__getitem__, languages=["en"])
-    assert [one.id for one in kept] == ["a", "b"]
-    assert report.languages == {"en": 1, UNDETERMINED: 1, "zh": 1}
-    assert report.dropped[0].why == "zh"
 
 
 def test_the_limit_counts_usable_problems() -> None:
@@ -170,7 +141,7 @@ def test_conversations_are_the_same_if_all_their_messages_are() -> None:
 
 
 def test_answers_may_be_missing_where_none_is_needed() -> None:
-    rows = [Problem("a", "Why?", ""), Problem("b", " ", "")]
+    rows = [Problem("a", "Why?", " "), Problem("b", " ", "")]
     assert not curate(rows)[0]
     kept, report = curate(rows, needs_answer=False)
     assert [one.id for one in kept] == ["a"]

@@ -15,7 +15,6 @@ from sgsd.data.curation import DataReport
 from sgsd.data.overlap import find_overlaps, words
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
-from sgsd.errors import ConfigError
 
 
 def problems(*texts: str, name: str = "data", answer: str = "1") -> list[Problem]:
@@ -105,26 +104,12 @@ def test_a_common_ending_is_told_from_a_common_problem():
     assert report.pairs[1].shared == ending
 
 
-def test_a_problem_shorter_than_n_must_be_equal():
-    train = problems("What is 3 + 4?", "What is 3 + 5 today?", name="train")
-    report = find_overlaps(train, problems("what is 3+4", "What is 3 + 5", name="test"))
-    assert [(pair.test.id, pair.train.id, pair.exact) for pair in report.pairs] == [("test-0", "train-0", True)]
-
-
-def test_the_same_text_with_another_answer():
+def test_a_problem_of_few_words_must_be_equal_and_may_have_another_answer():
     train = problems("What is 3 + 4?", answer="8", name="train") + problems("What is 3 + 4?", answer="7", name="more")
-    report = find_overlaps(train, problems("What is 3 + 4?", answer="7", name="test"))
+    train += problems("What is 3 + 5 today?", name="other")
+    report = find_overlaps(train, problems("what is 3+4", "What is 3 + 5", answer="7", name="test"))
     assert (report.exact, report.other_answer) == (1, 1)
     assert [pair.other_answer for pair in report.pairs] == [True, False]
-
-
-def test_nothing_in_common():
-    report = find_overlaps(problems("a b c"), problems("d e f"), n=1)
-    assert report.pairs == ()
-    assert report.to_dict()["share"] == 0
-    assert find_overlaps([], []).to_dict()["share"] == 0
-    with pytest.raises(ConfigError, match="--n is out of range: got 0"):
-        find_overlaps([], [], n=0)
 
 
 def test_ten_thousand_problems_take_seconds():

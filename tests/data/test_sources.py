@@ -14,7 +14,7 @@ import pytest
 
 from sgsd.data.curation import UNDETERMINED
 from sgsd.data.sources import _literal, language_identifier, load_problems
-from sgsd.errors import ConfigError, DataError, SGSDError
+from sgsd.errors import ConfigError, DataError
 
 ROWS: list[dict[str, Any]] = [
     {"problem": f"A farmer has {n} ducks and sells one. How many are left?", "answer": str(n - 1)} for n in range(2, 12)
@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+# ---- files
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".lines.json", ".wrapped.json", ".parquet", ".csv"])
@@ -136,7 +136,8 @@ def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monk
         ("a.json", b"[]", "holds no rows"),
         ("a.json", b"[1, 2", r"a\.json: malformed JSON.* line 1"),
         ("a.json", b"3", "not a list of rows"),
-        ("a.json", b'{"train": [], "test": []}', "several lists"),
+        ("a.json", b'{"train": [], "test": []}', "not a list of rows"),
+        ("a.json", b'{"problem": "1?", "tags": ["x"]}\n{"answer": "1"}', "no usable problems in a.json: got 0 of 2"),
         ("a.jsonl", '{"problem": "é"}'.encode("latin-1"), "not UTF-8"),
         ("a.parquet", b"PAR", "malformed Parquet"),
         ("a.csv", b"problem,answer\n1,2,3\n", r"as many fields.*a\.csv:2"),
@@ -186,14 +187,7 @@ def test_shuffles_repeat_and_limits_count_problems(tmp_path: Path) -> None:
     assert first != load_problems(path, shuffle=True, seed=6)[0]
 
 
-def test_unreadable_references_are_dropped(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "ducks.jsonl", ROWS)
-    problems, report = load_problems(path, readable=lambda key: int(key) > 3)
-    assert len(problems) == 7
-    assert report.ids("unreadable") == ("ducks-0", "ducks-1", "ducks-2")
-
-
-# --- directories and the hub --------------------------------------------------------------------------------------
+# ---- directories and the hub
 
 
 def test_directories_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
@@ -213,7 +207,7 @@ def test_directories_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
         load_problems(tmp_path / "two")
     with pytest.raises(DataError, match="expected one of easy, hard"):
         load_problems(tmp_path / "two", split="middling")
-    with pytest.raises(DataError, match="single split"):
+    with pytest.raises(DataError, match="no such split: got test; expected one of train"):
         load_problems(tmp_path / "one", split="test")
 
 
@@ -237,11 +231,6 @@ def test_a_directory_of_files_has_the_splits_of_a_hub_data_set(tmp_path: Path, c
     assert [one.id for one in load_problems(folder, split="test")[0]] == ["ducks-test-0", "ducks-test-1"]
     with pytest.raises(DataError, match=r"cannot be opened.*test"):
         load_problems(folder, split="validation")
-
-
-def test_a_directory_without_data_is_an_error(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(DataError):
-        load_problems(tmp_path)
 
 
 def _no_route(*_: object, **__: object) -> None:
@@ -310,7 +299,7 @@ def test_a_name_that_is_no_name_is_an_error() -> None:
         load_problems("owner/my ducks")
 
 
-# --- reasoning-gym ------------------------------------------------------------------------------------------------
+# ---- reasoning-gym
 
 
 def test_reasoning_gym_tasks_are_generated_with_their_options() -> None:
@@ -330,7 +319,7 @@ def test_reasoning_gym_tasks_are_generated_with_their_options() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("reasoning_gym:basic_arithmetik", "did you mean reasoning_gym:basic_arithmetic"),
+        ("reasoning_gym:basic_arithmetik", "got basic_arithmetik; expected 'basic_arithmetic'"),
         ("reasoning_gym:basic_arithmetic?sise=3", "did you mean size"),
         ("reasoning_gym:basic_arithmetic?size", "option=value"),
         ("reasoning_gym:basic_arithmetic?min_digits=-1", "refuses its options"),
@@ -350,7 +339,7 @@ def test_reasoning_gym_tasks_without_an_oracle_have_no_usable_problems() -> None
         load_problems("reasoning_gym:rush_hour?size=2")
 
 
-# --- language -----------------------------------------------------------------------------------------------------
+# ---- language
 
 
 @pytest.mark.parametrize(
@@ -381,7 +370,7 @@ def test_the_language_filter_counts_what_it_heard(tmp_path: Path) -> None:
     assert report.ids("language") == ("ducks-0",)
 
 
-# --- the public data, where it is ---------------------------------------------------------------------------------
+# ---- the public data, where it is
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public data is not here; set SGSD_DATA")
@@ -411,28 +400,10 @@ class TestPublicData:
         raw, processed = (load_problems(DATA / f"dapo_math_{name}_schema.jsonl")[0] for name in ("raw", "processed"))
         assert [(one.id, one.text, one.answer) for one in raw] == [(one.id, one.text, one.answer) for one in processed]
 
-    def test_files_of_another_kind_are_refused(self) -> None:
-        with pytest.raises(SGSDError, match="no adapter fits"):
-            load_problems(DATA / "verifier_cases.jsonl")
-
     def test_the_chinese_rows_of_dapo_are_found(self) -> None:
         _, report = load_problems(DATA / "dapo_math_sample.jsonl", languages=("en",))
         assert report.languages["zh"] == 388
         assert set(report.languages) == {"en", "zh", UNDETERMINED}
-
-    def test_seventeen_thousand_rows_take_seconds(self, tmp_path: Path) -> None:
-        lines = (DATA / "dapo_math_sample.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines] * 9
-        big = [row | {"id": f"big-{i}", "problem": f"({i}) {row['problem']}"} for i, row in enumerate(rows[:17000])]
-        path = write_lines(tmp_path / "big.jsonl", big)
-        start = time.process_time()
-        problems, _ = load_problems(path)
-        plain = time.process_time() - start
-        load_problems(path, languages=("en",))
-        filtered = time.process_time() - start - plain
-        assert len(problems) == 17000
-        assert plain < 3
-        assert filtered < 30
 
 
 @pytest.mark.parametrize(

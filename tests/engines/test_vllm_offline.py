@@ -10,10 +10,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from sgsd.bank.writing import WriteRequest, Written
-from sgsd.engines.seeds import completion_seed
 from sgsd.engines.vllm_offline import VLLMSampler, VLLMWriter
 from sgsd.errors import ConfigError
-from sgsd.rollouts import StopReason
+from sgsd.rollouts import StopReason, completion_seed
 
 END = 1
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
@@ -139,42 +138,24 @@ def test_an_adapter_may_be_given_beside_its_base(tokenizer, tiny_folder, adapter
     assert LLM.asked.lora == ("adapter", 1, folder)
 
 
-def test_a_missing_adapter_is_an_error(tokenizer, tiny_folder, tmp_path):
-    with pytest.raises(ConfigError, match="no LoRA adapter"):
-        VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3, adapter=str(tmp_path / "nowhere"))
-
-
-def test_two_adapters_are_refused(tokenizer, adapter):
-    with pytest.raises(ConfigError, match="two adapters"):
-        VLLMSampler(adapter(), tokenizer, max_new_tokens=3, adapter=adapter())
-
-
-def test_an_adapter_too_large_is_refused(tokenizer, adapter):
-    with pytest.raises(ConfigError, match="rank is too large"):
-        VLLMSampler(adapter(r=600), tokenizer, max_new_tokens=3)
-
-
-def test_a_missing_folder_is_an_error(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="no such model folder"):
-        VLLMSampler(str(tmp_path / "nowhere"), tokenizer, max_new_tokens=3)
-
-
-def test_a_gguf_file_is_refused(tokenizer, tmp_path):
-    file = tmp_path / "model.gguf"
+def test_what_vllm_cannot_load_is_refused(tokenizer, tiny_folder, adapter, tmp_path):
+    tiny, nowhere, file = str(tiny_folder), str(tmp_path / "nowhere"), tmp_path / "model.gguf"
     file.touch()
-    with pytest.raises(ConfigError, match="GGUF"):
-        VLLMSampler(str(file), tokenizer, max_new_tokens=3)
+    for name, message, options in (
+        (tiny, "no LoRA adapter", {"adapter": nowhere}),
+        (adapter(), "two adapters", {"adapter": adapter()}),
+        (nowhere, "no such model folder", {}),
+        (str(file), "GGUF", {}),
+        (adapter(r=600), "rank is too large", {}),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            VLLMSampler(name, tokenizer, max_new_tokens=3, **options)
 
 
-def test_a_completion_cut_for_want_of_context_is_an_error(tokenizer, tiny_folder):
-    LLM.answers = {5: ((70, 71), "length")}
-    with pytest.raises(ConfigError, match="max_model_len"):
-        VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3).sample(PROMPTS, seed=0)
-
-
-def test_a_broken_off_completion_is_an_error(tokenizer, tiny_folder):
-    LLM.answers = {8: ((70,), "abort")}
-    with pytest.raises(ConfigError, match="abort"):
+@pytest.mark.parametrize(("answer", "message"), [(((70, 71), "length"), "max_model_len"), (((70,), "abort"), "abort")])
+def test_a_completion_cut_for_want_of_context_or_broken_off_is_an_error(tokenizer, tiny_folder, answer, message):
+    LLM.answers = {5: answer}
+    with pytest.raises(ConfigError, match=message):
         VLLMSampler(str(tiny_folder), tokenizer, max_new_tokens=3).sample(PROMPTS, seed=0)
 
 

@@ -73,10 +73,8 @@ class RunArguments:
     )
     dataset_limit: int | None = field(default=None, metadata={"help": "Problems at most."})
     languages: list[str] | None = field(default=None, metadata={"help": "Keep problems in these languages (en zh …)."})
-    on_duplicate: str = field(default="drop", metadata={"help": "Same text and answer: drop, keep or error."})
-    on_conflict: str = field(
-        default="drop_all", metadata={"help": "Same text, other answer: drop_all, keep_first, keep or error."}
-    )
+    on_duplicate: str = field(default="drop", metadata={"help": "Same text and answer: drop or keep."})
+    on_conflict: str = field(default="drop_all", metadata={"help": "Same text, other answer: drop_all or keep."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Data of evaluations during training."})
     method: str = field(
         default="sgsd", metadata={"help": f"Training method: {', '.join(CONFIGS)}; decides which settings there are."}

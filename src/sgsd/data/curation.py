@@ -9,15 +9,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
 from sgsd.data.adapters import Adapted
-from sgsd.data.problems import Dropped, DropReason, Problem, no_counts, same_answer, same_text
-from sgsd.errors import ConfigError, DataError, check_choice
+from sgsd.data.problems import Dropped, DropReason, Problem, same_answer, same_text
+from sgsd.errors import ConfigError, check_choice
 
-OnDuplicate: TypeAlias = Literal["drop", "keep", "error"]
-OnConflict: TypeAlias = Literal["drop_all", "keep_first", "keep", "error"]
+OnDuplicate: TypeAlias = Literal["drop", "keep"]
+OnConflict: TypeAlias = Literal["drop_all", "keep"]
 
 UNDETERMINED = "und"
 """What a language identifier says of a text with too few words; ``curate`` keeps such problems (ISO 639-2)."""
@@ -45,8 +45,8 @@ class DataReport:
     kept: int
     dropped: tuple[Dropped, ...] = ()
     beyond_limit: int = 0
-    notes: Mapping[str, int] = field(default_factory=no_counts)
-    languages: Mapping[str, int] = field(default_factory=no_counts)
+    notes: Mapping[str, int] = field(default_factory=dict[str, int])
+    languages: Mapping[str, int] = field(default_factory=dict[str, int])
     source: str = ""
     adapter: str = ""
 
@@ -57,9 +57,8 @@ class DataReport:
         return {str(reason): counts[reason] for reason in DropReason if counts[reason]}
 
     def ids(self, reason: DropReason | str) -> tuple[str, ...]:
-        """The ids dropped for ``reason``. Raises ``ValueError`` on a reason there is not."""
-        wanted = DropReason(reason)
-        return tuple(drop.id for drop in self.dropped if drop.reason is wanted)
+        """The ids dropped for ``reason``."""
+        return tuple(drop.id for drop in self.dropped if drop.reason == reason)
 
     def summary(self) -> str:
         """One line: kept, rows, source, and the dropped rows by reason."""
@@ -74,39 +73,27 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """A table for the terminal: a label, a count and, for dropped rows, the first ids."""
-        table: list[tuple[str, str, str]] = [("rows", f"{self.rows:,}", f"{self.source} ({self.adapter})".strip())]
+        table = [("rows", self.rows, f"{self.source} ({self.adapter})".strip())]
         for reason, count in self.counts.items():
             ids = self.ids(reason)
             more = ", …" if len(ids) > LISTED_IDS else ""
-            table.append((f"dropped: {reason}", f"{count:,}", ", ".join(ids[:LISTED_IDS]) + more))
+            table.append((f"dropped: {reason}", count, ", ".join(ids[:LISTED_IDS]) + more))
         if self.beyond_limit:
-            table.append(("beyond the limit", f"{self.beyond_limit:,}", ""))
-        table.append(("kept", f"{self.kept:,}", ""))
-        table.extend((f"note: {note}", f"{count:,}", "") for note, count in self.notes.items())
-        table.extend((f"language: {language}", f"{count:,}", "") for language, count in self.languages.items())
-        widths = [max(len(row[column]) for row in table) for column in (0, 1)]
-        return [f"{label:<{widths[0]}}  {count:>{widths[1]}}  {ids}".rstrip() for label, count, ids in table]
+            table.append(("beyond the limit", self.beyond_limit, ""))
+        table.append(("kept", self.kept, ""))
+        table += [(f"note: {note}", count, "") for note, count in self.notes.items()]
+        table += [(f"language: {language}", count, "") for language, count in self.languages.items()]
+        wide = max(len(label) for label, _, _ in table)
+        digits = max(len(f"{count:,}") for _, count, _ in table)
+        return [f"{label:<{wide}}  {count:>{digits},}  {ids}".rstrip() for label, count, ids in table]
 
     def to_json(self) -> str:
         """The whole report as a JSON object, every dropped id with its particulars included."""
         dropped: dict[str, list[dict[str, str]]] = {reason: [] for reason in self.counts}
         for drop in self.dropped:
             dropped[drop.reason].append({"id": drop.id, "why": drop.why})
-        return json.dumps(
-            {
-                "source": self.source,
-                "adapter": self.adapter,
-                "rows": self.rows,
-                "kept": self.kept,
-                "beyond_limit": self.beyond_limit,
-                "counts": self.counts,
-                "dropped": dropped,
-                "notes": dict(self.notes),
-                "languages": dict(self.languages),
-            },
-            ensure_ascii=False,
-            indent=2,
-        )
+        report = asdict(self) | {"counts": self.counts, "dropped": dropped}
+        return json.dumps(report, ensure_ascii=False, indent=2)
 
     def including(self, adapted: Adapted, *, source: str) -> DataReport:
         """This report of a curation, preceded by the rows its adapter could not read."""
@@ -144,15 +131,13 @@ def curate(
         readable: whether a verifier can read a reference (``Problem.key``); called once per distinct reference.
         language: text → language code, ``UNDETERMINED`` where it cannot tell; needed with ``languages``.
         languages: codes to keep, besides ``UNDETERMINED``; ``None`` keeps all.
-        on_duplicate: ``drop`` keeps the first; ``keep`` all; ``error`` raises.
-        on_conflict: ``drop_all`` keeps none; ``keep_first`` those with the first one's answer; ``keep`` all;
-            ``error`` raises.
+        on_duplicate: ``drop`` keeps the first; ``keep`` all.
+        on_conflict: ``drop_all`` keeps none; ``keep`` all.
         limit: stop after so many problems; the rest is counted in ``beyond_limit`` and costs no more than a look-up.
         needs_answer: ``False`` keeps problems without one, for reward functions that need none.
 
     Raises:
         ConfigError: an unknown policy, languages without a way to tell them, or a limit below 1.
-        DataError: a duplicate or conflict under the policy ``error``.
     """
     check_choice("on_duplicate", on_duplicate, get_args(OnDuplicate))
     check_choice("on_conflict", on_conflict, get_args(OnConflict))
@@ -178,45 +163,41 @@ def curate(
     dropped: list[Dropped] = []
     kept: list[Problem] = []
     beyond_limit = 0
-    for problem, text, answer in zip(every, texts, answers, strict=True):
-        reason: DropReason | None = None
-        why = ""
-        if not text:
-            reason = DropReason.NO_TEXT
-        elif needs_answer and not answer:
-            reason = DropReason.NO_ANSWER
-        elif clash := _conflict(firsts[text], answer, on_conflict):
-            reason, why = DropReason.CONFLICT, clash
-        elif on_duplicate != "keep" and (first := firsts[text][answer]) != problem.id:
-            reason, why = DropReason.DUPLICATE, f"of {first}"
-        if reason is DropReason.CONFLICT and on_conflict == "error":
-            raise DataError(f"problem {problem.id} has two answers", got=why, remedy="or set on_conflict=drop_all")
-        if reason is DropReason.DUPLICATE and on_duplicate == "error":
-            raise DataError(f"problem {problem.id} is a duplicate", got=why, remedy="or set on_duplicate=drop")
-        if reason is None and len(kept) == limit:
-            beyond_limit += 1
-            continue
-        if reason is None and language is not None and languages is not None:
+
+    def unusable(problem: Problem) -> tuple[DropReason, str] | None:
+        """What costs time to find out."""
+        if language is not None and languages is not None:
             code = language(problem.text)
             spoken[code] += 1
             if code != UNDETERMINED and code not in languages:
-                reason, why = DropReason.LANGUAGE, code
-        if reason is None and readable is not None:
+                return DropReason.LANGUAGE, code
+        if readable is not None:
             if problem.key not in verdicts:
                 verdicts[problem.key] = readable(problem.key)
             if not verdicts[problem.key]:
-                reason, why = DropReason.UNREADABLE, problem.answer
+                return DropReason.UNREADABLE, problem.answer
+        return None
+
+    for problem, text, answer in zip(every, texts, answers, strict=True):
+        if not text:
+            reason = DropReason.NO_TEXT, ""
+        elif needs_answer and not answer:
+            reason = DropReason.NO_ANSWER, ""
+        elif on_conflict != "keep" and len(firsts[text]) > 1:
+            said = ", ".join(f"{identifier} says {other!r}" for other, identifier in firsts[text].items())
+            reason = DropReason.CONFLICT, said
+        elif on_duplicate != "keep" and (first := firsts[text][answer]) != problem.id:
+            reason = DropReason.DUPLICATE, f"of {first}"
+        elif len(kept) == limit:
+            beyond_limit += 1
+            continue
+        else:
+            reason = unusable(problem)
         if reason is None:
             kept.append(problem)
         else:
-            dropped.append(Dropped(problem.id, reason, why))
-    report = DataReport(
-        rows=len(every),
-        kept=len(kept),
-        dropped=tuple(dropped),
-        beyond_limit=beyond_limit,
-        languages=dict(spoken.most_common()),
-    )
+            dropped.append(Dropped(problem.id, *reason))
+    report = DataReport(len(every), len(kept), tuple(dropped), beyond_limit, languages=dict(spoken.most_common()))
     return kept, report
 
 
@@ -227,13 +208,3 @@ def _asked(problem: Problem) -> str:
     if len(problem.prompt) == 1:
         return str(problem.prompt[0]["content"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in problem.prompt)
-
-
-def _conflict(firsts: Mapping[str, str], answer: str, on_conflict: OnConflict) -> str:
-    """Why a problem with this answer has to go, given the first id of each answer to its text; empty if it may stay."""
-    if len(firsts) == 1 or on_conflict == "keep":
-        return ""
-    first = next(iter(firsts))
-    if answer == first and on_conflict != "drop_all":
-        return ""
-    return ", ".join(f"{identifier} says {other!r}" for other, identifier in firsts.items())

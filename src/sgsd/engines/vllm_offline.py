@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ from tqdm import tqdm
 
 from sgsd import runfolder
 from sgsd.bank.writing import WriteRequest, Written
-from sgsd.engines.models import base_and_adapter
-from sgsd.engines.seeds import completion_seed
+from sgsd.engines.models import base_and_adapter, first_line
 from sgsd.errors import ConfigError
 from sgsd.prompts import message_ids
-from sgsd.rollouts import Rollout, StopReason
+from sgsd.rollouts import Rollout, StopReason, completion_seed
 from sgsd.verifiers.thinking import CompletionText
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
@@ -46,8 +46,8 @@ class VLLMEngine:
         try:
             self._llm = vllm.LLM(model=base, **engine_options)
         except (ValueError, RuntimeError, OSError) as error:
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ConfigError(f"vLLM cannot start {model_name}", got=first[:200], remedy="see its log above") from error
+            got = first_line(error)[:200]
+            raise ConfigError(f"vLLM cannot start {model_name}", got=got, remedy="see its log above") from error
         self._new_params = vllm.SamplingParams
 
     @property
@@ -111,14 +111,10 @@ class VLLMSampler:
             tokenizer, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
         )
 
-    def with_sampling(
-        self, *, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
-    ) -> VLLMSampler:
+    def with_sampling(self, *, max_new_tokens: int, **sampling: Any) -> VLLMSampler:
         """A sampler with other settings on the same engine: the model is not loaded again."""
         other = copy.copy(self)
-        other._options = _sampling_options(
-            self._tokenizer, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
-        )
+        other._options = _sampling_options(self._tokenizer, max_tokens=max_new_tokens, **sampling)
         return other
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
@@ -130,12 +126,9 @@ class VLLMSampler:
         outputs = self.engine.generate(
             prompts,
             [{"seed": completion_seed(seed, index), **self._options} for index in range(len(prompts))],
-            use_tqdm=self._bar if self._progress is not None else False,
+            use_tqdm=False if self._progress is None else partial(_Bar, tell=self._progress),
         )
         return [self._rollout(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
-
-    def _bar(self, *arguments: Any, **options: Any) -> tqdm:
-        return _Bar(*arguments, **options, file=io.StringIO(), tell=self._progress)
 
     def _rollout(self, prompt: Sequence[int], output: Any) -> Rollout:
         ids = tuple(output.token_ids)
@@ -227,18 +220,17 @@ class _Bar(tqdm):
     """The bar that vLLM moves on, unseen; it passes the count on. Bars over an iterable are of its preparations."""
 
     def __init__(self, iterable: Any = None, *, tell: Callable[[int], object], **options: Any) -> None:
-        self._tell = None if iterable is not None else tell
-        super().__init__(iterable, **options)
+        self._tell = tell if iterable is None else bool
+        super().__init__(iterable, **options, file=io.StringIO())
 
     def update(self, n: float | None = 1) -> bool | None:
         shown = super().update(n)
-        if self._tell is not None:
-            self._tell(int(self.n))
+        self._tell(int(self.n))
         return shown
 
 
 def _sampling_options(
-    tokenizer: Any, *, temperature: float, top_p: float = 1.0, top_k: int = 0, **more: Any
+    tokenizer: Any, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, **more: Any
 ) -> dict[str, Any]:
     return {
         **more,
@@ -252,11 +244,10 @@ def _sampling_options(
 
 def _room_for(adapter: str) -> int:
     """The smallest rank that vLLM offers and the adapter fits."""
-    file = Path(adapter) / "adapter_config.json"
     try:
-        settings = runfolder.read_json(file, kind=ConfigError)
+        settings = runfolder.read_json(Path(adapter) / "adapter_config.json", kind=ConfigError)
         rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ConfigError is a ValueError
         raise ConfigError("no LoRA adapter there", got=adapter, expected="a folder with adapter_config.json") from error
     if rank > _LORA_RANKS[-1]:
         raise ConfigError("the adapter's rank is too large for vLLM", got=rank, expected=f"at most {_LORA_RANKS[-1]}")

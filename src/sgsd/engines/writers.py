@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sgsd.bank.writing import WriteRequest, Written
-from sgsd.engines.generation import NEUTRAL, contiguous_head
+from sgsd.engines.generation import generate, generating
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.errors import ConfigError
 from sgsd.prompts import message_ids
@@ -65,47 +65,32 @@ class TransformersWriter:
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
         """See ``Writer.write``. A text that reaches ``max_tokens`` is returned cut, and read as malformed."""
-        training = self._model.training
-        self._model.eval()
-        try:
-            with torch.no_grad():
-                return [
-                    written
-                    for start in range(0, len(requests), self._batch_size)
-                    for written in self._batch(requests[start : start + self._batch_size])
-                ]
-        finally:
-            self._model.train(training)
+        with generating(self._model):
+            return [
+                written
+                for start in range(0, len(requests), self._batch_size)
+                for written in self._batch(requests[start : start + self._batch_size])
+            ]
 
     def _batch(self, requests: Sequence[WriteRequest]) -> list[Written]:
         prompts = [message_ids(self._tokenizer, request.messages, **self._template_kwargs) for request in requests]
         rooms = [max(self._context - len(prompt), 0) for prompt in prompts]
         chosen = [index for index, room in enumerate(rooms) if room]
-        limits = [min(requests[index].max_tokens, rooms[index]) for index in chosen]
-        found: dict[int, list[int]] = {}
+        rows: list[list[int]] = [[] for _ in requests]
         if chosen:
-            kept = [requests[index] for index in chosen], [prompts[index] for index in chosen]
-            found = dict(zip(chosen, self._generate(*kept, max(limits)), strict=True))
-        return [
-            self._written(request, prompt, found.get(index, []), rooms[index])
-            for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
-        ]
-
-    def _generate(
-        self, requests: Sequence[WriteRequest], prompts: Sequence[list[int]], max_tokens: int
-    ) -> list[list[int]]:
-        width = max(map(len, prompts))
-        filler = self._tokenizer.pad_token_id
-        ids = torch.tensor([[filler] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        with contiguous_head(self._model):
-            rows = self._model.generate(
-                input_ids=ids.to(self._model.device),
-                attention_mask=mask.to(self._model.device),
-                logits_processor=[_Constraint(self._vocabulary, requests, self._temperature, width, self._end_ids[0])],
-                **NEUTRAL | {"max_new_tokens": max_tokens, "eos_token_id": self._end_ids, "pad_token_id": filler},
+            asked, kept = [requests[index] for index in chosen], [prompts[index] for index in chosen]
+            constraint = _Constraint(self._vocabulary, asked, self._temperature, max(map(len, kept)), self._end_ids[0])
+            written = generate(
+                self._model,
+                self._tokenizer,
+                kept,
+                logits_processor=[constraint],
+                max_new_tokens=max(min(requests[index].max_tokens, rooms[index]) for index in chosen),
+                eos_token_id=self._end_ids,
             )
-        return rows[:, width:].tolist()
+            for index, row in zip(chosen, written, strict=True):
+                rows[index] = row
+        return list(map(self._written, requests, prompts, rows, rooms))
 
     def _written(self, request: WriteRequest, prompt: list[int], row: list[int], room: int) -> Written:
         limit = min(request.max_tokens, room)
