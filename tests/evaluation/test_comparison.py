@@ -77,7 +77,7 @@ def test_trained_methods_are_compared_by_plain_prompts(tmp_path, base, sgsd):
     assert table.rows[1].cells[0].mean == pytest.approx(0.6)
     assert any(note.startswith(f"{skilled} shows skills in the prompt, and is left out") for note in table.notes)
     shutil.rmtree(sgsd / "evaluations" / "sums")
-    with pytest.raises(ConfigError, match=r"final checkpoint: got .* with evaluations with skills in the prompt alone"):
+    with pytest.raises(ConfigError, match=r"final checkpoint: got .* shows skills in the prompt"):
         compare_runs([base, sgsd])
     assert compare_runs([skilled]).rows[0].cells[0].mean == pytest.approx(0.9)
 
@@ -127,55 +127,22 @@ def test_our_own_objectives_have_their_own_names(tmp_path):
     assert compare_runs(folders, baseline="grpo + correction").baseline == "GRPO + correction"
 
 
-def demo(folder: Path, before: int, after: int, *, step: int | None = 0, **settings) -> Path:
-    """A run that was evaluated on the same problems before and after."""
-    run = write_run(folder, {"after": solved(after)}, **settings)
-    noted = {} if step is None else {"step": step, "dataset": "data/test.jsonl"}
-    write_evaluation(run / "evaluations" / "before", solved(before), **noted)
-    if noted:
-        summary = run / "evaluations" / "after" / "summary.json"
-        summary.write_text(json.dumps(json.loads(summary.read_text()) | noted | {"step": 100}))
-    return run
-
-
-@pytest.mark.parametrize("step", [0, None])
-def test_before_and_after_are_a_pair_and_no_two_data_sets(tmp_path, step):
-    """At 029fdea they were two columns and a mean over 20 problems, in which the one half was the untrained model."""
-    table = compare_runs([demo(tmp_path / "demo", 3, 6, step=step)])
-    name = "after" if step is None else "test"
-    assert [(column.name, column.problems) for column in table.columns] == [(name, 10)]
-    assert [(row.label, row.cells[0].mean) for row in table.rows] == [("Base", 0.3), ("SGSD", 0.6)]
-    assert table.rows[1].differences == (paired_difference(shares(solved(3)), shares(solved(6))),)
-    assert table.rows[0].model == table.rows[1].model == "base-model"
-
-
-def test_the_model_that_runs_began_with_is_one_row_and_none_beside_a_base_that_is_named(tmp_path):
-    folders = [demo(tmp_path / "sgsd", 3, 6), demo(tmp_path / "grpo", 3, 7, method="grpo")]
-    base = write_evaluation(tmp_path / "base", solved(2), dataset="data/test.jsonl")
-    shared, named = compare_runs(folders), compare_runs([*folders, base])
-    assert [(row.label, row.cells[0].mean) for row in shared.rows] == [("Base", 0.3), ("SGSD", 0.6), ("GRPO", 0.7)]
-    assert [(row.label, row.cells[0].mean) for row in named.rows] == [("SGSD", 0.6), ("GRPO", 0.7), ("Base", 0.2)]
-
-
-def test_a_start_under_other_conditions_is_left_out(tmp_path):
-    run = demo(tmp_path / "demo", 3, 6)
-    summary = run / "evaluations" / "before" / "summary.json"
-    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"temperature": 0.1}))
-    assert [row.label for row in compare_runs([run]).rows] == ["SGSD"]
-
-
 def test_two_evaluations_of_the_same_problems_have_no_mean(tmp_path):
     run = write_run(tmp_path / "run", {"greedy": solved(5), "sampled": solved(6), "more": solved(2, prefix="q")})
     table = compare_runs([run])
     assert [column.name for column in table.columns] == ["greedy", "more", "sampled"]
-    assert "greedy and sampled are of the same problems: no mean is taken." in table.notes
+    assert "Two evaluations are of the same problems: no mean is taken." in table.notes
 
 
-def test_a_base_with_skills_in_its_prompt_is_base_skill(tmp_path, base):
+def test_base_is_the_model_that_runs_began_with_and_another_has_its_own_name(tmp_path, base, sgsd):
+    """An adapter's evaluation was Base."""
     skilled = write_evaluation(tmp_path / "skilled", solved(4), skills_in_prompt=True)
-    table = compare_runs([skilled, base])
-    assert [row.label for row in table.rows] == ["Base+Skill", "Base"]
-    assert table.baseline == "Base"
+    adapter = write_evaluation(tmp_path / "adapter", solved(5), model="someone/adapter")
+    table = compare_runs([skilled, adapter, base, sgsd], baseline="Base")
+    assert [row.label for row in table.rows] == ["Base+Skill", "adapter", "Base", "SGSD"]
+    table = compare_runs([skilled, base, adapter])
+    assert [row.label for row in table.rows] == ["base-model+Skill", "base-model", "adapter"]
+    assert table.baseline == "base-model"
 
 
 def test_several_evaluations_have_a_mean_of_equal_weights(tmp_path):
@@ -214,7 +181,6 @@ def test_the_final_checkpoint_unless_another_was_declared(tmp_path, sgsd):
     assert any("sums-50 is of step 50, not of step 100, and is left out" in note for note in final.notes)
     declared = compare_runs([sgsd], checkpoint=50)
     assert {column.name for column in declared.columns} == {"sums", "sums-50"}
-    assert any(note.endswith("are of the same problems: no mean is taken.") for note in declared.notes)
     assert {cell.mean for cell in declared.rows[0].cells[:2]} == {0.8, 0.9}
     assert "Checkpoint: step 50 of every run, as declared." in declared.notes
     with pytest.raises(ConfigError, match="no evaluation of checkpoint 75"):
@@ -227,7 +193,7 @@ def test_an_evaluation_elsewhere_belongs_to_the_run_its_model_is(tmp_path, base,
     assert [row.label for row in table.rows] == ["Base", "SGSD"]
     assert [column.name for column in table.columns] == ["sums", "more", "mean"]
     early = write_evaluation(tmp_path / "early", solved(7), model=f"{sgsd}/checkpoint-50")
-    with pytest.raises(ConfigError, match=r"another checkpoint: got .*early, of step 50; expected step 100, the final"):
+    with pytest.raises(ConfigError, match=r"final checkpoint: got .*early is of step 50, not of step 100"):
         compare_runs([early])
     assert compare_runs([early], checkpoint=50).rows[0].label == "SGSD"
     inside = compare_runs([sgsd / "evaluations" / "sums"])
@@ -294,11 +260,11 @@ def test_notes(tmp_path, base, sgsd):
     again = write_evaluation(tmp_path / "again", solved(5), model="other-model", engine="vllm", seed=1)
     notes = compare_runs([other, sgsd, longer, skilled, again]).notes
     assert "The runs ended at unlike steps. SGSD: 100; GRPO: 200." in notes
-    assert "Sampling seeds of Base: 0, 1." in notes
+    assert "Sampling seeds of other-model: 0, 1." in notes
     assert "One seed: SGSD; GRPO. Such an interval says nothing of other seeds." in notes
     assert "SGSD was evaluated with skills in the prompt: q." in notes
     assert "Evaluation sums was not made alike everywhere. engine: None, vllm." in notes
-    assert "Not all are of one model. Base: other-model; SGSD: base-model; GRPO: base-model." in notes
+    assert "Not all are of one model. other-model: other-model; SGSD: base-model; GRPO: base-model." in notes
     assert "Whether train.jsonl holds test problems: sgsd contamination --train … --test …" in notes
     (said,) = (note for note in notes if "differences" in note)
     assert said.startswith("2 differences beside the means")
@@ -306,8 +272,11 @@ def test_notes(tmp_path, base, sgsd):
 
 
 def test_what_cannot_be_read_is_refused(tmp_path, base):
-    with pytest.raises(ConfigError, match="neither a run nor an evaluation"):
+    with pytest.raises(ConfigError, match=r"no such folder: got .*nowhere; expected one of sgsd train or sgsd eval$"):
         compare_runs([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="neither a run nor an evaluation"):
+        compare_runs([tmp_path / "empty"])
     with pytest.raises(ConfigError, match="nothing to compare"):
         compare_runs([])
     lines = (base / "samples.jsonl").read_text().splitlines()

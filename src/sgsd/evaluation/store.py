@@ -1,9 +1,4 @@
-"""The folder of one evaluation while it is made: settings first, then batch after batch, then the summary.
-
-settings.json   what the samples depend on; written before the first of them
-samples.jsonl   one judged sample a line, appended batch by batch
-summary.json    written last: an evaluation without it is not finished
-"""
+"""The folder of one evaluation while it is made: settings first, then batch after batch, the summary last."""
 
 from __future__ import annotations
 
@@ -13,16 +8,9 @@ from pathlib import Path
 
 from sgsd import runfolder
 from sgsd.errors import ConfigError, DataError
-from sgsd.evaluation.run import (
-    Evaluation,
-    Sample,
-    read_samples,
-    sample_lines,
-    whole_batches,
-)
+from sgsd.evaluation.run import Evaluation, Sample, read_samples, sample_lines, whole_batches
 
-_HASHES = ("prompts", "weights", "bank")
-"""Settings that are hashes: two of them tell nobody anything."""
+_HASHES = ("prompts", "weights", "bank")  # settings that tell a reader nothing
 _FILES = (runfolder.SETTINGS, runfolder.SAMPLES, runfolder.SUMMARY)
 
 
@@ -90,22 +78,16 @@ class SampleStore:
             raise ConfigError(
                 "the folder holds an evaluation whose settings are unknown", got=str(self.folder), remedy=remedy
             ) from error
-        if "problems" not in before and "problems" in self._settings:  # of an older version
-            before["problems"] = self._settings["problems"]
-        if before == self._settings:
-            return
-        names = sorted(name for name in {*before, *self._settings} if before.get(name) != self._settings.get(name))
-        name = next((name for name in names if name not in _HASHES), names[0])
-        here, there = self._settings.get(name), before.get(name)
-        if name == "problems":
-            what, here, there = "of other problems", f"{here} problems", f"{there} problems"
-        elif name in _HASHES:
-            what, here, there = f"of other {name}", "other ones", f"the {name}"
-        else:
-            what, here, there = f"with other settings ({', '.join(names)})", f"{name} {_shown(here)}", _shown(there)
-        raise ConfigError(
-            f"{self.folder} holds an evaluation {what}", got=here, expected=f"{there} as there", remedy=remedy
-        )
+        names = [name for name in {**before, **self._settings} if before.get(name) != self._settings.get(name)]
+        if names:
+            names.sort(key=lambda name: (name in _HASHES, name))
+            here, there = (_shown(settings.get(names[0])) for settings in (self._settings, before))
+            raise ConfigError(
+                f"{self.folder} holds an evaluation of other {', '.join(names)}",
+                got=f"{names[0]} {here}",
+                expected=f"{there} as there",
+                remedy=remedy,
+            )
 
 
 def _shown(value: object) -> str:
