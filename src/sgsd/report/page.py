@@ -1,8 +1,4 @@
-"""Everything on one HTML page that needs no network.
-
-The page is safe to open whatever the runs hold (see ``html``): JSON is embedded with ``<``, ``>`` and ``&`` escaped,
-and the script writes text and never HTML.
-"""
+"""Everything on one HTML page that needs no network, and is harmless whatever the runs hold (see ``html``)."""
 
 from __future__ import annotations
 
@@ -11,13 +7,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sgsd import __version__
+from sgsd import __version__, runfolder
 from sgsd.bank import Mistake, Skill
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.comparison import Comparison, compare_runs
 from sgsd.report import curves, html, tables
 from sgsd.report.rollouts import LEVELS, traced_groups
-from sgsd.report.runs import Run, grouped, is_run, load_runs
+from sgsd.report.runs import Run, grouped, load_runs
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -38,7 +34,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     """
     if os.path.lexists(output) and not html.is_own(output):
         raise ConfigError("the target is no report of sgsd's", got=str(output), remedy="choose another --output")
-    runs = load_runs([folder for folder in folders if is_run(folder)])
+    # A folder that is not there is refused as a run.
+    runs = load_runs([one for one in folders if (one / runfolder.RUN).is_file() or not one.is_dir()])
     try:
         comparison, why_not = compare_runs(folders), ""
     except (ConfigError, DataError) as error:
@@ -71,20 +68,14 @@ def _page(runs: Sequence[Run], comparison: Comparison | None, why_not: str) -> s
         learning=curves.learning_figure(groups),
         signs=curves.signs_figure(groups),
         polarities=curves.polarity_figure(groups),
-        supports=tables.support_table(groups),
         banks=[
-            (group.label, tables.worth_table(group), items, tables.order_note(items))
+            (group.label, items, tables.order_note(items))
             for group in groups
             if group.ledger.items
             for items in [tables.item_table(group)]
         ],
         traced=traced,
         levels=LEVELS,
-        changes=[
-            (run.name, diff)
-            for run in runs
-            if run.bank_start is not None and run.bank is not None and (diff := run.bank_start.diff(run.bank))
-        ],
         apart=apart,
         shared=shared,
         traces={"levels": LEVELS, "rollouts": [rollout for group in traced for rollout in group["rollouts"]]},
