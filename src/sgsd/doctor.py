@@ -82,9 +82,7 @@ class Teachers:
         auc_control: the same of supports measured against the control teacher's.
         style_share: the control teacher's mean |gap| a token over the teachers': what any such prompt does.
         stance_share: share of teachers with a stance, measured against the control.
-        successes, failures: rollouts that were scored.
-        sampled_with: the prompt of these rollouts: ``plain``, or, where plain rollouts all have one outcome, the
-            context, decoded greedily. Successes of one prompt and failures of another would differ by the prompt alone.
+        successes, failures: plain rollouts that were scored.
     """
 
     auc: Estimate | None
@@ -93,7 +91,6 @@ class Teachers:
     stance_share: float
     successes: int
     failures: int
-    sampled_with: str
 
 
 @dataclass(frozen=True)
@@ -221,9 +218,8 @@ class Diagnosis:
             if found.auc is None or found.auc_control is None:
                 yield f"Whether teachers tell successes from failures cannot be said: {counts}."
             else:
-                origin = "" if found.sampled_with == PLAIN else f" of {found.sampled_with} in the prompt"
                 yield (
-                    f"Teachers' supports of {counts}{origin}: area under the ROC curve {_figures(found.auc)}, "
+                    f"Teachers' supports of {counts}: area under the ROC curve {_figures(found.auc)}, "
                     f"measured against a control {_figures(found.auc_control)}."
                 )
             yield (
@@ -325,72 +321,77 @@ def diagnose(
     drawn = random.Random(seed).sample(list(problems), min(len(problems), rollouts))
     k = rollouts // len(drawn)
 
-    def answered(what: str, asked: Sequence[Problem], k: int, shown: Sequence[Shown] | None, **how: Any) -> _Answered:
+    def answered(
+        what: str, asked: Sequence[Problem], k: int = 1, shown: Sequence[Shown] | None = None, **how: Any
+    ) -> tuple[Evaluation, list[Rollout]]:
         def told(done: int) -> None:
             if progress is not None:
                 progress(what, done, k * len(asked))
 
-        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": told} | how
+        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": told, "temperature": 0} | how
         sampler = _Keeping(TransformersSampler(model, tokenizer, **options))
-        made = evaluate(
-            sampler, asked, renderer, verifier, k=k, seed=seed, max_prompt_length=max_prompt_length, shown=shown
-        )
-        return _Answered(asked, made, sampler.rollouts)
+        limit = {"max_prompt_length": max_prompt_length, "shown": shown}
+        return evaluate(sampler, asked, renderer, verifier, k=k, seed=seed, **limit), sampler.rollouts
 
     began = time.perf_counter()
-    plain = answered(PLAIN, drawn, k, None, temperature=temperature, top_p=top_p, top_k=top_k)
-    sampled = time.perf_counter()
+    plain, sampled = answered(PLAIN, drawn, k, temperature=temperature, top_p=top_p, top_k=top_k)
+    sampling_seconds = (time.perf_counter() - began) / len(sampled)
     some = drawn[: max(LEAST_ROLLOUTS, rollouts // 2)]
-    greedy = answered(f"{PLAIN}, greedy", some, 1, None, temperature=0)
-    fitting: dict[str, _Answered] = {}
+    greedy, _ = answered(f"{PLAIN}, greedy", some)
+    in_prompt: dict[str, InPrompt] = {}
+    made: dict[str, Evaluation] = {}
     too_long: dict[str, int] = {}
     for context in contexts:
         shown = skill_pairs(some, retriever, bank, 1, context)
-        longest = max(map(len, prompts_of(some, renderer, shown)))
-        if longest > max_prompt_length:
-            too_long[context] = longest
-        else:
-            fitting[context] = answered(f"{context}, greedy", some, 1, shown, temperature=0)
-    best, judged, teachers = _best(fitting), plain, None
-    scoring = time.perf_counter()
+        lengths = [len(prompt) for prompt in prompts_of(some, renderer, shown)]
+        if max(lengths) > max_prompt_length:
+            too_long[context] = max(lengths)
+            continue
+        own, _ = answered(f"{context}, greedy", some, shown=shown)
+        made[context] = own
+        in_prompt[context] = InPrompt(own.accuracy, _gain(greedy, own), sum(lengths) / len(some), own.truncated)
+    best = None
+    for name in sorted(in_prompt, key=lambda name: in_prompt[name].prompt_tokens):
+        if best is None or _gain(made[best], made[name]).low > 0:  # a longer one has to differ from a shorter
+            best = name
+    teachers, began = None, time.perf_counter()
     if best is not None:
-        if not plain.has_both and fitting[best].has_both:
-            judged = fitting[best]
         teachers = _teachers(
-            judged,
+            plain,
+            sampled,
+            drawn,
             bank,
-            best,
             model=model,
             renderer=renderer,
             retriever=retriever,
             num_teachers=1 if best == "document" else num_teachers,
-            max_prompt_length=max_prompt_length,
+            alone=best != "pairs",
+            limits={
+                "max_prompt_length": max_prompt_length,
+                "document": str(bank.metadata["document"]) if best == "document" else None,
+            },
             seed=seed,
             clip=support_clip,
             threshold=support_threshold,
-            sampled_with=PLAIN if judged is plain else best,
         )
     return Diagnosis(
         problems=len(drawn),
-        rollouts=len(plain.rollouts),
+        rollouts=len(sampled),
         greedy_problems=len(some),
         max_new_tokens=max_new_tokens,
-        success=plain.evaluation.accuracy,
-        greedy_success=greedy.evaluation.accuracy,
+        success=plain.accuracy,
+        greedy_success=greedy.accuracy,
         truncated=plain.truncated,
-        undecided=plain.outcomes.count(0) / len(plain.rollouts),
-        mean_tokens=sum(sample.tokens for sample in plain.evaluation.samples) / len(plain.rollouts),
-        prompt_tokens=plain.prompt_tokens,
-        in_prompt={
-            name: InPrompt(own.evaluation.accuracy, _gain(greedy, own), own.prompt_tokens, own.truncated)
-            for name, own in fitting.items()
-        },
+        undecided=_outcomes(plain).count(0) / len(sampled),
+        mean_tokens=sum(sample.tokens for sample in plain.samples) / len(sampled),
+        prompt_tokens=sum(len(rollout.prompt_ids) for rollout in sampled) / len(sampled),
+        in_prompt=in_prompt,
         too_long=too_long,
         max_prompt_length=max_prompt_length,
         context=best,
         teachers=teachers,
-        sampling_seconds=(sampled - began) / len(plain.rollouts),
-        scoring_seconds=(time.perf_counter() - scoring) / len(judged.rollouts) if best is not None else 0.0,
+        sampling_seconds=sampling_seconds,
+        scoring_seconds=(time.perf_counter() - began) / len(sampled),
         memory_gib=_peak_memory(),
     )
 
@@ -441,33 +442,12 @@ class _Keeping:
         return self.rollouts
 
 
-@dataclass(frozen=True)
-class _Answered:
-    """The rollouts of one kind of prompt, problem by problem."""
-
-    problems: Sequence[Problem]
-    evaluation: Evaluation
-    rollouts: Sequence[Rollout]
-
-    @property
-    def outcomes(self) -> list[int]:
-        return [Outcome(sample.outcome).sign for sample in self.evaluation.samples]
-
-    @property
-    def has_both(self) -> bool:
-        return {-1, 1} <= set(self.outcomes)
-
-    @property
-    def truncated(self) -> float:
-        return sum(sample.is_truncated for sample in self.evaluation.samples) / len(self.rollouts)
-
-    @property
-    def prompt_tokens(self) -> float:
-        return sum(len(rollout.prompt_ids) for rollout in self.rollouts) / len(self.rollouts)
+def _outcomes(evaluation: Evaluation) -> list[int]:
+    return [Outcome(sample.outcome).sign for sample in evaluation.samples]
 
 
-def _gain(before: _Answered, after: _Answered) -> Estimate:
-    return paired_difference(*(list(one.evaluation.accuracies.values()) for one in (before, after)))
+def _gain(before: Evaluation, after: Evaluation) -> Estimate:
+    return paired_difference(list(before.accuracies.values()), list(after.accuracies.values()))
 
 
 def _contexts(bank: SkillBank, asked: Sequence[str] | None) -> Sequence[str]:
@@ -482,50 +462,36 @@ def _contexts(bank: SkillBank, asked: Sequence[str] | None) -> Sequence[str]:
     return contexts
 
 
-def _best(fitting: Mapping[str, _Answered]) -> str | None:
-    """The context with the highest accuracy; a longer one has to differ from a shorter."""
-    best = None
-    for name in sorted(fitting, key=lambda name: fitting[name].prompt_tokens):
-        if best is None or _gain(fitting[best], fitting[name]).low > 0:
-            best = name
-    return best
-
-
 def _teachers(
-    judged: _Answered,
+    evaluation: Evaluation,
+    rollouts: Sequence[Rollout],
+    problems: Sequence[Problem],
     bank: SkillBank,
-    context: str,
     *,
     model: Any,
     renderer: PromptRenderer,
     retriever: Retriever,
     num_teachers: int,
-    max_prompt_length: int,
+    alone: bool,
+    limits: Mapping[str, Any],
     seed: int,
     clip: float,
     threshold: float,
-    sampled_with: str,
 ) -> Teachers | None:
-    """What student, teachers and control say of the rollouts that were decided."""
-    limits: Any = {
-        "max_prompt_length": max_prompt_length,
-        "document": str(bank.metadata["document"]) if context == "document" else None,
-    }
-    texts = [problem.text for problem in judged.problems]
-    found = retriever.retrieve(texts, bank, num_teachers, alone=context != "pairs")
-    k = len(judged.rollouts) // len(texts)
+    """What student, teachers and control say of the rollouts that were decided; ``None`` where there are none."""
+    found = retriever.retrieve([problem.text for problem in problems], bank, num_teachers, alone=alone)
+    outcomes, k = _outcomes(evaluation), len(rollouts) // len(problems)
     rows: list[int] = []  # rollouts to score
     students: list[list[int]] = []
     controls: list[list[int]] = []
     pools: list[TeacherPool] = []
-    for number, (problem, retrieval) in enumerate(zip(judged.problems, found, strict=True)):
+    for number, (problem, retrieval) in enumerate(zip(problems, found, strict=True)):
         student, prompt = renderer.student_ids(problem), renderer.student_messages(problem)
         pool = build_pool(prompt, retrieval, renderer, num_teachers=num_teachers, **limits)
         if not pool.prompts:
             continue
         control = control_prompt(prompt, pool, bank, renderer, seed=f"{seed} {problem.text}", **limits) or student
-        own = range(number * k, (number + 1) * k)
-        own = [n for n in own if judged.outcomes[n] and judged.rollouts[n].completion_ids]
+        own = [n for n in range(number * k, (number + 1) * k) if outcomes[n] and rollouts[n].completion_ids]
         rows += own
         students += [student] * len(own)
         controls += [control] * len(own)
@@ -534,7 +500,7 @@ def _teachers(
         return None
     places = [(b, prompt) for b, pool in enumerate(pools) for prompt in pool.prompts]
     owner = torch.tensor([b for b, _ in places])
-    completions = [judged.rollouts[n].completion_ids for n in rows]
+    completions = [rollouts[n].completion_ids for n in rows]
     scores = score_completions(
         model,
         [*students, *controls, *(prompt for _, prompt in places)],
@@ -553,7 +519,7 @@ def _teachers(
     weights = torch.tensor([weight for pool in pools for weight in pool.weights])
     beside = torch.zeros(B).index_add(0, owner, weights * support.squeeze(1))
     gap, style = ((other - plain[owner]).abs()[mask[owner]].sum() for other in (teachers, control[owner]))
-    success = [judged.outcomes[n] > 0 for n in rows]
+    success = [outcomes[n] > 0 for n in rows]
     aucs: list[Estimate | None] = [None, None]
     if len(set(success)) == 2:
         asked = [n // k for n in rows]
@@ -565,7 +531,6 @@ def _teachers(
         stance_share=float((stance != 0).float().mean()),
         successes=sum(success),
         failures=B - sum(success),
-        sampled_with=sampled_with,
     )
 
 

@@ -152,6 +152,11 @@ class Evaluation:
         """avg@k with its 95 % interval over problems."""
         return mean_estimate(list(self.accuracies.values()))
 
+    @property
+    def truncated(self) -> float:
+        """Share of the samples that were cut off."""
+        return sum(sample.is_truncated for sample in self.samples) / len(self.samples)
+
     def pass_at(self, k: int) -> Estimate:
         """Unbiased pass@k with its 95 % interval over problems; ``metrics.pass_at_k``."""
         counts = (sum(sample.is_correct for sample in own) for own in self.by_problem.values())
@@ -190,7 +195,7 @@ class Evaluation:
             "accuracy": self.accuracy.mean,
             "ci95": [self.accuracy.low, self.accuracy.high],
             **several,
-            "truncated": sum(sample.is_truncated for sample in self.samples) / count,
+            "truncated": self.truncated,
             "no_answer": sum(sample.extracted is None for sample in self.samples) / count,
             "undecided": sum(sample.outcome == Outcome.UNDECIDED for sample in self.samples) / count,
             "mean_tokens": float(np.mean(tokens)),
