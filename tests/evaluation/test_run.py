@@ -11,8 +11,7 @@ from sgsd.bank import SkillBank
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, DataError, PromptError
 from sgsd.evaluation import Evaluation, evaluate
-from sgsd.evaluation.run import batch_seed, sample_lines
-from sgsd.evaluation.store import SampleStore
+from sgsd.evaluation.run import SampleStore, batch_seed, sample_lines
 from sgsd.prompts import PromptRenderer
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.verifiers import Outcome, Verdict, get_verifier

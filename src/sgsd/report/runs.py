@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from sgsd import runfolder
@@ -22,6 +23,8 @@ from sgsd.trainers.names import method_name
 T = TypeVar("T")
 _DRAWN = 1e100  # at most: charts compute with squares and sums
 _Sign: TypeAlias = Literal[-1, 0, 1]
+# JSON has no other number.
+_Number: TypeAlias = Annotated[float | None, AfterValidator(lambda x: x if x is not None and isfinite(x) else None)]
 
 
 class _Teacher(TypedDict):
@@ -31,7 +34,7 @@ class _Teacher(TypedDict):
     polarity: _Sign
     support: float
     weight: float
-    gaps: list[float | None]
+    gaps: list[_Number]
 
 
 class Trace(TypedDict):
@@ -43,8 +46,8 @@ class Trace(TypedDict):
     answer: str
     outcome: str
     tokens: list[str]
-    counted: list[bool]
-    student_logps: list[float | None]
+    counted: list[Annotated[int, Field(ge=0, le=1)]]
+    student_logps: list[_Number]
     teachers: list[_Teacher]
 
 
