@@ -94,6 +94,10 @@ def test_lines_are_means_and_bands_go_from_the_lowest_to_the_highest_seed(groups
     assert shares[4:] == pytest.approx([0.2, 1.1 / 3, 1.6 / 3, 0.7, 0.6, 1.4 / 3, 1 / 3, 0.2], abs=0.002)
 
 
+def test_each_group_is_a_row_with_the_number_of_its_seeds(groups):
+    assert [row[:3] for row in curves.outcome_table(groups).rows] == [("GRPO", 2, 30), ("SGSD", 2, 30)]
+
+
 def test_what_no_run_recorded_has_no_figure(groups):
     grpo = groups[:1]
     assert curves.polarity_figure(grpo) is None
@@ -158,13 +162,3 @@ def test_the_comparison_has_the_figures_of_sgsd_compare(runs):
     assert none is None
     assert difference.text.startswith("+45.0 % (+")
     assert 0.5 < difference.low < difference.mean < difference.high == 1.0  # above the middle, which is no difference
-
-
-def test_seeds_are_counted(runs):
-    """At 029fdea a run of seed 0 had "0" under "seeds"."""
-    for folders, count in ((runs[:1], 1), (runs[:2], 2)):
-        for table in (
-            curves.outcome_table(grouped(load_runs(folders))),
-            tables.comparison_table(compare_runs(folders)),
-        ):
-            assert [row[table.columns.index("seeds")] for row in table.rows] == [count]
