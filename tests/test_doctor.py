@@ -50,7 +50,7 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
         "too_long": {"document": 300},
         "max_prompt_length": 200,
         "context": "rules",
-        "teachers": Teachers(estimate, estimate, 0.4, 0.8, successes=32, failures=96, sampled_with="plain"),
+        "teachers": Teachers(estimate, estimate, 0.4, 0.8, successes=32, failures=96),
         "sampling_seconds": 0.1,
         "scoring_seconds": 0.1,
         "memory_gib": 1,
@@ -284,7 +284,6 @@ def test_a_document_is_shown_whole_only_where_that_is_better_than_a_rule(sharp, 
     assert found.in_prompt["document"].accuracy.mean == whole.count(RIGHT)
     assert found.in_prompt["rules"].prompt_tokens < found.in_prompt["document"].prompt_tokens
     assert found.teachers.successes + found.teachers.failures == 16
-    assert found.teachers.sampled_with == "plain"
 
 
 def test_what_is_too_long_is_left_out_and_the_rest_is_tried(sharp, document):
@@ -296,21 +295,10 @@ def test_what_is_too_long_is_left_out_and_the_rest_is_tried(sharp, document):
     assert any(f"{found.too_long['document']} tokens of prompt, room for {room}" in said for said in found.sentences)
 
 
-@pytest.mark.parametrize(
-    ("plain", "shown", "sampled_with", "known"),
-    [
-        ([WRONG], [WRONG, RIGHT], "rules", True),
-        ([RIGHT, OPEN], [WRONG, RIGHT], "rules", True),
-        ([WRONG, RIGHT], [WRONG], "plain", True),
-        ([WRONG], [WRONG], "plain", False),
-        ([OPEN, WRONG], [RIGHT], "plain", False),
-    ],
-)
-def test_successes_and_failures_are_of_one_prompt(sharp, document, plain, shown, sampled_with, known):
-    found = scripted(sharp, plain, shown, bank=document, contexts=["rules"])
-    assert found.teachers.sampled_with == sampled_with
+@pytest.mark.parametrize(("plain", "known"), [([WRONG, RIGHT], True), ([WRONG], False), ([RIGHT, OPEN], False)])
+def test_rollouts_of_one_outcome_tell_nothing_of_teachers(sharp, document, plain, known):
+    found = scripted(sharp, plain, [WRONG, RIGHT], bank=document, contexts=["rules"])
     assert (found.teachers.auc is not None) == (found.teachers.auc_control is not None) == known
-    assert any("of rules in the prompt" in said for said in found.sentences) == (sampled_with == "rules")
 
 
 def test_a_verifier_that_decides_nothing_is_a_no(sharp, document):

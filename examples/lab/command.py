@@ -148,8 +148,8 @@ def _experiment(
     from sgsd.cli.train import run_training
     from sgsd.engines.generation import TransformersSampler
     from sgsd.evaluation import evaluate
-    from sgsd.evaluation.curve import AccuracyCallback
     from sgsd.examples.lab.ablations import as_objectives
+    from sgsd.examples.lab.curve import AccuracyCallback
     from sgsd.examples.lab.experiment import BankShares, NoisyVerifier, TopicEmbedder, make_bank, questions
     from sgsd.examples.lab.language import MAX_COMPLETION
     from sgsd.examples.lab.table import LAB_RECORD

@@ -1,25 +1,8 @@
 """Whether a bank or a document will help, told from some rollouts and without training: ``sgsd doctor``.
 
 Measured are the plain prompt, sampled; what each form of the bank in the prompt changes, decoded greedily on the same
-problems; and whether teachers of one form tell the sampled successes from the failures. Greedily, because a teacher
-says at each position what is likeliest there: SmolLM2 with a rule in the prompt answers nearly always by it, but at
-temperature 0.8 goes astray at some token in most answers. ``Diagnosis.verdict`` follows. The first line that applies
-decides:
-
-    more than half of the plain rollouts cut off, and less than 2 % right             no
-    more than half of the plain rollouts undecided                                    no
-    the plain prompt right in 95 % or more                                            no
-    no form of the bank fits into the prompts                                         no
-    shown in the prompt, it raises the accuracy: the paired difference is above 0     go
-    more than half of the answers cut off with the bank in some form in the prompt,
-    but not of the plain ones                                                         no
-    the plain prompt right in less than 2 %, or more than 90 %                        no
-    supports tell successes from failures: their area under the ROC curve, measured
-    against a control teacher, is above 0.55                                          go with these settings
-    otherwise                                                                         use GRPO
-
-"Above" means the lower end of the 95 % interval. Below 2 % and above 90 % most groups of rollouts are alike, and the
-ledger sees one outcome alone: neither GRPO nor trust that has to be earned has anything to go by.
+problems; and whether teachers of one form tell the sampled successes from the failures. ``docs/doctor.md`` has the rule
+by which ``Diagnosis.verdict`` follows. Greedily, because a teacher says at each position what is likeliest there.
 """
 
 from __future__ import annotations
@@ -29,7 +12,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -81,14 +64,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class InPrompt:
-    """The bank shown in the prompt, in one form; decoded greedily.
-
-    Attributes:
-        accuracy: over the problems.
-        difference: to the plain prompt, paired by problem.
-        prompt_tokens: mean.
-        truncated: share of answers cut off.
-    """
+    """The bank shown in the prompt, in one form; decoded greedily. The difference is to the plain prompt, paired."""
 
     accuracy: Estimate
     difference: Estimate
@@ -106,9 +82,7 @@ class Teachers:
         auc_control: the same of supports measured against the control teacher's.
         style_share: the control teacher's mean |gap| a token over the teachers': what any such prompt does.
         stance_share: share of teachers with a stance, measured against the control.
-        successes, failures: rollouts that were scored.
-        sampled_with: the prompt of these rollouts: ``plain``, or, where plain rollouts all have one outcome, the
-            context, decoded greedily. Successes of one prompt and failures of another would differ by the prompt alone.
+        successes, failures: plain rollouts that were scored.
     """
 
     auc: Estimate | None
@@ -117,7 +91,6 @@ class Teachers:
     stance_share: float
     successes: int
     failures: int
-    sampled_with: str
 
 
 @dataclass(frozen=True)
@@ -130,11 +103,9 @@ class Diagnosis:
         max_new_tokens: the most of a completion.
         success, greedy_success: of the plain prompt, sampled and decoded greedily.
         truncated, undecided: shares of its rollouts that were cut off, and that the verifier could not judge.
-        mean_tokens: of its completions.
-        prompt_tokens: of the plain prompt, mean.
+        mean_tokens, prompt_tokens: of its completions, and of the plain prompt.
         in_prompt: context → what it does in the prompt; ``trainers.config.CONTEXTS`` has the names.
-        too_long: context → tokens of its longest prompt, where that does not fit.
-        max_prompt_length: what prompts have to fit.
+        too_long: context → tokens of its longest prompt, where that is more than ``max_prompt_length``.
         context: what teachers should be shown: the context with the highest accuracy, the shorter one where two do not
             differ; ``None`` where none fits.
         teachers: of that context.
@@ -163,7 +134,6 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
-        """By the rule above."""
         return self._ruling[0]
 
     @property
@@ -178,6 +148,7 @@ class Diagnosis:
 
     @cached_property
     def _ruling(self) -> tuple[Verdict, str, dict[str, Any]]:
+        """The first rule of ``docs/doctor.md`` that applies; "above" means the lower end of an interval."""
         longer = {"max_completion_length": 2 * self.max_new_tokens}
         low, high = SIGNAL
         right = _percent(self.success)
@@ -211,12 +182,13 @@ class Diagnosis:
             said = f"{_NAMES[cut]} in the prompt has {share:.0%} of the answers cut off at {self.max_new_tokens} tokens"
             return Verdict.NO, f"{said}: what it is worth cannot be seen, so let them end.", longer
         if not low <= self.success.mean <= high:
+            # Groups of rollouts are alike: GRPO has nothing to compare, and trust cannot be earned.
             many = "easier" if self.success.mean < low else "harder"
             said = f"{gain}, and the plain prompt is right in {right}: take another document, or {many} tasks."
             return Verdict.NO, said, {}
         groups = {"num_generations": 8} | (longer if self.truncated >= _MANY_CUT else {})
         auc = self.teachers.auc_control
-        told = "cannot be told" if auc is None else _estimate(auc)
+        told = "cannot be told" if auc is None else _figures(auc)
         if auc is not None and auc.low > LEAST_AUC:
             said = f"{gain}, but its teachers tell successes from failures: area under the ROC curve {told}."
             trusted = {"teacher_trust": "worth", "sgsd_weight": 2.0, "grpo_weight": 1.0}
@@ -227,40 +199,37 @@ class Diagnosis:
         )
         return Verdict.USE_GRPO, said, {"method": "grpo"} | groups
 
-    def _findings(self) -> list[str]:
-        said = [
+    def _findings(self) -> Iterator[str]:
+        yield (
             f"Plain prompt: {_percent(self.success)} right in {self.rollouts} rollouts of {self.problems} problems; "
-            f"{self.truncated:.0%} cut off, {self.undecided:.0%} undecided; {self.mean_tokens:.0f} tokens each.",
-            f"Greedily, on {self.greedy_problems} of them: {_percent(self.greedy_success)}.",
-        ]
+            f"{self.truncated:.0%} cut off, {self.undecided:.0%} undecided; {self.mean_tokens:.0f} tokens each."
+        )
+        yield f"Greedily, on {self.greedy_problems} of them: {_percent(self.greedy_success)}."
         for name, shown in self.in_prompt.items():
-            said.append(
+            yield (
                 f"{_NAMES[name]} in the prompt: {_percent(shown.accuracy)}, {_points(shown.difference)}; "
                 f"{shown.prompt_tokens:.0f} tokens of prompt, {self.prompt_tokens:.0f} without."
             )
-        said += [
-            f"{_NAMES[name]} does not fit: {tokens:,} tokens of prompt, room for {self.max_prompt_length:,}."
-            for name, tokens in self.too_long.items()
-        ]
+        for name, tokens in self.too_long.items():
+            room = f"room for {self.max_prompt_length:,}"
+            yield f"{_NAMES[name]} does not fit: {tokens:,} tokens of prompt, {room}."
         if (found := self.teachers) is not None:
             counts = f"{found.successes} successes and {found.failures} failures"
             if found.auc is None or found.auc_control is None:
-                said.append(f"Whether teachers tell successes from failures cannot be said: {counts}.")
+                yield f"Whether teachers tell successes from failures cannot be said: {counts}."
             else:
-                origin = "" if found.sampled_with == PLAIN else f" of {found.sampled_with} in the prompt"
-                said.append(
-                    f"Teachers' supports of {counts}{origin}: area under the ROC curve {_estimate(found.auc)}, "
-                    f"measured against a control {_estimate(found.auc_control)}."
+                yield (
+                    f"Teachers' supports of {counts}: area under the ROC curve {_figures(found.auc)}, "
+                    f"measured against a control {_figures(found.auc_control)}."
                 )
-            said.append(
+            yield (
                 f"{found.style_share:.0%} of the teachers' gap is style, which a control has too; "
                 f"{found.stance_share:.0%} of teachers take a stance."
             )
-        said.append(
+        yield (
             f"A rollout takes {self.sampling_seconds:.2f} s to sample and {self.scoring_seconds:.2f} s to score; the "
             f"process had {self.memory_gib:.1f} GiB at most."
         )
-        return said
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data, the verdict too."""
@@ -274,8 +243,8 @@ class Diagnosis:
         Raises:
             DataError: it is something else.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        return validated(TypeAdapter(cls), {name: document[name] for name in names if name in document}, where)
+        names = {field.name for field in dataclasses.fields(cls)}
+        return validated(TypeAdapter(cls), {name: document[name] for name in names & document.keys()}, where)
 
     def save(self, folder: Path) -> None:
         """Write ``doctor.json``."""
@@ -351,81 +320,78 @@ def diagnose(
     contexts = _contexts(bank, contexts)
     drawn = random.Random(seed).sample(list(problems), min(len(problems), rollouts))
     k = rollouts // len(drawn)
-    total = k * len(drawn)
 
-    def answered(what: str, asked: Sequence[Problem], k: int, shown: Sequence[Shown] | None, **how: Any) -> _Answered:
+    def answered(
+        what: str, asked: Sequence[Problem], k: int = 1, shown: Sequence[Shown] | None = None, **how: Any
+    ) -> tuple[Evaluation, list[Rollout]]:
         def told(done: int) -> None:
             if progress is not None:
                 progress(what, done, k * len(asked))
 
-        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": told} | how
+        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": told, "temperature": 0} | how
         sampler = _Keeping(TransformersSampler(model, tokenizer, **options))
-        made = evaluate(
-            sampler, asked, renderer, verifier, k=k, seed=seed, max_prompt_length=max_prompt_length, shown=shown
-        )
-        return _Answered(made, sampler.rollouts)
+        limit = {"max_prompt_length": max_prompt_length, "shown": shown}
+        return evaluate(sampler, asked, renderer, verifier, k=k, seed=seed, **limit), sampler.rollouts
 
     began = time.perf_counter()
-    plain = answered(PLAIN, drawn, k, None, temperature=temperature, top_p=top_p, top_k=top_k)
-    sampling_seconds = (time.perf_counter() - began) / total
+    plain, sampled = answered(PLAIN, drawn, k, temperature=temperature, top_p=top_p, top_k=top_k)
+    sampling_seconds = (time.perf_counter() - began) / len(sampled)
     some = drawn[: max(LEAST_ROLLOUTS, rollouts // 2)]
-    greedy = answered(f"{PLAIN}, greedy", some, 1, None, temperature=0)
-    fitting: dict[str, _Answered] = {}
+    greedy, _ = answered(f"{PLAIN}, greedy", some)
+    in_prompt: dict[str, InPrompt] = {}
+    made: dict[str, Evaluation] = {}
     too_long: dict[str, int] = {}
     for context in contexts:
         shown = skill_pairs(some, retriever, bank, 1, context)
-        longest = max(map(len, prompts_of(some, renderer, shown)))
-        if longest > max_prompt_length:
-            too_long[context] = longest
-        else:
-            fitting[context] = answered(f"{context}, greedy", some, 1, shown, temperature=0)
-    best = _best(fitting)
-    teachers, scoring_seconds = None, 0.0
+        lengths = [len(prompt) for prompt in prompts_of(some, renderer, shown)]
+        if max(lengths) > max_prompt_length:
+            too_long[context] = max(lengths)
+            continue
+        own, _ = answered(f"{context}, greedy", some, shown=shown)
+        made[context] = own
+        in_prompt[context] = InPrompt(own.accuracy, _gain(greedy, own), sum(lengths) / len(some), own.truncated)
+    best = None
+    for name in sorted(in_prompt, key=lambda name: in_prompt[name].prompt_tokens):
+        if best is None or _gain(made[best], made[name]).low > 0:  # a longer one has to differ from a shorter
+            best = name
+    teachers, began = None, time.perf_counter()
     if best is not None:
-        judged = plain if plain.has_both or not fitting[best].has_both else fitting[best]
-        began = time.perf_counter()
         teachers = _teachers(
-            judged,
-            drawn if judged is plain else some,
+            plain,
+            sampled,
+            drawn,
             bank,
-            best,
             model=model,
             renderer=renderer,
             retriever=retriever,
-            num_teachers=num_teachers,
-            max_prompt_length=max_prompt_length,
+            num_teachers=1 if best == "document" else num_teachers,
+            alone=best != "pairs",
+            limits={
+                "max_prompt_length": max_prompt_length,
+                "document": str(bank.metadata["document"]) if best == "document" else None,
+            },
             seed=seed,
             clip=support_clip,
             threshold=support_threshold,
-            sampled_with=PLAIN if judged is plain else best,
         )
-        scoring_seconds = (time.perf_counter() - began) / len(judged.rollouts)
     return Diagnosis(
         problems=len(drawn),
-        rollouts=total,
+        rollouts=len(sampled),
         greedy_problems=len(some),
         max_new_tokens=max_new_tokens,
-        success=plain.evaluation.accuracy,
-        greedy_success=greedy.evaluation.accuracy,
+        success=plain.accuracy,
+        greedy_success=greedy.accuracy,
         truncated=plain.truncated,
-        undecided=plain.outcomes.count(0) / total,
-        mean_tokens=sum(sample.tokens for sample in plain.evaluation.samples) / total,
-        prompt_tokens=plain.prompt_tokens,
-        in_prompt={
-            name: InPrompt(
-                accuracy=own.evaluation.accuracy,
-                difference=paired_difference(greedy.accuracies, own.accuracies),
-                prompt_tokens=own.prompt_tokens,
-                truncated=own.truncated,
-            )
-            for name, own in fitting.items()
-        },
+        undecided=_outcomes(plain).count(0) / len(sampled),
+        mean_tokens=sum(sample.tokens for sample in plain.samples) / len(sampled),
+        prompt_tokens=sum(len(rollout.prompt_ids) for rollout in sampled) / len(sampled),
+        in_prompt=in_prompt,
         too_long=too_long,
         max_prompt_length=max_prompt_length,
         context=best,
         teachers=teachers,
         sampling_seconds=sampling_seconds,
-        scoring_seconds=scoring_seconds,
+        scoring_seconds=(time.perf_counter() - began) / len(sampled),
         memory_gib=_peak_memory(),
     )
 
@@ -464,9 +430,6 @@ def _above(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return (np.sign(high[:, None] - low) + 1) / 2
 
 
-# ---- sampling
-
-
 class _Keeping:
     """Another sampler that keeps the rollouts: an evaluation has their texts alone."""
 
@@ -479,32 +442,12 @@ class _Keeping:
         return self.rollouts
 
 
-@dataclass(frozen=True)
-class _Answered:
-    """The rollouts of one kind of prompt, problem by problem."""
+def _outcomes(evaluation: Evaluation) -> list[int]:
+    return [Outcome(sample.outcome).sign for sample in evaluation.samples]
 
-    evaluation: Evaluation
-    rollouts: Sequence[Rollout]
 
-    @property
-    def accuracies(self) -> list[float]:
-        return list(self.evaluation.accuracies.values())
-
-    @property
-    def outcomes(self) -> list[int]:
-        return [Outcome(sample.outcome).sign for sample in self.evaluation.samples]
-
-    @property
-    def has_both(self) -> bool:
-        return {-1, 1} <= set(self.outcomes)
-
-    @property
-    def truncated(self) -> float:
-        return sum(sample.is_truncated for sample in self.evaluation.samples) / len(self.rollouts)
-
-    @property
-    def prompt_tokens(self) -> float:
-        return sum(len(rollout.prompt_ids) for rollout in self.rollouts) / len(self.rollouts)
+def _gain(before: Evaluation, after: Evaluation) -> Estimate:
+    return paired_difference(list(before.accuracies.values()), list(after.accuracies.values()))
 
 
 def _contexts(bank: SkillBank, asked: Sequence[str] | None) -> Sequence[str]:
@@ -519,61 +462,45 @@ def _contexts(bank: SkillBank, asked: Sequence[str] | None) -> Sequence[str]:
     return contexts
 
 
-def _best(sampled: Mapping[str, _Answered]) -> str | None:
-    """The context with the highest accuracy; a longer one has to differ from a shorter."""
-    best = None
-    for name in sorted(sampled, key=lambda name: sampled[name].prompt_tokens):
-        if best is None or paired_difference(sampled[best].accuracies, sampled[name].accuracies).low > 0:
-            best = name
-    return best
-
-
-# ---- teachers
-
-
 def _teachers(
-    judged: _Answered,
+    evaluation: Evaluation,
+    rollouts: Sequence[Rollout],
     problems: Sequence[Problem],
     bank: SkillBank,
-    context: str,
     *,
     model: Any,
     renderer: PromptRenderer,
     retriever: Retriever,
     num_teachers: int,
-    max_prompt_length: int,
+    alone: bool,
+    limits: Mapping[str, Any],
     seed: int,
     clip: float,
     threshold: float,
-    sampled_with: str,
 ) -> Teachers | None:
-    """What student, teachers and control say of the rollouts that were decided."""
-    document = str(bank.metadata["document"]) if context == "document" else None
-    K = 1 if document else num_teachers
-    found = retriever.retrieve([problem.text for problem in problems], bank, K, alone=context != "pairs")
-    k = len(judged.rollouts) // len(problems)
+    """What student, teachers and control say of the rollouts that were decided; ``None`` where there are none."""
+    found = retriever.retrieve([problem.text for problem in problems], bank, num_teachers, alone=alone)
+    outcomes, k = _outcomes(evaluation), len(rollouts) // len(problems)
     rows: list[int] = []  # rollouts to score
     students: list[list[int]] = []
     controls: list[list[int]] = []
     pools: list[TeacherPool] = []
     for number, (problem, retrieval) in enumerate(zip(problems, found, strict=True)):
         student, prompt = renderer.student_ids(problem), renderer.student_messages(problem)
-        limits: Any = {"max_prompt_length": max_prompt_length, "document": document}
-        pool = build_pool(prompt, retrieval, renderer, num_teachers=K, **limits)
+        pool = build_pool(prompt, retrieval, renderer, num_teachers=num_teachers, **limits)
         if not pool.prompts:
             continue
         control = control_prompt(prompt, pool, bank, renderer, seed=f"{seed} {problem.text}", **limits) or student
-        for n in range(number * k, (number + 1) * k):
-            if judged.outcomes[n] and judged.rollouts[n].completion_ids:
-                rows.append(n)
-                students.append(student)
-                controls.append(control)
-                pools.append(pool)
+        own = [n for n in range(number * k, (number + 1) * k) if outcomes[n] and rollouts[n].completion_ids]
+        rows += own
+        students += [student] * len(own)
+        controls += [control] * len(own)
+        pools += [pool] * len(own)
     if not rows:
         return None
     places = [(b, prompt) for b, pool in enumerate(pools) for prompt in pool.prompts]
     owner = torch.tensor([b for b, _ in places])
-    completions = [judged.rollouts[n].completion_ids for n in rows]
+    completions = [rollouts[n].completion_ids for n in rows]
     scores = score_completions(
         model,
         [*students, *controls, *(prompt for _, prompt in places)],
@@ -592,7 +519,7 @@ def _teachers(
     weights = torch.tensor([weight for pool in pools for weight in pool.weights])
     beside = torch.zeros(B).index_add(0, owner, weights * support.squeeze(1))
     gap, style = ((other - plain[owner]).abs()[mask[owner]].sum() for other in (teachers, control[owner]))
-    success = [judged.outcomes[n] > 0 for n in rows]
+    success = [outcomes[n] > 0 for n in rows]
     aucs: list[Estimate | None] = [None, None]
     if len(set(success)) == 2:
         asked = [n // k for n in rows]
@@ -604,11 +531,7 @@ def _teachers(
         stance_share=float((stance != 0).float().mean()),
         successes=sum(success),
         failures=B - sum(success),
-        sampled_with=sampled_with,
     )
-
-
-# ---- words
 
 
 def _percent(share: Estimate) -> str:
@@ -619,7 +542,7 @@ def _points(difference: Estimate) -> str:
     return f"{100 * difference.mean:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
 
 
-def _estimate(value: Estimate) -> str:
+def _figures(value: Estimate) -> str:
     return f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
 
 

@@ -63,7 +63,7 @@ def test_the_terminal_shows_both_tables_and_the_notes(sgsd, folders):
 
 
 def test_what_is_refused_is_one_line(sgsd, folders, tmp_path):
-    assert "neither a run nor an evaluation" in sgsd("compare", tmp_path / "nothing").error
+    assert "no such folder" in sgsd("compare", tmp_path / "nothing").error
     assert sgsd("compare", *folders, "--checkpoint", 50).code == 2
     assert "did you mean SGSD?" in sgsd("compare", *folders, "--baseline", "SGDS").error
     assert "not allowed with" in sgsd("compare", *folders, "--json", "--latex").error

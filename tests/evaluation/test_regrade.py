@@ -102,13 +102,13 @@ def test_without_stored_verdicts_there_is_no_agreement(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file of responses"),
+        (None, r"cannot be read: got .*r.jsonl"),
         ("", "holds no responses"),
         ("{\n", r"r.jsonl:1: malformed JSON"),
         ("[1]\n", r"r.jsonl:1: wrong type: got list"),
-        ('{"answer": "1"}\n', r"without response: got .*r.jsonl:1"),
-        ('{"answer": 1, "response": "1"}\n', "without answer"),
-        ('{"answer": "1", "response": "1", "correct": "yes"}\n', "neither true nor false"),
+        ('{"answer": "1"}\n', r"no response: got .*r.jsonl:1"),
+        ('{"answer": 1, "response": "1"}\n', "expected text in response and answer"),
+        ('{"answer": "1", "response": "1", "correct": "yes"}\n', "in correct true or false"),
         ('{"completion": "1", "outcome": "correct"}\n', r"r.jsonl:1: problem_id is missing"),
     ],
 )

@@ -11,8 +11,7 @@ from sgsd.bank import SkillBank
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, DataError, PromptError
 from sgsd.evaluation import Evaluation, evaluate
-from sgsd.evaluation.run import batch_seed, sample_lines
-from sgsd.evaluation.store import SampleStore
+from sgsd.evaluation.run import SampleStore, batch_seed, sample_lines
 from sgsd.prompts import PromptRenderer
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.verifiers import Outcome, Verdict, get_verifier
@@ -159,7 +158,7 @@ def test_a_finished_evaluation_is_found_and_other_settings_are_refused(renderer,
     assert SampleStore(tmp_path, SETTINGS).finished() is None
     result = kept(tmp_path, renderer, Dice())
     assert SampleStore(tmp_path, SETTINGS).finished() == result
-    with pytest.raises(ConfigError, match=r"other settings \(seed, top_p\): got seed 4; expected 3 as there"):
+    with pytest.raises(ConfigError, match=r"other seed, top_p: got seed 4; expected 3 as there"):
         SampleStore(tmp_path, {"model": "m", "seed": 4, "top_p": 0.9})
     forced = SampleStore(tmp_path, {"model": "n"}, force=True)
     assert forced.finished() is None

@@ -129,8 +129,10 @@ def test_the_page_has_every_section_in_order_and_each_figure(page):
     assert "learning_rate 0.0001" in text
     assert "training 9 min 10 s" in text
     assert "total 1 h 5 min" in text
-    assert "It saves only if" not in text
-    assert "It saves only if" in page(after=0.2)
+    assert "never" not in text.partition("<h2")[2].partition('id="rules"')[0]
+    without_gain = page(after=0.2)
+    assert '<p class="big">never</p>' in without_gain
+    assert "2,865" not in without_gain
 
 
 def test_what_was_not_measured_is_left_out_or_said(page, read):

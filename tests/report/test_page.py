@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,7 +13,8 @@ from itertools import pairwise
 import pytest
 
 from sgsd.errors import ConfigError
-from sgsd.report import html
+from sgsd.report import grouped, html, load_runs
+from sgsd.report import page as pages
 from sgsd.report.page import write_report
 
 from .folders import HOSTILE, write_run
@@ -63,7 +65,7 @@ def outline(text):
 
 def test_the_page_has_every_section_and_is_in_order(outline, text):
     sections = outline.all("section", "id")
-    assert sections == ["comparison", "learning", "trouble", "teachers", "items", "rollouts", "banks", "configuration"]
+    assert sections == ["comparison", "learning", "trouble", "teachers", "items", "rollouts", "configuration"]
     assert outline.all("a", "href") == ["#main", *(f"#{section}" for section in sections)]
     ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
     assert len(set(ids)) == len(ids)
@@ -102,15 +104,10 @@ def test_what_models_and_banks_say_stays_text(outline, text):
     assert traces["rollouts"][0]["tokens"][1] == HOSTILE
 
 
-def test_configuration_notes_and_changes_of_banks_are_there(text, runs):
+def test_configuration_and_notes_are_there(text, runs):
     for name in json.loads((runs[0] / "run.json").read_text())["settings"]:
         assert f'<th scope="row">{name}</th>' in text, name
     assert "Training seeds of SGSD: 0, 1." in text
-    banks = text.partition('<section id="banks"')[2].partition("</section>")[0]
-    assert re.findall(r"<h3>(.*)</h3>", banks) == ["sgsd-0", "sgsd-1"]
-    plain = banks.partition("<h3>sgsd-1</h3>")[2]
-    assert re.search(r"Added: 1</h4>.*Estimates.*Removed: 1</h4>.*Losing term 1\..*Count the terms\.", plain, re.DOTALL)
-    assert "Changed" not in plain
 
 
 def test_runs_without_an_evaluation_have_a_page_that_says_so(tmp_path):
@@ -127,15 +124,15 @@ def test_a_chart_that_cannot_be_drawn_is_named_and_the_page_stands(tmp_path):
     folder = write_run(tmp_path / "run")
     state = json.loads((folder / "trainer_state.json").read_text())
     for entry in state["log_history"]:
-        entry |= {name: 1e30 for name in ("eval_accuracy", "sgsd/success_rate", "success_rate") if name in entry}
+        entry |= {name: 1e30 for name in ("eval_accuracy", "success_rate") if name in entry}
         entry |= {name: "x" for name in ("entropy",) if name in entry}
     (folder / "trainer_state.json").write_text(json.dumps(state))
-    (folder / "supports.jsonl").write_text("{}\n")
+    (folder / "traces.jsonl").write_text("{}\n")
     text = write_report([folder], tmp_path / "report.html").read_text()
     for said in (
         "Left out: eval_accuracy",
         "entropy, of which no logged value is a finite number",
-        "supports.jsonl:1",
+        "traces.jsonl:1",
     ):
         assert said in text
     assert '<section id="trouble"' in text
@@ -169,3 +166,48 @@ def test_a_page_that_is_too_large_or_has_no_place_is_refused(runs, tmp_path, mon
     monkeypatch.setattr(html, "MOST_BYTES", 10_000)
     with pytest.raises(ConfigError, match="too large"):
         write_report(runs, tmp_path / "report.html")
+
+
+# ---- traced rollouts
+
+
+def traced(*folders):
+    return pages._traced(grouped(load_runs(folders)))
+
+
+def test_rollouts_are_of_steps_spread_over_training_and_have_their_teachers(runs):
+    (group,) = traced(runs[0], runs[3])
+    assert (group["label"], group["run"], group["left_out"]) == ("SGSD", "sgsd-1", 0)
+    assert [(rollout["step"], rollout["outcome"]) for rollout in group["rollouts"]] == [
+        (step, outcome) for step in (1, 11, 21) for outcome in ("success", "failure")
+    ]
+    teacher = group["rollouts"][0]["teachers"][1]
+    assert teacher["line"] == "Signs 1 (suppresses, −0.200)"
+    assert teacher["skill"] == "Signs 1. Check the sign of step 1"
+    assert teacher["support"] == "−0.200 nats per token: suppresses, polarity negative, weight 0.25"
+
+
+def test_a_page_has_room_for_so_much_and_says_what_it_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "_MOST_CHARACTERS", 4000)
+    (group,) = traced(write_run(tmp_path / "run"))
+    assert 0 < len(group["rollouts"]) < 6
+    assert len(group["rollouts"]) + group["left_out"] == 6
+
+
+@pytest.mark.parametrize(("steps", "shown"), [(1, 2), (500, 8)])
+def test_short_and_long_runs_have_rollouts(tmp_path, steps, shown):
+    (group,) = traced(write_run(tmp_path / "run", steps=steps))
+    assert len(group["rollouts"]) == shown
+    assert group["rollouts"][0]["step"] == 1
+
+
+def test_a_number_that_json_cannot_hold_is_none(tmp_path):
+    folder = write_run(tmp_path / "run", steps=1)
+    lines = [json.loads(line) for line in (folder / "traces.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["student_logps"][0], line["teachers"][0]["gaps"][1] = -math.inf, math.nan
+    (folder / "traces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = traced(folder)
+    rollout = group["rollouts"][0]
+    assert (rollout["student_logps"][0], rollout["teachers"][0]["gaps"][1]) == (None, None)
+    json.dumps(group, allow_nan=False)

@@ -22,8 +22,7 @@ from sgsd.display import public_url
 from sgsd.engines.models import load_tokenizer
 from sgsd.errors import ConfigError
 from sgsd.evaluation import Evaluation, evaluate
-from sgsd.evaluation.run import Sample, read_summary
-from sgsd.evaluation.store import SampleStore
+from sgsd.evaluation.run import Sample, SampleStore, read_summary
 from sgsd.prompts import refuse_long_prompts
 
 Summary = dict[str, Any]

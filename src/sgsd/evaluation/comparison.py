@@ -1,8 +1,7 @@
 """Run folders and evaluations → one table: a row a method, a column an evaluation, differences paired by problem.
 
-Runs that differ only in their seed and in paths are one row. What cannot be compared (other problems, another
-verifier, other sampling) is refused, and what a reader should know (which checkpoint, how many seeds, what is missing)
-is in the notes.
+What cannot be compared (other problems, another verifier, other sampling) is refused. ``docs/statistics.md`` has the
+rules by which runs become rows.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from sgsd.errors import ConfigError, did_you_mean
-from sgsd.evaluation.recorded import Member, Scores, read_members
+from sgsd.evaluation.recorded import Member, Scores, read_member
 from sgsd.evaluation.statistics import Estimate, difference_over, mean_over
+from sgsd.trainers.names import BASE, method_name
 
 MEAN = "mean"
 """The column of the mean over all evaluations, each of equal weight."""
@@ -33,7 +32,7 @@ class Row:
     """One method: runs that differ in nothing but their seed, or evaluations of a model without training.
 
     Attributes:
-        label: the method's name (``trainers.names``), and what tells it from others of that name.
+        label: the method's name (``trainers.names``) or the model's, and what tells it from others of that name.
         method: ``base``, ``grpo``, ``opsd`` or ``sgsd``.
         model: the model it began with.
         seeds: of training, or of sampling where nothing was trained.
@@ -55,13 +54,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One evaluation.
-
-    Attributes:
-        name: of the evaluation; ``MEAN`` for the mean over all.
-        problems: how many; of all evaluations in the mean.
-        samples: of each problem, the k of avg@k; ``None`` in the mean of unlike ones.
-    """
+    """One evaluation, or the mean over all: its name, how many problems, and samples of each (``None``: unlike)."""
 
     name: str
     problems: int
@@ -100,7 +93,8 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
     Args:
         folders: run folders; evaluation folders (``samples.jsonl`` and ``summary.json`` in them); or folders of
             evaluation folders, for a model without training.
-        baseline: a row's label, or one of its folders; ``None`` takes Base if it is there, else the first row.
+        baseline: a row's label, or one of its folders; ``None`` takes the first model without training and without
+            skills in its prompt, else the first row.
         checkpoint: the optimizer step to take of every run, declared before the results were seen; ``None`` takes the
             final one. Models without training have none and are taken as they are.
 
@@ -109,10 +103,9 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
             name with other problems, verifiers, sampling or k; one setting and seed twice.
     """
     distinct = {path.resolve(): path for path in folders}.values()
-    members = _joined([member for folder in distinct for member in read_members(folder, checkpoint)])
+    members = _with_shared_names(_joined([read_member(folder, checkpoint) for folder in distinct]))
     if not members:
         raise ConfigError("nothing to compare", expected="run folders, or evaluation folders")
-    members = _with_shared_names(members)
     evaluations: dict[str, list[Scores]] = {}
     groups: dict[str, list[Member]] = {}
     for member in members:
@@ -123,16 +116,15 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         for other in others:
             _refuse_unlike(name, first, other)
     firsts = [group[0] for group in groups.values()]
-    labels = distinct_labels([first.name for first in firsts], [first.essence for first in firsts])
+    labels = distinct_labels(_names(firsts), [first.essence for first in firsts])
     labelled = dict(zip(labels, groups.values(), strict=True))
     chosen = _baseline(labelled, baseline)
 
     names = list(evaluations)
     columns = [Column(name, len(first.shares), first.evaluation.k) for name, (first, *_) in evaluations.items()]
     wanted = [(name,) for name in names]
-    pairs = combinations(evaluations.items(), 2)
-    alike = [(one, other) for (one, [a, *_]), (other, [b, *_]) in pairs if a.shares.keys() == b.shares.keys()]
-    if len(names) > 1 and not alike:
+    has_twins = len({frozenset(first.shares) for first, *_ in evaluations.values()}) < len(names)
+    if len(names) > 1 and not has_twins:
         ks = {column.samples for column in columns}
         columns.append(Column(MEAN, sum(column.problems for column in columns), ks.pop() if len(ks) == 1 else None))
         wanted.append(tuple(names))
@@ -151,14 +143,14 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         )
         for label, group in labelled.items()
     ]
-    shown = sum(difference is not None for row in rows for difference in row.differences[: len(names)])
     notes = [*_notes(labelled, evaluations, checkpoint)]
-    if shown > 1:
+    if (shown := sum(difference is not None for row in rows for difference in row.differences[: len(names)])) > 1:
         notes.append(
             f"{shown} differences beside the means: if there were none at all, one or more of these intervals "
             f"would still leave 0 out in up to {min(100, 5 * shown)} % of such tables."
         )
-    notes += [f"{one} and {other} are of the same problems: no mean is taken." for one, other in alike]
+    if has_twins:
+        notes.append("Two evaluations are of the same problems: no mean is taken.")
     return Comparison(tuple(columns), tuple(rows), chosen, tuple(notes))
 
 
@@ -178,48 +170,49 @@ def distinct_labels(names: Sequence[str], essences: Sequence[Mapping[str, Any]])
     return labels
 
 
-# Grouping
+# Rows
 
 
 def _key(member: Member) -> str:
     return json.dumps([member.method, member.essence], sort_keys=True, default=str)
 
 
-def _joined(members: Sequence[Member]) -> list[Member]:
-    """One member a setting and seed, of evaluations that were named one by one.
+def _names(members: Sequence[Member]) -> list[str]:
+    """Methods as tables name them; a model that none of the runs began with has its own name in the place of Base."""
+    began = {Path(member.model).name for member in members if member.is_trained}
+    found: list[str] = []
+    for member in members:
+        name = method_name({**member.essence, "method": member.method})
+        own = Path(member.model).name
+        found.append(name if member.is_trained or own in began else name.replace(BASE, own, 1))
+    return found
 
-    The model that runs began with is there once, and not at all where a model without training was named itself.
-    """
-    base_is_named = any(member.method == "base" and not (member.skills or member.start) for member in members)
+
+def _joined(members: Sequence[Member]) -> list[Member]:
+    """One member a setting and seed, of evaluations that were named one by one."""
     joined: dict[tuple[str, int | None], Member] = {}
     for member in members:
-        scores = dict(member.scores)
-        if member.start:
-            rivals = {name: [other.scores[name] for other in members if name in other.scores] for name in scores}
-            scores = {name: own for name, own in scores.items() if all(map(own.is_comparable, rivals[name]))}
-            if base_is_named or not scores:
-                continue
-        known = joined.setdefault((_key(member), member.seed), replace(member, scores={}))
-        elsewhere = member.method != "base" and member.folder.resolve() != known.folder.resolve()
-        if elsewhere or (not member.start and scores.keys() & known.scores.keys()):
+        place = _key(member), member.seed
+        known = joined.setdefault(place, replace(member, scores={}))
+        elsewhere = member.is_trained and member.folder.resolve() != known.folder.resolve()
+        if elsewhere or member.scores.keys() & known.scores.keys():
             raise ConfigError(
                 "one setting and seed twice",
                 got=f"{known.folder} and {member.folder}, seed {member.seed}",
                 expected="one run a seed",
                 remedy="leave one of them out; a repetition is no second seed",
             )
-        new = {name: own for name, own in scores.items() if name not in known.scores}
-        joined[_key(member), member.seed] = replace(known, scores={**known.scores, **new})
+        joined[place] = replace(known, scores={**known.scores, **member.scores})
     return list(joined.values())
 
 
 def _with_shared_names(members: Sequence[Member]) -> list[Member]:
     """An evaluation of no run's takes the name that one of the same problems has in a run, or in the first folder."""
     named: dict[frozenset[str], str] = {}
-    for member in sorted(members, key=lambda member: member.method == "base"):
+    for member in sorted(members, key=lambda member: not member.is_trained):
         for name, scores in member.scores.items():
             named.setdefault(frozenset(scores.shares), name)
-    known = {name for member in members if member.method != "base" for name in member.scores}
+    known = {name for member in members if member.is_trained for name in member.scores}
     shared: list[Member] = []
     for member in members:
         scores = {
@@ -231,17 +224,17 @@ def _with_shared_names(members: Sequence[Member]) -> list[Member]:
 
 def _refuse_unlike(name: str, first: Scores, other: Scores) -> None:
     changed = [id for id, asked in first.asked.items() if other.asked.get(id, asked) != asked]
-    common = len(first.shares.keys() & other.shares.keys())
+    unlike = [setting for setting, value in first.conditions.items() if value != other.conditions[setting]]
     if first.shares.keys() != other.shares.keys():
+        common = len(first.shares.keys() & other.shares.keys())
         what, got = "other problems", f"{len(first.shares)} and {len(other.shares)}, {common} of them in both"
     elif changed:
         what = "other problems"
         got = f"another text or reference answer under the id {changed[0]}, and {len(changed) - 1} more"
-    elif first.is_comparable(other):
-        return
+    elif unlike:
+        what, got = unlike[0], f"{first.conditions[unlike[0]]!r} and {other.conditions[unlike[0]]!r}"
     else:
-        what = next(setting for setting in first.conditions if first.conditions[setting] != other.conditions[setting])
-        got = f"{first.conditions[what]!r} and {other.conditions[what]!r}"
+        return
     raise ConfigError(
         f"evaluation {name} of {first.folder} and {other.folder} cannot be compared: {what}",
         got=got,
@@ -253,7 +246,7 @@ def _refuse_unlike(name: str, first: Scores, other: Scores) -> None:
 def _baseline(labelled: Labelled, wanted: str | None) -> str | None:
     labels = list(labelled)
     if wanted is None:
-        base = [label for label, group in labelled.items() if group[0].method == "base" and not group[0].skills]
+        base = [label for label, group in labelled.items() if not (group[0].is_trained or group[0].with_skills)]
         return [*base, *labels][0] if len(labels) > 1 else None
     for label, group in labelled.items():
         folders = {member.folder.resolve() for member in group}
@@ -267,37 +260,41 @@ def _baseline(labelled: Labelled, wanted: str | None) -> str | None:
 # Estimates
 
 
-def _values(group: Sequence[Member], parts: Sequence[str], seeds: Sequence[int | None]) -> list[list[list[float]]]:
-    """For each evaluation ``[S, N]``: the problems in the order of their ids."""
-    by_seed = {member.seed: member.scores for member in group}
-    return [[list(by_seed[seed][name].shares.values()) for seed in seeds] for name in parts]
+def _values(group: Sequence[Member], parts: Sequence[str]) -> dict[int | None, list[list[float]]]:
+    """Seed → for each evaluation the values of its problems, by their ids; of the seeds that have all of these."""
+    return {
+        member.seed: [list(member.scores[name].shares.values()) for name in parts]
+        for member in group
+        if all(name in member.scores for name in parts)
+    }
 
 
-def _seeds(group: Sequence[Member], parts: Sequence[str]) -> list[int | None]:
-    """The seeds that have all of these evaluations."""
-    return [member.seed for member in group if all(name in member.scores for name in parts)]
+def _by_evaluation(values: Mapping[int | None, list[list[float]]]) -> list[list[list[float]]]:
+    """``[S, N]`` for each evaluation."""
+    return [list(seeds) for seeds in zip(*values.values(), strict=True)]
 
 
 def _cell(group: Sequence[Member], parts: Sequence[str]) -> Estimate | None:
-    seeds = _seeds(group, parts)
-    return mean_over(_values(group, parts, seeds)) if seeds else None
+    values = _values(group, parts)
+    return mean_over(_by_evaluation(values)) if values else None
 
 
 def _difference(before: Sequence[Member], after: Sequence[Member], parts: Sequence[str]) -> Estimate | None:
     """Paired by problem; by seed too where both were trained with the same ones."""
-    theirs, ours = _seeds(before, parts), _seeds(after, parts)
-    if not theirs or not ours:
+    first, second = _values(before, parts), _values(after, parts)
+    if not first or not second:
         return None
-    paired = set(theirs) == set(ours) and (before[0].method == "base") == (after[0].method == "base")
-    firsts, seconds = _values(before, parts, ours if paired else theirs), _values(after, parts, ours)
-    return difference_over(firsts, seconds, same_seeds=paired)
+    paired = first.keys() == second.keys() and before[0].is_trained == after[0].is_trained
+    if paired:
+        first = {seed: first[seed] for seed in second}
+    return difference_over(_by_evaluation(first), _by_evaluation(second), same_seeds=paired)
 
 
 # Notes
 
 
 def _notes(labelled: Labelled, evaluations: Mapping[str, Sequence[Scores]], checkpoint: int | None) -> Iterator[str]:
-    trained = {label: group for label, group in labelled.items() if group[0].method != "base"}
+    trained = {label: group for label, group in labelled.items() if group[0].is_trained}
     steps = {label: sorted({str(member.checkpoint) for member in group}) for label, group in trained.items()}
     if trained and checkpoint is not None:
         yield f"Checkpoint: step {checkpoint} of every run, as declared."

@@ -1,12 +1,6 @@
-"""What k samples of a problem say: pass@k and maj@k. Pure arithmetic, exact in rational numbers.
+"""What k of a problem's n samples say: pass@k and maj@k, exact in rational numbers.
 
-n samples of a problem, c of them correct; 1 ≤ k ≤ n.
-
-    avg@n  = c / n
-    pass@k = 1 − C(n − c, k) / C(n, k)                          (Chen et al. 2021, arXiv 2107.03374, equation 1)
-    maj@k  = E over k of the n samples, without replacement, of the worth of the answer with the most votes
-
-pass@k and maj@k are means over all C(n, k) subsets, so neither depends on the order of the samples. pass@1 is avg@n.
+Both are means over all C(n, k) subsets, so neither depends on the order of the samples. pass@1 is avg@n.
 """
 
 from __future__ import annotations
@@ -28,6 +22,8 @@ def subset_sizes(n: int) -> tuple[int, ...]:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that k of n samples, c of them correct, hold a correct one: ``1 − C(n − c, k) / C(n, k)``.
 
+    Chen et al. 2021 (arXiv 2107.03374), equation 1.
+
     Raises:
         ValueError: unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
     """
@@ -37,15 +33,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
-    """The expected worth of the most frequent answer among k of the n samples.
+    """The expected worth of the most frequent answer among k of the n samples, over all subsets and ties.
 
-    Samples of one answer are a group; ``None`` has no vote. A group is worth the share of its samples that are correct:
-    1 or 0 where the verifier judges equal answers alike. Of groups with equally many votes each wins with the same
-    chance. A subset without any vote is worth 0. The expectation is over all subsets of size k and over ties, counted
-    and not drawn.
+    Samples of one answer are a group, worth the share of its samples that are correct. Of groups with equally many
+    votes each wins with the same chance. A subset without any vote is worth 0.
 
     Args:
-        answers: what is voted for, one per sample; equal values are one answer.
+        answers: what is voted for, one per sample; equal values are one answer, and ``None`` has no vote.
         correct: whether each sample is correct.
         k: votes.
 

@@ -1,15 +1,13 @@
 """The benchmarks that ``sgsd eval --dataset`` knows by name.
 
-Sampling of the three competition sets is that of the paper (arXiv 2605.28791): avg@12, temperature 1.0, top-p 0.95,
-38,912 new tokens, the template's thinking on. The paper has none of the others; their sampling is left to the run or
-the flags.
+Sampling of the three competition sets is the paper's (arXiv 2605.28791). It has none of the others; their sampling is
+left to the run or the flags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +18,7 @@ class Benchmark:
         name: for ``--dataset``, and of the evaluation's folder.
         hub, split, config: where it is.
         samples: k of avg@k.
-        max_completion_length: new tokens at most.
-        temperature, top_p: of the sampling.
+        max_completion_length, temperature, top_p: of the sampling.
         thinking: switch the template's thinking on or off, where it has such a switch.
     """
 
@@ -36,31 +33,16 @@ class Benchmark:
     thinking: bool | None = None
 
 
-def _competition(name: str, hub: str) -> Benchmark:
-    return Benchmark(
-        name,
-        hub,
-        "train",
-        samples=12,
-        max_completion_length=38_912,
-        temperature=1.0,
-        top_p=0.95,
-        thinking=True,
+_PAPERS: dict[str, Any] = {"samples": 12, "max_completion_length": 38_912, "temperature": 1.0, "top_p": 0.95}
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("aime24", "HuggingFaceH4/aime_2024", "train", thinking=True, **_PAPERS),
+        Benchmark("aime25", "MathArena/aime_2025", "train", thinking=True, **_PAPERS),
+        Benchmark("hmmt25", "MathArena/hmmt_feb_2025", "train", thinking=True, **_PAPERS),
+        Benchmark("amc23", "math-ai/amc23", "test"),
+        Benchmark("math500", "HuggingFaceH4/MATH-500", "test"),
+        Benchmark("gsm8k", "openai/gsm8k", "test", config="main"),
+        Benchmark("minerva", "math-ai/minervamath", "test"),
     )
-
-
-BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
-    {
-        benchmark.name: benchmark
-        for benchmark in (
-            _competition("aime24", "HuggingFaceH4/aime_2024"),
-            _competition("aime25", "MathArena/aime_2025"),
-            _competition("hmmt25", "MathArena/hmmt_feb_2025"),
-            Benchmark("amc23", "math-ai/amc23", "test"),
-            Benchmark("math500", "HuggingFaceH4/MATH-500", "test"),
-            Benchmark("gsm8k", "openai/gsm8k", "test", config="main"),
-            Benchmark("minerva", "math-ai/minervamath", "test"),
-        )
-    }
-)
-"""By name."""
+}

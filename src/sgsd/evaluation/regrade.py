@@ -19,6 +19,37 @@ DISAGREEMENT = ("id", "stored", "new", "reference", "extracted", "reason", "answ
 """What is kept and printed of a response."""
 
 
+def read_responses(path: Path) -> pd.DataFrame:
+    """The responses of an evaluation folder, or of a file of JSON lines.
+
+    A line is a sample of an evaluation, or an object with ``answer`` (the reference) and ``response``; ``id``,
+    ``problem``, ``correct`` (the stored verdict: true or false) and ``answer_format`` are optional.
+
+    Raises:
+        DataError: nothing there, an unfinished evaluation, or a line that is neither.
+    """
+    if path.is_dir():
+        return stored_samples(Evaluation.load(path).samples)
+    rows: list[Mapping[str, object]] = []
+    for where, row in runfolder.read_lines(path, torn=False):
+        if "completion" in row and "outcome" in row:
+            rows.append(_of_sample(validated(SAMPLE, row, where)))
+        else:
+            rows.append(_of_response(row, where, f"{path.stem}-{int(where.rpartition(':')[2]) - 1}"))
+    if not rows:
+        raise DataError("the file holds no responses", got=str(path))
+    return pd.DataFrame(rows, dtype=object)
+
+
+def stored_samples(samples: Sequence[Sample]) -> pd.DataFrame:
+    """The samples of an evaluation as stored responses.
+
+    Raises:
+        DataError: samples without their reference.
+    """
+    return pd.DataFrame(map(_of_sample, samples), dtype=object)
+
+
 def regrade(responses: pd.DataFrame, verifier: Verifier) -> pd.DataFrame:
     """Judge every response anew.
 
@@ -27,16 +58,19 @@ def regrade(responses: pd.DataFrame, verifier: Verifier) -> pd.DataFrame:
         verifier: judges.
 
     Returns:
-        The responses with ``verdict``, its parts ``new``, ``extracted`` and ``reason``, whether it ``agrees`` with
-        the stored one, and whether it ``differs`` from it; without a stored one it does neither. Of a stored verdict
-        that is ``two_valued``, "not correct" is the same as incorrect and as undecided.
+        The responses with ``verdict``, its parts ``new``, ``extracted`` and ``reason``, and whether it ``agrees`` with
+        the stored one or ``differs``; without a stored one neither. Of a stored verdict that is ``two_valued``, "not
+        correct" is the same as incorrect and as undecided.
     """
     rows: list[dict[str, Any]] = responses.to_dict("records")
     verdicts = verify_in_context(
         verifier,
         [row["response"] for row in rows],
         [row["reference"] for row in rows],
-        lambda: [_context(row["problem"]) for row in rows],
+        lambda: [
+            Context([{"role": "user", "content": text}] if text else None, columns={"problem": text})
+            for text in responses["problem"]
+        ],
     )
     for row, verdict in zip(rows, verdicts, strict=True):
         if row["truncated"]:
@@ -52,20 +86,19 @@ def regrade(responses: pd.DataFrame, verifier: Verifier) -> pd.DataFrame:
 
 def agreement(judged: pd.DataFrame) -> dict[str, object]:
     """Counts and shares as plain data: how many agree, among all and by the way answers are marked."""
-    stored = judged[judged["stored"].notna()]
-    new, changed = judged["new"], judged[judged["differs"].astype(bool)]
-    agreed = int(stored["agrees"].sum())
+    new, changed = judged["new"], disagreements(judged)
+    compared = _agreed(judged)
     formats = judged.dropna(subset="answer_format").groupby("answer_format", sort=False)
     return {
         "responses": len(judged),
         **{outcome.value: int((new == outcome).sum()) for outcome in Outcome},
         "no_answer": int(judged["extracted"].isna().sum()),
-        "with_stored_verdict": len(stored),
-        "agreed": agreed,
-        "agreement": agreed / len(stored) if len(stored) else None,
+        "with_stored_verdict": compared["responses"],
+        "agreed": compared["agreed"],
+        "agreement": compared["agreement"],
         "now_correct": int((changed["new"] == Outcome.CORRECT).sum()),
         "no_longer_correct": int((changed["stored"] == Outcome.CORRECT).sum()),
-        "by_format": {str(name): _share(int(own["agrees"].sum()), int(own["stored"].count())) for name, own in formats},
+        "by_format": {str(name): _agreed(own) for name, own in formats},
     }
 
 
@@ -74,48 +107,15 @@ def disagreements(judged: pd.DataFrame) -> pd.DataFrame:
     return judged.loc[judged["differs"].astype(bool), list(DISAGREEMENT)]
 
 
-def stored_samples(samples: Sequence[Sample]) -> pd.DataFrame:
-    """The samples of an evaluation as stored responses.
-
-    Raises:
-        DataError: samples without their reference.
-    """
-    return pd.DataFrame([_of_sample(sample, sample.problem_id) for sample in samples], dtype=object)
-
-
-def read_responses(path: Path) -> pd.DataFrame:
-    """The responses of an evaluation folder, or of a file of JSON lines.
-
-    A line is a sample of an evaluation, or an object with ``answer`` (the reference) and ``response``; ``id``,
-    ``problem``, ``correct`` (the stored verdict: true or false) and ``answer_format`` are optional.
-
-    Raises:
-        DataError: nothing there, an unfinished evaluation, or a line that is neither.
-    """
-    if path.is_dir():
-        return stored_samples(Evaluation.load(path).samples)
-    if not path.is_file():
-        raise DataError(
-            "no such file of responses", got=str(path), expected=f"JSON lines, or a folder with {runfolder.SAMPLES}"
-        )
-    lines = runfolder.read_lines(path, torn=False)
-    rows = [_read_row(row, where, f"{path.stem}-{int(where.rpartition(':')[2]) - 1}") for where, row in lines]
-    if not rows:
-        raise DataError("the file holds no responses", got=str(path))
-    return pd.DataFrame(rows, dtype=object)
-
-
-def _context(problem: str) -> Context:
-    return Context([{"role": "user", "content": problem}] if problem else None, columns={"problem": problem})
-
-
-def _share(agreed: int, compared: int) -> dict[str, object]:
+def _agreed(judged: pd.DataFrame) -> dict[str, object]:
+    """How many of those with a stored verdict agree with it."""
+    agreed, compared = int(judged["agrees"].sum()), int(judged["stored"].count())
     return {"responses": compared, "agreed": agreed, "agreement": agreed / compared if compared else None}
 
 
-def _of_sample(sample: Sample, where: str) -> Mapping[str, object]:
+def _of_sample(sample: Sample) -> Mapping[str, object]:
     if sample.reference is None:
-        raise DataError("a sample without its reference cannot be judged again", got=where)
+        raise DataError("a sample without its reference cannot be judged again", got=sample.problem_id)
     return {
         "id": f"{sample.problem_id}:{sample.sample}",
         "problem": sample.problem or "",
@@ -128,19 +128,12 @@ def _of_sample(sample: Sample, where: str) -> Mapping[str, object]:
     }
 
 
-def _read_row(row: Mapping[str, Any], where: str, name: str) -> Mapping[str, object]:
-    if "completion" in row and "outcome" in row:
-        return _of_sample(validated(SAMPLE, row, where), where)
-    for field in ("response", "answer"):
-        if not isinstance(row.get(field), str):
-            raise DataError(
-                f"a response without {field}",
-                got=where,
-                expected="text in response and answer; id, problem, correct, answer_format are optional",
-            )
-    correct, answer_format = row.get("correct"), row.get("answer_format")
-    if not isinstance(correct, bool | None):
-        raise DataError("the stored verdict is neither true nor false", got=f"{where}: correct {correct!r}")
+def _of_response(row: Mapping[str, Any], where: str, name: str) -> Mapping[str, object]:
+    correct, is_text = row.get("correct"), all(isinstance(row.get(part), str) for part in ("response", "answer"))
+    if not (is_text and isinstance(correct, bool | None)):
+        raise DataError(
+            "a line that is no response", got=where, expected="text in response and answer; in correct true or false"
+        )
     return {
         "id": str(row.get("id", name)),
         "problem": str(row.get("problem", "")),
@@ -148,6 +141,6 @@ def _read_row(row: Mapping[str, Any], where: str, name: str) -> Mapping[str, obj
         "reference": row["answer"],
         "stored": None if correct is None else Outcome.CORRECT if correct else Outcome.INCORRECT,
         "two_valued": correct is not None,
-        "answer_format": None if answer_format is None else str(answer_format),
+        "answer_format": row.get("answer_format"),
         "truncated": False,
     }

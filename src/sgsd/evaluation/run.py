@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Required
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator
@@ -26,23 +26,21 @@ from sgsd.verifiers import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import names_code, verify_in_context
 
 TRUNCATED = "truncated"
+_HASHES = ("prompts", "weights", "bank")  # settings that tell a reader nothing
+_FILES = (runfolder.SETTINGS, runfolder.SAMPLES, runfolder.SUMMARY)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One judged completion.
+    """One judged completion: a line of ``samples.jsonl``.
 
     Attributes:
-        problem_id: of the problem.
         sample: which of the problem's k it is, from 0.
-        completion: what the model wrote.
-        tokens: how many it was, the end token included.
-        stop_reason: a ``StopReason``.
-        outcome: an ``Outcome``; incorrect where it was truncated.
+        tokens: of the completion, the end token included.
+        stop_reason, outcome: a ``StopReason`` and an ``Outcome``; incorrect where it was truncated.
         reason: the verifier's, or ``truncated``.
         extracted: the answer that was compared with the reference.
-        problem: the problem's text.
-        reference: what the verifier compared with, so that another one can judge again.
+        problem, reference: texts, so that another verifier can judge again.
         retokenised: the engine gave text alone; ``tokens`` may be off by a few, see ``rollouts.Rollout``.
     """
 
@@ -87,7 +85,7 @@ class _Summary(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
 
     problems: int
-    samples_per_problem: Annotated[int, Field(ge=1)]
+    samples_per_problem: Required[Annotated[int, Field(ge=1)]]
     accuracy: float | None
     model: str | None
     dataset: str | None
@@ -126,19 +124,17 @@ class Evaluation:
                 expected=f"{runfolder.SAMPLES} and {runfolder.SUMMARY} in it",
                 remedy="run its sgsd eval again to go on with it" if cut_off else None,
             )
-        k = read_summary(folder).get("samples_per_problem")
-        if k is None:
-            raise DataError("no samples_per_problem in the summary", got=str(folder / runfolder.SUMMARY))
-        evaluation = cls(tuple(read_samples(folder / runfolder.SAMPLES)), k)
-        uneven = [name for name, own in evaluation.by_problem.items() if len(own) != k]
-        if uneven or not evaluation.samples:
+        summary, samples = read_summary(folder), read_samples(folder / runfolder.SAMPLES)
+        k = summary["samples_per_problem"]
+        made = cls(tuple(samples), k)
+        problems = summary.get("problems", len(made.by_problem))
+        if not samples or len(made.by_problem) != problems or any(len(own) != k for own in made.by_problem.values()):
             raise DataError(
                 "samples are missing",
-                got=f"{len(evaluation.samples)} in {folder / runfolder.SAMPLES}",
-                expected=f"{k} of each problem",
-                remedy=f"problem {uneven[0]} has another number" if uneven else None,
+                got=f"{len(samples)} in {folder / runfolder.SAMPLES}",
+                expected=f"{k} of each of {problems} problems",
             )
-        return evaluation
+        return made
 
     @cached_property
     def by_problem(self) -> Mapping[str, Sequence[Sample]]:
@@ -157,6 +153,11 @@ class Evaluation:
     def accuracy(self) -> Estimate:
         """avg@k with its 95 % interval over problems."""
         return mean_estimate(list(self.accuracies.values()))
+
+    @property
+    def truncated(self) -> float:
+        """Share of the samples that were cut off."""
+        return sum(sample.is_truncated for sample in self.samples) / len(self.samples)
 
     def pass_at(self, k: int) -> Estimate:
         """Unbiased pass@k with its 95 % interval over problems; ``metrics.pass_at_k``."""
@@ -196,7 +197,7 @@ class Evaluation:
             "accuracy": self.accuracy.mean,
             "ci95": [self.accuracy.low, self.accuracy.high],
             **several,
-            "truncated": sum(sample.is_truncated for sample in self.samples) / count,
+            "truncated": self.truncated,
             "no_answer": sum(sample.extracted is None for sample in self.samples) / count,
             "undecided": sum(sample.outcome == Outcome.UNDECIDED for sample in self.samples) / count,
             "mean_tokens": float(np.mean(tokens)),
@@ -224,26 +225,13 @@ def sample_lines(samples: Sequence[Sample]) -> str:
     return "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
 
 
-def read_samples(file: Path, *, torn: bool = False) -> Iterator[Sample]:
-    """The samples of a ``samples.jsonl``.
-
-    Args:
-        file: to read.
-        torn: leave out a last line that was not written to its end.
-
-    Raises:
-        DataError: no such file, or a line that is no sample.
-    """
-    for _, sample in runfolder.read_lines(file, SAMPLE, torn=torn):
-        yield sample
+def read_samples(file: Path, *, torn: bool = False) -> list[Sample]:
+    """The samples of a ``samples.jsonl``; ``torn`` leaves out a last line that was not written to its end."""
+    return [sample for _, sample in runfolder.read_lines(file, SAMPLE, torn=torn)]
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A folder's ``summary.json``.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """A folder's ``summary.json``."""
     return dict(runfolder.read_json(folder / runfolder.SUMMARY, _SUMMARY))
 
 
@@ -312,45 +300,51 @@ def evaluate(
     if max_prompt_length is not None:
         what = "plain prompts" if shown is None else "prompts with skills"
         refuse_long_prompts(map(len, prompts), max_prompt_length, what)
-    each = [None] * len(problems) if shown is None else shown
-    asked = [
-        _Asked(problem, own, prompt, index)
-        for problem, own, prompt in zip(problems, each, prompts, strict=True)
-        for index in range(k)
-    ]
-    size = batch_size or len(asked)
-    samples = list(done[: whole_batches(len(done), size, len(asked))])
-    if any((s.problem_id, s.sample) != (one.problem.id, one.sample) for s, one in zip(samples, asked, strict=False)):
+    places = [(problem, sample) for problem in range(len(problems)) for sample in range(k)]
+    size = batch_size or len(places)
+    samples = list(done[: whole_batches(len(done), size, len(places))])
+    expected = [(problems[problem].id, sample) for problem, sample in places[: len(samples)]]
+    if [(sample.problem_id, sample.sample) for sample in samples] != expected:
         raise ValueError("the samples to go on from are not this evaluation's first ones")
-    for start in range(len(samples), len(asked), size):
-        batch = asked[start : start + size]
-        rollouts = sampler.sample([one.prompt for one in batch], seed=batch_seed(seed, start // size))
+    for start in range(len(samples), len(places), size):
+        batch = places[start : start + size]
+        asked = [problems[problem] for problem, _ in batch]
+        rollouts = sampler.sample([prompts[problem] for problem, _ in batch], seed=batch_seed(seed, start // size))
+        beside = [None if shown is None else shown[problem] for problem, _ in batch]
         verdicts = verify_in_context(
             verifier,
             [rollout.text for rollout in rollouts],
-            [one.problem.key for one in batch],
-            partial(_contexts, batch, rollouts, renderer),
+            [problem.key for problem in asked],
+            partial(_contexts, asked, beside, rollouts, renderer),
         )
-        judged = [_sample(*triple) for triple in zip(batch, rollouts, verdicts, strict=True)]
+        judged = [
+            Sample(
+                problem_id=problem.id,
+                sample=sample,
+                completion=rollout.text,
+                tokens=rollout.tokens,
+                stop_reason=str(rollout.stop_reason),
+                outcome=str(Outcome.UNDECIDED),
+                reason=None,
+                extracted=None,
+                problem=problem.text,
+                reference=problem.key,
+                retokenised=rollout.retokenised,
+            ).judged(verdict)
+            for problem, (_, sample), rollout, verdict in zip(asked, batch, rollouts, verdicts, strict=True)
+        ]
         samples += judged
         if on_batch is not None:
             on_batch(judged)
     return Evaluation(tuple(samples), k)
 
 
-class _Asked(NamedTuple):
-    """One sample to draw: of which problem, with which skills shown, and which of the k it is."""
-
-    problem: Problem
-    shown: Shown | None
-    prompt: list[int]
-    sample: int
-
-
-def _contexts(batch: Sequence[_Asked], rollouts: Sequence[Rollout], renderer: PromptRenderer) -> list[Context]:
+def _contexts(
+    problems: Sequence[Problem], shown: Sequence[Shown | None], rollouts: Sequence[Rollout], renderer: PromptRenderer
+) -> list[Context]:
     """What a reward function is told, as in training."""
     contexts: list[Context] = []
-    for (problem, own, _, _), rollout in zip(batch, rollouts, strict=True):
+    for problem, own, rollout in zip(problems, shown, rollouts, strict=True):
         prompt = renderer.student_messages(problem) if own is None else renderer.skilled_messages(problem, own)
         is_text = isinstance(prompt, str)
         contexts.append(
@@ -369,22 +363,6 @@ def whole_batches(done: int, size: int, total: int) -> int:
     return done if done == total else done - done % size
 
 
-def _sample(asked: _Asked, rollout: Rollout, verdict: Verdict) -> Sample:
-    return Sample(
-        problem_id=asked.problem.id,
-        sample=asked.sample,
-        completion=rollout.text,
-        tokens=rollout.tokens,
-        stop_reason=str(rollout.stop_reason),
-        outcome=str(Outcome.UNDECIDED),
-        reason=None,
-        extracted=None,
-        problem=asked.problem.text,
-        reference=asked.problem.key,
-        retokenised=rollout.retokenised,
-    ).judged(verdict)
-
-
 def verifier_of(asked: str | None, record: Mapping[str, object]) -> str:
     """The verifier asked for, or else the one of the record.
 
@@ -399,3 +377,84 @@ def verifier_of(asked: str | None, record: Mapping[str, object]) -> str:
             remedy=f"say --verifier {recorded} if you trust it",
         )
     return asked or recorded
+
+
+class SampleStore:
+    """Keeps the samples of one evaluation as they are made.
+
+    Args:
+        folder: of the evaluation; made with the first batch.
+        settings: all that the samples depend on, as plain JSON data. An evaluation with other ones in the folder is
+            refused.
+        force: discard what an evaluation left in the folder, once ``resume`` is called.
+
+    Raises:
+        ConfigError: the folder holds an evaluation with other settings, or with unknown ones.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, object], *, force: bool = False) -> None:
+        self.folder = folder
+        self._settings = json.loads(json.dumps(settings))
+        self._force = force
+        if not force and any((folder / name).exists() for name in _FILES):
+            self._refuse_others()
+
+    def finished(self) -> Evaluation | None:
+        """The evaluation, if it was made to its end.
+
+        Raises:
+            DataError: its samples cannot be read.
+        """
+        made = not self._force and (self.folder / runfolder.SUMMARY).exists()
+        return Evaluation.load(self.folder) if made else None
+
+    def resume(self, *, batch_size: int, total: int) -> list[Sample]:
+        """The samples there are, in whole batches; what is left of a batch that was cut off is discarded.
+
+        Raises:
+            DataError: a line other than the last is broken.
+        """
+        if self._force:
+            for name in _FILES:
+                (self.folder / name).unlink(missing_ok=True)
+        file = self.folder / runfolder.SAMPLES
+        if not file.exists():
+            return []
+        found = list(read_samples(file, torn=True))
+        kept = found[: whole_batches(len(found), batch_size, total)]
+        runfolder.write_text(file, sample_lines(kept))
+        return kept
+
+    def append(self, samples: Sequence[Sample]) -> None:
+        """Write one batch."""
+        if not (self.folder / runfolder.SETTINGS).exists():
+            runfolder.write_json(self.folder / runfolder.SETTINGS, self._settings)
+        runfolder.append_text(self.folder / runfolder.SAMPLES, sample_lines(samples))
+
+    def finish(self, evaluation: Evaluation, **extra: object) -> None:
+        """Write the summary, with the settings and ``extra`` in it."""
+        evaluation.save_summary(self.folder, **self._settings, **extra)
+
+    def _refuse_others(self) -> None:
+        remedy = "give another --output, or --force to discard that evaluation"
+        try:
+            before = runfolder.read_json(self.folder / runfolder.SETTINGS)
+        except DataError as error:
+            raise ConfigError(
+                "the folder holds an evaluation whose settings are unknown", got=str(self.folder), remedy=remedy
+            ) from error
+        names = [name for name in {**before, **self._settings} if before.get(name) != self._settings.get(name)]
+        if names:
+            names.sort(key=lambda name: (name in _HASHES, name))
+            here, there = (_shown(settings.get(names[0])) for settings in (self._settings, before))
+            raise ConfigError(
+                f"{self.folder} holds an evaluation of other {', '.join(names)}",
+                got=f"{names[0]} {here}",
+                expected=f"{there} as there",
+                remedy=remedy,
+            )
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,10 +1,8 @@
 """Means over problems with 95 % intervals, and differences paired by problem; one seed or several.
 
-The value of a problem is the share of its k samples that are correct. Problems are the unit of chance: the k samples
-of one problem are no k problems. Where a method was trained with several seeds, the seeds are a second unit.
-
-Let ``v[s, i]`` be the value of problem i = 1..N under seed s = 1..S, ``v[i]`` its mean over the seeds, ``m[s]`` a
-seed's mean, ``m`` the mean of all. The variance of m has two parts,
+The value of a problem is the share of its k samples that are correct. Problems are the unit of chance; where a method
+was trained with several seeds, the seeds are a second one. Let ``v[s, i]`` be the value of problem i = 1..N under seed
+s = 1..S, ``v[i]`` its mean over the seeds, ``m[s]`` a seed's mean, ``m`` the mean of all. The variance of m is
 
     V_problems = var_i(v[i]) / N                                           problems, and the sampling of completions
     V_seeds    = max(0, var_s(m[s]) / S − var(v[s, i] − v[i] − m[s] + m) / (N S))     what seeds differ by beyond that
@@ -15,10 +13,10 @@ with equal weights; their problems' parts add up, with Satterthwaite's degrees o
 
 - A difference d, paired by problem, gets d ± h, after two problems have been added that differ by ± the quadratic mean
   of the differences that are not 0. For 0/1 values that is the adjustment of Bonett & Price (2012).
-- A mean gets Wilson's score interval (1927) of ``m (1 − m) / V`` effective problems (as is done for clustered samples:
-  Korn & Graubard 1998) with h² / V for z². Of values that are all 0 or 1, that is Wilson's interval itself.
+- A mean gets Wilson's score interval (1927) of ``m (1 − m) / V`` effective problems (Korn & Graubard 1998) with h² / V
+  for z². Of values that are all 0 or 1, that is Wilson's interval itself.
 
-``benchmarks/interval_coverage.py`` measures how often they hold the truth; ``docs/statistics.md`` has the figures.
+``docs/statistics.md`` has how often they hold the truth, by ``benchmarks/interval_coverage.py``.
 """
 
 from __future__ import annotations
@@ -39,12 +37,7 @@ _ROUNDING = 1e-12  # means of shares that are equal on paper differ by less than
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean and its 95 % confidence interval.
-
-    Attributes:
-        mean: over problems.
-        low, high: the interval.
-    """
+    """A mean and the ends of its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -57,11 +50,7 @@ class Estimate:
 
 
 def mean_estimate(values: Values) -> Estimate:
-    """The mean of per-problem values, ``[N]`` or ``[S, N]`` from 0 to 1, and its interval.
-
-    Raises:
-        ValueError: without values.
-    """
+    """The mean of per-problem values and its interval; ``mean_over`` of one evaluation."""
     return mean_over([values])
 
 
@@ -91,20 +80,21 @@ def mean_over(evaluations: Sequence[Values]) -> Estimate:
 
 
 def paired_difference(before: Values, after: Values, *, same_seeds: bool = False) -> Estimate:
-    """The mean of ``after − before``, paired by problem.
+    """The mean of ``after − before``, paired by problem; ``difference_over`` of one evaluation."""
+    return difference_over([before], [after], same_seeds=same_seeds)
+
+
+def difference_over(before: Sequence[Values], after: Sequence[Values], *, same_seeds: bool = False) -> Estimate:
+    """The mean over several evaluations of ``after − before``, paired by problem, each evaluation of equal weight.
 
     Args:
-        before, after: values of the same problems in one order; the numbers of seeds may differ.
+        before, after: for each evaluation the values of the same problems in one order; the numbers of seeds may
+            differ.
         same_seeds: row s of both is the same seed: what a seed does to both cancels.
 
     Raises:
         ValueError: if the problems differ in number, or the seeds that are to be paired; without values.
     """
-    return difference_over([before], [after], same_seeds=same_seeds)
-
-
-def difference_over(before: Sequence[Values], after: Sequence[Values], *, same_seeds: bool = False) -> Estimate:
-    """The mean over several evaluations of their ``paired_difference``, each of equal weight."""
     firsts, seconds = _tables(before), _tables(after)
     for first, second in zip(firsts, seconds, strict=True):
         if first.shape[1] != second.shape[1]:
@@ -115,10 +105,8 @@ def difference_over(before: Sequence[Values], after: Sequence[Values], *, same_s
         tables = [second - first for first, second in zip(firsts, seconds, strict=True)]
         seeds = [(_seed_variance(tables), len(tables[0]))]
     else:
-        tables = [
-            second.mean(axis=0, keepdims=True) - first.mean(axis=0, keepdims=True)
-            for first, second in zip(firsts, seconds, strict=True)
-        ]
+        means = [[table.mean(axis=0, keepdims=True) for table in side] for side in (firsts, seconds)]
+        tables = [second - first for first, second in zip(*means, strict=True)]
         seeds = [(_seed_variance(side), len(side[0])) for side in (firsts, seconds)]
     mean = float(np.mean([table.mean() for table in tables]))
     half = _squared_half_width([_with_a_gain_and_a_loss(table) for table in tables], seeds) ** 0.5

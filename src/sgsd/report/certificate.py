@@ -1,12 +1,14 @@
 """The certificate of a document taken into weights: its JSON, page, table for the terminal, part of the model card.
 
 One sentence, chosen by the numbers, says what happened: a change counts where its 95 % interval leaves out 0.
+``docs/certificate.md`` says what each figure is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +19,7 @@ from rich.text import Text
 from sgsd import runfolder
 from sgsd.display import as_markdown, visible
 from sgsd.report import html
-from sgsd.report.tables import as_text, percent, short
+from sgsd.report.tables import as_text, figure, percent, short
 from sgsd.validation import validated
 
 _MOST_CHARACTERS = 320  # of an answer on the page
@@ -43,16 +45,12 @@ class _Part(BaseModel):
 
 
 class Accuracy(_Part):
-    """A share of tasks answered right."""
-
-    accuracy: Share
+    accuracy: Share  # of tasks answered right
     ci95: Interval
 
 
 class Difference(_Part):
-    """Of two accuracies, paired by task."""
-
-    mean: float
+    mean: float  # of two accuracies, paired by task
     ci95: Interval
 
     @property
@@ -62,15 +60,11 @@ class Difference(_Part):
 
 
 class Kept(_Part):
-    """(after − before) / (with_document − before)."""
-
-    share: float
+    share: float  # (after − before) / (with_document − before)
     ci95: Interval
 
 
 class Document(_Part):
-    """What was to be learned."""
-
     name: str
     description: str | None = None
     file: str
@@ -80,8 +74,6 @@ class Document(_Part):
 
 
 class Tasks(_Part):
-    """How many, and where they came from."""
-
     train: Count
     held_out: Annotated[int, Field(ge=1)]
     file: str
@@ -107,13 +99,11 @@ class Differences(_Part):
 
 
 class Tokens(_Part):
-    """Mean prompt tokens of a request; tokens that training processed; requests that save as many."""
-
-    plain: float
+    plain: float  # mean prompt tokens of a request
     with_document: float | None = None
     saved: float | None = None
-    training: Count | None = None
-    requests_to_pay: Count | None = None
+    training: Count | None = None  # processed by training
+    requests_to_pay: Count | None = None  # that save as many
 
 
 class Recited(_Part):
@@ -125,7 +115,7 @@ class Recited(_Part):
 
 
 class Retention(_Part):
-    """Other problems, before and after."""
+    """Problems that have nothing to do with the document."""
 
     name: str
     problems: Count
@@ -135,24 +125,20 @@ class Retention(_Part):
 
 
 class Rule(_Part):
-    """A rule of the document and its worth from −1 to 1: 2 credit − 1."""
-
     id: str
     kind: Literal["skill", "mistake"]
     title: str = ""
     text: str
     source: str | None = None
-    worth: float | None = None
+    worth: float | None = None  # 2 credit − 1, from −1 to 1
     ci95: Interval | None = None
     uses: Count
     verdict: Verdict
 
 
 class Reply(_Part):
-    """One answer; ``correct`` is ``None`` where the verifier was undecided."""
-
     text: str
-    correct: bool | None = None
+    correct: bool | None = None  # None: the verifier was undecided
 
 
 class Answer(_Part):
@@ -167,16 +153,12 @@ class Answer(_Part):
 
 
 class Doctor(_Part):
-    """What was said before training."""
-
     model_config = ConfigDict(extra="allow")
     verdict: str
     sentences: tuple[str, ...] = ()
 
 
 class Training(_Part):
-    """How it was done."""
-
     steps: Count
     rollouts: Count
     seed: int
@@ -206,9 +188,6 @@ class Certificate(_Part):
     seconds: dict[str, float | None]
 
 
-_CERTIFICATE = TypeAdapter(Certificate)
-
-
 def read_certificate(path: Path) -> Certificate:
     """The certificate of a run's folder, or in a file.
 
@@ -216,7 +195,7 @@ def read_certificate(path: Path) -> Certificate:
         DataError: it cannot be read, or its first field that does not fit.
     """
     file = path / runfolder.CERTIFICATE if path.is_dir() else path
-    return validated(_CERTIFICATE, runfolder.read_json(file), str(file))
+    return validated(TypeAdapter(Certificate), runfolder.read_json(file), str(file))
 
 
 # ---- in words
@@ -264,7 +243,7 @@ def remarks(certificate: Certificate) -> list[str]:
         beginnings = {1: "Nothing was forgotten", 0: "No forgetting is shown", -1: "Something was forgotten"}
         sign = retention.difference.sign
         said.append(f"{beginnings[sign]}: {came}{'' if sign else hidden}.")
-    if harmful := _verdicts(certificate)["harmful"]:
+    if harmful := sum(rule.verdict == "harmful" for rule in certificate.rules):
         said.append(f"Rules of the document that harmed: {harmful} of {len(certificate.rules)}.")
     return said
 
@@ -273,19 +252,15 @@ def _share(share: float) -> str:
     """``88 %``; never 0 or 100 % of what is neither."""
     if 0 < share < 0.005:
         return "under 1 %"
-    return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %".replace("-", "−")
+    return "over 99 %" if 0.995 <= share < 1 else figure(share, ".0%")
 
 
 def _range(ends: tuple[float, float]) -> str:
-    return f"{100 * ends[0]:.0f} to {100 * ends[1]:.0f} %".replace("-", "−")
+    return f"{figure(100 * ends[0], '.0f')} to {figure(ends[1], '.0%')}"
 
 
 def _signed(difference: float) -> str:
-    return f"{100 * difference:+.1f}".replace("-", "−")
-
-
-def _points(difference: Difference) -> str:
-    return f"{_signed(difference.mean)} points ({_reach(difference)})"
+    return figure(100 * difference, "+.1f")
 
 
 def _reach(difference: Difference) -> str:
@@ -295,11 +270,19 @@ def _reach(difference: Difference) -> str:
 def _worth(rule: Rule) -> str:
     if rule.worth is None or rule.ci95 is None:
         return "–"
-    return f"{rule.worth:+.2f} ({rule.ci95[0]:+.2f} to {rule.ci95[1]:+.2f})".replace("-", "−")
+    worth, low, high = (figure(value, "+.2f") for value in (rule.worth, *rule.ci95))
+    return f"{worth} ({low} to {high})"
 
 
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}".replace("-", "−")
+_count = partial(figure, spec=",.0f")
+
+
+def _to_pay(certificate: Certificate) -> str | None:
+    """Requests until training has paid; a document that shows no gain never pays. ``None``: not known."""
+    if certificate.differences.after_before.sign <= 0:
+        return "never"
+    requests = certificate.tokens.requests_to_pay
+    return None if requests is None else _count(requests)
 
 
 def _duration(seconds: float) -> str:
@@ -310,10 +293,6 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _verdicts(certificate: Certificate) -> Counter[Verdict]:
-    return Counter(rule.verdict for rule in certificate.rules)
-
-
 _DID: dict[Verdict, str] = {
     "earned": "earned it",
     "idle": "did nothing that shows",
@@ -322,9 +301,10 @@ _DID: dict[Verdict, str] = {
 }
 
 
-def _by_verdict(certificate: Certificate) -> str:
-    counts = _verdicts(certificate)
-    return ", ".join(f"{counts[verdict]} {did}" for verdict, did in _DID.items() if counts[verdict])
+def _by_verdict(certificate: Certificate) -> dict[str, int]:
+    """What rules did → how many of them."""
+    counts = Counter(rule.verdict for rule in certificate.rules)
+    return {did: counts[verdict] for verdict, did in _DID.items() if counts[verdict]}
 
 
 def _clipped(text: str) -> str:
@@ -354,31 +334,18 @@ def write_page(certificate: Certificate, output: Path) -> Path:
     Raises:
         ConfigError: the page is larger than ``html.MOST_BYTES`` or cannot be written.
     """
-    filters: dict[str, Callable[..., Any]] = {
-        "clipped": _clipped,
-        "count": _count,
-        "duration": _duration,
-        "measured": _measured,
-        "percent": percent,
-        "points": _points,
-        "range": _range,
-        "reach": _reach,
-        "setting": as_text,
-        "share": _share,
-        "signed": _signed,
-        "short": short,
-        "worth": _worth,
-    }
     environment = html.environment()
-    environment.filters.update(filters)
+    filters = (as_text, _clipped, _duration, _measured, _range, _reach, _share, short, _signed, _worth)
+    environment.filters |= {one.__name__.strip("_"): one for one in filters} | {"count": _count, "percent": percent}
     style = html.own_text(environment, "page.css", "certificate.css")
     order = list(_DID)
     page = environment.get_template("certificate.html").render(
         certificate=certificate,
         headline=headline(certificate),
         remarks=remarks(certificate),
+        to_pay=_to_pay(certificate),
         rules=sorted(certificate.rules, key=lambda rule: (order.index(rule.verdict), -(rule.worth or 0))),
-        by_verdict=_by_verdict(certificate),
+        by_verdict=", ".join(f"{count} {did}" for did, count in _by_verdict(certificate).items()),
         style=style,
         hash=html.digest(style),
     )
@@ -430,14 +397,13 @@ def _figures(certificate: Certificate) -> Iterator[list[tuple[str, str, str]]]:
         for _, name, accuracy in _measured(certificate.accuracy)
     ]
     rest: list[tuple[str, str, str]] = []
-    if certificate.kept is not None:
-        rest.append(("Gain in the prompt kept", percent(certificate.kept.share), _range(certificate.kept.ci95)))
+    if (kept := certificate.kept) is not None:
+        rest.append(("Gain in the prompt kept", percent(kept.share), _range(kept.ci95)))
     rest.append(("Prompt tokens saved a request", _count(certificate.tokens.saved), ""))
-    rest.append(("Requests until training has paid", _count(certificate.tokens.requests_to_pay), ""))
+    rest.append(("Requests until training has paid", _to_pay(certificate) or "–", ""))
     rest.append(("Answers that recite the document", percent(certificate.recited.after), ""))
     if (retention := certificate.retention) is not None:
         name, difference = f"Points of {short(retention.name, 40)}", retention.difference
         rest.append((name, _signed(difference.mean), _reach(difference)))
     yield rest
-    counts = _verdicts(certificate)
-    yield [(f"Rules: {did}", str(counts[verdict]), "") for verdict, did in _DID.items() if counts[verdict]]
+    yield [(f"Rules: {did}", str(count), "") for did, count in _by_verdict(certificate).items()]

@@ -1,7 +1,6 @@
 """Logged metrics → line charts: mean and range over seeds, drawn as SVG by ziaplot, told in words and as a table.
 
-The SVG holds numbers and names of axes, never text of a run. Its colours are the page's CSS variables, so that it
-follows the theme; a line is told from another by its dash too.
+The SVG holds no text of a run. Its colours are the page's CSS variables; a line is told from another by its dash too.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import ziaplot
@@ -86,15 +86,15 @@ class Figure:
 
 def outcome_table(groups: Sequence[Group]) -> Table:
     """How each group began and ended, by what the runs logged: accuracy where it was, and success rate."""
+
+    def from_to(bands: Sequence[Band]) -> str | None:
+        return f"{percent(bands[0].mean)} → {bands[-1].written(percent)}" if bands else None
+
     rows = [
-        (group.label, len(group.runs), group.last_step, *map(_from_to, (accuracy_bands(group), success_bands(group))))
+        (group.label, len(group.runs), group.last_step, *map(from_to, (accuracy_bands(group), success_bands(group))))
         for group in groups
     ]
     return Table(("method", "seeds", "steps", "accuracy", "success rate"), tuple(rows))
-
-
-def _from_to(bands: Sequence[Band]) -> str | None:
-    return f"{percent(bands[0].mean)} → {bands[-1].written(percent)}" if bands else None
 
 
 # ---- figures; ``None`` where no run logged what they show
@@ -102,17 +102,14 @@ def _from_to(bands: Sequence[Band]) -> str | None:
 
 def learning_figure(groups: Sequence[Group]) -> Figure | None:
     """Held-out accuracy, and the success rate of training rollouts."""
-    curves = {
-        "Held-out accuracy": [accuracy_bands(group) for group in groups],
-        "Success rate of training rollouts": [success_bands(group) for group in groups],
-    }
-    return _figure("learning", _by_group(groups, curves), shares=True)
+    bands = {"Held-out accuracy": accuracy_bands, "Success rate of training rollouts": success_bands}
+    return _figure("learning", {title: _lines(groups, of) for title, of in bands.items()}, shares=True)
 
 
 def signs_figure(groups: Sequence[Group]) -> Figure | None:
     """Metrics in which a run that goes wrong shows it first."""
-    curves = {title: [metric_bands(group, metric) for group in groups] for metric, title in _SIGNS}
-    return _figure("signs", _by_group(groups, curves), shares=False)
+    lines = {title: _lines(groups, partial(metric_bands, metric=metric)) for metric, title in _SIGNS}
+    return _figure("signs", lines, shares=False)
 
 
 def polarity_figure(groups: Sequence[Group]) -> Figure | None:
@@ -140,27 +137,27 @@ def left_out(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _by_group(groups: Sequence[Group], curves: Mapping[str, Sequence[Sequence[Band]]]) -> dict[str, list[Line]]:
-    """For each title a line for each group, which looks alike under all and as no other up to 64."""
-    looks = [(group.label, f"var(--series{n % 8})", _DASHES[(n + n // 8) % 8]) for n, group in enumerate(groups)]
-    return {
-        title: [Line(*look, bands) for look, bands in zip(looks, found, strict=True)] for title, found in curves.items()
-    }
+def _lines(groups: Sequence[Group], bands: Callable[[Group], Sequence[Band]]) -> list[Line]:
+    """A line for each group, which looks alike in all charts and as no other up to 64."""
+    return [
+        Line(group.label, f"var(--series{n % 8})", _DASHES[(n + n // 8) % 8], bands(group))
+        for n, group in enumerate(groups)
+    ]
 
 
 def _figure(id: str, lines: Mapping[str, Sequence[Line]], *, shares: bool) -> Figure | None:
     """A chart for each title that has a line with points. Neighbours have the same steps, and shares the same axis."""
-    drawn = {title: [line for line in found if line.bands] for title, found in lines.items()}
+    drawn = {title: kept for title, found in lines.items() if (kept := [line for line in found if line.bands])}
     points = [band for found in drawn.values() for line in found for band in line.bands]
-    last = max((band.step for band in points), default=0.0)
-    highest = max((band.high for band in points), default=0.0)
+    if not points:
+        return None
+    last, highest = max(band.step for band in points), max(band.high for band in points)
     charts = [
         _chart(f"{id}-{n}", title, found, last, highest if shares else None)
         for n, (title, found) in enumerate(drawn.items())
-        if found
     ]
     legend = {line.label: line for found in drawn.values() for line in found}
-    return Figure(list(legend.values()), charts) if charts else None
+    return Figure(list(legend.values()), charts)
 
 
 # ---- charts
@@ -227,9 +224,8 @@ def accuracy_bands(group: Group) -> list[Band]:
 
 
 def success_bands(group: Group) -> list[Band]:
-    """The success rate; older runs logged it under ``sgsd/``."""
-    rates = ("success_rate", "sgsd/success_rate")
-    return next(filter(None, (metric_bands(group, rate, share=True) for rate in rates)), [])
+    """The success rate of training rollouts."""
+    return metric_bands(group, "success_rate", share=True)
 
 
 def metric_bands(group: Group, metric: str, *, share: bool = False) -> list[Band]:

@@ -1,23 +1,30 @@
-"""Everything on one HTML page that needs no network.
-
-The page is safe to open whatever the runs hold (see ``html``): JSON is embedded with ``<``, ``>`` and ``&`` escaped,
-and the script writes text and never HTML.
-"""
+"""Everything on one HTML page that needs no network, and is harmless whatever the runs hold (see ``html``)."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from sgsd import __version__
-from sgsd.bank import Mistake, Skill
+import numpy as np
+
+from sgsd import __version__, runfolder
+from sgsd.bank import Item, Mistake, Skill
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.comparison import Comparison, compare_runs
 from sgsd.report import curves, html, tables
-from sgsd.report.rollouts import LEVELS, traced_groups
-from sgsd.report.runs import Run, grouped, is_run, load_runs
+from sgsd.report.runs import Group, Run, grouped, load_runs
+from sgsd.report.tables import short, signed
+
+# Gaps in nats where one level of colour ends and the next begins; the last has no end.
+_LEVELS = (0.05, 0.2, 1.0)
+_STEPS_SHOWN = 4
+_MOST_CHARACTERS = 2_500_000  # of JSON, of all rollouts
+_STANCES = {1: "supports", -1: "suppresses", 0: "no stance"}
+_POLARITIES = {1: "positive", -1: "negative", 0: "neutral"}
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -38,7 +45,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     """
     if os.path.lexists(output) and not html.is_own(output):
         raise ConfigError("the target is no report of sgsd's", got=str(output), remedy="choose another --output")
-    runs = load_runs([folder for folder in folders if is_run(folder)])
+    # A folder that is not there is refused as a run.
+    runs = load_runs([one for one in folders if (one / runfolder.RUN).is_file() or not one.is_dir()])
     try:
         comparison, why_not = compare_runs(folders), ""
     except (ConfigError, DataError) as error:
@@ -48,7 +56,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
 
 def _page(runs: Sequence[Run], comparison: Comparison | None, why_not: str) -> str:
     groups = grouped(runs)
-    traced = traced_groups(groups)
+    traced = _traced(groups)
     apart, shared = tables.setting_tables(runs)
     environment = html.environment()
     environment.tests["item"] = lambda cell: isinstance(cell, (Skill, Mistake))
@@ -71,24 +79,61 @@ def _page(runs: Sequence[Run], comparison: Comparison | None, why_not: str) -> s
         learning=curves.learning_figure(groups),
         signs=curves.signs_figure(groups),
         polarities=curves.polarity_figure(groups),
-        supports=tables.support_table(groups),
         banks=[
-            (group.label, tables.worth_table(group), items, tables.order_note(items))
+            (group.label, items, tables.order_note(items))
             for group in groups
             if group.ledger.items
             for items in [tables.item_table(group)]
         ],
         traced=traced,
-        levels=LEVELS,
-        changes=[
-            (run.name, diff)
-            for run in runs
-            if run.bank_start is not None and run.bank is not None and (diff := run.bank_start.diff(run.bank))
-        ],
+        levels=_LEVELS,
         apart=apart,
         shared=shared,
-        traces={"levels": LEVELS, "rollouts": [rollout for group in traced for rollout in group["rollouts"]]},
+        traces={"levels": _LEVELS, "rollouts": [rollout for group in traced for rollout in group["rollouts"]]},
         style=style,
         script=script,
         hashes={"style": html.digest(style), "script": html.digest(script)},
     )
+
+
+def _traced(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """For each group rollouts of its first traced run, from steps spread over training, as the page's size allows."""
+    room = _MOST_CHARACTERS
+    found: list[dict[str, Any]] = []
+    for position, group in enumerate(groups):
+        run = next((run for run in group.runs if run.traces), None)
+        if run is None:
+            continue
+        steps = sorted({trace["step"] for trace in run.traces})
+        spread = {steps[n] for n in np.linspace(0, len(steps) - 1, _STEPS_SHOWN).round().astype(int)}
+        shown: list[Mapping[str, Any]] = []
+        for trace in run.traces:
+            if trace["step"] in spread:
+                teachers = [_teacher(teacher, group.items) for teacher in trace["teachers"]]
+                about = {"id": f"rollout-{position}-{len(shown)}", "begins": short(trace["problem"], 60)}
+                rollout = {**trace, **about, "teachers": teachers}
+                size = len(json.dumps(rollout))
+                if size <= room:
+                    room -= size
+                    shown.append(rollout)
+        if shown:
+            left_out = len(run.traces) - len(shown)
+            found.append({"label": group.label, "run": run.name, "rollouts": shown, "left_out": left_out})
+    return found
+
+
+def _teacher(teacher: Mapping[str, Any], items: Mapping[str, Item]) -> dict[str, Any]:
+    names, words = {}, {}
+    for part in ("skill", "mistake"):
+        item = items.get(teacher[part])
+        names[part] = teacher[part] if item is None else short(item.title or item.text, 60)
+        texts = [teacher[part]] if item is None else [text for text in (item.title, item.text) if text]
+        words[part] = ". ".join(text.rstrip(".") for text in texts)
+    stance, support = _STANCES[teacher["stance"]], signed(teacher["support"])
+    return {
+        "line": f"{names['skill'] or names['mistake']} ({stance}, {support})",
+        **words,
+        "support": f"{support} nats per token: {stance}, polarity {_POLARITIES[teacher['polarity']]}, "
+        f"weight {teacher['weight']:.2f}",
+        "gaps": teacher["gaps"],
+    }

@@ -1,23 +1,18 @@
-"""Groups of runs → tables: the comparison, what became of bank items, where supports lie, settings."""
+"""Groups of runs → tables: the comparison, what became of bank items, settings."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sgsd.bank import Item, ItemRecord, Skill
-from sgsd.bank.credit import Credit, credit
+from sgsd.bank import Item, Skill
+from sgsd.bank.credit import credit
 from sgsd.evaluation.comparison import Comparison
 from sgsd.evaluation.statistics import Estimate
 from sgsd.report.runs import Group, Run
-
-_THIRDS = ("first third, above / below", "second third", "last third")
-_DEFAULT_THRESHOLD = 0.05  # of runs whose record does not have it
 
 
 @dataclass(frozen=True)
@@ -52,40 +47,33 @@ class Table:
 # ---- figures in words
 
 
-def percent(share: float | None) -> str:
-    """``12.3 %``; a dash for ``None``."""
-    return "–" if share is None else f"{100 * share:.1f} %".replace("-", "−")
+def figure(value: float | None, spec: str) -> str:
+    """A number by a format specification, with a minus sign that lines up; a dash for ``None``."""
+    return "–" if value is None else f"{value:{spec}}".replace("-", "−").replace("%", " %")
 
 
-def number(value: float | None) -> str:
-    """Three digits that count; a dash for ``None``."""
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")
-
-
-def signed(value: float | None) -> str:
-    """``+0.123``, with a minus sign that lines up; a dash for ``None``."""
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
-
-
-def signed_percent(share: float) -> str:
-    """``+12.3 %``, with a minus sign that lines up."""
-    return f"{100 * share:+.1f} %".replace("-", "−")
+percent = partial(figure, spec=".1%")
+"""``12.3 %``."""
+number = partial(figure, spec=".3g")
+"""Three digits that count."""
+signed = partial(figure, spec="+.3f")
+"""``+0.123``."""
 
 
 def short(text: str, characters: int) -> str:
-    """The first line's beginning."""
+    """The text on one line, or its beginning."""
     line = " ".join(text.split())
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
 
 
 def as_text(value: Any) -> str:
-    """A setting as one reads it: text bare, the rest as JSON, nothing as a dash."""
+    """A setting as one reads it: text bare, the rest as JSON."""
     if value is None:
         return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-# ---- comparison
+# ---- tables
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -101,7 +89,7 @@ def comparison_table(comparison: Comparison) -> Table:
         differences = [row.differences[n] for row in comparison.rows]
         if shown := [max(-one.low, one.high, 0.01) for one in differences if one is not None]:
             heads.append(f"{column.name}, difference to {comparison.baseline}")
-            columns.append([_estimate(one, signed_percent, max(shown)) for one in differences])
+            columns.append([_estimate(one, partial(figure, spec="+.1%"), max(shown)) for one in differences])
     return Table(tuple(heads), tuple(zip(*columns, strict=True)))
 
 
@@ -117,27 +105,23 @@ def _estimate(
     return Interval(f"{written(mean)} ({written(low)} to {written(high)})", *places, middle=reach is not None)
 
 
-# ---- bank items
-
-
 def item_table(group: Group) -> Table:
     """Every item of the group's banks, highest credit first, and items that only the ledger knows."""
     ledger, items = group.ledger, group.items
     found: list[tuple[float, int, tuple[Cell, ...]]] = []
     for id in dict.fromkeys([*items, *ledger.items]):
         record, item = ledger.record(id), items.get(id)
-        value = credit(record) if record.active else None
-        kinds = [] if item is None else ["skill" if isinstance(item, Skill) else "mistake"]
-        kinds += sorted({run.worth[id] for run in group.runs if id in run.worth})
+        worth = credit(record)
+        shown = f"{worth.value:.2f} ({worth.low:.2f} to {worth.high:.2f})"
         row = (
             f"{id}: not in the bank at the start or at the end" if item is None else item,
-            ", ".join(kinds) or None,
+            None if item is None else "skill" if isinstance(item, Skill) else "mistake",
             record.uses,
-            None if value is None else _credit(value),
+            Interval(shown, worth.low, worth.value, worth.high, middle=True) if record.active else None,
             *(record.positive, record.negative, record.neutral, record.undecided),
             *map(signed, (record.mean_support_success, record.mean_support_failure)),
         )
-        found.append((-value.value if value else 0.0, -record.uses, row))
+        found.append((-worth.value if record.active else 0.0, -record.uses, row))
     columns = ("item", "kind", "uses", "credit", "positive", "negative", "neutral", "undecided")
     rows = tuple(row for _, _, row in sorted(found, key=lambda one: one[:2]))
     return Table((*columns, "support, success", "support, failure"), rows)
@@ -150,70 +134,6 @@ def order_note(items: Table) -> str:
     if not apart:
         return "No item's interval leaves out 0.5: nothing here tells one item from another, and the order is chance."
     return f"The intervals of {apart} of {len(credits)} items leave out 0.5; the order of the others may be chance."
-
-
-def worth_table(group: Group) -> Table | None:
-    """Polarities by known worth, which is each run's own; ``None`` where no worth is known."""
-    records: dict[str, list[ItemRecord]] = {}
-    for run in group.runs:
-        for id, worth in run.worth.items():
-            records.setdefault(worth, []).append(run.ledger.record(id))
-    if not records:
-        return None
-    rows: list[tuple[Cell, ...]] = []
-    for worth, found in sorted(records.items()):
-        total = sum(found, ItemRecord())
-        shares = (count / (total.uses or 1) for count in (total.positive, total.neutral, total.negative))
-        rows.append((worth, len(found), total.uses, *map(percent, shares), _credit(credit(total))))
-    return Table(("known worth", "items", "uses", "positive", "neutral", "negative", "credit"), tuple(rows))
-
-
-def _credit(value: Credit) -> Interval:
-    text = f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
-    return Interval(text, value.low, value.value, value.high, middle=True)
-
-
-# ---- supports
-
-
-def support_table(groups: Sequence[Group]) -> Table | None:
-    """Shares of teachers with a support beyond the run's own threshold, by outcome and third of training.
-
-    ``None`` where no run kept supports.
-    """
-    rows: list[tuple[Cell, ...]] = []
-    for group in groups:
-        for run in group.runs:
-            if run.supports and run.edges:
-                threshold = run.settings.get("support_threshold", _DEFAULT_THRESHOLD)
-                for outcome in ("success", "failure"):
-                    shares = [_beyond(counts, run.edges, threshold) for counts in support_counts(run, outcome)]
-                    rows.append((group.label, run.seed, f"{threshold:g}", outcome, *shares))
-    if not rows:
-        return None
-    return Table(("method", "seed", "threshold", "rollouts", *_THIRDS), tuple(rows))
-
-
-def support_counts(run: Run, outcome: str) -> NDArray[np.float64]:
-    """``[3, bins]``: teachers by support in each third of the steps."""
-    last = max(line["step"] for line in run.supports)
-    counts = np.zeros((3, len(run.edges) + 1))
-    for line in run.supports:
-        counts[(line["step"] - 1) * 3 // last] += line[outcome]
-    return counts
-
-
-def _beyond(counts: NDArray[np.float64], edges: Sequence[float], threshold: float) -> str | None:
-    """Shares of ``[bins]`` above the threshold and below its negative; least ones where these lie inside bins."""
-    if not counts.any():
-        return None
-    least = "" if {threshold, -threshold} <= set(edges) else "at least "
-    above = float(counts[np.searchsorted(edges, threshold) + 1 :].sum() / counts.sum())
-    below = float(counts[: np.searchsorted(edges, -threshold, side="right")].sum() / counts.sum())
-    return f"{least}{percent(above)} / {percent(below)}"
-
-
-# ---- settings
 
 
 def setting_tables(runs: Sequence[Run]) -> tuple[Table, Table]:

@@ -54,7 +54,7 @@ function fill(box, rollout) {
   list.append(...spans);
   const teacher = () => rollout.teachers[Number(select.value)];
   const said = (index) => {
-    const [gap, student] = [teacher().gaps[index], rollout.logps[index]];
+    const [gap, student] = [teacher().gaps[index], rollout.student_logps[index]];
     return `gap ${signed(gap)} nats, student ${signed(student)}, teacher ${signed(gap === null || student === null ? null : student + gap)}${rollout.counted[index] ? "" : ", does not count"}`;
   };
   const show = (event) => {

@@ -45,14 +45,9 @@ class AccuracyCallback(TrainerCallback):
         save_to: Path | None = None,
         listener: Callable[[int, Evaluation], None] | None = None,
     ) -> None:
-        self._problems = problems
-        self._renderer = renderer
-        self._verifier = verifier
-        self._every = every
-        self._sampling = sampling
-        self._seed = seed
-        self._save_to = save_to
-        self._listener = listener
+        self._asked = (problems, renderer, verifier)
+        self._every, self._sampling, self._seed = every, sampling, seed
+        self._save_to, self._listener = save_to, listener
         self._last_step = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -68,19 +63,15 @@ class AccuracyCallback(TrainerCallback):
             self._evaluate(state, kwargs["model"])
 
     def _evaluate(self, state: Any, model: Any) -> None:
-        sampler = TransformersSampler(model, self._renderer.tokenizer, **self._sampling)
-        result = evaluate(sampler, self._problems, self._renderer, self._verifier, seed=self._seed)
-        self._last_step = state.global_step
-        accuracy = result.accuracy
-        state.log_history.append(
-            {
-                "epoch": state.epoch or 0.0,
-                "eval_accuracy": accuracy.mean,
-                "eval_accuracy_low": accuracy.low,
-                "eval_accuracy_high": accuracy.high,
-                "step": state.global_step,
-            }
-        )
+        sampler = TransformersSampler(model, self._asked[1].tokenizer, **self._sampling)
+        result = evaluate(sampler, *self._asked, seed=self._seed)
+        self._last_step, accuracy = state.global_step, result.accuracy
+        logged = {
+            "eval_accuracy": accuracy.mean,
+            "eval_accuracy_low": accuracy.low,
+            "eval_accuracy_high": accuracy.high,
+        }
+        state.log_history.append({"epoch": state.epoch or 0.0, **logged, "step": state.global_step})
         if self._listener is not None:
             self._listener(state.global_step, result)
         if self._save_to is not None and state.is_world_process_zero:
