@@ -150,7 +150,8 @@ def test_a_refused_data_set_is_said_by_name(caplog: pytest.LogCaptureFixture):
 
 def test_an_item_leaves_nothing_for_the_next():
     right = json.dumps(made("spiral_matrix", "1 2 3"))
-    attack = "<answer>[setattr(__import__('sgsd.verifiers.reasoning_gym').verifiers.reasoning_gym, 'MAX_CHARACTERS', 0)]</answer>"
+    module = "__import__('sgsd.verifiers.reasoning_gym').verifiers.reasoning_gym"
+    attack = f"<answer>[setattr({module}, 'MAX_CHARACTERS', 0)]</answer>"
     with get_verifier("reasoning_gym", workers=1) as verifier:
         verdicts = verifier.verify_many([attack, "1 2 3", "1 2 4"], [right] * 3)
     assert [verdict.outcome.sign for verdict in verdicts] == [-1, 1, -1]

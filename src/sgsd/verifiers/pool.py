@@ -1,10 +1,7 @@
-"""Worker processes with hard timeouts.
+"""Worker processes with hard timeouts: ``python -m sgsd.verifiers.worker`` on two pipes, driven by whichever thread
+holds it. Between calls there are no threads, so that any thread may call, and a forked child starts workers of its own.
 
-Why not a library: ``multiprocessing``, and with it pebble, imports the user's ``__main__`` again in each worker, which
-breaks scripts without a main guard; pebble's threads do not survive a fork of the process; and its workers go on
-computing for good when the parent is killed. Here a worker is ``python -m sgsd.verifiers.worker`` on two pipes, driven
-by whichever thread holds it. Between calls there are no threads, so that any thread may call, and a forked child
-starts workers of its own.
+Why not ``multiprocessing`` or pebble: docs/verifier.md.
 """
 
 from __future__ import annotations
@@ -132,18 +129,18 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.release_pipes()
+        self._release_pipes()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def release_pipes(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
 
     def disown(self) -> None:
         """After a fork, in the child: the process belongs to the parent."""
-        self.release_pipes()
+        self._release_pipes()
         self.process.returncode = 0
+
+    def _release_pipes(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def _wait(descriptor: int, event: int, deadline: float) -> None:
@@ -183,20 +180,9 @@ class Pool:
         Raises:
             ConfigError: if the grader cannot be loaded.
         """
-        with self._warming:
-            together = threading.Barrier(self.workers)
-
-            def load(_: int) -> None:
-                try:
-                    with self._worker(grader):
-                        together.wait()  # none is handed back before all are taken
-                except threading.BrokenBarrierError:
-                    pass
-                except BaseException:
-                    together.abort()
-                    raise
-
-            self._each(load, range(self.workers))
+        with self._warming, contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(self._worker()) for _ in range(self.workers)]
+            self._each(lambda worker: worker.load(grader), workers)
 
     def close(self) -> None:
         """End the workers (those in use, when their item is done). A later request starts new ones."""
@@ -219,9 +205,7 @@ class Pool:
         Raises:
             ConfigError: if a grader cannot be loaded.
         """
-        return self._each(
-            lambda message: self._judge(grader, {**message, "grader": grader, "limit": timeout}, timeout), messages
-        )
+        return self._each(lambda message: self._judge(grader, message, timeout), messages)
 
     def _each(self, function: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
         """The function of each item, in as many threads as there are workers, the caller's among them."""
@@ -254,8 +238,9 @@ class Pool:
     def _judge(self, grader: str, message: dict[str, Any], timeout: float) -> Verdict:
         for _ in range(2):  # a worker may also die of something else: of the system's want of memory, by hand
             try:
-                with self._worker(grader) as worker:
-                    reply = worker.ask(message, timeout)
+                with self._worker() as worker:
+                    worker.load(grader)
+                    reply = worker.ask({**message, "grader": grader, "limit": timeout}, timeout)
                     if reply.get("restart"):
                         raise MemoryError
             except TimeoutError:
@@ -268,13 +253,12 @@ class Pool:
         return Verdict(Outcome.UNDECIDED, DIED)
 
     @contextmanager
-    def _worker(self, grader: str) -> Generator[_Worker]:
-        """A worker with the grader loaded. If anything is raised it is not used again."""
+    def _worker(self) -> Generator[_Worker]:
+        """A worker for one thread. If anything is raised it is not used again."""
         with self._slots:
             closings = self._closings
             worker = self._take()
             try:
-                worker.load(grader)
                 yield worker
             except BaseException:
                 self._discard(worker)

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, Found, extract_answer, extract_lines
+from sgsd.verifiers.tidy import names
 from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
 from sgsd.verifiers.worker import Grader
 
@@ -167,9 +168,9 @@ _READERS: dict[Callable[[str], object], str] = {
         " string_synthesis sudoku survo time_intervals word_sequence_reversal word_sorting"
     ),
     caseless: (
-        "acre base_conversion calendar_arithmetic color_cube_rotation course_schedule emoji_mystery family_relationships"
-        " game_of_life_halting isomorphic_strings letter_jumble mahjong_puzzle needle_haystack ransom_note"
-        " sentence_reordering spell_backward syllogism tsumego zebra_puzzles"
+        "acre base_conversion calendar_arithmetic color_cube_rotation course_schedule emoji_mystery"
+        " family_relationships game_of_life_halting isomorphic_strings letter_jumble mahjong_puzzle needle_haystack"
+        " ransom_note sentence_reordering spell_backward syllogism tsumego zebra_puzzles"
     ),
     letters: "figlet_font",
     number: (
@@ -276,7 +277,7 @@ def _equal(reader: Callable[[str], object]) -> Callable[[str, Entry], bool]:
 
 
 _SCORERS: dict[str, Callable[[str, Entry], bool]] = {
-    **{name: _equal(reader) for reader, names in _READERS.items() for name in names.split()},
+    **{name: _equal(reader) for reader, sets in _READERS.items() for name in names(sets)},
     "coin_flip": is_probability,
     "countdown": lambda text, entry: reaches(text, entry["metadata"]["numbers"], entry["metadata"]["target"]),
     "n_queens": lambda text, entry: rows(text) in map(rows, entry["metadata"]["valid_answers"]),
@@ -287,8 +288,10 @@ _SCORERS: dict[str, Callable[[str, Entry], bool]] = {
 
 _REFUSED = {
     **dict.fromkeys(
-        "cryptarithm graph_color jugs kakurasu knight_swap quantum_lock shortest_path sokoban tower_of_hanoi"
-        " word_ladder".split(),
+        names(
+            "cryptarithm graph_color jugs kakurasu knight_swap quantum_lock shortest_path sokoban tower_of_hanoi"
+            " word_ladder"
+        ),
         "it needs a checker of moves or states of its own",
     ),
     **dict.fromkeys(

@@ -16,8 +16,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sgsd.verifiers.fence import Fence, leave_network, limit_cpu, limit_process
 from sgsd.verifiers.verdict import ContextGrader, Outcome, Verdict
@@ -29,8 +28,7 @@ ERROR = "verifier error: "
 """How the reason of an exception begins."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A grader, and why it could never call a completion correct by a reference (``None``: it could)."""
 
     grade: ContextGrader
@@ -56,9 +54,8 @@ def load(grader: str) -> Loaded:
         for name in _LAZY:
             importlib.import_module(f"sympy.{name}")
         close_evaluation()
-    if kind == "reward":
-        return Loaded(grade, module.why_unreadable)
-    return Loaded(lambda completion, answer, context: grade(completion, answer), module.why_unreadable)
+    with_context = grade if kind == "reward" else lambda completion, answer, context: grade(completion, answer)
+    return Loaded(with_context, module.why_unreadable)
 
 
 def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, Any]:
