@@ -76,13 +76,7 @@ def grade_extraction(extraction: Extraction, reference: Reading) -> Verdict:
 
 
 _FAMILIAR = (
-    r"\frac{m}{n}",
-    r"2\sqrt{3}+1",
-    "x^{2}+2x+1",
-    r"3\pi r^{2}",
-    "y=2x-3",
-    r"\log_{2}{3}",
-    r"2\sin (x) \cos ^{2} y",
+    *(r"\frac{m}{n}", r"2\sqrt{3}+1", "x^{2}+2x+1", r"3\pi r^{2}", "y=2x-3", r"\log_{2}{3}", r"2\sin (x) \cos ^{2} y"),
     r"\frac{-b+\sqrt[3]{b^{2}-4a!c}}{2|a|}-e^{-x/2}",
     r"\{1,2\} \cup \mathbb{R} \setminus \{3\}",
 )

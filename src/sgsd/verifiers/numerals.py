@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from sgsd.verifiers.tidy import names
+from sgsd.verifiers.tidy import TEXT, names
 
 MAX_DIGITS = 2_000
 _MAX_EXPONENT = 400
@@ -102,7 +102,6 @@ _ASIDE = re.compile(
     r"|, (?:obviously|clearly|exactly|of course|as required|as desired|in total))$"
 )
 _HEDGES = frozenset({"approximately", "approx", "about", "exactly", "rounded", "in total", "total"})
-_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 
 
 def _int(text: str) -> int:
@@ -145,7 +144,7 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
     percent = _PERCENT.match(rest)
     if percent:
         rest, glued = rest[percent.end() :], False
-    rest = _POWERED.sub(r"\1^\2", _TEXT.sub(r" \1 ", rest)).strip()
+    rest = _POWERED.sub(r"\1^\2", TEXT.sub(r" \1 ", rest)).strip()
     scale = _SCALE.match(rest)
     factor = 1
     if scale:
@@ -188,7 +187,7 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     if len(text) > MAX_DIGITS or not text.isprintable():
         return None
     text = text.strip()
-    if text.startswith("\\text") and (spoken := _TEXT.fullmatch(text)):
+    if text.startswith("\\text") and (spoken := TEXT.fullmatch(text)):
         text = spoken[1].strip()
     text = _ASIDE.sub("", _LEAD.sub("", text, count=1))
     while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
