@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from sgsd.verifiers.boxes import boxes
 from sgsd.verifiers.compare import same_answer
 from sgsd.verifiers.equality import BASED, UnreadableError, equal, without_unit
 from sgsd.verifiers.expressions import SETS, as_latex, parse, spelled
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
 from sgsd.verifiers.reading import Reading, Shape, read_answer
+from sgsd.verifiers.spans import boxes
 from sgsd.verifiers.tidy import key, tidy
 from sgsd.verifiers.values import number
 from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
