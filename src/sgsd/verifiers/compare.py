@@ -26,10 +26,6 @@ _LETTER_OR_DIGIT = re.compile(r"\\[A-Za-z]+|[A-Za-z0-9]")
 def same_answer(reference: Reading, given: Reading) -> bool:
     """Whether ``given`` states the reference answer.
 
-    Args:
-        reference: the reference answer.
-        given: the answer to judge.
-
     Raises:
         UnreadableError: if an expression of the reference would have to be understood, and cannot be.
     """
@@ -39,13 +35,10 @@ def same_answer(reference: Reading, given: Reading) -> bool:
     if _names_differ(name, other):
         return False
     if reference.rounded is not None:
-        exact = replace(reference, rounded=None)
-        return same_answer(exact, given) or same_answer(reference.rounded, given)
+        return same_answer(replace(reference, rounded=None), given) or same_answer(reference.rounded, given)
     if given.rounded is not None:
-        exact = replace(given, rounded=None)
-        return _rounds(exact, given.rounded) and (
-            same_answer(reference, exact) or same_answer(reference, given.rounded)
-        )
+        ways = replace(given, rounded=None), given.rounded
+        return _rounds(*ways) and any(same_answer(reference, way) for way in ways)
     if any(_contradicts(head, given) for head in given.heads):
         return False
     if reference.shape is Shape.NUMBER:
@@ -125,30 +118,22 @@ def _concludes(reference: Reading, given: Reading) -> bool:
 def _names_differ(first: str, second: str) -> bool:
     """Whether two names are of one form, and not the same: other letters, or other subscripts where both have one;
     ``|z|`` is not ``z``. Names of another form, or in words, may name the same."""
-    first, second = (_SEGMENT.sub(_either_way, _spaced(name)) for name in (first, second))
+    first, second = _plain_name(first), _plain_name(second)
     if not first or not second or first == second:
         return False
     if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
         return True
     a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)
     if a is None or b is None:
-        return not _WORD.search(first + second) and _form(first) == _form(second)
+        forms = {_LETTER_OR_DIGIT.sub(lambda m: m[0] if len(m[0]) > 1 else "a", name) for name in (first, second)}
+        return len(forms) == 1 and not _WORD.search(first + second)
     return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2] != b[2])
 
 
-def _spaced(name: str) -> str:
-    """A name without braces, and with no spaces but those between letters."""
-    return re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", " ".join(re.sub("[{}]", " ", name).split()))
-
-
-def _either_way(points: re.Match[str]) -> str:
-    """``BA`` is ``AB``, and the angle ``CBA`` is ``ABC``."""
-    return min(points[0], points[0][::-1])
-
-
-def _form(name: str) -> str:
-    """A name with its letters and digits alike; commands stay."""
-    return _LETTER_OR_DIGIT.sub(lambda m: m[0] if len(m[0]) > 1 else "a", name)
+def _plain_name(name: str) -> str:
+    """A name without braces, with no spaces but those between letters. ``BA`` is ``AB``; the angle ``CBA``, ``ABC``."""
+    name = re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", " ".join(re.sub("[{}]", " ", name).split()))
+    return _SEGMENT.sub(lambda points: min(points[0], points[0][::-1]), name)
 
 
 def _same_words(reference: Reading, given: Reading) -> bool:

@@ -69,9 +69,7 @@ def extract_answer(completion: str) -> Extraction:
 
 
 def extract_choice(completion: str) -> Extraction:
-    """As ``extract_answer``, for multiple choice: the whole statement with the answer, to be looked through for
-    options. Without box or announcement, it is the last line that names one.
-    """
+    """As ``extract_answer``, for multiple choice: a whole statement with the answer, or the last line that names one."""
     text = _spoken(completion)
     if isinstance(text, Extraction) or (marked := _marked(text)):
         return text if isinstance(text, Extraction) else marked

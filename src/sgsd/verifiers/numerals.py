@@ -1,8 +1,8 @@
 """Number literals: what counts as a number that has been computed.
 
-A literal is an integer, a decimal, a fraction of two integers, a mixed number, or scientific or repeating notation,
-with an optional sign, percent sign, currency mark and unit. ``28 + 28``, ``7*8``, ``2^5`` or ``\\sqrt{3136}`` are none:
-a policy that is rewarded for writing the problem down again learns to do just that.
+Integers, decimals, fractions of two integers, mixed numbers, scientific and repeating notation, with a sign, percent
+sign, currency mark and unit. ``28 + 28`` or ``2^5`` are none: a policy that is rewarded for writing the problem down
+again learns to do just that.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
 
 
 def _plain_letters(text: str) -> bool:
-    """Whether a unit is written in letters of an alphabet: no exponents, numerals or letters of mathematics (``⁶``,
-    ``Ⅳ``, ``ｘ``), and no single letter of another alphabet, which is a variable; a Chinese character is a word."""
+    """Whether a unit has no exponents, numerals or letters of mathematics (``⁶``, ``Ⅳ``, ``ｘ``), and no single letter
+    of another alphabet, which is a variable; a Chinese character is a word."""
     if unicodedata.normalize("NFKC", text).replace("μ", "µ") != text.replace("μ", "µ"):
         return False
     return not any(
@@ -176,13 +176,9 @@ def _plain_letters(text: str) -> bool:
 
 
 def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
-    """The number literal that a tidy answer consists of, or ``None``.
+    """The number literal that a tidy answer consists of, with nothing left over (``56 or 57``, ``156x``), or ``None``.
 
-    Nothing may be left over: ``56 or 57``, ``156x``, ``5 6`` or ``28+28`` are not literals.
-
-    Args:
-        text: a tidy answer.
-        decimal_comma: also read ``2,74`` and ``1.234,5`` the European way.
+    ``decimal_comma``: also read ``2,74`` and ``1.234,5`` the European way.
     """
     if len(text) > MAX_DIGITS or not text.isprintable():
         return None

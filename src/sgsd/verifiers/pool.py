@@ -151,12 +151,8 @@ def _wait(descriptor: int, event: int, deadline: float) -> None:
 
 
 class Pool:
-    """Judges requests in worker processes, each item under a hard timeout.
-
-    Args:
-        workers: how many processes at most; they start when first needed.
-        memory_gb: address space of each, in gigabytes.
-        fenced: they run graders of this package only, see ``fence``.
+    """Up to ``workers`` processes of ``memory_gb`` address space each, started when first needed. ``fenced`` ones run
+    graders of this package only, see ``fence``.
     """
 
     def __init__(self, workers: int, memory_gb: float, *, fenced: bool) -> None:
@@ -193,17 +189,11 @@ class Pool:
             self._discard(worker)
 
     def run(self, grader: str, messages: Sequence[dict[str, Any]], timeout: float) -> list[Verdict]:
-        """One verdict per message, in order.
-
-        An item that exceeds its timeout or kills its worker is undecided; the others are not affected.
-
-        Args:
-            grader: its description in JSON.
-            messages: what to ask it, in JSON's values.
-            timeout: seconds that each may take.
+        """One verdict per message, in order. An item that takes more than ``timeout`` seconds or kills its worker is
+        undecided; the others are not affected.
 
         Raises:
-            ConfigError: if a grader cannot be loaded.
+            ConfigError: if the grader, a description in JSON, cannot be loaded.
         """
         return self._each(lambda message: self._judge(grader, message, timeout), messages)
 

@@ -312,8 +312,7 @@ _REFUSED = {
 
 @lru_cache(maxsize=256)  # the rollouts of a problem come together
 def _read(answer: str) -> tuple[Entry, str | None]:
-    """The data set entry of a reference, and why no completion could be right by it (``None``: one could): it is no
-    entry, its data set is refused, or its own answer is not right."""
+    """The entry that a reference is, and why no completion could be right by it (``None``: one could)."""
     try:
         entry: dict[str, Any] = json.loads(answer)
         name, own = entry["metadata"]["source_dataset"], entry["answer"]
@@ -364,8 +363,7 @@ def _stated_number(completion: str) -> str:
 
 
 def make_grader() -> Grader:
-    """Correct if the data set's scorer takes the extracted answer. What it cannot read is incorrect, if it can read the
-    entry's own answer."""
+    """Correct if the data set's scorer takes the extracted answer."""
 
     def grade(completion: str, answer: str) -> Verdict:
         entry, why = _read(answer)

@@ -55,14 +55,11 @@ _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|u
 
 
 def answer_part(text: str, cut: Callable[[str], str | None] = lambda said: None) -> str | None:
-    """What a completion says after its thoughts; ``None`` if it never ends them.
+    """What a completion says after its thoughts; ``None`` if it never ends them. Of what is said outside thoughts, only
+    what ``cut`` returns counts, unless that is ``None``.
 
     Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then
     the prompt did.
-
-    Args:
-        text: of the completion.
-        cut: the part of what is said outside thoughts that alone counts; ``None`` for all of it.
     """
     start = 0
     thinking: str | None = None
@@ -107,11 +104,8 @@ class Tokenizer(Protocol):
 class CompletionText:
     """Token ids → the text to judge: special tokens left out, but for those that mark thoughts.
 
-    Where the prompt ended in an opening mark and the completion never closes it, the text begins with that mark: it is
-    all thoughts, and nothing in it would tell.
-
-    Args:
-        tokenizer: of the model.
+    Where the prompt of a ``tokenizer``'s model ended in an opening mark and the completion never closes it, the text
+    begins with that mark: it is all thoughts, and nothing in it would tell.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

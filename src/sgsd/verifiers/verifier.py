@@ -43,16 +43,10 @@ REWARDS: dict[Outcome, float | None] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT:
 
 
 class PooledVerifier:
-    """A ``Verifier`` whose every verification runs in a worker process under a hard timeout.
+    """A ``Verifier`` whose every verification runs in a worker process under a hard timeout, see ``get_verifier``.
 
-    Make one with ``get_verifier``. It can be used from any thread; several threads share the workers. The workers start
-    when first needed, are shared with all verifiers of the same size, and end with the process.
-
-    Args:
-        name: of ``get_verifier``.
-        grader: the description the workers load.
-        pool: the workers.
-        timeout: seconds an item may take, not counting the start of a worker.
+    It can be used from any thread. The workers start when first needed, are shared by all verifiers of the same size,
+    and end with the process.
 
     Attributes:
         takes_context: it judges by more than the completion's text and the reference: a reward function.
@@ -96,16 +90,10 @@ class PooledVerifier:
     def verify_many(
         self, completions: Sequence[str], answers: Sequence[str], contexts: Sequence[Context] | None = None
     ) -> list[Verdict]:
-        """Judge ``completions[i]`` against ``answers[i]``, on all workers.
+        """Judge ``completions[i]`` against ``answers[i]``; ``contexts`` is what a reward function is told besides.
 
-        A grader of this package that fails on a completion (in time, in memory, by an exception) and can read the
-        reference alone calls it incorrect. What fails because of the reference is undecided, and so is whatever a
-        reward function fails on.
-
-        Args:
-            completions: what was sampled.
-            answers: the references.
-            contexts: what a reward function is told besides.
+        A completion on which a grader of this package fails (in time, in memory, by an exception) is incorrect if the
+        reference alone can be read, else undecided. Whatever a reward function fails on is undecided.
 
         Raises:
             ValueError: if the sequences differ in length.

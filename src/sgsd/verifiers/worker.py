@@ -1,9 +1,9 @@
 """The process in which answers are judged: ``python -m sgsd.verifiers.worker``. JSON lines in, JSON lines out.
 
-``{"load": grader, "path": sys.path}`` → ``{"ready": true}`` or ``{"failed": text}``. An item, ``{"grader": …,
-"completion": …, "answer": …, "context": …, "limit": seconds}``, or ``{"grader": …, "check": answer, "limit": seconds}``
-(can this reference be read?) → a verdict. The process ends with its input, that is with its parent; an alarm and the
-kernel's count of CPU seconds end it when an item takes longer than its limit and no parent is there to kill it.
+``{"load": grader, "path": sys.path}`` → ``{"ready": true}`` or ``{"failed": text}``. ``{"grader": …, "completion": …,
+"answer": …, "context": …, "limit": seconds}`` or ``{"grader": …, "check": answer, "limit": seconds}`` (can this
+reference be read?) → a verdict. The process ends with its input; an alarm and the kernel's count of CPU seconds end it
+when an item takes longer than its limit and no parent is there to kill it.
 """
 
 from __future__ import annotations
