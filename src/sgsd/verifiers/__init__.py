@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sgsd.verifiers.errors import ConfigError
-    from sgsd.verifiers.extract import Extraction, Found, extract_answer
+    from sgsd.verifiers.extract import Extraction, extract_answer
     from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
     from sgsd.verifiers.verifier import PooledVerifier, get_verifier
 
@@ -23,7 +23,6 @@ __all__ = [
     "ConfigError",
     "Context",
     "Extraction",
-    "Found",
     "Outcome",
     "PooledVerifier",
     "Verdict",
@@ -34,7 +33,7 @@ __all__ = [
 
 _HOMES = {
     "ConfigError": "errors",
-    **dict.fromkeys(("Extraction", "Found", "extract_answer"), "extract"),
+    **dict.fromkeys(("Extraction", "extract_answer"), "extract"),
     **dict.fromkeys(("Context", "Outcome", "Verdict", "Verifier"), "verdict"),
     **dict.fromkeys(("PooledVerifier", "get_verifier"), "verifier"),
 }

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases, spans
@@ -27,29 +26,17 @@ _MAX_GUESSES = 100
 _AROUND = 80
 
 
-class Found(StrEnum):
-    """Where the answer stood."""
-
-    BOX = "box"
-    PHRASE = "phrase"
-    WHOLE = "whole"
-    LAST = "last"
-    NOTHING = "nothing"
-
-
 @dataclass(frozen=True, slots=True)
 class Extraction:
     """The answer of a completion, as written, without its box, phrase or ``$``; ``None`` if there is none.
 
     Attributes:
         text: the answer.
-        found: where it stood.
         reason: why there is none.
         several: whether ``text`` joins several different answers.
     """
 
     text: str | None
-    found: Found = Found.NOTHING
     reason: str | None = None
     several: bool = False
 
@@ -69,17 +56,17 @@ def extract_answer(completion: str) -> Extraction:
 
 
 def extract_choice(completion: str) -> Extraction:
-    """As ``extract_answer``, for multiple choice: a whole statement with the answer, or the last line that names one."""
+    """As ``extract_answer``, for multiple choice: a statement with the answer, or the last line that names one."""
     text = _spoken(completion)
     if isinstance(text, Extraction) or (marked := _marked(text)):
         return text if isinstance(text, Extraction) else marked
     text = re.sub(r"\([a-e]\)", lambda option: option[0].upper(), text)
     for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
         if spans.letters_of(line):
-            return _DENIED if denied else Extraction(line, Found.PHRASE)
+            return _DENIED if denied else Extraction(line)
     lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if spans.letters_of(line[-MAX_ANSWER:])]
     bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # a guess a line
-    return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:], Found.LAST) if lines else _NOTHING
+    return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:]) if lines else _NOTHING
 
 
 _LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
@@ -98,10 +85,10 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
     if marked := _marked(text):
         return marked
     if lines <= 1:
-        return _announced(text) or (_unmarked(text) if "\n" in text else Extraction(text[:MAX_TEXT], Found.WHOLE))
+        return _announced(text) or (_unmarked(text) if "\n" in text else Extraction(text[:MAX_TEXT]))
     *before, tail = re.split(r"answer(?: is)?\**:\** ?", text, flags=re.IGNORECASE)
     chosen = (tail if before else "\n".join(text.rstrip().split("\n")[-lines:])).strip("\n").rstrip()
-    return Extraction(chosen[:MAX_TEXT], Found.PHRASE if before else Found.LAST) if chosen.strip() else _NOTHING
+    return Extraction(chosen[:MAX_TEXT]) if chosen.strip() else _NOTHING
 
 
 # ---- what a model says in its turn
@@ -231,15 +218,15 @@ def _field(text: str) -> Extraction | None:
 def _one_of(answers: list[str]) -> Extraction:
     """The answer, if those given in one kind of place are the same."""
     if len({spans.identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
-        return _several(answers, Found.PHRASE)
+        return _several(answers)
     answer = spans.opened(answers[-1])
     if spans.is_prose(answer):
-        return _announced(answer) or _stated(answer, Found.PHRASE)
-    return Extraction(answer[:MAX_ANSWER], Found.PHRASE) if answer else _NOTHING
+        return _announced(answer) or _stated(answer)
+    return Extraction(answer[:MAX_ANSWER]) if answer else _NOTHING
 
 
-def _several(answers: Iterable[str], found: Found) -> Extraction:
-    return Extraction(", ".join(answers)[:MAX_ANSWER], found, several=True)
+def _several(answers: Iterable[str]) -> Extraction:
+    return Extraction(", ".join(answers)[:MAX_ANSWER], several=True)
 
 
 def _boxed(text: str) -> Extraction | None:
@@ -267,10 +254,10 @@ def _boxed(text: str) -> Extraction | None:
             return Extraction(None, reason="several answers")
     joined = ", ".join(distinct.values())
     if len(joined) > MAX_ANSWER:
-        return Extraction(joined[:MAX_ANSWER], Found.BOX, "too long", len(distinct) > 1)
+        return Extraction(joined[:MAX_ANSWER], "too long", len(distinct) > 1)
     if len(distinct) == 1 and spans.is_prose(said := words(joined)):
-        return _announced(said) or _stated(said, Found.BOX)
-    return Extraction(joined, Found.BOX, several=len(distinct) > 1)
+        return _announced(said) or _stated(said)
+    return Extraction(joined, several=len(distinct) > 1)
 
 
 _CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
@@ -305,11 +292,11 @@ def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[st
 
 def _announced(text: str) -> Extraction | None:
     for line, denied in _announcements(text, phrases.announcements(text)):
-        return _DENIED if denied else _stated(line, Found.PHRASE)
+        return _DENIED if denied else _stated(line)
     return None
 
 
-def _stated(line: str, found: Found) -> Extraction:
+def _stated(line: str) -> Extraction:
     """The one answer that a statement names: itself, or the value in it."""
     end = phrases.SENTENCE_END.search(spans.hidden(line))
     sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
@@ -320,7 +307,7 @@ def _stated(line: str, found: Found) -> Extraction:
     if not sentence:
         return _NOTHING
     if phrases.OPTIONS.search(sentence):
-        return _several([sentence], found)
+        return _several([sentence])
     # Of "the number is not 10, it is 11" only what the last verb says counts.
     *_, verb = (None, *phrases.VERB.finditer(spans.hidden(sentence)))
     if verb and spans.values_in(tail := sentence[verb.end() :].strip()):
@@ -332,9 +319,9 @@ def _stated(line: str, found: Found) -> Extraction:
         return _DENIED
     for text in (sentence, said) if sentence.endswith(said) and not phrases.NOT.match(sentence) else (said,):
         if not spans.is_prose(text) or not values:
-            return Extraction(text[:MAX_ANSWER], found)
+            return Extraction(text[:MAX_ANSWER])
     distinct = {spans.identity(value.text): value.text for value in values}
-    return _several(distinct.values(), found) if len(distinct) > 1 else _valued(said, values, found)
+    return _several(distinct.values()) if len(distinct) > 1 else _valued(said, values)
 
 
 def _noted(sentence: str) -> tuple[str, str]:
@@ -363,17 +350,17 @@ _ROW = re.compile(r" ?\|[\d.,| $-]*\| ?")  # of a table, without words
 _QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
 
 
-def _valued(line: str, values: list[spans.Value], found: Found) -> Extraction:
+def _valued(line: str, values: list[spans.Value]) -> Extraction:
     """The last value, unless the words around it make it another or none."""
     value = values[-1]
     ways = phrases.OR.search(line[values[-2].end : value.start]) if len(values) > 1 else None
     if len(values) > 1 and (ways or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
-        return _several([one.text for one in values[-2:]], found)
+        return _several([one.text for one in values[-2:]])
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_ELSEWHERE.search(line)
     if denied or phrases.CHANGED_BEFORE.search(before) or phrases.REFUTED.search(after):
         return _DENIED
-    return Extraction(value.text[:MAX_ANSWER], found)
+    return Extraction(value.text[:MAX_ANSWER])
 
 
 # ---- neither mark nor announcement
@@ -384,7 +371,7 @@ def _unmarked(text: str) -> Extraction:
     lines = text.split("\n")
     guesses = _guesses(lines[-_MAX_GUESSES:])
     if len(guesses) > 1 or len(phrases.GUESSES.findall(text)) > 1:
-        return _several(guesses or [text], Found.LAST)
+        return _several(guesses or [text])
     statement, note = _noted(text) if len(lines) == 1 else (text, "")
     if phrases.TAKEN_BACK.match(note):
         return _DENIED
@@ -392,7 +379,7 @@ def _unmarked(text: str) -> Extraction:
     if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not spans.is_prose(bare):
         pieces = spans.mathematics(bare)
         whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
-        return Extraction(pieces[0].inner if whole else bare, Found.WHOLE)
+        return Extraction(pieces[0].inner if whole else bare)
     if phrases.GAVE_UP.search(text[-300:]):
         return _DENIED
     following = ""
@@ -407,7 +394,7 @@ def _unmarked(text: str) -> Extraction:
                 return (
                     _DENIED
                     if phrases.TAKEN_BACK.match(note)
-                    else _valued(f"{line[start:].lstrip()} {next_line}", values, Found.LAST)
+                    else _valued(f"{line[start:].lstrip()} {next_line}", values)
                 )
     return _NOTHING
 

@@ -19,7 +19,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, cast
 
-from sgsd.verifiers.extract import NO_ANSWER, Extraction, Found, extract_answer, extract_lines
+from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer, extract_lines
 from sgsd.verifiers.tidy import names
 from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
 from sgsd.verifiers.worker import Grader
@@ -375,7 +375,7 @@ def make_grader() -> Grader:
         if found.text is None:
             return Verdict(Outcome.INCORRECT, found.reason or NO_ANSWER)
         right = found.reason is None and _is_right(found.text, entry)
-        if not right and found.found is Found.WHOLE and entry["metadata"]["source_dataset"] in _READERS[number].split():
+        if not right and found.reason is None and entry["metadata"]["source_dataset"] in names(_READERS[number]):
             right = _is_right(_stated_number(completion), entry)
         return Verdict(Outcome.CORRECT if right else Outcome.INCORRECT, found.reason, found.text[:200])
 
