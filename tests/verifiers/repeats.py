@@ -29,7 +29,8 @@ FRAGMENTS = [
     "\\color{a}", "x_", "x_{", "\\cdot ", "\\circ", "\\mathbf{", "```\n", "```", "<think>", "</think>", "<answer>",
     "</answer>", "<|", "<|im_end|>", "[THINK]", "◁think▷", "<<", "#### ", '{"answer": ', '{"a":[', "| 1 ", "\nuser: ",
     "**", "* ", "1. ", "> ", "1 = ", "x=", "√(", "\\in ", "\\mid ", "x<", "\\approx ", "\\pm ", "\\cup ", "{,}",
-    "sqrt(", "sin(", "f(", "(since ", "million ", "km ", "1/2 ", "或", "10^", "<answer>1</answer>", "$1$ and ", "I hope",
+    "sqrt(", "sin(", "f(", "(since ", "million ", "km ", "1/2 ", "或", "10^", "<answer>1</answer>", "$1$ and ",
+    "I hope",
 ]  # fmt: skip
 AROUND = [("", ""), ("so 5 ", "7 q"), ("\\boxed{", ""), ("answer is ", "7 q")]
 
