@@ -158,14 +158,13 @@ def _spoken(completion: str) -> str | Extraction:
     text = _EMPHASIS.sub("", _CALCULATOR.sub("", text))
     text = _BLANKS.sub(lambda run: "\n" if _BREAK.search(run[0]) else " ", text).strip()
     text = _TIMES.sub("×", text)
-    pieces: list[str] = []
-    position = 0
-    for piece in spans.mathematics(text):
-        pieces += [text[position : piece.start], text[piece.start : piece.end].replace("\n", " ")]
-        position = piece.end
-        if text.startswith((r"\[", "$$", r"\begin"), piece.start) and _SENTENCE.match(text, position):
-            pieces.append("\n")
-    return "".join([*pieces, text[position:]]) or _NOTHING
+
+    def one_line(piece: spans.Value) -> str:
+        displayed = text.startswith((r"\[", "$$", r"\begin"), piece.start)
+        ends = "\n" if displayed and _SENTENCE.match(text, piece.end) else ""
+        return text[piece.start : piece.end].replace("\n", " ") + ends
+
+    return spans.change_mathematics(text, one_line) or _NOTHING
 
 
 # ---- tags, JSON, boxes
@@ -379,7 +378,7 @@ def _unmarked(text: str) -> Extraction:
     if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not spans.is_prose(bare):
         pieces = spans.mathematics(bare)
         whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
-        return Extraction(pieces[0].inner if whole else bare)
+        return Extraction(pieces[0].text if whole else bare)
     if phrases.GAVE_UP.search(text[-300:]):
         return _DENIED
     following = ""

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -160,7 +159,6 @@ class Pool:
         self.memory_gb = memory_gb
         self.fenced = fenced
         self._forget()
-        _pools.add(self)
 
     def _forget(self) -> None:
         self._slots = threading.Semaphore(self.workers)
@@ -278,7 +276,6 @@ class Pool:
             self._all.discard(worker)
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _shared: dict[tuple[int, float, bool], Pool] = {}
 _shared_lock = threading.Lock()
 
@@ -292,7 +289,7 @@ def shared_pool(workers: int, memory_gb: float, *, fenced: bool) -> Pool:
 
 
 def _close_all() -> None:
-    for pool in list(_pools):
+    for pool in list(_shared.values()):
         pool.close()
         for worker in list(pool._all):  # pyright: ignore[reportPrivateUsage]  # of threads that nobody waits for
             worker.kill()
@@ -302,7 +299,7 @@ def _after_fork() -> None:
     """In a forked child: the workers are the parent's, and their pipes must not be held open here."""
     global _shared_lock
     _shared_lock = threading.Lock()
-    for pool in list(_pools):
+    for pool in list(_shared.values()):
         for worker in pool._all:  # pyright: ignore[reportPrivateUsage]
             worker.disown()
         pool._forget()  # pyright: ignore[reportPrivateUsage]

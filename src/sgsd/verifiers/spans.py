@@ -6,12 +6,13 @@ options. Every function takes time linear in the length of the text.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.numerals import read_numeral
-from sgsd.verifiers.tidy import key, tidy, words
+from sgsd.verifiers.tidy import key, names, tidy, words
 
 # ---- boxes
 
@@ -82,12 +83,13 @@ def inside_expression(text: str, start: int, end: int) -> bool:
 # ---- mathematics
 
 
-class Mathematics(NamedTuple):
-    """A piece of mathematics between delimiters, and its place in the text."""
+class Value(NamedTuple):
+    """A value, or a sign between two (then not ``solid``), and its place in the text."""
 
     start: int
     end: int
-    inner: str
+    text: str
+    solid: bool = True
 
 
 _DISPLAYED = r"(?:align|equation|gather|eqnarray|multline)\*?\}"
@@ -97,9 +99,9 @@ _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|split|gathered)\}|&")
 _LONGEST = 2_000
 
 
-def mathematics(text: str) -> list[Mathematics]:
+def mathematics(text: str) -> list[Value]:
     """Every piece of mathematics, in order. A dollar sign before an amount of money opens none."""
-    found: list[Mathematics] = []
+    found: list[Value] = []
     opening: re.Match[str] | None = None
     delimiter = ""
     for mark in _DELIMITER.finditer(text):
@@ -109,7 +111,7 @@ def mathematics(text: str) -> list[Mathematics]:
             before_digit = inner[-1:].isspace() and text[mark.end() : mark.end() + 1].isdigit()
             money = delimiter == "$" and ("\n" in inner.strip() or before_digit)  # $10 and $20
             if inner.strip() and len(inner) <= _LONGEST and not money:
-                found.append(Mathematics(opening.start(), mark.end(), _last_row(inner.strip())))
+                found.append(Value(opening.start(), mark.end(), _last_row(inner.strip())))
                 opening = None
                 continue
         if kind in _PAIRS:
@@ -137,19 +139,10 @@ _WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])"
 _FOREIGN = re.compile(r"(?![\d×÷])(?:[\u0370-\u03ff]{4}|[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3])")
 _TABLE = re.compile(r"\|[^|]*\|[^|]*\|")
 _NO_PROSE = frozenset(
-    "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us".split()  # noqa: SIM905
+    names("and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us")
 )
 # A word in lower case right before a number: "equals 63", "il y a 63"; not "Room 63".
 _LED = re.compile(r"(?<![^\s'’])[a-z]+ \Z")
-
-
-class Value(NamedTuple):
-    """A value, or a sign between two (then not ``solid``), and its place in the line."""
-
-    start: int
-    end: int
-    text: str
-    solid: bool = True
 
 
 def identity(answer: str) -> str:
@@ -159,14 +152,19 @@ def identity(answer: str) -> str:
     return key(text) if numeral is None else f"{numeral.value / (100 if numeral.percent else 1)} {numeral.unit}"
 
 
-def hidden(text: str) -> str:
-    """A text of the same length, with NUL characters in place of its mathematics: patterns for words skip it."""
+def change_mathematics(text: str, change: Callable[[Value], str]) -> str:
+    """A text with something else in place of each piece of mathematics."""
     parts: list[str] = []
     position = 0
     for piece in mathematics(text):
-        parts += [text[position : piece.start], "\0" * (piece.end - piece.start)]
+        parts += [text[position : piece.start], change(piece)]
         position = piece.end
     return "".join([*parts, text[position:]])
+
+
+def hidden(text: str) -> str:
+    """A text of the same length, with NUL characters in place of its mathematics: patterns for words skip it."""
+    return change_mathematics(text, lambda piece: "\0" * (piece.end - piece.start))
 
 
 def is_prose(text: str) -> bool:
@@ -206,7 +204,7 @@ _SCALED, _MEASURED = re.compile(_SCALE), re.compile(f"{_SCALE}|{_UNIT}")
 def values_in(line: str) -> list[Value]:
     """Every value of a line. Of ``54, 55, 56`` or ``28 + 28`` that is the whole."""
     signs = (Value(m.start(), m.end(), m[0], m["number"] is not None) for m in _TOKEN.finditer(hidden(line)))
-    pieces = sorted([*(Value(piece.start, piece.end, piece.inner) for piece in mathematics(line)), *signs])
+    pieces = sorted([*mathematics(line), *signs])
     found: list[Value] = []
     first = 0
     for place in range(1, len(pieces) + 1):
