@@ -15,8 +15,7 @@ from sgsd.verifiers.reading import Reading, Shape, is_name, read_answer, split_e
 from sgsd.verifiers.spans import boxes, letters_of
 from sgsd.verifiers.tidy import key, tidy, words
 from sgsd.verifiers.values import number
-from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
-from sgsd.verifiers.worker import Grader
+from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
 _LABEL = re.compile(r"\(?[A-H][.)](?:\\? )++(?=[$\d\\-])")  # of an option: "A. 56"
 _MARKED = re.compile(r"####|final answer", re.IGNORECASE)

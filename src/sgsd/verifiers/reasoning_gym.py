@@ -21,8 +21,7 @@ from typing import Any, cast
 
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer, extract_lines
 from sgsd.verifiers.tidy import names
-from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
-from sgsd.verifiers.worker import Grader
+from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
 Entry = Mapping[str, Any]
 """``question``, ``answer`` and ``metadata`` of an item of a data set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -39,6 +39,9 @@ class Verdict:
 
 UNREADABLE = Verdict(Outcome.UNDECIDED, "unreadable reference")
 
+Grader = Callable[..., Verdict]
+"""In a worker: completion and reference, and for reward functions the fields of a ``Context`` → verdict."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -55,12 +58,6 @@ class Context:
     completion: str | Sequence[Mapping[str, Any]] | None = None
     completion_ids: Sequence[int] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-class ContextGrader(Protocol):
-    """In a worker: completion, reference and the fields of a ``Context`` → verdict."""
-
-    def __call__(self, completion: str, answer: str, context: Mapping[str, Any] | None) -> Verdict: ...
 
 
 class Verifier(Protocol):

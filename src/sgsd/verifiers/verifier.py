@@ -100,13 +100,14 @@ class PooledVerifier:
             ConfigError: if the verifier cannot be loaded; a reward function asks for what there is not, or has raised
                 on every one of the two or more completions it has been given so far.
         """
-        told = contexts if contexts is not None and self.takes_context else [None] * len(completions)
-        verdicts = self._run(
-            [
-                {"completion": completion, "answer": answer, "context": _plain(context)}
-                for completion, answer, context in zip(completions, answers, told, strict=True)
-            ]
-        )
+        messages: list[dict[str, Any]] = [
+            {"completion": completion, "answer": answer}
+            for completion, answer in zip(completions, answers, strict=True)
+        ]
+        if self.takes_context and contexts is not None:
+            for message, context in zip(messages, contexts, strict=True):
+                message["context"] = [_plain(context)]
+        verdicts = self._run(messages)
         if self.takes_context:
             self._refuse_broken(verdicts)
             if not self._pool.fenced:
@@ -213,10 +214,8 @@ def verify_in_context(
     return verifier.verify_many(completions, answers)
 
 
-def _plain(context: Context | None) -> dict[str, Any] | None:
+def _plain(context: Context) -> dict[str, Any]:
     """A context in JSON's types. A column that has none (an image) stays behind."""
-    if context is None:
-        return None
     columns = {name: value for name, value in context.columns.items() if _is_plain(value)}
     return {
         "prompt": context.prompt,
