@@ -58,8 +58,10 @@ def extract_answer(completion: str) -> Extraction:
 def extract_choice(completion: str) -> Extraction:
     """As ``extract_answer``, for multiple choice: a statement with the answer, or the last line that names one."""
     text = _spoken(completion)
-    if isinstance(text, Extraction) or (marked := _marked(text)):
-        return text if isinstance(text, Extraction) else marked
+    if isinstance(text, Extraction):
+        return text
+    if marked := _marked(text):
+        return marked
     text = re.sub(r"\([a-e]\)", lambda option: option[0].upper(), text)
     for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
         if spans.letters_of(line):

@@ -15,8 +15,11 @@ mpmath: Any = importlib.import_module("mpmath")
 mp = mpmath.MPContext()
 mp.dps = 400
 _CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "pi": mp.pi}
-_FUNCTIONS = {name: getattr(mp, name) for name in names("exp sin cos tan cot sec csc asin acos atan sinh cosh tanh")}
-_FUNCTIONS |= {"Abs": mp.fabs, "floor": mp.floor, "ceiling": mp.ceil}
+_FUNCTIONS = {
+    **{name: getattr(mp, name) for name in names("exp sin cos tan cot sec csc asin acos atan sinh cosh tanh floor")},
+    "Abs": mp.fabs,
+    "ceiling": mp.ceil,
+}
 _CALCULUS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 _LARGEST = 10_000
 _EXACT_BITS = 40_000

@@ -250,7 +250,7 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
     if kind is None:
         raise _unknown("verifier", name, [*NAMES, "package.module:function"])
     fenced = kind != "reward" or name.startswith(_OURS)
-    common = {"timeout": SECONDS, "workers": min(4, os.cpu_count() or 1)}
+    common: dict[str, Any] = {"timeout": SECONDS, "workers": min(4, os.cpu_count() or 1)}
     common["memory_gb"] = MEMORY_GB if fenced else REWARD_MEMORY_GB
     chosen = {**common, **_OPTIONS[kind], **options}
     for option, value in chosen.items():
