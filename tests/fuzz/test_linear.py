@@ -115,8 +115,8 @@ LOOKS = {
     **dict.fromkeys(("search", "split", "sub", "subn", "findall", "finditer"), re.Pattern.findall),
 }
 # How many are made in functions: of tokens that are escaped, or of what the module gives them.
-MADE = {"sgsd.controls": 1, "sgsd.prompts": 2, "sgsd.verifiers.phrases": 1, "sgsd.verifiers.puzzles": 1}
-PUZZLES = "_match"  # of sgsd.verifiers.puzzles, which fullmatches the pattern that it is given
+MADE = {"sgsd.controls": 1, "sgsd.prompts": 2, "sgsd.verifiers.phrases": 1, "sgsd.verifiers.reasoning_gym": 1}
+PUZZLES = "_match"  # of sgsd.verifiers.reasoning_gym, which fullmatches the pattern that it is given
 
 
 def named_patterns(value: object) -> Iterator[re.Pattern[str]]:

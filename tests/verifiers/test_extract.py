@@ -8,36 +8,34 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sgsd.verifiers import Extraction, Found, extract_answer
+from sgsd.verifiers import Extraction, extract_answer
 from sgsd.verifiers.choice import affirmed
 from sgsd.verifiers.extract import extract_choice, extract_lines
 
 
 @pytest.mark.parametrize(
-    ("completion", "text", "found"),
+    ("completion", "text"),
     [
-        (r"So \boxed{\frac{1}{2}} it is.", r"\frac{1}{2}", Found.BOX),
-        (r"\boxed{\text{a {nested} box}}", r"\text{a {nested} box}", Found.BOX),
-        (r"First \fbox{7}.", "7", Found.BOX),
-        (r"\boxed{3} and again \boxed{3}", "3", Found.BOX),
-        (r"\boxed{3} or \boxed{4}", "3, 4", Found.BOX),
-        (r"\boxed{255}. Final Answer: The final answer is $10$. I hope it is correct.", "$10$", Found.PHRASE),
-        (r"\boxed{255}. The answer is 10.", "255", Found.BOX),
-        ("Answer: 1\nAnswer: 2", "2", Found.PHRASE),
-        ("#### 12", "12", Found.PHRASE),
-        ("The answer is 5 apples.", "5 apples", Found.PHRASE),
-        ("<answer> 5 </answer>", "5", Found.PHRASE),
-        ("x^2 + 1", "x^2 + 1", Found.WHOLE),
-        ("Yes", "Yes", Found.WHOLE),
-        ("There are 3.\nSo we get 28 + 28", "28 + 28", Found.LAST),
-        ("He counts 54, 55, 56.", "54, 55, 56.", Found.LAST),
-        ("So it is $x+1$.\nWell done", "x+1", Found.LAST),
+        (r"So \boxed{\frac{1}{2}} it is.", r"\frac{1}{2}"),
+        (r"\boxed{\text{a {nested} box}}", r"\text{a {nested} box}"),
+        (r"First \fbox{7}.", "7"),
+        (r"\boxed{3} and again \boxed{3}", "3"),
+        (r"\boxed{3} or \boxed{4}", "3, 4"),
+        (r"\boxed{255}. Final Answer: The final answer is $10$. I hope it is correct.", "$10$"),
+        (r"\boxed{255}. The answer is 10.", "255"),
+        ("Answer: 1\nAnswer: 2", "2"),
+        ("#### 12", "12"),
+        ("The answer is 5 apples.", "5 apples"),
+        ("<answer> 5 </answer>", "5"),
+        ("x^2 + 1", "x^2 + 1"),
+        ("Yes", "Yes"),
+        ("There are 3.\nSo we get 28 + 28", "28 + 28"),
+        ("He counts 54, 55, 56.", "54, 55, 56."),
+        ("So it is $x+1$.\nWell done", "x+1"),
     ],
 )
-def test_it_finds_the_answer_and_says_where(completion: str, text: str, found: Found):
-    extraction = extract_answer(completion)
-    assert (extraction.text or "").rstrip(".") == text.rstrip(".")
-    assert extraction.found is found
+def test_it_finds_the_answer(completion: str, text: str):
+    assert (extract_answer(completion).text or "").rstrip(".") == text.rstrip(".")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +75,8 @@ def test_texts_of_several_lines_are_kept_whole():
     assert extract_lines(f"\\boxed{{{grid}}}", lines=2).text == grid
     assert extract_lines(f"<answer>{grid}</answer>", lines=2).text == grid
     assert extract_lines("olleh", lines=1).text == "olleh"
-    assert extract_lines("some words of a longer text that is the answer by itself", lines=1).found is Found.WHOLE
+    words = "some words of a longer text that is the answer by itself"
+    assert extract_lines(words, lines=1).text == words
 
 
 def test_a_statement_affirms_what_it_neither_excludes_nor_asks_nor_gives_as_a_reason():
@@ -107,27 +106,6 @@ def test_short_texts_that_took_for_ever_take_no_time(text: str):
     extract_answer(text)
     extract_choice(text)
     assert time.process_time() - start < 0.2
-
-
-HOSTILE = [
-    piece * (100_000 // len(piece))
-    for piece in (
-        "{", "}", "(", r"\(", r"\[", "$", "=", "#", "\n", " ", "1 ", "1,", "-", "*", "<<", "```", "a", "9", r"\boxed{",
-        r"\boxed{1}", r"\text{", r"\frac", "<answer>", "<think>", "</think>", "answer is ", "the answer ",
-        "final answer", "$1$ and ", "(1", "A: ", "not ", "\x00", "答案", r"\pm", "1/", "<|im_end|>", "I hope",
-        "\u2003", "\t", "( ", ") ", "to ", "or to ", "answer to ", "Answer: ", "####", "because ", ", ", "? ", "정답",
-        '{"answer": ', '"answer": "', "```\n", "**", "respuesta ", "to=a", "[THINK]", "assistant", "|", ". A", "x = ",
-        "$ ", r"\begin{align}", "1 or ",
-    )
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:12]))
-def test_it_takes_no_time_over_hostile_text(text: str):
-    start = time.process_time()
-    for extract in (extract_answer, extract_choice, lambda t: extract_lines(t, lines=3)):
-        assert isinstance(extract(text), Extraction)
-    assert time.process_time() - start < 5
 
 
 @settings(max_examples=500, deadline=None)

@@ -302,13 +302,28 @@ print(*(worker.process.pid for worker in verifier._pool._all), flush=True)
 """
 
 
-def test_workers_end_with_their_parent_even_in_the_middle_of_an_item(rewards: str):
-    script = HANGING.format(timeout=2) + 'verifier.verify_many(["hang"] * 6, ["5"] * 6)\n'
-    with run(script) as parent:
+BATCH = 'verifier.verify_many(["hang"] * 6, ["5"] * 6)\n'
+THREAD = 'threading.Thread(target=verifier.verify, args=("hang", "5"), daemon=True).start()\ntime.sleep(0.3)\n'
+
+
+@pytest.mark.parametrize(
+    ("rest", "ending", "timeout"),
+    [
+        (BATCH, signal.SIGKILL, 2),  # in the middle of an item
+        (BATCH, signal.SIGINT, 200),  # an interrupt ends a batch at once
+        (THREAD, None, 200),  # a thread that is still verifying does not hold up the end
+    ],
+)
+def test_workers_end_with_their_parent(rewards: str, rest: str, ending: signal.Signals | None, timeout: int):
+    with run(HANGING.format(timeout=timeout) + rest, stderr=subprocess.PIPE) as parent:
         assert parent.stdout is not None
+        assert parent.stderr is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-        time.sleep(0.3)
-        parent.kill()
+        if ending is not None:
+            time.sleep(0.5)
+            parent.send_signal(ending)
+        assert parent.wait(60) == {None: 0, signal.SIGKILL: -9}.get(ending, parent.returncode)
+        assert ("KeyboardInterrupt" in parent.stderr.read()) == (ending is signal.SIGINT)
     assert len(pids) == 2
     assert all(is_gone(pid) for pid in pids)
 
@@ -362,14 +377,6 @@ def test_importing_the_package_is_cheap():
         assert child.stdout.read() == "[]\n"
 
 
-def test_short_answers_share_workers_that_have_started(math: PooledVerifier):
-    # No measurement: a worker for each answer would make two a second, a busy machine makes a hundred.
-    completions = [rf"So we get $\boxed{{{n}}}$." for n in range(1000)]
-    start = time.perf_counter()
-    math.verify_many(completions, [str(n) for n in range(1000)])
-    assert 1000 / (time.perf_counter() - start) > 20
-
-
 def test_an_item_whose_worker_is_killed_from_outside_is_judged_by_another(math: PooledVerifier):
     killed = threading.Event()
 
@@ -389,30 +396,6 @@ def test_an_item_whose_worker_is_killed_from_outside_is_judged_by_another(math: 
     killed.set()
     thread.join()
     assert {verdict.outcome for verdict in verdicts} == {Outcome.CORRECT}
-
-
-def test_an_interrupt_ends_a_batch_at_once_and_its_workers_with_the_process(rewards: str):
-    script = HANGING.format(timeout=200) + 'verifier.verify_many(["hang"] * 6, ["5"] * 6)\n'
-    with run(script, stderr=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        pids = [int(pid) for pid in parent.stdout.readline().split()]
-        time.sleep(0.5)
-        parent.send_signal(signal.SIGINT)
-        assert parent.wait(60) != 0
-        assert parent.stderr is not None
-        assert "KeyboardInterrupt" in parent.stderr.read()
-    assert all(is_gone(pid) for pid in pids)
-
-
-def test_a_thread_that_is_still_verifying_does_not_hold_up_the_end(rewards: str):
-    script = HANGING.format(timeout=200) + (
-        'threading.Thread(target=verifier.verify, args=("hang", "5"), daemon=True).start()\ntime.sleep(0.3)\n'
-    )
-    with run(script) as parent:
-        assert parent.stdout is not None
-        pids = [int(pid) for pid in parent.stdout.readline().split()]
-        assert parent.wait(60) == 0
-    assert all(is_gone(pid) for pid in pids)
 
 
 def test_close_ends_the_workers_and_removes_their_folders():

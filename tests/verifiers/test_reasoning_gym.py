@@ -68,9 +68,9 @@ HOSTILE = [
     "9**9**9**9**9",
     "10000000!",
     "1e999999999",
-    "0x" + "f" * 100_000,
-    "9" * 100_000,
-    "[" * 100_000,
+    "0x" + "f" * 30_000,
+    "9" * 30_000,
+    "[" * 30_000,
     "(" * 10_000 + "1" + ")" * 10_000,
     '{"a":' * 5_000 + "1" + "}" * 5_000,
     "NaN",
@@ -150,7 +150,8 @@ def test_a_refused_data_set_is_said_by_name(caplog: pytest.LogCaptureFixture):
 
 def test_an_item_leaves_nothing_for_the_next():
     right = json.dumps(made("spiral_matrix", "1 2 3"))
-    attack = "<answer>[setattr(__import__('sgsd.verifiers.puzzles').verifiers.puzzles, 'MAX_CHARACTERS', 0)]</answer>"
+    module = "__import__('sgsd.verifiers.reasoning_gym').verifiers.reasoning_gym"
+    attack = f"<answer>[setattr({module}, 'MAX_CHARACTERS', 0)]</answer>"
     with get_verifier("reasoning_gym", workers=1) as verifier:
         verdicts = verifier.verify_many([attack, "1 2 3", "1 2 4"], [right] * 3)
     assert [verdict.outcome.sign for verdict in verdicts] == [-1, 1, -1]

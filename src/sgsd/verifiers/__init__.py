@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sgsd.verifiers.errors import ConfigError
-    from sgsd.verifiers.extract import Extraction, Found, extract_answer
+    from sgsd.verifiers.extract import Extraction, extract_answer
     from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
     from sgsd.verifiers.verifier import PooledVerifier, get_verifier
 
@@ -23,7 +23,6 @@ __all__ = [
     "ConfigError",
     "Context",
     "Extraction",
-    "Found",
     "Outcome",
     "PooledVerifier",
     "Verdict",
@@ -33,15 +32,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "errors": ["ConfigError"],
-    "extract": ["Extraction", "Found", "extract_answer"],
-    "verdict": ["Context", "Outcome", "Verdict", "Verifier"],
-    "verifier": ["PooledVerifier", "get_verifier"],
+    "ConfigError": "errors",
+    **dict.fromkeys(("Extraction", "extract_answer"), "extract"),
+    **dict.fromkeys(("Context", "Outcome", "Verdict", "Verifier"), "verdict"),
+    **dict.fromkeys(("PooledVerifier", "get_verifier"), "verifier"),
 }
 
 
 def __getattr__(name: str) -> object:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"sgsd.verifiers.{module}"), name)
-    raise AttributeError(f"module 'sgsd.verifiers' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sgsd.verifiers' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sgsd.verifiers.{_HOMES[name]}"), name)

@@ -7,8 +7,7 @@ import re
 from sgsd.verifiers import phrases
 from sgsd.verifiers.extract import NO_ANSWER, extract_choice
 from sgsd.verifiers.spans import letters_of, option
-from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
-from sgsd.verifiers.worker import Grader
+from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
 _REASON = re.compile(r"(?:because|since|as|whereas|while|although)\b|因", re.IGNORECASE)
 _CLAUSE = re.compile(

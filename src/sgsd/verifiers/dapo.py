@@ -38,7 +38,8 @@ def reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[
 
 
 def _is_right(text: str, reference: str) -> bool:
-    given = _extract(text[-TAIL:])
+    text = text[-TAIL:]
+    given = _last_box(text[-BOX_TAIL:]) if _BOX in text else next(reversed(_ANSWER.findall(text)), None)
     if given is None:
         return False
     reopen = close_evaluation()
@@ -47,13 +48,6 @@ def _is_right(text: str, reference: str) -> bool:
         return bool(math_verify.verify(*parsed, timeout_seconds=None))
     finally:
         reopen()
-
-
-def _extract(tail: str) -> str | None:
-    if _BOX in tail:
-        return _last_box(tail[-BOX_TAIL:])
-    lines = _ANSWER.findall(tail)
-    return lines[-1] if lines else None
 
 
 def _last_box(text: str) -> str | None:

@@ -1,11 +1,8 @@
-"""Equality of two expressions: math-verify's parser, and a comparison with guards. Runs in a worker process.
+"""Equality of two expressions, by their values. Runs in a worker process.
 
-The guards, since a policy searches for what a parser and a comparison let through:
-
-- An expression is parsed only if ``expressions`` finds nothing in it that the grammar would drop or not survive.
-- Two expressions are equal if their values are, to 30 digits relative to their size, at several points; two equations,
-  if left minus right of one is a multiple of the other's.
-- What the reference has no need of (integrals, sums, trigonometric functions, …) is still to be computed.
+Two expressions are equal if their values are, at several points; two equations, if left minus right of one is a
+multiple of the other's. What the reference has no need of (integrals, trigonometric functions, …) is still to be
+computed.
 """
 
 from __future__ import annotations
@@ -28,28 +25,25 @@ class UnreadableError(ValueError):
 
 # Kinds of what is still to be computed, unless the reference holds the same kind.
 UNCOMPUTED = tuple(
-    re.compile(pattern)
+    re.compile(rf"(?:{pattern})(?![A-Za-z])")
     for pattern in (
-        r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])",
-        r"\\(?:log|ln)(?![A-Za-z])",
-        r"\\int(?![A-Za-z])",
-        r"\\(?:sum|prod)(?![A-Za-z])|\\ldots|\\cdots",
-        r"\\lim(?![A-Za-z])",
-        r"\\frac ?\{ ?(?:d|\\partial)(?![A-Za-z])|\\partial",
+        r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?",
+        r"\\(?:log|ln)",
+        r"\\int",
+        r"\\(?:sum|prod|ldots|cdots)",
+        r"\\lim",
+        r"\\frac ?\{ ?(?:d|\\partial)|\\partial",
         r"\\[lr](?:floor|ceil)",
-        r"\\begin ?\{vmatrix\}",
+        r"\\begin ?\{vmatrix(?=\})",
     )
 )
 _COUNTING = re.compile(r"!|\\binom")
 BASED = re.compile(
     r"(?<![0-9A-Fa-f])0[xob][0-9A-Fa-f]+|(?<![0-9A-F])[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)"
 )
+_VARIABLE = re.compile(r"[A-Za-df-hj-z]")
 _CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
 _UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
-
-
-def _has_variable(text: str) -> bool:
-    return bool(re.search(r"[A-Za-df-hj-z]", COMMAND.sub(" ", text)))
 
 
 def equal(reference: str, given: str, digits: int = 4) -> bool:
@@ -90,7 +84,7 @@ def equal(reference: str, given: str, digits: int = 4) -> bool:
         return close(value, exact) or _rounded(value, literal, digits)
     if any(kind.search(given) and not kind.search(reference) for kind in UNCOMPUTED):
         return False
-    if _COUNTING.search(given) and not _COUNTING.search(reference) and not _has_variable(given):
+    if _COUNTING.search(given) and not _COUNTING.search(reference) and not _VARIABLE.search(COMMAND.sub(" ", given)):
         return False
     target = parse(given, sets)
     return target is not None and _same(gold, target)
@@ -119,19 +113,24 @@ def _same_ratio(first: str, second: str) -> bool:
 
 def _rounded(value: Value, literal: Numeral, digits: int) -> bool:
     """Whether a literal rounds an irrational number; with no digits demanded, whether it approximates any number."""
-    if isinstance(value, Fraction):
-        return not digits and approximates(value, literal)
-    if not mp.isfinite(value) or abs(mp.im(value)) > abs(value) * mp.mpf("1e-30"):
+    if not isinstance(value, Fraction):
+        if not mp.isfinite(value) or abs(mp.im(value)) > abs(value) * mp.mpf("1e-30"):
+            return False
+        value = Fraction(int(mp.floor(mp.re(value) * 10**30)), 10**30)
+    elif digits:
         return False
-    exact = Fraction(int(mp.floor(mp.re(value) * 10**30)), 10**30)
-    return rounds_to(exact, literal, digits) if digits else approximates(exact, literal)
+    return rounds_to(value, literal, digits) if digits else approximates(value, literal)
 
 
 def _same(gold: Any, target: Any) -> bool:
+    matrices = sympy.MatrixBase | sympy.MatrixExpr
     if isinstance(gold, sympy.core.relational.Relational):
         return isinstance(target, sympy.core.relational.Relational) and _same_relation(gold, target)
-    if isinstance(gold, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(target, sympy.MatrixBase | sympy.MatrixExpr):
-        return _same_matrix(gold, target)
+    if isinstance(gold, matrices) or isinstance(target, matrices):
+        sides = [side.doit() for side in (gold, target) if isinstance(side, matrices)]
+        if len(sides) < 2 or not all(isinstance(side, sympy.MatrixBase) for side in sides):
+            return False
+        return sides[0].shape == sides[1].shape and all(_same(a, b) for a, b in zip(*sides, strict=True))
     if isinstance(gold, sympy.Expr) and isinstance(target, sympy.Expr):
         rows = values(gold, target)
         return all(close(a, b) for a, b in zip(*rows, strict=True)) if rows else gold == target
@@ -140,26 +139,21 @@ def _same(gold: Any, target: Any) -> bool:
     return bool(math_verify.verify(gold, target, timeout_seconds=None))
 
 
-def _same_matrix(gold: Any, target: Any) -> bool:
-    sides = [side.doit() for side in (gold, target) if isinstance(side, sympy.MatrixBase | sympy.MatrixExpr)]
-    if len(sides) < 2 or not all(isinstance(side, sympy.MatrixBase) for side in sides):
-        return False
-    return sides[0].shape == sides[1].shape and all(_same(a, b) for a, b in zip(*sides, strict=True))
-
-
 _MIRRORED = {">": "<", ">=": "<="}
 
 
 def _same_relation(gold: Any, target: Any) -> bool:
     """Whether left minus right of one is a multiple of the other's: a positive one, for inequalities."""
     sides: list[Any] = []
-    signs: list[Any] = []
+    signs: list[str] = []
     for relation in (gold, target):
-        if not isinstance(relation.lhs, sympy.Expr) or not isinstance(relation.rhs, sympy.Expr):
+        first, second, sign = relation.lhs, relation.rhs, relation.rel_op
+        if not isinstance(first, sympy.Expr) or not isinstance(second, sympy.Expr):
             return False
-        first, second = (relation.rhs, relation.lhs) if relation.rel_op in _MIRRORED else (relation.lhs, relation.rhs)
+        if sign in _MIRRORED:
+            first, second, sign = second, first, _MIRRORED[sign]
         sides.append(sympy.Add(first, sympy.Mul(-1, second, evaluate=False), evaluate=False))
-        signs.append(_MIRRORED.get(relation.rel_op, relation.rel_op))
+        signs.append(sign)
     rows = values(*sides)
     if signs[0] != signs[1] or not rows or any(value == 0 for row in rows for value in row):
         return False

@@ -6,8 +6,7 @@ import unicodedata
 
 from sgsd.verifiers.extract import NO_ANSWER, extract_answer
 from sgsd.verifiers.tidy import words
-from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
-from sgsd.verifiers.worker import Grader
+from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
 
 def normalise(text: str, *, ignore_case: bool) -> str:

@@ -1,8 +1,7 @@
 """The text of an expression → sympy's expression, by math-verify's grammar behind guards of our own.
 
-A policy searches for what a lenient parser lets through. So a text is parsed only if it is short, not nested deep, of
-known commands, and of bounded size; each of its names is one variable of the grammar; marks that the grammar reads and
-drops are refused beforehand; and the grammar reads the whole text or nothing.
+A text is parsed only if it is short, not nested deep, of known commands, of bounded size, and without marks that the
+grammar reads and drops; each of its names is one variable; and the grammar reads the whole text or nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from sgsd.verifiers.tidy import balanced, names
+from sgsd.verifiers.tidy import balanced, names, nesting
 
 # Neither has type stubs.
 sympy: Any = importlib.import_module("sympy")
@@ -99,8 +98,9 @@ _COMMANDS = (
 )
 _PLAIN_NAME = re.compile(rf"(?<![A-Za-z\\])({_COMMANDS})(?![A-Za-z])")
 _INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])")
-_CALLED = re.compile(r"\\?(?<![A-Za-z])(sqrt|cbrt|exp|abs|floor|ceil) ?\(|(\^) ?\(")
+_CALLED = re.compile(r"\\?(?<![A-Za-z])(sqrt|cbrt|exp|abs|floor|ceil) ?\(|(\^) ?\(|[()]")
 _AROUND = {
+    "(": ("(", ")"),
     "sqrt": (r"\sqrt{", "}"),
     "cbrt": (r"\sqrt[3]{", "}"),
     "exp": ("e^{", "}"),
@@ -114,32 +114,17 @@ _INVERSE = re.compile(r"\\a(sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 
 def _to_latex(text: str) -> str:
     """Plain text (``2*sqrt(11)/4``, ``5pi``) as LaTeX: names as commands, braces after roots and powers."""
-    text = _INFINITY.sub(r"\\infty ", _PLAIN_NAME.sub(r"\\\1 ", text))
-    text = _INVERSE.sub(r"\\arc\1", text)
-    pieces: list[str] = []
+    text = _INVERSE.sub(r"\\arc\1", _INFINITY.sub(r"\\infty ", _PLAIN_NAME.sub(r"\\\1 ", text)))
     closings: list[str] = []
-    position = 0
-    for mark in re.finditer(rf"{_CALLED.pattern}|[()]", text):
-        pieces.append(text[position : mark.start()])
-        position = mark.end()
-        name = mark[1] or mark[2]
-        if name:
-            pieces.append(_AROUND[name][0])
-            closings.append(_AROUND[name][1])
-        elif mark[0] == "(":
-            pieces.append("(")
-            closings.append(")")
-        else:
-            pieces.append(closings.pop() if closings else ")")
-    return "".join([*pieces, text[position:]])
 
+    def bracket(mark: re.Match[str]) -> str:
+        if mark[0] == ")":
+            return closings.pop() if closings else ")"
+        opening, closing = _AROUND[mark[1] or mark[2] or "("]
+        closings.append(closing)
+        return opening
 
-def _nesting(text: str) -> int:
-    deepest = depth = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+    return _CALLED.sub(bracket, text)
 
 
 def as_latex(text: str) -> str:
@@ -171,8 +156,8 @@ _NAME_PARTS = ("over", "body", "figure", "points", "function", "argument", "lett
 
 def with_symbols(text: str) -> str:
     """The text with each name in it as one variable: a letter with its subscript, a function with its argument, a
-    segment. The grammar has words (``tr``, ``eye``, ``dx``) that letters side by side are not, and reads powers of bare
-    letters in two ways, for which it takes time that doubles with every level.
+    segment. The grammar has words (``tr``, ``dx``) that letters side by side are not, and takes time that doubles with
+    every level over powers of bare letters.
     """
     integral = r"\int" in text
 
@@ -209,22 +194,20 @@ def spelled(text: str) -> bool:
 @lru_cache(maxsize=2_048)
 def parse(text: str, sets: bool = False) -> Any:
     """The expression, or ``None`` where it is too long, too large, or not all of it can be read."""
-    if len(text) > _MAX_LENGTH or not text.isascii() or _nesting(text) > _MAX_DEPTH:
+    if len(text) > _MAX_LENGTH or not text.isascii() or not 0 <= nesting(text) <= _MAX_DEPTH:
         return None
     if not _KNOWN.issuperset(COMMAND.findall(text)) or DROPPED.search(text) or TOO_LARGE.search(text):
         return None
+    if sets and (len(text) > _MAX_SET or nesting(text) > 3 or _SLOW_IN_SETS.search(text)):
+        return None
     converter = _Converter(config=_CONVERSION)
     try:
-        if sets and (len(text) > _MAX_SET or _nesting(text) > 3 or _SLOW_IN_SETS.search(text)):
-            return None
         if sets:
             return converter.parse(with_symbols(text))
         parser = converter.create_parser(with_symbols(text))
         if r"\int" not in text:
             parser._interp.predictionMode = _SHORT_SIGHTED
         tree = parser.relation()
-        if parser.getTokenStream().LA(1) != -1:
-            return None
-        return converter.convert_relation(tree)
+        return converter.convert_relation(tree) if parser.getTokenStream().LA(1) == -1 else None
     except Exception:  # noqa: BLE001 - the listener raises bare Exceptions, the converter whatever sympy does
         return None

@@ -1,18 +1,10 @@
-r"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no
+"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no
 other.
 
-First, what is no answer goes: thoughts (``thinking``), what follows the model's turn, code, ``<<3*4=12>>``. Blanks are
-collapsed. Then the first of these that there is counts (``docs/verifier.md`` has the measurements behind it):
-
-1. ``<answer>…</answer>``, or a JSON object's ``"answer"``.
-2. Boxes. Equal boxes are one box; different ones are a *list* of answers, and so are right only where the reference is
-   that list. An unclosed or empty last box means no answer.
-3. What the last announcement announces: ``#### X``, ``Answer: X``, ``the answer is X``, ``la respuesta es X``.
-4. A completion that is nothing but an answer: one line without prose.
-5. The last value of the last line that has any, with everything that belongs to it: of ``54, 55, 56`` or ``28 + 28``
-   that is the whole, never the last number alone.
-
-An answer that the words around it deny, question, take back or change is no answer.
+First, what is no answer goes: thoughts, what follows the model's turn, code. Then the first of these that there is
+counts: tags or a JSON object, boxes, the last announcement, a completion that is nothing but an answer, the last value
+of the last line that has any. docs/verifier.md has the rules. An answer that the words around it deny, question, take
+back or change is none.
 """
 
 from __future__ import annotations
@@ -20,12 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import islice, pairwise, takewhile
 
-from sgsd.verifiers import phrases
-from sgsd.verifiers.boxes import boxes, inside_expression, mathematics, opened
-from sgsd.verifiers.spans import Value, hidden, identity, is_prose, letters_of, values_in
+from sgsd.verifiers import phrases, spans
 from sgsd.verifiers.thinking import answer_part
 from sgsd.verifiers.tidy import words
 
@@ -37,29 +26,17 @@ _MAX_GUESSES = 100
 _AROUND = 80
 
 
-class Found(StrEnum):
-    """Where the answer stood."""
-
-    BOX = "box"
-    PHRASE = "phrase"
-    WHOLE = "whole"
-    LAST = "last"
-    NOTHING = "nothing"
-
-
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """The answer of a completion.
+    """The answer of a completion, as written, without its box, phrase or ``$``; ``None`` if there is none.
 
     Attributes:
-        text: the answer as written, without its box, phrase or ``$``; ``None`` if there is none.
-        found: where it stood.
+        text: the answer.
         reason: why there is none.
         several: whether ``text`` joins several different answers.
     """
 
     text: str | None
-    found: Found = Found.NOTHING
     reason: str | None = None
     several: bool = False
 
@@ -71,20 +48,15 @@ _DENIED = Extraction(None, reason=DENIED)
 
 
 def extract_answer(completion: str) -> Extraction:
-    """The answer that a completion commits to, by the policy at the head of this module.
-
-    Never raises, and takes time linear in the length. Only the last 400,000 characters are looked at.
+    """The answer that a completion commits to. Never raises; takes time linear in the length, of which the last 400,000
+    characters are looked at.
     """
     text = _spoken(completion)
-    if isinstance(text, Extraction):
-        return text
-    return _marked(text) or _announced(text) or _unmarked(text)
+    return text if isinstance(text, Extraction) else _marked(text) or _announced(text) or _unmarked(text)
 
 
 def extract_choice(completion: str) -> Extraction:
-    """As ``extract_answer``, for multiple choice: the whole statement with the answer, to be looked through for
-    options. Without box or announcement, it is the last line that names one.
-    """
+    """As ``extract_answer``, for multiple choice: a statement with the answer, or the last line that names one."""
     text = _spoken(completion)
     if isinstance(text, Extraction):
         return text
@@ -92,35 +64,33 @@ def extract_choice(completion: str) -> Extraction:
         return marked
     text = re.sub(r"\([a-e]\)", lambda option: option[0].upper(), text)
     for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
-        if letters_of(line):
-            return _DENIED if denied else Extraction(line, Found.PHRASE)
-    lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if letters_of(line[-MAX_ANSWER:])]
+        if spans.letters_of(line):
+            return _DENIED if denied else Extraction(line)
+    lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if spans.letters_of(line[-MAX_ANSWER:])]
     bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # a guess a line
-    return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:], Found.LAST) if lines else _NOTHING
+    return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:]) if lines else _NOTHING
 
 
 _LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
 
 
 def extract_lines(completion: str, *, lines: int) -> Extraction:
-    """As ``extract_answer``, for answers that are texts rather than mathematics, of ``lines`` lines.
+    """As ``extract_answer``, for answers that are texts of ``lines`` lines rather than mathematics.
 
-    An answer in tags or in a box is all that stands there. Of several lines, it is else what follows the last
-    ``Answer:``, or the last ``lines`` lines, a code fence around them not counting. Of one line, it is what follows
-    ``Answer:``, or the whole completion if that is one line, or else what ``extract_answer`` finds.
+    Tags or a box hold all that stands there. Of several lines it is else what follows the last ``Answer:``, or the last
+    ``lines`` lines; of one, what is announced, or the whole if that is one line, or what ``extract_answer`` finds.
     """
     text = _spoken(completion) if lines <= 1 else _own_turn(completion)
     if isinstance(text, Extraction):
         return text
-    if lines <= 1:
-        whole = Extraction(text[:MAX_TEXT], Found.WHOLE)
-        return _marked(text) or _announced(text) or (_unmarked(text) if "\n" in text else whole)
-    text = text.replace("```", "")
+    text = text if lines <= 1 else text.replace("```", "")
     if marked := _marked(text):
         return marked
+    if lines <= 1:
+        return _announced(text) or (_unmarked(text) if "\n" in text else Extraction(text[:MAX_TEXT]))
     *before, tail = re.split(r"answer(?: is)?\**:\** ?", text, flags=re.IGNORECASE)
     chosen = (tail if before else "\n".join(text.rstrip().split("\n")[-lines:])).strip("\n").rstrip()
-    return Extraction(chosen[:MAX_TEXT], Found.PHRASE if before else Found.LAST) if chosen.strip() else _NOTHING
+    return Extraction(chosen[:MAX_TEXT]) if chosen.strip() else _NOTHING
 
 
 # ---- what a model says in its turn
@@ -159,15 +129,11 @@ _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
 
 def _turn(said: str) -> str | None:
     """What stands before the next turn; ``None`` if there is none. A question after a mere introduction is the model's
-    own, restated.
-    """
+    own, restated."""
     for mark in islice(_TURN.finditer(said, len(said) - len(said.lstrip())), 2):
-        if (
-            not mark["question"]
-            or said[: mark.start()].count("\n") > 9
-            or _SAID_SOMETHING.search(said, 0, mark.start())
-        ):
-            return said[: mark.start()]
+        start = mark.start()
+        if not mark["question"] or said.count("\n", 0, start) > 9 or _SAID_SOMETHING.search(said, 0, start):
+            return said[:start]
     return None
 
 
@@ -194,14 +160,13 @@ def _spoken(completion: str) -> str | Extraction:
     text = _EMPHASIS.sub("", _CALCULATOR.sub("", text))
     text = _BLANKS.sub(lambda run: "\n" if _BREAK.search(run[0]) else " ", text).strip()
     text = _TIMES.sub("×", text)
-    pieces: list[str] = []
-    position = 0
-    for piece in mathematics(text):
-        pieces += [text[position : piece.start], text[piece.start : piece.end].replace("\n", " ")]
-        position = piece.end
-        if text.startswith((r"\[", "$$", r"\begin"), piece.start) and _SENTENCE.match(text, position):
-            pieces.append("\n")
-    return "".join([*pieces, text[position:]]) or _NOTHING
+
+    def one_line(piece: spans.Value) -> str:
+        displayed = text.startswith((r"\[", "$$", r"\begin"), piece.start)
+        ends = "\n" if displayed and _SENTENCE.match(text, piece.end) else ""
+        return text[piece.start : piece.end].replace("\n", " ") + ends
+
+    return spans.change_mathematics(text, one_line) or _NOTHING
 
 
 # ---- tags, JSON, boxes
@@ -239,7 +204,7 @@ def _field(text: str) -> Extraction | None:
     if start is None:
         return None
     end = text.rfind("}") + 1 or len(text)
-    if boxes(text[: start.start()])[0] or boxes(text[end:])[0]:
+    if spans.boxes(text[: start.start()])[0] or spans.boxes(text[end:])[0]:
         return None
     if _is_denied(text, start.start(), end):
         return _DENIED
@@ -253,20 +218,20 @@ def _field(text: str) -> Extraction | None:
 
 def _one_of(answers: list[str]) -> Extraction:
     """The answer, if those given in one kind of place are the same."""
-    if len({identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
-        return _several(answers, Found.PHRASE)
-    answer = opened(answers[-1])
-    if is_prose(answer):
-        return _announced(answer) or _stated(answer, Found.PHRASE)
-    return Extraction(answer[:MAX_ANSWER], Found.PHRASE) if answer else _NOTHING
+    if len({spans.identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
+        return _several(answers)
+    answer = spans.opened(answers[-1])
+    if spans.is_prose(answer):
+        return _announced(answer) or _stated(answer)
+    return Extraction(answer[:MAX_ANSWER]) if answer else _NOTHING
 
 
-def _several(answers: Iterable[str], found: Found) -> Extraction:
-    return Extraction(", ".join(answers)[:MAX_ANSWER], found, several=True)
+def _several(answers: Iterable[str]) -> Extraction:
+    return Extraction(", ".join(answers)[:MAX_ANSWER], several=True)
 
 
 def _boxed(text: str) -> Extraction | None:
-    found, unclosed = boxes(text)
+    found, unclosed = spans.boxes(text)
     if not found and not unclosed:
         return None
     start, end, _ = found[-1] if found else (0, 0, "")
@@ -275,25 +240,25 @@ def _boxed(text: str) -> Extraction | None:
         return replacing
     if unclosed:
         return Extraction(None, reason="unclosed box")
-    contents = [opened(content) for _, _, content in found]
+    contents = [spans.opened(content) for _, _, content in found]
     if not contents[-1]:
         return Extraction(None, reason="empty box")
     said_after = _CLAUSE.match(text, end)
     if _is_denied(text, start, end) or (said_after and phrases.NOT_ELSEWHERE.search(said_after[0])):
         return _DENIED
-    if inside_expression(text, start, end):
+    if spans.inside_expression(text, start, end):
         return Extraction(None, reason="box inside an expression")
     distinct: dict[str, str] = {}
     for content in filter(None, contents):
-        distinct.setdefault(identity(content[:MAX_ANSWER]), content)
+        distinct.setdefault(spans.identity(content[:MAX_ANSWER]), content)
         if len(distinct) > _MAX_GUESSES:
             return Extraction(None, reason="several answers")
     joined = ", ".join(distinct.values())
     if len(joined) > MAX_ANSWER:
-        return Extraction(joined[:MAX_ANSWER], Found.BOX, "too long", len(distinct) > 1)
-    if len(distinct) == 1 and is_prose(said := words(joined)):
-        return _announced(said) or _stated(said, Found.BOX)
-    return Extraction(joined, Found.BOX, several=len(distinct) > 1)
+        return Extraction(joined[:MAX_ANSWER], "too long", len(distinct) > 1)
+    if len(distinct) == 1 and spans.is_prose(said := words(joined)):
+        return _announced(said) or _stated(said)
+    return Extraction(joined, several=len(distinct) > 1)
 
 
 _CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
@@ -328,13 +293,13 @@ def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[st
 
 def _announced(text: str) -> Extraction | None:
     for line, denied in _announcements(text, phrases.announcements(text)):
-        return _DENIED if denied else _stated(line, Found.PHRASE)
+        return _DENIED if denied else _stated(line)
     return None
 
 
-def _stated(line: str, found: Found) -> Extraction:
+def _stated(line: str) -> Extraction:
     """The one answer that a statement names: itself, or the value in it."""
-    end = phrases.SENTENCE_END.search(hidden(line))
+    end = phrases.SENTENCE_END.search(spans.hidden(line))
     sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
     sentence, note = _noted(sentence)
     if _is_asked(sentence) or phrases.TAKEN_BACK.match(note) or phrases.TAKEN_BACK.match(rest):
@@ -343,26 +308,26 @@ def _stated(line: str, found: Found) -> Extraction:
     if not sentence:
         return _NOTHING
     if phrases.OPTIONS.search(sentence):
-        return _several([sentence], found)
+        return _several([sentence])
     # Of "the number is not 10, it is 11" only what the last verb says counts.
-    *_, verb = (None, *phrases.VERB.finditer(hidden(sentence)))
-    if verb and values_in(tail := sentence[verb.end() :].strip()):
+    *_, verb = (None, *phrases.VERB.finditer(spans.hidden(sentence)))
+    if verb and spans.values_in(tail := sentence[verb.end() :].strip()):
         said = tail
     said = phrases.NOT_BUT.sub("", said, count=1) if phrases.NOT_BUT.match(said) else said
-    values = values_in(said)
-    denial = phrases.NOT.search(said) if is_prose(said) else phrases.NOT.match(said) if values else None
+    values = spans.values_in(said)
+    denial = phrases.NOT.search(said) if spans.is_prose(said) else phrases.NOT.match(said) if values else None
     if denial or phrases.WRONG.search(sentence):
         return _DENIED
     for text in (sentence, said) if sentence.endswith(said) and not phrases.NOT.match(sentence) else (said,):
-        if not is_prose(text) or not values:
-            return Extraction(text[:MAX_ANSWER], found)
-    distinct = {identity(value.text): value.text for value in values}
-    return _several(distinct.values(), found) if len(distinct) > 1 else _valued(said, values, found)
+        if not spans.is_prose(text) or not values:
+            return Extraction(text[:MAX_ANSWER])
+    distinct = {spans.identity(value.text): value.text for value in values}
+    return _several(distinct.values()) if len(distinct) > 1 else _valued(said, values)
 
 
 def _noted(sentence: str) -> tuple[str, str]:
     """A sentence without the note at its end, and that note: ``63``, ``, which is 7 * 9``."""
-    note = phrases.NOTE.search(hidden(sentence), 1)
+    note = phrases.NOTE.search(spans.hidden(sentence), 1)
     return (sentence[: note.start()], sentence[note.start() :]) if note else (sentence, "")
 
 
@@ -386,17 +351,17 @@ _ROW = re.compile(r" ?\|[\d.,| $-]*\| ?")  # of a table, without words
 _QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
 
 
-def _valued(line: str, values: list[Value], found: Found) -> Extraction:
+def _valued(line: str, values: list[spans.Value]) -> Extraction:
     """The last value, unless the words around it make it another or none."""
     value = values[-1]
     ways = phrases.OR.search(line[values[-2].end : value.start]) if len(values) > 1 else None
     if len(values) > 1 and (ways or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
-        return _several([one.text for one in values[-2:]], found)
+        return _several([one.text for one in values[-2:]])
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_ELSEWHERE.search(line)
     if denied or phrases.CHANGED_BEFORE.search(before) or phrases.REFUTED.search(after):
         return _DENIED
-    return Extraction(value.text[:MAX_ANSWER], found)
+    return Extraction(value.text[:MAX_ANSWER])
 
 
 # ---- neither mark nor announcement
@@ -407,30 +372,30 @@ def _unmarked(text: str) -> Extraction:
     lines = text.split("\n")
     guesses = _guesses(lines[-_MAX_GUESSES:])
     if len(guesses) > 1 or len(phrases.GUESSES.findall(text)) > 1:
-        return _several(guesses or [text], Found.LAST)
+        return _several(guesses or [text])
     statement, note = _noted(text) if len(lines) == 1 else (text, "")
     if phrases.TAKEN_BACK.match(note):
         return _DENIED
     bare = _stripped(statement)
-    if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not is_prose(bare):
-        pieces = mathematics(bare)
+    if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not spans.is_prose(bare):
+        pieces = spans.mathematics(bare)
         whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
-        return Extraction(pieces[0].inner if whole else bare, Found.WHOLE)
+        return Extraction(pieces[0].text if whole else bare)
     if phrases.GAVE_UP.search(text[-300:]):
         return _DENIED
     following = ""
     for line in reversed(lines[-_MAX_GUESSES:]):
         line, next_line, following = line[-_MAX_LINE:], following, line[:_AROUND]
-        places = [0, *(end.end() for end in phrases.SENTENCE_END.finditer(hidden(line))), len(line)]
+        places = [0, *(end.end() for end in phrases.SENTENCE_END.finditer(spans.hidden(line))), len(line)]
         for start, end in reversed(list(pairwise(places))):
             before, note = _noted(line[start:end].lstrip())
             if phrases.REMARK.match(before):
                 continue
-            if values := values_in(before):
+            if values := spans.values_in(before):
                 return (
                     _DENIED
                     if phrases.TAKEN_BACK.match(note)
-                    else _valued(f"{line[start:].lstrip()} {next_line}", values, Found.LAST)
+                    else _valued(f"{line[start:].lstrip()} {next_line}", values)
                 )
     return _NOTHING
 

@@ -1,9 +1,7 @@
-"""What a worker process may do.
+"""What a worker process may do: limits on address space, processor time, files; no core dumps.
 
-Every worker has limits on address space, CPU seconds of an item, file sizes and open files, and writes no core. The
-graders of this package are *fenced* besides: no network, no way to write a file, start a process, import a new package
-or turn text into code. Nothing they do should need that; the fence is there for what was overlooked. Reward functions
-are the user's own code and only have the limits.
+The graders of this package are *fenced* besides: no network, no way to write a file, start a process, import a new
+package or turn text into code. Nothing they do should need that; the fence is there for what was overlooked.
 """
 
 from __future__ import annotations
@@ -106,22 +104,19 @@ class Fence:
         if not self.closed:
             return
         if event == "open":
-            passes = self._may_open(*arguments)
+            path, _, flags = arguments
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+            passes = not writes and self._is_library(path)
         elif event == "import":
             passes = str(arguments[0]).partition(".")[0] in self._packages
         elif event == "compile":
-            passes = self._may_compile(*arguments)
+            source, filename = arguments
+            of_sympy = isinstance(source, bytes) and _SYMPY.fullmatch(source) is not None
+            passes = of_sympy or self._is_library(filename)
         else:
             passes = not event.startswith(_REFUSED)
         if not passes:
             raise PermissionError(f"refused: {event}")
-
-    def _may_open(self, path: object, mode: object, flags: int) -> bool:
-        writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-        return not flags & writing and self._is_library(path)
-
-    def _may_compile(self, source: object, filename: object) -> bool:
-        return self._is_library(filename) or (isinstance(source, bytes) and bool(_SYMPY.fullmatch(source)))
 
     def _is_library(self, path: object) -> bool:
         """Whether this is a file of Python or an installed package, which loaded ones may still ask for."""

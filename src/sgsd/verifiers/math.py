@@ -1,19 +1,21 @@
-"""Mathematics: completion and reference → verdict."""
+"""Mathematics: completion and reference → verdict. Answers are compared shape by shape, and the algebra system is asked
+only about single expressions."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
-from sgsd.verifiers.boxes import boxes
-from sgsd.verifiers.compare import same_answer
 from sgsd.verifiers.equality import BASED, UnreadableError, equal, without_unit
 from sgsd.verifiers.expressions import SETS, as_latex, parse, spelled
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
-from sgsd.verifiers.reading import Reading, Shape, read_answer
-from sgsd.verifiers.tidy import key, tidy
+from sgsd.verifiers.numerals import approximates, read_numeral, same_number, units_differ
+from sgsd.verifiers.reading import Reading, Shape, is_name, read_answer, split_equation, variables
+from sgsd.verifiers.spans import boxes, letters_of
+from sgsd.verifiers.tidy import key, tidy, words
 from sgsd.verifiers.values import number
-from sgsd.verifiers.verdict import UNREADABLE, Outcome, Verdict
-from sgsd.verifiers.worker import Grader
+from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
 _LABEL = re.compile(r"\(?[A-H][.)](?:\\? )++(?=[$\d\\-])")  # of an option: "A. 56"
 _MARKED = re.compile(r"####|final answer", re.IGNORECASE)
@@ -76,13 +78,7 @@ def grade_extraction(extraction: Extraction, reference: Reading) -> Verdict:
 
 
 _FAMILIAR = (
-    r"\frac{m}{n}",
-    r"2\sqrt{3}+1",
-    "x^{2}+2x+1",
-    r"3\pi r^{2}",
-    "y=2x-3",
-    r"\log_{2}{3}",
-    r"2\sin (x) \cos ^{2} y",
+    *(r"\frac{m}{n}", r"2\sqrt{3}+1", "x^{2}+2x+1", r"3\pi r^{2}", "y=2x-3", r"\log_{2}{3}", r"2\sin (x) \cos ^{2} y"),
     r"\frac{-b+\sqrt[3]{b^{2}-4a!c}}{2|a|}-e^{-x/2}",
     r"\{1,2\} \cup \mathbb{R} \setminus \{3\}",
 )
@@ -121,3 +117,217 @@ def why_unreadable(answer: str) -> str | None:
         if expression is not None and _CALCULUS.search(text):
             number(expression)  # here, so that one which takes too long is refused, and not tried with every completion
     return None
+
+
+# ---- is this answer that one?
+
+_OPTION = re.compile(r"\(([A-Z])\)|([A-Z])[).:](?=\s)")
+_NOT_VALUES = re.compile(r"\\(?:equiv|neq|leq|geq|pmod|mod|mid|sim|to)(?![A-Za-z])|[<>,;]")
+_MAX_PAIRS = 400
+_SETS = re.compile(r"\\(?:cup|cap|mathbb|setminus|infty|neq|mid)(?![A-Za-z])|[<>|]")
+_SIMPLE_NAME = re.compile(r"([A-Za-z])(?:_(\w+))?")
+_ARGUMENT = re.compile(r"\( ?[xyzntk] ?\)")
+_SEGMENT = re.compile(r"[A-Z]{2,}")
+_WORD = re.compile(r"\\text|(?<![\\A-Za-z])[A-Za-z][a-z]{3}")
+_LETTER_OR_DIGIT = re.compile(r"\\[A-Za-z]+|[A-Za-z0-9]")
+
+
+def same_answer(reference: Reading, given: Reading) -> bool:
+    """Whether ``given`` states the reference answer.
+
+    Raises:
+        UnreadableError: if an expression of the reference would have to be understood, and cannot be.
+    """
+    name, other = reference.name, given.name
+    if reference.numeral and given.numeral:
+        name, other = (_ARGUMENT.sub("(x)", text) for text in (name, other))  # f(n) = 1 says no less than f(x) = 1
+    if _names_differ(name, other):
+        return False
+    if reference.rounded is not None:
+        return same_answer(replace(reference, rounded=None), given) or same_answer(reference.rounded, given)
+    if given.rounded is not None:
+        ways = replace(given, rounded=None), given.rounded
+        return _rounds(*ways) and any(same_answer(reference, way) for way in ways)
+    if any(_contradicts(head, given) for head in given.heads):
+        return False
+    if reference.shape is Shape.NUMBER:
+        return _is_number(reference, given)
+    if key(reference.text) == key(given.text) or key(reference.whole) == key(given.whole):
+        return True
+    letter = reference.text.strip("() ")
+    if len(letter) == 1 and letter.isupper() and _OPTION.match(words(given.text)):
+        return letters_of(given.text) == [letter]
+    if reference.shape is Shape.WORDS or given.shape is Shape.WORDS:
+        return _same_words(reference, given)
+    return _same_structure(reference, given)
+
+
+def _rounds(exact: Reading, rounded: Reading) -> bool:
+    """Whether what stands behind an approximation sign approximates what stands before it, part by part."""
+    if rounded.numeral is None or exact.numeral is None:
+        return _equal_or_false(exact.text, rounded.text)
+    if units_differ(exact.numeral.unit, rounded.numeral.unit):
+        return False
+    return approximates(exact.numeral.value / (100 if exact.numeral.percent else 1), rounded.numeral)
+
+
+def _equal_or_false(first: str, second: str) -> bool:
+    """Whether two expressions of one answer are equal; what cannot be read is not."""
+    try:
+        return equal(first, second, digits=0)
+    except UnreadableError:
+        return False
+
+
+def _contradicts(head: str, given: Reading) -> bool:
+    """Whether a constant that an equation chain passed through is not its value. What cannot be read is none."""
+    literal = read_numeral(head)
+    if given.numeral is not None and literal is not None:
+        return literal.value != given.numeral.value
+    if given.shape not in {Shape.NUMBER, Shape.EXPRESSION}:
+        return literal is not None
+    try:
+        return not equal(head, given.text, digits=0)
+    except UnreadableError:
+        return False
+
+
+def _is_number(reference: Reading, given: Reading) -> bool:
+    """Where the reference is a number, only a number literal states it: nothing that is still to be computed."""
+    assert reference.numeral is not None
+    if given.numeral is not None:
+        return same_number(reference.numeral, given.numeral)
+    if given.shape is Shape.LIST and given.brackets == "{}" and len(given.items) == 1:
+        return same_answer(reference, given.items[0])
+    if given.shape is Shape.EXPRESSION and "=" in given.text:
+        return _concludes(reference, given)
+    if reference.numeral.value.denominator != 1:
+        euro = read_numeral(given.text, decimal_comma=True)
+        return euro is not None and same_number(reference.numeral, euro)
+    return False
+
+
+def _concludes(reference: Reading, given: Reading) -> bool:
+    """``m + n = 42``: a combination of several unknowns whose last side is the number. With one unknown, or none on the
+    other side (``2x = 14``, ``x^2 - 4 = 0``), it is still to be solved."""
+    *heads, last = split_equation(given.text)
+    value = read_answer(last)
+    if reference.name or any(head.startswith("-") and is_name(head[1:].strip()) for head in heads):
+        return False
+    if value.numeral is None or value.numeral.value == 0 or _NOT_VALUES.search(given.text):
+        return False
+    if any(len(variables(head)) == 1 for head in heads) or not any(variables(head) for head in heads):
+        return False
+    literals = [read_numeral(head) for head in heads]
+    if any(literal is not None and literal.value != value.numeral.value for literal in literals):
+        return False
+    return same_answer(reference, value)
+
+
+def _names_differ(first: str, second: str) -> bool:
+    """Whether two names are of one form, and not the same: other letters, or other subscripts where both have one;
+    ``|z|`` is not ``z``. Names of another form, or in words, may name the same."""
+    first, second = _plain_name(first), _plain_name(second)
+    if not first or not second or first == second:
+        return False
+    if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
+        return True
+    a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)
+    if a is None or b is None:
+        forms = {_LETTER_OR_DIGIT.sub(lambda m: m[0] if len(m[0]) > 1 else "a", name) for name in (first, second)}
+        return len(forms) == 1 and not _WORD.search(first + second)
+    return a[1] != b[1] or (a[2] is not None and b[2] is not None and a[2] != b[2])
+
+
+def _plain_name(name: str) -> str:
+    """A name without braces, with no spaces but those between letters. ``BA`` is ``AB``; the angle ``CBA``, ``ABC``."""
+    name = re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", " ".join(re.sub("[{}]", " ", name).split()))
+    return _SEGMENT.sub(lambda points: min(points[0], points[0][::-1]), name)
+
+
+def _same_words(reference: Reading, given: Reading) -> bool:
+    expected, got = _spoken_key(reference), _spoken_key(given)
+    if not expected or given.text.endswith("?") > reference.text.endswith("?"):
+        return False
+    if len(expected) == 1:
+        named = letters_of(given.text) if re.match(r"\(?[A-Za-z]\s*(?:[).:]|$)", given.text) else []
+        return [letter.casefold() for letter in named] == [expected]
+    return expected == got
+
+
+def _spoken_key(reading: Reading) -> str:
+    """What two answers in words have in common if they are the same: no case, articles, punctuation or spaces.
+    Operators stay: ``x+y`` is not ``xy``."""
+    plain = words(reading.text).casefold()
+    text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
+    sign = "-" if re.match(r"-[^\w\s]*+(?=\w).*\d", plain) else ""  # elsewhere a dash joins words, or is a bullet
+    return sign + re.sub(r"(?<!\d)[^\w:+*/^=<>]|[^\w:+*/^=<>](?!\d)", "", text if re.search(r"\w", text) else plain)
+
+
+def _coordinates(reading: Reading, tuple_name: str) -> Reading:
+    """``x = 1, y = 2`` as the tuple ``(1, 2)``, in the order of ``(x, y)`` where the other side has that name; ``x < 1
+    or x > 2`` as the union of two intervals."""
+    names = [item.name for item in reading.items]
+    if reading.shape is not Shape.LIST or not all(names):
+        return reading
+    if all(item.shape is Shape.SEQUENCE for item in reading.items):
+        return replace(reading, shape=Shape.UNION)
+    if len(set(names)) < len(names):
+        return reading
+    order = [name.strip() for name in tuple_name.strip("() ").split(",")]
+    names = order if sorted(order) == sorted(names) else names
+    named = {item.name: replace(item, name="") for item in reading.items}
+    items = tuple(named[name] for name in names)
+    return replace(reading, shape=Shape.SEQUENCE, brackets="()", items=items, name=f"({','.join(names)})")
+
+
+def _same_structure(reference: Reading, given: Reading) -> bool:
+    shapes = {reference.shape, given.shape}
+    if Shape.LIST in shapes and len(shapes) > 1:
+        reference, given = _coordinates(reference, given.name), _coordinates(given, reference.name)
+        if _names_differ(reference.name, given.name):
+            return False
+    if reference.shape is Shape.EXPRESSION or given.shape is Shape.EXPRESSION or reference.shape is not given.shape:
+        return _same_expression(reference, given)
+    if reference.shape is Shape.SEQUENCE:
+        return (
+            reference.brackets == given.brackets
+            and len(reference.items) == len(given.items)
+            and all(same_answer(a, b) for a, b in zip(reference.items, given.items, strict=True))
+        )
+    expected, got = ({key(item.whole): item for item in reading.items} for reading in (reference, given))
+    return len(expected) == len(got) and _same_members([*expected.values()], [*got.values()])
+
+
+def _same_members(reference: Sequence[Reading], given: Sequence[Reading]) -> bool:
+    """A one-to-one match, in any order. Greedy is enough: sameness is an equivalence."""
+    left = list(given)
+    budget = _MAX_PAIRS
+    for item in reference:
+        for position, candidate in enumerate(left):
+            budget -= 1
+            if budget < 0:
+                return False
+            if same_answer(item, candidate):
+                del left[position]
+                break
+        else:
+            return False
+    return True
+
+
+def _same_expression(reference: Reading, given: Reading) -> bool:
+    shapes = {reference.shape, given.shape}
+    if shapes in ({Shape.LIST, Shape.SEQUENCE}, {Shape.UNION, Shape.SEQUENCE}):
+        return False
+    if shapes - {Shape.EXPRESSION, Shape.NUMBER} and not all(
+        reading.items or _SETS.search(reading.text) or r"\begin" in reading.text for reading in (reference, given)
+    ):
+        return False
+    if ("=" in reference.text) != ("=" in given.text):
+        if not ("=" in reference.whole and "=" in given.whole):
+            return False
+        return _equal_or_false(reference.whole, given.whole)
+    if reference.items:
+        return _equal_or_false(reference.text, given.text)
+    return equal(reference.text, given.text)

@@ -1,8 +1,8 @@
 """Number literals: what counts as a number that has been computed.
 
-A literal is an integer, a decimal, a fraction of two integers, a mixed number, or scientific or repeating notation,
-with an optional sign, percent sign, currency mark and unit. ``28 + 28``, ``7*8``, ``2^5`` or ``\\sqrt{3136}`` are none:
-a policy that is rewarded for writing the problem down again learns to do just that.
+Integers, decimals, fractions of two integers, mixed numbers, scientific and repeating notation, with a sign, percent
+sign, currency mark and unit. ``28 + 28`` or ``2^5`` are none: a policy that is rewarded for writing the problem down
+again learns to do just that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from sgsd.verifiers.tidy import names
+from sgsd.verifiers.tidy import TEXT, names
 
 MAX_DIGITS = 2_000
 _MAX_EXPONENT = 400
@@ -45,16 +45,14 @@ _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:[ ]\d{3})+|\
 _STOP = r"(?!\d|[.,]\d)"  # a literal ends where no digit can follow, grouped or not
 _SIGNED = r"[+-]?[ ]?\d+"
 _GROUPED = r"\d+(?:,\d{3})*"
+_FRACTION = re.compile(rf" ?\\frac ?\{{ ?({_SIGNED}) ?\}} ?\{{ ?({_SIGNED}) ?\}}", re.ASCII)
 _NUMERAL = re.compile(
     rf"""
     (?P<sign>[+-]?)\ ?(?P<currency>[€£¥₹]?)\ ?(?P<sign2>[+-]?)(?:
-      (?:(?P<m>\d+(?:\.\d+)?)\ ?(?:\\times|\\cdot|\*|x)\ ?)?10\ ?\^\ ?
-        (?:\{{\ ?(?P<e1>{_SIGNED})\ ?\}}|(?P<e2>{_SIGNED}))
-    | (?P<m3>\d+(?:\.\d+)?)[eE](?P<e3>[+-]?\d+)
-    | (?P<w>\d+)(?:\ ?\\frac\ ?\{{\ ?(?P<n3>\d+)\ ?\}}\ ?\{{\ ?(?P<d3>\d+)\ ?\}}
-        |\ (?:and\ )?(?P<n4>\d+)\ ?/\ ?(?P<d4>\d+))
-    | \\frac\ ?\{{\ ?(?P<n1>{_SIGNED})\ ?\}}\ ?\{{\ ?(?P<d1>{_SIGNED})\ ?\}}
-    | \(?(?P<n2>{_GROUPED})\)?\ ?/\ ?(?P<d2>{_GROUPED}|\(\ ?{_SIGNED}\ ?\)|\{{\ ?{_SIGNED}\ ?\}})
+      (?:(?P<m>\d+(?:\.\d+)?)\ ?(?:\\times|\\cdot|\*|x)\ ?)?10\ ?\^\ ?(?P<exponent>\{{\ ?{_SIGNED}\ ?\}}|{_SIGNED})
+    | (?P<m2>\d+(?:\.\d+)?)[eE](?P<exponent2>[+-]?\d+)
+    | (?:(?P<whole>\d+)(?:\ (?:and\ )?|(?=\{{)))?
+      (?P<above>\(?{_GROUPED}\)?|\{{{_SIGNED}\}})\ ?/\ ?(?P<below>{_GROUPED}|[({{]\ ?{_SIGNED}\ ?[)}}])
     | (?P<fixed>\d+\.\d*)(?:\\(?:overline|bar|dot)\ ?\{{(?P<r1>\d+)\}}|\((?P<r2>\d+)\))
     | (?P<decimal>(?:{_INTEGER})?\.\d+|{_INTEGER}\.){_STOP}
     | (?P<integer>{_INTEGER}){_STOP}
@@ -104,7 +102,6 @@ _ASIDE = re.compile(
     r"|, (?:obviously|clearly|exactly|of course|as required|as desired|in total))$"
 )
 _HEDGES = frozenset({"approximately", "approx", "about", "exactly", "rounded", "in total", "total"})
-_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 
 
 def _int(text: str) -> int:
@@ -113,19 +110,17 @@ def _int(text: str) -> int:
 
 def _body(match: re.Match[str]) -> Numeral | None:
     """The bare literal; ``None`` where there is none (a zero denominator, an exponent too large)."""
-    exponent = match["e1"] or match["e2"] or match["e3"]
-    if exponent:
-        power = _int(exponent) if len(exponent) < 8 else _MAX_EXPONENT + 1
+    if exponent := match["exponent"] or match["exponent2"]:
+        power = _int(exponent) if len(exponent) < 10 else _MAX_EXPONENT + 1
         if abs(power) > _MAX_EXPONENT:
             return None
-        value = Fraction(match["m"] or match["m3"] or "1") * Fraction(10) ** power
+        value = Fraction(match["m"] or match["m2"] or "1") * Fraction(10) ** power
         # 5600 × 10^-2 is a quotient still to be computed.
         return Numeral(value, "fraction" if power < 0 and value.denominator == 1 else "scientific")
-    if match["w"]:
-        above, below = int(match["n3"] or match["n4"]), int(match["d3"] or match["d4"])
-        return Numeral(int(match["w"]) + Fraction(above, below), "mixed") if 0 < above < below else None
-    if match["n1"] or match["n2"]:
-        above, below = _int(match["n1"] or match["n2"]), _int(match["d1"] or match["d2"])
+    if match["above"]:
+        above, below = _int(match["above"]), _int(match["below"])
+        if match["whole"]:
+            return Numeral(int(match["whole"]) + Fraction(above, below), "mixed") if 0 < above < below else None
         return Numeral(Fraction(above, below), "integer" if below == 1 else "fraction") if below else None
     if match["fixed"]:
         period, fixed = match["r1"] or match["r2"], match["fixed"].partition(".")[2]
@@ -149,7 +144,7 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
     percent = _PERCENT.match(rest)
     if percent:
         rest, glued = rest[percent.end() :], False
-    rest = _POWERED.sub(r"\1^\2", _TEXT.sub(r" \1 ", rest)).strip()
+    rest = _POWERED.sub(r"\1^\2", TEXT.sub(r" \1 ", rest)).strip()
     scale = _SCALE.match(rest)
     factor = 1
     if scale:
@@ -171,8 +166,8 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
 
 
 def _plain_letters(text: str) -> bool:
-    """Whether a unit is written in letters of an alphabet: no exponents, numerals or letters of mathematics (``⁶``,
-    ``Ⅳ``, ``ｘ``), and no single letter of another alphabet, which is a variable; a Chinese character is a word."""
+    """Whether a unit has no exponents, numerals or letters of mathematics (``⁶``, ``Ⅳ``, ``ｘ``), and no single letter
+    of another alphabet, which is a variable; a Chinese character is a word."""
     if unicodedata.normalize("NFKC", text).replace("μ", "µ") != text.replace("μ", "µ"):
         return False
     return not any(
@@ -181,23 +176,19 @@ def _plain_letters(text: str) -> bool:
 
 
 def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
-    """The number literal that a tidy answer consists of, or ``None``.
+    """The number literal that a tidy answer consists of, with nothing left over (``56 or 57``, ``156x``), or ``None``.
 
-    Nothing may be left over: ``56 or 57``, ``156x``, ``5 6`` or ``28+28`` are not literals.
-
-    Args:
-        text: a tidy answer.
-        decimal_comma: also read ``2,74`` and ``1.234,5`` the European way.
+    ``decimal_comma``: also read ``2,74`` and ``1.234,5`` the European way.
     """
     if len(text) > MAX_DIGITS or not text.isprintable():
         return None
     text = text.strip()
-    if text.startswith("\\text") and (spoken := _TEXT.fullmatch(text)):
+    if text.startswith("\\text") and (spoken := TEXT.fullmatch(text)):
         text = spoken[1].strip()
     text = _ASIDE.sub("", _LEAD.sub("", text, count=1))
     while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
         text = text[1:-1].strip()
-    match = _NUMERAL.fullmatch(text)
+    match = _NUMERAL.fullmatch(_FRACTION.sub(r"{\1}/{\2}", text))
     if match is None or (match["euro"] and not decimal_comma):
         return None
     signs = match["sign"] + match["sign2"]
@@ -225,18 +216,15 @@ def spoken_number(text: str) -> Numeral | None:
     if len(text) > 100 or not re.fullmatch(r"[A-Za-z\- ]+", text):
         return None
     tokens = [token for token in re.split(r"[ \-]+", text.lower()) if token and token != "and"]
-    sign = 1
-    if len(tokens) > 1 and tokens[0] in {"minus", "negative"}:
-        sign, tokens = -1, tokens[1:]
+    negative = len(tokens) > 1 and tokens[0] in {"minus", "negative"}
+    tokens = tokens[negative:]
     parts = _PARTS.get(tokens[-1]) if len(tokens) > 1 else None
     if parts is not None:
         tokens = ["one" if token in {"a", "an"} else token for token in tokens[:-1]]
     total = group = 0
     for token in tokens:
-        if token in _CARDINALS:
-            value = _CARDINALS[token]
-            if group % 100 and not (group % 100 >= 20 and group % 10 == 0 and 0 < value < 10):
-                return None
+        value = _CARDINALS.get(token)
+        if value is not None and (group % 100 == 0 or (group % 100 >= 20 and group % 10 == 0 and 0 < value < 10)):
             group += value
         elif token == "hundred" and 0 < group < 100:
             group *= 100
@@ -244,19 +232,15 @@ def spoken_number(text: str) -> Numeral | None:
             total, group = total + group * _SCALES[token], 0
         else:
             return None
-    if not tokens:
-        return None
-    return Numeral(Fraction(sign * (total + group), parts or 1), "fraction" if parts else "integer")
+    value = Fraction((total + group) * (-1 if negative else 1), parts or 1)
+    return Numeral(value, "fraction" if parts else "integer") if tokens else None
 
 
 def same_number(reference: Numeral, given: Numeral) -> bool:
-    """Whether two literals state the same number.
+    """Whether two literals state the same number: exactly, but for rounded fractions and percent signs.
 
-    Exact, but for two allowances. A fraction without a finite decimal expansion may be given as a decimal of at least
-    four significant digits, correctly rounded, and the other way round. And a percent sign may be a unit that one side
-    left out: ``p%`` for p always, ``100p%`` for p only where p is no integer, or is 0 or 1.
-
-    A quotient that is an integer is still to be computed: ``112/2`` does not state 56.
+    A fraction without a finite decimal expansion may be a decimal of at least four significant digits, and the other
+    way round. ``p%`` states p always, ``100p%`` only where p is no integer, or is 0 or 1. ``112/2`` does not state 56.
     """
     if units_differ(reference.unit or reference.currency, given.unit or given.currency):
         return False
@@ -265,13 +249,11 @@ def same_number(reference: Numeral, given: Numeral) -> bool:
     if reference.percent == given.percent:
         return _close(reference, given) or _close(given, reference)
     if reference.percent:
-        return reference.value == given.value or (
-            (given.value.denominator != 1 or abs(given.value) <= 1) and reference.value == given.value * 100
-        )
+        shifted = given.value.denominator != 1 or abs(given.value) <= 1
+        return reference.value == given.value or (shifted and reference.value == given.value * 100)
     proper = abs(reference.value) <= 1
-    if (reference.value.denominator != 1 or proper) and given.value == reference.value * 100:
-        return True
-    return not proper and given.value == reference.value
+    shifted = proper or reference.value.denominator != 1
+    return (shifted and given.value == reference.value * 100) or (not proper and given.value == reference.value)
 
 
 def _close(exact: Numeral, decimal: Numeral) -> bool:
@@ -283,13 +265,9 @@ def _close(exact: Numeral, decimal: Numeral) -> bool:
 
 
 def rounds_to(exact: Fraction, literal: Numeral, digits: int = 4) -> bool:
-    """Whether a literal of at least so many significant digits after a point is ``exact`` correctly rounded to its own
-    places."""
-    return (
-        literal.form == "decimal"
-        and literal.digits >= digits
-        and abs(exact - literal.value) * 2 * 10**literal.places <= 1
-    )
+    """Whether a decimal of at least so many significant digits is ``exact`` correctly rounded."""
+    off = abs(exact - literal.value) * 10**literal.places
+    return literal.form == "decimal" and literal.digits >= digits and off * 2 <= 1
 
 
 def approximates(exact: Fraction, literal: Numeral) -> bool:
@@ -322,13 +300,12 @@ _POWER = re.compile(r" ?\{? ?([1-4]) ?\}?")
 
 def _measure(unit: str) -> tuple[str, int]:
     """A unit's canonical name and power: ``square feet`` and ``ft^2`` are ``("ft", 2)``."""
-    kept = [token for token in unit.split() if token.rstrip(".") not in _POWERS]
-    power = next((_POWERS[token.rstrip(".")] for token in unit.split() if token.rstrip(".") in _POWERS), 1)
-    unit = " ".join(kept)
+    powers = [_POWERS[token.rstrip(".")] for token in unit.split() if token.rstrip(".") in _POWERS]
+    unit = " ".join(token for token in unit.split() if token.rstrip(".") not in _POWERS)
     name, _, exponent = unit.partition("^")
     if raised := _POWER.fullmatch(exponent):
-        unit, power = name.strip(), int(raised[1])
-    return _CANONICAL.get(unit) or _CANONICAL.get(unit.replace(" ", "")) or unit, power
+        unit, powers = name.strip(), [int(raised[1])]
+    return _CANONICAL.get(unit) or _CANONICAL.get(unit.replace(" ", "")) or unit, powers[0] if powers else 1
 
 
 def units_differ(first: str, second: str) -> bool:
@@ -338,11 +315,10 @@ def units_differ(first: str, second: str) -> bool:
     a, b = _measure(first), _measure(second)
     if {"am", "pm"} & {a[0], b[0]}:
         return a != b
-    known = a[0] in _CANONICAL, b[0] in _CANONICAL
-    if known == (True, True):
-        # Degrees may be short for either.
-        return a != b and {a[0], b[0]} not in ({"°", "°c"}, {"°", "°f"})
-    if known == (False, False) and first.isascii() and second.isascii():
+    known = {a[0] in _CANONICAL, b[0] in _CANONICAL}
+    if known == {True}:
+        return a != b and {a[0], b[0]} not in ({"°", "°c"}, {"°", "°f"})  # degrees may be short for either
+    if known == {False} and first.isascii() and second.isascii():
         stems = [{word[:3] for word in re.findall(r"[a-z]{3,}", unit)} for unit in (first, second)]
         return bool(stems[0] and stems[1]) and not stems[0] & stems[1]
     return False

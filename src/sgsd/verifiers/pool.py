@@ -1,10 +1,7 @@
-"""Worker processes with hard timeouts.
+"""Worker processes with hard timeouts: ``python -m sgsd.verifiers.worker`` on two pipes, driven by whichever thread
+holds it. Between calls there are no threads, so that any thread may call, and a forked child starts workers of its own.
 
-Why not a library: ``multiprocessing``, and with it pebble, imports the user's ``__main__`` again in each worker, which
-breaks scripts without a main guard; pebble's threads do not survive a fork of the process; and its workers go on
-computing for good when the parent is killed. Here a worker is ``python -m sgsd.verifiers.worker`` on two pipes, driven
-by whichever thread holds it. Between calls there are no threads, so that any thread may call, and a forked child
-starts workers of its own.
+Why not ``multiprocessing`` or pebble: docs/verifier.md.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -132,18 +128,18 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.release_pipes()
+        self._release_pipes()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def release_pipes(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
 
     def disown(self) -> None:
         """After a fork, in the child: the process belongs to the parent."""
-        self.release_pipes()
+        self._release_pipes()
         self.process.returncode = 0
+
+    def _release_pipes(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def _wait(descriptor: int, event: int, deadline: float) -> None:
@@ -154,12 +150,8 @@ def _wait(descriptor: int, event: int, deadline: float) -> None:
 
 
 class Pool:
-    """Judges requests in worker processes, each item under a hard timeout.
-
-    Args:
-        workers: how many processes at most; they start when first needed.
-        memory_gb: address space of each, in gigabytes.
-        fenced: they run graders of this package only, see ``fence``.
+    """Up to ``workers`` processes of ``memory_gb`` address space each, started when first needed. ``fenced`` ones run
+    graders of this package only, see ``fence``.
     """
 
     def __init__(self, workers: int, memory_gb: float, *, fenced: bool) -> None:
@@ -167,7 +159,6 @@ class Pool:
         self.memory_gb = memory_gb
         self.fenced = fenced
         self._forget()
-        _pools.add(self)
 
     def _forget(self) -> None:
         self._slots = threading.Semaphore(self.workers)
@@ -183,20 +174,9 @@ class Pool:
         Raises:
             ConfigError: if the grader cannot be loaded.
         """
-        with self._warming:
-            together = threading.Barrier(self.workers)
-
-            def load(_: int) -> None:
-                try:
-                    with self._worker(grader):
-                        together.wait()  # none is handed back before all are taken
-                except threading.BrokenBarrierError:
-                    pass
-                except BaseException:
-                    together.abort()
-                    raise
-
-            self._each(load, range(self.workers))
+        with self._warming, contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(self._worker()) for _ in range(self.workers)]
+            self._each(lambda worker: worker.load(grader), workers)
 
     def close(self) -> None:
         """End the workers (those in use, when their item is done). A later request starts new ones."""
@@ -207,21 +187,13 @@ class Pool:
             self._discard(worker)
 
     def run(self, grader: str, messages: Sequence[dict[str, Any]], timeout: float) -> list[Verdict]:
-        """One verdict per message, in order.
-
-        An item that exceeds its timeout or kills its worker is undecided; the others are not affected.
-
-        Args:
-            grader: its description in JSON.
-            messages: what to ask it, in JSON's values.
-            timeout: seconds that each may take.
+        """One verdict per message, in order. An item that takes more than ``timeout`` seconds or kills its worker is
+        undecided; the others are not affected.
 
         Raises:
-            ConfigError: if a grader cannot be loaded.
+            ConfigError: if the grader, a description in JSON, cannot be loaded.
         """
-        return self._each(
-            lambda message: self._judge(grader, {**message, "grader": grader, "limit": timeout}, timeout), messages
-        )
+        return self._each(lambda message: self._judge(grader, message, timeout), messages)
 
     def _each(self, function: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
         """The function of each item, in as many threads as there are workers, the caller's among them."""
@@ -254,8 +226,9 @@ class Pool:
     def _judge(self, grader: str, message: dict[str, Any], timeout: float) -> Verdict:
         for _ in range(2):  # a worker may also die of something else: of the system's want of memory, by hand
             try:
-                with self._worker(grader) as worker:
-                    reply = worker.ask(message, timeout)
+                with self._worker() as worker:
+                    worker.load(grader)
+                    reply = worker.ask({**message, "grader": grader, "limit": timeout}, timeout)
                     if reply.get("restart"):
                         raise MemoryError
             except TimeoutError:
@@ -268,13 +241,12 @@ class Pool:
         return Verdict(Outcome.UNDECIDED, DIED)
 
     @contextmanager
-    def _worker(self, grader: str) -> Generator[_Worker]:
-        """A worker with the grader loaded. If anything is raised it is not used again."""
+    def _worker(self) -> Generator[_Worker]:
+        """A worker for one thread. If anything is raised it is not used again."""
         with self._slots:
             closings = self._closings
             worker = self._take()
             try:
-                worker.load(grader)
                 yield worker
             except BaseException:
                 self._discard(worker)
@@ -304,7 +276,6 @@ class Pool:
             self._all.discard(worker)
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _shared: dict[tuple[int, float, bool], Pool] = {}
 _shared_lock = threading.Lock()
 
@@ -318,7 +289,7 @@ def shared_pool(workers: int, memory_gb: float, *, fenced: bool) -> Pool:
 
 
 def _close_all() -> None:
-    for pool in list(_pools):
+    for pool in list(_shared.values()):
         pool.close()
         for worker in list(pool._all):  # pyright: ignore[reportPrivateUsage]  # of threads that nobody waits for
             worker.kill()
@@ -328,7 +299,7 @@ def _after_fork() -> None:
     """In a forked child: the workers are the parent's, and their pipes must not be held open here."""
     global _shared_lock
     _shared_lock = threading.Lock()
-    for pool in list(_pools):
+    for pool in list(_shared.values()):
         for worker in pool._all:  # pyright: ignore[reportPrivateUsage]
             worker.disown()
         pool._forget()  # pyright: ignore[reportPrivateUsage]

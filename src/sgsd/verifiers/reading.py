@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from sgsd.verifiers.numerals import Numeral, read_numeral, spoken_number
-from sgsd.verifiers.tidy import names, tidy, words
+from sgsd.verifiers.tidy import names, nesting, tidy, words
 
 MAX_ITEMS = 100
 MAX_LENGTH = 4_000
@@ -63,6 +63,7 @@ _NAMES = frozenset(
         r" \kappa \overrightarrow \gcd \lcm \cup \cap \mid"
     )
 )
+_SYMBOLS = _NAMES - {r"\frac"}
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
 _APPLIED = re.compile(r"(?<=[A-Za-z'}])\([^()=<>]{0,40}\)")
@@ -117,8 +118,7 @@ def _leaf(text: str) -> Reading:
 
 
 def split_outside(text: str, separators: str) -> list[str]:
-    r"""Split outside all brackets and environments, at ``,`` ``;`` ``&`` or ``\\``; ``[text]`` where brackets do not
-    pair up."""
+    r"""Split outside all brackets and environments, at ``,`` ``;`` ``&`` or ``\\``; not where they do not pair up."""
     parts: list[str] = []
     depth = start = 0
     for mark in _BRACKET.finditer(text):
@@ -152,35 +152,18 @@ def _braces_blanked(text: str) -> str:
     return "".join(kept)
 
 
-def _pairs_up(text: str) -> bool:
-    """Whether every bracket, of whatever form, closes one that was open."""
-    depth = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
 def _enclosed(text: str) -> str:
     """The bracket pair around the whole text, or the empty string."""
-    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or not _pairs_up(text[1:-1]):
-        return ""
-    return text[0] + text[-1]
+    whole = len(text) > 2 and text[0] in "([" and text[-1] in ")]" and nesting(text[1:-1]) >= 0
+    return text[0] + text[-1] if whole else ""
 
 
 def is_name(text: str) -> bool:
-    """Whether a left-hand side only names what follows: ``x``, ``f(2)``, ``S_{ABC}:S``, ``\\frac{NO}{BO}``, ``(x,
-    y)``, ``\\text{Total cost}``."""
+    r"""Whether a left-hand side only names what follows: ``x``, ``f(2)``, ``\frac{NO}{BO}``, ``\text{Total cost}``."""
     if not text or len(text) > 80 or any(command not in _NAMES for command in _COMMAND.findall(text)):
         return False
     rest = _APPLIED.sub("", _SUBSCRIPT.sub("", _COMMAND.sub(" ", text)))
     return bool(re.search(r"[^\W\d_]", text)) and bool(re.fullmatch(r"(?:[^\W\d]|['|:,(){}\[\]° .&])*", rest))
-
-
-def _is_symbolic(text: str) -> bool:
-    """Whether a text without letters has a symbol in it, as ``\\theta`` or ``\\angle``."""
-    return not (_NAMES - {r"\frac"}).isdisjoint(_COMMAND.findall(text))
 
 
 def variables(text: str) -> set[str]:
@@ -189,8 +172,7 @@ def variables(text: str) -> set[str]:
 
 
 def _chain(text: str, depth: int) -> Reading | None:
-    """An equation chain that ends in a value: the value, with the rest as its name. An equation between a variable and
-    something else is still to be solved."""
+    """An equation chain that ends in a value, with the rest as its name; what is still to be solved is none."""
     hidden = _braces_blanked(text)
     if "=" not in hidden or _RELATION.search(hidden) or _OTHER_RELATION.search(hidden):
         return None
@@ -206,19 +188,20 @@ def _chain(text: str, depth: int) -> Reading | None:
     constant = not any(variables(part) for part in parts)
     if value.numeral is None and value.shape is Shape.EXPRESSION and not is_name(heads[0]) and not constant:
         return None
-    constants = tuple(tidy(head) for head in heads if not variables(head) and not _is_symbolic(head))
+    # \theta and \angle are no constants
+    constants = [tidy(head) for head in heads if not variables(head) and _SYMBOLS.isdisjoint(_COMMAND.findall(head))]
     name = heads[0] if is_name(heads[0]) else ""
-    return replace(value, whole=text, name=name or value.name, heads=constants + value.heads)
+    return replace(value, whole=text, name=name or value.name, heads=(*constants, *value.heads))
 
 
 def _approximation(text: str, depth: int) -> Reading | None:
-    parts = [part.strip() for part in text.split(r"\approx")]
-    if len(parts) != 2 or not parts[1]:
+    exact, *others = [part.strip() for part in text.split(r"\approx")]
+    if len(others) != 1 or not others[0]:
         return None
-    rounded = _read(parts[1], depth + 1)
-    if not parts[0] or is_name(parts[0]):
-        return replace(rounded, whole=text, name=parts[0])
-    return replace(_read(parts[0], depth + 1), whole=text, rounded=rounded)
+    rounded = _read(others[0], depth + 1)
+    if not exact or is_name(exact):
+        return replace(rounded, whole=text, name=exact)
+    return replace(_read(exact, depth + 1), whole=text, rounded=rounded)
 
 
 def _inequality(text: str, depth: int) -> Reading | None:
@@ -270,7 +253,7 @@ def _items(text: str, depth: int) -> tuple[Reading, ...] | None:
 
 def _container(text: str, depth: int) -> Reading | None:
     """A set in braces, a tuple, an interval, a matrix."""
-    if text.startswith(r"\{") and text.endswith(r"\}") and _pairs_up(text[2:-2]):
+    if text.startswith(r"\{") and text.endswith(r"\}") and nesting(text[2:-2]) >= 0:
         inner = text[2:-2].strip()
         builder = re.match(r"([^|:]*?) ?(?:\\mid(?![A-Za-z])|\||:) ?(.+)", inner)
         if builder and is_name(builder[1].replace(r"\in", "").strip()):
@@ -335,8 +318,4 @@ def _read(text: str, depth: int) -> Reading:
     items = _items(text, depth)
     if items is not None:
         return Reading(Shape.LIST, text, text, items=items)
-    for reader in (_chain, _approximation, _inequality):
-        reading = reader(text, depth)
-        if reading is not None:
-            return reading
-    return leaf
+    return _chain(text, depth) or _approximation(text, depth) or _inequality(text, depth) or leaf

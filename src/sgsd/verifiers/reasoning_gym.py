@@ -1,139 +1,343 @@
-"""reasoning-gym's data sets, by scorers of our own.
+r"""reasoning-gym's data sets, by scorers of our own.
 
 Its scorers were read (0.1.25, 106 data sets). They evaluate answers as Python (``spiral_matrix``, ``n_queens``,
 ``string_insertion``, ``binary_matrix``) or as SymPy's (``countdown``, ``puzzle24``, the integrals, products of
-polynomials), take the problem for its answer, or give the full score to what is nearly or not at all right
-(``game_of_life_halting`` to any text). So none is called: ``_READERS`` and ``_SCORERS`` say how an answer is read.
-Other data sets are refused by name.
+polynomials), take the problem for its answer, or give the full score to what is nearly or not at all right. So none is
+called. Where there is one answer, a *reader* makes of a text what is compared with the reference; where there are many,
+a *scorer* tries the answer out. Both read by a grammar of the task and compute with what they read; neither evaluates
+text. On what they cannot read they raise one of ``_UNREADABLE``. Other data sets are refused by name.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, cast
 
-from sgsd.verifiers import puzzles
-from sgsd.verifiers.extract import NO_ANSWER, Extraction, Found, extract_answer, extract_lines
-from sgsd.verifiers.puzzles import MAX_CHARACTERS, Reader, Scorer
-from sgsd.verifiers.verdict import Outcome, Verdict
-from sgsd.verifiers.worker import Grader
+from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer, extract_lines
+from sgsd.verifiers.tidy import names
+from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
-_READERS: dict[Reader, str] = {
-    puzzles.rows: (
+Entry = Mapping[str, Any]
+"""``question``, ``answer`` and ``metadata`` of an item of a data set."""
+MAX_CHARACTERS = 20_000
+_MAX_DEPTH = 30
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+_SPELLINGS = (
+    (re.compile(r"\{,\}|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))"), ","),
+    (re.compile(r"\$|\\[()\[\],;!]|\\(?:left|right|quad)(?![A-Za-z])|~"), " "),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"[×·⋅∙∗✕]|\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
+    (re.compile(r"÷|\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"[−–]"), "-"),
+)
+_BROKEN = re.compile(r"[0-9.]\s+[0-9.]")
+_DEGREES = re.compile(r"°|\^\{?\\circ\}?|(?<=[0-9]) degrees?$")
+_DECIMAL = r"[+-]?(?=[.,]?[0-9])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,200})?(?:\.[0-9]{0,200})?"
+_COMPLEX = r"\(?(?P<real>[+-]?[\d.]{1,50}(?![\d.]*[ij]))?(?:(?P<sign>[+-]?)(?P<imaginary>[\d.]{0,50})\*?[ij])?\)?"
+
+
+def _plain(text: str) -> str:
+    """Plain operators in place of TeX's and Unicode's; no white space, no delimiters."""
+    for pattern, plain in _SPELLINGS:
+        text = pattern.sub(plain, text)
+    if _BROKEN.search(text.strip()):
+        raise ValueError("two numbers without an operator")
+    return "".join(text.split())
+
+
+def _match(pattern: str, text: str) -> re.Match[str]:
+    found = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
+    if found is None:
+        raise ValueError(text)
+    return found
+
+
+# ---- readers: an answer is right if it reads as the reference does
+
+
+def rows(text: str) -> list[str]:
+    """The lines that are not blank, white space collapsed."""
+    return [" ".join(line.replace(",", ", ").split()).replace(" ,", ",") for line in text.splitlines() if line.strip()]
+
+
+def caseless(text: str) -> list[str]:
+    """Without the final stop, which an extractor takes for the sentence's around it."""
+    return [row.rstrip(". ") for row in rows(text.casefold())]
+
+
+def letters(text: str) -> str:
+    """Without spaces: of a picture nobody can tell where they are."""
+    return "".join(text.split()).casefold()
+
+
+def number(text: str) -> Decimal:
+    """A decimal, thousands in groups or not."""
+    return Decimal(_match(_DECIMAL, _plain(_DEGREES.sub("", text)))[0].replace(",", ""))
+
+
+def grid(text: str) -> list[list[Decimal]]:
+    """Decimals in rows: coordinates, matrices, lists."""
+    bare = re.sub(r"[()\[\]'\",$]|\\(?:left|right)(?![A-Za-z])", " ", _DEGREES.sub("", text.strip()))
+    return [[number(part) for part in row.split()] for row in rows(bare)]
+
+
+def numbers(text: str) -> list[Decimal]:
+    return [value for row in grid(text) for value in row]
+
+
+def roots(text: str) -> list[Decimal]:
+    """Decimals in any order."""
+    return sorted(numbers(text))
+
+
+def hexadecimal(text: str) -> int:
+    found = _match(r"([+-]?)0x([0-9a-f]{1,500})", text.strip().strip("$`"))
+    return int(found[1] + found[2], 16)
+
+
+def fraction(text: str) -> tuple[int, int]:
+    """Numerator and denominator: a fraction that could be reduced is another."""
+    found = _match(r"(-?)(?:\\frac\{(\d{1,50})\}\{(\d{1,50})\}|\(?(\d{1,50})/(\d{1,50})\)?)", _plain(text))
+    return int(found[1] + (found[2] or found[4])), int(found[3] or found[5])
+
+
+def complex_number(text: str) -> tuple[Decimal, Decimal]:
+    found = _match(_COMPLEX, _plain(text))
+    real, imaginary = found["real"], found["imaginary"]
+    if (real is None and imaginary is None) or (real is not None and imaginary is not None and not found["sign"]):
+        raise ValueError(text)
+    return number(real or "0"), number("0" if imaginary is None else found["sign"] + (imaginary or "1"))
+
+
+def read_json(text: str) -> Any:
+    """JSON, with the quotation marks of either kind: 1 is 1.0, and neither is true."""
+
+    def exact(digits: str) -> tuple[str, Decimal]:
+        return "number", Decimal(digits)
+
+    try:
+        return json.loads(text, parse_float=exact, parse_int=exact)
+    except ValueError:
+        return json.loads(text.replace("'", '"'), parse_float=exact, parse_int=exact)
+
+
+def json_value(text: str) -> Any:
+    """A JSON value. What is none is a text."""
+    try:
+        return read_json(text)
+    except ValueError:
+        return rows(text)
+
+
+def partitions(text: str) -> Counter[tuple[str, ...]]:
+    """Lists of texts, in any order."""
+    found = read_json(text)
+    if not isinstance(found, list) or not all(isinstance(part, list) for part in cast(list[Any], found)):
+        raise ValueError(text)
+    return Counter(tuple(part) for part in cast(list[list[str]], found))
+
+
+def groups(text: str) -> Counter[tuple[str, ...]]:
+    """Lists of words: the order in a list does not count, either."""
+    return Counter(tuple(sorted(part)) for part in partitions(text).elements())
+
+
+def factors(text: str) -> list[int]:
+    """Prime factors in any order."""
+    return sorted(int(_match(r"[0-9]{1,50}", part)[0]) for part in re.split("[*x]", _plain(text)))
+
+
+def roles(text: str) -> list[str]:
+    """``Zoey is a knight, and Ada is a knave``, in any order."""
+    parts = re.split(r",(?: ?and)? | and ", " ".join(text.casefold().split()).rstrip("."))
+    return sorted(_match(r"[^\W\d_]+ is an? [a-z]+", part)[0].replace(" an ", " a ") for part in parts)
+
+
+_READERS: dict[Callable[[str], object], str] = {
+    rows: (
         "ab arc_1d arc_agi bf binary_matrix caesar_cipher circuit_logic futoshiki manipulate_matrix mini_sudoku"
         " modulo_grid path_star rearc rotate_matrix spiral_matrix string_insertion string_manipulation string_splitting"
-        " string_synthesis sudoku survo time_intervals"
+        " string_synthesis sudoku survo time_intervals word_sequence_reversal word_sorting"
     ),
-    puzzles.caseless: (
-        "acre base_conversion calendar_arithmetic color_cube_rotation course_schedule family_relationships"
-        " game_of_life_halting isomorphic_strings letter_jumble mahjong_puzzle needle_haystack ransom_note"
-        " spell_backward syllogism tsumego zebra_puzzles"
+    caseless: (
+        "acre base_conversion calendar_arithmetic color_cube_rotation course_schedule emoji_mystery"
+        " family_relationships game_of_life_halting isomorphic_strings letter_jumble mahjong_puzzle needle_haystack"
+        " ransom_note sentence_reordering spell_backward syllogism tsumego zebra_puzzles"
     ),
-    puzzles.sentence: "emoji_mystery sentence_reordering",
-    puzzles.letters: "figlet_font",
-    puzzles.items: "word_sequence_reversal word_sorting",
-    puzzles.number: (
+    letters: "figlet_font",
+    number: (
         "aiw basic_arithmetic binary_alternation chain_sum count_bits count_primes decimal_arithmetic decimal_chain_sum"
         " gcd gsm_symbolic largest_island lcm leg_counting letter_counting maze number_format number_sequence products"
         " rectangle_count rotten_oranges self_reference simple_equations simple_geometry"
     ),
-    puzzles.numbers: "advanced_geometry pool_matrix",
-    puzzles.roots: "polynomial_equations",
-    puzzles.hexadecimal: "bitwise_arithmetic",
-    puzzles.fraction: "dice fraction_simplification",
-    puzzles.complex_number: "complex_arithmetic",
-    puzzles.json_value: "codeio game_of_life list_functions",
-    puzzles.number_list: "number_filtering number_sorting",
-    puzzles.groups: "group_anagrams",
-    puzzles.partitions: "palindrome_partitioning",
-    puzzles.factors: "prime_factorization",
-    puzzles.roles: "knights_knaves",
+    grid: "advanced_geometry pool_matrix",
+    numbers: "number_filtering number_sorting",
+    roots: "polynomial_equations",
+    hexadecimal: "bitwise_arithmetic",
+    fraction: "dice fraction_simplification",
+    complex_number: "complex_arithmetic",
+    json_value: "codeio game_of_life list_functions",
+    groups: "group_anagrams",
+    partitions: "palindrome_partitioning",
+    factors: "prime_factorization",
+    roles: "knights_knaves",
 }
 
+# ---- scorers: more than one answer is right
 
-def _equal(reader: Reader) -> Scorer:
+
+def _scientific(text: str) -> Decimal:
+    found = _match(r"(?P<m>[^*e]+?)(?:(?:e|\*10\^)\{?(?P<x>[+-]?[0-9]{1,5})\}?)?", _plain(text))
+    return Decimal(f"{number(found['m'])}e{int(found['x'] or 0)}")  # exact, whatever the context's precision
+
+
+def _rounds(given: Decimal, exact: Fraction, digits: int) -> bool:
+    """Whether a decimal is exact, or rounded to so many significant digits or more."""
+    _, shown, exponent = given.as_tuple()
+    off = abs(exact - Fraction(given))
+    return off == 0 or (len(shown) >= digits and off * 2 <= Fraction(10) ** int(exponent))
+
+
+def is_probability(answer: str, entry: Entry) -> bool:
+    """The fraction, or a decimal of four significant digits or more."""
+    ratio = entry["metadata"]["rational"]
+    exact = Fraction(int(ratio["numerator"]), int(ratio["denominator"]))
+    if "/" in answer or "frac" in answer:
+        return Fraction(*fraction(answer)) == exact
+    return _rounds(_scientific(answer), exact, 4)
+
+
+def is_power(answer: str, entry: Entry) -> bool:
+    """Three significant digits, as the question asks, or more."""
+    return _rounds(_scientific(answer), Fraction(_scientific(entry["answer"])), 3)
+
+
+def reaches(answer: str, numbers: list[int], target: int) -> bool:
+    r"""Whether ``+ - * /``, ``\frac`` and brackets make the target of the numbers, each used once."""
+    text, equals, stated = _plain(answer).partition("=")
+    if len(text) > 1_000 or (equals and stated != str(target)):
+        return False
+    tokens = deque(re.findall(r"[0-9]+|\\frac|.", text))
+    used: list[int] = []
+
+    def take(wanted: str) -> str:
+        return tokens.popleft() if tokens and tokens[0] in wanted else ""
+
+    def total(depth: int) -> Fraction:
+        value = -product(depth) if take("-") else product(depth)
+        while sign := take("+-"):
+            value = value + product(depth) if sign == "+" else value - product(depth)
+        return value
+
+    def product(depth: int) -> Fraction:
+        value = factor(depth)
+        while sign := take("*/"):
+            value = value * factor(depth) if sign == "*" else value / factor(depth)
+        return value
+
+    def factor(depth: int) -> Fraction:
+        token = tokens.popleft()
+        if token == "\\frac":
+            return group("{", depth) / group("{", depth)
+        if token in "([":
+            tokens.appendleft(token)
+            return group(token, depth)
+        if not re.fullmatch("0|[1-9][0-9]{0,19}", token):
+            raise ValueError(token)
+        used.append(int(token))
+        return Fraction(int(token))
+
+    def group(bracket: str, depth: int) -> Fraction:
+        if depth == _MAX_DEPTH or not take(bracket):
+            raise ValueError(bracket)
+        value = total(depth + 1)
+        if not take({"(": ")", "[": "]", "{": "}"}[bracket]):
+            raise ValueError(bracket)
+        return value
+
+    return total(0) == target and not tokens and Counter(used) == Counter(map(int, numbers))
+
+
+def is_palindrome(answer: str, entry: Entry) -> bool:
+    """A palindrome of exactly the given letters."""
+    text = answer.strip().lower()
+    return text == text[::-1] and Counter(text) == Counter("".join(entry["metadata"]["letters"]).lower())
+
+
+def _equal(reader: Callable[[str], object]) -> Callable[[str, Entry], bool]:
     return lambda text, entry: reader(text) == reader(entry["answer"])
 
 
-_SCORERS: dict[str, Scorer] = {
-    **{name: _equal(reader) for reader, names in _READERS.items() for name in names.split()},
-    "coin_flip": puzzles.is_probability,
-    "countdown": puzzles.reaches_target,
-    "n_queens": puzzles.is_board,
-    "palindrome_generation": puzzles.is_palindrome,
-    "power_function": puzzles.is_power,
-    "puzzle24": puzzles.reaches_24,
+_SCORERS: dict[str, Callable[[str, Entry], bool]] = {
+    **{name: _equal(reader) for reader, sets in _READERS.items() for name in names(sets)},
+    "coin_flip": is_probability,
+    "countdown": lambda text, entry: reaches(text, entry["metadata"]["numbers"], entry["metadata"]["target"]),
+    "n_queens": lambda text, entry: rows(text) in map(rows, entry["metadata"]["valid_answers"]),
+    "palindrome_generation": is_palindrome,
+    "power_function": is_power,
+    "puzzle24": lambda text, entry: reaches(text, entry["metadata"]["numbers"], 24),
 }
 
-_TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*+)</answer>")
-_LAST_LINE = re.compile(r" {0,3}(?:\*\*)?(?:final )?answer: ?(?:\*\*)?(.+?)(?:\*\*)?", re.IGNORECASE)
-
-_NUMBERS = frozenset(_READERS[puzzles.number].split())
-# 12; 3 times; 418 + 77 - 31 = 464
-_NUMBER = re.compile(r"\$?(?:[\d.,+*/×÷() -]{1,200}= ?)?(-?[\d.,]{0,40}\d)\$?(?: [a-z]{1,20})?\.?")
-
-_ALGEBRA = "no ordinary comparison tells a polynomial written out from the problem"
-_OWN_RULES = "it needs a checker of moves or states of its own"
 _REFUSED = {
-    "cryptarithm": _OWN_RULES,
-    "graph_color": _OWN_RULES,
-    "jugs": _OWN_RULES,
-    "kakurasu": _OWN_RULES,
-    "knight_swap": _OWN_RULES,
-    "quantum_lock": _OWN_RULES,
-    "shortest_path": _OWN_RULES,
-    "sokoban": _OWN_RULES,
-    "tower_of_hanoi": _OWN_RULES,
-    "word_ladder": _OWN_RULES,
-    "boxnet": "its scorer skips moves that are not allowed, and there is no reference answer",
+    **dict.fromkeys(
+        names(
+            "cryptarithm graph_color jugs kakurasu knight_swap quantum_lock shortest_path sokoban tower_of_hanoi"
+            " word_ladder"
+        ),
+        "it needs a checker of moves or states of its own",
+    ),
+    **dict.fromkeys(
+        ("polynomial_multiplication", "simple_integration"),
+        "no ordinary comparison tells a polynomial written out from the problem",
+    ),
+    **dict.fromkeys(
+        ("boxnet", "rush_hour"), "its scorer skips moves that are not allowed, and there is no reference answer"
+    ),
     "composite": "its items carry the names of the data sets they come from",
     "intermediate_integration": "its reference answers are integrals still to be solved",
-    "polynomial_multiplication": _ALGEBRA,
     "propositional_logic": "its scorer accepts a premise as the conclusion",
     "rubiks_cube": "there is no reference answer",
-    "simple_integration": _ALGEBRA,
-    "rush_hour": "its scorer skips moves that are not allowed, and there is no reference answer",
 }
 
-
-def read_entry(answer: str) -> dict[str, Any] | None:
-    """The data set entry of a reference; ``None`` if it is not the JSON of one."""
-    try:
-        entry: Any = json.loads(answer)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(entry, dict):
-        return None
-    fields = cast(dict[str, Any], entry)
-    if not {"question", "answer", "metadata"} <= fields.keys():
-        return None
-    metadata = fields["metadata"]
-    named = isinstance(metadata, dict) and isinstance(cast(dict[str, Any], metadata).get("source_dataset"), str)
-    return fields if named else None
+# ---- the grader
 
 
 @lru_cache(maxsize=256)  # the rollouts of a problem come together
-def why_unreadable(answer: str) -> str | None:
-    """Why no completion could be right by this reference: it is no entry, its data set is refused, or its own answer
-    is not right. ``None`` if one could."""
-    entry = read_entry(answer)
-    if entry is None:
-        return "unreadable reference"
-    name = entry["metadata"]["source_dataset"]
-    if name not in _SCORERS:
-        return f"reasoning-gym's data set {name} is refused: {_REFUSED.get(name, 'its scorer has not been read')}"
-    own = entry["answer"]
-    return None if isinstance(own, str) and own.strip() and _is_right(own, entry) else "unreadable reference"
-
-
-def _is_right(text: str, entry: dict[str, Any]) -> bool:
-    scorer = _SCORERS[entry["metadata"]["source_dataset"]]
+def _read(answer: str) -> tuple[Entry, str | None]:
+    """The entry that a reference is, and why no completion could be right by it (``None``: one could)."""
     try:
-        return len(text) <= MAX_CHARACTERS and scorer(text, entry)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration):
+        entry: dict[str, Any] = json.loads(answer)
+        name, own = entry["metadata"]["source_dataset"], entry["answer"]
+        if name in _SCORERS:
+            return entry, None if own.strip() and _is_right(own, entry) else UNREADABLE.reason
+        return {}, f"reasoning-gym's data set {name} is refused: {_REFUSED.get(name, 'its scorer has not been read')}"
+    except _UNREADABLE:
+        return {}, UNREADABLE.reason
+
+
+def why_unreadable(answer: str) -> str | None:
+    """Why no completion could be right by this reference. ``None`` if one could."""
+    return _read(answer)[1]
+
+
+def _is_right(text: str, entry: Entry) -> bool:
+    try:
+        return len(text) <= MAX_CHARACTERS and _SCORERS[entry["metadata"]["source_dataset"]](text, entry)
+    except _UNREADABLE:
         return False
+
+
+_TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*+)</answer>")
+_LAST_LINE = re.compile(r" {0,3}(?:\*\*)?(?:final )?answer: ?(?:\*\*)?(.+?)(?:\*\*)?", re.IGNORECASE)
+# 12; 3 times; 418 + 77 - 31 = 464
+_NUMBER = re.compile(r"\$?(?:[\d.,+*/×÷() -]{1,200}= ?)?(-?[\d.,]{0,40}\d)\$?(?: [a-z]{1,20})?\.?")
 
 
 def _at_the_end(completion: str) -> Extraction | None:
@@ -145,8 +349,7 @@ def _at_the_end(completion: str) -> Extraction | None:
     if text.endswith("</answer>"):
         tagged = {part.strip() for part in _TAGGED.findall(text)}
         return Extraction(tagged.pop()) if len(tagged) == 1 else Extraction(None, reason="several answers")
-    last = text.rpartition("\n")[2]
-    if (line := _LAST_LINE.fullmatch(last)) is not None:
+    if (line := _LAST_LINE.fullmatch(text.rpartition("\n")[2])) is not None:
         return Extraction(line[1])
     return Extraction(text) if text[:1] in ("[", "{") and text[-1:] in ("]", "}") else None
 
@@ -159,13 +362,11 @@ def _stated_number(completion: str) -> str:
 
 
 def make_grader() -> Grader:
-    """Correct if the data set's scorer takes the extracted answer. What it cannot read is incorrect, if it can read the
-    entry's own answer."""
+    """Correct if the data set's scorer takes the extracted answer."""
 
     def grade(completion: str, answer: str) -> Verdict:
-        why = why_unreadable(answer)
-        entry = read_entry(answer)
-        if why is not None or entry is None:
+        entry, why = _read(answer)
+        if why is not None:
             return Verdict(Outcome.UNDECIDED, why)
         found = extract_lines(completion, lines=len(entry["answer"].strip().splitlines()))
         if found.reason is None or not found.reason.startswith("unclosed"):
@@ -173,7 +374,7 @@ def make_grader() -> Grader:
         if found.text is None:
             return Verdict(Outcome.INCORRECT, found.reason or NO_ANSWER)
         right = found.reason is None and _is_right(found.text, entry)
-        if not right and found.found is Found.WHOLE and entry["metadata"]["source_dataset"] in _NUMBERS:
+        if not right and found.reason is None and entry["metadata"]["source_dataset"] in names(_READERS[number]):
             right = _is_right(_stated_number(completion), entry)
         return Verdict(Outcome.CORRECT if right else Outcome.INCORRECT, found.reason, found.text[:200])
 

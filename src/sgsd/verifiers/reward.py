@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
-from sgsd.verifiers.verdict import UNREADABLE, Context, ContextGrader, Outcome, Verdict
+from sgsd.verifiers.verdict import UNREADABLE, Context, Grader, Outcome, Verdict
 
 COLUMNS = ("answer", "solution", "ground_truth", "target")
 """The names under which data sets hold the reference, and reward functions ask for it."""
@@ -53,7 +53,7 @@ def why_unreadable(answer: str) -> str | None:
     return None if answer.strip() else UNREADABLE.reason
 
 
-def make_grader(*, path: str, threshold: float) -> ContextGrader:
+def make_grader(*, path: str, threshold: float) -> Grader:
     """Correct if the reward is at least ``threshold``; undecided if it is ``None``, not a number, or the function
     raises.
 
@@ -74,7 +74,7 @@ def make_grader(*, path: str, threshold: float) -> ContextGrader:
     async def awaited(reward: Awaitable[Any]) -> Any:
         return await reward
 
-    def grade(completion: str, answer: str, context: Mapping[str, Any] | None) -> Verdict:
+    def grade(completion: str, answer: str, context: Mapping[str, Any] | None = None) -> Verdict:
         given = Context(**context) if context is not None else Context()
         offered: dict[str, Any] = {
             **{name: [answer] for name in COLUMNS},

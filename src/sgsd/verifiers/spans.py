@@ -1,16 +1,134 @@
-"""What a line of text names: its values (numbers, expressions, equations, lists), each with all that belongs to it, and
-its options."""
+r"""What is set apart in a text: boxes (``\boxed{}``, ``\fbox{}``) and mathematics (``$…$``, ``\(…\)``, ``\[…\]``);
+and what a line names: its values (numbers, expressions, equations, lists), each with all that belongs to it, and its
+options. Every function takes time linear in the length of the text.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
 from sgsd.verifiers import phrases
-from sgsd.verifiers.boxes import mathematics
 from sgsd.verifiers.numerals import read_numeral
-from sgsd.verifiers.tidy import key, tidy, words
+from sgsd.verifiers.tidy import key, names, tidy, words
+
+# ---- boxes
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s{0,9}(?:(\{)|([^\s${}\\]+))?")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
+    """Start, end and content of every outermost box, and whether the last one is unclosed."""
+    found: list[tuple[int, int, str]] = []
+    position = 0
+    while (match := _BOX.search(text, position)) is not None:
+        position = match.end()
+        if match[1] is None:
+            found.append((match.start(), position, (match[2] or "").rstrip(".,;:")))
+            continue
+        end = _closing(text, position)
+        if end is None:
+            return found, True
+        found.append((match.start(), end + 1, text[position:end]))
+        position = end + 1
+    return found, False
+
+
+def _closing(text: str, start: int) -> int | None:
+    depth = 1
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.start()
+    return None
+
+
+def opened(content: str) -> str:
+    r"""A box's content without ``$`` around it, and without a box that is all there is in it."""
+    for _ in range(8):
+        bare = content.strip().strip("$ ")
+        content = content.strip() if "$" in bare else bare
+        found, _ = boxes(content)
+        if [(start, end) for start, end, _ in found] != [(0, len(content))]:
+            break
+        content = found[0][2]
+    return content
+
+
+# A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.
+_BEFORE = re.compile(
+    r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("
+    r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?"
+    r"|\\(?:[dtc]?frac|binom) ?\{(?:[^{}]{0,60}\} ?\{)?|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
+)
+_HEADING = re.compile(r"(?:step|part|case|problem|question|answer|example) \d{1,3} ?[-–—:.] ?\Z", re.IGNORECASE)
+_AFTER = re.compile(
+    r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))"
+    r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])"
+)
+
+
+def inside_expression(text: str, start: int, end: int) -> bool:
+    r"""Whether a box is but a part of an expression, and so not its value: ``-\boxed{3}``, ``\frac{\boxed{3}}{4}``. Not
+    where an equality sign follows: that is how blanks are filled in."""
+    before, after = text[max(0, start - 80) : start], text[end : end + 80].split("\n", 1)[0]
+    if _HEADING.search(before):
+        before = ""
+    return "=" not in after and bool(_BEFORE.search(before) or _AFTER.match(after))
+
+
+# ---- mathematics
+
+
+class Value(NamedTuple):
+    """A value, or a sign between two (then not ``solid``), and its place in the text."""
+
+    start: int
+    end: int
+    text: str
+    solid: bool = True
+
+
+_DISPLAYED = r"(?:align|equation|gather|eqnarray|multline)\*?\}"
+_DELIMITER = re.compile(rf"(?P<begin>\\begin\{{{_DISPLAYED})|(?P<end>\\end\{{{_DISPLAYED})|\\.|\$\$?", re.DOTALL)
+_PAIRS = {r"\(": r"\)", r"\[": r"\]", "$": "$", "$$": "$$", "begin": "end"}
+_ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|split|gathered)\}|&")
+_LONGEST = 2_000
+
+
+def mathematics(text: str) -> list[Value]:
+    """Every piece of mathematics, in order. A dollar sign before an amount of money opens none."""
+    found: list[Value] = []
+    opening: re.Match[str] | None = None
+    delimiter = ""
+    for mark in _DELIMITER.finditer(text):
+        kind = mark.lastgroup or mark[0]
+        if opening is not None and kind == _PAIRS[delimiter]:
+            inner = text[opening.end() : mark.start()]
+            before_digit = inner[-1:].isspace() and text[mark.end() : mark.end() + 1].isdigit()
+            money = delimiter == "$" and ("\n" in inner.strip() or before_digit)  # $10 and $20
+            if inner.strip() and len(inner) <= _LONGEST and not money:
+                found.append(Value(opening.start(), mark.end(), _last_row(inner.strip())))
+                opening = None
+                continue
+        if kind in _PAIRS:
+            opening, delimiter = mark, kind
+    return found
+
+
+def _last_row(inner: str) -> str:
+    """Of a computation in aligned rows, the row that it ends in: ``= 63``."""
+    if "&" not in inner or r"\begin" in _ALIGNED.sub("", inner):
+        return inner
+    rows = [row.strip() for row in _ALIGNED.sub(" ", inner).split("\\\\") if row.strip()]
+    sides = [row.partition("=")[0].strip() for row in rows]
+    return rows[-1] if rows and "=" in rows[-1] and (not sides[-1] or sides[-1] not in sides[:-1]) else inner
+
+
+# ---- values of a line
 
 _AROUND = 80
 _DIGITS = r"\d+(?:[.,:]\d+)*+|\.\d+"
@@ -21,19 +139,10 @@ _WORD = re.compile(r"(?<![0-9A-Za-zÀ-ɏ])[A-Za-zÀ-ɏ]{2,}(?![0-9A-Za-zÀ-ɏ])"
 _FOREIGN = re.compile(r"(?![\d×÷])(?:[\u0370-\u03ff]{4}|[À-ɏ\u0400-\u1eff\u3040-\u9fff\uac00-\ud7a3])")
 _TABLE = re.compile(r"\|[^|]*\|[^|]*\|")
 _NO_PROSE = frozenset(
-    "and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us".split()  # noqa: SIM905
+    names("and or sqrt pi approximately approx about exactly only roughly around ln log sin cos tan exp rs usd eur us")
 )
 # A word in lower case right before a number: "equals 63", "il y a 63"; not "Room 63".
 _LED = re.compile(r"(?<![^\s'’])[a-z]+ \Z")
-
-
-class Value(NamedTuple):
-    """A value, or a sign between two (then not ``solid``), and its place in the line."""
-
-    start: int
-    end: int
-    text: str
-    solid: bool = True
 
 
 def identity(answer: str) -> str:
@@ -43,14 +152,19 @@ def identity(answer: str) -> str:
     return key(text) if numeral is None else f"{numeral.value / (100 if numeral.percent else 1)} {numeral.unit}"
 
 
-def hidden(text: str) -> str:
-    """A text of the same length, with NUL characters in place of its mathematics: patterns for words skip it."""
+def change_mathematics(text: str, change: Callable[[Value], str]) -> str:
+    """A text with something else in place of each piece of mathematics."""
     parts: list[str] = []
     position = 0
     for piece in mathematics(text):
-        parts += [text[position : piece.start], "\0" * (piece.end - piece.start)]
+        parts += [text[position : piece.start], change(piece)]
         position = piece.end
     return "".join([*parts, text[position:]])
+
+
+def hidden(text: str) -> str:
+    """A text of the same length, with NUL characters in place of its mathematics: patterns for words skip it."""
+    return change_mathematics(text, lambda piece: "\0" * (piece.end - piece.start))
 
 
 def is_prose(text: str) -> bool:
@@ -90,7 +204,7 @@ _SCALED, _MEASURED = re.compile(_SCALE), re.compile(f"{_SCALE}|{_UNIT}")
 def values_in(line: str) -> list[Value]:
     """Every value of a line. Of ``54, 55, 56`` or ``28 + 28`` that is the whole."""
     signs = (Value(m.start(), m.end(), m[0], m["number"] is not None) for m in _TOKEN.finditer(hidden(line)))
-    pieces = sorted([*(Value(piece.start, piece.end, piece.inner) for piece in mathematics(line)), *signs])
+    pieces = sorted([*mathematics(line), *signs])
     found: list[Value] = []
     first = 0
     for place in range(1, len(pieces) + 1):
@@ -152,15 +266,10 @@ def option(text: str) -> str | None:
 
 
 def letters_of(text: str) -> list[str]:
-    """The distinct options that an answer names.
-
-    An answer that is a letter is that letter in either case. Elsewhere, marked letters (``(B)``, ``B.``) count if there
-    are any, and what is joined to one (``(B) or C``); else upper-case letters that stand alone and do not begin a
-    phrase (``I think``, ``A cat``).
-    """
+    """The distinct options that an answer names: the letter that it is, in either case; else marked letters (``(B)``,
+    ``B.``) and those joined to one (``(B) or C``); else capitals that stand alone and begin no phrase (``A cat``)."""
     plain = words(tidy(text))
-    whole = _LETTER.fullmatch(plain)
-    if whole:
+    if whole := _LETTER.fullmatch(plain):
         return [whole[1].upper()]
     marked = _OPTION_MARK.findall(plain)
     return list(dict.fromkeys([*marked, *_JOINED.findall(plain)] if marked else _ALONE.findall(plain)))

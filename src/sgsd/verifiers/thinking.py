@@ -47,7 +47,7 @@ _MARKS: tuple[tuple[str, str], ...] = (
 _OPENS = "|".join(f"(?P<o{kind}>{opens})" for kind, (opens, _) in enumerate(_MARKS))
 _CLOSES = "|".join(f"(?P<c{kind}>{closes})" for kind, (_, closes) in enumerate(_MARKS))
 # The first characters spare most places of a text the rest.
-_MARK = re.compile(rf"(?=[<\[◁]|assistant| ?to=|Here (?:is|are) my|\A[acf])(?:{_OPENS}|{_CLOSES})")
+_MARK = re.compile(rf"(?=[<\[◁][|｜/\w]|assistant| ?to=|Here (?:is|are) my|\A[acf])(?:{_OPENS}|{_CLOSES})")
 _OPENED = re.compile(rf"(?:{_OPENS})\s{{0,9}}\Z")
 _CLOSED = re.compile(rf"(?:{_CLOSES})\s{{0,9}}\Z")
 _PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
@@ -55,14 +55,11 @@ _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|u
 
 
 def answer_part(text: str, cut: Callable[[str], str | None] = lambda said: None) -> str | None:
-    """What a completion says after its thoughts; ``None`` if it never ends them.
+    """What a completion says after its thoughts; ``None`` if it never ends them. Of what is said outside thoughts, only
+    what ``cut`` returns counts, unless that is ``None``.
 
     Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then
     the prompt did.
-
-    Args:
-        text: of the completion.
-        cut: the part of what is said outside thoughts that alone counts; ``None`` for all of it.
     """
     start = 0
     thinking: str | None = None
@@ -107,11 +104,8 @@ class Tokenizer(Protocol):
 class CompletionText:
     """Token ids → the text to judge: special tokens left out, but for those that mark thoughts.
 
-    Where the prompt ended in an opening mark and the completion never closes it, the text begins with that mark: it is
-    all thoughts, and nothing in it would tell.
-
-    Args:
-        tokenizer: of the model.
+    Where the prompt of a ``tokenizer``'s model ended in an opening mark and the completion never closes it, the text
+    begins with that mark: it is all thoughts, and nothing in it would tell.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -88,19 +88,25 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (" +", " "),
     )
 )
-_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _ENDS, _STARTS = " .,;:`*_\\", " ,;:`*_"
 _BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
 
 
 def balanced(text: str) -> bool:
     """Whether every brace closes one that was open. Escaped braces do not count."""
-    depth = 0
-    for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        depth += (mark[0] == "{") - (mark[0] == "}")
+    return nesting("".join(re.findall(r"\\.|([{}])", text, re.DOTALL))) >= 0
+
+
+def nesting(text: str) -> int:
+    """How deep brackets of any form are nested; -1 if they do not pair up."""
+    deepest = depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
         if depth < 0:
-            return False
-    return depth == 0
+            return -1
+        deepest = max(deepest, depth)
+    return -1 if depth else deepest
 
 
 def tidy(text: str) -> str:
@@ -126,7 +132,7 @@ def tidy(text: str) -> str:
 def words(text: str) -> str:
     r"""The text with ``\text{…}`` opened."""
     for _ in range(4):
-        text = _TEXT.sub(r" \1 ", text)
+        text = TEXT.sub(r" \1 ", text)
     return " ".join(text.split()).rstrip(_ENDS).lstrip(_STARTS)
 
 

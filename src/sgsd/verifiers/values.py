@@ -8,30 +8,18 @@ import random
 from fractions import Fraction
 from typing import Any
 
+from sgsd.verifiers.tidy import names
+
 sympy: Any = importlib.import_module("sympy")
 mpmath: Any = importlib.import_module("mpmath")
 mp = mpmath.MPContext()
 mp.dps = 400
 _CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "pi": mp.pi}
 _FUNCTIONS = {
-    "exp": mp.exp,
-    "sin": mp.sin,
-    "cos": mp.cos,
-    "tan": mp.tan,
-    "cot": mp.cot,
-    "sec": mp.sec,
-    "csc": mp.csc,
-    "asin": mp.asin,
-    "acos": mp.acos,
-    "atan": mp.atan,
-    "sinh": mp.sinh,
-    "cosh": mp.cosh,
-    "tanh": mp.tanh,
+    **{name: getattr(mp, name) for name in names("exp sin cos tan cot sec csc asin acos atan sinh cosh tanh floor")},
     "Abs": mp.fabs,
-    "floor": mp.floor,
     "ceiling": mp.ceil,
 }
-_STEPS = {"floor", "ceiling"}
 _CALCULUS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 _LARGEST = 10_000
 _EXACT_BITS = 40_000
@@ -48,11 +36,6 @@ class _UnknownValueError(ValueError):
 
 
 def _value(expression: Any, point: dict[str, Fraction]) -> Value:
-    """The value of an expression with its variables at a point: exact as long as it is rational, else to 400 digits.
-
-    Raises:
-        _UnknownValueError: if it has none.
-    """
     name = expression.func.__name__
     if expression.is_Rational:
         return Fraction(expression.p, expression.q)
@@ -87,12 +70,12 @@ def _value(expression: Any, point: dict[str, Fraction]) -> Value:
     if name in _FUNCTIONS and len(values) == 1:
         value = _FUNCTIONS[name](_moderate(values[0]))
         # Steps hide differences: at a point, something that integers leave alone shows what is inside.
-        return value + mp.sinpi(2 * mp.convert(values[0])) if name in _STEPS and point else value
+        return value + mp.sinpi(2 * mp.convert(values[0])) if name in {"floor", "ceiling"} and point else value
     raise _UnknownValueError(name)
 
 
 def _moderate(value: Value) -> Value:
-    """The value, as a number of mpmath. Raises ``_UnknownValueError`` where its exponential would not fit."""
+    """The value as a number of mpmath, if its exponential fits."""
     value = mp.convert(value)
     if not abs(value) <= _LARGEST_EXPONENT:
         raise _UnknownValueError("too large")
@@ -115,7 +98,7 @@ def number(expression: Any, point: dict[str, Fraction] | None = None) -> Value |
     """The value of a constant, or of an expression at a point; ``None`` if it has none."""
     try:
         value = _value(expression.doit() if expression.has(*_CALCULUS) else expression, point or {})
-    except (_UnknownValueError, KeyError, ArithmeticError, ValueError, TypeError, RecursionError, NotImplementedError):
+    except (ValueError, KeyError, ArithmeticError, TypeError, RecursionError, NotImplementedError):
         return None
     return None if not isinstance(value, Fraction) and mp.isnan(value) else value
 
@@ -135,13 +118,10 @@ def close(first: Value, second: Value) -> bool:
 def values(*expressions: Any) -> list[list[Value]]:
     """The values of each expression at points: none of them special, of both signs. Empty where one has no value."""
     points = _POINTS + (_FAR if any(expression.has(sympy.Abs) for expression in expressions) else [])
-    names = sorted({symbol.name for e in expressions for symbol in e.free_symbols} - _CONSTANTS.keys())
+    symbols = sorted({symbol.name for e in expressions for symbol in e.free_symbols} - _CONSTANTS.keys())
     rows: list[list[Value]] = [[] for _ in expressions]
     for draws in points:
-        point = {name: draws[place % len(draws)] + place // len(draws) for place, name in enumerate(names)}
+        point = {name: draws[place % len(draws)] + place // len(draws) for place, name in enumerate(symbols)}
         for row, expression in zip(rows, expressions, strict=True):
-            value = number(expression, point)
-            if value is None:
-                return []
-            row.append(value)
-    return rows
+            row.append(number(expression, point))
+    return rows if all(value is not None for row in rows for value in row) else []

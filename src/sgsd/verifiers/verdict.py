@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -18,10 +18,7 @@ class Outcome(StrEnum):
     @property
     def sign(self) -> int:
         """The objective's r: +1 correct, −1 incorrect, 0 undecided."""
-        return _SIGNS[self]
-
-
-_SIGNS = {Outcome.CORRECT: 1, Outcome.INCORRECT: -1, Outcome.UNDECIDED: 0}
+        return (self is Outcome.CORRECT) - (self is Outcome.INCORRECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +39,17 @@ class Verdict:
 
 UNREADABLE = Verdict(Outcome.UNDECIDED, "unreadable reference")
 
+Grader = Callable[..., Verdict]
+"""In a worker: completion and reference, and for reward functions the fields of a ``Context`` → verdict."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What TRL hands a reward function besides a completion's text and its reference. ``None`` means unknown.
 
     Attributes:
-        prompt: the prompt: text, or the messages of a conversation.
-        completion: as TRL has it: text, or messages. ``None``: one message of the assistant's.
+        prompt: text, or the messages of a conversation.
+        completion: likewise. ``None``: one message of the assistant's.
         completion_ids: the sampled ids.
         columns: the data set's own columns of this row.
     """
@@ -60,12 +60,6 @@ class Context:
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-class ContextGrader(Protocol):
-    """In a worker: completion, reference and the fields of a ``Context`` → verdict."""
-
-    def __call__(self, completion: str, answer: str, context: Mapping[str, Any] | None) -> Verdict: ...
-
-
 class Verifier(Protocol):
     """Compares completions with reference answers. Never raises on any text, in either argument."""
 
@@ -74,13 +68,9 @@ class Verifier(Protocol):
         ...
 
     def verify_many(self, completions: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """Judge ``completions[i]`` against ``answers[i]``.
-
-        Raises:
-            ValueError: if the two differ in length.
-        """
+        """Judge ``completions[i]`` against ``answers[i]``. Raises ``ValueError`` if the two differ in length."""
         ...
 
     def readable(self, answer: str) -> bool:
-        """Whether this reference can be read at all: whether a completion could ever be called correct by it."""
+        """Whether a completion could ever be called correct by this reference."""
         ...

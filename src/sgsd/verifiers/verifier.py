@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from sgsd.display import logger
 from sgsd.verifiers.errors import ConfigError
-from sgsd.verifiers.pool import DIED, OUT_OF_MEMORY, TIMEOUT, Pool, shared_pool
+from sgsd.verifiers.pool import Pool, shared_pool
 from sgsd.verifiers.reward import COLUMNS, NEEDS, text_of
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.worker import ERROR
@@ -26,11 +26,16 @@ REWARD_MEMORY_GB = 64.0  # torch reserves address space it never uses
 
 NAMES = ("math", "exact", "choice", "reasoning_gym")
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "math": {},
+    **{name: {} for name in NAMES},
     "exact": {"ignore_case": True},
-    "choice": {},
-    "reasoning_gym": {},
     "reward": {"threshold": 0.5},
+}
+# Option → its types, whether it must be positive, what is expected.
+_VALUES: dict[str, tuple[tuple[type, ...], bool, str]] = {
+    **dict.fromkeys(("timeout", "memory_gb"), ((int, float), True, "a positive number")),
+    "workers": ((int,), True, "a whole number, at least 1"),
+    "ignore_case": ((bool,), False, "true or false"),
+    "threshold": ((int, float), False, "a number"),
 }
 _OURS = "sgsd.verifiers."
 _NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
@@ -38,16 +43,10 @@ REWARDS: dict[Outcome, float | None] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT:
 
 
 class PooledVerifier:
-    """A ``Verifier`` whose every verification runs in a worker process under a hard timeout.
+    """A ``Verifier`` whose every verification runs in a worker process under a hard timeout, see ``get_verifier``.
 
-    Make one with ``get_verifier``. It can be used from any thread; several threads share the workers. The workers start
-    when first needed, are shared with all verifiers of the same size, and end with the process.
-
-    Args:
-        name: of ``get_verifier``.
-        grader: the description the workers load.
-        pool: the workers.
-        timeout: seconds an item may take, not counting the start of a worker.
+    It can be used from any thread. The workers start when first needed, are shared by all verifiers of the same size,
+    and end with the process.
 
     Attributes:
         takes_context: it judges by more than the completion's text and the reference: a reward function.
@@ -91,29 +90,24 @@ class PooledVerifier:
     def verify_many(
         self, completions: Sequence[str], answers: Sequence[str], contexts: Sequence[Context] | None = None
     ) -> list[Verdict]:
-        """Judge ``completions[i]`` against ``answers[i]``, on all workers.
+        """Judge ``completions[i]`` against ``answers[i]``; ``contexts`` is what a reward function is told besides.
 
-        A grader of this package that fails on a completion (in time, in memory, by an exception) and can read the
-        reference alone calls it incorrect. What fails because of the reference is undecided, and so is whatever a
-        reward function fails on.
-
-        Args:
-            completions: what was sampled.
-            answers: the references.
-            contexts: what a reward function is told besides.
+        A completion on which a grader of this package fails (in time, in memory, by an exception) is incorrect if the
+        reference alone can be read, else undecided. Whatever a reward function fails on is undecided.
 
         Raises:
             ValueError: if the sequences differ in length.
             ConfigError: if the verifier cannot be loaded; a reward function asks for what there is not, or has raised
                 on every one of the two or more completions it has been given so far.
         """
-        told = contexts if contexts is not None and self.takes_context else [None] * len(completions)
-        verdicts = self._run(
-            [
-                {"completion": completion, "answer": answer, "context": _plain(context)}
-                for completion, answer, context in zip(completions, answers, told, strict=True)
-            ]
-        )
+        messages: list[dict[str, Any]] = [
+            {"completion": completion, "answer": answer}
+            for completion, answer in zip(completions, answers, strict=True)
+        ]
+        if self.takes_context and contexts is not None:
+            for message, context in zip(messages, contexts, strict=True):
+                message["context"] = [_plain(context)]
+        verdicts = self._run(messages)
         if self.takes_context:
             self._refuse_broken(verdicts)
             if not self._pool.fenced:
@@ -174,28 +168,21 @@ class PooledVerifier:
             raise ConfigError(f"verifier {self._name} raises on every completion", got=raised[0].removeprefix(ERROR))
 
     def _blamed(self, verdicts: list[Verdict], answers: Sequence[str]) -> list[Verdict]:
-        """Failures that the reference alone does not cause are the completion's."""
-        failed = [position for position, verdict in enumerate(verdicts) if _has_failed(verdict)]
-        for reason in {verdicts[position].reason or "" for position in failed}:
+        """What the reference alone does not leave undecided is the completion's doing: incorrect."""
+        undecided = [place for place, verdict in enumerate(verdicts) if verdict.outcome is Outcome.UNDECIDED]
+        for reason in {verdicts[place].reason or "" for place in undecided}:
             if reason.startswith(ERROR):
                 self._say(
                     f"verifier {self._name} raised {reason.removeprefix(ERROR)}; what was judged is incorrect where "
                     "the reference alone can be read, else undecided"
                 )
-        references = list(dict.fromkeys(answers[position] for position in failed))
+        references = list(dict.fromkeys(answers[place] for place in undecided))
         checks = self._run([{"check": answer} for answer in references])
         sound = {answer for answer, check in zip(references, checks, strict=True) if check.outcome is Outcome.CORRECT}
-        for position in failed:
-            if answers[position] in sound:
-                verdicts[position] = dataclasses.replace(verdicts[position], outcome=Outcome.INCORRECT)
+        for place in undecided:
+            if answers[place] in sound:
+                verdicts[place] = dataclasses.replace(verdicts[place], outcome=Outcome.INCORRECT)
         return verdicts
-
-
-def _has_failed(verdict: Verdict) -> bool:
-    reason = verdict.reason or ""
-    return verdict.outcome is Outcome.UNDECIDED and (
-        reason in (TIMEOUT, DIED, OUT_OF_MEMORY) or reason.startswith(ERROR)
-    )
 
 
 def contexts_of(
@@ -227,10 +214,8 @@ def verify_in_context(
     return verifier.verify_many(completions, answers)
 
 
-def _plain(context: Context | None) -> dict[str, Any] | None:
+def _plain(context: Context) -> dict[str, Any]:
     """A context in JSON's types. A column that has none (an image) stays behind."""
-    if context is None:
-        return None
     columns = {name: value for name, value in context.columns.items() if _is_plain(value)}
     return {
         "prompt": context.prompt,
@@ -265,40 +250,20 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
     if kind is None:
         raise _unknown("verifier", name, [*NAMES, "package.module:function"])
     fenced = kind != "reward" or name.startswith(_OURS)
-    common: dict[str, Any] = {
-        "timeout": SECONDS,
-        "workers": min(4, os.cpu_count() or 1),
-        "memory_gb": MEMORY_GB if fenced else REWARD_MEMORY_GB,
-    }
-    allowed = common | _OPTIONS[kind]
-    for option_name in options:
-        if option_name not in allowed:
-            raise _unknown(f"option of verifier {name}", option_name, sorted(allowed))
-    chosen = allowed | options
-    for option_name, value in chosen.items():
-        if not _sensible(option_name, value):
-            raise ConfigError(f"{option_name} of verifier {name}", got=repr(value), expected=_EXPECTED[option_name])
-    description: dict[str, Any] = {"kind": kind} | {key: chosen[key] for key in _OPTIONS[kind]}
+    common: dict[str, Any] = {"timeout": SECONDS, "workers": min(4, os.cpu_count() or 1)}
+    common["memory_gb"] = MEMORY_GB if fenced else REWARD_MEMORY_GB
+    chosen = {**common, **_OPTIONS[kind], **options}
+    for option, value in chosen.items():
+        if option not in common and option not in _OPTIONS[kind]:
+            raise _unknown(f"option of verifier {name}", option, sorted({**common, **_OPTIONS[kind]}))
+        types, positive, expected = _VALUES[option]
+        if type(value) not in types or (positive and not 0 < value < float("inf")):
+            raise ConfigError(f"{option} of verifier {name}", got=repr(value), expected=expected)
+    description = {"kind": kind, **{option: chosen[option] for option in _OPTIONS[kind]}}
     if kind == "reward":
         description["path"] = name
     pool = shared_pool(chosen["workers"], float(chosen["memory_gb"]), fenced=fenced)
     return PooledVerifier(name, description, pool, float(chosen["timeout"]))
-
-
-_EXPECTED = {
-    **dict.fromkeys(("timeout", "memory_gb"), "a positive number"),
-    "workers": "a whole number, at least 1",
-    "ignore_case": "true or false",
-    "threshold": "a number",
-}
-
-
-def _sensible(option: str, value: Any) -> bool:
-    if option == "ignore_case" or isinstance(value, bool):
-        return option == "ignore_case" and isinstance(value, bool)
-    if option == "workers":
-        return isinstance(value, int) and value >= 1
-    return isinstance(value, int | float) and (option == "threshold" or 0 < value < float("inf"))
 
 
 def names_code(name: str) -> bool:

@@ -1,9 +1,9 @@
 """The process in which answers are judged: ``python -m sgsd.verifiers.worker``. JSON lines in, JSON lines out.
 
-``{"load": grader, "path": sys.path}`` → ``{"ready": true}`` or ``{"failed": text}``. An item, ``{"grader": …,
-"completion": …, "answer": …, "context": …, "limit": seconds}``, or ``{"grader": …, "check": answer, "limit": seconds}``
-(can this reference be read?) → a verdict. The process ends with its input, that is with its parent; an alarm and the
-kernel's count of CPU seconds end it when an item takes longer than its limit and no parent is there to kill it.
+``{"load": grader, "path": sys.path}`` → ``{"ready": true}`` or ``{"failed": text}``. ``{"grader": …, "completion": …,
+"answer": …, "context": [fields], "limit": seconds}`` or ``{"grader": …, "check": answer, "limit": seconds}`` (can this
+reference be read?) → a verdict. The process ends with its input; an alarm and the kernel's count of CPU seconds end it
+when an item takes longer than its limit and no parent is there to kill it.
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sgsd.verifiers.fence import Fence, leave_network, limit_cpu, limit_process
-from sgsd.verifiers.verdict import ContextGrader, Outcome, Verdict
+from sgsd.verifiers.verdict import Grader, Outcome
 
-Grader = Callable[[str, str], Verdict]
 GRACE = 2.0
 """Seconds that the alarm leaves the parent to kill this process itself."""
 ERROR = "verifier error: "
 """How the reason of an exception begins."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A grader, and why it could never call a completion correct by a reference (``None``: it could)."""
 
-    grade: ContextGrader
+    grade: Grader
     why_unreadable: Callable[[str], str | None]
 
 
@@ -49,16 +46,13 @@ def load(grader: str) -> Loaded:
     options: dict[str, Any] = json.loads(grader)
     kind = options.pop("kind")
     module = importlib.import_module(f"sgsd.verifiers.{kind}")
-    grade = module.make_grader(**options)
     if kind == "math":
         from sgsd.verifiers.expressions import close_evaluation
 
         for name in _LAZY:
             importlib.import_module(f"sympy.{name}")
         close_evaluation()
-    if kind == "reward":
-        return Loaded(grade, module.why_unreadable)
-    return Loaded(lambda completion, answer, context: grade(completion, answer), module.why_unreadable)
+    return Loaded(module.make_grader(**options), module.why_unreadable)
 
 
 def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, Any]:
@@ -75,7 +69,7 @@ def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, An
         if "check" in request:
             why = loaded.why_unreadable(request["check"])
             return {"outcome": Outcome.CORRECT if why is None else Outcome.UNDECIDED, "reason": why}
-        verdict = loaded.grade(request["completion"], request["answer"], request.get("context"))
+        verdict = loaded.grade(request["completion"], request["answer"], *request.get("context", ()))
     except MemoryError:
         return {"outcome": Outcome.UNDECIDED, "reason": "out of memory", "restart": True}
     except Exception as error:  # noqa: BLE001 - a grader may raise anything; the parent decides whose fault it is
