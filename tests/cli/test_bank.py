@@ -49,7 +49,6 @@ def test_what_looks_like_markup_is_shown_as_it_is(sgsd, file):
     assert "[red]" in shown
     (file.parent / "none.json").write_text('{"skills": [], "mistakes": []}')
     assert "[/brackets]." in sgsd("bank", "diff", file.parent / "none.json", file).out
-    assert "[red]" in sgsd("bank", "trace", file, bank.skills[0].id).out
 
 
 def test_search(sgsd):
@@ -66,7 +65,6 @@ def test_search(sgsd):
         ["search", SEED, "What is 7 × 8?"],
         ["check", "seed:competition-mathematics"],
         ["diff", SEED, "seed:competition-mathematics"],
-        ["trace", "bank.json", "skill-e8f278f0fc57"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -298,7 +296,7 @@ def test_diff_for_programs(sgsd, tmp_path):
     assert "0 added, 1 removed, 1 changed" in sgsd("bank", "diff", tmp_path / "a.json", tmp_path / "c.json").out
 
 
-# ---- origins
+# ---- check
 
 
 def remembered(number: int, *, right: bool = False) -> Memory:
@@ -331,69 +329,6 @@ def write_lines(file: Path, rows: list) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_trace_goes_down_to_memories(sgsd, build):
-    item = SkillBank.load(build / "bank.json").skills[0]
-    root = json.loads(sgsd("bank", "trace", build / "bank.json", item.id, "--json").out)
-
-    def shape(node: dict) -> object:
-        told = node["problem_id"] if node["kind"] == "memory" else node["kind"]
-        return (told, [shape(parent) for parent in node["parents"]]) if node["parents"] else told
-
-    assert shape(root) == (
-        "skill",
-        [("merged", [("candidate", ["sum-0"]), ("candidate", ["sum-1"])]), ("candidate", ["sum-2"]), "candidate"],
-    )
-    assert root["parents"][2]["repeated"]
-    memory = root["parents"][1]["parents"][0]
-    assert (memory["outcome"], memory["failure_mode"]) == ("incorrect", "wrong_value")
-    assert (memory["first_line"], memory["source"]) == ("First I add 2.", "sum-2#0")
-    told = sgsd("bank", "trace", build, item.id).out
-    assert "sum-0 correct  First I add 0." in told
-    assert "sum-2 incorrect (wrong_value)  First I" in told
-    assert "(see above)  candidate  Carry 0" in told
-    assert len(told.splitlines()) == 9
-
-
-def test_trace_of_a_bank_without_a_build_goes_through_its_items(sgsd, file):
-    parent = Skill.new("Carry.", origin=Origin.SEED)
-    child = Skill.new("Carry on.", title="On", origin=Origin.ONLINE, parents=[parent.id, "memory-1"])
-    SkillBank((parent, child)).save(file)
-    root = json.loads(sgsd("bank", "trace", file, child.id, "--json").out)
-    assert [(node["id"], node["kind"]) for node in root["parents"]] == [(parent.id, "skill"), ("memory-1", "unknown")]
-    told = sgsd("bank", "trace", file, child.id).out
-    assert "memory-1  not known here" in told
-    assert "1 not known here: neither memories.jsonl" in told.replace("\n", " ")
-    assert "no such item" in sgsd("bank", "trace", file, "skill-000000000000").error
-    assert "has no parents" in sgsd("bank", "trace", file, parent.id).out
-
-
-def test_trace_finds_the_memories_that_a_run_kept(sgsd, file):
-    memory = remembered(5)
-    item = Skill.new("Carry.", origin=Origin.ONLINE, parents=[memory.id])
-    SkillBank((item,)).save(file)
-    write_lines(file.with_name("maintenance.jsonl"), [{"step": 1, "memories_kept": [memory.as_dict()]}])
-    assert "sum-5 incorrect" in sgsd("bank", "trace", file, item.id).out
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "fragment"),
-    [
-        ("lineage.json", "{", "lineage.json: malformed JSON"),
-        ("lineage.json", '{"a": "b"}', "lineage.json: a: cannot be used: got"),
-        ("memories.jsonl", "{}\n", "memories.jsonl:1: not a memory"),
-        ("candidates.jsonl", "[]\n", "candidates.jsonl:1: wrong type: got list"),
-    ],
-)
-def test_damaged_origins_are_named_in_one_line(sgsd, build, name, text, fragment):
-    (build / name).write_text(text)
-    result = sgsd("bank", "trace", build, SkillBank.load(build / "bank.json").skills[0].id)
-    assert result.code == 2
-    assert fragment in result.error
-
-
-# ---- check
-
-
 def test_check(sgsd, file):
     assert sgsd("bank", "check", SEED).code == 0
     assert json.loads(sgsd("bank", "check", SEED, "--json").out) == []
@@ -419,7 +354,7 @@ def test_check_says_whose_answers_it_could_not_compare(sgsd, build, tmp_path):
     (build / "memories.jsonl").rename(tmp_path / "elsewhere.jsonl")
     result = sgsd("bank", "check", build)
     assert "nothing to compare with" in result.err
-    assert "1 item has parents but no memory at hand" in result.err
+    assert "items with parents but no memory at hand: 1" in result.err
     assert "leak-answer" not in result.out
     assert "leak-answer" in sgsd("bank", "check", build, "--memories", tmp_path / "elsewhere.jsonl").out
     assert "elsewhere" in sgsd("bank", "check", build, "--memories", tmp_path / "elsewhere").error

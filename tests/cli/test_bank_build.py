@@ -15,10 +15,9 @@ import yaml
 from sgsd.bank import SkillBank
 from sgsd.bank.build import BANK, CANDIDATES, FAILURES, MEMORIES, ROLLOUTS
 from sgsd.bank.lineage import ancestors
-from sgsd.cli.bank_engines import Engines
 from sgsd.cli.bank_settings import BuildSettings, read_settings
+from sgsd.cli.engines import Engines
 from sgsd.cli.settings import read_yaml, resolve_config
-from sgsd.engines.budget import BudgetWriter
 from sgsd.errors import ConfigError
 
 from ..bank.builds import digest
@@ -298,35 +297,34 @@ class VLLM:
 
 @pytest.fixture
 def vllm(monkeypatch):
-    monkeypatch.setattr("sgsd.cli.bank_engines.importlib.util.find_spec", lambda name: name)
     for name in ("VLLMSampler", "VLLMEngine", "VLLMWriter"):
         monkeypatch.setattr(f"sgsd.engines.vllm_offline.{name}", type(name, (VLLM,), {}))
 
 
-def test_what_vllm_has_loaded_to_sample_writes_too(vllm, tiny_folder):
-    settings = BuildSettings(dataset="d", model_name_or_path=str(tiny_folder), engine="vllm", dtype="bfloat16")
-    engines = Engines(settings)
-    sampler = engines.sampler(room=50, progress=print)
-    assert sampler.options["max_model_len"] is None  # to write takes more room than to sample
-    assert (sampler.options["dtype"], sampler.options["top_p"]) == ("bfloat16", 0.95)
-    writer = engines.writer(spent=0)
+WRITING = {"base_url": None, "batch_size": 1, "options": {"temperature": 0.7}}
+
+
+def test_what_vllm_has_loaded_to_sample_writes_too_and_is_loaded_once(vllm, tiny_folder):
+    engines = Engines("vllm", str(tiny_folder), dtype="bfloat16")
+    sampler = engines.sampler({"top_p": 0.95}, batch_size=1, room=50, progress=print)
+    assert sampler.options | {"progress": 0} == {"max_model_len": 50, "dtype": "bfloat16", "top_p": 0.95, "progress": 0}
+    writer = engines.writer("vllm", str(tiny_folder), **WRITING)
     assert writer.arguments[0] is sampler
     assert writer.options["temperature"] == 0.7
+    other = Engines("transformers", str(tiny_folder))
+    first, second = (other.writer("vllm", str(tiny_folder), **WRITING) for _ in range(2))
+    assert first.arguments[0] is second.arguments[0]
 
 
-def test_vllm_samples_and_another_model_writes(vllm, tiny_folder):
-    given = {"dataset": "d", "model_name_or_path": str(tiny_folder), "engine": "vllm"}
-    engines = Engines(BuildSettings(**given, writer_engine="openai", writer_base_url="http://localhost:1/v1"))
-    assert engines.sampler(room=50, progress=print).options["max_model_len"] == 50
-    assert engines.writer(spent=0).name == f"openai {tiny_folder}"
-    engines = Engines(BuildSettings(**given, token_budget=10))
-    writer = engines.writer(spent=4)  # the rollouts were there: nothing is loaded to write with yet
-    assert isinstance(writer, BudgetWriter)
+def test_vllm_samples_and_another_model_writes(tiny_folder):
+    engines = Engines("vllm", "other", server={"base_url": None, "retries": 0}, served_model="served")
+    writer = engines.writer("openai", str(tiny_folder), **(WRITING | {"base_url": "http://localhost:1/v1"}))
+    assert writer.name == f"openai {tiny_folder}"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "openai"])
 def test_a_package_that_is_missing_is_told_before_the_work(monkeypatch, build, engine):
-    monkeypatch.setattr("sgsd.cli.bank_engines.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sgsd.cli.engines.importlib.util.find_spec", lambda name: None)
     refused = build("--writer_engine", engine, "--writer_base_url", "http://localhost:1/v1")
     assert f"the package {engine} is not installed" in refused.error
 

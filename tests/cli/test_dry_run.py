@@ -57,8 +57,8 @@ def test_rows_and_teachers_come_from_the_functions_that_train(
 
         return call
 
-    monkeypatch.setattr("sgsd.cli.train.training_rows", noted("rows", training_rows))
-    monkeypatch.setattr("sgsd.cli.train.build_pool", noted("teachers", trainer.build_pool))
+    monkeypatch.setattr("sgsd.cli.dry_run.training_rows", noted("rows", training_rows))
+    monkeypatch.setattr("sgsd.cli.dry_run.build_pool", noted("teachers", trainer.build_pool))
     chosen = flags if method == "sgsd" else flags_of(method, skills=skills)
     assert sgsd("train", *chosen, "--output_dir", tmp_path / "run", "--dry_run").code == 0
     assert built[0] == "rows"

@@ -37,7 +37,7 @@ def no_model(monkeypatch):
         def refuse(*_: object, **__: object):
             raise AssertionError("nothing is to be sampled")
 
-        monkeypatch.setattr("sgsd.cli.eval_engines.load_model", refuse)
+        monkeypatch.setattr("sgsd.cli.engines.load_model", refuse)
 
     return forbid
 
@@ -336,7 +336,7 @@ def test_another_name_on_the_server_is_another_model(sgsd, tiny_folder, problems
         (("--engine", "openai", "--base_url", "http://localhost", "--dtype", "auto"), "--dtype means nothing"),
         (("--engine", "vlm"), "did you mean vllm?"),
         (("--thinking", "yes"), "unknown --thinking"),
-        (("--pairs", "0"), "--pairs is out of range"),
+        (("--pairs", "0"), "--pairs: out of range"),
     ],
 )
 def test_refusals(sgsd, tiny_folder, problems, flags, fragment):

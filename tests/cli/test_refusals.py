@@ -229,12 +229,12 @@ def test_a_checkpoint_of_one_run_does_not_open_the_folder_of_another(sgsd, flags
 @pytest.mark.parametrize(
     ("extra", "fragments"),
     [
-        (["--samples", "0"], ["--samples is out of range"]),
-        (["--temperature", "-1"], ["--temperature is out of range"]),
-        (["--top_p", "0"], ["--top_p is out of range"]),
-        (["--top_k", "-1"], ["--top_k is out of range"]),
-        (["--batch_size", "0"], ["--batch_size is out of range"]),
-        (["--max_completion_length", "0"], ["--max_completion_length is out of range"]),
+        (["--samples", "0"], ["--samples: out of range"]),
+        (["--temperature", "-1"], ["--temperature: out of range"]),
+        (["--top_p", "0"], ["--top_p: out of range"]),
+        (["--top_k", "-1"], ["--top_k: out of range"]),
+        (["--batch_size", "0"], ["--batch_size: out of range"]),
+        (["--max_completion_length", "0"], ["--max_completion_length: out of range"]),
         (["--max_completion_length", "5000"], ["do not fit the model's context", "less than 1024"]),
         (["--max_completion_length", "1020"], ["8 of 8 plain prompts are too long"]),
         (["--verifier", "exat"], ["unknown verifier", "did you mean 'exact'?"]),

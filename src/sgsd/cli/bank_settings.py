@@ -10,13 +10,10 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from sgsd.cli.flags import metavar
+from sgsd.cli.parser import SAMPLE_BATCHES, metavar
 from sgsd.errors import ConfigError
 from sgsd.validation import parse_json, refusal
 
-# Requests at a time: what is lost at most when a build is cut off. Engines that batch by themselves are slow at the end
-# of each call, so theirs are large.
-SAMPLE_BATCHES = {"transformers": 32, "vllm": 512, "openai": 256}
 WRITE_BATCHES = {"transformers": 8, "vllm": 256, "openai": 64}
 
 

@@ -12,14 +12,11 @@ from sgsd.data.overlap import Contamination, Overlap, find_overlaps
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import say
-from sgsd.errors import ConfigError
 from sgsd.evaluation.presets import BENCHMARKS
 
 
-def contamination(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Report the overlap of every test source with all training sources together."""
-    if options.show < 0:
-        raise ConfigError("--show is out of range", got=options.show, expected="0 or more")
     console = standard_error()
     train = [problem for source in options.train for problem in load_all(source, console, *_choices(options, "train"))]
     reports: dict[str, Contamination] = {}
