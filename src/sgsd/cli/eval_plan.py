@@ -61,7 +61,6 @@ class Plan:
         renderer, verifier: make the prompts; judge.
         shown: what each prompt shows of a bank; ``None`` for plain prompts.
         prompt_lengths: in tokens, one per problem.
-        sampling: max_new_tokens, temperature, top_p, top_k.
         output: the evaluation's folder; ``None`` to keep nothing.
         settings: all that the samples depend on, as plain data.
         about: what else the summary says.
@@ -74,10 +73,15 @@ class Plan:
     verifier: Verifier
     shown: Sequence[Shown] | None
     prompt_lengths: Sequence[int]
-    sampling: Mapping[str, Any]
     output: Path | None
     settings: Mapping[str, Any]
     about: Mapping[str, object]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """As samplers take it."""
+        sampling = {key: self.settings[key] for key in ("temperature", "top_p", "top_k")}
+        return {"max_new_tokens": self.settings["max_completion_length"], **sampling}
 
 
 # ---- what was asked for
@@ -185,14 +189,7 @@ def check_flags(options: argparse.Namespace) -> None:
 def make_plan(
     name: str, options: argparse.Namespace, run: Mapping[str, Any], tokenizer: ChatTokenizer, *, several: bool
 ) -> Plan:
-    """Everything about one data set but the model.
-
-    Args:
-        name: of the data set.
-        options: the command line's.
-        run: settings of the run, see ``read_model_run``.
-        tokenizer: makes the prompts.
-        several: it is one of several data sets.
+    """Everything about one data set, ``several`` or not, but the model.
 
     Raises:
         SGSDError: whatever cannot be used.
@@ -244,20 +241,8 @@ def make_plan(
         "rows": report.rows,
         "rows_dropped": report.counts,
     }
-    sampling = {key: chosen[key] for key in ("temperature", "top_p", "top_k")}
-    return Plan(
-        name=name,
-        problems=problems,
-        report=report,
-        renderer=renderer,
-        verifier=verifier,
-        shown=shown,
-        prompt_lengths=[len(prompt) for prompt in prompts],
-        sampling={"max_new_tokens": chosen["max_completion_length"], **sampling},
-        output=output,
-        settings=settings,
-        about=about,
-    )
+    lengths = [len(prompt) for prompt in prompts]
+    return Plan(name, problems, report, renderer, verifier, shown, lengths, output, settings, about)
 
 
 def _load(
@@ -389,10 +374,10 @@ def _folder_name(dataset: str) -> str:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """What tells one model folder's weights from another's: SHA-256 of its configuration and of its weights' size and
-    of at most 64 blocks of 1 MiB, spread evenly over each file. ``None`` where there is no such folder.
+    """What tells one model folder's weights from another's; ``None`` where there is no such folder.
 
-    Training changes every weight that it trains, so blocks are enough, and the largest model takes a second.
+    SHA-256 of its configuration and of its weights' size and at most 64 blocks of 1 MiB, spread evenly over each file:
+    training changes every weight that it trains.
     """
     if not folder.is_dir():
         return None

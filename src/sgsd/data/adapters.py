@@ -384,10 +384,6 @@ ADAPTERS: Mapping[str, Adapter] = MappingProxyType({adapter.name: adapter for ad
 """Every row format there is, by name; ``docs/data.md`` describes them."""
 
 
-def _formats() -> str:
-    return "one of " + ", ".join(f"{adapter.name} ({adapter.expects})" for adapter in _TABLE)
-
-
 def detect(columns: Iterable[str], sample: Sequence[Row] = (), *, needs_answer: bool = True) -> str:
     """The name of the most specific adapter for rows with these columns.
 
@@ -413,7 +409,7 @@ def _fitting(found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool
         raise DataError(
             "no adapter fits the data's columns",
             got=", ".join(sorted(found)) or "no columns",
-            expected=_formats(),
+            expected="problem and answer (docs/data.md has the other formats)",
             remedy="rename the columns to problem and answer, or name them: --columns problem=question,answer=gold",
         )
     return max(fitting, key=lambda candidate: candidate[0])[1]  # the first of equals: table order
