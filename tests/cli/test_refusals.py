@@ -151,13 +151,6 @@ def test_what_another_method_cannot_use(sgsd, flags_of, tmp_path, method, extra,
         assert fragment in result.error
 
 
-def test_a_dry_run_refuses_missing_references_too(sgsd, flags_of, tmp_path):
-    flags = ["--output_dir", tmp_path / "run", "--reference", "solution", "--dry_run"]
-    result = sgsd("train", *flags_of("opsd"), *flags)
-    assert result.code == 2
-    assert "8 of 8 problems have no reference solution" in result.error
-
-
 def test_no_bank_no_data_no_model(sgsd, tiny_folder, problems, tmp_path):
     given = ["--output_dir", tmp_path / "run", "--bf16", "false"]
     assert "no skill bank" in sgsd("train", *given).error

@@ -87,9 +87,6 @@ class Engines:
             batch_size: of transformers.
             room: the most tokens that a prompt and its completion have together; ``None``: the model's context.
             progress: called with the number done of the call under way.
-
-        Raises:
-            ConfigError: the model cannot be loaded.
         """
         if self.engine == "transformers":
             return TransformersSampler(
@@ -113,12 +110,9 @@ class Engines:
     def writer(
         self, engine: str, name: str, *, base_url: str | None, batch_size: int, options: Mapping[str, Any]
     ) -> Writer:
-        """Who writes candidates and merges them.
+        """Who writes candidates and merges them, with an engine, model and address of its own.
 
-        Args:
-            engine, name, base_url: the writer's own.
-            batch_size: of transformers.
-            options: temperature, chat_template_kwargs.
+        ``batch_size`` is of transformers; ``options`` are temperature and chat_template_kwargs.
         """
         label = f"{engine} {name}"
         if engine == "openai":

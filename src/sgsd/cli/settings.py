@@ -300,9 +300,8 @@ def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
     """A run never mixes with what another one left.
 
     Raises:
-        ConfigError: the folder holds something, or cannot be written.
+        ConfigError: the folder holds something.
     """
-    refuse_unwritable(folder, "output_dir")
     if runfolder.is_unused(folder):
         return
     if resuming:
