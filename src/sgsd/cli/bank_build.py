@@ -70,11 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _Build:
-    """One folder's build under its settings; engines are loaded when a stage needs them.
-
-    Raises:
-        SGSDError: what cannot be used; results in the folder that come of other data, weights or settings.
-    """
+    """One folder's build under its settings; engines are loaded when a stage needs them."""
 
     def __init__(self, store: Store, settings: BuildSettings, console: Console) -> None:
         self._store = store

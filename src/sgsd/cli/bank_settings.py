@@ -48,12 +48,7 @@ def _setting(default: Any, help_text: str, stage: str | None = None) -> Any:
 
 @dataclass(kw_only=True, config=ConfigDict(extra="forbid"))
 class BuildSettings:
-    """Every setting of a build.
-
-    Raises:
-        ValidationError: pydantic's, for a value of a wrong type or out of range.
-        ConfigError: settings that do not go together.
-    """
+    """Every setting of a build."""
 
     # Data.
     dataset: str = _setting(MISSING, "problems: file, folder, hub name, or reasoning_gym:TASK?option=value")
@@ -160,9 +155,6 @@ def read_settings(content: Mapping[str, Any], where: str, flags: Mapping[str, st
         content: setting → value.
         where: the file, for errors.
         flags: setting → text, ``None`` where it was not given.
-
-    Raises:
-        ConfigError: an unknown setting, a wrong type, a value out of range.
     """
     given = {name: text for name, text in flags.items() if text is not None}
     try:

@@ -39,11 +39,7 @@ from sgsd.verifiers import get_verifier
 
 
 def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:
-    """Refuse what a run would refuse; print settings, data and one prompt of each kind.
-
-    Raises:
-        SGSDError: as a run.
-    """
+    """Refuse what a run would refuse; print settings, data and one prompt of each kind."""
     resume_from = resume_point(run, training)
     parts = prepare(run, training, model, resume_from)
     check_before_loading(training, model, resume_from)

@@ -142,11 +142,7 @@ class Engines:
 
 
 def refuse_missing_package(engine: str) -> None:
-    """Told before the work.
-
-    Raises:
-        ConfigError: the package that the engine needs is not installed.
-    """
+    """Refuse an engine whose package is not installed, before the work."""
     extra = {"openai": "server", "vllm": "vllm"}.get(engine)
     if extra is not None and importlib.util.find_spec(engine) is None:
         raise ConfigError(f"the package {engine} is not installed", remedy=f"run: pip install 'sgsd[{extra}]'")

@@ -88,11 +88,7 @@ class Plan:
 
 
 def read_model_run(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the run that the model is, or is a checkpoint of; empty for other models.
-
-    Raises:
-        ConfigError: no model is named; a record that cannot be read, a folder that is not there.
-    """
+    """The settings of the run that the model is, or is a checkpoint of; empty for other models."""
     if options.model is None:
         raise ConfigError(
             "no model to evaluate",
@@ -119,11 +115,7 @@ def assumptions(options: argparse.Namespace, plan: Plan) -> str | None:
 
 
 def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
-    """The data sets that are named, each once.
-
-    Raises:
-        ConfigError: none; one twice; a misspelt name; a file, split or adapter for more than one.
-    """
+    """The data sets that are named, each once."""
     given = options.dataset or options.dataset_file or run.get("eval_dataset")
     if not given:
         raise ConfigError(
@@ -146,11 +138,7 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
 
 
 def check_flags(options: argparse.Namespace) -> None:
-    """Refuse flags that do not go together, before anything is loaded, and settle the engine's defaults.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
+    """Refuse flags that do not go together, before anything is loaded, and settle the engine's defaults."""
     for name in ("bank", "retriever", "embedder", "pairs"):
         if vars(options)[name] is not None and not options.skills_in_prompt:
             raise ConfigError(f"--{name} goes with --skills_in_prompt", got=vars(options)[name])
@@ -189,11 +177,7 @@ def check_flags(options: argparse.Namespace) -> None:
 def make_plan(
     name: str, options: argparse.Namespace, run: Mapping[str, Any], tokenizer: ChatTokenizer, *, several: bool
 ) -> Plan:
-    """Everything about one data set, ``several`` or not, but the model.
-
-    Raises:
-        SGSDError: whatever cannot be used.
-    """
+    """Everything about one data set, ``several`` or not, but the model."""
     benchmark = BENCHMARKS.get(name)
     verifier_name = verifier_of(options.verifier, run)
     verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}

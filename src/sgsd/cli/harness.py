@@ -27,9 +27,6 @@ def run(options: argparse.Namespace) -> int:
     """Run tasks that ``--lm_eval`` names, or whose YAML files; print the harness's table and keep its JSON.
 
     The model is loaded as for ``sgsd eval``, with its adapter, and asked in the run's chat template.
-
-    Raises:
-        ConfigError: flags that are not for this; no such task, or its data cannot be read; the extra is missing.
     """
     defaults = vars(build_parser("eval").parse_args(["eval"]))
     for name, value in vars(options).items():

@@ -198,11 +198,7 @@ def presets() -> list[str]:
 
 
 def resolve_config(name: str) -> Path:
-    """A YAML file by path, or a shipped one by name.
-
-    Raises:
-        ConfigError: there is neither; names the nearest preset.
-    """
+    """A YAML file by path, or a shipped one by name."""
     if os.path.isfile(name):
         return Path(name)
     if name in presets():
@@ -256,9 +252,7 @@ def digest_of(problems: Iterable[Problem]) -> str:
 def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """``resumed`` of a run's record: each time it was gone on with, from where, and what was told otherwise.
 
-    Raises:
-        ConfigError: the run's record cannot be read; another setting than at the start, or other data, on which the
-            steps before depend.
+    Other settings than at the start, or other data, are refused where the steps before depend on them.
     """
     file = None if checkpoint is None else Path(checkpoint).parent / runfolder.RUN
     if file is None or not file.is_file():
@@ -285,11 +279,7 @@ def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run a folder belongs to (its own, or the run's around a checkpoint), if it is one.
-
-    Raises:
-        ConfigError: a ``run.json`` that cannot be read.
-    """
+    """The settings of the run a folder belongs to (its own, or the run's around a checkpoint), if it is one."""
     for candidate in (folder / runfolder.RUN, folder.parent / runfolder.RUN):
         if candidate.is_file():
             return dict(runfolder.read_json(candidate, runfolder.RUN_RECORD, ConfigError)["settings"])
@@ -297,11 +287,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
-    """A run never mixes with what another one left.
-
-    Raises:
-        ConfigError: the folder holds something.
-    """
+    """Refuse to mix with what another run left."""
     if runfolder.is_unused(folder):
         return
     if resuming:
@@ -315,11 +301,7 @@ def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:
-    """Found out before the work, not after it.
-
-    Raises:
-        ConfigError: the folder is a file, below one, or not ours to write.
-    """
+    """Refuse a folder that is a file, below one, or not ours to write, before the work."""
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise ConfigError(f"{what} is no folder", got=str(folder), remedy=f"{nearest} is a file")
@@ -365,11 +347,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file's settings.
-
-    Raises:
-        ConfigError: it cannot be read, or is no mapping.
-    """
+    """A configuration file's settings."""
     content = parse_yaml(runfolder.read_text(path, ConfigError), str(path), ConfigError)
     if not content:
         raise ConfigError(f"{path}: not a mapping", got="nothing", expected="lines such as key: value")

@@ -208,11 +208,7 @@ def prepare(
     resume_from: str | None = None,
     verifier: Verifier | None = None,
 ) -> Parts:
-    """Bank and data read; settings checked as far as that goes without the model.
-
-    Raises:
-        SGSDError: whatever cannot be used.
-    """
+    """Bank and data read; settings checked as far as that goes without the model."""
     bank = resolve_bank(training)
     if not run.dataset:
         raise ConfigError("no training data", expected="dataset: a file, a hub name, or reasoning_gym:TASK")
@@ -269,11 +265,7 @@ def check_before_loading(training: VerifiedConfig, model: ModelConfig, resume_fr
 
 
 def resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:
-    """The checkpoint to go on from, if the run is to and there is one.
-
-    Raises:
-        ConfigError: there are checkpoints, and none is complete.
-    """
+    """The checkpoint to go on from, if the run is to and there is one."""
     if training.resume_from_checkpoint:
         return training.resume_from_checkpoint
     if not run.resume:
