@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from sgsd.cli.parser import SAMPLE_BATCHES, metavar
+from sgsd.cli.flags import SAMPLE_BATCHES, metavar
 from sgsd.errors import ConfigError
 from sgsd.validation import parse_json, refusal
 

@@ -18,8 +18,8 @@ from trl import ModelConfig, get_peft_config
 from sgsd.bank import SkillBank
 from sgsd.cli.console import standard_output
 from sgsd.cli.doctor import renderer_for
+from sgsd.cli.prepare import check_before_loading, prepare, resume_point
 from sgsd.cli.settings import RunArguments, hub_or_cache
-from sgsd.cli.train import check_before_loading, prepare, resume_point
 from sgsd.data.problems import Problem
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import check_buildable, end_of_completion_ids, load_configs, load_tokenizer

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.bank.documents import load_bank
-from sgsd.cli.parser import SAMPLE_BATCHES
+from sgsd.cli.flags import SAMPLE_BATCHES
 from sgsd.cli.settings import read_run, refuse_unwritable
 from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem

@@ -13,13 +13,13 @@ import math
 import os
 import sys
 import traceback
-import types
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, NoReturn
 
 from sgsd import __version__, examples
+from sgsd.cli.flags import SAMPLE_BATCHES, at_home, spelled
 from sgsd.display import say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
@@ -27,9 +27,6 @@ _EPILOG = """\
 Presets for --config: internalize, bank, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
 sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
-# Samples at a time: what is lost at most when the work is cut off. Engines that batch by themselves are slow at the end
-# of each call, so theirs are large.
-SAMPLE_BATCHES = {"transformers": 32, "vllm": 512, "openai": 256}
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 _RETRIEVERS = ("embedding", "bm25", "random")
 _COLUMNS = "which column is what: problem=question,answer=gold"
@@ -95,33 +92,6 @@ def _mapping(text: str) -> dict[str, Any]:
         return parse_json(text, repr(text), ConfigError)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def spelled(argument: str) -> str:
-    """``--dry-run`` and ``--dry_run`` are one flag; values and other words stay as they are."""
-    flag, equals, value = argument.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
-
-
-def at_home(value: Any) -> Any:
-    """A path below ``~/`` as the shell would have it, in a setting, in a list of them, and behind ``--flag=``."""
-    if isinstance(value, list):
-        return [at_home(one) for one in value]
-    if not isinstance(value, str):
-        return value
-    flag, equals, path = value.partition("=") if value.startswith("--") else ("", "", value)
-    return flag + equals + (os.path.expanduser(path) if path.startswith("~/") else path)
-
-
-def metavar(hint: Any) -> str:
-    """What help calls a value of this type: ``INT``, ``JSON``, ``{a,b}`` where there is a choice."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return f"{{{','.join(inner)}}}"
-    if origin in (Union, types.UnionType, list):
-        return metavar(inner[0])
-    names = {str: "TEXT", int: "INT", float: "FLOAT", bool: "BOOL", dict: "JSON"}
-    return names.get(origin or hint, "TEXT")
 
 
 # ---- commands

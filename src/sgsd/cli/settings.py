@@ -23,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import ModelConfig, TrlParser
 
 from sgsd import __version__, runfolder
-from sgsd.cli.parser import at_home, metavar, spelled
+from sgsd.cli.flags import at_home, metavar, spelled
 from sgsd.data.problems import Problem
 from sgsd.data.sources import hub_answers
 from sgsd.display import without_secrets
