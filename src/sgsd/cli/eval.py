@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         plans.append(make_plan(name, options, record, engines.tokenizer(), several=len(names) > 1))
         console.print(plans[-1].report.summary())
         warn_if_few(console, _short(name), len(plans[-1].problems))
-    if not record and (assumed := assumptions(options, plans[0])):
+    if not record and (assumed := assumptions(options, plans[0], engines.tokenizer())):
         console.print(assumed, soft_wrap=True)
     stores = [
         None if plan.output is None else SampleStore(plan.output, plan.settings, force=options.force) for plan in plans

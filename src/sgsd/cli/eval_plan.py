@@ -98,20 +98,21 @@ def read_model_run(options: argparse.Namespace) -> dict[str, Any]:
     return (read_run(Path(options.model)) if os.path.isdir(options.model) else None) or {}
 
 
-def assumptions(options: argparse.Namespace, plan: Plan) -> str | None:
+def assumptions(options: argparse.Namespace, plan: Plan, tokenizer: ChatTokenizer) -> str | None:
     """What is assumed of a model without a run's record, such as one that a script trained; ``None`` if nothing is."""
     told = {
         "verifier": plan.settings["verifier"],
         "instruction": json.dumps(plan.settings["instruction"], ensure_ascii=False),
         "max_completion_length": plan.settings["max_completion_length"],
-        "thinking": "by the chat template",
     }
-    given = options.chat_template_kwargs and {"thinking"}
-    left = {name: value for name, value in told.items() if vars(options)[name] is None and name not in (given or ())}
+    if SWITCH in str(tokenizer.chat_template) and options.chat_template_kwargs is None:
+        told["thinking"] = "as the chat template has it"
+    left = [f"{name} {value}" for name, value in told.items() if vars(options)[name] is None]
     if not left:
         return None
-    assumed = ", ".join(f"{name} {value}" for name, value in left.items())
-    return f"no run.json tells how {options.model} was trained; assumed: {assumed}. A script's own go as flags"
+    if all(problem.prompt is None for problem in plan.problems):
+        left.append("no system message")
+    return f"no run.json tells how {options.model} was trained; assumed: {', '.join(left)}. A script's own go as flags"
 
 
 def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
