@@ -27,7 +27,7 @@ from sgsd.cli.console import Bars, print_json, progress_bar, standard_error, sta
 from sgsd.cli.contamination import load_all
 from sgsd.cli.engines import Engines, refuse_missing_package
 from sgsd.cli.eval_plan import weights_digest
-from sgsd.cli.settings import ignore_deprecations, read_yaml, refuse_unwritable, resolve_config
+from sgsd.cli.settings import ignore_deprecations, read_yaml, resolve_config
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import without_secrets
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     stages = list(Stage) if options.action == "build" else [Stage(options.action)]
     output = Path(options.output)
-    refuse_unwritable(output, "--output")
+    runfolder.refuse_unwritable(output, "--output")
     console = standard_error()
     with open_store(output, RESULTS) as store:
         work = _Build(store, settings, console)

@@ -11,10 +11,11 @@ import torch
 import transformers
 from rich.console import Console
 
+from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.bank.documents import load_bank
 from sgsd.cli.console import Bars, print_json, progress_bar, standard_error, standard_output, table
-from sgsd.cli.settings import hub_or_cache, ignore_deprecations, refuse_unwritable
+from sgsd.cli.settings import hub_or_cache, ignore_deprecations
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, diagnose
@@ -31,7 +32,7 @@ from sgsd.verifiers import Verifier, get_verifier
 def run(options: argparse.Namespace) -> int:
     """Measure and say what to do; exit code 0 whatever the verdict."""
     if options.output is not None:
-        refuse_unwritable(options.output, "--output")
+        runfolder.refuse_unwritable(options.output, "--output")
     ignore_deprecations()
     transformers.utils.logging.disable_progress_bar()
     console = standard_error()

@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from sgsd import runfolder
 from sgsd.bank.documents import load_bank
 from sgsd.cli.flags import SAMPLE_BATCHES
-from sgsd.cli.settings import read_run, refuse_unwritable
+from sgsd.cli.settings import read_run
 from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import GYM, load_problems
@@ -146,7 +146,7 @@ def check_flags(options: argparse.Namespace) -> None:
     if options.thinking is not None and SWITCH in (options.chat_template_kwargs or {}):
         raise ConfigError(f"--thinking and {SWITCH} in --chat_template_kwargs", expected="one of them")
     if options.output is not None:
-        refuse_unwritable(options.output, "--output")
+        runfolder.refuse_unwritable(options.output, "--output")
     if options.device is not None:
         try:
             torch.empty(0, device=options.device)

@@ -64,9 +64,7 @@ def run(options: argparse.Namespace) -> int:
 def _check_output(output: Path | None, path: Path, *, force: bool) -> None:
     if output is None:
         return
-    from sgsd.cli.settings import refuse_unwritable  # with TRL, which takes seconds
-
-    refuse_unwritable(output, "--output")
+    runfolder.refuse_unwritable(output, "--output")
     if path.resolve() == output.resolve():
         raise ConfigError("--output is the evaluation itself", got=str(output), remedy="give another folder")
     if output.exists() and any(output.iterdir()) and not force:

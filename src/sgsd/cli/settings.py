@@ -300,15 +300,6 @@ def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
     raise ConfigError("output_dir is not empty", got=str(folder), remedy=remedy)
 
 
-def refuse_unwritable(folder: Path, what: str) -> None:
-    """Refuse a folder that is a file, below one, or not ours to write, before the work."""
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"{what} is no folder", got=str(folder), remedy=f"{nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"{what} cannot be written", got=str(folder), remedy=f"no permission to write to {nearest}")
-
-
 def _taken(arguments: list[str], flag: str) -> str | None:
     """Take a flag out of the arguments; its last value, ``""`` if it has none, ``None`` if it is not there."""
     value = None

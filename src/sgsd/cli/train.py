@@ -23,7 +23,6 @@ from sgsd.cli.settings import (
     hub_or_cache,
     parse_settings,
     record_run,
-    refuse_unwritable,
     refuse_used_folder,
 )
 from sgsd.display import keep_secret, say
@@ -97,7 +96,7 @@ def run_training(
 
     output = Path(training.output_dir)
     is_main = training.process_index == 0
-    refuse_unwritable(output, "output_dir")
+    runfolder.refuse_unwritable(output, "output_dir")
     with runfolder.one_writer(output) if is_main else nullcontext():  # the first process looks
         resume_from = resume_point(run, training)
         own = resume_from is not None and output.resolve() in Path(resume_from).resolve().parents
