@@ -267,6 +267,15 @@ def test_an_adapter_without_weights_never_becomes_its_base(sgsd, adapter, proble
     assert "cannot load the adapter" in result.error
 
 
+def test_a_model_without_a_limit_of_its_context(sgsd, tiny_folder, problems, tmp_path):
+    from transformers import AutoConfig, BloomConfig, BloomForCausalLM
+
+    model = shutil.copytree(tiny_folder, tmp_path / "bloom")
+    size = AutoConfig.from_pretrained(tiny_folder).vocab_size
+    BloomForCausalLM(BloomConfig(vocab_size=size, hidden_size=8, n_layer=1, n_head=2)).save_pretrained(model)
+    assert sgsd("eval", model, "--dataset", problems, *QUICK).code == 0
+
+
 class Served:
     """In place of a server or of vLLM."""
 
