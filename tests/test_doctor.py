@@ -367,8 +367,8 @@ def test_the_command_prints_a_table_and_sentences_and_keeps_the_numbers(files, c
     [
         ({"tasks": "open.jsonl"}, "no adapter fits the data's columns: got problem"),
         ({"more": ["--rollouts", "1"]}, "too few rollouts"),
-        ({"more": ["--max_completion_length", "0"]}, "--max_completion_length is out of range"),
-        ({"more": ["--temperature", "0"]}, "--temperature is out of range"),
+        ({"more": ["--max_completion_length", "0"]}, "--max_completion_length: out of range"),
+        ({"more": ["--temperature", "0"]}, "--temperature: out of range"),
         ({"more": ["--max_completion_length", "100000"]}, "do not fit the model's context"),
     ],
 )

@@ -188,6 +188,19 @@ def refuse_foreign_links(folder: Path) -> None:
             )
 
 
+def refuse_unwritable(folder: Path, what: str) -> None:
+    """Before the work.
+
+    Raises:
+        ConfigError: the folder is a file, below one, or not ours to write.
+    """
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{what} is no folder", got=str(folder), remedy=f"{nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{what} cannot be written", got=str(folder), remedy=f"no permission to write to {nearest}")
+
+
 @contextmanager
 def one_writer(folder: Path) -> Generator[None]:
     """Within, no other process writes to this folder. It is made, and goes again where nothing was written.

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
-from sgsd.bank.extract import Candidate
 from sgsd.cli import main
 from sgsd.data.problems import Problem
 from sgsd.memories import Memory, memory_of
@@ -49,7 +48,6 @@ def test_what_looks_like_markup_is_shown_as_it_is(sgsd, file):
     assert "[red]" in shown
     (file.parent / "none.json").write_text('{"skills": [], "mistakes": []}')
     assert "[/brackets]." in sgsd("bank", "diff", file.parent / "none.json", file).out
-    assert "[red]" in sgsd("bank", "trace", file, bank.skills[0].id).out
 
 
 def test_search(sgsd):
@@ -66,7 +64,6 @@ def test_search(sgsd):
         ["search", SEED, "What is 7 × 8?"],
         ["check", "seed:competition-mathematics"],
         ["diff", SEED, "seed:competition-mathematics"],
-        ["trace", "bank.json", "skill-e8f278f0fc57"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -89,9 +86,7 @@ def test_import_and_export_there_and_back(sgsd, tmp_path):
     assert sgsd("bank", "export", SEED, common).code == 0
     assert "general_skills" in json.loads(common.read_text())
     before = common.read_bytes()
-    refused = sgsd("bank", "export", "seed:arithmetic-word-problems", common)
-    assert refused.code == 2
-    assert "--force" in refused.error
+    assert "--force" in sgsd("bank", "export", "seed:arithmetic-word-problems", common).error
     assert common.read_bytes() == before
     assert sgsd("bank", "import", common, native).code == 0
     texts = [item.text for item in SkillBank.load(native).items]
@@ -100,72 +95,6 @@ def test_import_and_export_there_and_back(sgsd, tmp_path):
     assert common.read_bytes() != before
     assert sgsd("bank", "export", native, common, "--format", "native", "--force").code == 0
     assert common.read_bytes() == native.read_bytes()
-
-
-# The shape of the banks that SGSD's authors publish (skill/artifacts/dapo_math/*/claude_style_skills.json); made up.
-AUTHORS = {
-    "general_skills": [
-        {
-            "skill_id": "gen_001",
-            "title": "Count both sides",
-            "principle": "Count the same set twice and set the counts equal.",
-            "when_to_apply": "In counting problems with two natural orders.",
-        },
-        {
-            "skill_id": "gen_002",
-            "title": "Small cases",
-            "principle": "Try n = 1, 2, 3 first.",
-            "when_to_apply": "For general n.",
-        },
-    ],
-    "task_specific_skills": {},
-    "common_mistakes": [
-        {
-            "mistake_id": "err_001",
-            "description": "Counting ordered pairs as unordered ones.",
-            "why_it_happens": "The symmetry is noticed too late.",
-            "how_to_avoid": "Say what one element of the set is before counting.",
-        }
-    ],
-    "metadata": {
-        "source": "hierarchical merge",
-        "merge_group_size": 32,
-        "general_merge_layers": [{"layer_index": 0, "input_items": 3, "output_items": 2, "stopped_reason": None}],
-    },
-}
-
-
-def test_a_bank_in_the_authors_shape_is_imported_field_by_field_and_nothing_is_left_out(sgsd, tmp_path):
-    (tmp_path / "claude_style_skills.json").write_text(json.dumps(AUTHORS))
-    result = sgsd("bank", "import", tmp_path / "claude_style_skills.json", tmp_path / "bank.json")
-    assert (result.code, result.err) == (0, "")
-    assert "2 skills, 1 mistake\n" in result.out
-    bank = SkillBank.load(tmp_path / "bank.json")
-    assert bank.skills[0] == Skill(
-        "gen_001",
-        "Count both sides",
-        "Count the same set twice and set the counts equal.",
-        "In counting problems with two natural orders.",
-    )
-    assert bank.mistakes == (
-        Mistake(
-            "err_001",
-            "Counting ordered pairs as unordered ones.",
-            "The symmetry is noticed too late.",
-            "Say what one element of the set is before counting.",
-        ),
-    )
-    assert bank.metadata == AUTHORS["metadata"]
-    assert bank.max_pairs == 1
-    assert sgsd("bank", "export", tmp_path / "bank.json", tmp_path / "back.json").code == 0
-    without_empty = {key: value for key, value in AUTHORS.items() if key != "task_specific_skills"}
-    assert json.loads((tmp_path / "back.json").read_text()) == without_empty
-
-
-def test_a_common_file_imported_exported_and_imported_again_is_the_same_bank(sgsd, tmp_path):
-    (tmp_path / "public.json").write_text(json.dumps(COMMON))
-    assert_round_trip(tmp_path, tmp_path / "public.json")
-    assert sgsd("bank", "show", tmp_path / "first.json").out.count("Carry the ten.") == 1
 
 
 def test_what_an_import_does_not_carry_is_named(sgsd, tmp_path):
@@ -229,11 +158,8 @@ def assert_round_trip(folder: Path, source: Path) -> None:
     ("text", "fragment"),
     [
         ('{"schema_version": 2, "skills": []}', "written by a newer version: got schema_version 2"),
-        ('{"schema_version": "x", "skills": []}', "schema_version: cannot be used"),
         ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "cannot change its meaning: got 'a'"),
-        ('{"skills": [{"id": "a", "text": "x"}], "mistakes": [{"id": "a", "text": "x"}]}', "got 'a'"),
         ('{"skills": [', "malformed JSON: got Expecting value at line 1"),
-        ("[]", "wrong type: got list"),
         ('{"skils": []}', "not a bank: got keys ['skils']"),
     ],
 )
@@ -298,7 +224,7 @@ def test_diff_for_programs(sgsd, tmp_path):
     assert "0 added, 1 removed, 1 changed" in sgsd("bank", "diff", tmp_path / "a.json", tmp_path / "c.json").out
 
 
-# ---- origins
+# ---- check
 
 
 def remembered(number: int, *, right: bool = False) -> Memory:
@@ -313,85 +239,19 @@ def remembered(number: int, *, right: bool = False) -> Memory:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Path:
-    """What ``sgsd bank build`` leaves: two candidates merged into one, that one and a third into the bank's item."""
+    """What ``sgsd bank build`` leaves: three candidates, one a memory, merged into the bank's item."""
     memories = [remembered(0, right=True), remembered(1), remembered(2)]
-    found = [Candidate("skill", f"Carry {n}", "Carry the ten.", "", (memory.id,)) for n, memory in enumerate(memories)]
-    middle = Candidate("skill", "Carry both", "Carry.", "", (memories[0].id, memories[1].id))
-    top = Candidate("skill", "Carry", "Carry on. The answer is 181.", "Always", tuple(m.id for m in memories))
-    lineage = {candidate.id: list(candidate.parents) for candidate in found}
-    lineage |= {middle.id: [found[0].id, found[1].id], top.id: [middle.id, found[2].id, found[0].id]}
+    lineage = {f"skill-{n}": [memory.id] for n, memory in enumerate(memories)}
+    parents = tuple(memory.id for memory in memories)
+    item = Skill("top", "Carry", "Carry on. The answer is 181.", "Always", Origin.COLD_START, parents)
     write_lines(tmp_path / "memories.jsonl", [memory.as_dict() for memory in memories])
-    write_lines(tmp_path / "candidates.jsonl", [{"id": found.id, **found.as_dict()} for found in found])
-    (tmp_path / "lineage.json").write_text(json.dumps(lineage))
-    SkillBank((top.item(Origin.COLD_START),), (Mistake("slip", "", "Slips.", "Look."),)).save(tmp_path / "bank.json")
+    (tmp_path / "lineage.json").write_text(json.dumps({**lineage, "top": list(lineage)}))
+    SkillBank((item,), (Mistake("slip", "", "Slips.", "Look."),)).save(tmp_path / "bank.json")
     return tmp_path
 
 
 def write_lines(file: Path, rows: list) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_trace_goes_down_to_memories(sgsd, build):
-    item = SkillBank.load(build / "bank.json").skills[0]
-    root = json.loads(sgsd("bank", "trace", build / "bank.json", item.id, "--json").out)
-
-    def shape(node: dict) -> object:
-        told = node["problem_id"] if node["kind"] == "memory" else node["kind"]
-        return (told, [shape(parent) for parent in node["parents"]]) if node["parents"] else told
-
-    assert shape(root) == (
-        "skill",
-        [("merged", [("candidate", ["sum-0"]), ("candidate", ["sum-1"])]), ("candidate", ["sum-2"]), "candidate"],
-    )
-    assert root["parents"][2]["repeated"]
-    memory = root["parents"][1]["parents"][0]
-    assert (memory["outcome"], memory["failure_mode"]) == ("incorrect", "wrong_value")
-    assert (memory["first_line"], memory["source"]) == ("First I add 2.", "sum-2#0")
-    told = sgsd("bank", "trace", build, item.id).out
-    assert "sum-0 correct  First I add 0." in told
-    assert "sum-2 incorrect (wrong_value)  First I" in told
-    assert "(see above)  candidate  Carry 0" in told
-    assert len(told.splitlines()) == 9
-
-
-def test_trace_of_a_bank_without_a_build_goes_through_its_items(sgsd, file):
-    parent = Skill.new("Carry.", origin=Origin.SEED)
-    child = Skill.new("Carry on.", title="On", origin=Origin.ONLINE, parents=[parent.id, "memory-1"])
-    SkillBank((parent, child)).save(file)
-    root = json.loads(sgsd("bank", "trace", file, child.id, "--json").out)
-    assert [(node["id"], node["kind"]) for node in root["parents"]] == [(parent.id, "skill"), ("memory-1", "unknown")]
-    told = sgsd("bank", "trace", file, child.id).out
-    assert "memory-1  not known here" in told
-    assert "1 not known here: neither memories.jsonl" in told.replace("\n", " ")
-    assert "no such item" in sgsd("bank", "trace", file, "skill-000000000000").error
-    assert "has no parents" in sgsd("bank", "trace", file, parent.id).out
-
-
-def test_trace_finds_the_memories_that_a_run_kept(sgsd, file):
-    memory = remembered(5)
-    item = Skill.new("Carry.", origin=Origin.ONLINE, parents=[memory.id])
-    SkillBank((item,)).save(file)
-    write_lines(file.with_name("maintenance.jsonl"), [{"step": 1, "memories_kept": [memory.as_dict()]}])
-    assert "sum-5 incorrect" in sgsd("bank", "trace", file, item.id).out
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "fragment"),
-    [
-        ("lineage.json", "{", "lineage.json: malformed JSON"),
-        ("lineage.json", '{"a": "b"}', "lineage.json: a: cannot be used: got"),
-        ("memories.jsonl", "{}\n", "memories.jsonl:1: not a memory"),
-        ("candidates.jsonl", "[]\n", "candidates.jsonl:1: wrong type: got list"),
-    ],
-)
-def test_damaged_origins_are_named_in_one_line(sgsd, build, name, text, fragment):
-    (build / name).write_text(text)
-    result = sgsd("bank", "trace", build, SkillBank.load(build / "bank.json").skills[0].id)
-    assert result.code == 2
-    assert fragment in result.error
-
-
-# ---- check
 
 
 def test_check(sgsd, file):
@@ -415,11 +275,24 @@ def test_check_finds_answers_of_the_problems_that_items_came_from(sgsd, build):
     assert "leaks: items 2, problems 3, compared by 13 words" in result.err
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "fragment"),
+    [
+        ("lineage.json", "{", "lineage.json: malformed JSON"),
+        ("lineage.json", '{"a": "b"}', "lineage.json: a: cannot be used: got"),
+        ("memories.jsonl", "{}\n", "memories.jsonl:1: not a memory"),
+    ],
+)
+def test_damaged_origins_are_named_in_one_line(sgsd, build, name, text, fragment):
+    (build / name).write_text(text)
+    assert fragment in sgsd("bank", "check", build).error
+
+
 def test_check_says_whose_answers_it_could_not_compare(sgsd, build, tmp_path):
     (build / "memories.jsonl").rename(tmp_path / "elsewhere.jsonl")
     result = sgsd("bank", "check", build)
     assert "nothing to compare with" in result.err
-    assert "1 item has parents but no memory at hand" in result.err
+    assert "items with parents but no memory at hand: 1" in result.err
     assert "leak-answer" not in result.out
     assert "leak-answer" in sgsd("bank", "check", build, "--memories", tmp_path / "elsewhere.jsonl").out
     assert "elsewhere" in sgsd("bank", "check", build, "--memories", tmp_path / "elsewhere").error
@@ -438,7 +311,3 @@ def test_check_finds_problems_by_file_and_as_a_benchmark(sgsd, tmp_path, file):
     assert len(json.loads(sgsd("bank", "check", file, *both, "--json").out)) == 2
     assert "--n is out of range" in sgsd("bank", "check", file, *both, "--n", "4").error
     assert "gone.jsonl" in sgsd("bank", "check", file, "--problems", tmp_path / "gone.jsonl").error
-
-
-def test_convert_is_gone(sgsd):
-    assert "unknown action" in sgsd("bank", "convert", SEED, "x.json").error

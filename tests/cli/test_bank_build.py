@@ -15,10 +15,9 @@ import yaml
 from sgsd.bank import SkillBank
 from sgsd.bank.build import BANK, CANDIDATES, FAILURES, MEMORIES, ROLLOUTS
 from sgsd.bank.items import ancestors
-from sgsd.cli.bank_engines import Engines
 from sgsd.cli.bank_settings import BuildSettings, read_settings
+from sgsd.cli.engines import Engines
 from sgsd.cli.settings import read_yaml, resolve_config
-from sgsd.engines.budget import BudgetWriter
 from sgsd.errors import ConfigError
 
 from ..bank.builds import digest
@@ -135,14 +134,6 @@ def test_it_ends_in_one_line_without_a_server_and_goes_on_with_one(build, tmp_pa
     assert (tmp_path / "bank" / MEMORIES).read_bytes() == before
 
 
-def test_a_server_of_web_pages_is_one_line(build):
-    page = {"content": b"<html>Sign in</html>", "kind": "text/html"}
-    with serving(lambda body, attempt: page) as server:
-        refused = build("--truncated", "incorrect", "--writer_base_url", server.url)
-    assert refused.code == 2
-    assert "no usable answer" in refused.error
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_after_a_broken_server_the_folder_goes_on_with_a_good_one(build, name, monkeypatch, tmp_path):
     answer, _ = BROKEN[name]
@@ -196,7 +187,7 @@ def test_a_used_up_budget_ends_it_and_a_larger_one_goes_on(build, tmp_path):
 def test_changed_settings_data_and_weights_are_refused_by_name(build, problems, tmp_path, config, tiny_folder):
     url = ("--writer_base_url", "http://localhost:1/v1")
     assert build(*url, action="sample").code == 0
-    before = contents_of(tmp_path / "bank")
+    before = (tmp_path / "bank" / ROLLOUTS).read_bytes()
     changed = build(*url, "--seed", "1", action="sample")
     assert "results of stage sample with another seed: got 1; expected 0" in changed.error
     assert "another samples: got 3; expected 2" in build(*url, "--samples", "3").error
@@ -212,11 +203,7 @@ def test_changed_settings_data_and_weights_are_refused_by_name(build, problems, 
     assert build(*url, "--model_name_or_path", moved, action="verify").code == 0
     (moved / "generation_config.json").write_text("{}")
     assert "another model_name_or_path" in build(*url, "--model_name_or_path", moved).error
-    assert contents_of(tmp_path / "bank") | before == contents_of(tmp_path / "bank")
-
-
-def contents_of(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.glob("rollouts.jsonl")}
+    assert (tmp_path / "bank" / ROLLOUTS).read_bytes() == before
 
 
 def test_a_model_writes_in_process_what_fits_the_schema(build, tmp_path):
@@ -298,35 +285,34 @@ class VLLM:
 
 @pytest.fixture
 def vllm(monkeypatch):
-    monkeypatch.setattr("sgsd.cli.bank_engines.importlib.util.find_spec", lambda name: name)
     for name in ("VLLMSampler", "VLLMEngine", "VLLMWriter"):
         monkeypatch.setattr(f"sgsd.engines.vllm_offline.{name}", type(name, (VLLM,), {}))
 
 
-def test_what_vllm_has_loaded_to_sample_writes_too(vllm, tiny_folder):
-    settings = BuildSettings(dataset="d", model_name_or_path=str(tiny_folder), engine="vllm", dtype="bfloat16")
-    engines = Engines(settings)
-    sampler = engines.sampler(room=50, progress=print)
-    assert sampler.options["max_model_len"] is None  # to write takes more room than to sample
-    assert (sampler.options["dtype"], sampler.options["top_p"]) == ("bfloat16", 0.95)
-    writer = engines.writer(spent=0)
+WRITING = {"base_url": None, "batch_size": 1, "options": {"temperature": 0.7}}
+
+
+def test_what_vllm_has_loaded_to_sample_writes_too_and_is_loaded_once(vllm, tiny_folder):
+    engines = Engines("vllm", str(tiny_folder), dtype="bfloat16")
+    sampler = engines.sampler({"top_p": 0.95}, batch_size=1, room=50, progress=print)
+    assert sampler.options | {"progress": 0} == {"max_model_len": 50, "dtype": "bfloat16", "top_p": 0.95, "progress": 0}
+    writer = engines.writer("vllm", str(tiny_folder), **WRITING)
     assert writer.arguments[0] is sampler
     assert writer.options["temperature"] == 0.7
+    other = Engines("transformers", str(tiny_folder))
+    first, second = (other.writer("vllm", str(tiny_folder), **WRITING) for _ in range(2))
+    assert first.arguments[0] is second.arguments[0]
 
 
-def test_vllm_samples_and_another_model_writes(vllm, tiny_folder):
-    given = {"dataset": "d", "model_name_or_path": str(tiny_folder), "engine": "vllm"}
-    engines = Engines(BuildSettings(**given, writer_engine="openai", writer_base_url="http://localhost:1/v1"))
-    assert engines.sampler(room=50, progress=print).options["max_model_len"] == 50
-    assert engines.writer(spent=0).name == f"openai {tiny_folder}"
-    engines = Engines(BuildSettings(**given, token_budget=10))
-    writer = engines.writer(spent=4)  # the rollouts were there: nothing is loaded to write with yet
-    assert isinstance(writer, BudgetWriter)
+def test_vllm_samples_and_another_model_writes(tiny_folder):
+    engines = Engines("vllm", "other", server={"base_url": None, "retries": 0}, served_model="served")
+    writer = engines.writer("openai", str(tiny_folder), **(WRITING | {"base_url": "http://localhost:1/v1"}))
+    assert writer.name == f"openai {tiny_folder}"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "openai"])
 def test_a_package_that_is_missing_is_told_before_the_work(monkeypatch, build, engine):
-    monkeypatch.setattr("sgsd.cli.bank_engines.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sgsd.cli.engines.importlib.util.find_spec", lambda name: None)
     refused = build("--writer_engine", engine, "--writer_base_url", "http://localhost:1/v1")
     assert f"the package {engine} is not installed" in refused.error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from transformers import AutoConfig
 
 from sgsd.cli.settings import presets
 from sgsd.engines.models import load_configs, load_model
-from sgsd.errors import ConfigError
 from sgsd.trainers.config import SGSDConfig
 
 TRAINING = [name for name in presets() if name not in ("bank", "lab")]  # those are sgsd bank's and sgsd lab's
@@ -27,6 +27,12 @@ def dry(sgsd, flags, tmp_path, monkeypatch):
         return sgsd("train", *flags, "--output_dir", tmp_path / "run", "--dry_run", *more)
 
     return call
+
+
+@pytest.fixture
+def model(tiny_folder, tmp_path) -> Path:
+    """A copy of the tiny model, to be changed."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")
 
 
 def data(folder: Path, *problems: str, **columns: str) -> Path:
@@ -57,8 +63,8 @@ def test_rows_and_teachers_come_from_the_functions_that_train(
 
         return call
 
-    monkeypatch.setattr("sgsd.cli.train.training_rows", noted("rows", training_rows))
-    monkeypatch.setattr("sgsd.cli.train.build_pool", noted("teachers", trainer.build_pool))
+    monkeypatch.setattr("sgsd.cli.dry_run.training_rows", noted("rows", training_rows))
+    monkeypatch.setattr("sgsd.cli.dry_run.build_pool", noted("teachers", trainer.build_pool))
     chosen = flags if method == "sgsd" else flags_of(method, skills=skills)
     assert sgsd("train", *chosen, "--output_dir", tmp_path / "run", "--dry_run").code == 0
     assert built[0] == "rows"
@@ -116,21 +122,17 @@ def test_long_prompts_are_dropped_as_in_a_run(dry, tmp_path):
     assert "fewer problems than one batch" in result.error
 
 
-def test_the_budget_of_a_completion_stands_beside_what_the_template_does(dry, tiny_folder, tmp_path):
+def test_the_budget_of_a_completion_stands_beside_what_the_template_does(dry, model):
     shown = " ".join(dry().out.split())
     assert "at most 1016 fit beside a completion into the context of 1024" in shown
     assert (
         "completions: at most 8 tokens (max_completion_length); by its chat template the model does not think" in shown
     )
     assert "WARNING" not in shown
-    folder = tmp_path / "thinks"
-    folder.mkdir()
-    for file in tiny_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    template = (folder / "chat_template.jinja").read_text()
+    template = (model / "chat_template.jinja").read_text()
     opened = template + "{% if add_generation_prompt and enable_thinking %}<think>\n{% endif %}"
-    (folder / "chat_template.jinja").write_text(opened)
-    shown = " ".join(dry("--model_name_or_path", folder, "--thinking", "on").out.split())
+    (model / "chat_template.jinja").write_text(opened)
+    shown = " ".join(dry("--model_name_or_path", model, "--thinking", "on").out.split())
     assert "by its chat template the model thinks" in shown
     assert "WARNING: the chat template lets the model think, and max_completion_length 8 is short for that" in shown
 
@@ -188,53 +190,34 @@ def test_a_verifier_that_raises_is_found_out(dry, tmp_path, monkeypatch):
     assert "fails on a made-up completion" in result.error
 
 
-def test_ids_outside_the_models_vocabulary_are_found_out(dry, tiny_folder, tmp_path):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    for file in tiny_folder.iterdir():
-        if file.suffix != ".safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 3}))
-    result = dry("--model_name_or_path", folder)
-    assert result.code == 2
-    assert "is not in the model's vocabulary" in result.error
-
-
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
         ("generation_config.json", {"eos_token_id": -1}, "an end token is not in the model's vocabulary: got -1"),
         ("generation_config.json", {"eos_token_id": "2"}, "an end token is not in the model's vocabulary: got '2'"),
         ("generation_config.json", {"num_return_sequences": 2}, "cannot load the generation config"),
+        ("config.json", {"vocab_size": 3}, "is not in the model's vocabulary"),
         ("config.json", {"pad_token_id": 700}, "cannot be built: got Padding_idx must be within num_embeddings"),
     ],
 )
-def test_a_model_s_files_that_a_run_could_not_use(dry, tiny_folder, tmp_path, file, change, said):
-    folder = tmp_path / "odd"
-    folder.mkdir()
-    for each in tiny_folder.iterdir():
-        (folder / each.name).write_bytes(each.read_bytes())
-    content = json.loads((folder / file).read_text()) | change
-    (folder / file).write_text(json.dumps(content))
-    result = dry("--model_name_or_path", folder)
+def test_a_model_s_files_that_a_run_could_not_use(dry, model, file, change, said):
+    content = json.loads((model / file).read_text()) | change
+    (model / file).write_text(json.dumps(content))
+    result = dry("--model_name_or_path", model)
     assert result.code == 2
     assert said in result.error
 
 
-def test_a_base_model_takes_text(sgsd, flags, dry, tiny_folder, tmp_path):
+def test_a_base_model_takes_text(sgsd, flags, dry, model, tmp_path):
     """Without a chat template: a dry run and a run of prompts that are text."""
-    folder, file = tmp_path / "base", tmp_path / "texts.jsonl"
-    folder.mkdir()
-    for each in tiny_folder.iterdir():
-        if each.name != "chat_template.jinja":
-            (folder / each.name).write_bytes(each.read_bytes())
+    file = tmp_path / "texts.jsonl"
+    (model / "chat_template.jinja").unlink()
     file.write_text("".join(json.dumps({"prompt": f"{n} + 1 =", "answer": str(n + 1)}) + "\n" for n in range(8)))
-    given = ("--model_name_or_path", folder, "--dataset", file)
+    given = ("--model_name_or_path", model, "--dataset", file)
     assert dry(*given).code == 0
     run = sgsd("train", *flags, *given, "--output_dir", tmp_path / "run", "--max_steps", "1")
     assert run.code == 0, run.err
-    assert "tokenizer without a chat template" in dry("--model_name_or_path", folder).error
+    assert "tokenizer without a chat template" in dry("--model_name_or_path", model).error
 
 
 def test_no_instruction_is_no_error_and_shown(sgsd, flags, dry, tmp_path):
@@ -263,16 +246,6 @@ def test_brackets_are_shown_as_they_are(dry, tmp_path, text):
     assert result.out.count("p[/red] ─") == 2
 
 
-@pytest.mark.parametrize("method", ["grpo", "opsd"])
-def test_brackets_are_shown_as_they_are_by_other_methods(sgsd, flags_of, tmp_path, monkeypatch, method):
-    monkeypatch.setenv("COLUMNS", "120")
-    text = r"Solve [/bold] \[x^2 = 1\] [red]now[/red] :smile:"
-    file = data(tmp_path, text, "What is 0 + 1?")
-    result = sgsd("train", *flags_of(method), "--dataset", file, "--output_dir", tmp_path / "run", "--dry_run")
-    assert result.code == 0, result.err
-    assert result.out.count(text) == 1 + (method == "opsd")
-
-
 # ---- without a GPU
 
 
@@ -286,9 +259,7 @@ def test_the_defaults_suit_a_machine_without_a_gpu(tmp_path):
 def roomy(tiny_folder, tmp_path_factory) -> Path:
     """The tiny model's folder without weights, and a context as long as Qwen3's."""
     folder = tmp_path_factory.mktemp("roomy")
-    for file in tiny_folder.iterdir():
-        if file.suffix != ".safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(tiny_folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40960}))
     return folder
@@ -330,8 +301,3 @@ def test_configurations_of_an_adapter_are_its_bases(tiny_folder, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_folder)}))
     config, _ = load_configs(str(tmp_path))
     assert config.max_position_embeddings == AutoConfig.from_pretrained(tiny_folder).max_position_embeddings
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="holds no model"):
-        load_configs(str(tmp_path))

@@ -37,7 +37,7 @@ def no_model(monkeypatch):
         def refuse(*_: object, **__: object):
             raise AssertionError("nothing is to be sampled")
 
-        monkeypatch.setattr("sgsd.cli.eval_engines.load_model", refuse)
+        monkeypatch.setattr("sgsd.cli.engines.load_model", refuse)
 
     return forbid
 
@@ -230,6 +230,20 @@ def test_skills_need_a_bank_and_a_bank_needs_skills(sgsd, tiny_folder, problems)
     assert "more than the bank has" in sgsd(*given, *skills, "--pairs", "999").error
 
 
+def test_a_model_without_a_record_is_told_what_is_assumed_and_few_problems_how_little_they_tell(
+    sgsd, tiny_folder, problems, run
+):
+    shown = sgsd("eval", tiny_folder, "--dataset", problems, *QUICK)
+    said = shown.err.replace("\n", " ")
+    assert "no run.json tells how" in said
+    assert 'assumed: instruction "Reason step by step' in said
+    assert "verifier" not in said.partition("assumed:")[2]
+    assert "sums.jsonl: 8 problems are few, an accuracy is known to ±35 points" in said
+    assert "samples not kept" in said
+    assert all(part in shown.out for part in ("95 % interval", "sums.jsonl", "avg@1"))
+    assert "assumed" not in sgsd("eval", run).err
+
+
 # ---- models and engines
 
 
@@ -253,14 +267,13 @@ def test_an_adapter_without_weights_never_becomes_its_base(sgsd, adapter, proble
     assert "cannot load the adapter" in result.error
 
 
-def test_an_adapter_whose_base_is_gone_is_an_error(sgsd, adapter, problems, tmp_path):
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(
-        json.dumps(config | {"base_model_name_or_path": str(tmp_path / "gone")})
-    )
-    result = sgsd("eval", adapter, "--dataset", problems, *QUICK)
-    assert result.code == 2
-    assert "no such model folder" in result.error
+def test_a_model_without_a_limit_of_its_context(sgsd, tiny_folder, problems, tmp_path):
+    from transformers import AutoConfig, BloomConfig, BloomForCausalLM
+
+    model = shutil.copytree(tiny_folder, tmp_path / "bloom")
+    size = AutoConfig.from_pretrained(tiny_folder).vocab_size
+    BloomForCausalLM(BloomConfig(vocab_size=size, hidden_size=8, n_layer=1, n_head=2)).save_pretrained(model)
+    assert sgsd("eval", model, "--dataset", problems, *QUICK).code == 0
 
 
 class Served:
@@ -336,7 +349,7 @@ def test_another_name_on_the_server_is_another_model(sgsd, tiny_folder, problems
         (("--engine", "openai", "--base_url", "http://localhost", "--dtype", "auto"), "--dtype means nothing"),
         (("--engine", "vlm"), "did you mean vllm?"),
         (("--thinking", "yes"), "unknown --thinking"),
-        (("--pairs", "0"), "--pairs is out of range"),
+        (("--pairs", "0"), "--pairs: out of range"),
     ],
 )
 def test_refusals(sgsd, tiny_folder, problems, flags, fragment):

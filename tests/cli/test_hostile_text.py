@@ -83,9 +83,6 @@ bank check bank.json --problems dH.jsonl --json
 bank check bank.json --benchmark noneH
 bank diff bank.json bH.json
 bank diff bank.json bH.json --json
-bank trace bank.json s0
-bank trace bank.json s0 --json
-bank trace bank.json noneH
 bank import bank.json newH.json
 bank import bank.json newH.json
 bank import bH.json other.json --json

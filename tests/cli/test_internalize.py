@@ -17,7 +17,9 @@ import pytest
 from sgsd import internalize
 from sgsd.bank.credit import separation
 from sgsd.cli import main
-from sgsd.cli.internalize import _kept, _known, _runs_of_words, _summed
+from sgsd.cli.figures import kept as share_kept
+from sgsd.cli.figures import runs_of_words, summed
+from sgsd.cli.internalize import known_flags
 from sgsd.errors import ConfigError, DataError
 from sgsd.examples import demo
 from sgsd.trainers.tracking import TRACKERS
@@ -252,30 +254,29 @@ def test_the_doctors_no_ends_it(data, tiny_folder, tmp_path, capsys):
 
 def test_the_share_that_is_kept():
     before, shown = [0.0] * 30 + [1.0] * 10, [1.0] * 40
-    kept = _kept({"before": before, "with_document": shown, "after": [1.0] * 25 + [0.0] * 5 + [1.0] * 10})
+    kept = share_kept(before, shown, [1.0] * 25 + [0.0] * 5 + [1.0] * 10)
     assert kept["share"] == pytest.approx(25 / 30)
     low, high = kept["ci95"]
     assert low < 25 / 30 < high <= 1
-    assert _kept({"before": before, "with_document": before, "after": shown}) is None
+    assert share_kept(before, before, shown) is None
 
 
 def test_six_words_in_a_row_are_recited():
-    rule = _runs_of_words("Everything made of clay belongs on")
-    assert rule & _runs_of_words("so, everything MADE of clay belongs on it")
-    assert not rule & _runs_of_words("so, everything made of clay belongs there")
+    rule = runs_of_words("Everything made of clay belongs on")
+    assert rule & runs_of_words("so, everything MADE of clay belongs on it")
+    assert not rule & runs_of_words("so, everything made of clay belongs there")
 
 
 def test_a_metric_is_summed_over_steps_however_often_it_is_logged():
     each = [{"step": n, "step_time": float(n)} for n in range(1, 7)]
     every_third = [{"step": 3, "step_time": 2.0}, {"step": 6, "step_time": 5.0}, {"step": 6, "loss": 1.0}]
-    assert _summed(each, "step_time") == _summed(every_third, "step_time") == 21
-    assert _summed([], "step_time") == 0
+    assert summed(each, "step_time") == summed(every_third, "step_time") == 21
+    assert summed([], "step_time") == 0
 
 
 def test_flags_of_another_method_are_left_out():
     flags = ["--max_steps", "3", "--objective", "correction", "--bf16", "--languages", "en", "zh"]
-    assert _known(flags, {"max_steps", "languages"}) == ["--max_steps", "3", "--languages", "en", "zh"]
-    assert _known(flags, None) == flags
+    assert known_flags(flags, {"max_steps", "languages"}) == ["--max_steps", "3", "--languages", "en", "zh"]
 
 
 def planted(folder: Path) -> tuple[Path, Path, dict[str, str]]:

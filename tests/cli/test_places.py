@@ -41,21 +41,16 @@ def test_a_second_run_in_a_folder_is_refused(sgsd, flags, run, tmp_path):
     assert (run / "run.json").read_bytes() == record
 
 
-def test_a_second_evaluation_in_a_folder_is_refused(sgsd, run):
-    folder = run / "evaluations" / "sums"
-    with one_writer(folder):
-        result = sgsd("eval", run)
-    assert (result.code, "another process writes to this folder" in result.error) == (2, True)
-    assert not folder.exists()
-
-
-def test_a_second_internalization_in_a_folder_is_refused(sgsd, tiny_folder, problems, tmp_path):
-    with one_writer(tmp_path / "out"):
-        result = sgsd(
-            "internalize", "seed:mental-arithmetic", "--tasks", problems, "--model", tiny_folder, "--output",
-            tmp_path / "out",
-        )  # fmt: skip
-    assert (result.code, "another process writes to this folder" in result.error) == (2, True)
+def test_a_second_evaluation_or_internalization_in_a_folder_is_refused(sgsd, run, tiny_folder, problems, tmp_path):
+    document = ("internalize", "seed:mental-arithmetic", "--tasks", problems, "--model", tiny_folder)
+    for command, folder in (
+        (("eval", run), run / "evaluations" / "sums"),
+        ((*document, "--output", tmp_path / "out"), tmp_path / "out"),
+    ):
+        with one_writer(folder):
+            result = sgsd(*command)
+        assert (result.code, "another process writes to this folder" in result.error) == (2, True)
+        assert not folder.exists()
 
 
 # ---- a run that goes on

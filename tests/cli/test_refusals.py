@@ -29,6 +29,7 @@ def refused(sgsd, flags, tmp_path, monkeypatch):
         assert result.code == 2
         assert result.error.startswith("sgsd: error: ")
         assert result.err.count("sgsd: error") == 1
+        assert len(result.error) < 500
         assert not output.exists()
         return result.error
 
@@ -47,7 +48,7 @@ NO_MISTAKES = '{"skills": [{"title": "Add", "text": "Carry the ten."}], "mistake
         ("--bank", NO_MISTAKES, ["has no mistakes", "1 skills and 0 mistakes"]),
         ("--dataset", None, ["no such data file"]),
         ("--dataset", "", ["holds no rows"]),
-        ("--dataset", '{"problem": "1 + 1?"}\n', ["no adapter fits", "rename the columns to problem and answer"]),
+        ("--dataset", '{"problem": "1 + 1?"}\n', ["no adapter fits", "got problem; expected problem and answer (docs"]),
         ("--dataset", '{"problem": "1 + 1?", "answer": ""}\n', ["no usable problems", "1 no_answer"]),
         ("--dataset", '{"problem": "1?", "answer": "1"}\n{"prob', ["malformed JSON", ":2"]),
         ("--config", None, ["unknown configuration", "a YAML file, or one of"]),
@@ -57,12 +58,8 @@ NO_MISTAKES = '{"skills": [{"title": "Add", "text": "Carry the ten."}], "mistake
         ("--config", "num_techers: 3\n", ["unknown setting in", "num_techers", "did you mean num_teachers?"]),
         ("--config", "1: 3\n", ["unknown setting in"]),
         ("--config", "num_teachers: abc\n", ["wrong type", 'num_teachers: "abc"', "expected int"]),
-        ("--config", "num_teachers: 2.5\n", ["wrong type", "num_teachers: 2.5", "expected int"]),
-        ("--config", "num_teachers: [2]\n", ["wrong type", "num_teachers: [2]", "expected int"]),
         ("--config", "max_prompt_length: true\n", ["wrong type", "max_prompt_length: true"]),
         ("--config", "learning_rate: null\n", ["wrong type", "learning_rate: null"]),
-        ("--config", "embedder: 5\n", ["wrong type", 'embedder: "5"']),
-        ("--config", "save_strategy: no\n", ["wrong type", 'save_strategy: "no"']),
         ("--config", "env: 3\n", ["env", "NAME: value"]),
     ],
 )
@@ -98,8 +95,6 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
         (["stray"], ["unknown argument", "stray"]),
         (["--num_processes"], ["--num_processes needs a value"]),
         (["--num_generations", "3"], ["generation_batch_size (2) must be divisible by num_generations (3)"]),
-        (["--temperature", "0"], ["temperature is out of range"]),
-        (["--top_p", "2"], ["top_p is out of range"]),
         (["--per_device_train_batch_size", "0"], ["per_device_train_batch_size is out of range"]),
         (["--chat_template_kwargs", "[1]"], ["chat_template_kwargs is no mapping"]),
         (["--eval_dataset", "gone.jsonl"], ["no such data file"]),
@@ -109,8 +104,6 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
         (["--report_to", "clearml"], ["report_to", "clearml", "pip install"]),
         (["--attn_implementation", "flash_attention_2"], ["package", "missing", "Flash"]),
         (["--max_completion_length", "2000"], ["do not fit the model's context", "1024"]),
-        (["--max_completion_length", "1020"], ["8 of 8 plain prompts are too long", "at most 4"]),
-        (["--max_prompt_length", "5"], ["8 of 8 plain prompts are too long", "at most 5"]),
         (["--model_name_or_path", "/no/such/model"], ["no such model folder"]),
         (["--model_name_or_path", "org/model"], ["cannot load the tokenizer 'org/model'", "local folder"]),
         (["--model_name_or_path", "local:smollm"], ["unknown local model", "local:smollm2-135m-instruct"]),
@@ -149,13 +142,6 @@ def test_what_another_method_cannot_use(sgsd, flags_of, tmp_path, method, extra,
     assert not (tmp_path / "run").exists()
     for fragment in fragments:
         assert fragment in result.error
-
-
-def test_a_dry_run_refuses_missing_references_too(sgsd, flags_of, tmp_path):
-    flags = ["--output_dir", tmp_path / "run", "--reference", "solution", "--dry_run"]
-    result = sgsd("train", *flags_of("opsd"), *flags)
-    assert result.code == 2
-    assert "8 of 8 problems have no reference solution" in result.error
 
 
 def test_no_bank_no_data_no_model(sgsd, tiny_folder, problems, tmp_path):
@@ -229,12 +215,12 @@ def test_a_checkpoint_of_one_run_does_not_open_the_folder_of_another(sgsd, flags
 @pytest.mark.parametrize(
     ("extra", "fragments"),
     [
-        (["--samples", "0"], ["--samples is out of range"]),
-        (["--temperature", "-1"], ["--temperature is out of range"]),
-        (["--top_p", "0"], ["--top_p is out of range"]),
-        (["--top_k", "-1"], ["--top_k is out of range"]),
-        (["--batch_size", "0"], ["--batch_size is out of range"]),
-        (["--max_completion_length", "0"], ["--max_completion_length is out of range"]),
+        (["--samples", "0"], ["--samples: out of range"]),
+        (["--temperature", "-1"], ["--temperature: out of range"]),
+        (["--top_p", "0"], ["--top_p: out of range"]),
+        (["--top_k", "-1"], ["--top_k: out of range"]),
+        (["--batch_size", "0"], ["--batch_size: out of range"]),
+        (["--max_completion_length", "0"], ["--max_completion_length: out of range"]),
         (["--max_completion_length", "5000"], ["do not fit the model's context", "less than 1024"]),
         (["--max_completion_length", "1020"], ["8 of 8 plain prompts are too long"]),
         (["--verifier", "exat"], ["unknown verifier", "did you mean 'exact'?"]),

@@ -310,7 +310,7 @@ def test_a_boxed_answer_is_counted_and_only_used_where_the_column_is_silent() ->
 
 
 def test_no_fitting_adapter_says_what_it_got_and_expected() -> None:
-    with pytest.raises(DataError, match=r"got gold, pred; expected one of .*plain \(problem\|question\|Question\|text"):
+    with pytest.raises(DataError, match=r"got gold, pred; expected problem and answer \(docs/data.md"):
         read({"pred": "1", "gold": "2"})
 
 

@@ -77,12 +77,12 @@ TINY = "--verifier exact --max_completion_length 2 --limit 2 --batch_size 2"
 OF_RUNS = (
     "report run --output OUT/page.html", "compare run other", "bank ledger run", "bank ledger run --json",
     "eval --regrade run/evaluations/sums", "eval --regrade run/evaluations/sums --output OUT --json",
-    "bank trace run/bank.json ITEM", "eval run --dataset rows.jsonl --output OUT " + TINY,
+    "bank check run/bank.json", "eval run --dataset rows.jsonl --output OUT " + TINY,
 )  # fmt: skip
 OF_BANKS = (
     "bank show {}", "bank show {} --json", "bank search {} 3+4?", "bank check {}", "bank diff {} bank/bank.json",
     "bank import {} OUT/b.json", "bank export {} OUT/b.json", "bank export {} OUT/SKILL.md --format skill-md",
-    DRY + " --num_teachers 2 --bank {} --dataset rows.jsonl --model_name_or_path tiny", "bank trace {} ITEM",
+    DRY + " --num_teachers 2 --bank {} --dataset rows.jsonl --model_name_or_path tiny",
 )  # fmt: skip
 OF_DATA = (
     DRY + " --num_teachers 2 --bank bank --dataset {} --model_name_or_path tiny",
@@ -122,8 +122,6 @@ KINDS = {
         (
             "bank check bank --memories bank/memories.jsonl",
             "bank check bank",
-            "bank trace bank ITEM",
-            "bank trace bank ITEM --json",
         ),
     ),
     "data": Kind(("rows.jsonl", "rows.json", "prompts.jsonl", "gsm8k.jsonl", "gym.jsonl"), OF_DATA),
@@ -217,7 +215,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.root, self.kept = folder / "world", folder / "kept"
         self.root.mkdir()
-        self.item = make_everything(self.root)
+        make_everything(self.root)
         self.server = Server(lambda body, attempt: {"content": (self.root / "reply.json").read_bytes()})
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -245,8 +243,8 @@ class World:
 
     def run(self, command: str) -> tuple[int, str, str]:
         """Exit code, standard output, standard error, of streams as strict as a terminal's."""
-        words = {"OUT": "out", "ITEM": self.item, "URL": self.server.url}
-        arguments = [re.sub("OUT|ITEM|URL", lambda word: words[word[0]], one) for one in command.split()]
+        words = {"OUT": "out", "URL": self.server.url}
+        arguments = [re.sub("OUT|URL", lambda word: words[word[0]], one) for one in command.split()]
         streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")]
         before = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = streams

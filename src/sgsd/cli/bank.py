@@ -1,140 +1,292 @@
-"""``sgsd bank``: one skill bank, its items, and where they come from."""
+"""``sgsd bank show | search | import | export | diff | check``: one skill bank and its items."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from pydantic import TypeAdapter
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from sgsd import runfolder
-from sgsd.bank import Item
-from sgsd.bank.documents import sources, write_document
-from sgsd.cli.bank_files import item_block, load, sizes
-from sgsd.cli.console import print_json, standard_output, table
+from sgsd.bank import BankDiff, Item, Skill, SkillBank
+from sgsd.bank.build import LINEAGE, MEMORIES
+from sgsd.bank.documents import load_bank, sources, write_document
+from sgsd.bank.leaks import LeakReport, scan
+from sgsd.cli.console import print_json, standard_error, standard_output, table
+from sgsd.data.problems import Problem
 from sgsd.display import say
 from sgsd.errors import BankError
+from sgsd.memories import Memory, read_memory
+from sgsd.validation import validated
+
+_LINEAGE = TypeAdapter(dict[str, list[str]])
 
 
-def bank(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run one action; the exit code is 1 where ``check`` found something."""
-    match options.action:
-        case "show":
-            return _show(options)
-        case "search":
-            return _search(options)
-        case "import":
-            return _import(options)
-        case "export":
-            return _export(options)
-        case "check":
-            from sgsd.cli.bank_check import check
-
-            return check(options)
-        case "trace":
-            from sgsd.cli.bank_trace import trace
-
-            return trace(options)
-        case "ledger":
-            from sgsd.cli.bank_ledger import ledger
-
-            return ledger(options)
-        case _:
-            from sgsd.cli.bank_diff import diff
-
-            return diff(options)
+    actions = {"show": _show, "search": _search, "import": _import, "export": _export, "diff": _diff}
+    if options.action == "check":
+        return _check(options)
+    actions[options.action](options)
+    return 0
 
 
-def _show(options: argparse.Namespace) -> int:
-    loaded = load(options.bank)
+# ---- show, search
+
+
+def _show(options: argparse.Namespace) -> None:
+    bank = load_bank(options.bank)
     if options.json:
-        print_json(json.loads(loaded.to_json()))
-        return 0
+        print_json(json.loads(bank.to_json()))
+        return
     console = standard_output()
-    places = sources(loaded)
-    console.print(Text(f"{options.bank}: {sizes(loaded)}", style="bold"), soft_wrap=True)
-    for heading, items in (("Skills", loaded.skills), ("Mistakes", loaded.mistakes)):
+    places = sources(bank)
+    console.print(Text(f"{options.bank}: {_sizes(bank)}", style="bold"), soft_wrap=True)
+    for heading, items in (("Skills", bank.skills), ("Mistakes", bank.mistakes)):
         listing = table(heading, "id", "item")
         listing.columns[0].max_width = 24
         listing.show_lines = True
         for item in items:
-            listing.add_row(Text(item.id), item_block(item, places.get(item.id, "")))
+            listing.add_row(Text(item.id), _block(item, places.get(item.id, "")))
         if items:
             console.print(Padding(listing, (1, 0, 0, 0)))
-    console.print(f"\ndigest {loaded.digest}")
-    return 0
+    console.print(f"\ndigest {bank.digest}")
 
 
-def _search(options: argparse.Namespace) -> int:
+def _search(options: argparse.Namespace) -> None:
     from sgsd.engines.embedders import build_retriever
 
-    loaded = load(options.bank)
+    bank = load_bank(options.bank)
     retriever = build_retriever(options.retriever, embedder=options.embedder)
     # As teachers are made: of a document's rules each teaches alone.
-    retrieval = retriever.retrieve([options.problem], loaded, options.k, alone="document" in loaded.metadata)[0]
-    rows = [
-        {
-            "skill": pair.skill and pair.skill.id,
-            "mistake": pair.mistake and pair.mistake.id,
-            "similarity": pair.similarity,
-            "weight": weight,
-            "skill_title": pair.skill and pair.skill.title,
-            "mistake_title": pair.mistake and pair.mistake.title,
-        }
-        for pair, weight in zip(retrieval.pairs, retrieval.weights, strict=True)
-    ]
+    found = retriever.retrieve([options.problem], bank, options.k, alone="document" in bank.metadata)[0]
+    ranked = list(zip(found.pairs, found.weights, strict=True))
     if options.json:
-        print_json(rows)
-        return 0
-    scored = any(row["similarity"] is not None for row in rows)
-    columns = ("rank", "weight", *(("similarity",) if scored else ()), "skill", "mistake")
-    listing = table(
-        f"{options.bank}: {len(rows)} pairs by {retriever.name}", *columns, right=("rank", "weight", "similarity")
-    )
-    for rank, (row, pair) in enumerate(zip(rows, retrieval.pairs, strict=True), 1):
-        similarity = [] if not scored else ["" if row["similarity"] is None else f"{row['similarity']:.3f}"]
-        listing.add_row(str(rank), f"{row['weight']:.3f}", *similarity, *map(_named, (pair.skill, pair.mistake)))
+        print_json(
+            [
+                {
+                    "skill": pair.skill and pair.skill.id,
+                    "mistake": pair.mistake and pair.mistake.id,
+                    "similarity": pair.similarity,
+                    "weight": weight,
+                    "skill_title": pair.skill and pair.skill.title,
+                    "mistake_title": pair.mistake and pair.mistake.title,
+                }
+                for pair, weight in ranked
+            ]
+        )
+        return
+    title = f"{options.bank}: {len(ranked)} pairs by {retriever.name}"
+    numbers = ("rank", "weight", "similarity")
+    listing = table(title, *numbers, "skill", "mistake", right=numbers)
+    for rank, (pair, weight) in enumerate(ranked, 1):
+        similarity = "–" if pair.similarity is None else f"{pair.similarity:.3f}"
+        listing.add_row(str(rank), f"{weight:.3f}", similarity, *map(_named, (pair.skill, pair.mistake)))
     standard_output().print(listing)
-    return 0
 
 
 def _named(item: Item | None) -> Text:
-    """The id and a few words of an item, for a cell."""
     return Text() if item is None else Text.assemble(item.title or item.text, "\n", (item.id, "dim"))
 
 
-def _import(options: argparse.Namespace) -> int:
-    loaded = load(options.source)
-    target: Path = options.target
-    _refuse_existing(target, options)
-    loaded.save(target)
+# ---- import, export
+
+
+def _import(options: argparse.Namespace) -> None:
+    bank = load_bank(options.source)
+    _refuse_existing(options)
+    bank.save(options.target)
     if options.json:
-        print_json({"file": str(target), "digest": loaded.digest})
+        print_json({"file": str(options.target), "digest": bank.digest})
     else:
-        say(f"{target}: {sizes(loaded)}")
-    ignored = loaded.metadata.get("ignored_keys")
+        say(f"{options.target}: {_sizes(bank)}")
+    ignored = bank.metadata.get("ignored_keys")
     if isinstance(ignored, list) and ignored:
         say(f"{options.source}: not carried, having no place here: {', '.join(map(str, ignored))}", error=True)
-    return 0
 
 
-def _export(options: argparse.Namespace) -> int:
-    loaded = load(options.bank)
+def _export(options: argparse.Namespace) -> None:
+    bank = load_bank(options.bank)
     target: Path = options.target
-    _refuse_existing(target, options)
+    _refuse_existing(options)
     if options.format == "skill-md":
         try:
-            runfolder.write_text(target, write_document(loaded))
+            runfolder.write_text(target, write_document(bank))
         except OSError as error:
             raise BankError("the target cannot be written", got=f"{target} ({error.strerror})") from error
     else:
-        loaded.save(target, format=options.format)
-    say(f"{target}: {sizes(loaded)}, {options.format} format")
-    return 0
+        bank.save(target, format=options.format)
+    say(f"{target}: {_sizes(bank)}, {options.format} format")
 
 
-def _refuse_existing(target: Path, options: argparse.Namespace) -> None:
-    if target.exists() and not options.force:
-        raise BankError("the target exists", got=str(target), remedy="choose another name, or pass --force")
+def _refuse_existing(options: argparse.Namespace) -> None:
+    if options.target.exists() and not options.force:
+        raise BankError("the target exists", got=str(options.target), remedy="choose another name, or pass --force")
+
+
+# ---- diff
+
+
+def _diff(options: argparse.Namespace) -> None:
+    before, after = load_bank(options.before), load_bank(options.after)
+    found = before.diff(after)
+    moved = not found and before.digest != after.digest
+    if options.json:
+        print_json(
+            {
+                "before": before.digest,
+                "after": after.digest,
+                "added": [_as_dict(item) for item in found.added],
+                "removed": [_as_dict(item) for item in found.removed],
+                "changed": [{"before": _as_dict(old), "after": _as_dict(new)} for old, new in found.changed],
+                "order_changed": moved,
+            }
+        )
+        return
+    console = standard_output()
+    console.print(Text(f"− {options.before}: {_sizes(before)}", style="red"), soft_wrap=True)
+    console.print(Text(f"+ {options.after}: {_sizes(after)}", style="green"), soft_wrap=True)
+    if found:
+        _print_diff(console, found)
+    else:
+        say("the same items in another order" if moved else "the same items")
+
+
+def _print_diff(console: Console, found: BankDiff) -> None:
+    for sign, style, items in (("−", "red", found.removed), ("+", "green", found.added)):
+        for item in items:
+            console.print(Text(f"\n{sign} {item.id}", style=style))
+            console.print(Padding(_block(item), (0, 0, 0, 4)))
+    for old, new in found.changed:
+        console.print(Text(f"\n~ {new.id}", style="yellow"))
+        was, now = _as_dict(old), _as_dict(new)
+        for name in dict.fromkeys([*was, *now]):
+            for sign, style, fields in (("−", "red", was), ("+", "green", now)):
+                if was.get(name) != now.get(name):
+                    line = Text.assemble((f"{name} {sign} ", "bold"), (str(fields.get(name, "")), style))
+                    console.print(Padding(line, (0, 0, 0, 4)))
+    say(f"\n{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed")
+
+
+def _as_dict(item: Item) -> dict[str, Any]:
+    return {"kind": type(item).__name__.lower(), **asdict(item)}
+
+
+# ---- check
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Report findings and leaks; 1 if there are any."""
+    bank = load_bank(options.bank)
+    errors = standard_error()
+    folder = None if options.bank.startswith("seed:") else _folder(Path(options.bank))
+    report = scan(
+        bank,
+        problems=_problems(options.problems, errors),
+        memories=_memories(folder) if options.memories is None else _read_memories(options.memories),
+        benchmarks={source: _problems([source], errors) for source in options.benchmark},
+        lineage=_lineage(folder),
+        n=options.n,
+    )
+    rows: list[dict[str, Any]] = [
+        {"kind": str(finding.kind), "ids": list(finding.ids), "message": finding.message} for finding in bank.check()
+    ]
+    rows += [
+        {
+            "kind": f"leak-{leak.kind.replace(' ', '-')}",
+            "ids": [leak.item],
+            "message": leak.reason,
+            "problem": leak.problem,
+            "source": leak.source,
+            "held": leak.held,
+        }
+        for leak in report.leaks
+    ]
+    if options.json:
+        print_json(rows)
+    elif rows:
+        listing = table(f"{options.bank}: {_sizes(bank)}", "what", "items")
+        listing.show_lines = True
+        for row in rows:
+            what = Text.assemble((row["kind"], "bold"), "\n", row["message"])
+            listing.add_row(what, Text("\n".join(row["ids"])))
+        standard_output().print(listing)
+    else:
+        say(f"{options.bank}: {_sizes(bank)}, nothing odd")
+    for note in _notes(report):
+        errors.print(note, soft_wrap=True)
+    return 1 if rows else 0
+
+
+def _problems(names: list[str], console: Console) -> Iterator[Problem]:
+    for name in names:
+        from sgsd.cli.contamination import load_all  # what a check of the bank alone can do without
+
+        yield from load_all(name, console)
+
+
+def _folder(bank: Path) -> Path:
+    """Where the bank lies, beside what a build or a run left of its past."""
+    return bank if bank.is_dir() else bank.parent
+
+
+def _lineage(folder: Path | None) -> dict[str, Sequence[str]]:
+    """Id → what it comes from directly, of every candidate and item of a build."""
+    file = None if folder is None else folder / LINEAGE
+    if file is None or not file.is_file():
+        return {}
+    return {**validated(_LINEAGE, runfolder.read_json(file), str(file), BankError)}
+
+
+def _memories(folder: Path | None) -> Iterator[Memory]:
+    """Of a build, and those that a run kept behind its online items."""
+    if folder is not None and (folder / MEMORIES).is_file():
+        yield from _read_memories(folder / MEMORIES)
+    if folder is not None and (folder / runfolder.MAINTENANCE).is_file():
+        for where, check in runfolder.read_lines(folder / runfolder.MAINTENANCE):
+            for values in check.get("memories_kept", ()):
+                yield read_memory(values, where)
+
+
+def _read_memories(file: Path) -> Iterator[Memory]:
+    for where, values in runfolder.read_lines(file):
+        yield read_memory(values, where)
+
+
+def _notes(report: LeakReport) -> Iterator[str]:
+    """What was compared, and what could not be."""
+    if report.problems:
+        yield f"leaks: items {report.items}, problems {report.problems:,}, compared by {report.n} words in a row"
+    else:
+        yield "leaks: nothing to compare with; give --problems, --benchmark or --memories"
+    if report.untraced:
+        yield (
+            f"leaks: items with parents but no memory at hand: {len(report.untraced)}; the answers of their problems "
+            "were not compared; --memories names the file"
+        )
+
+
+# ---- items as text
+
+
+def _sizes(bank: SkillBank) -> str:
+    skills, mistakes = len(bank.skills), len(bank.mistakes)
+    return f"{skills} {'skill' if skills == 1 else 'skills'}, {mistakes} {'mistake' if mistakes == 1 else 'mistakes'}"
+
+
+def _block(item: Item, place: str = "") -> RenderableType:
+    """An item for people: its title, origin, place in a document and parents, what it says, when it applies."""
+    parents = f"from {', '.join(item.parents)}" if item.parents else ""
+    about = ", ".join(filter(None, (str(item.origin), place, parents)))
+    parts: list[RenderableType] = [Text.assemble((item.title or "(no title)", "bold"), (f"  {about}", "dim"))]
+    parts.append(Text(item.text))
+    if item.note:
+        parts.append(Text(f"{'When' if isinstance(item, Skill) else 'Avoid'}: {item.note}", style="italic"))
+    return Group(*parts)

@@ -7,14 +7,13 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import transformers
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from sgsd import __version__, runfolder
@@ -22,87 +21,117 @@ from sgsd.bank import build
 from sgsd.bank.build import BANK, RESULTS, Stage
 from sgsd.bank.manifest import MANIFEST, file_digest, make_manifest
 from sgsd.bank.store import Store, open_store
-from sgsd.cli.bank_engines import Engines
+from sgsd.bank.writing import Writer
 from sgsd.cli.bank_settings import BuildSettings, read_settings
-from sgsd.cli.console import print_json, progress_bar, standard_error, standard_output
+from sgsd.cli.console import Bars, print_json, progress_bar, standard_error, standard_output, table
+from sgsd.cli.contamination import load_all
+from sgsd.cli.engines import Engines, refuse_missing_package
 from sgsd.cli.eval_plan import weights_digest
-from sgsd.cli.settings import ignore_deprecations, read_yaml, refuse_unwritable, resolve_config
-from sgsd.data.curation import DataReport
+from sgsd.cli.settings import ignore_deprecations, read_yaml, resolve_config
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import without_secrets
-from sgsd.engines.budget import estimate
-from sgsd.evaluation.presets import BENCHMARKS
+from sgsd.engines.budget import BudgetWriter, estimate
 from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, refuse_long_prompts
 from sgsd.verifiers import Outcome, get_verifier
 
 _PACKAGES = ("torch", "transformers", "trl", "llguidance", "openai", "vllm", "math-verify", "sentence-transformers")
 
 
-def build_bank(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the stages that are asked for and not finished yet; say what the folder holds."""
     ignore_deprecations()
     transformers.utils.logging.disable_progress_bar()
     settings = _settings(options)
     stages = list(Stage) if options.action == "build" else [Stage(options.action)]
     output = Path(options.output)
-    refuse_unwritable(output, "--output")
+    runfolder.refuse_unwritable(output, "--output")
     console = standard_error()
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
     with open_store(output, RESULTS) as store:
-        run = _Build(store, settings, console, say)
-        run.stages(stages)
-        manifest = run.manifest()
+        work = _Build(store, settings, console)
+        work.make(stages)
+        manifest = work.manifest()
     if options.json:
         print_json(manifest)
     else:
-        standard_output().print(summary_table(manifest))
-    for line in warnings(manifest):
-        say(line)
-    say(f"bank: {output / BANK}" if "bank" in manifest else f"in {output}; go on with: {_next(manifest, options)}")
+        standard_output().print(_summary(manifest))
+    for kind, outcome in (("skills", "correct"), ("mistakes", "incorrect")):
+        if "bank" in manifest and not manifest["bank"][kind]:
+            why = f"{manifest['memories'][outcome]} memories are {outcome}"
+            said = f"warning: the bank has no {kind} ({why}); a teacher is made of a skill and a mistake"
+            console.print(said, soft_wrap=True)
+    left = [stage for stage in Stage if stage not in manifest["finished"]]
+    if "bank" in manifest:
+        console.print(f"bank: {output / BANK}", soft_wrap=True)
+    else:
+        then = f"sgsd bank {left[0]} --config {options.config} --output {options.output}"
+        console.print(f"in {output}; go on with: {then}", soft_wrap=True)
     return 0
 
 
 class _Build:
-    """One folder's build under its settings; data and engines are loaded when a stage needs them."""
+    """One folder's build under its settings; engines are loaded when a stage needs them."""
 
-    def __init__(self, store: Store, settings: BuildSettings, console: Console, say: Any) -> None:
+    def __init__(self, store: Store, settings: BuildSettings, console: Console) -> None:
         self._store = store
         self._settings = settings
         self._console = console
-        self._say = say
-        self._engines = Engines(settings)
+        for engine in (settings.engine, str(settings.writer_engine)):
+            refuse_missing_package(engine)
+        patience = {name: vars(settings)[name] for name in ("concurrency", "timeout", "retries")}
+        self._engines = Engines(
+            settings.engine,
+            settings.model_name_or_path,
+            dtype=settings.dtype,
+            device=settings.device,
+            trust_remote_code=settings.trust_remote_code,
+            server={"base_url": settings.base_url, **patience},
+            served_model=settings.served_model,
+        )
         self._verifier = get_verifier(settings.verifier, **(settings.verifier_options or {}))
-        self._problems, self._report = self._load_problems()
-        self._hold()
+        self._problems, self._report = load_problems(
+            settings.dataset,
+            split=settings.dataset_split,
+            config_name=settings.dataset_config,
+            adapter=settings.dataset_adapter,
+            columns=settings.dataset_columns,
+            limit=settings.dataset_limit,
+            readable=self._verifier.readable,
+            seed=settings.seed,
+        )
+        console.print(self._report.summary(), soft_wrap=True)
+        if store.progress(Stage.SAMPLE) is not None:
+            build.refuse_gone_problems(store, self._problems)
+        store.hold(self._depends_on(), without_secrets(asdict(settings)))
 
-    def stages(self, stages: Sequence[Stage]) -> None:
+    def make(self, stages: Sequence[Stage]) -> None:
+        """Those that are not finished yet."""
         left = [stage for stage in stages if not self._store.finished(stage)]
         # What could be refused at the end is refused at the beginning.
         embed = self._embed() if Stage.MERGE in left else None
-        benchmarks = self._benchmarks() if Stage.MERGE in left else {}
+        names = (self._settings.benchmarks or ()) if Stage.MERGE in left else ()
+        benchmarks = {name: load_all(name, self._console) for name in names}
         with progress_bar(self._console) as bar:
-            screen = _Screen(bar)
+            bars = Bars(bar)
             for stage in left:
-                if stage is Stage.SAMPLE:
-                    self._sample(screen)
-                elif stage is Stage.VERIFY:
-                    truncated = Outcome(self._settings.truncated)
-                    build.verify(self._store, self._problems, self._verifier, truncated=truncated, progress=screen.show)
-                elif stage is Stage.EXTRACT:
-                    self._extract(screen)
-                else:
-                    self._merge(screen, embed, benchmarks)
+                match stage:
+                    case Stage.SAMPLE:
+                        self._sample(bars)
+                    case Stage.VERIFY:
+                        truncated = Outcome(self._settings.truncated)
+                        build.verify(
+                            self._store, self._problems, self._verifier, truncated=truncated, progress=bars.show
+                        )
+                    case Stage.EXTRACT:
+                        self._extract(bars)
+                    case Stage.MERGE:
+                        self._merge(bars, embed, benchmarks)
                 build.export(self._store)
 
     def manifest(self) -> dict[str, Any]:
         """The folder's manifest, written with the results of the finished stages."""
         build.export(self._store)
         settings = self._settings
-        dataset = Path(str(settings.dataset))
         manifest = make_manifest(
             self._store,
             sgsd=__version__,
@@ -113,73 +142,79 @@ class _Build:
                 "problems_digest": _digest(self._problems),
                 "rows": self._report.rows,
                 "rows_dropped": self._report.counts,
-                "dataset_file": file_digest(dataset),
-                "weights": weights_digest(Path(str(settings.model_name_or_path))),
+                "dataset_file": file_digest(Path(settings.dataset)),
+                "weights": weights_digest(Path(settings.model_name_or_path)),
                 "writer_weights": weights_digest(Path(str(settings.writer_model))),
             },
         )
         runfolder.write_json(self._store.folder / MANIFEST, manifest)
         return manifest
 
-    def _load_problems(self) -> tuple[list[Problem], DataReport]:
+    def _depends_on(self) -> dict[str, dict[str, Any]]:
+        """Stage → what its results depend on. A model's folder is known by its weights, wherever it lies."""
+
+        def model(name: str) -> dict[str, Any]:
+            value = str(vars(self._settings)[name])
+            weights = weights_digest(Path(value))
+            return {name: value if weights is None else f"weights {weights[:16]}"}
+
+        instruction = self._settings.instruction
+        own = {str(stage): self._settings.of_stage(stage) for stage in Stage}
+        own[Stage.SAMPLE] |= {
+            "dataset": f"{len(self._problems)} problems, SHA-256 {_digest(self._problems)[:16]}",
+            **model("model_name_or_path"),
+            "instruction": BOXED_INSTRUCTION if instruction is None else instruction,
+        }
+        own[Stage.EXTRACT] |= model("writer_model")
+        return own
+
+    def _sample(self, bars: Bars) -> None:
         settings = self._settings
-        problems, report = load_problems(
-            str(settings.dataset),
-            split=settings.dataset_split,
-            config_name=settings.dataset_config,
-            adapter=settings.dataset_adapter,
-            columns=settings.dataset_columns,
-            limit=settings.dataset_limit,
-            readable=self._verifier.readable,
-            seed=settings.seed,
-        )
-        self._say(report.summary())
-        return problems, report
-
-    def _hold(self) -> None:
-        """Refuse a folder whose results come of other data, weights or settings."""
-        dataset = f"{len(self._problems)} problems, SHA-256 {_digest(self._problems)[:16]}"
-        if self._store.progress(Stage.SAMPLE) is not None:
-            build.refuse_gone_problems(self._store, self._problems)
-        own = {stage: self._settings.of_stage(stage) for stage in Stage}
-        own[Stage.SAMPLE] |= {"dataset": dataset, **self._model("model_name_or_path")}
-        own[Stage.SAMPLE]["instruction"] = self._instruction
-        own[Stage.EXTRACT] |= self._model("writer_model")
-        config = without_secrets(asdict(self._settings))
-        self._store.hold({str(stage): values for stage, values in own.items()}, config)
-
-    def _model(self, name: str) -> dict[str, Any]:
-        """A folder is known by its weights, wherever it lies."""
-        value = str(vars(self._settings)[name])
-        weights = weights_digest(Path(value))
-        return {name: value if weights is None else f"weights {weights[:16]}"}
-
-    @property
-    def _instruction(self) -> str:
-        return BOXED_INSTRUCTION if self._settings.instruction is None else self._settings.instruction
-
-    def _sample(self, screen: _Screen) -> None:
-        settings = self._settings
-        tokenizer = self._engines.tokenizer(str(settings.model_name_or_path))
         renderer = PromptRenderer(
-            tokenizer, instruction=settings.instruction, chat_template_kwargs=settings.chat_template_kwargs
+            self._engines.tokenizer(),
+            instruction=settings.instruction,
+            chat_template_kwargs=settings.chat_template_kwargs,
         )
         lengths = [len(renderer.student_ids(problem)) for problem in self._problems]
         context = self._engines.context()
         if context is not None:
             refuse_long_prompts(lengths, context - settings.max_completion_length)
+        sampling = {name: vars(settings)[name] for name in ("temperature", "top_p", "top_k")}
+        # To write takes more room than to sample.
+        writes = settings.writer_engine == "vllm" and settings.writer_model == settings.model_name_or_path
+        sampler = self._engines.sampler(
+            {"max_new_tokens": settings.max_completion_length, **sampling},
+            batch_size=settings.batch_size or 1,
+            room=None if writes else max(lengths) + settings.max_completion_length,
+            progress=bars.within,
+        )
         build.sample(
             self._store,
             self._problems,
-            lambda problem: renderer.student_ids(problem),
-            self._engines.sampler(room=max(lengths) + settings.max_completion_length, progress=screen.within),
+            renderer.student_ids,
+            sampler,
             samples=settings.samples,
             chunk=settings.batch_size or 1,
             seed=settings.seed,
-            progress=screen.show,
+            progress=bars.show,
         )
 
-    def _extract(self, screen: _Screen) -> None:
+    def _writer(self) -> Writer:
+        settings = self._settings
+        writer = self._engines.writer(
+            str(settings.writer_engine),
+            str(settings.writer_model),
+            base_url=settings.writer_base_url,
+            batch_size=settings.writer_batch_size or 1,
+            options={
+                "temperature": settings.writer_temperature,
+                "chat_template_kwargs": settings.writer_chat_template_kwargs,
+            },
+        )
+        budget = settings.token_budget
+        return writer if budget is None else BudgetWriter(writer, budget, spent=self._store.spent)
+
+    def _extract(self, bars: Bars) -> None:
         settings = self._settings
         asked: dict[str, Any] = {
             "show_answer": bool(settings.show_answer),
@@ -188,21 +223,21 @@ class _Build:
         }
         requests = list(build.requests_left(self._store, **asked))
         cost = estimate(requests, price_in=settings.price_in, price_out=settings.price_out, attempts=settings.attempts)
-        self._say(f"extraction will take {cost}")
+        self._console.print(f"extraction will take {cost}", soft_wrap=True)
         build.extract(
             self._store,
-            self._engines.writer(spent=self._store.spent),
+            self._writer(),
             attempts=settings.attempts,
             chunk=settings.writer_batch_size or 1,
-            progress=screen.show,
+            progress=bars.show,
             **asked,
         )
 
-    def _merge(self, screen: _Screen, embed: Any, benchmarks: Mapping[str, Sequence[Problem]]) -> None:
+    def _merge(self, bars: Bars, embed: Callable[..., Any] | None, benchmarks: Mapping[str, Sequence[Problem]]) -> None:
         settings = self._settings
         build.merge_and_scan(
             self._store,
-            self._engines.writer(spent=self._store.spent),
+            self._writer(),
             self._problems,
             name=settings.name,
             metadata={"model": settings.model_name_or_path, "writer": settings.writer_model},
@@ -214,55 +249,24 @@ class _Build:
             seed=settings.seed,
             benchmarks=benchmarks,
             n=settings.leak_words,
-            progress=screen.show,
+            progress=bars.show,
         )
 
-    def _embed(self) -> Any:
+    def _embed(self) -> Callable[..., Any] | None:
         if self._settings.group_by == "order":
             return None
         from sgsd.engines.embedders import SentenceTransformerEmbedder
 
         return SentenceTransformerEmbedder(self._settings.embedder).embed
 
-    def _benchmarks(self) -> dict[str, Sequence[Problem]]:
-        loaded: dict[str, Sequence[Problem]] = {}
-        for name in self._settings.benchmarks or ():
-            known = BENCHMARKS.get(name) if not Path(name).exists() else None
-            source, split, config = (name, None, None) if known is None else (known.hub, known.split, known.config)
-            loaded[name] = load_problems(source, split=split, config_name=config)[0]
-        return loaded
 
-
-class _Screen:
-    """One bar a stage."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[Stage, TaskID] = {}
-        self._done = 0
-
-    def show(self, stage: Stage, done: int, total: int) -> None:
-        """So much of a stage is done."""
-        self._done = done
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=total, completed=done)
-        self._bar.update(self._tasks[stage], completed=done, total=total)
-
-    def within(self, done: int) -> None:
-        """So many of the batch of rollouts under way."""
-        self._bar.update(self._tasks[Stage.SAMPLE], completed=self._done + done)
-
-
-def summary_table(manifest: Mapping[str, Any]) -> Table:
+def _summary(manifest: Mapping[str, Any]) -> Table:
     """The manifest's numbers, by what they are of."""
-    table = Table()
-    table.add_column("of")
-    table.add_column("")
-    table.add_column("count", justify="right")
+    listing = table("", "of", "", "count", right=("count",))
     for part in ("rollouts", "memories", "extraction", "merge", "bank", "tokens"):
         for name, count in _numbers(manifest.get(part, {})):
-            table.add_row(part, name.replace("_", " "), f"{count:,}")
-    return table
+            listing.add_row(part, name.replace("_", " "), f"{count:,}")
+    return listing
 
 
 def _numbers(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int]]:
@@ -277,21 +281,6 @@ def _numbers(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str,
             yield f"{before}{name}", value
 
 
-def warnings(manifest: Mapping[str, Any]) -> list[str]:
-    """What a person should know before training with the bank."""
-    found: list[str] = []
-    for kind, outcome in (("skills", "correct"), ("mistakes", "incorrect")):
-        if "bank" in manifest and not manifest["bank"][kind]:
-            why = f"{manifest['memories'][outcome]} memories are {outcome}"
-            found.append(f"warning: the bank has no {kind} ({why}); a teacher is made of a skill and a mistake")
-    return found
-
-
-def _next(manifest: Mapping[str, Any], options: argparse.Namespace) -> str:
-    left = next(stage for stage in Stage if stage not in manifest["finished"])
-    return f"sgsd bank {left} --config {options.config} --output {options.output}"
-
-
 def _settings(options: argparse.Namespace) -> BuildSettings:
     flags = {item.name: vars(options)[item.name] for item in fields(BuildSettings)}
     if options.config is None:
@@ -301,16 +290,11 @@ def _settings(options: argparse.Namespace) -> BuildSettings:
 
 
 def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    return {name: installed[name] for name in _PACKAGES if name in installed}
 
 
-def _digest(problems: Sequence[Problem]) -> str:
+def _digest(problems: Iterable[Problem]) -> str:
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.text, problem.answer, problem.key]).encode())

@@ -1,10 +1,10 @@
-"""``sgsd bank ledger``: what the items of a run were worth."""
+"""``sgsd bank ledger``: what the items of a run were worth, the best first."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sgsd import runfolder
-from sgsd.bank import ItemRecord, Ledger, Origin, Skill, SkillBank
-from sgsd.bank.credit import Credit, credit, separation
-from sgsd.cli.bank_files import load
+from sgsd.bank import Item, ItemRecord, Ledger, SkillBank
+from sgsd.bank.credit import credit, separation
+from sgsd.bank.documents import load_bank
 from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import BankError
 from sgsd.validation import validated
@@ -25,66 +25,21 @@ _HERE = "in bank"
 _BEST = "helpful"  # the lab's word for an item that states the truth
 
 
-@dataclass(frozen=True)
-class _Said:
-    """What is known of an item besides its record."""
-
-    kind: str
-    title: str
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One item that was used.
-
-    Attributes:
-        id: of the item.
-        record: of all its uses.
-        said: what it is, where a bank or the log of maintenance knows it.
-        state: ``in bank``, ``evicted``; empty where there is no bank to tell.
-        worth: what it is known to be good for, if that is known.
-    """
-
-    id: str
-    record: ItemRecord
-    said: _Said | None
-    state: str
-    worth: str | None
-
-    @property
-    def credit(self) -> Credit:
-        return credit(self.record)
-
-    @property
-    def support(self) -> float | None:
-        """Mean support of successes less that of failures, in nats per token; ``None`` without both."""
-        on_success, on_failure = self.record.mean_support_success, self.record.mean_support_failure
-        return None if on_success is None or on_failure is None else on_success - on_failure
-
-
-_KEYS: dict[str, Callable[[_Row], float]] = {
-    "credit": lambda row: row.credit.value,
-    "positive_share": lambda row: 0.5 if (share := _positive_share(row.record)) is None else share,
-    "support": lambda row: 0.0 if row.support is None else row.support,
-    "uses": lambda row: row.record.uses,
-    "active": lambda row: row.record.active,
-}
-
-
-def ledger(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print the ranking of a run's items."""
-    found = _read_ledger(options.run)
-    banks = [load(options.bank)] if options.bank else _banks(options.run)
-    rows = sorted(_rows(found, banks, options.run), key=_KEYS[options.sort], reverse=True)
-    unused = [item.id for item in (banks[-1].items if banks else ()) if item.id not in found.items]
+    ledger = _read_ledger(options.run)
+    banks = [load_bank(options.bank)] if options.bank else _banks(options.run)
+    rows = _rows(ledger, banks, options.run)
+    unused = [item.id for item in (banks[-1].items if banks else ()) if item.id not in ledger.items]
     apart = _separation(rows)
     if options.json:
-        print_json(_document(options, found, rows, unused, apart))
+        totals = _counts(ledger.total)
+        told = {"run": str(options.run), "totals": totals, "items": rows, "unused": unused, "separation": apart}
+        print_json(told)
         return 0
     console = standard_output()
     console.print(_ranking(options.run, rows))
-    total = found.total
+    total = ledger.total
     console.print(
         f"{total.uses} uses of {len(rows)} items: {total.active} active, {total.positive} positive, "
         f"{total.negative} negative, {total.neutral} neutral, {total.undecided} undecided; a teacher counts for both "
@@ -98,9 +53,6 @@ def ledger(options: argparse.Namespace) -> int:
             soft_wrap=True,
         )
     return 0
-
-
-# ---- reading
 
 
 def _read_ledger(folder: Path) -> Ledger:
@@ -118,69 +70,41 @@ def _banks(folder: Path) -> list[SkillBank]:
     return [SkillBank.load(file) for file in files if file.is_file()]
 
 
-def _rows(found: Ledger, banks: list[SkillBank], folder: Path) -> list[_Row]:
-    known: dict[str, _Said] = {}
+def _rows(ledger: Ledger, banks: Sequence[SkillBank], folder: Path) -> list[dict[str, Any]]:
+    """Of each item what it is, what it is known to be good for, and its uses; by credit."""
+    known: dict[str, dict[str, Any]] = {}
     log = folder / runfolder.MAINTENANCE
     for place, line in runfolder.read_lines(log) if log.is_file() else ():
         for entry in validated(_ENTRIES, line.get("items", []), f"{place}: items", BankError):
-            known[str(entry.get("id"))] = _Said(str(entry.get("kind")), str(entry.get("title")), Origin.ONLINE)
-    for bank in banks:
-        for item in bank.items:
-            kind = "skill" if isinstance(item, Skill) else "mistake"
-            known[item.id] = _Said(kind, item.title or item.text[:60], item.origin)
+            about = {"kind": str(entry.get("kind")), "title": str(entry.get("title")), "origin": "online"}
+            known[str(entry.get("id"))] = about
     worth: dict[str, str] = {}
     for bank in banks:
+        known |= {item.id: _about(item) for item in bank.items}
         said = cast(object, bank.metadata.get("worth"))
         if isinstance(said, dict):
             worth |= {str(id): str(value) for id, value in cast(dict[object, object], said).items()}
     present = {item.id for item in banks[-1].items} if banks else set[str]()
-    state = {id: _HERE if id in present else "evicted" for id in found.items}
-    return [
-        _Row(id, record, known.get(id), state[id] if banks else "", worth.get(id)) for id, record in found.items.items()
+    nothing = {"kind": None, "title": None, "origin": None}
+    rows = [
+        {
+            "id": id,
+            **known.get(id, nothing),
+            "state": (_HERE if id in present else "evicted") if banks else None,
+            "worth": worth.get(id),
+            **_counts(record),
+            "mean_support_success": record.mean_support_success,
+            "mean_support_failure": record.mean_support_failure,
+            "credit": asdict(credit(record)),
+            "positive_share": _share(record),
+        }
+        for id, record in ledger.items.items()
     ]
+    return sorted(rows, key=lambda row: row["credit"]["value"], reverse=True)
 
 
-def _separation(rows: list[_Row]) -> list[dict[str, Any]]:
-    """How far items of known worth lie apart, where the bank's metadata knows it."""
-    kinds = dict.fromkeys(row.worth for row in rows if row.worth is not None)
-    if _BEST not in kinds:
-        return []
-    values = {
-        name: {kind: [_KEYS[name](row) for row in rows if row.worth == kind] for kind in kinds}
-        for name in ("credit", "positive_share", "support")
-    }
-    return [
-        {"better": _BEST, "worse": kind} | {name: separation(of[_BEST], of[kind]) for name, of in values.items()}
-        for kind in kinds
-        if kind != _BEST
-    ]
-
-
-# ---- output
-
-
-def _document(
-    options: argparse.Namespace, found: Ledger, rows: list[_Row], unused: list[str], apart: list[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "run": str(options.run),
-        "sort": options.sort,
-        "totals": _counts(found.total),
-        "items": [
-            {
-                "id": row.id,
-                "kind": None if row.said is None else row.said.kind,
-                "title": None if row.said is None else row.said.title,
-                "origin": None if row.said is None else row.said.origin.value,
-                "state": row.state or None,
-                "worth": row.worth,
-                **_evidence(row.record),
-            }
-            for row in rows
-        ],
-        "unused": unused,
-        "separation": apart,
-    }
+def _about(item: Item) -> dict[str, Any]:
+    return {"kind": type(item).__name__.lower(), "title": item.title or item.text[:60], "origin": item.origin.value}
 
 
 def _counts(record: ItemRecord) -> dict[str, Any]:
@@ -188,53 +112,53 @@ def _counts(record: ItemRecord) -> dict[str, Any]:
     return {name: value for name, value in asdict(record).items() if name not in sums}
 
 
-def _positive_share(record: ItemRecord) -> float | None:
-    """Of the active uses on rollouts with a verdict; ``None`` without any."""
+def _share(record: ItemRecord) -> float | None:
+    """Positive uses of the active ones on rollouts with a verdict; ``None`` without any."""
     decided = record.positive + record.negative
     return record.positive / decided if decided else None
 
 
-def _evidence(record: ItemRecord) -> dict[str, Any]:
-    return _counts(record) | {
-        "mean_support_success": record.mean_support_success,
-        "mean_support_failure": record.mean_support_failure,
-        "credit": asdict(credit(record)),
-        "positive_share": _positive_share(record),
+def _separation(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How far items of known worth lie apart, where the bank's metadata knows it."""
+
+    def support(row: dict[str, Any]) -> float:
+        success, failure = row["mean_support_success"], row["mean_support_failure"]
+        return 0.0 if success is None or failure is None else success - failure
+
+    measures = {
+        "credit": lambda row: row["credit"]["value"],
+        "positive_share": lambda row: 0.5 if row["positive_share"] is None else row["positive_share"],
+        "support": support,
     }
+    kinds = dict.fromkeys(row["worth"] for row in rows if row["worth"] is not None)
+    found: list[dict[str, Any]] = []
+    for kind in kinds if _BEST in kinds else ():
+        if kind != _BEST:
+            better, worse = ([row for row in rows if row["worth"] == one] for one in (_BEST, kind))
+            areas = {name: separation([*map(of, better)], [*map(of, worse)]) for name, of in measures.items()}
+            found.append({"better": _BEST, "worse": kind, **areas})
+    return found
 
 
-def _ranking(run: Path, rows: list[_Row]) -> Table:
+def _ranking(run: Path, rows: Sequence[dict[str, Any]]) -> Table:
     """Two lines an item, so that it fits a terminal of 80 columns."""
-    numbers = (
-        "",
-        "credit\ninterval",
-        "active\nof uses",
-        "positive\nnegative",
-        "neutral\nundecided",
-        "support\n+ and −",
-    )
-    listing = table(f"{run}: items by what they were worth", "", "item", *numbers[1:], right=numbers)
+    pairs = ("credit\ninterval", "active\nof uses", "positive\nnegative", "neutral\nundecided", "support\n+ and −")
+    listing = table(f"{run}: items by what they were worth", "", "item", *pairs, right=("", *pairs))
     listing.caption = "support: mean over successes, over failures, in nats per token"
     for column in listing.columns:
         column.no_wrap, column.min_width = column.header != "item", 18 if column.header == "item" else None
     for rank, row in enumerate(rows, 1):
-        record, worth = row.record, row.credit
-        supports = (record.mean_support_success, record.mean_support_failure)
-        remarks = [row.id, *((row.worth,) if row.worth else ()), *((row.state,) if row.state != _HERE else ())]
-        pairs = (
-            (f"{worth.value:.2f}", f"{worth.low:.2f}–{worth.high:.2f}"),
-            (str(record.active), str(record.uses)),
-            (str(record.positive), str(record.negative)),
-            (str(record.neutral), str(record.undecided)),
+        worth, state = row["credit"], "" if row["state"] == _HERE else row["state"]
+        remarks = ", ".join(filter(None, (row["id"], row["worth"], state)))
+        title = "(in no bank of the run)" if row["title"] is None else row["title"]
+        supports = (row["mean_support_success"], row["mean_support_failure"])
+        cells = (
+            (title, remarks),
+            (f"{worth['value']:.2f}", f"{worth['low']:.2f}–{worth['high']:.2f}"),
+            (str(row["active"]), str(row["uses"])),
+            (str(row["positive"]), str(row["negative"])),
+            (str(row["neutral"]), str(row["undecided"])),
             tuple("–" if value is None else f"{value:+.3f}" for value in supports),
         )
-        listing.add_row(
-            str(rank),
-            Text.assemble(_title(row), "\n", (", ".join(filter(None, remarks)), "dim")),
-            *(Text.assemble(upper, "\n", (lower, "dim")) for upper, lower in pairs),
-        )
+        listing.add_row(str(rank), *(Text.assemble(upper, "\n", (lower, "dim")) for upper, lower in cells))
     return listing
-
-
-def _title(row: _Row) -> str:
-    return "(in no bank of the run)" if row.said is None else row.said.title

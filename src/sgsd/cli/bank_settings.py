@@ -10,13 +10,10 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from sgsd.cli.flags import metavar
+from sgsd.cli.flags import SAMPLE_BATCHES, metavar
 from sgsd.errors import ConfigError
 from sgsd.validation import parse_json, refusal
 
-# Requests at a time: what is lost at most when a build is cut off. Engines that batch by themselves are slow at the end
-# of each call, so theirs are large.
-SAMPLE_BATCHES = {"transformers": 32, "vllm": 512, "openai": 256}
 WRITE_BATCHES = {"transformers": 8, "vllm": 256, "openai": 64}
 
 
@@ -51,12 +48,7 @@ def _setting(default: Any, help_text: str, stage: str | None = None) -> Any:
 
 @dataclass(kw_only=True, config=ConfigDict(extra="forbid"))
 class BuildSettings:
-    """Every setting of a build.
-
-    Raises:
-        ValidationError: pydantic's, for a value of a wrong type or out of range.
-        ConfigError: settings that do not go together.
-    """
+    """Every setting of a build."""
 
     # Data.
     dataset: str = _setting(MISSING, "problems: file, folder, hub name, or reasoning_gym:TASK?option=value")
@@ -163,9 +155,6 @@ def read_settings(content: Mapping[str, Any], where: str, flags: Mapping[str, st
         content: setting → value.
         where: the file, for errors.
         flags: setting → text, ``None`` where it was not given.
-
-    Raises:
-        ConfigError: an unknown setting, a wrong type, a value out of range.
     """
     given = {name: text for name, text in flags.items() if text is not None}
     try:

@@ -16,7 +16,7 @@ NOTHING_SHOWN = "~"
 _LEGEND = f"{NOTHING_SHOWN} the interval holds 0: no difference shown. Percent and points, 95 % intervals over problems"
 
 
-def compare(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print the comparison in the form that was asked for."""
     comparison = compare_runs(options.runs, baseline=options.baseline, checkpoint=options.checkpoint)
     if options.json:

@@ -4,16 +4,19 @@ no terminal but through ``display.visible``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from sgsd.display import json_text, say, visible
+
+_FEW = 50  # problems
 
 
 class _Screen(Console):
@@ -61,6 +64,34 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+class Bars:
+    """A bar for each thing that is done in turn, by name."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._latest = TaskID(0)
+        self._done = 0
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """So much of it is done."""
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._latest, self._done = self._tasks[name], done
+        self._progress.update(self._latest, completed=done, total=total)
+
+    def within(self, done: int) -> None:
+        """So many of the batch under way, of what was shown last."""
+        self._progress.update(self._latest, completed=self._done + done)
+
+
+def warn_if_few(console: Console, what: str, problems: int) -> None:
+    """Say how little an accuracy over so few problems tells: its 95 % interval, where it is widest."""
+    if problems < _FEW:
+        half = 98 / math.sqrt(problems)
+        console.print(f"warning: {what}: {problems} problems are few, an accuracy is known to ±{half:.0f} points")
 
 
 def print_json(value: Any) -> None:

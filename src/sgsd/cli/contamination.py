@@ -12,19 +12,16 @@ from sgsd.data.overlap import Contamination, Overlap, find_overlaps
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import say
-from sgsd.errors import ConfigError
 from sgsd.evaluation.presets import BENCHMARKS
 
 
-def contamination(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Report the overlap of every test source with all training sources together."""
-    if options.show < 0:
-        raise ConfigError("--show is out of range", got=options.show, expected="0 or more")
     console = standard_error()
-    train = [problem for source in options.train for problem in load_all(source, console, *_choices(options, "train"))]
+    train = [problem for source in options.train for problem in load_all(source, console, **_choices(options, "train"))]
     reports: dict[str, Contamination] = {}
     for source in options.test:
-        test = load_all(source, console, *_choices(options, "test"))
+        test = load_all(source, console, **_choices(options, "test"))
         reports[source] = find_overlaps(train, test, n=options.n)
     if options.json:
         told = {"train": options.train, "test": {source: report.to_dict() for source, report in reports.items()}}
@@ -35,33 +32,20 @@ def contamination(options: argparse.Namespace) -> int:
     return 0
 
 
-def _choices(options: argparse.Namespace, side: str) -> tuple[str | None, ...]:
-    return tuple(vars(options)[f"{side}_{name}"] for name in ("split", "config", "adapter", "columns"))
+def _choices(options: argparse.Namespace, side: str) -> dict[str, str | None]:
+    names = {"split": "split", "config": "config_name", "adapter": "adapter", "columns": "columns"}
+    return {name: vars(options)[f"{side}_{flag}"] for flag, name in names.items()}
 
 
-def load_all(
-    source: str,
-    console: Console,
-    split: str | None = None,
-    config: str | None = None,
-    adapter: str | None = None,
-    columns: str | None = None,
-) -> list[Problem]:
+def load_all(source: str, console: Console, **choices: str | None) -> list[Problem]:
     """All usable problems of a source or benchmark, with a summary on the console; duplicates stay, for the question is
     what is there.
     """
     benchmark = None if Path(source).exists() else BENCHMARKS.get(source)
     if benchmark is not None:
-        source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
-    problems, report = load_problems(
-        source,
-        split=split,
-        config_name=config,
-        adapter=adapter,
-        columns=columns,
-        on_duplicate="keep",
-        on_conflict="keep",
-    )
+        source, known = benchmark.hub, {"split": benchmark.split, "config_name": benchmark.config}
+        choices |= {name: choices.get(name) or value for name, value in known.items()}
+    problems, report = load_problems(source, on_duplicate="keep", on_conflict="keep", **choices)
     console.print(report.summary())
     return problems
 

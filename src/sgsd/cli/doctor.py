@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,27 +11,28 @@ import torch
 import transformers
 from rich.console import Console
 
+from sgsd import runfolder
+from sgsd.bank import SkillBank
 from sgsd.bank.documents import load_bank
-from sgsd.cli.console import print_json, progress_bar, standard_error, standard_output, table
-from sgsd.cli.settings import hub_or_cache, ignore_deprecations, refuse_unwritable
+from sgsd.cli.console import Bars, print_json, progress_bar, standard_error, standard_output, table
+from sgsd.cli.settings import hub_or_cache, ignore_deprecations
+from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, diagnose
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import load_model, load_tokenizer
-from sgsd.errors import ConfigError
 from sgsd.prompts import PromptRenderer
+from sgsd.retrieval import Retriever
+from sgsd.trainers.config import SGSDConfig, VerifiedConfig
 from sgsd.trainers.rows import all_text
 from sgsd.trainers.tokens import prompt_budget
-from sgsd.verifiers import get_verifier
+from sgsd.verifiers import Verifier, get_verifier
 
 
-def doctor(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Measure and say what to do; exit code 0 whatever the verdict."""
-    for name in ("max_completion_length", "temperature"):
-        if not vars(options)[name] > 0:
-            raise ConfigError(f"--{name} is out of range", got=vars(options)[name], expected="above 0")
     if options.output is not None:
-        refuse_unwritable(options.output, "--output")
+        runfolder.refuse_unwritable(options.output, "--output")
     ignore_deprecations()
     transformers.utils.logging.disable_progress_bar()
     console = standard_error()
@@ -44,24 +46,26 @@ def doctor(options: argparse.Namespace) -> int:
             tokenizer = load_tokenizer(options.model)
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model = load_model(options.model, dtype=options.dtype, device=device)
-        length = SimpleNamespace(max_completion_length=options.max_completion_length, max_prompt_length=None)
-        found = diagnose_with_bar(
-            console,
-            model,
-            tokenizer,
-            problems,
-            bank,
-            renderer=PromptRenderer(
-                tokenizer, instruction=options.instruction, thinking="off", text_only=all_text(problems)
-            ),
-            verifier=verifier,
-            retriever=retriever,
-            max_new_tokens=options.max_completion_length,
-            max_prompt_length=prompt_budget(model.config, length),
-            rollouts=options.rollouts,
-            temperature=options.temperature,
-            seed=options.seed,
+        renderer = PromptRenderer(
+            tokenizer, instruction=options.instruction, thinking="off", text_only=all_text(problems)
         )
+        length = SimpleNamespace(max_completion_length=options.max_completion_length, max_prompt_length=None)
+        with progress_bar(console) as bar:
+            found = diagnose(
+                model,
+                tokenizer,
+                problems,
+                bank,
+                renderer=renderer,
+                verifier=verifier,
+                retriever=retriever,
+                max_new_tokens=options.max_completion_length,
+                max_prompt_length=prompt_budget(model.config, length),
+                rollouts=options.rollouts,
+                temperature=options.temperature,
+                seed=options.seed,
+                progress=Bars(bar).show,
+            )
     if options.output is not None:
         found.save(options.output)
     if options.json:
@@ -71,24 +75,63 @@ def doctor(options: argparse.Namespace) -> int:
     return 0
 
 
-def diagnose_with_bar(console: Console, *given: Any, **settings: Any) -> Diagnosis:
-    """``diagnose``, with a bar for each prompt that is sampled."""
+def diagnose_run(
+    args: SGSDConfig,
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    bank: SkillBank,
+    verifier: Verifier,
+    console: Console,
+    *,
+    batch_size: int = 32,
+) -> Diagnosis:
+    """``diagnose`` with the settings of a run."""
+    names = ("temperature", "top_p", "top_k", "seed", "num_teachers", "support_clip", "support_threshold")
     with progress_bar(console) as bar:
-        tasks: dict[str, Any] = {}
+        return diagnose(
+            model,
+            tokenizer,
+            problems,
+            bank,
+            renderer=renderer_for(args, tokenizer, problems),
+            verifier=verifier,
+            retriever=retriever_for(args),
+            contexts=[args.teacher_context] if args.teacher_context else None,
+            max_new_tokens=args.max_completion_length,
+            max_prompt_length=prompt_budget(model.config, args),
+            batch_size=batch_size,
+            progress=Bars(bar).show,
+            **{name: vars(args)[name] for name in names},
+        )
 
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
 
-        return diagnose(*given, progress=progress, **settings)
+def renderer_for(args: VerifiedConfig, tokenizer: Any, problems: Sequence[Problem]) -> PromptRenderer:
+    """A run's maker of prompts."""
+    return PromptRenderer(
+        tokenizer,
+        instruction=args.instruction,
+        thinking=args.thinking,
+        chat_template_kwargs=args.chat_template_kwargs,
+        text_only=all_text(problems) and not args.policy_writes,
+    )
+
+
+def retriever_for(args: SGSDConfig) -> Retriever:
+    """A run's retriever."""
+    return build_retriever(
+        args.retriever,
+        embedder=args.embedder if args.retriever == "embedding" else None,
+        temperature=args.retrieval_temperature,
+        seed=args.seed,
+        item_text=args.retrieval_text,
+    )
 
 
 def show(found: Diagnosis, console: Console) -> None:
     """The verdict, why, and the settings it recommends."""
-    made = table(
-        "", "prompt", "right", "to plain", "tokens", "cut off", right=("right", "to plain", "tokens", "cut off")
-    )
+    numbers = ("right", "to plain", "tokens", "cut off")
+    made = table("", "prompt", *numbers, right=numbers)
     made.add_row("plain", f"{found.success.mean:.1%}", "", f"{found.prompt_tokens:.0f}", f"{found.truncated:.0%}")
     made.add_row("plain, greedy", f"{found.greedy_success.mean:.1%}", "", f"{found.prompt_tokens:.0f}", "")
     for name, own in found.in_prompt.items():

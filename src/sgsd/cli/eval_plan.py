@@ -7,11 +7,10 @@ import copy
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, NotRequired
@@ -22,7 +21,8 @@ from typing_extensions import TypedDict
 
 from sgsd import runfolder
 from sgsd.bank.documents import load_bank
-from sgsd.cli.settings import read_run, refuse_unwritable
+from sgsd.cli.flags import SAMPLE_BATCHES
+from sgsd.cli.settings import read_run
 from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import GYM, load_problems
@@ -36,11 +36,7 @@ from sgsd.trainers.config import context_of
 from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
-EVALUATIONS = "evaluations"
-_THINKING = SWITCH
-# Samples per call of the sampler: what is lost at most when an evaluation is cut off. Engines that batch by themselves
-# are slow at the end of each call, so theirs are large.
-_BATCH_SIZES = {"transformers": 32, "vllm": 512, "openai": 256}
+_DEFAULTS = {"samples": 1, "max_completion_length": 1024, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 20
 _DATE = re.compile(r"""\bstrftime_now\(\s*(['"])([^'"\n]*)\1\s*\)""")
 _MOST_NAME = 200  # bytes: file systems take 255
@@ -65,8 +61,6 @@ class Plan:
         renderer, verifier: make the prompts; judge.
         shown: what each prompt shows of a bank; ``None`` for plain prompts.
         prompt_lengths: in tokens, one per problem.
-        k, seed, batch_size: see ``evaluation.evaluate``.
-        sampling: max_new_tokens, temperature, top_p, top_k.
         output: the evaluation's folder; ``None`` to keep nothing.
         settings: all that the samples depend on, as plain data.
         about: what else the summary says.
@@ -79,31 +73,50 @@ class Plan:
     verifier: Verifier
     shown: Sequence[Shown] | None
     prompt_lengths: Sequence[int]
-    k: int
-    seed: int
-    batch_size: int
-    sampling: Mapping[str, Any]
     output: Path | None
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     about: Mapping[str, object]
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """As samplers take it."""
+        sampling = {key: self.settings[key] for key in ("temperature", "top_p", "top_k")}
+        return {"max_new_tokens": self.settings["max_completion_length"], **sampling}
 
-def read_model_run(model: str) -> dict[str, Any]:
-    """The settings of the run that the model is, or is a checkpoint of; empty for other models.
 
-    Raises:
-        ConfigError: a record that cannot be read, a folder that is not there.
-    """
-    refuse_missing_folder(model)
-    return (read_run(Path(model)) if os.path.isdir(model) else None) or {}
+# ---- what was asked for
+
+
+def read_model_run(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the run that the model is, or is a checkpoint of; empty for other models."""
+    if options.model is None:
+        raise ConfigError(
+            "no model to evaluate",
+            expected="a run folder, checkpoint, adapter, hub name or local:NAME; or --regrade PATH",
+        )
+    refuse_missing_folder(options.model)
+    return (read_run(Path(options.model)) if os.path.isdir(options.model) else None) or {}
+
+
+def assumptions(options: argparse.Namespace, plan: Plan, tokenizer: ChatTokenizer) -> str | None:
+    """What is assumed of a model without a run's record, such as one that a script trained; ``None`` if nothing is."""
+    told = {
+        "verifier": plan.settings["verifier"],
+        "instruction": json.dumps(plan.settings["instruction"], ensure_ascii=False),
+        "max_completion_length": plan.settings["max_completion_length"],
+    }
+    if SWITCH in str(tokenizer.chat_template) and options.chat_template_kwargs is None:
+        told["thinking"] = "as the chat template has it"
+    left = [f"{name} {value}" for name, value in told.items() if vars(options)[name] is None]
+    if not left:
+        return None
+    if all(problem.prompt is None for problem in plan.problems):
+        left.append("no system message")
+    return f"no run.json tells how {options.model} was trained; assumed: {', '.join(left)}. A script's own go as flags"
 
 
 def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
-    """The data sets that are named, each once.
-
-    Raises:
-        ConfigError: none; one twice; a misspelt name; a file, split or adapter for more than one.
-    """
+    """The data sets that are named, each once."""
     given = options.dataset or options.dataset_file or run.get("eval_dataset")
     if not given:
         raise ConfigError(
@@ -125,21 +138,47 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def check_flags(options: argparse.Namespace) -> None:
+    """Refuse flags that do not go together, before anything is loaded, and settle the engine's defaults."""
+    for name in ("bank", "retriever", "embedder", "pairs"):
+        if vars(options)[name] is not None and not options.skills_in_prompt:
+            raise ConfigError(f"--{name} goes with --skills_in_prompt", got=vars(options)[name])
+    if options.thinking is not None and SWITCH in (options.chat_template_kwargs or {}):
+        raise ConfigError(f"--thinking and {SWITCH} in --chat_template_kwargs", expected="one of them")
+    if options.output is not None:
+        runfolder.refuse_unwritable(options.output, "--output")
+    if options.device is not None:
+        try:
+            torch.empty(0, device=options.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError("unusable --device", got=options.device, expected="cpu, cuda, cuda:1 …") from error
+    readers = {
+        "base_url": ("openai",),
+        "served_model": ("openai",),
+        "concurrency": ("openai",),
+        "device": ("transformers",),
+        "dtype": ("transformers", "vllm"),
+    }
+    for flag, engines in readers.items():
+        if vars(options)[flag] is not None and options.engine not in engines:
+            raise ConfigError(
+                f"--{flag} means nothing to engine {options.engine}",
+                got=vars(options)[flag],
+                expected=f"--engine {' or '.join(engines)}",
+            )
+    if options.engine == "openai" and options.base_url is None:
+        raise ConfigError("--engine openai needs --base_url", expected="such as http://localhost:8000/v1")
+    if options.engine != "openai" and options.dtype is None:
+        options.dtype = "float32" if options.engine == "transformers" else "auto"
+
+
+# ---- the plan
+
+
 def make_plan(
     name: str, options: argparse.Namespace, run: Mapping[str, Any], tokenizer: ChatTokenizer, *, several: bool
 ) -> Plan:
-    """Everything about one data set but the model.
-
-    Args:
-        name: of the data set.
-        options: the command line's.
-        run: settings of the run, see ``read_model_run``.
-        tokenizer: makes the prompts.
-        several: it is one of several data sets.
-
-    Raises:
-        SGSDError: whatever cannot be used.
-    """
+    """Everything about one data set, ``several`` or not, but the model."""
     benchmark = BENCHMARKS.get(name)
     verifier_name = verifier_of(options.verifier, run)
     verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}
@@ -151,22 +190,13 @@ def make_plan(
     renderer = renderer_of(_dated(tokenizer, today), options, run, benchmark)
     shown, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
     prompts = prompts_of(problems, renderer, shown)
-    sampling = {
-        "max_new_tokens": _first(
-            options.max_completion_length,
-            benchmark and benchmark.max_completion_length,
-            run.get("max_completion_length"),
-            1024,
-        ),
-        "temperature": _first(options.temperature, benchmark and benchmark.temperature, 1.0),
-        "top_p": _first(options.top_p, benchmark and benchmark.top_p, 0.95),
-        "top_k": _first(options.top_k, 0),
-    }
-    k = _first(options.samples, benchmark and benchmark.samples, 1)
-    batch_size = _first(options.batch_size, _BATCH_SIZES[options.engine])
+    chosen = dict(_DEFAULTS)
+    length = {"max_completion_length": run.get("max_completion_length")}
+    for values in (length, {} if benchmark is None else asdict(benchmark), vars(options)):
+        chosen |= {key: values[key] for key in _DEFAULTS if values.get(key) is not None}
     weights = weights_digest(Path(options.model))
     model = {"model": options.model}
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         # A folder is known by its weights, wherever it lies.
         **(model if weights is None else {"weights": weights}),
         "dataset": name,
@@ -176,13 +206,10 @@ def make_plan(
         "chat_template_kwargs": renderer.student_kwargs,
         "skills_in_prompt": skilled,
         **skill_settings,
-        "samples_per_problem": k,
-        "max_completion_length": sampling["max_new_tokens"],
-        "temperature": sampling["temperature"],
-        "top_p": sampling["top_p"],
-        "top_k": sampling["top_k"],
+        "samples_per_problem": chosen["samples"],
+        **{key: chosen[key] for key in ("max_completion_length", "temperature", "top_p", "top_k")},
         "seed": options.seed,
-        "batch_size": batch_size,
+        "batch_size": options.batch_size or SAMPLE_BATCHES[options.engine],
         "engine": options.engine,
         # A server has a name of its own for a model, and another for each adapter on it.
         **({"served_model": options.served_model or options.model} if options.engine == "openai" else {}),
@@ -199,84 +226,34 @@ def make_plan(
         "rows": report.rows,
         "rows_dropped": report.counts,
     }
-    return Plan(
-        name=name,
-        problems=problems,
-        report=report,
-        renderer=renderer,
-        verifier=verifier,
-        shown=shown,
-        prompt_lengths=[len(prompt) for prompt in prompts],
-        k=k,
-        seed=options.seed,
-        batch_size=batch_size,
-        sampling=sampling,
-        output=output,
-        settings=settings,
-        about=about,
+    lengths = [len(prompt) for prompt in prompts]
+    return Plan(name, problems, report, renderer, verifier, shown, lengths, output, settings, about)
+
+
+def _load(
+    name: str, benchmark: Benchmark | None, options: argparse.Namespace, verifier: Verifier
+) -> tuple[list[Problem], DataReport]:
+    split, config, source = options.dataset_split, options.dataset_config, options.dataset_file or name
+    if options.dataset_file is None and benchmark is not None and not os.path.exists(name):
+        source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
+    return load_problems(
+        source,
+        split=split,
+        config_name=config,
+        adapter=options.dataset_adapter,
+        columns=options.dataset_columns,
+        limit=options.limit,
+        readable=verifier.readable,
     )
-
-
-def check_flags(options: argparse.Namespace) -> None:
-    """Refuse values out of range, before anything is loaded.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
-    for name, fits, expected in (
-        ("samples", lambda value: value >= 1, "1 or more"),
-        ("temperature", lambda value: 0 <= value < math.inf, "0 (greedy) or more"),
-        ("top_p", lambda value: 0 < value <= 1, "above 0, at most 1"),
-        ("top_k", lambda value: value >= 0, "0 (off) or more"),
-        ("batch_size", lambda value: value >= 1, "1 or more"),
-        ("max_completion_length", lambda value: value >= 1, "1 or more"),
-        ("pairs", lambda value: value >= 1, "1 or more"),
-    ):
-        value = vars(options)[name]
-        if value is not None and not fits(value):
-            raise ConfigError(f"--{name} is out of range", got=value, expected=expected)
-    for name in ("bank", "retriever", "embedder", "pairs"):
-        if vars(options)[name] is not None and not options.skills_in_prompt:
-            raise ConfigError(f"--{name} goes with --skills_in_prompt", got=vars(options)[name])
-    if options.thinking is not None and _THINKING in (options.chat_template_kwargs or {}):
-        raise ConfigError(f"--thinking and {_THINKING} in --chat_template_kwargs", expected="one of them")
-    if options.output is not None:
-        refuse_unwritable(options.output, "--output")
-    if options.device is not None:
-        try:
-            torch.empty(0, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError("unusable --device", got=options.device, expected="cpu, cuda, cuda:1 …") from error
-
-
-def weights_digest(folder: Path) -> str | None:
-    """What tells one model folder's weights from another's: SHA-256 of its configuration and of its weights' size and
-    of at most 64 blocks of 1 MiB, spread evenly over each file. ``None`` where there is no such folder.
-
-    Training changes every weight that it trains, so blocks are enough, and the largest model takes a second.
-    """
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".gguf"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode())
-            step = max(_BLOCK_BYTES, size // _BLOCKS)
-            with file.open("rb") as stream:
-                for start in range(0, size, step):
-                    stream.seek(start)
-                    digest.update(stream.read(_BLOCK_BYTES))
-        elif file.name in ("config.json", "generation_config.json", "adapter_config.json"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _skills(
     options: argparse.Namespace, run: Mapping[str, Any], problems: Sequence[Problem]
 ) -> tuple[list[Shown], dict[str, object], str]:
     """What each prompt shows with ``--skills_in_prompt``, the settings it depends on, and where the bank is."""
-    name = options.bank or _run_bank(Path(options.model)) or run.get("bank")
+    folder = Path(options.model)
+    places = folder / runfolder.PARTS / runfolder.BANK, folder / runfolder.BANK  # of a checkpoint, of the run's end
+    name = options.bank or next((file for file in places if file.is_file()), None) or run.get("bank")
     if name is None:
         raise ConfigError("no skill bank", expected="--bank: a file, or a shipped one as seed:NAME")
     bank = load_bank(name)
@@ -298,27 +275,37 @@ def _skills(
     return skill_pairs(problems, retriever, bank, count, context), settings, str(name)
 
 
-def _run_bank(folder: Path) -> Path | None:
-    """The bank as it was at this point of the run: a checkpoint's, or the run's at its end."""
-    places = folder / runfolder.PARTS / runfolder.BANK, folder / runfolder.BANK
-    return next((file for file in places if file.is_file()), None)
+def renderer_of(
+    tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
+) -> PromptRenderer:
+    """The prompts' maker. A run's ``thinking`` holds but for ``paper``: the paper evaluates with thinking on."""
+    instruction = run.get("instruction") if options.instruction is None else options.instruction
+    given: dict[str, Any] = options.chat_template_kwargs or {}
+    if options.chat_template_kwargs is None:
+        given = run.get("chat_template_kwargs") or {}
+        if run.get("thinking") in (Thinking.OFF, Thinking.ON):
+            given = {**given, SWITCH: run["thinking"] == Thinking.ON}
+    if options.thinking is not None:
+        given = {**given, SWITCH: options.thinking == "on"}
+    elif (
+        benchmark is not None and benchmark.thinking is not None and SWITCH not in (options.chat_template_kwargs or {})
+    ):
+        given = {**given, SWITCH: benchmark.thinking}
 
+    def rendered(kwargs: dict[str, Any]) -> PromptRenderer:
+        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs=kwargs)
 
-def _load(
-    name: str, benchmark: Benchmark | None, options: argparse.Namespace, verifier: Any
-) -> tuple[list[Problem], DataReport]:
-    split, config, source = options.dataset_split, options.dataset_config, options.dataset_file or name
-    if options.dataset_file is None and benchmark is not None and not os.path.exists(name):
-        source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
-    return load_problems(
-        source,
-        split=split,
-        config_name=config,
-        adapter=options.dataset_adapter,
-        columns=options.dataset_columns,
-        limit=options.limit,
-        readable=verifier.readable,
-    )
+    on, off = (rendered({**given, SWITCH: value}).student_ids("1 + 1?") for value in (True, False))
+    if on != off:
+        return rendered(given)
+    if options.thinking is not None:
+        raise ConfigError(
+            "--thinking changes nothing: the chat template renders both ways alike",
+            got=f"--thinking {options.thinking}",
+            remedy="leave it out; this model has no such switch",
+        )
+    # Without effect, and no setting in which two evaluations could differ.
+    return rendered({name: value for name, value in given.items() if name != SWITCH})
 
 
 def _today(tokenizer: ChatTokenizer, output: Path | None) -> date | None:
@@ -341,33 +328,7 @@ def _dated(tokenizer: ChatTokenizer, today: date | None) -> ChatTokenizer:
     return dated
 
 
-def renderer_of(
-    tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
-) -> PromptRenderer:
-    """The prompts' maker. A run's ``thinking`` holds but for ``paper``: the paper evaluates with thinking on."""
-    instruction = run.get("instruction") if options.instruction is None else options.instruction
-    given = _first(options.chat_template_kwargs, run.get("chat_template_kwargs"), {})
-    if options.chat_template_kwargs is None and run.get("thinking") in (Thinking.OFF, Thinking.ON):
-        given = {**given, _THINKING: run["thinking"] == Thinking.ON}
-    thinking = None if options.thinking is None else options.thinking == "on"
-
-    def rendered(**switch: bool) -> PromptRenderer:
-        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs={**given, **switch})
-
-    on, off = (rendered(**{_THINKING: value}) for value in (True, False))
-    has_switch = on.student_ids("1 + 1?") != off.student_ids("1 + 1?")
-    if not has_switch:  # without effect, and no setting in which two evaluations could differ
-        given = {name: value for name, value in given.items() if name != _THINKING}
-    if thinking is None:
-        wanted = None if benchmark is None or _THINKING in (options.chat_template_kwargs or {}) else benchmark.thinking
-        return rendered() if wanted is None or not has_switch else on if wanted else off
-    if not has_switch:
-        raise ConfigError(
-            "--thinking changes nothing: the chat template renders both ways alike",
-            got=f"--thinking {options.thinking}",
-            remedy="leave it out; this model has no such switch",
-        )
-    return on if thinking else off
+# ---- what an evaluation is known by
 
 
 def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several: bool) -> Path | None:
@@ -379,7 +340,7 @@ def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several:
     is_run = os.path.isdir(model) and any((place / runfolder.RUN).is_file() for place in (model, model.parent))
     if not is_run:
         return None
-    place = model / EVALUATIONS / folder
+    place = model / runfolder.EVALUATIONS / folder
     if not place.resolve().is_relative_to(model.resolve()):
         raise ConfigError("the run's evaluations lie elsewhere", got=f"{place}, a link", remedy="pass --output")
     return place
@@ -396,14 +357,32 @@ def _folder_name(dataset: str) -> str:
     return name.encode()[:_MOST_NAME].decode(errors="ignore")
 
 
+def weights_digest(folder: Path) -> str | None:
+    """What tells one model folder's weights from another's; ``None`` where there is no such folder.
+
+    SHA-256 of its configuration and of its weights' size and at most 64 blocks of 1 MiB, spread evenly over each file:
+    training changes every weight that it trains.
+    """
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".gguf"):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            step = max(_BLOCK_BYTES, size // _BLOCKS)
+            with file.open("rb") as stream:
+                for start in range(0, size, step):
+                    stream.seek(start)
+                    digest.update(stream.read(_BLOCK_BYTES))
+        elif file.name in ("config.json", "generation_config.json", "adapter_config.json"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _prompts_digest(problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> str:
     """Of everything that is asked and compared with: template, instruction, skills, data, in their order."""
     digest = hashlib.sha256()
     for problem, prompt in zip(problems, prompts, strict=True):
         digest.update(json.dumps([problem.id, problem.key, list(prompt)]).encode())
     return digest.hexdigest()
-
-
-def _first(*values: Any) -> Any:
-    """The first value that was given."""
-    return next(value for value in values if value is not None)

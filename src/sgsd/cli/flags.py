@@ -6,7 +6,9 @@ import os
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-_NAMES = {str: "TEXT", int: "INT", float: "FLOAT", bool: "BOOL", dict: "JSON"}
+# Samples at a time: what is lost at most when the work is cut off. Engines that batch by themselves are slow at the end
+# of each call, so theirs are large.
+SAMPLE_BATCHES = {"transformers": 32, "vllm": 512, "openai": 256}
 
 
 def spelled(argument: str) -> str:
@@ -30,6 +32,7 @@ def metavar(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"{{{','.join(inner)}}}"
-    if origin in (Union, types.UnionType):
+    if origin in (Union, types.UnionType, list):
         return metavar(inner[0])
-    return metavar(inner[0]) if origin is list else _NAMES.get(origin or hint, "TEXT")
+    names = {str: "TEXT", int: "INT", float: "FLOAT", bool: "BOOL", dict: "JSON"}
+    return names.get(origin or hint, "TEXT")

@@ -8,38 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from sgsd.cli.console import print_json, standard_error, standard_output
-from sgsd.cli.eval_engines import check_engine, load
+from sgsd.cli.eval import engines_of
 from sgsd.cli.eval_plan import check_flags, output_of, read_model_run, renderer_of
-from sgsd.cli.settings import hub_or_cache, ignore_deprecations
-from sgsd.engines.models import load_tokenizer
+from sgsd.cli.parser import build_parser
+from sgsd.cli.settings import ignore_deprecations
 from sgsd.errors import ConfigError, did_you_mean, in_one_line
 from sgsd.prompts import SWITCH
 
-NAME = "lm-eval"
+_NAME = "lm-eval"
 _TAKEN = (
-    *("command", "model", "lm_eval", "limit", "thinking", "chat_template_kwargs", "engine", "batch_size", "dtype"),
-    *("device", "trust_remote_code", "output", "json"),
+    *("command", "module", "model", "lm_eval", "limit", "thinking", "chat_template_kwargs", "engine", "batch_size"),
+    *("dtype", "device", "trust_remote_code", "output", "json"),
 )
 _BATCH_SIZE = 8
 
 
-def evaluate_tasks(options: argparse.Namespace, defaults: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run tasks that ``--lm_eval`` names, or whose YAML files; print the harness's table and keep its JSON.
 
     The model is loaded as for ``sgsd eval``, with its adapter, and asked in the run's chat template.
-
-    Args:
-        options: the command line's.
-        defaults: of a command line without flags.
-
-    Raises:
-        ConfigError: flags that are not for this; no such task, or its data cannot be read; the extra is missing.
     """
+    defaults = vars(build_parser("eval").parse_args(["eval"]))
     for name, value in vars(options).items():
-        if value != vars(defaults)[name] and name not in _TAKEN:
+        if value != defaults[name] and name not in _TAKEN:
             raise ConfigError(f"--{name} means nothing to --lm_eval: its tasks say how they are asked", got=value)
-    if options.model is None:
-        raise ConfigError("no model to evaluate", expected="a run folder, checkpoint, adapter, hub name or local:NAME")
     if options.engine != "transformers":
         raise ConfigError(f"--engine {options.engine} with --lm_eval", remedy="lm_eval's own command takes servers")
     if importlib.util.find_spec("lm_eval") is None:
@@ -51,23 +43,22 @@ def evaluate_tasks(options: argparse.Namespace, defaults: argparse.Namespace) ->
     from lm_eval.utils import make_table
 
     ignore_deprecations()
+    record = read_model_run(options)
     check_flags(options)
-    check_engine(options)
-    run = read_model_run(options.model)
     tasks = [name.strip() for name in options.lm_eval.split(",")]
     manager = TaskManager()
     for task in tasks:
         if task not in manager.all_tasks and not Path(task).is_file():
             remedy = did_you_mean(task, manager.all_tasks) or "list them: lm_eval ls tasks"
             raise ConfigError("no such task of lm-eval, and no file", got=task, remedy=remedy)
-    with hub_or_cache(options.model):
-        tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
-    template = renderer_of(tokenizer, options, run, None).student_kwargs
-    output = output_of(NAME, options, skilled=False, several=False)
+    engines = engines_of(options)
+    tokenizer = engines.tokenizer()
+    template = renderer_of(tokenizer, options, record, None).student_kwargs
+    output = output_of(_NAME, options, skilled=False, several=False)
     tracker = EvaluationTracker(output_path=None if output is None else str(output / "results.json"))
     with in_one_line("lm-eval cannot run these tasks"):
         model: Any = HFLM(
-            pretrained=load(options),
+            pretrained=engines.weights(),
             tokenizer=tokenizer,
             batch_size=options.batch_size or _BATCH_SIZE,
             chat_template_args=template,

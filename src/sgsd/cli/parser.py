@@ -1,24 +1,25 @@
-"""The command line: ``sgsd demo | train | doctor | eval | compare | report | contamination | lab | bank``.
+"""The command line: every command and its flags but for ``train``'s, which are TRL's own dataclasses (``settings``).
 
-Arguments are parsed before any framework is imported, but for ``train``, whose flags are TRL's own dataclasses.
-What the user got wrong is one line on standard error and exit code 2, anything else that goes wrong one line and 1;
-``--debug`` shows where it came from.
+Arguments are parsed before any framework is imported. What the user got wrong is one line on standard error and exit
+code 2, anything else that goes wrong one line and 1; ``--debug`` shows where it came from.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
+import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__, examples
-from sgsd.cli.flags import at_home, spelled
+from sgsd.cli.flags import SAMPLE_BATCHES, at_home, spelled
 from sgsd.display import say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
@@ -26,8 +27,11 @@ _EPILOG = """\
 Presets for --config: internalize, bank, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
 sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
-
-_DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # of transformers
+_DTYPES = ("auto", "bfloat16", "float16", "float32")
+_RETRIEVERS = ("embedding", "bm25", "random")
+_COLUMNS = "which column is what: problem=question,answer=gold"
+_BANK = "a bank file, a folder with bank.json, or a shipped bank as seed:NAME"
+_MODEL = "hub name, folder, adapter, or local:NAME"
 _BUILDS = {
     "build": "a bank from a model's own rollouts: sample, verify, extract, merge; goes on where it was cut off",
     "sample": "the first stage of build alone: rollouts",
@@ -35,8 +39,7 @@ _BUILDS = {
     "extract": "the third: memories to candidates",
     "merge": "the last: candidates to a bank without leaks",
 }
-
-
+_DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # of transformers
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -60,6 +63,28 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message, remedy=f"see {self.prog} --help")
 
 
+# ---- values of flags
+
+
+def _number(kind: type[int] | type[float], fits: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """A type for argparse: a number in a range."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"out of range: got {value}; expected {expected}")
+        return value
+
+    read.__name__ = kind.__name__  # which argparse tells
+    return read
+
+
+_count = _number(int, lambda value: value >= 1, "1 or more")
+_natural = _number(int, lambda value: value >= 0, "0 or more")
+_temperature = _number(float, lambda value: 0 <= value < math.inf, "0 (greedy) or more")
+_share = _number(float, lambda value: 0 < value <= 1, "above 0, at most 1")
+
+
 def _mapping(text: str) -> dict[str, Any]:
     from sgsd.validation import parse_json  # with pydantic, which takes longer than the rest of the command line
 
@@ -67,6 +92,9 @@ def _mapping(text: str) -> dict[str, Any]:
         return parse_json(text, repr(text), ConfigError)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+# ---- commands
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -85,99 +113,23 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # read by main
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help)
+        made.set_defaults(module=name)
+        return made
+
     # Examples have flags of their own, as train has.
     commands.add_parser("demo", help="a SKILL.md into SmolLM2-135M on this CPU, in minutes", add_help=False)
     commands.add_parser(
         "train", help="train with SGSD or another method (flags: sgsd train --help; all: --help all)", add_help=False
     )
-
-    internal = commands.add_parser(
-        "internalize", help="a document of rules (SKILL.md) into the weights, measured, with a certificate"
+    _add_internalize(
+        add("internalize", "a document of rules (SKILL.md) into the weights, measured, with a certificate")
     )
-    internal.add_argument("document", help="a Markdown file, a folder with SKILL.md, AGENTS.md or CLAUDE.md, or a bank")
-    internal.add_argument("--model", required=True, help="hub name, folder, or local:NAME")
-    internal.add_argument("--output", type=Path, required=True, help="folder; the same call goes on in it")
-    asked = internal.add_argument_group("tasks")
-    asked.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
-    asked.add_argument("--columns", help="which column is what: problem=question,answer=gold")
-    asked.add_argument("--held_out", help="problems to measure with (every third task, at most 200)")
-    asked.add_argument("--retain", help="problems that show what was forgotten (sums)")
-    taught = internal.add_argument_group("training", "the preset internalize; its settings as flags behind --")
-    taught.add_argument("--baseline", choices=("grpo",), help="the same budget beside it")
-    taught.add_argument("--baseline_learning_rate", type=float, help="its own (the run's)")
-    taught.add_argument("--seed", type=int, default=0)
-    taught.add_argument("--force", action="store_true", help="train although the doctor says no")
-    taught.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
+    _add_eval(add("eval", "accuracy of a run, a model or an adapter; or stored responses again"))
+    _add_doctor(add("doctor", "says before training whether a bank or document will help"))
 
-    evaluation = commands.add_parser("eval", help="accuracy of a run, a model or an adapter; or stored responses again")
-    evaluation.add_argument("model", nargs="?", help="run folder, checkpoint, adapter, hub name, or local:NAME")
-    data = evaluation.add_argument_group("data")
-    data.add_argument(
-        "--dataset",
-        help="file, hub name, reasoning_gym:TASK, or aime24, aime25, hmmt25, amc23, math500, gsm8k, minerva; several "
-        "with commas (the run's eval_dataset)",
-    )
-    data.add_argument("--lm_eval", metavar="TASKS", help="tasks of lm-evaluation-harness by name or YAML file, instead")
-    data.add_argument("--dataset_file", help="file in place of the hub, for a data set known by name")
-    data.add_argument("--dataset_split")
-    data.add_argument("--dataset_config")
-    data.add_argument("--dataset_adapter")
-    data.add_argument("--dataset_columns", "--columns", help="which column is what: problem=question,answer=gold")
-    data.add_argument("--limit", type=int, help="problems at most")
-    sampling = evaluation.add_argument_group("sampling", "defaults: those of the data set known by name, else these")
-    sampling.add_argument("--samples", type=int, help="k of avg@k (1)")
-    sampling.add_argument("--temperature", type=float, help="0 is greedy (1.0)")
-    sampling.add_argument("--top_p", type=float, help="(0.95)")
-    sampling.add_argument("--top_k", type=int, help="0 is off (0)")
-    sampling.add_argument("--max_completion_length", type=int, help="new tokens (the run's, else 1024)")
-    sampling.add_argument("--seed", type=int, default=0)
-    prompts = evaluation.add_argument_group("prompts and verdicts", "defaults: the run's")
-    prompts.add_argument("--verifier", help="(math)")
-    prompts.add_argument("--instruction", help="ends every prompt")
-    prompts.add_argument("--thinking", choices=("on", "off"), help="the chat template's enable_thinking")
-    prompts.add_argument("--chat_template_kwargs", type=_mapping, help='JSON, such as {"enable_thinking": true}')
-    prompts.add_argument("--skills_in_prompt", action="store_true", help="show each problem's best pairs of the bank")
-    prompts.add_argument("--bank", help="with --skills_in_prompt: a file, or seed:NAME")
-    prompts.add_argument("--retriever", choices=("embedding", "bm25", "random"))
-    prompts.add_argument("--embedder", help="hub name, folder, or local:all-minilm-l6-v2")
-    prompts.add_argument("--pairs", type=int, help="pairs to show (1)")
-    engine = evaluation.add_argument_group("engine")
-    engine.add_argument("--engine", choices=("transformers", "vllm", "openai"), default="transformers")
-    engine.add_argument("--batch_size", type=int, help="samples drawn, judged and kept at a time (32, 512, 256)")
-    engine.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="(float32; auto for vllm)")
-    engine.add_argument("--device", help="of transformers (the GPU if there is one)")
-    engine.add_argument("--base_url", help="of an OpenAI-compatible server, such as http://localhost:8000/v1")
-    engine.add_argument("--served_model", help="the server's name for the model (the model)")
-    engine.add_argument("--concurrency", type=int, help="requests to the server at a time (16)")
-    engine.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    output = evaluation.add_argument_group("output")
-    output.add_argument(
-        "--output", type=Path, help="folder for samples and summary (default for a run: its evaluations/DATASET)"
-    )
-    output.add_argument("--force", action="store_true", help="discard another evaluation in that folder")
-    output.add_argument("--json", action="store_true", help="print the summary as JSON")
-    again = evaluation.add_argument_group("stored responses")
-    again.add_argument("--regrade", type=Path, help="judge an evaluation or a JSONL of responses again; no model")
-    again.add_argument("--show", type=int, default=20, help="disagreements to print (20)")
-
-    doctor = commands.add_parser("doctor", help="says before training whether a bank or document will help")
-    doctor.add_argument("bank", help="a document (SKILL.md), its folder, a bank file, or a shipped bank as seed:NAME")
-    doctor.add_argument("--tasks", required=True, help="problems with answers: file, hub name, or reasoning_gym:TASK")
-    doctor.add_argument("--columns", help="which column is what: problem=question,answer=gold")
-    doctor.add_argument("--model", required=True, help="hub name, folder, adapter, or local:NAME")
-    doctor.add_argument("--verifier", default="math", help="(math)")
-    doctor.add_argument("--instruction", help="ends every prompt")
-    doctor.add_argument("--max_completion_length", type=int, default=1024, help="new tokens of a rollout (1024)")
-    doctor.add_argument("--temperature", type=float, default=1.0, help="of rollouts (1.0)")
-    doctor.add_argument("--rollouts", type=int, default=120, help="of the plain prompt (120)")
-    doctor.add_argument("--retriever", choices=("embedding", "bm25", "random"), default="embedding")
-    doctor.add_argument("--embedder", default="Qwen/Qwen3-Embedding-0.6B", help="or local:all-minilm-l6-v2")
-    doctor.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="float32")
-    doctor.add_argument("--seed", type=int, default=0)
-    doctor.add_argument("--output", type=Path, help="folder for doctor.json")
-    doctor.add_argument("--json", action="store_true", help="print all numbers as JSON")
-
-    compare = commands.add_parser("compare", help="methods side by side, with intervals and paired differences")
+    compare = add("compare", "methods side by side, with intervals and paired differences")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sgsd eval")
     compare.add_argument("--baseline", help="a row's label or folder (default: Base if it is there, else the first)")
     compare.add_argument("--checkpoint", type=int, help="step to compare all runs at (default: each one's final one)")
@@ -185,40 +137,124 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     for form in ("json", "markdown", "latex"):
         forms.add_argument(f"--{form}", action="store_true", help=f"print {form}")
 
-    contamination = commands.add_parser("contamination", help="test problems that the training data holds")
+    contamination = add("contamination", "test problems that the training data holds")
     for name in ("train", "test"):
         contamination.add_argument(f"--{name}", nargs="+", required=True, help="files, hub names, aime24 …")
-        contamination.add_argument(f"--{name}_split")
-        contamination.add_argument(f"--{name}_config")
-        contamination.add_argument(f"--{name}_adapter")
-        contamination.add_argument(f"--{name}_columns", help="which column is what: problem=question,answer=gold")
+        for choice in ("split", "config", "adapter"):
+            contamination.add_argument(f"--{name}_{choice}")
+        contamination.add_argument(f"--{name}_columns", help=_COLUMNS)
     contamination.add_argument("--n", type=int, default=12, help="words in a row that make an overlap")
-    contamination.add_argument("--show", type=int, default=10, help="pairs to print")
+    contamination.add_argument("--show", type=_natural, default=10, help="pairs to print")
     contamination.add_argument("--json", action="store_true", help="print all pairs as JSON")
 
-    report = commands.add_parser("report", help="one HTML page of runs: comparison, curves, teachers, rollouts, banks")
+    report = add("report", "one HTML page of runs: comparison, curves, teachers, rollouts, banks")
     report.add_argument("runs", type=Path, nargs="+", help="run folders, of several methods and seeds")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="file to write")
 
     lab = "the controlled benchmark of a checkout: hidden rules, a bank of known worth, minutes"
     commands.add_parser("lab", help=lab, add_help=False)
-    bank = commands.add_parser("bank", help="skill banks: build, show, search, check, compare, and their origins")
+    bank = add("bank", "skill banks: build, show, search, check, compare, rank")
     _add_bank(bank, is_chosen=command == "bank")
     return parser
 
 
+def _add_internalize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("document", help="a Markdown file, a folder with SKILL.md, AGENTS.md or CLAUDE.md, or a bank")
+    parser.add_argument("--model", required=True, help=_MODEL)
+    parser.add_argument("--output", type=Path, required=True, help="folder; the same call goes on in it")
+    asked = parser.add_argument_group("tasks")
+    asked.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
+    asked.add_argument("--columns", help=_COLUMNS)
+    asked.add_argument("--held_out", help="problems to measure with (every third task, at most 200)")
+    asked.add_argument("--retain", help="problems that show what was forgotten (sums)")
+    taught = parser.add_argument_group("training", "the preset internalize; its settings as flags behind --")
+    taught.add_argument("--baseline", choices=("grpo",), help="the same budget beside it")
+    taught.add_argument("--baseline_learning_rate", type=float, help="its own (the run's)")
+    taught.add_argument("--seed", type=int, default=0)
+    taught.add_argument("--force", action="store_true", help="train although the doctor says no")
+    taught.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="run folder, checkpoint, adapter, hub name, or local:NAME")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        help="file, hub name, reasoning_gym:TASK, or aime24, aime25, hmmt25, amc23, math500, gsm8k, minerva; several "
+        "with commas (the run's eval_dataset)",
+    )
+    data.add_argument("--lm_eval", metavar="TASKS", help="tasks of lm-evaluation-harness by name or YAML file, instead")
+    data.add_argument("--dataset_file", help="file in place of the hub, for a data set known by name")
+    for choice in ("split", "config", "adapter"):
+        data.add_argument(f"--dataset_{choice}")
+    data.add_argument("--dataset_columns", "--columns", help=_COLUMNS)
+    data.add_argument("--limit", type=int, help="problems at most")
+    sampling = parser.add_argument_group("sampling", "defaults: those of the data set known by name, else these")
+    sampling.add_argument("--samples", type=_count, help="k of avg@k (1)")
+    sampling.add_argument("--temperature", type=_temperature, help="0 is greedy (1.0)")
+    sampling.add_argument("--top_p", type=_share, help="(0.95)")
+    sampling.add_argument("--top_k", type=_natural, help="0 is off (0)")
+    sampling.add_argument("--max_completion_length", type=_count, help="new tokens (the run's, else 1024)")
+    sampling.add_argument("--seed", type=int, default=0)
+    prompts = parser.add_argument_group("prompts and verdicts", "defaults: the run's")
+    prompts.add_argument("--verifier", help="(math)")
+    prompts.add_argument("--instruction", help="ends every prompt")
+    prompts.add_argument("--thinking", choices=("on", "off"), help="the chat template's enable_thinking")
+    prompts.add_argument("--chat_template_kwargs", type=_mapping, help='JSON, such as {"enable_thinking": true}')
+    prompts.add_argument("--skills_in_prompt", action="store_true", help="show each problem's best pairs of the bank")
+    prompts.add_argument("--bank", help="with --skills_in_prompt: a file, or seed:NAME")
+    prompts.add_argument("--retriever", choices=_RETRIEVERS)
+    prompts.add_argument("--embedder", help="hub name, folder, or local:all-minilm-l6-v2")
+    prompts.add_argument("--pairs", type=_count, help="pairs to show (1)")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--engine", choices=tuple(SAMPLE_BATCHES), default="transformers")
+    engine.add_argument("--batch_size", type=_count, help="samples drawn, judged and kept at a time (32, 512, 256)")
+    engine.add_argument("--dtype", choices=_DTYPES, help="(float32; auto for vllm)")
+    engine.add_argument("--device", help="of transformers (the GPU if there is one)")
+    engine.add_argument("--base_url", help="of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    engine.add_argument("--served_model", help="the server's name for the model (the model)")
+    engine.add_argument("--concurrency", type=int, help="requests to the server at a time (16)")
+    engine.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output", type=Path, help="folder for samples and summary (default for a run: its evaluations/DATASET)"
+    )
+    output.add_argument("--force", action="store_true", help="discard another evaluation in that folder")
+    output.add_argument("--json", action="store_true", help="print the summary as JSON")
+    again = parser.add_argument_group("stored responses")
+    again.add_argument("--regrade", type=Path, help="judge an evaluation or a JSONL of responses again; no model")
+    again.add_argument("--show", type=_natural, default=20, help="disagreements to print (20)")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    above = _number(float, lambda value: 0 < value < math.inf, "above 0")
+    parser.add_argument("bank", help="a document (SKILL.md), its folder, a bank file, or a shipped bank as seed:NAME")
+    parser.add_argument("--tasks", required=True, help="problems with answers: file, hub name, or reasoning_gym:TASK")
+    parser.add_argument("--columns", help=_COLUMNS)
+    parser.add_argument("--model", required=True, help=_MODEL)
+    parser.add_argument("--verifier", default="math", help="(math)")
+    parser.add_argument("--instruction", help="ends every prompt")
+    parser.add_argument("--max_completion_length", type=_count, default=1024, help="new tokens of a rollout (1024)")
+    parser.add_argument("--temperature", type=above, default=1.0, help="of rollouts (1.0)")
+    parser.add_argument("--rollouts", type=int, default=120, help="of the plain prompt (120)")
+    parser.add_argument("--retriever", choices=_RETRIEVERS, default="embedding")
+    parser.add_argument("--embedder", default="Qwen/Qwen3-Embedding-0.6B", help="or local:all-minilm-l6-v2")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="folder for doctor.json")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
+
+
 def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
     actions = bank.add_subparsers(dest="action", required=True, parser_class=Parser)
-    one_bank = "a bank file, a folder with bank.json, or a shipped bank as seed:NAME"
     show = actions.add_parser("show", help="list a bank's items")
     search = actions.add_parser("search", help="the pairs a problem would get")
     check = actions.add_parser("check", help="report what is odd or gives problems away; exit code 1 if anything does")
     diff = actions.add_parser("diff", help="what one bank has and another has not")
-    trace = actions.add_parser("trace", help="what an item was merged from, down to the rollouts it came from")
     imported = actions.add_parser("import", help="a document (SKILL.md) or a bank of another format as a bank file")
     export = actions.add_parser("export", help="write a bank in the native or the common format, or as SKILL.md")
-    for action in (show, search, check, trace, export):
-        action.add_argument("bank", help=one_bank)
+    for action in (show, search, check, export):
+        action.add_argument("bank", help=_BANK)
     search.add_argument("problem", help="the problem's text")
     search.add_argument("--retriever", default="bm25", help="embedding, bm25 or random")
     search.add_argument("--embedder", default="local:all-minilm-l6-v2")
@@ -229,30 +265,27 @@ def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
     check.add_argument("--benchmark", nargs="+", default=[], metavar="NAME", help="test problems: aime24 …, or files")
     check.add_argument("--memories", type=Path, help="what the items came from (memories.jsonl beside the bank)")
     check.add_argument("--n", type=int, default=13, help="words in a row that give a problem away (13)")
-    diff.add_argument("before", help=one_bank)
+    diff.add_argument("before", help=_BANK)
     diff.add_argument("after", help="likewise")
-    trace.add_argument("item", help="the item's id")
     imported.add_argument(
-        "source", help=f"{one_bank}; SKILL.md or its folder, general_skills/common_mistakes JSON, playbooks of bullets"
+        "source", help=f"{_BANK}; SKILL.md or its folder, general_skills/common_mistakes JSON, playbooks of bullets"
     )
     for action in (imported, export):
         action.add_argument("target", type=Path, help="file to write")
         action.add_argument("--force", action="store_true", help="replace the target")
     export.add_argument("--format", choices=("native", "common", "skill-md"), default="common", help="(common)")
-    for action in (show, search, check, diff, trace, imported):
-        action.add_argument("--json", action="store_true", help="print JSON")
     ledger = actions.add_parser("ledger", help="what a run's items were worth: the ranking by credit")
+    ledger.set_defaults(module="bank_ledger")
     ledger.add_argument("run", type=Path, help="a run's folder, or a checkpoint's")
     ledger.add_argument("--bank", help="where the items are from, if the run has none (its banks)")
-    orders = ("credit", "positive_share", "support", "uses", "active")
-    ledger.add_argument("--sort", choices=orders, default="credit", help="what to rank by (credit)")
-    ledger.add_argument("--json", action="store_true", help="print JSON")
-    builds = {name: actions.add_parser(name, help=help_text) for name, help_text in _BUILDS.items()}
-    if is_chosen:  # pydantic takes longer to import than the rest of the command line
-        from sgsd.cli.bank_settings import add_flags
+    for action in (show, search, check, diff, imported, ledger):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    builds = [actions.add_parser(name, help=help_text) for name, help_text in _BUILDS.items()]
+    for action in builds if is_chosen else ():
+        from sgsd.cli.bank_settings import add_flags  # with pydantic, as above
 
-        for action in builds.values():
-            add_flags(action)
+        action.set_defaults(module="bank_build")
+        add_flags(action)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -279,6 +312,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     return options
 
 
+# ---- running one
+
+
 def keep_freed_memory() -> None:
     """Have glibc's allocator keep what tensors free, where it would give it back and ask for it again, page by page.
 
@@ -301,11 +337,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments, debug = _without_debug(arguments)
     try:
         return _run(arguments)
-    except SGSDError as error:
-        if debug:
-            traceback.print_exc()
-        say(f"sgsd: error: {error}", error=True)
-        return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -315,8 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last net: no user is answered by a traceback
         if debug:
             traceback.print_exc()
-        say(f"sgsd: error: {_in_one_line(error)}", error=True)
-        return 1
+        is_known = isinstance(error, SGSDError)
+        say(f"sgsd: error: {error if is_known else _in_one_line(error)}", error=True)
+        return 2 if is_known else 1
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
@@ -337,49 +369,17 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["train"]:
+    command = next(iter(arguments), None)
+    if command == "train":
         from sgsd.cli.train import train
 
         return train(arguments[1:])
-    if arguments and arguments[0] in examples.COMMANDS:
-        return examples.run(arguments[0], arguments[1:])
-    options = parse(build_parser(next(iter(arguments), None)), arguments)
-    if options.command == "eval" and options.regrade is not None:
-        from sgsd.cli.regrade import regrade_stored
-
-        return regrade_stored(options)
-    if options.command == "eval" and options.lm_eval is not None:
-        from sgsd.cli.harness import evaluate_tasks
-
-        return evaluate_tasks(options, build_parser("eval").parse_args(["eval"]))
-    if options.command == "eval":
-        from sgsd.cli.eval import evaluate_model
-
-        return evaluate_model(options)
-    if options.command == "internalize":
-        from sgsd.cli.internalize import run
-
-        return run(options)
-    if options.command == "doctor":
-        from sgsd.cli.doctor import doctor
-
-        return doctor(options)
-    if options.command == "compare":
-        from sgsd.cli.compare import compare
-
-        return compare(options)
-    if options.command == "contamination":
-        from sgsd.cli.contamination import contamination
-
-        return contamination(options)
-    if options.command == "report":
-        from sgsd.cli.report import report
-
-        return report(options)
-    if options.action in _BUILDS:
-        from sgsd.cli.bank_build import build_bank
-
-        return build_bank(options)
-    from sgsd.cli.bank import bank
-
-    return bank(options)
+    if command in examples.COMMANDS:
+        return examples.run(command, arguments[1:])
+    options = parse(build_parser(command), arguments)
+    module = options.module
+    if module == "eval" and options.regrade is not None:
+        module = "regrade"
+    elif module == "eval" and options.lm_eval is not None:
+        module = "harness"
+    return importlib.import_module(f"sgsd.cli.{module}").run(options)

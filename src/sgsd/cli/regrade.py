@@ -21,13 +21,11 @@ _WIDTH = 40
 _DISAGREEMENTS = "disagreements.jsonl"
 
 
-def regrade_stored(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Judge all responses of a file or an evaluation again; print agreement and disagreements, keep them if asked."""
     path: Path = options.regrade
     if options.model is not None:
         raise ConfigError("--regrade samples nothing", got=f"the model {options.model}", remedy="leave the model out")
-    if options.show < 0:
-        raise ConfigError("--show is out of range", got=options.show, expected="0 or more")
     _check_output(options.output, path, force=options.force)
     evaluation = Evaluation.load(path) if (path / runfolder.SUMMARY).is_file() else None
     before = {} if evaluation is None else read_summary(path)
@@ -66,9 +64,7 @@ def regrade_stored(options: argparse.Namespace) -> int:
 def _check_output(output: Path | None, path: Path, *, force: bool) -> None:
     if output is None:
         return
-    from sgsd.cli.settings import refuse_unwritable  # with TRL, which takes seconds
-
-    refuse_unwritable(output, "--output")
+    runfolder.refuse_unwritable(output, "--output")
     if path.resolve() == output.resolve():
         raise ConfigError("--output is the evaluation itself", got=str(output), remedy="give another folder")
     if output.exists() and any(output.iterdir()) and not force:

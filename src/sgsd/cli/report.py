@@ -8,7 +8,7 @@ from sgsd.display import say
 from sgsd.errors import ConfigError
 
 
-def report(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """One HTML page of the named runs."""
     try:
         from sgsd.report.page import write_report

@@ -1,4 +1,4 @@
-"""Flags and YAML files → TRL's dataclasses, with errors that name the nearest setting; and the record of a run."""
+"""``sgsd train``'s flags and YAML files → TRL's dataclasses; the record of a run."""
 
 from __future__ import annotations
 
@@ -58,45 +58,34 @@ _MAY_CHANGE_STARTS = ("eval_", "dataloader_", "ddp_", "fsdp", "torch_compile", "
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
+def _setting(default: Any, help_text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, **more})
+
+
 @dataclass
 class RunArguments:
     """What a run takes beside TRL's training and model arguments."""
 
-    dataset: str | None = field(
-        default=None, metadata={"help": "Training data: file, folder, hub name, or reasoning_gym:TASK?option=value."}
+    dataset: str | None = _setting(None, "Training data: file, folder, hub name, or reasoning_gym:TASK?option=value.")
+    dataset_split: str | None = _setting(None, "Split; default: train, or the only one.")
+    dataset_config: str | None = _setting(None, "Configuration of a hub data set.")
+    dataset_adapter: str | None = _setting(None, "Row format; default: found by its columns.")
+    dataset_columns: str | None = _setting(
+        None, "Which column is what: problem=question,answer=gold.", aliases=["--columns"]
     )
-    dataset_split: str | None = field(default=None, metadata={"help": "Split; default: train, or the only one."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_adapter: str | None = field(default=None, metadata={"help": "Row format; default: found by its columns."})
-    dataset_columns: str | None = field(
-        default=None, metadata={"help": "Which column is what: problem=question,answer=gold.", "aliases": ["--columns"]}
-    )
-    dataset_limit: int | None = field(default=None, metadata={"help": "Problems at most."})
-    languages: list[str] | None = field(default=None, metadata={"help": "Keep problems in these languages (en zh …)."})
-    on_duplicate: str = field(default="drop", metadata={"help": "Same text and answer: drop or keep."})
-    on_conflict: str = field(default="drop_all", metadata={"help": "Same text, other answer: drop_all or keep."})
-    eval_dataset: str | None = field(default=None, metadata={"help": "Data of evaluations during training."})
-    method: str = field(
-        default="sgsd", metadata={"help": f"Training method: {', '.join(CONFIGS)}; decides which settings there are."}
-    )
-    resume: bool = field(
-        default=False, metadata={"help": "Go on from the last complete checkpoint in output_dir, if there is one."}
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Resolve and print everything, count the data, show prompts; no weights."}
-    )
-    doctor: bool = field(
-        default=False,
-        metadata={"help": "Say from some rollouts whether the bank will help, as sgsd doctor; no training."},
-    )
+    dataset_limit: int | None = _setting(None, "Problems at most.")
+    languages: list[str] | None = _setting(None, "Keep problems in these languages (en zh …).")
+    on_duplicate: str = _setting("drop", "Same text and answer: drop or keep.")
+    on_conflict: str = _setting("drop_all", "Same text, other answer: drop_all or keep.")
+    eval_dataset: str | None = _setting(None, "Data of evaluations during training.")
+    method: str = _setting("sgsd", f"Training method: {', '.join(CONFIGS)}; decides which settings there are.")
+    resume: bool = _setting(False, "Go on from the last complete checkpoint in output_dir, if there is one.")
+    dry_run: bool = _setting(False, "Resolve and print everything, count the data, show prompts; no weights.")
+    doctor: bool = _setting(False, "Say from some rollouts whether the bank will help, as sgsd doctor; no training.")
 
 
 class _Parser(TrlParser):
-    """TRL's parser; its help is in groups, each setting with its default.
-
-    Args:
-        whole: whether help shows every inherited setting, or those of every day, after the package's own.
-    """
+    """TRL's parser; its help is in groups, with defaults, and shows every inherited setting if ``whole``."""
 
     def __init__(self, parts: Sequence[Any], *, whole: bool, **options: Any) -> None:
         self._whole = whole
@@ -144,29 +133,23 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
         ConfigError: an unknown or unusable setting; names the nearest known one.
     """
     ignore_deprecations()
-    arguments = [
-        part for argument in arguments for part in (argument.split("=", 1) if _is_config(argument) else [argument])
-    ]
     arguments = [spelled(argument) for argument in arguments]
-    content: dict[str, Any] = {}
-    path = None
-    if "--config" in arguments:
-        at = arguments.index("--config") + 1
-        if at >= len(arguments):
-            raise ConfigError("--config needs a YAML file or a preset", expected=", ".join(presets()))
-        path = resolve_config(arguments[at])
-        del arguments[at - 1 : at + 1]  # TRL would read it by a loader of more than settings
-        content = read_yaml(path)
-    method = _method(arguments, content)
+    name = _taken(arguments, "--config")  # TRL would read it by a loader of more than settings
+    if name == "":
+        raise ConfigError("--config needs a YAML file or a preset", expected=", ".join(presets()))
+    path = None if name is None else resolve_config(name)
+    content = {} if path is None else read_yaml(path)
+    method = _taken([*arguments], "--method") or content.get("method", RunArguments.method)
+    check_choice("method", method, tuple(CONFIGS))
     parts = (RunArguments, ModelConfig, CONFIGS[method])
     name = f"sgsd train --method {method}"
     whole = ["--help", "all"] in [arguments[at : at + 2] for at in range(len(arguments))]
     usage = f"{name} [--config FILE|PRESET] [--SETTING VALUE …]"
     parser = _Parser(parts, whole=whole, prog=name, usage=usage)
-    known = known_settings(parser)
+    known = sorted({action.dest for action in parser._actions} - {"help"})
     for key in content:
         if key not in known and key != "env":
-            raise unknown_setting(str(key), known, method=method, where=str(path))
+            raise _unknown(str(key), known, method=method, where=str(path))
     if path is not None:
         _check_types(content, parts, path)
         if not isinstance(content.get("env", {}), dict):
@@ -174,7 +157,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
     for argument in arguments:
         flag = argument.split("=")[0]
         if flag.startswith("--") and flag not in parser._option_string_actions:
-            raise unknown_setting(flag[2:], known, method=method)
+            raise _unknown(flag[2:], known, method=method)
     try:
         os.environ.update({name: str(value) for name, value in content.pop("env", {}).items()})
         parser.set_defaults_with_config(**content)
@@ -193,10 +176,8 @@ def ignore_deprecations() -> None:
 
 @contextmanager
 def hub_or_cache(name: str) -> Iterator[None]:
-    """Where the hub does not answer, look in the local cache at once: the client would retry every file for a minute.
-
-    Args:
-        name: of the model to load in here.
+    """Where the hub does not answer, find a model of this name in the local cache at once: the client would retry every
+    file for a minute.
     """
     from huggingface_hub import constants
 
@@ -217,11 +198,7 @@ def presets() -> list[str]:
 
 
 def resolve_config(name: str) -> Path:
-    """A YAML file by path, or a shipped one by name.
-
-    Raises:
-        ConfigError: there is neither; names the nearest preset.
-    """
+    """A YAML file by path, or a shipped one by name."""
     if os.path.isfile(name):
         return Path(name)
     if name in presets():
@@ -234,12 +211,7 @@ def resolve_config(name: str) -> Path:
     )
 
 
-def known_settings(parser: argparse.ArgumentParser) -> list[str]:
-    """Every setting the parser takes."""
-    return sorted({action.dest for action in parser._actions} - {"help"})
-
-
-def unknown_setting(name: str, known: Iterable[str], *, method: str, where: str = "") -> ConfigError:
+def _unknown(name: str, known: Iterable[str], *, method: str, where: str = "") -> ConfigError:
     """The error for a misspelt setting, or for one of other methods."""
     others = [other for other, config in CONFIGS.items() if name in {item.name for item in dataclasses.fields(config)}]
     return ConfigError(
@@ -265,14 +237,8 @@ def settings_as_dict(*parts: Any) -> dict[str, Any]:
 def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
     """Write ``run.json``: all settings, package versions, and whatever else is told."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    record = {
-        "sgsd": __version__,
-        "python": platform.python_version(),
-        "versions": versions,
-        **extra,
-        "settings": settings,
-    }
-    runfolder.write_json(folder / runfolder.RUN, record)
+    about = {"sgsd": __version__, "python": platform.python_version(), "versions": versions}
+    runfolder.write_json(folder / runfolder.RUN, {**about, **extra, "settings": settings})
 
 
 def digest_of(problems: Iterable[Problem]) -> str:
@@ -286,14 +252,7 @@ def digest_of(problems: Iterable[Problem]) -> str:
 def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """``resumed`` of a run's record: each time it was gone on with, from where, and what was told otherwise.
 
-    Args:
-        checkpoint: to go on from; ``None`` for a run that begins.
-        settings: of this call.
-        data: what became of the data, with its ``digest``.
-
-    Raises:
-        ConfigError: the run's record cannot be read; another setting than at the start, or other data, on which the
-            steps before depend.
+    Other settings than at the start, or other data, are refused where the steps before depend on them.
     """
     file = None if checkpoint is None else Path(checkpoint).parent / runfolder.RUN
     if file is None or not file.is_file():
@@ -320,11 +279,7 @@ def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run a folder belongs to (its own, or the run's around a checkpoint), if it is one.
-
-    Raises:
-        ConfigError: a ``run.json`` that cannot be read.
-    """
+    """The settings of the run a folder belongs to (its own, or the run's around a checkpoint), if it is one."""
     for candidate in (folder / runfolder.RUN, folder.parent / runfolder.RUN):
         if candidate.is_file():
             return dict(runfolder.read_json(candidate, runfolder.RUN_RECORD, ConfigError)["settings"])
@@ -332,57 +287,27 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
-    """A run never mixes with what another one left.
-
-    Args:
-        folder: of the run.
-        resuming: ``--resume`` was given, and found no checkpoint.
-
-    Raises:
-        ConfigError: the folder holds something, or cannot be written.
-    """
-    refuse_unwritable(folder, "output_dir")
-    if not runfolder.is_unused(folder):
-        if resuming:
-            raise ConfigError(
-                "nothing to resume from in output_dir, and it is not empty",
-                got=str(folder),
-                expected="a checkpoint-N written to its end, or an empty folder to start anew in",
-                remedy="choose another output_dir, or empty this one",
-            )
+    """Refuse to mix with what another run left."""
+    if runfolder.is_unused(folder):
+        return
+    if resuming:
         raise ConfigError(
-            "output_dir is not empty",
+            "nothing to resume from in output_dir, and it is not empty",
             got=str(folder),
-            remedy="pass --resume to go on with that run, or choose another output_dir",
+            expected="a checkpoint-N written to its end, or an empty folder to start anew in",
         )
+    remedy = "pass --resume to go on with that run, or choose another output_dir"
+    raise ConfigError("output_dir is not empty", got=str(folder), remedy=remedy)
 
 
-def refuse_unwritable(folder: Path, what: str) -> None:
-    """Found out before the work, not after it.
-
-    Raises:
-        ConfigError: the folder is a file, below one, or not ours to write.
-    """
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"{what} is no folder", got=str(folder), remedy=f"{nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"{what} cannot be written", got=str(folder), remedy=f"no permission to write to {nearest}")
-
-
-def _method(arguments: Sequence[str], content: dict[str, Any]) -> str:
-    """The method that flags, else the file, else the default name; read before the parser can be built."""
-    method = content.get("method", RunArguments.method)
-    for at, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag == "--method" and (equals or at + 1 < len(arguments)):
-            method = value if equals else arguments[at + 1]
-    check_choice("method", method, tuple(CONFIGS))
-    return method
-
-
-def _is_config(argument: str) -> bool:
-    return argument.startswith("--config=")
+def _taken(arguments: list[str], flag: str) -> str | None:
+    """Take a flag out of the arguments; its last value, ``""`` if it has none, ``None`` if it is not there."""
+    value = None
+    while found := [at for at, one in enumerate(arguments) if one.partition("=")[0] == flag]:
+        _, equals, value = arguments.pop(found[0]).partition("=")
+        if not equals and found[0] < len(arguments):
+            value = arguments.pop(found[0])
+    return value
 
 
 def _check_types(content: dict[str, Any], parts: Iterable[Any], path: Path) -> None:
@@ -413,11 +338,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file's settings.
-
-    Raises:
-        ConfigError: it cannot be read, or is no mapping.
-    """
+    """A configuration file's settings."""
     content = parse_yaml(runfolder.read_text(path, ConfigError), str(path), ConfigError)
     if not content:
         raise ConfigError(f"{path}: not a mapping", got="nothing", expected="lines such as key: value")

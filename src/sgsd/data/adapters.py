@@ -15,7 +15,7 @@ from typing import TypeAlias, cast
 
 from sgsd.data.problems import DIGIT_GROUPS, Dropped, DropReason, Message, Problem, Row, same_answer
 from sgsd.errors import ConfigError, DataError, check_choice
-from sgsd.verifiers.boxes import boxes
+from sgsd.verifiers.spans import boxes
 
 SAMPLED_ROWS = 20  # adapters that share their columns are told apart by a look at the first rows
 
@@ -328,7 +328,7 @@ def _chosen(
         raise DataError(
             "no adapter fits the data's columns",
             got=", ".join(sorted(found)) or "no columns",
-            expected="one of " + ", ".join(f"{adapter.name} ({adapter.expects})" for adapter in _TABLE),
+            expected="problem and answer (docs/data.md has the other formats)",
             remedy="rename the columns to problem and answer, or name them: --columns problem=question,answer=gold",
         )
     if missing := [" or ".join(names) for names in adapter.columns if not found.intersection(names)]:

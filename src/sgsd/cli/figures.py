@@ -1,0 +1,173 @@
+"""The figures of a certificate, from what the stages of ``sgsd internalize`` left (docs/certificate.md)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Required
+
+import numpy as np
+from pydantic import FiniteFloat, TypeAdapter
+from scipy import stats
+from typing_extensions import TypedDict
+
+from sgsd import runfolder
+from sgsd.bank import Ledger, Skill, SkillBank
+from sgsd.bank.credit import credit
+from sgsd.bank.documents import sources
+from sgsd.data.problems import Problem
+from sgsd.evaluation import Evaluation, paired_difference
+from sgsd.evaluation.statistics import Estimate
+
+_RECITED_WORDS = 6
+_RESAMPLES = 5000
+_SHOWN_ANSWERS = 10
+_WORD = re.compile(r"\w+")
+_Logged = TypedDict(
+    "_Logged",
+    {
+        "step": Required[runfolder.Count],
+        "num_tokens": FiniteFloat,
+        "step_time": FiniteFloat,
+        "sgsd/teacher_tokens": FiniteFloat,
+    },
+    total=False,
+)
+
+
+class _State(TypedDict):
+    global_step: runfolder.Count
+    log_history: list[_Logged]
+
+
+class _Timed(TypedDict):
+    seconds: FiniteFloat
+
+
+_STATE, _TIMED = TypeAdapter(_State), TypeAdapter(_Timed)
+
+
+def accuracy(evaluation: Evaluation) -> dict[str, Any]:
+    """Share of tasks answered right."""
+    return _figure("accuracy", evaluation.accuracy)
+
+
+def difference(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """After less before, paired by task."""
+    return _figure("mean", paired_difference(values(before), values(after)))
+
+
+def values(evaluation: Evaluation) -> list[float]:
+    """One a task."""
+    return list(evaluation.accuracies.values())
+
+
+def kept(before: Sequence[float], shown: Sequence[float], after: Sequence[float]) -> dict[str, Any] | None:
+    """(after − before) / (with the document − before), with a bootstrap interval over problems.
+
+    ``None`` where the document gains nothing in the prompt.
+    """
+    if paired_difference(before, shown).low <= 0:
+        return None
+
+    def share(first: Any, second: Any, third: Any, axis: int = -1) -> Any:
+        gained = second.mean(axis) - first.mean(axis)
+        return (third.mean(axis) - first.mean(axis)) / np.where(gained > 0, gained, np.nan)
+
+    arrays = tuple(map(np.asarray, (before, shown, after)))
+    drawn = stats.bootstrap(
+        arrays,
+        share,
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = np.nanquantile(drawn.bootstrap_distribution, [0.025, 0.975])
+    return {"share": float(share(*arrays)), "ci95": [float(low), float(high)]}
+
+
+def recited(evaluation: Evaluation, document: str) -> float:
+    """Share of the answers with six words in a row, or more, of the document."""
+    runs = runs_of_words(document)
+    return float(np.mean([bool(runs_of_words(sample.completion) & runs) for sample in evaluation.samples]))
+
+
+def runs_of_words(text: str) -> set[tuple[str, ...]]:
+    """Every six words in a row."""
+    words = _WORD.findall(text.lower())
+    return {tuple(words[n : n + _RECITED_WORDS]) for n in range(len(words) - _RECITED_WORDS + 1)}
+
+
+def rules(bank: SkillBank, run: Path) -> list[dict[str, Any]]:
+    """What each rule was worth in a run's ledger."""
+    ledger, places = Ledger.load(run / runfolder.LEDGER), sources(bank)
+    rows: list[dict[str, Any]] = []
+    for item in bank.items:
+        record = ledger.record(item.id)
+        found = credit(record)
+        low, high = 2 * found.low - 1, 2 * found.high - 1
+        verdict = "earned" if low > 0 else "harmful" if high < 0 else "idle"
+        if not record.active:
+            verdict = "idle" if record.uses else "unused"
+        rows.append(
+            {
+                "id": item.id,
+                "kind": "skill" if isinstance(item, Skill) else "mistake",
+                "title": item.title,
+                "text": item.text,
+                "source": places.get(item.id),
+                "worth": 2 * found.value - 1,
+                "ci95": [low, high],
+                "uses": record.uses,
+                "verdict": verdict,
+            }
+        )
+    return rows
+
+
+def answers(problems: Sequence[Problem], made: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    """Ten problems with what each evaluation answered."""
+    return [
+        {
+            "problem": problem.text,
+            "answer": problem.answer,
+            "grpo": None,
+            **{
+                name: {"text": sample.completion, "correct": sample.is_correct}
+                for name, evaluation in made.items()
+                for sample in evaluation.by_problem[problem.id]
+            },
+        }
+        for problem in problems[:_SHOWN_ANSWERS]
+    ]
+
+
+def training(run: Path, rollouts_a_step: int) -> tuple[int, float, int]:
+    """Steps of a run, their seconds, and the tokens that it processed.
+
+    A token that the student learns from counts three times, for the way back.
+    """
+    state = runfolder.read_json(run / runfolder.STATE, _STATE)
+    history = state["log_history"]
+    sampled = max((row["num_tokens"] for row in history if "num_tokens" in row), default=0)
+    tokens = round(4 * sampled + summed(history, "sgsd/teacher_tokens") * rollouts_a_step)
+    return state["global_step"], summed(history, "step_time"), tokens
+
+
+def seconds(file: Path) -> float:
+    """What a stage's file says that it took."""
+    return runfolder.read_json(file, _TIMED)["seconds"]
+
+
+def summed(history: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Over all steps, of a metric that is logged as the mean since the last log."""
+    logged = [row for row in history if name in row]
+    before = [0, *(row["step"] for row in logged)]
+    return sum(row[name] * (row["step"] - last) for row, last in zip(logged, before, strict=False))
+
+
+def _figure(name: str, estimate: Estimate) -> dict[str, Any]:
+    return {name: estimate.mean, "ci95": [estimate.low, estimate.high]}

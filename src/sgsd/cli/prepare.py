@@ -1,0 +1,169 @@
+"""What a run of ``sgsd train`` is made of before weights are loaded, for the run, its dry run and the doctor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.integrations import get_available_reporting_integrations
+from trl import ModelConfig, get_quantization_config
+
+from sgsd import runfolder
+from sgsd.bank import SkillBank
+from sgsd.cli.settings import RunArguments, digest_of, resumed_so_far, settings_as_dict
+from sgsd.data.curation import DataReport
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
+from sgsd.errors import ConfigError
+from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage
+from sgsd.trainers.config import VerifiedConfig, resolve_bank
+from sgsd.trainers.rewards import check_reward_arguments
+from sgsd.trainers.settings import check_pieces
+from sgsd.trainers.tokens import check_batch
+from sgsd.verifiers import Verifier, get_verifier
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, but weights.
+
+    Attributes:
+        bank, problems, eval_problems: to train with, to evaluate on.
+        report: what became of every row.
+        name: of the model.
+        options: of ``load_model``.
+        settings, data, resumed: for the run's record.
+    """
+
+    bank: SkillBank | None
+    problems: list[Problem]
+    eval_problems: list[Problem] | None
+    report: DataReport
+    name: str
+    options: dict[str, Any]
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    resumed: dict[str, Any]
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Options of ``load_tokenizer`` and ``load_configs``."""
+        return {name: self.options[name] for name in ("trust_remote_code", "revision")}
+
+
+def prepare(
+    run: RunArguments,
+    training: VerifiedConfig,
+    model: ModelConfig,
+    resume_from: str | None = None,
+    verifier: Verifier | None = None,
+) -> Parts:
+    """Bank and data read; settings checked as far as that goes without the model."""
+    bank = resolve_bank(training)
+    if not run.dataset:
+        raise ConfigError("no training data", expected="dataset: a file, a hub name, or reasoning_gym:TASK")
+    verifier = verifier or get_verifier(training.verifier, **(training.verifier_options or {}))
+    problems, report = load_problems(
+        run.dataset,
+        split=run.dataset_split,
+        config_name=run.dataset_config,
+        adapter=run.dataset_adapter,
+        columns=run.dataset_columns,
+        limit=run.dataset_limit,
+        languages=run.languages,
+        on_duplicate=run.on_duplicate,
+        on_conflict=run.on_conflict,
+        readable=verifier.readable,
+    )
+    eval_problems = None
+    if run.eval_dataset:
+        eval_problems, _ = load_problems(run.eval_dataset, readable=verifier.readable)
+    elif training.eval_strategy != "no":
+        raise ConfigError(
+            "no data to evaluate on",
+            got=f"eval_strategy {training.eval_strategy.value}",
+            expected="eval_dataset: a file, a hub name, or reasoning_gym:TASK",
+        )
+    if not run.doctor:
+        check_batch(len(problems), training)
+    settings = settings_as_dict(run, training, model)
+    data = {**json.loads(report.to_json()), "digest": digest_of(problems)}
+    resumed = resumed_so_far(resume_from, settings, data)
+    options = _model_options(training, model)
+    _refuse_missing_trackers(training)
+    if not model.model_name_or_path:
+        raise ConfigError("no model", expected="model_name_or_path: a hub name, a folder, or local:NAME")
+    return Parts(
+        bank=bank,
+        problems=problems,
+        eval_problems=None if training.eval_strategy == "no" else eval_problems,  # else it is for sgsd eval
+        report=report,
+        name=model.model_name_or_path,
+        options=options,
+        settings=settings,
+        data=data,
+        resumed=resumed,
+    )
+
+
+def check_before_loading(training: VerifiedConfig, model: ModelConfig, resume_from: str | None) -> None:
+    """Refuse a damaged checkpoint, and settings that no model could train with."""
+    if resume_from:
+        refuse_damage(Path(resume_from))
+    check_reward_arguments(training, None)
+    check_pieces(training, adapted=model.use_peft)
+
+
+def resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:
+    """The checkpoint to go on from, if the run is to and there is one."""
+    if training.resume_from_checkpoint:
+        return training.resume_from_checkpoint
+    if not run.resume:
+        return None
+    output = Path(training.output_dir)
+    found = last_complete_checkpoint(output)
+    if found is None and output.is_dir() and any(output.glob("checkpoint-*")) and not cut_off_early(output, training):
+        raise ConfigError(
+            "no complete checkpoint to resume from", got=training.output_dir, remedy="start anew in another output_dir"
+        )
+    return None if found is None else str(found)
+
+
+def cut_off_early(output: Path, training: VerifiedConfig) -> bool:
+    """Whether a run in this folder ended before its first checkpoint was complete: with ``--resume`` it starts anew."""
+    results = [*output.glob("*.safetensors"), *output.glob(runfolder.STATE), *complete_checkpoints(output)]
+    return (output / runfolder.RUN).is_file() and not results and not training.save_only_model
+
+
+def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, Any]:
+    if model.use_peft and not (model.lora_r >= 1 and 0 <= model.lora_dropout < 1):  # PEFT looks once weights are loaded
+        raise ConfigError(
+            "no such LoRA adapter",
+            got=f"lora_r {model.lora_r}, lora_dropout {model.lora_dropout}",
+            expected="lora_r of 1 or more, lora_dropout from 0 to below 1",
+        )
+    options: dict[str, Any] = {
+        "dtype": model.dtype,
+        "revision": model.model_revision,
+        "trust_remote_code": training.trust_remote_code,
+    }
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    return options | dict(training.model_init_kwargs or {})
+
+
+def _refuse_missing_trackers(training: VerifiedConfig) -> None:
+    available = get_available_reporting_integrations()
+    missing = [str(name) for name in training.report_to or () if name not in available]  # YAML has null
+    if missing:
+        raise ConfigError(
+            "report_to names what is not installed",
+            got=", ".join(missing),
+            expected=", ".join(["none", *available]),
+            remedy=f"pip install {' '.join(missing)}",
+        )
