@@ -49,6 +49,7 @@ DAPO = {
 GYM = {"question": "Calculate 8 + 4.", "answer": "12", "metadata": {"source_dataset": "sums", "b": 1, "a": [2, (3, 4)]}}
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "another metadata": ("plain", {"question": TEXT, "answer": "12", "metadata": {"page": 3}}),
     "DAPO raw": ("dapo_raw", DAPO),
     "DAPO raw with a plain prompt": ("dapo_raw", DAPO | {"prompt": wrapped(TEXT)}),
     "DAPO processed": ("dapo_processed", DAPO | {"prompt": TEXT, "solution": "12", "source_prompt": DAPO["prompt"]}),
@@ -129,14 +130,6 @@ def test_gsm8k_rows_without_a_final_line_have_no_answer() -> None:
     assert report.ids("no_answer") == ("ducks-1",)
 
 
-def test_a_gsm8k_answer_is_never_taken_whole() -> None:
-    row = FORMATS["GSM8K"][1]
-    adapted = read(row, adapter="plain")
-    assert not adapted.problems
-    assert adapted.dropped[0].reason is DropReason.MALFORMED
-    assert "gsm8k" in adapted.dropped[0].why
-
-
 # ---- DAPO's wrapper
 
 
@@ -209,15 +202,12 @@ TALK = [
     ids=["trl", "gsm8k", "problem", "math500", "dapo"],
 )
 def test_a_conversation_is_kept_in_full_whatever_reads_the_rest(row: dict[str, Any]) -> None:
+    filled = [message | {"name": None, "tool_calls": None} for message in TALK]  # as Parquet does
+    assert only(row | {"prompt": filled}).prompt == tuple(TALK)
     problem = only(row)
     assert problem.prompt == tuple(TALK)
     assert (problem.text, problem.answer) == (TEXT, "12")
     assert problem.columns == {name: value for name, value in row.items() if name != "prompt"}
-
-
-def test_keys_without_a_value_are_left_out_of_messages() -> None:
-    filled = [message | {"name": None, "tool_calls": None} for message in TALK]
-    assert only({"prompt": filled, "answer": "12"}).prompt == tuple(TALK)
 
 
 def test_text_is_kept_as_a_prompt_and_without_the_wrapper_as_a_problem() -> None:
@@ -288,10 +278,6 @@ def test_reasoning_gym_entries_json_cannot_carry_are_dropped_and_counted() -> No
     assert (report.rows, report.kept, report.counts) == (3, len(kept), {"malformed": 2})
 
 
-def test_a_metadata_column_alone_does_not_make_reasoning_gym() -> None:
-    assert read(GYM | {"metadata": {"page": 3}}).adapter == "plain"
-
-
 def test_a_solution_that_boxes_two_answers_gives_none() -> None:
     adapted = read(
         {"problem": TEXT, "solution": r"\boxed{12}, that is \boxed{12.0}"},
@@ -324,9 +310,11 @@ def test_an_adapter_that_lacks_its_columns_is_refused() -> None:
         read(GYM, adapter="trl")
 
 
-def test_booleans_and_objects_are_not_answers() -> None:
+def test_booleans_objects_and_worked_solutions_are_not_answers() -> None:
     adapted = read({"problem": TEXT, "answer": True}, {"problem": TEXT, "answer": {"x": 1}})
     assert [drop.reason for drop in adapted.dropped] == [DropReason.MALFORMED] * 2
+    (worked,) = read(FORMATS["GSM8K"][1], adapter="plain").dropped
+    assert "adapter gsm8k reads those" in worked.why
     assert read({"problem": TEXT, "answer": float("nan")}).problems[0].answer == ""
 
 

@@ -112,14 +112,6 @@ def find_overlaps(train: Sequence[Problem], test: Sequence[Problem], *, n: int =
     """Every pair of a test problem and a training problem that share n words in a row, or their whole text.
 
     The n-grams of the test problems are kept; those of the training problems pass by, one problem after the other.
-
-    Args:
-        train: what is trained on.
-        test: what is evaluated on.
-        n: words in a row.
-
-    Raises:
-        ConfigError: n is below 1.
     """
     if n < 1:
         raise ConfigError("--n is out of range", got=n, expected="1 or more")

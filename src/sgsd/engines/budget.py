@@ -71,12 +71,8 @@ def estimate(
     price_out: float | None = None,
     attempts: int = 1,
 ) -> str:
-    """What these requests are likely to take, in one line, before any of them is sent.
-
-    Args:
-        requests: what is to be written.
-        price_in, price_out: of a million tokens of prompts and completions; one that is not given is 0.
-        attempts: how often a request is sent at most.
+    """What these requests are likely to take, in one line, before any of them is sent. Prices are of a million tokens
+    of prompts and completions; a request is sent ``attempts`` times at most.
     """
     prompts = sum(-(-len(message["content"]) // 4) for request in requests for message in request.messages)
     completions = sum(request.max_tokens for request in requests)

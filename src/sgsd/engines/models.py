@@ -66,13 +66,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """A tokenizer that pads on the left and has a padding token (the end-of-sequence token if it had none).
 
-    Args:
-        name_or_path: as for ``load_model``. An adapter's folder without a tokenizer gives its base model's.
-        trust_remote_code: run code that comes with the model.
-        revision: branch, tag or commit on the hub; the weights' own.
-
-    Raises:
-        ConfigError: no such model, or the hub is out of reach.
+    Args and errors: as for ``load_model``. An adapter's folder without a tokenizer gives its base model's.
     """
     from transformers import AutoTokenizer
 
@@ -98,7 +92,7 @@ def load_configs(
 ) -> tuple[PreTrainedConfig, GenerationConfig]:
     """A model's configuration and its generation config, as ``load_model`` would have them, without weights.
 
-    Args and errors: as for ``load_tokenizer``.
+    Args and errors: as for ``load_model``.
     """
     from transformers import AutoConfig, GenerationConfig
 
@@ -120,13 +114,8 @@ def load_configs(
 def check_buildable(
     name_or_path: str, config: PreTrainedConfig, peft_config: PeftConfig | None = None, **options: Any
 ) -> None:
-    """Refuse what ``load_model`` and PEFT would: the model, and a new adapter of it, are built without weights.
-
-    Args:
-        name_or_path: named in the refusal.
-        config: of the model.
-        peft_config: of the adapter.
-        options: of ``load_model``; those that only reading weights needs are passed over.
+    """Build the model of this configuration, and a new adapter of it, without weights: what PEFT and ``load_model``
+    with these options would refuse is refused here.
 
     Raises:
         ConfigError: with what the model's class says.
@@ -208,10 +197,8 @@ def load_model(
 
 
 def base_and_adapter(name_or_path: str) -> tuple[str, str | None]:
-    """For an engine that loads by itself: the base model's hub name or folder, and the adapter's folder if it is one.
-
-    Raises:
-        ConfigError: no such folder or package, or a GGUF file.
+    """For an engine that loads by itself and reads no GGUF: the base model's hub name or folder, and the adapter's
+    folder if it is one. Errors as of ``load_model``.
     """
     if _is_adapter(name_or_path):
         return base_and_adapter(_base_of(name_or_path))[0], name_or_path
@@ -247,12 +234,8 @@ def named_by_folder(model: PreTrainedModel) -> Iterator[None]:
 
 
 def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends a completion: the tokenizer's, the model's own, and the chat template's end of a turn.
-
-    Of ``model`` its ``generation_config`` is read, and nothing else.
-
-    The first two are TRL's, in TRL's order. A template may end turns by a token that neither names (ChatML on a base
-    model's tokenizer).
+    """Every id that ends a completion: the tokenizer's and those of the model's ``generation_config``, as TRL has them,
+    and the chat template's end of a turn, which neither may name (ChatML on a base model's tokenizer).
     """
     own = model.generation_config.eos_token_id
     ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
@@ -266,10 +249,7 @@ def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _refuse_pickled_weights(folder: Path) -> None:
-    """A folder whose only weights are pickled: unpickling runs what the file says.
-
-    PEFT reads an adapter's from one file, whatever else lies beside it.
-    """
+    """Unpickling runs what the file says. PEFT reads an adapter's weights from one file, whatever lies beside it."""
     safe = "adapter_model.safetensors" if _is_adapter(str(folder)) else "*.safetensors"
     if any(file.is_file() for file in folder.glob(safe)):
         return
@@ -351,10 +331,8 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
 
 
 def refuse_missing_folder(name_or_path: str) -> None:
-    """Refuse what looks like a folder and is not there. ``org/model`` is the hub's where there is no folder ``org``.
-
-    Raises:
-        ConfigError: naming it.
+    """Refuse what looks like a folder and is not there, by a ``ConfigError``. ``org/model`` is the hub's where there is
+    no folder ``org``.
     """
     path = Path(name_or_path)
     looks_local = path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1
@@ -366,14 +344,10 @@ def refuse_missing_folder(name_or_path: str) -> None:
 
 
 def in_package(name: str, install: str, module: str, file: str) -> Path:
-    """A file or folder inside a module, which is not imported.
-
-    Args:
-        name: of the model, for the refusal.
-        install: what to run where the module or the file is absent.
+    """A file or folder of the model ``name`` inside a module, which is not imported.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: it is absent; ``install`` says what to run.
     """
     spec = importlib.util.find_spec(module)
     if spec and spec.submodule_search_locations:
@@ -400,11 +374,7 @@ def _packaged(name: str) -> Path:
 
 
 def _joined(name: str) -> Path:
-    """The whole file of one of ``JOINED_MODELS`` in the user's cache; made where it is not there.
-
-    Raises:
-        ConfigError: a package is absent, its files are others, or the cache cannot be written.
-    """
+    """The whole file of one of ``JOINED_MODELS`` in the user's cache; made where it is not there."""
     install, modules, size, sha256 = JOINED_MODELS[name]
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     file = (cache if cache.is_absolute() else Path.home() / ".cache") / "sgsd" / name / "model.gguf"
@@ -455,11 +425,7 @@ def _is_adapter(name_or_path: str) -> bool:
 
 
 def _base_of(adapter: str) -> str:
-    """The base model that an adapter names, which may be another adapter.
-
-    Raises:
-        ConfigError: its configuration cannot be read, or leads back to itself.
-    """
+    """The base model that an adapter names, which may be another adapter, but not lead back to this one."""
     chain = [adapter]
     while _is_adapter(chain[-1]):
         if os.path.realpath(chain[-1]) in map(os.path.realpath, chain[:-1]):

@@ -71,9 +71,8 @@ class VLLMEngine:
 class VLLMSampler:
     """A causal language model that vLLM loads and runs, as ``rollouts.Sampler``.
 
-    Prompts go as token ids, and every prompt has a seed of its own. Of the model's ``generation_config.json`` only the
-    ids that end a completion apply. Rounding still depends on what vLLM batches together, so two runs agree exactly
-    only where vLLM is batch invariant. ``engine`` is what it loaded.
+    Prompts go as token ids, each with a seed of its own; of the model's ``generation_config.json`` only the ids that
+    end a completion apply. Two runs agree exactly only where vLLM is batch invariant. ``engine`` is what it loaded.
 
     Args:
         model_name: a hub name, a folder, or an adapter's folder, which brings its base model.
