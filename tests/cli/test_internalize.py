@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sgsd import internalize
 from sgsd.bank.credit import separation
 from sgsd.cli import main
 from sgsd.cli.figures import kept as share_kept
 from sgsd.cli.figures import runs_of_words, summed
-from sgsd.cli.internalize import known_flags
+from sgsd.cli.internalize import _Job, known_flags
 from sgsd.errors import ConfigError, DataError
 from sgsd.examples import demo
 from sgsd.trainers.tracking import TRACKERS
@@ -75,6 +76,23 @@ def test_a_certificate_has_every_measure(made, capsys):
     assert found["method"] == "correction, guided"
     assert (made / "certificate.html").stat().st_size > 10_000
     assert json.loads((made / "grpo" / "run.json").read_text())["settings"]["method"] == "grpo"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "settings", "dtype"),
+    [
+        (True, [], "bfloat16"),
+        (False, [], "float32"),
+        (False, ["--dtype", "bfloat16"], "bfloat16"),
+        (False, ["--dtype=auto"], "auto"),
+    ],
+)
+def test_weights_are_bfloat16_where_the_machine_computes_in_it(
+    data, tiny_folder, tmp_path, monkeypatch, instructions, settings, dtype
+):
+    monkeypatch.setattr("sgsd.cli.internalize.computes_in_bfloat16", lambda *, cpu: instructions)
+    job = _Job(data[0], str(tiny_folder), tmp_path, settings, 0, None, Console())
+    assert job._parsed[2].dtype == dtype
 
 
 def test_the_adapters_card_tells_data_and_certificate(made):
