@@ -213,10 +213,6 @@ class Evaluation:
     def save(self, folder: Path, **extra: object) -> None:
         """Write ``samples.jsonl`` and ``summary.json``, with ``extra`` in the latter."""
         runfolder.write_text(folder / runfolder.SAMPLES, sample_lines(self.samples))
-        self.save_summary(folder, **extra)
-
-    def save_summary(self, folder: Path, **extra: object) -> None:
-        """Write ``summary.json``, the mark of a finished evaluation."""
         runfolder.write_json(folder / runfolder.SUMMARY, {**extra, **self.summary()})
 
 
@@ -420,7 +416,7 @@ class SampleStore:
         file = self.folder / runfolder.SAMPLES
         if not file.exists():
             return []
-        found = list(read_samples(file, torn=True))
+        found = read_samples(file, torn=True)
         kept = found[: whole_batches(len(found), batch_size, total)]
         runfolder.write_text(file, sample_lines(kept))
         return kept
@@ -432,8 +428,9 @@ class SampleStore:
         runfolder.append_text(self.folder / runfolder.SAMPLES, sample_lines(samples))
 
     def finish(self, evaluation: Evaluation, **extra: object) -> None:
-        """Write the summary, with the settings and ``extra`` in it."""
-        evaluation.save_summary(self.folder, **self._settings, **extra)
+        """Write the summary, the mark of a finished evaluation, with the settings and ``extra`` in it."""
+        summary = {**self._settings, **extra, **evaluation.summary()}
+        runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
 
     def _refuse_others(self) -> None:
         remedy = "give another --output, or --force to discard that evaluation"
