@@ -337,7 +337,7 @@ def test_another_name_on_the_server_is_another_model(sgsd, tiny_folder, problems
     assert "already there" in moved.err
     other = sgsd(*given, "--base_url", "http://localhost:9/v1", "--served_model", "adapter")
     assert other.code == 2
-    assert "other settings (served_model)" in other.error
+    assert 'got served_model "adapter"; expected "base" as there' in other.error
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_output_holds_all_verdicts(sgsd, responses, tmp_path):
 
 
 def test_refusals(sgsd, responses, tmp_path):
-    assert "no such file of responses" in sgsd("eval", "--regrade", tmp_path / "gone.jsonl").error
+    assert "gone.jsonl (No such file or directory)" in sgsd("eval", "--regrade", tmp_path / "gone.jsonl").error
     assert "samples nothing" in sgsd("eval", "some/model", "--regrade", responses).error
     assert "--show: out of range" in sgsd("eval", "--regrade", responses, "--show", "-1").error
     assert "unknown verifier" in sgsd("eval", "--regrade", responses, "--verifier", "mth").error

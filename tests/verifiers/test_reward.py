@@ -262,7 +262,9 @@ def test_a_module_of_the_current_folder_is_found_after_all_others(tmp_path, monk
     here.mkdir()
     (here / "rewards_of_here.py").write_text("def right(completions, **kwargs):\n    return [1.0]\n")
     (here / "json.py").write_text("raise RuntimeError('a stranger')\n")
-    monkeypatch.chdir(here)
     monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
-    with get_verifier("rewards_of_here:right") as verifier:
+    with get_verifier("math_verify.parser:parse", workers=3) as elsewhere:
+        elsewhere.warm_up()  # workers that started in another folder are used again
+    monkeypatch.chdir(here)
+    with get_verifier("rewards_of_here:right", workers=3) as verifier:
         assert verify_in_context(verifier, ["x"], ["1"], lambda: [Context()])[0].outcome is Outcome.CORRECT

@@ -43,6 +43,7 @@ class _Worker:
 
     def __init__(self, memory_gb: float, fenced: bool) -> None:
         self.loaded: set[str] = set()
+        self._fenced = fenced
         self._folder = tempfile.mkdtemp(prefix="sgsd-verifier-")
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         mode = "fenced" if fenced else "free"
@@ -76,8 +77,10 @@ class _Worker:
             return
         remedy = f"check {grader}"
         try:
-            # The path may have grown since the worker started: a grader of the caller's lies where the caller finds it.
-            message = {"load": grader, "path": list(map(os.path.abspath, sys.path))}
+            # The path may have grown since the worker started, or the caller have gone to another folder: a grader of
+            # the caller's lies where the caller finds it, after all others in the current folder.
+            path = [*map(os.path.abspath, sys.path), *([] if self._fenced else [os.getcwd()])]
+            message = {"load": grader, "path": path}
             failed = self.ask(message, STARTUP_SECONDS).get("failed")
         except TimeoutError:
             failed = f"{grader} takes too long"
