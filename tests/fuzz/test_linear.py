@@ -115,7 +115,13 @@ LOOKS = {
     **dict.fromkeys(("search", "split", "sub", "subn", "findall", "finditer"), re.Pattern.findall),
 }
 # How many are made in functions: of tokens that are escaped, or of what the module gives them.
-MADE = {"sgsd.bank.leaks": 1, "sgsd.controls": 1, "sgsd.prompts": 2, "sgsd.verifiers.phrases": 1, "sgsd.verifiers.reasoning_gym": 1}
+MADE = {
+    "sgsd.bank.leaks": 1,
+    "sgsd.controls": 1,
+    "sgsd.prompts": 2,
+    "sgsd.verifiers.phrases": 1,
+    "sgsd.verifiers.reasoning_gym": 1,
+}
 PUZZLES = "_match"  # of sgsd.verifiers.reasoning_gym, which fullmatches the pattern that it is given
 
 
