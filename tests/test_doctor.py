@@ -417,6 +417,7 @@ def with_smollm2(smollm2, problems, bank, instruction, *, length, rollouts):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_house_rules_that_no_model_can_know_are_a_go(smollm2, tmp_path):
     skill, train, _ = demo.write(tmp_path)
     problems, _ = load_problems(train)
@@ -427,6 +428,7 @@ def test_house_rules_that_no_model_can_know_are_a_go(smollm2, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_general_advice_for_easy_word_problems_is_no_go(smollm2, shared_data):
     problems, _ = load_problems(shared_data / "asdiv.jsonl", limit=600)
     bank = SkillBank.load("seed:arithmetic-word-problems")
