@@ -107,6 +107,13 @@ def test_columns_of_mixed_types_stay_as_they_were():
     assert [row["x"] for row in rows] == [1, "y"]
 
 
+@pytest.mark.parametrize("value", [10**30, [10**30], {"k": 10**30}])
+def test_an_integer_that_no_column_holds_is_told(value):
+    problems = [Problem("a", "x", "1", columns={"level": value}), Problem("b", "x", "1", columns={"level": value})]
+    with pytest.raises(DataError, match=r"got an integer beyond 64 bits in one of .*level"):
+        training_rows(problems, RENDERER, max_prompt_length=100)
+
+
 def test_text_and_conversations_do_not_mix():
     problems = [Problem("a", "x", "1"), Problem("b", "x", "1", prompt="x")]
     with pytest.raises(DataError, match="two kinds: got text in b, a conversation in a"):

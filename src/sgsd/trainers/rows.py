@@ -146,7 +146,8 @@ def training_rows(
 
     Raises:
         PromptError: a prompt is too long, or the chat template refuses it; the row is named.
-        DataError: conversations and text among the prompts; TRL looks at the first alone.
+        DataError: conversations and text among the prompts, of which TRL looks at the first alone; an integer beyond 64
+            bits in a column.
     """
     rows: list[dict[str, Any]] = []
     lengths: list[tuple[int, int]] = []  # of the student's prompt, and of the teacher's
@@ -190,8 +191,14 @@ def training_rows(
         refuse_long_prompts(of_student, max_prompt_length, what, names)
         refuse_long_prompts(of_teacher, max_prompt_length, "teacher prompts", names)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    # Columns that mix types, and objects with other keys from row to row, stay as they are.
-    return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
+    try:  # columns that mix types, and objects with other keys from row to row, stay as they are
+        return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
+    except OverflowError as error:
+        raise DataError(
+            "a column of the data holds a number that no data set can",
+            got=f"an integer beyond 64 bits in one of {', '.join(columns)}",
+            remedy="write it as text, or leave the column out",
+        ) from error
 
 
 def _columns(problem: Problem, verified: bool) -> dict[str, Any]:
