@@ -193,10 +193,11 @@ def training_rows(
     columns = list(dict.fromkeys(name for row in rows for name in row))
     try:  # columns that mix types, and objects with other keys from row to row, stay as they are
         return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
-    except OverflowError as error:
+    except (OverflowError, ValueError) as error:  # Arrow's; or of the JSON that mixed types are kept as
         raise DataError(
-            "a column of the data holds a number that no data set can",
-            got=f"an integer beyond 64 bits in one of {', '.join(columns)}",
+            "a column of the data holds what no data set can",
+            got=f"{error}, in one of {', '.join(columns)}",
+            expected="values of one type or of JSON's, and integers of at most 64 bits",
             remedy="write it as text, or leave the column out",
         ) from error
 
