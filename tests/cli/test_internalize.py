@@ -85,12 +85,16 @@ def test_a_certificate_has_every_measure(made, capsys):
         (False, [], "float32"),
         (False, ["--dtype", "bfloat16"], "bfloat16"),
         (False, ["--dtype=auto"], "auto"),
+        (False, ["--config", "OWN"], "float16"),
     ],
 )
 def test_weights_are_bfloat16_where_the_machine_computes_in_it(
     data, tiny_folder, tmp_path, monkeypatch, instructions, settings, dtype
 ):
     monkeypatch.setattr("sgsd.cli.internalize.computes_in_bfloat16", lambda *, cpu: instructions)
+    own = tmp_path / "own.yaml"
+    own.write_text("dtype: float16\n")
+    settings = [str(own) if one == "OWN" else one for one in settings]
     job = _Job(data[0], str(tiny_folder), tmp_path, settings, 0, None, Console())
     assert job._parsed[2].dtype == dtype
 

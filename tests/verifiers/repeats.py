@@ -14,8 +14,8 @@ from types import FrameType
 
 SHORT, LONG = 2_000, 8_000
 RATIO = 6.0
-LIMIT = 0.5  # 0.2 on an idle machine of today; the ratio is what tells
-CUT_OFF = 10.0  # seconds of the processor for both texts and all repeats
+LIMIT = 0.2
+CUT_OFF = 3.0  # seconds of the processor for both texts and all repeats
 FLOOR = 0.01  # seconds that no ratio is taken of: ten times the clock's noise
 
 FRAGMENTS = [

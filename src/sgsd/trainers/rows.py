@@ -191,15 +191,28 @@ def training_rows(
         refuse_long_prompts(of_student, max_prompt_length, what, names)
         refuse_long_prompts(of_teacher, max_prompt_length, "teacher prompts", names)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    try:  # columns that mix types, and objects with other keys from row to row, stay as they are
-        return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
+    try:
+        return _data_set(rows, columns)
     except (OverflowError, ValueError) as error:  # Arrow's; or of the JSON that mixed types are kept as
         raise DataError(
             "a column of the data holds what no data set can",
-            got=f"{error}, in one of {', '.join(columns)}",
+            got=f"{error}, in {', '.join(name for name in columns if not _fits(rows, name))}",
             expected="values of one type or of JSON's, and integers of at most 64 bits",
             remedy="write it as text, or leave the column out",
         ) from error
+
+
+def _data_set(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Dataset:
+    """Columns that mix types, and objects with other keys from row to row, stay as they are."""
+    return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
+
+
+def _fits(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    try:
+        _data_set(rows, [column])
+    except (OverflowError, ValueError):
+        return False
+    return True
 
 
 def _columns(problem: Problem, verified: bool) -> dict[str, Any]:

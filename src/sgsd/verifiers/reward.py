@@ -6,8 +6,6 @@ import asyncio
 import importlib
 import inspect
 import math
-import os
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -22,15 +20,10 @@ _OWN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra"
 
 
 def find(path: str) -> Callable[..., Any]:
-    """The function at ``package.module:function`` or ``package.module.function``.
-
-    Modules of the current folder are found, after all others, however Python was started.
-    """
+    """The function at ``package.module:function`` or ``package.module.function``."""
     module, colon, name = path.partition(":")
     if not colon:
         module, _, name = path.rpartition(".")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)

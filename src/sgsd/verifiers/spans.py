@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -145,6 +146,7 @@ _NO_PROSE = frozenset(
 _LED = re.compile(r"(?<![^\s'’])[a-z]+ \Z")
 
 
+@lru_cache(maxsize=256)  # a line may hold one number two thousand times
 def identity(answer: str) -> str:
     """Equal for answers that say the same: one number, or one text."""
     text = tidy(answer)
