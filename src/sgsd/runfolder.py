@@ -3,7 +3,6 @@
     run.json               every setting, versions, what became of the data
     trainer_state.json     transformers' log
     ledger.json            what each bank item was worth
-    supports.jsonl         histograms of the supports
     traces.jsonl           rollouts with their teachers, token by token
     maintenance.jsonl      what each check did to the bank
     guard.json             the collapse that the guard saw
@@ -112,7 +111,6 @@ TRAINER_STATE = TypeAdapter(TrainerState)
 RUN = "run.json"
 STATE = "trainer_state.json"
 LEDGER = "ledger.json"
-SUPPORTS = "supports.jsonl"
 TRACES = "traces.jsonl"
 MAINTENANCE = "maintenance.jsonl"
 GUARD = "guard.json"

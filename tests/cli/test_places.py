@@ -94,7 +94,7 @@ def test_what_may_change_when_a_run_goes_on_is_told_in_its_record(sgsd, flags, r
 
 def test_a_run_that_goes_on_writes_through_no_link_out_of_its_folder(sgsd, flags, run, tmp_path):
     (tmp_path / "theirs").write_text("theirs")
-    for name in ("model.safetensors", "supports.jsonl", "checkpoint-2/sgsd/ledger.json"):
+    for name in ("model.safetensors", "traces.jsonl", "checkpoint-2/sgsd/ledger.json"):
         (run / name).unlink()
         (run / name).symlink_to(tmp_path / "theirs")
         result = sgsd("train", *flags, "--output_dir", run, "--resume", "--max_steps", "4")
@@ -224,8 +224,7 @@ WRONG = [
     ("trainer_state.json", ("log_history", 0, "success_rate")),
     ("ledger.json", ("items",)), ("ledger.json", ("items", 0, "positive_failure")),
     ("ledger.json", ("items", 0, "products")), ("ledger.json", ("items", 0, "support_success")),
-    ("supports.jsonl", ("edges",)), ("supports.jsonl", ("step",)), ("supports.jsonl", ("success",)),
-    ("supports.jsonl", ("failure", 0)), ("traces.jsonl", ("step",)), ("traces.jsonl", ("problem",)),
+    ("traces.jsonl", ("step",)), ("traces.jsonl", ("problem",)),
     ("traces.jsonl", ("tokens",)), ("traces.jsonl", ("counted",)), ("traces.jsonl", ("student_logps", 0)),
     ("traces.jsonl", ("teachers",)), ("traces.jsonl", ("teachers", 0, "stance")),
     ("traces.jsonl", ("teachers", 0, "weight")), ("traces.jsonl", ("teachers", 0, "gaps")),

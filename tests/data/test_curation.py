@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgsd.data.adapters import Adapted
-from sgsd.data.curation import UNDETERMINED, curate
+from sgsd.data.curation import curate
 from sgsd.data.problems import DropReason, Problem
 from sgsd.errors import ConfigError
 
@@ -35,24 +35,23 @@ policies = st.fixed_dictionaries(
         "limit": st.one_of(st.none(), st.integers(1, 4)),
     }
 )
-FILTERS: dict[str, Any] = {
-    "readable": lambda key: key != "bad",
-    "language": lambda text: {"c": "zh", "b": UNDETERMINED}.get(text, "en"),
-    "languages": ("en",),
-}
+
+
+def readable(key: str) -> bool:
+    return key != "bad"
 
 
 @given(problem_lists, policies)
 def test_curation_is_idempotent_keeps_the_order_and_accounts_for_every_row(
     problems: list[Problem], settings: dict[str, Any]
 ) -> None:
-    kept, report = curate(problems, **FILTERS, **settings)
+    kept, report = curate(problems, readable=readable, **settings)
     positions = [problems.index(one) for one in kept]
     assert positions == sorted(positions)
     assert report.kept == len(kept)
     assert report.rows == len(problems) == len(kept) + len(report.dropped) + report.beyond_limit
     assert {one.id for one in kept}.isdisjoint(drop.id for drop in report.dropped)
-    again, second = curate(kept, **FILTERS, **settings)
+    again, second = curate(kept, readable=readable, **settings)
     assert again == kept
     assert not second.dropped
 
@@ -119,10 +118,6 @@ def test_the_limit_counts_usable_problems() -> None:
         ({"on_duplicate": "dorp"}, "did you mean drop"),
         ({"on_conflict": "drop"}, "did you mean drop_all"),
         ({"limit": 0}, "limit"),
-        ({"languages": ["en"]}, "no way to identify"),
-        ({"languages": "en"}, "not codes"),
-        ({"languages": []}, "not codes"),
-        ({"languages": ["english"]}, "not codes"),
     ],
 )
 def test_settings_are_refused_before_any_work(settings: dict[str, Any], message: str) -> None:

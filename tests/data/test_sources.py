@@ -1,4 +1,4 @@
-"""Reading: files, directories, the hub out of reach, reasoning-gym, languages; the public data where it is there."""
+"""Reading: files, directories, the hub out of reach, reasoning-gym; the public data where it is there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from sgsd.data.curation import UNDETERMINED
-from sgsd.data.sources import _literal, language_identifier, load_problems
+from sgsd.data.sources import _literal, load_problems
 from sgsd.errors import ConfigError, DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -339,37 +338,6 @@ def test_reasoning_gym_tasks_without_an_oracle_have_no_usable_problems() -> None
         load_problems("reasoning_gym:rush_hour?size=2")
 
 
-# ---- language
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("A farmer has twelve ducks and sells three of them. How many ducks are left?", "en"),
-        ("Let $a$ and $b$ be the two roots of $x^2 - 5x + 6$. Find the value of $a + b$.", "en"),
-        ("Ein Bauer hat zwölf Enten und verkauft drei davon. Wie viele Enten bleiben ihm?", "de"),
-        ("У фермера было двенадцать уток, три он продал. Сколько уток осталось?", "ru"),
-        ("农夫有12只鸭子，卖了3只，还剩几只？", "zh"),
-        ("求 $x$，则 $\\frac{x}{2} = 3$", "zh"),
-        ("農夫はアヒルを12羽飼っています。3羽売ると何羽残りますか。", "ja"),
-        ("농부는 오리 12마리 중 3마리를 팔았습니다. 몇 마리 남았습니까?", "ko"),
-        ("Compute $\\sum_{n=1}^{12} n$.", UNDETERMINED),
-        ("$1 + 1$", UNDETERMINED),
-    ],
-)
-def test_languages_are_told_from_the_words_around_the_formulas(text: str, code: str) -> None:
-    assert language_identifier()(text) == code
-
-
-def test_the_language_filter_counts_what_it_heard(tmp_path: Path) -> None:
-    chinese = {"problem": "农夫有12只鸭子，卖了3只，还剩几只？", "answer": "9"}
-    path = write_lines(tmp_path / "ducks.jsonl", [chinese, *ROWS])
-    problems, report = load_problems(path, languages=("en",))
-    assert len(problems) == 10
-    assert report.languages == {"en": 10, "zh": 1}
-    assert report.ids("language") == ("ducks-0",)
-
-
 # ---- the public data, where it is
 
 
@@ -399,11 +367,6 @@ class TestPublicData:
     def test_both_dapo_schemas_hold_the_same_problems(self) -> None:
         raw, processed = (load_problems(DATA / f"dapo_math_{name}_schema.jsonl")[0] for name in ("raw", "processed"))
         assert [(one.id, one.text, one.answer) for one in raw] == [(one.id, one.text, one.answer) for one in processed]
-
-    def test_the_chinese_rows_of_dapo_are_found(self) -> None:
-        _, report = load_problems(DATA / "dapo_math_sample.jsonl", languages=("en",))
-        assert report.languages["zh"] == 388
-        assert set(report.languages) == {"en", "zh", UNDETERMINED}
 
 
 @pytest.mark.parametrize(

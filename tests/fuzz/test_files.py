@@ -99,7 +99,7 @@ KINDS = {
         tuple(
             f"run/{name}"
             for name in (
-                "run.json", "trainer_state.json", "ledger.json", "supports.jsonl", "traces.jsonl", "bank-start.json",
+                "run.json", "trainer_state.json", "ledger.json", "traces.jsonl", "bank-start.json",
                 "bank.json", "maintenance.jsonl", "guard.json", "doctor.json", "certificate.json",
                 "evaluations/sums/samples.jsonl", "evaluations/sums/summary.json",
             )

@@ -37,7 +37,7 @@ from sgsd.data.adapters import adapt
 from sgsd.data.curation import curate
 from sgsd.data.overlap import find_overlaps
 from sgsd.data.problems import Problem
-from sgsd.data.sources import language_identifier, load_problems
+from sgsd.data.sources import load_problems
 from sgsd.errors import BankError
 from sgsd.memories import compact_steps
 from sgsd.verifiers import get_verifier
@@ -335,13 +335,11 @@ def imported(text: str) -> None:
         write_document(read_document(file))
 
 
-LANGUAGE = cache(language_identifier)
 FUNCTIONS: dict[str, Callable[[str], object]] = {
     "a problem with a solution": lambda text: adapted(problem=text, solution=text),
     "GSM8K": lambda text: adapted(question="q", answer=f"#### {text}"),
     "a prompt": lambda text: adapted(prompt=f"{text}{DAPO}", answer=text),
     "curation": lambda text: curate([Problem("p", text, text), Problem("q", f"{text} ", text)]),
-    "language": lambda text: LANGUAGE()(text),
     "overlap": overlap,
     "an answer in an item": lambda text: (held_answer(text, "alpha beta"), held_answer(text, "7")),
     "an item's answer": lambda text: held_answer("a 7", text),

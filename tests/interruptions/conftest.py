@@ -71,7 +71,7 @@ def flags(ending_model, problems, writer, monkeypatch) -> list[str]:  # noqa: F8
         "maintenance_frequency": 5,
         "maintenance_writer_url": writer,
         "maintenance_writer_model": "m",
-        "trace_steps": 4,
+        "trace_steps": 1,
         "bf16": "false",
         "gradient_checkpointing": "false",
         "report_to": "none",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -31,9 +32,9 @@ def finished(process: BaseProcess, seconds: float = 900) -> int:
 
 
 def steps_recorded(run: Path) -> int:
-    """Optimizer steps that a run has recorded so far."""
-    records = run / "supports.jsonl"
-    return records.read_text().count('"step"') if records.exists() else 0
+    """Optimizer steps that a run has recorded so far, a trace each."""
+    records = run / "traces.jsonl"
+    return len(set(re.findall(r'"step": (\d+)', records.read_text()))) if records.exists() else 0
 
 
 def wait_for_step(process: BaseProcess, run: Path, step: int, seconds: float = 900) -> None:

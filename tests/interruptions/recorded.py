@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Times, and the last entry's mean loss, which transformers takes over the steps since the process began.
 TIMED = {"step_time", "sgsd/maintenance/seconds"}
-RECORDS = ("bank-start.json", "bank.json", "ledger.json", "maintenance.jsonl", "supports.jsonl", "traces.jsonl")
+RECORDS = ("bank-start.json", "bank.json", "ledger.json", "maintenance.jsonl", "traces.jsonl")
 
 
 def metrics(folder: Path) -> list[dict]:

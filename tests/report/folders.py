@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 
 from sgsd.bank import Ledger, Mistake, Origin, Skill, SkillBank
-from sgsd.trainers.record import SUPPORT_EDGES
 
 HOSTILE = "</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & \u2028 \"quoted\" 'so'"
 PROBLEMS = 20
@@ -80,18 +79,13 @@ def _teachers(folder: Path, draw: random.Random, steps: int, hostile: bool, toke
     start.save(folder / "bank-start.json")
     start.without([start.mistakes[1].id]).with_items([new]).save(folder / "bank.json")
     pairs = [(skill.id, mistake.id) for skill, mistake in zip(start.skills, start.mistakes, strict=True)]
-    ledger, supports = Ledger(), []
-    for step in range(1, steps + 1):
+    ledger = Ledger()
+    for _ in range(steps):
         outcome = draw.choice([1, -1])
         support = [draw.gauss(0.1 * outcome, 0.2) for _ in pairs]
         stance = [0 if abs(value) <= 0.05 else 1 if value > 0 else -1 for value in support]
         ledger = ledger.credited([pairs], support=[support], stance=[stance], outcome=[outcome], problems=[0])
-        counts = {name: [0] * (len(SUPPORT_EDGES) + 1) for name in ("success", "failure", "undecided")}
-        for value in support:
-            counts["success" if outcome > 0 else "failure"][sum(value > edge for edge in SUPPORT_EDGES)] += 1
-        supports.append({"step": step, **counts})
     (folder / "ledger.json").write_text(ledger.to_json())
-    _write(folder / "supports.jsonl", {"edges": list(SUPPORT_EDGES)}, *supports)
     pieces = [" word0", HOSTILE if hostile else " word1", *(f" word{n}" for n in range(2, tokens - 3))]
     pieces += ["\n", "", "<|im_end|>"]
     about = {"problem_id": "p1", "problem": HOSTILE if hostile else "What is 1 + 1?", "answer": "2", "tokens": pieces}

@@ -16,7 +16,7 @@ from sgsd.retrieval import Pair
 from sgsd.scoring.logprobs import Scores
 from sgsd.scoring.teachers import TeacherPool, from_batch, teacher_scores, to_batch
 from sgsd.trainers.ledger import TrainingLedger
-from sgsd.trainers.record import SUPPORT_EDGES, RunRecorder, token_pieces
+from sgsd.trainers.record import RunRecorder, token_pieces
 
 from .tiny import by_first_id, make_bank, make_trainer
 
@@ -110,18 +110,6 @@ def test_the_ledger_is_the_same_whatever_the_micro_batches_and_their_order(tmp_p
             assert made.ledger.record(id).support_failure == pytest.approx(record.support_failure)
 
 
-def test_every_teacher_that_was_run_lands_in_one_bin_of_its_outcome(tmp_path, tokenizer):
-    made = Run(tmp_path, tokenizer)
-    made.recorder.on_train_begin(None, TrainerState(), None)
-    _, _, support, _ = made.step(1, POOLS, OUTCOMES)
-    header, line = lines(tmp_path / "supports.jsonl")
-    assert header == {"edges": list(SUPPORT_EDGES)}
-    assert (sum(line["success"]), sum(line["failure"]), sum(line["undecided"])) == (3, 2, 1)
-    edges = [-float("inf"), *SUPPORT_EDGES, float("inf")]
-    (found,) = [n for n, count in enumerate(line["undecided"]) if count]
-    assert edges[found] < float(support[3, 0]) <= edges[found + 1]
-
-
 def test_a_trace_holds_the_gaps_of_each_teacher_that_was_run(tmp_path, tokenizer):
     made = Run(tmp_path, tokenizer)
     made.recorder.on_train_begin(None, TrainerState(), None)
@@ -169,7 +157,6 @@ def test_traces_are_of_the_first_step_and_every_so_many(tmp_path, tokenizer, tra
     file = tmp_path / "traces.jsonl"
     assert [trace["step"] for trace in lines(file)] == traced if traced else not file.exists()
     Run(tmp_path, tokenizer).recorder.on_train_begin(None, TrainerState(), None)  # another run begins in this folder
-    assert lines(tmp_path / "supports.jsonl") == [{"edges": list(SUPPORT_EDGES)}]
     assert not file.exists() or lines(file) == []
 
 
@@ -213,9 +200,6 @@ def test_a_trainer_records_every_rollout_once_and_resumes_its_records_exactly(tm
     assert ledger == unbroken.ledger
     rollouts = 4 * 2 * 2
     assert sum(ledger.record(skill.id).uses for skill in BANK.skills) == rollouts * K
-    _header, *steps = lines(tmp_path / "a" / "supports.jsonl")
-    assert [line["step"] for line in steps] == [1, 2, 3, 4]
-    assert all(sum(map(sum, (line["success"], line["failure"], line["undecided"]))) == 2 * 2 * K for line in steps)
     logged = [entry for entry in unbroken.state.log_history if "sgsd/polarity/positive_share" in entry]
     positive = sum(ledger.record(skill.id).positive for skill in BANK.skills) / (rollouts * K)
     assert positive == pytest.approx(sum(e["sgsd/polarity/positive_share"] for e in logged) / len(logged))
@@ -230,13 +214,13 @@ def test_a_trainer_records_every_rollout_once_and_resumes_its_records_exactly(tm
             assert teacher["polarity"] == sign * teacher["stance"]
 
     shutil.copytree(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
-    for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):  # a run that was killed after step 4
+    for name in ("ledger.json", "traces.jsonl"):  # a run that was killed after step 4
         shutil.copy(tmp_path / "a" / name, tmp_path / "b" / name)
     with (tmp_path / "b" / "traces.jsonl").open("a") as file:
         file.write('{"step": 4, "tok')  # in the middle of a line
     resumed = make_trainer(tmp_path / "b", stub=True, reward=by_first_id, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
-    for name in ("ledger.json", "supports.jsonl", "traces.jsonl"):
+    for name in ("ledger.json", "traces.jsonl"):
         assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
 
 
@@ -256,10 +240,15 @@ def test_a_batch_that_several_steps_train_on_twice_is_counted_once(tmp_path):
         num_iterations=2,
         max_steps=4,
     )
-    seen = []
-    end_step = trainer.training_ledger.end_step
-    trainer.training_ledger.end_step = lambda: seen.append(end_step()) or seen[-1]
+    seen: dict[int, list[int]] = {}
+    observe = trainer.training_ledger.observe
+
+    def noted(rows, *others):
+        seen.setdefault(trainer.state.global_step, []).extend(rows.tolist())
+        observe(rows, *others)
+
+    trainer.training_ledger.observe = noted
     trainer.train()
-    assert [sorted(set(scored.rows.tolist())) != [] for scored in seen] == [True, True, False, False]
-    assert sorted({*seen[0].rows.tolist(), *seen[1].rows.tolist()}) == [0, 1, 2, 3]
+    assert list(seen) == [0, 1]
+    assert sorted(seen[0] + seen[1]) == [0, 1, 2, 3]
     assert rollouts_of(trainer.ledger, BANK) == 4 * K

@@ -72,7 +72,6 @@ def prepare(
         adapter=run.dataset_adapter,
         columns=run.dataset_columns,
         limit=run.dataset_limit,
-        languages=run.languages,
         on_duplicate=run.on_duplicate,
         on_conflict=run.on_conflict,
         readable=verifier.readable,

@@ -74,7 +74,6 @@ class RunArguments:
         None, "Which column is what: problem=question,answer=gold.", aliases=["--columns"]
     )
     dataset_limit: int | None = _setting(None, "Problems at most.")
-    languages: list[str] | None = _setting(None, "Keep problems in these languages (en zh …).")
     on_duplicate: str = _setting("drop", "Same text and answer: drop or keep.")
     on_conflict: str = _setting("drop_all", "Same text, other answer: drop_all or keep.")
     eval_dataset: str | None = _setting(None, "Data of evaluations during training.")

@@ -1,14 +1,13 @@
 """A set of problems → those one can train and evaluate on, and a report of every row that went missing.
 
-Pure: the verifier and the language identifier arrive as functions.
+Pure: the verifier arrives as a function.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -19,10 +18,6 @@ from sgsd.errors import ConfigError, check_choice
 OnDuplicate: TypeAlias = Literal["drop", "keep"]
 OnConflict: TypeAlias = Literal["drop_all", "keep"]
 
-UNDETERMINED = "und"
-"""What a language identifier says of a text with too few words; ``curate`` keeps such problems (ISO 639-2)."""
-
-_CODE = re.compile(r"[a-z]{2,3}")
 LISTED_IDS = 5
 
 
@@ -36,7 +31,6 @@ class DataReport:
         dropped: the rows left out, in the order of the data.
         beyond_limit: usable or not, the rows nobody looked at because the limit had been reached.
         notes: what was changed in rows that were kept (wrapper stripped, answer taken from a box, …), with counts.
-        languages: languages identified, with counts; empty without a language filter.
         source: the data set, as named by the user, with its split.
         adapter: the adapter that read it.
     """
@@ -46,7 +40,6 @@ class DataReport:
     dropped: tuple[Dropped, ...] = ()
     beyond_limit: int = 0
     notes: Mapping[str, int] = field(default_factory=dict[str, int])
-    languages: Mapping[str, int] = field(default_factory=dict[str, int])
     source: str = ""
     adapter: str = ""
 
@@ -82,7 +75,6 @@ class DataReport:
             table.append(("beyond the limit", self.beyond_limit, ""))
         table.append(("kept", self.kept, ""))
         table += [(f"note: {note}", count, "") for note, count in self.notes.items()]
-        table += [(f"language: {language}", count, "") for language, count in self.languages.items()]
         wide = max(len(label) for label, _, _ in table)
         digits = max(len(f"{count:,}") for _, count, _ in table)
         return [f"{label:<{wide}}  {count:>{digits},}  {ids}".rstrip() for label, count, ids in table]
@@ -111,8 +103,6 @@ def curate(
     problems: Iterable[Problem],
     *,
     readable: Callable[[str], bool] | None = None,
-    language: Callable[[str], str] | None = None,
-    languages: Sequence[str] | None = None,
     on_duplicate: OnDuplicate = "drop",
     on_conflict: OnConflict = "drop_all",
     limit: int | None = None,
@@ -121,7 +111,7 @@ def curate(
     """The problems one can train and evaluate on, in their order, and a report of the others.
 
     In this order: empty text or answer; conflicts (same text, another answer); duplicates (same text, same answer);
-    the limit; language; references the verifier cannot read. Texts are the same up to Unicode composition and white
+    the limit; references the verifier cannot read. Texts are the same up to Unicode composition and white
     space; of a prompt with several messages, all are compared. Answers are the same up to white space, enclosing
     ``$`` and the way a number is written.
     Curating the result again changes nothing.
@@ -129,26 +119,18 @@ def curate(
     Args:
         problems: the problems, with unique ids.
         readable: whether a verifier can read a reference (``Problem.key``); called once per distinct reference.
-        language: text → language code, ``UNDETERMINED`` where it cannot tell; needed with ``languages``.
-        languages: codes to keep, besides ``UNDETERMINED``; ``None`` keeps all.
         on_duplicate: ``drop`` keeps the first; ``keep`` all.
         on_conflict: ``drop_all`` keeps none; ``keep`` all.
         limit: stop after so many problems; the rest is counted in ``beyond_limit`` and costs no more than a look-up.
         needs_answer: ``False`` keeps problems without one, for reward functions that need none.
 
     Raises:
-        ConfigError: an unknown policy, languages without a way to tell them, or a limit below 1.
+        ConfigError: an unknown policy, or a limit below 1.
     """
     check_choice("on_duplicate", on_duplicate, get_args(OnDuplicate))
     check_choice("on_conflict", on_conflict, get_args(OnConflict))
     if limit is not None and limit < 1:
         raise ConfigError("limit too small", got=limit, expected="at least 1, or none")
-    if languages is not None and (
-        isinstance(languages, str) or not languages or not all(map(_CODE.fullmatch, languages))
-    ):
-        raise ConfigError("languages are not codes", got=repr(languages), expected='a sequence such as ("en", "zh")')
-    if languages is not None and language is None:
-        raise ConfigError("languages asked for, but no way to identify them", expected="a language function")
 
     every = list(problems)
     texts = [same_text(_asked(problem)) if problem.text.strip() else "" for problem in every]
@@ -159,18 +141,12 @@ def curate(
             firsts.setdefault(text, {}).setdefault(answer, problem.id)
 
     verdicts: dict[str, bool] = {}
-    spoken: Counter[str] = Counter()
     dropped: list[Dropped] = []
     kept: list[Problem] = []
     beyond_limit = 0
 
     def unusable(problem: Problem) -> tuple[DropReason, str] | None:
         """What costs time to find out."""
-        if language is not None and languages is not None:
-            code = language(problem.text)
-            spoken[code] += 1
-            if code != UNDETERMINED and code not in languages:
-                return DropReason.LANGUAGE, code
         if readable is not None:
             if problem.key not in verdicts:
                 verdicts[problem.key] = readable(problem.key)
@@ -197,7 +173,7 @@ def curate(
             kept.append(problem)
         else:
             dropped.append(Dropped(problem.id, *reason))
-    report = DataReport(len(every), len(kept), tuple(dropped), beyond_limit, languages=dict(spoken.most_common()))
+    report = DataReport(len(every), len(kept), tuple(dropped), beyond_limit)
     return kept, report
 
 

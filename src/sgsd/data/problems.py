@@ -60,7 +60,6 @@ class DropReason(StrEnum):
     NO_ANSWER = "no_answer"
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"
-    LANGUAGE = "language"
     UNREADABLE = "unreadable"
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 from sgsd import runfolder
 from sgsd.data.adapters import adapt
-from sgsd.data.curation import UNDETERMINED, DataReport, OnConflict, OnDuplicate, curate
+from sgsd.data.curation import DataReport, OnConflict, OnDuplicate, curate
 from sgsd.data.problems import Problem, Row
 from sgsd.errors import ConfigError, DataError, did_you_mean
 from sgsd.validation import is_no_json, nearest, parse_any_json
@@ -50,7 +50,6 @@ def load_problems(
     adapter: str | None = None,
     columns: str | None = None,
     limit: int | None = None,
-    languages: Sequence[str] | None = None,
     on_duplicate: OnDuplicate = "drop",
     on_conflict: OnConflict = "drop_all",
     readable: Callable[[str], bool] | None = None,
@@ -70,7 +69,6 @@ def load_problems(
         adapter: a name in ``adapters.ADAPTERS``; ``None`` detects it from the columns.
         columns: which column is what, in place of an adapter: ``problem=question,answer=gold``.
         limit: the number of problems wanted; the rows are looked at in order until it is reached.
-        languages: ISO 639-1 codes to keep, such as ``("en",)``; texts of undetermined language stay.
         on_duplicate, on_conflict, readable: as in ``curation.curate``.
         seed: of the shuffle, and of reasoning-gym where the source names none.
         shuffle: shuffle the rows before the limit applies. Of duplicates, the first after the shuffle stays.
@@ -106,8 +104,6 @@ def load_problems(
     kept, report = curate(
         problems,
         readable=readable,
-        language=None if languages is None else language_identifier(),
-        languages=languages,
         on_duplicate=on_duplicate,
         on_conflict=on_conflict,
         limit=limit,
@@ -403,43 +399,3 @@ def _literal(value: str) -> Any:
     except (ValueError, RecursionError):
         return value
     return tuple(cast(list[Any], read)) if isinstance(read, list) else read
-
-
-# ---- language
-
-_MATH = re.compile(
-    r"\[asy\][^\[]*+(?:\[(?!/?asy\])[^\[]*+)*+\[/asy\]|```[^`]*+```|\$\$[^$]*+\$\$|\$\$|\$[^$]*+\$"
-    r"|\\\[[^\\]*+(?:\\(?![\[\]])[^\\]*+)*+\\\]|\\\([^\\]*+(?:\\(?![()])[^\\]*+)*+\\\)"
-    r"|\\[A-Za-z]+(?:\{[^{}]*+\})*+"
-)
-_KANA, _HANGUL, _HAN = re.compile(r"[\u3040-\u30ff]"), re.compile(r"[\uac00-\ud7af]"), re.compile(r"[\u3400-\u9fff]")
-EAST_ASIAN_SHARE = (
-    0.1  # of the letters outside formulas; 391 of 2,000 DAPO problems reach it, none lies between 0 and it
-)
-CONFIDENCE = 0.5  # below it a text is undetermined; wrong guesses on English problems ("Compute $…$") stay below 0.1
-
-
-def language_identifier() -> Callable[[str], str]:
-    """A function from a problem's text to its ISO 639-1 code, or ``UNDETERMINED``.
-
-    Formulas are taken out first. Chinese, Japanese and Korean are told by script (short problems in Chinese pass for
-    Cantonese or Wu otherwise), the rest by py3langid. Takes half a second to build, and 0.1 ms a problem.
-    """
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    # English word problems with some dialogue pass for Nigerian Pidgin otherwise.
-    identifier.set_languages(code for code in identifier.nb_classes if code != "pcm")
-
-    def identify(text: str) -> str:
-        words = _MATH.sub(" ", text)
-        letters = sum(map(str.isalpha, words))
-        if letters == 0:
-            return UNDETERMINED
-        kana, hangul, han = (len(script.findall(words)) for script in (_KANA, _HANGUL, _HAN))
-        if kana + hangul + han >= EAST_ASIAN_SHARE * letters:
-            return "ko" if hangul > han + kana else "ja" if kana else "zh"
-        code, probability = identifier.classify(words)
-        return str(code) if probability >= CONFIDENCE else UNDETERMINED
-
-    return identify

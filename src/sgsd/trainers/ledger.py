@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sgsd.bank import Ledger, SkillBank
@@ -18,22 +16,6 @@ from sgsd.bank.credit import credit, sure_worth, trust, vouched, worth
 from sgsd.errors import BankError, CheckpointError
 from sgsd.retrieval import Pair
 from sgsd.scoring.teachers import TeacherPool
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An optimizer step's teachers that were run on rollouts, of all processes: N numbers each.
-
-    Attributes:
-        rows: the rollout's number among all processes' of its batch.
-        outcome, stance: in {−1, 0, 1}.
-        support: nats per token.
-    """
-
-    rows: NDArray[np.float64]
-    outcome: NDArray[np.float64]
-    support: NDArray[np.float64]
-    stance: NDArray[np.float64]
 
 
 class TrainingLedger:
@@ -103,7 +85,7 @@ class TrainingLedger:
         columns = [*of_row, *items.unbind(-1), scored, support, stance]
         self._observed.append(torch.stack([column.detach().float() for column in columns], dim=-1))
 
-    def end_step(self) -> Scored:
+    def end_step(self) -> None:
         """Credit what was observed on all processes since the last call; one gather, one host sync."""
         values = np.empty((0, 1, 7))
         if self._observed:
@@ -121,8 +103,6 @@ class TrainingLedger:
                 outcome=padded[:, 0, 1],
                 problems=padded[:, 0, 0] // self._group_size,
             )
-        rows, outcome, _, _, _, support, stance = np.concatenate([values[:0, 0], *run]).T
-        return Scored(rows, outcome, support, stance)
 
     def credit_of(self, id: str) -> float | None:
         """What an item has been worth; ``None`` where it took no stance yet."""

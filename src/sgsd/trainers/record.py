@@ -1,11 +1,7 @@
-"""What a run keeps of its teachers for ``sgsd report``: histograms of the support, and rollouts token by token.
+"""What a run keeps of its teachers for ``sgsd report``: ``ledger.json``, and rollouts token by token.
 
-Two files in the run's folder, written by the first process and appended to:
-
-- ``supports.jsonl``: for each optimizer step, how many teachers had a support in each bin, by outcome;
-- ``traces.jsonl``: now and then some rollouts of the first process, token by token, under each of their teachers.
-
-A run that goes on from a checkpoint first drops what was written after it.
+``traces.jsonl`` holds, now and then, some rollouts of the first process under each of their teachers. A run that goes
+on from a checkpoint first drops what was written after it.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 from transformers import TrainerCallback
@@ -26,8 +21,6 @@ from sgsd.objectives import TeacherScores
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.tracking import log_gaps
 
-# Nats per token. Fine around 0, where most supports lie; 0.05 is the default dead zone.
-SUPPORT_EDGES = (-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 OUTCOMES = {1: "success", -1: "failure", 0: "undecided"}
 _TRACED = 2  # rollouts of a trace: a success and a failure if there are
 
@@ -46,7 +39,7 @@ class _Decoder(Protocol):
 
 
 class RunRecorder(TrainerCallback):
-    """Ends an optimizer step for the ledger, and keeps the two files of this module and ``ledger.json``.
+    """Ends an optimizer step for the ledger, and keeps the two files of this module.
 
     Args:
         folder, tokenizer, ledger: the run's.
@@ -77,7 +70,6 @@ class RunRecorder(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._writes:  # what was recorded after the step where the run starts goes
             self._folder.mkdir(parents=True, exist_ok=True)
-            keep_until(self._folder / runfolder.SUPPORTS, state.global_step)
             keep_until(self._folder / runfolder.TRACES, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -146,19 +138,9 @@ class RunRecorder(TrainerCallback):
             )
 
     def end_step(self, step: int) -> list[dict[str, Any]]:
-        """Credit and write what became of the optimizer step that has just been made; returns the traces written."""
-        scored = self._ledger.end_step()
+        """Credit the optimizer step that has just been made, and write its traces; returns them."""
+        self._ledger.end_step()
         traces, self._traces = self._chosen(), []
-        if not self._writes:
-            return []
-        bins = np.searchsorted(SUPPORT_EDGES, scored.support.astype(np.float32))  # edges[n - 1] < S <= edges[n]
-        counts = {
-            name: np.bincount(bins[scored.outcome == value], minlength=len(SUPPORT_EDGES) + 1).tolist()
-            for value, name in OUTCOMES.items()
-        }
-        file = self._folder / runfolder.SUPPORTS
-        header = [] if file.is_file() and file.stat().st_size else [{"edges": SUPPORT_EDGES}]
-        append_lines(file, [*header, {"step": step, **counts}])
         if traces:
             append_lines(self._folder / runfolder.TRACES, traces)
         return traces
