@@ -372,7 +372,7 @@ class SGSDConfig(DistillationConfig):
         if self.rehearsal_weight:
             self._demand("rehearsal_weight", teacher="frozen")
         needs, what = OBJECTIVES[self.objective].from_config(self).needs, f"objective '{self.objective}'"
-        if needs.still_teacher:
+        if needs.frozen_teacher:
             self._demand(what, teacher="frozen")
         if (needs.groups or self.grpo_weight) and self.num_generations == 1:
             raise ConfigError(f"{what if needs.groups else 'grpo_weight'} needs groups", **_GROUPS)
