@@ -217,7 +217,7 @@ def test_a_base_model_takes_text(sgsd, flags, dry, model, tmp_path):
     assert dry(*given).code == 0
     run = sgsd("train", *flags, *given, "--output_dir", tmp_path / "run", "--max_steps", "1")
     assert run.code == 0, run.err
-    assert "tokenizer without a chat template" in dry("--model_name_or_path", model).error
+    assert "the tokenizer has no chat template" in dry("--model_name_or_path", model).error
 
 
 def test_no_instruction_is_no_error_and_shown(sgsd, flags, dry, tmp_path):

@@ -158,7 +158,7 @@ def test_a_tokenizer_without_a_chat_template(refused, tiny_folder, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_folder, bare)
     (bare / "chat_template.jinja").unlink()
-    assert "tokenizer without a chat template" in refused("--model_name_or_path", bare)
+    assert "the tokenizer has no chat template" in refused("--model_name_or_path", bare)
 
 
 def test_an_output_folder_below_a_file(sgsd, flags, tmp_path):

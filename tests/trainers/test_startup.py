@@ -18,10 +18,10 @@ from transformers import GenerationConfig
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.errors import ConfigError, DataError
 from sgsd.trainers.model import (
+    is_initial_without_adapter,
     refuse_prompt_learning,
     sampling_as_asked,
     settle_generation_config,
-    stands_still_without_adapter,
 )
 from sgsd.trainers.rewards import VerifierReward, check_reward, check_reward_arguments
 from sgsd.trainers.tokens import check_batch, check_tokens, thinking_of
@@ -405,7 +405,7 @@ def test_what_cannot_verify_is_refused_by_what_it_is(tmp_path):
 def test_a_teacher_without_the_adapter_stands_still_exactly_where_it_is_said_to(settings, still):
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **settings)
     model = get_peft_model(make_model(attention_bias=True), config).eval()
-    assert stands_still_without_adapter(model, config) is still
+    assert is_initial_without_adapter(model, config) is still
     ids = torch.tensor([[1, 3, 5, 7]])
     with torch.no_grad():
         start = model(input_ids=ids).logits

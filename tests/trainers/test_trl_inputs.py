@@ -184,14 +184,14 @@ def test_text_needs_no_chat_template(tmp_path, method):
     trainer = make_trainer(tmp_path, method=method, tokenizer=tokenizer, problems=TEXTS, instruction=None)
     assert trainer.train_dataset["prompt"] == TEXTS["prompt"]
     trainer.train()
-    with pytest.raises(ConfigError, match="tokenizer without a chat template"):
+    with pytest.raises(ConfigError, match="the tokenizer has no chat template"):
         make_trainer(tmp_path, tokenizer=tokenizer, problems=SUMS)
 
 
 def test_a_policy_that_writes_bank_items_needs_a_chat_template(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="tokenizer without a chat template"):
+    with pytest.raises(ConfigError, match="the tokenizer has no chat template"):
         make_trainer(tmp_path, tokenizer=tokenizer, problems=TEXTS, maintenance_frequency=1)
 
 

@@ -55,11 +55,11 @@ from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, co
 from sgsd.trainers.guard import CollapseGuard, GuardCallback
 from sgsd.trainers.model import (
     check_arguments,
+    is_initial_without_adapter,
     refuse_prompt_learning,
     sampling_as_asked,
     settle_config,
     settle_generation_config,
-    stands_still_without_adapter,
 )
 from sgsd.trainers.rewards import (
     VerifierReward,
@@ -291,7 +291,7 @@ class VerifiedTrainer(GRPOTrainer):
     def _teacher_weights(self, args: VerifiedConfig, peft_config: PeftConfig | None) -> TeacherWeights | None:
         if not isinstance(args, DistillationConfig):
             return None
-        adapter_off = args.teacher == "frozen" and stands_still_without_adapter(self.model, peft_config)
+        adapter_off = args.teacher == "frozen" and is_initial_without_adapter(self.model, peft_config)
         needs_copy = args.teacher != "live" and not adapter_off
         refuse_partitioned_copies(args.teacher, self.accelerator, needs_copy=needs_copy)
         weights = TeacherWeights(

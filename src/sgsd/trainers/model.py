@@ -150,7 +150,7 @@ def refuse_prompt_learning(model: Any, peft_config: Any = None) -> None:
             )
 
 
-def stands_still_without_adapter(model: Any, peft_config: Any) -> bool:
+def is_initial_without_adapter(model: Any, peft_config: Any) -> bool:
     """Whether switching a new adapter off gives the initial policy, now and after any number of steps.
 
     It does for a LoRA adapter that starts as nothing and is all that trains. Where biases (``bias: all`` or
