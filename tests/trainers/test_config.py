@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 from sgsd.errors import ConfigError
 from sgsd.trainers.config import CONFIGS, SGSDConfig
-from sgsd.trainers.settings import IDLE_WITHOUT_GRPO, LOSS_TYPES, check_pieces, refuse_idle_settings
+from sgsd.trainers.settings import IDLE_WITHOUT_GRPO, LOSS_TYPES, check_constructible, refuse_idle_settings
 
 from .tiny import make_config
 
@@ -183,7 +183,7 @@ def test_pieces_that_could_not_be_built_are_refused_by_their_setting(tmp_path, m
         monkeypatch.setattr(f"sgsd.trainers.settings.is_{package}_available", lambda: False)
     args = make_config(tmp_path, **settings)
     with pytest.raises(ConfigError, match=said) as refused:
-        check_pieces(args, adapted=True)
+        check_constructible(args, adapted=True)
     assert "\n" not in str(refused.value)
 
 
@@ -201,7 +201,7 @@ def test_pieces_that_could_not_be_built_are_refused_by_their_setting(tmp_path, m
     ids=str,
 )
 def test_pieces_that_can_be_built_pass(tmp_path, settings):
-    check_pieces(make_config(tmp_path, **settings), adapted=False)
+    check_constructible(make_config(tmp_path, **settings), adapted=False)
 
 
 # ---- the device

@@ -67,7 +67,7 @@ def test_the_loss_is_the_mean_kl_from_the_start_in_plain_loops(tmp_path, lora):
 @pytest.mark.parametrize("lora", [False, True])
 def test_nothing_is_forgotten_before_the_first_step(tmp_path, lora):
     trainer = rehearsing(tmp_path, lora=lora)
-    kl = trainer._forgotten(trainer.model, 4)
+    kl = trainer._rehearsal_loss(trainer.model, 4)
     assert abs(kl.item()) < 1e-6
     kl.backward()
     assert max(float(p.grad.abs().max()) for p in trainer.model.parameters() if p.grad is not None) < 1e-5
@@ -78,7 +78,7 @@ def kl_after_training(folder, weight):
     trainer.train()
     if not weight:
         trainer.rehearsal = Rehearsal(trainer.renderer, ["1 + 1?"], count=8, seed=trainer.args.seed)
-    return trainer._forgotten(trainer.model, 32).item(), trainer
+    return trainer._rehearsal_loss(trainer.model, 32).item(), trainer
 
 
 def test_a_run_that_rehearses_stays_nearer_to_its_start(tmp_path):
@@ -93,9 +93,9 @@ def test_a_run_that_rehearses_stays_nearer_to_its_start(tmp_path):
 def test_texts_are_turns_and_answers_written_by_the_model_as_it_began(tmp_path):
     trainer = rehearsing(tmp_path, lora=True)
     shaken(trainer.model)  # the adapter: no part of the beginning
-    trainer._forgotten(trainer.model, 4)
+    trainer._rehearsal_loss(trainer.model, 4)
     other = rehearsing(tmp_path, lora=True)
-    other._forgotten(other.model, 4)
+    other._rehearsal_loss(other.model, 4)
     texts = trainer.rehearsal.texts
     assert texts == other.rehearsal.texts
     assert len(set(map(tuple, texts))) == 5
@@ -108,7 +108,7 @@ def test_texts_are_turns_and_answers_written_by_the_model_as_it_began(tmp_path):
 
 def test_what_a_step_reads_follows_from_seed_and_step(tmp_path):
     trainer = rehearsing(tmp_path)
-    trainer._forgotten(trainer.model, 4)
+    trainer._rehearsal_loss(trainer.model, 4)
     read = [
         trainer.rehearsal.batch(8, (step, 0), torch.device("cpu"))[0]["completion_ids"].tolist()
         for step in (1, 1, 2, 3)
@@ -155,7 +155,7 @@ def test_ends_of_turns_are_no_words_of_theirs(tmp_path):
     model = make_model()
     model.generation_config.eos_token_id = [EOS, *range(100, 250)]  # so that turns end soon
     trainer = rehearsing(tmp_path, model=model)
-    trainer._forgotten(trainer.model, 4)
+    trainer._rehearsal_loss(trainer.model, 4)
     for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal.texts, strict=True):
         place = next(n for n in range(len(text)) if text[n : n + len(closing)] == closing)
         assert place < TURN_TOKENS

@@ -115,7 +115,7 @@ _ONE_A_PROMPT = {"num_return_sequences": 1, "return_dict_in_generate": False}
 """What TRL takes from ``generate``, whatever else ``generation_kwargs`` say."""
 
 
-def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
+def check_constructible(args: Any, *, adapted: bool, loaded: bool = False) -> None:
     """Build what settings describe and training would build, of a toy's size, before any weight is loaded.
 
     ``adapted``: the policy is an adapter. ``loaded``: the weights are there already; whether vLLM is, TRL will see.
