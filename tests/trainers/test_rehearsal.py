@@ -140,7 +140,7 @@ def test_half_of_the_turns_begin_as_tasks_do_and_half_end_with_the_instruction(t
 
 @pytest.mark.parametrize("teacher", ["live", "ema", "periodic"])
 def test_a_start_that_nobody_keeps_is_refused(tmp_path, teacher):
-    with pytest.raises(ConfigError, match="rehearsal_weight does not go with it"):
+    with pytest.raises(ConfigError, match="rehearsal_weight needs other settings"):
         make_trainer(tmp_path, rehearsal_weight=1.0, teacher=teacher)
 
 

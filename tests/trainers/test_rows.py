@@ -81,7 +81,7 @@ def test_a_problem_column_without_a_value_is_the_last_user_message(empty):
 
 
 def test_a_problem_column_of_numbers_is_refused_by_its_row():
-    with pytest.raises(DataError, match=r"the column problem is no text: got int in row-0; .*rename the column"):
+    with pytest.raises(DataError, match=r"the column problem is not text: got int in row-0; .*rename the column"):
         rows_of({"prompt": "1?", "problem": 3}, verified=False)
 
 

@@ -316,17 +316,17 @@ class Judge:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (raising, r"raising fails on a made-up completion.*TypeError.*numbers.*columns of the data: answer, problem"),
+        (raising, r"raising fails on a made-up completion.*TypeError.*numbers.*the data has the columns answer, problem"),
         (raising_later, r"raising_later fails .*TypeError"),
         (functools.partial(raising, numbers=1), None),
         (lambda **_: 1 / 0, "ZeroDivisionError"),
-        (lambda **_: 1.0, "returns no list: got 1.0"),
-        (lambda **_: None, "returns no list: got None"),
+        (lambda **_: 1.0, "does not return a list: got 1.0"),
+        (lambda **_: None, "does not return a list: got None"),
         (lambda **_: [1.0], "returns 1 rewards"),
         (lambda **_: [1.0] * 3, "returns 3 rewards"),
-        (lambda **_: ["good", "bad"], "returns what is no number: got 'good'"),
-        (lambda **_: [[1.0], [1.0]], "returns what is no number"),
-        (lambda **_: [math.inf, 0.0], "returns what is no number: got inf"),
+        (lambda **_: ["good", "bad"], "returns a wrong value: got 'good'"),
+        (lambda **_: [[1.0], [1.0]], "returns a wrong value"),
+        (lambda **_: [math.inf, 0.0], "returns a wrong value: got inf"),
         (lambda **_: [math.nan, None], None),
         (lambda **_: (True, 1), None),
         (lambda **_: torch.tensor([0.5, 1.0]), None),
@@ -378,7 +378,7 @@ def test_a_verifier_whose_every_verdict_is_an_error_stops_at_once(verifier, got)
 
 def test_what_cannot_verify_is_refused_by_what_it_is(tmp_path):
     for thing, got in (("math", "'math'"), (3, "int")):
-        with pytest.raises(ConfigError, match=f"verifier cannot verify: got {got};"):
+        with pytest.raises(ConfigError, match=f"verifier has no verify_many: got {got};"):
             check_reward_arguments(None, None, thing)
     for thing in (get_verifier("exact"), raising):  # a reward function is taken
         check_reward_arguments(make_config(tmp_path), None, thing)

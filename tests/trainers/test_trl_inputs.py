@@ -108,12 +108,12 @@ def test_what_a_rollout_function_returns_besides_reaches_rewards(tmp_path, monke
 @pytest.mark.parametrize(
     ("reward", "settings", "verifier", "said"),
     [
-        (get_verifier("exact"), {}, None, "reward_funcs cannot reward: got PooledVerifier"),
-        ("math", {}, None, "reward_funcs cannot reward: got 'math'"),
-        ((by_parity,), {}, None, "reward_funcs cannot reward: got tuple"),
+        (get_verifier("exact"), {}, None, "reward_funcs contains no reward function: got PooledVerifier"),
+        ("math", {}, None, "reward_funcs contains no reward function: got 'math'"),
+        ((by_parity,), {}, None, "reward_funcs contains no reward function: got tuple"),
         ([], {}, None, "reward_funcs is empty"),
-        (by_parity, {}, get_verifier("exact"), "a verifier beside reward_funcs"),
-        (by_parity, {"reward_weights": [1.0, 2.0]}, None, "reward_weights of another number: got 2; expected 1"),
+        (by_parity, {}, get_verifier("exact"), "verifier would have no effect beside reward_funcs"),
+        (by_parity, {"reward_weights": [1.0, 2.0]}, None, "reward_weights and reward_funcs differ in number: got 2 weights; expected 1"),
         (None, {"reward_weights": [1.0]}, None, "without effect where a verifier judges"),
         (None, {"success_threshold": 0.7}, None, "without effect where a verifier judges"),
     ],

@@ -497,7 +497,7 @@ class VerifiedTrainer(GRPOTrainer):
         return student, self.router_aux_loss_coef * student.aux_loss / steps
 
     def _forward(self, student: StudentPass, inputs: dict[str, Tensor], *, compute_aux_loss: bool = False) -> None:
-        """TRL's forward of ``prompt_ids`` and ``completion_ids`` with their masks; it calls ``student`` as the model."""
+        """TRL's forward of ``prompt_ids`` and ``completion_ids`` with their masks; ``student`` acts as the model."""
         self._get_per_token_logps_and_entropies(
             student,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),

@@ -49,7 +49,7 @@ _OF_TRL = {
 """What torch, transformers and TRL would refuse, or fail at, only after loading or in a step."""
 
 
-def check_marks(args: Any) -> None:
+def check_annotations(args: Any) -> None:
     """Refuse values outside the range, or among none of the choices, that their settings' types are annotated with.
 
     Raises:

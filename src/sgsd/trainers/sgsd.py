@@ -262,8 +262,8 @@ class SGSDTrainer(VerifiedTrainer):
             )
             for b in rows
         }
-        prompts = [drawn[_group(inputs[b])] for b in rows]
-        self.metrics.share("sgsd/control_is_plain", prompts.count(None), len(rows))
+        controls = [drawn[_group(inputs[b])] for b in rows]
+        self.metrics.share("sgsd/control_is_plain", controls.count(None), len(rows))
         prompts = [
             ids or self.renderer.student_ids(prompt_of(inputs[b])) for b, ids in zip(rows, controls, strict=True)
         ]
