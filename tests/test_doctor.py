@@ -314,7 +314,7 @@ PAIRS = SkillBank((Skill.new("g", origin=Origin.SEED),), (Mistake.new("e", origi
     ("options", "error", "said"),
     [
         ({"rollouts": 15}, ConfigError, "too few rollouts for a diagnosis: got 15; expected 16 or more"),
-        ({"contexts": ["document"]}, ConfigError, "context document needs a document"),
+        ({"contexts": ["document"]}, ConfigError, "context document without a document"),
         ({"contexts": ["pair"]}, ConfigError, "did you mean pairs"),
         ({"bank": SkillBank(PAIRS.skills)}, BankError, "mistake"),
         ({"max_prompt_length": 5}, PromptError, "plain prompts are too long"),

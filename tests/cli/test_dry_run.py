@@ -161,8 +161,8 @@ def test_the_method_is_named(dry):
         (("--gradient_accumulation_steps", "9"), "fewer problems than one batch: got 8; expected at least 18"),
         (("--eval_strategy", "epoch"), "no data to evaluate on"),
         (("--verifier", "math", "--report_to", "comet_ml"), "report_to names what is not installed"),
-        (("--reward_weights", "2"), "without effect where a verifier judges: got reward_weights [2.0]"),
-        (("--success_threshold", "0.7"), "without effect where a verifier judges"),
+        (("--reward_weights", "2"), "no effect where a verifier judges: got reward_weights [2.0]"),
+        (("--success_threshold", "0.7"), "no effect where a verifier judges"),
         (("--optim_args", "nonsense"), "optim_args nonsense"),
         (
             ("--use_peft", "--lora_target_modules", "nonsense"),

@@ -83,7 +83,10 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
         (["--method=gpro"], ["unknown method", "did you mean grpo?"]),
         (["--method", "grpo"], ["unknown setting: got num_teachers", "method grpo", "one of sgsd"]),
         (["--divergence", "jsd"], ["unknown setting: got divergence", "method sgsd", "one of opsd"]),
-        (["--skills_in_prompt"], ["skills_in_prompt does not work with method sgsd", "grpo or opsd", "without the skills"]),
+        (
+            ["--skills_in_prompt"],
+            ["skills_in_prompt does not work with method sgsd", "grpo or opsd", "without"],
+        ),
         (["--thinking", "papr"], ["unknown thinking", "did you mean paper?"]),
         (["--bank", "seed:mental-aritmetic"], ["no such shipped bank", "mental-arithmetic"]),
         (["--config", "internalise"], ["unknown configuration", "did you mean internalize?"]),

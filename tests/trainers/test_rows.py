@@ -118,7 +118,7 @@ def test_an_integer_that_no_column_holds_is_told(values):
 
 def test_text_and_conversations_do_not_mix():
     problems = [Problem("a", "x", "1"), Problem("b", "x", "1", prompt="x")]
-    with pytest.raises(DataError, match="two kinds: got text in b, a conversation in a"):
+    with pytest.raises(DataError, match="some are conversations: got text in b, a conversation in a"):
         training_rows(problems, RENDERER, max_prompt_length=100)
 
 

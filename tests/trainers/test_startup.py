@@ -316,7 +316,10 @@ class Judge:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (raising, r"raising fails on a made-up completion.*TypeError.*numbers.*the data has the columns answer, problem"),
+        (
+            raising,
+            r"raising fails on a made-up completion.*TypeError.*numbers.*has the columns answer, problem",
+        ),
         (raising_later, r"raising_later fails .*TypeError"),
         (functools.partial(raising, numbers=1), None),
         (lambda **_: 1 / 0, "ZeroDivisionError"),

@@ -113,9 +113,14 @@ def test_what_a_rollout_function_returns_besides_reaches_rewards(tmp_path, monke
         ((by_parity,), {}, None, "reward_funcs contains no reward function: got tuple"),
         ([], {}, None, "reward_funcs is empty"),
         (by_parity, {}, get_verifier("exact"), "verifier would have no effect beside reward_funcs"),
-        (by_parity, {"reward_weights": [1.0, 2.0]}, None, "reward_weights and reward_funcs differ in number: got 2 weights; expected 1"),
-        (None, {"reward_weights": [1.0]}, None, "without effect where a verifier judges"),
-        (None, {"success_threshold": 0.7}, None, "without effect where a verifier judges"),
+        (
+            by_parity,
+            {"reward_weights": [1.0, 2.0]},
+            None,
+            "differ in number: got 2 weights; expected 1",
+        ),
+        (None, {"reward_weights": [1.0]}, None, "no effect where a verifier judges"),
+        (None, {"success_threshold": 0.7}, None, "no effect where a verifier judges"),
     ],
 )
 def test_rewards_that_nothing_could_make_of(tmp_path, reward, settings, verifier, said):

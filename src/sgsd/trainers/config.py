@@ -102,8 +102,8 @@ class VerifiedConfig(GRPOConfig):
 
     guard: Annotated[str, GUARD_ACTIONS] = _setting(
         "warn",
-        "What happens when the success rate collapses: off, nothing is checked; warn; stop the run. With warn and stop, "
-        "a gradient that is not finite stops the run.",
+        "Action when the success rate collapses: off, nothing is checked; warn; stop the run. With warn and stop, a "
+        "gradient that is not finite stops the run.",
     )
 
     # Skills.

@@ -154,7 +154,7 @@ def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -
         default = type(args).success_threshold
         if args.reward_weights is not None or args.success_threshold != default:
             raise ConfigError(
-                "settings without effect where a verifier judges",
+                "settings have no effect where a verifier judges",
                 got=f"reward_weights {args.reward_weights}, success_threshold {args.success_threshold}",
                 expected=f"reward_weights None, success_threshold {default}",
                 remedy="leave them out, pass reward_funcs, or for a reward function as verifier set "
