@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -160,3 +161,21 @@ def test_ends_of_turns_are_no_words_of_theirs(tmp_path):
         place = next(n for n in range(len(text)) if text[n : n + len(closing)] == closing)
         assert place < TURN_TOKENS
         assert not {EOS, *range(100, 250)} & set(text[:place])
+
+
+def test_the_model_answers_prompts_of_a_data_set(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    asked = [f"Say {word}." for word in ("one", "two", "three", "four", "five", "six", "seven")]
+    file.write_text("".join(json.dumps({"problem": one}) + "\n" for one in asked))
+    trainer = rehearsing(tmp_path, rehearsal_dataset=str(file))
+    assert abs(trainer._rehearsal_loss(trainer.model, 4).item()) < 1e-6
+    read, _ = trainer.rehearsal.batch(8, (0, 0), torch.device("cpu"))
+    plain = PromptRenderer(make_tokenizer(), instruction="", thinking=trainer.args.thinking)
+    rendered = [plain.student_ids(one) for one in asked]
+    for prompt, mask in zip(read["prompt_ids"], read["prompt_mask"], strict=True):
+        assert prompt[mask.bool()].tolist() in rendered  # without the run's instruction
+    assert len(trainer.rehearsal.texts) == 5
+    assert all(1 <= len(text) <= TURN_TOKENS for text in trainer.rehearsal.texts)
+    small = rehearsing(tmp_path, rehearsal_dataset=str(file), rehearsal_texts=20)
+    small._rehearsal_loss(small.model, 4)
+    assert len(small.rehearsal.texts) == len(asked)

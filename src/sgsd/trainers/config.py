@@ -331,6 +331,11 @@ class SGSDConfig(DistillationConfig):
         "For teacher 'frozen': weight of KL(initial model || student) on texts that the model wrote before training, "
         "which reduces forgetting; not in the paper.",
     )
+    rehearsal_dataset: str | None = _setting(
+        None,
+        "With rehearsal_weight: a file or data set of prompts that the model answers before training; None: it writes "
+        "prompts, too.",
+    )
     rehearsal_texts: Whole = _setting(64, "With rehearsal_weight: texts per process.")
     trace_steps: Annotated[int, "0 or more"] = _setting(
         25, "Optimizer steps between traces, rollouts that are saved token by token for sgsd report; 0: none."

@@ -39,28 +39,44 @@ class Rehearsal:
     Args:
         renderer: of the run's prompts, whose chat template opens and closes turns.
         problems: texts of training problems.
-        count: of texts.
+        count: of texts, at most one for each of ``prompts``.
         seed: of their sampling, another one on every process, and of what a step reads.
+        prompts: token ids of prompts to answer, in place of turns that the model writes.
 
     Raises:
         ConfigError: the tokenizer has no chat template.
     """
 
-    def __init__(self, renderer: PromptRenderer, problems: Sequence[str], *, count: int, seed: int) -> None:
+    def __init__(
+        self,
+        renderer: PromptRenderer,
+        problems: Sequence[str],
+        *,
+        count: int,
+        seed: int,
+        prompts: Sequence[list[int]] | None = None,
+    ) -> None:
         self._tokenizer: Any = renderer.tokenizer
-        if not self._tokenizer.chat_template:
-            raise ConfigError("rehearsal_weight without a chat template", expected="a tokenizer with one, or weight 0")
         draw = random.Random(seed)
-        self._around = [
-            user_turn_ids(
-                self._tokenizer,
-                start=" ".join(draw.choice(problems).split()[:_STARTING_WORDS]) if number % 4 < 2 else "",
-                end=renderer.instruction if number % 2 else "",
-                **renderer.student_kwargs,
-            )
-            for number in range(count)
-        ]
-        self._count = count
+        self._writes_turns = prompts is None
+        if prompts is None:
+            if not self._tokenizer.chat_template:
+                raise ConfigError(
+                    "rehearsal_weight without a chat template", expected="a tokenizer with one, or rehearsal_dataset"
+                )
+            self._around = [
+                user_turn_ids(
+                    self._tokenizer,
+                    start=" ".join(draw.choice(problems).split()[:_STARTING_WORDS]) if number % 4 < 2 else "",
+                    end=renderer.instruction if number % 2 else "",
+                    **renderer.student_kwargs,
+                )
+                for number in range(count)
+            ]
+        else:
+            drawn = draw.sample(range(len(prompts)), min(count, len(prompts)))
+            self._around = [(prompts[number], list[int]()) for number in drawn]
+        self._count = len(self._around)
         self._seed = seed
         self.texts: list[list[int]] = []
         """Token ids of what was written; empty before the first step."""
@@ -72,16 +88,16 @@ class Rehearsal:
             sampler = TransformersSampler(
                 unwrapped, self._tokenizer, max_new_tokens=TURN_TOKENS, top_p=_TOP_P, batch_size=_BATCH
             )
-            turns = sampler.sample([opening for opening, _ in self._around], seed=self._seed)
-            asked = [
-                [*opening, *_without_end(turn), *closing]
-                for (opening, closing), turn in zip(self._around, turns, strict=True)
-            ]
+            openings = [opening for opening, _ in self._around]
+            turns: list[list[int]] = [[] for _ in openings]
+            if self._writes_turns:
+                turns = [
+                    [*_without_end(turn), *closing]
+                    for (_, closing), turn in zip(self._around, sampler.sample(openings, seed=self._seed), strict=True)
+                ]
+            asked = [[*opening, *turn] for opening, turn in zip(openings, turns, strict=True)]
             answers = sampler.sample(asked, seed=self._seed + 1)
-        self.texts = [
-            [*_without_end(turn), *closing, *answer.completion_ids]
-            for (_, closing), turn, answer in zip(self._around, turns, answers, strict=True)
-        ]
+        self.texts = [[*turn, *answer.completion_ids] for turn, answer in zip(turns, answers, strict=True)]
         with torch.no_grad():
             for first in range(0, self._count, _BATCH):
                 texts = self.texts[first : first + _BATCH]

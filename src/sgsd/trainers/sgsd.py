@@ -24,10 +24,11 @@ from torch import Tensor
 from trl.models import unwrap_model_for_generation
 
 from sgsd.bank import Ledger
+from sgsd.data.sources import load_problems
 from sgsd.display import logger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.objectives.base import Metrics
-from sgsd.prompts import uncounted_token_ids
+from sgsd.prompts import PromptRenderer, uncounted_token_ids
 from sgsd.retrieval import Retrieval
 from sgsd.scoring.heads import Select
 from sgsd.scoring.logprobs import Scores, chunk_count, flat_targets, score_completions
@@ -118,7 +119,9 @@ class SGSDTrainer(VerifiedTrainer):
             self.add_callback(self.maintenance)
         if args.rehearsal_weight:
             seed, problems = args.seed + self.accelerator.process_index, self.train_dataset["problem"]
-            self.rehearsal = Rehearsal(self.renderer, problems, count=args.rehearsal_texts, seed=seed)
+            self.rehearsal = Rehearsal(
+                self.renderer, problems, count=args.rehearsal_texts, seed=seed, prompts=self._rehearsal_prompts()
+            )
         first = [self.train_dataset[n] for n in range(min(FIRST_PROBLEMS, len(self.train_dataset)))]
         warning = check_teachers(self.retrieve(first), self.max_prompt_length)
         if warning and main:
@@ -350,6 +353,14 @@ class SGSDTrainer(VerifiedTrainer):
         if top_ids is not None:
             top_logps = logps[..., 1:].unflatten(-1, (top_ids.shape[1], -1)).transpose(1, 2)  # [B, K, T, M]
         return StudentScores(logps=logps[..., 0], top_logps=top_logps), loss
+
+    def _rehearsal_prompts(self) -> list[list[int]] | None:
+        """Prompts of ``args.rehearsal_dataset``, without the run's instruction."""
+        if self.args.rehearsal_dataset is None:
+            return None
+        renderer = PromptRenderer(self.processing_class, instruction="", thinking=self.args.thinking)
+        problems, _ = load_problems(self.args.rehearsal_dataset, needs_answer=False)
+        return [renderer.student_ids(problem) for problem in problems]
 
     def _rehearsal_loss(self, model: Any, rollouts: int) -> Tensor:
         """Mean KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts."""
