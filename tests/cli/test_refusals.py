@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
 @pytest.mark.parametrize(
     ("extra", "fragments"),
     [
-        (["--verifier", "mth"], ["unknown verifier", "'mth'", "did you mean 'math'?"]),
+        (["--verifier", "mth"], ["unknown verifier", "'mth'", "did you mean math?"]),
         (["--retriever", "bm52"], ["unknown retriever", "did you mean bm25?"]),
         (["--teacher", "frozn"], ["unknown teacher", "did you mean frozen?"]),
         (["--method", "sgds"], ["unknown method", "did you mean sgsd?"]),
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_one_run_does_not_open_the_folder_of_another(sgsd, flags
         (["--max_completion_length", "0"], ["--max_completion_length: out of range"]),
         (["--max_completion_length", "5000"], ["do not fit the model's context", "less than 1024"]),
         (["--max_completion_length", "1020"], ["8 of 8 plain prompts are too long"]),
-        (["--verifier", "exat"], ["unknown verifier", "did you mean 'exact'?"]),
+        (["--verifier", "exat"], ["unknown verifier", "did you mean exact?"]),
         (["--chat_template_kwargs", "{bad"], ["--chat_template_kwargs", "malformed JSON", "{bad"]),
         (["--chat_template_kwargs", "[1]"], ["expected a JSON object"]),
         (["--dataset", "gone.jsonl"], ["no such data file"]),

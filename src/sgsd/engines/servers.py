@@ -423,7 +423,7 @@ class OpenAISampler:
             )
         if ids is None:
             completion = (*self._tokenizer.encode(choice.text, add_special_tokens=False), *self._end_ids * has_ended)
-            text = self._text.behind(prompt, choice.text)
+            text = self._text.from_text(prompt, choice.text)
         else:
             completion, text = tuple(ids), self._text.after(prompt, ids)
         return Rollout(
