@@ -270,7 +270,7 @@ class TestFiles:
             ('{"skills": [{"text": "x", "parents": [1]}]}', r"skills\[0\].parents\[0\]: cannot be used: got 1"),
             ('{"skills": [], "name": 1}', "name: cannot be used"),
             ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "cannot change its meaning: got 'a'"),
-            ('{"skills": [{"text": "\\ud800"}]}', "half a surrogate pair"),
+            ('{"skills": [{"text": "\\ud800"}]}', "a lone surrogate"),
             ("[" * 100_000, "malformed JSON"),
             ('{"skills": [], "metadata": {"a": ' + "1" * 5000 + "}}", "malformed JSON"),
         ],

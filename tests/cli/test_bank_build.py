@@ -247,7 +247,7 @@ def test_settings_are_checked_where_they_are_read(build, config, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     config.write_text("dataset: x\nmodel_name_or_path: y")
-    assert "--output is no folder" in build(*url, output=file).error
+    assert "--output is not a folder" in build(*url, output=file).error
 
 
 def test_the_writer_sees_answers_in_compatibility_with_the_paper_alone():
