@@ -21,7 +21,7 @@ latex2sympy: Any = importlib.import_module("latex2sympy2_extended.latex2sympy2")
 _SLL = importlib.import_module("antlr4").PredictionMode.SLL  # ANTLR's mode LL takes time exponential in the nesting
 _CONVERSION = latex2sympy.ConversionConfig(lowercase_symbols=False, interpret_contains_as_eq=False)
 
-# math-verify's own timeouts need SIGALRM in the main thread. They are off, since the pool has a hard timeout; its
+# math-verify's own timeouts need SIGALRM in the main thread. They are off, since the pool has a hard timeout, and the
 # warnings about that are silenced.
 for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -212,5 +212,5 @@ def parse(text: str, sets: bool = False) -> Any:
             parser._interp.predictionMode = _SLL
         tree = parser.relation()
         return converter.convert_relation(tree) if parser.getTokenStream().LA(1) == -1 else None
-    except Exception:  # noqa: BLE001 - the listener raises bare Exceptions, the converter whatever sympy does
+    except Exception:  # noqa: BLE001 - the grammar's listener raises bare Exceptions, and sympy may raise anything
         return None

@@ -41,9 +41,8 @@ class Extraction:
 
 
 NO_ANSWER = "no answer"
-DENIED = "denied answer"
 _NOTHING = Extraction(None, reason=NO_ANSWER)
-_DENIED = Extraction(None, reason=DENIED)
+_DENIED = Extraction(None, reason="denied answer")
 
 
 def extract_answer(completion: str) -> Extraction:

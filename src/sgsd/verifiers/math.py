@@ -42,7 +42,7 @@ def reference_text(answer: str) -> str | None:
 
 
 def read_reference(answer: str) -> Reading | None:
-    """The answer in a reference, read; ``None`` if it cannot be read."""
+    """Read the answer in a reference; ``None`` if it cannot be read."""
     text = reference_text(answer)
     if text is None or len(text) > 4_000:
         return None
@@ -95,7 +95,7 @@ def make_grader() -> Grader:
         equal(text, f"{text} ")
     for text in ("56", "x^2+1"):
         if (verdict := grade_math(rf"\boxed{{{text}}}", text)).outcome is not Outcome.CORRECT:
-            raise RuntimeError(f"the mathematics verifier does not work here: {text} for {text} is {verdict}")
+            raise RuntimeError(f"the mathematics verifier does not work: it judges {text} against {text} as {verdict}")
     return grade_math
 
 

@@ -28,7 +28,7 @@ class Numeral:
         places: digits after the point, for a decimal.
         digits: significant digits, for a decimal.
         percent: whether a percent sign (or word) follows.
-        unit: what else follows, in lower case, or the empty string.
+        unit: the unit, in lower case, or the empty string.
         currency: the currency sign in front, or the empty string.
     """
 
@@ -266,7 +266,7 @@ def _close(exact: Numeral, decimal: Numeral) -> bool:
 
 
 def rounds_to(exact: Fraction, literal: Numeral, digits: int = 4) -> bool:
-    """Whether a decimal of at least so many significant digits is ``exact`` correctly rounded."""
+    """Whether a decimal of at least ``digits`` significant digits is ``exact``, correctly rounded."""
     off = abs(exact - literal.value) * 10**literal.places
     return literal.form == "decimal" and literal.digits >= digits and off * 2 <= 1
 
@@ -279,7 +279,7 @@ def approximates(exact: Fraction, literal: Numeral) -> bool:
     return units * 2 <= 1 or (units < 1 and abs(literal.value) < abs(exact) and literal.value != 0)
 
 
-# Units, one measure a line: semicolons separate units, spaces the spellings of one. Different units contradict.
+# Units, one measure a line; semicolons separate units, spaces the spellings of one. Different units exclude each other.
 _UNITS = """
 mm millimeter millimetre; cm centimeter centimetre 厘米; m meter metre 米; km kilometer kilometre 千米 公里
 in inch inches; ft foot feet; yd yard; mi mile

@@ -213,7 +213,7 @@ class Pool:
                     return
                 try:
                     results[position] = function(items[position])
-                except BaseException as error:  # noqa: BLE001 - of whatever thread, it is raised in the caller's, below
+                except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
                     failures.append(error)
 
         others = [threading.Thread(target=work, daemon=True) for _ in range(min(self.workers, len(items)) - 1)]

@@ -101,7 +101,7 @@ _LONGEST = 2_000
 
 
 def mathematics(text: str) -> list[Value]:
-    """Every piece of mathematics, in order. A dollar sign before an amount of money is none."""
+    """Every piece of mathematics, in order. A dollar sign that means money does not count."""
     found: list[Value] = []
     opening: re.Match[str] | None = None
     delimiter = ""
@@ -170,7 +170,7 @@ def hidden(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Whether a text is a sentence about an answer, not an answer, perhaps with its unit."""
+    """Whether a text is a sentence about an answer rather than the answer itself, which may have a unit."""
     plain = _TEXT.sub(" ", hidden(text))
     found = [word for word in _WORD.finditer(plain) if word[0].lower() not in _NO_PROSE]
     value = NUMBER.search(plain)

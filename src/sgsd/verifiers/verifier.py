@@ -29,7 +29,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "exact": {"ignore_case": True},
     "reward": {"threshold": 0.5},
 }
-# Option → its types, whether it must be positive, what is expected.
+# Option → its types, whether it must be positive, and the expected value as text.
 _VALUES: dict[str, tuple[tuple[type, ...], bool, str]] = {
     **dict.fromkeys(("timeout", "memory_gb"), ((int, float), True, "a positive number")),
     "workers": ((int,), True, "a whole number, at least 1"),

@@ -72,7 +72,7 @@ def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, An
         verdict = loaded.grade(request["completion"], request["answer"], *request.get("context", ()))
     except MemoryError:
         return {"outcome": Outcome.UNDECIDED, "reason": "out of memory", "restart": True}
-    except Exception as error:  # noqa: BLE001 - a grader may raise anything; the parent decides whose fault it is
+    except Exception as error:  # noqa: BLE001 - a grader may raise anything; the parent decides what it means
         return {"outcome": Outcome.UNDECIDED, "reason": f"{ERROR}{type(error).__name__}: {error}"[:300]}
     return {"outcome": verdict.outcome, "reason": verdict.reason, "extracted": verdict.extracted}
 
@@ -95,7 +95,7 @@ def main() -> None:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     graders: dict[str, Loaded] = {}
     with open(os.devnull, "r+b") as nowhere:
-        for standard in (0, 1):  # what a grader prints must not go among the replies
+        for standard in (0, 1):  # what a grader prints must not mix with the replies
             os.dup2(nowhere.fileno(), standard)
         for line in requests:
             request = json.loads(line)
