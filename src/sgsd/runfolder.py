@@ -201,7 +201,8 @@ def refuse_unwritable(folder: Path, what: str) -> None:
 
 @contextmanager
 def one_writer(folder: Path) -> Generator[None]:
-    """A context in which no other process writes to this folder. The folder is made, and removed again if it is empty.
+    """A context in which no other process writes to this folder. If it makes the folder and nothing is written, it
+    removes the folder again.
 
     Raises:
         ConfigError: another process writes to the folder, it cannot be written, or a link leads out of it.
