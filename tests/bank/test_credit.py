@@ -159,7 +159,7 @@ def test_items_of_known_worth_are_ranked_right():
 def test_separation_is_the_area_under_the_roc_curve(better, worse):
     expected = stats.mannwhitneyu(better, worse).statistic / (len(better) * len(worse))
     assert separation(better, worse) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="both kinds"):
+    with pytest.raises(ValueError, match="both samples"):
         separation(better, [])
 
 

@@ -158,7 +158,7 @@ def test_a_finished_evaluation_is_found_and_other_settings_are_refused(renderer,
     assert SampleStore(tmp_path, SETTINGS).finished() is None
     result = kept(tmp_path, renderer, Dice())
     assert SampleStore(tmp_path, SETTINGS).finished() == result
-    with pytest.raises(ConfigError, match=r"other seed, top_p: got seed 4; expected 3 as there"):
+    with pytest.raises(ConfigError, match=r"other seed, top_p: got seed 4; expected 3, as stored"):
         SampleStore(tmp_path, {"model": "m", "seed": 4, "top_p": 0.9})
     forced = SampleStore(tmp_path, {"model": "n"}, force=True)
     assert forced.finished() is None

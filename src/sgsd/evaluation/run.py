@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,8 @@ from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.metrics import answer_group, majority_at_k, pass_at_k, subset_sizes
 from sgsd.evaluation.statistics import Estimate, mean_estimate
 from sgsd.prompts import PromptRenderer, Shown, refuse_long_prompts
-from sgsd.rollouts import Rollout, Sampler, StopReason
+from sgsd.rollouts import Rollout, Sampler, StopReason, derived_seed
+from sgsd.validation import short_json
 from sgsd.verifiers import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import names_code, verify_in_context
 
@@ -236,9 +236,7 @@ def batch_seed(seed: int, batch: int) -> int:
 
     A batch's samples so depend on nothing that was sampled before it.
     """
-    if batch == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:4], "big") >> 1
+    return derived_seed(seed, batch) if batch else seed
 
 
 def prompts_of(
@@ -443,15 +441,10 @@ class SampleStore:
         names = [name for name in {**before, **self._settings} if before.get(name) != self._settings.get(name)]
         if names:
             names.sort(key=lambda name: (name in _HASHES, name))
-            here, there = (_shown(settings.get(names[0])) for settings in (self._settings, before))
+            here, there = (short_json(settings.get(names[0])) for settings in (self._settings, before))
             raise ConfigError(
-                f"{self.folder} holds an evaluation of other {', '.join(names)}",
+                f"{self.folder} holds an evaluation with other {', '.join(names)}",
                 got=f"{names[0]} {here}",
-                expected=f"{there} as there",
+                expected=f"{there}, as stored",
                 remedy=remedy,
             )
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
