@@ -1,4 +1,4 @@
-"""How far the verifiers agree with verdicts that are known: ``python benchmarks/verifier_agreement.py FILE [FILE …]``.
+"""Agreement of the verifiers with known verdicts: ``python benchmarks/verifier_agreement.py FILE [FILE …]``.
 
 Files are JSON lines. Rows with ``gold``, ``pred``, ``equal`` (and ``kind``: a bare ``answer`` or a whole
 ``completion``) are judged as they stand, ``verify(pred, gold)``. With ``--boxed``, bare answers that have no box of
