@@ -301,7 +301,7 @@ def test_a_link_out_of_a_build_s_folder_is_not_written_through(tmp_path, name):
 def test_a_changed_setting_is_refused_by_name_once_its_stage_has_begun(tmp_path):
     folder = tmp_path / "b"
     with open_store(folder) as store:
-        store.hold(SETTINGS, {})
+        store.check_settings(SETTINGS, {})
         sample(store, problems(), lambda problem: [1], Sampler(), samples=2, chunk=5)
     build(folder, settings=SETTINGS | {"extract": {"writer": "another"}})
     with pytest.raises(

@@ -330,7 +330,7 @@ def export(store: Store) -> None:
                 runfolder.write_text(store.folder / BANK, store.document(BANK, BANK_TEXT) or "")
 
 
-def refuse_gone_problems(store: Store, problems: Sequence[Problem]) -> None:
+def refuse_changed_problems(store: Store, problems: Sequence[Problem]) -> None:
     """Refuse rollouts and memories whose problem is missing or has changed.
 
     Raises:

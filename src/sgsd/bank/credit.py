@@ -46,11 +46,11 @@ class Credit:
     high: float
 
 
-def credit(record: ItemRecord, *, confidence: float = CONFIDENCE) -> Credit:
-    """An item's credit with an interval of this confidence level; 0.5 and [0, 1] for an item without active uses."""
+def credit(record: ItemRecord) -> Credit:
+    """An item's credit with a 95 % interval; 0.5 and [0, 1] for an item without active uses."""
     value = sum((positive + 1) / (active + 2) for positive, active in _by_outcome(record)) / 2
     centre, error, freedom = _interval(record)
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
     return Credit(value, max(min(centre - half, value), 0.0), min(max(centre + half, value), 1.0))
 
 

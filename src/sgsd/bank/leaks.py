@@ -93,40 +93,40 @@ def scan(
     if n < SHORTEST:
         raise ConfigError("--n is out of range", got=n, expected=f"{SHORTEST} or more")
     items = bank.items
-    said = ["\n".join((item.title, item.text, item.note)) for item in items]
+    item_texts = ["\n".join((item.title, item.text, item.note)) for item in items]
     parents = {item.id: item.parents for item in items if item.parents} | dict(lineage or {})
     descendants: defaultdict[str, list[int]] = defaultdict(list)
     for place, item in enumerate(items):
         for ancestor in ancestors(item.id, parents):
             descendants[ancestor].append(place)
-    texts = [words(text) for text in said]
-    grams = {size: ngrams(texts, size) for size in {SHORTEST, n}}
+    item_words = [words(text) for text in item_texts]
+    grams = {size: ngrams(item_words, size) for size in {SHORTEST, n}}
     # Item id → its leaks by key: two memories of one problem give one leak.
     found: defaultdict[str, dict[tuple[str, ...], Leak]] = defaultdict(dict)
     seen: set[int] = set()
     traced: set[str] = set()
 
     def compare(kind: LeakKind, text: str, problem: str, source: str) -> None:
-        asked = words(text)
-        identity = hash((kind, source if kind is LeakKind.BENCHMARK else "", asked))
+        problem_words = words(text)
+        identity = hash((kind, source if kind is LeakKind.BENCHMARK else "", problem_words))
         if identity in seen:
             return
         seen.add(identity)
-        is_short = len(asked) < n
-        if is_short and (len(asked) < SHORTEST or not any(word[0].isdigit() for word in asked)):
+        is_short = len(problem_words) < n
+        if is_short and (len(problem_words) < SHORTEST or not any(word[0].isdigit() for word in problem_words)):
             return
         size = SHORTEST if is_short else n
-        for place, (length, start) in longest_runs(asked, grams[size], size).items():
-            if is_short and length < len(asked):
+        for place, (length, start) in longest_runs(problem_words, grams[size], size).items():
+            if is_short and length < len(problem_words):
                 continue
-            id, held = items[place].id, " ".join(texts[place][start : start + length])
-            part = "all" if length == len(asked) else f"{length} words in a row"
+            id, held = items[place].id, " ".join(item_words[place][start : start + length])
+            part = "all" if length == len(problem_words) else f"{length} words in a row"
             where = f"benchmark {source}," if kind is LeakKind.BENCHMARK else "training"
             reason = f"holds {part} of {where} problem {problem}: {held!r}"
             found[id].setdefault((kind, problem, source), Leak(id, kind, problem, source, held, reason))
 
-    for name, asked in (benchmarks or {}).items():
-        for problem in asked:
+    for name, own in (benchmarks or {}).items():
+        for problem in own:
             compare(LeakKind.BENCHMARK, problem.text, problem.id, name)
     for problem in problems:
         compare(LeakKind.TRAINING, problem.text, problem.id, problem.source)
@@ -136,7 +136,7 @@ def scan(
             id = items[place].id
             traced.add(id)
             key = (LeakKind.ANSWER, memory.problem_id, memory.answer)
-            if key not in found[id] and (held := held_answer(said[place], memory.answer)):
+            if key not in found[id] and (held := held_answer(item_texts[place], memory.answer)):
                 reason = (
                     f"holds the answer {memory.answer!r} of problem {memory.problem_id}, which it came from: {held!r}"
                 )

@@ -94,11 +94,6 @@ class ItemRecord:
         return tuple(getattr(self, name) for name in _COUNTS)
 
     @property
-    def active_share(self) -> float | None:
-        """Share of the uses with a stance; ``None`` without uses."""
-        return self.active / self.uses if self.uses else None
-
-    @property
     def mean_support_success(self) -> float | None:
         """Mean support of rollouts that succeeded, in nats per token; ``None`` where there were none."""
         return self.support_success / self.successes if self.successes else None

@@ -104,8 +104,8 @@ class Store:
             for name, document in {**(documents or {}), f"stage {stage}": asdict(progress)}.items():
                 self._put(name, document)
 
-    def hold(self, settings: Mapping[str, Mapping[str, object]], config: Mapping[str, object]) -> None:
-        """Store the settings that each stage's results depend on, and ``config`` beside them.
+    def check_settings(self, settings: Mapping[str, Mapping[str, object]], config: Mapping[str, object]) -> None:
+        """Check the settings that each stage's results depend on, and store them with ``config``.
 
         Raises:
             ConfigError: a stage has begun with other settings; names the first that differs.
