@@ -254,6 +254,11 @@ def test_notes(tmp_path, base, sgsd):
     assert said.endswith("in up to 10 % of such tables.")
 
 
+def test_an_evaluation_may_lie_in_the_root_folder(base, monkeypatch):
+    monkeypatch.setattr(Path, "resolve", lambda path: Path("/", path.name))
+    assert compare_runs([base]).rows[0].label == "base-model"
+
+
 def test_what_cannot_be_read_is_refused(tmp_path, base):
     with pytest.raises(ConfigError, match=r"no such folder: got .*nowhere; expected one of sgsd train or sgsd eval$"):
         compare_runs([tmp_path / "nowhere"])
