@@ -350,9 +350,9 @@ def step(size: Size, shape: Shape, layers: int | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(SIZES), default="1.7B")
-    parser.add_argument("--layers", type=int, help="the first ones only: for a try")
+    parser.add_argument("--layers", type=int, help="number of decoder layers, to try the script")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--count", action="store_true", help="no step")
+    parser.add_argument("--count", action="store_true", help="print the count alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size, shape = SIZES[options.size], Shape()

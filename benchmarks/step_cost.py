@@ -185,7 +185,7 @@ class Step:
 
 
 def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int) -> None:
-    """A variant's process: a step for every word from the parent, until ``None``."""
+    """The process of a variant: one step per message of the parent, until ``None``."""
     torch.set_num_threads(threads)
     step = Step(model, shape)
     reset = reset_peak()
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm_up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=30, help="the model's first ones only: for a slow machine")
+    parser.add_argument("--layers", type=int, default=30, help="number of decoder layers, fewer for a slow machine")
     options = parser.parse_args()
     model = load_model(MODEL).train()
     model.model.layers = model.model.layers[: options.layers]

@@ -53,7 +53,7 @@ def share(agreed: list[bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--verifier", default="math", help="of rows that name none")
+    parser.add_argument("--verifier", default="math", help="the verifier of rows that name none")
     parser.add_argument("--boxed", action="store_true", help="put bare answers in a box")
     parser.add_argument("--quiet", action="store_true", help="print no disagreements")
     arguments = parser.parse_args()

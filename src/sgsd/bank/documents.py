@@ -96,10 +96,10 @@ class _Rule:
 
 
 def load_bank(source: str | os.PathLike[str]) -> SkillBank:
-    """A bank by name: a bank file, a document, a folder that holds either, or a shipped bank as ``seed:NAME``.
+    """Load a bank: a bank file, a document, a folder with either, or a shipped bank as ``seed:NAME``.
 
     Raises:
-        BankError: it is none of these.
+        BankError: the source is none of these.
     """
     path = Path(source)
     if not os.fspath(source):

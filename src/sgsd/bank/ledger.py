@@ -95,12 +95,12 @@ class ItemRecord:
 
     @property
     def mean_support_success(self) -> float | None:
-        """Mean support of rollouts that succeeded, in nats per token; ``None`` where there were none."""
+        """Mean support of rollouts that succeeded, in nats per token; ``None`` if there are none."""
         return self.support_success / self.successes if self.successes else None
 
     @property
     def mean_support_failure(self) -> float | None:
-        """Mean support of rollouts that failed, in nats per token; ``None`` where there were none."""
+        """Mean support of rollouts that failed, in nats per token; ``None`` if there are none."""
         return self.support_failure / self.failures if self.failures else None
 
 

@@ -62,7 +62,7 @@ def make_manifest(store: Store, **about: object) -> dict[str, object]:
 
 
 def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file; ``None`` where there is none."""
+    """SHA-256 of a file; ``None`` if it is missing."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -17,9 +17,9 @@ from sgsd.verifiers.thinking import CompletionText
 
 # ``generate`` takes missing options from the model's generation_config.json, where some models set penalties or top-p.
 # Neutral values for all options keep them out of what is measured.
-_OTHERS = ("transformers_version", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id")
+_KEPT = ("transformers_version", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id")
 NEUTRAL: dict[str, Any] = {
-    **{name: None for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _OTHERS},
+    **{name: None for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _KEPT},
     "do_sample": False,
     "num_beams": 1,
     "num_return_sequences": 1,

@@ -34,7 +34,7 @@ _CONDITIONS = (
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation folder: where it is, its ``summary.json``, its samples."""
+    """One evaluation: its folder, its ``summary.json`` and its samples."""
 
     folder: Path
     summary: Mapping[str, Any]
