@@ -244,7 +244,7 @@ def prompts_of(
     renderer: PromptRenderer,
     shown: Sequence[Shown] | None = None,
 ) -> list[list[int]]:
-    """The token ids of each problem's prompt: plain, or with the items in ``shown``.
+    """The token ids of each problem's prompt: plain, or with the text or items in ``shown``.
 
     Raises:
         PromptError: nothing is shown for a problem, whose prompt would be the plain one.
