@@ -1,4 +1,4 @@
-"""One loss step, forward and backward, on SmolLM2-135M: the official procedure, ours, and the floor.
+"""One loss step, forward and backward, on SmolLM2-135M: the official procedure, ours, and a lower bound.
 
     python benchmarks/step_cost.py --series first --threads 1
 
@@ -9,12 +9,11 @@
 - unshared: ours, but teachers' prompts once for each rollout, whatever they have in common.
 - correction, guided: ours with ``objective: correction``, every rollout a failure; with a control teacher and guidance.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
-  the head over completion positions. No log-probability comes of it.
+  the head over completion positions. It computes no log-probabilities.
 
-Every variant of every shape runs in a process of its own, which tells its peak of resident memory; their steps
+Every variant of every shape runs in a process of its own, which reports its peak resident memory; their steps
 alternate, after ``--warm_up`` steps that do not count. No optimizer: gradients are dropped after each step. Ratios are
-of the process's own seconds of computing (user and system), which on one thread of an idle machine are those of the
-clock, and on a busy one vary less.
+of CPU time (user and system), which on one thread of an idle machine equals wall time, and on a busy one varies less.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ class Step:
         return self.completions.repeat_interleave(self.shape.K, 0)
 
     def official(self) -> tuple[Tensor, Tensor | None]:
-        """The gap's gate, with polarity, on every teacher's own copy of the student's row."""
+        """The gated gap with polarity, on a copy of the student's row for every teacher."""
 
         def logps(prompts: Tensor) -> Tensor:
             ids = torch.cat([prompts, self.repeated], dim=1)
@@ -186,7 +185,7 @@ class Step:
 
 
 def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int) -> None:
-    """A variant's process: a step for every word from the parent, until ``None``."""
+    """The process of a variant: one step per message of the parent, until ``None``."""
     torch.set_num_threads(threads)
     step = Step(model, shape)
     reset = reset_peak()
@@ -200,7 +199,7 @@ def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int) 
 
 
 def measure(model: Any, shape: Shape, variants: list[str], options: argparse.Namespace) -> None:
-    """Print medians of the rounds and peaks by variant, and the most that teachers' scores differ."""
+    """Print medians of the rounds and peaks by variant, and the largest difference of teachers' scores."""
     context = multiprocessing.get_context("fork")  # the weights are loaded once, and count in each process's memory
     workers = {}
     for variant in variants:
@@ -235,7 +234,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm_up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=30, help="the model's first ones only: for a slow machine")
+    parser.add_argument("--layers", type=int, default=30, help="number of decoder layers, fewer for a slow machine")
     options = parser.parse_args()
     model = load_model(MODEL).train()
     model.model.layers = model.model.layers[: options.layers]

@@ -257,5 +257,10 @@ def _repeated(keys: Iterable[Any]) -> Any:
     return next((key for key, count in Counter(keys).items() if count > 1), None)
 
 
+def short_json(value: object) -> str:
+    """A setting as JSON for an error, a long one cut."""
+    return _short(json.dumps(value, ensure_ascii=False))
+
+
 def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

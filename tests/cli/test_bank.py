@@ -158,7 +158,7 @@ def assert_round_trip(folder: Path, source: Path) -> None:
     ("text", "fragment"),
     [
         ('{"schema_version": 2, "skills": []}', "written by a newer version: got schema_version 2"),
-        ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "cannot change its meaning: got 'a'"),
+        ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "different items share an id: got 'a'"),
         ('{"skills": [', "malformed JSON: got Expecting value at line 1"),
         ('{"skils": []}', "not a bank: got keys ['skils']"),
     ],

@@ -195,7 +195,7 @@ def test_changed_settings_data_and_weights_are_refused_by_name(build, problems, 
     fewer, other = tmp_path / "fewer.jsonl", tmp_path / "more.jsonl"
     fewer.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     gone = build(*url, "--dataset", fewer)
-    assert "rollouts.jsonl:1: its problem is gone from the data set: got 'sum-0'" in gone.error
+    assert "rollouts.jsonl:1: its problem is missing from the data set: got 'sum-0'" in gone.error
     other.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "id": "new", "problem": "2 + 5?"}]))
     assert 'another dataset: got "9 problems' in build(*url, "--dataset", other).error
     moved = tmp_path / "moved"

@@ -70,7 +70,7 @@ def test_other_settings_are_refused_unless_forced(sgsd, run):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     result = sgsd("eval", run, "--samples", "2")
     assert result.code == 2
-    assert "samples_per_problem 2; expected 1 as there" in result.error
+    assert "samples_per_problem 2; expected 1, as stored" in result.error
     assert "--force" in result.error
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sgsd("eval", run, "--samples", "2", "--output", run / "other").code == 0
@@ -82,7 +82,7 @@ def test_other_weights_under_the_same_name_are_another_model(sgsd, run):
     sgsd("eval", run)
     weights = load_file(run / "model.safetensors")
     save_file({name: value + 0.01 for name, value in weights.items()}, run / "model.safetensors", {"format": "pt"})
-    assert "holds an evaluation of other weights" in sgsd("eval", run).error
+    assert "holds an evaluation with other weights" in sgsd("eval", run).error
 
 
 def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_samples(sgsd, run):
@@ -337,7 +337,7 @@ def test_another_name_on_the_server_is_another_model(sgsd, tiny_folder, problems
     assert "already there" in moved.err
     other = sgsd(*given, "--base_url", "http://localhost:9/v1", "--served_model", "adapter")
     assert other.code == 2
-    assert 'got served_model "adapter"; expected "base" as there' in other.error
+    assert 'got served_model "adapter"; expected "base", as stored' in other.error
 
 
 @pytest.mark.parametrize(

@@ -145,9 +145,9 @@ def test_another_number_of_problems_is_told_in_numbers(sgsd, tiny_folder, proble
     call = ("eval", tiny_folder, "--dataset", problems, *QUICK, "--output", tmp_path / "out")
     assert sgsd(*call, "--limit", "3").code == 0
     said = sgsd(*call).error
-    assert "an evaluation of other problems, prompts: got problems 8; expected 3 as there" in said
+    assert "an evaluation with other problems, prompts: got problems 8; expected 3, as stored" in said
     said = sgsd(*call, "--limit", "3", "--instruction", "Say it.").error
-    assert "an evaluation of other instruction, prompts: got instruction" in said
+    assert "an evaluation with other instruction, prompts: got instruction" in said
 
 
 def test_evaluations_that_are_a_link_are_not_written_to(sgsd, run, tmp_path):

@@ -101,8 +101,8 @@ class _Build:
         )
         console.print(self._report.summary(), soft_wrap=True)
         if store.progress(Stage.SAMPLE) is not None:
-            build.refuse_gone_problems(store, self._problems)
-        store.hold(self._depends_on(), without_secrets(asdict(settings)))
+            build.refuse_changed_problems(store, self._problems)
+        store.check_settings(self._depends_on(), without_secrets(asdict(settings)))
 
     def make(self, stages: Sequence[Stage]) -> None:
         """Those that are not finished yet."""

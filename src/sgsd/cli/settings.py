@@ -29,7 +29,7 @@ from sgsd.data.sources import hub_answers
 from sgsd.display import without_secrets
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, check_choice, did_you_mean
-from sgsd.evaluation.recorded import essence
+from sgsd.evaluation.recorded import method_settings
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
 from sgsd.validation import parse_yaml
 
@@ -258,7 +258,7 @@ def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[
         return {}
     record: dict[str, Any] = {**runfolder.read_json(file, runfolder.RUN_RECORD, ConfigError)}
     before, now = (
-        essence(told) | {name: told.get(name) for name in ("seed", "data_seed")}
+        method_settings(told) | {name: told.get(name) for name in ("seed", "data_seed")}
         for told in (record["settings"], json.loads(json.dumps(settings)))
     )
     if "digest" in (record.get("data") or {}):

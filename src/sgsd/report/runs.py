@@ -17,7 +17,7 @@ from sgsd import runfolder
 from sgsd.bank import Item, Ledger, SkillBank
 from sgsd.errors import ConfigError, SGSDError
 from sgsd.evaluation.comparison import distinct_labels
-from sgsd.evaluation.recorded import essence
+from sgsd.evaluation.recorded import method_settings
 from sgsd.trainers.names import method_name
 
 T = TypeVar("T")
@@ -152,9 +152,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs of one setting together, in the order in which settings first appear."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(essence(run.settings), sort_keys=True, default=str), []).append(run)
+        groups.setdefault(json.dumps(method_settings(run.settings), sort_keys=True, default=str), []).append(run)
     firsts = [members[0] for members in groups.values()]
-    labels = distinct_labels([run.method for run in firsts], [essence(run.settings) for run in firsts])
+    labels = distinct_labels([run.method for run in firsts], [method_settings(run.settings) for run in firsts])
     return [Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
 
 
