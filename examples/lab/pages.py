@@ -486,14 +486,15 @@ def of_documents() -> str:
         ends = " and ".join((", ".join(f"{value:.1f}" for value in after)).rsplit(", ", 1))
         least, most = (f"{value:+.0f}".replace("-", "−") for value in (min(lost), max(lost)))
         return (
-            f"{what}: **from {before:.0f} to {ends} %** of held-out tasks without the document, {shown:.1f} % with the "
-            f"rule in the prompt; sums change by {least} to {most} points."
+            f"{what}: **its accuracy on held-out tasks rises from {before:.0f} to {ends} %** without the document in "
+            f"the prompt; with the rule in the prompt it was {shown:.1f} %. Accuracy on sums changes by {least} to "
+            f"{most} points."
         )
 
     return " ".join(
         (
-            said("conventions", "Qwen2.5-Coder-0.5B takes an AGENTS.md of 30 rules into its weights in 36 steps"),
-            said("demo", "SmolLM2-135M a SKILL.md of 12"),
+            said("conventions", "Qwen2.5-Coder-0.5B learns an AGENTS.md of 30 rules in 36 steps"),
+            said("demo", "SmolLM2-135M learns a SKILL.md of 12 rules"),
         )
     )
 
@@ -513,10 +514,10 @@ def of_real_models() -> str:
     general = {row["method"]: row for row in (*rows("comparison"), *rows("worth"))}
     guided, grpo = knows["sgsd"], knows["grpo"]
     return (
-        "SmolLM2-135M on 72 questions whose bank knows what the model cannot: "
+        "SmolLM2-135M on 72 questions, with a bank that holds what the model cannot know: "
         f"**guided correction {shown(guided)}** ({len(guided['seeds'])} seeds), GRPO {shown(grpo)} "
         f"({len(grpo['seeds'])}), before training {shown(knows['base'])}. With a general bank on word problems it "
-        f"gains nothing over GRPO: {shown(general['sgsd'])}, {shown(general['grpo'])}."
+        f"equals GRPO: {shown(general['sgsd'])}, {shown(general['grpo'])}."
     )
 
 
