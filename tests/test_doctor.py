@@ -386,7 +386,7 @@ def test_train_doctor_diagnoses_with_the_runs_settings_and_trains_nothing(files,
     assert "verdict: " in capsys.readouterr().out
     assert not (files / "run").exists()
     assert main(["train", "--config", "lab", *flags[:2], *flags[6:], "--method", "grpo"]) == 2
-    assert "the doctor looks at teachers" in capsys.readouterr().err
+    assert "the doctor needs teachers" in capsys.readouterr().err
 
 
 # ---- SmolLM2
