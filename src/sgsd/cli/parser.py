@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,7 +117,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
-        made = _add_command(commands, name, help)
+        made = add_command(commands, name, help)
         made.set_defaults(module=name)
         return made
 
@@ -160,7 +161,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
+def add_command(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
     """A command whose own help begins with its line in the list of commands."""
     return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
 
@@ -269,9 +270,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
     actions = bank.add_subparsers(dest="action", required=True, parser_class=Parser)
 
-    def add(name: str, help: str) -> argparse.ArgumentParser:
-        return _add_command(actions, name, help)
-
+    add = partial(add_command, actions)
     show = add("show", "list the items of a bank")
     search = add("search", "show the skill-mistake pairs that are retrieved for a problem")
     check = add("check", "report odd items and items that leak problems; exit code 1 if there are any")
