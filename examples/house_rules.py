@@ -45,7 +45,7 @@ METHODS = {
 
 
 def bank(*, helpful: bool = True, misleading: bool = True) -> SkillBank:
-    """A bank with a pair of each kind per material. Its metadata has the kinds (``worth``), for ``sgsd bank ledger``."""
+    """A bank with a pair of each kind per material. Its metadata names the kinds for ``sgsd bank ledger``."""
     draw, skills, mistakes, worth = random.Random(2), [], [], {}
     for material, shelf in truth().items():
         other = draw.choice([number for number in range(1, SHELVES + 1) if number != shelf])
