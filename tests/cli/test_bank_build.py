@@ -294,7 +294,7 @@ WRITING = {"base_url": None, "batch_size": 1, "options": {"temperature": 0.7}}
 
 def test_what_vllm_has_loaded_to_sample_writes_too_and_is_loaded_once(vllm, tiny_folder):
     engines = Engines("vllm", str(tiny_folder), dtype="bfloat16")
-    sampler = engines.sampler({"top_p": 0.95}, batch_size=1, room=50, progress=print)
+    sampler = engines.sampler({"top_p": 0.95}, batch_size=1, max_length=50, progress=print)
     assert sampler.options | {"progress": 0} == {"max_model_len": 50, "dtype": "bfloat16", "top_p": 0.95, "progress": 0}
     writer = engines.writer("vllm", str(tiny_folder), **WRITING)
     assert writer.arguments[0] is sampler

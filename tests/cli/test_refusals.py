@@ -285,7 +285,7 @@ def test_eval_output_that_is_a_file(sgsd, tiny_folder, problems, tmp_path):
         (["bank", "show", "seed:competition-math"], ["no such shipped bank", "competition-mathematics"]),
         (["bank", "show", "gone.json"], ["no such bank file"]),
         (["bank", "show", "seed:mental-arithmetic", "--jsn"], ["unknown argument", "did you mean --json?"]),
-        (["demo", "--max_steps", "3"], ["unknown argument of sgsd demo", "behind two dashes: -- --max_steps"]),
+        (["demo", "--max_steps", "3"], ["unknown argument of sgsd demo", "after two dashes: -- --max_steps"]),
         (["bank", "search", "seed:mental-arithmetic", "1 + 1", "--retriever", "bm52"], ["unknown retriever", "bm25"]),
         (["bank", "search", "seed:mental-arithmetic", "1 + 1", "--k", "0"], ["got 0"]),
     ],
