@@ -147,7 +147,7 @@ def test_a_start_that_nobody_keeps_is_refused(tmp_path, teacher):
 def test_a_tokenizer_without_a_chat_template_is_refused():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="rehearsal_weight without a chat template"):
+    with pytest.raises(ConfigError, match="rehearsal_weight needs a chat template"):
         Rehearsal(PromptRenderer(tokenizer, text_only=True), ["1 + 1?"], count=2, seed=0)
 
 

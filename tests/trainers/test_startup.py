@@ -20,7 +20,7 @@ from sgsd.errors import ConfigError, DataError
 from sgsd.trainers.model import (
     is_initial_without_adapter,
     refuse_prompt_learning,
-    sampling_as_asked,
+    without_model_sampling,
     settle_generation_config,
 )
 from sgsd.trainers.rewards import VerifierReward, check_reward, check_reward_arguments
@@ -204,7 +204,7 @@ def test_rollouts_are_sampled_as_asked_whatever_the_checkpoint_says(name):
     if name != "repetition_penalty":  # which TRL names
         assert sampled(model) != plain
     before = model.generation_config.to_dict()
-    with sampling_as_asked(model.generation_config):
+    with without_model_sampling(model.generation_config):
         assert sampled(model) == plain
     assert model.generation_config.to_dict() == before  # and is saved with the model
     line = settle_generation_config(model.generation_config)

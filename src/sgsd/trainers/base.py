@@ -57,7 +57,7 @@ from sgsd.trainers.model import (
     check_arguments,
     is_initial_without_adapter,
     refuse_prompt_learning,
-    sampling_as_asked,
+    without_model_sampling,
     settle_config,
     settle_generation_config,
 )
@@ -423,7 +423,7 @@ class VerifiedTrainer(GRPOTrainer):
         ``outcome``: ``[B]`` in {−1, 0, 1}. ``row``: ``[B]``, a number of each rollout, unique within the step.
         ``counted``: ``[B, T]``, bool, True on tokens that the model wrote.
         """
-        with sampling_as_asked(self._generation_config), contiguous_head(self.model):
+        with without_model_sampling(self._generation_config), contiguous_head(self.model):
             output = super()._generate_and_score_completions(inputs)
         B = len(inputs)
         output["outcome"] = self._outcome
