@@ -243,8 +243,8 @@ class Half(StubWriter):
     [
         (Raising(), "ServerError: cannot be reached: got http://localhost:1"),
         (Broken(), "KeyError: 'text'"),
-        (Refusing(), "nothing that was written could be used"),
-        (Rambling(), "nothing that was written could be used"),
+        (Refusing(), "no written item could be used"),
+        (Rambling(), "no written item could be used"),
         (Short(), "ValueError"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, StubWriter) else "",

@@ -20,8 +20,8 @@ from sgsd.errors import ConfigError, DataError
 from sgsd.trainers.model import (
     is_initial_without_adapter,
     refuse_prompt_learning,
-    without_model_sampling,
     settle_generation_config,
+    without_model_sampling,
 )
 from sgsd.trainers.rewards import VerifierReward, check_reward, check_reward_arguments
 from sgsd.trainers.tokens import check_batch, check_tokens, thinking_of

@@ -57,9 +57,9 @@ from sgsd.trainers.model import (
     check_arguments,
     is_initial_without_adapter,
     refuse_prompt_learning,
-    without_model_sampling,
     settle_config,
     settle_generation_config,
+    without_model_sampling,
 )
 from sgsd.trainers.rewards import (
     VerifierReward,

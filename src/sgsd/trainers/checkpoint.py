@@ -1,8 +1,8 @@
 """Checkpoints: the parts beyond TRL's own state, and a mark of completeness.
 
-A part is an object with ``state_dict`` and ``load_state_dict``: bank, ledger, teacher weights, window, guard. Tensors of
-its state are saved as ``sgsd/NAME-RANK.safetensors``, the rest as ``sgsd/NAME.json``. The mark ``sgsd/state.json`` is
-written last: a checkpoint without it is incomplete, and no run resumes from it.
+A part is an object with ``state_dict`` and ``load_state_dict``: bank, ledger, teacher weights, window, guard. Tensors
+are saved as ``sgsd/NAME-RANK.safetensors``, the rest as ``sgsd/NAME.json``. The mark ``sgsd/state.json`` is written
+last: a checkpoint without it is incomplete, and no run resumes from it.
 """
 
 from __future__ import annotations

@@ -304,7 +304,7 @@ def maintenance_of(
     credit: Callable[[str], float | None],
     log: Callable[[dict[str, float]], None],
 ) -> Maintenance:
-    """The maintenance of a run. Items are written by ``writer``, else by the server in the settings, else by the policy.
+    """The maintenance of a run. The writer is ``writer``, else the server in the settings, else the policy.
 
     Raises:
         ConfigError: the policy writes and is sharded over processes; or the server has no valid URL, there is no key,

@@ -1,6 +1,6 @@
 """Logs to trackio and wandb beside the metrics: a table of token gaps, the certificate as an artefact.
 
-transformers logs the metrics, TRL the table of completions (``log_completions``). Both trackers have the same interface.
+transformers logs the metrics, TRL the table of completions (``log_completions``). Both trackers have one interface.
 """
 
 from __future__ import annotations
