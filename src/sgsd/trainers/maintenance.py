@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed
-from accelerate import DistributedType
 from transformers import TrainerCallback
 
 from sgsd import runfolder
@@ -34,6 +33,7 @@ from sgsd.engines.server_writer import ServerWriter
 from sgsd.engines.writers import TransformersWriter
 from sgsd.errors import BankError, CheckpointError, ConfigError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
+from sgsd.scoring.weights import partitioned_by
 from sgsd.trainers.checkpoint import BankState
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.record import append_lines, keep_until
@@ -335,11 +335,9 @@ def refuse_partitioned_policy(accelerator: Any, *, frequency: int) -> None:
     Raises:
         ConfigError: under one of the two.
     """
-    plugin = accelerator.state.deepspeed_plugin
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    if zero3 or accelerator.distributed_type is DistributedType.FSDP:
+    if partitioned := partitioned_by(accelerator):
         raise ConfigError(
-            f"the policy cannot write new items under {'DeepSpeed ZeRO-3' if zero3 else 'FSDP'}",
+            f"the policy cannot write new items under {partitioned}",
             got=f"maintenance_frequency {frequency}",
             expected="another writer: maintenance_writer_url, or SGSDTrainer(writer=...)",
             remedy="or use DDP or ZeRO-2, where each process has the whole model",
