@@ -164,14 +164,12 @@ def test_the_thinking_switch_reaches_the_template(tokenizer, thinking, kwargs, s
 
 
 @pytest.mark.parametrize(("thinking", "given"), [("off", True), ("on", False), ("paper", True), ("paper", False)])
-def test_thinking_that_is_said_twice_and_differently_is_refused(tokenizer, thinking, given):
-    with pytest.raises(ConfigError, match=f"said twice: got thinking {thinking} and .*{str(given).lower()}"):
+def test_thinking_that_is_set_twice_and_differently_is_refused(tokenizer, thinking, given):
+    with pytest.raises(ConfigError, match=f"set twice: got thinking {thinking} and .*{str(given).lower()}"):
         PromptRenderer(tokenizer, thinking=thinking, chat_template_kwargs={"enable_thinking": given})
 
 
 def test_thinking_of_no_such_name_is_refused(tokenizer):
-    with pytest.raises(ConfigError, match="now called template"):
-        PromptRenderer(tokenizer, thinking="matched")
     with pytest.raises(ConfigError, match="did you mean paper"):
         PromptRenderer(tokenizer, thinking="papr")
 

@@ -232,12 +232,12 @@ class TestEmbedding:
         assert (got.pairs, got.weights, embedder.calls) == ((), (), [])
 
     @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
-    def test_an_unusable_temperature_is_refused(self, temperature: float) -> None:
+    def test_a_temperature_out_of_range_is_refused(self, temperature: float) -> None:
         for make in (
             lambda: EmbeddingRetriever(TableEmbedder(), temperature=temperature),
             lambda: BM25Retriever(temperature=temperature),
         ):
-            with pytest.raises(ConfigError, match="temperature is unusable"):
+            with pytest.raises(ConfigError, match="temperature is out of range"):
                 make()
 
     @pytest.mark.parametrize(
@@ -250,10 +250,10 @@ class TestEmbedding:
             (np.ones(13), "shape"),
         ],
     )
-    def test_an_embedder_that_breaks_its_contract_is_named(self, rows: NDArray[np.float64], message: str) -> None:
+    def test_an_embedder_without_one_unit_row_a_text_is_named(self, rows: NDArray[np.float64], message: str) -> None:
         embedder = TableEmbedder()
         embedder.embed = lambda texts: rows.astype(np.float32)
-        with pytest.raises(ConfigError, match=f"'table' broke its contract.*{message}"):
+        with pytest.raises(ConfigError, match=f"embedder 'table' returned.*{message}"):
             EmbeddingRetriever(embedder).retrieve(QUERIES, BANK, 2)
 
 

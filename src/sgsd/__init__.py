@@ -1,8 +1,7 @@
 """Skill-conditioned gated self-distillation for language models.
 
-``from sgsd import SGSDConfig, SGSDTrainer`` is the whole training interface of SGSD, and likewise for the methods to
-compare it with; names are resolved on first use, so
-``import sgsd`` stays free of torch.
+``SGSDConfig`` and ``SGSDTrainer`` are the interface for training; GRPO's and OPSD's classes are used in the same way.
+Names are imported on first use, so ``import sgsd`` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Every prompt text there is, and the way from a problem or a conversation to token ids.
+"""All prompt texts, and the rendering of problems and conversations to token ids.
 
-A problem becomes one user message: the problem, the instruction. A prompt that a data set brings in full is kept as
-TRL keeps it: a conversation goes through the chat template as it is, text (``RawText``) past it.
+A problem becomes one user message: the problem, then the instruction. A data set's complete prompt is treated as in
+TRL: a conversation goes through the chat template unchanged, text (``RawText``) is tokenised without it.
 
-Privileged information has **one place**: the start of the last user message (of the text, where the prompt is text),
-an empty line below it. So the plain prompt, the skill-conditioned one and the one with a reference differ in that block
-alone, and a teacher's prompt ends as the student's does.
+Privileged information is **one block** at the start of the last user message (of the text, where the prompt is text),
+followed by an empty line. The plain prompt, the skill-conditioned one and the one with a reference differ only in this
+block, and a teacher's prompt ends as the student's does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError, check_choice
 
 BOXED_INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
-"""Default instruction; what the ``math`` verifier reads best."""
+"""The default instruction, for the ``math`` verifier."""
 
 SKILL_PAIR = """\
 Skill: {skill}
@@ -36,17 +36,17 @@ Experience from similar problems, to use where it applies:
 {SKILL_PAIR}
 
 Do not mention this experience in the answer."""
-"""With one pair; several stand below one another, an empty line between them."""
+"""For one pair; several pairs follow one another, separated by empty lines."""
 
 RULES_BLOCK = """\
 Rules to follow where they apply:
 
 {rules}"""
-"""With rules of a document, one or several, each a line; or with the whole document."""
+"""For rules of a document, one per line, or for the whole document."""
 
 Shown: TypeAlias = str | Sequence[Sequence[Item]]
-"""What a prompt shows beside the problem: a document's text, or items in groups. A group is a skill and a mistake, or
-one item alone, a rule; all groups are of one kind."""
+"""What a prompt shows beside the problem: the text of a document, or groups of items. All groups are pairs of a skill
+and a mistake, or all are single items (rules)."""
 
 REFERENCE_BLOCK = """\
 A reference for this problem, to be worked out in your own words:
@@ -59,23 +59,23 @@ Messages: TypeAlias = list[dict[str, Any]]
 
 
 class RawText(str):
-    """A prompt that is text: tokenised as it is, without the chat template, as TRL does with text."""
+    """A prompt that is text: tokenised without the chat template, as in TRL."""
 
     __slots__ = ()
 
 
 Prompt: TypeAlias = Messages | RawText
-"""What the student is given; what TRL takes in the column ``prompt``."""
+"""A student's prompt, as in TRL's column ``prompt``."""
 
 Asked: TypeAlias = Problem | Prompt | str
-"""What prompts are made of; a plain ``str`` is the text of a problem."""
+"""The source of a prompt; a plain ``str`` is the text of a problem."""
 
 
 class Thinking(StrEnum):
-    """Whether chat templates with a thinking switch (``enable_thinking``) think; others ignore it.
+    """The value of ``enable_thinking`` for chat templates that have this switch; others ignore it.
 
-    ``off`` and ``on``: student and teachers alike. ``template``: as the template has it, or ``chat_template_kwargs``.
-    ``paper``: student off, teachers on.
+    ``off`` and ``on``: for student and teachers. ``template``: left to the template or ``chat_template_kwargs``.
+    ``paper``: off for the student, on for teachers.
     """
 
     OFF = "off"
@@ -93,13 +93,11 @@ _SWITCHES: dict[Thinking, tuple[bool, bool]] = {
 
 
 def thinking_kwargs(thinking: Thinking | str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The template's arguments for the student and for teachers, with ``given`` among both.
+    """The chat template's arguments ``(student's, teachers')``; both contain ``given``.
 
     Raises:
-        ConfigError: no such value, or ``given`` says otherwise.
+        ConfigError: an unknown value of ``thinking``, or ``given`` contradicts it.
     """
-    if thinking == "matched":
-        raise ConfigError("thinking: matched is now called template", got="matched", expected=", ".join(Thinking))
     check_choice("thinking", str(thinking), tuple(map(str, Thinking)))
     chosen = Thinking(thinking)
     if chosen is Thinking.TEMPLATE:
@@ -107,16 +105,16 @@ def thinking_kwargs(thinking: Thinking | str, given: Mapping[str, Any]) -> tuple
     student, teacher = _SWITCHES[chosen]
     if SWITCH in given and (given[SWITCH], given[SWITCH]) != (student, teacher):
         raise ConfigError(
-            f"{SWITCH} is said twice",
+            f"{SWITCH} is set twice",
             got=f"thinking {chosen} and chat_template_kwargs {json.dumps({SWITCH: given[SWITCH]})}",
             expected="one of them",
-            remedy="set thinking to on or off, and leave it out of chat_template_kwargs",
+            remedy=f"set thinking to on or off, and leave {SWITCH} out of chat_template_kwargs",
         )
     return {**given, SWITCH: student}, {**given, SWITCH: teacher}
 
 
 class ChatTokenizer(Protocol):
-    """What a prompt needs of a tokenizer; every ``transformers`` tokenizer has it."""
+    """The methods of a ``transformers`` tokenizer that prompts need."""
 
     chat_template: Any
 
@@ -133,34 +131,33 @@ def with_block(prompt: Prompt, block: str) -> Prompt:
     """The prompt with a block and an empty line at the start of its last user message, or of its text.
 
     Raises:
-        PromptError: a conversation without a user message.
+        PromptError: the conversation has no user message.
     """
     if isinstance(prompt, RawText):
         return RawText(f"{block}\n\n{prompt}")
     place = _last_user(prompt)
     message = prompt[place]
-    return [*prompt[:place], {**message, "content": _below(block, str(message["content"]))}, *prompt[place + 1 :]]
+    return [*prompt[:place], {**message, "content": _joined(block, str(message["content"]))}, *prompt[place + 1 :]]
 
 
 class PromptRenderer:
-    """Prompts → token ids, through the chat template and in one step, so that no second BOS can appear.
+    """Prompts → token ids. The chat template tokenises in one step, so that there is no second BOS.
 
     Every method takes a ``Problem``, the text of a problem, or a prompt (a conversation, or ``RawText``).
 
-    Control tokens in data are broken by a space, so that no text opens or closes a turn or a thought. Left as they are:
-    think tags in system and assistant messages, whose authors may well speak of them; the instruction; and text
-    prompts, whose author wrote the turns too, if there are any.
+    Control tokens in data are broken by a space, so that data cannot open or close a turn or a thought. Exceptions are
+    think tags in system and assistant messages, the instruction, and text prompts, whose authors write their own turns.
 
     Args:
-        tokenizer: one with a chat template.
-        instruction: ends every problem. ``None``: ``BOXED_INSTRUCTION``, and prompts that the data set brings in full
-            have none; a text ends those as well, an empty one leaves it out everywhere.
+        tokenizer: a tokenizer with a chat template.
+        instruction: ends every problem. ``None``: problems end with ``BOXED_INSTRUCTION``, complete prompts of the data
+            set with none. A text ends both; an empty text ends neither.
         thinking: see ``Thinking``.
-        chat_template_kwargs: further arguments of the template, the same for students and teachers.
+        chat_template_kwargs: further arguments of the template, for student and teachers.
         text_only: every prompt is ``RawText``, which needs no chat template.
 
     Raises:
-        ConfigError: if the tokenizer has no chat template; thinking that cannot be used.
+        ConfigError: the tokenizer has no chat template, or ``thinking`` cannot be used.
     """
 
     def __init__(
@@ -174,10 +171,10 @@ class PromptRenderer:
     ) -> None:
         if not tokenizer.chat_template and not text_only:
             raise ConfigError(
-                "tokenizer without a chat template",
+                "the tokenizer has no chat template",
                 got=getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__,
                 expected="an instruction-tuned model, whose tokenizer defines chat_template",
-                remedy="choose one, or set tokenizer.chat_template",
+                remedy="choose another model, or set tokenizer.chat_template",
             )
         self.tokenizer = tokenizer
         self.instruction = BOXED_INSTRUCTION if instruction is None else instruction
@@ -185,23 +182,23 @@ class PromptRenderer:
         self.student_kwargs, self.teacher_kwargs = thinking_kwargs(thinking, chat_template_kwargs or {})
         self._controls = _controls(tokenizer)
         self._disarmed = _disarmer_of(tokenizer)
-        self._own: dict[str, Counter[int]] = {}
+        self._template_controls: dict[str, Counter[int]] = {}
 
-    # ---- what is asked
+    # ---- prompts
 
     def student_messages(self, asked: Asked) -> Prompt:
-        """The plain prompt: what TRL takes in the column ``prompt``. Controls in it are disarmed.
+        """The plain prompt, as in TRL's column ``prompt``, with control tokens broken.
 
         Raises:
-            PromptError: a conversation without a user message.
+            PromptError: the conversation has no user message.
         """
         if isinstance(asked, Problem):
             if isinstance(asked.prompt, str):
-                return RawText(_below(asked.prompt, self._prompt_instruction))
+                return RawText(_joined(asked.prompt, self._prompt_instruction))
             if asked.prompt is not None:
                 messages = self._safe(asked.prompt)
                 last = messages[_last_user(messages)]
-                last["content"] = _below(last["content"], self._prompt_instruction)
+                last["content"] = _joined(last["content"], self._prompt_instruction)
                 return messages
             asked = asked.text
         if isinstance(asked, RawText):
@@ -211,59 +208,59 @@ class PromptRenderer:
         return self._safe(asked)
 
     def skilled_messages(self, asked: Asked, shown: Shown) -> Prompt:
-        """A skill-conditioned prompt: a teacher's, or a rollout's with skills in it.
+        """A skill-conditioned prompt, of a teacher or of a rollout with ``skills_in_prompt``.
 
         Raises:
-            PromptError: nothing is shown; the prompt would silently be the plain one.
+            PromptError: ``shown`` is empty, so the prompt would be the plain one.
         """
         return with_block(self.student_messages(asked), self._disarmed(_shown_block(shown)))
 
     def reference_prompt(self, asked: Asked, reference: str, shown: Shown = ()) -> Prompt:
-        """OPSD's teacher prompt: a reference solution or answer, below a skill block where something is shown."""
-        block = _below(_shown_block(shown) if shown else "", REFERENCE_BLOCK.format(reference=reference))
+        """OPSD's teacher prompt: a skill block if ``shown`` is not empty, then a reference solution or answer."""
+        block = _joined(_shown_block(shown) if shown else "", REFERENCE_BLOCK.format(reference=reference))
         return with_block(self.student_messages(asked), self._disarmed(block))
 
     # ---- token ids, generation prompt included
 
     def student_ids(self, asked: Asked) -> list[int]:
-        """The plain prompt's token ids."""
+        """Token ids of the plain prompt."""
         return self._ids(self.student_messages(asked), self.student_kwargs)
 
     def teacher_ids(self, asked: Asked, shown: Shown) -> list[int]:
-        """A skill-conditioned prompt's token ids; the template's arguments are the teachers'."""
+        """Token ids of a skill-conditioned prompt, with the teachers' template arguments."""
         return self._ids(self.skilled_messages(asked, shown), self.teacher_kwargs)
 
     def skilled_ids(self, asked: Asked, shown: Shown) -> list[int]:
-        """The token ids of a *rollout's* skill-conditioned prompt; the template's arguments are the student's."""
+        """Token ids of a skill-conditioned prompt, with the student's template arguments."""
         return self._ids(self.skilled_messages(asked, shown), self.student_kwargs)
 
     def reference_ids(self, asked: Asked, reference: str, shown: Shown = ()) -> list[int]:
-        """The token ids of OPSD's teacher prompt."""
+        """Token ids of OPSD's teacher prompt, with the teachers' template arguments."""
         return self._ids(self.reference_prompt(asked, reference, shown), self.teacher_kwargs)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Token ids back as the text the model sees, special tokens included."""
+        """Token ids → text, special tokens included."""
         return self.tokenizer.decode(ids)
 
-    # ---- prompts made safe
+    # ---- control tokens in data
 
     def _safe(self, messages: Sequence[Mapping[str, Any]]) -> Messages:
         safe = [self._disarmed_message(message) for message in messages]
         place = _last_user(safe)
         content = str(messages[place]["content"])
-        if own := self._own_instruction(content):  # of a prompt made before; the instruction's own words stay
-            safe[place]["content"] = self._disarmed(content.removesuffix(own)) + own
+        if ending := self._instruction_of(content):  # of an earlier rendering; it stays unchanged
+            safe[place]["content"] = self._disarmed(content.removesuffix(ending)) + ending
         return safe
 
-    def _own_instruction(self, content: str) -> str:
-        """The instruction, where a prompt ends with it."""
+    def _instruction_of(self, content: str) -> str:
+        """The instruction if the content ends with it, else an empty text."""
         return self.instruction if content == self.instruction or content.endswith(f"\n\n{self.instruction}") else ""
 
     def _disarmed_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        own = self._disarmed_but_thoughts if message["role"] in _TRUSTED_WITH_THOUGHTS else self._disarmed
-        return {name: value if name == "role" else mapped(value, own) for name, value in message.items()}
+        change = self._disarmed_but_think_tags if message["role"] in _MAY_WRITE_THINK_TAGS else self._disarmed
+        return {name: value if name == "role" else mapped(value, change) for name, value in message.items()}
 
-    def _disarmed_but_thoughts(self, text: str) -> str:
+    def _disarmed_but_think_tags(self, text: str) -> str:
         return "".join(part if part in _THINK_TAGS else self._disarmed(part) for part in _THINK_TAG.split(text))
 
     def _ids(self, prompt: Prompt, template_kwargs: Mapping[str, Any]) -> list[int]:
@@ -276,41 +273,46 @@ class PromptRenderer:
     def _refuse_foreign_controls(
         self, ids: Sequence[int], messages: Messages, template_kwargs: Mapping[str, Any]
     ) -> None:
-        """Every control in a prompt is the template's or the instruction's own; disarming left no other behind."""
-        bare = [self._bare(message) for message in messages]
-        key = json.dumps([bare, sorted(template_kwargs.items())], default=repr)
-        if key not in self._own:
-            self._own[key] = self._counted(_templated(self.tokenizer, bare, template_kwargs))
-        foreign = self._counted(ids)
-        foreign.subtract(self._own[key])
-        thoughts = any(
-            message["role"] in _TRUSTED_WITH_THOUGHTS and _THINK_TAG.search(str(message["content"]))
+        """Check that all control tokens in a prompt come from the template or the instruction.
+
+        Raises:
+            PromptError: their counts differ from those of the same messages with placeholder contents.
+        """
+        placeholders = [self._placeholder(message) for message in messages]
+        key = json.dumps([placeholders, sorted(template_kwargs.items())], default=repr)
+        if key not in self._template_controls:
+            rendered = _templated(self.tokenizer, placeholders, template_kwargs)
+            self._template_controls[key] = self._control_counts(rendered)
+        foreign = self._control_counts(ids)
+        foreign.subtract(self._template_controls[key])
+        think_tags = any(
+            message["role"] in _MAY_WRITE_THINK_TAGS and _THINK_TAG.search(str(message["content"]))
             for message in messages
         )
         for token_id, count in foreign.items():
-            if count and not (thoughts and self._controls[token_id] in _THINK_TAGS):
+            if count and not (think_tags and self._controls[token_id] in _THINK_TAGS):
                 raise PromptError(
                     "the problem, a skill or a mistake would change the prompt's turns",
                     got=f"{abs(count)} {self._controls[token_id]!r} too {'many' if count > 0 else 'few'}",
                     remedy="take the control token out of the text",
                 )
 
-    def _counted(self, ids: Sequence[int]) -> Counter[int]:
+    def _control_counts(self, ids: Sequence[int]) -> Counter[int]:
         return Counter(token_id for token_id in ids if token_id in self._controls)
 
-    def _bare(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The message with an x for whatever was said, and the instruction if it ends with it."""
+    def _placeholder(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message with content "x", and the instruction if the content ends with it."""
         content = str(message["content"])
-        own = self._own_instruction(content) if message["role"] == "user" else ""
-        return {**message, "content": _below("x", own) if content else ""}
+        ending = self._instruction_of(content) if message["role"] == "user" else ""
+        return {**message, "content": _joined("x", ending) if content else ""}
 
 
 def end_of_turn_ids(tokenizer: ChatTokenizer) -> list[int]:
-    """The control token with which the chat template ends an assistant's turn, as a list of one; empty without one.
+    """The control token with which the chat template ends an assistant's turn, as a list of at most one id.
 
-    Found by rendering a conversation: the last control that stands behind the assistant's words both at the end and
-    before a further turn. Templates that end the two differently (GPT-OSS) are taken at the conversation's end; those
-    that mark the next turn's beginning alone (GLM-4) are ended by that mark.
+    It is found by rendering conversations: the last control token that follows the assistant's content both at the end
+    of a conversation and before a further turn. Where these two differ (GPT-OSS), it is the one at the end; where only
+    the next turn's start is marked (GLM-4), it is that mark.
     """
     mark = "xmarkx"
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
@@ -321,9 +323,9 @@ def end_of_turn_ids(tokenizer: ChatTokenizer) -> list[int]:
         tails.append(_controls_of(text.rpartition(mark)[2], controls.values()) if mark in text else [])
     last, followed = tails
     ids = {text: token_id for token_id, text in controls.items()}
-    shared = [ours for ours, theirs in zip(last, followed, strict=False) if ours == theirs]
-    found = shared[-1:] if shared and last[0] == shared[0] else (last or followed)[:1]
-    return [ids[text] for text in found]
+    shared = [one for one, other in zip(last, followed, strict=False) if one == other]
+    ends = shared[-1:] if shared and last[0] == shared[0] else (last or followed)[:1]
+    return [ids[text] for text in ends]
 
 
 def _controls_of(text: str, controls: Iterable[str]) -> list[str]:
@@ -332,7 +334,7 @@ def _controls_of(text: str, controls: Iterable[str]) -> list[str]:
 
 
 def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs: Any) -> list[int]:
-    """Any messages → token ids, generation prompt included; controls inside their contents are disarmed."""
+    """Messages → token ids, generation prompt included; control tokens in their contents are broken by a space."""
     disarmed = _disarmer_of(tokenizer)
     safe = [{**message, "content": disarmed(message["content"])} for message in messages]
     return _templated(tokenizer, safe, template_kwargs)
@@ -341,10 +343,10 @@ def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs:
 def refuse_long_prompts(
     lengths: Iterable[int], limit: int, what: str = "plain prompts", ids: Sequence[str] | None = None
 ) -> None:
-    """Refuse prompts of more than ``limit`` tokens, with counts and the first ``ids``; they are never cut.
+    """Refuse prompts of more than ``limit`` tokens. Prompts are never truncated.
 
     Raises:
-        PromptError: if any is longer.
+        PromptError: some are longer; with their number and the first of ``ids``.
     """
     counts = list(lengths)
     too_long = [place for place, length in enumerate(counts) if length > limit]
@@ -359,7 +361,7 @@ def refuse_long_prompts(
 
 
 def listed(ids: Sequence[str]) -> str:
-    """The first ids, and how many more."""
+    """The first ids, and the number of the others."""
     more = f" and {len(ids) - LISTED_IDS} more" if len(ids) > LISTED_IDS else ""
     return ", ".join(ids[:LISTED_IDS]) + more
 
@@ -368,9 +370,8 @@ LISTED_IDS = 5
 
 
 def uncounted_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
-    """Ids the objective does not count (method.md, step 7): special and chat-template tokens, think tags, newlines.
-
-    A newline token is one that decodes to line breaks and nothing else.
+    """Ids of tokens that the objective masks (docs/method.md, step 7): special and chat-template tokens, think tags,
+    and tokens that decode to line breaks only.
     """
     ids = {token_id for token_id, _ in _control_tokens(tokenizer)}
     for token_id in range(len(tokenizer)):  # pyright: ignore[reportArgumentType]
@@ -396,7 +397,7 @@ def _described(item: Item, note: str) -> str:
 
 
 def _rule(item: Item) -> str:
-    """A mistake that reads as advice is named as a mistake."""
+    """The item as a paragraph. A mistake not worded as a prohibition gets the label "Common mistake"."""
     if isinstance(item, Skill):
         return describe_skill(item)
     return f"{'' if FORBIDS.match(item.text) else 'Common mistake: '}{describe_mistake(item)}"
@@ -419,26 +420,27 @@ def _shown_block(shown: Shown) -> str:
 def user_turn_ids(
     tokenizer: ChatTokenizer, *, start: str = "", end: str = "", **template_kwargs: Any
 ) -> tuple[list[int], list[int]]:
-    """What stands before a user's words in a conversation's first turn, and behind them up to the answer's beginning.
+    """Token ids before and after a user's content in a conversation's first turn, up to the start of the answer.
 
-    Found by rendering two turns that differ in one word, each between the words ``start`` and ``end``.
+    They are found by rendering two turns that differ in one word between the texts ``start`` and ``end``, which are
+    part of the ids.
     """
     one, other = (
         message_ids(tokenizer, _user_message(f"{start} {word}".strip(), end), **template_kwargs)
         for word in ("Yes", "Maybe")
     )
     before = shared_start(one, other)
-    behind = shared_start(one[before:][::-1], other[before:][::-1])
-    return one[:before], one[len(one) - behind :]
+    after = shared_start(one[before:][::-1], other[before:][::-1])
+    return one[:before], one[len(one) - after :]
 
 
 def shared_start(one: Sequence[int], other: Sequence[int]) -> int:
-    """With how many equal token ids two sequences begin."""
+    """The length of the common prefix of two sequences of token ids."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-# What a template's program raises, of arguments that it cannot use or by itself.
-_OF_TEMPLATES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+# What chat templates raise besides TemplateError, for example for arguments of the wrong type.
+_TEMPLATE_ERRORS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
@@ -454,21 +456,21 @@ def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Ma
             got=f"{error} (roles: {', '.join(str(message['role']) for message in messages)})",
             remedy="change the messages, or the template",
         ) from error
-    except _OF_TEMPLATES as error:
-        said = " ".join(str(error).split())
+    except _TEMPLATE_ERRORS as error:
+        message = " ".join(str(error).split())
         raise ConfigError(
             "the chat template cannot be rendered",
-            got=f"chat_template_kwargs {dict(template_kwargs)} ({said})" if template_kwargs else said,
+            got=f"chat_template_kwargs {dict(template_kwargs)} ({message})" if template_kwargs else message,
             expected="arguments that the template takes" if template_kwargs else None,
         ) from error
     return list(encoded["input_ids"])
 
 
 def _user_message(*parts: str) -> Messages:
-    return [{"role": "user", "content": _below(*parts)}]
+    return [{"role": "user", "content": _joined(*parts)}]
 
 
-def _below(*parts: str) -> str:
+def _joined(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
@@ -480,7 +482,7 @@ def _last_user(messages: Sequence[Mapping[str, Any]]) -> int:
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Every text inside a JSON-like value changed."""
+    """A JSON-like value with ``change`` applied to each text in it."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -492,19 +494,19 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 _THINK_TAGS = ("<think>", "</think>")
 _THINK_TAG = re.compile(r"(</?think>)")
-_TRUSTED_WITH_THOUGHTS = ("system", "developer", "assistant")
+_MAY_WRITE_THINK_TAGS = ("system", "developer", "assistant")
 
 
 def _control_tokens(tokenizer: Any) -> list[tuple[int, str]]:
-    """Added tokens that are special, and think tags, special or not."""
+    """Special added tokens, and think tags, whether special or not."""
     added = {token_id: (str(token), bool(token.special)) for token_id, token in tokenizer.added_tokens_decoder.items()}
     special = {int(token_id) for token_id in tokenizer.all_special_ids}
     return [(i, text) for i, (text, is_special) in added.items() if is_special or i in special or text in _THINK_TAGS]
 
 
 def _controls(tokenizer: Any) -> dict[int, str]:
-    """Ids and texts of the tokens that no content may make: special ones, think tags, and added ones in brackets that
-    the template writes though they are not special. Not the unknown token: it stands for any rare character.
+    """Id → text of the tokens that data must not produce: special tokens, think tags, and added tokens in brackets that
+    the template writes. The unknown token is excluded, since any rare character may produce it.
     """
     template = str(tokenizer.chat_template)
     controls = dict(_control_tokens(tokenizer))
@@ -523,30 +525,30 @@ def _disarmer_of(tokenizer: ChatTokenizer) -> Callable[[str], str]:
 
 
 _TAG = re.compile(r"(</?[^<>\s]{1,38}>|\[/?[^\[\]\s]{1,38}\])")
-_LONGEST_MARK = 40  # characters; longer lines are the template's own advice to the model
+_LONGEST_MARK = 40  # characters; longer lines are instructions of the template to the model
 
 
 def _turn_marks(tokenizer: Any, controls: Iterable[str]) -> set[str]:
-    """What the chat template writes between messages, where that is text alone: ``### Assistant``, ``USER:``.
+    """The plain text with which a chat template opens turns, such as ``### Assistant`` or ``USER:``.
 
-    Found by rendering conversations whose contents are known. Where every turn is opened by a control, words beside it
-    (``<|im_start|>user``) open none by themselves; the end token closes turns alone.
+    It is found by rendering conversations with known contents. The set is empty where a control token opens every turn:
+    the words beside it (``<|im_start|>user``) do not open a turn by themselves. The end token only closes turns.
     """
     from jinja2 import TemplateError
 
     turns = [{"role": role, "content": f"xmark{n}x"} for n, role in enumerate(("system", "user", "assistant", "user"))]
-    ways: list[str] = []
+    between: list[str] = []
     for messages in (turns, turns[1:], turns[1:2], [*turns[1:3], {"role": "tool", "content": "xmark9x"}]):
         try:
             text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except (TemplateError, *_OF_TEMPLATES):  # roles that the template refuses
+        except (TemplateError, *_TEMPLATE_ERRORS):  # roles that the template refuses
             continue
-        ways += re.split(r"(?i:xmark\dx)", text)
+        between += re.split(r"(?i:xmark\dx)", text)
     control = re.compile("|".join([*map(re.escape, sorted(controls, key=len, reverse=True)), KNOWN.pattern]))
-    openings = [way.rpartition(tokenizer.eos_token)[2] if tokenizer.eos_token else way for way in ways]
-    if not any(way.strip() and not control.search(way) for way in openings):
+    openings = [text.rpartition(tokenizer.eos_token)[2] if tokenizer.eos_token else text for text in between]
+    if not any(text.strip() and not control.search(text) for text in openings):
         return set()
-    lines = [line.strip() for way in ways for line in control.sub("\n", way).splitlines()]
-    # A line may hold several: </user><assistant>, <eot>Assistant:
+    lines = [line.strip() for text in between for line in control.sub("\n", text).splitlines()]
+    # A line may contain several marks: </user><assistant>, <eot>Assistant:
     parts = [part.strip() for line in lines for part in _TAG.split(line)]
     return {mark for mark in (*lines, *parts) if 1 < len(mark) <= _LONGEST_MARK}

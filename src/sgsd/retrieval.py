@@ -1,8 +1,8 @@
-"""Which skills and mistakes a problem's teachers are made of: ranked, weighted pairs.
+"""Retrieval: a problem → the ranked, weighted skill–mistake pairs of its teachers.
 
-The method's step 4: rank the bank's skills and, separately, its mistakes for a problem x, keep the top K of each, and
-pair them by rank: (g_k, e_k), k = 1..K, K capped by the shorter list. Step 10's teacher weights come from the same
-similarities. Of a document's rules each may teach alone: skills and mistakes are ranked in one list then.
+Step 4 of the method: for a problem x, rank the bank's skills and, separately, its mistakes, keep the top K of each, and
+pair them by rank: (g_k, e_k), k = 1..K, K capped by the shorter list. The teacher weights of step 10 come from the same
+similarities. Rules of a document may each teach alone; skills and mistakes are then ranked in one list.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sgsd.bank import Item, Mistake, Skill, SkillBank
 from sgsd.errors import ConfigError, check_choice
 
 ITEM_TEXTS = ("topic", "full")
-"""What of an item is compared with problems; see ``document``."""
+"""The parts of an item that are compared with problems; see ``document``."""
 MOST_PROBLEMS = 32_768
-"""Problems whose vectors are kept; of 1,024 dimensions they take 134 MB."""
-# Batch composition moves an embedding by about 1e-7; similarities that agree to six decimals are ties.
+"""The number of problems whose embeddings are cached; with 1,024 dimensions they take 134 MB."""
+# Batch composition changes an embedding by about 1e-7; similarities that agree to six decimals are ties.
 _RANKING_DECIMALS = 6
 _BM25_TOKEN = re.compile(r"[㐀-鿿]|[^\W㐀-鿿]+")
 
@@ -44,10 +44,10 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What one teacher is given: (g_k, e_k), or one of the two.
+    """The items one teacher is shown: (g_k, e_k), or one of the two.
 
     ``similarity`` is the mean of the items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
-    for an embedder, the mean BM25 score where that was asked for; ``None`` where the retriever has none.
+    for an embedder, the mean BM25 score of a weighted ``BM25Retriever``; ``None`` for other retrievers.
     """
 
     skill: Skill | None
@@ -56,7 +56,7 @@ class Pair:
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """The skill and the mistake, or the one that there is."""
+        """The skill and the mistake, without ``None``."""
         return tuple(item for item in (self.skill, self.mistake) if item is not None)
 
 
@@ -77,14 +77,24 @@ class Retriever(Protocol):
         ...
 
     def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int, *, alone: bool = False) -> list[Retrieval]:
-        """One ``Retrieval`` per query, in order, with ``min(k, bank.max_pairs)`` pairs each; independent of the other
-        queries. ``alone``: at most k items of the bank, each in a pair without the other half. ``ConfigError`` if ``k``
-        is less than 1."""
+        """One ``Retrieval`` per query, in order, with ``min(k, bank.max_pairs)`` pairs each.
+
+        The result for a query does not depend on the other queries.
+
+        Args:
+            queries: the problems' texts.
+            bank: skills and mistakes.
+            k: K, 1 or more.
+            alone: at most k items, each as a ``Pair`` of one item.
+
+        Raises:
+            ConfigError: ``k`` is less than 1.
+        """
         ...
 
 
 class _Ranking(ABC):
-    """Top K of each list by a score per item, paired by rank and weighted: what the retrievers have in common."""
+    """Base of the retrievers: the top K items of each list by score, paired by rank and weighted."""
 
     _temperature = 1.0
     _has_similarity = True
@@ -92,7 +102,7 @@ class _Ranking(ABC):
     def retrieve(self, queries: Sequence[str], bank: SkillBank, k: int, *, alone: bool = False) -> list[Retrieval]:
         """See ``Retriever.retrieve``."""
         if k < 1:
-            raise ConfigError("number of teachers K is too small", got=k, expected="at least 1")
+            raise ConfigError("the number of teachers K is too small", got=k, expected="at least 1")
         k = min(k, len(bank.items) if alone else bank.max_pairs)
         if k == 0 or not queries:
             return [Retrieval((), ()) for _ in queries]
@@ -100,7 +110,7 @@ class _Ranking(ABC):
 
     @abstractmethod
     def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
-        """One row of scores a query, ``[N]`` in the order of ``bank.items``."""
+        """For each query the scores ``[N]`` of ``bank.items``."""
 
     def _best(self, scores: NDArray[np.float64], bank: SkillBank, k: int, alone: bool) -> Retrieval:
         if alone:
@@ -122,16 +132,15 @@ class _Ranking(ABC):
 class EmbeddingRetriever(_Ranking):
     """Cosine similarity between the problem and each item (the paper's retriever).
 
-    Every text is embedded once and kept: the items of the bank that was asked for last, and ``MOST_PROBLEMS`` problems.
-    One call of ``retrieve`` makes at most one call of ``embed``. Ties, to six decimals, go to the item that comes first
-    in the bank.
+    Embeddings are cached: those of the last bank's items, and of ``MOST_PROBLEMS`` problems. One call of ``retrieve``
+    makes at most one call of ``embed``. Ties, to six decimals, go to the item that comes first in the bank.
 
     Args:
         embedder: texts → unit rows.
-        temperature: of the weights, α = softmax(similarity / temperature); 1.0 is the paper's.
-        query_prompt: put before each problem and no item; instruction-tuned embedders such as Qwen3-Embedding want
+        temperature: of the weights, α = softmax(similarity / temperature); 1.0 in the paper.
+        query_prompt: a prefix of problems, not of items; instruction-tuned embedders such as Qwen3-Embedding need
             ``"Instruct: <task>\\nQuery:"``.
-        item_text: what of an item is embedded: ``topic`` or ``full``, see ``document``.
+        item_text: the part of an item that is embedded, ``topic`` or ``full``; see ``document``.
 
     Raises:
         ConfigError: a temperature that is not positive, or an unknown ``item_text``.
@@ -155,7 +164,11 @@ class EmbeddingRetriever(_Ranking):
         return f"embedding:{self._embedder.name}"
 
     def _scores(self, queries: Sequence[str], bank: SkillBank) -> NDArray[np.float64]:
-        """Cosines ``[Q, N]``, summed in float64; ``ConfigError`` if the embedder's answer is not N finite unit rows."""
+        """Cosines ``[Q, N]``, summed in float64.
+
+        Raises:
+            ConfigError: the embedder does not return one finite unit row per text.
+        """
         prompted = [self._query_prompt + query for query in queries]
         is_known = self._indexed is not None and self._indexed[0] == bank.digest
         texts = [] if is_known else [document(item, self._item_text) for item in bank.items]
@@ -169,27 +182,27 @@ class EmbeddingRetriever(_Ranking):
             self._indexed = bank.digest, np.stack([known[text] for text in texts])
             self._items = {text: known[text] for text in texts}
         for text in prompted:
-            # Last is least likely to go. A copy, so that a kept row does not keep its whole batch.
+            # Moved to the end: the first is dropped first. A copy, since a view would keep its whole batch in memory.
             self._problems[text] = self._problems.pop(text, known[text].copy())
         while len(self._problems) > MOST_PROBLEMS:
             del self._problems[next(iter(self._problems))]
         assert self._indexed is not None
-        # Not a matrix product of BLAS: its sums depend on the other queries in their last digits.
+        # Not a BLAS product, whose last digits depend on the other queries.
         asked = np.stack([known[text] for text in prompted])
         return np.clip(np.einsum("nd,qd->qn", self._indexed[1], asked, dtype=np.float64), -1.0, 1.0)
 
 
 class BM25Retriever(_Ranking):
-    """Word overlap (BM25, Lucene's variant, k1 = 1.5, b = 0.75), for use without any embedding model.
+    """Word overlap (BM25, Lucene's variant, k1 = 1.5, b = 0.75), which needs no embedding model.
 
     Words are lower-cased runs of letters and digits; each Chinese character is a word. The weights are uniform, since
-    BM25 scores are unbounded and grow with the problem's length: a softmax over them is close to one teacher alone.
-    Ties, among them items that share no word with the problem, go to the item that comes first in the bank.
+    BM25 scores are unbounded and grow with the problem's length: their softmax would select nearly one teacher alone.
+    Ties, also between items that share no word with the problem, go to the item that comes first in the bank.
 
     Args:
-        weighted: use α = softmax(mean score / temperature) all the same, and report the mean score as ``similarity``.
-        temperature: of those weights.
-        item_text: what of an item is searched: ``topic`` or ``full``, see ``document``.
+        weighted: use α = softmax(mean score / temperature), and report the mean score as ``similarity``.
+        temperature: of these weights.
+        item_text: the part of an item that is searched, ``topic`` or ``full``; see ``document``.
 
     Raises:
         ConfigError: a temperature that is not positive, or an unknown ``item_text``.
@@ -212,11 +225,10 @@ class BM25Retriever(_Ranking):
 
 
 class RandomRetriever(_Ranking):
-    """Random pairs: the control that tells what ranking is worth.
+    """Random pairs: the control experiment for ranking.
 
-    Item i's rank for a query is its place in the order of SHA-256(seed, query, id of i): a draw without replacement
-    that depends on nothing else, neither the other queries nor the bank's order, and that an added item does not
-    reshuffle.
+    Items are ranked by SHA-256(seed, query, item id). This is a draw without replacement that does not depend on the
+    other queries or the bank's order; an added item leaves the order of the others unchanged.
 
     Args:
         seed: any integer.
@@ -241,16 +253,15 @@ def document(item: Item, item_text: str = "topic") -> str:
 
     Args:
         item: a skill or a mistake.
-        item_text: ``topic``: title, text and, for a skill, when to apply it; what a mistake's ``avoid`` advises says
-            little about which problems it belongs to. ``full``: also ``avoid``, which are the fields that SGSD's
-            authors embed.
+        item_text: ``topic``: title, text and a skill's ``when``. ``full``: also a mistake's ``avoid``, which says
+            little about the problems it belongs to; these are the fields that SGSD's authors embed.
     """
     note = item.when if isinstance(item, Skill) else item.avoid if item_text == "full" else ""
     return "\n".join(part for part in (item.title, item.text, note) if part)
 
 
 class _BM25Index:
-    """Scores of one list's items, ``[N]``."""
+    """BM25 scores of one list of items."""
 
     def __init__(self, items: Sequence[Item], item_text: str) -> None:
         import bm25s  # pyright: ignore[reportMissingTypeStubs]
@@ -292,16 +303,16 @@ def _weights(pairs: Sequence[Pair], temperature: float) -> tuple[float, ...]:
 
 def _require_positive(temperature: float) -> None:
     if not (0 < temperature < float("inf")):
-        raise ConfigError("retrieval temperature is unusable", got=temperature, expected="a positive number")
+        raise ConfigError("retrieval temperature is out of range", got=temperature, expected="a positive number")
 
 
 def _require_unit_rows(rows: NDArray[np.float32], count: int, name: str) -> None:
     if rows.ndim != 2 or rows.shape[0] != count:
-        raise ConfigError(f"embedder {name!r} broke its contract", got=f"shape {rows.shape}", expected=f"[{count}, D]")
+        what = f"embedder {name!r} returned another shape"
+        raise ConfigError(what, got=f"shape {rows.shape}", expected=f"[{count}, D]")
     errors = np.abs(np.linalg.norm(rows.astype(np.float64), axis=1) - 1.0)
     # Written so that NaN fails too.
     if not bool(np.all(errors <= 1e-3)):
         length = float(np.linalg.norm(rows[int(np.argmax(errors))]))
-        raise ConfigError(
-            f"embedder {name!r} broke its contract", got=f"a row of length {length:.4g}", expected="unit rows"
-        )
+        what = f"embedder {name!r} returned rows that are not unit vectors"
+        raise ConfigError(what, got=f"a row of length {length:.4g}", expected="unit rows")

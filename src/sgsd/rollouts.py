@@ -1,4 +1,4 @@
-"""A completion as it was sampled, and the protocol of whatever samples it."""
+"""A sampled completion, and the protocol of samplers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled completion. The ids are kept as sampled and never re-tokenised, but where ``retokenised`` says so.
+    """One sampled completion. The token ids are those sampled, unless ``retokenised`` is set.
 
     Attributes:
-        prompt_ids: what the model saw.
-        completion_ids: what it added, the end token included.
-        text: the completion, decoded, without special tokens but for marks of thinking; behind the mark that its prompt
-            ended in, if it never ends those thoughts.
+        prompt_ids: the prompt's token ids.
+        completion_ids: the completion's token ids, the end token included.
+        text: the decoded completion, without special tokens except thinking tags. If the prompt ends with an opening
+            thinking tag that the completion never closes, the tag is put in front.
         stop_reason: see ``StopReason``.
-        retokenised: the sampler gave text alone and ``completion_ids`` are its tokens, perhaps not those sampled.
-        counted: where ``retokenised``, how many tokens the sampler says it sampled.
+        retokenised: the sampler returned only text; ``completion_ids`` are its tokenisation, which may differ from the
+            tokens sampled.
+        counted: where ``retokenised``, the number of sampled tokens that the sampler reported.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,7 +42,7 @@ class Rollout:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were sampled, the end token included: never a count of re-tokenised text."""
+        """The number of sampled tokens, the end token included; ``counted`` where the sampler reported it."""
         return len(self.completion_ids) if self.counted is None else self.counted
 
 
@@ -54,8 +55,9 @@ class Sampler(Protocol):
 
 
 def completion_seed(seed: int, index: int) -> int:
-    """A seed in [0, 2³¹) for the prompt at position ``index``, for engines that draw every completion on its own: no
-    batch and no order of arrival has a part in it.
+    """A seed in [0, 2³¹) for the prompt at position ``index``, for engines that seed each completion.
+
+    Completions then do not depend on batches or on the order of requests.
     """
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
 

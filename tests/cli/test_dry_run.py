@@ -161,8 +161,8 @@ def test_the_method_is_named(dry):
         (("--gradient_accumulation_steps", "9"), "fewer problems than one batch: got 8; expected at least 18"),
         (("--eval_strategy", "epoch"), "no data to evaluate on"),
         (("--verifier", "math", "--report_to", "comet_ml"), "report_to names an integration that is not installed"),
-        (("--reward_weights", "2"), "without effect where a verifier judges: got reward_weights [2.0]"),
-        (("--success_threshold", "0.7"), "without effect where a verifier judges"),
+        (("--reward_weights", "2"), "no effect where a verifier judges: got reward_weights [2.0]"),
+        (("--success_threshold", "0.7"), "no effect where a verifier judges"),
         (("--optim_args", "nonsense"), "optim_args nonsense"),
         (
             ("--use_peft", "--lora_target_modules", "nonsense"),
@@ -217,7 +217,7 @@ def test_a_base_model_takes_text(sgsd, flags, dry, model, tmp_path):
     assert dry(*given).code == 0
     run = sgsd("train", *flags, *given, "--output_dir", tmp_path / "run", "--max_steps", "1")
     assert run.code == 0, run.err
-    assert "tokenizer without a chat template" in dry("--model_name_or_path", model).error
+    assert "the tokenizer has no chat template" in dry("--model_name_or_path", model).error
 
 
 def test_no_instruction_is_no_error_and_shown(sgsd, flags, dry, tmp_path):

@@ -83,7 +83,10 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
         (["--method=gpro"], ["unknown method", "did you mean grpo?"]),
         (["--method", "grpo"], ["unknown setting: got num_teachers", "method grpo", "one of sgsd"]),
         (["--divergence", "jsd"], ["unknown setting: got divergence", "method sgsd", "one of opsd"]),
-        (["--skills_in_prompt"], ["skills_in_prompt does not go with SGSD", "grpo or opsd", "without the skills"]),
+        (
+            ["--skills_in_prompt"],
+            ["skills_in_prompt does not work with method sgsd", "grpo or opsd", "without"],
+        ),
         (["--thinking", "papr"], ["unknown thinking", "did you mean paper?"]),
         (["--bank", "seed:mental-aritmetic"], ["no such shipped bank", "mental-arithmetic"]),
         (["--config", "internalise"], ["unknown configuration", "did you mean internalize?"]),
@@ -96,7 +99,7 @@ def test_a_file_that_cannot_be_used(refused, tmp_path, flag, content, fragments)
         (["--num_processes"], ["--num_processes needs a value"]),
         (["--num_generations", "3"], ["generation_batch_size (2) must be divisible by num_generations (3)"]),
         (["--per_device_train_batch_size", "0"], ["per_device_train_batch_size is out of range"]),
-        (["--chat_template_kwargs", "[1]"], ["chat_template_kwargs is no mapping"]),
+        (["--chat_template_kwargs", "[1]"], ["chat_template_kwargs is not a mapping"]),
         (["--eval_dataset", "gone.jsonl"], ["no such data file"]),
         (["--report_to", "wandb_of_mine"], ["wandb_of_mine"]),
         (["--save_strategy", "best"], ["metric_for_best_model"]),
@@ -122,7 +125,7 @@ def test_a_flag_that_cannot_be_used(refused, extra, fragments):
     ("method", "extra", "fragments"),
     [
         ("grpo", ["--num_generations", "1"], ["GRPO needs groups", "2 or more"]),
-        ("grpo", ["--bank", "seed:mental-arithmetic"], ["nothing would read", "skills_in_prompt: true"]),
+        ("grpo", ["--bank", "seed:mental-arithmetic"], ["would have no effect", "skills_in_prompt: true"]),
         ("grpo", ["--skills_in_prompt"], ["no skill bank"]),
         ("grpo", ["--gate_tau", "1"], ["unknown setting: got gate_tau", "one of sgsd"]),
         ("grpo", ["--teacher", "live"], ["unknown setting: got teacher", "one of sgsd and opsd"]),
@@ -158,7 +161,7 @@ def test_a_tokenizer_without_a_chat_template(refused, tiny_folder, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_folder, bare)
     (bare / "chat_template.jinja").unlink()
-    assert "tokenizer without a chat template" in refused("--model_name_or_path", bare)
+    assert "the tokenizer has no chat template" in refused("--model_name_or_path", bare)
 
 
 def test_an_output_folder_below_a_file(sgsd, flags, tmp_path):

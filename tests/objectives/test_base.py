@@ -40,7 +40,7 @@ def test_objectives_say_what_they_need():
     assert make("local").needs == Needs(top_tokens=True)
     failures = {"outcomes": frozenset({-1}), "by_trust": True}
     assert OBJECTIVES["correction"].from_config(plain).needs == Needs(top_tokens=True, **failures)
-    assert make("correction").needs == Needs(top_tokens=True, control=True, still_teacher=True, **failures)
+    assert make("correction").needs == Needs(top_tokens=True, control=True, frozen_teacher=True, **failures)
     assert OBJECTIVES["reweight"].from_config(plain).needs == Needs(groups=True, by_trust=True)
     assert make("reweight").needs == Needs(groups=True, control=True, by_trust=True)
 

@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 from sgsd.errors import ConfigError
 from sgsd.trainers.config import CONFIGS, SGSDConfig
-from sgsd.trainers.settings import IDLE_WITHOUT_GRPO, LOSS_TYPES, check_pieces, refuse_idle_settings
+from sgsd.trainers.settings import IDLE_WITHOUT_GRPO, LOSS_TYPES, check_constructible, refuse_idle_settings
 
 from .tiny import make_config
 
@@ -124,7 +124,7 @@ def test_a_setting_that_nothing_reads_is_refused(name):
     default = {field.name: field.default for field in dataclasses.fields(args)}[name]
     changed = not default if isinstance(default, bool) else 0.5 * (default or 1.0) if name not in CHANGED else None
     setattr(args, name, CHANGED.get(name, changed))
-    with pytest.raises(ConfigError, match=f"without effect.*{name} "):
+    with pytest.raises(ConfigError, match=f"no effect.*{name} "):
         refuse_idle_settings(args, uses_grpo_loss=False)
     refuse_idle_settings(args, uses_grpo_loss=True)
     if name in OF_ADVANTAGES:
@@ -149,7 +149,7 @@ def test_a_setting_that_nothing_reads_is_refused(name):
 def test_configurations_refuse_idle_settings_by_their_loss(tmp_path, method, settings, refused):
     name = next(iter(settings))
     if refused:
-        with pytest.raises(ConfigError, match=f"without effect.*{name}"):
+        with pytest.raises(ConfigError, match=f"no effect.*{name}"):
             make_config(tmp_path, method=method, **settings)
     else:
         assert vars(make_config(tmp_path, method=method, **settings))[name] == settings[name]
@@ -163,8 +163,8 @@ def test_configurations_refuse_idle_settings_by_their_loss(tmp_path, method, set
     [
         ({"optim_args": "nonsense"}, "optim_args nonsense"),
         ({"optim": "adamw_8bit"}, "package these settings need is missing: got .*bitsandbytes"),
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type cosine_with_min_lr cannot be made of {}"),
-        ({"lr_scheduler_kwargs": {"min_lr": 1e-7}}, "lr_scheduler_type linear cannot be made of {'min_lr': 1e-07}"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type cosine_with_min_lr cannot be built with {}"),
+        ({"lr_scheduler_kwargs": {"min_lr": 1e-7}}, "lr_scheduler_type linear cannot be built with {'min_lr': 1e-07}"),
         (
             {"activation_checkpointing": True, "gradient_checkpointing_kwargs": {"x": 1}},
             "gradient_checkpointing_kwargs",
@@ -174,7 +174,7 @@ def test_configurations_refuse_idle_settings_by_their_loss(tmp_path, method, set
         ({"cache_implementation": "nonsense"}, "cache_implementation nonsense cannot be used"),
         ({"use_liger_kernel": True}, "use_liger_kernel needs a package that is missing"),
         ({"use_vllm": True}, "use_vllm needs a package that is missing"),
-        ({"sync_ref_model": True, "beta": 0.1, **GROUPS}, "sync_ref_model does not go with an adapter"),
+        ({"sync_ref_model": True, "beta": 0.1, **GROUPS}, "sync_ref_model does not work with an adapter"),
     ],
     ids=str,
 )
@@ -183,7 +183,7 @@ def test_pieces_that_could_not_be_built_are_refused_by_their_setting(tmp_path, m
         monkeypatch.setattr(f"sgsd.trainers.settings.is_{package}_available", lambda: False)
     args = make_config(tmp_path, **settings)
     with pytest.raises(ConfigError, match=said) as refused:
-        check_pieces(args, adapted=True)
+        check_constructible(args, adapted=True)
     assert "\n" not in str(refused.value)
 
 
@@ -201,7 +201,7 @@ def test_pieces_that_could_not_be_built_are_refused_by_their_setting(tmp_path, m
     ids=str,
 )
 def test_pieces_that_can_be_built_pass(tmp_path, settings):
-    check_pieces(make_config(tmp_path, **settings), adapted=False)
+    check_constructible(make_config(tmp_path, **settings), adapted=False)
 
 
 # ---- the device

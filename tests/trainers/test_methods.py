@@ -232,7 +232,7 @@ def test_skills_that_cannot_be_shown_are_refused_in_one_line(tmp_path, method, c
 
 @pytest.mark.parametrize("method", WITH_SKILLS)
 def test_a_bank_that_nothing_would_read_is_refused(tmp_path, method):
-    with pytest.raises(ConfigError, match="nothing would read"):
+    with pytest.raises(ConfigError, match="would have no effect"):
         make_trainer(tmp_path, method=method, bank=make_bank())
 
 

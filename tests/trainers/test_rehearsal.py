@@ -67,7 +67,7 @@ def test_the_loss_is_the_mean_kl_from_the_start_in_plain_loops(tmp_path, lora):
 @pytest.mark.parametrize("lora", [False, True])
 def test_nothing_is_forgotten_before_the_first_step(tmp_path, lora):
     trainer = rehearsing(tmp_path, lora=lora)
-    kl = trainer._forgotten(trainer.model, 4)
+    kl = trainer._rehearsal_loss(trainer.model, 4)
     assert abs(kl.item()) < 1e-6
     kl.backward()
     assert max(float(p.grad.abs().max()) for p in trainer.model.parameters() if p.grad is not None) < 1e-5
@@ -78,7 +78,7 @@ def kl_after_training(folder, weight):
     trainer.train()
     if not weight:
         trainer.rehearsal = Rehearsal(trainer.renderer, ["1 + 1?"], count=8, seed=trainer.args.seed)
-    return trainer._forgotten(trainer.model, 32).item(), trainer
+    return trainer._rehearsal_loss(trainer.model, 32).item(), trainer
 
 
 def test_a_run_that_rehearses_stays_nearer_to_its_start(tmp_path):
@@ -93,13 +93,13 @@ def test_a_run_that_rehearses_stays_nearer_to_its_start(tmp_path):
 def test_texts_are_turns_and_answers_written_by_the_model_as_it_began(tmp_path):
     trainer = rehearsing(tmp_path, lora=True)
     shaken(trainer.model)  # the adapter: no part of the beginning
-    trainer._forgotten(trainer.model, 4)
+    trainer._rehearsal_loss(trainer.model, 4)
     other = rehearsing(tmp_path, lora=True)
-    other._forgotten(other.model, 4)
+    other._rehearsal_loss(other.model, 4)
     texts = trainer.rehearsal.texts
     assert texts == other.rehearsal.texts
     assert len(set(map(tuple, texts))) == 5
-    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal.texts, strict=True):
+    for (_, closing), text in zip(trainer.rehearsal._around_turn, trainer.rehearsal.texts, strict=True):
         places = [n for n in range(len(text)) if text[n : n + len(closing)] == closing]
         assert places
         assert places[0] <= TURN_TOKENS
@@ -108,7 +108,7 @@ def test_texts_are_turns_and_answers_written_by_the_model_as_it_began(tmp_path):
 
 def test_what_a_step_reads_follows_from_seed_and_step(tmp_path):
     trainer = rehearsing(tmp_path)
-    trainer._forgotten(trainer.model, 4)
+    trainer._rehearsal_loss(trainer.model, 4)
     read = [
         trainer.rehearsal.batch(8, (step, 0), torch.device("cpu"))[0]["completion_ids"].tolist()
         for step in (1, 1, 2, 3)
@@ -133,21 +133,21 @@ def test_a_turn_is_what_stands_around_the_users_words(start, end):
 
 def test_half_of_the_turns_begin_as_tasks_do_and_half_end_with_the_instruction(tmp_path):
     trainer = rehearsing(tmp_path, rehearsal_texts=8)
-    around = [[make_tokenizer().decode(part) for part in parts] for parts in trainer.rehearsal._around]
+    around = [[make_tokenizer().decode(part) for part in parts] for parts in trainer.rehearsal._around_turn]
     assert [re.search(r"\d \+ ?$", opening) is not None for opening, _ in around] == [True, True, False, False] * 2
     assert [closing.lstrip().startswith("Go.") for _, closing in around] == [False, True] * 4
 
 
 @pytest.mark.parametrize("teacher", ["live", "ema", "periodic"])
 def test_a_start_that_nobody_keeps_is_refused(tmp_path, teacher):
-    with pytest.raises(ConfigError, match="rehearsal_weight does not go with it"):
+    with pytest.raises(ConfigError, match="rehearsal_weight needs other settings"):
         make_trainer(tmp_path, rehearsal_weight=1.0, teacher=teacher)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="rehearsal_weight without a chat template"):
+    with pytest.raises(ConfigError, match="rehearsal_weight needs a chat template"):
         Rehearsal(PromptRenderer(tokenizer, text_only=True), ["1 + 1?"], count=2, seed=0)
 
 
@@ -155,8 +155,8 @@ def test_ends_of_turns_are_no_words_of_theirs(tmp_path):
     model = make_model()
     model.generation_config.eos_token_id = [EOS, *range(100, 250)]  # so that turns end soon
     trainer = rehearsing(tmp_path, model=model)
-    trainer._forgotten(trainer.model, 4)
-    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal.texts, strict=True):
+    trainer._rehearsal_loss(trainer.model, 4)
+    for (_, closing), text in zip(trainer.rehearsal._around_turn, trainer.rehearsal.texts, strict=True):
         place = next(n for n in range(len(text)) if text[n : n + len(closing)] == closing)
         assert place < TURN_TOKENS
         assert not {EOS, *range(100, 250)} & set(text[:place])

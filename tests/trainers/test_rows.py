@@ -81,7 +81,7 @@ def test_a_problem_column_without_a_value_is_the_last_user_message(empty):
 
 
 def test_a_problem_column_of_numbers_is_refused_by_its_row():
-    with pytest.raises(DataError, match=r"the column problem is no text: got int in row-0; .*rename the column"):
+    with pytest.raises(DataError, match=r"the column problem is not text: got int in row-0; .*rename the column"):
         rows_of({"prompt": "1?", "problem": 3}, verified=False)
 
 
@@ -118,7 +118,7 @@ def test_an_integer_that_no_column_holds_is_told(values):
 
 def test_text_and_conversations_do_not_mix():
     problems = [Problem("a", "x", "1"), Problem("b", "x", "1", prompt="x")]
-    with pytest.raises(DataError, match="two kinds: got text in b, a conversation in a"):
+    with pytest.raises(DataError, match="some are conversations: got text in b, a conversation in a"):
         training_rows(problems, RENDERER, max_prompt_length=100)
 
 

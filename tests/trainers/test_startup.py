@@ -18,10 +18,10 @@ from transformers import GenerationConfig
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.errors import ConfigError, DataError
 from sgsd.trainers.model import (
+    is_initial_without_adapter,
     refuse_prompt_learning,
-    sampling_as_asked,
     settle_generation_config,
-    stands_still_without_adapter,
+    without_model_sampling,
 )
 from sgsd.trainers.rewards import VerifierReward, check_reward, check_reward_arguments
 from sgsd.trainers.tokens import check_batch, check_tokens, thinking_of
@@ -204,7 +204,7 @@ def test_rollouts_are_sampled_as_asked_whatever_the_checkpoint_says(name):
     if name != "repetition_penalty":  # which TRL names
         assert sampled(model) != plain
     before = model.generation_config.to_dict()
-    with sampling_as_asked(model.generation_config):
+    with without_model_sampling(model.generation_config):
         assert sampled(model) == plain
     assert model.generation_config.to_dict() == before  # and is saved with the model
     line = settle_generation_config(model.generation_config)
@@ -316,17 +316,20 @@ class Judge:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (raising, r"raising fails on a made-up completion.*TypeError.*numbers.*columns of the data: answer, problem"),
+        (
+            raising,
+            r"raising fails on a made-up completion.*TypeError.*numbers.*has the columns answer, problem",
+        ),
         (raising_later, r"raising_later fails .*TypeError"),
         (functools.partial(raising, numbers=1), None),
         (lambda **_: 1 / 0, "ZeroDivisionError"),
-        (lambda **_: 1.0, "returns no list: got 1.0"),
-        (lambda **_: None, "returns no list: got None"),
+        (lambda **_: 1.0, "does not return a list: got 1.0"),
+        (lambda **_: None, "does not return a list: got None"),
         (lambda **_: [1.0], "returns 1 rewards"),
         (lambda **_: [1.0] * 3, "returns 3 rewards"),
-        (lambda **_: ["good", "bad"], "returns what is no number: got 'good'"),
-        (lambda **_: [[1.0], [1.0]], "returns what is no number"),
-        (lambda **_: [math.inf, 0.0], "returns what is no number: got inf"),
+        (lambda **_: ["good", "bad"], "returns a wrong value: got 'good'"),
+        (lambda **_: [[1.0], [1.0]], "returns a wrong value"),
+        (lambda **_: [math.inf, 0.0], "returns a wrong value: got inf"),
         (lambda **_: [math.nan, None], None),
         (lambda **_: (True, 1), None),
         (lambda **_: torch.tensor([0.5, 1.0]), None),
@@ -378,7 +381,7 @@ def test_a_verifier_whose_every_verdict_is_an_error_stops_at_once(verifier, got)
 
 def test_what_cannot_verify_is_refused_by_what_it_is(tmp_path):
     for thing, got in (("math", "'math'"), (3, "int")):
-        with pytest.raises(ConfigError, match=f"verifier cannot verify: got {got};"):
+        with pytest.raises(ConfigError, match=f"verifier has no verify_many: got {got};"):
             check_reward_arguments(None, None, thing)
     for thing in (get_verifier("exact"), raising):  # a reward function is taken
         check_reward_arguments(make_config(tmp_path), None, thing)
@@ -405,7 +408,7 @@ def test_what_cannot_verify_is_refused_by_what_it_is(tmp_path):
 def test_a_teacher_without_the_adapter_stands_still_exactly_where_it_is_said_to(settings, still):
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **settings)
     model = get_peft_model(make_model(attention_bias=True), config).eval()
-    assert stands_still_without_adapter(model, config) is still
+    assert is_initial_without_adapter(model, config) is still
     ids = torch.tensor([[1, 3, 5, 7]])
     with torch.no_grad():
         start = model(input_ids=ids).logits

@@ -108,14 +108,19 @@ def test_what_a_rollout_function_returns_besides_reaches_rewards(tmp_path, monke
 @pytest.mark.parametrize(
     ("reward", "settings", "verifier", "said"),
     [
-        (get_verifier("exact"), {}, None, "reward_funcs cannot reward: got PooledVerifier"),
-        ("math", {}, None, "reward_funcs cannot reward: got 'math'"),
-        ((by_parity,), {}, None, "reward_funcs cannot reward: got tuple"),
+        (get_verifier("exact"), {}, None, "reward_funcs contains no reward function: got PooledVerifier"),
+        ("math", {}, None, "reward_funcs contains no reward function: got 'math'"),
+        ((by_parity,), {}, None, "reward_funcs contains no reward function: got tuple"),
         ([], {}, None, "reward_funcs is empty"),
-        (by_parity, {}, get_verifier("exact"), "a verifier beside reward_funcs"),
-        (by_parity, {"reward_weights": [1.0, 2.0]}, None, "reward_weights of another number: got 2; expected 1"),
-        (None, {"reward_weights": [1.0]}, None, "without effect where a verifier judges"),
-        (None, {"success_threshold": 0.7}, None, "without effect where a verifier judges"),
+        (by_parity, {}, get_verifier("exact"), "verifier would have no effect beside reward_funcs"),
+        (
+            by_parity,
+            {"reward_weights": [1.0, 2.0]},
+            None,
+            "differ in number: got 2 weights; expected 1",
+        ),
+        (None, {"reward_weights": [1.0]}, None, "no effect where a verifier judges"),
+        (None, {"success_threshold": 0.7}, None, "no effect where a verifier judges"),
     ],
 )
 def test_rewards_that_nothing_could_make_of(tmp_path, reward, settings, verifier, said):
@@ -135,15 +140,15 @@ def configuration(tmp_path):
 def test_a_configuration_of_another_class(tmp_path, trainer):
     others = [make_config(tmp_path, method=method) for method in ("sgsd", "opsd", "grpo") if method != trainer.method]
     for args in (configuration(tmp_path), {"output_dir": "x"}, "runs/x", *others):
-        with pytest.raises(ConfigError, match=f"{trainer.__name__} takes no such args: got .*; expected"):
+        with pytest.raises(ConfigError, match=f"{trainer.__name__} cannot use this args: got .*; expected"):
             trainer(model="no/such-model", args=args, train_dataset=SOLVED)
 
 
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ({"model": None}, ConfigError, "takes no such model: got None"),
-        ({"model": make_model().model}, ConfigError, "takes no such model: got .*; expected a causal language model"),
+        ({"model": None}, ConfigError, "cannot use this model: got None"),
+        ({"model": make_model().model}, ConfigError, "cannot use this model: got .*; expected a causal language model"),
         (
             {
                 "model": T5ForConditionalGeneration(
@@ -151,10 +156,10 @@ def test_a_configuration_of_another_class(tmp_path, trainer):
                 )
             },
             ConfigError,
-            "takes no such model: got T5ForConditionalGeneration",
+            "cannot use this model: got T5ForConditionalGeneration",
         ),
-        ({"processing_class": "folder"}, ConfigError, "takes no such processing_class: got 'folder'"),
-        ({"peft_config": {"r": 8}}, ConfigError, "takes no such peft_config: got dict"),
+        ({"processing_class": "folder"}, ConfigError, "cannot use this processing_class: got 'folder'"),
+        ({"peft_config": {"r": 8}}, ConfigError, "cannot use this peft_config: got dict"),
         ({"train_dataset": [{"prompt": "a"}] * 8}, DataError, "got list of dict; expected datasets.Dataset"),
         ({"train_dataset": "openai/gsm8k"}, DataError, "got str; expected datasets.Dataset"),
     ],
@@ -184,14 +189,14 @@ def test_text_needs_no_chat_template(tmp_path, method):
     trainer = make_trainer(tmp_path, method=method, tokenizer=tokenizer, problems=TEXTS, instruction=None)
     assert trainer.train_dataset["prompt"] == TEXTS["prompt"]
     trainer.train()
-    with pytest.raises(ConfigError, match="tokenizer without a chat template"):
+    with pytest.raises(ConfigError, match="the tokenizer has no chat template"):
         make_trainer(tmp_path, tokenizer=tokenizer, problems=SUMS)
 
 
 def test_a_policy_that_writes_bank_items_needs_a_chat_template(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="tokenizer without a chat template"):
+    with pytest.raises(ConfigError, match="the tokenizer has no chat template"):
         make_trainer(tmp_path, tokenizer=tokenizer, problems=TEXTS, maintenance_frequency=1)
 
 

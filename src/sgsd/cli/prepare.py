@@ -20,7 +20,7 @@ from sgsd.errors import ConfigError
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage
 from sgsd.trainers.config import VerifiedConfig, resolve_bank
 from sgsd.trainers.rewards import check_reward_arguments
-from sgsd.trainers.settings import check_pieces
+from sgsd.trainers.settings import check_constructible
 from sgsd.trainers.tokens import check_batch
 from sgsd.verifiers import Verifier, get_verifier
 
@@ -117,7 +117,7 @@ def check_before_loading(training: VerifiedConfig, model: ModelConfig, resume_fr
     if resume_from:
         refuse_damage(Path(resume_from))
     check_reward_arguments(training, None)
-    check_pieces(training, adapted=model.use_peft)
+    check_constructible(training, adapted=model.use_peft)
 
 
 def resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:

@@ -1,7 +1,7 @@
-"""Objectives: pure tensor functions and small classes, no model in sight.
+"""Objectives: losses on tensors of log-probabilities, as pure functions and small classes.
 
-Axis letters, here and everywhere: B rows, K teachers, T completion tokens, V vocabulary, M likeliest tokens of a
-teacher. A mask is True where a token counts.
+Axis letters: B rows, K teachers, T completion tokens, V vocabulary, M likeliest tokens of a teacher. A mask is True
+where a token counts.
 """
 
 from sgsd.objectives.base import (
@@ -35,7 +35,7 @@ from sgsd.objectives.reweight import Reweight
 OBJECTIVES: dict[str, type[Configurable]] = {
     objective.name: objective for objective in (Gated, LocalSupport, Correction, Reweight)
 }
-"""The setting ``objective`` → its class; ``OBJECTIVES[args.objective].from_config(args)``."""
+"""Value of the setting ``objective`` → class: ``OBJECTIVES[args.objective].from_config(args)``."""
 
 __all__ = [
     "DIVERGENCES",

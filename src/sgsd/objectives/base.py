@@ -1,7 +1,7 @@
-"""What every objective takes and gives: one protocol on typed tensors.
+"""The protocol of objectives, and the tensors they take.
 
-A trainer asks an objective what it ``needs``, scores that, and calls ``loss``; it knows no objective by name. A new
-objective is one file: a frozen dataclass of its own hyperparameters, as short as ``reweight``, and a line in
+The trainer computes what an objective ``needs``, then calls ``loss``. It knows no objective by name. A new objective is
+one file with a frozen dataclass of its hyperparameters (``reweight`` is the shortest), and a line in
 ``objectives.OBJECTIVES``.
 
 Axis letters: B rows, K teachers, T completion tokens, M likeliest tokens of a teacher. A mask is True where a token
@@ -18,34 +18,34 @@ import torch
 from torch import Tensor
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
-"""Name → (sum, count), detached 0-d tensors of one type. Sums and counts add up over micro-batches and processes; a
-mean of means would weigh a rollout by the company it was in."""
+"""Name → (sum, count), detached 0-d tensors of one dtype. Sums and counts add up over micro-batches and processes; a
+mean of means would weight rollouts unequally where batches differ in size."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective asks of the trainer.
+    """What an objective needs from the trainer.
 
     Attributes:
         top_tokens: each teacher's M likeliest tokens, and the student's log-probabilities of them.
         control: a control teacher's scores; with ``top_tokens`` also of each teacher's likeliest tokens.
-        groups: GRPO's advantages, hence several rollouts a prompt.
-        still_teacher: teachers that do not move with the student.
-        outcomes: rollouts of these outcomes are scored for the loss.
-        by_trust: teachers without trust are not read, so they need not be scored.
+        groups: GRPO's advantages, hence several rollouts per prompt.
+        frozen_teacher: teachers with the policy's initial weights.
+        outcomes: the loss reads only rollouts of these outcomes.
+        by_trust: the loss ignores teachers of trust 0, so they are not scored for it.
     """
 
     top_tokens: bool = False
     control: bool = False
     groups: bool = False
-    still_teacher: bool = False
+    frozen_teacher: bool = False
     outcomes: frozenset[int] = frozenset({-1, 1})
     by_trust: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentScores:
-    """The student's log-probabilities. They alone carry a gradient.
+    """The student's log-probabilities, with gradient.
 
     Attributes:
         logps: ``[B, T]``, of the sampled tokens.
@@ -58,16 +58,16 @@ class StudentScores:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherScores:
-    """The teachers' log-probabilities, and how much each teacher counts. Constants.
+    """The teachers' log-probabilities, weights and trust, without gradient.
 
     Attributes:
         logps: ``[B, K, T]``, of the sampled tokens.
         weights: ``[B, K]``, α from retrieval, non-negative; 0 is padding.
         trust: ``[B, K]``, τ from the ledger, 0 to 1.
-        scored: ``[B, K]``, bool. False: this teacher was not run on this rollout, and nothing of it may be read.
+        scored: ``[B, K]``, bool. Where False, this teacher was not run on this rollout, and its scores are undefined.
         top_ids, top_logps: ``[B, K, T, M]``, each teacher's likeliest tokens, and its log-probabilities of them.
-        control_logps: ``[B, T]``, of the sampled tokens under the control teacher, which is run on a rollout where any
-            teacher is.
+        control_logps: ``[B, T]``, of the sampled tokens under the control teacher; defined for rollouts that any
+            teacher scored.
         control_top_logps: ``[B, K, T, M]``, of ``top_ids`` under the control teacher.
     """
 
@@ -81,9 +81,9 @@ class TeacherScores:
     control_top_logps: Tensor | None = None
 
     def read(self) -> TeacherScores:
-        """These scores without a gradient, and with zeros for all that was not scored: weight, trust, numbers.
+        """A detached copy, with 0 for the weight, trust and scores of teachers that were not run.
 
-        An objective that begins with it cannot read what is not there, NaN included: such a teacher is padding.
+        An objective calls this first: a teacher that was not run is then padding, even if its scores were NaN.
         """
 
         def kept(values: Tensor | None) -> Tensor | None:
@@ -103,11 +103,11 @@ class TeacherScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
-    """The completions and what is known of them. Constants.
+    """The completions, their outcomes and advantages, without gradient.
 
     Attributes:
-        ids: ``[B, T]``, as sampled.
-        mask: ``[B, T]``, bool, True where a token counts. What stands elsewhere is never read.
+        ids: ``[B, T]``, token ids as sampled.
+        mask: ``[B, T]``, bool, True where a token counts. Values at other positions are never read.
         outcome: ``[B]`` in {−1, 0, 1}: failure, undecided, success.
         advantages: ``[B]``, GRPO's.
     """
@@ -119,26 +119,26 @@ class Rollouts:
 
 
 class Objective(Protocol):
-    """A loss of rollouts, their student and their teachers.
+    """A loss on rollouts and the scores of their student and teachers.
 
     Attributes:
-        name: as the setting ``objective`` has it.
+        name: the value of the setting ``objective`` that selects it.
     """
 
     name: ClassVar[str]
 
     @property
     def needs(self) -> Needs:
-        """What the trainer has to score for it."""
+        """What the trainer must compute for ``loss``."""
         ...
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
-        """``[B]``, each row's loss, whose gradient is the student's alone; and what there is to log."""
+        """``[B]``, each row's loss, with gradient for the student alone; and metrics to log."""
         ...
 
 
 class Settings(Protocol):
-    """What objectives read of a run's settings; ``trainers.config.SGSDConfig`` has them all."""
+    """The settings that objectives read; ``trainers.config.SGSDConfig`` has them all."""
 
     @property
     def gate_tau(self) -> float: ...
@@ -153,18 +153,16 @@ class Settings(Protocol):
 
 
 class Configurable(Objective, Protocol):
-    """An objective that is made of a run's settings."""
+    """An objective that can be built from a run's settings."""
 
     @classmethod
-    def from_config(cls, args: Settings) -> Objective:
-        """Made of the settings that concern it."""
-        ...
+    def from_config(cls, args: Settings) -> Objective: ...
 
 
 def total(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and count of ``values`` where ``where`` is True, NaN elsewhere left out: one entry of ``Metrics``.
+    """Sum and count of ``values`` where ``where`` is True: one entry of ``Metrics``.
 
-    The two broadcast. Neither picks entries out, so a device is not waited for.
+    The two tensors broadcast. NaN elsewhere does no harm. There is no boolean indexing, which would sync with the host.
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
     where = where | torch.zeros_like(values, dtype=torch.bool)
@@ -172,15 +170,15 @@ def total(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def means(metrics: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Each metric's mean; NaN over nothing."""
+    """Each metric's mean; NaN where the count is 0."""
     return {name: summed / count for name, (summed, count) in metrics.items()}
 
 
-def given(values: Tensor | None, what: str, objective: str) -> Tensor:
-    """``values``, unless the trainer left out what the objective needs.
+def required(values: Tensor | None, what: str, objective: str) -> Tensor:
+    """``values``, which the objective needs.
 
     Raises:
-        ValueError: it did.
+        ValueError: ``values`` is ``None``.
     """
     if values is None:
         raise ValueError(f"objective {objective!r} needs {what}: got None")
@@ -188,5 +186,5 @@ def given(values: Tensor | None, what: str, objective: str) -> Tensor:
 
 
 def _where(rows: Tensor, values: Tensor) -> Tensor:
-    """``values`` in the rows given, on their first axes; 0 elsewhere."""
+    """``values`` where the mask ``rows`` of their first axes is True, 0 elsewhere."""
     return torch.where(rows.reshape(*rows.shape, *[1] * (values.ndim - rows.ndim)), values, 0)

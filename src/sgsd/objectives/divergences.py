@@ -6,9 +6,9 @@ With teacher p, student q = softmax(logits / temperature) and mixture m = β p +
     reverse_kl    KL(q ‖ p) = Σ_v q_v log(q_v / p_v)
     jsd           β KL(p ‖ m) + (1 − β) KL(q ‖ m), the generalised Jensen–Shannon divergence of arXiv 2306.13649
 
-On-policy self-distillation (OPSD, arXiv 2601.18734) minimises their mean over a rollout's tokens. Its public code also
-caps what one vocabulary entry may add to the sum (``jsd_token_clip``, added after the paper): ``clip`` here. A clipped
-sum can be negative, since negative summands are left alone.
+On-policy self-distillation (OPSD, arXiv 2601.18734) minimises the mean over a rollout's tokens. Its public code also
+caps the summand of each vocabulary entry (``jsd_token_clip``, added after the paper): ``clip`` here. A clipped sum can
+be negative, since only large positive summands are clipped.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from sgsd.objectives.logprobs import upcast_rows
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
-# Beyond this log-ratio, in nats, the rarer side's share of the divergence is below float32's smallest numbers.
+# Log-ratios of the JSD are clamped to ± this many nats: beyond it, the smaller probability contributes less than
+# float32 can represent.
 _MOST_LOG_RATIO = 80.0
 
 
 class Divergence(NamedTuple):
-    """What ``token_divergence`` returns, ``[n]`` each, in nats. The divergence alone has a gradient."""
+    """What ``token_divergence`` returns, ``[n]`` each, in nats. Only the divergence has a gradient."""
 
     divergence: Tensor
     student_entropy: Tensor
@@ -45,7 +46,7 @@ class _Kind:
 
 
 class _TokenDivergence(torch.autograd.Function):
-    """Goes by tiles, and makes the gradient on the way forward: neither side's logits are kept for the way back.
+    """Computes the gradient in the forward pass, tile by tile, so that no logits are saved for the backward pass.
 
     With f_v a vocabulary entry's summand and g_v = ∂f_v / ∂ log q_v, d Σf / d logits = (g − q Σ_v g_v) / temperature.
     """
@@ -76,10 +77,10 @@ class _TokenDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (made,) = ctx.saved_tensors
-        grad_logits = torch.empty_like(made)
-        for rows in upcast_rows(made):
-            grad_logits[rows] = (made[rows] * grad_outputs[0][rows].unsqueeze(-1)).to(made.dtype)
+        (saved,) = ctx.saved_tensors
+        grad_logits = torch.empty_like(saved)
+        for rows in upcast_rows(saved):
+            grad_logits[rows] = (saved[rows] * grad_outputs[0][rows].unsqueeze(-1)).to(saved.dtype)
         return grad_logits, None, None
 
 
@@ -92,10 +93,10 @@ def token_divergence(
     clip: float | None = None,
     temperature: float = 1.0,
 ) -> Divergence:
-    """A divergence at every position, full vocabulary, computed in tiles of positions.
+    """The divergence of each position over the full vocabulary, computed in tiles of positions.
 
-    Beside both sides' logits it takes the gradient, in their type, and the memory of one tile: no tensor of
-    ``n · V`` float32 numbers is made of 16-bit logits. Neither side's logits are kept for the way back.
+    Beside both sides' logits, memory holds the gradient in their dtype and one float32 tile. No logits are saved for
+    the backward pass.
 
     Args:
         student_logits: ``[n, V]``, any floating type; upcast tile by tile to float32 (float64 stays). Carries the
@@ -103,11 +104,11 @@ def token_divergence(
         teacher_logits: ``[n, V]``, at the same positions. Detached here.
         kind: one of ``DIVERGENCES``.
         jsd_beta: β of ``jsd``, between 0 and 1.
-        clip: most nats that one vocabulary entry may add; its gradient is 0 from there on. ``None``: no limit.
+        clip: the largest summand of a vocabulary entry, in nats; clipped summands have gradient 0. ``None``: no limit.
         temperature: divides both sides' logits.
 
     Raises:
-        ValueError: if shapes or settings do not fit.
+        ValueError: the shapes differ, or a setting is out of range.
     """
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -125,7 +126,7 @@ def token_divergence(
 
 
 def _summands(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor, kind: _Kind) -> tuple[Tensor, Tensor]:
-    """Every vocabulary entry's summand f_v, and its slope ∂f_v / ∂ log q_v, both ``[..., V]`` and new tensors."""
+    """Each vocabulary entry's summand f_v and its slope ∂f_v / ∂ log q_v, as new tensors ``[..., V]``."""
     if kind.name == "forward_kl":
         summands, slopes = p * (log_p - log_q), -p
     elif kind.name == "reverse_kl":

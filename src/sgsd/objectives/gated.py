@@ -2,14 +2,14 @@
 
 Per row, with gap Δ_{k,t} = log p_T(y_t | g_k, e_k, x, y_<t) − log p_S(y_t | x, y_<t)           (1)
 
-    support    S_k = mean_t clip(Δ_{k,t}, −c, +c), less a control teacher's S if given          (2)
+    support    S_k = mean_t clip(Δ_{k,t}, −c, +c), minus a control teacher's S if there is one  (2)
     stance     σ_k = sign(S_k) if |S_k| > θ else 0                                              (3)
     polarity   ρ_k = r σ_k,  r = +1 success, −1 failure, 0 undecided                            (4)
     gate       ℓ(Δ) = log 2 − log(1 + exp(−Δ²/2τ))                                              (5)
     loss       Σ_k α_k ρ_k mean_t ℓ(Δ_{k,t}), mean over rows                                    (6)
 
-Gradient flows through log p_S inside the gate and nowhere else: teachers, stances and weights are constants.
-All arithmetic is float32 (or float64 when given): in bfloat16 the textbook gate is exactly 0 for |Δ| ≤ 0.1.
+Gradient flows only through log p_S inside the gate: teachers, stances and weights are constants.
+All arithmetic is float32 (float64 for float64 inputs): in bfloat16 the gate as written in (5) is 0 for |Δ| ≤ 0.1.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from sgsd.objectives.base import (
     Settings,
     StudentScores,
     TeacherScores,
-    given,
     means,
+    required,
     total,
 )
 
@@ -38,13 +38,12 @@ class SGSDLoss:
     """What ``sgsd_loss`` returns.
 
     Attributes:
-        loss: scalar, the mean of ``row_loss`` over all rows, silent ones included. The only part with a gradient,
-            besides ``row_loss``.
-        row_loss: ``[B]``.
+        loss: scalar, with gradient: the mean of ``row_loss`` over all rows, those of loss 0 included.
+        row_loss: ``[B]``, with gradient.
         support: ``[B, K]``, mean clipped gap in nats per token.
         stance: ``[B, K]`` in {−1, 0, 1}.
         polarity: ``[B, K]`` in {−1, 0, 1}.
-        totals: sums and counts to log; shares are over teachers of positive weight.
+        totals: sums and counts to log, over teachers of positive weight.
     """
 
     loss: Tensor
@@ -56,15 +55,15 @@ class SGSDLoss:
 
     @property
     def metrics(self) -> dict[str, Tensor]:
-        """The means of ``totals``, detached scalars; NaN over nothing."""
+        """The means of ``totals``, detached scalars; NaN where the count is 0."""
         return means(self.totals)
 
 
 def gate(gap: Tensor, tau: float) -> Tensor:
     """Robust gate ℓ(Δ) = log 2 − log(1 + exp(−Δ²/2τ)), equation (5): even, in [0, log 2], 0 at 0.
 
-    Its slope Δ / (τ (1 + exp(Δ²/2τ))) vanishes both at 0 (an uncertain teacher) and at infinity (an extreme one).
-    Written as −log1p(expm1(−Δ²/2τ)/2), which keeps full precision near 0.
+    Its slope Δ / (τ (1 + exp(Δ²/2τ))) vanishes at 0 (the teacher agrees with the student) and at infinity (an outlier).
+    Computed as −log1p(expm1(−Δ²/2τ)/2), which keeps full precision near 0.
 
     Args:
         gap: any shape, in nats.
@@ -90,20 +89,20 @@ def sgsd_loss(
     Args:
         student_logps: ``[B, T]``, log p_S of the sampled tokens, full vocabulary, natural log. Carries the gradient.
         teacher_logps: ``[B, K, T]``, the same tokens under each teacher. Detached here.
-        mask: ``[B, T]``, bool, True where a token counts. What stands elsewhere is never read.
+        mask: ``[B, T]``, bool, True where a token counts. Values at other positions are never read.
         outcome: ``[B]`` in {−1, 0, 1}: failure, undecided, success.
         teacher_weights: ``[B, K]``, non-negative; a teacher of weight 0 is padding.
         tau: gate width τ.
         clip: support clip c, in nats.
-        threshold: dead zone θ, in nats: a support must exceed it in size for a stance.
-        control_logps: ``[B, T]``, the same tokens under a teacher that knows nothing of the problem. Its support is
-            subtracted from every teacher's: what any skill prompt does to the style of an answer is no stance.
+        threshold: dead zone θ, in nats: a support must exceed it in absolute value for a stance.
+        control_logps: ``[B, T]``, the same tokens under a control teacher, whose skills are of other problems. Its
+            support is subtracted from every teacher's, which removes the effect of any skill prompt on style.
 
     Returns:
-        ``SGSDLoss``. A row with no counted token, no stance or no verdict has loss 0 and exactly zero gradient.
+        ``SGSDLoss``. A row without counted tokens, stances or a verdict has loss 0 and gradient exactly 0.
 
     Raises:
-        ValueError: if shapes, mask type or settings do not fit.
+        ValueError: shapes do not fit, ``mask`` is not bool, or a setting is out of range.
     """
     _check(student_logps, teacher_logps, mask, outcome, teacher_weights, tau, clip, threshold)
     gap = _gap(student_logps, teacher_logps.detach(), mask)  # (1)
@@ -125,21 +124,21 @@ def local_support_loss(
     clip: float = 3.0,
     threshold: float = 0.05,
 ) -> SGSDLoss:
-    """The paper's local-support variant: distributions renormalised on a few tokens, the gate fed with a divergence.
+    """The paper's local-support variant: the gate of a divergence between distributions renormalised on a few tokens.
 
-    For each teacher and position the support is the sampled token (index 0) and the teacher's top M − 1 tokens. Both
-    distributions are renormalised on it; the gap of (1) is the sampled token's renormalised log-ratio and decides
-    support, stance and polarity, while the gate takes KL(teacher ‖ student) on the support.
+    The local support of a teacher at a position is the sampled token (index 0) and the teacher's top M − 1 tokens. Both
+    distributions are renormalised on it. The gap of (1) is the sampled token's renormalised log-ratio; it decides
+    support S, stance and polarity. The gate takes KL(teacher ‖ student) on the local support in place of the gap.
 
     Args:
-        student_scores: ``[B, K, T, M]``, logits or log-probabilities of the student on each teacher's support.
+        student_scores: ``[B, K, T, M]``, logits or log-probabilities of the student on each teacher's local support.
         teacher_scores: ``[B, K, T, M]``, the teacher's. Detached here.
         in_support: ``[B, K, T, M]``, bool; False removes an entry, such as the sampled token's duplicate among the
             top tokens. Index 0 must be True wherever ``mask`` is.
         mask, outcome, teacher_weights, tau, clip, threshold: as for ``sgsd_loss``.
 
     Raises:
-        ValueError: if shapes, mask type or settings do not fit.
+        ValueError: shapes do not fit, ``mask`` is not bool, or a setting is out of range.
     """
     if student_scores.shape != teacher_scores.shape or student_scores.shape != in_support.shape:
         raise ValueError(
@@ -149,7 +148,7 @@ def local_support_loss(
     sampled = student_scores[:, 0, :, 0], teacher_scores[..., 0]
     _check(*sampled, mask, outcome, teacher_weights, tau, clip, threshold)
     counted = mask[:, None, :, None]
-    # Entries outside the support take no probability; positions that do not count become uniform, hence finite.
+    # Entries outside the local support get probability 0. Masked positions become uniform, hence finite.
     lowest = torch.finfo(torch.float32).min
     student, teacher = (
         torch.where(counted, torch.where(in_support, _upcast(scores), lowest), 0.0).log_softmax(-1)
@@ -161,7 +160,7 @@ def local_support_loss(
 
 
 def supports(student_logps: Tensor, teacher_logps: Tensor, mask: Tensor, *, clip: float) -> Tensor:
-    """Equation (2), ``[B, K]``, of ``[B, T]`` and ``[B, K, T]`` log-probabilities. Detached here."""
+    """Equation (2) without a control: ``[B, T]`` and ``[B, K, T]`` log-probabilities → ``[B, K]``, detached."""
     return _support(_gap(student_logps.detach(), teacher_logps.detach(), mask), mask, clip)
 
 
@@ -175,12 +174,12 @@ def stances(
     baseline: Tensor | None = None,
     scored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Equations (2) and (3), for whoever wants them beside another loss, such as the ledger.
+    """Equations (2) and (3) on their own: the ledger takes them whatever the loss.
 
     Args:
         student_logps, teacher_logps, mask, clip, threshold: as for ``sgsd_loss``. Detached here.
         baseline: ``[B]``, a control teacher's support, subtracted from every teacher's.
-        scored: ``[B, K]``, bool; of a teacher that was not run on a rollout nothing is read. ``None``: all were.
+        scored: ``[B, K]``, bool, False where a teacher was not run on a rollout. ``None``: all were run.
 
     Returns:
         ``(support, stance)``, ``[B, K]`` each: 0 where ``scored`` is False.
@@ -196,13 +195,13 @@ def stances(
 def stance_metrics(
     support: Tensor, stance: Tensor, outcome: Tensor, real: Tensor, *, baseline: Tensor | None = None
 ) -> Metrics:
-    """What there is to log of ``stances``, whatever the loss.
+    """Metrics of supports, stances and polarities, whatever the loss.
 
     Args:
         support, stance: ``[B, K]``.
         outcome: ``[B]``, of all rollouts.
-        real: ``[B, K]``, bool: scored, and of weight above 0. Others are not counted.
-        baseline: ``[B]``, the control teacher's support, if there is one; read where a real teacher is.
+        real: ``[B, K]``, bool, True for teachers that were run and have a positive weight. Only these are counted.
+        baseline: ``[B]``, the control teacher's support, if there is one; counted in rows with a real teacher.
     """
     success, failure = (outcome > 0).unsqueeze(1), (outcome < 0).unsqueeze(1)
     polarity = _polarity(outcome, stance)
@@ -227,7 +226,7 @@ class Gated:
 
     Attributes:
         tau, clip, threshold: as for ``sgsd_loss``.
-        control: supports are measured against a control teacher's, equation (2′).
+        control: subtract a control teacher's support, equation (2′).
     """
 
     tau: float = 1.0
@@ -255,14 +254,14 @@ class Gated:
             tau=self.tau,
             clip=self.clip,
             threshold=self.threshold,
-            control_logps=given(teachers.control_logps, "a control teacher", self.name) if self.control else None,
+            control_logps=required(teachers.control_logps, "a control teacher", self.name) if self.control else None,
         )
         return result.row_loss, result.totals
 
 
 @dataclass(frozen=True)
 class LocalSupport:
-    """Objective ``local``: the paper's variant on each teacher's likeliest tokens and the sampled one.
+    """Objective ``local``: the paper's variant on the sampled token and each teacher's likeliest tokens.
 
     Attributes:
         tau, clip, threshold: as for ``local_support_loss``.
@@ -283,15 +282,15 @@ class LocalSupport:
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
         teachers = teachers.read()
-        top_ids = given(teachers.top_ids, "the teachers' likeliest tokens", self.name)
-        of_teachers = given(teachers.top_logps, "the teachers' likeliest tokens", self.name)
-        of_student = given(student.top_logps, "the student's log-probabilities of them", self.name)
-        # The sampled token is in the support once, whether it is among the likeliest or not.
+        top_ids = required(teachers.top_ids, "the teachers' likeliest tokens", self.name)
+        teacher_logps = required(teachers.top_logps, "the teachers' likeliest tokens", self.name)
+        student_logps = required(student.top_logps, "the student's log-probabilities of likely tokens", self.name)
+        # The sampled token is in the local support once, whether it is among the likeliest or not.
         others = (top_ids != rollouts.ids[:, None, :, None]) & teachers.scored[:, :, None, None]
-        sampled = student.logps[:, None, :, None].expand(-1, len(of_teachers[0]), -1, -1)
+        sampled = student.logps[:, None, :, None].expand_as(student_logps[..., :1])
         result = local_support_loss(
-            torch.cat([sampled, of_student], dim=-1),
-            torch.cat([teachers.logps.unsqueeze(-1), of_teachers], dim=-1),
+            torch.cat([sampled, student_logps], dim=-1),
+            torch.cat([teachers.logps.unsqueeze(-1), teacher_logps], dim=-1),
             torch.cat([torch.ones_like(others[..., :1]), others], dim=-1),
             rollouts.mask,
             rollouts.outcome,
@@ -313,7 +312,7 @@ def _loss(
     threshold: float,
     baseline: Tensor | None = None,
 ) -> SGSDLoss:
-    """Equations (2) to (4) and (6), of gaps (constants, 0 where the mask is False) and gate values ``[B, K, T]``."""
+    """Equations (2) to (4) and (6), from gaps (constants, 0 where masked) and gate values, ``[B, K, T]`` each."""
     support = _support(gap, mask, clip)  # (2)
     if baseline is not None:
         support = support - baseline.unsqueeze(1)
@@ -339,7 +338,7 @@ def _gap(student_logps: Tensor, teacher_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 def _support(gap: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """Equation (2), ``[B, K]``, of gaps that are 0 where the mask is False."""
+    """Equation (2), ``[B, K]``, from gaps that are 0 where the mask is False."""
     return gap.clamp(-clip, clip).sum(-1) / mask.unsqueeze(1).to(gap.dtype).sum(-1).clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, in float32, from logits without a second tensor of their size."""
+"""Log-probabilities of chosen tokens in float32, computed from logits without a second tensor of their size."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# Logits upcast at a time, in whole rows. On a CPU they stay in a core's cache between the passes over them: 5 rows of a
-# 49k vocabulary; elsewhere 220 rows of a 152k vocabulary are 134 MB in float32.
+# How many logits are upcast at a time, in whole rows. On a CPU they fit a core's cache: 5 rows of a 49k vocabulary.
+# Elsewhere 220 rows of a 152k vocabulary take 134 MB in float32.
 _UPCAST_LOGITS = {"cpu": 2**18}
 _UPCAST_LOGITS_ELSEWHERE = 2**25
 
-# Logits of a head's product held at a time. On a CPU they stay small enough for the allocator to use their memory
-# again: 128 rows of a 49k vocabulary; elsewhere large enough to keep the device busy: 441 rows of a 152k vocabulary.
+# How many logits the output head computes at a time. On a CPU they are few enough for the allocator to reuse memory:
+# 128 rows of a 49k vocabulary. Elsewhere they are enough to keep the device busy: 441 rows of a 152k vocabulary.
 _TILE_LOGITS = {"cpu": 6 * 2**20}
 _TILE_LOGITS_ELSEWHERE = 2**26
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """May be the logits themselves: not to be written to."""
+    """May return ``logits`` itself, so the result must not be modified in place."""
     return logits if temperature == 1 else logits / temperature
 
 
 def upcast_rows(logits: Tensor) -> Iterator[slice]:
-    """Rows of ``[N, V]`` that are upcast together, in turn."""
+    """Slices of the rows of ``[N, V]`` that are upcast together."""
     step = max(1, _UPCAST_LOGITS.get(logits.device.type, _UPCAST_LOGITS_ELSEWHERE) // logits.shape[-1])
     for start in range(0, len(logits), step):
         yield slice(start, start + step)
 
 
 class _SelectedLogps(torch.autograd.Function):
-    """log softmax(logits / temperature)[ids], M ids a row; keeps logits and log-sum-exp only, and goes by tiles.
+    """log softmax(logits / temperature)[ids] for M ids per row, tile by tile; saves only logits and log-sum-exp.
 
     With p = softmax(logits / temperature), d logp / d logits = (onehot(ids) − p) / temperature.
     """
@@ -79,15 +79,16 @@ def selected_logps(
 
     Args:
         logits: ``[..., V]``, any floating type; upcast tile by tile to float32 (float64 stays).
-        ids: ``[...]`` or, several tokens a distribution, ``[..., M]``; integer, in ``[0, V)``.
+        ids: ``[...]`` or, for several tokens per distribution, ``[..., M]``; integer, in ``[0, V)``.
         temperature: divides the logits.
-        with_entropy: also return the entropy, in nats, of each distribution. It carries no gradient.
+        with_entropy: also return the entropy of each distribution, in nats, without gradient.
 
     Returns:
-        ``(logps, entropy)``: ``logps`` of the shape of ``ids``; ``entropy``, ``[...]``, is ``None`` unless asked for.
+        ``(logps, entropy)``: ``logps`` of the shape of ``ids``; ``entropy``, ``[...]``, or ``None`` without
+        ``with_entropy``.
 
     Raises:
-        ValueError: if the shapes do not fit or the temperature is not positive.
+        ValueError: the shapes do not fit, or the temperature is not positive.
     """
     shape = logits.shape[:-1]
     if ids.shape != shape and ids.shape[:-1] != shape:
@@ -104,5 +105,5 @@ def selected_logps(
 
 
 def tile_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of logits ``[rows, vocabulary]`` that are held at a time on a device."""
+    """How many rows of logits ``[rows, vocabulary]`` are computed at a time on a device."""
     return max(1, _TILE_LOGITS.get(device.type, _TILE_LOGITS_ELSEWHERE) // vocabulary)

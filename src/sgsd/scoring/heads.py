@@ -1,12 +1,12 @@
-"""What is kept of a forward's logits, tile by tile: the one place that knows a model's output head and what wraps it.
+"""Logits computed and reduced tile by tile: the only module that knows a model's output head and its wrappers.
 
-A forward makes hidden states, and logits of them in tiles, at the positions that predict completion tokens and nowhere
-else: rows × vocabulary is never held whole. From ``add_scoring`` on each model's ``forward`` takes one more keyword,
-``score``, as TRL's own fused head does with its own; so whatever wraps the model (PEFT, DDP, FSDP, DeepSpeed,
-torch.compile) is passed through as in any forward, and nothing is patched call by call.
+A forward computes hidden states, then logits in tiles, only at positions that predict completion tokens. The full
+tensor of rows × vocabulary never exists. ``add_scoring`` gives a model's ``forward`` one more keyword, ``score``, as
+TRL's fused head does. A call therefore passes through whatever wraps the model (PEFT, DDP, FSDP, DeepSpeed,
+torch.compile) like any other forward.
 
-What a model does around its head (Gemma caps its logits, Cohere and Granite scale them) is the model's own code: a
-tile's logits are its own forward's, with the tile's hidden states in the place of its backbone's.
+Some models change their logits (Gemma caps them, Cohere and Granite scale them). To include this, a tile's logits come
+from the model's own forward, in which the backbone returns the tile's hidden states.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sgsd.errors import ConfigError
 from sgsd.objectives.divergences import token_divergence
 from sgsd.objectives.logprobs import selected_logps, tile_rows
 
-# ---- what a forward is asked for
+# ---- requests and reductions
 
 
 class Reduction(Protocol):
-    """Logits of a tile → what is kept of them."""
+    """A function of a tile's logits, whose results are kept."""
 
     def __call__(self, logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        """``logits`` ``[r, V]`` of the positions numbered ``rows`` → tensors ``[r, ...]``."""
+        """``logits`` ``[r, V]`` of positions number ``rows`` among all that are scored → tensors ``[r, ...]``."""
         ...
 
 
@@ -47,11 +47,11 @@ class Select:
     Attributes:
         targets: ``[n, M]``, token ids at each position.
         temperatures: each divides the logits.
-        top_tokens: L, the likeliest tokens to find.
-        with_entropy: make entropies; they are 0 otherwise.
+        top_tokens: L, the number of likeliest tokens to find.
+        with_entropy: compute entropies; they are 0 otherwise.
 
-    Called on a tile it returns, for each temperature, ``[r, M]`` log-probabilities and ``[r]`` entropies without
-    gradient; then ``[r, L]`` ids, likeliest first, and their log-probabilities at the first temperature.
+    For a tile it returns, for each temperature, log-probabilities ``[r, M]`` and entropies ``[r]`` without gradient;
+    then ids of the likeliest tokens ``[r, L]``, likeliest first, and their log-probabilities at the first temperature.
     """
 
     targets: Tensor
@@ -62,22 +62,22 @@ class Select:
     def __call__(self, logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
         targets, M = self.targets[rows], self.targets.shape[1]
         top_ids = logits.detach().topk(self.top_tokens).indices
-        found: list[Tensor] = []
+        results: list[Tensor] = []
         for temperature in self.temperatures:
-            asked = targets if found else torch.cat([targets, top_ids], dim=1)
-            logps, entropy = selected_logps(logits, asked, temperature=temperature, with_entropy=self.with_entropy)
-            found += [logps, logps.new_zeros(len(logps)) if entropy is None else entropy.detach()]
-        return found[0][:, :M], *found[1:], top_ids, found[0][:, M:]
+            ids = targets if results else torch.cat([targets, top_ids], dim=1)
+            logps, entropy = selected_logps(logits, ids, temperature=temperature, with_entropy=self.with_entropy)
+            results += [logps, logps.new_zeros(len(logps)) if entropy is None else entropy.detach()]
+        return results[0][:, :M], *results[1:], top_ids, results[0][:, M:]
 
 
 @dataclass(frozen=True)
 class DivergenceFrom:
-    """Divergence from a teacher, with gradient, and the student's and the teacher's entropy; ``[r]`` each of a tile.
+    """Divergence of the student from a teacher, with gradient, and both entropies: ``[r]`` each for a tile.
 
     Attributes:
-        model: that teaches.
-        hidden: ``[n, H]``, the teacher's hidden states at the positions of the student's; see ``hidden_states``.
-        teaching: context in which the output head is the teacher's.
+        model: the teacher.
+        hidden: ``[n, H]``, the teacher's hidden states at the student's positions; see ``logprobs.hidden_states``.
+        teaching: context in which the output head has the teacher's weights.
         kind, jsd_beta, clip, temperature: see ``objectives.token_divergence``.
     """
 
@@ -99,11 +99,11 @@ class DivergenceFrom:
 
 @dataclass
 class Request:
-    """What one forward is to return.
+    """The positions to score in one forward, and what to compute there.
 
     Attributes:
         index: ``[n]``, positions in the flattened ``[N · L]`` hidden states.
-        reduction: what is kept of their logits; ``None`` keeps the hidden states themselves, ``[n, H]``.
+        reduction: of their logits; ``None`` returns the hidden states themselves, ``[n, H]``.
     """
 
     index: Tensor
@@ -116,8 +116,8 @@ class Output:
 
     Attributes:
         kept: the reduction's tensors, ``[n, ...]``, or the hidden states.
-        past_key_values: the cache, if one was used.
-        router_logits: of mixtures of experts, where asked for.
+        past_key_values: the cache, if there is one.
+        router_logits: of a mixture of experts, if ``output_router_logits`` is set.
     """
 
     kept: tuple[Tensor, ...]
@@ -129,16 +129,16 @@ class Output:
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
-    """The causal language model inside whatever wraps it.
+    """The causal language model inside its wrappers.
 
     Raises:
-        ConfigError: there is none, or an adapter puts tokens of its own before every prompt.
+        ConfigError: there is none, or a PEFT adapter adds virtual tokens to every prompt.
     """
     if any(getattr(config, "is_prompt_learning", False) for config in getattr(model, "peft_config", {}).values()):
         raise ConfigError(
             "prompt-learning adapters are not supported",
             got=type(model).__name__,
-            expected="LoRA, or no adapter: prefix and prompt tuning put tokens of their own before every prompt",
+            expected="LoRA, or no adapter: prefix and prompt tuning put virtual tokens before every prompt",
         )
     found = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if found is None:
@@ -147,7 +147,7 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
 
 
 def backbone(causal: PreTrainedModel) -> tuple[str, nn.Module]:
-    """The part of a model that makes hidden states, and its name there: a few families say another prefix than it has.
+    """The submodule that computes hidden states, and its name; in a few families it is not ``base_model_prefix``.
 
     Raises:
         ConfigError: there is none.
@@ -160,7 +160,7 @@ def backbone(causal: PreTrainedModel) -> tuple[str, nn.Module]:
 
 
 def add_scoring(model: nn.Module) -> None:
-    """Let the model's ``forward`` take ``score``, a ``Request``; once, before anything wraps the model or later.
+    """Let the model's ``forward`` take ``score``, a ``Request``. The model may be wrapped; later calls do nothing.
 
     Raises:
         ConfigError: see ``causal_model``.
@@ -169,30 +169,30 @@ def add_scoring(model: nn.Module) -> None:
     bound = causal.forward
     if getattr(bound, "takes_score", False):
         return
-    # Not bound to this model: a deep copy of it has its own weights.
+    # Unbound, so that a deep copy of the model computes with its own weights.
     original = bound.__func__ if isinstance(bound, types.MethodType) else lambda _, *args, **kw: bound(*args, **kw)
 
     @functools.wraps(type(causal).forward)  # generation reads the signature
     def forward(self: PreTrainedModel, *args: Any, score: Request | None = None, **kwargs: Any) -> Any:
         if score is None:
             return original(self, *args, **kwargs)
-        _forget_lengths(self)
-        return _answer(self, backbone(self)[1](*args, **kwargs), score)
+        _reset_dynamic_rope(self)
+        return _scored(self, backbone(self)[1](*args, **kwargs), score)
 
     forward.takes_score = True  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
     causal.forward = types.MethodType(forward, causal)
 
 
 @torch.compiler.disable
-def _answer(causal: PreTrainedModel, outputs: Any, score: Request) -> Output:
-    """What a request asks of a forward. Never compiled: every call asks for tokens and reductions of its own."""
+def _scored(causal: PreTrainedModel, outputs: Any, score: Request) -> Output:
+    """The output for a request. Not compiled: positions and reductions differ from call to call."""
     hidden = outputs.last_hidden_state.flatten(0, 1)[score.index]
-    kept = (hidden,) if score.reduction is None else _tiled(causal, hidden, score.reduction)
+    kept = (hidden,) if score.reduction is None else _reduced_in_tiles(causal, hidden, score.reduction)
     return Output(kept, outputs.get("past_key_values"), outputs.get("router_logits"))
 
 
-def _tiled(causal: PreTrainedModel, hidden: Tensor, reduction: Reduction) -> tuple[Tensor, ...]:
-    """The reduction of every tile's logits; where gradients are on, a tile's logits are made again in the backward."""
+def _reduced_in_tiles(causal: PreTrainedModel, hidden: Tensor, reduction: Reduction) -> tuple[Tensor, ...]:
+    """The reduction of each tile's logits, concatenated. With gradients, the backward pass recomputes the logits."""
 
     def of_tile(rows: Tensor, start: int) -> tuple[Tensor, ...]:
         return reduction(head_logits(causal, rows), slice(start, start + len(rows)))
@@ -210,22 +210,22 @@ def _tiled(causal: PreTrainedModel, hidden: Tensor, reduction: Reduction) -> tup
 
 
 def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits ``[n, V]`` of hidden states ``[n, H]``: the model's own forward, these in the place of its backbone's."""
+    """Logits ``[n, V]`` of hidden states ``[n, H]``, by the model's own forward with its backbone replaced."""
     causal = causal_model(model)
     name, part = backbone(causal)
     in_float32 = causal in _FLOAT32_HEADS
-    given = _Given(part, (hidden.float() if in_float32 else hidden).unsqueeze(0))
-    token = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-    causal._modules[name] = cast(nn.Module, given)
+    fixed = _FixedBackbone(part, (hidden.float() if in_float32 else hidden).unsqueeze(0))
+    unused_ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+    causal._modules[name] = cast(nn.Module, fixed)
     try:
         with torch.autocast(hidden.device.type, enabled=False) if in_float32 else nullcontext():
-            return type(causal).forward(causal, input_ids=token, use_cache=False).logits[0]
+            return type(causal).forward(causal, input_ids=unused_ids, use_cache=False).logits[0]
     finally:
         causal._modules[name] = part
 
 
-class _Given:
-    """In a backbone's place: gives hidden states that are there already."""
+class _FixedBackbone:
+    """Replaces a backbone, and returns given hidden states."""
 
     def __init__(self, backbone: nn.Module, hidden: Tensor) -> None:
         self._backbone = backbone
@@ -239,7 +239,7 @@ class _Given:
 
 
 class _Outputs(BaseModelOutput):
-    """Of any backbone: ``None`` for what a family's has besides hidden states."""
+    """A backbone's outputs: hidden states, and ``None`` for every other field that a model family may read."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -250,16 +250,17 @@ _FLOAT32_HEADS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def keep_head_in_float32(model: nn.Module) -> None:
-    """Compute the head's product in float32, whatever autocast says, as TRL's ``cast_lm_head_to_fp32`` does."""
+    """Compute the output head in float32 even under autocast, as TRL's ``cast_lm_head_to_fp32`` does."""
     _FLOAT32_HEADS.add(causal_model(model))
 
 
-# ---- rotary frequencies that depend on how many tokens are forwarded
+# ---- rotary frequencies that depend on the sequence length
 
 
 def rope_switch(causal: PreTrainedModel) -> tuple[str, int] | None:
-    """Kind and switch: rows longer than it have other frequencies, one set for all (longrope), or one a length
-    (dynamic NTK)."""
+    """``rope_type`` and the length above which rotary frequencies change: once (longrope), or with every length
+    (dynamic NTK); ``None`` for other models.
+    """
     config = causal.config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
     for part in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
@@ -269,8 +270,8 @@ def rope_switch(causal: PreTrainedModel) -> tuple[str, int] | None:
     return None
 
 
-def kind_of_length(causal: PreTrainedModel) -> Callable[[int], int]:
-    """A row's tokens → its kind, 0 up to the switch. Rows of one kind have the same rotary frequencies."""
+def rope_kind(causal: PreTrainedModel) -> Callable[[int], int]:
+    """A function: sequence length → kind, 0 up to ``rope_switch``. Rows of one kind have the same frequencies."""
     rope = rope_switch(causal)
     if rope is None:
         return lambda length: 0
@@ -279,8 +280,8 @@ def kind_of_length(causal: PreTrainedModel) -> Callable[[int], int]:
 
 
 @torch.compiler.disable
-def _forget_lengths(causal: PreTrainedModel) -> None:
-    """Dynamic NTK keeps the frequencies of the longest row so far; without it, each forward has its own."""
+def _reset_dynamic_rope(causal: PreTrainedModel) -> None:
+    """Make the next forward compute its own frequencies: transformers keeps those of the longest row so far."""
     if (rope_switch(causal) or ("",))[0] != "dynamic":
         return
     for module in causal.modules():

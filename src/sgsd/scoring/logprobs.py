@@ -1,4 +1,4 @@
-"""Log-probabilities of given completions after given prompts, without gradient, in chunks of a few forwards."""
+"""Log-probabilities of given completions after given prompts, without gradient, in chunks of bounded memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sgsd.prompts import shared_start
-from sgsd.scoring.heads import Output, Reduction, Request, Select, add_scoring, backbone, causal_model, kind_of_length
+from sgsd.scoring.heads import Output, Reduction, Request, Select, add_scoring, backbone, causal_model, rope_kind
 
-_FILLER_ID = 0  # stands at padded positions; any id would do, since attention and masks go by length
+_FILLER_ID = 0  # at padded positions, which are masked; any id would do
 
 _Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids of a prompt and of its completion."""
@@ -29,11 +29,11 @@ class Scores:
     Attributes:
         logps: ``[N, T]``, float32, natural log, 0 where ``mask`` is False.
         mask: ``[N, T]``, bool, True on completion tokens.
-        entropy: ``[N, T]``, float32, in nats, of the distribution each token was drawn from; ``None`` unless asked for.
+        entropy: ``[N, T]``, float32, in nats, of each token's distribution; ``None`` without ``with_entropy``.
         top_ids: ``[N, T, L]``, int64, each distribution's L likeliest tokens, the likeliest first.
-        top_logps: ``[N, T, L]``, float32, theirs. 0 where ``mask`` is False.
-        other_logps: ``[N, T, M]``, float32, of the tokens asked about; 0 there too.
-        tokens: forwarded, prompts and completions, padding left out.
+        top_logps: ``[N, T, L]``, float32, of ``top_ids``; 0 where ``mask`` is False.
+        other_logps: ``[N, T, M]``, float32, of the tokens in ``others``; 0 where ``mask`` is False.
+        tokens: how many tokens were forwarded, prompts and completions without padding.
     """
 
     logps: Tensor
@@ -46,7 +46,7 @@ class Scores:
 
     @classmethod
     def of_nothing(cls, device: torch.device, *, top_tokens: int = 0, others: int = 0) -> Scores:
-        """Of no completions: N is 0."""
+        """The scores of no completions: N is 0."""
         logps, top_logps = torch.zeros(0, 1, device=device), torch.zeros(0, 1, top_tokens, device=device)
         other_logps = torch.zeros(0, 1, others, device=device)
         return cls(logps, logps.bool(), None, top_logps.long(), top_logps, other_logps)
@@ -68,26 +68,26 @@ def score_completions(
 ) -> Scores:
     """Log-probabilities of ``completions[n]`` after ``prompts[n]``, full vocabulary, without gradient.
 
-    Equals scoring each pair alone and unpadded. A prompt and its completion are one row without a gap, filled up on
-    the right. Equal pairs are scored once. Pairs with one prompt, or with prompts that begin alike, share its keys and
-    values where model and cache can. Prompts are sorted by length and scored, with all their completions, in chunks of
+    The result equals that of scoring each pair alone and unpadded. A prompt and its completion are one row, padded on
+    the right. Equal pairs are scored once. Pairs whose prompts are equal, or begin with the same tokens, share the keys
+    and values of these tokens, if the model's cache allows it. Prompts are sorted by length and scored in chunks of
     about ``max_tokens_per_chunk`` tokens, padding included, so memory does not grow with N.
 
     Args:
-        model: a causal language model of transformers, wrapped or not. Its training mode is left as it is.
-        prompts: N token id sequences, each of one token or more.
-        completions: N token id sequences, as sampled.
+        model: a causal language model of transformers, wrapped or not. Its training mode does not change.
+        prompts: N sequences of token ids, each of one token or more.
+        completions: N sequences of token ids, as sampled.
         temperature: divides the logits; 1.0 scores the model's own distribution.
-        max_tokens_per_chunk: the budget of one chunk. A pair longer than it makes a chunk of its own.
+        max_tokens_per_chunk: the budget of one chunk. A longer pair is a chunk of its own.
         with_entropy: also return entropies.
-        top_tokens: L, also return the L likeliest tokens of each distribution, at most the vocabulary's.
-        others: ``[N, T, M]``, token ids that are scored in each completion token's place, too.
-        share_prompts: let pairs with one prompt share its keys and values where the model can.
-        min_chunks: make exactly this many chunks if there would be fewer, so that all ranks of a sharded model make
-            the same number; see ``chunk_count``.
+        top_tokens: L, also return the L likeliest tokens of each distribution; at most the vocabulary's size.
+        others: ``[N, T, M]``, further token ids to score at each completion token's position.
+        share_prompts: let pairs share the keys and values of their prompts.
+        min_chunks: run at least this many chunks, so that all ranks of a sharded model make equally many forwards; see
+            ``chunk_count``.
 
     Raises:
-        ValueError: if the counts differ, nothing is given, or a prompt is empty.
+        ValueError: the counts differ, there is no pair, or a prompt is empty.
         ConfigError: see ``causal_model``.
     """
     if len(prompts) != len(completions) or not prompts:
@@ -99,8 +99,8 @@ def score_completions(
     add_scoring(model)
     device = next(model.parameters()).device
     pairs, first, chunks = _planned(model, prompts, completions, max_tokens_per_chunk, others)
-    chunks += [[0]] * (min_chunks - len(chunks))  # scored once more: only the number counts
-    kind = kind_of_length(causal_model(model))
+    chunks += [[0]] * (min_chunks - len(chunks))  # repeats of the first pair, only for their number of forwards
+    kind = rope_kind(causal_model(model))
     can_share = share_prompts and _can_share(causal_model(model))
     ids, mask = (part.to(device) for part in _padded(completions, "right"))
     T = ids.shape[1]
@@ -108,17 +108,17 @@ def score_completions(
     def select(flat: Tensor) -> Select:
         return Select(flat_targets(ids, others, flat), (temperature,), top_tokens, with_entropy)
 
-    found: list[tuple[Tensor, ...]] = []
+    results: list[tuple[Tensor, ...]] = []
     tokens = 0
     for numbers in chunks:
         rows = [pairs[n] for n in numbers]
         shares = can_share and kind(max(map(_length, rows))) == 0
-        if can_share and not shares:  # a chunk is two forwards, on every rank
+        if can_share and not shares:  # other ranks make two forwards for this chunk
             model(input_ids=torch.full((1, 1), _FILLER_ID, device=device), use_cache=False)
-        cuts = _cuts(rows) if shares else [0] * len(rows)
-        tokens += _tokens(rows, cuts)
-        found += _forwarded(model, rows, cuts, torch.tensor(numbers, device=device) * T, select)
-    flat, *kept = map(torch.cat, zip(*found, strict=True))
+        cuts = _shared_lengths(rows) if shares else [0] * len(rows)
+        tokens += _forwarded_tokens(rows, cuts)
+        results += _forward(model, rows, cuts, torch.tensor(numbers, device=device) * T, select)
+    flat, *kept = map(torch.cat, zip(*results, strict=True))
 
     def spread(values: Tensor) -> Tensor:
         whole = values.new_zeros(len(ids) * T, *values.shape[1:])
@@ -145,13 +145,15 @@ def chunk_count(
     max_tokens_per_chunk: int = 8192,
     others: Tensor | None = None,
 ) -> int:
-    """How many chunks ``score_completions`` makes. The maximum over ranks is every rank's ``min_chunks``."""
+    """How many chunks ``score_completions`` runs. The maximum over ranks is every rank's ``min_chunks``."""
     return len(_planned(model, prompts, completions, max_tokens_per_chunk, others)[2])
 
 
 @torch.no_grad()
 def hidden_states(model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
-    """``[n, H]``: the last hidden states that predict each completion token, row after row; see ``head_logits``.
+    """``[n, H]``: the last layer's hidden state that predicts each completion token, row after row.
+
+    ``head_logits`` turns them into logits.
 
     Args:
         model, prompts, completions: as for ``score_completions``.
@@ -161,21 +163,22 @@ def hidden_states(model: nn.Module, prompts: Sequence[Sequence[int]], completion
     """
     add_scoring(model)
     pairs = _pairs(prompts, completions)
-    one_kind = kind_of_length(causal_model(model))(max(map(_length, pairs))) == 0
-    nowhere = torch.zeros(len(pairs), dtype=torch.long, device=next(model.parameters()).device)
+    one_kind = rope_kind(causal_model(model))(max(map(_length, pairs))) == 0
+    starts = torch.zeros(len(pairs), dtype=torch.long, device=next(model.parameters()).device)  # not used
     batches = [pairs] if one_kind else [[pair] for pair in pairs]
-    kept = [_forwarded(model, batch, [0] * len(batch), nowhere, lambda flat: None) for batch in batches]
+    kept = [_forward(model, batch, [0] * len(batch), starts, lambda flat: None) for batch in batches]
     return torch.cat([hidden for [(_, hidden)] in kept])
 
 
 def flat_targets(ids: Tensor, others: Tensor | None, flat: Tensor) -> Tensor:
-    """``[n, 1 + M]``: sampled tokens ``[B, T]`` and ``[B, T, M]`` others at flat places ``b · T + t``."""
+    """``[n, 1 + M]``: the sampled token of ``ids`` ``[B, T]`` and those of ``others`` ``[B, T, M]`` at the flat
+    indices ``b · T + t``."""
     sampled = ids.flatten()[flat].unsqueeze(1)
     return sampled if others is None else torch.cat([sampled, others.flatten(0, 1)[flat]], dim=1)
 
 
-def places(lengths: Iterable[int]) -> tuple[Tensor, Tensor]:
-    """Row and position of each token of completions of these lengths, row after row; on the CPU."""
+def token_places(lengths: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Row and position of each token in completions of these lengths, row after row, on the CPU."""
     ranges = [torch.arange(length) for length in lengths]
     rows = [torch.full_like(positions, row) for row, positions in enumerate(ranges)]
     return torch.cat(rows), torch.cat(ranges)
@@ -191,17 +194,17 @@ def _planned(
     max_tokens: int,
     others: Tensor | None,
 ) -> tuple[list[_Pair], list[int], list[list[int]]]:
-    """The pairs; for each the number of the first that equals it; and those numbers in chunks.
+    """The pairs; for each pair the number of the first equal one; and these numbers, divided into chunks.
 
-    Longest prompts come first, rows of one prompt side by side, of one rope kind together. A chunk of R rows over U
-    distinct prompts, P and T the longest prompt and completion, costs U·P + R·T tokens.
+    Pairs are sorted by rope kind, then by prompt, the longest first. A chunk of R rows with U distinct prompts costs
+    U·P + R·T tokens, where P and T are the lengths of its longest prompt and completion.
     """
     pairs = _pairs(prompts, completions)
-    asked = [b""] * len(pairs) if others is None else [row.tobytes() for row in others.cpu().numpy()]
+    other_bytes = [b""] * len(pairs) if others is None else [row.tobytes() for row in others.cpu().numpy()]
     numbers: dict[Hashable, int] = {}
-    first = [numbers.setdefault(row, n) for n, row in enumerate(zip(pairs, asked, strict=True))]
+    first = [numbers.setdefault(row, n) for n, row in enumerate(zip(pairs, other_bytes, strict=True))]
 
-    kind = kind_of_length(causal_model(model))
+    kind = rope_kind(causal_model(model))
     kinds = {n: kind(_length(pairs[n])) for n in numbers.values()}
 
     def order(n: int) -> Any:
@@ -215,8 +218,8 @@ def _planned(
         prompt, completion = pairs[n]
         distinct.add(prompt)
         P, T = max(P, len(prompt)), max(T, len(completion))
-        alike = chunks and kinds[n] == kinds[chunks[-1][0]] and (kinds[n] or not kind(P + T))
-        if alike and len(distinct) * P + (len(chunks[-1]) + 1) * T <= max_tokens:
+        same_kind = chunks and kinds[n] == kinds[chunks[-1][0]] and (kinds[n] or not kind(P + T))
+        if same_kind and len(distinct) * P + (len(chunks[-1]) + 1) * T <= max_tokens:
             chunks[-1].append(n)
         else:
             chunks.append([n])
@@ -236,65 +239,66 @@ def _length(pair: _Pair) -> int:
 
 
 def _can_share(causal: PreTrainedModel) -> bool:
-    """Whether rows can continue the keys and values of a prompt that was forwarded once.
+    """Whether several rows can continue the cached keys and values of one prompt.
 
-    All layers keep plain keys and values by position: no recurrent state, no positions of several modalities.
+    Every layer must cache plain keys and values by position. Recurrent states and multimodal positions are excluded.
     """
     config = causal.config
     if config.get_text_config() is not config:
         return False
-    if vars(config).get("attn_temperature_tuning"):  # Llama-4's counts places in the cache, padding included
+    if vars(config).get("attn_temperature_tuning"):  # Llama-4's depends on cache positions, padding included
         return False
     if causal.is_activation_checkpointing and causal.training:
         return False
     if "position_ids" not in inspect.signature(backbone(causal)[1].forward).parameters:
         return False
     layers: list[Any] = []
-    with suppress(AttributeError, KeyError, TypeError, ValueError):  # a configuration of which no cache can be made
+    with suppress(AttributeError, KeyError, TypeError, ValueError):  # configurations that do not fit DynamicCache
         layers = DynamicCache(config=config).layers
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def _cuts(rows: Sequence[_Pair]) -> list[int]:
-    """How many tokens of each prompt are forwarded apart, once for all rows that begin with them.
+def _shared_lengths(rows: Sequence[_Pair]) -> list[int]:
+    """The length of each prompt's prefix that is forwarded once for all rows that begin with it.
 
-    The whole prompts; or what all of them begin with, as a document before many problems is, where that saves a quarter
-    of the tokens or more. A prompt's last token predicts its completion's first, so it is no part of that.
+    The prefix is the whole prompt, or the common prefix of all prompts (a document before many problems) where that
+    saves a quarter of the tokens or more. The common prefix excludes a prompt's last token, which predicts the
+    completion's first.
     """
     prompts = {prompt for prompt, _ in rows}
     whole = [len(prompt) for prompt, _ in rows]
-    alike = [min(shared_start(min(prompts), max(prompts)), min(whole) - 1)] * len(rows)
-    return alike if 4 * _tokens(rows, alike) <= 3 * _tokens(rows, whole) else whole
+    common = [min(shared_start(min(prompts), max(prompts)), min(whole) - 1)] * len(rows)
+    return common if 4 * _forwarded_tokens(rows, common) <= 3 * _forwarded_tokens(rows, whole) else whole
 
 
-def _tokens(rows: Sequence[_Pair], cuts: Sequence[int]) -> int:
-    """Forwarded, padding left out."""
-    beginnings = {prompt[:cut] for (prompt, _), cut in zip(rows, cuts, strict=True)}
-    return sum(map(len, beginnings)) + sum(map(_length, rows)) - sum(cuts)
+def _forwarded_tokens(rows: Sequence[_Pair], cuts: Sequence[int]) -> int:
+    """How many tokens are forwarded, without padding, if prefixes of these lengths are shared."""
+    prefixes = {prompt[:cut] for (prompt, _), cut in zip(rows, cuts, strict=True)}
+    return sum(map(len, prefixes)) + sum(map(_length, rows)) - sum(cuts)
 
 
-def _forwarded(
+def _forward(
     model: nn.Module,
     rows: Sequence[_Pair],
     cuts: Sequence[int],
     starts: Tensor,
     reduction: Callable[[Tensor], Reduction | None],
 ) -> list[tuple[Tensor, ...]]:
-    """What is kept of the rows' completion tokens: their flat numbers, and the reduction's tensors, by forward.
+    """For each forward, the flat indices of the completion tokens it scored, and the reduction's tensors.
 
-    One forward of the distinct beginnings ``prompt[:cut]``, filled up on the left; one of all that follows them, which
-    continues their keys and values, filled up on the right, where no token sees it. Without a cut the latter alone.
+    The first forward is of the distinct prefixes ``prompt[:cut]``, padded on the left. The second is of everything
+    after them, padded on the right, and continues their keys and values. If all cuts are 0, there is only the second.
 
     Args:
-        starts: ``[R]``, the flat number of each row's first completion token.
-        reduction: flat numbers → what is kept.
+        starts: ``[R]``, the flat index of each row's first completion token.
+        reduction: flat indices → reduction.
     """
     device = starts.device
-    beginnings = [prompt[:cut] for (prompt, _), cut in zip(rows, cuts, strict=True)]
+    prefixes = [prompt[:cut] for (prompt, _), cut in zip(rows, cuts, strict=True)]
     rest = [(*prompt[cut:], *completion) for (prompt, completion), cut in zip(rows, cuts, strict=True)]
-    row, t = places(len(completion) for _, completion in rows)
+    row, t = token_places(len(completion) for _, completion in rows)
     prompt_left = torch.tensor([len(prompt) - cut for (prompt, _), cut in zip(rows, cuts, strict=True)])
-    at = prompt_left[row] + t - 1  # what predicts a token, in ``rest``; −1 is the last of its beginning
+    at = prompt_left[row] + t - 1  # the position in ``rest`` that predicts a token; −1 is the end of its prefix
     ids, mask = (part.to(device) for part in _padded(rest, "right"))
     kept: list[tuple[Tensor, ...]] = []
 
@@ -307,28 +311,28 @@ def _forwarded(
     if not any(cuts):
         forward(slice(None), row * ids.shape[1] + at, input_ids=ids, use_cache=False)
         return kept
-    distinct = {beginning: number for number, beginning in enumerate(dict.fromkeys(beginnings))}
-    number = torch.tensor([distinct[beginning] for beginning in beginnings])
-    begun_ids, begun = (part.to(device) for part in _padded(list(distinct), "left"))
+    distinct = {prefix: number for number, prefix in enumerate(dict.fromkeys(prefixes))}
+    number = torch.tensor([distinct[prefix] for prefix in prefixes])
+    prefix_ids, prefix_mask = (part.to(device) for part in _padded(list(distinct), "left"))
     cache = forward(
         at < 0,
-        (number[row] + 1) * begun_ids.shape[1] - 1,
-        input_ids=begun_ids,
-        attention_mask=begun,
-        position_ids=(begun.cumsum(1) - 1).clamp(min=0),
+        (number[row] + 1) * prefix_ids.shape[1] - 1,
+        input_ids=prefix_ids,
+        attention_mask=prefix_mask,
+        position_ids=(prefix_mask.cumsum(1) - 1).clamp(min=0),
         use_cache=True,
     ).past_key_values
-    if not isinstance(cache, DynamicCache):  # a model that keeps none, whatever its configuration says
-        return _forwarded(model, rows, [0] * len(rows), starts, reduction)
+    if not isinstance(cache, DynamicCache):  # the model returns no cache, although its configuration promises one
+        return _forward(model, rows, [0] * len(rows), starts, reduction)
     number = number.to(device)
     cache.batch_select_indices(number)
-    before = begun[number]
+    prefix_mask = prefix_mask[number]
     forward(
         at >= 0,
         row * ids.shape[1] + at,
         input_ids=ids,
-        attention_mask=torch.cat([before, mask], dim=1),
-        position_ids=before.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=device),
+        attention_mask=torch.cat([prefix_mask, mask], dim=1),
+        position_ids=prefix_mask.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=device),
         past_key_values=cache,
         use_cache=True,
     )
@@ -336,7 +340,7 @@ def _forwarded(
 
 
 def _padded(sequences: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
-    """``(ids, mask)``, each ``[N, longest]``, int64, on the CPU; filled up on the ``left`` or the ``right``."""
+    """``(ids, mask)``, each ``[N, longest]``, int64, on the CPU, padded on the ``left`` or the ``right``."""
     width = max(1, max(map(len, sequences)))
     ids = torch.full((len(sequences), width), _FILLER_ID, dtype=torch.long)
     mask = torch.zeros(len(sequences), width, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""The student's forward, made by TRL, of which an objective keeps what it asked for."""
+"""The student's forward, run by TRL's code, with the reduction of its logits that an objective needs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sgsd.scoring.heads import Output, Reduction, Request, add_scoring, causal_model, kind_of_length, rope_switch
-from sgsd.scoring.logprobs import places
+from sgsd.scoring.heads import Output, Reduction, Request, add_scoring, causal_model, rope_kind, rope_switch
+from sgsd.scoring.logprobs import token_places
 
 
 class StudentPass:
-    """Stands in a model's place where TRL makes the student's forward, and keeps what the objective asked for.
+    """A callable that TRL's student forward calls in place of the model; it keeps a reduction of the logits.
 
-    TRL calls it with everything of its own (masks, router logits for auxiliary losses, inputs of several modalities)
-    and reads ``log_probs``, ``entropy`` and ``aux_loss`` from what it returns.
+    TRL passes it all its arguments (masks, ``output_router_logits``, multimodal inputs) and reads ``log_probs``,
+    ``entropy`` and ``aux_loss`` from the result.
 
     Args:
-        model: as TRL would call it, wrapped.
+        model: the wrapped model that TRL would call.
         mask: ``[B, T]``, True on completion tokens.
-        reduction: what is kept of the logits, made of the flat number ``b · T + t`` of each token that is scored.
-        returned: number of the kept tensors that are TRL's log-probabilities ``[n]`` or ``[n, 1 + …]`` and entropies.
+        reduction: flat indices ``b · T + t`` of the scored tokens → the reduction of their logits.
+        returned: the indices, among the reduction's tensors, of TRL's log-probabilities (``[n]``, or the first column
+            of ``[n, 1 + …]``) and entropies.
+
+    Attributes:
+        kept: the reduction's tensors ``[n, ...]``, after the call.
     """
 
     def __init__(
@@ -39,9 +43,9 @@ class StudentPass:
         self._reduction = reduction
         self._returned = returned
         self._shape = mask.shape
-        # One host sync: lengths are asked for once, and all indices are made of them.
+        # The only host sync: all indices are computed from these lengths.
         self._lengths: list[int] = mask.sum(1).tolist()
-        self._rows, self._columns = (part.to(mask.device) for part in places(self._lengths))
+        self._rows, self._columns = (part.to(mask.device) for part in token_places(self._lengths))
         self.flat = self._rows * mask.shape[1] + self._columns
         self.kept: tuple[Tensor, ...] = ()
         self.aux_loss: Tensor | None = None
@@ -52,13 +56,13 @@ class StudentPass:
         inputs.pop("fused_lm_head")
         (B, W), T = input_ids.shape, self._shape[1]
         causal = causal_model(self._model)
-        # Filled up on the right, where no token sees it: learned positions and recurrent states begin with the row.
+        # Padding moves to the right: learned positions and recurrent states start at a row's first token.
         first = attention_mask.argmax(1)
         order = (torch.arange(W, device=first.device) + first.unsqueeze(1)) % W
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        columns = self._columns + (W - T - 1)  # what predicts a token, in its row of ``[B, W]`` as TRL has it
-        # Rotary frequencies that go by the padded length of all: each row alone, without its padding.
-        alone = bool(kind_of_length(causal)(_widest(W, input_ids.device) if rope_switch(causal) else W))
+        columns = self._columns + (W - T - 1)  # the position that predicts a token, in TRL's ``[B, W]``
+        # If rotary frequencies depend on the padded length, each row is forwarded alone, without padding.
+        alone = bool(rope_kind(causal)(_widest(W, input_ids.device) if rope_switch(causal) else W))
         batches = [slice(b, b + 1) for b in range(B)] if alone else [slice(0, B)]
 
         reduction = self._reduction(self.flat)
@@ -95,7 +99,7 @@ class StudentPass:
         )
 
     def spread(self, values: Tensor) -> Tensor:
-        """Flat values ``[n, ...]`` as ``[B, T, ...]``, 0 where nothing was scored."""
+        """Values of the scored tokens, ``[n, ...]`` → ``[B, T, ...]``, 0 at other positions."""
         return _spread(values, tuple(self._shape), self.flat)
 
 
@@ -105,7 +109,7 @@ def _spread(values: Tensor, shape: tuple[int, ...], at: Tensor) -> Tensor:
 
 
 def _widest(width: int, device: torch.device) -> int:
-    """The most of all processes, which must make the same forwards."""
+    """The largest width over all processes, which must make equally many forwards."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return width
     widest = torch.tensor(width, device=device)
@@ -114,11 +118,11 @@ def _widest(width: int, device: torch.device) -> int:
 
 
 def _router_loss(causal: PreTrainedModel, routers: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:
-    """The load-balancing loss of a mixture of experts, as transformers' families compute it."""
+    """The load-balancing loss of a mixture of experts, as transformers' models compute it."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     config = causal.config.get_text_config()
-    # Families name it differently; the model that computes the loss itself holds it by one name.
+    # Configurations name it differently; models that compute the loss have the attribute num_experts.
     experts = getattr(causal, "num_experts", None) or config.num_experts
     loss = load_balancing_loss_func(routers, experts, config.num_experts_per_tok, attention_mask)
     return cast(Tensor, loss)

@@ -1,5 +1,5 @@
-"""Retrieved skill–mistake pairs → the teacher prompts of one problem, and a control's; which of them are run; and
-their scores as tensors of a batch."""
+"""Retrieved skill–mistake pairs → teacher prompts and a control prompt; the choice of teachers to run; their scores as
+tensors of a batch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class TeacherPool:
     """The teachers of one prompt, at most K.
 
     Attributes:
-        prompts: token ids, one prompt a teacher.
-        weights: α, one a teacher, summing to 1.
-        pairs: the teachers' pairs, in the order of retrieval.
-        too_long: pairs left out because their prompt did not fit.
+        prompts: token ids of each teacher's prompt.
+        weights: α of each teacher, summing to 1.
+        pairs: each teacher's pair, in the order of retrieval.
+        too_long: the number of pairs left out because their prompt was too long.
     """
 
     prompts: tuple[list[int], ...]
@@ -46,18 +46,19 @@ def build_pool(
     max_prompt_length: int,
     document: str | None = None,
 ) -> TeacherPool:
-    """Render the first ``num_teachers`` pairs of a retrieval, each into a teacher's prompt.
+    """Render the first ``num_teachers`` pairs of a retrieval, each as a teacher's prompt.
 
-    A pair whose prompt is longer than ``max_prompt_length`` tokens is left out and counted, never cut; the weights
-    of those that remain are scaled to sum to 1.
+    A pair whose prompt is longer than ``max_prompt_length`` tokens is left out, not truncated. The weights of the
+    others are scaled to sum to 1.
 
     Args:
         prompt: the student's, as messages or text.
         retrieval: ranked pairs and their weights.
-        renderer: makes the prompts.
+        renderer: of the prompts.
         num_teachers: K.
         max_prompt_length: in tokens, generation prompt included.
-        document: what the teachers are shown in place of their pairs, which are what the control does without.
+        document: a text that every teacher is shown in place of its pair. The control is shown it without the pair's
+            items.
     """
     pairs, weights = retrieval.pairs[:num_teachers], retrieval.weights[:num_teachers]
     rendered = [renderer.teacher_ids(prompt, document or [pair.items]) for pair in pairs]
@@ -81,16 +82,16 @@ def control_prompt(
     seed: str,
     document: str | None = None,
 ) -> list[int] | None:
-    """A teacher's prompt like those of ``pool``, with items of the same kinds that none of them has, drawn at random.
+    """A teacher's prompt like those of ``pool``, with random items of the same kinds that the pool does not contain.
 
-    ``None`` where the bank has no others, or where they do not fit: the plain prompt is the control then.
+    ``None`` if the bank has no such items, or the prompt is too long. The plain prompt is the control then.
 
     Args:
         prompt, renderer, max_prompt_length: as for ``build_pool``.
         pool: the prompt's teachers.
-        bank: to draw from.
+        bank: the items to draw from.
         seed: of the draw.
-        document: of teachers that are shown a whole one: their control is shown it without the pool's items.
+        document: the text that teachers are shown, if they are; the control is shown it without the pool's items.
     """
     taken = {item.id for pair in pool.pairs for item in pair.items}
     if document is not None:
@@ -99,16 +100,16 @@ def control_prompt(
             return None
     else:
         draw = random.Random(seed)
-        alike = [bank.skills if isinstance(item, Skill) else bank.mistakes for item in pool.pairs[0].items]
-        others = [_other(items, taken, draw) for items in alike]
-        if None in others:
+        same_kinds = [bank.skills if isinstance(item, Skill) else bank.mistakes for item in pool.pairs[0].items]
+        drawn = [_other_item(items, taken, draw) for items in same_kinds]
+        if None in drawn:
             return None
-        shown = [[item for item in others if item is not None]]
+        shown = [[item for item in drawn if item is not None]]
     ids = renderer.teacher_ids(prompt, shown)
     return ids if len(ids) <= max_prompt_length else None
 
 
-def _other(items: Sequence[Item], taken: set[str], draw: random.Random) -> Item | None:
+def _other_item(items: Sequence[Item], taken: set[str], draw: random.Random) -> Item | None:
     if all(item.id in taken for item in items):
         return None
     while (item := draw.choice(items)).id in taken:
@@ -125,15 +126,15 @@ def teachers_to_run(
     by_trust: bool,
     whole: Sequence[bool],
 ) -> list[tuple[int, int]]:
-    """Rollouts b and teachers k to run on them, as pairs ``(b, k)``: what the loss reads, and whole pools.
+    """Pairs ``(b, k)`` of rollouts and the teachers to run on them: those that the loss reads, and whole pools.
 
     Args:
         pools: the teachers of B rollouts.
-        outcomes: B, in {−1, 0, 1}. Teachers have nothing to say of an undecided rollout.
+        outcomes: B, in {−1, 0, 1}. No teacher is run on an undecided rollout.
         trust: of each teacher.
         read: outcomes of the rollouts that the loss reads.
-        by_trust: the loss reads no teacher without trust.
-        whole: B, whether all of a rollout's teachers are run whatever the loss reads.
+        by_trust: the loss ignores teachers of trust 0.
+        whole: B, True where all teachers of a rollout are run, whatever the loss reads.
     """
     return [
         (b, k)
@@ -152,13 +153,13 @@ def teacher_scores(
     num_teachers: int,
     length: int,
 ) -> TeacherScores:
-    """Scores of some teachers as tensors of B rollouts, K teachers and T tokens; the others are marked as not scored.
+    """The scores of the teachers that were run, as tensors for B rollouts, K teachers and T tokens.
 
     Args:
-        pools: the teachers of B rollouts; fewer than K are filled up with teachers of weight 0.
+        pools: the teachers of B rollouts; a pool of fewer than K is padded with teachers of weight 0.
         trust: τ of each teacher.
-        places: rollout and teacher of each score.
-        scores: as many, of at most T tokens.
+        places: ``(b, k)`` of each score, from ``teachers_to_run``; ``scored`` is False elsewhere.
+        scores: as many as ``places``, of at most T tokens.
         num_teachers: K.
         length: T.
     """
@@ -181,12 +182,13 @@ def teacher_scores(
 
 
 def control_scores(teachers: TeacherScores, rows: Sequence[int], scores: Scores) -> dict[str, Tensor]:
-    """``control_logps`` of ``TeacherScores``, and ``control_top_logps`` where the control scored the teachers' tokens.
+    """The control's fields of ``TeacherScores``: ``control_logps``, and ``control_top_logps`` where there are
+    ``top_ids``.
 
     Args:
         teachers: of B rollouts.
         rows: the rollouts that the control was run on.
-        scores: as many; ``other_logps`` ``[n, T, K · M]`` are of each teacher's likeliest tokens, in turn.
+        scores: as many as ``rows``; ``other_logps`` ``[n, T, K · M]`` are of the teachers' likeliest tokens.
     """
     B, K, T = teachers.logps.shape
     at = _index([(row,) for row in rows], 1, scores.logps.device)
@@ -198,12 +200,12 @@ def control_scores(teachers: TeacherScores, rows: Sequence[int], scores: Scores)
 
 
 def to_batch(scores: TeacherScores) -> dict[str, Tensor]:
-    """Teachers' scores as entries of a batch, which TRL shuffles and splits by rows."""
+    """The scores as entries of TRL's batch, which is shuffled and split by rows."""
     return {_BATCH_PREFIX + name: values for name, values in vars(scores).items() if values is not None}
 
 
 def from_batch(batch: Mapping[str, Tensor]) -> TeacherScores:
-    """What ``to_batch`` put into a batch."""
+    """The inverse of ``to_batch``."""
     named = {name: values for name, values in batch.items() if name.startswith(_BATCH_PREFIX)}
     return TeacherScores(**{name.removeprefix(_BATCH_PREFIX): values for name, values in named.items()})
 
@@ -213,7 +215,10 @@ def _index(places: Sequence[tuple[int, ...]], axes: int, device: torch.device) -
 
 
 def _placed(values: Tensor, at: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
-    """``values`` ``[n, t, ...]`` at places of a tensor of zeros ``[*shape, ...]``, whose last axis T is t or longer."""
+    """A tensor of zeros ``[*shape, ...]`` with ``values`` ``[n, t, ...]`` at indices ``at`` of its first axes.
+
+    The last axis of ``shape``, T, is t or longer.
+    """
     whole = values.new_zeros(*shape, *values.shape[2:])
     whole[(*at, slice(values.shape[1]))] = values
     return whole

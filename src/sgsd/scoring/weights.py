@@ -1,4 +1,4 @@
-"""Whose weights teach: the policy's own, those it began with, or copies that follow it."""
+"""The teachers' weights: the policy's current ones, its initial ones, or a copy that follows the policy."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ TEACHERS = ("live", "frozen", "ema", "periodic")
 
 
 class TeacherWeights:
-    """The weights teachers score with.
+    """The weights that teachers score with.
 
-    ``live``: the policy's own. ``frozen``: the policy's at the start. ``ema``: their moving average. ``periodic``: a
-    copy renewed now and then. Only trainable parameters are copied (with LoRA, the adapter's), and take the policy's
-    place while teachers score. The average is kept in float32: in bfloat16 a step of 1 % rounds to nothing. A frozen
-    teacher of a new adapter needs no copy, since the adapter is switched off.
+    ``live``: the policy's current weights. ``frozen``: its initial weights. ``ema``: an exponential moving average of
+    its weights. ``periodic``: a copy renewed every ``sync_steps`` steps. Only trainable parameters are copied (with
+    LoRA, the adapter's); they replace the policy's while teachers score. The average is kept in float32, since an
+    update of 1 % can round to zero in bfloat16. A frozen teacher of a new adapter needs no copy: the adapter is
+    disabled.
 
     Args:
         model: the policy, unwrapped, before training.
         kind: one of ``TEACHERS``.
-        adapter_off: the adapter is switched off in place of a frozen copy, see
-            ``trainers.model.stands_still_without_adapter``.
-        ema_decay, sync_steps: see ``SGSDConfig``.
+        adapter_off: disable the adapter in place of a frozen copy; see ``trainers.model.is_initial_without_adapter``.
+        ema_decay, sync_steps: see ``DistillationConfig``.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class TeacherWeights:
 
     @property
     def saved(self) -> bool:
-        """Whether these weights are part of a checkpoint: a frozen teacher is made again from the initial policy."""
+        """Whether checkpoints contain these weights; a frozen teacher is copied again from the initial policy."""
         return self.kind in ("ema", "periodic")
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The policy's module computes with the teachers' weights, without dropout, inside this context."""
+        """Context in which the policy's module has the teachers' weights, and no dropout."""
         training = self._model.training
         self._model.eval()
         own = [parameter.data for parameter in self._parameters] if self._held else []
@@ -69,7 +69,7 @@ class TeacherWeights:
             self._model.train(training)
 
     def after_optimizer_step(self, step: int) -> None:
-        """Follow the policy: every step for ``ema``, every ``sync_steps`` steps for ``periodic``."""
+        """Update the copy: every step for ``ema``, every ``sync_steps`` steps for ``periodic``."""
         if self.kind == "ema":
             for held, parameter in zip(self._held, self._parameters, strict=True):
                 held.lerp_(parameter.detach().to(held), 1 - self._ema_decay)
@@ -78,14 +78,14 @@ class TeacherWeights:
                 held.copy_(parameter.detach())
 
     def state_dict(self) -> dict[str, Any]:
-        """The copies, by position among the trainable parameters."""
+        """The copies, named by position among the trainable parameters."""
         return {f"{index:05d}": held for index, held in enumerate(self._held)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over saved copies.
+        """Load saved copies.
 
         Raises:
-            CheckpointError: if they are not this model's.
+            CheckpointError: their number or shapes do not fit this model.
         """
         own = self.state_dict()
         if {name: held.shape for name, held in own.items()} != {name: held.shape for name, held in saved.items()}:
@@ -96,19 +96,26 @@ class TeacherWeights:
             held.copy_(saved[name])
 
 
-def refuse_partitioned_copies(kind: str, accelerator: Any, *, needs_copy: bool) -> None:
-    """DeepSpeed ZeRO-3 and FSDP partition parameters out of reach of ``TeacherWeights``' copies.
+def partitioned_by(accelerator: Any) -> str | None:
+    """The name of what partitions the parameters over processes, DeepSpeed ZeRO-3 or FSDP; ``None`` if nothing does."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        return "DeepSpeed ZeRO-3"
+    return "FSDP" if accelerator.distributed_type == DistributedType.FSDP else None
 
-    Under FSDP they would be of parameters that the model no longer computes with: a frozen teacher would be a live one.
+
+def refuse_partitioned_copies(kind: str, accelerator: Any, *, needs_copy: bool) -> None:
+    """Refuse copied teacher weights under DeepSpeed ZeRO-3 and FSDP, which partition the parameters.
+
+    Under FSDP, replacing ``parameter.data`` would have no effect: a frozen teacher would be a live one.
 
     Raises:
-        ConfigError: one of the two, with a teacher that needs a copy.
+        ConfigError: the teacher needs a copy, under ZeRO-3 or FSDP.
     """
-    plugin = accelerator.state.deepspeed_plugin
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    if needs_copy and (zero3 or accelerator.distributed_type == DistributedType.FSDP):
+    partitioned = partitioned_by(accelerator)
+    if needs_copy and partitioned:
         raise ConfigError(
-            f"teacher '{kind}' does not work under {'DeepSpeed ZeRO-3' if zero3 else 'FSDP'}",
+            f"teacher '{kind}' does not work under {partitioned}",
             expected="teacher live, or frozen with a new LoRA adapter",
             remedy="or use DDP or ZeRO-2",
         )

@@ -1,11 +1,11 @@
-"""What the methods' trainers share, on TRL's GRPO trainer.
+"""The base of the trainers, on TRL's ``GRPOTrainer``.
 
-All see the same rows, prompts, sampling and verdicts; each module beside this one adds one method's signal:
+All methods have the same rows, prompts, sampling and verdicts; each trainer adds its loss. Differences from TRL:
 
 - a rollout's reward decides its outcome: success, failure, undecided (``_calculate_rewards``);
-- the student's forward is TRL's own, with whatever else the method wants to know of its logits (``_student_pass``);
-- means are logged over all rollouts of an optimizer step, of all micro-batches and processes (``metrics``);
-- checkpoints hold what TRL's do not: bank, teacher weights, ledger, guard (``parts``).
+- the student's forward is TRL's, and also returns what the objective needs of the logits (``_student_pass``);
+- metrics are means over all rollouts of an optimizer step, of all micro-batches and processes (``metrics``);
+- checkpoints also contain bank, teacher weights, ledger and guard (``parts``).
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, co
 from sgsd.trainers.guard import CollapseGuard, GuardCallback
 from sgsd.trainers.model import (
     check_arguments,
+    is_initial_without_adapter,
     refuse_prompt_learning,
-    sampling_as_asked,
     settle_config,
     settle_generation_config,
-    stands_still_without_adapter,
+    without_model_sampling,
 )
 from sgsd.trainers.rewards import (
     VerifierReward,
@@ -67,10 +67,10 @@ from sgsd.trainers.rewards import (
     check_reward_arguments,
     is_truncated,
     outcome_of,
-    taking_its_own,
+    without_added_columns,
 )
 from sgsd.trainers.rows import all_text, problems_of, skill_pairs, training_rows
-from sgsd.trainers.settings import check_pieces
+from sgsd.trainers.settings import check_constructible
 from sgsd.trainers.signs import FirstSteps
 from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
@@ -82,30 +82,32 @@ _log = logger(__name__)
 
 
 class VerifiedTrainer(GRPOTrainer):
-    """The base of this package's trainers, each used like TRL's ``GRPOTrainer``: the same arguments in the same order.
+    """The base of this package's trainers, with the arguments of TRL's ``GRPOTrainer`` in the same order.
 
     Args:
-        model: a hub name or folder (also what ``engines.models.load_model`` knows), a model, or a PEFT model.
-        reward_funcs: TRL reward functions. Their weighted sum decides the outcome: at least ``args.success_threshold``
-            is a success, NaN or ``None`` undecided. Without any, ``args.verifier`` compares with the column ``answer``.
+        model: a hub name, a folder or another name that ``engines.models.load_model`` takes; a model; a PEFT model.
+        reward_funcs: TRL reward functions. Their weighted sum decides the outcome: a success if it is at least
+            ``args.success_threshold``, undecided if it is NaN or ``None``. Without reward functions, ``args.verifier``
+            compares completions with the column ``answer``.
         args: configuration.
-        train_dataset: a ``datasets.Dataset``, with a ``prompt`` column as TRL has it or in any format that
-            ``sgsd.data.problems`` knows, or a list of ``Problem``.
-        eval_dataset: likewise, or several by name; ``evaluate()`` logs the plain prompt's success rate as
+        train_dataset: a ``datasets.Dataset`` with TRL's column ``prompt`` or in another format that
+            ``sgsd.data.adapters`` reads, or a list of ``Problem``.
+        eval_dataset: the same, or a dictionary of them; ``evaluate()`` logs the success rate on plain prompts as
             ``eval_reward``.
-        processing_class, callbacks, optimizers, peft_config, rollout_func: as in TRL, and so are the others that it
-            knows, but ``tools`` and ``environment_factory``, which are refused.
+        processing_class, reward_processing_classes, callbacks, optimizers: as in TRL.
+        quantization_config, peft_config, rollout_func: as in TRL.
+        tools, environment_factory: not supported.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
-        verifier: overrides ``args.verifier``; not beside ``reward_funcs``.
-        writer: of new bank items, in the policy's place during online maintenance; of ``SGSDTrainer``.
+        verifier: overrides ``args.verifier``; excludes ``reward_funcs``.
+        writer: writes new bank items in place of the policy; only for ``SGSDTrainer`` with online maintenance.
 
     Raises:
-        ConfigError, BankError, DataError, PromptError: what cannot be used, in one line.
+        ConfigError, BankError, DataError, PromptError: an argument, setting, bank or data set cannot be used.
     """
 
     method: str
-    """The name that ``sgsd train --method`` takes."""
+    """The value of ``sgsd train --method``."""
 
     def __init__(
         self,
@@ -137,14 +139,12 @@ class VerifiedTrainer(GRPOTrainer):
         assert args is not None
         assert train_dataset is not None
         if writer is not None and not vars(args).get("maintenance_frequency"):
-            raise ConfigError(
-                "a writer that nobody would ask", expected="method sgsd with maintenance_frequency above 0"
-            )
+            raise ConfigError("writer would have no effect", expected="method sgsd with maintenance_frequency above 0")
         self._writer = writer
         verified = reward_funcs is None
         check_reward_arguments(args, reward_funcs, verifier)
-        adapted = peft_config is not None or isinstance(model, PeftModel)  # without its adapter it is the reference
-        check_pieces(args, adapted=adapted, loaded=not isinstance(model, str))
+        adapted = peft_config is not None or isinstance(model, PeftModel)
+        check_constructible(args, adapted=adapted, loaded=not isinstance(model, str))
 
         # Data and bank.
         problems = problems_of(train_dataset, verified=verified)
@@ -178,8 +178,8 @@ class VerifiedTrainer(GRPOTrainer):
             processing_class.pad_token = processing_class.eos_token
         refuse_prompt_learning(model, peft_config)
         settle_config(model.config)
-        if said := settle_generation_config(model.generation_config):
-            _log.warning("%s", said)
+        if warning := settle_generation_config(model.generation_config):
+            _log.warning("%s", warning)
 
         # Rows.
         self.renderer = PromptRenderer(
@@ -191,21 +191,21 @@ class VerifiedTrainer(GRPOTrainer):
             and not (args.policy_writes and writer is None),
         )
         self.max_prompt_length = prompt_budget(model.config, args)
-        making: dict[str, Any] = {
+        row_options: dict[str, Any] = {
             "max_prompt_length": self.max_prompt_length,
             "long_prompts": args.long_prompts,
             "verified": verified,
         }
         skills = None
-        if args.skills_in_prompt:  # retrieved once, from the bank the run begins with; evaluations are always plain
+        if args.skills_in_prompt:  # retrieved once, from the initial bank; evaluation prompts are always plain
             context = context_of(vars(args), self.bank)
             skills = skill_pairs(problems, self.retriever, self.bank, args.skills_in_prompt_pairs, context)
         rows: dict[str, Any] = {
             "train_dataset": training_rows(
-                problems, self.renderer, skills=skills, references=self._references(args, problems), **making
+                problems, self.renderer, skills=skills, references=self._references(args, problems), **row_options
             )
         }
-        eval_rows = {name: training_rows(each, self.renderer, **making) for name, each in eval_problems.items()}
+        eval_rows = {name: training_rows(each, self.renderer, **row_options) for name, each in eval_problems.items()}
         if eval_rows:
             rows["eval_dataset"] = eval_rows if isinstance(eval_dataset, dict) else eval_rows[""]
         check_batch(len(rows["train_dataset"]), args)
@@ -215,7 +215,7 @@ class VerifiedTrainer(GRPOTrainer):
 
         # Rewards.
         if reward_funcs is None:
-            # How a conversation's prompt ends, perhaps with a mark that opens thoughts; unknown of text prompts.
+            # The end of a conversation's prompt, which may open a thought; text prompts have no such end.
             ending = self.renderer.student_ids("?")[-32:] if processing_class.chat_template else []
             reward_funcs = VerifierReward(
                 verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
@@ -230,7 +230,7 @@ class VerifiedTrainer(GRPOTrainer):
         with in_one_line(), named_by_folder(model) if args.beta and not adapted else nullcontext():
             super().__init__(
                 model=model,
-                reward_funcs=list(map(taking_its_own, functions)),
+                reward_funcs=list(map(without_added_columns, functions)),
                 args=args,
                 processing_class=processing_class,
                 reward_processing_classes=reward_processing_classes,
@@ -242,14 +242,14 @@ class VerifiedTrainer(GRPOTrainer):
             )
         if args.cast_lm_head_to_fp32:
             keep_head_in_float32(self.model)
-        if rollout_func is None:  # functions may read what it returns besides
+        if rollout_func is None:  # with it, reward functions may read further columns that it returns
             check_reward(
                 self.reward_funcs,
                 self.train_dataset[0],
                 processing_class,
                 ends[0],
                 count=max(2, args.num_generations),
-                loop=getattr(self, "async_loop", None),  # where there are asynchronous functions
+                loop=getattr(self, "async_loop", None),  # TRL sets it only for asynchronous functions
             )
         self.chat_template_kwargs = self.renderer.student_kwargs
         self._generation_config = causal_model(self.model).generation_config
@@ -258,10 +258,10 @@ class VerifiedTrainer(GRPOTrainer):
             _log.warning("%s", warning)
         self._first_steps = FirstSteps(args.max_completion_length, thinking, grouped=args.uses_advantages)
 
-        # State, and what happens between steps.
-        self._outcome = torch.empty(0)  # of the local rollouts of the latest batch
-        self._numbers = range(0)  # of the latest batch's rollouts on all processes
-        self._epochs_behind = 0  # of a run that goes on
+        # State and callbacks.
+        self._outcome = torch.empty(0)  # of this process's rollouts in the latest batch
+        self._numbers = range(0)  # of all processes' rollouts in the latest batch
+        self._epochs_behind = 0  # epochs that a resumed run has completed
         self.grad_norm = 0.0  # of the latest optimizer step, before clipping
         self._step_means: dict[str, float] = {}
         self.metrics = StepMetrics()
@@ -275,23 +275,23 @@ class VerifiedTrainer(GRPOTrainer):
             self.guard = self.parts["guard"] = CollapseGuard(guard.WINDOW, rollouts * self.accelerator.num_processes)
             self.add_callback(GuardCallback(self.guard, args.guard, self._vitals, lambda: self.grad_norm))
         kind = None if self.teacher_weights is None else self.teacher_weights.kind
-        # What a resumed run must have in common with the one that wrote a checkpoint.
+        # A run resumes only from checkpoints with the same header.
         self._header = {"method": self.method, "bank": self._bank.initial, "teacher": kind}
         self.add_callback(
             CheckpointCallback(self.parts, self._header, self.accelerator, args.save_total_limit, self.guard)
         )
 
     def _references(self, args: VerifiedConfig, problems: Sequence[Problem]) -> list[str] | None:
-        """What each problem's teacher is shown, of a method whose teachers are shown references."""
+        """The reference that each problem's teacher is shown, for methods with references."""
         return None
 
     def _set_up(self) -> None:
-        """What a method keeps of its own; called once everything else of the trainer is there."""
+        """Create the method's own state; called near the end of ``__init__``."""
 
     def _teacher_weights(self, args: VerifiedConfig, peft_config: PeftConfig | None) -> TeacherWeights | None:
         if not isinstance(args, DistillationConfig):
             return None
-        adapter_off = args.teacher == "frozen" and stands_still_without_adapter(self.model, peft_config)
+        adapter_off = args.teacher == "frozen" and is_initial_without_adapter(self.model, peft_config)
         needs_copy = args.teacher != "live" and not adapter_off
         refuse_partitioned_copies(args.teacher, self.accelerator, needs_copy=needs_copy)
         weights = TeacherWeights(
@@ -317,20 +317,20 @@ class VerifiedTrainer(GRPOTrainer):
     # ---- training, resume, saving
 
     def restore(self, checkpoint: Path) -> None:
-        """Take over the parts of a checkpoint; ``train`` does so itself.
+        """Load the parts of a checkpoint; ``train`` does this when it resumes.
 
         Raises:
-            CheckpointError: one that is cut short, or not this run's (see ``trainers.checkpoint``).
+            CheckpointError: the checkpoint is incomplete, or another run's (see ``trainers.checkpoint``).
         """
         if self.accelerator.is_main_process:
             refuse_damage(checkpoint)
         load_parts(checkpoint, self.parts, self._header, rank=self.accelerator.process_index)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As TRL's; ``True`` resumes from the last checkpoint in ``output_dir`` that was written to its end.
+        """As TRL's; ``True`` resumes from the last complete checkpoint in ``output_dir``.
 
         Raises:
-            CheckpointError: no such checkpoint, one that is cut short or not this run's; the disk takes no more.
+            CheckpointError: there is no such checkpoint, it is incomplete or another run's, or the disk is full.
         """
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(Path(self.args.output_dir))
@@ -342,7 +342,7 @@ class VerifiedTrainer(GRPOTrainer):
             self.restore(Path(resume_from_checkpoint))
             state = runfolder.read_json(Path(resume_from_checkpoint) / runfolder.STATE)
             self._epochs_behind = int(state.get("epoch") or 0)
-        # CheckpointCallback deletes old checkpoints: transformers would before a new one is complete.
+        # CheckpointCallback deletes old checkpoints. transformers would delete them before the new one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with refused_writes(Path(self.args.output_dir)):
@@ -351,14 +351,14 @@ class VerifiedTrainer(GRPOTrainer):
             self.args.save_total_limit = limit
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
-        """TRL's, which draws one permutation an epoch, and would draw the first epoch's once more after a resume."""
+        """TRL's sampler, advanced to the epoch of a resumed run, which would otherwise repeat the first permutation."""
         sampler = super()._get_train_sampler(dataset)
         for _ in range(self._epochs_behind if self.shuffle_dataset else 0):
             torch.randperm(len(self.train_dataset), generator=sampler.generator)
         return sampler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As TRL does, whose table of completions goes to the terminal."""
+        """As TRL's; the table of completions, which is printed, has its control characters replaced."""
         kept = self._logs
         if self.log_completions:
             self._logs = mapped(kept, visible)
@@ -367,7 +367,7 @@ class VerifiedTrainer(GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         args = self.args
-        self.args = copy.copy(args)  # which transformers pickles beside the weights
+        self.args = copy.copy(args)  # transformers pickles the arguments beside the weights: without secrets
         kept = without_secrets({name: value for name, value in vars(args).items() if isinstance(value, (str, dict))})
         vars(self.args).update(dict.fromkeys(SECRETS & vars(args).keys()), **kept)
         try:
@@ -376,7 +376,7 @@ class VerifiedTrainer(GRPOTrainer):
             self.args = args
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # A run that goes on from an earlier checkpoint comes to write over later ones.
+        # A run that resumed from an earlier checkpoint overwrites later ones.
         if self.accelerator.is_main_process:
             unmark(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
@@ -384,17 +384,17 @@ class VerifiedTrainer(GRPOTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """As TRL's, with data, verifier, objective and bank; ``dataset_name`` may be a file's."""
+        """As TRL's, with data, verifier, objective and bank; ``dataset_name`` may be a file name."""
         super().create_model_card(model_name, names.hub_name(dataset_name), tags)
         if self.is_world_process_zero():
-            told = names.card_facts(
+            facts = names.card_facts(
                 {**vars(self.args), "method": self.method, "steps": self.state.global_step},
                 dataset=dataset_name,
                 problems=len(self.train_dataset),
                 verifier=", ".join(self.reward_func_names),
                 bank=self.bank,
             )
-            names.complete_card(Path(self.args.output_dir), told)
+            names.complete_card(Path(self.args.output_dir), facts)
 
     # ---- rollouts and verdicts: overrides of TRL's private methods, pinned by test_trl_contract.py
 
@@ -407,10 +407,10 @@ class VerifiedTrainer(GRPOTrainer):
         weighted = (local * self.reward_weights.to(local.device)).nansum(1)
         weighted[local.isnan().all(1)] = torch.nan
         outcomes = [outcome_of(reward, self.args.success_threshold) for reward in weighted.tolist()]
-        cut = {"incorrect": -1, "undecided": 0}[self.args.truncated]
+        of_truncated = {"incorrect": -1, "undecided": 0}[self.args.truncated]
         truncated = [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list]
         self._outcome = torch.tensor(
-            [cut if ends_early else outcome for outcome, ends_early in zip(outcomes, truncated, strict=True)],
+            [of_truncated if cut else outcome for outcome, cut in zip(outcomes, truncated, strict=True)],
             device=local.device,
         )
         if self._mode == "train":
@@ -418,48 +418,48 @@ class VerifiedTrainer(GRPOTrainer):
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch, and what counts beside it.
+        """TRL's batch with three more entries.
 
-        ``outcome``, ``[B]``; ``row``, ``[B]``, a number that no other rollout of the step has; ``counted``, ``[B, T]``,
-        the tokens that the model wrote.
+        ``outcome``: ``[B]`` in {−1, 0, 1}. ``row``: ``[B]``, a number of each rollout, unique within the step.
+        ``counted``: ``[B, T]``, bool, True on tokens that the model wrote.
         """
-        with sampling_as_asked(self._generation_config), contiguous_head(self.model):
+        with without_model_sampling(self._generation_config), contiguous_head(self.model):
             output = super()._generate_and_score_completions(inputs)
         B = len(inputs)
         output["outcome"] = self._outcome
         if self._mode == "train":
             self._numbers = self._next_numbers(B)
         output["counted"] = output["completion_mask"].bool()
-        if "tool_mask" in output:  # of a rollout_func: what its environment wrote is not the model's
+        if "tool_mask" in output:  # from a rollout_func; False on tokens of its environment
             output["counted"] &= output["tool_mask"].bool()
         first = self._numbers.start + self.accelerator.process_index * B
         output["row"] = torch.arange(first, first + B, device=self._outcome.device)
         if self._mode == "train":
             self.metrics.mean("success_rate", self._outcome > 0)
-            self._look_for_trouble()
+            self._check_first_steps()
         else:
             rates = self.accelerator.gather((self._outcome > 0).float())
             self._metrics["eval"]["success_rate"].append(rates.mean().item())
         return output
 
     def _next_numbers(self, rollouts: int) -> range:
-        """Numbers of all processes' rollouts of the next batch, ``rollouts`` a process.
+        """Numbers of all processes' rollouts in the next batch, of ``rollouts`` per process.
 
-        An optimizer step may take its rollouts from several batches; numbers begin again when none of it is left.
+        Numbers start at 0 again only after as many batches as one optimizer step can draw on.
         """
         args, of_all = self.args, rollouts * self.accelerator.num_processes
-        together = 1 + -(-args.gradient_accumulation_steps // args.steps_per_generation)
-        first = self._numbers.stop if self._numbers.stop < together * of_all else 0
+        batches = 1 + -(-args.gradient_accumulation_steps // args.steps_per_generation)
+        first = self._numbers.stop if self._numbers.stop < batches * of_all else 0
         return range(first, first + of_all)
 
-    def _look_for_trouble(self) -> None:
+    def _check_first_steps(self) -> None:
         if self._first_steps.done:
             return
         logged = self._metrics["train"]
-        cut, alike = (logged[name][-1] for name in ("completions/clipped_ratio", "frac_reward_zero_std"))
-        for sign in self._first_steps.observe(cut, gather(self._outcome).tolist(), alike):
+        truncated, zero_std = (logged[name][-1] for name in ("completions/clipped_ratio", "frac_reward_zero_std"))
+        for warning in self._first_steps.observe(truncated, gather(self._outcome).tolist(), zero_std):
             if self.accelerator.is_main_process:
-                _log.warning("%s", sign)
+                _log.warning("%s", warning)
 
     # ---- forwards
 
@@ -472,22 +472,22 @@ class VerifiedTrainer(GRPOTrainer):
         returned: tuple[int, int] = (0, 1),
         grpo_weight: float = 0.0,
     ) -> tuple[StudentPass, Tensor]:
-        """TRL's forward of the rollouts, and the loss of what TRL makes of it.
+        """TRL's forward of the rollouts, and TRL's losses on it.
 
         Args:
             model, inputs: as for ``_compute_loss``.
             reduction, returned: see ``StudentPass``.
-            grpo_weight: of TRL's GRPO loss.
+            grpo_weight: weight of TRL's GRPO loss.
 
         Returns:
-            The pass, with what the reduction kept; TRL's loss, divided by the accumulation steps: its GRPO loss by
-            weight, and the routers' auxiliary loss of a mixture of experts.
+            The pass, with the reduction's tensors; and TRL's loss divided by the accumulation steps: the weighted GRPO
+            loss plus the router auxiliary loss of a mixture of experts.
         """
         student = StudentPass(model, inputs["completion_mask"], reduction, returned=returned)
         steps = self.current_gradient_accumulation_steps
         if grpo_weight:
             loss = grpo_weight * super()._compute_loss(student, inputs)
-            if student.aux_loss is not None:  # whatever GRPO's weight is
+            if student.aux_loss is not None:  # the auxiliary loss keeps weight 1
                 loss = loss + (1 - grpo_weight) * self.router_aux_loss_coef * student.aux_loss / steps
             return student, loss
         self._forward(student, inputs, compute_aux_loss=self.aux_loss_enabled)
@@ -497,7 +497,7 @@ class VerifiedTrainer(GRPOTrainer):
         return student, self.router_aux_loss_coef * student.aux_loss / steps
 
     def _forward(self, student: StudentPass, inputs: dict[str, Tensor], *, compute_aux_loss: bool = False) -> None:
-        """TRL's forward of ``prompt_ids`` and ``completion_ids`` with their masks; ``student`` keeps what is wanted."""
+        """TRL's forward of ``prompt_ids`` and ``completion_ids`` with their masks; ``student`` acts as the model."""
         self._get_per_token_logps_and_entropies(
             student,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
@@ -508,15 +508,15 @@ class VerifiedTrainer(GRPOTrainer):
         )
 
     def _divergence_from(self, hidden: Tensor, **options: Any) -> DivergenceFrom:
-        """Of the student from the teacher whose hidden states ``[n, H]`` these are; options as ``DivergenceFrom``."""
+        """The reduction for the student's divergence from a teacher with hidden states ``[n, H]``."""
         head = causal_model(self.model).get_output_embeddings()
-        # Its own weights where training changes them; otherwise both sides have one head.
+        # The head needs the teacher's weights only if it is trained; otherwise both sides share it.
         teaching = self._teaching if any(part.requires_grad for part in head.parameters()) else nullcontext
         return DivergenceFrom(self.model, hidden, teaching, **options)
 
     @contextmanager
     def _teaching(self) -> Iterator[None]:
-        """The model computes with the teachers' weights, without gradient, inside this context."""
+        """Context in which the model has the teachers' weights, without gradient."""
         assert self.teacher_weights is not None
         with (
             torch.no_grad(),
@@ -542,7 +542,7 @@ class VerifiedTrainer(GRPOTrainer):
         self._log_step(means)
 
     def _vitals(self) -> dict[str, float]:
-        """What the guard looks at, of the optimizer step that has just been made."""
+        """The guard's vitals of the last optimizer step."""
         entropy = self._metrics["train"].get("entropy") or [torch.nan]
         means = self._step_means
         success, truncated = means.get("success_rate", torch.nan), means.get("_truncated", torch.nan)
@@ -550,5 +550,5 @@ class VerifiedTrainer(GRPOTrainer):
 
     def _log_step(self, means: dict[str, float]) -> None:
         for name, mean in means.items():
-            if not name.startswith("_"):  # those are the guard's
+            if not name.startswith("_"):  # only the guard reads these
                 self._metrics["train"][name].append(mean)

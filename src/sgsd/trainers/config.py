@@ -1,8 +1,8 @@
-"""The methods' settings, on top of TRL's.
+"""The methods' settings, on top of TRL's ``GRPOConfig``.
 
-What all methods share is in ``VerifiedConfig``: prompts, verifier, sampling, lengths, optimisation. Sampling and
-optimisation defaults are those of SGSD's paper; ``thinking`` is not (see docs/deviations.md). A setting's range or
-choices are part of its type.
+``VerifiedConfig`` has those of all methods: prompts, verifier, sampling, lengths, optimisation. The defaults of
+sampling and optimisation are those of SGSD's paper, except for ``thinking`` (docs/deviations.md). A setting's type
+annotation contains its range or choices, which ``settings.check_annotations`` checks.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
 from sgsd.retrieval import ITEM_TEXTS
 from sgsd.scoring.weights import TEACHERS
-from sgsd.trainers.settings import check_marks, check_ranges, check_settings, default_device, refuse_idle_settings
+from sgsd.trainers.settings import check_annotations, check_ranges, check_settings, default_device, refuse_idle_settings
 from sgsd.validation import parse_json
 
 RETRIEVERS = ("embedding", "bm25", "random")
 TRUNCATED = ("incorrect", "undecided")
 LONG_PROMPTS = ("error", "drop")
 SWITCHES = ("thinking", "guard")
-"""Settings whose bare off and on YAML reads as false and true."""
+"""Settings whose values off and on YAML reads as false and true."""
 GUARD_ACTIONS = ("off", "warn", "stop")
 TRUSTS = ("worth", "ledger", "vouched", "equal")
 CONTEXTS = ("pairs", "rules", "document")
@@ -41,9 +41,13 @@ Positive: TypeAlias = Annotated[float, "above 0"]
 NotNegative: TypeAlias = Annotated[float, "0 or more"]
 Share: TypeAlias = Annotated[float, "above 0, at most 1"]
 
-# TRL's refusal of one rollout per prompt, which its runtime handles; pinned by a test.
+# TRL refuses one rollout per prompt in its configuration, although its trainer can handle it; a test pins the message.
 _SINGLE_ROLLOUT_REFUSAL = "GRPO requires at least 2 generations per prompt"
 _GROUPS = {"got": "num_generations 1", "expected": "2 or more: one rollout has no advantage"}
+_TEACHER_HELP = (
+    "The teachers' weights: live, the policy's; frozen, its initial ones; ema, their moving average; periodic, a copy "
+    "renewed every teacher_sync_steps."
+)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -52,13 +56,13 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass
 class VerifiedConfig(GRPOConfig):
-    r"""What all methods share: everything of TRL's ``GRPOConfig``, prompts, verdicts, and skills in the prompt.
+    r"""Settings of all methods: TRL's ``GRPOConfig``, prompts, verdicts, and skills in the prompt.
 
     Raises:
-        ConfigError: a setting of this package's own that cannot be used.
+        ConfigError: a setting cannot be used, or would have no effect.
     """
 
-    # The paper's values for settings that TRL has under other defaults.
+    # TRL's settings, with the paper's defaults.
     learning_rate: float = _setting(5e-6, "Initial learning rate of AdamW.")
     max_grad_norm: float = _setting(0.1, "Gradient clipping norm.")
     num_generations: Whole = _setting(1, "G, rollouts per prompt; 1 or more.")
@@ -73,32 +77,33 @@ class VerifiedConfig(GRPOConfig):
     # Prompts and verdicts.
     instruction: str | None = _setting(
         None,
-        f"Ends every prompt, the student's and the teachers'. None: {BOXED_INSTRUCTION!r} ends problems, and prompts "
-        "that the data bring in full are left as they are.",
+        f"Ends every prompt, the student's and the teachers'. None: {BOXED_INSTRUCTION!r} ends problems, and complete "
+        "prompts of the data set stay unchanged.",
     )
     thinking: str = _setting(
         "off",
-        "The template's enable_thinking: off or on for all; template: as the template or chat_template_kwargs have it; "
+        "The template's enable_thinking: off or on for all; template: left to the template or chat_template_kwargs; "
         "paper: student off, teachers on.",
     )
     max_prompt_length: Whole | None = _setting(
-        None, "Most tokens of a student's or teacher's prompt; None: what the model's context leaves to prompts."
+        None, "Most tokens of a prompt, also a teacher's; None: the model's context less max_completion_length."
     )
     long_prompts: Annotated[str, LONG_PROMPTS] = _setting(
-        "error", f"A row whose prompt is longer: {' or '.join(LONG_PROMPTS)}, with its id and a count."
+        "error", "Rows whose prompt is longer than max_prompt_length: error, or drop them with a warning."
     )
     verifier: str = _setting("math", "math, exact, choice, reasoning_gym, or a TRL reward function by dotted path.")
     verifier_options: dict[str, Any] | str | None = _setting(None, "Options of the verifier, as JSON or a mapping.")
     truncated: Annotated[str, TRUNCATED] = _setting(
-        "incorrect", f"A rollout cut at max_completion_length is {' or '.join(TRUNCATED)}."
+        "incorrect", f"The outcome of a rollout cut at max_completion_length: {' or '.join(TRUNCATED)}."
     )
     success_threshold: Annotated[float, "a finite number"] = _setting(
-        0.5, "With reward_funcs of your own: a weighted sum of rewards of at least this is a success."
+        0.5, "With reward_funcs: a rollout succeeds if its weighted sum of rewards is at least this."
     )
 
     guard: Annotated[str, GUARD_ACTIONS] = _setting(
         "warn",
-        f"What a collapse does: {', '.join(GUARD_ACTIONS)}. A gradient that is not finite stops the run, unless off.",
+        "Action when the success rate collapses: off, nothing is checked; warn; stop the run. With warn and stop, a "
+        "gradient that is not finite stops the run.",
     )
 
     # Skills.
@@ -109,61 +114,62 @@ class VerifiedConfig(GRPOConfig):
     )
     retrieval_text: Annotated[str, ITEM_TEXTS] = _setting(
         "topic",
-        "What of an item is compared with problems: topic: title, text, a skill's when; full: a mistake's avoid too.",
+        "The parts of an item that are compared with problems: topic, its title, text and a skill's when; full, also a "
+        "mistake's avoid.",
     )
     skills_in_prompt: bool = _setting(
-        False, "Show each problem's best pairs in the rollout's prompt; of methods grpo and opsd."
+        False, "Methods grpo and opsd: show each problem's best pairs in the rollout's prompt."
     )
-    skills_in_prompt_pairs: Whole = _setting(1, "Skill-mistake pairs that skills_in_prompt shows.")
+    skills_in_prompt_pairs: Whole = _setting(1, "With skills_in_prompt: skill-mistake pairs per prompt.")
 
     def __post_init__(self) -> None:
-        with in_one_line():  # a setting of another type, and what TRL and transformers refuse
-            self._settle()
+        with in_one_line():  # errors of TRL and transformers, and of settings of another type
+            self._finish()
 
-    def _settle(self) -> None:
+    def _finish(self) -> None:
         for name in SWITCHES:
             if isinstance(vars(self)[name], bool):
                 setattr(self, name, "on" if vars(self)[name] else "off")
         if isinstance(self.verifier_options, str):
             self.verifier_options = parse_json(self.verifier_options, "verifier_options", ConfigError)
         if not isinstance(self.verifier_options, dict | None):
-            raise ConfigError("verifier_options is no mapping", got=self.verifier_options, expected="a JSON object")
+            raise ConfigError("verifier_options is not a mapping", got=self.verifier_options, expected="a JSON object")
         if self.instruction is not None and not self.instruction.strip():
             self.instruction = ""
-        check_marks(self)
+        check_annotations(self)
         check_ranges(self, {"1 or more": ("per_device_train_batch_size", "gradient_accumulation_steps")})
         self._check()
         default_device(self)
         try:
             super().__post_init__()
         except ValueError as error:
-            # TRL raises this after everything else of GRPOConfig is set and checked, but for vLLM's clip range.
+            # TRL raises this at the end of its checks; only that of vLLM's clip range comes later.
             if not (self.num_generations == 1 and str(error).startswith(_SINGLE_ROLLOUT_REFUSAL)):
                 raise
-        if not isinstance(self.chat_template_kwargs or {}, dict):  # JSON until TRL has read it
+        if not isinstance(self.chat_template_kwargs or {}, dict):  # TRL has parsed its JSON
             got = repr(self.chat_template_kwargs)
-            raise ConfigError("chat_template_kwargs is no mapping", got=got, expected="a JSON object")
+            raise ConfigError("chat_template_kwargs is not a mapping", got=got, expected="a JSON object")
         thinking_kwargs(self.thinking, self.chat_template_kwargs or {})
         check_settings(self)
         refuse_idle_settings(self, uses_grpo_loss=self._uses_grpo_loss, uses_advantages=self.uses_advantages)
 
     def _check(self) -> None:
-        """Refuse settings that do not go together."""
+        """Refuse incompatible settings."""
         if self.enable_jit_checkpoint:
             raise ConfigError(
-                "enable_jit_checkpoint would save checkpoints that nothing can go on from",
-                remedy="sgsd train saves at SIGTERM as it is; from Python, pass callbacks=[StopOnSignal()]",
+                "enable_jit_checkpoint would save checkpoints from which no run can resume",
+                remedy="leave it out: sgsd train saves at SIGTERM; in Python, pass callbacks=[StopOnSignal()]",
             )
         if not all(map(math.isfinite, self.reward_weights or ())):
-            raise ConfigError("reward_weights are no numbers", got=self.reward_weights, expected="finite ones")
+            raise ConfigError("reward_weights are not finite", got=self.reward_weights, expected="finite numbers")
         if self.use_vllm and self.vllm_importance_sampling_correction and not self._uses_grpo_loss:
             raise ConfigError(
-                "vllm_importance_sampling_correction would correct nothing",
+                "vllm_importance_sampling_correction would have no effect",
                 got="a loss without GRPO's part",
                 expected="method grpo, or grpo_weight above 0",
-                remedy="TRL corrects GRPO's loss alone; leave it out",
+                remedy="leave it out: TRL corrects only GRPO's loss",
             )
-        if self.vllm_importance_sampling_cap is not None:  # TRL would pass over it with one rollout a prompt
+        if self.vllm_importance_sampling_cap is not None:  # TRL would ignore it with one rollout per prompt
             raise ConfigError(
                 "vllm_importance_sampling_cap is TRL's old name", expected="vllm_importance_sampling_clip_max"
             )
@@ -180,7 +186,7 @@ class VerifiedConfig(GRPOConfig):
 
     @property
     def policy_writes(self) -> bool:
-        """Whether the policy is to write bank items, through its chat template."""
+        """Whether the policy writes bank items, for which it needs a chat template."""
         return False
 
     @property
@@ -194,7 +200,7 @@ class GRPOBaselineConfig(VerifiedConfig):
     """Configuration of ``GRPOBaselineTrainer``: TRL's GRPO on the rows, prompts and verdicts of the other methods.
 
     Raises:
-        ConfigError: a setting of this package's own that cannot be used.
+        ConfigError: a setting cannot be used, or would have no effect.
     """
 
     num_generations: Whole = _setting(8, "G, rollouts per prompt; 2 or more.")
@@ -211,18 +217,18 @@ class GRPOBaselineConfig(VerifiedConfig):
 
 @dataclass
 class DistillationConfig(VerifiedConfig):
-    """What the methods with teachers share."""
+    """Settings of the methods with teachers."""
 
-    teacher: Annotated[str, TEACHERS] = _setting("live", f"Whose weights teach: {', '.join(TEACHERS)}.")
+    teacher: Annotated[str, TEACHERS] = _setting("live", _TEACHER_HELP)
     teacher_ema_decay: Annotated[float, "0 to below 1"] = _setting(
         0.99, "For teacher 'ema': weights = decay * weights + (1 - decay) * policy."
     )
     teacher_sync_steps: Whole = _setting(25, "For teacher 'periodic': optimizer steps between copies of the policy.")
-    score_temperature: Positive = _setting(1.0, "Both sides' log-probabilities are taken at this temperature.")
+    score_temperature: Positive = _setting(1.0, "Temperature of the student's and the teachers' log-probabilities.")
 
     def _check(self) -> None:
         super()._check()
-        for name in ("entropy_coef", "use_adaptive_entropy"):  # the student's forward keeps no gradient for the entropy
+        for name in ("entropy_coef", "use_adaptive_entropy"):  # the entropy of the student's pass has no gradient
             if vars(self)[name]:
                 raise ConfigError(f"{name} is not supported", got=vars(self)[name], remedy="leave it out")
 
@@ -232,21 +238,21 @@ class OPSDConfig(DistillationConfig):
     """Configuration of ``OPSDTrainer``. ``num_generations`` may be 1.
 
     Raises:
-        ConfigError: a setting of this package's own that cannot be used.
+        ConfigError: a setting cannot be used, or would have no effect.
     """
 
-    teacher: Annotated[str, TEACHERS] = _setting("frozen", f"Whose weights teach: {', '.join(TEACHERS)}.")
+    teacher: Annotated[str, TEACHERS] = _setting("frozen", _TEACHER_HELP)
     reference: Annotated[str, REFERENCES] = _setting(
-        "solution", f"What the teacher's prompt holds: {' or '.join(REFERENCES)}."
+        "solution", f"The column that the teacher's prompt shows: {' or '.join(REFERENCES)}."
     )
     divergence: Annotated[str, DIVERGENCES] = _setting(
         "forward_kl", f"Per-token divergence from the teacher: {', '.join(DIVERGENCES)}."
     )
     jsd_beta: Annotated[float, "between 0 and 1"] = _setting(
-        0.5, "For divergence 'jsd': the teacher's share of the mixture, between 0 and 1."
+        0.5, "For divergence 'jsd': the teacher's weight in the mixture, between 0 and 1."
     )
     divergence_clip: Positive | None = _setting(
-        None, "Most nats that one vocabulary entry may add to a token's divergence; None: no limit."
+        None, "The largest summand of one vocabulary entry in a token's divergence, in nats; None: no limit."
     )
 
     def _check(self) -> None:
@@ -257,15 +263,12 @@ class OPSDConfig(DistillationConfig):
 
 @dataclass
 class SGSDConfig(DistillationConfig):
-    r"""Configuration of ``SGSDTrainer``.
+    r"""Configuration of ``SGSDTrainer``: TRL's ``GRPOConfig`` with SGSD's own settings and the paper's defaults.
 
-    Everything of TRL's ``GRPOConfig`` applies to sampling, optimisation, logging and saving; this class adds the
-    method's own settings and sets the paper's sampling and optimisation as defaults. ``num_generations`` may be 1.
-
-    Parameters are documented by their ``help`` (``sgsd train --help`` prints it).
+    ``num_generations`` may be 1. ``sgsd train --help`` and docs/training.md describe each setting.
 
     Raises:
-        ConfigError: a setting of this package's own that cannot be used.
+        ConfigError: a setting cannot be used, or would have no effect.
     """
 
     # Teachers.
@@ -273,74 +276,80 @@ class SGSDConfig(DistillationConfig):
     teacher_context: Annotated[str, CONTEXTS] | None = _setting(
         None,
         "What a teacher is shown: pairs, a skill and a mistake; rules, one item alone; document, the whole text that "
-        "the bank was read from. None: rules of a document, pairs of any other bank.",
+        "the bank was read from. None: rules for a bank that was read from a document, pairs for any other.",
     )
     retrieval_temperature: Positive = _setting(
-        1.0, "Temperature of the softmax over similarities that weighs teachers."
+        1.0, "Temperature of the softmax over similarities that gives the teachers' weights."
     )
-    max_tokens_per_chunk: Whole = _setting(16384, "Token budget of one teacher forward, padding included.")
+    max_tokens_per_chunk: Whole = _setting(16384, "Most tokens of one teacher forward, padding included.")
     ledger_share: Share = _setting(
         0.125,
-        "Share of the problems whose rollouts all teachers score, for the ledger, whatever the objective reads.",
+        "Share of the problems whose rollouts are scored by all teachers, for the ledger; on the others only the "
+        "teachers that the objective reads are run.",
     )
 
     # Objective.
     objective: Annotated[str, tuple(OBJECTIVES)] = _setting(
         "gated",
-        "gated: the paper's loss; local: its variant on each teacher's likeliest tokens; correction: what trusted "
-        "teachers find likeliest is distilled where a rollout failed; reweight: GRPO's advantages, sized token by "
-        "token by the teachers.",
+        "gated: the paper's loss; local: its variant on each teacher's likeliest tokens; correction: distil the "
+        "likeliest tokens of trusted teachers on failed rollouts; reweight: GRPO's advantages, scaled token by token "
+        "by the teachers.",
     )
     teacher_trust: Annotated[str, TRUSTS] = _setting(
         "worth",
-        "For objectives that trust teachers, by the ledger: worth, how far the items told successes from failures; "
-        "ledger, how sure it is that they do; vouched, wholly, until it shows that they do not; equal, all the same.",
+        "For objectives 'correction' and 'reweight': a teacher's trust, from its items' ledger. worth: how well their "
+        "stances told successes from failures; ledger: the confidence that they do; vouched: 1 until the ledger shows "
+        "that they do not; equal: 1.",
     )
-    teacher_top_tokens: Whole = _setting(20, "For objectives 'local' and 'correction': a teacher's likeliest tokens.")
+    teacher_top_tokens: Whole = _setting(
+        20, "For objectives 'local' and 'correction': the number of each teacher's likeliest tokens."
+    )
     teacher_temperature: Positive | None = _setting(
         None,
         "For objective 'correction' with support_baseline 'control': temperature of the teachers' and the control's "
-        "log-probabilities; None: score_temperature. Below 1 a small model's teachers are surer.",
+        "log-probabilities; None: score_temperature. Below 1 their distributions are sharper.",
     )
     teacher_guidance: NotNegative = _setting(
         0.0,
-        "For objective 'correction' with teacher 'frozen' and support_baseline 'control': what sets a teacher apart "
-        "from the control counts so much more than once.",
+        "For objective 'correction' with teacher 'frozen' and support_baseline 'control': strength of classifier-free "
+        "guidance, in which a teacher's log-ratio to the control is added this many times; 0: none.",
     )
     gate_tau: Positive = _setting(1.0, "Width of the gate, in squared nats.")
-    support_clip: Positive = _setting(3.0, "Clip of the token gap inside the support, in nats.")
-    support_threshold: NotNegative = _setting(0.05, "Dead zone: a support of at most this takes no stance, in nats.")
+    support_clip: Positive = _setting(3.0, "Clip of each token's gap in the support, in nats.")
+    support_threshold: NotNegative = _setting(
+        0.05, "Dead zone, in nats: a teacher whose support is at most this in absolute value takes no stance."
+    )
     support_baseline: Annotated[str, BASELINES] = _setting(
         "none",
-        "What a support is measured against: none, the student's plain prompt; control, also a teacher whose pair was "
-        "drawn at random, so that what any skill prompt does to style is no stance; costs one teacher more.",
+        "What is subtracted from supports: none; control, the support of a teacher with a random pair, which removes "
+        "the effect of any skill prompt on style and costs one teacher more.",
     )
-    sgsd_weight: NotNegative = _setting(1.0, "Weight of the teachers' loss, whichever the objective.")
+    sgsd_weight: NotNegative = _setting(1.0, "Weight of the objective's loss.")
     grpo_weight: NotNegative = _setting(0.0, "Weight of TRL's GRPO loss on the same rollouts; not in the paper.")
     rehearsal_weight: NotNegative = _setting(
         0.0,
-        "For teacher 'frozen': weight of KL(the model as it began || the student) on texts that the model wrote itself "
-        "before training, so that it forgets less; not in the paper.",
+        "For teacher 'frozen': weight of KL(initial model || student) on texts that the model wrote before training, "
+        "which reduces forgetting; not in the paper.",
     )
-    rehearsal_texts: Whole = _setting(64, "Such texts, on each process.")
+    rehearsal_texts: Whole = _setting(64, "With rehearsal_weight: texts per process.")
     trace_steps: Annotated[int, "0 or more"] = _setting(
-        25, "Optimizer steps between rollouts kept token by token, for sgsd report; 0: none."
+        25, "Optimizer steps between traces, rollouts that are saved token by token for sgsd report; 0: none."
     )
 
     # Online maintenance of the bank.
     maintenance_frequency: Annotated[int, "0 or more"] = _setting(
-        0, "Optimizer steps between checks whether the bank needs new items; 0: never; the paper's is 25."
+        0, "Optimizer steps between checks whether the bank needs new items; 0: never; 25 in the paper."
     )
     maintenance_threshold: Share = _setting(
-        0.8, "New items are made where less than this share of the rollouts since the last check succeeded."
+        0.8, "New items are written if the success rate since the last check is below this."
     )
     maintenance_timeout: Positive = _setting(
-        900.0, "Seconds a writer may take; an update that takes longer is skipped."
+        900.0, "Seconds that an update of the bank may take; a longer one is skipped."
     )
     maintenance_writer_url: str | None = _setting(
         None, "An OpenAI-compatible server that writes new items, such as http://localhost:8000/v1; None: the policy."
     )
-    maintenance_writer_model: str | None = _setting(None, "The writing model, as that server knows it.")
+    maintenance_writer_model: str | None = _setting(None, "The server's name of the model that writes.")
 
     @property
     def uses_bank(self) -> bool:
@@ -362,9 +371,9 @@ class SGSDConfig(DistillationConfig):
         super()._check()
         if self.support_baseline == "control" and self.objective == "local":
             raise ConfigError(
-                "support_baseline 'control' does not go with it", got="objective local", expected="another objective"
+                "support_baseline 'control' does not work with it", got="objective local", expected="another objective"
             )
-        if self.teacher_temperature is not None:  # supports compare teachers with the student, whose it is not
+        if self.teacher_temperature is not None:  # other supports compare teachers with a student at another one
             self._demand("teacher_temperature", objective="correction", support_baseline="control")
         if self.teacher_guidance:
             needed = {"objective": "correction", "support_baseline": "control", "teacher": "frozen"}
@@ -372,7 +381,7 @@ class SGSDConfig(DistillationConfig):
         if self.rehearsal_weight:
             self._demand("rehearsal_weight", teacher="frozen")
         needs, what = OBJECTIVES[self.objective].from_config(self).needs, f"objective '{self.objective}'"
-        if needs.still_teacher:
+        if needs.frozen_teacher:
             self._demand(what, teacher="frozen")
         if (needs.groups or self.grpo_weight) and self.num_generations == 1:
             raise ConfigError(f"{what if needs.groups else 'grpo_weight'} needs groups", **_GROUPS)
@@ -384,26 +393,26 @@ class SGSDConfig(DistillationConfig):
             )
         if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):
             given = {name: vars(self)[name] for name in ("maintenance_writer_url", "maintenance_writer_model")}
-            raise ConfigError("half a server to write new items", got=given, expected="its address and its model")
+            raise ConfigError("the server that writes new items is incomplete", got=given, expected="url and model")
         if self.maintenance_writer_url is not None and not self.maintenance_frequency:
             raise ConfigError("maintenance_writer_url without maintenance", expected="maintenance_frequency above 0")
         if self.skills_in_prompt:
             raise ConfigError(
-                "skills_in_prompt does not go with SGSD",
+                "skills_in_prompt does not work with method sgsd",
                 expected="method grpo or opsd",
-                remedy="SGSD's student is to learn without the skills that its teachers are shown",
+                remedy="leave it out: SGSD's student learns without the skills that its teachers are shown",
             )
         if not self.sgsd_weight and not self.grpo_weight:
-            raise ConfigError("sgsd_weight and grpo_weight are both 0", expected="something to learn from")
+            raise ConfigError("sgsd_weight and grpo_weight are both 0", expected="one of them above 0")
         if self.beta and not self.grpo_weight:
             raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="grpo_weight above 0")
 
     def _demand(self, what: str, *, remedy: str | None = None, **needed: str) -> None:
-        """Refuse ``what`` where other settings have not the values that it needs."""
+        """Refuse ``what`` unless other settings have the values in ``needed``."""
         unmet = {name: value for name, value in needed.items() if vars(self)[name] != value}
         if unmet:
             raise ConfigError(
-                f"{what} does not go with it",
+                f"{what} needs other settings",
                 got=", ".join(f"{name} {vars(self)[name]}" for name in unmet),
                 expected=", ".join(f"{name} {value}" for name, value in unmet.items()),
                 remedy=remedy,
@@ -411,45 +420,45 @@ class SGSDConfig(DistillationConfig):
 
 
 CONFIGS: dict[str, type[VerifiedConfig]] = {"sgsd": SGSDConfig, "grpo": GRPOBaselineConfig, "opsd": OPSDConfig}
-"""Method → its configuration; ``trainers.methods`` has the trainers."""
+"""Method → configuration class; ``trainers.methods.TRAINERS`` has the trainers."""
 
 
 def resolve_bank(args: VerifiedConfig, bank: SkillBank | str | Path | None = None) -> SkillBank | None:
-    """The bank a run begins with, a value, a file, or a shipped one by name; ``None`` where the method takes none.
+    """The initial bank of a run; ``None`` if the method uses none.
 
     Args:
         args: the run's settings.
-        bank: in place of ``args.bank``.
+        bank: a bank, a file, or ``seed:NAME``; overrides ``args.bank``.
 
     Raises:
-        ConfigError: none was named and one is needed, or one was named that nothing would read.
-        BankError: it cannot be read, or makes no pairs.
+        ConfigError: a bank is needed and none is given, or one is given that would have no effect.
+        BankError: the bank cannot be read, or has no pairs.
     """
     given = args.bank if bank is None else bank
     if not args.uses_bank:
         if given is not None:
             raise ConfigError(
-                "a skill bank that nothing would read", expected="skills_in_prompt: true, or no bank with this method"
+                "the skill bank would have no effect", expected="skills_in_prompt: true, or no bank with this method"
             )
         return None
     if given is None:
         raise ConfigError("no skill bank", expected="bank: a file, or a shipped one, seed:competition-mathematics")
     resolved = given if isinstance(given, SkillBank) else load_bank(given)
-    context_of(vars(args), resolved)  # refuses a bank that the settings cannot show
+    context_of(vars(args), resolved)  # raises if the settings do not fit the bank
     return resolved
 
 
 def context_of(settings: Mapping[str, Any], bank: SkillBank) -> str:
-    """What prompts show of a bank, one of ``CONTEXTS``: as the settings have it, or by what the bank is.
+    """What prompts show of a bank, one of ``CONTEXTS``: the setting ``teacher_context``, or its default for the bank.
 
     Raises:
-        ConfigError: the whole document of a bank that was read from none.
-        BankError: pairs of a bank that makes none, or rules of an empty one.
+        ConfigError: ``document``, but the bank was not read from a document.
+        BankError: ``pairs``, but the bank has no skills or no mistakes; or the bank is empty.
     """
     context = settings.get("teacher_context") or ("rules" if "document" in bank.metadata else "pairs")
     if context == "document" and "document" not in bank.metadata:
         raise ConfigError(
-            "teacher_context document without a document", got=f"bank {bank.name!r}", expected="a Markdown file"
+            "teacher_context document needs a document", got=f"bank {bank.name!r}", expected="a Markdown file as bank"
         )
     if context == "pairs":
         bank.require_pairs()

@@ -1,10 +1,10 @@
-"""Rehearsal: while it learns new answers, a model goes on saying what it said elsewhere.
+"""Rehearsal: regularisation against forgetting, on texts that the model writes before training.
 
-Before the first step it writes texts of its own: a user's turn, sampled behind the opening of its chat template
-(Magpie, arXiv 2406.08464), and the answer to it (self-synthesized rehearsal, arXiv 2403.01244). Each step reads some of
-them again and adds KL(as it began ‖ as it is), over the full vocabulary, to the loss (learning without forgetting,
-arXiv 1606.09282): the mean over a text's tokens, and over texts. No data is needed. Half of the turns begin with the
-first two words of a training problem, and half end with the run's instruction: what is learnt spreads there first.
+Before the first step the model samples a user turn after the opening of its chat template (Magpie, arXiv 2406.08464),
+and an answer to it (self-synthesized rehearsal, arXiv 2403.01244). Each step adds KL(initial model ‖ student) on some
+of these texts to the loss, over the full vocabulary (learning without forgetting, arXiv 1606.09282): the mean over a
+text's tokens, then over texts. No data set is needed. Half of the user turns begin with the first two words of a
+training problem, and half end with the run's instruction, since training changes the model most near its own prompts.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from sgsd.rollouts import Rollout, StopReason
 from sgsd.scoring.logprobs import hidden_states
 
 TURN_TOKENS = 48
-"""The most of each turn."""
-ROLLOUTS_A_TEXT = 4
-"""A micro-batch reads one text for so many of its rollouts."""
+"""The most tokens of a user turn, and of an answer."""
+ROLLOUTS_PER_TEXT = 4
+"""A micro-batch reads one text for this many of its rollouts."""
 _BATCH = 16
 _STARTING_WORDS = 2
 _TOP_P = 0.95
 
 
 class Rehearsal:
-    """The texts of one process.
+    """The rehearsal texts of one process.
 
     Args:
-        renderer: of the run's prompts, whose chat template opens and closes turns.
+        renderer: of the run's prompts.
         problems: texts of training problems.
-        count: of texts.
-        seed: of their sampling, another one on every process, and of what a step reads.
+        count: number of texts.
+        seed: of the texts and of the draw at each step; different on each process.
 
     Raises:
         ConfigError: the tokenizer has no chat template.
@@ -49,9 +49,9 @@ class Rehearsal:
     def __init__(self, renderer: PromptRenderer, problems: Sequence[str], *, count: int, seed: int) -> None:
         self._tokenizer: Any = renderer.tokenizer
         if not self._tokenizer.chat_template:
-            raise ConfigError("rehearsal_weight without a chat template", expected="a tokenizer with one, or weight 0")
+            raise ConfigError("rehearsal_weight needs a chat template", expected="a tokenizer with one, or weight 0")
         draw = random.Random(seed)
-        self._around = [
+        self._around_turn = [
             user_turn_ids(
                 self._tokenizer,
                 start=" ".join(draw.choice(problems).split()[:_STARTING_WORDS]) if number % 4 < 2 else "",
@@ -63,45 +63,55 @@ class Rehearsal:
         self._count = count
         self._seed = seed
         self.texts: list[list[int]] = []
-        """Token ids of what was written; empty before the first step."""
+        """Token ids of the texts, after the opening of the user turn; empty before ``prepare``."""
         self._hidden: list[Tensor] = []
 
     def prepare(self, model: nn.Module, sampling: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Write the texts, by the model as training began with it; ``sampling`` gives the one to sample from."""
+        """Write the texts, and compute the initial model's hidden states on them.
+
+        Args:
+            model: the policy, with its initial weights.
+            sampling: a context that yields the unwrapped model for generation.
+        """
         with sampling() as unwrapped:
             sampler = TransformersSampler(
                 unwrapped, self._tokenizer, max_new_tokens=TURN_TOKENS, top_p=_TOP_P, batch_size=_BATCH
             )
-            turns = sampler.sample([opening for opening, _ in self._around], seed=self._seed)
+            turns = sampler.sample([opening for opening, _ in self._around_turn], seed=self._seed)
             asked = [
                 [*opening, *_without_end(turn), *closing]
-                for (opening, closing), turn in zip(self._around, turns, strict=True)
+                for (opening, closing), turn in zip(self._around_turn, turns, strict=True)
             ]
             answers = sampler.sample(asked, seed=self._seed + 1)
         self.texts = [
             [*_without_end(turn), *closing, *answer.completion_ids]
-            for (_, closing), turn, answer in zip(self._around, turns, answers, strict=True)
+            for (_, closing), turn, answer in zip(self._around_turn, turns, answers, strict=True)
         ]
         with torch.no_grad():
             for first in range(0, self._count, _BATCH):
                 texts = self.texts[first : first + _BATCH]
-                openings = [opening for opening, _ in self._around[first : first + _BATCH]]
+                openings = [opening for opening, _ in self._around_turn[first : first + _BATCH]]
                 hidden = hidden_states(model, openings, texts)
                 self._hidden += hidden.split([len(text) for text in texts])
 
     def batch(self, rollouts: int, step: tuple[int, int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        """The texts that a micro-batch of so many rollouts reads, drawn by the numbers of step and micro-batch.
+        """The texts for a micro-batch.
+
+        Args:
+            rollouts: of the micro-batch.
+            step: numbers of the optimizer step and the micro-batch, which seed the draw.
+            device: of the result.
 
         Returns:
-            as TRL lays out rollouts, ``prompt_ids``, ``prompt_mask`` ``[R, P]`` (a turn's opening), ``completion_ids``,
-            ``completion_mask`` ``[R, T]`` (what was written behind it); and ``[n, H]``, the hidden states that
-            predicted the n tokens before training.
+            A batch in TRL's layout, with ``prompt_ids`` and ``prompt_mask`` ``[R, P]`` (the opening of the user turn)
+            and ``completion_ids`` and ``completion_mask`` ``[R, T]`` (the text); and the initial model's hidden states
+            ``[n, H]`` that predict the texts' n tokens.
         """
-        wanted = min(max(1, rollouts // ROLLOUTS_A_TEXT), self._count)
-        drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), wanted)
+        count = min(max(1, rollouts // ROLLOUTS_PER_TEXT), self._count)
+        drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), count)
         inputs: dict[str, Tensor] = {}
         for part, side, rows in (
-            ("prompt", "left", [self._around[number][0] for number in drawn]),
+            ("prompt", "left", [self._around_turn[number][0] for number in drawn]),
             ("completion", "right", [self.texts[number] for number in drawn]),
         ):
             ids = [torch.tensor(row, device=device) for row in rows]

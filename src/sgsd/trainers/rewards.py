@@ -1,4 +1,4 @@
-"""A verifier as a TRL reward function; rewards as outcomes; what could not reward, refused before the first step."""
+"""A verifier as a TRL reward function; rewards → outcomes; checks of reward functions before the first step."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from sgsd.verifiers.verifier import NAMES, REWARDS, contexts_of, verify_in_conte
 
 
 class VerifierReward:
-    """1.0 for correct, 0.0 for incorrect, ``None`` for undecided: TRL gives an undecided rollout no advantage.
+    """A reward function: 1.0 for correct, 0.0 for incorrect, ``None`` for undecided, which TRL gives no advantage.
 
-    Takes the columns ``answer`` and ``completion_ids`` that the trainers provide; logs each verdict's outcome and
-    reason to the completions table.
+    It reads the columns ``answer`` and ``completion_ids``, and logs each verdict's outcome and reason to TRL's table of
+    completions.
 
     Args:
         verifier: judges the completion's text.
         name: shown in logs as ``rewards/<name>``.
-        end_ids: ids that end a completion. One that ends otherwise is truncated.
-        truncated: the outcome of a truncated completion, ``incorrect`` or ``undecided``; the text is not looked at.
-        text: makes the text to judge of the ids; without it, TRL's is judged, in which marks of thinking may be lost.
-        prompt_end: how the template ends a conversation's prompt, perhaps with a mark that opens thoughts.
+        end_ids: ids that end a completion. A completion with another last id is truncated.
+        truncated: the outcome of a truncated completion, ``incorrect`` or ``undecided``.
+        text: decodes completion ids; ``None``: TRL's text is judged, which may lack special tokens around thoughts.
+        prompt_end: the end of a conversation's rendered prompt, which may open a thought.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class VerifierReward:
         self.prompt_end = prompt_end
         self.__name__ = name
         self.verdicts: list[Verdict] = []
-        """Of the latest call."""
+        """The verdicts of the latest call."""
 
     def __call__(
         self,
@@ -90,10 +90,10 @@ class VerifierReward:
 _ADDED = ("problem", "problem_id", "answer", "solution", "teacher_prompt")
 
 
-def taking_its_own(function: Any) -> Any:
-    """A reward function that is spared the columns of ours that its signature does not take.
+def without_added_columns(function: Any) -> Any:
+    """The reward function, called without the columns that this package adds and its signature does not name.
 
-    TRL passes every column, and a function that names those of its data set needs no ``**kwargs`` there.
+    TRL passes every column. A function that names all columns of its data set needs no ``**kwargs`` in TRL.
     """
     if isinstance(function, str | nn.Module):
         return function
@@ -101,30 +101,30 @@ def taking_its_own(function: Any) -> Any:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # a builtin
         return function
-    spared = [name for name in _ADDED if name not in parameters]
-    if not spared or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    unnamed = [name for name in _ADDED if name not in parameters]
+    if not unnamed or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return function
 
-    def taken(given: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in given.items() if name not in spared}
+    def named(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in arguments.items() if name not in unnamed}
 
     if is_async_callable(function):
 
         @functools.wraps(function)
-        async def called(**given: Any) -> Any:
-            return await function(**taken(given))
+        async def wrapped(**arguments: Any) -> Any:
+            return await function(**named(arguments))
     else:
 
         @functools.wraps(function)
-        def called(**given: Any) -> Any:
-            return function(**taken(given))
+        def wrapped(**arguments: Any) -> Any:
+            return function(**named(arguments))
 
-    called.__name__ = get_callable_name(function)
-    return called
+    wrapped.__name__ = get_callable_name(function)
+    return wrapped
 
 
 def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int]) -> bool:
-    """True if a completion stopped for want of room: it is empty or its last id ends no completion."""
+    """Whether a completion was cut at the length limit: it is empty, or its last id is not one of ``end_ids``."""
     return not completion_ids or completion_ids[-1] not in end_ids
 
 
@@ -139,51 +139,50 @@ def outcome_of(reward: float, threshold: float) -> int:
 
 
 def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -> None:
-    """Refuse rewards, and settings of theirs, that nothing would read or that could not reward.
-
-    A verifier, which may be a reward function, judges where ``reward_funcs`` is ``None``.
+    """Check reward functions, verifier and their settings before any weight is loaded.
 
     Raises:
-        ConfigError: one line, before any weight is loaded.
+        ConfigError: an argument of the wrong type, or a setting that would have no effect.
     """
     if verifier is not None and not callable(verifier) and not callable(getattr(verifier, "verify_many", None)):
         raise ConfigError(
-            "verifier cannot verify",
-            got=_told(verifier),
+            "verifier has no verify_many",
+            got=_described(verifier),
             expected="an object with verify_many, such as get_verifier('math'), or a reward function",
         )
     if reward_funcs is None:
         default = type(args).success_threshold
         if args.reward_weights is not None or args.success_threshold != default:
             raise ConfigError(
-                "settings without effect where a verifier judges",
+                "settings have no effect where a verifier judges",
                 got=f"reward_weights {args.reward_weights}, success_threshold {args.success_threshold}",
                 expected=f"reward_weights None, success_threshold {default}",
-                remedy="leave them out, or pass reward_funcs; verifier_options: {threshold: …} is a reward function's",
+                remedy="leave them out, pass reward_funcs, or for a reward function as verifier set "
+                "verifier_options: {threshold: …}",
             )
         return
     if verifier is not None:
-        raise ConfigError("a verifier beside reward_funcs would judge nothing", remedy="leave out one of them")
+        raise ConfigError("verifier would have no effect beside reward_funcs", remedy="leave out one of them")
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     for function in functions:
         if not (callable(function) or isinstance(function, str)) or function in NAMES:
             raise ConfigError(
-                "reward_funcs cannot reward",
-                got=_told(function),
+                "reward_funcs contains no reward function",
+                got=_described(function),
                 expected="a reward function, or a list of them",
-                remedy="a verifier is passed as verifier, or named in args.verifier",
+                remedy="pass a verifier as verifier, or set args.verifier to its name",
             )
     if not functions:
-        raise ConfigError("reward_funcs is empty", remedy="leave it out, and the verifier judges")
+        raise ConfigError("reward_funcs is empty", remedy="leave it out to use args.verifier")
     if args.reward_weights is not None and len(args.reward_weights) != len(functions):
         raise ConfigError(
-            "reward_weights of another number",
-            got=len(args.reward_weights),
-            expected=f"{len(functions)}, as reward_funcs",
+            "reward_weights and reward_funcs differ in number",
+            got=f"{len(args.reward_weights)} weights",
+            expected=str(len(functions)),
         )
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     return repr(value) if isinstance(value, str) else type(value).__name__
 
 
@@ -196,25 +195,31 @@ def check_reward(
     count: int = 2,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
-    """Call each reward function once, on made-up completions of a real row, as TRL will.
+    """Call each reward function once as TRL will, with made-up completions of a real row.
 
-    A whole group of the same row, ``count`` of two or more: a function that returns one reward for a batch is seen.
-    Reward models (``nn.Module``) are left to TRL. Asynchronous functions are called on the running ``loop``, which what
-    they keep may be bound to, or on one of their own.
+    Reward models (``nn.Module``) are not called.
+
+    Args:
+        reward_funcs: the trainer's.
+        row: of the training data.
+        tokenizer: of the run.
+        end_id: ends each completion.
+        count: completions, two or more, so that a function that returns one reward per batch is found.
+        loop: TRL's running event loop, to which asynchronous functions may have bound resources; ``None``: a new loop.
 
     Raises:
-        ConfigError: the function raises, returns something else than one number or ``None`` a completion, or asks for
-            columns that the data set does not have.
+        ConfigError: the function raises, reads columns that the data set does not have, or does not return one number
+            or ``None`` per completion.
     """
     texts = [f"Let me see. The answer is \\boxed{{{n}}}." for n in range(count)]
     columns = {name: [value] * count for name, value in row.items() if name not in _OF_TRL}
-    talk = not isinstance(row["prompt"], str)
-    given = {
+    is_conversation = not isinstance(row["prompt"], str)
+    arguments = {
         "prompts": [row["prompt"]] * count,
-        "completions": [[{"role": "assistant", "content": text}] if talk else text for text in texts],
+        "completions": [[{"role": "assistant", "content": text}] if is_conversation else text for text in texts],
         "completion_ids": [[*tokenizer(text, add_special_tokens=False)["input_ids"], end_id] for text in texts],
         **columns,
-        "trainer_state": TrainerState(epoch=0.0, max_steps=1, num_train_epochs=1),  # they may divide by either
+        "trainer_state": TrainerState(epoch=0.0, max_steps=1, num_train_epochs=1),  # functions may divide by them
         "log_extra": lambda name, values: None,
         "log_metric": lambda name, value: None,
     }
@@ -223,8 +228,8 @@ def check_reward(
             continue
         name = str(getattr(function, "__name__", None) or type(function).__name__)
         try:
-            rewards = _called(function, given, loop)
-        except ConfigError as error:  # a verifier's, which knows what is wrong
+            rewards = _call(function, arguments, loop)
+        except ConfigError as error:  # a verifier's
             raise ConfigError(f"verifier {name} fails on a made-up completion", got=error.got) from error
         except SGSDError:
             raise
@@ -232,7 +237,7 @@ def check_reward(
             raise ConfigError(
                 f"reward function {name} fails on a made-up completion",
                 got=f"{type(error).__name__}: {error}",
-                expected=f"a reward for each completion; columns of the data: {', '.join(columns)}",
+                expected=f"a reward for each completion; the data has the columns {', '.join(columns)}",
             ) from error
         _check_rewards(name, rewards, count)
         if isinstance(function, VerifierReward):
@@ -240,20 +245,20 @@ def check_reward(
 
 
 _OF_TRL = ("prompt", "completion", "completion_ids")
-"""Columns that TRL hands over under names of its own."""
+"""Columns that TRL does not pass as columns."""
 
 
-def _called(function: Callable[..., Any], given: Mapping[str, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
+def _call(function: Callable[..., Any], arguments: Mapping[str, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
     if not is_async_callable(function):
-        return function(**given)
+        return function(**arguments)
 
     async def awaited() -> Any:
-        return await function(**given)
+        return await function(**arguments)
 
     if loop is not None:
         return asyncio.run_coroutine_threadsafe(awaited(), loop).result()
-    with ThreadPoolExecutor(1) as own:  # a notebook's thread has a loop already
-        return own.submit(asyncio.run, awaited()).result()
+    with ThreadPoolExecutor(1) as thread:  # asyncio.run fails in a notebook's thread, which runs a loop
+        return thread.submit(asyncio.run, awaited()).result()
 
 
 def _check_rewards(name: str, rewards: Any, count: int) -> None:
@@ -261,20 +266,21 @@ def _check_rewards(name: str, rewards: Any, count: int) -> None:
     try:
         values = list(rewards)
     except TypeError as error:
-        raise ConfigError(f"reward function {name} returns no list", got=repr(rewards), expected=expected) from error
+        what = f"reward function {name} does not return a list"
+        raise ConfigError(what, got=repr(rewards), expected=expected) from error
     if len(values) != count:
         raise ConfigError(f"reward function {name} returns {len(values)} rewards", expected=expected)
     for value in values:
         try:
-            sound = value is None or not (isinstance(value, str) or math.isinf(float(value)))
+            valid = value is None or not (isinstance(value, str) or math.isinf(float(value)))
         except (TypeError, ValueError):
-            sound = False
-        if not sound:
-            raise ConfigError(f"reward function {name} returns what is no number", got=repr(value), expected=expected)
+            valid = False
+        if not valid:
+            raise ConfigError(f"reward function {name} returns a wrong value", got=repr(value), expected=expected)
 
 
 def _check_verdicts(name: str, verdicts: Sequence[Verdict]) -> None:
-    """A verifier in a worker process does not raise: each verdict is undecided, and says why."""
+    """Refuse a verifier that failed in its worker process: it does not raise, but all verdicts say why."""
     error, reasons = "verifier error: ", [verdict.reason or "" for verdict in verdicts]
     if reasons and all(reason.startswith(error) for reason in reasons):
         raise ConfigError(

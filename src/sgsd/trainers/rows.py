@@ -1,7 +1,6 @@
-"""Problems → the rows a TRL trainer takes. The same for every method, so that all see the same prompts.
+"""Problems → the rows of a TRL trainer, with the same prompts for every method.
 
-A ``prompt`` column is what it is in TRL (``sgsd.prompts``), and every other column of the data set reaches reward
-functions.
+The column ``prompt`` is TRL's (``sgsd.prompts``). Every other column of the data set reaches reward functions.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ _log = logger(__name__)
 
 
 def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -> list[Problem]:
-    """Problems as they are, or those of a data set in any format that ``sgsd.data.problems`` knows.
+    """A list of problems unchanged, or the problems of a data set in a format that ``sgsd.data.adapters`` reads.
 
-    Where a verifier compares with an answer, rows without one, duplicates and contradictions are left out. With reward
-    functions of the user's own no row is.
+    If ``verified``, a verifier compares with an answer: rows without an answer, duplicates and rows with contradictory
+    answers are dropped. Otherwise the user's reward functions judge, and no row is dropped.
 
     Raises:
-        DataError: nothing in it, an unknown format, or a streaming data set; with reward functions of the user's own, a
-            row that asks nothing.
+        DataError: the data set is empty, streaming, or of an unknown format; not ``verified``, and a row has no prompt.
     """
     if isinstance(source, Dataset):
         problems = _adapted(source.with_format(None), verified=verified)
@@ -43,7 +41,7 @@ def problems_of(source: Dataset | Sequence[Problem], *, verified: bool = True) -
             "the data set cannot be used",
             got=type(source).__name__ + (f" of {', '.join(kinds)}" if kinds else ""),
             expected="datasets.Dataset or a list of Problem",
-            remedy="make one: datasets.Dataset.from_list(rows), or datasets.load_dataset",
+            remedy="create one: datasets.Dataset.from_list(rows), or datasets.load_dataset",
         )
     if not problems:
         raise DataError("the data set is empty")
@@ -59,41 +57,41 @@ def _adapted(rows: Dataset, *, verified: bool) -> list[Problem]:
         on_conflict="drop_all" if verified else "keep",
     )
     report = report.including(adapted, source="the data set")
-    named = [f"{drop.id}: {drop.why or drop.reason}" for drop in report.dropped[:LISTED_IDS]]
-    if named and not problems:
+    reasons = [f"{drop.id}: {drop.why or drop.reason}" for drop in report.dropped[:LISTED_IDS]]
+    if reasons and not problems:
         raise DataError(
             "no row of the data set can be used",
-            got=f"{report.summary()}; {named[0]}",
+            got=f"{report.summary()}; {reasons[0]}",
             expected="a prompt or a problem, with an answer for a verifier",
         )
-    if named and verified:
-        _log.warning("%s (%s)", report.summary(), "; ".join(named))
-    elif named:
+    if reasons and verified:
+        _log.warning("%s (%s)", report.summary(), "; ".join(reasons))
+    elif reasons:
         raise DataError(
             f"{len(report.dropped)} of {report.rows} rows of the data set cannot be used",
-            got="; ".join(named),
+            got="; ".join(reasons),
             expected="text, or a conversation with a user message that is not empty",
             remedy="leave these rows out of the data",
         )
-    for problem in [] if verified else adapted.problems:  # pairs are retrieved by a problem, and rewards are given it
+    for problem in [] if verified else adapted.problems:  # retrieval and reward functions read the column
         value = problem.columns.get("problem")
         if value is not None and not isinstance(value, str):
             raise DataError(
-                "the column problem is no text",
+                "the column problem is not text",
                 got=f"{type(value).__name__} in {problem.id}",
-                expected="the text that skills are retrieved by, or none",
+                expected="the text that skills are retrieved for, or no such column",
                 remedy="rename the column",
             )
     return problems
 
 
 def all_text(problems: Sequence[Problem]) -> bool:
-    """Whether every prompt is text, which goes to the model without chat template."""
+    """Whether every prompt is text, which is tokenised without the chat template."""
     return all(isinstance(problem.prompt, str) for problem in problems)
 
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt:
-    """What a row asks, as ``PromptRenderer`` takes it: its conversation, or its text as ``RawText``."""
+    """A row's prompt for ``PromptRenderer``: its conversation, or its text as ``RawText``."""
     prompt = row["prompt"]
     return RawText(prompt) if isinstance(prompt, str) else prompt
 
@@ -103,10 +101,13 @@ def skill_pairs(
 ) -> list[Shown]:
     """What each problem's prompt shows with ``skills_in_prompt``: the best ``count`` pairs or rules, or the document.
 
-    ``context`` is what ``config.context_of`` has.
+    Args:
+        problems, retriever, bank: the run's.
+        count: pairs or rules per prompt.
+        context: one of ``config.CONTEXTS``.
 
     Raises:
-        ConfigError: the bank does not make as many.
+        ConfigError: the bank has fewer than ``count``.
     """
     if context == "document":
         return [str(bank.metadata["document"])] * len(problems)
@@ -129,25 +130,27 @@ def training_rows(
     long_prompts: str = "error",
     verified: bool = True,
 ) -> Dataset:
-    """The rollouts' prompts and what a reward function may want beside them.
+    """The trainer's data set: prompts, and columns for reward functions.
 
-    Columns: ``prompt`` (messages or text), ``problem`` (what pairs are retrieved by), ``problem_id``; ``answer`` and
-    ``solution`` where there are any; and the data set's own, untouched. Where both have a column, a verified run has
-    ``answer`` as its verifier takes it and ``solution`` with the answer in its place where there is none (TRL's
-    ``accuracy_reward`` reads it); reward functions of the user's own are given the data set's.
+    Columns: ``prompt`` (messages or text), ``problem`` (the query of retrieval), ``problem_id``; ``answer`` and
+    ``solution`` if present; and the data set's own columns, unchanged. If names collide and ``verified``, ``answer`` is
+    the verifier's form of it, and a missing ``solution`` is replaced by the answer (TRL's ``accuracy_reward`` reads
+    it). If names collide and not ``verified``, the data set's own columns win.
 
     Args:
-        problems, renderer: one problem or more, and what makes their prompts.
+        problems: one or more.
+        renderer: of their prompts.
         max_prompt_length: in tokens.
         skills: what each problem's prompt shows of a bank; ``None`` for plain prompts.
-        references: what each problem's OPSD teacher is shown; its token ids become the column ``teacher_prompt``.
-        long_prompts: what becomes of a row whose prompt is too long: ``error``, or ``drop``, with a warning.
+        references: the reference that each problem's OPSD teacher is shown; the teacher's prompt ids become the column
+            ``teacher_prompt``.
+        long_prompts: for rows whose prompt is too long: ``error``, or ``drop`` them with a warning.
         verified: as for ``problems_of``.
 
     Raises:
         PromptError: a prompt is too long, or the chat template refuses it; the row is named.
-        DataError: conversations and text among the prompts, of which TRL looks at the first alone; an integer beyond 64
-            bits in a column.
+        DataError: some prompts are conversations and some are text; or a column has values that Arrow cannot store,
+            such as integers beyond 64 bits.
     """
     rows: list[dict[str, Any]] = []
     lengths: list[tuple[int, int]] = []  # of the student's prompt, and of the teacher's
@@ -169,19 +172,19 @@ def training_rows(
     raw = [isinstance(row["prompt"], str) for row in rows]
     if any(raw) and not all(raw):
         raise DataError(
-            "prompts are of two kinds",
+            "some prompts are text and some are conversations",
             got=f"text in {problems[raw.index(True)].id}, a conversation in {problems[raw.index(False)].id}",
-            expected="either in all rows",
+            expected="one kind in all rows",
         )
     fits = [max(both) <= max_prompt_length for both in lengths]
     if long_prompts == "drop" and any(fits) and not all(fits):
-        left_out = [problem.id for problem, fit in zip(problems, fits, strict=True) if not fit]
+        dropped = [problem.id for problem, fit in zip(problems, fits, strict=True) if not fit]
         _log.warning(
             "%s of %s rows left out: prompts of more than %s tokens (%s)",
-            f"{len(left_out):,}",
+            f"{len(dropped):,}",
             f"{len(rows):,}",
             f"{max_prompt_length:,}",
-            listed(left_out),
+            listed(dropped),
         )
         rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
     else:
@@ -193,17 +196,17 @@ def training_rows(
     columns = list(dict.fromkeys(name for row in rows for name in row))
     try:
         return _data_set(rows, columns)
-    except (OverflowError, ValueError) as error:  # Arrow's; or of the JSON that mixed types are kept as
+    except (OverflowError, ValueError) as error:  # from Arrow, or from JSON, in which mixed types are stored
         raise DataError(
-            "a column of the data holds what no data set can",
+            "a column of the data cannot be stored",
             got=f"{error}, in {', '.join(name for name in columns if not _fits(rows, name))}",
-            expected="values of one type or of JSON's, and integers of at most 64 bits",
-            remedy="write it as text, or leave the column out",
+            expected="values of one type or of JSON's types, and integers of at most 64 bits",
+            remedy="write the values as text, or leave the column out",
         ) from error
 
 
 def _data_set(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Dataset:
-    """Columns that mix types, and objects with other keys from row to row, stay as they are."""
+    """A data set that keeps columns of mixed types, and objects whose keys differ between rows."""
     return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
 
 

@@ -1,4 +1,4 @@
-"""Settings that could not train, or that nothing would read: refused before anything is loaded."""
+"""Checks of settings before anything is loaded: values that cannot train, settings without effect."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ _OF_TRL = {
     "0 to below 1": ("adam_beta1", "adam_beta2"),
     "0 to 2**32 - 1": ("seed",),
 }
-"""What torch, transformers and TRL would refuse, or fail at, only after loading or in a step."""
+"""Ranges of TRL's settings, which torch, transformers and TRL check only after loading, or not at all."""
 
 
-def check_marks(args: Any) -> None:
-    """Refuse values outside the range, or among none of the choices, that their settings' types are annotated with.
+def check_annotations(args: Any) -> None:
+    """Check each setting against the range or the choices in its type annotation.
 
     Raises:
         ConfigError: naming the setting.
@@ -58,22 +58,22 @@ def check_marks(args: Any) -> None:
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         for part in (hint, *get_args(hint)):
             if get_origin(part) is Annotated and (part is hint or vars(args)[name] is not None):
-                (mark,) = part.__metadata__
-                if isinstance(mark, str):
-                    _check_range(name, vars(args)[name], mark)
+                (allowed,) = part.__metadata__
+                if isinstance(allowed, str):
+                    _check_range(name, vars(args)[name], allowed)
                 else:
-                    check_choice(name, vars(args)[name], mark)
+                    check_choice(name, vars(args)[name], allowed)
 
 
 def check_ranges(args: Any, ranges: Mapping[str, Sequence[str]]) -> None:
-    """Refuse numbers that are out of range: a key of ``_RANGES`` → names of settings.
+    """Check numbers against ``ranges``: key of ``_RANGES`` → names of settings.
 
     Raises:
         ConfigError: naming the setting.
     """
     defaults = {each.name: each.default for each in dataclasses.fields(args)}
     for expected, names in ranges.items():
-        for name in names:  # None is in range where the default is no number
+        for name in names:  # None is valid unless the default is a number
             if vars(args)[name] is not None or isinstance(defaults[name], int | float):
                 _check_range(name, vars(args)[name], expected)
 
@@ -84,10 +84,10 @@ def _check_range(name: str, value: Any, expected: str) -> None:
 
 
 def check_settings(args: Any) -> None:
-    """Refuse settings of TRL and transformers that could not train, whatever the model and data.
+    """Refuse values of TRL's and transformers' settings that cannot train with any model and data.
 
     Raises:
-        ConfigError: one line.
+        ConfigError: naming the setting.
     """
     check_ranges(args, _OF_TRL)
     if not args.use_vllm:
@@ -96,51 +96,56 @@ def check_settings(args: Any) -> None:
         check_choice(name, vars(args)[name], choices)
     if args.remove_unused_columns:
         raise ConfigError(
-            "remove_unused_columns would remove what rewards and teachers read", got=True, expected="false, the default"
+            "remove_unused_columns would remove columns that rewards and teachers read",
+            got=True,
+            expected="false, the default",
         )
     if args.save_strategy == "best" and args.metric_for_best_model is None:
-        raise ConfigError("save_strategy best without metric_for_best_model", expected="a metric, such as reward")
+        raise ConfigError("save_strategy best needs metric_for_best_model", expected="a metric, such as reward")
     if args.sync_ref_model and not args.beta:
-        raise ConfigError("sync_ref_model without a reference model", got="beta 0", expected="beta above 0")
+        raise ConfigError("sync_ref_model needs a reference model", got="beta 0", expected="beta above 0")
     if args.max_steps == 0:
         raise ConfigError("max_steps 0 would train nothing", expected="1 or more, or -1 for num_train_epochs")
     if args.max_steps < 0 and not args.num_train_epochs > 0:
         _check_range("num_train_epochs", args.num_train_epochs, "above 0")
 
 
-# ---- what settings describe
+# ---- objects that settings describe
 
-_OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that look at the model's layers
-_ONE_A_PROMPT = {"num_return_sequences": 1, "return_dict_in_generate": False}
-"""What TRL takes from ``generate``, whatever else ``generation_kwargs`` say."""
+_MODEL_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")  # optimizers that need the model's layers
+_FIXED_GENERATION_KWARGS = {"num_return_sequences": 1, "return_dict_in_generate": False}
+"""The only values of ``generation_kwargs`` with which TRL can read the result of ``generate``."""
 
 
-def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
-    """Build what settings describe and training would build, of a toy's size, before any weight is loaded.
+def check_constructible(args: Any, *, adapted: bool, loaded: bool = False) -> None:
+    """Build optimizer, schedule, checkpointing and generation config of toy size, before any weight is loaded.
 
-    ``adapted``: the policy is an adapter. ``loaded``: the weights are there already; whether vLLM is, TRL will see.
+    Args:
+        args: the run's settings.
+        adapted: the policy has a PEFT adapter.
+        loaded: the model is loaded already; TRL then checks whether vLLM is installed.
 
     Raises:
-        ConfigError: naming the setting, with what the library says; a package that is not installed.
+        ConfigError: naming the setting, with the library's message; or a package is not installed.
     """
     if args.sync_ref_model and adapted:
-        raise ConfigError("sync_ref_model does not go with an adapter", remedy="leave it out, or train all weights")
-    for name, module, there in (
+        raise ConfigError("sync_ref_model does not work with an adapter", remedy="leave it out, or train all weights")
+    for name, module, is_installed in (
         ("use_liger_kernel", "liger-kernel", is_liger_kernel_available),
         ("use_vllm", "vllm", is_vllm_available),
     ):
-        if vars(args)[name] and not there() and not (loaded and name == "use_vllm"):
+        if vars(args)[name] and not is_installed() and not (loaded and name == "use_vllm"):
             raise ConfigError(f"{name} needs a package that is missing", got=module, remedy=f"pip install {module}")
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     optim = str(getattr(args.optim, "value", args.optim))
     optimizer: torch.optim.Optimizer = torch.optim.SGD([weight], lr=args.learning_rate)
-    with in_one_line(f"optim {optim} cannot be made of optim_args {args.optim_args}"):
-        if not optim.startswith(_OF_A_MODEL):
+    with in_one_line(f"optim {optim} cannot be built with optim_args {args.optim_args}"):
+        if not optim.startswith(_MODEL_OPTIMIZERS):
             kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
             optimizer = kind([weight], **options)
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     steps = args.max_steps if args.max_steps > 0 else 1000
-    with in_one_line(f"lr_scheduler_type {schedule} cannot be made of {args.lr_scheduler_kwargs or {}}"):
+    with in_one_line(f"lr_scheduler_type {schedule} cannot be built with {args.lr_scheduler_kwargs or {}}"):
         get_scheduler(
             args.lr_scheduler_type,
             optimizer,
@@ -156,18 +161,18 @@ def check_pieces(args: Any, *, adapted: bool, loaded: bool = False) -> None:
 
 
 def _check_generation(args: Any) -> None:
-    given = dict(args.generation_kwargs or {})
-    for name, value in _ONE_A_PROMPT.items():
-        if given.get(name, value) not in (None, value):
-            remedy = "leave it out; G is num_generations"
-            raise ConfigError(f"generation_kwargs with {name}", got=given[name], expected=value, remedy=remedy)
+    options = dict(args.generation_kwargs or {})
+    for name, value in _FIXED_GENERATION_KWARGS.items():
+        if options.get(name, value) not in (None, value):
+            remedy = f"leave {name} out; num_generations sets the rollouts per prompt"
+            raise ConfigError(f"generation_kwargs with {name}", got=options[name], expected=value, remedy=remedy)
     cache = args.cache_implementation
-    if not args.use_vllm:  # it has its own
-        with in_one_line(f"generation_kwargs {given}, cache_implementation {cache} cannot be used"):
-            GenerationConfig(**{"do_sample": True, "cache_implementation": cache, **given})
+    if not args.use_vllm:  # vLLM's options are others
+        with in_one_line(f"generation_kwargs {options}, cache_implementation {cache} cannot be used"):
+            GenerationConfig(**{"do_sample": True, "cache_implementation": cache, **options})
 
 
-# ---- settings that nothing would read
+# ---- settings without effect
 
 _OF_GRPO_LOSS = (
     *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "top_entropy_quantile"),
@@ -179,14 +184,14 @@ _OF_GRPO_LOSS = (
 )
 _OF_ADVANTAGES = ("scale_rewards", "multi_objective_aggregation")
 IDLE_WITHOUT_GRPO = (*_OF_GRPO_LOSS, *_OF_ADVANTAGES)
-"""TRL's settings that only its GRPO loss reads, and those that only group advantages read."""
+"""TRL's settings that only its GRPO loss or only group advantages read."""
 
 
 def refuse_idle_settings(args: Any, *, uses_grpo_loss: bool, uses_advantages: bool = False) -> None:
-    """Refuse TRL settings that were changed and that neither GRPO's loss nor its group advantages would read.
+    """Refuse changed settings of GRPO's loss, or of its advantages, in a run that uses neither.
 
     Raises:
-        ConfigError: naming the settings and what would read them.
+        ConfigError: naming the settings.
     """
     if uses_grpo_loss:
         return
@@ -195,7 +200,7 @@ def refuse_idle_settings(args: Any, *, uses_grpo_loss: bool, uses_advantages: bo
     changed = {name: vars(args)[name] for name in idle if vars(args)[name] != defaults[name]}
     if changed:
         raise ConfigError(
-            "settings without effect where GRPO's loss is no part of the loss",
+            "settings have no effect without GRPO's loss",
             got=", ".join(f"{name} {value}" for name, value in changed.items()),
             expected="method grpo, grpo_weight above 0, or the defaults",
         )
@@ -205,10 +210,10 @@ def refuse_idle_settings(args: Any, *, uses_grpo_loss: bool, uses_advantages: bo
 
 
 def default_device(args: Any) -> None:
-    """Fill in ``use_cpu`` and ``bf16`` by what the machine has; call before ``TrainingArguments.__post_init__``.
+    """Set the defaults of ``use_cpu`` and ``bf16`` for this machine; called before ``TrainingArguments.__post_init__``.
 
-    Without an accelerator ``use_cpu`` is set. Where neither ``bf16`` nor ``fp16`` is given, bfloat16 is used on devices
-    that compute in it, float32 on others.
+    ``use_cpu`` is true without an accelerator. If neither ``bf16`` nor ``fp16`` is set, ``bf16`` is true on devices
+    with bfloat16 instructions.
     """
     if not (torch.accelerator.is_available() or is_torch_xla_available()):
         args.use_cpu = True

@@ -1,10 +1,12 @@
 """SGSD: skill-conditioned gated self-distillation (arXiv 2605.28791).
 
-One step, top to bottom: TRL samples rollouts and a verifier judges them (``base``); each problem's skill–mistake pairs
-are retrieved; the model itself, with a pair in its prompt, scores the rollout as a teacher (``score_teachers``); the
-objective compares teachers and student (``_compute_loss``); the ledger notes what each pair was worth.
+One step, top to bottom:
 
-Retrieval happens inside the step, so a changed ``trainer.bank`` is seen by the next rollouts.
+1. sample and verify: TRL samples rollouts, a verifier decides their outcomes (``base.VerifiedTrainer``);
+2. retrieve: the skill–mistake pairs of each problem (``retrieve``), from the current ``trainer.bank``;
+3. score K teachers: the model itself, with a pair in its prompt, scores the rollout (``score_teachers``);
+4. loss: the objective compares the student with its teachers (``_compute_loss``);
+5. ledger: each item is credited with its teachers' stances (``_credit``).
 """
 
 from __future__ import annotations
@@ -118,21 +120,21 @@ class SGSDTrainer(VerifiedTrainer):
             seed, problems = args.seed + self.accelerator.process_index, self.train_dataset["problem"]
             self.rehearsal = Rehearsal(self.renderer, problems, count=args.rehearsal_texts, seed=seed)
         first = [self.train_dataset[n] for n in range(min(FIRST_PROBLEMS, len(self.train_dataset)))]
-        said = check_teachers(self.retrieve(first), self.max_prompt_length)
-        if said and main:
-            _log.warning("%s", said)
+        warning = check_teachers(self.retrieve(first), self.max_prompt_length)
+        if warning and main:
+            _log.warning("%s", warning)
 
     @property
     def ledger(self) -> Ledger:
-        """What became of each bank item so far."""
+        """The uses and stances of each bank item so far."""
         return self.training_ledger.ledger
 
-    # ---- one step: sample, verify, retrieve, score K teachers
+    # ---- 1 to 3: sample, verify, retrieve, score K teachers
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         if self._mode == "eval":
-            if self.log_completions:  # the table has a row for each of TRL's, and these have no teachers
+            if self.log_completions:  # every column of TRL's table needs a row for each completion
                 self._logs["extra"]["pairs"].extend([] for _ in range(len(inputs) * self.accelerator.num_processes))
             return output
         output["score_mask"] = output["counted"] & ~torch.isin(output["completion_ids"], self._uncounted)
@@ -140,11 +142,7 @@ class SGSDTrainer(VerifiedTrainer):
         output |= to_batch(self.score_teachers(pools, inputs, output))
         output["items"] = self.training_ledger.numbers(pools, self.bank, self._K).to(output["counted"].device)
         self.recorder.rollouts(inputs, output["row"].tolist())
-        self.metrics.share("sgsd/teachers_per_rollout", sum(len(pool.pairs) for pool in pools), len(pools))
-        self.metrics.share("sgsd/pairs_too_long", sum(pool.too_long for pool in pools), len(pools))
-        if self.log_completions:
-            names = [[" ".join(item.id for item in pair.items) for pair in pool.pairs] for pool in pools]
-            self._logs["extra"]["pairs"].extend(gather_object(names))
+        self._log_pools(pools)
         return output
 
     def _calculate_rewards(
@@ -163,15 +161,15 @@ class SGSDTrainer(VerifiedTrainer):
         return rewards
 
     def retrieve(self, inputs: Sequence[dict[str, Any]]) -> list[TeacherPool]:
-        """One pool of teachers a rollout; the G rollouts of a prompt share one."""
+        """The teachers of each rollout, from the current bank; the G rollouts of a prompt share a pool."""
         assert self.retriever is not None
         assert self.bank is not None
-        distinct = {_asked(row): row for row in inputs}
+        distinct = {_group(row): row for row in inputs}
         problems = list(dict.fromkeys(row["problem"] for row in distinct.values()))
-        alone = {} if self._context == "pairs" else {"alone": True}  # a retriever of one's own may know pairs only
+        alone = {} if self._context == "pairs" else {"alone": True}  # a user's retriever may take no such argument
         found = self.retriever.retrieve(problems, self.bank, self.args.num_teachers, **alone)
         if self._context == "document":
-            found = [self._one_of(retrieval, problem) for retrieval, problem in zip(found, problems, strict=True)]
+            found = [self._one_rule(retrieval, problem) for retrieval, problem in zip(found, problems, strict=True)]
         retrieved = dict(zip(problems, found, strict=True))
         pools = {
             key: build_pool(
@@ -184,16 +182,16 @@ class SGSDTrainer(VerifiedTrainer):
             )
             for key, row in distinct.items()
         }
-        return [pools[_asked(row)] for row in inputs]
+        return [pools[_group(row)] for row in inputs]
 
     @property
     def _document(self) -> str | None:
-        """What teachers are shown, where it is the same for all of them."""
+        """With ``teacher_context`` ``document``, the text that all teachers are shown."""
         assert self.bank is not None
         return str(self.bank.metadata["document"]) if self._context == "document" else None
 
-    def _one_of(self, retrieval: Retrieval, problem: str) -> Retrieval:
-        """The rule that a document's control does without at this step: one of the K best, drawn by weight."""
+    def _one_rule(self, retrieval: Retrieval, problem: str) -> Retrieval:
+        """The rule that is left out of the control's document at this step: one of the K best, drawn by weight."""
         draw = random.Random(f"{self.args.seed} {self.state.global_step} {problem}")
         [pair] = draw.choices(retrieval.pairs, retrieval.weights)
         return Retrieval((pair,), (1.0,))
@@ -201,12 +199,12 @@ class SGSDTrainer(VerifiedTrainer):
     def score_teachers(
         self, pools: Sequence[TeacherPool], inputs: Sequence[dict[str, Any]], output: dict[str, Any]
     ) -> TeacherScores:
-        """What the teachers say of B rollouts.
+        """Score B rollouts with their teachers, and with a control where the objective or the stances need one.
 
-        Run are the teachers that the objective reads, and all of them on the problems that are drawn for the ledger.
+        Run are the teachers that the objective reads; for the ledger, a share of the problems has all teachers run.
 
         Args:
-            pools, inputs: teachers and data row of each rollout.
+            pools, inputs: the teachers and the data row of each rollout.
             output: TRL's batch.
         """
         ids, lengths = output["completion_ids"].tolist(), output["completion_mask"].sum(1).tolist()
@@ -238,7 +236,7 @@ class SGSDTrainer(VerifiedTrainer):
         return teachers
 
     def _drawn_for_ledger(self, row: dict[str, Any]) -> bool:
-        """Whether a problem is among those of the step whose rollouts all teachers score; alike on all processes."""
+        """Whether all teachers score this problem's rollouts at this step; the same on all processes."""
         draw = random.Random(f"{self.args.seed} {self.state.global_step} {row['prompt']!r}")
         return draw.random() < self.args.ledger_share
 
@@ -250,10 +248,10 @@ class SGSDTrainer(VerifiedTrainer):
         completions: Sequence[list[int]],
         teachers: TeacherScores,
     ) -> Scores:
-        """A control teacher of the rollouts ``rows``; the plain prompt is the control where the bank has no other."""
+        """Scores of the rollouts ``rows`` under a control teacher; without other items its prompt is the plain one."""
         assert self.bank is not None
         drawn = {
-            _asked(inputs[b]): control_prompt(
+            _group(inputs[b]): control_prompt(
                 prompt_of(inputs[b]),
                 pools[b],
                 self.bank,
@@ -264,9 +262,11 @@ class SGSDTrainer(VerifiedTrainer):
             )
             for b in rows
         }
-        found = [drawn[_asked(inputs[b])] for b in rows]
-        self.metrics.share("sgsd/control_is_plain", found.count(None), len(rows))
-        prompts = [ids or self.renderer.student_ids(prompt_of(inputs[b])) for b, ids in zip(rows, found, strict=True)]
+        controls = [drawn[_group(inputs[b])] for b in rows]
+        self.metrics.share("sgsd/control_is_plain", controls.count(None), len(rows))
+        prompts = [
+            ids or self.renderer.student_ids(prompt_of(inputs[b])) for b, ids in zip(rows, controls, strict=True)
+        ]
         others = None
         if teachers.top_ids is not None:
             others = teachers.top_ids.transpose(1, 2).flatten(2)[list(rows)]  # [n, T, K · M]
@@ -281,17 +281,17 @@ class SGSDTrainer(VerifiedTrainer):
         top_tokens: int = 0,
         others: Tensor | None = None,
     ) -> Scores:
-        """By the teachers' weights, in as many forwards as any process needs."""
+        """Score completions with the teachers' weights; all processes run equally many chunks."""
         limit, device = self.args.max_tokens_per_chunk, self.accelerator.device
-        asked, chunks = bool(prompts), 0
-        if asked:
+        idle, chunks = not prompts, 0
+        if not idle:
             chunks = chunk_count(self.model, prompts, completions, max_tokens_per_chunk=limit, others=others)
         if self.accelerator.num_processes > 1:
             chunks = int(gather(torch.tensor([chunks], device=device)).amax())
         nothing = Scores.of_nothing(device, top_tokens=top_tokens, others=0 if others is None else others.shape[-1])
         if not chunks:
             return nothing
-        if not asked:  # others score: this process makes the same forwards
+        if idle:  # the other processes need its forwards, for sharded weights
             prompts = [self.renderer.student_ids(prompt_of(inputs[0]))]
             completions, others = [prompts[0][:1]], None
         with self._teaching():
@@ -305,12 +305,12 @@ class SGSDTrainer(VerifiedTrainer):
                 others=others,
                 min_chunks=chunks,
             )
-        return scores if asked else nothing
+        return nothing if idle else scores
 
-    # ---- loss
+    # ---- 4: loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        if self._mode == "eval":  # plain-prompt success is what evaluations are for
+        if self._mode == "eval":  # evaluations have no teachers
             return torch.tensor(torch.nan, device=inputs["completion_ids"].device)
         student, loss = self.score_student(model, inputs)
         teachers = from_batch(inputs)
@@ -321,16 +321,16 @@ class SGSDTrainer(VerifiedTrainer):
             advantages=inputs["advantages"],
         )
         rows, metrics = self.objective.loss(student, teachers, rollouts)
-        metrics = self._note(inputs, student.logps.detach(), teachers) | metrics
+        metrics = self._credit(inputs, student.logps.detach(), teachers) | metrics
         self.metrics.add({f"sgsd/{name}": value for name, value in metrics.items()})
         self.metrics.mean("sgsd/loss", rows)
         total = self.args.sgsd_weight * rows.mean()
         if self.args.rehearsal_weight:
-            total = total + self.args.rehearsal_weight * self._forgotten(model, len(rows))
+            total = total + self.args.rehearsal_weight * self._rehearsal_loss(model, len(rows))
         return loss + total / self.current_gradient_accumulation_steps
 
     def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
-        """The student's log-probabilities, with gradient, and what TRL makes of the same forward (GRPO's loss …)."""
+        """The student's log-probabilities, with gradient, and TRL's loss of the same forward; see ``_student_pass``."""
         top_ids = inputs.get("teacher_top_ids")
         others = None if top_ids is None else top_ids.transpose(1, 2).flatten(2)  # [B, T, K · M]
         weight = self.args.grpo_weight
@@ -339,8 +339,8 @@ class SGSDTrainer(VerifiedTrainer):
         def reduction(flat: Tensor) -> Select:
             return Select(flat_targets(inputs["completion_ids"], others, flat), temperatures)
 
-        of_grpo = 2 * (len(temperatures) - 1)  # GRPO's own temperature comes last
-        passed, loss = self._student_pass(model, inputs, reduction, returned=(of_grpo, of_grpo + 1), grpo_weight=weight)
+        last = 2 * (len(temperatures) - 1)  # GRPO's temperature comes last, and TRL reads the tensors of it
+        passed, loss = self._student_pass(model, inputs, reduction, returned=(last, last + 1), grpo_weight=weight)
         logps, entropy = passed.spread(passed.kept[0]), passed.spread(passed.kept[1])
         mask = inputs["counted"]
         self.metrics.mean("sampled_logp", logps[..., 0], mask)
@@ -351,8 +351,8 @@ class SGSDTrainer(VerifiedTrainer):
             top_logps = logps[..., 1:].unflatten(-1, (top_ids.shape[1], -1)).transpose(1, 2)  # [B, K, T, M]
         return StudentScores(logps=logps[..., 0], top_logps=top_logps), loss
 
-    def _forgotten(self, model: Any, rollouts: int) -> Tensor:
-        """Mean KL of the student from its beginning on rehearsed texts, for a micro-batch of so many rollouts."""
+    def _rehearsal_loss(self, model: Any, rollouts: int) -> Tensor:
+        """Mean KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts."""
         if not self.rehearsal.texts:
             gather = self.args.ds3_gather_for_generation
             with self._teaching():
@@ -371,10 +371,10 @@ class SGSDTrainer(VerifiedTrainer):
         self.metrics.mean("sgsd/rehearsal", rows)
         return rows.mean()
 
-    # ---- ledger
+    # ---- 5: ledger
 
-    def _note(self, inputs: dict[str, Tensor], student: Tensor, teachers: TeacherScores) -> Metrics:
-        """Supports and stances into the ledger, which counts each rollout once; what there is to log of them."""
+    def _credit(self, inputs: dict[str, Tensor], student: Tensor, teachers: TeacherScores) -> Metrics:
+        """Pass supports and stances to the ledger, each rollout once, and return their metrics."""
         args, mask = self.args, inputs["score_mask"]
         baseline = None
         if args.support_baseline == "control":
@@ -389,7 +389,7 @@ class SGSDTrainer(VerifiedTrainer):
             baseline=baseline,
             scored=teachers.scored,
         )
-        # Of several passes over a batch, the first.
+        # Only the first of several passes over a batch (num_iterations).
         if self._step % (args.steps_per_generation * self.num_iterations) < args.steps_per_generation:
             outcome, scored = inputs["outcome"], teachers.scored
             self.training_ledger.observe(inputs["row"], inputs["items"], outcome, scored, support, stance)
@@ -397,12 +397,21 @@ class SGSDTrainer(VerifiedTrainer):
         real = teachers.scored & (teachers.weights > 0)
         return stance_metrics(support, stance, inputs["outcome"], real, baseline=baseline)
 
+    # ---- logs
+
+    def _log_pools(self, pools: Sequence[TeacherPool]) -> None:
+        self.metrics.share("sgsd/teachers_per_rollout", sum(len(pool.pairs) for pool in pools), len(pools))
+        self.metrics.share("sgsd/pairs_too_long", sum(pool.too_long for pool in pools), len(pools))
+        if self.log_completions:
+            names = [[" ".join(item.id for item in pair.items) for pair in pool.pairs] for pool in pools]
+            self._logs["extra"]["pairs"].extend(gather_object(names))
+
     def _log_ledger(self) -> None:
         assert self.bank is not None
         for name, total in self.training_ledger.totals(self.bank).items():
-            self._metrics["train"][f"sgsd/ledger/{name}"] = [total]  # since the run began: no mean over steps
+            self._metrics["train"][f"sgsd/ledger/{name}"] = [total]  # totals since the run began, not means over steps
 
 
-def _asked(row: dict[str, Any]) -> tuple[str, str]:
-    """What rollouts of one group have in common: the prompt, and the problem that pairs are retrieved for."""
+def _group(row: dict[str, Any]) -> tuple[str, str]:
+    """The key of a group of rollouts: its prompt, and the problem that pairs are retrieved for."""
     return repr(row["prompt"]), row["problem"]
