@@ -469,6 +469,7 @@ class VerifiedTrainer(GRPOTrainer):
         inputs: dict[str, Tensor],
         reduction: Callable[[Tensor], Reduction],
         *,
+        scored: Tensor | None = None,
         returned: tuple[int, int] = (0, 1),
         grpo_weight: float = 0.0,
     ) -> tuple[StudentPass, Tensor]:
@@ -476,6 +477,7 @@ class VerifiedTrainer(GRPOTrainer):
 
         Args:
             model, inputs: as for ``_compute_loss``.
+            scored: ``[B, T]``, the tokens to score, all or none of a rollout's; ``None``: all.
             reduction, returned: see ``StudentPass``.
             grpo_weight: weight of TRL's GRPO loss.
 
@@ -483,7 +485,8 @@ class VerifiedTrainer(GRPOTrainer):
             The pass, with the reduction's tensors; and TRL's loss divided by the accumulation steps: the weighted GRPO
             loss plus the router auxiliary loss of a mixture of experts.
         """
-        student = StudentPass(model, inputs["completion_mask"], reduction, returned=returned)
+        mask = inputs["completion_mask"] if scored is None else scored
+        student = StudentPass(model, mask, reduction, returned=returned)
         steps = self.current_gradient_accumulation_steps
         if grpo_weight:
             loss = grpo_weight * super()._compute_loss(student, inputs)
