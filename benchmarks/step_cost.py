@@ -8,6 +8,7 @@
   gradient checkpointing; checkpointed: with it, as TRL has it by default.
 - unshared: ours, but teachers' prompts once for each rollout, whatever they have in common.
 - correction, guided: ours with ``objective: correction``, every rollout a failure; with a control teacher and guidance.
+- student, quarter: the student's forward and backward alone, of all rollouts, and of the quarter that a teacher scored.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
   the head over completion positions. It computes no log-probabilities.
 
@@ -64,6 +65,7 @@ SERIES: dict[str, tuple[list[Shape], list[str]]] = {
     "sharing": ([replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)], ["ours", "unshared"]),
     "document": ([Shape(B=16, K=1, prompt=64, teacher_prompt=864, completion=24, document=800)], ["ours", "unshared"]),
     "correction": ([Shape()], ["ours", "correction", "guided"]),
+    "student": ([Shape(B=8, K=1, prompt=64, completion=64)], ["student", "quarter"]),
 }
 """Name → shapes, and the variants that are measured at each."""
 
@@ -142,12 +144,23 @@ class Step:
         loss.backward()
         return loss.detach(), teachers.logps
 
-    def _student(self, others: Tensor | None = None) -> Tensor:
-        """``[B, T, 1 + M]``: the forward that TRL makes, and what the trainer keeps of it."""
+    def student(self, read: int | None = None) -> tuple[Tensor, Tensor | None]:
+        loss = self._student(read=read).sum()
+        loss.backward()
+        return loss.detach(), None
+
+    def quarter(self) -> tuple[Tensor, Tensor | None]:
+        return self.student(read=self.shape.B // 4)
+
+    def _student(self, others: Tensor | None = None, *, read: int | None = None) -> Tensor:
+        """``[B, T, 1 + M]``: what the trainer keeps of TRL's forward, of the first ``read`` rows."""
         ids = torch.cat([self.prompts, self.completions], dim=1)
+        scored = torch.ones_like(self.completions)
+        if read is not None:
+            scored[read:] = 0
         student = StudentPass(
             self.model,
-            torch.ones_like(self.completions),
+            scored,
             lambda flat: Select(flat_targets(self.completions, others, flat)),
         )
         student(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=None)
@@ -215,17 +228,19 @@ def measure(model: Any, shape: Shape, variants: list[str], options: argparse.Nam
     for worker in workers.values():
         worker.send(None)
         worker.close()
-    rows, ours = [], 0.0
+    rows, base = [], math.nan
     for variant, found in replies.items():
         clock, computing = (statistics.median(reply[n] for reply in found[options.warm_up :]) for n in (0, 1))
         _, _, peak, loss, _ = found[-1]
-        ours = computing if variant == "ours" else ours
+        base = computing if variant in ("ours", "student") else base
         rows.append([variant, computing, f"{clock:.2f}", f"{peak / GB:.2f} GB", f"{loss:.6f}"])
-    shown = [[row[0], f"{row[1]:.2f}", f"{row[1] / ours:.3f}", *row[2:]] for row in rows]
-    show_table(("variant", "seconds of computing", "to ours", "by the clock", "peak", "loss"), shown, title=str(shape))
+    shown = [[row[0], f"{row[1]:.2f}", f"{row[1] / base:.3f}", *row[2:]] for row in rows]
+    columns = ("variant", "seconds of computing", "to ours or student", "by the clock", "peak", "loss")
+    show_table(columns, shown, title=str(shape))
     logps = [torch.tensor(found[-1][4]) for found in replies.values() if found[-1][4] is not None]
-    difference = max((scores - logps[0]).abs().max().item() for scores in logps)
-    print(f"teachers' log-probabilities differ by at most {difference:.1e}\n", flush=True)
+    if logps:
+        difference = max((scores - logps[0]).abs().max().item() for scores in logps)
+        print(f"teachers' log-probabilities differ by at most {difference:.1e}\n", flush=True)
 
 
 def main() -> None:
