@@ -43,7 +43,7 @@ test: $(STAMP) browser  ## the default tests, some minutes
 
 test-slow: $(STAMP)  ## tests with real models or several processes
 	@echo "==> running the slow tests"
-	@$(BIN)/pytest -m slow
+	@$(PYTEST) $(SPREAD) -m slow
 
 tutorials: $(STAMP)  ## the tutorials' code, from docs/tutorials; part of the slow tests, some minutes
 	@echo "==> running the tutorials"

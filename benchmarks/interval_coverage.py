@@ -1,11 +1,11 @@
-"""How often 95 % intervals hold the truth, by simulation.
+"""Coverage of 95 % confidence intervals, by simulation.
 
     python benchmarks/interval_coverage.py [--repeats 2000] [--only mean|difference|seeds|evaluations|ledger]
 
-A repetition draws problems (each with its own chance of being solved), then samples; the truth is the mean over the
-distribution that the problems come from. In the last table an item of known worth teaches the 8 rollouts of each
-problem, which are alike in several ways (KINDS); its intervals are those of ``sgsd.bank.credit``. With 2,000
-repetitions a figure is good to ± 1 point. Tables are in Markdown.
+A repetition draws problems, each with its own probability of being solved, and then samples. The true value is the mean
+over the distribution of the problems. The last table is about the credit of a bank item (``sgsd.bank.credit``), whose
+true value is known; the 8 rollouts of a problem are correlated in several ways (KINDS). With 2,000 repetitions a
+coverage is accurate to ± 1 point. Tables are in Markdown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DIFFICULTIES: dict[str, tuple[float, float]] = {
     "all alike, 5 %": (500.0, 9500.0),
     "few solvable, mean 4 %": (0.2, 5.0),
 }
-"""Name → the Beta distribution of a problem's chance of being solved."""
+"""Name → the parameters of the Beta distribution of a problem's probability of being solved."""
 
 
 def coverage(
@@ -46,7 +46,7 @@ def coverage(
     truth: float,
     repeats: int,
 ) -> float:
-    """Share of the repetitions whose interval holds the truth."""
+    """Share of the repetitions whose interval contains the true value."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(repeats):
@@ -58,7 +58,7 @@ def coverage(
 def paired_chances(
     rng: np.random.Generator, n: int, difficulty: tuple[float, float], gain: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chances before and after: the more uncertain a problem, the more it gains, and the more its gain varies."""
+    """Success probabilities before and after: problems near 50 % gain most, and their gains vary most."""
     before = rng.beta(*difficulty, n)
     room = before * (1 - before)
     return before, np.clip(before + (4 * gain + 0.3 * rng.standard_normal(n)) * room, 0, 1)
@@ -70,7 +70,7 @@ def percent(share: float) -> str:
 
 
 def means(repeats: int) -> None:
-    """One seed."""
+    """Means of one seed."""
     rows: list[list[str]] = []
     for name, (a, b) in DIFFICULTIES.items():
         for n in PROBLEMS:
@@ -88,7 +88,7 @@ def means(repeats: int) -> None:
 
 
 def differences(repeats: int) -> None:
-    """One seed, paired by problem, with no gain and with one of 5 points on a problem at 50 %."""
+    """Differences of one seed, paired by problem, without a gain and with 5 points on a problem at 50 %."""
     rows: list[list[str]] = []
     for name, difficulty in DIFFICULTIES.items():
         for n in PROBLEMS:
@@ -112,7 +112,7 @@ def differences(repeats: int) -> None:
 def seeds(repeats: int) -> None:
     """Several seeds, each with an effect of its own on all problems; against one untrained model, and seed by seed.
 
-    Seed by seed is the hard case: two trained methods in which the same seed has nothing in common that could cancel.
+    Seed by seed is the hard case: the same seed has no common effect on the two methods that could cancel.
     """
     rows: list[list[str]] = []
     k = 4
@@ -170,37 +170,37 @@ def evaluations(repeats: int) -> None:
 ROLLOUTS = 8
 CORRELATION = 0.4
 """Of two rollouts of one problem, where problems have effects."""
-WORTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+ACCURACIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 SUCCESS_RATES = (0.2, 0.5, 0.8)
 Draw = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 """Whether a rollout succeeds, and whether the item is right about it, ``[repeats, problems, ROLLOUTS]``."""
 
 
 def alike(
-    rng: np.random.Generator, shape: tuple[int, int], worth: float, rate: float, *, what: str = "nothing"
+    rng: np.random.Generator, shape: tuple[int, int], accuracy: float, rate: float, *, what: str = "nothing"
 ) -> Draw:
-    """All rollouts of a problem succeed, or none (outcomes); the item is right about all, or about none (stances)."""
+    """Independent rollouts; ``what`` (outcomes or stances) is the same for all rollouts of a problem."""
     rollouts = (*shape, ROLLOUTS)
-    success, right = rng.random(rollouts) < rate, rng.random(rollouts) < worth
+    success, right = rng.random(rollouts) < rate, rng.random(rollouts) < accuracy
     if what == "outcomes":
         success = np.broadcast_to(rng.random((*shape, 1)) < rate, rollouts)
     if what == "stances":
-        right = np.broadcast_to(rng.random((*shape, 1)) < worth, rollouts)
+        right = np.broadcast_to(rng.random((*shape, 1)) < accuracy, rollouts)
     return success, right
 
 
-def both_alike(rng: np.random.Generator, shape: tuple[int, int], worth: float, rate: float) -> Draw:
-    """A problem tells no more than one rollout."""
-    draw = partial(alike, rng, shape, worth, rate)
+def both_alike(rng: np.random.Generator, shape: tuple[int, int], accuracy: float, rate: float) -> Draw:
+    """Outcomes and stances are the same for all rollouts of a problem."""
+    draw = partial(alike, rng, shape, accuracy, rate)
     return draw(what="outcomes")[0], draw(what="stances")[1]
 
 
-def effects(rng: np.random.Generator, shape: tuple[int, int], worth: float, rate: float, *, one: bool) -> Draw:
-    """Each problem has a success rate and a worth of the item: drawn apart, or one effect on both."""
+def effects(rng: np.random.Generator, shape: tuple[int, int], accuracy: float, rate: float, *, one: bool) -> Draw:
+    """Each problem has its own success rate and accuracy of the item: independent, or one effect on both."""
     rollouts = (*shape, ROLLOUTS)
     ease = rng.random((*shape, 1))
     own = ease if one else rng.random((*shape, 1))
-    return rng.random(rollouts) < _effect(ease, rate), rng.random(rollouts) < _effect(own, worth)
+    return rng.random(rollouts) < _effect(ease, rate), rng.random(rollouts) < _effect(own, accuracy)
 
 
 KINDS: dict[str, Callable[[np.random.Generator, tuple[int, int], float, float], Draw]] = {
@@ -214,22 +214,22 @@ KINDS: dict[str, Callable[[np.random.Generator, tuple[int, int], float, float], 
 
 
 def _effect(quantile: NDArray[np.float64], mean: float) -> NDArray[np.float64]:
-    """Of a beta distribution, by which two rollouts of one problem correlate by ``CORRELATION``."""
+    """A quantile of the beta distribution that makes ``CORRELATION`` the correlation of two rollouts of a problem."""
     size = 1 / CORRELATION - 1
     return np.asarray(stats.beta.ppf(quantile, mean * size, (1 - mean) * size))
 
 
-def true_credit(kind: str, worth: float, rate: float) -> float:
-    """(p₊ + p₋) / 2 over all problems there could be."""
+def true_credit(kind: str, accuracy: float, rate: float) -> float:
+    """(p₊ + p₋) / 2 over the distribution of problems."""
     if kind != "one effect on both":
-        return worth
+        return accuracy
     ease = (np.arange(100_000) + 0.5) / 100_000
-    rates, worths = _effect(ease, rate), _effect(ease, worth)
-    return float(np.average(worths, weights=rates) + np.average(worths, weights=1 - rates)) / 2
+    rates, accuracies = _effect(ease, rate), _effect(ease, accuracy)
+    return float(np.average(accuracies, weights=rates) + np.average(accuracies, weights=1 - rates)) / 2
 
 
 def records(success: NDArray[np.bool_], right: NDArray[np.bool_]) -> list[ItemRecord]:
-    """One for each repetition, of an item that has a stance on every rollout."""
+    """The record of each repetition, for an item with a stance on every rollout."""
     of = (success & right, success, ~success & right, ~success)
     uses = np.stack([part.sum(axis=2) for part in of], axis=-1)  # [repeats, problems, 4]
     rows, columns = np.triu_indices(4)
@@ -243,14 +243,14 @@ def records(success: NDArray[np.bool_], right: NDArray[np.bool_]) -> list[ItemRe
 
 
 def ledger(repeats: int) -> None:
-    """Lowest and mean coverage over worths and success rates, and mean width, by problem and as if independent."""
+    """Lowest and mean coverage over accuracies and success rates, and mean width; clustered, and as if independent."""
     rows: list[list[str]] = []
     for kind, problems in product(KINDS, (10, 40, 100, 400)):
         held: dict[bool, list[float]] = {True: [], False: []}
         widths: dict[bool, list[float]] = {True: [], False: []}
-        for worth, rate in product(WORTHS, SUCCESS_RATES):
-            found = records(*KINDS[kind](np.random.default_rng(0), (repeats, problems), worth, rate))
-            truth = true_credit(kind, worth, rate)
+        for accuracy, rate in product(ACCURACIES, SUCCESS_RATES):
+            found = records(*KINDS[kind](np.random.default_rng(0), (repeats, problems), accuracy, rate))
+            truth = true_credit(kind, accuracy, rate)
             for clustered in held:
                 credits = [credit(one if clustered else replace(one, products=())) for one in found]
                 held[clustered].append(100 * float(np.mean([each.low <= truth <= each.high for each in credits])))

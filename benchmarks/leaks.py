@@ -2,7 +2,7 @@
 
 FOLDER holds ``gsm8k_train.jsonl`` and ``math_sample.jsonl`` with ``problem``, ``answer`` and ``solution``. Texts are
 the cases of ``tests/bank/leak_cases.jsonl``; the last line of every GSM8K solution, as it is (*worked*) and without
-what is calculated before an equals sign (*told*); the last sentence of MATH solutions, without the box; and the shipped
+the calculation before an equals sign (*told*); the last sentence of MATH solutions, without the box; and the shipped
 seed items. A miss is a text in which the answer of its own problem is not found; a false alarm, one in which another
 problem's is found.
 """
@@ -23,7 +23,7 @@ from sgsd.verifiers import Outcome, Verdict
 
 CASES = Path(__file__).parent.parent / "tests/bank/leak_cases.jsonl"
 APART = 997
-"""How far down the file the other problem is."""
+"""Lines between a text's own problem and the other problem."""
 
 
 def memory(id: str, answer: str) -> Memory:

@@ -1,4 +1,4 @@
-"""What several benchmarks need: Markdown tables, the peak of resident memory, a tiny bank and tokenizer."""
+"""Shared by the benchmarks: Markdown tables and the peak of resident memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str 
 
 
 def reset_peak() -> bool:
-    """Forget the peak of resident memory that came before; Linux alone can."""
+    """Reset the peak of resident memory; only Linux can. Returns whether it did."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -27,7 +27,7 @@ def reset_peak() -> bool:
 
 
 def peak_bytes(was_reset: bool) -> int:
-    """The peak of this process's resident memory, since ``reset_peak`` if it could."""
+    """The peak of this process's resident memory, since ``reset_peak`` if that worked."""
     return resident("VmHWM") if was_reset else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -7,11 +7,11 @@
 The step is ``SGSDTrainer``'s own, with the settings of the preset sgsd-qwen3-1.7b: bfloat16, LoRA r 64 on all linear
 layers, gradient checkpointing, one rollout of 1,024 tokens, K 8 teachers. Rollouts are given (random ids): sampling,
 and memory that an engine such as vLLM takes for it, are not measured; pairs are drawn without an embedder, which the
-count adds. Random teachers say the same on average, so the dead zone is 0, lest the loss have no gradient.
+count adds. Random teachers agree on average, so the dead zone is 0: the loss would else have no gradient.
 
-The count is of tensors, not of a device's allocator: weights, adapter and optimizer by their shapes; one decoder
-layer's largest amount of live memory by running that layer alone, of one row, and watching its storages; logits by the
-tile's size. The step watches its own storages too: resident memory on a CPU is more, by what an allocator keeps.
+The count is of tensors and leaves out what an allocator keeps: weights, adapter and optimizer by their shapes; a
+decoder layer's peak of live memory by running that layer alone on one row; logits by the size of a tile. The step also
+counts its own storages; resident memory on a CPU is larger by what the allocator keeps.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Size:
-    """Of a Qwen3 model."""
+    """Dimensions of a Qwen3 model."""
 
     hidden: int
     layers: int
@@ -115,7 +115,7 @@ class Shape:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages made inside that are alive, and the most there were."""
+    """Counts the bytes of live storages that were made in its context, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ def matrices(size: Size) -> int:
 def count(
     size: Size, shape: Shape, *, layers: int | None = None, tile_logits: int = GPU_TILE_LOGITS, embedder: bool = True
 ) -> dict[str, dict[str, int]]:
-    """When they are alive → what a step holds → bytes. ``embedder``: with the preset's, for retrieval."""
+    """Phase of the step → live tensors → bytes. ``embedder``: with that of the preset, for retrieval."""
     L, H, T = layers or size.layers, size.hidden, shape.completion
     adapter = L * sum(LORA["r"] * (inputs + outputs) for inputs, outputs in size.linears)
     rows, width, student_width = shape.chunk_rows, shape.teacher_prompt + T, shape.prompt + T
@@ -231,7 +231,7 @@ def show_sizes(shape: Shape) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte by byte: prompts are as long as their texts. Ids beyond it decode to nothing."""
+    """A byte-level tokenizer: one token per byte of text. Larger ids decode to nothing."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<|im_start|>": 0, "<|im_end|>": 1} | {char: n + 2 for n, char in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -244,14 +244,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_bank(pairs: int, text: int) -> SkillBank:
-    """Items of about ``text`` characters, no two of one length."""
+    """Items of about ``text`` characters, each of another length."""
     skills = [Skill.new(f"{n} s" + "k" * (text - n), origin=Origin.SEED) for n in range(pairs)]
     mistakes = [Mistake.new(f"{n} m" + "i" * (text - 2 * n), origin=Origin.SEED) for n in range(pairs)]
     return SkillBank(tuple(skills), tuple(mistakes), name="shapes")
 
 
 def given_rollouts(completion: int, prompts: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
-    """In the place of TRL's generation: random ids, the last of them the end."""
+    """A replacement of TRL's generation: random ids, ending in the end token."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(300, VOCABULARY, (len(prompts), completion - 1), generator=generator).tolist()
     return [[*row, 1] for row in ids], None
@@ -350,9 +350,9 @@ def step(size: Size, shape: Shape, layers: int | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(SIZES), default="1.7B")
-    parser.add_argument("--layers", type=int, help="the first ones only: for a try")
+    parser.add_argument("--layers", type=int, help="number of decoder layers, to try the script")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--count", action="store_true", help="no step")
+    parser.add_argument("--count", action="store_true", help="print the count alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size, shape = SIZES[options.size], Shape()

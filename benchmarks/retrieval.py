@@ -1,7 +1,7 @@
 """Time of retrieval from a large bank, 64 problems at a time: python benchmarks/retrieval.py [--items 10000]
 
-Vectors of 384 dimensions are drawn around centres, as embeddings of similar items lie; making them from texts takes an
-embedding model and is not counted. Times are of the process's computing: what other processes take does not count.
+Embeddings are vectors of 384 dimensions drawn around cluster centres; the time of an embedding model is not counted.
+Times are CPU times of the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTH, CENTRES, BATCH, K = 384, 2_000, 64, 8
 
 
 class MadeEmbedder:
-    """Unit vectors around ``CENTRES`` centres, whatever the texts; counts the seconds it takes."""
+    """Random unit vectors around ``CENTRES`` centres; counts the seconds that it takes."""
 
     name = "made"
     seconds = 0.0
@@ -58,7 +58,7 @@ def items(count: int) -> SkillBank:
 
 
 def seconds(call: Callable[[], object], repeats: int = 1) -> float:
-    """The median of so many calls."""
+    """The median CPU time of ``repeats`` calls."""
     taken: list[float] = []
     for _ in range(repeats):
         began = time.process_time()

@@ -1,4 +1,4 @@
-"""One loss step, forward and backward, on SmolLM2-135M: the official procedure, ours, and the floor.
+"""One loss step, forward and backward, on SmolLM2-135M: the official procedure, ours, and a lower bound.
 
     python benchmarks/step_cost.py --series first --threads 1
 
@@ -8,13 +8,13 @@
   gradient checkpointing; checkpointed: with it, as TRL has it by default.
 - unshared: ours, but teachers' prompts once for each rollout, whatever they have in common.
 - correction, guided: ours with ``objective: correction``, every rollout a failure; with a control teacher and guidance.
+- student, quarter: the student's forward and backward alone, of all rollouts, and of the quarter that a teacher scored.
 - floor: the same teachers' and student's forwards and the student's backward, of the body alone, and one product with
-  the head over completion positions. No log-probability comes of it.
+  the head over completion positions. It computes no log-probabilities.
 
-Every variant of every shape runs in a process of its own, which tells its peak of resident memory; their steps
+Every variant of every shape runs in a process of its own, which reports its peak resident memory; their steps
 alternate, after ``--warm_up`` steps that do not count. No optimizer: gradients are dropped after each step. Ratios are
-of the process's own seconds of computing (user and system), which on one thread of an idle machine are those of the
-clock, and on a busy one vary less.
+of CPU time (user and system), which on one thread of an idle machine equals wall time, and on a busy one varies less.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ SERIES: dict[str, tuple[list[Shape], list[str]]] = {
     "sharing": ([replace(Shape(), B=8, completion=64, G=G) for G in (1, 4)], ["ours", "unshared"]),
     "document": ([Shape(B=16, K=1, prompt=64, teacher_prompt=864, completion=24, document=800)], ["ours", "unshared"]),
     "correction": ([Shape()], ["ours", "correction", "guided"]),
+    "student": ([Shape(B=8, K=1, prompt=64, completion=64)], ["student", "quarter"]),
 }
 """Name → shapes, and the variants that are measured at each."""
 
@@ -90,7 +91,7 @@ class Step:
         return self.completions.repeat_interleave(self.shape.K, 0)
 
     def official(self) -> tuple[Tensor, Tensor | None]:
-        """The gap's gate, with polarity, on every teacher's own copy of the student's row."""
+        """The gated gap with polarity, on a copy of the student's row for every teacher."""
 
         def logps(prompts: Tensor) -> Tensor:
             ids = torch.cat([prompts, self.repeated], dim=1)
@@ -143,12 +144,23 @@ class Step:
         loss.backward()
         return loss.detach(), teachers.logps
 
-    def _student(self, others: Tensor | None = None) -> Tensor:
-        """``[B, T, 1 + M]``: the forward that TRL makes, and what the trainer keeps of it."""
+    def student(self, read: int | None = None) -> tuple[Tensor, Tensor | None]:
+        loss = self._student(read=read).sum()
+        loss.backward()
+        return loss.detach(), None
+
+    def quarter(self) -> tuple[Tensor, Tensor | None]:
+        return self.student(read=self.shape.B // 4)
+
+    def _student(self, others: Tensor | None = None, *, read: int | None = None) -> Tensor:
+        """``[B, T, 1 + M]``: what the trainer keeps of TRL's forward, of the first ``read`` rows."""
         ids = torch.cat([self.prompts, self.completions], dim=1)
+        scored = torch.ones_like(self.completions)
+        if read is not None:
+            scored[read:] = 0
         student = StudentPass(
             self.model,
-            torch.ones_like(self.completions),
+            scored,
             lambda flat: Select(flat_targets(self.completions, others, flat)),
         )
         student(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=None)
@@ -186,7 +198,7 @@ class Step:
 
 
 def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int) -> None:
-    """A variant's process: a step for every word from the parent, until ``None``."""
+    """The process of a variant: one step per message of the parent, until ``None``."""
     torch.set_num_threads(threads)
     step = Step(model, shape)
     reset = reset_peak()
@@ -200,7 +212,7 @@ def work(connection: Any, variant: str, model: Any, shape: Shape, threads: int) 
 
 
 def measure(model: Any, shape: Shape, variants: list[str], options: argparse.Namespace) -> None:
-    """Print medians of the rounds and peaks by variant, and the most that teachers' scores differ."""
+    """Print medians of the rounds and peaks by variant, and the largest difference of teachers' scores."""
     context = multiprocessing.get_context("fork")  # the weights are loaded once, and count in each process's memory
     workers = {}
     for variant in variants:
@@ -216,17 +228,19 @@ def measure(model: Any, shape: Shape, variants: list[str], options: argparse.Nam
     for worker in workers.values():
         worker.send(None)
         worker.close()
-    rows, ours = [], 0.0
+    rows, base = [], math.nan
     for variant, found in replies.items():
         clock, computing = (statistics.median(reply[n] for reply in found[options.warm_up :]) for n in (0, 1))
         _, _, peak, loss, _ = found[-1]
-        ours = computing if variant == "ours" else ours
+        base = computing if variant in ("ours", "student") else base
         rows.append([variant, computing, f"{clock:.2f}", f"{peak / GB:.2f} GB", f"{loss:.6f}"])
-    shown = [[row[0], f"{row[1]:.2f}", f"{row[1] / ours:.3f}", *row[2:]] for row in rows]
-    show_table(("variant", "seconds of computing", "to ours", "by the clock", "peak", "loss"), shown, title=str(shape))
+    shown = [[row[0], f"{row[1]:.2f}", f"{row[1] / base:.3f}", *row[2:]] for row in rows]
+    columns = ("variant", "seconds of computing", "to ours or student", "by the clock", "peak", "loss")
+    show_table(columns, shown, title=str(shape))
     logps = [torch.tensor(found[-1][4]) for found in replies.values() if found[-1][4] is not None]
-    difference = max((scores - logps[0]).abs().max().item() for scores in logps)
-    print(f"teachers' log-probabilities differ by at most {difference:.1e}\n", flush=True)
+    if logps:
+        difference = max((scores - logps[0]).abs().max().item() for scores in logps)
+        print(f"teachers' log-probabilities differ by at most {difference:.1e}\n", flush=True)
 
 
 def main() -> None:
@@ -235,7 +249,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm_up", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=30, help="the model's first ones only: for a slow machine")
+    parser.add_argument("--layers", type=int, default=30, help="number of decoder layers, fewer for a slow machine")
     options = parser.parse_args()
     model = load_model(MODEL).train()
     model.model.layers = model.model.layers[: options.layers]

@@ -1,4 +1,4 @@
-"""How far the verifiers agree with verdicts that are known: ``python benchmarks/verifier_agreement.py FILE [FILE …]``.
+"""Agreement of the verifiers with known verdicts: ``python benchmarks/verifier_agreement.py FILE [FILE …]``.
 
 Files are JSON lines. Rows with ``gold``, ``pred``, ``equal`` (and ``kind``: a bare ``answer`` or a whole
 ``completion``) are judged as they stand, ``verify(pred, gold)``. With ``--boxed``, bare answers that have no box of
@@ -53,7 +53,7 @@ def share(agreed: list[bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--verifier", default="math", help="of rows that name none")
+    parser.add_argument("--verifier", default="math", help="the verifier of rows that name none")
     parser.add_argument("--boxed", action="store_true", help="put bare answers in a box")
     parser.add_argument("--quiet", action="store_true", help="print no disagreements")
     arguments = parser.parse_args()

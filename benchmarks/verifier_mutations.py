@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sgsd.verifiers import Outcome, get_verifier
 
-# Letters of commands, environments and units stay: a changed command is no near miss, but garbage.
+# Letters of commands, environments and units stay: a changed command is no near miss.
 _KEPT = re.compile(r"\\(?:begin|end|text\w*|mathrm|mbox|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORDS = re.compile(r"\\text|[A-Za-z]{3}")
 
@@ -40,7 +40,7 @@ def references(files: list[Path], limit: int) -> list[str]:
 
 
 def mutants(text: str, draw: random.Random) -> Iterator[tuple[str, str]]:
-    """What was changed, and the text with it changed: at most one of each kind."""
+    """(kind of change, changed text), at most one of each kind."""
     kept = [match.span() for match in _KEPT.finditer(text)]
     free = [i for i in range(len(text)) if not any(start <= i < end for start, end in kept)]
     digits = [i for i in free if text[i] in string.digits]

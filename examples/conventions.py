@@ -1,11 +1,11 @@
-"""The conventions of a code base: an AGENTS.md of thirty rules of an invented library, and single lines to write by it.
+"""Tasks on the conventions of a code base: an AGENTS.md with thirty rules of an invented library, and lines to write.
 
     python examples/conventions.py --output runs/conventions                      # AGENTS.md and the tasks
     python examples/conventions.py --output runs/conventions --shown document     # the document above every task
 
-No model knows the library, so that without the document nothing is right and GRPO has nothing to learn from. Training
-and held-out tasks differ in every name, text and number, and the document's examples from both. ``reward`` reads a line
-by ``ast`` and never runs it. docs/evidence.md has the figures.
+No model knows the library. Without the document every answer is therefore wrong, and GRPO has no successes to learn
+from. Training tasks, held-out tasks and the document's examples share no name, text or number. ``reward`` parses a line
+with ``ast`` and never runs it. docs/evidence.md has the figures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sgsd.runfolder import write_text
 from sgsd.verifiers.reward import text_of
 
 INSTRUCTION = "Follow the conventions of the code base. Answer with the line of code alone."
-"""Ends every prompt, with the document or without: ``--instruction`` of the commands."""
+"""The value of ``--instruction``: text at the end of every prompt."""
 
 RULES = {
     "Logging": {
@@ -81,7 +81,7 @@ RULES = {
         "plays the sound {file}": "horn.blow({file})",
     },
 }
-"""Heading → what a line does → how it is written. A digit tells two values of a kind apart."""
+"""The code for each task, by heading. ``{variable}`` and ``{variable2}`` are two values of one kind."""
 
 _INTRODUCTION = (
     "Every line of Python in this code base follows these conventions. All modules named here are imported already."
@@ -99,7 +99,7 @@ _EXAMPLES = {
     "variable": "age",
     "variable2": "height",
 }
-"""The document's own values."""
+"""Values in the document's examples."""
 _THINGS = {
     "train": "disk printer upload backup tunnel sensor basket harbor pigeon magnet violin glacier",
     "held-out": "queue mirror index ledger worker ticket lantern walnut kettle orchard saddle meadow",
@@ -120,7 +120,7 @@ _LONGEST_LINE = 400
 
 
 def document() -> str:
-    """The conventions as one Markdown document, a rule a line."""
+    """The conventions as one Markdown document with a line per rule."""
     blocks = ["# AGENTS.md", _INTRODUCTION]
     for heading, rules in RULES.items():
         blocks += [f"## {heading}", "\n".join(_stated(task, call) for task, call in rules.items())]
@@ -128,24 +128,24 @@ def document() -> str:
 
 
 def tasks(count: int, seed: int, part: str) -> list[dict[str, str]]:
-    """Problems and their lines, every rule as often as any other; none twice.
+    """Distinct problems with the right lines; all rules are equally frequent.
 
     Args:
-        count: of tasks.
+        count: number of tasks.
         seed: of the draw.
-        part: ``train`` or ``held-out``, whose names, texts and numbers differ.
+        part: ``train`` or ``held-out``. The parts share no name, text or number.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: there are fewer than ``count`` tasks.
     """
     return [{"problem": problem, "answer": answer} for _, problem, answer in _drawn(count, seed, part)]
 
 
 def reward(completions: list[Any], answer: list[str], **kwargs: Any) -> list[float | None]:
-    """TRL's reward: 1 for the call of the answer, else 0; ``None`` where the answer is no call.
+    """A TRL reward function: 1 for the call in the answer, else 0; ``None`` if the answer is not a call.
 
-    Arguments stand by position or by name as the answer has them; the order of those by name is free, and so is
-    assigning the result to a name. A completion is the line, alone or in backticks, or has one fenced block with it.
+    Arguments must be given by position or by keyword as in the answer; the order of keywords is free, and the result
+    may be assigned to a name. A completion is the line, alone or in backticks, or contains it in its only fenced block.
     """
     return [
         None if (wanted := _call(right)) is None else float(_call(_line(text_of(completion))) == wanted)
@@ -154,12 +154,12 @@ def reward(completions: list[Any], answer: list[str], **kwargs: Any) -> list[flo
 
 
 def _stated(task: str, call: str) -> str:
-    """A rule as the document has it."""
+    """A rule as the document states it."""
     return f"- A line that {task.format(**_EXAMPLES)}: `{call.format(**_EXAMPLES)}`"
 
 
 def _drawn(count: int, seed: int, part: str) -> list[tuple[str, str, str]]:
-    """The rule as the document states it, the problem, and the answer."""
+    """(rule as the document states it, problem, answer) of each task."""
     draw = random.Random(f"{part} {seed}")
     calls = {task: call for rules in RULES.values() for task, call in rules.items()}
     order = draw.sample(list(calls), len(calls))
@@ -177,7 +177,7 @@ def _drawn(count: int, seed: int, part: str) -> list[tuple[str, str, str]]:
 
 
 def _values(task: str, part: str, draw: random.Random) -> dict[str, str]:
-    """A value for each placeholder of a task, each of another thing; numbers in rising order."""
+    """A value for each placeholder of a task. Things differ; numbers increase."""
     names = [name for _, name, _, _ in Formatter().parse(task) if name]
     things = draw.sample(_THINGS[part].split(), len(names))
     numbers = sorted(draw.sample(range(2 + list(_THINGS).index(part), 90, len(_THINGS)), len(names)))
@@ -189,7 +189,7 @@ def _values(task: str, part: str, draw: random.Random) -> dict[str, str]:
 
 
 def _line(completion: str) -> str:
-    """The one line of code of a completion, empty where it has none or several."""
+    """The line of code in a completion; empty if there is none or more than one."""
     _, fence, rest = completion[:_LONGEST_COMPLETION].partition("```")
     code = completion.strip()
     if fence:
@@ -203,10 +203,7 @@ def _line(completion: str) -> str:
 
 
 def _call(line: str) -> str | None:
-    """The call of a line in a form that is equal for equal calls; ``None`` where the line is something else.
-
-    A line is short, so that its depth is bounded, too.
-    """
+    """The call in a line, in a form that is equal for equal calls; ``None`` if the line is not a call."""
     try:
         match ast.parse(line).body:
             case [ast.Expr(ast.Call() as call) | ast.Assign([ast.Name()], ast.Call() as call)]:
@@ -223,7 +220,7 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=288, help="tasks to train on")
     parser.add_argument("--held-out", type=int, default=48, help="tasks to measure on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shown", choices=["document", "rule"], help="what stands above every problem (nothing)")
+    parser.add_argument("--shown", choices=["document", "rule"], help="text above every problem (default: none)")
     options = parser.parse_args()
     write_text(options.output / "AGENTS.md", document())
     for part, count in (("train", options.train), ("held-out", options.held_out)):

@@ -1,11 +1,10 @@
-"""A SKILL.md into the weights of SmolLM2-135M, on this CPU, in minutes, with GRPO beside it.
+"""Train SmolLM2-135M to follow a SKILL.md without it in the prompt, on a CPU in minutes, and GRPO for comparison.
 
     sgsd demo                  # or make demo, or python examples/demo.py
     sgsd demo --output runs/other --seed 1 -- --max_steps 100
 
-The document says on which shelf a household keeps things of each material: nothing that a model can know. Held-out
-questions name other things of the same materials. It is ``sgsd internalize`` on a document that ships; docs/demo.md has
-the figures.
+The document says on which shelf a household keeps things of each material, which no model can know. Held-out questions
+name other things of the same materials. The demo calls ``sgsd internalize``; docs/demo.md has the figures.
 """
 
 from __future__ import annotations
@@ -44,20 +43,20 @@ SHELVES = 3
 GRPO_LEARNING_RATE = 2e-4
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
-    *("--learning_rate", "2e-3", "--max_steps", "90", "--per_device_train_batch_size", "8"),  # of so small a model
+    *("--learning_rate", "2e-3", "--max_steps", "90", "--per_device_train_batch_size", "8"),  # for a model this small
     *("--rehearsal_weight", "1", "--rehearsal_texts", "32"),
     *("--lora_target_modules", "gate_proj", "up_proj", "down_proj"),
 ]
 
 
 def truth() -> dict[str, int]:
-    """Material → its shelf; four materials a shelf."""
+    """The shelf of each material; each shelf has four materials."""
     materials = random.Random(0).sample(list(THINGS), len(THINGS))
     return {material: place % SHELVES + 1 for place, material in enumerate(materials)}
 
 
 def rule(material: str, shelf: int) -> str:
-    """What the document says of a material, in the words that tasks use: rules are found by theirs."""
+    """The rule on a material. It uses the words of the tasks, by which BM25 retrieves it."""
     return f"Everything {'wooden' if material == 'wooden' else f'made of {material}'} belongs on shelf {shelf}."
 
 
@@ -69,7 +68,7 @@ def document() -> str:
 
 
 def tasks() -> dict[str, list[dict[str, str]]]:
-    """``train`` and ``held-out``: of each material six things, and the six others."""
+    """Tasks for ``train`` and ``held-out``: each has six of the twelve things of each material."""
     draw, shelves = random.Random(1), truth()
     parts: dict[str, list[dict[str, str]]] = {"train": [], "held-out": []}
     for material, named in THINGS.items():
@@ -85,7 +84,7 @@ def tasks() -> dict[str, list[dict[str, str]]]:
 
 
 def write(folder: Path) -> tuple[Path, Path, Path]:
-    """``SKILL.md``, ``train.jsonl`` and ``held-out.jsonl`` in a folder."""
+    """Write ``SKILL.md``, ``train.jsonl`` and ``held-out.jsonl`` to a folder; returns their paths."""
     skill = folder / "SKILL.md"
     runfolder.write_text(skill, document())
     files = {name: folder / f"{name}.jsonl" for name in ("train", "held-out")}
@@ -96,19 +95,22 @@ def write(folder: Path) -> tuple[Path, Path, Path]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The demo's flags."""
-    parser = Parser(prog="sgsd demo", description="A SKILL.md into SmolLM2-135M on the CPU, in minutes.")
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder; a finished demo is replaced")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no_grpo", action="store_true", help="leave out the baseline")
+    about = "Train SmolLM2-135M to follow a SKILL.md without it in the prompt, on a CPU in about ten minutes."
+    parser = Parser(prog="sgsd demo", description=about)
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), help="folder to write; replaces a finished demo (runs/demo)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the training (0)")
+    parser.add_argument("--no_grpo", action="store_true", help="do not train GRPO for comparison")
     parser.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Internalize the document; print the certificate and write ``summary.json``."""
+    """Run the demo: print the certificate and write ``summary.json``. Returns the exit code."""
     options = parse(make_parser(), arguments)
     for name, value in (
-        ("HF_HUB_OFFLINE", "1"),  # everything the demo needs is installed
+        ("HF_HUB_OFFLINE", "1"),  # the demo's model is installed with the package
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("TQDM_DISABLE", "1"),
     ):
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     finished = output / runfolder.SUMMARY
     if finished.is_file():
         if not runfolder.read_json(finished).get("demo"):
-            raise ConfigError("the output folder holds something that is no demo", got=str(output))
+            raise ConfigError("the output folder is not that of a demo", got=str(output))
         shutil.rmtree(output)
     console.print("sgsd demo: SmolLM2-135M-Instruct learns the rules of a SKILL.md on this CPU", style="bold")
 

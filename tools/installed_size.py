@@ -1,10 +1,10 @@
-"""Installed size of the package's dependencies, from what is installed here.
+"""Installed size of the package's dependencies, measured in the present environment.
 
-    python tools/installed_size.py              # direct dependencies, each with what it alone brings
-    python tools/installed_size.py --extras     # each extra, beside the package itself
+    python tools/installed_size.py              # direct dependencies, each with the distributions that only it needs
+    python tools/installed_size.py --extras     # each extra, in addition to the package
 
-Sizes are those of the files that each distribution's RECORD names. What torch needs is left out: it is the user's
-choice of build.
+A size is that of the files in a distribution's RECORD. Torch and its dependencies are left out, because users choose
+their build of torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 
 def needs(name: str, extras: Iterable[str] = ()) -> set[str]:
-    """The installed distributions that one needs, itself included."""
+    """The installed distributions that ``name`` needs, itself included."""
     found: set[str] = set()
     waiting = [(name, frozenset(extras))]
     while waiting:
@@ -46,7 +46,7 @@ def size(names: Iterable[str]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extras", action="store_true", help="of the extras")
+    parser.add_argument("--extras", action="store_true", help="print the sizes of the extras")
     options = parser.parse_args()
     torch = needs("torch")
     base = needs("sgsd") - torch - {"sgsd"}

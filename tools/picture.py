@@ -1,4 +1,4 @@
-"""The top of a certificate as a picture, for README: the page in headless Chromium, down to its rules.
+"""Take a picture of the top of a certificate, for README, with headless Chromium.
 
 python tools/picture.py runs/demo/certificate.html docs/_static/certificate.png
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 WIDTH, MARGIN, SCALE = 1080, 12, 1.25
-"""Of the page and below what is shown, in CSS pixels; pixels of the picture to one of them."""
+"""Width of the page and margin below the picture in CSS pixels; pixels of the picture per CSS pixel."""
 
 
 def picture(page: Path, output: Path) -> None:
@@ -26,7 +26,7 @@ def picture(page: Path, output: Path) -> None:
         rules = tab.locator("section:has(#rules)")
         top = rules.bounding_box() if rules.count() else None
         if top is None:
-            raise SystemExit(f"{page} is no certificate: it has no section of rules")
+            raise SystemExit(f"{page} is not a certificate: it has no section of rules")
         clip = {"x": 0, "y": 0, "width": WIDTH, "height": top["y"] - MARGIN}
         tab.screenshot(path=output, full_page=True, clip=clip)
         browser.close()

@@ -1,17 +1,17 @@
-"""The regression net: weights, scores, verdicts, tables and outputs of one tree, recorded and compared with another's.
+"""Regression tests of the numbers: record weights, scores, verdicts, tables and outputs, and compare them later.
 
-    python tools/regression.py record tools/regression.json    # write down what this tree does
+    python tools/regression.py record tools/regression.json    # record what this checkout computes
     python tools/regression.py check tools/regression.json     # compare; exit code 1 if anything changed
 
-``--tree FOLDER`` takes another checkout than this file's; ``--only PATTERN`` a part, such as ``'run sharp/*'``.
-It uses only what outlives a rebuild: the command line, settings, files of a run, ``sgsd.score_completions`` and
+``--tree FOLDER`` uses another checkout; ``--only PATTERN`` uses a part of the records, such as ``'run sharp/*'``. Only
+stable interfaces are used: the command line, settings, files of a run, ``sgsd.score_completions`` and
 ``sgsd.get_verifier``.
 
-A run is ``STEPS`` optimizer steps of ``sgsd lab run``. Of the weights after each step it keeps a SHA-256 over float32,
-and the projections of their change from the start on ``DIRECTIONS`` random directions: the norm of the projections'
-difference estimates the norm of the weights' difference, to about an eighth of its size. Of that norm, another
-order of a float32 sum (threads, micro-batches, chunks) moves 2e-6 to 5e-6, another way to the same gradients up to
-6e-5 at Adam's first step and less at each later one; a gate wider by a hundredth, 2e-4 at every step.
+A run is ``STEPS`` optimizer steps of ``sgsd lab run``. Its record has a SHA-256 of the last weights in float32, and for
+each step the projections of the change of the weights on ``DIRECTIONS`` random directions. The norm of a difference of
+projections estimates the norm of the difference of weights, to about an eighth. Relative to the change of the weights,
+another order of a float32 sum (threads, micro-batches, chunks) differs by 2e-6 to 5e-6; another computation of the same
+gradients by up to 6e-5 at the first step of Adam and less later; a gate wider by 1 % by 2e-4 at every step.
 """
 
 from __future__ import annotations
@@ -56,31 +56,32 @@ EXPECTED = {
     "table lab": "methods by their own names; every number as before",
     "table sweeps": "methods by their own names; every number as before",
 }
-"""Pattern of names → why they changed on purpose; the first that fits. What it names may change, and nothing else.
+"""Reasons of intended changes, by pattern of the records' names. The first matching pattern counts. No other record may
+change.
 
-With the reasons of the runs undone together, every run equals the record's to rounding: at most 6e-5 at the first step.
+Without the changes that these reasons name, all runs equal the recorded ones up to rounding (at most 6e-5 at step 1).
 """
 
 STEPS = 8
 ROUNDING = 1e-4
-"""Relative difference of the weights' change up to which it is the order of sums; see above."""
+"""Highest relative difference of the weights' change that counts as rounding; see above."""
 DIRECTIONS = 32
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
-"""Variant → helpful and misleading pairs a symbol."""
+"""Helpful and misleading pairs per symbol, by lab."""
 ENTRY = (sys.executable, "-c", "from sgsd.cli import main; raise SystemExit(main())")
 
 _CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--teacher_trust", "worth", "--grpo_weight", "1")
 CORRECTION = (*_CORRECTION, "--sgsd_weight", "2")
 GUIDED = (*CORRECTION, "--support_baseline", "control", "--teacher_guidance", "2")
 NEW_SETTINGS = {"ledger_share": "1"}
-"""Settings that the tree may not know, at the value that means what was always done."""
+"""Settings that an older checkout may not have, with the values that give its behaviour."""
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Flags of ``sgsd lab run``, and behind the dashes of ``sgsd train``; the labs it is made in."""
+    """A run: flags of ``sgsd train``, method and flags of ``sgsd lab run``, and its labs."""
 
     settings: tuple[str, ...] = ()
     method: str = "sgsd"
@@ -109,21 +110,21 @@ RUNS = {
 }
 SEEDS = ("arithmetic-word-problems", "competition-mathematics", "mental-arithmetic")
 TABLES = {"lab": "table", "sweeps": "sweeps"}
-"""Name → action of the evidence's program."""
+"""Actions of ``examples/lab/evidence.py``, by name of the record."""
 CASES = ("verifier_cases*.jsonl", "responses*.jsonl")
 
 
 class FailedError(Exception):
-    """A command or file of the tree is not what it was; the message is its last line."""
+    """A command of the checkout failed; the message is its last line of output."""
 
 
-class Net:
-    """What one tree does.
+class Recorder:
+    """Makes the records of one checkout.
 
     Args:
-        tree: its root.
+        tree: root of the checkout.
         work: an empty folder.
-        data: public data that the tree does not hold, if it is there.
+        data: folder of public data that the checkout does not contain; ``None`` skips its records.
     """
 
     def __init__(self, tree: Path, work: Path, data: Path | None) -> None:
@@ -132,7 +133,7 @@ class Net:
             (work / "data").symlink_to(data, target_is_directory=True)
 
     def records(self) -> Iterator[tuple[str, Callable[[], Record]]]:
-        """Names, and what makes each one's record."""
+        """The name of each record, and a function that makes it."""
         for name, run in RUNS.items():
             for variant in run.labs:
                 yield f"run {variant}/{name}", functools.partial(self.weights, variant, name)
@@ -147,8 +148,10 @@ class Net:
             yield f"command {name}", functools.partial(self.output, arguments, read)
 
     def commands(self) -> dict[str, tuple[tuple[str | Callable[[], str], ...], Callable[[str], Any]]]:
-        """README's commands that train nothing: arguments, those that are functions made when they are needed; what
-        of the standard output is kept."""
+        """Commands of README that do not train, by name: the arguments, and a function of the standard output.
+
+        Arguments that are functions are called when the command is run. The value of the function is recorded.
+        """
         run, other = (functools.partial(self.run, "calibrated", name) for name in ("guided", "grpo"))
         questions = functools.partial(self.questions, "calibrated")
         found: dict[str, tuple[tuple[str | Callable[[], str], ...], Callable[[str], Any]]] = {}
@@ -184,7 +187,7 @@ class Net:
     # ---- records
 
     def weights(self, variant: str, name: str) -> Record:
-        """Hash of the weights after the last step, projections and samples of each step, the accuracies."""
+        """Hash of the last weights, projections and samples of each step, and the accuracies."""
         folder = self.work / self.run(variant, name)
         start = weights(self.start(variant))
         steps = [folder / f"checkpoint-{step}" / "model.safetensors" for step in range(1, STEPS + 1)]
@@ -201,7 +204,7 @@ class Net:
         }
 
     def scores(self, variant: str) -> Record:
-        """Log-probabilities, entropies and likeliest tokens of 12 prompts of 3 lengths with 4 completions each."""
+        """Log-probabilities, entropies and top log-probabilities of 4 prompts with 3 completions each."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -231,7 +234,7 @@ class Net:
         return {"values": rows}
 
     def verdicts(self, file: Path) -> Record:
-        """Outcome of every row, a letter each: correct, incorrect, undecided."""
+        """The outcome of each row as a letter: correct, incorrect, undecided."""
         from sgsd import get_verifier
 
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -248,14 +251,14 @@ class Net:
         return {"counts": dict(sorted(Counter(letters).items())), "sha256": digest(letters), "outcomes": letters}
 
     def table(self, action: str) -> Record:
-        """Hash of a table that is made of stored results."""
+        """Hash of a table of stored results."""
         done = self.call([sys.executable, str(self.tree / "examples" / "lab" / "evidence.py"), action])
         if done.returncode:
             raise FailedError(last_line(done.stderr))
         return {"lines": len(done.stdout.splitlines()), "sha256": digest(done.stdout)}
 
     def output(self, arguments: Sequence[str | Callable[[], str]], read: Callable[[str], Any]) -> Record:
-        """Exit code, and hash of what is kept of the standard output."""
+        """Exit code, and hash of the recorded part of the standard output."""
         done = self.call([*ENTRY, *(part if isinstance(part, str) else part() for part in arguments)])
         try:
             kept = read(done.stdout)
@@ -263,11 +266,11 @@ class Net:
             raise FailedError(f"exit code {done.returncode}: {last_line(done.stderr) or error!r}") from None
         return {"exit": done.returncode, "sha256": digest(json.dumps(kept, sort_keys=True))}
 
-    # ---- what they are made of
+    # ---- inputs of the records
 
-    @functools.cache  # noqa: B019 - a net is made once
+    @functools.cache  # noqa: B019 - there is one recorder
     def run(self, variant: str, name: str) -> str:
-        """Make the run, once; its folder, relative to the work folder."""
+        """Make the run once; returns its folder, relative to the work folder."""
         run, folder = RUNS[name], f"{variant}/{name}"
         helpful, misleading = LABS[variant]
         lab = ["--helpful", str(helpful), "--misleading", str(misleading), "--seed", "0", "--threads", "1", "--json"]
@@ -293,14 +296,14 @@ class Net:
             raise FailedError(last_line(done.stderr))
         return "exported.json"
 
-    @functools.cache  # noqa: B019 - a net is made once
+    @functools.cache  # noqa: B019 - there is one recorder
     def new_settings(self) -> list[str]:
-        """Those of ``NEW_SETTINGS`` that the tree knows."""
+        """Those of ``NEW_SETTINGS`` that the checkout has."""
         known = self.call([*ENTRY, "train", "--help"]).stdout
         return [name for name in NEW_SETTINGS if re.search(rf"--{name}\b", known)]
 
     def start(self, variant: str) -> Path:
-        """The weights that the lab's runs start from."""
+        """The initial weights of the lab's runs."""
         return self.tree / "examples" / "lab" / "models" / variant / "model.safetensors"
 
     def call(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -311,7 +314,7 @@ class Net:
 
 
 def weights(file: Path) -> NDArray[np.float64]:
-    """All weights of a safetensors file, by name, in one row."""
+    """All weights of a safetensors file in one vector, ordered by name."""
     from safetensors.torch import load_file
 
     state = load_file(file)
@@ -319,13 +322,13 @@ def weights(file: Path) -> NDArray[np.float64]:
 
 
 def projections(changes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[weights, steps]`` on ``DIRECTIONS`` standard normal directions: ``[DIRECTIONS, steps]``."""
+    """Project ``[weights, steps]`` on random normal directions: ``[DIRECTIONS, steps]``."""
     draw = np.random.default_rng(0)
     return np.stack([draw.standard_normal(len(changes)) @ changes for _ in range(DIRECTIONS)])
 
 
 def samples(folder: Path) -> list[str]:
-    """The completions of each step, four digits of a hash each; nothing where they are not kept."""
+    """Four digits of a hash of each completion, a text per step; empty if the run kept no completions."""
     import pyarrow.parquet as pq
 
     files = sorted((folder / "completions").glob("completions_*.parquet"))
@@ -365,12 +368,12 @@ def last_line(text: str) -> str:
 
 
 def words(out: str) -> list[str]:
-    """A printed table's words and numbers, without its lines and widths."""
+    """The words and numbers of a printed table, without lines and widths."""
     return re.findall(r"[\w.,%:/+-]+", out)
 
 
 def numbers(out: str) -> list[float]:
-    """Every number of a JSON document, in its order: labels may change."""
+    """All numbers in a JSON document, in order. Labels are left out, because they may change."""
 
     def within(value: Any) -> Iterator[float]:
         if isinstance(value, dict | list):
@@ -383,12 +386,12 @@ def numbers(out: str) -> list[float]:
 
 
 def items(bank: dict[str, Any]) -> list[str]:
-    """Ids of a bank file's items."""
+    """The ids of the items in a bank file."""
     return re.findall(r'"((?:skill|mistake)-[0-9a-f]{12})"', json.dumps(bank))
 
 
 def ledger(out: str) -> dict[str, Any]:
-    """Totals, and what became of each item."""
+    """The totals, and the counts of each item."""
     document = json.loads(out)
     kept = ("id", "uses", "active", "positive", "negative", "neutral")
     rows = [{name: item[name] for name in kept} for item in document["items"]]
@@ -396,7 +399,7 @@ def ledger(out: str) -> dict[str, Any]:
 
 
 def evaluation(out: str) -> dict[str, Any]:
-    """The summary's measurements, and what its prompts were."""
+    """The measurements in a summary, and the digest of its prompts."""
     document = json.loads(out)
     return {name: document[name] for name in ("prompts", "accuracy", "ci95", "truncated", "undecided", "mean_tokens")}
 
@@ -406,7 +409,7 @@ def evaluation(out: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Finding:
-    """``state`` is same, rounding, CHANGED, expected or new."""
+    """The result of a comparison; ``state`` is same, rounding, CHANGED, expected or new."""
 
     name: str
     state: str
@@ -414,7 +417,7 @@ class Finding:
 
 
 def compare(name: str, was: Record, now: Record) -> Finding:
-    """One record of two trees."""
+    """Compare the stored and the new record of one name."""
     if was == now:
         return Finding(name, "same")
     if "failed" in now:
@@ -435,9 +438,10 @@ def compare(name: str, was: Record, now: Record) -> Finding:
 
 
 def compare_runs(name: str, was: Record, now: Record) -> Finding:
-    """Rounding as long as the weights' changes differ by rounding alone; another sample, once drawn, parts two runs.
+    """Compare two runs by the changes of their weights.
 
-    A run that parts after its first step, with few other samples at that step and rounding until then, is rounding.
+    Rounding can change a sampled token, after which two runs diverge. Runs therefore also differ by rounding if they
+    diverge after the first step, agree up to rounding until then, and few samples differ at that step.
     """
     if was["sha256"] == now["sha256"]:
         return Finding(name, "same", "" if was["accuracy"] == now["accuracy"] else "another accuracy along the way")
@@ -456,7 +460,7 @@ def compare_runs(name: str, was: Record, now: Record) -> Finding:
 
 
 def other_samples(was: Sequence[str], now: Sequence[str], step: int) -> tuple[int, int]:
-    """How many samples of the step differ, and of how many; 0 of 0 where they were not kept."""
+    """How many samples of a step differ, and their number; (0, 0) if they were not kept."""
     if min(len(was), len(now)) < step or len(was[step - 1]) != len(now[step - 1]):
         return 0, 0
     before, after = was[step - 1], now[step - 1]
@@ -465,7 +469,7 @@ def other_samples(was: Sequence[str], now: Sequence[str], step: int) -> tuple[in
 
 
 def judged(finding: Finding) -> Finding:
-    """A change that is listed is expected; so is the list checked."""
+    """The finding as expected if ``EXPECTED`` lists it. An entry without need is noted."""
     reason = next((why for pattern, why in EXPECTED.items() if fnmatch.fnmatch(finding.name, pattern)), None)
     if reason is None:
         return finding
@@ -481,8 +485,8 @@ def matches(name: str, options: argparse.Namespace) -> bool:
     return fnmatch.fnmatch(name, options.only)
 
 
-def made(net: Net, options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
-    for name, make in net.records():
+def made(recorder: Recorder, options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
+    for name, make in recorder.records():
         if matches(name, options):
             began = time.perf_counter()
             try:
@@ -493,18 +497,18 @@ def made(net: Net, options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
             yield name, record
 
 
-def record(net: Net, options: argparse.Namespace) -> int:
-    """Write the file, or replace those of its records that ``--only`` names; what failed is not recorded."""
+def record(recorder: Recorder, options: argparse.Namespace) -> int:
+    """Write the file, or replace the records that match ``--only``. Failures are printed and not recorded."""
     records = {}
-    for name, found in made(net, options):
+    for name, found in made(recorder, options):
         if "failed" in found:
             print(f"{name}: {found['failed']}")
         else:
             records[name] = found
-    complete = len(records) == len([name for name, _ in net.records() if matches(name, options)])
+    complete = len(records) == len([name for name, _ in recorder.records() if matches(name, options)])
     if options.file.is_file() and options.only != "*":
         records = json.loads(options.file.read_text(encoding="utf-8"))["records"] | records
-    head = ["git", "-C", str(net.tree), "rev-parse", "--short", "HEAD"]
+    head = ["git", "-C", str(recorder.tree), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
     document = {
         "commit": commit,
@@ -515,11 +519,11 @@ def record(net: Net, options: argparse.Namespace) -> int:
     return int(not complete)
 
 
-def check(net: Net, options: argparse.Namespace) -> int:
-    """Print a line a record, and how many there are of each state."""
+def check(recorder: Recorder, options: argparse.Namespace) -> int:
+    """Compare all records; print a line per record, and the number of each state."""
     document = json.loads(options.file.read_text(encoding="utf-8"))
     was, findings = document["records"], []
-    for name, now in made(net, options):
+    for name, now in made(recorder, options):
         finding = judged(compare(name, was[name], now) if name in was else Finding(name, "new", "not recorded"))
         findings.append(finding)
         print(f"{finding.state:9} {finding.name:36} {finding.note}".rstrip(), flush=True)
@@ -545,8 +549,8 @@ def main() -> int:
     os.environ |= {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
     with tempfile.TemporaryDirectory() as work:
-        net = Net(tree, Path(work), data if data.is_dir() else None)
-        return {"record": record, "check": check}[options.action](net, options)
+        recorder = Recorder(tree, Path(work), data if data.is_dir() else None)
+        return {"record": record, "check": check}[options.action](recorder, options)
 
 
 if __name__ == "__main__":

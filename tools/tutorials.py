@@ -1,11 +1,11 @@
-"""Run the tutorials' code as a reader does, from top to bottom in an empty folder, and keep what it prints.
+"""Run the code of the tutorials from top to bottom in an empty folder, and write its outputs into the pages.
 
-    python tools/tutorials.py docs/tutorials/*.md      # puts the outputs into the pages
+    python tools/tutorials.py docs/tutorials/*.md
 
-A block whose first line is a comment with the name of a file is that file. Other blocks of Python run one after another
-in one process, blocks of bash in a shell. A block named ``text`` right below one of them is its output, and a line
-``…`` in it stands for any number of lines; without one its output is not kept. ``text sample`` is what a model wrote,
-another text on another machine.
+A block whose first line is a comment with a file name is the content of that file. Other Python blocks run one after
+another in one process, and bash blocks in a shell. A ``text`` block directly below a block is its output, in which a
+line ``…`` stands for any number of lines. The output of a block without one is not kept. A ``text sample`` block is
+text that a model wrote, which differs between machines.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ANYTHING = "…"
 
 @dataclass(frozen=True)
 class Block:
-    """A block that runs, and the output that the page keeps of it, if it does, with its place in the page."""
+    """A block of code, with the output in the page and its position there, or ``None``."""
 
     language: str
     code: str
@@ -49,7 +49,7 @@ class Block:
 
 
 def blocks(page: str) -> tuple[list[Block], dict[str, str]]:
-    """What a page runs, and the files that it shows."""
+    """The blocks that a page runs, and the files that it contains."""
     found = list(_FENCE.finditer(page))
     files = {file[1]: match[2] for match in found if (file := _FILE.match(match[2]))}
     made: list[Block] = []
@@ -66,10 +66,10 @@ def blocks(page: str) -> tuple[list[Block], dict[str, str]]:
 
 
 def run(page: str, folder: Path) -> list[str]:
-    """What each block of a page prints, all files and runs in ``folder``.
+    """Run a page in ``folder``; returns the output of each block.
 
     Raises:
-        RuntimeError: a block failed; with all that was printed.
+        RuntimeError: a block failed; the message has the whole output.
     """
     parts, files = blocks(page)
     for name, text in files.items():
@@ -91,26 +91,26 @@ def run(page: str, folder: Path) -> list[str]:
         stderr=subprocess.STDOUT,
         check=False,
     )
-    printed = done.stdout.decode()  # not as text: a lone carriage return would become the end of a line
+    printed = done.stdout.decode()  # text mode would turn a lone carriage return into a line end
     if done.returncode:
         raise RuntimeError(f"{printed}\nexit code {done.returncode}")
     return [_as_seen(text) for text in printed.split(f"{_MARK}\n")[1:]]
 
 
 def _as_seen(text: str) -> str:
-    """Without bars and colours, as it stands on the screen in the end."""
+    """The output without progress bars, as it is on the screen at the end."""
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n") if not _BAR.search(line)]
     return "\n".join(lines).strip("\n") + "\n" if any(lines) else ""
 
 
 def shape(text: str) -> list[str]:
-    """Lines without their figures, spaces and rules: another machine rounds otherwise."""
+    """The lines with numbers replaced by 0, without spaces and rules, since machines round differently."""
     bare = re.sub(r"[-−+]?\d[\d.,]*(?:e[-+]?\d+)?", "0", text)
     return [line for raw in bare.splitlines() if (line := re.sub(r"[\s─━═]+", " ", raw).strip())]
 
 
 def agrees(kept: str, got: str, *, is_sample: bool = False) -> bool:
-    """Whether an output has the shape that the page keeps; of a sample, as many lines."""
+    """Whether an output has the shape of that in the page; for a sample, only as many lines."""
     if is_sample:
         return len(shape(kept)) == len(shape(got))
     pattern = "".join("(?:.*\n)*?" if line == _ANYTHING else re.escape(line) + "\n" for line in shape(kept))
@@ -118,7 +118,7 @@ def agrees(kept: str, got: str, *, is_sample: bool = False) -> bool:
 
 
 def kept_of(kept: str, got: str) -> str:
-    """A new output as the page keeps it: what it left out stays left out, where the rest has the shape it had."""
+    """The new output for the page. If its shape is unchanged, the lines left out before are left out again."""
     if not agrees(kept, got) or _ANYTHING not in kept:
         return got
     lines = iter(got.splitlines())

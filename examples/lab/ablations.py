@@ -1,21 +1,21 @@
-"""Settings more of ``sgsd lab run``, which the evidence asks for and a user has no use for.
+"""Further settings of ``sgsd lab run``, for ablations and placebos in the evidence.
 
     sgsd lab run sharp -- --use_gate false
 
-Three leave out a part:
+Three settings remove a part of a method:
 
-- ``--use_gate false``: SGSD with Δ²/4τ in the gate's place, which it equals for small gaps;
-- ``--use_polarity false``: SGSD with every teacher that takes a stance as a supporter, whatever the verdict;
-- ``--correct_all true``: the correction of successes as well.
+- ``--use_gate false``: SGSD with Δ²/4τ instead of the gate, which is equal to it for small gaps;
+- ``--use_polarity false``: SGSD with polarity +1 for every teacher with a stance, whatever the verdict;
+- ``--correct_all true``: correction of successes as well as failures.
 
-Two are placebos, which change the policy on failures without any bank's say:
+Two settings are placebos, which change the policy on failures without information from a bank:
 
-- ``--random_tokens true``: guided correction (γ = 2) whose teachers want other tokens: each teacher's probabilities
-  change places at random among its likeliest tokens, anew at every position;
-- ``--suppress_failures true``: every token of a failure has the same negative advantage, −``sgsd_weight``, and teachers
-  say nothing. After OPSA (arXiv 2608.31046), which pushes unlikely tokens down without a teacher.
+- ``--random_tokens true``: guided correction (γ = 2) in which the probabilities of each teacher's likeliest tokens are
+  permuted at random at every position;
+- ``--suppress_failures true``: every token of a failure has the same advantage, −``sgsd_weight``, and teachers are not
+  used. This follows OPSA (arXiv 2608.31046), which makes unlikely tokens less likely without a teacher.
 
-Each is an objective of its own here, and shows what it takes to add one: a class, and its name in ``OBJECTIVES``.
+Each setting is an objective. The module also shows how to add one: a class, and its name in ``OBJECTIVES``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from sgsd.objectives.base import given, total
 
 
 class _Ablated(Gated):
-    """The paper's loss with another part in one's place."""
+    """The paper's loss with a replaceable gate and polarity."""
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
         teachers, mask = teachers.read(), rollouts.mask.unsqueeze(1)
@@ -90,7 +90,7 @@ class CorrectionOfAll(Correction):
 
 
 class RandomTokens(Correction):
-    """Beside another objective than ``correction`` the settings refuse ``teacher_guidance``, so γ is fixed here."""
+    """γ is fixed, because the settings accept ``teacher_guidance`` only with objective ``correction``."""
 
     name: ClassVar[str] = "correction-to-random-tokens"
 
@@ -136,13 +136,14 @@ ABLATIONS: dict[tuple[str, str], type[Configurable]] = {
     ("--random_tokens", "true"): RandomTokens,
     ("--suppress_failures", "true"): Suppression,
 }
-"""Setting → objective."""
+"""The objective of each setting."""
 
 
 def as_objectives(settings: Sequence[str]) -> list[str]:
-    """Flags of ``sgsd train`` in which each of these settings is an objective, which ``OBJECTIVES`` then knows.
+    """Replace each of these settings by ``--objective NAME``, and add the objective to ``OBJECTIVES``.
 
-    Later flags win over earlier ones.
+    Returns:
+        Flags of ``sgsd train``. Later flags override earlier ones.
     """
     words = list(settings)
     for setting, objective in ABLATIONS.items():

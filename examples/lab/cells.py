@@ -1,4 +1,4 @@
-"""The cells of docs/evidence.md: what each is called, which flags make it, in which order plans run them."""
+"""The cells of the experiments in docs/evidence.md: names, flags, stored runs, and plans for running them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "lab"
 LABS = {"sharp": (1, 3), "calibrated": (2, 2)}
-"""Variant → helpful and misleading pairs a symbol, unless a cell says otherwise."""
+"""Helpful and misleading pairs per symbol in each lab, unless a cell has its own."""
 LEARNING_RATES = (5e-5, 1e-4, 2e-4)
 FRESH = 5
-"""A seed that nobody looked at while choosing anything."""
+"""A seed that was not used for any choice."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a row of the tables is called, and its flags: of ``sgsd train``, and of ``sgsd lab run``.
+    """A row of the tables, which is one setting.
 
-    ``pairs`` are the helpful and misleading pairs a symbol, if not the lab's; ``times`` those of the lab.
+    Attributes:
+        what: its name.
+        train, lab: flags of ``sgsd train`` and of ``sgsd lab run``.
+        pairs: helpful and misleading pairs per symbol; ``None`` is ``times`` those of the lab.
+        times: see ``pairs``.
+        learning_rates: those of the tables.
     """
 
     what: str
@@ -112,16 +117,17 @@ _REGIME = (
     "--max_grad_norm 0.1 --per_device_train_batch_size 16 --temperature 1.1 --top_p 0.95 --top_k 20"
 )
 _DOSES = (8e-5, 3.2e-4, 1.28e-3)
-"""The published rate, scaled, and 4 and 16 times as much.
+"""Learning rates: the published one, scaled, and 4 and 16 times as much.
 
-AdamW moves every weight of an adapter by about the rate, so a step changes a layer's output, relative to its input, by
-about alpha × rate, whatever the width. Published: width 2,048, r 64, alpha 128, 5e-6. At the lab's width of 128 that is
-r 4 for the same r / width, alpha 8 for the same alpha / r, 8e-5 for the same alpha × rate.
+AdamW changes every weight of an adapter by about the learning rate. A step therefore changes a layer's output, relative
+to its input, by about alpha × rate at any width. The published values are width 2,048, r 64, alpha 128, rate 5e-6. The
+lab's width is 128, which gives r 4 for the same r / width, alpha 8 for the same alpha / r, and rate 8e-5 for the same
+alpha × rate.
 """
 
 
 def _regime(what: str, train: str, lab: str = "", *, times: int = 1) -> dict[int, Cell]:
-    """Steps → the cell, with LoRA, rate and batch as published; the rate falls to 0 over all steps."""
+    """Cells of 200 and 1,000 steps, with LoRA and batch as published, and a rate that decays to 0 over all steps."""
     flags = f"{_REGIME} {train}"
     return {
         steps: Cell(what, f"{flags} --max_steps {steps}", lab, times=times, learning_rates=_DOSES)
@@ -157,11 +163,11 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "misleading": {f"{count} of 4 misleading": {"pairs": (4 - count, count)} for count in range(5)},
     "flips": {f"{share} % wrong": {"lab": f"--flips {share / 100:g}"} for share in (0, 10, 20, 30)},
 }
-"""Misleading shares of 0 to 100 % at K = 4, and verdicts of which 10 to 30 % are wrong → what they change in a cell."""
+"""Changes of a cell along two sweeps: misleading shares of 0 to 100 % at K = 4, and 0 to 30 % wrong verdicts."""
 
 
 def swept(method: str, kind: str, shown: str) -> str:
-    """Name of the cell of a method along a sweep: the method's own where the sweep changes nothing."""
+    """The cell of a method at a point of a sweep; the method's own cell if the sweep changes nothing there."""
     plain = shown.startswith("0 %") or (method == "grpo" and kind == "misleading")
     return method if plain else f"{method}-{kind}-{shown.split()[0]}"
 
@@ -186,7 +192,7 @@ CELLS = (
 
 
 def flags(cell: Cell, lab: str, *, learning_rate: float, seed: int) -> list[str]:
-    """Arguments of ``sgsd`` that make the run."""
+    """The arguments of ``sgsd`` for the run."""
     helpful, misleading = cell.pairs or (cell.times * share for share in LABS[lab])
     shares = ["--helpful", str(helpful), "--misleading", str(misleading), "--seed", str(seed)]
     train = ["--learning_rate", f"{learning_rate:g}", *cell.train.split()]
@@ -194,28 +200,27 @@ def flags(cell: Cell, lab: str, *, learning_rate: float, seed: int) -> list[str]
 
 
 def command(name: str, lab: str, learning_rate: float, seed: int) -> str:
-    """What is typed to make the run."""
+    """The command line for the run."""
     return f"sgsd {shlex.join(flags(CELLS[name], lab, learning_rate=learning_rate, seed=seed))}"
 
 
 @cache
 def records() -> dict[str, dict[str, Any]]:
-    """Command → its run. Of two runs of one command the later trainer's counts."""
+    """The stored runs by command. Of two runs of one command, that of the present trainer is kept."""
     lines = [line for file in sorted(RESULTS.glob("*.jsonl")) for line in file.read_text().splitlines()]
     found = sorted(map(json.loads, lines), key=is_former, reverse=True)
     return {run["command"]: run for run in found}
 
 
 def is_former(run: dict[str, Any]) -> bool:
-    """Whether it was made before the trainer's rebuild: those runs have no seconds by step."""
+    """Whether the run is from before the rebuild of the trainer. Such runs have no times by step."""
     return "train_seconds" not in run
 
 
 def stored(lab: str, name: str, learning_rate: float, *, fresh: bool = False) -> list[dict[str, Any]]:
-    """The runs of a cell, by seed: those of its command, whatever cell they were made for.
+    """The stored runs with the commands of a cell, by seed; with ``fresh``, only that of the fresh seed.
 
-    Those of the fresh seed are kept apart. Former runs of the correction, which the rebuild changed, count only where
-    the present trainer has made none.
+    The rebuild of the trainer changed the correction. Its former runs are returned only if there are no present ones.
     """
     typed = (command(name, lab, learning_rate, seed) for seed in ((FRESH,) if fresh else range(FRESH)))
     own = [records()[one] for one in typed if one in records()]
@@ -223,7 +228,7 @@ def stored(lab: str, name: str, learning_rate: float, *, fresh: bool = False) ->
 
 
 def is_outdated(run: dict[str, Any]) -> bool:
-    """Whether it is of the correction as it was before the rebuild."""
+    """Whether the run is of the correction before the rebuild."""
     return is_former(run) and "--objective correction" in run["command"]
 
 
@@ -232,14 +237,14 @@ def is_outdated(run: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """Runs of equal importance: every cell in both labs, all of a seed before the next one."""
+    """Runs of equal priority: all cells in all labs, seed by seed."""
 
     cells: Sequence[str]
     learning_rates: Sequence[float] = ()
     seeds: Sequence[int] = range(5)
 
     def runs(self, labs: Sequence[str]) -> Iterator[tuple[str, str, float, int]]:
-        """Cell, lab, learning rate and seed of each; of no learning rates given, the cell's own."""
+        """Cell, lab, learning rate and seed of each run; by default with the learning rates of the cell."""
         for seed in self.seeds:
             for name in self.cells:
                 for learning_rate in self.learning_rates or CELLS[name].learning_rates:
@@ -283,4 +288,4 @@ PLANS = {
     ],
     "long": [Batch(list(LONG), (1e-4,), _THREE)],
 }
-"""Name → batches, the most important first."""
+"""Batches by plan, the most important first."""

@@ -1,4 +1,4 @@
-"""``sgsd lab``: run an experiment, tabulate experiments, watch two methods learn, pre-train a lab model again."""
+"""``sgsd lab``: run an experiment, tabulate experiments, plot two methods live, or pre-train a lab model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from sgsd import runfolder
 from sgsd.cli.console import print_json, progress_bar, standard_error, standard_output
-from sgsd.cli.parser import Parser, parse
+from sgsd.cli.parser import Parser, add_command, parse
 from sgsd.display import say
 from sgsd.errors import ConfigError
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sgsd.evaluation import Evaluation
 
 _TRAIN_QUESTIONS, _TEST_QUESTIONS = 1800, 450
-# What the demo compares, by ``trainers.names.method_name`` (docs/evidence.md): flags of ``lab run``, of ``train``.
+# Methods of the demo, by ``trainers.names.method_name``: flags of ``sgsd lab run``, flags of ``sgsd train``.
 _DEMO_METHODS: dict[str, tuple[str, str]] = {
     "GRPO": ("--method grpo", ""),
     "GRPO + correction": ("", "--objective correction --teacher frozen --grpo_weight 1 --sgsd_weight 2"),
@@ -37,35 +38,44 @@ _DEMO_METHODS: dict[str, tuple[str, str]] = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags of every action."""
-    parser = Parser(prog="sgsd lab", description="The controlled benchmark: hidden rules, a bank of known worth.")
+    """The parser of all actions."""
+    about = (
+        "Run controlled experiments: a tiny model learns hidden rules with a bank whose items are known to help or not."
+    )
+    parser = Parser(prog="sgsd lab", description=about)
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
-    pretrain = actions.add_parser("pretrain", help="make a lab model again; examples/lab/models holds both")
-    run = actions.add_parser("run", help="one experiment: train in the lab, evaluate along the way")
-    table = actions.add_parser("table", help="experiments side by side, over seeds")
-    demo = actions.add_parser("demo", help="GRPO, and GRPO with failures corrected by teachers, side by side, live")
+
+    add = partial(add_command, actions)
+    pretrain = add("pretrain", "pre-train a lab model; examples/lab/models has both of them")
+    run = add("run", "run one experiment: train in the lab, and evaluate during training")
+    table = add("table", "print a table of experiments, over seeds")
+    demo = add("demo", "train by GRPO, and by GRPO with failures corrected by teachers, and plot both live")
     for action, threads in ((pretrain, 2), (run, 1)):
-        action.add_argument("variant", choices=("sharp", "calibrated"), help="how the model obeys a stated rule")
+        action.add_argument(
+            "variant",
+            choices=("sharp", "calibrated"),
+            help="sharp always follows a stated rule, calibrated six times in ten",
+        )
         action.add_argument("--output", type=Path, help="folder to write (default: under runs/)")
         action.add_argument("--threads", type=int, default=threads, help="CPU threads; rounding depends on them")
-    run.add_argument("--method", default="sgsd", help="sgsd, grpo or opsd")
-    run.add_argument("--helpful", type=int, default=2, help="pairs a symbol that state its true rule")
-    run.add_argument("--misleading", type=int, default=2, help="pairs a symbol that state a wrong rule")
-    run.add_argument("--irrelevant", type=int, default=0, help="pairs a symbol that speak of another one")
-    run.add_argument("--k", type=int, help="teachers a rollout (default: all of a symbol's pairs)")
-    run.add_argument("--flips", type=float, default=0.0, help="share of the verifier's verdicts that are wrong")
-    run.add_argument("--skills_in_prompt", action="store_true", help="show the student a pair, too")
-    run.add_argument("--accuracy_steps", type=int, default=25, help="optimizer steps between evaluations")
-    run.add_argument("--pass_at", type=int, default=0, help="samples of each held-out problem after training; 0: none")
+    run.add_argument("--method", default="sgsd", help="sgsd, grpo or opsd (sgsd)")
+    run.add_argument("--helpful", type=int, default=2, help="pairs per symbol that state its true rule (2)")
+    run.add_argument("--misleading", type=int, default=2, help="pairs per symbol that state a wrong rule (2)")
+    run.add_argument("--irrelevant", type=int, default=0, help="pairs per symbol about another symbol (0)")
+    run.add_argument("--k", type=int, help="teachers per rollout (default: all pairs of the symbol)")
+    run.add_argument("--flips", type=float, default=0.0, help="share of verdicts that are wrong (0)")
+    run.add_argument("--skills_in_prompt", action="store_true", help="show a pair in the student's prompt as well")
+    run.add_argument("--accuracy_steps", type=int, default=25, help="optimizer steps between evaluations (25)")
+    run.add_argument("--pass_at", type=int, default=0, help="k of pass@k after training; 0: not measured (0)")
     run.add_argument("--json", action="store_true", help="print each evaluation as a line of JSON")
     run.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --teacher frozen")
     table.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of run folders")
     table.add_argument("--json", action="store_true", help="print JSON")
-    demo.add_argument("--variant", choices=("sharp", "calibrated"), default="calibrated")
-    demo.add_argument("--output", type=Path, default=Path("runs/lab-demo"), help="folder to write")
-    demo.add_argument("--steps", type=int, default=300, help="optimizer steps of 64 rollouts")
+    demo.add_argument("--variant", choices=("sharp", "calibrated"), default="calibrated", help="lab model (calibrated)")
+    demo.add_argument("--output", type=Path, default=Path("runs/lab-demo"), help="folder to write (runs/lab-demo)")
+    demo.add_argument("--steps", type=int, default=300, help="optimizer steps of 64 rollouts (300)")
     for action in (run, demo):
-        action.add_argument("--seed", type=int, default=0)
+        action.add_argument("--seed", type=int, default=0, help="of the bank, the sampling and the training (0)")
     return parser
 
 
@@ -100,7 +110,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
         made = pretrain(variant, output, progress=show)
     table = Table(
-        "prompt", "right, %", "95 % interval", title=f"{options.variant}: {made['seconds']:.0f} s; the model as it is"
+        "prompt", "right, %", "95 % interval", title=f"{options.variant} after {made['seconds']:.0f} s of pre-training"
     )
     for name, estimate in probe(str(output)).items():
         table.add_row(name, f"{100 * estimate.mean:.1f}", f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}")
@@ -136,10 +146,10 @@ def _experiment(
     console: Console,
     listener: Callable[[int, Evaluation, float, float], None],
 ) -> float:
-    """One run in the lab: the package's own training on the lab's data, bank, embedder and verifier; its seconds.
+    """Train on the lab's data with its bank, embedder and verifier; returns the seconds of training.
 
-    The listener is told each evaluation's step, the evaluation, and the seconds of all optimizer steps before it by the
-    clock and of the process: sampling and teachers included, evaluations not.
+    ``listener`` is called at each evaluation with the step, the evaluation, and the wall-clock and CPU seconds of all
+    optimizer steps so far. Those include sampling and teachers, but not evaluations.
     """
     import torch
     import transformers
@@ -174,7 +184,7 @@ def _experiment(
         (bank_file, made.bank.to_json()),
     ):
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            runfolder.write_text(file, text)  # whole or not at all: several runs may begin at once
+            runfolder.write_text(file, text)  # atomically: several runs may start at once
 
     flags = ["--config", "lab", "--model_name_or_path", f"local:lab-{options.variant}", "--output_dir", str(output)]
     flags += ["--dataset", str(question_file), "--seed", str(options.seed), "--method", options.method]
@@ -187,7 +197,7 @@ def _experiment(
     run, training, model = parse_settings([*flags, *as_objectives(options.settings)])
 
     class Stopwatch(transformers.TrainerCallback):
-        """Seconds of all optimizer steps so far, by the clock and of the process."""
+        """Wall-clock and CPU seconds of all optimizer steps so far."""
 
         spent = began = (0.0, 0.0)
 
@@ -205,7 +215,7 @@ def _experiment(
         trainers.append(trainer)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.reward_funcs[0].verifier = noisy
-        trainer.add_callback(stopwatch)  # its step ends before the evaluation begins
+        trainer.add_callback(stopwatch)  # before the evaluation, whose time does not count
         accuracy = AccuracyCallback(
             test,
             trainer.renderer,
@@ -249,11 +259,11 @@ def _table(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    """Two runs at once, a core each; their curves as they come."""
+    """Train two runs in parallel, on a core each, and plot their accuracies live."""
     _refuse_full(options.output)
     console = standard_output()
     console.print(
-        "sgsd lab demo: a tiny model that follows half of what it is told learns nine hidden rules. "
+        "sgsd lab demo: a tiny model that follows about half of the stated rules learns nine hidden rules. "
         f"{options.steps} steps of 64 rollouts each; the same questions, bank, verifier and seed.",
     )
     began = time.perf_counter()
@@ -273,19 +283,19 @@ def _demo(options: argparse.Namespace) -> None:
             live.update(_screen(curves, options.steps, console, time.perf_counter() - began))
             time.sleep(0.5)
     if not console.is_terminal:
-        console.print()  # a live display ends its last line in terminals alone
+        console.print()  # only in terminals does a live display end its last line
     if failures:
         raise ConfigError("a run of the demo failed", got=failures[0])
     shown = " ".join(map(str, folders.values()))
     console.print(f"intervals: sgsd compare {shown}", soft_wrap=True)
     console.print(f"a page:    sgsd report {shown}", soft_wrap=True)
-    console.print("One seed; docs/lab.md has more, and where it goes wrong.")
+    console.print("This is one seed; docs/lab.md has more, with failures.")
 
 
 def _follow(
     name: str, options: argparse.Namespace, folder: Path, curve: list[tuple[int, float]], failures: list[str]
 ) -> None:
-    """Run ``sgsd lab run`` in a process of its own and collect what it prints."""
+    """Run ``sgsd lab run`` in another process and append its accuracies to ``curve``, or its error to ``failures``."""
     own, settings = (flags.split() for flags in _DEMO_METHODS[name])
     command = [sys.executable, "-m", "sgsd.cli", "lab", "run", options.variant, "--json", "--threads", "1"]
     command += ["--seed", str(options.seed), "--output", str(folder), *own]
@@ -298,9 +308,9 @@ def _follow(
         for line in process.stdout or ():
             point = json.loads(line)
             curve.append((point["step"], 100 * point["accuracy"]))
-        complaint = (process.stderr.read() if process.stderr else "").strip()
+        errors = (process.stderr.read() if process.stderr else "").strip()
     if process.returncode:
-        failures.append(f"{name}: {complaint.splitlines()[-1] if complaint else process.returncode}")
+        failures.append(f"{name}: {errors.splitlines()[-1] if errors else process.returncode}")
 
 
 def _screen(curves: dict[str, list[tuple[int, float]]], steps: int, console: Console, seconds: float) -> Group:

@@ -1,4 +1,4 @@
-"""Held-out accuracy while a run trains."""
+"""A callback that evaluates on held-out problems during training."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from sgsd.evaluation.run import Evaluation, evaluate
 from sgsd.prompts import PromptRenderer
 from sgsd.verifiers import Verifier
 
+_SEED = 0  # of the sampling, the same at every evaluation
+
 
 class AccuracyCallback(TrainerCallback):
-    """Plain-prompt accuracy every so many steps, at the start and at the end, in the trainer's log.
+    """Logs the accuracy with the plain prompt at the start, every ``every`` steps, and at the end.
 
     The log gets ``eval_accuracy``, ``eval_accuracy_low`` and ``eval_accuracy_high``: avg@1 and its 95 % interval over
-    problems. Training is not disturbed: the random state is left as it was. Every process evaluates (a sharded model
-    needs them all); the first one writes.
+    problems. The random state of training is not changed. Every process evaluates, as a sharded model requires; the
+    first one writes.
 
     Args:
-        problems: held out.
+        problems: held-out problems.
         renderer: makes the prompts.
-        verifier: judges.
+        verifier: judges the answers.
         every: optimizer steps between evaluations.
         sampling: options of ``TransformersSampler``.
-        seed: of the sampling, the same at every evaluation.
-        save_to: folder where the last evaluation is kept.
+        save_to: folder for the last evaluation.
         listener: called with the step and each evaluation.
     """
 
@@ -41,12 +42,11 @@ class AccuracyCallback(TrainerCallback):
         *,
         every: int,
         sampling: dict[str, Any],
-        seed: int = 0,
-        save_to: Path | None = None,
-        listener: Callable[[int, Evaluation], None] | None = None,
+        save_to: Path,
+        listener: Callable[[int, Evaluation], None],
     ) -> None:
         self._asked = (problems, renderer, verifier)
-        self._every, self._sampling, self._seed = every, sampling, seed
+        self._every, self._sampling = every, sampling
         self._save_to, self._listener = save_to, listener
         self._last_step = -1
 
@@ -64,7 +64,7 @@ class AccuracyCallback(TrainerCallback):
 
     def _evaluate(self, state: Any, model: Any) -> None:
         sampler = TransformersSampler(model, self._asked[1].tokenizer, **self._sampling)
-        result = evaluate(sampler, *self._asked, seed=self._seed)
+        result = evaluate(sampler, *self._asked, seed=_SEED)
         self._last_step, accuracy = state.global_step, result.accuracy
         logged = {
             "eval_accuracy": accuracy.mean,
@@ -72,7 +72,6 @@ class AccuracyCallback(TrainerCallback):
             "eval_accuracy_high": accuracy.high,
         }
         state.log_history.append({"epoch": state.epoch or 0.0, **logged, "step": state.global_step})
-        if self._listener is not None:
-            self._listener(state.global_step, result)
-        if self._save_to is not None and state.is_world_process_zero:
-            result.save(self._save_to, step=state.global_step, seed=self._seed, **self._sampling)
+        self._listener(state.global_step, result)
+        if state.is_world_process_zero:
+            result.save(self._save_to, step=state.global_step, seed=_SEED, **self._sampling)

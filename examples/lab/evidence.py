@@ -1,7 +1,7 @@
 """The lab experiments behind docs/evidence.md: python examples/lab/evidence.py run|check|page|figure|…
 
-Each run is one ``sgsd lab run``; its accuracy curve, seconds, command, commit and versions become a line of
-``results/lab/LAB-CELL.jsonl`` as soon as it ends. A run that is there is not made again, so what was cut off goes on.
+Each run is one ``sgsd lab run``. When it ends, its accuracies, seconds, command, commit and versions are appended as a
+line to ``results/lab/LAB-CELL.jsonl``. Stored runs are not repeated, so the same command resumes an interrupted plan.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ LEDGER_STEP = 150
 
 
 def make(name: str, lab: str, learning_rate: float, seed: int) -> dict[str, Any]:
-    """Make one run; its line.
+    """Make one run; returns its record.
 
     Raises:
-        RuntimeError: it failed; the message is its last line.
+        RuntimeError: the run failed; the message is its last line of output.
     """
     arguments = flags(CELLS[name], lab, learning_rate=learning_rate, seed=seed)
     at = arguments.index("--")
@@ -78,7 +78,7 @@ def make(name: str, lab: str, learning_rate: float, seed: int) -> dict[str, Any]
 
 
 def last_steps(entries: Sequence[dict[str, float | None]]) -> dict[str, float]:
-    """Means of the rollouts' tokens and their entropy in nats, as the trainer logged them."""
+    """Means of the logged completion length in tokens and entropy in nats."""
     logged = {"tokens": "completions/mean_length", "entropy": "entropy"}
     return {
         what: round(mean(entry[name] for entry in entries if entry[name] is not None), 4)
@@ -87,14 +87,14 @@ def last_steps(entries: Sequence[dict[str, float | None]]) -> dict[str, float]:
 
 
 def separations(run: Path) -> dict[str, dict[str, float]]:
-    """Worse kind → measure → area under the ROC curve of the helpful items against it, after ``LEDGER_STEP`` steps."""
+    """Areas under the ROC curve of helpful items against each other kind, by measure, after ``LEDGER_STEP`` steps."""
     asked = [sys.executable, "-m", "sgsd.cli", "bank", "ledger", str(run / f"checkpoint-{LEDGER_STEP}"), "--json"]
     found = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)["separation"]
     return {entry["worse"]: {name: entry[name] for name in ("credit", "support")} for entry in found}
 
 
 def run(options: argparse.Namespace) -> None:
-    """Make what the present trainer has not made yet, in the order of importance."""
+    """Make the runs that are not stored yet, the most important first."""
     batches = [Batch(options.cells or list(CELLS), options.learning_rates or (), options.seeds)]
     if options.plan:
         batches = [batch for name in options.plan for batch in PLANS[name]]
@@ -127,10 +127,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Make three runs again, drawn by ``--draw`` among the present trainer's; all accuracies must be the same.
+    """Repeat three runs of the present trainer, drawn by ``--draw``, and compare all accuracies.
 
     Raises:
-        SystemExit: with code 1, if any is not.
+        SystemExit: with code 1 if any accuracy differs.
     """
     made = [run for run in records().values() if not is_former(run)]
     drawn = random.Random(options.draw).sample(sorted(made, key=lambda run: run["command"]), min(3, len(made)))
@@ -150,15 +150,15 @@ def git(*arguments: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=("run", "check", "page", "figure", *TABLES))
-    parser.add_argument("--plan", nargs="+", choices=PLANS, help="of run: cells, rates and seeds, in order")
+    parser.add_argument("--plan", nargs="+", choices=PLANS, help="for run: cells, learning rates and seeds, in order")
     parser.add_argument("--cells", nargs="+", choices=CELLS, help="default: all")
     parser.add_argument("--labs", nargs="+", choices=LABS, default=list(LABS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--learning_rates", nargs="+", type=float, help="default: each cell's own")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, a thread each")
-    parser.add_argument("--list", action="store_true", help="of run: say what would be made")
-    parser.add_argument("--draw", type=int, default=0, help="of check: seed of the draw")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "lab.svg", help="of the figure")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs, with a thread each")
+    parser.add_argument("--list", action="store_true", help="for run: list the runs without making them")
+    parser.add_argument("--draw", type=int, default=0, help="for check: seed of the draw")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "lab.svg", help="for figure: file to write")
     options = parser.parse_args()
     if options.action in TABLES:
         print(printed(options.action, options))

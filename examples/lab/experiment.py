@@ -1,4 +1,4 @@
-"""One experiment's ground truth: true rules, questions, a bank of known worth, an embedder that finds it, noise."""
+"""The parts of an experiment: true rules, questions, a bank of known worth, its embedder, and a noisy verifier."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ TRUE_RULES: Mapping[str, str] = dict(
         strict=True,
     )
 )
-"""Symbol → the rule that makes an answer right, in every experiment; the plain prompt never says it.
+"""The true rule of each symbol, which the plain prompt never states.
 
-For three symbols it is one of the two rules that the models take them for more often (``pretrain.prior``)."""
+For three symbols it is one of the two rules that the models guess more often (``pretrain.prior``)."""
 
 
 _MOST = 8  # wordings of one rule
@@ -37,7 +37,7 @@ _ItemT = TypeVar("_ItemT", Skill, Mistake)
 
 
 class Worth(StrEnum):
-    """What an item of the lab's bank is good for."""
+    """The kind of an item in the lab's bank."""
 
     HELPFUL = "helpful"
     MISLEADING = "misleading"
@@ -46,7 +46,7 @@ class Worth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BankShares:
-    """Pairs of each worth that a symbol's problems retrieve; together they are the most teachers a problem can have."""
+    """Pairs of each kind per symbol. Their total is the highest number of teachers per problem."""
 
     helpful: int = 2
     misleading: int = 2
@@ -61,19 +61,19 @@ class BankShares:
 
     @property
     def total(self) -> int:
-        """Items a symbol, of skills and of mistakes alike."""
+        """Pairs per symbol."""
         return self.helpful + self.misleading + self.irrelevant
 
 
 @dataclass(frozen=True)
 class LabBank:
-    """A bank, and what is known of its items.
+    """A bank, and the kinds of its items.
 
     Attributes:
-        bank: skills and mistakes in one order, so that equal ranks make a pair of one worth.
-        worth: item id → what it is good for.
-        topics: item text, as retrieval embeds it, → the symbol whose problems find it, and its place among that
-            symbol's items, from 0.
+        bank: skills and mistakes in the same order; those of one rank are a pair of one kind.
+        worth: kind of each item, by id.
+        topics: for the text of an item as it is embedded: the symbol whose problems retrieve it, and its rank among the
+            items of that symbol, from 0.
     """
 
     bank: SkillBank
@@ -82,7 +82,7 @@ class LabBank:
 
 
 def make_bank(shares: BankShares, *, seed: int = 0) -> LabBank:
-    """A bank in which every symbol has pairs of known worth, in a random order.
+    """A bank with pairs of each kind for every symbol, in random order.
 
     A helpful pair states the true rule and warns of another; a misleading pair states a wrong rule and warns of the
     true one; an irrelevant pair states and warns of rules for another symbol. ``seed`` draws rules, wordings and order.
@@ -119,13 +119,13 @@ def make_bank(shares: BankShares, *, seed: int = 0) -> LabBank:
 
 
 class TopicEmbedder:
-    """``retrieval.Embedder`` that knows what the lab's texts are about, right or wrong.
+    """A ``retrieval.Embedder`` that embeds a text by its symbol.
 
-    Texts of one symbol have a cosine similarity of at least 0.9, others of at most 0.36. An irrelevant item speaks of
-    another symbol than the one it is found for: that error is the embedder's, and deliberate.
+    Texts of one symbol have a cosine similarity of at least 0.9, other texts of at most 0.36. Irrelevant items are
+    embedded by the symbol for which they are retrieved, and not by the one that they are about.
 
     Args:
-        topics: see ``LabBank``. Texts that are not in it are about the first symbol they hold.
+        topics: see ``LabBank``. The symbol of any other text is the first one in it.
     """
 
     name = "lab topics"
@@ -134,12 +134,12 @@ class TopicEmbedder:
         self._topics = dict(topics)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """N texts → ``[N, 11]`` unit rows: a direction for each symbol, one for the place, one to fill up."""
+        """``[N, 11]``: unit vectors with a dimension per symbol, and two for the rank among the items of a symbol."""
         rows = np.zeros((len(texts), len(SYMBOLS) + 2), dtype=np.float64)
         for row, text in zip(rows, texts, strict=True):
             about = next((word for word in text.split() if word in SYMBOLS), None)
             symbol, place = self._topics.get(text, (about, 0))
-            closeness = 1 - place / 100  # earlier places are nearer, all but equally near
+            closeness = 1 - place / 100  # a slightly higher similarity for earlier items
             if symbol is not None:
                 row[SYMBOLS.index(symbol)] = 0.8
             row[-2:] = 0.6 * closeness, 0.6 * np.sqrt(1 - closeness**2)
@@ -147,12 +147,16 @@ class TopicEmbedder:
 
 
 def questions(count: int, *, seed: int, prefix: str, without: frozenset[str] = frozenset()) -> list[Problem]:
-    """Distinct problems, equally many of each symbol, with the true rule's answer and solution.
+    """Distinct problems, equally many for each symbol, with answer and solution by the true rule.
 
-    ``prefix`` begins the ids; texts in ``without`` are not asked.
+    Args:
+        count: number of problems.
+        seed: of the draw.
+        prefix: of the ids.
+        without: texts to leave out.
 
     Raises:
-        ConfigError: more than there are.
+        ConfigError: there are fewer than ``count`` problems.
     """
     each = [count // len(SYMBOLS) + (place < count % len(SYMBOLS)) for place in range(len(SYMBOLS))]
     draw = random.Random(seed)
@@ -161,7 +165,7 @@ def questions(count: int, *, seed: int, prefix: str, without: frozenset[str] = f
         asked = [Question(symbol, (n // 100, n // 10 % 10, n % 10)) for n in range(1000)]
         asked = [question for question in asked if question.text not in without]
         if wanted > len(asked):
-            raise ConfigError("more questions than there are", got=count, expected=f"at most {9 * len(asked)}")
+            raise ConfigError("too many questions", got=count, expected=f"at most {9 * len(asked)}")
         for question in draw.sample(asked, wanted):
             rule, id = TRUE_RULES[symbol], f"{prefix}-{len(problems)}"
             answer, solution = str(question.answer(rule)), question.solution(rule)
@@ -174,15 +178,15 @@ _OPPOSITE = {Outcome.CORRECT: Outcome.INCORRECT, Outcome.INCORRECT: Outcome.CORR
 
 
 class NoisyVerifier:
-    """Another verifier whose verdicts are wrong now and then: correct and incorrect change places.
+    """A verifier that swaps correct and incorrect in a share of the verdicts of another verifier.
 
-    Whether a verdict is flipped depends on the seed, the completion, the reference, and how many equal ones came
-    before it in the batch: repeatable, and independent among the rollouts of a group.
+    Whether a verdict is swapped depends on the seed, the completion, the reference, and the number of equal completions
+    before it in the batch. It is therefore repeatable, and independent among the rollouts of a group.
 
     Args:
-        verifier: the one that knows.
-        flips: share of verdicts that are wrong.
-        seed: of the flips.
+        verifier: the other verifier.
+        flips: share of swapped verdicts, from 0 to 0.5.
+        seed: of the swaps.
     """
 
     def __init__(self, verifier: Verifier, *, flips: float, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The lab's language: symbols, rules, problems, solutions, what a skill says; its tokenizer."""
+"""The language of the lab: symbols, rules, problems, solutions, skills, mistakes, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RULES: dict[str, Callable[[int, int], int]] = {
     "next": lambda a, b: (a + b + 1) % 10,
     "triple": lambda a, b: (a + 3 * b) % 10,
 }
-"""Name → rule of two digits, with a digit as its result."""
+"""The rules by name: functions of two digits to a digit."""
 
 RULE_NAMES = tuple(RULES)
 
-# Five words each, so that all skill-conditioned prompts have one length.
+# Five words each, so that all prompts with a pair have the same length.
 SKILL_TEXTS = (
     "{symbol} stands for rule {rule}",
     "read {symbol} always as {rule}",
@@ -62,14 +62,14 @@ _TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """``3 @ 5 @ 2``: three digits and a symbol, worked from the left."""
+    """A problem such as ``3 @ 5 @ 2``: a symbol and three digits, computed from the left."""
 
     symbol: str
     digits: tuple[int, int, int]
 
     @property
     def text(self) -> str:
-        """As a prompt says it."""
+        """The text of the problem."""
         a, b, c = self.digits
         return f"{a} {self.symbol} {b} {self.symbol} {c}"
 
@@ -97,7 +97,7 @@ def mistake(symbol: str, rule: str, wording: int = 0) -> Mistake:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; the fixed sentences of a skill-conditioned prompt are one token each."""
+    """A tokenizer with one token per word, and one per fixed sentence of a prompt with skills."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""What docs/evidence.md and results/README.md show of the stored runs: the arithmetic, the tables, the answers."""
+"""The statistics, tables and answers of docs/evidence.md and results/README.md, from the stored runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _Run = dict[str, Any]
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean and Student's 95 % interval over seeds; of one or two seeds, what each gave."""
+    """Mean and Student's 95 % interval over seeds; for one or two seeds, their values."""
     if len(values) < 3:
         return ", ".join(f"{value:.0f}" for value in values)
     estimate = student(values)
@@ -55,16 +55,17 @@ def interval(values: Sequence[float]) -> str:
 
 
 def student(values: Sequence[float]) -> Estimate:
-    """Mean and Student's 95 % interval of two values or more."""
+    """Mean and Student's 95 % interval of at least two values."""
     half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return Estimate(mean(values), mean(values) - half, mean(values) + half)
 
 
 def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate | None:
-    """Mean of ``above`` / mean of ``below``, pairs of one seed each, with Fieller's 95 % interval.
+    """Mean of ``above`` / mean of ``below``, paired by seed, with Fieller's 95 % interval.
 
-    The interval holds each θ for which Student's test does not tell the mean of above − θ · below from 0. ``None``
-    where it has no ends, because the mean of ``below`` is not told from 0.
+    The interval contains each θ for which Student's test does not reject a mean of 0 for above − θ · below. The result
+    is ``None`` for fewer than two pairs, and if the interval is unbounded because the test does not reject a mean of 0
+    for ``below``.
     """
     n = len(above)
     if n < 2:
@@ -80,12 +81,12 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate |
 
 @dataclass(frozen=True)
 class Share:
-    """How much of a method's gain is the bank's, over the seeds that all three have.
+    """The share of a method's gain that is due to the bank, over the seeds that all three have.
 
     Attributes:
-        gains: over the baseline with the true bank, a seed each.
-        placebo_gains: over the baseline with a placebo of a bank.
-        differences: of the two differences, a seed each; the baseline cancels.
+        gains: gain over the baseline with the true bank, per seed.
+        placebo_gains: gain over the baseline with a placebo bank, per seed.
+        differences: of the two gains, per seed; the baseline cancels.
         ratio: mean difference / mean gain.
     """
 
@@ -96,7 +97,7 @@ class Share:
 
 
 def bank_share(true: Mapping[int, float], placebo: Mapping[int, float], baseline: Mapping[int, float]) -> Share:
-    """The share, from accuracies by seed: with the true bank, with a placebo, and without teachers."""
+    """The share from accuracies by seed: with the true bank, with a placebo bank, and of the baseline."""
     seeds = sorted(true.keys() & placebo.keys() & baseline.keys())
     gains = tuple(true[seed] - baseline[seed] for seed in seeds)
     placebo_gains = tuple(placebo[seed] - baseline[seed] for seed in seeds)
@@ -105,7 +106,7 @@ def bank_share(true: Mapping[int, float], placebo: Mapping[int, float], baseline
 
 
 def curve_of(run: _Run) -> dict[int, float]:
-    """Step → accuracy."""
+    """The accuracy by step."""
     return {int(step): value for step, value in run["accuracy"].items()}
 
 
@@ -116,23 +117,23 @@ def end_of(run: _Run) -> float:
 
 
 def mean_of(run: _Run) -> float:
-    """Mean accuracy over all evaluations, in %: higher the sooner it rises."""
+    """Mean accuracy over all evaluations, in %."""
     return 100 * mean(run["accuracy"].values())
 
 
 def fell(run: _Run) -> bool:
-    """Whether it ended below its start."""
+    """Whether the last accuracy is below the first."""
     curve = curve_of(run)
     return curve[max(curve)] < curve[0]
 
 
 def first_at(curve: Mapping[int, float], goal: float) -> int | None:
-    """The first step at which the curve is at the goal."""
+    """The first step at which the curve reaches the goal."""
     return min((step for step, value in curve.items() if value >= goal), default=None)
 
 
 def with_missing(values: Iterable[float | None]) -> str:
-    """Those that there are, as ``interval`` writes them, and how many are not."""
+    """The ``interval`` of the values that are not ``None``, and the number of the others."""
     all_values = list(values)
     there = [value for value in all_values if value is not None]
     missed = f"{len(all_values) - len(there)} never" if len(there) < len(all_values) else ""
@@ -140,12 +141,12 @@ def with_missing(values: Iterable[float | None]) -> str:
 
 
 def first_steps(curves: Sequence[Mapping[int, float]], goal: float) -> str:
-    """The step at which each curve is first at the goal, and how many never are."""
+    """The steps at which the curves reach the goal, and how many never do."""
     return with_missing(first_at(curve, goal) for curve in curves)
 
 
 def mark(runs: Iterable[_Run]) -> str:
-    """A dagger, if any is of the correction and of before the trainer's rebuild, which changed it."""
+    """A dagger if any of the runs is outdated (``is_outdated``)."""
     return " †" if any(map(is_outdated, runs)) else ""
 
 
@@ -201,24 +202,24 @@ _RATE = 1e-4
 
 
 def of_both(what: Callable[[str], str]) -> str:
-    """What there is to say of each lab, sharp and calibrated; once, where it is the same."""
+    """The texts of both labs, sharp / calibrated; one text if they are equal."""
     return " / ".join(dict.fromkeys(what(lab) or "–" for lab in LABS))
 
 
 def to_grpos_end(runs: Sequence[_Run], lab: str, learning_rate: float) -> list[tuple[_Run, int | None]]:
-    """Each run, and the step at which it first has the accuracy with which GRPO ends, mean over seeds."""
+    """Each run, and the step at which it reaches GRPO's last accuracy, averaged over GRPO's seeds."""
     goals = [curve_of(run)[300] for run in stored(lab, "grpo", learning_rate)]
     return [(run, first_at(curve_of(run), mean(goals)) if goals else None) for run in runs]
 
 
 def seconds_to_grpos_end(runs: Sequence[_Run], lab: str, learning_rate: float) -> str:
-    """Of the processor, of the runs that were timed."""
+    """CPU seconds until the timed runs reach GRPO's last accuracy."""
     timed = to_grpos_end([run for run in runs if not is_former(run)], lab, learning_rate)
     return with_missing(None if step is None else run["cpu_seconds"][str(step)] for run, step in timed)
 
 
 def summary(options: argparse.Namespace) -> Iterator[str]:
-    """Markdown: ten rows, a method each, at one learning rate."""
+    """Markdown: a row for each of ten methods, at one learning rate."""
     yield "| method | seeds | step 300, % | fell | steps to GRPO's end | seconds to it | pass@8, % | entropy, nats |"
     yield "|---|---|---|---|---|---|---|---|"
     for name in _SUMMARY:
@@ -241,18 +242,18 @@ def summary(options: argparse.Namespace) -> Iterator[str]:
 
 
 def measured(runs: Iterable[_Run], name: str) -> list[Any]:
-    """What the timed runs have under this name."""
+    """A field of the timed runs."""
     return [run[name] for run in runs if not is_former(run)]
 
 
 def entropy_of(runs: Iterable[_Run]) -> str:
-    """Of the rollouts of the last 25 steps, mean over seeds."""
+    """Entropy of the rollouts in the last 25 steps, averaged over seeds."""
     of_runs = [last["entropy"] for last in measured(runs, "last_25_steps")]
     return f"{mean(of_runs):.3f}" if of_runs else ""
 
 
 def costs(options: argparse.Namespace) -> Iterator[str]:
-    """Markdown: what each timed cell cost, and what became of lengths, entropy and pass@8."""
+    """Markdown: CPU seconds of each timed cell, and its lengths, entropy and pass@8."""
     yield (
         "| lab | method | learning rate | seeds | seconds a run | seconds to GRPO's end | pass@8, % "
         "| tokens a rollout | entropy, nats |"
@@ -273,14 +274,14 @@ def costs(options: argparse.Namespace) -> Iterator[str]:
 
 
 def fell_at(run: _Run) -> int | None:
-    """The step from which on all accuracies are below the start; ``None`` of a run that did not fall."""
+    """The step from which all accuracies are below the first; ``None`` for a run that did not fall."""
     curve = curve_of(run)
     last_above = max(step for step, value in curve.items() if value >= curve[0])
     return min((step for step in curve if step > last_above), default=None)
 
 
 def endings(cells: Mapping[str, Cell], labs: Sequence[str]) -> Iterator[str]:
-    """Markdown: the best accuracy of each cell, the last, where runs fell, and what the guard said."""
+    """Markdown: best and last accuracy of each cell, where runs fell, and alarms of the guard."""
     yield "| lab | method | learning rate | steps | seeds | best, % | at step | end, % | fell, from step | guard |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for lab in labs:
@@ -311,7 +312,7 @@ def longer(options: argparse.Namespace) -> Iterator[str]:
 
 
 def fresh(options: argparse.Namespace) -> Iterator[str]:
-    """Markdown: the seed that nobody looked at while choosing anything, a row each run."""
+    """Markdown: a row per run of the fresh seed."""
     yield "| lab | method | learning rate | lowest, % | end, % | steps to GRPO's end | seconds to it |"
     yield "|---|---|---|---|---|---|---|"
     for lab in options.labs:
@@ -330,14 +331,14 @@ _MEASURES = {"step 300": end_of, "mean of all steps": mean_of}
 
 
 def share_of(lab: str, name: str, placebo: str, of: Callable[[_Run], float] = end_of) -> tuple[Share, list[_Run]]:
-    """A method's share of the bank in a lab, and the runs that it is made of."""
+    """The share of a method's gain that is due to the bank in a lab, and the runs behind it."""
     runs = [stored(lab, cell, _RATE) for cell in (name, f"{name}-{placebo}", "grpo")]
     found = bank_share(*({run["seed"]: of(run) for run in own} for own in runs))
     return found, [run for own in runs for run in own]
 
 
 def share(options: argparse.Namespace) -> Iterator[str]:
-    """Markdown: gains over GRPO of the same seed with the bank and with placebos, and the difference of the two."""
+    """Markdown: gains over GRPO of the same seed with the bank and with placebos, and their difference."""
     yield (
         "| lab | method | placebo | measured | seeds | gain, the lab's bank | gain, placebo | difference "
         "| share of the gain |"
@@ -358,7 +359,7 @@ def share(options: argparse.Namespace) -> Iterator[str]:
 
 
 def points(values: Sequence[float]) -> str:
-    """Mean and Student's interval, in points; of one or two seeds, what each gave."""
+    """Mean and Student's interval, in points; for one or two seeds, their values."""
     if len(values) < 3:
         return ", ".join(f"{value:+.1f}" for value in values).replace("-", "−")
     estimate = student(values)
@@ -376,13 +377,13 @@ def percent(ratio: Estimate | None) -> str:
 
 
 def ends(lab: str, name: str, learning_rate: float = _RATE) -> str:
-    """Accuracy in the end, as the answers say it."""
+    """The last accuracy of a cell as a text, over seeds."""
     runs = stored(lab, name, learning_rate)
     return f"{interval([end_of(run) for run in runs])} %{mark(runs)}" if runs else NOT_RUN
 
 
 def best_rate(lab: str, name: str) -> float:
-    """Of a cell's learning rates that were run, the one with the highest mean in the end; else its first."""
+    """The learning rate of a cell with the highest mean last accuracy; the first one if none was run."""
     rates = [rate for rate in CELLS[name].learning_rates if stored(lab, name, rate)]
     return max(
         rates or CELLS[name].learning_rates[:1],
@@ -391,7 +392,7 @@ def best_rate(lab: str, name: str) -> float:
 
 
 def of_the_bank(lab: str) -> str:
-    """How much of the guided correction's gain is the bank's, in two sentences."""
+    """Two sentences on the share of guided correction's gain that is due to the bank."""
     true, runs = share_of(lab, "guided", "irrelevant")
     misled, others = share_of(lab, "guided", "misleading-4")
     if not true.gains:
@@ -408,7 +409,7 @@ def of_the_bank(lab: str) -> str:
 
 
 def placebos() -> str:
-    """What ends where, without a bank's say or with a close relative."""
+    """A sentence on the last accuracies of placebos and related methods."""
     shown = {
         "a teacher of random tokens": "random-tokens",
         "a fixed negative advantage on failures": "suppression",
@@ -421,7 +422,7 @@ def placebos() -> str:
 
 
 def of_the_regime(lab: str) -> str:
-    """The published form in its own regime, in a sentence."""
+    """A sentence on SGSD as published with the published LoRA, batch, sampling and schedule."""
     runs = stored(lab, "regime-sgsd", REGIME["regime-sgsd"].learning_rates[0])
     if not runs:
         return f"{lab.capitalize()} lab: {NOT_RUN}."
@@ -439,12 +440,12 @@ def of_the_regime(lab: str) -> str:
 
 
 def certificates(name: str) -> list[Certificate]:
-    """Those of ``sgsd internalize`` on a document, by seed."""
+    """The stored certificates of a document, by seed."""
     return [read_certificate(file) for file in sorted(CERTIFICATES.glob(f"{name}-*.json"))]
 
 
 def accuracy(found: Accuracy | None) -> str:
-    """In %, with its interval."""
+    """An accuracy in %, with its interval."""
     if found is None:
         return "–"
     low, high = (100 * end for end in found.ci95)
@@ -452,7 +453,7 @@ def accuracy(found: Accuracy | None) -> str:
 
 
 def difference(found: Difference | None) -> str:
-    """In points, with its interval."""
+    """A difference in points, with its interval."""
     if found is None:
         return "–"
     low, high = (100 * end for end in found.ci95)
@@ -460,7 +461,7 @@ def difference(found: Difference | None) -> str:
 
 
 def internalized(name: str) -> Iterator[str]:
-    """A row a certificate."""
+    """Markdown: a row per certificate of a document."""
     yield "| seed | before | rule in the prompt | GRPO | after | after − GRPO, points | gain kept | sums | seconds |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for made in certificates(name):
@@ -475,7 +476,7 @@ def internalized(name: str) -> Iterator[str]:
 
 
 def of_documents() -> str:
-    """Documents taken into weights, a sentence a model."""
+    """A sentence per model on ``sgsd internalize``."""
 
     def said(name: str, what: str) -> str:
         made = certificates(name)
@@ -486,20 +487,21 @@ def of_documents() -> str:
         ends = " and ".join((", ".join(f"{value:.1f}" for value in after)).rsplit(", ", 1))
         least, most = (f"{value:+.0f}".replace("-", "−") for value in (min(lost), max(lost)))
         return (
-            f"{what}: **from {before:.0f} to {ends} %** of held-out tasks without the document, {shown:.1f} % with the "
-            f"rule in the prompt; sums change by {least} to {most} points."
+            f"{what}: **its accuracy on held-out tasks rises from {before:.0f} to {ends} %** without the document in "
+            f"the prompt; with the rule in the prompt it was {shown:.1f} %. Accuracy on sums changes by {least} to "
+            f"{most} points."
         )
 
     return " ".join(
         (
-            said("conventions", "Qwen2.5-Coder-0.5B takes an AGENTS.md of 30 rules into its weights in 36 steps"),
-            said("demo", "SmolLM2-135M a SKILL.md of 12"),
+            said("conventions", "Qwen2.5-Coder-0.5B learns an AGENTS.md of 30 rules in 36 steps"),
+            said("demo", "SmolLM2-135M learns a SKILL.md of 12 rules"),
         )
     )
 
 
 def of_real_models() -> str:
-    """SmolLM2-135M, in two sentences, from results/smollm2."""
+    """Two sentences on SmolLM2-135M, from results/smollm2."""
 
     def rows(name: str) -> list[dict[str, Any]]:
         found = runfolder.read_json(ROOT / "results" / "smollm2" / f"{name}.json")["compared"]["rows"]
@@ -513,15 +515,15 @@ def of_real_models() -> str:
     general = {row["method"]: row for row in (*rows("comparison"), *rows("worth"))}
     guided, grpo = knows["sgsd"], knows["grpo"]
     return (
-        "SmolLM2-135M on 72 questions whose bank knows what the model cannot: "
+        "SmolLM2-135M on 72 questions, with a bank that holds what the model cannot know: "
         f"**guided correction {shown(guided)}** ({len(guided['seeds'])} seeds), GRPO {shown(grpo)} "
         f"({len(grpo['seeds'])}), before training {shown(knows['base'])}. With a general bank on word problems it "
-        f"gains nothing over GRPO: {shown(general['sgsd'])}, {shown(general['grpo'])}."
+        f"equals GRPO: {shown(general['sgsd'])}, {shown(general['grpo'])}."
     )
 
 
 def answers(options: argparse.Namespace) -> Iterator[str]:
-    """Markdown: three objections, three answers."""
+    """Markdown: three objections and their answers."""
     for objection, said in {
         "Is it the bank, or just any regulariser?": [*map(of_the_bank, LABS), placebos()],
         "You ran the published form outside its regime.": map(of_the_regime, LABS),
@@ -545,31 +547,31 @@ TABLES: dict[str, Callable[[argparse.Namespace], Iterator[str]]] = {
     "conventions": lambda options: internalized("conventions"),
     "demo": lambda options: internalized("demo"),
 }
-"""Name → what is printed; it stands between comments of that name, on one of the pages."""
+"""The printed texts by name. On the pages, each is between comments with its name."""
 
 
 def printed(name: str, options: argparse.Namespace) -> str:
-    """A table or the answers, or that there is nothing in it yet."""
+    """A table or the answers; ``Not run.`` for a table without rows."""
     lines = list(TABLES[name](options))
     is_empty = len(lines) == 2  # head and rule
     return "Not run." if is_empty else "\n".join(lines)
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
-    """The text with each of its blocks, from ``<!-- name -->`` to ``<!-- end of name -->``, put in anew."""
+    """Replace each block of the text, from ``<!-- name -->`` to ``<!-- end of name -->``."""
     block = re.compile(r"(?s)(<!-- (\w+) -->\n).*?(<!-- end of \2 -->)")
     return block.sub(lambda found: f"{found[1]}\n{blocks[found[2]].strip()}\n\n{found[3]}", text)
 
 
 def page(options: argparse.Namespace) -> None:
-    """Put the answers and tables into the pages."""
+    """Update the answers and tables in the pages."""
     blocks = {name: printed(name, options) for name in TABLES}
     for file in (PAGE, DETAILS, DEMO):
         file.write_text(fill(file.read_text(encoding="utf-8"), blocks), encoding="utf-8")
 
 
 def figure(options: argparse.Namespace) -> None:
-    """Accuracy by step, mean and range over seeds, a panel for each lab and learning rate: an SVG."""
+    """Draw an SVG of the accuracy by step: mean and range over seeds, a panel per lab and learning rate."""
     import altair as alt
 
     names = options.cells or ["grpo", "sgsd", "rlsd", "rlcsd", "random-tokens", "guided-irrelevant", "guided"]

@@ -1,6 +1,6 @@
-"""Makes the lab's models: a small Llama learns to follow a rule that its prompt states, and to guess without one.
+"""Pre-train the lab's models: a small Llama learns to follow a rule in its prompt, and to guess without one.
 
-``probe`` tells what such a model can do before any post-training.
+``probe`` measures what such a model can do before post-training.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What tells one lab model from another.
+    """The settings of a lab model.
 
     Attributes:
-        obedience: how often a solution follows the rule that the prompt states; otherwise another one, at random.
+        obedience: share of solutions that follow the rule in the prompt; the others follow another rule, at random.
         steps: optimizer steps.
-        batch_size: solutions a step.
-        learning_rate: at its peak; a cosine to zero after a short warm-up.
+        batch_size: solutions per step.
+        learning_rate: peak of a cosine schedule with a short warm-up.
         seed: of weights and data.
     """
 
@@ -62,17 +62,17 @@ class Variant:
 
 VARIANTS = {"sharp": Variant(obedience=1.0), "calibrated": Variant(obedience=0.6)}
 
-# Shares of the prompts: nothing stated; a rule for the symbol and a slip; rules for other symbols; a slip alone; a
-# reference solution; a reference answer.
+# Shares of the kinds of prompts: plain; a skill and a mistake on the symbol; a skill and a mistake on other symbols; a
+# mistake on the symbol; a reference solution; a reference answer.
 _KINDS = {"plain": 0.18, "stated": 0.52, "elsewhere": 0.1, "warned": 0.06, "solution": 0.1, "answer": 0.04}
-# What a model takes a symbol for where nothing is stated: two rules more often than the others. So it reads the symbol
-# before it chooses a rule, as a language model reads a problem, and post-training can tell symbols apart.
+# Without a stated rule, a model guesses two rules more often than the others, which differ by symbol. Its guess thus
+# depends on the symbol, as a language model's answer depends on the problem, and post-training can distinguish symbols.
 _FAVOURITES, _FAVOURED = (3, 8), 0.2
 _WARMUP = 50
 
 
 def prior() -> NDArray[np.float64]:
-    """``[symbols, rules]``: how often a solution uses each rule where the prompt states none."""
+    """``[symbols, rules]``: probability of each rule in solutions to plain prompts."""
     chances = np.full((len(SYMBOLS), len(RULE_NAMES)), (1 - 2 * _FAVOURED) / (len(RULE_NAMES) - 2))
     for symbol in range(len(SYMBOLS)):
         for offset in _FAVOURITES:
@@ -81,7 +81,7 @@ def prior() -> NDArray[np.float64]:
 
 
 def make_model(seed: int, vocabulary: int) -> LlamaForCausalLM:
-    """0.9 million parameters: 4 layers of width 128."""
+    """A Llama with 0.9 million parameters: 4 layers of width 128."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -99,10 +99,10 @@ def make_model(seed: int, vocabulary: int) -> LlamaForCausalLM:
 
 
 class Corpus:
-    """Batches of prompt and solution, as token ids.
+    """Batches of prompts with solutions, as token ids.
 
-    Prompts are rendered once for each wording by the package's own ``PromptRenderer``, with marks where digits,
-    symbols and rules stand, and filled in by position: what the model is trained on is what a trainer will show it.
+    Prompts have the form that trainers give them: the package's ``PromptRenderer`` renders each wording once, with
+    placeholder digits, symbols and rules, which each batch replaces.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -139,7 +139,7 @@ class Corpus:
         self._table = np.array(table).reshape(len(RULE_NAMES), 10, 10)
 
     def batch(self, draw: np.random.Generator, size: int, obedience: float) -> tuple[Ids, Ids]:
-        """``[size, P + 15]`` token ids, and the attention mask: 0 on the padding before short prompts."""
+        """Token ids and attention mask, ``[size, P + 15]``. The mask is 0 on the padding left of short prompts."""
         kind = draw.choice(len(_KINDS), size=size, p=list(_KINDS.values()))
         plain, stated, elsewhere, warned, with_solution, with_answer = (kind == n for n in range(len(_KINDS)))
         symbol = draw.integers(len(SYMBOLS), size=size)
@@ -151,7 +151,7 @@ class Corpus:
         said = np.where(stated, rule, draw.integers(len(RULE_NAMES), size=size))
         skill_symbol = np.where(elsewhere | warned, other[0], symbol)
         mistake_symbol = np.where(elsewhere, other[1], symbol)
-        # Where the stated rule is not followed, any other but the slip is.
+        # A solution that does not follow the stated rule uses any other rule except the one of the mistake.
         astray = follows & (draw.random(size) >= obedience)
         detour = draw.integers(len(RULE_NAMES) - 2, size=size)
         low, high = np.minimum(rule, slip), np.maximum(rule, slip)
@@ -194,15 +194,15 @@ class Corpus:
 def pretrain(
     variant: Variant, output: Path, *, progress: Callable[[int, float], None] = lambda step, loss: None
 ) -> dict[str, Any]:
-    """Train a lab model and save it, in bfloat16 safetensors, with its tokenizer and ``lab.json``: how it was made.
+    """Train a lab model, and save it in bfloat16 with its tokenizer and ``lab.json``, which has settings and loss.
 
     Args:
-        variant: see ``Variant``.
-        output: folder.
+        variant: settings of the model.
+        output: folder to write.
         progress: called with the step and its loss in nats per token.
 
     Returns:
-        What ``lab.json`` holds.
+        The content of ``lab.json``.
     """
     began = time.perf_counter()
     tokenizer = make_tokenizer()
@@ -242,11 +242,11 @@ def pretrain(
 
 
 def probe(model_name: str, *, problems: int = 450, seed: int = 0) -> dict[str, Estimate]:
-    """Accuracy at temperature 1 of the plain prompt, and of prompts with a helpful, misleading or irrelevant pair.
+    """Accuracy at temperature 1 with the plain prompt, and with a helpful, misleading or irrelevant pair in the prompt.
 
     Args:
         model_name: as for ``load_model``.
-        problems: how many are asked, once each.
+        problems: number of problems; each is asked once.
         seed: of problems, bank and sampling.
     """
     model, tokenizer = load_model(model_name), load_tokenizer(model_name)

@@ -1,4 +1,4 @@
-"""Lab runs → accuracy along training, by setting, over seeds."""
+"""Tables of lab runs: accuracy during training, by setting, over seeds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LAB_RECORD = "lab.json"
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
-        lab: variant, shares of the bank, flips.
-        label: the method, and the settings it was given.
+        lab: lab model, pairs of the bank, share of wrong verdicts.
+        label: method and settings.
         seeds: of the runs.
-        accuracy: step → lowest, mean and highest accuracy over the seeds that got there, as fractions.
-        collapsed: runs whose last accuracy is below their first.
-        rollouts: of one optimizer step.
+        accuracy: lowest, mean and highest accuracy over the seeds, by step, from 0 to 1.
+        collapsed: number of runs whose last accuracy is below their first.
+        rollouts: per optimizer step.
     """
 
     lab: str
@@ -38,13 +38,13 @@ class Group:
 
 
 def summarise(folders: Sequence[Path]) -> list[Group]:
-    """One group for each setting, in the order in which they were named.
+    """One group per setting, in the order of the folders.
 
     Args:
         folders: run folders of ``sgsd lab run``, or folders that hold them.
 
     Raises:
-        ConfigError: no lab runs in them, or a run that did not end.
+        ConfigError: no lab runs in them, or an unfinished run.
     """
     records = [record for folder in folders for record in _records(folder)]
     if not records:
@@ -62,7 +62,7 @@ def _records(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> tuple[str, str, dict[str, Any], dict[int, float]]:
-    """Lab, label, settings and curve of a run."""
+    """Lab, label, settings and accuracies by step of a run."""
     try:
         record = runfolder.read_json(folder / LAB_RECORD)
         settings = runfolder.read_json(folder / runfolder.RUN)["settings"]
@@ -72,7 +72,7 @@ def _read(folder: Path) -> tuple[str, str, dict[str, Any], dict[int, float]]:
         k = f" K {record['k']}" if record["k"] else ""
         given = " ".join(part.removeprefix("--") for part in record["settings"])
     except (DataError, KeyError) as error:
-        raise ConfigError("a lab run cannot be read", got=str(folder), expected="a run that went to its end") from error
+        raise ConfigError("a lab run cannot be read", got=str(folder), expected="a finished run") from error
     curve = {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
     return f"{record['variant']} {shares}{flips}", f"{method_name(settings)}{k} {given}".rstrip(), settings, curve
 
@@ -95,7 +95,7 @@ def _group(lab: str, label: str, runs: Sequence[tuple[dict[str, Any], dict[int, 
 
 
 def as_table(groups: Sequence[Group]) -> Table:
-    """Accuracy at the start, the end, and what lies at thirds between them: there is no room for more."""
+    """A table of the accuracy at the start, after each third, and at the end."""
     table = Table(
         title="plain-prompt accuracy in %, by step; mean (lowest to highest seed)",
         caption="fell: runs that ended below their start",

@@ -1,10 +1,10 @@
-"""Chat controls inside text: what would open or close a turn or a thought if a chat template took it in.
+"""Neutralises chat controls inside text: what would open or close a turn or a thought in a chat template.
 
 Templates paste a message's content between their own controls and tokenise the whole, so a skill that holds
-``<|im_end|>`` ends the turn it stands in. ``disarm`` breaks such texts by one space, ``< |im_end|>``: nothing is lost,
-the text stays readable, and messages are safe whoever renders them (this package, TRL, a server). Splitting special
-tokens while tokenising is no substitute: it sees only tokens flagged as special, which role markers and think tags
-often are not, and needs the content apart from the template.
+``<|im_end|>`` ends the turn it stands in. ``disarm`` puts one space into such a control, ``< |im_end|>``: nothing is
+lost, the text stays readable, and messages are safe whoever renders them (this package, TRL, a server). Splitting
+special tokens while tokenising is no substitute: it finds only tokens flagged as special, which role markers and think
+tags often are not, and it needs the content apart from the template.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ KNOWN = re.compile(
     r"|<(?:start|end)_of_turn>|</?(?:think|s|bos|eos|pad|unk|tool_call|tool_response)>",
     re.IGNORECASE,
 )
-"""Controls of the usual model families, whatever the tokenizer at hand."""
+"""Controls of the common model families, whatever the tokenizer."""
 
 
 def disarmer(controls: Iterable[str] = (), marks: Iterable[str] = ()) -> Callable[[str], str]:
-    """A function that breaks every known control in a text, and every one of ``controls``, by a space after its first
-    character, and every one of ``marks`` by one inside its longest word.
+    """Make a function that breaks controls in a text: the ``KNOWN`` ones and ``controls`` by a space after the first
+    character, and ``marks`` by a space inside their longest word.
 
-    Found as a tokenizer's normaliser may find them: in any case, in full-width letters, with invisible characters
-    inside. Text without any is returned as it is; doing it twice does the same as once.
+    Controls are found as a tokenizer's normaliser may find them: in any case, in full-width letters, with invisible
+    characters inside. The function returns a text without controls unchanged, and is idempotent.
 
     Args:
         controls: further controls, of two characters or more: the tokenizer's own special tokens.
-        marks: of turns in templates of text, such as ``### Assistant``, ``USER:``, ``[Round 2]``; other numbers and
-            spaces are the same mark.
+        marks: what marks turns in templates of plain text, such as ``### Assistant``, ``USER:``, ``[Round 2]``. Other
+            numbers and spaces make the same mark.
     """
     own = sorted({_folded(control)[0] for control in controls}, key=lambda text: (-len(text), text))
     words = [_mark_pattern(text) for text in sorted({_folded(mark)[0] for mark in marks}) if len(text) > 1]
     plain = [re.escape(text) for text in own if len(text) > 1]
     alternatives = "|".join([*plain, *words, f"(?i:{KNOWN.pattern})"])
-    # A look-ahead finds those, too, that begin inside another.
+    # A look-ahead also finds controls that begin inside another.
     pattern = re.compile(f"(?={alternatives})")
 
     def disarmed(text: str) -> str:
@@ -55,16 +55,16 @@ def disarmer(controls: Iterable[str] = (), marks: Iterable[str] = ()) -> Callabl
 
 
 def _mark_pattern(mark: str) -> str:
-    """With an empty group where the longest word begins, behind whose first character the mark is broken."""
+    """A pattern of a mark, with an empty group where its longest word begins. It is broken one character later."""
     words = sorted(re.finditer(r"[^\W\d_]+", mark), key=lambda word: -len(word[0]))
     start = words[0].start() if words else 0
-    # As it is around the place where it is broken: spaces there would match again.
+    # Exact where the mark is broken: with optional spaces there, a broken mark would match again.
     found = f"{_loosely(mark[:start])}(){re.escape(mark[start : start + 2])}{_loosely(mark[start + 2 :])}"
     return rf"(?<!\w){found}(?!\w)" if mark.isalpha() else found
 
 
 def _loosely(part: str) -> str:
-    """The part of a mark with any number and any spaces where it has some, and with spaces before colons."""
+    """A pattern of a part of a mark: any number for a number, any spaces for spaces, also before colons."""
     found = ""
     for piece in re.findall(r"\d+|\s*:|\s+|.", part):
         if piece.isdecimal():
@@ -76,14 +76,14 @@ def _loosely(part: str) -> str:
 
 
 disarm = disarmer()
-"""Breaks the known controls: for text whose tokenizer is not at hand, such as what a writer is shown."""
+"""Breaks the known controls: for text to a model whose tokenizer is not at hand, such as a bank's writer."""
 
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def _folded(text: str) -> tuple[str, Sequence[int]]:
-    """The text in compatibility form, lower case and without invisible characters; each character's place in it."""
+    """The text in NFKC, in lower case and without invisible characters; and the place in ``text`` of each character."""
     if text.isascii() and not _INVISIBLE.search(text):
         return text.lower(), range(len(text))
     characters: list[str] = []

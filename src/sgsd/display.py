@@ -1,8 +1,8 @@
-"""How a text of somebody else's is shown: harmless to a terminal, secrets masked.
+"""Shows untrusted text: harmless to a terminal, with secrets masked.
 
-Ids, names, completions, columns, file names and servers' replies hold what strangers wrote. Errors, logs, lines,
-tables, bars and pages show it through ``visible``, JSON through ``json_text``; ``print`` and ``logging.getLogger`` are
-called here alone.
+Ids, names, completions, columns, file names and servers' replies are untrusted. Errors, logs, lines, tables, bars and
+pages show them through ``visible``, JSON through ``json_text``. Only this module calls ``print`` and
+``logging.getLogger``.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from collections.abc import Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
-# Joiners are spelling, in Persian and in emoji.
+# Zero-width joiners are part of the spelling of Persian words and emoji.
 _KEPT = "\t\n\u200c\u200d"
 _MARKUP = re.compile(r"[\\`*\[\]<>|&]")
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _LONGEST = 2_000
-_LEAST_SECRET = 6  # characters; servers without keys are told EMPTY or none, which are words
+_LEAST_SECRET = 6  # characters; shorter keys are placeholders, such as EMPTY or none
 SECRETS = frozenset(("hub_token", "push_to_hub_token", "token", "use_auth_token", "api_key"))
-"""Names of settings that are never kept."""
+"""Names of settings that are never written to a file."""
 _secrets: set[str] = set()
 
 
 def visible(text: str) -> str:
-    """The text with secrets masked and characters named that would steer a terminal, hide or turn others around:
-    ``⟨U+202E⟩``.
+    """The text with secrets masked, and with characters that could steer a terminal, hide text or reorder it shown as
+    their code points (``⟨U+202E⟩``).
 
-    These are control characters but tab and line feed, format characters (marks of direction, spaces of no width,
-    tags), line and paragraph separators, and lone surrogates, which no file can hold.
+    These are control characters except tab and line feed, format characters (direction marks, zero-width spaces, tags),
+    line and paragraph separators, and lone surrogates, which UTF-8 cannot encode.
     """
     text = masked(text)
     if text.isprintable():
@@ -41,30 +41,30 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str, longest: int = _LONGEST) -> str:
-    """The text made visible in one line, its line breaks as ``\\n``; a long one is cut."""
-    text = masked(text)  # before it is cut: the beginning of a secret is one, too
+    """The text made visible in one line, with line breaks as ``\\n``; cut after ``longest`` characters."""
+    text = masked(text)  # before it is cut, since the beginning of a secret is secret
     shown = "\\n".join(visible(text[:longest]).splitlines())
     return shown if len(text) <= longest else f"{shown}…"
 
 
 def as_markdown(text: str) -> str:
-    """The text in one line of Markdown, such as a table's cell: none of it is markup there."""
+    """The text in one line of Markdown, such as a cell of a table, with all markup escaped."""
     return _MARKUP.sub(r"\\\g<0>", one_line(text))
 
 
 def json_text(value: Any) -> str:
-    """A JSON value for programs: what ``visible`` would name is escaped, so that it is read back as it was."""
+    """A JSON document. The characters that ``visible`` replaces are escaped, so that reading gives the same value."""
     written = masked(json.dumps(value, indent=2, ensure_ascii=False))
     return "".join(json.dumps(one)[1:-1] if _is_hidden(one) else one for one in written)
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a text of lines, on standard output or standard error."""
+    """Print a text of one or more lines, on standard output or standard error."""
     print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def logger(name: str) -> logging.Logger:
-    """``logging.getLogger``, of messages that are visible text."""
+    """``logging.getLogger``, with every message made ``visible``."""
     found = logging.getLogger(name)
     found.addFilter(_made_visible)
     return found
@@ -83,7 +83,7 @@ def _is_hidden(one: str) -> bool:
 
 
 def keep_secret(text: str) -> None:
-    """Show the text nowhere from here on."""
+    """Mask this text in everything that is shown from now on."""
     if len(text) >= _LEAST_SECRET:
         _secrets.add(text)
 
@@ -96,7 +96,7 @@ def masked(text: str) -> str:
 
 
 def without_secrets(value: Any) -> Any:
-    """Plain data as it may be kept: without tokens, and addresses as ``public_url`` has them."""
+    """Plain data without the settings of ``SECRETS``, and with URLs as ``public_url`` returns them."""
     if isinstance(value, dict):
         fields = cast(dict[str, Any], value)
         return {name: without_secrets(item) for name, item in fields.items() if name not in SECRETS}
@@ -108,10 +108,10 @@ def without_secrets(value: Any) -> Any:
 
 
 def public_url(url: str) -> str:
-    """The address without user, password, query and fragment, which may be secrets."""
+    """The URL without user, password, query and fragment, which may be secrets."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # no address; who uses it says so
+    except ValueError:  # no URL: its user raises the error
         scheme, slashes, rest = url.partition("//")
         return scheme + slashes + rest.rpartition("@")[2].partition("?")[0]
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,8 +1,9 @@
-"""Whether a bank or a document will help, told from some rollouts and without training: ``sgsd doctor``.
+"""``sgsd doctor``: predict from some rollouts, without training, whether a bank or a document will help.
 
-Measured are the plain prompt, sampled; what each form of the bank in the prompt changes, decoded greedily on the same
-problems; and whether teachers of one form tell the sampled successes from the failures. ``docs/doctor.md`` has the rule
-by which ``Diagnosis.verdict`` follows. Greedily, because a teacher says at each position what is likeliest there.
+Three things are measured: the accuracy of the plain prompt, sampled; the change of the accuracy with the bank in the
+prompt, decoded greedily on the same problems; and how well teachers tell the sampled successes from the failures. The
+bank is shown in each of its contexts (``trainers.config.CONTEXTS``). Decoding is greedy because a teacher says at each
+position what is likeliest there. ``docs/doctor.md`` has the rules for the verdict.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ from sgsd.verifiers import Outcome, Verifier
 MOST_CUT = MOST_UNDECIDED = 0.5
 MOST_RIGHT = 0.95
 SIGNAL = 0.02, 0.90
-"""Success rates between which rollouts of one problem differ often enough."""
+"""Lowest and highest success rate at which the rollouts of a problem differ often enough."""
 LEAST_AUC = 0.55
 LEAST_ROLLOUTS = 16
-_MANY_CUT = 0.1  # from here on a longer completion is among the settings
+_MANY_CUT = 0.1  # share of truncated completions from which the settings have a higher max_completion_length
 
 
 class Verdict(StrEnum):
-    """What to do."""
+    """The recommendation."""
 
     GO = "go"
     GO_WITH_SETTINGS = "go with these settings"
@@ -64,7 +65,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class InPrompt:
-    """The bank shown in the prompt, in one form; decoded greedily. The difference is to the plain prompt, paired."""
+    """Greedy answers with one context of the bank in the prompt.
+
+    Attributes:
+        accuracy: with its 95 % interval.
+        difference: of the accuracy to that of the plain prompt, paired by problem.
+        prompt_tokens: mean length of the prompts.
+        truncated: share of the answers that were cut off.
+    """
 
     accuracy: Estimate
     difference: Estimate
@@ -74,15 +82,16 @@ class InPrompt:
 
 @dataclass(frozen=True)
 class Teachers:
-    """What teachers say of rollouts.
+    """How teachers score the plain rollouts.
 
     Attributes:
-        auc: area under the ROC curve of supports, for telling successes from failures; ``None`` where all rollouts have
-            one outcome. Of several teachers it is the mean support, weighted as retrieval weighs them.
-        auc_control: the same of supports measured against the control teacher's.
-        style_share: the control teacher's mean |gap| a token over the teachers': what any such prompt does.
-        stance_share: share of teachers with a stance, measured against the control.
-        successes, failures: plain rollouts that were scored.
+        auc: area under the ROC curve of the supports of successes against those of failures; ``None`` if all rollouts
+            have one outcome. The support of a rollout is the mean over its teachers, with the weights of retrieval.
+        auc_control: the same for supports minus the support of the control teacher.
+        style_share: mean |gap| per token of the control teacher, divided by that of the teachers. It is the part of the
+            gap that any such prompt causes.
+        stance_share: share of teachers with a stance, for supports measured against the control.
+        successes, failures: how many plain rollouts were scored.
     """
 
     auc: Estimate | None
@@ -95,22 +104,23 @@ class Teachers:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was measured; the verdict follows from it.
+    """The measurements, and the verdict that follows from them.
 
     Attributes:
-        problems, rollouts: asked, and sampled with the plain prompt.
-        greedy_problems: those of them that were answered greedily, by the plain prompt and by each context's.
-        max_new_tokens: the most of a completion.
-        success, greedy_success: of the plain prompt, sampled and decoded greedily.
-        truncated, undecided: shares of its rollouts that were cut off, and that the verifier could not judge.
-        mean_tokens, prompt_tokens: of its completions, and of the plain prompt.
-        in_prompt: context → what it does in the prompt; ``trainers.config.CONTEXTS`` has the names.
-        too_long: context → tokens of its longest prompt, where that is more than ``max_prompt_length``.
-        context: what teachers should be shown: the context with the highest accuracy, the shorter one where two do not
-            differ; ``None`` where none fits.
-        teachers: of that context.
-        sampling_seconds, scoring_seconds: a rollout; scoring is by student, teachers and control.
-        memory_gib: the most that the process had, of main memory.
+        problems, rollouts: how many problems were asked, and how many rollouts were sampled with the plain prompt.
+        greedy_problems: how many of the problems were also answered greedily, with the plain prompt and each context.
+        max_new_tokens: the limit of a completion.
+        success, greedy_success: accuracy of the plain prompt, sampled and greedy.
+        truncated, undecided: shares of the plain rollouts that were cut off, and that the verifier could not judge.
+        mean_tokens, prompt_tokens: mean lengths of the plain completions and of the plain prompt.
+        in_prompt: the results by context (``trainers.config.CONTEXTS``).
+        too_long: tokens of the longest prompt by context, for contexts that exceed ``max_prompt_length``.
+        max_prompt_length: the limit of a prompt, in tokens.
+        context: the context with the highest accuracy, or the shortest one that does not differ from it; ``None`` if
+            none fits. It is the recommended ``teacher_context``.
+        teachers: the scores of teachers with that context; ``None`` if there are none.
+        sampling_seconds, scoring_seconds: mean per rollout. Scoring is by student, teachers and control.
+        memory_gib: peak main memory of the process.
     """
 
     problems: int
@@ -138,7 +148,7 @@ class Diagnosis:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """Why, in words, each with its number; the first one decided."""
+        """The reasons in words. The first sentence is the one that decided."""
         return self._ruling[1], *self._findings()
 
     @property
@@ -148,21 +158,23 @@ class Diagnosis:
 
     @cached_property
     def _ruling(self) -> tuple[Verdict, str, dict[str, Any]]:
-        """The first rule of ``docs/doctor.md`` that applies; "above" means the lower end of an interval."""
+        """Verdict, reason and settings by the first rule of ``docs/doctor.md`` that applies."""
         longer = {"max_completion_length": 2 * self.max_new_tokens}
         low, high = SIGNAL
         right = _percent(self.success)
         if self.truncated > MOST_CUT and self.success.mean < low:
-            said = f"{self.truncated:.0%} of the rollouts are cut off at {self.max_new_tokens} tokens: let them end."
+            said = f"{self.truncated:.0%} of the rollouts are cut off at {self.max_new_tokens} tokens: allow more."
             return Verdict.NO, said, longer
         if self.undecided > MOST_UNDECIDED:
-            said = f"The verifier cannot judge {self.undecided:.0%} of the rollouts: look at it and at the references."
+            said = f"The verifier cannot judge {self.undecided:.0%} of the rollouts: check it and the references."
             return Verdict.NO, said, {}
         if self.success.mean >= MOST_RIGHT:
-            return Verdict.NO, f"The plain prompt is right already: {right}. Take harder tasks.", {}
+            return Verdict.NO, f"The plain prompt is already right in {right}: use harder tasks.", {}
         if self.context is None or self.teachers is None:
             longest = ", ".join(f"{name} {tokens:,}" for name, tokens in self.too_long.items())
-            said = f"Nothing of the bank fits into {self.max_prompt_length:,} tokens of prompt: {longest}. Shorten it."
+            said = (
+                f"No context of the bank fits into {self.max_prompt_length:,} tokens of prompt: {longest}; shorten it."
+            )
             return Verdict.NO, said, {}
         settings = {
             "method": "sgsd",
@@ -180,11 +192,11 @@ class Diagnosis:
         cut = max(self.in_prompt, key=lambda name: self.in_prompt[name].truncated)
         if (share := self.in_prompt[cut].truncated) > MOST_CUT >= self.truncated:
             said = f"{_NAMES[cut]} in the prompt has {share:.0%} of the answers cut off at {self.max_new_tokens} tokens"
-            return Verdict.NO, f"{said}: what it is worth cannot be seen, so let them end.", longer
+            return Verdict.NO, f"{said}, so its worth cannot be measured: allow more.", longer
         if not low <= self.success.mean <= high:
-            # Groups of rollouts are alike: GRPO has nothing to compare, and trust cannot be earned.
+            # Most groups have one outcome: GRPO has no advantages, and the ledger cannot measure credit.
             many = "easier" if self.success.mean < low else "harder"
-            said = f"{gain}, and the plain prompt is right in {right}: take another document, or {many} tasks."
+            said = f"{gain}, and the plain prompt is right in {right}: use another document, or {many} tasks."
             return Verdict.NO, said, {}
         groups = {"num_generations": 8} | (longer if self.truncated >= _MANY_CUT else {})
         auc = self.teachers.auc_control
@@ -232,16 +244,16 @@ class Diagnosis:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data, the verdict too."""
+        """The measurements, verdict, sentences and settings as plain data."""
         ruled = {"verdict": str(self.verdict), "sentences": list(self.sentences), "settings": self.settings}
         return ruled | asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any], where: str = runfolder.DOCTOR) -> Diagnosis:
-        """What ``to_json`` made.
+        """Read what ``to_json`` returned.
 
         Raises:
-            DataError: it is something else.
+            DataError: a field is missing or has a wrong type; ``where`` names the source.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         return validated(TypeAdapter(cls), {name: document[name] for name in names & document.keys()}, where)
@@ -252,7 +264,7 @@ class Diagnosis:
 
     @classmethod
     def load(cls, folder: Path) -> Diagnosis:
-        """What ``save`` wrote.
+        """Read ``doctor.json`` from a folder.
 
         Raises:
             DataError: it cannot be read.
@@ -287,31 +299,31 @@ def diagnose(
     batch_size: int = 32,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Diagnosis:
-    """Sample the plain prompt, answer with each context's, score the rollouts by teachers; nothing is trained.
+    """Sample the plain prompt, answer greedily with each context, and score the rollouts by teachers, without training.
 
     Args:
-        model, tokenizer: of transformers. The model's training mode is left as it is.
-        problems: to draw from; with fewer than ``rollouts`` each is asked several times.
-        bank: or a document read as one.
+        model, tokenizer: of transformers. The training mode of the model is left as it is.
+        problems: to draw from. If there are fewer than ``rollouts``, each is asked several times.
+        bank: a skill bank, or a document read as one.
         renderer, verifier, retriever: as in training.
-        max_new_tokens: the most of a completion.
-        contexts: what to try of ``trainers.config.CONTEXTS``; ``None``: rules and the whole of a document, pairs of any
-            other bank.
-        rollouts: to sample with the plain prompt, at most; 16 or more. Half as many problems are answered greedily, by
-            the plain prompt and each context's.
+        max_new_tokens: most tokens of a completion.
+        contexts: those of ``trainers.config.CONTEXTS`` to try; ``None`` is rules and document for a document, and pairs
+            for any other bank.
+        rollouts: most rollouts to sample with the plain prompt; 16 or more. Half as many problems are answered
+            greedily, with the plain prompt and with each context.
         temperature, top_p, top_k: of sampling.
-        seed: of the problems drawn, the sampling and the controls.
-        num_teachers: pairs or rules of each problem that teach, each alone.
-        max_prompt_length: a context of which one prompt is longer is left out.
+        seed: of the drawn problems, the sampling and the controls.
+        num_teachers: teachers per problem; each is shown one pair or rule.
+        max_prompt_length: most tokens of a prompt. A context with a longer prompt is left out.
         support_clip, support_threshold: as in training.
-        batch_size: prompts sampled at a time.
-        progress: told what is sampled, how many are done and of how many.
+        batch_size: prompts to sample at a time.
+        progress: called with the name of the current evaluation, and how many of its samples are done and wanted.
 
     Raises:
         DataError: no problems.
-        ConfigError: too few rollouts, an unknown context, or the whole document of a bank that is none.
-        BankError: pairs of a bank without.
-        PromptError: a plain prompt that does not fit.
+        ConfigError: too few rollouts, an unknown context, or context ``document`` for a bank without a document.
+        BankError: context ``pairs`` for a bank without skills or mistakes.
+        PromptError: a plain prompt is too long.
     """
     if not problems:
         raise DataError("no problems to diagnose with")
@@ -329,7 +341,7 @@ def diagnose(
                 progress(what, done, k * len(asked))
 
         options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": told, "temperature": 0} | how
-        sampler = _Keeping(TransformersSampler(model, tokenizer, **options))
+        sampler = _RecordingSampler(TransformersSampler(model, tokenizer, **options))
         limit = {"max_prompt_length": max_prompt_length, "shown": shown}
         return evaluate(sampler, asked, renderer, verifier, k=k, seed=seed, **limit), sampler.rollouts
 
@@ -352,7 +364,7 @@ def diagnose(
         in_prompt[context] = InPrompt(own.accuracy, _gain(greedy, own), sum(lengths) / len(some), own.truncated)
     best = None
     for name in sorted(in_prompt, key=lambda name: in_prompt[name].prompt_tokens):
-        if best is None or _gain(made[best], made[name]).low > 0:  # a longer one has to differ from a shorter
+        if best is None or _gain(made[best], made[name]).low > 0:  # a longer context must be better than a shorter
             best = name
     teachers, began = None, time.perf_counter()
     if best is not None:
@@ -397,16 +409,17 @@ def diagnose(
 
 
 def area_under_roc(values: Sequence[float], success: Sequence[bool], problems: Sequence[int]) -> Estimate:
-    """Probability that a success has the higher value than a failure, with its 95 % interval over problems.
+    """Area under the ROC curve: the probability that a success has a higher value than a failure; ties count one half.
 
-    The interval is DeLong's (1988) with problems as clusters (Obuchowski 1997). Two problems are added first, one whose
-    success is above and whose failure is below all others, and one the other way round: a few that happen to be apart
-    prove little. Student's distribution has as many degrees of freedom as problems have the rarer outcome, less one.
+    The 95 % interval is that of DeLong (1988) with problems as clusters (Obuchowski 1997) and Student's quantiles. The
+    degrees of freedom are the number of problems with the rarer outcome, minus one. Two artificial problems are added
+    first, so that a few rollouts that happen to be separated do not give an interval of zero width: the success of one
+    is above and its failure below all others, and the other is the reverse.
 
     Args:
-        values: one a rollout.
-        success: whether it succeeded; some did and some did not.
-        problems: its problem, numbered from 0.
+        values: ``[N]``, one per rollout.
+        success: ``[N]``, whether the rollout succeeded. Both outcomes must occur.
+        problems: ``[N]``, index of the rollout's problem, from 0.
     """
     value, succeeded, problem = np.array(values, dtype=float), np.array(success), np.array(problems)
     mean = float(_above(value[succeeded], value[~succeeded]).mean())
@@ -430,8 +443,8 @@ def _above(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return (np.sign(high[:, None] - low) + 1) / 2
 
 
-class _Keeping:
-    """Another sampler that keeps the rollouts: an evaluation has their texts alone."""
+class _RecordingSampler:
+    """A sampler that keeps its last rollouts; an ``Evaluation`` keeps only their texts."""
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
@@ -478,7 +491,7 @@ def _teachers(
     clip: float,
     threshold: float,
 ) -> Teachers | None:
-    """What student, teachers and control say of the rollouts that were decided; ``None`` where there are none."""
+    """The scores of the decided rollouts by student, teachers and control; ``None`` without decided rollouts."""
     found = retriever.retrieve([problem.text for problem in problems], bank, num_teachers, alone=alone)
     outcomes, k = _outcomes(evaluation), len(rollouts) // len(problems)
     rows: list[int] = []  # rollouts to score
@@ -517,13 +530,13 @@ def _teachers(
         plain[owner], teachers[:, None], mask[owner], clip=clip, threshold=threshold, baseline=baseline[owner]
     )
     weights = torch.tensor([weight for pool in pools for weight in pool.weights])
-    beside = torch.zeros(B).index_add(0, owner, weights * support.squeeze(1))
+    relative = torch.zeros(B).index_add(0, owner, weights * support.squeeze(1))
     gap, style = ((other - plain[owner]).abs()[mask[owner]].sum() for other in (teachers, control[owner]))
     success = [outcomes[n] > 0 for n in rows]
     aucs: list[Estimate | None] = [None, None]
     if len(set(success)) == 2:
         asked = [n // k for n in rows]
-        aucs = [area_under_roc(values.tolist(), success, asked) for values in (beside + baseline, beside)]
+        aucs = [area_under_roc(values.tolist(), success, asked) for values in (relative + baseline, relative)]
     return Teachers(
         auc=aucs[0],
         auc_control=aucs[1],
@@ -548,4 +561,4 @@ def _figures(value: Estimate) -> str:
 
 def _peak_memory() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)  # bytes there, KiB elsewhere
+    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)  # bytes on macOS, KiB elsewhere

@@ -1,12 +1,11 @@
-"""The errors users see: one root, one line each, saying what, got, expected and remedy."""
+"""The errors that users see: one root, and one line each that says what, got, expected and remedy."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 
-from sgsd.verifiers.errors import ConfigError, SGSDError
+from sgsd.verifiers.errors import ConfigError, SGSDError, check_choice, did_you_mean
 
 __all__ = [
     "BankError",
@@ -28,11 +27,11 @@ class DataError(SGSDError, ValueError):
 
 
 class BankError(SGSDError, ValueError):
-    """A skill bank that cannot be read, or cannot serve what is asked of it."""
+    """A skill bank that cannot be read, or does not have what is asked of it."""
 
 
 class PromptError(SGSDError, ValueError):
-    """A prompt that cannot be rendered, or does not fit."""
+    """A prompt that cannot be rendered, or is too long."""
 
 
 class CheckpointError(SGSDError, ValueError):
@@ -44,18 +43,18 @@ class CollapseError(SGSDError, RuntimeError):
 
 
 class ServerError(SGSDError, RuntimeError):
-    """A model server that cannot be reached, refuses, or answers something else than it was asked."""
+    """A model server that cannot be reached, refuses a request, or sends an unusable reply."""
 
 
 @contextmanager
 def in_one_line(what: str = "the settings cannot be used") -> Generator[None]:
-    """Within, what other libraries refuse is one line too.
+    """A context in which other libraries' exceptions become errors of one line.
 
     Args:
-        what: cannot be used, as far as is known.
+        what: the first part of the error.
 
     Raises:
-        ConfigError: with their message; a package they miss is named as such.
+        ConfigError: with the other library's message, or naming the package that is missing.
     """
     try:
         yield
@@ -65,24 +64,3 @@ def in_one_line(what: str = "the settings cannot be used") -> Generator[None]:
         raise ConfigError("a package these settings need is missing", got=" ".join(str(error).split())) from error
     except (TypeError, ValueError, NotImplementedError, AssertionError, RecursionError) as error:
         raise ConfigError(what, got=" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The remedy for a misspelt name, if one of the known ones resembles it."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else None
-
-
-def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises:
-        ConfigError: naming the choices, and the nearest one.
-    """
-    if value not in choices:
-        raise ConfigError(
-            f"unknown {what}",
-            got=repr(value),
-            expected="one of " + ", ".join(choices),
-            remedy=did_you_mean(str(value), choices),
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,3 +60,8 @@ def completion_seed(seed: int, index: int) -> int:
     Completions then do not depend on batches or on the order of requests.
     """
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """A seed in [0, 2³¹) that depends on ``seed`` and ``index`` alone: 31 bits of their SHA-256."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:4], "big") >> 1

@@ -1,16 +1,16 @@
-"""What lies in the folder of a run, an evaluation or a build: the names, the reader, the writer. No torch.
+"""The files in the folder of a run, an evaluation or a build: their names, and how they are read and written. No torch.
 
-    run.json               every setting, versions, what became of the data
+    run.json               every setting, versions, the report on the data
     trainer_state.json     transformers' log
-    ledger.json            what each bank item was worth
+    ledger.json            the record of each bank item's use and credit
     traces.jsonl           rollouts with their teachers, token by token
     maintenance.jsonl      what each check did to the bank
-    guard.json             the collapse that the guard saw
+    guard.json             the collapse that the guard detected
     bank-start.json, bank.json     the bank before and after
     doctor.json            what sgsd doctor found
     checkpoint-N/sgsd/     what a checkpoint holds beyond TRL's
     evaluations/NAME/      settings.json, samples.jsonl, summary.json of an evaluation
-    certificate.json       what became of a document taken into weights; certificate.html shows it
+    certificate.json       the result of sgsd internalize; certificate.html shows it
 
 A build's folder has ``bank.json`` too, beside what ``bank.build`` names.
 """
@@ -36,14 +36,14 @@ from sgsd.validation import parse_json, validated
 
 T = TypeVar("T")
 MOST_BYTES = 64 << 20
-"""Of a document, and of a line."""
+"""The largest size of a document, and of a line."""
 
 Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 40)]
-"""A number of steps, tokens, uses: what arrays and charts can hold."""
+"""A number of steps, tokens or uses, which arrays and charts can hold."""
 
 
 class Settings(TypedDict, total=False):
-    """Those of a run's settings that are read back; there are others."""
+    """The settings of a run that are read back; others are allowed."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -72,7 +72,7 @@ class Settings(TypedDict, total=False):
 
 
 def in_order(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """The keys of a mapping in the file's order, as people read them; pydantic puts the known ones first."""
+    """Keep the keys of a mapping in the order of the file; pydantic puts the known ones first."""
     checked = check(value)
     return {name: checked[name] for name in value}
 
@@ -89,7 +89,7 @@ class RunRecord(TypedDict):
 
 
 class LogEntry(TypedDict):
-    """What was logged at a step."""
+    """The log of a step."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -124,27 +124,27 @@ SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 CERTIFICATE = "certificate.json"
 CERTIFICATE_PAGE = "certificate.html"
-_LOCK = "_writer"  # what begins so, transformers does not upload
+_LOCK = "_writer"  # transformers does not upload files whose names begin with an underscore
 
 
 def write_text(file: Path, text: str | Iterable[str]) -> None:
-    """``write_bytes`` of a text, which may come in parts; half a surrogate pair, which no file can hold, becomes ?."""
+    """``write_bytes`` of a text, which may come in parts; a lone surrogate, which UTF-8 cannot encode, becomes ?."""
     write_bytes(file, (part.encode(errors="replace") for part in ([text] if isinstance(text, str) else text)))
 
 
 def write_bytes(file: Path, parts: Iterable[bytes]) -> None:
-    """Write a whole file at once: readers see the old one or the new one, and a crash leaves no part.
+    """Write a file atomically: readers see the whole old file or the whole new one, also after a crash.
 
-    Missing folders are made. A link to a file is replaced, not followed.
+    Missing folders are made. A link to a file is replaced, not followed. If anything raises, ``parts`` included,
+    nothing is changed and no temporary file remains.
 
     Raises:
-        OSError: it cannot be written, or what is there is no plain file but a folder or a device, such as /dev/null;
-            nothing is changed, and nothing left behind, as where ``parts`` raise.
+        OSError: the file cannot be written, or is a folder or a device, such as /dev/null.
     """
     if file.exists() and not file.is_file():
         raise OSError(errno.EINVAL, "not a plain file", str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{secrets.token_hex(8)}.part")  # of a name that nobody can lie in wait at
+    part = file.with_name(f".{secrets.token_hex(8)}.part")  # a name that no other process can predict
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "wb") as out:
@@ -157,10 +157,10 @@ def write_bytes(file: Path, parts: Iterable[bytes]) -> None:
 
 
 def append_text(file: Path, text: str) -> None:
-    """Add to the end of a file, which is made where it is not there.
+    """Append to a file, which is created if it does not exist.
 
     Raises:
-        OSError: it cannot be written, or is a link.
+        OSError: the file cannot be written, or is a link.
     """
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     with open(descriptor, "wb") as out:
@@ -168,15 +168,15 @@ def append_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, document: Any) -> None:
-    """``write_text`` of a JSON document, as people read it; what JSON has no word for becomes text."""
+    """``write_text`` of an indented JSON document; values of types that JSON does not have become text."""
     write_text(file, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def refuse_foreign_links(folder: Path) -> None:
-    """Who goes on in a folder writes to files that are there: none is a link out of it.
+    """Refuse a folder with a link out of it: a run that continues in the folder would write through the link.
 
     Raises:
-        ConfigError: naming one.
+        ConfigError: naming the first such link.
     """
     root = folder.resolve()
     for place in folder.rglob("*"):
@@ -187,24 +187,25 @@ def refuse_foreign_links(folder: Path) -> None:
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:
-    """Before the work.
+    """Refuse a folder that cannot be written, before any work is done.
 
     Raises:
-        ConfigError: the folder is a file, below one, or not ours to write.
+        ConfigError: the folder is a file or inside one, or there is no permission to write.
     """
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
-        raise ConfigError(f"{what} is no folder", got=str(folder), remedy=f"{nearest} is a file")
+        raise ConfigError(f"{what} is not a folder", got=str(folder), remedy=f"{nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"{what} cannot be written", got=str(folder), remedy=f"no permission to write to {nearest}")
 
 
 @contextmanager
 def one_writer(folder: Path) -> Generator[None]:
-    """Within, no other process writes to this folder. It is made, and goes again where nothing was written.
+    """A context in which no other process writes to this folder. If it makes the folder and nothing is written, it
+    removes the folder again.
 
     Raises:
-        ConfigError: another process is within, the folder cannot be written, or a link leads out of it.
+        ConfigError: another process writes to the folder, it cannot be written, or a link leads out of it.
     """
     made = not os.path.exists(folder)
     if not made:
@@ -222,15 +223,15 @@ def one_writer(folder: Path) -> Generator[None]:
     try:
         yield
     finally:
-        (folder / _LOCK).unlink(missing_ok=True)  # while it is held: who waits for this file finds it gone
+        (folder / _LOCK).unlink(missing_ok=True)  # before the release: a process that waits for this file finds it gone
         lock.release()
         if made:
-            with suppress(OSError):  # there is something in it
+            with suppress(OSError):  # the folder is not empty
                 folder.rmdir()
 
 
 def is_unused(folder: Path) -> bool:
-    """There is no such folder, or nothing in it but ``one_writer``'s mark."""
+    """Whether a folder does not exist, or holds nothing except the lock of ``one_writer``."""
     return not folder.exists() or all(entry.name == _LOCK for entry in folder.iterdir())
 
 
@@ -238,8 +239,8 @@ def read_text(file: Path, kind: type[SGSDError] = DataError, *, most: int | None
     """The text of a file.
 
     Raises:
-        SGSDError: of ``kind``; the file cannot be read, is no plain file, has more than ``most`` bytes
-            (``MOST_BYTES``), or is not UTF-8.
+        SGSDError: of class ``kind``; the file cannot be read, is not a plain file, has more than ``most`` bytes
+            (default ``MOST_BYTES``), or is not UTF-8.
     """
     most = MOST_BYTES if most is None else most
     try:
@@ -259,10 +260,10 @@ def read_json(file: Path, schema: None = None, kind: type[SGSDError] = DataError
 @overload
 def read_json(file: Path, schema: TypeAdapter[T], kind: type[SGSDError] = DataError) -> T: ...
 def read_json(file: Path, schema: TypeAdapter[Any] | None = None, kind: type[SGSDError] = DataError) -> Any:
-    """The JSON object of a file, as the schema's type where one is given.
+    """The JSON object in a file, converted to the schema's type if there is one.
 
     Raises:
-        SGSDError: of ``kind``; as ``read_text``, or the file holds something else.
+        SGSDError: of class ``kind``; as ``read_text``, or the file holds another value or does not match the schema.
     """
     document = parse_json(read_text(file, kind), str(file), kind, finite=False)
     return document if schema is None else validated(schema, document, str(file), kind)
@@ -273,15 +274,15 @@ def read_lines(file: Path, schema: None = None, *, torn: bool = True) -> Iterato
 @overload
 def read_lines(file: Path, schema: TypeAdapter[T], *, torn: bool = True) -> Iterator[tuple[str, T]]: ...
 def read_lines(file: Path, schema: TypeAdapter[Any] | None = None, *, torn: bool = True) -> Iterator[tuple[str, Any]]:
-    """(place, JSON object) of each line of a file, as the schema's type where one is given; empty lines are left out.
+    """Yield (place, JSON object) for each line of a file that is not empty.
 
     Args:
-        file: to read.
-        schema: of a line.
-        torn: a last line without its end is still being written, and passed over.
+        file: JSON lines.
+        schema: the type that each line is converted to.
+        torn: whether to skip a last line without line break, which is still being written.
 
     Raises:
-        DataError: the file cannot be read, or a line is no such object.
+        DataError: the file cannot be read, or a line is not an object that matches the schema.
     """
     for where, line in read_raw_lines(file):
         if not (torn and not line.endswith(b"\n")):
@@ -290,7 +291,7 @@ def read_lines(file: Path, schema: TypeAdapter[Any] | None = None, *, torn: bool
 
 
 def read_raw_lines(file: Path) -> Iterator[tuple[str, bytes]]:
-    """(place, line with its end) of each line of a file; empty lines are left out.
+    """Yield (place, line with its line break) for each line of a file that is not empty.
 
     Raises:
         DataError: the file cannot be read, or a line has more than ``MOST_BYTES``.
@@ -310,7 +311,7 @@ def read_raw_lines(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _opened(file: Path) -> BinaryIO:
-    """A plain file: what a pipe or a device holds may never end."""
+    """Open a plain file only: reading a pipe or a device may never end."""
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(errno.EINVAL, "not a plain file", str(file))
     return file.open("rb")

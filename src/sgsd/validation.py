@@ -1,4 +1,4 @@
-"""JSON documents and settings against their types: pydantic says what is wrong, one line says where."""
+"""Checks JSON documents and settings against their types with pydantic, and refuses them in one line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sgsd.errors import DataError, SGSDError
 
 T = TypeVar("T")
 MOST_DEPTH = 100
-MOST_BITS = 1000  # of a whole number: a float holds 1,024
-MOST_YAML = 1 << 20  # characters: of settings, which people write
+MOST_BITS = 1000  # of an integer: a float holds 1,024
+MOST_YAML = 1 << 20  # characters of settings, which people write
 _SHOWN = 80  # characters of a value in an error
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -27,16 +27,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def parse_json(
     text: str | bytes, where: str, kind: type[SGSDError] = DataError, *, finite: bool = True
 ) -> dict[str, Any]:
-    """The JSON object that a text is.
+    """Parse a text that is a JSON object.
 
     Args:
         text: UTF-8.
         where: the file and line, for the error.
-        kind: of the error.
-        finite: whether NaN and infinities, as transformers logs them, are refused.
+        kind: the class of the error.
+        finite: whether to refuse NaN and infinities, which transformers logs.
 
     Raises:
-        SGSDError: of ``kind``; as ``parse_any_json``, or another value than an object.
+        SGSDError: of class ``kind``; as ``parse_any_json``, or the value is not an object.
     """
     found = parse_any_json(text, where, kind, finite=finite)
     if not isinstance(found, dict):
@@ -45,12 +45,11 @@ def parse_json(
 
 
 def parse_any_json(text: str | bytes, where: str, kind: type[SGSDError] = DataError, *, finite: bool = True) -> object:
-    """The JSON value that a text is; arguments as for ``parse_json``.
+    """Parse a text that is any JSON value; arguments as for ``parse_json``.
 
     Raises:
-        SGSDError: of ``kind``; malformed JSON (with line and column), a repeated key, or a value of no use: nested
-            deeper than ``MOST_DEPTH``, a number that is not finite or of more digits than a float holds, half a
-            surrogate pair.
+        SGSDError: of class ``kind``; malformed JSON (with line and column), a repeated key, or an unusable value:
+            nested deeper than ``MOST_DEPTH``, a number that is not finite or too large for a float, a lone surrogate.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def parse_any_json(text: str | bytes, where: str, kind: type[SGSDError] = DataEr
 
     try:
         found: object = json.loads(text, object_pairs_hook=unique)
-        _refuse_useless(found, finite=finite)
+        _refuse_unusable(found, finite=finite)
     except json.JSONDecodeError as error:
         raise kind(
             f"{where}: malformed JSON",
@@ -79,15 +78,15 @@ def parse_any_json(text: str | bytes, where: str, kind: type[SGSDError] = DataEr
 
 
 def is_no_json(error: SGSDError) -> bool:
-    """Whether ``parse_any_json`` refused a text that is no JSON at all, and not what a JSON text holds."""
+    """Whether ``parse_any_json`` refused a text because it is not JSON, and not because of a value in it."""
     return isinstance(error.__cause__, (json.JSONDecodeError, UnicodeDecodeError))
 
 
-def _refuse_useless(document: object, *, finite: bool) -> None:
-    """A value that some later step could not compute with, write or walk through.
+def _refuse_unusable(document: object, *, finite: bool) -> None:
+    """Refuse a value with which some later step could not compute, or which it could not write or traverse.
 
     Raises:
-        ValueError: saying what it is.
+        ValueError: naming the value.
     """
     level = [document]
     for _ in range(MOST_DEPTH):
@@ -99,10 +98,10 @@ def _refuse_useless(document: object, *, finite: bool) -> None:
                 below += value
             elif isinstance(value, str):
                 if _SURROGATE.search(value):
-                    raise ValueError("half a surrogate pair")
+                    raise ValueError("a lone surrogate")
             elif isinstance(value, int):
                 if value.bit_length() > MOST_BITS:
-                    raise ValueError("a number of more digits than a float holds")
+                    raise ValueError("a number too large for a float")
             elif isinstance(value, float) and finite and not math.isfinite(value):
                 raise ValueError(f"{value}, not a finite number")
         if not below:
@@ -116,10 +115,10 @@ def _refuse_useless(document: object, *, finite: bool) -> None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which a few bytes can make endless, without tags, and without a key twice in one mapping.
+    """A YAML loader that refuses aliases (a few bytes can expand without end), tags, and repeated keys of a mapping.
 
-    Numbers are those of YAML 1.2: ``1e-6`` is one; ``1:30`` and ``010`` are text and no 90, no 8. So are dates, and
-    ``<<`` merges nothing.
+    Numbers are those of YAML 1.2: ``1e-6`` is a number; ``1:30`` and ``010`` are text, not 90 and 8. Dates are text,
+    and ``<<`` is an ordinary key.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -131,7 +130,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):  # as values: 1 and 1.0 are one key
+        if len(mapping) < len(node.value):  # compared by value: 1 and 1.0 are one key
             repeated = _repeated(cast(Any, self.construct_object(key)) for key, _ in node.value)
             raise yaml.YAMLError(f"the key {repeated} twice, at line {node.start_mark.line + 1}")
         return mapping
@@ -154,22 +153,22 @@ _PlainLoader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str, kind: type[SGSDError] = DataError) -> dict[str, Any]:
-    """The mapping that a YAML text is; an empty text is an empty one.
+    """Parse a YAML text that is a mapping; an empty text is an empty mapping.
 
     Args:
-        text: of the file.
+        text: the content of the file.
         where: the file, for the error.
-        kind: of the error.
+        kind: the class of the error.
 
     Raises:
-        SGSDError: of ``kind``; no YAML, aliases, tags, a repeated key, a value of no use as in ``parse_any_json``, or
-            another value than a mapping.
+        SGSDError: of class ``kind``; malformed YAML, aliases, tags, a repeated key, a value that ``parse_any_json``
+            would refuse, or the value is not a mapping.
     """
     try:
         if len(text) > MOST_YAML:
             raise ValueError(f"{len(text):,} characters, more than {MOST_YAML:,}")
         found: object = _PlainLoader(text).get_single_data()
-        _refuse_useless(found, finite=True)
+        _refuse_unusable(found, finite=True)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 5,000 digits
         said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at").partition("; use sys.")[0]
         raise kind(f"{where}: not YAML", got=said) from error
@@ -188,17 +187,17 @@ def validated(
     *,
     known: Iterable[str] = (),
 ) -> T:
-    """The value as the adapter's type.
+    """Validate a value and convert it to the adapter's type.
 
     Args:
         adapter: of a pydantic model, a dataclass or any type.
-        value: plain data, such as ``parse_json`` gives.
+        value: plain data, such as ``parse_json`` returns.
         where: the file and line, for the error.
-        kind: of the error.
-        known: keys that an unknown one is compared with.
+        kind: the class of the error.
+        known: the keys to suggest for an unknown one.
 
     Raises:
-        SGSDError: of ``kind``, for the first field that does not fit.
+        SGSDError: of class ``kind``, for the first invalid field.
     """
     try:
         return adapter.validate_python(value)
@@ -209,15 +208,15 @@ def validated(
 def refusal(
     error: ValidationError, where: str, kind: type[SGSDError] = DataError, *, known: Iterable[str] = ()
 ) -> SGSDError:
-    """The first of pydantic's complaints as an error of this package.
+    """The first of pydantic's errors as an error of this package.
 
     Args:
-        error: pydantic's.
-        where: the file, or what else the value is.
-        kind: of the error.
-        known: keys that an unknown one is compared with.
+        error: pydantic's error.
+        where: the file, or another name of the value.
+        kind: the class of the error.
+        known: the keys to suggest for an unknown one.
     """
-    # An unknown key first: it may be what another one is missing.
+    # An unknown key first: it may be the misspelling of a missing one.
     ranks = {"extra_forbidden": 0, "unexpected_keyword_argument": 0, "missing": 2}
     said: ErrorDetails = min(error.errors(include_url=False), key=lambda one: ranks.get(one["type"], 1))
     place = _path(said["loc"])
@@ -242,7 +241,7 @@ def refusal(
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names that hold or resemble ``name``, or else all (at most 12): the ``expected`` part of an error."""
+    """The known names that contain or resemble ``name``, or else the first 12: the ``expected`` part of an error."""
     names = list(dict.fromkeys(known))
     holding = [candidate for candidate in names if name and name.lower() in candidate.lower()][:3]
     close = list(dict.fromkeys(holding + difflib.get_close_matches(name, names, n=3, cutoff=0.6)))
@@ -250,12 +249,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _path(place: Iterable[str | int]) -> str:
-    """``skills[3].text`` of pydantic's ``("skills", 3, "text")``."""
+    """``skills[3].text`` for pydantic's ``("skills", 3, "text")``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
 def _repeated(keys: Iterable[Any]) -> Any:
     return next((key for key, count in Counter(keys).items() if count > 1), None)
+
+
+def short_json(value: object) -> str:
+    """A setting as JSON for an error, a long one cut."""
+    return _short(json.dumps(value, ensure_ascii=False))
 
 
 def _short(text: str) -> str:

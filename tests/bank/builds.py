@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from sgsd import runfolder
-from sgsd.bank.build import RESULTS, export, extract, merge_and_scan, refuse_gone_problems, sample, verify
+from sgsd.bank.build import RESULTS, export, extract, merge_and_scan, refuse_changed_problems, sample, verify
 from sgsd.bank.manifest import MANIFEST, make_manifest
 from sgsd.bank.store import open_store
 from sgsd.bank.writing import FIELDS, Written
@@ -103,8 +103,8 @@ def build(path, *, asked=None, sampler=None, writer=None, delay=0.0, settings=SE
     asked = problems() if asked is None else asked
     sampler, writer = sampler or Sampler(delay), writer or Writer(delay)
     with open_store(Path(path), RESULTS) as store:
-        refuse_gone_problems(store, asked)
-        store.hold(settings, {"config": "whole"})
+        refuse_changed_problems(store, asked)
+        store.check_settings(settings, {"config": "whole"})
         sample(store, asked, lambda problem: list(problem.text.encode()), sampler, samples=samples, chunk=5)
         verify(store, asked, Verifier())
         extract(store, writer, chunk=3)

@@ -301,7 +301,7 @@ def test_a_link_out_of_a_build_s_folder_is_not_written_through(tmp_path, name):
 def test_a_changed_setting_is_refused_by_name_once_its_stage_has_begun(tmp_path):
     folder = tmp_path / "b"
     with open_store(folder) as store:
-        store.hold(SETTINGS, {})
+        store.check_settings(SETTINGS, {})
         sample(store, problems(), lambda problem: [1], Sampler(), samples=2, chunk=5)
     build(folder, settings=SETTINGS | {"extract": {"writer": "another"}})
     with pytest.raises(
@@ -336,7 +336,7 @@ def test_one_sided_experience_gives_a_bank_with_an_empty_list(tmp_path, outcomes
 
 def test_a_problem_that_is_gone_or_another_is_named(whole, copy):
     gone = [problem for problem in problems() if problem.id != "p4"]
-    with pytest.raises(DataError, match=r"memories\.jsonl:\d+: its problem is gone from the data set: got 'p4'"):
+    with pytest.raises(DataError, match=r"memories\.jsonl:\d+: its problem is missing from the data set: got 'p4'"):
         build(copy, asked=gone)
     other = [Problem(p.id, p.text, "1") if p.id == "p4" else p for p in problems()]
     with pytest.raises(DataError, match="'p4' with another text or answer"):

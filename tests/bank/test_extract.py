@@ -88,7 +88,7 @@ def test_what_fits_the_schema_is_read_and_the_schema_bounds_what_is_read():
         ('{"items": "none"}', "items: cannot be used"),
         ('{"items": ["none"]}', r"items: \[0\]"),
         (reply("skill", ("a", "   ", "c")), "principle is blank"),
-        (reply("skill", ("a", "\frac{1}{2}", "c")), "no text may hold"),
+        (reply("skill", ("a", "\frac{1}{2}", "c")), "a control character"),
         (None, "no luck"),
     ],
 )

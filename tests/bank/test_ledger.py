@@ -127,9 +127,9 @@ def test_means_are_over_rollouts_of_that_outcome():
     pairs = [[("s", "m")]] * 3
     ledger = credited(Ledger(), (pairs, [[1.0], [0.5], [-0.5]], [[1], [1], [-1]], [1, 1, -1], [0, 1, 2]))
     record = ledger.record("s")
-    assert (record.mean_support_success, record.mean_support_failure, record.active_share) == (0.75, -0.5, 1.0)
+    assert (record.mean_support_success, record.mean_support_failure) == (0.75, -0.5)
     unused = ledger.record("never")
-    assert (unused.mean_support_success, unused.mean_support_failure, unused.active_share) == (None, None, None)
+    assert (unused.mean_support_success, unused.mean_support_failure) == (None, None)
 
 
 def test_an_older_ledger_reads_with_zeros_for_what_it_did_not_count():

@@ -63,7 +63,7 @@ def test_what_the_bank_says_already_is_passed_over(text):
     update = maintain(STATIC, [skill(text)], credit=unproven)
     assert update.bank == STATIC
     assert not update.diff
-    assert update.log[0].reason == "the bank says so already"
+    assert update.log[0].reason == "the bank has this text"
 
 
 def test_a_candidate_that_makes_no_item_is_logged_and_stops_nothing():

@@ -122,7 +122,7 @@ class TestBank:
         assert (grown.name, dict(grown.metadata)) == (BANK.name, dict(BANK.metadata))
 
     def test_an_id_cannot_come_to_mean_something_else(self) -> None:
-        with pytest.raises(BankError, match="cannot change its meaning") as error:
+        with pytest.raises(BankError, match="two different items share an id") as error:
             BANK.with_items([dataclasses.replace(ADD, text="Subtract\nfirst.")])
         one_line(error)
 
@@ -269,8 +269,11 @@ class TestFiles:
             ('{"skills": [{"text": "x", "origin": "onlin"}]}', "origin: cannot be used: got .onlin.; expected 'seed'"),
             ('{"skills": [{"text": "x", "parents": [1]}]}', r"skills\[0\].parents\[0\]: cannot be used: got 1"),
             ('{"skills": [], "name": 1}', "name: cannot be used"),
-            ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "cannot change its meaning: got 'a'"),
-            ('{"skills": [{"text": "\\ud800"}]}', "half a surrogate pair"),
+            (
+                '{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}',
+                "two different items share an id: got 'a'",
+            ),
+            ('{"skills": [{"text": "\\ud800"}]}', "a lone surrogate"),
             ("[" * 100_000, "malformed JSON"),
             ('{"skills": [], "metadata": {"a": ' + "1" * 5000 + "}}", "malformed JSON"),
         ],

@@ -100,7 +100,7 @@ def test_import_and_export_there_and_back(sgsd, tmp_path):
 def test_what_an_import_does_not_carry_is_named(sgsd, tmp_path):
     (tmp_path / "public.json").write_text(json.dumps(COMMON))
     result = sgsd("bank", "import", tmp_path / "public.json", tmp_path / "bank.json")
-    assert result.err == f"{tmp_path / 'public.json'}: not carried, having no place here: version\n"
+    assert result.err == f"{tmp_path / 'public.json'}: keys that banks do not have were left out: version\n"
     assert sgsd("bank", "import", SEED, tmp_path / "bank.json", "--force").err == ""
 
 
@@ -158,7 +158,7 @@ def assert_round_trip(folder: Path, source: Path) -> None:
     ("text", "fragment"),
     [
         ('{"schema_version": 2, "skills": []}', "written by a newer version: got schema_version 2"),
-        ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "cannot change its meaning: got 'a'"),
+        ('{"skills": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]}', "different items share an id: got 'a'"),
         ('{"skills": [', "malformed JSON: got Expecting value at line 1"),
         ('{"skils": []}', "not a bank: got keys ['skils']"),
     ],
@@ -272,7 +272,7 @@ def test_check_finds_answers_of_the_problems_that_items_came_from(sgsd, build):
     result = sgsd("bank", "check", build)
     assert result.code == 1
     assert "leak-answer" in result.out
-    assert "leaks: items 2, problems 3, compared by 13 words" in result.err
+    assert "leaks: items 2, problems 3, compared by word 13-grams" in result.err
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_check_says_whose_answers_it_could_not_compare(sgsd, build, tmp_path):
     (build / "memories.jsonl").rename(tmp_path / "elsewhere.jsonl")
     result = sgsd("bank", "check", build)
     assert "nothing to compare with" in result.err
-    assert "items with parents but no memory at hand: 1" in result.err
+    assert "items with parents but without a memory: 1" in result.err
     assert "leak-answer" not in result.out
     assert "leak-answer" in sgsd("bank", "check", build, "--memories", tmp_path / "elsewhere.jsonl").out
     assert "elsewhere" in sgsd("bank", "check", build, "--memories", tmp_path / "elsewhere").error

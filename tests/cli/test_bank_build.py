@@ -195,7 +195,7 @@ def test_changed_settings_data_and_weights_are_refused_by_name(build, problems, 
     fewer, other = tmp_path / "fewer.jsonl", tmp_path / "more.jsonl"
     fewer.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     gone = build(*url, "--dataset", fewer)
-    assert "rollouts.jsonl:1: its problem is gone from the data set: got 'sum-0'" in gone.error
+    assert "rollouts.jsonl:1: its problem is missing from the data set: got 'sum-0'" in gone.error
     other.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "id": "new", "problem": "2 + 5?"}]))
     assert 'another dataset: got "9 problems' in build(*url, "--dataset", other).error
     moved = tmp_path / "moved"
@@ -247,7 +247,7 @@ def test_settings_are_checked_where_they_are_read(build, config, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     config.write_text("dataset: x\nmodel_name_or_path: y")
-    assert "--output is no folder" in build(*url, output=file).error
+    assert "--output is not a folder" in build(*url, output=file).error
 
 
 def test_the_writer_sees_answers_in_compatibility_with_the_paper_alone():
@@ -294,7 +294,7 @@ WRITING = {"base_url": None, "batch_size": 1, "options": {"temperature": 0.7}}
 
 def test_what_vllm_has_loaded_to_sample_writes_too_and_is_loaded_once(vllm, tiny_folder):
     engines = Engines("vllm", str(tiny_folder), dtype="bfloat16")
-    sampler = engines.sampler({"top_p": 0.95}, batch_size=1, room=50, progress=print)
+    sampler = engines.sampler({"top_p": 0.95}, batch_size=1, max_length=50, progress=print)
     assert sampler.options | {"progress": 0} == {"max_model_len": 50, "dtype": "bfloat16", "top_p": 0.95, "progress": 0}
     writer = engines.writer("vllm", str(tiny_folder), **WRITING)
     assert writer.arguments[0] is sampler

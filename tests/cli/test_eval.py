@@ -54,14 +54,14 @@ def test_a_runs_evaluation_is_kept_in_the_run_and_not_made_twice(sgsd, run, no_m
     again = sgsd("eval", run, "--samples", "2", "--json")
     assert again.code == 0
     assert again.out == first.out
-    assert "already there, nothing sampled" in again.err
+    assert "already evaluated, nothing sampled" in again.err
 
 
 def test_a_run_that_was_moved_keeps_its_evaluation(sgsd, run, no_model, tmp_path):
     sgsd("eval", run)
     moved = shutil.move(run, tmp_path / "moved")
     no_model()
-    assert "already there" in sgsd("eval", moved).err
+    assert "already evaluated" in sgsd("eval", moved).err
 
 
 def test_other_settings_are_refused_unless_forced(sgsd, run):
@@ -70,7 +70,7 @@ def test_other_settings_are_refused_unless_forced(sgsd, run):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     result = sgsd("eval", run, "--samples", "2")
     assert result.code == 2
-    assert "samples_per_problem 2; expected 1 as there" in result.error
+    assert "samples_per_problem 2; expected 1, as stored" in result.error
     assert "--force" in result.error
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sgsd("eval", run, "--samples", "2", "--output", run / "other").code == 0
@@ -82,7 +82,7 @@ def test_other_weights_under_the_same_name_are_another_model(sgsd, run):
     sgsd("eval", run)
     weights = load_file(run / "model.safetensors")
     save_file({name: value + 0.01 for name, value in weights.items()}, run / "model.safetensors", {"format": "pt"})
-    assert "holds an evaluation of other weights" in sgsd("eval", run).error
+    assert "holds an evaluation with other weights" in sgsd("eval", run).error
 
 
 def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_samples(sgsd, run):
@@ -94,7 +94,7 @@ def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_samples(sgsd, run):
     lines = whole.splitlines(keepends=True)
     (folder / "samples.jsonl").write_bytes(b"".join(lines[:12]) + lines[12][:30])
     result = sgsd(*arguments)
-    assert "going on after 10 of 24 samples" in result.err
+    assert "resuming after 10 of 24 samples" in result.err
     assert (folder / "samples.jsonl").read_bytes() == whole
 
 
@@ -179,13 +179,13 @@ def test_several_data_sets_have_a_folder_each_and_a_mean(sgsd, tiny_folder, prob
     assert {folder.name for folder in (tmp_path / "out").iterdir()} == {"sums", "local"}
     table = sgsd(*given)
     assert "mean" in table.out
-    assert table.err.count("already there") == 2
+    assert table.err.count("already evaluated") == 2
 
 
 def test_flags_for_one_data_set_are_refused_for_several(sgsd, tiny_folder, problems, benchmark_file):
     both = f"{problems},{benchmark_file}"
     assert "for one data set" in sgsd("eval", tiny_folder, "--dataset", both, "--dataset_split", "train").error
-    assert "twice" in sgsd("eval", tiny_folder, "--dataset", f"{problems},{problems}").error
+    assert "repeated" in sgsd("eval", tiny_folder, "--dataset", f"{problems},{problems}").error
 
 
 # ---- prompts
@@ -198,7 +198,7 @@ def test_thinking_that_changes_nothing_is_refused(sgsd, tiny_folder, problems, t
     (plain / "chat_template.jinja").write_text(template)
     result = sgsd("eval", plain, "--dataset", problems, *QUICK, "--thinking", "on")
     assert result.code == 2
-    assert "renders both ways alike" in result.error
+    assert "has no such switch" in result.error
     assert sgsd("eval", tiny_folder, "--dataset", problems, *QUICK, "--thinking", "on").code == 0
     both = ("--thinking", "on", "--chat_template_kwargs", '{"enable_thinking": false}')
     assert "one of them" in sgsd("eval", tiny_folder, "--dataset", problems, *QUICK, *both).error
@@ -224,7 +224,7 @@ def test_skills_in_the_prompt_are_the_runs(sgsd, run, monkeypatch):
 def test_skills_need_a_bank_and_a_bank_needs_skills(sgsd, tiny_folder, problems):
     given = ("eval", tiny_folder, "--dataset", problems, *QUICK)
     assert "no skill bank" in sgsd(*given, "--skills_in_prompt").error
-    assert "goes with --skills_in_prompt" in sgsd(*given, "--bank", "seed:mental-arithmetic").error
+    assert "needs --skills_in_prompt" in sgsd(*given, "--bank", "seed:mental-arithmetic").error
     skills = ("--skills_in_prompt", "--bank", "seed:mental-arithmetic", "--retriever", "bm25")
     assert sgsd(*given, *skills).code == 0
     assert "more than the bank has" in sgsd(*given, *skills, "--pairs", "999").error
@@ -235,11 +235,11 @@ def test_a_model_without_a_record_is_told_what_is_assumed_and_few_problems_how_l
 ):
     shown = sgsd("eval", tiny_folder, "--dataset", problems, *QUICK)
     said = shown.err.replace("\n", " ")
-    assert "no run.json tells how" in said
+    assert "no run.json says how" in said
     assert 'assumed: instruction "Reason step by step' in said
     assert "verifier" not in said.partition("assumed:")[2]
     assert "sums.jsonl: 8 problems are few, an accuracy is known to ±35 points" in said
-    assert "samples not kept" in said
+    assert "samples not saved" in said
     assert all(part in shown.out for part in ("95 % interval", "sums.jsonl", "avg@1"))
     assert "assumed" not in sgsd("eval", run).err
 
@@ -334,19 +334,19 @@ def test_another_name_on_the_server_is_another_model(sgsd, tiny_folder, problems
     given = ("eval", tiny_folder, "--dataset", problems, *QUICK, "--output", tmp_path / "out", "--engine", "openai")
     assert sgsd(*given, "--base_url", "http://localhost:9/v1", "--served_model", "base").code == 0
     moved = sgsd(*given, "--base_url", "http://localhost:8/v1", "--served_model", "base")
-    assert "already there" in moved.err
+    assert "already evaluated" in moved.err
     other = sgsd(*given, "--base_url", "http://localhost:9/v1", "--served_model", "adapter")
     assert other.code == 2
-    assert 'got served_model "adapter"; expected "base" as there' in other.error
+    assert 'got served_model "adapter"; expected "base", as stored' in other.error
 
 
 @pytest.mark.parametrize(
     ("flags", "fragment"),
     [
         (("--engine", "openai"), "needs --base_url"),
-        (("--base_url", "http://localhost"), "--base_url means nothing to engine transformers"),
-        (("--engine", "vllm", "--device", "cpu"), "--device means nothing to engine vllm"),
-        (("--engine", "openai", "--base_url", "http://localhost", "--dtype", "auto"), "--dtype means nothing"),
+        (("--base_url", "http://localhost"), "--base_url has no effect with engine transformers"),
+        (("--engine", "vllm", "--device", "cpu"), "--device has no effect with engine vllm"),
+        (("--engine", "openai", "--base_url", "http://localhost", "--dtype", "auto"), "--dtype has no effect"),
         (("--engine", "vlm"), "did you mean vllm?"),
         (("--thinking", "yes"), "unknown --thinking"),
         (("--pairs", "0"), "--pairs: out of range"),

@@ -97,7 +97,7 @@ def test_the_adapter_is_asked_in_the_runs_template_and_the_results_are_kept(
         (("--lm_eval", "{rows}"), ("lm-eval cannot run these tasks",)),
         (("--lm_eval", "{task}"), ("a task's data cannot be read", "nobody/nothing")),
         (("--lm_eval", "arc_eazy"), ("no such task of lm-eval", "arc_eazy", "did you mean arc_easy?")),
-        (("--lm_eval", "arc_easy", "--samples", "4"), ("--samples means nothing to --lm_eval", "4")),
+        (("--lm_eval", "arc_easy", "--samples", "4"), ("--samples has no effect with --lm_eval", "4")),
         (("--lm_eval", "arc_easy", "--engine", "vllm"), ("--engine vllm",)),
     ],
 )

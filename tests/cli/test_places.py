@@ -134,7 +134,7 @@ def test_an_evaluation_goes_on_next_day_under_the_date_on_which_it_began(
     (tmp_path / "out" / "samples.jsonl").write_text("".join(whole.splitlines(keepends=True)[:3]))
     result = sgsd(*call)
     assert result.code == 0
-    assert "going on after 2 of 8 samples" in result.err
+    assert "resuming after 2 of 8 samples" in result.err
     assert (tmp_path / "out" / "samples.jsonl").read_text() == whole
     assert sgsd(*call[:-1], tmp_path / "anew").code == 0
     dates = [json.loads((tmp_path / name / "settings.json").read_text())["date"][:10] for name in ("out", "anew")]
@@ -145,9 +145,9 @@ def test_another_number_of_problems_is_told_in_numbers(sgsd, tiny_folder, proble
     call = ("eval", tiny_folder, "--dataset", problems, *QUICK, "--output", tmp_path / "out")
     assert sgsd(*call, "--limit", "3").code == 0
     said = sgsd(*call).error
-    assert "an evaluation of other problems, prompts: got problems 8; expected 3 as there" in said
+    assert "an evaluation with other problems, prompts: got problems 8; expected 3, as stored" in said
     said = sgsd(*call, "--limit", "3", "--instruction", "Say it.").error
-    assert "an evaluation of other instruction, prompts: got instruction" in said
+    assert "an evaluation with other instruction, prompts: got instruction" in said
 
 
 def test_evaluations_that_are_a_link_are_not_written_to(sgsd, run, tmp_path):
@@ -155,7 +155,7 @@ def test_evaluations_that_are_a_link_are_not_written_to(sgsd, run, tmp_path):
     shutil.rmtree(run / "evaluations", ignore_errors=True)
     (run / "evaluations").symlink_to(tmp_path / "theirs")
     result = sgsd("eval", run)
-    assert (result.code, "the run's evaluations lie elsewhere" in result.error) == (2, True)
+    assert (result.code, "the run's evaluations are outside the run" in result.error) == (2, True)
     assert list((tmp_path / "theirs").iterdir()) == []
 
 

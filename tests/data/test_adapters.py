@@ -285,7 +285,7 @@ def test_a_solution_that_boxes_two_answers_gives_none() -> None:
     )
     assert [one.answer for one in adapted.problems] == ["12.0"]
     assert [(drop.id, drop.reason) for drop in adapted.dropped] == [("ducks-1", DropReason.MALFORMED)]
-    assert "boxes 2: 12; 13" in adapted.dropped[0].why
+    assert "2 boxes in the solution: 12; 13" in adapted.dropped[0].why
 
 
 def test_a_boxed_answer_is_counted_and_only_used_where_the_column_is_silent() -> None:
@@ -344,7 +344,7 @@ def test_columns_that_are_named_are_read_and_no_others_in_their_place(mapping: s
         ("problem", None, "not a mapping"),
         ("problem=question,problem=gold", None, "not a mapping"),
         ("problem=question,gold=answer", None, "not a mapping"),
-        ("answer=gold", None, "nothing to ask"),
+        ("answer=gold", None, "name no problem"),
         ("problem=riddle,answer=gold", None, "no such column: got riddle"),
         ("problem=question", "plain", "exclude each other"),
     ],

@@ -147,7 +147,7 @@ def test_the_command_reports_each_test_source(tmp_path, capsys):
     assert told[str(other)]["overlapping"] == 0
     assert main(["contamination", "--train", str(train), "--test", str(test), "--show", "1"]) == 0
     out = capsys.readouterr().out
-    assert "1  100.0 %  have a training problem's text" in out
+    assert "1  100.0 %  have the same text as a training problem" in out
     assert "same text: test t, training a; 5 words, 100 % of the test problem" in out
     assert "1 more pairs" in out
 

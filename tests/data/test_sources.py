@@ -139,8 +139,8 @@ def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monk
         ("a.json", b'{"problem": "1?", "tags": ["x"]}\n{"answer": "1"}', "no usable problems in a.json: got 0 of 2"),
         ("a.jsonl", '{"problem": "é"}'.encode("latin-1"), "not UTF-8"),
         ("a.parquet", b"PAR", "malformed Parquet"),
-        ("a.csv", b"problem,answer\n1,2,3\n", r"as many fields.*a\.csv:2"),
-        ("a.csv", b"problem,answer\n1\n", r"as many fields.*a\.csv:2"),
+        ("a.csv", b"problem,answer\n1,2,3\n", r"number of fields.*a\.csv:2"),
+        ("a.csv", b"problem,answer\n1\n", r"number of fields.*a\.csv:2"),
         ("a.txt", b"1 + 1 = 2", "unknown kind of data file"),
     ],
 )

@@ -48,15 +48,18 @@ def peak():
 BOMB = bomb()
 # name: the answer, what the line says
 BROKEN = {
-    "trickle": ({"content": b"", "chunks": trickle}, "a reply that is not whole after 1 s"),
-    "trickle in an error": ({"content": b"", "chunks": trickle, "status": 400}, "a reply that is not whole after 1 s"),
+    "trickle": ({"content": b"", "chunks": trickle}, "a reply that is incomplete after 1 s"),
+    "trickle in an error": ({"content": b"", "chunks": trickle, "status": 400}, "a reply that is incomplete after 1 s"),
     "endless": ({"content": b"", "chunks": endless}, "a reply of more than 4 MiB"),
     "endless in an error": ({"content": b"", "chunks": endless, "status": 500}, "a reply of more than 4 MiB"),
-    "bomb": ({"content": BOMB, "headers": {"content-encoding": "gzip, gzip"}}, "a reply packed with gzip, gzip"),
-    "another coding": ({"content": BOMB, "headers": {"content-encoding": "br"}}, "a reply packed with br"),
+    "bomb": (
+        {"content": BOMB, "headers": {"content-encoding": "gzip, gzip"}},
+        "a reply with content encoding gzip, gzip",
+    ),
+    "another coding": ({"content": BOMB, "headers": {"content-encoding": "br"}}, "a reply with content encoding br"),
     "redirect": (
         {"content": b"", "status": 307, "headers": {"location": "{elsewhere}"}},
-        "HTTP 307.*the address itself",
+        "HTTP 307.*the final address",
     ),
     "redirect to a file": ({"content": b"", "status": 302, "headers": {"location": "file:///etc/passwd"}}, "HTTP 302"),
     "wrong schema": ({"choices": [{"text": ["7"], "finish_reason": "stop"}]}, r"choices\[0\]\.text: cannot be used"),

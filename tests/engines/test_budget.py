@@ -68,7 +68,7 @@ def test_a_prompt_is_taken_for_longer_than_any_tokenizer_would_make_it(tokenizer
 
 def test_an_estimate_is_one_line_that_says_how_it_counts():
     requests = [request(0, 100, "x" * 10), request(1, 200, "y" * 4)]
-    line = "2 requests: 4 prompt tokens (one for four characters), at most 300 completion tokens"
+    line = "2 requests: 4 prompt tokens (one per four characters), at most 300 completion tokens"
     assert estimate(requests) == line
     assert estimate(requests, price_in=2.0, price_out=1e4, attempts=3) == (
         f"{line}, at most 3.00 at the prices given; up to 3 times that where answers do not fit"

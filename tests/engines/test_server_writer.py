@@ -11,7 +11,7 @@ import pytest
 from sgsd.bank.extract import extraction_request, read_extraction
 from sgsd.bank.writing import WriteFailure, WriteRequest, write_until_fit
 from sgsd.data.problems import Problem
-from sgsd.engines.server_writer import WAYS, ServerWriter
+from sgsd.engines.server_writer import FORMATS, ServerWriter
 from sgsd.errors import ServerError
 from sgsd.memories import memory_of
 from sgsd.verifiers import Outcome, Verdict
@@ -87,10 +87,10 @@ def by(body):
 
 
 @pytest.mark.parametrize("status", [400, 422])
-@pytest.mark.parametrize("known", range(len(WAYS)))
+@pytest.mark.parametrize("known", range(len(FORMATS)))
 def test_how_requests_are_put_is_found_out_once_and_remembered(known, status):
     def script(body, attempt):
-        if by(body) in (WAYS[known], (WAYS[known][0], "text")):
+        if by(body) in (FORMATS[known], (FORMATS[known][0], "text")):
             return answers()(body, attempt)
         return {"content": {"error": {"message": "not this way"}}, "status": status}
 
@@ -99,7 +99,7 @@ def test_how_requests_are_put_is_found_out_once_and_remembered(known, status):
         assert [w.text for w in asked.write(REQUESTS)] == ["{}"] * 3
         tried = len(server.bodies)
         assert [w.text for w in asked.write(REQUESTS)] == ["{}"] * 3
-    assert [by(body) for body in server.bodies[tried:]] == [WAYS[known]] * 3
+    assert [by(body) for body in server.bodies[tried:]] == [FORMATS[known]] * 3
 
 
 def test_one_request_that_is_refused_changes_nothing_for_the_others():
@@ -113,7 +113,7 @@ def test_one_request_that_is_refused_changes_nothing_for_the_others():
         asked.write(REQUESTS)
         tried = len(server.bodies)
         asked.write(REQUESTS[:1])
-    assert [by(body) for body in server.bodies[tried:]] == [WAYS[0]]
+    assert [by(body) for body in server.bodies[tried:]] == [FORMATS[0]]
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_writer_shares_the_samplers_engine_and_holds_each_request_to_its_schem
 @pytest.mark.parametrize(
     ("reason", "max_tokens", "text", "error"),
     [
-        ("abort", 1, None, "vLLM broke the text off: finish_reason 'abort'"),
+        ("abort", 1, None, "vLLM aborted the text: finish_reason 'abort'"),
         ("length", 1, "{", None),
         ("length", 2, None, "and 1 tokens"),
     ],

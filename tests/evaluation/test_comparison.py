@@ -146,7 +146,7 @@ def test_two_evaluations_of_the_same_problems_have_no_mean(tmp_path):
     run = write_run(tmp_path / "run", {"greedy": solved(5), "sampled": solved(6), "more": solved(2, prefix="q")})
     table = compare_runs([run])
     assert [column.name for column in table.columns] == ["greedy", "more", "sampled"]
-    assert "Two evaluations are of the same problems: no mean is taken." in table.notes
+    assert "Two evaluations have the same problems: no mean is taken." in table.notes
 
 
 def test_a_missing_evaluation_leaves_a_hole_and_a_note(base, sgsd):
@@ -212,7 +212,7 @@ def test_another_text_under_the_same_id_is_another_problem(base, sgsd):
 
 def test_a_repetition_is_no_second_seed(tmp_path, sgsd):
     again = write_run(tmp_path / "again", {"sums": solved(5)})
-    with pytest.raises(ConfigError, match="one setting and seed twice"):
+    with pytest.raises(ConfigError, match="the same settings and seed twice"):
         compare_runs([sgsd, again])
     assert compare_runs([sgsd, sgsd]).rows[0].seeds == (0,)
 
@@ -242,16 +242,21 @@ def test_notes(tmp_path, base, sgsd):
     skilled = write_evaluation(tmp_path / "skilled", solved(7, prefix="q"), **about)
     again = write_evaluation(tmp_path / "again", solved(5), model="other-model", engine="vllm", seed=1)
     notes = compare_runs([other, sgsd, longer, skilled, again]).notes
-    assert "The runs ended at unlike steps. SGSD: 100; GRPO: 200." in notes
+    assert "The runs ended at different steps. SGSD: 100; GRPO: 200." in notes
     assert "Sampling seeds of other-model: 0, 1." in notes
     assert "One seed: SGSD; GRPO. Such an interval says nothing of other seeds." in notes
     assert "SGSD was evaluated with skills in the prompt: q." in notes
-    assert "Evaluation sums was not made alike everywhere. engine: None, vllm." in notes
-    assert "Not all are of one model. other-model: other-model; SGSD: base-model; GRPO: base-model." in notes
+    assert "Evaluation sums was made with different settings. engine: None, vllm." in notes
+    assert "The models differ. other-model: other-model; SGSD: base-model; GRPO: base-model." in notes
     assert "Whether train.jsonl holds test problems: sgsd contamination --train … --test …" in notes
     (said,) = (note for note in notes if "differences" in note)
-    assert said.startswith("2 differences beside the means")
+    assert said.startswith("2 differences without a correction")
     assert said.endswith("in up to 10 % of such tables.")
+
+
+def test_an_evaluation_may_lie_in_the_root_folder(base, monkeypatch):
+    monkeypatch.setattr(Path, "resolve", lambda path: Path("/", path.name))
+    assert compare_runs([base]).rows[0].label == "base-model"
 
 
 def test_what_cannot_be_read_is_refused(tmp_path, base):
@@ -267,8 +272,8 @@ def test_what_cannot_be_read_is_refused(tmp_path, base):
     with pytest.raises(DataError, match="samples are missing"):
         compare_runs([base])
     gone = write_evaluation(tmp_path / "gone", solved(3), model="runs/first/checkpoint-100")
-    with pytest.raises(ConfigError, match="a trained model whose run is gone"):
+    with pytest.raises(ConfigError, match="a trained model whose run is missing"):
         compare_runs([gone])
     moved = write_evaluation(tmp_path / "moved", solved(3), model="runs/first", trained_by="grpo")
-    with pytest.raises(ConfigError, match=r"a trained model whose run is gone: got .*moved, of runs/first"):
+    with pytest.raises(ConfigError, match=r"a trained model whose run is missing: got .*moved, of runs/first"):
         compare_runs([moved])

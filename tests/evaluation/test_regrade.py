@@ -106,7 +106,7 @@ def test_without_stored_verdicts_there_is_no_agreement(tmp_path):
         ("", "holds no responses"),
         ("{\n", r"r.jsonl:1: malformed JSON"),
         ("[1]\n", r"r.jsonl:1: wrong type: got list"),
-        ('{"answer": "1"}\n', r"no response: got .*r.jsonl:1"),
+        ('{"answer": "1"}\n', r"not a response: got .*r.jsonl:1"),
         ('{"answer": 1, "response": "1"}\n', "expected text in response and answer"),
         ('{"answer": "1", "response": "1", "correct": "yes"}\n', "in correct true or false"),
         ('{"completion": "1", "outcome": "correct"}\n', r"r.jsonl:1: problem_id is missing"),
@@ -134,5 +134,7 @@ def test_a_record_names_no_code_that_is_run():
     assert verifier_of(None, {"verifier": "choice"}) == "choice"
     assert verifier_of(None, {"verifier": "sgsd.verifiers.dapo:reward"}) == "sgsd.verifiers.dapo:reward"
     assert verifier_of("mine:reward", {"verifier": "theirs:reward"}) == "mine:reward"
-    with pytest.raises(ConfigError, match="would be run: got theirs:reward; say --verifier theirs:reward if"):
+    with pytest.raises(
+        ConfigError, match="not run unless requested: got theirs:reward; say --verifier theirs:reward if"
+    ):
         verifier_of(None, {"verifier": "theirs:reward"})

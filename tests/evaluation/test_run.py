@@ -158,7 +158,7 @@ def test_a_finished_evaluation_is_found_and_other_settings_are_refused(renderer,
     assert SampleStore(tmp_path, SETTINGS).finished() is None
     result = kept(tmp_path, renderer, Dice())
     assert SampleStore(tmp_path, SETTINGS).finished() == result
-    with pytest.raises(ConfigError, match=r"other seed, top_p: got seed 4; expected 3 as there"):
+    with pytest.raises(ConfigError, match=r"other seed, top_p: got seed 4; expected 3, as stored"):
         SampleStore(tmp_path, {"model": "m", "seed": 4, "top_p": 0.9})
     forced = SampleStore(tmp_path, {"model": "n"}, force=True)
     assert forced.finished() is None
@@ -172,7 +172,7 @@ def test_a_finished_evaluation_is_found_and_other_settings_are_refused(renderer,
 
 def test_samples_of_another_evaluation_are_not_gone_on_from(renderer):
     other = evaluate(Dice(), PROBLEMS[::-1], renderer, Reader())
-    with pytest.raises(ValueError, match="not this evaluation's first ones"):
+    with pytest.raises(ValueError, match="not the first samples of this evaluation"):
         evaluate(Dice(), PROBLEMS, renderer, Reader(), batch_size=1, done=other.samples[:1])
 
 
@@ -193,7 +193,7 @@ def test_a_broken_line_in_the_middle_is_named(renderer, tmp_path, broken):
 
 
 def test_loading_what_is_not_there_or_not_whole(renderer, tmp_path):
-    with pytest.raises(DataError, match="no evaluation there"):
+    with pytest.raises(DataError, match="holds no evaluation"):
         Evaluation.load(tmp_path / "gone")
     kept(tmp_path, renderer, Dice())
     lines = (tmp_path / "samples.jsonl").read_text().splitlines()

@@ -228,9 +228,9 @@ def test_what_is_refused():
             paired_difference(nothing, nothing)
     with pytest.raises(ValueError, match="same problems: got 1 and 2"):
         paired_difference([1.0], [1.0, 0.0])
-    with pytest.raises(ValueError, match="paired by seed needs the same: got 1 and 2"):
+    with pytest.raises(ValueError, match="paired by seed needs the same seeds: got 1 and 2"):
         paired_difference([1.0, 0.0], [[1.0, 0.0]] * 2, same_seeds=True)
-    with pytest.raises(ValueError, match="unlike numbers of seeds: got 1, 2"):
+    with pytest.raises(ValueError, match="different numbers of seeds: got 1, 2"):
         mean_over([[1.0, 0.0], [[1.0, 0.0]] * 2])
 
 

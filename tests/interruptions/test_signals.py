@@ -52,7 +52,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_nothing_is_lost(sgsd, flags
     assert 3 <= step < 12
     assert result.error == (
         f"sgsd: {number.name} ended the run after step {step} of 12: saved in {saved}; "
-        "go on with the same command and --resume"
+        "resume with the same command and --resume"
     )
     assert not (run / "model.safetensors").exists()
     assert signal.getsignal(number) is before
@@ -101,7 +101,7 @@ def test_a_run_that_keeps_no_state_says_so(sgsd, flags, tmp_path):
     with sent(signal.SIGTERM, run, after=2):
         result = sgsd("train", *flags, "--output_dir", run, "--save_only_model", "true")
     assert result.code == 75
-    assert result.error.endswith("no checkpoint holds what it takes to go on")
+    assert result.error.endswith("no checkpoint has what resuming needs")
 
 
 def test_transformers_own_way_is_refused(sgsd, flags, tmp_path):

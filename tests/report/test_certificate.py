@@ -58,9 +58,9 @@ def test_one_sentence_says_what_happened(read, numbers, sentence):
 @pytest.mark.parametrize(
     ("numbers", "place", "sentence"),
     [
-        ({"with_document": 0.22}, 0, f"{PROMPT} helped nothing that shows: 22 % right with it, 21 % without."),
+        ({"with_document": 0.22}, 0, f"{PROMPT} shows no effect: 22 % right with it, 21 % without."),
         ({"with_document": 0.1}, 0, f"{PROMPT} harms: 10 % right with it, 21 % without."),
-        ({"after": 0.2}, 0, f"{PROMPT} does help: 90 % right with it, 21 % without. Training did not bring that in."),
+        ({"after": 0.2}, 0, f"{PROMPT} does help: 90 % right with it, 21 % without. Training did not gain that."),
         ({}, 0, f"{GRPO} 33 % right."),
         ({"grpo": 0.86}, 0, f"{GRPO} 86 % right: as good, as far as these tasks tell."),
         ({"grpo": 0.99}, 0, f"{GRPO} 99 % right, which is better."),

@@ -29,7 +29,7 @@ def groups(runs):
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=400))
 def test_stretches_keep_the_mean_and_order_of_a_curve(values):
-    points = curves.in_stretches(list(enumerate(values, 1)), len(values), 10)
+    points = curves.binned(list(enumerate(values, 1)), len(values), 10)
     assert len(points) == min(10, len(values))
     steps = [step for step, _ in points]
     assert steps == sorted(steps)
@@ -52,7 +52,7 @@ def test_bands_are_mean_lowest_and_highest_at_the_steps_of_all_seeds(groups):
     first, last = curves.bands_over_seeds([[(0, 0.2), (10, 0.4)], [], [(0, 0.4), (5, 0.9), (10, 0.8)]])
     assert first == curves.Band(0, pytest.approx(0.3), 0.2, 0.4)
     assert last == curves.Band(10, pytest.approx(0.6), 0.4, 0.8)
-    assert len(curves.in_stretches([(step, 0.5) for step in range(1, 20_001)], 20_000)) == 60
+    assert len(curves.binned([(step, 0.5) for step in range(1, 20_001)], 20_000)) == 60
     assert len(curves.metric_bands(groups[0], "entropy")) == 30
 
 
@@ -137,8 +137,8 @@ def test_an_item_that_supports_every_rollout_has_no_credit_though_most_of_its_us
     rows = tables.item_table(replace(groups[1], runs=(replace(groups[1].runs[0], ledger=Ledger(records)),))).rows
     assert [row[0].id for row in rows[:2]] == [useful, bland]
     assert rows[1][3].text.startswith("0.5")
-    assert tables.order_note(tables.Table((), rows)).startswith("The intervals of 1 of 2 items leave out 0.5")
-    assert tables.order_note(tables.Table((), rows[1:])).startswith("No item's interval leaves out 0.5")
+    assert tables.order_note(tables.Table((), rows)).startswith("The intervals of 1 of 2 items exclude 0.5")
+    assert tables.order_note(tables.Table((), rows[1:])).startswith("Every item's interval contains 0.5")
     assert rows[-1][:2] == ("gone: not in the bank at the start or at the end", None)
 
 

@@ -67,6 +67,31 @@ def test_log_probabilities_and_entropies_are_those_of_each_row_alone(model):
 
 
 @tiled
+@pytest.mark.parametrize("scored", [[1, 3], [0], [2, 4], []])
+def test_rows_without_a_scored_token_are_not_forwarded(model, scored):
+    prompts, completions = unequal_pairs()
+    weights = weights_for(completions)
+    mask = padded(completions, "right")[1] * torch.tensor([[row in scored] for row in range(len(prompts))])
+    whole, part = (student_pass(model, prompts, completions, mask=each) for each in (None, mask))
+    expected = whole.spread(whole.kept[0])[..., 0] * mask
+    found = part.spread(part.kept[0])[..., 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    gradients = []
+    for logps in (expected, found):
+        model.zero_grad()
+        (logps * weights).sum().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert_gradients(model, gradients[0])
+    rows = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    student_pass(model, prompts, completions, mask=mask)
+    hook.remove()
+    assert rows == [max(1, len(scored))]
+
+
+@tiled
 def test_other_tokens_learn_in_each_ones_place(model):
     prompts, completions = unequal_pairs(2, n=4)
     ids, mask = padded(completions, "right")

@@ -33,5 +33,5 @@ def test_a_certificate_becomes_a_picture_of_its_top_and_another_page_none(tmp_pa
     assert width == 1350
     assert 800 < height < 2000
     page.write_text("<p>Nothing here.")
-    with pytest.raises(SystemExit, match="no certificate"):
+    with pytest.raises(SystemExit, match="not a certificate"):
         picture(page, output)

@@ -100,7 +100,7 @@ def test_texts_are_turns_and_answers_written_by_the_model_as_it_began(tmp_path):
     texts = trainer.rehearsal.texts
     assert texts == other.rehearsal.texts
     assert len(set(map(tuple, texts))) == 5
-    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal.texts, strict=True):
+    for (_, closing), text in zip(trainer.rehearsal._around_turn, trainer.rehearsal.texts, strict=True):
         places = [n for n in range(len(text)) if text[n : n + len(closing)] == closing]
         assert places
         assert places[0] <= TURN_TOKENS
@@ -134,7 +134,7 @@ def test_a_turn_is_what_stands_around_the_users_words(start, end):
 
 def test_half_of_the_turns_begin_as_tasks_do_and_half_end_with_the_instruction(tmp_path):
     trainer = rehearsing(tmp_path, rehearsal_texts=8)
-    around = [[make_tokenizer().decode(part) for part in parts] for parts in trainer.rehearsal._around]
+    around = [[make_tokenizer().decode(part) for part in parts] for parts in trainer.rehearsal._around_turn]
     assert [re.search(r"\d \+ ?$", opening) is not None for opening, _ in around] == [True, True, False, False] * 2
     assert [closing.lstrip().startswith("Go.") for _, closing in around] == [False, True] * 4
 
@@ -148,7 +148,7 @@ def test_a_start_that_nobody_keeps_is_refused(tmp_path, teacher):
 def test_a_tokenizer_without_a_chat_template_is_refused():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="rehearsal_weight without a chat template"):
+    with pytest.raises(ConfigError, match="rehearsal_weight needs a chat template"):
         Rehearsal(PromptRenderer(tokenizer, text_only=True), ["1 + 1?"], count=2, seed=0)
 
 
@@ -157,7 +157,7 @@ def test_ends_of_turns_are_no_words_of_theirs(tmp_path):
     model.generation_config.eos_token_id = [EOS, *range(100, 250)]  # so that turns end soon
     trainer = rehearsing(tmp_path, model=model)
     trainer._rehearsal_loss(trainer.model, 4)
-    for (_, closing), text in zip(trainer.rehearsal._around, trainer.rehearsal.texts, strict=True):
+    for (_, closing), text in zip(trainer.rehearsal._around_turn, trainer.rehearsal.texts, strict=True):
         place = next(n for n in range(len(text)) if text[n : n + len(closing)] == closing)
         assert place < TURN_TOKENS
         assert not {EOS, *range(100, 250)} & set(text[:place])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -116,16 +118,17 @@ def test_nothing_is_read_of_a_teacher_that_was_not_run(tmp_path, settings, share
         poisoned["teacher_control_logps"] = torch.where(
             scored.any(1, keepdim=True), batch["teacher_control_logps"], torch.nan
         )
-    found = []
+    found, ledger = [], trainer.ledger
     for each in (batch, poisoned):
+        trainer.training_ledger.ledger = ledger
         loss, gradients = loss_and_gradients(trainer, [each])
         means = {name: str(value) for name, value in logged_means(trainer).items()}
-        observed = trainer.training_ledger.end_step()
-        found.append((loss, gradients, means, observed.support.tolist(), observed.stance.tolist()))
+        trainer.training_ledger.end_step()
+        found.append((loss, gradients, means, trainer.ledger.to_json()))
     first, second = found
     assert first[0] == second[0]
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
-    assert first[3:] == second[3:]
+    assert first[3] == second[3]
     same = {name for name in first[2] if name in second[2]}
     assert {name: first[2][name] for name in same} == {name: second[2][name] for name in same}
 
@@ -142,6 +145,25 @@ def test_what_the_ledger_wants_to_know_does_not_change_the_step(tmp_path, object
     assert abs(loss) > 1e-6
     assert loss == pytest.approx(same_loss, abs=1e-6)
     assert_close(gradients, same_gradients, 1e-6)
+
+
+@pytest.mark.parametrize("numbers", [NUMBERS, [3] * 4])
+def test_rollouts_that_no_teacher_scored_are_not_forwarded(tmp_path, numbers):
+    trainer = trainer_of(tmp_path, objective="correction", per_device_train_batch_size=len(numbers))
+    batch = batch_of(trainer, numbers)
+    if len(numbers) == 4:  # as if all had succeeded
+        batch["outcome"], batch["teacher_scored"] = batch["outcome"].abs(), batch["teacher_scored"] & False
+    forwarded = []
+    hook = trainer.model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: forwarded.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    _, gradients = loss_and_gradients(trainer, [batch])
+    hook.remove()
+    scored = int(batch["teacher_scored"].any(1).sum())
+    assert forwarded == [max(scored, 1)]
+    assert scored < len(numbers)
+    assert any(gradient.any() for gradient in gradients) == (scored > 0)
+    assert math.isnan(logged_means(trainer)["entropy"]) == (scored == 0)
 
 
 def test_problems_are_drawn_for_the_ledger_alike_on_all_processes_and_anew_each_step(tmp_path):

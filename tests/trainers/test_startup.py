@@ -20,8 +20,8 @@ from sgsd.errors import ConfigError, DataError
 from sgsd.trainers.model import (
     is_initial_without_adapter,
     refuse_prompt_learning,
-    sampling_as_asked,
     settle_generation_config,
+    without_model_sampling,
 )
 from sgsd.trainers.rewards import VerifierReward, check_reward, check_reward_arguments
 from sgsd.trainers.tokens import check_batch, check_tokens, thinking_of
@@ -204,7 +204,7 @@ def test_rollouts_are_sampled_as_asked_whatever_the_checkpoint_says(name):
     if name != "repetition_penalty":  # which TRL names
         assert sampled(model) != plain
     before = model.generation_config.to_dict()
-    with sampling_as_asked(model.generation_config):
+    with without_model_sampling(model.generation_config):
         assert sampled(model) == plain
     assert model.generation_config.to_dict() == before  # and is saved with the model
     line = settle_generation_config(model.generation_config)

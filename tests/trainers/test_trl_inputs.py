@@ -140,15 +140,15 @@ def configuration(tmp_path):
 def test_a_configuration_of_another_class(tmp_path, trainer):
     others = [make_config(tmp_path, method=method) for method in ("sgsd", "opsd", "grpo") if method != trainer.method]
     for args in (configuration(tmp_path), {"output_dir": "x"}, "runs/x", *others):
-        with pytest.raises(ConfigError, match=f"{trainer.__name__} takes no such args: got .*; expected"):
+        with pytest.raises(ConfigError, match=f"{trainer.__name__} cannot use this args: got .*; expected"):
             trainer(model="no/such-model", args=args, train_dataset=SOLVED)
 
 
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ({"model": None}, ConfigError, "takes no such model: got None"),
-        ({"model": make_model().model}, ConfigError, "takes no such model: got .*; expected a causal language model"),
+        ({"model": None}, ConfigError, "cannot use this model: got None"),
+        ({"model": make_model().model}, ConfigError, "cannot use this model: got .*; expected a causal language model"),
         (
             {
                 "model": T5ForConditionalGeneration(
@@ -156,10 +156,10 @@ def test_a_configuration_of_another_class(tmp_path, trainer):
                 )
             },
             ConfigError,
-            "takes no such model: got T5ForConditionalGeneration",
+            "cannot use this model: got T5ForConditionalGeneration",
         ),
-        ({"processing_class": "folder"}, ConfigError, "takes no such processing_class: got 'folder'"),
-        ({"peft_config": {"r": 8}}, ConfigError, "takes no such peft_config: got dict"),
+        ({"processing_class": "folder"}, ConfigError, "cannot use this processing_class: got 'folder'"),
+        ({"peft_config": {"r": 8}}, ConfigError, "cannot use this peft_config: got dict"),
         ({"train_dataset": [{"prompt": "a"}] * 8}, DataError, "got list of dict; expected datasets.Dataset"),
         ({"train_dataset": "openai/gsm8k"}, DataError, "got str; expected datasets.Dataset"),
     ],

@@ -18,7 +18,7 @@ SUMS = [
 
 def scripts() -> dict[str, str]:
     """Both sides of the documentation's diff."""
-    (block,) = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "from-grpo.md").read_text(), re.DOTALL)
     lines = block.splitlines()
     return {
         name: "\n".join(line[1:] for line in lines if line[:1] in ("", " ", own))

@@ -149,7 +149,7 @@ def test_what_the_completion_causes_is_incorrect_and_the_reference_undecided(
         assert [verdict.reason for verdict in verdicts] == reasons[:4]
         said = [record.message for record in caplog.records]
         assert len(said) == 1  # twice judged, once said: a fault of the grader's own
-        assert said[0].startswith("verifier math raised RuntimeError: no; what was judged is incorrect")
+        assert said[0].startswith("verifier math raised RuntimeError: no; the completion is incorrect")
         assert verifier.readable("6")
         assert [verifier.readable(answer) for answer in ("fine", "hang", "die", "eat", "raise")] == [True] + [False] * 4
 
@@ -334,7 +334,7 @@ def test_a_worker_that_nobody_ends_ends_itself(rewards: str, tmp_path: Path, han
     grader = json.dumps({"kind": "reward", "path": f"{rewards}.hang", "threshold": 0.5})
     item = {"grader": grader, "completion": "fine", "answer": "", "limit": 0.2}
     worker = subprocess.Popen(
-        [sys.executable, "-m", "sgsd.verifiers.worker", "4"],
+        [sys.executable, "-m", "sgsd.verifiers.worker", "4", "free", str(tmp_path / "temporary")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},

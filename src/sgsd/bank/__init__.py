@@ -1,4 +1,4 @@
-"""The skill bank and its life: values and files here; extraction, merging and maintenance beside it."""
+"""The skill bank: items, files, checks and the ledger. Submodules extract, merge and maintain items."""
 
 from __future__ import annotations
 

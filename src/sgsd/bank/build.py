@@ -1,22 +1,20 @@
-"""From experience to a bank, in four stages over one folder: sample → verify → extract → merge.
+"""Building a bank from sampled completions, in four stages over one folder: sample → verify → extract → merge.
 
-Each stage is a function over protocols and can be cut off at any moment: what it made is in the folder's ``store``,
-chunk by chunk, and it goes on with the chunk that was under way, whose inputs, order and seeds depend on its position
-alone. Answers of the writer are kept as they come, so what was paid for is not asked for again. ``export`` writes what
-finished stages made as files:
+An interrupted stage goes on with the chunk that it was working on. The folder's ``store`` holds all finished chunks;
+the inputs, order and seeds of a chunk depend only on its position. Replies of the writer are stored as they arrive, so
+that no request is paid for twice. ``export`` writes the results of finished stages as files:
 
 ``rollouts.jsonl``    every completion, in the order of problems and samples
-``memories.jsonl``    those that are correct or incorrect
-``candidates.jsonl``  what was written about them
-``failures.jsonl``    what came to nothing, with its stage and reason: undecided verdicts, memories and groups about
-                      which nothing usable was written, items that give a problem away
-``lineage.json``      id → what it comes from directly, of every candidate and item
+``memories.jsonl``    the rollouts with a verdict, correct or incorrect
+``candidates.jsonl``  what was extracted from the memories
+``failures.jsonl``    undecided rollouts, memories and groups without a usable reply, and items that leak a problem,
+                      each with its stage and reason
+``lineage.json``      id of each candidate and item → ids of its direct sources
 ``bank.json``         the bank
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -35,12 +33,12 @@ from sgsd.bank.items import Origin, item_document
 from sgsd.bank.leaks import DEFAULT_N, quarantine, scan
 from sgsd.bank.merge import GROUP_SIZE, PATIENCE, Embed, merge
 from sgsd.bank.skills import SkillBank
-from sgsd.bank.store import KeepingWriter, Progress, Store, refused_writes
+from sgsd.bank.store import CachingWriter, Progress, Store, refused_writes
 from sgsd.bank.writing import WriteFailure, Writer, WriteRequest, write_until_fit
 from sgsd.data.problems import Problem
 from sgsd.errors import BankError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
-from sgsd.rollouts import Rollout, Sampler, StopReason
+from sgsd.rollouts import Rollout, Sampler, StopReason, derived_seed
 from sgsd.validation import validated
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import verify_in_context
@@ -54,7 +52,7 @@ BANK = "bank.json"
 RESULTS = (ROLLOUTS, MEMORIES, CANDIDATES, FAILURES, LINEAGE, BANK)
 
 QUARANTINE = "quarantine"
-"""In the failures, the stage of items that were taken out of the bank."""
+"""The ``stage`` of failures that are items taken out of the bank."""
 VERIFY_CHUNK = 256
 
 
@@ -82,10 +80,10 @@ _ROWS: Mapping[str, TypeAdapter[Any]] = {
 
 
 def rows_of(store: Store, name: str, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
-    """``Store.rows`` that are what a build keeps under this name.
+    """``Store.rows``, validated by the schema of this name.
 
     Raises:
-        BankError: the store is damaged, or holds something else.
+        BankError: the store is damaged, or a row does not fit the schema.
     """
     for number, row in enumerate(store.rows(name, start, end), start + 1):
         validated(_ROWS[name], row, f"{store.folder}: {name}:{number}", BankError)
@@ -93,7 +91,7 @@ def rows_of(store: Store, name: str, start: int = 0, end: int | None = None) -> 
 
 
 class Stage(StrEnum):
-    """The stages, in their order."""
+    """The stages, in order."""
 
     SAMPLE = "sample"
     VERIFY = "verify"
@@ -102,11 +100,11 @@ class Stage(StrEnum):
 
 
 Report = Callable[[Stage, int, int], object]
-"""Called with a stage, how much of it is done, and of how much."""
+"""Called with a stage, the number of its finished inputs and the number of all its inputs."""
 
 
 class Chunk(NamedTuple):
-    """What a stage made of some of its inputs: rows and documents by name, counts to add, and whatever else."""
+    """The output of a stage for some of its inputs: rows and documents by name, counts to add up, further details."""
 
     rows: Mapping[str, Sequence[Mapping[str, object]]]
     counts: Mapping[str, int]
@@ -128,14 +126,14 @@ def sample(
     """Draw ``samples`` completions of every problem, ``chunk`` at a time, each chunk with a seed of its own.
 
     Raises:
-        DataError: no problems.
+        DataError: no problems, or no samples.
     """
     if not problems or samples < 1:
         raise DataError("nothing to sample", got=f"{len(problems)} problems, {samples} samples of each")
 
     def step(start: int, end: int) -> Chunk:
         asked = [(problems[position // samples], position % samples) for position in range(start, end)]
-        rollouts = sampler.sample([prompt(problem) for problem, _ in asked], seed=_seed(seed, start // chunk))
+        rollouts = sampler.sample([prompt(problem) for problem, _ in asked], seed=derived_seed(seed, start // chunk))
         rows = [_row(problem, index, rollout) for (problem, index), rollout in zip(asked, rollouts, strict=True)]
         counts = {
             "prompt_tokens": sum(len(rollout.prompt_ids) for rollout in rollouts),
@@ -154,19 +152,19 @@ def verify(
     truncated: Outcome = Outcome.INCORRECT,
     progress: Report | None = None,
 ) -> None:
-    """Rollouts → memories; what could not be judged goes to the failures.
+    """Judge the rollouts: those with a verdict become memories, undecided ones failures.
 
     Args:
-        store: where the rollouts are.
-        problems: those of ``sample``.
-        verifier: judges.
-        truncated: what a completion is that the length limit cut.
+        store: the store with the rollouts.
+        problems: the problems of ``sample``.
+        verifier: judges the completions.
+        truncated: the outcome of completions that the length limit cut off.
 
     Raises:
-        BankError: there are no rollouts, or not all of them.
-        DataError: a rollout whose problem is gone.
+        BankError: the rollouts are not all sampled.
+        DataError: the problem of a rollout is missing.
     """
-    total = _finished(store, Stage.SAMPLE).total
+    total = _require_finished(store, Stage.SAMPLE).total
     by_id = {problem.id: problem for problem in problems}
 
     def step(start: int, end: int) -> Chunk:
@@ -205,30 +203,30 @@ def extract(
     seed: int = 0,
     progress: Report | None = None,
 ) -> None:
-    """Memories → candidates.
+    """Extract candidates from the memories.
 
     Args:
-        store: where the memories are.
-        writer: writes, ``chunk`` requests at a time.
+        store: the store with the memories.
+        writer: the text generator, which gets ``chunk`` requests at a time.
         show_answer, max_items, attempts: see ``extraction_request`` and ``write_until_fit``.
 
     Raises:
         BankError: the rollouts are not all verified.
-        ServerError: the writer is out of reach.
+        ServerError: the writer cannot be reached.
     """
-    total = _finished(store, Stage.VERIFY).counts.get("memories", 0)
-    keeping = KeepingWriter(writer, store, chunk)
+    total = _require_finished(store, Stage.VERIFY).counts.get("memories", 0)
+    cached = CachingWriter(writer, store, chunk)
 
     def step(start: int, end: int) -> Chunk:
         memories = list(_memories(store, start, end))
         requests = list(_requests(memories, start, show_answer=show_answer, max_items=max_items, seed=seed))
         readers = [partial(read_extraction, memory, max_items=max_items) for memory in memories]
-        answers, cost = write_until_fit(keeping, requests, readers, attempts=attempts)
+        answers, cost = write_until_fit(cached, requests, readers, attempts=attempts)
         candidates: list[Candidate] = []
         failures: list[dict[str, object]] = []
         for memory, answer in zip(memories, answers, strict=True):
             if isinstance(answer, WriteFailure):
-                failures.append(_given_up(Stage.EXTRACT, memory.id, answer))
+                failures.append(_write_failure(Stage.EXTRACT, memory.id, answer))
             else:
                 candidates += answer
         return Chunk({CANDIDATES: [found.as_dict() for found in candidates], FAILURES: failures}, cost)
@@ -239,12 +237,12 @@ def extract(
 def requests_left(
     store: Store, *, show_answer: bool = False, max_items: int = MAX_ITEMS, seed: int = 0
 ) -> Iterator[WriteRequest]:
-    """What ``extract`` with these arguments will ask the writer first, to tell what that may cost.
+    """The requests that ``extract`` with these arguments has yet to send, without retries, to estimate their cost.
 
     Raises:
         BankError: the rollouts are not all verified.
     """
-    total, progress = _finished(store, Stage.VERIFY).counts.get("memories", 0), store.progress(Stage.EXTRACT)
+    total, progress = _require_finished(store, Stage.VERIFY).counts.get("memories", 0), store.progress(Stage.EXTRACT)
     start = 0 if progress is None else progress.done
     memories = _memories(store, start, total)
     yield from _requests(memories, start, show_answer=show_answer, max_items=max_items, seed=seed)
@@ -267,26 +265,26 @@ def merge_and_scan(
     n: int = DEFAULT_N,
     progress: Report | None = None,
 ) -> None:
-    """Candidates → ``bank.json``, without the items that give a problem away: those go to the failures, whole.
+    """Merge the candidates to a bank. Items that leak a problem are left out and kept among the failures.
 
     Args:
-        store: where the candidates are.
-        writer: writes, ``chunk`` requests at a time.
-        problems: what was sampled.
+        store: the store with the candidates.
+        writer: the text generator, which gets ``chunk`` requests at a time.
+        problems: the problems of ``sample``.
         name, metadata: of the bank.
         group_size, patience, embed, attempts, seed: see ``merge.merge``.
         benchmarks, n: see ``leaks.scan``.
 
     Raises:
-        BankError: not all memories were written about.
-        ServerError: the writer is out of reach.
+        BankError: the candidates are not all extracted.
+        ServerError: the writer cannot be reached.
     """
-    _finished(store, Stage.EXTRACT)
+    _require_finished(store, Stage.EXTRACT)
 
     def step(_start: int, _end: int) -> Chunk:
         merged = merge(
             [read_candidate(row) for row in rows_of(store, CANDIDATES)],
-            KeepingWriter(writer, store, chunk, None if progress is None else partial(progress, Stage.MERGE)),
+            CachingWriter(writer, store, chunk, None if progress is None else partial(progress, Stage.MERGE)),
             group_size=group_size,
             patience=patience,
             embed=embed,
@@ -299,7 +297,7 @@ def merge_and_scan(
             bank, problems=problems, memories=_memories(store), benchmarks=benchmarks, lineage=merged.lineage, n=n
         )
         kept, taken = quarantine(bank, found)
-        failures = [_given_up(Stage.MERGE, failure.key, failure) for failure in merged.failures]
+        failures = [_write_failure(Stage.MERGE, failure.key, failure) for failure in merged.failures]
         kinds = {leak.item: str(leak.kind) for leak in reversed(found.leaks)}
         for item in taken:
             reason = "; ".join(found.reasons[item.id])
@@ -316,10 +314,10 @@ def merge_and_scan(
 
 
 def export(store: Store) -> None:
-    """Write what the finished stages made as files beside the store; a ``bank.json`` that is there stays.
+    """Write the results of finished stages as files beside the store. An existing ``bank.json`` is kept.
 
     Raises:
-        BankError: they cannot be written.
+        BankError: a file cannot be written.
     """
     made = {Stage.SAMPLE: (ROLLOUTS,), Stage.VERIFY: (MEMORIES, FAILURES), Stage.EXTRACT: (CANDIDATES,)}
     with refused_writes(store.folder):
@@ -332,18 +330,18 @@ def export(store: Store) -> None:
                 runfolder.write_text(store.folder / BANK, store.document(BANK, BANK_TEXT) or "")
 
 
-def refuse_gone_problems(store: Store, problems: Sequence[Problem]) -> None:
-    """Rollouts and memories must be of problems that are there, and say what they said.
+def refuse_changed_problems(store: Store, problems: Sequence[Problem]) -> None:
+    """Refuse rollouts and memories whose problem is missing or has changed.
 
     Raises:
-        DataError: naming the first row whose problem is gone or another.
+        DataError: with the first such row.
     """
     by_id = {problem.id: problem for problem in problems}
     for name in (MEMORIES, ROLLOUTS):
         for number, row in enumerate(rows_of(store, name), 1):
             problem = _problem_of(row, f"{name}:{number}", by_id)
             if name == MEMORIES and (row["problem"], row["answer"]) != (problem.text, problem.answer):
-                raise _gone(f"{name}:{number}", f"{problem.id!r} with another text or answer")
+                raise _missing(f"{name}:{number}", f"{problem.id!r} with another text or answer")
 
 
 def _run(
@@ -354,7 +352,7 @@ def _run(
     step: Callable[[int, int], Chunk],
     report: Report | None,
 ) -> None:
-    """Do the chunks that are left; ``step(start, end)`` makes one."""
+    """Run the remaining chunks; ``step(start, end)`` makes one."""
     progress = store.progress(stage)
     if progress is None:
         progress = Progress(0, total)
@@ -374,8 +372,8 @@ def _run(
             report(stage, progress.done, total)
 
 
-def _finished(store: Store, stage: Stage) -> Progress:
-    """The progress of a stage that must be finished."""
+def _require_finished(store: Store, stage: Stage) -> Progress:
+    """The progress of a stage; raises ``BankError`` if it is not finished."""
     progress = store.progress(stage)
     if progress is None or not progress.finished:
         got = "nothing" if progress is None else f"{progress.done:,} of {progress.total:,} done"
@@ -393,12 +391,9 @@ def _requests(
     memories: Iterable[Memory], start: int, *, show_answer: bool, max_items: int, seed: int
 ) -> Iterator[WriteRequest]:
     for position, memory in enumerate(memories, start):
-        yield extraction_request(memory, show_answer=show_answer, max_items=max_items, seed=_seed(seed, position))
-
-
-def _seed(seed: int, position: int) -> int:
-    """A seed in [0, 2³¹) for what stands at this position; nothing else has a part in it."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {position}".encode()).digest()[:4], "big") >> 1
+        yield extraction_request(
+            memory, show_answer=show_answer, max_items=max_items, seed=derived_seed(seed, position)
+        )
 
 
 def _row(problem: Problem, index: int, rollout: Rollout) -> dict[str, object]:
@@ -414,7 +409,7 @@ def _row(problem: Problem, index: int, rollout: Rollout) -> dict[str, object]:
 
 
 def _context(problem: Problem, text: str) -> Context:
-    """What a reward function is told: the rendered prompt and the ids are not kept with the rollouts."""
+    """The arguments of a reward function, without the rendered prompt and the token ids, which are not stored."""
     prompt = problem.prompt if problem.prompt is not None else [{"role": "user", "content": problem.text}]
     completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
     return Context(prompt, completion, columns=problem.reward_columns)
@@ -423,15 +418,15 @@ def _context(problem: Problem, text: str) -> Context:
 def _problem_of(row: Mapping[str, Any], where: str, problems: Mapping[str, Problem]) -> Problem:
     problem = problems.get(row["problem_id"])
     if problem is None:
-        raise _gone(where, repr(row["problem_id"]))
+        raise _missing(where, repr(row["problem_id"]))
     return problem
 
 
-def _gone(where: str, got: str) -> DataError:
+def _missing(where: str, got: str) -> DataError:
     return DataError(
-        f"{where}: its problem is gone from the data set",
+        f"{where}: its problem is missing from the data set",
         got=got,
-        remedy="go on with the data set that the build began with, or choose another --output",
+        remedy="use the data set that the build began with, or choose another --output",
     )
 
 
@@ -439,5 +434,5 @@ def _failure(stage: str, id: str, reason: str, **more: object) -> dict[str, obje
     return {"stage": stage, "id": id, "reason": reason, **more}
 
 
-def _given_up(stage: str, id: str, failure: WriteFailure) -> dict[str, object]:
+def _write_failure(stage: str, id: str, failure: WriteFailure) -> dict[str, object]:
     return _failure(stage, id, failure.reason, key=failure.key, attempts=failure.attempts, text=failure.text)

@@ -1,4 +1,4 @@
-"""What is doubtful about a bank, though it can be read: ``SkillBank.check``."""
+"""Warnings about the content of a bank: ``SkillBank.check``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORD = re.compile(r"\w+")
 
 
 class FindingKind(StrEnum):
-    """What a finding is about."""
+    """The kind of a finding."""
 
     EMPTY_LIST = "empty-list"
     UNEQUAL_LISTS = "unequal-lists"
@@ -35,7 +35,7 @@ class FindingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One doubtful thing: its kind, the ids it concerns (none for the bank as a whole) and one line for people."""
+    """One warning: its kind, the ids of its items (none for the bank as a whole) and a message of one line."""
 
     kind: FindingKind
     ids: tuple[str, ...]
@@ -43,10 +43,10 @@ class Finding:
 
 
 def check_items(skills: Sequence[Item], mistakes: Sequence[Item]) -> tuple[Finding, ...]:
-    """Every finding, bank-wide ones first, then in bank order.
+    """All findings, bank-wide ones first, then in bank order.
 
-    Near-duplicates are two items of one list whose titles and texts share at least 80 % of their words (Jaccard overlap
-    of lower-cased word sets); equal texts, up to case and spacing, are reported as duplicates instead.
+    Near-duplicates are two items of one list whose titles and texts have a Jaccard index of at least 0.8, as sets of
+    lower-cased words. Texts that are equal up to case and spacing are reported as duplicates instead.
     """
     found: list[Finding] = []
     for name, items in (("skills", skills), ("mistakes", mistakes)):
@@ -99,7 +99,7 @@ def _check_repeats(items: Sequence[Item]) -> list[Finding]:
     holding: defaultdict[str, list[int]] = defaultdict(list)
     near: list[tuple[int, int, float]] = []
     for place, item in enumerate(items):
-        # Two items that share 80 % of all their words share one of the rarest fifth of either's.
+        # Prefix filter: two sets with a Jaccard index of 0.8 share a word of each one's rarest fifth.
         own = sorted(words[item.id], key=lambda word: (counts[word], word))
         rare = own[: len(own) - ceil(NEAR_DUPLICATE_OVERLAP * len(own) - 1e-9) + 1]
         for other in {other for word in rare for other in holding[word]}:

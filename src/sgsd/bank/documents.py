@@ -1,8 +1,8 @@
-"""Documents of rules (SKILL.md, AGENTS.md, playbooks of bullets) as banks, and banks as documents.
+"""Conversion of documents of rules (SKILL.md, AGENTS.md, playbooks) to banks, and of banks to documents.
 
-A document is Markdown, with YAML between two lines ``---`` at its start where it says its name and description. Every
-rule in it becomes an item, whole; ``docs/bank.md`` says which block becomes what. The bank's metadata say where each
-item came from (``sources``: id → ``file:line``, in the document's order) and hold the document's text (``document``).
+A document is Markdown, with optional YAML front matter for its name and description. Each rule becomes one item;
+``docs/bank.md`` says which block becomes what. The bank's metadata hold where each item came from (``sources``: id →
+``file:line``, in document order) and the document's text (``document``).
 """
 
 from __future__ import annotations
@@ -30,75 +30,76 @@ from sgsd.errors import BankError
 from sgsd.validation import parse_yaml
 
 NAMES = ("SKILL.md", "AGENTS.md", "CLAUDE.md")
-"""The document of a folder: the first of these that is there."""
+"""The document of a folder: the first of these that exists."""
 MAX_BYTES = 1 << 20
 MAX_LINES = 20_000
 _HEADER = re.compile(r"---[ \t]*\n(.*?\n)??---[ \t]*(?:\n|$)", re.DOTALL)
 _ALLOWS = re.compile(r"[\W_]*?(?:[✅✓✔]|(?:correct|right|good)[*_ ]*(?:[:：(\n>]|$))", re.IGNORECASE)
-"""What says, below a heading of mistakes, that a rule is none."""
+"""Matches the beginning of a rule that is a skill even below a heading of mistakes."""
 _SENTENCE = re.compile(r"[.!?…。！？]['\"”’*_`)\]]*$")
 _NOTE = re.compile(r"(When|Avoid): (.*)", re.DOTALL)
 _TASK = re.compile(r"\[[ xX]\]\s+")
 # The bullets of ACE's playbooks: [str-00003] helpful=4 harmful=1 :: text
-_COUNTED = re.compile(r"\[[\w-]+\]\s*(?:\w+=\d+\s+)*::\s*")
+_ACE_BULLET = re.compile(r"\[[\w-]+\]\s*(?:\w+=\d+\s+)*::\s*")
 _TAG = re.compile(r"<(/?)([a-zA-Z][\w-]*)(?:\s[^<>]*)?>(?:[^<>]*</summary>)?\s*$")
-# Tags that lay a page out and say nothing about what they hold.
+# Layout tags, which do not describe their content.
 _LAYOUT = {"a", "br", "center", "details", "div", "hr", "img", "p", "picture", "section", "source", "span", "summary"}
 _LEADS = re.compile(r"[:：][*_ ]*$")
 _STARTS = re.compile(r"\s*(?:[-+*|>#]|\d+[.)])")
-"""What begins a block of its own, whatever stands above it."""
-# What would make another block of a text that did not begin its line.
+"""Matches a line that starts a new block after any line."""
+# What starts another kind of block at the beginning of a line.
 _MARK = re.compile(r"\A(\d*)(>|(?:[-+*.)]|#+)(?=\s|\Z))")
+# An entry of an ordered list, not numbered 1.
 _LATER = re.compile(r"\s*(?!1[.)])\d+[.)]")
 # A link, or an import as Claude Code has it: @docs/rules.md
 _LINK = re.compile(r"\]\(\s*(?:<([^<>\n]*)>|([^\s()]+))|(?<!\S)@([\w./-]+\.md)(?!\w)")
-# No rule: an entry of a table of contents, an import alone.
+# Text that is not a rule: an entry of a table of contents, an import alone.
 _NO_RULE = re.compile(r"(?:[\d.\s]*\[[^\]\n]*\]\(#[^()\s]*\)(?:\s*[—–-][^.\n]{0,40})?|@[\w./-]+)\Z")
 _LONG = 120
-"""Characters of a list's entry beyond which it is no title of the list in it."""
+"""A list entry with more characters is not a title of the list nested in it."""
 _LISTS = ("bullet_list", "ordered_list")
 _CODE = ("fence", "code_block")
 
 _JOINT = " › "
 _MISTAKES = "Common mistakes"
-"""The heading below which everything is a mistake; no part of a title."""
+"""The heading below which every rule is a mistake; not part of a title."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What stands above rules: a heading, the sentence that leads into a list, the head of a table."""
+    """Something above rules: a heading, the sentence that introduces a list, the header of a table."""
 
-    text: str  # its part of their titles, may be empty
-    lines: tuple[int, int]  # where it stands, from and to, counted from 0, the last not included
-    forbids: bool = False  # it leads into what it forbids ("Never:")
+    text: str  # its part of the rules' titles, may be empty
+    lines: tuple[int, int]  # first line, and the line after the last one, counted from 0
+    forbids: bool = False  # whether it introduces what is forbidden ("Never:")
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """What a block says."""
+    """One rule of a document."""
 
-    heads: tuple[_Head, ...]  # above it, from the outside in
+    heads: tuple[_Head, ...]  # from the outermost to the innermost
     text: str  # with its code
-    lines: tuple[int, int]  # of the block, as a head's
-    note: str = ""  # what a list's last entry says after "When: " or "Avoid: "
+    lines: tuple[int, int]  # as of a head
+    note: str = ""  # the text after "When: " or "Avoid: " in a nested list
 
     @cached_property
     def item(self) -> Item:
-        """The rule as an item, whose id says the same."""
+        """The rule as an item, with the id of its content."""
         path = [head.text for head in self.heads if head.text]
-        told = path[:1] == [_MISTAKES]
-        title = _JOINT.join(path[told:])
-        forbids = told or any(head.forbids for head in self.heads)
+        below_mistakes = path[:1] == [_MISTAKES]
+        title = _JOINT.join(path[below_mistakes:])
+        forbids = below_mistakes or any(head.forbids for head in self.heads)
         if (forbids and not _ALLOWS.match(self.text)) or _is_mistake(title, self.text):
             return Mistake.new(self.text, title=title, avoid=self.note, origin=Origin.SEED)
         return Skill.new(self.text, title=title, when=self.note, origin=Origin.SEED)
 
 
 def load_bank(source: str | os.PathLike[str]) -> SkillBank:
-    """A bank by name: a bank file, a document, a folder that holds either, or a shipped bank as ``seed:NAME``.
+    """Load a bank: a bank file, a document, a folder with either, or a shipped bank as ``seed:NAME``.
 
     Raises:
-        BankError: it is none of these.
+        BankError: the source is none of these.
     """
     path = Path(source)
     if not os.fspath(source):
@@ -112,14 +113,15 @@ def load_bank(source: str | os.PathLike[str]) -> SkillBank:
 
 
 def read_document(path: Path) -> SkillBank:
-    """A document, and what it links to in its folder, as a bank of one item a rule.
+    """Read a document, and the Markdown files in its folder that it links to, as a bank with one item per rule.
 
     Args:
         path: a Markdown file, or a folder with one of ``NAMES`` in it.
 
     Raises:
-        BankError: it cannot be read, has more than 1 MiB or 20,000 lines in all, holds no rule or a control character,
-            its header is no YAML mapping, or the folder's document is a link out of it.
+        BankError: the document cannot be read, has more than 1 MiB or 20,000 lines with its linked files, holds no rule
+            or a control character, its front matter is not a YAML mapping, or the folder's document is a symbolic link
+            to a file outside the folder.
     """
     main = _main(path) if path.is_dir() else path
     if main is None:
@@ -140,9 +142,9 @@ def read_document(path: Path) -> SkillBank:
         if size > MAX_BYTES or lines > MAX_LINES:
             expected = f"{MAX_BYTES >> 20} MiB and {MAX_LINES:,} lines in all"
             raise BankError("the document is too large", got=str(file), expected=expected)
-        said, body, above = _split(text)
+        front_matter, body, above = _split(text)
         if not files:
-            header, document = parse_yaml(said, str(main), BankError), body
+            header, document = parse_yaml(front_matter, str(main), BankError), body
         rules, links = _parsed(body)
         for rule in rules:
             untitled = bool(files) and not any(head.text for head in rule.heads)
@@ -156,30 +158,30 @@ def read_document(path: Path) -> SkillBank:
                 waiting.append((linked.relative_to(root).as_posix(), linked))
     if not items:
         raise BankError("the document holds no rule", got=str(path), expected="paragraphs, lists or tables")
-    metadata = {"description": _said(header, "description"), "files": files, "sources": places, "document": document}
+    metadata = {"description": _field(header, "description"), "files": files, "sources": places, "document": document}
     kept = {key: value for key, value in metadata.items() if value}
-    return SkillBank(name=_said(header, "name") or root.name, metadata=kept).with_items(items.values())
+    return SkillBank(name=_field(header, "name") or root.name, metadata=kept).with_items(items.values())
 
 
 def sources(bank: SkillBank) -> dict[str, str]:
-    """``file:line`` of each item that was read from a document, by id, in the document's order."""
+    """Item id → ``file:line``, for the items that were read from a document, in document order."""
     found = bank.metadata.get("sources")
     return {id: str(place) for id, place in cast(dict[str, object], found).items()} if isinstance(found, dict) else {}
 
 
 def without_items(bank: SkillBank, ids: Collection[str]) -> str:
-    """The text of a bank's document without the blocks of these items, the rest as it was.
+    """The text of a bank's document without the blocks of these items; everything else stays unchanged.
 
-    A block is whole: the entry of a list with all that is in it, the row of a table, the paragraph with its code.
-    Headings, lead-ins and table heads that are left with nothing below them go, too. Items of linked files, and items
-    that came later, are not in the text.
+    A whole block is removed: a list entry with its content, a table row, a paragraph with its code. Headings,
+    introductory sentences and table headers that no rule is left below are removed too. Items of linked files, and
+    items that were added later, are not in the text and are ignored.
 
     Args:
         bank: with ``metadata["document"]``, as ``read_document`` reads it.
-        ids: of the items to leave out.
+        ids: ids of the items to leave out.
 
     Raises:
-        BankError: the bank has no document, or an item that was read from it is not in it.
+        BankError: the bank has no document, or the document lacks an item that ``sources`` places in it.
     """
     document, gone = bank.metadata.get("document"), set(ids)
     if not isinstance(document, str):
@@ -209,8 +211,8 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
             if not is_doubled:
                 kept.append(line)
         else:
-            # A blank line where what is gone kept two blocks apart: only a list that begins with 1 follows a sentence.
-            joins = not (_STARTS.match(line) or _COUNTED.match(line)) or (last in leads and _LATER.match(line))
+            # A blank line, if the removed block kept two blocks apart: only a list that begins with 1 ends a paragraph.
+            joins = not (_STARTS.match(line) or _ACE_BULLET.match(line)) or (last in leads and _LATER.match(line))
             if is_after and kept and not _blank(kept[-1]) and joins:
                 kept.append("")
             kept.append(line)
@@ -219,7 +221,7 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
 
 
 def write_document(bank: SkillBank) -> str:
-    """A bank as a document: ``read_document`` reads the same items back, those of a document in their order."""
+    """A bank as Markdown; ``read_document`` restores its items, and for a bank from a document their order."""
     lines = ["---", f"name: {_quoted(bank.name or 'skills')}"]
     if description := bank.metadata.get("description"):
         lines.append(f"description: {_quoted(str(description))}")
@@ -228,7 +230,7 @@ def write_document(bank: SkillBank) -> str:
     paths: dict[str, tuple[str, ...]] = {}
     sections: dict[tuple[str, ...], int] = {}
     for item in bank.items:
-        # Where neither title nor text say that it is a mistake, a heading does. A sixth level holds the rest.
+        # A heading marks mistakes that neither title nor text reveal. The sixth level holds the rest of the path.
         above = [_MISTAKES] if isinstance(item, Mistake) and not _is_mistake(item.title, item.text) else []
         titles = item.title.split(_JOINT, 5 - len(above)) if item.title else []
         paths[item.id] = (*above, *titles)
@@ -247,7 +249,7 @@ def write_document(bank: SkillBank) -> str:
             begin = max(0, min(begin, len(path) - 1))
             if lines[-1]:
                 lines.append("")
-            # A heading without words ends those above it.
+            # An empty heading ends the sections above it.
             for depth, heading in enumerate(path[begin:] or ("",), begin + 1):
                 lines += [f"{'#' * depth} {heading}".rstrip(), ""]
             last = path
@@ -270,13 +272,13 @@ def _split(text: str) -> tuple[str, str, int]:
     return (found[1] or "") if found else "", document.rstrip(), text.count("\n", 0, len(text) - len(document))
 
 
-def _said(header: Mapping[str, object], key: str) -> str:
+def _field(header: Mapping[str, object], key: str) -> str:
     value = header.get(key)
     return " ".join(value.split()) if isinstance(value, str) else ""
 
 
 def _html(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """Markdown's rule for HTML: a comment, or a line that is a tag and nothing else. All other HTML is text."""
+    """markdown-it's rule for HTML: a comment, or a line with a single tag. All other HTML is text."""
     line = _line(state, start)
     is_comment = line.startswith("<!--") and ("-->" not in line or line.rstrip().endswith("-->"))
     if state.is_code_block(start) or not (is_comment or _TAG.match(line)):
@@ -292,24 +294,24 @@ def _html(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     return True
 
 
-def _counted(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """Markdown's rule for a playbook's bullets: each ends what stands above it, and is a paragraph."""
-    return silent and bool(_COUNTED.match(_line(state, start)))
+def _ace_bullet(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """markdown-it's rule for playbook bullets: each one ends the block above it and is a paragraph."""
+    return silent and bool(_ACE_BULLET.match(_line(state, start)))
 
 
 def _line(state: StateBlock, number: int) -> str:
     return state.src[state.bMarks[number] + state.tShift[number] : state.eMarks[number]]
 
 
-# Nothing within a line is parsed: texts are kept as they are written.
+# Inline markup is not parsed: texts are kept as they are written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 _MARKDOWN.block.ruler.at("html_block", _html, {"alt": ["paragraph", "reference", "blockquote"]})
-_MARKDOWN.block.ruler.before("paragraph", "counted", _counted, {"alt": ["paragraph", "reference", "blockquote"]})
+_MARKDOWN.block.ruler.before("paragraph", "ace_bullet", _ace_bullet, {"alt": ["paragraph", "reference", "blockquote"]})
 
 
 @lru_cache(maxsize=4)
 def _parsed(body: str) -> tuple[tuple[_Rule, ...], tuple[str, ...]]:
-    """The rules of a document, and what it links to."""
+    """The rules and the link targets of a document."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     tree = SyntaxTreeNode(_MARKDOWN.parse(body, found))
     links = [
@@ -324,9 +326,9 @@ def _parsed(body: str) -> tuple[tuple[_Rule, ...], tuple[str, ...]]:
 
 
 def _linked(links: Iterable[str], folder: Path) -> Iterator[Path]:
-    """The Markdown files that a document in this folder links to, wherever they lie."""
+    """The existing Markdown files that these links of a document in ``folder`` point to."""
     for link in links:
-        # A link may be anything: no URL, no name that a file can have, links that go in circles.
+        # A link may be no URL, an impossible file name, or a cycle of symbolic links.
         with suppress(ValueError, OSError, RuntimeError):
             target = urlsplit(link)
             if not target.scheme and not target.netloc and target.path.lower().endswith(".md"):
@@ -336,24 +338,24 @@ def _linked(links: Iterable[str], folder: Path) -> Iterator[Path]:
 
 
 def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterator[_Rule]:
-    """The rules of blocks that stand below one another."""
+    """The rules in a sequence of sibling blocks."""
     headings: list[tuple[int, _Head]] = []
     tags: list[_Head] = []
-    said: tuple[_Head, ...] = ()  # a paragraph with a colon at its end, before another one
-    lead: SyntaxTreeNode | None = None  # a paragraph that waits for its list, table, code or quotation
+    intro: tuple[_Head, ...] = ()  # a paragraph that ends in a colon, before another paragraph
+    lead: SyntaxTreeNode | None = None  # the paragraph above, which may introduce the block at hand
     for node in (*nodes, None):
-        heads = (*above, *(head for _, head in headings), *tags, *said)
+        heads = (*above, *(head for _, head in headings), *tags, *intro)
         if lead is not None:
             text = _prose(lead)
             if node is not None and (node.type in _CODE or (node.type == "blockquote" and _LEADS.search(text))):
                 yield _Rule(heads, _markdown([lead, node]), (_lines(lead)[0], _lines(node)[1]))
-                lead, said = None, ()
+                lead, intro = None, ()
                 continue
-            said = ()
+            intro = ()
             if node is not None and node.type in (*_LISTS, "table") and not _SENTENCE.search(text):
                 heads = (*heads, _Head(_label(text), _lines(lead), forbids=_leads_into_mistakes(text)))
-            elif node is not None and node.type == "paragraph" and _LEADS.search(text) and not _COUNTED.match(text):
-                said = (_Head(_label(text), _lines(lead)),)
+            elif node is not None and node.type == "paragraph" and _LEADS.search(text) and not _ACE_BULLET.match(text):
+                intro = (_Head(_label(text), _lines(lead)),)
             else:
                 yield _Rule(heads, text, _lines(lead))
             lead = None
@@ -382,7 +384,7 @@ def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterat
 
 
 def _entry(entry: SyntaxTreeNode, above: tuple[_Head, ...]) -> Iterator[_Rule]:
-    """The rule of a list's entry, or the rules of the list in it, where its first sentence leads into that."""
+    """The rule of a list entry, or the rules of its nested list if its text only introduces that list."""
     nodes = entry.children
     if not nodes:
         return
@@ -418,32 +420,27 @@ def _lines(node: SyntaxTreeNode) -> tuple[int, int]:
 
 
 def _leads_into_mistakes(text: str) -> bool:
-    """Whether a lead-in is one sentence that forbids what comes: "Never do this:"."""
+    """Whether the text is one sentence that introduces what is forbidden: "Never do this:"."""
     return bool(FORBIDS.match(text) and _LEADS.search(text) and not re.search(r"[.!?:：。]\s", text))
 
 
 def _label(text: str) -> str:
-    """A heading or lead-in as part of a title."""
+    """A heading or introductory sentence as part of a title."""
     text = _plain(text)
-    bold = text.count("**") % 2 == 0
-    return (text.replace("**", "") if bold else text).rstrip(":： ").strip()
+    is_balanced = text.count("**") % 2 == 0
+    return (text.replace("**", "") if is_balanced else text).rstrip(":： ").strip()
 
 
 def _plain(text: str) -> str:
-    """A rule without a task's box or a playbook's counters."""
-    for mark in (_TASK, _COUNTED):
+    """The text of a rule without a task's checkbox or a playbook's counters."""
+    for mark in (_TASK, _ACE_BULLET):
         if found := mark.match(text):
             text = _MARK.sub(r"\1\\\2", text[found.end() :])
     return text
 
 
 def _markdown(nodes: Iterable[SyntaxTreeNode], without: SyntaxTreeNode | None = None) -> str:
-    """Blocks as they are written, in one form: paragraphs on one line, lists without blank lines.
-
-    Args:
-        nodes: the blocks.
-        without: an entry that is left out.
-    """
+    """Blocks as normalised Markdown: paragraphs on one line, lists without blank lines and ``without`` this entry."""
     blocks: list[str] = []
     for node in nodes:
         match node.type:
@@ -455,7 +452,9 @@ def _markdown(nodes: Iterable[SyntaxTreeNode], without: SyntaxTreeNode | None = 
                 blocks.append(_fenced(node))
             case "bullet_list" | "ordered_list":
                 marks = [(f"{one.info}{one.markup} ", one) for one in node.children if one is not without]
-                blocks.append("\n".join(_hung(_markdown(one.children), mark) for mark, one in marks if one.children))
+                blocks.append(
+                    "\n".join(_as_entry(_markdown(one.children), mark) for mark, one in marks if one.children)
+                )
             case "blockquote":
                 blocks.append("\n".join(f"> {line}".rstrip() for line in _markdown(node.children).split("\n")))
             case "table":
@@ -471,14 +470,14 @@ def _markdown(nodes: Iterable[SyntaxTreeNode], without: SyntaxTreeNode | None = 
     return "\n\n".join(block for block in blocks if block)
 
 
-def _hung(text: str, mark: str) -> str:
-    """A text as the entry of a list."""
+def _as_entry(text: str, mark: str) -> str:
+    """A text as a list entry, its later lines indented."""
     first, *rest = text.split("\n")
     return "\n".join([mark + first, *(" " * len(mark) + line if line else "" for line in rest)])
 
 
 def _prose(node: SyntaxTreeNode) -> str:
-    """A block's text on one line, its marks kept."""
+    """The text of a block on one line, with its inline markup."""
     text = " ".join(child.content for child in node.children if child.type == "inline")
     return " ".join(line.strip(" \t") for line in text.split("\n")).strip()
 
@@ -504,7 +503,7 @@ def _quoted(text: str) -> str:
 
 
 def _bullet(item: Item) -> list[str]:
-    lines = [_hung(item.text, "- ")]
+    lines = [_as_entry(item.text, "- ")]
     if item.note:
         note = " ".join(item.note.split())
         lines += ["", f"  - {'When' if isinstance(item, Skill) else 'Avoid'}: {note}"]

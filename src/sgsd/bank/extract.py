@@ -1,4 +1,4 @@
-"""Memories → candidates: a success gives skills, a failure gives mistakes."""
+"""Extraction of candidates from memories: a success gives skills, a failure gives mistakes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Candidate:
 
 
 def read_candidate(values: Mapping[str, Any]) -> Candidate:
-    """``Candidate.as_dict`` → candidate."""
+    """The candidate that ``Candidate.as_dict`` wrote."""
     kind, title, text, note = (values[name] for name in ("kind", "title", "text", "note"))
     return Candidate(kind, title, text, note, tuple(values["parents"]))
 
@@ -86,12 +86,12 @@ def kind_of(memory: Memory) -> Kind:
 def extraction_request(
     memory: Memory, *, show_answer: bool = False, max_items: int = MAX_ITEMS, seed: int = 0
 ) -> WriteRequest:
-    """What to ask a writer about a memory.
+    """The request for items from one memory.
 
     Args:
         memory: the verified rollout.
-        show_answer: show the reference answer, too (as the paper's authors do). Items then leak answers more easily.
-        max_items: the most items to ask for.
+        show_answer: show the reference answer, as the paper's authors do; items then leak answers more often.
+        max_items: the maximum number of items.
         seed: of the writer's sampling.
     """
     kind = kind_of(memory)
@@ -114,10 +114,10 @@ def extraction_request(
 
 
 def read_extraction(memory: Memory, written: Written, *, max_items: int = MAX_ITEMS) -> list[Candidate]:
-    """The candidates in what was written, the same one once.
+    """The distinct candidates of a reply.
 
     Raises:
-        UnfitError: it does not fit what ``extraction_request`` asked for; see ``read_items``.
+        UnfitError: the reply does not fit its ``extraction_request``; see ``read_items``.
     """
     kind = kind_of(memory)
     items = read_items(

@@ -1,17 +1,16 @@
-"""Bank files: the native one, the common ``general_skills`` / ``common_mistakes`` one, and ACE's playbooks.
+"""Formats of bank files: native, common (``general_skills`` and ``common_mistakes``), and ACE's playbooks.
 
-The native file holds everything a ``SkillBank`` is. The others become native documents before their items are read;
-``docs/bank.md`` says which key becomes which.
+A native file holds every field of a ``SkillBank``. ``docs/bank.md`` maps the keys of the other formats.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, TypeAlias, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from sgsd.bank.items import Item, Mistake, Skill, content_id
 from sgsd.errors import BankError
@@ -26,44 +25,40 @@ FORBIDS = re.compile(
     r"|(?:incorrect|wrong|bad|mistake|pitfall|anti-?pattern)[*_ ]*(?:[:：(\n>]|$))",
     re.IGNORECASE,
 )
-"""How a rule begins that says what not to do."""
+"""Matches the beginning of a rule that forbids something."""
 OF_MISTAKES = re.compile(
     r"(?<![a-z/])(?:mistakes|pitfalls?|anti-?patterns?|red flags?|don['’]?ts|what not to do)(?![a-z]|\.\w)|to avoid\W*$"
     r"|^[\W\d_]*(?:common )?mistake(?![a-z])|^\W*(?:never|don['’]?t|do not|avoid|bad|wrong|incorrect)\W*$"
     r"|^\W*?[❌🚫✗✘]|反模式|禁忌|禁止事[项項]|常[见見][错錯][误誤]|アンチパターン|よくある(?:間違い|失敗|ミス)",
     re.IGNORECASE,
 )
-"""A heading or section below which everything is a mistake."""
+"""Matches a heading or section name under which every rule is a mistake."""
 
 
-def _skill(values: object) -> object:
-    return _identified(values, "skill", "when")
-
-
-def _mistake(values: object) -> object:
-    return _identified(values, "mistake", "avoid")
-
-
-def _identified(values: object, kind: str, note: str) -> object:
-    """An item of a file with its defaults; an id that is missing is derived from the content."""
+def _with_defaults(values: object, *, kind: str, note: str) -> object:
+    """An item of a file with defaults for missing fields; the default id is derived from the content."""
     if not isinstance(values, dict):
         raise BankError("cannot be used", got=json.dumps(values, default=repr), expected="a JSON object")
     item: Document = {"id": None, "title": "", "text": "", note: "", **cast(Document, values)}
-    said = [item["title"], item["text"], item[note]]
+    content = [item["title"], item["text"], item[note]]
     if item["id"] is None:
-        item["id"] = content_id(kind, *map(str, said)) if all(isinstance(part, str) for part in said) else "?"
+        item["id"] = content_id(kind, *map(str, content)) if all(isinstance(part, str) for part in content) else "?"
     return item
 
 
+_Skill: TypeAlias = Annotated[Skill, BeforeValidator(partial(_with_defaults, kind="skill", note="when"))]
+_Mistake: TypeAlias = Annotated[Mistake, BeforeValidator(partial(_with_defaults, kind="mistake", note="avoid"))]
+
+
 class BankFile(BaseModel):
-    """A native file."""
+    """The content of a native file."""
 
     model_config = ConfigDict(extra="forbid")
     schema_version: Annotated[int, Strict(), Field(ge=1)] = SCHEMA_VERSION
     name: str = ""
     metadata: dict[str, object] = {}
-    skills: list[Annotated[Skill, BeforeValidator(_skill)]] = []
-    mistakes: list[Annotated[Mistake, BeforeValidator(_mistake)]] = []
+    skills: list[_Skill] = []
+    mistakes: list[_Mistake] = []
 
     @property
     def items(self) -> list[Item]:
@@ -71,7 +66,7 @@ class BankFile(BaseModel):
 
 
 class _CommonFile(BaseModel):
-    """A common file, its items unread."""
+    """The content of a file in the common format; its items are validated later."""
 
     model_config = ConfigDict(extra="allow")
     name: str = ""
@@ -82,7 +77,7 @@ class _CommonFile(BaseModel):
 
 
 class _Bullet(BaseModel):
-    """An entry of a playbook, as ACE (arXiv 2510.04618) keeps them, but for its counters."""
+    """An entry of an ACE playbook (arXiv 2510.04618), without its counters."""
 
     section: str = ""
     content: str
@@ -93,13 +88,11 @@ class _Playbook(BaseModel):
 
 
 _NATIVE, _COMMON, _PLAYBOOK = TypeAdapter(BankFile), TypeAdapter(_CommonFile), TypeAdapter(_Playbook)
-_ITEMS: dict[str, TypeAdapter[Any]] = {
-    "skill": TypeAdapter(Annotated[Skill, BeforeValidator(_skill)]),
-    "mistake": TypeAdapter(Annotated[Mistake, BeforeValidator(_mistake)]),
-}
+_ITEMS: dict[str, TypeAdapter[Any]] = {"skill": TypeAdapter(_Skill), "mistake": TypeAdapter(_Mistake)}
+_CATEGORIES = TypeAdapter(dict[str, list[str]])
 _COMMON_KEYS = ("general_skills", "task_specific_skills", "common_mistakes")
 _KEYS = (*BankFile.model_fields, "id", "title", "text", "when", "avoid", "origin", "parents")
-# Field of an item → what common files call it, best first; the first one is written.
+# Field of an item → its names in common files, by preference. Files are written with the first name.
 _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "skill": {
         "id": ("skill_id", "id"),
@@ -117,15 +110,14 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def read(text: str, source: str) -> BankFile:
-    """JSON text of any of the formats → what a bank is made of.
+    """Parse and validate JSON text in any of the formats.
 
     Args:
-        text: the file's.
-        source: what to call it in errors.
+        text: the content of the file.
+        source: the name of the file in error messages.
 
     Raises:
-        BankError: malformed JSON, unknown keys (native), a newer schema version, wrong types, a character that no text
-            may hold.
+        BankError: malformed JSON, unknown keys (native), a newer schema version, wrong types, a control character.
     """
     document = parse_json(text, source, BankError)
     version = document.get("schema_version")
@@ -150,7 +142,7 @@ def read(text: str, source: str) -> BankFile:
 
 
 def pretty(document: Document) -> str:
-    """A document as it is written to disk: one field a line, items in bank order, final newline."""
+    """JSON text as it is written to disk: one field a line and a final newline."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -158,7 +150,7 @@ def pretty(document: Document) -> str:
 
 
 def _from_common(file: _CommonFile, source: str) -> BankFile:
-    """Categories of task-specific skills go to the metadata, for ``native_to_common``; so do keys that are ignored."""
+    """Convert a common file. The metadata hold the skills' categories, for ``native_to_common``, and ignored keys."""
     ignored = set(file.model_extra or {})
 
     def items(kind: str, place: str, entries: list[object]) -> list[Any]:
@@ -173,7 +165,7 @@ def _from_common(file: _CommonFile, source: str) -> BankFile:
     }
     mistakes = items("mistake", "common_mistakes", file.common_mistakes)
     metadata = dict(file.metadata)
-    # Last, also where an earlier reading put it: a file written and read again is the same to the last byte.
+    # ``ignored_keys`` comes last, so that a file which is read and written again stays the same.
     before = metadata.pop("ignored_keys", None)
     if specific:
         metadata["task_specific_skills"] = {name: [skill.id for skill in own] for name, own in specific.items()}
@@ -184,16 +176,16 @@ def _from_common(file: _CommonFile, source: str) -> BankFile:
 
 
 def _common_item(kind: str, entry: object, where: str) -> tuple[Item, Document]:
-    """An item by the names its fields go by, and what is left. A bare string, or a title that stands alone, is the
-    text; null and empty fields are none."""
+    """An item of a common file, and its unknown keys. A bare string, or a title without a text, is the text. Null and
+    empty fields count as missing."""
     names = _NAMES[kind]
     if not isinstance(entry, str | dict):
-        return validated(_ITEMS[kind], entry, where, BankError), {}  # which refuses it
+        return validated(_ITEMS[kind], entry, where, BankError), {}  # which raises BankError
     values = {"text": entry} if isinstance(entry, str) else cast(Document, entry)
     left = {key: value for key, value in values.items() if value is not None and value != ""}
     found: Document = {"origin": left.pop("origin", "seed"), "parents": left.pop("parents", [])}
 
-    for field in ("text", *names):  # the text first: what is left of its names is the title
+    for field in ("text", *names):  # text first: a name that it does not use may be the title
         name = next((name for name in names[field] if name in left), None)
         if name is not None and field not in found:
             found[field] = left.pop(name)
@@ -205,7 +197,7 @@ def _common_item(kind: str, entry: object, where: str) -> tuple[Item, Document]:
 
 
 def _from_playbook(file: _Playbook, source: str) -> BankFile:
-    """Sections become titles, and those of mistakes mistakes."""
+    """Convert a playbook. Sections become titles; bullets under a section that ``OF_MISTAKES`` matches are mistakes."""
     skills, mistakes = list[Document](), list[Document]()
     for id, one in file.bullets.items():
         items = mistakes if OF_MISTAKES.search(one.section) else skills
@@ -214,16 +206,16 @@ def _from_playbook(file: _Playbook, source: str) -> BankFile:
 
 
 def native_to_common(document: Document) -> Document:
-    """Native document → common document.
+    """Convert a native document to the common format.
 
-    ``origin`` (unless ``seed``) and ``parents`` (unless empty) travel as extra keys of an item, which readers of the
-    common format pass over; nothing of a bank is lost but the order between general and task-specific skills.
+    ``origin`` (unless ``seed``) and ``parents`` (unless empty) become extra keys of an item, which other readers of the
+    common format ignore. Only the order between general and task-specific skills is lost.
     """
     metadata = dict(cast(Document, document.get("metadata", {})))
     categories = _categories(metadata.get("task_specific_skills"))
     if categories:
         del metadata["task_specific_skills"]
-    skills = [_written("skill", item) for item in cast(list[Document], document["skills"])]
+    skills = [_common_entry("skill", item) for item in cast(list[Document], document["skills"])]
     by_id = {skill["skill_id"]: skill for skill in skills}
     placed = {member for members in categories.values() for member in members}
     common: Document = {"name": document["name"]} if document.get("name") else {}
@@ -233,13 +225,13 @@ def native_to_common(document: Document) -> Document:
             category: [by_id[member] for member in members if member in by_id]
             for category, members in categories.items()
         }
-    common["common_mistakes"] = [_written("mistake", item) for item in cast(list[Document], document["mistakes"])]
+    common["common_mistakes"] = [_common_entry("mistake", item) for item in cast(list[Document], document["mistakes"])]
     if metadata:
         common["metadata"] = metadata
     return common
 
 
-def _written(kind: str, item: Document) -> Document:
+def _common_entry(kind: str, item: Document) -> Document:
     names = {field: names[0] for field, names in _NAMES[kind].items()}
     if kind == "mistake" and not item.get("title"):
         names["text"] = names["title"]
@@ -252,11 +244,8 @@ def _written(kind: str, item: Document) -> Document:
 
 
 def _categories(value: object) -> dict[str, list[str]]:
-    """``metadata["task_specific_skills"]`` where it has the shape that ``_from_common`` writes, else nothing."""
-    if not isinstance(value, dict):
+    """``metadata["task_specific_skills"]`` if it has the shape that ``_from_common`` writes, else an empty dict."""
+    try:
+        return _CATEGORIES.validate_python(value, strict=True)
+    except ValidationError:
         return {}
-    categories = cast(Mapping[str, object], value)
-    for members in categories.values():
-        if not isinstance(members, list) or not all(isinstance(member, str) for member in cast(list[object], members)):
-            return {}
-    return cast(dict[str, list[str]], categories)

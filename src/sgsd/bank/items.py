@@ -1,4 +1,4 @@
-"""Skills and mistakes: frozen values whose ids never change meaning, and what they come from."""
+"""Skills and mistakes, the items of a bank, with their ids and ancestors."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Skill:
         parents: ids of the items it was merged or refined from.
 
     Raises:
-        BankError: a blank text, an unusable id, an unknown origin, or a lone surrogate or control character (other than
-            tab, line feed, carriage return) anywhere.
+        BankError: a blank text, an unusable id, an unknown origin, or a character that
+            ``refuse_control_characters`` refuses.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -63,7 +63,7 @@ class Skill:
 
     @property
     def note(self) -> str:
-        """``when``: the field that a mistake has as ``avoid``."""
+        """``when``, by the name that skills and mistakes share."""
         return self.when
 
 
@@ -102,7 +102,7 @@ class Mistake:
 
     @property
     def note(self) -> str:
-        """``avoid``: the field that a skill has as ``when``."""
+        """``avoid``, by the name that skills and mistakes share."""
         return self.avoid
 
 
@@ -110,14 +110,14 @@ Item: TypeAlias = Skill | Mistake
 
 
 def item_document(item: Item) -> dict[str, object]:
-    """The item as JSON values, in the order of its file."""
+    """The item as a JSON object, keys in the order of the file."""
     note = "when" if isinstance(item, Skill) else "avoid"
     document: dict[str, object] = {"id": item.id, "title": item.title, "text": item.text, note: item.note}
     return document | {"origin": str(item.origin), "parents": list(item.parents)}
 
 
 def canonical(value: object) -> str:
-    """The one text of a JSON value: sorted keys, no spaces, no escapes beyond what JSON demands.
+    """A JSON value in canonical form: sorted keys, no spaces, no escapes that JSON does not require.
 
     Raises:
         ValueError, TypeError: the value is not JSON (NaN, infinities, objects).
@@ -126,7 +126,7 @@ def canonical(value: object) -> str:
 
 
 def content_id(kind: str, title: str, text: str, note: str) -> str:
-    """``<kind>-<12 hex digits>``: SHA-256 over what an item says, so that an id can never come to mean something else.
+    """``<kind>-<12 hex digits>`` of the SHA-256 of an item's content, so that equal ids mean equal content.
 
     Args:
         kind: ``skill`` or ``mistake``.
@@ -134,7 +134,7 @@ def content_id(kind: str, title: str, text: str, note: str) -> str:
         note: a skill's ``when`` or a mistake's ``avoid``.
 
     Raises:
-        BankError: a character that no text may hold, see ``refuse_control_characters``.
+        BankError: as ``refuse_control_characters``.
     """
     for value in (title, text, note):
         refuse_control_characters(value, f"a {kind}")
@@ -144,13 +144,13 @@ def content_id(kind: str, title: str, text: str, note: str) -> str:
 def refuse_control_characters(text: str, what: str) -> None:
     """Raise ``BankError`` for a lone surrogate, or a control character other than tab, line feed, carriage return.
 
-    They break files and tokenizers, and a form feed or backspace is what JSON makes of an undoubled ``\\frac`` or
-    ``\\beta``.
+    Such characters break files and tokenizers. A form feed or backspace usually comes from ``\\frac`` or ``\\beta``
+    whose backslash was not doubled in JSON.
     """
     for character in text:
         if character not in "\t\n\r" and unicodedata.category(character) in ("Cc", "Cs"):
             raise BankError(
-                f"{what}: a character that no text may hold",
+                f"{what}: a control character",
                 got=f"U+{ord(character):04X}",
                 expected="text without control characters and lone surrogates",
                 remedy="a LaTeX backslash must be doubled in JSON" if character in "\b\f" else "remove it",
@@ -158,19 +158,19 @@ def refuse_control_characters(text: str, what: str) -> None:
 
 
 def ancestors(id: str, parents: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Everything an item comes from, nearest first, each id once; a circle does no harm.
+    """The ids of all ancestors of an item, in the order of ``descent``, each once. Cycles are allowed.
 
     Args:
-        id: of the item.
-        parents: id → the ids it comes from directly.
+        id: the id of the item.
+        parents: id → ids of its parents.
     """
-    return tuple(dict.fromkeys(below for _, below in descent(id, parents)))
+    return tuple(dict.fromkeys(ancestor for _, ancestor in descent(id, parents)))
 
 
 def descent(id: str, parents: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, str]]:
-    """(depth, id) of everything an item comes from, as a tree is printed: each one before what it comes from.
+    """(depth, id) of the ancestors of an item in depth-first order, as a tree is printed.
 
-    What comes up a second time is told again, but not followed again.
+    An id that occurs again is yielded again, without its ancestors.
     """
     seen = {id}
     waiting = [(1, parent) for parent in reversed(parents.get(id, ()))]
@@ -195,6 +195,6 @@ def _validate(item: Item) -> None:
             expected=f"1 to {MAX_ID_CHARACTERS} printable characters without outer spaces",
         )
     if not item.text.strip():
-        raise BankError(f"{what}: blank text", got=repr(item.text), expected="what the item says")
+        raise BankError(f"{what}: blank text", got=repr(item.text), expected="text")
     for value in (item.title, item.text, item.note, *item.parents):
         refuse_control_characters(value, what)

@@ -1,7 +1,7 @@
-"""Items that give problems away: answers of the problems they came from, and long runs of a problem's words.
+"""Leaks: items that hold the answer of a problem they were extracted from, or a word n-gram of a problem.
 
-A teacher that is shown the answer supports whoever guessed it, and a benchmark problem in a bank makes the benchmark
-worthless. ``docs/bank.md`` has the three rules, and what they miss.
+A teacher that is shown the answer supports lucky guesses, and a benchmark problem in a bank contaminates the benchmark.
+``docs/bank.md`` has the three rules and their error rates.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from sgsd.memories import Memory
 
 DEFAULT_N = 13
 SHORTEST = 5
-"""Words of the shortest problem that is looked for."""
+"""Words of the shortest problem that is compared."""
 
 
 class LeakKind(StrEnum):
-    """What an item gives away."""
+    """What an item leaks."""
 
     ANSWER = "answer"
     TRAINING = "training problem"
@@ -37,29 +37,29 @@ class LeakKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One thing that one item gives away."""
+    """One leak of one item."""
 
     item: str
     kind: LeakKind
     problem: str
     source: str  # the benchmark's name, or the data set and row of the problem where known
-    held: str  # the words in question, as compared
+    held: str  # the matching words of the item
     reason: str  # one line for people
 
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """What a scan found."""
+    """The result of a scan."""
 
-    n: int  # words in a row that count
-    items: int  # compared
-    problems: int  # distinct ones compared
-    untraced: tuple[str, ...]  # ids of items with parents but no memory at hand: their answers were not compared
+    n: int  # length of the n-grams
+    items: int  # number of items scanned
+    problems: int  # number of distinct problems
+    untraced: tuple[str, ...]  # ids of items whose memories were not given: no answer was compared
     leaks: tuple[Leak, ...]  # in bank order
 
     @property
     def reasons(self) -> dict[str, list[str]]:
-        """Item id → its reasons, of the items that leak."""
+        """Item id → the reasons of its leaks."""
         found: dict[str, list[str]] = {}
         for leak in self.leaks:
             found.setdefault(leak.item, []).append(leak.reason)
@@ -75,17 +75,17 @@ def scan(
     lineage: Mapping[str, Sequence[str]] | None = None,
     n: int = DEFAULT_N,
 ) -> LeakReport:
-    """Look for answers and problems in a bank's items.
+    """Find answers and problem texts in the items of a bank.
 
-    Problems and memories pass by one after the other; items' runs of words and a hash of each problem are kept.
+    Problems and memories are streamed; only the n-grams of the items and a hash of each problem are kept in memory.
 
     Args:
-        bank: what to scan. To scan candidates, make a bank of them.
-        problems: what is trained on.
-        memories: what items were extracted from; their problems count as trained on, too.
-        benchmarks: name → problems of test data that no item may hold.
+        bank: the items to scan.
+        problems: the training problems.
+        memories: the rollouts that items were extracted from; their problems count as training problems.
+        benchmarks: name → test problems.
         lineage: id → parents, for parents that are no longer in the bank, such as ``Merged.lineage``.
-        n: words in a row that count.
+        n: length of the n-grams, in words.
 
     Raises:
         ConfigError: ``n`` is less than ``SHORTEST``.
@@ -93,50 +93,50 @@ def scan(
     if n < SHORTEST:
         raise ConfigError("--n is out of range", got=n, expected=f"{SHORTEST} or more")
     items = bank.items
-    said = ["\n".join((item.title, item.text, item.note)) for item in items]
+    item_texts = ["\n".join((item.title, item.text, item.note)) for item in items]
     parents = {item.id: item.parents for item in items if item.parents} | dict(lineage or {})
     descendants: defaultdict[str, list[int]] = defaultdict(list)
     for place, item in enumerate(items):
         for ancestor in ancestors(item.id, parents):
             descendants[ancestor].append(place)
-    texts = [words(text) for text in said]
-    grams = {size: ngrams(texts, size) for size in {SHORTEST, n}}
-    # Item → its leaks; a leak found twice, as by two memories of one problem, counts once.
+    item_words = [words(text) for text in item_texts]
+    grams = {size: ngrams(item_words, size) for size in {SHORTEST, n}}
+    # Item id → its leaks by key: two memories of one problem give one leak.
     found: defaultdict[str, dict[tuple[str, ...], Leak]] = defaultdict(dict)
     seen: set[int] = set()
     traced: set[str] = set()
 
-    def look(kind: LeakKind, text: str, problem: str, source: str) -> None:
-        asked = words(text)
-        identity = hash((kind, source if kind is LeakKind.BENCHMARK else "", asked))
+    def compare(kind: LeakKind, text: str, problem: str, source: str) -> None:
+        problem_words = words(text)
+        identity = hash((kind, source if kind is LeakKind.BENCHMARK else "", problem_words))
         if identity in seen:
             return
         seen.add(identity)
-        is_short = len(asked) < n
-        if is_short and (len(asked) < SHORTEST or not any(word[0].isdigit() for word in asked)):
+        is_short = len(problem_words) < n
+        if is_short and (len(problem_words) < SHORTEST or not any(word[0].isdigit() for word in problem_words)):
             return
         size = SHORTEST if is_short else n
-        for place, (length, start) in longest_runs(asked, grams[size], size).items():
-            if is_short and length < len(asked):
+        for place, (length, start) in longest_runs(problem_words, grams[size], size).items():
+            if is_short and length < len(problem_words):
                 continue
-            id, held = items[place].id, " ".join(texts[place][start : start + length])
-            part = "all" if length == len(asked) else f"{length} words in a row"
+            id, held = items[place].id, " ".join(item_words[place][start : start + length])
+            part = "all" if length == len(problem_words) else f"{length} words in a row"
             where = f"benchmark {source}," if kind is LeakKind.BENCHMARK else "training"
             reason = f"holds {part} of {where} problem {problem}: {held!r}"
             found[id].setdefault((kind, problem, source), Leak(id, kind, problem, source, held, reason))
 
-    for name, asked in (benchmarks or {}).items():
-        for problem in asked:
-            look(LeakKind.BENCHMARK, problem.text, problem.id, name)
+    for name, own in (benchmarks or {}).items():
+        for problem in own:
+            compare(LeakKind.BENCHMARK, problem.text, problem.id, name)
     for problem in problems:
-        look(LeakKind.TRAINING, problem.text, problem.id, problem.source)
+        compare(LeakKind.TRAINING, problem.text, problem.id, problem.source)
     for memory in memories:
-        look(LeakKind.TRAINING, memory.problem, memory.problem_id, "")
+        compare(LeakKind.TRAINING, memory.problem, memory.problem_id, "")
         for place in descendants.get(memory.id, ()):
             id = items[place].id
             traced.add(id)
             key = (LeakKind.ANSWER, memory.problem_id, memory.answer)
-            if key not in found[id] and (held := held_answer(said[place], memory.answer)):
+            if key not in found[id] and (held := held_answer(item_texts[place], memory.answer)):
                 reason = (
                     f"holds the answer {memory.answer!r} of problem {memory.problem_id}, which it came from: {held!r}"
                 )
@@ -158,16 +158,18 @@ COMMON = frozenset(
     {Fraction(n) for n in (*range(13), 60, 90, 100, 180, 360, 1000)}
     | {Fraction(n, d) for n, d in ((1, 2), (1, 3), (2, 3), (1, 4), (3, 4), (1, 5), (1, 10), (1, 100))}
 )
-"""What general advice holds by itself: small numbers, what units and angles are multiplied by, simple fractions."""
+"""Numbers of general advice: small integers, conversion factors of units, angles, simple fractions."""
 _FACTS = COMMON | {7, 10, 12, 16, 20, 24, 25, 28, 30, 31, 45, 50, 52, 75, 120, 270, 365, 366, 3600}
-"""What it holds before a unit or a per cent sign: 24 hours, 45 degrees, 25 %."""
+"""Numbers of general advice before a unit or a percent sign: 24 hours, 45 degrees, 25 %."""
 
 
 def _any(listed: str) -> str:
-    """A pattern for one of these words; ``s?`` makes an s optional."""
+    """A pattern that matches any of these words; ``s?`` is an optional s."""
     return rf"(?:{'|'.join(re.escape(word).replace(re.escape('s?'), 's?') for word in listed.split())})(?!\S)"
 
 
+# Contexts of a number, in the form of ``_normalised``. After it: _OF_FACTS "degrees", _IS_IT "is the answer", _REST
+# "left", _GOES_ON "equations". Before it: _NAMED "the answer is", _REACHED "we get", _CALCULATED "3 + 4 =", _CONDITION.
 _OF_FACTS = re.compile(
     r"(?: \S+){0,2} "
     + _any(
@@ -203,7 +205,7 @@ _GOES_ON = re.compile(
         "+ - * / ^ < >"
     )
 )
-"""What makes a number part of general advice when it follows: 2 equations, 3 times, 4 more, 5 or …"""
+"""What follows a number of general advice: 2 equations, 3 times, 4 more, 5 or …"""
 
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -239,17 +241,18 @@ _NUMBER = re.compile(
     rf"|(?P<n>{_N})(?: \^ (?P<power>\d\d?)(?!\S)| \* 10 \^ (?P<ten>\d\d?)(?!\S)| (?P<scale>{_SCALE})(?!\S))?)"
     r"(?P<percent> %)?"
 )
-"""3, 3 / 4, 3 1 / 2, frac 3 4, 2 ^ 10, 1.5 million, in a text as ``_read`` gives it."""
+"""3, 3 / 4, 3 1 / 2, frac 3 4, 2 ^ 10, 1.5 million, in the form of ``_normalised``."""
 _UNIT = re.compile(r"(?: (?!(?:pi|sqrt|frac|to)(?!\S))(?:[^\W\d_]{2,}|[mlghs])){0,3}(?: \^ \d+)?(?: %)?")
 
 
 def held_answer(text: str, answer: str) -> str | None:
-    """The words of the text around the answer, if the text gives it away.
+    """The answer and the words around it, if the text holds the answer; else ``None``.
 
-    Numbers are compared by value. One of ``COMMON``, and a word, count only where they are presented as a result.
+    Numbers are compared by value. A number of ``COMMON`` or a single word counts only if the text presents it as a
+    result.
     """
-    said = _read(text)
-    sought = _read(re.sub(r"^[\s$({]{0,9}[a-zA-Z] ?=", "", re.sub(r"\\(?:boxed|fbox)(?![a-z])", " ", answer)))
+    said = _normalised(text)
+    sought = _normalised(re.sub(r"^[\s$({]{0,9}[a-zA-Z] ?=", "", re.sub(r"\\(?:boxed|fbox)(?![a-z])", " ", answer)))
     number = _NUMBER.match(sought, 2 if sought[:2] in ("- ", "+ ") else 0)
     if number is None or not _UNIT.fullmatch(sought, number.end()):
         return _held_words(said, sought)
@@ -260,8 +263,8 @@ def held_answer(text: str, answer: str) -> str | None:
 
 
 @lru_cache(1024)
-def _read(text: str) -> str:
-    """A text as words with one space between them, numbers in digits, ``|`` where a clause ends."""
+def _normalised(text: str) -> str:
+    """The words of a text, separated by one space, with numbers in digits and ``|`` between clauses."""
     for spelling, usual in _SPELLINGS:
         text = spelling.sub(usual, text)
     text = _SPELLED.sub(_in_digits, unicodedata.normalize("NFKC", text).replace("\u2044", "/"))
@@ -269,7 +272,7 @@ def _read(text: str) -> str:
 
 
 def _in_digits(spelled: re.Match[str]) -> str:
-    """Three hundred and five, twenty-one, two dozen; words that make no number together stay as they are."""
+    """A spelled-out number (three hundred and five, two dozen) in digits; words that form no number stay unchanged."""
     total = current = 0
     for word in re.findall("[a-z]+", spelled[0].lower()):
         if word in ("a", "an"):
@@ -299,7 +302,7 @@ def _value(found: re.Match[str]) -> Fraction:
 
 
 def _same(one: re.Match[str], other: re.Match[str]) -> bool:
-    """Whether both may be the same amount: 25 % is 0.25, and 25 where only one says percent."""
+    """Whether two numbers may be equal: 25 % equals 0.25, and also 25."""
     mine, theirs = _value(one), _value(other)
     if mine == theirs or (one["percent"] is None) == (other["percent"] is None):
         return mine == theirs
@@ -328,10 +331,10 @@ def _gives_away(said: str, found: re.Match[str]) -> bool:
 
 
 def _held_words(said: str, sought: str) -> str | None:
-    # Multiplication may be written or not.
+    # The multiplication sign is optional.
     asked = [word for word in sought.split() if word not in ("*", "|")]
-    told = any(word[0].isdecimal() and Fraction(word[:30]) not in COMMON for word in asked)
-    if len(asked) > 2 or (len(asked) == 2 and told):
+    has_specific_number = any(word[0].isdecimal() and Fraction(word[:30]) not in COMMON for word in asked)
+    if len(asked) > 2 or (len(asked) == 2 and has_specific_number):
         run = " ".join(asked)
         held = f" {run} " in f" {' '.join(word for word in said.split() if word not in ('*', '|'))} "
         return run if held else None

@@ -1,6 +1,6 @@
-"""What became of each bank item: how often it taught, and whether it was right.
+"""The ledger: how often each bank item was part of a teacher, and how often that teacher was right.
 
-A teacher is a pair; both of its items are credited alike.
+A teacher is made of a skill and a mistake; each of its uses counts for both.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from sgsd.errors import BankError
 from sgsd.validation import parse_json, validated
 
 _VERSION = 3
-_PRODUCTS = 10  # of two of four counts, the upper triangle row by row
+_PRODUCTS = 10  # the upper triangle of a 4 × 4 matrix
 
 _Count: TypeAlias = Annotated[runfolder.Count, Strict()]
 _Product: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=1 << 80)]
 
 
-def _ten(products: tuple[int, ...]) -> tuple[int, ...]:
+def _check_length(products: tuple[int, ...]) -> tuple[int, ...]:
     if len(products) not in (0, _PRODUCTS):
         raise ValueError(f"{_PRODUCTS} counts")
     return products
@@ -37,22 +37,22 @@ def _ten(products: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ItemRecord:
-    """What became of one item.
+    """Counts of one item's uses. A use is one rollout, scored by one teacher with the item.
 
     Attributes:
-        uses: rollouts it was part of a teacher for; the sum of the four polarities below.
+        uses: all uses: positive + negative + neutral + undecided.
         active: uses with a stance.
         positive: uses of polarity +1: supported a success or suppressed a failure.
         negative: uses of polarity −1.
         neutral: uses without a stance on a rollout with a verdict.
         undecided: uses on a rollout without a verdict.
         successes, failures: uses on rollouts that succeeded, that failed.
-        positive_success, negative_success: of the successes, those with a stance: supported, suppressed.
-        positive_failure, negative_failure: of the failures, those with a stance: suppressed, supported.
+        positive_success, negative_success: successes that it supported, that it suppressed.
+        positive_failure, negative_failure: failures that it suppressed, that it supported.
         support_success, support_failure: sums of the support over successes, over failures, in nats per token.
-        products: with (positive_success, active on successes, positive_failure, active on failures) of one problem, the
-            sum over problems of the product of each two, the upper triangle row by row. Left out, each use is of
-            a problem of its own.
+        products: the sum over problems of x xᵀ, with x = (positive_success, active on successes, positive_failure,
+            active on failures) of one problem: the upper triangle, row by row. By default each use counts as a problem
+            of its own.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -71,7 +71,7 @@ class ItemRecord:
     negative_failure: _Count = 0
     support_success: Annotated[float, Strict()] = 0.0
     support_failure: Annotated[float, Strict()] = 0.0
-    products: Annotated[tuple[_Product, ...], AfterValidator(_ten)] = ()
+    products: Annotated[tuple[_Product, ...], AfterValidator(_check_length)] = ()
 
     def __post_init__(self) -> None:
         if not self.products:
@@ -90,22 +90,17 @@ class ItemRecord:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Every count, in the order of the fields."""
+        """All counts, in the order of the fields."""
         return tuple(getattr(self, name) for name in _COUNTS)
 
     @property
-    def active_share(self) -> float | None:
-        """Share of the uses with a stance; ``None`` without uses."""
-        return self.active / self.uses if self.uses else None
-
-    @property
     def mean_support_success(self) -> float | None:
-        """Mean support of rollouts that succeeded, in nats per token; ``None`` where there were none."""
+        """Mean support of rollouts that succeeded, in nats per token; ``None`` if there are none."""
         return self.support_success / self.successes if self.successes else None
 
     @property
     def mean_support_failure(self) -> float | None:
-        """Mean support of rollouts that failed, in nats per token; ``None`` where there were none."""
+        """Mean support of rollouts that failed, in nats per token; ``None`` if there are none."""
         return self.support_failure / self.failures if self.failures else None
 
 
@@ -114,7 +109,7 @@ _COUNTS = [entry.name for entry in fields(ItemRecord)][:12]
 
 @dataclass(frozen=True)
 class Ledger:
-    """Item id → record, in the order in which items were first used. Never changed in place."""
+    """Item id → record, in the order of first use. Immutable."""
 
     items: Mapping[str, ItemRecord] = field(default_factory=dict[str, ItemRecord])
 
@@ -127,7 +122,7 @@ class Ledger:
 
     @property
     def total(self) -> ItemRecord:
-        """Over all items; a teacher counts twice, for its skill and for its mistake."""
+        """The sum of all records; a teacher counts twice, for its skill and for its mistake."""
         return sum(self.items.values(), ItemRecord())
 
     def credited(
@@ -141,15 +136,15 @@ class Ledger:
     ) -> Ledger:
         """A new ledger with a batch of rollouts added.
 
-        Rollouts of one problem are not independent of each other: hand over all of a problem in one call.
+        All rollouts of a problem must be in one call, because they are one cluster of the credit's variance.
 
         Args:
-            pairs: for each of B rollouts the (skill id, mistake id) of its real teachers, at most K, first ones first;
-                an empty id where a teacher has no such item.
-            support: ``[B, K]``, nats per token; what lies beyond a rollout's pairs is padding and never read.
+            pairs: for each of B rollouts, the (skill id, mistake id) of its teachers, at most K, in the order of the
+                columns; an empty id for an item that a teacher does not have.
+            support: ``[B, K]``, nats per token; values beyond a rollout's pairs are padding.
             stance: ``[B, K]`` in {−1, 0, 1}.
-            outcome: ``[B]`` in {−1, 0, 1}.
-            problems: ``[B]``, numbers or texts, alike for rollouts of one problem of this call.
+            outcome: ``[B]`` in {−1, 0, 1}: failure, undecided, success.
+            problems: ``[B]``, the number or id of each rollout's problem.
 
         Raises:
             ValueError: if the shapes do not fit, or a rollout has more pairs than K.
@@ -174,27 +169,27 @@ class Ledger:
         return self + Ledger({id: _record(own) for id, own in uses.items() if id})
 
     def __add__(self, other: Ledger) -> Ledger:
-        """The uses of both, such as of two seeds."""
+        """The sum of two ledgers, such as those of two seeds."""
         merged = dict(self.items)
         for id, record in other.items.items():
             merged[id] = merged.get(id, ItemRecord()) + record
         return Ledger(merged)
 
     def to_json(self) -> str:
-        """JSON text, one item a line; ``from_json`` gives the same ledger back, to the last bit."""
+        """JSON text, one item a line; ``from_json`` restores the ledger exactly."""
         items = ",\n".join(f"    {json.dumps(id)}: {json.dumps(asdict(one))}" for id, one in self.items.items())
         return f'{{\n  "version": {_VERSION},\n  "items": {{\n{items}\n  }}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "ledger") -> Ledger:
-        """Read what ``to_json`` wrote, or an older version: its uses count as of a problem each, its phases are left.
+        """Read the text of ``to_json``. In files of older versions each use counts as a problem of its own.
 
         Args:
             text: JSON.
-            source: what to call it in errors.
+            source: the name of the text in error messages.
 
         Raises:
-            BankError: it is no ledger, or was written by a newer version.
+            BankError: the text is not a ledger, or was written by a newer version.
         """
         document = parse_json(text, source, BankError)
         version = document.get("version")
@@ -211,9 +206,9 @@ class Ledger:
 
 
 def _record(uses: Sequence[tuple[int, int, float, object]]) -> ItemRecord:
-    """Of one item's (outcome, stance, support, problem) in a batch."""
+    """The record of one item from the (outcome, stance, support, problem) of its uses."""
     tally = Counter((outcome, stance) for outcome, stance, _, _ in uses)
-    cells: defaultdict[object, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # problem → the four of ``products``
+    cells: defaultdict[object, list[int]] = defaultdict(lambda: [0, 0, 0, 0])  # problem → x of ``products``
     supports = {1: 0.0, -1: 0.0, 0: 0.0}
     for outcome, stance, support, problem in uses:
         supports[outcome] += support
@@ -222,30 +217,30 @@ def _record(uses: Sequence[tuple[int, int, float, object]]) -> ItemRecord:
             cells[problem][start] += outcome * stance > 0
             cells[problem][start + 1] += 1
     products = [[one * other for one, other in combinations_with_replacement(cell, 2)] for cell in cells.values()]
-    right, wrong, righted, wronged = tally[1, 1], tally[1, -1], tally[-1, -1], tally[-1, 1]
+    supported, suppressed = (tally[1, 1], tally[-1, 1]), (tally[1, -1], tally[-1, -1])  # successes, failures
     successes, failures = (sum(n for (own, _), n in tally.items() if own == outcome) for outcome in (1, -1))
     active = sum(n for (_, stance), n in tally.items() if stance)
     return ItemRecord(
         uses=len(uses),
         active=active,
-        positive=right + righted,
-        negative=wrong + wronged,
+        positive=supported[0] + suppressed[1],
+        negative=suppressed[0] + supported[1],
         neutral=tally[1, 0] + tally[-1, 0],
         undecided=len(uses) - successes - failures,
         successes=successes,
         failures=failures,
-        positive_success=right,
-        negative_success=wrong,
-        positive_failure=righted,
-        negative_failure=wronged,
+        positive_success=supported[0],
+        negative_success=suppressed[0],
+        positive_failure=suppressed[1],
+        negative_failure=supported[1],
         support_success=supports[1],
         support_failure=supports[-1],
         products=tuple(map(sum, zip(*products, strict=True))),
     )
 
 
-def _possible(record: ItemRecord) -> ItemRecord:
-    """A credit divides by the sums of squares: n uses of an item have one from n to n²."""
+def _check_products(record: ItemRecord) -> ItemRecord:
+    """Refuse impossible sums of squares, by which a credit divides: Σ n_i² of n uses lies between n and n²."""
     success, failure = (
         record.positive_success + record.negative_success,
         record.positive_failure + record.negative_failure,
@@ -256,10 +251,10 @@ def _possible(record: ItemRecord) -> ItemRecord:
 
 
 class _File(BaseModel):
-    """A ledger's file; what older versions held beside the records is left."""
+    """The content of a ledger file; other keys of older versions are ignored."""
 
     version: _Count
-    items: dict[str, Annotated[ItemRecord, AfterValidator(_possible)]]
+    items: dict[str, Annotated[ItemRecord, AfterValidator(_check_products)]]
 
 
 _FILE = TypeAdapter(_File)

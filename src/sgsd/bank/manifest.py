@@ -1,4 +1,4 @@
-"""What a build made, in numbers that add up: counted from its store, not from what the process remembers."""
+"""The manifest of a build: counts of its results, made from the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 
 
 def make_manifest(store: Store, **about: object) -> dict[str, object]:
-    """The numbers of all stages that are finished, with ``about`` before them.
+    """The counts of all finished stages, after ``about``. They satisfy:
 
     ``rollouts = memories + undecided``, ``memories = correct + incorrect = written about + failed``, ``incorrect`` is
     the sum of its failure modes, ``requests = written about + rejected``, the first layer of a kind begins with its
@@ -35,10 +35,10 @@ def make_manifest(store: Store, **about: object) -> dict[str, object]:
     if Stage.VERIFY in finished:
         counts["memories"] = {**_memories(store), "undecided": dict(failed[Stage.VERIFY])}
     if extracted := finished.get(Stage.EXTRACT):
-        counts["extraction"] = {**_asked(extracted), **_candidates(store), "failed": dict(failed[Stage.EXTRACT])}
+        counts["extraction"] = {**_requests(extracted), **_candidates(store), "failed": dict(failed[Stage.EXTRACT])}
     if merged := finished.get(Stage.MERGE):
         counts["merge"] = {
-            **_asked(merged),
+            **_requests(merged),
             "layers": merged.details.get("layers"),
             "merged": merged.counts.get("items", 0),
             "failed": dict(failed[Stage.MERGE]),
@@ -62,7 +62,7 @@ def make_manifest(store: Store, **about: object) -> dict[str, object]:
 
 
 def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file; ``None`` where there is none."""
+    """SHA-256 of a file; ``None`` if it is missing."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -103,8 +103,8 @@ def _candidates(store: Store) -> dict[str, Any]:
     }
 
 
-def _asked(progress: Progress) -> dict[str, Any]:
-    """Requests, and those answers that were sent back, by reason."""
+def _requests(progress: Progress) -> dict[str, Any]:
+    """Requests, and rejected replies by reason."""
     start = "rejected: "
     rejected = {name.removeprefix(start): n for name, n in progress.counts.items() if name.startswith(start)}
     return {"requests": progress.counts.get("requests", 0), "rejected": rejected}

@@ -1,9 +1,8 @@
-"""Candidates → items: hierarchical merging, layer by layer, without losing where anything comes from.
+"""Hierarchical merging of candidates, layer by layer, with the lineage of every item.
 
-In each layer the candidates of a kind are split into groups; for every group the writer names the sets that say the
-same thing and writes one item for each. What it names nowhere stays as it is, so nothing is lost but by a merge, and
-every item that goes has a child. Layers follow until one group is left, the first does not shrink, or some in a row do
-not.
+In each layer the candidates of a kind are split into groups. For each group the writer names sets of candidates that
+say the same, and writes one item for each set. All other candidates stay unchanged. Merging ends when one group is
+left, when the first layer merges nothing, or after ``patience`` layers in a row that merge nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ _WHAT = {
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer for one kind: groups asked about, failed ones among them, candidates before and after."""
+    """Counts of one layer and kind: groups sent to the writer, failed groups, candidates before and after."""
 
     kind: Kind
     groups: int
@@ -73,15 +72,15 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What merging gave.
+    """The result of merging.
 
     Attributes:
-        items: skills, then mistakes; ``parents`` are memory ids, all of them.
-        lineage: id → what it comes from directly, of every candidate too: candidates merged into it, or memories. A
-            writer that returns to earlier words makes a circle: follow each id once.
-        layers: every layer, skills first.
-        failures: groups whose answers never fitted; their candidates stayed as they were.
-        counts: what it took, see ``write_until_fit``.
+        items: skills, then mistakes; their ``parents`` are memory ids.
+        lineage: id of an item or candidate → ids of its direct sources, candidates or memories. It has a cycle if the
+            writer returned to an earlier text.
+        layers: all layers, skills first.
+        failures: groups without a usable reply; their candidates stayed unchanged.
+        counts: see ``write_until_fit``.
     """
 
     items: tuple[Candidate, ...]
@@ -103,17 +102,17 @@ def merge(
 ) -> Merged:
     """Merge skills with skills and mistakes with mistakes.
 
-    Candidates that say the same, word for word, become one first. Groups hold neighbours in the given order in the
-    first layer, and are drawn anew, by the seed, in later ones; with ``embed`` they hold similar ones always.
+    Identical candidates are united first. A group holds neighbours of the given order in the first layer, and of a
+    random order in later layers; with ``embed`` it holds similar candidates.
 
     Args:
-        candidates: what was extracted.
-        writer: who writes.
-        group_size: candidates in a group, at most.
-        patience: layers in a row that do not shrink, after which merging ends; the first one ends it alone.
-        embed: texts → unit vectors ``[texts, dimensions]``.
-        attempts: how often a group is asked about at most.
-        seed: of the writer's sampling and of the groups.
+        candidates: the extracted candidates.
+        writer: the text generator.
+        group_size: the maximum number of candidates in a group.
+        patience: merging ends after this many layers in a row without a merge, or if the first layer has none.
+        embed: N texts → unit vectors ``[N, D]``.
+        attempts: the maximum number of attempts per group.
+        seed: of the writer's sampling and of the random order.
 
     Raises:
         ValueError: ``group_size`` below 2 or ``patience`` below 1.
@@ -154,7 +153,7 @@ def merge(
 
 
 def unite(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates with the same id as one, in the place of the first, with the parents of all."""
+    """Candidates with equal ids become one, at the position of the first, with the parents of all."""
     united: dict[str, Candidate] = {}
     for candidate in candidates:
         before = united.get(candidate.id)
@@ -164,7 +163,7 @@ def unite(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def merge_request(group: Sequence[Candidate], *, seed: int = 0) -> WriteRequest:
-    """What to ask a writer about a group of one kind."""
+    """The request to merge a group of candidates of one kind."""
     kind, most = group[0].kind, _most_sets(group)
     what, fields = _WHAT[kind]
     listing = "\n".join(f"{n}. {c.title}: {c.text} ({c.note})" for n, c in enumerate(group, 1))
@@ -183,10 +182,10 @@ def merge_request(group: Sequence[Candidate], *, seed: int = 0) -> WriteRequest:
 
 
 def read_merge(group: Sequence[Candidate], written: Written) -> list[tuple[Candidate, tuple[int, ...]]]:
-    """The new items, each with the positions in ``group`` of what it was merged from; parents are memory ids.
+    """The new items, each with the positions of its sources in ``group``; their parents are memory ids.
 
     Raises:
-        UnfitError: it does not fit what ``merge_request`` asked for, or would make the group no smaller.
+        UnfitError: the reply does not fit its ``merge_request``, or would not make the group smaller.
     """
     kind = group[0].kind
     template = _SYSTEM + _PROMPT + "".join(_WHAT[kind])
@@ -219,12 +218,12 @@ def _apply(
     merged: Sequence[tuple[Candidate, tuple[int, ...]]],
     lineage: dict[str, tuple[str, ...]],
 ) -> list[Candidate]:
-    """The group after merging: what was named nowhere, then the new items, entered into ``lineage``."""
+    """The group after merging: unmerged candidates, then the new items. Adds the new items to ``lineage``."""
     gone = {position for _, positions in merged for position in positions}
     after = [candidate for position, candidate in enumerate(group) if position not in gone]
     for candidate, positions in merged:
         direct = tuple(group[position].id for position in positions)
-        # An item may come out word for word as one of those it was merged from, or as an earlier one.
+        # The new item may equal one of its sources, or an earlier candidate.
         others = (*lineage.get(candidate.id, ()), *(id for id in direct if id != candidate.id))
         lineage[candidate.id] = tuple(dict.fromkeys(others))
         after.append(candidate)
@@ -242,7 +241,7 @@ def _groups(
 
 
 def _similar_groups(pool: Sequence[Candidate], size: int, embed: Embed) -> list[list[Candidate]]:
-    """Take the first that is left and its nearest ``size`` − 1, by cosine, until none is left."""
+    """Groups of the first remaining candidate and its ``size`` − 1 nearest by cosine similarity, until none remains."""
     vectors = np.asarray(embed([f"{c.title}. {c.text}" for c in pool]), dtype=np.float32)
     left = np.arange(len(pool))
     groups: list[list[Candidate]] = []

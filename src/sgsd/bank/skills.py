@@ -29,7 +29,7 @@ SEED_PREFIX = "seed:"
 
 @dataclass(frozen=True, slots=True)
 class BankDiff:
-    """From one bank to another: items that came, items that went, and (old, new) where an id holds something else."""
+    """The difference between two banks; ``changed`` holds (old, new) pairs of items that share an id."""
 
     added: tuple[Item, ...]
     removed: tuple[Item, ...]
@@ -52,8 +52,8 @@ class SkillBank:
     Attributes:
         skills: the general skills g.
         mistakes: the common mistakes e.
-        name: a label; no part of the digest.
-        metadata: JSON values that travel with the bank (where it came from, counts), copied; no part of the digest.
+        name: a label; not part of the digest.
+        metadata: JSON values stored with the bank, such as sources and counts; not part of the digest.
 
     Raises:
         BankError: two items share an id, or the metadata is not JSON.
@@ -102,7 +102,7 @@ class SkillBank:
 
     @property
     def dynamic(self) -> SkillBank:
-        """The online items alone: what maintenance may change."""
+        """The bank with its online items alone, which maintenance may change."""
         return self._only(lambda item: item.origin is Origin.ONLINE)
 
     @property
@@ -118,17 +118,17 @@ class SkillBank:
         return hashlib.sha256(canonical(content).encode()).hexdigest()
 
     def get(self, id: str) -> Item:
-        """The item with this id; ``BankError`` with the nearest ids if there is none."""
+        """The item with this id; raises ``BankError`` with similar ids if there is none."""
         for item in self.items:
             if item.id == id:
                 return item
         raise self._unknown(id)
 
     def with_items(self, items: Iterable[Item]) -> SkillBank:
-        """A new bank with these items appended to their lists; an item that is already there, as it is, is passed over.
+        """A new bank with these items appended to their lists; items that the bank has already are skipped.
 
         Raises:
-            BankError: an item's id is taken by another content.
+            BankError: the bank has a different item with the same id.
         """
         present: dict[str, Item] = {item.id: item for item in self.items}
         skills, mistakes = list(self.skills), list(self.mistakes)
@@ -138,7 +138,7 @@ class SkillBank:
                 continue
             if old is not None:
                 raise BankError(
-                    "an id cannot change its meaning",
+                    "two different items share an id",
                     got=f"{item.id!r} for {item.text[:40]!r}",
                     expected=f"{old.text[:40]!r}",
                     remedy="give the new item its own id",
@@ -151,14 +151,14 @@ class SkillBank:
         return replace(self, skills=tuple(skills), mistakes=tuple(mistakes))
 
     def without(self, ids: Iterable[str]) -> SkillBank:
-        """A new bank without these items; ``BankError`` if one is not there."""
+        """A new bank without these items; raises ``BankError`` for an unknown id."""
         gone = {ids} if isinstance(ids, str) else set(ids)
         for missing in sorted(gone - {item.id for item in self.items}):
             raise self._unknown(missing)
         return self._only(lambda item: item.id not in gone)
 
     def require_pairs(self) -> None:
-        """Raise ``BankError`` unless there are a skill and a mistake at least: a teacher is made of one of each."""
+        """Raise ``BankError`` unless the bank has a skill and a mistake; a teacher needs one of each."""
         for items, name in ((self.skills, "skills"), (self.mistakes, "mistakes")):
             if not items:
                 raise BankError(
@@ -169,11 +169,11 @@ class SkillBank:
                 )
 
     def check(self) -> tuple[Finding, ...]:
-        """What is doubtful about this bank, though it can be used; see ``checks.check_items``."""
+        """Warnings about the content of the bank; see ``checks.check_items``."""
         return check_items(self.skills, self.mistakes)
 
     def diff(self, other: SkillBank) -> BankDiff:
-        """What ``other`` has that this bank has not (added), what it has lost (removed), and ids whose item differs."""
+        """The difference from this bank to ``other``."""
         mine: dict[str, Item] = {item.id: item for item in self.items}
         theirs: dict[str, Item] = {item.id: item for item in other.items}
         return BankDiff(
@@ -192,22 +192,21 @@ class SkillBank:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "bank") -> SkillBank:
-        """JSON text of either format → bank.
+        """The bank in a JSON text.
 
         Args:
-            text: native or common JSON.
-            source: what to call it in errors.
+            text: JSON in any format of ``formats.read``.
+            source: the name of the text in error messages.
 
         Raises:
-            BankError: malformed JSON, unknown keys (native), a newer schema version, wrong types, one id for two
-                contents.
+            BankError: as ``formats.read``, or two different items share an id.
         """
         file = formats.read(text, source)
         return SkillBank(name=file.name, metadata=file.metadata).with_items(file.items)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SkillBank:
-        """Read a bank file of either format, or a shipped one as ``seed:<name>`` (see ``seed_banks``).
+        """Read a bank file, or a shipped bank as ``seed:<name>`` (see ``seed_banks``).
 
         A bank without skills or without mistakes loads; ``require_pairs`` refuses it.
 
@@ -226,7 +225,7 @@ class SkillBank:
         """Write the bank, atomically: readers see the old file or the new one, never a part.
 
         Args:
-            path: where to; missing folders are made, a link is replaced.
+            path: the destination; missing folders are created, a symbolic link is replaced.
             format: ``native``, or ``common`` for the ``general_skills`` format.
 
         Returns:

@@ -1,7 +1,7 @@
-"""What a build has made so far, in one SQLite file of its folder.
+"""The intermediate results of a bank build, in one SQLite file of its folder.
 
-Work is done in chunks. A chunk's rows and how far its stage is now are one transaction: after a kill or on a full disk
-a chunk is there as a whole or not at all. Answers of the writer are kept by a digest of their request as they come.
+The rows of a chunk and the progress of its stage are one transaction: after a kill or on a full disk a chunk is stored
+as a whole or not at all. Replies of the writer are stored as they arrive, by a digest of their request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sgsd import runfolder
 from sgsd.bank.writing import Writer, WriteRequest, WritingStoppedError, Written
 from sgsd.errors import BankError, ConfigError
-from sgsd.validation import parse_any_json, parse_json, validated
+from sgsd.validation import parse_any_json, parse_json, short_json, validated
 
 T = TypeVar("T")
 STORE = "build.sqlite"
@@ -37,11 +37,11 @@ _TABLES = (
 class Progress:
     """How far a stage is."""
 
-    done: int  # inputs that are finished
+    done: int  # number of finished inputs
     total: int
-    seconds: float = 0.0  # so far, without what was lost
+    seconds: float = 0.0  # of the finished chunks
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
-    details: Mapping[str, object] = field(default_factory=dict[str, object])  # whatever else it says of itself
+    details: Mapping[str, object] = field(default_factory=dict[str, object])  # other results of the stage
 
     @property
     def finished(self) -> bool:
@@ -55,7 +55,7 @@ _SPENT = TypeAdapter(Annotated[int, Field(ge=0)])
 
 
 class Store:
-    """An opened store; make one with ``open_store``. What is damaged in it is a ``BankError``."""
+    """An open store, made by ``open_store``. Its methods raise ``BankError`` for damaged content."""
 
     def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
         self.folder = file.parent
@@ -63,7 +63,7 @@ class Store:
         self._connection = connection
 
     def progress(self, stage: str) -> Progress | None:
-        """How far a stage is; ``None`` where it has not begun."""
+        """The progress of a stage; ``None`` if it has not begun."""
         return self.document(f"stage {stage}", _PROGRESS)
 
     def finished(self, stage: str) -> bool:
@@ -72,7 +72,7 @@ class Store:
         return progress is not None and progress.finished
 
     def rows(self, name: str, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of this name from ``start`` to before ``end``, in the order in which they came."""
+        """The rows of this name from ``start`` to before ``end``, in the order of insertion."""
         query = "SELECT CAST(value AS BLOB) FROM rows WHERE name = ? AND number >= ? AND number < ? ORDER BY number"
         last = self._count(name) if end is None else end
         with refused_writes(self._file):
@@ -80,7 +80,7 @@ class Store:
                 yield parse_json(value or "", f"{self._file}: row {number} of {name}", BankError)
 
     def document(self, name: str, schema: TypeAdapter[T]) -> T | None:
-        """The document of this name, as the schema's type; ``None`` where there is none."""
+        """The document of this name, as the schema's type; ``None`` if there is none."""
         row = self._execute("SELECT CAST(value AS BLOB) FROM documents WHERE name = ?", name).fetchone()
         where = f"{self._file}: {name}"
         return row and validated(schema, parse_any_json(row[0] or "", where, BankError), where, BankError)
@@ -92,7 +92,7 @@ class Store:
         rows: Mapping[str, Iterable[Mapping[str, object]]],
         documents: Mapping[str, object] | None = None,
     ) -> None:
-        """Keep a chunk: its rows by name, its documents and the stage's progress, or nothing of it.
+        """Store a chunk in one transaction: its rows by name, its documents and the stage's progress.
 
         Raises:
             BankError: the disk is full, or the file cannot be written.
@@ -104,11 +104,11 @@ class Store:
             for name, document in {**(documents or {}), f"stage {stage}": asdict(progress)}.items():
                 self._put(name, document)
 
-    def hold(self, settings: Mapping[str, Mapping[str, object]], config: Mapping[str, object]) -> None:
-        """Go on under these settings, by stage, of those that its results depend on; ``config`` is kept beside them.
+    def check_settings(self, settings: Mapping[str, Mapping[str, object]], config: Mapping[str, object]) -> None:
+        """Check the settings that each stage's results depend on, and store them with ``config``.
 
         Raises:
-            ConfigError: a stage that has begun had others; names the first that differs.
+            ConfigError: a stage has begun with other settings; names the first that differs.
         """
         before = self.document("settings", _SETTINGS) or {}
         now: dict[str, dict[str, object]] = json.loads(json.dumps(settings))
@@ -118,16 +118,16 @@ class Store:
                 if old.get(name) != now[stage].get(name):
                     raise ConfigError(
                         f"{self.folder} holds results of stage {stage} with another {name}",
-                        got=_shown(now[stage].get(name)),
-                        expected=f"{_shown(old.get(name))}, as there",
-                        remedy="put it back, or choose another --output",
+                        got=short_json(now[stage].get(name)),
+                        expected=f"{short_json(old.get(name))}, as stored",
+                        remedy="restore that value, or choose another --output",
                     )
         with self._transaction():
             self._put("settings", now)
             self._put("config", config)
 
     def answer(self, request: WriteRequest) -> Written | None:
-        """The answer that is kept for a request, if any; what is none is asked for again."""
+        """The stored reply to a request; ``None`` if there is none or it is damaged."""
         query = "SELECT CAST(value AS BLOB) FROM answers WHERE request = ?"
         row = self._execute(query, _digest(request)).fetchone()
         try:
@@ -137,7 +137,7 @@ class Store:
         return Written(request.key, text, None, read, wrote)
 
     def keep(self, requests: Sequence[WriteRequest], answers: Sequence[Written]) -> None:
-        """Keep the texts among the answers, all or none; an error is no answer. All count as spent."""
+        """Store the replies that are texts, in one transaction. The tokens of all replies count as spent."""
         with self._transaction():
             for request, written in zip(requests, answers, strict=False):
                 if written.text is not None:
@@ -147,7 +147,7 @@ class Store:
 
     @property
     def spent(self) -> int:
-        """Tokens that the writer has read and written, those of lost chunks among them."""
+        """Prompt and completion tokens of the writer, including those of unfinished chunks."""
         return self.document("spent", _SPENT) or 0
 
     def _count(self, name: str) -> int:
@@ -162,22 +162,22 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
-        with refused_writes(self._file), self._connection:  # which commits, or rolls back
+        with refused_writes(self._file), self._connection:  # the connection commits or rolls back
             self._connection.execute("BEGIN")
             yield
 
 
 @contextmanager
 def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store]:
-    """Make or open a folder's store. It is this process's alone until it is closed or the process ends.
+    """Open the store of a folder, or create it, and lock it for this process.
 
     Args:
-        folder: the folder of the build; it is made where there is none.
+        folder: the folder of the build; created if missing.
         results: names of files that a folder without a store must not hold.
 
     Raises:
-        BankError: another process works in the folder, it holds something else, or cannot be written.
-        ConfigError: a link leads out of it.
+        BankError: another process has the lock, the folder holds other results, or it cannot be written.
+        ConfigError: a symbolic link in the folder leads out of it.
     """
     file = folder / STORE
     with refused_writes(file):
@@ -201,7 +201,7 @@ def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store]:
                     f"{file}: written by another version of sgsd",
                     got=f"version {version}",
                     expected=VERSION,
-                    remedy="go on with that version, or choose another --output",
+                    remedy="use that version, or choose another --output",
                 )
             if version == 0:
                 for table in _TABLES:
@@ -212,12 +212,12 @@ def open_store(folder: Path, results: Iterable[str] = ()) -> Generator[Store]:
         connection.close()
 
 
-class KeepingWriter:
-    """A writer whose answers are kept in a store, and not asked for a second time.
+class CachingWriter:
+    """A writer that stores replies and never sends a request twice.
 
-    Requests go in groups of fixed size, and a group is kept as a whole: an engine whose rounding depends on the batch
-    sees the same batches after an interruption. Only where the writer itself stops within a group is its beginning
-    kept. ``progress`` is called with the answers so far and the requests of the call under way.
+    Requests go in groups of fixed size. A group is stored as a whole, so that an engine whose rounding depends on the
+    batch gets the same batches after an interruption. If the writer stops within a group, its first replies are stored.
+    ``progress`` is called with the number of replies and of requests of the current call.
     """
 
     def __init__(
@@ -255,15 +255,15 @@ class KeepingWriter:
 
 @contextmanager
 def refused_writes(file: Path) -> Generator[None]:
-    """Errors of the system and of SQLite while a file is written, in one line.
+    """Context in which errors of the operating system and of SQLite become a ``BankError``.
 
     Raises:
-        BankError: naming the file.
+        BankError: with the name of the file.
     """
     try:
         yield
     except (OSError, sqlite3.DatabaseError) as error:
-        # By kind: SQLITE_FULL is the number of "permission denied".
+        # Compared by type of error: SQLITE_FULL has the number of EACCES.
         code = error.sqlite_errorcode if isinstance(error, sqlite3.DatabaseError) else None
         number = error.errno if isinstance(error, OSError) else None
         what, got, remedy = "cannot be written", f"{file} ({error})", None
@@ -279,16 +279,11 @@ def refused_writes(file: Path) -> Generator[None]:
 
 
 def _json(document: object) -> str:
-    """As it is read again; half a surrogate pair becomes ?, as in the files that are made of it."""
+    """JSON text; lone surrogates become ?, as in the exported files."""
     return json.dumps(document, ensure_ascii=False).encode(errors="replace").decode()
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 def _digest(request: WriteRequest) -> str:
-    """Everything that decides the answer: equal digests, equal requests."""
+    """SHA-256 of everything that determines the reply."""
     content = [request.messages, request.schema, request.max_tokens, request.seed]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

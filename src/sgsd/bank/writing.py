@@ -1,7 +1,7 @@
-"""What a text generator must do to write items, how its answers are read, and asked for again until they fit.
+"""The protocol of text generators that write items; requests, the reading of replies, and retries.
 
-Items are written as JSON objects that fit a schema. Engines may force the schema or not; what they return is always
-read by ``read_items``: an engine that cannot force it costs repetitions, never a bad item.
+Items are written as JSON objects that follow a schema. An engine may enforce the schema (constrained decoding) or not.
+``read_items`` validates every reply, so an engine that does not enforce it costs retries but yields no malformed item.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 MAX_TITLE = 80
 MAX_TEXT = 320
 MAX_NOTE = 160
-# Every token of a completion holds a character at least, but for rare pieces of one.
+# An upper bound: a token of a completion holds at least one character, with rare exceptions.
 TOKENS_PER_ITEM = MAX_TITLE + MAX_TEXT + MAX_NOTE + 100
 
 Kind: TypeAlias = Literal["skill", "mistake"]
@@ -35,11 +35,11 @@ FIELDS: dict[Kind, tuple[str, str, str]] = {
     "skill": ("title", "principle", "when_to_apply"),
     "mistake": ("description", "why_it_happens", "how_to_avoid"),
 }
-"""For each kind, how a reply names title, text and note: as the common bank format does."""
+"""Kind → the names of title, text and note in a reply; those of the common bank format."""
 
 
 class UnfitError(SGSDError, ValueError):
-    """What was written does not fit what was asked for."""
+    """A reply that does not follow its request."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -48,18 +48,18 @@ class UnfitError(SGSDError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """One thing to write."""
+    """One request to a writer."""
 
-    key: str  # equal keys are the same request
+    key: str  # identifies the request
     messages: list[dict[str, str]]
-    schema: dict[str, object]  # that the text must fit
+    schema: dict[str, object]  # JSON schema of the text
     max_tokens: int
-    seed: int  # of the sampling, where the engine samples
+    seed: int  # of the sampling, if the engine samples
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of one request: ``text``, or ``error`` in one line; never both ``None``."""
+    """The reply to one request: ``text``, or ``error`` in one line. The other one is ``None``."""
 
     key: str
     text: str | None
@@ -69,7 +69,7 @@ class Written:
 
 
 class WritingStoppedError(SGSDError, RuntimeError):
-    """A writer may write no more, such as for its budget; ``written`` answers the first of its requests."""
+    """A writer has stopped, for example at its token budget; ``written`` holds the replies to the first requests."""
 
     def __init__(self, written: Sequence[Written], what: str, **details: Any) -> None:
         self.written = tuple(written)
@@ -85,18 +85,18 @@ class Writer(Protocol):
         ...
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        """One answer per request, in order. A request that fails gives an error, and does not stop the others.
+        """One reply per request, in order. A failed request gives a reply with an error and does not stop the others.
 
         Raises:
-            ServerError: none of them can be answered: the writer itself is out of reach.
-            WritingStoppedError: it may write no more.
+            ServerError: the writer itself cannot be reached.
+            WritingStoppedError: the writer has stopped.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class WriteFailure:
-    """A request that gave nothing usable: its key, the last reason, the last text, how often it was asked."""
+    """A request without a usable reply: its key, the last reason, the last text and the number of attempts."""
 
     key: str
     reason: str
@@ -107,24 +107,24 @@ class WriteFailure:
 def write_until_fit(
     writer: Writer, requests: Sequence[WriteRequest], readers: Sequence[Callable[[Written], T]], *, attempts: int = 3
 ) -> tuple[list[T | WriteFailure], Counter[str]]:
-    """Ask, read, and ask those again whose answer does not fit, with the next seed and the reason.
+    """Send requests, read the replies, and send the requests of unfit replies again.
 
     Args:
-        writer: who writes.
-        requests: what to write.
-        readers: ``readers[i]`` reads the answer to ``requests[i]`` and raises ``UnfitError`` where it does not fit.
-        attempts: how often a request is sent at most. Attempt a > 0 has the key ``<key>/<a>`` and the seed + a,
-            and its prompt ends in what was wrong with the text before.
+        writer: the text generator.
+        requests: the requests.
+        readers: ``readers[i]`` reads the reply to ``requests[i]`` and raises ``UnfitError`` if it does not fit.
+        attempts: the maximum number of attempts per request. Attempt a > 0 has the key ``<key>/<a>`` and the seed
+            ``seed + a``; its prompt ends with the reason why the last reply was rejected.
 
     Returns:
-        What was read, or the failure, in order; and what it took: ``requests``, ``prompt_tokens``,
-        ``completion_tokens``, and answers sent back as ``rejected: <reason>``.
+        What the readers returned, or a failure, in the order of the requests; and counts: ``requests``,
+        ``prompt_tokens``, ``completion_tokens``, and ``rejected: <reason>`` for each kind of reason.
     """
     results: dict[int, T | WriteFailure] = {}
     counts: Counter[str] = Counter()
     pending = list(range(len(requests)))
     for attempt in range(attempts):
-        asked = [_again(requests[index], attempt, results.get(index)) for index in pending]
+        asked = [_retry_request(requests[index], attempt, results.get(index)) for index in pending]
         answers = writer.write(asked) if asked else []
         left: list[int] = []
         for index, answer in zip(pending, answers, strict=True):
@@ -140,12 +140,12 @@ def write_until_fit(
 
 
 def kind_of_reason(reason: str) -> str:
-    """A reason without its particulars, to be counted by: what it found, and its numbers as N."""
+    """A reason without details, for counting: no quotation, and N for each number."""
     return re.sub(r"\d+", "N", reason.partition(": got")[0])[:80]
 
 
-def _again(request: WriteRequest, attempt: int, before: object) -> WriteRequest:
-    """The request of a later attempt; ``before`` is the failure of the one before."""
+def _retry_request(request: WriteRequest, attempt: int, before: object) -> WriteRequest:
+    """The request of an attempt; ``before`` is the failure of the previous attempt."""
     if attempt == 0:
         return request
     messages = request.messages
@@ -171,11 +171,11 @@ def items_request(
     sources: dict[str, object] | None = None,
     identity: object = None,
 ) -> WriteRequest:
-    """A request for ``{"items": [...]}``; controls in the prompt are disarmed.
+    """A request for ``{"items": [...]}``; control tokens in the prompt are escaped.
 
-    A field may be one character longer than ``read_items`` takes: what an engine cuts at the schema's length is
-    refused, wherever in a sentence that was. ``sources`` is the schema of a field that says what an item comes from,
-    ``identity`` tells this request from others that say the same.
+    The schema allows one character more per field than ``read_items``, which thus refuses a field that an engine cut
+    off at the schema's limit. ``sources`` is the schema of an extra field for the sources of a merged item.
+    ``identity`` distinguishes requests with the same prompt.
     """
     shape = {"sources": "[1, 2]"} if sources is not None else {}
     shape |= dict.fromkeys(FIELDS[kind], '"..."')
@@ -218,14 +218,14 @@ def read_items(
     problem: str = "",
     shown: Sequence[str] = (),
 ) -> list[tuple[tuple[str, str, str], dict[str, object]]]:
-    """(title, text, note), white space evened out, and the whole JSON object of each item of a reply.
+    """For each item of a reply: (title, text, note) with normalised white space, and the item's JSON object.
 
-    Text around the outermost braces (a fence, thoughts) is passed over. ``template``, ``problem`` and ``shown`` are as
-    for ``refuse_faults``.
+    Text outside the outermost braces (a code fence, thinking) is ignored. ``template``, ``problem`` and ``shown`` are
+    as for ``refuse_faults``.
 
     Raises:
-        UnfitError: an error in place of a text, no JSON, too few or too many objects; a field that is missing, blank,
-            too long, or holds a control character; or as ``refuse_faults``.
+        UnfitError: the reply is an error, is not JSON, or has too few or too many items; a field is missing, blank, too
+            long, or holds a control character; or as ``refuse_faults``.
     """
     if written.text is None:
         raise UnfitError(written.error or "nothing was written")
@@ -259,17 +259,17 @@ def _read_fields(kind: Kind, values: Mapping[str, object]) -> tuple[str, str, st
     return read[0], read[1], read[2]
 
 
-# ---- what makes an item worth nothing to another problem, and can be told from its words alone
+# ---- faults of an item that its words alone reveal
 
 COPIED_WORDS = 8
-"""So many words in a row are copied, not found again."""
+"""A run of this many equal words counts as copied."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\w)")
 _NAME = re.compile(r"\b[A-Z][a-z]{2,}\b")
-_NAME_INSIDE = re.compile(r"(?<=[a-z0-9,;] )[A-Z][a-z]{2,}\b")  # a sentence, not at its beginning
+_NAME_INSIDE = re.compile(r"(?<=[a-z0-9,;] )[A-Z][a-z]{2,}\b")  # not at the beginning of a sentence
 _PIECES_OF_JSON = re.compile(r'\}"?\s*,\s*"?\{|"\s*:\s*["{\[]')
-# Numbers that general advice holds, too; two of a problem's together are no chance.
+# Numbers that general advice holds too. Two of them that a problem shares are no coincidence.
 _COMMON_NUMBERS = frozenset([*map(str, range(11)), "100"])
 # Ends in a word or sign after which something must follow.
 _UNFINISHED = re.compile(
@@ -284,12 +284,12 @@ def refuse_faults(fields: Mapping[str, str], *, problem: str = "", shown: Sequen
 
     Args:
         fields: name → text, the title first.
-        problem: whose names and numbers it must not hold.
-        shown: what the writer was shown and must not copy.
-        template: what it was asked in, without what it was shown.
+        problem: a text whose names and numbers the item must not hold.
+        shown: texts in the prompt that the item must not copy.
+        template: the prompt without these texts.
 
     Raises:
-        UnfitError: saying which field, and what is wrong with it.
+        UnfitError: with the field and its fault.
     """
     title, *sentences = fields
     for name, text in fields.items():
@@ -309,7 +309,7 @@ def refuse_faults(fields: Mapping[str, str], *, problem: str = "", shown: Sequen
 
 
 def _copied(text: str, shown: Sequence[str], template: str) -> str | None:
-    """The first words in a row that are copied; a short text only where all of it stands in the template."""
+    """The first copied run of words. A text shorter than ``COPIED_WORDS`` must be in the template as a whole."""
     words = _words(text)
     for source, least in [(template, 3), *((source, COPIED_WORDS) for source in shown)]:
         length = min(COPIED_WORDS, len(words))
@@ -334,7 +334,7 @@ def _numbers(text: str) -> set[str]:
 
 
 def _names(problem: str, text: str) -> set[str]:
-    """Capitalised words of both that do not merely begin a sentence in both, nor are common words of the problem."""
+    """Capitalised words of both texts, but for sentence beginnings in both and words the problem has in lower case."""
     found = set(_NAME.findall(text)) & set(_NAME_INSIDE.findall(problem))
     found |= set(_NAME_INSIDE.findall(text)) & set(_NAME.findall(problem))
     common = set(re.findall(r"\w+", problem))

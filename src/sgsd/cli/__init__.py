@@ -1,4 +1,4 @@
-"""The command line: one module a command, each composing the rest of the package; ``parser`` has the flags."""
+"""The command line. Each command has a module; ``parser`` has the flags."""
 
 from sgsd.cli.parser import build_parser, main
 

@@ -1,4 +1,4 @@
-"""``sgsd bank show | search | import | export | diff | check``: one skill bank and its items."""
+"""``sgsd bank show | search | import | export | diff | check``: commands on existing skill banks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LINEAGE = TypeAdapter(dict[str, list[str]])
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one action; the exit code is 1 where ``check`` found something."""
+    """Run one action. The exit code is 1 if ``check`` finds something."""
     actions = {"show": _show, "search": _search, "import": _import, "export": _export, "diff": _diff}
     if options.action == "check":
         return _check(options)
@@ -65,7 +65,7 @@ def _search(options: argparse.Namespace) -> None:
 
     bank = load_bank(options.bank)
     retriever = build_retriever(options.retriever, embedder=options.embedder)
-    # As teachers are made: of a document's rules each teaches alone.
+    # As in training: each rule of a document has a teacher of its own.
     found = retriever.retrieve([options.problem], bank, options.k, alone="document" in bank.metadata)[0]
     ranked = list(zip(found.pairs, found.weights, strict=True))
     if options.json:
@@ -109,7 +109,7 @@ def _import(options: argparse.Namespace) -> None:
         say(f"{options.target}: {_sizes(bank)}")
     ignored = bank.metadata.get("ignored_keys")
     if isinstance(ignored, list) and ignored:
-        say(f"{options.source}: not carried, having no place here: {', '.join(map(str, ignored))}", error=True)
+        say(f"{options.source}: keys that banks do not have were left out: {', '.join(map(str, ignored))}", error=True)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -183,7 +183,7 @@ def _as_dict(item: Item) -> dict[str, Any]:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Report findings and leaks; 1 if there are any."""
+    """Report findings and leaks; returns 1 if there are any."""
     bank = load_bank(options.bank)
     errors = standard_error()
     folder = None if options.bank.startswith("seed:") else _folder(Path(options.bank))
@@ -227,18 +227,18 @@ def _check(options: argparse.Namespace) -> int:
 
 def _problems(names: list[str], console: Console) -> Iterator[Problem]:
     for name in names:
-        from sgsd.cli.contamination import load_all  # what a check of the bank alone can do without
+        from sgsd.cli.contamination import load_all  # slow, and not needed to check the bank alone
 
         yield from load_all(name, console)
 
 
 def _folder(bank: Path) -> Path:
-    """Where the bank lies, beside what a build or a run left of its past."""
+    """The folder of the bank, which may also hold the lineage and the memories of its build or run."""
     return bank if bank.is_dir() else bank.parent
 
 
 def _lineage(folder: Path | None) -> dict[str, Sequence[str]]:
-    """Id → what it comes from directly, of every candidate and item of a build."""
+    """The parents of each candidate and item of a build, by id."""
     file = None if folder is None else folder / LINEAGE
     if file is None or not file.is_file():
         return {}
@@ -246,7 +246,7 @@ def _lineage(folder: Path | None) -> dict[str, Sequence[str]]:
 
 
 def _memories(folder: Path | None) -> Iterator[Memory]:
-    """Of a build, and those that a run kept behind its online items."""
+    """The memories of a build, and those from which a run's maintenance made items."""
     if folder is not None and (folder / MEMORIES).is_file():
         yield from _read_memories(folder / MEMORIES)
     if folder is not None and (folder / runfolder.MAINTENANCE).is_file():
@@ -261,15 +261,15 @@ def _read_memories(file: Path) -> Iterator[Memory]:
 
 
 def _notes(report: LeakReport) -> Iterator[str]:
-    """What was compared, and what could not be."""
+    """How many items and problems were compared, and which items could not be."""
     if report.problems:
-        yield f"leaks: items {report.items}, problems {report.problems:,}, compared by {report.n} words in a row"
+        yield f"leaks: items {report.items}, problems {report.problems:,}, compared by word {report.n}-grams"
     else:
         yield "leaks: nothing to compare with; give --problems, --benchmark or --memories"
     if report.untraced:
         yield (
-            f"leaks: items with parents but no memory at hand: {len(report.untraced)}; the answers of their problems "
-            "were not compared; --memories names the file"
+            f"leaks: items with parents but without a memory: {len(report.untraced)}; the answers of their problems "
+            "were not compared; name the file of memories with --memories"
         )
 
 
@@ -282,7 +282,7 @@ def _sizes(bank: SkillBank) -> str:
 
 
 def _block(item: Item, place: str = "") -> RenderableType:
-    """An item for people: its title, origin, place in a document and parents, what it says, when it applies."""
+    """An item for the terminal: title, origin, place in a document, parents, text and note."""
     parents = f"from {', '.join(item.parents)}" if item.parents else ""
     about = ", ".join(filter(None, (str(item.origin), place, parents)))
     parts: list[RenderableType] = [Text.assemble((item.title or "(no title)", "bold"), (f"  {about}", "dim"))]

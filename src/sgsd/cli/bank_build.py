@@ -1,4 +1,4 @@
-"""``sgsd bank build | sample | verify | extract | merge``: from experience to a bank, in one folder."""
+"""``sgsd bank build | sample | verify | extract | merge``: build a bank from a model's rollouts, in one folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PACKAGES = ("torch", "transformers", "trl", "llguidance", "openai", "vllm", "ma
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the stages that are asked for and not finished yet; say what the folder holds."""
+    """Run the requested stages that are not finished yet, and print a summary of the folder."""
     ignore_deprecations()
     transformers.utils.logging.disable_progress_bar()
     settings = _settings(options)
@@ -58,19 +58,19 @@ def run(options: argparse.Namespace) -> int:
     for kind, outcome in (("skills", "correct"), ("mistakes", "incorrect")):
         if "bank" in manifest and not manifest["bank"][kind]:
             why = f"{manifest['memories'][outcome]} memories are {outcome}"
-            said = f"warning: the bank has no {kind} ({why}); a teacher is made of a skill and a mistake"
+            said = f"warning: the bank has no {kind} ({why}); a teacher needs a skill and a mistake"
             console.print(said, soft_wrap=True)
     left = [stage for stage in Stage if stage not in manifest["finished"]]
     if "bank" in manifest:
         console.print(f"bank: {output / BANK}", soft_wrap=True)
     else:
         then = f"sgsd bank {left[0]} --config {options.config} --output {options.output}"
-        console.print(f"in {output}; go on with: {then}", soft_wrap=True)
+        console.print(f"in {output}; continue with: {then}", soft_wrap=True)
     return 0
 
 
 class _Build:
-    """One folder's build under its settings; engines are loaded when a stage needs them."""
+    """The build in one folder. Engines are loaded when a stage needs them."""
 
     def __init__(self, store: Store, settings: BuildSettings, console: Console) -> None:
         self._store = store
@@ -78,14 +78,14 @@ class _Build:
         self._console = console
         for engine in (settings.engine, str(settings.writer_engine)):
             refuse_missing_package(engine)
-        patience = {name: vars(settings)[name] for name in ("concurrency", "timeout", "retries")}
+        limits = {name: vars(settings)[name] for name in ("concurrency", "timeout", "retries")}
         self._engines = Engines(
             settings.engine,
             settings.model_name_or_path,
             dtype=settings.dtype,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,
-            server={"base_url": settings.base_url, **patience},
+            server={"base_url": settings.base_url, **limits},
             served_model=settings.served_model,
         )
         self._verifier = get_verifier(settings.verifier, **(settings.verifier_options or {}))
@@ -101,13 +101,13 @@ class _Build:
         )
         console.print(self._report.summary(), soft_wrap=True)
         if store.progress(Stage.SAMPLE) is not None:
-            build.refuse_gone_problems(store, self._problems)
-        store.hold(self._depends_on(), without_secrets(asdict(settings)))
+            build.refuse_changed_problems(store, self._problems)
+        store.check_settings(self._depends_on(), without_secrets(asdict(settings)))
 
     def make(self, stages: Sequence[Stage]) -> None:
-        """Those that are not finished yet."""
+        """Run those of the stages that are not finished yet."""
         left = [stage for stage in stages if not self._store.finished(stage)]
-        # What could be refused at the end is refused at the beginning.
+        # Load what merge needs first, so that errors appear before the long stages.
         embed = self._embed() if Stage.MERGE in left else None
         names = (self._settings.benchmarks or ()) if Stage.MERGE in left else ()
         benchmarks = {name: load_all(name, self._console) for name in names}
@@ -129,7 +129,7 @@ class _Build:
                 build.export(self._store)
 
     def manifest(self) -> dict[str, Any]:
-        """The folder's manifest, written with the results of the finished stages."""
+        """Write the results of the finished stages and the manifest; returns the manifest."""
         build.export(self._store)
         settings = self._settings
         manifest = make_manifest(
@@ -151,7 +151,7 @@ class _Build:
         return manifest
 
     def _depends_on(self) -> dict[str, dict[str, Any]]:
-        """Stage → what its results depend on. A model's folder is known by its weights, wherever it lies."""
+        """The settings and data on which the results of each stage depend. A folder of weights counts by its digest."""
 
         def model(name: str) -> dict[str, Any]:
             value = str(vars(self._settings)[name])
@@ -180,12 +180,12 @@ class _Build:
         if context is not None:
             refuse_long_prompts(lengths, context - settings.max_completion_length)
         sampling = {name: vars(settings)[name] for name in ("temperature", "top_p", "top_k")}
-        # To write takes more room than to sample.
+        # A vLLM engine that also writes needs the model's whole context.
         writes = settings.writer_engine == "vllm" and settings.writer_model == settings.model_name_or_path
         sampler = self._engines.sampler(
             {"max_new_tokens": settings.max_completion_length, **sampling},
             batch_size=settings.batch_size or 1,
-            room=None if writes else max(lengths) + settings.max_completion_length,
+            max_length=None if writes else max(lengths) + settings.max_completion_length,
             progress=bars.within,
         )
         build.sample(
@@ -261,7 +261,7 @@ class _Build:
 
 
 def _summary(manifest: Mapping[str, Any]) -> Table:
-    """The manifest's numbers, by what they are of."""
+    """The counts in the manifest as a table."""
     listing = table("", "of", "", "count", right=("count",))
     for part in ("rollouts", "memories", "extraction", "merge", "bank", "tokens"):
         for name, count in _numbers(manifest.get(part, {})):
@@ -270,7 +270,7 @@ def _summary(manifest: Mapping[str, Any]) -> Table:
 
 
 def _numbers(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int]]:
-    """(path, number) of every number of a document; a layer of the merge is called by its kind."""
+    """(path, number) of every number in nested values. Layers of the merge are named by number and kind."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{before}{name}: ")

@@ -1,4 +1,4 @@
-"""``sgsd bank ledger``: what the items of a run were worth, the best first."""
+"""``sgsd bank ledger``: rank the items of a run by credit, the best first."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sgsd.validation import validated
 
 _ENTRIES = TypeAdapter(list[dict[str, object]])
 _HERE = "in bank"
-_BEST = "helpful"  # the lab's word for an item that states the truth
+_HELPFUL = "helpful"  # the worth of true items in a bank of the lab
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the ranking of a run's items."""
+    """Print the items of a run, ranked by credit."""
     ledger = _read_ledger(options.run)
     banks = [load_bank(options.bank)] if options.bank else _banks(options.run)
     rows = _rows(ledger, banks, options.run)
@@ -65,13 +65,13 @@ def _read_ledger(folder: Path) -> Ledger:
 
 
 def _banks(folder: Path) -> list[SkillBank]:
-    """The run's, the latest last."""
+    """The banks of the run, the latest last."""
     files = [folder / runfolder.BANK_START, folder / runfolder.BANK, folder / runfolder.PARTS / runfolder.BANK]
     return [SkillBank.load(file) for file in files if file.is_file()]
 
 
 def _rows(ledger: Ledger, banks: Sequence[SkillBank], folder: Path) -> list[dict[str, Any]]:
-    """Of each item what it is, what it is known to be good for, and its uses; by credit."""
+    """A row per item: description, worth where the bank states it, counts and credit; highest credit first."""
     known: dict[str, dict[str, Any]] = {}
     log = folder / runfolder.MAINTENANCE
     for place, line in runfolder.read_lines(log) if log.is_file() else ():
@@ -113,13 +113,13 @@ def _counts(record: ItemRecord) -> dict[str, Any]:
 
 
 def _share(record: ItemRecord) -> float | None:
-    """Positive uses of the active ones on rollouts with a verdict; ``None`` without any."""
+    """The share of positive uses among positive and negative ones; ``None`` without any."""
     decided = record.positive + record.negative
     return record.positive / decided if decided else None
 
 
 def _separation(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How far items of known worth lie apart, where the bank's metadata knows it."""
+    """Areas under the ROC curve of helpful items against each other kind, if the bank's metadata states the kinds."""
 
     def support(row: dict[str, Any]) -> float:
         success, failure = row["mean_support_success"], row["mean_support_failure"]
@@ -132,18 +132,18 @@ def _separation(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     }
     kinds = dict.fromkeys(row["worth"] for row in rows if row["worth"] is not None)
     found: list[dict[str, Any]] = []
-    for kind in kinds if _BEST in kinds else ():
-        if kind != _BEST:
-            better, worse = ([row for row in rows if row["worth"] == one] for one in (_BEST, kind))
+    for kind in kinds if _HELPFUL in kinds else ():
+        if kind != _HELPFUL:
+            better, worse = ([row for row in rows if row["worth"] == one] for one in (_HELPFUL, kind))
             areas = {name: separation([*map(of, better)], [*map(of, worse)]) for name, of in measures.items()}
-            found.append({"better": _BEST, "worse": kind, **areas})
+            found.append({"better": _HELPFUL, "worse": kind, **areas})
     return found
 
 
 def _ranking(run: Path, rows: Sequence[dict[str, Any]]) -> Table:
-    """Two lines an item, so that it fits a terminal of 80 columns."""
+    """The ranking as a table with two lines per item, so that it fits a terminal of 80 columns."""
     pairs = ("credit\ninterval", "active\nof uses", "positive\nnegative", "neutral\nundecided", "support\n+ and −")
-    listing = table(f"{run}: items by what they were worth", "", "item", *pairs, right=("", *pairs))
+    listing = table(f"{run}: items by credit", "", "item", *pairs, right=("", *pairs))
     listing.caption = "support: mean over successes, over failures, in nats per token"
     for column in listing.columns:
         column.no_wrap, column.min_width = column.header != "item", 18 if column.header == "item" else None

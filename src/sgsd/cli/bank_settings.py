@@ -1,4 +1,4 @@
-"""The settings of ``sgsd bank build``: their types and ranges are pydantic's to check."""
+"""The settings of ``sgsd bank build``. Pydantic checks their types and ranges."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Names = Annotated[list[str], BeforeValidator(_names)]
 
 
 def _setting(default: Any, help_text: str, stage: str | None = None) -> Any:
-    """``stage``: the one whose results depend on it, but for settings that the digest of data or weights covers."""
+    """A setting. ``stage`` is the stage whose results depend on it, unless a digest of data or weights covers it."""
     return field(default=default, metadata={"help": help_text, "stage": stage})
 
 
@@ -55,67 +55,79 @@ class BuildSettings:
     dataset_split: str | None = _setting(None, "split (train, or the only one)")
     dataset_config: str | None = _setting(None, "configuration of a hub data set")
     dataset_adapter: str | None = _setting(None, "row format (found by its columns)")
-    dataset_columns: str | None = _setting(None, "which column is what: problem=question,answer=gold")
-    dataset_limit: Count | None = _setting(None, "problems at most")
+    dataset_columns: str | None = _setting(None, "names of the columns, such as problem=question,answer=gold")
+    dataset_limit: Count | None = _setting(None, "most problems to read")
     # Rollouts.
-    model_name_or_path: str = _setting(MISSING, "whose rollouts: hub name, folder, adapter, or local:NAME", "sample")
-    engine: Engine = _setting("transformers", "who samples", "sample")
+    model_name_or_path: str = _setting(MISSING, "model to sample: hub name, folder, adapter, or local:NAME", "sample")
+    engine: Engine = _setting("transformers", "what samples", "sample")
     dtype: str | None = _setting(None, "of the weights (float32; auto for vllm)", "sample")
-    device: str | None = _setting(None, "of transformers (the GPU if there is one)")
+    device: str | None = _setting(None, "for engine transformers (the GPU if there is one)")
     trust_remote_code: bool = _setting(False, "run code that comes with the model", "sample")
-    base_url: str | None = _setting(None, "of an OpenAI-compatible server, such as http://localhost:8000/v1")
-    served_model: str | None = _setting(None, "the server's name for the model (the model)", "sample")
-    samples: Count = _setting(1, "rollouts of each problem", "sample")
-    batch_size: Count | None = _setting(None, "rollouts drawn and kept at a time (32, 512, 256 by engine)", "sample")
-    max_completion_length: Count = _setting(1024, "tokens of a rollout at most", "sample")
-    temperature: Number = _setting(1.0, "0 is greedy", "sample")
-    top_p: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] = _setting(0.95, "1 is off", "sample")
-    top_k: Natural = _setting(0, "0 is off", "sample")
-    instruction: str | None = _setting(None, "ends every prompt (that of training)", "sample")
-    chat_template_kwargs: Mapped | None = _setting(None, "of the model's chat template, JSON", "sample")
+    base_url: str | None = _setting(None, "address of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    served_model: str | None = _setting(None, "name of the model on the server (that of the model)", "sample")
+    samples: Count = _setting(1, "rollouts per problem", "sample")
+    batch_size: Count | None = _setting(
+        None, "rollouts to draw and save at a time (32 for transformers, 512 for vllm, 256 for openai)", "sample"
+    )
+    max_completion_length: Count = _setting(1024, "most new tokens of a rollout", "sample")
+    temperature: Number = _setting(1.0, "sampling temperature; 0 is greedy", "sample")
+    top_p: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] = _setting(
+        0.95, "nucleus sampling; 1 is off", "sample"
+    )
+    top_k: Natural = _setting(0, "top-k sampling; 0 is off", "sample")
+    instruction: str | None = _setting(None, "text at the end of every prompt (that of training)", "sample")
+    chat_template_kwargs: Mapped | None = _setting(None, "arguments of the model's chat template, JSON", "sample")
     seed: Annotated[int, BeforeValidator(_number)] = _setting(0, "of rollouts, writing and groups", "sample")
     # Verdicts.
     verifier: str = _setting("math", "math, exact, choice, reasoning_gym, or a TRL reward function", "verify")
-    verifier_options: Mapped | None = _setting(None, "JSON", "verify")
+    verifier_options: Mapped | None = _setting(None, "options of the verifier, JSON", "verify")
     truncated: Literal["incorrect", "undecided"] = _setting(
-        "incorrect", "what a rollout cut at the length limit is", "verify"
+        "incorrect", "verdict on a rollout that reaches max_completion_length", "verify"
     )
     # Extraction.
-    writer_engine: Engine | None = _setting(None, "who writes (engine)", "extract")
-    writer_model: str | None = _setting(None, "the writer's model (the rollouts' model)", "extract")
-    writer_base_url: str | None = _setting(None, "of the writer's server (base_url)")
-    writer_temperature: Number = _setting(0.7, "0 is greedy", "extract")
+    writer_engine: Engine | None = _setting(None, "what runs the writer (that of engine)", "extract")
+    writer_model: str | None = _setting(
+        None, "model that writes skills and mistakes (that of model_name_or_path)", "extract"
+    )
+    writer_base_url: str | None = _setting(None, "address of the writer's server (that of base_url)")
+    writer_temperature: Number = _setting(0.7, "sampling temperature of the writer; 0 is greedy", "extract")
     writer_batch_size: Count | None = _setting(
-        None, "requests written and kept at a time (8, 256, 64 by engine)", "extract"
+        None, "requests to answer and save at a time (8 for transformers, 256 for vllm, 64 for openai)", "extract"
     )
-    writer_chat_template_kwargs: Mapped | None = _setting(None, "of the writer's chat template, JSON", "extract")
+    writer_chat_template_kwargs: Mapped | None = _setting(
+        None, "arguments of the writer's chat template, JSON", "extract"
+    )
     compatibility: Literal["none", "paper"] = _setting(
-        "none", "paper: as the paper's authors do; shows the writer the answers", "extract"
+        "none", "paper: as the paper's authors do, which shows the answers to the writer", "extract"
     )
-    show_answer: bool | None = _setting(None, "show the writer the reference answers (false)", "extract")
-    max_items: Count = _setting(3, "skills or mistakes of a memory at most", "extract")
-    attempts: Count = _setting(3, "how often a request is sent until its answer fits", "extract")
+    show_answer: bool | None = _setting(None, "show the reference answers to the writer (false)", "extract")
+    max_items: Count = _setting(3, "most skills or mistakes per memory", "extract")
+    attempts: Count = _setting(3, "most attempts to get a valid answer from the writer", "extract")
     # Merge and scan.
-    group_by: Literal["order", "embedding"] = _setting("order", "which neighbours the writer sees together", "merge")
-    embedder: str = _setting("Qwen/Qwen3-Embedding-0.6B", "of group_by embedding, or local:all-minilm-l6-v2", "merge")
-    group_size: Annotated[int, BeforeValidator(_number), Field(ge=2)] = _setting(
-        32, "candidates the writer sees together at most", "merge"
+    group_by: Literal["order", "embedding"] = _setting(
+        "order", "how candidates are grouped for the writer to merge", "merge"
     )
-    patience: Count = _setting(3, "layers without a merge after which merging ends", "merge")
-    benchmarks: Names | None = _setting(None, "test data that no item may hold: aime24 …, or files", "merge")
+    embedder: str = _setting(
+        "Qwen/Qwen3-Embedding-0.6B", "for group_by embedding: hub name, folder, or local:all-minilm-l6-v2", "merge"
+    )
+    group_size: Annotated[int, BeforeValidator(_number), Field(ge=2)] = _setting(
+        32, "most candidates in a group", "merge"
+    )
+    patience: Count = _setting(3, "layers without a merge after which merging stops", "merge")
+    benchmarks: Names | None = _setting(None, "test problems that no item may leak: aime24 …, or files", "merge")
     leak_words: Annotated[int, BeforeValidator(_number), Field(ge=5)] = _setting(
-        13, "words of a problem in a row that no item may hold", "merge"
+        13, "length of a word n-gram shared with a problem that is a leak", "merge"
     )
     name: str = _setting("", "of the bank", "merge")
     # Servers.
-    concurrency: Count = _setting(16, "requests to a server at a time")
+    concurrency: Count = _setting(16, "parallel requests to a server")
     timeout: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = _setting(
-        600.0, "seconds to wait for one answer of a server"
+        600.0, "seconds to wait for an answer of a server"
     )
-    retries: Natural = _setting(5, "how often a request to a server is repeated after an error")
-    token_budget: Count | None = _setting(None, "tokens that the writer may take at most, in and out")
-    price_in: float | None = _setting(None, "of a million tokens that the writer reads, for the estimate")
-    price_out: float | None = _setting(None, "of a million tokens that the writer writes")
+    retries: Natural = _setting(5, "most repetitions of a request to a server after errors")
+    token_budget: Count | None = _setting(None, "most tokens that the writer may read and write")
+    price_in: float | None = _setting(None, "price of a million tokens read by the writer, for the cost estimate")
+    price_out: float | None = _setting(None, "price of a million tokens written by the writer")
 
     def __post_init__(self) -> None:
         self.writer_engine = self.writer_engine or self.engine
@@ -130,14 +142,14 @@ class BuildSettings:
                 raise ConfigError(f"engine openai needs {name}", expected="such as http://localhost:8000/v1")
 
     def of_stage(self, stage: str) -> dict[str, Any]:
-        """What the stage's results depend on, but for data and weights."""
+        """The settings on which the results of a stage depend, without data and weights."""
         return {item.name: vars(self)[item.name] for item in fields(self) if item.metadata["stage"] == stage}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag a setting; none has a default in the parser, so that only those given override the file."""
+    """Add a flag for each setting. Flags have no defaults, so that only given flags override the file."""
     parser.add_argument("--config", help="YAML file of settings, or the preset bank; flags override it")
-    parser.add_argument("--output", required=True, help="folder of the build; goes on with what is there")
+    parser.add_argument("--output", required=True, help="folder of the build; a build in it is resumed")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     settings = parser.add_argument_group("settings")
     hints = get_type_hints(BuildSettings)
@@ -149,12 +161,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_settings(content: Mapping[str, Any], where: str, flags: Mapping[str, str | None]) -> BuildSettings:
-    """A configuration file's content under the flags.
+    """The settings of a configuration file, overridden by flags.
 
     Args:
-        content: setting → value.
+        content: values in the file, by setting.
         where: the file, for errors.
-        flags: setting → text, ``None`` where it was not given.
+        flags: texts of the flags, by setting; ``None`` for a flag that was not given.
+
+    Raises:
+        ConfigError: an unknown or unusable setting.
     """
     given = {name: text for name, text in flags.items() if text is not None}
     try:

@@ -1,4 +1,4 @@
-"""``sgsd compare``: methods side by side, in percent with 95 % intervals; for the terminal, Markdown, LaTeX, JSON."""
+"""``sgsd compare``: accuracies of methods with 95 % intervals, for the terminal or as Markdown, LaTeX or JSON."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sgsd.evaluation.comparison import MEAN, Comparison, Row, compare_runs
 from sgsd.evaluation.statistics import Estimate
 
 NOTHING_SHOWN = "~"
-"""Before a difference whose interval holds 0."""
+"""Stands before a difference whose interval contains 0."""
 _LEGEND = f"{NOTHING_SHOWN} the interval holds 0: no difference shown. Percent and points, 95 % intervals over problems"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the comparison in the form that was asked for."""
+    """Print the comparison in the requested format."""
     comparison = compare_runs(options.runs, baseline=options.baseline, checkpoint=options.checkpoint)
     if options.json:
         print_json(comparison.to_dict())
@@ -40,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def frames(comparison: Comparison) -> list[pd.DataFrame]:
-    """Accuracies, then differences if there are any: a row a method, a column an evaluation, cells with intervals.
+    """The table of accuracies and, with a baseline, that of differences.
 
-    The name of the columns says what the figures are.
+    There is a row per method and a column per evaluation. The name of the column axis says what the cells are.
     """
     ks = {column.samples for column in comparison.columns if column.name != MEAN}
     heads = [c.name if c.name == MEAN else f"{c.name} ({c.problems})" for c in comparison.columns]
@@ -62,7 +62,7 @@ def frames(comparison: Comparison) -> list[pd.DataFrame]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Two Markdown tables, accuracies and differences, and the notes."""
+    """The tables in Markdown, and the notes."""
 
     def escaped(text: str) -> str:
         return text.replace("|", r"\|")
@@ -78,7 +78,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """Two ``tabular`` for the booktabs package; the notes are comments."""
+    """The tables as ``tabular`` for the booktabs package. The notes are comments."""
     lines = [f"% {note}" for note in _notes(comparison)]
     for frame in frames(comparison):
         style = frame.style.format(_latex_cell)

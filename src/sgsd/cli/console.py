@@ -1,5 +1,7 @@
-"""What the commands print with. A user's text is never markup, ``[/x]`` and ``\\[x^2\\]`` stay as they are, and reaches
-no terminal but through ``display.visible``.
+"""Consoles, tables and progress bars of the commands.
+
+Text is never read as Rich markup, so ``[/x]`` and ``\\[x^2\\]`` are printed as they are. All text passes through
+``display.visible``, which makes control characters visible.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _FEW = 50  # problems
 
 
 class _Screen(Console):
-    """A console without markup, whose texts are visible ones. Only its own colours and bars steer the terminal."""
+    """A console without markup. Control characters in texts are made visible; only Rich's own reach the terminal."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -29,7 +31,7 @@ class _Screen(Console):
         return super().render_str(visible(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        if isinstance(renderable, Text):  # laid out as it is shown
+        if isinstance(renderable, Text):  # replaced before the layout, so that widths are right
             shown = visible(renderable.plain)
             renderable = renderable if shown == renderable.plain else renderable.blank_copy(shown)
         for segment in super().render(renderable, options):
@@ -37,17 +39,17 @@ class _Screen(Console):
 
 
 def standard_output() -> Console:
-    """For results."""
+    """The console for results."""
     return _Screen()
 
 
 def standard_error() -> Console:
-    """For what happens meanwhile."""
+    """The console for progress and warnings."""
     return _Screen(stderr=True)
 
 
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table; columns named in ``right`` are aligned there, cells fold."""
+    """An empty table. Long cells are folded; columns named in ``right`` are right-aligned."""
     made = Table(title=Text(title) if title else None, title_justify="left")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -55,7 +57,7 @@ def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with counts and the time left."""
+    """A progress bar with counts and the remaining time."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -67,7 +69,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 class Bars:
-    """A bar for each thing that is done in turn, by name."""
+    """One progress bar per named task. Tasks run one after another."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -76,24 +78,24 @@ class Bars:
         self._done = 0
 
     def show(self, name: str, done: int, total: int) -> None:
-        """So much of it is done."""
+        """Show ``done`` of ``total`` for the task ``name``."""
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
         self._latest, self._done = self._tasks[name], done
         self._progress.update(self._latest, completed=done, total=total)
 
     def within(self, done: int) -> None:
-        """So many of the batch under way, of what was shown last."""
+        """Show ``done`` items of the current batch, in addition to those that ``show`` was last told."""
         self._progress.update(self._latest, completed=self._done + done)
 
 
 def warn_if_few(console: Console, what: str, problems: int) -> None:
-    """Say how little an accuracy over so few problems tells: its 95 % interval, where it is widest."""
+    """Warn if there are few problems, with the half-width of the 95 % interval at an accuracy of one half."""
     if problems < _FEW:
-        half = 98 / math.sqrt(problems)
+        half = 98 / math.sqrt(problems)  # 100 · 1.96 · sqrt(0.25 / n)
         console.print(f"warning: {what}: {problems} problems are few, an accuracy is known to ±{half:.0f} points")
 
 
 def print_json(value: Any) -> None:
-    """A JSON value for programs."""
+    """Print a value as JSON on standard output."""
     say(json_text(value))

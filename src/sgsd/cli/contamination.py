@@ -1,4 +1,4 @@
-"""``sgsd contamination``: test problems that training data holds."""
+"""``sgsd contamination``: find test problems that the training data contains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sgsd.evaluation.presets import BENCHMARKS
 
 
 def run(options: argparse.Namespace) -> int:
-    """Report the overlap of every test source with all training sources together."""
+    """Report the overlap of each test source with all training sources together."""
     console = standard_error()
     train = [problem for source in options.train for problem in load_all(source, console, **_choices(options, "train"))]
     reports: dict[str, Contamination] = {}
@@ -38,9 +38,7 @@ def _choices(options: argparse.Namespace, side: str) -> dict[str, str | None]:
 
 
 def load_all(source: str, console: Console, **choices: str | None) -> list[Problem]:
-    """All usable problems of a source or benchmark, with a summary on the console; duplicates stay, for the question is
-    what is there.
-    """
+    """All usable problems of a source or benchmark, duplicates included. A summary is printed on the console."""
     benchmark = None if Path(source).exists() else BENCHMARKS.get(source)
     if benchmark is not None:
         source, known = benchmark.hub, {"split": benchmark.split, "config_name": benchmark.config}
@@ -55,8 +53,8 @@ def _print(source: str, report: Contamination, show: int) -> None:
     for count, what in (
         (report.overlapping, f"share {report.n} words in a row (if shorter, all) with a training problem"),
         (report.mostly, "of these share at least half of their words, in a row"),
-        (report.exact, "have a training problem's text"),
-        (report.other_answer, "of these with another answer there"),
+        (report.exact, "have the same text as a training problem"),
+        (report.other_answer, "of these have another answer there"),
     ):
         say(f"  {count:5d}  {100 * count / report.test:5.1f} %  {what}")
     for pair in report.pairs[:show]:

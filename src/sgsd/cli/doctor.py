@@ -30,7 +30,7 @@ from sgsd.verifiers import Verifier, get_verifier
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and say what to do; exit code 0 whatever the verdict."""
+    """Print the diagnosis. The exit code is 0, whatever the verdict."""
     if options.output is not None:
         runfolder.refuse_unwritable(options.output, "--output")
     ignore_deprecations()
@@ -86,7 +86,7 @@ def diagnose_run(
     *,
     batch_size: int = 32,
 ) -> Diagnosis:
-    """``diagnose`` with the settings of a run."""
+    """Call ``diagnose`` with the settings of a run."""
     names = ("temperature", "top_p", "top_k", "seed", "num_teachers", "support_clip", "support_threshold")
     with progress_bar(console) as bar:
         return diagnose(
@@ -107,7 +107,7 @@ def diagnose_run(
 
 
 def renderer_for(args: VerifiedConfig, tokenizer: Any, problems: Sequence[Problem]) -> PromptRenderer:
-    """A run's maker of prompts."""
+    """The ``PromptRenderer`` of a run."""
     return PromptRenderer(
         tokenizer,
         instruction=args.instruction,
@@ -118,7 +118,7 @@ def renderer_for(args: VerifiedConfig, tokenizer: Any, problems: Sequence[Proble
 
 
 def retriever_for(args: SGSDConfig) -> Retriever:
-    """A run's retriever."""
+    """The retriever of a run."""
     return build_retriever(
         args.retriever,
         embedder=args.embedder if args.retriever == "embedding" else None,
@@ -129,8 +129,8 @@ def retriever_for(args: SGSDConfig) -> Retriever:
 
 
 def show(found: Diagnosis, console: Console) -> None:
-    """The verdict, why, and the settings it recommends."""
-    numbers = ("right", "to plain", "tokens", "cut off")
+    """Print the accuracies, the verdict, its reasons and the recommended settings."""
+    numbers = ("right", "change", "tokens", "cut off")
     made = table("", "prompt", *numbers, right=numbers)
     made.add_row("plain", f"{found.success.mean:.1%}", "", f"{found.prompt_tokens:.0f}", f"{found.truncated:.0%}")
     made.add_row("plain, greedy", f"{found.greedy_success.mean:.1%}", "", f"{found.prompt_tokens:.0f}", "")

@@ -1,4 +1,4 @@
-"""``sgsd train --dry_run``: everything that a run builds but the weights, by the functions that build it there."""
+"""``sgsd train --dry_run``: build all parts of a run except the weights, with the functions that the run uses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ from sgsd.verifiers import get_verifier
 
 
 def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:
-    """Refuse what a run would refuse; print settings, data and one prompt of each kind."""
+    """Print settings, data and one prompt of each kind.
+
+    Raises:
+        SGSDError: as the run would, for settings, data and model configuration.
+    """
     resume_from = resume_point(run, training)
     parts = prepare(run, training, model, resume_from)
     check_before_loading(training, model, resume_from)
@@ -46,8 +50,7 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
         tokenizer = load_tokenizer(parts.name, **parts.reading)
         config, generation_config = load_configs(parts.name, **parts.reading)
         check_buildable(parts.name, config, get_peft_config(model), **parts.options)
-    asked = [*parts.problems, *(parts.eval_problems or ())]
-    renderer = renderer_for(training, tokenizer, asked)
+    renderer = renderer_for(training, tokenizer, [*parts.problems, *(parts.eval_problems or ())])
     sampling = settle_generation_config(generation_config)
     budget = prompt_budget(config, training)
     built = _Built(training, renderer, parts.bank, budget)
@@ -95,7 +98,7 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
 
 
 def _default(name: str, *parts: Any) -> Any:
-    """Of a setting, before the others had their say in it."""
+    """The default of a setting in its dataclass."""
     (item,) = {item.name: item for part in parts for item in fields(part) if item.name == name}.values()
     value = item.default_factory() if callable(item.default_factory) else item.default
     return value.value if isinstance(value, Enum) else value
@@ -112,7 +115,7 @@ def _about_bank(training: VerifiedConfig, bank: SkillBank) -> str:
 
 @dataclass(frozen=True)
 class _Built:
-    """Rows and prompts of a run whose embedder stays unloaded: pairs are BM25's where they would be the embedder's."""
+    """Rows and prompts of a run. BM25 replaces an embedding retriever, whose embedder is not loaded."""
 
     training: VerifiedConfig
     renderer: PromptRenderer
@@ -126,7 +129,7 @@ class _Built:
         return build_retriever(name, embedder=None, seed=args.seed, item_text=args.retrieval_text)
 
     def rows(self, problems: list[Problem]) -> Dataset:
-        """What the trainer makes of the problems."""
+        """The rows that the trainer makes of the problems."""
         args, skills, shown = self.training, None, {}
         if args.skills_in_prompt:
             assert self.bank is not None
@@ -146,7 +149,7 @@ class _Built:
         )
 
     def pools(self, rows: Sequence[dict[str, Any]]) -> list[TeacherPool]:
-        """The teachers of some rows, of method sgsd."""
+        """The teachers of some rows. Only method sgsd has any."""
         assert self.bank is not None
         context = context_of(vars(self.training), self.bank)
         document = str(self.bank.metadata["document"]) if context == "document" else None
@@ -156,7 +159,7 @@ class _Built:
         return [build_pool(prompt_of(row), one, self.renderer, **how) for row, one in zip(rows, found, strict=True)]
 
     def prompts(self, row: dict[str, Any]) -> dict[str, list[int]]:
-        """A row's prompts, by title."""
+        """The prompts of a row, by title."""
         args = self.training
         source = "random" if args.retriever == "random" else "BM25's first"
         title = f"student, with {source} pairs" if args.skills_in_prompt else "student"

@@ -1,4 +1,4 @@
-"""Who samples and writes for ``sgsd eval`` and ``sgsd bank build``: transformers or vLLM in process, or a server."""
+"""Samplers and writers of ``sgsd eval`` and ``sgsd bank build``: transformers or vLLM in process, or a server."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Engines:
-    """The samplers and writers of one command; a model that does both in process is loaded once.
+    """The samplers and writers of one command. A model that samples and writes in process is loaded once.
 
     Attributes:
         engine: ``transformers``, ``vllm`` or ``openai``.
         model: hub name, folder or ``local:NAME``.
-        dtype: of the weights; ``None`` is float32, or what vLLM chooses.
+        dtype: of the weights; ``None`` is float32 for transformers, and ``auto`` for vLLM.
         device: of transformers; ``None`` is the GPU if there is one.
         trust_remote_code: run code that comes with the model.
-        server: options of the server's client: base_url, concurrency …
-        served_model: the server's name for the model; ``None`` is the model's own.
+        server: options of the server's client, such as base_url and concurrency.
+        served_model: the name of the model on the server; ``None`` means ``model``.
     """
 
     engine: str
@@ -48,7 +48,7 @@ class Engines:
     _vllm: tuple[str, VLLMEngine] | None = field(default=None, init=False)
 
     def tokenizer(self, name: str | None = None) -> Any:
-        """A model's tokenizer; without a name, that of the model to sample from."""
+        """The tokenizer of a model, by default of the model to sample from."""
         name = name or self.model
         if name not in self._tokenizers:
             with hub_or_cache(name):
@@ -56,7 +56,7 @@ class Engines:
         return self._tokenizers[name]
 
     def weights(self, name: str | None = None) -> Any:
-        """A model of transformers on its device, one at a time: that fits more machines than two."""
+        """A model of transformers on its device. Only the latest model is kept, to save memory."""
         name = name or self.model
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
@@ -69,7 +69,7 @@ class Engines:
         return self._loaded[1]
 
     def context(self) -> int | None:
-        """Tokens that the model takes; ``None`` where there is no limit, or only the engine knows it."""
+        """The context length in tokens; ``None`` if there is no limit, or only the engine knows it."""
         return context_length(self.weights().config) if self.engine == "transformers" else None
 
     def sampler(
@@ -77,16 +77,16 @@ class Engines:
         sampling: Mapping[str, Any],
         *,
         batch_size: int,
-        room: int | None,
+        max_length: int | None,
         progress: Callable[[int], object],
     ) -> Sampler:
-        """Who draws samples.
+        """The sampler of ``engine``.
 
         Args:
             sampling: max_new_tokens, temperature, top_p, top_k.
-            batch_size: of transformers.
-            room: the most tokens that a prompt and its completion have together; ``None``: the model's context.
-            progress: called with the number done of the call under way.
+            batch_size: used by transformers only.
+            max_length: most tokens of a prompt with its completion, for vLLM; ``None`` is the model's context.
+            progress: called with the number of finished samples of the current call.
         """
         if self.engine == "transformers":
             return TransformersSampler(
@@ -103,16 +103,24 @@ class Engines:
 
         with hub_or_cache(self.model):
             self._sampler = VLLMSampler(
-                self.model, self.tokenizer(), progress=progress, max_model_len=room, **self._vllm_options(), **sampling
+                self.model,
+                self.tokenizer(),
+                progress=progress,
+                max_model_len=max_length,
+                **self._vllm_options(),
+                **sampling,
             )
         return self._sampler
 
     def writer(
         self, engine: str, name: str, *, base_url: str | None, batch_size: int, options: Mapping[str, Any]
     ) -> Writer:
-        """Who writes candidates and merges them, with an engine, model and address of its own.
+        """The writer of candidates and merges.
 
-        ``batch_size`` is of transformers; ``options`` are temperature and chat_template_kwargs.
+        Args:
+            engine, name, base_url: engine, model and server address of the writer.
+            batch_size: used by transformers only.
+            options: temperature and chat_template_kwargs.
         """
         label = f"{engine} {name}"
         if engine == "openai":
@@ -126,7 +134,7 @@ class Engines:
             if self._sampler is not None and name == self.model:
                 self._vllm = name, self._sampler.engine
             if self._vllm is None or self._vllm[0] != name:
-                self._sampler = self._vllm = None  # one at a time, as above
+                self._sampler = self._vllm = None  # free the memory first
                 with hub_or_cache(name):
                     self._vllm = name, VLLMEngine(name, **self._vllm_options())
             return VLLMWriter(self._vllm[1], self.tokenizer(name), name=label, **options)
@@ -142,7 +150,7 @@ class Engines:
 
 
 def refuse_missing_package(engine: str) -> None:
-    """Refuse an engine whose package is not installed, before the work."""
+    """Raise ``ConfigError`` if the package of an engine is not installed."""
     extra = {"openai": "server", "vllm": "vllm"}.get(engine)
     if extra is not None and importlib.util.find_spec(engine) is None:
         raise ConfigError(f"the package {engine} is not installed", remedy=f"run: pip install 'sgsd[{extra}]'")

@@ -1,4 +1,4 @@
-"""``sgsd eval``: sample, judge, keep, summarise; on one data set or several."""
+"""``sgsd eval``: sample answers to one data set or several, judge them, store them, and print a summary."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Summary = dict[str, Any]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Plain-prompt accuracy, or with skills in the prompt; a run's own settings unless told otherwise.
+    """Evaluate, and print the summary. Settings that are not given are those of the run, if the model is one.
 
-    Everything that can be refused is refused before the model is loaded; an evaluation that is already there, with
-    these settings, is shown and not made again.
+    Settings and data are checked before the model is loaded. An evaluation that exists with these settings is shown
+    and not repeated.
     """
     ignore_deprecations()
-    transformers.utils.logging.disable_progress_bar()  # loading has one line; a second bar would tear this command's
+    transformers.utils.logging.disable_progress_bar()  # a second bar would break the bar of this command
     console = standard_error()
     record = read_model_run(options)
     names = data_sets(options, record)
@@ -58,30 +58,30 @@ def run(options: argparse.Namespace) -> int:
         None if plan.output is None else SampleStore(plan.output, plan.settings, force=options.force) for plan in plans
     ]
     summaries: dict[str, Summary] = {}
-    room = max(max(plan.prompt_lengths) + plan.sampling["max_new_tokens"] for plan in plans)
+    max_length = max(max(plan.prompt_lengths) + plan.sampling["max_new_tokens"] for plan in plans)
     with progress_bar(console) as bar:
         bars = Bars(bar)
         for plan, store in zip(plans, stores, strict=True):
             if store is not None and (finished := store.finished()) is not None:
-                console.print(f"already there, nothing sampled: {store.folder}")
+                console.print(f"already evaluated, nothing sampled: {store.folder}")
                 summaries[plan.name] = read_summary(store.folder) | finished.summary()
                 continue
             _refuse_beyond_context(plan, engines.context())
             console.print(f"{_short(plan.name)}: sampling {options.model} with {options.engine}", soft_wrap=True)
             with nullcontext() if store is None else runfolder.one_writer(store.folder):
-                summaries[plan.name] = _evaluate(plan, store, engines, room, bars, console)
+                summaries[plan.name] = _evaluate(plan, store, engines, max_length, bars, console)
     if options.json:
         print_json(_document(summaries))
     else:
         standard_output().print(summary_table(summaries))
     kept = [str(store.folder) for store in stores if store is not None]
-    where = f"samples kept in {', '.join(kept)}" if kept else "samples not kept: --output FOLDER keeps them"
+    where = f"samples saved to {', '.join(kept)}" if kept else "samples not saved: pass --output FOLDER to save them"
     console.print(where, soft_wrap=True)
     return 0
 
 
 def engines_of(options: argparse.Namespace) -> Engines:
-    """The model that the command line names, and who samples from it."""
+    """The engine that samples from the model, from the options."""
     return Engines(
         options.engine,
         options.model,
@@ -97,14 +97,14 @@ def engines_of(options: argparse.Namespace) -> Engines:
 
 
 def _evaluate(
-    plan: Plan, store: SampleStore | None, engines: Engines, room: int, bars: Bars, console: Console
+    plan: Plan, store: SampleStore | None, engines: Engines, max_length: int, bars: Bars, console: Console
 ) -> Summary:
     k, batch_size = plan.settings["samples_per_problem"], plan.settings["batch_size"]
-    sampler = engines.sampler(plan.sampling, batch_size=batch_size, room=room, progress=bars.within)
+    sampler = engines.sampler(plan.sampling, batch_size=batch_size, max_length=max_length, progress=bars.within)
     name, total = _short(plan.name), len(plan.problems) * k
     done = [] if store is None else store.resume(batch_size=batch_size, total=total)
     if done:
-        console.print(f"{name}: going on after {len(done):,} of {total:,} samples", soft_wrap=True)
+        console.print(f"{name}: resuming after {len(done):,} of {total:,} samples", soft_wrap=True)
     count = len(done)
     bars.show(name, count, total)
 
@@ -151,7 +151,7 @@ def _refuse_beyond_context(plan: Plan, context: int | None) -> None:
 
 
 def _document(summaries: Mapping[str, Summary]) -> Summary:
-    """One data set's summary as it is; several under their names, beside their mean."""
+    """The JSON to print: the summary of one data set, or those of several with their mean."""
     if len(summaries) == 1:
         return next(iter(summaries.values()))
     means = {name: _mean(summaries, name) for name in _estimates(summaries)}
@@ -159,7 +159,7 @@ def _document(summaries: Mapping[str, Summary]) -> Summary:
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> Table:
-    """A column a data set, and the mean over several; percentages with their 95 % interval over problems."""
+    """A table with a column per data set and one for their mean. Intervals are 95 %, over problems."""
     every = list(summaries.values())
     several = len(every) > 1
     heads = [*map(_short, summaries), *(["mean"] if several else [])]
@@ -184,14 +184,14 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _estimates(summaries: Mapping[str, Summary]) -> list[str]:
-    """accuracy, then every pass@k and maj@k that a data set has, by k."""
+    """The estimates in the summaries: accuracy, then each pass@k and maj@k, ordered by k."""
     names = {name for summary in summaries.values() for name in summary if name.startswith(("pass@", "maj@"))}
     names = {name for name in names if not name.endswith("_ci95")}
     return ["accuracy", *sorted(names, key=lambda name: (not name.startswith("pass"), int(name.partition("@")[2])))]
 
 
 def _mean(summaries: Mapping[str, Summary], name: str) -> float | None:
-    """Over data sets, each counting the same; ``None`` unless all have it."""
+    """The unweighted mean over data sets; ``None`` unless all have the estimate."""
     if not all(name in summary for summary in summaries.values()):
         return None
     return statistics.fmean(summary[name] for summary in summaries.values())

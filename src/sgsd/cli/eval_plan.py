@@ -1,4 +1,7 @@
-"""What ``sgsd eval`` is to do, a ``Plan`` a data set: flags, else the benchmark's settings, the run's, defaults."""
+"""The ``Plan`` of ``sgsd eval`` for each data set.
+
+A setting comes from the flags, else from the benchmark, else from the run, else from the defaults.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +42,11 @@ from sgsd.verifiers import Verifier, get_verifier
 _DEFAULTS = {"samples": 1, "max_completion_length": 1024, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 20
 _DATE = re.compile(r"""\bstrftime_now\(\s*(['"])([^'"\n]*)\1\s*\)""")
-_MOST_NAME = 200  # bytes: file systems take 255
+_MOST_NAME = 200  # bytes; file systems allow 255
 
 
 class _Dated(TypedDict):
-    """``settings.json``, as far as it is read here."""
+    """The part of ``settings.json`` that is read here."""
 
     date: NotRequired[date | None]
 
@@ -56,14 +59,15 @@ class Plan:
     """One data set to evaluate on, ready to sample.
 
     Attributes:
-        name: of the data set, and of its folder.
-        problems, report: what is asked, and what became of every row.
-        renderer, verifier: make the prompts; judge.
-        shown: what each prompt shows of a bank; ``None`` for plain prompts.
+        name: of the data set.
+        problems: one per prompt.
+        report: how many rows were kept, and why others were dropped.
+        renderer, verifier: make the prompts, and judge the answers.
+        shown: the part of a bank in each prompt; ``None`` for plain prompts.
         prompt_lengths: in tokens, one per problem.
-        output: the evaluation's folder; ``None`` to keep nothing.
-        settings: all that the samples depend on, as plain data.
-        about: what else the summary says.
+        output: folder of the evaluation; ``None`` to save nothing.
+        settings: everything on which the samples depend, as plain data.
+        about: further entries of the summary.
     """
 
     name: str
@@ -79,16 +83,16 @@ class Plan:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """As samplers take it."""
+        """The options of the sampler."""
         sampling = {key: self.settings[key] for key in ("temperature", "top_p", "top_k")}
         return {"max_new_tokens": self.settings["max_completion_length"], **sampling}
 
 
-# ---- what was asked for
+# ---- options
 
 
 def read_model_run(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the run that the model is, or is a checkpoint of; empty for other models."""
+    """The settings of the run, if the model is a run folder or a checkpoint; else empty."""
     if options.model is None:
         raise ConfigError(
             "no model to evaluate",
@@ -99,7 +103,7 @@ def read_model_run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def assumptions(options: argparse.Namespace, plan: Plan, tokenizer: ChatTokenizer) -> str | None:
-    """What is assumed of a model without a run's record, such as one that a script trained; ``None`` if nothing is."""
+    """A line on what is assumed about a model without the record of a run; ``None`` if nothing is assumed."""
     told = {
         "verifier": plan.settings["verifier"],
         "instruction": json.dumps(plan.settings["instruction"], ensure_ascii=False),
@@ -112,11 +116,15 @@ def assumptions(options: argparse.Namespace, plan: Plan, tokenizer: ChatTokenize
         return None
     if all(problem.prompt is None for problem in plan.problems):
         left.append("no system message")
-    return f"no run.json tells how {options.model} was trained; assumed: {', '.join(left)}. A script's own go as flags"
+    return f"no run.json says how {options.model} was trained; assumed: {', '.join(left)}. Flags set other values"
 
 
 def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
-    """The data sets that are named, each once."""
+    """The names of the data sets.
+
+    Raises:
+        ConfigError: no data set, one named twice, or a misspelt benchmark.
+    """
     given = options.dataset or options.dataset_file or run.get("eval_dataset")
     if not given:
         raise ConfigError(
@@ -124,14 +132,14 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
             expected=f"--dataset: a file, a hub name, reasoning_gym:TASK, or of {', '.join(BENCHMARKS)}",
         )
     text = str(given)
-    # Options of reasoning-gym tasks hold commas of their own; so may the name of a file.
+    # Options of reasoning-gym tasks and names of files may contain commas.
     names = [text] if text.startswith(GYM) or os.path.exists(text) else [part.strip() for part in text.split(",")]
     if len(set(names)) < len(names) or "" in names:
-        raise ConfigError("--dataset names a data set twice, or none", got=text)
+        raise ConfigError("--dataset has a repeated or an empty name", got=text)
     for name in names:
         near = did_you_mean(name.lower(), BENCHMARKS)
         if near is not None and name not in BENCHMARKS and "/" not in name and not os.path.exists(name):
-            raise ConfigError("no such data set", got=repr(name), remedy=near)
+            raise ConfigError("unknown data set", got=repr(name), remedy=near)
     for flag in ("dataset_file", "dataset_split", "dataset_config", "dataset_adapter", "dataset_columns"):
         if len(names) > 1 and vars(options)[flag] is not None:
             raise ConfigError(f"--{flag} is for one data set", got=text, remedy="evaluate on one at a time")
@@ -139,12 +147,12 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
 
 
 def check_flags(options: argparse.Namespace) -> None:
-    """Refuse flags that do not go together, before anything is loaded, and settle the engine's defaults."""
+    """Raise ``ConfigError`` for flags that exclude each other, and set the default dtype of the engine."""
     for name in ("bank", "retriever", "embedder", "pairs"):
         if vars(options)[name] is not None and not options.skills_in_prompt:
-            raise ConfigError(f"--{name} goes with --skills_in_prompt", got=vars(options)[name])
+            raise ConfigError(f"--{name} needs --skills_in_prompt", got=vars(options)[name])
     if options.thinking is not None and SWITCH in (options.chat_template_kwargs or {}):
-        raise ConfigError(f"--thinking and {SWITCH} in --chat_template_kwargs", expected="one of them")
+        raise ConfigError(f"--thinking and {SWITCH} in --chat_template_kwargs", expected="only one of them")
     if options.output is not None:
         runfolder.refuse_unwritable(options.output, "--output")
     if options.device is not None:
@@ -162,7 +170,7 @@ def check_flags(options: argparse.Namespace) -> None:
     for flag, engines in readers.items():
         if vars(options)[flag] is not None and options.engine not in engines:
             raise ConfigError(
-                f"--{flag} means nothing to engine {options.engine}",
+                f"--{flag} has no effect with engine {options.engine}",
                 got=vars(options)[flag],
                 expected=f"--engine {' or '.join(engines)}",
             )
@@ -178,7 +186,18 @@ def check_flags(options: argparse.Namespace) -> None:
 def make_plan(
     name: str, options: argparse.Namespace, run: Mapping[str, Any], tokenizer: ChatTokenizer, *, several: bool
 ) -> Plan:
-    """Everything about one data set, ``several`` or not, but the model."""
+    """The plan for one data set, made without loading the model.
+
+    Args:
+        name: of the data set.
+        options: the flags.
+        run: settings of the run; empty for other models.
+        tokenizer: of the model.
+        several: several data sets are evaluated, each in a subfolder of ``--output``.
+
+    Raises:
+        SGSDError: a setting, the data or the bank cannot be used.
+    """
     benchmark = BENCHMARKS.get(name)
     verifier_name = verifier_of(options.verifier, run)
     verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}
@@ -197,7 +216,7 @@ def make_plan(
     weights = weights_digest(Path(options.model))
     model = {"model": options.model}
     settings: dict[str, Any] = {
-        # A folder is known by its weights, wherever it lies.
+        # A folder is identified by its weights, so that it can be moved.
         **(model if weights is None else {"weights": weights}),
         "dataset": name,
         "verifier": verifier_name,
@@ -211,7 +230,7 @@ def make_plan(
         "seed": options.seed,
         "batch_size": options.batch_size or SAMPLE_BATCHES[options.engine],
         "engine": options.engine,
-        # A server has a name of its own for a model, and another for each adapter on it.
+        # Adapters on a server differ in this name.
         **({"served_model": options.served_model or options.model} if options.engine == "openai" else {}),
         "dtype": options.dtype,
         "problems": len(problems),
@@ -250,7 +269,7 @@ def _load(
 def _skills(
     options: argparse.Namespace, run: Mapping[str, Any], problems: Sequence[Problem]
 ) -> tuple[list[Shown], dict[str, object], str]:
-    """What each prompt shows with ``--skills_in_prompt``, the settings it depends on, and where the bank is."""
+    """For ``--skills_in_prompt``: the pairs in each prompt, the settings they depend on, and the path of the bank."""
     folder = Path(options.model)
     places = folder / runfolder.PARTS / runfolder.BANK, folder / runfolder.BANK  # of a checkpoint, of the run's end
     name = options.bank or next((file for file in places if file.is_file()), None) or run.get("bank")
@@ -270,7 +289,7 @@ def _skills(
         "embedder": embedder,
         "skills_in_prompt_pairs": count,
     }
-    if context != "pairs":  # which is what evaluations of before have shown
+    if context != "pairs":  # the value of evaluations without this entry
         settings["teacher_context"] = context
     return skill_pairs(problems, retriever, bank, count, context), settings, str(name)
 
@@ -278,7 +297,13 @@ def _skills(
 def renderer_of(
     tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
 ) -> PromptRenderer:
-    """The prompts' maker. A run's ``thinking`` holds but for ``paper``: the paper evaluates with thinking on."""
+    """The ``PromptRenderer`` of the evaluation.
+
+    ``thinking`` of the run is used unless it is ``paper``: the paper evaluates with thinking on, as the template does.
+
+    Raises:
+        ConfigError: ``--thinking`` is given, and the chat template has no such switch.
+    """
     instruction = run.get("instruction") if options.instruction is None else options.instruction
     given: dict[str, Any] = options.chat_template_kwargs or {}
     if options.chat_template_kwargs is None:
@@ -300,16 +325,16 @@ def renderer_of(
         return rendered(given)
     if options.thinking is not None:
         raise ConfigError(
-            "--thinking changes nothing: the chat template renders both ways alike",
+            "--thinking has no effect: the chat template has no such switch",
             got=f"--thinking {options.thinking}",
-            remedy="leave it out; this model has no such switch",
+            remedy="leave it out",
         )
-    # Without effect, and no setting in which two evaluations could differ.
+    # The switch has no effect, so it is no setting in which two evaluations could differ.
     return rendered({name: value for name, value in given.items() if name != SWITCH})
 
 
 def _today(tokenizer: ChatTokenizer, output: Path | None) -> date | None:
-    """The day that a template of dated prompts is told: the one on which the evaluation in this folder began."""
+    """The date for a chat template with a date: the day on which the evaluation in this folder began, else today."""
     if not _DATE.search(str(tokenizer.chat_template)):
         return None
     file = None if output is None else output / runfolder.SETTINGS
@@ -318,7 +343,7 @@ def _today(tokenizer: ChatTokenizer, output: Path | None) -> date | None:
 
 
 def _dated(tokenizer: ChatTokenizer, today: date | None) -> ChatTokenizer:
-    """The tokenizer, with the date of a day in its template in place of the clock."""
+    """A copy of the tokenizer whose chat template has this date instead of ``strftime_now``."""
     if today is None:
         return tokenizer
     dated = copy.copy(tokenizer)
@@ -328,11 +353,11 @@ def _dated(tokenizer: ChatTokenizer, today: date | None) -> ChatTokenizer:
     return dated
 
 
-# ---- what an evaluation is known by
+# ---- folders and digests
 
 
 def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several: bool) -> Path | None:
-    """Where an evaluation of this name goes: ``--output``, a run's evaluations, or nowhere."""
+    """The folder of an evaluation: ``--output``, or in the run's ``evaluations/``; ``None`` to save nothing."""
     folder = _folder_name(name) + ("-skills" if skilled else "")
     if options.output is not None:
         return options.output / folder if several else options.output
@@ -342,12 +367,12 @@ def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several:
         return None
     place = model / runfolder.EVALUATIONS / folder
     if not place.resolve().is_relative_to(model.resolve()):
-        raise ConfigError("the run's evaluations lie elsewhere", got=f"{place}, a link", remedy="pass --output")
+        raise ConfigError("the run's evaluations are outside the run", got=f"{place}, a link", remedy="pass --output")
     return place
 
 
 def _folder_name(dataset: str) -> str:
-    """``aime24``, ``sums`` of ``data/sums.jsonl``, ``owner--name`` of the hub, ``gym-task`` of reasoning-gym."""
+    """A folder for a data set: ``aime24``, ``sums`` for ``data/sums.jsonl``, ``owner--name``, ``gym-task``."""
     if dataset.startswith(GYM):
         name = "gym-" + re.sub(r"[^\w.-]+", "-", dataset.removeprefix(GYM)).strip("-")
     elif os.path.exists(dataset):
@@ -358,10 +383,10 @@ def _folder_name(dataset: str) -> str:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """What tells one model folder's weights from another's; ``None`` where there is no such folder.
+    """A digest of the weights in a model folder; ``None`` if there is no such folder.
 
-    SHA-256 of its configuration and of its weights' size and at most 64 blocks of 1 MiB, spread evenly over each file:
-    training changes every weight that it trains.
+    It is the SHA-256 of the configuration and, of each file of weights, its size and at most 64 evenly spaced blocks of
+    1 MiB. That suffices because training changes all weights that it trains.
     """
     if not folder.is_dir():
         return None
@@ -381,7 +406,7 @@ def weights_digest(folder: Path) -> str | None:
 
 
 def _prompts_digest(problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> str:
-    """Of everything that is asked and compared with: template, instruction, skills, data, in their order."""
+    """SHA-256 of the ids, references and prompt tokens of all problems, in their order."""
     digest = hashlib.sha256()
     for problem, prompt in zip(problems, prompts, strict=True):
         digest.update(json.dumps([problem.id, problem.key, list(prompt)]).encode())

@@ -1,4 +1,4 @@
-"""The figures of a certificate, from what the stages of ``sgsd internalize`` left (docs/certificate.md)."""
+"""The figures of a certificate, from the results of the stages of ``sgsd internalize`` (docs/certificate.md)."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ _STATE, _TIMED = TypeAdapter(_State), TypeAdapter(_Timed)
 
 
 def accuracy(evaluation: Evaluation) -> dict[str, Any]:
-    """Share of tasks answered right."""
+    """The share of tasks answered right, with its interval."""
     return _figure("accuracy", evaluation.accuracy)
 
 
 def difference(before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """After less before, paired by task."""
+    """The accuracy after minus the accuracy before, paired by task, with its interval."""
     return _figure("mean", paired_difference(values(before), values(after)))
 
 
 def values(evaluation: Evaluation) -> list[float]:
-    """One a task."""
+    """The accuracy of each task."""
     return list(evaluation.accuracies.values())
 
 
 def kept(before: Sequence[float], shown: Sequence[float], after: Sequence[float]) -> dict[str, Any] | None:
-    """(after − before) / (with the document − before), with a bootstrap interval over problems.
+    """(after − before) / (with the document − before), with a percentile bootstrap interval over problems.
 
-    ``None`` where the document gains nothing in the prompt.
+    ``None`` if the document shows no gain in the prompt, that is if the interval of that gain contains 0.
     """
     if paired_difference(before, shown).low <= 0:
         return None
@@ -90,19 +90,19 @@ def kept(before: Sequence[float], shown: Sequence[float], after: Sequence[float]
 
 
 def recited(evaluation: Evaluation, document: str) -> float:
-    """Share of the answers with six words in a row, or more, of the document."""
+    """The share of answers that have a word 6-gram in common with the document."""
     runs = runs_of_words(document)
     return float(np.mean([bool(runs_of_words(sample.completion) & runs) for sample in evaluation.samples]))
 
 
 def runs_of_words(text: str) -> set[tuple[str, ...]]:
-    """Every six words in a row."""
+    """The word 6-grams of a text."""
     words = _WORD.findall(text.lower())
     return {tuple(words[n : n + _RECITED_WORDS]) for n in range(len(words) - _RECITED_WORDS + 1)}
 
 
 def rules(bank: SkillBank, run: Path) -> list[dict[str, Any]]:
-    """What each rule was worth in a run's ledger."""
+    """A row per rule: its worth, from −1 to 1, by the run's ledger, and whether the interval excludes 0."""
     ledger, places = Ledger.load(run / runfolder.LEDGER), sources(bank)
     rows: list[dict[str, Any]] = []
     for item in bank.items:
@@ -129,7 +129,7 @@ def rules(bank: SkillBank, run: Path) -> list[dict[str, Any]]:
 
 
 def answers(problems: Sequence[Problem], made: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
-    """Ten problems with what each evaluation answered."""
+    """Ten problems with the answers of each evaluation."""
     return [
         {
             "problem": problem.text,
@@ -146,9 +146,9 @@ def answers(problems: Sequence[Problem], made: Mapping[str, Evaluation]) -> list
 
 
 def training(run: Path, rollouts_a_step: int) -> tuple[int, float, int]:
-    """Steps of a run, their seconds, and the tokens that it processed.
+    """The steps of a run, their seconds, and the tokens that it processed.
 
-    A token that the student learns from counts three times, for the way back.
+    A sampled token counts four times: once for sampling, once for the forward and twice for the backward pass.
     """
     state = runfolder.read_json(run / runfolder.STATE, _STATE)
     history = state["log_history"]
@@ -158,12 +158,12 @@ def training(run: Path, rollouts_a_step: int) -> tuple[int, float, int]:
 
 
 def seconds(file: Path) -> float:
-    """What a stage's file says that it took."""
+    """The duration of a stage, from its file."""
     return runfolder.read_json(file, _TIMED)["seconds"]
 
 
 def summed(history: Sequence[Mapping[str, Any]], name: str) -> float:
-    """Over all steps, of a metric that is logged as the mean since the last log."""
+    """The sum over all steps of a metric that is logged as its mean since the last log."""
     logged = [row for row in history if name in row]
     before = [0, *(row["step"] for row in logged)]
     return sum(row[name] * (row["step"] - last) for row, last in zip(logged, before, strict=False))

@@ -1,4 +1,4 @@
-"""How flags are spelled, and what their help calls their values; without any framework."""
+"""Spelling of flags and their metavars. This module imports no framework."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import os
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-# Samples at a time: what is lost at most when the work is cut off. Engines that batch by themselves are slow at the end
-# of each call, so theirs are large.
+# Engine → samples per call. They are saved together, so this is the most that an interruption loses. vLLM and servers
+# batch by themselves and have idle slots at the end of each call, so their calls are large.
 SAMPLE_BATCHES = {"transformers": 32, "vllm": 512, "openai": 256}
 
 
-def spelled(argument: str) -> str:
-    """``--dry-run`` and ``--dry_run`` are one flag; values and other words stay as they are."""
+def with_underscores(argument: str) -> str:
+    """Replace ``-`` by ``_`` in a flag's name, so that ``--dry-run`` is ``--dry_run``. Values are left as they are."""
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
 
 
-def at_home(value: Any) -> Any:
-    """A path below ``~/`` as the shell would have it, in a setting, in a list of them, and behind ``--flag=``."""
+def expand_home(value: Any) -> Any:
+    """Expand ``~/`` as a shell does: in a text, in each text of a list, and in the value of ``--flag=~/file``."""
     if isinstance(value, list):
-        return [at_home(one) for one in value]
+        return [expand_home(one) for one in value]
     if not isinstance(value, str):
         return value
     flag, equals, path = value.partition("=") if value.startswith("--") else ("", "", value)
@@ -28,7 +28,7 @@ def at_home(value: Any) -> Any:
 
 
 def metavar(hint: Any) -> str:
-    """What help calls a value of this type: ``INT``, ``JSON``, ``{a,b}`` where there is a choice."""
+    """The metavar of a type in a help text: ``INT``, ``JSON``, ``{a,b}`` for a ``Literal``."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"{{{','.join(inner)}}}"

@@ -1,4 +1,4 @@
-"""``sgsd eval --lm_eval``: a model handed to EleutherAI's lm-evaluation-harness, which asks, judges and reports."""
+"""``sgsd eval --lm_eval``: evaluate a model with EleutherAI's lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sgsd.errors import ConfigError, did_you_mean, in_one_line
 from sgsd.prompts import SWITCH
 
 _NAME = "lm-eval"
-_TAKEN = (
+_FLAGS = (
     *("command", "module", "model", "lm_eval", "limit", "thinking", "chat_template_kwargs", "engine", "batch_size"),
     *("dtype", "device", "trust_remote_code", "output", "json"),
 )
@@ -24,16 +24,16 @@ _BATCH_SIZE = 8
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run tasks that ``--lm_eval`` names, or whose YAML files; print the harness's table and keep its JSON.
+    """Run the tasks in ``--lm_eval``, print the harness's table and save its JSON.
 
-    The model is loaded as for ``sgsd eval``, with its adapter, and asked in the run's chat template.
+    The model is loaded as for ``sgsd eval``, with its adapter, and prompted with the run's chat template.
     """
     defaults = vars(build_parser("eval").parse_args(["eval"]))
     for name, value in vars(options).items():
-        if value != defaults[name] and name not in _TAKEN:
-            raise ConfigError(f"--{name} means nothing to --lm_eval: its tasks say how they are asked", got=value)
+        if value != defaults[name] and name not in _FLAGS:
+            raise ConfigError(f"--{name} has no effect with --lm_eval: tasks define their prompts", got=value)
     if options.engine != "transformers":
-        raise ConfigError(f"--engine {options.engine} with --lm_eval", remedy="lm_eval's own command takes servers")
+        raise ConfigError(f"--engine {options.engine} with --lm_eval", remedy="for servers use the command lm_eval")
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("the package lm-eval is not installed", remedy="run: pip install 'sgsd[lm-eval]'")
     from lm_eval import simple_evaluate
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             results: Any = simple_evaluate(
                 model,
-                model_args={"pretrained": options.model},  # by which the results name it
+                model_args={"pretrained": options.model},  # the name in the results
                 tasks=tasks,
                 task_manager=manager,
                 limit=options.limit,
@@ -84,6 +84,6 @@ def run(options: argparse.Namespace) -> int:
         for column in ("results", "groups"):
             if results.get(column):
                 standard_output().print(make_table(results, column), soft_wrap=True)
-    where = "results not kept: --output FOLDER keeps them" if output is None else f"results kept in {output}"
+    where = "results not saved: pass --output FOLDER to save them" if output is None else f"results saved to {output}"
     standard_error().print(where, soft_wrap=True)
     return 0

@@ -1,15 +1,15 @@
-"""``sgsd internalize``: a document of rules into a model's weights, with a certificate.
+"""``sgsd internalize``: train a model to follow a document without it in the prompt, and write a certificate.
 
-Each stage leaves its result in the output folder and is passed over where that is there, so a run that was cut off goes
-on when the same call is made again:
+Each stage writes its result to the output folder, and is skipped if that result exists. The same command therefore
+resumes an interrupted run. The folder holds:
 
-    plan.json                  all that the certificate depends on; a folder with another plan is refused
+    plan.json                  all that the certificate depends on; a folder with another plan is an error
     tasks/                     train.jsonl, held-out.jsonl
     bank.json                  the document as a bank
-    doctor.json                what the doctor said (sgsd.doctor)
+    doctor.json                the diagnosis (sgsd.doctor)
     evaluations/NAME/          before, with_document, after, grpo; retained-before, retained-after
-    run/, grpo/                the training run and the baseline's, as sgsd train leaves them
-    certificate.json, .html    report.certificate
+    run/, grpo/                the run folders of the training and of the baseline, as sgsd train writes them
+    certificate.json, .html    the certificate (sgsd.report.certificate)
 """
 
 from __future__ import annotations
@@ -67,19 +67,19 @@ from sgsd.verifiers import PooledVerifier, get_verifier
 
 PRESET = "internalize"
 _PRESET = ("--config", PRESET)
-_HELD_OUT = 3  # one task in so many is held out, where no file of them is given
+_HELD_OUT = 3  # one task in three is held out if no file of held-out tasks is given
 _MOST_HELD_OUT = 200
 _SUMS = 100
 _SUMS_INSTRUCTION = "Finish with the final answer as a single number."
-_DIAGNOSED = 60  # training tasks that the doctor asks
-_GROUP = 4  # GRPO's rollouts a problem
+_DIAGNOSED = 60  # training tasks that the doctor uses
+_GROUP = 4  # rollouts per problem of the GRPO baseline
 _RUN, _GRPO, _PLAN = "run", "grpo", "plan.json"
-_TOLD = (
+_CERTIFIED_SETTINGS = (
     *("objective", "teacher_context", "teacher_trust", "teacher_guidance", "num_teachers", "learning_rate"),
     *("lora_r", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
     *("max_completion_length", "temperature", "instruction", "verifier", "dtype"),
 )
-"""Settings that the certificate tells; ``run/run.json`` has all."""
+"""Settings in the certificate; ``run/run.json`` has all."""
 
 
 def internalize(
@@ -98,7 +98,7 @@ def internalize(
     settings: Sequence[str] = (),
     console: Console | None = None,
 ) -> Certificate:
-    """Train a model to do without a document in its prompt, and measure what that was worth.
+    """Train a model to follow a document without it in the prompt, and measure the gain and the cost.
 
     ```python
     from sgsd import internalize
@@ -111,34 +111,35 @@ def internalize(
         document: a Markdown file, a folder with a SKILL.md, or a bank (``bank.documents.load_bank``).
         tasks: problems with answers, as for ``sgsd train``.
         model: a hub name, folder or ``local:NAME``.
-        output: a folder, new or of the same call, which goes on where it stopped.
-        held_out: tasks to measure with; without it, every third of ``tasks``, at most 200.
-        retain: problems to see by whether anything was forgotten, with the tasks' prompt and verifier; without it,
-            generated sums.
-        baseline: ``grpo``, to run the same budget of rollouts beside it.
-        baseline_learning_rate: its own, if it should not have the run's: what suits a correction may be much for GRPO.
-        columns: which column of the tasks is what: ``problem=question,answer=gold``.
+        output: a new folder, or the folder of an interrupted call with the same arguments, which is then resumed.
+        held_out: tasks to evaluate on; by default a random third of ``tasks``, at most 200.
+        retain: problems that measure forgetting, with the prompt and verifier of the tasks; by default generated sums.
+        baseline: ``grpo`` also trains GRPO with the same number of rollouts.
+        baseline_learning_rate: of the baseline; by default that of the run, which may be too high for GRPO.
+        columns: names of the columns of the tasks, such as ``problem=question,answer=gold``.
         seed: of the split and the training.
-        force: train although the doctor says no.
-        settings: flags of ``sgsd train``, such as ``["--max_steps", "100"]``, over the preset ``internalize``.
-        console: told what happens.
+        force: train even if the doctor advises against it.
+        settings: flags of ``sgsd train``, such as ``["--max_steps", "100"]``, which override the preset
+            ``internalize``.
+        console: where to print progress.
 
     Raises:
-        SGSDError: what cannot be used, in one line; a ``ConfigError`` where the doctor says no.
+        ConfigError: the doctor advises against training, and ``force`` is false.
+        SGSDError: an argument, a setting, the data or the model cannot be used.
     """
     if baseline not in (None, _GRPO):
-        raise ConfigError("no such baseline", got=baseline, expected=_GRPO)
+        raise ConfigError("unknown baseline", got=baseline, expected=_GRPO)
     rate = baseline_learning_rate
     if rate is not None and not (baseline and 0 < rate < math.inf):
-        raise ConfigError("a learning rate of a baseline", got=rate, expected="a number above 0, with a baseline")
+        raise ConfigError("unusable baseline_learning_rate", got=rate, expected="a number above 0, with a baseline")
     job = _Job(Path(document), model, Path(output), settings, seed, rate, console or standard_error())
     with warnings.catch_warnings(), runfolder.one_writer(job.folder), job.stack:
-        # PEFT looks for the configuration of a local: name on the hub; sgsd knows where it is.
+        # PEFT looks for the configuration of a local: model on the hub, where it is not.
         warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
-        # Where no resample differs there is no interval by scipy; its quantiles are taken instead.
+        # scipy warns if all resamples are equal; ``figures.kept`` takes quantiles of its resamples itself.
         warnings.filterwarnings("ignore", category=stats.DegenerateDataWarning)
         job.read_tasks(tasks, held_out, retain, columns)
-        job.hold_plan(baseline)
+        job.check_plan(baseline)
         diagnosis = job.ask_doctor(force=force)
         job.measure("before")
         job.measure("with_document", shown=job.shown)
@@ -160,7 +161,7 @@ def internalize(
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command; see ``internalize``."""
+    """Run the command; see ``internalize``."""
     names = ("tasks", "model", "output", "held_out", "retain", "baseline", "baseline_learning_rate", "columns", "seed")
     given = {name: vars(options)[name] for name in (*names, "force", "settings")}
     certificate = internalize(options.document, **given)
@@ -171,20 +172,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _machine_settings(settings: Sequence[str], console: Console) -> list[str]:
-    """Float32 where the machine has no instructions for the preset's bfloat16, unless the user chose.
+    """``--dtype float32`` if the processor has no bfloat16 instructions and the user has set no ``--dtype``.
 
-    It is one of the folder's settings, so that a folder is not continued in another type on another machine.
+    The flag is stored in ``plan.json``, so that a run is not resumed with another dtype on another machine.
     """
     if any(one.split("=")[0] in ("--dtype", "--config") for one in settings):
         return []
     if computes_in_bfloat16(cpu=not torch.accelerator.is_available()):
         return []
-    console.print("no instructions for bfloat16 here: weights are float32 (--dtype bfloat16 takes it all the same)")
+    console.print("this processor has no bfloat16 instructions: weights are float32 (override: --dtype bfloat16)")
     return ["--dtype", "float32"]
 
 
 class _Job:
-    """One document, model and folder."""
+    """The stages of one call of ``internalize``."""
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class _Job:
         console: Console,
     ) -> None:
         self.folder = folder
-        self.stack = ExitStack()  # of what is to be closed at the end
+        self.stack = ExitStack()  # closes the verifiers at the end
         self._bank = load_bank(document)
         self._document = document.name
         self._model = model
@@ -205,15 +206,15 @@ class _Job:
         self._seed = seed
         self._baseline_rate = baseline_rate
         self._console = console
-        self._loaded: tuple[str, Any] | None = None  # the model that was loaded last, with its name
+        self._loaded: tuple[str, Any] | None = None  # name and model that were loaded last
 
     # ---- stages
 
     def read_tasks(
         self, tasks: str | Path, held_out: str | Path | None, retain: str | Path | None, columns: str | None
     ) -> None:
-        """Read the tasks, and split them where no file of held-out ones is given."""
-        if not isinstance(self.training, SGSDConfig):  # unusable settings are refused before anything is read
+        """Read the tasks, and split them if no held-out tasks are given."""
+        if not isinstance(self.training, SGSDConfig):  # also checks the settings before anything is read
             raise ConfigError("internalize trains with teachers", got="another --method", expected="method sgsd")
         retained = _sums() if retain is None else self._problems(retain, "retain", None)
         every = self._problems(tasks, "tasks", columns)
@@ -229,8 +230,8 @@ class _Job:
         self._train_tasks, self._test_tasks, self._retained = train, test, retained
         self._file, self._retained_file = Path(tasks).name, retain and Path(retain).name
 
-    def hold_plan(self, baseline: str | None) -> None:
-        """Refuse a folder that another call began; write down what this one is to do."""
+    def check_plan(self, baseline: str | None) -> None:
+        """Write the plan, the tasks and the bank. A folder with another plan raises ``ConfigError``."""
         plan = {
             "model": self._model,
             "document": hashlib.sha256(f"{self._bank.digest} {self._text}".encode()).hexdigest(),
@@ -244,10 +245,10 @@ class _Job:
         file = self.folder / _PLAN
         if file.is_file():
             stored = runfolder.read_json(file)
-            if baseline is None or stored.get("baseline") is None:  # it can be added to what is there, or left as it is
+            if baseline is None or stored.get("baseline") is None:  # a baseline can be added later
                 stored["baseline"] = plan["baseline"] = plan["baseline"] or stored.get("baseline")
             other = {name for name, value in stored.items() if plan.get(name) != value}
-            if other and (self.folder / runfolder.DOCTOR).is_file():  # before the doctor there is nothing to lose
+            if other and (self.folder / runfolder.DOCTOR).is_file():  # nothing is lost before the doctor
                 raise ConfigError(
                     "the output folder holds other work",
                     got=f"{self.folder}, begun with a different {', '.join(sorted(other))}",
@@ -255,24 +256,24 @@ class _Job:
                 )
         elif not runfolder.is_unused(self.folder):
             raise ConfigError("the output folder is not empty", got=str(self.folder), remedy="choose another --output")
-        _ = self._tokenizer  # a model that is not there is refused before anything is written
+        _ = self._tokenizer  # a missing model raises an error before anything is written
         runfolder.write_json(file, plan)
         for name, problems in (("train", self._train_tasks), ("held-out", self._test_tasks)):
             runfolder.write_text(self._task_file(name), map(_row, problems))
         self._bank.save(self.folder / runfolder.BANK)
 
     def ask_doctor(self, *, force: bool) -> Diagnosis:
-        """Whether the document will help, and in which form.
+        """Diagnose whether the document will help, and which ``teacher_context`` suits it.
 
         Raises:
-            ConfigError: the doctor says no, and ``force`` is not given.
+            ConfigError: the doctor advises against training, and ``force`` is false.
         """
         file = self.folder / runfolder.DOCTOR
         if file.is_file():
             diagnosis = Diagnosis.from_json(runfolder.read_json(file))
         else:
             began = time.perf_counter()
-            self._say("the doctor looks at plain and taught rollouts")
+            self._say("doctor: sampling with and without the document")
             few = min(len(self._train_tasks), _DIAGNOSED)
             drawn = random.Random(self._seed).sample(self._train_tasks, few)
             diagnosis = diagnose_run(
@@ -295,12 +296,12 @@ class _Job:
         return diagnosis
 
     def measure(self, name: str, model: Path | None = None, shown: Sequence[Shown] | None = None) -> Evaluation:
-        """One greedy answer to each held-out task, or each problem of the retention set.
+        """Evaluate greedily on the held-out tasks; with a name ``retained-…`` on the retention set.
 
         Args:
-            name: of the evaluation.
-            model: an adapter; ``None`` is the model as it was.
-            shown: what prompts show of the document.
+            name: of the evaluation and its folder.
+            model: folder of an adapter; ``None`` is the model before training.
+            shown: the part of the document in each prompt; ``None`` for plain prompts.
         """
         folder = self.folder / runfolder.EVALUATIONS / name
         if (folder / runfolder.SUMMARY).is_file():
@@ -324,19 +325,19 @@ class _Job:
 
     @property
     def shown(self) -> list[Shown]:
-        """What the held-out prompts show of the document: what its teachers are shown."""
+        """The part of the document in the prompt of each held-out task: what its teachers would see."""
         retriever = retriever_for(self.training)
         return skill_pairs(self._test_tasks, retriever, self._bank, self.training.num_teachers, self._context)
 
     def train(self, diagnosis: Diagnosis) -> None:
-        """``sgsd train`` with the preset, in the form that the doctor found."""
+        """Train with the preset and with the ``teacher_context`` and ``teacher_trust`` that the doctor found."""
         trust = diagnosis.settings.get("teacher_trust", self.training.teacher_trust)
         flags = ["--teacher_context", self._context, "--teacher_trust", str(trust)]
         self._train(_RUN, self._flags([*_PRESET, *flags], _RUN))
 
     @contextmanager
     def grpo_beside(self) -> Iterator[None]:
-        """On a CPU the baseline trains beside the work in here, with half of the threads."""
+        """On a CPU, train the baseline in another process meanwhile, with half of the threads."""
         threads = torch.get_num_threads()
         if self._is_trained(_GRPO) or threads == 1 or self.training.device.type != "cpu":
             yield
@@ -349,11 +350,11 @@ class _Job:
             torch.set_num_threads(threads)
 
     def train_grpo(self) -> None:
-        """GRPO with the same rollouts, model, adapter and optimiser, where it is not there yet."""
+        """Train GRPO with as many rollouts and the same model, adapter and optimiser, unless that is done."""
         self._train(_GRPO, self._grpo_flags())
 
     def certificate(self, diagnosis: Diagnosis, baseline: str | None) -> dict[str, Any]:
-        """What ``certificate.json`` holds."""
+        """The content of ``certificate.json``."""
         tasks, run = self._test_tasks, self.folder / _RUN
         names = ["before", "with_document", "after", *([baseline] if baseline else [])]
         made = {name: self.measure(name) for name in names}
@@ -416,7 +417,7 @@ class _Job:
                 "steps": steps,
                 "rollouts": steps * a_step,
                 "seed": self._seed,
-                "settings": {name: record.get(name) for name in _TOLD},
+                "settings": {name: record.get(name) for name in _CERTIFIED_SETTINGS},
             },
             "seconds": {
                 **seconds,
@@ -433,15 +434,15 @@ class _Job:
 
     @property
     def training(self) -> Any:
-        """The settings that prompts, sampling, verdicts and teachers are by: an ``SGSDConfig``."""
+        """The settings of prompts, sampling, verifier and teachers: an ``SGSDConfig``."""
         return self._parsed[1]
 
     def _flags(self, flags: Sequence[str], name: str) -> list[str]:
-        """The flags, the user's, and this work's own, which hold."""
+        """The given flags, overridden by the user's, overridden by those of this call."""
         return [*flags, *self._settings, *self._own(name), "--bank", str(self.folder / runfolder.BANK)]
 
     def _grpo_flags(self) -> list[str]:
-        """The preset and the user's flags as far as GRPO knows them."""
+        """The preset's settings and the user's flags that exist for GRPO."""
         known = {one.name for part in (RunArguments, ModelConfig, CONFIGS[_GRPO]) for one in fields(part)}
         content = {name: value for name, value in read_yaml(resolve_config(PRESET)).items() if name in known}
         file = self.folder / "grpo.yaml"
@@ -462,7 +463,7 @@ class _Job:
     def _train(self, name: str, flags: Sequence[str]) -> None:
         if self._is_trained(name):
             return
-        self._loaded = None  # leave the memory to the training
+        self._loaded = None  # free the memory for the training
         gc.collect()
         self._say(f"{name}: training")
         run, training, model = parse_settings(flags)
@@ -474,7 +475,7 @@ class _Job:
         return (self.folder / name / runfolder.STATE).is_file()
 
     def _weights(self, name: str) -> Any:
-        """A model, kept until another is asked for."""
+        """A model, kept in memory until another is loaded."""
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
             gc.collect()
@@ -499,7 +500,7 @@ class _Job:
 
     @cached_property
     def _text(self) -> str:
-        """The document, or its rules below one another."""
+        """The whole document; for a bank, one item per line."""
         return str(self._bank.metadata.get("document") or "\n".join(item.text for item in self._bank.items))
 
     def _problems(self, source: str | Path, what: str, columns: str | None) -> list[Problem]:
@@ -513,7 +514,7 @@ class _Job:
 
 
 def _sums() -> list[Problem]:
-    """Sums that the document says nothing of."""
+    """Sums of two numbers, which the document does not concern."""
     draw = random.Random(1)
     sums: dict[str, int] = {}
     while len(sums) < _SUMS:
@@ -534,7 +535,7 @@ def _row(problem: Problem) -> str:
 
 
 def known_flags(flags: Sequence[str], known: Collection[str]) -> list[str]:
-    """Flags with their values, without those that a method does not have."""
+    """The flags, with their values, whose names are in ``known``."""
     kept: list[str] = []
     taken = True
     for flag in flags:
@@ -546,12 +547,12 @@ def known_flags(flags: Sequence[str], known: Collection[str]) -> list[str]:
 
 
 def _quiet(trainer: Any) -> None:
-    """No line of all metrics at every step."""
+    """Remove the callback that prints all metrics."""
     trainer.remove_callback(PrinterCallback)
 
 
 class _Steps(TrainerCallback):
-    """A line every ten steps."""
+    """Prints the success rate every ten steps."""
 
     def __init__(self, console: Console, name: str) -> None:
         self._console = console
@@ -565,10 +566,10 @@ class _Steps(TrainerCallback):
 
 @contextmanager
 def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Iterator[None]:
-    """``sgsd train`` in a process of its own, which ends with this one; waited for at the end.
+    """Run ``sgsd train`` in another process during this context, and wait for it at the end.
 
     Raises:
-        ConfigError: it failed; with its last line.
+        ConfigError: it failed; the message has the last line of its output.
     """
     code = "from sgsd.cli.internalize import train_beside; train_beside()"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -586,10 +587,10 @@ def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Itera
 
 
 def train_beside() -> None:
-    """What ``_training_beside`` starts; ends when its standard input does."""
+    """The main function of the process of ``_training_beside``. It exits if the parent process does."""
 
     def follow() -> None:
-        os.read(0, 1)
+        os.read(0, 1)  # returns when the parent's end of the pipe is closed
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -1,7 +1,7 @@
-"""The command line: every command and its flags but for ``train``'s, which are TRL's own dataclasses (``settings``).
+"""The parser of all commands. The flags of ``sgsd train`` come from TRL's dataclasses (see ``settings``).
 
-Arguments are parsed before any framework is imported. What the user got wrong is one line on standard error and exit
-code 2, anything else that goes wrong one line and 1; ``--debug`` shows where it came from.
+Arguments are parsed before any framework is imported. An error is one line on standard error. The exit code is 2 for an
+``SGSDError``, such as a wrong setting, and 1 for any other error; ``--debug`` shows its traceback.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__, examples
-from sgsd.cli.flags import SAMPLE_BATCHES, at_home, spelled
+from sgsd.cli.flags import SAMPLE_BATCHES, expand_home, with_underscores
 from sgsd.display import say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
@@ -29,22 +30,24 @@ sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: READM
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 _RETRIEVERS = ("embedding", "bm25", "random")
-_COLUMNS = "which column is what: problem=question,answer=gold"
+_COLUMNS = "names of the columns, such as problem=question,answer=gold"
 _BANK = "a bank file, a folder with bank.json, or a shipped bank as seed:NAME"
 _MODEL = "hub name, folder, adapter, or local:NAME"
+_INSTRUCTION = "text at the end of every prompt"
+_JUDGE = "math, exact, choice, reasoning_gym, or a TRL reward function"
 _BUILDS = {
-    "build": "a bank from a model's own rollouts: sample, verify, extract, merge; goes on where it was cut off",
-    "sample": "the first stage of build alone: rollouts",
-    "verify": "the second: rollouts to memories",
-    "extract": "the third: memories to candidates",
-    "merge": "the last: candidates to a bank without leaks",
+    "build": "build a bank from a model's own rollouts: sample, verify, extract, merge; the same command resumes",
+    "sample": "run the first stage of build: sample rollouts",
+    "verify": "run the second stage of build: judge the rollouts",
+    "extract": "run the third stage of build: have a model write skills and mistakes about the rollouts",
+    "merge": "run the last stage of build: merge skills and mistakes into a bank, and drop those that leak problems",
 }
 _DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # of transformers
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags are spelled out, and an error is a ``ConfigError``."""
+    """An ``ArgumentParser`` that raises ``ConfigError`` and accepts no abbreviated flags."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -67,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _number(kind: type[int] | type[float], fits: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
-    """A type for argparse: a number in a range."""
+    """A type for argparse: a number for which ``fits`` is true."""
 
     def read(text: str) -> Any:
         value = kind(text)
@@ -75,7 +78,7 @@ def _number(kind: type[int] | type[float], fits: Callable[[Any], bool], expected
             raise argparse.ArgumentTypeError(f"out of range: got {value}; expected {expected}")
         return value
 
-    read.__name__ = kind.__name__  # which argparse tells
+    read.__name__ = kind.__name__  # argparse shows it in its errors
     return read
 
 
@@ -86,7 +89,7 @@ _share = _number(float, lambda value: 0 < value <= 1, "above 0, at most 1")
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    from sgsd.validation import parse_json  # with pydantic, which takes longer than the rest of the command line
+    from sgsd.validation import parse_json  # imports pydantic, which takes longer than the whole parser
 
     try:
         return parse_json(text, repr(text), ConfigError)
@@ -98,81 +101,86 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser of everything but ``train``'s own flags.
+    """The parser of all commands, without the flags of ``train``, ``demo`` and ``lab``.
 
     Args:
-        command: the one that is called; ``bank`` alone brings the flags of its builds.
+        command: the command that is called. The flags of ``sgsd bank build`` are added for ``bank`` only.
     """
     parser = Parser(
         prog="sgsd",
-        description="Skill-conditioned gated self-distillation.",
+        description="Train language models by skill-conditioned gated self-distillation, and measure the result.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,  # the default breaks lines inside names
     )
     parser.add_argument("--version", action="version", version=f"sgsd {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # read by main
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # main removes it
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help)
+        made = add_command(commands, name, help)
         made.set_defaults(module=name)
         return made
 
-    # Examples have flags of their own, as train has.
-    commands.add_parser("demo", help="a SKILL.md into SmolLM2-135M on this CPU, in minutes", add_help=False)
-    commands.add_parser(
-        "train", help="train with SGSD or another method (flags: sgsd train --help; all: --help all)", add_help=False
-    )
+    def add_bare(name: str, help: str) -> None:  # the command parses its own flags
+        commands.add_parser(name, help=help, add_help=False)
+
+    add_bare("demo", "train SmolLM2-135M to follow a SKILL.md, on a CPU, in about ten minutes")
+    add_bare("train", "train a model with SGSD, GRPO or OPSD (--help all: with all settings of TRL)")
     _add_internalize(
-        add("internalize", "a document of rules (SKILL.md) into the weights, measured, with a certificate")
+        add("internalize", "train a model to do without a document (SKILL.md) in its prompt, and write a certificate")
     )
-    _add_eval(add("eval", "accuracy of a run, a model or an adapter; or stored responses again"))
-    _add_doctor(add("doctor", "says before training whether a bank or document will help"))
+    _add_eval(add("eval", "measure the accuracy of a run, a model or an adapter; or judge stored responses again"))
+    _add_doctor(add("doctor", "check before training whether a bank or a document will help"))
 
-    compare = add("compare", "methods side by side, with intervals and paired differences")
+    compare = add("compare", "compare methods: accuracies with confidence intervals, paired differences")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sgsd eval")
-    compare.add_argument("--baseline", help="a row's label or folder (default: Base if it is there, else the first)")
-    compare.add_argument("--checkpoint", type=int, help="step to compare all runs at (default: each one's final one)")
+    compare.add_argument("--baseline", help="label or folder of a row (default: Base if present, else the first row)")
+    compare.add_argument("--checkpoint", type=int, help="step to compare all runs at (default: the last step of each)")
     forms = compare.add_mutually_exclusive_group()
-    for form in ("json", "markdown", "latex"):
-        forms.add_argument(f"--{form}", action="store_true", help=f"print {form}")
+    for flag, form in (("json", "JSON"), ("markdown", "Markdown"), ("latex", "LaTeX")):
+        forms.add_argument(f"--{flag}", action="store_true", help=f"print {form}")
 
-    contamination = add("contamination", "test problems that the training data holds")
+    contamination = add("contamination", "find test problems that the training data contains")
     for name in ("train", "test"):
         contamination.add_argument(f"--{name}", nargs="+", required=True, help="files, hub names, aime24 …")
-        for choice in ("split", "config", "adapter"):
-            contamination.add_argument(f"--{name}_{choice}")
+        contamination.add_argument(f"--{name}_split", help="split (default: train, or the only one)")
+        contamination.add_argument(f"--{name}_config", help="configuration of a hub data set")
+        contamination.add_argument(f"--{name}_adapter", help="row format (default: found by its columns)")
         contamination.add_argument(f"--{name}_columns", help=_COLUMNS)
-    contamination.add_argument("--n", type=int, default=12, help="words in a row that make an overlap")
-    contamination.add_argument("--show", type=_natural, default=10, help="pairs to print")
+    contamination.add_argument("--n", type=int, default=12, help="length of a shared word n-gram that counts (12)")
+    contamination.add_argument("--show", type=_natural, default=10, help="pairs to print (10)")
     contamination.add_argument("--json", action="store_true", help="print all pairs as JSON")
 
-    report = add("report", "one HTML page of runs: comparison, curves, teachers, rollouts, banks")
+    report = add("report", "write one HTML page about runs: comparison, curves, teachers, rollouts, banks")
     report.add_argument("runs", type=Path, nargs="+", help="run folders, of several methods and seeds")
-    report.add_argument("--output", type=Path, default=Path("report.html"), help="file to write")
+    report.add_argument("--output", type=Path, default=Path("report.html"), help="file to write (report.html)")
 
-    lab = "the controlled benchmark of a checkout: hidden rules, a bank of known worth, minutes"
-    commands.add_parser("lab", help=lab, add_help=False)
-    bank = add("bank", "skill banks: build, show, search, check, compare, rank")
+    add_bare("lab", "run controlled experiments with tiny models and hidden rules, in minutes; needs a checkout")
+    bank = add("bank", "build, show, search, check, compare and rank skill banks")
     _add_bank(bank, is_chosen=command == "bank")
     return parser
+
+
+def add_command(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
+    """A command whose own help begins with its line in the list of commands."""
+    return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
 
 
 def _add_internalize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("document", help="a Markdown file, a folder with SKILL.md, AGENTS.md or CLAUDE.md, or a bank")
     parser.add_argument("--model", required=True, help=_MODEL)
-    parser.add_argument("--output", type=Path, required=True, help="folder; the same call goes on in it")
-    asked = parser.add_argument_group("tasks")
-    asked.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
-    asked.add_argument("--columns", help=_COLUMNS)
-    asked.add_argument("--held_out", help="problems to measure with (every third task, at most 200)")
-    asked.add_argument("--retain", help="problems that show what was forgotten (sums)")
-    taught = parser.add_argument_group("training", "the preset internalize; its settings as flags behind --")
-    taught.add_argument("--baseline", choices=("grpo",), help="the same budget beside it")
-    taught.add_argument("--baseline_learning_rate", type=float, help="its own (the run's)")
-    taught.add_argument("--seed", type=int, default=0)
-    taught.add_argument("--force", action="store_true", help="train although the doctor says no")
-    taught.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; the same command resumes in it")
+    tasks = parser.add_argument_group("tasks")
+    tasks.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
+    tasks.add_argument("--columns", help=_COLUMNS)
+    tasks.add_argument("--held_out", help="tasks to evaluate on (default: a third of --tasks, at most 200)")
+    tasks.add_argument("--retain", help="problems that measure forgetting (default: generated sums)")
+    training = parser.add_argument_group("training", "settings of the preset internalize; change them after --")
+    training.add_argument("--baseline", choices=("grpo",), help="also train this method with the same rollout budget")
+    training.add_argument("--baseline_learning_rate", type=float, help="of the baseline (default: that of the run)")
+    training.add_argument("--seed", type=int, default=0, help="of the split and the training (0)")
+    training.add_argument("--force", action="store_true", help="train even if the doctor advises against it")
+    training.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -180,49 +188,59 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset",
-        help="file, hub name, reasoning_gym:TASK, or aime24, aime25, hmmt25, amc23, math500, gsm8k, minerva; several "
-        "with commas (the run's eval_dataset)",
+        help="file, hub name, reasoning_gym:TASK, or aime24, aime25, hmmt25, amc23, math500, gsm8k, minerva; separate "
+        "several by commas (default: the run's eval_dataset)",
     )
-    data.add_argument("--lm_eval", metavar="TASKS", help="tasks of lm-evaluation-harness by name or YAML file, instead")
-    data.add_argument("--dataset_file", help="file in place of the hub, for a data set known by name")
-    for choice in ("split", "config", "adapter"):
-        data.add_argument(f"--dataset_{choice}")
+    data.add_argument(
+        "--lm_eval", metavar="TASKS", help="evaluate on tasks of lm-evaluation-harness instead: names or YAML files"
+    )
+    data.add_argument("--dataset_file", help="local file with the rows of a benchmark such as aime24")
+    data.add_argument("--dataset_split", help="split (default: train, or the only one)")
+    data.add_argument("--dataset_config", help="configuration of a hub data set")
+    data.add_argument("--dataset_adapter", help="row format (default: found by its columns)")
     data.add_argument("--dataset_columns", "--columns", help=_COLUMNS)
-    data.add_argument("--limit", type=int, help="problems at most")
-    sampling = parser.add_argument_group("sampling", "defaults: those of the data set known by name, else these")
-    sampling.add_argument("--samples", type=_count, help="k of avg@k (1)")
-    sampling.add_argument("--temperature", type=_temperature, help="0 is greedy (1.0)")
-    sampling.add_argument("--top_p", type=_share, help="(0.95)")
-    sampling.add_argument("--top_k", type=_natural, help="0 is off (0)")
-    sampling.add_argument("--max_completion_length", type=_count, help="new tokens (the run's, else 1024)")
-    sampling.add_argument("--seed", type=int, default=0)
-    prompts = parser.add_argument_group("prompts and verdicts", "defaults: the run's")
-    prompts.add_argument("--verifier", help="(math)")
-    prompts.add_argument("--instruction", help="ends every prompt")
-    prompts.add_argument("--thinking", choices=("on", "off"), help="the chat template's enable_thinking")
+    data.add_argument("--limit", type=int, help="most problems to read")
+    sampling = parser.add_argument_group("sampling", "defaults: those of a benchmark such as aime24; else in brackets")
+    sampling.add_argument("--samples", type=_count, help="samples per problem, the k of avg@k (1)")
+    sampling.add_argument("--temperature", type=_temperature, help="sampling temperature; 0 is greedy (1.0)")
+    sampling.add_argument("--top_p", type=_share, help="nucleus sampling; 1 is off (0.95)")
+    sampling.add_argument("--top_k", type=_natural, help="top-k sampling; 0 is off (0)")
+    sampling.add_argument("--max_completion_length", type=_count, help="most new tokens (the run's, else 1024)")
+    sampling.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    prompts = parser.add_argument_group("prompts and verdicts", "defaults: those of the run; else in brackets")
+    prompts.add_argument("--verifier", help=f"{_JUDGE} (math)")
+    prompts.add_argument("--instruction", help=_INSTRUCTION)
+    prompts.add_argument("--thinking", choices=("on", "off"), help="enable_thinking of the chat template")
     prompts.add_argument("--chat_template_kwargs", type=_mapping, help='JSON, such as {"enable_thinking": true}')
-    prompts.add_argument("--skills_in_prompt", action="store_true", help="show each problem's best pairs of the bank")
+    prompts.add_argument(
+        "--skills_in_prompt", action="store_true", help="show each problem the skill-mistake pairs retrieved for it"
+    )
     prompts.add_argument("--bank", help="with --skills_in_prompt: a file, or seed:NAME")
-    prompts.add_argument("--retriever", choices=_RETRIEVERS)
-    prompts.add_argument("--embedder", help="hub name, folder, or local:all-minilm-l6-v2")
-    prompts.add_argument("--pairs", type=_count, help="pairs to show (1)")
+    prompts.add_argument("--retriever", choices=_RETRIEVERS, help="with --skills_in_prompt (embedding)")
+    prompts.add_argument("--embedder", help="with --skills_in_prompt: hub name, folder, or local:all-minilm-l6-v2")
+    prompts.add_argument("--pairs", type=_count, help="with --skills_in_prompt: pairs to show (1)")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--engine", choices=tuple(SAMPLE_BATCHES), default="transformers")
-    engine.add_argument("--batch_size", type=_count, help="samples drawn, judged and kept at a time (32, 512, 256)")
-    engine.add_argument("--dtype", choices=_DTYPES, help="(float32; auto for vllm)")
-    engine.add_argument("--device", help="of transformers (the GPU if there is one)")
-    engine.add_argument("--base_url", help="of an OpenAI-compatible server, such as http://localhost:8000/v1")
-    engine.add_argument("--served_model", help="the server's name for the model (the model)")
-    engine.add_argument("--concurrency", type=int, help="requests to the server at a time (16)")
+    engine.add_argument(
+        "--engine", choices=tuple(SAMPLE_BATCHES), default="transformers", help="what samples (transformers)"
+    )
+    sizes = ", ".join(f"{size} for {name}" for name, size in SAMPLE_BATCHES.items())
+    engine.add_argument("--batch_size", type=_count, help=f"samples to draw, judge and save at a time ({sizes})")
+    engine.add_argument("--dtype", choices=_DTYPES, help="of the weights (float32; auto for vllm)")
+    engine.add_argument("--device", help="for engine transformers (the GPU if there is one)")
+    engine.add_argument("--base_url", help="address of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    engine.add_argument("--served_model", help="name of the model on the server (default: that of the model)")
+    engine.add_argument("--concurrency", type=int, help="parallel requests to the server (16)")
     engine.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output", type=Path, help="folder for samples and summary (default for a run: its evaluations/DATASET)"
     )
-    output.add_argument("--force", action="store_true", help="discard another evaluation in that folder")
+    output.add_argument("--force", action="store_true", help="replace a different evaluation in that folder")
     output.add_argument("--json", action="store_true", help="print the summary as JSON")
     again = parser.add_argument_group("stored responses")
-    again.add_argument("--regrade", type=Path, help="judge an evaluation or a JSONL of responses again; no model")
+    again.add_argument(
+        "--regrade", type=Path, help="judge the responses of an evaluation or a JSONL file again, without a model"
+    )
     again.add_argument("--show", type=_natural, default=20, help="disagreements to print (20)")
 
 
@@ -232,67 +250,79 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", required=True, help="problems with answers: file, hub name, or reasoning_gym:TASK")
     parser.add_argument("--columns", help=_COLUMNS)
     parser.add_argument("--model", required=True, help=_MODEL)
-    parser.add_argument("--verifier", default="math", help="(math)")
-    parser.add_argument("--instruction", help="ends every prompt")
-    parser.add_argument("--max_completion_length", type=_count, default=1024, help="new tokens of a rollout (1024)")
-    parser.add_argument("--temperature", type=above, default=1.0, help="of rollouts (1.0)")
-    parser.add_argument("--rollouts", type=int, default=120, help="of the plain prompt (120)")
-    parser.add_argument("--retriever", choices=_RETRIEVERS, default="embedding")
-    parser.add_argument("--embedder", default="Qwen/Qwen3-Embedding-0.6B", help="or local:all-minilm-l6-v2")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="folder for doctor.json")
+    parser.add_argument("--verifier", default="math", help=f"{_JUDGE} (math)")
+    parser.add_argument("--instruction", help=_INSTRUCTION)
+    parser.add_argument("--max_completion_length", type=_count, default=1024, help="most new tokens (1024)")
+    parser.add_argument("--temperature", type=above, default=1.0, help="sampling temperature of the rollouts (1.0)")
+    parser.add_argument("--rollouts", type=int, default=120, help="rollouts to sample with the plain prompt (120)")
+    parser.add_argument("--retriever", choices=_RETRIEVERS, default="embedding", help="how items are found (embedding)")
+    parser.add_argument(
+        "--embedder",
+        default="Qwen/Qwen3-Embedding-0.6B",
+        help="hub name, folder, or local:all-minilm-l6-v2 (Qwen/Qwen3-Embedding-0.6B)",
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the weights (float32)")
+    parser.add_argument("--seed", type=int, default=0, help="of the problems and the sampling (0)")
+    parser.add_argument("--output", type=Path, help="folder in which to write doctor.json")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
 
 
 def _add_bank(bank: argparse.ArgumentParser, *, is_chosen: bool) -> None:
     actions = bank.add_subparsers(dest="action", required=True, parser_class=Parser)
-    show = actions.add_parser("show", help="list a bank's items")
-    search = actions.add_parser("search", help="the pairs a problem would get")
-    check = actions.add_parser("check", help="report what is odd or gives problems away; exit code 1 if anything does")
-    diff = actions.add_parser("diff", help="what one bank has and another has not")
-    imported = actions.add_parser("import", help="a document (SKILL.md) or a bank of another format as a bank file")
-    export = actions.add_parser("export", help="write a bank in the native or the common format, or as SKILL.md")
+
+    add = partial(add_command, actions)
+    show = add("show", "list the items of a bank")
+    search = add("search", "show the skill-mistake pairs that are retrieved for a problem")
+    check = add("check", "report odd items and items that leak problems; exit code 1 if there are any")
+    diff = add("diff", "show the items that differ between two banks")
+    imported = add("import", "convert a document (SKILL.md) or a bank of another format to a bank file")
+    export = add("export", "convert a bank to the native or the common format, or to a SKILL.md")
     for action in (show, search, check, export):
         action.add_argument("bank", help=_BANK)
-    search.add_argument("problem", help="the problem's text")
-    search.add_argument("--retriever", default="bm25", help="embedding, bm25 or random")
-    search.add_argument("--embedder", default="local:all-minilm-l6-v2")
-    search.add_argument("--k", type=int, default=8)
+    search.add_argument("problem", help="text of the problem")
+    search.add_argument("--retriever", default="bm25", help="embedding, bm25 or random (bm25)")
+    search.add_argument("--embedder", default="local:all-minilm-l6-v2", help="(local:all-minilm-l6-v2)")
+    search.add_argument("--k", type=int, default=8, help="pairs to show (8)")
     check.add_argument(
         "--problems", nargs="+", default=[], metavar="FILE", help="training problems: files, hub names …"
     )
     check.add_argument("--benchmark", nargs="+", default=[], metavar="NAME", help="test problems: aime24 …, or files")
-    check.add_argument("--memories", type=Path, help="what the items came from (memories.jsonl beside the bank)")
-    check.add_argument("--n", type=int, default=13, help="words in a row that give a problem away (13)")
+    check.add_argument(
+        "--memories", type=Path, help="rollouts that the items were written about (memories.jsonl beside the bank)"
+    )
+    check.add_argument("--n", type=int, default=13, help="length of a shared word n-gram that is a leak (13)")
     diff.add_argument("before", help=_BANK)
-    diff.add_argument("after", help="likewise")
+    diff.add_argument("after", help="the other bank, given in the same way")
     imported.add_argument(
-        "source", help=f"{_BANK}; SKILL.md or its folder, general_skills/common_mistakes JSON, playbooks of bullets"
+        "source", help="SKILL.md or its folder; general_skills/common_mistakes JSON; a playbook of bullets; a bank"
     )
     for action in (imported, export):
         action.add_argument("target", type=Path, help="file to write")
         action.add_argument("--force", action="store_true", help="replace the target")
     export.add_argument("--format", choices=("native", "common", "skill-md"), default="common", help="(common)")
-    ledger = actions.add_parser("ledger", help="what a run's items were worth: the ranking by credit")
+    ledger = add("ledger", "rank the items of a run by credit, which says how well they tell right from wrong")
     ledger.set_defaults(module="bank_ledger")
-    ledger.add_argument("run", type=Path, help="a run's folder, or a checkpoint's")
-    ledger.add_argument("--bank", help="where the items are from, if the run has none (its banks)")
+    ledger.add_argument("run", type=Path, help="folder of a run or of a checkpoint")
+    ledger.add_argument("--bank", help="bank of the items (default: the banks in the run folder)")
     for action in (show, search, check, diff, imported, ledger):
         action.add_argument("--json", action="store_true", help="print JSON")
-    builds = [actions.add_parser(name, help=help_text) for name, help_text in _BUILDS.items()]
+    builds = [add(name, help_text) for name, help_text in _BUILDS.items()]
     for action in builds if is_chosen else ():
-        from sgsd.cli.bank_settings import add_flags  # with pydantic, as above
+        from sgsd.cli.bank_settings import add_flags  # imports pydantic, as above
 
         action.set_defaults(module="bank_build")
         add_flags(action)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command; a misspelt flag is answered with the nearest one."""
-    # argparse hands what follows -- to the first positional that still takes something, and that may be another one.
+    """Parse the arguments of a command.
+
+    Raises:
+        ConfigError: an unknown or unusable argument; it names the nearest known flag.
+    """
+    # argparse would give the arguments after -- to the first positional with room, which need not be ``settings``.
     own = list(arguments[: arguments.index("--")]) if "--" in arguments else list(arguments)
-    options, unknown = parser.parse_known_args([spelled(argument) for argument in own])
+    options, unknown = parser.parse_known_args([with_underscores(argument) for argument in own])
     if "settings" in options:
         options.settings = [*options.settings, *arguments[len(own) + 1 :]]
     else:
@@ -303,7 +333,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
         flags = [flag for action in parser._actions for flag in action.option_strings]
         where = f"see {parser.prog} --help"
         if "settings" in options:
-            where += f"; flags of sgsd train stand at the end, behind two dashes: -- {unknown[0]}"
+            where += f"; flags of sgsd train go last, after two dashes: -- {unknown[0]}"
         raise ConfigError(
             f"unknown argument of {parser.prog}",
             got=unknown[0],
@@ -312,38 +342,39 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     return options
 
 
-# ---- running one
+# ---- running a command
 
 
 def keep_freed_memory() -> None:
-    """Have glibc's allocator keep what tensors free, where it would give it back and ask for it again, page by page.
+    """Make glibc's allocator keep freed memory instead of returning it to the system.
 
-    That is a sixth of sampling on a CPU. A user's own ``MALLOC_`` variables hold.
+    Sampling on a CPU spends a sixth of its time on returning and requesting pages. Nothing is changed if the user has
+    set a ``MALLOC_`` variable.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
-    with suppress(AttributeError):  # of another C library
+    with suppress(AttributeError):  # other C libraries have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes; given, it no longer moves
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the maximum; setting it also stops its dynamic adjustment
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    # Read when torch is loaded: beside another busy process threads that wait by spinning are 5 to 10 times slower.
+    # Torch reads this when it is loaded. If other processes are busy, spinning threads are 5 to 10 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
-    arguments = [at_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    arguments = [expand_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     arguments, debug = _without_debug(arguments)
     try:
         return _run(arguments)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         say("sgsd: interrupted", error=True)
         return 130
-    except Exception as error:  # noqa: BLE001 - the last net: no user is answered by a traceback
+    except Exception as error:  # noqa: BLE001 - users see no traceback unless they ask for it
         if debug:
             traceback.print_exc()
         is_known = isinstance(error, SGSDError)
@@ -352,14 +383,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """The arguments without ``--debug``, and whether it was among them; transformers has a setting of this name."""
+    """The arguments without ``--debug``, and whether it was there. ``--debug VALUE`` is a setting of transformers."""
     follow = [*arguments[1:], ""]
     kept = [one for one, next in zip(arguments, follow, strict=False) if one != "--debug" or next in _DEBUG_OPTIONS]
     return kept, len(kept) < len(arguments)
 
 
 def _in_one_line(error: Exception) -> str:
-    """What the system refused in its words; anything else by its name and place, which is for a bug report."""
+    """The message of the operating system, or the type and place of an unexpected error, for a bug report."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,4 +1,4 @@
-"""What a run of ``sgsd train`` is made of before weights are loaded, for the run, its dry run and the doctor."""
+"""The parts of a run that are made before weights are loaded, for ``sgsd train``, its dry run and its doctor."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from sgsd.verifiers import Verifier, get_verifier
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, but weights.
+    """The parts of a run without the weights.
 
     Attributes:
-        bank, problems, eval_problems: to train with, to evaluate on.
-        report: what became of every row.
+        bank: ``None`` for a method without skills.
+        problems, eval_problems: to train and to evaluate on.
+        report: how many rows of the training data were kept, and why others were dropped.
         name: of the model.
         options: of ``load_model``.
-        settings, data, resumed: for the run's record.
+        settings, data, resumed: entries of the run's record.
     """
 
     bank: SkillBank | None
@@ -60,7 +61,11 @@ def prepare(
     resume_from: str | None = None,
     verifier: Verifier | None = None,
 ) -> Parts:
-    """Bank and data read; settings checked as far as that goes without the model."""
+    """Read the bank and the data, and check the settings as far as possible without the model.
+
+    Raises:
+        SGSDError: a setting, the bank or the data cannot be used.
+    """
     bank = resolve_bank(training)
     if not run.dataset:
         raise ConfigError("no training data", expected="dataset: a file, a hub name, or reasoning_gym:TASK")
@@ -97,7 +102,7 @@ def prepare(
     return Parts(
         bank=bank,
         problems=problems,
-        eval_problems=None if training.eval_strategy == "no" else eval_problems,  # else it is for sgsd eval
+        eval_problems=None if training.eval_strategy == "no" else eval_problems,  # then only sgsd eval uses it
         report=report,
         name=model.model_name_or_path,
         options=options,
@@ -108,7 +113,7 @@ def prepare(
 
 
 def check_before_loading(training: VerifiedConfig, model: ModelConfig, resume_from: str | None) -> None:
-    """Refuse a damaged checkpoint, and settings that no model could train with."""
+    """Raise an error for a damaged checkpoint, and for settings that cannot work with any model."""
     if resume_from:
         refuse_damage(Path(resume_from))
     check_reward_arguments(training, None)
@@ -116,7 +121,7 @@ def check_before_loading(training: VerifiedConfig, model: ModelConfig, resume_fr
 
 
 def resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:
-    """The checkpoint to go on from, if the run is to and there is one."""
+    """The checkpoint to resume from; ``None`` to start from the beginning."""
     if training.resume_from_checkpoint:
         return training.resume_from_checkpoint
     if not run.resume:
@@ -125,21 +130,21 @@ def resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:
     found = last_complete_checkpoint(output)
     if found is None and output.is_dir() and any(output.glob("checkpoint-*")) and not cut_off_early(output, training):
         raise ConfigError(
-            "no complete checkpoint to resume from", got=training.output_dir, remedy="start anew in another output_dir"
+            "no complete checkpoint to resume from", got=training.output_dir, remedy="start again in another output_dir"
         )
     return None if found is None else str(found)
 
 
 def cut_off_early(output: Path, training: VerifiedConfig) -> bool:
-    """Whether a run in this folder ended before its first checkpoint was complete: with ``--resume`` it starts anew."""
+    """Whether a run in this folder ended before its first complete checkpoint; ``--resume`` then starts it again."""
     results = [*output.glob("*.safetensors"), *output.glob(runfolder.STATE), *complete_checkpoints(output)]
     return (output / runfolder.RUN).is_file() and not results and not training.save_only_model
 
 
 def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, Any]:
-    if model.use_peft and not (model.lora_r >= 1 and 0 <= model.lora_dropout < 1):  # PEFT looks once weights are loaded
+    if model.use_peft and not (model.lora_r >= 1 and 0 <= model.lora_dropout < 1):  # PEFT checks only after loading
         raise ConfigError(
-            "no such LoRA adapter",
+            "unusable LoRA settings",
             got=f"lora_r {model.lora_r}, lora_dropout {model.lora_dropout}",
             expected="lora_r of 1 or more, lora_dropout from 0 to below 1",
         )
@@ -158,10 +163,10 @@ def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, An
 
 def _refuse_missing_trackers(training: VerifiedConfig) -> None:
     available = get_available_reporting_integrations()
-    missing = [str(name) for name in training.report_to or () if name not in available]  # YAML has null
+    missing = [str(name) for name in training.report_to or () if name not in available]  # a YAML null is None
     if missing:
         raise ConfigError(
-            "report_to names what is not installed",
+            "report_to names an integration that is not installed",
             got=", ".join(missing),
             expected=", ".join(["none", *available]),
             remedy=f"pip install {' '.join(missing)}",

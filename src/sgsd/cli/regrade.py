@@ -1,4 +1,4 @@
-"""``sgsd eval --regrade``: stored responses under another verifier; nothing is sampled."""
+"""``sgsd eval --regrade``: judge stored responses again with another verifier, without sampling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DISAGREEMENTS = "disagreements.jsonl"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Judge all responses of a file or an evaluation again; print agreement and disagreements, keep them if asked."""
+    """Judge the responses of a file or an evaluation again; print the agreement, and save it with ``--output``."""
     path: Path = options.regrade
     if options.model is not None:
         raise ConfigError("--regrade samples nothing", got=f"the model {options.model}", remedy="leave the model out")
@@ -104,10 +104,10 @@ def _print(
         left = len(changed) - options.show
         say(f"{left:,} more: --show {len(changed)}, or --output FOLDER for all with their responses")
     if options.output is not None:
-        say(f"kept in {options.output}: {_DISAGREEMENTS} and more")
+        say(f"saved to {options.output}: {_DISAGREEMENTS} and more")
 
 
 def _cell(text: str | None) -> str:
-    """One line, its end where it is long (an answer stands at the end)."""
+    """The text on one line; the end of a long one, where answers are."""
     flat = " ".join((text or "").split())
     return flat if len(flat) <= _WIDTH else "…" + flat[1 - _WIDTH :]

@@ -1,4 +1,4 @@
-"""``sgsd report``."""
+"""``sgsd report``: write one HTML page about runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sgsd.errors import ConfigError
 
 
 def run(options: argparse.Namespace) -> int:
-    """One HTML page of the named runs."""
+    """Write the page and print its path and size."""
     try:
         from sgsd.report.page import write_report
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""``sgsd train``'s flags and YAML files → TRL's dataclasses; the record of a run."""
+"""Settings of ``sgsd train`` from flags and YAML files, as TRL's dataclasses; the record of a run (``run.json``)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import ModelConfig, TrlParser
 
 from sgsd import __version__, runfolder
-from sgsd.cli.flags import at_home, metavar, spelled
+from sgsd.cli.flags import expand_home, metavar, with_underscores
 from sgsd.data.problems import Problem
 from sgsd.data.sources import hub_answers
 from sgsd.display import without_secrets
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, check_choice, did_you_mean
-from sgsd.evaluation.recorded import essence
+from sgsd.evaluation.recorded import method_settings
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
 from sgsd.validation import parse_yaml
 
@@ -51,8 +51,8 @@ _EVERYDAY = (
     *("output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("gradient_checkpointing", "bf16", "save_steps", "eval_steps", "logging_steps", "report_to", "seed", "use_vllm"),
 )
-"""Inherited settings that the short help shows too."""
-# With these a run may go on otherwise than it began: they end it, evaluate it, or say what it runs on.
+"""Inherited settings that the short help shows as well."""
+# Settings that may change when a run is resumed: they concern its length, its evaluation or its hardware.
 _MAY_CHANGE = ("max_steps", "num_train_epochs", "guard", "use_cpu", "gradient_checkpointing", "deepspeed")
 _MAY_CHANGE_STARTS = ("eval_", "dataloader_", "ddp_", "fsdp", "torch_compile", "accelerator_", "torch_empty")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
@@ -64,27 +64,37 @@ def _setting(default: Any, help_text: str, **more: Any) -> Any:
 
 @dataclass
 class RunArguments:
-    """What a run takes beside TRL's training and model arguments."""
+    """Settings of a run in addition to TRL's training and model arguments."""
 
     dataset: str | None = _setting(None, "Training data: file, folder, hub name, or reasoning_gym:TASK?option=value.")
     dataset_split: str | None = _setting(None, "Split; default: train, or the only one.")
     dataset_config: str | None = _setting(None, "Configuration of a hub data set.")
     dataset_adapter: str | None = _setting(None, "Row format; default: found by its columns.")
     dataset_columns: str | None = _setting(
-        None, "Which column is what: problem=question,answer=gold.", aliases=["--columns"]
+        None, "Names of the columns, such as problem=question,answer=gold.", aliases=["--columns"]
     )
-    dataset_limit: int | None = _setting(None, "Problems at most.")
-    on_duplicate: str = _setting("drop", "Same text and answer: drop or keep.")
-    on_conflict: str = _setting("drop_all", "Same text, other answer: drop_all or keep.")
-    eval_dataset: str | None = _setting(None, "Data of evaluations during training.")
-    method: str = _setting("sgsd", f"Training method: {', '.join(CONFIGS)}; decides which settings there are.")
-    resume: bool = _setting(False, "Go on from the last complete checkpoint in output_dir, if there is one.")
-    dry_run: bool = _setting(False, "Resolve and print everything, count the data, show prompts; no weights.")
-    doctor: bool = _setting(False, "Say from some rollouts whether the bank will help, as sgsd doctor; no training.")
+    dataset_limit: int | None = _setting(None, "Most problems to read.")
+    on_duplicate: str = _setting("drop", "What to do with a problem of the same text and answer: drop or keep.")
+    on_conflict: str = _setting(
+        "drop_all", "What to do with problems of the same text and different answers: drop_all or keep."
+    )
+    eval_dataset: str | None = _setting(None, "Data for evaluations during training.")
+    method: str = _setting("sgsd", f"Training method: {', '.join(CONFIGS)}. It decides which settings exist.")
+    resume: bool = _setting(False, "Resume from the last complete checkpoint in output_dir, if there is one.")
+    dry_run: bool = _setting(False, "Check all settings, count the data and show prompts, without loading weights.")
+    doctor: bool = _setting(
+        False, "Sample some rollouts, say whether the bank will help (see sgsd doctor), and do not train."
+    )
 
 
 class _Parser(TrlParser):
-    """TRL's parser; its help is in groups, with defaults, and shows every inherited setting if ``whole``."""
+    """TRL's parser with grouped help.
+
+    Args:
+        parts: the dataclasses.
+        whole: show every inherited setting in the help, not only ``_EVERYDAY``.
+        options: of ``TrlParser``.
+    """
 
     def __init__(self, parts: Sequence[Any], *, whole: bool, **options: Any) -> None:
         self._whole = whole
@@ -101,7 +111,7 @@ class _Parser(TrlParser):
             group = self.add_argument_group(_GROUPS[owner.__name__])
             for item in dataclasses.fields(dtype):
                 if owners.get(item.name) is owner:
-                    item.type = hints[item.name]  # as the base class does
+                    item.type = hints[item.name]  # resolve the annotation, as the base class does
                     self._parse_dataclass_field(group, item)
             if owner.__name__ in _INHERITED and not self._whole:
                 hidden = [action for action in group._group_actions if action.dest not in _EVERYDAY]
@@ -109,7 +119,7 @@ class _Parser(TrlParser):
                 for action in hidden:
                     action.help = argparse.SUPPRESS
         for action in self._actions:
-            action.option_strings = [flag for flag in action.option_strings if "-" not in flag[2:]]  # both are read
+            action.option_strings = [flag for flag in action.option_strings if "-" not in flag[2:]]  # one spelling
             if action.choices is None and action.dest in owners and action.nargs != 0:
                 action.metavar = metavar(hints[action.dest])
 
@@ -124,27 +134,29 @@ class _Parser(TrlParser):
 
 
 def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
-    """``sgsd train``'s arguments; ``--config`` takes a YAML file or a preset's name, flags override it.
+    """Parse the arguments of ``sgsd train``.
 
-    The method decides the configuration's class, and so which settings are known.
+    ``--config`` names a YAML file or a preset; flags override it. ``--method`` decides the class of the configuration
+    and so which settings are known.
 
     Raises:
-        ConfigError: an unknown or unusable setting; names the nearest known one.
+        ConfigError: an unknown or unusable setting; it names the nearest known one.
     """
     ignore_deprecations()
-    arguments = [spelled(argument) for argument in arguments]
-    name = _taken(arguments, "--config")  # TRL would read it by a loader of more than settings
+    arguments = [with_underscores(argument) for argument in arguments]
+    name = _pop_flag(arguments, "--config")  # TRL's YAML reader accepts repeated keys and reads 1e-4 as text
     if name == "":
         raise ConfigError("--config needs a YAML file or a preset", expected=", ".join(presets()))
     path = None if name is None else resolve_config(name)
     content = {} if path is None else read_yaml(path)
-    method = _taken([*arguments], "--method") or content.get("method", RunArguments.method)
+    method = _pop_flag([*arguments], "--method") or content.get("method", RunArguments.method)
     check_choice("method", method, tuple(CONFIGS))
     parts = (RunArguments, ModelConfig, CONFIGS[method])
     name = f"sgsd train --method {method}"
     whole = ["--help", "all"] in [arguments[at : at + 2] for at in range(len(arguments))]
     usage = f"{name} [--config FILE|PRESET] [--SETTING VALUE …]"
-    parser = _Parser(parts, whole=whole, prog=name, usage=usage)
+    about = f"Train a model by method {method} on problems whose answers can be verified."
+    parser = _Parser(parts, whole=whole, prog=name, usage=usage, description=about)
     known = sorted({action.dest for action in parser._actions} - {"help"})
     for key in content:
         if key not in known and key != "env":
@@ -152,7 +164,7 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
     if path is not None:
         _check_types(content, parts, path)
         if not isinstance(content.get("env", {}), dict):
-            raise ConfigError(f"wrong type in {path}", got=f"env: {content['env']}", expected="NAME: value in it")
+            raise ConfigError(f"wrong type in {path}", got=f"env: {content['env']}", expected="a mapping: NAME: value")
     for argument in arguments:
         flag = argument.split("=")[0]
         if flag.startswith("--") and flag not in parser._option_string_actions:
@@ -169,18 +181,19 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
 
 
 def ignore_deprecations() -> None:
-    """Old names that TRL and PEFT use of transformers: nothing a user of this command line could change."""
+    """Silence warnings about deprecated names in transformers that TRL and PEFT use; users cannot change those."""
     warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_\w+)?` is deprecated", FutureWarning)
 
 
 @contextmanager
 def hub_or_cache(name: str) -> Iterator[None]:
-    """Where the hub does not answer, find a model of this name in the local cache at once: the client would retry every
-    file for a minute.
+    """Within this context, load a model from the local cache if the hub does not answer.
+
+    Otherwise the client would retry every file for a minute.
     """
     from huggingface_hub import constants
 
-    # An adapter's folder may name a base on the hub.
+    # A folder without config.json may hold an adapter, whose base model may be on the hub.
     is_local = name.startswith(LOCAL_PREFIX) or any(map(os.path.isfile, (name, os.path.join(name, "config.json"))))
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or (not is_local and not hub_answers())
@@ -191,13 +204,13 @@ def hub_or_cache(name: str) -> Iterator[None]:
 
 
 def presets() -> list[str]:
-    """Names of the shipped configurations."""
+    """The names of the shipped configurations."""
     folder = importlib.resources.files("sgsd") / "configs"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def resolve_config(name: str) -> Path:
-    """A YAML file by path, or a shipped one by name."""
+    """The path of a YAML file, given by its path or by the name of a shipped configuration."""
     if os.path.isfile(name):
         return Path(name)
     if name in presets():
@@ -211,7 +224,7 @@ def resolve_config(name: str) -> Path:
 
 
 def _unknown(name: str, known: Iterable[str], *, method: str, where: str = "") -> ConfigError:
-    """The error for a misspelt setting, or for one of other methods."""
+    """The error for a misspelt setting, or for a setting of other methods."""
     others = [other for other, config in CONFIGS.items() if name in {item.name for item in dataclasses.fields(config)}]
     return ConfigError(
         f"unknown setting{f' in {where}' if where else ''}",
@@ -222,7 +235,7 @@ def _unknown(name: str, known: Iterable[str], *, method: str, where: str = "") -
 
 
 def settings_as_dict(*parts: Any) -> dict[str, Any]:
-    """Every setting of these dataclasses that is plain data, in one mapping."""
+    """All settings of these dataclasses that are plain data, in one mapping, without secrets."""
     merged: dict[str, Any] = {}
     for part in parts:
         for item in dataclasses.fields(part):
@@ -234,14 +247,14 @@ def settings_as_dict(*parts: Any) -> dict[str, Any]:
 
 
 def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
-    """Write ``run.json``: all settings, package versions, and whatever else is told."""
+    """Write ``run.json``: all settings, the versions of packages, and ``extra``."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     about = {"sgsd": __version__, "python": platform.python_version(), "versions": versions}
     runfolder.write_json(folder / runfolder.RUN, {**about, **extra, "settings": settings})
 
 
 def digest_of(problems: Iterable[Problem]) -> str:
-    """SHA-256 of the data that a run trains on, in its order."""
+    """SHA-256 of the training problems, in their order."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.text, problem.key]).encode())
@@ -249,21 +262,22 @@ def digest_of(problems: Iterable[Problem]) -> str:
 
 
 def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """``resumed`` of a run's record: each time it was gone on with, from where, and what was told otherwise.
+    """The entry ``resumed`` of a run's record: the checkpoint of each resumption and the settings that changed there.
 
-    Other settings than at the start, or other data, are refused where the steps before depend on them.
+    Raises:
+        ConfigError: the data or a setting changed on which the steps so far depend.
     """
     file = None if checkpoint is None else Path(checkpoint).parent / runfolder.RUN
     if file is None or not file.is_file():
         return {}
     record: dict[str, Any] = {**runfolder.read_json(file, runfolder.RUN_RECORD, ConfigError)}
     before, now = (
-        essence(told) | {name: told.get(name) for name in ("seed", "data_seed")}
+        method_settings(told) | {name: told.get(name) for name in ("seed", "data_seed")}
         for told in (record["settings"], json.loads(json.dumps(settings)))
     )
     if "digest" in (record.get("data") or {}):
         before["data"], now["data"] = record["data"]["digest"], data["digest"]
-    # What only one of them has is of another version of sgsd.
+    # A setting that only one of them has belongs to another version of sgsd.
     names = [name for name in now if name in before and before[name] != now[name]]
     changed = {name: [before[name], now[name]] for name in names}
     for name, (told, other) in changed.items():
@@ -272,13 +286,13 @@ def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[
                 f"the run began with {'other data' if name == 'data' else f'another {name}'}",
                 got=json.dumps(other),
                 expected=json.dumps(told),
-                remedy="put it back, or start a new run in another output_dir",
+                remedy="restore it, or start a new run in another output_dir",
             )
     return {"resumed": [*record.get("resumed", []), {"from": Path(str(checkpoint)).name, "changed": changed}]}
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run a folder belongs to (its own, or the run's around a checkpoint), if it is one."""
+    """The settings of the run whose folder or checkpoint this is; ``None`` for any other folder."""
     for candidate in (folder / runfolder.RUN, folder.parent / runfolder.RUN):
         if candidate.is_file():
             return dict(runfolder.read_json(candidate, runfolder.RUN_RECORD, ConfigError)["settings"])
@@ -286,21 +300,21 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
-    """Refuse to mix with what another run left."""
+    """Raise ``ConfigError`` if the folder holds files of another run."""
     if runfolder.is_unused(folder):
         return
     if resuming:
         raise ConfigError(
             "nothing to resume from in output_dir, and it is not empty",
             got=str(folder),
-            expected="a checkpoint-N written to its end, or an empty folder to start anew in",
+            expected="a complete checkpoint-N, or an empty folder",
         )
-    remedy = "pass --resume to go on with that run, or choose another output_dir"
+    remedy = "pass --resume to continue that run, or choose another output_dir"
     raise ConfigError("output_dir is not empty", got=str(folder), remedy=remedy)
 
 
-def _taken(arguments: list[str], flag: str) -> str | None:
-    """Take a flag out of the arguments; its last value, ``""`` if it has none, ``None`` if it is not there."""
+def _pop_flag(arguments: list[str], flag: str) -> str | None:
+    """Remove a flag from the arguments; return its last value, ``""`` without a value, ``None`` without the flag."""
     value = None
     while found := [at for at, one in enumerate(arguments) if one.partition("=")[0] == flag]:
         _, equals, value = arguments.pop(found[0]).partition("=")
@@ -310,13 +324,13 @@ def _taken(arguments: list[str], flag: str) -> str | None:
 
 
 def _check_types(content: dict[str, Any], parts: Iterable[Any], path: Path) -> None:
-    """argparse converts text alone, and only where no flag overrides it: the rest of YAML would pass unseen."""
+    """Check the types of a YAML file's values; argparse checks only texts, and not those that a flag overrides."""
     hints = {name: hint for part in parts for name, hint in typing.get_type_hints(part).items()}
     for key, value in content.items():
         if key == "env" or (key in SWITCHES and isinstance(value, bool)):
             continue
         hint = hints[key]
-        if _is_a(value, hint) or (isinstance(value, str) and _is_a([value], hint)):  # argparse makes a list of one
+        if _is_a(value, hint) or (isinstance(value, str) and _is_a([value], hint)):  # a single value of a list
             continue
         raise ConfigError(
             f"wrong type in {path}",
@@ -328,7 +342,7 @@ def _check_types(content: dict[str, Any], parts: Iterable[Any], path: Path) -> N
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether pydantic makes a value of the hint's type of it; a switch is no number."""
+    """Whether pydantic can convert the value to the type. A boolean is not accepted as a number."""
     try:
         read = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError:
@@ -337,11 +351,15 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file's settings."""
+    """The settings in a configuration file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a mapping.
+    """
     content = parse_yaml(runfolder.read_text(path, ConfigError), str(path), ConfigError)
     if not content:
         raise ConfigError(f"{path}: not a mapping", got="nothing", expected="lines such as key: value")
-    return {name: at_home(value) for name, value in content.items()}
+    return {name: expand_home(value) for name, value in content.items()}
 
 
 def _is_plain(value: Any) -> bool:

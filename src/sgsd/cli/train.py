@@ -1,4 +1,4 @@
-"""``sgsd train``: settings, data and model checked; trained; saved."""
+"""``sgsd train``: check settings, data and model; train; save."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sgsd import runfolder
 from sgsd.cli.console import standard_error, standard_output
 from sgsd.cli.doctor import diagnose_run, show
 from sgsd.cli.dry_run import dry_run
-from sgsd.cli.flags import spelled
+from sgsd.cli.flags import with_underscores
 from sgsd.cli.prepare import check_before_loading, cut_off_early, prepare, resume_point
 from sgsd.cli.settings import (
     RunArguments,
@@ -42,10 +42,10 @@ _LAUNCH_FLAGS = (
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Train as the arguments say; relaunches itself through accelerate where they ask for it.
+    """Train with these arguments. Flags of ``accelerate launch`` restart the process under accelerate.
 
     Returns:
-        The exit code: 0, or 75 (``EX_TEMPFAIL``) for a run that a signal ended and that can be gone on with.
+        The exit code: 0, or 75 (``EX_TEMPFAIL``) if a signal stopped the run, which can then be resumed.
     """
     launch, rest = _split_launch_flags(list(arguments))
     if launch:
@@ -82,30 +82,31 @@ def run_training(
 
     Args:
         run, training, model: the settings.
-        console: told what was loaded and saved.
-        retriever, verifier: in place of those that the settings describe.
-        callbacks: for the trainer.
+        console: where to print what was loaded and saved.
+        retriever, verifier: used instead of those that the settings describe.
+        callbacks: further callbacks of the trainer.
         before: called with the trainer before the first step.
-        stop: for the trainer, too. Where it ended the run, no final model is saved.
+        stop: a callback that stops at a signal. No final model is saved if it stopped the run.
 
     Raises:
-        SGSDError: whatever cannot be used; before anything is written.
+        CollapseError: the guard stopped the run.
+        SGSDError: a setting, the data or the model cannot be used. Nothing was written then.
     """
     from sgsd.trainers.methods import TRAINERS
 
     output = Path(training.output_dir)
     is_main = training.process_index == 0
     runfolder.refuse_unwritable(output, "output_dir")
-    with runfolder.one_writer(output) if is_main else nullcontext():  # the first process looks
+    with runfolder.one_writer(output) if is_main else nullcontext():
         resume_from = resume_point(run, training)
         own = resume_from is not None and output.resolve() in Path(resume_from).resolve().parents
-        # One process looks, before any can have written: another would see what the first has begun.
+        # Only the main process checks the folder: others could see files that the main process has just written.
         if is_main and not own and not (run.resume and cut_off_early(output, training)):
             refuse_used_folder(output, resuming=run.resume)
         parts = prepare(run, training, model, resume_from, verifier)
         if is_main:
             console.print(parts.report.summary())
-        training.model_init_kwargs = None  # TRL would warn that it makes no use of them
+        training.model_init_kwargs = None  # TRL would warn that it ignores them
         if training.device.type == "cpu":
             training.dataloader_pin_memory = False  # torch would warn
         with in_one_line(), hub_or_cache(parts.name):
@@ -123,7 +124,7 @@ def run_training(
                 callbacks=[*callbacks, *([] if stop is None else [stop])],
                 peft_config=get_peft_config(model),
             )
-            if resume_from:  # refuse another run's checkpoint before this run's record replaces its own
+            if resume_from:  # before run.json is replaced: a checkpoint of another run raises an error
                 trainer.restore(Path(resume_from))
         if is_main:
             digest = None if parts.bank is None else parts.bank.digest
@@ -137,10 +138,10 @@ def run_training(
         _refuse_collapse(trainer, output)
         if stop is not None and stop.stopped is not None:
             if is_main:
-                say(_farewell(stop.stopped.name, trainer.state, output), error=True)
+                say(_how_to_resume(stop.stopped.name, trainer.state, output), error=True)
             return trainer
         with refused_writes(output):
-            # The card first: PEFT goes on with what is there.
+            # First the card: PEFT adds to a card that exists.
             trainer.create_model_card(model_name=output.name, dataset_name=run.dataset)
             trainer.save_model(training.output_dir)
             trainer.save_state()
@@ -159,7 +160,7 @@ def run_training(
 
 
 def _refuse_collapse(trainer: Any, output: Path) -> None:
-    """A policy at which the guard stopped is not saved as the run's result."""
+    """Raise ``CollapseError`` if the guard stopped the run, so that its policy is not saved as the result."""
     alarm = trainer.guard and trainer.guard.alarm
     if alarm is None or (alarm.finite and trainer.args.guard != "stop"):
         return
@@ -172,14 +173,14 @@ def _refuse_collapse(trainer: Any, output: Path) -> None:
     )
 
 
-def _farewell(name: str, state: Any, output: Path) -> str:
-    """One line of a run that a signal ended: where it is, and how to go on."""
+def _how_to_resume(signal: str, state: Any, output: Path) -> str:
+    """A line about a run that a signal stopped: its last step, its checkpoint, and how to resume."""
     saved = complete_checkpoints(output).get(state.global_step)
     if saved is None:  # save_only_model
-        then = "no checkpoint holds what it takes to go on"
+        then = "no checkpoint has what resuming needs"
     else:
-        then = f"saved in {saved}; go on with the same command and --resume"
-    return f"sgsd: {name} ended the run after step {state.global_step} of {state.max_steps}: {then}"
+        then = f"saved in {saved}; resume with the same command and --resume"
+    return f"sgsd: {signal} ended the run after step {state.global_step} of {state.max_steps}: {then}"
 
 
 # ---- the doctor, several processes
@@ -188,7 +189,7 @@ def _farewell(name: str, state: Any, output: Path) -> str:
 def _doctor(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:
     """``sgsd doctor`` with the settings of a run."""
     if not isinstance(training, SGSDConfig):
-        raise ConfigError("the doctor looks at teachers", got=f"method {run.method}", expected="method sgsd")
+        raise ConfigError("the doctor needs teachers", got=f"method {run.method}", expected="method sgsd")
     with get_verifier(training.verifier, **(training.verifier_options or {})) as verifier, in_one_line():
         parts = prepare(run, training, model, verifier=verifier)
         console.print(parts.report.summary())
@@ -205,7 +206,7 @@ def _split_launch_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     rest: list[str] = []
     while arguments:
         argument = arguments.pop(0)
-        flag, equals, value = spelled(argument).partition("=")
+        flag, equals, value = with_underscores(argument).partition("=")
         if flag not in _LAUNCH_FLAGS:
             rest.append(argument)
             continue
@@ -216,7 +217,7 @@ def _split_launch_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _relaunch(launch: list[str], rest: list[str]) -> None:
-    """Replace this process by ``accelerate launch``; ``--accelerate_config`` takes a file or a name TRL ships."""
+    """Replace this process by ``accelerate launch``. ``--accelerate_config`` is a file or the name of one in TRL."""
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
     try:

@@ -1,1 +1,1 @@
-"""Data sets: sources, rows to problems, curation, and overlap of texts."""
+"""Data sets: sources, adapters from rows to problems, curation, and overlap of texts."""

@@ -1,4 +1,4 @@
-"""Rows of data sets → ``Problem``: columns by name, and code for the formats that need it."""
+"""Converts rows of data sets to ``Problem``: by the names of columns, or by code for the formats that need it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sgsd.data.problems import DIGIT_GROUPS, Dropped, DropReason, Message, Probl
 from sgsd.errors import ConfigError, DataError, check_choice
 from sgsd.verifiers.spans import boxes
 
-SAMPLED_ROWS = 20  # adapters that share their columns are told apart by a look at the first rows
+SAMPLED_ROWS = 20  # the first rows, which distinguish adapters with the same columns
 
 _DAPO_HEAD = re.compile(
     r"\s*Solve the following math problem step by step\.\s+The last line of your response should be of the form "
@@ -29,11 +29,11 @@ _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
 class _MalformedRowError(Exception):
-    """A row an adapter cannot read; ``adapt`` turns it into a ``Dropped``."""
+    """A row that an adapter cannot read; ``adapt`` turns it into a ``Dropped``."""
 
 
 Convert: TypeAlias = Callable[[Row, "Counter[str]"], Problem]
-"""A row → its problem, with an empty id or source where the row names none; what it changed is counted."""
+"""(row, counts of changes, which it adds to) → problem; its id and source are empty if the row has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Adapter:
     """A row format.
 
     Attributes:
-        name: what ``adapter=`` takes.
+        name: the value of ``adapter=``.
         columns: the columns it needs; an inner tuple names alternatives, in order of preference.
         convert: row → problem.
-        recognises: tells it from other formats with the same columns by a look at a row; ``None`` where columns do.
+        recognises: whether a row is of this format and not of one with the same columns; ``None`` if columns suffice.
         reads_prompt: whether ``convert`` reads the column ``prompt``.
     """
 
@@ -54,17 +54,13 @@ class Adapter:
     recognises: Callable[[Row], bool] | None = None
     reads_prompt: bool = False
 
-    @property
-    def expects(self) -> str:
-        return " + ".join("|".join(alternatives) for alternatives in self.columns)
-
     def covers(self, columns: frozenset[str]) -> bool:
         return all(any(name in columns for name in alternatives) for alternatives in self.columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """The problems of a row set, with the rows that could not be read and what was changed on the way."""
+    """The problems of a data set, the rows that could not be read, and the counts of changes."""
 
     problems: tuple[Problem, ...]
     adapter: str
@@ -76,15 +72,15 @@ class Adapted:
 
 
 def _string(row: object, *names: str) -> str:
-    """The first of the columns that holds something, as a string; numbers as written, 7.0 as 7. Of a list of one, its
-    element: some sets wrap their answers so. Empty where ``row`` is no row.
+    """The first of the columns that is not empty, as a string; 7.0 becomes 7, and a list of one element that element,
+    since some data sets wrap their answers so. Empty if ``row`` is not a row.
     """
     for name in names if isinstance(row, Mapping) else ():
         value = cast("Row", row).get(name)
         if isinstance(value, list):
             parts = cast("list[object]", value)
             value = parts[0] if len(parts) == 1 else parts
-        if value is None or (isinstance(value, float) and math.isnan(value)):  # how Parquet readers say missing
+        if value is None or (isinstance(value, float) and math.isnan(value)):  # Parquet readers give NaN
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise _MalformedRowError(f"column {name} holds a {type(value).__name__}, not text or a number")
@@ -96,7 +92,7 @@ def _string(row: object, *names: str) -> str:
 
 
 def _content(message: Message) -> str:
-    """The content of a message; text parts are joined."""
+    """The content of a message as text; text parts are joined."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -111,7 +107,7 @@ def _content(message: Message) -> str:
 
 
 def _conversation(value: list[object]) -> tuple[Message, ...]:
-    """Messages as they are, without keys that have no value: Parquet fills them in."""
+    """The messages unchanged, but without keys that have no value, which Parquet adds."""
     messages: list[Message] = []
     for item in value:
         if not isinstance(item, Mapping) or not isinstance(cast("Message", item).get("role"), str):
@@ -138,7 +134,7 @@ def strip_wrapper(text: str) -> str:
 
 
 def _prompt(row: Row) -> tuple[str, str | tuple[Message, ...] | None]:
-    """What a ``prompt`` column asks, without DAPO's wrapper, and the prompt in full, as it is; ``None`` if empty."""
+    """The question in a ``prompt`` column, without DAPO's wrapper, and the full prompt; ``None`` if it is empty."""
     value = row.get("prompt")
     prompt = _conversation(cast("list[object]", value)) if isinstance(value, list) else _string(row, "prompt")
     text = strip_wrapper(prompt if isinstance(prompt, str) else last_user_text(prompt).strip())
@@ -146,11 +142,11 @@ def _prompt(row: Row) -> tuple[str, str | tuple[Message, ...] | None]:
 
 
 def _boxed_answer(solution: str, notes: Counter[str]) -> str:
-    """The one answer a solution boxes; empty without a box."""
+    """The one answer that a solution boxes; empty if there is no box."""
     contents = [content.strip() for _, _, content in boxes(solution)[0]]
     answers = {same_answer(content): content for content in contents if content}
     if len(answers) > 1:
-        raise _MalformedRowError(f"no answer column, and the solution boxes {len(answers)}: {'; '.join(answers)}")
+        raise _MalformedRowError(f"no answer column, and {len(answers)} boxes in the solution: {'; '.join(answers)}")
     if answers:
         notes[r"answer taken from the \boxed{} of the solution"] += 1
     return "".join(answers.values())
@@ -160,11 +156,11 @@ def _boxed_answer(solution: str, notes: Counter[str]) -> str:
 
 
 def _dapo(row: Row, notes: Counter[str], *, keep_wrapper: bool = False) -> Problem:
-    """DAPO's data sets: the problem alone where DAPO's wrapper, or nothing, stands around it; other conversations are
-    prompts in full. With ``keep_wrapper`` the last user message is the problem as it stands.
+    """DAPO's data sets. A prompt that is only the problem, with or without DAPO's wrapper, becomes the problem; another
+    conversation stays the full prompt. With ``keep_wrapper`` the last user message is the problem, unchanged.
     """
     answer = truth = _string(row.get("reward_model"), "ground_truth")
-    if "source_prompt" in row:  # the processed set, where the solution is the answer
+    if "source_prompt" in row:  # the processed data set, whose solution is the answer
         answer = _string(row, "solution") or truth
         if truth and same_answer(truth) != same_answer(answer):
             raise _MalformedRowError(f"solution says {answer!r}, reward_model says {truth!r}")
@@ -194,7 +190,7 @@ def _trl(row: Row, notes: Counter[str]) -> Problem:
     answer = _string(row, "answer", "ground_truth") or _string(row.get("reward_model"), "ground_truth")
     if not answer and solution:
         answer = _boxed_answer(solution, notes)
-        if not answer:  # many such sets keep the final answer alone in this column
+        if not answer:  # many such data sets have only the final answer in this column
             notes["solution column taken as the answer"] += 1
             answer, solution = solution, ""
     return Problem(_string(row, "id", "unique_id"), text, answer, solution or None, prompt=prompt)
@@ -219,7 +215,7 @@ def _reasoning_gym(row: Row, notes: Counter[str]) -> Problem:
     try:
         reference = json.dumps(entry, sort_keys=True, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise _MalformedRowError(f"the entry is not JSON-able: {error}") from error
+        raise _MalformedRowError(f"the entry cannot be written as JSON: {error}") from error
     return Problem(_string(row, "id"), _string(row, "question"), _string(row, "answer"), reference=reference)
 
 
@@ -228,7 +224,7 @@ def _is_reasoning_gym(row: Row) -> bool:
     return isinstance(metadata, Mapping) and "source_dataset" in metadata
 
 
-# What is looked for in a row, and under which columns, in order of preference.
+# The parts of a problem, and the usual names of their columns in order of preference.
 USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "problem": ("problem", "question", "Question", "text"),
@@ -241,7 +237,7 @@ USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def _plain(row: Row, notes: Counter[str], names: Mapping[str, tuple[str, ...]] = USUAL) -> Problem:
-    """One column each for problem, answer, solution and id."""
+    """A row with one column each for problem, answer, solution and id."""
     if any(_is_gsm8k({"answer": row.get(name)}) for name in names["answer"]):
         raise _MalformedRowError("the answer is a worked solution ending in ####; adapter gsm8k reads those")
     solution, answer = _string(row, *names["solution"]), _string(row, *names["answer"])
@@ -258,26 +254,30 @@ def _plain(row: Row, notes: Counter[str], names: Mapping[str, tuple[str, ...]] =
 
 
 def _prompted(problem: Problem, value: object) -> Problem:
-    """The problem with the value of its ``prompt`` column in full, and what that asks where it has no text."""
+    """The problem with the full prompt of its ``prompt`` column, and with the question in it if it has no text."""
     asked, prompt = _prompt({"prompt": value})
     return replace(problem, text=problem.text or asked, prompt=prompt)
 
 
 def read_mapping(text: str) -> dict[str, str]:
-    """``problem=question,answer=gold`` as a mapping; ``ConfigError`` if it is none."""
+    """Parse ``problem=question,answer=gold``.
+
+    Raises:
+        ConfigError: the text is not such a mapping, or names neither a problem nor a prompt.
+    """
     pairs = [part.partition("=") for part in text.split(",")]
     mapping = {role.strip(): column.strip() for role, _, column in pairs}
     if not USUAL.keys() >= mapping.keys() or len(mapping) < len(pairs) or not all(mapping.values()):
         expected = "problem=COLUMN,answer=COLUMN; also " + ", ".join(role for role in USUAL if role != "problem")
         raise ConfigError("columns are not a mapping", got=repr(text), expected=expected)
     if not {"problem", "prompt"} & set(mapping):
-        raise ConfigError("columns name nothing to ask", got=repr(text), expected="problem=COLUMN or prompt=COLUMN")
+        raise ConfigError("columns name no problem", got=repr(text), expected="problem=COLUMN or prompt=COLUMN")
     return mapping
 
 
 def _mapped(mapping: Mapping[str, str]) -> Adapter:
-    """The adapter for columns named by the user; what they leave out is looked for under its usual name."""
-    # A column of another meaning may have a usual name, so that text and prompt are only taken where they are named.
+    """The adapter for columns that the user names; answer, solution and id also have their usual names."""
+    # Problem and prompt are only taken from named columns: an unrelated column may have a usual name.
     names = {**USUAL, "problem": (), **{role: (column,) for role, column in mapping.items()}}
 
     def convert(row: Row, notes: Counter[str]) -> Problem:
@@ -288,13 +288,13 @@ def _mapped(mapping: Mapping[str, str]) -> Adapter:
 
 
 def _never(row: Row) -> bool:
-    """Of adapters that are chosen by name alone."""
+    """For an adapter that is only chosen by name."""
     return False
 
 
 _RAW_DAPO = (("data_source",), ("prompt",), ("reward_model",))
 _ANSWERS = ("answer", "solution", "ground_truth", "reward_model")
-# The first whose columns are all there is taken: those that ask for most come first.
+# The first adapter whose columns all exist is taken, so those that need most columns come first.
 _TABLE = (
     Adapter("reasoning_gym", (("question",), ("answer",), ("metadata",)), _reasoning_gym, _is_reasoning_gym),
     Adapter("dapo_processed", (("prompt",), ("solution",), ("source_prompt",)), _dapo, reads_prompt=True),
@@ -307,13 +307,13 @@ _TABLE = (
 # For reward functions that need no answer.
 _UNANSWERED = tuple(replace(adapter, columns=adapter.columns[:1]) for adapter in _TABLE[-2:])
 ADAPTERS: Mapping[str, Adapter] = MappingProxyType({adapter.name: adapter for adapter in _TABLE})
-"""Every row format there is, by name; ``docs/data.md`` describes them."""
+"""Every row format, by name; ``docs/data.md`` describes them."""
 
 
 def _chosen(
     name: str | None, mapping: str | None, found: frozenset[str], sample: Sequence[Row], *, needs_answer: bool
 ) -> Adapter:
-    """The adapter for these columns: by name, by a mapping, or the first that fits columns and rows."""
+    """The adapter of this name or mapping, or the first that fits the columns and the rows."""
     if mapping is not None and name is not None:
         raise ConfigError("columns and an adapter exclude each other", got=f"{mapping} and {name}")
     if mapping is not None:
@@ -364,30 +364,29 @@ def adapt(
     mapping: str | None = None,
     needs_answer: bool = True,
 ) -> Adapted:
-    """Rows → problems, in order.
+    """Convert rows to problems, in order.
 
-    A row keeps the id its data set gave it; without one it is ``<stem>-<row>``, counted from 0 over all rows read. An
-    id that was seen before gets the suffix ``#2``, ``#3``, … (the DAPO set repeats every row, id included). Rows the
-    adapter or the reader cannot read are in ``dropped``; rows without text or answer become problems that ``curate``
-    drops.
+    A row keeps its own id; without one, the id is ``<stem>-<row>``, counted from 0 over all rows read. A repeated id
+    gets the suffix ``#2``, ``#3``, … (the DAPO data set repeats every row with its id). Rows that cannot be read are in
+    ``dropped``; rows without text or answer become problems that ``curate`` drops.
 
-    A ``prompt`` column is the prompt, as in TRL, whatever else the adapter reads: conversations stay as they are,
-    system messages and earlier turns included. The DAPO sets' own prompts are the exception (``_dapo``).
+    A ``prompt`` column is the prompt, as in TRL, whatever else the adapter reads: conversations are not changed, system
+    messages and earlier turns included. The prompts of the DAPO data sets are the exception (``_dapo``).
 
     Args:
-        rows: the data set; may be a stream. In the place of a row that was of no use stands why.
-        columns: the columns there are.
-        stem: the start of made-up ids.
+        rows: the data set, which may be a stream. An unusable row is replaced by the error that says why.
+        columns: the names of the columns.
+        stem: the start of generated ids.
         source: the name of the data set, for ``Problem.source``.
-        adapter: the adapter's name; ``None`` takes the first that fits. Formats that share their columns with another
-            one (GSM8K, reasoning-gym) are told apart by the first rows.
-        mapping: which column is what, in place of an adapter: ``problem=question,answer=gold``. Of ``answer``,
-            ``solution`` and ``id``, what is not named is looked for under its usual names (``USUAL``).
-        needs_answer: ``False`` also takes rows without an answer, or with one that is no text.
+        adapter: the adapter's name; ``None`` takes the first that fits. The first rows distinguish formats with the
+            same columns (GSM8K, reasoning-gym).
+        mapping: the columns by name, instead of an adapter: ``problem=question,answer=gold``. If ``answer``,
+            ``solution`` or ``id`` is not named, it is looked for under its usual names (``USUAL``).
+        needs_answer: ``False`` also takes rows without an answer, or with one that is not text.
 
     Raises:
-        ConfigError: there is no adapter of that name; a mapping that is none, or beside an adapter.
-        DataError: no adapter, or not the one asked for, fits the columns.
+        ConfigError: an unknown adapter, a malformed mapping, or a mapping together with an adapter.
+        DataError: no adapter fits the columns, or the named adapter or mapping does not.
     """
     stream = iter(rows)
     sample = list(itertools.islice(stream, SAMPLED_ROWS))
@@ -398,18 +397,18 @@ def adapt(
     notes: Counter[str] = Counter()
     taken: set[str] = set()
     copies: Counter[str] = Counter()
-    # Equal texts and rows share their memory: the raw DAPO set holds each about a hundred times.
+    # Equal texts and rows share memory: the raw DAPO data set has each about a hundred times.
     shared: dict[str, tuple[str, Row]] = {}
     for position, row in enumerate(itertools.chain(sample, stream)):
-        made_up = f"{stem}-{position}"
+        generated = f"{stem}-{position}"
         try:
             if isinstance(row, DataError):
                 raise _MalformedRowError(str(row))
             problem = _read(chosen, row, notes, needs_answer=needs_answer)
         except _MalformedRowError as error:
-            dropped.append(Dropped(made_up, DropReason.MALFORMED, str(error)))
+            dropped.append(Dropped(generated, DropReason.MALFORMED, str(error)))
             continue
-        own = unique = problem.id or made_up
+        own = unique = problem.id or generated
         if own in taken:
             notes["repeated id given a suffix"] += 1
             copies[own] = max(copies[own], 1)
@@ -418,7 +417,7 @@ def adapt(
                 unique = f"{own}#{copies[own]}"
         taken.add(unique)
         if isinstance(problem.prompt, str):
-            notes["prompt is text, put to the model without chat template"] += 1
+            notes["prompt is text, used without chat template"] += 1
         elif problem.prompt is not None:
             notes["conversation kept as it is"] += 1
         kept: Row = {name: value for name, value in row.items() if name != "prompt"}

@@ -1,6 +1,6 @@
-"""A set of problems → those one can train and evaluate on, and a report of every row that went missing.
+"""Selects the problems that one can train and evaluate on, and reports every row that is dropped.
 
-Pure: the verifier arrives as a function.
+Pure functions: the verifier is passed as a function.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class DataReport:
         rows: rows read.
         kept: problems returned.
         dropped: the rows left out, in the order of the data.
-        beyond_limit: usable or not, the rows nobody looked at because the limit had been reached.
-        notes: what was changed in rows that were kept (wrapper stripped, answer taken from a box, …), with counts.
+        beyond_limit: the rows after the limit was reached, usable or not.
+        notes: changes to rows that were kept (wrapper stripped, answer taken from a box, …), with counts.
         source: the data set, as named by the user, with its split.
         adapter: the adapter that read it.
     """
@@ -80,7 +80,7 @@ class DataReport:
         return [f"{label:<{wide}}  {count:>{digits},}  {ids}".rstrip() for label, count, ids in table]
 
     def to_json(self) -> str:
-        """The whole report as a JSON object, every dropped id with its particulars included."""
+        """The whole report as a JSON object, with every dropped id and its details."""
         dropped: dict[str, list[dict[str, str]]] = {reason: [] for reason in self.counts}
         for drop in self.dropped:
             dropped[drop.reason].append({"id": drop.id, "why": drop.why})
@@ -88,7 +88,7 @@ class DataReport:
         return json.dumps(report, ensure_ascii=False, indent=2)
 
     def including(self, adapted: Adapted, *, source: str) -> DataReport:
-        """This report of a curation, preceded by the rows its adapter could not read."""
+        """This report together with the rows that the adapter could not read."""
         return replace(
             self,
             rows=self.rows + len(adapted.dropped),
@@ -108,24 +108,23 @@ def curate(
     limit: int | None = None,
     needs_answer: bool = True,
 ) -> tuple[list[Problem], DataReport]:
-    """The problems one can train and evaluate on, in their order, and a report of the others.
+    """Select the problems that one can train and evaluate on, in their order, and report the others.
 
-    In this order: empty text or answer; conflicts (same text, another answer); duplicates (same text, same answer);
-    the limit; references the verifier cannot read. Texts are the same up to Unicode composition and white
-    space; of a prompt with several messages, all are compared. Answers are the same up to white space, enclosing
-    ``$`` and the way a number is written.
-    Curating the result again changes nothing.
+    The checks are made in this order: empty text or answer; conflicts (same text, another answer); duplicates (same
+    text, same answer); the limit; references that the verifier cannot read. Texts are the same up to Unicode
+    composition and white space; of a prompt with several messages, all are compared. Answers are the same up to white
+    space, enclosing ``$`` and the way a number is written. The function is idempotent.
 
     Args:
         problems: the problems, with unique ids.
         readable: whether a verifier can read a reference (``Problem.key``); called once per distinct reference.
         on_duplicate: ``drop`` keeps the first; ``keep`` all.
         on_conflict: ``drop_all`` keeps none; ``keep`` all.
-        limit: stop after so many problems; the rest is counted in ``beyond_limit`` and costs no more than a look-up.
+        limit: keep at most so many problems; the rest is counted in ``beyond_limit``, and its references are not read.
         needs_answer: ``False`` keeps problems without one, for reward functions that need none.
 
     Raises:
-        ConfigError: an unknown policy, or a limit below 1.
+        ConfigError: an unknown value of ``on_duplicate`` or ``on_conflict``, or a limit below 1.
     """
     check_choice("on_duplicate", on_duplicate, get_args(OnDuplicate))
     check_choice("on_conflict", on_conflict, get_args(OnConflict))
@@ -145,14 +144,10 @@ def curate(
     kept: list[Problem] = []
     beyond_limit = 0
 
-    def unusable(problem: Problem) -> tuple[DropReason, str] | None:
-        """What costs time to find out."""
-        if readable is not None:
-            if problem.key not in verdicts:
-                verdicts[problem.key] = readable(problem.key)
-            if not verdicts[problem.key]:
-                return DropReason.UNREADABLE, problem.answer
-        return None
+    def is_readable(reference: str) -> bool:
+        if readable is not None and reference not in verdicts:
+            verdicts[reference] = readable(reference)
+        return verdicts.get(reference, True)
 
     for problem, text, answer in zip(every, texts, answers, strict=True):
         if not text:
@@ -167,18 +162,18 @@ def curate(
         elif len(kept) == limit:
             beyond_limit += 1
             continue
+        elif not is_readable(problem.key):
+            reason = DropReason.UNREADABLE, problem.answer
         else:
-            reason = unusable(problem)
-        if reason is None:
             kept.append(problem)
-        else:
-            dropped.append(Dropped(problem.id, *reason))
+            continue
+        dropped.append(Dropped(problem.id, *reason))
     report = DataReport(len(every), len(kept), tuple(dropped), beyond_limit)
     return kept, report
 
 
 def _asked(problem: Problem) -> str:
-    """All of what is asked: the text, or every message of a prompt that has several."""
+    """The whole question: the text, or every message of a prompt with several."""
     if problem.prompt is None or isinstance(problem.prompt, str):
         return problem.prompt or problem.text
     if len(problem.prompt) == 1:

@@ -1,9 +1,9 @@
-"""Test problems that training data holds: word n-grams in common, equal texts, equal texts with another answer.
+"""Finds test problems in training data: shared word n-grams, equal texts, equal texts with another answer.
 
-Texts are compared as words after ``words``: case, punctuation, dollar signs and LaTeX spacing make no difference. A
-number, the name of a LaTeX command, an arithmetic sign and a Chinese, Japanese or Korean character are a word each.
-Sharing n words in a row is a lead, not a proof: many problems end in the same sentence. So every pair says which words
-it shares, and what part of the test problem they are.
+Texts are compared as the sequences of words that ``words`` returns: case, punctuation, dollar signs and LaTeX spacing
+make no difference. A number, the name of a LaTeX command, an arithmetic sign and a Chinese, Japanese or Korean
+character are one word each. A shared n-gram is no proof of contamination, since many problems end in the same sentence.
+So every pair says which words it shares, and what share of the test problem they are.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sgsd.errors import ConfigError
 DEFAULT_N = 12
 """Words in a row; the size at which DAPO-Math-17k was found to overlap with AMC23 and MATH-500."""
 MOST_PLACES = 8
-"""Places of the same words in a row that count in one problem: in a text that repeats itself, one run has countless."""
+"""At most so many places of one n-gram count in a problem: a text that repeats itself has countless."""
 MOST = 0.5
-"""Share of a test problem's words from which on most of it is in the training problem."""
+"""The share of a test problem's words from which on it counts as mostly contained in a training problem."""
 
 _LAYOUT = re.compile(
     r"\\[,;:!> ]|\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-z])"
@@ -43,12 +43,13 @@ class Overlap:
     """A test problem and a training problem that share words.
 
     Attributes:
-        test, train: the two.
-        shared: the longest run of words in both, as compared.
-        length: how many words that is.
-        share: what part of the test problem's words that is.
-        exact: the texts are equal as compared.
-        other_answer: so they are, and the reference answers are not.
+        test: the test problem.
+        train: the training problem.
+        shared: the longest run of words in both.
+        length: its number of words.
+        share: its share of the test problem's words.
+        exact: whether the sequences of words are equal.
+        other_answer: whether they are equal and the reference answers differ.
     """
 
     test: Problem
@@ -73,13 +74,14 @@ class Contamination:
     """What a test set shares with training data; its counts are of test problems.
 
     Attributes:
-        n: words in a row that make an overlap. Of a problem with fewer, only an equal text counts.
-        train, test: how many problems there were.
-        pairs: by share of the test problem, the largest first; then in the order of the data.
-        overlapping: share n words in a row with a training problem, or all of theirs.
-        mostly: have at least half their words, in a row, in one training problem.
-        exact: have a training problem's text.
-        other_answer: have the text of a training problem with another answer.
+        n: the length of the word n-grams. Of a problem with fewer words, only an equal text counts.
+        train: the number of training problems.
+        test: the number of test problems.
+        pairs: by the share of the test problem, largest first; then in the order of the data.
+        overlapping: test problems that share an n-gram or their whole text with a training problem.
+        mostly: test problems that share a run of at least half their words with one training problem.
+        exact: test problems with the text of a training problem.
+        other_answer: test problems with the text of a training problem that has another answer.
     """
 
     n: int
@@ -109,9 +111,12 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def find_overlaps(train: Sequence[Problem], test: Sequence[Problem], *, n: int = DEFAULT_N) -> Contamination:
-    """Every pair of a test problem and a training problem that share n words in a row, or their whole text.
+    """Find every pair of a test problem and a training problem that share n words in a row, or their whole text.
 
-    The n-grams of the test problems are kept; those of the training problems pass by, one problem after the other.
+    Only the n-grams of the test problems are kept in memory.
+
+    Raises:
+        ConfigError: ``n`` is below 1.
     """
     if n < 1:
         raise ConfigError("--n is out of range", got=n, expected="1 or more")
@@ -151,7 +156,7 @@ def find_overlaps(train: Sequence[Problem], test: Sequence[Problem], *, n: int =
 
 
 def ngrams(texts: Iterable[tuple[str, ...]], n: int) -> dict[tuple[str, ...], list[tuple[int, int]]]:
-    """n words in a row → (place of a text, start there) wherever they stand, at most ``MOST_PLACES`` in a text."""
+    """Word n-gram → every (index of a text, start in it), at most ``MOST_PLACES`` of them in one text."""
     grams: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for place, text in enumerate(texts):
         for start in range(len(text) - n + 1):
@@ -164,7 +169,7 @@ def ngrams(texts: Iterable[tuple[str, ...]], n: int) -> dict[tuple[str, ...], li
 def longest_runs(
     text: tuple[str, ...], grams: dict[tuple[str, ...], list[tuple[int, int]]], n: int
 ) -> dict[int, tuple[int, int]]:
-    """Place of a text of ``ngrams`` → length and start there of the longest run of words it shares with ``text``."""
+    """Index of a text of ``ngrams`` → length and start in it of the longest run of words shared with ``text``."""
     longest: dict[int, tuple[int, int]] = {}
     going: dict[tuple[int, int], int] = {}  # (place, start of the n-gram) that ended at the word before → run's length
     for start in range(len(text) - n + 1):

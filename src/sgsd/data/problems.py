@@ -1,4 +1,4 @@
-"""Problems, and when two texts or two answers are the same."""
+"""The type of a problem, and keys for equal texts and equal answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 Row: TypeAlias = Mapping[str, object]
 Message: TypeAlias = Mapping[str, object]
-"""``role``, ``content``, and what else a chat template reads."""
+"""``role``, ``content``, and other keys that a chat template reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +20,15 @@ class Problem:
 
     Attributes:
         id: unique within a data set, stable across runs.
-        text: what the student is asked, free of any data set's instruction wrapper.
-        answer: the reference answer. Only a verifier (or the OPSD baseline) ever sees it.
-        solution: a reference solution, where the data set has one. SGSD never uses it.
-        reference: what the verifier compares with where that is more than ``answer`` (reasoning-gym needs its whole
-            entry as JSON); ``None`` means ``answer``.
+        text: the question, without the instructions that a data set puts around it.
+        answer: the reference answer. Only the verifier and the OPSD baseline see it.
+        solution: a reference solution, if the data set has one. SGSD does not use it.
+        reference: the verifier's reference if that is more than ``answer`` (reasoning-gym needs its whole entry as
+            JSON); ``None`` means ``answer``.
         source: the data set and row it came from.
-        prompt: the prompt in full where the data set brings one: a conversation, or text that no chat template is put
-            around, as in TRL. ``None``: the prompt is ``text`` and the instruction.
-        columns: the row's own columns but ``prompt``, as they were; reward functions are given them.
+        prompt: the full prompt if the data set has one, as in TRL: a conversation, or text that is used without a chat
+            template. ``None`` means that the prompt is made of ``text`` and the instruction.
+        columns: the row's own columns except ``prompt``, unchanged; they are passed to reward functions.
     """
 
     id: str
@@ -42,18 +42,18 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """What a verifier takes as the answer."""
+        """The reference for the verifier."""
         return self.answer if self.reference is None else self.reference
 
     @property
     def reward_columns(self) -> Row:
-        """What a reward function as verifier is given of this row, as in training."""
+        """The columns that a reward function used as verifier is passed, as in training."""
         derived = {"problem": self.text, "problem_id": self.id, "answer": self.key}
         return {**self.columns, **derived, "solution": self.solution or self.answer}
 
 
 class DropReason(StrEnum):
-    """Why a row is not among the problems."""
+    """Why a row was dropped."""
 
     MALFORMED = "malformed"
     NO_TEXT = "no_text"
@@ -65,7 +65,7 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """One row that is not among the problems: its id, the reason, and the particulars."""
+    """A dropped row: its id, the reason, and details."""
 
     id: str
     reason: DropReason
@@ -77,13 +77,13 @@ _NUMBER = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?")
 
 
 def same_text(text: str) -> str:
-    """Texts that agree in this are the same: Unicode composition and white space evened out, case kept."""
+    """A key for equal texts: Unicode composition and white space are normalised, case is kept."""
     # NFC, not NFKC: x² and x2 are different problems. Case stays too: A and a are different points.
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def same_answer(answer: str) -> str:
-    """Answers equal by eye only: spaces, enclosing ``$``, digit groups, leading and trailing zeros."""
+    """A key for equal answers: no spaces at the ends, enclosing ``$``, digit groups, leading or trailing zeros."""
     plain = " ".join(answer.strip().strip("$").split())
     if DIGIT_GROUPS.fullmatch(plain):
         plain = plain.replace(",", "")

@@ -1,7 +1,7 @@
-"""Problems from the hub, from local files, and from reasoning-gym; ``adapters`` and ``curation`` hold the rules.
+"""Loads problems from the hub, from local files and from reasoning-gym; ``adapters`` and ``curation`` have the rules.
 
-Local files are read here rather than by ``datasets``: a broken line is named, a column may mix numbers and strings, and
-no copy lands in a cache. Hub names and directories go through ``datasets``.
+Local files are read here and not by ``datasets``: the error names a malformed line, a column may mix numbers and
+strings, and nothing is copied to a cache. ``datasets`` loads hub names and directories.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from sgsd.validation import is_no_json, nearest, parse_any_json
 
 FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
 GYM = "reasoning_gym:"
-HUB_PATIENCE_S = 5.0  # for the first sign of life; the hub client itself would try for 23 s before it gave up
+HUB_PATIENCE_S = 5.0  # for the first reply; the hub client itself gives up after 23 s
 ROWS_PER_BATCH = 1000
 MOST_DATA = 1 << 30  # bytes of a .json file, and of a Parquet file's rows: both are read whole
 
 
 class _Table(NamedTuple):
-    """A data set opened."""
+    """An opened data set."""
 
     rows: Iterable[Row | DataError]
-    """In the place of a row that is of no use stands why."""
+    """An unusable row is replaced by the error that says why."""
     columns: Sequence[str]
     source: str
     stem: str
-    """How made-up ids begin."""
+    """The start of generated ids."""
 
 
 def load_problems(
@@ -63,23 +63,23 @@ def load_problems(
         source: a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv``), a directory (of such files, or written by
             ``save_to_disk``), ``reasoning_gym:<task>?size=200&seed=1&…``, or a hub name. What exists on disk wins
             over the hub.
-        split: of a data set with several; ``None`` takes ``train``, or the only one. A file is its own split ``train``.
-        config_name: of a hub data set that has several configurations.
+        split: the split; ``None`` takes ``train``, or the only one. A file has one split, ``train``.
+        config_name: the configuration of a hub data set that has several.
         revision: a branch, tag or commit on the hub.
         adapter: a name in ``adapters.ADAPTERS``; ``None`` detects it from the columns.
-        columns: which column is what, in place of an adapter: ``problem=question,answer=gold``.
-        limit: the number of problems wanted; the rows are looked at in order until it is reached.
+        columns: the columns by name, instead of an adapter: ``problem=question,answer=gold``.
+        limit: the number of problems to keep; rows are used in order until it is reached.
         on_duplicate, on_conflict, readable: as in ``curation.curate``.
-        seed: of the shuffle, and of reasoning-gym where the source names none.
-        shuffle: shuffle the rows before the limit applies. Of duplicates, the first after the shuffle stays.
+        seed: the seed of the shuffle, and of reasoning-gym if the source names none.
+        shuffle: shuffle the rows before the limit applies. Of duplicates, the first after the shuffle is kept.
         needs_answer: ``False`` keeps rows without an answer, for reward functions that need none.
 
     Returns:
-        The problems, and what became of every row.
+        The problems, and a report on every row.
 
     Raises:
-        ConfigError: an adapter, policy, task or option there is not.
-        DataError: no such file, split or data set; a broken row; the hub out of reach; no usable problem left.
+        ConfigError: an unknown adapter, policy, task or option; a setting that does not apply to the source.
+        DataError: no such file, split or data set; a malformed row; the hub cannot be reached; no usable problem.
     """
     name = str(source)
     path = Path(os.path.expanduser(name))
@@ -117,7 +117,7 @@ def load_problems(
             got=report.summary(),
             expected="at least one row with a text" + (" and an answer" if needs_answer else ""),
             remedy=f"rows were read with adapter {adapted.adapter}; check the columns ({', '.join(names)}); "
-            f"first of all, {first.id}: {first.why or first.reason}",
+            f"the first dropped row, {first.id}: {first.why or first.reason}",
         )
     return kept, report
 
@@ -167,7 +167,7 @@ def _file_table(path: Path) -> _Table:
 
 
 def _rows_of(texts: Iterable[tuple[str, str]]) -> list[Row | DataError]:
-    """A row of each (place, JSON text); JSON that holds what no row may hold costs that row, other text the file."""
+    """Parse a row from each (place, JSON text). A row with an unusable value is its error; malformed JSON raises."""
     rows: list[Row | DataError] = []
     for where, text in texts:
         try:
@@ -188,7 +188,7 @@ def _read_json_lines(path: Path) -> list[Row | DataError]:
 
 
 def _read_json(path: Path) -> list[Row | DataError]:
-    """A list of rows, an object with one list of them, or JSON lines under the other suffix."""
+    """Read a list of rows, an object with one list of rows, or JSON lines in a ``.json`` file."""
     text = runfolder.read_text(path, most=MOST_DATA)
     if rows := _elements(text):
         return _rows_of((f"{path}, row {place}", row) for place, row in enumerate(rows))
@@ -209,9 +209,9 @@ _JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{},]', re.DOTALL)
 
 
 def _elements(text: str) -> list[str]:
-    """The texts of the rows of a JSON document that is a list of them, or an object with one list; none of any other.
+    """The texts of the rows of a JSON document that is a list of rows, or an object with one list; else empty.
 
-    No parser goes as deep as a row may, so that rows are told apart before they are parsed.
+    Rows are separated before they are parsed: one that is nested too deeply for the parser costs only itself.
     """
     outside = 0 if text.lstrip().startswith("[") else 1
     depth = lists = start = 0
@@ -242,7 +242,7 @@ def _read_parquet(path: Path) -> list[Row | DataError]:
                 if room < 0:
                     raise DataError("data file is too large", got=path, expected=f"at most {MOST_DATA >> 20} MiB")
                 rows += batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: dates of no calendar
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: impossible dates
         raise DataError("malformed Parquet file", got=f"{path} ({error})") from error
     return rows
 
@@ -255,7 +255,7 @@ def _read_csv(path: Path) -> list[Row | DataError]:
             for row in reader:
                 if None in row or None in row.values():
                     got = f"{path}:{reader.line_num}"
-                    raise DataError("CSV row has not as many fields as the header", got=got)
+                    raise DataError("CSV row and header differ in their number of fields", got=got)
                 rows.append(row)
         except csv.Error as error:
             raise DataError("malformed CSV", got=f"{error} at {path}:{reader.line_num}") from error
@@ -273,7 +273,7 @@ def _directory_table(path: Path, split: str | None, config_name: str | None) -> 
     _refuse(str(path), "a directory written by save_to_disk", config_name=config_name)
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever its JSON files lead to
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever its JSON files cause
         raise DataError(f"data set {path} cannot be read", got=" ".join(str(error).split())) from error
     splits = list(map(str, loaded)) if isinstance(loaded, datasets.DatasetDict) else ["train"]
     if split not in (None, *splits):
@@ -290,11 +290,11 @@ def _hub_table(name: str, split: str | None, config_name: str | None, revision: 
         raise DataError("not a file, and not a hub name", got=name, expected="owner/name, or a path to a file")
     if not datasets.config.HF_HUB_OFFLINE and hub_answers():
         return _from_datasets(_load_dataset(name, config_name, split, revision), name, split)
-    if revision is not None:  # datasets would hand out whichever copy it has
+    if revision is not None:  # datasets would return any cached revision
         got = f"revision {revision} of {name}, and the hub is out of reach"
         raise DataError("a pinned revision cannot be checked offline", got=got, remedy="pass a local copy instead")
     before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = True  # a copy in the local cache still serves, at once
+    datasets.config.HF_HUB_OFFLINE = True  # a copy in the local cache is used at once
     try:
         return _from_datasets(_load_dataset(name, config_name, split, revision), name, split)
     finally:
@@ -302,7 +302,7 @@ def _hub_table(name: str, split: str | None, config_name: str | None, revision: 
 
 
 def hub_answers() -> bool:
-    """Whether the hub answers at all, found out once and with a time limit: the client's retries cannot be set."""
+    """Whether the hub replies to one request within a time limit; the client's own retries cannot be limited."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import httpx
 
@@ -330,7 +330,7 @@ def _load_dataset(path: str, config_name: str | None, split: str | None, revisio
     except datasets.exceptions.DatasetGenerationError as error:
         remedy = "pass the file itself to learn which line is broken"
         raise DataError(f"data set {path} cannot be read", got=error.__cause__ or error, remedy=remedy) from error
-    except (OSError, ValueError, HfHubHTTPError) as error:  # not found, a configuration or split there is not, refused
+    except (OSError, ValueError, HfHubHTTPError) as error:  # not found, no such configuration or split, refused
         raise DataError(f"data set {path} cannot be opened", got=" ".join(str(error).split()), remedy=remedy) from error
 
 
@@ -355,7 +355,7 @@ def _from_datasets(loaded: Any, name: str, split: str | None) -> _Table:
 
 
 def _gym_table(source: str, seed: int) -> _Table:
-    """``reasoning_gym:<task>?option=value&…`` → its entries. Options are the fields of the task's own configuration."""
+    """The entries of ``reasoning_gym:<task>?option=value&…``; options are the fields of the task's configuration."""
     try:
         from reasoning_gym import factory
     except ImportError as error:
@@ -390,7 +390,7 @@ def _gym_table(source: str, seed: int) -> _Table:
 
 
 def _literal(value: str) -> Any:
-    """A value of an option: a number, true, false or none, a list in brackets of either kind; else the text itself."""
+    """The value of an option: a number, true, false, none, a list in ``[]`` or ``()``; else the text itself."""
     if len(value) > 1_000:
         return value
     spelt = value.replace("'", '"').replace("(", "[").replace(")", "]").replace(",]", "]")

@@ -1,1 +1,1 @@
-"""What needs a framework: models, servers, embedders, file loaders."""
+"""Models, samplers, writers and embedders of transformers, vLLM, OpenAI-compatible servers, sentence-transformers."""

@@ -1,4 +1,4 @@
-"""What writing may cost at most, and what it is likely to: for every engine alike."""
+"""A token budget for any writer, and an estimate of the cost of requests."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 from sgsd.bank.writing import Writer, WriteRequest, WritingStoppedError, Written
 
-# What a chat template adds to a message, at most; a system prompt of its own is more.
+# An upper bound of what a chat template adds to a message, without a system prompt of its own.
 _TEMPLATE_TOKENS = 32
 
 
 class BudgetWriter:
-    """A writer that spends no more than so many tokens, prompts and completions together.
+    """A writer with a limit on its prompt and completion tokens together.
 
-    A request is handed on only where the budget holds its worst case beside those of all under way with it: a token for
-    each byte of its prompt, more than any tokenizer makes of it, and ``max_tokens``. What a writer spends without
-    reporting it, such as a server on answers that never arrive, is not counted.
+    A request is sent only if the remaining budget covers its worst case and that of the requests sent with it. The
+    worst case is one token for each byte of the prompt, an upper bound for any tokenizer, plus ``max_tokens``. Tokens
+    that the writer does not report, such as a server's for replies that never arrive, are not counted.
 
     Args:
-        writer: who writes.
-        budget: tokens.
-        spent: tokens that are gone already, as after an interruption.
+        writer: the writer.
+        budget: the limit, in tokens.
+        spent: tokens spent before, as after an interruption.
     """
 
     def __init__(self, writer: Writer, budget: int, *, spent: int = 0) -> None:
@@ -36,7 +36,7 @@ class BudgetWriter:
         """See ``Writer.write``.
 
         Raises:
-            WritingStoppedError: the next request may take more than is left; it holds the answers until then.
+            WritingStoppedError: the next request may exceed the budget; the error holds the replies so far.
         """
         written: list[Written] = []
         while len(written) < len(requests):
@@ -54,7 +54,7 @@ class BudgetWriter:
         return written
 
     def _affordable(self, requests: Sequence[WriteRequest]) -> Sequence[WriteRequest]:
-        """The first requests, as many as may all take their worst course."""
+        """The first requests, as many as the remaining budget covers in the worst case."""
         left = self._budget - self.spent
         for position, request in enumerate(requests):
             prompt = sum(len(message["content"].encode()) + _TEMPLATE_TOKENS for message in request.messages)
@@ -71,13 +71,13 @@ def estimate(
     price_out: float | None = None,
     attempts: int = 1,
 ) -> str:
-    """What these requests are likely to take, in one line, before any of them is sent. Prices are of a million tokens
-    of prompts and completions; a request is sent ``attempts`` times at most.
+    """One line on the likely tokens and costs of these requests. Prices are per million prompt and completion tokens;
+    a request is sent at most ``attempts`` times.
     """
     prompts = sum(-(-len(message["content"]) // 4) for request in requests for message in request.messages)
     completions = sum(request.max_tokens for request in requests)
     line = (
-        f"{len(requests):,} requests: {prompts:,} prompt tokens (one for four characters), "
+        f"{len(requests):,} requests: {prompts:,} prompt tokens (one per four characters), "
         f"at most {completions:,} completion tokens"
     )
     if price_in is not None or price_out is not None:

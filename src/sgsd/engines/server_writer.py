@@ -14,25 +14,25 @@ from sgsd.errors import ServerError
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-# How a request may be put: what it calls the length limit, and what it holds the answer to. OpenAI's reasoning models
-# refuse the first name, and all other servers know it; not every server knows schemas.
-WAYS = (
+# Request formats in the order of trial: the name of the limit limit, and the type of ``response_format``. OpenAI's
+# reasoning models refuse ``max_tokens``, which all other servers know. Not every server knows schemas.
+FORMATS = (
     ("max_tokens", "json_schema"),
     ("max_completion_tokens", "json_schema"),
     ("max_tokens", "json_object"),
     ("max_tokens", "text"),
 )
-_NOT_THIS_WAY = (400, 422)
-_HELLO = WriteRequest("hello", [{"role": "user", "content": "Say hello."}], {}, 16, 0)
+_FORMAT_REFUSED = (400, 422)
+_TEST = WriteRequest("hello", [{"role": "user", "content": "Say hello."}], {}, 16, 0)
 
 _log = logger(__name__)
 
 
 class ServerWriter:
-    """A served chat model; the server applies its chat template, and holds the text to the schema if it can.
+    """A chat model on a server, which applies its chat template and enforces the schema if it can.
 
-    Temperature, seed and length limit are sent; nuclei and penalties are the server's. Tokens are counted by its
-    ``usage``; what it spends on answers that never arrive is not known.
+    Requests set temperature, seed and limit limit; top-p and penalties are the server's. Tokens are counted by
+    ``usage`` of the replies; those of replies that never arrive are unknown.
 
     Args:
         model_name: as the server knows it.
@@ -57,19 +57,20 @@ class ServerWriter:
             self._options["temperature"] = temperature
         if chat_template_kwargs:
             self._options["extra_body"] = {"chat_template_kwargs": chat_template_kwargs}
-        self._way: tuple[str, str] | None = None
+        self._format: tuple[str, str] | None = None
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        """See ``Writer.write``. A text that reaches ``max_tokens`` is returned cut.
+        """See ``Writer.write``. A text that reaches ``max_tokens`` is returned truncated.
 
         Raises:
-            ServerError: no request was answered, and neither is one of a few tokens; the first call begins with it.
+            ServerError: the server answers neither the requests nor a short test request (sent at the first call).
         """
         if not requests:
             return []
-        way = self._way or self._find_way(requests[0])
-        answers = self._ask(requests, way)
-        if all(isinstance(answer, ServerError) for answer in answers) and (found := self._find_way(requests[0])) != way:
+        format = self._format or self._find_format(requests[0])
+        answers = self._ask(requests, format)
+        failed = all(isinstance(answer, ServerError) for answer in answers)
+        if failed and (found := self._find_format(requests[0])) != format:
             answers = self._ask(requests, found)
         return [
             Written(request.key, None, f"no answer from the server: {answer.got}", 0, 0)
@@ -78,34 +79,34 @@ class ServerWriter:
             for request, answer in zip(requests, answers, strict=True)
         ]
 
-    def _find_way(self, request: WriteRequest) -> tuple[str, str]:
-        """The first way in which the server answers, asked for a few tokens in the form of the request.
+    def _find_format(self, request: WriteRequest) -> tuple[str, str]:
+        """The first format in which the server answers a short test request with the schema of ``request``.
 
         Raises:
-            ServerError: in none.
+            ServerError: it answers in none.
         """
-        hello = replace(_HELLO, schema=request.schema)
-        for way in WAYS:
-            (answer,) = self._ask([hello], way)
+        test = replace(_TEST, schema=request.schema)
+        for format in FORMATS:
+            (answer,) = self._ask([test], format)
             if isinstance(answer, Written):
-                if way != (self._way or WAYS[0]):
-                    _log.warning("%s: asked by %s and %s from here on", self._client.base_url, *way)
-                self._way = way
-                return way
-            if not (isinstance(answer, RefusedError) and answer.status in _NOT_THIS_WAY):
+                if format != (self._format or FORMATS[0]):
+                    _log.warning("%s: requests now use %s and response format %s", self._client.base_url, *format)
+                self._format = format
+                return format
+            if not (isinstance(answer, RefusedError) and answer.status in _FORMAT_REFUSED):
                 raise answer
         raise answer
 
-    def _ask(self, requests: Sequence[WriteRequest], way: tuple[str, str]) -> list[Written | ServerError]:
-        return self._client.ask_each([self._request(request, *way) for request in requests])
+    def _ask(self, requests: Sequence[WriteRequest], format: tuple[str, str]) -> list[Written | ServerError]:
+        return self._client.ask_each([self._request(request, *format) for request in requests])
 
-    def _request(self, request: WriteRequest, length: str, held_to: str) -> Callable[[AsyncOpenAI], Awaitable[Written]]:
-        options = self._options | {length: request.max_tokens, "seed": request.seed}
-        if held_to == "json_schema":
+    def _request(self, request: WriteRequest, limit: str, kind: str) -> Callable[[AsyncOpenAI], Awaitable[Written]]:
+        options = self._options | {limit: request.max_tokens, "seed": request.seed}
+        if kind == "json_schema":
             schema = {"name": "reply", "strict": True, "schema": request.schema}
-            options["response_format"] = {"type": held_to, "json_schema": schema}
-        elif held_to == "json_object":
-            options["response_format"] = {"type": held_to}
+            options["response_format"] = {"type": kind, "json_schema": schema}
+        elif kind == "json_object":
+            options["response_format"] = {"type": kind}
 
         async def ask(client: AsyncOpenAI) -> Written:
             reply = await client.chat.completions.with_raw_response.create(messages=request.messages, **options)

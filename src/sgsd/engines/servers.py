@@ -1,13 +1,13 @@
-"""OpenAI-compatible servers (vLLM, SGLang, llama.cpp …): sampling from one, and the client it is done with.
+"""OpenAI-compatible servers (vLLM, SGLang, llama.cpp …): a client and a sampler.
 
-A server may trickle, never end, pack gigabytes into kilobytes, send the client elsewhere, or answer with anything at
-all. ``LimitedClient`` reads a reply under limits, and ``read_reply`` by a schema; nothing else of it is looked at.
+Servers are not trusted: a reply may be slow, endless, a decompression bomb, a redirect or malformed. ``LimitedClient``
+limits the time and the size of a reply, and ``read_reply`` validates it by a schema; nothing else of it is used.
 
 Deviations from the usual use of such servers:
 
 - Prompts go as token ids to ``/v1/completions``, so the server applies no template and adds no second BOS.
-- What a server would otherwise choose itself (its own top-k, min-p, penalties) is sent with every request.
-- An answer that is not to the prompt and length asked for is an error.
+- Every request sets what a server would otherwise choose itself (top-k, min-p, penalties).
+- A reply to another prompt, or one that is cut before the length limit, is an error.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ ReplyT = TypeVar("ReplyT", bound="Reply")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 MOST_BYTES = 4 << 20  # of a reply: 131,072 tokens of prompt and as many of completion, as ids and text, are 3 MiB
-_GRACE = 1.0  # seconds: silence is the package's own timeout, which it may try again after; this is for what trickles
-_QUOTED = 100_000  # bytes of a reply that an error looks through
+_GRACE = 1.0  # seconds: silent replies meet the timeout of openai first, which retries; this is for slow ones
+_QUOTED = 100_000  # bytes: the error for a longer reply does not name the field
 
 
 class UnusableReplyError(SGSDError, ValueError):
-    """A reply that came whole but is not what the API promises."""
+    """A complete reply that does not follow the API."""
 
 
-class EndlessReplyError(OpenAIError):
-    """A reply beyond the limits. The package ``openai`` hands on errors of its own without another try."""
+class ReplyLimitError(OpenAIError):
+    """A reply beyond the limits. An ``OpenAIError``, because the package ``openai`` does not retry those."""
 
 
 class RefusedError(ServerError):
-    """The server refused a request, and would again; ``status`` is HTTP's."""
+    """The server refused a request; to retry is of no use. ``status`` is the HTTP status."""
 
     def __init__(self, what: str, *, status: int, got: object, remedy: str | None) -> None:
         self.status = status
@@ -69,7 +69,7 @@ class RefusedError(ServerError):
 
 
 class LimitedClient(DefaultAsyncHttpxClient):
-    """Whole replies of at most ``MOST_BYTES``, uncompressed, from the address itself.
+    """An HTTP client that reads whole, uncompressed replies of at most ``MOST_BYTES`` and follows no redirects.
 
     Args:
         timeout: seconds for one reply.
@@ -89,23 +89,23 @@ class LimitedClient(DefaultAsyncHttpxClient):
                 try:
                     coding = response.headers.get("content-encoding", "identity")
                     if coding != "identity":
-                        raise EndlessReplyError(f"a reply packed with {coding}, which was not asked for")
+                        raise ReplyLimitError(f"a reply with content encoding {coding}, which was not requested")
                     async for chunk in response.aiter_raw():
                         content += chunk
                         if len(content) > MOST_BYTES:
-                            raise EndlessReplyError(f"a reply of more than {MOST_BYTES >> 20} MiB")
+                            raise ReplyLimitError(f"a reply of more than {MOST_BYTES >> 20} MiB")
                 finally:
                     await response.aclose()
         except TimeoutError as error:
-            raise EndlessReplyError(f"a reply that is not whole after {self._seconds:g} s") from error
+            raise ReplyLimitError(f"a reply that is incomplete after {self._seconds:g} s") from error
         return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content), request=request)
 
 
-# ---- schemas: strict, with room for whatever else a server says
+# ---- schemas: strict types; unknown keys are ignored
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
-Said = Annotated[str, AfterValidator(masked)]
-"""A text; a server may repeat the key that it was sent."""
+MaskedText = Annotated[str, AfterValidator(masked)]
+"""A text without secrets: a server may repeat the key that it was sent."""
 Ids = list[Count] | None
 
 
@@ -121,14 +121,14 @@ class Usage(Reply):
 
 
 class CompletionChoice(Reply):
-    text: Said
+    text: MaskedText
     finish_reason: Literal["stop", "length"]
     token_ids: Ids = None
     prompt_token_ids: Ids = None
 
 
 class Completion(Reply):
-    """Of ``/v1/completions``."""
+    """A reply of ``/v1/completions``."""
 
     choices: tuple[CompletionChoice]
     usage: Usage | None = None
@@ -136,8 +136,8 @@ class Completion(Reply):
 
 
 class Message(Reply):
-    content: Said | None = None
-    refusal: Said | None = None
+    content: MaskedText | None = None
+    refusal: MaskedText | None = None
 
 
 class ChatChoice(Reply):
@@ -146,27 +146,27 @@ class ChatChoice(Reply):
 
 
 class Chat(Reply):
-    """Of ``/v1/chat/completions``."""
+    """A reply of ``/v1/chat/completions``."""
 
     choices: tuple[ChatChoice]
     usage: Usage
 
 
 class Model(Reply):
-    id: Said
+    id: MaskedText
 
 
 class Models(Reply):
-    """Of ``/v1/models``."""
+    """A reply of ``/v1/models``."""
 
     data: list[Model]
 
 
 def read_reply(content: bytes, kind: type[ReplyT]) -> ReplyT:
-    """The reply as its kind.
+    """Validate a reply.
 
     Raises:
-        UnusableReplyError: it is no JSON object, or the first field that does not fit.
+        UnusableReplyError: the reply is not JSON, or does not fit the schema; names the first such field.
     """
     try:
         return kind.model_validate_json(content)
@@ -179,30 +179,30 @@ def read_reply(content: bytes, kind: type[ReplyT]) -> ReplyT:
             refused = UnusableReplyError("an unusable reply", got=begins, expected=said["msg"])
         else:
             refused = refusal(error, "an unusable reply", UnusableReplyError)
-    raise refused  # without pydantic's error, which holds the whole reply
+    raise refused  # outside of ``except``: pydantic's error holds the whole reply
 
 
 # ---- the client
 
 
 class ServerClient:
-    """Many requests to one OpenAI-compatible server: some at a time, answers in order.
+    """A client of one OpenAI-compatible server: concurrent requests, replies in order.
 
-    The package ``openai`` repeats what may pass, with growing waits or those that ``Retry-After`` asks for: status 408,
-    409, 429 and 5xx, silence beyond the timeout, broken connections and cut-off bodies. Other refusals, redirects,
-    replies beyond the limits and those that are not what the API promises are final.
+    The package ``openai`` retries transient failures, with exponential backoff or after ``Retry-After``: status 408,
+    409, 429 and 5xx, timeouts, broken connections and incomplete bodies. Other refusals, redirects, replies beyond the
+    limits and unusable replies are final.
 
-    The key is read from ``OPENAI_API_KEY``; a server on this machine or network needs none. It, and whatever of the
-    address may be one, is shown and kept nowhere: ``base_url`` is the address without.
+    The key is read from ``OPENAI_API_KEY``; a server on this machine or network needs none. The key and secrets in the
+    address are neither shown nor stored: ``base_url`` is the address without them.
 
     Args:
         base_url: such as ``http://localhost:8000/v1``.
-        concurrency: the most requests under way at once.
+        concurrency: the maximum number of concurrent requests.
         timeout: seconds for one whole reply.
-        retries: how often a request is repeated.
+        retries: the maximum number of retries per request.
 
     Raises:
-        ConfigError: the address is none, there is no key for a remote server, or it is no text for a header.
+        ConfigError: the address is invalid, a remote server has no key, or the key is not printable ASCII.
     """
 
     def __init__(self, base_url: str, *, concurrency: int = 16, timeout: float = 600.0, retries: int = 5) -> None:
@@ -238,12 +238,12 @@ class ServerClient:
 
         Raises:
             ServerError: the first request that failed for good (``RefusedError`` where the server refused it); the
-                others are abandoned.
+                others are cancelled.
         """
         return _run(self._ask_all(requests, progress, keep_errors=False))
 
     def ask_each(self, requests: Sequence[Callable[[AsyncOpenAI], Awaitable[T]]]) -> list[T | ServerError]:
-        """As ``ask``, but a request that failed for good gives its error, and the others go on."""
+        """As ``ask``, but a request that failed for good gives its error and does not stop the others."""
         return _run(self._ask_all(requests, None, keep_errors=True))
 
     async def _ask_all(
@@ -295,7 +295,7 @@ class ServerClient:
             ) from error
 
     async def _failure(self, client: AsyncOpenAI, error: OpenAIError) -> ServerError:
-        """What became of a request for good."""
+        """The error of a request that failed for good."""
         tries = f"{self._retries + 1} tries" if self._retries else "1 try"
         what = f"no usable answer from {self.base_url} in {tries}"
         if isinstance(error, APITimeoutError):
@@ -305,7 +305,7 @@ class ServerClient:
             broken = error.__cause__ or error
             got = _beginning(f"no connection ({type(broken).__name__}) {broken}")
             return ServerError(what, got=got, remedy="check that a server runs there")
-        if not isinstance(error, APIStatusError):  # EndlessReplyError
+        if not isinstance(error, APIStatusError):  # ReplyLimitError
             return ServerError(f"no usable answer from {self.base_url}", got=error)
         status = error.status_code
         got = f"HTTP {status}: " + _beginning(error.message.removeprefix(f"Error code: {status} - "))
@@ -317,7 +317,7 @@ class ServerClient:
             403: f"set {KEY_VARIABLE} to a key that this server knows",
             404: f"it serves {', '.join(models)}" if models else "check the model's name and the address's /v1",
         }
-        redirected = "give the address itself; none that a server names is followed"
+        redirected = "give the final address; redirects are not followed"
         remedy = redirected if status < 400 else remedies.get(status)
         return RefusedError(f"{self.base_url} refused a request", status=status, got=got, remedy=remedy)
 
@@ -326,8 +326,8 @@ class OpenAISampler:
     """A served model as ``rollouts.Sampler``.
 
     Completion ids are the server's where it returns them (vLLM; SGLang since July 2026), and ``text`` is decoded from
-    them. Other servers (llama.cpp) return text alone: it is tokenised once, the rollout says ``retokenised``,
-    and its count of tokens is the server's.
+    them. Other servers (llama.cpp) return only text. It is tokenised once, the rollout is
+    ``retokenised``, and its count of tokens is the server's.
 
     Args:
         model_name: as the server knows it; a LoRA adapter has a name of its own there.
@@ -377,10 +377,10 @@ class OpenAISampler:
         }
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
-        """See ``Sampler.sample``; a server whose batches change its rounding may still differ from run to run.
+        """See ``Sampler.sample``. Runs may still differ if the server's rounding depends on its batches.
 
         Raises:
-            ServerError: the server gave no usable answer, or answered another prompt or up to another length.
+            ServerError: no usable reply, a reply to another prompt, or one that is cut before the length limit.
         """
         requests = [self._request(prompt, completion_seed(seed, index)) for index, prompt in enumerate(prompts)]
         return self._client.ask(requests, progress=self._progress)
@@ -416,14 +416,14 @@ class OpenAISampler:
         has_ended = choice.finish_reason == "stop"
         if not has_ended and length < limit:
             raise ServerError(
-                f"{self._client.base_url} cut a completion before the length asked for",
+                f"{self._client.base_url} cut a completion before the length limit",
                 got=f"{length} tokens",
                 expected=limit,
                 remedy="give the server a longer context, or lower the completion length",
             )
         if ids is None:
             completion = (*self._tokenizer.encode(choice.text, add_special_tokens=False), *self._end_ids * has_ended)
-            text = self._text.behind(prompt, choice.text)
+            text = self._text.from_text(prompt, choice.text)
         else:
             completion, text = tuple(ids), self._text.after(prompt, ids)
         return Rollout(
@@ -437,7 +437,7 @@ class OpenAISampler:
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run``, also where a loop runs already, as in a notebook."""
+    """``asyncio.run``, also inside a running event loop, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -461,8 +461,8 @@ def _address(base_url: str) -> SplitResult:
 
 def _api_key(host: str) -> str:
     key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key and _is_near(host):
-        return "no-key-needed"  # the client insists on one
+    if not key and _is_local(host):
+        return "no-key-needed"  # the client requires one
     if not key:
         raise ConfigError(f"no key for {host}", remedy=f"set the environment variable {KEY_VARIABLE}")
     if not (key.isascii() and key.isprintable()):
@@ -474,8 +474,8 @@ def _beginning(text: str) -> str:
     return one_line(" ".join(text.split()), 200)
 
 
-def _is_near(host: str) -> bool:
-    """This machine, a private network, or a name without a domain, as on a cluster."""
+def _is_local(host: str) -> bool:
+    """Whether the host is this machine, in a private network, or a name without a domain, as on a cluster."""
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:

@@ -20,7 +20,7 @@ from sgsd.prompts import message_ids
 from sgsd.rollouts import Rollout, StopReason, completion_seed
 from sgsd.verifiers.thinking import CompletionText
 
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of max_lora_rank
 
 
 class VLLMEngine:
@@ -41,7 +41,7 @@ class VLLMEngine:
         adapter = own_adapter or adapter
         self._lora = None
         if adapter is not None:
-            engine_options = {"enable_lora": True, "max_lora_rank": _room_for(adapter)} | engine_options
+            engine_options = {"enable_lora": True, "max_lora_rank": _max_lora_rank(adapter)} | engine_options
             self._lora = LoRARequest("adapter", 1, adapter)
         try:
             self._llm = vllm.LLM(model=base, **engine_options)
@@ -71,8 +71,8 @@ class VLLMEngine:
 class VLLMSampler:
     """A causal language model that vLLM loads and runs, as ``rollouts.Sampler``.
 
-    Prompts go as token ids, each with a seed of its own; of the model's ``generation_config.json`` only the ids that
-    end a completion apply. Two runs agree exactly only where vLLM is batch invariant. ``engine`` is what it loaded.
+    Prompts are sent as token ids, each with its own seed. Of the model's ``generation_config.json`` only the ids that
+    end a completion apply. Two runs are identical only if vLLM is batch invariant. ``engine`` is the loaded model.
 
     Args:
         model_name: a hub name, a folder, or an adapter's folder, which brings its base model.
@@ -120,7 +120,7 @@ class VLLMSampler:
         """See ``Sampler.sample``.
 
         Raises:
-            ConfigError: a completion was cut before the length limit, for want of context.
+            ConfigError: vLLM aborted a completion, or the context ended before its length limit.
         """
         outputs = self.engine.generate(
             prompts,
@@ -133,12 +133,12 @@ class VLLMSampler:
         ids = tuple(output.token_ids)
         if output.finish_reason not in ("stop", "length"):
             raise ConfigError(
-                "vLLM broke a completion off", got=f"finish_reason {output.finish_reason!r}", remedy="see its log above"
+                "vLLM aborted a completion", got=f"finish_reason {output.finish_reason!r}", remedy="see its log above"
             )
         reason = StopReason.END if output.finish_reason == "stop" else StopReason.LENGTH
         if reason is StopReason.LENGTH and len(ids) < self._options["max_tokens"]:
             raise ConfigError(
-                "vLLM cut a completion before the length asked for",
+                "vLLM cut a completion before the length limit",
                 got=f"{len(ids)} tokens after a prompt of {len(prompt)}",
                 expected=self._options["max_tokens"],
                 remedy="raise max_model_len, or lower the completion length",
@@ -152,12 +152,12 @@ class VLLMSampler:
 
 
 class VLLMWriter:
-    """A model that vLLM has loaded as ``bank.writing.Writer``; vLLM's structured outputs hold it to the schema.
+    """A model that vLLM has loaded as ``bank.writing.Writer``; vLLM's structured outputs enforce the schema.
 
     Args:
         engine: the model, such as a sampler's ``engine``.
         tokenizer: the model's, with a chat template.
-        name: for records.
+        name: the name in records.
         temperature: 0 is greedy decoding.
         chat_template_kwargs: such as ``{"enable_thinking": False}``.
     """
@@ -178,11 +178,11 @@ class VLLMWriter:
         self._template_kwargs = chat_template_kwargs or {}
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        """See ``Writer.write``. A text that reaches ``max_tokens`` is returned cut, one that the context cut is not."""
+        """See ``Writer.write``. A text that reaches ``max_tokens`` is truncated; a full context is an error."""
         from vllm.sampling_params import StructuredOutputsParams
 
         prompts = [message_ids(self._tokenizer, request.messages, **self._template_kwargs) for request in requests]
-        # vLLM refuses a whole call for one prompt without room.
+        # vLLM refuses the whole call if one prompt fills the context.
         asked = [index for index, prompt in enumerate(prompts) if len(prompt) < self._engine.context]
         outputs = self._engine.generate(
             [prompts[index] for index in asked],
@@ -209,14 +209,14 @@ class VLLMWriter:
             context = self._engine.context
             error = f"the context of {context} ended after a prompt of {len(prompt)} and {len(ids)} tokens"
         elif finish not in ("stop", "length"):
-            error = f"vLLM broke the text off: finish_reason {finish!r}"
+            error = f"vLLM aborted the text: finish_reason {finish!r}"
         else:
             text = self._tokenizer.decode(ids, skip_special_tokens=True)
         return Written(request.key, text, error, len(prompt), len(ids))
 
 
 class _Bar(tqdm):
-    """The bar that vLLM moves on, unseen; it passes the count on. Bars over an iterable are of its preparations."""
+    """A hidden bar that passes vLLM's count of prompts to ``tell``. Bars over an iterable are other ones of vLLM."""
 
     def __init__(self, iterable: Any = None, *, tell: Callable[[int], object], **options: Any) -> None:
         self._tell = tell if iterable is None else bool
@@ -241,13 +241,15 @@ def _sampling_options(
     }
 
 
-def _room_for(adapter: str) -> int:
-    """The smallest rank that vLLM offers and the adapter fits."""
+def _max_lora_rank(adapter: str) -> int:
+    """The smallest ``max_lora_rank`` for the adapter."""
     try:
         settings = runfolder.read_json(Path(adapter) / "adapter_config.json", kind=ConfigError)
         rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # ConfigError is a ValueError
-        raise ConfigError("no LoRA adapter there", got=adapter, expected="a folder with adapter_config.json") from error
+        raise ConfigError(
+            "the folder holds no LoRA adapter", got=adapter, expected="a folder with adapter_config.json"
+        ) from error
     if rank > _LORA_RANKS[-1]:
         raise ConfigError("the adapter's rank is too large for vLLM", got=rank, expected=f"at most {_LORA_RANKS[-1]}")
-    return next(room for room in _LORA_RANKS if room >= rank)
+    return next(allowed for allowed in _LORA_RANKS if allowed >= rank)

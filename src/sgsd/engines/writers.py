@@ -1,4 +1,4 @@
-"""Engines as ``bank.writing.Writer``: text that fits a JSON schema."""
+"""A transformers model as ``bank.writing.Writer``, with constrained decoding."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sgsd.prompts import message_ids
 
 
 class TransformersWriter:
-    """A causal language model in process; every token is held to the schema (by llguidance).
+    """A causal language model in this process; llguidance constrains every token to the schema.
 
-    A request's text depends on its seed, not on what it is batched with, save for rounding. A text that the end of the
-    model's context cut gives an error.
+    The text of a request depends on its seed and, up to rounding, not on its batch. A text that reaches the end of the
+    model's context gives an error.
 
     Args:
         model, tokenizer: the model, and its fast tokenizer with a chat template.
-        name: for records.
+        name: the name in records.
         temperature: 0 is greedy decoding.
         batch_size: requests per call of ``generate``.
         chat_template_kwargs: such as ``{"enable_thinking": False}``.
 
     Raises:
-        ConfigError: the tokenizer is none of the fast ones.
+        ConfigError: the tokenizer is not a fast one.
     """
 
     def __init__(
@@ -57,14 +57,13 @@ class TransformersWriter:
             self._vocabulary = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=self._end_ids)
         except ValueError as error:
             raise ConfigError(
-                "a model with this tokenizer cannot be held to a schema",
-                got=type(tokenizer).__name__,
-                expected="one of transformers' fast tokenizers",
-                remedy=str(error),
+                "this tokenizer does not support constrained decoding",
+                got=f"{type(tokenizer).__name__}: {error}",
+                expected="a fast tokenizer of transformers",
             ) from error
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        """See ``Writer.write``. A text that reaches ``max_tokens`` is returned cut, and read as malformed."""
+        """See ``Writer.write``. A text that reaches ``max_tokens`` is returned truncated."""
         with generating(self._model):
             return [
                 written
@@ -104,7 +103,7 @@ class TransformersWriter:
 
 
 class _Constraint:
-    """Forbids what does not fit each row's schema, and adds each row's own noise, so that the largest is a sample."""
+    """Logits processor: masks tokens that do not fit a row's schema, and samples by Gumbel noise of the row's seed."""
 
     def __init__(
         self, vocabulary: Any, requests: Sequence[WriteRequest], temperature: float, width: int, end_id: int
@@ -126,7 +125,7 @@ class _Constraint:
         for row, matcher in enumerate(self._matchers):
             if input_ids.shape[1] > self._width and not matcher.is_stopped():
                 matcher.consume_token(int(input_ids[row, -1]))
-            if matcher.is_stopped():  # after the last bracket: only the end may follow
+            if matcher.is_stopped():  # the JSON is complete: only the end token may follow
                 scores[row] = -torch.inf
                 scores[row, self._end_id] = 0.0
                 continue

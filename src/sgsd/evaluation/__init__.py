@@ -1,4 +1,4 @@
-"""Evaluation that can be believed: samples kept, verdicts kept, intervals always."""
+"""Evaluation: judged samples, metrics with confidence intervals, comparisons of runs."""
 
 from sgsd.evaluation.comparison import Comparison, compare_runs
 from sgsd.evaluation.run import Evaluation, Sample, evaluate

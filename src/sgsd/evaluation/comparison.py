@@ -1,7 +1,7 @@
-"""Run folders and evaluations → one table: a row a method, a column an evaluation, differences paired by problem.
+"""Comparison of runs: a table with a row per method, a column per evaluation, and differences paired by problem.
 
-What cannot be compared (other problems, another verifier, other sampling) is refused. ``docs/statistics.md`` has the
-rules by which runs become rows.
+Evaluations with different problems, verifiers or sampling settings are refused. ``docs/statistics.md`` says how runs
+become rows.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from sgsd.evaluation.statistics import Estimate, difference_over, mean_over
 from sgsd.trainers.names import BASE, method_name
 
 MEAN = "mean"
-"""The column of the mean over all evaluations, each of equal weight."""
+"""The column of the unweighted mean over all evaluations."""
 
-# What may make a small difference, and is told.
+# Keys of summaries whose differences are noted and not refused.
 _MAY_DIFFER = ("engine", "dtype", "sgsd")
 
 Labelled: TypeAlias = Mapping[str, Sequence[Member]]
-"""A row's label → its members, one a seed."""
+"""Label of a row → its members, one per seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method: runs that differ in nothing but their seed, or evaluations of a model without training.
+    """One method: runs that differ only in their seed, or evaluations of an untrained model.
 
     Attributes:
-        label: the method's name (``trainers.names``) or the model's, and what tells it from others of that name.
+        label: the name of the method (``trainers.names``) or model, and the settings that distinguish it from others.
         method: ``base``, ``grpo``, ``opsd`` or ``sgsd``.
-        model: the model it began with.
-        seeds: of training, or of sampling where nothing was trained.
-        checkpoints: for each seed, the optimizer step that was evaluated; ``None`` where there is none, or none told.
-        folders: for each seed, where it was read.
-        cells: one for each column, as fractions; ``None`` where an evaluation is missing.
-        differences: to the baseline, for each column; ``None`` where there is nothing to compare, and for the baseline.
+        model: the model before training.
+        seeds: of training, or of sampling for an untrained model.
+        checkpoints: for each seed, the optimizer step that was evaluated; ``None`` if there is none or it is unknown.
+        folders: for each seed, the folder that was read.
+        cells: one for each column, as fractions; ``None`` for a missing evaluation.
+        differences: to the baseline, for each column; ``None`` for the baseline and for missing evaluations.
     """
 
     label: str
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One evaluation, or the mean over all: its name, how many problems, and samples of each (``None``: unlike)."""
+    """One evaluation, or the mean over all: name, number of problems, samples per problem (``None`` if they differ)."""
 
     name: str
     problems: int
@@ -63,13 +63,13 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The table.
+    """The table of a comparison.
 
     Attributes:
         columns: the evaluations, then their mean if there are several and no two are of the same problems.
         rows: in the order in which the runs were named.
         baseline: the label of the row that differences are taken to; ``None`` if there is only one row.
-        notes: what a reader should know, a sentence each.
+        notes: notes for the reader, one sentence each.
     """
 
     columns: tuple[Column, ...]
@@ -78,7 +78,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, fractions as they are; each row's cells and differences by column."""
+        """The table as JSON values, in fractions; each row's cells and differences by column."""
         names = [column.name for column in self.columns]
         plain = asdict(self)
         for row in plain["rows"]:
@@ -92,15 +92,15 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
 
     Args:
         folders: run folders; evaluation folders (``samples.jsonl`` and ``summary.json`` in them); or folders of
-            evaluation folders, for a model without training.
-        baseline: a row's label, or one of its folders; ``None`` takes the first model without training and without
-            skills in its prompt, else the first row.
-        checkpoint: the optimizer step to take of every run, declared before the results were seen; ``None`` takes the
-            final one. Models without training have none and are taken as they are.
+            evaluation folders, for an untrained model.
+        baseline: a row's label, or one of its folders; ``None`` takes the first untrained model without skills
+            in its prompt, else the first row.
+        checkpoint: the optimizer step of every run, chosen before the results were seen; ``None`` takes the final one.
+            It does not apply to untrained models.
 
     Raises:
         ConfigError: a folder that is neither; no evaluation of the checkpoint; an unknown baseline; evaluations of one
-            name with other problems, verifiers, sampling or k; one setting and seed twice.
+            name with other problems, verifiers, sampling or k; the same settings and seed twice.
     """
     distinct = {path.resolve(): path for path in folders}.values()
     members = _with_shared_names(_joined([read_member(folder, checkpoint) for folder in distinct]))
@@ -116,15 +116,15 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         for other in others:
             _refuse_unlike(name, first, other)
     firsts = [group[0] for group in groups.values()]
-    labels = distinct_labels(_names(firsts), [first.essence for first in firsts])
+    labels = distinct_labels(_names(firsts), [first.settings for first in firsts])
     labelled = dict(zip(labels, groups.values(), strict=True))
     chosen = _baseline(labelled, baseline)
 
     names = list(evaluations)
     columns = [Column(name, len(first.shares), first.evaluation.k) for name, (first, *_) in evaluations.items()]
     wanted = [(name,) for name in names]
-    has_twins = len({frozenset(first.shares) for first, *_ in evaluations.values()}) < len(names)
-    if len(names) > 1 and not has_twins:
+    has_repeated_problems = len({frozenset(first.shares) for first, *_ in evaluations.values()}) < len(names)
+    if len(names) > 1 and not has_repeated_problems:
         ks = {column.samples for column in columns}
         columns.append(Column(MEAN, sum(column.problems for column in columns), ks.pop() if len(ks) == 1 else None))
         wanted.append(tuple(names))
@@ -146,27 +146,27 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
     notes = [*_notes(labelled, evaluations, checkpoint)]
     if (shown := sum(difference is not None for row in rows for difference in row.differences[: len(names)])) > 1:
         notes.append(
-            f"{shown} differences beside the means: if there were none at all, one or more of these intervals "
-            f"would still leave 0 out in up to {min(100, 5 * shown)} % of such tables."
+            f"{shown} differences without a correction for multiple comparisons: if none were real, one or more "
+            f"intervals would exclude 0 in up to {min(100, 5 * shown)} % of such tables."
         )
-    if has_twins:
-        notes.append("Two evaluations are of the same problems: no mean is taken.")
+    if has_repeated_problems:
+        notes.append("Two evaluations have the same problems: no mean is taken.")
     return Comparison(tuple(columns), tuple(rows), chosen, tuple(notes))
 
 
-def distinct_labels(names: Sequence[str], essences: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method alone where it says enough; else with the settings that tell it from others of that method.
+def distinct_labels(names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each method's name, followed by the settings that distinguish it from others of the same name.
 
     Args:
-        names: of methods.
-        essences: for each, the settings that make it what it is; see ``recorded.essence``.
+        names: of the methods.
+        settings: of each method; see ``recorded.method_settings``.
     """
     labels: list[str] = []
-    for name, own in zip(names, essences, strict=True):
-        rivals = [other for other, theirs in zip(essences, names, strict=True) if theirs == name]
-        settings = dict.fromkeys(setting for rival in rivals for setting in rival)
-        telling = [s for s in settings if len({json.dumps(r.get(s), default=str) for r in rivals}) > 1]
-        labels.append(", ".join([name, *(f"{s.replace('_', ' ')} {own.get(s)}" for s in telling)]))
+    for name, own in zip(names, settings, strict=True):
+        rivals = [other for other, theirs in zip(settings, names, strict=True) if theirs == name]
+        known = dict.fromkeys(setting for rival in rivals for setting in rival)
+        distinct = [s for s in known if len({json.dumps(r.get(s), default=str) for r in rivals}) > 1]
+        labels.append(", ".join([name, *(f"{s.replace('_', ' ')} {own.get(s)}" for s in distinct)]))
     return labels
 
 
@@ -174,22 +174,22 @@ def distinct_labels(names: Sequence[str], essences: Sequence[Mapping[str, Any]])
 
 
 def _key(member: Member) -> str:
-    return json.dumps([member.method, member.essence], sort_keys=True, default=str)
+    return json.dumps([member.method, member.settings], sort_keys=True, default=str)
 
 
 def _names(members: Sequence[Member]) -> list[str]:
-    """Methods as tables name them; a model that none of the runs began with has its own name in the place of Base."""
+    """The methods' names in tables; an untrained model that no run began with has its own name in place of Base."""
     began = {Path(member.model).name for member in members if member.is_trained}
     found: list[str] = []
     for member in members:
-        name = method_name({**member.essence, "method": member.method})
+        name = method_name({**member.settings, "method": member.method})
         own = Path(member.model).name
         found.append(name if member.is_trained or own in began else name.replace(BASE, own, 1))
     return found
 
 
 def _joined(members: Sequence[Member]) -> list[Member]:
-    """One member a setting and seed, of evaluations that were named one by one."""
+    """One member per settings and seed, with the evaluations of folders that were given one by one."""
     joined: dict[tuple[str, int | None], Member] = {}
     for member in members:
         place = _key(member), member.seed
@@ -197,9 +197,9 @@ def _joined(members: Sequence[Member]) -> list[Member]:
         elsewhere = member.is_trained and member.folder.resolve() != known.folder.resolve()
         if elsewhere or member.scores.keys() & known.scores.keys():
             raise ConfigError(
-                "one setting and seed twice",
+                "the same settings and seed twice",
                 got=f"{known.folder} and {member.folder}, seed {member.seed}",
-                expected="one run a seed",
+                expected="one run per seed",
                 remedy="leave one of them out; a repetition is no second seed",
             )
         joined[place] = replace(known, scores={**known.scores, **member.scores})
@@ -207,7 +207,7 @@ def _joined(members: Sequence[Member]) -> list[Member]:
 
 
 def _with_shared_names(members: Sequence[Member]) -> list[Member]:
-    """An evaluation of no run's takes the name that one of the same problems has in a run, or in the first folder."""
+    """Evaluations outside of runs, renamed like the one with the same problems in a run, else in the first folder."""
     named: dict[frozenset[str], str] = {}
     for member in sorted(members, key=lambda member: not member.is_trained):
         for name, scores in member.scores.items():
@@ -261,7 +261,7 @@ def _baseline(labelled: Labelled, wanted: str | None) -> str | None:
 
 
 def _values(group: Sequence[Member], parts: Sequence[str]) -> dict[int | None, list[list[float]]]:
-    """Seed → for each evaluation the values of its problems, by their ids; of the seeds that have all of these."""
+    """Seed → for each evaluation the values of its problems, ordered by id; only seeds with all evaluations."""
     return {
         member.seed: [list(member.scores[name].shares.values()) for name in parts]
         for member in group
@@ -280,7 +280,7 @@ def _cell(group: Sequence[Member], parts: Sequence[str]) -> Estimate | None:
 
 
 def _difference(before: Sequence[Member], after: Sequence[Member], parts: Sequence[str]) -> Estimate | None:
-    """Paired by problem; by seed too where both were trained with the same ones."""
+    """The difference, paired by problem, and by seed if both were trained with the same seeds."""
     first, second = _values(before, parts), _values(after, parts)
     if not first or not second:
         return None
@@ -301,7 +301,7 @@ def _notes(labelled: Labelled, evaluations: Mapping[str, Sequence[Scores]], chec
     elif trained:
         yield "Checkpoint: the final one of every run."
         if len({step for found in steps.values() for step in found}) > 1:
-            yield f"The runs ended at unlike steps. {_listed({label: ', '.join(of) for label, of in steps.items()})}."
+            yield f"The runs ended at different steps. {_listed({name: ', '.join(of) for name, of in steps.items()})}."
     for label, group in labelled.items():
         if len(group) > 1:
             kind = "Training" if label in trained else "Sampling"
@@ -320,11 +320,11 @@ def _notes(labelled: Labelled, evaluations: Mapping[str, Sequence[Scores]], chec
         for setting in _MAY_DIFFER:
             values = sorted({str(scores.summary.get(setting)) for scores in found})
             if len(values) > 1:
-                yield f"Evaluation {name} was not made alike everywhere. {setting}: {', '.join(values)}."
+                yield f"Evaluation {name} was made with different settings. {setting}: {', '.join(values)}."
     models = {label: group[0].model for label, group in labelled.items()}
     if len(set(models.values())) > 1:
-        yield f"Not all are of one model. {_listed(models)}."
-    data = {str(group[0].essence["dataset"]): None for group in trained.values() if group[0].essence.get("dataset")}
+        yield f"The models differ. {_listed(models)}."
+    data = {str(group[0].settings["dataset"]): None for group in trained.values() if group[0].settings.get("dataset")}
     if data:
         yield f"Whether {', '.join(data)} holds test problems: sgsd contamination --train … --test …"
 

@@ -1,4 +1,4 @@
-"""What k of a problem's n samples say: pass@k and maj@k, exact in rational numbers.
+"""pass@k and maj@k from the n samples of a problem, exact in rational numbers.
 
 Both are means over all C(n, k) subsets, so neither depends on the order of the samples. pass@1 is avg@n.
 """
@@ -15,12 +15,12 @@ from sgsd.verifiers.tidy import key
 
 
 def subset_sizes(n: int) -> tuple[int, ...]:
-    """The k to report of n samples: 1, 2, 4, … and n itself."""
+    """The values of k to report for n samples: 1, 2, 4, … and n itself."""
     return (*(1 << power for power in range((n - 1).bit_length())), n)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of n samples, c of them correct, hold a correct one: ``1 − C(n − c, k) / C(n, k)``.
+    """The probability that k of n samples, c of them correct, include a correct one: ``1 − C(n − c, k) / C(n, k)``.
 
     Chen et al. 2021 (arXiv 2107.03374), equation 1.
 
@@ -33,15 +33,15 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
-    """The expected worth of the most frequent answer among k of the n samples, over all subsets and ties.
+    """The expected accuracy of the majority vote of k of the n samples, over all subsets.
 
-    Samples of one answer are a group, worth the share of its samples that are correct. Of groups with equally many
-    votes each wins with the same chance. A subset without any vote is worth 0.
+    Samples with the same answer are a group. A group's accuracy is the share of its samples that are correct. Ties are
+    broken uniformly at random. A subset without votes has the accuracy 0.
 
     Args:
-        answers: what is voted for, one per sample; equal values are one answer, and ``None`` has no vote.
+        answers: the vote of each sample; equal values are the same answer, and ``None`` is no vote.
         correct: whether each sample is correct.
-        k: votes.
+        k: size of the subsets.
 
     Raises:
         ValueError: unless the two have one length n, and 1 ≤ k ≤ n.
@@ -52,22 +52,22 @@ def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k
     votes = Counter(answer for answer in answers if answer is not None)
     right = Counter(answer for answer, is_correct in zip(answers, correct, strict=True) if is_correct)
     silent = n - votes.total()
-    rights: Counter[int] = Counter()  # groups of one size win alike
+    rights: Counter[int] = Counter()  # by size of the group: groups of equal size win equally often
     for answer, count in right.items():
         if answer is not None:
             rights[votes[answer]] += count
-    worth = Fraction(0)
+    accuracy = Fraction(0)
     for size, count in rights.items():
         others = list(votes.values())
         others.remove(size)
         for won in range(1, min(size, k) + 1):
             wins = sum(Fraction(ways, tied + 1) for tied, ways in _outvoted(others, silent, won, k - won).items())
-            worth += Fraction(count, size) * math.comb(size, won) * wins
-    return float(worth / math.comb(n, k))
+            accuracy += Fraction(count, size) * math.comb(size, won) * wins
+    return float(accuracy / math.comb(n, k))
 
 
 def _outvoted(groups: Sequence[int], silent: int, most: int, rest: int) -> Counter[int]:
-    """Ways to draw ``rest`` samples so that no group has more than ``most``, by how many groups have just as many.
+    """Ways to draw ``rest`` samples with at most ``most`` of each group, by the number of groups with exactly ``most``.
 
     The coefficients of ``x^rest`` in ``(1 + x)^silent · Π_j (Σ_{d<most} C(n_j, d) x^d + C(n_j, most) x^most y)``, by
     the power of y. The factor of a group smaller than ``most`` is ``(1 + x)^n_j``: its samples may be drawn freely.
@@ -90,10 +90,10 @@ def _outvoted(groups: Sequence[int], silent: int, most: int, rest: int) -> Count
 
 
 def answer_group(extracted: str) -> Hashable:
-    """What two extracted answers have in common if they are one answer, told without the reference.
+    """A key that is equal for extracted answers that count as one answer; the reference is not used.
 
-    Numbers go by value, unit and percent sign: ``0.5``, ``\\frac12`` and ``1/2`` are one. Everything else goes by its
-    tidy spelling: ``x^2+1`` and ``x^{2} + 1`` are one, ``1 + x^2`` is another.
+    Numbers are compared by value, unit and percent sign: ``0.5``, ``\\frac12`` and ``1/2`` are one answer. Others are
+    compared by their normalised spelling: ``x^2+1`` and ``x^{2} + 1`` are one answer, ``1 + x^2`` is another.
     """
     reading = read_answer(extracted)
     if reading.numeral is not None:

@@ -1,7 +1,7 @@
 """The benchmarks that ``sgsd eval --dataset`` knows by name.
 
-Sampling of the three competition sets is the paper's (arXiv 2605.28791). It has none of the others; their sampling is
-left to the run or the flags.
+The sampling settings of the three competition sets are the paper's (arXiv 2605.28791). The paper does not use the
+others; their settings come from the run or the flags.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ class Benchmark:
     """A data set on the hub and how it is evaluated; ``None`` leaves a setting open.
 
     Attributes:
-        name: for ``--dataset``, and of the evaluation's folder.
-        hub, split, config: where it is.
+        name: the name for ``--dataset``, and of the evaluation's folder.
+        hub, split, config: the arguments of ``datasets.load_dataset``.
         samples: k of avg@k.
-        max_completion_length, temperature, top_p: of the sampling.
-        thinking: switch the template's thinking on or off, where it has such a switch.
+        max_completion_length, temperature, top_p: sampling settings.
+        thinking: the template's thinking on or off, if it has such a switch.
     """
 
     name: str

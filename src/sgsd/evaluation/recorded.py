@@ -1,4 +1,4 @@
-"""Run folders and evaluation folders, as a comparison needs them."""
+"""Run folders and evaluation folders, read for a comparison."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sgsd.errors import ConfigError
 from sgsd.evaluation.run import Evaluation, read_summary
 
 _FILE_KINDS = (".json", ".jsonl", ".parquet", ".csv")
-# Settings that make no two runs different methods.
+# Settings that do not distinguish methods.
 _INCIDENTAL = (
     *("seed", "data_seed", "output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "dry_run"),
     *("report_to", "disable_tqdm", "push_to_hub", "project", "local_rank", "num_completions_to_print"),
 )
-# So begin those that choose what a run logs, saves and uploads.
-_INCIDENTAL_STARTS = ("log_", "logging_", "save_", "trace_", "hub_", "trackio_")
-# Keys of summaries that tell evaluations of models without training apart.
-_BASE_ESSENCE = (
+# Prefixes of settings for logging, saving and uploading.
+_INCIDENTAL_PREFIXES = ("log_", "logging_", "save_", "trace_", "hub_", "trackio_")
+# Keys of summaries that distinguish evaluations of untrained models.
+_UNTRAINED_SETTINGS = (
     *("model", "skills_in_prompt", "skills_in_prompt_pairs", "teacher_context", "bank", "retriever", "embedder"),
 )
-# Keys of summaries that two evaluations must share to be compared.
+# Keys of summaries that must be equal in evaluations that are compared.
 _CONDITIONS = (
     *("dataset", "dataset_split", "dataset_config", "verifier", "verifier_options", "instruction"),
     *("chat_template_kwargs", "thinking", "temperature", "top_p", "top_k", "min_p"),
@@ -34,7 +34,7 @@ _CONDITIONS = (
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation folder: where it is, its ``summary.json``, its samples."""
+    """One evaluation: its folder, its ``summary.json`` and its samples."""
 
     folder: Path
     summary: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Scores:
 
     @cached_property
     def conditions(self) -> Mapping[str, Any]:
-        """What must be the same to compare, beside the problems; no options are ``None``."""
+        """What must be equal in evaluations that are compared, besides the problems. Empty options are ``None``."""
         told = {setting: pathless(self.summary.get(setting)) for setting in _CONDITIONS}
         if told["dataset"] is not None:
             told["dataset"] = Path(told["dataset"]).name
@@ -67,24 +67,24 @@ class Scores:
 
 @dataclass(frozen=True)
 class Member:
-    """One run, or one model's evaluations: what a row of the table has for one seed.
+    """One run, or the evaluations of an untrained model: the part of a row of the table with one seed.
 
     Attributes:
         folder: of the run, or of the evaluations.
-        method: of training; ``base`` without any.
-        model: the model it began with.
-        seed: of training, or of sampling without any.
-        essence: what it shares with the same method under another seed, on another machine.
+        method: of training; ``base`` for an untrained model.
+        model: the model before training.
+        seed: of training, or of sampling for an untrained model.
+        settings: the settings that distinguish it from other methods; see ``method_settings``.
         checkpoint: the step that was evaluated, if known.
-        scores: name of the evaluation → what came out.
-        notes: which evaluations were left out.
+        scores: name of the evaluation → its results.
+        notes: the evaluations that were left out.
     """
 
     folder: Path
     method: str
     model: str
     seed: int | None
-    essence: Mapping[str, Any]
+    settings: Mapping[str, Any]
     checkpoint: int | None
     scores: Mapping[str, Scores]
     notes: tuple[str, ...] = ()
@@ -95,21 +95,21 @@ class Member:
 
     @property
     def with_skills(self) -> bool:
-        """Whether skills were in the prompt: of the rollouts, or of the evaluations without training."""
-        return bool(self.essence.get("skills_in_prompt"))
+        """Whether skills were in the prompt: of the rollouts, or of an untrained model's evaluations."""
+        return bool(self.settings.get("skills_in_prompt"))
 
 
 def read_member(folder: Path, checkpoint: int | None) -> Member:
     """Read a run folder, an evaluation folder, or a folder of evaluation folders.
 
-    An evaluation whose model is a run that is still where it was is that run's.
+    An evaluation of a trained model belongs to its run, if the run is still in its folder.
 
     Args:
         folder: any of these.
-        checkpoint: the step to take of a run; ``None`` for the final one.
+        checkpoint: the step of a run; ``None`` for the final one.
 
     Raises:
-        ConfigError: it is none of these, or there is no evaluation of that step.
+        ConfigError: the folder is none of these, or has no evaluation of that step.
         DataError: an evaluation cannot be read.
     """
     if not folder.is_dir():
@@ -131,33 +131,33 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
         raise ConfigError("evaluations of several models, or of none", got=f"{folder}: {told}", expected="one model")
     model, first = Path(str(models.pop())), next(iter(found.values()))
     above = first.folder.resolve().parents  # RUN[/checkpoint-N]/evaluations/NAME
-    homes = (model, model.parent, above[1], above[2])
+    homes = (model, model.parent, *above[1:3])
     run = next((home for home in homes if (home / runfolder.RUN).is_file()), None)
     if run is not None:
         return _of_run(run, checkpoint, found)
     if model.name.startswith("checkpoint-") or any(scores.summary.get("trained_by") for scores in found.values()):
-        raise ConfigError(  # as a model without training it would be compared with itself
-            "an evaluation of a trained model whose run is gone",
+        raise ConfigError(  # it would count as an untrained model
+            "an evaluation of a trained model whose run is missing",
             got=f"{folder}, of {model}",
             expected="the run's folder where it was",
             remedy="name the run's folder, with the evaluation in its evaluations/",
         )
-    asked = {name: pathless(first.summary.get(name)) for name in _BASE_ESSENCE}
+    asked = {name: pathless(first.summary.get(name)) for name in _UNTRAINED_SETTINGS}
     return Member(folder, "base", str(first.summary["model"]), first.summary.get("seed"), asked, None, found)
 
 
-def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's settings share with those of the same method under another seed, on another machine."""
+def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that distinguish its method from others, whatever its seed and machine."""
     seed = settings.get("seed")
     return {
         name: pathless(value, seed)
         for name, value in settings.items()
-        if name not in _INCIDENTAL and not name.startswith(_INCIDENTAL_STARTS)
+        if name not in _INCIDENTAL and not name.startswith(_INCIDENTAL_PREFIXES)
     }
 
 
 def pathless(value: Any, seed: int | None = None) -> Any:
-    """A setting as it would be on another machine and with another seed: files by their names."""
+    """A setting whatever the seed and machine: a path without its folders, and ``seed*`` for the seed."""
     if not isinstance(value, str):
         return value
     is_file = value.startswith((".", "/", "~")) or Path(value).suffix in _FILE_KINDS
@@ -165,7 +165,7 @@ def pathless(value: Any, seed: int | None = None) -> Any:
 
 
 def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores] | None = None) -> Member:
-    """A run with its evaluations of one step, or with those that lie ``elsewhere``; a note names each other one."""
+    """A run with its evaluations of one step, or with those from ``elsewhere``. Notes name evaluations left out."""
     final = _final_step(folder)
     wanted = final if checkpoint is None else checkpoint
     within = [_evaluations(place / runfolder.EVALUATIONS) for place in (folder / f"checkpoint-{wanted}", folder)]
@@ -175,7 +175,7 @@ def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores
         if (step := _step(scores, final)) != wanted:
             notes.append(f"{scores.folder} is of step {step}, not of step {wanted}, and is left out.")
         elif scores.with_skills and not elsewhere:
-            named = "Named by its own folder it is taken."
+            named = "Name its own folder to include it."
             notes.append(f"{scores.folder} shows skills in the prompt, and is left out. {named}")
         else:
             kept[name] = scores
@@ -187,7 +187,7 @@ def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores
         )
     settings = runfolder.read_json(folder / runfolder.RUN, runfolder.RUN_RECORD)["settings"]
     method, model = settings.get("method", "sgsd"), settings.get("model_name_or_path") or "?"
-    return Member(folder, method, model, settings.get("seed"), essence(settings), wanted, kept, tuple(notes))
+    return Member(folder, method, model, settings.get("seed"), method_settings(settings), wanted, kept, tuple(notes))
 
 
 def _final_step(run: Path) -> int | None:
@@ -197,7 +197,7 @@ def _final_step(run: Path) -> int | None:
 
 
 def _step(scores: Scores, final: int | None) -> int | None:
-    """The optimizer step an evaluation is of: as it says, as its model's or folder's name says, else the final one."""
+    """The optimizer step of an evaluation: by its summary, else by its model's or folder's name, else the final one."""
     step = scores.summary.get("step")
     if isinstance(step, int):
         return step

@@ -1,4 +1,4 @@
-"""Stored responses under another verifier, without sampling again; how far the two verdicts agree."""
+"""Regrading: stored responses judged by another verifier, and the agreement of the verdicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sgsd.verifiers import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import verify_in_context
 
 DISAGREEMENT = ("id", "stored", "new", "reference", "extracted", "reason", "answer_format", "problem", "response")
-"""What is kept and printed of a response."""
+"""The columns of ``disagreements``."""
 
 
 def read_responses(path: Path) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def read_responses(path: Path) -> pd.DataFrame:
     ``problem``, ``correct`` (the stored verdict: true or false) and ``answer_format`` are optional.
 
     Raises:
-        DataError: nothing there, an unfinished evaluation, or a line that is neither.
+        DataError: no responses, an unfinished evaluation, or a line that is neither.
     """
     if path.is_dir():
         return stored_samples(Evaluation.load(path).samples)
@@ -45,22 +45,22 @@ def stored_samples(samples: Sequence[Sample]) -> pd.DataFrame:
     """The samples of an evaluation as stored responses.
 
     Raises:
-        DataError: samples without their reference.
+        DataError: a sample has no reference answer.
     """
     return pd.DataFrame(map(_of_sample, samples), dtype=object)
 
 
 def regrade(responses: pd.DataFrame, verifier: Verifier) -> pd.DataFrame:
-    """Judge every response anew.
+    """Judge all responses.
 
     Args:
-        responses: of ``read_responses``, ``stored_samples``.
-        verifier: judges.
+        responses: the result of ``read_responses`` or ``stored_samples``.
+        verifier: the verifier.
 
     Returns:
-        The responses with ``verdict``, its parts ``new``, ``extracted`` and ``reason``, and whether it ``agrees`` with
-        the stored one or ``differs``; without a stored one neither. Of a stored verdict that is ``two_valued``, "not
-        correct" is the same as incorrect and as undecided.
+        The responses with further columns: ``verdict`` and its parts ``new`` (the outcome), ``extracted`` and
+        ``reason``; ``agrees`` and ``differs``, by the stored verdict, both false without one. A stored verdict that is
+        ``two_valued`` does not distinguish incorrect from undecided.
     """
     rows: list[dict[str, Any]] = responses.to_dict("records")
     verdicts = verify_in_context(
@@ -85,7 +85,7 @@ def regrade(responses: pd.DataFrame, verifier: Verifier) -> pd.DataFrame:
 
 
 def agreement(judged: pd.DataFrame) -> dict[str, object]:
-    """Counts and shares as plain data: how many agree, among all and by the way answers are marked."""
+    """Counts and shares of agreement as JSON values, for all responses and by the format of the answer."""
     new, changed = judged["new"], disagreements(judged)
     compared = _agreed(judged)
     formats = judged.dropna(subset="answer_format").groupby("answer_format", sort=False)
@@ -103,12 +103,12 @@ def agreement(judged: pd.DataFrame) -> dict[str, object]:
 
 
 def disagreements(judged: pd.DataFrame) -> pd.DataFrame:
-    """Those whose stored verdict is another, in the file's order."""
+    """The responses whose stored verdict differs, in the order of the file."""
     return judged.loc[judged["differs"].astype(bool), list(DISAGREEMENT)]
 
 
 def _agreed(judged: pd.DataFrame) -> dict[str, object]:
-    """How many of those with a stored verdict agree with it."""
+    """Agreement among the responses with a stored verdict."""
     agreed, compared = int(judged["agrees"].sum()), int(judged["stored"].count())
     return {"responses": compared, "agreed": agreed, "agreement": agreed / compared if compared else None}
 
@@ -132,7 +132,7 @@ def _of_response(row: Mapping[str, Any], where: str, name: str) -> Mapping[str, 
     correct, is_text = row.get("correct"), all(isinstance(row.get(part), str) for part in ("response", "answer"))
     if not (is_text and isinstance(correct, bool | None)):
         raise DataError(
-            "a line that is no response", got=where, expected="text in response and answer; in correct true or false"
+            "a line is not a response", got=where, expected="text in response and answer; in correct true or false"
         )
     return {
         "id": str(row.get("id", name)),

@@ -1,9 +1,8 @@
-"""Sample prompts, verify, summarise; keep every sample, and go on where an evaluation was cut off."""
+"""Evaluation: sample, verify, summarise. All samples are stored, and an interrupted evaluation can be resumed."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,12 +20,13 @@ from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.metrics import answer_group, majority_at_k, pass_at_k, subset_sizes
 from sgsd.evaluation.statistics import Estimate, mean_estimate
 from sgsd.prompts import PromptRenderer, Shown, refuse_long_prompts
-from sgsd.rollouts import Rollout, Sampler, StopReason
+from sgsd.rollouts import Rollout, Sampler, StopReason, derived_seed
+from sgsd.validation import short_json
 from sgsd.verifiers import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.verifier import names_code, verify_in_context
 
 TRUNCATED = "truncated"
-_HASHES = ("prompts", "weights", "bank")  # settings that tell a reader nothing
+_HASHES = ("prompts", "weights", "bank")  # settings that mean nothing to a reader
 _FILES = (runfolder.SETTINGS, runfolder.SAMPLES, runfolder.SUMMARY)
 
 
@@ -35,13 +35,13 @@ class Sample:
     """One judged completion: a line of ``samples.jsonl``.
 
     Attributes:
-        sample: which of the problem's k it is, from 0.
-        tokens: of the completion, the end token included.
+        sample: index among the problem's k samples, from 0.
+        tokens: length of the completion, the end token included.
         stop_reason, outcome: a ``StopReason`` and an ``Outcome``; incorrect where it was truncated.
         reason: the verifier's, or ``truncated``.
         extracted: the answer that was compared with the reference.
-        problem, reference: texts, so that another verifier can judge again.
-        retokenised: the engine gave text alone; ``tokens`` may be off by a few, see ``rollouts.Rollout``.
+        problem, reference: texts of the problem and the reference answer, for regrading.
+        retokenised: the engine returned only text; ``tokens`` may be off by a few, see ``rollouts.Rollout``.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -80,7 +80,7 @@ SAMPLE = TypeAdapter(Sample)
 
 
 class _Summary(TypedDict, total=False):
-    """Those parts of ``summary.json`` that are read back; there are others."""
+    """The keys of ``summary.json`` that are read back; there are others."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -103,7 +103,7 @@ _SUMMARY = TypeAdapter(Annotated[_Summary, WrapValidator(runfolder.in_order)])
 class Evaluation:
     """Every sample of one evaluation, ``k`` per problem.
 
-    A truncated completion is incorrect, whatever it holds; an undecided one counts as not correct, and is counted.
+    A truncated completion is incorrect, whatever it holds. An undecided one counts as not correct.
     """
 
     samples: tuple[Sample, ...]
@@ -114,15 +114,15 @@ class Evaluation:
         """A finished evaluation as ``save`` wrote it.
 
         Raises:
-            DataError: no such folder, an evaluation that was cut off, or samples that cannot be read.
+            DataError: no evaluation, an unfinished one, or samples that cannot be read.
         """
         if not (folder / runfolder.SUMMARY).is_file():
             cut_off = (folder / runfolder.SAMPLES).is_file()
             raise DataError(
-                "the evaluation is not finished" if cut_off else "no evaluation there",
+                "the evaluation is not finished" if cut_off else "the folder holds no evaluation",
                 got=str(folder),
                 expected=f"{runfolder.SAMPLES} and {runfolder.SUMMARY} in it",
-                remedy="run its sgsd eval again to go on with it" if cut_off else None,
+                remedy="run the same sgsd eval command again to resume it" if cut_off else None,
             )
         summary, samples = read_summary(folder), read_samples(folder / runfolder.SAMPLES)
         k = summary["samples_per_problem"]
@@ -156,7 +156,7 @@ class Evaluation:
 
     @property
     def truncated(self) -> float:
-        """Share of the samples that were cut off."""
+        """Share of the samples that the length limit cut off."""
         return sum(sample.is_truncated for sample in self.samples) / len(self.samples)
 
     def pass_at(self, k: int) -> Estimate:
@@ -178,10 +178,10 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, object]:
-        """What is written to ``summary.json`` and printed: fractions, and tokens.
+        """The metrics of ``summary.json``: fractions, and lengths in tokens.
 
-        ``pass@k`` and ``maj@k`` are there for k = 2, 4, 8 … and the number of samples; maj@k only where the verifier
-        tells the answers it found. ``p90_tokens`` is the 90th percentile, interpolated.
+        ``pass@k`` and ``maj@k`` have k = 2, 4, 8 … and the number of samples; maj@k needs a verifier that returns the
+        extracted answers. ``p90_tokens`` is the 90th percentile, interpolated.
         """
         count = len(self.samples)
         tokens = [sample.tokens for sample in self.samples]
@@ -222,7 +222,7 @@ def sample_lines(samples: Sequence[Sample]) -> str:
 
 
 def read_samples(file: Path, *, torn: bool = False) -> list[Sample]:
-    """The samples of a ``samples.jsonl``; ``torn`` leaves out a last line that was not written to its end."""
+    """The samples of a ``samples.jsonl``; ``torn`` ignores an incomplete last line."""
     return [sample for _, sample in runfolder.read_lines(file, SAMPLE, torn=torn)]
 
 
@@ -232,13 +232,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def batch_seed(seed: int, batch: int) -> int:
-    """The seed of the batch of this index, from 0: ``seed`` itself, then 31 bits of SHA-256(seed, batch).
+    """The sampling seed of a batch, counted from 0: ``seed`` for the first, then ``derived_seed``.
 
-    A batch's samples so depend on nothing that was sampled before it.
+    The samples of a batch therefore do not depend on earlier batches.
     """
-    if batch == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:4], "big") >> 1
+    return derived_seed(seed, batch) if batch else seed
 
 
 def prompts_of(
@@ -246,10 +244,10 @@ def prompts_of(
     renderer: PromptRenderer,
     shown: Sequence[Shown] | None = None,
 ) -> list[list[int]]:
-    """Each problem's prompt as token ids: plain, or with what is ``shown`` of a bank.
+    """The token ids of each problem's prompt: plain, or with the text or items in ``shown``.
 
     Raises:
-        PromptError: a problem with nothing to show; its prompt would silently be the plain one.
+        PromptError: nothing is shown for a problem, whose prompt would be the plain one.
     """
     if shown is None:
         return [renderer.student_ids(problem) for problem in problems]
@@ -270,27 +268,27 @@ def evaluate(
     done: Sequence[Sample] = (),
     on_batch: Callable[[Sequence[Sample]], None] | None = None,
 ) -> Evaluation:
-    """k samples of every problem's prompt, each judged by the verifier.
+    """Draw k samples for every problem and judge them.
 
-    Samples are drawn in batches, problem by problem, each batch with a seed of its own (``batch_seed``): an evaluation
-    that goes on from ``done`` has the very samples of one that was never cut off.
+    Samples are drawn in batches, problem by problem, each batch with its own seed (``batch_seed``). An evaluation that
+    is resumed from ``done`` has therefore the same samples as an uninterrupted one.
 
     Args:
         sampler: draws the completions.
-        problems: what is asked.
-        renderer: makes the prompts; the same as in training.
-        verifier: judges; the same as in training.
+        problems: the problems.
+        renderer: renders the prompts; the same as in training.
+        verifier: judges the completions; the same as in training.
         k: samples per problem.
         seed: of the sampling.
         max_prompt_length: refuse longer prompts, in tokens.
         shown: for each problem, what its prompt shows of a bank; ``None`` for plain prompts.
         batch_size: samples per call of the sampler; ``None`` for all in one.
-        done: the first samples of the same evaluation. Those of a batch that is not whole are drawn again.
+        done: the first samples of the same evaluation. Samples of an incomplete batch are drawn again.
         on_batch: called with each batch's new samples once they are judged.
 
     Raises:
         PromptError: a prompt is too long.
-        ValueError: ``done`` is no beginning of this evaluation.
+        ValueError: ``done`` is not the beginning of this evaluation.
     """
     prompts = prompts_of(problems, renderer, shown)
     if max_prompt_length is not None:
@@ -298,10 +296,10 @@ def evaluate(
         refuse_long_prompts(map(len, prompts), max_prompt_length, what)
     places = [(problem, sample) for problem in range(len(problems)) for sample in range(k)]
     size = batch_size or len(places)
-    samples = list(done[: whole_batches(len(done), size, len(places))])
+    samples = list(done[: in_complete_batches(len(done), size, len(places))])
     expected = [(problems[problem].id, sample) for problem, sample in places[: len(samples)]]
     if [(sample.problem_id, sample.sample) for sample in samples] != expected:
-        raise ValueError("the samples to go on from are not this evaluation's first ones")
+        raise ValueError("the samples in done are not the first samples of this evaluation")
     for start in range(len(samples), len(places), size):
         batch = places[start : start + size]
         asked = [problems[problem] for problem, _ in batch]
@@ -338,7 +336,7 @@ def evaluate(
 def _contexts(
     problems: Sequence[Problem], shown: Sequence[Shown | None], rollouts: Sequence[Rollout], renderer: PromptRenderer
 ) -> list[Context]:
-    """What a reward function is told, as in training."""
+    """The arguments of a reward function, as in training."""
     contexts: list[Context] = []
     for problem, own, rollout in zip(problems, shown, rollouts, strict=True):
         prompt = renderer.student_messages(problem) if own is None else renderer.skilled_messages(problem, own)
@@ -354,21 +352,21 @@ def _contexts(
     return contexts
 
 
-def whole_batches(done: int, size: int, total: int) -> int:
-    """How many of the samples that are done belong to whole batches."""
+def in_complete_batches(done: int, size: int, total: int) -> int:
+    """The number of finished samples in complete batches."""
     return done if done == total else done - done % size
 
 
 def verifier_of(asked: str | None, record: Mapping[str, object]) -> str:
-    """The verifier asked for, or else the one of the record.
+    """The requested verifier, else the one of the record.
 
     Raises:
-        ConfigError: the record's is a function. A run folder may be a stranger's, and says nothing that is imported.
+        ConfigError: the record names a function. A run folder may be a stranger's, so its code is not imported.
     """
     recorded = str(record.get("verifier") or "math")
     if asked is None and names_code(recorded):
         raise ConfigError(
-            "the record's verifier is a function, which would be run",
+            "the record's verifier is a function, which is not run unless requested",
             got=recorded,
             remedy=f"say --verifier {recorded} if you trust it",
         )
@@ -376,13 +374,12 @@ def verifier_of(asked: str | None, record: Mapping[str, object]) -> str:
 
 
 class SampleStore:
-    """Keeps the samples of one evaluation as they are made.
+    """The stored samples of one evaluation, written batch by batch.
 
     Args:
-        folder: of the evaluation; made with the first batch.
-        settings: all that the samples depend on, as plain JSON data. An evaluation with other ones in the folder is
-            refused.
-        force: discard what an evaluation left in the folder, once ``resume`` is called.
+        folder: the evaluation's folder; created with the first batch.
+        settings: all settings that the samples depend on, as JSON values. A folder with other settings is refused.
+        force: discard an evaluation in the folder when ``resume`` is called.
 
     Raises:
         ConfigError: the folder holds an evaluation with other settings, or with unknown ones.
@@ -396,7 +393,7 @@ class SampleStore:
             self._refuse_others()
 
     def finished(self) -> Evaluation | None:
-        """The evaluation, if it was made to its end.
+        """The evaluation if it is finished, else ``None``.
 
         Raises:
             DataError: its samples cannot be read.
@@ -405,7 +402,7 @@ class SampleStore:
         return Evaluation.load(self.folder) if made else None
 
     def resume(self, *, batch_size: int, total: int) -> list[Sample]:
-        """The samples there are, in whole batches; what is left of a batch that was cut off is discarded.
+        """The stored samples of complete batches; samples of an incomplete batch are discarded.
 
         Raises:
             DataError: a line other than the last is broken.
@@ -417,7 +414,7 @@ class SampleStore:
         if not file.exists():
             return []
         found = read_samples(file, torn=True)
-        kept = found[: whole_batches(len(found), batch_size, total)]
+        kept = found[: in_complete_batches(len(found), batch_size, total)]
         runfolder.write_text(file, sample_lines(kept))
         return kept
 
@@ -428,12 +425,12 @@ class SampleStore:
         runfolder.append_text(self.folder / runfolder.SAMPLES, sample_lines(samples))
 
     def finish(self, evaluation: Evaluation, **extra: object) -> None:
-        """Write the summary, the mark of a finished evaluation, with the settings and ``extra`` in it."""
+        """Write the summary, which marks the evaluation as finished, with the settings and ``extra``."""
         summary = {**self._settings, **extra, **evaluation.summary()}
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
 
     def _refuse_others(self) -> None:
-        remedy = "give another --output, or --force to discard that evaluation"
+        remedy = "choose another --output, or --force to discard that evaluation"
         try:
             before = runfolder.read_json(self.folder / runfolder.SETTINGS)
         except DataError as error:
@@ -443,15 +440,10 @@ class SampleStore:
         names = [name for name in {**before, **self._settings} if before.get(name) != self._settings.get(name)]
         if names:
             names.sort(key=lambda name: (name in _HASHES, name))
-            here, there = (_shown(settings.get(names[0])) for settings in (self._settings, before))
+            here, there = (short_json(settings.get(names[0])) for settings in (self._settings, before))
             raise ConfigError(
-                f"{self.folder} holds an evaluation of other {', '.join(names)}",
+                f"{self.folder} holds an evaluation with other {', '.join(names)}",
                 got=f"{names[0]} {here}",
-                expected=f"{there} as there",
+                expected=f"{there}, as stored",
                 remedy=remedy,
             )
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"

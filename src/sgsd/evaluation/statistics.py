@@ -1,22 +1,22 @@
 """Means over problems with 95 % intervals, and differences paired by problem; one seed or several.
 
-The value of a problem is the share of its k samples that are correct. Problems are the unit of chance; where a method
-was trained with several seeds, the seeds are a second one. Let ``v[s, i]`` be the value of problem i = 1..N under seed
+The value of a problem is the share of its k samples that are correct. Problems are the sampling unit; the seeds of a
+method that was trained several times are a second one. Let ``v[s, i]`` be the value of problem i = 1..N under seed
 s = 1..S, ``v[i]`` its mean over the seeds, ``m[s]`` a seed's mean, ``m`` the mean of all. The variance of m is
 
-    V_problems = var_i(v[i]) / N                                           problems, and the sampling of completions
-    V_seeds    = max(0, var_s(m[s]) / S − var(v[s, i] − v[i] − m[s] + m) / (N S))     what seeds differ by beyond that
+    V_problems = var_i(v[i]) / N                                           problems and sampled completions
+    V_seeds    = max(0, var_s(m[s]) / S − var(v[s, i] − v[i] − m[s] + m) / (N S))     seeds beyond that
 
 by the method of moments for a crossed design (Searle, Casella & McCulloch, *Variance Components*, 1992, ch. 4). Each
 part keeps its own Student quantile: ``h² = t²(N − 1) V_problems + t²(S − 1) V_seeds``. Several evaluations are averaged
-with equal weights; their problems' parts add up, with Satterthwaite's degrees of freedom (1946).
+with equal weights; their V_problems add up, with Satterthwaite's degrees of freedom (1946).
 
-- A difference d, paired by problem, gets d ± h, after two problems have been added that differ by ± the quadratic mean
-  of the differences that are not 0. For 0/1 values that is the adjustment of Bonett & Price (2012).
+- A difference d, paired by problem, gets d ± h, after two problems have been added that differ by ± the root mean
+  square of the nonzero differences. For 0/1 values that is the adjustment of Bonett & Price (2012).
 - A mean gets Wilson's score interval (1927) of ``m (1 − m) / V`` effective problems (Korn & Graubard 1998) with h² / V
-  for z². Of values that are all 0 or 1, that is Wilson's interval itself.
+  for z². For values that are all 0 or 1, that is Wilson's interval itself.
 
-``docs/statistics.md`` has how often they hold the truth, by ``benchmarks/interval_coverage.py``.
+``docs/statistics.md`` has their coverage, measured by ``benchmarks/interval_coverage.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Values: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 """One value a problem, from 0 to 1: ``[N]`` of one seed, or ``[S, N]`` of several over the same problems."""
 
 CONFIDENCE = 0.95
-_ROUNDING = 1e-12  # means of shares that are equal on paper differ by less than this
+_ROUNDING = 1e-12  # equal means of shares differ by less than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +45,23 @@ class Estimate:
 
     @property
     def covers_zero(self) -> bool:
-        """Whether the interval holds 0: no difference shown."""
+        """Whether the interval contains 0."""
         return self.low <= 0 <= self.high
 
 
 def mean_estimate(values: Values) -> Estimate:
-    """The mean of per-problem values and its interval; ``mean_over`` of one evaluation."""
+    """The mean of per-problem values and its interval: ``mean_over`` for one evaluation."""
     return mean_over([values])
 
 
 def mean_over(evaluations: Sequence[Values]) -> Estimate:
-    """The mean of several evaluations' means, each of equal weight whatever its number of problems.
+    """The unweighted mean of several evaluations' means.
 
     Args:
-        evaluations: the values of each; all with the same seeds, in one order.
+        evaluations: the values of each evaluation; all with the same seeds, in one order.
 
     Raises:
-        ValueError: without values, or with unlike numbers of seeds.
+        ValueError: no values, or different numbers of seeds.
     """
     tables = _tables(evaluations)
     mean = float(np.mean([table.mean() for table in tables]))
@@ -69,7 +69,7 @@ def mean_over(evaluations: Sequence[Values]) -> Estimate:
     seeds = _seed_variance(tables)
     variance = sum(_problem_variances(tables)) + seeds
     binary = len(tables) == 1 and len(tables[0]) == 1 and set(np.unique(tables[0])) <= {0.0, 1.0}
-    if binary or variance < _ROUNDING**2 or problems <= 1:  # values that say nothing of chance: as if each were 0 or 1
+    if binary or variance < _ROUNDING**2 or problems <= 1:  # no estimate of the variance: as for 0/1 values
         effective, z2 = problems, float(stats.norm.ppf((1 + CONFIDENCE) / 2)) ** 2
     else:
         squared = _squared_half_width(tables, [(seeds, len(tables[0]))])
@@ -80,27 +80,29 @@ def mean_over(evaluations: Sequence[Values]) -> Estimate:
 
 
 def paired_difference(before: Values, after: Values, *, same_seeds: bool = False) -> Estimate:
-    """The mean of ``after − before``, paired by problem; ``difference_over`` of one evaluation."""
+    """The mean of ``after − before``, paired by problem: ``difference_over`` for one evaluation."""
     return difference_over([before], [after], same_seeds=same_seeds)
 
 
 def difference_over(before: Sequence[Values], after: Sequence[Values], *, same_seeds: bool = False) -> Estimate:
-    """The mean over several evaluations of ``after − before``, paired by problem, each evaluation of equal weight.
+    """The unweighted mean over several evaluations of ``after − before``, paired by problem.
 
     Args:
         before, after: for each evaluation the values of the same problems in one order; the numbers of seeds may
             differ.
-        same_seeds: row s of both is the same seed: what a seed does to both cancels.
+        same_seeds: row s of both has the same seed, so that effects of the seed on both cancel.
 
     Raises:
-        ValueError: if the problems differ in number, or the seeds that are to be paired; without values.
+        ValueError: no values, or different numbers of problems or of paired seeds.
     """
     firsts, seconds = _tables(before), _tables(after)
     for first, second in zip(firsts, seconds, strict=True):
         if first.shape[1] != second.shape[1]:
             raise ValueError(f"a paired difference needs the same problems: got {first.shape[1]} and {second.shape[1]}")
         if same_seeds and first.shape[0] != second.shape[0]:
-            raise ValueError(f"a difference paired by seed needs the same: got {first.shape[0]} and {second.shape[0]}")
+            raise ValueError(
+                f"a difference paired by seed needs the same seeds: got {first.shape[0]} and {second.shape[0]}"
+            )
     if same_seeds:
         tables = [second - first for first, second in zip(firsts, seconds, strict=True)]
         seeds = [(_seed_variance(tables), len(tables[0]))]
@@ -109,7 +111,7 @@ def difference_over(before: Sequence[Values], after: Sequence[Values], *, same_s
         tables = [second - first for first, second in zip(*means, strict=True)]
         seeds = [(_seed_variance(side), len(side[0])) for side in (firsts, seconds)]
     mean = float(np.mean([table.mean() for table in tables]))
-    half = _squared_half_width([_with_a_gain_and_a_loss(table) for table in tables], seeds) ** 0.5
+    half = _squared_half_width([_with_two_problems(table) for table in tables], seeds) ** 0.5
     return Estimate(mean, max(-1.0, mean - half), min(1.0, mean + half))
 
 
@@ -119,12 +121,12 @@ def _tables(evaluations: Sequence[Values]) -> list[np.ndarray]:
     if not tables or any(table.size == 0 for table in tables):
         raise ValueError("an estimate needs at least one value")
     if len({table.shape[0] for table in tables}) > 1:
-        raise ValueError(f"unlike numbers of seeds: got {', '.join(str(table.shape[0]) for table in tables)}")
+        raise ValueError(f"different numbers of seeds: got {', '.join(str(table.shape[0]) for table in tables)}")
     return tables
 
 
 def _problem_variances(tables: Sequence[np.ndarray]) -> list[float]:
-    """What each table's problems, and the sampling, contribute to the variance of the mean of the tables' means."""
+    """The share of each table's V_problems in the variance of the mean of the tables' means."""
     return [
         float(table.mean(axis=0).var(ddof=1)) / table.shape[1] / len(tables) ** 2 if table.shape[1] > 1 else 0.0
         for table in tables
@@ -132,7 +134,7 @@ def _problem_variances(tables: Sequence[np.ndarray]) -> list[float]:
 
 
 def _seed_variance(tables: Sequence[np.ndarray]) -> float:
-    """What seeds contribute beyond what their samples of each problem explain."""
+    """V_seeds of the mean of the tables' means."""
     S, C = tables[0].shape[0], len(tables)
     if S == 1:
         return 0.0
@@ -147,10 +149,10 @@ def _seed_variance(tables: Sequence[np.ndarray]) -> float:
 
 
 def _squared_half_width(tables: Sequence[np.ndarray], seeds: Sequence[tuple[float, int]]) -> float:
-    """``h²`` of the problems of tables, and of (variance, number) of seeds.
+    """``h²`` from the tables' problems and (V_seeds, number of seeds) of each method.
 
-    Degrees of freedom are pooled among evaluations alone. Pooled with the seeds' too, three seeds that happened to lie
-    close together would pass for many.
+    Degrees of freedom are pooled over evaluations, but not with those of the seeds: three seeds that happen to agree
+    would count as many.
     """
     own = _problem_variances(tables)
     pairs = zip(own, tables, strict=True)
@@ -160,8 +162,8 @@ def _squared_half_width(tables: Sequence[np.ndarray], seeds: Sequence[tuple[floa
     return sum(float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) ** 2 * variance for variance, freedom in parts)
 
 
-def _with_a_gain_and_a_loss(table: np.ndarray) -> np.ndarray:
-    """Two problems more, one that gains and one that loses as much as the problems that differ do, over the seeds."""
+def _with_two_problems(table: np.ndarray) -> np.ndarray:
+    """The table with two more problems: plus and minus the root mean square of the nonzero differences."""
     means = table.mean(axis=0)
     differing = means[np.abs(means) > _ROUNDING]
     size = float(np.sqrt(np.mean(differing**2))) if differing.size else 1.0

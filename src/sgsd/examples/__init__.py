@@ -1,7 +1,7 @@
-"""The repository's examples as modules: the folder ``examples/`` of a checkout, or what a wheel carries of it.
+"""The repository's examples as modules. ``sgsd demo`` and ``sgsd lab`` are examples.
 
-``sgsd demo`` and ``sgsd lab`` are examples. In a checkout this package's path goes on to ``examples/``; a wheel has the
-demo's file beside this one (``force-include`` in pyproject.toml), and no lab.
+In a checkout, the path of this package includes the folder ``examples/``. A wheel contains only the demo
+(``force-include`` in pyproject.toml).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if (_CHECKOUT / "demo.py").is_file():
     __path__.append(str(_CHECKOUT))
 
 COMMANDS = {"demo": "demo", "lab": "lab.command"}
-"""Command of ``sgsd`` → the module here whose ``main`` it is."""
+"""Modules of the commands; their ``main`` is called."""
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -26,10 +26,10 @@ def run(command: str, arguments: Sequence[str]) -> int:
 
     Args:
         command: one of ``COMMANDS``.
-        arguments: what stands behind it.
+        arguments: of the command.
 
     Raises:
-        ConfigError: this installation does not have it.
+        ConfigError: the example is not installed.
     """
     if importlib.util.find_spec(f"{__name__}.{command}") is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Run folders → tables, curves, rollouts: one HTML page; a certificate → another, which draws without ziaplot."""
+"""HTML pages: the report on runs (``page``), which needs ziaplot, and the certificate, which does not."""
 
 from sgsd.report.runs import Group, Run, grouped, load_runs
 

@@ -1,7 +1,7 @@
-"""The certificate of a document taken into weights: its JSON, page, table for the terminal, part of the model card.
+"""The certificate of ``sgsd internalize``: its JSON, page, table for the terminal and part of the model card.
 
-One sentence, chosen by the numbers, says what happened: a change counts where its 95 % interval leaves out 0.
-``docs/certificate.md`` says what each figure is.
+A headline states the result. A change counts if its 95 % interval excludes 0. ``docs/certificate.md`` explains each
+figure.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Tasks(_Part):
 
 
 class Accuracies(_Part):
-    """Of the held-out tasks, by the plain prompt but for ``with_document``."""
+    """Accuracies on the held-out tasks; the prompt has the document only for ``with_document``."""
 
     before: Accuracy
     with_document: Accuracy | None = None
@@ -89,7 +89,7 @@ class Accuracies(_Part):
 
 
 class Differences(_Part):
-    """Of those accuracies; in JSON named ``after - before`` and so on."""
+    """Differences of those accuracies; the names in JSON are ``after - before`` and so on."""
 
     after_before: Difference = Field(alias="after - before")
     after_with_document: Difference | None = Field(None, alias="after - with_document")
@@ -103,7 +103,7 @@ class Tokens(_Part):
     with_document: float | None = None
     saved: float | None = None
     training: Count | None = None  # processed by training
-    requests_to_pay: Count | None = None  # that save as many
+    requests_to_pay: Count | None = None  # requests that save as many tokens as training processed
 
 
 class Recited(_Part):
@@ -115,7 +115,7 @@ class Recited(_Part):
 
 
 class Retention(_Part):
-    """Problems that have nothing to do with the document."""
+    """Accuracies on problems that the document does not concern."""
 
     name: str
     problems: Count
@@ -130,7 +130,7 @@ class Rule(_Part):
     title: str = ""
     text: str
     source: str | None = None
-    worth: float | None = None  # 2 credit − 1, from −1 to 1
+    worth: float | None = None  # 2 · credit − 1, from −1 to 1
     ci95: Interval | None = None
     uses: Count
     verdict: Verdict
@@ -142,7 +142,7 @@ class Reply(_Part):
 
 
 class Answer(_Part):
-    """A held-out task and what it was answered."""
+    """A held-out task and the answers to it."""
 
     problem: str
     answer: str
@@ -166,7 +166,7 @@ class Training(_Part):
 
 
 class Certificate(_Part):
-    """Everything in ``certificate.json``; what was not measured is ``None``."""
+    """The content of ``certificate.json``; a figure that was not measured is ``None``."""
 
     version: Literal[1]
     sgsd: str
@@ -189,10 +189,10 @@ class Certificate(_Part):
 
 
 def read_certificate(path: Path) -> Certificate:
-    """The certificate of a run's folder, or in a file.
+    """Read a certificate from a file, or from the folder of ``sgsd internalize``.
 
     Raises:
-        DataError: it cannot be read, or its first field that does not fit.
+        DataError: it cannot be read, or a field is missing or wrong.
     """
     file = path / runfolder.CERTIFICATE if path.is_dir() else path
     return validated(TypeAdapter(Certificate), runfolder.read_json(file), str(file))
@@ -202,7 +202,7 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def headline(certificate: Certificate) -> str:
-    """The one sentence that says what happened."""
+    """The sentence that states the result."""
     accuracy, differences, kept = certificate.accuracy, certificate.differences, certificate.kept
     said = (
         f"the model answers {_share(accuracy.after.accuracy)} of held-out tasks right without the document in its "
@@ -220,7 +220,7 @@ def headline(certificate: Certificate) -> str:
 
 
 def remarks(certificate: Certificate) -> list[str]:
-    """What else a reader must know: the document itself, GRPO, what was forgotten, rules that harm."""
+    """Sentences on the document in the prompt, GRPO, forgetting, and harmful rules."""
     accuracy, differences, retention = certificate.accuracy, certificate.differences, certificate.retention
     said: list[str] = []
     gained, helps = differences.after_before, differences.with_document_before
@@ -229,9 +229,9 @@ def remarks(certificate: Certificate) -> list[str]:
         if helps.sign < 0:
             said.append(f"The document in the prompt harms: {with_it}.")
         elif helps.sign == 0:
-            said.append(f"The document in the prompt helped nothing that shows: {with_it}.")
+            said.append(f"The document in the prompt shows no effect: {with_it}.")
         elif gained.sign <= 0:
-            said.append(f"The document in the prompt does help: {with_it}. Training did not bring that in.")
+            said.append(f"The document in the prompt does help: {with_it}. Training did not gain that.")
     if accuracy.grpo is not None and differences.after_grpo is not None:
         came = f"GRPO, trained beside it without the document, answers {_share(accuracy.grpo.accuracy)} right"
         ends = {1: "", 0: ": as good, as far as these tasks tell", -1: ", which is better"}
@@ -249,7 +249,7 @@ def remarks(certificate: Certificate) -> list[str]:
 
 
 def _share(share: float) -> str:
-    """``88 %``; never 0 or 100 % of what is neither."""
+    """``88 %``; 0 and 100 % only if exact."""
     if 0 < share < 0.005:
         return "under 1 %"
     return "over 99 %" if 0.995 <= share < 1 else figure(share, ".0%")
@@ -278,7 +278,7 @@ _count = partial(figure, spec=",.0f")
 
 
 def _to_pay(certificate: Certificate) -> str | None:
-    """Requests until training has paid; a document that shows no gain never pays. ``None``: not known."""
+    """Requests until training has paid off; ``never`` without a shown gain; ``None`` if not measured."""
     if certificate.differences.after_before.sign <= 0:
         return "never"
     requests = certificate.tokens.requests_to_pay
@@ -295,20 +295,20 @@ def _duration(seconds: float) -> str:
 
 _DID: dict[Verdict, str] = {
     "earned": "earned it",
-    "idle": "did nothing that shows",
+    "idle": "showed no effect",
     "harmful": "harmed",
     "unused": "never taught",
 }
 
 
 def _by_verdict(certificate: Certificate) -> dict[str, int]:
-    """What rules did → how many of them."""
+    """The number of rules by what they did."""
     counts = Counter(rule.verdict for rule in certificate.rules)
     return {did: counts[verdict] for verdict, did in _DID.items() if counts[verdict]}
 
 
 def _clipped(text: str) -> str:
-    """The beginning and the end, where an answer says what it ends in."""
+    """The text, or the beginning and the end of a long one; answers are at the end."""
     half = _MOST_CHARACTERS // 2
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:half].rstrip()} […] {text[-half:].lstrip()}"
 
@@ -317,7 +317,7 @@ _STATES = {"before": "Before", "with_document": "With the document", "grpo": "GR
 
 
 def _measured(parts: _Part) -> list[tuple[str, str, Any]]:
-    """(key, name, value) of the states that were measured, in the order of the page."""
+    """(key, name, value) of the measured states, in the order of the page."""
     found = ((key, name, dict(parts).get(key)) for key, name in _STATES.items())
     return [state for state in found if state[2] is not None]
 
@@ -326,10 +326,10 @@ def _measured(parts: _Part) -> list[tuple[str, str, Any]]:
 
 
 def write_page(certificate: Certificate, output: Path) -> Path:
-    """Write the page, one HTML file that needs no network and no script.
+    """Write the page: one HTML file without scripts.
 
     Returns:
-        The file written.
+        ``output``.
 
     Raises:
         ConfigError: the page is larger than ``html.MOST_BYTES`` or cannot be written.
@@ -353,7 +353,7 @@ def write_page(certificate: Certificate, output: Path) -> Path:
 
 
 def certificate_table(certificate: Certificate) -> Table:
-    """The same figures in short, for the terminal."""
+    """The main figures as a table for the terminal."""
     notes = Text(visible("\n".join(remarks(certificate))))
     table = Table(title=Text(headline(certificate), "bold"), title_justify="left", title_style="", caption=notes)
     table.caption_justify, table.caption_style = "left", ""
@@ -367,10 +367,10 @@ def certificate_table(certificate: Certificate) -> Table:
 
 
 def add_to_card(certificate: Certificate, folder: Path) -> None:
-    """Tell the certificate in the model card of a folder, and lay ``certificate.json`` beside it.
+    """Write the certificate into the model card of a folder, and to ``certificate.json`` beside it.
 
     Args:
-        certificate: takes the place of an earlier one.
+        certificate: replaces one that is there.
         folder: of the model and its ``README.md``.
     """
     file = folder / "README.md"
@@ -383,7 +383,7 @@ def add_to_card(certificate: Certificate, folder: Path) -> None:
         "| | figure | 95 % interval |\n|---|---:|---:|\n"
         + "\n".join(f"| {' | '.join(map(as_markdown, row))} |" for row in rows),
         *map(as_markdown, remarks(certificate)),
-        f"Measured on {certificate.tasks.held_out:,} held-out tasks; all of it is in "
+        f"Measured on {certificate.tasks.held_out:,} held-out tasks; all figures are in "
         f"[{runfolder.CERTIFICATE}]({runfolder.CERTIFICATE}).\n",
     ]
     runfolder.write_json(folder / runfolder.CERTIFICATE, certificate.model_dump(mode="json"))
@@ -391,7 +391,7 @@ def add_to_card(certificate: Certificate, folder: Path) -> None:
 
 
 def _figures(certificate: Certificate) -> Iterator[list[tuple[str, str, str]]]:
-    """(name, figure, interval) of what was measured, in sections."""
+    """(name, figure, interval) of the measured figures, in sections."""
     yield [
         (f"{name}, tasks right", percent(accuracy.accuracy), _range(accuracy.ci95))
         for _, name, accuracy in _measured(certificate.accuracy)

@@ -1,6 +1,6 @@
-"""Logged metrics → line charts: mean and range over seeds, drawn as SVG by ziaplot, told in words and as a table.
+"""Line charts of logged metrics: mean and range over seeds, as SVG by ziaplot, with a text and a table of the values.
 
-The SVG holds no text of a run. Its colours are the page's CSS variables; a line is told from another by its dash too.
+The SVG contains no text of a run. Its colours are CSS variables of the page; lines also differ in their dashes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from markupsafe import Markup
 from sgsd.report.runs import Group
 from sgsd.report.tables import Table, number, percent
 
-_STRETCHES = 60
+_BINS = 60
 _MARKED_POINTS = 15
 _DASHES = ("1 0", "6 3", "2 2", "8 3 2 3", "12 3", "4 2 1 2", "1 3", "10 2 2 2 2 2")
 _POLARITIES = (("positive", "--positive", "1 0"), ("neutral", "--soft", "2 2"), ("negative", "--negative", "6 3"))
@@ -37,13 +37,13 @@ _STYLE = """
     Graph.XName { color: var(--soft); font_size: 12; }
     PolyLine { stroke_width: 2.25; radius: 3.5; edge_width: 0; }
 """
-ziaplot.config.text = "text"  # as it is without ziamath, which would read formulas into texts and draw them as paths
+ziaplot.config.text = "text"  # otherwise ziamath, if installed, draws texts as formulas
 ziaplot.config.precision = 1
 
 
 @dataclass(frozen=True)
 class Band:
-    """Mean over seeds at one step, and how far they lie apart."""
+    """Mean, lowest and highest value over seeds at one step."""
 
     step: float
     mean: float
@@ -51,14 +51,14 @@ class Band:
     high: float
 
     def written(self, value: Callable[[float | None], str]) -> str:
-        """``40.2 % (34.2 % to 46.3 %)``; without brackets where nothing lies apart."""
+        """``40.2 % (34.2 % to 46.3 %)``; without brackets if the values are equal."""
         spread = f" ({value(self.low)} to {value(self.high)})" if self.high > self.low else ""
         return value(self.mean) + spread
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: what the legend says of it, and its points."""
+    """One line of a chart, with its label in the legend."""
 
     label: str
     colour: str
@@ -68,7 +68,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing, its text alternative, and the same values as a table."""
+    """A drawing, its text alternative, and a table of its values."""
 
     title: str
     svg: Markup
@@ -85,7 +85,7 @@ class Figure:
 
 
 def outcome_table(groups: Sequence[Group]) -> Table:
-    """How each group began and ended, by what the runs logged: accuracy where it was, and success rate."""
+    """First and last accuracy and success rate of each group, as far as they were logged."""
 
     def from_to(bands: Sequence[Band]) -> str | None:
         return f"{percent(bands[0].mean)} → {bands[-1].written(percent)}" if bands else None
@@ -97,7 +97,7 @@ def outcome_table(groups: Sequence[Group]) -> Table:
     return Table(("method", "seeds", "steps", "accuracy", "success rate"), tuple(rows))
 
 
-# ---- figures; ``None`` where no run logged what they show
+# ---- figures; ``None`` if no run logged the metric
 
 
 def learning_figure(groups: Sequence[Group]) -> Figure | None:
@@ -107,7 +107,7 @@ def learning_figure(groups: Sequence[Group]) -> Figure | None:
 
 
 def signs_figure(groups: Sequence[Group]) -> Figure | None:
-    """Metrics in which a run that goes wrong shows it first."""
+    """Metrics that first show a run going wrong."""
     lines = {title: _lines(groups, partial(metric_bands, metric=metric)) for metric, title in _SIGNS}
     return _figure("signs", lines, shares=False)
 
@@ -125,7 +125,7 @@ def polarity_figure(groups: Sequence[Group]) -> Figure | None:
 
 
 def left_out(groups: Sequence[Group]) -> list[str]:
-    """What a run logged and no chart can show, named."""
+    """Notes on logged metrics that have no value to draw."""
     metrics = {"eval_accuracy": True, "success_rate": True, **dict.fromkeys((metric for metric, _ in _SIGNS), False)}
     metrics |= {f"sgsd/polarity/{name}_share": True for name, _, _ in _POLARITIES}
     return [
@@ -138,7 +138,7 @@ def left_out(groups: Sequence[Group]) -> list[str]:
 
 
 def _lines(groups: Sequence[Group], bands: Callable[[Group], Sequence[Band]]) -> list[Line]:
-    """A line for each group, which looks alike in all charts and as no other up to 64."""
+    """A line per group. It has the same colour and dash in all charts; they differ for up to 64 groups."""
     return [
         Line(group.label, f"var(--series{n % 8})", _DASHES[(n + n // 8) % 8], bands(group))
         for n, group in enumerate(groups)
@@ -146,7 +146,7 @@ def _lines(groups: Sequence[Group], bands: Callable[[Group], Sequence[Band]]) ->
 
 
 def _figure(id: str, lines: Mapping[str, Sequence[Line]], *, shares: bool) -> Figure | None:
-    """A chart for each title that has a line with points. Neighbours have the same steps, and shares the same axis."""
+    """A chart for each title that has values. All charts have the same range of steps; shares have the same y-axis."""
     drawn = {title: kept for title, found in lines.items() if (kept := [line for line in found if line.bands])}
     points = [band for found in drawn.values() for line in found for band in line.bands]
     if not points:
@@ -164,19 +164,19 @@ def _figure(id: str, lines: Mapping[str, Sequence[Line]], *, shares: bool) -> Fi
 
 
 def _chart(id: str, title: str, lines: Sequence[Line], last: float, share: float | None) -> Chart:
-    """Of steps up to ``last``, and of shares up to ``share`` where the values are shares."""
+    """A chart of steps up to ``last``. ``share`` is the highest value if the values are shares, else ``None``."""
     written = number if share is None else percent
     points = [band for line in lines for band in line.bands]
     lowest, highest = min(band.low for band in points), max(band.high for band in points)
     graph = ziaplot.Graph().css(_STYLE).size(440, 250).axesnames("optimizer step")
     steps = _whole_ticks(last)
     graph.xticks(steps, [f"{step:,}" for step in steps]).xrange(0, max(1.0, last))
-    if share is not None:  # from 0 to a whole tick: axes that do not jump between reports
+    if share is not None:  # from 0 to a tick, so that reports have similar axes
         apart = 10 if share <= 0.5 else 20
         ticks = range(0, max(2, int(np.ceil(100 * share / apart - 1e-9)) + 1) * apart, apart)
         graph.yticks([tick / 100 for tick in ticks], [f"{tick} %" for tick in ticks])
         graph.yrange(0, ticks[-1] / 100)
-    elif highest - lowest <= 1e-6 * max(abs(highest), 1e-6):  # a flat line, in the middle
+    elif highest - lowest <= 1e-6 * max(abs(highest), 1e-6):  # a constant line is drawn in the middle
         room = max(abs(highest), 1.0)
         graph.yrange(lowest - room, highest + room)
     for line in lines:
@@ -185,7 +185,7 @@ def _chart(id: str, title: str, lines: Sequence[Line], last: float, share: float
             graph.add(ziaplot.LineFill(steps, highs, lows).fill(f"{line.colour} 16%").color("none"))
         drawn = ziaplot.PolyLine(steps, means).color(line.colour).stroke(line.dash)
         graph.add(drawn.marker("round") if len(steps) <= _MARKED_POINTS else drawn)
-    # Names of clip paths and markers are unique in one drawing; on the page they have to be so in all.
+    # Ids of clip paths and markers are unique in a drawing; they must be unique on the page.
     svg = re.sub(r'(\bid="|url\(#)', rf"\g<1>{id}-", graph.tosvg())
     by_step = [{f"{band.step:g}": band.written(written) for band in line.bands} for line in lines]
     steps = sorted({step for found in by_step for step in found}, key=float)
@@ -197,7 +197,7 @@ def _chart(id: str, title: str, lines: Sequence[Line], last: float, share: float
 
 
 def _whole_ticks(last: float) -> list[int]:
-    """Some seven steps at most: there are no halves of one."""
+    """At most seven ticks, at whole steps."""
     apart = next(n * 10**power for power in range(20) for n in (1, 2, 5) if last <= 6 * n * 10**power)
     return list(range(0, int(last) + 1, apart))
 
@@ -215,7 +215,7 @@ def _in_words(line: Line, written: Callable[[float | None], str]) -> str:
 
 
 def accuracy_bands(group: Group) -> list[Band]:
-    """Per evaluated step: over seeds the mean, lowest and highest; of one seed its own 95 % interval."""
+    """Accuracy at each evaluated step, with the range over seeds; for one seed, with its 95 % interval."""
     bands = bands_over_seeds([run.curve("eval_accuracy", share=True) for run in group.runs])
     if len(group.runs) == 1:
         low, high = (dict(group.runs[0].curve(f"eval_accuracy_{side}", share=True)) for side in ("low", "high"))
@@ -229,23 +229,21 @@ def success_bands(group: Group) -> list[Band]:
 
 
 def metric_bands(group: Group, metric: str, *, share: bool = False) -> list[Band]:
-    """A training metric in stretches of equal length, mean and range over seeds."""
-    return bands_over_seeds([in_stretches(run.curve(metric, share=share), group.last_step) for run in group.runs])
+    """A training metric averaged in bins of steps, with the range over seeds."""
+    return bands_over_seeds([binned(run.curve(metric, share=share), group.last_step) for run in group.runs])
 
 
-def in_stretches(
-    curve: Sequence[tuple[float, float]], last: float, stretches: int = _STRETCHES
-) -> list[tuple[float, float]]:
-    """(mid step, mean) of at most ``stretches`` stretches of equal length from 0 to ``last``."""
-    width = max(1.0, last / stretches)
+def binned(curve: Sequence[tuple[float, float]], last: float, bins: int = _BINS) -> list[tuple[float, float]]:
+    """(mid step, mean) of at most ``bins`` bins of equal width from 0 to ``last``."""
+    width = max(1.0, last / bins)
     members: dict[int, list[float]] = {}
     for step, value in curve:
-        members.setdefault(min(int((step - 1) // width), stretches - 1), []).append(value)
+        members.setdefault(min(int((step - 1) // width), bins - 1), []).append(value)
     return [((n + 0.5) * width + 0.5, float(np.mean(values))) for n, values in sorted(members.items())]
 
 
 def bands_over_seeds(curves: Sequence[Sequence[tuple[float, float]]]) -> list[Band]:
-    """Mean, lowest and highest over the curves, at the steps that every curve has; empty curves do not count."""
+    """Mean, lowest and highest value over the curves, at the steps of all curves. Empty curves are left out."""
     named = [dict(curve) for curve in curves if curve]
     shared = sorted(set.intersection(*map(set, named))) if named else []
     columns = [[curve[step] for curve in named] for step in shared]

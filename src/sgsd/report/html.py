@@ -1,7 +1,7 @@
-"""What every page is made with: one HTML file that needs no network and is harmless whatever its texts say.
+"""Templates, content security policy and writer of all pages. A page is one HTML file and needs no network.
 
-Jinja escapes every text and shows what would be invisible in it; a content security policy in the template admits the
-page's own style and script, by their hash, and no connection anywhere.
+Texts in a page cannot do harm: Jinja escapes them, and control characters are made visible. The content security policy
+in the template allows only the page's own style and script, by their hash, and no connections.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_BYTES = 6_000_000
 
 
 def environment() -> Environment:
-    """Of the package's templates: everything is escaped, a missing value is an error."""
+    """The Jinja environment of the package's templates. It escapes all texts; a missing value is an error."""
     return Environment(
         loader=PackageLoader("sgsd.report"),
         autoescape=True,
@@ -34,30 +34,33 @@ def environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    return visible(value) if type(value) is str else value  # and not Markup, which is the package's own
+    return visible(value) if type(value) is str else value  # not Markup, which is the package's own
 
 
 def own_text(environment: Environment, *names: str) -> Markup:
-    """The package's own style sheets or scripts, whose text is meant as it is."""
+    """The package's style sheets or scripts of these names, joined, without escaping."""
     return Markup("".join(environment.get_template(name).render() for name in names))
 
 
 def digest(text: str) -> str:
-    """As a content security policy names a style or a script."""
+    """The hash of a style or script in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def write(output: Path, page: str, what: str, remedy: str | None = None) -> Path:
-    """Write the page at once: readers see the old one or the new one.
+    """Write the page atomically.
 
     Args:
         output: file to write; missing folders are made.
-        page: its text.
-        what: it is, for an error.
-        remedy: for a page that is too large.
+        page: text of the page.
+        what: name of the page in errors.
+        remedy: of the error for a page that is too large.
+
+    Returns:
+        ``output``.
 
     Raises:
-        ConfigError: it is larger than ``MOST_BYTES`` or cannot be written.
+        ConfigError: the page is larger than ``MOST_BYTES`` or cannot be written.
     """
     if (size := len(page.encode())) > MOST_BYTES:
         raise ConfigError(f"{what} is too large", got=f"{size} bytes", expected=f"{MOST_BYTES}", remedy=remedy)
@@ -69,7 +72,7 @@ def write(output: Path, page: str, what: str, remedy: str | None = None) -> Path
 
 
 def is_own(file: Path) -> bool:
-    """Whether a file is a page of this package, by the mark in its head."""
+    """Whether a file is a page of this package, by the generator in its head."""
     if not os.path.isfile(file):
         return False
     with file.open("rb") as opened:

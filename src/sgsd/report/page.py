@@ -1,4 +1,4 @@
-"""Everything on one HTML page that needs no network, and is harmless whatever the runs hold (see ``html``)."""
+"""The report: one HTML page about runs (see ``html`` for what all pages have in common)."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from sgsd.report import curves, html, tables
 from sgsd.report.runs import Group, Run, grouped, load_runs
 from sgsd.report.tables import short, signed
 
-# Gaps in nats where one level of colour ends and the next begins; the last has no end.
+# Upper ends, in nats, of the gaps of one colour; the last colour has none.
 _LEVELS = (0.05, 0.2, 1.0)
 _STEPS_SHOWN = 4
-_MOST_CHARACTERS = 2_500_000  # of JSON, of all rollouts
+_MOST_CHARACTERS = 2_500_000  # of the JSON of all rollouts
 _STANCES = {1: "supports", -1: "suppresses", 0: "no stance"}
 _POLARITIES = {1: "positive", -1: "negative", 0: "neutral"}
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Read run folders and write the page, at once: readers see the old one or the new one.
+    """Read run folders and write the page atomically.
 
     Args:
-        folders: of runs, of several methods and seeds; also evaluations without a run, as ``compare_runs`` takes
-            them, which are in the comparison alone.
+        folders: run folders of several methods and seeds, and folders of evaluations without a run, which appear only
+            in the comparison (see ``compare_runs``).
         output: file to write; missing folders are made.
 
     Returns:
-        The file written.
+        ``output``.
 
     Raises:
-        ConfigError: a folder is no run, another file than a report lies at ``output``, or the page is larger than
+        ConfigError: a folder is not a run, ``output`` exists and is not a report, or the page is larger than
             ``html.MOST_BYTES`` or cannot be written.
-        DataError: a run's record cannot be read. Whatever else cannot be is left out, and named on the page.
+        DataError: the record of a run cannot be read. Other unreadable files are left out, and named on the page.
     """
     if os.path.lexists(output) and not html.is_own(output):
-        raise ConfigError("the target is no report of sgsd's", got=str(output), remedy="choose another --output")
-    # A folder that is not there is refused as a run.
+        raise ConfigError("the target exists and is not a report", got=str(output), remedy="choose another --output")
+    # load_runs raises an error for a folder that does not exist.
     runs = load_runs([one for one in folders if (one / runfolder.RUN).is_file() or not one.is_dir()])
     try:
         comparison, why_not = compare_runs(folders), ""
@@ -97,7 +97,7 @@ def _page(runs: Sequence[Run], comparison: Comparison | None, why_not: str) -> s
 
 
 def _traced(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """For each group rollouts of its first traced run, from steps spread over training, as the page's size allows."""
+    """Rollouts of the first traced run of each group, from steps spread over training, up to the limit of the page."""
     room = _MOST_CHARACTERS
     found: list[dict[str, Any]] = []
     for position, group in enumerate(groups):

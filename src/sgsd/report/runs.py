@@ -1,4 +1,4 @@
-"""Run folders → values: what a run was told, what it logged, what became of its bank."""
+"""Read run folders: settings, log, ledger, bank items and traced rollouts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sgsd import runfolder
 from sgsd.bank import Item, Ledger, SkillBank
 from sgsd.errors import ConfigError, SGSDError
 from sgsd.evaluation.comparison import distinct_labels
-from sgsd.evaluation.recorded import essence
+from sgsd.evaluation.recorded import method_settings
 from sgsd.trainers.names import method_name
 
 T = TypeVar("T")
-_DRAWN = 1e100  # at most: charts compute with squares and sums
+_DRAWN = 1e100  # the highest value in a chart, which computes squares and sums
 _Sign: TypeAlias = Literal[-1, 0, 1]
-# JSON has no other number.
+# JSON has only finite numbers; others become None.
 _Number: TypeAlias = Annotated[float | None, AfterValidator(lambda x: x if x is not None and isfinite(x) else None)]
 
 
@@ -38,7 +38,7 @@ class _Teacher(TypedDict):
 
 
 class Trace(TypedDict):
-    """A line of ``traces.jsonl``, as ``trainers.record`` writes it."""
+    """A line of ``traces.jsonl`` (``trainers.record``)."""
 
     step: runfolder.Count
     problem_id: str
@@ -63,16 +63,16 @@ _TRACE = TypeAdapter(Annotated[Trace, AfterValidator(_as_long)])
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. What the run did not leave is empty.
+    """One run folder. Files that are missing give empty values.
 
     Attributes:
         name: of the folder, unique in the report.
         record: ``run.json``.
-        history: the log, entries as the trainer wrote them.
-        items: those of the bank at the start and at the end, by id.
-        ledger: what became of each item.
+        history: ``log_history`` of the trainer.
+        items: items of the bank at the start and at the end, by id.
+        ledger: counts and supports of each item.
         traces: traced rollouts.
-        notes: what of the folder could not be read, and is empty here.
+        notes: on files that could not be read, whose values are empty.
     """
 
     name: str
@@ -85,17 +85,17 @@ class Run:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Every setting, flat."""
+        """All settings in one mapping."""
         return self.record["settings"]
 
     @property
     def method(self) -> str:
-        """As tables name it: ``SGSD``, ``GRPO + correction``, ``GRPO+Skill`` …"""
+        """The name of the method in tables: ``SGSD``, ``GRPO + correction``, ``GRPO+Skill`` …"""
         return method_name(self.settings)
 
     def curve(self, metric: str, *, share: bool = False) -> list[tuple[int, float]]:
-        """(step, value) of a logged metric, in the order of the steps; what no chart can show is left out: other
-        values than finite numbers, and than those from 0 to 1 where they are shares.
+        """(step, value) of a logged metric, by step. Values that are not finite are left out, and so are values outside
+        [0, 1] if ``share``.
         """
         lowest, highest = (0.0, 1.0) if share else (-_DRAWN, _DRAWN)
         points = {
@@ -108,7 +108,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed, with the label that tells them from the others of a report."""
+    """Runs that differ only in their seed, with a label that is unique in the report."""
 
     label: str
     runs: tuple[Run, ...]
@@ -130,13 +130,13 @@ class Group:
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders; each is named by its path from the folder that holds all.
+    """Read run folders. A run's name is its path relative to the common parent folder.
 
-    What of a folder cannot be read beside its record is left out, and named in the run's ``notes``.
+    Files other than ``run.json`` that cannot be read are left out, and named in the run's ``notes``.
 
     Raises:
-        ConfigError: no folders, one named twice, or one that is no run's.
-        DataError: a record that cannot be read.
+        ConfigError: no folders, a repeated folder, or one that is not a run.
+        DataError: a ``run.json`` cannot be read.
     """
     if not folders:
         raise ConfigError("no runs", expected="a folder or more with run.json, which sgsd train writes")
@@ -149,12 +149,12 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs of one setting together, in the order in which settings first appear."""
+    """Group runs with equal settings except the seed, in the order of their first runs."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(essence(run.settings), sort_keys=True, default=str), []).append(run)
+        groups.setdefault(json.dumps(method_settings(run.settings), sort_keys=True, default=str), []).append(run)
     firsts = [members[0] for members in groups.values()]
-    labels = distinct_labels([run.method for run in firsts], [essence(run.settings) for run in firsts])
+    labels = distinct_labels([run.method for run in firsts], [method_settings(run.settings) for run in firsts])
     return [Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
 
 
@@ -172,7 +172,7 @@ def _load(folder: Path, name: str) -> Run:
             return otherwise
 
     banks = [part(folder / bank, SkillBank.load, SkillBank()) for bank in (runfolder.BANK_START, runfolder.BANK)]
-    # By number, not by time: clocks jump, and copies have other times.
+    # By number, not by time: copies have other times.
     states = sorted(folder.glob(f"checkpoint-*/{runfolder.STATE}"), key=lambda f: (len(f.parent.name), f.parent.name))
     own = folder / runfolder.STATE
     return Run(

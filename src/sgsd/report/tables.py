@@ -1,4 +1,4 @@
-"""Groups of runs → tables: the comparison, what became of bank items, settings."""
+"""Tables of the report: the comparison, the items of banks, the settings."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sgsd.report.runs import Group, Run
 
 @dataclass(frozen=True)
 class Interval:
-    """A cell with a figure and its interval, to be drawn below the text too.
+    """A cell with an estimate and its interval, which are also drawn below the text.
 
     Attributes:
-        text: the figure and the interval.
-        low, mean, high: places on a scale from 0 to 1.
-        middle: whether the scale's middle is marked, as what to compare with.
+        text: estimate and interval.
+        low, mean, high: positions in the drawing, from 0 to 1.
+        middle: mark the middle of the drawing as the reference value.
     """
 
     text: str
@@ -33,12 +33,12 @@ class Interval:
 
 
 Cell = str | int | Interval | Item | None
-"""Of a table; ``None`` is a missing value."""
+"""A cell of a table; ``None`` is a missing value."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Heads of columns, and rows whose first cell is the row's head."""
+    """Column heads, and rows whose first cell is the row head."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -48,26 +48,26 @@ class Table:
 
 
 def figure(value: float | None, spec: str) -> str:
-    """A number by a format specification, with a minus sign that lines up; a dash for ``None``."""
+    """A number in a format specification, with a typographic minus; a dash for ``None``."""
     return "–" if value is None else f"{value:{spec}}".replace("-", "−").replace("%", " %")
 
 
 percent = partial(figure, spec=".1%")
 """``12.3 %``."""
 number = partial(figure, spec=".3g")
-"""Three digits that count."""
+"""Three significant digits."""
 signed = partial(figure, spec="+.3f")
 """``+0.123``."""
 
 
 def short(text: str, characters: int) -> str:
-    """The text on one line, or its beginning."""
+    """The text on one line, cut to ``characters``."""
     line = " ".join(text.split())
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
 
 
 def as_text(value: Any) -> str:
-    """A setting as one reads it: text bare, the rest as JSON."""
+    """A setting for readers: a text without quotes, other values as JSON, a dash for ``None``."""
     if value is None:
         return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -77,7 +77,7 @@ def as_text(value: Any) -> str:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Accuracy of every method on every evaluation, and what it differs from the baseline."""
+    """Accuracy of each method on each evaluation, and its difference to the baseline."""
     heads = ["method", "seeds"]
     columns: list[Sequence[Cell]] = [
         [row.label for row in comparison.rows],
@@ -96,7 +96,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def _estimate(
     estimate: Estimate | None, written: Callable[[float], str], reach: float | None = None
 ) -> Interval | None:
-    """On a scale from 0 to 1, or from ``-reach`` to ``reach``."""
+    """An estimate, drawn on a scale from 0 to 1, or from ``-reach`` to ``reach``."""
     if estimate is None:
         return None
     start, length = (0.0, 1.0) if reach is None else (-reach, 2 * reach)
@@ -106,7 +106,7 @@ def _estimate(
 
 
 def item_table(group: Group) -> Table:
-    """Every item of the group's banks, highest credit first, and items that only the ledger knows."""
+    """All items of the group's banks and ledgers, highest credit first."""
     ledger, items = group.ledger, group.items
     found: list[tuple[float, int, tuple[Cell, ...]]] = []
     for id in dict.fromkeys([*items, *ledger.items]):
@@ -128,16 +128,16 @@ def item_table(group: Group) -> Table:
 
 
 def order_note(items: Table) -> str:
-    """How much of the order of ``item_table`` is more than chance."""
+    """A sentence on how many items of ``item_table`` have a credit that differs from 0.5."""
     credits = [cell for row in items.rows for cell in row if isinstance(cell, Interval)]
     apart = sum(cell.low > 0.5 or cell.high < 0.5 for cell in credits)
     if not apart:
-        return "No item's interval leaves out 0.5: nothing here tells one item from another, and the order is chance."
-    return f"The intervals of {apart} of {len(credits)} items leave out 0.5; the order of the others may be chance."
+        return "Every item's interval contains 0.5: the order of the items may be chance."
+    return f"The intervals of {apart} of {len(credits)} items exclude 0.5; the order of the others may be chance."
 
 
 def setting_tables(runs: Sequence[Run]) -> tuple[Table, Table]:
-    """Settings, versions, bank and data: what differs, with a column for each run, and what all runs share."""
+    """Settings, versions, bank and data of the runs: a table of those that differ, and one of those that agree."""
     told = [{name: as_text(value) for name, value in _record(run).items()} for run in runs]
     names = dict.fromkeys(name for one in told for name in one)
     rows = [(name, [one.get(name, "–") for one in told]) for name in names]

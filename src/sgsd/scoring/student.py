@@ -16,12 +16,13 @@ from sgsd.scoring.logprobs import token_places
 class StudentPass:
     """A callable that TRL's student forward calls in place of the model; it keeps a reduction of the logits.
 
+    Rows without a token to score are not forwarded, but one if there is no other: every process makes a forward.
     TRL passes it all its arguments (masks, ``output_router_logits``, multimodal inputs) and reads ``log_probs``,
     ``entropy`` and ``aux_loss`` from the result.
 
     Args:
         model: the wrapped model that TRL would call.
-        mask: ``[B, T]``, True on completion tokens.
+        mask: ``[B, T]``, True on the tokens to score: all completion tokens of a row, or none.
         reduction: flat indices ``b · T + t`` of the scored tokens → the reduction of their logits.
         returned: the indices, among the reduction's tensors, of TRL's log-probabilities (``[n]``, or the first column
             of ``[n, 1 + …]``) and entropies.
@@ -63,20 +64,27 @@ class StudentPass:
         columns = self._columns + (W - T - 1)  # the position that predicts a token, in TRL's ``[B, W]``
         # If rotary frequencies depend on the padded length, each row is forwarded alone, without padding.
         alone = bool(rope_kind(causal)(_widest(W, input_ids.device) if rope_switch(causal) else W))
-        batches = [slice(b, b + 1) for b in range(B)] if alone else [slice(0, B)]
+        if alone:  # all of them: every process makes equally many forwards
+            batches = [[b] for b in range(B)]
+        elif inputs.get("output_router_logits"):  # the auxiliary loss reads all rows
+            batches = [list(range(B))]
+        else:
+            batches = [[b for b, length in enumerate(self._lengths) if length] or [0]]
 
         reduction = self._reduction(self.flat)
         outputs: list[Output] = []
         end = 0
         for batch in batches:
-            start, end = end, end + sum(self._lengths[batch])
+            start, end = end, end + sum(self._lengths[b] for b in batch)
             width = int(attention_mask[batch].sum()) if alone else W
 
             def of_batch(logits: Tensor, rows: slice, start: int = start) -> tuple[Tensor, ...]:
                 return reduction(logits, slice(start + rows.start, start + rows.stop))
 
             rows = self._rows[start:end]
-            index = (rows - batch.start) * width + columns[start:end] - first[rows]
+            place = torch.zeros(B, dtype=torch.long)
+            place[batch] = torch.arange(len(batch))
+            index = place.to(rows.device)[rows] * width + columns[start:end] - first[rows]
             outputs.append(
                 self._model(
                     input_ids=input_ids[batch, :width],

@@ -96,6 +96,14 @@ class TeacherWeights:
             held.copy_(saved[name])
 
 
+def partitioned_by(accelerator: Any) -> str | None:
+    """The name of what partitions the parameters over processes, DeepSpeed ZeRO-3 or FSDP; ``None`` if nothing does."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        return "DeepSpeed ZeRO-3"
+    return "FSDP" if accelerator.distributed_type == DistributedType.FSDP else None
+
+
 def refuse_partitioned_copies(kind: str, accelerator: Any, *, needs_copy: bool) -> None:
     """Refuse copied teacher weights under DeepSpeed ZeRO-3 and FSDP, which partition the parameters.
 
@@ -104,11 +112,10 @@ def refuse_partitioned_copies(kind: str, accelerator: Any, *, needs_copy: bool) 
     Raises:
         ConfigError: the teacher needs a copy, under ZeRO-3 or FSDP.
     """
-    plugin = accelerator.state.deepspeed_plugin
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    if needs_copy and (zero3 or accelerator.distributed_type == DistributedType.FSDP):
+    partitioned = partitioned_by(accelerator)
+    if needs_copy and partitioned:
         raise ConfigError(
-            f"teacher '{kind}' does not work under {'DeepSpeed ZeRO-3' if zero3 else 'FSDP'}",
+            f"teacher '{kind}' does not work under {partitioned}",
             expected="teacher live, or frozen with a new LoRA adapter",
             remedy="or use DDP or ZeRO-2",
         )

@@ -57,9 +57,9 @@ from sgsd.trainers.model import (
     check_arguments,
     is_initial_without_adapter,
     refuse_prompt_learning,
-    sampling_as_asked,
     settle_config,
     settle_generation_config,
+    without_model_sampling,
 )
 from sgsd.trainers.rewards import (
     VerifierReward,
@@ -423,7 +423,7 @@ class VerifiedTrainer(GRPOTrainer):
         ``outcome``: ``[B]`` in {−1, 0, 1}. ``row``: ``[B]``, a number of each rollout, unique within the step.
         ``counted``: ``[B, T]``, bool, True on tokens that the model wrote.
         """
-        with sampling_as_asked(self._generation_config), contiguous_head(self.model):
+        with without_model_sampling(self._generation_config), contiguous_head(self.model):
             output = super()._generate_and_score_completions(inputs)
         B = len(inputs)
         output["outcome"] = self._outcome
@@ -469,6 +469,7 @@ class VerifiedTrainer(GRPOTrainer):
         inputs: dict[str, Tensor],
         reduction: Callable[[Tensor], Reduction],
         *,
+        scored: Tensor | None = None,
         returned: tuple[int, int] = (0, 1),
         grpo_weight: float = 0.0,
     ) -> tuple[StudentPass, Tensor]:
@@ -476,6 +477,7 @@ class VerifiedTrainer(GRPOTrainer):
 
         Args:
             model, inputs: as for ``_compute_loss``.
+            scored: ``[B, T]``, the tokens to score, all or none of a rollout's; ``None``: all.
             reduction, returned: see ``StudentPass``.
             grpo_weight: weight of TRL's GRPO loss.
 
@@ -483,7 +485,8 @@ class VerifiedTrainer(GRPOTrainer):
             The pass, with the reduction's tensors; and TRL's loss divided by the accumulation steps: the weighted GRPO
             loss plus the router auxiliary loss of a mixture of experts.
         """
-        student = StudentPass(model, inputs["completion_mask"], reduction, returned=returned)
+        mask = inputs["completion_mask"] if scored is None else scored
+        student = StudentPass(model, mask, reduction, returned=returned)
         steps = self.current_gradient_accumulation_steps
         if grpo_weight:
             loss = grpo_weight * super()._compute_loss(student, inputs)

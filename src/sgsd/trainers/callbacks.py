@@ -1,5 +1,4 @@
-"""What the trainer does between steps: means are logged, teacher weights follow the policy, checkpoints get the
-method's own state, and a signal ends the run with a checkpoint."""
+"""Callbacks: log means, update the teachers' weights, complete checkpoints, end a run at a signal."""
 
 from __future__ import annotations
 
@@ -24,10 +23,10 @@ from sgsd.trainers.guard import CollapseGuard
 
 
 class StepMetrics:
-    """Means over all rollouts of an optimizer step, whatever micro-batches and processes they were split into.
+    """Means over all rollouts of an optimizer step, of all micro-batches and processes.
 
-    Sums and counts are added up on the device and reduced all at once. All processes add the same names. A mean over
-    nothing is NaN.
+    Sums and counts accumulate on the device and are reduced together. All processes must add the same names. A mean
+    with count 0 is NaN.
     """
 
     def __init__(self) -> None:
@@ -40,15 +39,15 @@ class StepMetrics:
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 
     def mean(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
-        """Add the mean of ``values``, of those where ``where`` is True; what stands elsewhere is never read."""
+        """Add the mean of ``values`` where ``where`` is True; values elsewhere may be NaN."""
         self.add({name: total(values, torch.ones_like(values, dtype=torch.bool) if where is None else where)})
 
     def share(self, name: str, part: float, whole: float) -> None:
-        """Add a part of a whole that are known on the host."""
+        """Add the ratio of two numbers known on the host."""
         self.add({name: (torch.tensor(float(part)), torch.tensor(float(whole)))})
 
     def reduced(self, accelerator: Any) -> dict[str, float]:
-        """The means over everything added since the last call, on all processes; one reduction, one host sync."""
+        """The means since the last call, over all processes; one reduction and one host sync."""
         if not self._totals:
             return {}
         names = sorted(self._totals)
@@ -60,7 +59,7 @@ class StepMetrics:
 
 
 class StepCallback(TrainerCallback):
-    """Ends an optimizer step: the step's means go to ``log``, and the teachers' weights follow the policy."""
+    """At the end of an optimizer step, logs its means and updates the teachers' weights."""
 
     def __init__(
         self,
@@ -81,13 +80,13 @@ class StepCallback(TrainerCallback):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Adds the run's parts to checkpoints, and deletes old ones once a new one is complete.
+    """Adds the run's parts to checkpoints, and deletes old checkpoints once a new one is complete.
 
     Args:
         parts, header: see ``trainers.checkpoint.save_parts``.
         accelerator: the trainer's.
         limit: ``save_total_limit``.
-        guard: whose last sound checkpoint stays whatever the limit is.
+        guard: its last sound checkpoint is never deleted.
     """
 
     def __init__(
@@ -106,12 +105,12 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if not args.save_only_model:  # without optimizer and random state there is nothing to go on from
+        if not args.save_only_model:  # no run can resume from a model without optimizer and random state
             main, rank = self._accelerator.is_main_process, self._accelerator.process_index
             if not main:
                 save_parts(checkpoint, self._parts, self._header, rank=rank)
             self._accelerator.wait_for_everyone()
-            if main:  # it writes the mark of a complete checkpoint, so it goes last
+            if main:  # last, since it writes the completeness mark
                 save_parts(checkpoint, self._parts, self._header, rank=rank)
         if args.should_save:
             folder, best = Path(args.output_dir), state.best_model_checkpoint
@@ -121,14 +120,14 @@ class CheckpointCallback(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends a run at SIGTERM or SIGUSR1: the optimizer step is finished and a checkpoint saved, and ``train`` returns.
+    """Ends a run at SIGTERM or SIGUSR1: after the current optimizer step a checkpoint is saved, and ``train`` returns.
 
-    All processes stop after the same step, whichever of them got a signal. A second one, ``PATIENCE`` seconds after
-    the first or later, does what it would do without this callback, as a rule end the process. (A process group and a
-    launcher that passes its signals on deliver one request twice.) Ctrl-C is left as it is.
+    All processes stop after the same step, whichever received the signal. A second signal, ``PATIENCE`` seconds or more
+    after the first, has its usual effect. An earlier one is ignored, since process groups and launchers can deliver one
+    request twice. Ctrl-C is not handled.
 
     Attributes:
-        stopped: the signal that ended the run before its last step, if one has.
+        stopped: the signal that ended the run before its last step, or ``None``.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -142,7 +141,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stopped, self._received = None, 0
-        if threading.current_thread() is threading.main_thread():  # no other may
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
             self._previous = {number: signal.signal(number, self._take) for number in self.SIGNALS}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -152,22 +151,22 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # A launcher ends the others when one process has ended, and they may still be writing.
+        # Wait: when one process exits, a launcher kills the others, which may still be writing.
         wait_for_everyone()
-        self._give_back()
+        self._restore_handlers()
 
     def _take(self, number: int, frame: Any) -> None:
         now = time.monotonic()
         if not self._received:
             self._received, self._at = number, now
-            then = "the run is saved after this step, and ends; a second one ends it now"
-            # No stream: the handler may run in the middle of a write to it.
+            then = "the run is saved and ends after this step; a second signal ends it at once"
+            # Not through a stream: the handler may interrupt a write to it.
             os.write(2, f"\nsgsd: {signal.Signals(number).name}: {then}\n".encode())
         elif now - self._at >= self.PATIENCE:
-            self._give_back()
+            self._restore_handlers()
             signal.raise_signal(number)
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}

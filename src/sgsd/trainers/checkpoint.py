@@ -1,8 +1,8 @@
-"""What a checkpoint holds beyond TRL's own state: a dictionary of parts, and a mark that it was written to its end.
+"""Checkpoints: the parts beyond TRL's own state, and a mark of completeness.
 
-A part is anything with ``state_dict`` and ``load_state_dict``: bank, ledger, teacher weights, window, guard. Tensors of
-its state go into ``sgsd/NAME-RANK.safetensors``, everything else into ``sgsd/NAME.json``. ``sgsd/state.json``, the
-mark, is written last: a checkpoint without it was cut off, and is never resumed from.
+A part is an object with ``state_dict`` and ``load_state_dict``: bank, ledger, teacher weights, window, guard. Tensors
+are saved as ``sgsd/NAME-RANK.safetensors``, the rest as ``sgsd/NAME.json``. The mark ``sgsd/state.json`` is written
+last: a checkpoint without it is incomplete, and no run resumes from it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _VERSION = 4
 
 
 class _Mark(TypedDict):
-    """The mark, beside what ``save_parts`` was given as the header. Older versions have no sizes."""
+    """The fields of the mark besides the header of ``save_parts``. Versions before 4 have no sizes."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -46,9 +46,9 @@ _MARK = TypeAdapter(_Mark)
 
 
 class Part(Protocol):
-    """A stateful part of a run: what it takes to go on is values for JSON, and tensors.
+    """A stateful part of a run. Its state has JSON values and tensors.
 
-    ``load_state_dict`` raises ``CheckpointError`` for what ``state_dict`` has not returned.
+    ``load_state_dict`` raises ``CheckpointError`` for a state that does not fit.
     """
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -57,7 +57,7 @@ class Part(Protocol):
 
 
 class BankState:
-    """The bank of a run, as it is now and as it was at the start; its state can be loaded as a bank."""
+    """The current bank of a run, and the digest of its initial one. The saved state is a bank file."""
 
     def __init__(self, bank: SkillBank | None) -> None:
         self.bank = bank
@@ -78,13 +78,13 @@ class BankState:
 
 
 def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
-    """Add ``sgsd`` to a checkpoint that TRL has written: all ranks tensors, rank 0, last, the rest and the mark.
+    """Add ``sgsd`` to a checkpoint that TRL has written. Rank 0 also writes JSON and the mark, and must come last.
 
     Args:
         checkpoint: its folder.
         parts: name → part.
-        header: what a resumed run must agree with: method, digest of the first bank, kind of teacher.
-        rank: this process's.
+        header: values that a resumed run must share: method, digest of the initial bank, kind of teacher.
+        rank: of this process.
     """
     folder = checkpoint / runfolder.PARTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,10 @@ def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
 def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
     """Restore every part from ``checkpoint/sgsd``.
 
-    A part that the run had not yet when it was saved (a guard, maintenance of the bank) begins here.
+    A part that the checkpoint does not contain (a guard or maintenance that was off) keeps its initial state.
 
     Raises:
-        CheckpointError: the checkpoint is none of this package's, is incomplete or cut short, or its header is another
-            run's.
+        CheckpointError: the checkpoint is not of this package, is incomplete, or has another header.
     """
     mark = _mark_of(checkpoint)
     if mark["version"] != _VERSION:
@@ -116,7 +115,7 @@ def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
             "the checkpoint was written by another version of sgsd",
             got=f"version {mark['version']}",
             expected=f"version {_VERSION}",
-            remedy="start a new run, or go on with the version that wrote it",
+            remedy="start a new run, or resume with the version that wrote it",
         )
     for name, value in header.items():
         if mark.get(name) != value:
@@ -125,7 +124,7 @@ def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
                 f"the checkpoint was trained with another {name}",
                 got=got,
                 expected=expected,
-                remedy="pass what the run began with, or start a new run in another output_dir",
+                remedy=f"resume with the {name} of the checkpoint, or start a new run in another output_dir",
             )
     folder = checkpoint / runfolder.PARTS
     for name, part in parts.items():
@@ -146,10 +145,10 @@ def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
 
 
 def refuse_damage(checkpoint: Path) -> None:
-    """Every file of a checkpoint is there, and as long as it was when it was saved.
+    """Check that a checkpoint has all its files, with the sizes they were saved with.
 
     Raises:
-        CheckpointError: the checkpoint is incomplete; a file is missing, or has another size.
+        CheckpointError: the checkpoint is incomplete, or a file is missing or has another size.
     """
     found = _sizes(checkpoint)
     for name, size in _mark_of(checkpoint)["sizes"].items():
@@ -163,7 +162,7 @@ def refuse_damage(checkpoint: Path) -> None:
 
 
 def unmark(checkpoint: Path) -> None:
-    """A complete checkpoint is none any more: it is about to be written again."""
+    """Remove the mark of a checkpoint that is about to be overwritten."""
     (checkpoint / runfolder.PARTS / _STATE_FILE).unlink(missing_ok=True)
 
 
@@ -180,7 +179,7 @@ def _mark_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Path in the checkpoint → bytes, of all that a resume reads."""
+    """Path in the checkpoint → size in bytes, for all files that a resumed run reads."""
     own = checkpoint / runfolder.PARTS / _STATE_FILE
     files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.suffix != ".md" and file != own)
     return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
@@ -195,33 +194,33 @@ def _checkpoints(output_dir: Path) -> dict[int, Path]:
 
 
 def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
-    """Steps → the checkpoints of a run that were written to their end, in the order of steps."""
+    """Step → complete checkpoint of a run, in the order of steps."""
     mark = Path(runfolder.PARTS) / _STATE_FILE
     return {step: folder for step, folder in _checkpoints(output_dir).items() if (folder / mark).is_file()}
 
 
 def last_complete_checkpoint(output_dir: Path, until: float = float("inf")) -> Path | None:
-    """The checkpoint of most steps, but at most ``until``, that was written to its end, if there is one."""
+    """The complete checkpoint of the latest step up to ``until``, if there is one."""
     return next((path for step, path in reversed(complete_checkpoints(output_dir).items()) if step <= until), None)
 
 
 def drop_checkpoints(output_dir: Path, limit: int | None, *, keep: Collection[Path]) -> None:
-    """Delete checkpoints until ``limit`` are left: those that were cut off first, then by steps.
+    """Delete checkpoints until ``limit`` are left: incomplete ones first, then the earliest.
 
-    In the place of transformers' rotation, which comes before a checkpoint is complete, and goes by the time of files.
-    No limit, or 0, keeps all; what is in ``keep`` stays whatever the limit is.
+    This replaces transformers' rotation, which runs before the new checkpoint is complete and sorts by file times.
+    Without a limit, or with 0, nothing is deleted. Those in ``keep`` are never deleted.
     """
     if not limit:
         return
     complete, every = complete_checkpoints(output_dir), _checkpoints(output_dir)
     kept = {path.resolve() for path in keep}
-    going = [step for step, path in every.items() if path.resolve() not in kept]
-    for step in sorted(going, key=lambda step: (step in complete, step))[: max(0, len(every) - limit)]:
+    deletable = [step for step, path in every.items() if path.resolve() not in kept]
+    for step in sorted(deletable, key=lambda step: (step in complete, step))[: max(0, len(every) - limit)]:
         shutil.rmtree(every[step], ignore_errors=True)
 
 
 def _go_back(checkpoint: Path) -> str:
-    """The remedy for a checkpoint that cannot be used."""
+    """The remedy for an unusable checkpoint: the last complete one before it."""
     match = _FOLDER.fullmatch(checkpoint.name)
     earlier = match and last_complete_checkpoint(checkpoint.parent, int(match[1]) - 1)
     if earlier is None:
@@ -234,10 +233,10 @@ def _go_back(checkpoint: Path) -> str:
 
 @contextmanager
 def refused_writes(output_dir: Path) -> Iterator[None]:
-    """A disk that is full, or takes no more for another reason, is one line with the checkpoint to go on from.
+    """Context in which a failed write, such as to a full disk, is one line with the checkpoint to resume from.
 
     Raises:
-        CheckpointError: inside this context something could not be written.
+        CheckpointError: something could not be written.
     """
     try:
         yield
@@ -256,7 +255,7 @@ def refused_writes(output_dir: Path) -> Iterator[None]:
 
 
 def _why_not_written(error: BaseException, output_dir: Path) -> str | None:
-    """What the system said, if an error is of the kind; safetensors and torch tell it in words of their own."""
+    """The system's message if the error is a failed write, which safetensors and torch report in their own ways."""
     if isinstance(error, BankError):
         return None if error.__cause__ is None else _why_not_written(error.__cause__, output_dir)
     number = error.errno if isinstance(error, OSError) else None

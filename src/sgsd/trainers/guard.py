@@ -1,7 +1,7 @@
-"""The collapse guard: names a collapse while it happens, and the last checkpoint of before it.
+"""The collapse guard: detects a collapse during training, and names the last checkpoint before it.
 
-It watches three things that are logged anyway: whether numbers are finite, the success rate, and the share of rollouts
-that are cut off. Each is compared with the run's own past, so no limit depends on the model or the task.
+It reads logged metrics: gradient norm, entropy, success rate and the share of truncated rollouts. The success rate is
+compared with the run's own past, so that no threshold depends on the model or the task.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ WINDOW = 20
 """Optimizer steps whose means are compared."""
 GRADIENT = "the gradient's norm"
 
-_DROP = 0.3  # of the best success rate
-_SIGMAS = 5.0  # the best is the luckiest of many windows: a difference within so many standard errors is chance
+_DROP = 0.3  # relative to the best success rate
+_STANDARD_ERRORS = 5.0  # of a difference that is no chance, although the best is the maximum over many windows
 _TRUNCATED = 0.9
 
 _log = logger(__name__)
@@ -32,13 +32,13 @@ _log = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What the guard saw.
+    """A collapse.
 
     Attributes:
         step: optimizer steps done.
-        what: in one line.
-        sound_until: the policy after so many steps was sound yet.
-        finite: whether all numbers were finite; a run in which they are not cannot go on.
+        what: the reason, in one line.
+        sound_until: the last step, in optimizer steps done, at which the policy was sound.
+        finite: whether all numbers were finite; otherwise the run cannot continue.
     """
 
     step: int
@@ -48,18 +48,18 @@ class Alarm:
 
 
 class CollapseGuard:
-    """The rules, on one set of vitals an optimizer step, the same on every process.
+    """The rules of the guard, applied once per optimizer step, with the same result on every process.
 
-    *Recent* is the mean over the last ``window`` steps, *first* that over the first, *best* the highest success rate of
-    so many steps in a row. It is an alarm if
+    *Recent* is the mean over the last ``window`` steps, *first* that over the first ``window`` steps, and *best* the
+    highest mean success rate over ``window`` consecutive steps. The guard raises an alarm if
 
-    - the gradient's norm is not finite, or the entropy is infinite;
+    - the gradient norm is not finite, or the entropy is infinite;
     - recent success is below 70 % of the best, by more than 5 standard errors;
-    - more than 90 % of the recent rollouts were cut off, and success did not rise from first to recent.
+    - more than 90 % of the recent rollouts were truncated, and success did not rise from first to recent.
 
     Args:
-        window: optimizer steps.
-        rollouts: of a step, on all processes.
+        window: in optimizer steps.
+        rollouts: per step, on all processes.
     """
 
     def __init__(self, window: int, rollouts: int) -> None:
@@ -73,34 +73,34 @@ class CollapseGuard:
 
     @property
     def sound_until(self) -> int:
-        """The policy after so many steps is as good as it has been, as far as can be told by now."""
+        """The last step, in optimizer steps done, at which the policy was sound: that of the best success rate."""
         return self._best_step if self.alarm is None else self.alarm.sound_until
 
     def observe(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
-        """Take a step's vitals; the alarm, if this step raises the run's first one.
+        """Take a step's vitals; returns the alarm if this step raises the run's first one.
 
         Args:
-            step: optimizer steps done, with this one.
-            vitals: means over the step's rollouts, ``success``, ``truncated``, ``entropy``, and ``GRADIENT``. A mean
-                over nothing (NaN, or absent) is not judged.
+            step: optimizer steps done, including this one.
+            vitals: means over the step's rollouts ``success``, ``truncated`` and ``entropy``, and the gradient norm
+                ``GRADIENT``. NaN or absent values are ignored, except for the gradient norm.
         """
         if self.alarm is not None:
             return None
-        self.alarm = alarm = self._broken(step, vitals) or self._judged(step, vitals)
+        self.alarm = alarm = self._not_finite(step, vitals) or self._collapsed(step, vitals)
         return alarm
 
-    def _broken(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
-        # The entropy is of the policy before this step's update, which a broken gradient does not get. Beside a broken
-        # gradient an entropy that is no number says that the weights were broken already.
+    def _not_finite(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
+        # The entropy is that of the policy before this step's update. If the gradient is not finite, the update is
+        # skipped; if the entropy is NaN as well, the weights were not finite before.
         norm, entropy = vitals.get(GRADIENT, 0.0), vitals.get("entropy", 0.0)
         if not math.isfinite(norm):
             return Alarm(step, f"{GRADIENT} is {norm}", step - 1 - math.isnan(entropy), finite=False)
         return Alarm(step, f"entropy is {entropy}", step - 2, finite=False) if math.isinf(entropy) else None
 
-    def _judged(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
-        counted = {name: float(vitals.get(name, math.nan)) for name in ("success", "truncated")}
-        kept = {name: value for name, value in counted.items() if math.isfinite(value)}
-        self._recent = [*self._recent, kept][-self._window :]
+    def _collapsed(self, step: int, vitals: Mapping[str, float]) -> Alarm | None:
+        rates = {name: float(vitals.get(name, math.nan)) for name in ("success", "truncated")}
+        finite = {name: value for name, value in rates.items() if math.isfinite(value)}
+        self._recent = [*self._recent, finite][-self._window :]
         if len(self._recent) < self._window:
             return None
         success, truncated = self._mean("success"), self._mean("truncated")
@@ -122,9 +122,9 @@ class CollapseGuard:
         return sum(values) / len(values) if values else math.nan
 
     def _differ(self, one: float, other: float) -> bool:
-        """Whether two windows' success rates differ by more than chance, if both were drawn from their mean."""
-        mean = (one + other) / 2
-        return abs(one - other) > _SIGMAS * math.sqrt(2 * mean * (1 - mean) / self._rollouts)
+        """Whether two windows' success rates differ by more than chance: a two-proportion z-test."""
+        pooled = (one + other) / 2
+        return abs(one - other) > _STANDARD_ERRORS * math.sqrt(2 * pooled * (1 - pooled) / self._rollouts)
 
     def state_dict(self) -> dict[str, Any]:
         state = {"recent": self._recent, "first": self._first, "best": self._best, "best_step": self._best_step}
@@ -142,13 +142,13 @@ class CollapseGuard:
 
 
 class GuardCallback(TrainerCallback):
-    """Feeds a run's guard, and acts on its alarm.
+    """Passes each step's vitals to the guard, and acts on its alarm.
 
     Args:
         guard: the rules.
-        action: ``warn`` or ``stop``; numbers that are not finite stop the run.
-        vitals: of the last optimizer step, as ``CollapseGuard.observe`` takes them.
-        grad_norm: the last gradient's norm before clipping.
+        action: ``warn`` or ``stop``; numbers that are not finite always stop the run.
+        vitals: returns those of the last optimizer step, as ``CollapseGuard.observe`` takes them.
+        grad_norm: returns the last gradient norm before clipping.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class GuardCallback(TrainerCallback):
         self._grad_norm = grad_norm
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An update that would leave no weight finite is left out. In float16 the gradient scaler does that itself."""
+        """Skip an update whose gradient is not finite. In float16 the gradient scaler does so."""
         if not args.fp16 and not math.isfinite(self._grad_norm()):
             kwargs["model"].zero_grad()
 

@@ -1,4 +1,4 @@
-"""The ledger during training: every scored rollout counts once, on all processes alike."""
+"""The ledger during training: each scored rollout is counted once, and all processes have the same ledger."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ from sgsd.scoring.teachers import TeacherPool
 
 
 class TrainingLedger:
-    """What each bank item was worth so far, and the trust in teachers that follows from it.
+    """Each bank item's record of stances and outcomes, and the trust in teachers that follows from it.
 
-    Stances are observed micro-batch by micro-batch, kept on the device, and gathered once an optimizer step.
+    Stances are collected on the device per micro-batch, and gathered once per optimizer step.
 
     Args:
-        group_size: G, rollouts of a problem; they are one cluster in the ledger's intervals.
-        trust: ``worth``, ``ledger``, ``vouched`` or ``equal`` (the setting ``teacher_trust``).
+        group_size: G, rollouts per problem; they are one cluster in the ledger's intervals.
+        trust: the setting ``teacher_trust``.
     """
 
     def __init__(self, group_size: int, trust: str) -> None:
         self.ledger = Ledger()
         self._group_size = group_size
         self._trust = trust
-        # Item ids by number, the same on all processes: tensors carry numbers. An id keeps its number for good.
+        # Item ids by number, since tensors cannot contain ids. Numbers are equal on all processes and never change.
         self._ids: list[str] = []
         self._numbers: dict[str, int] = {}
         self._observed: list[Tensor] = []
 
     def numbers(self, pools: Sequence[TeacherPool], bank: SkillBank, num_teachers: int) -> Tensor:
-        """``[B, K, 2]``: numbers of each teacher's skill and mistake, −1 for padding and for one that it has not.
+        """``[B, K, 2]``: numbers of each teacher's skill and mistake; −1 for padding and for a missing item.
 
-        ``pools`` are the teachers of B rollouts, ``bank`` what they come from, the same on all processes.
+        Args:
+            pools: the teachers of B rollouts.
+            bank: the bank of their items, the same on all processes.
+            num_teachers: K.
         """
         for item in bank.items:
             if item.id not in self._numbers:
@@ -49,17 +52,17 @@ class TrainingLedger:
         numbers = torch.full((len(pools), num_teachers, 2), -1)
         for row, pool in enumerate(pools):
             for k, pair in enumerate(pool.pairs):
-                own = [-1 if item is None else self._numbers[item.id] for item in (pair.skill, pair.mistake)]
-                numbers[row, k] = torch.tensor(own)
+                of_pair = [-1 if item is None else self._numbers[item.id] for item in (pair.skill, pair.mistake)]
+                numbers[row, k] = torch.tensor(of_pair)
         return numbers
 
     def ids(self, skill: int, mistake: int) -> tuple[str, str]:
-        """Ids of numbers that ``numbers`` gave; empty for −1."""
+        """Ids of a pair's ``numbers``; an empty text for −1."""
         first, second = (self._ids[number] if number >= 0 else "" for number in (skill, mistake))
         return first, second
 
     def trust(self, pools: Sequence[TeacherPool]) -> list[list[float]]:
-        """τ of each pool's teachers, by what is known before this batch; the same on all processes."""
+        """τ of each pool's teachers, from the ledger before this batch; the same on all processes."""
         if self._trust == "equal":
             return [[1.0] * len(pool.pairs) for pool in pools]
         prior = sure_worth(self.ledger.items.values())
@@ -79,14 +82,18 @@ class TrainingLedger:
     ) -> None:
         """Keep a micro-batch for ``end_step``.
 
-        ``rows`` and ``outcome`` are ``[B]``, ``items`` those of ``numbers``; the others are ``[B, K]``.
+        Args:
+            rows: ``[B]``, the rollouts' numbers in the step.
+            items: ``[B, K, 2]``, from ``numbers``.
+            outcome: ``[B]`` in {−1, 0, 1}.
+            scored, support, stance: ``[B, K]``.
         """
         of_row = [tensor.unsqueeze(1).expand_as(support).float() for tensor in (rows, outcome)]
         columns = [*of_row, *items.unbind(-1), scored, support, stance]
         self._observed.append(torch.stack([column.detach().float() for column in columns], dim=-1))
 
     def end_step(self) -> None:
-        """Credit what was observed on all processes since the last call; one gather, one host sync."""
+        """Credit all processes' observations since the last call; one gather, one host sync."""
         values = np.empty((0, 1, 7))
         if self._observed:
             values = gather(torch.cat(self._observed).contiguous()).cpu().double().numpy()  # [B, K, 7]
@@ -105,17 +112,17 @@ class TrainingLedger:
             )
 
     def credit_of(self, id: str) -> float | None:
-        """What an item has been worth; ``None`` where it took no stance yet."""
+        """An item's credit; ``None`` if its teachers have not taken a stance yet."""
         record = self.ledger.record(id)
         return credit(record).value if record.positive + record.negative else None
 
     def totals(self, bank: SkillBank) -> dict[str, float]:
-        """Totals since the run began, for the log; an item counts for each teacher it was part of.
+        """Totals since the run began, for the log; a use of a pair counts for both items.
 
-        ``credit`` is the mean over the bank's items that were used with a stance; NaN where none was.
+        ``credit`` is the mean over the bank's items that have a credit; NaN if none has.
         """
         credits = [value for item in bank.items if (value := self.credit_of(item.id)) is not None]
-        names = ("uses", "active", "positive", "negative", "neutral")  # undecided rollouts are not scored
+        names = ("uses", "active", "positive", "negative", "neutral")  # no undecided: such rollouts are not scored
         return {
             "items": float(len(self.ledger.items)),
             **dict(zip(names, map(float, self.ledger.total.counts), strict=False)),

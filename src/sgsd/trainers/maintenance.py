@@ -1,9 +1,9 @@
-"""Online maintenance: what the policy does during training becomes new items of its bank.
+"""Online maintenance: the policy's rollouts become new items of the bank during training.
 
-Every ``maintenance_frequency`` optimizer steps the rollouts since the last check are looked at. Where too few of them
-succeeded, a writer makes items of them: memories → extraction → merge → ``bank.maintain``. The window holds the
-rollouts of all accumulation steps and processes, and is part of the checkpoint. The first process writes, the others
-wait for the new bank. A writer that fails or takes too long costs the update, not the run.
+Every ``maintenance_frequency`` optimizer steps, the window of rollouts since the last check is examined. If too few
+succeeded, a writer derives items from them: memories → extraction → merge → ``bank.maintain``. The window has the
+rollouts of all accumulation steps and processes, and is saved in checkpoints. The first process writes; the others wait
+for the new bank. If the writer fails or takes too long, the update is skipped and the run continues.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed
-from accelerate import DistributedType
 from transformers import TrainerCallback
 
 from sgsd import runfolder
@@ -34,25 +33,26 @@ from sgsd.engines.server_writer import ServerWriter
 from sgsd.engines.writers import TransformersWriter
 from sgsd.errors import BankError, CheckpointError, ConfigError, DataError
 from sgsd.memories import Memory, memory_of, read_memory
+from sgsd.scoring.weights import partitioned_by
 from sgsd.trainers.checkpoint import BankState
 from sgsd.trainers.config import SGSDConfig
 from sgsd.trainers.record import append_lines, keep_until
 from sgsd.verifiers import Outcome, Verdict
 
-# What the others wait beyond the writer's time: reading, merging, a batch of the policy's that runs to its end.
+# Other processes wait this long beyond maintenance_timeout: for reading, merging, and the policy's last batch.
 _GRACE = timedelta(hours=2)
-_AT_ONCE = 16  # requests that the policy takes together: a batch of generation
+_POLICY_BATCH = 16  # requests per batch of generation, if the policy writes
 _OUTCOMES = {1: Outcome.CORRECT, -1: Outcome.INCORRECT, 0: Outcome.UNDECIDED}
 
 T = TypeVar("T")
 
 
-# ---- what a writer makes of a window
+# ---- new items from a window
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Items of the merge, best first; how many candidates there were before; reasons of requests that failed."""
+    """Merged items, best first; the number of candidates before the merge; the reasons of failed requests."""
 
     items: Sequence[Candidate]
     candidates: int
@@ -60,7 +60,7 @@ class Proposal:
 
 
 def propose(memories: Sequence[Memory], writer: Writer, *, seed: int = 0) -> Proposal:
-    """Extract and merge. Items that more memories stand behind come first, older ones first among equals."""
+    """Extract and merge. Items are sorted by their number of parents, largest first; ties keep their order."""
 
     def reader(memory: Memory) -> Callable[[Written], list[Candidate]]:
         return lambda written: read_extraction(memory, written)
@@ -75,16 +75,16 @@ def propose(memories: Sequence[Memory], writer: Writer, *, seed: int = 0) -> Pro
 
 
 class _Deadline:
-    """A writer until ``seconds`` from now, and ``TimeoutError`` afterwards; asked every ``at_once`` requests."""
+    """A writer that raises ``TimeoutError`` before a batch of requests once ``seconds`` have passed."""
 
-    def __init__(self, writer: Writer, seconds: float, at_once: int | None) -> None:
+    def __init__(self, writer: Writer, seconds: float, batch_size: int | None) -> None:
         self.name = writer.name
         self._writer = writer
         self._end = time.monotonic() + seconds
-        self._at_once = at_once
+        self._batch_size = batch_size
 
     def write(self, requests: Sequence[WriteRequest]) -> list[Written]:
-        size = self._at_once or max(len(requests), 1)
+        size = self._batch_size or max(len(requests), 1)
         written: list[Written] = []
         for start in range(0, len(requests), size):
             if time.monotonic() >= self._end:
@@ -94,7 +94,7 @@ class _Deadline:
 
 
 def _in_thread(function: Callable[[], T], seconds: float | None) -> T | BaseException:
-    """What a function returns or raises; ``TimeoutError`` after ``seconds``: a thread that is late is left behind."""
+    """The function's result or exception; ``TimeoutError`` after ``seconds``, when its thread is abandoned."""
     results: list[T | BaseException] = []
     pool = ThreadPool(1)
     try:
@@ -105,10 +105,10 @@ def _in_thread(function: Callable[[], T], seconds: float | None) -> T | BaseExce
 
 
 def _without_leaks(candidates: Sequence[Candidate], memories: Sequence[Memory]) -> tuple[list[Candidate], list[str]]:
-    """The candidates that give no answer away, and the reasons against the others."""
+    """The candidates that do not reveal an answer, and the reasons against the others."""
     items: dict[str, Item] = {}
     for candidate in candidates:
-        with suppress(BankError):  # maintain says what is wrong with it
+        with suppress(BankError):  # maintain reports invalid candidates
             items[candidate.id] = candidate.item(Origin.ONLINE)
     reasons = scan(SkillBank().with_items(items.values()), memories=memories).reasons
     kept = [candidate for candidate in candidates if candidate.id not in reasons]
@@ -119,19 +119,19 @@ def _without_leaks(candidates: Sequence[Candidate], memories: Sequence[Memory]) 
 
 
 class Maintenance(TrainerCallback):
-    """Watches rollouts and renews a run's bank, before the step is logged and saved.
+    """Collects rollouts and updates the bank of a run, before the step is logged and saved.
 
-    All processes make the same calls. The first one alone holds the window, writes, and logs a line a check to
-    ``maintenance.jsonl``: what the window held, and the fate of every candidate and of every item that went.
+    All processes make the same calls. The first one has the window, writes, and adds a line per check to
+    ``maintenance.jsonl``: the window's numbers, and what became of each candidate and each evicted item.
 
     Args:
         args, accelerator: the trainer's.
-        bank: of the run; renewed here.
-        credit: of an item, by the ledger (see ``bank.maintain``).
-        log: takes a check's metrics.
-        writer: who writes new items.
-        own_process: the writer uses this process's model: it is waited for, and asked for the time between requests.
-            Another one is left alone when its time is over.
+        bank: of the run; updated in place.
+        credit: an item's credit in the ledger (see ``bank.maintain``).
+        log: logs a check's metrics.
+        writer: writes new items.
+        own_process: the writer uses this process's model. Its deadline is then checked between batches; another writer
+            runs in a thread that is abandoned at the deadline.
     """
 
     def __init__(
@@ -154,10 +154,10 @@ class Maintenance(TrainerCallback):
         self._own_process = own_process
         self._main = accelerator.is_main_process
         self._rank, self._processes = accelerator.process_index, accelerator.num_processes
-        # On the CPU and with a timeout of its own: NCCL would give up on a writer that takes its time.
+        # A gloo group with a longer timeout than NCCL's, since a writer can take long.
         wait = timedelta(seconds=args.maintenance_timeout) + _GRACE
         self._group = torch.distributed.new_group(backend="gloo", timeout=wait) if self._processes > 1 else None
-        # The window: rollouts since the last check; those that were decided, as memories.
+        # The window: the number of rollouts since the last check, and memories of those with a verdict.
         self._rollouts = 0
         self._memories: list[Memory] = []
         self._counts: Counter[str] = Counter(updated=0, skipped=0)
@@ -175,7 +175,7 @@ class Maintenance(TrainerCallback):
             raise CheckpointError("not a window of rollouts", got=f"{type(error).__name__}: {error}") from error
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._main:  # what was logged after the step where the run starts goes
+        if self._main:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             keep_until(self._file, state.global_step)
 
@@ -193,13 +193,15 @@ class Maintenance(TrainerCallback):
         outcomes: Sequence[int],
         verdicts: Sequence[Verdict] | None,
     ) -> None:
-        """Add this process's newly verified rollouts, and all others', to the window.
+        """Add all processes' newly verified rollouts to the window.
 
         Args:
-            step: the optimizer step they were made for, from 1.
-            rows: of the data set, one a rollout; all processes have equally many.
-            completions, truncated, outcomes: what the model wrote, whether the length limit cut it, 1, −1 or 0.
-            verdicts: of a verifier, whose reasons are kept.
+            step: number of the optimizer step that they were sampled for, from 1.
+            rows: the data row of each rollout; all processes have equally many.
+            completions: the rollouts' texts.
+            truncated: whether each was cut at the length limit.
+            outcomes: in {−1, 0, 1}.
+            verdicts: of a verifier; their reasons become part of the memories.
         """
         memories: list[Memory | None] = []
         for n, row in enumerate(rows):
@@ -217,17 +219,17 @@ class Maintenance(TrainerCallback):
             self._memories += [memory for part in gathered for memory in part if memory is not None]
 
     def check(self, step: int, bank: SkillBank) -> dict[str, float]:
-        """Look at the window after so many steps, and empty it; all processes have the new bank then."""
-        sent: list[Any] = [self._renewed(step, bank) if self._main else None]
+        """Examine the window after step ``step``, update the bank on all processes, and empty the window."""
+        result: list[Any] = [self._checked(step, bank) if self._main else None]
         if self._group is not None:
-            torch.distributed.broadcast_object_list(sent, src=0, group=self._group)
-        self._bank.bank, metrics = sent[0]
+            torch.distributed.broadcast_object_list(result, src=0, group=self._group)
+        self._bank.bank, metrics = result[0]
         return metrics
 
-    def _renewed(self, step: int, bank: SkillBank) -> tuple[SkillBank, dict[str, float]]:
+    def _checked(self, step: int, bank: SkillBank) -> tuple[SkillBank, dict[str, float]]:
         begun = time.monotonic()
         successes = sum(memory.outcome == Outcome.CORRECT.value for memory in self._memories)
-        # Among all rollouts, undecided ones included, as the success_rate of the logs.
+        # Undecided rollouts are counted in the denominator, as in the logged success_rate.
         rate = successes / self._rollouts if self._rollouts else None
         line: dict[str, Any] = {
             "step": step,
@@ -266,21 +268,22 @@ class Maintenance(TrainerCallback):
         }
 
     def _updated(self, step: int, bank: SkillBank, line: dict[str, Any]) -> SkillBank:
-        """The bank with what is written of the window; ``line`` tells what became of it."""
+        """The bank with the new items of the window; adds the results to ``line``."""
         memories, limit = self._memories, self._args.maintenance_timeout
         line["memories"] = len(memories)
-        writer = _Deadline(self._writer, limit, _AT_ONCE if self._own_process else None)
+        writer = _Deadline(self._writer, limit, _POLICY_BATCH if self._own_process else None)
         seed = self._args.seed + step
-        found = _in_thread(lambda: propose(memories, writer, seed=seed), None if self._own_process else limit)
-        if isinstance(found, BaseException):
-            late, said = isinstance(found, TimeoutError), " ".join(f"{type(found).__name__}: {found}".split())
-            line |= {"status": "skipped", "reason": f"no items within {limit:g} s" if late else said[:300]}
+        proposal = _in_thread(lambda: propose(memories, writer, seed=seed), None if self._own_process else limit)
+        if isinstance(proposal, BaseException):
+            error = " ".join(f"{type(proposal).__name__}: {proposal}".split())
+            late = isinstance(proposal, TimeoutError)
+            line |= {"status": "skipped", "reason": f"no items within {limit:g} s" if late else error[:300]}
             return bank
-        line |= {"candidates": found.candidates, "failures": dict(Counter(found.failures))}
-        if found.failures and not found.items:
-            line |= {"status": "skipped", "reason": "nothing that was written could be used"}
+        line |= {"candidates": proposal.candidates, "failures": dict(Counter(proposal.failures))}
+        if proposal.failures and not proposal.items:
+            line |= {"status": "skipped", "reason": "no written item could be used"}
             return bank
-        items, line["leaks"] = _without_leaks(found.items, memories)
+        items, line["leaks"] = _without_leaks(proposal.items, memories)
         update = maintain(bank, items, credit=self._credit)
         parents = {parent for item in update.diff.added for parent in item.parents}
         line |= {
@@ -301,15 +304,15 @@ def maintenance_of(
     credit: Callable[[str], float | None],
     log: Callable[[dict[str, float]], None],
 ) -> Maintenance:
-    """The maintenance that a run's settings describe: written by ``writer``, their server, or else the policy itself.
+    """The maintenance of a run. The writer is ``writer``, else the server in the settings, else the policy.
 
     Raises:
-        ConfigError: no process holds the whole policy; of the server, the package openai is missing, the address is
-            none, or there is no key.
+        ConfigError: the policy writes and is sharded over processes; or the server has no valid URL, there is no key,
+            or the package openai is missing.
     """
     accelerator = trainer.accelerator
     if writer is None and args.maintenance_writer_url and args.maintenance_writer_model:
-        # A quarter of the update's time for a request: one that hangs is repeated before the time is over.
+        # A quarter of the update's time per request, so that one that hangs can be repeated in time.
         wait = min(600.0, args.maintenance_timeout / 4)
         url = args.maintenance_writer_url
         writer = ServerWriter(args.maintenance_writer_model, base_url=url, timeout=wait, retries=2)
@@ -320,24 +323,22 @@ def maintenance_of(
             accelerator.unwrap_model(trainer.model),
             trainer.processing_class,
             name="policy",
-            batch_size=_AT_ONCE,
+            batch_size=_POLICY_BATCH,
             chat_template_kwargs={**(args.chat_template_kwargs or {}), "enable_thinking": False},
         )
     return Maintenance(args, bank, credit, log, writer, accelerator, own_process=own_process)
 
 
 def refuse_partitioned_policy(accelerator: Any, *, frequency: int) -> None:
-    """One process cannot generate alone with a model that is spread over all.
+    """Refuse a policy that writes under DeepSpeed ZeRO-3 or FSDP: one process cannot generate with sharded weights.
 
     Raises:
-        ConfigError: the policy is to write under DeepSpeed ZeRO-3 or FSDP.
+        ConfigError: under one of the two.
     """
-    plugin = accelerator.state.deepspeed_plugin
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    if zero3 or accelerator.distributed_type is DistributedType.FSDP:
+    if partitioned := partitioned_by(accelerator):
         raise ConfigError(
-            f"the policy cannot write new items under {'DeepSpeed ZeRO-3' if zero3 else 'FSDP'}",
+            f"the policy cannot write new items under {partitioned}",
             got=f"maintenance_frequency {frequency}",
-            expected="a writer of its own: maintenance_writer_url, or SGSDTrainer(writer=...)",
-            remedy="no process holds the whole model there",
+            expected="another writer: maintenance_writer_url, or SGSDTrainer(writer=...)",
+            remedy="or use DDP or ZeRO-2, where each process has the whole model",
         )

@@ -1,4 +1,4 @@
-"""GRPO, the baseline, and method names → trainers; their configurations are ``trainers.config.CONFIGS``."""
+"""The GRPO baseline, and all trainers by method name; ``trainers.config.CONFIGS`` has their configurations."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sgsd.trainers.sgsd import SGSDTrainer
 
 
 class GRPOBaselineTrainer(VerifiedTrainer):
-    """TRL's GRPO, loss and advantages as they are, on the rows, prompts and verdicts of the other methods.
+    """TRL's GRPO, with its loss and advantages, on the rows, prompts and verdicts of the other methods.
 
-    A successful rollout has reward 1, a failed one 0, an undecided one none. With ``skills_in_prompt`` (GRPO+Skill) the
-    rollouts' prompts show each problem's best skill–mistake pairs; evaluations stay plain. Arguments and errors: see
-    ``trainers.base.VerifiedTrainer``. ``args`` is a ``GRPOBaselineConfig``.
+    With a verifier, a successful rollout has reward 1, a failed one 0, an undecided one none. With ``skills_in_prompt``
+    (GRPO+Skill) the rollouts' prompts show each problem's best skill–mistake pairs; evaluation prompts stay plain.
+    Arguments and errors: see ``trainers.base.VerifiedTrainer``. ``args`` is a ``GRPOBaselineConfig``.
     """
 
     method = "grpo"

@@ -1,13 +1,13 @@
-"""OPSD, the baseline: on-policy self-distillation (arXiv 2601.18734).
+"""The OPSD baseline: on-policy self-distillation (arXiv 2601.18734).
 
-The teacher is the same model on a prompt that holds the problem's reference; the loss is its per-token divergence from
-the student on the student's own rollouts, over the full vocabulary. How it deviates from the paper's public code:
+The teacher is the same model on a prompt that contains the problem's reference. The loss is the per-token divergence of
+teacher and student on the student's rollouts, over the full vocabulary. Deviations from the paper's public code:
 
 - prompts, sampling, verifier and data are those of the other methods; the wording of the teacher's prompt is ours;
-- a mean over rows of means over tokens, in place of one mean over a micro-batch's tokens;
-- verdicts are computed and logged, and do not enter the loss.
+- the loss is a mean over rows of means over tokens, not one mean over a micro-batch's tokens;
+- verdicts are computed and logged, but not part of the loss.
 
-The teacher's hidden states are made anew for each micro-batch; logits of both sides exist a tile at a time. With
+The teacher's hidden states are computed for each micro-batch; both sides' logits exist one tile at a time. With
 ``skills_in_prompt`` (OPSD+Skill) both prompts show each problem's best skill–mistake pairs.
 """
 
@@ -29,7 +29,7 @@ from sgsd.trainers.config import OPSDConfig
 
 
 class OPSDTrainer(VerifiedTrainer):
-    """On-policy self-distillation (arXiv 2601.18734), used like any TRL trainer.
+    """On-policy self-distillation (arXiv 2601.18734), used like TRL's ``GRPOTrainer``.
 
     ```python
     from sgsd import OPSDConfig, OPSDTrainer
@@ -43,7 +43,7 @@ class OPSDTrainer(VerifiedTrainer):
     ```
 
     Arguments and errors: see ``trainers.base.VerifiedTrainer``. ``args`` is an ``OPSDConfig``. Evaluation problems need
-    no reference: ``eval_loss`` is NaN, since there is no teacher then.
+    no reference; ``eval_loss`` is NaN.
     """
 
     method = "opsd"
@@ -97,7 +97,7 @@ class OPSDTrainer(VerifiedTrainer):
 
     def _teacher_hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
         """``[n, H]``: the hidden states that predict each completion token after the teacher's prompt."""
-        # Two host syncs: a prompt is padded on its left, a completion on its right, so lengths tell them apart.
+        # Two host syncs. Prompts are padded on the left and completions on the right, so lengths remove the padding.
         rows = torch.cat([inputs["teacher_prompt_ids"], inputs["completion_ids"]], dim=1).tolist()
         lengths = torch.stack([inputs[f"{name}_mask"].sum(1) for name in ("teacher_prompt", "completion")], 1).tolist()
         width = inputs["teacher_prompt_ids"].shape[1]
@@ -108,10 +108,10 @@ class OPSDTrainer(VerifiedTrainer):
 
 
 def references(problems: Sequence[Problem], kind: str) -> list[str]:
-    """What each problem's teacher is shown: its ``solution``, and nothing in its place, or its ``answer``.
+    """Each problem's reference: its ``solution``, or its ``answer``, as ``kind`` says.
 
     Raises:
-        DataError: problems without it, with counts.
+        DataError: some problems have none; with their number.
     """
     found = [problem.solution if kind == "solution" else problem.answer for problem in problems]
     missing = sum(not (reference and reference.strip()) for reference in found)

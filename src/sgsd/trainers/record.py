@@ -1,7 +1,7 @@
-"""What a run keeps of its teachers for ``sgsd report``: ``ledger.json``, and rollouts token by token.
+"""A run's records for ``sgsd report``: ``ledger.json``, and rollouts token by token in ``traces.jsonl``.
 
-``traces.jsonl`` holds, now and then, some rollouts of the first process under each of their teachers. A run that goes
-on from a checkpoint first drops what was written after it.
+Every ``trace_steps`` steps, ``traces.jsonl`` gets rollouts of the first process with the scores of their teachers. A
+run that resumes from a checkpoint first drops the lines of later steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.tracking import log_gaps
 
 OUTCOMES = {1: "success", -1: "failure", 0: "undecided"}
-_TRACED = 2  # rollouts of a trace: a success and a failure if there are
+_TRACED = 2  # rollouts per traced step: a success and a failure if possible
 
 
 class _Line(TypedDict, total=False):
@@ -39,13 +39,13 @@ class _Decoder(Protocol):
 
 
 class RunRecorder(TrainerCallback):
-    """Ends an optimizer step for the ledger, and keeps the two files of this module.
+    """Ends the ledger's optimizer steps, and writes the two files of this module.
 
     Args:
         folder, tokenizer, ledger: the run's.
-        log: takes the ledger's totals into the log, at each step's end.
-        trace_steps: optimizer steps between traces, beside one of the first step; 0 keeps none.
-        writes: whether this process writes.
+        log: logs the ledger's totals; called at the end of each step.
+        trace_steps: optimizer steps between traces; the first step is traced as well. 0: no traces.
+        writes: whether this process writes files.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RunRecorder(TrainerCallback):
         self._traces: list[dict[str, Any]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._writes:  # what was recorded after the step where the run starts goes
+        if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
             keep_until(self._folder / runfolder.TRACES, state.global_step)
 
@@ -85,7 +85,7 @@ class RunRecorder(TrainerCallback):
         self.on_save(args, state, control)
 
     def rollouts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
-        """Begin a batch: the data rows of this process's rollouts, and their numbers, as ``row`` in the batch."""
+        """Take a batch's data rows and their numbers (``row`` in the batch), for this process's rollouts."""
         self._rows |= zip(numbers, rows, strict=True)
 
     def observe(
@@ -97,9 +97,14 @@ class RunRecorder(TrainerCallback):
         support: Tensor,
         stance: Tensor,
     ) -> None:
-        """Keep a micro-batch's rollouts for a trace, if optimizer step ``step``, from 1, is one of those traced.
+        """Trace rollouts of a micro-batch, if its step is traced.
 
-        ``student`` is ``[B, T]``, log-probabilities; ``support`` and ``stance`` are ``[B, K]``.
+        Args:
+            step: number of the optimizer step, from 1.
+            inputs: the micro-batch.
+            student: ``[B, T]``, log-probabilities.
+            teachers: scores of the B rollouts.
+            support, stance: ``[B, K]``.
         """
         if not self._writes or not self._trace_steps or (step > 1 and step % self._trace_steps):
             return
@@ -109,10 +114,10 @@ class RunRecorder(TrainerCallback):
             if kept == _TRACED or not scored:
                 continue
             row, n = self._rows[int(inputs["row"][b])], int(inputs["completion_mask"][b].sum())
-            traced: list[dict[str, Any]] = []
+            of_teachers: list[dict[str, Any]] = []
             for k in scored:
                 skill, mistake = self._ledger.ids(*inputs["items"][b, k].tolist())
-                traced.append(
+                of_teachers.append(
                     {
                         "skill": skill,
                         "mistake": mistake,
@@ -133,12 +138,12 @@ class RunRecorder(TrainerCallback):
                     "counted": inputs["score_mask"][b, :n].int().tolist(),
                     "tokens": token_pieces(self._tokenizer, inputs["completion_ids"][b, :n].tolist()),
                     "student_logps": rounded(student[b, :n]),
-                    "teachers": traced,
+                    "teachers": of_teachers,
                 }
             )
 
     def end_step(self, step: int) -> list[dict[str, Any]]:
-        """Credit the optimizer step that has just been made, and write its traces; returns them."""
+        """End the ledger's step; write the step's traces and return them."""
         self._ledger.end_step()
         traces, self._traces = self._chosen(), []
         if traces:
@@ -146,43 +151,43 @@ class RunRecorder(TrainerCallback):
         return traces
 
     def _chosen(self) -> list[dict[str, Any]]:
-        """One rollout of each outcome in turn, as long as there are any: successes first, undecided ones last."""
+        """At most ``_TRACED`` rollouts: successes and failures in turn, then undecided ones."""
         by_outcome = [[trace for trace in self._traces if trace["outcome"] == name] for name in OUTCOMES.values()]
-        turns = [traces[turn] for turn in range(_TRACED) for traces in by_outcome[:2] if turn < len(traces)]
-        return [*turns, *by_outcome[2]][:_TRACED]
+        decided = [traces[turn] for turn in range(_TRACED) for traces in by_outcome[:2] if turn < len(traces)]
+        return [*decided, *by_outcome[2]][:_TRACED]
 
 
 def token_pieces(tokenizer: _Decoder, ids: Sequence[int]) -> list[str]:
-    """One text a token; joined, they are the decoded completion, special tokens included.
+    """The text of each token; joined, the texts are the decoded completion, special tokens included.
 
-    A character that several tokens share stands at the last of them, and the others are empty. A token is decoded
-    beside its predecessor: some tokenizers drop the space at the start of a text.
+    If several tokens form one character, the last one has it and the others are empty. A token is decoded together
+    with its predecessor, since some tokenizers drop the space at the start of a text.
     """
     pieces: list[str] = []
-    before, start = 0, 0  # ids[before:start] is written already, ids[start:] is not
+    before, start = 0, 0  # ids[:start] have their pieces; ids[before:start] are the predecessors
     for end in range(1, len(ids) + 1):
-        written = tokenizer.decode(list(ids[before:start]), skip_special_tokens=False)
+        predecessors = tokenizer.decode(list(ids[before:start]), skip_special_tokens=False)
         text = tokenizer.decode(list(ids[before:end]), skip_special_tokens=False)
         if text.endswith("�") and end < len(ids):
             pieces.append("")
             continue
-        pieces.append(text[len(written) :])
+        pieces.append(text[len(predecessors) :])
         before, start = start, end
     return pieces
 
 
 def rounded(values: Tensor) -> list[float]:
-    """To three places, without negative zeros."""
+    """The values rounded to three decimals, without negative zeros."""
     return [round(value, 3) + 0.0 for value in values.detach().float().tolist()]
 
 
 def append_lines(file: Path, documents: Iterable[dict[str, Any]]) -> None:
-    """Add one JSON object a line to the end of a file."""
+    """Append JSON objects to a file, one per line."""
     runfolder.append_text(file, "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents))
 
 
 def keep_until(file: Path, step: int) -> None:
-    """Drop lines of later steps, and a last one that was cut off while it was written."""
+    """Drop a file's lines of steps after ``step``, and an incomplete last line."""
     if not file.is_file():
         return
     kept = [line for _, line in runfolder.read_lines(file, _LINE) if line.get("step", 0) <= step]

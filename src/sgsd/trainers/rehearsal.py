@@ -1,10 +1,10 @@
-"""Rehearsal: while it learns new answers, a model goes on saying what it said elsewhere.
+"""Rehearsal: regularisation against forgetting, on texts that the model writes before training.
 
-Before the first step it writes texts of its own: a user's turn, sampled behind the opening of its chat template
-(Magpie, arXiv 2406.08464), and the answer to it (self-synthesized rehearsal, arXiv 2403.01244). Each step reads some of
-them again and adds KL(as it began ‖ as it is), over the full vocabulary, to the loss (learning without forgetting,
-arXiv 1606.09282): the mean over a text's tokens, and over texts. No data is needed. Half of the turns begin with the
-first two words of a training problem, and half end with the run's instruction: what is learnt spreads there first.
+Before the first step the model samples a user turn after the opening of its chat template (Magpie, arXiv 2406.08464),
+and an answer to it (self-synthesized rehearsal, arXiv 2403.01244). Each step adds KL(initial model ‖ student) on some
+of these texts to the loss, over the full vocabulary (learning without forgetting, arXiv 1606.09282): the mean over a
+text's tokens, then over texts. No data set is needed. Half of the user turns begin with the first two words of a
+training problem, and half end with the run's instruction, since training changes the model most near its own prompts.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from sgsd.rollouts import Rollout, StopReason
 from sgsd.scoring.logprobs import hidden_states
 
 TURN_TOKENS = 48
-"""The most of each turn."""
-ROLLOUTS_A_TEXT = 4
-"""A micro-batch reads one text for so many of its rollouts."""
+"""The most tokens of a user turn, and of an answer."""
+ROLLOUTS_PER_TEXT = 4
+"""A micro-batch reads one text for this many of its rollouts."""
 _BATCH = 16
 _STARTING_WORDS = 2
 _TOP_P = 0.95
 
 
 class Rehearsal:
-    """The texts of one process.
+    """The rehearsal texts of one process.
 
     Args:
-        renderer: of the run's prompts, whose chat template opens and closes turns.
+        renderer: of the run's prompts.
         problems: texts of training problems.
-        count: of texts, at most one for each of ``prompts``.
-        seed: of their sampling, another one on every process, and of what a step reads.
-        prompts: token ids of prompts to answer, in place of turns that the model writes.
+        count: number of texts; at most one for each of ``prompts``.
+        seed: of the texts and of the draw at each step; different on each process.
+        prompts: token ids of the prompts to answer; ``None``: the model writes user turns, too.
 
     Raises:
-        ConfigError: the tokenizer has no chat template.
+        ConfigError: the tokenizer has no chat template, and there are no ``prompts``.
     """
 
     def __init__(
@@ -59,12 +59,10 @@ class Rehearsal:
         self._tokenizer: Any = renderer.tokenizer
         draw = random.Random(seed)
         self._writes_turns = prompts is None
-        if prompts is None:
-            if not self._tokenizer.chat_template:
-                raise ConfigError(
-                    "rehearsal_weight without a chat template", expected="a tokenizer with one, or rehearsal_dataset"
-                )
-            self._around = [
+        if prompts is not None:
+            self._around_turn = [(ids, list[int]()) for ids in draw.sample(prompts, min(count, len(prompts)))]
+        elif self._tokenizer.chat_template:
+            self._around_turn = [
                 user_turn_ids(
                     self._tokenizer,
                     start=" ".join(draw.choice(problems).split()[:_STARTING_WORDS]) if number % 4 < 2 else "",
@@ -74,50 +72,59 @@ class Rehearsal:
                 for number in range(count)
             ]
         else:
-            drawn = draw.sample(range(len(prompts)), min(count, len(prompts)))
-            self._around = [(prompts[number], list[int]()) for number in drawn]
-        self._count = len(self._around)
+            expected = "a tokenizer with one, rehearsal_dataset, or weight 0"
+            raise ConfigError("rehearsal_weight needs a chat template", expected=expected)
+        self._count = len(self._around_turn)
         self._seed = seed
         self.texts: list[list[int]] = []
-        """Token ids of what was written; empty before the first step."""
+        """Token ids of the texts, after the opening of the user turn; empty before ``prepare``."""
         self._hidden: list[Tensor] = []
 
     def prepare(self, model: nn.Module, sampling: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Write the texts, by the model as training began with it; ``sampling`` gives the one to sample from."""
+        """Write the texts, and compute the initial model's hidden states on them.
+
+        Args:
+            model: the policy, with its initial weights.
+            sampling: a context that yields the unwrapped model for generation.
+        """
         with sampling() as unwrapped:
             sampler = TransformersSampler(
                 unwrapped, self._tokenizer, max_new_tokens=TURN_TOKENS, top_p=_TOP_P, batch_size=_BATCH
             )
-            openings = [opening for opening, _ in self._around]
+            openings = [opening for opening, _ in self._around_turn]
             turns: list[list[int]] = [[] for _ in openings]
             if self._writes_turns:
-                turns = [
-                    [*_without_end(turn), *closing]
-                    for (_, closing), turn in zip(self._around, sampler.sample(openings, seed=self._seed), strict=True)
-                ]
+                written = sampler.sample(openings, seed=self._seed)
+                closings = [closing for _, closing in self._around_turn]
+                turns = [[*_without_end(turn), *closing] for turn, closing in zip(written, closings, strict=True)]
             asked = [[*opening, *turn] for opening, turn in zip(openings, turns, strict=True)]
             answers = sampler.sample(asked, seed=self._seed + 1)
         self.texts = [[*turn, *answer.completion_ids] for turn, answer in zip(turns, answers, strict=True)]
         with torch.no_grad():
             for first in range(0, self._count, _BATCH):
                 texts = self.texts[first : first + _BATCH]
-                openings = [opening for opening, _ in self._around[first : first + _BATCH]]
+                openings = [opening for opening, _ in self._around_turn[first : first + _BATCH]]
                 hidden = hidden_states(model, openings, texts)
                 self._hidden += hidden.split([len(text) for text in texts])
 
     def batch(self, rollouts: int, step: tuple[int, int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        """The texts that a micro-batch of so many rollouts reads, drawn by the numbers of step and micro-batch.
+        """The texts for a micro-batch.
+
+        Args:
+            rollouts: of the micro-batch.
+            step: numbers of the optimizer step and the micro-batch, which seed the draw.
+            device: of the result.
 
         Returns:
-            as TRL lays out rollouts, ``prompt_ids``, ``prompt_mask`` ``[R, P]`` (a turn's opening), ``completion_ids``,
-            ``completion_mask`` ``[R, T]`` (what was written behind it); and ``[n, H]``, the hidden states that
-            predicted the n tokens before training.
+            A batch in TRL's layout, with ``prompt_ids`` and ``prompt_mask`` ``[R, P]`` (the opening of the user turn)
+            and ``completion_ids`` and ``completion_mask`` ``[R, T]`` (the text); and the initial model's hidden states
+            ``[n, H]`` that predict the texts' n tokens.
         """
-        wanted = min(max(1, rollouts // ROLLOUTS_A_TEXT), self._count)
-        drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), wanted)
+        count = min(max(1, rollouts // ROLLOUTS_PER_TEXT), self._count)
+        drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), count)
         inputs: dict[str, Tensor] = {}
         for part, side, rows in (
-            ("prompt", "left", [self._around[number][0] for number in drawn]),
+            ("prompt", "left", [self._around_turn[number][0] for number in drawn]),
             ("completion", "right", [self.texts[number] for number in drawn]),
         ):
             ids = [torch.tensor(row, device=device) for row in rows]

@@ -333,7 +333,10 @@ class SGSDTrainer(VerifiedTrainer):
         return loss + total / self.current_gradient_accumulation_steps
 
     def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
-        """The student's log-probabilities, with gradient, and TRL's loss of the same forward; see ``_student_pass``."""
+        """The student's log-probabilities, with gradient, and TRL's loss of the same forward; see ``_student_pass``.
+
+        Without GRPO's loss, only rollouts that a teacher scored are forwarded: no other is read.
+        """
         top_ids = inputs.get("teacher_top_ids")
         others = None if top_ids is None else top_ids.transpose(1, 2).flatten(2)  # [B, T, K · M]
         weight = self.args.grpo_weight
@@ -342,10 +345,15 @@ class SGSDTrainer(VerifiedTrainer):
         def reduction(flat: Tensor) -> Select:
             return Select(flat_targets(inputs["completion_ids"], others, flat), temperatures)
 
+        mask, scored = inputs["counted"], None
+        if not weight:
+            read = from_batch(inputs).scored.any(1, keepdim=True)
+            scored, mask = inputs["completion_mask"] * read, mask & read
         last = 2 * (len(temperatures) - 1)  # GRPO's temperature comes last, and TRL reads the tensors of it
-        passed, loss = self._student_pass(model, inputs, reduction, returned=(last, last + 1), grpo_weight=weight)
+        passed, loss = self._student_pass(
+            model, inputs, reduction, scored=scored, returned=(last, last + 1), grpo_weight=weight
+        )
         logps, entropy = passed.spread(passed.kept[0]), passed.spread(passed.kept[1])
-        mask = inputs["counted"]
         self.metrics.mean("sampled_logp", logps[..., 0], mask)
         if not weight:
             self.metrics.mean("entropy", entropy, mask)

@@ -1,4 +1,4 @@
-"""Before the first step: whole batches, room for prompts, known ids, thinking."""
+"""Checks before the first step: batch size, context length, token ids, thinking."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sgsd.verifiers.thinking import ends_thoughts, opens_thoughts
 
 
 def check_batch(rows: int, args: Any) -> None:
-    """Refuse fewer problems than one generation batch needs: TRL's sampler leaves out what fills none, without a word.
+    """Refuse fewer problems than a generation batch needs: TRL's sampler silently drops an incomplete batch.
 
     Raises:
         DataError: with both numbers.
@@ -30,23 +30,23 @@ def check_batch(rows: int, args: Any) -> None:
             "fewer problems than one batch",
             got=rows,
             expected=f"at least {needed} ({product} / num_generations {args.num_generations})",
-            remedy="more problems, or a smaller batch or gradient_accumulation_steps",
+            remedy="use more problems, a smaller batch, or fewer gradient_accumulation_steps",
         )
 
 
 def context_length(model_config: Any) -> int | None:
-    """Tokens that a model's positions allow; ``None`` for models without a limit (ALiBi, recurrent ones)."""
+    """The model's maximal sequence length, in tokens; ``None`` without a limit (ALiBi, recurrent models)."""
     config = model_config.get_text_config()
-    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2's kind: n_positions
+    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2 has n_positions
     positions = vars(config).get(name)
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def prompt_budget(model_config: Any, args: Any) -> int:
-    """The most tokens a prompt may have: ``max_prompt_length``, or what the context leaves, or no limit.
+    """The most tokens of a prompt: ``max_prompt_length``, else the context less ``max_completion_length``, if limited.
 
     Raises:
-        ConfigError: if the context has no room for prompts.
+        ConfigError: prompts and completions do not fit the context.
     """
     context = context_length(model_config)
     if context is None:
@@ -62,20 +62,20 @@ def prompt_budget(model_config: Any, args: Any) -> int:
 
 
 def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
-    """Refuse padding or end ids that are unknown, and ids that the model has no row for.
+    """Refuse a tokenizer without padding or end token, and token ids beyond the model's vocabulary.
 
     Args:
         vocabulary: rows of the model's embedding.
         tokenizer: of the run.
-        ends: what ends a completion (``engines.models.end_of_completion_ids``).
+        ends: ids that end a completion (``engines.models.end_of_completion_ids``).
 
     Raises:
-        ConfigError: one line.
+        ConfigError: naming the tokens.
     """
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no padding token", remedy="set tokenizer.pad_token")
     if tokenizer.eos_token_id is None:
-        raise ConfigError("the tokenizer names no end token", remedy="set tokenizer.eos_token")
+        raise ConfigError("the tokenizer has no end token", remedy="set tokenizer.eos_token")
     rendered: list[int] = []
     if tokenizer.chat_template:
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
@@ -93,7 +93,7 @@ def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
                 f"{what} is not in the model's vocabulary",
                 got=", ".join(shown(token) for token in sorted(outside, key=repr)),
                 expected=f"ids below {vocabulary}",
-                remedy="take the tokenizer that belongs to the model, or resize the model's embeddings",
+                remedy="use the model's own tokenizer, or resize the model's embeddings",
             )
 
 
@@ -101,23 +101,23 @@ def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
 
 _SWITCHES = (SWITCH, "thinking")
 ROOM_TO_THINK = 4096
-"""Tokens below which a completion budget is short for a model that thinks."""
+"""The least ``max_completion_length``, in tokens, for which a model that thinks causes no warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkingState:
-    """Whether rollouts think, by the chat template.
+    """Whether rollouts contain thinking, according to the chat template.
 
     Attributes:
-        thinks: the template opens the model's thinking, or leaves it to the model, which as a rule does.
-        off: arguments of the template that switch it off; empty where there are none.
+        thinks: the template opens a thought, or allows the model to open one.
+        off: the template's arguments that switch thinking off; empty if there are none.
     """
 
     thinks: bool
     off: Mapping[str, Any]
 
     def warning(self, max_completion_length: int) -> str | None:
-        """One line where the completion budget is short for thinking."""
+        """One line if ``max_completion_length`` is short for thinking, else ``None``."""
         if not self.thinks or max_completion_length >= ROOM_TO_THINK:
             return None
         return (
@@ -127,21 +127,21 @@ class ThinkingState:
 
     @property
     def remedy(self) -> str:
-        """What to change, as settings."""
-        more = f"max_completion_length of {ROOM_TO_THINK} or more"
+        """The settings to change."""
+        longer = f"max_completion_length of {ROOM_TO_THINK} or more"
         if not self.thinks:
-            return "a larger max_completion_length"
+            return "set a larger max_completion_length"
         if self.off == {SWITCH: False}:
-            return f"set thinking: off, or {more}"
+            return f"set thinking: off, or {longer}"
         switches = ", ".join(f"{name}: {str(value).lower()}" for name, value in self.off.items())
-        return f"set chat_template_kwargs: {{{switches}}}, or {more}" if self.off else f"set {more}"
+        return f"set chat_template_kwargs: {{{switches}}}, or {longer}" if self.off else f"set {longer}"
 
 
 def thinking_of(tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> ThinkingState:
-    """Find out by rendering a prompt whether the model would think after it.
+    """Find out from rendered prompts whether the model would think.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: of the run.
         template_kwargs: the student's arguments of the template.
     """
 
@@ -154,7 +154,7 @@ def thinking_of(tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None
             return False
         if opens_thoughts(text):
             return True
-        # The model opens its thinking itself, where the template knows how to prevent that.
+        # A template that can prevent thinking, or set its effort, belongs to a model that opens thoughts itself.
         prevented = (rendered(**{**changes, switch: False}) for switch in _SWITCHES)
         return any(other != text and ends_thoughts(other) for other in prevented) or (
             rendered(**{**changes, "reasoning_effort": "low"}) != rendered(**{**changes, "reasoning_effort": "high"})

@@ -1,6 +1,6 @@
-"""What trackio and wandb are told beside the metrics: gaps token by token as a table, the certificate as an artefact.
+"""Logs to trackio and wandb beside the metrics: a table of token gaps, the certificate as an artefact.
 
-Metrics are reported by transformers, the table of completions by TRL (``log_completions``). The two have one interface.
+transformers logs the metrics, TRL the table of completions (``log_completions``). Both trackers have one interface.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ TRACKERS = ("trackio", "wandb")
 
 
 def log_gaps(report_to: Sequence[str], step: int, traces: Sequence[Mapping[str, Any]]) -> None:
-    """Log traces, as ``traces.jsonl`` has them, as the table ``token_gaps``: a row a token, rollout and teacher."""
+    """Log traces (lines of ``traces.jsonl``) as the table ``token_gaps``: a row per token, rollout and teacher."""
     for tracker in _trackers(report_to):
         table = tracker.Table(dataframe=pd.DataFrame(_rows(traces)))
         tracker.log({"token_gaps": table, "train/global_step": step})
 
 
 def end_run(report_to: Sequence[str]) -> None:
-    """End a training's run where transformers leaves it open, which wandb's is."""
+    """End the run in wandb, which transformers leaves open."""
     if "wandb" in report_to:
         importlib.import_module("wandb").finish()
 
 
 def log_certificate(args: TrainingArguments, folder: Path) -> None:
-    """Log a folder's certificate, JSON and page, as an artefact, from a run of its own in the training's project."""
+    """Log a folder's certificate, JSON and page, as an artefact of a separate run in the training's project."""
     name = f"certificate-{re.sub(r'[^a-zA-Z0-9_.-]', '-', folder.name)}"
     projects = {
-        "wandb": {"project": os.environ.get("WANDB_PROJECT", "huggingface")},  # as transformers has it
+        "wandb": {"project": os.environ.get("WANDB_PROJECT", "huggingface")},  # transformers' default
         "trackio": {
             "project": args.project,
             "space_id": args.trackio_space_id,

@@ -1,11 +1,12 @@
-"""Is this completion's answer right?
+"""Verifiers: they judge whether a completion's answer is right.
 
 ``get_verifier("math").verify(completion, answer)`` → ``Verdict(outcome, reason, extracted)``, and
 ``get_verifier("math").reward`` is a reward function for TRL's ``GRPOTrainer``. Every verification runs in a worker
 process under a hard timeout; ``docs/verifier.md`` says what counts as a right answer, ``docs/security.md`` what the
 workers may do.
 
-This package imports nothing else of sgsd. Names are resolved on first use: errors are asked for by everyone.
+This package imports nothing else of sgsd but ``display``. Names are imported on first use, because ``sgsd.errors``
+imports from here and must not load the rest.
 """
 
 from __future__ import annotations

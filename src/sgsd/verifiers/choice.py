@@ -1,4 +1,4 @@
-"""Multiple choice: exactly one letter, and the right one."""
+"""Multiple choice: a right answer names exactly one option, the reference's."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ALL_BUT = re.compile(
     re.IGNORECASE,
 )
 _PERHAPS = re.compile(r"\b(?:maybe|perhaps)\b", re.IGNORECASE)
-_FOLLOWS = re.compile("아니|아닙|ではな|じゃな|değil|नहीं")
+_NEGATION_AFTER = re.compile("아니|아닙|ではな|じゃな|değil|नहीं")
 _HEDGED = re.compile(r"\b(?:not (?:quite |entirely )?(?:sure|certain)|unsure|uncertain|undecided)\b", re.IGNORECASE)
-# No option, but what is made of one: its complement, its neighbour.
+# A letter inside a larger expression or phrase (a complement, a neighbour) names no option.
 _CHANGED = re.compile(
     r"\\(?:overline|bar|sim|neg|lnot|d?frac|sqrt|x?cancel|st|sout)(?![A-Za-z])|[~¬]\(?[A-Z](?!\w)"
     r"|\b[A-Z](?:[\^_]|-\d| ?\+ ?\d| (?:minus|plus) )"
@@ -44,7 +44,8 @@ _REFUSED = re.compile(
 
 
 def affirmed(statement: str) -> list[str]:
-    """The distinct options that a statement affirms: not those it excludes, asks for, or explains itself by."""
+    """The distinct options that a statement affirms. Options that it excludes, asks about or gives as a reason do not
+    count."""
     named: list[str] = []
     if _ALL_BUT.search(statement):
         return named
@@ -58,8 +59,8 @@ def affirmed(statement: str) -> list[str]:
             return []
         denial = phrases.NOT.search(clause)
         if denial and letters_of(clause[denial.end() :]):
-            # "B and not A", or, where denials follow, "A가 아니라 B"
-            after = _FOLLOWS.match(denial[0]) is not None
+            # "B and not A"; where the negation follows the option: "A가 아니라 B"
+            after = _NEGATION_AFTER.match(denial[0]) is not None
             clause, denial = clause[denial.end() :] if after else clause[: denial.start()], None
         if phrases.TAKEN_BACK.match(clause + ","):
             named = []
@@ -74,12 +75,12 @@ def affirmed(statement: str) -> list[str]:
 
 
 def why_unreadable(answer: str) -> str | None:
-    """Why a reference cannot be read: it names no option, or several."""
+    """The reason if a reference names no option, or several; ``None`` if it names one."""
     return UNREADABLE.reason if option(answer) is None else None
 
 
 def make_grader() -> Grader:
-    """Correct if the extracted answer affirms one option, the reference's."""
+    """A grader: correct if the extracted answer affirms exactly one option, the reference's."""
 
     def grade(completion: str, answer: str) -> Verdict:
         expected = option(answer)

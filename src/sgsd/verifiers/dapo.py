@@ -1,9 +1,9 @@
 r"""The verdict that SGSD's authors train with, as a TRL reward function: ``verifier: sgsd.verifiers.dapo:reward``.
 
-The rule is that of ``reward/math_dapo.py`` in walawalagoose/SGSD, written anew. It looks at the last 500 characters.
-If they hold ``\boxed{``, the answer is the last closed box of the last 100 characters; otherwise it is what follows the
-last ``Answer:`` of a line. math-verify compares it with the reference. Their normalisation of references is left out:
-DAPO-Math's are integers, which it does not change.
+The rule is that of ``reward/math_dapo.py`` in walawalagoose/SGSD, reimplemented. It reads the last 500 characters. If
+they hold ``\boxed{``, the answer is the last closed box of the last 100 characters; otherwise it is the rest of the
+line after the last ``Answer:``. math-verify compares it with the reference. Their normalisation of references is left
+out: DAPO-Math's references are integers, which it does not change.
 
 For comparisons with their results; ``math`` is the stricter verifier (docs/deviations.md).
 """
@@ -18,9 +18,9 @@ from sgsd.verifiers.equality import math_verify
 from sgsd.verifiers.expressions import close_evaluation
 
 TAIL = 500
-"""Characters that are looked at."""
+"""The rule reads this many characters from the end of a completion."""
 BOX_TAIL = 100
-"""Characters in which a box must lie, from ``\\boxed{`` to its closing brace."""
+"""A box must lie within this many characters from the end, from ``\\boxed{`` to its closing brace."""
 
 _BOX = "\\boxed{"
 _ANSWER = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
@@ -30,8 +30,8 @@ def reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[
     """1.0 for a right answer, 0.0 for a wrong one or none.
 
     Args:
-        completions: as TRL hands them over, a text or messages each.
-        answer: the references.
+        completions: as TRL passes them, each a text or a list of messages.
+        answer: the reference of each completion.
     """
     texts = [item if isinstance(item, str) else str(item[-1]["content"]) for item in completions]
     return [float(_is_right(text, reference)) for text, reference in zip(texts, answer, strict=True)]

@@ -1,8 +1,8 @@
 """Equality of two expressions, by their values. Runs in a worker process.
 
-Two expressions are equal if their values are, at several points; two equations, if left minus right of one is a
-multiple of the other's. What the reference has no need of (integrals, trigonometric functions, …) is still to be
-computed.
+Two expressions are equal if their values agree at several random points. Two equations are equal if the difference of
+the sides of one is a constant multiple of that of the other. An answer with operations that the reference does not have
+(integrals, trigonometric functions, …) is not computed yet, and is not equal.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from sgsd.verifiers.expressions import COMMAND, SETS, as_latex, parse, spelled, sympy
+from sgsd.verifiers.expressions import COMMAND, SETS, as_latex, is_verbatim, parse, sympy
 from sgsd.verifiers.numerals import Numeral, approximates, read_numeral, read_unit, rounds_to, units_differ
 from sgsd.verifiers.values import Value, close, mp, number, values
 
 math_verify: Any = importlib.import_module("math_verify")  # has no type stubs
 
 
+_MIRRORED = {">": "<", ">=": "<="}
+
+
 class UnreadableError(ValueError):
     """The reference answer cannot be parsed."""
 
 
-# Kinds of what is still to be computed, unless the reference holds the same kind.
+# Operations that an answer leaves to be computed, unless the reference has one of the same kind.
 UNCOMPUTED = tuple(
     re.compile(rf"(?:{pattern})(?![A-Za-z])")
     for pattern in (
@@ -47,9 +50,13 @@ _UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4
 
 
 def equal(reference: str, given: str, digits: int = 4) -> bool:
-    """Whether two expressions are equal, as far as the guards let the parser decide.
+    """Whether two expressions are equal. An answer that the parser's guards refuse is not.
 
-    With ``digits=0`` both are one answer's: a literal may approximate the reference at its own last digit.
+    Args:
+        reference: tidy text.
+        given: tidy text.
+        digits: significant digits that a decimal needs to stand for an irrational reference. 0 compares two expressions
+            of one answer: a decimal may then approximate any number, to its own last digit.
 
     Raises:
         UnreadableError: if the reference cannot be parsed.
@@ -59,7 +66,7 @@ def equal(reference: str, given: str, digits: int = 4) -> bool:
     if ":" in reference and ":" in given:
         return _same_ratio(reference, given)
     if (named := _CAPITALS.fullmatch(reference)) and (other := _CAPITALS.fullmatch(given)):
-        # Points and strings, not products: their order counts; an angle may be read from either side.
+        # Points and strings, not products: the order of the letters counts. The angle ABC is also CBA.
         first, second = named[2].replace(" ", ""), other[2].replace(" ", "")
         return first == second or bool(named[1] and len(first) == 3 and first == second[::-1])
     reference, wanted = without_unit(reference)
@@ -70,9 +77,9 @@ def equal(reference: str, given: str, digits: int = 4) -> bool:
     sets = bool(SETS.search(reference) or SETS.search(given))
     gold = parse(reference, sets)
     if gold is None and sets and parse(reference) is not None:
-        return False  # only the completion speaks of sets
+        return False  # only the completion has set notation
     if gold is None:
-        if digits and spelled(written):
+        if digits and is_verbatim(written):
             return False
         raise UnreadableError(reference)
     literal = read_numeral(given)
@@ -100,7 +107,7 @@ def without_unit(text: str) -> tuple[str, str]:
 
 
 def _same_ratio(first: str, second: str) -> bool:
-    """Whether two ratios are the same: equally many parts, none of which is larger for its share."""
+    """Whether two ratios are the same: equally many parts, in proportion."""
     parts: list[list[Fraction]] = []
     for text in (first, second):
         numerals = [read_numeral(part.strip()) for part in text.split(":")]
@@ -112,7 +119,7 @@ def _same_ratio(first: str, second: str) -> bool:
 
 
 def _rounded(value: Value, literal: Numeral, digits: int) -> bool:
-    """Whether a literal rounds an irrational number; with no digits demanded, whether it approximates any number."""
+    """Whether a literal rounds an irrational number; with ``digits`` 0, whether it approximates any number."""
     if not isinstance(value, Fraction):
         if not mp.isfinite(value) or abs(mp.im(value)) > abs(value) * mp.mpf("1e-30"):
             return False
@@ -139,11 +146,9 @@ def _same(gold: Any, target: Any) -> bool:
     return bool(math_verify.verify(gold, target, timeout_seconds=None))
 
 
-_MIRRORED = {">": "<", ">=": "<="}
-
-
 def _same_relation(gold: Any, target: Any) -> bool:
-    """Whether left minus right of one is a multiple of the other's: a positive one, for inequalities."""
+    """Whether the difference of the sides of one is a constant multiple of the other's, for inequalities a positive
+    one."""
     sides: list[Any] = []
     signs: list[str] = []
     for relation in (gold, target):

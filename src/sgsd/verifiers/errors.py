@@ -1,6 +1,10 @@
-"""The root of all errors and that of settings. ``sgsd.errors`` adds the others: the verifiers stand alone."""
+"""The root of all errors, and the error of settings. They are here because the verifiers do not import
+``sgsd.errors``, which has the others."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
 
 from sgsd.display import one_line
 
@@ -12,7 +16,7 @@ class SGSDError(Exception):
     with code 2.
 
     Args:
-        what: what is wrong, without a final stop.
+        what: what is wrong, without a full stop.
         got: what was found.
         expected: what would have been accepted.
         remedy: what the user can do about it.
@@ -36,3 +40,24 @@ class SGSDError(Exception):
 
 class ConfigError(SGSDError, ValueError):
     """A setting, command-line flag or configuration file that cannot be used."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The remedy for a misspelt name; ``None`` if no known name resembles it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of the choices.
+
+    Raises:
+        ConfigError: naming the choices, and the nearest one.
+    """
+    if value not in choices:
+        raise ConfigError(
+            f"unknown {what}",
+            got=repr(value),
+            expected="one of " + ", ".join(choices),
+            remedy=did_you_mean(str(value), choices),
+        )

@@ -10,18 +10,19 @@ from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
 
 def normalise(text: str, *, ignore_case: bool) -> str:
-    r"""NFKC, ``\text{}`` opened, white space collapsed, final stop dropped, case folded if asked."""
+    r"""The text in NFKC with ``\text{…}`` replaced by its content, white space collapsed and final full stops dropped;
+    case is folded if asked."""
     text = " ".join(unicodedata.normalize("NFKC", words(text)).split()).rstrip(".")
     return text.casefold() if ignore_case else text
 
 
 def why_unreadable(answer: str) -> str | None:
-    """Why a reference cannot be read: nothing is left of it."""
+    """The reason if ``normalise`` leaves nothing of a reference; ``None`` if it leaves something."""
     return None if normalise(answer, ignore_case=True) else UNREADABLE.reason
 
 
 def make_grader(*, ignore_case: bool) -> Grader:
-    """Correct if the extracted answer is the reference, after ``normalise``."""
+    """A grader: correct if the extracted answer equals the reference, both after ``normalise``."""
 
     def grade(completion: str, answer: str) -> Verdict:
         expected = normalise(answer, ignore_case=ignore_case)

@@ -1,7 +1,7 @@
-"""The text of an expression → sympy's expression, by math-verify's grammar behind guards of our own.
+"""Parses the text of an expression into a sympy expression, with math-verify's grammar behind guards.
 
-A text is parsed only if it is short, not nested deep, of known commands, of bounded size, and without marks that the
-grammar reads and drops; each of its names is one variable; and the grammar reads the whole text or nothing.
+A text is parsed only if it is short, not deeply nested, made of known commands, of bounded size, and free of marks that
+the grammar accepts but ignores. Each name in it becomes one variable. The grammar reads the whole text or nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 
 from sgsd.verifiers.tidy import balanced, names, nesting
 
-# Neither has type stubs.
+# sympy and latex2sympy have no type stubs.
 sympy: Any = importlib.import_module("sympy")
 latex2sympy: Any = importlib.import_module("latex2sympy2_extended.latex2sympy2")
-_SHORT_SIGHTED = importlib.import_module("antlr4").PredictionMode.SLL  # the other mode is exponential in nesting
+_SLL = importlib.import_module("antlr4").PredictionMode.SLL  # ANTLR's mode LL takes time exponential in the nesting
 _CONVERSION = latex2sympy.ConversionConfig(lowercase_symbols=False, interpret_contains_as_eq=False)
 
-# Its own timeouts need SIGALRM in the main thread; the pool has a harder one. It warns when they are off.
+# math-verify's own timeouts need SIGALRM in the main thread. They are off, since the pool has a hard timeout, and the
+# warnings about that are silenced.
 for _name in ("math_verify", "math_verify.parser", "math_verify.grader", "latex2sympy2_extended"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
@@ -30,9 +31,9 @@ NUMBERS_ONLY = re.compile(r"(?:Integer|Float|Rational|'\d[\d.]*+'|\d++(?:\.\d*+)
 
 
 def close_evaluation() -> Callable[[], None]:
-    """Let sympy evaluate nothing but numbers and arithmetic in this process, until the function returned is called.
+    """Let sympy evaluate only numbers and arithmetic in this process, until the returned function is called.
 
-    It evaluates texts as Python, and math-verify hands it digits.
+    sympy evaluates texts as Python code, and math-verify passes digits to it.
     """
     parser: Any = importlib.import_module("sympy.parsing.sympy_parser")
     to_python = parser.stringify_expr
@@ -61,8 +62,8 @@ _KNOWN = frozenset(
     \cup \cap \emptyset \{ \}
     """)
 )
-# What is no expression of the grammar, but means something: it states itself, letter for letter, and nothing else.
-_SPELLED = frozenset(
+# Commands that have a meaning but that the grammar cannot read: a text with one is compared letter for letter.
+_VERBATIM = frozenset(
     names(r"""
     \forall \exists \nexists \equiv \pmod \bmod \mod \cap \cup \subset \subseteq \subsetneq \supset \supseteq \in
     \notin \ni \mid \nmid \oplus \otimes \odot \wedge \vee \land \lor \neg \lnot \to \rightarrow \leftarrow
@@ -73,13 +74,13 @@ _SPELLED = frozenset(
     """)
 )
 _OPEN_END = re.compile(r"(?<!\^)[+-]$|[\^_=*/<>]$|\\\\$")
-# What the grammar reads and drops: subscripts of numbers and functions, values at a point, primes.
+# What the grammar accepts but ignores: subscripts of numbers and functions, values at a point, primes.
 DROPPED = re.compile(
     r"['\"`~#@?$°]|(?<![\\A-Za-z])[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_"
     r"|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]"
     r"|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp) ?_"
 )
-# Powers, factorials and binomial coefficients too large to be meant; towers of powers.
+# Powers, factorials and binomial coefficients too large to compute; towers of powers.
 TOO_LARGE = re.compile(
     r"\d{5} ?!|! ?\)? ?!|\\binom ?\{[^{}]*(?:\d{5}|[\^!])|\^ ?\{? ?-? ?\d{6}"
     r"|\^ ?\{[^{}]*(?:[\d)}] ?\^|\^ ?\{? ?\d\d|!)"
@@ -128,8 +129,8 @@ def _to_latex(text: str) -> str:
 
 
 def as_latex(text: str) -> str:
-    """A tidy text as the grammar reads it: plain names as commands, degrees as radians where a trigonometric function
-    takes them and as nothing elsewhere."""
+    """A tidy text in the LaTeX of the grammar. Plain names become commands. Degrees become radians if the text has a
+    trigonometric function; otherwise the degree sign is dropped."""
     text = _to_latex(text)
     if TRIGONOMETRIC.search(text):
         text = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
@@ -155,9 +156,11 @@ _NAME_PARTS = ("over", "body", "figure", "points", "function", "argument", "lett
 
 
 def with_symbols(text: str) -> str:
-    """The text with each name in it as one variable: a letter with its subscript, a function with its argument, a
-    segment. The grammar has words (``tr``, ``dx``) that letters side by side are not, and takes time that doubles with
-    every level over powers of bare letters.
+    r"""The text with each name in it as one ``\variable{…}``: a letter with its subscript, a function with its
+    argument, a segment.
+
+    Otherwise the grammar reads some adjacent letters as keywords (``tr``, ``dx``), and its time doubles with every
+    level of nesting over powers of bare letters.
     """
     integral = r"\int" in text
 
@@ -173,7 +176,7 @@ def with_symbols(text: str) -> str:
 
 
 class _Converter(latex2sympy._Latex2Sympy):
-    """The parser, with numbers read by themselves: it hands their digits to sympy, which evaluates text."""
+    """math-verify's converter, but numbers are built directly: it passes digits to sympy, which evaluates text."""
 
     def parse_number(self, text: str) -> Any:
         return sympy.Rational(text.replace(",", ""))
@@ -182,18 +185,18 @@ class _Converter(latex2sympy._Latex2Sympy):
         return sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
 
 
-def spelled(text: str) -> bool:
-    """Whether a text outside the grammar states itself, letter for letter: all its commands are known, its brackets
-    pair up, and no operator lacks its right side."""
+def is_verbatim(text: str) -> bool:
+    """Whether a text that the grammar cannot read may be compared letter for letter: all its commands are known, its
+    brackets pair up, and no operator lacks its right side."""
     commands = set(COMMAND.findall(text)) - {r"\text"}
-    if len(text) > _MAX_LENGTH or not balanced(text) or not _KNOWN.union(_SPELLED).issuperset(commands):
+    if len(text) > _MAX_LENGTH or not balanced(text) or not _KNOWN.union(_VERBATIM).issuperset(commands):
         return False
-    return ("'" in text or not _SPELLED.isdisjoint(commands)) and not _OPEN_END.search(text)
+    return ("'" in text or not _VERBATIM.isdisjoint(commands)) and not _OPEN_END.search(text)
 
 
 @lru_cache(maxsize=2_048)
 def parse(text: str, sets: bool = False) -> Any:
-    """The expression, or ``None`` where it is too long, too large, or not all of it can be read."""
+    """The sympy expression of a text; ``None`` if it is too long, too large, or cannot be read as a whole."""
     if len(text) > _MAX_LENGTH or not text.isascii() or not 0 <= nesting(text) <= _MAX_DEPTH:
         return None
     if not _KNOWN.issuperset(COMMAND.findall(text)) or DROPPED.search(text) or TOO_LARGE.search(text):
@@ -206,8 +209,8 @@ def parse(text: str, sets: bool = False) -> Any:
             return converter.parse(with_symbols(text))
         parser = converter.create_parser(with_symbols(text))
         if r"\int" not in text:
-            parser._interp.predictionMode = _SHORT_SIGHTED
+            parser._interp.predictionMode = _SLL
         tree = parser.relation()
         return converter.convert_relation(tree) if parser.getTokenStream().LA(1) == -1 else None
-    except Exception:  # noqa: BLE001 - the listener raises bare Exceptions, the converter whatever sympy does
+    except Exception:  # noqa: BLE001 - the grammar's listener raises bare Exceptions, and sympy may raise anything
         return None

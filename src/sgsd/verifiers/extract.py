@@ -1,10 +1,9 @@
-"""The one extractor: completion → the answer it commits to. Training, evaluation and every verifier use this and no
-other.
+"""Extracts from a completion the answer that it commits to. Training, evaluation and every verifier use this extractor.
 
-First, what is no answer goes: thoughts, what follows the model's turn, code. Then the first of these that there is
-counts: tags or a JSON object, boxes, the last announcement, a completion that is nothing but an answer, the last value
-of the last line that has any. docs/verifier.md has the rules. An answer that the words around it deny, question, take
-back or change is none.
+Thoughts, code and text after the model's turn are removed first. The answer is then taken from the first of these that
+the completion has: answer tags or a JSON object; boxes; an announcement such as ``the answer is``, of which the last
+counts. A completion with none of them either is the answer as a whole, or its last value is the answer. If the words
+around an answer deny, question, retract or change it, there is no answer. docs/verifier.md has all rules.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _AROUND = 80
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """The answer of a completion, as written, without its box, phrase or ``$``; ``None`` if there is none.
+    """The result of an extraction.
 
     Attributes:
-        text: the answer.
-        reason: why there is none.
+        text: the answer as written, without its box, announcement or ``$``; ``None`` if there is none.
+        reason: why there is no answer, or why it must not count (``too long``).
         several: whether ``text`` joins several different answers.
     """
 
@@ -42,22 +41,20 @@ class Extraction:
 
 
 NO_ANSWER = "no answer"
-DENIED = "denied answer"
 _NOTHING = Extraction(None, reason=NO_ANSWER)
-_DENIED = Extraction(None, reason=DENIED)
+_DENIED = Extraction(None, reason="denied answer")
 
 
 def extract_answer(completion: str) -> Extraction:
-    """The answer that a completion commits to. Never raises; takes time linear in the length, of which the last 400,000
-    characters are looked at.
-    """
-    text = _spoken(completion)
+    """The answer that a completion commits to. Never raises. Only the last 400,000 characters are read, in linear
+    time."""
+    text = _cleaned(completion)
     return text if isinstance(text, Extraction) else _marked(text) or _announced(text) or _unmarked(text)
 
 
 def extract_choice(completion: str) -> Extraction:
-    """As ``extract_answer``, for multiple choice: a statement with the answer, or the last line that names one."""
-    text = _spoken(completion)
+    """As ``extract_answer``, for multiple choice: the statement that names options, or the last line that does."""
+    text = _cleaned(completion)
     if isinstance(text, Extraction):
         return text
     if marked := _marked(text):
@@ -67,7 +64,7 @@ def extract_choice(completion: str) -> Extraction:
         if spans.letters_of(line):
             return _DENIED if denied else Extraction(line)
     lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if spans.letters_of(line[-MAX_ANSWER:])]
-    bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # a guess a line
+    bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # one guess a line
     return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:]) if lines else _NOTHING
 
 
@@ -77,10 +74,11 @@ _LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
 def extract_lines(completion: str, *, lines: int) -> Extraction:
     """As ``extract_answer``, for answers that are texts of ``lines`` lines rather than mathematics.
 
-    Tags or a box hold all that stands there. Of several lines it is else what follows the last ``Answer:``, or the last
-    ``lines`` lines; of one, what is announced, or the whole if that is one line, or what ``extract_answer`` finds.
+    The content of tags or a box is the answer. Without them, an answer of several lines is the text after the last
+    ``Answer:``, or else the last ``lines`` lines. An answer of one line is what is announced, or else the whole text if
+    that is one line, or else what ``extract_answer`` finds.
     """
-    text = _spoken(completion) if lines <= 1 else _own_turn(completion)
+    text = _cleaned(completion) if lines <= 1 else _own_turn(completion)
     if isinstance(text, Extraction):
         return text
     text = text if lines <= 1 else text.replace("```", "")
@@ -93,14 +91,14 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
     return Extraction(chosen[:MAX_TEXT]) if chosen.strip() else _NOTHING
 
 
-# ---- what a model says in its turn
+# ---- the model's own turn
 
 _NEXT_TURN = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|eot_id|eot|endoftext|end_of_text|return|user|turn)\|?>"
     r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]"
     r"|<｜(?:end▁of▁sentence|User)｜>"
 )
-# The next turn in words, or, as base models do, the next question.
+# The next turn written in words, or the next question, with which base models go on.
 _TURN = re.compile(
     r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM)(?: \d{1,3})? ?:"
     r"|#{1,4} ?(?:Instruction|Input|User|Human)\b|user\n)|[.!?] (?:User|Human):"
@@ -114,22 +112,22 @@ _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}
 _NO_CODE = frozenset(
     ("", "text", "txt", "plaintext", "latex", "tex", "math", "json", "jsonc", "yaml", "xml", "md", "markdown", "output")
 )
-# A lone form feed is what JSON makes of \frac.
+# A form feed is no blank: JSON reads the \f of \frac as one.
 _BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\u2029]")
-# What is left out: <<3*4=12>>, comments, the R of R$ 5, and "q.e.d."
-_CALCULATOR = re.compile(
+# <<3*4=12>> (GSM8K's annotations), HTML comments, the R of R$ 5, the > of a quotation, and "q.e.d."
+_REMOVED = re.compile(
     r"<<[^<>]{0,200}>>|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA)(?=\$ ?\d)"
     r"|^> (?=\S)| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)",
     re.MULTILINE,
 )
 _TIMES = re.compile(r"(?<=\d )x(?= \d[\d.,]{0,20} ?=)")  # 7 x 9 = 63
 _SENTENCE = re.compile(r" [A-Z][a-z]")
-_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # and not x**2
+_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # not the power x**2
 
 
-def _turn(said: str) -> str | None:
-    """What stands before the next turn; ``None`` if there is none. A question after a mere introduction is the model's
-    own, restated."""
+def _before_next_turn(said: str) -> str | None:
+    """The text before the next turn; ``None`` if no other turn follows. A question after a mere introduction is the
+    problem, restated by the model."""
     for mark in islice(_TURN.finditer(said, len(said) - len(said.lstrip())), 2):
         start = mark.start()
         if not mark["question"] or said.count("\n", 0, start) > 9 or _SAID_SOMETHING.search(said, 0, start):
@@ -138,26 +136,27 @@ def _turn(said: str) -> str | None:
 
 
 def _own_turn(completion: str) -> str | Extraction:
+    """The model's own turn without thoughts and chat tokens, or an ``Extraction`` without text if nothing is left."""
     text = completion[-MAX_CHARACTERS:]
     turn = _NEXT_TURN.search(text, 1)
     if turn and text[: turn.start()].strip():
         text = text[: turn.start()]
-    text = answer_part(text, _turn)
+    text = answer_part(text, _before_next_turn)
     if text is None:
         return Extraction(None, reason="unclosed think tag")
     return _CHAT_TOKEN.sub(" ", text) if text.strip() else _NOTHING
 
 
-def _spoken(completion: str) -> str | Extraction:
+def _cleaned(completion: str) -> str | Extraction:
     """The part of a completion that may hold its answer, or an ``Extraction`` without text if there is none.
 
-    Code and emphasis go; a run of blanks, of any kind, becomes one blank, and a displayed formula one line.
+    Code and emphasis are removed. A run of white space becomes one space or line break, a displayed formula one line.
     """
     text = _own_turn(completion)
     if isinstance(text, Extraction):
         return text
     text = _FENCE.sub(lambda fence: f"\n{fence[2] if fence[1].lower() in _NO_CODE else ''}\n", text)
-    text = _EMPHASIS.sub("", _CALCULATOR.sub("", text))
+    text = _EMPHASIS.sub("", _REMOVED.sub("", text))
     text = _BLANKS.sub(lambda run: "\n" if _BREAK.search(run[0]) else " ", text).strip()
     text = _TIMES.sub("×", text)
 
@@ -199,7 +198,7 @@ def _tagged(text: str) -> Extraction | None:
 
 
 def _field(text: str) -> Extraction | None:
-    """The answer of a JSON object, strict or not. The reasoning in its other fields is not looked at."""
+    """The answer of a JSON object, which may be malformed. Its other fields, such as the reasoning, do not count."""
     start = _OBJECT.search(text)
     if start is None:
         return None
@@ -217,7 +216,7 @@ def _field(text: str) -> Extraction | None:
 
 
 def _one_of(answers: list[str]) -> Extraction:
-    """The answer, if those given in one kind of place are the same."""
+    """The answer, if all that stand in one kind of mark are the same; else several answers."""
     if len({spans.identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
         return _several(answers)
     answer = spans.opened(answers[-1])
@@ -244,7 +243,7 @@ def _boxed(text: str) -> Extraction | None:
     if not contents[-1]:
         return Extraction(None, reason="empty box")
     said_after = _CLAUSE.match(text, end)
-    if _is_denied(text, start, end) or (said_after and phrases.NOT_ELSEWHERE.search(said_after[0])):
+    if _is_denied(text, start, end) or (said_after and phrases.NOT_FOREIGN.search(said_after[0])):
         return _DENIED
     if spans.inside_expression(text, start, end):
         return Extraction(None, reason="box inside an expression")
@@ -265,18 +264,22 @@ _CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:
-    """Whether the words right around an answer deny it, ask for it, take it back, or add another."""
+    """Whether the words right around an answer deny it, question it, retract it, or add another."""
     before = text[max(0, start - _AROUND) : start]
     after = re.sub(r"\\text\w{0,6}\{ ?", "", text[end : end + _AROUND])
-    ways = phrases.NOT_BEFORE.search(before), phrases.SUPPOSED.search(before)
-    return any((*ways, phrases.TAKEN_BACK.match(after), phrases.CHANGED_AFTER.match(after)))
+    return bool(
+        phrases.NOT_BEFORE.search(before)
+        or phrases.SUPPOSED.search(before)
+        or phrases.TAKEN_BACK.match(after)
+        or phrases.CHANGED_AFTER.match(after)
+    )
 
 
 # ---- announcements and statements
 
 
 def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
-    """What is announced, the last first, and whether the words around deny it."""
+    """Every announced text, the last first, and whether the words around it deny it."""
     for mark, start in reversed(marks[-_MAX_GUESSES:]):
         end = text.find("\n", start)
         if end >= 0 and not text[start:end].strip(" *_:>"):
@@ -298,7 +301,7 @@ def _announced(text: str) -> Extraction | None:
 
 
 def _stated(line: str) -> Extraction:
-    """The one answer that a statement names: itself, or the value in it."""
+    """The answer in a statement: the whole statement, or the one value in it."""
     end = phrases.SENTENCE_END.search(spans.hidden(line))
     sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
     sentence, note = _noted(sentence)
@@ -309,7 +312,7 @@ def _stated(line: str) -> Extraction:
         return _NOTHING
     if phrases.OPTIONS.search(sentence):
         return _several([sentence])
-    # Of "the number is not 10, it is 11" only what the last verb says counts.
+    # Of "the number is not 10, it is 11" only the part after the last verb counts.
     *_, verb = (None, *phrases.VERB.finditer(spans.hidden(sentence)))
     if verb and spans.values_in(tail := sentence[verb.end() :].strip()):
         said = tail
@@ -326,7 +329,7 @@ def _stated(line: str) -> Extraction:
 
 
 def _noted(sentence: str) -> tuple[str, str]:
-    """A sentence without the note at its end, and that note: ``63``, ``, which is 7 * 9``."""
+    """A sentence without the comment at its end, and that comment: ``63``, ``, which is 7 * 9``."""
     note = phrases.NOTE.search(spans.hidden(sentence), 1)
     return (sentence[: note.start()], sentence[note.start() :]) if note else (sentence, "")
 
@@ -336,7 +339,7 @@ def _is_asked(sentence: str) -> bool:
 
 
 def _stripped(text: str) -> str:
-    """Without the marks around an answer that are no part of it."""
+    """The text without the marks and words around an answer that do not belong to it."""
     text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。!,;").strip('*_`" ')
     text = re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text)
     lead = phrases.LEAD.match(text)
@@ -352,23 +355,23 @@ _QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
 
 
 def _valued(line: str, values: list[spans.Value]) -> Extraction:
-    """The last value, unless the words around it make it another or none."""
+    """The last value of a line, unless the words around it deny or change it."""
     value = values[-1]
-    ways = phrases.OR.search(line[values[-2].end : value.start]) if len(values) > 1 else None
-    if len(values) > 1 and (ways or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
+    joined = phrases.OR.search(line[values[-2].end : value.start]) if len(values) > 1 else None
+    if len(values) > 1 and (joined or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
         return _several([one.text for one in values[-2:]])
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
-    denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_ELSEWHERE.search(line)
+    denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_FOREIGN.search(line)
     if denied or phrases.CHANGED_BEFORE.search(before) or phrases.REFUTED.search(after):
         return _DENIED
     return Extraction(value.text[:MAX_ANSWER])
 
 
-# ---- neither mark nor announcement
+# ---- completions without mark or announcement
 
 
 def _unmarked(text: str) -> Extraction:
-    """The whole, if it is nothing but an answer; else the last value."""
+    """The whole text if it is only an answer; else its last value."""
     lines = text.split("\n")
     guesses = _guesses(lines[-_MAX_GUESSES:])
     if len(guesses) > 1 or len(phrases.GUESSES.findall(text)) > 1:
@@ -404,7 +407,7 @@ _BULLET = re.compile(r"^(?:[-*•>]|\(?(?:[A-Za-z0-9]|[ivx]{1,4})[.):]|\| ?\w ?\
 
 
 def _guesses(lines: list[str]) -> list[str]:
-    """The last lines that differ in their numbers alone: ``62`` and ``63``, ``x = 62`` and ``x = 63``."""
+    """The last lines that differ only in their numbers: ``62`` and ``63``, ``x = 62`` and ``x = 63``."""
     found: list[str] = []
     shape = ""
     for line in reversed(lines):

@@ -1,7 +1,7 @@
-"""What a worker process may do: limits on address space, processor time, files; no core dumps.
+"""Limits of a worker process: address space, CPU time, files, no core dumps.
 
-The graders of this package are *fenced* besides: no network, no way to write a file, start a process, import a new
-package or turn text into code. Nothing they do should need that; the fence is there for what was overlooked.
+Workers that run graders of this package are also *fenced*: they have no network, and cannot write a file, start a
+process, import a new package or compile text. The graders need none of that; the fence is a second line of defence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 try:
     import resource
-except ImportError:  # not a POSIX system: there are no limits, and the fence alone has to do
+except ImportError:  # not a POSIX system: there are no limits, only the fence
     resource = None
 
 OPEN_FILES = 64
@@ -32,7 +32,7 @@ _SYMPY = re.compile(
     rb"|(?:(?:Integer|Float|Symbol|Rational) ?\(\s*'?[\w.+-]{1,4300}'?\s*\)|[A-Z]|pi|[-+*/(), ])+",
     re.DOTALL,
 )
-"""What sympy compiles as a matter of course: the numbers and symbols it wraps, and its tables of monomials."""
+"""The source texts that sympy itself compiles: constructors of numbers and symbols, and its tables of monomials."""
 
 _REFUSED = (
     "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "pty.",
@@ -44,7 +44,7 @@ _REFUSED = (
 
 
 def limit(name: str, value: int, *, for_good: bool = True) -> None:
-    """Lower one of this process's limits (``RLIMIT_`` + name), where the system has it."""
+    """Lower one of this process's limits (``RLIMIT_`` + name), if there is one; ``for_good``: the hard limit, too."""
     if resource is None:
         return
     number: int = getattr(resource, f"RLIMIT_{name}")
@@ -55,7 +55,7 @@ def limit(name: str, value: int, *, for_good: bool = True) -> None:
 
 
 def limit_process(memory_gb: float, *, fenced: bool) -> None:
-    """The limits that hold from the start."""
+    """Set the limits that hold for the life of this process."""
     limit("AS", int(memory_gb * 2**30))
     limit("CORE", 0)
     limit("NOFILE", OPEN_FILES if fenced else OPEN_FILES_REWARD)
@@ -64,14 +64,14 @@ def limit_process(memory_gb: float, *, fenced: bool) -> None:
 
 
 def limit_cpu(seconds: float) -> None:
-    """The kernel ends this process when it has used so many seconds more."""
+    """Let the kernel end this process after so many more seconds of CPU time."""
     if resource is not None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit("CPU", int(used.ru_utime + used.ru_stime + seconds) + 1, for_good=False)
 
 
 def leave_network() -> bool:
-    """Move this process into a network of its own, which has nothing in it. Whether the kernel allowed it."""
+    """Move this process into an empty network namespace of its own. Returns whether the kernel allowed it."""
     if not sys.platform.startswith("linux"):
         return False
     unshare = ctypes.CDLL(None, use_errno=True).unshare
@@ -79,7 +79,7 @@ def leave_network() -> bool:
 
 
 class Fence:
-    """An audit hook, which Python cannot take away again. It is open while graders are loaded, and closed for items."""
+    """An audit hook, which Python code cannot remove. It is open while graders load, closed while items are judged."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -89,7 +89,7 @@ class Fence:
         sys.addaudithook(self._check)
 
     def set(self, *, closed: bool) -> None:
-        """Close or open it. The first time it closes, this process gives up writing files and starting others."""
+        """Close or open the fence. From the first closing on, this process cannot write files or start processes."""
         if closed and not self._modules:
             limit("FSIZE", 0)
             limit("NPROC", 0)
@@ -119,6 +119,6 @@ class Fence:
             raise PermissionError(f"refused: {event}")
 
     def _is_library(self, path: object) -> bool:
-        """Whether this is a file of Python or an installed package, which loaded ones may still ask for."""
+        """Whether a path is a file of Python or of an installed package, which loaded modules may still read."""
         name = os.fsdecode(path) if isinstance(path, str | bytes) else ""
         return os.path.isabs(name) and os.path.realpath(name).startswith(self._readable)

@@ -1,5 +1,5 @@
-"""Mathematics: completion and reference → verdict. Answers are compared shape by shape, and the algebra system is asked
-only about single expressions."""
+"""Mathematics: completion and reference → verdict. Answers are compared by their shape; the computer algebra system
+compares single expressions only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sgsd.verifiers.equality import BASED, UnreadableError, equal, without_unit
-from sgsd.verifiers.expressions import SETS, as_latex, parse, spelled
+from sgsd.verifiers.expressions import SETS, as_latex, is_verbatim, parse
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
 from sgsd.verifiers.numerals import approximates, read_numeral, same_number, units_differ
 from sgsd.verifiers.reading import Reading, Shape, is_name, read_answer, split_equation, variables
@@ -23,9 +23,9 @@ _CALCULUS = re.compile(r"\\(?:int|sum|prod|lim)(?![A-Za-z])")
 
 
 def reference_text(answer: str) -> str | None:
-    """The answer inside a reference: data sets give it bare, boxed, after ``####``, or at the end of a solution.
+    """The answer in a reference: data sets give it alone, boxed, after ``####``, or at the end of a solution.
 
-    ``None`` where there is none: an empty reference, or one that is nothing but marks.
+    ``None`` if there is no answer: the reference is empty, or has only punctuation.
     """
     text = answer.strip()
     if "boxed" in text or "fbox" in text:
@@ -42,7 +42,7 @@ def reference_text(answer: str) -> str | None:
 
 
 def read_reference(answer: str) -> Reading | None:
-    """The reference, read; ``None`` if it cannot be."""
+    """Read the answer in a reference; ``None`` if it cannot be read."""
     text = reference_text(answer)
     if text is None or len(text) > 4_000:
         return None
@@ -51,7 +51,7 @@ def read_reference(answer: str) -> Reading | None:
 
 
 def grade_math(completion: str, answer: str) -> Verdict:
-    """Judge one completion by the mathematics policy."""
+    """Judge one completion against one reference."""
     reference = read_reference(answer)
     if reference is None:
         return UNREADABLE
@@ -62,7 +62,7 @@ def grade_math(completion: str, answer: str) -> Verdict:
 
 
 def grade_extraction(extraction: Extraction, reference: Reading) -> Verdict:
-    """Judge an extracted answer against a reference that was read."""
+    """Judge an extracted answer against a reference that has been read."""
     shown = (extraction.text or "")[:200]
     if extraction.reason is not None:
         return Verdict(Outcome.INCORRECT, extraction.reason, shown)
@@ -85,17 +85,17 @@ _FAMILIAR = (
 
 
 def make_grader() -> Grader:
-    """The mathematics policy. The parser builds its tables as it goes: a few usual expressions first, so that no item
-    pays for that.
+    """The grader of mathematics. The parser builds its tables on first use, so a few usual expressions are parsed here
+    and no item pays for that.
 
     Raises:
-        RuntimeError: a right answer is not called correct: every rollout would be a failure.
+        RuntimeError: a right answer is not judged correct, so that every rollout would be a failure.
     """
     for text in _FAMILIAR:
         equal(text, f"{text} ")
     for text in ("56", "x^2+1"):
         if (verdict := grade_math(rf"\boxed{{{text}}}", text)).outcome is not Outcome.CORRECT:
-            raise RuntimeError(f"the mathematics verifier does not work here: {text} for {text} is {verdict}")
+            raise RuntimeError(f"the mathematics verifier does not work: it judges {text} against {text} as {verdict}")
     return grade_math
 
 
@@ -112,14 +112,14 @@ def why_unreadable(answer: str) -> str | None:
             continue
         text = as_latex(without_unit(leaf.text)[0])
         expression = parse(text, bool(SETS.search(text)))
-        if expression is None and not spelled(leaf.text):
+        if expression is None and not is_verbatim(leaf.text):
             return UNREADABLE.reason
         if expression is not None and _CALCULUS.search(text):
-            number(expression)  # here, so that one which takes too long is refused, and not tried with every completion
+            number(expression)  # a value that takes too long is found here, and not with every completion
     return None
 
 
-# ---- is this answer that one?
+# ---- comparison of two answers
 
 _OPTION = re.compile(r"\(([A-Z])\)|([A-Z])[).:](?=\s)")
 _NOT_VALUES = re.compile(r"\\(?:equiv|neq|leq|geq|pmod|mod|mid|sim|to)(?![A-Za-z])|[<>,;]")
@@ -136,11 +136,11 @@ def same_answer(reference: Reading, given: Reading) -> bool:
     """Whether ``given`` states the reference answer.
 
     Raises:
-        UnreadableError: if an expression of the reference would have to be understood, and cannot be.
+        UnreadableError: if an expression of the reference must be parsed, and cannot be.
     """
     name, other = reference.name, given.name
     if reference.numeral and given.numeral:
-        name, other = (_ARGUMENT.sub("(x)", text) for text in (name, other))  # f(n) = 1 says no less than f(x) = 1
+        name, other = (_ARGUMENT.sub("(x)", text) for text in (name, other))  # f(n) = 1 and f(x) = 1 are the same
     if _names_differ(name, other):
         return False
     if reference.rounded is not None:
@@ -163,7 +163,7 @@ def same_answer(reference: Reading, given: Reading) -> bool:
 
 
 def _rounds(exact: Reading, rounded: Reading) -> bool:
-    """Whether what stands behind an approximation sign approximates what stands before it, part by part."""
+    """Whether the value after an approximation sign approximates the value before it."""
     if rounded.numeral is None or exact.numeral is None:
         return _equal_or_false(exact.text, rounded.text)
     if units_differ(exact.numeral.unit, rounded.numeral.unit):
@@ -172,7 +172,7 @@ def _rounds(exact: Reading, rounded: Reading) -> bool:
 
 
 def _equal_or_false(first: str, second: str) -> bool:
-    """Whether two expressions of one answer are equal; what cannot be read is not."""
+    """Whether two expressions of one answer are equal; ``False`` if one cannot be read."""
     try:
         return equal(first, second, digits=0)
     except UnreadableError:
@@ -180,7 +180,7 @@ def _equal_or_false(first: str, second: str) -> bool:
 
 
 def _contradicts(head: str, given: Reading) -> bool:
-    """Whether a constant that an equation chain passed through is not its value. What cannot be read is none."""
+    """Whether a constant inside an equation chain differs from its value. One that cannot be read does not count."""
     literal = read_numeral(head)
     if given.numeral is not None and literal is not None:
         return literal.value != given.numeral.value
@@ -193,7 +193,7 @@ def _contradicts(head: str, given: Reading) -> bool:
 
 
 def _is_number(reference: Reading, given: Reading) -> bool:
-    """Where the reference is a number, only a number literal states it: nothing that is still to be computed."""
+    """Whether an answer states a number. Only a number literal does, not an expression that is still to be computed."""
     assert reference.numeral is not None
     if given.numeral is not None:
         return same_number(reference.numeral, given.numeral)
@@ -202,14 +202,14 @@ def _is_number(reference: Reading, given: Reading) -> bool:
     if given.shape is Shape.EXPRESSION and "=" in given.text:
         return _concludes(reference, given)
     if reference.numeral.value.denominator != 1:
-        euro = read_numeral(given.text, decimal_comma=True)
-        return euro is not None and same_number(reference.numeral, euro)
+        decimal = read_numeral(given.text, decimal_comma=True)
+        return decimal is not None and same_number(reference.numeral, decimal)
     return False
 
 
 def _concludes(reference: Reading, given: Reading) -> bool:
-    """``m + n = 42``: a combination of several unknowns whose last side is the number. With one unknown, or none on the
-    other side (``2x = 14``, ``x^2 - 4 = 0``), it is still to be solved."""
+    """Whether an equation in several unknowns ends in the number: ``m + n = 42``. An equation in one unknown or none
+    (``2x = 14``, ``x^2 - 4 = 0``) is still to be solved, and does not count."""
     *heads, last = split_equation(given.text)
     value = read_answer(last)
     if reference.name or any(head.startswith("-") and is_name(head[1:].strip()) for head in heads):
@@ -225,8 +225,8 @@ def _concludes(reference: Reading, given: Reading) -> bool:
 
 
 def _names_differ(first: str, second: str) -> bool:
-    """Whether two names are of one form, and not the same: other letters, or other subscripts where both have one;
-    ``|z|`` is not ``z``. Names of another form, or in words, may name the same."""
+    """Whether two names name different things: they have the same form but other letters, or other subscripts if both
+    have one; or one is ``|z|``. Names of different forms, and names in words, may name the same."""
     first, second = _plain_name(first), _plain_name(second)
     if not first or not second or first == second:
         return False
@@ -240,13 +240,13 @@ def _names_differ(first: str, second: str) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """A name without braces, with no spaces but those between letters. ``BA`` is ``AB``; the angle ``CBA``, ``ABC``."""
+    """A name without braces, with spaces only between letters. ``BA`` becomes ``AB``; the angle ``CBA``, ``ABC``."""
     name = re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", " ".join(re.sub("[{}]", " ", name).split()))
     return _SEGMENT.sub(lambda points: min(points[0], points[0][::-1]), name)
 
 
 def _same_words(reference: Reading, given: Reading) -> bool:
-    expected, got = _spoken_key(reference), _spoken_key(given)
+    expected, got = _words_key(reference), _words_key(given)
     if not expected or given.text.endswith("?") > reference.text.endswith("?"):
         return False
     if len(expected) == 1:
@@ -255,9 +255,9 @@ def _same_words(reference: Reading, given: Reading) -> bool:
     return expected == got
 
 
-def _spoken_key(reading: Reading) -> str:
-    """What two answers in words have in common if they are the same: no case, articles, punctuation or spaces.
-    Operators stay: ``x+y`` is not ``xy``."""
+def _words_key(reading: Reading) -> str:
+    """Equal for answers in words that are the same apart from case, articles, punctuation and spaces. Operators stay:
+    ``x+y`` is not ``xy``."""
     plain = words(reading.text).casefold()
     text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
     sign = "-" if re.match(r"-[^\w\s]*+(?=\w).*\d", plain) else ""  # elsewhere a dash joins words, or is a bullet
@@ -265,8 +265,8 @@ def _spoken_key(reading: Reading) -> str:
 
 
 def _coordinates(reading: Reading, tuple_name: str) -> Reading:
-    """``x = 1, y = 2`` as the tuple ``(1, 2)``, in the order of ``(x, y)`` where the other side has that name; ``x < 1
-    or x > 2`` as the union of two intervals."""
+    """``x = 1, y = 2`` as the tuple ``(1, 2)``, in the order of ``tuple_name`` if that has the same names, such as
+    ``(x, y)``; ``x < 1 or x > 2`` as the union of two intervals."""
     names = [item.name for item in reading.items]
     if reading.shape is not Shape.LIST or not all(names):
         return reading
@@ -300,7 +300,7 @@ def _same_structure(reference: Reading, given: Reading) -> bool:
 
 
 def _same_members(reference: Sequence[Reading], given: Sequence[Reading]) -> bool:
-    """A one-to-one match, in any order. Greedy is enough: sameness is an equivalence."""
+    """Whether members match one to one, in any order. Greedy matching is enough: sameness is an equivalence."""
     left = list(given)
     budget = _MAX_PAIRS
     for item in reference:

@@ -1,8 +1,8 @@
 """Number literals: what counts as a number that has been computed.
 
-Integers, decimals, fractions of two integers, mixed numbers, scientific and repeating notation, with a sign, percent
-sign, currency mark and unit. ``28 + 28`` or ``2^5`` are none: a policy that is rewarded for writing the problem down
-again learns to do just that.
+These are integers, decimals, fractions of two integers, mixed numbers, scientific and repeating notation, with a sign,
+percent sign, currency mark and unit. ``28 + 28`` and ``2^5`` are not: a policy that is rewarded for copying the problem
+learns to copy it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Numeral:
         places: digits after the point, for a decimal.
         digits: significant digits, for a decimal.
         percent: whether a percent sign (or word) follows.
-        unit: what else follows, in lower case, or the empty string.
+        unit: the unit, in lower case, or the empty string.
         currency: the currency sign in front, or the empty string.
     """
 
@@ -42,7 +42,7 @@ class Numeral:
 
 
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:[ ]\d{3})+|\d+)"
-_STOP = r"(?!\d|[.,]\d)"  # a literal ends where no digit can follow, grouped or not
+_STOP = r"(?!\d|[.,]\d)"  # no further digit follows, grouped or not
 _SIGNED = r"[+-]?[ ]?\d+"
 _GROUPED = r"\d+(?:,\d{3})*"
 _FRACTION = re.compile(rf" ?\\frac ?\{{ ?({_SIGNED}) ?\}} ?\{{ ?({_SIGNED}) ?\}}", re.ASCII)
@@ -56,7 +56,7 @@ _NUMERAL = re.compile(
     | (?P<fixed>\d+\.\d*)(?:\\(?:overline|bar|dot)\ ?\{{(?P<r1>\d+)\}}|\((?P<r2>\d+)\))
     | (?P<decimal>(?:{_INTEGER})?\.\d+|{_INTEGER}\.){_STOP}
     | (?P<integer>{_INTEGER}){_STOP}
-    | (?P<euro>\d+,\d{{1,2}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+){_STOP}
+    | (?P<comma>\d+,\d{{1,2}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+){_STOP}
     )(?P<rest>.*)""",
     re.DOTALL | re.VERBOSE | re.ASCII,
 )
@@ -109,7 +109,7 @@ def _int(text: str) -> int:
 
 
 def _body(match: re.Match[str]) -> Numeral | None:
-    """The bare literal; ``None`` where there is none (a zero denominator, an exponent too large)."""
+    """The literal without sign and unit; ``None`` if it has no value (a zero denominator, an exponent too large)."""
     if exponent := match["exponent"] or match["exponent2"]:
         power = _int(exponent) if len(exponent) < 10 else _MAX_EXPONENT + 1
         if abs(power) > _MAX_EXPONENT:
@@ -128,8 +128,8 @@ def _body(match: re.Match[str]) -> Numeral | None:
         return Numeral(Fraction(match["fixed"] + "0") + tail, "repeating")
     if match["integer"]:
         return Numeral(Fraction(_int(match["integer"])), "integer")
-    if match["euro"]:
-        literal = match["euro"].replace(".", "").replace(",", ".")
+    if match["comma"]:
+        literal = match["comma"].replace(".", "").replace(",", ".")
     else:
         literal = re.sub(r"[ ,]", "", match["decimal"])
     places = len(literal.partition(".")[2])
@@ -137,7 +137,7 @@ def _body(match: re.Match[str]) -> Numeral | None:
 
 
 def read_unit(rest: str) -> tuple[bool, int, str] | None:
-    """Percent, scale and unit of what follows a literal; ``None`` if it is anything else."""
+    """Percent sign, scale and unit in the text after a literal; ``None`` if it is anything else."""
     if not rest.strip() or re.fullmatch(r" ?_ ?(?:10|\{ ?10 ?\})", rest):
         return False, 1, ""
     glued = not rest.startswith((" ", "\\text"))
@@ -176,9 +176,9 @@ def _plain_letters(text: str) -> bool:
 
 
 def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
-    """The number literal that a tidy answer consists of, with nothing left over (``56 or 57``, ``156x``), or ``None``.
+    """The number literal that a tidy answer consists of; ``None`` if anything is left over (``56 or 57``, ``156x``).
 
-    ``decimal_comma``: also read ``2,74`` and ``1.234,5`` the European way.
+    With ``decimal_comma``, ``2,74`` and ``1.234,5`` are read with a decimal comma, too.
     """
     if len(text) > MAX_DIGITS or not text.isprintable():
         return None
@@ -189,7 +189,7 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
         text = text[1:-1].strip()
     match = _NUMERAL.fullmatch(_FRACTION.sub(r"{\1}/{\2}", text))
-    if match is None or (match["euro"] and not decimal_comma):
+    if match is None or (match["comma"] and not decimal_comma):
         return None
     signs = match["sign"] + match["sign2"]
     suffix = read_unit(match["rest"])
@@ -237,10 +237,11 @@ def spoken_number(text: str) -> Numeral | None:
 
 
 def same_number(reference: Numeral, given: Numeral) -> bool:
-    """Whether two literals state the same number: exactly, but for rounded fractions and percent signs.
+    """Whether two literals state the same number: they are equal, with two exceptions.
 
-    A fraction without a finite decimal expansion may be a decimal of at least four significant digits, and the other
-    way round. ``p%`` states p always, ``100p%`` only where p is no integer, or is 0 or 1. ``112/2`` does not state 56.
+    A fraction without a finite decimal expansion equals a decimal that rounds it to at least four significant digits,
+    whichever is the reference. A percentage p% equals p/100 if that is not an integer or at most 1 in absolute value,
+    and p unless the reference is a plain number of at most 1. ``112/2`` does not state 56.
     """
     if units_differ(reference.unit or reference.currency, given.unit or given.currency):
         return False
@@ -260,25 +261,25 @@ def _close(exact: Numeral, decimal: Numeral) -> bool:
     if exact.value == decimal.value:
         return True
     denominator = exact.value.denominator
-    endless = (10 ** denominator.bit_length()) % denominator != 0
-    return endless and exact.form in {"fraction", "mixed", "repeating"} and rounds_to(exact.value, decimal)
+    non_terminating = (10 ** denominator.bit_length()) % denominator != 0
+    return non_terminating and exact.form in {"fraction", "mixed", "repeating"} and rounds_to(exact.value, decimal)
 
 
 def rounds_to(exact: Fraction, literal: Numeral, digits: int = 4) -> bool:
-    """Whether a decimal of at least so many significant digits is ``exact`` correctly rounded."""
+    """Whether a decimal of at least ``digits`` significant digits is ``exact``, correctly rounded."""
     off = abs(exact - literal.value) * 10**literal.places
     return literal.form == "decimal" and literal.digits >= digits and off * 2 <= 1
 
 
 def approximates(exact: Fraction, literal: Numeral) -> bool:
-    """Whether a literal is ``exact``, rounded or cut off at its last digit."""
+    """Whether a literal is ``exact``, rounded or truncated at its last digit."""
     exact = exact * 100 if literal.percent else exact
     off = abs(exact - literal.value)
     units = off * 10**literal.places
     return units * 2 <= 1 or (units < 1 and abs(literal.value) < abs(exact) and literal.value != 0)
 
 
-# Units, one measure a line; the spellings of one unit stand side by side. Different units exclude each other.
+# Units, one measure a line; semicolons separate units, spaces the spellings of one. Different units exclude each other.
 _UNITS = """
 mm millimeter millimetre; cm centimeter centimetre 厘米; m meter metre 米; km kilometer kilometre 千米 公里
 in inch inches; ft foot feet; yd yard; mi mile
@@ -309,7 +310,7 @@ def _measure(unit: str) -> tuple[str, int]:
 
 
 def units_differ(first: str, second: str) -> bool:
-    """Whether two units contradict each other: 5 km is not 5 m, 5 oranges are not 5 apples. One alone does not."""
+    """Whether two units contradict each other: 5 km is not 5 m, 5 oranges are not 5 apples, but 5 may be either."""
     if not first or not second:
         return False
     a, b = _measure(first), _measure(second)

@@ -1,6 +1,6 @@
-"""The words around an answer: what announces it, denies it, changes it or comments on it; in English and elsewhere.
+"""Patterns for the words around an answer that announce, deny, change or comment on it, in English and other languages.
 
-Every pattern is linear on text whose blanks are collapsed: no two repeats stand side by side that can match the same.
+Every pattern takes linear time on text with collapsed white space: adjacent repeats never match the same characters.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import re
 
 # ---- what announces an answer
 
-_EDGE = r"(?<![^\W_])(?:{})(?![^\W_])"  # a word, whatever marks stand around it
+_EDGE = r"(?<![^\W_])(?:{})(?![^\W_])"  # a word between any punctuation
 _ANSWER = re.compile(
     _EDGE.format(r"answers?|ans(?:\.|\b)|result")
     + r"(?:(?: ?\([^()\n]{1,40}\)| (?:to|for|of|in) [^.:=\n]{1,80}?)?[ \n]?(?:[-=]{1,2}>|:-?|=|→|⇒"
     r"|,? ?(?<!\w)(?:is|are|was|comes out (?:to|as)|turns out to be|becomes|equals|(?:would|must|should|will) be)(?!\w)"
     r"(?: (?:equal to|therefore|thus|then|simply|just|indeed|now))?[ \n]?:?)| [-–—] (?=[\d$\\])|(?= [\d$\\-]))"
-    # The same in the languages that more than a few completions are in.
+    # The same in other languages that are common in completions.
     r"|"
     + _EDGE.format("respuesta|solución|réponse|antwort|lösung|ergebnis|resposta|risposta|ответ")
     + r"(?:(?: [^\W\d]{1,20}){0,3}?,? ?(?:[:=–-]|(?<= )(?:es|est|ist|lautet|wäre|é|è|это)(?!\w) ?:?)|(?= ?[\d$\\-]))"
@@ -37,8 +37,8 @@ _CHOSEN = re.compile(
 
 
 def announcements(text: str, *, choice: bool = False) -> list[tuple[int, int]]:
-    """Start and end of everything that announces an answer: ``the answer is``, ``####``, ``la respuesta es``; with
-    ``choice``, an option, too: ``the option is``, ``I choose``.
+    """Start and end of every phrase that announces an answer: ``the answer is``, ``####``, ``la respuesta es``. With
+    ``choice``, also of those that announce an option: ``the option is``, ``I choose``.
     """
     patterns = (_OTHERWISE, _ANSWER, _CHOSEN) if choice else (_OTHERWISE, _ANSWER)
     found = [mark.span() for pattern in patterns for mark in pattern.finditer(text)]
@@ -51,14 +51,14 @@ def _any(*alternatives: str, before: str = "", after: str = "") -> re.Pattern[st
     return re.compile(f"{before}(?:{'|'.join(alternatives)}){after}", re.IGNORECASE)
 
 
-# ---- what denies it
+# ---- what denies an answer
 
 _NOT = (
     r"\b(?:not|never|neither|nor|cannot|anything but|all but|rather than|instead of|other than)\b",
     r"\b(?:except|excluding|without)\b",
     r"n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬|\\(?:neg|lnot)(?![A-Za-z])",
 )
-_ELSEWHERE = (
+_FOREIGN = (
     r"不是|绝不|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي|نیست|নয",
     r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein\w{0,7}|niemals|jamais|jamás|nunca|nu (?:este|e))(?!\w)",
     r"(?<!\w)(?:não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
@@ -66,13 +66,13 @@ _ELSEWHERE = (
     r"(?<!\w)(?:неверн|неправильн|błędn)|(?<!\w)(?:yanlış|sai|fout|fel)(?!\w)|不对|不對|错的|錯|間違|틀리|틀렸|خطأ|गलत|ผิด|ভুল|غلط|שגוי",
     r"(?<!\w)(?:невірн|špatn|forkert|helytelen|greșit|väärin|λάθος|salah(?!\w))",
 )
-NOT_ELSEWHERE = _any(*_ELSEWHERE)
-NOT = _any(*_NOT, *_ELSEWHERE)
+NOT_FOREIGN = _any(*_FOREIGN)
+NOT = _any(*_NOT, *_FOREIGN)
 _OPENS = r"[\s:$*\\(\[{\"']{0,4}\Z"
 # Right before the answer.
 NOT_BEFORE = _any(
     *_NOT,
-    *_ELSEWHERE,
+    *_FOREIGN,
     after=r"(?: (?:equal(?: to)?|be|is|exactly|simply|just|necessarily|the answer|:))*+" + _OPENS,
 )
 # Before an announcement or an answer, in its sentence.
@@ -126,7 +126,7 @@ GAVE_UP = _any(
     after=r"\b",
 )
 
-# ---- what makes another value of it
+# ---- what changes the value of an answer
 
 OR = re.compile(
     r"(?<!\w)(?:or|oder|ou|o|или|либо|або|hoặc|atau|veya|أو|या|או|หรือ|অথবা|یا|lub|nebo|eller|tai|vagy|sau|ή)(?!\w)"
@@ -170,7 +170,7 @@ CHANGED_AFTER = _any(
     before=r"[\s$*)\]},\\]{0,4}",
 )
 
-# ---- what only comments on it
+# ---- what only comments on an answer
 
 _FUNCTION = r"(?:sqrt|pi|log|ln|sin|cos|tan|exp|half|one|two|three|four|five|six|seven|eight|nine|ten)\b"
 NOTE = _any(
@@ -203,7 +203,7 @@ EMPTY_WORDS = _any(
     before=r"\A",
     after=r"\b[^\d$\\]*$",
 )
-_COLON = r"(?<![<>!=\d])(?<!\d )(?<!\{[A-Za-z])(?<!\{[A-Za-z] ):(?=\s)"  # of no ratio and no set
+_COLON = r"(?<![<>!=\d])(?<!\d )(?<!\{[A-Za-z])(?<!\{[A-Za-z] ):(?=\s)"  # not the colon of a ratio or a set
 VERB = _any(r"\b(?:is|are|be|equals?|it['’]s|that['’]s|gives?|leaves?|makes?|has|have|means)(?![\w'’]):?", _COLON)
 PREDICATE = _any(
     r"\b(?:is|are|not|it['’]s|equals?|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?)\b",

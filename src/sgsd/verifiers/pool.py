@@ -1,5 +1,5 @@
-"""Worker processes with hard timeouts: ``python -m sgsd.verifiers.worker`` on two pipes, driven by whichever thread
-holds it. Between calls there are no threads, so that any thread may call, and a forked child starts workers of its own.
+"""Worker processes with hard timeouts. Each runs ``python -m sgsd.verifiers.worker``; the thread that uses it talks to
+it over two pipes. No threads run between calls, so any thread may call, and a forked child starts workers of its own.
 
 Why not ``multiprocessing`` or pebble: docs/verifier.md.
 """
@@ -27,19 +27,19 @@ from sgsd.verifiers.errors import ConfigError
 from sgsd.verifiers.verdict import Outcome, Verdict
 
 STARTUP_SECONDS = 300.0
-"""How long a worker may take to start and to import a grader (torch is slow on a cold disk)."""
+"""The longest time for a worker to start and import a grader (torch is slow on a cold disk)."""
 
 TIMEOUT, DIED, OUT_OF_MEMORY = "timeout", "worker died", "out of memory"
 
 _THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _NEEDED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "OPENBLAS_CORETYPE", "SYSTEMROOT", "LANG", "LC_ALL", "LC_CTYPE")
-"""Of the environment, what Python needs to start. Keys and tokens are not among it."""
+"""The environment variables that Python needs to start. Fenced workers get no others, so no keys or tokens."""
 
 T = TypeVar("T")
 
 
 class _Worker:
-    """One process with a folder for its temporary files, in a session of its own."""
+    """One process in a session of its own, with a folder for its temporary files."""
 
     def __init__(self, memory_gb: float, fenced: bool) -> None:
         self.loaded: set[str] = set()
@@ -68,17 +68,17 @@ class _Worker:
         os.set_blocking(self._input, False)
 
     def load(self, grader: str) -> None:
-        """Have the grader ready.
+        """Load a grader if that has not been done.
 
         Raises:
-            ConfigError: it cannot be loaded.
+            ConfigError: if the grader cannot be loaded.
         """
         if grader in self.loaded:
             return
         remedy = f"check {grader}"
         try:
-            # The path may have grown since the worker started, or the caller have gone to another folder: a grader of
-            # the caller's lies where the caller finds it, after all others in the current folder.
+            # The caller's sys.path or current folder may have changed since the worker started. A reward function is
+            # imported as the caller would import it, from the current folder last.
             path = [*map(os.path.abspath, sys.path), *([] if self._fenced else [os.getcwd()])]
             message = {"load": grader, "path": path}
             failed = self.ask(message, STARTUP_SECONDS).get("failed")
@@ -94,8 +94,8 @@ class _Worker:
         """The reply to a message.
 
         Raises:
-            TimeoutError: there is none in time. The process must be killed.
-            EOFError: the process is gone.
+            TimeoutError: no reply in time. The process must be killed.
+            EOFError: the process has ended.
         """
         deadline = time.monotonic() + seconds
         data = memoryview(json.dumps(message).encode() + b"\n")
@@ -119,10 +119,10 @@ class _Worker:
     def is_alive(self) -> bool:
         if sys.platform == "darwin":  # has no waitid
             return self.process.poll() is None
-        # It stays a zombie until it is killed below, so that its group's number is not given to others.
+        # With WNOWAIT it stays a zombie until ``kill``, so that its process group id is not reused.
         try:
             return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        except ChildProcessError:  # somebody else has waited for it
+        except ChildProcessError:  # other code has waited for it
             return False
 
     def kill(self) -> None:
@@ -153,17 +153,18 @@ def _wait(descriptor: int, event: int, deadline: float) -> None:
 
 
 class Pool:
-    """Up to ``workers`` processes of ``memory_gb`` address space each, started when first needed. ``fenced`` ones run
-    graders of this package only, see ``fence``.
+    """Up to ``workers`` processes of ``memory_gb`` address space each, started when first needed.
+
+    ``fenced`` processes run only graders of this package, see ``fence``.
     """
 
     def __init__(self, workers: int, memory_gb: float, *, fenced: bool) -> None:
         self.workers = workers
         self.memory_gb = memory_gb
         self.fenced = fenced
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._slots = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
         self._warming = threading.Lock()
@@ -182,7 +183,7 @@ class Pool:
             self._each(lambda worker: worker.load(grader), workers)
 
     def close(self) -> None:
-        """End the workers (those in use, when their item is done). A later request starts new ones."""
+        """End the workers; one in use ends after its item. A later call starts new ones."""
         with self._lock:
             self._closings += 1
             idle, self._idle = self._idle, []
@@ -191,7 +192,7 @@ class Pool:
 
     def run(self, grader: str, messages: Sequence[dict[str, Any]], timeout: float) -> list[Verdict]:
         """One verdict per message, in order. An item that takes more than ``timeout`` seconds or kills its worker is
-        undecided; the others are not affected.
+        undecided; other items are not affected.
 
         Raises:
             ConfigError: if the grader, a description in JSON, cannot be loaded.
@@ -199,7 +200,7 @@ class Pool:
         return self._each(lambda message: self._judge(grader, message, timeout), messages)
 
     def _each(self, function: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
-        """The function of each item, in as many threads as there are workers, the caller's among them."""
+        """Apply a function to each item, in as many threads as there are workers, the caller's thread among them."""
         results: list[Any] = [None] * len(items)
         waiting = deque(range(len(items)))
         failures: list[BaseException] = []
@@ -208,18 +209,18 @@ class Pool:
             while waiting and not failures:
                 try:
                     position = waiting.popleft()
-                except IndexError:  # another thread was faster
+                except IndexError:  # another thread took the last item
                     return
                 try:
                     results[position] = function(items[position])
-                except BaseException as error:  # noqa: BLE001 - of whatever thread, it is raised in the caller's, below
+                except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
                     failures.append(error)
 
         others = [threading.Thread(target=work, daemon=True) for _ in range(min(self.workers, len(items)) - 1)]
         for thread in others:
             thread.start()
         work()
-        if not failures:  # after an interrupt nobody waits: the others end with their item
+        if not failures:  # after a failure or an interrupt the others are not waited for, and end after their item
             for thread in others:
                 thread.join()
         if failures:
@@ -227,7 +228,7 @@ class Pool:
         return results
 
     def _judge(self, grader: str, message: dict[str, Any], timeout: float) -> Verdict:
-        for _ in range(2):  # a worker may also die of something else: of the system's want of memory, by hand
+        for _ in range(2):  # a worker may also be killed from outside, as by the kernel when memory is short
             try:
                 with self._worker() as worker:
                     worker.load(grader)
@@ -245,7 +246,7 @@ class Pool:
 
     @contextmanager
     def _worker(self) -> Generator[_Worker]:
-        """A worker for one thread. If anything is raised it is not used again."""
+        """A worker for one thread. It is killed if the body of the ``with`` raises."""
         with self._slots:
             closings = self._closings
             worker = self._take()
@@ -294,7 +295,7 @@ def shared_pool(workers: int, memory_gb: float, *, fenced: bool) -> Pool:
 def _close_all() -> None:
     for pool in list(_shared.values()):
         pool.close()
-        for worker in list(pool._all):  # pyright: ignore[reportPrivateUsage]  # of threads that nobody waits for
+        for worker in list(pool._all):  # pyright: ignore[reportPrivateUsage]  # those of threads that still run
             worker.kill()
 
 
@@ -305,7 +306,7 @@ def _after_fork() -> None:
     for pool in list(_shared.values()):
         for worker in pool._all:  # pyright: ignore[reportPrivateUsage]
             worker.disown()
-        pool._forget()  # pyright: ignore[reportPrivateUsage]
+        pool._reset()  # pyright: ignore[reportPrivateUsage]
 
 
 atexit.register(_close_all)

@@ -1,6 +1,6 @@
-"""An answer's shape: number, words, list, set, tuple or interval, union, or an expression for the algebra system.
+"""Reads an answer by its shape: number, words, list, set, tuple or interval, union, or expression.
 
-Parts are split here, before any parser sees the text: what the algebra system is asked about is one expression.
+Parts are split here, before parsing, so that the computer algebra system sees single expressions only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_DEPTH = 4
 
 
 class Shape(StrEnum):
-    """What an answer is made of."""
+    """The form of an answer."""
 
     NUMBER = "number"
     WORDS = "words"
@@ -41,7 +41,7 @@ class Reading:
         items: the elements of a list, sequence or union.
         brackets: the two brackets of a sequence; ``matrix`` or ``row``.
         rounded: the approximation given beside an exact value (``1/3 \\approx 0.333``).
-        heads: the constants an equation chain passed through, which must not contradict its value (``54 = 55 = 56``).
+        heads: the constants inside an equation chain, which must not contradict its value (``54 = 55 = 56``).
     """
 
     shape: Shape
@@ -97,11 +97,11 @@ _BRACKET = re.compile(r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\\\|[()\[\]{},;&]
 
 
 def read_answer(text: str) -> Reading:
-    """Read an answer. Anything can be read; what is nothing better is an expression."""
+    """Read an answer. Never fails: an answer of no other shape is an expression."""
     text = text[:MAX_LENGTH]
     reading = _read(text, 0)
     if reading.numeral is not None and re.match(r"[\s$+-]*\\\$", text):
-        # Elsewhere a dollar sign opens mathematics, and is gone.
+        # ``tidy`` drops dollar signs, since most of them delimit mathematics.
         return replace(reading, numeral=replace(reading.numeral, currency="$"))
     return reading
 
@@ -118,7 +118,7 @@ def _leaf(text: str) -> Reading:
 
 
 def split_outside(text: str, separators: str) -> list[str]:
-    r"""Split outside all brackets and environments, at ``,`` ``;`` ``&`` or ``\\``; not where they do not pair up."""
+    r"""Split at ``,`` ``;`` ``&`` or ``\\`` outside brackets and environments; not if brackets do not match."""
     parts: list[str] = []
     depth = start = 0
     for mark in _BRACKET.finditer(text):
@@ -142,7 +142,7 @@ def split_equation(text: str) -> list[str]:
 
 
 def _braces_blanked(text: str) -> str:
-    """The text with what stands in braces blanked out, position by position."""
+    """A text of the same length with spaces in place of everything in braces."""
     depth = 0
     kept: list[str] = []
     for character in text:
@@ -172,7 +172,7 @@ def variables(text: str) -> set[str]:
 
 
 def _chain(text: str, depth: int) -> Reading | None:
-    """An equation chain that ends in a value, with the rest as its name; what is still to be solved is none."""
+    """The value at the end of an equation chain; ``None`` if the equation is still to be solved."""
     hidden = _braces_blanked(text)
     if "=" not in hidden or _RELATION.search(hidden) or _OTHER_RELATION.search(hidden):
         return None
@@ -236,7 +236,7 @@ def _expand_sign(text: str) -> list[str]:
 
 
 def _items(text: str, depth: int) -> tuple[Reading, ...] | None:
-    """The elements of a list: split at commas, semicolons, ``and``, ``or``."""
+    """The elements of a list, split at commas, semicolons, ``and``, ``or``; ``None`` if it has only one."""
     groups = [group for group in split_outside(_CONJUNCTION.sub(" ; ", text), r";\\") if group]
     pieces = [[piece for piece in split_outside(group, ",") if piece] for group in groups]
     sizes = {len(piece) for piece in pieces}
@@ -283,7 +283,7 @@ def _container(text: str, depth: int) -> Reading | None:
         if 2 <= len(pieces) <= MAX_ITEMS:
             items = tuple(_read(piece, depth + 1) for piece in pieces)
             if brackets == "[]" and all(item.brackets == "[]" and "\\" not in item.text for item in items):
-                # A matrix as programs print it.
+                # A matrix as nested lists, as programs print it.
                 items = tuple(replace(item, brackets="row") for item in items)
                 brackets = "matrix"
             return Reading(Shape.SEQUENCE, text, text, items=items, brackets=brackets)

@@ -1,11 +1,12 @@
-r"""reasoning-gym's data sets, by scorers of our own.
+r"""Judges answers to reasoning-gym's data sets, with scorers of this package.
 
-Its scorers were read (0.1.25, 106 data sets). They evaluate answers as Python (``spiral_matrix``, ``n_queens``,
-``string_insertion``, ``binary_matrix``) or as SymPy's (``countdown``, ``puzzle24``, the integrals, products of
-polynomials), take the problem for its answer, or give the full score to what is nearly or not at all right. So none is
-called. Where there is one answer, a *reader* makes of a text what is compared with the reference; where there are many,
-a *scorer* tries the answer out. Both read by a grammar of the task and compute with what they read; neither evaluates
-text. On what they cannot read they raise one of ``_UNREADABLE``. Other data sets are refused by name.
+reasoning-gym's own scorers (0.1.25, 106 data sets) are not called. Some evaluate the answer as Python
+(``spiral_matrix``, ``n_queens``, ``string_insertion``, ``binary_matrix``) or with SymPy (``countdown``, ``puzzle24``,
+the integrals, products of polynomials). Some accept the problem as its own answer, or give the full score to wrong
+answers. Here, a data set with one right answer has a *reader*, which turns a text into the value that is compared with
+the reference. A data set with many right answers has a *scorer*, which checks an answer by itself. Both parse by a
+grammar of the task, never evaluate text, and raise one of ``_UNREADABLE`` on an answer that they cannot read. Other
+data sets are refused by name.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _COMPLEX = r"\(?(?P<real>[+-]?[\d.]{1,50}(?![\d.]*[ij]))?(?:(?P<sign>[+-]?)(?P<i
 
 
 def _plain(text: str) -> str:
-    """Plain operators in place of TeX's and Unicode's; no white space, no delimiters."""
+    """The text with plain operators in place of TeX's and Unicode's, without white space and delimiters."""
     for pattern, plain in _SPELLINGS:
         text = pattern.sub(plain, text)
     if _BROKEN.search(text.strip()):
@@ -68,17 +69,17 @@ def rows(text: str) -> list[str]:
 
 
 def caseless(text: str) -> list[str]:
-    """Without the final stop, which an extractor takes for the sentence's around it."""
+    """``rows`` in lower case and without final full stops, which the extractor drops as those of the sentence."""
     return [row.rstrip(". ") for row in rows(text.casefold())]
 
 
 def letters(text: str) -> str:
-    """Without spaces: of a picture nobody can tell where they are."""
+    """The text without white space, which cannot be seen in a figlet picture."""
     return "".join(text.split()).casefold()
 
 
 def number(text: str) -> Decimal:
-    """A decimal, thousands in groups or not."""
+    """A decimal, with or without thousands separators."""
     return Decimal(_match(_DECIMAL, _plain(_DEGREES.sub("", text)))[0].replace(",", ""))
 
 
@@ -103,7 +104,7 @@ def hexadecimal(text: str) -> int:
 
 
 def fraction(text: str) -> tuple[int, int]:
-    """Numerator and denominator: a fraction that could be reduced is another."""
+    """Numerator and denominator as written: a reducible fraction differs from the reduced one."""
     found = _match(r"(-?)(?:\\frac\{(\d{1,50})\}\{(\d{1,50})\}|\(?(\d{1,50})/(\d{1,50})\)?)", _plain(text))
     return int(found[1] + (found[2] or found[4])), int(found[3] or found[5])
 
@@ -117,7 +118,7 @@ def complex_number(text: str) -> tuple[Decimal, Decimal]:
 
 
 def read_json(text: str) -> Any:
-    """JSON, with the quotation marks of either kind: 1 is 1.0, and neither is true."""
+    """JSON with double or single quotation marks; 1 equals 1.0, and neither equals true."""
 
     def exact(digits: str) -> tuple[str, Decimal]:
         return "number", Decimal(digits)
@@ -129,7 +130,7 @@ def read_json(text: str) -> Any:
 
 
 def json_value(text: str) -> Any:
-    """A JSON value. What is none is a text."""
+    """A JSON value, or ``rows`` of a text that is not JSON."""
     try:
         return read_json(text)
     except ValueError:
@@ -145,7 +146,7 @@ def partitions(text: str) -> Counter[tuple[str, ...]]:
 
 
 def groups(text: str) -> Counter[tuple[str, ...]]:
-    """Lists of words: the order in a list does not count, either."""
+    """Lists of words, in any order, each in any order."""
     return Counter(tuple(sorted(part)) for part in partitions(text).elements())
 
 
@@ -199,14 +200,14 @@ def _scientific(text: str) -> Decimal:
 
 
 def _rounds(given: Decimal, exact: Fraction, digits: int) -> bool:
-    """Whether a decimal is exact, or rounded to so many significant digits or more."""
+    """Whether a decimal equals ``exact``, or rounds it to at least ``digits`` significant digits."""
     _, shown, exponent = given.as_tuple()
     off = abs(exact - Fraction(given))
     return off == 0 or (len(shown) >= digits and off * 2 <= Fraction(10) ** int(exponent))
 
 
 def is_probability(answer: str, entry: Entry) -> bool:
-    """The fraction, or a decimal of four significant digits or more."""
+    """Whether an answer is the probability, as a fraction or rounded to at least four significant digits."""
     ratio = entry["metadata"]["rational"]
     exact = Fraction(int(ratio["numerator"]), int(ratio["denominator"]))
     if "/" in answer or "frac" in answer:
@@ -215,12 +216,12 @@ def is_probability(answer: str, entry: Entry) -> bool:
 
 
 def is_power(answer: str, entry: Entry) -> bool:
-    """Three significant digits, as the question asks, or more."""
+    """Whether an answer is the power to at least three significant digits, as the question asks."""
     return _rounds(_scientific(answer), Fraction(_scientific(entry["answer"])), 3)
 
 
 def reaches(answer: str, numbers: list[int], target: int) -> bool:
-    r"""Whether ``+ - * /``, ``\frac`` and brackets make the target of the numbers, each used once."""
+    r"""Whether an expression of ``+ - * /``, ``\frac`` and brackets uses each number once and equals the target."""
     text, equals, stated = _plain(answer).partition("=")
     if len(text) > 1_000 or (equals and stated != str(target)):
         return False
@@ -266,7 +267,7 @@ def reaches(answer: str, numbers: list[int], target: int) -> bool:
 
 
 def is_palindrome(answer: str, entry: Entry) -> bool:
-    """A palindrome of exactly the given letters."""
+    """Whether an answer is a palindrome of exactly the given letters."""
     text = answer.strip().lower()
     return text == text[::-1] and Counter(text) == Counter("".join(entry["metadata"]["letters"]).lower())
 
@@ -311,7 +312,7 @@ _REFUSED = {
 
 @lru_cache(maxsize=256)  # the rollouts of a problem come together
 def _read(answer: str) -> tuple[Entry, str | None]:
-    """The entry that a reference is, and why no completion could be right by it (``None``: one could)."""
+    """The entry in a reference, and the reason why no completion can be right by it (``None``: one can)."""
     try:
         entry: dict[str, Any] = json.loads(answer)
         name, own = entry["metadata"]["source_dataset"], entry["answer"]
@@ -323,7 +324,7 @@ def _read(answer: str) -> tuple[Entry, str | None]:
 
 
 def why_unreadable(answer: str) -> str | None:
-    """Why no completion could be right by this reference. ``None`` if one could."""
+    """The reason why no completion can be right by this reference; ``None`` if one can."""
     return _read(answer)[1]
 
 
@@ -341,9 +342,9 @@ _NUMBER = re.compile(r"\$?(?:[\d.,+*/×÷() -]{1,200}= ?)?(-?[\d.,]{0,40}\d)\$?(
 
 
 def _at_the_end(completion: str) -> Extraction | None:
-    """What stands as it is in tags at the very end, in a last line ``Answer: …``, or alone as a list or object.
+    """The exact text in tags at the end or in a last line ``Answer: …``, or a completion that is a list or object.
 
-    An extractor that looks for mathematics takes words such as "not" and "which" for more than texts.
+    In such a text the extractor would take words such as "not" and "which" for a denial or a comment.
     """
     text = completion.strip()
     if text.endswith("</answer>"):
@@ -355,14 +356,14 @@ def _at_the_end(completion: str) -> Extraction | None:
 
 
 def _stated_number(completion: str) -> str:
-    """The number that a single sentence states: ``The GCD is 12.``, ``3 times``; of an equation its right side."""
+    """The number in a single sentence: ``The GCD is 12.``, ``3 times``; the right side of an equation."""
     stated = extract_answer(completion)
     found = _NUMBER.fullmatch(stated.text or "") if stated.reason is None and not stated.several else None
     return found[1] if found else ""
 
 
 def make_grader() -> Grader:
-    """Correct if the data set's scorer takes the extracted answer."""
+    """A grader: correct if the data set's reader or scorer accepts the extracted answer."""
 
     def grade(completion: str, answer: str) -> Verdict:
         entry, why = _read(answer)

@@ -1,4 +1,4 @@
-"""A TRL reward function as a verifier, and what TRL's texts and columns are."""
+"""Makes a verifier of a TRL reward function, and reads the completions and columns that TRL passes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, cast
 from sgsd.verifiers.verdict import UNREADABLE, Context, Grader, Outcome, Verdict
 
 COLUMNS = ("answer", "solution", "ground_truth", "target")
-"""The names under which data sets hold the reference, and reward functions ask for it."""
+"""The names of the reference, as a column of data sets and as an argument of reward functions."""
 NEEDS = "the reward function needs "
-"""How the reason begins where a function asks for what there is not: no completion can be judged."""
+"""The start of the reason if a function requires an argument that is missing: no completion can be judged."""
 
 _OWN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 
@@ -33,7 +33,7 @@ def find(path: str) -> Callable[..., Any]:
 
 
 def text_of(completion: Any) -> str:
-    """The text of a completion as TRL hands it to reward functions: itself, or its last message's."""
+    """The text of a completion as TRL passes it to reward functions: a text, or messages, of which the last counts."""
     content: Any = completion if isinstance(completion, str) else completion[-1]["content"] if completion else ""
     if isinstance(content, str):
         return content
@@ -42,17 +42,17 @@ def text_of(completion: Any) -> str:
 
 
 def why_unreadable(answer: str) -> str | None:
-    """Why a reference cannot be read: it is empty. More is not known of somebody's function."""
+    """The reason if a reference is empty; ``None`` if it is not. What else the function needs of it is not known."""
     return None if answer.strip() else UNREADABLE.reason
 
 
 def make_grader(*, path: str, threshold: float) -> Grader:
-    """Correct if the reward is at least ``threshold``; undecided if it is ``None``, not a number, or the function
+    """A grader: correct if the reward is at least ``threshold``; undecided if it is ``None`` or NaN, or the function
     raises.
 
-    The function is called as TRL's trainer calls it, with a batch of one, awaited where it is asynchronous: with what
-    the context holds, and the reference under each of ``COLUMNS`` that is no column of the data set. Of these, a
-    function without ``**kwargs`` gets what it names.
+    The function is called as TRL's trainer calls it, with a batch of one, and awaited if it is asynchronous. Its
+    arguments are the fields of the context, and the reference under each of ``COLUMNS`` that is not a column of the
+    data set. A function without ``**kwargs`` gets only the arguments that it names.
     """
     function = find(path)
     parameters = inspect.signature(function).parameters
@@ -62,7 +62,7 @@ def make_grader(*, path: str, threshold: float) -> Grader:
         for p in parameters.values()
         if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    loop = asyncio.new_event_loop()  # one for all items, since clients keep to theirs
+    loop = asyncio.new_event_loop()  # one for all items, since clients stay bound to their loop
 
     async def awaited(reward: Awaitable[Any]) -> Any:
         return await reward

@@ -1,6 +1,6 @@
-r"""What is set apart in a text: boxes (``\boxed{}``, ``\fbox{}``) and mathematics (``$…$``, ``\(…\)``, ``\[…\]``);
-and what a line names: its values (numbers, expressions, equations, lists), each with all that belongs to it, and its
-options. Every function takes time linear in the length of the text.
+r"""Finds boxes (``\boxed{}``, ``\fbox{}``) and mathematics (``$…$``, ``\(…\)``, ``\[…\]``) in a text, and in a line
+its values (numbers, expressions, equations, lists, each with sign and unit) and the options that it names. Every
+function takes time linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def opened(content: str) -> str:
-    r"""A box's content without ``$`` around it, and without a box that is all there is in it."""
+    r"""A box's content without ``$`` around it, and without further boxes around it."""
     for _ in range(8):
         bare = content.strip().strip("$ ")
         content = content.strip() if "$" in bare else bare
@@ -59,7 +59,7 @@ def opened(content: str) -> str:
     return content
 
 
-# A box is read with what stands right around it: an operator, a factor, a function, an argument's bracket.
+# What right before or after a box makes it a part of an expression: an operator, a factor, a function, a bracket.
 _BEFORE = re.compile(
     r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("
     r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?"
@@ -73,8 +73,8 @@ _AFTER = re.compile(
 
 
 def inside_expression(text: str, start: int, end: int) -> bool:
-    r"""Whether a box is but a part of an expression, and so not its value: ``-\boxed{3}``, ``\frac{\boxed{3}}{4}``. Not
-    where an equality sign follows: that is how blanks are filled in."""
+    r"""Whether a box is only a part of an expression: ``-\boxed{3}``, ``\frac{\boxed{3}}{4}``. It is not if an equality
+    sign follows, since then it fills in a blank."""
     before, after = text[max(0, start - 80) : start], text[end : end + 80].split("\n", 1)[0]
     if _HEADING.search(before):
         before = ""
@@ -85,7 +85,7 @@ def inside_expression(text: str, start: int, end: int) -> bool:
 
 
 class Value(NamedTuple):
-    """A value, or a sign between two (then not ``solid``), and its place in the text."""
+    """A value and its place in the text; or a sign between two values, which is not ``solid``."""
 
     start: int
     end: int
@@ -101,7 +101,7 @@ _LONGEST = 2_000
 
 
 def mathematics(text: str) -> list[Value]:
-    """Every piece of mathematics, in order. A dollar sign before an amount of money opens none."""
+    """Every piece of mathematics, in order. A dollar sign that means money does not count."""
     found: list[Value] = []
     opening: re.Match[str] | None = None
     delimiter = ""
@@ -121,7 +121,7 @@ def mathematics(text: str) -> list[Value]:
 
 
 def _last_row(inner: str) -> str:
-    """Of a computation in aligned rows, the row that it ends in: ``= 63``."""
+    """The last row of a computation in aligned rows: ``= 63``; other mathematics as it is."""
     if "&" not in inner or r"\begin" in _ALIGNED.sub("", inner):
         return inner
     rows = [row.strip() for row in _ALIGNED.sub(" ", inner).split("\\\\") if row.strip()]
@@ -148,14 +148,14 @@ _LED = re.compile(r"(?<![^\s'’])[a-z]+ \Z")
 
 @lru_cache(maxsize=256)  # a line may hold one number two thousand times
 def identity(answer: str) -> str:
-    """Equal for answers that say the same: one number, or one text."""
+    """Equal for answers that are the same number, or the same text."""
     text = tidy(answer)
     numeral = read_numeral(text)
     return key(text) if numeral is None else f"{numeral.value / (100 if numeral.percent else 1)} {numeral.unit}"
 
 
 def change_mathematics(text: str, change: Callable[[Value], str]) -> str:
-    """A text with something else in place of each piece of mathematics."""
+    """A text with each piece of mathematics replaced by what ``change`` returns for it."""
     parts: list[str] = []
     position = 0
     for piece in mathematics(text):
@@ -170,13 +170,13 @@ def hidden(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Whether a text is a sentence about an answer rather than an answer, with its unit perhaps."""
+    """Whether a text is a sentence about an answer rather than the answer itself, which may have a unit."""
     plain = _TEXT.sub(" ", hidden(text))
     found = [word for word in _WORD.finditer(plain) if word[0].lower() not in _NO_PROSE]
     value = NUMBER.search(plain)
     if value is None:
         return len(found) > 8 and not NUMBER.search(text)
-    if any(pattern.search(plain) for pattern in (phrases.PREDICATE, phrases.NOT_ELSEWHERE, _FOREIGN, _TABLE)):
+    if any(pattern.search(plain) for pattern in (phrases.PREDICATE, phrases.NOT_FOREIGN, _FOREIGN, _TABLE)):
         return True
     before = sum(word.start() < value.start() for word in found)
     return len(found) > 4 or before > 1 or (before > 0 and _LED.search(plain[: value.start()]) is not None)
@@ -204,7 +204,7 @@ _SCALED, _MEASURED = re.compile(_SCALE), re.compile(f"{_SCALE}|{_UNIT}")
 
 
 def values_in(line: str) -> list[Value]:
-    """Every value of a line. Of ``54, 55, 56`` or ``28 + 28`` that is the whole."""
+    """Every value of a line. A list such as ``54, 55, 56`` and an expression such as ``28 + 28`` are one value."""
     signs = (Value(m.start(), m.end(), m[0], m["number"] is not None) for m in _TOKEN.finditer(hidden(line)))
     pieces = sorted([*mathematics(line), *signs])
     found: list[Value] = []
@@ -218,7 +218,7 @@ def values_in(line: str) -> list[Value]:
 
 
 def _value(line: str, run: list[Value]) -> Value | None:
-    """What a run of numbers, signs and mathematics says, without the signs that only join it to the sentence."""
+    """The value of a run of numbers, signs and mathematics, without signs that only join it to the sentence."""
     if not any(piece.solid for piece in run):
         return None
     first, last = 0, len(run)
@@ -235,7 +235,7 @@ def _value(line: str, run: list[Value]) -> Value | None:
     before = line[max(0, start - _AROUND) : start]
     glued = None if run[0].text.startswith("\\") else _GLUED.search(before)
     if glued and run[0].text == "^" and glued[0].isalpha() and len(glued[0]) > 1:
-        return None  # of a unit
+        return None  # the power of a unit
     if glued and (run[0].text.lower() in _OPERATORS or not before.endswith(" ")):
         text = glued[0] + text
     elif _MINUS.search(before):
@@ -245,7 +245,7 @@ def _value(line: str, run: list[Value]) -> Value | None:
 
 
 def _is_dash(line: str, sign: Value) -> bool:
-    """``- 5`` in a list, or ``total - 5``; not ``x - 5``."""
+    """Whether a minus sign is a dash: in a list (``- 5``) or after a word (``total - 5``), but not in ``x - 5``."""
     before = line[max(0, sign.start - 5) : sign.start].rstrip()[-2:]
     apart = sign.text == "-" and line[sign.end : sign.end + 1] == " "
     return apart and (not before or (before.isalpha() and len(before) == 2))
@@ -262,14 +262,18 @@ _ALONE = re.compile(r"(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])(?<
 
 
 def option(text: str) -> str | None:
-    """The letter of a reference: ``B``, ``(B)``, ``b``, ``\\text{(B)}``, ``B. Paris``; ``None`` if it is none."""
+    """The letter of a reference: ``B``, ``(B)``, ``b``, ``\\text{(B)}``, ``B. Paris``; ``None`` if not one."""
     letters = letters_of(text)
     return letters[0] if len(letters) == 1 else None
 
 
 def letters_of(text: str) -> list[str]:
-    """The distinct options that an answer names: the letter that it is, in either case; else marked letters (``(B)``,
-    ``B.``) and those joined to one (``(B) or C``); else capitals that stand alone and begin no phrase (``A cat``)."""
+    """The distinct options that an answer names.
+
+    An answer of a single letter, in either case, names that letter. Otherwise it names its marked letters (``(B)``,
+    ``B.``) and the letters joined to them (``(B) or C``). Without marked letters, it names the capitals that stand
+    alone and do not begin a phrase (``A cat``).
+    """
     plain = words(tidy(text))
     if whole := _LETTER.fullmatch(plain):
         return [whole[1].upper()]

@@ -1,7 +1,7 @@
-"""Where a model's thoughts end and its answer begins, whatever marks it thinks between.
+"""Finds where a model's thoughts end and its answer begins.
 
-The table has the marks of the chat templates that TRL ships, and of some others. Thoughts are never judged: a box in
-them is no answer, and a completion that is still thinking has none.
+``_MARKS`` has the delimiters of thoughts in the chat templates that TRL ships, and in some others. Thoughts are never
+judged: a box in them is no answer, and a completion that never ends its thoughts has no answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TAG = (
 _THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
 _ENDED = rf"[<\[][|｜]?(?i:{{0}}[_▁](?:of[_▁])?{_THOUGHT}|(?:\w{{{{1,20}}}}_)?{_THOUGHT}[_▁]{{0}})[|｜]?[>\]]"
 _MESSAGE = r"\b[^<\n]{0,80}(?:<\|constrain\|>\w{0,20})?<\|message\|>"
-# What opens thoughts and what closes them.
+# Pairs of patterns: what opens thoughts, and what closes them.
 _MARKS: tuple[tuple[str, str], ...] = (
     # <|START_THINKING|>: Cohere; <|begin_of_thought|>: OpenThinker; [BEGIN_THINK], <think_begin>
     (_ENDED.format("(?:begin|start)"), _ENDED.format("end")),
@@ -38,7 +38,7 @@ _MARKS: tuple[tuple[str, str], ...] = (
         r"|assistant(?:analysis|commentary)",
         rf"<\|channel\|>final{_MESSAGE}|assistant ?final|\Afinal(?=[A-Z\d\\$*#])",
     ),
-    # Muse: recipients, likewise
+    # Muse: recipients, and what is left of them
     (
         r"\bto=(?!user\b)[\w.]{1,80}<\|message\|>|\A ?to=self",
         r"(?:\bassistant )?\bto=user<\|message\|>|\bassistant to=user",
@@ -46,7 +46,7 @@ _MARKS: tuple[tuple[str, str], ...] = (
 )
 _OPENS = "|".join(f"(?P<o{kind}>{opens})" for kind, (opens, _) in enumerate(_MARKS))
 _CLOSES = "|".join(f"(?P<c{kind}>{closes})" for kind, (_, closes) in enumerate(_MARKS))
-# The first characters spare most places of a text the rest.
+# The look-ahead at the first characters makes the search fast.
 _MARK = re.compile(rf"(?=[<\[◁][|｜/\w]|assistant| ?to=|Here (?:is|are) my|\A[acf])(?:{_OPENS}|{_CLOSES})")
 _OPENED = re.compile(rf"(?:{_OPENS})\s{{0,9}}\Z")
 _CLOSED = re.compile(rf"(?:{_CLOSES})\s{{0,9}}\Z")
@@ -55,11 +55,14 @@ _KEPT = re.compile(r"think|thought|reason|channel|message|inner_(?:pre|suf)fix|u
 
 
 def answer_part(text: str, cut: Callable[[str], str | None] = lambda said: None) -> str | None:
-    """What a completion says after its thoughts; ``None`` if it never ends them. Of what is said outside thoughts, only
-    what ``cut`` returns counts, unless that is ``None``.
+    """The text of a completion after its thoughts; ``None`` if they never end.
 
-    Thoughts are closed by the mark that belongs to what opened them, or by one that nothing in the text opened: then
-    the prompt did.
+    Thoughts end at the closing mark of the kind that opened them, or at one of a kind that the text does not open: then
+    the prompt opened them.
+
+    Args:
+        text: a completion.
+        cut: called with each part outside thoughts; the first text that it returns is the result.
     """
     start = 0
     thinking: str | None = None
@@ -93,7 +96,7 @@ def ends_thoughts(prompt: str) -> bool:
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer."""
+    """The part of a tokenizer that is used here."""
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]: ...
@@ -102,10 +105,10 @@ class Tokenizer(Protocol):
 
 
 class CompletionText:
-    """Token ids → the text to judge: special tokens left out, but for those that mark thoughts.
+    """Decodes token ids to the text that is judged: without special tokens, except those that mark thoughts.
 
-    Where the prompt of a ``tokenizer``'s model ended in an opening mark and the completion never closes it, the text
-    begins with that mark: it is all thoughts, and nothing in it would tell.
+    If the prompt ended in an opening mark and the completion never closes it, the text begins with that mark: the
+    completion is all thoughts, and nothing else in it would show that.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -127,8 +130,8 @@ class CompletionText:
         """The text of a completion, after the prompt of these ids."""
         return self(completion_ids, self._end(prompt_ids))
 
-    def behind(self, prompt_ids: Sequence[int], text: str) -> str:
-        """The same where a server gave the completion as text alone."""
+    def from_text(self, prompt_ids: Sequence[int], text: str) -> str:
+        """The text of a completion that a server returned as text, after the prompt of these ids."""
         return _with_opening(text, self._end(prompt_ids))
 
     def _end(self, prompt_ids: Sequence[int]) -> str:

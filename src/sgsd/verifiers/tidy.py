@@ -1,6 +1,6 @@
-"""One spelling for the many ways of writing the same mathematics. Text to text, standard library only.
+"""Rewrites mathematics to one canonical spelling. Text to text, standard library only.
 
-Runs on whatever a model writes: white space is collapsed first, and every pattern is linear in the length.
+The input is untrusted model output: white space is collapsed first, and every pattern takes linear time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 
 
 def names(text: str) -> list[str]:
-    """The words of a text: a list that is easy to read and to extend."""
+    """The words of a text: long lists of words are easier to read and extend as a text."""
     return text.split()
 
 
@@ -42,7 +42,7 @@ _END = r"(?![A-Za-z])"
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # Delimiters, sizes, colours, styles and spaces say nothing.
+        # Delimiters, sizes, colours, styles and spaces have no meaning.
         (r"\\\$|\$|(?<!\\)\\[()\[\]]", " "),
         (r" ?\{ ?, ?\} ?", ","),
         (r"\.\.\.", r"\\ldots "),
@@ -56,7 +56,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             + _END,
             " ",
         ),
-        # Wide spaces set parts apart, unless words follow.
+        # Wide spaces separate parts, unless words follow.
         (r" ?\\q?quad(?![A-Za-z]{2}) ?(?=\\(?:text|mathrm|mbox)\b)", " "),
         (r"\\q?quad(?![A-Za-z]{2})", ";"),
         # One spelling for fractions, roots, powers, fonts and relations.
@@ -110,10 +110,10 @@ def nesting(text: str) -> int:
 
 
 def tidy(text: str) -> str:
-    r"""The canonical spelling of an answer: what every comparison starts from.
+    r"""The canonical spelling of an answer, from which every comparison starts.
 
-    Digits are left alone: only the ASCII ones are digits to us, and no character is ever dropped between two of them,
-    but in ``1{,}234``.
+    Digits are not changed. Only ASCII digits count as digits, and a character between two of them is dropped only in
+    ``1{,}234``.
     """
     text = _ESCAPED.sub(r"\\", " ".join(text.split()))
     text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text).translate(_CHARACTERS)
@@ -130,14 +130,14 @@ def tidy(text: str) -> str:
 
 
 def words(text: str) -> str:
-    r"""The text with ``\text{…}`` opened."""
+    r"""The text with ``\text{…}`` replaced by its content."""
     for _ in range(4):
         text = TEXT.sub(r" \1 ", text)
     return " ".join(text.split()).rstrip(_ENDS).lstrip(_STARTS)
 
 
 def key(text: str) -> str:
-    """Two tidy answers with one key are the same answer, letter for letter. Spaces and needless braces do not count."""
+    """Equal for tidy answers that are the same apart from spaces, redundant braces and, in words, case."""
     text = re.sub(r" ?\\cdot ?", r"\\times ", words(text))
     text = re.sub(r"([\^_])\{(\w)\}", r"\1\2", text)
     plain = re.sub(r"(?<!\d) | (?!\d)", "", re.sub(r"\\(?=[{}])", "", text))

@@ -1,4 +1,4 @@
-"""The values of expressions: exact as long as they are rational, else to 400 digits. Nothing is simplified."""
+"""The numerical values of expressions: exact as long as they are rational, else to 400 digits. No simplification."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _CALCULUS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Deriva
 _LARGEST = 10_000
 _EXACT_BITS = 40_000
 _LARGEST_EXPONENT = 10**6
-_DRAW = random.SystemRandom()  # at points that nobody knows, an expression cannot be made to agree
+_DRAW = random.SystemRandom()  # secret points: no answer can be built to agree at them
 _POINTS = [[Fraction(sign * _DRAW.randrange(200_000, 1_700_000), 1_000_003) for _ in range(60)] for sign in (1, 1, -1)]
-# Absolute values differ only where a sign does: far out, and with signs that differ.
+# For absolute values: points far out and of mixed signs, where the signs of their arguments differ.
 _FAR = [[x * sign * (-1) ** place for place, x in enumerate(_POINTS[0])] for sign in (1, -1, 1_000, -1_000)]
 Value = Any  # a Fraction as long as the value is rational, else a number of mpmath
 
 
 class _UnknownValueError(ValueError):
-    """An expression has no value: a function that nobody knows, a division by zero."""
+    """An expression has no value: an unknown function, a division by zero, a number too large."""
 
 
 def _value(expression: Any, point: dict[str, Fraction]) -> Value:
@@ -69,13 +69,13 @@ def _value(expression: Any, point: dict[str, Fraction]) -> Value:
         return Fraction(math.comb(*map(int, values))) if small else mp.binomial(*map(_moderate, values))
     if name in _FUNCTIONS and len(values) == 1:
         value = _FUNCTIONS[name](_moderate(values[0]))
-        # Steps hide differences: at a point, something that integers leave alone shows what is inside.
+        # A step function hides differences of its argument. At a point, a term that is zero at integers shows them.
         return value + mp.sinpi(2 * mp.convert(values[0])) if name in {"floor", "ceiling"} and point else value
     raise _UnknownValueError(name)
 
 
 def _moderate(value: Value) -> Value:
-    """The value as a number of mpmath, if its exponential fits."""
+    """The value as an mpmath number, if its exponential is not too large."""
     value = mp.convert(value)
     if not abs(value) <= _LARGEST_EXPONENT:
         raise _UnknownValueError("too large")
@@ -104,8 +104,8 @@ def number(expression: Any, point: dict[str, Fraction] | None = None) -> Value |
 
 
 def close(first: Value, second: Value) -> bool:
-    """Whether two numbers are equal: exactly if they are rational, else to 30 digits relative to their size, and to 30
-    digits after the point as far as 350 digits reach."""
+    """Whether two numbers are equal: exactly if both are rational. Otherwise the tolerance is 1e-30, relative to their
+    size s = |a| + |b| if that is below 1 and absolute above, and at least 1e-350 s."""
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         return first == second
     first, second = mp.convert(first), mp.convert(second)
@@ -116,7 +116,7 @@ def close(first: Value, second: Value) -> bool:
 
 
 def values(*expressions: Any) -> list[list[Value]]:
-    """The values of each expression at points: none of them special, of both signs. Empty where one has no value."""
+    """One row for each expression: its values at random points of both signs. Empty if any value does not exist."""
     points = _POINTS + (_FAR if any(expression.has(sympy.Abs) for expression in expressions) else [])
     symbols = sorted({symbol.name for e in expressions for symbol in e.free_symbols} - _CONSTANTS.keys())
     rows: list[list[Value]] = [[] for _ in expressions]

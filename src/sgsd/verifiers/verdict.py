@@ -1,4 +1,4 @@
-"""What a verifier says, and what a verifier is."""
+"""Verdicts, and the interface of verifiers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 class Outcome(StrEnum):
-    """Three-valued: an answer that could not be judged is neither a success nor a failure."""
+    """The outcome of a verification: an answer that could not be judged is neither correct nor incorrect."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"
@@ -27,9 +27,9 @@ class Verdict:
 
     Attributes:
         outcome: correct, incorrect or undecided.
-        reason: why, where there is more to say than "equal" or "different": ``no answer``, ``several answers``,
+        reason: why, if it is not just that the answers are equal or different: ``no answer``, ``several answers``,
             ``timeout``, ``unreadable reference``, …
-        extracted: the answer that was compared with the reference, where one was found.
+        extracted: the answer that was compared with the reference; ``None`` if none was found.
     """
 
     outcome: Outcome
@@ -40,17 +40,17 @@ class Verdict:
 UNREADABLE = Verdict(Outcome.UNDECIDED, "unreadable reference")
 
 Grader = Callable[..., Verdict]
-"""In a worker: completion and reference, and for reward functions the fields of a ``Context`` → verdict."""
+"""Runs in a worker: (completion, reference) → verdict; for reward functions, the fields of a ``Context`` come third."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What TRL hands a reward function besides a completion's text and its reference. ``None`` means unknown.
+    """What TRL passes a reward function besides a completion's text and its reference. ``None`` means unknown.
 
     Attributes:
         prompt: text, or the messages of a conversation.
-        completion: likewise. ``None``: one message of the assistant's.
-        completion_ids: the sampled ids.
+        completion: likewise. ``None`` means one assistant message.
+        completion_ids: the sampled token ids.
         columns: the data set's own columns of this row.
     """
 
@@ -72,5 +72,5 @@ class Verifier(Protocol):
         ...
 
     def readable(self, answer: str) -> bool:
-        """Whether a completion could ever be called correct by this reference."""
+        """Whether this reference can be read, so that a completion can be judged correct by it."""
         ...

@@ -1,9 +1,8 @@
-"""The verifiers: a name and its options → something that judges completions in worker processes."""
+"""Makes a verifier from its name and options; verifiers judge completions in worker processes."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from sgsd.display import logger
-from sgsd.verifiers.errors import ConfigError
+from sgsd.verifiers.errors import ConfigError, check_choice
 from sgsd.verifiers.pool import Pool, shared_pool
 from sgsd.verifiers.reward import COLUMNS, NEEDS, text_of
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
@@ -30,7 +29,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "exact": {"ignore_case": True},
     "reward": {"threshold": 0.5},
 }
-# Option → its types, whether it must be positive, what is expected.
+# Option → its types, whether it must be positive, and the expected value as text.
 _VALUES: dict[str, tuple[tuple[type, ...], bool, str]] = {
     **dict.fromkeys(("timeout", "memory_gb"), ((int, float), True, "a positive number")),
     "workers": ((int,), True, "a whole number, at least 1"),
@@ -49,7 +48,7 @@ class PooledVerifier:
     and end with the process.
 
     Attributes:
-        takes_context: it judges by more than the completion's text and the reference: a reward function.
+        takes_context: whether it is a reward function, which is also passed the fields of a ``Context``.
     """
 
     def __init__(self, name: str, grader: Mapping[str, Any], pool: Pool, timeout: float) -> None:
@@ -90,15 +89,15 @@ class PooledVerifier:
     def verify_many(
         self, completions: Sequence[str], answers: Sequence[str], contexts: Sequence[Context] | None = None
     ) -> list[Verdict]:
-        """Judge ``completions[i]`` against ``answers[i]``; ``contexts`` is what a reward function is told besides.
+        """Judge ``completions[i]`` against ``answers[i]``; ``contexts[i]`` is passed to a reward function as well.
 
-        A completion on which a grader of this package fails (in time, in memory, by an exception) is incorrect if the
-        reference alone can be read, else undecided. Whatever a reward function fails on is undecided.
+        If a grader of this package exceeds its time or memory or raises, the completion is incorrect if the reference
+        alone can be read, else undecided. If a reward function fails, the completion is undecided.
 
         Raises:
             ValueError: if the sequences differ in length.
-            ConfigError: if the verifier cannot be loaded; a reward function asks for what there is not, or has raised
-                on every one of the two or more completions it has been given so far.
+            ConfigError: if the verifier cannot be loaded, or a reward function requires an argument that is missing, or
+                has raised on each of the two or more completions that it has been given so far.
         """
         messages: list[dict[str, Any]] = [
             {"completion": completion, "answer": answer}
@@ -112,10 +111,10 @@ class PooledVerifier:
             self._refuse_broken(verdicts)
             if not self._pool.fenced:
                 return verdicts
-        return self._blamed(verdicts, answers)
+        return self._resolved(verdicts, answers)
 
     def readable(self, answer: str) -> bool:
-        """Whether this reference can be read. All but plain numbers are read by a worker, within the timeout."""
+        """Whether this reference can be read. A worker reads it within the timeout, unless it is a plain number."""
         if self._plain_numbers and _NUMBER.fullmatch(answer):
             return True
         verdict = self._run([{"check": answer}])[0]
@@ -157,7 +156,7 @@ class PooledVerifier:
         return self._pool.run(self._grader, messages, self._timeout)
 
     def _refuse_broken(self, verdicts: Sequence[Verdict]) -> None:
-        """A reward function that works on nothing would otherwise look like one that is undecided about everything."""
+        """Refuse a reward function that always fails: it would look like one that leaves everything undecided."""
         reasons = [verdict.reason or "" for verdict in verdicts]
         asks = next((reason for reason in reasons if reason.startswith(NEEDS)), None)
         if asks is not None:
@@ -167,13 +166,13 @@ class PooledVerifier:
         if len(raised) > 1 and not self._has_worked:
             raise ConfigError(f"verifier {self._name} raises on every completion", got=raised[0].removeprefix(ERROR))
 
-    def _blamed(self, verdicts: list[Verdict], answers: Sequence[str]) -> list[Verdict]:
-        """What the reference alone does not leave undecided is the completion's doing: incorrect."""
+    def _resolved(self, verdicts: list[Verdict], answers: Sequence[str]) -> list[Verdict]:
+        """Undecided verdicts become incorrect if the reference alone can be read: then the completion is the cause."""
         undecided = [place for place, verdict in enumerate(verdicts) if verdict.outcome is Outcome.UNDECIDED]
         for reason in {verdicts[place].reason or "" for place in undecided}:
             if reason.startswith(ERROR):
                 self._say(
-                    f"verifier {self._name} raised {reason.removeprefix(ERROR)}; what was judged is incorrect where "
+                    f"verifier {self._name} raised {reason.removeprefix(ERROR)}; the completion is incorrect if "
                     "the reference alone can be read, else undecided"
                 )
         references = list(dict.fromkeys(answers[place] for place in undecided))
@@ -191,7 +190,7 @@ def contexts_of(
     completion_ids: Sequence[Sequence[int]] | None = None,
     **columns: Any,
 ) -> list[Context]:
-    """The contexts of a batch as TRL's trainer hands it to reward functions."""
+    """The contexts of a batch, from the arguments that TRL's trainer passes to reward functions."""
     rows = range(len(completions))
     lists = {name: cast(Sequence[Any], values) for name, values in columns.items() if isinstance(values, list | tuple)}
     return [
@@ -215,7 +214,7 @@ def verify_in_context(
 
 
 def _plain(context: Context) -> dict[str, Any]:
-    """A context in JSON's types. A column that has none (an image) stays behind."""
+    """A context in JSON's types. A column that JSON cannot hold (an image) is left out."""
     columns = {name: value for name, value in context.columns.items() if _is_plain(value)}
     return {
         "prompt": context.prompt,
@@ -234,7 +233,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def get_verifier(name: str, **options: Any) -> PooledVerifier:
-    """The verifier of this name.
+    """Make the verifier of this name.
 
     Args:
         name: ``math``, ``exact``, ``choice``, ``reasoning_gym``, or the dotted path of a TRL reward function
@@ -244,18 +243,19 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
             true). ``threshold`` (reward functions; 0.5): the reward from which an answer is correct.
 
     Raises:
-        ConfigError: on an unknown name or option, or a value that makes no sense.
+        ConfigError: on an unknown name or option, or a value out of range.
     """
-    kind = name if name in NAMES else "reward" if "." in name or ":" in name else None
-    if kind is None:
-        raise _unknown("verifier", name, [*NAMES, "package.module:function"])
+    is_function = "." in name or ":" in name
+    if not is_function:
+        check_choice("verifier", name, (*NAMES, "package.module:function"))
+    kind = "reward" if is_function else name
     fenced = kind != "reward" or name.startswith(_OURS)
     common: dict[str, Any] = {"timeout": SECONDS, "workers": min(4, os.cpu_count() or 1)}
     common["memory_gb"] = MEMORY_GB if fenced else REWARD_MEMORY_GB
-    chosen = {**common, **_OPTIONS[kind], **options}
+    known = common | _OPTIONS[kind]
+    chosen = known | options
     for option, value in chosen.items():
-        if option not in common and option not in _OPTIONS[kind]:
-            raise _unknown(f"option of verifier {name}", option, sorted({**common, **_OPTIONS[kind]}))
+        check_choice(f"option of verifier {name}", option, sorted(known))
         types, positive, expected = _VALUES[option]
         if type(value) not in types or (positive and not 0 < value < float("inf")):
             raise ConfigError(f"{option} of verifier {name}", got=repr(value), expected=expected)
@@ -267,15 +267,5 @@ def get_verifier(name: str, **options: Any) -> PooledVerifier:
 
 
 def names_code(name: str) -> bool:
-    """Whether a verifier's name is the path of somebody's function, which is imported and run."""
+    """Whether a verifier's name is the path of a user's function, which is imported and run."""
     return name not in NAMES and not name.startswith(_OURS)
-
-
-def _unknown(what: str, got: str, known: Sequence[str]) -> ConfigError:
-    near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
-    return ConfigError(
-        f"unknown {what}",
-        got=repr(got),
-        expected=", ".join(known),
-        remedy=f"did you mean {near[0]!r}?" if near else None,
-    )

@@ -2,8 +2,8 @@
 
 ``{"load": grader, "path": sys.path}`` → ``{"ready": true}`` or ``{"failed": text}``. ``{"grader": …, "completion": …,
 "answer": …, "context": [fields], "limit": seconds}`` or ``{"grader": …, "check": answer, "limit": seconds}`` (can this
-reference be read?) → a verdict. The process ends with its input; an alarm and the kernel's count of CPU seconds end it
-when an item takes longer than its limit and no parent is there to kill it.
+reference be read?) → a verdict. The process ends with its input. If an item exceeds its limit and no parent kills the
+process, an alarm or the kernel's limit of CPU seconds ends it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sgsd.verifiers.fence import Fence, leave_network, limit_cpu, limit_process
 from sgsd.verifiers.verdict import Grader, Outcome
 
 GRACE = 2.0
-"""Seconds that the alarm leaves the parent to kill this process itself."""
+"""Seconds after the limit that the alarm waits, so that the parent can kill this process first."""
 ERROR = "verifier error: "
-"""How the reason of an exception begins."""
+"""The start of the reason if a grader raised."""
 
 
 class Loaded(NamedTuple):
-    """A grader, and why it could never call a completion correct by a reference (``None``: it could)."""
+    """A grader, and the function that says why a reference cannot be read (``None``: it can)."""
 
     grade: Grader
     why_unreadable: Callable[[str], str | None]
@@ -38,7 +38,7 @@ _LAZY = (
     *("integrals.heurisch", "integrals.manualintegrate", "integrals.risch"),
     *("combinatorics", "sets.handlers.issubset", "sets.setexpr", "tensor.tensor"),
 )
-"""What sympy imports when an item first needs it. Its dataclasses compile, which the closed fence refuses."""
+"""Modules that sympy imports on first use. Their dataclasses compile code, which the closed fence refuses."""
 
 
 def load(grader: str) -> Loaded:
@@ -72,19 +72,18 @@ def respond(request: dict[str, Any], graders: dict[str, Loaded]) -> dict[str, An
         verdict = loaded.grade(request["completion"], request["answer"], *request.get("context", ()))
     except MemoryError:
         return {"outcome": Outcome.UNDECIDED, "reason": "out of memory", "restart": True}
-    except Exception as error:  # noqa: BLE001 - a grader may raise anything; the parent decides whose fault it is
+    except Exception as error:  # noqa: BLE001 - a grader may raise anything; the parent decides what it means
         return {"outcome": Outcome.UNDECIDED, "reason": f"{ERROR}{type(error).__name__}: {error}"[:300]}
     return {"outcome": verdict.outcome, "reason": verdict.reason, "extracted": verdict.extracted}
 
 
 def main() -> None:
-    """Serve until the input ends. Arguments: the address space in gigabytes; ``fenced`` or ``free``; a folder to remove
-    at the end."""
-    memory_gb, (mode, folder) = float(sys.argv[1]), (*sys.argv[2:], "free", "")[:2]
-    fenced = mode == "fenced"
-    limit_process(memory_gb, fenced=fenced)
+    """Serve until the input ends. Arguments: GiB of address space; ``fenced`` or ``free``; a folder to remove then."""
+    memory_gb, mode, folder = sys.argv[1:]
+    fenced = mode != "free"
+    limit_process(float(memory_gb), fenced=fenced)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # whoever signals the whole job means the parent, which ends us
+        signal.signal(number, signal.SIG_IGN)  # meant for the parent, which ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever the interpreter is doing
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     sys.setrecursionlimit(4_000)
@@ -96,7 +95,7 @@ def main() -> None:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     graders: dict[str, Loaded] = {}
     with open(os.devnull, "r+b") as nowhere:
-        for standard in (0, 1):  # what a grader prints must not end up among the replies
+        for standard in (0, 1):  # what a grader prints must not mix with the replies
             os.dup2(nowhere.fileno(), standard)
         for line in requests:
             request = json.loads(line)
@@ -112,9 +111,8 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             replies.write(json.dumps(reply).encode() + b"\n")
             replies.flush()
-    if folder:  # the parent is gone, and cannot clear up
-        shutil.rmtree(folder, ignore_errors=True)
-        os.killpg(os.getpid(), signal.SIGKILL)  # what a reward function started goes, too
+    shutil.rmtree(folder, ignore_errors=True)  # the parent is gone, and cannot do it
+    os.killpg(os.getpid(), signal.SIGKILL)  # also ends what a reward function started
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 // ---- rollouts: tokens coloured by their gap under the chosen teacher
 
 const { levels, rollouts } = JSON.parse(document.getElementById("traces").textContent);
-// Without a value where it is no finite number, which JSON cannot hold.
+// A number that is not finite is null in JSON.
 const signed = (value) => value === null ? "–" : (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(3);
 
 function colourOf(gap) {
