@@ -153,6 +153,11 @@ def test_the_method_is_named(dry):
         (("--learning_rate", "nan"), "learning_rate is out of range"),
         (("--max_steps", "0"), "max_steps 0 would train nothing"),
         (("--seed", "-1"), "seed is out of range: got -1"),
+        (("--rehearsal_dataset", "x.jsonl"), "rehearsal_dataset without rehearsal: expected rehearsal_weight above 0"),
+        (
+            ("--teacher", "frozen", "--rehearsal_weight", "1", "--rehearsal_dataset", "missing.jsonl"),
+            "missing.jsonl",
+        ),
         (("--steps_per_generation", "0"), "is out of range: got 0; expected 1 or more"),
         (("--per_device_eval_batch_size", "0"), "per_device_eval_batch_size is out of range"),
         (("--dataloader_num_workers", "-1"), "dataloader_num_workers is out of range"),

@@ -90,6 +90,8 @@ def prepare(
             got=f"eval_strategy {training.eval_strategy.value}",
             expected="eval_dataset: a file, a hub name, or reasoning_gym:TASK",
         )
+    if rehearsed := vars(training).get("rehearsal_dataset"):
+        load_problems(rehearsed, needs_answer=False)
     if not run.doctor:
         check_batch(len(problems), training)
     settings = settings_as_dict(run, training, model)

@@ -30,6 +30,7 @@ from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.bank.writing import Writer
 from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.display import SECRETS, logger, visible, without_secrets
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.generation import contiguous_head
@@ -152,6 +153,8 @@ class VerifiedTrainer(GRPOTrainer):
         eval_problems = {
             name: problems_of(data, verified=verified) for name, data in evaluated.items() if data is not None
         }
+        rehearsed = vars(args).get("rehearsal_dataset")
+        self._rehearsed = load_problems(rehearsed, needs_answer=False)[0] if rehearsed else None
         self._bank = BankState(resolve_bank(args, bank))
         if retriever is None and self.bank is not None:
             retriever = build_retriever(

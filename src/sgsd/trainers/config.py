@@ -385,6 +385,8 @@ class SGSDConfig(DistillationConfig):
             self._demand("teacher_guidance", remedy="why: docs/method.md, Guidance", **needed)
         if self.rehearsal_weight:
             self._demand("rehearsal_weight", teacher="frozen")
+        elif self.rehearsal_dataset is not None:
+            raise ConfigError("rehearsal_dataset without rehearsal", expected="rehearsal_weight above 0")
         needs, what = OBJECTIVES[self.objective].from_config(self).needs, f"objective '{self.objective}'"
         if needs.frozen_teacher:
             self._demand(what, teacher="frozen")

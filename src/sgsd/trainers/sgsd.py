@@ -24,7 +24,6 @@ from torch import Tensor
 from trl.models import unwrap_model_for_generation
 
 from sgsd.bank import Ledger
-from sgsd.data.sources import load_problems
 from sgsd.display import logger
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.objectives.base import Metrics
@@ -51,7 +50,7 @@ from sgsd.trainers.names import card_name
 from sgsd.trainers.record import RunRecorder
 from sgsd.trainers.rehearsal import Rehearsal
 from sgsd.trainers.rewards import VerifierReward, is_truncated
-from sgsd.trainers.rows import prompt_of
+from sgsd.trainers.rows import all_text, prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
 from sgsd.verifiers.reward import text_of
 
@@ -363,12 +362,17 @@ class SGSDTrainer(VerifiedTrainer):
         return StudentScores(logps=logps[..., 0], top_logps=top_logps), loss
 
     def _rehearsal_prompts(self) -> list[list[int]] | None:
-        """Prompts of ``args.rehearsal_dataset``, without the run's instruction."""
-        if self.args.rehearsal_dataset is None:
+        """Token ids of the prompts of ``args.rehearsal_dataset``, without the run's instruction."""
+        if self._rehearsed is None:
             return None
-        renderer = PromptRenderer(self.processing_class, instruction="", thinking=self.args.thinking)
-        problems, _ = load_problems(self.args.rehearsal_dataset, needs_answer=False)
-        return [renderer.student_ids(problem) for problem in problems]
+        renderer = PromptRenderer(
+            self.processing_class,
+            instruction="",
+            thinking=self.args.thinking,
+            chat_template_kwargs=self.args.chat_template_kwargs,
+            text_only=all_text(self._rehearsed),
+        )
+        return [renderer.student_ids(problem) for problem in self._rehearsed]
 
     def _rehearsal_loss(self, model: Any, rollouts: int) -> Tensor:
         """Mean KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts."""
