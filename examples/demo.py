@@ -40,6 +40,7 @@ THINGS = {
     "wool": "sock sweater hat blanket glove scarf coat rug cap mitten carpet shawl",
 }
 SHELVES = 3
+OTHER_SUMS = 64
 GRPO_LEARNING_RATE = 2e-4
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
@@ -83,13 +84,25 @@ def tasks() -> dict[str, list[dict[str, str]]]:
     return parts
 
 
+def other_sums() -> list[str]:
+    """Prompts for ``--rehearsal_dataset``: sums that are not in the certificate's retention set."""
+    from sgsd.cli.internalize import SUMS_INSTRUCTION, retention_sums
+
+    retained = {problem.text for problem in retention_sums()}
+    every = (f"What is {a} + {b}?" for a in range(2, 21) for b in range(2, 21))
+    others = [text for text in every if text not in retained]
+    random.Random(2).shuffle(others)
+    return [f"{text}\n\n{SUMS_INSTRUCTION}" for text in others[:OTHER_SUMS]]
+
+
 def write(folder: Path) -> tuple[Path, Path, Path]:
-    """Write ``SKILL.md``, ``train.jsonl`` and ``held-out.jsonl`` to a folder; returns their paths."""
+    """Write ``SKILL.md``, ``train.jsonl``, ``held-out.jsonl`` and ``other-sums.jsonl``; returns the first three."""
     skill = folder / "SKILL.md"
     runfolder.write_text(skill, document())
     files = {name: folder / f"{name}.jsonl" for name in ("train", "held-out")}
     for name, rows in tasks().items():
         runfolder.write_text(files[name], (json.dumps(row) + "\n" for row in rows))
+    runfolder.write_text(folder / "other-sums.jsonl", (json.dumps({"problem": text}) + "\n" for text in other_sums()))
     return skill, files["train"], files["held-out"]
 
 

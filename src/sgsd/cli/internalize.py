@@ -70,7 +70,7 @@ _PRESET = ("--config", PRESET)
 _HELD_OUT = 3  # one task in three is held out if no file of held-out tasks is given
 _MOST_HELD_OUT = 200
 _SUMS = 100
-_SUMS_INSTRUCTION = "Finish with the final answer as a single number."
+SUMS_INSTRUCTION = "Finish with the final answer as a single number."
 _DIAGNOSED = 60  # training tasks that the doctor uses
 _GROUP = 4  # rollouts per problem of the GRPO baseline
 _RUN, _GRPO, _PLAN = "run", "grpo", "plan.json"
@@ -216,7 +216,7 @@ class _Job:
         """Read the tasks, and split them if no held-out tasks are given."""
         if not isinstance(self.training, SGSDConfig):  # also checks the settings before anything is read
             raise ConfigError("internalize trains with teachers", got="another --method", expected="method sgsd")
-        retained = _sums() if retain is None else self._problems(retain, "retain", None)
+        retained = retention_sums() if retain is None else self._problems(retain, "retain", None)
         every = self._problems(tasks, "tasks", columns)
         if held_out is not None:
             train, test = every, self._problems(held_out, "held_out", columns)
@@ -312,7 +312,7 @@ class _Job:
         problems = self._retained if retained else self._test_tasks
         renderer, verifier, length = self._renderer, self._verifier, self.training.max_completion_length
         if retained and self._retained_file is None:
-            renderer = PromptRenderer(self._tokenizer, instruction=_SUMS_INSTRUCTION, thinking=self.training.thinking)
+            renderer = PromptRenderer(self._tokenizer, instruction=SUMS_INSTRUCTION, thinking=self.training.thinking)
             verifier, length = self.stack.enter_context(get_verifier("math")), max(length, 32)
         weights = self._weights(self._model if model is None else str(model))
         sampler = TransformersSampler(
@@ -513,7 +513,7 @@ class _Job:
         self._console.print(text, soft_wrap=True)
 
 
-def _sums() -> list[Problem]:
+def retention_sums() -> list[Problem]:
     """Sums of two numbers, which the document does not concern."""
     draw = random.Random(1)
     sums: dict[str, int] = {}
