@@ -41,7 +41,7 @@ from sgsd.objectives import (
     gate,
     sgsd_loss,
 )
-from sgsd.objectives.base import given, total
+from sgsd.objectives.base import required, total
 
 
 class _Ablated(Gated):
@@ -99,8 +99,8 @@ class RandomTokens(Correction):
         return cls(2.0, args.support_clip)
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
-        wanted = given(teachers.top_logps, "the teachers' likeliest tokens", self.name)
-        control = given(teachers.control_top_logps, "a control's log-probabilities of likely tokens", self.name)
+        wanted = required(teachers.top_logps, "the teachers' likeliest tokens", self.name)
+        control = required(teachers.control_top_logps, "a control's log-probabilities of likely tokens", self.name)
         places = torch.rand_like(wanted, dtype=torch.float32).argsort(-1)
         drawn = replace(teachers, top_logps=wanted.gather(-1, places), control_top_logps=control.gather(-1, places))
         return super().loss(student, drawn, rollouts)

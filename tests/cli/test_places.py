@@ -207,7 +207,7 @@ def test_a_report_replaces_a_report_and_nothing_else(sgsd, tmp_path, link):
     if link:
         target.symlink_to(notes)
     result = sgsd("report", run, "--output", target)
-    assert (result.code, "the target is no report" in result.error) == (2, True)
+    assert (result.code, "exists and is not a report" in result.error) == (2, True)
     assert notes.read_text() == "<html>mine</html>"
     assert [sgsd("report", run, "--output", page).code for _ in range(2)] == [0, 0]
 

@@ -161,9 +161,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def add_command(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
+def add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     """A command whose own help begins with its line in the list of commands."""
-    return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    return commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
 
 
 def _add_internalize(parser: argparse.ArgumentParser) -> None:
