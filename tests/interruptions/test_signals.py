@@ -151,7 +151,7 @@ def test_two_processes_stop_after_the_same_step_whoever_gets_the_signal(flags, t
         last = said.read_text().split("sgsd: SIGTERM ended the run after step ")[-1]
         step = int(last.split()[0])
         assert after <= step < 12
-        assert f"saved in {run / f'checkpoint-{step}'}; go on" in last
+        assert f"saved in {run / f'checkpoint-{step}'}; resume" in last
         assert last_complete_checkpoint(run) == run / f"checkpoint-{step}"
         resume = ("--resume",)
     assert finish(start("--output_dir", run, *resume)) == 0
