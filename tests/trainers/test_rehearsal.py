@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, PromptError
 from sgsd.prompts import PromptRenderer, user_turn_ids
 from sgsd.trainers.rehearsal import TURN_TOKENS, Rehearsal
 
@@ -179,3 +179,25 @@ def test_the_model_answers_prompts_of_a_data_set(tmp_path):
     small = rehearsing(tmp_path, rehearsal_dataset=str(file), rehearsal_texts=20)
     small._rehearsal_loss(small.model, 4)
     assert len(small.rehearsal.texts) == len(asked)
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"problem": one}) + "\n" for one in ("Say one.", "word " * 900)))
+    with pytest.raises(PromptError, match="prompts of rehearsal_dataset"):
+        rehearsing(tmp_path, rehearsal_dataset=str(file))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_text_prompts_are_answered_as_they_are_and_resume_alike(tmp_path, lora):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n} and "}) + "\n" for n in range(6)))
+    texts = []
+    for _ in range(2):
+        trainer = rehearsing(tmp_path, lora=lora, rehearsal_dataset=str(file))
+        assert abs(trainer._rehearsal_loss(trainer.model, 4).item()) < 1e-6
+        texts.append(trainer.rehearsal.texts)
+        openings = [make_tokenizer().decode(opening) for opening, _ in trainer.rehearsal._around_turn]
+        assert {text[-4:] for text in openings} == {"and "}
+        assert not any("user" in text for text in openings)
+    assert texts[0] == texts[1]

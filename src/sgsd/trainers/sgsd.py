@@ -25,6 +25,7 @@ from trl.models import unwrap_model_for_generation
 
 from sgsd.bank import Ledger
 from sgsd.display import logger
+from sgsd.errors import PromptError
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.objectives.base import Metrics
 from sgsd.prompts import PromptRenderer, uncounted_token_ids
@@ -48,7 +49,7 @@ from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, maintenance_of
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import RunRecorder
-from sgsd.trainers.rehearsal import Rehearsal
+from sgsd.trainers.rehearsal import TURN_TOKENS, Rehearsal
 from sgsd.trainers.rewards import VerifierReward, is_truncated
 from sgsd.trainers.rows import all_text, prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
@@ -372,7 +373,11 @@ class SGSDTrainer(VerifiedTrainer):
             chat_template_kwargs=self.args.chat_template_kwargs,
             text_only=all_text(self._rehearsed),
         )
-        return [renderer.student_ids(problem) for problem in self._rehearsed]
+        prompts = [renderer.student_ids(problem) for problem in self._rehearsed]
+        room = self.max_prompt_length - max(0, TURN_TOKENS - self.args.max_completion_length)  # answers may be longer
+        if (longest := max(map(len, prompts))) > room:
+            raise PromptError("prompts of rehearsal_dataset are too long", got=f"up to {longest} tokens", expected=room)
+        return prompts
 
     def _rehearsal_loss(self, model: Any, rollouts: int) -> Tensor:
         """Mean KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts."""
