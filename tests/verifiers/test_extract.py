@@ -105,7 +105,7 @@ def test_short_texts_that_took_for_ever_take_no_time(text: str):
     start = time.process_time()
     extract_answer(text)
     extract_choice(text)
-    assert time.process_time() - start < 0.2
+    assert time.process_time() - start < 1  # exponential ones took minutes
 
 
 @settings(max_examples=500, deadline=None)
