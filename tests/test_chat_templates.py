@@ -12,9 +12,10 @@ import pytest
 import trl
 
 from sgsd.bank import Mistake, Skill
+from sgsd.controls import end_of_turn_ids, uncounted_token_ids
 from sgsd.engines.models import end_of_completion_ids, load_tokenizer
 from sgsd.errors import PromptError
-from sgsd.prompts import PromptRenderer, RawText, Thinking, end_of_turn_ids, uncounted_token_ids
+from sgsd.prompts import PromptRenderer, RawText, Thinking
 from sgsd.trainers.rewards import is_truncated
 
 from .conftest import make_tokenizer

@@ -3,17 +3,10 @@ from __future__ import annotations
 import pytest
 
 from sgsd.bank import Mistake, Origin, Skill
+from sgsd.controls import end_of_turn_ids, uncounted_token_ids
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError
-from sgsd.prompts import (
-    BOXED_INSTRUCTION,
-    PromptRenderer,
-    RawText,
-    Thinking,
-    end_of_turn_ids,
-    refuse_long_prompts,
-    uncounted_token_ids,
-)
+from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, RawText, Thinking, refuse_long_prompts
 
 from .conftest import TEMPLATE, make_tokenizer
 

@@ -1,4 +1,5 @@
-"""Neutralises chat controls inside text: what would open or close a turn or a thought in a chat template.
+"""Chat controls: what opens or closes a turn or a thought in a chat template. Finds those of a tokenizer, and
+neutralises them inside text.
 
 Templates paste a message's content between their own controls and tokenise the whole, so a skill that holds
 ``<|im_end|>`` ends the turn it stands in. ``disarm`` puts one space into such a control, ``< |im_end|>``: nothing is
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 KNOWN = re.compile(
     r"<[|｜][^<>|｜\s]{2,64}[|｜]>"  # ChatML, Llama 3, Phi, DeepSeek
@@ -98,3 +100,122 @@ def _folded(text: str) -> tuple[str, Sequence[int]]:
         characters.append(folded)
         places += [place] * len(folded)
     return "".join(characters), places
+
+
+# ---- controls of a tokenizer
+
+
+class ChatTokenizer(Protocol):
+    """The methods of a ``transformers`` tokenizer that prompts need."""
+
+    chat_template: Any
+
+    def __call__(self, text: Any) -> Any: ...
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
+
+    def decode(self, token_ids: Any) -> Any: ...
+
+
+THINK_TAGS = ("<think>", "</think>")
+
+# What chat templates raise besides TemplateError, for example for arguments of the wrong type.
+TEMPLATE_ERRORS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+
+
+def _control_tokens(tokenizer: Any) -> list[tuple[int, str]]:
+    """Special added tokens, and think tags, whether special or not."""
+    added = {token_id: (str(token), bool(token.special)) for token_id, token in tokenizer.added_tokens_decoder.items()}
+    special = {int(token_id) for token_id in tokenizer.all_special_ids}
+    return [(i, text) for i, (text, is_special) in added.items() if is_special or i in special or text in THINK_TAGS]
+
+
+def controls_of(tokenizer: Any) -> dict[int, str]:
+    """Id → text of the tokens that data must not produce: special tokens, think tags, and added tokens in brackets that
+    the template writes. The unknown token is excluded, since any rare character may produce it.
+    """
+    template = str(tokenizer.chat_template)
+    controls = dict(_control_tokens(tokenizer))
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        text = str(token)
+        if text[:1] in "<[" and text[-1:] in ">]" and text in template:
+            controls[token_id] = text
+    return {
+        token_id: text for token_id, text in controls.items() if len(text) > 1 and token_id != tokenizer.unk_token_id
+    }
+
+
+def uncounted_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
+    """Ids of tokens that the objective masks (docs/method.md, step 7): special and chat-template tokens, think tags,
+    and tokens that decode to line breaks only.
+    """
+    ids = {token_id for token_id, _ in _control_tokens(tokenizer)}
+    for token_id in range(len(tokenizer)):  # pyright: ignore[reportArgumentType]
+        text = tokenizer.decode([token_id])
+        if text and not text.strip("\r\n"):
+            ids.add(token_id)
+    return frozenset(ids)
+
+
+def end_of_turn_ids(tokenizer: ChatTokenizer) -> list[int]:
+    """The control token with which the chat template ends an assistant's turn, as a list of at most one id.
+
+    It is found by rendering conversations: the last control token that follows the assistant's content both at the end
+    of a conversation and before a further turn. Where these two differ (GPT-OSS), it is the one at the end; where only
+    the next turn's start is marked (GLM-4), it is that mark.
+    """
+    mark = "xmarkx"
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+    controls = controls_of(tokenizer)
+    tails: list[list[str]] = []
+    for messages in (turns, [*turns, {"role": "user", "content": "x"}]):
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        tails.append(_found_in(text.rpartition(mark)[2], controls.values()) if mark in text else [])
+    last, followed = tails
+    ids = {text: token_id for token_id, text in controls.items()}
+    shared = [one for one, other in zip(last, followed, strict=False) if one == other]
+    ends = shared[-1:] if shared and last[0] == shared[0] else (last or followed)[:1]
+    return [ids[text] for text in ends]
+
+
+def _found_in(text: str, controls: Iterable[str]) -> list[str]:
+    longest_first = sorted(controls, key=len, reverse=True)
+    return re.findall("|".join(map(re.escape, longest_first)), text) if longest_first else []
+
+
+def disarmer_of(tokenizer: ChatTokenizer) -> Callable[[str], str]:
+    """The disarmer of a tokenizer's controls and of the turns of its chat template."""
+    controls = controls_of(tokenizer).values()
+    return disarmer(controls, _turn_marks(tokenizer, controls))
+
+
+_TAG = re.compile(r"(</?[^<>\s]{1,38}>|\[/?[^\[\]\s]{1,38}\])")
+_LONGEST_MARK = 40  # characters; longer lines are instructions of the template to the model
+
+
+def _turn_marks(tokenizer: Any, controls: Iterable[str]) -> set[str]:
+    """The plain text with which a chat template opens turns, such as ``### Assistant`` or ``USER:``.
+
+    It is found by rendering conversations with known contents. The set is empty where a control token opens every turn:
+    the words beside it (``<|im_start|>user``) do not open a turn by themselves. The end token only closes turns.
+    """
+    from jinja2 import TemplateError
+
+    turns = [{"role": role, "content": f"xmark{n}x"} for n, role in enumerate(("system", "user", "assistant", "user"))]
+    between: list[str] = []
+    for messages in (turns, turns[1:], turns[1:2], [*turns[1:3], {"role": "tool", "content": "xmark9x"}]):
+        try:
+            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except (TemplateError, *TEMPLATE_ERRORS):  # roles that the template refuses
+            continue
+        between += re.split(r"(?i:xmark\dx)", text)
+    control = re.compile("|".join([*map(re.escape, sorted(controls, key=len, reverse=True)), KNOWN.pattern]))
+    openings = [text.rpartition(tokenizer.eos_token)[2] if tokenizer.eos_token else text for text in between]
+    if not any(text.strip() and not control.search(text) for text in openings):
+        return set()
+    lines = [line.strip() for text in between for line in control.sub("\n", text).splitlines()]
+    # A line may contain several marks: </user><assistant>, <eot>Assistant:
+    parts = [part.strip() for line in lines for part in _TAG.split(line)]
+    return {mark for mark in (*lines, *parts) if 1 < len(mark) <= _LONGEST_MARK}

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sgsd import runfolder
 from sgsd.bank import SkillBank
+from sgsd.controls import uncounted_token_ids
 from sgsd.data.problems import Problem
 from sgsd.engines.generation import TransformersSampler
 from sgsd.errors import ConfigError, DataError, check_choice
@@ -35,7 +36,7 @@ from sgsd.evaluation import Estimate, Evaluation, evaluate, paired_difference
 from sgsd.evaluation.run import prompts_of
 from sgsd.evaluation.statistics import CONFIDENCE
 from sgsd.objectives import stances, supports
-from sgsd.prompts import PromptRenderer, Shown, uncounted_token_ids
+from sgsd.prompts import PromptRenderer, Shown
 from sgsd.retrieval import Retriever
 from sgsd.rollouts import Rollout, Sampler
 from sgsd.scoring.logprobs import score_completions

@@ -15,11 +15,11 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from sgsd.bank.formats import FORBIDS
 from sgsd.bank.items import Item, Mistake, Skill
-from sgsd.controls import KNOWN, disarmer
+from sgsd.controls import TEMPLATE_ERRORS, THINK_TAGS, ChatTokenizer, controls_of, disarmer_of
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, PromptError, check_choice
 
@@ -113,20 +113,6 @@ def thinking_kwargs(thinking: Thinking | str, given: Mapping[str, Any]) -> tuple
     return {**given, SWITCH: student}, {**given, SWITCH: teacher}
 
 
-class ChatTokenizer(Protocol):
-    """The methods of a ``transformers`` tokenizer that prompts need."""
-
-    chat_template: Any
-
-    def __call__(self, text: Any) -> Any: ...
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
-
-    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
-
-    def decode(self, token_ids: Any) -> Any: ...
-
-
 def with_block(prompt: Prompt, block: str) -> Prompt:
     """The prompt with a block and an empty line at the start of its last user message, or of its text.
 
@@ -180,8 +166,8 @@ class PromptRenderer:
         self.instruction = BOXED_INSTRUCTION if instruction is None else instruction
         self._prompt_instruction = instruction or ""
         self.student_kwargs, self.teacher_kwargs = thinking_kwargs(thinking, chat_template_kwargs or {})
-        self._controls = _controls(tokenizer)
-        self._disarmed = _disarmer_of(tokenizer)
+        self._controls = controls_of(tokenizer)
+        self._disarmed = disarmer_of(tokenizer)
         self._template_controls: dict[str, Counter[int]] = {}
 
     # ---- prompts
@@ -261,7 +247,7 @@ class PromptRenderer:
         return {name: value if name == "role" else mapped(value, change) for name, value in message.items()}
 
     def _disarmed_but_think_tags(self, text: str) -> str:
-        return "".join(part if part in _THINK_TAGS else self._disarmed(part) for part in _THINK_TAG.split(text))
+        return "".join(part if part in THINK_TAGS else self._disarmed(part) for part in _THINK_TAG.split(text))
 
     def _ids(self, prompt: Prompt, template_kwargs: Mapping[str, Any]) -> list[int]:
         if isinstance(prompt, RawText):
@@ -290,7 +276,7 @@ class PromptRenderer:
             for message in messages
         )
         for token_id, count in foreign.items():
-            if count and not (think_tags and self._controls[token_id] in _THINK_TAGS):
+            if count and not (think_tags and self._controls[token_id] in THINK_TAGS):
                 raise PromptError(
                     "the problem, a skill or a mistake would change the prompt's turns",
                     got=f"{abs(count)} {self._controls[token_id]!r} too {'many' if count > 0 else 'few'}",
@@ -307,35 +293,9 @@ class PromptRenderer:
         return {**message, "content": _joined("x", ending) if content else ""}
 
 
-def end_of_turn_ids(tokenizer: ChatTokenizer) -> list[int]:
-    """The control token with which the chat template ends an assistant's turn, as a list of at most one id.
-
-    It is found by rendering conversations: the last control token that follows the assistant's content both at the end
-    of a conversation and before a further turn. Where these two differ (GPT-OSS), it is the one at the end; where only
-    the next turn's start is marked (GLM-4), it is that mark.
-    """
-    mark = "xmarkx"
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-    controls = _controls(tokenizer)
-    tails: list[list[str]] = []
-    for messages in (turns, [*turns, {"role": "user", "content": "x"}]):
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        tails.append(_controls_of(text.rpartition(mark)[2], controls.values()) if mark in text else [])
-    last, followed = tails
-    ids = {text: token_id for token_id, text in controls.items()}
-    shared = [one for one, other in zip(last, followed, strict=False) if one == other]
-    ends = shared[-1:] if shared and last[0] == shared[0] else (last or followed)[:1]
-    return [ids[text] for text in ends]
-
-
-def _controls_of(text: str, controls: Iterable[str]) -> list[str]:
-    longest_first = sorted(controls, key=len, reverse=True)
-    return re.findall("|".join(map(re.escape, longest_first)), text) if longest_first else []
-
-
 def message_ids(tokenizer: ChatTokenizer, messages: Messages, **template_kwargs: Any) -> list[int]:
     """Messages → token ids, generation prompt included; control tokens in their contents are broken by a space."""
-    disarmed = _disarmer_of(tokenizer)
+    disarmed = disarmer_of(tokenizer)
     safe = [{**message, "content": disarmed(message["content"])} for message in messages]
     return _templated(tokenizer, safe, template_kwargs)
 
@@ -367,18 +327,6 @@ def listed(ids: Sequence[str]) -> str:
 
 
 LISTED_IDS = 5
-
-
-def uncounted_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
-    """Ids of tokens that the objective masks (docs/method.md, step 7): special and chat-template tokens, think tags,
-    and tokens that decode to line breaks only.
-    """
-    ids = {token_id for token_id, _ in _control_tokens(tokenizer)}
-    for token_id in range(len(tokenizer)):  # pyright: ignore[reportArgumentType]
-        text = tokenizer.decode([token_id])
-        if text and not text.strip("\r\n"):
-            ids.add(token_id)
-    return frozenset(ids)
 
 
 def describe_skill(skill: Skill) -> str:
@@ -439,10 +387,6 @@ def shared_start(one: Sequence[int], other: Sequence[int]) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-# What chat templates raise besides TemplateError, for example for arguments of the wrong type.
-_TEMPLATE_ERRORS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
-
-
 def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Mapping[str, Any]) -> list[int]:
     from jinja2 import TemplateError
 
@@ -456,7 +400,7 @@ def _templated(tokenizer: ChatTokenizer, messages: Messages, template_kwargs: Ma
             got=f"{error} (roles: {', '.join(str(message['role']) for message in messages)})",
             remedy="change the messages, or the template",
         ) from error
-    except _TEMPLATE_ERRORS as error:
+    except TEMPLATE_ERRORS as error:
         message = " ".join(str(error).split())
         raise ConfigError(
             "the chat template cannot be rendered",
@@ -492,63 +436,5 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-_THINK_TAGS = ("<think>", "</think>")
 _THINK_TAG = re.compile(r"(</?think>)")
 _MAY_WRITE_THINK_TAGS = ("system", "developer", "assistant")
-
-
-def _control_tokens(tokenizer: Any) -> list[tuple[int, str]]:
-    """Special added tokens, and think tags, whether special or not."""
-    added = {token_id: (str(token), bool(token.special)) for token_id, token in tokenizer.added_tokens_decoder.items()}
-    special = {int(token_id) for token_id in tokenizer.all_special_ids}
-    return [(i, text) for i, (text, is_special) in added.items() if is_special or i in special or text in _THINK_TAGS]
-
-
-def _controls(tokenizer: Any) -> dict[int, str]:
-    """Id → text of the tokens that data must not produce: special tokens, think tags, and added tokens in brackets that
-    the template writes. The unknown token is excluded, since any rare character may produce it.
-    """
-    template = str(tokenizer.chat_template)
-    controls = dict(_control_tokens(tokenizer))
-    for token_id, token in tokenizer.added_tokens_decoder.items():
-        text = str(token)
-        if text[:1] in "<[" and text[-1:] in ">]" and text in template:
-            controls[token_id] = text
-    return {
-        token_id: text for token_id, text in controls.items() if len(text) > 1 and token_id != tokenizer.unk_token_id
-    }
-
-
-def _disarmer_of(tokenizer: ChatTokenizer) -> Callable[[str], str]:
-    controls = _controls(tokenizer).values()
-    return disarmer(controls, _turn_marks(tokenizer, controls))
-
-
-_TAG = re.compile(r"(</?[^<>\s]{1,38}>|\[/?[^\[\]\s]{1,38}\])")
-_LONGEST_MARK = 40  # characters; longer lines are instructions of the template to the model
-
-
-def _turn_marks(tokenizer: Any, controls: Iterable[str]) -> set[str]:
-    """The plain text with which a chat template opens turns, such as ``### Assistant`` or ``USER:``.
-
-    It is found by rendering conversations with known contents. The set is empty where a control token opens every turn:
-    the words beside it (``<|im_start|>user``) do not open a turn by themselves. The end token only closes turns.
-    """
-    from jinja2 import TemplateError
-
-    turns = [{"role": role, "content": f"xmark{n}x"} for n, role in enumerate(("system", "user", "assistant", "user"))]
-    between: list[str] = []
-    for messages in (turns, turns[1:], turns[1:2], [*turns[1:3], {"role": "tool", "content": "xmark9x"}]):
-        try:
-            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except (TemplateError, *_TEMPLATE_ERRORS):  # roles that the template refuses
-            continue
-        between += re.split(r"(?i:xmark\dx)", text)
-    control = re.compile("|".join([*map(re.escape, sorted(controls, key=len, reverse=True)), KNOWN.pattern]))
-    openings = [text.rpartition(tokenizer.eos_token)[2] if tokenizer.eos_token else text for text in between]
-    if not any(text.strip() and not control.search(text) for text in openings):
-        return set()
-    lines = [line.strip() for text in between for line in control.sub("\n", text).splitlines()]
-    # A line may contain several marks: </user><assistant>, <eot>Assistant:
-    parts = [part.strip() for line in lines for part in _TAG.split(line)]
-    return {mark for mark in (*lines, *parts) if 1 < len(mark) <= _LONGEST_MARK}

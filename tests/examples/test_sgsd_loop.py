@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.bank.formats import native_to_common
-from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, describe_mistake, describe_skill, uncounted_token_ids
+from sgsd.controls import uncounted_token_ids
+from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, describe_mistake, describe_skill
 from sgsd.retrieval import EmbeddingRetriever
 
 from ..conftest import ROOT, make_model, make_tokenizer

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from sgsd.prompts import uncounted_token_ids
+from sgsd.controls import uncounted_token_ids
 from sgsd.retrieval import Pair, Retrieval
 
 from ..conftest import make_tokenizer

@@ -26,6 +26,7 @@ from sgsd import runfolder
 from sgsd.bank.documents import load_bank
 from sgsd.cli.flags import SAMPLE_BATCHES
 from sgsd.cli.settings import read_run
+from sgsd.controls import ChatTokenizer
 from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import GYM, load_problems
@@ -34,7 +35,7 @@ from sgsd.engines.models import refuse_missing_folder
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.run import prompts_of, verifier_of
-from sgsd.prompts import SWITCH, ChatTokenizer, PromptRenderer, Shown, Thinking
+from sgsd.prompts import SWITCH, PromptRenderer, Shown, Thinking
 from sgsd.trainers.config import context_of
 from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier

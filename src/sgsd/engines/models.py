@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import BaseModel, Field, TypeAdapter
 
 from sgsd import runfolder
+from sgsd.controls import end_of_turn_ids
 from sgsd.errors import ConfigError, in_one_line
-from sgsd.prompts import end_of_turn_ids
 from sgsd.validation import nearest
 
 if TYPE_CHECKING:

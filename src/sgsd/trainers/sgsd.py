@@ -24,11 +24,12 @@ from torch import Tensor
 from trl.models import unwrap_model_for_generation
 
 from sgsd.bank import Ledger
+from sgsd.controls import uncounted_token_ids
 from sgsd.display import logger
 from sgsd.errors import PromptError
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.objectives.base import Metrics
-from sgsd.prompts import PromptRenderer, uncounted_token_ids
+from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retrieval
 from sgsd.scoring.heads import Select
 from sgsd.scoring.logprobs import Scores, chunk_count, flat_targets, score_completions
