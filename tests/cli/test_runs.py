@@ -172,7 +172,7 @@ def test_a_dry_run_shows_prompts_loads_no_weights_and_writes_nothing(sgsd, flags
         raise AssertionError("a dry run loads no weights")
 
     monkeypatch.setattr("sgsd.cli.train.load_model", refuse)
-    monkeypatch.setattr("sgsd.trainers.base.load_model", refuse)
+    monkeypatch.setattr("sgsd.trainers.model.load_model", refuse)
     monkeypatch.chdir(tmp_path)
     result = sgsd("train", *flags, "--output_dir", tmp_path / "run", "--hub_token", "hf_secret", flag)
     assert result.code == 0

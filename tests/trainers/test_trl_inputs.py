@@ -13,7 +13,6 @@ from trl import GRPOConfig
 
 from sgsd import GRPOBaselineTrainer, OPSDTrainer, SGSDTrainer
 from sgsd.errors import ConfigError, DataError
-from sgsd.trainers import base
 from sgsd.verifiers import get_verifier
 
 from ..conftest import make_model, make_tokenizer
@@ -220,8 +219,8 @@ def test_the_tokenizer_is_loaded_as_the_model_is(tmp_path, monkeypatch):
         seen["model"] = options
         return make_model()
 
-    monkeypatch.setattr(base, "load_tokenizer", tokenizer)
-    monkeypatch.setattr(base, "load_model", model)
+    monkeypatch.setattr("sgsd.trainers.model.load_tokenizer", tokenizer)
+    monkeypatch.setattr("sgsd.trainers.model.load_model", model)
     given = {"trust_remote_code": True, "revision": "v1.5"}
     args = make_config(tmp_path, model_init_kwargs=given)
     SGSDTrainer("org/model", by_parity, args, PROBLEMS, bank=make_bank())

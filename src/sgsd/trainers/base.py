@@ -11,7 +11,7 @@ All methods have the same rows, prompts, sampling and verdicts; each trainer add
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from sgsd.data.sources import load_problems
 from sgsd.display import SECRETS, logger, visible, without_secrets
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.generation import contiguous_head
-from sgsd.engines.models import end_of_completion_ids, load_model, load_tokenizer, named_by_folder
+from sgsd.engines.models import end_of_completion_ids, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
 from sgsd.prompts import PromptRenderer, mapped
 from sgsd.retrieval import Retriever
@@ -57,6 +57,7 @@ from sgsd.trainers.guard import CollapseGuard, GuardCallback
 from sgsd.trainers.model import (
     check_arguments,
     is_initial_without_adapter,
+    load_by_name,
     refuse_prompt_learning,
     settle_config,
     settle_generation_config,
@@ -147,7 +148,6 @@ class VerifiedTrainer(GRPOTrainer):
         adapted = peft_config is not None or isinstance(model, PeftModel)
         check_constructible(args, adapted=adapted, loaded=not isinstance(model, str))
 
-        # Data and bank.
         problems = problems_of(train_dataset, verified=verified)
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         eval_problems = {
@@ -156,35 +156,19 @@ class VerifiedTrainer(GRPOTrainer):
         rehearsed = vars(args).get("rehearsal_dataset")
         self._rehearsed = load_problems(rehearsed, needs_answer=False)[0] if rehearsed else None
         self._bank = BankState(resolve_bank(args, bank))
-        if retriever is None and self.bank is not None:
-            retriever = build_retriever(
-                args.retriever,
-                embedder=args.embedder if args.retriever == "embedding" else None,
-                temperature=vars(args).get("retrieval_temperature", 1.0),
-                seed=args.seed,
-                item_text=args.retrieval_text,
-            )
-        self.retriever = retriever
+        self.retriever = self._configured_retriever(args) if retriever is None else retriever
 
-        # Model and tokenizer.
         if isinstance(model, str):
-            options = dict(args.model_init_kwargs or {})
-            if quantization_config is not None:
-                options["quantization_config"] = quantization_config
-            options.setdefault("trust_remote_code", args.trust_remote_code)
-            processing_class = processing_class or load_tokenizer(
-                model, trust_remote_code=options["trust_remote_code"], revision=options.get("revision")
-            )
-            model = load_model(model, trainable_adapter=True, **options)
+            model, processing_class = load_by_name(model, processing_class, args, quantization_config)
         processing_class = processing_class or load_tokenizer(model.name_or_path)
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
+        adapted = adapted or isinstance(model, PeftModel)
         refuse_prompt_learning(model, peft_config)
         settle_config(model.config)
         if warning := settle_generation_config(model.generation_config):
             _log.warning("%s", warning)
 
-        # Rows.
         self.renderer = PromptRenderer(
             processing_class,
             instruction=args.instruction,
@@ -194,54 +178,26 @@ class VerifiedTrainer(GRPOTrainer):
             and not (args.policy_writes and writer is None),
         )
         self.max_prompt_length = prompt_budget(model.config, args)
-        row_options: dict[str, Any] = {
-            "max_prompt_length": self.max_prompt_length,
-            "long_prompts": args.long_prompts,
-            "verified": verified,
-        }
-        skills = None
-        if args.skills_in_prompt:  # retrieved once, from the initial bank; evaluation prompts are always plain
-            context = context_of(vars(args), self.bank)
-            skills = skill_pairs(problems, self.retriever, self.bank, args.skills_in_prompt_pairs, context)
-        rows: dict[str, Any] = {
-            "train_dataset": training_rows(
-                problems, self.renderer, skills=skills, references=self._references(args, problems), **row_options
-            )
-        }
-        eval_rows = {name: training_rows(each, self.renderer, **row_options) for name, each in eval_problems.items()}
-        if eval_rows:
-            rows["eval_dataset"] = eval_rows if isinstance(eval_dataset, dict) else eval_rows[""]
-        check_batch(len(rows["train_dataset"]), args)
+        rows, eval_rows = self._rows(args, problems, eval_problems, verified=verified)
         ends = end_of_completion_ids(model, processing_class)
         check_tokens(model.config.get_text_config().vocab_size, processing_class, ends)
         model.generation_config.eos_token_id = ends
-
-        # Rewards.
         if reward_funcs is None:
-            # The end of a conversation's prompt, which may open a thought; text prompts have no such end.
-            ending = self.renderer.student_ids("?")[-32:] if processing_class.chat_template else []
-            reward_funcs = VerifierReward(
-                verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
-                name=args.verifier,
-                end_ids=ends,
-                truncated=args.truncated,
-                text=CompletionText(processing_class),
-                prompt_end=self.renderer.text(ending),
-            )
+            reward_funcs = self._verifier_reward(args, verifier, processing_class, ends)
         functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        adapted = adapted or isinstance(model, PeftModel)
         with in_one_line(), named_by_folder(model) if args.beta and not adapted else nullcontext():
             super().__init__(
                 model=model,
                 reward_funcs=list(map(without_added_columns, functions)),
                 args=args,
+                train_dataset=rows,
+                eval_dataset=(eval_rows if isinstance(eval_dataset, dict) else eval_rows[""]) if eval_rows else None,
                 processing_class=processing_class,
                 reward_processing_classes=reward_processing_classes,
                 callbacks=callbacks,
                 optimizers=optimizers,
                 peft_config=peft_config,
                 rollout_func=rollout_func,
-                **rows,
             )
         if args.cast_lm_head_to_fp32:
             keep_head_in_float32(self.model)
@@ -260,8 +216,6 @@ class VerifiedTrainer(GRPOTrainer):
         if warning := thinking.warning(args.max_completion_length):
             _log.warning("%s", warning)
         self._first_steps = FirstSteps(args.max_completion_length, thinking, grouped=args.uses_advantages)
-
-        # State and callbacks.
         self._outcome = torch.empty(0)  # of this process's rollouts in the latest batch
         self._numbers = range(0)  # of all processes' rollouts in the latest batch
         self._epochs_behind = 0  # epochs that a resumed run has completed
@@ -272,6 +226,58 @@ class VerifiedTrainer(GRPOTrainer):
         self.teacher_weights = self._teacher_weights(args, peft_config)
         self.add_callback(StepCallback(self.metrics, self._log_means, self.accelerator, self.teacher_weights))
         self._set_up()
+        self._add_guard_and_checkpoints(args)
+
+    def _configured_retriever(self, args: VerifiedConfig) -> Retriever | None:
+        if self.bank is None:
+            return None
+        return build_retriever(
+            args.retriever,
+            embedder=args.embedder if args.retriever == "embedding" else None,
+            temperature=vars(args).get("retrieval_temperature", 1.0),
+            seed=args.seed,
+            item_text=args.retrieval_text,
+        )
+
+    def _rows(
+        self,
+        args: VerifiedConfig,
+        problems: Sequence[Problem],
+        eval_problems: Mapping[str, Sequence[Problem]],
+        *,
+        verified: bool,
+    ) -> tuple[Dataset, dict[str, Dataset]]:
+        """TRL's rows of the training problems, and those of each evaluation set, whose prompts are always plain."""
+        options: dict[str, Any] = {
+            "max_prompt_length": self.max_prompt_length,
+            "long_prompts": args.long_prompts,
+            "verified": verified,
+        }
+        skills = None
+        if args.skills_in_prompt:  # retrieved once, from the initial bank
+            context = context_of(vars(args), self.bank)
+            skills = skill_pairs(problems, self.retriever, self.bank, args.skills_in_prompt_pairs, context)
+        references = self._references(args, problems)
+        rows = training_rows(problems, self.renderer, skills=skills, references=references, **options)
+        eval_rows = {name: training_rows(each, self.renderer, **options) for name, each in eval_problems.items()}
+        check_batch(len(rows), args)
+        return rows, eval_rows
+
+    def _verifier_reward(
+        self, args: VerifiedConfig, verifier: Verifier | None, tokenizer: PreTrainedTokenizerBase, ends: list[int]
+    ) -> VerifierReward:
+        # The end of a conversation's prompt, which may open a thought; text prompts have no such end.
+        ending = self.renderer.student_ids("?")[-32:] if tokenizer.chat_template else []
+        return VerifierReward(
+            verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
+            name=args.verifier,
+            end_ids=ends,
+            truncated=args.truncated,
+            text=CompletionText(tokenizer),
+            prompt_end=self.renderer.text(ending),
+        )
+
+    def _add_guard_and_checkpoints(self, args: VerifiedConfig) -> None:
         self.guard: CollapseGuard | None = None
         if args.guard != "off":
             rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.errors import ConfigError
 
 
@@ -43,6 +44,18 @@ def check_arguments(trainer: str, kind: type, **given: Any) -> None:
     if isinstance(model, nn.Module) and (not hasattr(model, "generation_config") or model.config.is_encoder_decoder):
         got, what = type(model).__name__, "a causal language model with its head"
         raise ConfigError(f"{trainer} cannot use this model", got=got, expected=what)
+
+
+def load_by_name(
+    name: str, tokenizer: PreTrainedTokenizerBase | None, args: Any, quantization_config: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model ``name`` with ``args.model_init_kwargs``, and ``tokenizer`` or the model's own, which is read first."""
+    options = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    trusted = options.setdefault("trust_remote_code", args.trust_remote_code)
+    tokenizer = tokenizer or load_tokenizer(name, trust_remote_code=trusted, revision=options.get("revision"))
+    return load_model(name, trainable_adapter=True, **options), tokenizer
 
 
 def settle_config(model_config: Any) -> None:
