@@ -208,17 +208,13 @@ def test_a_limit_is_only_ever_lowered():
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 50
 
 
-SHARED = Path(os.environ.get("SGSD_DATA", "/work/shared/data"))
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="shared data not found; set SGSD_DATA")
-def test_the_fence_changes_no_verdict():
+def test_the_fence_changes_no_verdict(shared_data: Path):
     from sgsd.verifiers import math
 
     cases: list[tuple[str, str]] = []
     for name in ("verifier_cases", "verifier_cases_2"):
-        for line in (SHARED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (shared_data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if row.get("verifier", "math") == "math":
                 given = row["pred"] if row["kind"] == "completion" else rf"\boxed{{{row['pred']}}}"
