@@ -36,7 +36,6 @@ from sgsd.bank.build import (
 from sgsd.bank.items import ancestors
 from sgsd.bank.manifest import MANIFEST
 from sgsd.bank.store import STORE, Store, open_store, refused_writes
-from sgsd.bank.writing import WritingStoppedError
 from sgsd.data.problems import Problem
 from sgsd.errors import BankError, ConfigError, DataError, SGSDError
 
@@ -342,21 +341,6 @@ def test_a_problem_that_is_gone_or_another_is_named(whole, copy):
     with pytest.raises(DataError, match="'p4' with another text or answer"):
         build(copy, asked=other)
     assert results(copy) == results(whole)
-
-
-def test_where_the_writer_stops_within_a_group_its_beginning_is_kept(whole, tmp_path):
-    class Spent(Writer):
-        def write(self, requests):
-            if len(self.asked) > 9:
-                raise WritingStoppedError(super().write(requests)[:1], "no more", got="all")
-            return super().write(requests)
-
-    stopped, again = Spent(), Writer()
-    with pytest.raises(WritingStoppedError, match="no more: got all"):
-        build(tmp_path / "b", writer=stopped)
-    m = build(tmp_path / "b", writer=again)
-    assert len(set(stopped.asked) & set(again.asked)) == 2  # of the last three, the two that were not answered
-    assert m["memories"] == json.loads((whole / MANIFEST).read_text())["memories"]
 
 
 def test_what_extraction_will_ask_is_known_before_it_asks(tmp_path):

@@ -170,20 +170,6 @@ def test_a_kept_answer_that_is_none_is_asked_for_again(build, tmp_path):
     assert contents(tmp_path / "bank") == bank
 
 
-def test_a_used_up_budget_ends_it_and_a_larger_one_goes_on(build, tmp_path):
-    given = ("--truncated", "incorrect", "--concurrency", "1")
-    with serving(lambda body, attempt: writes(body, attempt, completion_tokens=500)) as server:
-        stopped = build(*given, "--writer_base_url", server.url, "--token_budget", "9000")
-        assert stopped.code == 2
-        assert "the writer's token budget is used up" in stopped.error
-        first = [str(body) for body in server.bodies]
-        assert 0 < len(first) - 1 < 16
-        assert build(*given, "--writer_base_url", server.url).code == 0
-        second = [str(body) for body in server.bodies[len(first) :]]
-    assert not [body for body in second if body in first and "Say hello" not in body]
-    assert not [failure for failure in lines(tmp_path / "bank" / FAILURES) if "budget" in failure["reason"]]
-
-
 def test_changed_settings_data_and_weights_are_refused_by_name(build, problems, tmp_path, config, tiny_folder):
     url = ("--writer_base_url", "http://localhost:1/v1")
     assert build(*url, action="sample").code == 0
@@ -270,7 +256,7 @@ def test_the_preset_is_readable_and_its_groups_fit_its_context():
 
 def test_no_address_or_limit_of_a_server_decides_what_a_folder_holds(build, tmp_path):
     assert build("--writer_base_url", "http://localhost:1/v1", action="sample").code == 0
-    other = ("--writer_base_url", "http://localhost:2/v1", "--concurrency", 2, "--timeout", 5, "--token_budget", 10)
+    other = ("--writer_base_url", "http://localhost:2/v1", "--concurrency", 2, "--timeout", 5)
     assert build(*other, action="sample").code == 0
     assert os.path.exists(tmp_path / "bank" / "manifest.json")
 

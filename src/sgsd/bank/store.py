@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from sgsd import runfolder
-from sgsd.bank.writing import Writer, WriteRequest, WritingStoppedError, Written
+from sgsd.bank.writing import Writer, WriteRequest, Written
 from sgsd.errors import BankError, ConfigError
 from sgsd.validation import parse_any_json, parse_json, short_json, validated
 
@@ -51,7 +51,6 @@ class Progress:
 _ANSWER = TypeAdapter(tuple[str, Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]])
 _PROGRESS = TypeAdapter(Progress)
 _SETTINGS = TypeAdapter(dict[str, dict[str, object]])
-_SPENT = TypeAdapter(Annotated[int, Field(ge=0)])
 
 
 class Store:
@@ -137,18 +136,12 @@ class Store:
         return Written(request.key, text, None, read, wrote)
 
     def keep(self, requests: Sequence[WriteRequest], answers: Sequence[Written]) -> None:
-        """Store the replies that are texts, in one transaction. The tokens of all replies count as spent."""
+        """Store the replies that are texts, in one transaction."""
         with self._transaction():
             for request, written in zip(requests, answers, strict=False):
                 if written.text is not None:
                     value = json.dumps([written.text, written.prompt_tokens, written.completion_tokens])
                     self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", _digest(request), value)
-            self._put("spent", self.spent + sum(own.prompt_tokens + own.completion_tokens for own in answers))
-
-    @property
-    def spent(self) -> int:
-        """Prompt and completion tokens of the writer, including those of unfinished chunks."""
-        return self.document("spent", _SPENT) or 0
 
     def _count(self, name: str) -> int:
         return self._execute("SELECT count(*) FROM rows WHERE name = ?", name).fetchone()[0]
@@ -244,11 +237,7 @@ class CachingWriter:
     def _ask(self, requests: Sequence[WriteRequest]) -> Sequence[Written]:
         if not requests:
             return []
-        try:
-            answers = self._writer.write(requests)
-        except WritingStoppedError as error:
-            self._store.keep(requests, error.written)
-            raise
+        answers = self._writer.write(requests)
         self._store.keep(requests, answers)
         return answers
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -68,14 +68,6 @@ class Written:
     completion_tokens: int
 
 
-class WritingStoppedError(SGSDError, RuntimeError):
-    """A writer has stopped, for example at its token budget; ``written`` holds the replies to the first requests."""
-
-    def __init__(self, written: Sequence[Written], what: str, **details: Any) -> None:
-        self.written = tuple(written)
-        super().__init__(what, **details)
-
-
 class Writer(Protocol):
     """A text generator."""
 
@@ -89,7 +81,6 @@ class Writer(Protocol):
 
         Raises:
             ServerError: the writer itself cannot be reached.
-            WritingStoppedError: the writer has stopped.
         """
         ...
 

@@ -31,7 +31,6 @@ from sgsd.cli.settings import ignore_deprecations, read_yaml, resolve_config
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import without_secrets
-from sgsd.engines.budget import BudgetWriter, estimate
 from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, refuse_long_prompts
 from sgsd.verifiers import Outcome, get_verifier
 
@@ -201,7 +200,7 @@ class _Build:
 
     def _writer(self) -> Writer:
         settings = self._settings
-        writer = self._engines.writer(
+        return self._engines.writer(
             str(settings.writer_engine),
             str(settings.writer_model),
             base_url=settings.writer_base_url,
@@ -211,8 +210,6 @@ class _Build:
                 "chat_template_kwargs": settings.writer_chat_template_kwargs,
             },
         )
-        budget = settings.token_budget
-        return writer if budget is None else BudgetWriter(writer, budget, spent=self._store.spent)
 
     def _extract(self, bars: Bars) -> None:
         settings = self._settings
@@ -222,8 +219,13 @@ class _Build:
             "seed": settings.seed,
         }
         requests = list(build.requests_left(self._store, **asked))
-        cost = estimate(requests, price_in=settings.price_in, price_out=settings.price_out, attempts=settings.attempts)
-        self._console.print(f"extraction will take {cost}", soft_wrap=True)
+        prompts = sum(-(-len(message["content"]) // 4) for request in requests for message in request.messages)
+        self._console.print(
+            f"extraction will take {len(requests):,} requests: {prompts:,} prompt tokens (one per four characters), at "
+            f"most {sum(request.max_tokens for request in requests):,} completion tokens; up to {settings.attempts} "
+            "times that where replies do not fit",
+            soft_wrap=True,
+        )
         build.extract(
             self._store,
             self._writer(),

@@ -125,9 +125,6 @@ class BuildSettings:
         600.0, "seconds to wait for an answer of a server"
     )
     retries: Natural = _setting(5, "most repetitions of a request to a server after errors")
-    token_budget: Count | None = _setting(None, "most tokens that the writer may read and write")
-    price_in: float | None = _setting(None, "price of a million tokens read by the writer, for the cost estimate")
-    price_out: float | None = _setting(None, "price of a million tokens written by the writer")
 
     def __post_init__(self) -> None:
         self.writer_engine = self.writer_engine or self.engine
