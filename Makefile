@@ -41,7 +41,7 @@ test: $(STAMP) browser  ## the default tests, some minutes
 	@echo "==> running the default tests"
 	@$(PYTEST) $(SPREAD) -m "not slow and not server and not families" --cov --cov-report=term:skip-covered
 
-test-slow: $(STAMP)  ## tests with real models or several processes
+test-slow: $(STAMP)  ## tests with real models, several processes or many cases
 	@echo "==> running the slow tests"
 	@$(PYTEST) $(SPREAD) -m slow
 

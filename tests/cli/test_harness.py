@@ -24,7 +24,10 @@ output_type: {kind}
 """
 ROWS = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra lm-eval")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra lm-eval"),
+]
 
 
 @pytest.fixture(scope="module")

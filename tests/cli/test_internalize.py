@@ -107,7 +107,10 @@ def test_the_adapters_card_tells_data_and_certificate(made):
     assert json.loads(beside) == json.loads(above)
 
 
-@pytest.mark.parametrize("lost", [["certificate.json"], ["evaluations/after", "grpo"], ["run", "evaluations"]])
+@pytest.mark.parametrize(
+    "lost",
+    [["certificate.json"], ["evaluations/after", "grpo"], pytest.param(["run", "evaluations"], marks=pytest.mark.slow)],
+)
 def test_the_same_call_goes_on_from_what_is_there(made, data, tiny_folder, tmp_path, lost):
     output = tmp_path / "again"
     shutil.copytree(made, output)
@@ -159,6 +162,7 @@ def test_killed_at_five_moments_it_goes_on_to_the_same_certificate(made, data, t
     assert certificate(output) == certificate(made)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in TRACKERS), reason="needs the extra track (trackio, wandb)"
 )

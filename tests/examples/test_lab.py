@@ -192,6 +192,7 @@ def test_pre_training_depends_on_its_seed_alone_and_says_how_it_was_made(tmp_pat
     assert load_model(str(tmp_path / "a")).dtype is torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lowest", "highest"), [("sharp", 0.8, 1.0), ("calibrated", 0.45, 0.65)])
 def test_the_models_are_made_as_the_code_says_guess_without_a_skill_and_follow_one(name, lowest, highest):
     made = json.loads((MODELS / name / "lab.json").read_text())["variant"]

@@ -34,6 +34,7 @@ def history(folder, metric):
     return [(entry["step"], entry[metric]) for entry in entries if metric in entry]
 
 
+@pytest.mark.slow
 def test_one_seed_gives_identical_results_however_often_it_is_evaluated_and_another_does_not(tmp_path, capsys):
     first, again, seldom, other = (
         run(tmp_path / name, "--flips", "0.1", "--json", *flags)
@@ -64,6 +65,7 @@ def test_one_seed_gives_identical_results_however_often_it_is_evaluated_and_anot
     assert "plain-prompt accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_flips_change_the_verdicts_of_training_and_not_of_evaluation(tmp_path):
     still = ["--learning_rate", "1e-12"]  # Adam's steps are that long
     honest = run(tmp_path / "honest", settings=still)

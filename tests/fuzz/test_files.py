@@ -41,6 +41,7 @@ from .test_linear import TooSlowError, limited
 CASES = int(os.environ.get("SGSD_FUZZ_CASES", "1200")) * 3 // 10
 DRAW = random.Random(None if "SGSD_FUZZ_CASES" in os.environ else 0)
 SECONDS, GIGABYTES = 10, 2
+pytestmark = pytest.mark.slow
 GONE = "gone"
 HOSTILE = {
     "null": "null", "true": "true", "a number": "3", "zero": "0", "negative": "-1", "a fraction": "0.5", "text": '"x"',

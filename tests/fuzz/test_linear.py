@@ -47,6 +47,7 @@ from ..verifiers.repeats import FRAGMENTS
 
 SOURCES = sorted((ROOT / "src" / "sgsd").rglob("*.py"))
 SECONDS = 1.0
+pytestmark = pytest.mark.slow
 SIZES = 500, 2_000, 8_000
 LENGTHS = 1_500, 6_000, 24_000
 TIMES = 9

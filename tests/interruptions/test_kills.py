@@ -46,8 +46,9 @@ def lived(flags: list[str], run: Path, kills: int, steps: int, draw: random.Rand
     return seen
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(2, 12), pytest.param(10, 40, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_moments_ends_bitwise_where_an_uninterrupted_one_does(flags, tmp_path, kills, steps):
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_bitwise_where_an_uninterrupted_one_does(flags, tmp_path):
+    kills, steps = 10, 40
     flags = [*flags, "--max_steps", str(steps), "--save_total_limit", "2"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert finished(start(["train", *flags, "--output_dir", whole], tmp_path / "whole.txt")) == 0

@@ -152,6 +152,7 @@ def test_an_evaluation_without_a_run_is_in_the_comparison_alone(tmp_path):
     assert "1 run of 1 setting" in text
 
 
+@pytest.mark.slow
 def test_ten_long_runs_stay_below_six_megabytes(tmp_path):
     folders = [
         write_run(tmp_path / f"{n}", seed=n % 5, teacher=f"t{n // 5}", steps=300, tokens=1000) for n in range(10)

@@ -327,6 +327,7 @@ def compilations():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_compiled_in_its_first_call_only(model, compilations):
     """Each call asks for other tokens, entropies or likeliest tokens: nothing of it belongs to the compiled part."""
     compiled = torch.compile(model, backend=compilations)

@@ -14,6 +14,7 @@ import pytest
 SECONDS = 280
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 20)
 @pytest.mark.parametrize("part", ["extraction", "grading", "references"])
 def test_time_grows_with_the_text(part: str):

@@ -293,7 +293,8 @@ def is_gone(pid: int) -> bool:
 
 
 HANGING = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is inherited, and ignored behind a shell's &
 from sgsd.verifiers import get_verifier
 workers, timeout = 2, {timeout}
 verifier = get_verifier("rewards_for_tests:hang", workers=workers, timeout=timeout)

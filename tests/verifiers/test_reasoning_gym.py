@@ -116,6 +116,7 @@ found and print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_hostile_answers_run_nothing_and_are_incorrect(tmp_path: Path):
     given: list[tuple[dict[str, Any], str]] = []
