@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 from trl import ModelConfig, get_peft_config
 
+from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.cli.console import standard_output
 from sgsd.cli.doctor import renderer_for
@@ -43,6 +45,7 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
     Raises:
         SGSDError: as the run would, for settings, data and model configuration.
     """
+    runfolder.refuse_unwritable(Path(training.output_dir), "output_dir")
     resume_from = resume_point(run, training)
     parts = prepare(run, training, model, resume_from)
     check_before_loading(training, model, resume_from)

@@ -366,7 +366,7 @@ def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several:
     if not is_run:
         return None
     place = model / runfolder.EVALUATIONS / folder
-    if not place.resolve().is_relative_to(model.resolve()):
+    if not runfolder.real(place).is_relative_to(runfolder.real(model)):
         raise ConfigError("the run's evaluations are outside the run", got=f"{place}, a link", remedy="pass --output")
     return place
 

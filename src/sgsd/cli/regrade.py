@@ -65,7 +65,7 @@ def _check_output(output: Path | None, path: Path, *, force: bool) -> None:
     if output is None:
         return
     runfolder.refuse_unwritable(output, "--output")
-    if path.resolve() == output.resolve():
+    if runfolder.real(path) == runfolder.real(output):
         raise ConfigError("--output is the evaluation itself", got=str(output), remedy="give another folder")
     if output.exists() and any(output.iterdir()) and not force:
         raise ConfigError("--output is not empty", got=str(output), remedy="give another folder, or --force")

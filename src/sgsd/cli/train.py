@@ -99,7 +99,7 @@ def run_training(
     runfolder.refuse_unwritable(output, "output_dir")
     with runfolder.one_writer(output) if is_main else nullcontext():
         resume_from = resume_point(run, training)
-        own = resume_from is not None and output.resolve() in Path(resume_from).resolve().parents
+        own = resume_from is not None and runfolder.real(output) in runfolder.real(resume_from).parents
         # Only the main process checks the folder: others could see files that the main process has just written.
         if is_main and not own and not (run.resume and cut_off_early(output, training)):
             refuse_used_folder(output, resuming=run.resume)
