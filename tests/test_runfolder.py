@@ -214,11 +214,13 @@ def test_a_folder_with_a_pipe_or_a_link_to_itself(tmp_path):
     with runfolder.one_writer(tmp_path):
         pass
     os.mkfifo(tmp_path / "trainer_state.json")
-    with pytest.raises(ConfigError, match="a pipe or a device: got .*trainer_state.json"):
-        with runfolder.one_writer(tmp_path):
-            pass
+    with (
+        pytest.raises(ConfigError, match=r"a pipe or a device: got .*trainer_state.json"),
+        runfolder.one_writer(tmp_path),
+    ):
+        pass
     for place in ("loop", "loop/x"):
-        with pytest.raises(ConfigError, match="is not a folder: .*loop is a broken link"):
+        with pytest.raises(ConfigError, match=r"is not a folder: .*loop is a broken link"):
             runfolder.refuse_unwritable(tmp_path / place, "--output")
 
 

@@ -32,6 +32,7 @@ from sgsd.scoring.teachers import TeacherPool, build_pool
 from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, context_of
 from sgsd.trainers.model import settle_generation_config
 from sgsd.trainers.names import method_name
+from sgsd.trainers.rehearsal import rehearsal_prompts
 from sgsd.trainers.rewards import VerifierReward, check_reward
 from sgsd.trainers.rows import prompt_of, skill_pairs, training_rows
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
@@ -60,6 +61,8 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
     rows = built.rows(parts.problems)
     if parts.eval_problems is not None:
         training_rows(parts.eval_problems, renderer, max_prompt_length=budget, long_prompts=training.long_prompts)
+    if parts.rehearsed is not None:
+        rehearsal_prompts(parts.rehearsed, tokenizer, training, budget)
     check_batch(len(rows), training)
     ends = end_of_completion_ids(SimpleNamespace(generation_config=generation_config), tokenizer)
     check_tokens(config.get_text_config().vocab_size, tokenizer, ends)
@@ -71,8 +74,9 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
     settings = parts.settings
     chosen = {name: value for name, value in settings.items() if value != _default(name, run, training, model)}
     out.print(yaml.safe_dump(chosen, allow_unicode=True) + f"# {len(settings) - len(chosen)} others have the defaults")
-    for line in parts.report.lines():
-        out.print(line)
+    for report in (parts.report, *parts.further):
+        for line in report.lines():
+            out.print(line)
     if parts.bank is not None:
         out.print(_about_bank(training, parts.bank))
     for title, ids in built.prompts(rows[0]).items():

@@ -105,7 +105,8 @@ def run_training(
             refuse_used_folder(output, resuming=run.resume)
         parts = prepare(run, training, model, resume_from, verifier)
         if is_main:
-            console.print(parts.report.summary())
+            for report in (parts.report, *parts.further):
+                console.print(report.summary())
         training.model_init_kwargs = None  # TRL would warn that it ignores them
         if training.device.type == "cpu":
             training.dataloader_pin_memory = False  # torch would warn
@@ -192,7 +193,8 @@ def _doctor(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
         raise ConfigError("the doctor needs teachers", got=f"method {run.method}", expected="method sgsd")
     with get_verifier(training.verifier, **(training.verifier_options or {})) as verifier, in_one_line():
         parts = prepare(run, training, model, verifier=verifier)
-        console.print(parts.report.summary())
+        for report in (parts.report, *parts.further):
+            console.print(report.summary())
         with hub_or_cache(parts.name):
             tokenizer = load_tokenizer(parts.name, **parts.reading)
             policy = load_model(parts.name, device=str(training.device), **parts.options)

@@ -82,6 +82,8 @@ def load_problems(
         DataError: no such file, split or data set; a malformed row; the hub cannot be reached; no usable problem.
     """
     name = str(source)
+    if not name.strip():  # as a path it would be the current folder
+        raise DataError("no data set", got=repr(name), expected="a file, a folder, a hub name, or reasoning_gym:TASK")
     path = Path(os.path.expanduser(name))
     if name.startswith(GYM):
         _refuse(name, "a reasoning-gym task", split=split, config_name=config_name, revision=revision)
