@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,10 +202,26 @@ SHARED = {
 }
 
 
-def test_nothing_else_replaces_files():
+def test_nothing_else_replaces_files_or_follows_links():
     for file in sorted(SOURCE.rglob("*.py")):
         if file.name != "runfolder.py":
             assert "os.replace(" not in file.read_text(), file
+            assert not re.search(r"(?<!__file__\))\.resolve\(", file.read_text()), file  # fails at a link to itself
+
+
+def test_a_folder_with_a_pipe_or_a_link_to_itself(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with runfolder.one_writer(tmp_path):
+        pass
+    os.mkfifo(tmp_path / "trainer_state.json")
+    with (
+        pytest.raises(ConfigError, match=r"a pipe or a device: got .*trainer_state.json"),
+        runfolder.one_writer(tmp_path),
+    ):
+        pass
+    for place in ("loop", "loop/x"):
+        with pytest.raises(ConfigError, match=r"is not a folder: .*loop is a broken link"):
+            runfolder.refuse_unwritable(tmp_path / place, "--output")
 
 
 def test_what_is_no_plain_file_is_not_replaced(tmp_path):

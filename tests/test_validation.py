@@ -90,6 +90,7 @@ def test_numbers_of_yaml_are_those_that_people_mean(text, value):
         (f"a: {DEEP}", "nested deeper"),
         ("[" * 50_000, "depth"),
         ('a: "\\ud800"', "a lone surrogate"),
+        ('a: "b\\0c"', r"the character U\+0000"),
         ('a: "\\U00110000"', "not YAML"),
         ("? [a]\n: 1", "unhashable key at line 1"),
         ("a: [1\nb: 2", "at line 2, column 2"),

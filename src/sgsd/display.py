@@ -12,13 +12,15 @@ import logging
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 # Zero-width joiners are part of the spelling of Persian words and emoji.
 _KEPT = "\t\n\u200c\u200d"
 _MARKUP = re.compile(r"[\\`*\[\]<>|&]")
+_STYLE = re.compile(r"\x1b\[[\d;]*m")  # colours, which libraries put into their logs
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _LONGEST = 2_000
 _LEAST_SECRET = 6  # characters; shorter keys are placeholders, such as EMPTY or none
@@ -68,6 +70,27 @@ def logger(name: str) -> logging.Logger:
     found = logging.getLogger(name)
     found.addFilter(_made_visible)
     return found
+
+
+class _VisibleRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return visible(_STYLE.sub("", super().getMessage()))
+
+
+def make_libraries_visible() -> None:
+    """Make the logs and warnings of all libraries ``visible``: they name tensors, keys and metrics of files."""
+    logging.setLogRecordFactory(_VisibleRecord)
+    format_warning = warnings.formatwarning
+    if not isinstance(format_warning, _VisibleWarning):
+        warnings.formatwarning = _VisibleWarning(format_warning)
+
+
+class _VisibleWarning:
+    def __init__(self, original: Callable[..., str]) -> None:
+        self._original = original
+
+    def __call__(self, *parts: Any, **named: Any) -> str:
+        return visible(self._original(*parts, **named))
 
 
 def _made_visible(record: logging.LogRecord) -> bool:

@@ -172,18 +172,27 @@ def write_json(file: Path, document: Any) -> None:
     write_text(file, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def real(path: str | os.PathLike[str]) -> Path:
+    """The path without links. Unlike ``Path.resolve``, it takes links that lead back to themselves."""
+    return Path(os.path.realpath(path))
+
+
 def refuse_foreign_links(folder: Path) -> None:
-    """Refuse a folder with a link out of it: a run that continues in the folder would write through the link.
+    """Refuse a folder with a link out of it, or with a pipe or a device in it: a run that continues in the folder would
+    write through the link, or wait for a reader of the pipe without end.
 
     Raises:
-        ConfigError: naming the first such link.
+        ConfigError: naming the first of them.
     """
-    root = folder.resolve()
+    root = real(folder)
     for place in folder.rglob("*"):
-        if place.is_symlink() and not place.resolve().is_relative_to(root):
-            raise ConfigError(
-                "a link leads out of the output folder", got=f"{place}, to {place.resolve()}", remedy="remove it"
-            )
+        if place.is_symlink():
+            if not real(place).is_relative_to(root):
+                raise ConfigError(
+                    "a link leads out of the output folder", got=f"{place}, to {real(place)}", remedy="remove it"
+                )
+        elif place.is_fifo() or place.is_char_device() or place.is_block_device():
+            raise ConfigError("the output folder holds a pipe or a device", got=str(place), remedy="remove it")
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:
@@ -192,9 +201,12 @@ def refuse_unwritable(folder: Path, what: str) -> None:
     Raises:
         ConfigError: the folder is a file or inside one, or there is no permission to write.
     """
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     if not nearest.is_dir():
-        raise ConfigError(f"{what} is not a folder", got=str(folder), remedy=f"{nearest} is a file")
+        is_link = nearest.is_symlink() and not nearest.is_file()
+        raise ConfigError(
+            f"{what} is not a folder", got=str(folder), remedy=f"{nearest} is a {'broken link' if is_link else 'file'}"
+        )
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"{what} cannot be written", got=str(folder), remedy=f"no permission to write to {nearest}")
 

@@ -82,8 +82,13 @@ def is_no_json(error: SGSDError) -> bool:
     return isinstance(error.__cause__, (json.JSONDecodeError, UnicodeDecodeError))
 
 
-def _refuse_unusable(document: object, *, finite: bool) -> None:
+def _refuse_unusable(document: object, *, finite: bool, null: bool = True) -> None:
     """Refuse a value with which some later step could not compute, or which it could not write or traverse.
+
+    Args:
+        document: plain data.
+        finite: whether to refuse NaN and infinities.
+        null: whether texts may hold U+0000, which no file name can.
 
     Raises:
         ValueError: naming the value.
@@ -99,6 +104,8 @@ def _refuse_unusable(document: object, *, finite: bool) -> None:
             elif isinstance(value, str):
                 if _SURROGATE.search(value):
                     raise ValueError("a lone surrogate")
+                if not null and "\0" in value:
+                    raise ValueError("the character U+0000")
             elif isinstance(value, int):
                 if value.bit_length() > MOST_BITS:
                     raise ValueError("a number too large for a float")
@@ -168,7 +175,7 @@ def parse_yaml(text: str, where: str, kind: type[SGSDError] = DataError) -> dict
         if len(text) > MOST_YAML:
             raise ValueError(f"{len(text):,} characters, more than {MOST_YAML:,}")
         found: object = _PlainLoader(text).get_single_data()
-        _refuse_unusable(found, finite=True)
+        _refuse_unusable(found, finite=True, null=False)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # "\U00110000", 5,000 digits
         said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at").partition("; use sys.")[0]
         raise kind(f"{where}: not YAML", got=said) from error

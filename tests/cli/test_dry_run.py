@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -306,3 +307,22 @@ def test_configurations_of_an_adapter_are_its_bases(tiny_folder, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_folder)}))
     config, _ = load_configs(str(tmp_path))
     assert config.max_position_embeddings == AutoConfig.from_pretrained(tiny_folder).max_position_embeddings
+
+
+# ---- data besides the training data
+
+
+def test_rows_that_are_left_out_of_other_data_are_told(dry, tmp_path):
+    (tmp_path / "some.jsonl").write_text('{"id": "good", "problem": "1 + 1?", "answer": "2"}\n{"id": "bad"}\n')
+    some = tmp_path / "some.jsonl"
+    rehearsing = ("--rehearsal_weight", "1", "--teacher", "frozen", "--rehearsal_dataset", some)
+    for extra in (("--eval_dataset", some, "--eval_strategy", "steps"), rehearsing):
+        assert re.search(r"dropped: no_text +1 +bad", dry(*extra).out), extra
+
+
+def test_a_rehearsal_prompt_that_is_too_long_is_refused_by_its_id(dry, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Say one.", "word " * 900)))
+    rehearsing = ("--rehearsal_weight", "1", "--teacher", "frozen", "--rehearsal_dataset")
+    assert "too long: got 1 of 2, such as prompts-1 of " in dry(*rehearsing, file).error
+    assert "no data set: got ''" in dry(*rehearsing, "").error  # not the model's own prompts

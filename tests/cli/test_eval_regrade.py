@@ -55,6 +55,15 @@ def test_refusals(sgsd, responses, tmp_path):
     assert "samples nothing" in sgsd("eval", "some/model", "--regrade", responses).error
     assert "--show: out of range" in sgsd("eval", "--regrade", responses, "--show", "-1").error
     assert "unknown verifier" in sgsd("eval", "--regrade", responses, "--verifier", "mth").error
+    for flag, value in (("--dataset", "rows.jsonl"), ("--samples", "4"), ("--lm_eval", "x")):
+        refused = sgsd("eval", "--regrade", responses, flag, value)
+        assert (refused.code, f"{flag} has no effect with --regrade" in refused.error) == (2, True)
+    assert (
+        "--show has no effect without --regrade" in sgsd("eval", tmp_path, "--dataset", responses, "--show", "3").error
+    )
+    row = {"response": "2", "answer": "2", "answer_format": ["number"]}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row) + "\n")
+    assert "odd.jsonl:1" in sgsd("eval", "--regrade", tmp_path / "odd.jsonl").error
 
 
 def test_the_stored_responses_of_several_projects(sgsd, shared_data):

@@ -99,6 +99,7 @@ def test_the_adapter_is_asked_in_the_runs_template_and_the_results_are_kept(
     [
         (("--lm_eval", "{rows}"), ("lm-eval cannot run these tasks",)),
         (("--lm_eval", "{task}"), ("a task's data cannot be read", "nobody/nothing")),
+        (("--lm_eval", "{broken}"), ("lm-eval cannot run these tasks", "broken.yaml")),
         (("--lm_eval", "arc_eazy"), ("no such task of lm-eval", "arc_eazy", "did you mean arc_easy?")),
         (("--lm_eval", "arc_easy", "--samples", "4"), ("--samples has no effect with --lm_eval", "4")),
         (("--lm_eval", "arc_easy", "--engine", "vllm"), ("--engine vllm",)),
@@ -108,9 +109,9 @@ def test_what_the_harness_does_not_take_is_refused_in_one_line(sgsd, run, tmp_pa
     (tmp_path / "rows.jsonl").write_text("{}\n")
     task = "task: far\ndataset_path: nobody/nothing\ntest_split: test\noutput_type: loglikelihood\n"
     (tmp_path / "far.yaml").write_text(task)
-    result = sgsd(
-        "eval", run, *(flag.format(rows=tmp_path / "rows.jsonl", task=tmp_path / "far.yaml") for flag in flags)
-    )
+    (tmp_path / "broken.yaml").write_text("a: [")
+    files = {"rows": tmp_path / "rows.jsonl", "task": tmp_path / "far.yaml", "broken": tmp_path / "broken.yaml"}
+    result = sgsd("eval", run, *(flag.format(**files) for flag in flags))
     assert result.code == 2
     for part in said:
         assert part in result.error

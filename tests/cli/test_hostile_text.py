@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.cli import main
@@ -24,6 +26,7 @@ STEERING = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\rFAKE"
 )
 
+TINY = "--verifier exact --max_completion_length 2"
 SLOW_FLAGS = "--verifier exact --bf16 false --report_to none --disable_tqdm true --retriever bm25 --num_teachers 1"
 
 
@@ -171,6 +174,26 @@ def test_a_message_and_a_log_are_visible_text(caplog, capfd):
         assert text.count("⟨U+001B⟩") >= 2
     assert len(str(SGSDError("what", got="x" * 10**6))) < 3_000
     assert logging.getLogger("sgsd.tests").filters == logger("sgsd.tests").filters
+
+
+def test_what_other_libraries_log_of_a_file_is_visible(folder, tiny_folder, tmp_path, capfd):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    save_file(weights | {f"model.{H}": torch.zeros(1)}, model / "model.safetensors", metadata={"format": "pt"})
+    adapter = {"peft_type": "LORA", "target_modules": ["q_proj"], H: 1, "base_model_name_or_path": str(model)}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    shutil.copy(tiny_folder / "model.safetensors", tmp_path / "adapter" / "adapter_model.safetensors")
+    tell = logging.StreamHandler()  # pytest takes over those of transformers
+    logging.getLogger("transformers").addHandler(tell)
+    try:
+        for name in ("model", "adapter"):
+            main(["eval", str(tmp_path / name), "--dataset", str(folder / "data.jsonl"), *TINY.split()])
+    finally:
+        logging.getLogger("transformers").removeHandler(tell)
+    shown = "".join(capfd.readouterr())
+    assert "model.⟨U+001B⟩" in shown
+    assert STEERING.search(shown) is None, ascii(shown)
 
 
 def test_json_reads_back_as_it_was(sgsd, folder, monkeypatch):

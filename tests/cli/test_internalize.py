@@ -243,6 +243,19 @@ def test_what_cannot_be_used_is_one_line_and_leaves_nothing(data, tiny_folder, t
         assert not list(output.glob("*.json"))
 
 
+def test_rows_that_cannot_be_used_are_told(data, tiny_folder, tmp_path, capsys):
+    skill, train, held_out = data
+    some = tmp_path / "some.jsonl"
+    some.write_text(held_out.read_text() + '{"id": "bad", "problem": "?", "answer": [1, 2]}\n')
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "theirs").write_text("")  # so that it ends after reading the data
+    for part in ("tasks", "held_out", "retain"):
+        files = {"tasks": train, "held_out": held_out, "retain": held_out, part: some}
+        flags = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+        assert main(["internalize", str(skill), *flags, "--model", "x", "--output", str(tmp_path / "taken")]) == 2
+        assert f"{part}: 12 of 13 rows kept from some.jsonl; dropped 1 malformed (some-12)" in capsys.readouterr().err
+
+
 def test_the_commands_own_flags_hold_and_the_documents_text_is_part_of_the_plan(made, data, tiny_folder, tmp_path):
     output = tmp_path / "again"
     shutil.copytree(made, output)

@@ -165,9 +165,10 @@ def test_a_tokenizer_without_a_chat_template(refused, tiny_folder, tmp_path):
 
 def test_an_output_folder_below_a_file(sgsd, flags, tmp_path):
     (tmp_path / "file").write_text("")
-    result = sgsd("train", *flags, "--output_dir", tmp_path / "file" / "run")
-    assert result.code == 2
-    assert "is a file" in result.error
+    for dry in ((), ("--dry_run",)):
+        result = sgsd("train", *flags, "--output_dir", tmp_path / "file" / "run", *dry)
+        assert result.code == 2
+        assert "is a file" in result.error
 
 
 def test_a_used_output_folder(sgsd, flags, tmp_path):

@@ -148,7 +148,7 @@ def test_the_report_speaks_three_ways() -> None:
     adapted = Adapted(tuple(rows), "plain", notes={"answer taken from a box": 2})
     _, report = curate(rows)
     report = report.including(adapted, source="ducks.jsonl")
-    assert report.summary() == "1 of 8 rows kept from ducks.jsonl; dropped 7 duplicate"
+    assert report.summary() == "1 of 8 rows kept from ducks.jsonl; dropped 7 duplicate (p1, p2, p3, …)"
     assert report.lines() == [
         "rows                           8  ducks.jsonl (plain)",
         "dropped: duplicate             7  p1, p2, p3, p4, p5, …",

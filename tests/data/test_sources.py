@@ -141,13 +141,38 @@ def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monk
         ("a.parquet", b"PAR", "malformed Parquet"),
         ("a.csv", b"problem,answer\n1,2,3\n", r"number of fields.*a\.csv:2"),
         ("a.csv", b"problem,answer\n1\n", r"number of fields.*a\.csv:2"),
+        ("a.csv", b"problem,problem,answer\n1,2,3\n", r"a\.csv: a column twice: got problem"),
+        ("a.csv", b"problem,answer\n" + b"x" * 3_000, r"a\.csv: a line is too long"),
         ("a.txt", b"1 + 1 = 2", "unknown kind of data file"),
     ],
 )
-def test_files_that_cannot_be_read_say_why(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_say_why(
+    name: str, content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgsd.runfolder.MOST_BYTES", 2_000)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_problems(tmp_path / name)
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["1"])] * 3, names=["problem", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: a column twice: got answer"):
+        load_problems(tmp_path / "a.parquet")
+
+
+def test_what_is_no_file_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    (tmp_path / "b.jsonl").symlink_to("b.jsonl")
+    for name in ("a.csv", "b.jsonl"):
+        with pytest.raises(DataError, match="a broken link, a pipe or a device"):
+            load_problems(tmp_path / name)
+    with pytest.raises(DataError, match="no data set: got ''"):  # not the current folder
+        load_problems("")
 
 
 def test_a_missing_file_suggests_the_nearest(tmp_path: Path) -> None:
@@ -218,6 +243,36 @@ def test_a_directory_of_a_stranger_s_is_refused(tmp_path: Path, content: str) ->
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=r"^data set \S+ cannot be read: .*$"):
         load_problems(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("configs:\n- config_name: default\n  data_files: ../theirs.jsonl", "names a file outside of it: got .*theirs"),
+        ("configs:\n- config_name: default\n  data_files: HERE/theirs.jsonl", "names a file outside of it"),
+        ("configs: [5]", "cannot be opened"),
+        ("a: [", "cannot be opened"),
+    ],
+)
+def test_a_directory_s_card_names_nothing_outside_of_it(tmp_path: Path, cache: Path, card: str, message: str) -> None:
+    folder = tmp_path / "ducks"
+    folder.mkdir()
+    for name in ("ducks/train.jsonl", "theirs.jsonl"):
+        write_lines(tmp_path / name, ROWS)
+    (folder / "README.md").write_text(f"---\n{card.replace('HERE', str(tmp_path))}\n---\n")
+    with pytest.raises(DataError, match=message):
+        load_problems(folder)
+
+
+def test_a_saved_directory_s_state_names_nothing_outside_of_it(tmp_path: Path) -> None:
+    import datasets
+
+    for name in ("one", "two"):
+        datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / name)
+    state = tmp_path / "one" / "state.json"
+    state.write_text(state.read_text().replace('"data-', '"../two/data-'))
+    with pytest.raises(DataError, match="names a file outside of it"):
+        load_problems(tmp_path / "one")
 
 
 def test_a_directory_of_files_has_the_splits_of_a_hub_data_set(tmp_path: Path, cache: Path) -> None:

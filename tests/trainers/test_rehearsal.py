@@ -184,7 +184,7 @@ def test_the_model_answers_prompts_of_a_data_set(tmp_path):
 def test_a_prompt_without_room_for_an_answer_is_refused(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"problem": one}) + "\n" for one in ("Say one.", "word " * 900)))
-    with pytest.raises(PromptError, match="prompts of rehearsal_dataset"):
+    with pytest.raises(PromptError, match="too long: got 1 of 2, such as prompts-1 of "):
         rehearsing(tmp_path, rehearsal_dataset=str(file))
 
 

@@ -126,14 +126,14 @@ def read_document(path: Path) -> SkillBank:
     main = _main(path) if path.is_dir() else path
     if main is None:
         raise BankError("no document in the folder", got=str(path), expected=" or ".join(NAMES))
-    root = main.parent.resolve()
-    if path.is_dir() and not main.resolve().is_relative_to(root):
+    root = runfolder.real(main.parent)
+    if path.is_dir() and not runfolder.real(main).is_relative_to(root):
         raise BankError("the folder's document lies elsewhere", got=f"{main}, a link", expected=f"a file in {path}")
     header, document, files = dict[str, object](), "", list[str]()
     items: dict[str, Item] = {}
     places: dict[str, str] = {}
     size, lines = 0, 0
-    waiting, known = [(main.name, main)], {main.resolve()}
+    waiting, known = [(main.name, main)], {runfolder.real(main)}
     while waiting:
         name, file = waiting.pop(0)
         text = runfolder.read_text(file, BankError, most=MAX_BYTES).replace("\r\n", "\n").replace("\r", "\n")
@@ -328,11 +328,11 @@ def _parsed(body: str) -> tuple[tuple[_Rule, ...], tuple[str, ...]]:
 def _linked(links: Iterable[str], folder: Path) -> Iterator[Path]:
     """The existing Markdown files that these links of a document in ``folder`` point to."""
     for link in links:
-        # A link may be no URL, an impossible file name, or a cycle of symbolic links.
-        with suppress(ValueError, OSError, RuntimeError):
+        # A link may be no URL, or an impossible file name.
+        with suppress(ValueError, OSError):
             target = urlsplit(link)
             if not target.scheme and not target.netloc and target.path.lower().endswith(".md"):
-                file = (folder / unquote(target.path)).resolve()
+                file = runfolder.real(folder / unquote(target.path))
                 if file.is_file():
                     yield file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 from trl import ModelConfig, get_peft_config
 
+from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.cli.console import standard_output
 from sgsd.cli.doctor import renderer_for
@@ -30,6 +32,7 @@ from sgsd.scoring.teachers import TeacherPool, build_pool
 from sgsd.trainers.config import OPSDConfig, SGSDConfig, VerifiedConfig, context_of
 from sgsd.trainers.model import settle_generation_config
 from sgsd.trainers.names import method_name
+from sgsd.trainers.rehearsal import rehearsal_prompts
 from sgsd.trainers.rewards import VerifierReward, check_reward
 from sgsd.trainers.rows import prompt_of, skill_pairs, training_rows
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
@@ -43,6 +46,7 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
     Raises:
         SGSDError: as the run would, for settings, data and model configuration.
     """
+    runfolder.refuse_unwritable(Path(training.output_dir), "output_dir")
     resume_from = resume_point(run, training)
     parts = prepare(run, training, model, resume_from)
     check_before_loading(training, model, resume_from)
@@ -57,6 +61,8 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
     rows = built.rows(parts.problems)
     if parts.eval_problems is not None:
         training_rows(parts.eval_problems, renderer, max_prompt_length=budget, long_prompts=training.long_prompts)
+    if parts.rehearsed is not None:
+        rehearsal_prompts(parts.rehearsed, tokenizer, training, budget)
     check_batch(len(rows), training)
     ends = end_of_completion_ids(SimpleNamespace(generation_config=generation_config), tokenizer)
     check_tokens(config.get_text_config().vocab_size, tokenizer, ends)
@@ -68,8 +74,9 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
     settings = parts.settings
     chosen = {name: value for name, value in settings.items() if value != _default(name, run, training, model)}
     out.print(yaml.safe_dump(chosen, allow_unicode=True) + f"# {len(settings) - len(chosen)} others have the defaults")
-    for line in parts.report.lines():
-        out.print(line)
+    for report in (parts.report, *parts.further):
+        for line in report.lines():
+            out.print(line)
     if parts.bank is not None:
         out.print(_about_bank(training, parts.bank))
     for title, ids in built.prompts(rows[0]).items():

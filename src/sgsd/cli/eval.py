@@ -23,7 +23,7 @@ from sgsd.cli.console import (
     warn_if_few,
 )
 from sgsd.cli.engines import Engines
-from sgsd.cli.eval_plan import Plan, assumptions, check_flags, data_sets, make_plan, read_model_run
+from sgsd.cli.eval_plan import Plan, assumptions, check_flags, data_sets, make_plan, read_model_run, refuse_idle_flags
 from sgsd.cli.settings import ignore_deprecations
 from sgsd.display import public_url
 from sgsd.errors import ConfigError
@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     record = read_model_run(options)
     names = data_sets(options, record)
     check_flags(options)
+    refuse_idle_flags(options, {*vars(options)} - {"show"}, "without --regrade")
     engines = engines_of(options)
     plans: list[Plan] = []
     for name in names:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 from sgsd import runfolder
 from sgsd.bank.documents import load_bank
 from sgsd.cli.flags import SAMPLE_BATCHES
+from sgsd.cli.parser import build_parser
 from sgsd.cli.settings import read_run
 from sgsd.controls import ChatTokenizer
 from sgsd.data.curation import DataReport
@@ -145,6 +146,14 @@ def data_sets(options: argparse.Namespace, run: Mapping[str, Any]) -> list[str]:
         if len(names) > 1 and vars(options)[flag] is not None:
             raise ConfigError(f"--{flag} is for one data set", got=text, remedy="evaluate on one at a time")
     return names
+
+
+def refuse_idle_flags(options: argparse.Namespace, used: Collection[str], why: str) -> None:
+    """Raise ``ConfigError`` for a flag that is set and not used."""
+    defaults = vars(build_parser("eval").parse_args(["eval"]))
+    for name, value in vars(options).items():
+        if value != defaults[name] and name not in used:
+            raise ConfigError(f"--{name} has no effect {why}", got=value)
 
 
 def check_flags(options: argparse.Namespace) -> None:
@@ -367,7 +376,7 @@ def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several:
     if not is_run:
         return None
     place = model / runfolder.EVALUATIONS / folder
-    if not place.resolve().is_relative_to(model.resolve()):
+    if not runfolder.real(place).is_relative_to(runfolder.real(model)):
         raise ConfigError("the run's evaluations are outside the run", got=f"{place}, a link", remedy="pass --output")
     return place
 

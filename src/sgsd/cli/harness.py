@@ -7,10 +7,12 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+from yaml import YAMLError
+
 from sgsd.cli.console import print_json, standard_error, standard_output
 from sgsd.cli.eval import engines_of
-from sgsd.cli.eval_plan import check_flags, output_of, read_model_run, renderer_of
-from sgsd.cli.parser import build_parser
+from sgsd.cli.eval_plan import check_flags, output_of, read_model_run, refuse_idle_flags, renderer_of
 from sgsd.cli.settings import ignore_deprecations
 from sgsd.errors import ConfigError, did_you_mean, in_one_line
 from sgsd.prompts import SWITCH
@@ -28,10 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
     The model is loaded as for ``sgsd eval``, with its adapter, and prompted with the run's chat template.
     """
-    defaults = vars(build_parser("eval").parse_args(["eval"]))
-    for name, value in vars(options).items():
-        if value != defaults[name] and name not in _FLAGS:
-            raise ConfigError(f"--{name} has no effect with --lm_eval: tasks define their prompts", got=value)
+    refuse_idle_flags(options, _FLAGS, "with --lm_eval: tasks define their prompts")
     if options.engine != "transformers":
         raise ConfigError(f"--engine {options.engine} with --lm_eval", remedy="for servers use the command lm_eval")
     if importlib.util.find_spec("lm_eval") is None:
@@ -77,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
             )
         except OSError as error:
             raise ConfigError("a task's data cannot be read", got=" ".join(str(error).split())) from error
+        except (YAMLError, TemplateError) as error:
+            raise ConfigError("lm-eval cannot run these tasks", got=" ".join(str(error).split())) from error
     tracker.save_results_aggregated(results)
     if options.json:
         print_json(results["results"])

@@ -505,8 +505,8 @@ class _Job:
 
     def _problems(self, source: str | Path, what: str, columns: str | None) -> list[Problem]:
         problems, report = load_problems(source, columns=columns, readable=self._verifier.readable)
-        if not problems:
-            raise DataError(f"no usable problem in {what}", got=report.summary())
+        if report.dropped:
+            self._say(f"{what}: {report.summary()}")
         return problems
 
     def _say(self, text: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from sgsd import __version__, examples
 from sgsd.cli.flags import SAMPLE_BATCHES, expand_home, with_underscores
-from sgsd.display import say
+from sgsd.display import make_libraries_visible, say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
 _EPILOG = """\
@@ -364,6 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Torch reads this when it is loaded. If other processes are busy, spinning threads are 5 to 10 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
+    make_libraries_visible()
     arguments = [expand_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     arguments, debug = _without_debug(arguments)
     try:

@@ -32,7 +32,9 @@ class Parts:
     Attributes:
         bank: ``None`` for a method without skills.
         problems, eval_problems: to train and to evaluate on.
+        rehearsed: the prompts of ``rehearsal_dataset``.
         report: how many rows of the training data were kept, and why others were dropped.
+        further: the same of the other data sets that dropped any.
         name: of the model.
         options: of ``load_model``.
         settings, data, resumed: entries of the run's record.
@@ -41,7 +43,9 @@ class Parts:
     bank: SkillBank | None
     problems: list[Problem]
     eval_problems: list[Problem] | None
+    rehearsed: list[Problem] | None
     report: DataReport
+    further: tuple[DataReport, ...]
     name: str
     options: dict[str, Any]
     settings: dict[str, Any]
@@ -81,17 +85,20 @@ def prepare(
         on_conflict=run.on_conflict,
         readable=verifier.readable,
     )
-    eval_problems = None
+    eval_problems = rehearsed = None
+    further: list[DataReport] = []
     if run.eval_dataset:
-        eval_problems, _ = load_problems(run.eval_dataset, readable=verifier.readable)
+        eval_problems, evaluated = load_problems(run.eval_dataset, readable=verifier.readable)
+        further.append(evaluated)
     elif training.eval_strategy != "no":
         raise ConfigError(
             "no data to evaluate on",
             got=f"eval_strategy {training.eval_strategy.value}",
             expected="eval_dataset: a file, a hub name, or reasoning_gym:TASK",
         )
-    if rehearsed := vars(training).get("rehearsal_dataset"):
-        load_problems(rehearsed, needs_answer=False)
+    if (prompts := vars(training).get("rehearsal_dataset")) is not None:
+        rehearsed, answered = load_problems(prompts, needs_answer=False)
+        further.append(answered)
     if not run.doctor:
         check_batch(len(problems), training)
     settings = settings_as_dict(run, training, model)
@@ -105,7 +112,9 @@ def prepare(
         bank=bank,
         problems=problems,
         eval_problems=None if training.eval_strategy == "no" else eval_problems,  # then only sgsd eval uses it
+        rehearsed=rehearsed,
         report=report,
+        further=tuple(one for one in further if one.dropped),
         name=model.model_name_or_path,
         options=options,
         settings=settings,

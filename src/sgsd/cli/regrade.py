@@ -11,12 +11,14 @@ import pandas as pd
 
 from sgsd import runfolder
 from sgsd.cli.console import print_json, standard_output, table
+from sgsd.cli.eval_plan import refuse_idle_flags
 from sgsd.display import say
 from sgsd.errors import ConfigError
 from sgsd.evaluation.regrade import DISAGREEMENT, agreement, disagreements, read_responses, regrade, stored_samples
 from sgsd.evaluation.run import Evaluation, read_summary, verifier_of
 from sgsd.verifiers import Outcome, get_verifier
 
+_FLAGS = ("command", "module", "regrade", "verifier", "output", "force", "json", "show")
 _WIDTH = 40
 _DISAGREEMENTS = "disagreements.jsonl"
 
@@ -26,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
     path: Path = options.regrade
     if options.model is not None:
         raise ConfigError("--regrade samples nothing", got=f"the model {options.model}", remedy="leave the model out")
+    refuse_idle_flags(options, _FLAGS, "with --regrade, which samples nothing")
     _check_output(options.output, path, force=options.force)
     evaluation = Evaluation.load(path) if (path / runfolder.SUMMARY).is_file() else None
     before = {} if evaluation is None else read_summary(path)
@@ -65,7 +68,7 @@ def _check_output(output: Path | None, path: Path, *, force: bool) -> None:
     if output is None:
         return
     runfolder.refuse_unwritable(output, "--output")
-    if path.resolve() == output.resolve():
+    if runfolder.real(path) == runfolder.real(output):
         raise ConfigError("--output is the evaluation itself", got=str(output), remedy="give another folder")
     if output.exists() and any(output.iterdir()) and not force:
         raise ConfigError("--output is not empty", got=str(output), remedy="give another folder, or --force")

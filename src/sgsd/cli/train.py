@@ -99,13 +99,14 @@ def run_training(
     runfolder.refuse_unwritable(output, "output_dir")
     with runfolder.one_writer(output) if is_main else nullcontext():
         resume_from = resume_point(run, training)
-        own = resume_from is not None and output.resolve() in Path(resume_from).resolve().parents
+        own = resume_from is not None and runfolder.real(output) in runfolder.real(resume_from).parents
         # Only the main process checks the folder: others could see files that the main process has just written.
         if is_main and not own and not (run.resume and cut_off_early(output, training)):
             refuse_used_folder(output, resuming=run.resume)
         parts = prepare(run, training, model, resume_from, verifier)
         if is_main:
-            console.print(parts.report.summary())
+            for report in (parts.report, *parts.further):
+                console.print(report.summary())
         training.model_init_kwargs = None  # TRL would warn that it ignores them
         if training.device.type == "cpu":
             training.dataloader_pin_memory = False  # torch would warn
@@ -192,7 +193,8 @@ def _doctor(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
         raise ConfigError("the doctor needs teachers", got=f"method {run.method}", expected="method sgsd")
     with get_verifier(training.verifier, **(training.verifier_options or {})) as verifier, in_one_line():
         parts = prepare(run, training, model, verifier=verifier)
-        console.print(parts.report.summary())
+        for report in (parts.report, *parts.further):
+            console.print(report.summary())
         with hub_or_cache(parts.name):
             tokenizer = load_tokenizer(parts.name, **parts.reading)
             policy = load_model(parts.name, device=str(training.device), **parts.options)

@@ -13,12 +13,14 @@ from typing import Literal, TypeAlias, get_args
 
 from sgsd.data.adapters import Adapted
 from sgsd.data.problems import Dropped, DropReason, Problem, same_answer, same_text
+from sgsd.display import one_line
 from sgsd.errors import ConfigError, check_choice
 
 OnDuplicate: TypeAlias = Literal["drop", "keep"]
 OnConflict: TypeAlias = Literal["drop_all", "keep"]
 
 LISTED_IDS = 5
+_LONGEST_ID = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,13 @@ class DataReport:
         return tuple(drop.id for drop in self.dropped if drop.reason == reason)
 
     def summary(self) -> str:
-        """One line: kept, rows, source, and the dropped rows by reason."""
+        """One line: kept, rows, source, and the dropped rows by reason, with the first ids of each."""
         line = f"{self.kept:,} of {self.rows:,} rows kept"
         if self.source:
             line += f" from {self.source}"
         if self.dropped:
-            line += "; dropped " + ", ".join(f"{count:,} {reason}" for reason, count in self.counts.items())
+            counted = self.counts.items()
+            line += "; dropped " + ", ".join(f"{count:,} {name} ({self._first(name, 3)})" for name, count in counted)
         if self.beyond_limit:
             line += f"; {self.beyond_limit:,} beyond the limit"
         return line
@@ -68,9 +71,7 @@ class DataReport:
         """A table for the terminal: a label, a count and, for dropped rows, the first ids."""
         table = [("rows", self.rows, f"{self.source} ({self.adapter})".strip())]
         for reason, count in self.counts.items():
-            ids = self.ids(reason)
-            more = ", …" if len(ids) > LISTED_IDS else ""
-            table.append((f"dropped: {reason}", count, ", ".join(ids[:LISTED_IDS]) + more))
+            table.append((f"dropped: {reason}", count, self._first(reason, LISTED_IDS)))
         if self.beyond_limit:
             table.append(("beyond the limit", self.beyond_limit, ""))
         table.append(("kept", self.kept, ""))
@@ -78,6 +79,11 @@ class DataReport:
         wide = max(len(label) for label, _, _ in table)
         digits = max(len(f"{count:,}") for _, count, _ in table)
         return [f"{label:<{wide}}  {count:>{digits},}  {ids}".rstrip() for label, count, ids in table]
+
+    def _first(self, reason: str, most: int) -> str:
+        """The first ids dropped for a reason."""
+        ids = self.ids(reason)
+        return ", ".join(one_line(id, _LONGEST_ID) for id in ids[:most]) + (", …" if len(ids) > most else "")
 
     def to_json(self) -> str:
         """The whole report as a JSON object, with every dropped id and its details."""

@@ -12,9 +12,12 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TextIO, cast
+
+from yaml import YAMLError
 
 from sgsd import runfolder
 from sgsd.data.adapters import adapt
@@ -82,6 +85,8 @@ def load_problems(
         DataError: no such file, split or data set; a malformed row; the hub cannot be reached; no usable problem.
     """
     name = str(source)
+    if not name.strip():  # as a path it would be the current folder
+        raise DataError("no data set", got=repr(name), expected="a file, a folder, a hub name, or reasoning_gym:TASK")
     path = Path(os.path.expanduser(name))
     if name.startswith(GYM):
         _refuse(name, "a reasoning-gym task", split=split, config_name=config_name, revision=revision)
@@ -139,6 +144,8 @@ def _looks_like_a_path(name: str) -> bool:
 
 def _missing_file(path: Path) -> DataError:
     folder = path.parent
+    if os.path.lexists(path):
+        return DataError("data file cannot be read", got=f"{path} (a broken link, a pipe or a device)")
     if not os.path.isdir(folder):
         return DataError("no such data file", got=path, remedy=f"the directory {folder} does not exist either")
     there = sorted(entry.name for entry in folder.iterdir() if entry.suffix in FILE_KINDS or entry.is_dir())
@@ -237,6 +244,7 @@ def _read_parquet(path: Path) -> list[Row | DataError]:
     room = MOST_DATA
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _refuse_repeated(path, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
                 room -= batch.nbytes
                 if room < 0:
@@ -250,8 +258,9 @@ def _read_parquet(path: Path) -> list[Row | DataError]:
 def _read_csv(path: Path) -> list[Row | DataError]:
     rows: list[Row | DataError] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.DictReader(_csv_lines(path, file), strict=True)
         try:
+            _refuse_repeated(path, reader.fieldnames or ())
             for row in reader:
                 if None in row or None in row.values():
                     got = f"{path}:{reader.line_num}"
@@ -260,6 +269,21 @@ def _read_csv(path: Path) -> list[Row | DataError]:
         except csv.Error as error:
             raise DataError("malformed CSV", got=f"{error} at {path}:{reader.line_num}") from error
     return rows
+
+
+def _csv_lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file, none of which is too long for the memory."""
+    while line := file.readline(runfolder.MOST_BYTES + 1):
+        if len(line) > runfolder.MOST_BYTES:
+            raise DataError(f"{path}: a line is too long", expected=f"at most {runfolder.MOST_BYTES >> 20} MiB")
+        yield line
+
+
+def _refuse_repeated(path: Path, columns: Iterable[str]) -> None:
+    """Refuse two columns of one name, of which a row would keep the last."""
+    repeated = [column for column, count in Counter(columns).items() if column and count > 1]
+    if repeated:
+        raise DataError(f"{path}: a column twice", got=repeated[0], expected="each name once")
 
 
 # ---- the datasets library
@@ -273,6 +297,10 @@ def _directory_table(path: Path, split: str | None, config_name: str | None) -> 
     _refuse(str(path), "a directory written by save_to_disk", config_name=config_name)
     try:
         loaded = datasets.load_from_disk(str(path))
+        parts: Iterable[Any] = loaded.values() if isinstance(loaded, datasets.DatasetDict) else [loaded]
+        _refuse_outside(path, (str(one["filename"]) for part in parts for one in part.cache_files))
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever its JSON files cause
         raise DataError(f"data set {path} cannot be read", got=" ".join(str(error).split())) from error
     splits = list(map(str, loaded)) if isinstance(loaded, datasets.DatasetDict) else ["train"]
@@ -322,7 +350,12 @@ def _load_dataset(path: str, config_name: str | None, split: str | None, revisio
 
     remedy = "check the name and the network, or pass a local copy: --dataset path/to/file.jsonl"
     try:
+        if os.path.isdir(path):
+            named: Any = datasets.load_dataset_builder(path, config_name).config.data_files or {}
+            _refuse_outside(Path(path), (str(file) for files in named.values() for file in files))
         return datasets.load_dataset(path, config_name, split=split, revision=revision)
+    except DataError:
+        raise
     except (ConnectionError, httpx.TransportError) as error:  # OfflineModeIsEnabled is a ConnectionError
         why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else f"no answer within {HUB_PATIENCE_S:.0f} s"
         got = f"{why}, and no copy in the local cache"
@@ -332,6 +365,18 @@ def _load_dataset(path: str, config_name: str | None, split: str | None, revisio
         raise DataError(f"data set {path} cannot be read", got=error.__cause__ or error, remedy=remedy) from error
     except (OSError, ValueError, HfHubHTTPError) as error:  # not found, no such configuration or split, refused
         raise DataError(f"data set {path} cannot be opened", got=" ".join(str(error).split()), remedy=remedy) from error
+    except (RuntimeError, TypeError, KeyError, AttributeError, YAMLError) as error:  # whatever its README.md causes
+        raise DataError(f"data set {path} cannot be opened", got=" ".join(str(error).split()), remedy=remedy) from error
+
+
+def _refuse_outside(folder: Path, files: Iterable[str]) -> None:
+    """Refuse files that a folder's own metadata name outside of it, or at an address. Links are followed: a snapshot of
+    the hub consists of them.
+    """
+    root = os.path.abspath(folder)
+    for file in files:
+        if "://" in file or not Path(os.path.abspath(file)).is_relative_to(root):
+            raise DataError("a data folder names a file outside of it", got=f"{file} in {folder}", remedy="remove it")
 
 
 def _from_datasets(loaded: Any, name: str, split: str | None) -> _Table:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from sgsd import runfolder
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.recorded import Member, Scores, read_member
 from sgsd.evaluation.statistics import Estimate, difference_over, mean_over
@@ -102,7 +103,7 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         ConfigError: a folder that is neither; no evaluation of the checkpoint; an unknown baseline; evaluations of one
             name with other problems, verifiers, sampling or k; the same settings and seed twice.
     """
-    distinct = {path.resolve(): path for path in folders}.values()
+    distinct = {runfolder.real(path): path for path in folders}.values()
     members = _with_shared_names(_joined([read_member(folder, checkpoint) for folder in distinct]))
     if not members:
         raise ConfigError("nothing to compare", expected="run folders, or evaluation folders")
@@ -194,7 +195,7 @@ def _joined(members: Sequence[Member]) -> list[Member]:
     for member in members:
         place = _key(member), member.seed
         known = joined.setdefault(place, replace(member, scores={}))
-        elsewhere = member.is_trained and member.folder.resolve() != known.folder.resolve()
+        elsewhere = member.is_trained and runfolder.real(member.folder) != runfolder.real(known.folder)
         if elsewhere or member.scores.keys() & known.scores.keys():
             raise ConfigError(
                 "the same settings and seed twice",
@@ -249,8 +250,8 @@ def _baseline(labelled: Labelled, wanted: str | None) -> str | None:
         base = [label for label, group in labelled.items() if not (group[0].is_trained or group[0].with_skills)]
         return [*base, *labels][0] if len(labels) > 1 else None
     for label, group in labelled.items():
-        folders = {member.folder.resolve() for member in group}
-        if wanted.casefold() == label.casefold() or Path(wanted).resolve() in folders:
+        folders = {runfolder.real(member.folder) for member in group}
+        if wanted.casefold() == label.casefold() or runfolder.real(wanted) in folders:
             return label
     raise ConfigError(
         "unknown --baseline", got=repr(wanted), expected="; ".join(labels), remedy=did_you_mean(wanted, labels)

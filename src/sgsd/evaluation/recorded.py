@@ -130,7 +130,7 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
         told = ", ".join(sorted(map(str, models)))
         raise ConfigError("evaluations of several models, or of none", got=f"{folder}: {told}", expected="one model")
     model, first = Path(str(models.pop())), next(iter(found.values()))
-    above = first.folder.resolve().parents  # RUN[/checkpoint-N]/evaluations/NAME
+    above = runfolder.real(first.folder).parents  # RUN[/checkpoint-N]/evaluations/NAME
     homes = (model, model.parent, *above[1:3])
     run = next((home for home in homes if (home / runfolder.RUN).is_file()), None)
     if run is not None:

@@ -130,9 +130,11 @@ def _of_sample(sample: Sample) -> Mapping[str, object]:
 
 def _of_response(row: Mapping[str, Any], where: str, name: str) -> Mapping[str, object]:
     correct, is_text = row.get("correct"), all(isinstance(row.get(part), str) for part in ("response", "answer"))
-    if not (is_text and isinstance(correct, bool | None)):
+    if not (is_text and isinstance(correct, bool | None) and isinstance(row.get("answer_format"), str | None)):
         raise DataError(
-            "a line is not a response", got=where, expected="text in response and answer; in correct true or false"
+            "a line is not a response",
+            got=where,
+            expected="text in response, answer and answer_format; in correct true or false",
         )
     return {
         "id": str(row.get("id", name)),

@@ -140,7 +140,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     """
     if not folders:
         raise ConfigError("no runs", expected="a folder or more with run.json, which sgsd train writes")
-    places = [folder.resolve() for folder in folders]
+    places = [runfolder.real(folder) for folder in folders]
     if len(set(places)) < len(places):
         twice = next(folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1)
         raise ConfigError("a run is named twice", got=str(twice))

@@ -154,7 +154,7 @@ class VerifiedTrainer(GRPOTrainer):
             name: problems_of(data, verified=verified) for name, data in evaluated.items() if data is not None
         }
         rehearsed = vars(args).get("rehearsal_dataset")
-        self._rehearsed = load_problems(rehearsed, needs_answer=False)[0] if rehearsed else None
+        self._rehearsed = load_problems(rehearsed, needs_answer=False)[0] if rehearsed is not None else None
         self._bank = BankState(resolve_bank(args, bank))
         self.retriever = self._configured_retriever(args) if retriever is None else retriever
 

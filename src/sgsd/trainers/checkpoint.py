@@ -213,8 +213,8 @@ def drop_checkpoints(output_dir: Path, limit: int | None, *, keep: Collection[Pa
     if not limit:
         return
     complete, every = complete_checkpoints(output_dir), _checkpoints(output_dir)
-    kept = {path.resolve() for path in keep}
-    deletable = [step for step, path in every.items() if path.resolve() not in kept]
+    kept = {runfolder.real(path) for path in keep}
+    deletable = [step for step, path in every.items() if runfolder.real(path) not in kept]
     for step in sorted(deletable, key=lambda step: (step in complete, step))[: max(0, len(every) - limit)]:
         shutil.rmtree(every[step], ignore_errors=True)
 

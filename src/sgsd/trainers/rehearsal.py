@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from sgsd.data.problems import Problem
 from sgsd.engines.generation import TransformersSampler
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, PromptError
 from sgsd.prompts import PromptRenderer, user_turn_ids
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.scoring.logprobs import hidden_states
+from sgsd.trainers.config import VerifiedConfig
+from sgsd.trainers.rows import all_text
 
 TURN_TOKENS = 48
 """The most tokens of a user turn, and of an answer."""
@@ -131,6 +134,33 @@ class Rehearsal:
             for name, values in (("ids", ids), ("mask", [torch.ones_like(row) for row in ids])):
                 inputs[f"{part}_{name}"] = pad_sequence(values, batch_first=True, padding_side=side)
         return inputs, torch.cat([self._hidden[number] for number in drawn])
+
+
+def rehearsal_prompts(
+    problems: Sequence[Problem], tokenizer: Any, args: VerifiedConfig, max_prompt_length: int
+) -> list[list[int]]:
+    """Token ids of the prompts of ``args.rehearsal_dataset``, without the run's instruction.
+
+    Raises:
+        PromptError: a prompt leaves no room for an answer; the message has the id of the first one.
+    """
+    renderer = PromptRenderer(
+        tokenizer,
+        instruction="",
+        thinking=args.thinking,
+        chat_template_kwargs=args.chat_template_kwargs,
+        text_only=all_text(problems),
+    )
+    prompts = [renderer.student_ids(problem) for problem in problems]
+    room = max_prompt_length - max(0, TURN_TOKENS - args.max_completion_length)  # answers may be longer
+    long = [(problem.id, len(prompt)) for problem, prompt in zip(problems, prompts, strict=True) if len(prompt) > room]
+    if long:
+        raise PromptError(
+            "prompts of rehearsal_dataset are too long",
+            got=f"{len(long)} of {len(prompts)}, such as {long[0][0]} of {long[0][1]} tokens",
+            expected=f"at most {room}",
+        )
+    return prompts
 
 
 def _without_end(rollout: Rollout) -> tuple[int, ...]:

@@ -26,10 +26,8 @@ from trl.models import unwrap_model_for_generation
 from sgsd.bank import Ledger
 from sgsd.controls import uncounted_token_ids
 from sgsd.display import logger
-from sgsd.errors import PromptError
 from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
 from sgsd.objectives.base import Metrics
-from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retrieval
 from sgsd.scoring.heads import Select
 from sgsd.scoring.logprobs import Scores, chunk_count, flat_targets, score_completions
@@ -50,9 +48,9 @@ from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, maintenance_of
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import RunRecorder
-from sgsd.trainers.rehearsal import TURN_TOKENS, Rehearsal
+from sgsd.trainers.rehearsal import Rehearsal, rehearsal_prompts
 from sgsd.trainers.rewards import VerifierReward, is_truncated
-from sgsd.trainers.rows import all_text, prompt_of
+from sgsd.trainers.rows import prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
 from sgsd.verifiers.reward import text_of
 
@@ -120,9 +118,10 @@ class SGSDTrainer(VerifiedTrainer):
             self.add_callback(self.maintenance)
         if args.rehearsal_weight:
             seed, problems = args.seed + self.accelerator.process_index, self.train_dataset["problem"]
-            self.rehearsal = Rehearsal(
-                self.renderer, problems, count=args.rehearsal_texts, seed=seed, prompts=self._rehearsal_prompts()
-            )
+            prompts = None
+            if self._rehearsed is not None:
+                prompts = rehearsal_prompts(self._rehearsed, self.processing_class, args, self.max_prompt_length)
+            self.rehearsal = Rehearsal(self.renderer, problems, count=args.rehearsal_texts, seed=seed, prompts=prompts)
         first = [self.train_dataset[n] for n in range(min(FIRST_PROBLEMS, len(self.train_dataset)))]
         warning = check_teachers(self.retrieve(first), self.max_prompt_length)
         if warning and main:
@@ -362,23 +361,6 @@ class SGSDTrainer(VerifiedTrainer):
         if top_ids is not None:
             top_logps = logps[..., 1:].unflatten(-1, (top_ids.shape[1], -1)).transpose(1, 2)  # [B, K, T, M]
         return StudentScores(logps=logps[..., 0], top_logps=top_logps), loss
-
-    def _rehearsal_prompts(self) -> list[list[int]] | None:
-        """Token ids of the prompts of ``args.rehearsal_dataset``, without the run's instruction."""
-        if self._rehearsed is None:
-            return None
-        renderer = PromptRenderer(
-            self.processing_class,
-            instruction="",
-            thinking=self.args.thinking,
-            chat_template_kwargs=self.args.chat_template_kwargs,
-            text_only=all_text(self._rehearsed),
-        )
-        prompts = [renderer.student_ids(problem) for problem in self._rehearsed]
-        room = self.max_prompt_length - max(0, TURN_TOKENS - self.args.max_completion_length)  # answers may be longer
-        if (longest := max(map(len, prompts))) > room:
-            raise PromptError("prompts of rehearsal_dataset are too long", got=f"up to {longest} tokens", expected=room)
-        return prompts
 
     def _rehearsal_loss(self, model: Any, rollouts: int) -> Tensor:
         """Mean KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts."""
