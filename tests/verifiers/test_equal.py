@@ -18,7 +18,7 @@ from sgsd.verifiers.expressions import (
 )
 from sgsd.verifiers.math import grade_extraction, read_reference
 from sgsd.verifiers.tidy import tidy
-from sgsd.verifiers.values import number
+from sgsd.verifiers.values import number, values
 
 
 def judged(reference: str, text: str) -> Outcome:
@@ -100,6 +100,13 @@ def test_what_is_too_large_is_incorrect_at_once(reference: str, text: str):
     start = time.process_time()
     assert judged(reference, text) is Outcome.INCORRECT
     assert time.process_time() - start < 1.0
+
+
+def test_a_high_power_is_large_at_one_of_the_points():
+    """``x`` does not equal ``x + x^{9999}``, which differ by next to nothing where all points are below 1."""
+    (row,) = values(sympy.Symbol("x") ** 9_999)
+    assert max(map(abs, row)) > 1e30
+    assert judged("x", "x+x^{9999}") is Outcome.INCORRECT
 
 
 def test_values_stay_exact_while_they_are_rational():

@@ -22,7 +22,7 @@ from sgsd.verifiers.extract import extract_choice, extract_lines
         (r"\boxed{3} and again \boxed{3}", "3"),
         (r"\boxed{3} or \boxed{4}", "3, 4"),
         (r"\boxed{255}. Final Answer: The final answer is $10$. I hope it is correct.", "$10$"),
-        (r"\boxed{255}. The answer is 10.", "255"),
+        (r"\boxed{255}. The answer is 10.", "255, 10"),
         ("Answer: 1\nAnswer: 2", "2"),
         ("#### 12", "12"),
         ("The answer is 5 apples.", "5 apples"),

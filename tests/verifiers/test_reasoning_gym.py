@@ -149,6 +149,12 @@ def test_a_refused_data_set_is_said_by_name(caplog: pytest.LogCaptureFixture):
     assert [record.getMessage() for record in caplog.records] == [verdict.reason]
 
 
+def test_an_empty_answer_is_no_empty_list():
+    entry = made("list_functions", "[]")
+    assert sign("<answer>[]</answer>", entry) == 1
+    assert sign("<answer></answer>", entry) == -1
+
+
 def test_an_item_leaves_nothing_for_the_next():
     right = json.dumps(made("spiral_matrix", "1 2 3"))
     module = "__import__('sgsd.verifiers.reasoning_gym').verifiers.reasoning_gym"

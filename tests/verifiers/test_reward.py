@@ -46,6 +46,9 @@ def of_objects(completions, picture=None, **kwargs):
 def always_raises(completions, **kwargs):
     raise KeyError("price")
 
+def per_token(completions, **kwargs):
+    return [1.0, 0.0] if completions[0][0]["content"] == "a" else [1.0]
+
 def raises_on_a(completions, **kwargs):
     if completions[0][0]["content"] == "a":
         raise KeyError("price")
@@ -131,6 +134,13 @@ def test_a_function_that_has_worked_may_raise():
     with made("raises_on_a") as verifier:
         assert [v.outcome.sign for v in verifier.verify_many(["a", "b"], ["5", "5"])] == [0, 1]
         assert [v.outcome.sign for v in verifier.verify_many(["a", "a"], ["5", "5"])] == [0, 0]
+
+
+def test_a_reward_is_one_number():
+    with get_verifier("reward_functions:per_token", workers=1) as verifier:
+        one, two = verifier.verify_many(["b", "a"], ["5"] * 2)
+    assert one.outcome is Outcome.CORRECT
+    assert two.reason == "verifier error: ValueError: 2 rewards for one completion"
 
 
 def test_contexts_must_be_as_many_as_completions():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from sgsd.verifiers import phrases
+from sgsd.verifiers import phrases, spans
 from sgsd.verifiers.extract import NO_ANSWER, extract_choice
 from sgsd.verifiers.spans import letters_of, option
+from sgsd.verifiers.tidy import tidy
 from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
 _REASON = re.compile(r"(?:because|since|as|whereas|while|although)\b|因", re.IGNORECASE)
@@ -25,9 +26,10 @@ _NEGATION_AFTER = re.compile("아니|아닙|ではな|じゃな|değil|नही
 _HEDGED = re.compile(r"\b(?:not (?:quite |entirely )?(?:sure|certain)|unsure|uncertain|undecided)\b", re.IGNORECASE)
 # A letter inside a larger expression or phrase (a complement, a neighbour) names no option.
 _CHANGED = re.compile(
-    r"\\(?:overline|bar|sim|neg|lnot|d?frac|sqrt|x?cancel|st|sout)(?![A-Za-z])|[~¬]\(?[A-Z](?!\w)"
+    r"\\(?:overline|bar|sim|neg|lnot|[dt]?frac|sqrt|x?cancel|st|sout)(?![A-Za-z])"
+    r"(?:\[[^\[\]]{0,9}\])? ?(?:\{[^{}A-Z]{0,40}\} ?)?\{?[^{}A-Z]{0,40}[A-Z]|[~¬]\(?[A-Z](?!\w)"
     r"|\b[A-Z](?:[\^_]|-\d| ?\+ ?\d| (?:minus|plus) )"
-    r"|<(?:s|del|strike)>|~~|\b\d[A-Z]\b|\b(?:before|after|next to|preceding|following|precedes|follows)"
+    r"|<(?:s|del|strike)>|\b\d[A-Z]\b|\b(?:before|after|next to|preceding|following|precedes|follows)"
     r" (?:the )?(?:letter |option )?\(?[A-Z](?!\w)"
 )
 _REFUSED = re.compile(
@@ -43,10 +45,17 @@ _REFUSED = re.compile(
 )
 
 
+def _without_formula(piece: spans.Value) -> str:
+    """Mathematics that is no option (``$A = \\pi r^2$``) left out."""
+    text = tidy(piece.text)
+    return " " if re.search(r"[=<>^+_\\]", text.replace(r"\text", "")) and r"\text" not in text else f" {piece.text} "
+
+
 def affirmed(statement: str) -> list[str]:
     """The distinct options that a statement affirms. Options that it excludes, asks about or gives as a reason do not
     count."""
     named: list[str] = []
+    statement = spans.change_mathematics(statement, _without_formula)
     if _ALL_BUT.search(statement):
         return named
     start = 0

@@ -46,7 +46,11 @@ BASED = re.compile(
 )
 _VARIABLE = re.compile(r"[A-Za-df-hj-z]")
 _CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
-_UNIT = re.compile(r"(?<=[^\s+\-*/=^_({]) ?(\\text ?\{[^{}]*\} ?(?:\^ ?\{? ?[1-4] ?\}?)?)$")
+_UNIT = re.compile(
+    r"(?<=[^\s+\-*/=^_({])(?: ?(?=\\text)| )"
+    r"((?:\\text ?\{[^{}]*\}|(?:square |sq\.? |cubic )?(?:[cmk]m|ft|feet|foot|inch(?:es)?|units?|rad(?:ian)?s?|degrees?"
+    r"|(?:centi|milli|kilo)?met(?:er|re)s?)) ?(?:\^ ?\{? ?[1-4] ?\}?)?)$"
+)
 
 
 def equal(reference: str, given: str, digits: int = 4) -> bool:

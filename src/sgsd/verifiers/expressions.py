@@ -89,7 +89,8 @@ SETS = re.compile(r"\\(?:mathbb|setminus|cup|cap|emptyset)(?![A-Za-z])|\\\{")
 _SLOW_IN_SETS = re.compile(r"\^ ?\{? ?-? ?\d\d|!|\\binom|%|\|")
 TRIGONOMETRIC = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])")
 _DEGREES = re.compile(r"(?:\{ ?)?(?<![\d.])(\d+(?:\.\d+)?) ?°(?: ?\})?")
-_MIXED = re.compile(r"(?<![\d.^_{])\d+ ?\\frac ?\{(\d{1,9})\} ?\{(\d{1,9})\}")
+_PLAIN_MIXED = re.compile(r"(?<![\w.^}) ]) ?(\d+) (\d{1,9})/(\d{1,9})(?![\w.{(])")
+_MIXED = re.compile(r"(?<![\d.^_])\d+ ?\\frac ?\{(\d{1,9})\} ?\{(\d{1,9})\}")
 _UNIT_WORD = re.compile(r"\\text ?\{ ?([A-Za-z]{1,12}) ?\}")
 _POWER_FIRST = re.compile(r"\^ ?(\{[^{}]*\}|\w) ?_ ?(\{[^{}]*\}|\w)")
 
@@ -134,6 +135,7 @@ def as_latex(text: str) -> str:
     text = _to_latex(text)
     if TRIGONOMETRIC.search(text):
         text = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", text)
+    text = _PLAIN_MIXED.sub(r" \1\\frac{\2}{\3}", text)
     text = _MIXED.sub(lambda m: f"({m[0]})".replace("\\", "+\\", 1) if int(m[1]) < int(m[2]) else m[0], text)
     text = _POWER_FIRST.sub(r"_\2^\1", text.replace("°", ""))
     return _UNIT_WORD.sub(r" \1 ", text)
@@ -180,6 +182,18 @@ class _Converter(latex2sympy._Latex2Sympy):
 
     def parse_number(self, text: str) -> Any:
         return sympy.Rational(text.replace(",", ""))
+
+    def convert_postfix_list(self, arr: Any, i: int = 0) -> Any:
+        """The product of adjacent factors. math-verify's converter adds numbers: to it ``2(3)`` is a mixed number."""
+        first = self.convert_postfix(arr[i])
+        if isinstance(first, list):  # the sign of a derivative
+            base: Any = super()
+            return base.convert_postfix_list(arr, i)
+        if i == len(arr) - 1 or not isinstance(first, sympy.Expr | sympy.MatrixBase):
+            return first
+        rest = self.convert_postfix_list(arr, i + 1)
+        matrices = isinstance(first, sympy.MatrixBase) or isinstance(rest, sympy.MatrixBase)
+        return self.mat_mul_flat(first, rest) if matrices else self.mul_flat(first, rest)
 
     def convert_binom(self, binom: Any) -> Any:
         return sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases, spans
+from sgsd.verifiers.numerals import read_numeral
 from sgsd.verifiers.thinking import answer_part
-from sgsd.verifiers.tidy import words
+from sgsd.verifiers.tidy import tidy, words
 
 MAX_CHARACTERS = 400_000
 MAX_ANSWER = 4_000
@@ -62,13 +63,15 @@ def extract_choice(completion: str) -> Extraction:
     text = re.sub(r"\([a-e]\)", lambda option: option[0].upper(), text)
     for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
         if spans.letters_of(line):
-            return _DENIED if denied else Extraction(line)
+            # The text of the option may hold any words.
+            return _DENIED if denied else Extraction(_OPTION_FIRST.sub(r"\1.", line))
     lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if spans.letters_of(line[-MAX_ANSWER:])]
     bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # one guess a line
     return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:]) if lines else _NOTHING
 
 
 _LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
+_OPTION_FIRST = re.compile(r"\A\W{0,9}([A-Z])\)(?= (?:[A-Z] ?)?[A-Za-z][a-z])")
 
 
 def extract_lines(completion: str, *, lines: int) -> Extraction:
@@ -114,13 +117,14 @@ _NO_CODE = frozenset(
 )
 # A form feed is no blank: JSON reads the \f of \frac as one.
 _BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\u2029]")
-# <<3*4=12>> (GSM8K's annotations), HTML comments, the R of R$ 5, the > of a quotation, and "q.e.d."
+# <<3*4=12>> (GSM8K's annotations), what is struck out, HTML comments, the R of R$ 5, the > of a quotation, and "q.e.d."
 _REMOVED = re.compile(
-    r"<<[^<>]{0,200}>>|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA)(?=\$ ?\d)"
-    r"|^> (?=\S)| ?\$?\\(?:blacksquare|square|qed|Box)\$?\.?(?=\n|\Z)",
+    r"<<[^<>]{0,200}>>|~~[^~\n]{1,200}~~|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)"
+    r"|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA)(?=\$ ?\d)"
+    r"|^> (?=\S)| ?(?:\$|\\\()?\\(?:blacksquare|square|qed|Box)(?:\$|\\\))?\.?(?=\n|\Z)",
     re.MULTILINE,
 )
-_TIMES = re.compile(r"(?<=\d )x(?= \d[\d.,]{0,20} ?=)")  # 7 x 9 = 63
+_TIMES = re.compile(r"(?<=[\d%] )[xX](?= \$?\d[\d.,]{0,20}%? ?=)")  # 7 x 9 = 63
 _SENTENCE = re.compile(r" [A-Z][a-z]")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # not the power x**2
 
@@ -175,7 +179,7 @@ _OBJECT = re.compile(r"^ ?\[?[ \n]?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
 _KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
 _REASONING = re.compile(r"reason|though|think|expla|analys|step|work|scratch|solution", re.IGNORECASE)
 _FIELD = re.compile(
-    r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[\"'] ?: ?(?:\{ ?[\"']value[\"'] ?: ?)?"
+    r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[ _]?\d?[\"'] ?: ?(?:\{ ?[\"']value[\"'] ?: ?)?"
     r"(?:\"((?:[^\"\\]|\\.)*+)\"|'((?:[^'\\]|\\.)*+)'|\[([^\[\]]*+)\]|([^\s,}\"'\[{][^,}\n]*+))",
     re.IGNORECASE,
 )
@@ -188,13 +192,15 @@ def _marked(text: str) -> Extraction | None:
 def _tagged(text: str) -> Extraction | None:
     tags: list[str] = []
     opening = None
+    end = 0
     for mark in _ANSWER_TAG.finditer(text):
         if mark[1] and opening and text[opening.end() : mark.start()].strip():
             tags.append(text[opening.end() : mark.start()].strip())
+            end = mark.end()
             if _is_denied(text, opening.start(), mark.end()):
                 return _DENIED
         opening = None if mark[1] else mark
-    return _one_of(tags) if tags else None
+    return _unless_contradicted(_one_of(tags), text[end:]) if tags else None
 
 
 def _field(text: str) -> Extraction | None:
@@ -203,16 +209,19 @@ def _field(text: str) -> Extraction | None:
     if start is None:
         return None
     end = text.rfind("}") + 1 or len(text)
-    if spans.boxes(text[: start.start()])[0] or spans.boxes(text[end:])[0]:
+    if spans.boxes(text[: start.start()])[0]:
         return None
     if _is_denied(text, start.start(), end):
         return _DENIED
-    fields = [next(filter(None, field.groups()), "") for field in _FIELD.finditer(text, start.start())]
+    fields = list(_FIELD.finditer(text, start.start()))
     if not fields:
+        if spans.boxes(text[text.find("}", start.start()) :])[0]:
+            return None
         keys = _KEY.findall(text, start.start())
         return None if len(keys) == 1 and not _REASONING.match(keys[0]) else _NOTHING
     # "\\frac" and, as models write it, "\frac" are the same.
-    return _one_of([re.sub(r'\\([\\"/])', r"\1", field).strip() for field in fields])
+    answers = [re.sub(r'\\([\\"/])', r"\1", next(filter(None, field.groups()), "")).strip() for field in fields]
+    return _unless_contradicted(_one_of(answers), text[fields[-1].end() :])
 
 
 def _one_of(answers: list[str]) -> Extraction:
@@ -223,6 +232,22 @@ def _one_of(answers: list[str]) -> Extraction:
     if spans.is_prose(answer):
         return _announced(answer) or _stated(answer)
     return Extraction(answer[:MAX_ANSWER]) if answer else _NOTHING
+
+
+def _unless_contradicted(found: Extraction, rest: str) -> Extraction:
+    """What was found, or several answers if the text after it answers with another number or option."""
+    other = _marked(rest) or _announced(rest, without="result")
+    if found.text and other and other.text and _contradict(found.text, other.text):
+        return _several([found.text, other.text])
+    return found
+
+
+def _contradict(first: str, second: str) -> bool:
+    """Whether two answers are different numbers or different options."""
+    values = [read_numeral(tidy(text[:MAX_ANSWER].rpartition("=")[2])) for text in (first, second)]
+    amounts = {value.value / (100 if value.percent else 1) for value in values if value}
+    letters = {letter for text in (first, second) if (letter := spans.option(text[:MAX_ANSWER]))}
+    return len(amounts) > 1 or len(letters) > 1
 
 
 def _several(answers: Iterable[str]) -> Extraction:
@@ -257,7 +282,7 @@ def _boxed(text: str) -> Extraction | None:
         return Extraction(joined[:MAX_ANSWER], "too long", len(distinct) > 1)
     if len(distinct) == 1 and spans.is_prose(said := words(joined)):
         return _announced(said) or _stated(said)
-    return Extraction(joined, several=len(distinct) > 1)
+    return _unless_contradicted(Extraction(joined, several=len(distinct) > 1), text[end:])
 
 
 _CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
@@ -291,11 +316,13 @@ def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[st
             denied = phrases.SUPPOSED.search(before) or phrases.NO_FINAL.search(before)
             denied = denied or phrases.NOT.search(text, mark, start) or phrases.NOT_BEFORE.search(before)
             after = text[start + len(line) : start + len(line) + _AROUND]
-            yield line, bool(denied or phrases.TAKEN_BACK.match(after))
+            yield line, bool(denied or phrases.TAKEN_BACK.match(after) or phrases.ADDED.match(after))
 
 
-def _announced(text: str) -> Extraction | None:
-    for line, denied in _announcements(text, phrases.announcements(text)):
+def _announced(text: str, without: str = "\n\n") -> Extraction | None:
+    """What is announced last, by a phrase that does not hold a word."""
+    marks = [mark for mark in phrases.announcements(text) if without not in text[slice(*mark)].lower()]
+    for line, denied in _announcements(text, marks):
         return _DENIED if denied else _stated(line)
     return None
 
@@ -305,7 +332,7 @@ def _stated(line: str) -> Extraction:
     end = phrases.SENTENCE_END.search(spans.hidden(line))
     sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
     sentence, note = _noted(sentence)
-    if _is_asked(sentence) or phrases.TAKEN_BACK.match(note) or phrases.TAKEN_BACK.match(rest):
+    if _is_asked(sentence) or any(phrases.TAKEN_BACK.match(said) for said in (note, rest)) or phrases.ADDED.match(rest):
         return _DENIED
     sentence = said = _stripped(sentence)
     if not sentence:
@@ -340,7 +367,7 @@ def _is_asked(sentence: str) -> bool:
 
 def _stripped(text: str) -> str:
     """The text without the marks and words around an answer that do not belong to it."""
-    text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。!,;").strip('*_`" ')
+    text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。．!,;").strip('*_`" ')
     text = re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text)
     lead = phrases.LEAD.match(text)
     text = text[lead.end() :].strip() if lead else text
@@ -351,12 +378,20 @@ _SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
 
 
 _ROW = re.compile(r" ?\|[\d.,| $-]*\| ?")  # of a table, without words
+# Between a computation and the number of its circumstances: "5 * 3 = 15 hours to read 3 books"
+_CIRCUMSTANCE = re.compile(
+    r"(?: [a-z]{1,15}){0,3} (?:in|after|for|per|of|on|from|over|at|by|during|within|to)"
+    r"(?: (?!(?:get|make|give|have|reach|be|total|equal)\b)[a-z]{1,15}){0,3} [$]?"
+)
 _QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
 
 
 def _valued(line: str, values: list[spans.Value]) -> Extraction:
     """The last value of a line, unless the words around it deny or change it."""
     value = values[-1]
+    if len(values) > 1 and "=" in values[-2].text and _CIRCUMSTANCE.fullmatch(line, values[-2].end, value.start):
+        values = values[:-1]
+        value = values[-1]
     joined = phrases.OR.search(line[values[-2].end : value.start]) if len(values) > 1 else None
     if len(values) > 1 and (joined or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
         return _several([one.text for one in values[-2:]])
@@ -394,7 +429,7 @@ def _unmarked(text: str) -> Extraction:
             before, note = _noted(line[start:end].lstrip())
             if phrases.REMARK.match(before):
                 continue
-            if values := spans.values_in(before):
+            if values := spans.values_in(before) or spans.values_in(before + note):
                 return (
                     _DENIED
                     if phrases.TAKEN_BACK.match(note)

@@ -17,7 +17,7 @@ from sgsd.verifiers.tidy import key, tidy, words
 from sgsd.verifiers.values import number
 from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
-_LABEL = re.compile(r"\(?[A-H][.)](?:\\? )++(?=[$\d\\-])")  # of an option: "A. 56"
+_LABEL = re.compile(r"\(?[A-H][.):](?:\\? )++(?=[$\d\\-])")  # of an option: "A. 56"
 _MARKED = re.compile(r"####|final answer", re.IGNORECASE)
 _CALCULUS = re.compile(r"\\(?:int|sum|prod|lim)(?![A-Za-z])")
 
@@ -183,11 +183,11 @@ def _contradicts(head: str, given: Reading) -> bool:
     """Whether a constant inside an equation chain differs from its value. One that cannot be read does not count."""
     literal = read_numeral(head)
     if given.numeral is not None and literal is not None:
-        return literal.value != given.numeral.value
+        return not same_number(literal, given.numeral)
     if given.shape not in {Shape.NUMBER, Shape.EXPRESSION}:
         return literal is not None
     try:
-        return not equal(head, given.text, digits=0)
+        return not any(equal(head, text, digits=0) for text in (given.text, given.text.rstrip("% ")))
     except UnreadableError:
         return False
 
@@ -197,8 +197,10 @@ def _is_number(reference: Reading, given: Reading) -> bool:
     assert reference.numeral is not None
     if given.numeral is not None:
         return same_number(reference.numeral, given.numeral)
-    if given.shape is Shape.LIST and given.brackets == "{}" and len(given.items) == 1:
-        return same_answer(reference, given.items[0])
+    if given.shape is Shape.LIST and len({item.name for item in given.items}) == 1:
+        texts = {item.text for item in given.items}
+        if len(texts) == len(given.items) and all(same_answer(reference, item) for item in given.items):
+            return True  # 3/4 or 0.75
     if given.shape is Shape.EXPRESSION and "=" in given.text:
         return _concludes(reference, given)
     if reference.numeral.value.denominator != 1:
@@ -230,6 +232,8 @@ def _names_differ(first: str, second: str) -> bool:
     first, second = _plain_name(first), _plain_name(second)
     if not first or not second or first == second:
         return False
+    if re.sub(r"'|\^-1", "", first) == re.sub(r"'|\^-1", "", second):  # y' and y, the inverse of f and f
+        return True
     if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
         return True
     a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)

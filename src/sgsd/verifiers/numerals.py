@@ -41,7 +41,7 @@ class Numeral:
     currency: str = ""
 
 
-_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:[ ]\d{3})+|\d+)"
+_INTEGER = r"(?:(?!0)\d{1,3}(?:(?:,\d{3})+|(?:\.\d{3}){2,}|(?:[ ]\d{3})+)|\d+)"
 _STOP = r"(?!\d|[.,]\d)"  # no further digit follows, grouped or not
 _SIGNED = r"[+-]?[ ]?\d+"
 _GROUPED = r"\d+(?:,\d{3})*"
@@ -56,7 +56,7 @@ _NUMERAL = re.compile(
     | (?P<fixed>\d+\.\d*)(?:\\(?:overline|bar|dot)\ ?\{{(?P<r1>\d+)\}}|\((?P<r2>\d+)\))
     | (?P<decimal>(?:{_INTEGER})?\.\d+|{_INTEGER}\.){_STOP}
     | (?P<integer>{_INTEGER}){_STOP}
-    | (?P<comma>\d+,\d{{1,2}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+){_STOP}
+    | (?P<comma>\d+,\d{{1,2}}|0,\d{{3}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+){_STOP}
     )(?P<rest>.*)""",
     re.DOTALL | re.VERBOSE | re.ASCII,
 )
@@ -66,10 +66,12 @@ _SCALE = re.compile(rf" ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _MARKS = "\u0900-\u0965\u0970-\u097f\u0e00-\u0e4f"  # Devanagari and Thai write vowels with them
 _UNIT = re.compile(rf"(?=[^\W_]|[°€£¥₹])(?:[^\W\d_]|[{_MARKS}°€£¥₹'()/ .\-]|\^ ?\{{? ?-?[1-4] ?\}}?)*")
 _FOREIGN_LETTER = re.compile(r"(?<!\w)[^\W\d_A-Za-z](?!\w)")
+PER = re.compile(r" ?/ ?(?=(?:\\text ?\{ ?)?(?:day|week|month|year|hour|minute|second|person)\b)")
+"""The stroke before a unit of time."""
 _POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 # After a number, these change its value, deny it or add another: not units.
 _NOT_UNITS = re.compile(
-    r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times|divided|multiplied"
+    r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times(?!\Z)|divided|multiplied"
     r"|over|more|less|than|least|most|between|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
     r"|quarter|thirds?|(?:fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?|halves|percent|if|unless|without"
     r"|where|when|is|are|was|equals?|power|binary|hex|octal|remainder|approximately|about|except|tens|hundreds?"
@@ -140,6 +142,7 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
     """Percent sign, scale and unit in the text after a literal; ``None`` if it is anything else."""
     if not rest.strip() or re.fullmatch(r" ?_ ?(?:10|\{ ?10 ?\})", rest):
         return False, 1, ""
+    rest = f" per {rest[stroke.end() :]}" if (stroke := PER.match(rest)) else rest
     glued = not rest.startswith((" ", "\\text"))
     percent = _PERCENT.match(rest)
     if percent:
@@ -186,8 +189,8 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     if text.startswith("\\text") and (spoken := TEXT.fullmatch(text)):
         text = spoken[1].strip()
     text = _ASIDE.sub("", _LEAD.sub("", text, count=1))
-    while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and ")" not in text[:-1]:
-        text = text[1:-1].strip()
+    while bare := re.fullmatch(r"\(([^(),]+)\)", text):  # (1,200) is a pair
+        text = bare[1].strip()
     match = _NUMERAL.fullmatch(_FRACTION.sub(r"{\1}/{\2}", text))
     if match is None or (match["comma"] and not decimal_comma):
         return None

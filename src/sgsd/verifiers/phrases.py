@@ -112,6 +112,11 @@ TAKEN_BACK = _any(
     r"(?:definitely )?not[.!]{0,3}\Z",
     before=r"[\s$.*()\]}\"'\\!,—–-]{0,6}+",
 )
+# The start of a further sentence or line that adds another.
+ADDED = _any(
+    r"(?:or|alternatively),? (?:(?:is it|it is|maybe|perhaps) )?(?=[-$\\\d]|\(?[A-Z]\)?\W?\Z)",
+    before=r"[\s$.*]{0,6}+",
+)
 # Anywhere soon after it.
 REFUTED = _any(
     r"(?:I|they|he|she|you|we|those|these) (?:am|are|is|was|were) (?:\w{1,15}ly )?(?:wrong|mistaken|incorrect)",
@@ -166,6 +171,7 @@ CHANGED_AFTER = _any(
     r"(?:if not|at most|at least|squared|cubed|factorial|doubled|tripled|halved|maybe|perhaps|possibly)\b",
     r"-?ish\b|より|보다|개 (?:이상|이하)|से (?:कम|अधिक|ज़्यादा)",
     r"之间|之間|以上|以下|以内|以外|未満|の間|の[^\d\n]{0,3}倍|사이|에서|이상|이하|미만",
+    r"(?:\w{1,9} |°[CF]? )?below zero\b",
     r"give or take|plus or minus|more or less|to the (?:power|\w+(?:th|rd|nd))\b|times (?=[\d$\\])|\.\.\.|…|\?",
     before=r"[\s$*)\]},\\]{0,4}",
 )
@@ -174,13 +180,14 @@ CHANGED_AFTER = _any(
 
 _FUNCTION = r"(?:sqrt|pi|log|ln|sin|cos|tan|exp|half|one|two|three|four|five|six|seven|eight|nine|ten)\b"
 NOTE = _any(
-    r",? (?:which|because|since|where|given that|so that|due to)\b",
+    r",? (?:which(?! (?:means|leaves|makes|gives))|because|since|where|given that|so that(?!['’]s)|due to|including)\b",
     r",? as (?:the|it|we|this|there|that|required|expected|desired|shown)\b|(?<=[\d$),]) as \d",
     r", (?:i\.?e\b|that is|namely)",
     r", (?:and )?(?:not|isn['’]t|no|non|nicht|não|pas)\b",
-    r", (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED)\b",
+    r", (?:of course|indeed|right|I (?:think|believe|guess)|thanks|thank you|QED)\b(?!,? or\b)",
     r", (?:obvious|clear|certain|sure|definite|exact|precise|final|evident|natural|undoubted|simp|real|tru)ly\b",
     r" ?\((?:since|because|as|for|given|using|from|by|i\.?e\.?|that is|rounded|exactly|note|see)\b(?! (?:=|mod))",
+    r"(?: \(|, or )(?:approximately|approx\.?|about|roughly|≈) ?(?=\d)",
     r" ?\((?:where|which|so|if|when|not|just|wrong|incorrect)\b",
     r"(?<=\d) \(\d{1,9} [a-z]{2,20} (?:of|at|per|by|times|plus) \d{1,9}[^()\n]{0,20}\)\Z",
     r" ?[✓✔✅🎉■□∎]",
@@ -203,7 +210,8 @@ EMPTY_WORDS = _any(
     before=r"\A",
     after=r"\b[^\d$\\]*$",
 )
-_COLON = r"(?<![<>!=\d])(?<!\d )(?<!\{[A-Za-z])(?<!\{[A-Za-z] ):(?=\s)"  # not the colon of a ratio or a set
+# Not the colon of a ratio, a set or an option.
+_COLON = r"(?<![<>!=\d])(?<!\d )(?<!\{[A-Za-z])(?<!\{[A-Za-z] )(?<!\{[A-Z]\})(?<!\{[A-Z]\} )(?<!\b[A-Z]):(?=\s)"
 VERB = _any(r"\b(?:is|are|be|equals?|it['’]s|that['’]s|gives?|leaves?|makes?|has|have|means)(?![\w'’]):?", _COLON)
 PREDICATE = _any(
     r"\b(?:is|are|not|it['’]s|equals?|the|we|that|so|be|was|were|find|get|gets|has|have|had|costs?|earn(?:s|ed)?|needs?)\b",

@@ -39,7 +39,7 @@ class Reading:
         name: the left-hand side that was taken off (``x`` in ``x = 5``), or the empty string.
         numeral: the literal, for a number.
         items: the elements of a list, sequence or union.
-        brackets: the two brackets of a sequence; ``matrix`` or ``row``.
+        brackets: the two brackets of a sequence, and ``|`` for that of an absolute value; ``matrix`` or ``row``.
         rounded: the approximation given beside an exact value (``1/3 \\approx 0.333``).
         heads: the constants inside an equation chain, which must not contradict its value (``54 = 55 = 56``).
     """
@@ -66,6 +66,7 @@ _NAMES = frozenset(
 _SYMBOLS = _NAMES - {r"\frac"}
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
+_INVERSE = re.compile(r"(?<=[A-Za-z])\^\{-1\}(?= ?\()")
 _APPLIED = re.compile(r"(?<=[A-Za-z'}])\([^()=<>]{0,40}\)")
 _BIG = re.compile(r"\\(?:lim|int|sum|prod|log|ln|binom|det|sqrt)(?![A-Za-z])")
 _EQUALITY = re.compile(r"(?<![<>!:\\])=")
@@ -77,6 +78,7 @@ _CONJUNCTION = re.compile(
     r"[,;]? ?(?:\\text ?\{ ?,? ?(?:and|or) ?\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
     r"|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|(?<=[\d)}])(?:and|or)(?=[A-Za-z\d(\\-])|(?<!\\)&|或|和) ?[,;]?"
 )
+_LOGIC = re.compile(r"\\(?:lor|land|vee|wedge)(?![A-Za-z])")
 _LETTERS = r"A-Za-zÀ-ɏ\u0370-\u03ff\u0400-\u04ff\u0900-\u097f\u0600-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
 _WORDS = re.compile(rf"[{_LETTERS}0-9 '\".,:;!?&\-/()]*")
 _HAS_WORD = re.compile(
@@ -92,6 +94,9 @@ _MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
 _BEGIN = re.compile(rf"\\begin ?(?:{_MATRIX}(?: ?\{{[lcr| ]*\}})?|(?P<cases>\{{cases\}}))")
 _END = re.compile(rf"\\end ?(?:{_MATRIX}|\{{cases\}})$")
 _IN = re.compile(r"\\in(?![A-Za-z])")
+_BUILDER = re.compile(r"([^|:]*?) ?(?:\\mid(?![A-Za-z])|\||:) ?(.+)")
+_REAL = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)? ?(?:\\in ?\\(?:mathbb ?\{ ?R ?\}|R))?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _POINT = re.compile(r"([A-Z]'?(?: ?_ ?(?:\w|\{\w\}))?) ?(?=\()")
 _BRACKET = re.compile(r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\\\|[()\[\]{},;&]")
 
@@ -162,7 +167,7 @@ def is_name(text: str) -> bool:
     r"""Whether a left-hand side only names what follows: ``x``, ``f(2)``, ``\frac{NO}{BO}``, ``\text{Total cost}``."""
     if not text or len(text) > 80 or any(command not in _NAMES for command in _COMMAND.findall(text)):
         return False
-    rest = _APPLIED.sub("", _SUBSCRIPT.sub("", _COMMAND.sub(" ", text)))
+    rest = _APPLIED.sub("", _SUBSCRIPT.sub("", _INVERSE.sub("", _COMMAND.sub(" ", text))))
     return bool(re.search(r"[^\W\d_]", text)) and bool(re.fullmatch(r"(?:[^\W\d]|['|:,(){}\[\]° .&])*", rest))
 
 
@@ -223,6 +228,7 @@ def _inequality(text: str, depth: int) -> Reading | None:
     elif len(parts) == 2 or not names[1]:
         return None
     brackets = ("(" if relations[0] == "<" else "[") + (")" if relations[1] == "<" else "]")
+    brackets += "|" * ("|" in parts[1])
     items = (_read(parts[0], depth + 1), _read(parts[2], depth + 1))
     return Reading(Shape.SEQUENCE, text, text, name=parts[1], items=items, brackets=brackets)
 
@@ -237,6 +243,8 @@ def _expand_sign(text: str) -> list[str]:
 
 def _items(text: str, depth: int) -> tuple[Reading, ...] | None:
     """The elements of a list, split at commas, semicolons, ``and``, ``or``; ``None`` if it has only one."""
+    if _LOGIC.search(text) and not re.search(r"[=<>,]|\\[lg]eq|\\in(?![A-Za-z])", text):
+        return None
     groups = [group for group in split_outside(_CONJUNCTION.sub(" ; ", text), r";\\") if group]
     pieces = [[piece for piece in split_outside(group, ",") if piece] for group in groups]
     sizes = {len(piece) for piece in pieces}
@@ -255,9 +263,12 @@ def _container(text: str, depth: int) -> Reading | None:
     """A set in braces, a tuple, an interval, a matrix."""
     if text.startswith(r"\{") and text.endswith(r"\}") and nesting(text[2:-2]) >= 0:
         inner = text[2:-2].strip()
-        builder = re.match(r"([^|:]*?) ?(?:\\mid(?![A-Za-z])|\||:) ?(.+)", inner)
-        if builder and is_name(builder[1].replace(r"\in", "").strip()):
+        builder = _BUILDER.fullmatch(inner)
+        if builder and _REAL.fullmatch(builder[1]):
             return _read(builder[2], depth + 1)
+        if builder and is_name(builder[1].replace(r"\in", "").strip()):  # integers, pairs: no interval
+            text = rf"\{{{builder[1]} \mid {builder[2]}\}}"
+            return Reading(Shape.EXPRESSION, text, text)
         items = _items(inner, depth) or ((_read(inner, depth + 1),) if inner else ())
         return Reading(Shape.LIST, text, text, items=items, brackets="{}")
     begin, end = _BEGIN.match(text), _END.search(text)
@@ -310,10 +321,12 @@ def _read(text: str, depth: int) -> Reading:
         if all(part.strip() for part in parts) and len(parts) <= MAX_ITEMS:
             return Reading(Shape.UNION, text, text, items=tuple(_read(part, depth + 1) for part in parts))
     named = split_equation(text)
-    if len(named) == 2 and is_name(named[0]):
-        if "," in named[1] and read_numeral(named[1]) is not None:
-            return _chain(text, depth) or leaf  # x = 1,000 is no list
-        if not re.search("[,;]", named[0].partition("(")[0]) and (items := _items(named[1], depth)) is not None:
+    bare = _THOUSANDS.sub("", text)
+    if len(named) > 1 and bare != text and not re.search("[,;]", bare) and read_numeral(named[-1]) is not None:
+        return _chain(bare, depth) or leaf  # x = 1,000 is no list
+    if len(named) == 2 and is_name(named[0]) and not re.search("[,;]", named[0].partition("(")[0]):
+        items = _items(named[1], depth)
+        if items is not None:
             return Reading(Shape.LIST, text, text, name=named[0], items=items)
     items = _items(text, depth)
     if items is not None:

@@ -130,11 +130,11 @@ def read_json(text: str) -> Any:
 
 
 def json_value(text: str) -> Any:
-    """A JSON value, or ``rows`` of a text that is not JSON."""
+    """A JSON value, or the ``rows`` of a text that is not JSON, which equal no list of JSON's."""
     try:
         return read_json(text)
     except ValueError:
-        return rows(text)
+        return tuple(rows(text))
 
 
 def partitions(text: str) -> Counter[tuple[str, ...]]:

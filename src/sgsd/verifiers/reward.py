@@ -87,6 +87,8 @@ def make_grader(*, path: str, threshold: float) -> Grader:
         rewards: Any = function(**arguments)
         if inspect.isawaitable(rewards):
             rewards = loop.run_until_complete(awaited(rewards))
+        if len(rewards) != 1:
+            raise ValueError(f"{len(rewards)} rewards for one completion")
         reward: Any = rewards[0]
         if reward is None or math.isnan(float(reward)):
             return Verdict(Outcome.UNDECIDED, f"reward is {reward}")

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from sgsd.verifiers import phrases
-from sgsd.verifiers.numerals import read_numeral
+from sgsd.verifiers.numerals import PER, read_numeral
 from sgsd.verifiers.tidy import key, names, tidy, words
 
 # ---- boxes
@@ -68,7 +68,7 @@ _BEFORE = re.compile(
 _HEADING = re.compile(r"(?:step|part|case|problem|question|answer|example) \d{1,3} ?[-–—:.] ?\Z", re.IGNORECASE)
 _AFTER = re.compile(
     r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))"
-    r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])"
+    r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])|\d"
 )
 
 
@@ -186,15 +186,16 @@ def is_prose(text: str) -> bool:
 _TOKEN = re.compile(
     rf"(?P<number>{_DIGITS})|\\(?:frac|dfrac|sqrt|times|cdot|div|pm|approx|left|right|pi|leq?|geq?)(?![A-Za-z])"
     r"|(?<![A-Za-z])(?:or|and|to|through|minus|plus|times|mod|sqrt|pi|x)(?![A-Za-z])"
-    r"|[-+*/^=×÷·!%(){}\[\],;<>≤≥±≈√π€£¥₹$・、]",
+    r"|[-−–‒﹣－+*/^=×÷·!%(){}\[\],;<>≤≥±≈√π€£¥₹$・、]|(?<=\d)[—~～](?=\d)",
     re.IGNORECASE,
 )
 _JOINTS = frozenset(("and", "to", "through", *"),;=]}!%、・"))
 _OPERATORS = frozenset(("times", "plus", "mod", *"+*/^×÷·"))
-_LOOSE_ENDS = frozenset(("or", "and", "to", "through", *",;([{<>-$"))
+_DASHES = frozenset("-−–‒﹣－")
+_LOOSE_ENDS = frozenset(("or", "and", "to", "through", *",;([{<>$", *_DASHES))
 _GLUED = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9_]++ ?\Z")
-_MINUS = re.compile(r"\b(?:minus|negative) \Z", re.IGNORECASE)
-_OR = re.compile(r",? \(?or ", re.IGNORECASE)
+_MINUS = re.compile(r"\b(?:minus|neg(?:ative)?) \Z", re.IGNORECASE)
+_OR = re.compile(r",? \(?or | \((?=[\d.,]+ ?\\?%?\)\Z)", re.IGNORECASE)
 _SCALE = (
     r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ)"
     r"| (?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
@@ -224,7 +225,9 @@ def _value(line: str, run: list[Value]) -> Value | None:
     first, last = 0, len(run)
     while not run[first].solid and (run[first].text.lower() in _JOINTS or _is_dash(line, run[first])):
         first += 1
-    while not run[last - 1].solid and run[last - 1].text.lower() in _LOOSE_ENDS:
+    while not run[last - 1].solid and (
+        run[last - 1].text.lower() in _LOOSE_ENDS or PER.match(line, run[last - 1].start)
+    ):
         last -= 1
     run = run[first + (run[first].text.lower() == "minus") : last]
     start, end = run[0].start, run[-1].end
@@ -247,7 +250,7 @@ def _value(line: str, run: list[Value]) -> Value | None:
 def _is_dash(line: str, sign: Value) -> bool:
     """Whether a minus sign is a dash: in a list (``- 5``) or after a word (``total - 5``), but not in ``x - 5``."""
     before = line[max(0, sign.start - 5) : sign.start].rstrip()[-2:]
-    apart = sign.text == "-" and line[sign.end : sign.end + 1] == " "
+    apart = sign.text in _DASHES and line[sign.end : sign.end + 1] == " "
     return apart and (not before or (before.isalpha() and len(before) == 2))
 
 
@@ -258,7 +261,10 @@ _OPTION_MARK = re.compile(r"(?<![A-Za-z'])\(?([A-Z])(?:\)|[.:](?=\s|$))")
 _JOINED = re.compile(
     r"(?:\b(?:or|and)\b|[,;/&])\s*(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])([A-Z])(?![A-Za-z'])"
 )
-_ALONE = re.compile(r"(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z])(?<![A-Za-z'\\])([A-Z])(?![A-Za-z'])")
+_ALONE = re.compile(
+    r"(?!(?:A|I) (?!(?:or|and|is|because|since|must)\b)[a-z]|I(?:,| and| or) II)"
+    r"(?<![A-Za-z0-9'\\])([A-Z])(?![A-Za-z0-9'+])"
+)
 
 
 def option(text: str) -> str | None:

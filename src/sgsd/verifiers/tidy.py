@@ -14,7 +14,7 @@ def names(text: str) -> list[str]:
 
 
 _CHARACTERS = str.maketrans(
-    dict(zip("−–‐‑∗÷⁄∕’‘“”（）。；：，", "----*///''\"\"().;:,", strict=True))
+    dict(zip("−–‐‑‒﹣－∗÷⁄∕’‘“”（）。．；：，￥", "-------*///''\"\"()..;:,¥", strict=True))
     | {
         old: f"\\{name} "
         for old, name in zip(
@@ -26,7 +26,6 @@ _CHARACTERS = str.maketrans(
             strict=True,
         )
     }
-    | {digit: f"^{{{n}}}" for n, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹") if n in (2, 3)}
     | {digit: f"_{{{n}}}" for n, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")}
     | {"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
     | {"ℝ": r"\mathbb{R}", "~": " "}
@@ -37,14 +36,18 @@ _ESCAPED = re.compile(
     r"\\\\(?=(?:boxed|fbox|[dtc]?frac|sqrt|left|right|text|textbf|mathrm|cdot|times|pi|l?eq?|g?eq?|neq?|cup|cap|infty|pm"
     rf"|circ|in|q?quad|{_FUNCTIONS})(?![A-Za-z]))"
 )
+_RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_LOWERED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _ROOT = re.compile(r"√ ?(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 _END = r"(?![A-Za-z])"
+_SINGLE = r"(\d|\\pi(?![A-Za-z])|[A-Za-z](?![A-Za-z]))"
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         # Delimiters, sizes, colours, styles and spaces have no meaning.
         (r"\\\$|\$|(?<!\\)\\[()\[\]]", " "),
         (r" ?\{ ?, ?\} ?", ","),
+        (r"\\\\ ?\[ ?-?[\d.]+ ?(?:pt|ex|em|mm|cm)\]", r"\\\\"),
         (r"\.\.\.", r"\\ldots "),
         (r", ?\\! ?", ","),
         (r"\\(?:textcolor|color|colorbox) ?(?:\[[^\[\]{}]*\])? ?\{[^{}]*\}", " "),
@@ -60,11 +63,11 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r" ?\\q?quad(?![A-Za-z]{2}) ?(?=\\(?:text|mathrm|mbox)\b)", " "),
         (r"\\q?quad(?![A-Za-z]{2})", ";"),
         # One spelling for fractions, roots, powers, fonts and relations.
-        (r"\\[dtc]frac" + _END, r"\\frac"),
+        (r"\\[dtc](frac|binom)" + _END, r"\\\1"),
         (r"\{([^{}\\]{1,60})\\over" + _END + r"([^{}\\]{1,60})\}", r"\\frac{\1}{\2}"),
-        (r"\\frac ?(\d|[A-Za-z](?![A-Za-z]))", r"\\frac{\1}"),
-        (r"(\\frac ?\{[^{}]*\}) ?(\d|[A-Za-z](?![A-Za-z]))", r"\1{\2}"),
-        (r"\\sqrt ?(\d|[A-Za-z](?![A-Za-z]))", r"\\sqrt{\1}"),
+        (rf"\\frac ?{_SINGLE}", r"\\frac{\1}"),
+        (rf"(\\frac ?\{{[^{{}}]*\}}) ?{_SINGLE}", r"\1{\2}"),
+        (rf"(\\sqrt ?(?:\[[^\[\]]*\])?) ?{_SINGLE}", r"\1{\2}"),
         (r"\*\*", "^"),
         (r"\^ ?(-?\d\d+(?!\d|\.\d)|-\d)", r"^{\1}"),
         (rf"\\(?:operatorname\*?|mathrm) ?\{{ ?({_FUNCTIONS}) ?\}}", r"\\\1 "),
@@ -73,7 +76,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"|underline|operatorname)(?= ?\{)",
             r"\\text",
         ),
-        (r"\\text ?\{ ?([+-]) ?\}", r"\1"),
+        (r"\\text ?\{([^{}\w]*\d[^{}A-Za-z]*| ?[+-] ?)\}", r" \1 "),
         (r"\\frac ?\{ ?\\text ?\{([^{}]*)\} ?\} ?\{ ?\\text ?\{([^{}]*)\} ?\}", r"\\text{\1/\2}"),
         (r"_ ?\{ ?\\(?:text ?\{)?([A-Za-z]+)\}? ?\}", r"_{\1}"),
         (r"\\pmod ?(\w+)", r"\\pmod{\1}"),
@@ -90,7 +93,8 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _ENDS, _STARTS = " .,;:`*_\\", " ,;:`*_"
-_BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
+# A box, or a font around more than words.
+_BOX = re.compile(r"\\(?:boxed|fbox) ?\{|\\text ?\{(?=[^{}]*\{)")
 
 
 def balanced(text: str) -> bool:
@@ -116,6 +120,7 @@ def tidy(text: str) -> str:
     ``1{,}234``.
     """
     text = _ESCAPED.sub(r"\\", " ".join(text.split()))
+    text = _RAISED.sub(lambda m: f"^{{{m[0].translate(_LOWERED)}}}", text)
     text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text).translate(_CHARACTERS)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -141,4 +146,4 @@ def key(text: str) -> str:
     text = re.sub(r" ?\\cdot ?", r"\\times ", words(text))
     text = re.sub(r"([\^_])\{(\w)\}", r"\1\2", text)
     plain = re.sub(r"(?<!\d) | (?!\d)", "", re.sub(r"\\(?=[{}])", "", text))
-    return plain.casefold() if "\\" not in plain and re.search(r"[A-Za-z]{2}", plain) else plain
+    return plain.casefold() if "\\" not in plain and re.search(r"[A-Za-z]{4}", plain) else plain

@@ -25,7 +25,9 @@ _LARGEST = 10_000
 _EXACT_BITS = 40_000
 _LARGEST_EXPONENT = 10**6
 _DRAW = random.SystemRandom()  # secret points: no answer can be built to agree at them
-_POINTS = [[Fraction(sign * _DRAW.randrange(200_000, 1_700_000), 1_000_003) for _ in range(60)] for sign in (1, 1, -1)]
+# Below 1, beyond 1 (where high powers are not small) and negative.
+_RANGES = ((200_000, 900_000), (1_100_000, 1_700_000), (-1_700_000, -200_000))
+_POINTS = [[Fraction(_DRAW.randrange(*span), 1_000_003) for _ in range(60)] for span in _RANGES]
 # For absolute values: points far out and of mixed signs, where the signs of their arguments differ.
 _FAR = [[x * sign * (-1) ** place for place, x in enumerate(_POINTS[0])] for sign in (1, -1, 1_000, -1_000)]
 Value = Any  # a Fraction as long as the value is rational, else a number of mpmath
