@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice, pairwise, takewhile
 
 from sgsd.verifiers import phrases, spans
-from sgsd.verifiers.numerals import read_numeral
+from sgsd.verifiers.numerals import approximates, read_numeral
 from sgsd.verifiers.thinking import answer_part
 from sgsd.verifiers.tidy import tidy, words
 
@@ -243,11 +243,11 @@ def _unless_contradicted(found: Extraction, rest: str) -> Extraction:
 
 
 def _contradict(first: str, second: str) -> bool:
-    """Whether two answers are different numbers or different options."""
-    values = [read_numeral(tidy(text[:MAX_ANSWER].rpartition("=")[2])) for text in (first, second)]
-    amounts = {value.value / (100 if value.percent else 1) for value in values if value}
+    """Whether two answers are different options, or different numbers of which neither rounds the other."""
+    a, b = (read_numeral(tidy(text[:MAX_ANSWER].rpartition("=")[2])) for text in (first, second))
     letters = {letter for text in (first, second) if (letter := spans.option(text[:MAX_ANSWER]))}
-    return len(amounts) > 1 or len(letters) > 1
+    same = a is None or b is None or a.value == b.value or approximates(a.value, b) or approximates(b.value, a)
+    return not same or len(letters) > 1
 
 
 def _several(answers: Iterable[str]) -> Extraction:
