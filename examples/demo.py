@@ -96,14 +96,21 @@ def other_sums() -> list[str]:
 
 
 def write(folder: Path) -> tuple[Path, Path, Path]:
-    """Write ``SKILL.md``, ``train.jsonl``, ``held-out.jsonl`` and ``other-sums.jsonl``; returns the first three."""
-    skill = folder / "SKILL.md"
-    runfolder.write_text(skill, document())
-    files = {name: folder / f"{name}.jsonl" for name in ("train", "held-out")}
-    for name, rows in tasks().items():
-        runfolder.write_text(files[name], (json.dumps(row) + "\n" for row in rows))
-    runfolder.write_text(folder / "other-sums.jsonl", (json.dumps({"problem": text}) + "\n" for text in other_sums()))
-    return skill, files["train"], files["held-out"]
+    """Write ``SKILL.md``, ``train.jsonl``, ``held-out.jsonl`` and ``other-sums.jsonl``; returns the first three.
+
+    Raises:
+        ConfigError: one of them exists with other content.
+    """
+    rows = tasks() | {"other-sums": [{"problem": text} for text in other_sums()]}
+    texts = {"SKILL.md": document()}
+    texts |= {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in own) for name, own in rows.items()}
+    for name, text in texts.items():
+        if os.path.lexists(folder / name) and runfolder.read_text(folder / name, ConfigError) != text:
+            remedy = "move it, or choose another --output"
+            raise ConfigError("the demo would replace a file", got=str(folder / name), remedy=remedy)
+    for name, text in texts.items():
+        runfolder.write_text(folder / name, text)
+    return folder / "SKILL.md", folder / "train.jsonl", folder / "held-out.jsonl"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -129,6 +136,8 @@ def main(arguments: Sequence[str]) -> int:
     ):
         os.environ.setdefault(name, value)
     console, output, began = standard_output(), options.output, time.perf_counter()
+    if output.name in ("", ".."):
+        raise ConfigError("--output has no name, which the folder of the demo's data needs", got=str(output))
     finished = output / runfolder.SUMMARY
     if finished.is_file():
         if not runfolder.read_json(finished).get("demo"):

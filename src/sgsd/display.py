@@ -21,6 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 _KEPT = "\t\n\u200c\u200d"
 _MARKUP = re.compile(r"[\\`*\[\]<>|&]")
 _STYLE = re.compile(r"\x1b\[[\d;]*m")  # colours, which libraries put into their logs
+_URL = re.compile(r"\b[a-zA-Z]{1,10}://[^\s'\"]+")
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _LONGEST = 2_000
 _LEAST_SECRET = 6  # characters; shorter keys are placeholders, such as EMPTY or none
@@ -122,12 +123,21 @@ def without_secrets(value: Any) -> Any:
     """Plain data without the settings of ``SECRETS``, and with URLs as ``public_url`` returns them."""
     if isinstance(value, dict):
         fields = cast(dict[str, Any], value)
-        return {name: without_secrets(item) for name, item in fields.items() if name not in SECRETS}
+        return {
+            name: public_url(item) if name.endswith("_url") and isinstance(item, str) else without_secrets(item)
+            for name, item in fields.items()
+            if name not in SECRETS
+        }
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in cast(Sequence[Any], value)]
-    if isinstance(value, str) and value.startswith(("http://", "https://")):
+    if isinstance(value, str) and _URL.match(value):
         return public_url(value)
     return value
+
+
+def without_credentials(text: str) -> str:
+    """The text with every URL in it as ``public_url`` returns it."""
+    return _URL.sub(lambda found: public_url(found[0]) if "@" in found[0] or "?" in found[0] else found[0], text)
 
 
 def public_url(url: str) -> str:
@@ -137,4 +147,5 @@ def public_url(url: str) -> str:
     except ValueError:  # no URL: its user raises the error
         scheme, slashes, rest = url.partition("//")
         return scheme + slashes + rest.rpartition("@")[2].partition("?")[0]
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    path = parts.path if parts.netloc else parts.path.rpartition("@")[2]  # without //, as user:password@host
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -62,5 +63,5 @@ def in_one_line(what: str = "the settings cannot be used") -> Generator[None]:
         raise
     except ImportError as error:
         raise ConfigError("a package these settings need is missing", got=" ".join(str(error).split())) from error
-    except (TypeError, ValueError, NotImplementedError, AssertionError, RecursionError) as error:
+    except (TypeError, ValueError, NotImplementedError, AssertionError, RecursionError, re.error) as error:
         raise ConfigError(what, got=" ".join(str(error).split()) or type(error).__name__) from error

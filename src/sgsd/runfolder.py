@@ -191,8 +191,18 @@ def refuse_foreign_links(folder: Path) -> None:
                 raise ConfigError(
                     "a link leads out of the output folder", got=f"{place}, to {real(place)}", remedy="remove it"
                 )
-        elif place.is_fifo() or place.is_char_device() or place.is_block_device():
-            raise ConfigError("the output folder holds a pipe or a device", got=str(place), remedy="remove it")
+        else:
+            refuse_pipe(place, "the output folder")
+
+
+def refuse_pipe(place: Path, folder: str) -> None:
+    """Refuse a pipe or a device, from which a reader might wait without end.
+
+    Raises:
+        ConfigError: naming it, and the folder that it is in.
+    """
+    if place.is_fifo() or place.is_char_device() or place.is_block_device():
+        raise ConfigError(f"{folder} holds a pipe or a device", got=str(place), remedy="remove it")
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:

@@ -311,3 +311,22 @@ def test_check_finds_problems_by_file_and_as_a_benchmark(sgsd, tmp_path, file):
     assert len(json.loads(sgsd("bank", "check", file, *both, "--json").out)) == 2
     assert "--n is out of range" in sgsd("bank", "check", file, *both, "--n", "4").error
     assert "gone.jsonl" in sgsd("bank", "check", file, "--problems", tmp_path / "gone.jsonl").error
+
+
+def test_an_export_warns_of_what_markdown_does_not_keep(sgsd, tmp_path):
+    texts = {"list": "- one\n- two", "rule": "---", "open": "```\ncode", "fine": "Add  first,\nthen round."}
+    items = [{"id": name, "title": "Sums", "text": text} for name, text in texts.items()]
+    (tmp_path / "bank.json").write_text(json.dumps({"skills": items, "mistakes": []}))
+    result = sgsd("bank", "export", tmp_path / "bank.json", tmp_path / "SKILL.md", "--format", "skill-md")
+    assert result.code == 0
+    assert "3 of 4 items are other rules when it is read (--format native keeps them): list, rule, open" in result.error
+    (tmp_path / "bank.json").write_text(json.dumps({"skills": items[3:], "mistakes": []}))
+    assert sgsd("bank", "export", tmp_path / "bank.json", tmp_path / "b.md", "--format", "skill-md").err == ""
+
+
+@pytest.mark.parametrize("kept", ["null", "3", "[1]", '{"a": 1}'])
+def test_a_check_s_memories_of_another_type_are_refused_by_line(sgsd, tmp_path, kept):
+    (tmp_path / "bank.json").write_text(json.dumps({"skills": [{"id": "s", "text": "Add."}], "mistakes": []}))
+    (tmp_path / "maintenance.jsonl").write_text(f'{{"step": 1, "items": [], "memories_kept": {kept}}}\n')
+    result = sgsd("bank", "check", tmp_path / "bank.json")
+    assert (result.code, "maintenance.jsonl:1: memories_kept" in result.error) == (2, True), result.err

@@ -326,3 +326,16 @@ def test_a_rehearsal_prompt_that_is_too_long_is_refused_by_its_id(dry, tmp_path)
     rehearsing = ("--rehearsal_weight", "1", "--teacher", "frozen", "--rehearsal_dataset")
     assert "too long: got 1 of 2, such as prompts-1 of " in dry(*rehearsing, file).error
     assert "no data set: got ''" in dry(*rehearsing, "").error  # not the model's own prompts
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"dtype": "float23"}, "unknown dtype: got 'float23'"),
+        ({"use_peft": True, "lora_target_modules": "((q_proj"}, "the adapter cannot be built: got missing )"),
+    ],
+)
+def test_what_torch_and_peft_do_not_know_is_one_line(dry, tmp_path, settings, told):
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    result = dry("--config", tmp_path / "run.yaml")
+    assert (result.code, told in result.error) == (2, True), result.err

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.cli import main
-from sgsd.display import keep_secret, logger
+from sgsd.display import keep_secret, logger, public_url, without_secrets
 from sgsd.errors import SGSDError
 
 from ..report.folders import write_run
@@ -199,6 +199,44 @@ def test_what_other_libraries_log_of_a_file_is_visible(folder, tiny_folder, tmp_
 def test_json_reads_back_as_it_was(sgsd, folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert SkillBank.from_json(sgsd("bank", "show", "bank.json", "--json").out) == SkillBank.load("bank.json")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"maintenance_writer_url": "http://u:sesame@h/v1"},
+        {"maintenance_writer_url": "http://h/v1?api-key=sesame"},
+        {"eval_dataset": "https://u:sesame@h/x.jsonl", "dataset": "https://h/x.jsonl?sig=sesame"},
+        {"hub_token": ["sesame"]},
+        {"hub_token": 5, "model_name_or_path": "HTTPS://u:sesame@h"},
+    ],
+)
+def test_no_error_shows_what_a_setting_holds_of_secrets(sgsd, tmp_path, settings):
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    result = sgsd("train", "--config", tmp_path / "run.yaml", "--output_dir", tmp_path / "run", "--dry_run")
+    assert (result.code, "sesame" in result.out + result.err) == (2, False), result.err
+
+
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("http://u:sesame@h:8/v1?k=sesame#sesame", "http://h:8/v1"),
+        ("u:sesame@h:80", "u:h:80"),
+        ("h:80/v1?k=sesame", "h:80/v1"),
+        ("http:\\\\u:sesame@h", "http:///h"),
+        ("//u:sesame@h/", "//h/"),
+        ("HTTP://u:sesame@h", "http://h"),
+    ],
+)
+def test_a_url_is_shown_and_recorded_without_its_secrets(url, public):
+    assert public_url(url) == public
+    assert without_secrets({"base_url": url}) == {"base_url": public}
+    assert "sesame" not in str(SGSDError("what", got=f"a server {url if '://' in url else public}"))
+
+
+def test_what_is_no_secret_stays_in_an_error():
+    for text in ("reasoning_gym:sums?size=5&seed=1", "http://localhost:8000/v1", "a@b", "$x?y@z://"):
+        assert text in str(SGSDError("what", got=text))
 
 
 def test_a_secret_is_masked_in_whatever_is_shown(sgsd, tmp_path):

@@ -321,3 +321,18 @@ def test_the_hub_out_of_reach_is_told_and_not_tried_for_minutes(flags, tmp_path,
     assert "sgsd: error:" in done.stderr.strip().splitlines()[-1]
     assert "local" in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_the_demo_replaces_no_file_that_it_did_not_write(sgsd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "skill-data").mkdir()
+    (tmp_path / "skill-data" / "train.jsonl").write_text("mine")
+    assert "would replace a file: got skill-data/train.jsonl" in sgsd("demo", "--output", "skill").error
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["train.jsonl"]
+    for output in (".", ".."):
+        assert "--output has no name" in sgsd("demo", "--output", output).error
+
+
+def test_a_seed_that_generators_do_not_take_is_refused(sgsd, tmp_path):
+    for command in (("eval", "x"), ("doctor", "b", "--tasks", "t", "--model", "x")):
+        assert "expected 0 to 2**32 - 1" in sgsd(*command, "--seed", 2**70).error

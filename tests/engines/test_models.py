@@ -530,3 +530,14 @@ def test_qwen_coder_is_joined_has_its_own_template_and_answers(tmp_path, monkeyp
         prompt = tokenizer(text, return_tensors="pt")
         answer = model.generate(**prompt, max_new_tokens=40, do_sample=False)
         assert expected in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
+def test_a_folder_with_a_pipe_is_refused(tiny_folder, tmp_path, name):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ConfigError, match=f"the model's folder holds a pipe or a device: got .*{name}"):
+            load(str(folder))

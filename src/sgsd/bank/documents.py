@@ -221,7 +221,9 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
 
 
 def write_document(bank: SkillBank) -> str:
-    """A bank as Markdown; ``read_document`` restores its items, and for a bank from a document their order."""
+    """A bank as Markdown; ``read_document`` restores its items but ``changed_items``, and for a bank from a document
+    their order.
+    """
     lines = ["---", f"name: {_quoted(bank.name or 'skills')}"]
     if description := bank.metadata.get("description"):
         lines.append(f"description: {_quoted(str(description))}")
@@ -257,7 +259,21 @@ def write_document(bank: SkillBank) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def changed_items(bank: SkillBank, text: str) -> list[str]:
+    """Ids of the items that ``read_document`` would not find in the text of ``write_document``, up to white space.
+
+    Markdown has no way to write some texts as one rule: a list, a line ``---``, a code block that does not end.
+    """
+    rules, _ = _parsed(_split(text)[1])
+    found = {_content(rule.item) for rule in rules}
+    return [item.id for item in bank.items if _content(item) not in found]
+
+
 # ---- reading
+
+
+def _content(item: Item) -> tuple[str, ...]:
+    return type(item).__name__, *(" ".join(part.split()) for part in (item.title, item.text, item.note))
 
 
 def _main(folder: Path) -> Path | None:

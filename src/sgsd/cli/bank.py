@@ -17,16 +17,18 @@ from rich.text import Text
 from sgsd import runfolder
 from sgsd.bank import BankDiff, Item, Skill, SkillBank
 from sgsd.bank.build import LINEAGE, MEMORIES
-from sgsd.bank.documents import load_bank, sources, write_document
+from sgsd.bank.documents import changed_items, load_bank, sources, write_document
 from sgsd.bank.leaks import LeakReport, scan
 from sgsd.cli.console import print_json, standard_error, standard_output, table
 from sgsd.data.problems import Problem
 from sgsd.display import say
 from sgsd.errors import BankError
 from sgsd.memories import Memory, read_memory
+from sgsd.prompts import listed
 from sgsd.validation import validated
 
 _LINEAGE = TypeAdapter(dict[str, list[str]])
+_KEPT = TypeAdapter(list[dict[str, Any]])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -117,10 +119,14 @@ def _export(options: argparse.Namespace) -> None:
     target: Path = options.target
     _refuse_existing(options)
     if options.format == "skill-md":
+        text = write_document(bank)
         try:
-            runfolder.write_text(target, write_document(bank))
+            runfolder.write_text(target, text)
         except OSError as error:
             raise BankError("the target cannot be written", got=f"{target} ({error.strerror})") from error
+        if changed := changed_items(bank, text):
+            told = f"{len(changed)} of {len(bank.items)} items are other rules when it is read"
+            say(f"warning: {target}: {told} (--format native keeps them): {listed(changed)}", error=True)
     else:
         bank.save(target, format=options.format)
     say(f"{target}: {_sizes(bank)}, {options.format} format")
@@ -251,7 +257,7 @@ def _memories(folder: Path | None) -> Iterator[Memory]:
         yield from _read_memories(folder / MEMORIES)
     if folder is not None and (folder / runfolder.MAINTENANCE).is_file():
         for where, check in runfolder.read_lines(folder / runfolder.MAINTENANCE):
-            for values in check.get("memories_kept", ()):
+            for values in validated(_KEPT, check.get("memories_kept", []), f"{where}: memories_kept"):
                 yield read_memory(values, where)
 
 

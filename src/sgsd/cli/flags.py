@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 # Engine → samples per call. They are saved together, so this is the most that an interruption loses. vLLM and servers
 # batch by themselves and have idle slots at the end of each call, so their calls are large.
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 SAMPLE_BATCHES = {"transformers": 32, "vllm": 512, "openai": 256}
 
 

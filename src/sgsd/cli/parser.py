@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__, examples
-from sgsd.cli.flags import SAMPLE_BATCHES, expand_home, with_underscores
+from sgsd.cli.flags import DTYPES, SAMPLE_BATCHES, expand_home, with_underscores
 from sgsd.display import make_libraries_visible, say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
@@ -28,7 +28,6 @@ _EPILOG = """\
 Presets for --config: internalize, bank, lab, correction-qwen3-1.7b, sgsd-qwen3-1.7b, sgsd-qwen3-4b, sgsd-qwen3-8b,
 sgsd-upstream-qwen3-1.7b, grpo-qwen3-1.7b, opsd-qwen3-1.7b. Documentation: README.md, docs/."""
 
-_DTYPES = ("auto", "bfloat16", "float16", "float32")
 _RETRIEVERS = ("embedding", "bm25", "random")
 _COLUMNS = "names of the columns, such as problem=question,answer=gold"
 _BANK = "a bank file, a folder with bank.json, or a shipped bank as seed:NAME"
@@ -83,6 +82,7 @@ def _number(kind: type[int] | type[float], fits: Callable[[Any], bool], expected
 
 
 _count = _number(int, lambda value: value >= 1, "1 or more")
+_seed = _number(int, lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
 _natural = _number(int, lambda value: value >= 0, "0 or more")
 _temperature = _number(float, lambda value: 0 <= value < math.inf, "0 (greedy) or more")
 _share = _number(float, lambda value: 0 < value <= 1, "above 0, at most 1")
@@ -178,7 +178,7 @@ def _add_internalize(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training", "settings of the preset internalize; change them after --")
     training.add_argument("--baseline", choices=("grpo",), help="also train this method with the same rollout budget")
     training.add_argument("--baseline_learning_rate", type=float, help="of the baseline (default: that of the run)")
-    training.add_argument("--seed", type=int, default=0, help="of the split and the training (0)")
+    training.add_argument("--seed", type=_seed, default=0, help="of the split and the training (0)")
     training.add_argument("--force", action="store_true", help="train even if the doctor advises against it")
     training.add_argument("settings", nargs="*", help="after --, flags of sgsd train, such as: -- --max_steps 100")
 
@@ -206,7 +206,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--top_p", type=_share, help="nucleus sampling; 1 is off (0.95)")
     sampling.add_argument("--top_k", type=_natural, help="top-k sampling; 0 is off (0)")
     sampling.add_argument("--max_completion_length", type=_count, help="most new tokens (the run's, else 1024)")
-    sampling.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    sampling.add_argument("--seed", type=_seed, default=0, help="of the sampling (0)")
     prompts = parser.add_argument_group("prompts and verdicts", "defaults: those of the run; else in brackets")
     prompts.add_argument("--verifier", help=f"{_JUDGE} (math)")
     prompts.add_argument("--instruction", help=_INSTRUCTION)
@@ -225,7 +225,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     )
     sizes = ", ".join(f"{size} for {name}" for name, size in SAMPLE_BATCHES.items())
     engine.add_argument("--batch_size", type=_count, help=f"samples to draw, judge and save at a time ({sizes})")
-    engine.add_argument("--dtype", choices=_DTYPES, help="of the weights (float32; auto for vllm)")
+    engine.add_argument("--dtype", choices=DTYPES, help="of the weights (float32; auto for vllm)")
     engine.add_argument("--device", help="for engine transformers (the GPU if there is one)")
     engine.add_argument("--base_url", help="address of an OpenAI-compatible server, such as http://localhost:8000/v1")
     engine.add_argument("--served_model", help="name of the model on the server (default: that of the model)")
@@ -261,8 +261,8 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
         default="Qwen/Qwen3-Embedding-0.6B",
         help="hub name, folder, or local:all-minilm-l6-v2 (Qwen/Qwen3-Embedding-0.6B)",
     )
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the weights (float32)")
-    parser.add_argument("--seed", type=int, default=0, help="of the problems and the sampling (0)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (float32)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the problems and the sampling (0)")
     parser.add_argument("--output", type=Path, help="folder in which to write doctor.json")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
 

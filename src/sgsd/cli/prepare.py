@@ -12,11 +12,12 @@ from trl import ModelConfig, get_quantization_config
 
 from sgsd import runfolder
 from sgsd.bank import SkillBank
+from sgsd.cli.flags import DTYPES
 from sgsd.cli.settings import RunArguments, digest_of, resumed_so_far, settings_as_dict
 from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
-from sgsd.errors import ConfigError
+from sgsd.errors import ConfigError, check_choice
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage
 from sgsd.trainers.config import VerifiedConfig, resolve_bank
 from sgsd.trainers.rewards import check_reward_arguments
@@ -159,6 +160,8 @@ def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, An
             got=f"lora_r {model.lora_r}, lora_dropout {model.lora_dropout}",
             expected="lora_r of 1 or more, lora_dropout from 0 to below 1",
         )
+    if model.dtype is not None:
+        check_choice("dtype", model.dtype, DTYPES)  # argparse checks flags, but no files
     options: dict[str, Any] = {
         "dtype": model.dtype,
         "revision": model.model_revision,

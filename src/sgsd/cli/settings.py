@@ -26,7 +26,7 @@ from sgsd import __version__, runfolder
 from sgsd.cli.flags import expand_home, metavar, with_underscores
 from sgsd.data.problems import Problem
 from sgsd.data.sources import hub_answers
-from sgsd.display import without_secrets
+from sgsd.display import SECRETS, without_secrets
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, check_choice, did_you_mean
 from sgsd.evaluation.recorded import method_settings
@@ -332,12 +332,14 @@ def _check_types(content: dict[str, Any], parts: Iterable[Any], path: Path) -> N
         hint = hints[key]
         if _is_a(value, hint) or (isinstance(value, str) and _is_a([value], hint)):  # a single value of a list
             continue
+        shown = "(key)" if key in SECRETS else json.dumps(value, default=str)
+        # YAML reads a bare `no` as false and a bare 5 as a number.
+        quoted = "(key)" if key in SECRETS else "no" if value is False else value
         raise ConfigError(
             f"wrong type in {path}",
-            got=f"{key}: {json.dumps(value, default=str)}",
+            got=f"{key}: {shown}",
             expected=hint.__name__ if isinstance(hint, type) else str(hint),
-            # YAML reads a bare `no` as false and a bare 5 as a number.
-            remedy=f'put it in quotes: {key}: "{"no" if value is False else value}"' if _is_a("text", hint) else None,
+            remedy=f'put it in quotes: {key}: "{quoted}"' if _is_a("text", hint) else None,
         )
 
 

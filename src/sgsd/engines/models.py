@@ -332,7 +332,10 @@ def _located(name_or_path: str) -> tuple[str, dict[str, str]]:
 
 
 def refuse_missing_folder(name_or_path: str) -> None:
-    """Raise ``ConfigError`` for a missing local folder. ``org/model`` is a hub name if there is no folder ``org``."""
+    """Raise ``ConfigError`` for a missing local folder, or one with a pipe in it.
+
+    ``org/model`` is a hub name if there is no folder ``org``.
+    """
     path = Path(name_or_path)
     looks_local = path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1
     looks_local = looks_local or ("/" in name_or_path and os.path.isdir(path.parent))
@@ -340,6 +343,8 @@ def refuse_missing_folder(name_or_path: str) -> None:
         raise ConfigError(
             "no such model folder", got=name_or_path, remedy="give a folder or a hub name such as org/model"
         )
+    for place in path.iterdir() if os.path.isdir(path) else ():
+        runfolder.refuse_pipe(place, "the model's folder")
 
 
 def in_package(name: str, install: str, module: str, file: str) -> Path:

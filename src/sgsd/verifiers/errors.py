@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from sgsd.display import one_line
+from sgsd.display import one_line, without_credentials
 
 
 class SGSDError(Exception):
@@ -29,13 +29,17 @@ class SGSDError(Exception):
         self.remedy = remedy
         details: list[str] = []
         if got is not None:
-            details.append(f"got {one_line(str(got))}")
+            details.append(f"got {_shown(got)}")
         if expected is not None:
-            details.append(f"expected {one_line(str(expected))}")
+            details.append(f"expected {_shown(expected)}")
         if remedy is not None:
-            details.append(one_line(remedy))
-        what = one_line(what)
+            details.append(_shown(remedy))
+        what = _shown(what)
         super().__init__(": ".join([what, "; ".join(details)]) if details else what)
+
+
+def _shown(part: object) -> str:
+    return one_line(without_credentials(str(part)))
 
 
 class ConfigError(SGSDError, ValueError):
