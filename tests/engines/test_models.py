@@ -176,6 +176,14 @@ def test_a_decoy_beside_a_pickled_adapter_does_not_help_it(adapter, decoy):
     assert "adapter_model.bin" in refused("pickled", str(folder))
 
 
+def test_an_index_that_names_weights_elsewhere_is_refused(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "m")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "elsewhere.safetensors" in refused("names a file elsewhere", str(folder))
+
+
 @pytest.mark.parametrize(
     "named",
     [

@@ -162,6 +162,7 @@ def load_model(
 
     if use_safetensors:
         _refuse_pickled_weights(Path(name_or_path))
+    _refuse_weights_elsewhere(Path(name_or_path))
     options["trust_remote_code"] = trust_remote_code  # without it, transformers asks at the terminal
     if _is_adapter(name_or_path):
         from peft import PeftModel
@@ -264,6 +265,19 @@ def _refuse_pickled_weights(folder: Path) -> None:
         )
 
 
+class _Index(BaseModel):
+    weight_map: dict[str, str]
+
+
+def _refuse_weights_elsewhere(folder: Path) -> None:
+    """Refuse an index of sharded weights that names files outside of its folder."""
+    for index in sorted(folder.glob("*.index.json")):
+        for name in sorted({*runfolder.read_json(index, _INDEX, ConfigError).weight_map.values()}):
+            if Path(name).name != name:
+                raise ConfigError("an index of weights names a file elsewhere", got=f"{name} in {index}")
+
+
+_INDEX = TypeAdapter(_Index)
 _MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
