@@ -60,6 +60,7 @@ def test_choice_cannot_read_a_reference_that_is_no_letter():
     with get_verifier("choice") as verifier:
         assert verifier.readable("(C)")
         assert not verifier.readable("42")
+        assert not verifier.readable("(A) or (B)")
 
 
 def entry(name: str, answer: object, **metadata: object) -> str:

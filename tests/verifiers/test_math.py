@@ -24,7 +24,7 @@ def box(answer: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "  ", "$$", r"\boxed{}", "???", r"\frac{1}{", "x^", r"\begin{pmatrix} 1 \\", "☃"]
+    "answer", ["", "  ", "$$", r"\boxed{}", "???", r"\frac{1}{", "x^", r"\begin{pmatrix} 1 \\", "☃", r"\mystery x'"]
 )
 def test_an_unreadable_reference_leaves_the_completion_undecided(answer: str):
     verdict = grade_math(r"\boxed{5}", answer)

@@ -119,7 +119,7 @@ def _same_ratio(first: str, second: str) -> bool:
             return False
         parts.append([numeral.value for numeral in numerals if numeral is not None])
     a, b = parts
-    return len(a) == len(b) and any(a) and any(b) and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and sum(b) != 0 and all(x * sum(b) == y * sum(a) for x, y in zip(a, b, strict=True))
 
 
 def _rounded(value: Value, literal: Numeral, digits: int) -> bool:

@@ -9,7 +9,7 @@ around an answer deny, question, retract or change it, there is no answer. docs/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise, takewhile
 
@@ -32,7 +32,7 @@ class Extraction:
 
     Attributes:
         text: the answer as written, without its box, announcement or ``$``; ``None`` if there is none.
-        reason: why there is no answer, or why it must not count (``too long``).
+        reason: why there is no answer.
         several: whether ``text`` joins several different answers.
     """
 
@@ -67,7 +67,7 @@ def extract_choice(completion: str) -> Extraction:
             return _DENIED if denied else Extraction(_OPTION_FIRST.sub(r"\1.", line))
     lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if spans.letters_of(line[-MAX_ANSWER:])]
     bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # one guess a line
-    return Extraction(", ".join(bare or lines[-1:])[-MAX_ANSWER:]) if lines else _NOTHING
+    return _taken(", ".join(bare or lines[-1:]))
 
 
 _LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
@@ -84,14 +84,13 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
     text = _cleaned(completion) if lines <= 1 else _own_turn(completion)
     if isinstance(text, Extraction):
         return text
-    text = text if lines <= 1 else text.replace("```", "")
+    text = text.replace("```", "")
     if marked := _marked(text):
         return marked
     if lines <= 1:
         return _announced(text) or (_unmarked(text) if "\n" in text else Extraction(text[:MAX_TEXT]))
     *before, tail = re.split(r"answer(?: is)?\**:\** ?", text, flags=re.IGNORECASE)
-    chosen = (tail if before else "\n".join(text.rstrip().split("\n")[-lines:])).strip("\n").rstrip()
-    return Extraction(chosen[:MAX_TEXT]) if chosen.strip() else _NOTHING
+    return Extraction((tail if before else "\n".join(text.rstrip().split("\n")[-lines:])).strip()[:MAX_TEXT])
 
 
 # ---- the model's own turn
@@ -103,13 +102,13 @@ _NEXT_TURN = re.compile(
 )
 # The next turn written in words, or the next question, with which base models go on.
 _TURN = re.compile(
-    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM)(?: \d{1,3})? ?:"
+    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|Human|System)(?: \d{1,3})? ?:"
     r"|#{1,4} ?(?:Instruction|Input|User|Human)\b|user\n)|[.!?] (?:User|Human):"
     r"|(?P<question>\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:Instruction|Problem|Exercise|Example|Q|(?:Next )?[Qq]uestion"
-    r"|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]"
+    r"|Frage|Pregunta|Вопрос|问题)(?: \d{1,3})? ?[:：]"
     r"|#{1,4} ?Question\b)|[.!?] Question:)"
 )
-_SAID_SOMETHING = re.compile(r"\d|(?:not|n['’]t|cannot|sorry|unsure|no idea)\b|\bboxed", re.IGNORECASE)
+_SAID_SOMETHING = re.compile(r"\d|(?:not|n['’]t|no idea)\b|\bboxed", re.IGNORECASE)
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
 _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
 _NO_CODE = frozenset(
@@ -134,21 +133,18 @@ def _before_next_turn(said: str) -> str | None:
     problem, restated by the model."""
     for mark in islice(_TURN.finditer(said, len(said) - len(said.lstrip())), 2):
         start = mark.start()
-        if not mark["question"] or said.count("\n", 0, start) > 9 or _SAID_SOMETHING.search(said, 0, start):
+        if not mark["question"] or _SAID_SOMETHING.search(said, 0, start):
             return said[:start]
     return None
 
 
 def _own_turn(completion: str) -> str | Extraction:
-    """The model's own turn without thoughts and chat tokens, or an ``Extraction`` without text if nothing is left."""
-    text = completion[-MAX_CHARACTERS:]
-    turn = _NEXT_TURN.search(text, 1)
-    if turn and text[: turn.start()].strip():
+    """The model's own turn without thoughts and chat tokens, or an ``Extraction`` without text if they never end."""
+    text = completion[-MAX_CHARACTERS:].lstrip()
+    if turn := _NEXT_TURN.search(text, 1):
         text = text[: turn.start()]
     text = answer_part(text, _before_next_turn)
-    if text is None:
-        return Extraction(None, reason="unclosed think tag")
-    return _CHAT_TOKEN.sub(" ", text) if text.strip() else _NOTHING
+    return Extraction(None, reason="unclosed think tag") if text is None else _CHAT_TOKEN.sub(" ", text)
 
 
 def _cleaned(completion: str) -> str | Extraction:
@@ -174,7 +170,7 @@ def _cleaned(completion: str) -> str | Extraction:
 
 # ---- tags, JSON, boxes
 
-_ANSWER_TAG = re.compile(r"<(/?)(?:final_?)?answer>", re.IGNORECASE)
+_TAGGED = re.compile(r"<(?:final_?)?answer>((?:[^<]|<(?!/?(?:final_?)?answer>))*+)</(?:final_?)?answer>", re.IGNORECASE)
 _OBJECT = re.compile(r"^ ?\[?[ \n]?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
 _KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
 _REASONING = re.compile(r"reason|though|think|expla|analys|step|work|scratch|solution", re.IGNORECASE)
@@ -190,17 +186,10 @@ def _marked(text: str) -> Extraction | None:
 
 
 def _tagged(text: str) -> Extraction | None:
-    tags: list[str] = []
-    opening = None
-    end = 0
-    for mark in _ANSWER_TAG.finditer(text):
-        if mark[1] and opening and text[opening.end() : mark.start()].strip():
-            tags.append(text[opening.end() : mark.start()].strip())
-            end = mark.end()
-            if _is_denied(text, opening.start(), mark.end()):
-                return _DENIED
-        opening = None if mark[1] else mark
-    return _unless_contradicted(_one_of(tags), text[end:]) if tags else None
+    tags = [tag for tag in _TAGGED.finditer(text) if tag[1].strip()]
+    if any(_is_denied(text, *tag.span()) for tag in tags):
+        return _DENIED
+    return _unless_contradicted(_one_of([tag[1].strip() for tag in tags]), text[tags[-1].end() :]) if tags else None
 
 
 def _field(text: str) -> Extraction | None:
@@ -208,10 +197,9 @@ def _field(text: str) -> Extraction | None:
     start = _OBJECT.search(text)
     if start is None:
         return None
-    end = text.rfind("}") + 1 or len(text)
     if spans.boxes(text[: start.start()])[0]:
         return None
-    if _is_denied(text, start.start(), end):
+    if _is_denied(text, start.start(), text.rfind("}") + 1):
         return _DENIED
     fields = list(_FIELD.finditer(text, start.start()))
     if not fields:
@@ -227,31 +215,33 @@ def _field(text: str) -> Extraction | None:
 def _one_of(answers: list[str]) -> Extraction:
     """The answer, if all that stand in one kind of mark are the same; else several answers."""
     if len({spans.identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
-        return _several(answers)
+        return _taken(*answers)
     answer = spans.opened(answers[-1])
     if spans.is_prose(answer):
         return _announced(answer) or _stated(answer)
-    return Extraction(answer[:MAX_ANSWER]) if answer else _NOTHING
+    return _taken(answer)
 
 
 def _unless_contradicted(found: Extraction, rest: str) -> Extraction:
     """What was found, or several answers if the text after it answers with another number or option."""
     other = _marked(rest) or _announced(rest, without="result")
     if found.text and other and other.text and _contradict(found.text, other.text):
-        return _several([found.text, other.text])
+        return _taken(found.text, other.text)
     return found
 
 
 def _contradict(first: str, second: str) -> bool:
     """Whether two answers are different options, or different numbers of which neither rounds the other."""
-    a, b = (read_numeral(tidy(text[:MAX_ANSWER].rpartition("=")[2])) for text in (first, second))
-    letters = {letter for text in (first, second) if (letter := spans.option(text[:MAX_ANSWER]))}
+    a, b = (read_numeral(tidy(text.rpartition("=")[2])) for text in (first, second))
+    letters = {letter for text in (first, second) if (letter := spans.option(text))}
     same = a is None or b is None or a.value == b.value or approximates(a.value, b) or approximates(b.value, a)
     return not same or len(letters) > 1
 
 
-def _several(answers: Iterable[str]) -> Extraction:
-    return Extraction(", ".join(answers)[:MAX_ANSWER], several=True)
+def _taken(*answers: str) -> Extraction:
+    """An answer, or several. One that is cut off might be right by what is left of it."""
+    text = ", ".join(answers)
+    return Extraction(None, "too long") if len(text) > MAX_ANSWER else Extraction(text, several=len(answers) > 1)
 
 
 def _boxed(text: str) -> Extraction | None:
@@ -277,12 +267,9 @@ def _boxed(text: str) -> Extraction | None:
         distinct.setdefault(spans.identity(content[:MAX_ANSWER]), content)
         if len(distinct) > _MAX_GUESSES:
             return Extraction(None, reason="several answers")
-    joined = ", ".join(distinct.values())
-    if len(joined) > MAX_ANSWER:
-        return Extraction(joined[:MAX_ANSWER], "too long", len(distinct) > 1)
-    if len(distinct) == 1 and spans.is_prose(said := words(joined)):
+    if len(distinct) == 1 and spans.is_prose(said := words(contents[-1])):
         return _announced(said) or _stated(said)
-    return _unless_contradicted(Extraction(joined, several=len(distinct) > 1), text[end:])
+    return _unless_contradicted(_taken(*distinct.values()), text[end:])
 
 
 _CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
@@ -311,7 +298,7 @@ def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[st
             start = end + 1
             end = text.find("\n", start)
         line = text[start : end if end >= 0 else len(text)][:_MAX_LINE]
-        if line and not phrases.EMPTY_WORDS.match(line[:_AROUND]):
+        if not phrases.EMPTY_WORDS.match(line[:_AROUND]):
             before = text[max(0, mark - _AROUND) : mark]
             denied = phrases.SUPPOSED.search(before) or phrases.NO_FINAL.search(before)
             denied = denied or phrases.NOT.search(text, mark, start) or phrases.NOT_BEFORE.search(before)
@@ -332,27 +319,25 @@ def _stated(line: str) -> Extraction:
     end = phrases.SENTENCE_END.search(spans.hidden(line))
     sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
     sentence, note = _noted(sentence)
-    if _is_asked(sentence) or any(phrases.TAKEN_BACK.match(said) for said in (note, rest)) or phrases.ADDED.match(rest):
+    asked = sentence.rstrip("*_`\"' )$.").endswith(("?", "？"))
+    if asked or any(phrases.TAKEN_BACK.match(said) for said in (note, rest)) or phrases.ADDED.match(rest):
         return _DENIED
     sentence = said = _stripped(sentence)
-    if not sentence:
-        return _NOTHING
     if phrases.OPTIONS.search(sentence):
-        return _several([sentence])
+        return _taken(sentence)
     # Of "the number is not 10, it is 11" only the part after the last verb counts.
     *_, verb = (None, *phrases.VERB.finditer(spans.hidden(sentence)))
     if verb and spans.values_in(tail := sentence[verb.end() :].strip()):
         said = tail
-    said = phrases.NOT_BUT.sub("", said, count=1) if phrases.NOT_BUT.match(said) else said
+    said = phrases.NOT_BUT.sub("", said)
     values = spans.values_in(said)
-    denial = phrases.NOT.search(said) if spans.is_prose(said) else phrases.NOT.match(said) if values else None
-    if denial or phrases.WRONG.search(sentence):
+    prose = spans.is_prose(said)
+    if phrases.WRONG.search(sentence) or (prose and phrases.NOT.search(said)):
         return _DENIED
-    for text in (sentence, said) if sentence.endswith(said) and not phrases.NOT.match(sentence) else (said,):
-        if not spans.is_prose(text) or not values:
-            return Extraction(text[:MAX_ANSWER])
+    if not prose or not values:
+        return _taken(said)
     distinct = {spans.identity(value.text): value.text for value in values}
-    return _several(distinct.values()) if len(distinct) > 1 else _valued(said, values)
+    return _taken(*distinct.values()) if len(distinct) > 1 else _valued(said, values)
 
 
 def _noted(sentence: str) -> tuple[str, str]:
@@ -361,17 +346,13 @@ def _noted(sentence: str) -> tuple[str, str]:
     return (sentence[: note.start()], sentence[note.start() :]) if note else (sentence, "")
 
 
-def _is_asked(sentence: str) -> bool:
-    return sentence.rstrip("*_`\"' )$.").endswith(("?", "？"))
-
-
 def _stripped(text: str) -> str:
     """The text without the marks and words around an answer that do not belong to it."""
     text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。．!,;").strip('*_`" ')
     text = re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text)
     lead = phrases.LEAD.match(text)
     text = text[lead.end() :].strip() if lead else text
-    return text.replace('\\"', "").strip("\\\"' ") if text.endswith("\\") or text.startswith('\\"') else text
+    return text.replace('\\"', "").strip("\\\"' ") if text.startswith('\\"') else text
 
 
 _SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
@@ -392,14 +373,14 @@ def _valued(line: str, values: list[spans.Value]) -> Extraction:
     if len(values) > 1 and "=" in values[-2].text and _CIRCUMSTANCE.fullmatch(line, values[-2].end, value.start):
         values = values[:-1]
         value = values[-1]
-    joined = phrases.OR.search(line[values[-2].end : value.start]) if len(values) > 1 else None
-    if len(values) > 1 and (joined or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
-        return _several([one.text for one in values[-2:]])
+    joined = len(values) > 1 and phrases.OR.search(line[values[-2].end : value.start])
+    if joined or phrases.OPTIONS.search(line) or _ROW.fullmatch(line):
+        return _taken(*(one.text for one in values[-2:]))
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_FOREIGN.search(line)
     if denied or phrases.CHANGED_BEFORE.search(before) or phrases.REFUTED.search(after):
         return _DENIED
-    return Extraction(value.text[:MAX_ANSWER])
+    return _taken(value.text)
 
 
 # ---- completions without mark or announcement
@@ -410,15 +391,13 @@ def _unmarked(text: str) -> Extraction:
     lines = text.split("\n")
     guesses = _guesses(lines[-_MAX_GUESSES:])
     if len(guesses) > 1 or len(phrases.GUESSES.findall(text)) > 1:
-        return _several(guesses or [text])
-    statement, note = _noted(text) if len(lines) == 1 else (text, "")
-    if phrases.TAKEN_BACK.match(note):
-        return _DENIED
-    bare = _stripped(statement)
-    if len(bare) <= 400 and (len(lines) == 1 or r"\begin" in bare) and not spans.is_prose(bare):
-        pieces = spans.mathematics(bare)
-        whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(bare))
-        return Extraction(pieces[0].text if whole else bare)
+        return _taken(*guesses)
+    if len(lines) == 1:
+        statement, note = _noted(text)
+        if phrases.TAKEN_BACK.match(note):
+            return _DENIED
+        if not spans.is_prose(bare := _stripped(statement)):
+            return _taken(spans.change_mathematics(bare, lambda piece: piece.text))
     if phrases.GAVE_UP.search(text[-300:]):
         return _DENIED
     following = ""
@@ -430,11 +409,8 @@ def _unmarked(text: str) -> Extraction:
             if phrases.REMARK.match(before):
                 continue
             if values := spans.values_in(before) or spans.values_in(before + note):
-                return (
-                    _DENIED
-                    if phrases.TAKEN_BACK.match(note)
-                    else _valued(f"{line[start:].lstrip()} {next_line}", values)
-                )
+                denied = phrases.TAKEN_BACK.match(note)
+                return _DENIED if denied else _valued(f"{line[start:].lstrip()} {next_line}", values)
     return _NOTHING
 
 
@@ -450,7 +426,7 @@ def _guesses(lines: list[str]) -> list[str]:
         own, count = re.subn(r"\d+(?:\.\d+)?", "#", plain)
         if (not count and not found) or phrases.OR.fullmatch(line):
             continue  # words after the guesses, or between them
-        if not count or (count > 1 and "=" in line) or (found and own != shape):
+        if (count > 1 and "=" in line) or (found and own != shape):
             break
         shape = own
         found.append(plain)

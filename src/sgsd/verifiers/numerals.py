@@ -216,9 +216,9 @@ _PARTS = _PART | {f"{word}s": n for word, n in _PART.items()} | {"halves": 2}
 
 def spoken_number(text: str) -> Numeral | None:
     """A number in English words: ``fifty-six``, ``two hundred and five``, ``minus three``, ``one half``."""
-    if len(text) > 100 or not re.fullmatch(r"[A-Za-z\- ]+", text):
+    if len(text) > 100 or not re.fullmatch(r"[A-Za-z]+(?:[ -][A-Za-z]+)*", text):
         return None
-    tokens = [token for token in re.split(r"[ \-]+", text.lower()) if token and token != "and"]
+    tokens = [token for token in re.split("[ -]", text.lower()) if token != "and"]
     negative = len(tokens) > 1 and tokens[0] in {"minus", "negative"}
     tokens = tokens[negative:]
     parts = _PARTS.get(tokens[-1]) if len(tokens) > 1 else None

@@ -61,7 +61,7 @@ def opened(content: str) -> str:
 
 # What right before or after a box makes it a part of an expression: an operator, a factor, a function, a bracket.
 _BEFORE = re.compile(
-    r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?:\A|\n)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("
+    r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?<!\S)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("
     r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?"
     r"|\\(?:[dtc]?frac|binom) ?\{(?:[^{}]{0,60}\} ?\{)?|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
 )
@@ -198,7 +198,7 @@ _MINUS = re.compile(r"\b(?:minus|neg(?:ative)?) \Z", re.IGNORECASE)
 _OR = re.compile(r",? \(?or | \((?=[\d.,]+ ?\\?%?\)\Z)", re.IGNORECASE)
 _SCALE = (
     r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ)"
-    r"| (?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
+    r"| (?i:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
 )
 _UNIT = r" ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|(?i:[ap]\.?m\b))(?![A-Za-z]))|[A-Za-z]\w{0,30}+"
 _SCALED, _MEASURED = re.compile(_SCALE), re.compile(f"{_SCALE}|{_UNIT}")

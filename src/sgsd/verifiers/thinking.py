@@ -69,7 +69,7 @@ def answer_part(text: str, cut: Callable[[str], str | None] = lambda said: None)
     seen: set[str] = set()
     for mark in _MARK.finditer(text):
         group = str(mark.lastgroup)
-        name = next((part for part in mark.groups()[mark.lastindex or 0 :] if part), "")
+        name = next((part for part in mark.groups()[mark.lastindex :] if part), "")
         kind = group[1:] + name.lower()
         if group[0] == "o":
             if thinking is None and (said := cut(text[start : mark.start()])) is not None:

@@ -30,11 +30,11 @@ _CHARACTERS = str.maketrans(
     | {"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
     | {"ℝ": r"\mathbb{R}", "~": " "}
 )
-_FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|gcd|lcm"
+FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|gcd|lcm"
 # A doubled backslash before one of these is an escaped command, not the end of a matrix row.
 _ESCAPED = re.compile(
     r"\\\\(?=(?:boxed|fbox|[dtc]?frac|sqrt|left|right|text|textbf|mathrm|cdot|times|pi|l?eq?|g?eq?|neq?|cup|cap|infty|pm"
-    rf"|circ|in|q?quad|{_FUNCTIONS})(?![A-Za-z]))"
+    rf"|circ|in|q?quad|{FUNCTIONS})(?![A-Za-z]))"
 )
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _LOWERED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
@@ -70,7 +70,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"(\\sqrt ?(?:\[[^\[\]]*\])?) ?{_SINGLE}", r"\1{\2}"),
         (r"\*\*", "^"),
         (r"\^ ?(-?\d\d+(?!\d|\.\d)|-\d)", r"^{\1}"),
-        (rf"\\(?:operatorname\*?|mathrm) ?\{{ ?({_FUNCTIONS}) ?\}}", r"\\\1 "),
+        (rf"\\(?:operatorname\*?|mathrm) ?\{{ ?({FUNCTIONS}) ?\}}", r"\\\1 "),
         (
             r"\\(?:textbf|textrm|textit|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|hbox|emph"
             r"|underline|operatorname)(?= ?\{)",
@@ -125,7 +125,7 @@ def tidy(text: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     for _ in range(20):
-        text = (text.rstrip(_ENDS) if not text.endswith("\\\\") else text).lstrip(_STARTS)
+        text = text.rstrip(_ENDS).lstrip(_STARTS)
         box = _BOX.match(text)
         inner = text[box.end() if box else 1 : -1]
         if text[-1:] != "}" or not (box or text[0] == "{") or not balanced(inner):
