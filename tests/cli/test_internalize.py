@@ -124,6 +124,17 @@ def test_the_same_call_goes_on_from_what_is_there(made, data, tiny_folder, tmp_p
     assert certificate(output) == certificate(made)
 
 
+def test_an_evaluation_of_other_tasks_is_refused_by_its_folder(made, data, tiny_folder, tmp_path, capsys):
+    output = tmp_path / "again"
+    shutil.copytree(made, output)
+    (output / "certificate.json").unlink()
+    samples = output / "evaluations" / "after" / "samples.jsonl"
+    first, *others = map(json.loads, samples.read_text().splitlines())
+    samples.write_text("\n".join(json.dumps(row) for row in [first | {"problem_id": "another"}, *others]))
+    assert main(call(data, tiny_folder, output, "--baseline", "grpo")) == 2
+    assert "an evaluation is of other problems: got" in capsys.readouterr().err
+
+
 def test_a_baseline_can_be_added_with_a_learning_rate_of_its_own_and_not_changed(made, data, tiny_folder, tmp_path):
     output = tmp_path / "again"
     shutil.copytree(made, output)

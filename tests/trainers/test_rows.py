@@ -108,7 +108,8 @@ def test_columns_of_mixed_types_stay_as_they_were():
 
 
 @pytest.mark.parametrize(
-    "values", [(10**30, 10**30), ([10**30], [1]), ({"k": 10**30}, {"k": 1}), (10**30, "y"), ("y", 10**30)]
+    "values",
+    [(10**30, 10**30), ([10**30], [1]), ({"k": 10**30}, {"k": 1}), (10**30, "y"), ("y", 10**30), ([1], 10**30)],
 )
 def test_an_integer_that_no_column_holds_is_told(values):
     problems = [Problem(f"p{value}"[:9], "x", "1", columns={"level": value}) for value in values]

@@ -304,12 +304,15 @@ class _Job:
             shown: the part of the document in each prompt; ``None`` for plain prompts.
         """
         folder = self.folder / runfolder.EVALUATIONS / name
-        if (folder / runfolder.SUMMARY).is_file():
-            return Evaluation.load(folder)
-        began = time.perf_counter()
-        self._say(f"{name}: sampling")
         retained = name.startswith("retained")
         problems = self._retained if retained else self._test_tasks
+        if (folder / runfolder.SUMMARY).is_file():
+            made = Evaluation.load(folder)
+            if made.by_problem.keys() != {problem.id for problem in problems}:
+                raise DataError("an evaluation is of other problems", got=folder, remedy="remove it and run again")
+            return made
+        began = time.perf_counter()
+        self._say(f"{name}: sampling")
         renderer, verifier, length = self._renderer, self._verifier, self.training.max_completion_length
         if retained and self._retained_file is None:
             renderer = PromptRenderer(self._tokenizer, instruction=SUMS_INSTRUCTION, thinking=self.training.thinking)

@@ -207,7 +207,18 @@ def training_rows(
 
 def _data_set(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Dataset:
     """A data set that keeps columns of mixed types, and objects whose keys differ between rows."""
+    own = [name for name in columns if name != "teacher_prompt"]  # token ids
+    if any(_is_beyond_64_bits(row.get(name)) for row in rows for name in own):
+        raise OverflowError("an integer beyond 64 bits")  # beside other types it would be stored, and not be read
     return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
+
+
+def _is_beyond_64_bits(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(map(_is_beyond_64_bits, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
 
 
 def _fits(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
