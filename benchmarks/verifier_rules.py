@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.verifier_agreement import read_row
 from tests.verifiers import test_cases as judges
-from tests.verifiers.read_cases import Case, read_cases
+from tests.verifiers.read_cases import Case, read_cases, read_forms
 
 from sgsd.verifiers.expressions import close_evaluation
 from sgsd.verifiers.worker import _LAZY
@@ -75,6 +75,7 @@ def read_all() -> list[Judged]:
         found += [(judges.alone, case) for case in read_cases(name)]
     found += [(judge, case) for case in read_cases("pairs") for judge in (judges.boxed, judges.announced)]
     found += [(judges.extracted, case) for case in read_cases("answers")]
+    found += [(judges.alone, case) for case in read_forms()]
     folder = os.environ.get("SGSD_DATA")
     for path in [Path(folder) / f"{name}.jsonl" for name in FILES] if folder else []:
         for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
@@ -108,7 +109,12 @@ def outcome(judged: Judged, seconds: float = SECONDS) -> str:
 
 
 def forget() -> None:
-    """Clear the caches of all modules."""
+    """Clear the caches of all modules, and make the graders anew."""
+    judges.GRADERS |= {
+        "choice": judges.choice.make_grader(),
+        "exact": judges.exact.make_grader(ignore_case=True),
+        "reasoning_gym": judges.reasoning_gym.make_grader(),
+    }
     for name in MODULES:
         for value in vars(sys.modules[f"sgsd.verifiers.{name}"]).values():
             if hasattr(value, "cache_clear"):

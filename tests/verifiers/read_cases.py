@@ -1,4 +1,5 @@
-"""The lists of cases under ``cases/``: one row a case, with a verdict that is known.
+"""The lists of cases under ``cases/``: one row a case, or in ``forms.jsonl`` a reference, with a verdict that
+is known.
 
 Long texts that repeat themselves are written as pieces: a text, or a text and how often it comes.
 """
@@ -51,6 +52,15 @@ def read_cases(name: str, verifier: str | None = None) -> list[Case]:
             reference = entries.get(reference, reference)
         cases.append(Case(**{**row, "reference": reference, "completion": completion}))
     return cases
+
+
+def read_forms() -> list[Case]:
+    """The cases of ``forms.jsonl``: many completions for a reference in a row."""
+    return [
+        Case(row["verifier"], row["reference"], completion, row["expected"])
+        for row in rows("forms")
+        for completion in row["completions"]
+    ]
 
 
 def _written_out(text: str | list[Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from sgsd.verifiers import Extraction, Outcome, Verdict, choice, exact, reasoning_gym
 from sgsd.verifiers import math as maths
 
-from .read_cases import Case, read_cases
+from .read_cases import Case, read_cases, read_forms
 
 GRADERS: dict[str, Callable[[str, str], Verdict]] = {
     "math": maths.grade_math,
@@ -55,3 +55,11 @@ def test_cases_get_their_verdict(name: str, judge: Callable[[Case], Verdict], ex
     assert cases
     other = [(case, verdict) for case in cases if (verdict := judge(case)).outcome is not Outcome(expected)]
     assert not other, f"{len(other)} of {len(cases)}:\n" + "\n".join(map(str, other))
+
+
+@pytest.mark.parametrize("expected", ["correct", "incorrect"])
+def test_forms_get_their_verdict(expected: str):
+    cases = [case for case in read_forms() if case.expected == expected]
+    assert len(cases) > 2_000
+    other = [(case, verdict) for case in cases if (verdict := alone(case)).outcome is not Outcome(expected)]
+    assert not other, f"{len(other)} of {len(cases)}:\n" + "\n".join(map(str, other[:60]))
