@@ -205,7 +205,7 @@ def test_a_folders_document_is_no_link_out_of_it_and_all_files_count_for_the_lim
         load_bank(folder)
     (folder / "SKILL.md").unlink()
     for name in ("a", "b"):
-        (folder / f"{name}.md").write_text("rule " * 120_000)
+        (folder / f"{name}.md").write_text(("- " + "rule " * 120 + "\n") * 1_000)
     (folder / "SKILL.md").write_text("rule [a](a.md) [b](b.md)")
     with pytest.raises(BankError, match=r"too large: got .*b\.md"):
         read_document(folder)

@@ -265,6 +265,7 @@ class TestFiles:
             ('{"skills": [{"text": 3}]}', r"skills\[0\].text: cannot be used: got 3; expected a valid string"),
             ('{"skills": [{"text": null}]}', "got null"),
             ('{"skills": [{"title": "x"}]}', "blank text"),
+            (f'{{"skills": [{{"text": "{"x" * 100_001}"}}]}}', "too long: got 100,001 characters"),
             ('{"skills": [{"text": "x", "id": ""}]}', "unusable id"),
             ('{"skills": [{"text": "x", "origin": "onlin"}]}', "origin: cannot be used: got .onlin.; expected 'seed'"),
             ('{"skills": [{"text": "x", "parents": [1]}]}', r"skills\[0\].parents\[0\]: cannot be used: got 1"),

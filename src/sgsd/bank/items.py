@@ -16,6 +16,8 @@ from sgsd.errors import BankError
 from sgsd.validation import nearest
 
 MAX_ID_CHARACTERS = 128
+MAX_CHARACTERS = 100_000
+"""Of a title, a text or a note."""
 
 
 class Origin(StrEnum):
@@ -39,8 +41,8 @@ class Skill:
         parents: ids of the items it was merged or refined from.
 
     Raises:
-        BankError: a blank text, an unusable id, an unknown origin, or a character that
-            ``refuse_control_characters`` refuses.
+        BankError: a blank text, one of more than ``MAX_CHARACTERS``, an unusable id, an unknown origin, or a character
+            that ``refuse_control_characters`` refuses.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -198,3 +200,7 @@ def _validate(item: Item) -> None:
         raise BankError(f"{what}: blank text", got=repr(item.text), expected="text")
     for value in (item.title, item.text, item.note, *item.parents):
         refuse_control_characters(value, what)
+        if len(value) > MAX_CHARACTERS:
+            raise BankError(
+                f"{what}: too long", got=f"{len(value):,} characters", expected=f"at most {MAX_CHARACTERS:,}"
+            )
