@@ -37,9 +37,10 @@ browser:  ## Debian's Chromium, for the tests of the report page; they skip wher
 		&& apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \
 		|| echo "==> no chromium, and no way to install it: tests of the report page in a browser will skip"
 
-test: $(STAMP) browser  ## the default tests, some minutes
+test: $(STAMP) browser  ## the default tests, some minutes; COVERAGE=1 asks for 92 % coverage, too
 	@echo "==> running the default tests"
-	@$(PYTEST) $(SPREAD) -m "not slow and not server and not families" --cov --cov-report=term:skip-covered
+	@$(PYTEST) $(SPREAD) -m "not slow and not server and not families" \
+		$(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 test-slow: $(STAMP)  ## tests with real models, several processes or many cases
 	@echo "==> running the slow tests"
