@@ -118,10 +118,9 @@ def test_every_number_of_the_manifest_adds_up(whole):
 
     assert m["tokens"]["sample"]["completion"] == 3 * len(rollouts)
     with sqlite3.connect(whole / STORE) as store:
-        spent, texts = store.execute("SELECT value FROM documents WHERE name = 'spent'"), "SELECT count(*) FROM answers"
-        assert int(spent.fetchone()[0]) == sum(sum(m["tokens"][stage].values()) for stage in ("extract", "merge"))
         errors = extraction["rejected"]["no luck"] + merged["rejected"]["no luck"]
-        assert store.execute(texts).fetchone()[0] == extraction["requests"] + merged["requests"] - errors
+        texts = store.execute("SELECT count(*) FROM answers").fetchone()[0]
+    assert texts == extraction["requests"] + merged["requests"] - errors
     assert m["finished"] == list(Stage)
 
 

@@ -107,7 +107,7 @@ def test_without_stored_verdicts_there_is_no_agreement(tmp_path):
         ("{\n", r"r.jsonl:1: malformed JSON"),
         ("[1]\n", r"r.jsonl:1: wrong type: got list"),
         ('{"answer": "1"}\n', r"not a response: got .*r.jsonl:1"),
-        ('{"answer": 1, "response": "1"}\n', "expected text in response and answer"),
+        ('{"answer": 1, "response": "1"}\n', "expected text in response, answer and answer_format"),
         ('{"answer": "1", "response": "1", "correct": "yes"}\n', "in correct true or false"),
         ('{"completion": "1", "outcome": "correct"}\n', r"r.jsonl:1: problem_id is missing"),
     ],

@@ -205,7 +205,7 @@ LEAD = _any(
     after=r"[,:，、 ] ?",
 )
 EMPTY_WORDS = _any(
-    r"correct|right|wrong|above|below|shown|found|given|boxed|clear|simple|obvious|verified|as follows|in the box",
+    r"correct|right|above|below|shown|found|given|boxed|clear|simple|obvious|verified|as follows|in the box",
     r"there|here|this|that",
     before=r"\A",
     after=r"\b[^\d$\\]*$",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sgsd.verifiers import phrases
 from sgsd.verifiers.numerals import PER, read_numeral
-from sgsd.verifiers.tidy import key, names, tidy, words
+from sgsd.verifiers.tidy import FUNCTIONS, key, names, tidy, words
 
 # ---- boxes
 
@@ -193,6 +193,7 @@ _JOINTS = frozenset(("and", "to", "through", *"),;=]}!%、・"))
 _OPERATORS = frozenset(("times", "plus", "mod", *"+*/^×÷·"))
 _DASHES = frozenset("-−–‒﹣－")
 _LOOSE_ENDS = frozenset(("or", "and", "to", "through", *",;([{<>$", *_DASHES))
+_FUNCTIONS = frozenset(FUNCTIONS.split("|"))
 _GLUED = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9_]++ ?\Z")
 _MINUS = re.compile(r"\b(?:minus|neg(?:ative)?) \Z", re.IGNORECASE)
 _OR = re.compile(r",? \(?or | \((?=[\d.,]+ ?\\?%?\)\Z)", re.IGNORECASE)
@@ -239,7 +240,8 @@ def _value(line: str, run: list[Value]) -> Value | None:
     glued = None if run[0].text.startswith("\\") else _GLUED.search(before)
     if glued and run[0].text == "^" and glued[0].isalpha() and len(glued[0]) > 1:
         return None  # the power of a unit
-    if glued and (run[0].text.lower() in _OPERATORS or not before.endswith(" ")):
+    function = glued and glued[0].strip().lower() in _FUNCTIONS
+    if glued and (function or run[0].text.lower() in _OPERATORS or not before.endswith(" ")):
         text = glued[0] + text
     elif _MINUS.search(before):
         text = f"-{text}"
