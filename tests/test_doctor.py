@@ -28,6 +28,7 @@ from sgsd.verifiers import Outcome, Verdict, get_verifier
 # ---- the rule
 
 NOTHING, RAISED, LOWERED = (0.02, -0.06, 0.10), (0.40, 0.28, 0.52), (-0.15, -0.25, -0.05)
+HELPS = {"rules": InPrompt(Estimate(0.4, 0.3, 0.5), Estimate(*RAISED), prompt_tokens=60, truncated=0.0)}
 APART, NEARLY, ALIKE = (0.70, 0.56, 0.84), (0.70, 0.54, 0.86), (0.50, 0.40, 0.60)
 
 
@@ -76,7 +77,9 @@ def measured(success=0.25, difference=NOTHING, auc=ALIKE, truncated=0.0, undecid
         ({"success": 0.92, "auc": APART}, "no", "harder tasks", {}),
         ({"success": 0.92, "difference": (0.05, 0.01, 0.09)}, "go", "+5.0", {"objective": "correction"}),
         ({"success": 0.95, "difference": (0.04, 0.01, 0.07)}, "no", "95.0 %", {}),
-        ({"truncated": 0.51, "success": 0.01}, "no", "51% of the rollouts are cut", {"max_completion_length": 32}),
+        ({"truncated": 0.51, "success": 0.01, "cut": 0.51}, "no", "51% of the rollouts", {"max_completion_length": 32}),
+        ({"truncated": 0.51, "success": 0.01}, "no", "with the bank in the prompt, too, where most end", {}),
+        ({"truncated": 0.51, "success": 0.01, "in_prompt": HELPS}, "go", "+40.0", {"max_completion_length": 32}),
         ({"truncated": 0.50, "success": 0.01}, "no", "easier tasks", {}),
         ({"truncated": 0.51, "difference": RAISED}, "go", "+40.0", {"teacher_trust": "vouched"}),
         ({"truncated": 0.70, "cut": 0.70}, "use GRPO", "25.0 %", {"max_completion_length": 32}),

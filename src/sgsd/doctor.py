@@ -104,6 +104,25 @@ class Teachers:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A greedy answer, with the plain prompt or with the best context in it.
+
+    Attributes:
+        context: of the prompt; ``None`` for the plain one.
+        problem, reference, completion: texts.
+        extracted: the answer that the verifier found, if it tells.
+        outcome: an ``Outcome``.
+    """
+
+    context: str | None
+    problem: str
+    reference: str
+    completion: str
+    extracted: str | None
+    outcome: str
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """The measurements, and the verdict that follows from them.
 
@@ -122,6 +141,7 @@ class Diagnosis:
         teachers: the scores of teachers with that context; ``None`` if there are none.
         sampling_seconds, scoring_seconds: mean per rollout. Scoring is by student, teachers and control.
         memory_gib: peak main memory of the process.
+        examples: answers to the first problems.
     """
 
     problems: int
@@ -142,6 +162,7 @@ class Diagnosis:
     sampling_seconds: float
     scoring_seconds: float
     memory_gib: float
+    examples: tuple[Example, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -163,9 +184,19 @@ class Diagnosis:
         longer = {"max_completion_length": 2 * self.max_new_tokens}
         low, high = SIGNAL
         right = _percent(self.success)
-        if self.truncated > MOST_CUT and self.success.mean < low:
-            said = f"{self.truncated:.0%} of the rollouts are cut off at {self.max_new_tokens} tokens: allow more."
-            return Verdict.NO, said, longer
+        forms = self.in_prompt.values()
+        if self.success.mean < low and not any(shown.difference.low > 0 for shown in forms):
+            wrong = all(shown.accuracy.mean < low and shown.truncated <= MOST_CUT for shown in forms)
+            if forms and wrong and self.undecided <= MOST_UNDECIDED:
+                said = (
+                    f"Less than {low:.0%} of the answers are right, with the bank in the prompt, too, where most end "
+                    "by themselves: look at some, at the verifier and at the form of answer that the instruction asks "
+                    "for; or use easier tasks."
+                )
+                return Verdict.NO, said, {}
+            if self.truncated > MOST_CUT:
+                said = f"{self.truncated:.0%} of the rollouts are cut off at {self.max_new_tokens} tokens: allow more."
+                return Verdict.NO, said, longer
         if self.undecided > MOST_UNDECIDED:
             said = f"The verifier cannot judge {self.undecided:.0%} of the rollouts: check it and the references."
             return Verdict.NO, said, {}
@@ -188,7 +219,8 @@ class Diagnosis:
         shown = self.in_prompt[self.context]
         gain = f"{_NAMES[self.context]} in the prompt changes the accuracy by {_points(shown.difference)}"
         if shown.difference.low > 0:
-            settings |= {"teacher_trust": "vouched"} | (longer if shown.truncated >= _MANY_CUT else {})
+            cut = max(shown.truncated, self.truncated if self.success.mean < low else 0)
+            settings |= {"teacher_trust": "vouched"} | (longer if cut >= _MANY_CUT else {})
             return Verdict.GO, f"{gain}: it can be learnt.", settings
         cut = max(self.in_prompt, key=lambda name: self.in_prompt[name].truncated)
         if (share := self.in_prompt[cut].truncated) > MOST_CUT >= self.truncated:
@@ -274,6 +306,7 @@ class Diagnosis:
 
 
 PLAIN = "plain"
+_EXAMPLES = 3
 _NAMES = {"pairs": "The best pair", "rules": "The best rule", "document": "The whole document"}
 
 
@@ -351,6 +384,7 @@ def diagnose(
     sampling_seconds = (time.perf_counter() - began) / len(sampled)
     some = drawn[: max(LEAST_ROLLOUTS, rollouts // 2)]
     greedy, _ = answered(f"{PLAIN}, greedy", some)
+    few = {problem.id: problem for problem in some[:_EXAMPLES]}
     in_prompt: dict[str, InPrompt] = {}
     made: dict[str, Evaluation] = {}
     too_long: dict[str, int] = {}
@@ -406,6 +440,12 @@ def diagnose(
         sampling_seconds=sampling_seconds,
         scoring_seconds=(time.perf_counter() - began) / len(sampled),
         memory_gib=_peak_memory(),
+        examples=tuple(
+            Example(name, asked.text, asked.answer, one.completion, one.extracted, one.outcome)
+            for name, evaluation in ((None, greedy), *([] if best is None else [(best, made[best])]))
+            for one in evaluation.samples
+            if (asked := few.get(one.problem_id))
+        ),
     )
 
 

@@ -298,8 +298,14 @@ def test_the_doctors_no_ends_it(data, tiny_folder, tmp_path, capsys):
     flags = call(data, tiny_folder, tmp_path / "no")
     flags.remove("--force")
     assert main(flags) == 2
-    assert "the doctor says no" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the doctor says no" in told
+    assert told.count("plain: ") == 3 == told.count(" in the prompt: What")
     assert not (tmp_path / "no" / "run").exists()
+    # Only the doctor has run: the same folder may have other settings, and is diagnosed again.
+    assert main([*flags, "--instruction", "Say it."]) == 2
+    assert "doctor: sampling" in (told := capsys.readouterr().err)
+    assert "holds other work" not in told
 
 
 def test_the_share_that_is_kept():

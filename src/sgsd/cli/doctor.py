@@ -18,6 +18,7 @@ from sgsd.cli.console import Bars, print_json, progress_bar, standard_error, sta
 from sgsd.cli.settings import hub_or_cache, ignore_deprecations
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
+from sgsd.display import one_line
 from sgsd.doctor import Diagnosis, diagnose
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import load_model, load_tokenizer
@@ -141,6 +142,20 @@ def show(found: Diagnosis, console: Console) -> None:
     console.print(f"verdict: {found.verdict}")
     for sentence in found.sentences:
         console.print(f"- {sentence}", soft_wrap=True)
+    show_examples(found, console)
     if found.settings:
         flags = " ".join(f"--{name} {value}" for name, value in found.settings.items())
         console.print(f"settings of sgsd train: {flags}", soft_wrap=True)
+
+
+def show_examples(found: Diagnosis, console: Console) -> None:
+    """Print some answers with the plain prompt and with the bank in it, and what the verifier found in them."""
+    for one in found.examples:
+        prompt = "plain" if one.context is None else f"{one.context} in the prompt"
+        read = "" if one.extracted is None or one.extracted == one.completion else f", read as {one.extracted!r}"
+        console.print(f"{prompt}: {one_line(one.problem, 200)}", soft_wrap=True)
+        console.print(
+            f"    {one_line(one.completion, 300)}  [{one.outcome}{one_line(read, 200)}; reference "
+            f"{one_line(one.reference, 100)}]",
+            soft_wrap=True,
+        )

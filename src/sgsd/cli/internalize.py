@@ -45,7 +45,7 @@ from sgsd import __version__, runfolder
 from sgsd.bank.documents import load_bank
 from sgsd.cli import figures
 from sgsd.cli.console import standard_error, standard_output, warn_if_few
-from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for
+from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_examples
 from sgsd.cli.settings import RunArguments, hub_or_cache, parse_settings, read_yaml, resolve_config
 from sgsd.cli.train import run_training, train
 from sgsd.data.problems import Problem
@@ -248,10 +248,13 @@ class _Job:
             if baseline is None or stored.get("baseline") is None:  # a baseline can be added later
                 stored["baseline"] = plan["baseline"] = plan["baseline"] or stored.get("baseline")
             other = {name for name, value in stored.items() if plan.get(name) != value}
-            if other and (self.folder / runfolder.DOCTOR).is_file():  # nothing is lost before the doctor
+            begun = (self.folder / runfolder.EVALUATIONS).exists() or (self.folder / _RUN).exists()
+            if other and not begun:  # only the doctor has run
+                (self.folder / runfolder.DOCTOR).unlink(missing_ok=True)
+            elif other:
                 raise ConfigError(
                     "the output folder holds other work",
-                    got=f"{self.folder}, begun with a different {', '.join(sorted(other))}",
+                    got=f"{self.folder}, begun with other {', '.join(sorted(other))}",
                     remedy="choose another --output",
                 )
         elif not runfolder.is_unused(self.folder):
@@ -290,8 +293,9 @@ class _Job:
         for sentence in diagnosis.sentences:
             self._say(sentence)
         if diagnosis.verdict in (Verdict.NO, Verdict.USE_GRPO) and not force:
-            said = f"the doctor says {diagnosis.verdict}"
-            raise ConfigError(said, got=diagnosis.sentences[0], remedy="--force trains anyway")
+            show_examples(diagnosis, self._console)
+            said = f"the doctor says {diagnosis.verdict}: {diagnosis.sentences[0].removesuffix('.')}"
+            raise ConfigError(said, remedy="--force trains anyway")
         self._context = diagnosis.context or context_of(vars(self.training), self._bank)
         return diagnosis
 
