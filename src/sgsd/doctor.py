@@ -219,8 +219,8 @@ class Diagnosis:
         shown = self.in_prompt[self.context]
         gain = f"{_NAMES[self.context]} in the prompt changes the accuracy by {_points(shown.difference)}"
         if shown.difference.low > 0:
-            cut = max(shown.truncated, self.truncated if self.success.mean < low else 0)
-            settings |= {"teacher_trust": "vouched"} | (longer if cut >= _MANY_CUT else {})
+            share = max(shown.truncated, self.truncated if self.success.mean < low else 0)
+            settings |= {"teacher_trust": "vouched"} | (longer if share >= _MANY_CUT else {})
             return Verdict.GO, f"{gain}: it can be learnt.", settings
         cut = max(self.in_prompt, key=lambda name: self.in_prompt[name].truncated)
         if (share := self.in_prompt[cut].truncated) > MOST_CUT >= self.truncated:

@@ -102,13 +102,13 @@ _NEXT_TURN = re.compile(
 )
 # The next turn written in words, or the next question, with which base models go on.
 _TURN = re.compile(
-    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|Human|System)(?: \d{1,3})? ?:"
+    r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM)(?: \d{1,3})? ?:"
     r"|#{1,4} ?(?:Instruction|Input|User|Human)\b|user\n)|[.!?] (?:User|Human):"
     r"|(?P<question>\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:Instruction|Problem|Exercise|Example|Q|(?:Next )?[Qq]uestion"
-    r"|Frage|Pregunta|Вопрос|问题)(?: \d{1,3})? ?[:：]"
+    r"|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]"
     r"|#{1,4} ?Question\b)|[.!?] Question:)"
 )
-_SAID_SOMETHING = re.compile(r"\d|(?:not|n['’]t|no idea)\b|\bboxed", re.IGNORECASE)
+_SAID_SOMETHING = re.compile(r"\d|(?:not|n['’]t|cannot|sorry|unsure|no idea)\b|\bboxed", re.IGNORECASE)
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
 _FENCE = re.compile(r"^[ >]{0,9}```+ ?([\w+#-]{0,20})[^\n`]*\n(.*?)(?:^[ >]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
 _NO_CODE = frozenset(
@@ -199,7 +199,7 @@ def _field(text: str) -> Extraction | None:
         return None
     if spans.boxes(text[: start.start()])[0]:
         return None
-    if _is_denied(text, start.start(), text.rfind("}") + 1):
+    if _is_denied(text, start.start(), text.rfind("}") + 1 or len(text)):
         return _DENIED
     fields = list(_FIELD.finditer(text, start.start()))
     if not fields:
@@ -374,7 +374,7 @@ def _valued(line: str, values: list[spans.Value]) -> Extraction:
         values = values[:-1]
         value = values[-1]
     joined = len(values) > 1 and phrases.OR.search(line[values[-2].end : value.start])
-    if joined or phrases.OPTIONS.search(line) or _ROW.fullmatch(line):
+    if len(values) > 1 and (joined or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
         return _taken(*(one.text for one in values[-2:]))
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_FOREIGN.search(line)

@@ -144,7 +144,7 @@ GUESSES = re.compile(
     r"|^(?:first|second|third|fourth|last):? [$\d.,]{1,20}[.;]?$",
     re.IGNORECASE | re.MULTILINE,
 )
-NOT_BUT = re.compile(r"not [^,.;]{1,40}?,? but (?:rather )?", re.IGNORECASE)
+NOT_BUT = re.compile(r"\Anot [^,.;]{1,40}?,? but (?:rather )?", re.IGNORECASE)
 CHANGED_BEFORE = _any(
     r"\b(?:roots?|opposite|reciprocal|inverse|square|cube|double|triple|logarithm|half|third|quarter|factorial) of",
     r"\b(?:multiples?|divisors?|factors?|complement|one|some|any|either|each|out|that) of",

@@ -193,8 +193,9 @@ def _chain(text: str, depth: int) -> Reading | None:
     constant = not any(variables(part) for part in parts)
     if value.numeral is None and value.shape is Shape.EXPRESSION and not is_name(heads[0]) and not constant:
         return None
-    # \theta and \angle are no constants
-    constants = [tidy(head) for head in heads if not variables(head) and _SYMBOLS.isdisjoint(_COMMAND.findall(head))]
+    # \theta and \angle are no constants; e and i alone are names here: of an eccentricity, of an index.
+    fixed = [head for head in heads if not variables(head) and head not in ("e", "i")]
+    constants = [tidy(head) for head in fixed if _SYMBOLS.isdisjoint(_COMMAND.findall(head))]
     name = heads[0] if is_name(heads[0]) else ""
     return replace(value, whole=text, name=name or value.name, heads=(*constants, *value.heads))
 

@@ -151,7 +151,10 @@ def identity(answer: str) -> str:
     """Equal for answers that are the same number, or the same text."""
     text = tidy(answer)
     numeral = read_numeral(text)
-    return key(text) if numeral is None else f"{numeral.value / (100 if numeral.percent else 1)} {numeral.unit}"
+    if numeral is not None:
+        return f"{numeral.value / (100 if numeral.percent else 1)} {numeral.unit}"
+    found = key(text)
+    return found.casefold() if len(found) > 1 and found.isalpha() else found
 
 
 def change_mathematics(text: str, change: Callable[[Value], str]) -> str:
