@@ -118,8 +118,7 @@ LOOKS = {
 # How many are made in functions: of tokens that are escaped, or of what the module gives them.
 MADE = {
     "sgsd.bank.leaks": 1,
-    "sgsd.controls": 1,
-    "sgsd.prompts": 2,
+    "sgsd.controls": 3,
     "sgsd.verifiers.phrases": 1,
     "sgsd.verifiers.reasoning_gym": 1,
 }
