@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -20,7 +21,7 @@ from sgsd.bank.credit import separation
 from sgsd.cli import main
 from sgsd.cli.figures import kept as share_kept
 from sgsd.cli.figures import runs_of_words, summed
-from sgsd.cli.internalize import _Job, known_flags
+from sgsd.cli.internalize import _Job, _Steps, known_flags
 from sgsd.errors import ConfigError, DataError
 from sgsd.examples import demo
 from sgsd.trainers.tracking import TRACKERS
@@ -321,6 +322,21 @@ def test_six_words_in_a_row_are_recited():
     rule = runs_of_words("Everything made of clay belongs on")
     assert rule & runs_of_words("so, everything MADE of clay belongs on it")
     assert not rule & runs_of_words("so, everything made of clay belongs there")
+
+
+def test_training_tells_what_comes_first_and_the_time_left(monkeypatch, capsys):
+    told, clock = _Steps(Console(), "run"), iter([100.0, 102.0, 118.0, 138.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    args = SimpleNamespace(rehearsal_weight=1.0, rehearsal_texts=64)
+    told.on_train_begin(args, None, None)
+    for step in (1, 2, 10, 20):
+        told.on_log(args, SimpleNamespace(global_step=step, max_steps=20), None, {"success_rate": 0.5})
+    assert capsys.readouterr().out.splitlines() == [
+        "run: first writes 64 texts to rehearse",
+        "run: step 2 of 20, 50 % of the rollouts right, about 36 s left",
+        "run: step 10 of 20, 50 % of the rollouts right, about 20 s left",
+        "run: step 20 of 20, 50 % of the rollouts right",
+    ]
 
 
 def test_a_metric_is_summed_over_steps_however_often_it_is_logged():

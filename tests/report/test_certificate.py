@@ -135,6 +135,15 @@ def test_the_page_has_every_section_in_order_and_each_figure(page):
     assert "2,865" not in without_gain
 
 
+@pytest.mark.parametrize(("teachers", "name"), [("rules", "With its rules"), ("document", "With the document")])
+def test_what_stood_in_the_prompt_is_named_as_what_teachers_see(read, tmp_path, teachers, name):
+    certificate = read().model_copy(update={"teachers": teachers})
+    text = write_page(certificate, tmp_path / "page.html").read_text("utf-8")
+    for said in (f"<span>{name}</span>", f"{name} minus before", f"After minus {name.lower()}"):
+        assert said in text
+    assert name in certificate_table(certificate).columns[0]._cells[1]
+
+
 def test_what_was_not_measured_is_left_out_or_said(page, read):
     text = page(with_document=None, grpo=None, forgotten=None)
     assert text.count("Not measured.") == 1

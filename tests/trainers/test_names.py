@@ -9,7 +9,7 @@ import pytest
 
 from sgsd.objectives import OBJECTIVES
 from sgsd.trainers.config import SGSDConfig
-from sgsd.trainers.names import card_name, method_name
+from sgsd.trainers.names import card_name, complete_card, method_name
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,13 @@ def test_no_other_objective_has_the_papers_name(objective, tmp_path):
 def test_a_card_says_what_a_variant_builds_on():
     assert card_name({}) == "SGSD"
     assert card_name({"objective": "correction", "grpo_weight": 1}) == "GRPO + correction, which builds on SGSD"
+
+
+def test_a_card_links_no_model_of_a_package(tmp_path):
+    local = "local:smollm2-135m-instruct"
+    (tmp_path / "README.md").write_text(f"fine-tuned from [{local}](https://huggingface.co/{local}), [a](https://b)\n")
+    complete_card(tmp_path, {"data": "x"})
+    assert (tmp_path / "README.md").read_text().startswith(f"fine-tuned from `{local}`, [a](https://b)\n")
 
 
 def test_names_need_no_torch():

@@ -57,7 +57,7 @@ from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation import Evaluation, evaluate
 from sgsd.evaluation.run import prompts_of
 from sgsd.prompts import PromptRenderer, Shown
-from sgsd.report.certificate import Certificate, add_to_card, certificate_table, read_certificate, write_page
+from sgsd.report.certificate import Certificate, add_to_card, certificate_table, duration, read_certificate, write_page
 from sgsd.trainers.config import CONFIGS, SGSDConfig, VerifiedConfig, context_of
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rows import skill_pairs
@@ -351,8 +351,10 @@ class _Job:
             return
         torch.set_num_threads(threads // 2)
         try:
-            with _training_beside(self._grpo_flags(), threads - threads // 2, self.folder / "grpo.log"):
+            with _training_beside(self._grpo_flags(), threads - threads // 2, self.folder / "grpo.log") as process:
                 yield
+                if process.poll() is None:
+                    self._say(f"{_GRPO}: still training")
         finally:
             torch.set_num_threads(threads)
 
@@ -559,20 +561,32 @@ def _quiet(trainer: Any) -> None:
 
 
 class _Steps(TrainerCallback):
-    """Prints the success rate every ten steps."""
+    """Prints the success rate and the time left after the second step and every ten steps."""
 
     def __init__(self, console: Console, name: str) -> None:
         self._console = console
         self._name = name
+        self._began: tuple[int, float] | None = None  # the first step that this process made, and when it ended
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if texts := args.rehearsal_texts if vars(args).get("rehearsal_weight") else 0:
+            self._console.print(f"{self._name}: first writes {texts} texts to rehearse", soft_wrap=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "success_rate" in logs and state.global_step % 10 == 0:
-            right = f"{100 * logs['success_rate']:.0f} % of the rollouts right"
-            self._console.print(f"{self._name}: step {state.global_step} of {state.max_steps}, {right}", soft_wrap=True)
+        if not logs or "success_rate" not in logs:
+            return
+        step, now = state.global_step, time.monotonic()
+        first, began = self._began = self._began or (step, now)
+        if step % 10 and step != first + 1:
+            return
+        said = f"step {step} of {state.max_steps}, {100 * logs['success_rate']:.0f} % of the rollouts right"
+        if first < step < state.max_steps:
+            said += f", about {duration((state.max_steps - step) * (now - began) / (step - first))} left"
+        self._console.print(f"{self._name}: {said}", soft_wrap=True)
 
 
 @contextmanager
-def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Iterator[None]:
+def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``sgsd train`` in another process during this context, and wait for it at the end.
 
     Raises:
@@ -584,7 +598,7 @@ def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Itera
         command = [sys.executable, "-c", code, str(threads), *arguments]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT) as process:
             try:
-                yield
+                yield process
                 process.wait()
             finally:
                 process.kill()

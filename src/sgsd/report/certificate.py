@@ -285,7 +285,7 @@ def _to_pay(certificate: Certificate) -> str | None:
     return None if requests is None else _count(requests)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``45 s``, ``9 min 10 s``, ``1 h 5 min``."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
@@ -313,12 +313,14 @@ def _clipped(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:half].rstrip()} […] {text[-half:].lstrip()}"
 
 
-_STATES = {"before": "Before", "with_document": "With the document", "grpo": "GRPO", "after": "After"}
+_SHOWN = {"rules": "With its rules", "document": "With the document"}
+"""What ``with_document`` has in the prompt: what teachers are shown."""
 
 
-def _measured(parts: _Part) -> list[tuple[str, str, Any]]:
+def _measured(parts: _Part, teachers: str) -> list[tuple[str, str, Any]]:
     """(key, name, value) of the measured states, in the order of the page."""
-    found = ((key, name, dict(parts).get(key)) for key, name in _STATES.items())
+    names = {"before": "Before", "with_document": _SHOWN[teachers], "grpo": "GRPO", "after": "After"}
+    found = ((key, name, dict(parts).get(key)) for key, name in names.items())
     return [state for state in found if state[2] is not None]
 
 
@@ -335,12 +337,13 @@ def write_page(certificate: Certificate, output: Path) -> Path:
         ConfigError: the page is larger than ``html.MOST_BYTES`` or cannot be written.
     """
     environment = html.environment()
-    filters = (as_text, _clipped, _duration, _measured, _range, _reach, _share, short, _signed, _worth)
+    filters = (as_text, _clipped, duration, _measured, _range, _reach, _share, short, _signed, _worth)
     environment.filters |= {one.__name__.strip("_"): one for one in filters} | {"count": _count, "percent": percent}
     style = html.own_text(environment, "page.css", "certificate.css")
     order = list(_DID)
     page = environment.get_template("certificate.html").render(
         certificate=certificate,
+        with_shown=_SHOWN[certificate.teachers],
         headline=headline(certificate),
         remarks=remarks(certificate),
         to_pay=_to_pay(certificate),
@@ -394,7 +397,7 @@ def _figures(certificate: Certificate) -> Iterator[list[tuple[str, str, str]]]:
     """(name, figure, interval) of the measured figures, in sections."""
     yield [
         (f"{name}, tasks right", percent(accuracy.accuracy), _range(accuracy.ci95))
-        for _, name, accuracy in _measured(certificate.accuracy)
+        for _, name, accuracy in _measured(certificate.accuracy, certificate.teachers)
     ]
     rest: list[tuple[str, str, str]] = []
     if (kept := certificate.kept) is not None:

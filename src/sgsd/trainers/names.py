@@ -7,6 +7,7 @@ loss is named where it is added.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,9 @@ def complete_card(folder: Path, facts: Mapping[str, str]) -> None:
     """Add a table to TRL's card in a run's folder, before the versions of its libraries, or at its end."""
     file = folder / "README.md"
     text = runfolder.read_text(file)
-    # TRL's template writes "None" for models that are not on the hub.
+    # TRL's template links what is not on the hub: "None" for a folder, and the models of packages.
     text = text.replace("[None](https://huggingface.co/None)", "a model that is not on the hub")
+    text = re.sub(r"\[(local:[^\]]+)\]\(https://huggingface\.co/local:[^)]+\)", r"`\1`", text)
     text = text.replace('model="None"', f'model="{folder.name}"')
     rows = "".join(f"| {name} | {as_markdown(value)} |\n" for name, value in facts.items())
     before, heading, after = text.partition("### Framework versions")

@@ -67,8 +67,8 @@ class FirstSteps:
             warnings.append(
                 large(
                     f"{truncated:.0%} of the first rollouts are cut off",
-                    f"They reach max_completion_length {self._budget} without an end token. The setting truncated "
-                    "decides their outcome; little or nothing is learnt from them.",
+                    f"They reach max_completion_length {self._budget} without an end token, perhaps before their "
+                    "answer. The setting truncated decides what they count as.",
                     f"Remedy: {self._thinking.remedy}.",
                 )
             )
