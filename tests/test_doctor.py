@@ -97,6 +97,17 @@ def test_the_rule_and_the_number_that_decided_comes_first(numbers, verdict, said
     assert (found.settings == {}) == (settings == {})
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "difference", "little"), [(0.65, RAISED, False), (0.2, RAISED, True), (0.2, LOWERED, False)]
+)
+def test_a_go_of_which_most_answers_are_wrong_is_told(accuracy, difference, little):
+    found = measured(difference=difference)
+    shown = dataclasses.replace(found.in_prompt["rules"], accuracy=Estimate(accuracy, accuracy - 0.1, accuracy + 0.1))
+    found = dataclasses.replace(found, in_prompt=found.in_prompt | {"rules": shown})
+    assert found.teaches_little is little
+    assert ("80% of the answers with it are wrong" in found.sentences[1]) is little
+
+
 def test_a_diagnosis_goes_to_a_file_and_back_and_the_file_says_the_verdict(tmp_path):
     found = measured(difference=RAISED)
     found.save(tmp_path)

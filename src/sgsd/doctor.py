@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ MOST_RIGHT = 0.95
 SIGNAL = 0.02, 0.90
 """Lowest and highest success rate at which the rollouts of a problem differ often enough."""
 LEAST_AUC = 0.55
+LITTLE = 0.6
+"""An accuracy with the context in the prompt below which training has little to aim at."""
 LEAST_ROLLOUTS = 16
 _MANY_CUT = 0.1  # share of truncated completions from which the settings have a higher max_completion_length
 
@@ -171,7 +173,7 @@ class Diagnosis:
     @property
     def sentences(self) -> tuple[str, ...]:
         """The reasons in words. The first sentence is the one that decided."""
-        return self._ruling[1], *self._findings()
+        return self._ruling[1], *self._caveats(), *self._findings()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -244,6 +246,19 @@ class Diagnosis:
         )
         return Verdict.USE_GRPO, said, {"method": "grpo"} | groups
 
+    @property
+    def teaches_little(self) -> bool:
+        """Whether it is a go, although most answers are wrong with the context in the prompt."""
+        return self.verdict is Verdict.GO and self.in_prompt[self.context or ""].accuracy.mean < LITTLE
+
+    def _caveats(self) -> Iterator[str]:
+        if self.teaches_little:
+            wrong = 1 - self.in_prompt[self.context or ""].accuracy.mean
+            yield (
+                f"But {wrong:.0%} of the answers with it are wrong, and training aims at no better ones: look at some, "
+                "and improve the document or the instruction first."
+            )
+
     def _findings(self) -> Iterator[str]:
         yield (
             f"Plain prompt: {_percent(self.success)} right in {self.rollouts} rollouts of {self.problems} problems; "
@@ -268,8 +283,8 @@ class Diagnosis:
                     f"measured against a control {_figures(found.auc_control)}."
                 )
             yield (
-                f"{found.style_share:.0%} of the teachers' gap is style, which a control has too; "
-                f"{found.stance_share:.0%} of teachers take a stance."
+                f"A control with another text in its prompt differs from the plain prompt {found.style_share:.0%} as "
+                f"much as the teachers do; {found.stance_share:.0%} of teachers take a stance."
             )
         yield (
             f"A rollout takes {self.sampling_seconds:.2f} s to sample and {self.scoring_seconds:.2f} s to score; the "
@@ -351,7 +366,8 @@ def diagnose(
         max_prompt_length: most tokens of a prompt. A context with a longer prompt is left out.
         support_clip, support_threshold: as in training.
         batch_size: prompts to sample at a time.
-        progress: called with the name of the current evaluation, and how many of its samples are done and wanted.
+        progress: called with the name of the current evaluation, and how many of its samples are done and wanted; then
+            with ``scoring``, and how many chunks of the teachers' scores are done.
 
     Raises:
         DataError: no problems.
@@ -420,6 +436,7 @@ def diagnose(
             seed=seed,
             clip=support_clip,
             threshold=support_threshold,
+            progress=None if progress is None else partial(progress, "scoring"),
         )
     return Diagnosis(
         problems=len(drawn),
@@ -531,6 +548,7 @@ def _teachers(
     seed: int,
     clip: float,
     threshold: float,
+    progress: Callable[[int, int], None] | None,
 ) -> Teachers | None:
     """The scores of the decided rollouts by student, teachers and control; ``None`` without decided rollouts."""
     found = retriever.retrieve([problem.text for problem in problems], bank, num_teachers, alone=alone)
@@ -559,6 +577,7 @@ def _teachers(
         model,
         [*students, *controls, *(prompt for _, prompt in places)],
         [*completions, *completions, *(completions[b] for b, _ in places)],
+        progress=progress,
     )
     B = len(rows)
     logps, mask = scores.logps.cpu(), scores.mask[:B].cpu()

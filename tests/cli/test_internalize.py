@@ -303,9 +303,14 @@ def test_the_doctors_no_ends_it(data, tiny_folder, tmp_path, capsys):
     assert "the doctor says no" in told
     assert told.count("plain: ") == 3 == told.count(" in the prompt: What")
     assert not (tmp_path / "no" / "run").exists()
-    # Only the doctor has run: the same folder may have other settings, and is diagnosed again.
+    assert "    plain (" in told
+    assert "    scoring (" in told
+    # Only the doctor has run: the same folder may have other settings. It is diagnosed again if that matters.
+    assert main([*flags, "--max_steps", "5"]) == 2
+    assert "doctor: " not in capsys.readouterr().err
     assert main([*flags, "--instruction", "Say it."]) == 2
-    assert "doctor: sampling" in (told := capsys.readouterr().err)
+    told = capsys.readouterr().err
+    assert told.index("doctor: asked anew") < told.index("doctor: sampling")
     assert "holds other work" not in told
 
 

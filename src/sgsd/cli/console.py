@@ -69,10 +69,16 @@ def progress_bar(console: Console) -> Progress:
 
 
 class Bars:
-    """One progress bar per named task. Tasks run one after another."""
+    """One progress bar per named task. Tasks run one after another.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        progress: that shows them.
+        lines: print a line as a task begins where no bars are drawn.
+    """
+
+    def __init__(self, progress: Progress, *, lines: bool = False) -> None:
         self._progress = progress
+        self._lines = lines and not progress.console.is_terminal
         self._tasks: dict[str, TaskID] = {}
         self._latest = TaskID(0)
         self._done = 0
@@ -81,6 +87,8 @@ class Bars:
         """Show ``done`` of ``total`` for the task ``name``."""
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
+            if self._lines:
+                self._progress.console.print(f"    {name} ({total})", soft_wrap=True)
         self._latest, self._done = self._tasks[name], done
         self._progress.update(self._latest, completed=done, total=total)
 

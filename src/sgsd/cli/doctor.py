@@ -102,7 +102,7 @@ def diagnose_run(
             max_new_tokens=args.max_completion_length,
             max_prompt_length=prompt_budget(model.config, args),
             batch_size=batch_size,
-            progress=Bars(bar).show,
+            progress=Bars(bar, lines=True).show,
             **{name: vars(args)[name] for name in names},
         )
 

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 from functools import cached_property
@@ -72,6 +72,12 @@ _MOST_HELD_OUT = 200
 _SUMS = 100
 SUMS_INSTRUCTION = "Finish with the final answer as a single number."
 _DIAGNOSED = 60  # training tasks that the doctor uses
+_DIAGNOSED_WITH = (
+    *("temperature", "top_p", "top_k", "num_teachers", "support_clip", "support_threshold", "teacher_context"),
+    *("max_completion_length", "max_prompt_length", "instruction", "verifier", "verifier_options", "thinking"),
+    *("chat_template_kwargs", "retriever", "embedder", "retrieval_temperature", "retrieval_text"),
+)
+"""Settings that the diagnosis depends on."""
 _GROUP = 4  # rollouts per problem of the GRPO baseline
 _RUN, _GRPO, _PLAN = "run", "grpo", "plan.json"
 _CERTIFIED_SETTINGS = (
@@ -242,15 +248,18 @@ class _Job:
             "held_out": _digest(self._test_tasks),
             "retained": _digest(self._retained),
         }
+        plan["doctor"] = self._asked_of_doctor(plan)
         file = self.folder / _PLAN
         if file.is_file():
             stored = runfolder.read_json(file)
             if baseline is None or stored.get("baseline") is None:  # a baseline can be added later
                 stored["baseline"] = plan["baseline"] = plan["baseline"] or stored.get("baseline")
-            other = {name for name, value in stored.items() if plan.get(name) != value}
+            other = {name for name, value in stored.items() if name != "doctor" and plan.get(name) != value}
             begun = (self.folder / runfolder.EVALUATIONS).exists() or (self.folder / _RUN).exists()
             if other and not begun:  # only the doctor has run
-                (self.folder / runfolder.DOCTOR).unlink(missing_ok=True)
+                if stored.get("doctor") != plan["doctor"] and (self.folder / runfolder.DOCTOR).is_file():
+                    self._say("doctor: asked anew, with other settings")
+                    (self.folder / runfolder.DOCTOR).unlink()
             elif other:
                 raise ConfigError(
                     "the output folder holds other work",
@@ -264,6 +273,13 @@ class _Job:
         for name, problems in (("train", self._train_tasks), ("held-out", self._test_tasks)):
             runfolder.write_text(self._task_file(name), map(_row, problems))
         self._bank.save(self.folder / runfolder.BANK)
+
+    def _asked_of_doctor(self, plan: Mapping[str, Any]) -> str:
+        """A digest of all that the diagnosis depends on."""
+        parts = [plan[name] for name in ("model", "document", "seed", "train")]
+        settings = {name: vars(self.training)[name] for name in _DIAGNOSED_WITH}
+        asked = json.dumps([*parts, self._parsed[2].dtype, settings], sort_keys=True, default=str)
+        return hashlib.sha256(asked.encode()).hexdigest()
 
     def ask_doctor(self, *, force: bool) -> Diagnosis:
         """Diagnose whether the document will help, and which ``teacher_context`` suits it.
@@ -292,8 +308,12 @@ class _Job:
             runfolder.write_json(file, diagnosis.to_json() | {"seconds": time.perf_counter() - began})
         for sentence in diagnosis.sentences:
             self._say(sentence)
-        if diagnosis.verdict in (Verdict.NO, Verdict.USE_GRPO) and not force:
+        refused = diagnosis.verdict in (Verdict.NO, Verdict.USE_GRPO) and not force
+        if refused or diagnosis.teaches_little:
             show_examples(diagnosis, self._console)
+        if (length := diagnosis.settings.get("max_completion_length")) and not refused:
+            self._say(f"many answers are cut off: --max_completion_length {length} allows more")
+        if refused:
             said = f"the doctor says {diagnosis.verdict}: {diagnosis.sentences[0].removesuffix('.')}"
             raise ConfigError(said, remedy="--force trains anyway")
         self._context = diagnosis.context or context_of(vars(self.training), self._bank)
@@ -474,8 +494,13 @@ class _Job:
             return
         self._loaded = None  # free the memory for the training
         gc.collect()
-        self._say(f"{name}: training")
         run, training, model = parse_settings(flags)
+        steps = (
+            ""
+            if training.max_steps < 1
+            else f", {training.max_steps} steps of {training.generation_batch_size} rollouts"
+        )
+        self._say(f"{name}: training{steps}")
         run_training(run, training, model, self._console, callbacks=[_Steps(self._console, name)], before=_quiet)
         end_run(training.report_to)
         gc.collect()

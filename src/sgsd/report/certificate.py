@@ -188,13 +188,15 @@ class Certificate(_Part):
     seconds: dict[str, float | None]
 
 
-def read_certificate(path: Path) -> Certificate:
+def read_certificate(path: str | Path) -> Certificate:
     """Read a certificate from a file, or from the folder of ``sgsd internalize``.
 
     Raises:
         DataError: it cannot be read, or a field is missing or wrong.
     """
-    file = path / runfolder.CERTIFICATE if path.is_dir() else path
+    file = Path(path)
+    if file.is_dir():
+        file /= runfolder.CERTIFICATE
     return validated(TypeAdapter(Certificate), runfolder.read_json(file), str(file))
 
 
@@ -260,7 +262,7 @@ def _range(ends: tuple[float, float]) -> str:
 
 
 def _signed(difference: float) -> str:
-    return figure(100 * difference, "+.1f")
+    return figure(100 * difference, "+z.1f")
 
 
 def _reach(difference: Difference) -> str:
@@ -295,7 +297,7 @@ def duration(seconds: float) -> str:
 
 _DID: dict[Verdict, str] = {
     "earned": "earned it",
-    "idle": "showed no effect",
+    "idle": "idle",
     "harmful": "harmed",
     "unused": "never taught",
 }
@@ -327,11 +329,11 @@ def _measured(parts: _Part, teachers: str) -> list[tuple[str, str, Any]]:
 # ---- the page, the table, the model card
 
 
-def write_page(certificate: Certificate, output: Path) -> Path:
+def write_page(certificate: Certificate, output: str | Path) -> Path:
     """Write the page: one HTML file without scripts.
 
     Returns:
-        ``output``.
+        ``output`` as a path.
 
     Raises:
         ConfigError: the page is larger than ``html.MOST_BYTES`` or cannot be written.
@@ -352,7 +354,7 @@ def write_page(certificate: Certificate, output: Path) -> Path:
         style=style,
         hash=html.digest(style),
     )
-    return html.write(output, page, "the certificate's page")
+    return html.write(Path(output), page, "the certificate's page")
 
 
 def certificate_table(certificate: Certificate) -> Table:

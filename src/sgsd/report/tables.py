@@ -56,7 +56,7 @@ percent = partial(figure, spec=".1%")
 """``12.3 %``."""
 number = partial(figure, spec=".3g")
 """Three significant digits."""
-signed = partial(figure, spec="+.3f")
+signed = partial(figure, spec="+z.3f")
 """``+0.123``."""
 
 

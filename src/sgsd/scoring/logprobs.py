@@ -65,6 +65,7 @@ def score_completions(
     others: Tensor | None = None,
     share_prompts: bool = True,
     min_chunks: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Log-probabilities of ``completions[n]`` after ``prompts[n]``, full vocabulary, without gradient.
 
@@ -85,6 +86,7 @@ def score_completions(
         share_prompts: let pairs share the keys and values of their prompts.
         min_chunks: run at least this many chunks, so that all ranks of a sharded model make equally many forwards; see
             ``chunk_count``.
+        progress: called after each chunk with the numbers of chunks done and in all.
 
     Raises:
         ValueError: the counts differ, there is no pair, or a prompt is empty.
@@ -110,7 +112,7 @@ def score_completions(
 
     results: list[tuple[Tensor, ...]] = []
     tokens = 0
-    for numbers in chunks:
+    for done, numbers in enumerate(chunks, 1):
         rows = [pairs[n] for n in numbers]
         shares = can_share and kind(max(map(_length, rows))) == 0
         if can_share and not shares:  # other ranks make two forwards for this chunk
@@ -118,6 +120,8 @@ def score_completions(
         cuts = _shared_lengths(rows) if shares else [0] * len(rows)
         tokens += _forwarded_tokens(rows, cuts)
         results += _forward(model, rows, cuts, torch.tensor(numbers, device=device) * T, select)
+        if progress is not None:
+            progress(done, len(chunks))
     flat, *kept = map(torch.cat, zip(*results, strict=True))
 
     def spread(values: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class StepMetrics:
         self.add({name: (torch.tensor(float(part)), torch.tensor(float(whole)))})
 
     def reduced(self, accelerator: Any) -> dict[str, float]:
-        """The means since the last call, over all processes; one reduction and one host sync."""
+        """The means since the last call, over all processes; none over nothing. One reduction and one host sync."""
         if not self._totals:
             return {}
         names = sorted(self._totals)
@@ -55,7 +55,7 @@ class StepMetrics:
         self._totals = {}
         if accelerator.num_processes > 1:
             stacked = accelerator.reduce(stacked, reduction="sum")
-        return dict(zip(names, (stacked[:, 0] / stacked[:, 1]).tolist(), strict=True))
+        return {name: part / whole for name, (part, whole) in zip(names, stacked.tolist(), strict=True) if whole}
 
 
 class StepCallback(TrainerCallback):
