@@ -483,5 +483,5 @@ def test_experts_that_there_are_none_of_have_no_loss(tmp_path):
     assert trainer.router_aux_loss_coef
     assert not trainer.aux_loss_enabled
     assert make_trainer(tmp_path, model=make("granite-4")).aux_loss_enabled
-    with pytest.raises(ConfigError, match="router_aux_loss_coef would have no effect: got Granite.* without experts"):
+    with pytest.raises(ConfigError, match=r"router_aux_loss_coef would have no effect: got Granite.* without experts"):
         make_trainer(tmp_path, model=make("granite-4-dense"), router_aux_loss_coef=0.1)

@@ -194,12 +194,11 @@ def unadaptable_in_one_line(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except (AttributeError, RuntimeError) as error:
-        odd = {
-            name: layer.get_base_layer()
-            for name, layer in model.named_modules()
-            if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear)
-        }
-        odd = {name: base for name, base in odd.items() if type(base).forward is not nn.Linear.forward}
+        odd: dict[str, nn.Linear] = {}
+        for name, layer in model.named_modules():
+            base = layer.get_base_layer() if isinstance(layer, LoraLayer) else None
+            if isinstance(base, nn.Linear) and type(base).forward is not nn.Linear.forward:
+                odd[name] = base
         for name, base in odd.items():
             raise ConfigError(
                 "the model fails with its adapter",
