@@ -127,6 +127,20 @@ FAMILIES: dict[str, Family] = {
         experts=True,
         rounds=False,
     ),
+    "granite-4-dense": Family(
+        "GraniteMoeHybridForCausalLM",
+        "GraniteMoeHybridConfig",
+        MAMBA
+        | GRANITE
+        | {
+            "logits_scaling": 8.0,
+            "layer_types": ["mamba", "attention"],
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 32,
+            "position_embedding_type": "rope",
+        },
+    ),
     "cohere-2": Family("Cohere2ForCausalLM", "Cohere2Config", WINDOWS | {"logit_scale": 0.25}),
     "phi-3": Family(
         "Phi3ForCausalLM",
@@ -223,6 +237,39 @@ ODD: dict[str, Family] = {
             "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
         },
     ),
+    "llama-4": Family(
+        "Llama4ForConditionalGeneration",
+        "Llama4Config",
+        dict.fromkeys([*COMMON, "pad_token_id"])
+        | {
+            "text_config": COMMON
+            | HEAD
+            | {
+                "intermediate_size_mlp": 64,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 1,
+                "attention_chunk_size": 8,
+                "no_rope_layers": [1, 0],
+                "floor_scale": 16,
+                "attn_scale": 0.5,
+                "pad_token_id": EOS,
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "image_size": 28,
+                "patch_size": 14,
+                "projector_input_dim": 32,
+                "projector_output_dim": 32,
+                "vision_output_dim": 32,
+            },
+            "image_token_index": VOCABULARY - 1,
+        },
+        rounds=False,
+        lora=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|up_proj|down_proj)",
+    ),
     "minicpm3": Family(
         "MiniCPM3ForCausalLM",
         "MiniCPM3Config",
@@ -314,6 +361,19 @@ ODD: dict[str, Family] = {
             "num_key_value_heads": None,
             "num_hidden_layers": None,
             "max_position_embeddings": None,
+        },
+    ),
+    "opt": Family(
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 16,
+            "do_layer_norm_before": False,
+            "dropout": 0.0,
+            "init_std": 0.3,
+            "intermediate_size": None,
+            "num_key_value_heads": None,
         },
     ),
     "gpt-2": Family(

@@ -92,8 +92,12 @@ def test_one_step(case, tmp_path):
 @pytest.mark.parametrize("method", ["gated", "opsd", "grpo"])
 @pytest.mark.parametrize("name", ODD)
 def test_one_step_of_odd_families(name, method, tmp_path):
-    """Seen on 029fdea: no step of nemotron-h, bamba and jamba with teachers (B2), nor of any whose configuration has no
+    """TRL's GRPO has no step of Llama-4 beside a vision model: its forward reads hidden states that there are none of.
+
+    Seen on 029fdea: no step of nemotron-h, bamba and jamba with teachers (B2), nor of any whose configuration has no
     ``max_position_embeddings``: recurrent-gemma, mamba-2, bloom."""
+    if (name, method) == ("llama-4", "grpo"):
+        pytest.skip("not a step of TRL's")
     room = {"max_position_embeddings": 256} if name == "llama-ntk" else {}
     pad_id = None if name == "gemma-3n" else 0  # its own gradient is NaN at embeddings of zeros
     step = one_step(tmp_path, make(name, pad_id=pad_id, **room), method, G=4, pad_id=0, peft_config=lora(name))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 import trl
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig
@@ -28,7 +29,8 @@ from sgsd.trainers.tokens import check_batch, check_tokens, thinking_of
 from sgsd.verifiers import Outcome, Verdict, get_verifier
 
 from ..conftest import make_model, make_tokenizer
-from .tiny import EOS, make_config
+from ..families.models import make
+from .tiny import EOS, LORA, make_config, make_trainer
 
 # ---- data
 
@@ -439,3 +441,47 @@ def test_adapters_of_weights_pass():
     lora = LoraConfig(r=2, target_modules=["q_proj"])
     for model, config in ((make_model(), None), (make_model(), lora), (get_peft_model(make_model(), lora), None)):
         refuse_prompt_learning(model, config)
+
+
+# ---- a model that computes what scoring takes for granted
+
+
+@pytest.mark.parametrize(("name", "said"), [("recurrent-gemma", True), ("llama", False), ("mamba-2", False)])
+def test_rollouts_that_depend_on_their_padding_are_a_line_before_the_first_step(tmp_path, caplog, name, said):
+    make_trainer(tmp_path, model=make(name)).train()
+    lines = [record.getMessage() for record in caplog.records if "padding on the left" in record.getMessage()]
+    assert len(lines) == said
+    assert all("RecurrentGemmaForCausalLM" in line and "\n" not in line for line in lines)
+
+
+def test_a_model_that_sees_later_tokens_is_refused_before_the_first_step(tmp_path):
+    """It would be scored by tokens that it had not seen when it sampled."""
+    config = transformers.BertConfig(
+        vocab_size=264, hidden_size=32, intermediate_size=64, num_attention_heads=4, initializer_range=0.3
+    )
+    trainer = make_trainer(tmp_path, model=transformers.BertLMHeadModel(config))
+    with pytest.raises(ConfigError, match="tokens attend to later tokens: got BertLMHeadModel"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert trainer.model.training
+
+
+def test_an_adapter_of_a_router_is_one_line_with_the_remedy(tmp_path):
+    config = transformers.PhimoeConfig(
+        **make_model().config.to_diff_dict() | {"num_local_experts": 4, "router_jitter_noise": 0.0}
+    )
+    with pytest.raises(ConfigError, match=r"a PhimoeTopKRouter: .*exclude_modules=\['router'\]") as refused:
+        make_trainer(tmp_path, model=transformers.PhimoeForCausalLM(config), peft_config=LoraConfig(**LORA)).train()
+    assert "\n" not in str(refused.value)
+    without = LoraConfig(**LORA, exclude_modules=["router"])
+    make_trainer(tmp_path, model=transformers.PhimoeForCausalLM(config), peft_config=without).train()
+
+
+def test_experts_that_there_are_none_of_have_no_loss(tmp_path):
+    """Granite-4.0-Micro: the configuration of a mixture, a dense model. Seen before: no step by any method."""
+    trainer = make_trainer(tmp_path, model=make("granite-4-dense"))
+    assert trainer.router_aux_loss_coef
+    assert not trainer.aux_loss_enabled
+    assert make_trainer(tmp_path, model=make("granite-4")).aux_loss_enabled
+    with pytest.raises(ConfigError, match=r"router_aux_loss_coef would have no effect: got Granite.* without experts"):
+        make_trainer(tmp_path, model=make("granite-4-dense"), router_aux_loss_coef=0.1)

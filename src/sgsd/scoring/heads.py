@@ -147,15 +147,20 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
 
 
 def backbone(causal: PreTrainedModel) -> tuple[str, nn.Module]:
-    """The submodule that computes hidden states, and its name; in a few families it is not ``base_model_prefix``.
+    """The submodule that computes hidden states, and its dotted name; in a few families not ``base_model_prefix``.
 
     Raises:
         ConfigError: there is none.
     """
-    base = causal.base_model
+    base, embedding = causal.base_model, causal.get_input_embeddings()
     for name, part in causal.named_children():
-        if part is base or (base is causal and isinstance(part, PreTrainedModel)):
+        if part is base:
             return name, part
+        if base is causal and isinstance(part, PreTrainedModel) and any(each is embedding for each in part.modules()):
+            if part.get_output_embeddings() is None:
+                return name, part
+            inner, found = backbone(part)  # a causal language model beside a vision model: Llama-4
+            return f"{name}.{inner}", found
     raise ConfigError("not a causal language model of transformers", got=type(causal).__name__)
 
 
@@ -210,32 +215,48 @@ def _reduced_in_tiles(causal: PreTrainedModel, hidden: Tensor, reduction: Reduct
 
 
 def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits ``[n, V]`` of hidden states ``[n, H]``, by the model's own forward with its backbone replaced."""
+    """Logits ``[n, V]`` of hidden states ``[n, H]``, by the model's own forward with its backbone replaced.
+
+    Raises:
+        ConfigError: the model's forward does not call its backbone.
+    """
     causal = causal_model(model)
-    name, part = backbone(causal)
+    path, part = backbone(causal)
+    parent, _, name = path.rpartition(".")
+    owner = causal.get_submodule(parent)
     in_float32 = causal in _FLOAT32_HEADS
     fixed = _FixedBackbone(part, (hidden.float() if in_float32 else hidden).unsqueeze(0))
     unused_ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-    causal._modules[name] = cast(nn.Module, fixed)
+    owner._modules[name] = cast(nn.Module, fixed)
     try:
         with torch.autocast(hidden.device.type, enabled=False) if in_float32 else nullcontext():
-            return type(causal).forward(causal, input_ids=unused_ids, use_cache=False).logits[0]
+            logits = type(causal).forward(causal, input_ids=unused_ids, use_cache=False).logits[0]
     finally:
-        causal._modules[name] = part
+        owner._modules[name] = part
+    if not fixed.called:
+        raise ConfigError(
+            "the model's output head cannot be computed alone",
+            got=type(causal).__name__,
+            expected=f"a forward that calls {path!r}",
+        )
+    return logits
 
 
 class _FixedBackbone:
-    """Replaces a backbone, and returns given hidden states."""
+    """Replaces a backbone, and returns given hidden states; so does a model inside it (OPT calls ``model.decoder``)."""
 
     def __init__(self, backbone: nn.Module, hidden: Tensor) -> None:
         self._backbone = backbone
         self._hidden = hidden
+        self.called = False
 
     def __call__(self, *_: Any, **__: Any) -> _Outputs:
+        self.called = True
         return _Outputs(last_hidden_state=cast(torch.FloatTensor, self._hidden))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._backbone, name)
+        part = getattr(self._backbone, name)
+        return self if isinstance(part, PreTrainedModel) else part
 
 
 class _Outputs(BaseModelOutput):

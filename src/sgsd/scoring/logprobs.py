@@ -174,6 +174,38 @@ def hidden_states(model: nn.Module, prompts: Sequence[Sequence[int]], completion
     return torch.cat([hidden for [(_, hidden)] in kept])
 
 
+@torch.no_grad()
+def context_errors(model: nn.Module, ids: Sequence[int]) -> tuple[float, float]:
+    """How much hidden states change with padding on the left, and with later tokens: 0 but for rounding, else wrong.
+
+    Args:
+        model: as for ``score_completions``, in evaluation mode.
+        ids: a sequence of two tokens or more.
+
+    Returns:
+        Means over positions of the relative change; about 1 where states have nothing to do with each other.
+    """
+    add_scoring(model)
+    causal = causal_model(model)
+    positions = "position_ids" in inspect.signature(backbone(causal)[1].forward).parameters
+    positions &= causal.config.get_text_config() is causal.config  # multimodal ones have further dimensions
+    device = next(model.parameters()).device
+
+    def states(tokens: Sequence[int], padding: int = 0) -> Tensor:
+        rows = torch.tensor([[_FILLER_ID] * padding + list(tokens)], device=device)
+        mask = torch.tensor([[0] * padding + [1] * len(tokens)], device=device)
+        index = torch.arange(padding, rows.shape[1], device=device)
+        inputs = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if positions else {}
+        output = model(input_ids=rows, attention_mask=mask, use_cache=False, score=Request(index, None), **inputs)
+        return output.kept[0].float()
+
+    def change(one: Tensor, other: Tensor) -> float:
+        return ((one - other).norm(dim=1) / other.norm(dim=1)).mean().item()
+
+    alone, half = states(ids), len(ids) // 2
+    return change(states(ids, padding=8), alone), change(states(ids[:half]), alone[:half])
+
+
 def flat_targets(ids: Tensor, others: Tensor | None, flat: Tensor) -> Tensor:
     """``[n, 1 + M]``: the sampled token of ``ids`` ``[B, T]`` and those of ``others`` ``[B, T, M]`` at the flat
     indices ``b · T + t``."""

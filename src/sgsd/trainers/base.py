@@ -42,7 +42,7 @@ from sgsd.scoring.heads import DivergenceFrom, Reduction, causal_model, keep_hea
 from sgsd.scoring.student import StudentPass
 from sgsd.scoring.weights import TeacherWeights, refuse_partitioned_copies
 from sgsd.trainers import guard, names
-from sgsd.trainers.callbacks import CheckpointCallback, StepCallback, StepMetrics
+from sgsd.trainers.callbacks import CheckpointCallback, ContextCallback, StepCallback, StepMetrics
 from sgsd.trainers.checkpoint import (
     BankState,
     Part,
@@ -56,6 +56,7 @@ from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, co
 from sgsd.trainers.guard import CollapseGuard, GuardCallback
 from sgsd.trainers.model import (
     check_arguments,
+    has_routers,
     is_initial_without_adapter,
     load_by_name,
     refuse_prompt_learning,
@@ -199,6 +200,14 @@ class VerifiedTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 rollout_func=rollout_func,
             )
+        if self.aux_loss_enabled and not has_routers(self.model):
+            if args.router_aux_loss_coef:
+                raise ConfigError(
+                    "router_aux_loss_coef would have no effect",
+                    got=f"{type(causal_model(self.model)).__name__} without experts",
+                    expected="a mixture of experts",
+                )
+            self.aux_loss_enabled = False
         if args.cast_lm_head_to_fp32:
             keep_head_in_float32(self.model)
         if rollout_func is None:  # with it, reward functions may read further columns that it returns
@@ -224,6 +233,7 @@ class VerifiedTrainer(GRPOTrainer):
         self.metrics = StepMetrics()
         self.parts: dict[str, Part] = {"bank": self._bank}
         self.teacher_weights = self._teacher_weights(args, peft_config)
+        self.add_callback(ContextCallback(self.model, processing_class, self.accelerator, padded=not args.use_vllm))
         self.add_callback(StepCallback(self.metrics, self._log_means, self.accelerator, self.teacher_weights))
         self._set_up()
         self._add_guard_and_checkpoints(args)

@@ -1,4 +1,4 @@
-"""Callbacks: log means, update the teachers' weights, complete checkpoints, end a run at a signal."""
+"""Callbacks: check the model, log means, update the teachers' weights, complete checkpoints, end a run at a signal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sgsd.display import logger
+from sgsd.errors import ConfigError
 from sgsd.objectives.base import Metrics, total
+from sgsd.scoring.heads import causal_model
+from sgsd.scoring.logprobs import context_errors
 from sgsd.scoring.weights import TeacherWeights
 from sgsd.trainers.checkpoint import Part, drop_checkpoints, last_complete_checkpoint, save_parts
 from sgsd.trainers.guard import CollapseGuard
+from sgsd.trainers.model import unadaptable_in_one_line
+
+_log = logger(__name__)
 
 
 class StepMetrics:
@@ -56,6 +63,45 @@ class StepMetrics:
         if accelerator.num_processes > 1:
             stacked = accelerator.reduce(stacked, reduction="sum")
         return {name: part / whole for name, (part, whole) in zip(names, stacked.tolist(), strict=True) if whole}
+
+
+_SAMPLE, _TOKENS = "There are 3 boxes of 14 eggs, 5 of which are broken: 3 * 14 - 5 = 37 are left.", 24
+_NOT_ROUNDING = 0.1  # relative change of hidden states; bfloat16 changed those of tiny models by at most 0.02
+
+
+class ContextCallback(TrainerCallback):
+    """Before the first step, refuses a model that is not causal, and warns if its rollouts depend on their padding.
+
+    Args:
+        model: the policy, wrapped or not.
+        tokenizer: of the run, or its processor.
+        accelerator: the trainer's.
+        padded: whether prompts of unequal lengths are padded on the left for sampling.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, accelerator: Any, *, padded: bool) -> None:
+        self._model = model
+        self._ids = tokenizer(text=[_SAMPLE])["input_ids"][0][:_TOKENS]
+        self._accelerator = accelerator
+        self._padded = padded
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        training = self._model.training
+        self._model.eval()
+        try:
+            with self._accelerator.autocast(), unadaptable_in_one_line(self._model):
+                by_padding, by_later_tokens = context_errors(self._model, self._ids)
+        finally:
+            self._model.train(training)
+        name = type(causal_model(self._model)).__name__
+        if by_later_tokens > _NOT_ROUNDING:
+            raise ConfigError("tokens attend to later tokens", got=name, expected="a causal language model")
+        if by_padding > _NOT_ROUNDING and self._padded and self._accelerator.is_main_process:
+            _log.warning(
+                "%s does not ignore padding on the left: rollouts of prompts of unequal lengths are not the policy's; "
+                "remedy: use_vllm, or one prompt per batch",
+                name,
+            )
 
 
 class StepCallback(TrainerCallback):

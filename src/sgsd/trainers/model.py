@@ -8,8 +8,9 @@ from types import NoneType
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.errors import ConfigError
@@ -68,6 +69,25 @@ def settle_config(model_config: Any) -> None:
     local = getattr(config, "num_local_experts", None)
     if local is not None and getattr(config, "num_experts", None) is None:
         config.num_experts = local
+
+
+def has_routers(model: nn.Module) -> bool:
+    """Whether some layer routes tokens to experts, which TRL takes from the configuration.
+
+    Families of mixtures have dense members (Granite-4.0-Micro, Jamba-Reasoning-3B) with the same configuration class. A
+    model that does not say which modules are its routers counts as a mixture.
+    """
+    routers = [
+        router if isinstance(router, type) else router.target_class
+        for part in model.modules()
+        if isinstance(part, PreTrainedModel) and "router_logits" in part.can_record_outputs
+        for router in _as_list(part.can_record_outputs["router_logits"])
+    ]
+    return not routers or any(isinstance(module, tuple(routers)) for module in model.modules())
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 # ---- the model's generation config
@@ -160,6 +180,32 @@ def refuse_prompt_learning(model: Any, peft_config: Any = None) -> None:
                 got=str(getattr(config.peft_type, "value", config.peft_type)),
                 expected="LoRA or another adapter of the weights",
             )
+
+
+@contextmanager
+def unadaptable_in_one_line(model: nn.Module) -> Iterator[None]:
+    """Context of a forward that fails if LoRA adapts a layer that is linear by its class but not by its forward.
+
+    ``all-linear`` takes the routers of Llama-4 and Phi-MoE for such layers: they return tuples.
+
+    Raises:
+        ConfigError: naming the layer.
+    """
+    try:
+        yield
+    except (AttributeError, RuntimeError) as error:
+        odd: dict[str, nn.Linear] = {}
+        for name, layer in model.named_modules():
+            base = layer.get_base_layer() if isinstance(layer, LoraLayer) else None
+            if isinstance(base, nn.Linear) and type(base).forward is not nn.Linear.forward:
+                odd[name] = base
+        for name, base in odd.items():
+            raise ConfigError(
+                "the model fails with its adapter",
+                got=f"{name.removeprefix('base_model.model.')}, a {type(base).__name__}: {error}",
+                remedy=f"LoraConfig(exclude_modules={sorted({each.split('.')[-1] for each in odd})})",
+            ) from error
+        raise
 
 
 def is_initial_without_adapter(model: Any, peft_config: Any) -> bool:
