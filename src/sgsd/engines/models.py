@@ -174,7 +174,12 @@ def load_model(
         with _clear_errors(name_or_path, "adapter"), warnings.catch_warnings():
             # PEFT only warns if the file has no weights for this model, and would return the base model.
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-            model = PeftModel.from_pretrained(base, name_or_path, is_trainable=trainable_adapter)
+            _fit_vocabulary(base, Path(name_or_path))
+            try:
+                model = PeftModel.from_pretrained(base, name_or_path, is_trainable=trainable_adapter)
+            except RuntimeError as error:
+                said = " ".join(str(error).split())[:300]
+                raise ConfigError(f"the adapter {name_or_path!r} does not fit its base model", got=said) from error
         return model if device is None else model.to(device)
 
     folder, file_options = _located(name_or_path)
@@ -197,6 +202,38 @@ def load_model(
     # Adapters and model cards store this name of their base; a package's folder depends on the machine.
     model.name_or_path = model.config._name_or_path = name_or_path
     return model if device is None else model.to(device)
+
+
+def _fit_vocabulary(base: PreTrainedModel, adapter: Path) -> None:
+    """Resize the base model's embeddings to those in the file of an adapter that was trained with added tokens.
+
+    Raises:
+        ConfigError: the file has the added tokens' rows of one of two embeddings alone.
+    """
+    from safetensors import safe_open
+
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    modules = {id(module): name for name, module in base.named_modules()}
+    ends = [one for one in (base.get_input_embeddings(), base.get_output_embeddings()) if one is not None]
+    starts = [f"base_model.model.{modules[id(one)]}." for one in ends]
+    sizes: dict[str, int] = {}
+    with safe_open(file, "pt") as weights:
+        for key in weights.keys():  # noqa: SIM118 - it is no mapping
+            start = next(filter(key.startswith, starts), None)
+            if start and key.endswith("lora_embedding_A"):
+                sizes[start] = weights.get_slice(key).get_shape()[-1]
+            elif start and key.endswith(".weight") and "lora_A" not in key and "lora_magnitude" not in key:
+                sizes[start] = weights.get_slice(key).get_shape()[0]
+    if not set(sizes.values()) - {ends[0].weight.shape[0]}:
+        return
+    if len(sizes) < len(ends) and ends[0].weight is not ends[1].weight:
+        got = f"only {next(iter(sizes)).strip('.').rpartition('.')[2]} in {file}"
+        raise ConfigError(
+            "the adapter lacks a part of its added tokens", got=got, expected="input and output embeddings"
+        )
+    base.resize_token_embeddings(max(sizes.values()), mean_resizing=False)
 
 
 def base_and_adapter(name_or_path: str) -> tuple[str, str | None]:
