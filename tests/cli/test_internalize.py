@@ -295,6 +295,21 @@ def test_a_call_that_failed_before_the_doctor_does_not_hold_its_folder(data, tin
     assert main(flags) == 0
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--per_device_train_batch_size", "1000000000"), "fewer problems than one batch"),
+        (("--lora_r", "1000000000"), "unusable LoRA settings: got lora_r 1000000000"),
+        (("--optim_args", "nonsense"), "optim_args nonsense"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused_before_the_doctor(data, tiny_folder, tmp_path, capsys, more, said):
+    assert main([*call(data, tiny_folder, tmp_path / "out", "--baseline", "grpo"), *more]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "sampling" not in told
+
+
 def test_the_doctors_no_ends_it(data, tiny_folder, tmp_path, capsys):
     flags = call(data, tiny_folder, tmp_path / "no")
     flags.remove("--force")

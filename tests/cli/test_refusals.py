@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,31 @@ def test_a_flag_that_cannot_be_used(refused, extra, fragments):
     line = refused(*extra)
     for fragment in fragments:
         assert fragment in line
+
+
+EVAL = ["eval", "m", "--dataset", "d"]
+DOCTOR = ["doctor", "b", "--tasks", "d", "--model", "m"]
+BUILD = ["bank", "build", "--model_name_or_path", "m", "--dataset", "d", "--output", "o"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*EVAL, "--samples", "1000000000"],
+        *([*EVAL, "--temperature", value] for value in ("nan", "-1", "1e-300", "1e300", "inf")),
+        [*DOCTOR, "--rollouts", "1000000000000"],
+        *([*DOCTOR, "--temperature", value] for value in ("nan", "0", "1e-300", "1e300")),
+        *([*BUILD, f"--{name}", "1000000000"] for name in ("samples", "max_items", "attempts")),
+        *([*BUILD, "--temperature", value] for value in ("nan", "-1", "1e-300", "1e300", "inf")),
+        [*BUILD, "--writer_temperature", "1e-300"],
+    ],
+)
+def test_a_number_with_which_nothing_can_be_sampled(sgsd, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    result = sgsd(*arguments)
+    assert result.code == 2
+    assert re.search(f"{arguments[-2].strip('-')}: (out of range|cannot be used): got ", result.error)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -540,6 +540,79 @@ def test_qwen_coder_is_joined_has_its_own_template_and_answers(tmp_path, monkeyp
         assert expected in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [-1]},
+    ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.filterwarnings("ignore:.*(embedding layer|tied|tie_word)")
+def test_an_adapter_with_added_tokens_resizes_its_base(tmp_path, tiny_folder, options, tied):
+    make_model(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    tokenizer = load_tokenizer(str(tiny_folder))
+    tokenizer.add_tokens(["<step>", "</step>"])
+    base = load_model(str(tmp_path / "base"))
+    size = base.config.vocab_size + 2
+    base.resize_token_embeddings(size, mean_resizing=False)
+    if "trainable_token_indices" in options:
+        options = options | {"trainable_token_indices": [size - 1]}
+    model = get_peft_model(base, LoraConfig(r=2, init_lora_weights=False, **options))
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    if options["target_modules"] == ["embed_tokens"] and not tied:  # PEFT does not save the output's new rows
+        refused("lacks a part of its added tokens", str(tmp_path / "adapter"))
+        return
+    loaded = load_model(str(tmp_path / "adapter"))
+    assert loaded.config.vocab_size == size
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path, adapter):
+    make_model(hidden_size=64).save_pretrained(tmp_path / "wide")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "wide")}))
+    refused("does not fit its base model: got .*size mismatch", str(tmp_path / "adapter"))
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        ENDLESS,
+        "{% if messages[0].content | length > 1000 %}" + ENDLESS + "{% endif %}",
+        "{% if messages | length > 2 %}" + ENDLESS + "{% endif %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{{ 'x' * 10 ** 11 }}",
+        "{{ ('x' | center(10 ** 10)) | length }}",
+        "{% set n = namespace(a='x' * 10 ** 6) %}{% for i in range(60) %}{% set n.a = n.a + n.a %}{% endfor %}",
+        "{{ 'x ' * 10 ** 6 }}",
+    ],
+)
+def test_a_chat_template_without_end_or_of_gigabytes_is_refused(template, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "_TEMPLATE_SECONDS", 1)
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.chat_template = template + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    refused("the chat template of .* takes too long or too much memory", str(folder), load_tokenizer)
+
+
+def test_a_chat_template_that_refuses_conversations_is_loaded(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = load_tokenizer(str(folder))
+    for template in ("{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% for %}"):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
+        assert load_tokenizer(str(folder)).chat_template == template
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
 def test_a_folder_with_a_pipe_is_refused(tiny_folder, tmp_path, name):

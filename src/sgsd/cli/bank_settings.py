@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from sgsd.cli.flags import SAMPLE_BATCHES, metavar
+from sgsd.cli.flags import COLDEST, HOTTEST, MOST, SAMPLE_BATCHES, metavar
 from sgsd.errors import ConfigError
 from sgsd.validation import parse_json, refusal
 
@@ -20,6 +20,12 @@ WRITE_BATCHES = {"transformers": 8, "vllm": 256, "openai": 64}
 def _number(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("a number")
+    return value
+
+
+def _temperature(value: float) -> float:
+    if value and value < COLDEST:
+        raise ValueError(f"0 (greedy), or {COLDEST} or more")
     return value
 
 
@@ -35,8 +41,9 @@ def _names(value: object) -> object:
 
 Engine = Literal["transformers", "vllm", "openai"]
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Size = Annotated[int, BeforeValidator(_number), Field(ge=1, le=MOST)]
 Natural = Annotated[int, BeforeValidator(_number), Field(ge=0)]
-Number = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Temperature = Annotated[float, BeforeValidator(_number), Field(ge=0, le=HOTTEST), AfterValidator(_temperature)]
 Mapped = Annotated[dict[str, Any], BeforeValidator(_mapping)]
 Names = Annotated[list[str], BeforeValidator(_names)]
 
@@ -65,12 +72,12 @@ class BuildSettings:
     trust_remote_code: bool = _setting(False, "run code that comes with the model", "sample")
     base_url: str | None = _setting(None, "address of an OpenAI-compatible server, such as http://localhost:8000/v1")
     served_model: str | None = _setting(None, "name of the model on the server (that of the model)", "sample")
-    samples: Count = _setting(1, "rollouts per problem", "sample")
+    samples: Size = _setting(1, "rollouts per problem", "sample")
     batch_size: Count | None = _setting(
         None, "rollouts to draw and save at a time (32 for transformers, 512 for vllm, 256 for openai)", "sample"
     )
     max_completion_length: Count = _setting(1024, "most new tokens of a rollout", "sample")
-    temperature: Number = _setting(1.0, "sampling temperature; 0 is greedy", "sample")
+    temperature: Temperature = _setting(1.0, "sampling temperature; 0 is greedy", "sample")
     top_p: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] = _setting(
         0.95, "nucleus sampling; 1 is off", "sample"
     )
@@ -90,7 +97,7 @@ class BuildSettings:
         None, "model that writes skills and mistakes (that of model_name_or_path)", "extract"
     )
     writer_base_url: str | None = _setting(None, "address of the writer's server (that of base_url)")
-    writer_temperature: Number = _setting(0.7, "sampling temperature of the writer; 0 is greedy", "extract")
+    writer_temperature: Temperature = _setting(0.7, "sampling temperature of the writer; 0 is greedy", "extract")
     writer_batch_size: Count | None = _setting(
         None, "requests to answer and save at a time (8 for transformers, 256 for vllm, 64 for openai)", "extract"
     )
@@ -101,8 +108,8 @@ class BuildSettings:
         "none", "paper: as the paper's authors do, which shows the answers to the writer", "extract"
     )
     show_answer: bool | None = _setting(None, "show the reference answers to the writer (false)", "extract")
-    max_items: Count = _setting(3, "most skills or mistakes per memory", "extract")
-    attempts: Count = _setting(3, "most attempts to get a valid answer from the writer", "extract")
+    max_items: Size = _setting(3, "most skills or mistakes per memory", "extract")
+    attempts: Size = _setting(3, "most attempts to get a valid answer from the writer", "extract")
     # Merge and scan.
     group_by: Literal["order", "embedding"] = _setting(
         "order", "how candidates are grouped for the writer to merge", "merge"

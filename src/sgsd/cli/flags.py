@@ -11,6 +11,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 SAMPLE_BATCHES = {"transformers": 32, "vllm": 512, "openai": 256}
 
+MOST = 1_000_000
+"""The most samples of a problem, and of whatever else is listed in memory."""
+COLDEST, HOTTEST = 1e-6, 1e6
+"""Temperatures by which logits can be divided."""
+
 
 def with_underscores(argument: str) -> str:
     """Replace ``-`` by ``_`` in a flag's name, so that ``--dry-run`` is ``--dry_run``. Values are left as they are."""

@@ -46,6 +46,7 @@ from sgsd.bank.documents import load_bank
 from sgsd.cli import figures
 from sgsd.cli.console import standard_error, standard_output, warn_if_few
 from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_examples
+from sgsd.cli.prepare import check_before_loading, prepare
 from sgsd.cli.settings import RunArguments, hub_or_cache, parse_settings, read_yaml, resolve_config
 from sgsd.cli.train import run_training, train
 from sgsd.data.problems import Problem
@@ -237,7 +238,11 @@ class _Job:
         self._file, self._retained_file = Path(tasks).name, retain and Path(retain).name
 
     def check_plan(self, baseline: str | None) -> None:
-        """Write the plan, the tasks and the bank. A folder with another plan raises ``ConfigError``."""
+        """Write the plan, the tasks and the bank, and check the settings of both runs.
+
+        Raises:
+            ConfigError: the folder has another plan, or a run would refuse its settings.
+        """
         plan = {
             "model": self._model,
             "document": hashlib.sha256(f"{self._bank.digest} {self._text}".encode()).hexdigest(),
@@ -273,6 +278,10 @@ class _Job:
         for name, problems in (("train", self._train_tasks), ("held-out", self._test_tasks)):
             runfolder.write_text(self._task_file(name), map(_row, problems))
         self._bank.save(self.folder / runfolder.BANK)
+        runs = [self._parsed, *([parse_settings(self._grpo_flags())] if baseline else [])]
+        for run, training, model in runs:
+            prepare(run, training, model, verifier=self._verifier)
+            check_before_loading(training, model, None)
 
     def _asked_of_doctor(self, plan: Mapping[str, Any]) -> str:
         """A digest of all that the diagnosis depends on."""

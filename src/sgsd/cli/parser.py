@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib
-import math
 import os
 import sys
 import traceback
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgsd import __version__, examples
-from sgsd.cli.flags import DTYPES, SAMPLE_BATCHES, expand_home, with_underscores
+from sgsd.cli.flags import COLDEST, DTYPES, HOTTEST, MOST, SAMPLE_BATCHES, expand_home, with_underscores
 from sgsd.display import make_libraries_visible, say
 from sgsd.errors import ConfigError, SGSDError, did_you_mean
 
@@ -84,7 +83,11 @@ def _number(kind: type[int] | type[float], fits: Callable[[Any], bool], expected
 _count = _number(int, lambda value: value >= 1, "1 or more")
 _seed = _number(int, lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
 _natural = _number(int, lambda value: value >= 0, "0 or more")
-_temperature = _number(float, lambda value: 0 <= value < math.inf, "0 (greedy) or more")
+_size = _number(int, lambda value: 1 <= value <= MOST, f"1 to {MOST:,}")
+_above = _number(float, lambda value: COLDEST <= value <= HOTTEST, f"{COLDEST} to {HOTTEST}")
+_temperature = _number(
+    float, lambda value: value == 0 or COLDEST <= value <= HOTTEST, f"0 (greedy), or {COLDEST} to {HOTTEST}"
+)
 _share = _number(float, lambda value: 0 < value <= 1, "above 0, at most 1")
 
 
@@ -201,7 +204,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--dataset_columns", "--columns", help=_COLUMNS)
     data.add_argument("--limit", type=int, help="most problems to read")
     sampling = parser.add_argument_group("sampling", "defaults: those of a benchmark such as aime24; else in brackets")
-    sampling.add_argument("--samples", type=_count, help="samples per problem, the k of avg@k (1)")
+    sampling.add_argument("--samples", type=_size, help="samples per problem, the k of avg@k (1)")
     sampling.add_argument("--temperature", type=_temperature, help="sampling temperature; 0 is greedy (1.0)")
     sampling.add_argument("--top_p", type=_share, help="nucleus sampling; 1 is off (0.95)")
     sampling.add_argument("--top_k", type=_natural, help="top-k sampling; 0 is off (0)")
@@ -245,7 +248,6 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    above = _number(float, lambda value: 0 < value < math.inf, "above 0")
     parser.add_argument("bank", help="a document (SKILL.md), its folder, a bank file, or a shipped bank as seed:NAME")
     parser.add_argument("--tasks", required=True, help="problems with answers: file, hub name, or reasoning_gym:TASK")
     parser.add_argument("--columns", help=_COLUMNS)
@@ -253,8 +255,8 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verifier", default="math", help=f"{_JUDGE} (math)")
     parser.add_argument("--instruction", help=_INSTRUCTION)
     parser.add_argument("--max_completion_length", type=_count, default=1024, help="most new tokens (1024)")
-    parser.add_argument("--temperature", type=above, default=1.0, help="sampling temperature of the rollouts (1.0)")
-    parser.add_argument("--rollouts", type=int, default=120, help="rollouts to sample with the plain prompt (120)")
+    parser.add_argument("--temperature", type=_above, default=1.0, help="sampling temperature of the rollouts (1.0)")
+    parser.add_argument("--rollouts", type=_size, default=120, help="rollouts to sample with the plain prompt (120)")
     parser.add_argument("--retriever", choices=_RETRIEVERS, default="embedding", help="how items are found (embedding)")
     parser.add_argument(
         "--embedder",

@@ -153,12 +153,16 @@ def cut_off_early(output: Path, training: VerifiedConfig) -> bool:
     return (output / runfolder.RUN).is_file() and not results and not training.save_only_model
 
 
+_MOST_RANK = 65_536  # no layer is wider
+
+
 def _model_options(training: VerifiedConfig, model: ModelConfig) -> dict[str, Any]:
-    if model.use_peft and not (model.lora_r >= 1 and 0 <= model.lora_dropout < 1):  # PEFT checks only after loading
+    # PEFT checks these only after loading.
+    if model.use_peft and not (1 <= model.lora_r <= _MOST_RANK and 0 <= model.lora_dropout < 1):
         raise ConfigError(
             "unusable LoRA settings",
             got=f"lora_r {model.lora_r}, lora_dropout {model.lora_dropout}",
-            expected="lora_r of 1 or more, lora_dropout from 0 to below 1",
+            expected=f"lora_r from 1 to {_MOST_RANK:,}, lora_dropout from 0 to below 1",
         )
     if model.dtype is not None:
         check_choice("dtype", model.dtype, DTYPES)  # argparse checks flags, but no files

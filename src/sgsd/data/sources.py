@@ -399,6 +399,9 @@ def _from_datasets(loaded: Any, name: str, split: str | None) -> _Table:
 # ---- reasoning-gym
 
 
+_MOST_TASKS = 10_000_000
+
+
 def _gym_table(source: str, seed: int) -> _Table:
     """The entries of ``reasoning_gym:<task>?option=value&…``; options are the fields of the task's configuration."""
     try:
@@ -422,6 +425,8 @@ def _gym_table(source: str, seed: int) -> _Table:
                 remedy=did_you_mean(key, known),
             )
         options[key] = _literal(value)
+    if isinstance(options.get("size"), int) and options["size"] > _MOST_TASKS:
+        raise ConfigError(f"too many tasks of {GYM}{task}", got=options["size"], expected=f"at most {_MOST_TASKS:,}")
     try:
         entries = factory.create_dataset(task, **options)
         size = len(entries)

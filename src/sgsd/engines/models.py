@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import signal
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from sgsd import runfolder
-from sgsd.controls import end_of_turn_ids
+from sgsd.controls import TEMPLATE_ERRORS, end_of_turn_ids
 from sgsd.errors import ConfigError, in_one_line
 from sgsd.validation import nearest
+from sgsd.verifiers.fence import limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +84,7 @@ def load_tokenizer(
             revision=revision or "main",
             **options,
         )
+    _refuse_endless_template(name_or_path, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -171,7 +174,12 @@ def load_model(
         with _clear_errors(name_or_path, "adapter"), warnings.catch_warnings():
             # PEFT only warns if the file has no weights for this model, and would return the base model.
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-            model = PeftModel.from_pretrained(base, name_or_path, is_trainable=trainable_adapter)
+            _fit_vocabulary(base, Path(name_or_path))
+            try:
+                model = PeftModel.from_pretrained(base, name_or_path, is_trainable=trainable_adapter)
+            except RuntimeError as error:
+                said = " ".join(str(error).split())[:300]
+                raise ConfigError(f"the adapter {name_or_path!r} does not fit its base model", got=said) from error
         return model if device is None else model.to(device)
 
     folder, file_options = _located(name_or_path)
@@ -194,6 +202,38 @@ def load_model(
     # Adapters and model cards store this name of their base; a package's folder depends on the machine.
     model.name_or_path = model.config._name_or_path = name_or_path
     return model if device is None else model.to(device)
+
+
+def _fit_vocabulary(base: PreTrainedModel, adapter: Path) -> None:
+    """Resize the base model's embeddings to those in the file of an adapter that was trained with added tokens.
+
+    Raises:
+        ConfigError: the file has the added tokens' rows of one of two embeddings alone.
+    """
+    from safetensors import safe_open
+
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    modules = {id(module): name for name, module in base.named_modules()}
+    ends = [one for one in (base.get_input_embeddings(), base.get_output_embeddings()) if one is not None]
+    starts = [f"base_model.model.{modules[id(one)]}." for one in ends]
+    sizes: dict[str, int] = {}
+    with safe_open(file, "pt") as weights:
+        for key in weights.keys():  # noqa: SIM118 - it is no mapping
+            start = next(filter(key.startswith, starts), None)
+            if start and key.endswith("lora_embedding_A"):
+                sizes[start] = weights.get_slice(key).get_shape()[-1]
+            elif start and key.endswith(".weight") and "lora_A" not in key and "lora_magnitude" not in key:
+                sizes[start] = weights.get_slice(key).get_shape()[0]
+    if not set(sizes.values()) - {ends[0].weight.shape[0]}:
+        return
+    if len(sizes) < len(ends) and ends[0].weight is not ends[1].weight:
+        got = f"only {next(iter(sizes)).strip('.').rpartition('.')[2]} in {file}"
+        raise ConfigError(
+            "the adapter lacks a part of its added tokens", got=got, expected="input and output embeddings"
+        )
+    base.resize_token_embeddings(max(sizes.values()), mean_resizing=False)
 
 
 def base_and_adapter(name_or_path: str) -> tuple[str, str | None]:
@@ -275,6 +315,53 @@ def _refuse_weights_elsewhere(folder: Path) -> None:
         for name in sorted({*runfolder.read_json(index, _INDEX, ConfigError).weight_map.values()}):
             if Path(name).name != name:
                 raise ConfigError("an index of weights names a file elsewhere", got=f"{name} in {index}")
+
+
+_TEMPLATE_SECONDS, _TEMPLATE_BYTES, _TEMPLATE_TEXT = 5, 2**30, 2**20
+
+
+def _refuse_endless_template(name: str, tokenizer: Any) -> None:
+    """Refuse a chat template, which is a program, that takes too long or too much memory on two short conversations.
+
+    A forked process with limits renders them. Other errors are reported where the template is used.
+    """
+    if not tokenizer.chat_template or not hasattr(os, "fork"):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about threads, of which the child uses none
+        child = os.fork()
+    if not child:
+        code = 0
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(12 * _TEMPLATE_SECONDS)  # if a lock of another thread is held
+            limit("CPU", _TEMPLATE_SECONDS, for_good=False)
+            with suppress(OSError), open("/proc/self/statm") as pages:  # only Linux limits the address space
+                limit("AS", int(pages.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + _TEMPLATE_BYTES)
+            code = int(_writes_too_much(tokenizer))
+        except MemoryError:
+            code = 1
+        finally:
+            os._exit(code)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) not in (0, -signal.SIGALRM):
+        raise ConfigError(
+            f"the chat template of {name!r} takes too long or too much memory",
+            expected=f"{_TEMPLATE_SECONDS} seconds, 1 GiB and 1 MiB of text at most for a short conversation",
+            remedy="replace it in the model's folder",
+        )
+
+
+def _writes_too_much(tokenizer: Any) -> bool:
+    from jinja2 import TemplateError
+
+    for content in ("x", "x " * 5_000):
+        turns = [{"role": role, "content": content} for role in ("user", "assistant", "user")]
+        for messages in (turns[:1], turns):
+            with suppress(TemplateError, *TEMPLATE_ERRORS):
+                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+                if len(text) > _TEMPLATE_TEXT:
+                    return True
+    return False
 
 
 _INDEX = TypeAdapter(_Index)

@@ -37,6 +37,8 @@ BASELINES = ("none", "control")
 REFERENCES = ("solution", "answer")
 
 Whole: TypeAlias = Annotated[int, "1 or more"]
+Size: TypeAlias = Annotated[int, "1 to 1,000,000"]
+"""Of what is held in memory at once."""
 Positive: TypeAlias = Annotated[float, "above 0"]
 NotNegative: TypeAlias = Annotated[float, "0 or more"]
 Share: TypeAlias = Annotated[float, "above 0, at most 1"]
@@ -65,7 +67,7 @@ class VerifiedConfig(GRPOConfig):
     # TRL's settings, with the paper's defaults.
     learning_rate: float = _setting(5e-6, "Initial learning rate of AdamW.")
     max_grad_norm: float = _setting(0.1, "Gradient clipping norm.")
-    num_generations: Whole = _setting(1, "G, rollouts per prompt; 1 or more.")
+    num_generations: Size = _setting(1, "G, rollouts per prompt; 1 or more.")
     max_completion_length: Whole = _setting(1024, "Most new tokens of a rollout.")
     temperature: Positive = _setting(1.1, "Sampling temperature of rollouts.")
     top_p: Share = _setting(0.95, "Nucleus of rollout sampling.")
@@ -120,7 +122,7 @@ class VerifiedConfig(GRPOConfig):
     skills_in_prompt: bool = _setting(
         False, "Methods grpo and opsd: show each problem's best pairs in the rollout's prompt."
     )
-    skills_in_prompt_pairs: Whole = _setting(1, "With skills_in_prompt: skill-mistake pairs per prompt.")
+    skills_in_prompt_pairs: Size = _setting(1, "With skills_in_prompt: skill-mistake pairs per prompt.")
 
     def __post_init__(self) -> None:
         with in_one_line():  # errors of TRL and transformers, and of settings of another type
@@ -203,7 +205,7 @@ class GRPOBaselineConfig(VerifiedConfig):
         ConfigError: a setting cannot be used, or would have no effect.
     """
 
-    num_generations: Whole = _setting(8, "G, rollouts per prompt; 2 or more.")
+    num_generations: Size = _setting(8, "G, rollouts per prompt; 2 or more.")
 
     @property
     def _uses_grpo_loss(self) -> bool:
@@ -272,7 +274,7 @@ class SGSDConfig(DistillationConfig):
     """
 
     # Teachers.
-    num_teachers: Whole = _setting(8, "K, skill-mistake pairs per problem, each a teacher.")
+    num_teachers: Size = _setting(8, "K, skill-mistake pairs per problem, each a teacher.")
     teacher_context: Annotated[str, CONTEXTS] | None = _setting(
         None,
         "What a teacher is shown: pairs, a skill and a mistake; rules, one item alone; document, the whole text that "
@@ -301,7 +303,7 @@ class SGSDConfig(DistillationConfig):
         "stances told successes from failures; ledger: the confidence that they do; vouched: 1 until the ledger shows "
         "that they do not; equal: 1.",
     )
-    teacher_top_tokens: Whole = _setting(
+    teacher_top_tokens: Size = _setting(
         20, "For objectives 'local' and 'correction': the number of each teacher's likeliest tokens."
     )
     teacher_temperature: Positive | None = _setting(
@@ -336,7 +338,7 @@ class SGSDConfig(DistillationConfig):
         "With rehearsal_weight: a file or data set of prompts that the model answers before training; None: it writes "
         "prompts, too.",
     )
-    rehearsal_texts: Whole = _setting(64, "With rehearsal_weight: texts per process.")
+    rehearsal_texts: Size = _setting(64, "With rehearsal_weight: texts per process.")
     trace_steps: Annotated[int, "0 or more"] = _setting(
         25, "Optimizer steps between traces, rollouts that are saved token by token for sgsd report; 0: none."
     )

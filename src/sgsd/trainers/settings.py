@@ -19,6 +19,8 @@ from sgsd.errors import ConfigError, check_choice, in_one_line
 
 _RANGES: dict[str, Callable[[float], bool]] = {
     "1 or more": lambda value: value >= 1,
+    "1 to 1,000,000": lambda value: 1 <= value <= 1_000_000,
+    "0 to 1,024": lambda value: 0 <= value <= 1_024,
     "above 0": lambda value: 0 < value < math.inf,
     "0 or more": lambda value: 0 <= value < math.inf,
     "0 to 1": lambda value: 0 <= value <= 1,
@@ -27,6 +29,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "between 0 and 1": lambda value: 0 < value < 1,
     "0 to 2**32 - 1": lambda value: 0 <= value < 2**32,
     "a finite number": math.isfinite,
+    "0 or more, or inf": lambda value: value >= 0,
 }
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo")
 _CHOICES = {
@@ -36,17 +39,23 @@ _CHOICES = {
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
 }
 _OF_TRL = {
-    "1 or more": (
-        *("num_iterations", "generation_batch_size", "steps_per_generation", "per_device_eval_batch_size"),
-        *("dataloader_prefetch_factor", "pad_to_multiple_of"),
-    ),
+    "1 or more": ("num_iterations", "generation_batch_size", "steps_per_generation", "per_device_eval_batch_size"),
+    "1 to 1,000,000": ("num_generations_eval", "dataloader_prefetch_factor", "pad_to_multiple_of"),
+    "0 to 1,024": ("dataloader_num_workers",),
     "above 0": ("learning_rate", "adam_epsilon", "repetition_penalty"),
-    "0 or more": ("weight_decay", "dataloader_num_workers", "neftune_noise_alpha", "epsilon", "epsilon_high"),
+    "0 or more": (
+        *("weight_decay", "neftune_noise_alpha", "epsilon", "epsilon_high"),
+        *("logging_steps", "save_steps", "eval_steps"),
+    ),
+    "0 or more, or inf": ("max_grad_norm",),
     "0 to 1": ("min_p", "top_entropy_quantile"),
     "0 to below 1": ("adam_beta1", "adam_beta2"),
     "0 to 2**32 - 1": ("seed",),
 }
 """Ranges of TRL's settings, which torch, transformers and TRL check only after loading, or not at all."""
+
+
+_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def check_annotations(args: Any) -> None:
@@ -90,6 +99,9 @@ def check_settings(args: Any) -> None:
         ConfigError: naming the setting.
     """
     check_ranges(args, _OF_TRL)
+    for name, value in vars(args).items():
+        if isinstance(value, float) and value and not math.isinf(value) and not _TINY <= abs(value) <= _HUGE:
+            raise ConfigError(f"{name} is out of range", got=value, expected="a number that float32 can hold")
     if not args.use_vllm:
         check_ranges(args, {"0 or more": ("top_k",)})
     for name, choices in _CHOICES.items():
@@ -106,7 +118,7 @@ def check_settings(args: Any) -> None:
         raise ConfigError("sync_ref_model needs a reference model", got="beta 0", expected="beta above 0")
     if args.max_steps == 0:
         raise ConfigError("max_steps 0 would train nothing", expected="1 or more, or -1 for num_train_epochs")
-    if args.max_steps < 0 and not args.num_train_epochs > 0:
+    if args.max_steps < 0:
         _check_range("num_train_epochs", args.num_train_epochs, "above 0")
 
 
