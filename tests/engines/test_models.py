@@ -579,40 +579,6 @@ def test_an_adapter_of_another_base_is_refused(tmp_path, adapter):
     refused("does not fit its base model: got .*size mismatch", str(tmp_path / "adapter"))
 
 
-ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        ENDLESS,
-        "{% if messages[0].content | length > 1000 %}" + ENDLESS + "{% endif %}",
-        "{% if messages | length > 2 %}" + ENDLESS + "{% endif %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-        "{{ 'x' * 10 ** 11 }}",
-        "{{ ('x' | center(10 ** 10)) | length }}",
-        "{% set n = namespace(a='x' * 10 ** 6) %}{% for i in range(60) %}{% set n.a = n.a + n.a %}{% endfor %}",
-        "{{ 'x ' * 10 ** 6 }}",
-    ],
-)
-def test_a_chat_template_without_end_or_of_gigabytes_is_refused(template, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "_TEMPLATE_SECONDS", 1)
-    folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    tokenizer = load_tokenizer(str(folder))
-    tokenizer.chat_template = template + tokenizer.chat_template
-    tokenizer.save_pretrained(folder)
-    refused("the chat template of .* takes too long or too much memory", str(folder), load_tokenizer)
-
-
-def test_a_chat_template_that_refuses_conversations_is_loaded(tiny_folder, tmp_path):
-    folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    tokenizer = load_tokenizer(str(folder))
-    for template in ("{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% for %}"):
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(folder)
-        assert load_tokenizer(str(folder)).chat_template == template
-
-
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
 def test_a_folder_with_a_pipe_is_refused(tiny_folder, tmp_path, name):

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import signal
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from sgsd import runfolder
-from sgsd.controls import TEMPLATE_ERRORS, end_of_turn_ids
+from sgsd.controls import end_of_turn_ids
 from sgsd.errors import ConfigError, in_one_line
 from sgsd.validation import nearest
-from sgsd.verifiers.fence import limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +82,6 @@ def load_tokenizer(
             revision=revision or "main",
             **options,
         )
-    _refuse_endless_template(name_or_path, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -315,53 +312,6 @@ def _refuse_weights_elsewhere(folder: Path) -> None:
         for name in sorted({*runfolder.read_json(index, _INDEX, ConfigError).weight_map.values()}):
             if Path(name).name != name:
                 raise ConfigError("an index of weights names a file elsewhere", got=f"{name} in {index}")
-
-
-_TEMPLATE_SECONDS, _TEMPLATE_BYTES, _TEMPLATE_TEXT = 5, 2**30, 2**20
-
-
-def _refuse_endless_template(name: str, tokenizer: Any) -> None:
-    """Refuse a chat template, which is a program, that takes too long or too much memory on two short conversations.
-
-    A forked process with limits renders them. Other errors are reported where the template is used.
-    """
-    if not tokenizer.chat_template or not hasattr(os, "fork"):
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # about threads, of which the child uses none
-        child = os.fork()
-    if not child:
-        code = 0
-        try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(12 * _TEMPLATE_SECONDS)  # if a lock of another thread is held
-            limit("CPU", _TEMPLATE_SECONDS, for_good=False)
-            with suppress(OSError), open("/proc/self/statm") as pages:  # only Linux limits the address space
-                limit("AS", int(pages.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + _TEMPLATE_BYTES)
-            code = int(_writes_too_much(tokenizer))
-        except MemoryError:
-            code = 1
-        finally:
-            os._exit(code)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) not in (0, -signal.SIGALRM):
-        raise ConfigError(
-            f"the chat template of {name!r} takes too long or too much memory",
-            expected=f"{_TEMPLATE_SECONDS} seconds, 1 GiB and 1 MiB of text at most for a short conversation",
-            remedy="replace it in the model's folder",
-        )
-
-
-def _writes_too_much(tokenizer: Any) -> bool:
-    from jinja2 import TemplateError
-
-    for content in ("x", "x " * 5_000):
-        turns = [{"role": role, "content": content} for role in ("user", "assistant", "user")]
-        for messages in (turns[:1], turns):
-            with suppress(TemplateError, *TEMPLATE_ERRORS):
-                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-                if len(text) > _TEMPLATE_TEXT:
-                    return True
-    return False
 
 
 _INDEX = TypeAdapter(_Index)
