@@ -128,6 +128,15 @@ def test_rewards_that_nothing_could_make_of(tmp_path, reward, settings, verifier
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("method", ["sgsd", "grpo"])
+def test_a_function_as_verifier_is_a_reward_function(tmp_path, method):
+    """Seen before the mend: "reward function math fails on a made-up completion: … no attribute 'verify_many'"."""
+    given = {"reward": None, "problems": SUMS, "success_threshold": 0.7}
+    trainer = make_trainer(tmp_path, method=method, verifier_object=naming_columns, **given)
+    assert trainer.reward_func_names == ["naming_columns"]
+    trainer.train()
+
+
 # ---- arguments of another kind
 
 

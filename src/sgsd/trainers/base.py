@@ -67,6 +67,7 @@ from sgsd.trainers.rewards import (
     VerifierReward,
     check_reward,
     check_reward_arguments,
+    is_reward_function,
     is_truncated,
     outcome_of,
     without_added_columns,
@@ -101,7 +102,7 @@ class VerifiedTrainer(GRPOTrainer):
         tools, environment_factory: not supported.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
-        verifier: overrides ``args.verifier``; excludes ``reward_funcs``.
+        verifier: overrides ``args.verifier``; excludes ``reward_funcs``. A function is taken as ``reward_funcs``.
         writer: writes new bank items in place of the policy; only for ``SGSDTrainer`` with online maintenance.
 
     Raises:
@@ -130,7 +131,7 @@ class VerifiedTrainer(GRPOTrainer):
         *,
         bank: SkillBank | str | Path | None = None,
         retriever: Retriever | None = None,
-        verifier: Verifier | None = None,
+        verifier: Verifier | RewardFunction | None = None,
         writer: Writer | None = None,
     ) -> None:
         for name, value in {"tools": tools, "environment_factory": environment_factory}.items():
@@ -143,6 +144,8 @@ class VerifiedTrainer(GRPOTrainer):
         if writer is not None and not vars(args).get("maintenance_frequency"):
             raise ConfigError("writer would have no effect", expected="method sgsd with maintenance_frequency above 0")
         self._writer = writer
+        if reward_funcs is None and is_reward_function(verifier):
+            reward_funcs, verifier = verifier, None
         verified = reward_funcs is None
         check_reward_arguments(args, reward_funcs, verifier)
         adapted = peft_config is not None or isinstance(model, PeftModel)

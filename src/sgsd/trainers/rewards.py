@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import TrainerState
@@ -136,6 +136,11 @@ def outcome_of(reward: float, threshold: float) -> int:
 
 
 # ---- before the first step
+
+
+def is_reward_function(verifier: Any) -> TypeGuard[Callable[..., Any]]:
+    """Whether what was passed as a verifier is a reward function: it can be called, and has no ``verify_many``."""
+    return callable(verifier) and not callable(getattr(verifier, "verify_many", None))
 
 
 def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -> None:
