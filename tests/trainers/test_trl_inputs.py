@@ -142,7 +142,7 @@ def test_a_function_as_verifier_is_a_reward_function(tmp_path, method):
 
 @pytest.mark.parametrize("name", ["tools", "environment_factory"])
 def test_tools_and_environments_are_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=f"{name} is not supported; leave it out") as refused:
+    with pytest.raises(ConfigError, match=f"{name} is not supported: leave it out") as refused:
         SGSDTrainer("no/such-model", by_parity, make_config(tmp_path), PROBLEMS, **{name: [print]})
     assert "\n" not in str(refused.value)
 
