@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoConfig
 
 from sgsd.cli.settings import presets
-from sgsd.engines.models import load_configs, load_model
+from sgsd.engines.models import load_configs, load_model, load_tokenizer
 from sgsd.trainers.config import SGSDConfig
 
 TRAINING = [name for name in presets() if name not in ("bank", "lab")]  # those are sgsd bank's and sgsd lab's
@@ -214,6 +214,40 @@ def test_a_model_s_files_that_a_run_could_not_use(dry, model, file, change, said
     result = dry("--model_name_or_path", model)
     assert result.code == 2
     assert said in result.error
+
+
+@pytest.mark.parametrize(
+    ("more", "file", "change", "said"),
+    [
+        (("--max_prompt_length", "5"), "config.json", {}, "8 of 8 plain prompts are too long"),
+        ((), "generation_config.json", {"eos_token_id": 700}, "an end token is not in the model's vocabulary: got 700"),
+        (("--verifier", "json:loads"), "config.json", {}, "the reward function needs s"),
+    ],
+)
+def test_a_run_refuses_before_any_weight_is_loaded(sgsd, flags, model, tmp_path, monkeypatch, more, file, change, said):
+    """Seen before the mend: the weights were loaded first."""
+
+    def refuse(*_: object, **__: object):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("sgsd.cli.train.load_model", refuse)
+    (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | change))
+    result = sgsd("train", *flags, "--output_dir", tmp_path / "run", "--model_name_or_path", model, *more)
+    assert result.code == 2
+    assert said in result.error
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_adapter_may_have_more_tokens_than_its_base_model(dry, model, tmp_path):
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.add_tokens([f"<step{n}>" for n in range(9)])
+    tokenizer.add_special_tokens({"pad_token": "<|filler|>"})
+    folder = tmp_path / "adapter"
+    tokenizer.save_pretrained(folder)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+    assert dry("--model_name_or_path", folder).code == 0
+    tokenizer.save_pretrained(model)
+    assert "the padding token is not in the model's vocabulary" in dry("--model_name_or_path", model).error
 
 
 def test_a_base_model_takes_text(sgsd, flags, dry, model, tmp_path):

@@ -12,7 +12,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from trl import GRPOConfig
 
 from sgsd import GRPOBaselineTrainer, OPSDTrainer, SGSDTrainer
-from sgsd.errors import ConfigError, DataError
+from sgsd.errors import ConfigError, DataError, SGSDError
 from sgsd.verifiers import get_verifier
 
 from ..conftest import make_model, make_tokenizer
@@ -128,7 +128,23 @@ def test_rewards_that_nothing_could_make_of(tmp_path, reward, settings, verifier
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("method", ["sgsd", "grpo"])
+def test_a_function_as_verifier_is_a_reward_function(tmp_path, method):
+    """Seen before the mend: "reward function math fails on a made-up completion: … no attribute 'verify_many'"."""
+    given = {"reward": None, "problems": SUMS, "success_threshold": 0.7}
+    trainer = make_trainer(tmp_path, method=method, verifier_object=naming_columns, **given)
+    assert trainer.reward_func_names == ["naming_columns"]
+    trainer.train()
+
+
 # ---- arguments of another kind
+
+
+@pytest.mark.parametrize("name", ["tools", "environment_factory"])
+def test_tools_and_environments_are_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"{name} is not supported: leave it out") as refused:
+        SGSDTrainer("no/such-model", by_parity, make_config(tmp_path), PROBLEMS, **{name: [print]})
+    assert "\n" not in str(refused.value)
 
 
 def configuration(tmp_path):
@@ -219,13 +235,44 @@ def test_the_tokenizer_is_loaded_as_the_model_is(tmp_path, monkeypatch):
         seen["model"] = options
         return make_model()
 
+    def configs(name, **options):
+        seen["configs"] = options
+        return make_model().config, make_model().generation_config
+
     monkeypatch.setattr("sgsd.trainers.model.load_tokenizer", tokenizer)
+    monkeypatch.setattr("sgsd.trainers.model.load_configs", configs)
     monkeypatch.setattr("sgsd.trainers.model.load_model", model)
     given = {"trust_remote_code": True, "revision": "v1.5"}
     args = make_config(tmp_path, model_init_kwargs=given)
     SGSDTrainer("org/model", by_parity, args, PROBLEMS, bank=make_bank())
-    assert seen["tokenizer"] == given
+    assert seen["tokenizer"] == seen["configs"] == given
     assert given.items() <= seen["model"].items()
+
+
+@pytest.mark.parametrize(
+    ("reward", "settings", "tokenizer", "said"),
+    [
+        (lambda **_: 1 / 0, {}, None, "ZeroDivisionError"),
+        (by_parity, {"max_prompt_length": 5}, None, "plain prompts are too long"),
+        (by_parity, {}, "larger", "the padding token is not in the model's vocabulary"),
+    ],
+)
+def test_a_model_by_name_is_loaded_after_the_checks(
+    tmp_path, tiny_folder, monkeypatch, reward, settings, tokenizer, said
+):
+    """Seen before the mend: the weights were loaded first."""
+
+    def refuse(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("sgsd.trainers.model.load_model", refuse)
+    args, own = make_config(tmp_path, **settings), None
+    if tokenizer:
+        own = make_tokenizer()
+        own.add_tokens([f"<step{n}>" for n in range(9)])
+        own.add_special_tokens({"pad_token": "<|filler|>"})
+    with pytest.raises(SGSDError, match=said):
+        SGSDTrainer(str(tiny_folder), reward, args, PROBLEMS, processing_class=own, bank=make_bank())
 
 
 def test_a_model_that_returns_tuples_is_made_to_return_names(tmp_path):

@@ -196,6 +196,12 @@ def test_a_verifier_is_a_reward_function(column: str):
         assert not inspect.iscoroutinefunction(verifier.reward)
 
 
+def test_a_row_without_a_reference_is_undecided():
+    """Seen before the mend: the word None was the reference."""
+    with get_verifier("exact", workers=1) as verifier:
+        assert verifier.reward(completions=["None", "5"], answer=[None, "5"]) == [None, 1.0]
+
+
 def test_a_verifier_without_references_is_no_reward_function():
     with pytest.raises(ConfigError, match="verifier math has no references: expected a column answer or solution"):
         get_verifier("math").reward(completions=["5"], question=["?"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sgsd.trainers.rewards import VerifierReward
-from sgsd.verifiers import Verdict, extract_answer
+from sgsd.verifiers import Verdict, extract_answer, get_verifier
 from sgsd.verifiers.math import grade_math
 from sgsd.verifiers.thinking import CompletionText, answer_part
 
@@ -168,6 +168,20 @@ def test_the_trainers_reward_judges_what_follows_the_thoughts():
     )
     assert rewards == [1.0, 0.0]
     assert verifier.texts[1].startswith("<think>")
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+def test_a_verifiers_reward_for_a_tokenizer_keeps_the_marks_that_trl_drops(opening: str, closing: str):
+    """Seen before the mend, with ``reward``: the thoughts are judged, and the right answer is incorrect."""
+    tokenizer = special_tokenizer(opening, closing)
+    ids = [
+        tokenizer(f"{opening}{THOUGHT}{closing}{said}<|im_end|>", add_special_tokens=False)["input_ids"]
+        for said in (ANSWER, "It is 17.")
+    ]
+    given = {"completions": tokenizer.batch_decode(ids, skip_special_tokens=True), "completion_ids": ids}
+    with get_verifier("math", workers=1) as verifier:
+        assert verifier.reward_for(tokenizer)(**given, answer=["19", "19"]) == [1.0, 0.0]
+        assert verifier.reward(**given, answer=["19", "19"]) == [0.0, 0.0]
 
 
 def test_known_bug_cases(shared_data: Path):

@@ -20,11 +20,16 @@ from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.cli.console import standard_output
 from sgsd.cli.doctor import renderer_for
-from sgsd.cli.prepare import check_before_loading, prepare, resume_point
+from sgsd.cli.prepare import Parts, check_before_loading, prepare, resume_point
 from sgsd.cli.settings import RunArguments, hub_or_cache
 from sgsd.data.problems import Problem
 from sgsd.engines.embedders import build_retriever
-from sgsd.engines.models import check_buildable, end_of_completion_ids, load_configs, load_tokenizer
+from sgsd.engines.models import (
+    check_buildable,
+    end_of_completion_ids,
+    load_configs,
+    load_tokenizer,
+)
 from sgsd.errors import in_one_line
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever
@@ -37,7 +42,7 @@ from sgsd.trainers.rewards import VerifierReward, check_reward
 from sgsd.trainers.rows import prompt_of, skill_pairs, training_rows
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
 from sgsd.trainers.tokens import check_batch, check_tokens, context_length, prompt_budget, thinking_of
-from sgsd.verifiers import get_verifier
+from sgsd.verifiers import Verifier, get_verifier
 
 
 def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, console: Console) -> None:
@@ -50,25 +55,15 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
     resume_from = resume_point(run, training)
     parts = prepare(run, training, model, resume_from)
     check_before_loading(training, model, resume_from)
-    with in_one_line(), hub_or_cache(parts.name):
-        tokenizer = load_tokenizer(parts.name, **parts.reading)
-        config, generation_config = load_configs(parts.name, **parts.reading)
-        check_buildable(parts.name, config, get_peft_config(model), **parts.options)
-    renderer = renderer_for(training, tokenizer, [*parts.problems, *(parts.eval_problems or ())])
-    sampling = settle_generation_config(generation_config)
-    budget = prompt_budget(config, training)
-    built = _Built(training, renderer, parts.bank, budget)
-    rows = built.rows(parts.problems)
-    if parts.eval_problems is not None:
-        training_rows(parts.eval_problems, renderer, max_prompt_length=budget, long_prompts=training.long_prompts)
-    if parts.rehearsed is not None:
-        rehearsal_prompts(parts.rehearsed, tokenizer, training, budget)
-    check_batch(len(rows), training)
-    ends = end_of_completion_ids(SimpleNamespace(generation_config=generation_config), tokenizer)
-    check_tokens(config.get_text_config().vocab_size, tokenizer, ends)
-    with get_verifier(training.verifier, **(training.verifier_options or {})) as verifier:
-        reward = VerifierReward(verifier, name=training.verifier, end_ids=ends, truncated=training.truncated)
-        check_reward([reward], rows[0], tokenizer, ends[0])
+    with (
+        get_verifier(training.verifier, **(training.verifier_options or {})) as verifier,
+        in_one_line(),
+        hub_or_cache(parts.name),
+    ):
+        checked = check_without_weights(parts, training, verifier)
+        check_buildable(parts.name, checked.config, get_peft_config(model), **parts.options)
+    config, tokenizer, built, rows = checked.config, checked.tokenizer, checked.built, checked.rows
+    renderer, budget = built.renderer, built.budget
 
     out = standard_output()
     settings = parts.settings
@@ -93,8 +88,8 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
         f"completions: at most {training.max_completion_length} tokens (max_completion_length); by its chat template "
         f"the model {'thinks' if thinking.thinks else 'does not think'}"
     )
-    if sampling is not None:
-        out.print(sampling)
+    if checked.sampling is not None:
+        out.print(checked.sampling)
     warnings = [thinking.warning(training.max_completion_length)]
     if isinstance(training, SGSDConfig):
         warnings.append(check_teachers(built.pools([rows[n] for n in range(min(FIRST_PROBLEMS, len(rows)))]), budget))
@@ -102,6 +97,39 @@ def dry_run(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
         out.print(f"WARNING: {warning}")
     console.print(f"method: {method_name(settings)}")
     console.print("dry run: no weights were loaded, nothing was written")
+
+
+def check_without_weights(
+    parts: Parts, training: VerifiedConfig, verifier: Verifier, *, with_skills: bool = True
+) -> Checked:
+    """Check prompts, batch, token ids and verifier, as the trainer does once the weights are loaded.
+
+    Args:
+        parts, training: of the run.
+        verifier: is called once, on made-up completions.
+        with_skills: build the rows with ``skills_in_prompt``; BM25 chooses in place of an embedder.
+
+    Raises:
+        SGSDError: as the trainer would.
+    """
+    tokenizer = load_tokenizer(parts.name, **parts.reading)
+    config, generation_config = load_configs(parts.name, **parts.reading)
+    renderer = renderer_for(training, tokenizer, [*parts.problems, *(parts.eval_problems or ())])
+    sampling = settle_generation_config(generation_config)
+    budget = prompt_budget(config, training)
+    built = _Built(training, renderer, parts.bank, budget)
+    rows = built.rows(parts.problems, with_skills=with_skills)
+    if parts.eval_problems is not None:
+        training_rows(parts.eval_problems, renderer, max_prompt_length=budget, long_prompts=training.long_prompts)
+    if parts.rehearsed is not None:
+        rehearsal_prompts(parts.rehearsed, tokenizer, training, budget)
+    check_batch(len(rows), training)
+    ends = end_of_completion_ids(SimpleNamespace(generation_config=generation_config), tokenizer)
+    if not Path(parts.name, "adapter_config.json").is_file():  # an adapter may have more tokens than its base model
+        check_tokens(config.get_text_config().vocab_size, tokenizer, ends)
+    reward = VerifierReward(verifier, name=training.verifier, end_ids=ends, truncated=training.truncated)
+    check_reward([reward], rows[0], tokenizer, ends[0])
+    return Checked(tokenizer, config, sampling, built, rows)
 
 
 def _default(name: str, *parts: Any) -> Any:
@@ -121,6 +149,24 @@ def _about_bank(training: VerifiedConfig, bank: SkillBank) -> str:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What was checked without weights.
+
+    Attributes:
+        tokenizer, config: of the model.
+        sampling: a line on the model's own sampling settings, if it has any.
+        built: makes prompts.
+        rows: of the training data.
+    """
+
+    tokenizer: Any
+    config: Any
+    sampling: str | None
+    built: _Built
+    rows: Dataset
+
+
+@dataclass(frozen=True)
 class _Built:
     """Rows and prompts of a run. BM25 replaces an embedding retriever, whose embedder is not loaded."""
 
@@ -135,10 +181,10 @@ class _Built:
         name = "bm25" if args.retriever == "embedding" else args.retriever
         return build_retriever(name, embedder=None, seed=args.seed, item_text=args.retrieval_text)
 
-    def rows(self, problems: list[Problem]) -> Dataset:
+    def rows(self, problems: list[Problem], *, with_skills: bool = True) -> Dataset:
         """The rows that the trainer makes of the problems."""
         args, skills, shown = self.training, None, {}
-        if args.skills_in_prompt:
+        if args.skills_in_prompt and with_skills:
             assert self.bank is not None
             context = context_of(vars(args), self.bank)
             skills = skill_pairs(problems, self._retriever, self.bank, args.skills_in_prompt_pairs, context)

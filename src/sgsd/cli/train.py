@@ -15,7 +15,7 @@ from trl import ModelConfig, get_peft_config
 from sgsd import runfolder
 from sgsd.cli.console import standard_error, standard_output
 from sgsd.cli.doctor import diagnose_run, show
-from sgsd.cli.dry_run import dry_run
+from sgsd.cli.dry_run import check_without_weights, dry_run
 from sgsd.cli.flags import with_underscores
 from sgsd.cli.prepare import check_before_loading, cut_off_early, prepare, resume_point
 from sgsd.cli.settings import (
@@ -112,7 +112,8 @@ def run_training(
             training.dataloader_pin_memory = False  # torch would warn
         with in_one_line(), hub_or_cache(parts.name):
             check_before_loading(training, model, resume_from)
-            tokenizer = load_tokenizer(parts.name, **parts.reading)
+            judge = verifier or get_verifier(training.verifier, **(training.verifier_options or {}))
+            tokenizer = check_without_weights(parts, training, judge, with_skills=False).tokenizer
             trainer = TRAINERS[run.method](
                 model=load_model(parts.name, trainable_adapter=True, **parts.options),
                 args=training,

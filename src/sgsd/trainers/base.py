@@ -55,10 +55,10 @@ from sgsd.trainers.checkpoint import (
 from sgsd.trainers.config import CONFIGS, DistillationConfig, VerifiedConfig, context_of, resolve_bank
 from sgsd.trainers.guard import CollapseGuard, GuardCallback
 from sgsd.trainers.model import (
+    NamedModel,
     check_arguments,
     has_routers,
     is_initial_without_adapter,
-    load_by_name,
     refuse_prompt_learning,
     settle_config,
     settle_generation_config,
@@ -68,6 +68,8 @@ from sgsd.trainers.rewards import (
     VerifierReward,
     check_reward,
     check_reward_arguments,
+    is_awaited,
+    is_reward_function,
     is_truncated,
     outcome_of,
     without_added_columns,
@@ -102,7 +104,7 @@ class VerifiedTrainer(GRPOTrainer):
         tools, environment_factory: not supported.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
-        verifier: overrides ``args.verifier``; excludes ``reward_funcs``.
+        verifier: overrides ``args.verifier``; excludes ``reward_funcs``. A function is taken as ``reward_funcs``.
         writer: writes new bank items in place of the policy; only for ``SGSDTrainer`` with online maintenance.
 
     Raises:
@@ -131,7 +133,7 @@ class VerifiedTrainer(GRPOTrainer):
         *,
         bank: SkillBank | str | Path | None = None,
         retriever: Retriever | None = None,
-        verifier: Verifier | None = None,
+        verifier: Verifier | RewardFunction | None = None,
         writer: Writer | None = None,
     ) -> None:
         for name, value in {"tools": tools, "environment_factory": environment_factory}.items():
@@ -144,6 +146,8 @@ class VerifiedTrainer(GRPOTrainer):
         if writer is not None and not vars(args).get("maintenance_frequency"):
             raise ConfigError("writer would have no effect", expected="method sgsd with maintenance_frequency above 0")
         self._writer = writer
+        if reward_funcs is None and is_reward_function(verifier):
+            reward_funcs, verifier = verifier, None
         verified = reward_funcs is None
         check_reward_arguments(args, reward_funcs, verifier)
         adapted = peft_config is not None or isinstance(model, PeftModel)
@@ -159,16 +163,14 @@ class VerifiedTrainer(GRPOTrainer):
         self._bank = BankState(resolve_bank(args, bank))
         self.retriever = self._configured_retriever(args) if retriever is None else retriever
 
-        if isinstance(model, str):
-            model, processing_class = load_by_name(model, processing_class, args, quantization_config)
-        processing_class = processing_class or load_tokenizer(model.name_or_path)
+        refuse_prompt_learning(model, peft_config)
+        named = NamedModel(model, args, quantization_config) if isinstance(model, str) else None
+        if processing_class is None:
+            processing_class = named.tokenizer() if named else load_tokenizer(model.name_or_path)
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
-        adapted = adapted or isinstance(model, PeftModel)
-        refuse_prompt_learning(model, peft_config)
-        settle_config(model.config)
-        if warning := settle_generation_config(model.generation_config):
-            _log.warning("%s", warning)
+        described = named or model
+        ends = end_of_completion_ids(described, processing_class)
 
         self.renderer = PromptRenderer(
             processing_class,
@@ -178,18 +180,27 @@ class VerifiedTrainer(GRPOTrainer):
             text_only=all(map(all_text, (problems, *eval_problems.values())))
             and not (args.policy_writes and writer is None),
         )
-        self.max_prompt_length = prompt_budget(model.config, args)
+        self.max_prompt_length = prompt_budget(described.config, args)
         rows, eval_rows = self._rows(args, problems, eval_problems, verified=verified)
-        ends = end_of_completion_ids(model, processing_class)
-        check_tokens(model.config.get_text_config().vocab_size, processing_class, ends)
-        model.generation_config.eos_token_id = ends
         if reward_funcs is None:
             reward_funcs = self._verifier_reward(args, verifier, processing_class, ends)
-        functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        functions = list(map(without_added_columns, reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]))
+        reward_check: dict[str, Any] = {"end_id": ends[0], "count": max(2, args.num_generations)}
+        if rollout_func is None:  # with it, reward functions may read further columns that it returns
+            check_reward([one for one in functions if not is_awaited(one)], rows[0], processing_class, **reward_check)
+        if named is not None:
+            model = named.load(processing_class, ends)
+        adapted = adapted or isinstance(model, PeftModel)
+        refuse_prompt_learning(model, peft_config)
+        settle_config(model.config)
+        if warning := settle_generation_config(model.generation_config):
+            _log.warning("%s", warning)
+        check_tokens(model.config.get_text_config().vocab_size, processing_class, ends)
+        model.generation_config.eos_token_id = ends
         with in_one_line(), named_by_folder(model) if args.beta and not adapted else nullcontext():
             super().__init__(
                 model=model,
-                reward_funcs=list(map(without_added_columns, functions)),
+                reward_funcs=functions,
                 args=args,
                 train_dataset=rows,
                 eval_dataset=(eval_rows if isinstance(eval_dataset, dict) else eval_rows[""]) if eval_rows else None,
@@ -210,15 +221,8 @@ class VerifiedTrainer(GRPOTrainer):
             self.aux_loss_enabled = False
         if args.cast_lm_head_to_fp32:
             keep_head_in_float32(self.model)
-        if rollout_func is None:  # with it, reward functions may read further columns that it returns
-            check_reward(
-                self.reward_funcs,
-                self.train_dataset[0],
-                processing_class,
-                ends[0],
-                count=max(2, args.num_generations),
-                loop=getattr(self, "async_loop", None),  # TRL sets it only for asynchronous functions
-            )
+        if rollout_func is None and (awaited := list(filter(is_awaited, functions))):
+            check_reward(awaited, rows[0], processing_class, loop=self.async_loop, **reward_check)
         self.chat_template_kwargs = self.renderer.student_kwargs
         self._generation_config = causal_model(self.model).generation_config
         thinking = thinking_of(processing_class, self.renderer.student_kwargs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -12,8 +13,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.engines.models import load_configs, load_model, load_tokenizer
 from sgsd.errors import ConfigError
+from sgsd.trainers.tokens import check_tokens
 
 
 def check_arguments(trainer: str, kind: type, **given: Any) -> None:
@@ -47,16 +49,31 @@ def check_arguments(trainer: str, kind: type, **given: Any) -> None:
         raise ConfigError(f"{trainer} cannot use this model", got=got, expected=what)
 
 
-def load_by_name(
-    name: str, tokenizer: PreTrainedTokenizerBase | None, args: Any, quantization_config: Any
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model ``name`` with ``args.model_init_kwargs``, and ``tokenizer`` or the model's own, which is read first."""
-    options = dict(args.model_init_kwargs or {})
-    if quantization_config is not None:
-        options["quantization_config"] = quantization_config
-    trusted = options.setdefault("trust_remote_code", args.trust_remote_code)
-    tokenizer = tokenizer or load_tokenizer(name, trust_remote_code=trusted, revision=options.get("revision"))
-    return load_model(name, trainable_adapter=True, **options), tokenizer
+class NamedModel:
+    """A model that is given by its name: its configurations, and later its weights, with ``args.model_init_kwargs``.
+
+    Attributes:
+        config, generation_config: of the model, or of an adapter's base model.
+    """
+
+    def __init__(self, name: str, args: Any, quantization_config: Any = None) -> None:
+        self._name = name
+        self._options = dict(args.model_init_kwargs or {})
+        if quantization_config is not None:
+            self._options["quantization_config"] = quantization_config
+        trusted = self._options.setdefault("trust_remote_code", args.trust_remote_code)
+        self._reading = {"trust_remote_code": trusted, "revision": self._options.get("revision")}
+        self.config, self.generation_config = load_configs(name, **self._reading)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer."""
+        return load_tokenizer(self._name, **self._reading)
+
+    def load(self, tokenizer: Any, ends: Sequence[int]) -> Any:
+        """The model, once ``check_tokens`` has passed; an adapter may have more tokens than its base model."""
+        if not Path(self._name, "adapter_config.json").is_file():
+            check_tokens(self.config.get_text_config().vocab_size, tokenizer, ends)
+        return load_model(self._name, trainable_adapter=True, **self._options)
 
 
 def settle_config(model_config: Any) -> None:

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import TrainerState
@@ -138,6 +138,11 @@ def outcome_of(reward: float, threshold: float) -> int:
 # ---- before the first step
 
 
+def is_reward_function(verifier: Any) -> TypeGuard[Callable[..., Any]]:
+    """Whether what was passed as a verifier is a reward function: it can be called, and has no ``verify_many``."""
+    return callable(verifier) and not callable(getattr(verifier, "verify_many", None))
+
+
 def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -> None:
     """Check reward functions, verifier and their settings before any weight is loaded.
 
@@ -197,7 +202,7 @@ def check_reward(
 ) -> None:
     """Call each reward function once as TRL will, with made-up completions of a real row.
 
-    Reward models (``nn.Module``) are not called.
+    Reward models (``nn.Module`` or a name) are not called.
 
     Args:
         reward_funcs: the trainer's.
@@ -224,7 +229,7 @@ def check_reward(
         "log_metric": lambda name, value: None,
     }
     for function in reward_funcs:
-        if isinstance(function, nn.Module):
+        if isinstance(function, str | nn.Module):
             continue
         name = str(getattr(function, "__name__", None) or type(function).__name__)
         try:
@@ -242,6 +247,11 @@ def check_reward(
         _check_rewards(name, rewards, count)
         if isinstance(function, VerifierReward):
             _check_verdicts(name, function.verdicts)
+
+
+def is_awaited(function: Any) -> bool:
+    """Whether a reward function is asynchronous; one given by the name of a model is not."""
+    return callable(function) and is_async_callable(function)
 
 
 _OF_TRL = ("prompt", "completion", "completion_ids")

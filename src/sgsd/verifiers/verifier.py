@@ -14,6 +14,7 @@ from sgsd.display import logger
 from sgsd.verifiers.errors import ConfigError, check_choice
 from sgsd.verifiers.pool import Pool, shared_pool
 from sgsd.verifiers.reward import COLUMNS, NEEDS, text_of
+from sgsd.verifiers.thinking import CompletionText, Tokenizer
 from sgsd.verifiers.verdict import Context, Outcome, Verdict, Verifier
 from sgsd.verifiers.worker import ERROR
 
@@ -133,18 +134,28 @@ class PooledVerifier:
         """This verifier as a reward function for TRL: ``GRPOTrainer(reward_funcs=get_verifier("math").reward)``.
 
         1.0 for correct, 0.0 for incorrect, ``None`` for undecided, which TRL leaves out. The reference is the column
-        ``answer``, or else ``solution``, ``ground_truth`` or ``target``.
+        ``answer``, or else ``solution``, ``ground_truth`` or ``target``. A row without one is undecided.
         """
+        return self._reward(None)
 
+    def reward_for(self, tokenizer: Tokenizer) -> Callable[..., list[float | None]]:
+        """``reward`` for models whose marks of thoughts are special tokens, which TRL drops before it calls a function.
+
+        The function decodes ``completion_ids`` itself, and keeps these marks.
+        """
+        return self._reward(CompletionText(tokenizer))
+
+    def _reward(self, decode: CompletionText | None) -> Callable[..., list[float | None]]:
         def reward(completions: Sequence[Any], **columns: Any) -> list[float | None]:
             named = [name for name in COLUMNS if columns.get(name) is not None]
             if not named:
                 raise ConfigError(
                     f"verifier {self._name} has no references", expected=f"a column {' or '.join(COLUMNS)}"
                 )
+            texts = map(text_of, completions) if decode is None else map(decode, columns["completion_ids"])
             verdicts = self.verify_many(
-                [text_of(completion) for completion in completions],
-                [str(answer) for answer in columns[named[0]]],
+                list(texts),
+                ["" if answer is None else str(answer) for answer in columns[named[0]]],
                 contexts_of(completions, **columns) if self.takes_context else None,
             )
             return [REWARDS[verdict.outcome] for verdict in verdicts]
