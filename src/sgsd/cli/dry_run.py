@@ -24,12 +24,7 @@ from sgsd.cli.prepare import Parts, check_before_loading, prepare, resume_point
 from sgsd.cli.settings import RunArguments, hub_or_cache
 from sgsd.data.problems import Problem
 from sgsd.engines.embedders import build_retriever
-from sgsd.engines.models import (
-    check_buildable,
-    end_of_completion_ids,
-    load_configs,
-    load_tokenizer,
-)
+from sgsd.engines.models import check_buildable, end_of_completion_ids, load_configs, load_tokenizer
 from sgsd.errors import in_one_line
 from sgsd.prompts import PromptRenderer
 from sgsd.retrieval import Retriever

@@ -112,8 +112,8 @@ def run_training(
             training.dataloader_pin_memory = False  # torch would warn
         with in_one_line(), hub_or_cache(parts.name):
             check_before_loading(training, model, resume_from)
-            judge = verifier or get_verifier(training.verifier, **(training.verifier_options or {}))
-            tokenizer = check_without_weights(parts, training, judge, with_skills=False).tokenizer
+            verifier = verifier or get_verifier(training.verifier, **(training.verifier_options or {}))
+            tokenizer = check_without_weights(parts, training, verifier, with_skills=False).tokenizer
             trainer = TRAINERS[run.method](
                 model=load_model(parts.name, trainable_adapter=True, **parts.options),
                 args=training,
