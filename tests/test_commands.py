@@ -154,6 +154,7 @@ def _sibling(method: str, seed: int) -> None:
         (folder / "run.json").write_text(json.dumps(record))
 
 
+@pytest.mark.timeout(600)
 def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
     threads = torch.get_num_threads()
