@@ -46,7 +46,7 @@ NOT_RUN = {
     "--checkpoint 100": "the same",
 }
 # Pages whose commands are run here, one page after the other in one folder. Others are run by a test of their own.
-RUN = ["training", "evaluation", "report", "bank", "build-a-bank", "statistics", "index"]
+RUN = ["training", "interruptions", "evaluation", "report", "bank", "credit", "build-a-bank", "statistics", "index"]
 RUN_ELSEWHERE = ("README.md", "docs/tutorials/")  # below; tests/tools/test_tutorials.py
 
 

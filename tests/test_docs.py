@@ -54,6 +54,13 @@ def test_no_line_is_longer_than_120_characters_but_tables_and_links(page):
     assert [line for line in told if len(line) > 120] == []
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_a_page_is_read_in_ten_minutes(page):
+    """Of 250 words each, without code, equations and tables."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert sum(len(line.split()) for line in text.splitlines() if not line.lstrip().startswith("|")) <= 2500
+
+
 @pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
 def test_pages_outside_the_site_link_to_files_that_are_there(page):
     text = (ROOT / page).read_text(encoding="utf-8")
