@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import re
 import shlex
@@ -179,6 +181,31 @@ def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
     finally:
         torch.set_num_threads(threads)
     assert len(ran) >= 25
+
+
+def examples_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples_of(page)])
+def test_what_python_examples_import_is_there(page):
+    trees = [ast.parse(example) for example in examples_of(page)]
+    imports = [one for tree in trees for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)]
+    for one in imports:
+        if one.module.startswith("sgsd"):
+            module = importlib.import_module(one.module)
+            assert [name.name for name in one.names if not hasattr(module, name.name)] == []
+
+
+def test_the_pages_examples_of_banks_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for page in ("docs/bank.md", "docs/build-a-bank.md"):
+        for example in examples_of(page):
+            capsys.readouterr()
+            exec(example, {"__name__": "example"})
+            if told := re.search(r"^ *print\(.*\)  # (.*)$", example, re.MULTILINE):
+                first = re.escape(told[1]).replace("…", r"\w+")
+                assert re.search(re.sub(r"(\\ )+", r"\\s+", first), capsys.readouterr().out), told[1]
 
 
 def test_the_readmes_script_trains_and_its_commands_say_whether_it_helped(tmp_path, tiny_folder, monkeypatch, capsys):
