@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import re
 import shlex
@@ -33,17 +35,21 @@ NOT_RUN = {
     "aime": "the hub's data",
     "math500 ": "the hub's data",
     "-qwen3-": "a preset at full size: tests/test_presets.py",
-    "sgsd demo": "minutes: tests/cli/test_internalize.py",
+    "smollm2-135m": "minutes: tests/test_doctor.py",
+    "qwen2.5-coder": "a model of 491 MB: tests/engines/test_models.py",
     "sgsd lab": "minutes: tests/examples/test_lab_command.py",
     "sgsd internalize": "minutes: tests/cli/test_internalize.py",
     "runs/lab": "runs of sgsd lab",
-    "runs/demo": "the demo's run",
     "sgsd bank build": "a preset at full size: tests/cli/test_bank_build.py",
     "SGSD": "the authors' repository",
     "bank check qwen3": "a bank of the authors' repository",
     "bank check my-bank.json": "exit code 1 where something is odd: tests/cli/test_bank.py",
     "checkpoint-150": "the run here has two steps",
+    "--checkpoint 100": "the same",
 }
+# Pages whose commands are run here, one page after the other in one folder. Others are run by a test of their own.
+RUN = ["training", "interruptions", "evaluation", "report", "bank", "credit", "build-a-bank", "statistics", "index"]
+RUN_ELSEWHERE = ("README.md", "docs/tutorials/")  # below; tests/tools/test_tutorials.py
 
 
 def commands_of(page: str) -> list[str]:
@@ -57,7 +63,9 @@ def commands_of(page: str) -> list[str]:
             for name, value in variables.items():
                 line = line.replace(name, value)
             line = re.sub(r"^(\w+=\S+ +)+", "", line)  # of the environment
-            line = shlex.join(shlex.split(line.replace("sgsd compare …", "sgsd compare runs"), comments=True))
+            if line.startswith("sgsd compare …"):  # the folders of the line before
+                line = line.replace("sgsd compare …", found[-1].partition(" --")[0].replace("'", ""))
+            line = shlex.join(shlex.split(line, comments=True))
             found += [line] if line else []
     return found
 
@@ -119,9 +127,23 @@ def test_every_command_of_a_page_is_one(page, workspace, monkeypatch):
         elif program == "python":
             assert arguments[:2] == ["-m", "timeit"] or (ROOT / arguments[0]).exists(), command
         elif program == "pip":
-            assert all(extra in extras for extra in re.findall(r"\[(\w+)\]", command)), command
+            named = [extra for part in re.findall(r"\[([\w,-]+)\]", command) for extra in part.split(",")]
+            assert set(named) <= set(extras), command
         else:
             assert program in ("git", "vllm", "trl"), command
+
+
+def is_run(command: str) -> bool:
+    return command.startswith("sgsd ") and not any(mark in f"{command} " for mark in NOT_RUN)
+
+
+def test_every_command_is_run_or_says_why_not():
+    of_pages = {page: commands_of(page) for page in PAGES}
+    run = {command for page in RUN for command in of_pages[f"docs/{page}.md"]}
+    others = [page for page in PAGES if not page.startswith(RUN_ELSEWHERE)]
+    assert [one for page in others for one in of_pages[page] if is_run(one) and one not in run] == []
+    every = [f"{command} " for commands in of_pages.values() for command in commands]
+    assert [mark for mark in NOT_RUN if not any(mark in command for command in every)] == []
 
 
 def _sibling(method: str, seed: int) -> None:
@@ -134,17 +156,17 @@ def _sibling(method: str, seed: int) -> None:
         (folder / "run.json").write_text(json.dumps(record))
 
 
+@pytest.mark.timeout(600)
 def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    ran = 0
+    ran: set[str] = set()
     try:
-        for page in ("docs/training.md", "docs/evaluation.md", "docs/report.md", "docs/bank.md"):
-            for command in commands_of(page):
-                program, *arguments = shlex.split(command)
-                if program != "sgsd" or any(mark in f"{command} " for mark in NOT_RUN):
-                    continue
+        for page in RUN:
+            commands = [one for one in commands_of(f"docs/{page}.md") if is_run(one) and one not in ran]
+            for command in commands:
+                _, *arguments = shlex.split(command)
                 if "-seed" in command:
                     for method, seed in (("sgsd", 0), ("sgsd", 1), ("grpo", 0)):
                         _sibling(method, seed)
@@ -155,10 +177,35 @@ def test_the_commands_work_from_top_to_bottom(workspace, monkeypatch, capsys):
                     str(path) for part in arguments for path in (sorted(Path().glob(part)) if "*" in part else [part])
                 ]
                 assert main(expanded) == 0, f"{page}: {command}\n{capsys.readouterr().err}"
-                ran += 1
+            ran.update(commands)
     finally:
         torch.set_num_threads(threads)
-    assert ran >= 25
+    assert len(ran) >= 25
+
+
+def examples_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples_of(page)])
+def test_what_python_examples_import_is_there(page):
+    trees = [ast.parse(example) for example in examples_of(page)]
+    imports = [one for tree in trees for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)]
+    for one in imports:
+        if one.module.startswith("sgsd"):
+            module = importlib.import_module(one.module)
+            assert [name.name for name in one.names if not hasattr(module, name.name)] == []
+
+
+def test_the_pages_examples_of_banks_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for page in ("docs/bank.md", "docs/build-a-bank.md"):
+        for example in examples_of(page):
+            capsys.readouterr()
+            exec(example, {"__name__": "example"})
+            if told := re.search(r"^ *print\(.*\)  # (.*)$", example, re.MULTILINE):
+                first = re.escape(told[1]).replace("…", r"\w+")
+                assert re.search(re.sub(r"(\\ )+", r"\\s+", first), capsys.readouterr().out), told[1]
 
 
 def test_the_readmes_script_trains_and_its_commands_say_whether_it_helped(tmp_path, tiny_folder, monkeypatch, capsys):

@@ -16,6 +16,9 @@ from sgsd.trainers import config, methods
 
 ROOT = Path(__file__).parents[1]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for where in ("", "results/", "docs/**/") for path in ROOT.glob(f"{where}*.md")
+)
 DOCUMENTED = re.findall(r"^\.\. (?:auto\w+|data):: ([\w.]+)", API, re.MULTILINE)
 
 
@@ -42,6 +45,20 @@ def test_every_public_name_is_on_the_api_page():
     judging = [getattr(verifiers, name) for name in verifiers.__all__]
     public = [*classes, *methods.TRAINERS.values(), *refusals, *judging]
     assert [one.__name__ for one in public if one not in listed] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_is_longer_than_120_characters_but_tables_and_links(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    told = [line for line in lines if not line.lstrip().startswith("|") and not re.search(r"\]\(|://", line)]
+    assert [line for line in told if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_a_page_is_read_in_ten_minutes(page):
+    """Of 250 words each, without code, equations and tables."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert sum(len(line.split()) for line in text.splitlines() if not line.lstrip().startswith("|")) <= 2500
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from sgsd.engines.generation import TransformersSampler
+from sgsd.errors import PromptError
 from sgsd.rollouts import StopReason
 
 from ..conftest import make_model
@@ -64,6 +65,18 @@ def test_the_models_mode_comes_back_after_a_failure_too(model, tokenizer):
     model.eval()
     sampler(model, tokenizer).sample(PROMPTS, seed=0)
     assert not model.training
+
+
+def test_what_does_not_fit_the_models_context_is_refused_before_anything_is_sampled(model, tokenizer):
+    limit = model.config.max_position_embeddings
+    told = []
+    draw = sampler(model, tokenizer, progress=told.append)
+    with pytest.raises(PromptError, match=f"1 of 2 prompts are too long: got up to {limit - 11} tokens") as refused:
+        draw.sample([[5], [5] * (limit - 11)], seed=0)
+    assert "\n" not in str(refused.value)
+    assert told == []
+    [rollout] = draw.sample([[5] * (limit - 12)], seed=0)
+    assert len(rollout.completion_ids) <= 12
 
 
 def greedy_by_hand(model, prompt, length):

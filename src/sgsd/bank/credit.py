@@ -21,7 +21,7 @@ clusters):
 
 and the variance of c is that of a sum of ratio estimators over clusters (Cochran 1977, ch. 6), ¼ Σ_i (r₊_i + r₋_i)²,
 with the added problems among the i. The interval is (p₊ + p₋) / 2 ± t √variance, with Student's quantile t and degrees
-of freedom by Satterthwaite's rule from n / w + 1 for each outcome. ``docs/bank.md`` has its measured coverage.
+of freedom by Satterthwaite's rule from n / w + 1 for each outcome. ``docs/credit.md`` has its measured coverage.
 """
 
 from __future__ import annotations

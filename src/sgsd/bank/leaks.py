@@ -1,7 +1,7 @@
 """Leaks: items that hold the answer of a problem they were extracted from, or a word n-gram of a problem.
 
 A teacher that is shown the answer supports lucky guesses, and a benchmark problem in a bank contaminates the benchmark.
-``docs/bank.md`` has the three rules and their error rates.
+``docs/build-a-bank.md`` has the three rules and their error rates.
 """
 
 from __future__ import annotations

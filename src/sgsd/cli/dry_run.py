@@ -24,6 +24,7 @@ from sgsd.cli.prepare import Parts, check_before_loading, prepare, resume_point
 from sgsd.cli.settings import RunArguments, hub_or_cache
 from sgsd.data.problems import Problem
 from sgsd.engines.embedders import build_retriever
+from sgsd.engines.generation import context_length
 from sgsd.engines.models import check_buildable, end_of_completion_ids, load_configs, load_tokenizer
 from sgsd.errors import in_one_line
 from sgsd.prompts import PromptRenderer
@@ -36,7 +37,7 @@ from sgsd.trainers.rehearsal import rehearsal_prompts
 from sgsd.trainers.rewards import VerifierReward, check_reward
 from sgsd.trainers.rows import prompt_of, skill_pairs, training_rows
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
-from sgsd.trainers.tokens import check_batch, check_tokens, context_length, prompt_budget, thinking_of
+from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
 
 

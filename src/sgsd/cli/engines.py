@@ -11,11 +11,10 @@ import torch
 
 from sgsd.bank.writing import Writer
 from sgsd.cli.settings import hub_or_cache
-from sgsd.engines.generation import TransformersSampler
+from sgsd.engines.generation import TransformersSampler, context_length
 from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.errors import ConfigError
 from sgsd.rollouts import Sampler
-from sgsd.trainers.tokens import context_length
 
 if TYPE_CHECKING:
     from sgsd.engines.vllm_offline import VLLMEngine, VLLMSampler

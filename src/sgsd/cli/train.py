@@ -170,7 +170,7 @@ def _refuse_collapse(trainer: Any, output: Path) -> None:
     raise CollapseError(
         f"the guard stopped the run at step {alarm.step}",
         got=alarm.what,
-        expected="a policy that does not collapse (docs/training.md)",
+        expected="a policy that does not collapse (docs/metrics.md)",
         remedy="no checkpoint is older than that" if sound is None else f"the last sound checkpoint is {sound}",
     )
 

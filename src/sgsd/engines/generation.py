@@ -11,6 +11,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from sgsd.engines.models import end_of_completion_ids
+from sgsd.prompts import refuse_long_prompts
 from sgsd.rollouts import Rollout, StopReason
 from sgsd.scoring.heads import causal_model
 from sgsd.verifiers.thinking import CompletionText
@@ -25,6 +26,14 @@ NEUTRAL: dict[str, Any] = {
     "num_return_sequences": 1,
     "use_cache": True,
 }
+
+
+def context_length(model_config: Any) -> int | None:
+    """The model's maximal sequence length, in tokens; ``None`` without a limit (ALiBi, recurrent models)."""
+    config = model_config.get_text_config()
+    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2 has n_positions
+    positions = vars(config).get(name)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 @contextmanager
@@ -103,7 +112,14 @@ class TransformersSampler:
             self._options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
 
     def sample(self, prompts: Sequence[Sequence[int]], *, seed: int) -> list[Rollout]:
-        """See ``Sampler.sample``. Leaves the global random state as it was."""
+        """See ``Sampler.sample``. Leaves the global random state as it was.
+
+        Raises:
+            PromptError: a prompt and its completion do not fit the model's context.
+        """
+        context = context_length(self._model.config)
+        if context is not None:
+            refuse_long_prompts(map(len, prompts), context - self._options["max_new_tokens"], "prompts")
         rollouts: list[Rollout] = []
         devices = [self._model.device] if self._model.device.type == "cuda" else []
         with generating(self._model), torch.random.fork_rng(devices=devices):

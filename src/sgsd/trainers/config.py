@@ -267,7 +267,7 @@ class OPSDConfig(DistillationConfig):
 class SGSDConfig(DistillationConfig):
     r"""Configuration of ``SGSDTrainer``: TRL's ``GRPOConfig`` with SGSD's own settings and the paper's defaults.
 
-    ``num_generations`` may be 1. ``sgsd train --help`` and docs/training.md describe each setting.
+    ``num_generations`` may be 1. ``sgsd train --help`` and docs/settings.md describe each setting.
 
     Raises:
         ConfigError: a setting cannot be used, or would have no effect.

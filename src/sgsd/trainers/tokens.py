@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sgsd.engines.generation import context_length
 from sgsd.errors import ConfigError, DataError
 from sgsd.prompts import SWITCH
 from sgsd.verifiers.thinking import ends_thoughts, opens_thoughts
@@ -32,14 +33,6 @@ def check_batch(rows: int, args: Any) -> None:
             expected=f"at least {needed} ({product} / num_generations {args.num_generations})",
             remedy="use more problems, a smaller batch, or fewer gradient_accumulation_steps",
         )
-
-
-def context_length(model_config: Any) -> int | None:
-    """The model's maximal sequence length, in tokens; ``None`` without a limit (ALiBi, recurrent models)."""
-    config = model_config.get_text_config()
-    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2 has n_positions
-    positions = vars(config).get(name)
-    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def prompt_budget(model_config: Any, args: Any) -> int:

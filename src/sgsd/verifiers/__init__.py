@@ -2,7 +2,7 @@
 
 ``get_verifier("math").verify(completion, answer)`` → ``Verdict(outcome, reason, extracted)``, and
 ``get_verifier("math").reward`` is a reward function for TRL's ``GRPOTrainer``. Every verification runs in a worker
-process under a hard timeout; ``docs/verifier.md`` says what counts as a right answer, ``docs/security.md`` what the
+process under a hard timeout; ``docs/answers.md`` says what counts as a right answer, ``docs/security.md`` what the
 workers may do.
 
 This package imports nothing else of sgsd but ``display``. Names are imported on first use, because ``sgsd.errors``

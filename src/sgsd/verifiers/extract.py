@@ -3,7 +3,7 @@
 Thoughts, code and text after the model's turn are removed first. The answer is then taken from the first of these that
 the completion has: answer tags or a JSON object; boxes; an announcement such as ``the answer is``, of which the last
 counts. A completion with none of them either is the answer as a whole, or its last value is the answer. If the words
-around an answer deny, question, retract or change it, there is no answer. docs/verifier.md has all rules.
+around an answer deny, question, retract or change it, there is no answer. docs/answers.md has all rules.
 """
 
 from __future__ import annotations
