@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trl import GRPOConfig
 
 import sgsd
 from sgsd import SGSDTrainer, errors, verifiers
+from sgsd.cli.settings import RunArguments
 from sgsd.trainers import config, methods
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +48,21 @@ def test_every_public_name_is_on_the_api_page():
     judging = [getattr(verifiers, name) for name in verifiers.__all__]
     public = [*classes, *methods.TRAINERS.values(), *refusals, *judging]
     assert [one.__name__ for one in public if one not in listed] == []
+
+
+def test_every_setting_has_a_row_and_every_row_a_setting():
+    """In the tables of settings.md; those of OPSD alone in training.md."""
+    rows = {}
+    for page in ("training", "settings"):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        heads = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+        rows[page] = {name for head in heads for name in re.findall(r"`(\w+)`", head)}
+    fields = {name: {one.name for one in dataclasses.fields(kind)} for name, kind in config.CONFIGS.items()}
+    of_trl, of_run = ({one.name for one in dataclasses.fields(kind)} for kind in (GRPOConfig, RunArguments))
+    own = set().union(*fields.values()) - of_trl
+    assert own - (fields["opsd"] - fields["sgsd"]) | of_run <= rows["settings"]
+    assert own <= rows["settings"] | rows["training"]
+    assert rows["settings"] <= own | of_run | of_trl | {"config"}
 
 
 @pytest.mark.parametrize("page", PAGES)

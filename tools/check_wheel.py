@@ -1,7 +1,7 @@
 """Check that the wheel works without the repository. ``make wheel`` builds it and calls this.
 
 The wheel is installed into an empty virtual environment, which uses the dependencies of the present one. Its commands
-are run in an empty folder.
+are run in an empty folder. The demo's document and tasks go into a tiny model of random weights, in one step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,16 @@ from pathlib import Path
 
 IMPORTS = "import sgsd; [getattr(sgsd, name) for name in sgsd.__all__]; print(sgsd.__file__)"
 COMMANDS = (["--version"], ["--help"], ["demo", "--help"], ["bank", "show", "seed:mental-arithmetic"])
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "from tests.conftest import *; make_model().save_pretrained({0!r}); make_tokenizer().save_pretrained({0!r})"
+DATA = "from pathlib import Path; from sgsd.examples import demo; demo.write(Path())"
+INTERNALIZE = [
+    *("internalize", "SKILL.md", "--tasks", "train.jsonl", "--held_out", "held-out.jsonl", "--model", "tiny"),
+    *("--output", "out", "--force", "--", "--max_completion_length", "8", "--max_steps", "1"),
+    *("--per_device_train_batch_size", "4", "--rehearsal_weight", "0"),
+]
+MADE = ("out/certificate.html", "out/run/adapter_model.safetensors")
 
 
 def run(*command: str | Path, folder: Path) -> str:
@@ -40,7 +50,12 @@ def main(dist: str) -> None:
         for arguments in COMMANDS:
             if not run(folder / "env" / "bin" / "sgsd", *arguments, folder=folder):
                 raise SystemExit(f"no output of sgsd {' '.join(arguments)}")
-    print(f"{wheel.name}: installs, imports, and its commands answer without the repository")
+        run(sys.executable, "-c", MODEL.format(str(folder / "tiny")), folder=ROOT)
+        run(python, "-c", DATA, folder=folder)
+        run(folder / "env" / "bin" / "sgsd", *INTERNALIZE, folder=folder)
+        if missing := [name for name in MADE if not (folder / name).is_file()]:
+            raise SystemExit(f"sgsd internalize did not write {', '.join(missing)}")
+    print(f"{wheel.name}: installs, imports, its commands answer, and it trains a step without the repository")
 
 
 if __name__ == "__main__":

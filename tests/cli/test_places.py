@@ -178,6 +178,23 @@ def test_a_tilde_is_the_users_folder_in_flags_and_in_files(sgsd, tiny_folder, pr
     assert (tmp_path / "out" / "summary.json").is_file()
 
 
+def test_a_relative_path_in_a_file_is_relative_to_the_folder_that_the_command_runs_in(
+    sgsd, tiny_folder, problems, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    shutil.copy(problems, tmp_path / "sums.jsonl")
+    assert sgsd("bank", "export", "seed:mental-arithmetic", tmp_path / "b.json").code == 0
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "c.yaml").write_text(
+        "model_name_or_path: m\nbank: b.json\ndataset: sums.jsonl\nbf16: false\nretriever: bm25\noutput_dir: out\n"
+        "max_completion_length: 8\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert sgsd("train", "--config", "settings/c.yaml", "--dry_run").code == 0
+    monkeypatch.chdir(tmp_path / "settings")
+    assert sgsd("train", "--config", "c.yaml", "--dry_run").code == 2
+
+
 def test_a_number_inside_a_mapping_of_a_file_is_one(tmp_path):
     text = "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 2e-7}\nbank: b.json\nbf16: false\n"
     (tmp_path / "c.yaml").write_text(text)
