@@ -315,7 +315,7 @@ def refuse_long_prompts(
         raise PromptError(
             f"{len(too_long)} of {len(counts)} {what} are too long",
             got=f"up to {max(counts)} tokens{named}",
-            expected=f"at most {limit}",
+            expected=f"at most {max(limit, 0)}",
             remedy="shorten them, leave fewer tokens to the completion (max_completion_length), or long_prompts: drop",
         )
 

@@ -329,6 +329,15 @@ def test_the_doctors_no_ends_it(data, tiny_folder, tmp_path, capsys):
     assert "holds other work" not in told
 
 
+def test_a_document_that_does_not_fit_cannot_be_forced(data, tiny_folder, tmp_path, capsys):
+    large = tmp_path / "LARGE.md"
+    large.write_text("# Rules\n\n- " + "Everything made of clay belongs on shelf 1. " * 200)
+    assert main(call((large, *data[1:]), tiny_folder, tmp_path / "large")) == 2
+    told = capsys.readouterr().err
+    assert "error: nothing of the document fits into a prompt: got rules " in told
+    assert not (tmp_path / "large" / "evaluations").exists()
+
+
 def test_the_share_that_is_kept():
     before, shown = [0.0] * 30 + [1.0] * 10, [1.0] * 40
     kept = share_kept(before, shown, [1.0] * 25 + [0.0] * 5 + [1.0] * 10)

@@ -294,7 +294,7 @@ class _Job:
         """Diagnose whether the document will help, and which ``teacher_context`` suits it.
 
         Raises:
-            ConfigError: the doctor advises against training, and ``force`` is false.
+            ConfigError: the doctor advises against training, and ``force`` is false or nothing of the document fits.
         """
         file = self.folder / runfolder.DOCTOR
         if file.is_file():
@@ -317,6 +317,10 @@ class _Job:
             runfolder.write_json(file, diagnosis.to_json() | {"seconds": time.perf_counter() - began})
         for sentence in diagnosis.sentences:
             self._say(sentence)
+        if force and not diagnosis.in_prompt:  # there are no teachers
+            longest = ", ".join(f"{name} {tokens:,} tokens" for name, tokens in diagnosis.too_long.items())
+            limit = f"at most {diagnosis.max_prompt_length:,}"
+            raise ConfigError("nothing of the document fits into a prompt", got=longest, expected=limit)
         refused = diagnosis.verdict in (Verdict.NO, Verdict.USE_GRPO) and not force
         if refused or diagnosis.teaches_little:
             show_examples(diagnosis, self._console)
