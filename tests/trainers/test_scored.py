@@ -163,7 +163,7 @@ def test_rollouts_that_no_teacher_scored_are_not_forwarded(tmp_path, numbers):
     assert forwarded == [max(scored, 1)]
     assert scored < len(numbers)
     assert any(gradient.any() for gradient in gradients) == (scored > 0)
-    assert math.isnan(logged_means(trainer)["entropy"]) == (scored == 0)
+    assert ("entropy" in logged_means(trainer)) == (scored > 0)
 
 
 def test_problems_are_drawn_for_the_ledger_alike_on_all_processes_and_anew_each_step(tmp_path):
