@@ -101,7 +101,7 @@ def complete_card(folder: Path, facts: Mapping[str, str]) -> None:
     text = runfolder.read_text(file)
     # TRL's template links what is not on the hub: "None" for a folder, and the models of packages.
     text = text.replace("[None](https://huggingface.co/None)", "a model that is not on the hub")
-    text = re.sub(r"\[(local:[^\]]+)\]\(https://huggingface\.co/local:[^)]+\)", r"`\1`", text)
+    text = re.sub(r"\[(local:[^]\[\s]+)\]\(https://huggingface\.co/local:[^()\s]+\)", r"`\1`", text)
     text = text.replace('model="None"', f'model="{folder.name}"')
     rows = "".join(f"| {name} | {as_markdown(value)} |\n" for name, value in facts.items())
     before, heading, after = text.partition("### Framework versions")
