@@ -51,7 +51,7 @@ MOST_RIGHT = 0.95
 SIGNAL = 0.02, 0.90
 """Lowest and highest success rate at which the rollouts of a problem differ often enough."""
 LEAST_AUC = 0.55
-LITTLE = 0.6
+LITTLE = 0.5
 """An accuracy with the context in the prompt below which training has little to aim at."""
 LEAST_ROLLOUTS = 16
 _MANY_CUT = 0.1  # share of truncated completions from which the settings have a higher max_completion_length
@@ -255,8 +255,8 @@ class Diagnosis:
         if self.teaches_little:
             wrong = 1 - self.in_prompt[self.context or ""].accuracy.mean
             yield (
-                f"But {wrong:.0%} of the answers with it are wrong, and training aims at no better ones: look at some, "
-                "and improve the document or the instruction first."
+                f"But {wrong:.0%} of the answers with it are wrong, and so are its teachers: look at some, and improve "
+                "the document or the instruction first."
             )
 
     def _findings(self) -> Iterator[str]:
