@@ -78,6 +78,16 @@ MAMBA = {
 }
 LORA_BESIDE_MAMBA = r".*\.(q_proj|k_proj|v_proj|o_proj|up_proj|down_proj|in_proj)"
 GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.7, "attention_multiplier": 0.3}
+GRANITE_4 = (
+    MAMBA
+    | GRANITE
+    | {
+        "logits_scaling": 8.0,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 32,
+        "position_embedding_type": "rope",
+    }
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("LlamaForCausalLM", "LlamaConfig"),
@@ -113,33 +123,14 @@ FAMILIES: dict[str, Family] = {
     "granite-4": Family(
         "GraniteMoeHybridForCausalLM",
         "GraniteMoeHybridConfig",
-        MAMBA
-        | GRANITE
-        | {
-            "logits_scaling": 8.0,
-            "layer_types": ["mamba", "attention"],
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "shared_intermediate_size": 32,
-            "router_aux_loss_coef": 0.1,
-            "position_embedding_type": "rope",
-        },
+        GRANITE_4 | {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.1},
         experts=True,
         rounds=False,
     ),
     "granite-4-dense": Family(
         "GraniteMoeHybridForCausalLM",
         "GraniteMoeHybridConfig",
-        MAMBA
-        | GRANITE
-        | {
-            "logits_scaling": 8.0,
-            "layer_types": ["mamba", "attention"],
-            "num_local_experts": 0,
-            "num_experts_per_tok": 0,
-            "shared_intermediate_size": 32,
-            "position_embedding_type": "rope",
-        },
+        GRANITE_4 | {"num_local_experts": 0, "num_experts_per_tok": 0},
     ),
     "cohere-2": Family("Cohere2ForCausalLM", "Cohere2Config", WINDOWS | {"logit_scale": 0.25}),
     "phi-3": Family(

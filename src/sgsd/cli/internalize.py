@@ -508,12 +508,8 @@ class _Job:
         self._loaded = None  # free the memory for the training
         gc.collect()
         run, training, model = parse_settings(flags)
-        steps = (
-            ""
-            if training.max_steps < 1
-            else f", {training.max_steps} steps of {training.generation_batch_size} rollouts"
-        )
-        self._say(f"{name}: training{steps}")
+        length = f", {training.max_steps} steps of {training.generation_batch_size} rollouts"
+        self._say(f"{name}: training{length if training.max_steps > 0 else ''}")
         run_training(run, training, model, self._console, callbacks=[_Steps(self._console, name)], before=_quiet)
         end_run(training.report_to)
         gc.collect()

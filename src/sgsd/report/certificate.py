@@ -262,7 +262,7 @@ def _range(ends: tuple[float, float]) -> str:
 
 
 def _signed(difference: float) -> str:
-    return figure(100 * difference, "+z.1f")
+    return figure(100 * difference, "+.1f")
 
 
 def _reach(difference: Difference) -> str:

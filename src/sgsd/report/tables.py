@@ -48,7 +48,9 @@ class Table:
 
 
 def figure(value: float | None, spec: str) -> str:
-    """A number in a format specification, with a typographic minus; a dash for ``None``."""
+    """A number in a format specification, with a typographic minus and no −0; a dash for ``None``."""
+    sign = "+" if spec.startswith("+") else ""
+    spec = f"{sign}z{spec.removeprefix(sign)}"
     return "–" if value is None else f"{value:{spec}}".replace("-", "−").replace("%", " %")
 
 
@@ -56,7 +58,7 @@ percent = partial(figure, spec=".1%")
 """``12.3 %``."""
 number = partial(figure, spec=".3g")
 """Three significant digits."""
-signed = partial(figure, spec="+z.3f")
+signed = partial(figure, spec="+.3f")
 """``+0.123``."""
 
 
