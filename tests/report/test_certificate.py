@@ -12,7 +12,6 @@ from rich.console import Console
 
 from sgsd.errors import ConfigError, DataError
 from sgsd.report.certificate import add_to_card, certificate_table, headline, read_certificate, remarks, write_page
-from sgsd.report.tables import figure
 
 from .certificates import VERDICTS, make_certificate
 
@@ -209,17 +208,3 @@ def test_the_model_card_tells_the_same_figures_once_and_takes_no_text_as_markup(
     assert not re.search(r"(?<!\\)<", text)
     assert "[certificate.json](certificate.json)" in text
     assert read_certificate(folder) == read(text=HOSTILE)
-
-
-@pytest.mark.parametrize(
-    ("value", "spec", "text"),
-    [
-        (-0.04, "+.1f", "+0.0"),
-        (-0.4, ".0f", "0"),
-        (-0.0004, "+.1%", "+0.0 %"),
-        (-1.25, "+.1f", "−1.2"),
-        (None, ".1%", "–"),
-    ],
-)
-def test_a_figure_has_no_minus_before_zero(value, spec, text):
-    assert figure(value, spec) == text

@@ -162,3 +162,17 @@ def test_the_comparison_has_the_figures_of_sgsd_compare(runs):
     assert none is None
     assert difference.text.startswith("+45.0 % (+")
     assert 0.5 < difference.low < difference.mean < difference.high == 1.0  # above the middle, which is no difference
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "text"),
+    [
+        (-0.04, "+.1f", "+0.0"),
+        (-0.4, ".0f", "0"),
+        (-0.0004, "+.1%", "+0.0 %"),
+        (-1.25, "+.1f", "−1.2"),
+        (None, ".1%", "–"),
+    ],
+)
+def test_a_figure_has_no_minus_before_zero(value, spec, text):
+    assert tables.figure(value, spec) == text
