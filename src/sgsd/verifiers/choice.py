@@ -32,6 +32,12 @@ _CHANGED = re.compile(
     r"|<(?:s|del|strike)>|\b\d[A-Z]\b|\b(?:before|after|next to|preceding|following|precedes|follows)"
     r" (?:the )?(?:letter |option )?\(?[A-Z](?!\w)"
 )
+# A letter that is part of a name in the text of an option: "C) Vitamin D", "(A) Hepatitis B".
+_NAME = re.compile(
+    r"(\A\W{0,9}(?:text\{)?\(?[A-Z](?:[).:,*]\W{0,3}| - )(?:(?!(?:or|and)\b)[a-z]{1,15} ){0,3}(?:vitamin|hepatitis|influenza|type|group|class|plan"
+    r"|phase|protein|factor|team|company|country|city|model|schedule|immunoglobulin) )[A-Z](?![a-z])",
+    re.IGNORECASE,
+)
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
     r"|other than|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
@@ -55,7 +61,7 @@ def affirmed(statement: str) -> list[str]:
     """The distinct options that a statement affirms. Options that it excludes, asks about or gives as a reason do not
     count."""
     named: list[str] = []
-    statement = spans.change_mathematics(statement, _without_formula)
+    statement = _NAME.sub(r"\1", spans.change_mathematics(statement, _without_formula))
     if _ALL_BUT.search(statement):
         return named
     start = 0
