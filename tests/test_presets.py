@@ -10,9 +10,10 @@ import yaml
 from trl import ModelConfig
 
 from sgsd.bank import SkillBank
-from sgsd.cli.settings import RunArguments, parse_settings, presets, resolve_config, settings_as_dict
+from sgsd.cli.settings import RunArguments, parse_settings, presets, resolve_config
 from sgsd.data.adapters import ADAPTERS
 from sgsd.trainers.config import VerifiedConfig
+from sgsd.trainers.record import settings_as_dict
 from sgsd.verifiers import get_verifier
 
 PAPER = {"sgsd-qwen3-1.7b": "Qwen/Qwen3-1.7B", "sgsd-qwen3-4b": "Qwen/Qwen3-4B", "sgsd-qwen3-8b": "Qwen/Qwen3-8B"}

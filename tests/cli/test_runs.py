@@ -51,7 +51,7 @@ def test_the_record_holds_no_token(finished):
 
 
 def test_tokens_inside_mappings_are_not_recorded_either(flags):
-    from sgsd.cli.settings import settings_as_dict
+    from sgsd.trainers.record import settings_as_dict
 
     options = '{"token": "hf_secret", "device_map": "cpu"}'
     parts = parse_settings([*flags, "--output_dir", "x", "--model_init_kwargs", options])

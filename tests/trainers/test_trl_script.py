@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import datasets
 import pytest
+from peft import LoraConfig
 from trl import GRPOTrainer
+
+from sgsd.bank import SkillBank
+from sgsd.cli.settings import read_run
+from sgsd.data.problems import Problem
+from sgsd.evaluation.recorded import method_settings
+from sgsd.report.runs import load_runs
+from sgsd.trainers.config import SGSDConfig
+from sgsd.trainers.record import settings_of_script
+from sgsd.verifiers import get_verifier
 
 from ..conftest import ROOT, make_model, make_tokenizer
 
@@ -62,7 +73,7 @@ def run(folder, tmp_path, monkeypatch):
             "gradient_checkpointing=False,"
         )
         text = text.replace('output_dir="runs/first",', settings).replace("trainer.train()", "")
-        names: dict = {}
+        names: dict = {"__name__": "script"}
         exec(compile(text, f"{name}.py", "exec"), names)
         trainer = names["trainer"]
         for place, reward in enumerate(trainer.reward_funcs):
@@ -118,3 +129,35 @@ def test_its_teachers_are_shown_skills_in_the_last_user_message(run):
         assert taught.startswith(system + "<|im_start|>user\nExperience from similar problems")
         assert taught.endswith("\n\n" + user)
     assert trainer.state.log_history[0]["sgsd/teacher_tokens"] > 0
+
+
+def test_its_folder_has_the_record_that_eval_and_report_read(run, tmp_path):
+    trainer, _ = run("sgsd")
+    record = json.loads((tmp_path / "sgsd" / "run.json").read_text())
+    settings = record["settings"]
+    assert settings["method"] == "sgsd"
+    assert settings["model_name_or_path"] == trainer.model.name_or_path
+    assert settings["num_teachers"] == trainer.args.num_teachers
+    assert settings["verifier"] == ", ".join(f"script:{name}" for name in trainer.reward_func_names)
+    assert record["bank_digest"] == SkillBank.load(tmp_path / "sgsd" / "bank-start.json").digest == trainer.bank.digest
+    (found,) = load_runs([tmp_path / "sgsd"])
+    assert found.items
+    assert read_run(tmp_path / "sgsd" / "checkpoint-2") == settings
+
+
+def test_scripts_that_differ_in_data_or_adapter_are_no_seeds_of_one_method():
+    args, problems = SGSDConfig("x", use_cpu=True), [Problem("1", "What is 1 + 1?", "2"), Problem("2", "2 + 2?", "4")]
+    given = {"verifier": None, "reward_funcs": None, "peft_config": LoraConfig(r=4, target_modules={"b", "a"})}
+    told = settings_of_script(args, "sgsd", "a/b", problems, **given)
+    assert (told["verifier"], told["peft_r"], told["peft_target_modules"]) == ("math", 4, ["a", "b"])
+    assert method_settings(told) == method_settings(
+        settings_of_script(SGSDConfig("y", use_cpu=True, seed=1), "sgsd", "a/b", problems, **given)
+    )
+    others = (
+        settings_of_script(args, "sgsd", "a/b", problems[:1], **given),
+        settings_of_script(args, "sgsd", "a/b", problems, **{**given, "peft_config": LoraConfig(r=8)}),
+        settings_of_script(args, "sgsd", "a/b", problems, **{**given, "verifier": get_verifier("exact")}),
+        settings_of_script(args, "sgsd", "a/b", problems, **{**given, "reward_funcs": [len]}),
+    )
+    assert all(method_settings(told) != method_settings(other) for other in others)
+    assert [other["verifier"] for other in others] == ["math", "math", "exact", "builtins:len"]

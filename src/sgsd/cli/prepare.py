@@ -13,13 +13,14 @@ from trl import ModelConfig, get_quantization_config
 from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.cli.flags import DTYPES
-from sgsd.cli.settings import RunArguments, digest_of, resumed_so_far, settings_as_dict
+from sgsd.cli.settings import RunArguments, resumed_so_far
 from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError, check_choice
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage
 from sgsd.trainers.config import VerifiedConfig, resolve_bank
+from sgsd.trainers.record import digest_of, settings_as_dict
 from sgsd.trainers.rewards import check_reward_arguments
 from sgsd.trainers.settings import check_constructible
 from sgsd.trainers.tokens import check_batch

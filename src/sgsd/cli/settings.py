@@ -1,32 +1,27 @@
-"""Settings of ``sgsd train`` from flags and YAML files, as TRL's dataclasses; the record of a run (``run.json``)."""
+"""Settings of ``sgsd train`` from flags and YAML files, as TRL's dataclasses; settings when a run is resumed."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import importlib.metadata
 import importlib.resources
 import json
 import os
-import platform
 import typing
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import ModelConfig, TrlParser
 
-from sgsd import __version__, runfolder
+from sgsd import runfolder
 from sgsd.cli.flags import expand_home, metavar, with_underscores
-from sgsd.data.problems import Problem
 from sgsd.data.sources import hub_answers
-from sgsd.display import SECRETS, without_secrets
+from sgsd.display import SECRETS
 from sgsd.engines.models import LOCAL_PREFIX
 from sgsd.errors import ConfigError, check_choice, did_you_mean
 from sgsd.evaluation.recorded import method_settings
@@ -55,7 +50,6 @@ _EVERYDAY = (
 # Settings that may change when a run is resumed: they concern its length, its evaluation or its hardware.
 _MAY_CHANGE = ("max_steps", "num_train_epochs", "guard", "use_cpu", "gradient_checkpointing", "deepspeed")
 _MAY_CHANGE_STARTS = ("eval_", "dataloader_", "ddp_", "fsdp", "torch_compile", "accelerator_", "torch_empty")
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
 def _setting(default: Any, help_text: str, **more: Any) -> Any:
@@ -234,33 +228,6 @@ def _unknown(name: str, known: Iterable[str], *, method: str, where: str = "") -
     )
 
 
-def settings_as_dict(*parts: Any) -> dict[str, Any]:
-    """All settings of these dataclasses that are plain data, in one mapping, without secrets."""
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for item in dataclasses.fields(part):
-            value = getattr(part, item.name)
-            value = value.value if isinstance(value, Enum) else value
-            if item.init and _is_plain(value):
-                merged[item.name] = value
-    return without_secrets(merged)
-
-
-def record_run(folder: Path, settings: dict[str, Any], **extra: Any) -> None:
-    """Write ``run.json``: all settings, the versions of packages, and ``extra``."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    about = {"sgsd": __version__, "python": platform.python_version(), "versions": versions}
-    runfolder.write_json(folder / runfolder.RUN, {**about, **extra, "settings": settings})
-
-
-def digest_of(problems: Iterable[Problem]) -> str:
-    """SHA-256 of the training problems, in their order."""
-    digest = hashlib.sha256()
-    for problem in problems:
-        digest.update(json.dumps([problem.id, problem.text, problem.key]).encode())
-    return digest.hexdigest()
-
-
 def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """The entry ``resumed`` of a run's record: the checkpoint of each resumption and the settings that changed there.
 
@@ -362,11 +329,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not content:
         raise ConfigError(f"{path}: not a mapping", got="nothing", expected="lines such as key: value")
     return {name: expand_home(value) for name, value in content.items()}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (str, int, float, bool))

@@ -22,7 +22,6 @@ from sgsd.cli.settings import (
     RunArguments,
     hub_or_cache,
     parse_settings,
-    record_run,
     refuse_used_folder,
 )
 from sgsd.display import keep_secret, say
@@ -128,12 +127,7 @@ def run_training(
             )
             if resume_from:  # before run.json is replaced: a checkpoint of another run raises an error
                 trainer.restore(Path(resume_from))
-        if is_main:
-            digest = None if parts.bank is None else parts.bank.digest
-            with refused_writes(output):
-                record_run(output, parts.settings, bank_digest=digest, data=parts.data, **parts.resumed)
-                if parts.bank is not None:
-                    parts.bank.save(output / runfolder.BANK_START)
+        trainer.record(parts.settings, data=parts.data, **parts.resumed)
         if before is not None:
             before(trainer)
         trainer.train(resume_from_checkpoint=resume_from)

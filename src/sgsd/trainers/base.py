@@ -64,6 +64,7 @@ from sgsd.trainers.model import (
     settle_generation_config,
     without_model_sampling,
 )
+from sgsd.trainers.record import record_run, settings_of_script
 from sgsd.trainers.rewards import (
     VerifierReward,
     check_reward,
@@ -161,6 +162,17 @@ class VerifiedTrainer(GRPOTrainer):
         rehearsed = vars(args).get("rehearsal_dataset")
         self._rehearsed = load_problems(rehearsed, needs_answer=False)[0] if rehearsed is not None else None
         self._bank = BankState(resolve_bank(args, bank))
+        self._initial_bank = self.bank
+        self._settings = settings_of_script(
+            args,
+            self.method,
+            model,
+            problems,
+            verifier=verifier,
+            reward_funcs=reward_funcs,
+            peft_config=peft_config,
+        )
+        self._recorded = False
         self.retriever = self._configured_retriever(args) if retriever is None else retriever
 
         refuse_prompt_learning(model, peft_config)
@@ -339,6 +351,23 @@ class VerifiedTrainer(GRPOTrainer):
 
     # ---- training, resume, saving
 
+    def record(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Write ``run.json`` and the bank at the start to ``output_dir``, for ``sgsd eval`` and ``sgsd report``.
+
+        ``train`` calls it first, unless it was called before.
+
+        Args:
+            settings: of the run; ``None``: those of the trainer's arguments.
+            more: further entries of ``run.json``.
+
+        Raises:
+            CheckpointError: the disk is full.
+        """
+        self._recorded = True
+        if self.accelerator.is_main_process:
+            with refused_writes(folder := Path(self.args.output_dir)):
+                record_run(folder, settings or self._settings, self._initial_bank, **more)
+
     def restore(self, checkpoint: Path) -> None:
         """Load the parts of a checkpoint; ``train`` does this when it resumes.
 
@@ -365,6 +394,8 @@ class VerifiedTrainer(GRPOTrainer):
             self.restore(Path(resume_from_checkpoint))
             state = runfolder.read_json(Path(resume_from_checkpoint) / runfolder.STATE)
             self._epochs_behind = int(state.get("epoch") or 0)
+        if not self._recorded:
+            self.record()
         # CheckpointCallback deletes old checkpoints. transformers would delete them before the new one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

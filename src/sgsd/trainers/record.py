@@ -1,4 +1,4 @@
-"""A run's records for ``sgsd report``: ``ledger.json``, and rollouts token by token in ``traces.jsonl``.
+"""A run's records: ``run.json``, the initial bank, ``ledger.json``, and rollouts token by token in ``traces.jsonl``.
 
 Every ``trace_steps`` steps, ``traces.jsonl`` gets rollouts of the first process with the scores of their teachers. A
 run that resumes from a checkpoint first drops the lines of later steps.
@@ -6,23 +6,34 @@ run that resumes from a checkpoint first drops the lines of later steps.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib.metadata
 import json
+import platform
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from peft import PeftConfig
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 from transformers import TrainerCallback
 from typing_extensions import TypedDict
 
-from sgsd import runfolder
+from sgsd import __version__, runfolder
+from sgsd.bank import SkillBank
+from sgsd.data.problems import Problem
+from sgsd.display import without_secrets
 from sgsd.objectives import TeacherScores
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.tracking import log_gaps
 
 OUTCOMES = {1: "success", -1: "failure", 0: "undecided"}
 _TRACED = 2  # rollouts per traced step: a success and a failure if possible
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
 class _Line(TypedDict, total=False):
@@ -192,3 +203,78 @@ def keep_until(file: Path, step: int) -> None:
         return
     kept = [line for _, line in runfolder.read_lines(file, _LINE) if line.get("step", 0) <= step]
     runfolder.write_text(file, (json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+# ---- run.json
+
+
+def record_run(folder: Path, settings: Mapping[str, Any], bank: SkillBank | None, **more: Any) -> None:
+    """Write ``run.json``, with all settings, the versions of packages and ``more``, and the bank at the start."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    about = {"sgsd": __version__, "python": platform.python_version(), "versions": versions}
+    about["bank_digest"] = None if bank is None else bank.digest
+    runfolder.write_json(folder / runfolder.RUN, {**about, **more, "settings": settings})
+    if bank is not None:
+        bank.save(folder / runfolder.BANK_START)
+
+
+def settings_of_script(
+    args: Any,
+    method: str,
+    model: Any,
+    problems: Sequence[Problem],
+    *,
+    verifier: Any,
+    reward_funcs: Any,
+    peft_config: PeftConfig | None,
+) -> dict[str, Any]:
+    """The settings of a trainer without those of ``sgsd train``: what its arguments say, as plain data."""
+    if reward_funcs is None:
+        judge = args.verifier if verifier is None else getattr(verifier, "name", None) or _path_of(verifier)
+    else:
+        judge = ", ".join(map(_path_of, reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]))
+    adapter = {} if peft_config is None else settings_as_dict(peft_config)
+    return {
+        **settings_as_dict(args),
+        "method": method,
+        "model_name_or_path": model if isinstance(model, str) else model.name_or_path or type(model).__name__,
+        "verifier": judge,
+        "dataset_digest": digest_of(problems),
+        **{f"peft_{name}": value for name, value in adapter.items()},
+    }
+
+
+def _path_of(function: Any) -> str:
+    """Where a reward function comes from, as ``module:name``; a script's file stands for ``__main__``."""
+    module = getattr(function, "__module__", None) or type(function).__module__
+    if module == "__main__":
+        module = Path(getattr(sys.modules["__main__"], "__file__", None) or module).stem
+    return f"{module}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def settings_as_dict(*parts: Any) -> dict[str, Any]:
+    """All settings of these dataclasses that are plain data, in one mapping, without secrets. Sets are sorted lists."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for item in dataclasses.fields(part):
+            value = getattr(part, item.name)
+            value = value.value if isinstance(value, Enum) else sorted(value) if isinstance(value, set) else value
+            if item.init and _is_plain(value):
+                merged[item.name] = value
+    return without_secrets(merged)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def digest_of(problems: Iterable[Problem]) -> str:
+    """SHA-256 of the training problems, in their order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.id, problem.text, problem.key]).encode())
+    return digest.hexdigest()

@@ -34,7 +34,8 @@ _CHANGED = re.compile(
 )
 # A letter that is part of a name in the text of an option: "C) Vitamin D", "(A) Hepatitis B".
 _NAME = re.compile(
-    r"(\A\W{0,9}(?:text\{)?\(?[A-Z](?:[).:,*]\W{0,3}| - )(?:(?!(?:or|and)\b)[a-z]{1,15} ){0,3}(?:vitamin|hepatitis|influenza|type|group|class|plan"
+    r"(\A\W{0,9}(?:text\{)?\(?[A-Z](?:[).:,*]\W{0,3}| - )(?:(?!(?:or|and)\b)[a-z]{1,15} ){0,3}"
+    r"(?:vitamin|hepatitis|influenza|type|group|class|plan"
     r"|phase|protein|factor|team|company|country|city|model|schedule|immunoglobulin) )[A-Z](?![a-z])",
     re.IGNORECASE,
 )

@@ -49,11 +49,12 @@ class PooledVerifier:
     and end with the process.
 
     Attributes:
+        name: of ``get_verifier``.
         takes_context: whether it is a reward function, which is also passed the fields of a ``Context``.
     """
 
     def __init__(self, name: str, grader: Mapping[str, Any], pool: Pool, timeout: float) -> None:
-        self._name = name
+        self.name = name
         self._grader = json.dumps(grader, sort_keys=True)
         self._pool = pool
         self._timeout = timeout
@@ -150,7 +151,7 @@ class PooledVerifier:
             named = [name for name in COLUMNS if columns.get(name) is not None]
             if not named:
                 raise ConfigError(
-                    f"verifier {self._name} has no references", expected=f"a column {' or '.join(COLUMNS)}"
+                    f"verifier {self.name} has no references", expected=f"a column {' or '.join(COLUMNS)}"
                 )
             texts = map(text_of, completions) if decode is None else map(decode, columns["completion_ids"])
             verdicts = self.verify_many(
@@ -160,7 +161,7 @@ class PooledVerifier:
             )
             return [REWARDS[verdict.outcome] for verdict in verdicts]
 
-        reward.__name__ = self._name.rpartition(":")[2].rpartition(".")[2]
+        reward.__name__ = self.name.rpartition(":")[2].rpartition(".")[2]
         return reward
 
     def _run(self, messages: Sequence[dict[str, Any]]) -> list[Verdict]:
@@ -171,11 +172,11 @@ class PooledVerifier:
         reasons = [verdict.reason or "" for verdict in verdicts]
         asks = next((reason for reason in reasons if reason.startswith(NEEDS)), None)
         if asks is not None:
-            raise ConfigError(f"verifier {self._name} cannot judge", got=asks)
+            raise ConfigError(f"verifier {self.name} cannot judge", got=asks)
         raised = [reason for reason in reasons if reason.startswith(ERROR)]
         self._has_worked |= len(raised) < len(reasons)
         if len(raised) > 1 and not self._has_worked:
-            raise ConfigError(f"verifier {self._name} raises on every completion", got=raised[0].removeprefix(ERROR))
+            raise ConfigError(f"verifier {self.name} raises on every completion", got=raised[0].removeprefix(ERROR))
 
     def _resolved(self, verdicts: list[Verdict], answers: Sequence[str]) -> list[Verdict]:
         """Undecided verdicts become incorrect if the reference alone can be read: then the completion is the cause."""
@@ -183,7 +184,7 @@ class PooledVerifier:
         for reason in {verdicts[place].reason or "" for place in undecided}:
             if reason.startswith(ERROR):
                 self._say(
-                    f"verifier {self._name} raised {reason.removeprefix(ERROR)}; the completion is incorrect if "
+                    f"verifier {self.name} raised {reason.removeprefix(ERROR)}; the completion is incorrect if "
                     "the reference alone can be read, else undecided"
                 )
         references = list(dict.fromkeys(answers[place] for place in undecided))
