@@ -223,4 +223,4 @@ def test_the_readmes_script_trains_and_its_commands_say_whether_it_helped(tmp_pa
         program, *arguments = shlex.split(command)
         if program == "sgsd" and arguments[0] in ("eval", "compare"):
             assert main(arguments) == 0, capsys.readouterr().err
-    assert "mine" in capsys.readouterr().out
+    assert "correction, guided" in capsys.readouterr().out

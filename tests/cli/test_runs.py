@@ -204,15 +204,16 @@ def test_eval_of_a_run_takes_over_its_settings(sgsd, finished, problems, tmp_pat
     assert all(sample["tokens"] <= 8 for sample in samples)
 
 
-def test_eval_flags_override_the_run(sgsd, finished, problems):
+def test_eval_flags_override_the_run(sgsd, finished, problems, tmp_path):
     flags = ["--dataset", problems, "--instruction", "", "--verifier", "math", "--max-completion-length", "4"]
-    summary = json.loads(sgsd("eval", finished, *flags, "--limit", "2", "--json").out)
+    result = sgsd("eval", finished, *flags, "--limit", "2", "--json", "--output", tmp_path / "out")
+    summary = json.loads(result.out)
     assert (summary["instruction"], summary["verifier"]) == ("", "math")
     assert (summary["max_completion_length"], summary["problems"]) == (4, 2)
 
 
-def test_eval_of_a_checkpoint_takes_the_run_around_it(sgsd, finished):
-    result = sgsd("eval", finished / "checkpoint-2", "--json")
+def test_eval_of_a_checkpoint_takes_the_run_around_it(sgsd, finished, tmp_path):
+    result = sgsd("eval", finished / "checkpoint-2", "--json", "--output", tmp_path / "out")
     assert result.code == 0
     assert json.loads(result.out)["instruction"] == "Answer with a number."
 
