@@ -286,6 +286,29 @@ def test_the_commands_own_flags_hold_and_the_documents_text_is_part_of_the_plan(
     assert main(flags) == 2
 
 
+def test_before_the_first_checkpoint_settings_may_change(made, data, tiny_folder, tmp_path, capsys):
+    output = tmp_path / "again"
+    shutil.copytree(made, output)
+    flags = call(data, tiny_folder, output, "--baseline", "grpo")
+    assert main([*flags, "--learning_rate", "0.5"]) == 2  # its runs are trained
+    assert "begun with other settings; expected its flags [" in capsys.readouterr().err
+    for name in ("run", "grpo", "evaluations/after", "evaluations/grpo", "evaluations/retained-after"):
+        shutil.rmtree(output / name)
+    (output / "certificate.json").unlink()
+    assert main([*flags, "--learning_rate", "0.5"]) == 0
+    told = capsys.readouterr()
+    assert "doctor: " not in told.out + told.err
+    assert "before: sampling" not in told.out + told.err
+    assert "after: sampling" in told.out + told.err
+    assert certificate(output)["training"]["settings"]["learning_rate"] == 0.5
+    for name in ("run", "grpo"):
+        shutil.rmtree(output / name)
+    main([*flags, "--instruction", "Say it."])
+    told = capsys.readouterr()
+    assert "doctor: asked anew" in told.out + told.err
+    assert "before: sampling" in told.out + told.err
+
+
 def test_a_call_that_failed_before_the_doctor_does_not_hold_its_folder(data, tiny_folder, tmp_path, capsys):
     output = tmp_path / "again"
     flags = call(data, tiny_folder, output)

@@ -14,8 +14,8 @@ THINKS = ThinkingState(True, {"enable_thinking": False})
 MIXED = [1, -1, -1, 1, 0, -1, 1, -1]
 
 
-def first_steps(*batches, thinking=QUIET, grouped=False):
-    watch = FirstSteps(1024, thinking, grouped=grouped)
+def first_steps(*batches, thinking=QUIET, **options):
+    watch = FirstSteps(1024, thinking, **options)
     return [block for batch in batches for block in watch.observe(*batch)]
 
 
@@ -31,6 +31,11 @@ def first_steps(*batches, thinking=QUIET, grouped=False):
         ([(0.6, MIXED)], {}, ["CUT OFF(.|\n)*a larger max_completion_length"]),
         ([(0.1, MIXED), *[(0.9, MIXED)] * 3], {}, []),  # later ones are left to the guard
         ([(0.0, [-1] * 16)] * 9, {}, ["ALL OF THE FIRST 32 ROLLOUTS FAILED(.|\n)*verifier"]),
+        (
+            [(0.0, [-1] * 16)] * 9,
+            {"corrects": True},
+            ["ALL OF THE FIRST 32 ROLLOUTS FAILED(.|\n)*learns from failures(.|\n)*stays at 0: look at some"],
+        ),
         ([(0.0, [0] * 16)] * 9, {}, ["ALL OF THE FIRST 32 ROLLOUTS ARE UNDECIDED(.|\n)*references"]),
         ([(0.0, [1] * 16)] * 9, {}, ["ALL OF THE FIRST 32 ROLLOUTS SUCCEEDED(.|\n)*harder problems"]),
         ([(0.0, [-1] * 6)] * 2, {}, []),

@@ -3,7 +3,7 @@
 Each stage writes its result to the output folder, and is skipped if that result exists. The same command therefore
 resumes an interrupted run. The folder holds:
 
-    plan.json                  all that the certificate depends on; a folder with another plan is an error
+    plan.json                  all that the certificate depends on; it may change until a run has a checkpoint
     tasks/                     train.jsonl, held-out.jsonl
     bank.json                  the document as a bank
     doctor.json                the diagnosis (sgsd.doctor)
@@ -21,6 +21,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -59,6 +60,7 @@ from sgsd.evaluation import Evaluation, evaluate
 from sgsd.evaluation.run import prompts_of
 from sgsd.prompts import PromptRenderer, Shown
 from sgsd.report.certificate import Certificate, add_to_card, certificate_table, duration, read_certificate, write_page
+from sgsd.trainers.checkpoint import complete_checkpoints
 from sgsd.trainers.config import CONFIGS, SGSDConfig, VerifiedConfig, context_of
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rows import skill_pairs
@@ -241,7 +243,7 @@ class _Job:
         """Write the plan, the tasks and the bank, and check the settings of both runs.
 
         Raises:
-            ConfigError: the folder has another plan, or a run would refuse its settings.
+            ConfigError: a run has trained by another plan in this folder, or would refuse its settings.
         """
         plan = {
             "model": self._model,
@@ -260,17 +262,8 @@ class _Job:
             if baseline is None or stored.get("baseline") is None:  # a baseline can be added later
                 stored["baseline"] = plan["baseline"] = plan["baseline"] or stored.get("baseline")
             other = {name for name, value in stored.items() if name != "doctor" and plan.get(name) != value}
-            begun = (self.folder / runfolder.EVALUATIONS).exists() or (self.folder / _RUN).exists()
-            if other and not begun:  # only the doctor has run
-                if stored.get("doctor") != plan["doctor"] and (self.folder / runfolder.DOCTOR).is_file():
-                    self._say("doctor: asked anew, with other settings")
-                    (self.folder / runfolder.DOCTOR).unlink()
-            elif other:
-                raise ConfigError(
-                    "the output folder holds other work",
-                    got=f"{self.folder}, begun with other {', '.join(sorted(other))}",
-                    remedy="choose another --output",
-                )
+            if other:
+                self._change_plan(stored, plan, other)
         elif not runfolder.is_unused(self.folder):
             raise ConfigError("the output folder is not empty", got=str(self.folder), remedy="choose another --output")
         _ = self._tokenizer  # a missing model raises an error before anything is written
@@ -282,6 +275,23 @@ class _Job:
         for run, training, model in runs:
             prepare(run, training, model, verifier=self._verifier)
             check_before_loading(training, model, None)
+
+    def _change_plan(self, stored: Mapping[str, Any], plan: Mapping[str, Any], other: Collection[str]) -> None:
+        """Drop what another plan makes stale; raise ``ConfigError`` if a run has trained by the stored one."""
+        if any(self._is_trained(name) or complete_checkpoints(self.folder / name) for name in (_RUN, _GRPO)):
+            raise ConfigError(
+                "the output folder holds other work",
+                got=f"{self.folder}, begun with other {', '.join(sorted(other))}",
+                expected=f"its flags {json.dumps(stored['settings'])}" if "settings" in other else None,
+                remedy="choose another --output",
+            )
+        asked_anew = stored.get("doctor") != plan["doctor"]
+        diagnosed, evaluations = self.folder / runfolder.DOCTOR, self.folder / runfolder.EVALUATIONS
+        if asked_anew and diagnosed.is_file():
+            self._say("doctor: asked anew, with other settings")
+            diagnosed.unlink()
+        if evaluations.is_dir() and (asked_anew or {"held_out", "retained"} & set(other)):
+            shutil.rmtree(evaluations)
 
     def _asked_of_doctor(self, plan: Mapping[str, Any]) -> str:
         """A digest of all that the diagnosis depends on."""

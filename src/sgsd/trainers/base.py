@@ -240,7 +240,12 @@ class VerifiedTrainer(GRPOTrainer):
         thinking = thinking_of(processing_class, self.renderer.student_kwargs)
         if warning := thinking.warning(args.max_completion_length):
             _log.warning("%s", warning)
-        self._first_steps = FirstSteps(args.max_completion_length, thinking, grouped=args.uses_advantages)
+        self._first_steps = FirstSteps(
+            args.max_completion_length,
+            thinking,
+            grouped=args.uses_advantages,
+            corrects=vars(args).get("objective") == "correction",
+        )
         self._outcome = torch.empty(0)  # of this process's rollouts in the latest batch
         self._numbers = range(0)  # of all processes' rollouts in the latest batch
         self._epochs_behind = 0  # epochs that a resumed run has completed

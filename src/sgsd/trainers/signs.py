@@ -38,13 +38,17 @@ class FirstSteps:
         max_completion_length: of the run.
         thinking: of the run's chat template.
         grouped: whether the loss reads group advantages.
+        corrects: whether the loss learns from failures alone (objective ``correction``).
     """
 
-    def __init__(self, max_completion_length: int, thinking: ThinkingState, *, grouped: bool = False) -> None:
+    def __init__(
+        self, max_completion_length: int, thinking: ThinkingState, *, grouped: bool = False, corrects: bool = False
+    ) -> None:
         self.done = False
         self._budget = max_completion_length
         self._thinking = thinking
         self._grouped = grouped
+        self._corrects = corrects
         self._outcomes: Counter[int] = Counter()
         self._rewards_differ = False  # within any group so far
         self._batches = 0
@@ -75,7 +79,9 @@ class FirstSteps:
         count = self._outcomes.total()
         self.done = count >= _ENOUGH_ROLLOUTS or self._batches >= _ENOUGH_STEPS
         if self.done and len(self._outcomes) == 1:
-            what, remedy = _ALL_EQUAL[next(iter(self._outcomes))]
+            what, remedy = _ALL_EQUAL[outcome := next(iter(self._outcomes))]
+            if outcome < 0 and self._corrects:
+                remedy = f"Objective correction learns from failures. If success_rate stays at 0: {remedy}"
             warnings.append(large(f"all of the first {count} rollouts {what}", remedy))
         elif self.done and self._grouped and not self._rewards_differ:
             warnings.append(
