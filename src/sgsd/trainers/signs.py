@@ -80,9 +80,9 @@ class FirstSteps:
         self.done = count >= _ENOUGH_ROLLOUTS or self._batches >= _ENOUGH_STEPS
         if self.done and len(self._outcomes) == 1:
             what, remedy = _ALL_EQUAL[outcome := next(iter(self._outcomes))]
-            if outcome < 0 and self._corrects:
-                remedy = f"Objective correction learns from failures. If success_rate stays at 0: {remedy}"
-            warnings.append(large(f"all of the first {count} rollouts {what}", remedy))
+            learnt = "Objective correction learns from failures, so this matters only if success_rate stays at 0."
+            said = [learnt] if outcome < 0 and self._corrects else []
+            warnings.append(large(f"all of the first {count} rollouts {what}", *said, remedy))
         elif self.done and self._grouped and not self._rewards_differ:
             warnings.append(
                 large(
