@@ -34,9 +34,7 @@ def first_steps(*batches, thinking=QUIET, **options):
         (
             [(0.0, [-1] * 16)] * 9,
             {"corrects": True},
-            [
-                "ALL OF THE FIRST 32 ROLLOUTS FAILED(.|\n)*learns from failures(.|\n)*stays at 0.\n *Remedy: look at some"
-            ],
+            ["ALL OF THE FIRST 32 ROLLOUTS FAILED(.|\n)*learns from failures(.|\n)*stays at 0.\n *Remedy: look"],
         ),
         ([(0.0, [0] * 16)] * 9, {}, ["ALL OF THE FIRST 32 ROLLOUTS ARE UNDECIDED(.|\n)*references"]),
         ([(0.0, [1] * 16)] * 9, {}, ["ALL OF THE FIRST 32 ROLLOUTS SUCCEEDED(.|\n)*harder problems"]),
