@@ -10,6 +10,7 @@ import pytest
 from peft import LoraConfig
 from trl import GRPOTrainer
 
+from sgsd import SGSDTrainer
 from sgsd.bank import SkillBank
 from sgsd.cli.settings import read_run
 from sgsd.data.problems import Problem
@@ -143,6 +144,36 @@ def test_its_folder_has_the_record_that_eval_and_report_read(run, tmp_path):
     (found,) = load_runs([tmp_path / "sgsd"])
     assert found.items
     assert read_run(tmp_path / "sgsd" / "checkpoint-2") == settings
+
+
+def test_a_script_that_resumes_leaves_the_record_it_began_with(folder, tmp_path):
+    def trainer(**settings):
+        args = SGSDConfig(
+            str(tmp_path / "run"),
+            objective="correction",
+            teacher="frozen",
+            bank="seed:mental-arithmetic",
+            retriever="bm25",
+            num_teachers=1,
+            verifier="exact",
+            per_device_train_batch_size=2,
+            max_completion_length=4,
+            gradient_accumulation_steps=1,
+            save_steps=1,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            **settings,
+        )
+        problems = [Problem(str(n), f"What is {n} + 1?", str(n + 1)) for n in range(4)]
+        return SGSDTrainer(str(folder), args=args, train_dataset=problems)
+
+    trainer(max_steps=1).train()
+    record = (tmp_path / "run" / "run.json").read_text()
+    trainer(max_steps=2).train(resume_from_checkpoint=True)
+    assert (tmp_path / "run" / "run.json").read_text() == record
+    trainer(max_steps=1, learning_rate=1e-3).train()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["learning_rate"] == 1e-3
 
 
 def test_scripts_that_differ_in_data_or_adapter_are_no_seeds_of_one_method():

@@ -359,7 +359,7 @@ class VerifiedTrainer(GRPOTrainer):
     def record(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Write ``run.json`` and the bank at the start to ``output_dir``, for ``sgsd eval`` and ``sgsd report``.
 
-        ``train`` calls it first, unless it was called before.
+        ``train`` calls it first, unless it was called before, or the run resumes and has the record that it began with.
 
         Args:
             settings: of the run; ``None``: those of the trainer's arguments.
@@ -399,7 +399,7 @@ class VerifiedTrainer(GRPOTrainer):
             self.restore(Path(resume_from_checkpoint))
             state = runfolder.read_json(Path(resume_from_checkpoint) / runfolder.STATE)
             self._epochs_behind = int(state.get("epoch") or 0)
-        if not self._recorded:
+        if not (self._recorded or (resume_from_checkpoint and (Path(self.args.output_dir) / runfolder.RUN).is_file())):
             self.record()
         # CheckpointCallback deletes old checkpoints. transformers would delete them before the new one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
