@@ -85,7 +85,9 @@ def make_bank(shares: BankShares, *, seed: int = 0) -> LabBank:
     """A bank with pairs of each kind for every symbol, in random order.
 
     A helpful pair states the true rule and warns of another; a misleading pair states a wrong rule and warns of the
-    true one; an irrelevant pair states and warns of rules for another symbol. ``seed`` draws rules, wordings and order.
+    true one; an irrelevant pair states and warns of rules for another symbol. Neither is the true rule of the symbol
+    whose problems retrieve it, since a model follows a stated rule to some extent on problems with another symbol, too.
+    ``seed`` draws rules, wordings and order.
     """
     draw = random.Random(seed)
     skills: list[Skill] = []
@@ -105,7 +107,7 @@ def make_bank(shares: BankShares, *, seed: int = 0) -> LabBank:
         pairs += [(Worth.MISLEADING, symbol, wrong, true_rule) for wrong in stated_wrongly]
         for _ in range(shares.irrelevant):
             about = draw.choice(others)
-            stated, warned = draw.sample([rule for rule in RULE_NAMES if rule != TRUE_RULES[about]], 2)
+            stated, warned = draw.sample([rule for rule in wrong_rules if rule != TRUE_RULES[about]], 2)
             pairs.append((Worth.IRRELEVANT, about, stated, warned))
         draw.shuffle(pairs)
         for place, (kind, about, stated, warned) in enumerate(pairs):

@@ -60,7 +60,7 @@ def test_every_prompt_is_made_of_known_tokens_and_of_one_length():
 # ---- experiment
 
 
-@pytest.mark.parametrize("shares", [(2, 2, 0), (1, 3, 2), (0, 0, 4), (8, 8, 8)])
+@pytest.mark.parametrize("shares", [(2, 2, 0), (1, 3, 2), (0, 0, 4), (0, 0, 8), (8, 8, 8)])
 def test_a_problem_retrieves_pairs_of_one_worth_in_the_shares_asked_for(shares):
     made = make_bank(BankShares(*shares), seed=3)
     retriever = EmbeddingRetriever(TopicEmbedder(made.topics))
@@ -78,7 +78,7 @@ def test_a_problem_retrieves_pairs_of_one_worth_in_the_shares_asked_for(shares):
             expected = {
                 "helpful": about and stated == true_rule != warned,
                 "misleading": about and warned == true_rule != stated,
-                "irrelevant": not about,
+                "irrelevant": not about and true_rule not in (stated, warned),
             }
             assert expected[kind]
     assert len(firsts) > 1 or sum(map(bool, shares)) == 1, "helpful pairs must not come first always"
