@@ -15,11 +15,6 @@ Two settings are placebos, which change the policy on failures without informati
 - ``--suppress_failures true``: every token of a failure has the same advantage, −``sgsd_weight``, and teachers are not
   used. This follows OPSA (arXiv 2608.31046), which makes unlikely tokens less likely without a teacher.
 
-One setting changes guided correction, so that a pair from which the teacher learns nothing has no effect:
-
-- ``--by_difference true``: guided correction (γ = 2) whose divergence at each position is multiplied by the total
-  variation distance between teacher and control.
-
 Each setting is an objective. The module also shows how to add one: a class, and its name in ``OBJECTIVES``.
 """
 
@@ -47,7 +42,6 @@ from sgsd.objectives import (
     sgsd_loss,
 )
 from sgsd.objectives.base import required, total
-from sgsd.objectives.correction import correction_loss, guided_logps, rest, trusted_weights
 
 
 class _Ablated(Gated):
@@ -112,37 +106,6 @@ class RandomTokens(Correction):
         return super().loss(student, drawn, rollouts)
 
 
-class ByDifference(Correction):
-    """D of equation (7) times d = ½ Σ_v |p_T(v) − p_0(v)| on M + 1 events, where p_0 is the control's.
-
-    d lies in [0, 1]. Where a pair tells the teacher no more than a pair of another problem does, d is near 0 and the
-    position does not count; GRPO's loss is then all that is left. γ is fixed as for ``RandomTokens``.
-    """
-
-    name: ClassVar[str] = "correction-by-difference"
-
-    @classmethod
-    def from_config(cls, args: Settings) -> ByDifference:
-        return cls(2.0, args.support_clip)
-
-    def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
-        teachers = teachers.read()
-        student_logps = required(student.top_logps, "the student's log-probabilities of likely tokens", self.name)
-        plain = required(teachers.top_logps, "the teachers' likeliest tokens", self.name)
-        control = required(teachers.control_top_logps, "a control's log-probabilities of likely tokens", self.name)
-        guided = guided_logps(plain, control, guidance=self.guidance, clip=self.clip)
-        distance = ((plain.exp() - control.exp()).abs().sum(-1) + (rest(plain) - rest(control)).abs()) / 2
-        weights = trusted_weights(teachers.weights, teachers.trust)
-        rows = correction_loss(student_logps, guided, rollouts.mask, rollouts.outcome, weights, distance)
-        failed = (rollouts.outcome < 0) & teachers.scored.any(1)
-        tokens = (weights > 0).unsqueeze(-1) & failed[:, None, None] & rollouts.mask.unsqueeze(1)
-        return rows, {
-            "trust": total(weights.sum(1), failed),
-            "correction": total(rows, failed),
-            "difference": total(distance, tokens),
-        }
-
-
 @dataclass(frozen=True)
 class Suppression:
     """L_b = 1[r_b = −1] mean_t p_S(y_t) / sg p_S(y_t): the policy gradient of an advantage of −1 at each token."""
@@ -171,7 +134,6 @@ ABLATIONS: dict[tuple[str, str], type[Configurable]] = {
     ("--use_polarity", "false"): WithoutPolarity,
     ("--correct_all", "true"): CorrectionOfAll,
     ("--random_tokens", "true"): RandomTokens,
-    ("--by_difference", "true"): ByDifference,
     ("--suppress_failures", "true"): Suppression,
 }
 """The objective of each setting."""

@@ -50,6 +50,7 @@ CERTAINTY = f"{_CORRECTION} ledger"
 WORTH = f"{_CORRECTION} worth --sgsd_weight 2"
 CONTROL = f"{WORTH} --support_baseline control"
 GUIDED = f"{CONTROL} --teacher_guidance 2"
+CAUTIOUS = f"{GUIDED} --teacher_trust cautious"
 IRRELEVANT: dict[str, Any] = {"lab": "--irrelevant 4", "pairs": (0, 0)}
 GRPO = "--method grpo"
 BY_CERTAINTY = "GRPO + correction, trust by certainty"
@@ -59,8 +60,6 @@ OTHERS = "all pairs of other problems"
 RLSD = "--objective reweight --teacher frozen"
 RLCSD = f"{RLSD} --support_baseline control"
 PLACEBO = "--teacher frozen --grpo_weight 1"
-DIFFERENCE = f"{CONTROL} --by_difference true"
-BY_DIFFERENCE = "GRPO + correction, guided, by difference"
 MAIN = {
     "grpo": Cell("GRPO", lab=GRPO),
     "grpo-beta": Cell("GRPO with a KL penalty, β = 0.04", "--beta 0.04", GRPO),
@@ -100,9 +99,8 @@ MAIN = {
     "guided-single": Cell("correction, guided, one rollout a problem", f"{GUIDED} --grpo_weight 0 --num_generations 1"),
     "guided-irrelevant": Cell(f"GRPO + correction, guided, {OTHERS}", GUIDED, **IRRELEVANT),
     "guided-alone-irrelevant": Cell(f"correction, guided, {OTHERS}", f"{GUIDED} --grpo_weight 0", **IRRELEVANT),
-    "difference": Cell(BY_DIFFERENCE, DIFFERENCE),
-    "difference-irrelevant": Cell(f"{BY_DIFFERENCE}, {OTHERS}", DIFFERENCE, **IRRELEVANT),
-    "difference-misleading-4": Cell(f"{BY_DIFFERENCE}, 4 of 4 misleading", DIFFERENCE, pairs=(0, 4)),
+    "cautious": Cell("GRPO + correction, guided, cautious trust", CAUTIOUS),
+    "cautious-irrelevant": Cell(f"GRPO + correction, guided, cautious trust, {OTHERS}", CAUTIOUS, **IRRELEVANT),
     "rlsd": Cell("GRPO reweighted by teachers, gap to the student (RLSD)", RLSD),
     "rlsd-irrelevant": Cell(f"GRPO reweighted, gap to the student (RLSD), {OTHERS}", RLSD, **IRRELEVANT),
     "rlcsd": Cell("GRPO reweighted by teachers, gap to a control (RLCSD)", RLCSD),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sgsd.bank import ItemRecord
-from sgsd.bank.credit import credit, separation, sure_worth, trust, vouched, worth
+from sgsd.bank.credit import cautious_worth, credit, separation, sure_worth, trust, vouched, worth
 
 counts = st.integers(0, 60)
 
@@ -187,6 +187,26 @@ def test_worth_equals_its_definition_and_is_of_the_worst_item(successes, failure
     assert 0 <= worth(item, prior=prior) <= 1
     assert worth(item, record((30, 1), (30, 1)), prior=prior) <= worth(item, prior=prior)
     assert worth(record((0, 30), (0, 30)), item) == 0
+
+
+@given(clusters=clusters, prior=shares)
+def test_cautious_worth_equals_its_definition_and_is_of_the_worst_item(clusters, prior):
+    centre, error, _, freedom = by_loops(clusters)
+    low = centre - stats.t.ppf(0.9, freedom) * error
+    uses = min(sum(row[0] + row[1] for row in clusters), sum(row[2] + row[3] for row in clusters))
+    item = of_clusters(clusters)
+    expected = (uses * max(0, 2 * low - 1) + 2 * prior) / (uses + 2)
+    assert cautious_worth(item, prior=prior) == pytest.approx(expected)
+    assert 0 <= cautious_worth(item, prior=prior) <= 1
+    assert cautious_worth(item, ItemRecord(), prior=prior) == min(cautious_worth(item, prior=prior), prior)
+
+
+def test_of_four_items_that_say_the_same_of_all_rollouts_caution_trusts_none_and_of_better_ones_the_best():
+    rng = np.random.default_rng(1)
+    banks = [[simulated(rng, (0.6, 0.4), 60, 60) for _ in range(4)] for _ in range(200)]
+    trusted = {of: np.mean([max(map(of, bank)) for bank in banks]) for of in (worth, cautious_worth)}
+    assert trusted[cautious_worth] < 0.02 < 0.08 < trusted[worth]
+    assert cautious_worth(record((60, 0), (60, 0))) > 0.9
 
 
 @pytest.mark.parametrize("support", [0.1, 0.5, 0.8])

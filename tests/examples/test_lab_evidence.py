@@ -40,8 +40,9 @@ def test_the_page_begins_with_three_answers_and_has_a_table_of_ten_rows_at_most(
 
 
 def test_every_table_and_answer_is_made_of_the_runs(tmp_path, monkeypatch):
-    gains = {"grpo": 0.5, "guided": 0.9, "guided-irrelevant": 0.7, "guided-misleading-4": 0.5, "regime-grpo": 0.4}
-    shown = [*pages._SUMMARY, "guided-misleading-4", *cells.REGIME, *cells.LONG, *cells.SWEPT]
+    gains = {"grpo": 0.5, "guided": 0.9, "guided-irrelevant": 0.7, "cautious": 0.8, "cautious-irrelevant": 0.5}
+    gains |= {"guided-misleading-4": 0.5, "regime-grpo": 0.4}
+    shown = [*pages._SUMMARY, "guided-misleading-4", "cautious-irrelevant", *cells.REGIME, *cells.LONG, *cells.SWEPT]
     for name, cell in {name: cells.CELLS[name] for name in (*shown, "guided-flips-10", "grpo-flips-10")}.items():
         for which in cells.Batch([name], cell.learning_rates, (0, 1, 2, cells.FRESH)).runs(list(cells.LABS)):
             _, lab, learning_rate, seed = which
@@ -60,9 +61,12 @@ def test_every_table_and_answer_is_made_of_the_runs(tmp_path, monkeypatch):
     cells.records.cache_clear()
     assert "not run" not in "".join(made.values()).lower()
     said = " ".join(made["answers"].split())
-    assert "share of guided correction's gain over GRPO at step 300 is 50 % [50, 50]**" in said
-    assert "+40.0 [+40.0, +40.0] points with the lab's bank, +20.0 [+20.0, +20.0] with pairs of other problems" in said
-    assert "with misleading pairs alone +0.0 [+0.0, +0.0] (3 seeds)" in said
+    all_of_it, half = "+40.0 [+40.0, +40.0]", "+20.0 [+20.0, +20.0]"
+    assert f"guided correction gains {all_of_it} / {all_of_it} points over GRPO by step 300, and {half} / {half} wi" in said
+    assert "in place of the bank: **the bank's share is 50 % [50, 50] / 50 % [50, 50]**; in the mean of all" in said
+    assert "and +0.0 [+0.0, +0.0] / +0.0 [+0.0, +0.0] with pairs of other problems in place of the bank" in said
+    assert "the bank's share is 100 % [100, 100] / 100 % [100, 100]**" in said
+    assert said.count("(3 seeds).") == 2
     assert "**after its 200 steps it is at 20 ± 0 %**, from 30.0, and 3 of 3 runs fell" in said
     row = "| sharp | SGSD as published, K = 8 | 8e-05 | 200 | 3 | 30 ± 0 | 0 ± 0 | 20 ± 0 | 3 of 3: 200, 200, 200 |"
     assert f"{row} step 170, step 170, step 170 |" in made["regime"]

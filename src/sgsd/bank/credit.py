@@ -82,6 +82,15 @@ def worth(*records: ItemRecord, prior: float = 0.0) -> float:
     return max(0.0, min(2 * _shrunken_credit(record, prior) - 1 for record in records))
 
 
+def cautious_worth(*records: ItemRecord, prior: float = 0.0) -> float:
+    """As ``worth``, but at the lower end of the credit's 80 % interval, so chance gives a teacher hardly any value.
+
+    The value of an item is (m v + 2 prior) / (m + 2), with v = max(0, 2 c − 1) at that end, and m the smaller number of
+    active uses, on successes or on failures. So an item keeps ``prior`` until it has uses of both outcomes.
+    """
+    return min(_cautious(record, prior) for record in records)
+
+
 def sure_worth(records: Iterable[ItemRecord]) -> float:
     """A lower bound on the value of the best item: max(0, 2 c − 1) at the highest lower end of a credit's interval.
 
@@ -143,6 +152,13 @@ def _shrunken_credit(record: ItemRecord, prior: float) -> float:
     on_successes = (supported + 2 * support + prior) / (successes + 2)
     on_failures = (suppressed + 2 * (1 - support) + prior) / (failures + 2)
     return (on_successes + on_failures) / 2
+
+
+def _cautious(record: ItemRecord, prior: float) -> float:
+    uses = min(active for _, active in _by_outcome(record))
+    centre, error, freedom = _interval(record)
+    low = centre - float(stdtrit(freedom, 0.9)) * error
+    return (uses * max(0.0, 2 * low - 1) + 2 * prior) / (uses + 2)
 
 
 def _by_outcome(record: ItemRecord) -> tuple[tuple[int, int], tuple[int, int]]:

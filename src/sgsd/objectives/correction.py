@@ -81,12 +81,7 @@ def guided_logps(teacher_logps: Tensor, control_logps: Tensor, *, guidance: floa
 
 
 def correction_loss(
-    student_logps: Tensor,
-    teacher_logps: Tensor,
-    mask: Tensor,
-    outcome: Tensor,
-    weights: Tensor,
-    token_weights: Tensor | None = None,
+    student_logps: Tensor, teacher_logps: Tensor, mask: Tensor, outcome: Tensor, weights: Tensor
 ) -> Tensor:
     """Equation (7) of each row.
 
@@ -97,7 +92,6 @@ def correction_loss(
         mask: ``[B, T]``, bool, True where a token counts. Values at other positions are never read.
         outcome: ``[B]`` in {−1, 0, 1}: failure, undecided, success.
         weights: ``[B, K]``, w, non-negative; the scores of a teacher of weight 0 are never read.
-        token_weights: ``[B, K, T]``, non-negative factors of D at each position; by default 1. Detached here.
 
     Returns:
         ``[B]``, in nats per token, float32 or wider; 0 with gradient exactly 0 in rows that are not failures.
@@ -122,8 +116,6 @@ def correction_loss(
     student = torch.where(read, student_logps.to(dtype), filler)
     teacher = torch.where(read, teacher_logps.detach().to(dtype), filler)
     divergence = (teacher.exp() * (teacher - student)).sum(-1) + _of_rest(student, teacher)
-    if token_weights is not None:
-        divergence = divergence * token_weights.detach().to(dtype)
     divergence = torch.where(read.squeeze(-1), divergence, 0.0)
     return (weights * divergence.sum(-1)).sum(-1) / mask.sum(-1).clamp(min=1)
 

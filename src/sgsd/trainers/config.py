@@ -31,7 +31,7 @@ LONG_PROMPTS = ("error", "drop")
 SWITCHES = ("thinking", "guard")
 """Settings whose values off and on YAML reads as false and true."""
 GUARD_ACTIONS = ("off", "warn", "stop")
-TRUSTS = ("worth", "ledger", "vouched", "equal")
+TRUSTS = ("worth", "cautious", "ledger", "vouched", "equal")
 CONTEXTS = ("pairs", "rules", "document")
 BASELINES = ("none", "control")
 REFERENCES = ("solution", "answer")
@@ -300,8 +300,8 @@ class SGSDConfig(DistillationConfig):
     teacher_trust: Annotated[str, TRUSTS] = _setting(
         "worth",
         "For objectives 'correction' and 'reweight': a teacher's trust, from its items' ledger. worth: how well their "
-        "stances told successes from failures; ledger: the confidence that they do; vouched: 1 until the ledger shows "
-        "that they do not; equal: 1.",
+        "stances told successes from failures; cautious: the same, at the lower end of its interval; ledger: the "
+        "confidence that they do; vouched: 1 until the ledger shows that they do not; equal: 1.",
     )
     teacher_top_tokens: Size = _setting(
         20, "For objectives 'local' and 'correction': the number of each teacher's likeliest tokens."

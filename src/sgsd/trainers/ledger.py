@@ -12,7 +12,7 @@ from accelerate.utils import gather
 from torch import Tensor
 
 from sgsd.bank import Ledger, SkillBank
-from sgsd.bank.credit import credit, sure_worth, trust, vouched, worth
+from sgsd.bank.credit import cautious_worth, credit, sure_worth, trust, vouched, worth
 from sgsd.errors import BankError, CheckpointError
 from sgsd.retrieval import Pair
 from sgsd.scoring.teachers import TeacherPool
@@ -69,8 +69,8 @@ class TrainingLedger:
 
         def of_pair(pair: Pair) -> float:
             records = [self.ledger.record(item.id) for item in pair.items]
-            if self._trust == "worth":
-                return worth(*records, prior=prior)
+            if self._trust in ("worth", "cautious"):
+                return (worth if self._trust == "worth" else cautious_worth)(*records, prior=prior)
             return vouched(*records) if self._trust == "vouched" else trust(*records)
 
         distinct = {id(pool): pool for pool in pools}  # the G rollouts of a prompt share one
