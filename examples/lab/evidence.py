@@ -67,6 +67,7 @@ def make(name: str, lab: str, learning_rate: float, seed: int) -> dict[str, Any]
         "command": command(name, lab, learning_rate, seed),
         "commit": commit,
         "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
+        "cpu": instructions(),
         "seconds": seconds,
         "accuracy": {str(point["step"]): point["accuracy"] for point in curve},
         "train_seconds": {str(point["step"]): point["seconds"] for point in curve},
@@ -75,6 +76,13 @@ def make(name: str, lab: str, learning_rate: float, seed: int) -> dict[str, Any]
         f"pass_at_{PASS_AT}": several[f"pass_at_{PASS_AT}"],
         "guard": alarm and {part: alarm[part] for part in ("step", "what")},
     } | ({"helpful_above": ledger} if ledger else {})
+
+
+def instructions() -> str:
+    """The vector instructions that torch uses here, such as AVX2. The last digits of a run depend on them."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def last_steps(entries: Sequence[dict[str, float | None]]) -> dict[str, float]:
@@ -127,12 +135,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Repeat three runs of the present trainer, drawn by ``--draw``, and compare all accuracies.
+    """Repeat three runs that were made with this processor's instructions, drawn by ``--draw``; compare all accuracies.
 
     Raises:
-        SystemExit: with code 1 if any accuracy differs.
+        SystemExit: with code 1 if any accuracy differs, or no run was made with these instructions.
     """
-    made = [run for run in records().values() if not is_former(run)]
+    made = [run for run in records().values() if run.get("cpu") == instructions()]
+    if not made:
+        print(f"no stored run was made with {instructions()}")
     drawn = random.Random(options.draw).sample(sorted(made, key=lambda run: run["command"]), min(3, len(made)))
     same = []
     for run in drawn:

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from sgsd.examples.lab import cells, pages
+from sgsd.examples.lab import cells, evidence, pages
 from sgsd.examples.lab.command import make_parser
 
 from ..conftest import ROOT
@@ -62,7 +62,10 @@ def test_every_table_and_answer_is_made_of_the_runs(tmp_path, monkeypatch):
     assert "not run" not in "".join(made.values()).lower()
     said = " ".join(made["answers"].split())
     all_of_it, half = "+40.0 [+40.0, +40.0]", "+20.0 [+20.0, +20.0]"
-    assert f"guided correction gains {all_of_it} / {all_of_it} points over GRPO by step 300, and {half} / {half} wi" in said
+    assert (
+        f"guided correction gains {all_of_it} / {all_of_it} points over GRPO by step 300, and {half} / {half} wi"
+        in said
+    )
     assert "in place of the bank: **the bank's share is 50 % [50, 50] / 50 % [50, 50]**; in the mean of all" in said
     assert "and +0.0 [+0.0, +0.0] / +0.0 [+0.0, +0.0] with pairs of other problems in place of the bank" in said
     assert "the bank's share is 100 % [100, 100] / 100 % [100, 100]**" in said
@@ -139,6 +142,35 @@ def test_of_a_changed_method_only_the_present_trainers_runs_count_of_another_bot
     cells.records.cache_clear()
     assert found == {"grpo": [(0, False), (1, True)], "guided": [(0, False)]}
     assert fresh == [cells.FRESH]
+
+
+def test_check_repeats_runs_that_this_processors_instructions_made(monkeypatch, capsys):
+    made = {
+        f"run {n}": {
+            "command": f"run {n}",
+            "cell": "grpo",
+            "lab": "sharp",
+            "learning_rate": n,
+            "seed": 0,
+            "accuracy": {"0": n},
+            "cpu": "AVX2" if n else "NEON",
+        }
+        for n in range(3)
+    }
+    monkeypatch.setattr(evidence, "records", lambda: made)
+    monkeypatch.setattr(evidence, "instructions", lambda: "AVX2")
+    monkeypatch.setattr(evidence, "make", lambda cell, lab, rate, seed: {"accuracy": {"0": rate}})
+    options = argparse.Namespace(draw=0)
+    evidence.check(options)
+    assert sorted(capsys.readouterr().out.splitlines()) == ["run 1: the same", "run 2: the same"]
+    monkeypatch.setattr(evidence, "make", lambda cell, lab, rate, seed: {"accuracy": {"0": 1}})
+    with pytest.raises(SystemExit):
+        evidence.check(options)
+    assert "run 2: {'0': 1}" in capsys.readouterr().out
+    monkeypatch.setattr(evidence, "instructions", lambda: "VSX")
+    with pytest.raises(SystemExit):
+        evidence.check(options)
+    assert capsys.readouterr().out == "no stored run was made with VSX\n"
 
 
 def test_plans_run_cells_that_there_are_and_the_reduced_one_is_of_sixty_runs():
