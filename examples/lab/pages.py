@@ -327,7 +327,11 @@ def fresh(options: argparse.Namespace) -> Iterator[str]:
 
 
 _PLACEBOS = {"irrelevant": "pairs of other problems", "misleading-4": "misleading pairs alone"}
-_MEASURES = {"step 300": end_of, "mean of all steps": mean_of}
+_MEASURES = {
+    "step 100": lambda run: 100 * curve_of(run)[100],
+    "step 300": end_of,
+    "mean of all steps": mean_of,
+}
 
 
 def share_of(lab: str, name: str, placebo: str, of: Callable[[_Run], float] = end_of) -> tuple[Share, list[_Run]]:
@@ -600,7 +604,7 @@ def figure(options: argparse.Namespace) -> None:
     order = [what for name in names if (what := CELLS[name].what) in {point["method"] for point in points}]
     dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 3], [1, 3], [4, 1]]
     legend = alt.Legend(
-        title=None, orient="bottom", labelLimit=400, columns=3, symbolType="stroke", symbolSize=400, symbolOpacity=1
+        title=None, orient="bottom", labelLimit=400, columns=2, symbolType="stroke", symbolSize=400, symbolOpacity=1
     )
     base = alt.Chart().encode(
         alt.X("step:Q", title="optimizer step (64 rollouts each)"),
