@@ -279,15 +279,15 @@ PLANS = {
         Batch(["regime-sgsd-unscaled"], seeds=_THREE),
     ],
     "share": [
-        Batch(_SHARE, (1e-4,)),
+        Batch([*_SHARE, "cautious", "cautious-irrelevant"], (1e-4,)),
         Batch(["worth-control", "worth-control-irrelevant"], (1e-4,)),
         Batch(["guided-alone", "guided-alone-irrelevant"], (1e-4,)),
     ],
     "family": [
         Batch(_FAMILY, (1e-4,)),
         Batch(["rlsd-irrelevant", "rlcsd-irrelevant"], (1e-4,), _THREE),
-        Batch(["grpo", "guided", *_FAMILY], (5e-5, 2e-4)),
-        Batch(["grpo", "guided", "rlsd", "rlcsd"], LEARNING_RATES, (FRESH,)),
+        Batch(["grpo", "guided", "cautious", *_FAMILY], (5e-5, 2e-4)),
+        Batch(["grpo", "guided", "cautious", "rlsd", "rlcsd"], LEARNING_RATES, (FRESH,)),
     ],
     "long": [Batch(list(LONG), (1e-4,), _THREE)],
 }
