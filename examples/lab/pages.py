@@ -400,20 +400,27 @@ def of_the_bank(name: str, what: str) -> str:
     found = {lab: share_of(lab, name, "irrelevant") for lab in LABS}
     if not all(share.gains for share, _ in found.values()):
         return f"{what}: {NOT_RUN}."
-    shares = [share for share, _ in found.values()]
-    along = [share_of(lab, name, "irrelevant", mean_of)[0] for lab in LABS]
-    seeds = " / ".join(dict.fromkeys(str(len(share.gains)) for share in shares))
+    ends = {lab: share for lab, (share, _) in found.items()}
+    along = {lab: share_of(lab, name, "irrelevant", mean_of)[0] for lab in LABS}
     return (
-        f"{what} gains {_both(points(share.gains) for share in shares)} points over GRPO by step 300, and "
-        f"{_both(points(share.placebo_gains) for share in shares)} with pairs of other problems in place of the bank: "
-        f"**the bank's share is {_both(percent(share.ratio) for share in shares)}**; in the mean of all steps it is "
-        f"{_both(percent(share.ratio) for share in along)} "
-        f"({seeds} seeds{mark(run for _, runs in found.values() for run in runs)})."
+        f"{what} gains {of_both(lambda lab: points(ends[lab].gains))} points over GRPO by step 300, and "
+        f"{of_both(lambda lab: points(ends[lab].placebo_gains))} with pairs of other problems in place of the bank, "
+        f"at most {of_both(lambda lab: f'{largest_gap(lab, name):.1f}')} points from GRPO at any evaluation: "
+        f"**the bank's share is {of_both(lambda lab: percent(ends[lab].ratio))}**; in the mean of all steps it is "
+        f"{of_both(lambda lab: percent(along[lab].ratio))} ({of_both(lambda lab: str(len(ends[lab].gains)))} seeds"
+        f"{mark(run for _, runs in found.values() for run in runs)})."
     )
 
 
-def _both(texts: Iterable[str]) -> str:
-    return " / ".join(texts)
+def largest_gap(lab: str, name: str) -> float:
+    """The largest difference in points between a method with pairs of other problems and GRPO of the same seed."""
+    grpo = {run["seed"]: curve_of(run) for run in stored(lab, "grpo", _RATE)}
+    return max(
+        100 * abs(value - grpo[run["seed"]][step])
+        for run in stored(lab, f"{name}-irrelevant", _RATE)
+        if run["seed"] in grpo
+        for step, value in curve_of(run).items()
+    )
 
 
 def placebos() -> str:

@@ -63,5 +63,6 @@ def in_one_line(what: str = "the settings cannot be used") -> Generator[None]:
         raise
     except ImportError as error:
         raise ConfigError("a package these settings need is missing", got=" ".join(str(error).split())) from error
+    # What other libraries raise about a setting they refuse; anything else is a bug, and keeps its traceback.
     except (TypeError, ValueError, NotImplementedError, AssertionError, RecursionError, re.error) as error:
         raise ConfigError(what, got=" ".join(str(error).split()) or type(error).__name__) from error

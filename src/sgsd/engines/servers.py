@@ -278,7 +278,7 @@ class ServerClient:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(answer(client, request)) for request in requests]
-            except ExceptionGroup as failures:
+            except ExceptionGroup as failures:  # the first failure ends the group, so it is the one to report
                 raise failures.exceptions[0] from failures.exceptions[0].__cause__
         return [task.result() for task in tasks]
 

@@ -100,6 +100,7 @@ def number(expression: Any, point: dict[str, Fraction] | None = None) -> Value |
     """The value of a constant, or of an expression at a point; ``None`` if it has none."""
     try:
         value = _value(expression.doit() if expression.has(*_CALCULUS) else expression, point or {})
+    # What sympy and mpmath raise for an expression that has no value; ``None`` says so to every caller.
     except (ValueError, KeyError, ArithmeticError, TypeError, RecursionError, NotImplementedError):
         return None
     return None if not isinstance(value, Fraction) and mp.isnan(value) else value
