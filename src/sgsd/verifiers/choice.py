@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sgsd.verifiers import phrases, spans
-from sgsd.verifiers.extract import NO_ANSWER, extract_choice
+from sgsd.verifiers.extract import NO_ANSWER, extract_choice, leading_option
 from sgsd.verifiers.spans import letters_of, option
 from sgsd.verifiers.tidy import tidy
 from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
@@ -16,12 +16,16 @@ _CLAUSE = re.compile(
     r"|\b(?=(?:whereas|while|although)\b)|\bbut\b",
     re.IGNORECASE,
 )
+# In a reason: "although it is B", "while the right one is B", "because B".
+_OTHER_AFTER_ALL = re.compile(
+    r"(?:it is|(?:answer|option|one) is) \(?[A-Z](?![A-Za-z])|\A\w+ \(?[A-Z]\)?\W*\Z", re.IGNORECASE
+)
 _ALL_BUT = re.compile(
     r"\b(?:any|all|every|no)[a-z]{0,6}(?: [a-z]{1,12})? but\b"
     r"|(?<!\w)!(?-i:[A-Z])(?!\w)",
     re.IGNORECASE,
 )
-_PERHAPS = re.compile(r"\b(?:maybe|perhaps)\b", re.IGNORECASE)
+_PERHAPS = re.compile(r"\b(?:maybe|perhaps|possibly|(?:could|might) be)\b", re.IGNORECASE)
 _NEGATION_AFTER = re.compile("아니|아닙|ではな|じゃな|değil|नहीं")
 _HEDGED = re.compile(r"\b(?:not (?:quite |entirely )?(?:sure|certain)|unsure|uncertain|undecided)\b", re.IGNORECASE)
 # A letter inside a larger expression or phrase (a complement, a neighbour) names no option.
@@ -39,15 +43,24 @@ _NAME = re.compile(
     r"|phase|protein|factor|team|company|country|city|model|schedule|immunoglobulin) )[A-Z](?![a-z])",
     re.IGNORECASE,
 )
+# An option whose text names options: "D. Both A and B", "D) A and C only", "D, all of the above (A, B, and C)".
+_OF_OPTIONS = re.compile(
+    r"(\A\W{0,9}\(?[A-Z](?:\)|[.:,])) (?:(?:both|either|neither) \(?[A-Z]\)? (?:and|or|nor) \(?[A-Z]\)?"
+    r"|\(?[A-Z]\)? (?:and|or) \(?[A-Z]\)? only|(?:all|none) of the above \([^()]{0,60}\))\W*\Z",
+    re.IGNORECASE,
+)
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
     r"|other than|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
-    r"|distractor|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?)\b"
-    r"|\bif\b|不|错|ない|排除|除了|以外|\b(?:trap|mistake|save (?=\(?[A-Z]\b))|está mal"
-    r"|\b(?:many|some|most|people|others|someone|readers?|students?) (?:would|might|may|could|say|think|choose|pick)\b"
+    r"|distractors?|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|skip|drop|remove|dismiss|ignore|by no means"
+    r"|hardly|less likely|nope|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?)\b"
+    r"|\bif\b|[❌✗✘]|\bnon-|不|错|ない|排除|除了|以外|\b(?:trap|mistake|save (?=\(?[A-Z]\b))|está mal"
+    r"|\b(?:many|some|most|people|others|someone|readers?|students?) (?:would|might|may|could|say|think|choose"
+    r"|pick)\b"
     r"|\b(?:contradicts?|inconsistent|any of|unless|my first|wanted to)\b"
     r"|(?<!\w)(?:no|ni)(?: (?:la |es )?\(?[A-Z]\b|\Z)|非|除く|違う|제외|loại|исключ|ausgeschlossen|scheidet"
-    r"|(?<!\w)(?:descart|exclu|j['’]exclu|esclus)|(?<!\w)(?:außer|ausser|salvo|excepto|exceto|menos|sauf|tranne|кроме|hariç|behalve|oprócz|utom|kecuali|trừ)(?!\w)",
+    r"|(?<!\w)(?:descart|exclu|j['’]exclu|esclus)|(?<!\w)(?:außer|ausser|salvo|excepto|exceto|menos|sauf|tranne"
+    r"|кроме|hariç|behalve|oprócz|utom|kecuali|trừ)(?!\w)",
     re.IGNORECASE,
 )
 
@@ -63,6 +76,7 @@ def affirmed(statement: str) -> list[str]:
     count."""
     named: list[str] = []
     statement = _NAME.sub(r"\1", spans.change_mathematics(statement, _without_formula))
+    statement = _OF_OPTIONS.sub(r"\1", re.sub(r",? as (?:well as|is)\b", " and", statement))
     if _ALL_BUT.search(statement):
         return named
     start = 0
@@ -81,8 +95,9 @@ def affirmed(statement: str) -> list[str]:
         if phrases.TAKEN_BACK.match(clause + ","):
             named = []
         elif _REASON.match(clause):
-            if named:
+            if named and ((mark and letters_of(statement[start:])) or not _OTHER_AFTER_ALL.search(clause)):
                 break
+            named += letters_of(clause) if named else []
         elif _PERHAPS.search(clause) and not named:
             continue
         elif not (asked or denial or _REFUSED.search(clause) or _CHANGED.search(clause)):
@@ -105,7 +120,7 @@ def make_grader() -> Grader:
         found = extract_choice(completion)
         if found.text is None:
             return Verdict(Outcome.INCORRECT, found.reason or NO_ANSWER)
-        named = affirmed(found.text)
+        named = affirmed(found.text) or affirmed(leading_option(completion) or "")
         if len(named) == 1:
             return Verdict(Outcome.CORRECT if named[0] == expected else Outcome.INCORRECT, None, named[0])
         return Verdict(Outcome.INCORRECT, "several answers" if named else NO_ANSWER, found.text[:200])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from sgsd.verifiers.extract import NO_ANSWER, extract_answer
@@ -12,7 +13,8 @@ from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 def normalise(text: str, *, ignore_case: bool) -> str:
     r"""The text in NFKC with ``\text{…}`` replaced by its content, white space collapsed and final full stops dropped;
     case is folded if asked."""
-    text = " ".join(unicodedata.normalize("NFKC", words(text)).split()).rstrip(".")
+    text = re.sub("([⁰¹²³⁴-⁹]+)|([₀-₉]+)", lambda digits: f"{'^' if digits[1] else '_'}{digits[0]}", words(text))
+    text = " ".join(unicodedata.normalize("NFKC", text).split()).rstrip(".")
     return text.casefold() if ignore_case else text
 
 

@@ -83,7 +83,7 @@ DROPPED = re.compile(
 # Powers, factorials and binomial coefficients too large to compute; towers of powers.
 TOO_LARGE = re.compile(
     r"\d{5} ?!|! ?\)? ?!|\\binom ?\{[^{}]*(?:\d{5}|[\^!])|\^ ?\{? ?-? ?\d{6}"
-    r"|\^ ?\{[^{}]*(?:[\d)}] ?\^|\^ ?\{? ?\d\d|!)"
+    r"|\^ ?\w ?\^|\^ ?\{[^{}]*(?:[\d)}] ?\^|\^ ?\{? ?\d\d|!)"
 )
 SETS = re.compile(r"\\(?:mathbb|setminus|cup|cap|emptyset)(?![A-Za-z])|\\\{")
 _SLOW_IN_SETS = re.compile(r"\^ ?\{? ?-? ?\d\d|!|\\binom|%|\|")

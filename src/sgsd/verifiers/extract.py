@@ -61,15 +61,28 @@ def extract_choice(completion: str) -> Extraction:
     if marked := _marked(text):
         return marked
     text = re.sub(r"\([a-e]\)", lambda option: option[0].upper(), text)
+    text = re.sub(r"(?<!\w)['‘]([A-Z])['’](?!\w)", r"\1", text)
+    text = re.sub(r"(?<=\b[A-Z] or )[b-h](?!\w)|(?<=alternatively )[b-h](?!\w)", lambda letter: letter[0].upper(), text)
     for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
         if spans.letters_of(line):
+            after = text[text.find(line) + len(line) :].lstrip("\n").partition("\n")[0]
+            if _LETTER.fullmatch(after) and after.strip("() .").isupper():
+                return _taken(line, after)
             # The text of the option may hold any words.
-            return _DENIED if denied else Extraction(_OPTION_FIRST.sub(r"\1.", line))
+            return _DENIED if denied else _taken(_OPTION_FIRST.sub(r"\1.", line))
     lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if spans.letters_of(line[-MAX_ANSWER:])]
     bare = list(takewhile(_LETTER.fullmatch, reversed(lines)))  # one guess a line
     return _taken(", ".join(bare or lines[-1:]))
 
 
+def leading_option(completion: str) -> str | None:
+    """The first line of a completion, if it is an option that the rest, an explanation, does not name again."""
+    text = _cleaned(completion)
+    first = _FIRST_OPTION.match(text) if isinstance(text, str) else None
+    return first[0] if first and not re.search(rf"(?<![\w']){first[1]}(?![\w'])", first.string[first.end() :]) else None
+
+
+_FIRST_OPTION = re.compile(r"\W{0,4}([A-Z])(?:\W{0,4}$|[.):] [^\n]{1,200}$)", re.MULTILINE)
 _LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
 _OPTION_FIRST = re.compile(r"\A\W{0,9}([A-Z])\)(?= (?:[A-Z] ?)?[A-Za-z][a-z])")
 
@@ -97,14 +110,16 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
 
 _NEXT_TURN = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|eot_id|eot|endoftext|end_of_text|return|user|turn)\|?>"
-    r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]"
+    r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>"
+    r"|\[/?INST\]"
     r"|<｜(?:end▁of▁sentence|User)｜>"
 )
 # The next turn written in words, or the next question, with which base models go on.
 _TURN = re.compile(
     r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM)(?: \d{1,3})? ?:"
     r"|#{1,4} ?(?:Instruction|Input|User|Human)\b|user\n)|[.!?] (?:User|Human):"
-    r"|(?P<question>\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:Instruction|Problem|Exercise|Example|Q|(?:Next )?[Qq]uestion"
+    r"|(?P<question>\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:Instruction|Problem|Exercise|Example|Q"
+    r"|(?:Next )?[Qq]uestion"
     r"|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]"
     r"|#{1,4} ?Question\b)|[.!?] Question:)"
 )
@@ -118,14 +133,16 @@ _NO_CODE = frozenset(
 _BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\u2029]")
 # <<3*4=12>> (GSM8K's annotations), what is struck out, HTML comments, the R of R$ 5, the > of a quotation, and "q.e.d."
 _REMOVED = re.compile(
-    r"<<[^<>]{0,200}>>|~~[^~\n]{1,200}~~|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)"
-    r"|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA)(?=\$ ?\d)"
+    r"</?(?:b|i|u|p|br|em|strong|div|span|center|h[1-6]|solution|output) ?/?>|<<[^<>]{0,200}>>|~~[^~\n]{1,200}~~"
+    r"|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)"
+    r"|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA|A|C)(?=\$ ?\d)"
     r"|^> (?=\S)| ?(?:\$|\\\()?\\(?:blacksquare|square|qed|Box)(?:\$|\\\))?\.?(?=\n|\Z)",
     re.MULTILINE,
 )
-_TIMES = re.compile(r"(?<=[\d%] )[xX](?= \$?\d[\d.,]{0,20}%? ?=)")  # 7 x 9 = 63
+# 7 x 9 = 63, 200 meters x 2 = 400
+_TIMES = re.compile(r"(?:(?<=[\d%)])|(?<=[\d%)a-z] ))[xX](?= ?\$?\d[\d.,/%]{0,20} ?(?:[a-z]{2,15} ?)?=)")
 _SENTENCE = re.compile(r" [A-Z][a-z]")
-_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])")  # not the power x**2
+_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])(?!(?<=10\*\*)-\d)")  # not the power x**2
 
 
 def _before_next_turn(said: str) -> str | None:
@@ -170,12 +187,15 @@ def _cleaned(completion: str) -> str | Extraction:
 
 # ---- tags, JSON, boxes
 
-_TAGGED = re.compile(r"<(?:final_?)?answer>((?:[^<]|<(?!/?(?:final_?)?answer>))*+)</(?:final_?)?answer>", re.IGNORECASE)
+_TAG = r"(?:(?:final_?)?answer|result|final)"
+_TAGGED = re.compile(rf"[<\[]{_TAG}[>\]]((?:[^<\[]|[<\[](?!/?{_TAG}[>\]]))*+)[<\[]/{_TAG}[>\]]", re.IGNORECASE)
 _OBJECT = re.compile(r"^ ?\[?[ \n]?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
 _KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
+_SCALAR = re.compile(r": ?\"?([^\s\",{}\[\]][^\",{}\[\]\n]*+)\"?[ \n]?\}")
 _REASONING = re.compile(r"reason|though|think|expla|analys|step|work|scratch|solution", re.IGNORECASE)
 _FIELD = re.compile(
-    r"[\"'](?:final[ _]?|correct[ _]?)?(?:answer|result|solution)[ _]?\d?[\"'] ?: ?(?:\{ ?[\"']value[\"'] ?: ?)?"
+    r"[\"'](?:(?:final|correct|numeric|numerical|my)[ _]?)?(?:answer|result"
+    r"|solution)[ _]?\d?[\"'] ?: ?(?:\{ ?[\"']value[\"'] ?: ?)?"
     r"(?:\"((?:[^\"\\]|\\.)*+)\"|'((?:[^'\\]|\\.)*+)'|\[([^\[\]]*+)\]|([^\s,}\"'\[{][^,}\n]*+))",
     re.IGNORECASE,
 )
@@ -206,7 +226,8 @@ def _field(text: str) -> Extraction | None:
         if spans.boxes(text[text.find("}", start.start()) :])[0]:
             return None
         keys = _KEY.findall(text, start.start())
-        return None if len(keys) == 1 and not _REASONING.match(keys[0]) else _NOTHING
+        only = _SCALAR.search(text, start.start()) if len(keys) == 1 and not _REASONING.match(keys[0]) else None
+        return _taken(only[1]) if only else _NOTHING
     # "\\frac" and, as models write it, "\frac" are the same.
     answers = [re.sub(r'\\([\\"/])', r"\1", next(filter(None, field.groups()), "")).strip() for field in fields]
     return _unless_contradicted(_one_of(answers), text[fields[-1].end() :])
@@ -217,6 +238,8 @@ def _one_of(answers: list[str]) -> Extraction:
     if len({spans.identity(answer[:MAX_ANSWER]) for answer in answers[:_MAX_GUESSES]}) > 1:
         return _taken(*answers)
     answer = spans.opened(answers[-1])
+    if found := _field(answer):
+        return found
     if spans.is_prose(answer):
         return _announced(answer) or _stated(answer)
     return _taken(answer)
@@ -260,6 +283,14 @@ def _boxed(text: str) -> Extraction | None:
     said_after = _CLAUSE.match(text, end)
     if _is_denied(text, start, end) or (said_after and phrases.NOT_FOREIGN.search(said_after[0])):
         return _DENIED
+    if phrases.CHANGED_BEFORE.search(text[max(0, start - _AROUND) : start]) and not phrases.BOUND.search(
+        text[max(0, start - _AROUND) : start]
+    ):
+        return _DENIED
+    if (other := _BESIDE.match(text[end : end + _AROUND])) and _contradict(contents[-1], other[1]):
+        return _taken(contents[-1], other[1])
+    if (other := _BEFORE_OR.search(text[max(0, start - _AROUND) : start])) and _contradict(contents[-1], other[1]):
+        return _taken(other[1], contents[-1])
     if spans.inside_expression(text, start, end):
         return Extraction(None, reason="box inside an expression")
     distinct: dict[str, str] = {}
@@ -272,6 +303,9 @@ def _boxed(text: str) -> Extraction | None:
     return _unless_contradicted(_taken(*distinct.values()), text[end:])
 
 
+# Another number or option right beside a box: \\boxed{45} (or 46), 46 or \\boxed{45}
+_BESIDE = re.compile(r"[\s$)]{0,4}(?:,|\(?(?:or|and)\b) ?\$?(-?\d[\d.,/]*%?|[A-Z](?![A-Za-z]))")
+_BEFORE_OR = re.compile(r"(?<!\S)\$?(-?\d[\d.,/]*%?|[A-Z])\$? or \$?\Z")
 _CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
 
 
@@ -281,6 +315,8 @@ def _is_denied(text: str, start: int, end: int) -> bool:
     after = re.sub(r"\\text\w{0,6}\{ ?", "", text[end : end + _AROUND])
     return bool(
         phrases.NOT_BEFORE.search(before)
+        or phrases.WRONG_BEFORE.search(before)
+        or phrases.UNSURE.search(re.split(r"[.!?\n]", after, maxsplit=1)[0])
         or phrases.SUPPOSED.search(before)
         or phrases.TAKEN_BACK.match(after)
         or phrases.CHANGED_AFTER.match(after)
@@ -290,17 +326,23 @@ def _is_denied(text: str, start: int, end: int) -> bool:
 # ---- announcements and statements
 
 
+_RULE = re.compile(r"[ *_:>]{0,9}\n ?(?:-{3,}|={3,}) ?\n")
+
+
 def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
     """Every announced text, the last first, and whether the words around it deny it."""
     for mark, start in reversed(marks[-_MAX_GUESSES:]):
         end = text.find("\n", start)
-        if end >= 0 and not text[start:end].strip(" *_:>"):
+        if rule := _RULE.match(text, start):  # below the heading
+            end = rule.end() - 1
+        if end >= 0 and (rule or not text[start:end].strip(" *_:>")):
             start = end + 1
             end = text.find("\n", start)
         line = text[start : end if end >= 0 else len(text)][:_MAX_LINE]
         if not phrases.EMPTY_WORDS.match(line[:_AROUND]):
             before = text[max(0, mark - _AROUND) : mark]
-            denied = phrases.SUPPOSED.search(before) or phrases.NO_FINAL.search(before)
+            several = text[mark : mark + 7].lower() == "answers"  # the number of wrong answers
+            denied = phrases.SUPPOSED.search(before) or (phrases.NO_FINAL.search(before) and not several)
             denied = denied or phrases.NOT.search(text, mark, start) or phrases.NOT_BEFORE.search(before)
             after = text[start + len(line) : start + len(line) + _AROUND]
             yield line, bool(denied or phrases.TAKEN_BACK.match(after) or phrases.ADDED.match(after))
@@ -320,7 +362,8 @@ def _stated(line: str) -> Extraction:
     sentence, rest = (line[: end.end()], line[end.end() :]) if end else (line, "")
     sentence, note = _noted(sentence)
     asked = sentence.rstrip("*_`\"' )$.").endswith(("?", "？"))
-    if asked or any(phrases.TAKEN_BACK.match(said) for said in (note, rest)) or phrases.ADDED.match(rest):
+    taken_back = any(phrases.TAKEN_BACK.match(said) for said in (note, rest)) or phrases.UNSURE.search(note)
+    if asked or taken_back or phrases.ADDED.match(rest):
         return _DENIED
     sentence = said = _stripped(sentence)
     if phrases.OPTIONS.search(sentence):
@@ -348,21 +391,28 @@ def _noted(sentence: str) -> tuple[str, str]:
 
 def _stripped(text: str) -> str:
     """The text without the marks and words around an answer that do not belong to it."""
-    text = text.strip(f'{_SYMBOLS}*_`"').rstrip(".。．!,;").strip('*_`" ')
+    text = text.strip(f'{_SYMBOLS}*_`"“”')
+    text = text if _UNENDING.search(text) else text.rstrip(".。．!,;")
+    text = _HEADED.sub("", text.strip('*_`"“” '))
     text = re.sub(r"^(?:\(([^()=]*+=[^()]*+)\)|'([^']*+)'|\| ([^|]*+)\|)$", r"\1\2\3", text)
     lead = phrases.LEAD.match(text)
     text = text[lead.end() :].strip() if lead else text
     return text.replace('\\"', "").strip("\\\"' ") if text.startswith('\\"') else text
 
 
-_SYMBOLS = " \ufe0f✅✔✓➡→⇒👉🎉🔹➤►▶•★☆"
+_SYMBOLS = " \ufe0f✅✔✓➡→⇒⟹👉🎉🔹➤►▶•★☆"
+_HEADED = re.compile(r"^(?:#{1,6} |[-=]{1,2}> ?|[—–] )")
+_UNENDING = re.compile(r"\.\d*(\d)\1\1(?:\.\.\.|…)$")
 
 
 _ROW = re.compile(r" ?\|[\d.,| $-]*\| ?")  # of a table, without words
-# Between a computation and the number of its circumstances: "5 * 3 = 15 hours to read 3 books"
-_CIRCUMSTANCE = re.compile(
-    r"(?: [a-z]{1,15}){0,3} (?:in|after|for|per|of|on|from|over|at|by|during|within|to)"
-    r"(?: (?!(?:get|make|give|have|reach|be|total|equal)\b)[a-z]{1,15}){0,3} [$]?"
+# Between a computation and the numbers of its circumstances: "45 / 5 = 9 boxes are needed to pack all 45 muffins"
+_CIRCUMSTANCE = re.compile(r"\b(?:in|after|for|per|of|on|from|over|at|by|during|within|to|than|every|each|across)\b")
+_CONCLUSION = re.compile(
+    r"\b(?:so|thus|hence|therefore|then|is|was|were|be|total|leaves|leaving|makes?|gives?|equals?|altogether"
+    r"|remains?|remaining|which|means?"
+    r"|has|have|had|becomes?|to (?:get|make|give|reach|buy|find))\b|[.!?]|[,;:] ?\$?\Z",
+    re.IGNORECASE,
 )
 _QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
 
@@ -370,15 +420,18 @@ _QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")
 def _valued(line: str, values: list[spans.Value]) -> Extraction:
     """The last value of a line, unless the words around it deny or change it."""
     value = values[-1]
-    if len(values) > 1 and "=" in values[-2].text and _CIRCUMSTANCE.fullmatch(line, values[-2].end, value.start):
-        values = values[:-1]
+    computed = max((place for place, one in enumerate(values) if "=" in one.text), default=len(values) - 1)
+    between = line[values[computed].end : value.start]
+    if computed < len(values) - 1 and _CIRCUMSTANCE.search(between[:120]) and not _CONCLUSION.search(between):
+        values = values[: computed + 1]
         value = values[-1]
     joined = len(values) > 1 and phrases.OR.search(line[values[-2].end : value.start])
     if len(values) > 1 and (joined or phrases.OPTIONS.search(line) or _ROW.fullmatch(line)):
         return _taken(*(one.text for one in values[-2:]))
     before, after = line[max(0, value.start - _AROUND) : value.start], line[value.end : value.end + _AROUND]
     denied = _is_denied(line, value.start, value.end) or _QUESTION.match(after) or phrases.NOT_FOREIGN.search(line)
-    if denied or phrases.CHANGED_BEFORE.search(before) or phrases.REFUTED.search(after):
+    computed = "=" in value.text and phrases.BOUND.search(before)  # at least 600 - 548 = 52
+    if denied or (phrases.CHANGED_BEFORE.search(before) and not computed) or phrases.REFUTED.search(after):
         return _DENIED
     return _taken(value.text)
 
@@ -405,9 +458,11 @@ def _unmarked(text: str) -> Extraction:
         line, next_line, following = line[-_MAX_LINE:], following, line[:_AROUND]
         places = [0, *(end.end() for end in phrases.SENTENCE_END.finditer(spans.hidden(line))), len(line)]
         for start, end in reversed(list(pairwise(places))):
-            before, note = _noted(line[start:end].lstrip())
+            before, note = _noted(phrases.EXTREMUM.sub(r"\1", phrases.CHANGE.sub("", line[start:end].lstrip())))
             if phrases.REMARK.match(before):
                 continue
+            if "=" in note and note.removeprefix(",").startswith(" which is"):
+                before, note = before + note, ""  # which is 5 * 20 = 100
             if values := spans.values_in(before) or spans.values_in(before + note):
                 denied = phrases.TAKEN_BACK.match(note)
                 return _DENIED if denied else _valued(f"{line[start:].lstrip()} {next_line}", values)

@@ -10,8 +10,9 @@ from dataclasses import replace
 from sgsd.verifiers.equality import BASED, UnreadableError, equal, without_unit
 from sgsd.verifiers.expressions import SETS, as_latex, is_verbatim, parse
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
-from sgsd.verifiers.numerals import approximates, read_numeral, same_number, units_differ
-from sgsd.verifiers.reading import Reading, Shape, is_name, read_answer, split_equation, variables
+from sgsd.verifiers.numerals import approximates, read_numeral, rounds_to, same_number, units_differ
+from sgsd.verifiers.phrases import NOT
+from sgsd.verifiers.reading import Reading, Shape, read_answer, split_equation, variables
 from sgsd.verifiers.spans import boxes, letters_of
 from sgsd.verifiers.tidy import key, tidy, words
 from sgsd.verifiers.values import number
@@ -70,11 +71,33 @@ def grade_extraction(extraction: Extraction, reference: Reading) -> Verdict:
     label = _LABEL.match(text) if reference.shape is Shape.NUMBER and not reference.items else None
     given = read_answer(text[label.end() :] if label else text)
     try:
-        if same_answer(reference, given):
+        if same_answer(reference, given) or _same_but_condition(reference, text):
             return Verdict(Outcome.CORRECT, None, shown)
     except UnreadableError:
         return Verdict(Outcome.UNDECIDED, UNREADABLE.reason, shown)
     return Verdict(Outcome.INCORRECT, "several answers" if extraction.several else None, shown)
+
+
+_CONDITION = re.compile(
+    r"(?P<said>[^<>]+?)[,;]? ?(?P<words>\\text ?\{ ?,? ?(?:for|where|with)(?: (?:all|any|every|each"
+    r"|some))?(?: real| integers?)? ?\} ?)?"
+    r"\(? ?(?P<all>\\forall ?)?(?P<name>[a-z])(?P<set> ?\\in ?\\mathbb ?\{ ?[RZNQC] ?\}(?:\^[*+])?"
+    r"| ?\\geq ?\d{1,3}| ?> ?\d{1,3})? ?\)?"
+)
+
+
+def _same_but_condition(reference: Reading, text: str) -> bool:
+    """Whether a formula is the reference's, followed by where it holds: ``f(x) = 2x for all x``."""
+    if reference.shape is not Shape.EXPRESSION or _CONDITION.fullmatch(reference.whole):
+        return False
+    found = _CONDITION.fullmatch(tidy(text))
+    if not found or not (
+        found["set"] or found["all"] or (found["words"] and re.search("all|any|each|ev|int", found["words"]))
+    ):
+        return False
+    said = read_answer(found["said"])
+    named = re.search(rf"(?<![A-Za-z\\]){found['name']}(?![A-Za-z])|(?<=\d){found['name']}(?![A-Za-z])", said.whole)
+    return bool(named) and said.shape is Shape.EXPRESSION and same_answer(reference, said)
 
 
 _FAMILIAR = (
@@ -147,7 +170,8 @@ def same_answer(reference: Reading, given: Reading) -> bool:
         return same_answer(replace(reference, rounded=None), given) or same_answer(reference.rounded, given)
     if given.rounded is not None:
         ways = replace(given, rounded=None), given.rounded
-        return _rounds(*ways) and any(same_answer(reference, way) for way in ways)
+        answers = ways if _is_precise(*ways) else ways[:1]
+        return _rounds(*ways) and any(same_answer(reference, way) for way in answers)
     if any(_contradicts(head, given) for head in given.heads):
         return False
     if reference.shape is Shape.NUMBER:
@@ -171,10 +195,22 @@ def _rounds(exact: Reading, rounded: Reading) -> bool:
     return approximates(exact.numeral.value / (100 if exact.numeral.percent else 1), rounded.numeral)
 
 
-def _equal_or_false(first: str, second: str) -> bool:
+def _is_precise(exact: Reading, rounded: Reading) -> bool:
+    """Whether the value after an approximation sign answers, too: it has three significant digits for an irrational
+    value, and four of a decimal for a rational one. Else ``12.5 \\approx 13`` would be two answers."""
+    if rounded.numeral is None:
+        return True
+    if exact.numeral is None:
+        computed = variables(exact.text) or _equal_or_false(exact.text, rounded.text, digits=4)
+        return bool(computed) or len(re.sub(r"\D|^[0.]+", "", rounded.text)) >= 3
+    value = exact.numeral.value / (100 if exact.numeral.percent else 1)
+    return rounds_to(value, rounded.numeral)
+
+
+def _equal_or_false(first: str, second: str, digits: int = 0) -> bool:
     """Whether two expressions of one answer are equal; ``False`` if one cannot be read."""
     try:
-        return equal(first, second, digits=0)
+        return equal(first, second, digits)
     except UnreadableError:
         return False
 
@@ -214,7 +250,8 @@ def _concludes(reference: Reading, given: Reading) -> bool:
     (``2x = 14``, ``x^2 - 4 = 0``) is still to be solved, and does not count."""
     *heads, last = split_equation(given.text)
     value = read_answer(last)
-    if reference.name or any(head.startswith("-") and is_name(head[1:].strip()) for head in heads):
+    unknown = [head for head in heads if variables(head) and not _QUANTITY.search(head)]
+    if reference.name or not all(_COMBINATION.fullmatch(_FRACTION_OF_NAMES.sub("n", head)) for head in unknown):
         return False
     if value.numeral is None or value.numeral.value == 0 or _NOT_VALUES.search(given.text):
         return False
@@ -226,9 +263,22 @@ def _concludes(reference: Reading, given: Reading) -> bool:
     return same_answer(reference, value)
 
 
+# A sum, difference, product or quotient of names, such as m + n, 100m + n or m/n. With other coefficients, constants or
+# powers of sums it is an equation of the problem, restated.
+_FRACTION_OF_NAMES = re.compile(r"-? ?\\frac ?\{ ?[A-Za-z]\w? ?\} ?\{ ?[A-Za-z]\w? ?\}")
+_QUANTITY = re.compile(r"(?<![\\{A-Za-z])(?!(?:answer|result|number)\b)[a-z]{2,}|\\text ?\{ ?\d")  # 9 eggs × $2
+_ONE_NAME = r"(?:\\?[A-Za-z]+|\|[A-Za-z ]+\|)(?: ?_ ?(?:\w|\{\w+\}))?(?: ?\^ ?(?:\w|\{\w+\}))?'?"
+_TERM = rf"(?:\d{{2,4}} ?(?:\\times|\\cdot)? ?)?{_ONE_NAME}(?: ?(?:\\times|\\cdot|[*/])? ?{_ONE_NAME}){{0,4}}"
+_COMBINATION = re.compile(rf"\(? ?{_TERM}(?: ?[-+] ?{_TERM}){{0,9}} ?\)?")
+
+
+_FUNCTION_OF = re.compile(r"\\(?:ln|log|lg|sqrt|sin|cos|tan|exp|frac)(?![A-Za-z])")
+
+
 def _names_differ(first: str, second: str) -> bool:
     """Whether two names name different things: they have the same form but other letters, or other subscripts if both
     have one; or one is ``|z|``. Names of different forms, and names in words, may name the same."""
+    functions = [bool(_FUNCTION_OF.search(name)) for name in (first, second)]
     first, second = _plain_name(first), _plain_name(second)
     if not first or not second or first == second:
         return False
@@ -237,6 +287,8 @@ def _names_differ(first: str, second: str) -> bool:
     if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
         return True
     a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)
+    if a and len(a[1]) == 1 and (functions[1] or re.fullmatch(r"[a-z]{2,3}", second)):
+        return True  # ln x, sqrt x and xy are other quantities
     if a is None or b is None:
         forms = {_LETTER_OR_DIGIT.sub(lambda m: m[0] if len(m[0]) > 1 else "a", name) for name in (first, second)}
         return len(forms) == 1 and not _WORD.search(first + second)
@@ -249,13 +301,33 @@ def _plain_name(name: str) -> str:
     return _SEGMENT.sub(lambda points: min(points[0], points[0][::-1]), name)
 
 
+_OPTION_WORDS = re.compile(
+    r"(?:the )?(?:(?:correct|right) )?(?:option|choice)(?: is)?:? (\(?[A-Z]\)?)(?: is (?:correct|right))?",
+    re.IGNORECASE,
+)
+# A statement that only says what something is: "The function is odd", "It will be a Wednesday".
+_IS = re.compile(
+    r"(?:it|this|that|(?:the|it will)(?! (?:opposite|negation|contrary|wrong|false|other|denial"
+    r"|trap)\b)(?: [a-z]{2,15}){0,2})"
+    r" (?:is|was|will be|be)(?: an?)? ([^\W\d_]+)",
+    re.IGNORECASE,
+)
+_YES = re.compile(r"(yes|no), (?!.*\b(?:yes|or)\b)[\w' ]+", re.IGNORECASE)
+
+
 def _same_words(reference: Reading, given: Reading) -> bool:
     expected, got = _words_key(reference), _words_key(given)
     if not expected or given.text.endswith("?") > reference.text.endswith("?"):
         return False
     if len(expected) == 1:
-        named = letters_of(given.text) if re.match(r"\(?[A-Za-z]\s*(?:[).:]|$)", given.text) else []
-        return [letter.casefold() for letter in named] == [expected]
+        text = _OPTION_WORDS.sub(r"\1", given.text)
+        named = letters_of(text) if re.match(r"\(?[A-Za-z]\s*(?:[).:]|$)", text) else []
+        alone = set(re.findall(r"(?<![A-Za-z0-9'])[A-Z](?![A-Za-z0-9'])", text))
+        return [letter.casefold() for letter in named] == [expected] and len(alone) <= 1
+    if expected in ("yes", "no") and (said := _YES.fullmatch(given.text)):
+        return said[1].casefold() == expected and not (expected == "yes" and NOT.search(given.text))
+    if (said := _IS.fullmatch(given.text)) and not NOT.search(given.text):
+        return expected == said[1].casefold()
     return expected == got
 
 
@@ -263,9 +335,9 @@ def _words_key(reading: Reading) -> str:
     """Equal for answers in words that are the same apart from case, articles, punctuation and spaces. Operators stay:
     ``x+y`` is not ``xy``."""
     plain = words(reading.text).casefold()
-    text = re.sub(r"\b(?:the|an?|is|are)\b", " ", plain)
+    text = re.sub(r"\b(?:the|an?|is|are|there)\b", " ", re.sub(r"\bno (real )?solutions\b", r"no \1solution", plain))
     sign = "-" if re.match(r"-[^\w\s]*+(?=\w).*\d", plain) else ""  # elsewhere a dash joins words, or is a bullet
-    return sign + re.sub(r"(?<!\d)[^\w:+*/^=<>]|[^\w:+*/^=<>](?!\d)", "", text if re.search(r"\w", text) else plain)
+    return sign + re.sub(r"(?<!\d)[^\w:+*/^=<>¬]|[^\w:+*/^=<>¬](?!\d)", "", text if re.search(r"\w", text) else plain)
 
 
 def _coordinates(reading: Reading, tuple_name: str) -> Reading:
@@ -275,19 +347,62 @@ def _coordinates(reading: Reading, tuple_name: str) -> Reading:
     if reading.shape is not Shape.LIST or not all(names):
         return reading
     if all(item.shape is Shape.SEQUENCE for item in reading.items):
-        return replace(reading, shape=Shape.UNION)
+        return _intersection(reading) or replace(reading, shape=Shape.UNION)
     if len(set(names)) < len(names):
         return reading
     order = [name.strip() for name in tuple_name.strip("() ").split(",")]
-    names = order if sorted(order) == sorted(names) else names
+    letters = sorted(names) if all(len(name) == 1 for name in names) else names
+    names = order if sorted(order) == sorted(names) else letters
     named = {item.name: replace(item, name="") for item in reading.items}
     items = tuple(named[name] for name in names)
     return replace(reading, shape=Shape.SEQUENCE, brackets="()", items=items, name=f"({','.join(names)})")
 
 
+_LAND = re.compile(r"\\(?:land|wedge)(?![A-Za-z])")
+
+
+def _intersection(reading: Reading) -> Reading | None:
+    """``x > 1 and x < 2`` as the interval from 1 to 2; ``None`` if the two do not overlap."""
+    if len(reading.items) != 2 or re.search(r"\bor\b|\\lor|\\vee", reading.text):
+        return None
+    upper, lower = sorted(reading.items, key=lambda item: item.items[1].text == r"\infty")
+    if upper.items[0].text != r"-\infty" or lower.items[1].text != r"\infty" or upper.name != lower.name:
+        return None
+    ends = lower.items[0], upper.items[1]
+    least, most = (end.numeral for end in ends)
+    if least is None or most is None or least.value >= most.value:
+        return None
+    return Reading(
+        Shape.SEQUENCE,
+        reading.text,
+        reading.whole,
+        upper.name,
+        items=ends,
+        brackets=lower.brackets[0] + upper.brackets[1],
+    )
+
+
+def _are_named(reading: Reading) -> bool:
+    """Whether every element has a name of its own."""
+    return len({item.name for item in reading.items} - {""}) == len(reading.items)
+
+
 def _same_structure(reference: Reading, given: Reading) -> bool:
     shapes = {reference.shape, given.shape}
-    if Shape.LIST in shapes and len(shapes) > 1:
+    if shapes == {Shape.LIST}:
+        if _LAND.search(given.text) and not _LAND.search(reference.text):
+            return False  # x = 2 and, at the same time, x = 3
+        if all(item.shape is Shape.SEQUENCE and item.name for item in (*reference.items, *given.items)):
+            reference, given = (_intersection(one) or replace(one, shape=Shape.UNION) for one in (reference, given))
+        elif _are_named(reference) and not any(item.name for item in given.items):
+            # x = 2, y = 3 is no set of two numbers: the bare ones stand in its order
+            bare = given.brackets != "{}" and not re.search(r"\b(?:or|and)\b|\\lor", given.text)
+            pairs = zip(reference.items, given.items, strict=False)
+            same = len(reference.items) == len(given.items)
+            return bare and same and all(same_answer(replace(a, name=""), b) for a, b in pairs)
+    elif Shape.LIST in shapes:
+        if _LAND.search(given.text) and given.shape is Shape.LIST and _intersection(given) is None:
+            return False
         reference, given = _coordinates(reference, given.name), _coordinates(given, reference.name)
         if _names_differ(reference.name, given.name):
             return False

@@ -41,51 +41,82 @@ class Numeral:
     currency: str = ""
 
 
-_INTEGER = r"(?:(?!0)\d{1,3}(?:(?:,\d{3})+|(?:\.\d{3}){2,}|(?:[ ]\d{3})+)|\d+)"
-_STOP = r"(?!\d|[.,]\d)"  # no further digit follows, grouped or not
+_INTEGER = r"(?:(?!0)\d{1,3}(?:(?:,\d{3})+|(?:\.\d{3}){2,}|(?:[ ]\d{3})+|(?:'\d{3})+)|\d+)"
+_STOP = r"(?!\d|[.,]\d|[ ]\d{3},\d)"  # no further digit follows, grouped or not
 _SIGNED = r"[+-]?[ ]?\d+"
 _GROUPED = r"\d+(?:,\d{3})*"
 _FRACTION = re.compile(rf" ?\\frac ?\{{ ?({_SIGNED}) ?\}} ?\{{ ?({_SIGNED}) ?\}}", re.ASCII)
 _NUMERAL = re.compile(
     rf"""
-    (?P<sign>[+-]?)\ ?(?P<currency>[€£¥₹]?)\ ?(?P<sign2>[+-]?)(?:
-      (?:(?P<m>\d+(?:\.\d+)?)\ ?(?:\\times|\\cdot|\*|x)\ ?)?10\ ?\^\ ?(?P<exponent>\{{\ ?{_SIGNED}\ ?\}}|{_SIGNED})
+    (?P<sign>[+-]?)\ ?(?P<currency>[€£¥₹₩₽]?)\ ?(?P<sign2>[+-]?)(?:
+      (?:(?P<m>\d+(?:\.\d+)?)\ ?(?:\\times|\\cdot|\*|x)\ ?)?10\ ?\^\ ?(?P<exponent>[{{(]\ ?{_SIGNED}\ ?[}})]|{_SIGNED})
     | (?P<m2>\d+(?:\.\d+)?)[eE](?P<exponent2>[+-]?\d+)
     | (?:(?P<whole>\d+)(?:\ (?:and\ )?|(?=\{{)))?
       (?P<above>\(?{_GROUPED}\)?|\{{{_SIGNED}\}})\ ?/\ ?(?P<below>{_GROUPED}|[({{]\ ?{_SIGNED}\ ?[)}}])
     | (?P<fixed>\d+\.\d*)(?:\\(?:overline|bar|dot)\ ?\{{(?P<r1>\d+)\}}|\((?P<r2>\d+)\))
     | (?P<decimal>(?:{_INTEGER})?\.\d+|{_INTEGER}\.){_STOP}
     | (?P<integer>{_INTEGER}){_STOP}
-    | (?P<comma>\d+,\d{{1,2}}|0,\d{{3}}|\d+,\d{{4,}}|\d{{1,3}}(?:\.\d{{3}})+,\d+){_STOP}
+    | (?P<comma>\d+,\d{{1,2}}|0,\d{{3}}|\d+,\d{{4,}}|\d{{1,3}}(?:[. ]\d{{3}})+,\d+){_STOP}
     )(?P<rest>.*)""",
     re.DOTALL | re.VERBOSE | re.ASCII,
 )
-_PERCENT = re.compile(r" ?(?:%|percent(?:age)?\b|pct\b|per cent\b)(?: ?points?\b)?", re.IGNORECASE)
+_PERCENT = re.compile(r" *(?:%|percent(?:age)?\b|pct\b|per cent\b)(?: ?points?\b)?", re.IGNORECASE)
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SCALE = re.compile(rf" ?({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_FOREIGN_SCALES = {
+    "тысяч\\w{0,3}|тыс\\.?|tausend|tsd\\.?|mil|mila|mille|tysi\\w{1,5}|tys\\.?|tisíc\\w{0,2}|duizend|tusen|bin"
+    "|nghìn|ngàn|ribu": 10**3,
+    "миллион\\w{0,3}|млн\\.?|mill?i(?:ons|ones|ón|one|oni|onen|oen|onów|ony|on|yon)|millones|millón|milh(?:ão"
+    "|ões)|mio\\.?": 10**6,
+    "миллиард\\w{0,3}|млрд\\.?|mill?iard\\w{0,3}|milyar|mrd\\.?|mld\\.?": 10**9,
+    "grand|ألف|آلاف|हज़ार|हजार": 10**3,
+    "مليون|ล้าน|triệu|juta|milyon|mln": 10**6,
+    "مليار": 10**9,
+    "조": 10**12,
+    "백": 10**2,
+    "लाख": 10**5,
+    "करोड़": 10**7,
+    "[万萬만]": 10**4,
+    "[亿億억]": 10**8,
+    "[千천](?![米克瓦卡])": 10**3,
+    "打(?!\\w*[开印])": 12,
+}
+"""Words for powers of ten (and for twelve) in other languages, as patterns."""
+FOREIGN_SCALE = rf"(?:{'|'.join(_FOREIGN_SCALES)})"
+_ENDED = r"(?![A-Za-zÀ-ɏ\u0400-\u04ff])"
+_SCALE = re.compile(rf" ?(?:({'|'.join(_SCALES)})\b|({FOREIGN_SCALE}){_ENDED})", re.IGNORECASE)
 _MARKS = "\u0900-\u0965\u0970-\u097f\u0e00-\u0e4f"  # Devanagari and Thai write vowels with them
-_UNIT = re.compile(rf"(?=[^\W_]|[°€£¥₹])(?:[^\W\d_]|[{_MARKS}°€£¥₹'()/ .\-]|\^ ?\{{? ?-?[1-4] ?\}}?)*")
+_UNIT = re.compile(rf"(?=[^\W_]|[°€£¥₹₩₽¢])(?:[^\W\d_]|[{_MARKS}°€£¥₹₩₽¢'()/ .\-]|\^ ?\{{? ?-?[1-4] ?\}}?)*")
 _FOREIGN_LETTER = re.compile(r"(?<!\w)[^\W\d_A-Za-z](?!\w)")
-PER = re.compile(r" ?/ ?(?=(?:\\text ?\{ ?)?(?:day|week|month|year|hour|minute|second|person)\b)")
-"""The stroke before a unit of time."""
+PER = re.compile(
+    r" ?/ ?(?=(?:\\text ?\{ ?)?(?:day|hr|min|sec|lbs?|kg|oz|gal|km|mi|ft"
+    r"|(?!(?:sqrt|sinh|cosh|tanh|alpha|beta|gamma|delta|theta)\b)[a-z]{4,20})\b)"
+)
+"""The stroke before what a rate is for."""
 _POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 # After a number, these change its value, deny it or add another: not units.
 _NOT_UNITS = re.compile(
-    r"\b(?:or|and|not|never|no|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times(?!\Z)|divided|multiplied"
-    r"|over|more|less|than|least|most|between|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
+    r"\b(?:or|and|not|never|no|nope|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times(?!\Z)"
+    r"|divided|multiplied"
+    r"|pairs?|point|ppm|permil|basis|reversed|followed|minimum|maximum|hexadecimal|debt|(?:one|two|three|four"
+    r"|five|six|seven|eight|nine)|coma|comma|menos|moins|bajo|dutzend|docenas?|demi|halb|negativ[oea]?|juta|mln"
+    r"|triệu|tỷ"
+    r"|over|more|less|than|least|most|between|carré|cuadrado|quadrado|quadrato|quadrat|cube|cubo|квадрате|кубе"
+    r"|больше|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
     r"|quarter|thirds?|(?:fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?|halves|percent|if|unless|without"
     r"|where|when|is|are|was|equals?|power|binary|hex|octal|remainder|approximately|about|except|tens|hundreds?"
-    r"|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille|permille"
+    r"|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille"
+    r"|permille"
     r"|doubled|tripled|halved|negated|inverse|short of|below zero|out of|e|i|pi|x|y|z|n|k"
     r"|mil|mill[oó]n(?:es)?|milh(?:ão|ões)|millionen|tausend|milliarden?|milliards?|тысяч\w*|миллион\w*|миллиард\w*"
     r"|nicht|kein|oder|pas|ou|non|не|или)\b|[一二三四五六七八九〇零百千万萬亿億兆十半或不非至到倍]"
-    r"|(?:백|천|만|억|또는|아니|लाख|हज़ार|हजार|सौ|करोड़|ألف|مليون|مئة)|\b(?-i:[MBT])\b"
+    r"|(?:백|천|만|억|조|ล้าน|مليار|또는|아니|लाख|हज़ार|हजार|सौ|करोड़|ألف|مليون|مئة)|\b(?-i:[MBT])\b"
     r"|\b(?:gross|score|ish|(?:square|cube) root|roots?|opposite|negative|too|off|double|triple)\b"
     r"|\b(?:falsch|faux|falso|incorrect\w*|errad\w*)\b|[错錯误誤]",
     re.IGNORECASE,
 )
 _UNSQUARED = re.compile(
-    r"\b(?:square|sq\.?|cubic)\b|\b(?:meters?|metres?|feet|inches|units?|cm|m|km) (?:squared|cubed)\b", re.IGNORECASE
+    r"\b(?:square|sq\.?|cubic)\b|\b(?:meters?|metres?|feet|inches|units?|cm|m|km|per second) (?:squared|cubed)\b",
+    re.IGNORECASE,
 )
 # A lone letter right after a digit is a variable (0.64N, 3x), unless it is one of these.
 _GLUED_UNITS = frozenset(
@@ -97,17 +128,21 @@ _GLUED_UNITS = frozenset(
 _VARIABLES = frozenset("abcdefijknopqrtuvwxyzBDEGHIKMOPQRSTUXYZ")
 _LEAD = re.compile(
     r"\A(?:(?:approximately|approx\.?|about|roughly|around|exactly|only|a total of) +)?"
-    r"(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|USD ?|EUR ?|US )?"
+    r"(?:\\text\{ ?(?:Rs\.?|USD|US|EUR|\$) ?\}|Rs\.? ?|US |(?:USD|EUR|GBP|INR|CAD|AUD|CNY|RMB|JPY) ?)?"
+)
+_COMMENT = re.compile(
+    r"\\text ?\{( ?(?:(?:approximately|approx\.?|about|roughly|around|exactly)|\([a-z][^{}()\d]*\)"
+    r"|\((?:to )?\d d\.?p\.?\)) ?)\}"
 )
 _ASIDE = re.compile(
-    r"(?: ?\((?:since|because|as|approximately|approx\.?|about|exactly|rounded)\b[^()]*\)"
+    r"(?: ?\((?:(?:since|because|as|approximately|approx\.?|about|exactly|rounded)\b[^()]*|(?:to )?\d d\.?p\.?) ?\)"
     r"|, (?:obviously|clearly|exactly|of course|as required|as desired|in total))$"
 )
 _HEDGES = frozenset({"approximately", "approx", "about", "exactly", "rounded", "in total", "total"})
 
 
 def _int(text: str) -> int:
-    return int(re.sub(r"[ ,.(){}]", "", text))
+    return int(re.sub(r"[ ,.'(){}]", "", text))
 
 
 def _body(match: re.Match[str]) -> Numeral | None:
@@ -131,9 +166,9 @@ def _body(match: re.Match[str]) -> Numeral | None:
     if match["integer"]:
         return Numeral(Fraction(_int(match["integer"])), "integer")
     if match["comma"]:
-        literal = match["comma"].replace(".", "").replace(",", ".")
+        literal = re.sub("[. ]", "", match["comma"]).replace(",", ".")
     else:
-        literal = re.sub(r"[ ,]", "", match["decimal"])
+        literal = re.sub(r"[ ,']", "", match["decimal"])
     places = len(literal.partition(".")[2])
     return Numeral(Fraction(literal + "0"), "decimal", places, len(literal.replace(".", "").lstrip("0")))
 
@@ -144,14 +179,20 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
         return False, 1, ""
     rest = f" per {rest[stroke.end() :]}" if (stroke := PER.match(rest)) else rest
     glued = not rest.startswith((" ", "\\text"))
+    rest = re.sub(r"(?<=[A-Za-z}°]) ?\\cdot ?(?=[A-Za-z\\])", " ", rest)
+    rest = TEXT.sub(r" \1 ", rest)
     percent = _PERCENT.match(rest)
     if percent:
         rest, glued = rest[percent.end() :], False
-    rest = _POWERED.sub(r"\1^\2", TEXT.sub(r" \1 ", rest)).strip()
+    rest = _POWERED.sub(r"\1^\2", rest).strip()
+    rest = re.sub(
+        r"([a-z]) +([a-z]+) ?\^ ?\{-([1-4])\}$", lambda m: f"{m[1]}/{m[2]}" + f"^{m[3]}" * (m[3] != "1"), rest
+    )  # m s^{-2}
     scale = _SCALE.match(rest)
     factor = 1
     if scale:
-        factor, rest, glued = _SCALES[scale[1].lower()], rest[scale.end() :].strip(), False
+        factor = _SCALES[scale[1].lower()] if scale[1] else _foreign_scale(scale[2])
+        rest, glued = rest[scale.end() :].strip(), False
     noted = re.fullmatch(r"\(([^\W\d_](?:[^\W\d_]| )*)\)", rest)
     rest = (noted[1] if noted else rest).rstrip(" .")
     if rest.lower() in _HEDGES or not rest:
@@ -168,6 +209,10 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
     return bool(percent), factor, " ".join(rest.split()).strip(" .()").lower()
 
 
+def _foreign_scale(word: str) -> int:
+    return next(n for pattern, n in _FOREIGN_SCALES.items() if re.fullmatch(pattern, word, re.IGNORECASE))
+
+
 def _plain_letters(text: str) -> bool:
     """Whether a unit has no exponents, numerals or letters of mathematics (``⁶``, ``Ⅳ``, ``ｘ``), and no single letter
     of another alphabet, which is a variable; a Chinese character is a word."""
@@ -176,6 +221,18 @@ def _plain_letters(text: str) -> bool:
     return not any(
         letter[0] not in "Ωµμ" and letter[0].lower() != letter[0].upper() for letter in _FOREIGN_LETTER.finditer(text)
     )
+
+
+_UNENDING = re.compile(r"(-?\d{1,20}\.)(\d{3,60}) ?\\(?:ldots|cdots|dots)")
+
+
+def _with_period(whole: str, digits: str) -> str | None:
+    r"""``0.1666\\ldots`` in the notation ``0.1(6)``; ``None`` if no digits come three times at its end."""
+    for length in range(1, len(digits) // 3 + 1):
+        period = digits[-length:]
+        if digits.endswith(period * 3):
+            return f"{whole}{digits[: -3 * length]}({period})"
+    return None
 
 
 def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
@@ -188,9 +245,12 @@ def read_numeral(text: str, *, decimal_comma: bool = False) -> Numeral | None:
     text = text.strip()
     if text.startswith("\\text") and (spoken := TEXT.fullmatch(text)):
         text = spoken[1].strip()
-    text = _ASIDE.sub("", _LEAD.sub("", text, count=1))
+    text = _ASIDE.sub("", _LEAD.sub("", _COMMENT.sub(r" \1 ", text).strip(), count=1)).strip()
     while bare := re.fullmatch(r"\(([^(),]+)\)", text):  # (1,200) is a pair
         text = bare[1].strip()
+    text = re.sub(r"^- ?\(([^-+(),]*(?:/|\\frac)[^-+(),]*)\)$", r"-\1", text)
+    if unending := _UNENDING.fullmatch(text):
+        text = _with_period(*unending.groups()) or text
     match = _NUMERAL.fullmatch(_FRACTION.sub(r"{\1}/{\2}", text))
     if match is None or (match["comma"] and not decimal_comma):
         return None
@@ -214,10 +274,22 @@ _PART = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 
 _PARTS = _PART | {f"{word}s": n for word, n in _PART.items()} | {"halves": 2}
 
 
+_SPOKEN = frozenset((*_CARDINALS, *_PARTS, "hundred", "thousand", "million", "billion", "times"))
+
+
 def spoken_number(text: str) -> Numeral | None:
     """A number in English words: ``fifty-six``, ``two hundred and five``, ``minus three``, ``one half``."""
     if len(text) > 100 or not re.fullmatch(r"[A-Za-z]+(?:[ -][A-Za-z]+)*", text):
         return None
+    value, _, unit = text.rpartition(" ")
+    if value and unit.lower() not in _SPOKEN and read_unit(f" {unit}") == (False, 1, unit.lower()):
+        spoken = spoken_number(value)  # twelve apples
+        return spoken and replace(spoken, unit=unit.lower())
+    whole, _, part = text.rpartition(" and ")
+    if whole and re.fullmatch(rf"\w+[ -](?:{'|'.join(_PARTS)})", part):  # two and a half
+        first, second = spoken_number(whole), spoken_number(part)
+        if first and second and first.form == "integer" and first.value > 0 and 0 < second.value < 1:
+            return Numeral(first.value + second.value, "mixed")
     tokens = [token for token in re.split("[ -]", text.lower()) if token != "and"]
     negative = len(tokens) > 1 and tokens[0] in {"minus", "negative"}
     tokens = tokens[negative:]
@@ -246,7 +318,10 @@ def same_number(reference: Numeral, given: Numeral) -> bool:
     whichever is the reference. A percentage p% equals p/100 if that is not an integer or at most 1 in absolute value,
     and p unless the reference is a plain number of at most 1. ``112/2`` does not state 56.
     """
-    if units_differ(reference.unit or reference.currency, given.unit or given.currency):
+    units = reference.unit or reference.currency, given.unit or given.currency
+    if units_differ(*units) or (
+        reference.percent != given.percent and any(_measure(one)[0] in _CANONICAL.values() for one in units)
+    ):
         return False
     if given.value.denominator == 1 and given.form == "fraction" and reference.form != "fraction":
         return False
@@ -288,8 +363,9 @@ mm millimeter millimetre; cm centimeter centimetre 厘米; m meter metre 米; km
 in inch inches; ft foot feet; yd yard; mi mile
 mg milligram; g gram 克; kg kilogram 千克 公斤; lb; oz ounce; ml milliliter millilitre; l liter litre
 ms millisecond; s sec second; min minute; h hr hour; day; week; month; year; am a.m; pm p.m
-cent; dollar usd $; euro eur €; £; yen ¥; rupee ₹
-° degree; radian rad; °c; °f; mph; km/h kph kmh; m/s; mb; gb; kwh; mwh
+cent ¢; dollar usd $; euro eur €; £; yen ¥; rupee ₹
+° degree; radian rad; °c; °f; mph milesperhour milesanhour; km/h kph kmh kilometersperhour kmperhour
+m/s meterspersecond metrespersecond meterpersecond; mb; gb; kwh; mwh
 january; february; march; april; may; june; july; august; september; october; november; december
 """
 _CANONICAL = {

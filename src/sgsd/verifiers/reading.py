@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from sgsd.verifiers.numerals import Numeral, read_numeral, spoken_number
+from sgsd.verifiers.numerals import Numeral, approximates, read_numeral, same_number, spoken_number
 from sgsd.verifiers.tidy import names, nesting, tidy, words
 
 MAX_ITEMS = 100
@@ -67,8 +67,14 @@ _SYMBOLS = _NAMES - {r"\frac"}
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
 _INVERSE = re.compile(r"(?<=[A-Za-z])\^\{-1\}(?= ?\()")
+# Words of a name that deny it, or that make it another quantity.
+_CHANGED = re.compile(
+    r"\b(?:not|never|wrong|incorrect|twice|half|double|triple|squared|cubed|negative|minus|unless|if|except)\b|n't",
+    re.IGNORECASE,
+)
+_OF_MATRIX = re.compile(r"(?<=[A-Z}])\^ ?(?:\{-1\}|\{ ?T ?\}|T|[2-9])$")
 _APPLIED = re.compile(r"(?<=[A-Za-z'}])\([^()=<>]{0,40}\)")
-_BIG = re.compile(r"\\(?:lim|int|sum|prod|log|ln|binom|det|sqrt)(?![A-Za-z])")
+_BIG = re.compile(r"\\(?:lim|int|sum|prod|binom|det)(?![A-Za-z])")
 _EQUALITY = re.compile(r"(?<![<>!:\\])=")
 _RELATION = re.compile(r"\\(?:leq|geq)(?![A-Za-z])|<|>")
 _OTHER_RELATION = re.compile(
@@ -87,7 +93,8 @@ _HAS_WORD = re.compile(
 )
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.? ?m\.?)?", re.IGNORECASE)
 _PLAIN_MATHS = re.compile(
-    r"(?<![A-Za-z\\])(?:a(?:rc)?)?(?:sqrt|cbrt|floor|ceil|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|pi|abs|infinity|theta|alpha"
+    r"(?<![A-Za-z\\])(?:a(?:rc)?)?(?:sqrt|cbrt|floor|ceil|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|pi"
+    r"|abs|infinity|theta|alpha"
     r"|beta|gamma)(?![A-Za-z])"
 )
 _MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
@@ -165,7 +172,13 @@ def _enclosed(text: str) -> str:
 
 def is_name(text: str) -> bool:
     r"""Whether a left-hand side only names what follows: ``x``, ``f(2)``, ``\frac{NO}{BO}``, ``\text{Total cost}``."""
-    if not text or len(text) > 80 or any(command not in _NAMES for command in _COMMAND.findall(text)):
+    text = text.removeprefix(r"\#")
+    if (
+        not text
+        or len(text) > 80
+        or _CHANGED.search(words(text))
+        or any(command not in _NAMES for command in _COMMAND.findall(text))
+    ):
         return False
     rest = _APPLIED.sub("", _SUBSCRIPT.sub("", _INVERSE.sub("", _COMMAND.sub(" ", text))))
     return bool(re.search(r"[^\W\d_]", text)) and bool(re.fullmatch(r"(?:[^\W\d]|['|:,(){}\[\]° .&])*", rest))
@@ -185,6 +198,10 @@ def _chain(text: str, depth: int) -> Reading | None:
     if len(parts) < 2 or not all(parts) or len(parts) > 20:
         return None
     *heads, last = parts
+    if re.fullmatch(r"[A-Za-z] ?\([^()=]*[-+*/^][^()=]*\)", heads[0]) and variables(last):
+        return None  # f(x + 1) = x + 1 is not f
+    if last.startswith(r"\begin"):  # the inverse, transpose or power of a matrix
+        heads = [_OF_MATRIX.sub("", head) for head in heads]
     named = is_name(heads[0]) or is_name(heads[-1])
     computed = not variables(heads[-1]) and len(heads) > 1
     if not named and not computed and any(variables(head) and not _BIG.match(head) for head in heads):
@@ -304,8 +321,25 @@ def _container(text: str, depth: int) -> Reading | None:
     return None
 
 
+_TWICE = re.compile(
+    r"([^()=]{1,60}?)(?: \\text ?\{ ?(?:or|i\.e\.,?) ?\} ?| \\text ?\{ ?\((?:or|i\.e\.,?) ?\} ?"
+    r"|\\text ?\{ ?\(?(?:or|i\.e\.,?) ?\} ?| \( ?(?:or |=|\\approx|i\.e\.,?)? ?)"
+    r"([^()=]{1,60}?)(?: ?\\text ?\{ ?\) ?\}|\))?"
+)
+
+
+def _same_twice(first: str, second: str) -> bool:
+    """Whether an answer in two forms, such as ``7/2 (3.5)``, states one number, in two spellings."""
+    a, b = (read_numeral(text) or spoken_number(text) for text in (first.strip(), second.strip()))
+    if a is None or b is None or first.strip() == second.strip():
+        return False
+    return same_number(a, b) or same_number(b, a) or (b.form == "decimal" and approximates(a.value, b))
+
+
 def _read(text: str, depth: int) -> Reading:
     text = tidy(text)
+    if (twice := _TWICE.fullmatch(text)) and _same_twice(twice[1], twice[2]):
+        text = twice[1]
     leaf = _leaf(text)
     if leaf.shape is Shape.NUMBER or depth > _MAX_DEPTH:
         return leaf

@@ -20,7 +20,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, cast
 
+from sgsd.verifiers import phrases
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer, extract_lines
+from sgsd.verifiers.numerals import read_unit
 from sgsd.verifiers.tidy import names
 from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
@@ -338,7 +340,7 @@ def _is_right(text: str, entry: Entry) -> bool:
 _TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*+)</answer>")
 _LAST_LINE = re.compile(r" {0,3}(?:\*\*)?(?:final )?answer: ?(?:\*\*)?(.+?)(?:\*\*)?", re.IGNORECASE)
 # 12; 3 times; 418 + 77 - 31 = 464
-_NUMBER = re.compile(r"\$?(?:[\d.,+*/×÷() -]{1,200}= ?)?(-?[\d.,]{0,40}\d)\$?(?: [a-z]{1,20})?\.?")
+_NUMBER = re.compile(r"\$?(?:([\d.,+*/×÷() -]{1,200})= ?)?(-?[\d.,]{0,40}\d)\$?((?: [a-z]{1,20})?)\.?")
 
 
 def _at_the_end(completion: str) -> Extraction | None:
@@ -348,6 +350,9 @@ def _at_the_end(completion: str) -> Extraction | None:
     """
     text = completion.strip()
     if text.endswith("</answer>"):
+        before = text[: text.rfind("<answer>")]
+        if phrases.NOT_BEFORE.search(before[-80:]) or phrases.WRONG_BEFORE.search(before[-80:]):
+            return None
         tagged = {part.strip() for part in _TAGGED.findall(text)}
         return Extraction(tagged.pop()) if len(tagged) == 1 else Extraction(None, reason="several answers")
     if (line := _LAST_LINE.fullmatch(text.rpartition("\n")[2])) is not None:
@@ -359,7 +364,13 @@ def _stated_number(completion: str) -> str:
     """The number in a single sentence: ``The GCD is 12.``, ``3 times``; the right side of an equation."""
     stated = extract_answer(completion)
     found = _NUMBER.fullmatch(stated.text or "") if stated.reason is None and not stated.several else None
-    return found[1] if found else ""
+    if found is None or (read_unit(found[3]) or ())[:2] != (False, 1):
+        return ""
+    terms = [int(term) for term in re.findall(r"[0-9]+", found[1] or "")]
+    try:
+        return found[2] if not found[1] or reaches(found[1], terms, int(found[2])) else ""
+    except _UNREADABLE:
+        return ""
 
 
 def make_grader() -> Grader:

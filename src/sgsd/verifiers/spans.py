@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from sgsd.verifiers import phrases
-from sgsd.verifiers.numerals import PER, read_numeral
+from sgsd.verifiers.numerals import FOREIGN_SCALE, PER, read_numeral
 from sgsd.verifiers.tidy import FUNCTIONS, key, names, tidy, words
 
 # ---- boxes
@@ -60,25 +60,117 @@ def opened(content: str) -> str:
 
 
 # What right before or after a box makes it a part of an expression: an operator, a factor, a function, a bracket.
-_BEFORE = re.compile(
-    r"(?:[=$({\[] ?-|[\d)}] ?- ?|(?<!\S)-|[\d)}] ?\+ ?|[\d)}]/|\d|[\^_]\{?|[A-Za-z]\("
-    r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?"
-    r"|\\(?:[dtc]?frac|binom) ?\{(?:[^{}]{0,60}\} ?\{)?|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?)\Z"
+_SPACE = r"(?:\s|\\[,;:! ]|\\left(?![A-Za-z])|\\(?:displaystyle|quad|qquad)(?![A-Za-z]))"
+_DELIMITERS = re.compile(rf"\A(?:\$\$?|\\[(\[]|\\begin\{{[^{{}}]*\}}|{_SPACE})*|(?:\$\$?|\\[)\]]|{_SPACE})*\Z")
+_SPACE_AFTER, _SPACE_BEFORE = re.compile(rf"(?:{_SPACE}|[)}}]|\\right)*"), re.compile(rf"(?:{_SPACE}|[({{])*\Z")
+_FONT = re.compile(r"\\(?:text\w{0,9}|math\w{2,6}|boldsymbol|bm|underline|color|[lL]arge|LARGE|huge|bbox)(?![A-Za-z])")
+_WORDS_BEFORE = re.compile(r"\\(?:text\w{0,9}|mathrm|mbox) ?\{[^{}]*\}\Z")
+_OPERATOR_BEFORE = re.compile(
+    r"(?:[-−–+*/^_<>|±×·]|\\(?:cdot|times|div|pm|mp|[lg]eq?|[lg]t|neq?|not ?=|lfloor|lceil|arc\w{3}|sin|cos|tan"
+    r"|cot|sec|csc|log|ln|lg"
+    r"|exp|sqrt|pi|alpha|beta|gamma|theta|lambda|mu|phi|omega)|\\log ?_ ?(?:\w|\{[^{}]*\})|\d"
+    r"|(?<![A-Za-z\\])[A-Za-z])\Z"
 )
+_OPERATOR_AFTER = re.compile(
+    r"[-−–+*/_!<>±×·(\d]|\^(?! ?\{? ?\\(?:circ|text|mathrm))|\\(?!quad|qquad|text|mathrm|mbox|circ|degree|%|,"
+    r"|blacksquare|square|checkmark|implies|Rightarrow|Right"
+    r"|rightarrow|to|iff|tag|qed|Box|because|therefore|approx|end|\\|!|;|:|\]|\)|\$|hfill|left|right)[A-Za-z]"
+    r"|[A-Za-z](?![A-Za-z])|\.\d|,\d"
+)
+_STRUCK = re.compile(r"(?:\\(?:x?cancel|sout|st|[hv]?phantom) ?\{[^{}]{0,20}|<(?:s|del|strike)>[^<>]{0,20})\Z")
+_CHAIN_HEAD = re.compile(r"(?:\A|[=,;]|\\\\|&)([^=,;&]*)=\Z")
 _HEADING = re.compile(r"(?:step|part|case|problem|question|answer|example) \d{1,3} ?[-–—:.] ?\Z", re.IGNORECASE)
-_AFTER = re.compile(
-    r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))"
-    r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])|\d"
+_PLAIN_BEFORE = re.compile(
+    r"(?:[=$({\[] ?[-−] ?|[\d)}] ?[-−] ?|(?<!\S)[-−](?=\S*\Z)|[\d)}] ?\+ ?|[\d)}]/|\d[.,]?|[\^_]\{?|[A-Za-z]\("
+    r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?|\\(?:[dtc]?frac"
+    r"|binom) ?\{(?:[^{}]{0,60}\} ?\{)?"
+    r"|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?|\b(?:minus|negative) )\Z",
+    re.IGNORECASE,
 )
+_PLAIN_AFTER = re.compile(
+    r"[)|\]!]{0,3} ?(?:\\(?:cdot|times|div|pi|sqrt|pm|d?frac)(?![A-Za-z])|\^(?! ?\{? ?\\(?:circ|text|mathrm))"
+    r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])|_|\d|,\d|\.(?!0+(?!\d))\d| \d"
+    r"| (?:plus|minus|times|and a half|in base|mod|modulo)\b"
+)
+_EQUALS_PLAIN = re.compile(r"(?:\A|(?:[A-Za-z\n]|(?<!\d)[.:;,]) ?)(-?[\d.,]*\d) ?= ?\$?\Z")
 
 
 def inside_expression(text: str, start: int, end: int) -> bool:
-    r"""Whether a box is only a part of an expression: ``-\boxed{3}``, ``\frac{\boxed{3}}{4}``. It is not if an equality
-    sign follows, since then it fills in a blank."""
+    r"""Whether a box is only a part of an expression: ``-\boxed{3}``, ``\frac{\boxed{3}}{4}``, ``46 = \boxed{45}``.
+    It is not if it fills in a blank: ``12 + \boxed{3} = 15``."""
+    if _STRUCK.search(text[max(0, start - 80) : start]):
+        return True
+    first = text.rfind("\n\n", 0, start) + 1
+    first = max(first, start - _LONGEST)
+    around = text[first : end + _LONGEST]
+    box = text[start:end]
+    for piece in mathematics(around):
+        if first + piece.start < start and end < first + piece.end:
+            left, right = text[first + piece.start : start], text[end : first + piece.end]
+            left, right = _DELIMITERS.sub("", left), _DELIMITERS.sub("", right)
+            outside = text[max(0, first + piece.start - 2) : first + piece.start]
+            return _in_mathematics(left, right, box) or (
+                not left and re.fullmatch(r"(?:\S| )?[-−]", outside) is not None
+            )
     before, after = text[max(0, start - 80) : start], text[end : end + 80].split("\n", 1)[0]
     if _HEADING.search(before):
         before = ""
-    return "=" not in after and bool(_BEFORE.search(before) or _AFTER.match(after))
+    if "=" in after:
+        other = re.match(r" ?= ?\$?(-?[\d.,]*\d)(?!\S)", after)
+        return other is not None and not before.strip() and identity(other[1]) != identity(_inner(box))
+    other = _EQUALS_PLAIN.search(before)
+    if other and read_numeral(tidy(_inner(box))) is not None and identity(other[1]) != identity(_inner(box)):
+        return True
+    return bool(_PLAIN_BEFORE.search(before) or _PLAIN_AFTER.match(after))
+
+
+def _inner(box: str) -> str:
+    return opened(box)
+
+
+def _in_mathematics(left: str, right: str, box: str) -> bool:
+    """As ``inside_expression``, for a box in mathematics with this text to the left and right of it."""
+    if "=" in right and "=" not in left and left.strip():
+        return False
+    opener = _unclosed(left)
+    if opener is not None:
+        said, bracket, inner = left[:opener].rstrip(), left[opener], left[opener + 1 :]
+        if bracket == "{" and re.search(r"(?:\\[A-Za-z]+ ?(?:\[[^\[\]]*\])?(?: ?\{[^{}]*\})*|[\^_])\Z", said):
+            if not _FONT.search(said[-40:]):
+                return True
+        elif "," in inner or re.search(r"\A[^)\]}]*,", right):
+            return True  # of a list
+        left = said + (inner if bracket == "{" else "")
+    left = _SPACE_BEFORE.sub("", left)
+    right = right[match.end() :] if (match := _SPACE_AFTER.match(right)) else right
+    value = read_numeral(tidy(_inner(box)))
+    if "=" in right:
+        beside, _, other_side = right.partition("=")
+        if beside.strip() or left.rstrip()[-1:] not in ("", "="):
+            return True  # of a chain
+        other = read_numeral(tidy(other_side.partition("=")[0].strip(" .,;")))
+        return bool(other and value and other.value != value.value)
+    if value is not None and (head := _CHAIN_HEAD.search(left)):
+        constant = read_numeral(tidy(head[1]))
+        if constant is not None and constant.value != value.value and not constant.percent:
+            return True
+        if re.fullmatch(r"\s*(?:-\s*\d*|\d+)\s*[A-Za-z]\s*", head[1]):
+            return True  # 2x = 14
+    before = _OPERATOR_BEFORE.search(left) if not _WORDS_BEFORE.search(left) else None
+    return bool(before or _OPERATOR_AFTER.match(right))
+
+
+def _unclosed(text: str) -> int | None:
+    """Where the last bracket begins that is not closed; ``None`` if all are."""
+    depth = 0
+    for place in range(len(text) - 1, max(-1, len(text) - 400), -1):
+        if text[place] in ")]}":
+            depth += 1
+        elif text[place] in "([{":
+            if depth == 0:
+                return place
+            depth -= 1
+    return None
 
 
 # ---- mathematics
@@ -132,7 +224,7 @@ def _last_row(inner: str) -> str:
 # ---- values of a line
 
 _AROUND = 80
-_DIGITS = r"\d+(?:[.,:]\d+)*+|\.\d+"
+_DIGITS = r"\d+(?:[.,:]\d+)*+[½¼¾⅓⅔]?|\.\d+|[½¼¾⅓⅔]"
 NUMBER = re.compile(rf"\0+|{_DIGITS}")
 """A number, or mathematics in a ``hidden`` text."""
 _TEXT = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\text(?:bf|rm|normal)?\{[^{}]*\}|\\[A-Za-z]+")
@@ -198,14 +290,19 @@ _DASHES = frozenset("-−–‒﹣－")
 _LOOSE_ENDS = frozenset(("or", "and", "to", "through", *",;([{<>$", *_DASHES))
 _FUNCTIONS = frozenset(FUNCTIONS.split("|"))
 _GLUED = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9_]++ ?\Z")
-_MINUS = re.compile(r"\b(?:minus|neg(?:ative)?) \Z", re.IGNORECASE)
+_MINUS = re.compile(
+    r"(?:\b(?:minus|neg(?:ative)?|negativ[oea]?|menos|moins|meno|минус) "
+    r"|(?:负|負|零下|マイナス|마이너스|[ー一ㅡ־]) ?)\Z",
+    re.IGNORECASE,
+)
 _OR = re.compile(r",? \(?or | \((?=[\d.,]+ ?\\?%?\)\Z)", re.IGNORECASE)
 _SCALE = (
     r" ?(?:\\?%|percent\b|pct\b|°|\^\\circ)"
+    rf"| ?(?:{FOREIGN_SCALE})(?![A-Za-zÀ-ɏ\u0400-\u04ff])"
     r"| (?i:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore|\w{3,9}(?:ths|rds))\b"
 )
-_UNIT = r" ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|(?i:[ap]\.?m\b))(?![A-Za-z]))|[A-Za-z]\w{0,30}+"
-_SCALED, _MEASURED = re.compile(_SCALE), re.compile(f"{_SCALE}|{_UNIT}")
+_UNIT = r" ?半| ?(?:\\text\{[^{}]*\}|(?:€|£|m²|m\^2|cm|km|(?i:[ap]\.?m\b))(?![A-Za-z]))|[A-Za-z]\w{0,30}+"
+_SCALED, _MEASURED = (re.compile(pattern, re.IGNORECASE) for pattern in (_SCALE, f"{_SCALE}|{_UNIT}"))
 
 
 def values_in(line: str) -> list[Value]:

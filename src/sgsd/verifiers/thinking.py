@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 _TAG = (
-    r"((?:\w{1,20}[:_])?(?:think(?:ing)?(?:_(?!begin|start|end)\w{1,60})?|thoughts?|reason(?:ing)?|analysis|reflection"
-    r"|scratch(?:pad)?|rationale|monologue|internal|plan(?:ning)?|cot))"
+    r"((?:\w{1,20}[:_])?(?:think(?:ing)?(?:_(?!begin|start|end)\w{1,60})?|thoughts?|reason(?:ing)?|analysis"
+    r"|reflection"
+    r"|scratch(?:_?pad)?|thought_?process|draft|rationale|monologue|internal|plan(?:ning)?|cot))"
 )
 _THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
 _ENDED = rf"[<\[][|｜]?(?i:{{0}}[_▁](?:of[_▁])?{_THOUGHT}|(?:\w{{{{1,20}}}}_)?{_THOUGHT}[_▁]{{0}})[|｜]?[>\]]"
@@ -22,7 +23,7 @@ _MARKS: tuple[tuple[str, str], ...] = (
     # <|START_THINKING|>: Cohere; <|begin_of_thought|>: OpenThinker; [BEGIN_THINK], <think_begin>
     (_ENDED.format("(?:begin|start)"), _ENDED.format("end")),
     # <think>, <thinking>, <seed:think>, <longcat_think>, <reasoning>: Qwen, DeepSeek, GLM, Nemotron, LFM, Seed, …
-    (rf"<(?i:{_TAG})(?: [^<>]{{0,80}})?>", rf"</(?i:{_TAG}) ?>"),
+    (rf"<\s{{0,2}}(?i:{_TAG})(?:\s[^<>/]{{0,80}})?>", rf"<\s{{0,2}}/\s{{0,2}}(?i:{_TAG})\s{{0,2}}>"),
     (r"\[(?i:THINK(?:ING)?)\]", r"\[/(?i:THINK(?:ING)?)\]"),  # Mistral
     (r"◁think▷", r"◁/think▷"),  # Kimi
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
@@ -47,7 +48,9 @@ _MARKS: tuple[tuple[str, str], ...] = (
 _OPENS = "|".join(f"(?P<o{kind}>{opens})" for kind, (opens, _) in enumerate(_MARKS))
 _CLOSES = "|".join(f"(?P<c{kind}>{closes})" for kind, (_, closes) in enumerate(_MARKS))
 # The look-ahead at the first characters makes the search fast.
-_MARK = re.compile(rf"(?=[<\[◁][|｜/\w]|assistant| ?to=|Here (?:is|are) my|\A[acf])(?:{_OPENS}|{_CLOSES})")
+_MARK = re.compile(
+    rf"(?=[<\[◁](?:[|｜/\w]|\s{{1,2}}[/\w])|assistant| ?to=|Here (?:is|are) my|\A[acf])(?:{_OPENS}|{_CLOSES})"
+)
 _OPENED = re.compile(rf"(?:{_OPENS})\s{{0,9}}\Z")
 _CLOSED = re.compile(rf"(?:{_CLOSES})\s{{0,9}}\Z")
 _PROMPT_END, _MARK_LENGTH = 32, 200  # ids, characters
