@@ -122,10 +122,12 @@ def test_gsm8k_loses_its_calculator_annotations_and_digit_groups() -> None:
     assert problem.solution == "It is 1200.\n#### 5 no\nso\n#### 1,200"
 
 
-def test_gsm8k_rows_without_a_final_line_have_no_answer() -> None:
-    good, bad = {"question": TEXT, "answer": "#### 12"}, {"question": TEXT + "?", "answer": "Twelve, I think."}
-    adapted = read(good, bad)
-    assert [problem.answer for problem in adapted.problems] == ["12", ""]
+def test_gsm8k_solutions_without_a_final_line_have_no_answer_and_plain_answers_are_taken() -> None:
+    answers = ("#### 12", "Three times four.\nTwelve, I think.", "7", 1_200)
+    adapted = read(*({"question": TEXT + str(place), "answer": answer} for place, answer in enumerate(answers)))
+    assert [problem.answer for problem in adapted.problems] == ["12", "", "7", "1200"]
+    assert [problem.solution for problem in adapted.problems] == [*answers[:2], None, None]
+    assert adapted.notes == {"one line without #### taken as the answer": 2}
     _, report = curate(adapted.problems)
     assert report.ids("no_answer") == ("ducks-1",)
 

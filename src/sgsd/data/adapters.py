@@ -199,10 +199,13 @@ def _trl(row: Row, notes: Counter[str]) -> Problem:
 def _gsm8k(row: Row, notes: Counter[str]) -> Problem:
     worked = _string(row, "answer")
     finals = _GSM8K_ANSWER.findall(worked)
-    answer = finals[-1].rstrip(" \t") if finals else ""
+    is_plain = bool(worked) and not finals and "\n" not in worked  # the row of another data set
+    notes["one line without #### taken as the answer"] += is_plain
+    answer = worked if is_plain else finals[-1].rstrip(" \t") if finals else ""
     if DIGIT_GROUPS.fullmatch(answer):
         answer = answer.replace(",", "")
-    return Problem(_string(row, "id"), _string(row, "question"), answer, _CALCULATOR.sub("", worked) or None)
+    solution = "" if is_plain else _CALCULATOR.sub("", worked)
+    return Problem(_string(row, "id"), _string(row, "question"), answer, solution or None)
 
 
 def _is_gsm8k(row: Row) -> bool:
