@@ -70,6 +70,23 @@ def test_a_column_may_mix_numbers_and_strings(tmp_path: Path) -> None:
     assert [one.answer for one in load_problems(path)[0]] == ["1", "2", "3.5"]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROWS[0] | {"tags": ["a", "b"]},
+        ROWS[0] | {"tags": []},
+        {"tags": [["a"], ["b"]], **ROWS[0], "steps": ["x", "y"]},
+        {"prompt": [{"role": "user", "content": ROWS[0]["problem"]}], "answer": "1"},
+    ],
+)
+def test_a_json_file_of_one_row_may_hold_lists(row: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(row))
+    assert [(one.text, one.answer) for one in load_problems(path)[0]] == [(ROWS[0]["problem"], "1")]
+    path.write_text(json.dumps({"authors": ["a"], "data": [row]}))
+    assert [one.id for one in load_problems(path)[0]] == ["one-0"]
+
+
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ducks.jsonl"
     path.write_text('{"problem": "1+1", "answer": "2"}\n\n{"problem": "1+2", "answer"\n')

@@ -195,7 +195,7 @@ def _read_json_lines(path: Path) -> list[Row | DataError]:
 
 
 def _read_json(path: Path) -> list[Row | DataError]:
-    """Read a list of rows, an object with one list of rows, or JSON lines in a ``.json`` file."""
+    """Read a list of rows, an object with one list of rows, one row, or JSON lines in a ``.json`` file."""
     text = runfolder.read_text(path, most=MOST_DATA)
     if rows := _elements(text):
         return _rows_of((f"{path}, row {place}", row) for place, row in enumerate(rows))
@@ -205,13 +205,15 @@ def _read_json(path: Path) -> list[Row | DataError]:
         if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":
             return _read_json_lines(path)
         raise
-    if isinstance(content, dict) and not any(isinstance(value, list) for value in content.values()):
-        return [content]  # JSON lines with a single line
+    if isinstance(content, dict) and not all(isinstance(value, list) for value in content.values()):
+        return [content]
     if content == []:
         return []
     raise DataError("JSON file is not a list of rows", got=path, expected="one list, or an object that holds one")
 
 
+# The first row of a list; a message of a prompt is none.
+_ROW = re.compile(r'\s*\{(?!\s*"(?:role|content)"\s*:)')
 _JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{},]', re.DOTALL)
 
 
@@ -225,7 +227,7 @@ def _elements(text: str) -> list[str]:
     found: list[str] = []
     for part in _JSON_PART.finditer(text):
         mark = part[0]
-        if mark == "[" and depth == outside:
+        if mark == "[" and depth == outside and (outside == 0 or _ROW.match(text, part.end())):
             lists, start = lists + 1, part.end()
         elif start and mark in (",", "]") and depth == outside + 1:
             found.append(text[start : part.start()])
