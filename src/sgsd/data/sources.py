@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from sgsd.data.problems import Problem, Row
 from sgsd.errors import ConfigError, DataError, did_you_mean
 from sgsd.validation import is_no_json, nearest, parse_any_json
 
-FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
+FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 GYM = "reasoning_gym:"
 HUB_PATIENCE_S = 5.0  # for the first reply; the hub client itself gives up after 23 s
 ROWS_PER_BATCH = 1000
@@ -63,7 +64,7 @@ def load_problems(
     """Read a data set, adapt its rows, and drop what cannot be used.
 
     Args:
-        source: a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv``), a directory (of such files, or written by
+        source: a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``), a directory (of such files, or written by
             ``save_to_disk``), ``reasoning_gym:<task>?size=200&seed=1&…``, or a hub name. What exists on disk wins
             over the hub.
         split: the split; ``None`` takes ``train``, or the only one. A file has one split, ``train``.
@@ -158,6 +159,7 @@ def _file_table(path: Path) -> _Table:
         ".json": _read_json,
         ".parquet": _read_parquet,
         ".csv": _read_csv,
+        ".tsv": _read_csv,
     }
     if path.suffix not in readers:
         raise DataError("unknown kind of data file", got=path, expected="one of " + ", ".join(FILE_KINDS))
@@ -258,9 +260,13 @@ def _read_parquet(path: Path) -> list[Row | DataError]:
 
 
 def _read_csv(path: Path) -> list[Row | DataError]:
+    """Read fields between commas, semicolons or tabs, whichever the header has most of outside of quotes."""
     rows: list[Row | DataError] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(_csv_lines(path, file), strict=True)
+        lines = _csv_lines(path, file)
+        header = next(lines, "")
+        delimiter = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
+        reader = csv.DictReader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
         try:
             _refuse_repeated(path, reader.fieldnames or ())
             for row in reader:
