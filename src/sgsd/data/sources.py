@@ -64,9 +64,8 @@ def load_problems(
     """Read a data set, adapt its rows, and drop what cannot be used.
 
     Args:
-        source: a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``), a directory (of such files, or written by
-            ``save_to_disk``), ``reasoning_gym:<task>?size=200&seed=1&…``, or a hub name. What exists on disk wins
-            over the hub.
+        source: a file (of one of ``FILE_KINDS``), a directory (of such files, or written by ``save_to_disk``),
+            ``reasoning_gym:<task>?size=200&seed=1&…``, or a hub name. What exists on disk wins over the hub.
         split: the split; ``None`` takes ``train``, or the only one. A file has one split, ``train``.
         config_name: the configuration of a hub data set that has several.
         revision: a branch, tag or commit on the hub.
