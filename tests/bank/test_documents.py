@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
-from sgsd.bank.documents import load_bank, read_document, without_items, write_document
+from sgsd.bank.documents import lines_without_item, load_bank, read_document, without_items, write_document
 from sgsd.errors import BankError
 
 HOUSE = """\
@@ -132,7 +132,23 @@ def test_every_rule_is_an_item_with_its_headings_and_place(tmp_path: Path) -> No
             [("", "<!-- b --> c"), ("", "a <b>rule</b> <!-- x -->")],
         ),
         ("<Tone>\n```\nx\n```\nShort.\n</Tone>\nend", [("Tone", "```\nx\n```"), ("Tone", "Short."), ("", "end")]),
-        ("<details>\n<summary>More</summary>\n\n- a\n</details>", [("", "a")]),
+        ("<details>\n<summary>More:</summary>\n\n- a\n</details>\n\nb", [("More", "a"), ("", "b")]),
+        ("<!--\na\n--> - b\n\n- c\n  <!--\n  d -->\n  e\n\n<!--\n--> <!-- f -->", [("", "\\- b"), ("", "c\n\ne")]),
+        ("- <!--\n  a\n  --> b\n- c", [("", "b"), ("", "c")]),
+        (
+            "- [Never do it](#a) — because it harms\n- [Never do it](#a)\n- [Tone](#b) - in all our letters",
+            [("", "[Never do it](#a) — because it harms")],
+        ),
+        (
+            "# House\n\n## 1. Never commit secrets\n\n---\n\n## 1.2 **Use** tabs\n<!-- a -->\n## Logging\n\n"
+            "## Log\n- a\n### Run the tests\n> ## Always add:\n\n## Overview",
+            [
+                ("House", "Never commit secrets"),
+                ("House", "**Use** tabs"),
+                ("House › Log", "a"),
+                ("House › Log › Run the tests", "Always add:"),
+            ],
+        ),
         ("- a\n\n# A\n\nb:\n- c\n\n#\n\nd", [("", "a"), ("A › b", "c"), ("", "d")]),
         ("###### F\n\na:\n- b\n\nc:\n- **d:**\n  - e", [("F › a", "b"), ("F › c › d", "e")]),
     ],
@@ -427,6 +443,47 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
     for name in ("fifo.md", "device.md"):
         with pytest.raises(BankError, match="not a plain file"):
             read_document(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("heading", "is_rule"),
+    [
+        ("Never commit secrets", True),
+        ("2) Run the tests before each commit", True),
+        ("Secrets must not be committed", True),
+        ("Two spaces indent a line.", True),
+        ("3 retries are enough!", True),
+        ("Don’t print", True),
+        ("不要打印", True),
+        ("Overview", False),
+        ("1. Getting started", False),
+        ("Use cases", False),
+        ("Test plan", False),
+        ("Never", False),
+        ("How tests should run", False),
+        ("What is this?", False),
+    ],
+)
+def test_a_heading_without_a_body_is_a_rule_if_it_reads_as_one(tmp_path: Path, heading: str, is_rule: bool) -> None:
+    text = f"# House\n\nrule\n\n## {heading}\n\n## Other\n\nrule"
+    bank = read(tmp_path, text)
+    rules = [item for item in bank.items if item.title == "House" and item.text != "rule"]
+    assert len(rules) == is_rule
+    assert lines_without_item(tmp_path / "SKILL.md") == ([] if is_rule else [f"SKILL.md:5 ## {heading}"])
+    assert without_items(bank, [item.id for item in rules]) == (
+        text.replace(f"## {heading}\n\n", "") if is_rule else text
+    )
+    assert read(tmp_path, f"## {heading}\n\nrule").items[0].title == heading
+
+
+def test_the_lines_that_became_no_item_are_told(tmp_path: Path) -> None:
+    (tmp_path / "more.md").write_text("# Notes\n\n## Tone\n\n- [Tone](#tone)\n\nrule")
+    text = f"{HOUSE}\n<Tone>\n</Tone>\n\n[m]: more.md\n\n# Overview\n\n| a | b |\n|---|---|\n"
+    bank = read(tmp_path, text)
+    assert len(bank.items) == 9
+    line = text.count("\n") - 3
+    told = [f"SKILL.md:{line} # Overview", f"SKILL.md:{line + 2} | a | b |", "more.md:5 - [Tone](#tone)"]
+    assert lines_without_item(tmp_path) == told
 
 
 def test_templates_and_marks_stay_text(tmp_path: Path) -> None:

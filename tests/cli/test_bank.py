@@ -104,6 +104,17 @@ def test_what_an_import_does_not_carry_is_named(sgsd, tmp_path):
     assert sgsd("bank", "import", SEED, tmp_path / "bank.json", "--force").err == ""
 
 
+def test_an_import_tells_which_lines_of_a_document_became_no_item(sgsd, tmp_path):
+    document = tmp_path / "SKILL.md"
+    document.write_text("---\nname: a\n---\n# House\n\n## Never print\n\n" + "## Notes\n\n" * 4)
+    result = sgsd("bank", "import", document, tmp_path / "bank.json")
+    assert result.out == f"{tmp_path / 'bank.json'}: 0 skills, 1 mistake\n"
+    told = "SKILL.md:8 ## Notes; SKILL.md:10 ## Notes; SKILL.md:12 ## Notes …"
+    assert result.err == f"{document}: 4 lines became no item: {told}\n"
+    document.write_text("# House\n\n## Never print\n")
+    assert sgsd("bank", "import", tmp_path, tmp_path / "bank.json", "--force").err == ""
+
+
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
 FILLED = WORDS.filter(lambda text: bool(text.strip()))
 NUMBERS = st.integers(0, 99)

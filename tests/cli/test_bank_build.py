@@ -303,6 +303,17 @@ def test_a_package_that_is_missing_is_told_before_the_work(monkeypatch, build, e
     assert f"the package {engine} is not installed" in refused.error
 
 
+def test_a_writer_that_cannot_be_made_is_refused_before_a_rollout_is_sampled(monkeypatch, build, tmp_path):
+    def refuse(*arguments, **options):
+        raise ValueError("no such tokenizer")
+
+    monkeypatch.setattr("llguidance.hf.from_tokenizer", refuse)
+    refused = build("--writer_engine", "transformers")
+    assert "this tokenizer does not support constrained decoding" in refused.error
+    assert not (tmp_path / "bank" / ROLLOUTS).exists()
+    assert build("--writer_engine", "transformers", action="sample").code == 0
+
+
 def test_a_served_model_samples_too(config, build, tmp_path):
     def both(body, attempt):
         if "prompt" not in body:

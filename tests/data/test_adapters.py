@@ -14,6 +14,7 @@ from sgsd.data.adapters import Adapted, adapt, strip_wrapper
 from sgsd.data.curation import curate
 from sgsd.data.problems import DropReason, Problem
 from sgsd.errors import ConfigError, DataError
+from sgsd.verifiers import get_verifier
 
 HEAD = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
@@ -122,12 +123,82 @@ def test_gsm8k_loses_its_calculator_annotations_and_digit_groups() -> None:
     assert problem.solution == "It is 1200.\n#### 5 no\nso\n#### 1,200"
 
 
-def test_gsm8k_rows_without_a_final_line_have_no_answer() -> None:
-    good, bad = {"question": TEXT, "answer": "#### 12"}, {"question": TEXT + "?", "answer": "Twelve, I think."}
-    adapted = read(good, bad)
-    assert [problem.answer for problem in adapted.problems] == ["12", ""]
+def test_gsm8k_solutions_without_a_final_line_have_no_answer_and_plain_answers_are_taken() -> None:
+    answers = ("#### 12", "Three times four.\nTwelve, I think.", "7", 1_200)
+    adapted = read(*({"question": TEXT + str(place), "answer": answer} for place, answer in enumerate(answers)))
+    assert [problem.answer for problem in adapted.problems] == ["12", "", "7", "1200"]
+    assert [problem.solution for problem in adapted.problems] == [*answers[:2], None, None]
+    assert adapted.notes == {"one line without #### taken as the answer": 2}
     _, report = curate(adapted.problems)
     assert report.ids("no_answer") == ("ducks-1",)
+
+
+# ---- multiple choice
+
+LETTERED = "Capital of France?\nA. Rome\nB. Paris"
+CHOICES = ["Rome", "Paris"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"choices": CHOICES, "answer": 1, "subject": "geography"},
+        {"choices": CHOICES, "answer": 1.0},
+        {"choices": CHOICES, "answer": "Paris"},
+        {"choices": CHOICES, "answer": "(b)"},
+        {"choices": {"text": CHOICES, "label": ["A", "B"]}, "answerKey": "B"},
+        {"choices": {"text": CHOICES, "label": ["1", "2"]}, "answerKey": "2"},
+        {"options": ["Rome", " Paris\n"], "answer": "B", "answer_index": 1},
+        {"options": {"A": "Rome", "B": "Paris", "C": None}, "answer": "Paris"},
+    ],
+)
+def test_choices_reach_the_prompt_and_the_answer_is_a_letter_that_the_verifier_reads(row: dict[str, Any]) -> None:
+    adapted = read({"question": "Capital of France?", **row})
+    (problem,) = adapted.problems
+    assert (problem.text, problem.answer) == (LETTERED, "B")
+    assert sum(adapted.notes.values()) == 1
+    choice = get_verifier("choice")
+    assert choice.readable(problem.key)
+    verdicts = choice.verify_many([r"\boxed{B}", r"\boxed{A}"], [problem.key] * 2)
+    assert [verdict.outcome for verdict in verdicts] == ["correct", "incorrect"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "why"),
+    [
+        (CHOICES, 2, "'2' is none of the choices"),
+        (CHOICES, -1, "'-1' is none of the choices"),
+        (CHOICES, 0.5, "'0.5' is none"),
+        (CHOICES, "1", "'1' is none of the choices"),
+        (CHOICES, "Lyon", "'Lyon' is none of the choices"),
+        (["B", "A"], "A", "'A' is several of the choices"),
+        (["x"] * 27, 0, "more choices than labels"),
+        ({str(label): "x" for label in range(27)}, "26", "more choices than labels"),
+        (["", "Rome", "Paris"], 1, "an empty choice"),
+        ([2, 1, 0], 2, "'2' is several of the choices"),
+        ("Rome, Paris", 1, "column choices holds no list"),
+        ([["Rome"], {}], 1, "column choices holds a dict"),
+    ],
+)
+def test_a_row_whose_answer_is_no_choice_is_dropped_with_the_reason(choices: Any, answer: Any, why: str) -> None:
+    row = {"question": "Capital of France?", "choices": choices, "answer": answer}
+    (drop,) = read(row).dropped
+    assert drop.reason == DropReason.MALFORMED
+    assert why in drop.why
+
+
+def test_a_number_is_a_place_unless_the_choices_are_numbers() -> None:
+    for choices, answer, letter in ((["1", "0"], 0, "A"), (["1", "0"], "0", "B"), ([10, 20.0], 20, "B")):
+        (problem,) = read({"question": TEXT, "choices": choices, "answer": answer}).problems
+        assert problem.answer == letter
+
+
+def test_rows_without_choices_or_with_a_prompt_are_left_alone() -> None:
+    row = {"question": TEXT, "answer": 1}
+    for more in ({}, {"choices": None}, {"choices": []}, {"choices": CHOICES, "prompt": "A. Rome, B. Paris?"}):
+        assert [(one.text, one.answer) for one in read(row | more, adapter="plain").problems] == [(TEXT, "1")]
+    (unanswered,) = read({"question": TEXT, "choices": CHOICES, "answer": None}).problems
+    assert (unanswered.text, unanswered.answer) == (f"{TEXT}\nA. Rome\nB. Paris", "")
 
 
 # ---- DAPO's wrapper

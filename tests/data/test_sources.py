@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- files
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".lines.json", ".wrapped.json", ".parquet", ".csv"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".lines.json", ".wrapped.json", ".parquet", ".csv", ".tsv"])
 def test_every_kind_of_file_reads_alike(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"ducks{suffix}"
     if suffix in (".jsonl", ".lines.json"):
@@ -48,9 +48,9 @@ def test_every_kind_of_file_reads_alike(suffix: str, tmp_path: Path) -> None:
         path.write_text(json.dumps(ROWS))
     elif suffix == ".wrapped.json":
         path.write_text(json.dumps({"version": 1, "data": ROWS}))
-    elif suffix == ".csv":
+    elif suffix in (".csv", ".tsv"):
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["problem", "answer"])
+            writer = csv.DictWriter(file, ["problem", "answer"], delimiter="\t" if suffix == ".tsv" else ",")
             writer.writeheader()
             writer.writerows(ROWS)
     else:
@@ -68,6 +68,40 @@ def test_every_kind_of_file_reads_alike(suffix: str, tmp_path: Path) -> None:
 def test_a_column_may_mix_numbers_and_strings(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "mixed.jsonl", [ROWS[0] | {"answer": 1}, ROWS[1], ROWS[2] | {"answer": 3.5}])
     assert [one.answer for one in load_problems(path)[0]] == ["1", "2", "3.5"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'problem;answer\n"Is 1,000; or more";7\n',
+        '"problem"\t"answer"\r\n"Is 1,000; or more"\t7\r\n',
+        'problem,"answer"\n"Is 1,000; or more",7\n',
+        'problem;"answer; or, what, is right";answer\n"Is 1,000; or more";;7\n',
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_the_header_tells_what_parts_the_fields_of_a_table(text: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"table.{suffix}"
+    path.write_bytes(text.encode())
+    ((problem,), _) = load_problems(path)
+    assert (problem.text, problem.answer) == ("Is 1,000; or more", "7")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROWS[0] | {"tags": ["a", "b"]},
+        ROWS[0] | {"tags": []},
+        {"tags": [["a"], ["b"]], **ROWS[0], "steps": ["x", "y"]},
+        {"prompt": [{"role": "user", "content": ROWS[0]["problem"]}], "answer": "1"},
+    ],
+)
+def test_a_json_file_of_one_row_may_hold_lists(row: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(row))
+    assert [(one.text, one.answer) for one in load_problems(path)[0]] == [(ROWS[0]["problem"], "1")]
+    path.write_text(json.dumps({"authors": ["a"], "data": [row]}))
+    assert [one.id for one in load_problems(path)[0]] == ["one-0"]
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 
 import jsonschema
 import pytest
+from transformers import BloomConfig, BloomForCausalLM
 
 from sgsd.bank.writing import WriteRequest
 from sgsd.engines.writers import TransformersWriter
@@ -64,6 +65,12 @@ def test_what_the_context_cuts_is_an_error_and_the_others_are_written(model, tok
     assert TransformersWriter(model, tokenizer, batch_size=1).write(requests) == written
     (alone,) = TransformersWriter(model, tokenizer).write([requests[1]])
     assert alone.text is None
+
+
+def test_a_model_without_a_limit_of_its_context_writes(tokenizer):
+    config = BloomConfig(vocab_size=264, hidden_size=8, n_layer=1, n_head=2, eos_token_id=1, pad_token_id=1)
+    (written,) = TransformersWriter(BloomForCausalLM(config).eval(), tokenizer).write([request(0, text="x" * 3000)])
+    jsonschema.validate(json.loads(written.text), SCHEMA)
 
 
 def test_a_tokenizer_that_is_not_known_to_hold_to_a_schema_is_refused(model):

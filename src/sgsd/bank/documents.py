@@ -41,7 +41,7 @@ _NOTE = re.compile(r"(When|Avoid): (.*)", re.DOTALL)
 _TASK = re.compile(r"\[[ xX]\]\s+")
 # The bullets of ACE's playbooks: [str-00003] helpful=4 harmful=1 :: text
 _ACE_BULLET = re.compile(r"\[[\w-]+\]\s*(?:\w+=\d+\s+)*::\s*")
-_TAG = re.compile(r"<(/?)([a-zA-Z][\w-]*)(?:\s[^<>]*)?>(?:[^<>]*</summary>)?\s*$")
+_TAG = re.compile(r"<(/?)([a-zA-Z][\w-]*)(?:\s[^<>]*)?>(?:([^<>]*)</summary>)?\s*$")
 # Layout tags, which do not describe their content.
 _LAYOUT = {"a", "br", "center", "details", "div", "hr", "img", "p", "picture", "section", "source", "span", "summary"}
 _LEADS = re.compile(r"[:：][*_ ]*$")
@@ -54,7 +54,23 @@ _LATER = re.compile(r"\s*(?!1[.)])\d+[.)]")
 # A link, or an import as Claude Code has it: @docs/rules.md
 _LINK = re.compile(r"\]\(\s*(?:<([^<>\n]*)>|([^\s()]+))|(?<!\S)@([\w./-]+\.md)(?!\w)")
 # Text that is not a rule: an entry of a table of contents, an import alone.
-_NO_RULE = re.compile(r"(?:[\d.\s]*\[[^\]\n]*\]\(#[^()\s]*\)(?:\s*[—–-][^.\n]{0,40})?|@[\w./-]+)\Z")
+_NO_RULE = re.compile(r"(?:[\d.\s]*\[([^\]\n]*)\]\(#[^()\s]*\)(?:\s*[—–-]([^.\n]{0,40}))?|@[\w./-]+)\Z")
+_NUMBER = re.compile(r"(?:\d+[.)])+\d*\s+")
+"""Matches the number of a heading: "1. ", "2.3 "."""
+_INSTRUCTS = re.compile(
+    # A sentence; a word of duty; a verb that is seldom a noun; one that may be a noun, before an article or the like.
+    r"(?!(?:how|why|what)\b)(?:.*[.!。！]['\"”’*_`)\]]*\Z|.*\b(?:must|should|shall)\s+\S"
+    r"|[\W_]*(?:(?:please|always|never|don['’]?t|do[ *_]+not|make sure|ensure|keep|prefer|avoid|use(?! cases?\b)|add"
+    r"|put|ask|give|take|tell|say|be|let|write|create|choose|remove|delete|include|verify|validate|handle|explain|treat"
+    r"|provide|update|follow|apply|respect|stop)[*_]*\s+\S"
+    r"|(?:run|read|test|check|log|build|call|store|pass|return|commit|push|name|set|format|document|review|report|plan"
+    r"|start|release|comment|state|list|show|answer|limit|cache|catch|close|open|load|save|sort|split)[*_]*\s+"
+    r"(?:the|an?|all|each|every|any|no|your|only|it|them|nothing|everything|before|after|by|with|without|at|in|to|as)\b"
+    r"|不要|不得|切勿|[请請]|禁止|必[须須]|[务務]必))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Matches a heading that is a rule, not the title of a section."""
+_DEFINITION = re.compile(r"\s*\[[^\]]+\]:")
 _LONG = 120
 """A list entry with more characters is not a title of the list nested in it."""
 _LISTS = ("bullet_list", "ordered_list")
@@ -104,12 +120,16 @@ def load_bank(source: str | os.PathLike[str]) -> SkillBank:
     path = Path(source)
     if not os.fspath(source):
         raise BankError("no such bank", got="''", expected="a file, a folder, or a shipped bank as seed:NAME")
-    if os.path.isdir(path):
-        is_bank = (path / runfolder.BANK).is_file() or _main(path) is None
-        return SkillBank.load(path / runfolder.BANK) if is_bank else read_document(path)
-    if path.suffix.lower() in (".md", ".markdown", ".txt"):
+    if is_document(path):
         return read_document(path)
-    return SkillBank.load(source)
+    return SkillBank.load(path / runfolder.BANK if os.path.isdir(path) else source)
+
+
+def is_document(path: Path) -> bool:
+    """Whether ``load_bank`` reads a path as a document: a text file, or a folder with one and without a bank."""
+    if os.path.isdir(path):
+        return not (path / runfolder.BANK).is_file() and _main(path) is not None
+    return path.suffix.lower() in (".md", ".markdown", ".txt")
 
 
 def read_document(path: Path) -> SkillBank:
@@ -123,6 +143,21 @@ def read_document(path: Path) -> SkillBank:
             or a control character, its front matter is not a YAML mapping, or the folder's document is a symbolic link
             to a file outside the folder.
     """
+    return _read(path)[0]
+
+
+def lines_without_item(path: Path) -> list[str]:
+    """The lines of a document, and of its linked files, that became no item and no part of a title: ``file:line text``.
+
+    Blank lines, comments, tags, rulers and link definitions do not count.
+
+    Raises:
+        BankError: as ``read_document``.
+    """
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[SkillBank, list[str]]:
     main = _main(path) if path.is_dir() else path
     if main is None:
         raise BankError("no document in the folder", got=str(path), expected=" or ".join(NAMES))
@@ -132,6 +167,7 @@ def read_document(path: Path) -> SkillBank:
     header, document, files = dict[str, object](), "", list[str]()
     items: dict[str, Item] = {}
     places: dict[str, str] = {}
+    lost: list[str] = []
     size, lines = 0, 0
     waiting, known = [(main.name, main)], {runfolder.real(main)}
     while waiting:
@@ -145,7 +181,8 @@ def read_document(path: Path) -> SkillBank:
         front_matter, body, above = _split(text)
         if not files:
             header, document = parse_yaml(front_matter, str(main), BankError), body
-        rules, links = _parsed(body)
+        rules, links, idle = _parsed(body)
+        lost += [f"{name}:{above + number + 1} {' '.join(line.split())}" for number, line in idle]
         for rule in rules:
             untitled = bool(files) and not any(head.text for head in rule.heads)
             item = (replace(rule, heads=(_Head(Path(name).stem, (0, 0)),)) if untitled else rule).item
@@ -160,7 +197,7 @@ def read_document(path: Path) -> SkillBank:
         raise BankError("the document holds no rule", got=str(path), expected="paragraphs, lists or tables")
     metadata = {"description": _field(header, "description"), "files": files, "sources": places, "document": document}
     kept = {key: value for key, value in metadata.items() if value}
-    return SkillBank(name=_field(header, "name") or root.name, metadata=kept).with_items(items.values())
+    return SkillBank(name=_field(header, "name") or root.name, metadata=kept).with_items(items.values()), lost
 
 
 def sources(bank: SkillBank) -> dict[str, str]:
@@ -188,7 +225,7 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
         raise BankError(
             "the bank has no document", got=repr(bank.name), expected="a bank read from SKILL.md or the like"
         )
-    rules, _ = _parsed(document)
+    rules = _parsed(document)[0]
     dropped = [rule for rule in rules if rule.item.id in gone]
     lost = gone - {rule.item.id for rule in dropped}
     main = str(next(iter(cast(list[str], bank.metadata.get("files", []))), ""))
@@ -264,7 +301,7 @@ def changed_items(bank: SkillBank, text: str) -> list[str]:
 
     Markdown has no way to write some texts as one rule: a list, a line ``---``, a code block that does not end.
     """
-    rules, _ = _parsed(_split(text)[1])
+    rules = _parsed(_split(text)[1])[0]
     found = {_content(rule.item) for rule in rules}
     return [item.id for item in bank.items if _content(item) not in found]
 
@@ -307,6 +344,9 @@ def _html(state: StateBlock, start: int, end: int, silent: bool) -> bool:
         state.line = last + 1
         token = state.push("html_block", "", 0)
         token.map, token.content = [start, last + 1], line
+        behind = _line(state, last).partition("-->")[2].strip() if is_comment else ""
+        is_text = not (_TAG.match(behind) or (behind.startswith("<!--") and behind.endswith("-->")))
+        token.markup = _MARK.sub(r"\1\\\2", behind) if is_text else ""  # the text behind the comment
     return True
 
 
@@ -326,8 +366,8 @@ _MARKDOWN.block.ruler.before("paragraph", "ace_bullet", _ace_bullet, {"alt": ["p
 
 
 @lru_cache(maxsize=4)
-def _parsed(body: str) -> tuple[tuple[_Rule, ...], tuple[str, ...]]:
-    """The rules and the link targets of a document."""
+def _parsed(body: str) -> tuple[tuple[_Rule, ...], tuple[str, ...], tuple[tuple[int, str], ...]]:
+    """The rules and the link targets of a document, and its lines that are neither rule nor title, counted from 0."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     tree = SyntaxTreeNode(_MARKDOWN.parse(body, found))
     links = [
@@ -338,7 +378,22 @@ def _parsed(body: str) -> tuple[tuple[_Rule, ...], tuple[str, ...]]:
     ]
     links += [reference["href"] for reference in found.get("references", {}).values()]
     plain = (replace(rule, text=_plain(rule.text)) for rule in _blocks(tree.children, ()))
-    return tuple(rule for rule in plain if rule.text and not _NO_RULE.match(rule.text)), tuple(links)
+    rules = tuple(rule for rule in plain if rule.text and not _is_contents(rule.text))
+    used = [rule.lines for rule in rules] + [head.lines for rule in rules for head in rule.heads]
+    used += [_lines(node) for node in tree.walk() if node.type == "html_block"]
+    seen = {number for block in {*used} for number in range(*block)}
+    idle = (
+        (number, line)
+        for number, line in enumerate(body.split("\n"))
+        if number not in seen and re.search(r"\w", line) and not _DEFINITION.match(line)
+    )
+    return rules, tuple(links), tuple(idle)
+
+
+def _is_contents(text: str) -> bool:
+    """Whether a text is an import alone or an entry of a table of contents: not a linked rule with its reason."""
+    found = _NO_RULE.match(text)
+    return found is not None and not (len((found[2] or "").split()) > 2 and _INSTRUCTS.match(found[1]))
 
 
 def _linked(links: Iterable[str], folder: Path) -> Iterator[Path]:
@@ -356,11 +411,12 @@ def _linked(links: Iterable[str], folder: Path) -> Iterator[Path]:
 def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterator[_Rule]:
     """The rules in a sequence of sibling blocks."""
     headings: list[tuple[int, _Head]] = []
-    tags: list[_Head] = []
+    tags: list[tuple[str, _Head]] = []  # with the name of the tag that ends it
+    bare: SyntaxTreeNode | None = None  # the heading above, with no block below it
     intro: tuple[_Head, ...] = ()  # a paragraph that ends in a colon, before another paragraph
     lead: SyntaxTreeNode | None = None  # the paragraph above, which may introduce the block at hand
     for node in (*nodes, None):
-        heads = (*above, *(head for _, head in headings), *tags, *intro)
+        heads = (*above, *(head for _, head in headings), *(head for _, head in tags), *intro)
         if lead is not None:
             text = _prose(lead)
             if node is not None and (node.type in _CODE or (node.type == "blockquote" and _LEADS.search(text))):
@@ -375,8 +431,14 @@ def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterat
             else:
                 yield _Rule(heads, text, _lines(lead))
             lead = None
+        if bare is not None and (node is None or (node.type == "heading" and node.tag <= bare.tag)):
+            text = _MARK.sub(r"\1\\\2", _NUMBER.sub("", _prose(bare), count=1))
+            if _INSTRUCTS.match(text):
+                yield _Rule((*above, *(head for _, head in headings[:-1])), text, _lines(bare))
         if node is None:
             return
+        if node.type not in ("html_block", "hr"):
+            bare = node if node.type == "heading" else None
         if node.type == "heading":
             level = int(node.tag[1:])
             headings = [(other, one) for other, one in headings if other < level]
@@ -384,8 +446,14 @@ def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterat
             tags = []
         elif node.type == "html_block":
             tag = _TAG.match(node.content)
-            if tag and tag[2].lower() not in _LAYOUT:
-                tags = [one for one in tags if one.text != tag[2]] if tag[1] else [*tags, _Head(tag[2], (0, 0))]
+            if node.markup:
+                yield _Rule(heads, node.markup, _lines(node))
+            elif tag and tag[1]:
+                tags = [one for one in tags if one[0] != tag[2]]
+            elif tag and tag[3]:
+                tags.append(("details", _Head(_label(tag[3].strip()), _lines(node))))
+            elif tag and tag[2].lower() not in _LAYOUT:
+                tags.append((tag[2], _Head(tag[2], (0, 0))))
         elif node.type == "paragraph":
             lead = node
         elif node.type in _CODE:
@@ -482,7 +550,7 @@ def _markdown(nodes: Iterable[SyntaxTreeNode], without: SyntaxTreeNode | None = 
                 rows.insert(1, ["---"] * len(rows[0]))
                 blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
             case _:
-                pass
+                blocks.append(node.markup if node.type == "html_block" else "")
     return "\n\n".join(block for block in blocks if block)
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from sgsd import runfolder
 from sgsd.bank import BankDiff, Item, Skill, SkillBank
 from sgsd.bank.build import LINEAGE, MEMORIES
-from sgsd.bank.documents import changed_items, load_bank, sources, write_document
+from sgsd.bank.documents import changed_items, is_document, lines_without_item, load_bank, sources, write_document
 from sgsd.bank.leaks import LeakReport, scan
 from sgsd.cli.console import print_json, standard_error, standard_output, table
 from sgsd.data.problems import Problem
@@ -28,6 +28,8 @@ from sgsd.prompts import listed
 from sgsd.validation import validated
 
 _LINEAGE = TypeAdapter(dict[str, list[str]])
+_SHOWN = 3
+"""Lines without an item that ``import`` prints."""
 _KEPT = TypeAdapter(list[dict[str, Any]])
 
 
@@ -109,6 +111,9 @@ def _import(options: argparse.Namespace) -> None:
         print_json({"file": str(options.target), "digest": bank.digest})
     else:
         say(f"{options.target}: {_sizes(bank)}")
+    if lost := lines_without_item(Path(options.source)) if is_document(Path(options.source)) else []:
+        shown = "; ".join(lost[:_SHOWN]) + (" …" if len(lost) > _SHOWN else "")
+        say(f"{options.source}: {len(lost)} line{'s' * (len(lost) > 1)} became no item: {shown}", error=True)
     ignored = bank.metadata.get("ignored_keys")
     if isinstance(ignored, list) and ignored:
         say(f"{options.source}: keys that banks do not have were left out: {', '.join(map(str, ignored))}", error=True)

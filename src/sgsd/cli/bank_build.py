@@ -106,10 +106,14 @@ class _Build:
     def make(self, stages: Sequence[Stage]) -> None:
         """Run those of the stages that are not finished yet."""
         left = [stage for stage in stages if not self._store.finished(stage)]
-        # Load what merge needs first, so that errors appear before the long stages.
+        # Make what later stages need first, so that errors appear before the long stages.
         embed = self._embed() if Stage.MERGE in left else None
         names = (self._settings.benchmarks or ()) if Stage.MERGE in left else ()
         benchmarks = {name: load_all(name, self._console) for name in names}
+        writes = {Stage.EXTRACT, Stage.MERGE} & {*left}
+        # vLLM holds any model to a schema, and would take the memory of the engine that samples.
+        if writes and left[0] not in writes and self._settings.writer_engine != "vllm":
+            self._writer()
         with progress_bar(self._console) as bar:
             bars = Bars(bar)
             for stage in left:

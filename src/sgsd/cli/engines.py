@@ -100,6 +100,9 @@ class Engines:
             return self._sampler.with_sampling(**sampling)
         from sgsd.engines.vllm_offline import VLLMSampler
 
+        if self._loaded is not None:  # free the memory first
+            self._loaded = None
+            torch.cuda.empty_cache()
         with hub_or_cache(self.model):
             self._sampler = VLLMSampler(
                 self.model,

@@ -25,6 +25,7 @@ _DAPO_HEAD = re.compile(
 )
 _DAPO_TAIL = 'Remember to put your answer on its own line after "Answer:".'
 _GSM8K_ANSWER = re.compile(r"^####[ \t]*(\S.*)", re.MULTILINE)
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
@@ -199,10 +200,13 @@ def _trl(row: Row, notes: Counter[str]) -> Problem:
 def _gsm8k(row: Row, notes: Counter[str]) -> Problem:
     worked = _string(row, "answer")
     finals = _GSM8K_ANSWER.findall(worked)
-    answer = finals[-1].rstrip(" \t") if finals else ""
+    is_plain = bool(worked) and not finals and "\n" not in worked  # the row of another data set
+    notes["one line without #### taken as the answer"] += is_plain
+    answer = worked if is_plain else finals[-1].rstrip(" \t") if finals else ""
     if DIGIT_GROUPS.fullmatch(answer):
         answer = answer.replace(",", "")
-    return Problem(_string(row, "id"), _string(row, "question"), answer, _CALCULATOR.sub("", worked) or None)
+    solution = "" if is_plain else _CALCULATOR.sub("", worked)
+    return Problem(_string(row, "id"), _string(row, "question"), answer, solution or None)
 
 
 def _is_gsm8k(row: Row) -> bool:
@@ -228,7 +232,7 @@ def _is_reasoning_gym(row: Row) -> bool:
 USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "problem": ("problem", "question", "Question", "text"),
-        "answer": ("answer", "Answer"),
+        "answer": ("answer", "Answer", "answerKey"),
         "solution": ("solution",),
         "id": ("id", "unique_id", "ID", "problem_idx"),
         "prompt": ("prompt",),
@@ -236,21 +240,73 @@ USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+def _choices(row: Row) -> list[tuple[str, str, bool]]:
+    """(label, text, whether it is a number) of each choice: of a list (MMLU), lists of texts and labels (ARC), or texts
+    by label.
+    """
+    name = next((name for name in ("choices", "options") if row.get(name)), "")
+    value: object = row.get(name) or []
+    labels: object = list(_LETTERS)
+    if isinstance(value, Mapping):
+        given = {key: one for key, one in cast("Mapping[str, object]", value).items() if one is not None}
+        labels, value = (given.get("label"), given["text"]) if "text" in given else (list(given), list(given.values()))
+    if not isinstance(labels, list) or not isinstance(value, list):
+        raise _MalformedRowError(f"column {name} holds no list of choices")
+    texts = cast("list[object]", value)
+    choices = [
+        (_string({name: label}, name), " ".join(_string({name: one}, name).split()), not isinstance(one, str))
+        for label, one in zip(cast("list[object]", labels), texts, strict=False)
+    ]
+    if not all(text for _, text, _ in choices) or not len(choices) == len(texts) <= len(_LETTERS):
+        raise _MalformedRowError(f"column {name} holds an empty choice, or more choices than labels")
+    return choices
+
+
+def _with_choices(problem: Problem, row: Row, answer: object, notes: Counter[str]) -> Problem:
+    """The problem with the row's choices at the end of its text, one a line, and the letter of the right one as answer.
+
+    Args:
+        answer: a number is the place of a choice, counted from 0; anything else is a label or the text of a choice.
+    """
+    choices = _choices(row)
+    if not choices:
+        return problem
+    said, letter = " ".join(problem.answer.split()), ""
+    if said:
+        is_number = isinstance(answer, int | float)
+        label = said.strip("().: ").casefold()
+        right = [
+            place
+            for place, (own, text, numeric) in enumerate(choices)
+            if (place == answer or (numeric and text == said) if is_number else text == said or own.casefold() == label)
+        ]
+        if len(right) != 1:
+            raise _MalformedRowError(f"the answer {said!r} is {'several' if right else 'none'} of the choices")
+        letter = _LETTERS[right[0]]
+    notes["choices put into the problem, answer as letter (verifier choice)"] += 1
+    lines = [f"{one}. {text}" for one, (_, text, _) in zip(_LETTERS, choices, strict=False)]
+    return replace(problem, text="\n".join([problem.text, *lines]) if problem.text else "", answer=letter)
+
+
 def _plain(row: Row, notes: Counter[str], names: Mapping[str, tuple[str, ...]] = USUAL) -> Problem:
-    """A row with one column each for problem, answer, solution and id."""
+    """A row with one column each for problem, answer, solution and id, and perhaps one with choices."""
     if any(_is_gsm8k({"answer": row.get(name)}) for name in names["answer"]):
         raise _MalformedRowError("the answer is a worked solution ending in ####; adapter gsm8k reads those")
     solution, answer = _string(row, *names["solution"]), _string(row, *names["answer"])
     if not answer and solution:
         answer = _boxed_answer(solution, notes)
     source = row.get("source")
-    return Problem(
+    problem = Problem(
         _string(row, *names["id"]),
         _string(row, *names["problem"]),
         answer,
         solution or None,
         source=source if isinstance(source, str) else "",
     )
+    if any(row.get(name) is not None for name in names["prompt"]):  # a full prompt has its choices
+        return problem
+    given = next((row[name] for name in names["answer"] if _string(row, name)), None)
+    return _with_choices(problem, row, given, notes)
 
 
 def _prompted(problem: Problem, value: object) -> Problem:
@@ -341,7 +397,7 @@ def _chosen(
     return adapter
 
 
-_OF_ANSWERS = (*_ANSWERS, "Answer", "id", "unique_id")
+_OF_ANSWERS = (*_ANSWERS, "Answer", "answerKey", "id", "unique_id")
 
 
 def _read(adapter: Adapter, row: Row, notes: Counter[str], *, needs_answer: bool) -> Problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from sgsd.data.problems import Problem, Row
 from sgsd.errors import ConfigError, DataError, did_you_mean
 from sgsd.validation import is_no_json, nearest, parse_any_json
 
-FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv")
+FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 GYM = "reasoning_gym:"
 HUB_PATIENCE_S = 5.0  # for the first reply; the hub client itself gives up after 23 s
 ROWS_PER_BATCH = 1000
@@ -63,9 +64,8 @@ def load_problems(
     """Read a data set, adapt its rows, and drop what cannot be used.
 
     Args:
-        source: a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv``), a directory (of such files, or written by
-            ``save_to_disk``), ``reasoning_gym:<task>?size=200&seed=1&…``, or a hub name. What exists on disk wins
-            over the hub.
+        source: a file (of one of ``FILE_KINDS``), a directory (of such files, or written by ``save_to_disk``),
+            ``reasoning_gym:<task>?size=200&seed=1&…``, or a hub name. What exists on disk wins over the hub.
         split: the split; ``None`` takes ``train``, or the only one. A file has one split, ``train``.
         config_name: the configuration of a hub data set that has several.
         revision: a branch, tag or commit on the hub.
@@ -158,6 +158,7 @@ def _file_table(path: Path) -> _Table:
         ".json": _read_json,
         ".parquet": _read_parquet,
         ".csv": _read_csv,
+        ".tsv": _read_csv,
     }
     if path.suffix not in readers:
         raise DataError("unknown kind of data file", got=path, expected="one of " + ", ".join(FILE_KINDS))
@@ -195,7 +196,7 @@ def _read_json_lines(path: Path) -> list[Row | DataError]:
 
 
 def _read_json(path: Path) -> list[Row | DataError]:
-    """Read a list of rows, an object with one list of rows, or JSON lines in a ``.json`` file."""
+    """Read a list of rows, an object with one list of rows, one row, or JSON lines in a ``.json`` file."""
     text = runfolder.read_text(path, most=MOST_DATA)
     if rows := _elements(text):
         return _rows_of((f"{path}, row {place}", row) for place, row in enumerate(rows))
@@ -205,13 +206,15 @@ def _read_json(path: Path) -> list[Row | DataError]:
         if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":
             return _read_json_lines(path)
         raise
-    if isinstance(content, dict) and not any(isinstance(value, list) for value in content.values()):
-        return [content]  # JSON lines with a single line
+    if isinstance(content, dict) and not all(isinstance(value, list) for value in content.values()):
+        return [content]
     if content == []:
         return []
     raise DataError("JSON file is not a list of rows", got=path, expected="one list, or an object that holds one")
 
 
+# The first row of a list; a message of a prompt is none.
+_ROW = re.compile(r'\s*\{(?!\s*"(?:role|content)"\s*:)')
 _JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{},]', re.DOTALL)
 
 
@@ -225,7 +228,7 @@ def _elements(text: str) -> list[str]:
     found: list[str] = []
     for part in _JSON_PART.finditer(text):
         mark = part[0]
-        if mark == "[" and depth == outside:
+        if mark == "[" and depth == outside and (outside == 0 or _ROW.match(text, part.end())):
             lists, start = lists + 1, part.end()
         elif start and mark in (",", "]") and depth == outside + 1:
             found.append(text[start : part.start()])
@@ -256,9 +259,13 @@ def _read_parquet(path: Path) -> list[Row | DataError]:
 
 
 def _read_csv(path: Path) -> list[Row | DataError]:
+    """Read fields between commas, semicolons or tabs, whichever the header has most of outside of quotes."""
     rows: list[Row | DataError] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(_csv_lines(path, file), strict=True)
+        lines = _csv_lines(path, file)
+        header = next(lines, "")
+        delimiter = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
+        reader = csv.DictReader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
         try:
             _refuse_repeated(path, reader.fieldnames or ())
             for row in reader:

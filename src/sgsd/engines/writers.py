@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from sgsd.bank.writing import WriteRequest, Written
-from sgsd.engines.generation import generate, generating
+from sgsd.engines.generation import context_length, generate, generating
 from sgsd.engines.models import end_of_completion_ids
 from sgsd.errors import ConfigError
 from sgsd.prompts import message_ids
@@ -50,7 +51,7 @@ class TransformersWriter:
         self._temperature = temperature
         self._batch_size = batch_size
         self._template_kwargs = chat_template_kwargs or {}
-        self._context = model.config.get_text_config().max_position_embeddings
+        self._context = context_length(model.config) or sys.maxsize
         self._end_ids = end_of_completion_ids(model, tokenizer)
         vocabulary = model.config.get_text_config().vocab_size
         try:

@@ -12,7 +12,7 @@ from sgsd import runfolder
 from sgsd.errors import ConfigError
 from sgsd.evaluation.run import Evaluation, read_summary
 
-_FILE_KINDS = (".json", ".jsonl", ".parquet", ".csv")
+_FILE_KINDS = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 # Settings that do not distinguish methods.
 _INCIDENTAL = (
     *("seed", "data_seed", "output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "dry_run"),
