@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -162,6 +162,17 @@ def pathless(value: Any, seed: int | None = None) -> Any:
         return value
     is_file = value.startswith((".", "/", "~")) or Path(value).suffix in _FILE_KINDS
     return (Path(value).name if is_file else value).replace(f"seed{seed}", "seed*")
+
+
+def distinct_tails(paths: Sequence[str]) -> list[str]:
+    """The last parts of each path: as few as distinguish it from all others, or the last one if nothing does."""
+    parts = [Path(path).parts for path in paths]
+    longest = max(map(len, parts), default=0)
+    tails: list[str] = []
+    for own in parts:
+        sizes = (n for n in range(1, longest + 1) if [other[-n:] for other in parts].count(own[-n:]) == 1)
+        tails.append(str(Path(*own[-next(sizes, 1) :])))
+    return tails
 
 
 def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores] | None = None) -> Member:
