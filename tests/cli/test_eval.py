@@ -201,6 +201,20 @@ def test_files_of_one_name_have_a_folder_each(sgsd, tiny_folder, problems, tmp_p
     assert "b/sums.jsonl" in table
 
 
+def test_no_name_of_a_data_set_leads_out_of_the_evaluations(sgsd, run, problems, tmp_path, monkeypatch):
+    """``--dataset ..`` wrote the evaluation into the run's own folder."""
+    (tmp_path / "sums" / "below").mkdir(parents=True)
+    shutil.copy(problems, tmp_path / "sums")
+    monkeypatch.chdir(tmp_path / "sums" / "below")
+    before = {*run.iterdir()}
+    assert sgsd("eval", run, "--dataset", "..").code == 0
+    assert {*run.iterdir()} - before == {run / "evaluations"}
+    assert [folder.name for folder in (run / "evaluations").iterdir()] == ["sums"]
+    shutil.copy(problems, "...jsonl")
+    refused = sgsd("eval", run, "--dataset", "...jsonl")
+    assert (refused.code, "gives no name to a folder: got ...jsonl" in refused.error) == (2, True)
+
+
 def test_two_data_sets_never_share_a_folder(sgsd, run, problems, tmp_path):
     other = tmp_path / "sums.jsonl"
     other.write_text(problems.read_text().splitlines(keepends=True)[0])

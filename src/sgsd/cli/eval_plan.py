@@ -395,7 +395,7 @@ def folder_names(datasets: Sequence[str]) -> list[str]:
     Files of one stem get the parts of their paths that distinguish them: ``a--test.jsonl`` and ``b--test.jsonl``.
 
     Raises:
-        ConfigError: two data sets would share a folder.
+        ConfigError: two data sets would share a folder, or a name is empty, ``.`` or ``..``.
     """
     places = [os.path.abspath(dataset) if os.path.exists(dataset) else dataset for dataset in datasets]
     names = list(map(_folder_name, datasets))
@@ -404,7 +404,9 @@ def folder_names(datasets: Sequence[str]) -> list[str]:
         _as_folder(tail)[-_MOST_NAME:] if names.count(name) > 1 else name
         for name, tail in zip(names, tails, strict=True)
     ]
-    for name in names:
+    for dataset, name in zip(datasets, names, strict=True):
+        if name in ("", ".", ".."):
+            raise ConfigError("the data set gives no name to a folder", got=dataset, remedy="rename it")
         if names.count(name) > 1:
             alike = [dataset for dataset, other in zip(datasets, names, strict=True) if other == name]
             raise ConfigError(
@@ -419,7 +421,7 @@ def _folder_name(dataset: str) -> str:
     if dataset.startswith(GYM):
         name = "gym-" + _as_folder(dataset.removeprefix(GYM))
     else:
-        name = Path(dataset).stem if os.path.exists(dataset) else _as_folder(dataset)
+        name = Path(os.path.abspath(dataset)).stem if os.path.exists(dataset) else _as_folder(dataset)
     return name.encode()[:_MOST_NAME].decode(errors="ignore")
 
 
