@@ -32,7 +32,7 @@ from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
-from sgsd.engines.models import refuse_missing_folder
+from sgsd.engines.models import refuse_missing_folder, weights_digest
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
 from sgsd.evaluation.recorded import distinct_tails
@@ -43,7 +43,6 @@ from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
 _DEFAULTS = {"samples": 1, "max_completion_length": 1024, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
-_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
 _DATE = re.compile(r"""\bstrftime_now\(\s*(['"])([^'"\n]*)\1\s*\)""")
 _MOST_NAME = 200  # bytes; file systems allow 255
 
@@ -427,29 +426,6 @@ def _folder_name(dataset: str) -> str:
 
 def _as_folder(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text.replace("/", "--")).strip("-")
-
-
-def weights_digest(folder: Path) -> str | None:
-    """A digest of the weights in a model folder; ``None`` if there is no such folder.
-
-    It is the SHA-256 of the configuration and, of each file of weights, its size and at most 64 evenly spaced blocks of
-    1 MiB. That suffices because training changes all weights that it trains.
-    """
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".gguf"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode())
-            step = max(_BLOCK_BYTES, size // _BLOCKS)
-            with file.open("rb") as stream:
-                for start in range(0, size, step):
-                    stream.seek(start)
-                    digest.update(stream.read(_BLOCK_BYTES))
-        elif file.name in ("config.json", "generation_config.json", "adapter_config.json"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _prompts_digest(problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> str:
