@@ -84,6 +84,8 @@ class RunRecord(TypedDict):
 
     settings: Annotated[Settings, WrapValidator(in_order)]
     data: NotRequired[dict[str, Any] | None]
+    bank_digest: NotRequired[str | None]
+    model_digest: NotRequired[str | None]
     versions: NotRequired[dict[str, Any]]
     resumed: NotRequired[list[dict[str, Any]]]
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sgsd.cli.eval_plan import renderer_of
+from sgsd.cli.eval_plan import folder_names, renderer_of
+from sgsd.errors import ConfigError
 from sgsd.evaluation import Evaluation
 from sgsd.evaluation.presets import BENCHMARKS
 from sgsd.prompts import PromptRenderer
@@ -180,6 +181,52 @@ def test_several_data_sets_have_a_folder_each_and_a_mean(sgsd, tiny_folder, prob
     table = sgsd(*given)
     assert "mean" in table.out
     assert table.err.count("already evaluated") == 2
+
+
+def test_files_of_one_name_have_a_folder_each(sgsd, tiny_folder, problems, tmp_path):
+    """The second was given the first's results."""
+    for place, count in (("a", 2), ("b", 3)):
+        (tmp_path / place).mkdir()
+        lines = problems.read_text().splitlines(keepends=True)
+        (tmp_path / place / "sums.jsonl").write_text("".join(lines[:count]))
+    both, out = f"{tmp_path / 'a' / 'sums.jsonl'},{tmp_path / 'b' / 'sums.jsonl'}", tmp_path / "out"
+    result = sgsd("eval", tiny_folder, "--dataset", both, *QUICK, "--output", out, "--json")
+    assert [summary["problems"] for summary in json.loads(result.out)["datasets"].values()] == [2, 3]
+    assert {folder.name: len(Evaluation.load(folder).samples) for folder in out.iterdir()} == {
+        "a--sums.jsonl": 2,
+        "b--sums.jsonl": 3,
+    }
+    table = sgsd("eval", tiny_folder, "--dataset", both, *QUICK, "--output", out).out
+    assert "a/sums.jsonl" in table
+    assert "b/sums.jsonl" in table
+
+
+def test_no_name_of_a_data_set_leads_out_of_the_evaluations(sgsd, run, problems, tmp_path, monkeypatch):
+    """``--dataset ..`` wrote the evaluation into the run's own folder."""
+    (tmp_path / "sums" / "below").mkdir(parents=True)
+    shutil.copy(problems, tmp_path / "sums")
+    monkeypatch.chdir(tmp_path / "sums" / "below")
+    before = {*run.iterdir()}
+    assert sgsd("eval", run, "--dataset", "..").code == 0
+    assert {*run.iterdir()} - before == {run / "evaluations"}
+    assert [folder.name for folder in (run / "evaluations").iterdir()] == ["sums"]
+    shutil.copy(problems, "...jsonl")
+    refused = sgsd("eval", run, "--dataset", "...jsonl")
+    assert (refused.code, "gives no name to a folder: got ...jsonl" in refused.error) == (2, True)
+
+
+def test_two_data_sets_never_share_a_folder(sgsd, run, problems, tmp_path):
+    other = tmp_path / "sums.jsonl"
+    other.write_text(problems.read_text().splitlines(keepends=True)[0])
+    assert sgsd("eval", run).code == 0
+    assert "holds an evaluation with other dataset, problems" in sgsd("eval", run, "--dataset", other).error
+    csv = tmp_path / "sums.csv"
+    csv.touch()
+    named = folder_names([str(csv), str(other), "owner/name", "gsm8k"])
+    assert named == ["sums.csv", "sums.jsonl", "owner--name", "gsm8k"]
+    assert folder_names(["owner/name", "owner--name"]) == ["name", "owner--name"]
+    with pytest.raises(ConfigError, match=r"two data sets would share the folder: got sums\.jsonl for .* and"):
+        folder_names([str(problems), f"{problems.parent}/./sums.jsonl"])
 
 
 def test_flags_for_one_data_set_are_refused_for_several(sgsd, tiny_folder, problems, benchmark_file):

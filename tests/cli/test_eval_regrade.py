@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from sgsd.evaluation.run import Evaluation, Sample
+
 ROWS = [
     {"id": "a", "problem": "1?", "answer": "1/2", "response": "It is \\boxed{0.5}", "correct": False},
     {"id": "b", "problem": "2?", "answer": "2", "response": "It is \\boxed{2}", "correct": True},
@@ -64,6 +66,30 @@ def test_refusals(sgsd, responses, tmp_path):
     row = {"response": "2", "answer": "2", "answer_format": ["number"]}
     (tmp_path / "odd.jsonl").write_text(json.dumps(row) + "\n")
     assert "odd.jsonl:1" in sgsd("eval", "--regrade", tmp_path / "odd.jsonl").error
+
+
+def test_nothing_of_the_old_verifier_is_left_in_the_summary(sgsd, tmp_path, monkeypatch):
+    """A reward function extracts no answers: maj@k stayed, and the options of math."""
+    samples = [
+        Sample(f"p{place // 2}", place % 2, "It is \\boxed{5}", 3, "end", "correct", None, "5", "5?", "5")
+        for place in range(4)
+    ]
+    options = {"timeout": 9}
+    Evaluation(tuple(samples), 2).save(tmp_path / "old", model="m", seed=3, verifier="math", verifier_options=options)
+    (tmp_path / "own_reward.py").write_text("def wrong(completions, **_):\n    return [0.0] * len(completions)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def regraded(verifier: str) -> dict:
+        out = tmp_path / verifier.partition(":")[0]
+        assert sgsd("eval", "--regrade", tmp_path / "old", "--verifier", verifier, "--output", out).code == 0
+        return json.loads((out / "summary.json").read_text())
+
+    summary = regraded("own_reward:wrong")
+    assert (summary["model"], summary["seed"], summary["verifier_options"]) == ("m", 3, {})
+    assert summary["pass@2"] == summary["accuracy"] == 0
+    assert not [name for name in summary if name.startswith("maj@")]
+    summary = regraded("math")
+    assert (summary["maj@2"], summary["verifier_options"]) == (1.0, options)
 
 
 def test_the_stored_responses_of_several_projects(sgsd, shared_data):

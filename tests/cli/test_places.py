@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers.utils import chat_template_utils
 
 from sgsd.cli.settings import parse_settings
-from sgsd.engines.models import load_tokenizer
+from sgsd.engines.models import load_tokenizer, weights_digest
 from sgsd.runfolder import one_writer
 
 from ..report.folders import write_run
@@ -78,6 +79,34 @@ def test_a_run_does_not_go_on_under_other_settings(sgsd, flags, run, problems, t
     assert result.code == 2
     assert told in result.error
     assert (run / "run.json").read_bytes() == record
+
+
+def test_a_run_goes_on_with_the_same_weights_wherever_they_are(sgsd, flags, run, tiny_folder, tmp_path, monkeypatch):
+    """Another model of the same folder name was taken, and the same one by a relative path was not."""
+    record = json.loads((run / "run.json").read_text())
+    assert record["model_digest"] == weights_digest(tiny_folder)
+    given = ("train", *flags, "--output_dir", run, "--resume", "--max_steps", "3", "--model_name_or_path")
+    other = shutil.copytree(tiny_folder, tmp_path / "other" / tiny_folder.name)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value + 0.01 for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    refused = sgsd(*given, other)
+    assert (refused.code, f'began with another model_name_or_path: got ["{other}", ' in refused.error) == (2, True)
+    assert "no such model folder" in sgsd(*given, tmp_path / "gone" / tiny_folder.name).error
+    shutil.copytree(tiny_folder, tmp_path / "models" / "renamed")
+    monkeypatch.chdir(tmp_path)
+    assert sgsd(*given, "models/renamed").code == 0
+    [resumed] = json.loads((run / "run.json").read_text())["resumed"]
+    assert "model_name_or_path" not in resumed["changed"]
+
+
+def test_a_record_without_the_models_digest_is_compared_by_its_name(sgsd, flags, run, tiny_folder, tmp_path):
+    record = json.loads((run / "run.json").read_text())
+    del record["model_digest"]
+    (run / "run.json").write_text(json.dumps(record))
+    given = ("train", *flags, "--output_dir", run, "--resume", "--dry_run", "--model_name_or_path")
+    assert sgsd(*given, shutil.copytree(tiny_folder, tmp_path / "other" / tiny_folder.name)).code == 0
+    other = shutil.copytree(tiny_folder, tmp_path / "other" / "name")
+    assert "began with another model_name_or_path: got" in sgsd(*given, other).error
 
 
 def test_what_may_change_when_a_run_goes_on_is_told_in_its_record(sgsd, flags, run, problems, tmp_path):

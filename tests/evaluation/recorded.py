@@ -41,11 +41,17 @@ def write_evaluation(folder: Path, correct: Mapping[str, Sequence[bool]], **summ
     return folder
 
 
-def write_run(folder: Path, evaluations: Mapping[str, Mapping[str, Sequence[bool]]], **settings: Any) -> Path:
-    """A finished run of 100 steps, its evaluations of the final model."""
+def write_run(
+    folder: Path,
+    evaluations: Mapping[str, Mapping[str, Sequence[bool]]],
+    *,
+    record: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """A finished run of 100 steps, its evaluations of the final model; ``record``: further entries of ``run.json``."""
     folder.mkdir(parents=True)
     told = {"method": "sgsd", "model_name_or_path": "base-model", "seed": 0, "output_dir": str(folder), **settings}
-    (folder / "run.json").write_text(json.dumps({"settings": told}))
+    (folder / "run.json").write_text(json.dumps({**(record or {}), "settings": told}))
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 100, "log_history": []}))
     for name, correct in evaluations.items():
         write_evaluation(folder / "evaluations" / name, correct, model=str(folder))

@@ -68,6 +68,65 @@ def test_runs_that_differ_in_seed_paths_and_what_they_log_are_one_row(tmp_path, 
     assert row.differences == (paired_difference([shares(solved(3))], values),)
 
 
+def digests(bank: str = "b", data: str = "d", model: str | None = None) -> dict:
+    return {"bank_digest": bank, "data": {"digest": data}, "model_digest": model}
+
+
+@pytest.mark.parametrize(
+    ("setting", "paths", "kept"),
+    [
+        ("bank", ("a/bank.json", "b/bank.json"), ("a/bank.json", "b/bank.json")),
+        ("bank", ("bank.json", "bank.json"), ("bank.json (first)", "bank.json (second)")),
+        ("bank", ("x-seed0/bank.json", "y-seed1/bank.json"), ("x-seed*/bank.json", "y-seed*/bank.json")),
+        ("dataset", ("/data/a/train.jsonl", "/data/b/train.jsonl"), ("a/train.jsonl", "b/train.jsonl")),
+        ("model_name_or_path", ("/m/a/checkpoint-9", "/n/b/checkpoint-9"), ("a/checkpoint-9", "b/checkpoint-9")),
+    ],
+)
+def test_files_of_one_name_are_told_apart_by_what_they_hold(tmp_path, setting, paths, kept):
+    """Runs with other banks, data or models in files of one name were seeds of one method."""
+    of = {"bank": "bank", "dataset": "data", "model_name_or_path": "model"}[setting]
+    folders = [
+        write_run(
+            tmp_path / str(seed),
+            {"sums": solved(count)},
+            seed=seed,
+            record=digests(**{of: ("first", "second")[seed]}),
+            **{setting: path},
+        )
+        for seed, (path, count) in enumerate(zip(paths, (4, 6), strict=True))
+    ]
+    rows = compare_runs(folders).rows
+    assert [row.label for row in rows] == [f"SGSD, {setting.replace('_', ' ')} {name}" for name in kept]
+    assert [row.seeds for row in rows] == [(0,), (1,)]
+    for folder in folders:  # of an earlier version
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({"settings": record["settings"]}))
+    assert [(row.label, row.seeds) for row in compare_runs(folders).rows] == [("SGSD", (0, 1))]
+
+
+def test_one_file_in_two_folders_and_a_file_for_each_seed_are_one_method(tmp_path):
+    for name, paths, contents in (
+        ("moved", ("/a/bank.json", "/b/bank.json"), ("same", "same")),
+        ("built", ("/a/seed0/bank.json", "/b/seed1/bank.json"), ("first", "second")),
+    ):
+        folders = [
+            write_run(
+                tmp_path / f"{name}-{seed}", {"sums": solved(4)}, seed=seed, bank=paths[seed], record=digests(content)
+            )
+            for seed, content in enumerate(contents)
+        ]
+        assert [(row.label, row.seeds) for row in compare_runs(folders).rows] == [("SGSD", (0, 1))]
+
+
+def test_untrained_models_in_folders_of_one_name_are_told_apart_by_their_weights(tmp_path):
+    folders = [
+        write_evaluation(tmp_path / name, solved(5), model=f"/m/{name}/merged", weights=name, seed=seed)
+        for seed, name in enumerate(("a", "b"))
+    ]
+    labels = [row.label for row in compare_runs(folders).rows]
+    assert labels == ["merged, model a/merged", "merged, model b/merged"]
+
+
 def test_trained_methods_are_compared_by_plain_prompts(base, sgsd):
     skilled = write_evaluation(sgsd / "evaluations" / "sums-skills", solved(9), model=str(sgsd), skills_in_prompt=True)
     table = compare_runs([base, sgsd])

@@ -170,6 +170,16 @@ def test_a_finished_evaluation_is_found_and_other_settings_are_refused(renderer,
         SampleStore(tmp_path, SETTINGS)
 
 
+def test_an_evaluation_that_another_process_made_meanwhile_is_not_taken(renderer, tmp_path):
+    """The settings were compared only before either had written: one data set got the other's results."""
+    late = SampleStore(tmp_path, {**SETTINGS, "prompts": "other"})
+    kept(tmp_path, renderer, Dice())
+    with pytest.raises(ConfigError, match="holds an evaluation with other prompts"):
+        late.finished()
+    with pytest.raises(ConfigError, match="holds an evaluation with other prompts"):
+        late.resume(batch_size=4, total=9)
+
+
 def test_samples_of_another_evaluation_are_not_gone_on_from(renderer):
     other = evaluate(Dice(), PROBLEMS[::-1], renderer, Reader())
     with pytest.raises(ValueError, match="not the first samples of this evaluation"):

@@ -37,6 +37,17 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(runs, tmp_path):
     assert len(grouped(load_runs(folders))) == 1
 
 
+def test_banks_in_files_of_one_name_make_two_groups(tmp_path):
+    """They were drawn as seeds of one method."""
+    folders = [write_run(tmp_path / name, seed=seed, bank=f"{name}/bank.json") for seed, name in enumerate("ab")]
+    record = json.loads((folders[1] / "run.json").read_text())
+    (folders[1] / "run.json").write_text(json.dumps({**record, "bank_digest": "cd" * 32}))
+    assert [group.label for group in grouped(load_runs(folders))] == [
+        "SGSD, bank a/bank.json",
+        "SGSD, bank b/bank.json",
+    ]
+
+
 def test_what_tells_settings_of_one_method_apart_is_in_their_labels(tmp_path):
     folders = [write_run(tmp_path / name, teacher=name, bank=f"banks/{name}.json") for name in ("live", "frozen")]
     folders.append(write_run(tmp_path / "grpo", method="grpo", skills_in_prompt=True))

@@ -26,11 +26,11 @@ from sgsd.cli.bank_settings import BuildSettings, read_settings
 from sgsd.cli.console import Bars, print_json, progress_bar, standard_error, standard_output, table
 from sgsd.cli.contamination import load_all
 from sgsd.cli.engines import Engines, refuse_missing_package
-from sgsd.cli.eval_plan import weights_digest
 from sgsd.cli.settings import ignore_deprecations, read_yaml, resolve_config
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import without_secrets
+from sgsd.engines.models import weights_digest
 from sgsd.prompts import BOXED_INSTRUCTION, PromptRenderer, refuse_long_prompts
 from sgsd.verifiers import Outcome, get_verifier
 

@@ -23,11 +23,21 @@ from sgsd.cli.console import (
     warn_if_few,
 )
 from sgsd.cli.engines import Engines
-from sgsd.cli.eval_plan import Plan, assumptions, check_flags, data_sets, make_plan, read_model_run, refuse_idle_flags
+from sgsd.cli.eval_plan import (
+    Plan,
+    assumptions,
+    check_flags,
+    data_sets,
+    folder_names,
+    make_plan,
+    read_model_run,
+    refuse_idle_flags,
+)
 from sgsd.cli.settings import ignore_deprecations
 from sgsd.display import public_url
 from sgsd.errors import ConfigError
 from sgsd.evaluation import evaluate
+from sgsd.evaluation.recorded import distinct_tails
 from sgsd.evaluation.run import Sample, SampleStore, read_summary
 from sgsd.prompts import refuse_long_prompts
 
@@ -49,8 +59,9 @@ def run(options: argparse.Namespace) -> int:
     refuse_idle_flags(options, {*vars(options)} - {"show"}, "without --regrade")
     engines = engines_of(options)
     plans: list[Plan] = []
-    for name in names:
-        plans.append(make_plan(name, options, record, engines.tokenizer(), several=len(names) > 1))
+    several = len(names) > 1
+    for name, folder in zip(names, folder_names(names), strict=True):
+        plans.append(make_plan(name, options, record, engines.tokenizer(), folder=folder, several=several))
         console.print(plans[-1].report.summary())
         warn_if_few(console, _short(name), len(plans[-1].problems))
     if not record and (assumed := assumptions(options, plans[0], engines.tokenizer())):
@@ -163,7 +174,7 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
     """A table with a column per data set and one for their mean. Intervals are 95 %, over problems."""
     every = list(summaries.values())
     several = len(every) > 1
-    heads = [*map(_short, summaries), *(["mean"] if several else [])]
+    heads = [*distinct_tails(list(summaries)), *(["mean"] if several else [])]
     made = table("", "", *heads, right=heads)
 
     def add(label: str, cells: Sequence[str], mean: str = "") -> None:

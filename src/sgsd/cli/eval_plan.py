@@ -32,9 +32,10 @@ from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
-from sgsd.engines.models import refuse_missing_folder
+from sgsd.engines.models import refuse_missing_folder, weights_digest
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark
+from sgsd.evaluation.recorded import distinct_tails
 from sgsd.evaluation.run import prompts_of, verifier_of
 from sgsd.prompts import SWITCH, PromptRenderer, Shown, Thinking
 from sgsd.trainers.config import context_of
@@ -42,7 +43,6 @@ from sgsd.trainers.rows import skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
 _DEFAULTS = {"samples": 1, "max_completion_length": 1024, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
-_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
 _DATE = re.compile(r"""\bstrftime_now\(\s*(['"])([^'"\n]*)\1\s*\)""")
 _MOST_NAME = 200  # bytes; file systems allow 255
 
@@ -194,7 +194,13 @@ def check_flags(options: argparse.Namespace) -> None:
 
 
 def make_plan(
-    name: str, options: argparse.Namespace, run: Mapping[str, Any], tokenizer: ChatTokenizer, *, several: bool
+    name: str,
+    options: argparse.Namespace,
+    run: Mapping[str, Any],
+    tokenizer: ChatTokenizer,
+    *,
+    folder: str,
+    several: bool,
 ) -> Plan:
     """The plan for one data set, made without loading the model.
 
@@ -203,6 +209,7 @@ def make_plan(
         options: the flags.
         run: settings of the run; empty for other models.
         tokenizer: of the model.
+        folder: name of the evaluation's folder; see ``folder_names``.
         several: several data sets are evaluated, each in a subfolder of ``--output``.
 
     Raises:
@@ -214,7 +221,7 @@ def make_plan(
     verifier = get_verifier(verifier_name, **verifier_options)
     problems, report = _load(name, benchmark, options, verifier)
     skilled = bool(options.skills_in_prompt)
-    output = output_of(name, options, skilled=skilled, several=several)
+    output = output_of(folder, options, skilled=skilled, several=several)
     today = _today(tokenizer, None if options.force else output)
     renderer = renderer_of(_dated(tokenizer, today), options, run, benchmark)
     shown, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
@@ -366,9 +373,9 @@ def _dated(tokenizer: ChatTokenizer, today: date | None) -> ChatTokenizer:
 # ---- folders and digests
 
 
-def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several: bool) -> Path | None:
+def output_of(folder: str, options: argparse.Namespace, *, skilled: bool, several: bool) -> Path | None:
     """The folder of an evaluation: ``--output``, or in the run's ``evaluations/``; ``None`` to save nothing."""
-    folder = _folder_name(name) + ("-skills" if skilled else "")
+    folder += "-skills" if skilled else ""
     if options.output is not None:
         return options.output / folder if several else options.output
     model = Path(options.model)
@@ -381,38 +388,44 @@ def output_of(name: str, options: argparse.Namespace, *, skilled: bool, several:
     return place
 
 
+def folder_names(datasets: Sequence[str]) -> list[str]:
+    """A folder for each data set: ``aime24``, ``sums`` for ``data/sums.jsonl``, ``owner--name``, ``gym-task``.
+
+    Files of one stem get the parts of their paths that distinguish them: ``a--test.jsonl`` and ``b--test.jsonl``.
+
+    Raises:
+        ConfigError: two data sets would share a folder, or a name is empty, ``.`` or ``..``.
+    """
+    places = [os.path.abspath(dataset) if os.path.exists(dataset) else dataset for dataset in datasets]
+    names = list(map(_folder_name, datasets))
+    tails = distinct_tails(places)
+    names = [
+        _as_folder(tail)[-_MOST_NAME:] if names.count(name) > 1 else name
+        for name, tail in zip(names, tails, strict=True)
+    ]
+    for dataset, name in zip(datasets, names, strict=True):
+        if name in ("", ".", ".."):
+            raise ConfigError("the data set gives no name to a folder", got=dataset, remedy="rename it")
+        if names.count(name) > 1:
+            alike = [dataset for dataset, other in zip(datasets, names, strict=True) if other == name]
+            raise ConfigError(
+                "two data sets would share the folder",
+                got=f"{name} for {' and '.join(alike)}",
+                remedy="evaluate on one at a time, each with its own --output",
+            )
+    return names
+
+
 def _folder_name(dataset: str) -> str:
-    """A folder for a data set: ``aime24``, ``sums`` for ``data/sums.jsonl``, ``owner--name``, ``gym-task``."""
     if dataset.startswith(GYM):
-        name = "gym-" + re.sub(r"[^\w.-]+", "-", dataset.removeprefix(GYM)).strip("-")
-    elif os.path.exists(dataset):
-        name = Path(dataset).stem
+        name = "gym-" + _as_folder(dataset.removeprefix(GYM))
     else:
-        name = re.sub(r"[^\w.-]+", "-", dataset.replace("/", "--")).strip("-")
+        name = Path(os.path.abspath(dataset)).stem if os.path.exists(dataset) else _as_folder(dataset)
     return name.encode()[:_MOST_NAME].decode(errors="ignore")
 
 
-def weights_digest(folder: Path) -> str | None:
-    """A digest of the weights in a model folder; ``None`` if there is no such folder.
-
-    It is the SHA-256 of the configuration and, of each file of weights, its size and at most 64 evenly spaced blocks of
-    1 MiB. That suffices because training changes all weights that it trains.
-    """
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".gguf"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode())
-            step = max(_BLOCK_BYTES, size // _BLOCKS)
-            with file.open("rb") as stream:
-                for start in range(0, size, step):
-                    stream.seek(start)
-                    digest.update(stream.read(_BLOCK_BYTES))
-        elif file.name in ("config.json", "generation_config.json", "adapter_config.json"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _as_folder(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text.replace("/", "--")).strip("-")
 
 
 def _prompts_digest(problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> str:

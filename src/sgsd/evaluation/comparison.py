@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from sgsd import runfolder
 from sgsd.errors import ConfigError, did_you_mean
-from sgsd.evaluation.recorded import Member, Scores, read_member
+from sgsd.evaluation.recorded import Member, Scores, read_member, settings_key, told_apart
 from sgsd.evaluation.statistics import Estimate, difference_over, mean_over
 from sgsd.trainers.names import BASE, method_name
 
@@ -104,7 +104,10 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
             name with other problems, verifiers, sampling or k; the same settings and seed twice.
     """
     distinct = {runfolder.real(path): path for path in folders}.values()
-    members = _with_shared_names(_joined([read_member(folder, checkpoint) for folder in distinct]))
+    read = [read_member(folder, checkpoint) for folder in distinct]
+    told = told_apart([member.settings for member in read], [member.sources for member in read])
+    apart = [replace(member, settings=settings) for member, settings in zip(read, told, strict=True)]
+    members = _with_shared_names(_joined(apart))
     if not members:
         raise ConfigError("nothing to compare", expected="run folders, or evaluation folders")
     evaluations: dict[str, list[Scores]] = {}
@@ -175,7 +178,7 @@ def distinct_labels(names: Sequence[str], settings: Sequence[Mapping[str, Any]])
 
 
 def _key(member: Member) -> str:
-    return json.dumps([member.method, member.settings], sort_keys=True, default=str)
+    return f"{member.method} {settings_key(member.settings)}"
 
 
 def _names(members: Sequence[Member]) -> list[str]:

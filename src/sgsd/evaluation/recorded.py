@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,20 @@ class Scores:
         return bool(self.summary.get("skills_in_prompt"))
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a setting names: a bank, data, or the folder of a model.
+
+    Attributes:
+        path: as it was given, with ``seed*`` for the seed.
+        identity: digest of what was read, or the path from the first part that names the seed: such files are made
+            for each seed.
+    """
+
+    path: str
+    identity: str
+
+
 @dataclass(frozen=True)
 class Member:
     """One run, or the evaluations of an untrained model: the part of a row of the table with one seed.
@@ -78,6 +93,7 @@ class Member:
         checkpoint: the step that was evaluated, if known.
         scores: name of the evaluation → its results.
         notes: the evaluations that were left out.
+        sources: setting → what it named, where a digest was recorded.
     """
 
     folder: Path
@@ -88,6 +104,7 @@ class Member:
     checkpoint: int | None
     scores: Mapping[str, Scores]
     notes: tuple[str, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
     @property
     def is_trained(self) -> bool:
@@ -143,7 +160,9 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
             remedy="name the run's folder, with the evaluation in its evaluations/",
         )
     asked = {name: pathless(first.summary.get(name)) for name in _UNTRAINED_SETTINGS}
-    return Member(folder, "base", str(first.summary["model"]), first.summary.get("seed"), asked, None, found)
+    name, seed = str(first.summary["model"]), first.summary.get("seed")
+    sources = _sources({"model": (name, first.summary.get("weights"))})
+    return Member(folder, "base", name, seed, asked, None, found, sources=sources)
 
 
 def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,6 +181,69 @@ def pathless(value: Any, seed: int | None = None) -> Any:
         return value
     is_file = value.startswith((".", "/", "~")) or Path(value).suffix in _FILE_KINDS
     return (Path(value).name if is_file else value).replace(f"seed{seed}", "seed*")
+
+
+def sources_of(record: Mapping[str, Any]) -> dict[str, Source]:
+    """The bank, data and model of a run, where its ``run.json`` has their digests."""
+    settings, data = record["settings"], record.get("data") or {}
+    found = {
+        "bank": (settings.get("bank"), record.get("bank_digest")),
+        "dataset": (settings.get("dataset"), data.get("digest")),
+        "model_name_or_path": (settings.get("model_name_or_path"), record.get("model_digest")),
+    }
+    return _sources(found, settings.get("seed"))
+
+
+def told_apart(settings: Sequence[Mapping[str, Any]], sources: Sequence[Mapping[str, Source]]) -> list[dict[str, Any]]:
+    """The settings of each method; sources of one name that differ get the parts of their paths that distinguish them.
+
+    Args:
+        settings: of each; see ``method_settings``.
+        sources: of each; see ``sources_of``. Settings without a source stay as they are.
+    """
+    told = [dict(own) for own in settings]
+    alike: dict[str, list[int]] = {}
+    for place, own in enumerate(settings):
+        alike.setdefault(settings_key(own), []).append(place)
+    for places in alike.values():
+        for name in dict.fromkeys(name for place in places for name in sources[place]):
+            of_runs = {place: sources[place][name] for place in places if name in sources[place]}
+            paths = {source.identity: source.path for source in reversed(of_runs.values())}  # the first of each
+            if len(paths) < 2:
+                continue
+            tails = dict(zip(paths, distinct_tails(list(paths.values())), strict=True))
+            for place, source in of_runs.items():
+                tail = tails[source.identity]
+                is_one = list(tails.values()).count(tail) == 1
+                told[place][name] = tail if is_one else f"{tail} ({source.identity[:12]})"
+    return told
+
+
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """A text that is equal for equal settings."""
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _sources(named: Mapping[str, tuple[Any, Any]], seed: int | None = None) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for name, (path, digest) in named.items():
+        if isinstance(path, str) and isinstance(digest, str):
+            path = path.replace(f"seed{seed}", "seed*")
+            parts = Path(path).parts
+            of_seed = next((at for at, part in enumerate(parts) if "seed*" in part), None)
+            found[name] = Source(path, digest if of_seed is None else str(Path(*parts[of_seed:])))
+    return found
+
+
+def distinct_tails(paths: Sequence[str]) -> list[str]:
+    """The last parts of each path: as few as distinguish it from all others, or the last one if nothing does."""
+    parts = [Path(path).parts for path in paths]
+    longest = max(map(len, parts), default=0)
+    tails: list[str] = []
+    for own in parts:
+        sizes = (n for n in range(1, longest + 1) if [other[-n:] for other in parts].count(own[-n:]) == 1)
+        tails.append(str(Path(*own[-next(sizes, 1) :])))
+    return tails
 
 
 def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores] | None = None) -> Member:
@@ -185,9 +267,11 @@ def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores
             got=notes[0].removesuffix(".") if notes else f"none in {folder}",
             remedy="sgsd eval makes one; --checkpoint N compares all runs at step N",
         )
-    settings = runfolder.read_json(folder / runfolder.RUN, runfolder.RUN_RECORD)["settings"]
+    record = runfolder.read_json(folder / runfolder.RUN, runfolder.RUN_RECORD)
+    settings = record["settings"]
     method, model = settings.get("method", "sgsd"), settings.get("model_name_or_path") or "?"
-    return Member(folder, method, model, settings.get("seed"), method_settings(settings), wanted, kept, tuple(notes))
+    told, sources = method_settings(settings), sources_of(record)
+    return Member(folder, method, model, settings.get("seed"), told, wanted, kept, tuple(notes), sources)
 
 
 def _final_step(run: Path) -> int | None:

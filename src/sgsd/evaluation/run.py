@@ -389,15 +389,16 @@ class SampleStore:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
         self._force = force
-        if not force and any((folder / name).exists() for name in _FILES):
-            self._refuse_others()
+        self._refuse_others()
 
     def finished(self) -> Evaluation | None:
         """The evaluation if it is finished, else ``None``.
 
         Raises:
             DataError: its samples cannot be read.
+            ConfigError: another process made an evaluation with other settings here meanwhile.
         """
+        self._refuse_others()
         made = not self._force and (self.folder / runfolder.SUMMARY).exists()
         return Evaluation.load(self.folder) if made else None
 
@@ -406,7 +407,9 @@ class SampleStore:
 
         Raises:
             DataError: a line other than the last is broken.
+            ConfigError: another process made an evaluation with other settings here meanwhile.
         """
+        self._refuse_others()
         if self._force:
             for name in _FILES:
                 (self.folder / name).unlink(missing_ok=True)
@@ -430,6 +433,8 @@ class SampleStore:
         runfolder.write_json(self.folder / runfolder.SUMMARY, summary)
 
     def _refuse_others(self) -> None:
+        if self._force or not any((self.folder / name).exists() for name in _FILES):
+            return
         remedy = "choose another --output, or --force to discard that evaluation"
         try:
             before = runfolder.read_json(self.folder / runfolder.SETTINGS)

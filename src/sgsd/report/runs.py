@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sgsd import runfolder
 from sgsd.bank import Item, Ledger, SkillBank
 from sgsd.errors import ConfigError, SGSDError
 from sgsd.evaluation.comparison import distinct_labels
-from sgsd.evaluation.recorded import method_settings
+from sgsd.evaluation.recorded import method_settings, settings_key, sources_of, told_apart
 from sgsd.trainers.names import method_name
 
 T = TypeVar("T")
@@ -150,11 +149,13 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Group runs with equal settings except the seed, in the order of their first runs."""
+    told = told_apart([method_settings(run.settings) for run in runs], [sources_of(run.record) for run in runs])
     groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps(method_settings(run.settings), sort_keys=True, default=str), []).append(run)
-    firsts = [members[0] for members in groups.values()]
-    labels = distinct_labels([run.method for run in firsts], [method_settings(run.settings) for run in firsts])
+    settings: dict[str, dict[str, Any]] = {}
+    for run, own in zip(runs, told, strict=True):
+        groups.setdefault(settings_key(own), []).append(run)
+        settings.setdefault(settings_key(own), own)
+    labels = distinct_labels([members[0].method for members in groups.values()], list(settings.values()))
     return [Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
 
 

@@ -27,6 +27,7 @@ from sgsd import __version__, runfolder
 from sgsd.bank import SkillBank
 from sgsd.data.problems import Problem
 from sgsd.display import without_secrets
+from sgsd.engines.models import weights_digest
 from sgsd.objectives import TeacherScores
 from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.tracking import log_gaps
@@ -209,10 +210,14 @@ def keep_until(file: Path, step: int) -> None:
 
 
 def record_run(folder: Path, settings: Mapping[str, Any], bank: SkillBank | None, **more: Any) -> None:
-    """Write ``run.json``, with all settings, the versions of packages and ``more``, and the bank at the start."""
+    """Write ``run.json``, and the bank at the start.
+
+    It has all settings, the versions of packages, digests of the bank and of a local model's folder, and ``more``.
+    """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     about = {"sgsd": __version__, "python": platform.python_version(), "versions": versions}
     about["bank_digest"] = None if bank is None else bank.digest
+    about["model_digest"] = weights_digest(Path(str(settings.get("model_name_or_path"))))
     runfolder.write_json(folder / runfolder.RUN, {**about, **more, "settings": settings})
     if bank is not None:
         bank.save(folder / runfolder.BANK_START)
