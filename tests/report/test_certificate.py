@@ -19,6 +19,7 @@ ARITHMETIC = "arithmetic, 39 % right, 40 % before"
 GRPO = "GRPO, trained beside it without the document, answers"
 PROMPT = "The document in the prompt"
 GAIN = "The model answers 88 % of held-out tasks right without the document in its prompt, 21 % before"
+RULES = "its rules gain in the prompt, as teachers are shown them,"
 HOSTILE = " [red]\u202egnp\u2066\u0007\u200b\u2028[/red] </style><img src=x onerror=alert(1)> {{ 7 * 7 }} &"
 
 
@@ -42,17 +43,22 @@ def page(read, tmp_path):
 @pytest.mark.parametrize(
     ("numbers", "sentence"),
     [
-        ({}, f"{GAIN}; 97 % of what the document gains in the prompt is kept."),
-        ({"with_document": 0.7}, f"{GAIN}; all of what the document gains in the prompt is kept."),
+        ({}, f"{GAIN}; 97 % of what {RULES} is kept."),
+        ({"with_document": 0.7}, f"{GAIN}; all of what {RULES} is kept."),
         ({"with_document": None}, f"{GAIN}."),
         ({"with_document": 0.22}, f"{GAIN}."),
-        ({"after": 0.998}, f"{GAIN.replace('88', 'over 99')}; all of what the document gains in the prompt is kept."),
+        ({"after": 0.998}, f"{GAIN.replace('88', 'over 99')}; all of what {RULES} is kept."),
         ({"after": 0.25}, f"No gain is shown: t{GAIN[1:].replace('88', '25')}, a difference that may be chance."),
         ({"after": 0.1}, f"Training made it worse: t{GAIN[1:].replace('88', '10')}."),
     ],
 )
 def test_one_sentence_says_what_happened(read, numbers, sentence):
     assert headline(read(**numbers)) == sentence
+
+
+def test_the_sentence_names_the_document_where_teachers_are_shown_all_of_it(read):
+    certificate = read().model_copy(update={"teachers": "document"})
+    assert headline(certificate) == f"{GAIN}; 97 % of what the document gains in the prompt is kept."
 
 
 @pytest.mark.parametrize(

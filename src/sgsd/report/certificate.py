@@ -203,6 +203,12 @@ def read_certificate(path: str | Path) -> Certificate:
 # ---- in words
 
 
+_GAINS = {
+    "rules": "its rules gain in the prompt, as teachers are shown them,",
+    "document": "the document gains in the prompt",
+}
+
+
 def headline(certificate: Certificate) -> str:
     """The sentence that states the result."""
     accuracy, differences, kept = certificate.accuracy, certificate.differences, certificate.kept
@@ -218,7 +224,7 @@ def headline(certificate: Certificate) -> str:
     if kept is None or differences.with_document_before is None or differences.with_document_before.sign <= 0:
         return f"{said}."
     part = "all" if kept.share >= 1 else _share(kept.share)
-    return f"{said}; {part} of what the document gains in the prompt is kept."
+    return f"{said}; {part} of what {_GAINS[certificate.teachers]} is kept."
 
 
 def remarks(certificate: Certificate) -> list[str]:
