@@ -19,10 +19,13 @@ from rich.console import Console
 from sgsd import internalize
 from sgsd.bank.credit import separation
 from sgsd.cli import main
+from sgsd.cli.figures import answers as shown_answers
 from sgsd.cli.figures import kept as share_kept
 from sgsd.cli.figures import runs_of_words, summed
 from sgsd.cli.internalize import _Job, _Steps, known_flags
+from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError, DataError
+from sgsd.evaluation.run import Evaluation, Sample
 from sgsd.examples import demo
 from sgsd.trainers.tracking import TRACKERS
 
@@ -368,6 +371,13 @@ def test_the_share_that_is_kept():
     low, high = kept["ci95"]
     assert low < 25 / 30 < high <= 1
     assert share_kept(before, before, shown) is None
+
+
+@pytest.mark.parametrize(("outcome", "correct"), [("correct", True), ("incorrect", False), ("undecided", None)])
+def test_an_undecided_answer_is_neither_right_nor_wrong(outcome, correct):
+    made = Evaluation((Sample("p", 0, "x", 3, "end", outcome, None, None),), 1)
+    (row,) = shown_answers([Problem("p", "What?", "5")], {"before": made})
+    assert row["before"] == {"text": "x", "correct": correct}
 
 
 def test_six_words_in_a_row_are_recited():
