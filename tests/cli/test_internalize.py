@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from rich.console import Console
 
@@ -22,12 +25,14 @@ from sgsd.cli import main
 from sgsd.cli.figures import answers as shown_answers
 from sgsd.cli.figures import kept as share_kept
 from sgsd.cli.figures import runs_of_words, summed
-from sgsd.cli.internalize import _Job, _Steps, known_flags
+from sgsd.cli.internalize import _Job, _row, _Steps, known_flags
 from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.run import Evaluation, Sample
 from sgsd.examples import demo
 from sgsd.trainers.tracking import TRACKERS
+from sgsd.verifiers import get_verifier
 
 SETTINGS = ["--max_completion_length", "8", "--max_steps", "3", "--save_steps", "1", "--dtype", "float32"]
 SETTINGS += ["--per_device_train_batch_size", "4", "--instruction", "Finish with the number of the shelf."]
@@ -371,6 +376,71 @@ def test_the_share_that_is_kept():
     low, high = kept["ci95"]
     assert low < 25 / 30 < high <= 1
     assert share_kept(before, before, shown) is None
+
+
+_USER = {"role": "user", "content": "What is 1 + 1?"}
+_GYM = {"question": "Spell cat backward.", "answer": "tac", "metadata": {"source_dataset": "spell_backward"}}
+_DAPO = {"data_source": "math", "reward_model": {"ground_truth": "2"}}
+_WRAPPED = 'What is 1 + 1?\n\nRemember to put your answer on its own line after "Answer:".'
+_SYSTEM = {"role": "system", "content": "Be short."}
+SOURCES: dict[str, tuple[list[dict], str | None]] = {
+    "reasoning_gym": ([_GYM], None),
+    "gym_columns": ([_GYM], "problem=question,answer=answer"),
+    "plain": ([{"Question": "What is 1 + 1?", "Answer": 2, "ID": "a"}], None),
+    "boxed": ([{"problem": "What is 1 + 1?", "solution": r"It is \boxed{2}."}], None),
+    "gsm8k": ([{"question": "What is 1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}], None),
+    "dapo_processed": ([{"prompt": "What is 1 + 1?", "solution": "2", "source_prompt": [_USER]}], None),
+    "dapo_raw": (
+        [
+            _DAPO | {"prompt": [_SYSTEM, _USER]},
+            _DAPO | {"prompt": [_USER | {"content": _WRAPPED.replace("1 + 1", "2")}]},
+        ],
+        None,
+    ),
+    "dapo_columns": ([_DAPO | {"prompt": [_USER], "gold": "3"}], "prompt=prompt,answer=gold"),
+    "trl": ([{"prompt": [_SYSTEM, _USER], "solution": "2"}], None),
+    "trl_text": ([{"prompt": "1 + 1 =", "ground_truth": "2"}], None),
+    "some_prompts": (
+        [{"Question": "What is 1 + 1?", "Answer": "2"}, {"Question": "And 2?", "Answer": "2", "prompt": [_SYSTEM, _USER]}],
+        None,
+    ),
+    "columns": ([{"q": "What is 1 + 1?", "gold": "2", "text": "x", "worked": "2, so"}], "problem=q,answer=gold"),
+    "solution_column": ([{"q": "1 + 1?", "gold": "2", "worked": "so 2"}], "problem=q,answer=gold,solution=worked"),
+    "not_a_number": ([{"problem": "What is 1 + 1?", "answer": "2", "level": float("nan")}], None),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_written_tasks_are_read_as_the_same_problems(tmp_path, name):
+    rows, columns = SOURCES[name]
+    if name == "not_a_number":
+        source = tmp_path / "tasks.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    else:
+        source = tmp_path / "tasks.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _same_when_written(load_problems(source, columns=columns)[0], len(rows), tmp_path)
+
+
+@pytest.mark.parametrize("task", ["spell_backward", "countdown", "caesar_cipher", "simple_equations"])
+def test_tasks_of_reasoning_gym_are_read_as_the_same_problems(tmp_path, task):
+    pytest.importorskip("reasoning_gym")
+    verifier = get_verifier("reasoning_gym")
+    loaded, _ = load_problems(f"reasoning_gym:{task}?size=4&seed=1", readable=verifier.readable)
+    again = _same_when_written(loaded, 4, tmp_path)
+    answers = [f"<answer>{problem.answer}</answer>" for problem in loaded]
+    verdicts = verifier.verify_many(answers, [problem.key for problem in again])
+    assert verdicts == verifier.verify_many(answers, [problem.key for problem in loaded])
+    assert {verdict.outcome for verdict in verdicts} == {"correct"}
+
+
+def _same_when_written(loaded: list[Problem], count: int, folder: Path) -> list[Problem]:
+    written = folder / "written.jsonl"
+    written.write_text("".join(map(_row, loaded)))
+    again, _ = load_problems(written)
+    assert len(again) == count
+    assert [replace(problem, source="") for problem in again] == [replace(problem, source="") for problem in loaded]
+    return again
 
 
 @pytest.mark.parametrize(("outcome", "correct"), [("correct", True), ("incorrect", False), ("undecided", None)])

@@ -50,6 +50,7 @@ from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_exam
 from sgsd.cli.prepare import check_before_loading, prepare
 from sgsd.cli.settings import RunArguments, hub_or_cache, parse_settings, read_yaml, resolve_config
 from sgsd.cli.train import run_training, train
+from sgsd.data.adapters import as_row
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, Verdict
@@ -581,10 +582,7 @@ def _digest(problems: Sequence[Problem]) -> str:
 
 
 def _row(problem: Problem) -> str:
-    row = {**problem.columns, "id": problem.id, "problem": problem.text, "answer": problem.key}
-    if problem.prompt is not None:
-        row["prompt"] = problem.prompt
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(as_row(problem), ensure_ascii=False) + "\n"
 
 
 def known_flags(flags: Sequence[str], known: Collection[str]) -> list[str]:
