@@ -26,6 +26,7 @@ from sgsd.cli.figures import answers as shown_answers
 from sgsd.cli.figures import kept as share_kept
 from sgsd.cli.figures import runs_of_words, summed
 from sgsd.cli.internalize import _Job, _row, _Steps, known_flags
+from sgsd.cli.settings import parse_settings
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError, DataError
@@ -480,7 +481,31 @@ def test_a_metric_is_summed_over_steps_however_often_it_is_logged():
 
 def test_flags_of_another_method_are_left_out():
     flags = ["--max_steps", "3", "--objective", "correction", "--bf16", "--teachers", "a", "b"]
-    assert known_flags(flags, {"max_steps", "teachers"}) == ["--max_steps", "3", "--teachers", "a", "b"]
+    assert known_flags(flags, {"--max_steps", "--teachers"}) == ["--max_steps", "3", "--teachers", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--max_steps", "7", "--per_device_train_batch_size=8"],
+        ["--max-steps", "7", "--per-device-train-batch-size=8"],
+        ["--config", "OWN"],
+        ["--config=OWN", "--max-steps", "7", "--method", "sgsd"],
+    ],
+)
+def test_the_baseline_trains_with_the_users_settings(data, tiny_folder, tmp_path, flags):
+    own = tmp_path / "own.yaml"
+    steps = "" if "--max-steps" in flags else "max_steps: 7\n"
+    own.write_text(f"{steps}per_device_train_batch_size: 8\nteacher: frozen\nbf16: false\ntemperature: 0.5\n")
+    settings = [flag.replace("OWN", str(own)) for flag in flags]
+    job = _Job(data[0], str(tiny_folder), tmp_path / "out", settings, 0, None, Console())
+    run, grpo = job.training, parse_settings(job._grpo_flags())
+    assert grpo[0].method == "grpo"
+    assert grpo[1].num_generations == 4
+    for name in ("max_steps", "per_device_train_batch_size", "generation_batch_size", "bf16", "temperature"):
+        assert vars(grpo[1])[name] == vars(run)[name], name
+    assert run.max_steps == 7
+    assert run.per_device_train_batch_size == 8
 
 
 def planted(folder: Path) -> tuple[Path, Path, dict[str, str]]:

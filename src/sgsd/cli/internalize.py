@@ -29,7 +29,6 @@ import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,16 @@ from sgsd.cli import figures
 from sgsd.cli.console import standard_error, standard_output, warn_if_few
 from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_examples
 from sgsd.cli.prepare import check_before_loading, prepare
-from sgsd.cli.settings import RunArguments, hub_or_cache, parse_settings, read_yaml, resolve_config
+from sgsd.cli.flags import with_underscores
+from sgsd.cli.settings import (
+    RunArguments,
+    flags_of,
+    hub_or_cache,
+    parse_settings,
+    pop_flag,
+    read_yaml,
+    resolve_config,
+)
 from sgsd.cli.train import run_training, train
 from sgsd.data.adapters import as_row
 from sgsd.data.problems import Problem
@@ -62,7 +70,7 @@ from sgsd.evaluation.run import prompts_of
 from sgsd.prompts import PromptRenderer, Shown
 from sgsd.report.certificate import Certificate, add_to_card, certificate_table, duration, read_certificate, write_page
 from sgsd.trainers.checkpoint import complete_checkpoints
-from sgsd.trainers.config import CONFIGS, SGSDConfig, VerifiedConfig, context_of
+from sgsd.trainers.config import SGSDConfig, VerifiedConfig, context_of
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rows import skill_pairs
 from sgsd.trainers.settings import computes_in_bfloat16
@@ -212,6 +220,7 @@ class _Job:
         self._bank = load_bank(document)
         self._document = document.name
         self._model = model
+        settings = [with_underscores(one) for one in settings]
         self._settings = [*_machine_settings(settings, console), *settings]
         self._seed = seed
         self._baseline_rate = baseline_rate
@@ -495,13 +504,14 @@ class _Job:
         return [*flags, *self._settings, *self._own(name), "--bank", str(self.folder / runfolder.BANK)]
 
     def _grpo_flags(self) -> list[str]:
-        """The preset's settings and the user's flags that exist for GRPO."""
-        known = {one.name for part in (RunArguments, ModelConfig, CONFIGS[_GRPO]) for one in fields(part)}
-        content = {name: value for name, value in read_yaml(resolve_config(PRESET)).items() if name in known}
+        """The settings of the preset or the user's ``--config``, and the user's flags, as far as GRPO has them."""
+        known, settings = flags_of(_GRPO) - {"--method"}, [*self._settings]
+        config = resolve_config(pop_flag(settings, "--config") or PRESET)
+        content = {name: value for name, value in read_yaml(config).items() if f"--{name}" in known}
         file = self.folder / "grpo.yaml"
         runfolder.write_text(file, yaml.safe_dump(content | {"method": _GRPO, "num_generations": _GROUP}))
         rate = [] if self._baseline_rate is None else ["--learning_rate", str(self._baseline_rate)]
-        return ["--config", str(file), *known_flags(self._settings, known), *self._own(_GRPO), *rate]
+        return ["--config", str(file), *known_flags(settings, known), *self._own(_GRPO), *rate]
 
     def _own(self, name: str) -> list[str]:
         own = ["--model_name_or_path", self._model, "--dataset", str(self._task_file("train"))]
@@ -586,12 +596,12 @@ def _row(problem: Problem) -> str:
 
 
 def known_flags(flags: Sequence[str], known: Collection[str]) -> list[str]:
-    """The flags, with their values, whose names are in ``known``."""
+    """The flags that are in ``known``, with their values."""
     kept: list[str] = []
     taken = True
     for flag in flags:
         if flag.startswith("--"):
-            taken = flag[2:].split("=")[0] in known
+            taken = flag.split("=")[0] in known
         if taken:
             kept.append(flag)
     return kept
