@@ -63,6 +63,7 @@ class Settings(TypedDict, total=False):
     embedder: str | None
     retrieval_text: str
     eval_dataset: str | None
+    dataset_columns: str | None
     instruction: str | None
     thinking: str | None
     chat_template_kwargs: dict[str, Any] | None

@@ -212,7 +212,7 @@ def make_plan(
     verifier_name = verifier_of(options.verifier, run)
     verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}
     verifier = get_verifier(verifier_name, **verifier_options)
-    problems, report = _load(name, benchmark, options, verifier)
+    problems, report = _load(name, benchmark, options, run, verifier)
     skilled = bool(options.skills_in_prompt)
     output = output_of(name, options, skilled=skilled, several=several)
     today = _today(tokenizer, None if options.force else output)
@@ -260,19 +260,23 @@ def make_plan(
 
 
 def _load(
-    name: str, benchmark: Benchmark | None, options: argparse.Namespace, verifier: Verifier
+    name: str, benchmark: Benchmark | None, options: argparse.Namespace, run: Mapping[str, Any], verifier: Verifier
 ) -> tuple[list[Problem], DataReport]:
     split, config, source = options.dataset_split, options.dataset_config, options.dataset_file or name
     if options.dataset_file is None and benchmark is not None and not os.path.exists(name):
         source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
+    columns, of_run = options.dataset_columns, not (options.dataset or options.dataset_file)
+    if of_run and benchmark is None and columns is None and options.dataset_adapter is None:
+        columns = run.get("dataset_columns")
     return load_problems(
         source,
         split=split,
         config_name=config,
         adapter=options.dataset_adapter,
-        columns=options.dataset_columns,
+        columns=columns,
         limit=options.limit,
         readable=verifier.readable,
+        held_out=of_run,
     )
 
 
