@@ -277,6 +277,39 @@ def test_rows_that_cannot_be_used_are_told(data, tiny_folder, tmp_path, capsys):
         assert f"{part}: 12 of 13 rows kept from some.jsonl; dropped 1 malformed (some-12)" in capsys.readouterr().err
 
 
+def read(data, folder: Path, capsys, tasks: list[str], held_out: list[str]) -> tuple[list[str], str]:
+    """The training tasks that are left, and what is printed."""
+    files = [folder / "tasks.jsonl", folder / "held-out.jsonl"]
+    for file, texts in zip(files, (tasks, held_out), strict=True):
+        file.write_text("".join(json.dumps({"problem": text, "answer": "1"}) + "\n" for text in texts))
+    job = _Job(data[0], "none", folder / "out", [], 0, None, Console())
+    job.read_tasks(*files, None, None)
+    return [problem.text for problem in job._train_tasks], " ".join(capsys.readouterr().out.split())
+
+
+def test_tasks_that_are_held_out_too_are_not_trained_on(data, tmp_path, capsys):
+    held_out = ["What is $1 + 1$?", "How many?", "\N{SNOWMAN}"]
+    left, told = read(data, tmp_path, capsys, ["what is 1+1", "What is 1 + 2?", "How, many", "\N{COMET}"], held_out)
+    assert left == ["What is 1 + 2?", "\N{COMET}"]
+    assert "tasks: 2 of 4 are held out, too, and left out of training" in told
+    left, told = read(data, tmp_path, capsys, ["One?", "Two?"], held_out)
+    assert len(left) == 2
+    assert "left out of training" not in told
+    with pytest.raises(DataError, match="every task is held out, too: got 2"):
+        read(data, tmp_path, capsys, ["How many", "what is 1 + 1"], held_out)
+
+
+def test_conversations_with_one_last_turn_are_different_tasks(data, tmp_path, capsys):
+    files = tmp_path / "tasks.jsonl", tmp_path / "held-out.jsonl"
+    last = {"role": "user", "content": "Go on."}
+    for file, firsts in zip(files, (("a", "b"), ("b", "c")), strict=True):
+        prompts = [[{"role": "system", "content": first}, last] for first in firsts]
+        file.write_text("".join(json.dumps({"prompt": prompt, "answer": "1"}) + "\n" for prompt in prompts))
+    job = _Job(data[0], "none", tmp_path / "out", [], 0, None, Console())
+    job.read_tasks(*files, None, None)
+    assert [problem.prompt[0]["content"] for problem in job._train_tasks] == ["a"]
+
+
 def test_the_commands_own_flags_hold_and_the_documents_text_is_part_of_the_plan(made, data, tiny_folder, tmp_path):
     output = tmp_path / "again"
     shutil.copytree(made, output)
@@ -402,7 +435,10 @@ SOURCES: dict[str, tuple[list[dict], str | None]] = {
     "trl": ([{"prompt": [_SYSTEM, _USER], "solution": "2"}], None),
     "trl_text": ([{"prompt": "1 + 1 =", "ground_truth": "2"}], None),
     "some_prompts": (
-        [{"Question": "What is 1 + 1?", "Answer": "2"}, {"Question": "And 2?", "Answer": "2", "prompt": [_SYSTEM, _USER]}],
+        [
+            {"Question": "What is 1 + 1?", "Answer": "2"},
+            {"Question": "2?", "Answer": "2", "prompt": [_SYSTEM, _USER]},
+        ],
         None,
     ),
     "columns": ([{"q": "What is 1 + 1?", "gold": "2", "text": "x", "worked": "2, so"}], "problem=q,answer=gold"),

@@ -46,8 +46,8 @@ from sgsd.bank.documents import load_bank
 from sgsd.cli import figures
 from sgsd.cli.console import standard_error, standard_output, warn_if_few
 from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_examples
-from sgsd.cli.prepare import check_before_loading, prepare
 from sgsd.cli.flags import with_underscores
+from sgsd.cli.prepare import check_before_loading, prepare
 from sgsd.cli.settings import (
     RunArguments,
     flags_of,
@@ -59,7 +59,9 @@ from sgsd.cli.settings import (
 )
 from sgsd.cli.train import run_training, train
 from sgsd.data.adapters import as_row
-from sgsd.data.problems import Problem
+from sgsd.data.curation import asked_text
+from sgsd.data.overlap import words
+from sgsd.data.problems import Problem, same_text
 from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, Verdict
 from sgsd.engines.generation import TransformersSampler
@@ -130,7 +132,8 @@ def internalize(
         tasks: problems with answers, as for ``sgsd train``.
         model: a hub name, folder or ``local:NAME``.
         output: a new folder, or the folder of an interrupted call with the same arguments, which is then resumed.
-        held_out: tasks to evaluate on; by default a random third of ``tasks``, at most 200.
+        held_out: tasks to evaluate on; by default a random third of ``tasks``, at most 200. ``tasks`` with the same
+            words are left out of training.
         retain: problems that measure forgetting, with the prompt and verifier of the tasks; by default generated sums.
         baseline: ``grpo`` also trains GRPO with the same number of rollouts.
         baseline_learning_rate: of the baseline; by default that of the run, which may be too high for GRPO.
@@ -238,7 +241,8 @@ class _Job:
         retained = retention_sums() if retain is None else self._problems(retain, "retain", None)
         every = self._problems(tasks, "tasks", columns)
         if held_out is not None:
-            train, test = every, self._problems(held_out, "held_out", columns)
+            test = self._problems(held_out, "held_out", columns)
+            train = self._without(test, every)
         else:
             order = random.Random(self._seed).sample(every, len(every))
             count = min(len(every) // _HELD_OUT, _MOST_HELD_OUT)
@@ -568,10 +572,22 @@ class _Job:
         return str(self._bank.metadata.get("document") or "\n".join(item.text for item in self._bank.items))
 
     def _problems(self, source: str | Path, what: str, columns: str | None) -> list[Problem]:
-        problems, report = load_problems(source, columns=columns, readable=self._verifier.readable)
+        problems, report = load_problems(
+            source, columns=columns, readable=self._verifier.readable, held_out=what != "tasks"
+        )
         if report.dropped:
             self._say(f"{what}: {report.summary()}")
         return problems
+
+    def _without(self, held_out: Sequence[Problem], tasks: Sequence[Problem]) -> list[Problem]:
+        """The tasks whose words are not those of a held-out task."""
+        texts = {_words(problem) for problem in held_out}
+        kept = [problem for problem in tasks if _words(problem) not in texts]
+        if not kept:
+            raise DataError("every task is held out, too", got=f"{len(tasks):,}", expected="other tasks to train on")
+        if shared := len(tasks) - len(kept):
+            self._say(f"tasks: {shared:,} of {len(tasks):,} are held out, too, and left out of training")
+        return kept
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -589,6 +605,12 @@ def retention_sums() -> list[Problem]:
 
 def _digest(problems: Sequence[Problem]) -> str:
     return hashlib.sha256("".join(map(_row, problems)).encode()).hexdigest()
+
+
+def _words(problem: Problem) -> tuple[str, ...]:
+    """The question as ``sgsd contamination`` compares it; as it is if it has no words."""
+    text = asked_text(problem)
+    return words(text) or (same_text(text),)
 
 
 def _row(problem: Problem) -> str:

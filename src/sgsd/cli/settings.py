@@ -72,7 +72,7 @@ class RunArguments:
     on_conflict: str = _setting(
         "drop_all", "What to do with problems of the same text and different answers: drop_all or keep."
     )
-    eval_dataset: str | None = _setting(None, "Data for evaluations during training: as dataset, or a benchmark such as aime24.")
+    eval_dataset: str | None = _setting(None, "Data for evaluations during training: as dataset, or aime24 …")
     method: str = _setting("sgsd", f"Training method: {', '.join(CONFIGS)}. It decides which settings exist.")
     resume: bool = _setting(False, "Resume from the last complete checkpoint in output_dir, if there is one.")
     dry_run: bool = _setting(False, "Check all settings, count the data and show prompts, without loading weights.")

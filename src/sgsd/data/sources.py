@@ -296,9 +296,7 @@ def _refuse_repeated(path: Path, columns: Iterable[str]) -> None:
 # ---- the datasets library
 
 
-def _directory_table(
-    path: Path, split: str | None, config_name: str | None, preferred: Sequence[str]
-) -> _Table:
+def _directory_table(path: Path, split: str | None, config_name: str | None, preferred: Sequence[str]) -> _Table:
     import datasets
 
     if not ((path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()):
