@@ -310,6 +310,19 @@ def test_conversations_with_one_last_turn_are_different_tasks(data, tmp_path, ca
     assert [problem.prompt[0]["content"] for problem in job._train_tasks] == ["a"]
 
 
+@pytest.mark.parametrize("names", [("q", "gold"), ("problem", "answer")])
+def test_columns_apply_to_the_retained_problems_if_they_have_them(data, tmp_path, names):
+    question, answer = names
+    tasks, retain = tmp_path / "tasks.jsonl", tmp_path / "retain.jsonl"
+    tasks.write_text("".join(json.dumps({"q": f"{i}?", "gold": "1"}) + "\n" for i in range(9)))
+    rows = [{question: f"{i}!", answer: "1"} | ({"text": "x", "answer": "2"} if question == "q" else {}) for i in "ab"]
+    retain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = _Job(data[0], "none", tmp_path / "out", [], 0, None, Console())
+    job.read_tasks(tasks, None, retain, "problem=q,answer=gold")
+    assert [problem.text for problem in job._retained] == ["a!", "b!"]
+    assert {problem.answer for problem in job._retained} == {"1"}
+
+
 def test_the_commands_own_flags_hold_and_the_documents_text_is_part_of_the_plan(made, data, tiny_folder, tmp_path):
     output = tmp_path / "again"
     shutil.copytree(made, output)

@@ -137,7 +137,8 @@ def internalize(
         retain: problems that measure forgetting, with the prompt and verifier of the tasks; by default generated sums.
         baseline: ``grpo`` also trains GRPO with the same number of rollouts.
         baseline_learning_rate: of the baseline; by default that of the run, which may be too high for GRPO.
-        columns: names of the columns of the tasks, such as ``problem=question,answer=gold``.
+        columns: names of the columns of the tasks, such as ``problem=question,answer=gold``; also of ``held_out`` and
+            ``retain`` if they have all of them.
         seed: of the split and the training.
         force: train even if the doctor advises against it.
         settings: flags of ``sgsd train``, such as ``["--max_steps", "100"]``, which override the preset
@@ -238,7 +239,7 @@ class _Job:
         """Read the tasks, and split them if no held-out tasks are given."""
         if not isinstance(self.training, SGSDConfig):  # also checks the settings before anything is read
             raise ConfigError("internalize trains with teachers", got="another --method", expected="method sgsd")
-        retained = retention_sums() if retain is None else self._problems(retain, "retain", None)
+        retained = retention_sums() if retain is None else self._problems(retain, "retain", columns)
         every = self._problems(tasks, "tasks", columns)
         if held_out is not None:
             test = self._problems(held_out, "held_out", columns)

@@ -175,7 +175,7 @@ def _add_internalize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; the same command resumes in it")
     tasks = parser.add_argument_group("tasks")
     tasks.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
-    tasks.add_argument("--columns", help=_COLUMNS)
+    tasks.add_argument("--columns", help=f"{_COLUMNS}; for --held_out and --retain, too, if they have them")
     tasks.add_argument("--held_out", help="tasks to evaluate on (default: a third of --tasks, at most 200)")
     tasks.add_argument("--retain", help="problems that measure forgetting (default: generated sums)")
     training = parser.add_argument_group("training", "settings of the preset internalize; change them after --")
