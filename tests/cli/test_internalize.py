@@ -88,6 +88,35 @@ def test_a_certificate_has_every_measure(made, capsys):
     assert json.loads((made / "grpo" / "run.json").read_text())["settings"]["method"] == "grpo"
 
 
+def test_compare_report_and_eval_take_the_output_folder(made, tmp_path, capsys):
+    output = shutil.copytree(made, tmp_path / "moved")
+    capsys.readouterr()
+    assert main(["compare", str(output), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert [column["name"] for column in compared["columns"]] == ["held-out", "retained-few"]
+    rows = {(row["method"], Path(row["folders"][0]).name): row["cells"] for row in compared["rows"]}
+    names = {("sgsd", "run"): "after", ("grpo", "grpo"): "grpo", ("base", "before"): "before"}
+    names[("base", "with_document")] = "with_document"
+    measured = certificate(made)["accuracy"]
+    assert {key: cells["held-out"]["mean"] for key, cells in rows.items()} == {
+        key: measured[name]["accuracy"] for key, name in names.items()
+    }
+    assert compared["baseline"] == next(
+        row["label"] for row in compared["rows"] if row["folders"][0].endswith("before")
+    )
+
+    before, after = (str(output / "evaluations" / name) for name in ("before", "after"))
+    assert main(["compare", before, after, "--json"]) == 0
+    assert [row["method"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["base", "sgsd"]
+
+    page = tmp_path / "page.html"
+    assert main(["report", str(output), "--output", str(page)]) == 0
+    assert "No comparison of evaluations" not in page.read_text()
+
+    assert main(["eval", str(output), "--limit", "2", "--json"]) == 0
+    assert (output / "run" / "evaluations" / "held-out" / "summary.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("instructions", "settings", "dtype"),
     [

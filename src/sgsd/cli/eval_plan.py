@@ -94,13 +94,18 @@ class Plan:
 
 
 def read_model_run(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the run, if the model is a run folder or a checkpoint; else empty."""
+    """The settings of the run, if the model is a run folder or a checkpoint; else empty.
+
+    Of the output folder of ``sgsd internalize``, the model becomes the run in it.
+    """
     if options.model is None:
         raise ConfigError(
             "no model to evaluate",
             expected="a run folder, checkpoint, adapter, hub name or local:NAME; or --regrade PATH",
         )
     refuse_missing_folder(options.model)
+    if os.path.isdir(options.model):
+        options.model = str(runfolder.runs_of(Path(options.model))[0])
     return (read_run(Path(options.model)) if os.path.isdir(options.model) else None) or {}
 
 

@@ -93,7 +93,7 @@ _DIAGNOSED_WITH = (
 )
 """Settings that the diagnosis depends on."""
 _GROUP = 4  # rollouts per problem of the GRPO baseline
-_RUN, _GRPO, _PLAN = "run", "grpo", "plan.json"
+_RUN, _GRPO = "run", "grpo"
 _CERTIFIED_SETTINGS = (
     *("objective", "teacher_context", "teacher_trust", "teacher_guidance", "num_teachers", "learning_rate"),
     *("lora_r", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
@@ -271,7 +271,7 @@ class _Job:
             "retained": _digest(self._retained),
         }
         plan["doctor"] = self._asked_of_doctor(plan)
-        file = self.folder / _PLAN
+        file = self.folder / runfolder.PLAN
         if file.is_file():
             stored = runfolder.read_json(file)
             if baseline is None or stored.get("baseline") is None:  # a baseline can be added later
@@ -376,15 +376,35 @@ class _Job:
         began = time.perf_counter()
         self._say(f"{name}: sampling")
         renderer, verifier, length = self._renderer, self._verifier, self.training.max_completion_length
+        told = {"verifier": self.training.verifier, "verifier_options": self.training.verifier_options}
         if retained and self._retained_file is None:
             renderer = PromptRenderer(self._tokenizer, instruction=SUMS_INSTRUCTION, thinking=self.training.thinking)
             verifier, length = self.stack.enter_context(get_verifier("math")), max(length, 32)
+            told = {"verifier": "math"}
         weights = self._weights(self._model if model is None else str(model))
         sampler = TransformersSampler(
             weights, self._tokenizer, max_new_tokens=length, temperature=0.0, batch_size=self.training.eval_batch_size
         )
         evaluation = evaluate(sampler, problems, renderer, verifier, shown=shown)
-        evaluation.save(folder, seconds=time.perf_counter() - began)
+        told |= {
+            "model": self._model if model is None else str(model),
+            "dataset": f"retained-{self._retained_file or 'sums'}" if retained else str(self._task_file("held-out")),
+            "instruction": renderer.instruction,
+            "chat_template_kwargs": renderer.student_kwargs,
+            "skills_in_prompt": shown is not None,
+            "max_completion_length": length,
+            "temperature": 0.0,
+            "seed": 0,
+            "engine": "transformers",
+            "dtype": self._parsed[2].dtype,
+            "sgsd": __version__,
+            "seconds": time.perf_counter() - began,
+        }
+        if shown is not None:
+            told |= {"bank": self._bank.digest, "teacher_context": self._context}
+        if model is not None:
+            told["trained_by"] = _GRPO if model.name == _GRPO else "sgsd"
+        evaluation.save(folder, **told)
         self._say(f"{name}: {100 * evaluation.accuracy.mean:.1f} % right")
         return evaluation
 

@@ -136,7 +136,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     _add_doctor(add("doctor", "check before training whether a bank or a document will help"))
 
     compare = add("compare", "compare methods: accuracies with confidence intervals, paired differences")
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sgsd eval")
+    compare.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folders, folders of sgsd eval or internalize"
+    )
     compare.add_argument("--baseline", help="label or folder of a row (default: Base if present, else the first row)")
     compare.add_argument("--checkpoint", type=int, help="step to compare all runs at (default: the last step of each)")
     forms = compare.add_mutually_exclusive_group()
