@@ -63,6 +63,7 @@ class Settings(TypedDict, total=False):
     embedder: str | None
     retrieval_text: str
     eval_dataset: str | None
+    dataset_columns: str | None
     instruction: str | None
     thinking: str | None
     chat_template_kwargs: dict[str, Any] | None
@@ -124,9 +125,16 @@ EVALUATIONS = "evaluations"
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
+PLAN = "plan.json"  # of sgsd internalize, whose runs are in subfolders
 CERTIFICATE = "certificate.json"
 CERTIFICATE_PAGE = "certificate.html"
 _LOCK = "_writer"  # transformers does not upload files whose names begin with an underscore
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The runs in the output folder of ``sgsd internalize``, the baseline's last; of any other folder, itself."""
+    runs = [folder / name for name in ("run", "grpo") if (folder / name / RUN).is_file()]
+    return runs if runs and (folder / PLAN).is_file() else [folder]
 
 
 def write_text(file: Path, text: str | Iterable[str]) -> None:

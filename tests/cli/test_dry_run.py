@@ -7,12 +7,16 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
 from transformers import AutoConfig
 
-from sgsd.cli.settings import presets
+from sgsd.cli.prepare import prepare
+from sgsd.cli.settings import parse_settings, presets
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.engines.models import load_configs, load_model, load_tokenizer
 from sgsd.trainers.config import SGSDConfig
 
@@ -354,6 +358,34 @@ def test_rows_that_are_left_out_of_other_data_are_told(dry, tmp_path):
     rehearsing = ("--rehearsal_weight", "1", "--teacher", "frozen", "--rehearsal_dataset", some)
     for extra in (("--eval_dataset", some, "--eval_strategy", "steps"), rehearsing):
         assert re.search(r"dropped: no_text +1 +bad", dry(*extra).out), extra
+
+
+def test_the_eval_dataset_is_read_as_sgsd_eval_reads_it(flags, tmp_path, monkeypatch):
+    rows = [{"q": f"What is {i} + 1?", "gold": str(i + 1)} for i in range(8)]
+    parts = {name: [row | {"split": name} for row in rows] for name in ("train", "test")}
+    datasets.DatasetDict({name: datasets.Dataset.from_list(part) for name, part in parts.items()}).save_to_disk(
+        tmp_path / "all"
+    )
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read(name: str | Path) -> list[Problem]:
+        more = ["--eval_dataset", str(name), "--eval_strategy", "steps", "--columns", "problem=q,answer=gold"]
+        run = [*flags, "--dataset", str(tmp_path / "all"), "--output_dir", str(tmp_path / "out"), *more]
+        found = prepare(*parse_settings(run)).eval_problems
+        assert found
+        return found
+
+    assert {problem.columns["split"] for problem in read(tmp_path / "all")} == {"test"}
+    asked = []
+
+    def load(source, **options):
+        asked.append((source, options))
+        return load_problems(tmp_path / "train.jsonl", columns="problem=q,answer=gold")
+
+    monkeypatch.setattr("sgsd.cli.prepare.load_problems", load)
+    read("gsm8k")
+    source, options = asked[-1]
+    assert (source, options["split"], options["config_name"]) == ("openai/gsm8k", "test", "main")
 
 
 def test_a_rehearsal_prompt_that_is_too_long_is_refused_by_its_id(dry, tmp_path):

@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -170,6 +171,18 @@ def test_every_benchmarks_columns_are_read(name, row):
     assert problem.text == "x?"
     assert problem.answer in ("204", "70", "\\frac{1}{2}", "27", "7", "18", "1.6")
     assert BENCHMARKS[name].samples == (12 if name in ("aime24", "aime25", "hmmt25") else None)
+
+
+def test_a_runs_eval_dataset_is_read_as_in_training(sgsd, run, tmp_path):
+    rows = [{"q": f"What is {i} + 1?", "gold": str(i + 1)} for i in range(2)]
+    both = {name: datasets.Dataset.from_list(rows) for name in ("train", "test")}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "all")
+    record = json.loads((run / "run.json").read_text())
+    record["settings"] |= {"eval_dataset": str(tmp_path / "all"), "dataset_columns": "problem=q,answer=gold"}
+    (run / "run.json").write_text(json.dumps(record))
+    result = sgsd("eval", run, *QUICK)
+    assert result.code == 0
+    assert "2 of 2 rows kept from all:test" in result.err
 
 
 def test_several_data_sets_have_a_folder_each_and_a_mean(sgsd, tiny_folder, problems, benchmark_file, tmp_path):

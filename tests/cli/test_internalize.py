@@ -10,21 +10,30 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from rich.console import Console
 
 from sgsd import internalize
 from sgsd.bank.credit import separation
 from sgsd.cli import main
+from sgsd.cli.figures import answers as shown_answers
 from sgsd.cli.figures import kept as share_kept
 from sgsd.cli.figures import runs_of_words, summed
-from sgsd.cli.internalize import _Job, _Steps, known_flags
+from sgsd.cli.internalize import _Job, _row, _Steps, known_flags
+from sgsd.cli.settings import parse_settings
+from sgsd.data.problems import Problem
+from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError, DataError
+from sgsd.evaluation.run import Evaluation, Sample
 from sgsd.examples import demo
 from sgsd.trainers.tracking import TRACKERS
+from sgsd.verifiers import get_verifier
 
 SETTINGS = ["--max_completion_length", "8", "--max_steps", "3", "--save_steps", "1", "--dtype", "float32"]
 SETTINGS += ["--per_device_train_batch_size", "4", "--instruction", "Finish with the number of the shelf."]
@@ -77,6 +86,35 @@ def test_a_certificate_has_every_measure(made, capsys):
     assert found["method"] == "correction, guided"
     assert (made / "certificate.html").stat().st_size > 10_000
     assert json.loads((made / "grpo" / "run.json").read_text())["settings"]["method"] == "grpo"
+
+
+def test_compare_report_and_eval_take_the_output_folder(made, tmp_path, capsys):
+    output = shutil.copytree(made, tmp_path / "moved")
+    capsys.readouterr()
+    assert main(["compare", str(output), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert [column["name"] for column in compared["columns"]] == ["held-out", "retained-few"]
+    rows = {(row["method"], Path(row["folders"][0]).name): row["cells"] for row in compared["rows"]}
+    names = {("sgsd", "run"): "after", ("grpo", "grpo"): "grpo", ("base", "before"): "before"}
+    names[("base", "with_document")] = "with_document"
+    measured = certificate(made)["accuracy"]
+    assert {key: cells["held-out"]["mean"] for key, cells in rows.items()} == {
+        key: measured[name]["accuracy"] for key, name in names.items()
+    }
+    assert compared["baseline"] == next(
+        row["label"] for row in compared["rows"] if row["folders"][0].endswith("before")
+    )
+
+    before, after = (str(output / "evaluations" / name) for name in ("before", "after"))
+    assert main(["compare", before, after, "--json"]) == 0
+    assert [row["method"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["base", "sgsd"]
+
+    page = tmp_path / "page.html"
+    assert main(["report", str(output), "--output", str(page)]) == 0
+    assert "No comparison of evaluations" not in page.read_text()
+
+    assert main(["eval", str(output), "--limit", "2", "--json"]) == 0
+    assert (output / "run" / "evaluations" / "held-out" / "summary.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -268,6 +306,52 @@ def test_rows_that_cannot_be_used_are_told(data, tiny_folder, tmp_path, capsys):
         assert f"{part}: 12 of 13 rows kept from some.jsonl; dropped 1 malformed (some-12)" in capsys.readouterr().err
 
 
+def read(data, folder: Path, capsys, tasks: list[str], held_out: list[str]) -> tuple[list[str], str]:
+    """The training tasks that are left, and what is printed."""
+    files = [folder / "tasks.jsonl", folder / "held-out.jsonl"]
+    for file, texts in zip(files, (tasks, held_out), strict=True):
+        file.write_text("".join(json.dumps({"problem": text, "answer": "1"}) + "\n" for text in texts))
+    job = _Job(data[0], "none", folder / "out", [], 0, None, Console())
+    job.read_tasks(*files, None, None)
+    return [problem.text for problem in job._train_tasks], " ".join(capsys.readouterr().out.split())
+
+
+def test_tasks_that_are_held_out_too_are_not_trained_on(data, tmp_path, capsys):
+    held_out = ["What is $1 + 1$?", "How many?", "\N{SNOWMAN}"]
+    left, told = read(data, tmp_path, capsys, ["what is 1+1", "What is 1 + 2?", "How, many", "\N{COMET}"], held_out)
+    assert left == ["What is 1 + 2?", "\N{COMET}"]
+    assert "tasks: 2 of 4 are held out, too, and left out of training" in told
+    left, told = read(data, tmp_path, capsys, ["One?", "Two?"], held_out)
+    assert len(left) == 2
+    assert "left out of training" not in told
+    with pytest.raises(DataError, match="every task is held out, too: got 2"):
+        read(data, tmp_path, capsys, ["How many", "what is 1 + 1"], held_out)
+
+
+def test_conversations_with_one_last_turn_are_different_tasks(data, tmp_path, capsys):
+    files = tmp_path / "tasks.jsonl", tmp_path / "held-out.jsonl"
+    last = {"role": "user", "content": "Go on."}
+    for file, firsts in zip(files, (("a", "b"), ("b", "c")), strict=True):
+        prompts = [[{"role": "system", "content": first}, last] for first in firsts]
+        file.write_text("".join(json.dumps({"prompt": prompt, "answer": "1"}) + "\n" for prompt in prompts))
+    job = _Job(data[0], "none", tmp_path / "out", [], 0, None, Console())
+    job.read_tasks(*files, None, None)
+    assert [problem.prompt[0]["content"] for problem in job._train_tasks] == ["a"]
+
+
+@pytest.mark.parametrize("names", [("q", "gold"), ("problem", "answer")])
+def test_columns_apply_to_the_retained_problems_if_they_have_them(data, tmp_path, names):
+    question, answer = names
+    tasks, retain = tmp_path / "tasks.jsonl", tmp_path / "retain.jsonl"
+    tasks.write_text("".join(json.dumps({"q": f"{i}?", "gold": "1"}) + "\n" for i in range(9)))
+    rows = [{question: f"{i}!", answer: "1"} | ({"text": "x", "answer": "2"} if question == "q" else {}) for i in "ab"]
+    retain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = _Job(data[0], "none", tmp_path / "out", [], 0, None, Console())
+    job.read_tasks(tasks, None, retain, "problem=q,answer=gold")
+    assert [problem.text for problem in job._retained] == ["a!", "b!"]
+    assert {problem.answer for problem in job._retained} == {"1"}
+
+
 def test_the_commands_own_flags_hold_and_the_documents_text_is_part_of_the_plan(made, data, tiny_folder, tmp_path):
     output = tmp_path / "again"
     shutil.copytree(made, output)
@@ -370,6 +454,81 @@ def test_the_share_that_is_kept():
     assert share_kept(before, before, shown) is None
 
 
+_USER = {"role": "user", "content": "What is 1 + 1?"}
+_GYM = {"question": "Spell cat backward.", "answer": "tac", "metadata": {"source_dataset": "spell_backward"}}
+_DAPO = {"data_source": "math", "reward_model": {"ground_truth": "2"}}
+_WRAPPED = 'What is 1 + 1?\n\nRemember to put your answer on its own line after "Answer:".'
+_SYSTEM = {"role": "system", "content": "Be short."}
+SOURCES: dict[str, tuple[list[dict], str | None]] = {
+    "reasoning_gym": ([_GYM], None),
+    "gym_columns": ([_GYM], "problem=question,answer=answer"),
+    "plain": ([{"Question": "What is 1 + 1?", "Answer": 2, "ID": "a"}], None),
+    "boxed": ([{"problem": "What is 1 + 1?", "solution": r"It is \boxed{2}."}], None),
+    "gsm8k": ([{"question": "What is 1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}], None),
+    "dapo_processed": ([{"prompt": "What is 1 + 1?", "solution": "2", "source_prompt": [_USER]}], None),
+    "dapo_raw": (
+        [
+            _DAPO | {"prompt": [_SYSTEM, _USER]},
+            _DAPO | {"prompt": [_USER | {"content": _WRAPPED.replace("1 + 1", "2")}]},
+        ],
+        None,
+    ),
+    "dapo_columns": ([_DAPO | {"prompt": [_USER], "gold": "3"}], "prompt=prompt,answer=gold"),
+    "trl": ([{"prompt": [_SYSTEM, _USER], "solution": "2"}], None),
+    "trl_text": ([{"prompt": "1 + 1 =", "ground_truth": "2"}], None),
+    "some_prompts": (
+        [
+            {"Question": "What is 1 + 1?", "Answer": "2"},
+            {"Question": "2?", "Answer": "2", "prompt": [_SYSTEM, _USER]},
+        ],
+        None,
+    ),
+    "columns": ([{"q": "What is 1 + 1?", "gold": "2", "text": "x", "worked": "2, so"}], "problem=q,answer=gold"),
+    "solution_column": ([{"q": "1 + 1?", "gold": "2", "worked": "so 2"}], "problem=q,answer=gold,solution=worked"),
+    "not_a_number": ([{"problem": "What is 1 + 1?", "answer": "2", "level": float("nan")}], None),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_written_tasks_are_read_as_the_same_problems(tmp_path, name):
+    rows, columns = SOURCES[name]
+    if name == "not_a_number":
+        source = tmp_path / "tasks.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    else:
+        source = tmp_path / "tasks.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _same_when_written(load_problems(source, columns=columns)[0], len(rows), tmp_path)
+
+
+@pytest.mark.parametrize("task", ["spell_backward", "countdown", "caesar_cipher", "simple_equations"])
+def test_tasks_of_reasoning_gym_are_read_as_the_same_problems(tmp_path, task):
+    pytest.importorskip("reasoning_gym")
+    verifier = get_verifier("reasoning_gym")
+    loaded, _ = load_problems(f"reasoning_gym:{task}?size=4&seed=1", readable=verifier.readable)
+    again = _same_when_written(loaded, 4, tmp_path)
+    answers = [f"<answer>{problem.answer}</answer>" for problem in loaded]
+    verdicts = verifier.verify_many(answers, [problem.key for problem in again])
+    assert verdicts == verifier.verify_many(answers, [problem.key for problem in loaded])
+    assert {verdict.outcome for verdict in verdicts} == {"correct"}
+
+
+def _same_when_written(loaded: list[Problem], count: int, folder: Path) -> list[Problem]:
+    written = folder / "written.jsonl"
+    written.write_text("".join(map(_row, loaded)))
+    again, _ = load_problems(written)
+    assert len(again) == count
+    assert [replace(problem, source="") for problem in again] == [replace(problem, source="") for problem in loaded]
+    return again
+
+
+@pytest.mark.parametrize(("outcome", "correct"), [("correct", True), ("incorrect", False), ("undecided", None)])
+def test_an_undecided_answer_is_neither_right_nor_wrong(outcome, correct):
+    made = Evaluation((Sample("p", 0, "x", 3, "end", outcome, None, None),), 1)
+    (row,) = shown_answers([Problem("p", "What?", "5")], {"before": made})
+    assert row["before"] == {"text": "x", "correct": correct}
+
+
 def test_six_words_in_a_row_are_recited():
     rule = runs_of_words("Everything made of clay belongs on")
     assert rule & runs_of_words("so, everything MADE of clay belongs on it")
@@ -400,7 +559,31 @@ def test_a_metric_is_summed_over_steps_however_often_it_is_logged():
 
 def test_flags_of_another_method_are_left_out():
     flags = ["--max_steps", "3", "--objective", "correction", "--bf16", "--teachers", "a", "b"]
-    assert known_flags(flags, {"max_steps", "teachers"}) == ["--max_steps", "3", "--teachers", "a", "b"]
+    assert known_flags(flags, {"--max_steps", "--teachers"}) == ["--max_steps", "3", "--teachers", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--max_steps", "7", "--per_device_train_batch_size=8"],
+        ["--max-steps", "7", "--per-device-train-batch-size=8"],
+        ["--config", "OWN"],
+        ["--config=OWN", "--max-steps", "7", "--method", "sgsd"],
+    ],
+)
+def test_the_baseline_trains_with_the_users_settings(data, tiny_folder, tmp_path, flags):
+    own = tmp_path / "own.yaml"
+    steps = "" if "--max-steps" in flags else "max_steps: 7\n"
+    own.write_text(f"{steps}per_device_train_batch_size: 8\nteacher: frozen\nbf16: false\ntemperature: 0.5\n")
+    settings = [flag.replace("OWN", str(own)) for flag in flags]
+    job = _Job(data[0], str(tiny_folder), tmp_path / "out", settings, 0, None, Console())
+    run, grpo = job.training, parse_settings(job._grpo_flags())
+    assert grpo[0].method == "grpo"
+    assert grpo[1].num_generations == 4
+    for name in ("max_steps", "per_device_train_batch_size", "generation_batch_size", "bf16", "temperature"):
+        assert vars(grpo[1])[name] == vars(run)[name], name
+    assert run.max_steps == 7
+    assert run.per_device_train_batch_size == 8
 
 
 def planted(folder: Path) -> tuple[Path, Path, dict[str, str]]:

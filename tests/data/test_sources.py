@@ -270,6 +270,36 @@ def test_directories_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("splits", "taken"),
+    [
+        (["train", "test"], "test"),
+        (["train", "validation", "test"], "test"),
+        (["train", "validation"], "validation"),
+        (["train", "more"], "train"),
+        (["train"], "train"),
+    ],
+)
+def test_data_beside_training_data_are_of_another_split(tmp_path: Path, splits: list[str], taken: str) -> None:
+    import datasets
+
+    parts = {name: datasets.Dataset.from_list(ROWS[place : place + 1]) for place, name in enumerate(splits)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "all")
+    assert load_problems(tmp_path / "all", held_out=True)[1].source.endswith(f"all:{taken}")
+    assert load_problems(tmp_path / "all")[1].source.endswith("all:train")
+
+
+def test_columns_apply_to_data_beside_training_data_that_have_them(tmp_path: Path) -> None:
+    named, usual = tmp_path / "named.jsonl", tmp_path / "usual.jsonl"
+    named.write_text('{"q": "1 + 1?", "gold": "2", "answer": "3", "text": "one"}\n')
+    usual.write_text('{"problem": "1 + 1?", "answer": "2"}\n')
+    for file in (named, usual):
+        (problem,), _ = load_problems(file, columns="problem=q,answer=gold", held_out=True)
+        assert (problem.text, problem.answer) == ("1 + 1?", "2")
+    with pytest.raises(DataError, match="no such column"):
+        load_problems(usual, columns="problem=q,answer=gold")
+
+
+@pytest.mark.parametrize(
     "content", ["{", "[]", "1", "{}", '{"features": {"a": {"_type": "Evil"}}}', '{"splits": ["../../etc"]}']
 )
 def test_a_directory_of_a_stranger_s_is_refused(tmp_path: Path, content: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 
@@ -12,7 +11,7 @@ from sgsd.data.overlap import Contamination, Overlap, find_overlaps
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import say
-from sgsd.evaluation.presets import BENCHMARKS
+from sgsd.evaluation.presets import find_benchmark
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,8 +38,7 @@ def _choices(options: argparse.Namespace, side: str) -> dict[str, str | None]:
 
 def load_all(source: str, console: Console, **choices: str | None) -> list[Problem]:
     """All usable problems of a source or benchmark, duplicates included. A summary is printed on the console."""
-    benchmark = None if Path(source).exists() else BENCHMARKS.get(source)
-    if benchmark is not None:
+    if (benchmark := find_benchmark(source)) is not None:
         source, known = benchmark.hub, {"split": benchmark.split, "config_name": benchmark.config}
         choices |= {name: choices.get(name) or value for name, value in known.items()}
     problems, report = load_problems(source, on_duplicate="keep", on_conflict="keep", **choices)

@@ -94,13 +94,18 @@ class Plan:
 
 
 def read_model_run(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the run, if the model is a run folder or a checkpoint; else empty."""
+    """The settings of the run, if the model is a run folder or a checkpoint; else empty.
+
+    Of the output folder of ``sgsd internalize``, the model becomes the run in it.
+    """
     if options.model is None:
         raise ConfigError(
             "no model to evaluate",
             expected="a run folder, checkpoint, adapter, hub name or local:NAME; or --regrade PATH",
         )
     refuse_missing_folder(options.model)
+    if os.path.isdir(options.model):
+        options.model = str(runfolder.runs_of(Path(options.model))[0])
     return (read_run(Path(options.model)) if os.path.isdir(options.model) else None) or {}
 
 
@@ -219,7 +224,7 @@ def make_plan(
     verifier_name = verifier_of(options.verifier, run)
     verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}
     verifier = get_verifier(verifier_name, **verifier_options)
-    problems, report = _load(name, benchmark, options, verifier)
+    problems, report = _load(name, benchmark, options, run, verifier)
     skilled = bool(options.skills_in_prompt)
     output = output_of(folder, options, skilled=skilled, several=several)
     today = _today(tokenizer, None if options.force else output)
@@ -267,19 +272,23 @@ def make_plan(
 
 
 def _load(
-    name: str, benchmark: Benchmark | None, options: argparse.Namespace, verifier: Verifier
+    name: str, benchmark: Benchmark | None, options: argparse.Namespace, run: Mapping[str, Any], verifier: Verifier
 ) -> tuple[list[Problem], DataReport]:
     split, config, source = options.dataset_split, options.dataset_config, options.dataset_file or name
     if options.dataset_file is None and benchmark is not None and not os.path.exists(name):
         source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
+    columns, of_run = options.dataset_columns, not (options.dataset or options.dataset_file)
+    if of_run and benchmark is None and columns is None and options.dataset_adapter is None:
+        columns = run.get("dataset_columns")
     return load_problems(
         source,
         split=split,
         config_name=config,
         adapter=options.dataset_adapter,
-        columns=options.dataset_columns,
+        columns=columns,
         limit=options.limit,
         readable=verifier.readable,
+        held_out=of_run,
     )
 
 

@@ -19,10 +19,12 @@ from sgsd.bank.documents import sources
 from sgsd.data.problems import Problem
 from sgsd.evaluation import Evaluation, paired_difference
 from sgsd.evaluation.statistics import Estimate
+from sgsd.verifiers import Outcome
 
 _RECITED_WORDS = 6
 _RESAMPLES = 5000
 _SHOWN_ANSWERS = 10
+_JUDGED = {Outcome.CORRECT: True, Outcome.INCORRECT: False, Outcome.UNDECIDED: None}
 _WORD = re.compile(r"\w+")
 _Logged = TypedDict(
     "_Logged",
@@ -129,14 +131,14 @@ def rules(bank: SkillBank, run: Path) -> list[dict[str, Any]]:
 
 
 def answers(problems: Sequence[Problem], made: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
-    """Ten problems with the answers of each evaluation."""
+    """Ten problems with the answers of each evaluation; ``correct`` is ``None`` where the verifier was undecided."""
     return [
         {
             "problem": problem.text,
             "answer": problem.answer,
             "grpo": None,
             **{
-                name: {"text": sample.completion, "correct": sample.is_correct}
+                name: {"text": sample.completion, "correct": _JUDGED[Outcome(sample.outcome)]}
                 for name, evaluation in made.items()
                 for sample in evaluation.by_problem[problem.id]
             },

@@ -29,7 +29,6 @@ import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,22 @@ from sgsd.bank.documents import load_bank
 from sgsd.cli import figures
 from sgsd.cli.console import standard_error, standard_output, warn_if_few
 from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_examples
+from sgsd.cli.flags import with_underscores
 from sgsd.cli.prepare import check_before_loading, prepare
-from sgsd.cli.settings import RunArguments, hub_or_cache, parse_settings, read_yaml, resolve_config
+from sgsd.cli.settings import (
+    RunArguments,
+    flags_of,
+    hub_or_cache,
+    parse_settings,
+    pop_flag,
+    read_yaml,
+    resolve_config,
+)
 from sgsd.cli.train import run_training, train
-from sgsd.data.problems import Problem
+from sgsd.data.adapters import as_row
+from sgsd.data.curation import asked_text
+from sgsd.data.overlap import words
+from sgsd.data.problems import Problem, same_text
 from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, Verdict
 from sgsd.engines.generation import TransformersSampler
@@ -61,7 +72,7 @@ from sgsd.evaluation.run import prompts_of
 from sgsd.prompts import PromptRenderer, Shown
 from sgsd.report.certificate import Certificate, add_to_card, certificate_table, duration, read_certificate, write_page
 from sgsd.trainers.checkpoint import complete_checkpoints
-from sgsd.trainers.config import CONFIGS, SGSDConfig, VerifiedConfig, context_of
+from sgsd.trainers.config import SGSDConfig, VerifiedConfig, context_of
 from sgsd.trainers.names import method_name
 from sgsd.trainers.rows import skill_pairs
 from sgsd.trainers.settings import computes_in_bfloat16
@@ -82,7 +93,7 @@ _DIAGNOSED_WITH = (
 )
 """Settings that the diagnosis depends on."""
 _GROUP = 4  # rollouts per problem of the GRPO baseline
-_RUN, _GRPO, _PLAN = "run", "grpo", "plan.json"
+_RUN, _GRPO = "run", "grpo"
 _CERTIFIED_SETTINGS = (
     *("objective", "teacher_context", "teacher_trust", "teacher_guidance", "num_teachers", "learning_rate"),
     *("lora_r", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
@@ -121,11 +132,13 @@ def internalize(
         tasks: problems with answers, as for ``sgsd train``.
         model: a hub name, folder or ``local:NAME``.
         output: a new folder, or the folder of an interrupted call with the same arguments, which is then resumed.
-        held_out: tasks to evaluate on; by default a random third of ``tasks``, at most 200.
+        held_out: tasks to evaluate on; by default a random third of ``tasks``, at most 200. ``tasks`` with the same
+            words are left out of training.
         retain: problems that measure forgetting, with the prompt and verifier of the tasks; by default generated sums.
         baseline: ``grpo`` also trains GRPO with the same number of rollouts.
         baseline_learning_rate: of the baseline; by default that of the run, which may be too high for GRPO.
-        columns: names of the columns of the tasks, such as ``problem=question,answer=gold``.
+        columns: names of the columns of the tasks, such as ``problem=question,answer=gold``; also of ``held_out`` and
+            ``retain`` if they have all of them.
         seed: of the split and the training.
         force: train even if the doctor advises against it.
         settings: flags of ``sgsd train``, such as ``["--max_steps", "100"]``, which override the preset
@@ -211,6 +224,7 @@ class _Job:
         self._bank = load_bank(document)
         self._document = document.name
         self._model = model
+        settings = [with_underscores(one) for one in settings]
         self._settings = [*_machine_settings(settings, console), *settings]
         self._seed = seed
         self._baseline_rate = baseline_rate
@@ -225,10 +239,11 @@ class _Job:
         """Read the tasks, and split them if no held-out tasks are given."""
         if not isinstance(self.training, SGSDConfig):  # also checks the settings before anything is read
             raise ConfigError("internalize trains with teachers", got="another --method", expected="method sgsd")
-        retained = retention_sums() if retain is None else self._problems(retain, "retain", None)
+        retained = retention_sums() if retain is None else self._problems(retain, "retain", columns)
         every = self._problems(tasks, "tasks", columns)
         if held_out is not None:
-            train, test = every, self._problems(held_out, "held_out", columns)
+            test = self._problems(held_out, "held_out", columns)
+            train = self._without(test, every)
         else:
             order = random.Random(self._seed).sample(every, len(every))
             count = min(len(every) // _HELD_OUT, _MOST_HELD_OUT)
@@ -256,7 +271,7 @@ class _Job:
             "retained": _digest(self._retained),
         }
         plan["doctor"] = self._asked_of_doctor(plan)
-        file = self.folder / _PLAN
+        file = self.folder / runfolder.PLAN
         if file.is_file():
             stored = runfolder.read_json(file)
             if baseline is None or stored.get("baseline") is None:  # a baseline can be added later
@@ -361,15 +376,35 @@ class _Job:
         began = time.perf_counter()
         self._say(f"{name}: sampling")
         renderer, verifier, length = self._renderer, self._verifier, self.training.max_completion_length
+        told = {"verifier": self.training.verifier, "verifier_options": self.training.verifier_options}
         if retained and self._retained_file is None:
             renderer = PromptRenderer(self._tokenizer, instruction=SUMS_INSTRUCTION, thinking=self.training.thinking)
             verifier, length = self.stack.enter_context(get_verifier("math")), max(length, 32)
+            told = {"verifier": "math"}
         weights = self._weights(self._model if model is None else str(model))
         sampler = TransformersSampler(
             weights, self._tokenizer, max_new_tokens=length, temperature=0.0, batch_size=self.training.eval_batch_size
         )
         evaluation = evaluate(sampler, problems, renderer, verifier, shown=shown)
-        evaluation.save(folder, seconds=time.perf_counter() - began)
+        told |= {
+            "model": self._model if model is None else str(model),
+            "dataset": f"retained-{self._retained_file or 'sums'}" if retained else str(self._task_file("held-out")),
+            "instruction": renderer.instruction,
+            "chat_template_kwargs": renderer.student_kwargs,
+            "skills_in_prompt": shown is not None,
+            "max_completion_length": length,
+            "temperature": 0.0,
+            "seed": 0,
+            "engine": "transformers",
+            "dtype": self._parsed[2].dtype,
+            "sgsd": __version__,
+            "seconds": time.perf_counter() - began,
+        }
+        if shown is not None:
+            told |= {"bank": self._bank.digest, "teacher_context": self._context}
+        if model is not None:
+            told["trained_by"] = _GRPO if model.name == _GRPO else "sgsd"
+        evaluation.save(folder, **told)
         self._say(f"{name}: {100 * evaluation.accuracy.mean:.1f} % right")
         return evaluation
 
@@ -494,13 +529,14 @@ class _Job:
         return [*flags, *self._settings, *self._own(name), "--bank", str(self.folder / runfolder.BANK)]
 
     def _grpo_flags(self) -> list[str]:
-        """The preset's settings and the user's flags that exist for GRPO."""
-        known = {one.name for part in (RunArguments, ModelConfig, CONFIGS[_GRPO]) for one in fields(part)}
-        content = {name: value for name, value in read_yaml(resolve_config(PRESET)).items() if name in known}
+        """The settings of the preset or the user's ``--config``, and the user's flags, as far as GRPO has them."""
+        known, settings = flags_of(_GRPO) - {"--method"}, [*self._settings]
+        config = resolve_config(pop_flag(settings, "--config") or PRESET)
+        content = {name: value for name, value in read_yaml(config).items() if f"--{name}" in known}
         file = self.folder / "grpo.yaml"
         runfolder.write_text(file, yaml.safe_dump(content | {"method": _GRPO, "num_generations": _GROUP}))
         rate = [] if self._baseline_rate is None else ["--learning_rate", str(self._baseline_rate)]
-        return ["--config", str(file), *known_flags(self._settings, known), *self._own(_GRPO), *rate]
+        return ["--config", str(file), *known_flags(settings, known), *self._own(_GRPO), *rate]
 
     def _own(self, name: str) -> list[str]:
         own = ["--model_name_or_path", self._model, "--dataset", str(self._task_file("train"))]
@@ -557,10 +593,22 @@ class _Job:
         return str(self._bank.metadata.get("document") or "\n".join(item.text for item in self._bank.items))
 
     def _problems(self, source: str | Path, what: str, columns: str | None) -> list[Problem]:
-        problems, report = load_problems(source, columns=columns, readable=self._verifier.readable)
+        problems, report = load_problems(
+            source, columns=columns, readable=self._verifier.readable, held_out=what != "tasks"
+        )
         if report.dropped:
             self._say(f"{what}: {report.summary()}")
         return problems
+
+    def _without(self, held_out: Sequence[Problem], tasks: Sequence[Problem]) -> list[Problem]:
+        """The tasks whose words are not those of a held-out task."""
+        texts = {_words(problem) for problem in held_out}
+        kept = [problem for problem in tasks if _words(problem) not in texts]
+        if not kept:
+            raise DataError("every task is held out, too", got=f"{len(tasks):,}", expected="other tasks to train on")
+        if shared := len(tasks) - len(kept):
+            self._say(f"tasks: {shared:,} of {len(tasks):,} are held out, too, and left out of training")
+        return kept
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -580,20 +628,23 @@ def _digest(problems: Sequence[Problem]) -> str:
     return hashlib.sha256("".join(map(_row, problems)).encode()).hexdigest()
 
 
+def _words(problem: Problem) -> tuple[str, ...]:
+    """The question as ``sgsd contamination`` compares it; as it is if it has no words."""
+    text = asked_text(problem)
+    return words(text) or (same_text(text),)
+
+
 def _row(problem: Problem) -> str:
-    row = {**problem.columns, "id": problem.id, "problem": problem.text, "answer": problem.key}
-    if problem.prompt is not None:
-        row["prompt"] = problem.prompt
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(as_row(problem), ensure_ascii=False) + "\n"
 
 
 def known_flags(flags: Sequence[str], known: Collection[str]) -> list[str]:
-    """The flags, with their values, whose names are in ``known``."""
+    """The flags that are in ``known``, with their values."""
     kept: list[str] = []
     taken = True
     for flag in flags:
         if flag.startswith("--"):
-            taken = flag[2:].split("=")[0] in known
+            taken = flag.split("=")[0] in known
         if taken:
             kept.append(flag)
     return kept

@@ -136,7 +136,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     _add_doctor(add("doctor", "check before training whether a bank or a document will help"))
 
     compare = add("compare", "compare methods: accuracies with confidence intervals, paired differences")
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of sgsd eval")
+    compare.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folders, folders of sgsd eval or internalize"
+    )
     compare.add_argument("--baseline", help="label or folder of a row (default: Base if present, else the first row)")
     compare.add_argument("--checkpoint", type=int, help="step to compare all runs at (default: the last step of each)")
     forms = compare.add_mutually_exclusive_group()
@@ -175,7 +177,7 @@ def _add_internalize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; the same command resumes in it")
     tasks = parser.add_argument_group("tasks")
     tasks.add_argument("--tasks", required=True, help="problems with answers: a file, a hub name …")
-    tasks.add_argument("--columns", help=_COLUMNS)
+    tasks.add_argument("--columns", help=f"{_COLUMNS}; for --held_out and --retain, too, if they have them")
     tasks.add_argument("--held_out", help="tasks to evaluate on (default: a third of --tasks, at most 200)")
     tasks.add_argument("--retain", help="problems that measure forgetting (default: generated sums)")
     training = parser.add_argument_group("training", "settings of the preset internalize; change them after --")

@@ -18,6 +18,7 @@ from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError, check_choice
+from sgsd.evaluation.presets import find_benchmark
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage
 from sgsd.trainers.config import VerifiedConfig, resolve_bank
 from sgsd.trainers.record import digest_of, settings_as_dict
@@ -90,7 +91,7 @@ def prepare(
     eval_problems = rehearsed = None
     further: list[DataReport] = []
     if run.eval_dataset:
-        eval_problems, evaluated = load_problems(run.eval_dataset, readable=verifier.readable)
+        eval_problems, evaluated = load_eval_dataset(run.eval_dataset, run.dataset_columns, verifier)
         further.append(evaluated)
     elif training.eval_strategy != "no":
         raise ConfigError(
@@ -123,6 +124,17 @@ def prepare(
         data=data,
         resumed=resumed,
     )
+
+
+def load_eval_dataset(name: str, columns: str | None, verifier: Verifier) -> tuple[list[Problem], DataReport]:
+    """The problems of the setting ``eval_dataset``: a benchmark by name, or data beside the training data.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    if (known := find_benchmark(name)) is not None:
+        return load_problems(known.hub, split=known.split, config_name=known.config, readable=verifier.readable)
+    return load_problems(name, columns=columns, readable=verifier.readable, held_out=True)
 
 
 def check_before_loading(training: VerifiedConfig, model: ModelConfig, resume_from: str | None) -> None:

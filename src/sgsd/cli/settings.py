@@ -72,7 +72,7 @@ class RunArguments:
     on_conflict: str = _setting(
         "drop_all", "What to do with problems of the same text and different answers: drop_all or keep."
     )
-    eval_dataset: str | None = _setting(None, "Data for evaluations during training.")
+    eval_dataset: str | None = _setting(None, "Data for evaluations during training: as dataset, or aime24 …")
     method: str = _setting("sgsd", f"Training method: {', '.join(CONFIGS)}. It decides which settings exist.")
     resume: bool = _setting(False, "Resume from the last complete checkpoint in output_dir, if there is one.")
     dry_run: bool = _setting(False, "Check all settings, count the data and show prompts, without loading weights.")
@@ -138,14 +138,14 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
     """
     ignore_deprecations()
     arguments = [with_underscores(argument) for argument in arguments]
-    name = _pop_flag(arguments, "--config")  # TRL's YAML reader accepts repeated keys and reads 1e-4 as text
+    name = pop_flag(arguments, "--config")  # TRL's YAML reader accepts repeated keys and reads 1e-4 as text
     if name == "":
         raise ConfigError("--config needs a YAML file or a preset", expected=", ".join(presets()))
     path = None if name is None else resolve_config(name)
     content = {} if path is None else read_yaml(path)
-    method = _pop_flag([*arguments], "--method") or content.get("method", RunArguments.method)
+    method = pop_flag([*arguments], "--method") or content.get("method", RunArguments.method)
     check_choice("method", method, tuple(CONFIGS))
-    parts = (RunArguments, ModelConfig, CONFIGS[method])
+    parts = _parts(method)
     name = f"sgsd train --method {method}"
     whole = ["--help", "all"] in [arguments[at : at + 2] for at in range(len(arguments))]
     usage = f"{name} [--config FILE|PRESET] [--SETTING VALUE …]"
@@ -172,6 +172,16 @@ def parse_settings(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConf
     except (ValueError, TypeError, ImportError, OSError) as error:  # TRL's own checks; OSError: names in env
         raise ConfigError("the settings cannot be used", got=" ".join(str(error).split())) from error
     return run, training, model
+
+
+def _parts(method: str) -> tuple[Any, ...]:
+    return RunArguments, ModelConfig, CONFIGS[method]
+
+
+def flags_of(method: str) -> frozenset[str]:
+    """The flags of a method's settings, such as ``--max_steps`` and ``--no_resume``."""
+    ignore_deprecations()
+    return frozenset(_Parser(_parts(method), whole=True)._option_string_actions)
 
 
 def ignore_deprecations() -> None:
@@ -295,7 +305,7 @@ def refuse_used_folder(folder: Path, *, resuming: bool = False) -> None:
     raise ConfigError("output_dir is not empty", got=str(folder), remedy=remedy)
 
 
-def _pop_flag(arguments: list[str], flag: str) -> str | None:
+def pop_flag(arguments: list[str], flag: str) -> str | None:
     """Remove a flag from the arguments; return its last value, ``""`` without a value, ``None`` without the flag."""
     value = None
     while found := [at for at, one in enumerate(arguments) if one.partition("=")[0] == flag]:

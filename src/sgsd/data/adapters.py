@@ -228,6 +228,33 @@ def _is_reasoning_gym(row: Row) -> bool:
     return isinstance(metadata, Mapping) and "source_dataset" in metadata
 
 
+_REFERENCE = "sgsd_reference"
+
+
+def as_row(problem: Problem) -> dict[str, object]:
+    """The problem as a row of JSON values that is read back as the same problem, whatever adapter read it first.
+
+    Values that JSON does not have become text, and numbers that are not finite ``None``.
+    """
+    row = {
+        **problem.columns,
+        "id": problem.id,
+        "problem": problem.text,
+        "answer": problem.answer,
+        "solution": problem.solution,
+        _REFERENCE: problem.reference,
+    }
+    if problem.prompt is not None:
+        row["prompt"] = problem.prompt
+    return json.loads(json.dumps(row, default=str), parse_constant=lambda _: None)
+
+
+def _written(row: Row, notes: Counter[str]) -> Problem:
+    parts = (_string(row, name) for name in ("id", "problem", "answer", "solution", _REFERENCE))
+    identifier, text, answer, solution, reference = parts
+    return Problem(identifier, text, answer, solution or None, reference or None)
+
+
 # The parts of a problem, and the usual names of their columns in order of preference.
 USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -352,6 +379,7 @@ _RAW_DAPO = (("data_source",), ("prompt",), ("reward_model",))
 _ANSWERS = ("answer", "solution", "ground_truth", "reward_model")
 # The first adapter whose columns all exist is taken, so those that need most columns come first.
 _TABLE = (
+    Adapter("written", (("problem",), ("answer",), (_REFERENCE,)), _written),
     Adapter("reasoning_gym", (("question",), ("answer",), ("metadata",)), _reasoning_gym, _is_reasoning_gym),
     Adapter("dapo_processed", (("prompt",), ("solution",), ("source_prompt",)), _dapo, reads_prompt=True),
     Adapter("dapo_raw", _RAW_DAPO, _dapo, reads_prompt=True),

@@ -138,7 +138,7 @@ def curate(
         raise ConfigError("limit too small", got=limit, expected="at least 1, or none")
 
     every = list(problems)
-    texts = [same_text(_asked(problem)) if problem.text.strip() else "" for problem in every]
+    texts = [same_text(asked_text(problem)) if problem.text.strip() else "" for problem in every]
     answers = [same_answer(problem.answer) for problem in every]
     firsts: dict[str, dict[str, str]] = {}  # text → answer → the first id that has both
     for problem, text, answer in zip(every, texts, answers, strict=True):
@@ -178,7 +178,7 @@ def curate(
     return kept, report
 
 
-def _asked(problem: Problem) -> str:
+def asked_text(problem: Problem) -> str:
     """The whole question: the text, or every message of a prompt with several."""
     if problem.prompt is None or isinstance(problem.prompt, str):
         return problem.prompt or problem.text

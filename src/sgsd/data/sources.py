@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TextIO, cast
 from yaml import YAMLError
 
 from sgsd import runfolder
-from sgsd.data.adapters import adapt
+from sgsd.data.adapters import adapt, read_mapping
 from sgsd.data.curation import DataReport, OnConflict, OnDuplicate, curate
 from sgsd.data.problems import Problem, Row
 from sgsd.errors import ConfigError, DataError, did_you_mean
@@ -31,6 +31,7 @@ FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 GYM = "reasoning_gym:"
 HUB_PATIENCE_S = 5.0  # for the first reply; the hub client itself gives up after 23 s
 ROWS_PER_BATCH = 1000
+_PREFERRED = ("test", "validation", "train")  # of several splits
 MOST_DATA = 1 << 30  # bytes of a .json file, and of a Parquet file's rows: both are read whole
 
 
@@ -60,6 +61,7 @@ def load_problems(
     seed: int = 0,
     shuffle: bool = False,
     needs_answer: bool = True,
+    held_out: bool = False,
 ) -> tuple[list[Problem], DataReport]:
     """Read a data set, adapt its rows, and drop what cannot be used.
 
@@ -76,6 +78,8 @@ def load_problems(
         seed: the seed of the shuffle, and of reasoning-gym if the source names none.
         shuffle: shuffle the rows before the limit applies. Of duplicates, the first after the shuffle is kept.
         needs_answer: ``False`` keeps rows without an answer, for reward functions that need none.
+        held_out: for data beside training data: the split ``None`` takes ``test``, else ``validation``, else as above,
+            and ``columns`` apply if the data has them all.
 
     Returns:
         The problems, and a report on every row.
@@ -88,6 +92,7 @@ def load_problems(
     if not name.strip():  # as a path it would be the current folder
         raise DataError("no data set", got=repr(name), expected="a file, a folder, a hub name, or reasoning_gym:TASK")
     path = Path(os.path.expanduser(name))
+    preferred = _PREFERRED if held_out else _PREFERRED[-1:]
     if name.startswith(GYM):
         _refuse(name, "a reasoning-gym task", split=split, config_name=config_name, revision=revision)
         table = _gym_table(name, seed)
@@ -95,13 +100,15 @@ def load_problems(
         _refuse(name, "a file", split=None if split == "train" else split, config_name=config_name, revision=revision)
         table = _file_table(path)
     elif os.path.isdir(path):
-        table = _directory_table(path, split, config_name)
+        table = _directory_table(path, split, config_name, preferred)
     elif _looks_like_a_path(name):
         raise _missing_file(path)
     else:
-        table = _hub_table(name, split, config_name, revision)
+        table = _hub_table(name, split, config_name, revision, preferred)
 
     rows, names, origin, stem = table
+    if held_out and columns is not None and not {*names}.issuperset(read_mapping(columns).values()):
+        columns = None
     adapted = adapt(rows, names, stem=stem, source=origin, adapter=adapter, mapping=columns, needs_answer=needs_answer)
     problems = list(adapted.problems)
     if shuffle:
@@ -296,11 +303,11 @@ def _refuse_repeated(path: Path, columns: Iterable[str]) -> None:
 # ---- the datasets library
 
 
-def _directory_table(path: Path, split: str | None, config_name: str | None) -> _Table:
+def _directory_table(path: Path, split: str | None, config_name: str | None, preferred: Sequence[str]) -> _Table:
     import datasets
 
     if not ((path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()):
-        return _from_datasets(_load_dataset(str(path), config_name, split, None), path.name, split)
+        return _from_datasets(_load_dataset(str(path), config_name, split, None), path.name, split, preferred)
     _refuse(str(path), "a directory written by save_to_disk", config_name=config_name)
     try:
         loaded = datasets.load_from_disk(str(path))
@@ -315,23 +322,25 @@ def _directory_table(path: Path, split: str | None, config_name: str | None) -> 
         raise DataError("no such split", got=split, expected="one of " + ", ".join(splits))
     if split is not None and isinstance(loaded, datasets.DatasetDict):
         loaded = loaded[split]
-    return _from_datasets(loaded, path.name, split)
+    return _from_datasets(loaded, path.name, split, preferred)
 
 
-def _hub_table(name: str, split: str | None, config_name: str | None, revision: str | None) -> _Table:
+def _hub_table(
+    name: str, split: str | None, config_name: str | None, revision: str | None, preferred: Sequence[str]
+) -> _Table:
     import datasets.config
 
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise DataError("not a file, and not a hub name", got=name, expected="owner/name, or a path to a file")
     if not datasets.config.HF_HUB_OFFLINE and hub_answers():
-        return _from_datasets(_load_dataset(name, config_name, split, revision), name, split)
+        return _from_datasets(_load_dataset(name, config_name, split, revision), name, split, preferred)
     if revision is not None:  # datasets would return any cached revision
         got = f"revision {revision} of {name}, and the hub is out of reach"
         raise DataError("a pinned revision cannot be checked offline", got=got, remedy="pass a local copy instead")
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True  # a copy in the local cache is used at once
     try:
-        return _from_datasets(_load_dataset(name, config_name, split, revision), name, split)
+        return _from_datasets(_load_dataset(name, config_name, split, revision), name, split, preferred)
     finally:
         datasets.config.HF_HUB_OFFLINE = before
 
@@ -386,11 +395,12 @@ def _refuse_outside(folder: Path, files: Iterable[str]) -> None:
             raise DataError("a data folder names a file outside of it", got=f"{file} in {folder}", remedy="remove it")
 
 
-def _from_datasets(loaded: Any, name: str, split: str | None) -> _Table:
+def _from_datasets(loaded: Any, name: str, split: str | None, preferred: Sequence[str]) -> _Table:
     import datasets
 
     if isinstance(loaded, datasets.DatasetDict):
-        split = str(next(iter(loaded))) if len(loaded) == 1 else "train"
+        there = list(map(str, loaded))
+        split = there[0] if len(there) == 1 else next((one for one in preferred if one in there), preferred[-1])
         if split not in loaded:
             raise DataError(
                 f"data set {name} has several splits", got=", ".join(map(str, loaded)), remedy="name one with --split"

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from sgsd import runfolder
 from sgsd.errors import ConfigError, did_you_mean
-from sgsd.evaluation.recorded import Member, Scores, read_member, settings_key, told_apart
+from sgsd.evaluation.recorded import Member, Scores, parts_of, read_member, settings_key, told_apart
 from sgsd.evaluation.statistics import Estimate, difference_over, mean_over
 from sgsd.trainers.names import BASE, method_name
 
@@ -92,8 +92,9 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
     """Read run folders and evaluation folders, and compare them.
 
     Args:
-        folders: run folders; evaluation folders (``samples.jsonl`` and ``summary.json`` in them); or folders of
-            evaluation folders, for an untrained model.
+        folders: run folders; evaluation folders (``samples.jsonl`` and ``summary.json`` in them); folders of
+            evaluation folders, for an untrained model; or output folders of ``sgsd internalize``, whose evaluations
+            are compared.
         baseline: a row's label, or one of its folders; ``None`` takes the first untrained model without skills
             in its prompt, else the first row.
         checkpoint: the optimizer step of every run, chosen before the results were seen; ``None`` takes the final one.
@@ -103,7 +104,8 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
         ConfigError: a folder that is neither; no evaluation of the checkpoint; an unknown baseline; evaluations of one
             name with other problems, verifiers, sampling or k; the same settings and seed twice.
     """
-    distinct = {runfolder.real(path): path for path in folders}.values()
+    every = [part for folder in folders for part in parts_of(folder)]
+    distinct = {runfolder.real(path): path for path in every}.values()
     read = [read_member(folder, checkpoint) for folder in distinct]
     told = told_apart([member.settings for member in read], [member.sources for member in read])
     apart = [replace(member, settings=settings) for member, settings in zip(read, told, strict=True)]

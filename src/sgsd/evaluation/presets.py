@@ -6,6 +6,7 @@ others; their settings come from the run or the flags.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,3 +47,8 @@ BENCHMARKS = {
         Benchmark("minerva", "math-ai/minervamath", "test"),
     )
 }
+
+
+def find_benchmark(name: str) -> Benchmark | None:
+    """The benchmark of this name; ``None`` if there is none, or a file or folder of that name."""
+    return None if os.path.exists(name) else BENCHMARKS.get(name)

@@ -116,6 +116,13 @@ class Member:
         return bool(self.settings.get("skills_in_prompt"))
 
 
+def parts_of(folder: Path) -> list[Path]:
+    """The evaluations in the output folder of ``sgsd internalize``; of any other folder, itself."""
+    if runfolder.runs_of(folder) == [folder]:
+        return [folder]
+    return sorted(file.parent for file in folder.glob(f"{runfolder.EVALUATIONS}/*/{runfolder.SUMMARY}")) or [folder]
+
+
 def read_member(folder: Path, checkpoint: int | None) -> Member:
     """Read a run folder, an evaluation folder, or a folder of evaluation folders.
 
@@ -148,11 +155,12 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
         raise ConfigError("evaluations of several models, or of none", got=f"{folder}: {told}", expected="one model")
     model, first = Path(str(models.pop())), next(iter(found.values()))
     above = runfolder.real(first.folder).parents  # RUN[/checkpoint-N]/evaluations/NAME
-    homes = (model, model.parent, *above[1:3])
+    is_trained = any(scores.summary.get("trained_by") for scores in found.values())
+    homes = (model, model.parent, *above[1:3], *([above[1] / model.name] if is_trained else []))  # last: internalize's
     run = next((home for home in homes if (home / runfolder.RUN).is_file()), None)
     if run is not None:
         return _of_run(run, checkpoint, found)
-    if model.name.startswith("checkpoint-") or any(scores.summary.get("trained_by") for scores in found.values()):
+    if is_trained or model.name.startswith("checkpoint-"):
         raise ConfigError(  # it would count as an untrained model
             "an evaluation of a trained model whose run is missing",
             got=f"{folder}, of {model}",

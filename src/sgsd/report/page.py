@@ -31,8 +31,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     """Read run folders and write the page atomically.
 
     Args:
-        folders: run folders of several methods and seeds, and folders of evaluations without a run, which appear only
-            in the comparison (see ``compare_runs``).
+        folders: run folders of several methods and seeds, or output folders of ``sgsd internalize``; and folders of
+            evaluations without a run, which appear only in the comparison (see ``compare_runs``).
         output: file to write; missing folders are made.
 
     Returns:
@@ -46,7 +46,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     if os.path.lexists(output) and not html.is_own(output):
         raise ConfigError("the target exists and is not a report", got=str(output), remedy="choose another --output")
     # load_runs raises an error for a folder that does not exist.
-    runs = load_runs([one for one in folders if (one / runfolder.RUN).is_file() or not one.is_dir()])
+    every = [run for folder in folders for run in runfolder.runs_of(folder)]
+    runs = load_runs([one for one in every if (one / runfolder.RUN).is_file() or not one.is_dir()])
     try:
         comparison, why_not = compare_runs(folders), ""
     except (ConfigError, DataError) as error:
