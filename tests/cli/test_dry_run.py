@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoConfig
 
-from sgsd.cli.settings import presets
+from sgsd.cli.settings import presets, resolve_config
 from sgsd.engines.models import load_configs, load_model, load_tokenizer
 from sgsd.trainers.config import SGSDConfig
 
@@ -34,6 +34,11 @@ def dry(sgsd, flags, tmp_path, monkeypatch):
 def model(tiny_folder, tmp_path) -> Path:
     """A copy of the tiny model, to be changed."""
     return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def data(folder: Path, *problems: str, **columns: str) -> Path:
@@ -189,6 +194,25 @@ def test_it_refuses_what_a_run_would_refuse_later(dry, flags_more, said):
     assert len(result.err.strip().splitlines()) == 1
 
 
+def test_an_embedder_that_is_missing_is_refused_and_one_that_is_here_is_named(dry, no_hub, tmp_path):
+    """Seen before the mend: the dry run passed, and the run refused it once the policy had been loaded."""
+    for name, said in (
+        ("Qwen/Qwen3-Embedding-0.6B", "embedding model is not in the cache and the hub is out of reach"),
+        (str(tmp_path), "not a sentence-transformers model"),
+        ("local:nothing", "no such packaged model"),
+    ):
+        result = dry("--retriever", "embedding", "--embedder", name)
+        assert result.code == 2
+        assert said in result.error
+        assert len(result.err.strip().splitlines()) == 1
+        assert name == "local:nothing" or "or set retriever: bm25" in result.error
+    assert "retriever: bm25\n" in dry().out
+    (tmp_path / "modules.json").write_text("[]")
+    shown = dry("--retriever", "embedding", "--embedder", tmp_path)
+    assert shown.code == 0
+    assert f"retriever: embedding, embedder {tmp_path} " in " ".join(shown.out.split())
+
+
 def test_a_verifier_that_raises_is_found_out(dry, tmp_path, monkeypatch):
     (tmp_path / "raising.py").write_text("def reward(completions, nothing, **_):\n    return [1.0 for _ in nothing]\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -222,9 +246,12 @@ def test_a_model_s_files_that_a_run_could_not_use(dry, model, file, change, said
         (("--max_prompt_length", "5"), "config.json", {}, "8 of 8 plain prompts are too long"),
         ((), "generation_config.json", {"eos_token_id": 700}, "an end token is not in the model's vocabulary: got 700"),
         (("--verifier", "json:loads"), "config.json", {}, "the reward function needs s"),
+        (("--retriever", "embedding"), "config.json", {}, "'Qwen/Qwen3-Embedding-0.6B'; give a local folder"),
     ],
 )
-def test_a_run_refuses_before_any_weight_is_loaded(sgsd, flags, model, tmp_path, monkeypatch, more, file, change, said):
+def test_a_run_refuses_before_any_weight_is_loaded(
+    sgsd, flags, model, tmp_path, monkeypatch, no_hub, more, file, change, said
+):
     """Seen before the mend: the weights were loaded first."""
 
     def refuse(*_: object, **__: object):
@@ -321,6 +348,8 @@ def test_every_presets_dry_run_passes_with_other_data_and_model(sgsd, roomy, tmp
         if rows:
             file.write_text("".join(json.dumps(each) + "\n" for each in rows))
     flags = ("--dataset", file, "--model_name_or_path", roomy, "--output_dir", tmp_path / "run", "--dry_run")
+    if "embedder: Qwen" in resolve_config(name).read_text():
+        flags += ("--embedder", "local:all-minilm-l6-v2")
     if name == "internalize":  # whose document comes with the command
         flags += ("--bank", "seed:mental-arithmetic")
     result = sgsd("train", "--config", name, *flags)
