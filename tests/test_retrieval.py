@@ -285,6 +285,30 @@ class TestBM25:
         mistake = idf / (1 + 1.5 * (0.25 + 0.75 * 3 / ((3 + 3 + 1) / 3)))
         assert got.pairs[0].similarity == pytest.approx((skill + mistake) / 2, rel=1e-5)
 
+    def test_rules_alone_are_scored_by_one_index_whatever_their_kind(self) -> None:
+        """In an index of its own, each word of the only prohibition would be common, and worth little."""
+        greets = [Skill(f"s{n}", "", f"Always greet customer number {n} politely") for n in range(19)]
+        refund = "Never refund a voucher without approval."
+        last = Skill("s19", "", "Round amounts up.")
+        query = "May I refund a voucher without approval if the amounts match?"
+        found = [
+            BM25Retriever(weighted=True).retrieve([query], bank, 2, alone=True)[0]
+            for bank in (
+                SkillBank((*greets, last), (Mistake("r", "", refund),)),
+                SkillBank((*greets, last, Skill("r", "", refund))),
+            )
+        ]
+        for got in found:
+            assert [item.id for pair in got.pairs for item in pair.items] == ["r", "s19"]
+        assert [pair.similarity for pair in found[0].pairs] == [pair.similarity for pair in found[1].pairs]
+        assert found[0].weights == found[1].weights
+
+    def test_an_index_of_rules_does_not_serve_pairs(self) -> None:
+        retriever = BM25Retriever(weighted=True)
+        for alone in (False, True, False):
+            fresh = BM25Retriever(weighted=True).retrieve(["percent"], self.BANK, 3, alone=alone)
+            assert retriever.retrieve(["percent"], self.BANK, 3, alone=alone) == fresh
+
     def test_chinese_is_matched_character_by_character(self) -> None:
         assert ids(BM25Retriever(), "求这个数的余数", self.BANK, 1)[0][0] == "s2"
 

@@ -74,7 +74,7 @@ _CORRECTION = ("--objective", "correction", "--teacher", "frozen", "--teacher_tr
 CORRECTION = (*_CORRECTION, "--sgsd_weight", "2")
 GUIDED = (*CORRECTION, "--support_baseline", "control", "--teacher_guidance", "2")
 NEW_SETTINGS = {"ledger_share": "1"}
-"""Settings that an older checkout may not have, with the values that give its behaviour."""
+"""Settings of the correction that an older checkout may not have, with the values that give its behaviour."""
 
 Record = dict[str, Any]
 
@@ -277,7 +277,7 @@ class Recorder:
         lab += ["--output", folder, "--accuracy_steps", str(STEPS), "--method", run.method, *run.lab]
         train = ["--learning_rate", "1e-4", "--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", "1"]
         train += ["--save_only_model", "true", "--log_completions", "true", *run.settings]
-        for setting in self.new_settings() if run.method == "sgsd" else ():
+        for setting in self.new_settings() if "correction" in run.settings else ():
             train += [f"--{setting}", NEW_SETTINGS[setting]]
         done = self.call([*ENTRY, "lab", "run", variant, *lab, "--", *train])
         if done.returncode:

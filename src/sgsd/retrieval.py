@@ -106,11 +106,11 @@ class _Ranking(ABC):
         k = min(k, len(bank.items) if alone else bank.max_pairs)
         if k == 0 or not queries:
             return [Retrieval((), ()) for _ in queries]
-        return [self._best(scores, bank, k, alone) for scores in self._scores(queries, bank)]
+        return [self._best(scores, bank, k, alone) for scores in self._scores(queries, bank, alone)]
 
     @abstractmethod
-    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
-        """For each query the scores ``[N]`` of ``bank.items``."""
+    def _scores(self, queries: Sequence[str], bank: SkillBank, alone: bool) -> Iterable[NDArray[np.float64]]:
+        """For each query the scores ``[N]`` of ``bank.items``; with ``alone`` one list ranks them all."""
 
     def _best(self, scores: NDArray[np.float64], bank: SkillBank, k: int, alone: bool) -> Retrieval:
         if alone:
@@ -163,7 +163,7 @@ class EmbeddingRetriever(_Ranking):
     def name(self) -> str:
         return f"embedding:{self._embedder.name}"
 
-    def _scores(self, queries: Sequence[str], bank: SkillBank) -> NDArray[np.float64]:
+    def _scores(self, queries: Sequence[str], bank: SkillBank, alone: bool) -> NDArray[np.float64]:
         """Cosines ``[Q, N]``, summed in float64.
 
         Raises:
@@ -197,6 +197,7 @@ class BM25Retriever(_Ranking):
 
     Words are lower-cased runs of letters and digits; each Chinese character is a word. The weights are uniform, since
     BM25 scores are unbounded and grow with the problem's length: their softmax would select nearly one teacher alone.
+    Words are counted among the items that are ranked together: skills and mistakes separately, or all items ``alone``.
     Ties, also between items that share no word with the problem, go to the item that comes first in the bank.
 
     Args:
@@ -216,11 +217,13 @@ class BM25Retriever(_Ranking):
         self._item_text = item_text
         self._has_similarity = weighted
         self._temperature = temperature
-        self._indexed: tuple[str, list[_BM25Index]] | None = None
+        self._indexed: tuple[tuple[str, bool], list[_BM25Index]] | None = None
 
-    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
-        if self._indexed is None or self._indexed[0] != bank.digest:
-            self._indexed = bank.digest, [_BM25Index(items, self._item_text) for items in (bank.skills, bank.mistakes)]
+    def _scores(self, queries: Sequence[str], bank: SkillBank, alone: bool) -> Iterable[NDArray[np.float64]]:
+        key = bank.digest, alone
+        if self._indexed is None or self._indexed[0] != key:
+            lists = [bank.items] if alone else [bank.skills, bank.mistakes]
+            self._indexed = key, [_BM25Index(items, self._item_text) for items in lists]
         return [np.concatenate([index.scores(_words(query)) for index in self._indexed[1]]) for query in queries]
 
 
@@ -240,7 +243,7 @@ class RandomRetriever(_Ranking):
     def __init__(self, *, seed: int = 0) -> None:
         self._seed = seed
 
-    def _scores(self, queries: Sequence[str], bank: SkillBank) -> Iterable[NDArray[np.float64]]:
+    def _scores(self, queries: Sequence[str], bank: SkillBank, alone: bool) -> Iterable[NDArray[np.float64]]:
         for query in queries:
             draws = [f"{self._seed}\0{query}\0{item.id}".encode(errors="surrogatepass") for item in bank.items]
             digests = [hashlib.sha256(draw).digest() for draw in draws]

@@ -314,6 +314,17 @@ class TestFindings:
         assert self.kinds(ADD) == [FindingKind.EMPTY_LIST]
         assert self.kinds(ADD, CARRY, SLIP) == [FindingKind.UNEQUAL_LISTS]
 
+    def test_rules_of_a_document_need_neither_pairs_nor_notes(self) -> None:
+        rules = [Skill.new(f"Rule {word}.", origin=Origin.SEED) for word in ("one", "two")]
+        never = Mistake.new("Never three.", origin=Origin.SEED)
+        for items in (rules, [never], [*rules, never]):
+            document = SkillBank(metadata={"document": "text"}).with_items(items)
+            assert document.check() == ()
+            long = document.with_items([Skill.new("x" * 900, origin=Origin.SEED)])
+            assert [finding.kind for finding in long.check()] == [FindingKind.TOO_LONG]
+            assert self.kinds(*items)
+        assert SkillBank(metadata={"document": "text"}).check() == SkillBank().check() != ()
+
     def test_equal_texts_are_duplicates_and_not_near_duplicates(self) -> None:
         other = Skill.new("add  THE ones first.", title="Ones first!", when="x", origin=Origin.SEED)
         second = Mistake.new("Something else.", avoid="y", origin=Origin.SEED)

@@ -275,6 +275,17 @@ def test_check(sgsd, file):
     assert "no-when" in sgsd("bank", "check", file).out
 
 
+def test_a_document_that_trains_has_nothing_odd(sgsd, tmp_path):
+    """Seen before the mend: exit code 1, since it has no mistakes, and no rule says when to apply it."""
+    document, imported = tmp_path / "SKILL.md", tmp_path / "bank.json"
+    document.write_text("# Rules\n\n- Add first.\n- Say please.\n", encoding="utf-8")
+    assert sgsd("bank", "import", document, imported).code == 0
+    for bank in (document, imported):
+        result = sgsd("bank", "check", bank)
+        assert result.code == 0
+        assert "2 skills, 0 mistakes, nothing odd" in result.out
+
+
 def test_check_finds_answers_of_the_problems_that_items_came_from(sgsd, build):
     (leak,) = json.loads(sgsd("bank", "check", build, "--json").out)
     assert leak["kind"] == "leak-answer"

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoConfig
 
 from sgsd.cli.prepare import prepare
-from sgsd.cli.settings import parse_settings, presets
+from sgsd.cli.settings import parse_settings, presets, resolve_config
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.engines.models import load_configs, load_model, load_tokenizer
@@ -38,6 +38,11 @@ def dry(sgsd, flags, tmp_path, monkeypatch):
 def model(tiny_folder, tmp_path) -> Path:
     """A copy of the tiny model, to be changed."""
     return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def data(folder: Path, *problems: str, **columns: str) -> Path:
@@ -158,7 +163,7 @@ def test_the_method_is_named(dry):
         (("--learning_rate", "nan"), "learning_rate is out of range"),
         (("--max_steps", "0"), "max_steps 0 would train nothing"),
         (("--seed", "-1"), "seed is out of range: got -1"),
-        (("--rehearsal_dataset", "x.jsonl"), "rehearsal_dataset without rehearsal: expected rehearsal_weight above 0"),
+        (("--rehearsal_dataset", "x.jsonl"), "rehearsal_dataset would have no effect"),
         (
             ("--teacher", "frozen", "--rehearsal_weight", "1", "--rehearsal_dataset", "missing.jsonl"),
             "missing.jsonl",
@@ -191,6 +196,25 @@ def test_it_refuses_what_a_run_would_refuse_later(dry, flags_more, said):
     assert result.code == 2
     assert said in result.error
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_an_embedder_that_is_missing_is_refused_and_one_that_is_here_is_named(dry, no_hub, tmp_path):
+    """Seen before the mend: the dry run passed, and the run refused it once the policy had been loaded."""
+    for name, said in (
+        ("Qwen/Qwen3-Embedding-0.6B", "embedding model is not in the cache and the hub is out of reach"),
+        (str(tmp_path), "not a sentence-transformers model"),
+        ("local:nothing", "no such packaged model"),
+    ):
+        result = dry("--retriever", "embedding", "--embedder", name)
+        assert result.code == 2
+        assert said in result.error
+        assert len(result.err.strip().splitlines()) == 1
+        assert name == "local:nothing" or "or set retriever: bm25" in result.error
+    assert "retriever: bm25\n" in dry().out
+    (tmp_path / "modules.json").write_text("[]")
+    shown = dry("--retriever", "embedding", "--embedder", tmp_path)
+    assert shown.code == 0
+    assert f"retriever: embedding, embedder {tmp_path} " in " ".join(shown.out.split())
 
 
 def test_a_verifier_that_raises_is_found_out(dry, tmp_path, monkeypatch):
@@ -226,9 +250,12 @@ def test_a_model_s_files_that_a_run_could_not_use(dry, model, file, change, said
         (("--max_prompt_length", "5"), "config.json", {}, "8 of 8 plain prompts are too long"),
         ((), "generation_config.json", {"eos_token_id": 700}, "an end token is not in the model's vocabulary: got 700"),
         (("--verifier", "json:loads"), "config.json", {}, "the reward function needs s"),
+        (("--retriever", "embedding"), "config.json", {}, "'Qwen/Qwen3-Embedding-0.6B'; give a local folder"),
     ],
 )
-def test_a_run_refuses_before_any_weight_is_loaded(sgsd, flags, model, tmp_path, monkeypatch, more, file, change, said):
+def test_a_run_refuses_before_any_weight_is_loaded(
+    sgsd, flags, model, tmp_path, monkeypatch, no_hub, more, file, change, said
+):
     """Seen before the mend: the weights were loaded first."""
 
     def refuse(*_: object, **__: object):
@@ -325,6 +352,8 @@ def test_every_presets_dry_run_passes_with_other_data_and_model(sgsd, roomy, tmp
         if rows:
             file.write_text("".join(json.dumps(each) + "\n" for each in rows))
     flags = ("--dataset", file, "--model_name_or_path", roomy, "--output_dir", tmp_path / "run", "--dry_run")
+    if "embedder: Qwen" in resolve_config(name).read_text():
+        flags += ("--embedder", "local:all-minilm-l6-v2")
     if name == "internalize":  # whose document comes with the command
         flags += ("--bank", "seed:mental-arithmetic")
     result = sgsd("train", "--config", name, *flags)

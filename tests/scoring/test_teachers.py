@@ -95,17 +95,29 @@ def test_where_there_is_no_other_pair_or_it_does_not_fit_there_is_no_control_pro
     assert control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=limit, seed=0) is None
 
 
-def test_a_rule_teaches_alone_and_its_control_is_another_of_its_kind(renderer):
-    bank = SkillBank(tuple(pair(n).skill for n in range(3)), (pair(0).mistake, pair(1).mistake))
-    a_skill, a_mistake = Pair(bank.skills[0], None, None), Pair(None, bank.mistakes[0], None)
-    for taught, others in ((a_skill, bank.skills[1:]), (a_mistake, bank.mistakes[1:])):
+def drawn_controls(pool, bank, renderer):
+    return [
+        tuple(control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed=str(seed)))
+        for seed in range(80)
+    ]
+
+
+def test_a_rule_teaches_alone_and_its_control_is_any_other_rule(renderer):
+    """Also the only prohibition of a document has a control."""
+    bank = SkillBank(tuple(pair(n).skill for n in range(3)), (pair(0).mistake,))
+    for taught in (Pair(bank.skills[0], None, None), Pair(None, bank.mistakes[0], None)):
         pool = pool_of([taught], [1.0], renderer)
         assert pool.prompts == (renderer.teacher_ids("2 + 2?", [taught.items]),)
-        drawn = {
-            tuple(control_prompt("2 + 2?", pool, bank, renderer, max_prompt_length=10_000, seed=str(seed)))
-            for seed in range(40)
-        }
-        assert drawn == {tuple(renderer.teacher_ids("2 + 2?", [(item,)])) for item in others}
+        others = {tuple(renderer.teacher_ids("2 + 2?", [(item,)])) for item in bank.items if item not in taught.items}
+        assert set(drawn_controls(pool, bank, renderer)) == others
+
+
+def test_the_draw_of_a_control_among_rules_of_one_kind_is_pinned(renderer):
+    skills = tuple(pair(n).skill for n in range(4))
+    pool = pool_of([Pair(skills[1], None, None)], [1.0], renderer)
+    prompts = [tuple(renderer.teacher_ids("2 + 2?", [(skill,)])) for skill in skills]
+    drawn = drawn_controls(pool, SkillBank(skills), renderer)
+    assert "".join(str(prompts.index(one)) for one in drawn[:20]) == "23232232302220002023"
 
 
 def test_a_documents_control_is_the_document_without_the_pairs_rule(renderer, tmp_path):

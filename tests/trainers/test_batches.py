@@ -37,7 +37,6 @@ def test_the_ledger_counts_every_rollout_under_its_own_outcome(tmp_path, generat
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=2,
         max_steps=2,
-        ledger_share=1.0,
         num_teachers=3,
         support_threshold=0.0,
         log_completions=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from trl import GRPOConfig
 
 from sgsd.errors import ConfigError
 from sgsd.trainers.config import CONFIGS, SGSDConfig
-from sgsd.trainers.settings import IDLE_WITHOUT_GRPO, LOSS_TYPES, check_constructible, refuse_idle_settings
+from sgsd.trainers.settings import EFFECTS, LOSS_TYPES, check_constructible, refuse_idle_settings
 
 from .tiny import make_config
 
@@ -115,23 +116,73 @@ CHANGED = {
     "vllm_importance_sampling_mode": "token_mask",
     "vllm_importance_sampling_clip_min": 0.1,
 }
-OF_ADVANTAGES = ("scale_rewards", "multi_objective_aggregation")
+OF_GRPO_LOSS, OF_ADVANTAGES = (names for names, _, _ in EFFECTS[:2])
 
 
-@pytest.mark.parametrize("name", IDLE_WITHOUT_GRPO)
-def test_a_setting_that_nothing_reads_is_refused(name):
-    args = SGSDConfig()
-    default = {field.name: field.default for field in dataclasses.fields(args)}[name]
+@pytest.mark.parametrize("name", [*OF_GRPO_LOSS, *OF_ADVANTAGES])
+def test_a_setting_of_trl_that_nothing_reads_is_refused(name):
+    default = {field.name: field.default for field in dataclasses.fields(SGSDConfig)}[name]
     changed = not default if isinstance(default, bool) else 0.5 * (default or 1.0) if name not in CHANGED else None
-    setattr(args, name, CHANGED.get(name, changed))
-    with pytest.raises(ConfigError, match=f"no effect.*{name} "):
-        refuse_idle_settings(args, uses_grpo_loss=False)
-    refuse_idle_settings(args, uses_grpo_loss=True)
-    if name in OF_ADVANTAGES:
-        refuse_idle_settings(args, uses_grpo_loss=False, uses_advantages=True)
-    else:
-        with pytest.raises(ConfigError, match=name):
-            refuse_idle_settings(args, uses_grpo_loss=False, uses_advantages=True)
+    for read, settings in (
+        (False, {}),
+        (name in OF_ADVANTAGES, {"objective": "reweight", "num_generations": 2}),
+        (True, {**GROUPS, "beta": 0.1}),
+    ):
+        args = SGSDConfig(**settings)
+        setattr(args, name, CHANGED.get(name, changed))
+        with nullcontext() if read else pytest.raises(ConfigError, match=f"no effect.*{name} "):
+            refuse_idle_settings(args)
+
+
+CORRECTION, REWEIGHT = {"objective": "correction"}, {"objective": "reweight", "num_generations": 2}
+ALONE = {"sgsd_weight": 0.0, **GROUPS}
+SERVER = {"maintenance_writer_url": "http://a/v1", "maintenance_writer_model": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "idle", "read"),
+    [
+        ("sgsd", {"gate_tau": 3.0}, [CORRECTION, REWEIGHT, ALONE], [{}, {"objective": "local"}]),
+        (
+            "sgsd",
+            {"teacher_trust": "equal"},
+            [{}, {"objective": "local"}, {**ALONE, **CORRECTION}],
+            [CORRECTION, REWEIGHT],
+        ),
+        (
+            "sgsd",
+            {"teacher_top_tokens": 5},
+            [{}, REWEIGHT, {**ALONE, **CORRECTION}],
+            [CORRECTION, {"objective": "local"}],
+        ),
+        ("sgsd", {"ledger_share": 0.9}, [{}, {"objective": "local"}], [CORRECTION, REWEIGHT, ALONE]),
+        ("sgsd", {"teacher_ema_decay": 0.5}, [{}, {"teacher": "periodic"}], [{"teacher": "ema"}]),
+        ("opsd", {"teacher_sync_steps": 3}, [{}, {"teacher": "ema"}], [{"teacher": "periodic"}]),
+        ("sgsd", {"retrieval_temperature": 0.1}, [{"retriever": "bm25"}, {}], [{"retriever": "embedding"}]),
+        ("grpo", {"embedder": "a/b"}, [{"retriever": "bm25"}, {}], [{"retriever": "embedding"}]),
+        ("sgsd", {"retrieval_text": "full"}, [{}], [{"retriever": "bm25"}, {"retriever": "embedding"}]),
+        ("sgsd", {"skills_in_prompt_pairs": 3}, [{}], []),
+        ("grpo", {"skills_in_prompt_pairs": 3}, [{}], [{"skills_in_prompt": True}]),
+        ("sgsd", {"rehearsal_texts": 5}, [{}], [{"rehearsal_weight": 1.0, "teacher": "frozen"}]),
+        ("sgsd", {"rehearsal_dataset": "x"}, [{}], [{"rehearsal_weight": 1.0, "teacher": "frozen"}]),
+        ("sgsd", {"maintenance_threshold": 0.3}, [{}], [{"maintenance_frequency": 2}]),
+        ("sgsd", {"maintenance_timeout": 3.0}, [{}], [{"maintenance_frequency": 2}]),
+        ("sgsd", SERVER, [{}], [{"maintenance_frequency": 2}]),
+        ("opsd", {"jsd_beta": 0.2}, [{}, {"divergence": "reverse_kl"}], [{"divergence": "jsd"}]),
+        ("grpo", {"sync_ref_model": True}, [{}], [{"beta": 0.1}]),
+    ],
+    ids=str,
+)
+def test_a_setting_without_effect_is_refused_and_accepted_where_it_has_one(tmp_path, method, setting, idle, read):
+    """The settings of tiny.py have retriever random, and one rollout per prompt but for GRPO."""
+    for others in idle:
+        with pytest.raises(ConfigError, match=f"{' and '.join(setting)} would have no effect: got ") as refused:
+            make_config(tmp_path, method=method, **others, **setting)
+        assert "\n" not in str(refused.value)
+        make_config(tmp_path, method=method, **others)  # at its default it is accepted
+    for others in read:
+        args = make_config(tmp_path, method=method, **others, **setting)
+        assert {name: vars(args)[name] for name in setting} == setting
 
 
 @pytest.mark.parametrize(

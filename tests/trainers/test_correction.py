@@ -166,7 +166,7 @@ def test_without_failures_there_is_nothing_to_correct(tmp_path):
     [
         {},
         {"objective": "reweight", "grpo_weight": 0.0},
-        {"objective": "gated", "teacher_trust": "equal"},
+        {"objective": "gated"},
     ],
 )
 def test_the_control_s_support_is_logged_whatever_the_objective(tmp_path, more):

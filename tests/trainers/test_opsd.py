@@ -250,8 +250,7 @@ def test_the_gradient_equals_float64_loops_whoever_teaches_and_whatever_is_train
         model=model,
         teacher=teacher,
         peft_config=peft_config,
-        teacher_ema_decay=0.25,
-        teacher_sync_steps=2,
+        **{"ema": {"teacher_ema_decay": 0.25}, "periodic": {"teacher_sync_steps": 2}}.get(teacher, {}),
         divergence="reverse_kl" if teacher == "ema" else "forward_kl",
         activation_checkpointing=checkpointing,
     )

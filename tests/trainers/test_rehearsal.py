@@ -20,9 +20,8 @@ FROZEN = {"teacher": "frozen", "objective": "correction", "reward": always(0.0),
 
 def rehearsing(folder, weight=1.0, *, lora=False, **settings):
     peft_config = LoraConfig(**LORA) if lora else None
-    return make_trainer(
-        folder, peft_config=peft_config, **FROZEN | {"rehearsal_weight": weight, "rehearsal_texts": 5} | settings
-    )
+    texts = {"rehearsal_texts": 5} if weight else {}
+    return make_trainer(folder, peft_config=peft_config, **FROZEN | {"rehearsal_weight": weight} | texts | settings)
 
 
 def shaken(model):
@@ -75,7 +74,8 @@ def test_nothing_is_forgotten_before_the_first_step(tmp_path, lora):
 
 
 def kl_after_training(folder, weight):
-    trainer = rehearsing(folder, weight, max_steps=12, learning_rate=5e-3, teacher_trust="equal", rehearsal_texts=8)
+    texts = {"rehearsal_texts": 8} if weight else {}
+    trainer = rehearsing(folder, weight, max_steps=12, learning_rate=5e-3, teacher_trust="equal", **texts)
     trainer.train()
     if not weight:
         trainer.rehearsal = Rehearsal(trainer.renderer, ["1 + 1?"], count=8, seed=trainer.args.seed)

@@ -51,8 +51,9 @@ def run(folder, *, method="sgsd", lora=False, change_bank=True, **settings):
         "save_strategy": "steps",
         "save_steps": 3,
     }
-    if method != "grpo":
-        defaults |= {"teacher_ema_decay": 0.6, "teacher_sync_steps": 2}
+    defaults |= {"ema": {"teacher_ema_decay": 0.6}, "periodic": {"teacher_sync_steps": 2}}.get(
+        settings.get("teacher"), {}
+    )
     trainer = make_trainer(
         folder,
         method=method,

@@ -31,9 +31,10 @@ NEVER = 1e-9  # a share of the problems, as good as none
 def trainer_of(folder, **settings):
     """Teachers of the bank's first three pairs, of which the second is known to do harm: trust 0."""
     defaults = {"num_generations": 4, "per_device_train_batch_size": 12, "ledger_share": NEVER, "stub": True}
-    trainer = make_trainer(
-        folder, reward=by_parity, retriever_object=WeightedRetriever(), problems=EIGHT, **defaults | settings
-    )
+    settings = defaults | settings
+    if settings.get("objective", "gated") in ("gated", "local") and settings.get("sgsd_weight", 1.0):
+        del settings["ledger_share"]  # all teachers are run: it is refused
+    trainer = make_trainer(folder, reward=by_parity, retriever_object=WeightedRetriever(), problems=EIGHT, **settings)
     return with_ledger(trainer, HELPS, HARMS, HELPS)
 
 
@@ -165,7 +166,7 @@ def test_rollouts_that_no_teacher_scored_are_not_forwarded(tmp_path, numbers):
 
 
 def test_problems_are_drawn_for_the_ledger_alike_on_all_processes_and_anew_each_step(tmp_path):
-    first, second = (trainer_of(tmp_path / name, ledger_share=0.3) for name in "ab")
+    first, second = (trainer_of(tmp_path / name, objective="correction", ledger_share=0.3) for name in "ab")
     prompts = [{"prompt": [{"role": "user", "content": f"{n}?"}]} for n in range(2000)]
     drawn = [first._drawn_for_ledger(row) for row in prompts]
     second.accelerator.state.process_index = 3  # nothing of a process enters, nor what was drawn before

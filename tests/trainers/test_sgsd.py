@@ -113,7 +113,7 @@ def test_a_documents_teachers_are_shown_it_and_its_ledger_credits_single_rules(t
     file = tmp_path / "SKILL.md"
     file.write_text("# Sums\n\n- Add 1 and 1 first.\n- Never add 2.\n- Say please.\n- Count to 3.\n", encoding="utf-8")
     bank = read_document(file)
-    settings = {"teacher_context": context, "support_baseline": "control", "num_teachers": 2, "ledger_share": 1.0}
+    settings = {"teacher_context": context, "support_baseline": "control", "num_teachers": 2}
     trainer = make_trainer(
         tmp_path, stub=True, reward=by_first_id, retriever_object=BM25Retriever(), bank=bank, **settings
     )

@@ -116,7 +116,8 @@ def test_the_same_rollouts_give_the_same_loss_whoever_sampled_them(tmp_path, obj
 )
 def test_grpos_loss_is_corrected_for_vllms_probabilities(tmp_path, excess, mode, factor):
     """Each token's loss is multiplied by policy / sampler, here the same for all, so that the whole loss is."""
-    settings = {"use_vllm": True} | GROUPS | OBJECTIVES["correction"] | SAMPLED_AS_SCORED | {"sgsd_weight": 0.0}
+    settings = {"use_vllm": True} | GROUPS | OBJECTIVES["correction"] | SAMPLED_AS_SCORED
+    settings |= {"sgsd_weight": 0.0, "teacher_trust": "worth"}
     StandIn.excess = excess
     rows = [0] * 4 + [1] * 4
     plain = make_trainer(tmp_path / "plain", **settings)

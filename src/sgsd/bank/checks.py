@@ -42,28 +42,30 @@ class Finding:
     message: str
 
 
-def check_items(skills: Sequence[Item], mistakes: Sequence[Item]) -> tuple[Finding, ...]:
+def check_items(skills: Sequence[Item], mistakes: Sequence[Item], *, rules: bool = False) -> tuple[Finding, ...]:
     """All findings, bank-wide ones first, then in bank order.
+
+    With ``rules``, as of a document, each item teaches alone: it needs no note, and its list no other list.
 
     Near-duplicates are two items of one list whose titles and texts have a Jaccard index of at least 0.8, as sets of
     lower-cased words. Texts that are equal up to case and spacing are reported as duplicates instead.
     """
     found: list[Finding] = []
     for name, items in (("skills", skills), ("mistakes", mistakes)):
-        if not items:
+        if not items and not (rules and (skills or mistakes)):
             found.append(Finding(FindingKind.EMPTY_LIST, (), f"the bank has no {name}: it cannot make pairs"))
-    if skills and mistakes and len(skills) != len(mistakes):
+    if skills and mistakes and len(skills) != len(mistakes) and not rules:
         cap = min(len(skills), len(mistakes))
         message = f"{len(skills)} skills and {len(mistakes)} mistakes: K is capped at {cap}"
         found.append(Finding(FindingKind.UNEQUAL_LISTS, (), message))
     for items, empty_note in ((skills, FindingKind.NO_WHEN), (mistakes, FindingKind.NO_AVOID)):
         for item in items:
-            found += _check_item(item, empty_note)
+            found += _check_item(item, None if rules else empty_note)
         found += _check_repeats(items)
     return tuple(found)
 
 
-def _check_item(item: Item, empty_note: FindingKind) -> list[Finding]:
+def _check_item(item: Item, empty_note: FindingKind | None) -> list[Finding]:
     found: list[Finding] = []
     length = len(item.title) + len(item.text) + len(item.note)
     if length > MAX_ITEM_CHARACTERS:
@@ -72,7 +74,7 @@ def _check_item(item: Item, empty_note: FindingKind) -> list[Finding]:
     if len(item.title) > MAX_TITLE_CHARACTERS:
         message = f"{item.id} has a title of {len(item.title)} characters; a title has at most {MAX_TITLE_CHARACTERS}"
         found.append(Finding(FindingKind.TOO_LONG, (item.id,), message))
-    if not item.note.strip():
+    if empty_note and not item.note.strip():
         what = "when to apply it" if empty_note is FindingKind.NO_WHEN else "how to avoid it"
         found.append(Finding(empty_note, (item.id,), f"{item.id} does not say {what}"))
     whole = "\n".join((item.title, item.text, item.note))

@@ -170,7 +170,7 @@ class SkillBank:
 
     def check(self) -> tuple[Finding, ...]:
         """Warnings about the content of the bank; see ``checks.check_items``."""
-        return check_items(self.skills, self.mistakes)
+        return check_items(self.skills, self.mistakes, rules="document" in self.metadata)
 
     def diff(self, other: SkillBank) -> BankDiff:
         """The difference from this bank to ``other``."""

@@ -141,7 +141,10 @@ def _about_bank(training: VerifiedConfig, bank: SkillBank) -> str:
     most = bank.max_pairs if context == "pairs" else len(bank.items)
     what = "the whole document" if context == "document" else f"{min(shown, most)} {context} a rollout"
     sizes = f"{len(bank.skills)} skills, {len(bank.mistakes)} mistakes"
-    return f"bank {training.bank}: {sizes}, digest {bank.digest[:12]}; {what}"
+    found_by = training.retriever
+    if found_by == "embedding":
+        found_by += f", embedder {training.embedder} (BM25 in its place here: it is not loaded)"
+    return f"bank {training.bank}: {sizes}, digest {bank.digest[:12]}; {what}\nretriever: {found_by}"
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from trl import ModelConfig, get_quantization_config
 from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.cli.flags import DTYPES
-from sgsd.cli.settings import RunArguments, resumed_so_far
+from sgsd.cli.settings import RunArguments, hub_or_cache, resumed_so_far
 from sgsd.data.curation import DataReport
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
+from sgsd.engines.embedders import find_embedder
 from sgsd.errors import ConfigError, check_choice
 from sgsd.evaluation.presets import find_benchmark
+from sgsd.retrieval import Retriever
 from sgsd.trainers.checkpoint import complete_checkpoints, last_complete_checkpoint, refuse_damage
 from sgsd.trainers.config import VerifiedConfig, resolve_bank
 from sgsd.trainers.record import digest_of, settings_as_dict
@@ -137,12 +139,29 @@ def load_eval_dataset(name: str, columns: str | None, verifier: Verifier) -> tup
     return load_problems(name, columns=columns, readable=verifier.readable, held_out=True)
 
 
-def check_before_loading(training: VerifiedConfig, model: ModelConfig, resume_from: str | None) -> None:
-    """Raise an error for a damaged checkpoint, and for settings that cannot work with any model."""
+def check_before_loading(
+    training: VerifiedConfig, model: ModelConfig, resume_from: str | None, *, retriever: Retriever | None = None
+) -> None:
+    """Raise an error for a damaged checkpoint, an embedder that is missing, and settings that work with no model.
+
+    Args:
+        training, model: the settings.
+        resume_from: a checkpoint.
+        retriever: used instead of the one that the settings describe.
+    """
     if resume_from:
         refuse_damage(Path(resume_from))
     check_reward_arguments(training, None)
     check_constructible(training, adapted=model.use_peft)
+    if retriever is None:
+        check_embedder(training)
+
+
+def check_embedder(training: VerifiedConfig) -> None:
+    """Raise ``ConfigError`` if the run needs an embedder that is neither here nor on the hub."""
+    if training.uses_bank and training.retriever == "embedding":
+        with hub_or_cache(training.embedder):
+            find_embedder(training.embedder)
 
 
 def resume_point(run: RunArguments, training: VerifiedConfig) -> str | None:

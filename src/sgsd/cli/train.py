@@ -17,7 +17,7 @@ from sgsd.cli.console import standard_error, standard_output
 from sgsd.cli.doctor import diagnose_run, show
 from sgsd.cli.dry_run import check_without_weights, dry_run
 from sgsd.cli.flags import with_underscores
-from sgsd.cli.prepare import check_before_loading, cut_off_early, prepare, resume_point
+from sgsd.cli.prepare import check_before_loading, check_embedder, cut_off_early, prepare, resume_point
 from sgsd.cli.settings import (
     RunArguments,
     hub_or_cache,
@@ -110,7 +110,7 @@ def run_training(
         if training.device.type == "cpu":
             training.dataloader_pin_memory = False  # torch would warn
         with in_one_line(), hub_or_cache(parts.name):
-            check_before_loading(training, model, resume_from)
+            check_before_loading(training, model, resume_from, retriever=retriever)
             verifier = verifier or get_verifier(training.verifier, **(training.verifier_options or {}))
             tokenizer = check_without_weights(parts, training, verifier, with_skills=False).tokenizer
             trainer = TRAINERS[run.method](
@@ -190,6 +190,7 @@ def _doctor(run: RunArguments, training: VerifiedConfig, model: ModelConfig, con
         parts = prepare(run, training, model, verifier=verifier)
         for report in (parts.report, *parts.further):
             console.print(report.summary())
+        check_embedder(training)
         with hub_or_cache(parts.name):
             tokenizer = load_tokenizer(parts.name, **parts.reading)
             policy = load_model(parts.name, device=str(training.device), **parts.options)

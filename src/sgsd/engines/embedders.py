@@ -103,7 +103,17 @@ def build_retriever(
     raise ConfigError("unknown retriever", got=repr(name), expected=nearest(name, RETRIEVERS))
 
 
-def _load(name: str, device: str | None) -> SentenceTransformer:
+def find_embedder(name: str) -> str:
+    """Where sentence-transformers loads this model from: a folder, or the name of a repository on the hub.
+
+    Nothing is loaded. Of a model on the hub, only the list of its modules is fetched.
+
+    Args:
+        name: as of ``SentenceTransformerEmbedder``.
+
+    Raises:
+        ConfigError: as ``SentenceTransformerEmbedder``.
+    """
     path = name
     if name.startswith(LOCAL_PREFIX):
         path = str(_packaged(name.removeprefix(LOCAL_PREFIX)))
@@ -115,6 +125,11 @@ def _load(name: str, device: str | None) -> SentenceTransformer:
             refuse_unsafe_config(name, str(config.parent))
     else:
         _require_on_hub(path)
+    return path
+
+
+def _load(name: str, device: str | None) -> SentenceTransformer:
+    path = find_embedder(name)
     from sentence_transformers import SentenceTransformer
 
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgsd.bank import Item, Skill, SkillBank
+from sgsd.bank import Item, SkillBank
 from sgsd.bank.documents import without_items
 from sgsd.objectives import TeacherScores
 from sgsd.prompts import Prompt, PromptRenderer, Shown
@@ -82,9 +82,10 @@ def control_prompt(
     seed: str,
     document: str | None = None,
 ) -> list[int] | None:
-    """A teacher's prompt like those of ``pool``, with random items of the same kinds that the pool does not contain.
+    """A teacher's prompt like those of ``pool``, with random items that the pool does not contain.
 
-    ``None`` if the bank has no such items, or the prompt is too long. The plain prompt is the control then.
+    Beside pairs it shows a skill and a mistake; beside rules, any other rule. ``None`` if the bank has no such items,
+    or the prompt is too long. The plain prompt is the control then.
 
     Args:
         prompt, renderer, max_prompt_length: as for ``build_pool``.
@@ -100,8 +101,8 @@ def control_prompt(
             return None
     else:
         draw = random.Random(seed)
-        same_kinds = [bank.skills if isinstance(item, Skill) else bank.mistakes for item in pool.pairs[0].items]
-        drawn = [_other_item(items, taken, draw) for items in same_kinds]
+        lists = [bank.items] if len(pool.pairs[0].items) == 1 else [bank.skills, bank.mistakes]
+        drawn = [_other_item(items, taken, draw) for items in lists]
         if None in drawn:
             return None
         shown = [[item for item in drawn if item is not None]]

@@ -153,7 +153,7 @@ class VerifiedConfig(GRPOConfig):
             raise ConfigError("chat_template_kwargs is not a mapping", got=got, expected="a JSON object")
         thinking_kwargs(self.thinking, self.chat_template_kwargs or {})
         check_settings(self)
-        refuse_idle_settings(self, uses_grpo_loss=self._uses_grpo_loss, uses_advantages=self.uses_advantages)
+        refuse_idle_settings(self)
 
     def _check(self) -> None:
         """Refuse incompatible settings."""
@@ -164,13 +164,6 @@ class VerifiedConfig(GRPOConfig):
             )
         if not all(map(math.isfinite, self.reward_weights or ())):
             raise ConfigError("reward_weights are not finite", got=self.reward_weights, expected="finite numbers")
-        if self.use_vllm and self.vllm_importance_sampling_correction and not self._uses_grpo_loss:
-            raise ConfigError(
-                "vllm_importance_sampling_correction would have no effect",
-                got="a loss without GRPO's part",
-                expected="method grpo, or grpo_weight above 0",
-                remedy="leave it out: TRL corrects only GRPO's loss",
-            )
         if self.vllm_importance_sampling_cap is not None:  # TRL would ignore it with one rollout per prompt
             raise ConfigError(
                 "vllm_importance_sampling_cap is TRL's old name", expected="vllm_importance_sampling_clip_max"
@@ -184,7 +177,7 @@ class VerifiedConfig(GRPOConfig):
     @property
     def uses_advantages(self) -> bool:
         """Whether GRPO's group advantages are part of the loss."""
-        return self._uses_grpo_loss
+        return self.uses_grpo_loss
 
     @property
     def policy_writes(self) -> bool:
@@ -192,7 +185,7 @@ class VerifiedConfig(GRPOConfig):
         return False
 
     @property
-    def _uses_grpo_loss(self) -> bool:
+    def uses_grpo_loss(self) -> bool:
         """Whether TRL's GRPO loss is part of this method's."""
         return False
 
@@ -208,7 +201,7 @@ class GRPOBaselineConfig(VerifiedConfig):
     num_generations: Size = _setting(8, "G, rollouts per prompt; 2 or more.")
 
     @property
-    def _uses_grpo_loss(self) -> bool:
+    def uses_grpo_loss(self) -> bool:
         return True
 
     def _check(self) -> None:
@@ -256,11 +249,6 @@ class OPSDConfig(DistillationConfig):
     divergence_clip: Positive | None = _setting(
         None, "The largest summand of one vocabulary entry in a token's divergence, in nats; None: no limit."
     )
-
-    def _check(self) -> None:
-        super()._check()
-        if self.beta:
-            raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="method grpo, or no beta")
 
 
 @dataclass
@@ -367,12 +355,12 @@ class SGSDConfig(DistillationConfig):
         return self.maintenance_frequency > 0 and self.maintenance_writer_url is None
 
     @property
-    def _uses_grpo_loss(self) -> bool:
+    def uses_grpo_loss(self) -> bool:
         return self.grpo_weight > 0
 
     @property
     def uses_advantages(self) -> bool:
-        return self._uses_grpo_loss or OBJECTIVES[self.objective].from_config(self).needs.groups
+        return self.uses_grpo_loss or OBJECTIVES[self.objective].from_config(self).needs.groups
 
     def _check(self) -> None:
         super()._check()
@@ -387,8 +375,6 @@ class SGSDConfig(DistillationConfig):
             self._demand("teacher_guidance", remedy="why: docs/method.md, Guidance", **needed)
         if self.rehearsal_weight:
             self._demand("rehearsal_weight", teacher="frozen")
-        elif self.rehearsal_dataset is not None:
-            raise ConfigError("rehearsal_dataset without rehearsal", expected="rehearsal_weight above 0")
         needs, what = OBJECTIVES[self.objective].from_config(self).needs, f"objective '{self.objective}'"
         if needs.frozen_teacher:
             self._demand(what, teacher="frozen")
@@ -403,8 +389,6 @@ class SGSDConfig(DistillationConfig):
         if (self.maintenance_writer_url is None) != (self.maintenance_writer_model is None):
             given = {name: vars(self)[name] for name in ("maintenance_writer_url", "maintenance_writer_model")}
             raise ConfigError("the server that writes new items is incomplete", got=given, expected="url and model")
-        if self.maintenance_writer_url is not None and not self.maintenance_frequency:
-            raise ConfigError("maintenance_writer_url without maintenance", expected="maintenance_frequency above 0")
         if self.skills_in_prompt:
             raise ConfigError(
                 "skills_in_prompt does not work with method sgsd",
@@ -413,8 +397,6 @@ class SGSDConfig(DistillationConfig):
             )
         if not self.sgsd_weight and not self.grpo_weight:
             raise ConfigError("sgsd_weight and grpo_weight are both 0", expected="one of them above 0")
-        if self.beta and not self.grpo_weight:
-            raise ConfigError("beta is part of TRL's GRPO loss", got=self.beta, expected="grpo_weight above 0")
 
     def _demand(self, what: str, *, remedy: str | None = None, **needed: str) -> None:
         """Refuse ``what`` unless other settings have the values in ``needed``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
@@ -14,6 +15,7 @@ from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_avai
 from trl.import_utils import is_vllm_available
 
 from sgsd.errors import ConfigError, check_choice, in_one_line
+from sgsd.objectives import OBJECTIVES, Needs
 
 # ---- ranges and choices
 
@@ -114,8 +116,6 @@ def check_settings(args: Any) -> None:
         )
     if args.save_strategy == "best" and args.metric_for_best_model is None:
         raise ConfigError("save_strategy best needs metric_for_best_model", expected="a metric, such as reward")
-    if args.sync_ref_model and not args.beta:
-        raise ConfigError("sync_ref_model needs a reference model", got="beta 0", expected="beta above 0")
     if args.max_steps == 0:
         raise ConfigError("max_steps 0 would train nothing", expected="1 or more, or -1 for num_train_epochs")
     if args.max_steps < 0:
@@ -195,27 +195,61 @@ _OF_GRPO_LOSS = (
     *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
 )
 _OF_ADVANTAGES = ("scale_rewards", "multi_objective_aggregation")
-IDLE_WITHOUT_GRPO = (*_OF_GRPO_LOSS, *_OF_ADVANTAGES)
-"""TRL's settings that only its GRPO loss or only group advantages read."""
+_OF_MAINTENANCE = tuple(f"maintenance_{name}" for name in ("threshold", "timeout", "writer_url", "writer_model"))
+_WEIGHTED = "sgsd_weight above 0"
 
 
-def refuse_idle_settings(args: Any, *, uses_grpo_loss: bool, uses_advantages: bool = False) -> None:
-    """Refuse changed settings of GRPO's loss, or of its advantages, in a run that uses neither.
+EFFECTS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (_OF_GRPO_LOSS, lambda args: args.uses_grpo_loss, "method grpo, or grpo_weight above 0"),
+    (_OF_ADVANTAGES, lambda args: args.uses_advantages, "method grpo, grpo_weight above 0, or objective reweight"),
+    (("sync_ref_model",), lambda args: args.beta > 0, "beta above 0"),
+    (("embedder", "retrieval_temperature"), lambda args: args.retriever == "embedding", "retriever embedding"),
+    (("retrieval_text",), lambda args: args.retriever != "random", "retriever embedding or bm25"),
+    (("skills_in_prompt_pairs",), lambda args: args.skills_in_prompt, "skills_in_prompt true, method grpo or opsd"),
+    (("teacher_ema_decay",), lambda args: args.teacher == "ema", "teacher ema"),
+    (("teacher_sync_steps",), lambda args: args.teacher == "periodic", "teacher periodic"),
+    (("jsd_beta",), lambda args: args.divergence == "jsd", "divergence jsd"),
+    (("gate_tau",), lambda args: _has_gate(args), f"objective gated or local, {_WEIGHTED}"),
+    (("teacher_trust",), lambda args: _needs(args).by_trust, f"objective correction or reweight, {_WEIGHTED}"),
+    (("teacher_top_tokens",), lambda args: _needs(args).top_tokens, f"objective correction or local, {_WEIGHTED}"),
+    (("ledger_share",), lambda args: not _needs_all_teachers(args), "objective correction or reweight"),
+    (("rehearsal_dataset", "rehearsal_texts"), lambda args: args.rehearsal_weight > 0, "rehearsal_weight above 0"),
+    (_OF_MAINTENANCE, lambda args: args.maintenance_frequency > 0, "maintenance_frequency above 0"),
+)
+"""Settings, whether a run with these settings reads them, and the settings with which a run does."""
+
+
+def refuse_idle_settings(args: Any) -> None:
+    """Refuse settings that nothing would read, unless they have their defaults.
 
     Raises:
         ConfigError: naming the settings.
     """
-    if uses_grpo_loss:
-        return
-    idle = _OF_GRPO_LOSS if uses_advantages else IDLE_WITHOUT_GRPO
     defaults = {each.name: each.default for each in dataclasses.fields(args)}
-    changed = {name: vars(args)[name] for name in idle if vars(args)[name] != defaults[name]}
-    if changed:
-        raise ConfigError(
-            "settings have no effect without GRPO's loss",
-            got=", ".join(f"{name} {value}" for name, value in changed.items()),
-            expected="method grpo, grpo_weight above 0, or the defaults",
-        )
+    for names, has_effect, expected in EFFECTS:
+        changed = [name for name in names if name in defaults and vars(args)[name] != defaults[name]]
+        if changed and not has_effect(args):
+            raise ConfigError(
+                f"{' and '.join(changed)} would have no effect",
+                got=", ".join(f"{name} {vars(args)[name]}" for name in changed),
+                expected=f"{expected}; or the default",
+            )
+
+
+def _needs(args: Any) -> Needs:
+    """What the objective needs; nothing if its loss is not part of the run's."""
+    return OBJECTIVES[args.objective].from_config(args).needs if args.sgsd_weight else Needs(outcomes=frozenset())
+
+
+def _needs_all_teachers(args: Any) -> bool:
+    """Whether the objective reads every teacher of every decided rollout."""
+    return _needs(args).outcomes == Needs().outcomes and not _needs(args).by_trust
+
+
+def _has_gate(args: Any) -> bool:
+    """Whether the objective's loss has a gate: it is another objective with another τ."""
+    build, others = OBJECTIVES[args.objective].from_config, vars(args) | {"gate_tau": 2 * args.gate_tau}
+    return args.sgsd_weight > 0 and build(args) != build(SimpleNamespace(**others))
 
 
 # ---- the device
