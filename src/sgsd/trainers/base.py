@@ -232,7 +232,8 @@ class VerifiedTrainer(GRPOTrainer):
                 )
             self.aux_loss_enabled = False
         if args.cast_lm_head_to_fp32:
-            keep_head_in_float32(self.model)
+            for each in filter(None, (self.model, self.ref_model)):
+                keep_head_in_float32(each)
         if rollout_func is None and (awaited := list(filter(is_awaited, functions))):
             check_reward(awaited, rows[0], processing_class, loop=self.async_loop, **reward_check)
         self.chat_template_kwargs = self.renderer.student_kwargs
