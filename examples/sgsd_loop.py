@@ -152,9 +152,11 @@ def completion_logps(model, prompts: list[list[int]], completions: list[list[int
 
 
 def uncounted_ids(tokenizer) -> set[int]:
-    """Ids of tokens that are masked in the loss: special tokens, think tags, line breaks."""
-    added = tokenizer.added_tokens_decoder.items()
-    control = {n for n, token in added if token.special or str(token) in ("<think>", "</think>")}
+    """Ids of tokens that are masked in the loss: special and chat-template tokens, think tags, line breaks."""
+    added = [(n, str(token), token.special) for n, token in tokenizer.added_tokens_decoder.items()]
+    template = str(tokenizer.chat_template)
+    control = {n for n, text, special in added if special or text in ("<think>", "</think>")}
+    control |= {n for n, text, _ in added if text[0] in "<[" and text[-1] in ">]" and text in template}
     texts = enumerate(tokenizer.batch_decode([[n] for n in range(len(tokenizer))]))
     return control | set(tokenizer.all_special_ids) | {n for n, text in texts if text and not text.strip("\r\n")}
 

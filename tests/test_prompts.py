@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import trl
 
 from sgsd.bank import Mistake, Origin, Skill
 from sgsd.controls import end_of_turn_ids, uncounted_token_ids
@@ -350,6 +353,18 @@ def test_uncounted_are_special_tokens_think_tags_and_newlines_and_nothing_else()
     uncounted = uncounted_token_ids(tokenizer)
     assert uncounted == {START, END, *think, newline, return_, ids["\n\n"]}
     assert not uncounted & {ids["a\n"], ids["\n "], ids["<tool>"], ids[" "], space}
+
+
+def test_tokens_that_the_template_writes_are_uncounted_special_or_not_and_what_is_thought_counts():
+    """As in Qwen3's tokenizer, where none of these is special."""
+    tokenizer = make_tokenizer()
+    layout = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+    tokenizer.add_tokens([*layout, "<b>"])
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    ids = tokenizer("<think>\nSo 2.\n</think>\n\n<b><tool_call>2</tool_call>")["input_ids"]
+    uncounted = uncounted_token_ids(tokenizer)
+    assert tokenizer.decode([n for n in ids if n not in uncounted]) == "So 2.<b>2"
+    assert set(tokenizer.convert_tokens_to_ids(layout)) <= uncounted
 
 
 def test_every_special_token_is_uncounted_padding_and_bos_too():

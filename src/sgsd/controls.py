@@ -148,10 +148,10 @@ def controls_of(tokenizer: Any) -> dict[int, str]:
 
 
 def uncounted_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
-    """Ids of tokens that the objective masks (docs/method.md, step 7): special and chat-template tokens, think tags,
-    and tokens that decode to line breaks only.
+    """Ids of tokens that the objective masks (docs/method.md, Masks): special tokens, those of ``controls_of``, and
+    tokens that decode to line breaks only.
     """
-    ids = {token_id for token_id, _ in _control_tokens(tokenizer)}
+    ids = {token_id for token_id, _ in _control_tokens(tokenizer)} | controls_of(tokenizer).keys()
     for token_id in range(len(tokenizer)):  # pyright: ignore[reportArgumentType]
         text = tokenizer.decode([token_id])
         if text and not text.strip("\r\n"):

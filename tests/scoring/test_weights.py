@@ -12,6 +12,7 @@ from sgsd.scoring.logprobs import score_completions
 from sgsd.scoring.weights import TEACHERS, TeacherWeights
 
 from ..conftest import make_model
+from ..reference import exact_copy
 
 STEP, DECAY = 0.002, 0.99
 
@@ -71,6 +72,32 @@ def test_the_policys_very_tensors_are_back_afterwards_even_after_an_error(kind, 
         assert parameter is same
         assert parameter.data_ptr() == pointer
         assert torch.equal(parameter, kept)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_within_autocast_each_side_scores_with_its_own_weights(kind, tied):
+    """Autocast keeps casts by parameter: without care the teacher scores with the policy's, or the other way round."""
+    model = make_model(tie_word_embeddings=tied)
+    initial, teacher = exact_copy(model), TeacherWeights(model, kind)
+    trained(model, 0.05)
+
+    def logps(of: nn.Module) -> torch.Tensor:
+        return score_completions(of, [[5, 6, 7]], [[40, 50, 60]]).logps
+
+    def alone(of: nn.Module) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return logps(of)
+
+    own, taught = alone(model), alone(model if kind == "live" else initial)
+    assert torch.equal(own, taught) == (kind == "live")
+    for first in (True, False):  # whoever scores first
+        with torch.autocast("cpu", torch.bfloat16):
+            if first:
+                assert torch.equal(logps(model), own)
+            with teacher.in_place():
+                assert torch.equal(logps(model), taught)
+            assert torch.equal(logps(model), own)
 
 
 def test_an_optimizer_made_before_goes_on_with_the_policy():

@@ -14,7 +14,7 @@ from sgsd.scoring.heads import Select
 from sgsd.scoring.logprobs import flat_targets
 from sgsd.scoring.student import StudentPass
 
-from .tiny import EOS, SOLVED, make_trainer
+from .tiny import EOS, SOLVED, batch_of, make_trainer
 
 
 def of_prompt(prompt_ids, *_, **__):
@@ -153,6 +153,22 @@ def test_a_head_in_float32_stays_so_under_autocast(tmp_path):
             right = logits.log_softmax(-1).gather(-1, completion[..., None]).squeeze(-1)
         off[asked] = float((scored - right).abs().max())
     assert off[True] < 1e-5 < 1e-3 < off[False]
+
+
+def test_the_reference_models_head_is_in_float32_too(tmp_path, tiny_folder):
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        model=str(tiny_folder),
+        bf16=True,
+        cast_lm_head_to_fp32=True,
+        num_generations=2,
+        grpo_weight=1.0,
+        num_iterations=2,
+        beta=0.1,
+    )
+    batch = batch_of(trainer, [0, 0, 1, 1])
+    torch.testing.assert_close(batch["ref_per_token_logps"], batch["old_per_token_logps"], rtol=0, atol=1e-6)
 
 
 def test_the_table_of_an_evaluation_shows_no_teachers(tmp_path):

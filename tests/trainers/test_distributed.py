@@ -363,3 +363,15 @@ def test_processes_renew_one_bank_whatever_becomes_of_the_writer(tmp_path, write
     checks = [json.loads(line) for line in log]
     assert [check["records"] for check in checks] == [2 * 4] * 3
     assert checks[-1]["bank"] == first["bank"]
+
+
+@pytest.mark.slow
+def test_processes_evaluate_each_rollout_once_although_the_last_batch_is_filled_up(tmp_path):
+    settings = {"reward": "first problem alone", "max_steps": 1, "truncated": "undecided", "rollouts": "ended"}
+    cases = {
+        f"{problems} {G}": {**settings, "eval_problems": problems, "num_generations_eval": G}
+        for problems, G in ((3, 1), (5, 1), (3, 2), (5, 4))
+    }
+    for name, ranks in launch(tmp_path, 2, **of(2, cases)).items():
+        for rank in ranks:
+            assert rank["evaluated"]["eval_success_rate"] == pytest.approx(1 / int(name.split()[0])), name

@@ -143,6 +143,24 @@ def test_evaluation_needs_nothing_but_problems(tmp_path, method):
     assert math.isnan(metrics["eval_loss"]) == (method != "grpo")  # no teacher, no loss
 
 
+def first_problem_alone(problem, **_):
+    return [float(text == PROBLEMS[0].text) for text in problem]
+
+
+@pytest.mark.parametrize(("problems", "batch", "G"), [(3, 2, 1), (5, 3, 1), (3, 4, 2), (4, 2, 2)])
+def test_the_success_rate_of_an_evaluation_is_a_share_of_all_its_rollouts(tmp_path, problems, batch, G):
+    trainer = make_trainer(
+        tmp_path,
+        eval_dataset=PROBLEMS[:problems],
+        reward=first_problem_alone,
+        per_device_eval_batch_size=batch,
+        num_generations_eval=G,
+    )
+    trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[50, EOS]] * len(prompt_ids), None)
+    for _ in range(2):
+        assert trainer.evaluate()["eval_success_rate"] == pytest.approx(1 / problems)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_is_its_seed(tmp_path, method):
     final = []

@@ -287,6 +287,33 @@ def test_the_gradient_equals_float64_loops_whoever_teaches_and_whatever_is_train
             torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4 * max(1e-2, wanted.abs().max().item()))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("teacher", ["frozen", "ema"])
+def test_under_autocast_too_the_teachers_head_is_the_teachers(tmp_path, tiles_of_three_rows, teacher, tied):
+    model = make_model(tie_word_embeddings=tied, initializer_range=0.1)
+    trainer = opsd(tmp_path, model=model, teacher=teacher, bf16=True)
+    initial = exact_copy(trainer.model)
+    head = trainer.model.get_output_embeddings().weight
+    with torch.no_grad():
+        head.add_(0.3 * torch.randn(head.shape, generator=torch.Generator().manual_seed(1)))
+    batch = batch_of(trainer, [0, 1, 2])
+    loss, gradients = loss_and_gradients(trainer, [batch])
+
+    prompts = [trainer.renderer.student_ids(row["prompt"]) for row in rows(trainer, [0, 1, 2])]
+    taught = [row["teacher_prompt"] for row in rows(trainer, [0, 1, 2])]
+    completions = [ids[kept.bool()].tolist() for ids, kept in zip(batch["completion_ids"], batch["completion_mask"])]  # noqa: B905
+    divergences = []
+    for prompt, shown, completion in zip(prompts, taught, completions, strict=True):
+        q = plain_distributions(trainer.model, prompt, completion)
+        p = plain_distributions(initial, shown, completion)
+        divergences.append((p.exp() * (p - q)).sum(-1).mean().item())
+    assert loss == pytest.approx(sum(divergences) / 3, rel=0.02)
+    expected = divergence_gradients(trainer.model, initial, prompts, taught, completions)
+    for (name, _), gradient in zip(trainer.model.named_parameters(), gradients, strict=True):
+        wanted = expected[name].float()
+        assert (gradient - wanted).norm() < 0.1 * wanted.norm(), name
+
+
 # ---- references
 
 

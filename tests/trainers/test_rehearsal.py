@@ -39,13 +39,16 @@ def plain(model):
     return copy.merge_and_unload() if hasattr(copy, "merge_and_unload") else copy
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_the_loss_is_the_mean_kl_from_the_start_in_plain_loops(tmp_path, lora):
-    trainer = rehearsing(tmp_path, 3.0, lora=lora)
+@pytest.mark.parametrize(("lora", "bf16"), [(False, False), (True, False), (False, True)])
+def test_the_loss_is_the_mean_kl_from_the_start_in_plain_loops(tmp_path, lora, bf16):
+    trainer = rehearsing(tmp_path, 3.0, lora=lora, bf16=bf16)
     began = plain(trainer.model)
     batch = batch_of(trainer, [0, 1, 2, 3, 4, 5, 0, 1])  # two texts
     trainer._compute_loss(trainer.model, batch)
     shaken(trainer.model)
+    if bf16:  # the head is computed for both sides in one autocast region
+        head = trainer.model.get_output_embeddings().weight
+        head.data.add_(0.5 * torch.randn_like(head))
     found = {}
     for weight in (0.0, 3.0):
         trainer.args.rehearsal_weight = weight
@@ -61,7 +64,7 @@ def test_the_loss_is_the_mean_kl_from_the_start_in_plain_loops(tmp_path, lora):
         rows.append(sum(float((p[t].exp() * (p[t] - q[t])).sum()) for t in range(len(written))) / len(written))
     assert read["prompt_ids"].shape[0] == 2
     assert min(rows) > 1e-3
-    assert (found[3.0] - found[0.0]).item() == pytest.approx(3.0 * sum(rows) / len(rows), rel=1e-3)
+    assert (found[3.0] - found[0.0]).item() == pytest.approx(3.0 * sum(rows) / len(rows), rel=0.02 if bf16 else 1e-3)
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from sgsd.bank.documents import read_document
@@ -15,9 +17,13 @@ from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.prompts import describe_mistake, describe_skill
 from sgsd.retrieval import BM25Retriever
 from sgsd.scoring import logprobs
+from sgsd.scoring.heads import Select
+from sgsd.scoring.logprobs import flat_targets
 from sgsd.trainers.sgsd import SGSDTrainer
 
 from ..conftest import make_model, make_tokenizer
+from ..families.models import LONGROPE_SWITCH, make
+from ..families.training import lora
 from ..reference import exact_copy, plain_logps, plain_row_loss
 from .tiny import (
     EIGHT,
@@ -225,6 +231,47 @@ def test_grpo_weight_adds_trls_own_loss_on_the_same_rollouts(tmp_path, score_tem
     assert both == pytest.approx(0.6 * grpo + 0.5 * sgsd, abs=1e-5)
     assert max(gradient.abs().max() for gradient in grpo_gradient) > 1e-3
     assert_close(both_gradient, [0.6 * g + 0.5 * s for g, s in zip(grpo_gradient, sgsd_gradient, strict=True)], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"), [("llama", False), ("gpt-2", False), ("phi-3", False), ("gpt-2", True), ("phi-3", True)]
+)
+def test_before_anything_is_learnt_old_and_reference_probabilities_are_the_students(tmp_path, name, adapter):
+    """Positions of padded rows are others in GPT-2, and Phi-3's frequencies depend on the longest row."""
+    make(name).save_pretrained(tmp_path / "model")
+    trainer = make_trainer(
+        tmp_path,
+        stub=True,
+        model=AutoModelForCausalLM.from_pretrained(tmp_path / "model"),
+        problems=[replace(problem, text=problem.text + " please" * n) for n, problem in enumerate(PROBLEMS)],
+        instruction="",
+        reward=by_first_id,
+        num_generations=2,
+        grpo_weight=1.0,
+        num_iterations=2,
+        beta=0.1,
+        peft_config=lora(name) if adapter else None,
+    )
+    batch = batch_of(trainer, [0, 0, 5, 5])
+    lengths = batch["prompt_mask"].sum(1).tolist()
+    assert lengths[0] + 8 <= LONGROPE_SWITCH < lengths[2]
+    old, ref = batch["old_per_token_logps"], batch["ref_per_token_logps"]
+    for b in range(4):
+        prompt = batch["prompt_ids"][b, batch["prompt_mask"][b].bool()].tolist()
+        completion = batch["completion_ids"][b, batch["completion_mask"][b].bool()].tolist()
+        expected = plain_logps(trainer.model, prompt, completion, trainer.temperature)
+        for found in (old, ref):
+            assert found[b, : len(completion)].tolist() == pytest.approx(expected, abs=1e-3)
+    student, _ = trainer._student_pass(
+        trainer.model,
+        batch,
+        lambda flat: Select(flat_targets(batch["completion_ids"], None, flat), (trainer.temperature,)),
+        grpo_weight=1.0,
+    )
+    ratio = (student.spread(student.kept[0])[..., 0] - old).exp()[batch["completion_mask"].bool()]
+    assert_close(ratio, torch.ones_like(ratio), 1e-4)
+    assert trainer._metrics["train"]["kl"] == pytest.approx([0.0], abs=1e-4)
+    assert trainer._metrics["train"]["clip_ratio/region_mean"] == [0.0]
 
 
 # ---- steps

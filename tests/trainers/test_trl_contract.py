@@ -50,6 +50,7 @@ PRIVATE = {
     "_calculate_rewards": "VerifiedTrainer, SGSDTrainer",
     "_generate_and_score_completions": "VerifiedTrainer, SGSDTrainer, OPSDTrainer",
     "_compute_loss": "SGSDTrainer, OPSDTrainer",
+    "_get_per_token_logps_and_entropies": "SGSDTrainer",
     "_get_grad_norm": "VerifiedTrainer",
     "_get_train_sampler": "VerifiedTrainer",
     "_save": "VerifiedTrainer",
@@ -58,7 +59,6 @@ PRIVATE = {
     "_paper": "SGSDTrainer, OPSDTrainer",
     "_tag_names": "SGSDTrainer, OPSDTrainer",
     # called or read
-    "_get_per_token_logps_and_entropies": "",
     "_logs": "",
     "_metrics": "",
     "_step": "",

@@ -51,7 +51,10 @@ class TeacherWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Context in which the policy's module has the teachers' weights, and no dropout."""
+        """Context in which the policy's module has the teachers' weights, and no dropout.
+
+        Autocast keeps the casts of a parameter, whatever its data; so its cache is cleared at both changes of weights.
+        """
         training = self._model.training
         self._model.eval()
         own = [parameter.data for parameter in self._parameters] if self._held else []
@@ -62,10 +65,14 @@ class TeacherWeights:
                 return
             for parameter, held in zip(self._parameters, self._held, strict=False):
                 parameter.data = held.to(parameter)
+            if self._held:
+                torch.clear_autocast_cache()
             yield
         finally:
             for parameter, data in zip(self._parameters, own, strict=False):
                 parameter.data = data
+            if self._held:
+                torch.clear_autocast_cache()
             self._model.train(training)
 
     def after_optimizer_step(self, step: int) -> None:

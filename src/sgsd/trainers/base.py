@@ -99,7 +99,7 @@ class VerifiedTrainer(GRPOTrainer):
         train_dataset: a ``datasets.Dataset`` with TRL's column ``prompt`` or in another format that
             ``sgsd.data.adapters`` reads, or a list of ``Problem``.
         eval_dataset: the same, or a dictionary of them; ``evaluate()`` logs the success rate on plain prompts as
-            ``eval_reward``.
+            ``eval_success_rate``.
         processing_class, reward_processing_classes, callbacks, optimizers: as in TRL.
         quantization_config, peft_config, rollout_func: as in TRL.
         tools, environment_factory: not supported.
@@ -232,7 +232,8 @@ class VerifiedTrainer(GRPOTrainer):
                 )
             self.aux_loss_enabled = False
         if args.cast_lm_head_to_fp32:
-            keep_head_in_float32(self.model)
+            for each in filter(None, (self.model, self.ref_model)):
+                keep_head_in_float32(each)
         if rollout_func is None and (awaited := list(filter(is_awaited, functions))):
             check_reward(awaited, rows[0], processing_class, loop=self.async_loop, **reward_check)
         self.chat_template_kwargs = self.renderer.student_kwargs
@@ -497,9 +498,22 @@ class VerifiedTrainer(GRPOTrainer):
             self.metrics.mean("success_rate", self._outcome > 0)
             self._check_first_steps()
         else:
-            rates = self.accelerator.gather((self._outcome > 0).float())
-            self._metrics["eval"]["success_rate"].append(rates.mean().item())
+            successes = self.accelerator.gather((self._outcome > 0).float())
+            # One value for each rollout: TRL logs the mean of the list.
+            self._metrics["eval"]["success_rate"] += self._without_repeats(successes).tolist()
         return output
+
+    def _without_repeats(self, gathered: Tensor) -> Tensor:
+        """Values of an evaluation batch, without those of rollouts that fill up the last one for all processes.
+
+        accelerate's ``gather_for_metrics`` would count rows of the data set, and not the rollouts of each.
+        """
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader:
+            return gathered
+        loader = state.active_dataloader
+        rollouts = len(loader.dataset) * self.num_generations_eval
+        return gathered[: (rollouts - 1) % loader.total_batch_size + 1]
 
     def _next_numbers(self, rollouts: int) -> range:
         """Numbers of all processes' rollouts in the next batch, of ``rollouts`` per process.

@@ -15,6 +15,7 @@ import random
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,21 @@ class SGSDTrainer(VerifiedTrainer):
         if self.args.rehearsal_weight:
             total = total + self.args.rehearsal_weight * self._rehearsal_loss(model, len(rows))
         return loss + total / self.current_gradient_accumulation_steps
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """TRL's, but old and reference log-probabilities, too, come from a ``StudentPass``, as the student's do."""
+        forward = model if isinstance(model, StudentPass) else partial(self._pass, model, logits_to_keep)
+        return super()._get_per_token_logps_and_entropies(
+            forward, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+
+    def _pass(self, model: Any, T: int, *, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Any:
+        """TRL's forward of some rows whose last T tokens are scored, at GRPO's temperature."""
+        ids, mask = input_ids[:, -T:], attention_mask[:, -T:]
+        student = StudentPass(model, mask, lambda flat: Select(flat_targets(ids, None, flat), (self.temperature,)))
+        return student(input_ids=input_ids, attention_mask=attention_mask, **inputs)
 
     def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
         """The student's log-probabilities, with gradient, and TRL's loss of the same forward; see ``_student_pass``.

@@ -71,7 +71,16 @@ def undecided(completion_ids, **_):
     return [None] * len(completion_ids)
 
 
-REWARDS = {"parity": by_parity, "undecided on odd ranks": undecided_on_odd_ranks, "undecided": undecided}
+def first_problem_alone(problem, **_):
+    return [float(text == PROBLEMS[0].text) for text in problem]
+
+
+REWARDS = {
+    "parity": by_parity,
+    "undecided on odd ranks": undecided_on_odd_ranks,
+    "undecided": undecided,
+    "first problem alone": first_problem_alone,
+}
 
 
 def numbered_rollouts(prompt_ids, images, fields, num_generations, *_):
@@ -88,7 +97,11 @@ def short_on_odd_ranks(prompt_ids, *arguments):
     return numbered_rollouts(prompt_ids, *arguments)
 
 
-ROLLOUTS = {"of the prompt": numbered_rollouts, "short on odd ranks": short_on_odd_ranks}
+def ended(prompt_ids, *_):
+    return [[7, EOS] for _ in prompt_ids], None
+
+
+ROLLOUTS = {"of the prompt": numbered_rollouts, "short on odd ranks": short_on_odd_ranks, "ended": ended}
 
 
 class Record(TrainerCallback):
@@ -172,6 +185,7 @@ def train(folder: Path, settings: dict, record: Record) -> dict:
     broken_step = settings.pop("broken_step", None)
     rollouts = settings.pop("rollouts", "of the prompt")
     resume = settings.pop("resume", None)
+    eval_problems = settings.pop("eval_problems", 0)
     of_method = {}
     if settings.get("method", "sgsd") == "sgsd":
         of_method = {"num_teachers": 5, "max_tokens_per_chunk": 600}
@@ -183,6 +197,7 @@ def train(folder: Path, settings: dict, record: Record) -> dict:
         output_dir=(folder if resume is None else folder.parent / resume) / "run",
         problems=PROBLEMS,
         reward=REWARDS[settings.pop("reward", "parity")],
+        eval_dataset=PROBLEMS[:eval_problems] or None,
         callbacks=[record],
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
         **{"max_grad_norm": 0.0, "max_steps": 3} | of_method | settings,
@@ -195,6 +210,7 @@ def train(folder: Path, settings: dict, record: Record) -> dict:
     if settings.get("method", "sgsd") == "sgsd":
         count_forwards(trainer, forwards, own_chunks)
     trainer.train(resume_from_checkpoint=resume is not None)
+    evaluated = trainer.evaluate() if eval_problems else None
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {
         "gradients": record.gradients,
@@ -204,6 +220,7 @@ def train(folder: Path, settings: dict, record: Record) -> dict:
         "logs": trainer.state.log_history,
         "forwards": forwards,
         "own_chunks": own_chunks,
+        "evaluated": evaluated,
         "bank": trainer.bank.digest if trainer.bank else None,
         "distributed": str(trainer.accelerator.distributed_type),
     }
