@@ -275,6 +275,17 @@ def test_every_end_token_of_the_model_ends_a_rollout(tmp_path):
     assert batch_of(trainer, [0, 1, 2])["outcome"].tolist() == [1, 1, -1]
 
 
+@pytest.mark.parametrize("reward", [0.7, 0.9, 0.6, 0.1, 0.35])
+def test_a_reward_equal_to_the_threshold_is_a_success(tmp_path, reward):
+    """TRL has rewards in float32: 0.7 there is below 0.7 in Python."""
+    trainer = make_trainer(tmp_path, reward=always(reward), success_threshold=reward)
+    trainer._generate_single_turn = lambda *_, **__: ([[50, EOS]], None)
+    assert batch_of(trainer, [0])["outcome"].tolist() == [1]
+    trainer = make_trainer(tmp_path, reward=always(reward - 1e-6), success_threshold=reward)
+    trainer._generate_single_turn = lambda *_, **__: ([[50, EOS]], None)
+    assert batch_of(trainer, [0])["outcome"].tolist() == [-1]
+
+
 def test_several_rewards_are_weighed_and_compared_with_the_threshold(tmp_path):
     first, second = (
         lambda c, v=v: [v[n] for n in range(len(c))] for v in ([1.0, 1.0, None, None], [0.0, 1.0, 1.0, None])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeGuard
 
+import numpy as np
 from torch import nn
 from transformers import TrainerState
 from trl.trainer.utils import get_callable_name, is_async_callable
@@ -129,10 +130,10 @@ def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int]) -> boo
 
 
 def outcome_of(reward: float, threshold: float) -> int:
-    """+1 for a reward of at least ``threshold``, −1 below it, 0 for NaN."""
+    """+1 for a reward of at least ``threshold``, −1 below it, 0 for NaN; compared in float32, as TRL has rewards."""
     if math.isnan(reward):
         return 0
-    return 1 if reward >= threshold else -1
+    return 1 if np.float32(reward) >= np.float32(threshold) else -1
 
 
 # ---- before the first step
