@@ -31,7 +31,8 @@ class VerifierReward:
     Args:
         verifier: judges the completion's text.
         name: shown in logs as ``rewards/<name>``.
-        end_ids: ids that end a completion. A completion with another last id is truncated.
+        end_ids: ids that end a completion.
+        max_length: the length limit, in tokens. A completion of it or more without an end id is truncated.
         truncated: the outcome of a truncated completion, ``incorrect`` or ``undecided``.
         text: decodes completion ids; ``None``: TRL's text is judged, which may lack special tokens around thoughts.
         prompt_end: the end of a conversation's rendered prompt, which may open a thought.
@@ -43,12 +44,14 @@ class VerifierReward:
         *,
         name: str,
         end_ids: Collection[int],
+        max_length: int,
         truncated: str,
         text: CompletionText | None = None,
         prompt_end: str = "",
     ) -> None:
         self.verifier = verifier
         self.end_ids = frozenset(end_ids)
+        self.max_length = max_length
         self.truncated = Outcome(truncated)
         self.text = text
         self.prompt_end = prompt_end
@@ -78,7 +81,9 @@ class VerifierReward:
             lambda: contexts_of(completions, prompts or None, completion_ids, answer=answer, **columns),
         )
         verdicts = [
-            Verdict(self.truncated, "truncated", verdict.extracted) if is_truncated(ids, self.end_ids) else verdict
+            Verdict(self.truncated, "truncated", verdict.extracted)
+            if is_truncated(ids, self.end_ids, self.max_length)
+            else verdict
             for verdict, ids in zip(verdicts, completion_ids, strict=True)
         ]
         self.verdicts = verdicts
@@ -124,9 +129,12 @@ def without_added_columns(function: Any) -> Any:
     return wrapped
 
 
-def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int]) -> bool:
-    """Whether a completion was cut at the length limit: it is empty, or its last id is not one of ``end_ids``."""
-    return not completion_ids or completion_ids[-1] not in end_ids
+def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int], max_length: int) -> bool:
+    """Whether a completion was cut at the length limit: it has ``max_length`` ids or more, the last not in ``end_ids``.
+
+    A shorter one ended by itself: by an end token, a stop string, or its ``rollout_func``.
+    """
+    return len(completion_ids) >= max_length and completion_ids[-1] not in end_ids
 
 
 def outcome_of(reward: float, threshold: float) -> int:

@@ -49,7 +49,7 @@ from sgsd.trainers.maintenance import Maintenance, maintenance_of
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import RunRecorder
 from sgsd.trainers.rehearsal import Rehearsal, rehearsal_prompts
-from sgsd.trainers.rewards import VerifierReward, is_truncated
+from sgsd.trainers.rewards import VerifierReward
 from sgsd.trainers.rows import prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
 from sgsd.verifiers.reward import text_of
@@ -157,7 +157,7 @@ class SGSDTrainer(VerifiedTrainer):
                 self.state.global_step + 1,
                 inputs,
                 list(map(text_of, completions)),
-                [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list],
+                self._truncated.tolist(),
                 self._outcome.tolist(),
                 next((reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)), None),
             )
