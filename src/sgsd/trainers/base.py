@@ -76,7 +76,7 @@ from sgsd.trainers.rewards import (
     without_added_columns,
 )
 from sgsd.trainers.rows import all_text, problems_of, skill_pairs, training_rows
-from sgsd.trainers.settings import check_constructible
+from sgsd.trainers.settings import check_constructible, refuse_eval_loss
 from sgsd.trainers.signs import FirstSteps
 from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
@@ -390,7 +390,11 @@ class VerifiedTrainer(GRPOTrainer):
 
         Raises:
             CheckpointError: there is no such checkpoint, it is incomplete or another run's, or the disk is full.
+            ConfigError: the best evaluation is asked for by a loss that evaluations do not have.
         """
+        if isinstance(self.args, DistillationConfig):
+            named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            refuse_eval_loss(self.args, callbacks=self.callback_handler.callbacks, eval_sets=named)
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(Path(self.args.output_dir))
             if found is None:
