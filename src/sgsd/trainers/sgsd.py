@@ -130,7 +130,7 @@ class SGSDTrainer(VerifiedTrainer):
     @property
     def ledger(self) -> Ledger:
         """The uses and stances of each bank item so far."""
-        return self.training_ledger.ledger
+        return self.training_ledger.so_far
 
     # ---- 1 to 3: sample, verify, retrieve, score K teachers
 
