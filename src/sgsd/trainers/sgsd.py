@@ -26,7 +26,16 @@ from trl.models import unwrap_model_for_generation
 from sgsd.bank import Ledger
 from sgsd.controls import uncounted_token_ids
 from sgsd.display import logger
-from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
+from sgsd.objectives import (
+    OBJECTIVES,
+    OwnStances,
+    Rollouts,
+    StudentScores,
+    TeacherScores,
+    stance_metrics,
+    stances,
+    supports,
+)
 from sgsd.objectives.base import Metrics
 from sgsd.retrieval import Retrieval
 from sgsd.scoring.heads import Select
@@ -324,7 +333,7 @@ class SGSDTrainer(VerifiedTrainer):
             advantages=inputs["advantages"],
         )
         rows, metrics = self.objective.loss(student, teachers, rollouts)
-        metrics = self._credit(inputs, student.logps.detach(), teachers) | metrics
+        metrics = self._credit(inputs, student, teachers, rollouts) | metrics
         self.metrics.add({f"sgsd/{name}": value for name, value in metrics.items()})
         self.metrics.mean("sgsd/loss", rows)
         total = self.args.sgsd_weight * rows.mean()
@@ -384,27 +393,32 @@ class SGSDTrainer(VerifiedTrainer):
 
     # ---- 5: ledger
 
-    def _credit(self, inputs: dict[str, Tensor], student: Tensor, teachers: TeacherScores) -> Metrics:
+    def _credit(
+        self, inputs: dict[str, Tensor], student: StudentScores, teachers: TeacherScores, rollouts: Rollouts
+    ) -> Metrics:
         """Pass supports and stances to the ledger, each rollout once, and return their metrics."""
-        args, mask = self.args, inputs["score_mask"]
+        args, logps, mask = self.args, student.logps.detach(), rollouts.mask
         baseline = None
         if args.support_baseline == "control":
             assert teachers.control_logps is not None
-            baseline = supports(student, teachers.control_logps.unsqueeze(1), mask, clip=args.support_clip).squeeze(1)
-        support, stance = stances(
-            student,
-            teachers.logps,
-            mask,
-            clip=args.support_clip,
-            threshold=args.support_threshold,
-            baseline=baseline,
-            scored=teachers.scored,
-        )
+            baseline = supports(logps, teachers.control_logps.unsqueeze(1), mask, clip=args.support_clip).squeeze(1)
+        if isinstance(self.objective, OwnStances):
+            support, stance = self.objective.stances(student, teachers, rollouts)
+        else:
+            support, stance = stances(
+                logps,
+                teachers.logps,
+                mask,
+                clip=args.support_clip,
+                threshold=args.support_threshold,
+                baseline=baseline,
+                scored=teachers.scored,
+            )
         # Only the first of several passes over a batch (num_iterations).
         if self._step % (args.steps_per_generation * self.num_iterations) < args.steps_per_generation:
             outcome, scored = inputs["outcome"], teachers.scored
             self.training_ledger.observe(inputs["row"], inputs["items"], outcome, scored, support, stance)
-            self.recorder.observe(self.state.global_step + 1, inputs, student, teachers, support, stance)
+            self.recorder.observe(self.state.global_step + 1, inputs, logps, teachers, support, stance)
         real = teachers.scored & (teachers.weights > 0)
         return stance_metrics(support, stance, inputs["outcome"], real, baseline=baseline)
 
