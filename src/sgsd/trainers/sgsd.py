@@ -57,7 +57,7 @@ from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, maintenance_of
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import RunRecorder
-from sgsd.trainers.rehearsal import Rehearsal, rehearsal_prompts
+from sgsd.trainers.rehearsal import Rehearsal, rehearsal_prompts, texts_of_step
 from sgsd.trainers.rewards import VerifierReward
 from sgsd.trainers.rows import prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
@@ -372,7 +372,10 @@ class SGSDTrainer(VerifiedTrainer):
         return StudentScores(logps=logps[..., 0], top_logps=top_logps), loss
 
     def _rehearsal_loss(self, model: Any, rollouts: int) -> Tensor:
-        """Mean KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts."""
+        """KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts.
+
+        The mean over a step's micro-batches is the mean over its texts. 0 for a micro-batch without texts.
+        """
         if not self.rehearsal.texts:
             gather = self.args.ds3_gather_for_generation
             with self._teaching():
@@ -382,14 +385,18 @@ class SGSDTrainer(VerifiedTrainer):
                         self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather
                     ),
                 )
+        parts = self.current_gradient_accumulation_steps
+        total, count = texts_of_step(rollouts, self._step % parts, parts)
+        if not count:
+            return torch.zeros((), device=self.accelerator.device)
         step = (self.state.global_step, self._step % self.args.gradient_accumulation_steps)
-        inputs, hidden = self.rehearsal.batch(rollouts, step, self.accelerator.device)
+        inputs, hidden = self.rehearsal.batch(count, step, self.accelerator.device)
         divergence = self._divergence_from(hidden)
         student = StudentPass(model, inputs["completion_mask"], lambda flat: divergence)
         self._forward(student, inputs)
         rows = student.spread(student.kept[0]).sum(1) / inputs["completion_mask"].bool().sum(1)
         self.metrics.mean("sgsd/rehearsal", rows)
-        return rows.mean()
+        return rows.mean() * (count * parts / total)
 
     # ---- 5: ledger
 
