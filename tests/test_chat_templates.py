@@ -158,8 +158,8 @@ def test_the_end_of_a_turn_is_known_ends_a_completion_and_is_uncounted(name):
     ends = end_of_completion_ids(model, tokenizer)
     assert found in ends
     assert tokenizer.eos_token_id in ends
-    assert not is_truncated([70, found], ends)
-    assert is_truncated([found, 70], ends)
+    assert not is_truncated([70, found], ends, 2)
+    assert is_truncated([found, 70], ends, 2)
     assert found in uncounted_token_ids(tokenizer)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from hypothesis import strategies as st
 from sgsd.objectives import (
     Gated,
     LocalSupport,
+    OwnStances,
+    Rollouts,
+    StudentScores,
+    TeacherScores,
     gate,
     local_support_loss,
     means,
@@ -367,6 +372,29 @@ def test_the_local_objective_puts_the_sampled_token_before_the_likeliest_and_cou
     assert M == 4
     assert torch.equal(rows, expected.row_loss)
     torch.testing.assert_close(means(metrics), expected.metrics, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_stances_of_the_local_objective_are_those_of_its_loss():
+    """The teacher finds the sampled token likelier than the student does, and another token still more so."""
+    student = StudentScores(logps=torch.tensor([[0.3]]).log(), top_logps=torch.tensor([[[[0.05]]]]).log())
+    teachers = TeacherScores(
+        logps=torch.tensor([[[0.4], [0.4]]]).log(),
+        weights=torch.ones(1, 2),
+        trust=torch.ones(1, 2),
+        scored=torch.tensor([[True, False]]),
+        top_ids=torch.ones(1, 2, 1, 1, dtype=torch.long),
+        top_logps=torch.tensor([[[[0.45]], [[0.45]]]]).log(),
+    )
+    student = replace(student, top_logps=student.top_logps.expand(1, 2, 1, 1))
+    rollouts = Rollouts(ids=torch.tensor([[0]]), mask=torch.tensor([[True]]), outcome=torch.tensor([1]))
+    objective = LocalSupport()
+    assert isinstance(objective, OwnStances)
+    support, stance = objective.stances(student, teachers, rollouts)
+    torch.testing.assert_close(support, torch.tensor([[math.log((0.4 / 0.85) / (0.3 / 0.35)), 0.0]]))
+    assert stance.tolist() == [[-1, 0]]
+    _, metrics = objective.loss(student, teachers, rollouts)
+    assert means(metrics)["polarity/negative_share"] == 1
+    assert not isinstance(Gated(), OwnStances)
 
 
 @pytest.mark.parametrize("control", [False, True])

@@ -8,13 +8,14 @@ import pytest
 import torch
 from datasets import Dataset
 
+from sgsd.bank import Ledger
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
 from sgsd.scoring.heads import Select
 from sgsd.scoring.logprobs import flat_targets
 from sgsd.scoring.student import StudentPass
 
-from .tiny import EOS, SOLVED, batch_of, make_trainer
+from .tiny import EOS, SOLVED, batch_of, make_bank, make_trainer
 
 
 def of_prompt(prompt_ids, *_, **__):
@@ -62,6 +63,59 @@ def test_the_ledger_counts_every_rollout_under_its_own_outcome(tmp_path, generat
     assert sum(record.successes for record in records) == seen[1] > 0
     assert sum(record.failures for record in records) == seen[-1] > 0
     assert all(len(set(step)) == len(step) for step in numbers)
+
+
+def clustered(tmp_path, **settings):
+    """A trainer of four rollouts a problem, all with one outcome and all unlike other problems'."""
+    trainer = make_trainer(
+        tmp_path,
+        problems=[Problem(id=f"p{n}", text=f"{n} + {n}?", answer=str(2 * n)) for n in range(24)],
+        reward=lambda problem, **_: [float(int(text.split()[0]) % 2) for text in problem],
+        num_generations=4,
+        per_device_train_batch_size=2,
+        learning_rate=1e-12,
+        bank=make_bank(1),
+        num_teachers=1,
+        support_threshold=0.0,
+        ledger_share=1.0,
+        shuffle_dataset=False,
+        **settings,
+    )
+    trainer._generate_single_turn = lambda prompts, *_, **__: ([[5 + len(ids) % 7, 9, EOS] for ids in prompts], None)
+    return trainer
+
+
+@pytest.mark.parametrize(("generation", "accumulation"), [(4, 1), (4, 3), (8, 2), (6, 4)])
+def test_a_problems_rollouts_are_one_cluster_whatever_the_steps_that_train_on_them(tmp_path, generation, accumulation):
+    """Seen before the mend: with a batch spread over four steps, a problem's four rollouts counted as four problems."""
+    trainer = clustered(
+        tmp_path,
+        steps_per_generation=generation,
+        gradient_accumulation_steps=accumulation,
+        max_steps=24 // accumulation,
+    )
+    trainer.train()
+    at_once = clustered(tmp_path, steps_per_generation=4, gradient_accumulation_steps=4, max_steps=6)
+    at_once.train()
+    for id, record in at_once.ledger.items.items():
+        assert record.products[4] == 4 * record.positive_success + 4 * record.negative_success > 0
+        spread = trainer.ledger.items[id]
+        assert (spread.counts, spread.products) == (record.counts, record.products)
+
+
+def test_a_checkpoint_within_a_generation_batch_has_the_rollouts_so_far(tmp_path):
+    settings = {"steps_per_generation": 4, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    trainer = clustered(tmp_path, **settings)
+    trainer.train()
+    assert trainer.ledger.total.uses == 2 * 12
+    assert trainer.training_ledger.ledger.total.uses == 2 * 8
+    assert Ledger.load(tmp_path / "ledger.json") == trainer.ledger
+    resumed = clustered(tmp_path, **settings | {"max_steps": 10})
+    resumed.restore(tmp_path / "checkpoint-6")
+    assert resumed.training_ledger.ledger == trainer.ledger
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert resumed.ledger.total.uses == 2 * 20
+    assert resumed.ledger == resumed.training_ledger.ledger  # new rollouts of whole batches
 
 
 def environment(prompts, trainer):

@@ -113,7 +113,11 @@ def test_the_local_variant_is_fed_each_teachers_likeliest_tokens_and_the_sampled
         tmp_path, objective="local", teacher_top_tokens=4, gate_tau=0.3, support_threshold=0.01
     )
     batch = batch_of(trainer, [0] * 4 + [1] * 4)
+    credited = []
+    trainer.training_ledger.observe = lambda *observed: credited.append(observed[-2:])
     got, _ = loss_and_gradients(trainer, [batch])
+    logged = logged_means(trainer)
+    supports, stances = [], []
     pools = trainer.retrieve(rows(trainer, [0] * 4 + [1] * 4))
     total = 0.0
     for b, pool in enumerate(pools):
@@ -132,7 +136,13 @@ def test_the_local_variant_is_fed_each_teachers_likeliest_tokens_and_the_sampled
                 gates.append(math.log(2) - math.log1p(math.exp(-(divergence**2) / 0.6)))
             mean = sum(gaps) / len(gaps)
             stance = math.copysign(1, mean) if abs(mean) > 0.01 else 0
+            supports.append(mean)
+            stances.append(stance)
             total += pool.weights[k] * int(batch["outcome"][b]) * stance * sum(gates) / len(gates)
+    [(support, stance)] = credited
+    assert_close(support.flatten(), torch.tensor(supports), 1e-4)
+    assert stance.flatten().tolist() == stances
+    assert logged["sgsd/support"] == pytest.approx(sum(supports) / len(supports), rel=1e-3)
     assert abs(total) > 1e-6
     assert got == pytest.approx(total / len(pools), rel=1e-3, abs=1e-8)
 

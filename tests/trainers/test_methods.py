@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback
 
 from sgsd.errors import BankError, CheckpointError, ConfigError, PromptError
 from sgsd.prompts import describe_mistake, describe_skill
@@ -14,7 +15,20 @@ from sgsd.trainers.methods import TRAINERS
 from sgsd.verifiers import Outcome, Verdict
 
 from .test_resume import run
-from .tiny import EOS, PROBLEMS, SOLVED, always, make_bank, make_trainer, moved, prompted_rollouts, rows, weights_of
+from .tiny import (
+    EOS,
+    PROBLEMS,
+    SOLVED,
+    always,
+    make_bank,
+    make_config,
+    make_trainer,
+    moved,
+    prompted_rollouts,
+    rows,
+    unlike,
+    weights_of,
+)
 
 METHODS = tuple(TRAINERS)
 WITH_SKILLS = ("grpo", "opsd")
@@ -159,6 +173,66 @@ def test_the_success_rate_of_an_evaluation_is_a_share_of_all_its_rollouts(tmp_pa
     trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[50, EOS]] * len(prompt_ids), None)
     for _ in range(2):
         assert trainer.evaluate()["eval_success_rate"] == pytest.approx(1 / problems)
+
+
+EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+REMEDY = "; metric_for_best_model: success_rate, with greater_is_better: true$"
+
+
+def best_after_step_two(completion_ids, trainer_state, **_):
+    return [float(trainer_state.global_step == 2 or ids[0] % 2) for ids in completion_ids]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_of_the_highest_success_rate_is_loaded_at_the_end(tmp_path, method):
+    trainer = make_trainer(
+        tmp_path,
+        method=method,
+        reward=best_after_step_two,
+        max_steps=6,
+        num_generations=2,
+        eval_dataset=SOLVED[:2],
+        load_best_model_at_end=True,
+        metric_for_best_model="success_rate",
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+        **EACH_STEP,
+    )
+    trainer._generate_single_turn = lambda prompts, *_, **__: ([[50 + n, EOS] for n, _ in enumerate(prompts)], None)
+    trainer.train()
+    assert (trainer.state.global_step, trainer.state.best_metric) == (4, 1.0)
+    best = tmp_path / "checkpoint-2"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert not unlike(trainer.model, AutoModelForCausalLM.from_pretrained(best))
+
+
+@pytest.mark.parametrize("metric", [None, "loss", "eval_loss"])
+@pytest.mark.parametrize("method", ["sgsd", "opsd"])
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"load_best_model_at_end": True}, "load_best_model_at_end"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type reduce_lr_on_plateau"),
+    ],
+)
+def test_the_best_by_a_loss_that_evaluations_do_not_have_is_refused(tmp_path, method, metric, settings, what):
+    said = f"^{what} cannot go by eval_loss, which is NaN with teachers: got metric_for_best_model {metric}; .*{REMEDY}"
+    with pytest.raises(ConfigError, match=said):
+        make_config(tmp_path, method=method, metric_for_best_model=metric, **EACH_STEP | settings)
+
+
+def test_the_best_checkpoints_by_a_loss_that_evaluations_do_not_have_are_refused(tmp_path):
+    settings = EACH_STEP | {"save_strategy": "best", "metric_for_best_model": "loss"}
+    with pytest.raises(ConfigError, match=f"^save_strategy best cannot go by eval_loss.*{REMEDY}"):
+        make_config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("metric", [None, "loss", "eval_a_loss"])
+def test_early_stopping_by_a_loss_that_evaluations_do_not_have_is_refused(tmp_path, metric):
+    settings = {"metric_for_best_model": metric, "eval_dataset": {"a": PROBLEMS[:2], "b": PROBLEMS[2:4]}}
+    trainer = make_trainer(tmp_path, **settings, **EACH_STEP)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    with pytest.raises(ConfigError, match=f"^EarlyStoppingCallback cannot go by eval_loss.*{REMEDY}"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,7 +13,7 @@ from sgsd.trainers.rehearsal import TURN_TOKENS, Rehearsal
 
 from ..conftest import make_model, make_tokenizer
 from ..reference import exact_copy
-from .tiny import EOS, LORA, always, batch_of, make_trainer, plain_distributions
+from .tiny import EOS, LORA, always, batch_of, logged_means, make_trainer, plain_distributions
 
 FROZEN = {"teacher": "frozen", "objective": "correction", "reward": always(0.0), "stub": True}
 
@@ -53,7 +53,7 @@ def test_the_loss_is_the_mean_kl_from_the_start_in_plain_loops(tmp_path, lora, b
     for weight in (0.0, 3.0):
         trainer.args.rehearsal_weight = weight
         found[weight] = trainer._compute_loss(trainer.model, batch)
-    read = trainer.rehearsal.batch(8, (0, 0), torch.device("cpu"))[0]
+    read = trainer.rehearsal.batch(2, (0, 0), torch.device("cpu"))[0]
     now, rows = plain(trainer.model), []
     for number in range(2):
         prompt, written = (
@@ -114,12 +114,35 @@ def test_what_a_step_reads_follows_from_seed_and_step(tmp_path):
     trainer = rehearsing(tmp_path)
     trainer._rehearsal_loss(trainer.model, 4)
     read = [
-        trainer.rehearsal.batch(8, (step, 0), torch.device("cpu"))[0]["completion_ids"].tolist()
+        trainer.rehearsal.batch(2, (step, 0), torch.device("cpu"))[0]["completion_ids"].tolist()
         for step in (1, 1, 2, 3)
     ]
     assert read[0] == read[1]
     assert len({str(ids) for ids in read}) > 1
-    assert len(trainer.rehearsal.batch(400, (1, 0), torch.device("cpu"))[0]["prompt_ids"]) == 5  # there are no more
+    assert len(trainer.rehearsal.batch(100, (1, 0), torch.device("cpu"))[0]["prompt_ids"]) == 5  # there are no more
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "parts", "texts"),
+    [(1, 8, [1, 0, 0, 0, 1, 0, 0, 0]), (1, 2, [1, 0]), (2, 3, [1, 0, 0]), (6, 2, [2, 1]), (8, 2, [2, 2]), (5, 1, [1])],
+)
+def test_a_step_reads_a_quarter_as_many_texts_as_rollouts_whatever_its_micro_batches(tmp_path, rollouts, parts, texts):
+    trainer = rehearsing(tmp_path, rehearsal_texts=8, gradient_accumulation_steps=parts, steps_per_generation=1)
+    trainer._rehearsal_loss(trainer.model, 4)
+    shaken(trainer.model)
+    logged_means(trainer)
+    trainer.current_gradient_accumulation_steps = parts
+    read = []
+    batch = trainer.rehearsal.batch
+    trainer.rehearsal.batch = lambda count, *others: [read.append(count), batch(count, *others)][1]
+    losses, counts = [], []
+    for trainer._step in range(3 * parts, 4 * parts):
+        before = len(read)
+        losses.append(trainer._rehearsal_loss(trainer.model, rollouts).item())
+        counts.append(sum(read[before:]))
+    assert counts == texts
+    assert sum(losses) / parts == pytest.approx(logged_means(trainer)["sgsd/rehearsal"], rel=1e-5)
+    assert sum(losses) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -172,7 +195,7 @@ def test_the_model_answers_prompts_of_a_data_set(tmp_path):
     file.write_text("".join(json.dumps({"problem": one}) + "\n" for one in asked))
     trainer = rehearsing(tmp_path, rehearsal_dataset=str(file))
     assert abs(trainer._rehearsal_loss(trainer.model, 4).item()) < 1e-6
-    read, _ = trainer.rehearsal.batch(8, (0, 0), torch.device("cpu"))
+    read, _ = trainer.rehearsal.batch(2, (0, 0), torch.device("cpu"))
     plain = PromptRenderer(make_tokenizer(), instruction="", thinking=trainer.args.thinking)
     rendered = [plain.student_ids(one) for one in asked]
     for prompt, mask in zip(read["prompt_ids"], read["prompt_mask"], strict=True):

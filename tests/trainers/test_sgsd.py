@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from sgsd.bank.documents import read_document
+from sgsd.data.problems import Problem
 from sgsd.errors import BankError, ConfigError, DataError, PromptError
 from sgsd.prompts import describe_mistake, describe_skill
 from sgsd.retrieval import BM25Retriever
@@ -36,6 +37,7 @@ from .tiny import (
     batch_of,
     by_first_id,
     cut,
+    logged_means,
     loss_and_gradients,
     make_bank,
     make_config,
@@ -302,6 +304,25 @@ def test_a_truncated_rollout_has_the_configured_outcome_whatever_its_reward(tmp_
     assert batch["outcome"].tolist() == [sign] * 3 + [1, -1, 0]
 
 
+@pytest.mark.parametrize("verified", [False, True])
+def test_a_rollout_that_ends_without_an_end_token_below_the_limit_is_judged(tmp_path, caplog, verified):
+    """A stop string or an environment ended it. Of the full length, it was cut."""
+    right = make_tokenizer()("\\boxed{2}")["input_ids"]
+    trainer = make_trainer(
+        tmp_path,
+        reward=None if verified else always(1.0),
+        problems=[Problem(id="p", text="1 + 1?", answer="2")],
+        per_device_train_batch_size=1,
+        max_completion_length=len(right) + 1,
+    )
+    trainer._generate_single_turn = lambda *_, **__: ([right, right], None)
+    assert batch_of(trainer, [0, 0])["outcome"].tolist() == [1, 1]
+    assert "CUT OFF" not in caplog.text
+    trainer._generate_single_turn = lambda *_, **__: ([right, [50, *right]], None)
+    assert batch_of(trainer, [0, 0])["outcome"].tolist() == [1, -1]
+    assert logged_means(trainer)["_truncated"] == 0.25
+
+
 def test_eos_that_is_also_the_padding_ends_a_rollout_and_does_not_count(tmp_path):
     trainer = make_trainer(tmp_path, reward=always(1.0))
     tokenizer = trainer.processing_class
@@ -317,9 +338,20 @@ def test_eos_that_is_also_the_padding_ends_a_rollout_and_does_not_count(tmp_path
 def test_every_end_token_of_the_model_ends_a_rollout(tmp_path):
     model = make_model()
     model.generation_config.eos_token_id = [EOS, 77]
-    trainer = make_trainer(tmp_path, model=model, reward=always(1.0))
+    trainer = make_trainer(tmp_path, model=model, reward=always(1.0), max_completion_length=2)
     trainer._generate_single_turn = lambda *_, **__: ([[50, 77], [50, EOS], [50, 60]], None)
     assert batch_of(trainer, [0, 1, 2])["outcome"].tolist() == [1, 1, -1]
+
+
+@pytest.mark.parametrize("reward", [0.7, 0.9, 0.6, 0.1, 0.35])
+def test_a_reward_equal_to_the_threshold_is_a_success(tmp_path, reward):
+    """TRL has rewards in float32: 0.7 there is below 0.7 in Python."""
+    trainer = make_trainer(tmp_path, reward=always(reward), success_threshold=reward)
+    trainer._generate_single_turn = lambda *_, **__: ([[50, EOS]], None)
+    assert batch_of(trainer, [0])["outcome"].tolist() == [1]
+    trainer = make_trainer(tmp_path, reward=always(reward - 1e-6), success_threshold=reward)
+    trainer._generate_single_turn = lambda *_, **__: ([[50, EOS]], None)
+    assert batch_of(trainer, [0])["outcome"].tolist() == [-1]
 
 
 def test_several_rewards_are_weighed_and_compared_with_the_threshold(tmp_path):
@@ -343,10 +375,11 @@ def test_several_rewards_are_weighed_and_compared_with_the_threshold(tmp_path):
     ("verifier", "truncated"), [("exact", "incorrect"), ("math", "incorrect"), ("exact", "undecided")]
 )
 def test_the_verifier_decides_the_outcome(tmp_path, verifier, truncated):
-    trainer = make_trainer(tmp_path, reward=None, verifier=verifier, truncated=truncated, max_completion_length=32)
-    assert trainer.reward_func_names == [verifier]
-    encode = lambda text: trainer.processing_class(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    encode = lambda text: make_tokenizer()(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     right = [f"\\boxed{{{problem.answer}}}" for problem in PROBLEMS[:2]]
+    settings = {"truncated": truncated, "max_completion_length": len(encode(right[0]))}
+    trainer = make_trainer(tmp_path, reward=None, verifier=verifier, **settings)
+    assert trainer.reward_func_names == [verifier]
     completions = [[*encode(right[0]), EOS], [*encode("\\boxed{7}"), EOS], encode(right[0])]
     trainer._generate_single_turn = lambda *_, **__: (completions, None)
     batch = batch_of(trainer, [0, 1, 0])

@@ -373,7 +373,7 @@ class Failing:
 )
 def test_a_verifier_whose_every_verdict_is_an_error_stops_at_once(verifier, got):
     judge = get_verifier(verifier, workers=1) if isinstance(verifier, str) else verifier
-    reward = VerifierReward(judge, name="judge", end_ids={EOS}, truncated="incorrect")
+    reward = VerifierReward(judge, name="judge", end_ids={EOS}, max_length=99, truncated="incorrect")
     if got is None:
         checked(reward)
     else:

@@ -245,21 +245,21 @@ def test_the_trainers_hand_everything_on():
     given = {
         "prompts": [[{"role": "user", "content": "abc"}]] * 3,
         "completions": [[{"role": "assistant", "content": text}] for text in ("ABC", "abc", "ABC")],
-        "completion_ids": [[2, 1], [2, 1], [2]],
+        "completion_ids": [[2, 1], [2], [2, 2]],
         "answer": ["5"] * 3,
         "level": ["easy"] * 3,
         "trainer_state": object(),
         "log_extra": lambda name, values: None,
     }
     with made("from_the_prompt") as verifier:
-        reward = VerifierReward(verifier, name="mine", end_ids={1}, truncated="undecided")
+        reward = VerifierReward(verifier, name="mine", end_ids={1}, max_length=2, truncated="undecided")
         assert reward(**given) == [1.0, 0.0, None]
         assert [verdict.reason for verdict in reward.verdicts] == ["reward 1", "reward 0", "truncated"]
     with (
         made("from_a_column") as verifier,
         pytest.raises(ConfigError, match="needs numbers; columns of the data: level"),
     ):
-        VerifierReward(verifier, name="mine", end_ids={1}, truncated="undecided")(**given)
+        VerifierReward(verifier, name="mine", end_ids={1}, max_length=2, truncated="undecided")(**given)
 
 
 def test_a_function_is_found_by_a_worker_that_started_before_the_path_grew(tmp_path, monkeypatch):

@@ -156,6 +156,7 @@ def test_the_trainers_reward_judges_what_follows_the_thoughts():
         verifier,
         name="math",
         end_ids={end},
+        max_length=99,
         truncated="incorrect",
         text=CompletionText(tokenizer),
         prompt_end="<think>",

@@ -123,7 +123,13 @@ def check_without_weights(
     ends = end_of_completion_ids(SimpleNamespace(generation_config=generation_config), tokenizer)
     if not Path(parts.name, "adapter_config.json").is_file():  # an adapter may have more tokens than its base model
         check_tokens(config.get_text_config().vocab_size, tokenizer, ends)
-    reward = VerifierReward(verifier, name=training.verifier, end_ids=ends, truncated=training.truncated)
+    reward = VerifierReward(
+        verifier,
+        name=training.verifier,
+        end_ids=ends,
+        max_length=training.max_completion_length,
+        truncated=training.truncated,
+    )
     check_reward([reward], rows[0], tokenizer, ends[0])
     return Checked(tokenizer, config, sampling, built, rows)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -134,6 +134,15 @@ class Objective(Protocol):
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
         """``[B]``, each row's loss, with gradient for the student alone; and metrics to log."""
+        ...
+
+
+@runtime_checkable
+class OwnStances(Protocol):
+    """An objective whose supports are not those of equation (2): ledger, traces and metrics have its own."""
+
+    def stances(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        """``(support, stance)`` of its loss, ``[B, K]`` each, without gradient; 0 for teachers that were not run."""
         ...
 
 

@@ -174,7 +174,7 @@ def stances(
     baseline: Tensor | None = None,
     scored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Equations (2) and (3) on their own: the ledger takes them whatever the loss.
+    """Equations (2) and (3) on their own: the ledger takes them, unless the objective has ``OwnStances``.
 
     Args:
         student_logps, teacher_logps, mask, clip, threshold: as for ``sgsd_loss``. Detached here.
@@ -281,6 +281,15 @@ class LocalSupport:
         return Needs(top_tokens=True)
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
+        result = self._result(student, teachers, rollouts)
+        return result.row_loss, result.totals
+
+    def stances(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            result = self._result(student, teachers, rollouts)
+        return result.support, result.stance
+
+    def _result(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> SGSDLoss:
         teachers = teachers.read()
         top_ids = required(teachers.top_ids, "the teachers' likeliest tokens", self.name)
         teacher_logps = required(teachers.top_logps, "the teachers' likeliest tokens", self.name)
@@ -288,7 +297,7 @@ class LocalSupport:
         # The sampled token is in the local support once, whether it is among the likeliest or not.
         others = (top_ids != rollouts.ids[:, None, :, None]) & teachers.scored[:, :, None, None]
         sampled = student.logps[:, None, :, None].expand_as(student_logps[..., :1])
-        result = local_support_loss(
+        return local_support_loss(
             torch.cat([sampled, student_logps], dim=-1),
             torch.cat([teachers.logps.unsqueeze(-1), teacher_logps], dim=-1),
             torch.cat([torch.ones_like(others[..., :1]), others], dim=-1),
@@ -299,7 +308,6 @@ class LocalSupport:
             clip=self.clip,
             threshold=self.threshold,
         )
-        return result.row_loss, result.totals
 
 
 def _loss(

@@ -76,7 +76,7 @@ from sgsd.trainers.rewards import (
     without_added_columns,
 )
 from sgsd.trainers.rows import all_text, problems_of, skill_pairs, training_rows
-from sgsd.trainers.settings import check_constructible
+from sgsd.trainers.settings import check_constructible, refuse_eval_loss
 from sgsd.trainers.signs import FirstSteps
 from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
@@ -248,6 +248,7 @@ class VerifiedTrainer(GRPOTrainer):
             corrects=vars(args).get("objective") == "correction",
         )
         self._outcome = torch.empty(0)  # of this process's rollouts in the latest batch
+        self._truncated = torch.empty(0)  # likewise
         self._numbers = range(0)  # of all processes' rollouts in the latest batch
         self._epochs_behind = 0  # epochs that a resumed run has completed
         self.grad_norm = 0.0  # of the latest optimizer step, before clipping
@@ -304,6 +305,7 @@ class VerifiedTrainer(GRPOTrainer):
             verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
             name=args.verifier,
             end_ids=ends,
+            max_length=args.max_completion_length,
             truncated=args.truncated,
             text=CompletionText(tokenizer),
             prompt_end=self.renderer.text(ending),
@@ -389,7 +391,11 @@ class VerifiedTrainer(GRPOTrainer):
 
         Raises:
             CheckpointError: there is no such checkpoint, it is incomplete or another run's, or the disk is full.
+            ConfigError: the best evaluation is asked for by a loss that evaluations do not have.
         """
+        if isinstance(self.args, DistillationConfig):
+            named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            refuse_eval_loss(self.args, callbacks=self.callback_handler.callbacks, eval_sets=named)
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(Path(self.args.output_dir))
             if found is None:
@@ -468,13 +474,15 @@ class VerifiedTrainer(GRPOTrainer):
         weighted[local.isnan().all(1)] = torch.nan
         outcomes = [outcome_of(reward, self.args.success_threshold) for reward in weighted.tolist()]
         of_truncated = {"incorrect": -1, "undecided": 0}[self.args.truncated]
-        truncated = [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list]
+        limit = self.max_completion_length
+        truncated = [is_truncated(ids, self.eos_token_ids, limit) for ids in completion_ids_list]
+        self._truncated = torch.tensor(truncated, device=local.device)
         self._outcome = torch.tensor(
             [of_truncated if cut else outcome for outcome, cut in zip(outcomes, truncated, strict=True)],
             device=local.device,
         )
         if self._mode == "train":
-            self.metrics.mean("_truncated", torch.tensor(truncated, device=local.device))
+            self.metrics.mean("_truncated", self._truncated)
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -528,8 +536,8 @@ class VerifiedTrainer(GRPOTrainer):
     def _check_first_steps(self) -> None:
         if self._first_steps.done:
             return
-        logged = self._metrics["train"]
-        truncated, zero_std = (logged[name][-1] for name in ("completions/clipped_ratio", "frac_reward_zero_std"))
+        truncated = gather(self._truncated).float().mean().item()
+        zero_std = self._metrics["train"]["frac_reward_zero_std"][-1]
         for warning in self._first_steps.observe(truncated, gather(self._outcome).tolist(), zero_std):
             if self.accelerator.is_main_process:
                 _log.warning("%s", warning)

@@ -22,7 +22,14 @@ from sgsd.objectives import DIVERGENCES, OBJECTIVES
 from sgsd.prompts import BOXED_INSTRUCTION, thinking_kwargs
 from sgsd.retrieval import ITEM_TEXTS
 from sgsd.scoring.weights import TEACHERS
-from sgsd.trainers.settings import check_annotations, check_ranges, check_settings, default_device, refuse_idle_settings
+from sgsd.trainers.settings import (
+    check_annotations,
+    check_ranges,
+    check_settings,
+    default_device,
+    refuse_eval_loss,
+    refuse_idle_settings,
+)
 from sgsd.validation import parse_json
 
 RETRIEVERS = ("embedding", "bm25", "random")
@@ -226,6 +233,7 @@ class DistillationConfig(VerifiedConfig):
         for name in ("entropy_coef", "use_adaptive_entropy"):  # the entropy of the student's pass has no gradient
             if vars(self)[name]:
                 raise ConfigError(f"{name} is not supported", got=vars(self)[name], remedy="leave it out")
+        refuse_eval_loss(self)
 
 
 @dataclass

@@ -1,14 +1,19 @@
-"""The ledger during training: each scored rollout is counted once, and all processes have the same ledger."""
+"""The ledger during training: each scored rollout is counted once, and all processes have the same ledger.
+
+A problem's G rollouts are one cluster of the credit's variance. An optimizer step may train on some of them only; they
+are counted at the end of the step that has the last one.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from accelerate.utils import gather
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sgsd.bank import Ledger, SkillBank
@@ -16,6 +21,9 @@ from sgsd.bank.credit import cautious_worth, credit, sure_worth, trust, vouched,
 from sgsd.errors import BankError, CheckpointError
 from sgsd.retrieval import Pair
 from sgsd.scoring.teachers import TeacherPool
+
+_Observations: TypeAlias = NDArray[np.float64]
+_NOTHING: _Observations = np.empty((0, 1, 7))
 
 
 class TrainingLedger:
@@ -26,10 +34,14 @@ class TrainingLedger:
     Args:
         group_size: G, rollouts per problem; they are one cluster in the ledger's intervals.
         trust: the setting ``teacher_trust``.
+
+    Attributes:
+        ledger: of the problems whose G rollouts have all been observed.
     """
 
     def __init__(self, group_size: int, trust: str) -> None:
         self.ledger = Ledger()
+        self._begun = _NOTHING  # observations of the other problems, of all processes
         self._group_size = group_size
         self._trust = trust
         # Item ids by number, since tensors cannot contain ids. Numbers are equal on all processes and never change.
@@ -93,23 +105,39 @@ class TrainingLedger:
         self._observed.append(torch.stack([column.detach().float() for column in columns], dim=-1))
 
     def end_step(self) -> None:
-        """Credit all processes' observations since the last call; one gather, one host sync."""
-        values = np.empty((0, 1, 7))
+        """Credit the problems whose last rollout was observed since the last call; one gather, one host sync."""
+        values = self._begun
         if self._observed:
-            values = gather(torch.cat(self._observed).contiguous()).cpu().double().numpy()  # [B, K, 7]
+            gathered = gather(torch.cat(self._observed).contiguous()).cpu().double().numpy()  # [B, K, 7]
+            values = np.concatenate([values, gathered]) if len(values) else gathered
         self._observed = []
+        _, of_row, sizes = np.unique(self._problems(values), return_inverse=True, return_counts=True)
+        whole = sizes[of_row] >= self._group_size
+        self.ledger, self._begun = self._credited(values[whole]), values[~whole]
+
+    @property
+    def so_far(self) -> Ledger:
+        """The ledger with the observed rollouts of all problems: what is left if no more of them follow."""
+        return self._credited(self._begun)
+
+    def _problems(self, values: _Observations) -> _Observations:
+        return values[:, 0, 0] // self._group_size
+
+    def _credited(self, values: _Observations) -> Ledger:
+        """The ledger with observations ``[B, K, 7]`` added."""
         run = [teachers[teachers[:, 4] > 0] for teachers in values]
         run = [teachers for teachers in run if len(teachers)]
-        if run:
-            K = max(map(len, run))
-            padded = np.stack([np.pad(teachers, ((0, K - len(teachers)), (0, 0))) for teachers in run])
-            self.ledger = self.ledger.credited(
-                [[self.ids(int(skill), int(mistake)) for skill, mistake in teachers[:, 2:4]] for teachers in run],
-                support=padded[..., 5],
-                stance=padded[..., 6],
-                outcome=padded[:, 0, 1],
-                problems=padded[:, 0, 0] // self._group_size,
-            )
+        if not run:
+            return self.ledger
+        K = max(map(len, run))
+        padded = np.stack([np.pad(teachers, ((0, K - len(teachers)), (0, 0))) for teachers in run])
+        return self.ledger.credited(
+            [[self.ids(int(skill), int(mistake)) for skill, mistake in teachers[:, 2:4]] for teachers in run],
+            support=padded[..., 5],
+            stance=padded[..., 6],
+            outcome=padded[:, 0, 1],
+            problems=self._problems(padded),
+        )
 
     def credit_of(self, id: str) -> float | None:
         """An item's credit; ``None`` if its teachers have not taken a stance yet."""
@@ -130,9 +158,11 @@ class TrainingLedger:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return json.loads(self.ledger.to_json())
+        """With ``so_far``, since a resumed run samples anew: it does not see the rest of a generation batch."""
+        return json.loads(self.so_far.to_json())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._begun = _NOTHING
         try:
             self.ledger = Ledger.from_json(json.dumps(state), source="the checkpoint's ledger")
         except BankError as error:

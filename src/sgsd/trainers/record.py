@@ -91,7 +91,7 @@ class RunRecorder(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._writes:
-            runfolder.write_text(self._folder / runfolder.LEDGER, self._ledger.ledger.to_json())
+            runfolder.write_text(self._folder / runfolder.LEDGER, self._ledger.so_far.to_json())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.on_save(args, state, control)

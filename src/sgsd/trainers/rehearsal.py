@@ -30,7 +30,7 @@ from sgsd.trainers.rows import all_text
 TURN_TOKENS = 48
 """The most tokens of a user turn, and of an answer."""
 ROLLOUTS_PER_TEXT = 4
-"""A micro-batch reads one text for this many of its rollouts."""
+"""An optimizer step reads one text for this many of a process's rollouts."""
 _BATCH = 16
 _STARTING_WORDS = 2
 _TOP_P = 0.95
@@ -110,11 +110,11 @@ class Rehearsal:
                 hidden = hidden_states(model, openings, texts)
                 self._hidden += hidden.split([len(text) for text in texts])
 
-    def batch(self, rollouts: int, step: tuple[int, int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    def batch(self, count: int, step: tuple[int, int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """The texts for a micro-batch.
 
         Args:
-            rollouts: of the micro-batch.
+            count: how many, at most all.
             step: numbers of the optimizer step and the micro-batch, which seed the draw.
             device: of the result.
 
@@ -123,8 +123,7 @@ class Rehearsal:
             and ``completion_ids`` and ``completion_mask`` ``[R, T]`` (the text); and the initial model's hidden states
             ``[n, H]`` that predict the texts' n tokens.
         """
-        count = min(max(1, rollouts // ROLLOUTS_PER_TEXT), self._count)
-        drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), count)
+        drawn = random.Random(f"{self._seed} {step}").sample(range(self._count), min(count, self._count))
         inputs: dict[str, Tensor] = {}
         for part, side, rows in (
             ("prompt", "left", [self._around_turn[number][0] for number in drawn]),
@@ -134,6 +133,19 @@ class Rehearsal:
             for name, values in (("ids", ids), ("mask", [torch.ones_like(row) for row in ids])):
                 inputs[f"{part}_{name}"] = pad_sequence(values, batch_first=True, padding_side=side)
         return inputs, torch.cat([self._hidden[number] for number in drawn])
+
+
+def texts_of_step(rollouts: int, part: int, parts: int) -> tuple[int, int]:
+    """The number of texts that an optimizer step reads, and of those that its micro-batch ``part`` reads.
+
+    Args:
+        rollouts: of each micro-batch.
+        part: number of the micro-batch, from 0. The first reads one or more.
+        parts: micro-batches of the step.
+    """
+    total = max(1, rollouts * parts // ROLLOUTS_PER_TEXT)
+    until, before = (-(-total * end // parts) for end in (part + 1, part))  # rounded up
+    return total, until - before
 
 
 def rehearsal_prompts(

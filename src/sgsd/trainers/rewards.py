@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeGuard
 
+import numpy as np
 from torch import nn
 from transformers import TrainerState
 from trl.trainer.utils import get_callable_name, is_async_callable
@@ -30,7 +31,8 @@ class VerifierReward:
     Args:
         verifier: judges the completion's text.
         name: shown in logs as ``rewards/<name>``.
-        end_ids: ids that end a completion. A completion with another last id is truncated.
+        end_ids: ids that end a completion.
+        max_length: the length limit, in tokens. A completion of it or more without an end id is truncated.
         truncated: the outcome of a truncated completion, ``incorrect`` or ``undecided``.
         text: decodes completion ids; ``None``: TRL's text is judged, which may lack special tokens around thoughts.
         prompt_end: the end of a conversation's rendered prompt, which may open a thought.
@@ -42,12 +44,14 @@ class VerifierReward:
         *,
         name: str,
         end_ids: Collection[int],
+        max_length: int,
         truncated: str,
         text: CompletionText | None = None,
         prompt_end: str = "",
     ) -> None:
         self.verifier = verifier
         self.end_ids = frozenset(end_ids)
+        self.max_length = max_length
         self.truncated = Outcome(truncated)
         self.text = text
         self.prompt_end = prompt_end
@@ -77,7 +81,9 @@ class VerifierReward:
             lambda: contexts_of(completions, prompts or None, completion_ids, answer=answer, **columns),
         )
         verdicts = [
-            Verdict(self.truncated, "truncated", verdict.extracted) if is_truncated(ids, self.end_ids) else verdict
+            Verdict(self.truncated, "truncated", verdict.extracted)
+            if is_truncated(ids, self.end_ids, self.max_length)
+            else verdict
             for verdict, ids in zip(verdicts, completion_ids, strict=True)
         ]
         self.verdicts = verdicts
@@ -123,16 +129,19 @@ def without_added_columns(function: Any) -> Any:
     return wrapped
 
 
-def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int]) -> bool:
-    """Whether a completion was cut at the length limit: it is empty, or its last id is not one of ``end_ids``."""
-    return not completion_ids or completion_ids[-1] not in end_ids
+def is_truncated(completion_ids: Sequence[int], end_ids: Collection[int], max_length: int) -> bool:
+    """Whether a completion was cut at the length limit: it has ``max_length`` ids or more, the last not in ``end_ids``.
+
+    A shorter one ended by itself: by an end token, a stop string, or its ``rollout_func``.
+    """
+    return len(completion_ids) >= max_length and completion_ids[-1] not in end_ids
 
 
 def outcome_of(reward: float, threshold: float) -> int:
-    """+1 for a reward of at least ``threshold``, −1 below it, 0 for NaN."""
+    """+1 for a reward of at least ``threshold``, −1 below it, 0 for NaN; compared in float32, as TRL has rewards."""
     if math.isnan(reward):
         return 0
-    return 1 if reward >= threshold else -1
+    return 1 if np.float32(reward) >= np.float32(threshold) else -1
 
 
 # ---- before the first step

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, Trainer, get_scheduler
+from transformers import EarlyStoppingCallback, GenerationConfig, Trainer, get_scheduler
 from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available, is_torch_xla_available
 from trl.import_utils import is_vllm_available
 
@@ -250,6 +250,36 @@ def _has_gate(args: Any) -> bool:
     """Whether the objective's loss has a gate: it is another objective with another τ."""
     build, others = OBJECTIVES[args.objective].from_config, vars(args) | {"gate_tau": 2 * args.gate_tau}
     return args.sgsd_weight > 0 and build(args) != build(SimpleNamespace(**others))
+
+
+def refuse_eval_loss(args: Any, *, callbacks: Collection[Any] = (), eval_sets: Collection[str] = ()) -> None:
+    """Refuse to compare evaluations of a method with teachers by their loss: they run no teacher, so it is NaN.
+
+    Args:
+        args: the run's settings.
+        callbacks: the trainer's.
+        eval_sets: names of the evaluation sets, if they have names.
+
+    Raises:
+        ConfigError: naming what compares them.
+    """
+    metric = args.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in {"loss", *(f"{name}_loss" for name in eval_sets)}:
+        return
+    comparing = {
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "save_strategy best": args.save_strategy == "best" and metric is not None,
+        "lr_scheduler_type reduce_lr_on_plateau": args.lr_scheduler_type == "reduce_lr_on_plateau",
+        "EarlyStoppingCallback": any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks),
+    }
+    for what, compares in comparing.items():
+        if compares:
+            raise ConfigError(
+                f"{what} cannot go by eval_loss, which is NaN with teachers",
+                got=f"metric_for_best_model {metric}",
+                expected="another metric of evaluations",
+                remedy="metric_for_best_model: success_rate, with greater_is_better: true",
+            )
 
 
 # ---- the device

@@ -27,7 +27,16 @@ from trl.models import unwrap_model_for_generation
 from sgsd.bank import Ledger
 from sgsd.controls import uncounted_token_ids
 from sgsd.display import logger
-from sgsd.objectives import OBJECTIVES, Rollouts, StudentScores, TeacherScores, stance_metrics, stances, supports
+from sgsd.objectives import (
+    OBJECTIVES,
+    OwnStances,
+    Rollouts,
+    StudentScores,
+    TeacherScores,
+    stance_metrics,
+    stances,
+    supports,
+)
 from sgsd.objectives.base import Metrics
 from sgsd.retrieval import Retrieval
 from sgsd.scoring.heads import Select
@@ -49,8 +58,8 @@ from sgsd.trainers.ledger import TrainingLedger
 from sgsd.trainers.maintenance import Maintenance, maintenance_of
 from sgsd.trainers.names import card_name
 from sgsd.trainers.record import RunRecorder
-from sgsd.trainers.rehearsal import Rehearsal, rehearsal_prompts
-from sgsd.trainers.rewards import VerifierReward, is_truncated
+from sgsd.trainers.rehearsal import Rehearsal, rehearsal_prompts, texts_of_step
+from sgsd.trainers.rewards import VerifierReward
 from sgsd.trainers.rows import prompt_of
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
 from sgsd.verifiers.reward import text_of
@@ -131,7 +140,7 @@ class SGSDTrainer(VerifiedTrainer):
     @property
     def ledger(self) -> Ledger:
         """The uses and stances of each bank item so far."""
-        return self.training_ledger.ledger
+        return self.training_ledger.so_far
 
     # ---- 1 to 3: sample, verify, retrieve, score K teachers
 
@@ -158,7 +167,7 @@ class SGSDTrainer(VerifiedTrainer):
                 self.state.global_step + 1,
                 inputs,
                 list(map(text_of, completions)),
-                [is_truncated(ids, self.eos_token_ids) for ids in completion_ids_list],
+                self._truncated.tolist(),
                 self._outcome.tolist(),
                 next((reward.verdicts for reward in self.reward_funcs if isinstance(reward, VerifierReward)), None),
             )
@@ -325,7 +334,7 @@ class SGSDTrainer(VerifiedTrainer):
             advantages=inputs["advantages"],
         )
         rows, metrics = self.objective.loss(student, teachers, rollouts)
-        metrics = self._credit(inputs, student.logps.detach(), teachers) | metrics
+        metrics = self._credit(inputs, student, teachers, rollouts) | metrics
         self.metrics.add({f"sgsd/{name}": value for name, value in metrics.items()})
         self.metrics.mean("sgsd/loss", rows)
         total = self.args.sgsd_weight * rows.mean()
@@ -379,7 +388,10 @@ class SGSDTrainer(VerifiedTrainer):
         return StudentScores(logps=logps[..., 0], top_logps=top_logps), loss
 
     def _rehearsal_loss(self, model: Any, rollouts: int) -> Tensor:
-        """Mean KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts."""
+        """KL(initial model ‖ student) on rehearsal texts, for a micro-batch of ``rollouts`` rollouts.
+
+        The mean over a step's micro-batches is the mean over its texts. 0 for a micro-batch without texts.
+        """
         if not self.rehearsal.texts:
             gather = self.args.ds3_gather_for_generation
             with self._teaching():
@@ -389,38 +401,47 @@ class SGSDTrainer(VerifiedTrainer):
                         self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather
                     ),
                 )
+        parts = self.current_gradient_accumulation_steps
+        total, count = texts_of_step(rollouts, self._step % parts, parts)
+        if not count:
+            return torch.zeros((), device=self.accelerator.device)
         step = (self.state.global_step, self._step % self.args.gradient_accumulation_steps)
-        inputs, hidden = self.rehearsal.batch(rollouts, step, self.accelerator.device)
+        inputs, hidden = self.rehearsal.batch(count, step, self.accelerator.device)
         divergence = self._divergence_from(hidden)
         student = StudentPass(model, inputs["completion_mask"], lambda flat: divergence)
         self._forward(student, inputs)
         rows = student.spread(student.kept[0]).sum(1) / inputs["completion_mask"].bool().sum(1)
         self.metrics.mean("sgsd/rehearsal", rows)
-        return rows.mean()
+        return rows.mean() * (count * parts / total)
 
     # ---- 5: ledger
 
-    def _credit(self, inputs: dict[str, Tensor], student: Tensor, teachers: TeacherScores) -> Metrics:
+    def _credit(
+        self, inputs: dict[str, Tensor], student: StudentScores, teachers: TeacherScores, rollouts: Rollouts
+    ) -> Metrics:
         """Pass supports and stances to the ledger, each rollout once, and return their metrics."""
-        args, mask = self.args, inputs["score_mask"]
+        args, logps, mask = self.args, student.logps.detach(), rollouts.mask
         baseline = None
         if args.support_baseline == "control":
             assert teachers.control_logps is not None
-            baseline = supports(student, teachers.control_logps.unsqueeze(1), mask, clip=args.support_clip).squeeze(1)
-        support, stance = stances(
-            student,
-            teachers.logps,
-            mask,
-            clip=args.support_clip,
-            threshold=args.support_threshold,
-            baseline=baseline,
-            scored=teachers.scored,
-        )
+            baseline = supports(logps, teachers.control_logps.unsqueeze(1), mask, clip=args.support_clip).squeeze(1)
+        if isinstance(self.objective, OwnStances):
+            support, stance = self.objective.stances(student, teachers, rollouts)
+        else:
+            support, stance = stances(
+                logps,
+                teachers.logps,
+                mask,
+                clip=args.support_clip,
+                threshold=args.support_threshold,
+                baseline=baseline,
+                scored=teachers.scored,
+            )
         # Only the first of several passes over a batch (num_iterations).
         if self._step % (args.steps_per_generation * self.num_iterations) < args.steps_per_generation:
             outcome, scored = inputs["outcome"], teachers.scored
             self.training_ledger.observe(inputs["row"], inputs["items"], outcome, scored, support, stance)
-            self.recorder.observe(self.state.global_step + 1, inputs, student, teachers, support, stance)
+            self.recorder.observe(self.state.global_step + 1, inputs, logps, teachers, support, stance)
         real = teachers.scored & (teachers.weights > 0)
         return stance_metrics(support, stance, inputs["outcome"], real, baseline=baseline)
 

@@ -91,7 +91,7 @@ def numbered_rollouts(prompt_ids, images, fields, num_generations, *_):
 
 
 def short_on_odd_ranks(prompt_ids, *arguments):
-    """On odd ranks one token, cut off or the end."""
+    """On odd ranks one token, the end or another."""
     if RANK % 2:
         return [[EOS] if row % 2 else [7] for row, _ in enumerate(prompt_ids)], None
     return numbered_rollouts(prompt_ids, *arguments)
