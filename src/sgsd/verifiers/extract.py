@@ -191,7 +191,7 @@ _TAG = r"(?:(?:final_?)?answer|result|final)"
 _TAGGED = re.compile(rf"[<\[]{_TAG}[>\]]((?:[^<\[]|[<\[](?!/?{_TAG}[>\]]))*+)[<\[]/{_TAG}[>\]]", re.IGNORECASE)
 _OBJECT = re.compile(r"^ ?\[?[ \n]?\{[ \n]{0,2}[\"'](?=\w)", re.MULTILINE)
 _KEY = re.compile(r"[\"'](\w[\w ]{0,40})[\"'][ \n]?:")
-_SCALAR = re.compile(r": ?\"?([^\s\",{}\[\]][^\",{}\[\]\n]*+)\"?[ \n]?\}")
+_SCALAR = re.compile(r": ?\"?([^\s\",{}\[\]][^\",{}\[\]\n]{0,200}+)\"?[ \n]?\}")
 _REASONING = re.compile(r"reason|though|think|expla|analys|step|work|scratch|solution", re.IGNORECASE)
 _FIELD = re.compile(
     r"[\"'](?:(?:final|correct|numeric|numerical|my)[ _]?)?(?:answer|result"

@@ -267,7 +267,7 @@ def _concludes(reference: Reading, given: Reading) -> bool:
 # powers of sums it is an equation of the problem, restated.
 _FRACTION_OF_NAMES = re.compile(r"-? ?\\frac ?\{ ?[A-Za-z]\w? ?\} ?\{ ?[A-Za-z]\w? ?\}")
 _QUANTITY = re.compile(r"(?<![\\{A-Za-z])(?!(?:answer|result|number)\b)[a-z]{2,}|\\text ?\{ ?\d")  # 9 eggs × $2
-_ONE_NAME = r"(?:\\?[A-Za-z]+|\|[A-Za-z ]+\|)(?: ?_ ?(?:\w|\{\w+\}))?(?: ?\^ ?(?:\w|\{\w+\}))?'?"
+_ONE_NAME = r"(?:\\?[A-Za-z]++|\|[A-Za-z ]{1,20}+\|)(?: ?_ ?(?:\w|\{\w+\}))?(?: ?\^ ?(?:\w|\{\w+\}))?'?"
 _TERM = rf"(?:\d{{2,4}} ?(?:\\times|\\cdot)? ?)?{_ONE_NAME}(?: ?(?:\\times|\\cdot|[*/])? ?{_ONE_NAME}){{0,4}}"
 _COMBINATION = re.compile(rf"\(? ?{_TERM}(?: ?[-+] ?{_TERM}){{0,9}} ?\)?")
 

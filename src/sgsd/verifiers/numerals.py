@@ -78,7 +78,7 @@ _FOREIGN_SCALES = {
     "[万萬만]": 10**4,
     "[亿億억]": 10**8,
     "[千천](?![米克瓦卡])": 10**3,
-    "打(?!\\w*[开印])": 12,
+    "打(?!\\w{0,2}[开印])": 12,
 }
 """Words for powers of ten (and for twelve) in other languages, as patterns."""
 FOREIGN_SCALE = rf"(?:{'|'.join(_FOREIGN_SCALES)})"

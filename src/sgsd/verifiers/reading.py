@@ -198,7 +198,7 @@ def _chain(text: str, depth: int) -> Reading | None:
     if len(parts) < 2 or not all(parts) or len(parts) > 20:
         return None
     *heads, last = parts
-    if re.fullmatch(r"[A-Za-z] ?\([^()=]*[-+*/^][^()=]*\)", heads[0]) and variables(last):
+    if re.fullmatch(r"[A-Za-z] ?\([^-+*/^()=]*+[-+*/^][^()=]*+\)", heads[0]) and variables(last):
         return None  # f(x + 1) = x + 1 is not f
     if last.startswith(r"\begin"):  # the inverse, transpose or power of a matrix
         heads = [_OF_MATRIX.sub("", head) for head in heads]

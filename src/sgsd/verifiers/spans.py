@@ -61,8 +61,8 @@ def opened(content: str) -> str:
 
 # What right before or after a box makes it a part of an expression: an operator, a factor, a function, a bracket.
 _SPACE = r"(?:\s|\\[,;:! ]|\\left(?![A-Za-z])|\\(?:displaystyle|quad|qquad)(?![A-Za-z]))"
-_DELIMITERS = re.compile(rf"\A(?:\$\$?|\\[(\[]|\\begin\{{[^{{}}]*\}}|{_SPACE})*|(?:\$\$?|\\[)\]]|{_SPACE})*\Z")
-_SPACE_AFTER, _SPACE_BEFORE = re.compile(rf"(?:{_SPACE}|[)}}]|\\right)*"), re.compile(rf"(?:{_SPACE}|[({{])*\Z")
+_DELIMITERS = re.compile(rf"\A(?:\$\$?|\\[(\[]|\\begin\{{[^{{}}]*\}}|{_SPACE})*|(?:\$\$?|\\[)\]]|{_SPACE}){{0,40}}\Z")
+_SPACE_AFTER, _SPACE_BEFORE = re.compile(rf"(?:{_SPACE}|[)}}]|\\right)*"), re.compile(rf"(?:{_SPACE}|[({{]){{0,40}}\Z")
 _FONT = re.compile(r"\\(?:text\w{0,9}|math\w{2,6}|boldsymbol|bm|underline|color|[lL]arge|LARGE|huge|bbox)(?![A-Za-z])")
 _WORDS_BEFORE = re.compile(r"\\(?:text\w{0,9}|mathrm|mbox) ?\{[^{}]*\}\Z")
 _OPERATOR_BEFORE = re.compile(
@@ -78,7 +78,7 @@ _OPERATOR_AFTER = re.compile(
     r"|[A-Za-z](?![A-Za-z])|\.\d|,\d"
 )
 _STRUCK = re.compile(r"(?:\\(?:x?cancel|sout|st|[hv]?phantom) ?\{[^{}]{0,20}|<(?:s|del|strike)>[^<>]{0,20})\Z")
-_CHAIN_HEAD = re.compile(r"(?:\A|[=,;]|\\\\|&)([^=,;&]*)=\Z")
+_CHAIN_HEAD = re.compile(r"(?:\A|[=,;]|\\\\|&)([^=,;&]{0,200})=\Z")
 _HEADING = re.compile(r"(?:step|part|case|problem|question|answer|example) \d{1,3} ?[-–—:.] ?\Z", re.IGNORECASE)
 _PLAIN_BEFORE = re.compile(
     r"(?:[=$({\[] ?[-−] ?|[\d)}] ?[-−] ?|(?<!\S)[-−](?=\S*\Z)|[\d)}] ?\+ ?|[\d)}]/|\d[.,]?|[\^_]\{?|[A-Za-z]\("
@@ -92,7 +92,7 @@ _PLAIN_AFTER = re.compile(
     r"|[*/] ?[\d\\]|\+ ?[\dA-Za-z\\]|-\d)|[A-Za-z](?![A-Za-z])|_|\d|,\d|\.(?!0+(?!\d))\d| \d"
     r"| (?:plus|minus|times|and a half|in base|mod|modulo)\b"
 )
-_EQUALS_PLAIN = re.compile(r"(?:\A|(?:[A-Za-z\n]|(?<!\d)[.:;,]) ?)(-?[\d.,]*\d) ?= ?\$?\Z")
+_EQUALS_PLAIN = re.compile(r"(?:\A|(?:[A-Za-z\n]|(?<!\d)[.:;,]) ?)(-?[\d.,]{0,30}\d) ?= ?\$?\Z")
 
 
 def inside_expression(text: str, start: int, end: int) -> bool:
@@ -154,7 +154,7 @@ def _in_mathematics(left: str, right: str, box: str) -> bool:
         constant = read_numeral(tidy(head[1]))
         if constant is not None and constant.value != value.value and not constant.percent:
             return True
-        if re.fullmatch(r"\s*(?:-\s*\d*|\d+)\s*[A-Za-z]\s*", head[1]):
+        if re.fullmatch(r"\s{0,3}(?:-\s{0,3}\d{0,9}|\d{1,9})\s{0,3}[A-Za-z]\s{0,3}", head[1]):
             return True  # 2x = 14
     before = _OPERATOR_BEFORE.search(left) if not _WORDS_BEFORE.search(left) else None
     return bool(before or _OPERATOR_AFTER.match(right))
