@@ -260,10 +260,12 @@ def test_trackers_get_rollouts_gaps_and_certificate_offline(data, tiny_folder, t
 
 
 def test_other_work_in_the_folder_is_refused(made, data, tiny_folder, tmp_path, capsys):
-    other = call(data, tiny_folder, made)
-    other[other.index("--tasks") + 1] = str(data[2])
+    other, fewer = call(data, tiny_folder, made), tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(data[1].read_text().splitlines(keepends=True)[:-1]))
+    other[other.index("--tasks") + 1] = str(fewer)
     assert main(other) == 2
     assert "other work" in capsys.readouterr().err
+    fewer.unlink()
     (tmp_path / "thesis.txt").write_text("precious")
     assert main(call(data, tiny_folder, tmp_path)) == 2
     assert "not empty" in capsys.readouterr().err

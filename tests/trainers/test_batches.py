@@ -77,7 +77,6 @@ def clustered(tmp_path, **settings):
         bank=make_bank(1),
         num_teachers=1,
         support_threshold=0.0,
-        ledger_share=1.0,
         shuffle_dataset=False,
         **settings,
     )
