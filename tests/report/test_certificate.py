@@ -17,7 +17,7 @@ from .certificates import VERDICTS, make_certificate
 
 ARITHMETIC = "arithmetic, 39 % right, 40 % before"
 GRPO = "GRPO, trained beside it without the document, answers"
-PROMPT = "The document in the prompt"
+PROMPT = "What teachers are shown of the document in the prompt"
 GAIN = "The model answers 88 % of held-out tasks right without the document in its prompt, 21 % before"
 RULES = "its rules gain in the prompt, as teachers are shown them,"
 HOSTILE = " [red]\u202egnp\u2066\u0007\u200b\u2028[/red] </style><img src=x onerror=alert(1)> {{ 7 * 7 }} &"

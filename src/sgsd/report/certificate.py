@@ -203,6 +203,7 @@ def read_certificate(path: str | Path) -> Certificate:
 # ---- in words
 
 
+_PROMPTED = {"rules": "What teachers are shown of the document", "document": "The document"}
 _GAINS = {
     "rules": "its rules gain in the prompt, as teachers are shown them,",
     "document": "the document gains in the prompt",
@@ -233,13 +234,14 @@ def remarks(certificate: Certificate) -> list[str]:
     said: list[str] = []
     gained, helps = differences.after_before, differences.with_document_before
     if accuracy.with_document is not None and helps is not None:
+        prompted = _PROMPTED[certificate.teachers]
         with_it = f"{_share(accuracy.with_document.accuracy)} right with it, {_share(accuracy.before.accuracy)} without"
         if helps.sign < 0:
-            said.append(f"The document in the prompt harms: {with_it}.")
+            said.append(f"{prompted} in the prompt harms: {with_it}.")
         elif helps.sign == 0:
-            said.append(f"The document in the prompt shows no effect: {with_it}.")
+            said.append(f"{prompted} in the prompt shows no effect: {with_it}.")
         elif gained.sign <= 0:
-            said.append(f"The document in the prompt does help: {with_it}. Training did not gain that.")
+            said.append(f"{prompted} in the prompt does help: {with_it}. Training did not gain that.")
     if accuracy.grpo is not None and differences.after_grpo is not None:
         came = f"GRPO, trained beside it without the document, answers {_share(accuracy.grpo.accuracy)} right"
         ends = {1: "", 0: ": as good, as far as these tasks tell", -1: ", which is better"}
