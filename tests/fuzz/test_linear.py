@@ -119,6 +119,9 @@ LOOKS = {
 MADE = {
     "sgsd.bank.leaks": 1,
     "sgsd.controls": 3,
+    "sgsd.verifiers.extract": 1,  # of a capital letter
+    "sgsd.verifiers.math": 1,  # of a letter
+    "sgsd.verifiers.numerals": 1,  # of the module's own patterns
     "sgsd.verifiers.phrases": 1,
     "sgsd.verifiers.reasoning_gym": 1,
 }

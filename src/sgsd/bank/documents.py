@@ -55,7 +55,7 @@ _LATER = re.compile(r"\s*(?!1[.)])\d+[.)]")
 _LINK = re.compile(r"\]\(\s*(?:<([^<>\n]*)>|([^\s()]+))|(?<!\S)@([\w./-]+\.md)(?!\w)")
 # Text that is not a rule: an entry of a table of contents, an import alone.
 _NO_RULE = re.compile(r"(?:[\d.\s]*\[([^\]\n]*)\]\(#[^()\s]*\)(?:\s*[—–-]([^.\n]{0,40}))?|@[\w./-]+)\Z")
-_NUMBER = re.compile(r"(?:\d+[.)])+\d*\s+")
+_NUMBER = re.compile(r"\A(?:\d{1,4}[.)]){1,6}\d{0,4}\s+")
 """Matches the number of a heading: "1. ", "2.3 "."""
 _INSTRUCTS = re.compile(
     # A sentence; a word of duty; a verb that is seldom a noun; one that may be a noun, before an article or the like.
