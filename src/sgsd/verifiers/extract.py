@@ -63,11 +63,10 @@ def extract_choice(completion: str) -> Extraction:
     text = re.sub(r"\([a-e]\)", lambda option: option[0].upper(), text)
     text = re.sub(r"(?<!\w)['‘]([A-Z])['’](?!\w)", r"\1", text)
     text = re.sub(r"(?<=\b[A-Z] or )[b-h](?!\w)|(?<=alternatively )[b-h](?!\w)", lambda letter: letter[0].upper(), text)
-    for line, denied in _announcements(text, phrases.announcements(text, choice=True)):
+    for line, denied, following in _announcements(text, phrases.announcements(text, choice=True)):
         if spans.letters_of(line):
-            after = text[text.find(line) + len(line) :].lstrip("\n").partition("\n")[0]
-            if _LETTER.fullmatch(after) and after.strip("() .").isupper():
-                return _taken(line, after)
+            if _CAPITAL.fullmatch(following):
+                return _taken(line, following)
             # The text of the option may hold any words.
             return _DENIED if denied else _taken(_OPTION_FIRST.sub(r"\1.", line))
     lines = [line for line in text.split("\n")[-_MAX_GUESSES:] if spans.letters_of(line[-MAX_ANSWER:])]
@@ -83,7 +82,7 @@ def leading_option(completion: str) -> str | None:
 
 
 _FIRST_OPTION = re.compile(r"\W{0,4}([A-Z])(?:\W{0,4}$|[.):] [^\n]{1,200}$)", re.MULTILINE)
-_LETTER = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}")
+_LETTER, _CAPITAL = re.compile(r"\W{0,9}[A-Za-z]\W{0,9}"), re.compile(r"\(?[A-Z]\)?\.?")
 _OPTION_FIRST = re.compile(r"\A\W{0,9}([A-Z])\)(?= (?:[A-Z] ?)?[A-Za-z][a-z])")
 
 
@@ -227,7 +226,9 @@ def _field(text: str) -> Extraction | None:
             return None
         keys = _KEY.findall(text, start.start())
         only = _SCALAR.search(text, start.start()) if len(keys) == 1 and not _REASONING.match(keys[0]) else None
-        return _taken(only[1]) if only else _NOTHING
+        if only:
+            return _taken(only[1])
+        return None if len(keys) == 1 and not _REASONING.match(keys[0]) else _NOTHING
     # "\\frac" and, as models write it, "\frac" are the same.
     answers = [re.sub(r'\\([\\"/])', r"\1", next(filter(None, field.groups()), "")).strip() for field in fields]
     return _unless_contradicted(_one_of(answers), text[fields[-1].end() :])
@@ -303,8 +304,8 @@ def _boxed(text: str) -> Extraction | None:
     return _unless_contradicted(_taken(*distinct.values()), text[end:])
 
 
-# Another number or option right beside a box: \\boxed{45} (or 46), 46 or \\boxed{45}
-_BESIDE = re.compile(r"[\s$)]{0,4}(?:,|\(?(?:or|and)\b) ?\$?(-?\d[\d.,/]*%?|[A-Z](?![A-Za-z]))")
+# Another number or option right beside a box, and nothing behind it: \boxed{45} (or 46), 46 or \boxed{45}
+_BESIDE = re.compile(r"[\s$)]{0,4}(?:,|\(?(?:or|and)\b) ?\$?(-?\d[\d.,/]*%?|[A-Z])\$?\)?(?=\W*(?:\Z|\n)|[.!?])")
 _BEFORE_OR = re.compile(r"(?<!\S)\$?(-?\d[\d.,/]*%?|[A-Z])\$? or \$?\Z")
 _CLAUSE = re.compile(r"[^.!?,;:。，、\n]{1,40}")
 
@@ -329,8 +330,8 @@ def _is_denied(text: str, start: int, end: int) -> bool:
 _RULE = re.compile(r"[ *_:>]{0,9}\n ?(?:-{3,}|={3,}) ?\n")
 
 
-def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
-    """Every announced text, the last first, and whether the words around it deny it."""
+def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[str, bool, str]]:
+    """Every announced text, the last first; whether the words around it deny it; and the beginning of the next line."""
     for mark, start in reversed(marks[-_MAX_GUESSES:]):
         end = text.find("\n", start)
         if rule := _RULE.match(text, start):  # below the heading
@@ -345,13 +346,14 @@ def _announcements(text: str, marks: list[tuple[int, int]]) -> Iterator[tuple[st
             denied = phrases.SUPPOSED.search(before) or (phrases.NO_FINAL.search(before) and not several)
             denied = denied or phrases.NOT.search(text, mark, start) or phrases.NOT_BEFORE.search(before)
             after = text[start + len(line) : start + len(line) + _AROUND]
-            yield line, bool(denied or phrases.TAKEN_BACK.match(after) or phrases.ADDED.match(after))
+            denied = denied or phrases.TAKEN_BACK.match(after) or phrases.ADDED.match(after)
+            yield line, bool(denied), after.lstrip("\n").partition("\n")[0]
 
 
 def _announced(text: str, without: str = "\n\n") -> Extraction | None:
     """What is announced last, by a phrase that does not hold a word."""
     marks = [mark for mark in phrases.announcements(text) if without not in text[slice(*mark)].lower()]
-    for line, denied in _announcements(text, marks):
+    for line, denied, _ in _announcements(text, marks):
         return _DENIED if denied else _stated(line)
     return None
 

@@ -287,7 +287,7 @@ def _names_differ(first: str, second: str) -> bool:
     if re.fullmatch(r"\|[A-Za-z]\|", first) or re.fullmatch(r"\|[A-Za-z]\|", second):
         return True
     a, b = _SIMPLE_NAME.fullmatch(first), _SIMPLE_NAME.fullmatch(second)
-    if a and len(a[1]) == 1 and (functions[1] or re.fullmatch(r"[a-z]{2,3}", second)):
+    if a and len(a[1]) == 1 and (functions[1] or re.fullmatch(r"[a-z]{2}", second)):
         return True  # ln x, sqrt x and xy are other quantities
     if a is None or b is None:
         forms = {_LETTER_OR_DIGIT.sub(lambda m: m[0] if len(m[0]) > 1 else "a", name) for name in (first, second)}
@@ -307,12 +307,12 @@ _OPTION_WORDS = re.compile(
 )
 # A statement that only says what something is: "The function is odd", "It will be a Wednesday".
 _IS = re.compile(
-    r"(?:it|this|that|(?:the|it will)(?! (?:opposite|negation|contrary|wrong|false|other|denial"
-    r"|trap)\b)(?: [a-z]{2,15}){0,2})"
+    r"(?!.*\b(?:opposite|negation|contrary|wrong|false|other|denial|trap)\b)"
+    r"(?:it|this|that|(?:the|it will)(?: [a-z]{2,15}){0,2})"
     r" (?:is|was|will be|be)(?: an?)? ([^\W\d_]+)",
     re.IGNORECASE,
 )
-_YES = re.compile(r"(yes|no), (?!.*\b(?:yes|or)\b)[\w' ]+", re.IGNORECASE)
+_YES = re.compile(r"(yes|no), (?!.*\b(?:yes|or|if|unless|but|except|maybe|perhaps)\b)[\w' ]+", re.IGNORECASE)
 
 
 def _same_words(reference: Reading, given: Reading) -> bool:

@@ -87,18 +87,21 @@ _SCALE = re.compile(rf" ?(?:({'|'.join(_SCALES)})\b|({FOREIGN_SCALE}){_ENDED})",
 _MARKS = "\u0900-\u0965\u0970-\u097f\u0e00-\u0e4f"  # Devanagari and Thai write vowels with them
 _UNIT = re.compile(rf"(?=[^\W_]|[°€£¥₹₩₽¢])(?:[^\W\d_]|[{_MARKS}°€£¥₹₩₽¢'()/ .\-]|\^ ?\{{? ?-?[1-4] ?\}}?)*")
 _FOREIGN_LETTER = re.compile(r"(?<!\w)[^\W\d_A-Za-z](?!\w)")
-PER = re.compile(
-    r" ?/ ?(?=(?:\\text ?\{ ?)?(?:day|hr|min|sec|lbs?|kg|oz|gal|km|mi|ft"
-    r"|(?!(?:sqrt|sinh|cosh|tanh|alpha|beta|gamma|delta|theta)\b)[a-z]{4,20})\b)"
+_EACH = (
+    "day|week|month|year|hour|hr|minute|min|second|sec|night|person|student|child|kid|worker|lb|pound"
+    "|ounce|oz|kg|gram|kilogram"
+    "|gallon|gal|liter|litre|mile|mi|km|meter|metre|foot|ft|yard|inch|item|unit|piece|bag|box|bottle|book|page|ticket|game|cup"
+    "|egg|apple|slice|pack|card|class"
 )
+PER = re.compile(rf" ?/ ?(?=(?:\\text ?\{{ ?)?(?:{_EACH})s?\b)")
 """The stroke before what a rate is for."""
 _POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 # After a number, these change its value, deny it or add another: not units.
 _NOT_UNITS = re.compile(
     r"\b(?:or|and|not|never|no|nope|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times(?!\Z)"
     r"|divided|multiplied"
-    r"|pairs?|point|ppm|permil|basis|reversed|followed|minimum|maximum|hexadecimal|debt|(?:one|two|three|four"
-    r"|five|six|seven|eight|nine)|coma|comma|menos|moins|bajo|dutzend|docenas?|demi|halb|negativ[oea]?|juta|mln"
+    r"|point (?:zero|one|two|three|four|five|six|seven|eight|nine)|ppm|permil|basis|reversed|followed|minimum"
+    r"|maximum|hexadecimal|debt|(?:one|two|three|four|five|six|seven|eight|nine)(?=\Z)|coma|comma|menos|moins|bajo|dutzend|docenas?|demi|halb|negativ[oea]?|juta|mln"
     r"|triệu|tỷ"
     r"|over|more|less|than|least|most|between|carré|cuadrado|quadrado|quadrato|quadrat|cube|cubo|квадрате|кубе"
     r"|больше|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"

@@ -100,36 +100,28 @@ def inside_expression(text: str, start: int, end: int) -> bool:
     It is not if it fills in a blank: ``12 + \boxed{3} = 15``."""
     if _STRUCK.search(text[max(0, start - 80) : start]):
         return True
-    first = text.rfind("\n\n", 0, start) + 1
-    first = max(first, start - _LONGEST)
-    around = text[first : end + _LONGEST]
-    box = text[start:end]
-    for piece in mathematics(around):
-        if first + piece.start < start and end < first + piece.end:
-            left, right = text[first + piece.start : start], text[end : first + piece.end]
-            left, right = _DELIMITERS.sub("", left), _DELIMITERS.sub("", right)
-            outside = text[max(0, first + piece.start - 2) : first + piece.start]
-            return _in_mathematics(left, right, box) or (
-                not left and re.fullmatch(r"(?:\S| )?[-−]", outside) is not None
-            )
+    content = opened(text[start:end])
+    for piece in mathematics(text):
+        if piece.start < start and end < piece.end:
+            left = _DELIMITERS.sub("", text[piece.start : start])
+            right = _DELIMITERS.sub("", text[end : piece.end])
+            outside = text[max(0, piece.start - 2) : piece.start]
+            is_negative = not left and re.fullmatch(r"(?:\S| )?[-−]", outside) is not None
+            return is_negative or _in_mathematics(left, right, content)
     before, after = text[max(0, start - 80) : start], text[end : end + 80].split("\n", 1)[0]
     if _HEADING.search(before):
         before = ""
     if "=" in after:
         other = re.match(r" ?= ?\$?(-?[\d.,]*\d)(?!\S)", after)
-        return other is not None and not before.strip() and identity(other[1]) != identity(_inner(box))
+        return other is not None and not before.strip() and identity(other[1]) != identity(content)
     other = _EQUALS_PLAIN.search(before)
-    if other and read_numeral(tidy(_inner(box))) is not None and identity(other[1]) != identity(_inner(box)):
+    if other and read_numeral(tidy(content)) is not None and identity(other[1]) != identity(content):
         return True
     return bool(_PLAIN_BEFORE.search(before) or _PLAIN_AFTER.match(after))
 
 
-def _inner(box: str) -> str:
-    return opened(box)
-
-
-def _in_mathematics(left: str, right: str, box: str) -> bool:
-    """As ``inside_expression``, for a box in mathematics with this text to the left and right of it."""
+def _in_mathematics(left: str, right: str, content: str) -> bool:
+    """As ``inside_expression``, for a box of this content in mathematics with this text to its left and right."""
     if "=" in right and "=" not in left and left.strip():
         return False
     opener = _unclosed(left)
@@ -143,7 +135,7 @@ def _in_mathematics(left: str, right: str, box: str) -> bool:
         left = said + (inner if bracket == "{" else "")
     left = _SPACE_BEFORE.sub("", left)
     right = right[match.end() :] if (match := _SPACE_AFTER.match(right)) else right
-    value = read_numeral(tidy(_inner(box)))
+    value = read_numeral(tidy(content))
     if "=" in right:
         beside, _, other_side = right.partition("=")
         if beside.strip() or left.rstrip()[-1:] not in ("", "="):
