@@ -39,13 +39,14 @@ def unequal_pairs(seed=0, n=9):
 
 
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("temperature", "beyond"), [(1.0, 0), (0.7, 0), (1.0, 3)])
 @pytest.mark.parametrize("share_prompts", [True, False])
-def test_batched_scores_equal_unpadded_ones(model, budget, temperature, share_prompts):
+def test_batched_scores_equal_unpadded_ones(model, budget, temperature, beyond, share_prompts):
+    """``beyond``: tokens by which a completion of the batch that is not scored is longer."""
     prompts, completions = unequal_pairs()
     prompts, completions = [*prompts, prompts[1]], [*completions, completions[1]]  # equal to another, asked otherwise
     T = max(map(len, completions))
-    others = torch.randint(0, 264, (len(prompts), T, 3), generator=torch.Generator().manual_seed(1))
+    others = torch.randint(0, 264, (len(prompts), T + beyond, 3), generator=torch.Generator().manual_seed(1))
     options = {"temperature": temperature, "max_tokens_per_chunk": budget, "share_prompts": share_prompts}
     scores = score_completions(model, prompts, completions, with_entropy=True, top_tokens=5, others=others, **options)
     assert scores.logps.shape == (len(prompts), T)

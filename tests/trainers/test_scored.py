@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sgsd.bank import Ledger
 from sgsd.trainers import sgsd as module
 
 from .test_correction import HARMS, HELPS, with_ledger
@@ -13,6 +14,7 @@ from .tiny import (
     WeightedRetriever,
     assert_close,
     batch_of,
+    by_first_id,
     by_parity,
     cut,
     logged_means,
@@ -22,6 +24,7 @@ from .tiny import (
     prompted_rollouts,
     render,
     rows,
+    trls_own,
 )
 
 NUMBERS = [0] * 4 + [1] * 4 + [2] * 4
@@ -34,7 +37,7 @@ def trainer_of(folder, **settings):
     settings = defaults | settings
     if settings.get("objective", "gated") in ("gated", "local") and settings.get("sgsd_weight", 1.0):
         del settings["ledger_share"]  # all teachers are run: it is refused
-    trainer = make_trainer(folder, reward=by_parity, retriever_object=WeightedRetriever(), problems=EIGHT, **settings)
+    trainer = make_trainer(folder, retriever_object=WeightedRetriever(), problems=EIGHT, **settings)
     return with_ledger(trainer, HELPS, HARMS, HELPS)
 
 
@@ -231,3 +234,19 @@ def test_logged_means_do_not_depend_on_how_rollouts_are_split(tmp_path, objectiv
     assert {"sgsd/support/failure", "sgsd/loss", "entropy", "sampled_logp"} <= set(logged[0])
     for other in logged[1:]:
         assert other == pytest.approx(logged[0], rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("baseline", ["none", "control"])
+def test_reweight_without_a_trusted_teacher_is_grpo_of_every_rollout(tmp_path, baseline):
+    """Teachers without trust are not run; the rollouts that none scored are forwarded all the same."""
+    settings = {"objective": "reweight", "support_baseline": baseline, "ledger_share": NEVER, "reward": by_first_id}
+    trainer = trainer_of(tmp_path, teacher_trust="worth", **settings)
+    trainer.training_ledger.ledger = Ledger()
+    batch = batch_of(trainer, [0] * 4 + [1] * 4 + [2] * 4)
+    assert not batch["teacher_scored"].any()
+    assert batch["advantages"].any()
+    _, gradients = loss_and_gradients(trainer, [batch])
+    same = {"num_generations": 4, "per_device_train_batch_size": 12, "temperature": trainer.args.score_temperature}
+    grpo = trls_own(tmp_path, trainer.train_dataset, loss_type="grpo", **same)
+    _, expected = loss_and_gradients(grpo, [batch | {"completion_mask": batch["score_mask"].long()}])
+    assert_close(gradients, expected)

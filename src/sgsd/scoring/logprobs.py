@@ -82,14 +82,15 @@ def score_completions(
         max_tokens_per_chunk: the budget of one chunk. A longer pair is a chunk of its own.
         with_entropy: also return entropies.
         top_tokens: L, also return the L likeliest tokens of each distribution; at most the vocabulary's size.
-        others: ``[N, T, M]``, further token ids to score at each completion token's position.
+        others: ``[N, T or more, M]``, further token ids to score at each completion token's position; those beyond the
+            longest completion are not read.
         share_prompts: let pairs share the keys and values of their prompts.
         min_chunks: run at least this many chunks, so that all ranks of a sharded model make equally many forwards; see
             ``chunk_count``.
         progress: called after each chunk with the numbers of chunks done and in all.
 
     Raises:
-        ValueError: the counts differ, there is no pair, or a prompt is empty.
+        ValueError: the counts differ, there is no pair, a prompt is empty, or ``others`` has another shape.
         ConfigError: see ``causal_model``.
     """
     if len(prompts) != len(completions) or not prompts:
@@ -100,6 +101,7 @@ def score_completions(
         raise ValueError("a prompt must have at least one token: nothing predicts the first completion token otherwise")
     add_scoring(model)
     device = next(model.parameters()).device
+    others = _within(completions, others)
     pairs, first, chunks = _planned(model, prompts, completions, max_tokens_per_chunk, others)
     chunks += [[0]] * (min_chunks - len(chunks))  # repeats of the first pair, only for their number of forwards
     kind = rope_kind(causal_model(model))
@@ -150,7 +152,7 @@ def chunk_count(
     others: Tensor | None = None,
 ) -> int:
     """How many chunks ``score_completions`` runs. The maximum over ranks is every rank's ``min_chunks``."""
-    return len(_planned(model, prompts, completions, max_tokens_per_chunk, others)[2])
+    return len(_planned(model, prompts, completions, max_tokens_per_chunk, _within(completions, others))[2])
 
 
 @torch.no_grad()
@@ -208,7 +210,13 @@ def context_errors(model: nn.Module, ids: Sequence[int]) -> tuple[float, float]:
 
 def flat_targets(ids: Tensor, others: Tensor | None, flat: Tensor) -> Tensor:
     """``[n, 1 + M]``: the sampled token of ``ids`` ``[B, T]`` and those of ``others`` ``[B, T, M]`` at the flat
-    indices ``b · T + t``."""
+    indices ``b · T + t``.
+
+    Raises:
+        ValueError: ``others`` has another B or T.
+    """
+    if others is not None and others.shape[:2] != ids.shape:
+        raise ValueError(f"others must be [B, T, M] of ids [B, T]: got {tuple(others.shape)} and {tuple(ids.shape)}")
     sampled = ids.flatten()[flat].unsqueeze(1)
     return sampled if others is None else torch.cat([sampled, others.flatten(0, 1)[flat]], dim=1)
 
@@ -221,6 +229,11 @@ def token_places(lengths: Iterable[int]) -> tuple[Tensor, Tensor]:
 
 
 # ---- chunks
+
+
+def _within(completions: Sequence[Sequence[int]], others: Tensor | None) -> Tensor | None:
+    """``others`` up to the longest completion: longer ones of the batch may not be scored."""
+    return None if others is None else others[:, : max(map(len, completions))]
 
 
 def _planned(

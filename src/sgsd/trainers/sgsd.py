@@ -360,7 +360,7 @@ class SGSDTrainer(VerifiedTrainer):
     def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
         """The student's log-probabilities, with gradient, and TRL's loss of the same forward; see ``_student_pass``.
 
-        Without GRPO's loss, only rollouts that a teacher scored are forwarded: no other is read.
+        Without advantages, only rollouts that a teacher scored are forwarded: no other is read.
         """
         top_ids = inputs.get("teacher_top_ids")
         others = None if top_ids is None else top_ids.transpose(1, 2).flatten(2)  # [B, T, K · M]
@@ -371,7 +371,7 @@ class SGSDTrainer(VerifiedTrainer):
             return Select(flat_targets(inputs["completion_ids"], others, flat), temperatures)
 
         mask, scored = inputs["counted"], None
-        if not weight:
+        if not self.args.uses_advantages:
             read = from_batch(inputs).scored.any(1, keepdim=True)
             scored, mask = inputs["completion_mask"] * read, mask & read
         last = 2 * (len(temperatures) - 1)  # GRPO's temperature comes last, and TRL reads the tensors of it
