@@ -57,7 +57,6 @@ QUERIES = ["What is asked?", "How many are left?", "Find the remainder."]
 RETRIEVERS: list[Callable[[], Retriever]] = [
     lambda: EmbeddingRetriever(TableEmbedder()),
     BM25Retriever,
-    lambda: BM25Retriever(weighted=True),
     lambda: RandomRetriever(seed=3),
 ]
 
@@ -233,12 +232,8 @@ class TestEmbedding:
 
     @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
     def test_a_temperature_out_of_range_is_refused(self, temperature: float) -> None:
-        for make in (
-            lambda: EmbeddingRetriever(TableEmbedder(), temperature=temperature),
-            lambda: BM25Retriever(temperature=temperature),
-        ):
-            with pytest.raises(ConfigError, match="temperature is out of range"):
-                make()
+        with pytest.raises(ConfigError, match="temperature is out of range"):
+            EmbeddingRetriever(TableEmbedder(), temperature=temperature)
 
     @pytest.mark.parametrize(
         ("rows", "message"),
@@ -278,12 +273,12 @@ class TestBM25:
         assert [p.similarity for p in got.pairs] == [None] * 3
 
     def test_scores_equal_the_published_formula(self) -> None:
-        (got,) = BM25Retriever(weighted=True).retrieve(["percent"], self.BANK, 1)
+        (scores,) = BM25Retriever()._scores(["percent"], self.BANK, False)
         # Lucene: idf · tf / (tf + k1 (1 - b + b · length / mean length)), idf = ln(1 + (N - n + 0.5) / (n + 0.5)).
         idf = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5))
         skill = idf / (1 + 1.5 * (0.25 + 0.75 * 4 / ((4 + 3 + 5) / 3)))
         mistake = idf / (1 + 1.5 * (0.25 + 0.75 * 3 / ((3 + 3 + 1) / 3)))
-        assert got.pairs[0].similarity == pytest.approx((skill + mistake) / 2, rel=1e-5)
+        assert scores == pytest.approx([skill, 0, 0, 0, mistake, 0], rel=1e-5)
 
     def test_rules_alone_are_scored_by_one_index_whatever_their_kind(self) -> None:
         """In an index of its own, each word of the only prohibition would be common, and worth little."""
@@ -291,23 +286,24 @@ class TestBM25:
         refund = "Never refund a voucher without approval."
         last = Skill("s19", "", "Round amounts up.")
         query = "May I refund a voucher without approval if the amounts match?"
-        found = [
-            BM25Retriever(weighted=True).retrieve([query], bank, 2, alone=True)[0]
-            for bank in (
-                SkillBank((*greets, last), (Mistake("r", "", refund),)),
-                SkillBank((*greets, last, Skill("r", "", refund))),
-            )
-        ]
-        for got in found:
+        scored = []
+        for bank in (
+            SkillBank((*greets, last), (Mistake("r", "", refund),)),
+            SkillBank((*greets, last, Skill("r", "", refund))),
+        ):
+            (got,) = BM25Retriever().retrieve([query], bank, 2, alone=True)
             assert [item.id for pair in got.pairs for item in pair.items] == ["r", "s19"]
-        assert [pair.similarity for pair in found[0].pairs] == [pair.similarity for pair in found[1].pairs]
-        assert found[0].weights == found[1].weights
+            (scores,) = BM25Retriever()._scores([query], bank, True)
+            scored.append(scores.tolist())
+        assert scored[0] == scored[1]
 
     def test_an_index_of_rules_does_not_serve_pairs(self) -> None:
-        retriever = BM25Retriever(weighted=True)
+        retriever = BM25Retriever()
         for alone in (False, True, False):
-            fresh = BM25Retriever(weighted=True).retrieve(["percent"], self.BANK, 3, alone=alone)
-            assert retriever.retrieve(["percent"], self.BANK, 3, alone=alone) == fresh
+            ((fresh,), (scores,)) = (
+                each._scores(["percent"], self.BANK, alone) for each in (BM25Retriever(), retriever)
+            )
+            assert scores.tolist() == fresh.tolist()
 
     def test_chinese_is_matched_character_by_character(self) -> None:
         assert ids(BM25Retriever(), "求这个数的余数", self.BANK, 1)[0][0] == "s2"

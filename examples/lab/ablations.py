@@ -118,7 +118,7 @@ class Suppression:
 
     @property
     def needs(self) -> Needs:
-        return Needs(outcomes=frozenset())
+        return Needs(outcomes=frozenset(), unscored=True)
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
         failed = rollouts.outcome < 0

@@ -21,11 +21,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from scipy import stats
+
 from sgsd import runfolder
 from sgsd.examples.lab.cells import CELLS, LABS, PLANS, RESULTS, ROOT, Batch, command, flags, is_former, records
 from sgsd.examples.lab.pages import PASS_AT, TABLES, figure, page, printed
 
 LEDGER_STEP = 150
+HELPFUL = "helpful"
+"""The worth of true items in a bank of the lab."""
 
 
 def make(name: str, lab: str, learning_rate: float, seed: int) -> dict[str, Any]:
@@ -97,8 +101,40 @@ def last_steps(entries: Sequence[dict[str, float | None]]) -> dict[str, float]:
 def separations(run: Path) -> dict[str, dict[str, float]]:
     """Areas under the ROC curve of helpful items against each other kind, by measure, after ``LEDGER_STEP`` steps."""
     asked = [sys.executable, "-m", "sgsd.cli", "bank", "ledger", str(run / f"checkpoint-{LEDGER_STEP}"), "--json"]
-    found = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)["separation"]
-    return {entry["worse"]: {name: entry[name] for name in ("credit", "support")} for entry in found}
+    items = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)["items"]
+    return {kind: {name: found[name] for name in ("credit", "support")} for kind, found in areas(items).items()}
+
+
+def areas(items: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Areas under the ROC curve of helpful items against each other kind, by measure; nothing without both.
+
+    Args:
+        items: those of ``sgsd bank ledger --json``, with the worth that a bank of the lab states.
+    """
+
+    def support(item: dict[str, Any]) -> float:
+        success, failure = item["mean_support_success"], item["mean_support_failure"]
+        return 0.0 if success is None or failure is None else success - failure
+
+    measures = {
+        "credit": lambda item: item["credit"]["value"],
+        "positive_share": lambda item: 0.5 if item["positive_share"] is None else item["positive_share"],
+        "support": support,
+    }
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        kinds.setdefault(item["worth"], []).append(item)
+    helpful = kinds.pop(HELPFUL, [])
+    return {
+        kind: {name: area([*map(of, helpful)], [*map(of, others)]) for name, of in measures.items()}
+        for kind, others in kinds.items()
+        if kind is not None and helpful
+    }
+
+
+def area(better: Sequence[float], worse: Sequence[float]) -> float:
+    """The probability that a value of ``better`` exceeds one of ``worse``; ties count half."""
+    return float(stats.mannwhitneyu(better, worse).statistic) / (len(better) * len(worse))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ from sgsd import runfolder
 from sgsd.bank import SkillBank
 from sgsd.controls import uncounted_token_ids
 from sgsd.data.problems import Problem
-from sgsd.engines.generation import TransformersSampler
+from sgsd.engines.generation import TransformersSampler, generating
 from sgsd.errors import ConfigError, DataError, check_choice
 from sgsd.evaluation import Estimate, Evaluation, evaluate, paired_difference
 from sgsd.evaluation.run import prompts_of
@@ -573,12 +573,13 @@ def _teachers(
     places = [(b, prompt) for b, pool in enumerate(pools) for prompt in pool.prompts]
     owner = torch.tensor([b for b, _ in places])
     completions = [rollouts[n].completion_ids for n in rows]
-    scores = score_completions(
-        model,
-        [*students, *controls, *(prompt for _, prompt in places)],
-        [*completions, *completions, *(completions[b] for b, _ in places)],
-        progress=progress,
-    )
+    with generating(model):  # without dropout
+        scores = score_completions(
+            model,
+            [*students, *controls, *(prompt for _, prompt in places)],
+            [*completions, *completions, *(completions[b] for b, _ in places)],
+            progress=progress,
+        )
     B = len(rows)
     logps, mask = scores.logps.cpu(), scores.mask[:B].cpu()
     uncounted = torch.tensor(sorted(uncounted_token_ids(renderer.tokenizer)))

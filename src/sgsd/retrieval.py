@@ -47,7 +47,7 @@ class Pair:
     """The items one teacher is shown: (g_k, e_k), or one of the two.
 
     ``similarity`` is the mean of the items' similarity to the problem: ``(cos(x, g_k) + cos(x, e_k)) / 2`` in [-1, 1]
-    for an embedder, the mean BM25 score of a weighted ``BM25Retriever``; ``None`` for other retrievers.
+    for an embedder; ``None`` for other retrievers.
     """
 
     skill: Skill | None
@@ -201,22 +201,18 @@ class BM25Retriever(_Ranking):
     Ties, also between items that share no word with the problem, go to the item that comes first in the bank.
 
     Args:
-        weighted: use α = softmax(mean score / temperature), and report the mean score as ``similarity``.
-        temperature: of these weights.
         item_text: the part of an item that is searched, ``topic`` or ``full``; see ``document``.
 
     Raises:
-        ConfigError: a temperature that is not positive, or an unknown ``item_text``.
+        ConfigError: an unknown ``item_text``.
     """
 
     name = "bm25"
+    _has_similarity = False
 
-    def __init__(self, *, weighted: bool = False, temperature: float = 1.0, item_text: str = "topic") -> None:
-        _require_positive(temperature)
+    def __init__(self, *, item_text: str = "topic") -> None:
         check_choice("item_text", item_text, ITEM_TEXTS)
         self._item_text = item_text
-        self._has_similarity = weighted
-        self._temperature = temperature
         self._indexed: tuple[tuple[str, bool], list[_BM25Index]] | None = None
 
     def _scores(self, queries: Sequence[str], bank: SkillBank, alone: bool) -> Iterable[NDArray[np.float64]]:

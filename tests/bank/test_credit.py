@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sgsd.bank import ItemRecord
-from sgsd.bank.credit import cautious_worth, credit, separation, sure_worth, trust, vouched, worth
+from sgsd.bank.credit import cautious_worth, credit, sure_worth, trust, vouched, worth
 
 counts = st.integers(0, 60)
 
@@ -153,14 +153,6 @@ def test_items_of_known_worth_are_ranked_right():
     for better, worse in itertools.pairwise(values.values()):
         assert stats.mannwhitneyu(better, worse).statistic / (200 * 200) > 0.999
     assert min(values[0.9]) > max(values[0.1])
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.lists(st.integers(0, 5), min_size=1, max_size=9))
-def test_separation_is_the_area_under_the_roc_curve(better, worse):
-    expected = stats.mannwhitneyu(better, worse).statistic / (len(better) * len(worse))
-    assert separation(better, worse) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="both samples"):
-        separation(better, [])
 
 
 shares = st.floats(0, 1)

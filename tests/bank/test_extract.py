@@ -89,6 +89,8 @@ def test_what_fits_the_schema_is_read_and_the_schema_bounds_what_is_read():
         ('{"items": ["none"]}', r"items: \[0\]"),
         (reply("skill", ("a", "   ", "c")), "principle is blank"),
         (reply("skill", ("a", "\frac{1}{2}", "c")), "a control character"),
+        (reply("skill", ("a", "Multiply with \times two.", "c")), "principle holds a LaTeX command"),
+        (reply("skill", ("a", "b", "Where x \neq 0 holds.")), "holds a LaTeX command"),
         (None, "no luck"),
     ],
 )
@@ -155,6 +157,19 @@ def test_an_item_that_helps_with_no_other_problem_is_sent_back_with_the_reason(i
 def test_a_fence_and_thoughts_around_the_json_are_passed_over():
     text = f"<think>hm</think>\n```json\n{reply('skill', ('a', 'b', 'c'), ('a', 'b  ', ' c'))}\n```"
     assert [c.title for c in read_extraction(memory(), written(text))] == ["a"], "and the same item counts once"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<think>so \\boxed{72} and \\frac{1}{2}</think>\n", ""),
+        ('<think>The form is {"items": [...]}.</think>', "\nNote: {done}"),
+        ("By \\frac{1}{2}: ", ""),
+    ],
+)
+def test_braces_of_thoughts_and_remarks_are_passed_over(before, after):
+    text = before + reply("skill", ("a", "b", "c")) + after
+    assert [c.title for c in read_extraction(memory(), written(text))] == ["a"]
 
 
 def test_a_candidate_becomes_an_item_with_the_same_id_and_parents():

@@ -126,3 +126,9 @@ def test_after_any_updates_the_limits_hold_and_static_items_and_ids_are_untouche
         assert sum(entry.action is not Action.EVICTED for entry in update.log) == len(candidates)
         assert {e.id for e in update.log if e.action is Action.EVICTED} == {item.id for item in update.diff.removed}
         bank = update.bank
+
+
+def test_a_bank_with_more_online_items_than_the_limit_loses_none_until_one_arrives():
+    bank = online(MAX_DYNAMIC + 4)
+    kept = maintain(bank, [], credit=unproven)
+    assert (kept.bank, kept.log) == (bank, ())

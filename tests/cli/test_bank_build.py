@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 from itertools import cycle
@@ -246,6 +247,8 @@ def test_the_writer_sees_answers_in_compatibility_with_the_paper_alone():
     assert read_settings(least, "", {"benchmarks": "aime24, amc23"}).benchmarks == ["aime24", "amc23"]
     with pytest.raises(ConfigError, match="show_answer: cannot be used"):
         read_settings(least, "", {"show_answer": "maybe"})
+    with pytest.raises(ConfigError, match="seed: "):
+        read_settings(least, "", {"seed": "-1"})
 
 
 def test_the_preset_is_readable_and_its_groups_fit_its_context():
@@ -328,3 +331,14 @@ def test_a_served_model_samples_too(config, build, tmp_path):
     assert made.code == 0, made.err
     assert json.loads(made.out)["memories"]["total"] == 16
     assert {body["model"] for body in server.bodies} == {"tiny"}
+
+
+def test_the_command_to_continue_with_has_all_that_was_given(sgsd, build):
+    given = ("--samples", 1, "--instruction", "Say a number.", "--writer_base_url", "http://localhost:9/v1")
+    made = build(*given, action="sample")
+    assert made.code == 0, made.err
+    said = " ".join(made.err.split())
+    command = shlex.split(said.split("continue with: sgsd ")[1])
+    assert command[:2] == ["bank", "verify"]
+    assert command[command.index("--instruction") + 1] == "Say a number."
+    assert sgsd(*command).code == 0

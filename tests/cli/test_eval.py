@@ -436,6 +436,19 @@ def test_greedy_samples_do_not_depend_on_the_batch_size(sgsd, tiny_folder, probl
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_other_template_settings_leave_the_runs_thinking_as_it_was(tokenizer):
+    options = argparse.Namespace(instruction=None, chat_template_kwargs={"reasoning_effort": "low"}, thinking=None)
+    made = renderer_of(tokenizer, options, {"thinking": "off"}, None).student_kwargs
+    assert made == {"enable_thinking": False, "reasoning_effort": "low"}
+
+
+def test_text_prompts_need_no_chat_template(tokenizer):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    options = argparse.Namespace(instruction=None, chat_template_kwargs=None, thinking=None)
+    assert renderer_of(plain, options, {"thinking": "off"}, None, text_only=True).student_kwargs is not None
+
+
 def test_a_switch_that_the_template_does_not_know_is_no_setting(tokenizer):
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"

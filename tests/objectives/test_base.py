@@ -41,8 +41,8 @@ def test_objectives_say_what_they_need():
     failures = {"outcomes": frozenset({-1}), "by_trust": True}
     assert OBJECTIVES["correction"].from_config(plain).needs == Needs(top_tokens=True, **failures)
     assert make("correction").needs == Needs(top_tokens=True, control=True, frozen_teacher=True, **failures)
-    assert OBJECTIVES["reweight"].from_config(plain).needs == Needs(groups=True, by_trust=True)
-    assert make("reweight").needs == Needs(groups=True, control=True, by_trust=True)
+    assert OBJECTIVES["reweight"].from_config(plain).needs == Needs(groups=True, by_trust=True, unscored=True)
+    assert make("reweight").needs == Needs(groups=True, control=True, by_trust=True, unscored=True)
 
 
 def test_settings_reach_the_objectives():

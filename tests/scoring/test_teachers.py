@@ -69,6 +69,12 @@ def test_a_pair_that_does_not_fit_is_left_out_counted_and_its_weight_shared(rend
     assert list(pool.prompts) == [renderer.teacher_ids("2 + 2?", [p.items]) for p in (pairs[0], pairs[2])]
 
 
+def test_weights_that_are_0_where_the_best_pair_does_not_fit_are_equal(renderer):
+    pairs = [pair(0, 500), pair(1), pair(2)]
+    limit = len(renderer.teacher_ids("2 + 2?", [pairs[1].items]))
+    assert pool_of(pairs, [1.0, 0.0, 0.0], renderer, limit=limit).weights == (0.5, 0.5)
+
+
 def test_a_control_shows_a_pair_that_no_teacher_has_drawn_anew_for_every_seed(renderer):
     pairs = [pair(n) for n in range(6)]
     bank = SkillBank(tuple(p.skill for p in pairs), tuple(p.mistake for p in pairs))

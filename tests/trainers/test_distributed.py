@@ -97,7 +97,7 @@ def compared_metrics(logged: dict[str, float], settings: dict) -> list[str]:
     if settings.get("method", "sgsd") != "grpo" and not settings.get("grpo_weight"):
         own.add("entropy")  # beside GRPO's loss it is TRL's, a mean of the processes' means
     # Prompts that rollouts share are forwarded once for those of a process.
-    return ["loss", "reward", *sorted(own - {"sgsd/teacher_tokens"})]
+    return ["loss", "reward", *sorted(own - {"sgsd/teacher_tokens", "sgsd/student_tokens"})]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -374,4 +375,21 @@ def test_an_item_that_gives_its_problem_s_answer_away_is_left_out(tmp_path):
     (check,) = log_of(tmp_path)
     assert "holds the answer" in check["leaks"][0]
     assert check["status"] == "unchanged"
+    assert trainer.bank == make_bank()
+
+
+@pytest.mark.parametrize("column", [lambda answer: int(answer), lambda answer: f"Long reasoning. #### {answer}"])
+def test_leaks_are_looked_for_by_the_problems_answer_whatever_the_row_has_in_that_column(tmp_path, column):
+    """Reward functions get the data's own columns: a number, or a whole solution."""
+
+    class Telltale(StubWriter):
+        def text(self, request):
+            return super().text(request).replace("Do ", "The answer is 5241. Do ")
+
+    problems = [replace(one, answer="5241", columns={"answer": column("5241")}) for one in PROBLEMS]
+    trainer = run(tmp_path, writer=Telltale(), problems=problems, max_steps=2, maintenance_frequency=2)
+    assert trainer.train_dataset[0]["answer"] == column("5241")
+    trainer.train()
+    (check,) = log_of(tmp_path)
+    assert "holds the answer" in check["leaks"][0]
     assert trainer.bank == make_bank()

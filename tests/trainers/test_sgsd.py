@@ -142,6 +142,22 @@ def test_a_documents_teachers_are_shown_it_and_its_ledger_credits_single_rules(t
     assert set(trainer.ledger.items) <= {item.id for item in bank.items}
 
 
+def test_the_rule_that_a_control_lacks_is_one_of_the_documents_text(tmp_path):
+    """Without a rule of a linked file the document is as it was: control and teacher would be the same."""
+    (tmp_path / "more.md").write_text("- Add 1 and 1 before all else.\n- What is 1 + 1 is asked here.\n")
+    file = tmp_path / "SKILL.md"
+    file.write_text("# Sums\n\nSee [more](more.md).\n\n- Say please.\n- Count to 3.\n", encoding="utf-8")
+    bank = read_document(file)
+    linked = {item.id for item in bank.items if "1" in item.text}
+    assert linked
+    settings = {"teacher_context": "document", "support_baseline": "control", "num_teachers": 2}
+    trainer = make_trainer(tmp_path, stub=True, retriever_object=BM25Retriever(), bank=bank, **settings)
+    for _ in range(4):
+        for pool in trainer.retrieve(rows(trainer, [0, 1, 2])):
+            assert not linked & {item.id for pair in pool.pairs for item in pair.items}
+        trainer.state.global_step += 1
+
+
 @pytest.mark.parametrize(("G", "grpo_weight"), [(1, 0.0), (2, 0.0), (4, 0.0), (2, 0.7), (4, 0.7)])
 def test_accumulation_does_not_change_loss_or_gradient(tmp_path, G, grpo_weight):
     trainer = make_trainer(
@@ -515,6 +531,7 @@ METRICS = {
     "teachers_per_rollout",
     "pairs_too_long",
     "teacher_tokens",
+    "student_tokens",
     "scored_share",
     *(f"ledger/{name}" for name in ("items", "uses", "active", "positive", "negative", "neutral")),
     "ledger/credit",

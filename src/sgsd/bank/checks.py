@@ -16,6 +16,10 @@ MAX_ITEM_CHARACTERS = 800
 MAX_TITLE_CHARACTERS = 120
 NEAR_DUPLICATE_OVERLAP = 0.8
 
+# JSON reads an undoubled \times as a tab and "imes", and \neq as a newline and "eq".
+BROKEN_LATEX = re.compile(
+    r"\t(?:imes|heta|ext|frac|riangle|an\b|au\b|o\b)|\n(?:abla|eq?\b|ot\b|u\b|mid\b)|\r(?:ight|floor|ceil|angle|ho\b)"
+)
 _WORD = re.compile(r"\w+")
 
 
@@ -81,8 +85,7 @@ def _check_item(item: Item, empty_note: FindingKind | None) -> list[Finding]:
     for token in dict.fromkeys(KNOWN.findall(whole)):
         message = f"{item.id} holds {token!r}, which a chat template may read as structure"
         found.append(Finding(FindingKind.CONTROL_TOKEN, (item.id,), message))
-    # JSON reads an undoubled \times as a tab and "imes", and \neq as a newline and "eq".
-    if re.search(r"\t(?:imes|heta|ext|frac)|\n(?:eq|abla)\b|\r(?:ight|floor|ceil|ho\b)", whole):
+    if BROKEN_LATEX.search(whole):
         message = f"{item.id} seems to hold a LaTeX command whose backslash was not doubled in JSON"
         found.append(Finding(FindingKind.BROKEN_LATEX, (item.id,), message))
     return found

@@ -26,7 +26,7 @@ of freedom by Satterthwaite's rule from n / w + 1 for each outcome. ``docs/credi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -97,18 +97,6 @@ def sure_worth(records: Iterable[ItemRecord]) -> float:
     0 if no interval lies above ½.
     """
     return max([0.0, *(2 * credit(record).low - 1 for record in records)])
-
-
-def separation(better: Sequence[float], worse: Sequence[float]) -> float:
-    """Area under the ROC curve: the probability that a value of ``better`` exceeds one of ``worse``; ties count half.
-
-    Raises:
-        ValueError: either is empty.
-    """
-    if not better or not worse:
-        raise ValueError(f"both samples need a value: got {len(better)} and {len(worse)}")
-    above = sum((high > low) + (high == low) / 2 for high in better for low in worse)
-    return above / (len(better) * len(worse))
 
 
 def _interval(record: ItemRecord) -> tuple[float, float, float]:

@@ -92,7 +92,7 @@ def maintain(
     evicted: list[str] = []
     for kind, old in (("skill", bank.dynamic.skills), ("mistake", bank.dynamic.mistakes)):
         arriving = sum(entry.action is Action.ADDED and entry.kind == kind for entry in log)
-        excess = len(old) + arriving - MAX_DYNAMIC
+        excess = len(old) + arriving - MAX_DYNAMIC if arriving else 0
         known = [(item, credit(item.id)) for item in old] if excess > 0 else []
         worst = sorted(known, key=lambda pair: UNUSED_CREDIT if pair[1] is None else pair[1])
         for item, value in worst[: max(excess, 0)]:

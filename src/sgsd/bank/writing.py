@@ -11,11 +11,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter
 
+from sgsd.bank.checks import BROKEN_LATEX
 from sgsd.bank.items import refuse_control_characters
 from sgsd.controls import disarm
 from sgsd.errors import BankError, SGSDError
@@ -197,6 +199,7 @@ def _object(properties: dict[str, object]) -> dict[str, object]:
 
 
 _ITEMS = TypeAdapter(list[dict[str, object]])
+_REPLY = re.compile(r'\{\s*"items"')
 
 
 def read_items(
@@ -211,8 +214,8 @@ def read_items(
 ) -> list[tuple[tuple[str, str, str], dict[str, object]]]:
     """For each item of a reply: (title, text, note) with normalised white space, and the item's JSON object.
 
-    Text outside the outermost braces (a code fence, thinking) is ignored. ``template``, ``problem`` and ``shown`` are
-    as for ``refuse_faults``.
+    Text before ``{"items"`` and after that object (a code fence, thinking) is ignored. ``template``, ``problem`` and
+    ``shown`` are as for ``refuse_faults``.
 
     Raises:
         UnfitError: the reply is an error, is not JSON, or has too few or too many items; a field is missing, blank, too
@@ -220,11 +223,15 @@ def read_items(
     """
     if written.text is None:
         raise UnfitError(written.error or "nothing was written")
-    start, end = written.text.find("{"), written.text.rfind("}")
+    text = written.text.rpartition("</think>")[2]
+    begins = [found.start() for found in _REPLY.finditer(text)] or [text.find("{")]
+    start, end = begins[-1], text.rfind("}")
     if start < 0 or end < start:
-        raise UnfitError("no JSON object" if written.text.strip() else "an empty text")
+        raise UnfitError("no JSON object" if text.strip() else "an empty text")
+    with suppress(ValueError, RecursionError):  # the end of a complete object; parse_json says what is wrong
+        end = json.JSONDecoder().raw_decode(text, start)[1] - 1
     try:
-        document = parse_json(written.text[start : end + 1], "reply", BankError)
+        document = parse_json(text[start : end + 1], "reply", BankError)
         objects = validated(_ITEMS, document.get("items"), "items", BankError)
         if not least <= len(objects) <= most:
             raise UnfitError(f"{len(objects)} items instead of {least} to {most}")
@@ -246,6 +253,8 @@ def _read_fields(kind: Kind, values: Mapping[str, object]) -> tuple[str, str, st
         if len(value) > limit:
             raise UnfitError(f"{name} has more than {limit} characters: write it shorter")
         refuse_control_characters(value, name)
+        if BROKEN_LATEX.search(value):
+            raise UnfitError(f"{name} holds a LaTeX command whose backslash is not doubled")
         read.append(" ".join(value.split()))
     return read[0], read[1], read[2]
 

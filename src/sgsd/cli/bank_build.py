@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -63,7 +65,9 @@ def run(options: argparse.Namespace) -> int:
     if "bank" in manifest:
         console.print(f"bank: {output / BANK}", soft_wrap=True)
     else:
-        then = f"sgsd bank {left[0]} --config {options.config} --output {options.output}"
+        names = ("config", "output", *(item.name for item in fields(BuildSettings)))
+        given = [(f"--{name}", str(vars(options)[name])) for name in names if vars(options)[name] is not None]
+        then = shlex.join(["sgsd", "bank", left[0], *itertools.chain(*given)])
         console.print(f"in {output}; continue with: {then}", soft_wrap=True)
     return 0
 
@@ -303,5 +307,6 @@ def _versions() -> dict[str, str]:
 def _digest(problems: Iterable[Problem]) -> str:
     digest = hashlib.sha256()
     for problem in problems:
-        digest.update(json.dumps([problem.id, problem.text, problem.answer, problem.key]).encode())
+        asked = [problem.id, problem.text, problem.answer, problem.key, problem.prompt, problem.reward_columns]
+        digest.update(json.dumps(asked, default=str).encode())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sgsd import runfolder
 from sgsd.bank import Item, ItemRecord, Ledger, SkillBank
-from sgsd.bank.credit import credit, separation
+from sgsd.bank.credit import credit
 from sgsd.bank.documents import load_bank
 from sgsd.cli.console import print_json, standard_output, table
 from sgsd.errors import BankError
@@ -22,7 +22,6 @@ from sgsd.validation import validated
 
 _ENTRIES = TypeAdapter(list[dict[str, object]])
 _HERE = "in bank"
-_HELPFUL = "helpful"  # the worth of true items in a bank of the lab
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,11 +30,8 @@ def run(options: argparse.Namespace) -> int:
     banks = [load_bank(options.bank)] if options.bank else _banks(options.run)
     rows = _rows(ledger, banks, options.run)
     unused = [item.id for item in (banks[-1].items if banks else ()) if item.id not in ledger.items]
-    apart = _separation(rows)
     if options.json:
-        totals = _counts(ledger.total)
-        told = {"run": str(options.run), "totals": totals, "items": rows, "unused": unused, "separation": apart}
-        print_json(told)
+        print_json({"run": str(options.run), "totals": _counts(ledger.total), "items": rows, "unused": unused})
         return 0
     console = standard_output()
     console.print(_ranking(options.run, rows))
@@ -46,12 +42,6 @@ def run(options: argparse.Namespace) -> int:
         f"of its items. Never used: {len(unused)}.",
         soft_wrap=True,
     )
-    for entry in apart:
-        console.print(
-            f"{entry['better']} above {entry['worse']} (area under the ROC curve): by credit {entry['credit']:.3f}, "
-            f"by share of positive uses {entry['positive_share']:.3f}, by support {entry['support']:.3f}",
-            soft_wrap=True,
-        )
     return 0
 
 
@@ -116,28 +106,6 @@ def _share(record: ItemRecord) -> float | None:
     """The share of positive uses among positive and negative ones; ``None`` without any."""
     decided = record.positive + record.negative
     return record.positive / decided if decided else None
-
-
-def _separation(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Areas under the ROC curve of helpful items against each other kind, if the bank's metadata states the kinds."""
-
-    def support(row: dict[str, Any]) -> float:
-        success, failure = row["mean_support_success"], row["mean_support_failure"]
-        return 0.0 if success is None or failure is None else success - failure
-
-    measures = {
-        "credit": lambda row: row["credit"]["value"],
-        "positive_share": lambda row: 0.5 if row["positive_share"] is None else row["positive_share"],
-        "support": support,
-    }
-    kinds = dict.fromkeys(row["worth"] for row in rows if row["worth"] is not None)
-    found: list[dict[str, Any]] = []
-    for kind in kinds if _HELPFUL in kinds else ():
-        if kind != _HELPFUL:
-            better, worse = ([row for row in rows if row["worth"] == one] for one in (_HELPFUL, kind))
-            areas = {name: separation([*map(of, better)], [*map(of, worse)]) for name, of in measures.items()}
-            found.append({"better": _HELPFUL, "worse": kind, **areas})
-    return found
 
 
 def _ranking(run: Path, rows: Sequence[dict[str, Any]]) -> Table:

@@ -84,7 +84,9 @@ class BuildSettings:
     top_k: Natural = _setting(0, "top-k sampling; 0 is off", "sample")
     instruction: str | None = _setting(None, "text at the end of every prompt (that of training)", "sample")
     chat_template_kwargs: Mapped | None = _setting(None, "arguments of the model's chat template, JSON", "sample")
-    seed: Annotated[int, BeforeValidator(_number)] = _setting(0, "of rollouts, writing and groups", "sample")
+    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**32)] = _setting(
+        0, "of rollouts, writing and groups", "sample"
+    )
     # Verdicts.
     verifier: str = _setting("math", "math, exact, choice, reasoning_gym, or a TRL reward function", "verify")
     verifier_options: Mapped | None = _setting(None, "options of the verifier, JSON", "verify")

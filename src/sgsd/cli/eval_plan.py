@@ -39,7 +39,7 @@ from sgsd.evaluation.recorded import distinct_tails
 from sgsd.evaluation.run import prompts_of, verifier_of
 from sgsd.prompts import SWITCH, PromptRenderer, Shown, Thinking
 from sgsd.trainers.config import context_of
-from sgsd.trainers.rows import skill_pairs
+from sgsd.trainers.rows import all_text, skill_pairs
 from sgsd.verifiers import Verifier, get_verifier
 
 _DEFAULTS = {"samples": 1, "max_completion_length": 1024, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
@@ -228,7 +228,7 @@ def make_plan(
     skilled = bool(options.skills_in_prompt)
     output = output_of(folder, options, skilled=skilled, several=several)
     today = _today(tokenizer, None if options.force else output)
-    renderer = renderer_of(_dated(tokenizer, today), options, run, benchmark)
+    renderer = renderer_of(_dated(tokenizer, today), options, run, benchmark, text_only=all_text(problems))
     shown, skill_settings, bank = _skills(options, run, problems) if skilled else (None, {}, None)
     prompts = prompts_of(problems, renderer, shown)
     chosen = dict(_DEFAULTS)
@@ -321,11 +321,17 @@ def _skills(
 
 
 def renderer_of(
-    tokenizer: ChatTokenizer, options: argparse.Namespace, run: Mapping[str, Any], benchmark: Benchmark | None
+    tokenizer: ChatTokenizer,
+    options: argparse.Namespace,
+    run: Mapping[str, Any],
+    benchmark: Benchmark | None,
+    *,
+    text_only: bool = False,
 ) -> PromptRenderer:
     """The ``PromptRenderer`` of the evaluation.
 
     ``thinking`` of the run is used unless it is ``paper``: the paper evaluates with thinking on, as the template does.
+    With ``text_only`` all prompts are text, for which a tokenizer needs no chat template.
 
     Raises:
         ConfigError: ``--thinking`` is given, and the chat template has no such switch.
@@ -334,8 +340,8 @@ def renderer_of(
     given: dict[str, Any] = options.chat_template_kwargs or {}
     if options.chat_template_kwargs is None:
         given = run.get("chat_template_kwargs") or {}
-        if run.get("thinking") in (Thinking.OFF, Thinking.ON):
-            given = {**given, SWITCH: run["thinking"] == Thinking.ON}
+    if run.get("thinking") in (Thinking.OFF, Thinking.ON):
+        given = {SWITCH: run["thinking"] == Thinking.ON, **given}
     if options.thinking is not None:
         given = {**given, SWITCH: options.thinking == "on"}
     elif (
@@ -344,8 +350,10 @@ def renderer_of(
         given = {**given, SWITCH: benchmark.thinking}
 
     def rendered(kwargs: dict[str, Any]) -> PromptRenderer:
-        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs=kwargs)
+        return PromptRenderer(tokenizer, instruction=instruction, chat_template_kwargs=kwargs, text_only=text_only)
 
+    if text_only and not tokenizer.chat_template:
+        return rendered({})
     on, off = (rendered({**given, SWITCH: value}).student_ids("1 + 1?") for value in (True, False))
     if on != off:
         return rendered(given)

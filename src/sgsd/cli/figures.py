@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ _Logged = TypedDict(
         "num_tokens": FiniteFloat,
         "step_time": FiniteFloat,
         "sgsd/teacher_tokens": FiniteFloat,
+        "sgsd/student_tokens": FiniteFloat,
     },
     total=False,
 )
@@ -147,16 +149,21 @@ def answers(problems: Sequence[Problem], made: Mapping[str, Evaluation]) -> list
     ]
 
 
-def training(run: Path, rollouts_a_step: int) -> tuple[int, float, int]:
-    """The steps of a run, their seconds, and the tokens that it processed.
+def training(run: Path) -> tuple[int, int, float, int]:
+    """The steps of a run, its rollouts, the seconds of all steps, and the tokens that the run processed.
 
-    A sampled token counts four times: once for sampling, once for the forward and twice for the backward pass.
+    A sampled token counts once, as does one that a teacher scores. One that the student learns from counts three times,
+    for the forward and twice as much for the backward pass, and so does one of a rehearsed text.
     """
     state = runfolder.read_json(run / runfolder.STATE, _STATE)
-    history = state["log_history"]
+    settings = runfolder.read_json(run / runfolder.RUN, runfolder.RUN_RECORD)["settings"]
+    history, steps, passes = state["log_history"], state["global_step"], settings["num_iterations"]
+    batches = steps * settings["gradient_accumulation_steps"] / (settings["steps_per_generation"] * passes)
+    rollouts = math.ceil(batches) * settings["generation_batch_size"]
     sampled = max((row["num_tokens"] for row in history if "num_tokens" in row), default=0)
-    tokens = round(4 * sampled + summed(history, "sgsd/teacher_tokens") * rollouts_a_step)
-    return state["global_step"], summed(history, "step_time"), tokens
+    taught, learnt = (_mean(history, f"sgsd/{of}_tokens") for of in ("teacher", "student"))
+    seconds = sum(mean * count for mean, count in windows(history, "step_time"))
+    return steps, rollouts, seconds, round(sampled + (taught + 3 * learnt * passes) * rollouts)
 
 
 def seconds(file: Path) -> float:
@@ -164,11 +171,16 @@ def seconds(file: Path) -> float:
     return runfolder.read_json(file, _TIMED)["seconds"]
 
 
-def summed(history: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The sum over all steps of a metric that is logged as its mean since the last log."""
+def windows(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, int]]:
+    """The values of a metric, each the mean of the steps since the last log, with the number of these steps."""
     logged = [row for row in history if name in row]
     before = [0, *(row["step"] for row in logged)]
-    return sum(row[name] * (row["step"] - last) for row, last in zip(logged, before, strict=False))
+    return [(row[name], row["step"] - last) for row, last in zip(logged, before, strict=False)]
+
+
+def _mean(history: Sequence[Mapping[str, Any]], name: str) -> float:
+    found = windows(history, name)
+    return sum(mean * count for mean, count in found) / max(sum(count for _, count in found), 1)
 
 
 def _figure(name: str, estimate: Estimate) -> dict[str, Any]:

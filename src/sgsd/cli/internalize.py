@@ -239,6 +239,14 @@ class _Job:
         """Read the tasks, and split them if no held-out tasks are given."""
         if not isinstance(self.training, SGSDConfig):  # also checks the settings before anything is read
             raise ConfigError("internalize trains with teachers", got="another --method", expected="method sgsd")
+        model = self._parsed[2]
+        if model.model_revision not in (None, "main") or model.load_in_4bit or model.load_in_8bit:
+            raise ConfigError(
+                "internalize evaluates the main revision in full precision",
+                got=f"model_revision {model.model_revision}, load_in_4bit {model.load_in_4bit}, "
+                f"load_in_8bit {model.load_in_8bit}",
+                remedy="download the revision, and give its folder as --model; or leave the setting out",
+            )
         retained = retention_sums() if retain is None else self._problems(retain, "retain", columns)
         every = self._problems(tasks, "tasks", columns)
         if held_out is not None:
@@ -248,6 +256,7 @@ class _Job:
             order = random.Random(self._seed).sample(every, len(every))
             count = min(len(every) // _HELD_OUT, _MOST_HELD_OUT)
             test, train = order[:count], order[count:]
+            train = self._without(test, train) if test and train else train
         if len(test) < 2 or not train:
             raise DataError("too few tasks", got=len(every), expected="six or more")
         warn_if_few(self._console, "held-out tasks", len(test))
@@ -378,7 +387,12 @@ class _Job:
         renderer, verifier, length = self._renderer, self._verifier, self.training.max_completion_length
         told = {"verifier": self.training.verifier, "verifier_options": self.training.verifier_options}
         if retained and self._retained_file is None:
-            renderer = PromptRenderer(self._tokenizer, instruction=SUMS_INSTRUCTION, thinking=self.training.thinking)
+            renderer = PromptRenderer(
+                self._tokenizer,
+                instruction=SUMS_INSTRUCTION,
+                thinking=self.training.thinking,
+                chat_template_kwargs=self.training.chat_template_kwargs,
+            )
             verifier, length = self.stack.enter_context(get_verifier("math")), max(length, 32)
             told = {"verifier": "math"}
         weights = self._weights(self._model if model is None else str(model))
@@ -427,6 +441,7 @@ class _Job:
         if self._is_trained(_GRPO) or threads == 1 or self.training.device.type != "cpu":
             yield
             return
+        self._drop_evaluations(_GRPO)
         torch.set_num_threads(threads // 2)
         try:
             with _training_beside(self._grpo_flags(), threads - threads // 2, self.folder / "grpo.log") as process:
@@ -454,8 +469,7 @@ class _Job:
             for name, shown in (("plain", None), ("with_document", whole))
         }
         saved = tokens["with_document"] - tokens["plain"]
-        a_step = self.training.generation_batch_size
-        steps, step_seconds, spent = figures.training(run, a_step)
+        steps, rollouts, step_seconds, spent = figures.training(run)
         record = runfolder.read_json(run / runfolder.RUN, runfolder.RUN_RECORD)["settings"]
         evaluations = [self.folder / runfolder.EVALUATIONS / name for name in (*made, *retained)]
         seconds = {
@@ -502,13 +516,13 @@ class _Job:
             "doctor": diagnosis.to_json(),
             "training": {
                 "steps": steps,
-                "rollouts": steps * a_step,
+                "rollouts": rollouts,
                 "seed": self._seed,
                 "settings": {name: record.get(name) for name in _CERTIFIED_SETTINGS},
             },
             "seconds": {
                 **seconds,
-                "grpo": figures.training(self.folder / _GRPO, a_step)[1] if baseline else None,
+                "grpo": figures.training(self.folder / _GRPO)[2] if baseline else None,
                 "total": sum(seconds.values()),
             },
         }
@@ -551,6 +565,7 @@ class _Job:
     def _train(self, name: str, flags: Sequence[str]) -> None:
         if self._is_trained(name):
             return
+        self._drop_evaluations(name)
         self._loaded = None  # free the memory for the training
         gc.collect()
         run, training, model = parse_settings(flags)
@@ -559,6 +574,11 @@ class _Job:
         run_training(run, training, model, self._console, callbacks=[_Steps(self._console, name)], before=_quiet)
         end_run(training.report_to)
         gc.collect()
+
+    def _drop_evaluations(self, name: str) -> None:
+        """Those of a former training of this name, whose folder the user removed."""
+        for stale in ("after", "retained-after") if name == _RUN else (name,):
+            shutil.rmtree(self.folder / runfolder.EVALUATIONS / stale, ignore_errors=True)
 
     def _is_trained(self, name: str) -> bool:
         return (self.folder / name / runfolder.STATE).is_file()
@@ -569,14 +589,15 @@ class _Job:
             self._loaded = None
             gc.collect()
             with hub_or_cache(name):
-                weights = load_model(name, dtype=self._parsed[2].dtype).to(self.training.device)
+                options = {"dtype": self._parsed[2].dtype, "trust_remote_code": self.training.trust_remote_code}
+                weights = load_model(name, **options).to(self.training.device)
             self._loaded = name, weights
         return self._loaded[1]
 
     @cached_property
     def _tokenizer(self) -> Any:
         with hub_or_cache(self._model):
-            return load_tokenizer(self._model)
+            return load_tokenizer(self._model, trust_remote_code=self.training.trust_remote_code)
 
     @cached_property
     def _renderer(self) -> PromptRenderer:
@@ -656,25 +677,30 @@ def _quiet(trainer: Any) -> None:
 
 
 class _Steps(TrainerCallback):
-    """Prints the success rate and the time left after the second step and every ten steps."""
+    """Prints the success rate and the time left after the second step and every ten steps.
+
+    Steps that train once more on the rollouts of an earlier one (num_iterations) log no success rate.
+    """
 
     def __init__(self, console: Console, name: str) -> None:
         self._console = console
         self._name = name
         self._began: tuple[int, float] | None = None  # the first step that this process made, and when it ended
+        self._right: float | None = None  # the latest success rate
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if texts := args.rehearsal_texts if vars(args).get("rehearsal_weight") else 0:
             self._console.print(f"{self._name}: first writes {texts} texts to rehearse", soft_wrap=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if not logs or "success_rate" not in logs:
+        if not logs or "step_time" not in logs:
             return
         step, now = state.global_step, time.monotonic()
+        self._right = logs.get("success_rate", self._right)
         first, began = self._began = self._began or (step, now)
-        if step % 10 and step != first + 1:
+        if (step % 10 and step != first + 1) or self._right is None:
             return
-        said = f"step {step} of {state.max_steps}, {100 * logs['success_rate']:.0f} % of the rollouts right"
+        said = f"step {step} of {state.max_steps}, {100 * self._right:.0f} % of the rollouts right"
         if first < step < state.max_steps:
             said += f", about {duration((state.max_steps - step) * (now - began) / (step - first))} left"
         self._console.print(f"{self._name}: {said}", soft_wrap=True)

@@ -403,7 +403,9 @@ def _from_datasets(loaded: Any, name: str, split: str | None, preferred: Sequenc
         split = there[0] if len(there) == 1 else next((one for one in preferred if one in there), preferred[-1])
         if split not in loaded:
             raise DataError(
-                f"data set {name} has several splits", got=", ".join(map(str, loaded)), remedy="name one with --split"
+                f"data set {name} has several splits",
+                got=", ".join(map(str, loaded)),
+                remedy="name one with --dataset_split",
             )
         loaded = loaded[split]
     part = split or "train"

@@ -403,7 +403,8 @@ def weights_digest(folder: Path) -> str | None:
     """A digest of the weights in a model folder; ``None`` if there is no such folder.
 
     It is the SHA-256 of the configuration and, of each file of weights, its size and at most 64 evenly spaced blocks of
-    1 MiB. That suffices because training changes all weights that it trains.
+    1 MiB. That suffices because training changes all weights that it trains. An adapter's includes its base model's, if
+    that is a folder.
     """
     if not folder.is_dir():
         return None
@@ -419,6 +420,8 @@ def weights_digest(folder: Path) -> str | None:
                     digest.update(stream.read(_BLOCK_BYTES))
         elif file.name in ("config.json", "generation_config.json", "adapter_config.json"):
             digest.update(file.read_bytes())
+    if _is_adapter(str(folder)) and (base := weights_digest(Path(_base_of(str(folder))))) is not None:
+        digest.update(base.encode())
     return digest.hexdigest()
 
 

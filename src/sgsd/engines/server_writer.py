@@ -14,16 +14,19 @@ from sgsd.errors import ServerError
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-# Request formats in the order of trial: the name of the limit limit, and the type of ``response_format``. OpenAI's
+# Request formats in the order of trial: the name of the length limit, and the type of ``response_format``. OpenAI's
 # reasoning models refuse ``max_tokens``, which all other servers know. Not every server knows schemas.
 FORMATS = (
     ("max_tokens", "json_schema"),
     ("max_completion_tokens", "json_schema"),
     ("max_tokens", "json_object"),
+    ("max_completion_tokens", "json_object"),
     ("max_tokens", "text"),
+    ("max_completion_tokens", "text"),
 )
 _FORMAT_REFUSED = (400, 422)
-_TEST = WriteRequest("hello", [{"role": "user", "content": "Say hello."}], {}, 16, 0)
+# Reasoning models fail where the limit cuts off their thoughts; servers may ask for the word JSON in JSON's mode.
+_TEST = WriteRequest("hello", [{"role": "user", "content": 'Say hello. Reply with JSON: {"items": []}'}], {}, 2048, 0)
 
 _log = logger(__name__)
 
@@ -31,7 +34,7 @@ _log = logger(__name__)
 class ServerWriter:
     """A chat model on a server, which applies its chat template and enforces the schema if it can.
 
-    Requests set temperature, seed and limit limit; top-p and penalties are the server's. Tokens are counted by
+    Requests set temperature, seed and length limit; top-p and penalties are the server's. Tokens are counted by
     ``usage`` of the replies; those of replies that never arrive are unknown.
 
     Args:

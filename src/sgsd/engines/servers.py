@@ -17,6 +17,7 @@ import ipaddress
 import itertools
 import math
 import os
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal, TypeVar
@@ -48,6 +49,7 @@ ReplyT = TypeVar("ReplyT", bound="Reply")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 MOST_BYTES = 4 << 20  # of a reply: 131,072 tokens of prompt and as many of completion, as ids and text, are 3 MiB
+_SECRET_NAME = re.compile("key|token|sig|secret|code|pass|auth", re.IGNORECASE)  # of a value in an address's query
 _GRACE = 1.0  # seconds: silent replies meet the timeout of openai first, which retries; this is for slow ones
 _QUOTED = 100_000  # bytes: the error for a longer reply does not name the field
 
@@ -188,9 +190,10 @@ def read_reply(content: bytes, kind: type[ReplyT]) -> ReplyT:
 class ServerClient:
     """A client of one OpenAI-compatible server: concurrent requests, replies in order.
 
-    The package ``openai`` retries transient failures, with exponential backoff or after ``Retry-After``: status 408,
-    409, 429 and 5xx, timeouts, broken connections and incomplete bodies. Other refusals, redirects, replies beyond the
-    limits and unusable replies are final.
+    The package ``openai`` retries transient failures: status 408, 409, 429 and 5xx, timeouts, broken connections and
+    incomplete bodies. It waits exponentially longer, or as ``Retry-After`` asks, if that is at most two minutes; where
+    more is asked for it does not retry. Other refusals, redirects, replies beyond the limits and unusable replies are
+    final.
 
     The key is read from ``OPENAI_API_KEY``; a server on this machine or network needs none. The key and secrets in the
     address are neither shown nor stored: ``base_url`` is the address without them.
@@ -218,7 +221,8 @@ class ServerClient:
         self._key = _api_key(address.hostname or "")
         self._login = None if address.username is None else (unquote(address.username), unquote(address.password or ""))
         self._query = dict(parse_qsl(address.query, keep_blank_values=True))
-        for secret in (self._key, *(self._login or ()), *self._query.values()):
+        secrets = [value for name, value in self._query.items() if _SECRET_NAME.search(name)]
+        for secret in (self._key, *(self._login or ())[1:], *secrets):
             keep_secret(secret)
         self._concurrency = concurrency
         self._timeout = timeout

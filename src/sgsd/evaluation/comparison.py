@@ -6,6 +6,7 @@ become rows.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -129,7 +130,8 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None, checkp
     names = list(evaluations)
     columns = [Column(name, len(first.shares), first.evaluation.k) for name, (first, *_) in evaluations.items()]
     wanted = [(name,) for name in names]
-    has_repeated_problems = len({frozenset(first.shares) for first, *_ in evaluations.values()}) < len(names)
+    pairs = itertools.combinations((first for first, *_ in evaluations.values()), 2)
+    has_repeated_problems = any(one.has_problems_of(other) for one, other in pairs)
     if len(names) > 1 and not has_repeated_problems:
         ks = {column.samples for column in columns}
         columns.append(Column(MEAN, sum(column.problems for column in columns), ks.pop() if len(ks) == 1 else None))
@@ -214,15 +216,17 @@ def _joined(members: Sequence[Member]) -> list[Member]:
 
 def _with_shared_names(members: Sequence[Member]) -> list[Member]:
     """Evaluations outside of runs, renamed like the one with the same problems in a run, else in the first folder."""
-    named: dict[frozenset[str], str] = {}
+    named: list[tuple[str, Scores]] = []
     for member in sorted(members, key=lambda member: not member.is_trained):
         for name, scores in member.scores.items():
-            named.setdefault(frozenset(scores.shares), name)
+            if not any(scores.has_problems_of(known) for _, known in named):
+                named.append((name, scores))
     known = {name for member in members if member.is_trained for name in member.scores}
     shared: list[Member] = []
     for member in members:
         scores = {
-            name if name in known else named[frozenset(found.shares)]: found for name, found in member.scores.items()
+            name if name in known else next(other for other, it in named if found.has_problems_of(it)): found
+            for name, found in member.scores.items()
         }
         shared.append(replace(member, scores=scores) if len(scores) == len(member.scores) else member)
     return shared

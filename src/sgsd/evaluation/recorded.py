@@ -52,6 +52,12 @@ class Scores:
         firsts = {id: samples[0] for id, samples in self.evaluation.by_problem.items()}
         return {id: (first.problem, first.reference) for id, first in firsts.items() if first.problem is not None}
 
+    def has_problems_of(self, other: Scores) -> bool:
+        """Whether the ids are equal, and at least one text where both have texts: other sets may have the same ids."""
+        known = self.asked.keys() & other.asked.keys()
+        is_same = not known or any(self.asked[id] == other.asked[id] for id in known)
+        return is_same and self.shares.keys() == other.shares.keys()
+
     @cached_property
     def conditions(self) -> Mapping[str, Any]:
         """What must be equal in evaluations that are compared, besides the problems. Empty options are ``None``."""
@@ -156,7 +162,9 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
     model, first = Path(str(models.pop())), next(iter(found.values()))
     above = runfolder.real(first.folder).parents  # RUN[/checkpoint-N]/evaluations/NAME
     is_trained = any(scores.summary.get("trained_by") for scores in found.values())
-    homes = (model, model.parent, *above[1:3], *([above[1] / model.name] if is_trained else []))  # last: internalize's
+    homes = (model, model.parent)
+    if is_trained:  # else it is of an untrained model, wherever it lies
+        homes += (*above[1:3], above[1] / model.name)  # the last: internalize's
     run = next((home for home in homes if (home / runfolder.RUN).is_file()), None)
     if run is not None:
         return _of_run(run, checkpoint, found)
@@ -264,6 +272,8 @@ def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores
     for name, scores in [one for place in ([elsewhere] if elsewhere else within) for one in place.items()]:
         if (step := _step(scores, final)) != wanted:
             notes.append(f"{scores.folder} is of step {step}, not of step {wanted}, and is left out.")
+        elif not elsewhere and _is_of_the_base(scores, folder):
+            notes.append(f"{scores.folder} is of the model before training, and is left out.")
         elif scores.with_skills and not elsewhere:
             named = "Name its own folder to include it."
             notes.append(f"{scores.folder} shows skills in the prompt, and is left out. {named}")
@@ -280,6 +290,12 @@ def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores
     method, model = settings.get("method", "sgsd"), settings.get("model_name_or_path") or "?"
     told, sources = method_settings(settings), sources_of(record)
     return Member(folder, method, model, settings.get("seed"), told, wanted, kept, tuple(notes), sources)
+
+
+def _is_of_the_base(scores: Scores, run: Path) -> bool:
+    """Whether an evaluation in a run's folder is of the model that the run trained, before training."""
+    base = runfolder.read_json(run / runfolder.RUN, runfolder.RUN_RECORD)["settings"].get("model_name_or_path")
+    return not scores.summary.get("trained_by") and base is not None and scores.summary.get("model") == base
 
 
 def _final_step(run: Path) -> int | None:

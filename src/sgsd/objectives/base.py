@@ -33,6 +33,8 @@ class Needs:
         frozen_teacher: teachers with the policy's initial weights.
         outcomes: the loss reads only rollouts of these outcomes.
         by_trust: the loss ignores teachers of trust 0, so they are not scored for it.
+        unscored: the loss also reads the student's scores of rollouts that no teacher scored. Otherwise these are 0,
+            without gradient.
     """
 
     top_tokens: bool = False
@@ -41,6 +43,7 @@ class Needs:
     frozen_teacher: bool = False
     outcomes: frozenset[int] = frozenset({-1, 1})
     by_trust: bool = False
+    unscored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

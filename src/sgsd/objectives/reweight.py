@@ -54,7 +54,7 @@ class Reweight:
 
     @property
     def needs(self) -> Needs:
-        return Needs(control=self.contrast, groups=True, by_trust=True)
+        return Needs(control=self.contrast, groups=True, by_trust=True, unscored=True)
 
     def loss(self, student: StudentScores, teachers: TeacherScores, rollouts: Rollouts) -> tuple[Tensor, Metrics]:
         teachers, mask = teachers.read(), rollouts.mask

@@ -173,7 +173,7 @@ class Certificate(_Part):
     model: str
     document: Document
     method: str
-    teachers: Literal["rules", "document"]
+    teachers: Literal["pairs", "rules", "document"]
     tasks: Tasks
     accuracy: Accuracies
     differences: Differences
@@ -203,8 +203,13 @@ def read_certificate(path: str | Path) -> Certificate:
 # ---- in words
 
 
-_PROMPTED = {"rules": "What teachers are shown of the document", "document": "The document"}
+_PROMPTED = {
+    "pairs": "What teachers are shown of the bank",
+    "rules": "What teachers are shown of the document",
+    "document": "The document",
+}
 _GAINS = {
+    "pairs": "its pairs gain in the prompt, as teachers are shown them,",
     "rules": "its rules gain in the prompt, as teachers are shown them,",
     "document": "the document gains in the prompt",
 }
@@ -323,7 +328,7 @@ def _clipped(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:half].rstrip()} […] {text[-half:].lstrip()}"
 
 
-_SHOWN = {"rules": "With its rules", "document": "With the document"}
+_SHOWN = {"pairs": "With its pairs", "rules": "With its rules", "document": "With the document"}
 """What ``with_document`` has in the prompt: what teachers are shown."""
 
 

@@ -14,7 +14,17 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sgsd.prompts import shared_start
-from sgsd.scoring.heads import Output, Reduction, Request, Select, add_scoring, backbone, causal_model, rope_kind
+from sgsd.scoring.heads import (
+    Output,
+    Reduction,
+    Request,
+    Select,
+    add_scoring,
+    backbone,
+    causal_model,
+    rope_kind,
+    rope_switch,
+)
 
 _FILLER_ID = 0  # at padded positions, which are masked; any id would do
 
@@ -169,8 +179,10 @@ def hidden_states(model: nn.Module, prompts: Sequence[Sequence[int]], completion
     """
     add_scoring(model)
     pairs = _pairs(prompts, completions)
-    one_kind = rope_kind(causal_model(model))(max(map(_length, pairs))) == 0
-    starts = torch.zeros(len(pairs), dtype=torch.long, device=next(model.parameters()).device)  # not used
+    causal, device = causal_model(model), next(model.parameters()).device
+    longest = max(map(_length, pairs))
+    one_kind = rope_kind(causal)(widest(longest, device) if rope_switch(causal) else longest) == 0
+    starts = torch.zeros(len(pairs), dtype=torch.long, device=device)  # not used
     batches = [pairs] if one_kind else [[pair] for pair in pairs]
     kept = [_forward(model, batch, [0] * len(batch), starts, lambda flat: None) for batch in batches]
     return torch.cat([hidden for [(_, hidden)] in kept])
@@ -226,6 +238,15 @@ def token_places(lengths: Iterable[int]) -> tuple[Tensor, Tensor]:
     ranges = [torch.arange(length) for length in lengths]
     rows = [torch.full_like(positions, row) for row, positions in enumerate(ranges)]
     return torch.cat(rows), torch.cat(ranges)
+
+
+def widest(width: int, device: torch.device) -> int:
+    """The largest width over all processes, which must make equally many forwards."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return width
+    widest = torch.tensor(width, device=device)
+    torch.distributed.all_reduce(widest, torch.distributed.ReduceOp.MAX)
+    return int(widest)
 
 
 # ---- chunks

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sgsd.scoring.heads import Output, Reduction, Request, add_scoring, causal_model, rope_kind, rope_switch
-from sgsd.scoring.logprobs import token_places
+from sgsd.scoring.logprobs import token_places, widest
 
 
 class StudentPass:
@@ -29,6 +29,7 @@ class StudentPass:
 
     Attributes:
         kept: the reduction's tensors ``[n, ...]``, after the call.
+        forwarded: ``[B]``, bool, True on rows that were forwarded, after the call.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class StudentPass:
         self._rows, self._columns = (part.to(mask.device) for part in token_places(self._lengths))
         self.flat = self._rows * mask.shape[1] + self._columns
         self.kept: tuple[Tensor, ...] = ()
+        self.forwarded = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         self.aux_loss: Tensor | None = None
 
     def __call__(self, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **inputs: Any) -> Any:
@@ -63,7 +65,7 @@ class StudentPass:
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         columns = self._columns + (W - T - 1)  # the position that predicts a token, in TRL's ``[B, W]``
         # If rotary frequencies depend on the padded length, each row is forwarded alone, without padding.
-        alone = bool(rope_kind(causal)(_widest(W, input_ids.device) if rope_switch(causal) else W))
+        alone = bool(rope_kind(causal)(widest(W, input_ids.device) if rope_switch(causal) else W))
         if alone:  # all of them: every process makes equally many forwards
             batches = [[b] for b in range(B)]
         elif inputs.get("output_router_logits"):  # the auxiliary loss reads all rows
@@ -72,6 +74,8 @@ class StudentPass:
             batches = [[b for b, length in enumerate(self._lengths) if length] or [0]]
 
         reduction = self._reduction(self.flat)
+        kept = {b for batch in batches for b in batch}
+        self.forwarded = torch.tensor([b in kept for b in range(B)]).to(input_ids.device)
         outputs: list[Output] = []
         end = 0
         for batch in batches:
@@ -114,15 +118,6 @@ class StudentPass:
 def _spread(values: Tensor, shape: tuple[int, ...], at: Tensor) -> Tensor:
     whole = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
     return whole.index_copy(0, at, values).unflatten(0, shape)
-
-
-def _widest(width: int, device: torch.device) -> int:
-    """The largest width over all processes, which must make equally many forwards."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return width
-    widest = torch.tensor(width, device=device)
-    torch.distributed.all_reduce(widest, torch.distributed.ReduceOp.MAX)
-    return int(widest)
 
 
 def _router_loss(causal: PreTrainedModel, routers: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:

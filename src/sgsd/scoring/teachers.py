@@ -64,9 +64,11 @@ def build_pool(
     rendered = [renderer.teacher_ids(prompt, document or [pair.items]) for pair in pairs]
     kept = [k for k, ids in enumerate(rendered) if len(ids) <= max_prompt_length]
     total = sum(weights[k] for k in kept)
+    # All weights but the best pair's may have rounded to 0.
+    scaled = [weights[k] / total if total else 1 / len(kept) for k in kept]
     return TeacherPool(
         prompts=tuple(rendered[k] for k in kept),
-        weights=tuple(weights[k] / total for k in kept),
+        weights=tuple(scaled),
         pairs=tuple(pairs[k] for k in kept),
         too_long=len(pairs) - len(kept),
     )

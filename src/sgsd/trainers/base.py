@@ -75,7 +75,7 @@ from sgsd.trainers.rewards import (
     outcome_of,
     without_added_columns,
 )
-from sgsd.trainers.rows import all_text, problems_of, skill_pairs, training_rows
+from sgsd.trainers.rows import all_text, columns_of, problems_of, skill_pairs, training_rows
 from sgsd.trainers.settings import check_constructible, refuse_eval_loss
 from sgsd.trainers.signs import FirstSteps
 from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
@@ -155,6 +155,12 @@ class VerifiedTrainer(GRPOTrainer):
         check_constructible(args, adapted=adapted, loaded=not isinstance(model, str))
 
         problems = problems_of(train_dataset, verified=verified)
+        # Rows may have another answer, such as a verifier's whole reference, or one that is no text.
+        rows_columns = [columns_of(problem, verified) for problem in problems]
+        self._answers = {
+            (str(columns["problem_id"]), columns["problem"]): problem.answer
+            for columns, problem in zip(rows_columns, problems, strict=True)
+        }
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         eval_problems = {
             name: problems_of(data, verified=verified) for name, data in evaluated.items() if data is not None
@@ -314,7 +320,8 @@ class VerifiedTrainer(GRPOTrainer):
     def _add_guard_and_checkpoints(self, args: VerifiedConfig) -> None:
         self.guard: CollapseGuard | None = None
         if args.guard != "off":
-            rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            # New ones in an optimizer step, on average: with num_iterations, some steps have none.
+            rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps / args.num_iterations
             self.guard = self.parts["guard"] = CollapseGuard(guard.WINDOW, rollouts * self.accelerator.num_processes)
             self.add_callback(GuardCallback(self.guard, args.guard, self._vitals, lambda: self.grad_norm))
         kind = None if self.teacher_weights is None else self.teacher_weights.kind
@@ -612,7 +619,7 @@ class VerifiedTrainer(GRPOTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.grad_norm = float(norm)
+        self.grad_norm = 0.0 if norm is None else float(norm)  # DeepSpeed may have none
         return norm
 
     # ---- logs

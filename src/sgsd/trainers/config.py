@@ -171,6 +171,12 @@ class VerifiedConfig(GRPOConfig):
             )
         if not all(map(math.isfinite, self.reward_weights or ())):
             raise ConfigError("reward_weights are not finite", got=self.reward_weights, expected="finite numbers")
+        if self.use_vllm and self.off_policy_mask_threshold is not None and (self.top_p < 1 or self.top_k > 0):
+            raise ConfigError(
+                "off_policy_mask_threshold with vLLM compares with probabilities of top-p and top-k's tokens alone",
+                got=f"top_p {self.top_p}, top_k {self.top_k}",
+                expected="top_p 1.0 and top_k 0",
+            )
         if self.vllm_importance_sampling_cap is not None:  # TRL would ignore it with one rollout per prompt
             raise ConfigError(
                 "vllm_importance_sampling_cap is TRL's old name", expected="vllm_importance_sampling_clip_max"
@@ -383,6 +389,8 @@ class SGSDConfig(DistillationConfig):
             self._demand("teacher_guidance", remedy="why: docs/method.md, Guidance", **needed)
         if self.rehearsal_weight:
             self._demand("rehearsal_weight", teacher="frozen")
+        if self.teacher_context == "document":  # the worth of a rule is what the document loses without it
+            self._demand("teacher_context 'document'", support_baseline="control")
         needs, what = OBJECTIVES[self.objective].from_config(self).needs, f"objective '{self.objective}'"
         if needs.frozen_teacher:
             self._demand(what, teacher="frozen")

@@ -59,10 +59,10 @@ class CollapseGuard:
 
     Args:
         window: in optimizer steps.
-        rollouts: per step, on all processes.
+        rollouts: new ones per step on average, on all processes.
     """
 
-    def __init__(self, window: int, rollouts: int) -> None:
+    def __init__(self, window: int, rollouts: float) -> None:
         self._window = window
         self._rollouts = rollouts * window
         self._recent: list[dict[str, float]] = []

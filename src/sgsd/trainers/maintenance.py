@@ -188,6 +188,7 @@ class Maintenance(TrainerCallback):
         self,
         step: int,
         rows: Sequence[dict[str, Any]],
+        answers: Sequence[str],
         completions: Sequence[str],
         truncated: Sequence[bool],
         outcomes: Sequence[int],
@@ -198,6 +199,7 @@ class Maintenance(TrainerCallback):
         Args:
             step: number of the optimizer step that they were sampled for, from 1.
             rows: the data row of each rollout; all processes have equally many.
+            answers: the reference answers, empty where there are none.
             completions: the rollouts' texts.
             truncated: whether each was cut at the length limit.
             outcomes: in {−1, 0, 1}.
@@ -206,7 +208,7 @@ class Maintenance(TrainerCallback):
         memories: list[Memory | None] = []
         for n, row in enumerate(rows):
             reason = verdicts[n].reason if verdicts else None
-            problem = Problem(str(row["problem_id"]), row["problem"], row.get("answer") or "")
+            problem = Problem(str(row["problem_id"]), row["problem"], answers[n])
             verdict = Verdict(_OUTCOMES[outcomes[n]], reason, None)
             source = f"training step {step}, rollout {self._rank * len(rows) + n}"
             memories.append(memory_of(problem, completions[n], verdict, truncated=truncated[n], source=source))

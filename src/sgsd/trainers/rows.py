@@ -161,7 +161,7 @@ def training_rows(
             else:
                 shown = skills[place]
                 prompt, ids = renderer.skilled_messages(problem, shown), renderer.skilled_ids(problem, shown)
-            row = {"prompt": str(prompt) if isinstance(prompt, RawText) else prompt, **_columns(problem, verified)}
+            row = {"prompt": str(prompt) if isinstance(prompt, RawText) else prompt, **columns_of(problem, verified)}
             if references is not None:
                 shown = () if skills is None else skills[place]
                 row["teacher_prompt"] = renderer.reference_ids(problem, references[place], shown)
@@ -229,7 +229,8 @@ def _fits(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
     return True
 
 
-def _columns(problem: Problem, verified: bool) -> dict[str, Any]:
+def columns_of(problem: Problem, verified: bool) -> dict[str, Any]:
+    """The columns of a problem's row; with reward functions, not ``verified``, the data's own come first."""
     derived: dict[str, Any] = {"problem": problem.text, "problem_id": problem.id}
     if problem.answer:
         derived |= {"answer": problem.key, "solution": problem.solution or problem.answer}

@@ -24,7 +24,8 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 from trl.models import unwrap_model_for_generation
 
-from sgsd.bank import Ledger
+from sgsd.bank import Ledger, SkillBank
+from sgsd.bank.documents import without_items
 from sgsd.controls import uncounted_token_ids
 from sgsd.display import logger
 from sgsd.objectives import (
@@ -107,6 +108,7 @@ class SGSDTrainer(VerifiedTrainer):
         assert self.bank is not None
         self._context = context_of(vars(args), self.bank)
         self._K = 1 if self._context == "document" else args.num_teachers
+        self._rules: tuple[str, SkillBank] | None = None  # a bank's digest, and its rules in the document's text
         self._control = self.objective.needs.control or args.support_baseline == "control"
         uncounted = sorted(uncounted_token_ids(self.processing_class))
         self._uncounted = torch.tensor(uncounted, device=self.accelerator.device)
@@ -166,6 +168,7 @@ class SGSDTrainer(VerifiedTrainer):
             self.maintenance.observe(
                 self.state.global_step + 1,
                 inputs,
+                [self._answers.get((str(row["problem_id"]), row["problem"]), "") for row in inputs],
                 list(map(text_of, completions)),
                 self._truncated.tolist(),
                 self._outcome.tolist(),
@@ -180,7 +183,8 @@ class SGSDTrainer(VerifiedTrainer):
         distinct = {_group(row): row for row in inputs}
         problems = list(dict.fromkeys(row["problem"] for row in distinct.values()))
         alone = {} if self._context == "pairs" else {"alone": True}  # a user's retriever may take no such argument
-        found = self.retriever.retrieve(problems, self.bank, self.args.num_teachers, **alone)
+        bank = self._in_document(self.bank) if self._context == "document" else self.bank
+        found = self.retriever.retrieve(problems, bank, self.args.num_teachers, **alone)
         if self._context == "document":
             found = [self._one_rule(retrieval, problem) for retrieval, problem in zip(found, problems, strict=True)]
         retrieved = dict(zip(problems, found, strict=True))
@@ -202,6 +206,14 @@ class SGSDTrainer(VerifiedTrainer):
         """With ``teacher_context`` ``document``, the text that all teachers are shown."""
         assert self.bank is not None
         return str(self.bank.metadata["document"]) if self._context == "document" else None
+
+    def _in_document(self, bank: SkillBank) -> SkillBank:
+        """The rules that the document's text has: leaving out another one would change nothing."""
+        if self._rules is None or self._rules[0] != bank.digest:
+            whole = self._document
+            others = [item.id for item in bank.items if without_items(bank, {item.id}) == whole]
+            self._rules = bank.digest, bank.without(others) if len(others) < len(bank.items) else bank
+        return self._rules[1]
 
     def _one_rule(self, retrieval: Retrieval, problem: str) -> Retrieval:
         """The rule that is left out of the control's document at this step: one of the K best, drawn by weight."""
@@ -360,7 +372,7 @@ class SGSDTrainer(VerifiedTrainer):
     def score_student(self, model: Any, inputs: dict[str, Tensor]) -> tuple[StudentScores, Tensor]:
         """The student's log-probabilities, with gradient, and TRL's loss of the same forward; see ``_student_pass``.
 
-        Without advantages, only rollouts that a teacher scored are forwarded: no other is read.
+        Without GRPO's loss, only rollouts that a teacher scored are forwarded, unless the objective reads others.
         """
         top_ids = inputs.get("teacher_top_ids")
         others = None if top_ids is None else top_ids.transpose(1, 2).flatten(2)  # [B, T, K · M]
@@ -371,13 +383,15 @@ class SGSDTrainer(VerifiedTrainer):
             return Select(flat_targets(inputs["completion_ids"], others, flat), temperatures)
 
         mask, scored = inputs["counted"], None
-        if not self.args.uses_advantages:
+        if not (weight or self.objective.needs.unscored):
             read = from_batch(inputs).scored.any(1, keepdim=True)
             scored, mask = inputs["completion_mask"] * read, mask & read
         last = 2 * (len(temperatures) - 1)  # GRPO's temperature comes last, and TRL reads the tensors of it
         passed, loss = self._student_pass(
             model, inputs, reduction, scored=scored, returned=(last, last + 1), grpo_weight=weight
         )
+        lengths = inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)
+        self.metrics.mean("sgsd/student_tokens", lengths * passed.forwarded)
         logps, entropy = passed.spread(passed.kept[0]), passed.spread(passed.kept[1])
         self.metrics.mean("sampled_logp", logps[..., 0], mask)
         if not weight:
@@ -412,6 +426,8 @@ class SGSDTrainer(VerifiedTrainer):
         self._forward(student, inputs)
         rows = student.spread(student.kept[0]).sum(1) / inputs["completion_mask"].bool().sum(1)
         self.metrics.mean("sgsd/rehearsal", rows)
+        tokens = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
+        self.metrics.add({"sgsd/student_tokens": (tokens, torch.zeros_like(tokens))})
         return rows.mean() * (count * parts / total)
 
     # ---- 5: ledger
