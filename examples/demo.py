@@ -45,7 +45,6 @@ GRPO_LEARNING_RATE = 2e-4
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
     *("--learning_rate", "2e-3", "--max_steps", "90", "--per_device_train_batch_size", "8"),  # for a model this small
-    *("--num_iterations", "2"),  # each rollout is learnt from twice: a second pass needs no sampling and no teachers
     *("--rehearsal_weight", "1", "--rehearsal_texts", "32"),
     *("--lora_target_modules", "gate_proj", "up_proj", "down_proj"),
 ]

@@ -251,3 +251,16 @@ def test_reweight_without_a_trusted_teacher_is_grpo_of_every_rollout(tmp_path, b
     grpo = trls_own(tmp_path, trainer.train_dataset, loss_type="grpo", **same)
     _, expected = loss_and_gradients(grpo, [batch | {"completion_mask": batch["score_mask"].long()}])
     assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("objective", ["correction", "reweight"])
+def test_student_tokens_are_those_of_the_rollouts_that_are_forwarded(tmp_path, objective):
+    trainer = trainer_of(tmp_path, objective=objective)
+    batch = batch_of(trainer, NUMBERS)
+    logged_means(trainer)
+    loss_and_gradients(trainer, [batch])
+    lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
+    scored = batch["teacher_scored"].any(1).tolist()
+    assert not all(scored)
+    read = [length for length, one in zip(lengths, scored, strict=True) if one or objective == "reweight"]
+    assert logged_means(trainer)["sgsd/student_tokens"] == pytest.approx(sum(read) / len(lengths))

@@ -31,7 +31,7 @@ TURN_TOKENS = 48
 """The most tokens of a user turn, and of an answer."""
 ROLLOUTS_PER_TEXT = 4
 """An optimizer step reads one text for this many of a process's rollouts."""
-_BATCH = 32
+_BATCH = 16
 _STARTING_WORDS = 2
 _TOP_P = 0.95
 
