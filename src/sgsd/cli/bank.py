@@ -88,11 +88,12 @@ def _search(options: argparse.Namespace) -> None:
         )
         return
     title = f"{options.bank}: {len(ranked)} pairs by {retriever.name}"
-    numbers = ("rank", "weight", "similarity")
+    similar = any(pair.similarity is not None for pair, _ in ranked)  # only an embedder's pairs have one
+    numbers = ("rank", "weight", *(["similarity"] if similar else []))
     listing = table(title, *numbers, "skill", "mistake", right=numbers)
     for rank, (pair, weight) in enumerate(ranked, 1):
-        similarity = "–" if pair.similarity is None else f"{pair.similarity:.3f}"
-        listing.add_row(str(rank), f"{weight:.3f}", similarity, *map(_named, (pair.skill, pair.mistake)))
+        shown = [f"{pair.similarity:.3f}"] if pair.similarity is not None else []
+        listing.add_row(str(rank), f"{weight:.3f}", *shown, *map(_named, (pair.skill, pair.mistake)))
     standard_output().print(listing)
 
 
