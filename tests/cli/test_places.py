@@ -270,3 +270,57 @@ def test_a_report_replaces_a_report_and_nothing_else(sgsd, tmp_path, link):
     assert (result.code, "exists and is not a report" in result.error) == (2, True)
     assert notes.read_text() == "<html>mine</html>"
     assert [sgsd("report", run, "--output", page).code for _ in range(2)] == [0, 0]
+
+
+# ---- any value of a run's folder, replaced
+
+HUGE = 10**200
+REPLACED = (None, "x", -1, HUGE, float("nan"), [[1]])
+WRONG = [
+    ("run.json", ("settings",)), ("run.json", ("settings", "method")), ("run.json", ("settings", "seed")),
+    ("run.json", ("data",)), ("run.json", ("versions",)), ("run.json", ("settings", "model_name_or_path")),
+    ("trainer_state.json", ("global_step",)), ("trainer_state.json", ("log_history",)),
+    ("trainer_state.json", ("log_history", 0)), ("trainer_state.json", ("log_history", 0, "step")),
+    ("trainer_state.json", ("log_history", 0, "success_rate")),
+    ("ledger.json", ("items",)), ("ledger.json", ("items", 0, "positive_failure")),
+    ("ledger.json", ("items", 0, "products")), ("ledger.json", ("items", 0, "support_success")),
+    ("traces.jsonl", ("step",)), ("traces.jsonl", ("problem",)),
+    ("traces.jsonl", ("tokens",)), ("traces.jsonl", ("counted",)), ("traces.jsonl", ("student_logps", 0)),
+    ("traces.jsonl", ("teachers",)), ("traces.jsonl", ("teachers", 0, "stance")),
+    ("traces.jsonl", ("teachers", 0, "weight")), ("traces.jsonl", ("teachers", 0, "gaps")),
+    ("bank.json", ("metadata",)), ("bank.json", ("metadata", "worth")), ("bank.json", ("skills", 0, "id")),
+    ("evaluations/sums/summary.json", ("samples_per_problem",)), ("evaluations/sums/summary.json", ("problems",)),
+    ("evaluations/sums/summary.json", ("dataset",)), ("evaluations/sums/summary.json", ("step",)),
+    ("evaluations/sums/summary.json", ("verifier",)), ("evaluations/sums/summary.json", ("accuracy",)),
+    ("evaluations/sums/samples.jsonl", ("problem_id",)), ("evaluations/sums/samples.jsonl", ("tokens",)),
+    ("evaluations/sums/samples.jsonl", ("outcome",)), ("evaluations/sums/samples.jsonl", ("extracted",)),
+]  # fmt: skip
+
+
+def replaced(text: str, path: tuple[object, ...], value: object) -> str:
+    """The text with a value of its last line, or of the whole, in another's place; 0 is the first key of a mapping."""
+    lines = text.splitlines(keepends=True) if text.startswith('{"') else [text]
+    number = 0 if path[0] == "edges" else -1
+    document = at = json.loads(lines[number])
+    for part in path[:-1]:
+        at = at[next(iter(at)) if part == 0 and isinstance(at, dict) else part]
+    at[path[-1]] = value
+    lines[number] = json.dumps(document) + "\n"
+    return "".join(lines)
+
+
+@pytest.mark.parametrize(("file", "path"), WRONG, ids=lambda one: one if isinstance(one, str) else "")
+def test_no_value_of_a_runs_folder_ends_in_a_surprise(sgsd, tmp_path, file, path):
+    run = write_run(tmp_path / "run", steps=3, tokens=6)
+    commands = [
+        ("report", run, "--output", tmp_path / "report.html"), ("compare", run), ("bank", "ledger", run),
+        ("eval", "--regrade", run / "evaluations" / "sums", "--verifier", "exact"),
+    ]  # fmt: skip
+    reading = {"evaluations": (0, 1, 3), "ledger.json": (0, 2), "bank.json": (0, 2)}.get(file.split("/")[0], (0, 1))
+    whole = (run / file).read_text()
+    for value in REPLACED:
+        (run / file).write_text(replaced(whole, path, value))
+        for command in (commands[number] for number in reading):
+            result = sgsd(*command)
+            assert result.code in (0, 1, 2)
+            assert "unexpected" not in result.err, (value, command)
