@@ -155,12 +155,12 @@ class VerifiedTrainer(GRPOTrainer):
         check_constructible(args, adapted=adapted, loaded=not isinstance(model, str))
 
         problems = problems_of(train_dataset, verified=verified)
-        # Rows may have another answer, such as a verifier's whole reference, or one that is no text.
-        rows_columns = [columns_of(problem, verified) for problem in problems]
-        self._answers = {
-            (str(columns["problem_id"]), columns["problem"]): problem.answer
-            for columns, problem in zip(rows_columns, problems, strict=True)
-        }
+        self._answers: dict[tuple[str, str], str] = {}
+        if vars(args).get("maintenance_frequency"):
+            # Rows may have another answer, such as a verifier's whole reference, or one that is no text.
+            for problem in problems:
+                columns = columns_of(problem, verified)
+                self._answers[str(columns["problem_id"]), columns["problem"]] = problem.answer
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         eval_problems = {
             name: problems_of(data, verified=verified) for name, data in evaluated.items() if data is not None
