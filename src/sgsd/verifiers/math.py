@@ -84,20 +84,37 @@ _CONDITION = re.compile(
     r"\(? ?(?P<all>\\forall ?)?(?P<name>[a-z])(?P<set> ?\\in ?\\mathbb ?\{ ?[RZNQC] ?\}(?:\^[*+])?"
     r"| ?\\geq ?\d{1,3}| ?> ?\d{1,3})? ?\)?"
 )
+_INTEGERS = re.compile(r"\\mathbb ?\{ ?Z ?\}$|integer")
+
+
+def _conditioned(text: str) -> tuple[str, re.Pattern[str], re.Match[str]] | None:
+    """A formula, a pattern of the name in it that its condition is about, and the match; ``None`` without condition."""
+    found = _CONDITION.fullmatch(text)
+    words = found and found["words"] and re.search("all|any|each|ev|int", found["words"])
+    if not found or not (found["set"] or found["all"] or words):
+        return None
+    name = re.compile(rf"(?<![A-Za-z\\]){found['name']}(?![A-Za-z])|(?<=\d){found['name']}(?![A-Za-z])")
+    return (found["said"], name, found) if name.search(found["said"]) else None
 
 
 def _same_but_condition(reference: Reading, text: str) -> bool:
-    """Whether a formula is the reference's, followed by where it holds: ``f(x) = 2x for all x``."""
-    if reference.shape is not Shape.EXPRESSION or _CONDITION.fullmatch(reference.whole):
+    """Whether a formula is the reference's, followed by where it holds: ``f(x) = 2x for all x``. If both hold for all
+    integers, these may have other names: ``n\\pi, n \\in \\mathbb{Z}`` is ``k\\pi, k \\in \\mathbb{Z}``."""
+    given = _conditioned(tidy(text))
+    if given is None:
         return False
-    found = _CONDITION.fullmatch(tidy(text))
-    if not found or not (
-        found["set"] or found["all"] or (found["words"] and re.search("all|any|each|ev|int", found["words"]))
-    ):
+    said, name, found = given
+    if (expected := _conditioned(reference.whole)) is None:
+        return reference.shape is Shape.EXPRESSION and _same_formula(reference, read_answer(said))
+    own, other, of_reference = expected
+    integers = all(_INTEGERS.search((one["set"] or "") + (one["words"] or "")) for one in (found, of_reference))
+    if not integers or (found["name"] != of_reference["name"] and other.search(said)):
         return False
-    said = read_answer(found["said"])
-    named = re.search(rf"(?<![A-Za-z\\]){found['name']}(?![A-Za-z])|(?<=\d){found['name']}(?![A-Za-z])", said.whole)
-    return bool(named) and said.shape is Shape.EXPRESSION and same_answer(reference, said)
+    return _same_formula(read_answer(own), read_answer(name.sub(of_reference["name"], said)))
+
+
+def _same_formula(reference: Reading, given: Reading) -> bool:
+    return given.shape is Shape.EXPRESSION and same_answer(reference, given)
 
 
 _FAMILIAR = (
@@ -179,8 +196,8 @@ def same_answer(reference: Reading, given: Reading) -> bool:
     if key(reference.text) == key(given.text) or key(reference.whole) == key(given.whole):
         return True
     letter = reference.text.strip("() ")
-    if len(letter) == 1 and letter.isupper() and _OPTION.match(words(given.text)):
-        return letters_of(given.text) == [letter]
+    if len(letter) == 1 and letter.isupper() and (label := _OPTION.match(said := words(given.text))):
+        return letters_of(given.text) == [letter] and not re.fullmatch(r"\(?[A-Z]\)?", said[label.end() :].strip(" ."))
     if reference.shape is Shape.WORDS or given.shape is Shape.WORDS:
         return _same_words(reference, given)
     return _same_structure(reference, given)
