@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from rich.console import Console
 
 from sgsd import internalize, runfolder
@@ -449,6 +450,37 @@ def test_before_the_first_checkpoint_settings_may_change(made, data, tiny_folder
     told = capsys.readouterr()
     assert "doctor: asked anew" in told.out + told.err
     assert "before: sampling" in told.out + told.err
+
+
+def planned(data, model: Path, output: Path, settings: list[str]) -> Path:
+    """Read the tasks and write the plan; the output folder."""
+    job = _Job(data[0], str(model), output, settings, 0, None, Console())
+    with job.stack:
+        job.read_tasks(data[1], data[2], None, None)
+        job.check_plan(None)
+    return output
+
+
+def test_a_plan_has_the_settings_files_content_and_the_models_weights(data, tiny_folder, tmp_path):
+    """A diagnosis and evaluations by the old instruction stayed."""
+    model, config = shutil.copytree(tiny_folder, tmp_path / "model"), tmp_path / "config.yaml"
+    settings = {"objective": "correction", "retriever": "bm25", "instruction": "One.", "max_completion_length": 8}
+    settings |= {"max_steps": 2, "bf16": False}
+
+    def what_stays(**changes) -> set[str]:
+        config.write_text(yaml.safe_dump(settings | changes))
+        output = planned(data, model, tmp_path / "out", ["--config", str(config)])
+        return {name for name in ("doctor.json", "evaluations") if (output / name).exists()}
+
+    assert what_stays() == set()
+    for changes, stays in (({"max_steps": 3}, True), ({"instruction": "Two."}, False), ({"weights": 1}, False)):
+        (tmp_path / "out" / "evaluations").mkdir(exist_ok=True)
+        (tmp_path / "out" / "doctor.json").write_text("{}")
+        if changes.pop("weights", None):
+            file = model / "config.json"
+            file.write_text(file.read_text() + " ")
+            changes = {"instruction": "Two."}
+        assert what_stays(**changes) == ({"doctor.json", "evaluations"} if stays else set())
 
 
 def test_a_call_that_failed_before_the_doctor_does_not_hold_its_folder(data, tiny_folder, tmp_path, capsys):

@@ -65,7 +65,7 @@ from sgsd.data.problems import Problem, same_text
 from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, Verdict
 from sgsd.engines.generation import TransformersSampler
-from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.engines.models import load_model, load_tokenizer, weights_digest
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation import Evaluation, evaluate
 from sgsd.evaluation.run import prompts_of
@@ -271,8 +271,10 @@ class _Job:
         """
         plan = {
             "model": self._model,
+            "weights": weights_digest(Path(self._model)),
             "document": hashlib.sha256(f"{self._bank.digest} {self._text}".encode()).hexdigest(),
             "settings": list(self._settings),
+            "config": _sha256(self._config),
             "seed": self._seed,
             "baseline": baseline and [baseline, self._baseline_rate],
             "train": _digest(self._train_tasks),
@@ -319,10 +321,9 @@ class _Job:
 
     def _asked_of_doctor(self, plan: Mapping[str, Any]) -> str:
         """A digest of all that the diagnosis depends on."""
-        parts = [plan[name] for name in ("model", "document", "seed", "train")]
+        parts = [plan[name] for name in ("model", "weights", "document", "seed", "train")]
         settings = {name: vars(self.training)[name] for name in _DIAGNOSED_WITH}
-        asked = json.dumps([*parts, self._parsed[2].dtype, settings], sort_keys=True, default=str)
-        return hashlib.sha256(asked.encode()).hexdigest()
+        return _sha256([*parts, self._parsed[2].dtype, settings])
 
     def ask_doctor(self, *, force: bool) -> Diagnosis:
         """Diagnose whether the document will help, and which ``teacher_context`` suits it.
@@ -538,19 +539,23 @@ class _Job:
         """The settings of prompts, sampling, verifier and teachers: an ``SGSDConfig``."""
         return self._parsed[1]
 
+    @property
+    def _config(self) -> dict[str, Any]:
+        """The settings of the user's ``--config``, or of the preset."""
+        return read_yaml(resolve_config(pop_flag([*self._settings], "--config") or PRESET))
+
     def _flags(self, flags: Sequence[str], name: str) -> list[str]:
         """The given flags, overridden by the user's, overridden by those of this call."""
         return [*flags, *self._settings, *self._own(name), "--bank", str(self.folder / runfolder.BANK)]
 
     def _grpo_flags(self) -> list[str]:
         """The settings of the preset or the user's ``--config``, and the user's flags, as far as GRPO has them."""
-        known, settings = flags_of(_GRPO) - {"--method"}, [*self._settings]
-        config = resolve_config(pop_flag(settings, "--config") or PRESET)
-        content = {name: value for name, value in read_yaml(config).items() if f"--{name}" in known}
+        known = flags_of(_GRPO) - {"--method"}
+        content = {name: value for name, value in self._config.items() if f"--{name}" in known}
         file = self.folder / "grpo.yaml"
         runfolder.write_text(file, yaml.safe_dump(content | {"method": _GRPO, "num_generations": _GROUP}))
         rate = [] if self._baseline_rate is None else ["--learning_rate", str(self._baseline_rate)]
-        return ["--config", str(file), *known_flags(settings, known), *self._own(_GRPO), *rate]
+        return ["--config", str(file), *known_flags(self._settings, known), *self._own(_GRPO), *rate]
 
     def _own(self, name: str) -> list[str]:
         own = ["--model_name_or_path", self._model, "--dataset", str(self._task_file("train"))]
@@ -643,6 +648,10 @@ def retention_sums() -> list[Problem]:
         a, b = draw.randint(2, 20), draw.randint(2, 20)
         sums[f"What is {a} + {b}?"] = a + b
     return [Problem(f"sum-{n}", text, str(value)) for n, (text, value) in enumerate(sums.items())]
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(problems: Sequence[Problem]) -> str:
