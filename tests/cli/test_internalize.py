@@ -29,6 +29,7 @@ from sgsd.cli.internalize import _Job, _row, _Steps, known_flags
 from sgsd.cli.settings import parse_settings
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
+from sgsd.display import masked
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.run import Evaluation, Sample
 from sgsd.examples import demo
@@ -481,6 +482,18 @@ def test_a_plan_has_the_settings_files_content_and_the_models_weights(data, tiny
             file.write_text(file.read_text() + " ")
             changes = {"instruction": "Two."}
         assert what_stays(**changes) == ({"doctor.json", "evaluations"} if stays else set())
+
+
+def test_a_token_of_the_hub_is_in_no_file(data, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sgsd.display._secrets", set())
+    token, config = "hf_secret", tmp_path / "config.yaml"
+    settings = {"objective": "correction", "retriever": "bm25", "bf16": False, "hub_token": token}
+    config.write_text(yaml.safe_dump(settings))
+    job = _Job(data[0], str(tiny_folder), tmp_path / "out/grpo", ["--config", str(config)], 0, None, Console())
+    assert parse_settings(job._grpo_flags())[1].hub_token == token
+    planned(data, tiny_folder, tmp_path / "out/run", ["--config", str(config), "--hub_token", token])
+    assert not [file for file in tmp_path.glob("out/**/*") if file.is_file() and token in file.read_text("utf-8")]
+    assert masked(token) == "(key)"
 
 
 def test_a_call_that_failed_before_the_doctor_does_not_hold_its_folder(data, tiny_folder, tmp_path, capsys):

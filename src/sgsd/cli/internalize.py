@@ -48,21 +48,14 @@ from sgsd.cli.console import standard_error, standard_output, warn_if_few
 from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_examples
 from sgsd.cli.flags import with_underscores
 from sgsd.cli.prepare import check_before_loading, prepare
-from sgsd.cli.settings import (
-    RunArguments,
-    flags_of,
-    hub_or_cache,
-    parse_settings,
-    pop_flag,
-    read_yaml,
-    resolve_config,
-)
-from sgsd.cli.train import run_training, train
+from sgsd.cli.settings import RunArguments, flags_of, hub_or_cache, pop_flag, read_yaml, resolve_config
+from sgsd.cli.train import run_training, settings_of, train
 from sgsd.data.adapters import as_row
 from sgsd.data.curation import asked_text
 from sgsd.data.overlap import words
 from sgsd.data.problems import Problem, same_text
 from sgsd.data.sources import load_problems
+from sgsd.display import SECRETS
 from sgsd.doctor import Diagnosis, Verdict
 from sgsd.engines.generation import TransformersSampler
 from sgsd.engines.models import load_model, load_tokenizer, weights_digest
@@ -100,6 +93,7 @@ _CERTIFIED_SETTINGS = (
     *("max_completion_length", "temperature", "instruction", "verifier", "dtype"),
 )
 """Settings in the certificate; ``run/run.json`` has all."""
+_SECRET_FLAGS = {f"--{name}" for name in SECRETS}
 
 
 def internalize(
@@ -273,8 +267,8 @@ class _Job:
             "model": self._model,
             "weights": weights_digest(Path(self._model)),
             "document": hashlib.sha256(f"{self._bank.digest} {self._text}".encode()).hexdigest(),
-            "settings": list(self._settings),
-            "config": _sha256(self._config),
+            "settings": known_flags(self._settings, {one.split("=")[0] for one in self._settings} - _SECRET_FLAGS),
+            "config": _sha256({name: value for name, value in self._config.items() if name not in SECRETS}),
             "seed": self._seed,
             "baseline": baseline and [baseline, self._baseline_rate],
             "train": _digest(self._train_tasks),
@@ -297,7 +291,7 @@ class _Job:
         for name, problems in (("train", self._train_tasks), ("held-out", self._test_tasks)):
             runfolder.write_text(self._task_file(name), map(_row, problems))
         self._bank.save(self.folder / runfolder.BANK)
-        runs = [self._parsed, *([parse_settings(self._grpo_flags())] if baseline else [])]
+        runs = [self._parsed, *([settings_of(self._grpo_flags())] if baseline else [])]
         for run, training, model in runs:
             prepare(run, training, model, verifier=self._verifier)
             check_before_loading(training, model, None)
@@ -532,7 +526,7 @@ class _Job:
 
     @cached_property
     def _parsed(self) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
-        return parse_settings(self._flags(_PRESET, _RUN))
+        return settings_of(self._flags(_PRESET, _RUN))
 
     @property
     def training(self) -> Any:
@@ -552,10 +546,11 @@ class _Job:
         """The settings of the preset or the user's ``--config``, and the user's flags, as far as GRPO has them."""
         known = flags_of(_GRPO) - {"--method"}
         content = {name: value for name, value in self._config.items() if f"--{name}" in known}
+        secrets = [part for name in SECRETS if (own := content.pop(name, None)) for part in (f"--{name}", str(own))]
         file = self.folder / "grpo.yaml"
         runfolder.write_text(file, yaml.safe_dump(content | {"method": _GRPO, "num_generations": _GROUP}))
         rate = [] if self._baseline_rate is None else ["--learning_rate", str(self._baseline_rate)]
-        return ["--config", str(file), *known_flags(self._settings, known), *self._own(_GRPO), *rate]
+        return ["--config", str(file), *secrets, *known_flags(self._settings, known), *self._own(_GRPO), *rate]
 
     def _own(self, name: str) -> list[str]:
         own = ["--model_name_or_path", self._model, "--dataset", str(self._task_file("train"))]
@@ -573,7 +568,7 @@ class _Job:
         self._drop_evaluations(name)
         self._loaded = None  # free the memory for the training
         gc.collect()
-        run, training, model = parse_settings(flags)
+        run, training, model = settings_of(flags)
         length = f", {training.max_steps} steps of {training.generation_batch_size} rollouts"
         self._say(f"{name}: training{length if training.max_steps > 0 else ''}")
         run_training(run, training, model, self._console, callbacks=[_Steps(self._console, name)], before=_quiet)
