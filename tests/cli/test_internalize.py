@@ -632,10 +632,21 @@ def test_an_undecided_answer_is_neither_right_nor_wrong(outcome, correct):
     assert row["before"] == {"text": "x", "correct": correct}
 
 
-def test_six_words_in_a_row_are_recited():
-    rule = runs_of_words("Everything made of clay belongs on")
-    assert rule & runs_of_words("so, everything MADE of clay belongs on it")
-    assert not rule & runs_of_words("so, everything made of clay belongs there")
+@pytest.mark.parametrize(
+    ("rule", "recited", "other"),
+    [
+        (
+            "Everything made of clay belongs on",
+            "so, everything MADE of clay belongs on it",
+            "so, everything made of clay belongs there",
+        ),
+        ("所有陶土制品都放在一号架上。", "答：陶土制品都放在二号架。", "陶土制品在一号架上"),
+        ("मिट्टी की हर चीज़ पहली शेल्फ़ पर", "हाँ, मिट्टी की हर चीज़ पहली शेल्फ़ पर", "मिट्टी की शेल्फ़"),
+    ],
+)
+def test_six_words_in_a_row_are_recited(rule, recited, other):
+    assert runs_of_words(rule) & runs_of_words(recited)
+    assert not runs_of_words(rule) & runs_of_words(other)
 
 
 def test_training_tells_what_comes_first_and_the_time_left(monkeypatch, capsys):
