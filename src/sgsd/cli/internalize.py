@@ -471,6 +471,7 @@ class _Job:
             "doctor": figures.seconds(self.folder / runfolder.DOCTOR),
             "evaluations": sum(figures.seconds(folder / runfolder.SUMMARY) for folder in evaluations),
             "training": step_seconds,
+            "grpo": figures.training(self.folder / _GRPO)[2] if baseline else None,
         }
         return {
             "version": 1,
@@ -482,7 +483,7 @@ class _Job:
                 "file": self._document,
                 "digest": self._bank.digest,
                 "rules": len(self._bank.items),
-                "tokens": len(self._tokenizer(self._text)["input_ids"]),
+                "tokens": len(self._tokenizer(self._text, add_special_tokens=False)["input_ids"]),
             },
             "method": method_name(record),
             "teachers": self._context,
@@ -496,7 +497,7 @@ class _Job:
                 **tokens,
                 "saved": saved,
                 "training": spent,
-                "requests_to_pay": round(spent / saved) if saved > 0 else None,
+                "requests_to_pay": math.ceil(spent / saved) if saved > 0 else None,
             },
             "recited": {name: figures.recited(made[name], self._text) for name in ("before", "with_document", "after")},
             "retention": {
@@ -515,11 +516,7 @@ class _Job:
                 "seed": self._seed,
                 "settings": {name: record.get(name) for name in _CERTIFIED_SETTINGS},
             },
-            "seconds": {
-                **seconds,
-                "grpo": figures.training(self.folder / _GRPO)[2] if baseline else None,
-                "total": sum(seconds.values()),
-            },
+            "seconds": seconds | {"total": sum(filter(None, seconds.values()))},
         }
 
     # ---- settings
