@@ -487,6 +487,19 @@ def test_a_plan_has_the_settings_files_content_and_the_models_weights(data, tiny
         assert what_stays(**changes) == ({"doctor.json", "evaluations"} if stays else set())
 
 
+def test_before_a_training_its_former_results_are_gone(data, tiny_folder, tmp_path):
+    """A certificate of the former one stayed until the new one was done."""
+    job = _Job(data[0], str(tiny_folder), tmp_path, [], 0, None, Console())
+    results = {"run": ("certificate.json", "certificate.html", "evaluations/after"), "grpo": ("evaluations/grpo",)}
+    for name in [*results["run"], *results["grpo"], "evaluations/before"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).mkdir() if name.startswith("evaluations") else (tmp_path / name).write_text("{}")
+    for run, gone in results.items():
+        job._drop_results(run)
+        assert not [name for name in gone if (tmp_path / name).exists()]
+    assert [place.name for place in tmp_path.glob("evaluations/*")] == ["before"]
+
+
 def test_a_token_of_the_hub_is_in_no_file(data, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("sgsd.display._secrets", set())
     token, config = "hf_secret", tmp_path / "config.yaml"

@@ -436,7 +436,7 @@ class _Job:
         if self._is_trained(_GRPO) or threads == 1 or self.training.device.type != "cpu":
             yield
             return
-        self._drop_evaluations(_GRPO)
+        self._drop_results(_GRPO)
         torch.set_num_threads(threads // 2)
         try:
             with _training_beside(self._grpo_flags(), threads - threads // 2, self.folder / "grpo.log") as process:
@@ -562,7 +562,7 @@ class _Job:
     def _train(self, name: str, flags: Sequence[str]) -> None:
         if self._is_trained(name):
             return
-        self._drop_evaluations(name)
+        self._drop_results(name)
         self._loaded = None  # free the memory for the training
         gc.collect()
         run, training, model = settings_of(flags)
@@ -572,8 +572,11 @@ class _Job:
         end_run(training.report_to)
         gc.collect()
 
-    def _drop_evaluations(self, name: str) -> None:
-        """Those of a former training of this name, whose folder the user removed."""
+    def _drop_results(self, name: str) -> None:
+        """Remove the results of a former training of this name, whose folder the user removed."""
+        if name == _RUN:
+            for file in (runfolder.CERTIFICATE, runfolder.CERTIFICATE_PAGE):
+                (self.folder / file).unlink(missing_ok=True)
         for stale in ("after", "retained-after") if name == _RUN else (name,):
             shutil.rmtree(self.folder / runfolder.EVALUATIONS / stale, ignore_errors=True)
 
