@@ -152,6 +152,15 @@ def test_a_competition_set_brings_the_papers_sampling(sgsd, tiny_folder, benchma
     assert summary["chat_template_kwargs"] == {"enable_thinking": False}
 
 
+def test_a_folder_with_a_competitions_name_is_not_the_competition(sgsd, tiny_folder, problems, tmp_path, monkeypatch):
+    """Its own problems were sampled 12 times, with thinking on."""
+    (tmp_path / "aime25").mkdir()
+    shutil.copy(problems, tmp_path / "aime25")
+    monkeypatch.chdir(tmp_path)
+    summary = json.loads(sgsd("eval", tiny_folder, "--dataset", "aime25", *QUICK, "--json").out)
+    assert (summary["problems"], summary["samples_per_problem"], summary["chat_template_kwargs"]) == (8, 1, {})
+
+
 @pytest.mark.parametrize(
     ("name", "row"),
     [

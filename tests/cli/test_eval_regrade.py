@@ -92,6 +92,18 @@ def test_nothing_of_the_old_verifier_is_left_in_the_summary(sgsd, tmp_path, monk
     assert (summary["maj@2"], summary["verifier_options"]) == (1.0, options)
 
 
+def test_a_regraded_evaluation_does_not_pass_for_the_one_it_replaced(sgsd, tiny_folder, problems, tmp_path):
+    """``sgsd eval`` showed the other verifier's accuracy as its own."""
+    flags = ("--dataset", problems, "--verifier", "exact", "--max_completion_length", "2", "--samples", "2")
+    for name in ("one", "two"):
+        assert sgsd("eval", tiny_folder, *flags, "--output", tmp_path / name).code == 0
+    regrade = ("eval", "--regrade", tmp_path / "one", "--verifier", "math", "--output", tmp_path / "two", "--force")
+    assert sgsd(*regrade).code == 0
+    again = sgsd("eval", tiny_folder, *flags, "--output", tmp_path / "two")
+    assert (again.code, "whose settings are unknown" in again.error) == (2, True)
+    assert sgsd("compare", tmp_path / "two").code == 0
+
+
 def test_the_stored_responses_of_several_projects(sgsd, shared_data):
     """Every one of 1,088 real model outputs; the one disagreement is a reference spelled ``10{,}000``."""
     document = json.loads(sgsd("eval", "--regrade", shared_data / "responses.jsonl", "--json").out)

@@ -95,6 +95,26 @@ def test_the_adapter_is_asked_in_the_runs_template_and_the_results_are_kept(
 
 
 @pytest.mark.parametrize(
+    ("name", "flags", "end"),
+    [
+        ("run", (), None),
+        ("run", ("--thinking", "on"), "</think>"),
+        ("model", (), "</think>"),  # its template lets it think
+        ("model", ("--thinking", "off"), None),
+    ],
+)
+def test_thoughts_are_no_part_of_the_answer_where_the_model_thinks(
+    sgsd, run, tasks, tiny_folder, monkeypatch, name, flags, end
+):
+    found = []
+    monkeypatch.setattr(
+        "lm_eval.models.huggingface.HFLM", lambda think_end_token, **_: found.append(think_end_token) or 1 / 0
+    )
+    result = sgsd("eval", {"run": run, "model": tiny_folder}[name], "--lm_eval", tasks, *flags)
+    assert (result.code, found) == (1, [end])
+
+
+@pytest.mark.parametrize(
     ("flags", "said"),
     [
         (("--lm_eval", "{rows}"), ("lm-eval cannot run these tasks",)),

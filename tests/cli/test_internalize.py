@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from rich.console import Console
 
 from sgsd import internalize, runfolder
@@ -28,6 +29,7 @@ from sgsd.cli.internalize import _Job, _row, _Steps, known_flags
 from sgsd.cli.settings import parse_settings
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
+from sgsd.display import masked
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.run import Evaluation, Sample
 from sgsd.examples import demo
@@ -76,7 +78,11 @@ def test_a_certificate_has_every_measure(made, capsys):
     assert set(found["accuracy"]) == {"before", "with_document", "after", "grpo"}
     assert found["tasks"] | {"file": ""} == {"train": 72, "held_out": 12, "file": ""}
     assert found["tokens"]["saved"] > 0
-    assert found["tokens"]["requests_to_pay"] == round(found["tokens"]["training"] / found["tokens"]["saved"])
+    requests, tokens = found["tokens"]["requests_to_pay"], found["tokens"]
+    assert (requests - 1) * tokens["saved"] < tokens["training"] <= requests * tokens["saved"]
+    seconds = json.loads((made / "certificate.json").read_text())["seconds"]
+    assert seconds.pop("grpo") > 0
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
     assert len(found["rules"]) == found["document"]["rules"] == 12
     assert {rule["source"] for rule in found["rules"]} == {f"SKILL.md:{line}" for line in range(8, 20)}
     assert sum(rule["uses"] for rule in found["rules"]) > 0
@@ -451,6 +457,62 @@ def test_before_the_first_checkpoint_settings_may_change(made, data, tiny_folder
     assert "before: sampling" in told.out + told.err
 
 
+def planned(data, model: Path, output: Path, settings: list[str]) -> Path:
+    """Read the tasks and write the plan; the output folder."""
+    job = _Job(data[0], str(model), output, settings, 0, None, Console())
+    with job.stack:
+        job.read_tasks(data[1], data[2], None, None)
+        job.check_plan(None)
+    return output
+
+
+def test_a_plan_has_the_settings_files_content_and_the_models_weights(data, tiny_folder, tmp_path):
+    """A diagnosis and evaluations by the old instruction stayed."""
+    model, config = shutil.copytree(tiny_folder, tmp_path / "model"), tmp_path / "config.yaml"
+    settings = {"objective": "correction", "retriever": "bm25", "instruction": "One.", "max_completion_length": 8}
+    settings |= {"max_steps": 2, "bf16": False}
+
+    def what_stays(**changes) -> set[str]:
+        config.write_text(yaml.safe_dump(settings | changes))
+        output = planned(data, model, tmp_path / "out", ["--config", str(config)])
+        return {name for name in ("doctor.json", "evaluations") if (output / name).exists()}
+
+    assert what_stays() == set()
+    for changes, stays in (({"max_steps": 3}, True), ({"instruction": "Two."}, False), ({"weights": 1}, False)):
+        (tmp_path / "out" / "evaluations").mkdir(exist_ok=True)
+        (tmp_path / "out" / "doctor.json").write_text("{}")
+        if changes.pop("weights", None):
+            file = model / "config.json"
+            file.write_text(file.read_text() + " ")
+            changes = {"instruction": "Two."}
+        assert what_stays(**changes) == ({"doctor.json", "evaluations"} if stays else set())
+
+
+def test_before_a_training_its_former_results_are_gone(data, tiny_folder, tmp_path):
+    """A certificate of the former one stayed until the new one was done."""
+    job = _Job(data[0], str(tiny_folder), tmp_path, [], 0, None, Console())
+    results = {"run": ("certificate.json", "certificate.html", "evaluations/after"), "grpo": ("evaluations/grpo",)}
+    for name in [*results["run"], *results["grpo"], "evaluations/before"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).mkdir() if name.startswith("evaluations") else (tmp_path / name).write_text("{}")
+    for run, gone in results.items():
+        job._drop_results(run)
+        assert not [name for name in gone if (tmp_path / name).exists()]
+    assert [place.name for place in tmp_path.glob("evaluations/*")] == ["before"]
+
+
+def test_a_token_of_the_hub_is_in_no_file(data, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sgsd.display._secrets", set())
+    token, config = "hf_secret", tmp_path / "config.yaml"
+    settings = {"objective": "correction", "retriever": "bm25", "bf16": False, "hub_token": token}
+    config.write_text(yaml.safe_dump(settings))
+    job = _Job(data[0], str(tiny_folder), tmp_path / "out/grpo", ["--config", str(config)], 0, None, Console())
+    assert parse_settings(job._grpo_flags())[1].hub_token == token
+    planned(data, tiny_folder, tmp_path / "out/run", ["--config", str(config), "--hub_token", token])
+    assert not [file for file in tmp_path.glob("out/**/*") if file.is_file() and token in file.read_text("utf-8")]
+    assert masked(token) == "(key)"
+
+
 def test_a_call_that_failed_before_the_doctor_does_not_hold_its_folder(data, tiny_folder, tmp_path, capsys):
     output = tmp_path / "again"
     flags = call(data, tiny_folder, output)
@@ -587,10 +649,21 @@ def test_an_undecided_answer_is_neither_right_nor_wrong(outcome, correct):
     assert row["before"] == {"text": "x", "correct": correct}
 
 
-def test_six_words_in_a_row_are_recited():
-    rule = runs_of_words("Everything made of clay belongs on")
-    assert rule & runs_of_words("so, everything MADE of clay belongs on it")
-    assert not rule & runs_of_words("so, everything made of clay belongs there")
+@pytest.mark.parametrize(
+    ("rule", "recited", "other"),
+    [
+        (
+            "Everything made of clay belongs on",
+            "so, everything MADE of clay belongs on it",
+            "so, everything made of clay belongs there",
+        ),
+        ("所有陶土制品都放在一号架上。", "答：陶土制品都放在二号架。", "陶土制品在一号架上"),
+        ("मिट्टी की हर चीज़ पहली शेल्फ़ पर", "हाँ, मिट्टी की हर चीज़ पहली शेल्फ़ पर", "मिट्टी की शेल्फ़"),
+    ],
+)
+def test_six_words_in_a_row_are_recited(rule, recited, other):
+    assert runs_of_words(rule) & runs_of_words(recited)
+    assert not runs_of_words(rule) & runs_of_words(other)
 
 
 def test_training_tells_what_comes_first_and_the_time_left(monkeypatch, capsys):

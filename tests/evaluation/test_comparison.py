@@ -69,6 +69,16 @@ def test_runs_that_differ_in_seed_paths_and_what_they_log_are_one_row(tmp_path, 
     assert row.differences == (paired_difference([shares(solved(3))], values),)
 
 
+def test_a_setting_that_is_none_and_one_that_is_not_recorded_are_the_same(tmp_path):
+    """Two groups had one label, and the first was lost."""
+    folders = [write_run(tmp_path / "0", {"sums": solved(4)}), write_run(tmp_path / "1", {"sums": solved(6)}, seed=1)]
+    record = json.loads((folders[1] / "run.json").read_text())
+    record["settings"]["a_later_setting"] = None
+    (folders[1] / "run.json").write_text(json.dumps(record))
+    (row,) = compare_runs(folders).rows
+    assert (row.label, row.seeds) == ("SGSD", (0, 1))
+
+
 def digests(bank: str = "b", data: str = "d", model: str | None = None) -> dict:
     return {"bank_digest": bank, "data": {"digest": data}, "model_digest": model}
 

@@ -71,6 +71,12 @@ def test_truncated_is_incorrect_and_undecided_is_not_correct(renderer):
     assert summary["mean_tokens"] == pytest.approx((1 + 2 + 1) / 3)
 
 
+def test_two_problems_of_one_id_are_refused(renderer):
+    """Their accuracy was 2."""
+    with pytest.raises(ValueError, match="one id"):
+        evaluate(Script("3", "3"), [PROBLEMS[0], PROBLEMS[0]], renderer, Reader())
+
+
 def test_samples_come_by_problem_in_the_order_of_the_problems(renderer):
     sampler = Script("3", "9", "1", "1", "9", "9")
     result = evaluate(sampler, PROBLEMS, renderer, Reader(), k=2, seed=7)

@@ -48,6 +48,7 @@ def page(read, tmp_path):
         ({"with_document": None}, f"{GAIN}."),
         ({"with_document": 0.22}, f"{GAIN}."),
         ({"after": 0.998}, f"{GAIN.replace('88', 'over 99')}; all of what {RULES} is kept."),
+        ({"before": 0.005, "with_document": None}, f"{GAIN.replace('21', 'under 1')}."),  # one task of 200
         ({"after": 0.25}, f"No gain is shown: t{GAIN[1:].replace('88', '25')}, a difference that may be chance."),
         ({"after": 0.1}, f"Training made it worse: t{GAIN[1:].replace('88', '10')}."),
     ],
@@ -70,7 +71,12 @@ def test_the_sentence_names_the_document_where_teachers_are_shown_all_of_it(read
         ({}, 0, f"{GRPO} 33 % right."),
         ({"grpo": 0.86}, 0, f"{GRPO} 86 % right: as good, as far as these tasks tell."),
         ({"grpo": 0.99}, 0, f"{GRPO} 99 % right, which is better."),
-        ({}, 1, f"No forgetting is shown: {ARITHMETIC}; a loss of up to 9 points is not excluded."),
+        ({}, 1, f"No forgetting is shown: {ARITHMETIC}; a loss of up to 9.0 points is not excluded."),
+        (
+            {"forgotten": -0.076},
+            1,
+            "No forgetting is shown: arithmetic, 48 % right, 40 % before; a loss of up to 0.4 points is not excluded.",
+        ),
         ({"forgotten": 0.2}, 1, "Something was forgotten: arithmetic, 20 % right, 40 % before."),
         ({"forgotten": -0.2}, 1, "Nothing was forgotten: arithmetic, 60 % right, 40 % before."),
         ({"forgotten": None, "grpo": None}, 0, "Rules of the document that harmed: 3 of 12."),

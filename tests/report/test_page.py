@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import pytest
 
+from sgsd.display import visible
 from sgsd.errors import ConfigError
 from sgsd.report import grouped, html, load_runs
 from sgsd.report import page as pages
@@ -101,7 +102,10 @@ def test_what_models_and_banks_say_stays_text(outline, text):
     assert outline.all("img") == []
     assert "{{ 7 * 7 }}" in text
     traces = json.loads(outline.text_of("script", type="application/json", id="traces"))
-    assert traces["rollouts"][0]["tokens"][1] == HOSTILE
+    rollout = traces["rollouts"][0]
+    assert rollout["tokens"][1] == HOSTILE.replace("\u2028", "⟨U+2028⟩")
+    shown = [*rollout["tokens"], *(teacher[part] for teacher in rollout["teachers"] for part in ("skill", "mistake"))]
+    assert all(text == visible(text) for text in shown)
 
 
 def test_configuration_and_notes_are_there(text, runs):

@@ -34,7 +34,7 @@ from sgsd.data.sources import GYM, load_problems
 from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import refuse_missing_folder, weights_digest
 from sgsd.errors import ConfigError, did_you_mean
-from sgsd.evaluation.presets import BENCHMARKS, Benchmark
+from sgsd.evaluation.presets import BENCHMARKS, Benchmark, find_benchmark
 from sgsd.evaluation.recorded import distinct_tails
 from sgsd.evaluation.run import prompts_of, verifier_of
 from sgsd.prompts import SWITCH, PromptRenderer, Shown, Thinking
@@ -220,7 +220,7 @@ def make_plan(
     Raises:
         SGSDError: a setting, the data or the bank cannot be used.
     """
-    benchmark = BENCHMARKS.get(name)
+    benchmark = find_benchmark(name) if options.dataset_file is None else BENCHMARKS.get(name)
     verifier_name = verifier_of(options.verifier, run)
     verifier_options = (run.get("verifier_options") or {}) if verifier_name == run.get("verifier") else {}
     verifier = get_verifier(verifier_name, **verifier_options)
@@ -275,7 +275,7 @@ def _load(
     name: str, benchmark: Benchmark | None, options: argparse.Namespace, run: Mapping[str, Any], verifier: Verifier
 ) -> tuple[list[Problem], DataReport]:
     split, config, source = options.dataset_split, options.dataset_config, options.dataset_file or name
-    if options.dataset_file is None and benchmark is not None and not os.path.exists(name):
+    if options.dataset_file is None and benchmark is not None:
         source, split, config = benchmark.hub, split or benchmark.split, config or benchmark.config
     columns, of_run = options.dataset_columns, not (options.dataset or options.dataset_file)
     if of_run and benchmark is None and columns is None and options.dataset_adapter is None:

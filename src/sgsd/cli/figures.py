@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required
@@ -26,7 +27,8 @@ _RECITED_WORDS = 6
 _RESAMPLES = 5000
 _SHOWN_ANSWERS = 10
 _JUDGED = {Outcome.CORRECT: True, Outcome.INCORRECT: False, Outcome.UNDECIDED: None}
-_WORD = re.compile(r"\w+")
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # kana and Chinese characters, written without spaces
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _Logged = TypedDict(
     "_Logged",
     {
@@ -87,6 +89,7 @@ def kept(before: Sequence[float], shown: Sequence[float], after: Sequence[float]
         vectorized=True,
         n_resamples=_RESAMPLES,
         method="percentile",
+        batch=100,  # the memory is that of so many resamples
         rng=np.random.default_rng(0),
     )
     low, high = np.nanquantile(drawn.bootstrap_distribution, [0.025, 0.975])
@@ -100,8 +103,9 @@ def recited(evaluation: Evaluation, document: str) -> float:
 
 
 def runs_of_words(text: str) -> set[tuple[str, ...]]:
-    """The word 6-grams of a text."""
-    words = _WORD.findall(text.lower())
+    """The word 6-grams of a text; a Chinese or Japanese character is a word."""
+    letters = unicodedata.normalize("NFC", text.lower())  # vowel signs, of Hindi, say, would end a word
+    words = _WORD.findall("".join(one for one in letters if unicodedata.category(one)[0] != "M"))
     return {tuple(words[n : n + _RECITED_WORDS]) for n in range(len(words) - _RECITED_WORDS + 1)}
 
 

@@ -15,7 +15,7 @@ from sgsd.cli.eval import engines_of
 from sgsd.cli.eval_plan import check_flags, output_of, read_model_run, refuse_idle_flags, renderer_of
 from sgsd.cli.settings import ignore_deprecations
 from sgsd.errors import ConfigError, did_you_mean, in_one_line
-from sgsd.prompts import SWITCH
+from sgsd.trainers.tokens import thinking_of
 
 _NAME = "lm-eval"
 _FLAGS = (
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             tokenizer=tokenizer,
             batch_size=options.batch_size or _BATCH_SIZE,
             chat_template_args=template,
-            think_end_token="</think>" if template.get(SWITCH) else None,
+            think_end_token="</think>" if thinking_of(tokenizer, template).thinks else None,
         )
         try:
             results: Any = simple_evaluate(

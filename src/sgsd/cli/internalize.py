@@ -48,24 +48,17 @@ from sgsd.cli.console import standard_error, standard_output, warn_if_few
 from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_examples
 from sgsd.cli.flags import with_underscores
 from sgsd.cli.prepare import check_before_loading, prepare
-from sgsd.cli.settings import (
-    RunArguments,
-    flags_of,
-    hub_or_cache,
-    parse_settings,
-    pop_flag,
-    read_yaml,
-    resolve_config,
-)
-from sgsd.cli.train import run_training, train
+from sgsd.cli.settings import RunArguments, flags_of, hub_or_cache, pop_flag, read_yaml, resolve_config
+from sgsd.cli.train import run_training, settings_of, train
 from sgsd.data.adapters import as_row
 from sgsd.data.curation import asked_text
 from sgsd.data.overlap import words
 from sgsd.data.problems import Problem, same_text
 from sgsd.data.sources import load_problems
+from sgsd.display import SECRETS
 from sgsd.doctor import Diagnosis, Verdict
 from sgsd.engines.generation import TransformersSampler
-from sgsd.engines.models import load_model, load_tokenizer
+from sgsd.engines.models import load_model, load_tokenizer, weights_digest
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation import Evaluation, evaluate
 from sgsd.evaluation.run import prompts_of
@@ -100,6 +93,7 @@ _CERTIFIED_SETTINGS = (
     *("max_completion_length", "temperature", "instruction", "verifier", "dtype"),
 )
 """Settings in the certificate; ``run/run.json`` has all."""
+_SECRET_FLAGS = {f"--{name}" for name in SECRETS}
 
 
 def internalize(
@@ -271,8 +265,10 @@ class _Job:
         """
         plan = {
             "model": self._model,
+            "weights": weights_digest(Path(self._model)),
             "document": hashlib.sha256(f"{self._bank.digest} {self._text}".encode()).hexdigest(),
-            "settings": list(self._settings),
+            "settings": known_flags(self._settings, {one.split("=")[0] for one in self._settings} - _SECRET_FLAGS),
+            "config": _sha256({name: value for name, value in self._config.items() if name not in SECRETS}),
             "seed": self._seed,
             "baseline": baseline and [baseline, self._baseline_rate],
             "train": _digest(self._train_tasks),
@@ -295,7 +291,7 @@ class _Job:
         for name, problems in (("train", self._train_tasks), ("held-out", self._test_tasks)):
             runfolder.write_text(self._task_file(name), map(_row, problems))
         self._bank.save(self.folder / runfolder.BANK)
-        runs = [self._parsed, *([parse_settings(self._grpo_flags())] if baseline else [])]
+        runs = [self._parsed, *([settings_of(self._grpo_flags())] if baseline else [])]
         for run, training, model in runs:
             prepare(run, training, model, verifier=self._verifier)
             check_before_loading(training, model, None)
@@ -319,10 +315,9 @@ class _Job:
 
     def _asked_of_doctor(self, plan: Mapping[str, Any]) -> str:
         """A digest of all that the diagnosis depends on."""
-        parts = [plan[name] for name in ("model", "document", "seed", "train")]
+        parts = [plan[name] for name in ("model", "weights", "document", "seed", "train")]
         settings = {name: vars(self.training)[name] for name in _DIAGNOSED_WITH}
-        asked = json.dumps([*parts, self._parsed[2].dtype, settings], sort_keys=True, default=str)
-        return hashlib.sha256(asked.encode()).hexdigest()
+        return _sha256([*parts, self._parsed[2].dtype, settings])
 
     def ask_doctor(self, *, force: bool) -> Diagnosis:
         """Diagnose whether the document will help, and which ``teacher_context`` suits it.
@@ -441,7 +436,7 @@ class _Job:
         if self._is_trained(_GRPO) or threads == 1 or self.training.device.type != "cpu":
             yield
             return
-        self._drop_evaluations(_GRPO)
+        self._drop_results(_GRPO)
         torch.set_num_threads(threads // 2)
         try:
             with _training_beside(self._grpo_flags(), threads - threads // 2, self.folder / "grpo.log") as process:
@@ -487,7 +482,7 @@ class _Job:
                 "file": self._document,
                 "digest": self._bank.digest,
                 "rules": len(self._bank.items),
-                "tokens": len(self._tokenizer(self._text)["input_ids"]),
+                "tokens": len(self._tokenizer(self._text, add_special_tokens=False)["input_ids"]),
             },
             "method": method_name(record),
             "teachers": self._context,
@@ -501,7 +496,7 @@ class _Job:
                 **tokens,
                 "saved": saved,
                 "training": spent,
-                "requests_to_pay": round(spent / saved) if saved > 0 else None,
+                "requests_to_pay": math.ceil(spent / saved) if saved > 0 else None,
             },
             "recited": {name: figures.recited(made[name], self._text) for name in ("before", "with_document", "after")},
             "retention": {
@@ -523,7 +518,7 @@ class _Job:
             "seconds": {
                 **seconds,
                 "grpo": figures.training(self.folder / _GRPO)[2] if baseline else None,
-                "total": sum(seconds.values()),
+                "total": sum(seconds.values()),  # without the baseline's, which may run at the same time
             },
         }
 
@@ -531,12 +526,17 @@ class _Job:
 
     @cached_property
     def _parsed(self) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
-        return parse_settings(self._flags(_PRESET, _RUN))
+        return settings_of(self._flags(_PRESET, _RUN))
 
     @property
     def training(self) -> Any:
         """The settings of prompts, sampling, verifier and teachers: an ``SGSDConfig``."""
         return self._parsed[1]
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        """The settings of the user's ``--config``, or of the preset."""
+        return read_yaml(resolve_config(pop_flag([*self._settings], "--config") or PRESET))
 
     def _flags(self, flags: Sequence[str], name: str) -> list[str]:
         """The given flags, overridden by the user's, overridden by those of this call."""
@@ -544,13 +544,13 @@ class _Job:
 
     def _grpo_flags(self) -> list[str]:
         """The settings of the preset or the user's ``--config``, and the user's flags, as far as GRPO has them."""
-        known, settings = flags_of(_GRPO) - {"--method"}, [*self._settings]
-        config = resolve_config(pop_flag(settings, "--config") or PRESET)
-        content = {name: value for name, value in read_yaml(config).items() if f"--{name}" in known}
+        known = flags_of(_GRPO) - {"--method"}
+        content = {name: value for name, value in self._config.items() if f"--{name}" in known}
+        secrets = [part for name in SECRETS if (own := content.pop(name, None)) for part in (f"--{name}", str(own))]
         file = self.folder / "grpo.yaml"
         runfolder.write_text(file, yaml.safe_dump(content | {"method": _GRPO, "num_generations": _GROUP}))
         rate = [] if self._baseline_rate is None else ["--learning_rate", str(self._baseline_rate)]
-        return ["--config", str(file), *known_flags(settings, known), *self._own(_GRPO), *rate]
+        return ["--config", str(file), *secrets, *known_flags(self._settings, known), *self._own(_GRPO), *rate]
 
     def _own(self, name: str) -> list[str]:
         own = ["--model_name_or_path", self._model, "--dataset", str(self._task_file("train"))]
@@ -565,18 +565,21 @@ class _Job:
     def _train(self, name: str, flags: Sequence[str]) -> None:
         if self._is_trained(name):
             return
-        self._drop_evaluations(name)
+        self._drop_results(name)
         self._loaded = None  # free the memory for the training
         gc.collect()
-        run, training, model = parse_settings(flags)
+        run, training, model = settings_of(flags)
         length = f", {training.max_steps} steps of {training.generation_batch_size} rollouts"
         self._say(f"{name}: training{length if training.max_steps > 0 else ''}")
         run_training(run, training, model, self._console, callbacks=[_Steps(self._console, name)], before=_quiet)
         end_run(training.report_to)
         gc.collect()
 
-    def _drop_evaluations(self, name: str) -> None:
-        """Those of a former training of this name, whose folder the user removed."""
+    def _drop_results(self, name: str) -> None:
+        """Remove the results of a former training of this name, whose folder the user removed."""
+        if name == _RUN:
+            for file in (runfolder.CERTIFICATE, runfolder.CERTIFICATE_PAGE):
+                (self.folder / file).unlink(missing_ok=True)
         for stale in ("after", "retained-after") if name == _RUN else (name,):
             shutil.rmtree(self.folder / runfolder.EVALUATIONS / stale, ignore_errors=True)
 
@@ -643,6 +646,10 @@ def retention_sums() -> list[Problem]:
         a, b = draw.randint(2, 20), draw.randint(2, 20)
         sums[f"What is {a} + {b}?"] = a + b
     return [Problem(f"sum-{n}", text, str(value)) for n, (text, value) in enumerate(sums.items())]
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(problems: Sequence[Problem]) -> str:

@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         kept["verdicts.jsonl"] = judged[list(DISAGREEMENT)]
         runfolder.write_json(options.output / runfolder.SUMMARY, {**about, **counts})
     if options.output is not None:
+        (options.output / runfolder.SETTINGS).unlink(missing_ok=True)  # else sgsd eval would take it for its own
         for file, frame in kept.items():
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dict("records"))
             runfolder.write_text(options.output / file, "".join(lines))

@@ -49,10 +49,7 @@ def train(arguments: Sequence[str]) -> int:
     launch, rest = _split_launch_flags(list(arguments))
     if launch:
         _relaunch(launch, rest)
-    run, training, model = parse_settings(rest)
-    if training.hub_token:
-        training.hub_token = training.hub_token.strip()
-        keep_secret(training.hub_token)
+    run, training, model = settings_of(rest)
     console = standard_error()
     if run.dry_run:
         dry_run(run, training, model, console)
@@ -63,6 +60,15 @@ def train(arguments: Sequence[str]) -> int:
     stop = StopOnSignal()
     run_training(run, training, model, console, stop=stop)
     return 0 if stop.stopped is None else os.EX_TEMPFAIL
+
+
+def settings_of(arguments: Sequence[str]) -> tuple[RunArguments, VerifiedConfig, ModelConfig]:
+    """``parse_settings``, with the hub's token stripped, and masked in all that is shown from now on."""
+    run, training, model = parse_settings(arguments)
+    if training.hub_token:
+        training.hub_token = training.hub_token.strip()
+        keep_secret(training.hub_token)
+    return run, training, model
 
 
 def run_training(

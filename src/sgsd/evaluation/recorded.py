@@ -236,8 +236,8 @@ def told_apart(settings: Sequence[Mapping[str, Any]], sources: Sequence[Mapping[
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
-    """A text that is equal for equal settings."""
-    return json.dumps(settings, sort_keys=True, default=str)
+    """A text that is equal for equal settings; one that is missing, as in runs of earlier versions, equals ``None``."""
+    return json.dumps({name: own for name, own in settings.items() if own is not None}, sort_keys=True, default=str)
 
 
 def _sources(named: Mapping[str, tuple[Any, Any]], seed: int | None = None) -> dict[str, Source]:

@@ -288,8 +288,10 @@ def evaluate(
 
     Raises:
         PromptError: a prompt is too long.
-        ValueError: ``done`` is not the beginning of this evaluation.
+        ValueError: two problems have one id, or ``done`` is not the beginning of this evaluation.
     """
+    if len({problem.id for problem in problems}) < len(problems):
+        raise ValueError("two problems have one id: their samples could not be told apart")
     prompts = prompts_of(problems, renderer, shown)
     if max_prompt_length is not None:
         what = "plain prompts" if shown is None else "prompts with skills"

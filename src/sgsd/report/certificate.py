@@ -254,7 +254,7 @@ def remarks(certificate: Certificate) -> list[str]:
     if retention is not None:
         before, after = _share(retention.before.accuracy), _share(retention.after.accuracy)
         came = f"{short(retention.name, 60)}, {after} right, {before} before"
-        hidden = f"; a loss of up to {-100 * retention.difference.ci95[0]:.0f} points is not excluded"
+        hidden = f"; a loss of up to {figure(-100 * retention.difference.ci95[0], '.1f')} points is not excluded"
         beginnings = {1: "Nothing was forgotten", 0: "No forgetting is shown", -1: "Something was forgotten"}
         sign = retention.difference.sign
         said.append(f"{beginnings[sign]}: {came}{'' if sign else hidden}.")
@@ -265,7 +265,7 @@ def remarks(certificate: Certificate) -> list[str]:
 
 def _share(share: float) -> str:
     """``88 %``; 0 and 100 % only if exact."""
-    if 0 < share < 0.005:
+    if 0 < share <= 0.005:
         return "under 1 %"
     return "over 99 %" if 0.995 <= share < 1 else figure(share, ".0%")
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sgsd import __version__, runfolder
 from sgsd.bank import Item, Mistake, Skill
+from sgsd.display import visible
 from sgsd.errors import ConfigError, DataError
 from sgsd.evaluation.comparison import Comparison, compare_runs
 from sgsd.report import curves, html, tables
@@ -112,7 +113,7 @@ def _traced(groups: Sequence[Group]) -> list[dict[str, Any]]:
             if trace["step"] in spread:
                 teachers = [_teacher(teacher, group.items) for teacher in trace["teachers"]]
                 about = {"id": f"rollout-{position}-{len(shown)}", "begins": short(trace["problem"], 60)}
-                rollout = {**trace, **about, "teachers": teachers}
+                rollout = {**trace, **about, "tokens": [*map(visible, trace["tokens"])], "teachers": teachers}
                 size = len(json.dumps(rollout))
                 if size <= room:
                     room -= size
@@ -129,7 +130,7 @@ def _teacher(teacher: Mapping[str, Any], items: Mapping[str, Item]) -> dict[str,
         item = items.get(teacher[part])
         names[part] = teacher[part] if item is None else short(item.title or item.text, 60)
         texts = [teacher[part]] if item is None else [text for text in (item.title, item.text) if text]
-        words[part] = ". ".join(text.rstrip(".") for text in texts)
+        words[part] = visible(". ".join(text.rstrip(".") for text in texts))
     stance, support = _STANCES[teacher["stance"]], signed(teacher["support"])
     return {
         "line": f"{names['skill'] or names['mistake']} ({stance}, {support})",
