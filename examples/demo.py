@@ -44,6 +44,7 @@ OTHER_SUMS = 64
 GRPO_LEARNING_RATE = 2e-4
 SETTINGS = [
     *("--instruction", "Finish with the number of the shelf.", "--max_completion_length", "16"),
+    *("--temperature", "0.5"),  # at 0.8 one rollout in five is cut off
     *("--learning_rate", "2e-3", "--max_steps", "90", "--per_device_train_batch_size", "8"),  # for a model this small
     *("--rehearsal_weight", "1", "--rehearsal_texts", "32"),
     *("--lora_target_modules", "gate_proj", "up_proj", "down_proj"),
