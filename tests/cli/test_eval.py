@@ -126,6 +126,17 @@ def test_an_evaluation_can_be_judged_again(sgsd, run, tmp_path, no_model):
     assert json.loads((out / "summary.json").read_text())["verifier"] == "math"
 
 
+def test_an_evaluation_is_of_the_step_at_which_it_was_made(sgsd, run):
+    """After a run went on, the old one counted as that of the new model."""
+    assert json.loads(sgsd("eval", run / "checkpoint-2", *QUICK, "--json").out)["step"] == 2
+    assert json.loads(sgsd("eval", run, *QUICK, "--json").out)["step"] == 3
+    assert sgsd("compare", run).code == 0
+    state = json.loads((run / "trainer_state.json").read_text())
+    (run / "trainer_state.json").write_text(json.dumps(state | {"global_step": 6}))
+    refused = sgsd("compare", run)
+    assert (refused.code, "is of step 3, not of step 6, and is left out" in refused.error) == (2, True)
+
+
 # ---- data
 
 
