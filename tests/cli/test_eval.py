@@ -153,7 +153,9 @@ def test_a_competition_set_brings_the_papers_sampling(sgsd, tiny_folder, benchma
     too_long = sgsd(*arguments)
     assert too_long.code == 2
     assert "got max_completion_length 38912" in too_long.error
-    summary = json.loads(sgsd(*arguments, "--max_completion_length", "4", "--json").out)
+    sampled = sgsd(*arguments, "--max_completion_length", "4", "--json")
+    assert "thinking as the chat template has it" not in sampled.err.replace("\n", " ")  # it is switched on
+    summary = json.loads(sampled.out)
     assert (summary["dataset"], summary["samples_per_problem"]) == ("aime25", 12)
     assert (summary["temperature"], summary["top_p"], summary["top_k"]) == (1.0, 0.95, 0)
     assert summary["chat_template_kwargs"] == {"enable_thinking": True}
@@ -316,6 +318,7 @@ def test_a_model_without_a_record_is_told_what_is_assumed_and_few_problems_how_l
     shown = sgsd("eval", tiny_folder, "--dataset", problems, *QUICK)
     said = shown.err.replace("\n", " ")
     assert "no run.json says how" in said
+    assert "thinking as the chat template has it" in said
     assert 'assumed: instruction "Reason step by step' in said
     assert "verifier" not in said.partition("assumed:")[2]
     assert "sums.jsonl: 8 problems are few, an accuracy is known to ±35 points" in said

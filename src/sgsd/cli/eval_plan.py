@@ -116,7 +116,7 @@ def assumptions(options: argparse.Namespace, plan: Plan, tokenizer: ChatTokenize
         "instruction": json.dumps(plan.settings["instruction"], ensure_ascii=False),
         "max_completion_length": plan.settings["max_completion_length"],
     }
-    if SWITCH in str(tokenizer.chat_template) and options.chat_template_kwargs is None:
+    if SWITCH in str(tokenizer.chat_template) and SWITCH not in plan.settings["chat_template_kwargs"]:
         told["thinking"] = "as the chat template has it"
     left = [f"{name} {value}" for name, value in told.items() if vars(options)[name] is None]
     if not left:

@@ -148,8 +148,8 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
         return _of_run(folder, checkpoint)
     if (folder / runfolder.SUMMARY).is_file():
         scores = _scores(folder)
-        dataset = scores.summary.get("dataset")
-        found = {Path(str(dataset)).stem if dataset else folder.name: scores}
+        dataset = Path(str(scores.summary.get("dataset") or folder.name))
+        found = {dataset.stem if dataset.suffix in _FILE_KINDS else dataset.name: scores}
     else:
         found = _evaluations(folder / runfolder.EVALUATIONS) or _evaluations(folder)
     if not found:
