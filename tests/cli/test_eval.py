@@ -207,6 +207,15 @@ def test_a_runs_eval_dataset_is_read_as_in_training(sgsd, run, tmp_path):
     assert "2 of 2 rows kept from all:test" in result.err
 
 
+def test_a_reward_function_does_not_say_whether_there_is_an_answer(sgsd, tiny_folder, problems, tmp_path, monkeypatch):
+    """The table had "no answer 100.0 %"."""
+    (tmp_path / "fair.py").write_text("def one(completions, **_):\n    return [1.0] * len(completions)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ("eval", tiny_folder, "--dataset", problems, "--max_completion_length", "4", "--verifier")
+    (row,) = [line for line in sgsd(*given, "fair:one").out.splitlines() if "no answer" in line]
+    assert [cell.strip() for cell in row.split("│")][1:3] == ["no answer", "–"]
+
+
 def test_several_data_sets_have_a_folder_each_and_a_mean(sgsd, tiny_folder, problems, benchmark_file, tmp_path):
     given = ("eval", tiny_folder, "--dataset", f"{problems},{benchmark_file}", *QUICK, "--output", tmp_path / "out")
     document = json.loads(sgsd(*given, "--json").out)
