@@ -296,16 +296,6 @@ class Diagnosis:
         ruled = {"verdict": str(self.verdict), "sentences": list(self.sentences), "settings": self.settings}
         return ruled | asdict(self)
 
-    @classmethod
-    def from_json(cls, document: dict[str, Any], where: str = runfolder.DOCTOR) -> Diagnosis:
-        """Read what ``to_json`` returned.
-
-        Raises:
-            DataError: a field is missing or has a wrong type; ``where`` names the source.
-        """
-        names = {field.name for field in dataclasses.fields(cls)}
-        return validated(TypeAdapter(cls), {name: document[name] for name in names & document.keys()}, where)
-
     def save(self, folder: Path) -> None:
         """Write ``doctor.json``."""
         runfolder.write_json(folder / runfolder.DOCTOR, self.to_json())
@@ -315,9 +305,11 @@ class Diagnosis:
         """Read ``doctor.json`` from a folder.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or a field is missing or has a wrong type.
         """
-        return cls.from_json(runfolder.read_json(folder / runfolder.DOCTOR), str(folder / runfolder.DOCTOR))
+        file = folder / runfolder.DOCTOR
+        document, names = runfolder.read_json(file), {field.name for field in dataclasses.fields(cls)}
+        return validated(TypeAdapter(cls), {name: document[name] for name in names & document.keys()}, str(file))
 
 
 PLAIN = "plain"

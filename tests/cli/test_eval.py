@@ -126,6 +126,17 @@ def test_an_evaluation_can_be_judged_again(sgsd, run, tmp_path, no_model):
     assert json.loads((out / "summary.json").read_text())["verifier"] == "math"
 
 
+def test_an_evaluation_is_of_the_step_at_which_it_was_made(sgsd, run):
+    """After a run went on, the old one counted as that of the new model."""
+    assert json.loads(sgsd("eval", run / "checkpoint-2", *QUICK, "--json").out)["step"] == 2
+    assert json.loads(sgsd("eval", run, *QUICK, "--json").out)["step"] == 3
+    assert sgsd("compare", run).code == 0
+    state = json.loads((run / "trainer_state.json").read_text())
+    (run / "trainer_state.json").write_text(json.dumps(state | {"global_step": 6}))
+    refused = sgsd("compare", run)
+    assert (refused.code, "is of step 3, not of step 6, and is left out" in refused.error) == (2, True)
+
+
 # ---- data
 
 
@@ -142,7 +153,9 @@ def test_a_competition_set_brings_the_papers_sampling(sgsd, tiny_folder, benchma
     too_long = sgsd(*arguments)
     assert too_long.code == 2
     assert "got max_completion_length 38912" in too_long.error
-    summary = json.loads(sgsd(*arguments, "--max_completion_length", "4", "--json").out)
+    sampled = sgsd(*arguments, "--max_completion_length", "4", "--json")
+    assert "thinking as the chat template has it" not in sampled.err.replace("\n", " ")  # it is switched on
+    summary = json.loads(sampled.out)
     assert (summary["dataset"], summary["samples_per_problem"]) == ("aime25", 12)
     assert (summary["temperature"], summary["top_p"], summary["top_k"]) == (1.0, 0.95, 0)
     assert summary["chat_template_kwargs"] == {"enable_thinking": True}
@@ -192,6 +205,15 @@ def test_a_runs_eval_dataset_is_read_as_in_training(sgsd, run, tmp_path):
     result = sgsd("eval", run, *QUICK)
     assert result.code == 0
     assert "2 of 2 rows kept from all:test" in result.err
+
+
+def test_a_reward_function_does_not_say_whether_there_is_an_answer(sgsd, tiny_folder, problems, tmp_path, monkeypatch):
+    """The table had "no answer 100.0 %"."""
+    (tmp_path / "fair.py").write_text("def one(completions, **_):\n    return [1.0] * len(completions)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ("eval", tiny_folder, "--dataset", problems, "--max_completion_length", "4", "--verifier")
+    (row,) = [line for line in sgsd(*given, "fair:one").out.splitlines() if "no answer" in line]
+    assert [cell.strip() for cell in row.split("│")][1:3] == ["no answer", "–"]
 
 
 def test_several_data_sets_have_a_folder_each_and_a_mean(sgsd, tiny_folder, problems, benchmark_file, tmp_path):
@@ -305,6 +327,7 @@ def test_a_model_without_a_record_is_told_what_is_assumed_and_few_problems_how_l
     shown = sgsd("eval", tiny_folder, "--dataset", problems, *QUICK)
     said = shown.err.replace("\n", " ")
     assert "no run.json says how" in said
+    assert "thinking as the chat template has it" in said
     assert 'assumed: instruction "Reason step by step' in said
     assert "verifier" not in said.partition("assumed:")[2]
     assert "sums.jsonl: 8 problems are few, an accuracy is known to ±35 points" in said

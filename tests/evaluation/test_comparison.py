@@ -212,6 +212,15 @@ def test_several_evaluations_have_a_mean_of_equal_weights(tmp_path):
     assert table.rows[1].differences[-1] == difference_over(before, after)
 
 
+def test_a_name_of_the_hub_with_a_point_is_whole(tmp_path):
+    """Two versions of a data set were taken for one and refused."""
+    folders = [
+        write_evaluation(tmp_path / prefix, solved(3, prefix=prefix), dataset=f"owner/sums-v1.{prefix}")
+        for prefix in ("5", "6")
+    ]
+    assert [column.name for column in compare_runs(folders).columns] == ["sums-v1.5", "sums-v1.6", "mean"]
+
+
 def test_two_evaluations_of_the_same_problems_have_no_mean(tmp_path):
     run = write_run(tmp_path / "run", {"greedy": solved(5), "sampled": solved(6), "more": solved(2, prefix="q")})
     table = compare_runs([run])

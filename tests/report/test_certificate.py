@@ -11,7 +11,15 @@ import pytest
 from rich.console import Console
 
 from sgsd.errors import ConfigError, DataError
-from sgsd.report.certificate import add_to_card, certificate_table, headline, read_certificate, remarks, write_page
+from sgsd.report.certificate import (
+    Accuracy,
+    add_to_card,
+    certificate_table,
+    headline,
+    read_certificate,
+    remarks,
+    write_page,
+)
 
 from .certificates import VERDICTS, make_certificate
 
@@ -154,6 +162,15 @@ def test_what_stood_in_the_prompt_is_named_as_what_teachers_see(read, tmp_path, 
     for said in (f"<span>{name}</span>", f"{name} minus before", f"After minus {name.lower()}"):
         assert said in text
     assert name in certificate_table(certificate).columns[0]._cells[1]
+
+
+def test_a_narrow_interval_has_a_decimal(read, tmp_path):
+    certificate = read()
+    of_all = {"after": Accuracy(accuracy=1.0, ci95=(0.9962, 1.0)), "grpo": Accuracy(accuracy=0.0, ci95=(0.0, 0.0038))}
+    certificate = certificate.model_copy(update={"accuracy": certificate.accuracy.model_copy(update=of_all)})
+    text = write_page(certificate, tmp_path / "page.html").read_text("utf-8")
+    assert "(99.6 to 100.0 %)" in text
+    assert "(0.0 to 0.4 %)" in text
 
 
 def test_what_was_not_measured_is_left_out_or_said(page, read):

@@ -40,6 +40,7 @@ from sgsd.evaluation import evaluate
 from sgsd.evaluation.recorded import distinct_tails
 from sgsd.evaluation.run import Sample, SampleStore, read_summary
 from sgsd.prompts import refuse_long_prompts
+from sgsd.verifiers.verifier import names_code
 
 Summary = dict[str, Any]
 
@@ -187,8 +188,10 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
         label = name if name != "accuracy" else f"avg@{max(ks)}" if len(ks) == 1 else "avg@k"
         mean = _mean(summaries, name)
         add(label, [_percent(summary, name) for summary in every], "" if mean is None else f"{100 * mean:.1f} %")
-    for name in ("truncated", "no_answer", "undecided"):
-        add(name.replace("_", " "), [f"{100 * summary[name]:.1f} %" for summary in every])
+    add("truncated", [f"{100 * summary['truncated']:.1f} %" for summary in every])
+    answerless = ["–" if names_code(one["verifier"]) else f"{100 * one['no_answer']:.1f} %" for one in every]
+    add("no answer", answerless)  # reward functions return no answers
+    add("undecided", [f"{100 * summary['undecided']:.1f} %" for summary in every])
     for name, label in (("mean", "tokens, mean"), ("median", "median"), ("p90", "90th percentile")):
         add(label, [f"{summary[f'{name}_tokens']:,.0f}" for summary in every])
     made.caption, made.caption_justify = "In brackets: 95 % interval over problems.", "left"

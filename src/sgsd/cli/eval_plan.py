@@ -35,7 +35,7 @@ from sgsd.engines.embedders import build_retriever
 from sgsd.engines.models import refuse_missing_folder, weights_digest
 from sgsd.errors import ConfigError, did_you_mean
 from sgsd.evaluation.presets import BENCHMARKS, Benchmark, find_benchmark
-from sgsd.evaluation.recorded import distinct_tails
+from sgsd.evaluation.recorded import distinct_tails, final_step
 from sgsd.evaluation.run import prompts_of, verifier_of
 from sgsd.prompts import SWITCH, PromptRenderer, Shown, Thinking
 from sgsd.trainers.config import context_of
@@ -116,7 +116,7 @@ def assumptions(options: argparse.Namespace, plan: Plan, tokenizer: ChatTokenize
         "instruction": json.dumps(plan.settings["instruction"], ensure_ascii=False),
         "max_completion_length": plan.settings["max_completion_length"],
     }
-    if SWITCH in str(tokenizer.chat_template) and options.chat_template_kwargs is None:
+    if SWITCH in str(tokenizer.chat_template) and SWITCH not in plan.settings["chat_template_kwargs"]:
         told["thinking"] = "as the chat template has it"
     left = [f"{name} {value}" for name, value in told.items() if vars(options)[name] is None]
     if not left:
@@ -261,7 +261,7 @@ def make_plan(
     }
     about: dict[str, object] = {
         **({} if weights is None else model),
-        **({"trained_by": run.get("method", "sgsd")} if run else {}),
+        **({"trained_by": run.get("method", "sgsd"), "step": final_step(Path(options.model))} if run else {}),
         **({"bank_source": bank} if skilled else {}),
         "dataset_source": report.source,
         "rows": report.rows,

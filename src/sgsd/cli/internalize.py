@@ -327,7 +327,7 @@ class _Job:
         """
         file = self.folder / runfolder.DOCTOR
         if file.is_file():
-            diagnosis = Diagnosis.from_json(runfolder.read_json(file))
+            diagnosis = Diagnosis.load(self.folder)
         else:
             began = time.perf_counter()
             self._say("doctor: sampling with and without the document")

@@ -148,8 +148,8 @@ def read_member(folder: Path, checkpoint: int | None) -> Member:
         return _of_run(folder, checkpoint)
     if (folder / runfolder.SUMMARY).is_file():
         scores = _scores(folder)
-        dataset = scores.summary.get("dataset")
-        found = {Path(str(dataset)).stem if dataset else folder.name: scores}
+        dataset = Path(str(scores.summary.get("dataset") or folder.name))
+        found = {dataset.stem if dataset.suffix in _FILE_KINDS else dataset.name: scores}
     else:
         found = _evaluations(folder / runfolder.EVALUATIONS) or _evaluations(folder)
     if not found:
@@ -264,7 +264,7 @@ def distinct_tails(paths: Sequence[str]) -> list[str]:
 
 def _of_run(folder: Path, checkpoint: int | None, elsewhere: Mapping[str, Scores] | None = None) -> Member:
     """A run with its evaluations of one step, or with those from ``elsewhere``. Notes name evaluations left out."""
-    final = _final_step(folder)
+    final = final_step(folder)
     wanted = final if checkpoint is None else checkpoint
     within = [_evaluations(place / runfolder.EVALUATIONS) for place in (folder / f"checkpoint-{wanted}", folder)]
     kept: dict[str, Scores] = {}
@@ -298,8 +298,8 @@ def _is_of_the_base(scores: Scores, run: Path) -> bool:
     return not scores.summary.get("trained_by") and base is not None and scores.summary.get("model") == base
 
 
-def _final_step(run: Path) -> int | None:
-    """The last optimizer step of a run; ``None`` if it left no log."""
+def final_step(run: Path) -> int | None:
+    """The last optimizer step of a run, or that of a checkpoint; ``None`` if it left no log."""
     state = run / runfolder.STATE
     return runfolder.read_json(state, runfolder.TRAINER_STATE).get("global_step") if state.is_file() else None
 

@@ -271,7 +271,8 @@ def _share(share: float) -> str:
 
 
 def _range(ends: tuple[float, float]) -> str:
-    return f"{figure(100 * ends[0], '.0f')} to {figure(ends[1], '.0%')}"
+    digits = 0 if ends[1] - ends[0] >= 0.01 else 1  # else all of 1,000 tasks right would be 100 to 100 %
+    return f"{figure(100 * ends[0], f'.{digits}f')} to {figure(ends[1], f'.{digits}%')}"
 
 
 def _signed(difference: float) -> str:
