@@ -611,7 +611,7 @@ def figure(options: argparse.Namespace) -> None:
     order = [what for name in names if (what := CELLS[name].what) in {point["method"] for point in points}]
     dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 3], [1, 3], [4, 1]]
     legend = alt.Legend(
-        title=None, orient="bottom", labelLimit=400, columns=2, symbolType="stroke", symbolSize=400, symbolOpacity=1
+        title=None, orient="bottom", labelLimit=400, columns=1, symbolType="stroke", symbolSize=400, symbolOpacity=1
     )
     base = alt.Chart().encode(
         alt.X("step:Q", title="optimizer step (64 rollouts each)"),
