@@ -67,6 +67,17 @@ def test_a_chart_says_where_every_group_begins_and_ends(groups, runs):
     assert one_seed.charts[0].table.rows[-1] == ("30", "40.0 % (35.0 % to 45.0 %)")
 
 
+def test_seeds_that_ended_at_different_steps_are_told(tmp_path):
+    """The accuracy of step 20 was said to be that of step 30."""
+    folders = [write_run(tmp_path / str(seed), seed=seed, steps=steps) for seed, steps in enumerate((30, 20))]
+    for folder in folders:
+        record = json.loads((folder / "run.json").read_text())
+        record["settings"]["max_steps"] = 30
+        (folder / "run.json").write_text(json.dumps(record))
+    ((_, seeds, steps, accuracy, _),) = curves.outcome_table(grouped(load_runs(folders))).rows
+    assert (seeds, steps, accuracy) == (2, "20 to 30", "20.0 % → 45.0 % (40.0 % to 50.0 %)")
+
+
 def test_neighbours_have_the_same_axes_and_no_half_steps(tmp_path):
     folder = write_run(tmp_path / "run", steps=3)
     state = json.loads((folder / "trainer_state.json").read_text())

@@ -85,13 +85,17 @@ class Figure:
 
 
 def outcome_table(groups: Sequence[Group]) -> Table:
-    """First and last accuracy and success rate of each group, as far as they were logged."""
+    """First and last accuracy and success rate of each group, as far as all its seeds logged them."""
 
     def from_to(bands: Sequence[Band]) -> str | None:
         return f"{percent(bands[0].mean)} → {bands[-1].written(percent)}" if bands else None
 
+    def steps(group: Group) -> int | str:
+        ends = sorted({run.last_step for run in group.runs})
+        return ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+
     rows = [
-        (group.label, len(group.runs), group.last_step, *map(from_to, (accuracy_bands(group), success_bands(group))))
+        (group.label, len(group.runs), steps(group), *map(from_to, (accuracy_bands(group), success_bands(group))))
         for group in groups
     ]
     return Table(("method", "seeds", "steps", "accuracy", "success rate"), tuple(rows))

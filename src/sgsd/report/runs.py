@@ -92,6 +92,11 @@ class Run:
         """The name of the method in tables: ``SGSD``, ``GRPO + correction``, ``GRPO+Skill`` …"""
         return method_name(self.settings)
 
+    @property
+    def last_step(self) -> int:
+        """The last optimizer step in the log; 0 without one."""
+        return max((entry["step"] for entry in self.history), default=0)
+
     def curve(self, metric: str, *, share: bool = False) -> list[tuple[int, float]]:
         """(step, value) of a logged metric, by step. Values that are not finite are left out, and so are values outside
         [0, 1] if ``share``.
@@ -115,7 +120,7 @@ class Group:
     @property
     def last_step(self) -> int:
         """The last optimizer step in their logs; 0 without one."""
-        return max((int(entry.get("step", 0)) for run in self.runs for entry in run.history), default=0)
+        return max(run.last_step for run in self.runs)
 
     @property
     def ledger(self) -> Ledger:
