@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pyarrow
 import pyarrow.parquet
@@ -25,7 +27,7 @@ from sgsd.cli import main
 from sgsd.cli.figures import answers as shown_answers
 from sgsd.cli.figures import kept as share_kept
 from sgsd.cli.figures import runs_of_words, training
-from sgsd.cli.internalize import _Job, _row, _Steps, known_flags
+from sgsd.cli.internalize import _Job, _row, _Steps, _training_beside, known_flags
 from sgsd.cli.settings import parse_settings
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
@@ -501,13 +503,21 @@ def test_before_a_training_its_former_results_are_gone(data, tiny_folder, tmp_pa
     assert [place.name for place in tmp_path.glob("evaluations/*")] == ["before"]
 
 
-def test_a_token_of_the_hub_is_in_no_file(data, tiny_folder, tmp_path, monkeypatch):
+def test_a_token_of_the_hub_is_in_no_file_and_no_argument(data, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("sgsd.display._secrets", set())
     token, config = "hf_secret", tmp_path / "config.yaml"
     settings = {"objective": "correction", "retriever": "bm25", "bf16": False, "hub_token": token}
     config.write_text(yaml.safe_dump(settings))
     job = _Job(data[0], str(tiny_folder), tmp_path / "out/grpo", ["--config", str(config)], 0, None, Console())
-    assert parse_settings(job._grpo_flags())[1].hub_token == token
+    assert token not in " ".join(job._grpo_flags())
+    started = []
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", lambda command, env, **_: started.append((command, env)) or MagicMock())
+        with suppress(ConfigError), _training_beside(job._grpo_flags(), 1, tmp_path / "grpo.log", token):
+            pass
+    [(command, env)] = started
+    assert token not in " ".join(command)
+    assert env["HF_TOKEN"] == token
     planned(data, tiny_folder, tmp_path / "out/run", ["--config", str(config), "--hub_token", token])
     assert not [file for file in tmp_path.glob("out/**/*") if file.is_file() and token in file.read_text("utf-8")]
     assert masked(token) == "(key)"

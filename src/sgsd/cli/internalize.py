@@ -439,7 +439,8 @@ class _Job:
         self._drop_results(_GRPO)
         torch.set_num_threads(threads // 2)
         try:
-            with _training_beside(self._grpo_flags(), threads - threads // 2, self.folder / "grpo.log") as process:
+            log, token = self.folder / "grpo.log", self.training.hub_token
+            with _training_beside(self._grpo_flags(), threads - threads // 2, log, token) as process:
                 yield
                 if process.poll() is None:
                     self._say(f"{_GRPO}: still training")
@@ -545,12 +546,11 @@ class _Job:
     def _grpo_flags(self) -> list[str]:
         """The settings of the preset or the user's ``--config``, and the user's flags, as far as GRPO has them."""
         known = flags_of(_GRPO) - {"--method"}
-        content = {name: value for name, value in self._config.items() if f"--{name}" in known}
-        secrets = [part for name in SECRETS if (own := content.pop(name, None)) for part in (f"--{name}", str(own))]
+        content = {name: value for name, value in self._config.items() if f"--{name}" in known - _SECRET_FLAGS}
         file = self.folder / "grpo.yaml"
         runfolder.write_text(file, yaml.safe_dump(content | {"method": _GRPO, "num_generations": _GROUP}))
         rate = [] if self._baseline_rate is None else ["--learning_rate", str(self._baseline_rate)]
-        return ["--config", str(file), *secrets, *known_flags(self._settings, known), *self._own(_GRPO), *rate]
+        return ["--config", str(file), *known_flags(self._settings, known), *self._own(_GRPO), *rate]
 
     def _own(self, name: str) -> list[str]:
         own = ["--model_name_or_path", self._model, "--dataset", str(self._task_file("train"))]
@@ -569,6 +569,7 @@ class _Job:
         self._loaded = None  # free the memory for the training
         gc.collect()
         run, training, model = settings_of(flags)
+        training.hub_token = self.training.hub_token
         length = f", {training.max_steps} steps of {training.generation_batch_size} rollouts"
         self._say(f"{name}: training{length if training.max_steps > 0 else ''}")
         run_training(run, training, model, self._console, callbacks=[_Steps(self._console, name)], before=_quiet)
@@ -714,8 +715,12 @@ class _Steps(TrainerCallback):
 
 
 @contextmanager
-def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _training_beside(
+    arguments: Sequence[str], threads: int, log: Path, token: str | None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``sgsd train`` in another process during this context, and wait for it at the end.
+
+    The hub's token is in its environment, not in its arguments, which all users of the machine can read.
 
     Raises:
         ConfigError: it failed; the message has the last line of its output.
@@ -724,7 +729,8 @@ def _training_beside(arguments: Sequence[str], threads: int, log: Path) -> Itera
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as out:
         command = [sys.executable, "-c", code, str(threads), *arguments]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT) as process:
+        env = os.environ | ({"HF_TOKEN": token} if token else {})
+        with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT) as process:
             try:
                 yield process
                 process.wait()
