@@ -207,12 +207,15 @@ def test_a_runs_eval_dataset_is_read_as_in_training(sgsd, run, tmp_path):
     assert "2 of 2 rows kept from all:test" in result.err
 
 
-def test_a_reward_function_does_not_say_whether_there_is_an_answer(sgsd, tiny_folder, problems, tmp_path, monkeypatch):
+@pytest.mark.parametrize("verifier", ["fair:one", "sgsd.verifiers.dapo:reward"])
+def test_a_reward_function_does_not_say_whether_there_is_an_answer(
+    sgsd, tiny_folder, problems, tmp_path, monkeypatch, verifier
+):
     """The table had "no answer 100.0 %"."""
     (tmp_path / "fair.py").write_text("def one(completions, **_):\n    return [1.0] * len(completions)\n")
     monkeypatch.syspath_prepend(tmp_path)
     given = ("eval", tiny_folder, "--dataset", problems, "--max_completion_length", "4", "--verifier")
-    (row,) = [line for line in sgsd(*given, "fair:one").out.splitlines() if "no answer" in line]
+    (row,) = [line for line in sgsd(*given, verifier).out.splitlines() if "no answer" in line]
     assert [cell.strip() for cell in row.split("│")][1:3] == ["no answer", "–"]
 
 

@@ -40,7 +40,7 @@ from sgsd.evaluation import evaluate
 from sgsd.evaluation.recorded import distinct_tails
 from sgsd.evaluation.run import Sample, SampleStore, read_summary
 from sgsd.prompts import refuse_long_prompts
-from sgsd.verifiers.verifier import names_code
+from sgsd.verifiers.verifier import NAMES
 
 Summary = dict[str, Any]
 
@@ -189,7 +189,7 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
         mean = _mean(summaries, name)
         add(label, [_percent(summary, name) for summary in every], "" if mean is None else f"{100 * mean:.1f} %")
     add("truncated", [f"{100 * summary['truncated']:.1f} %" for summary in every])
-    answerless = ["–" if names_code(one["verifier"]) else f"{100 * one['no_answer']:.1f} %" for one in every]
+    answerless = [f"{100 * one['no_answer']:.1f} %" if one["verifier"] in NAMES else "–" for one in every]
     add("no answer", answerless)  # reward functions return no answers
     add("undecided", [f"{100 * summary['undecided']:.1f} %" for summary in every])
     for name, label in (("mean", "tokens, mean"), ("median", "median"), ("p90", "90th percentile")):

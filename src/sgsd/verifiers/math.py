@@ -87,14 +87,14 @@ _CONDITION = re.compile(
 _INTEGERS = re.compile(r"\\mathbb ?\{ ?Z ?\}$|integer")
 
 
-def _conditioned(text: str) -> tuple[str, re.Pattern[str], re.Match[str]] | None:
-    """A formula, a pattern of the name in it that its condition is about, and the match; ``None`` without condition."""
+def _conditioned(text: str) -> tuple[re.Match[str], re.Pattern[str]] | None:
+    """The match of a formula with a condition, and a pattern of the name that it is about; ``None`` without one."""
     found = _CONDITION.fullmatch(text)
     words = found and found["words"] and re.search("all|any|each|ev|int", found["words"])
     if not found or not (found["set"] or found["all"] or words):
         return None
     name = re.compile(rf"(?<![A-Za-z\\]){found['name']}(?![A-Za-z])|(?<=\d){found['name']}(?![A-Za-z])")
-    return (found["said"], name, found) if name.search(found["said"]) else None
+    return (found, name) if name.search(found["said"]) else None
 
 
 def _same_but_condition(reference: Reading, text: str) -> bool:
@@ -103,14 +103,14 @@ def _same_but_condition(reference: Reading, text: str) -> bool:
     given = _conditioned(tidy(text))
     if given is None:
         return False
-    said, name, found = given
+    found, name = given
     if (expected := _conditioned(reference.whole)) is None:
-        return reference.shape is Shape.EXPRESSION and _same_formula(reference, read_answer(said))
-    own, other, of_reference = expected
-    integers = all(_INTEGERS.search((one["set"] or "") + (one["words"] or "")) for one in (found, of_reference))
-    if not integers or (found["name"] != of_reference["name"] and other.search(said)):
+        return reference.shape is Shape.EXPRESSION and _same_formula(reference, read_answer(found["said"]))
+    own, own_name = expected
+    integers = all(_INTEGERS.search((one["set"] or "") + (one["words"] or "")) for one in (found, own))
+    if not integers or (found["name"] != own["name"] and own_name.search(found["said"])):
         return False
-    return _same_formula(read_answer(own), read_answer(name.sub(of_reference["name"], said)))
+    return _same_formula(read_answer(own["said"]), read_answer(name.sub(own["name"], found["said"])))
 
 
 def _same_formula(reference: Reading, given: Reading) -> bool:
