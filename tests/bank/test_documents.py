@@ -319,6 +319,8 @@ def test_what_was_read_is_read_again(tmp_path_factory: pytest.TempPathFactory, b
         ("- a\n- b\n\n  ```\n\n  x\n  ```\n  - more\n- c", "b", "- a\n- c"),
         ("Do:\n1. a\n2. b", "a", "Do:\n\n2. b"),
         ("Do:\n1. a\n2. b\n\nc", "a+b", "c"),
+        ("Do.\n1. a\n2. b", "a", "Do.\n\n2. b"),
+        ("1. a\n   a\n2. b\n3. c", "b", "1. a\n   a\n3. c"),
         ("c\n\n| k |\n|---|\n| a |\n| b |\n", "k: a", "c\n\n| k |\n|---|\n| b |"),
         ("c.\n\n| k |\n|---|\n| a |\n", "k: a", "c."),
         ("c\n\na:\n\n```\nx\n```\nd", "a:", "c\n\nd"),

@@ -237,7 +237,9 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
     lines = document.split("\n")
     out = {number for block in blocks for number in range(*block)}
     out -= {number for number in out if _blank(lines[number]) and number + 1 not in out}
-    leads = {end - 1 for _, end in heads}
+    # Last lines of paragraphs: a list goes on below them only if it begins with 1.
+    paragraphs = {end - 1 for _, end in heads}
+    paragraphs |= {rule.lines[1] - 1 for rule in rules if not _STARTS.match(lines[rule.lines[0]])}
     kept: list[str] = []
     last, is_after = -1, False  # the number of the last line kept; whether a block was left out since
     for number, line in enumerate(lines):
@@ -248,8 +250,8 @@ def without_items(bank: SkillBank, ids: Collection[str]) -> str:
             if not is_doubled:
                 kept.append(line)
         else:
-            # A blank line, if the removed block kept two blocks apart: only a list that begins with 1 ends a paragraph.
-            joins = not (_STARTS.match(line) or _ACE_BULLET.match(line)) or (last in leads and _LATER.match(line))
+            # A blank line, if the removed block kept two blocks apart.
+            joins = not (_STARTS.match(line) or _ACE_BULLET.match(line)) or (last in paragraphs and _LATER.match(line))
             if is_after and kept and not _blank(kept[-1]) and joins:
                 kept.append("")
             kept.append(line)
