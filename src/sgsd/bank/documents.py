@@ -23,7 +23,7 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.tree import SyntaxTreeNode
 
 from sgsd import runfolder
-from sgsd.bank.formats import FORBIDS, OF_MISTAKES
+from sgsd.bank.formats import FORBIDS, lists_mistakes
 from sgsd.bank.items import Item, Mistake, Origin, Skill, refuse_control_characters
 from sgsd.bank.skills import SkillBank
 from sgsd.errors import BankError
@@ -578,7 +578,7 @@ def _fenced(node: SyntaxTreeNode) -> str:
 def _is_mistake(title: str, text: str) -> bool:
     if _ALLOWS.match(text):
         return False
-    return bool(FORBIDS.match(text)) or any(OF_MISTAKES.search(part) for part in title.split(_JOINT))
+    return bool(FORBIDS.match(text)) or any(map(lists_mistakes, title.split(_JOINT)))
 
 
 # ---- writing

@@ -26,13 +26,17 @@ FORBIDS = re.compile(
     re.IGNORECASE,
 )
 """Matches the beginning of a rule that forbids something."""
-OF_MISTAKES = re.compile(
+_OF_MISTAKES = re.compile(
     r"(?<![a-z/])(?:mistakes|pitfalls?|anti-?patterns?|red flags?|don['’]?ts|what not to do)(?![a-z]|\.\w)|to avoid\W*$"
     r"|^[\W\d_]*(?:common )?mistake(?![a-z])|^\W*(?:never|don['’]?t|do not|avoid|bad|wrong|incorrect)\W*$"
     r"|^\W*?[❌🚫✗✘]|反模式|禁忌|禁止事[项項]|常[见見][错錯][误誤]|アンチパターン|よくある(?:間違い|失敗|ミス)",
     re.IGNORECASE,
 )
-"""Matches a heading or section name under which every rule is a mistake."""
+_OF_BOTH = re.compile(
+    r"(?<![a-z])do['’]?s?\W+(?:(?:and|or|vs)\W+)?(?:don['’]?ts|what not to do)"
+    r"|don['’]?ts\W+(?:(?:and|or|vs)\W+)?do['’]?s?(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 def _with_defaults(values: object, *, kind: str, note: str) -> object:
@@ -141,6 +145,11 @@ def read(text: str, source: str) -> BankFile:
     )
 
 
+def lists_mistakes(heading: str) -> bool:
+    """Whether every rule under a heading or section of this name is a mistake."""
+    return bool(_OF_MISTAKES.search(heading)) and not _OF_BOTH.search(heading)
+
+
 def pretty(document: Document) -> str:
     """JSON text as it is written to disk: one field a line and a final newline."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -197,10 +206,10 @@ def _common_item(kind: str, entry: object, where: str) -> tuple[Item, Document]:
 
 
 def _from_playbook(file: _Playbook, source: str) -> BankFile:
-    """Convert a playbook. Sections become titles; bullets under a section that ``OF_MISTAKES`` matches are mistakes."""
+    """Convert a playbook. Sections become titles; bullets under a section that ``lists_mistakes`` are mistakes."""
     skills, mistakes = list[Document](), list[Document]()
     for id, one in file.bullets.items():
-        items = mistakes if OF_MISTAKES.search(one.section) else skills
+        items = mistakes if lists_mistakes(one.section) else skills
         items.append({"id": id, "title": one.section, "text": one.content})
     return validated(_NATIVE, {"skills": skills, "mistakes": mistakes}, source, BankError)
 
