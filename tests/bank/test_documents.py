@@ -151,6 +151,9 @@ def test_every_rule_is_an_item_with_its_headings_and_place(tmp_path: Path) -> No
         ),
         ("- a\n\n# A\n\nb:\n- c\n\n#\n\nd", [("", "a"), ("A › b", "c"), ("", "d")]),
         ("###### F\n\na:\n- b\n\nc:\n- **d:**\n  - e", [("F › a", "b"), ("F › c › d", "e")]),
+        ("1. **A**:\n- a\n- b\n2. B:\n- c\n\nd", [("A", "a"), ("A", "b"), ("B", "c"), ("", "d")]),
+        ("A:\n\n1. Add.\n2. Go:\n\n```\nx\n```\n\n- y:", [("A", "Add."), ("A", "Go:\n\n```\nx\n```"), ("", "y:")]),
+        ("All:\n- b:\n\nc", [("All › b", "c")]),
     ],
 )
 def test_blocks_become_rules(tmp_path: Path, text: str, expected: list[tuple[str, str]]) -> None:
@@ -183,6 +186,7 @@ def test_blocks_become_rules(tmp_path: Path, text: str, expected: list[tuple[str
         ("To avoid noise:\n\n- Log.", False),
         ("## Avoid prints\n\nLog.", False),
         ("**Never do this:**\n\n- Print.", True),
+        ("- **Avoid:**\n\n* Prints.", True),
         ("Never print; for logs:\n\n- Log.", True),
         ("Do not print. In its place:\n\n- Log.", False),
         ("As checks/anti-patterns.md says:\n\n- Log.", False),

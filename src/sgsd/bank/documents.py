@@ -415,8 +415,8 @@ def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterat
     headings: list[tuple[int, _Head]] = []
     tags: list[tuple[str, _Head]] = []  # with the name of the tag that ends it
     bare: SyntaxTreeNode | None = None  # the heading above, with no block below it
-    intro: tuple[_Head, ...] = ()  # a paragraph that ends in a colon, before another paragraph
-    lead: SyntaxTreeNode | None = None  # the paragraph above, which may introduce the block at hand
+    intro: tuple[_Head, ...] = ()  # paragraphs that end in a colon, before another paragraph
+    lead: SyntaxTreeNode | None = None  # the paragraph or last entry above, which may introduce the block at hand
     for node in (*nodes, None):
         heads = (*above, *(head for _, head in headings), *(head for _, head in tags), *intro)
         if lead is not None:
@@ -425,11 +425,11 @@ def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterat
                 yield _Rule(heads, _markdown([lead, node]), (_lines(lead)[0], _lines(node)[1]))
                 lead, intro = None, ()
                 continue
-            intro = ()
+            outer, intro = intro, ()
             if node is not None and node.type in (*_LISTS, "table") and not _SENTENCE.search(text):
                 heads = (*heads, _Head(_label(text), _lines(lead), forbids=_leads_into_mistakes(text)))
             elif node is not None and node.type == "paragraph" and _LEADS.search(text) and not _ACE_BULLET.match(text):
-                intro = (_Head(_label(text), _lines(lead)),)
+                intro = (*outer, _Head(_label(text), _lines(lead)))
             else:
                 yield _Rule(heads, text, _lines(lead))
             lead = None
@@ -461,8 +461,14 @@ def _blocks(nodes: Sequence[SyntaxTreeNode], above: tuple[_Head, ...]) -> Iterat
         elif node.type in _CODE:
             yield _Rule(heads, _fenced(node), _lines(node))
         elif node.type in _LISTS:
-            for entry in node.children:
+            *entries, last = node.children
+            for entry in entries:
                 yield from _entry(entry, heads)
+            if [child.type for child in last.children] == ["paragraph"] and _LEADS.search(_prose(last.children[0])):
+                # What follows "1. Python:" need not be indented.
+                lead, intro = last.children[0], heads[len(above) + len(headings) + len(tags) :]
+            else:
+                yield from _entry(last, heads)
         elif node.type == "table":
             yield from _rows(node, heads)
         elif node.type == "blockquote":
