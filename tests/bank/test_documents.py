@@ -154,6 +154,10 @@ def test_every_rule_is_an_item_with_its_headings_and_place(tmp_path: Path) -> No
         ("1. **A**:\n- a\n- b\n2. B:\n- c\n\nd", [("A", "a"), ("A", "b"), ("B", "c"), ("", "d")]),
         ("A:\n\n1. Add.\n2. Go:\n\n```\nx\n```\n\n- y:", [("A", "Add."), ("A", "Go:\n\n```\nx\n```"), ("", "y:")]),
         ("All:\n- b:\n\nc", [("All › b", "c")]),
+        (
+            "A:\n• a\n• b.\n  ◦ c\n\n> ● d\n\n•e • f.\n\n- ```\n  • g\n  ```",
+            [("A", "a"), ("A", "b.\n\n- c"), ("", "d"), ("", "•e • f."), ("", "```\n• g\n```")],
+        ),
     ],
 )
 def test_blocks_become_rules(tmp_path: Path, text: str, expected: list[tuple[str, str]]) -> None:
@@ -330,6 +334,7 @@ def test_what_was_read_is_read_again(tmp_path_factory: pytest.TempPathFactory, b
         ("Do:\n1. a\n2. b", "a", "Do:\n\n2. b"),
         ("Do:\n1. a\n2. b\n\nc", "a+b", "c"),
         ("Do.\n1. a\n2. b", "a", "Do.\n\n2. b"),
+        ("• a\n• b\n• c", "b", "• a\n• c"),
         ("1. a\n   a\n2. b\n3. c", "b", "1. a\n   a\n3. c"),
         ("c\n\n| k |\n|---|\n| a |\n| b |\n", "k: a", "c\n\n| k |\n|---|\n| b |"),
         ("c.\n\n| k |\n|---|\n| a |\n", "k: a", "c."),

@@ -45,12 +45,14 @@ _TAG = re.compile(r"<(/?)([a-zA-Z][\w-]*)(?:\s[^<>]*)?>(?:([^<>]*)</summary>)?\s
 # Layout tags, which do not describe their content.
 _LAYOUT = {"a", "br", "center", "details", "div", "hr", "img", "p", "picture", "section", "source", "span", "summary"}
 _LEADS = re.compile(r"[:：][*_ ]*$")
-_STARTS = re.compile(r"\s*(?:[-+*|>#]|\d+[.)])")
+_STARTS = re.compile(r"\s*(?:[-+*|>#•◦▪●‣]|\d+[.)])")
 """Matches a line that starts a new block after any line."""
 # What starts another kind of block at the beginning of a line.
 _MARK = re.compile(r"\A(\d*)(>|(?:[-+*.)]|#+)(?=\s|\Z))")
 # An entry of an ordered list, not numbered 1.
 _LATER = re.compile(r"\s*(?!1[.)])\d+[.)]")
+# The sign of an entry in a plain-text list.
+_SIGN = re.compile(r"^([ \t>]*)[•◦▪●‣](?=[ \t])", re.MULTILINE)
 # A link, or an import as Claude Code has it: @docs/rules.md
 _LINK = re.compile(r"\]\(\s*(?:<([^<>\n]*)>|([^\s()]+))|(?<!\S)@([\w./-]+\.md)(?!\w)")
 # Text that is not a rule: an entry of a table of contents, an import alone.
@@ -371,7 +373,12 @@ _MARKDOWN.block.ruler.before("paragraph", "ace_bullet", _ace_bullet, {"alt": ["p
 def _parsed(body: str) -> tuple[tuple[_Rule, ...], tuple[str, ...], tuple[tuple[int, str], ...]]:
     """The rules and the link targets of a document, and its lines that are neither rule nor title, counted from 0."""
     found: dict[str, dict[str, dict[str, str]]] = {}
-    tree = SyntaxTreeNode(_MARKDOWN.parse(body, found))
+    signed = body
+    if _SIGN.search(body):  # outside of code
+        blocks = [token.map for token in _MARKDOWN.parse(body) if token.type in _CODE and token.map]
+        code = {number for first, end in blocks for number in range(first, end)}
+        signed = "\n".join(line if n in code else _SIGN.sub(r"\1-", line) for n, line in enumerate(body.split("\n")))
+    tree = SyntaxTreeNode(_MARKDOWN.parse(signed, found))
     links = [
         link[1] or link[2] or link[3]
         for node in tree.walk()
