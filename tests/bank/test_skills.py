@@ -343,6 +343,8 @@ class TestFindings:
         assert self.kinds(Skill.new("x", origin=Origin.SEED), SLIP) == [FindingKind.NO_WHEN]
         assert self.kinds(ADD, Mistake.new("x", origin=Origin.SEED)) == [FindingKind.NO_AVOID]
         assert self.kinds(Skill.new("a \times b", when="w", origin=Origin.SEED), SLIP) == [FindingKind.BROKEN_LATEX]
+        fine = Skill.new("e has no factor:\ne.g. it is\ne) a unit.", title="x", when="u is known.", origin=Origin.SEED)
+        assert self.kinds(fine, SLIP) == []
 
     @pytest.mark.parametrize("token", ["<|im_start|>", "<|endoftext|>", "</think>", "[INST]", "<｜User｜>", "</s>"])
     def test_control_tokens_are_found_in_any_field(self, token: str) -> None:

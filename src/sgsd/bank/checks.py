@@ -18,7 +18,7 @@ NEAR_DUPLICATE_OVERLAP = 0.8
 
 # JSON reads an undoubled \times as a tab and "imes", and \neq as a newline and "eq".
 BROKEN_LATEX = re.compile(
-    r"\t(?:imes|heta|ext|frac|riangle|an\b|au\b|o\b)|\n(?:abla|eq?\b|ot\b|u\b|mid\b)|\r(?:ight|floor|ceil|angle|ho\b)"
+    r"\t(?:imes|heta|ext|frac|riangle|an\b|au\b|o\b)|\n(?:abla|eq?\b(?![.)])|ot\b|u\b|mid\b)|\r(?:ight|floor|ceil|angle|ho\b)"
 )
 _WORD = re.compile(r"\w+")
 
@@ -81,11 +81,11 @@ def _check_item(item: Item, empty_note: FindingKind | None) -> list[Finding]:
     if empty_note and not item.note.strip():
         what = "when to apply it" if empty_note is FindingKind.NO_WHEN else "how to avoid it"
         found.append(Finding(empty_note, (item.id,), f"{item.id} does not say {what}"))
-    whole = "\n".join((item.title, item.text, item.note))
-    for token in dict.fromkeys(KNOWN.findall(whole)):
+    parts = (item.title, item.text, item.note)
+    for token in dict.fromkeys(KNOWN.findall("\n".join(parts))):
         message = f"{item.id} holds {token!r}, which a chat template may read as structure"
         found.append(Finding(FindingKind.CONTROL_TOKEN, (item.id,), message))
-    if BROKEN_LATEX.search(whole):
+    if any(map(BROKEN_LATEX.search, parts)):
         message = f"{item.id} seems to hold a LaTeX command whose backslash was not doubled in JSON"
         found.append(Finding(FindingKind.BROKEN_LATEX, (item.id,), message))
     return found
