@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sgsd.bank import Mistake, Origin, Skill, SkillBank, seed_banks
-from sgsd.bank.items import ancestors, descent
+from sgsd.bank.items import ancestors
 from sgsd.bank.leaks import COMMON, SHORTEST, LeakKind, held_answer, quarantine, scan
 from sgsd.data.problems import Problem
 from sgsd.errors import ConfigError
@@ -230,4 +230,3 @@ def test_runs_of_words_are_those_that_a_plain_search_finds(texts, problems, n):
 def test_lineage_is_told_to_the_ground_and_circles_do_no_harm():
     parents = {"a": ["b", "c"], "b": ["m1"], "c": ["m2", "b"], "m2": ["a"]}
     assert ancestors("a", parents) == ("b", "m1", "c", "m2", "a")
-    assert list(descent("a", parents)) == [(1, "b"), (2, "m1"), (1, "c"), (2, "m2"), (3, "a"), (2, "b")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, TypeAlias
@@ -160,28 +160,20 @@ def refuse_control_characters(text: str, what: str) -> None:
 
 
 def ancestors(id: str, parents: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The ids of all ancestors of an item, in the order of ``descent``, each once. Cycles are allowed.
+    """The ids of all ancestors of an item in depth-first order, each once. Cycles are allowed.
 
     Args:
         id: the id of the item.
         parents: id → ids of its parents.
     """
-    return tuple(dict.fromkeys(ancestor for _, ancestor in descent(id, parents)))
-
-
-def descent(id: str, parents: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, str]]:
-    """(depth, id) of the ancestors of an item in depth-first order, as a tree is printed.
-
-    An id that occurs again is yielded again, without its ancestors.
-    """
-    seen = {id}
-    waiting = [(1, parent) for parent in reversed(parents.get(id, ()))]
+    found: dict[str, None] = {}
+    waiting = [*reversed(parents.get(id, ()))]
     while waiting:
-        level, at = waiting.pop()
-        yield level, at
-        if at not in seen:
-            seen.add(at)
-            waiting += [(level + 1, parent) for parent in reversed(parents.get(at, ()))]
+        at = waiting.pop()
+        if at not in found:
+            found[at] = None
+            waiting += reversed(parents.get(at, ()))
+    return tuple(found)
 
 
 def _validate(item: Item) -> None:

@@ -138,7 +138,7 @@ class Store:
     def keep(self, requests: Sequence[WriteRequest], answers: Sequence[Written]) -> None:
         """Store the replies that are texts, in one transaction."""
         with self._transaction():
-            for request, written in zip(requests, answers, strict=False):
+            for request, written in zip(requests, answers, strict=True):
                 if written.text is not None:
                     value = json.dumps([written.text, written.prompt_tokens, written.completion_tokens])
                     self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", _digest(request), value)
@@ -209,8 +209,8 @@ class CachingWriter:
     """A writer that stores replies and never sends a request twice.
 
     Requests go in groups of fixed size. A group is stored as a whole, so that an engine whose rounding depends on the
-    batch gets the same batches after an interruption. If the writer stops within a group, its first replies are stored.
-    ``progress`` is called with the number of replies and of requests of the current call.
+    batch gets the same batches after an interruption. ``progress`` is called with the number of replies and of requests
+    of the current call.
     """
 
     def __init__(
@@ -228,18 +228,14 @@ class CachingWriter:
         for start in range(0, len(requests), self._group):
             asked = requests[start : start + self._group]
             found = [self._store.answer(request) for request in asked]
-            answers = iter(self._ask([request for request, own in zip(asked, found, strict=True) if own is None]))
-            written += [next(answers) if own is None else own for own in found]
+            left = [request for request, own in zip(asked, found, strict=True) if own is None]
+            answers = self._writer.write(left) if left else []
+            self._store.keep(left, answers)
+            fresh = iter(answers)
+            written += [next(fresh) if own is None else own for own in found]
             if self._progress is not None:
                 self._progress(len(written), len(requests))
         return written
-
-    def _ask(self, requests: Sequence[WriteRequest]) -> Sequence[Written]:
-        if not requests:
-            return []
-        answers = self._writer.write(requests)
-        self._store.keep(requests, answers)
-        return answers
 
 
 @contextmanager
