@@ -60,7 +60,14 @@ def test_every_table_and_answer_is_made_of_the_runs(tmp_path, monkeypatch):
     made = {name: pages.printed(name, OPTIONS) for name in pages.TABLES}
     cells.records.cache_clear()
     assert "not run" not in "".join(made.values()).lower()
-    said = " ".join(made["answers"].split())
+    answers = " ".join(made["answers"].split())
+    assert "at step 300 is 50 % [50, 50] in the sharp lab and 50 % [50, 50] in the calibrated lab. With" in answers
+    assert "`teacher_trust: cautious` it is 100 % [100, 100] and 100 % [100, 100]** (3 seeds)." in answers
+    assert (
+        "published is at 20 ± 0 % (sharp) and 20 ± 0 % (calibrated) after 200 steps, from 30.0 %; GRPO with" in answers
+    )
+    assert "as many rollouts at 41 ± 2 % and 41 ± 2 %.** 6 of 6 runs ended below their start." in answers
+    said = " ".join(made["details"].split())
     all_of_it, half = "+40.0 [+40.0, +40.0]", "+20.0 [+20.0, +20.0]"
     assert f"guided correction gains {all_of_it} points over GRPO by step 300, and {half} with pairs of other" in said
     assert "bank, at most 20.0 points from GRPO at any evaluation: **the bank's share is 50 % [50, 50]**; in" in said
