@@ -384,5 +384,9 @@ def test_rules_stand_below_one_another_and_a_document_as_it_is():
         "x",
     ]
     slip = [(Mistake.new("Dividing by zero.", avoid="Look first.", origin="seed"),)]
+    coded = [(Skill(id="s", title="Log", text="Log so:\n\n```python\n\nlog.note(1)\n```"),)]
+    expected = "- Log: Log so:\n\n  ```python\n\n  log.note(1)\n  ```\n- Log: b"
+    both = [*coded, (Skill(id="t", title="Log", text="b"),)]
+    assert f"\n{expected}\n" in content(skill_messages("x", both, ""))
     assert "- Common mistake: Dividing by zero. How to avoid it: Look first." in content(skill_messages("x", slip, ""))
     assert content(skill_messages("x", "# Rules\n\n- {a}", "")).split("\n\n", 1)[1] == "# Rules\n\n- {a}\n\nx"

@@ -362,7 +362,8 @@ def _shown_block(shown: Shown) -> str:
             for group in cast("Sequence[tuple[Skill, Mistake]]", shown)
         ]
         return SKILL_BLOCK.replace(SKILL_PAIR, "\n\n".join(pairs))
-    return RULES_BLOCK.format(rules="\n".join(f"- {_rule(item)}" for group in shown for item in group))
+    rules = (re.sub(r"\n(?!\n)", "\n  ", _rule(item)) for group in shown for item in group)
+    return RULES_BLOCK.format(rules="\n".join(f"- {rule}" for rule in rules))
 
 
 def user_turn_ids(
