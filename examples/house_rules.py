@@ -39,6 +39,7 @@ METHODS = {
     "worth-control": _CONTROL,
     "worth-control-misleading": f"{_CONTROL} --bank DATA/misleading.json",
     "guided": f"{_CONTROL} --teacher_guidance 2",
+    "cautious": f"{_CONTROL} --teacher_guidance 2 --teacher_trust cautious",
     "guided-alone": f"{_CONTROL} --teacher_guidance 2 --grpo_weight 0",
 }
 """Flags of ``sgsd train`` by method; the base model is only evaluated."""
