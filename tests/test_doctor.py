@@ -13,6 +13,8 @@ from sgsd import runfolder
 from sgsd.bank import Mistake, Origin, Skill, SkillBank
 from sgsd.bank.documents import read_document
 from sgsd.cli import main
+from sgsd.cli.console import standard_output
+from sgsd.cli.doctor import show_examples
 from sgsd.data.sources import load_problems
 from sgsd.doctor import Diagnosis, InPrompt, Teachers, area_under_roc, diagnose
 from sgsd.engines.models import load_model, load_tokenizer
@@ -224,9 +226,12 @@ def test_a_bank_that_does_not_fit_is_a_no(lab):
     assert "20 tokens of prompt: pairs 21" in found.sentences[0]
 
 
-def test_answers_that_are_cut_off_are_a_no(lab):
+def test_answers_that_are_cut_off_are_a_no_and_named_so(lab, capsys):
     found = in_the_lab(lab, (2, 0, 0), rollouts=16, max_new_tokens=8)
     assert (found.verdict, found.truncated, found.settings) == ("no", 1.0, {"max_completion_length": 16})
+    show_examples(found, standard_output())
+    shown = capsys.readouterr().out
+    assert shown.count("[incorrect, cut off; reference ") == len(found.examples) > 0
 
 
 # ---- documents, and rollouts of one outcome alone

@@ -114,6 +114,7 @@ class Example:
         problem, reference, completion: texts.
         extracted: the answer that the verifier found, if it tells.
         outcome: an ``Outcome``.
+        is_truncated: whether the length limit cut it off, so that it is incorrect.
     """
 
     context: str | None
@@ -122,6 +123,7 @@ class Example:
     completion: str
     extracted: str | None
     outcome: str
+    is_truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -450,7 +452,7 @@ def diagnose(
         scoring_seconds=(time.perf_counter() - began) / len(sampled),
         memory_gib=_peak_memory(),
         examples=tuple(
-            Example(name, asked.text, asked.answer, one.completion, one.extracted, one.outcome)
+            Example(name, asked.text, asked.answer, one.completion, one.extracted, one.outcome, one.is_truncated)
             for name, evaluation in ((None, greedy), *([] if best is None else [(best, made[best])]))
             for one in evaluation.samples
             if (asked := few.get(one.problem_id))

@@ -153,6 +153,7 @@ def show_examples(found: Diagnosis, console: Console) -> None:
     for one in found.examples:
         prompt = "plain" if one.context is None else f"{one.context} in the prompt"
         read = "" if one.extracted is None or one.extracted == one.completion else f", read as {one.extracted!r}"
+        read = ", cut off" if one.is_truncated else read
         console.print(f"{prompt}: {one_line(one.problem, 200)}", soft_wrap=True)
         console.print(
             f"    {one_line(one.completion, 300)}  [{one.outcome}{one_line(read, 200)}; reference "
