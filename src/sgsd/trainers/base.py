@@ -391,7 +391,7 @@ class VerifiedTrainer(GRPOTrainer):
         """
         if self.accelerator.is_main_process:
             refuse_damage(checkpoint)
-        load_parts(checkpoint, self.parts, self._header, rank=self.accelerator.process_index)
+        load_parts(checkpoint, self.parts, self._header)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As TRL's; ``True`` resumes from the last complete checkpoint in ``output_dir``.
