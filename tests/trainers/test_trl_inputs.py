@@ -8,7 +8,8 @@ import functools
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import LlavaProcessor, T5Config, T5ForConditionalGeneration
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from trl import GRPOConfig
 
 from sgsd import GRPOBaselineTrainer, OPSDTrainer, SGSDTrainer
@@ -187,6 +188,13 @@ def test_arguments_of_another_kind(tmp_path, given, error, said):
 
 
 # ---- tokenizers, prompts, evaluation
+
+
+def test_the_tokenizer_of_a_processor_is_used(tmp_path):
+    processor = LlavaProcessor(CLIPImageProcessorPil(), make_tokenizer(), patch_size=14)
+    trainer = make_trainer(tmp_path, tokenizer=processor)
+    trainer.train()
+    assert trainer.processing_class is processor.tokenizer
 
 
 def test_a_tokenizer_without_padding_pads_with_the_end_token(tmp_path):

@@ -21,7 +21,7 @@ from accelerate.utils import gather
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -100,9 +100,10 @@ class VerifiedTrainer(GRPOTrainer):
             ``sgsd.data.adapters`` reads, or a list of ``Problem``.
         eval_dataset: the same, or a dictionary of them; ``evaluate()`` logs the success rate on plain prompts as
             ``eval_success_rate``.
-        processing_class, reward_processing_classes, callbacks, optimizers: as in TRL.
+        processing_class, reward_processing_classes, callbacks, optimizers: as in TRL; of a processor the tokenizer is
+            used.
         quantization_config, peft_config, rollout_func: as in TRL.
-        tools, environment_factory: not supported.
+        tools, environment_factory: not supported; nor are images.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
         verifier: overrides ``args.verifier``; excludes ``reward_funcs``. A function is taken as ``reward_funcs``.
@@ -122,7 +123,7 @@ class VerifiedTrainer(GRPOTrainer):
         args: VerifiedConfig | None = None,
         train_dataset: Dataset | Sequence[Problem] | None = None,
         eval_dataset: Dataset | Sequence[Problem] | dict[str, Dataset | Sequence[Problem]] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -185,6 +186,8 @@ class VerifiedTrainer(GRPOTrainer):
         named = NamedModel(model, args, quantization_config) if isinstance(model, str) else None
         if processing_class is None:
             processing_class = named.tokenizer() if named else load_tokenizer(model.name_or_path)
+        if isinstance(processing_class, ProcessorMixin):
+            processing_class = processing_class.tokenizer
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         described = named or model

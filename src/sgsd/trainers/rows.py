@@ -19,6 +19,8 @@ from sgsd.errors import ConfigError, DataError, PromptError
 from sgsd.prompts import LISTED_IDS, Prompt, PromptRenderer, RawText, Shown, listed, refuse_long_prompts
 from sgsd.retrieval import Retriever
 
+_IMAGES = ("image", "images")  # columns that TRL reads
+
 _log = logger(__name__)
 
 
@@ -149,12 +151,20 @@ def training_rows(
 
     Raises:
         PromptError: a prompt is too long, or the chat template refuses it; the row is named.
-        DataError: some prompts are conversations and some are text; or a column has values that Arrow cannot store,
-            such as integers beyond 64 bits.
+        DataError: a row has images; some prompts are conversations and some are text; or a column has values that Arrow
+            cannot store, such as integers beyond 64 bits.
     """
     rows: list[dict[str, Any]] = []
     lengths: list[tuple[int, int]] = []  # of the student's prompt, and of the teacher's
     for place, problem in enumerate(problems):
+        for name in _IMAGES:
+            if problem.columns.get(name):
+                raise DataError(
+                    "images are not supported",
+                    got=f"column {name} in {problem.id}",
+                    expected="text",
+                    remedy="leave the column out, or train with TRL's GRPOTrainer",
+                )
         try:
             if skills is None:
                 prompt, ids = renderer.student_messages(problem), renderer.student_ids(problem)
@@ -236,7 +246,7 @@ def columns_of(problem: Problem, verified: bool) -> dict[str, Any]:
         derived |= {"answer": problem.key, "solution": problem.solution or problem.answer}
     elif problem.solution:
         derived["solution"] = problem.solution
-    own = dict(problem.columns)
+    own = {name: value for name, value in problem.columns.items() if name not in _IMAGES}
     for name in ("problem", "problem_id"):
         if own.get(name) is None or own[name] == "":
             own.pop(name, None)
