@@ -121,6 +121,8 @@ def test_what_a_rollout_function_returns_besides_reaches_rewards(tmp_path, monke
         ),
         (None, {"reward_weights": [1.0]}, None, "no effect where a verifier judges"),
         (None, {"success_threshold": 0.7}, None, "no effect where a verifier judges"),
+        (by_parity, {"verifier": "exact"}, None, "no effect beside reward_funcs: got verifier exact"),
+        (by_parity, {"verifier_options": {"timeout": 3}}, None, "no effect beside reward_funcs: got verifier math"),
     ],
 )
 def test_rewards_that_nothing_could_make_of(tmp_path, reward, settings, verifier, said):

@@ -78,7 +78,7 @@ from sgsd.trainers.rewards import (
 from sgsd.trainers.rows import all_text, columns_of, problems_of, skill_pairs, training_rows
 from sgsd.trainers.settings import check_constructible, refuse_eval_loss
 from sgsd.trainers.signs import FirstSteps
-from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
+from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, sampling_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
 from sgsd.verifiers.thinking import CompletionText
 
@@ -232,6 +232,9 @@ class VerifiedTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 rollout_func=rollout_func,
             )
+        if args.use_vllm:  # which reads the end tokens in the model's folder, and not those of the chat template
+            options = self.vllm_generation.generation_kwargs
+            self.vllm_generation.generation_kwargs = {"stop_token_ids": ends, **options}
         if self.aux_loss_enabled and not has_routers(self.model):
             if args.router_aux_loss_coef:
                 raise ConfigError(
@@ -292,6 +295,7 @@ class VerifiedTrainer(GRPOTrainer):
         """TRL's rows of the training problems, and those of each evaluation set, whose prompts are always plain."""
         options: dict[str, Any] = {
             "max_prompt_length": self.max_prompt_length,
+            "max_student_length": sampling_budget(args, self.max_prompt_length),
             "long_prompts": args.long_prompts,
             "verified": verified,
         }
@@ -312,7 +316,7 @@ class VerifiedTrainer(GRPOTrainer):
         ending = self.renderer.student_ids("?")[-32:] if tokenizer.chat_template else []
         return VerifierReward(
             verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
-            name=args.verifier,
+            name=args.verifier if verifier is None else getattr(verifier, "name", type(verifier).__name__),
             end_ids=ends,
             max_length=args.max_completion_length,
             truncated=args.truncated,

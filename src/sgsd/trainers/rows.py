@@ -127,6 +127,7 @@ def training_rows(
     renderer: PromptRenderer,
     *,
     max_prompt_length: int,
+    max_student_length: int | None = None,
     skills: Sequence[Shown] | None = None,
     references: Sequence[str] | None = None,
     long_prompts: str = "error",
@@ -143,6 +144,7 @@ def training_rows(
         problems: one or more.
         renderer: of their prompts.
         max_prompt_length: in tokens.
+        max_student_length: of the student's prompts, in tokens; ``None``: ``max_prompt_length``.
         skills: what each problem's prompt shows of a bank; ``None`` for plain prompts.
         references: the reference that each problem's OPSD teacher is shown; the teacher's prompt ids become the column
             ``teacher_prompt``.
@@ -186,14 +188,15 @@ def training_rows(
             got=f"text in {problems[raw.index(True)].id}, a conversation in {problems[raw.index(False)].id}",
             expected="one kind in all rows",
         )
-    fits = [max(both) <= max_prompt_length for both in lengths]
+    limit = max_prompt_length if max_student_length is None else max_student_length
+    fits = [student <= limit and teacher <= max_prompt_length for student, teacher in lengths]
     if long_prompts == "drop" and any(fits) and not all(fits):
         dropped = [problem.id for problem, fit in zip(problems, fits, strict=True) if not fit]
         _log.warning(
             "%s of %s rows left out: prompts of more than %s tokens (%s)",
             f"{len(dropped):,}",
             f"{len(rows):,}",
-            f"{max_prompt_length:,}",
+            f"{limit:,}",
             listed(dropped),
         )
         rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
@@ -201,7 +204,7 @@ def training_rows(
         of_student, of_teacher = zip(*lengths, strict=True)
         names = [problem.id for problem in problems]
         what = "plain prompts" if skills is None else "prompts with skills"
-        refuse_long_prompts(of_student, max_prompt_length, what, names)
+        refuse_long_prompts(of_student, limit, what, names)
         refuse_long_prompts(of_teacher, max_prompt_length, "teacher prompts", names)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     try:

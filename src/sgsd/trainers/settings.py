@@ -127,6 +127,11 @@ def check_settings(args: Any) -> None:
 _MODEL_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")  # optimizers that need the model's layers
 _FIXED_GENERATION_KWARGS = {"num_return_sequences": 1, "return_dict_in_generate": False}
 """The only values of ``generation_kwargs`` with which TRL can read the result of ``generate``."""
+_SETTING_OF_GENERATION = {
+    **dict.fromkeys(("max_new_tokens", "max_tokens"), "max_completion_length"),
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+}
+"""What ``generation_kwargs`` would replace for sampling alone: lengths, scores and records go by the setting."""
 
 
 def check_constructible(args: Any, *, adapted: bool, loaded: bool = False) -> None:
@@ -178,6 +183,11 @@ def _check_generation(args: Any) -> None:
         if options.get(name, value) not in (None, value):
             remedy = f"leave {name} out; num_generations sets the rollouts per prompt"
             raise ConfigError(f"generation_kwargs with {name}", got=options[name], expected=value, remedy=remedy)
+    for name, setting in _SETTING_OF_GENERATION.items():
+        if name in options and options[name] != vars(args)[setting]:
+            raise ConfigError(
+                f"generation_kwargs with {name}", got=options[name], expected=f"the setting {setting} in its place"
+            )
     cache = args.cache_implementation
     if not args.use_vllm:  # vLLM's options are others
         with in_one_line(f"generation_kwargs {options}, cache_implementation {cache} cannot be used"):
