@@ -279,7 +279,6 @@ class VerifiedTrainer(GRPOTrainer):
         return build_retriever(
             args.retriever,
             embedder=args.embedder if args.retriever == "embedding" else None,
-            temperature=vars(args).get("retrieval_temperature", 1.0),
             seed=args.seed,
             item_text=args.retrieval_text,
         )
