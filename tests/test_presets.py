@@ -203,7 +203,7 @@ def test_the_papers_numbers_are_the_defaults_too():
     _, training, _ = parsed("sgsd-qwen3-1.7b")
     for setting in (
         *("learning_rate", "max_grad_norm", "num_generations", "max_completion_length", "temperature", "top_p"),
-        *("top_k", "num_teachers", "retriever", "embedder", "retrieval_temperature", "teacher", "score_temperature"),
+        *("top_k", "num_teachers", "retriever", "embedder", "teacher", "score_temperature"),
         *("gate_tau", "support_clip", "support_threshold", "sgsd_weight", "grpo_weight"),
     ):
         assert vars(defaults)[setting] == vars(training)[setting], setting

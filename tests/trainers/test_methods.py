@@ -257,6 +257,7 @@ class Flipped:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_verifier_may_be_ones_own(tmp_path, method):
     trainer = make_trainer(tmp_path, method=method, reward=None, verifier_object=Flipped())
+    assert trainer.reward_func_names == ["Flipped"]
     trainer._generate_single_turn = lambda prompt_ids, *_, **__: ([[50, EOS]] * len(prompt_ids), None)
     batch = trainer._generate_and_score_completions(rows(trainer, [0, 0, 1, 1]))
     assert batch["outcome"].tolist() == [1, 1, -1, -1]

@@ -59,7 +59,7 @@ def plain_token(log_q, log_p, kind, beta, clip):
     [
         {},
         {"divergence": "reverse_kl", "reference": "answer"},
-        {"divergence": "jsd", "jsd_beta": 0.3, "score_temperature": 0.8},
+        {"divergence": "jsd", "score_temperature": 0.8},
         {"divergence_clip": 0.02, "num_generations": 2},
     ],
 )
@@ -85,7 +85,7 @@ def test_the_loss_equals_plain_loops_over_prompts_written_out_by_hand(tmp_path, 
                 q,
                 p,
                 settings.get("divergence", "forward_kl"),
-                settings.get("jsd_beta", 0.5),
+                0.5,
                 settings.get("divergence_clip"),
             )
             for q, p in zip(*sides, strict=True)

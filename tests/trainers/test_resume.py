@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from sgsd.bank import SkillBank
@@ -246,6 +247,14 @@ def test_teacher_weights_that_cannot_be_read_are_refused(stopped, damage):
         save_file({"00000": torch.zeros(2, 2)}, file)
     forget_files(stopped / "checkpoint-3")
     refused("teacher cannot be read" if damage == "cut" else "teacher weights do not fit", stopped)
+
+
+def test_a_process_that_the_stopped_run_did_not_have_resumes_with_its_teacher(stopped, monkeypatch):
+    trainer = run(stopped, teacher="ema")
+    monkeypatch.setattr(Accelerator, "process_index", 1)
+    trainer.restore(stopped / "checkpoint-3")
+    saved = load_file(stopped / "checkpoint-3" / "sgsd" / "teacher-00000.safetensors")
+    assert all(torch.equal(held, saved[name]) for name, held in trainer.teacher_weights.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["bank", "ledger", "guard"])

@@ -133,6 +133,14 @@ def test_no_row_that_can_be_used_is_said_with_the_first_ones_reason():
 LONG = [Problem(f"p{n}", "x" * (500 if n in (1, 3) else 5), "1") for n in range(5)]
 
 
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_images_are_refused_by_their_column_and_a_column_without_any_is_left_out(column):
+    without = {"prompt": TALK, "answer": "2", column: None}
+    assert column not in rows_of(without).column_names
+    with pytest.raises(DataError, match=f"images are not supported: got column {column} in row-1"):
+        rows_of({**without, "answer": "3"}, {"prompt": "1?", "answer": "1", column: "https://example.org/2.png"})
+
+
 def test_long_prompts_are_named():
     with pytest.raises(PromptError, match=r"2 of 5 plain prompts are too long: got up to \d+ tokens \(p1, p3\)"):
         training_rows(LONG, RENDERER, max_prompt_length=200)

@@ -8,7 +8,8 @@ import functools
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import LlavaProcessor, T5Config, T5ForConditionalGeneration
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from trl import GRPOConfig
 
 from sgsd import GRPOBaselineTrainer, OPSDTrainer, SGSDTrainer
@@ -120,6 +121,8 @@ def test_what_a_rollout_function_returns_besides_reaches_rewards(tmp_path, monke
         ),
         (None, {"reward_weights": [1.0]}, None, "no effect where a verifier judges"),
         (None, {"success_threshold": 0.7}, None, "no effect where a verifier judges"),
+        (by_parity, {"verifier": "exact"}, None, "no effect beside reward_funcs: got verifier exact"),
+        (by_parity, {"verifier_options": {"timeout": 3}}, None, "no effect beside reward_funcs: got verifier math"),
     ],
 )
 def test_rewards_that_nothing_could_make_of(tmp_path, reward, settings, verifier, said):
@@ -187,6 +190,13 @@ def test_arguments_of_another_kind(tmp_path, given, error, said):
 
 
 # ---- tokenizers, prompts, evaluation
+
+
+def test_the_tokenizer_of_a_processor_is_used(tmp_path):
+    processor = LlavaProcessor(CLIPImageProcessorPil(), make_tokenizer(), patch_size=14)
+    trainer = make_trainer(tmp_path, tokenizer=processor)
+    trainer.train()
+    assert trainer.processing_class is processor.tokenizer
 
 
 def test_a_tokenizer_without_padding_pads_with_the_end_token(tmp_path):

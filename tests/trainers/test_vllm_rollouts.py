@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from sgsd.errors import PromptError
 from sgsd.scoring.logprobs import score_completions
 
+from ..conftest import make_tokenizer
 from .test_sgsd import batch_of, by_first_id, loss_and_gradients
-from .tiny import make_trainer, prompted_rollouts
+from .tiny import EOS, PROBLEMS, make_trainer, prompted_rollouts, render
 
 
 class StandIn:
@@ -31,6 +33,7 @@ class StandIn:
 
     def __init__(self, **options):
         StandIn.asked = options
+        self.generation_kwargs = options["generation_kwargs"] or {}
         self.model, self.synchronised, self.batches = options["model"], 0, []
 
     def sync_weights(self):
@@ -87,6 +90,25 @@ def test_vllm_is_asked_as_the_settings_say(tmp_path, settings):
     make_trainer(tmp_path, use_vllm=True, **settings)
     asked = {name.removeprefix("vllm_"): value for name, value in settings.items()} | {"trust_remote_code": False}
     assert {name: StandIn.asked[name] for name in asked} == asked
+
+
+@pytest.mark.parametrize("given", [None, {"seed": 3}])
+def test_vllm_stops_at_the_end_of_a_turn(tmp_path, given):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "<|im_start|>"  # as a base model's: the chat template ends turns with another token
+    trainer = make_trainer(tmp_path, tokenizer=tokenizer, use_vllm=True, generation_kwargs=given)
+    assert trainer.vllm_generation.generation_kwargs == {"stop_token_ids": [0, EOS], **(given or {})}
+
+
+def test_prompts_that_do_not_fit_vllms_context_are_refused_before_it_is_made(tmp_path):
+    longest = max(len(render(f"{problem.text}\n\nGo.")) for problem in PROBLEMS)
+    settings = {"use_vllm": True, "vllm_mode": "colocate", "max_completion_length": 8}
+    make_trainer(tmp_path, vllm_max_model_length=longest + 8, **settings)
+    StandIn.asked = {}
+    with pytest.raises(PromptError, match=f"plain prompts are too long: got up to {longest} tokens"):
+        make_trainer(tmp_path, vllm_max_model_length=longest + 7, **settings)
+    assert not StandIn.asked
+    make_trainer(tmp_path, vllm_max_model_length=longest + 7, **settings | {"vllm_mode": "server"})
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

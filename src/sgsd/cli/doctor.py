@@ -123,7 +123,6 @@ def retriever_for(args: SGSDConfig) -> Retriever:
     return build_retriever(
         args.retriever,
         embedder=args.embedder if args.retriever == "embedding" else None,
-        temperature=args.retrieval_temperature,
         seed=args.seed,
         item_text=args.retrieval_text,
     )

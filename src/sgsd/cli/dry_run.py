@@ -37,7 +37,7 @@ from sgsd.trainers.rehearsal import rehearsal_prompts
 from sgsd.trainers.rewards import VerifierReward, check_reward
 from sgsd.trainers.rows import prompt_of, skill_pairs, training_rows
 from sgsd.trainers.signs import FIRST_PROBLEMS, check_teachers
-from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
+from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, sampling_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
 
 
@@ -116,7 +116,13 @@ def check_without_weights(
     built = _Built(training, renderer, parts.bank, budget)
     rows = built.rows(parts.problems, with_skills=with_skills)
     if parts.eval_problems is not None:
-        training_rows(parts.eval_problems, renderer, max_prompt_length=budget, long_prompts=training.long_prompts)
+        training_rows(
+            parts.eval_problems,
+            renderer,
+            max_prompt_length=budget,
+            max_student_length=sampling_budget(training, budget),
+            long_prompts=training.long_prompts,
+        )
     if parts.rehearsed is not None:
         rehearsal_prompts(parts.rehearsed, tokenizer, training, budget)
     check_batch(len(rows), training)
@@ -201,6 +207,7 @@ class _Built:
             problems,
             self.renderer,
             max_prompt_length=self.budget,
+            max_student_length=sampling_budget(args, self.budget),
             skills=skills,
             long_prompts=args.long_prompts,
             **shown,

@@ -82,7 +82,7 @@ _DIAGNOSED = 60  # training tasks that the doctor uses
 _DIAGNOSED_WITH = (
     *("temperature", "top_p", "top_k", "num_teachers", "support_clip", "support_threshold", "teacher_context"),
     *("max_completion_length", "max_prompt_length", "instruction", "verifier", "verifier_options", "thinking"),
-    *("chat_template_kwargs", "retriever", "embedder", "retrieval_temperature", "retrieval_text"),
+    *("chat_template_kwargs", "retriever", "embedder", "retrieval_text"),
 )
 """Settings that the diagnosis depends on."""
 _GROUP = 4  # rollouts per problem of the GRPO baseline

@@ -78,23 +78,20 @@ class DivergenceFrom:
         model: the teacher.
         hidden: ``[n, H]``, the teacher's hidden states at the student's positions; see ``logprobs.hidden_states``.
         teaching: context in which the output head has the teacher's weights.
-        kind, jsd_beta, clip, temperature: see ``objectives.token_divergence``.
+        kind, clip, temperature: see ``objectives.token_divergence``.
     """
 
     model: nn.Module
     hidden: Tensor
     teaching: Callable[[], AbstractContextManager[None]]
     kind: str = "forward_kl"
-    jsd_beta: float = 0.5
     clip: float | None = None
     temperature: float = 1.0
 
     def __call__(self, logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
         with torch.no_grad(), self.teaching():
             teacher = head_logits(self.model, self.hidden[rows])
-        return token_divergence(
-            logits, teacher, kind=self.kind, jsd_beta=self.jsd_beta, clip=self.clip, temperature=self.temperature
-        )
+        return token_divergence(logits, teacher, kind=self.kind, clip=self.clip, temperature=self.temperature)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from accelerate.utils import gather
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -78,7 +78,7 @@ from sgsd.trainers.rewards import (
 from sgsd.trainers.rows import all_text, columns_of, problems_of, skill_pairs, training_rows
 from sgsd.trainers.settings import check_constructible, refuse_eval_loss
 from sgsd.trainers.signs import FirstSteps
-from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, thinking_of
+from sgsd.trainers.tokens import check_batch, check_tokens, prompt_budget, sampling_budget, thinking_of
 from sgsd.verifiers import Verifier, get_verifier
 from sgsd.verifiers.thinking import CompletionText
 
@@ -100,9 +100,10 @@ class VerifiedTrainer(GRPOTrainer):
             ``sgsd.data.adapters`` reads, or a list of ``Problem``.
         eval_dataset: the same, or a dictionary of them; ``evaluate()`` logs the success rate on plain prompts as
             ``eval_success_rate``.
-        processing_class, reward_processing_classes, callbacks, optimizers: as in TRL.
+        processing_class, reward_processing_classes, callbacks, optimizers: as in TRL; of a processor the tokenizer is
+            used.
         quantization_config, peft_config, rollout_func: as in TRL.
-        tools, environment_factory: not supported.
+        tools, environment_factory: not supported; nor are images.
         bank: overrides ``args.bank``.
         retriever: overrides ``args.retriever``.
         verifier: overrides ``args.verifier``; excludes ``reward_funcs``. A function is taken as ``reward_funcs``.
@@ -122,7 +123,7 @@ class VerifiedTrainer(GRPOTrainer):
         args: VerifiedConfig | None = None,
         train_dataset: Dataset | Sequence[Problem] | None = None,
         eval_dataset: Dataset | Sequence[Problem] | dict[str, Dataset | Sequence[Problem]] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -185,6 +186,8 @@ class VerifiedTrainer(GRPOTrainer):
         named = NamedModel(model, args, quantization_config) if isinstance(model, str) else None
         if processing_class is None:
             processing_class = named.tokenizer() if named else load_tokenizer(model.name_or_path)
+        if isinstance(processing_class, ProcessorMixin):
+            processing_class = processing_class.tokenizer
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         described = named or model
@@ -229,6 +232,9 @@ class VerifiedTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 rollout_func=rollout_func,
             )
+        if args.use_vllm:  # which reads the end tokens in the model's folder, and not those of the chat template
+            options = self.vllm_generation.generation_kwargs
+            self.vllm_generation.generation_kwargs = {"stop_token_ids": ends, **options}
         if self.aux_loss_enabled and not has_routers(self.model):
             if args.router_aux_loss_coef:
                 raise ConfigError(
@@ -273,7 +279,6 @@ class VerifiedTrainer(GRPOTrainer):
         return build_retriever(
             args.retriever,
             embedder=args.embedder if args.retriever == "embedding" else None,
-            temperature=vars(args).get("retrieval_temperature", 1.0),
             seed=args.seed,
             item_text=args.retrieval_text,
         )
@@ -289,6 +294,7 @@ class VerifiedTrainer(GRPOTrainer):
         """TRL's rows of the training problems, and those of each evaluation set, whose prompts are always plain."""
         options: dict[str, Any] = {
             "max_prompt_length": self.max_prompt_length,
+            "max_student_length": sampling_budget(args, self.max_prompt_length),
             "long_prompts": args.long_prompts,
             "verified": verified,
         }
@@ -309,7 +315,7 @@ class VerifiedTrainer(GRPOTrainer):
         ending = self.renderer.student_ids("?")[-32:] if tokenizer.chat_template else []
         return VerifierReward(
             verifier or get_verifier(args.verifier, **(args.verifier_options or {})),
-            name=args.verifier,
+            name=args.verifier if verifier is None else getattr(verifier, "name", type(verifier).__name__),
             end_ids=ends,
             max_length=args.max_completion_length,
             truncated=args.truncated,
@@ -391,7 +397,7 @@ class VerifiedTrainer(GRPOTrainer):
         """
         if self.accelerator.is_main_process:
             refuse_damage(checkpoint)
-        load_parts(checkpoint, self.parts, self._header, rank=self.accelerator.process_index)
+        load_parts(checkpoint, self.parts, self._header)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As TRL's; ``True`` resumes from the last complete checkpoint in ``output_dir``.

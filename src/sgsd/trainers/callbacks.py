@@ -152,12 +152,9 @@ class CheckpointCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if not args.save_only_model:  # no run can resume from a model without optimizer and random state
-            main, rank = self._accelerator.is_main_process, self._accelerator.process_index
-            if not main:
-                save_parts(checkpoint, self._parts, self._header, rank=rank)
-            self._accelerator.wait_for_everyone()
-            if main:  # last, since it writes the completeness mark
-                save_parts(checkpoint, self._parts, self._header, rank=rank)
+            self._accelerator.wait_for_everyone()  # the completeness mark comes last
+            if self._accelerator.is_main_process:
+                save_parts(checkpoint, self._parts, self._header)
         if args.should_save:
             folder, best = Path(args.output_dir), state.best_model_checkpoint
             sound = None if self._guard is None else last_complete_checkpoint(folder, self._guard.sound_until)

@@ -1,8 +1,9 @@
 """Checkpoints: the parts beyond TRL's own state, and a mark of completeness.
 
 A part is an object with ``state_dict`` and ``load_state_dict``: bank, ledger, teacher weights, window, guard. Tensors
-are saved as ``sgsd/NAME-RANK.safetensors``, the rest as ``sgsd/NAME.json``. The mark ``sgsd/state.json`` is written
-last: a checkpoint without it is incomplete, and no run resumes from it.
+are saved as ``sgsd/NAME-00000.safetensors``, the rest as ``sgsd/NAME.json``. The mark ``sgsd/state.json`` is written
+last: a checkpoint without it is incomplete, and no run resumes from it. All processes have the same parts, so one saves
+them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sgsd.bank import SkillBank
 from sgsd.errors import BankError, CheckpointError, DataError
 
 _STATE_FILE = "state.json"
+_TENSORS = "-00000.safetensors"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _VERSION = 4
@@ -77,14 +79,13 @@ class BankState:
 # ---- writing and reading
 
 
-def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
-    """Add ``sgsd`` to a checkpoint that TRL has written. Rank 0 also writes JSON and the mark, and must come last.
+def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any]) -> None:
+    """Add ``sgsd`` to a checkpoint that all processes have written.
 
     Args:
         checkpoint: its folder.
         parts: name → part.
         header: values that a resumed run must share: method, digest of the initial bank, kind of teacher.
-        rank: of this process.
     """
     folder = checkpoint / runfolder.PARTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,16 +93,13 @@ def save_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
         state = part.state_dict()
         tensors = {key: value.contiguous().cpu() for key, value in state.items() if isinstance(value, Tensor)}
         if tensors:
-            save_file(tensors, folder / f"{name}-{rank:05d}.safetensors")
-        if rank == 0:
-            rest = {key: value for key, value in state.items() if key not in tensors}
-            runfolder.write_text(folder / f"{name}.json", json.dumps(rest, ensure_ascii=False) + "\n")
-    if rank == 0:
-        mark = {"version": _VERSION, **header, "sizes": _sizes(checkpoint)}
-        runfolder.write_json(folder / _STATE_FILE, mark)
+            save_file(tensors, folder / f"{name}{_TENSORS}")
+        rest = {key: value for key, value in state.items() if key not in tensors}
+        runfolder.write_text(folder / f"{name}.json", json.dumps(rest, ensure_ascii=False) + "\n")
+    runfolder.write_json(folder / _STATE_FILE, {"version": _VERSION, **header, "sizes": _sizes(checkpoint)})
 
 
-def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any], *, rank: int = 0) -> None:
+def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str, Any]) -> None:
     """Restore every part from ``checkpoint/sgsd``.
 
     A part that the checkpoint does not contain (a guard or maintenance that was off) keeps its initial state.
@@ -132,7 +130,7 @@ def load_parts(checkpoint: Path, parts: Mapping[str, Part], header: Mapping[str,
             continue
         try:
             state = runfolder.read_json(folder / f"{name}.json")
-            tensors = folder / f"{name}-{rank:05d}.safetensors"
+            tensors = folder / f"{name}{_TENSORS}"
             part.load_state_dict(state | (load_file(tensors) if tensors.is_file() else {}))
         except CheckpointError:
             raise

@@ -257,9 +257,6 @@ class OPSDConfig(DistillationConfig):
     divergence: Annotated[str, DIVERGENCES] = _setting(
         "forward_kl", f"Per-token divergence from the teacher: {', '.join(DIVERGENCES)}."
     )
-    jsd_beta: Annotated[float, "between 0 and 1"] = _setting(
-        0.5, "For divergence 'jsd': the teacher's weight in the mixture, between 0 and 1."
-    )
     divergence_clip: Positive | None = _setting(
         None, "The largest summand of one vocabulary entry in a token's divergence, in nats; None: no limit."
     )
@@ -281,9 +278,6 @@ class SGSDConfig(DistillationConfig):
         None,
         "What a teacher is shown: pairs, a skill and a mistake; rules, one item alone; document, the whole text that "
         "the bank was read from. None: rules for a bank that was read from a document, pairs for any other.",
-    )
-    retrieval_temperature: Positive = _setting(
-        1.0, "Temperature of the softmax over similarities that gives the teachers' weights."
     )
     max_tokens_per_chunk: Whole = _setting(16384, "Most tokens of one teacher forward, padding included.")
     ledger_share: Share = _setting(

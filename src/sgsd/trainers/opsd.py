@@ -81,7 +81,6 @@ class OPSDTrainer(VerifiedTrainer):
         divergence = self._divergence_from(
             self._teacher_hidden_states(inputs),
             kind=args.divergence,
-            jsd_beta=args.jsd_beta,
             clip=args.divergence_clip,
             temperature=args.score_temperature,
         )

@@ -177,6 +177,13 @@ def check_reward_arguments(args: Any, reward_funcs: Any, verifier: Any = None) -
         return
     if verifier is not None:
         raise ConfigError("verifier would have no effect beside reward_funcs", remedy="leave out one of them")
+    if args.verifier != type(args).verifier or args.verifier_options is not None:
+        raise ConfigError(
+            "settings have no effect beside reward_funcs",
+            got=f"verifier {args.verifier}, verifier_options {args.verifier_options}",
+            expected=f"verifier {type(args).verifier}, verifier_options None",
+            remedy="leave them out, or leave out reward_funcs",
+        )
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     for function in functions:
         if not (callable(function) or isinstance(function, str)) or function in NAMES:

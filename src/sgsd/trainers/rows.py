@@ -19,6 +19,8 @@ from sgsd.errors import ConfigError, DataError, PromptError
 from sgsd.prompts import LISTED_IDS, Prompt, PromptRenderer, RawText, Shown, listed, refuse_long_prompts
 from sgsd.retrieval import Retriever
 
+_IMAGES = ("image", "images")  # columns that TRL reads
+
 _log = logger(__name__)
 
 
@@ -125,6 +127,7 @@ def training_rows(
     renderer: PromptRenderer,
     *,
     max_prompt_length: int,
+    max_student_length: int | None = None,
     skills: Sequence[Shown] | None = None,
     references: Sequence[str] | None = None,
     long_prompts: str = "error",
@@ -141,6 +144,7 @@ def training_rows(
         problems: one or more.
         renderer: of their prompts.
         max_prompt_length: in tokens.
+        max_student_length: of the student's prompts, in tokens; ``None``: ``max_prompt_length``.
         skills: what each problem's prompt shows of a bank; ``None`` for plain prompts.
         references: the reference that each problem's OPSD teacher is shown; the teacher's prompt ids become the column
             ``teacher_prompt``.
@@ -149,12 +153,20 @@ def training_rows(
 
     Raises:
         PromptError: a prompt is too long, or the chat template refuses it; the row is named.
-        DataError: some prompts are conversations and some are text; or a column has values that Arrow cannot store,
-            such as integers beyond 64 bits.
+        DataError: a row has images; some prompts are conversations and some are text; or a column has values that Arrow
+            cannot store, such as integers beyond 64 bits.
     """
     rows: list[dict[str, Any]] = []
     lengths: list[tuple[int, int]] = []  # of the student's prompt, and of the teacher's
     for place, problem in enumerate(problems):
+        for name in _IMAGES:
+            if problem.columns.get(name):
+                raise DataError(
+                    "images are not supported",
+                    got=f"column {name} in {problem.id}",
+                    expected="text",
+                    remedy="leave the column out, or train with TRL's GRPOTrainer",
+                )
         try:
             if skills is None:
                 prompt, ids = renderer.student_messages(problem), renderer.student_ids(problem)
@@ -176,14 +188,15 @@ def training_rows(
             got=f"text in {problems[raw.index(True)].id}, a conversation in {problems[raw.index(False)].id}",
             expected="one kind in all rows",
         )
-    fits = [max(both) <= max_prompt_length for both in lengths]
+    limit = max_prompt_length if max_student_length is None else max_student_length
+    fits = [student <= limit and teacher <= max_prompt_length for student, teacher in lengths]
     if long_prompts == "drop" and any(fits) and not all(fits):
         dropped = [problem.id for problem, fit in zip(problems, fits, strict=True) if not fit]
         _log.warning(
             "%s of %s rows left out: prompts of more than %s tokens (%s)",
             f"{len(dropped):,}",
             f"{len(rows):,}",
-            f"{max_prompt_length:,}",
+            f"{limit:,}",
             listed(dropped),
         )
         rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
@@ -191,7 +204,7 @@ def training_rows(
         of_student, of_teacher = zip(*lengths, strict=True)
         names = [problem.id for problem in problems]
         what = "plain prompts" if skills is None else "prompts with skills"
-        refuse_long_prompts(of_student, max_prompt_length, what, names)
+        refuse_long_prompts(of_student, limit, what, names)
         refuse_long_prompts(of_teacher, max_prompt_length, "teacher prompts", names)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     try:
@@ -236,7 +249,7 @@ def columns_of(problem: Problem, verified: bool) -> dict[str, Any]:
         derived |= {"answer": problem.key, "solution": problem.solution or problem.answer}
     elif problem.solution:
         derived["solution"] = problem.solution
-    own = dict(problem.columns)
+    own = {name: value for name, value in problem.columns.items() if name not in _IMAGES}
     for name in ("problem", "problem_id"):
         if own.get(name) is None or own[name] == "":
             own.pop(name, None)

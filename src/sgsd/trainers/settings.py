@@ -28,7 +28,6 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "0 to 1": lambda value: 0 <= value <= 1,
     "0 to below 1": lambda value: 0 <= value < 1,
     "above 0, at most 1": lambda value: 0 < value <= 1,
-    "between 0 and 1": lambda value: 0 < value < 1,
     "0 to 2**32 - 1": lambda value: 0 <= value < 2**32,
     "a finite number": math.isfinite,
     "0 or more, or inf": lambda value: value >= 0,
@@ -127,6 +126,11 @@ def check_settings(args: Any) -> None:
 _MODEL_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")  # optimizers that need the model's layers
 _FIXED_GENERATION_KWARGS = {"num_return_sequences": 1, "return_dict_in_generate": False}
 """The only values of ``generation_kwargs`` with which TRL can read the result of ``generate``."""
+_SETTING_OF_GENERATION = {
+    **dict.fromkeys(("max_new_tokens", "max_tokens"), "max_completion_length"),
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+}
+"""What ``generation_kwargs`` would replace for sampling alone: lengths, scores and records go by the setting."""
 
 
 def check_constructible(args: Any, *, adapted: bool, loaded: bool = False) -> None:
@@ -178,6 +182,11 @@ def _check_generation(args: Any) -> None:
         if options.get(name, value) not in (None, value):
             remedy = f"leave {name} out; num_generations sets the rollouts per prompt"
             raise ConfigError(f"generation_kwargs with {name}", got=options[name], expected=value, remedy=remedy)
+    for name, setting in _SETTING_OF_GENERATION.items():
+        if name in options and options[name] != vars(args)[setting]:
+            raise ConfigError(
+                f"generation_kwargs with {name}", got=options[name], expected=f"the setting {setting} in its place"
+            )
     cache = args.cache_implementation
     if not args.use_vllm:  # vLLM's options are others
         with in_one_line(f"generation_kwargs {options}, cache_implementation {cache} cannot be used"):
@@ -203,12 +212,11 @@ EFFECTS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (_OF_GRPO_LOSS, lambda args: args.uses_grpo_loss, "method grpo, or grpo_weight above 0"),
     (_OF_ADVANTAGES, lambda args: args.uses_advantages, "method grpo, grpo_weight above 0, or objective reweight"),
     (("sync_ref_model",), lambda args: args.beta > 0, "beta above 0"),
-    (("embedder", "retrieval_temperature"), lambda args: args.retriever == "embedding", "retriever embedding"),
+    (("embedder",), lambda args: args.retriever == "embedding", "retriever embedding"),
     (("retrieval_text",), lambda args: args.retriever != "random", "retriever embedding or bm25"),
     (("skills_in_prompt_pairs",), lambda args: args.skills_in_prompt, "skills_in_prompt true, method grpo or opsd"),
     (("teacher_ema_decay",), lambda args: args.teacher == "ema", "teacher ema"),
     (("teacher_sync_steps",), lambda args: args.teacher == "periodic", "teacher periodic"),
-    (("jsd_beta",), lambda args: args.divergence == "jsd", "divergence jsd"),
     (("gate_tau",), lambda args: _has_gate(args), f"objective gated or local, {_WEIGHTED}"),
     (("teacher_trust",), lambda args: _needs(args).by_trust, f"objective correction or reweight, {_WEIGHTED}"),
     (("teacher_top_tokens",), lambda args: _needs(args).top_tokens, f"objective correction or local, {_WEIGHTED}"),

@@ -54,6 +54,13 @@ def prompt_budget(model_config: Any, args: Any) -> int:
     return args.max_prompt_length or room
 
 
+def sampling_budget(args: Any, budget: int) -> int:
+    """The most tokens of a prompt that is sampled from: ``budget``, or less if vLLM's context is shorter."""
+    if not (args.use_vllm and args.vllm_mode == "colocate" and args.vllm_max_model_length):
+        return budget
+    return min(budget, args.vllm_max_model_length - args.max_completion_length)
+
+
 def check_tokens(vocabulary: int, tokenizer: Any, ends: Sequence[int]) -> None:
     """Refuse a tokenizer without padding or end token, and token ids beyond the model's vocabulary.
 
