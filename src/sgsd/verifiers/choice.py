@@ -21,7 +21,8 @@ _OTHER_AFTER_ALL = re.compile(
     r"(?:it is|(?:answer|option|one) is) \(?[A-Z](?![A-Za-z])|\A\w+ \(?[A-Z]\)?\W*\Z", re.IGNORECASE
 )
 _ALL_BUT = re.compile(
-    r"\b(?:any|all|every|no)[a-z]{0,6}(?: [a-z]{1,12})? but\b|(?<!\w)!(?-i:[A-Z])(?!\w)",
+    r"\b(?:any|all|every|no)[a-z]{0,6}(?: [a-z]{1,12})? but\b"
+    r"|(?<!\w)!(?-i:[A-Z])(?!\w)",
     re.IGNORECASE,
 )
 _PERHAPS = re.compile(r"\b(?:maybe|perhaps|possibly|(?:could|might) be)\b", re.IGNORECASE)
@@ -31,8 +32,9 @@ _HEDGED = re.compile(r"\b(?:not (?:quite |entirely )?(?:sure|certain)|unsure|unc
 _CHANGED = re.compile(
     r"\\(?:overline|bar|sim|neg|lnot|[dt]?frac|sqrt|x?cancel|st|sout)(?![A-Za-z])"
     r"(?:\[[^\[\]]{0,9}\])? ?(?:\{[^{}A-Z]{0,40}\} ?)?\{?[^{}A-Z]{0,40}[A-Z]|[~¬]\(?[A-Z](?!\w)"
-    r"|\b[A-Z](?:[\^_]|-\d| ?\+ ?\d| (?:minus|plus) )|<(?:s|del|strike)>|\b\d[A-Z]\b"
-    r"|\b(?:before|after|next to|preceding|following|precedes|follows) (?:the )?(?:letter |option )?\(?[A-Z](?!\w)"
+    r"|\b[A-Z](?:[\^_]|-\d| ?\+ ?\d| (?:minus|plus) )"
+    r"|<(?:s|del|strike)>|\b\d[A-Z]\b|\b(?:before|after|next to|preceding|following|precedes|follows)"
+    r" (?:the )?(?:letter |option )?\(?[A-Z](?!\w)"
 )
 # A letter that is part of a name in the text of an option: "C) Vitamin D", "(A) Hepatitis B".
 _NAME = re.compile(
@@ -49,14 +51,16 @@ _OF_OPTIONS = re.compile(
 )
 _REFUSED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|besides|apart from|aside from|without|unlike|rather than|instead of"
-    r"|other than|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid|distractors?|rul(?:e|es|ed|ing)|wrong"
-    r"|incorrect|false|out|skip|drop|remove|dismiss|ignore|by no means|hardly|less likely|nope|too \w+|least|unlikely"
-    r"|impossible|doubt\w{0,3}|fails?)\b|\bif\b|[❌✗✘]|\bnon-|不|错|ない|排除|除了|以外"
-    r"|\b(?:trap|mistake|save (?=\(?[A-Z]\b))|está mal|\b(?:many|some|most|people|others|someone|readers?"
-    r"|students?) (?:would|might|may|could|say|think|choose|pick)\b|\b(?:contradicts?|inconsistent|any of|unless"
-    r"|my first|wanted to)\b|(?<!\w)(?:no|ni)(?: (?:la |es )?\(?[A-Z]\b|\Z)|非|除く|違う|제외|loại|исключ"
-    r"|ausgeschlossen|scheidet|(?<!\w)(?:descart|exclu|j['’]exclu|esclus)|(?<!\w)(?:außer|ausser|salvo|excepto|exceto"
-    r"|menos|sauf|tranne|кроме|hariç|behalve|oprócz|utom|kecuali|trừ)(?!\w)",
+    r"|other than|opposite|(?:exclud|eliminat|reject|discard)\w{0,3}|avoid"
+    r"|distractors?|rul(?:e|es|ed|ing)|wrong|incorrect|false|out|skip|drop|remove|dismiss|ignore|by no means"
+    r"|hardly|less likely|nope|too \w+|least|unlikely|impossible|doubt\w{0,3}|fails?)\b"
+    r"|\bif\b|[❌✗✘]|\bnon-|不|错|ない|排除|除了|以外|\b(?:trap|mistake|save (?=\(?[A-Z]\b))|está mal"
+    r"|\b(?:many|some|most|people|others|someone|readers?|students?) (?:would|might|may|could|say|think|choose"
+    r"|pick)\b"
+    r"|\b(?:contradicts?|inconsistent|any of|unless|my first|wanted to)\b"
+    r"|(?<!\w)(?:no|ni)(?: (?:la |es )?\(?[A-Z]\b|\Z)|非|除く|違う|제외|loại|исключ|ausgeschlossen|scheidet"
+    r"|(?<!\w)(?:descart|exclu|j['’]exclu|esclus)|(?<!\w)(?:außer|ausser|salvo|excepto|exceto|menos|sauf|tranne"
+    r"|кроме|hariç|behalve|oprócz|utom|kecuali|trừ)(?!\w)",
     re.IGNORECASE,
 )
 

@@ -40,18 +40,21 @@ UNCOMPUTED = tuple(
         r"\\begin ?\{vmatrix(?=\})",
     )
 )
-CALCULUS = re.compile(r"\\(?:int|sum|prod|lim)(?![A-Za-z])")
+_CALCULUS = re.compile(r"\\(?:int|sum|prod|lim)(?![A-Za-z])")
 _LETTER = re.compile(r"(?<![A-Za-z\\])d?[A-Za-z](?![A-Za-z])| ")
 _MAX_MEMBERS = 10
 _COUNTING = re.compile(r"!|\\binom")
 BASED = re.compile(
-    r"(?<![0-9A-Fa-f])0[xob][0-9A-Fa-f]+|(?<![0-9A-F])[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}|\{? ?\\text ?\{[^{}]*\} ?\}?)"
+    r"(?<![0-9A-Fa-f])0[xob][0-9A-Fa-f]+|(?<![0-9A-F])[0-9A-F]+ ?_ ?(?:\d+|\{ ?\d+ ?\}"
+    r"|\{? ?\\text ?\{[^{}]*\} ?\}?)"
 )
 _VARIABLE = re.compile(r"[A-Za-df-hj-z]")
 _CAPITALS = re.compile(r"(\\(?:measured)?angle ?)?([A-Z](?: ?[A-Z]){2,})")
 _UNIT = re.compile(
-    r"(?<=[^\s+\-*/=^_({])(?: ?(?=\\text)| )((?:\\text ?\{[^{}]*\}|(?:square |sq\.? |cubic )?(?:[cmk]m|ft|feet|foot"
-    r"|inch(?:es)?|units?|rad(?:ian)?s?|degrees?|(?:centi|milli|kilo)?met(?:er|re)s?)) ?(?:\^ ?\{? ?[1-4] ?\}?)?)$"
+    r"(?<=[^\s+\-*/=^_({])(?: ?(?=\\text)| )"
+    r"((?:\\text ?\{[^{}]*\}|(?:square |sq\.? |cubic )?(?:[cmk]m|ft|feet|foot|inch(?:es)?|units?|rad(?:ian)?s?"
+    r"|degrees?"
+    r"|(?:centi|milli|kilo)?met(?:er|re)s?)) ?(?:\^ ?\{? ?[1-4] ?\}?)?)$"
 )
 
 
@@ -105,7 +108,7 @@ def equal(reference: str, given: str, digits: int = 4) -> bool:
         return False
     if _COUNTING.search(given) and not _COUNTING.search(reference) and not _VARIABLE.search(COMMAND.sub(" ", given)):
         return False
-    if CALCULUS.search(given) and sorted(_renamed(given)) != sorted(_renamed(reference)):
+    if _CALCULUS.search(given) and sorted(_renamed(given)) != sorted(_renamed(reference)):
         return False  # to be computed, and it may take long; the reference with other names does not
     if sets and (given.count(",") > _MAX_MEMBERS or given.count(r"\sqrt") > 2):
         return False

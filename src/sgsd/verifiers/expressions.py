@@ -52,18 +52,16 @@ _MAX_LENGTH = 400
 _MAX_DEPTH = 12
 _MAX_SET = 150
 COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)")
-_GREEK = (
-    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau"
-    "|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell|hbar"
-)
 _KNOWN = frozenset(
     names(r"""
-    \frac \sqrt \cdot \times \div \infty \binom \log \ln \exp \sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan
-    \sinh \cosh \tanh \leq \geq \neq \lfloor \rfloor \lceil \rceil \lvert \rvert \vert \int \sum \prod \lim \to
-    \rightarrow \begin \end \\ \overline \vec \overrightarrow \hat \bar \angle \triangle \mathbb \setminus \cup \cap
-    \emptyset \{ \}
+    \frac \sqrt \cdot \times \div \pi \infty \binom \log \ln \exp \sin \cos \tan \cot \sec \csc \arcsin \arccos
+    \arctan \sinh \cosh \tanh \leq \geq \neq \lfloor \rfloor \lceil \rceil \lvert \rvert \vert \alpha \beta \gamma
+    \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu \nu \xi \rho \sigma \tau \upsilon
+    \phi \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Sigma \Phi \Psi \Omega \ell \hbar \int \sum \prod
+    \lim \to \rightarrow \begin \end \\ \overline \vec \overrightarrow \hat \bar \angle \triangle \mathbb \setminus
+    \cup \cap \emptyset \{ \}
     """)
-).union(f"\\{name}" for name in _GREEK.split("|"))
+)
 # Commands that have a meaning but that the grammar cannot read: a text with one is compared letter for letter.
 _VERBATIM = frozenset(
     names(r"""
@@ -79,7 +77,8 @@ _OPEN_END = re.compile(r"(?<!\^)[+-]$|[\^_=*/<>]$|\\\\$")
 # What the grammar accepts but ignores: subscripts of numbers and functions, values at a point, primes.
 DROPPED = re.compile(
     r"['\"`~#@?$°]|(?<![\\A-Za-z])[fgFG] ?\([^()]*\(|\\frac ?\{ ?d[^{}]*\} ?\{ ?d ?[A-Za-z]|\d ?_"
-    r"|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp) ?_"
+    r"|\^ ?(?:\{[^{}]*\}|\w) ?_|\| ?[_^]"
+    r"|\\(?:sin|cos|tan|cot|sec|csc|arc\w+|ln|exp) ?_"
 )
 # Powers, factorials and binomial coefficients too large to compute; towers of powers.
 TOO_LARGE = re.compile(
@@ -142,12 +141,17 @@ def as_latex(text: str) -> str:
     return _UNIT_WORD.sub(r" \1 ", text)
 
 
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau"
+    "|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell|hbar"
+)
 _SYMBOL = re.compile(
     r"\\(?P<over>overline|vec|overrightarrow|hat|bar) ?\{(?P<body>[A-Za-z0-9 ]*)\}"
     r"|\\(?P<figure>angle|triangle) ?(?P<points>[A-Z](?: ?[A-Z]){0,2})"
     r"|(?P<kept>\\(?:begin|end|mathbb) ?\{[^{}]*\}(?:\{[lcr]*\})?|\\lim ?_ ?\{ ?[a-z]"
     rf"|\\(?!(?:{_GREEK})(?![A-Za-z]))(?:[A-Za-z]+|.))"
-    r"|(?P<differential>d ?[a-z](?![A-Za-z]))|(?P<function>[fgFG]) ?\((?P<argument>[^()]*)\)"
+    r"|(?P<differential>d ?[a-z](?![A-Za-z]))"
+    r"|(?P<function>[fgFG]) ?\((?P<argument>[^()]*)\)"
     r"|(?P<letter>\\[A-Za-z]+|[A-Za-z])(?: ?_ ?(?:(?P<mark>[A-Za-z0-9])|\{(?P<marks>[^{}]*)\}))?"
 )
 _NAME_PARTS = ("over", "body", "figure", "points", "function", "argument", "letter", "mark", "marks")

@@ -109,16 +109,18 @@ def extract_lines(completion: str, *, lines: int) -> Extraction:
 
 _NEXT_TURN = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|eot_id|eot|endoftext|end_of_text|return|user|turn)\|?>"
-    r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]"
+    r"|<\|start\|>(?!assistant)|</s>|<eos>|<start_of_turn>|<end_of_turn>|<turn\|>|<\|END_OF_TURN_TOKEN\|>"
+    r"|\[/?INST\]"
     r"|<｜(?:end▁of▁sentence|User)｜>"
 )
 # The next turn written in words, or the next question, with which base models go on.
 _TURN = re.compile(
     r"\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:User|USER|Human|HUMAN|System|SYSTEM)(?: \d{1,3})? ?:"
     r"|#{1,4} ?(?:Instruction|Input|User|Human)\b|user\n)|[.!?] (?:User|Human):"
-    r"|(?P<question>\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:Instruction|Problem|Exercise|Example|Q|(?:Next )?[Qq]uestion"
-    r"|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]|#{1,4} ?Question\b)"
-    r"|[.!?] Question:)"
+    r"|(?P<question>\n[ \t]{0,4}(?:(?:\*\*|#{1,4} ?)?(?:Instruction|Problem|Exercise|Example|Q"
+    r"|(?:Next )?[Qq]uestion"
+    r"|Frage|Pregunta|Pergunta|Domanda|Вопрос|问题|問題|質問|문제|질문)(?: \d{1,3})? ?[:：]"
+    r"|#{1,4} ?Question\b)|[.!?] Question:)"
 )
 _SAID_SOMETHING = re.compile(r"\d|(?:not|n['’]t|cannot|sorry|unsure|no idea)\b|\bboxed", re.IGNORECASE)
 _CHAT_TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>")
@@ -131,8 +133,9 @@ _BLANKS, _BREAK = re.compile(r"\s{2,}|[^\S\f]"), re.compile(r"[\n\r\v\x85\u2028\
 # <<3*4=12>> (GSM8K's annotations), what is struck out, HTML comments, the R of R$ 5, the > of a quotation, and "q.e.d."
 _REMOVED = re.compile(
     r"</?(?:b|i|u|p|br|em|strong|div|span|center|h[1-6]|solution|output) ?/?>|<<[^<>]{0,200}>>|~~[^~\n]{1,200}~~"
-    r"|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA|A|C)(?=\$ ?\d)|^> (?=\S)"
-    r"| ?(?:\$|\\\()?\\(?:blacksquare|square|qed|Box)(?:\$|\\\))?\.?(?=\n|\Z)",
+    r"|<!--(?:[^-<]|-(?!->)|<(?!!--))*+(?:-->|\Z)"
+    r"|(?<![\w$\\])(?:R|US|HK|NZ|AU|CA|A|C)(?=\$ ?\d)"
+    r"|^> (?=\S)| ?(?:\$|\\\()?\\(?:blacksquare|square|qed|Box)(?:\$|\\\))?\.?(?=\n|\Z)",
     re.MULTILINE,
 )
 # 7 x 9 = 63, 200 meters x 2 = 400
@@ -408,8 +411,9 @@ _ROW = re.compile(r" ?\|[\d.,| $-]*\| ?")  # of a table, without words
 # Between a computation and the numbers of its circumstances: "45 / 5 = 9 boxes are needed to pack all 45 muffins"
 _CIRCUMSTANCE = re.compile(r"\b(?:in|after|for|per|of|on|from|over|at|by|during|within|to|than|every|each|across)\b")
 _CONCLUSION = re.compile(
-    r"\b(?:so|thus|hence|therefore|then|is|was|were|be|total|leaves|leaving|makes?|gives?|equals?|altogether|remains?"
-    r"|remaining|which|means?|has|have|had|becomes?|to (?:get|make|give|reach|buy|find))\b|[.!?]|[,;:] ?\$?\Z",
+    r"\b(?:so|thus|hence|therefore|then|is|was|were|be|total|leaves|leaving|makes?|gives?|equals?|altogether"
+    r"|remains?|remaining|which|means?"
+    r"|has|have|had|becomes?|to (?:get|make|give|reach|buy|find))\b|[.!?]|[,;:] ?\$?\Z",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(r"[^.!?？\n]{0,80}+[?？]")

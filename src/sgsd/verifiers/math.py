@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sgsd.verifiers.equality import BASED, CALCULUS, UnreadableError, equal, without_unit
+from sgsd.verifiers.equality import BASED, UnreadableError, equal, without_unit
 from sgsd.verifiers.expressions import SETS, as_latex, is_verbatim, parse
 from sgsd.verifiers.extract import NO_ANSWER, Extraction, extract_answer
 from sgsd.verifiers.numerals import approximates, read_numeral, rounds_to, same_number, units_differ
@@ -20,6 +20,7 @@ from sgsd.verifiers.verdict import UNREADABLE, Grader, Outcome, Verdict
 
 _LABEL = re.compile(r"\(?[A-H][.):](?:\\? )++(?=[$\d\\-])")  # of an option: "A. 56"
 _MARKED = re.compile(r"####|final answer", re.IGNORECASE)
+_CALCULUS = re.compile(r"\\(?:int|sum|prod|lim)(?![A-Za-z])")
 
 
 def reference_text(answer: str) -> str | None:
@@ -78,8 +79,9 @@ def grade_extraction(extraction: Extraction, reference: Reading) -> Verdict:
 
 
 _CONDITION = re.compile(
-    r"(?P<said>[^<>]+?)[,;]? ?(?P<words>\\text ?\{ ?,? ?(?:for|where|with)(?: (?:all|any|every|each|some))?(?: real"
-    r"| integers?)? ?\} ?)?\(? ?(?P<all>\\forall ?)?(?P<name>[a-z])(?P<set> ?\\in ?\\mathbb ?\{ ?[RZNQC] ?\}(?:\^[*+])?"
+    r"(?P<said>[^<>]+?)[,;]? ?(?P<words>\\text ?\{ ?,? ?(?:for|where|with)(?: (?:all|any|every|each"
+    r"|some))?(?: real| integers?)? ?\} ?)?"
+    r"\(? ?(?P<all>\\forall ?)?(?P<name>[a-z])(?P<set> ?\\in ?\\mathbb ?\{ ?[RZNQC] ?\}(?:\^[*+])?"
     r"| ?\\geq ?\d{1,3}| ?> ?\d{1,3})? ?\)?"
 )
 _INTEGERS = re.compile(r"\\mathbb ?\{ ?Z ?\}$|integer")
@@ -152,7 +154,7 @@ def why_unreadable(answer: str) -> str | None:
         expression = parse(text, bool(SETS.search(text)))
         if expression is None and not is_verbatim(leaf.text):
             return UNREADABLE.reason
-        if expression is not None and CALCULUS.search(text):
+        if expression is not None and _CALCULUS.search(text):
             number(expression)  # a value that takes too long is found here, and not with every completion
     return None
 
@@ -322,8 +324,9 @@ _OPTION_WORDS = re.compile(
 )
 # A statement that only says what something is: "The function is odd", "It will be a Wednesday".
 _IS = re.compile(
-    r"(?!.*\b(?:opposite|negation|contrary|wrong|false|other|denial|trap)\b)(?:it|this|that"
-    r"|(?:the|it will)(?: [a-z]{2,15}){0,2}) (?:is|was|will be|be)(?: an?)? ([^\W\d_]+)",
+    r"(?!.*\b(?:opposite|negation|contrary|wrong|false|other|denial|trap)\b)"
+    r"(?:it|this|that|(?:the|it will)(?: [a-z]{2,15}){0,2})"
+    r" (?:is|was|will be|be)(?: an?)? ([^\W\d_]+)",
     re.IGNORECASE,
 )
 _YES = re.compile(r"(yes|no), (?!.*\b(?:yes|or|if|unless|but|except|maybe|perhaps)\b)[\w' ]+", re.IGNORECASE)

@@ -12,7 +12,6 @@ import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from sgsd.verifiers.phrases import NOT, OR
 from sgsd.verifiers.tidy import TEXT, names
 
 MAX_DIGITS = 2_000
@@ -64,18 +63,22 @@ _NUMERAL = re.compile(
 _PERCENT = re.compile(r" *(?:%|percent(?:age)?\b|pct\b|per cent\b)(?: ?points?\b)?", re.IGNORECASE)
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _FOREIGN_SCALES = {
-    "백": 10**2,
-    r"тысяч\w{0,3}|тыс\.?|tausend|tsd\.?|mil|mila|mille|tysi\w{1,5}|duizend|tusen|nghìn|ngàn|ribu|grand|ألف|آلاف"
-    "|हज़ार|हजार|[千천](?![米克瓦卡])": 10**3,
-    "[万萬만]": 10**4,
-    "लाख": 10**5,
-    r"миллион\w{0,3}|млн\.?|mill?i(?:ons|onen|oni|on)|millones|millón|milh(?:ão|ões)|milyon|mio\.?|mln|triệu|juta"
-    "|مليون|ล้าน": 10**6,
-    "करोड़": 10**7,
-    "[亿億억]": 10**8,
-    r"миллиард\w{0,3}|млрд\.?|mill?iard\w{0,3}|milyar|mrd\.?|mld\.?|مليار": 10**9,
+    "тысяч\\w{0,3}|тыс\\.?|tausend|tsd\\.?|mil|mila|mille|tysi\\w{1,5}|tys\\.?|tisíc\\w{0,2}|duizend|tusen|bin"
+    "|nghìn|ngàn|ribu": 10**3,
+    "миллион\\w{0,3}|млн\\.?|mill?i(?:ons|ones|ón|one|oni|onen|oen|onów|ony|on|yon)|millones|millón|milh(?:ão"
+    "|ões)|mio\\.?": 10**6,
+    "миллиард\\w{0,3}|млрд\\.?|mill?iard\\w{0,3}|milyar|mrd\\.?|mld\\.?": 10**9,
+    "grand|ألف|آلاف|हज़ार|हजार": 10**3,
+    "مليون|ล้าน|triệu|juta|milyon|mln": 10**6,
+    "مليار": 10**9,
     "조": 10**12,
-    r"打(?!\w{0,2}[开印])": 12,
+    "백": 10**2,
+    "लाख": 10**5,
+    "करोड़": 10**7,
+    "[万萬만]": 10**4,
+    "[亿億억]": 10**8,
+    "[千천](?![米克瓦卡])": 10**3,
+    "打(?!\\w{0,2}[开印])": 12,
 }
 """Words for powers of ten (and for twelve) in other languages, as patterns."""
 FOREIGN_SCALE = rf"(?:{'|'.join(_FOREIGN_SCALES)})"
@@ -85,26 +88,34 @@ _MARKS = "\u0900-\u0965\u0970-\u097f\u0e00-\u0e4f"  # Devanagari and Thai write 
 _UNIT = re.compile(rf"(?=[^\W_]|[°€£¥₹₩₽¢])(?:[^\W\d_]|[{_MARKS}°€£¥₹₩₽¢'()/ .\-]|\^ ?\{{? ?-?[1-4] ?\}}?)*")
 _FOREIGN_LETTER = re.compile(r"(?<!\w)[^\W\d_A-Za-z](?!\w)")
 _EACH = (
-    "day|week|month|year|hour|hr|minute|min|second|sec|night|person|student|child|kid|worker|lb|pound|ounce|oz|kg|gram"
-    "|kilogram|gallon|gal|liter|litre|mile|mi|km|meter|metre|foot|ft|yard|inch|item|unit|piece|bag|box|bottle|book|page"
-    "|ticket|game|cup|egg|apple|slice|pack|card|class"
+    "day|week|month|year|hour|hr|minute|min|second|sec|night|person|student|child|kid|worker|lb|pound"
+    "|ounce|oz|kg|gram|kilogram"
+    "|gallon|gal|liter|litre|mile|mi|km|meter|metre|foot|ft|yard|inch|item|unit|piece|bag|box|bottle|book|page|ticket|game|cup"
+    "|egg|apple|slice|pack|card|class"
 )
 PER = re.compile(rf" ?/ ?(?=(?:\\text ?\{{ ?)?(?:{_EACH})s?\b)")
 """The stroke before what a rate is for."""
 _POWERED = re.compile(r"(?<![A-Za-z])(mm|cm|m|km|ft|in)([23])(?!\w)")
 # After a number, these change its value, deny it or add another: not units.
 _NOT_UNITS = re.compile(
-    r"\b(?:no|nope|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times(?!\Z)|divided|multiplied|point \w+"
-    r"|ppm|permil(?:le)?|basis|reversed|followed|minimum|maximum|hexadecimal|hex|octal|binary|debt|coma|menos|moins|bajo"
-    r"|dutzend|docenas?|demi|halb|negativ[oea]?|over|more|less|than|least|most|between|carré|cuadrado|quadra[dt]o"
-    r"|quadrat|cub[eo]|квадрате|кубе|больше|from|to|through|until|but|and|either|maybe|perhaps|factorial|choose|squared"
-    r"|cubed|half|quarter|thirds?|halves|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w{3,5}teen|\w{3,5}tie)ths?"
-    r"|(?:hundred|thousand|\w{1,5}illion)(?:s|ths?)?|(?:one|two|three|four|five|six|seven|eight|nine)(?=\Z)|percent|if"
-    r"|unless|where|when|is|are|was|equals?|power|remainder|approximately|about|tens|bn|lakhs?|crores?|dozens?|doubled"
-    r"|tripled|halved|negated|inverse|short of|below zero|out of|e|i|pi|x|y|z|n|k|mill[oó]n(?:es)?|gross|score|ish"
-    r"|(?:square|cube) root|roots?|opposite|negative|too|off|double|triple|tỷ)\b"
-    r"|[一二三四五六七八九〇零百千万萬亿億兆十半或不非至到倍错錯误誤]|सौ|مئة|\b(?-i:[MBT])\b"
-    rf"|(?<!\w)(?:{FOREIGN_SCALE})(?!\w)",
+    r"\b(?:or|and|not|never|no|nope|nor|isn't|isnt|wrong|incorrect|false|mod|modulo|base|plus|minus|times(?!\Z)"
+    r"|divided|multiplied"
+    r"|point (?:zero|one|two|three|four|five|six|seven|eight|nine)|ppm|permil|basis|reversed|followed|minimum"
+    r"|maximum|hexadecimal|debt|(?:one|two|three|four|five|six|seven|eight|nine)(?=\Z)|coma|comma|menos|moins|bajo|dutzend|docenas?|demi|halb|negativ[oea]?|juta|mln"
+    r"|triệu|tỷ"
+    r"|over|more|less|than|least|most|between|carré|cuadrado|quadrado|quadrato|quadrat|cube|cubo|квадрате|кубе"
+    r"|больше|from|to|through|until|but|either|maybe|perhaps|factorial|choose|squared|cubed|half"
+    r"|quarter|thirds?|halves|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w{3,5}teen|\w{3,5}tie)ths?"
+    r"|(?:hundred|thousand|\w{1,5}illion)ths?|percent|if|unless|without"
+    r"|where|when|is|are|was|equals?|power|binary|hex|octal|remainder|approximately|about|except|tens|hundreds?"
+    r"|thousands?|millions?|billions?|trillions?|quadrillions?|quintillions?|bn|lakhs?|crores?|dozens?|mille"
+    r"|permille"
+    r"|doubled|tripled|halved|negated|inverse|short of|below zero|out of|e|i|pi|x|y|z|n|k"
+    r"|mil|mill[oó]n(?:es)?|milh(?:ão|ões)|millionen|tausend|milliarden?|milliards?|тысяч\w*|миллион\w*|миллиард\w*"
+    r"|nicht|kein|oder|pas|ou|non|не|или)\b|[一二三四五六七八九〇零百千万萬亿億兆十半或不非至到倍]"
+    r"|(?:백|천|만|억|조|ล้าน|مليار|또는|아니|लाख|हज़ार|हजार|सौ|करोड़|ألف|مليون|مئة)|\b(?-i:[MBT])\b"
+    r"|\b(?:gross|score|ish|(?:square|cube) root|roots?|opposite|negative|too|off|double|triple)\b"
+    r"|\b(?:falsch|faux|falso|incorrect\w*|errad\w*)\b|[错錯误誤]",
     re.IGNORECASE,
 )
 _UNSQUARED = re.compile(
@@ -197,7 +208,7 @@ def read_unit(rest: str) -> tuple[bool, int, str] | None:
     first = re.split(r"[ ^]", rest)[0]
     if (glued and short and first not in _GLUED_UNITS) or (len(first) == 1 and first in _VARIABLES):
         return None
-    if any(p.search(_UNSQUARED.sub(" ", rest)) for p in (_NOT_UNITS, NOT, OR)) or not _plain_letters(rest):
+    if _NOT_UNITS.search(_UNSQUARED.sub(" ", rest)) or not _plain_letters(rest):
         return None
     return bool(percent), factor, " ".join(rest.split()).strip(" .()").lower()
 

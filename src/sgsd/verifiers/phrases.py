@@ -63,12 +63,14 @@ _NOT = (
     r"n['’]t\b|\\neq?(?![A-Za-z])|≠|!=|¬|\\(?:neg|lnot)(?![A-Za-z])",
 )
 _FOREIGN = (
-    r"不是|绝不|不等|不为|不会|不对|不對|並非|并非|错误|错的|錯|間違|아니|아닙|틀리|틀렸|ではな|じゃな|ありません|नहीं|गलत"
-    r"|ไม่|ผิด|אינ|לא |שגוי|ليس|لا يساوي|خطأ|نیست|غلط|নয|ভুল",
-    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein\w{0,7}|niemals|jamais|jamás|nunca|nu (?:este|e)|não"
-    r"|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan|không|inte|ikke|ei ole|nem|faux|fausse|falso|falsa|falsch|errad[oa]"
-    r"|incorrect[oa]|sbagliat[oa]|yanlış|sai|fout|fel|salah)(?!\w)",
-    r"(?<!\w)(?:неверн|неправильн|błędn|невірн|špatn|forkert|helytelen|greșit|väärin|λάθος)",
+    r"不是|绝不|不等|不为|不会|並非|并非|错误|아니|아닙|ではな|じゃな|ありません|नहीं|ไม่|אינ|לא |ليس|لا يساوي|نیست|নয",
+    r"(?<!\w)(?:no (?:es|son|era|puede)|n['’]est|nicht|kein\w{0,7}|niemals|jamais|jamás|nunca|nu (?:este|e))(?!\w)",
+    r"(?<!\w)(?:não|non(?!-)|niet|nie|není|не|ні|δεν|değil|bukan)(?!\w)",
+    r"(?<!\w)(?:không|inte|ikke|ei ole|nem|faux|fausse|falso|falsa|falsch|errad[oa]|incorrect[oa]"
+    r"|sbagliat[oa])(?!\w)",
+    r"(?<!\w)(?:неверн|неправильн|błędn)|(?<!\w)(?:yanlış|sai|fout|fel)(?!\w)|不对|不對|错的|錯|間違|틀리|틀렸|خطأ|गलत|ผิด"
+    r"|ভুল|غلط|שגוי",
+    r"(?<!\w)(?:невірн|špatn|forkert|helytelen|greșit|väärin|λάθος|salah(?!\w))",
 )
 NOT_FOREIGN = _any(*_FOREIGN)
 NOT = _any(*_NOT, *_FOREIGN)
@@ -86,13 +88,16 @@ SUPPOSED = _any(
     r"\b(?:doubt\w{0,3}|deny|nobody|(?:unlikely|false|wrong|untrue)(?= that))\b[^.!?,;\n]{0,60}\Z",
     r"\b(?:\w{2,6}n['’]t|not|never) (?:think|believe|say|claim|mean|true|correct|the case)\b[^.!?,;\n]{0,60}\Z",
     r"\b(?:if only|(?:many|some|people|others|someone)(?: (?:would|might|may|could))? (?:say|think|claim"
-    r"|believe)s?)\b[^.!?,;\n]{0,60}\Z",
-    r"(?<!\w)(?:(?:glaube|denke) nicht|bezweifle|no creo|dudo|ne (?:crois|pense) pas|doute|não (?:acho|creio|acredito)"
+    r"|believe)s?)\b"
+    r"[^.!?,;\n]{0,60}\Z",
+    r"(?<!\w)(?:(?:glaube|denke) nicht|bezweifle|no creo|dudo|ne (?:crois|pense) pas|doute|não (?:acho|creio"
+    r"|acredito)"
     r"|non (?:credo|penso)|не (?:думаю|считаю)|сомневаюсь)(?!\w)[^.!?;\n]{0,60}\Z",
 )
 # Soon before a box or a value.
 WRONG_BEFORE = _any(
-    r"(?:rul(?:e|es|ed|ing) out|(?:wrong|incorrect) answers?|(?:common|typical) (?:mistake|error))\b[^.!?\n]{0,30}\Z",
+    r"(?:rul(?:e|es|ed|ing) out|(?:wrong|incorrect) answers?|(?:common|typical) (?:mistake"
+    r"|error))\b[^.!?\n]{0,30}\Z",
     r"(?:wrong|incorrect):? \Z",
     before=r"\b",
 )
@@ -160,8 +165,9 @@ OR = re.compile(
     re.IGNORECASE,
 )
 GUESSES = re.compile(
-    r"(?:^[*\- ]{0,4}|[.;,] )(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b"
-    r"|one\b|two\b)|^(?:first|second|third|fourth|last):? [$\d.,]{1,20}[.;]?$",
+    r"(?:^[*\- ]{0,4}|[.;,] )"
+    r"(?:option|guess|candidate|possibility|attempt|alternative|choice|try) ?#?(?:\d|[A-Z]\b|one\b|two\b)"
+    r"|^(?:first|second|third|fourth|last):? [$\d.,]{1,20}[.;]?$",
     re.IGNORECASE | re.MULTILINE,
 )
 NOT_BUT = re.compile(r"\Anot [^,.;]{1,40}?,? but (?:rather )?", re.IGNORECASE)
@@ -176,15 +182,19 @@ CHANGED_BEFORE = _any(
     r"\b(?:could|might|may|supposed to) be|\bexpect|\bquite|\b(?:might|would|could) think(?: that)? it is",
     r"\bat first (?:glance|sight),? it (?:is|was|seems)|\d ?(?:à|до|から|至|到) ?",
     r"(?<!\w)(?:bis zu|jusqu['’]à|hasta|fino a|até|(?:menor|mayor|maior|inferior|superior) (?:que|a)"
-    r"|(?:maggiore|minore) di|(?:größer|kleiner) als|(?:inf|sup)érieure? à|(?:ít|nhiều) hơn|(?:lebih|kurang) dari"
+    r"|(?:größer|kleiner) als|(?:maggiore|minore) di|(?:inf|sup)érieure? à|ít hơn|nhiều hơn|(?:lebih|kurang) dari"
     r"|(?:mniej|więcej) niż|(?:méně|více) než|(?:mindre|mer|mera|flere) (?:än|enn|end)|(?:kevesebb|több) mint"
-    r"|mai (?:mult|puțin) de|(?:μικρότερο|μεγαλύτερο|λιγότερο) από|(?:أقل|أكثر) من|mindestens|höchstens|beinahe"
-    r"|unter|über|al menos|casi|au (?:moins|plus)|presque|almeno|al massimo|quasi|como (?:máximo|mínimo)"
-    r"|(?:pelo|ao) menos|no máximo|quase|zwischen|tussen|minst|(?:minder|meer) dan|ít nhất"
-    r"|(?:más|plus|mais|più|menos|moins|meno|mehr|weniger) (?:de|als|di|do que)|больше|меньше|более|менее|почти|между"
-    r"|(?:doble|mitad|double|moitié|doppelte|hälfte|doppio|metà|dobro|metade|половин\w|удвоенн\w{1,3}) (?:de|von|di|от)"
-    r"|(?:von|de|da|van|od|от|с) [\d$.,]{1,20} (?:a|à|bis|до|по|tot|do|até))",
-    r"至少|最多|超过|超過|少于|大于|小于|不到|接近|최소|최대|अधिकतम|न्यूनतम|(?:两|二|三|四|五|[2-9])个 ?",
+    r"|mai (?:mult|puțin) de|(?:μικρότερο|μεγαλύτερο|λιγότερο) από|أقل من|أكثر من)",
+    r"(?<!\w)(?:mindestens|höchstens|beinahe|unter|über|al menos|casi|au (?:moins|plus)|presque|almeno"
+    r"|al massimo|quasi"
+    r"|como (?:máximo|mínimo)|(?:pelo|ao) menos|no máximo|quase|tussen|zwischen|minst|minder dan|meer dan|ít nhất"
+    r"|(?:más|plus|mais|più|menos|moins|meno|mehr|weniger) (?:de|als|di|do que)|больше|меньше|более|менее|почти"
+    r"|между)",
+    r"至少|最多|超过|超過|少于|大于|小于|不到|接近|최소|최대|अधिकतम|न्यूनतम",
+    r"(?<!\w)(?:doble|mitad|double|moitié|doppelte|hälfte|doppio|metà|dobro|metade|половин\w"
+    r"|удвоенн\w{1,3}) (?:de|von|di|от)",
+    r"(?:两|二|三|四|五|[2-9])个 ?",
+    r"(?<!\w)(?:von|de|da|van|od|от|с) [\d$.,]{1,20} (?:a|à|bis|до|по|tot|do|até)",
     after=_OPENS,
 )
 BOUND = _any(r"\b(?:from|exceeds?|at (?:least|most)|up to|over|under)", after=_OPENS)
@@ -193,9 +203,11 @@ CHANGED_AFTER = _any(
     r"and (?:up|more|above|over|counting|below|higher|lower|beyond)\b",
     r"(?:if not|at most|at least|squared|cubed|factorial|doubled|tripled|halved|maybe|perhaps|possibly)\b",
     r"-?ish\b|より|보다|개 (?:이상|이하)|से (?:कम|अधिक|ज़्यादा)",
-    r"个?以上|的(?:平方|立方|阶乘|一半|[^\d\n。]{0,3}倍)|分之|之间|之間|以下|以内|以外|未満|の(?:間|二乗|半分|[^\d\n]{0,3}倍)"
-    r"|의 ?(?:제곱|세제곱|절반|두 배)|사이|에서|이상|이하|미만|в (?:квадрате|кубе)|и (?:больше|более)",
+    r"个?以上|的(?:平方|立方|阶乘|一半|[^\d\n。]{0,3}倍)|分之|의 ?(?:제곱|세제곱|절반|두 배)"
+    r"|の(?:二乗|半分)|в (?:квадрате|кубе)|и (?:больше"
+    r"|более)",
     r"(?:au (?:carré|cube)|a[lo] (?:cuadrado|quadrado|quadrato|cubo)|zum quadrat|hoch)\b",
+    r"之间|之間|以上|以下|以内|以外|未満|の間|の[^\d\n]{0,3}倍|사이|에서|이상|이하|미만",
     r"(?:\w{1,9} |°[CF]? )?below zero\b",
     r"give or take|plus or minus|more or less|to the (?:power|\w+(?:th|rd|nd))\b|times (?=[\d$\\])|\.\.\.|…|\?",
     before=r"[\s$*)\]},\\]{0,4}",
@@ -212,7 +224,8 @@ NOTE = _any(
     r"(?<=[\d\0)a-z]),? (?:after|by|when (?:we|you)) (?:add|subtract|multiply|multiplying|divid|simplify|round)",
     r", (?:the (?:sum|product|difference|quotient) of|with \d{1,9} [a-z]{1,15} and \d)",
     rf" \((?:\d{{1,4}} {_SPAN},? ?(?:and )?){{2,3}}\)|, or (?:\d{{1,4}} {_SPAN},? ?(?:and )?){{2,3}}[.!]?\Z",
-    r"(?<=[\da-z]) \(\d{1,9} ?(?:[a-z]|[-+*×] ?\d)(?![^()]*\b(?:or|maybe|possibly|perhaps|not)\b)[^()=]{0,60}\)[.!]?\Z",
+    r"(?<=[\da-z]) \(\d{1,9} ?(?:[a-z]|[-+*×] ?\d)(?![^()]*\b(?:or|maybe|possibly|perhaps"
+    r"|not)\b)[^()=]{0,60}\)[.!]?\Z",
     r",? (?:- )?(?:which(?! (?:means|leaves|makes|gives))|because|since|where|given that|so that(?!['’]s)|due to"
     r"|including)\b",
     r",? as (?:the|it|we|this|there|that|required|expected|desired|shown)\b|(?<=[\d$),]) as \d",

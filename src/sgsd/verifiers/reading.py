@@ -93,8 +93,9 @@ _HAS_WORD = re.compile(
 )
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.? ?m\.?)?", re.IGNORECASE)
 _PLAIN_MATHS = re.compile(
-    r"(?<![A-Za-z\\])(?:a(?:rc)?)?(?:sqrt|cbrt|floor|ceil|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|pi|abs"
-    r"|infinity|theta|alpha|beta|gamma)(?![A-Za-z])"
+    r"(?<![A-Za-z\\])(?:a(?:rc)?)?(?:sqrt|cbrt|floor|ceil|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|pi"
+    r"|abs|infinity|theta|alpha"
+    r"|beta|gamma)(?![A-Za-z])"
 )
 _MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
 _BEGIN = re.compile(rf"\\begin ?(?:{_MATRIX}(?: ?\{{[lcr| ]*\}})?|(?P<cases>\{{cases\}}))")

@@ -66,20 +66,24 @@ _SPACE_AFTER, _SPACE_BEFORE = re.compile(rf"(?:{_SPACE}|[)}}]|\\right)*"), re.co
 _FONT = re.compile(r"\\(?:text\w{0,9}|math\w{2,6}|boldsymbol|bm|underline|color|[lL]arge|LARGE|huge|bbox)(?![A-Za-z])")
 _WORDS_BEFORE = re.compile(r"\\(?:text\w{0,9}|mathrm|mbox) ?\{[^{}]*\}\Z")
 _OPERATOR_BEFORE = re.compile(
-    r"(?:[-−–+*/^_<>|±×·]|\\(?!q?quad|text|math|mbox|implies|[Rr]ight|to|iff|because|therefore|approx"
-    r"|begin|left|displaystyle)[A-Za-z]+|\\not ?=|\\log ?_ ?(?:\w|\{[^{}]*\})|\d|(?<![A-Za-z\\])[A-Za-z])\Z"
+    r"(?:[-−–+*/^_<>|±×·]|\\(?:cdot|times|div|pm|mp|[lg]eq?|[lg]t|neq?|not ?=|lfloor|lceil|arc\w{3}|sin|cos|tan"
+    r"|cot|sec|csc|log|ln|lg"
+    r"|exp|sqrt|pi|alpha|beta|gamma|theta|lambda|mu|phi|omega)|\\log ?_ ?(?:\w|\{[^{}]*\})|\d"
+    r"|(?<![A-Za-z\\])[A-Za-z])\Z"
 )
 _OPERATOR_AFTER = re.compile(
     r"[-−–+*/_!<>±×·(\d]|\^(?! ?\{? ?\\(?:circ|text|mathrm))|\\(?!quad|qquad|text|mathrm|mbox|circ|degree|%|,"
-    r"|blacksquare|square|checkmark|implies|Rightarrow|Right|rightarrow|to|iff|tag|qed|Box|because|therefore|approx|end"
-    r"|\\|!|;|:|\]|\)|\$|hfill|left|right)[A-Za-z]|[A-Za-z](?![A-Za-z])|\.\d|,\d"
+    r"|blacksquare|square|checkmark|implies|Rightarrow|Right"
+    r"|rightarrow|to|iff|tag|qed|Box|because|therefore|approx|end|\\|!|;|:|\]|\)|\$|hfill|left|right)[A-Za-z]"
+    r"|[A-Za-z](?![A-Za-z])|\.\d|,\d"
 )
 _STRUCK = re.compile(r"(?:\\(?:x?cancel|sout|st|[hv]?phantom) ?\{[^{}]{0,20}|<(?:s|del|strike)>[^<>]{0,20})\Z")
 _CHAIN_HEAD = re.compile(r"(?:\A|[=,;]|\\\\|&)([^=,;&]{0,200})=\Z")
 _HEADING = re.compile(r"(?:step|part|case|problem|question|answer|example) \d{1,3} ?[-–—:.] ?\Z", re.IGNORECASE)
 _PLAIN_BEFORE = re.compile(
     r"(?:[=$({\[] ?[-−] ?|[\d)}] ?[-−] ?|(?<!\S)[-−](?=\S*\Z)|[\d)}] ?\+ ?|[\d)}]/|\d[.,]?|[\^_]\{?|[A-Za-z]\("
-    r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?|\\(?:[dtc]?frac|binom) ?\{(?:[^{}]{0,60}\} ?\{)?"
+    r"|\\(?:cdot|times|div|pm|ln|log|sin|cos|tan|pi|lfloor|lceil) ?|\\(?:[dtc]?frac"
+    r"|binom) ?\{(?:[^{}]{0,60}\} ?\{)?"
     r"|\\sqrt(?:\[[^\[\]]{0,9}\])? ?\{?|\b(?:minus|negative) )\Z",
     re.IGNORECASE,
 )

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 _TAG = (
-    r"((?:\w{1,20}[:_])?(?:think(?:ing)?(?:_(?!begin|start|end)\w{1,60})?|thoughts?|reason(?:ing)?|analysis|reflection"
+    r"((?:\w{1,20}[:_])?(?:think(?:ing)?(?:_(?!begin|start|end)\w{1,60})?|thoughts?|reason(?:ing)?|analysis"
+    r"|reflection"
     r"|scratch(?:_?pad)?|thought_?process|draft|rationale|monologue|internal|plan(?:ning)?|cot))"
 )
 _THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?)"

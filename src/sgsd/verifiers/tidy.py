@@ -6,6 +6,7 @@ The input is untrusted model output: white space is collapsed first, and every p
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 
 def names(text: str) -> list[str]:
@@ -41,11 +42,19 @@ _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _LOWERED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _ROOT = re.compile(r"([√∛]) ?(?:\(([^()]{1,200})\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 _END = r"(?![A-Za-z])"
-_BASES = {"two": 2, "three": 3, "eight": 8, "ten": 10, "sixteen": 16}
 _SINGLE = r"(\d|\\pi(?![A-Za-z])|[A-Za-z](?![A-Za-z]))"
 
 
-_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+def _brace(command: re.Match[str]) -> str:
+    return r"\{" if command[0][1] == "l" else r"\}"
+
+
+def _base(name: re.Match[str]) -> str:
+    return f"_{{{_BASES[name[1]]}}}"
+
+
+_BASES = {"two": 2, "three": 3, "eight": 8, "ten": 10, "sixteen": 16}
+_RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         # Delimiters, sizes, colours, styles and spaces have no meaning.
@@ -59,7 +68,8 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:textcolor|color|colorbox) ?(?:\[[^\[\]{}]*\])? ?\{[^{}]*\}", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?|middle)" + _END + r"\.?", ""),
         (
-            r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge)"
+            r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|tiny|small|normalsize|large|Large|LARGE|huge"
+            r"|Huge)"
             + _END
             + r"|\\(?:phantom|hspace|vspace|hskip|label) ?\*? ?\{[^{}]*\}|(?<!\\)\\[;:,!> ]|\\(?:thin|med|thick)space"
             + _END,
@@ -80,15 +90,15 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\^ ?(-?\d\d+(?!\d|\.\d)|-\d)", r"^{\1}"),
         (rf"\\(?:operatorname\*?|mathrm) ?\{{ ?({FUNCTIONS}) ?\}}", r"\\\1 "),
         (
-            r"\\(?:textbf|textrm|textit|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|hbox|emph"
+            r"\\(?:textbf|textrm|textit|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox"
+            r"|hbox|emph"
             r"|underline|operatorname)(?= ?\{)",
             r"\\text",
         ),
         (r"\\(?:mathrm|mathbf|mathit|mathsf|boldsymbol) ([A-Za-z])" + _END, r"\\text{\1}"),
         # Sets of numbers and intervals.
         (r"\\mathbb ?([A-Z])" + _END + r"|\\([RZNQC])" + _END, r"\\mathbb{\1\2}"),
-        (r"\\lbrace" + _END + " ?", r"\\{"),
-        (r"\\rbrace" + _END + " ?", r"\\}"),
+        (r"\\[lr]brace" + _END + " ?", _brace),
         (r"\\backslash" + _END + r"|(?<=\\mathbb\{[RZNQC]\}) ?- ?(?=\\\{)", r"\\setminus "),
         (r"\\bigcup" + _END + r"|(?<=[)\]]) ?U ?(?=[(\[])", r"\\cup "),
         (r"(^|\\cup ?|\\in )\]([^\[\](),]{1,60},[^\[\](),]{1,60})(?=[\[\]])", r"\1(\2"),
@@ -108,7 +118,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (r"(?<![A-Za-z\d}])\(([0-9A-F]+)\)(?= ?_)", r"\1"),  # of a base
         (r"_ ?\{ ?\( ?(\d+) ?\) ?\}", r"_{\1}"),
-        *((rf"_\{{{name}\}}", f"_{{{base}}}") for name, base in _BASES.items()),
+        (r"_\{(two|three|eight|ten|sixteen)\}", _base),
         (r"\\varnothing" + _END + r"|\\\{ ?\\\}", r"\\emptyset "),
         (r"\\(?:le|leqslant|leqq)" + _END + "|<=|=<", r"\\leq "),
         (r"\\(?:ge|geqslant|geqq)" + _END + "|>=", r"\\geq "),
