@@ -116,7 +116,7 @@ def write(folder: Path) -> tuple[Path, Path, Path]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The demo's flags."""
-    about = "Train SmolLM2-135M to follow a SKILL.md without it in the prompt, on a CPU in about ten minutes."
+    about = "Train SmolLM2-135M to follow a SKILL.md without it in the prompt, on a CPU in some 10 to 16 minutes."
     parser = Parser(prog="sgsd demo", description=about)
     parser.add_argument(
         "--output", type=Path, default=Path("runs/demo"), help="folder to write; replaces a finished demo (runs/demo)"

@@ -550,7 +550,7 @@ def the_bank() -> str:
     return (
         f"**The bank's share of guided correction's gain over GRPO at step 300 is {sharp} in the sharp lab and "
         f"{calibrated} in the calibrated lab. With `teacher_trust: cautious` it is {cautious}** ({seeds} seeds). The "
-        "rest is also gained with pairs of other problems in the teachers' prompts."
+        "rest is what pairs of other problems in the teachers' prompts gain."
     )
 
 
@@ -568,12 +568,12 @@ def the_regime() -> str:
         f"{100 * curve_of(every[0])[0]:.1f} %; GRPO with as many rollouts at {grpo}.** {sum(map(fell, every))} of "
         f"{len(every)} runs ended below their start."
     )
-    on = [interval(list(map(end_of, stored(lab, "regime-sgsd-1000", rate)))) for lab in LABS]
-    return (
-        f"{said} The learning rate is scaled to the lab. After 1,000 steps it is at {' and '.join(on)} %."
-        if all(on)
-        else said
-    )
+    on = [stored(lab, "regime-sgsd-1000", rate) for lab in LABS]
+    if not all(on):
+        return said
+    longer = " and ".join(f"{interval(list(map(end_of, own)))} % ({len(own)} seeds)" for own in on)
+    longer = longer.replace("(1 seeds)", "(one seed)")
+    return f"{said} The learning rate is scaled to the lab. After 1,000 steps it is at {longer}."
 
 
 def the_models() -> str:

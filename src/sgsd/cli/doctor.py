@@ -20,10 +20,9 @@ from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import one_line
 from sgsd.doctor import Diagnosis, diagnose
-from sgsd.engines.embedders import build_retriever
+from sgsd.engines.embedders import build_retriever, retriever_of
 from sgsd.engines.models import load_model, load_tokenizer
 from sgsd.prompts import PromptRenderer
-from sgsd.retrieval import Retriever
 from sgsd.trainers.config import SGSDConfig, VerifiedConfig
 from sgsd.trainers.rows import all_text
 from sgsd.trainers.tokens import prompt_budget
@@ -97,7 +96,7 @@ def diagnose_run(
             bank,
             renderer=renderer_for(args, tokenizer, problems),
             verifier=verifier,
-            retriever=retriever_for(args),
+            retriever=retriever_of(args),
             contexts=[args.teacher_context] if args.teacher_context else None,
             max_new_tokens=args.max_completion_length,
             max_prompt_length=prompt_budget(model.config, args),
@@ -115,16 +114,6 @@ def renderer_for(args: VerifiedConfig, tokenizer: Any, problems: Sequence[Proble
         thinking=args.thinking,
         chat_template_kwargs=args.chat_template_kwargs,
         text_only=all_text(problems) and not args.policy_writes,
-    )
-
-
-def retriever_for(args: SGSDConfig) -> Retriever:
-    """The retriever of a run."""
-    return build_retriever(
-        args.retriever,
-        embedder=args.embedder if args.retriever == "embedding" else None,
-        seed=args.seed,
-        item_text=args.retrieval_text,
     )
 
 

@@ -45,7 +45,7 @@ from sgsd import __version__, runfolder
 from sgsd.bank.documents import load_bank
 from sgsd.cli import figures
 from sgsd.cli.console import standard_error, standard_output, warn_if_few
-from sgsd.cli.doctor import diagnose_run, renderer_for, retriever_for, show_examples
+from sgsd.cli.doctor import diagnose_run, renderer_for, show_examples
 from sgsd.cli.flags import with_underscores
 from sgsd.cli.prepare import check_before_loading, prepare
 from sgsd.cli.settings import RunArguments, flags_of, hub_or_cache, pop_flag, read_yaml, resolve_config
@@ -57,6 +57,7 @@ from sgsd.data.problems import Problem, same_text
 from sgsd.data.sources import load_problems
 from sgsd.display import SECRETS
 from sgsd.doctor import Diagnosis, Verdict
+from sgsd.engines.embedders import retriever_of
 from sgsd.engines.generation import TransformersSampler
 from sgsd.engines.models import load_model, load_tokenizer, weights_digest
 from sgsd.errors import ConfigError, DataError
@@ -420,7 +421,7 @@ class _Job:
     @property
     def shown(self) -> list[Shown]:
         """The part of the document in the prompt of each held-out task: what its teachers would see."""
-        retriever = retriever_for(self.training)
+        retriever = retriever_of(self.training)
         return skill_pairs(self._test_tasks, retriever, self._bank, self.training.num_teachers, self._context)
 
     def train(self, diagnosis: Diagnosis) -> None:

@@ -127,7 +127,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     def add_bare(name: str, help: str) -> None:  # the command parses its own flags
         commands.add_parser(name, help=help, add_help=False)
 
-    add_bare("demo", "train SmolLM2-135M to follow a SKILL.md, on a CPU, in about ten minutes")
+    add_bare("demo", "train SmolLM2-135M to follow a SKILL.md, on a CPU, in some 10 to 16 minutes")
     add_bare("train", "train a model with SGSD, GRPO or OPSD (--help all: with all settings of TRL)")
     _add_internalize(
         add("internalize", "train a model to do without a document (SKILL.md) in its prompt, and write a certificate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,16 @@ def build_retriever(
     if name == "random":
         return RandomRetriever(seed=seed)
     raise ConfigError("unknown retriever", got=repr(name), expected=nearest(name, RETRIEVERS))
+
+
+def retriever_of(args: Any) -> Retriever:
+    """The retriever that the settings of a run describe."""
+    return build_retriever(
+        args.retriever,
+        embedder=args.embedder if args.retriever == "embedding" else None,
+        seed=args.seed,
+        item_text=args.retrieval_text,
+    )
 
 
 def find_embedder(name: str) -> str:

@@ -32,7 +32,7 @@ from sgsd.bank.writing import Writer
 from sgsd.data.problems import Problem
 from sgsd.data.sources import load_problems
 from sgsd.display import SECRETS, logger, visible, without_secrets
-from sgsd.engines.embedders import build_retriever
+from sgsd.engines.embedders import retriever_of
 from sgsd.engines.generation import contiguous_head
 from sgsd.engines.models import end_of_completion_ids, load_tokenizer, named_by_folder
 from sgsd.errors import CheckpointError, ConfigError, in_one_line
@@ -180,7 +180,7 @@ class VerifiedTrainer(GRPOTrainer):
             peft_config=peft_config,
         )
         self._recorded = False
-        self.retriever = self._configured_retriever(args) if retriever is None else retriever
+        self.retriever = retriever_of(args) if retriever is None and self.bank is not None else retriever
 
         refuse_prompt_learning(model, peft_config)
         named = NamedModel(model, args, quantization_config) if isinstance(model, str) else None
@@ -272,16 +272,6 @@ class VerifiedTrainer(GRPOTrainer):
         self.add_callback(StepCallback(self.metrics, self._log_means, self.accelerator, self.teacher_weights))
         self._set_up()
         self._add_guard_and_checkpoints(args)
-
-    def _configured_retriever(self, args: VerifiedConfig) -> Retriever | None:
-        if self.bank is None:
-            return None
-        return build_retriever(
-            args.retriever,
-            embedder=args.embedder if args.retriever == "embedding" else None,
-            seed=args.seed,
-            item_text=args.retrieval_text,
-        )
 
     def _rows(
         self,
